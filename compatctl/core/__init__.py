@@ -1,0 +1,1 @@
+"""The mathematics, in numpy: no files, no clock, no global random state."""
