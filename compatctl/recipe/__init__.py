@@ -1,0 +1,45 @@
+"""Recipes, project files and policies: YAML's one home.
+
+People write YAML, so every file is read into frozen dataclasses that refuse unknown keys and wrong
+types with a sentence that says what to write. Machines write JSON (``manifest.py``).
+"""
+
+from __future__ import annotations
+
+from compatctl.recipe._project import (
+    Project,
+    Split,
+    load_policy,
+    load_project,
+    shipped_policies,
+)
+from compatctl.recipe._recipe import (
+    Anchors,
+    Augmentation,
+    Backbone,
+    Frame,
+    InputSpec,
+    Junction,
+    Objective,
+    Optimiser,
+    Recipe,
+    Rehearsal,
+)
+
+__all__ = [
+    "Anchors",
+    "Augmentation",
+    "Backbone",
+    "Frame",
+    "InputSpec",
+    "Junction",
+    "Objective",
+    "Optimiser",
+    "Project",
+    "Recipe",
+    "Rehearsal",
+    "Split",
+    "load_policy",
+    "load_project",
+    "shipped_policies",
+]

@@ -1,0 +1,89 @@
+"""``compatctl.yaml`` and the policies: which files the commands work on, and what a pass is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from compatctl.core.gate import Policy
+from compatctl.errors import InputError
+from compatctl.recipe._recipe import _refuse_newer
+from compatctl.recipe._typed import between, build, load_yaml
+
+POLICIES = Path(__file__).parent.parent / "policies"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Shares of the CLASSES that train and that choose settings; what is left tests.
+
+    ``hold_out_items``: share of the images of training classes that test as well.
+    """
+
+    train: float = field(default=0.6, metadata=between(0.0, 1.0))
+    validation: float = field(default=0.1, metadata=between(0.0, 1.0))
+    hold_out_items: float = field(default=0.0, metadata=between(0.0, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """What ``compatctl.yaml`` says. Paths in the file are relative to it; here they are resolved.
+
+    ``policy`` is the name of a shipped policy or the path of a file.
+    """
+
+    format: int = field(default=1, metadata=between(1, 1))
+    store: Path = Path("store")
+    data: Path | None = None
+    recipe: Path | None = None
+    policy: str = "default"
+    candidate: Path = Path("build/candidate")
+    output: Path = Path("new.onnx")
+    report: Path = Path("report.json")
+    split: Split = Split()
+
+    def resolved(self, folder: Path) -> Project:
+        """The same project with every relative path taken from ``folder``."""
+        paths = {
+            one.name: folder / getattr(self, one.name)
+            for one in fields(self)
+            if isinstance(getattr(self, one.name), Path)
+        }
+        named = self.policy in shipped_policies()
+        return replace(self, **paths, policy=self.policy if named else str(folder / self.policy))
+
+
+def load_project(path: Path) -> Project:
+    """The project in a file; ``InputError`` for an unknown key, a wrong type, a bad split."""
+    value = load_yaml(path)
+    _refuse_newer(value, path, 1)
+    project = build(Project, {} if value is None else value, str(path))
+    split = project.split
+    if split.train + split.validation > 1.0:
+        raise InputError(
+            f"{path}: split: train {split.train} + validation {split.validation} is more than 1"
+        )
+    return project.resolved(path.parent)
+
+
+def shipped_policies() -> tuple[str, ...]:
+    """Names of the policies that come with the package."""
+    return tuple(sorted(one.stem for one in POLICIES.glob("*.yaml")))
+
+
+def load_policy(name_or_path: str | Path) -> Policy:
+    """A shipped policy by name, else the policy in a YAML file.
+
+    Raises ``InputError`` for an unknown name, an unknown key or a wrong type.
+    """
+    name = str(name_or_path)
+    known = shipped_policies()
+    path = POLICIES / f"{name}.yaml" if name in known else Path(name)
+    if not path.exists() and re.fullmatch(r"[\w-]+", name):
+        raise InputError(
+            f"no policy called {name}", tip=f"shipped: {', '.join(known)}; or give a file's path"
+        )
+    value = load_yaml(path)
+    _refuse_newer(value, path, 1)
+    return build(Policy, value, str(path))

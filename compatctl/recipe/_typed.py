@@ -1,0 +1,263 @@
+"""YAML for people, read into frozen dataclasses that refuse whatever they do not know.
+
+YAML reads ``1e-3`` as text, ``0123`` as 83 and ``on`` as true; it lets a key be written twice and
+lets twelve lines of aliases unfold into gigabytes. So: scalars must have the declared type, a key
+must be declared, may stand once, and anchors and aliases are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+from compatctl.errors import InputError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
+
+T = TypeVar("T")
+
+
+def between(low: float | None = None, high: float | None = None, **more: Any) -> dict[str, Any]:
+    """Field metadata: the closed range of a number (or of every number of a list)."""
+    return {"low": low, "high": high, **more}
+
+
+def load_yaml(path: Path) -> Any:
+    """The plain value of a YAML file: mappings, lists, text, numbers, booleans and null.
+
+    Raises ``InputError`` for a file that cannot be read, is over 1 MiB, is not YAML, nests deeper
+    than 20, repeats a key, has an alias or a tag, or writes an integer with a leading zero.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"{path}: {len(raw)} bytes; a YAML file here has at most {MAX_BYTES}")
+    try:
+        text = raw.decode("utf-8")
+        _refuse_unsafe(path, text)
+        return yaml.load(text, Loader=_Strict)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: is not valid YAML: {_one_line(error)}") from error
+
+
+def build(kind: type[T], value: Any, where: str) -> T:
+    """``value`` as dataclass ``kind``; ``where`` begins every message (a file name).
+
+    Raises ``InputError`` naming the key, what was expected and what was found.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a mapping of keys, got {_shown(value)}")
+    hints = typing.get_type_hints(kind)
+    fields = {_key(f): f for f in dataclasses.fields(kind) if _key(f)}  # type: ignore[arg-type]
+    unknown = [str(key) for key in value if key not in fields]
+    if unknown:
+        raise InputError(
+            f"{where}: unknown key {', '.join(sorted(unknown))}",
+            tip=f"known keys here: {', '.join(fields)}",
+        )
+    arguments: dict[str, Any] = {}
+    for key, field in fields.items():
+        if key in value:
+            arguments[field.name] = _convert(
+                hints[field.name], value[key], f"{where}: {key}", dict(field.metadata)
+            )
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{where}: key {key} is missing")
+    return kind(**arguments)
+
+
+def plain(value: Any) -> Any:
+    """The JSON-able value that ``build`` reads back into an equal dataclass."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            _key(f): plain(getattr(value, f.name)) for f in dataclasses.fields(value) if _key(f)
+        }
+    if isinstance(value, tuple | list):
+        return [plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _key(field: dataclasses.Field[Any]) -> str:
+    """The key of a field in the file; empty for a field that is not read from it."""
+    return str(field.metadata.get("key", field.name))
+
+
+def _convert(hint: Any, value: Any, where: str, meta: dict[str, Any]) -> Any:  # noqa: PLR0911
+    origin = get_origin(hint)
+    if origin in {Union, types.UnionType}:
+        return _optional(hint, value, where, meta)
+    if origin is Literal:
+        return _one_of(get_args(hint), value, where)
+    if origin is tuple:
+        return _sequence(get_args(hint), value, where, meta)
+    if origin is dict:
+        return _mapping(value, where)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type[Any], hint), value, where)
+    if hint is Path:
+        return Path(_text(value, where))
+    if hint is str:
+        return _text(value, where)
+    return _scalar(hint, value, where, meta)
+
+
+def _optional(hint: Any, value: Any, where: str, meta: dict[str, Any]) -> Any:
+    members = [one for one in get_args(hint) if one is not type(None)]
+    if value is None and len(members) < len(get_args(hint)):
+        return None
+    return _convert(members[0], value, where, meta)
+
+
+def _one_of(allowed: tuple[Any, ...], value: Any, where: str) -> Any:
+    if isinstance(value, bool) and True not in allowed:
+        raise InputError(f"{where}: expected one of {_listed(allowed)}, got {value}", tip=_BOOLEAN)
+    for one in allowed:
+        if type(one) is type(value) and one == value:
+            return one
+    raise InputError(f"{where}: expected one of {_listed(allowed)}, got {_shown(value)}")
+
+
+def _sequence(members: tuple[Any, ...], value: Any, where: str, meta: dict[str, Any]) -> Any:
+    """A list; one bare scalar stands for a list of one where the length is free."""
+    open_ended = len(members) == 2 and members[1] is Ellipsis
+    if open_ended and not isinstance(value, list):
+        value = [value]
+    if not isinstance(value, list):
+        raise InputError(f"{where}: expected a list of {len(members)}, got {_shown(value)}")
+    if not open_ended and len(value) != len(members):
+        raise InputError(f"{where}: expected {len(members)} values, got {len(value)}")
+    if open_ended and not value:
+        raise InputError(f"{where}: the list is empty")
+    if open_ended and len(set(map(repr, value))) < len(value):
+        raise InputError(f"{where}: the list names a value twice")
+    kinds = [members[0]] * len(value) if open_ended else list(members)
+    pairs = enumerate(zip(kinds, value, strict=True))
+    return tuple(_convert(kind, one, f"{where}[{i}]", meta) for i, (kind, one) in pairs)
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InputError(f"{where}: expected a mapping with text keys, got {_shown(value)}")
+    return dict(value)
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, bool):
+        raise InputError(f"{where}: expected text, got {value}", tip=_BOOLEAN)
+    if not isinstance(value, str):
+        raise InputError(f"{where}: expected text, got {_shown(value)}", tip="put it in quotes")
+    if not value.strip() or "\0" in value:
+        raise InputError(f"{where}: expected text, got {value!r}")
+    return value
+
+
+def _scalar(hint: Any, value: Any, where: str, meta: dict[str, Any]) -> Any:
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise InputError(f"{where}: expected true or false, got {_shown(value)}")
+    wanted = "an integer" if hint is int else "a number"
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if hint is int and isinstance(value, float):
+        raise InputError(f"{where}: expected an integer, got {value!r}")
+    if not whole and not isinstance(value, float):
+        raise InputError(
+            f"{where}: expected {wanted}, got {_shown(value)}", tip=_numeric_tip(value)
+        )
+    number = hint(value)
+    low, high = meta.get("low"), meta.get("high")
+    inside = (low is None or number >= low) and (high is None or number <= high)
+    if not inside or not math.isfinite(number):
+        limits = f"{'' if low is None else low} .. {'' if high is None else high}"
+        raise InputError(f"{where}: expected {wanted} in {limits}, got {value!r}")
+    return number
+
+
+_BOOLEAN = "YAML reads on, off, yes, no, true and false as booleans: put the word in quotes"
+
+
+def _numeric_tip(value: Any) -> str:
+    """YAML 1.1 needs a dot and a signed exponent: ``1e-3`` and ``1.0e3`` are text there."""
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return ""
+        return f"YAML reads {value} as text: write it as {number:.12f}".rstrip("0").rstrip(".")
+    return ""
+
+
+def _shown(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", type(None): "nothing (null)"}
+    if type(value) in names:
+        return names[type(value)]
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _listed(allowed: tuple[Any, ...]) -> str:
+    return ", ".join(str(one) for one in allowed)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _refuse_unsafe(path: Path, text: str) -> None:
+    """Aliases, anchors, tags and great depth are refused before anything is built from them."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        where = f"{path}: line {event.start_mark.line + 1 if event.start_mark else '?'}"
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise InputError(
+                f"{where}: anchors and aliases (& and *) are refused", tip="write the value out"
+            )
+        if getattr(event, "tag", None):
+            raise InputError(f"{where}: tags (!) are refused")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise InputError(f"{path}: nests deeper than {MAX_DEPTH}")
+
+
+class _Strict(yaml.SafeLoader):
+    """``SafeLoader`` that refuses a repeated key and an integer that YAML reads as octal."""
+
+
+def _strict_mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for i, key in enumerate(keys):
+        if not isinstance(key, Hashable) or key in keys[:i]:
+            line = node.value[i][0].start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: key {key!r} is repeated or not plain")
+    return loader.construct_mapping(node, deep=True)
+
+
+def _strict_int(loader: _Strict, node: yaml.ScalarNode) -> int:
+    digits = node.value.lstrip("+-")
+    if (len(digits) > 1 and digits[0] == "0") or ":" in digits or "_" in digits:
+        line = node.start_mark.line + 1
+        raise yaml.YAMLError(
+            f"line {line}: {node.value} is not read as the number it looks like; write it plainly"
+        )
+    return int(loader.construct_yaml_int(node))
+
+
+_Strict.add_constructor("tag:yaml.org,2002:map", _strict_mapping)
+_Strict.add_constructor("tag:yaml.org,2002:int", _strict_int)
