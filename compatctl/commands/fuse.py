@@ -1,0 +1,172 @@
+"""fuse: one file that runs both encoders and answers with their weighted mean.
+
+The published name is SLERP hedging; here the weighted mean of the two unit features is made unit
+again, which is the same at weight one half.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compatctl import encoder as onnx_files
+from compatctl.commands import training_record
+from compatctl.commands.context import open_store
+from compatctl.commands.evaluation import (
+    Features,
+    Field,
+    Floats,
+    arena_of,
+    query_rows,
+    retrieval,
+    same_dimension,
+    without,
+)
+from compatctl.commands.gallery import DeployedGallery, stored_vectors
+from compatctl.commands.verify import features_of, load_data
+from compatctl.encoder import Encoder
+from compatctl.errors import InputError, UsageError
+from compatctl.files import canonical_json, read_json, write_atomic
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Project
+
+WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """recall@1 of the fused query on the old gallery, on validation classes, at one weight."""
+
+    weight: float
+    recall: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fused:
+    """The fused encoder; ``weight`` is the new feature's, ``trials`` how it was chosen."""
+
+    output: str
+    sha256: str
+    weight: float
+    trials: tuple[Trial, ...]
+    validation_queries: int
+    written: bool
+
+
+def fuse(
+    project: Project,
+    *,
+    old: Path,
+    new: Path,
+    output: Path,
+    weight: float | None = None,
+    training: Path | None = None,
+    skip_bad: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> Fused:
+    """Write the fused encoder of ``old`` and ``new``; search the weight on validation classes.
+
+    Raises:
+        UsageError: the weight is not in (0, 1).
+        InputError: other dimensions, bad data, or no validation query to choose the weight with.
+    """
+    if weight is not None and not 0.0 < weight < 1.0:
+        raise UsageError(f"the weight of the new feature must lie between 0 and 1, got {weight}")
+    old_encoder, new_encoder = Encoder.load(old), Encoder.load(new)
+    same_dimension(old_encoder, new_encoder)
+    trials: tuple[Trial, ...] = ()
+    queries = 0
+    if weight is None:
+        trials, queries = search_weight(
+            project, old_encoder, new_encoder, skip_bad=skip_bad, progress=progress
+        )
+        weight = max(trials, key=lambda one: (one.recall, -abs(one.weight - 0.5))).weight
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / "fused.onnx"
+        onnx_files.fuse(old, new, weight, made)
+        sha256 = Encoder.load(made).sha256
+        if not dry_run:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(output, made.read_bytes())
+            _write_record(project, output, new, new_encoder.sha256, training, sha256, weight)
+    return Fused(
+        output=str(output),
+        sha256=sha256,
+        weight=weight,
+        trials=trials,
+        validation_queries=queries,
+        written=not dry_run,
+    )
+
+
+def search_weight(
+    project: Project,
+    old: Encoder,
+    new: Encoder,
+    *,
+    skip_bad: bool,
+    progress: Progress,
+) -> tuple[tuple[Trial, ...], int]:
+    """recall@1 on the deployed gallery for every weight; held-out classes are never looked at."""
+    data = load_data(project)
+    arena = arena_of("validation", data, query_rows(data, "validation"))
+    if not len(arena.queries):
+        raise InputError(
+            "there is no validation query to choose the weight with",
+            tip="give the data validation classes, or pass --weight",
+        )
+    stored = None
+    if (project.store / "manifest.json").exists():
+        stored = stored_vectors(
+            DeployedGallery.open(open_store(project)), data, arena.gallery
+        )
+    old_features, new_features, bad = features_of(
+        data,
+        arena.queries,
+        arena.gallery,
+        old=old,
+        new=new,
+        stored=stored,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
+    arena = without(arena, bad)
+    field = Field.of(data, arena)
+    gallery = old_features.gallery[arena.gallery]
+    trials = tuple(
+        Trial(weight=weight, recall=retrieval(field, fused, gallery).recall[1])
+        for weight in WEIGHTS
+        for fused in (mean(old_features, new_features, arena.queries, weight),)
+    )
+    return trials, len(arena.queries)
+
+
+def mean(old: Features, new: Features, rows: np.ndarray, weight: float) -> Floats:
+    """Unit features (n, D) of ``(1 - weight) old + weight new``."""
+    mixed = (1.0 - weight) * old.query[rows] + weight * new.query[rows]
+    unit: Floats = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+    return unit
+
+
+def _write_record(
+    project: Project,
+    output: Path,
+    new: Path,
+    new_sha256: str,
+    training: Path | None,
+    fused_sha256: str,
+    weight: float,
+) -> None:
+    """What the new encoder has seen, the fused one has seen: its record goes with it."""
+    seen = training_record.find(new, new_sha256, named=training, candidate=project.candidate)
+    if seen is None:
+        return
+    raw = read_json(seen.path, training_record.MAX_BYTES)
+    assert isinstance(raw, dict)
+    raw["models"] = sorted({*raw["models"], fused_sha256})
+    raw["fused_weight"] = weight
+    write_atomic(training_record.record_of(output), canonical_json(raw))

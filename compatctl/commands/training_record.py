@@ -1,0 +1,72 @@
+"""The candidate's training record: which items and classes it has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compatctl.errors import InputError
+from compatctl.files import read_json, sha256_file
+
+MAX_BYTES = 1 << 30
+FILE = "training.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Ids and input digests of trained items and of gallery anchors, and the trained classes."""
+
+    ids: frozenset[str]
+    digests: frozenset[str]
+    anchor_ids: frozenset[str]
+    anchor_digests: frozenset[str]
+    classes: frozenset[str]
+    registry_sha256: str | None
+    path: Path
+    sha256: str
+
+
+def find(model: Path, sha256: str, *, named: Path | None, candidate: Path) -> Seen | None:
+    """The record of the model with this digest: the named one, or one beside it or the candidate.
+
+    Raises:
+        InputError: the named record is missing, unreadable or another model's.
+    """
+    beside = (record_of(model), model.with_name(FILE), candidate / FILE)
+    for path in (named,) if named else beside:
+        if path.is_file():
+            raw = read_json(path, MAX_BYTES)
+            models = raw.get("models", []) if isinstance(raw, dict) else []
+            if sha256 in models:
+                return _seen(path, raw)
+            if named:
+                raise InputError(
+                    f"{named} is not the training record of {model}",
+                    tip="pass the record that finetune wrote with this model",
+                )
+        elif named:
+            raise InputError(f"no training record at {named}")
+    return None
+
+
+def record_of(model: Path) -> Path:
+    """Where the record of a model outside the candidate's folder lies: beside it, by its name."""
+    return model.with_suffix(".training.json")
+
+
+def _seen(path: Path, raw: Any) -> Seen:
+    try:
+        items, anchors = raw["items"], raw["anchors"]
+        return Seen(
+            ids=frozenset(item["id"] for item in items),
+            digests=frozenset(item["sha256"] for item in items),
+            anchor_ids=frozenset(item["id"] for item in anchors),
+            anchor_digests=frozenset(item["sha256"] for item in anchors),
+            classes=frozenset(raw["classes"]),
+            registry_sha256=raw.get("registry_sha256"),
+            path=path,
+            sha256=sha256_file(path),
+        )
+    except (KeyError, TypeError) as missing:
+        raise InputError(f"{path} is not a training record: {missing}") from None

@@ -1,0 +1,241 @@
+"""Results as tables or JSON on stdout; progress and errors on stderr. The one home of rich."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from compatctl.errors import CompatError
+from compatctl.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SHOW_AFTER_S = 2.0
+
+
+def error(problem: CompatError, *, as_json: bool) -> None:
+    """The message and what to do next, on stderr; with ``as_json`` the same on stdout besides."""
+    print(f"compatctl: {problem.message}", file=sys.stderr)
+    if problem.tip:
+        print(f"  next: {problem.tip}", file=sys.stderr)
+    if as_json:
+        entry = {
+            "kind": type(problem).__name__,
+            "message": problem.message,
+            "tip": problem.tip,
+            "exit_code": problem.exit_code,
+        }
+        print(json.dumps({"error": entry}, indent=2, sort_keys=True))
+
+
+def result(value: object, *, as_json: bool) -> None:
+    """One result: JSON of the dataclass, or its table."""
+    if as_json:
+        print(json.dumps(_plain(value), indent=2, sort_keys=True, allow_nan=False))
+        return
+    console = _console()
+    show = _TABLES.get(type(value).__name__, _fields)
+    show(console, value)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A bar on stderr for every stage that lasts over two seconds; nothing without a terminal."""
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    began: dict[str, float] = {}
+    tasks: dict[str, Any] = {}
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def report(stage: str, done: int, total: int) -> None:
+            started = began.setdefault(stage, time.monotonic())
+            if stage not in tasks and time.monotonic() - started >= SHOW_AFTER_S:
+                tasks[stage] = bars.add_task(stage, total=total)
+            if stage in tasks:
+                bars.update(tasks[stage], completed=done, total=total)
+                if done >= total:
+                    bars.remove_task(tasks.pop(stage))
+            if done >= total:
+                began.pop(stage, None)
+
+        yield report
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), emoji=False)
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only; a number that is not defined becomes null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and value - value != 0.0:
+        return None
+    return value
+
+
+def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for at, name in enumerate(columns):
+        table.add_column(name, justify="left" if at == 0 else "right", no_wrap=at == 0)
+    for row in rows:
+        table.add_row(*(_cell(entry) for entry in row))
+    console.print(table)
+
+
+def _cell(entry: object) -> str:
+    from rich.markup import escape
+
+    if entry is None:
+        return "-"
+    if isinstance(entry, bool):
+        return "yes" if entry else "no"
+    if isinstance(entry, float):
+        return f"{entry:.4f}"
+    return escape(str(entry))
+
+
+def _fields(console: Console, value: Any) -> None:
+    """The plain sheet: one line a field."""
+    for name, entry in _plain(value).items():
+        if isinstance(entry, list):
+            shown = ", ".join(map(_cell, entry[:8])) + (" ..." if len(entry) > 8 else "")
+        else:
+            shown = _cell(entry)
+        console.print(f"{name.replace('_', ' '):<22} {shown}")
+
+
+def _report(console: Console, report: Any) -> None:
+    for group in report.groups:
+        console.print(
+            f"{group.name}: {group.n_queries} queries of {group.n_classes} classes"
+            f"{_left_out(group.n_without_match)}"
+        )
+        pairs = ("old_old", "new_old", "new_new")
+        names = ("old query, old gallery", "new query, old gallery", "new query, new gallery")
+        rows = [
+            (
+                name,
+                *(group.recall[pair][k] for k in sorted(group.recall[pair])),
+                group.map_at_k[pair],
+                group.cos_same.get(pair),
+                group.cos_diff.get(pair),
+            )
+            for name, pair in zip(names, pairs, strict=True)
+        ]
+        ks = sorted(group.recall["old_old"])
+        columns = ("", *(f"recall@{k}" for k in ks), f"mAP@{group.map_k}", "cos same", "cos diff")
+        _table(console, columns, rows)
+        console.print(
+            f"queries that become wrong {group.negative_flips:.4f}, right "
+            f"{group.positive_flips:.4f}\n"
+        )
+    checks = [
+        (check.name, check.group, check.estimate, check.threshold, check.n, check.outcome)
+        for check in report.verdict.checks
+        if check.decides
+    ]
+    _table(console, ("check", "group", "estimate", "threshold", "n", "outcome"), checks)
+    if report.ann is not None:
+        console.print(
+            f"ANN recall@{report.ann.k} of the new queries: {report.ann.recall_now:.4f} at ef "
+            f"{report.ann.ef_now}; ef for {report.ann.target}: {report.ann.ef_needed}"
+        )
+    console.print(f"not checked: {'; '.join(report.not_checked)}")
+    console.print(f"\nverdict: {report.verdict.outcome}. {report.summary}")
+    console.print(f"next: {report.next_step}")
+
+
+def _left_out(count: int) -> str:
+    return f" ({count} more have no match in the gallery)" if count else ""
+
+
+def _matrix(console: Console, matrix: Any) -> None:
+    columns = ("query \\ gallery", *matrix.versions)
+    size = len(matrix.versions)
+    rows = [
+        (name, *row, *([""] * (size - len(row))))
+        for name, row in zip(matrix.versions, matrix.values, strict=True)
+    ]
+    _table(console, columns, rows)
+    console.print(
+        f"AC {_cell(matrix.ac)}  AA {_cell(matrix.aa)}  ACA {_cell(matrix.aca)}  "
+        f"({matrix.n_queries} queries, recall@1)"
+    )
+
+
+def _history(console: Console, history: Any) -> None:
+    rows = [
+        (
+            entry.generation,
+            entry.operation,
+            entry.created_at,
+            entry.query_model[:12],
+            entry.rows,
+            entry.note,
+        )
+        for entry in history.generations
+    ]
+    _table(console, ("generation", "operation", "at", "query model", "rows", "note"), rows)
+
+
+def _found(console: Console, found: Any) -> None:
+    for query in found.queries:
+        console.print(query.image)
+        rows = [(hit.id, hit.label, hit.score) for hit in query.hits]
+        _table(console, ("item", "label", "cosine"), rows)
+
+
+def _demo(console: Console, demo: Any) -> None:
+    routes = [
+        (route.name, route.new_old, route.new_old - demo.old_old, route.new_new, route.verdict)
+        for route in demo.routes
+    ]
+    console.print(
+        f"recall@1 on {demo.classes} classes that no model was trained on, {demo.queries} queries; "
+        f"today: {demo.old_old:.4f}"
+    )
+    _table(
+        console, ("route", "new on old gallery", "gain", "new on new gallery", "verdict"), routes
+    )
+    for line in demo.story:
+        console.print(line)
+    console.print(
+        f"\nverdict: {demo.verdict}; deployed: {_cell(demo.deployed_route)}; "
+        f"{demo.seconds:.0f} s"
+    )
+
+
+_TABLES: dict[str, Callable[[Console, Any], None]] = {
+    "Report": _report,
+    "CompatibilityMatrix": _matrix,
+    "History": _history,
+    "Found": _found,
+    "Demo": _demo,
+}

@@ -1,0 +1,158 @@
+"""The layers of docs/architecture.md, read from the imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "compatctl"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LEVELS = {
+    "errors": 0,
+    "progress": 0,
+    "_version": 0,
+    "core": 1,
+    "manifest": 2,
+    "files": 2,
+    "data": 2,
+    "recipe": 2,
+    "store": 3,
+    "encoder": 3,
+    "index": 3,
+    "train": 3,
+    "examples_data": 2,
+    "commands": 4,
+    "render": 5,
+    "cli": 6,
+}
+HOMES = {
+    "typer": {"cli"},
+    "rich": {"render"},
+    "yaml": {"recipe"},
+    "PIL": {"data", "examples_data"},
+    "onnx": {"encoder"},
+    "onnxruntime": {"encoder"},
+    "hnswlib": {"index"},
+    "torch": {"train"},
+    "safetensors": {"train"},
+    "onnxscript": {"train"},
+}
+MAX_MODULE_LINES = 350
+MAX_FUNCTION_LINES = 40
+EXPORTS = 8
+
+
+def _layer(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path, *, typing_only: bool) -> list[str]:
+    """Absolute names imported anywhere in a module, with or without the TYPE_CHECKING blocks."""
+    tree = ast.parse(path.read_text())
+    skipped: set[ast.AST] = set()
+    if not typing_only:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                skipped.update(child for part in node.body for child in ast.walk(part))
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_relative)
+def test_imports_run_downward_only(path: Path) -> None:
+    """A module imports from lower layers and from its own package, never sideways or up."""
+    own = _layer(path)
+    if own == "__init__":
+        return
+    for name in _imports(path, typing_only=False):
+        if not name.startswith("compatctl."):
+            continue
+        other = name.split(".")[1]
+        if other in {own, "__version__"}:
+            continue
+        assert LEVELS[other] < LEVELS[own], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_relative)
+def test_each_heavy_library_has_one_home(path: Path) -> None:
+    """typer, rich, yaml, pillow, onnx, hnswlib and torch are each imported in one layer only."""
+    for name in _imports(path, typing_only=True):
+        homes = HOMES.get(name.split(".")[0])
+        assert homes is None or _layer(path) in homes, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_relative)
+def test_modules_and_functions_stay_short(path: Path) -> None:
+    """No module is over 350 lines; no function body outside the command line is over 40."""
+    text = path.read_text()
+    limit = MAX_MODULE_LINES if _layer(path) != "cli" else 2 * MAX_MODULE_LINES
+    assert len(text.splitlines()) <= limit
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            statements = [part for part in node.body if not _is_docstring(part)]
+            first = statements[0].lineno if statements else node.lineno
+            assert (node.end_lineno or first) - first < MAX_FUNCTION_LINES, node.name
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def test_core_has_no_files_clock_or_global_random_state() -> None:
+    """core/ imports numpy, typing helpers and hashing only, and never draws from a global generator."""
+    allowed = {
+        "__future__", "collections", "compatctl", "dataclasses", "functools", "hashlib",
+        "itertools", "json", "math", "numpy", "typing",
+    }  # fmt: skip
+    for path in (PACKAGE / "core").glob("*.py"):
+        roots = {name.split(".")[0] for name in _imports(path, typing_only=True)}
+        assert roots <= allowed, path.name
+        text = path.read_text()
+        assert "np.random." not in text.replace("np.random.Generator", ""), path.name
+        assert "open(" not in text, path.name
+
+
+def _loaded_by(arguments: str) -> set[str]:
+    """Top-level modules in a fresh process after running the command line once."""
+    code = (
+        "import sys\n"
+        f"sys.argv = ['compatctl', *{arguments!r}.split()]\n"
+        "from compatctl.cli import main\n"
+        "try:\n    main()\nexcept SystemExit: pass\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", ["--help", "verify --help", "status", "rollback", "history"])
+def test_light_commands_load_no_heavy_library(arguments: str) -> None:
+    """Help, status, history and rollback load neither numpy nor any model or index library."""
+    heavy = {"numpy", "torch", "onnx", "onnxruntime", "hnswlib", "PIL", "safetensors"}
+    assert not _loaded_by(arguments) & heavy
+
+
+def test_the_public_api_is_eight_names() -> None:
+    """The package exports eight names beside its version, and each of them resolves."""
+    import compatctl
+
+    names = [name for name in compatctl.__all__ if not name.startswith("__")]
+    assert len(names) == EXPORTS
+    for name in names:
+        assert getattr(compatctl, name) is not None

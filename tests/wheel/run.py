@@ -1,0 +1,61 @@
+"""Build the wheel, install it alone in a new environment, and use it as a pipeline's gate would.
+
+Without the extras: no torch is installed, and none is needed to verify, deploy and search.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
+PROBE = """
+import importlib.util, pathlib, sys, compatctl, compatctl.examples_data as examples
+assert importlib.util.find_spec("torch") is None, "torch is installed: this tests nothing"
+assert pathlib.Path(compatctl.__file__).is_relative_to(sys.prefix), compatctl.__file__
+assert "demo_data" in str(examples.emoji_source()), examples.emoji_source()
+from compatctl import Encoder, Store, verify, deploy, compatibility_matrix
+print(compatctl.__version__)
+"""
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    """Standard output of a command; its failure is ours."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def main() -> None:
+    """Build, install, probe."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist")
+        (wheel,) = (folder / "dist").glob("*.whl")
+        venv.create(folder / "env", with_pip=True)
+        python = folder / "env" / "bin" / "python"
+        run(python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, wheel)
+        version = run(python, "-c", PROBE, cwd=folder).strip()
+        script = folder / "env" / "bin" / "compatctl"
+        assert run(script, "--version", cwd=folder).strip() == f"compatctl {version}"
+        size = wheel.stat().st_size
+        run(python, ROOT / "tests" / "wheel" / "gate.py", folder, cwd=folder)
+        print(json.dumps({"wheel": wheel.name, "bytes": size}))
+        print("1 passed, 0 failed")
+
+
+if __name__ == "__main__":
+    main()
