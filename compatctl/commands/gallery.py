@@ -46,6 +46,16 @@ class DeployedGallery:
         """The query model's file."""
         return self.store.path_of("models", self.manifest.query_model)
 
+    def checked_model(self) -> Path:
+        """The query model's file, after its bytes were found to be the manifest's."""
+        if not self.model_path.is_file() or sha256_file(self.model_path) != self.manifest.query_model:
+            raise DamagedError(
+                f"{self.model_path} is not the query model of generation "
+                f"{self.manifest.generation}",
+                tip="restore the file from a backup, or compatctl rollback to a whole generation",
+            )
+        return self.model_path
+
     @cached_property
     def catalog(self) -> Catalog:
         """Row -> item id, class, key in the index, and which model embedded it."""

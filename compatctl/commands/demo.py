@@ -1,0 +1,271 @@
+"""demo: the whole story on real images, in a temporary folder, without a network.
+
+Old: a head on EfficientNet-lite0 trained on a part of the classes, with no thought of compatibility.
+New: EfficientNet-lite2 fine-tuned against the old model's gallery. The routes are tried in a fixed
+order, before any result is seen: the fine-tuned model alone, then fused with the old one; the first
+that passes the gate is deployed.
+"""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from hashlib import sha1
+from pathlib import Path
+
+from compatctl.commands import demo_models
+from compatctl.commands.context import open_store
+from compatctl.commands.deploy import deploy
+from compatctl.commands.finetune import finetune
+from compatctl.commands.fuse import fuse
+from compatctl.commands.init import init
+from compatctl.commands.lifecycle import rollback
+from compatctl.commands.report import Report
+from compatctl.commands.search import search
+from compatctl.commands.verify import verify
+from compatctl.errors import InputError
+from compatctl.examples_data import emoji_source, unpack_emoji
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Project
+
+OLD_CLASSES = 300
+SAMPLE = 400
+UNSEEN = "unseen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """What one route gave on the unseen classes: recall@1, and the gate's word."""
+
+    name: str
+    new_old: float
+    new_new: float
+    negative_flips: float
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Share of sample queries whose nearest item in the real index has the right label."""
+
+    queries: int
+    before: float
+    after: float
+    rolled_back: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """recall@1 on unseen classes; ``new_old`` and ``new_new`` are the deployed route's, or the
+    last tried where none passed."""
+
+    old_old: float
+    new_old: float
+    new_new: float
+    verdict: str
+    deployed_route: str | None
+    routes: tuple[Route, ...]
+    classes: int
+    queries: int
+    served: Served | None
+    index_sha256_before: str
+    index_sha256_after: str
+    rolled_back: bool
+    sabotage: bool
+    seed: int
+    story: tuple[str, ...]
+    seconds: float
+
+
+def demo(
+    *,
+    keep: Path | None = None,
+    seed: int = 0,
+    sabotage: bool = False,
+    progress: Progress = silent,
+) -> Demo:
+    """Play the story; with ``sabotage`` the candidate learns a shuffled class-to-vertex map.
+
+    Raises:
+        InputError: ``keep`` is not empty, or the demo's backbones are not installed.
+    """
+    began = time.monotonic()
+    with ExitStack() as stack:
+        if keep is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compatctl-")))
+        else:
+            folder = _empty(keep)
+        project = prepare(folder, seed=seed, progress=progress)
+        before = open_store(project).manifest
+        finetune(
+            project,
+            base=folder / "new.ckpt",
+            seed=seed,
+            shuffle_map=sabotage,
+            progress=progress,
+        )
+        routes, chosen = _routes(project, folder, sabotage=sabotage, progress=progress)
+        served, index_after, restored = None, before.index.sha256, before.query_model
+        if chosen.verdict.outcome == "pass":
+            served, index_after, restored = _switch(project, folder, chosen)
+        return _result(
+            routes,
+            chosen,
+            served=served,
+            index=(before.index.sha256, index_after),
+            rolled_back=served is not None and restored == before.query_model,
+            sabotage=sabotage,
+            seed=seed,
+            kept=keep,
+            seconds=time.monotonic() - began,
+        )
+
+
+def prepare(folder: Path, *, seed: int, progress: Progress) -> Project:
+    """The project folder as it is on the day before the upgrade: data, old model, store."""
+    progress("unpacking images", 0, 1)
+    table = unpack_emoji(emoji_source(), folder / "data")
+    progress("unpacking images", 1, 1)
+    demo_models.write_files(folder)
+    _old_classes(table, folder / "data" / "old.csv")
+    legacy = Project.load(folder / "legacy.yaml")
+    finetune(legacy, base=folder / "old.ckpt", seed=seed, progress=progress)
+    project = Project.load(folder / "compatctl.yaml")
+    init(project, model=folder / "old.onnx", progress=progress)
+    return project
+
+
+def _routes(
+    project: Project, folder: Path, *, sabotage: bool, progress: Progress
+) -> tuple[list[Route], Report]:
+    """Every route's figures, and the report of the one to deploy, which alone stays on disk.
+
+    A sabotaged candidate is judged alone.
+    """
+    old, new, both = (folder / name for name in ("old.onnx", "new.onnx", "fused.onnx"))
+    alone = verify(project, old=old, new=new, progress=progress)
+    routes = [_route("fine-tuned", alone)]
+    if sabotage:
+        return routes, alone
+    fuse(project, old=old, new=new, output=both, progress=progress)
+    enough = alone.verdict.outcome == "pass"
+    fused = verify(project, old=old, new=both, dry_run=enough, progress=progress)
+    routes.append(_route("fused with the old model", fused))
+    return routes, alone if enough else fused
+
+
+def _switch(project: Project, folder: Path, report: Report) -> tuple[Served, str, str]:
+    """Deploy, ask the same queries before and after, roll back, ask again."""
+    images = _sample(folder / "data" / "items.csv")
+    before = _served(project, images)
+    deploy(project, model=folder / report.new.name)
+    after = _served(project, images)
+    index_after = open_store(project).manifest.index.sha256
+    restored = rollback(project, to=None, discard_added=False, dry_run=False)
+    again = _served(project, images)
+    served = Served(queries=len(images), before=before, after=after, rolled_back=again)
+    return served, index_after, restored.query_model
+
+
+def _served(project: Project, images: list[tuple[Path, str]]) -> float:
+    """Share of queries whose first hit, through the store's own model and index, is right."""
+    found = search(project, images=[image for image, _ in images], k=1)
+    right = [
+        answer.hits[0].label == label
+        for answer, (_, label) in zip(found.queries, images, strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+def _sample(table: Path) -> list[tuple[Path, str]]:
+    """Every n-th held-out query of the demo's table, so that SAMPLE of them are asked."""
+    with table.open(newline="", encoding="utf-8") as lines:
+        queries = [
+            (table.parent / row["path"], row["label"])
+            for row in csv.DictReader(lines)
+            if row["split"] == "test" and row["role"] == "query"
+        ]
+    return queries[:: max(1, len(queries) // SAMPLE)][:SAMPLE]
+
+
+def _old_classes(table: Path, target: Path) -> None:
+    """The table of the classes that the old model knew: the first OLD_CLASSES by hash."""
+    with table.open(newline="", encoding="utf-8") as lines:
+        reader = csv.DictReader(lines)
+        names, rows = list(reader.fieldnames or ()), [*reader]
+    train = {row["label"] for row in rows if row["split"] == "train"}
+    known = set(sorted(train, key=lambda label: sha1(label.encode()).digest())[:OLD_CLASSES])
+    with target.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, names)
+        writer.writeheader()
+        writer.writerows(row for row in rows if row["label"] in known)
+
+
+def _route(name: str, report: Report) -> Route:
+    group = next(one for one in report.groups if one.name == UNSEEN)
+    return Route(
+        name=name,
+        new_old=group.recall["new_old"]["1"],
+        new_new=group.recall["new_new"]["1"],
+        negative_flips=group.negative_flips,
+        verdict=report.verdict.outcome,
+    )
+
+
+def _result(
+    routes: list[Route],
+    report: Report,
+    *,
+    served: Served | None,
+    index: tuple[str, str],
+    rolled_back: bool,
+    sabotage: bool,
+    seed: int,
+    kept: Path | None,
+    seconds: float,
+) -> Demo:
+    group = next(one for one in report.groups if one.name == UNSEEN)
+    chosen = _route("", report)
+    passed = report.verdict.outcome == "pass"
+    name = routes[0 if report.new.name == "new.onnx" else -1].name
+    story = [report.summary]
+    if served is not None:
+        story.append(
+            f"the same {served.queries} held-out queries through the whole index, right at the "
+            f"first hit: before {served.before:.4f}, deployed {served.after:.4f}, rolled back "
+            f"{served.rolled_back:.4f}"
+        )
+    story.append("index file: the same bytes" if index[0] == index[1] else "index file: CHANGED")
+    if kept is not None:
+        story.append(f"the project folder is {kept}")
+    return Demo(
+        old_old=group.recall["old_old"]["1"],
+        new_old=chosen.new_old,
+        new_new=chosen.new_new,
+        verdict=report.verdict.outcome,
+        deployed_route=name if passed else None,
+        routes=tuple(routes),
+        classes=group.n_classes,
+        queries=group.n_queries,
+        served=served,
+        index_sha256_before=index[0],
+        index_sha256_after=index[1],
+        rolled_back=rolled_back,
+        sabotage=sabotage,
+        seed=seed,
+        story=tuple(story),
+        seconds=round(seconds, 1),
+    )
+
+
+def _empty(folder: Path) -> Path:
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty", tip="name a new folder for --keep")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+

@@ -1,0 +1,84 @@
+"""search: the nearest gallery items of query images, by the deployed query model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compatctl.commands.context import open_store
+from compatctl.commands.gallery import DeployedGallery
+from compatctl.data import from_files
+from compatctl.encoder import Encoder
+from compatctl.errors import InputError
+from compatctl.files import sha256_file
+from compatctl.recipe import Project
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A gallery item; ``score`` is the cosine, higher is nearer."""
+
+    id: str
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """One query image and what it found, nearest first."""
+
+    image: str
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The answers, and the model and index that gave them."""
+
+    generation: int
+    query_model: str
+    index_sha256: str
+    queries: tuple[Query, ...]
+
+
+def search(
+    project: Project, *, images: Sequence[Path], k: int, model: Path | None = None
+) -> Found:
+    """Embed the images with the store's query model and search its index.
+
+    Raises:
+        InputError: an image does not decode, or ``model`` is not the store's query model.
+        DamagedError: the index or the model is not what the manifest says.
+    """
+    gallery = DeployedGallery.open(open_store(project))
+    manifest = gallery.manifest
+    if model is not None and sha256_file(model) != manifest.query_model:
+        raise InputError(
+            f"{model} is not the store's query model {manifest.query_model[:12]}",
+            tip="leave --model out: the store decides which model embeds a query",
+        )
+    encoder = Encoder.load(gallery.checked_model())
+    features = encoder.embed(from_files(images)).features
+    keys, scores = gallery.index.search(features, k, manifest.index.ef_search)
+    row_of = {int(key): row for row, key in enumerate(gallery.catalog.keys)}
+    answers = [
+        Query(
+            image=str(image),
+            hits=tuple(
+                Hit(
+                    id=str(gallery.catalog.ids[row_of[int(key)]]),
+                    label=str(gallery.catalog.labels[row_of[int(key)]]),
+                    score=float(score),
+                )
+                for key, score in zip(found, near, strict=True)
+            ),
+        )
+        for image, found, near in zip(images, keys, scores, strict=True)
+    ]
+    return Found(
+        generation=manifest.generation,
+        query_model=manifest.query_model,
+        index_sha256=manifest.index.sha256,
+        queries=tuple(answers),
+    )
