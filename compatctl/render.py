@@ -227,8 +227,7 @@ def _demo(console: Console, demo: Any) -> None:
     for line in demo.story:
         console.print(line)
     console.print(
-        f"\nverdict: {demo.verdict}; deployed: {_cell(demo.deployed_route)}; "
-        f"{demo.seconds:.0f} s"
+        f"\nverdict: {demo.verdict}; deployed: {_cell(demo.deployed_route)}; {demo.seconds:.0f} s"
     )
 
 

@@ -266,6 +266,3 @@ def _empty(folder: Path) -> Path:
         raise InputError(f"{folder} is not empty", tip="name a new folder for --keep")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-

@@ -5,17 +5,13 @@ Nothing here reads the gallery, so its time does not depend on the gallery's siz
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compatctl.commands.context import now, open_store
-from compatctl.commands.report import Bound, policy_sha256, read_bound
-from compatctl.commands.training_record import REGISTRY_FILE
+from compatctl.commands.report import policy_sha256
 from compatctl.encoder import Encoder
-from compatctl.errors import EvidenceError, GateError, InputError
-from compatctl.files import sha256_file
-from compatctl.manifest import Manifest
+from compatctl.errors import InputError
 from compatctl.recipe import Project, load_policy
 
 

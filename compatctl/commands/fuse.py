@@ -121,9 +121,7 @@ def search_weight(
         )
     stored = None
     if (project.store / "manifest.json").exists():
-        stored = stored_vectors(
-            DeployedGallery.open(open_store(project)), data, arena.gallery
-        )
+        stored = stored_vectors(DeployedGallery.open(open_store(project)), data, arena.gallery)
     old_features, new_features, bad = features_of(
         data,
         arena.queries,

@@ -48,7 +48,10 @@ class DeployedGallery:
 
     def checked_model(self) -> Path:
         """The query model's file, after its bytes were found to be the manifest's."""
-        if not self.model_path.is_file() or sha256_file(self.model_path) != self.manifest.query_model:
+        if (
+            not self.model_path.is_file()
+            or sha256_file(self.model_path) != self.manifest.query_model
+        ):
             raise DamagedError(
                 f"{self.model_path} is not the query model of generation "
                 f"{self.manifest.generation}",

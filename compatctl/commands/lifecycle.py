@@ -86,9 +86,7 @@ def history(project: Project) -> History:
     return History(generations=tuple(_line(one) for one in open_store(project).history()))
 
 
-def rollback(
-    project: Project, *, to: int | None, discard_added: bool, dry_run: bool
-) -> RolledBack:
+def rollback(project: Project, *, to: int | None, discard_added: bool, dry_run: bool) -> RolledBack:
     """Restore generation ``to`` (default: the one before the last deploy) as a new generation.
 
     Raises:

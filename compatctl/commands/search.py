@@ -42,9 +42,7 @@ class Found:
     queries: tuple[Query, ...]
 
 
-def search(
-    project: Project, *, images: Sequence[Path], k: int, model: Path | None = None
-) -> Found:
+def search(project: Project, *, images: Sequence[Path], k: int, model: Path | None = None) -> Found:
     """Embed the images with the store's query model and search its index.
 
     Raises:

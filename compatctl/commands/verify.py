@@ -18,7 +18,6 @@ from compatctl.commands.evaluation import (
     arena_of,
     embed_rows,
     evidence,
-    gallery_rows,
     has_roles,
     query_rows,
     same_dimension,
@@ -44,7 +43,11 @@ from compatctl.files import canonical_json, sha256_bytes, write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 
-NOT_CHECKED = ("confidence intervals of the estimates", "far_frr at a deployed threshold", "latency")
+NOT_CHECKED = (
+    "confidence intervals of the estimates",
+    "far_frr at a deployed threshold",
+    "latency",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,9 +265,7 @@ def _named(progress: Progress, name: str) -> Progress:
 
 def _summary(verdict: Verdict) -> str:
     deciding: Sequence[str] = [
-        check.name
-        for check in verdict.checks
-        if check.decides and check.outcome == verdict.outcome
+        check.name for check in verdict.checks if check.decides and check.outcome == verdict.outcome
     ]
     if verdict.outcome == "pass":
         return "The new model finds more than the old one in the gallery as it is."

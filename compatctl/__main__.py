@@ -1,0 +1,5 @@
+"""``python -m compatctl``."""
+
+from compatctl.cli import main
+
+main()

@@ -1,0 +1,139 @@
+"""Commands that judge and look: they change no generation of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compatctl.cli.app import (
+    DataPath,
+    DryRun,
+    Json,
+    PolicyName,
+    ProjectFile,
+    ReportPath,
+    SkipBad,
+    StorePath,
+    command,
+    project_of,
+    show,
+)
+
+
+@command
+def verify(
+    old: Annotated[Path, typer.Argument(help="The deployed encoder.")],
+    new: Annotated[Path, typer.Argument(help="The candidate.")],
+    project: ProjectFile = None,
+    store: StorePath = None,
+    data: DataPath = None,
+    policy: PolicyName = None,
+    report_file: ReportPath = None,
+    training: Annotated[
+        Path | None, typer.Option("--training", help="The candidate's training record.")
+    ] = None,
+    allow_seen: Annotated[
+        bool,
+        typer.Option("--allow-seen", help="Report held-out items used in training apart."),
+    ] = False,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Test the two compatibility inequalities and the retrieval gain; exit 0, 3 or 4."""
+    from compatctl.commands import verify as verb
+    from compatctl.render import progress
+
+    where = project_of(project, store=store, data=data, policy=policy, report=report_file)
+    with progress() as report:
+        done = verb.verify(
+            where,
+            old=old,
+            new=new,
+            training=training,
+            allow_seen=allow_seen,
+            skip_bad=skip_bad,
+            dry_run=dry_run,
+            progress=report,
+        )
+    show(done, as_json=as_json, code={"pass": 0, "fail": 3}.get(done.verdict.outcome, 4))
+
+
+@command
+def matrix(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Versions, oldest first; default: the store's query models."),
+    ] = None,
+    project: ProjectFile = None,
+    store: StorePath = None,
+    data: DataPath = None,
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Test every version's queries on every earlier version's gallery: M, AC, AA, ACA."""
+    from compatctl.commands import matrix as verb
+    from compatctl.render import progress
+
+    with progress() as report:
+        done = verb.matrix(
+            project_of(project, store=store, data=data),
+            models=models or [],
+            skip_bad=skip_bad,
+            progress=report,
+        )
+    show(done, as_json=as_json)
+
+
+@command
+def check(
+    gc: Annotated[bool, typer.Option("--gc", help="Delete what no generation names.")] = False,
+    project: ProjectFile = None,
+    store: StorePath = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Re-hash every file of the store and open its index and models; exit 5 on damage."""
+    from compatctl.commands import check as verb
+    from compatctl.render import progress
+
+    with progress() as report:
+        done = verb.check(project_of(project, store=store), gc=gc and not dry_run, progress=report)
+    show(done, as_json=as_json, code=0 if done.ok else 5)
+
+
+@command
+def search(
+    images: Annotated[list[Path], typer.Argument(help="Query images.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items to find.")] = 5,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Refused unless it is the store's query model."),
+    ] = None,
+    project: ProjectFile = None,
+    store: StorePath = None,
+    as_json: Json = False,
+) -> None:
+    """Find the nearest gallery items of query images, by the deployed query model."""
+    from compatctl.commands import search as verb
+
+    done = verb.search(project_of(project, store=store), images=images, k=k, model=model)
+    show(done, as_json=as_json)
+
+
+@command
+def status(project: ProjectFile = None, store: StorePath = None, as_json: Json = False) -> None:
+    """Say which model answers, over which gallery."""
+    from compatctl.commands import lifecycle as verb
+
+    show(verb.status(project_of(project, store=store)), as_json=as_json)
+
+
+@command
+def history(project: ProjectFile = None, store: StorePath = None, as_json: Json = False) -> None:
+    """List every generation."""
+    from compatctl.commands import lifecycle as verb
+
+    show(verb.history(project_of(project, store=store)), as_json=as_json)
