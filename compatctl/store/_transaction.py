@@ -1,0 +1,171 @@
+"""Files first, then the generation that names them: all or nothing, one writer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from compatctl._version import __version__
+from compatctl.errors import ConflictError, InputError
+from compatctl.files import (
+    TEMPORARY,
+    Lock,
+    clear_errors,
+    copy,
+    parse_json,
+    publish,
+    sha256_file,
+    sync,
+    write_atomic,
+)
+from compatctl.manifest import FORMAT, Manifest
+from compatctl.store._layout import (
+    HISTORY,
+    KINDS,
+    LOCK,
+    MANIFEST,
+    generation_path,
+    manifest_bytes,
+    manifest_digest,
+    need_blobs,
+    read_current,
+)
+
+
+class Transaction:
+    """One writer's work on a store; made by ``Store.create`` and ``Store.transaction``.
+
+    Used as a context manager. Leaving it without ``commit`` changes nothing: the files that were
+    put stay unreferenced until ``check(gc=True)``.
+
+    Raises:
+        ConflictError: on entering, the store is locked, or its generation is not the expected one.
+        InputError: on entering a creation, the folder holds something else.
+    """
+
+    def __init__(
+        self, root: Path, expected: Manifest | None, *, operation: str, timeout_s: float
+    ) -> None:
+        self._root = root
+        self._current = expected
+        self._lock = Lock(root / LOCK, timeout_s, operation)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._current is None:
+            self._make_folder()
+        with ExitStack() as entering:
+            entering.enter_context(self._lock)
+            if self._current is None:
+                self._refuse_content()
+            else:
+                self._refuse_stale(self._current)
+            self._stack = entering.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def put(self, kind: str, source: Path | Callable[[Path], None]) -> str:
+        """Store a file's copy, or what ``source(path)`` writes to a new file; give its sha256.
+
+        Raises:
+            InputError: the file is missing or empty, or changed while it was copied.
+            CompatError: there was no room or no permission.
+        """
+        folder = self._root / kind
+        if callable(source):
+            blob = publish(folder, KINDS[kind], source)
+        else:
+            digest = sha256_file(source)
+            blob = publish(folder, KINDS[kind], partial(copy, source))
+            if blob.sha256 != digest:
+                raise InputError(f"{source} changed while it was copied", tip="run it again")
+        if not blob.bytes:
+            raise InputError(f"an empty file is not one of the {kind}")
+        return blob.sha256
+
+    def commit(self, *, operation: str, created_at: str, **changes: Any) -> Manifest:
+        """Make the next generation: the current one with ``changes``, fields of ``Manifest``.
+
+        A change of ``query_model`` forgets report, policy and forced_reason unless they are given;
+        ``restores`` is of this generation only. ``created_at`` is ISO 8601, UTC, ending in Z.
+
+        Raises:
+            InputError: the generation would contradict itself.
+            DamagedError: a file that it names is missing.
+            CompatError: there was no room or no permission; the store is as it was.
+        """
+        after = self._next(operation, created_at, changes)
+        if problems := after.contradictions():
+            raise InputError(f"the new generation would be wrong: {'; '.join(problems)}")
+        need_blobs(self._root, after)
+        data = manifest_bytes(after)
+        path = generation_path(self._root, after.generation)
+        Manifest.from_json(parse_json(data, path), "the new generation")
+        self._folder(HISTORY)
+        write_atomic(path, data)
+        write_atomic(self._root / MANIFEST, data)
+        self._current = after
+        return after
+
+    def _next(self, operation: str, created_at: str, changes: dict[str, Any]) -> Manifest:
+        changes = {"restores": None, "operation": operation, "created_at": created_at, **changes}
+        if self._current is None:
+            return Manifest(generation=1, parent=None, **changes)
+        if "query_model" in changes:
+            changes = {"report": None, "policy": None, "forced_reason": None, **changes}
+        return replace(
+            self._current,
+            **changes,
+            format=FORMAT,
+            tool_version=__version__,
+            generation=self._current.generation + 1,
+            parent=manifest_digest(self._current),
+        )
+
+    def _refuse_stale(self, expected: Manifest) -> None:
+        current = read_current(self._root)
+        if manifest_bytes(current) != manifest_bytes(expected):
+            raise ConflictError(
+                f"{self._root} moved on to generation {current.generation} ({current.operation}) "
+                f"while this was computed from generation {expected.generation}",
+                tip="run the command again",
+            )
+
+    def _refuse_content(self) -> None:
+        """What a killed creation left is taken over; anything else is somebody's."""
+        if (self._root / MANIFEST).exists():
+            raise InputError(f"{self._root} is already a store", tip="name another folder")
+        own = {LOCK, HISTORY, *KINDS}
+        with clear_errors("reading", self._root):
+            names = {path.name for path in self._root.iterdir()}
+        if other := sorted(name for name in names - own if not name.startswith(TEMPORARY)):
+            raise InputError(
+                f"{self._root} is not empty: it holds {other[0]}", tip="name a new, empty folder"
+            )
+
+    def _make_folder(self) -> None:
+        """The folder, refused before a lock file is left in it when it is somebody's."""
+        with clear_errors("creating", self._root):
+            if self._root.exists() and not self._root.is_dir():
+                raise InputError(f"{self._root} is a file", tip="name a new, empty folder")
+            self._root.mkdir(parents=True, exist_ok=True)
+            sync(self._root.parent)
+        self._refuse_content()
+
+    def _folder(self, name: str) -> None:
+        with clear_errors("creating", self._root / name):
+            if not (self._root / name).is_dir():
+                (self._root / name).mkdir()
+                sync(self._root)
