@@ -34,7 +34,7 @@ HOMES = {
     "typer": {"cli"},
     "rich": {"render"},
     "yaml": {"recipe"},
-    "PIL": {"data", "examples_data"},
+    "PIL": {"data", "examples_data", "train"},
     "onnx": {"encoder"},
     "onnxruntime": {"encoder"},
     "hnswlib": {"index"},
