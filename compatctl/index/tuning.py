@@ -1,0 +1,55 @@
+"""Which ef_search the queries of a model need: it was tuned for another model's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from compatctl.errors import InputError
+from compatctl.index.hnsw import HnswIndex
+from compatctl.index.layout import Floats, Keys
+
+_TIE = 1e-5
+"""Cosines that differ by less are of rows that are equally near."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfTuning:
+    """``recall`` at ``ef``, whether that is the target, and the ``sweep`` of (ef, recall)."""
+
+    ef: int
+    recall: float
+    reached: bool
+    sweep: tuple[tuple[int, float], ...]
+
+
+def recall_at(index: HnswIndex, queries: Floats, exact_keys: Keys, k: int, ef: int) -> float:
+    """ANN recall@k: the share of the exact k nearest rows that a search with ``ef`` finds.
+
+    ``exact_keys`` (Q, k or more) are the true nearest of ``queries`` (Q, D), nearest first. A
+    found row counts when it is as near as the k-th true one, so that ties cost nothing.
+    """
+    k = min(k, len(index))
+    kth = np.einsum("qd,qd->q", queries, index.vectors(np.asarray(exact_keys)[:, k - 1]))
+    _, scores = index.search(queries, k, ef)
+    return float((scores >= kth[:, None] - _TIE).mean())
+
+
+def tune_ef(index: HnswIndex, queries: Floats, exact_keys: Keys, k: int, target: float) -> EfTuning:
+    """The first ef of k, 2k, 4k, ... that reaches ``target`` recall@k; N, or the best, if none.
+
+    Raises:
+        InputError: there is no query.
+    """
+    if len(queries) == 0:
+        raise InputError("ef cannot be tuned without queries")
+    sweep: list[tuple[int, float]] = []
+    ef = min(k, len(index))
+    while True:
+        sweep.append((ef, recall_at(index, queries, exact_keys, k, ef)))
+        if sweep[-1][1] >= target or ef >= len(index):
+            break
+        ef = min(2 * ef, len(index))
+    best = max(sweep, key=lambda point: (point[1], -point[0]))
+    return EfTuning(ef=best[0], recall=best[1], reached=best[1] >= target, sweep=tuple(sweep))
