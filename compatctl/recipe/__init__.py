@@ -7,10 +7,10 @@ types with a sentence that says what to write. Machines write JSON (``manifest.p
 from __future__ import annotations
 
 from compatctl.recipe._project import (
+    PROJECT_FILE,
     Project,
     Split,
     load_policy,
-    load_project,
     shipped_policies,
 )
 from compatctl.recipe._recipe import (
@@ -27,6 +27,7 @@ from compatctl.recipe._recipe import (
 )
 
 __all__ = [
+    "PROJECT_FILE",
     "Anchors",
     "Augmentation",
     "Backbone",
@@ -40,6 +41,5 @@ __all__ = [
     "Rehearsal",
     "Split",
     "load_policy",
-    "load_project",
     "shipped_policies",
 ]

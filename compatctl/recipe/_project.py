@@ -11,6 +11,7 @@ from compatctl.errors import InputError
 from compatctl.recipe._recipe import _refuse_newer
 from compatctl.recipe._typed import between, build, load_yaml
 
+PROJECT_FILE = "compatctl.yaml"
 POLICIES = Path(__file__).parent.parent / "policies"
 
 
@@ -43,6 +44,25 @@ class Project:
     report: Path = Path("report.json")
     split: Split = Split()
 
+    @classmethod
+    def load(cls, path: Path) -> Project:
+        """The project in a file; ``InputError`` for an unknown key, a wrong type, a bad split."""
+        value = load_yaml(path)
+        _refuse_newer(value, path, 1)
+        project = build(cls, {} if value is None else value, str(path))
+        split = project.split
+        if split.train + split.validation > 1.0:
+            raise InputError(
+                f"{path}: split: train {split.train} + validation {split.validation} is more than 1"
+            )
+        return project.resolved(path.parent)
+
+    @classmethod
+    def find(cls, folder: Path) -> Project:
+        """``compatctl.yaml`` of ``folder``, or the defaults where there is none."""
+        path = folder / PROJECT_FILE
+        return cls.load(path) if path.is_file() else cls().resolved(folder)
+
     def resolved(self, folder: Path) -> Project:
         """The same project with every relative path taken from ``folder``."""
         paths = {
@@ -52,19 +72,6 @@ class Project:
         }
         named = self.policy in shipped_policies()
         return replace(self, **paths, policy=self.policy if named else str(folder / self.policy))
-
-
-def load_project(path: Path) -> Project:
-    """The project in a file; ``InputError`` for an unknown key, a wrong type, a bad split."""
-    value = load_yaml(path)
-    _refuse_newer(value, path, 1)
-    project = build(Project, {} if value is None else value, str(path))
-    split = project.split
-    if split.train + split.validation > 1.0:
-        raise InputError(
-            f"{path}: split: train {split.train} + validation {split.validation} is more than 1"
-        )
-    return project.resolved(path.parent)
 
 
 def shipped_policies() -> tuple[str, ...]:

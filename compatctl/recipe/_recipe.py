@@ -62,13 +62,15 @@ class Anchors:
     """Deployed gallery items that join the training unlabelled, each as a class of its own.
 
     ``share`` of the gallery; ``order``: ``random``, or a text file with one item id a line, the
-    most wanted first; ``rows`` anchors are drawn for one step; ``weight`` of the term; ``scale`` of
+    most wanted first; ``batch`` anchors go through the network in one step and are told apart from
+    ``rows`` stored vectors (all of them where there are fewer); ``weight`` of the term; ``scale`` of
     its softmax over cosines. ``ids`` is the content of the order's file.
     """
 
     share: float = field(default=1.0, metadata=between(0.0, 1.0))
     order: str = "random"
-    rows: int = field(default=512, metadata=between(2, 65536))
+    batch: int = field(default=512, metadata=between(2, 65536))
+    rows: int = field(default=8192, metadata=between(2, 1 << 20))
     weight: float = field(default=1.0, metadata=between(0.0, 1e6))
     scale: float = field(default=16.0, metadata=between(1e-3, 1e3))
     ids: tuple[str, ...] = field(default=(), metadata={"key": ""})
