@@ -1,0 +1,279 @@
+"""Exact search and retrieval metrics, against explicit loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compatctl.core import retrieval
+from compatctl.core.retrieval import Neighbours, ann_recall, cmc, evaluate, flips, search
+from compatctl.errors import InputError
+
+
+def unit_rows(rng, n, d):
+    """(n, d) float32 rows of length 1."""
+    rows = rng.normal(size=(n, d))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def ranked_by_loop(query, gallery, own):
+    """Every allowed row, best first: one float64 product a row, rounded to float32, lower first."""
+    scored = []
+    for row in range(len(gallery)):
+        if row != own:
+            score = np.float32(
+                math.fsum(float(a) * float(b) for a, b in zip(query, gallery[row], strict=True))
+            )
+            scored.append((-float(score), row))
+    return [row for _, row in sorted(scored)]
+
+
+def metrics_by_loop(found, query_labels, gallery_labels, own, *, ks, map_k):
+    """recall per k, mAP@map_k and the number of queries with R = 0, one query at a time."""
+    hit = {k: [] for k in ks}
+    precisions, without = [], 0
+    for i, label in enumerate(query_labels):
+        relevant = sum(
+            1 for row, other in enumerate(gallery_labels) if other == label and row != own[i]
+        )
+        if relevant == 0:
+            without += 1
+            continue
+        right = [row >= 0 and gallery_labels[row] == label for row in found[i]]
+        for k in ks:
+            hit[k].append(any(right[:k]))
+        total, seen = 0.0, 0
+        for rank, is_right in enumerate(right[:map_k], start=1):
+            if is_right:
+                seen += 1
+                total += seen / rank
+        precisions.append(total / min(relevant, map_k))
+    return {k: np.mean(hit[k]) for k in ks}, np.mean(precisions), without
+
+
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_search_equals_loop(k):
+    """Rows, scores and padding equal a ranking that scores one pair at a time."""
+    rng = np.random.default_rng(k)
+    queries, gallery = unit_rows(rng, 9, 7), unit_rows(rng, 30, 7)
+    own = np.array([-1, 0, 29, 4, -1, 4, 7, 8, 9])
+    found = search(queries, gallery, k, own_row=own, block=4)
+    assert found.rows.shape == found.scores.shape == (9, k)
+    assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
+    for i in range(9):
+        wanted = ranked_by_loop(queries[i], gallery, own[i])[:k]
+        assert found.rows[i].tolist() == wanted + [-1] * (k - len(wanted))
+        np.testing.assert_allclose(
+            found.scores[i, : len(wanted)], gallery[wanted] @ queries[i], atol=1e-6
+        )
+        assert np.isneginf(found.scores[i, len(wanted) :]).all()
+
+
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 25), block=st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_ties_go_to_the_lower_row_across_the_boundary(seed, k, block):
+    """With every vector stored several times, rank is by score, then by row, whatever the block."""
+    rng = np.random.default_rng(seed)
+    few = unit_rows(rng, 4, 33)
+    gallery = few[rng.integers(0, 4, size=21)]
+    queries = unit_rows(rng, 5, 33)
+    found = search(queries, gallery, k, block=block)
+    for i in range(5):
+        wanted = ranked_by_loop(queries[i], gallery, -1)[:k]
+        assert found.rows[i, : len(wanted)].tolist() == wanted
+
+
+def test_all_rows_equal():
+    """When every row ties, the first k rows are found, and the own one is skipped."""
+    gallery = np.tile(unit_rows(np.random.default_rng(0), 1, 129), (1000, 1))
+    found = search(gallery[:3], gallery, 4, own_row=np.array([-1, 0, 2]))
+    assert found.rows.tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [0, 1, 3, 4]]
+
+
+def test_answers_do_not_depend_on_block(monkeypatch):
+    """One query at a time, all at once, or limited by memory: the same rows and the same bits."""
+    rng = np.random.default_rng(5)
+    queries, gallery = unit_rows(rng, 33, 64), unit_rows(rng, 257, 64)
+    whole = search(queries, gallery, 10)
+    single = search(queries, gallery, 10, block=1)
+    monkeypatch.setattr(retrieval, "_CELLS", 600)
+    small = search(queries, gallery, 10)
+    for other in (single, small):
+        assert np.array_equal(whole.rows, other.rows)
+        assert np.array_equal(whole.scores, other.scores)
+
+
+def test_empty_gallery_finds_nothing():
+    """A gallery without rows gives -1 and -inf, and recall over no query is NaN."""
+    queries = unit_rows(np.random.default_rng(0), 2, 3)
+    found = search(queries, np.zeros((0, 3), np.float32), 2)
+    assert found.rows.tolist() == [[-1, -1], [-1, -1]]
+    assert np.isneginf(found.scores).all()
+    result = evaluate(found, np.array([0, 1]), np.array([], dtype=np.int64))
+    assert (result.n_queries, result.n_without_match, result.n_counted) == (2, 2, 0)
+    assert np.isnan(result.recall[1])
+    assert np.isnan(result.map_at_k)
+
+
+@given(seed=st.integers(0, 10**6), map_k=st.integers(1, 20))
+@settings(max_examples=60, deadline=None)
+def test_metrics_equal_loop(seed, map_k):
+    """Recall, mAP and the count of R = 0 equal the definitions written out query by query."""
+    rng = np.random.default_rng(seed)
+    queries, gallery = unit_rows(rng, 12, 5), unit_rows(rng, 15, 5)
+    query_labels, gallery_labels = rng.integers(0, 6, 12), rng.integers(1, 7, 15)
+    query_labels[0], gallery_labels[0] = 3, 3  # at least one query has something to find
+    own = rng.integers(-1, 15, 12)
+    own[0] = -1
+    found = search(queries, gallery, 20, own_row=own)
+    result = evaluate(found, query_labels, gallery_labels, own_row=own, ks=(1, 5, 20), map_k=map_k)
+    recall, mean_ap, without = metrics_by_loop(
+        found.rows, query_labels, gallery_labels, own, ks=(1, 5, 20), map_k=map_k
+    )
+    assert result.recall == pytest.approx(recall)
+    assert result.map_at_k == pytest.approx(mean_ap)
+    assert result.n_without_match == without
+    assert result.counted.sum() == result.n_counted == 12 - without
+    assert np.array_equal(np.isnan(result.average_precision), ~result.counted)
+
+
+def test_average_precision_by_hand():
+    """Hits at ranks 1 and 3 of R = 4: AP@3 = (1 + 2/3) / 3, and AP@10 divides by R = 4."""
+    gallery_labels = np.array([7, 0, 7, 0, 7, 7])
+    rows = np.array([[0, 1, 2, 3, -1, -1]])
+    found = Neighbours(rows=rows, scores=np.zeros((1, 6), np.float32))
+    at_3 = evaluate(found, np.array([7]), gallery_labels, ks=(1,), map_k=3)
+    at_10 = evaluate(found, np.array([7]), gallery_labels, ks=(1,), map_k=10)
+    assert at_3.map_at_k == pytest.approx((1 + 2 / 3) / 3)
+    assert at_10.map_at_k == pytest.approx((1 + 2 / 3) / 4)
+    assert at_10.hit1.tolist() == [True]
+
+
+def test_own_row_is_not_among_the_relevant():
+    """A query whose class has only its own item in the gallery has R = 0 and is left out."""
+    features = unit_rows(np.random.default_rng(1), 3, 4)
+    labels, own = np.array([0, 1, 1]), np.array([0, 1, 2])
+    result = evaluate(search(features, features, 3, own), labels, labels, own, ks=(1, 2))
+    assert result.n_without_match == 1
+    assert result.counted.tolist() == [False, True, True]
+    assert result.recall[2] == 1.0
+
+
+def test_map_k_defaults_to_100_or_the_gallery():
+    """mAP is at 100 where the gallery is larger, else at its size."""
+    rng = np.random.default_rng(2)
+    queries = unit_rows(rng, 2, 4)
+    for size, wanted in ((7, 7), (130, 100)):
+        labels = np.zeros(size, np.int64)
+        found = search(queries, unit_rows(rng, size, 4), 100)
+        assert evaluate(found, np.zeros(2, np.int64), labels).map_k == wanted
+
+
+def test_cmc_equals_recall_at_each_k():
+    """The match curve is the hit rate at every k, and never falls."""
+    rng = np.random.default_rng(3)
+    found = search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
+    query_labels, gallery_labels = rng.integers(0, 9, 40), rng.integers(0, 9, 60)
+    curve = cmc(found, query_labels, gallery_labels, max_k=12)
+    for k in range(1, 13):
+        wanted = np.mean([query_labels[i] in gallery_labels[found.rows[i, :k]] for i in range(40)])
+        assert curve[k - 1] == pytest.approx(wanted)
+    assert curve[-1] > curve[0]
+    assert (np.diff(curve) >= 0).all()
+
+
+def test_flips_count_both_directions():
+    """Of five queries two turn wrong and one turns right; uncounted ones change the base."""
+    old = np.array([True, True, True, False, False])
+    new = np.array([False, False, True, True, False])
+    both = flips(old, new)
+    assert (both.negative, both.positive, both.n) == (0.4, 0.2, 5)
+    some = flips(old, new, counted=np.array([True, False, True, True, False]))
+    assert (some.negative, some.positive, some.n) == (pytest.approx(1 / 3), pytest.approx(1 / 3), 3)
+    none = flips(old[:0], new[:0])
+    assert np.isnan(none.negative)
+    assert none.n == 0
+
+
+def test_ann_recall_is_overlap_with_exact_neighbours():
+    """Order does not count, missing ones cost, and -1 is not a neighbour."""
+    exact = np.array([[1, 2, 3], [4, 5, -1], [-1, -1, -1]])
+    assert ann_recall(exact, exact) == 1.0
+    assert ann_recall(exact[:, ::-1], exact) == 1.0
+    assert ann_recall(np.array([[1, 9, 3], [-1, -1, 4], [1, 2, 3]]), exact) == pytest.approx(
+        (2 / 3 + 1 / 2) / 2
+    )
+
+
+def test_ann_recall_takes_large_unsigned_keys():
+    """Keys that differ only beyond 2**53 are told apart, in mixed integer types too."""
+    keys = np.array([[2**63 + 1, 2**60 + 1]], dtype=np.uint64)
+    near = np.array([[2**60, 2**60 + 2]], dtype=np.int64)
+    assert ann_recall(keys, keys) == 1.0
+    assert ann_recall(near, keys) == 0.0
+
+
+GOOD = unit_rows(np.random.default_rng(0), 4, 3)
+NAN = GOOD.copy()
+NAN[2, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((NAN, GOOD, 1), "row 2 has length nan"),
+        ((GOOD, NAN, 1), "gallery must be unit rows"),
+        ((2 * GOOD, GOOD, 1), "row 0 has length 2"),
+        ((GOOD[:, :2] / np.linalg.norm(GOOD[:, :2], axis=1)[:, None], GOOD, 1), "2 dimensions"),
+        ((GOOD[0], GOOD, 1), r"\(N, D\) floats"),
+        ((GOOD, np.ones((2, 3), np.int64), 1), r"\(N, D\) floats"),
+        ((GOOD, GOOD, 0), "k must be"),
+        ((GOOD, GOOD, True), "k must be"),
+        ((GOOD, GOOD, 1, np.array([0, 1, 2, 4])), "own_row must lie"),
+        ((GOOD, GOOD, 1, np.array([0, 1])), r"own_row must be \(4,\)"),
+        ((GOOD, GOOD, 1, None, 0), "block must be"),
+    ],
+)
+def test_search_refuses(arguments, message):
+    """What is not unit features of one dimension, or not a row, is refused by name."""
+    with pytest.raises(InputError, match=message):
+        search(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("rows", "keywords", "message"),
+    [
+        ([[0], [1]], {"ks": (1, 5), "map_k": 1}, "needs as many neighbours"),
+        ([[0], [1]], {"ks": (1,)}, "needs as many neighbours"),
+        ([[0, 1, 2, 3], [0, 1, 2, 4]], {}, "gallery rows 0 to 3"),
+        ([[0, 1, 2, 2], [0, 1, 2, 3]], {}, "found twice"),
+        ([[0, 1, 2, 3], [0, 1, 2, 3]], {"own_row": np.array([-1, 1])}, "own item"),
+        ([[0, 1, 2, 3], [0, 1, 2, 3]], {"ks": (0,)}, "k must be"),
+    ],
+)
+def test_evaluate_refuses(rows, keywords, message):
+    """Neighbours that cannot carry the metric, or are no search result, are refused."""
+    found = Neighbours(rows=np.array(rows), scores=np.zeros(np.shape(rows), np.float32))
+    with pytest.raises(InputError, match=message):
+        evaluate(found, np.array([0, 1]), np.array([0, 1, 0, 1]), **keywords)
+
+
+def test_labels_and_shapes_are_checked():
+    """Text labels, lengths that differ, and answers that are not bool are refused."""
+    found = search(GOOD, GOOD, 4)
+    with pytest.raises(InputError, match="integer codes"):
+        evaluate(found, np.array(["a", "b", "c", "d"]), np.arange(4))
+    with pytest.raises(InputError, match="query_labels"):
+        evaluate(found, np.arange(3), np.arange(4))
+    with pytest.raises(InputError, match="same queries"):
+        flips(np.array([True]), np.array([True, False]))
+    with pytest.raises(InputError, match="bool"):
+        flips(np.array([1, 0]), np.array([True, False]))
+    with pytest.raises(InputError, match="found has 1"):
+        ann_recall(np.array([[1]]), np.array([[1], [2]]))
+    with pytest.raises(InputError, match="at least one"):
+        ann_recall(np.array([[1]]), np.array([[-1]]))
