@@ -1,0 +1,180 @@
+"""Items, their splits, and the set of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.data._pixels import Pixels, decode, from_array
+from compatctl.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Split = Literal["train", "validation", "test"]
+Role = Literal["query", "gallery"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One image's description; ``role`` is None where the data does not say who searches whom."""
+
+    id: str
+    label: str
+    split: Split
+    role: Role | None = None
+    slices: dict[str, str] = field(default_factory=dict)
+    """Column name -> value, of every further column that has one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRule:
+    """Which split an item without one is of, by its class alone, so that classes are unseen.
+
+    ``train`` and ``validation`` are shares of the classes, the rest is test; ``hold_out_items`` is
+    the share of the training classes' items that become test items (seen class, unseen image).
+
+    Raises:
+        InputError: a share outside 0 .. 1, or ``train + validation`` over 1.
+    """
+
+    train: float = 0.6
+    validation: float = 0.1
+    hold_out_items: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "hold_out_items"):
+            share = getattr(self, name)
+            if not 0.0 <= share <= 1.0:
+                raise InputError(f"split: {name} is a share, 0 .. 1; got {share!r}")
+        if self.train + self.validation > 1.0 + 1e-9:
+            total = self.train + self.validation
+            raise InputError(f"split: train + validation must be at most 1, got {total:g}")
+
+    def split_of(self, label: str, item_id: str) -> Split:
+        """The split of one item, from the sha1 of its label and, for held-out items, of its id."""
+        at = _unit_hash(label)
+        if at < self.train:
+            return "test" if _unit_hash(item_id) < self.hold_out_items else "train"
+        return "validation" if at < self.train + self.validation else "test"
+
+
+def _unit_hash(text: str) -> float:
+    """The first 8 bytes of the sha1, big endian, as a number in [0, 1)."""
+    first = hashlib.sha1(text.encode(), usedforsecurity=False).digest()[:8]
+    return int.from_bytes(first, "big") / 2**64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """N items, and where each one's image is: a file, or an (H, W, 3) or (H, W) uint8 array."""
+
+    items: tuple[Item, ...]
+    sources: tuple[Path | Pixels, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.items) != len(self.sources):
+            raise ValueError(f"{len(self.items)} items with {len(self.sources)} sources")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """N ids."""
+        return tuple(item.id for item in self.items)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """N labels."""
+        return tuple(item.label for item in self.items)
+
+    def where(self, *, split: Split | None = None, role: Role | None = None) -> Dataset:
+        """The items of that split and that role, in the same order; None asks for any."""
+        return self.take(
+            i
+            for i, item in enumerate(self.items)
+            if split in {None, item.split} and role in {None, item.role}
+        )
+
+    def take(self, rows: Iterable[int] | NDArray[np.int64]) -> Dataset:
+        """The items at ``rows``, in that order. No image is copied or read."""
+        chosen = [int(row) for row in rows]
+        return Dataset(
+            items=tuple(self.items[row] for row in chosen),
+            sources=tuple(self.sources[row] for row in chosen),
+        )
+
+    def read(self, row: int) -> Image.Image:
+        """The image of one item: RGB, upright, transparency on white.
+
+        Raises:
+            InputError: the file is missing or does not decode; the message names the item.
+        """
+        source = self.sources[row]
+        if not isinstance(source, Path):
+            return from_array(source)
+        name = self._name(row, source)
+        try:
+            with source.open("rb") as file:
+                return decode(file, name)
+        except (OSError, ValueError) as error:
+            raise _unreadable(name, error) from error
+
+    def digest(self, row: int) -> str:
+        """sha256 (hex) of the image file's bytes, or of the array's.
+
+        Raises:
+            InputError: the file is missing or must not be read.
+        """
+        source = self.sources[row]
+        if not isinstance(source, Path):
+            return hashlib.sha256(source.tobytes()).hexdigest()
+        try:
+            with source.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except (OSError, ValueError) as error:
+            raise _unreadable(self._name(row, source), error) from error
+
+    def digest_all(self) -> str:
+        """sha256 (hex) over every item's description and image, whatever their order."""
+        lines = sorted(
+            json.dumps([i.id, i.label, i.split, i.role, i.slices, self.digest(row)], sort_keys=True)
+            for row, i in enumerate(self.items)
+        )
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def readable(self) -> tuple[Dataset, tuple[str, ...]]:
+        """The items whose image decodes, and the ids of the others; every image is read once."""
+        keep, bad = [], []
+        for row, item in enumerate(self.items):
+            try:
+                self.read(row)
+            except InputError:
+                bad.append(item.id)
+            else:
+                keep.append(row)
+        return (self.take(keep) if bad else self), tuple(bad)
+
+    def _name(self, row: int, source: Path) -> str:
+        name = self.items[row].id
+        return name if str(source).endswith(name) else f"{name} ({source})"
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return InputError(f"{name}: cannot be read: {reason}")
+
+
+def class_counts(dataset: Dataset) -> dict[str, int]:
+    """Label -> number of items, by label."""
+    return dict(sorted(Counter(dataset.labels).items()))
