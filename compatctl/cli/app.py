@@ -14,7 +14,7 @@ from compatctl import _version
 from compatctl.errors import CompatError
 
 if TYPE_CHECKING:
-    from compatctl.commands.context import Project
+    from compatctl.recipe import Project
 
 app = typer.Typer(
     name="compatctl",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from compatctl.commands.evaluation import Floats
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.report import AnnHealth
 from compatctl.core.retrieval import search
-from compatctl.index import tune_ef
+from compatctl.index import recall_at, tune_ef
 
 K = 10
 TARGET = 0.95
@@ -24,25 +22,17 @@ def ann_health(gallery: DeployedGallery, queries: Floats) -> AnnHealth:
     sample = queries[::step][:MAX_QUERIES]
     keys = gallery.index.keys()
     k = min(K, len(keys))
-    exact = keys[search(sample, gallery.index.vectors(keys), k).rows]
+    exact = keys[search(sample, gallery.index.vectors(), k).rows]
     now = gallery.manifest.index.ef_search
+    recall_now = recall_at(gallery.index, sample, exact, k, now)
     tuned = tune_ef(gallery.index, sample, exact, k, TARGET)
-    sweep = {**dict(tuned.sweep), **dict(_at(gallery, sample, exact, k, now))}
-    needed = now if sweep[now] >= TARGET else max(now, tuned.ef)
+    enough = recall_now >= TARGET or tuned.ef <= now
     return AnnHealth(
         k=k,
         ef_now=now,
-        recall_now=sweep[now],
-        ef_needed=needed,
-        recall_needed=sweep[needed],
+        recall_now=recall_now,
+        ef_needed=now if enough else tuned.ef,
+        recall_needed=recall_now if enough else tuned.recall,
         target=TARGET,
         n_queries=len(sample),
     )
-
-
-def _at(
-    gallery: DeployedGallery, queries: Floats, exact: np.ndarray, k: int, ef: int
-) -> tuple[tuple[int, float], ...]:
-    found, _ = gallery.index.search(queries, k, ef)
-    hits = [len(np.intersect1d(a, b)) for a, b in zip(found, exact, strict=True)]
-    return ((ef, float(np.mean(hits)) / k),)

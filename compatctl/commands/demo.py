@@ -1,6 +1,6 @@
 """demo: the whole story on real images, in a temporary folder, without a network.
 
-Old: a head on EfficientNet-lite0 trained on a part of the classes, with no thought of compatibility.
+Old: a head on EfficientNet-lite0 trained on a part of the classes; nobody thought of compatibility.
 New: EfficientNet-lite2 fine-tuned against the old model's gallery. The routes are tried in a fixed
 order, before any result is seen: the fine-tuned model alone, then fused with the old one; the first
 that passes the gate is deployed.

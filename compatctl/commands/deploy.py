@@ -5,13 +5,17 @@ Nothing here reads the gallery, so its time does not depend on the gallery's siz
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compatctl.commands.context import now, open_store
-from compatctl.commands.report import policy_sha256
-from compatctl.encoder import Encoder
-from compatctl.errors import InputError
+from compatctl.commands.report import Bound, policy_sha256, read_bound
+from compatctl.commands.training_record import REGISTRY_FILE
+from compatctl.encoder import Encoder, sealed_bytes
+from compatctl.errors import EvidenceError, GateError, InputError
+from compatctl.files import sha256_bytes, sha256_file
+from compatctl.manifest import Manifest, ModelShare
 from compatctl.recipe import Project, load_policy
 
 
@@ -58,22 +62,22 @@ def deploy(
     if forced_reason is None:
         assert bound is not None
         refuse_unless_bound(bound, manifest, encoder.sha256, policy_sha256(policy))
-    ef_search = max(manifest.index.ef_search, (bound and bound.ef_search) or 0)
+    ef_search = max(manifest.index.ef_search, (bound.ef_search if bound else None) or 0)
     result = Deployed(
         generation=manifest.generation + 1,
         query_model_before=manifest.query_model,
         query_model=encoder.sha256,
         index_sha256=manifest.index.sha256,
         ef_search=ef_search,
-        report=bound and bound.sha256,
+        report=bound.sha256 if bound else None,
         forced_reason=forced_reason,
         written=not dry_run,
     )
     if dry_run:
         return result
-    registry = _registry(project, bound)
+    registry = find_registry(project, bound)
     with store.transaction(manifest, operation="deploy") as tx:
-        tx.put("models", chosen)
+        tx.put("models", writing(chosen))
         if bound is not None:
             tx.put("reports", project.report)
         tx.commit(
@@ -83,8 +87,92 @@ def deploy(
             index=replace(manifest.index, ef_search=ef_search),
             models=with_model(manifest, encoder, chosen.name),
             registry=tx.put("registries", registry) if registry else manifest.registry,
-            report=bound and bound.sha256,
+            report=bound.sha256 if bound else None,
             policy=policy_sha256(policy),
             forced_reason=forced_reason,
         )
     return result
+
+
+def refuse_unless_bound(
+    bound: Bound, manifest: Manifest, new_sha256: str, policy_digest: str
+) -> None:
+    """Raise unless the report passes and is for exactly this store, candidate and policy."""
+    again = "compatctl verify old.onnx new.onnx"
+    if bound.outcome == "inconclusive":
+        raise EvidenceError("the report is inconclusive: the gate could not tell", tip=again)
+    if bound.outcome != "pass":
+        raise GateError(
+            f"the report's verdict is {bound.outcome!r}",
+            tip="keep the old model, or --force --reason '...', which is recorded",
+        )
+    for name, found, wanted in (
+        ("old model", bound.old_sha256, manifest.query_model),
+        ("new model", bound.new_sha256, new_sha256),
+        ("policy", bound.policy_sha256, policy_digest),
+        ("index", bound.index_sha256, manifest.index.sha256),
+        ("catalogue", bound.catalog_sha256, manifest.catalog),
+    ):
+        if found != wanted:
+            raise GateError(
+                f"the report is for another {name}: it says {str(found)[:12]}, here is "
+                f"{wanted[:12]}",
+                tip=f"{again}, against this store",
+            )
+
+
+def with_model(manifest: Manifest, encoder: Encoder, name: str) -> tuple[ModelShare, ...]:
+    """The manifest's models and the new one, which embedded no row; idle models are let go."""
+    known = [one for one in manifest.models if one.rows > 0 and one.sha256 != encoder.sha256]
+    rows = sum(one.rows for one in manifest.models if one.sha256 == encoder.sha256)
+    new = ModelShare(sha256=encoder.sha256, dim=encoder.dim, rows=rows, name=name)
+    return (*known, new)
+
+
+def writing(model: Path, preprocessing: Path | None = None) -> Callable[[Path], None]:
+    """What puts a model into the store: its sealed bytes, read once."""
+    data = sealed_bytes(model, preprocessing)
+
+    def write(target: Path) -> None:
+        target.write_bytes(data)
+
+    return write
+
+
+def find_registry(project: Project, bound: Bound | None) -> Path | None:
+    """The candidate's class registry, where the report binds one.
+
+    Raises:
+        InputError: the file is not there, or not the one that the report binds.
+    """
+    if bound is None or bound.registry_sha256 is None:
+        return None
+    path = project.candidate / REGISTRY_FILE
+    if not path.is_file() or sha256_file(path) != bound.registry_sha256:
+        raise InputError(
+            f"{path} is not the class registry that the report binds",
+            tip="keep the candidate's folder as finetune wrote it until it is deployed",
+        )
+    return path
+
+
+def _report(project: Project, *, required: bool) -> Bound | None:
+    if not required and not project.report.is_file():
+        return None
+    return read_bound(project.report)
+
+
+def _model(project: Project, model: Path | None, bound: Bound | None) -> Path:
+    """The file to deploy: the one named, else the verified one where it lies."""
+    if model is not None:
+        return model
+    if bound is None:
+        raise InputError("there is no report to say which model to deploy", tip="pass --model")
+    folder = project.report.parent
+    for path in (folder / bound.new_name, project.output, project.candidate / "model.onnx"):
+        if path.is_file() and sha256_bytes(sealed_bytes(path)) == bound.new_sha256:
+            return path
+    raise GateError(
+        f"no file holds the verified model {bound.new_sha256[:12]} ({bound.new_name})",
+        tip="pass --model, or verify again",
+    )

@@ -152,8 +152,8 @@ def evidence(data: Dataset, arena: Arena, old: Features, new: Features) -> Group
     new_old = retrieval(field, new_queries, old_gallery)
     return GroupEvidence(
         name=arena.name,
-        n_queries=old_old.n_queries,
-        n_classes=len(set(field.query_labels.tolist())),
+        n_queries=old_old.n_counted,
+        n_classes=len(np.unique(field.query_labels[old_old.counted])),
         inequalities=inequalities(
             old_queries,
             new_queries,
@@ -165,7 +165,7 @@ def evidence(data: Dataset, arena: Arena, old: Features, new: Features) -> Group
         old_old=old_old,
         new_old=new_old,
         new_new=retrieval(field, new_queries, new_gallery),
-        flips=flips(old_old.hit1, new_old.hit1),
+        flips=flips(old_old.hit1, new_old.hit1, old_old.counted),
     )
 
 

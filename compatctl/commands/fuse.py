@@ -92,7 +92,15 @@ def fuse(
         if not dry_run:
             output.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(output, made.read_bytes())
-            _write_record(project, output, new, new_encoder.sha256, training, sha256, weight)
+            _write_record(
+                project,
+                output=output,
+                new=new,
+                new_sha256=new_encoder.sha256,
+                training=training,
+                fused_sha256=sha256,
+                weight=weight,
+            )
     return Fused(
         output=str(output),
         sha256=sha256,
@@ -152,6 +160,7 @@ def mean(old: Features, new: Features, rows: np.ndarray, weight: float) -> Float
 
 def _write_record(
     project: Project,
+    *,
     output: Path,
     new: Path,
     new_sha256: str,

@@ -10,8 +10,6 @@ import numpy as np
 
 from compatctl.commands.evaluation import Rows, Stored
 from compatctl.data import Dataset
-from compatctl.errors import DamagedError
-from compatctl.files import sha256_file
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.store import Store
@@ -48,16 +46,7 @@ class DeployedGallery:
 
     def checked_model(self) -> Path:
         """The query model's file, after its bytes were found to be the manifest's."""
-        if (
-            not self.model_path.is_file()
-            or sha256_file(self.model_path) != self.manifest.query_model
-        ):
-            raise DamagedError(
-                f"{self.model_path} is not the query model of generation "
-                f"{self.manifest.generation}",
-                tip="restore the file from a backup, or compatctl rollback to a whole generation",
-            )
-        return self.model_path
+        return self.store.verified("models", self.manifest.query_model)
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -72,13 +61,9 @@ class DeployedGallery:
             DamagedError: the file is missing, or other bytes than the manifest's.
         """
         info = self.manifest.index
-        path = self.store.path_of("indexes", info.sha256)
-        if not path.is_file() or sha256_file(path) != info.sha256:
-            raise DamagedError(
-                f"{path} is not the index of generation {self.manifest.generation}",
-                tip="restore the file from a backup, or compatctl rollback to a whole generation",
-            )
-        return HnswIndex.load(path, params_of(info), info.count)
+        return HnswIndex.load(
+            self.store.verified("indexes", info.sha256), params_of(info), info.count
+        )
 
 
 def stored_vectors(gallery: DeployedGallery, data: Dataset, rows: Rows) -> Stored:

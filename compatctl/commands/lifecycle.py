@@ -12,7 +12,7 @@ from compatctl.store import Store, rollback_plan
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The current generation; ``shares`` maps a model's digest to its share of the gallery's rows."""
+    """The current generation; ``shares``: a model's digest -> its share of the gallery's rows."""
 
     store: str
     generation: int
@@ -91,7 +91,7 @@ def rollback(project: Project, *, to: int | None, discard_added: bool, dry_run: 
 
     Raises:
         UsageError: there is no such generation, or nothing to undo.
-        ConflictError: items were added since and ``discard_added`` is false, or the store is locked.
+        ConflictError: items were added since (without ``discard_added``), or the store is locked.
         DamagedError: a file that the generation needs is gone.
     """
     store: Store = open_store(project)

@@ -108,7 +108,7 @@ def matrix(
     skip_bad: bool = False,
     progress: Progress = silent,
 ) -> CompatibilityMatrix:
-    """``compatibility_matrix`` of the given files, or of the store's query models in their order."""
+    """``compatibility_matrix`` of the given files, or of the store's query models in order."""
     chosen = list(models)
     if not chosen:
         store = open_store(project)

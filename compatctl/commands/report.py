@@ -39,7 +39,7 @@ class DataId:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreId:
-    """The deployed gallery that was searched: digests of index and catalogue, and its generation."""
+    """The deployed gallery that was searched: its generation, index and catalogue."""
 
     generation: int
     index_sha256: str
@@ -164,6 +164,7 @@ class Bound:
     new_name: str
     policy_sha256: str
     index_sha256: str | None
+    catalog_sha256: str | None
     ef_search: int | None
     registry_sha256: str | None
     sha256: str
@@ -199,6 +200,7 @@ def read_bound(path: Path) -> Bound:
             new_name=raw["new"]["name"],
             policy_sha256=raw["policy_sha256"],
             index_sha256=store and store["index_sha256"],
+            catalog_sha256=store and store["catalog_sha256"],
             ef_search=ann and ann["ef_needed"],
             registry_sha256=raw["registry_sha256"],
             sha256=sha256_bytes(path.read_bytes()),

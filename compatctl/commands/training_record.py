@@ -11,6 +11,7 @@ from compatctl.files import read_json, sha256_file
 
 MAX_BYTES = 1 << 30
 FILE = "training.json"
+REGISTRY_FILE = "registry.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,8 +118,8 @@ def verify(
         groups=tuple(Group.of(one) for one in found),
         verdict=verdict,
         ann=ann,
-        training_record_sha256=seen and seen.sha256,
-        registry_sha256=seen and seen.registry_sha256,
+        training_record_sha256=seen.sha256 if seen else None,
+        registry_sha256=seen.registry_sha256 if seen else None,
         not_checked=NOT_CHECKED + _unchecked(seen, gallery),
         summary=_summary(verdict),
         next_step=_next_step(verdict),
@@ -155,7 +155,7 @@ def groups_of(data: Dataset, seen: Seen | None, *, allow_seen: bool) -> list[Are
     if trained and not allow_seen:
         names = ", ".join(data.items[row].id for row in trained[:3])
         raise InputError(
-            f"{len(trained)} of {len(held_out)} held-out queries were used in training: {names} ...",
+            f"{len(trained)} of {len(held_out)} held-out queries were trained on: {names} ...",
             tip="hold out other items, or pass --allow-seen to report them apart",
         )
     fresh = np.setdiff1d(held_out, np.array(trained, np.int64))
@@ -277,7 +277,7 @@ def _summary(verdict: Verdict) -> str:
 def _next_step(verdict: Verdict) -> str:
     return {
         "pass": "compatctl deploy",
-        "fail": "keep the old model; try other routes: gallery anchors in the recipe, compatctl fuse",
+        "fail": "keep the old model; other routes: gallery anchors in the recipe, compatctl fuse",
     }.get(verdict.outcome, "hold out more classes and images, then verify again")
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, compose, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import TensorProto, compose, helper, inliner, numpy_helper
 
 from compatctl.data import Preprocessing
 from compatctl.encoder import contract
@@ -177,7 +178,7 @@ def _load(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} is not an ONNX file: {error}") from None
     if len(model.graph.output) != 1:
         raise InputError(f"{path} has {len(model.graph.output)} outputs, expected one embedding")
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    return inliner.inline_local_functions(model) if model.functions else model
 
 
 def _dim(path: Path, model: onnx.ModelProto) -> int:
@@ -209,7 +210,7 @@ def _write(model: onnx.ModelProto, out: Path, told: Contract) -> None:
 def _before(told: Foreign, target: str) -> list[onnx.NodeProto]:
     """uint8 NHWC ``image`` to what the foreign graph takes."""
     order = [2, 1, 0] if told.channels == "BGR" else [0, 1, 2]
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "order": np.array(order, np.int64),
         "scale": np.array(told.scale, np.float32),
         "mean": np.array(told.mean, np.float32),
@@ -238,7 +239,7 @@ def _unit(name: str) -> onnx.NodeProto:
 
 
 def _images(name: str, size: Preprocessing) -> onnx.ValueInfoProto:
-    shape = ["batch", size.height, size.width, 3]
+    shape: list[str | int | None] = ["batch", size.height, size.width, 3]
     return helper.make_tensor_value_info(name, TensorProto.UINT8, shape)
 
 
@@ -261,7 +262,10 @@ def _side(path: Path) -> Foreign:
     try:
         text = path.read_bytes()[: MAX_SIDE_BYTES + 1]
         raw: Any = json.loads(text)
-        told = Foreign(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+        entries: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()
+        }
+        told = Foreign(**entries)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -66,7 +66,8 @@ class Encoder:
         """Open and check an encoder.
 
         A foreign file is wrapped by its preprocessing file: the one given, or
-        NAME.preprocessing.json beside it. ``sha256`` is that of the sealed bytes, so the same two files have one identity.
+        NAME.preprocessing.json beside it. ``sha256`` is that of the sealed bytes, so the same two
+        files have one identity.
 
         Raises:
             InputError: missing, not ONNX, not self-contained, or not what its metadata says.

@@ -63,8 +63,8 @@ class Anchors:
 
     ``share`` of the gallery; ``order``: ``random``, or a text file with one item id a line, the
     most wanted first; ``batch`` anchors go through the network in one step and are told apart from
-    ``rows`` stored vectors (all of them where there are fewer); ``weight`` of the term; ``scale`` of
-    its softmax over cosines. ``ids`` is the content of the order's file.
+    ``rows`` stored vectors (all of them where there are fewer); ``weight`` of the term; ``scale``
+    of its softmax over cosines. ``ids`` is the content of the order's file.
     """
 
     share: float = field(default=1.0, metadata=between(0.0, 1.0))

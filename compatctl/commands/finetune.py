@@ -1,0 +1,249 @@
+"""finetune: the incoming backbone becomes an encoder that speaks the gallery's language."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compatctl import encoder as onnx_files
+from compatctl.commands.context import need, open_store
+from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.training_record import FILE, REGISTRY_FILE
+from compatctl.commands.verify import load_data
+from compatctl.core.simplex import Registry
+from compatctl.data import Dataset, Preprocessing, prepare
+from compatctl.encoder import Encoder, EncoderInput
+from compatctl.errors import InputError
+from compatctl.files import canonical_json, sha256_bytes, write_atomic
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Project, Recipe
+
+if TYPE_CHECKING:
+    from compatctl.train import Reference, Trained
+
+MODEL_FILE = "model.onnx"
+PARITY_IMAGES = 32
+PARITY_LIMIT = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned:
+    """The candidate: where it is, what it was trained on, and how far ONNX is from torch.
+
+    ``parity``: the largest absolute difference of any number of the embedding, over real images.
+    """
+
+    model: str
+    output: str
+    sha256: str
+    dim: int
+    frame: str
+    items: int
+    classes: int
+    anchors: int
+    old_features: dict[str, int]
+    validation_recall: float | None
+    parity: float
+    missing_keys: int
+    unexpected_keys: int
+    device: str
+    seconds: float
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What finetune would do (``--dry-run``): the items it would train on and embed."""
+
+    recipe_sha256: str
+    frames: tuple[str, ...]
+    training_items: int
+    training_classes: int
+    validation_items: int
+    gallery_rows: int
+    to_embed_with_the_old_model: int
+
+
+def finetune(
+    project: Project,
+    *,
+    base: Path,
+    seed: int | None = None,
+    resume: bool = False,
+    skip_bad: bool = False,
+    dry_run: bool = False,
+    shuffle_map: bool = False,
+    progress: Progress = silent,
+) -> FineTuned | Planned:
+    """Train by the project's recipe, export ONNX, check its parity, write the training record.
+
+    ``shuffle_map`` gives every class and every anchor another one's stored vector: a candidate
+    that the gate must refuse, for tests and the demo.
+
+    Raises:
+        InputError: bad recipe, data or checkpoint; the exported file differs from what was
+            trained; or torch is not installed.
+    """
+    trainer = _trainer()
+    recipe = Recipe.load(need(project.recipe, "recipe"))
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    if not base.is_file():
+        raise InputError(f"no checkpoint at {base}")
+    data = load_data(project)
+    data, skipped = data.readable() if skip_bad else (data, ())
+    gallery = None
+    if set(recipe.objective.frame) != {"free"}:
+        gallery = DeployedGallery.open(open_store(project))
+    if dry_run:
+        return _planned(trainer, recipe, data, gallery)
+    reference = _reference(trainer, recipe, data, gallery, progress) if gallery else None
+    if shuffle_map and reference is not None:
+        order = np.random.default_rng(recipe.seed).permutation(len(reference.gallery_ids))
+        reference = replace(reference, gallery_features=reference.gallery_features[order])
+    project.candidate.mkdir(parents=True, exist_ok=True)
+    trained = trainer.train(
+        recipe=recipe,
+        base=base,
+        data=data,
+        reference=reference,
+        work=project.candidate,
+        resume=resume,
+        progress=progress,
+    )
+    encoder, parity = export(trainer, trained, recipe, data, project.candidate / MODEL_FILE)
+    record = _write_record(project, trained, encoder, parity)
+    if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
+        project.output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
+    return FineTuned(
+        model=str(project.candidate / MODEL_FILE),
+        output=str(project.output),
+        sha256=encoder.sha256,
+        dim=encoder.dim,
+        frame=record["classifier"]["frame"],
+        items=len(record["items"]),
+        classes=len(record["classes"]),
+        anchors=len(record["anchors"]),
+        old_features=record["old_features"],
+        validation_recall=trained.validation_recall,
+        parity=parity,
+        missing_keys=len(record["base"]["missing"]),
+        unexpected_keys=len(record["base"]["unexpected"]),
+        device=record["device"],
+        seconds=record["seconds"],
+        skipped=skipped,
+    )
+
+
+def export(
+    trainer: ModuleType, trained: Trained, recipe: Recipe, data: Dataset, target: Path
+) -> tuple[Encoder, float]:
+    """Write the network as a sealed ONNX file and compare both on real images.
+
+    Raises:
+        InputError: the two differ by more than 1e-3 in some number.
+    """
+    told = recipe.backbone.input
+    size = Preprocessing(height=told.height, width=told.width, resize=told.resize, fit=told.fit)
+    with tempfile.TemporaryDirectory() as scratch:
+        raw, sealed = Path(scratch) / "raw.onnx", Path(scratch) / "sealed.onnx"
+        trainer.export(trained.network, raw, told.height, told.width)
+        onnx_files.seal(raw, sealed, (EncoderInput(name="image", preprocessing=size),))
+        encoder = Encoder.load(sealed)
+        step = max(1, len(data) // PARITY_IMAGES)
+        rows = range(0, len(data), step)[:PARITY_IMAGES]
+        images = np.stack([prepare(data.read(row), size) for row in rows])
+        parity = float(
+            np.abs(encoder.run({"image": images}) - trainer.embed(trained.network, images)).max()
+        )
+        if not parity <= PARITY_LIMIT:
+            raise InputError(
+                f"the exported ONNX file differs from the trained network by {parity:.2g}",
+                tip="the backbone uses an operation that does not export faithfully",
+            )
+        write_atomic(target, sealed.read_bytes())
+    return encoder, parity
+
+
+def _trainer() -> ModuleType:
+    try:
+        from compatctl import train
+    except ImportError as error:
+        raise InputError(
+            f"finetune needs torch: {error}", tip="pip install 'compatctl[train]'"
+        ) from None
+    return train
+
+
+def _planned(
+    trainer: ModuleType, recipe: Recipe, data: Dataset, gallery: DeployedGallery | None
+) -> Planned:
+    training = data.where(split="train")
+    held = gallery.catalog.ids if gallery else ()
+    return Planned(
+        recipe_sha256=recipe.digest,
+        frames=recipe.objective.frame,
+        training_items=len(training),
+        training_classes=len(set(training.labels)),
+        validation_items=len(data.where(split="validation")),
+        gallery_rows=len(held),
+        to_embed_with_the_old_model=len(trainer.items_to_encode(recipe, data, held)),
+    )
+
+
+def _reference(
+    trainer: ModuleType,
+    recipe: Recipe,
+    data: Dataset,
+    gallery: DeployedGallery,
+    progress: Progress,
+) -> Reference:
+    """The deployed gallery, and the deployed encoder's output for training items outside it."""
+    catalog = gallery.catalog
+    wanted = trainer.items_to_encode(recipe, data, catalog.ids)
+    row_of = {item: row for row, item in enumerate(data.ids)}
+    encoded = np.zeros((0, gallery.manifest.index.dim), np.float32)
+    if wanted:
+        items = data.take([row_of[item] for item in wanted])
+        encoded = Encoder.load(gallery.checked_model()).embed(items, progress=progress).features
+    registry, vertices = _registry(gallery)
+    reference: Reference = trainer.Reference(
+        gallery_ids=catalog.ids,
+        gallery_labels=catalog.labels,
+        gallery_features=gallery.index.vectors(catalog.keys),
+        encoded_ids=wanted,
+        encoded_features=encoded,
+        registry=registry,
+        K=vertices,
+    )
+    return reference
+
+
+def _registry(gallery: DeployedGallery) -> tuple[Registry | None, int | None]:
+    """The store's class registry and its K, where the deployed model was trained on a simplex."""
+    sha256 = gallery.manifest.registry
+    if sha256 is None:
+        return None, None
+    path = gallery.store.verified("registries", sha256)
+    registry = Registry.from_json(path.read_text(encoding="utf-8"))
+    return registry, registry.K
+
+
+def _write_record(
+    project: Project, trained: Trained, encoder: Encoder, parity: float
+) -> dict[str, Any]:
+    """training.json, and registry.json where the frame has vertices."""
+    record = {**trained.record, "models": [encoder.sha256], "parity": parity}
+    registry = project.candidate / REGISTRY_FILE
+    registry.unlink(missing_ok=True)
+    if trained.registry is not None:
+        text = trained.registry.to_json().encode()
+        write_atomic(registry, text)
+        record["registry_sha256"] = sha256_bytes(text)
+    write_atomic(project.candidate / FILE, canonical_json(record))
+    return record

@@ -1,0 +1,162 @@
+"""import: adopt a deployed hnswlib file as a store. Nothing is embedded, no byte of it changes."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compatctl.commands.init import begin
+from compatctl.commands.verify import load_data
+from compatctl.encoder import Encoder
+from compatctl.errors import InputError
+from compatctl.index import HnswIndex, HnswParams, read_header
+from compatctl.manifest import Catalog
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Project
+
+AGREEMENT_ITEMS = 16
+LEAST_COSINE = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """The adopted index. ``agreement``: least cosine of stored vectors and what the model makes of
+    the same items' images, over at most 16 of them; None where no image is at hand."""
+
+    store: str
+    generation: int
+    query_model: str
+    index_sha256: str
+    rows: int
+    dim: int
+    agreement: float | None
+    written: bool
+
+
+def import_index(
+    project: Project,
+    *,
+    index: Path,
+    model: Path,
+    items: Path | None,
+    space: str,
+    ef_search: int = 64,
+    preprocessing: Path | None = None,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> Adopted:
+    """Begin a store with the rows of a deployed hnswlib file.
+
+    ``items`` says which item each hnswlib label is (CSV: key, id, label); without it the ids are
+    the labels' digits and no class is known. Where the project has data, a few items are embedded
+    to see that this model made these vectors.
+
+    Raises:
+        InputError: the file's dimension is not the model's, its rows are not of unit length, the
+            table does not name exactly its keys, or the vectors are another model's.
+        DamagedError: the file is damaged.
+    """
+    encoder = Encoder.load(model, preprocessing)
+    header = read_header(index)
+    if header.dim != encoder.dim:
+        raise InputError(
+            f"{index} has {header.dim} dimensions, {model} ends in {encoder.dim}",
+            tip="is it the model that filled this index?",
+        )
+    progress("reading the index", 0, 1)
+    adopted = HnswIndex.load(
+        index, HnswParams.of(header, space=space, ef_search=ef_search), header.count
+    )
+    progress("reading the index", 1, 1)
+    catalog = _catalog(adopted, items, encoder.sha256)
+    agreement = _agreement(project, encoder, adopted, catalog)
+    if agreement is not None and agreement < LEAST_COSINE:
+        raise InputError(
+            f"{model} did not fill {index}: a stored and a new vector of the same item have the "
+            f"cosine {agreement:.4f}",
+            tip="name the model, the preprocessing and the items that belong to this index",
+        )
+    sha256 = ""
+    if not dry_run:
+        sha256 = begin(
+            project,
+            model=model,
+            preprocessing=preprocessing,
+            encoder=encoder,
+            index=adopted,
+            catalog=catalog,
+            operation="import",
+            index_file=index,
+        )
+    return Adopted(
+        store=str(project.store),
+        generation=1,
+        query_model=encoder.sha256,
+        index_sha256=sha256,
+        rows=len(adopted),
+        dim=encoder.dim,
+        agreement=agreement,
+        written=not dry_run,
+    )
+
+
+def _catalog(index: HnswIndex, items: Path | None, model: str) -> Catalog:
+    keys = index.keys()
+    if items is None:
+        names = {int(key): (str(key), "") for key in keys}
+    else:
+        names = _named(items)
+        lacking = [int(key) for key in keys if int(key) not in names]
+        if lacking or len(names) != len(keys):
+            raise InputError(
+                f"{items} names {len(names)} keys, the index has {len(keys)} rows; "
+                f"{f'the key {lacking[0]} has no line' if lacking else 'it names too many'}"
+            )
+    return Catalog(
+        ids=tuple(names[int(key)][0] for key in keys),
+        labels=tuple(names[int(key)][1] for key in keys),
+        keys=keys,
+        model_of=np.zeros(len(keys), np.int32),
+        models=(model,),
+    )
+
+
+def _named(path: Path) -> dict[int, tuple[str, str]]:
+    """key -> (id, label) of a CSV with the columns key, id and label."""
+    found: dict[int, tuple[str, str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            if not {"key", "id", "label"} <= set(reader.fieldnames or ()):
+                raise InputError(f"{path}: expected the columns key, id and label")
+            for line in reader:
+                if not (line["key"] or "").isdigit() or not line["id"] or line["label"] is None:
+                    raise InputError(f"{path}, line {reader.line_num}: an incomplete line")
+                if int(line["key"]) in found:
+                    raise InputError(f"{path}, line {reader.line_num}: the key is there twice")
+                found[int(line["key"])] = (line["id"], line["label"])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    return found
+
+
+def _agreement(
+    project: Project, encoder: Encoder, index: HnswIndex, catalog: Catalog
+) -> float | None:
+    if project.data is None:
+        return None
+    data = load_data(project)
+    key_of = {item: int(key) for item, key in zip(catalog.ids, catalog.keys, strict=True)}
+    rows = [row for row, item in enumerate(data.ids) if item in key_of]
+    if not rows:
+        raise InputError(
+            f"no item of {project.data} is in the index by its id",
+            tip="look at --items: its ids must be the data's",
+        )
+    rows = rows[:: max(1, len(rows) // AGREEMENT_ITEMS)][:AGREEMENT_ITEMS]
+    new = encoder.embed(data.take(rows)).features
+    stored = index.vectors(np.array([key_of[data.ids[row]] for row in rows], np.uint64))
+    return float(np.einsum("nd,nd->n", new, stored).min())

@@ -1,0 +1,23 @@
+"""Training: torch's one home (``pip install 'compatctl[train]'``).
+
+``train`` takes a recipe, a base checkpoint, data and the deployed gallery (``Reference``), and
+gives a network with a record of all that went into it; ``export`` writes the network as ONNX.
+"""
+
+from __future__ import annotations
+
+from compatctl.train._run import Trained, train
+from compatctl.train.network import Network, embed, export
+from compatctl.train.reference import Reference, items_to_encode
+from compatctl.train.weights import save_weights
+
+__all__ = [
+    "Network",
+    "Reference",
+    "Trained",
+    "embed",
+    "export",
+    "items_to_encode",
+    "save_weights",
+    "train",
+]

@@ -1,0 +1,115 @@
+"""``train``: from a recipe, a base and a deployed gallery to a network and its record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compatctl.core.simplex import Registry
+from compatctl.data import Dataset
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Recipe
+from compatctl.train import checkpoint as checkpoints
+from compatctl.train.checkpoint import Checkpoint
+from compatctl.train.feed import Feed, HeadFeed, ImageFeed
+from compatctl.train.frames import Classifier
+from compatctl.train.images import Reader
+from compatctl.train.loop import own_randomness
+from compatctl.train.network import Network
+from compatctl.train.plan import make_plan
+from compatctl.train.record import record
+from compatctl.train.reference import Reference
+from compatctl.train.search import classifiers, search
+from compatctl.train.setup import Setup, dimension, make_network
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """The network (on the CPU, in evaluation mode) and everything that says where it is from."""
+
+    network: Network
+    record: dict[str, Any]
+    """JSON-able: see ``record``"""
+    registry: Registry | None
+    """Class -> vertex, the new classes at its end; null for frames without a simplex"""
+    validation_recall: float | None
+    """recall@1 of validation queries on the deployed gallery; null where none could be asked"""
+    dim: int
+    """D of the embedding"""
+
+
+def train(
+    *,
+    recipe: Recipe,
+    base: Path | None,
+    data: Dataset,
+    reference: Reference | None,
+    work: Path,
+    resume: bool = False,
+    memory: Dataset | None = None,
+    progress: Progress = silent,
+) -> Trained:
+    """Train by ``recipe`` and choose the best trial on validation classes.
+
+    Args:
+        recipe: what to compute.
+        base: the backbone's weights; null starts from random ones, drawn by the seed.
+        data: every split; the training part trains, validation queries choose among trials.
+        reference: the deployed gallery; null for a model that knows none (frame ``free``).
+        work: an existing folder for the checkpoint, which is removed when the run has ended.
+        resume: go on from the checkpoint in ``work``, if there is one; else begin anew.
+        memory: items of earlier runs to rehearse; needs ``rehearsal`` in the recipe.
+        progress: told of each batch of the backbone's pass and of each epoch.
+
+    Raises:
+        InputError: see ``make_plan``, ``classifier``, ``make_backbone`` and ``load_base``.
+        ConflictError: the checkpoint to resume is another run's.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dim = dimension(recipe, reference)
+    plan = make_plan(recipe, data, reference, memory)
+    with own_randomness(device):
+        network, loaded = make_network(recipe, base, dim)
+        network.to(device)
+        setup = Setup(
+            recipe=recipe,
+            plan=plan,
+            reference=reference,
+            network=network,
+            loaded=loaded,
+            device=device,
+            dim=dim,
+        )
+        classifiers(setup)  # refuse an impossible frame before the images are read
+        rows, state = _train(setup, work, resume=resume, progress=progress)
+    network.cpu().eval()
+    made = record(setup, rows, state)
+    checkpoints.remove(work)
+    return Trained(
+        network=network,
+        record=made,
+        registry=rows.registry,
+        validation_recall=made["validation_recall_at_1"],
+        dim=dim,
+    )
+
+
+def _train(
+    setup: Setup, work: Path, *, resume: bool, progress: Progress
+) -> tuple[Classifier, Checkpoint]:
+    key = setup.key
+    state = checkpoints.load(work, key) if resume else None
+    if state is None:
+        checkpoints.remove(work)
+    state = state or Checkpoint()
+    with Reader(setup.recipe.backbone.input, setup.recipe.augmentation) as reader:
+        feed: Feed
+        if setup.recipe.train == "head":
+            feed = HeadFeed(setup, reader, progress)
+        else:
+            feed = ImageFeed(setup, reader)
+        rows = search(setup, feed, state, lambda now: checkpoints.save(work, key, now), progress)
+    return rows, state

@@ -1,0 +1,129 @@
+"""Where a step's features come from: a cache (head) or the images themselves (full).
+
+Both give (B, F) float32 backbone features of training items, anchors and validation queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compatctl.progress import Progress, silent
+from compatctl.train.images import Picture, Reader
+from compatctl.train.setup import Setup
+
+Rows = NDArray[np.int64]
+INFERENCE_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Rows of the plan that one step trains on."""
+
+    items: Rows
+    """(B,) int64 training items"""
+    views: Rows
+    """(B,) int64: seeds (full) or, modulo their number, the cached views (head) of the items"""
+    table: Rows
+    """(R,) int64 anchors whose stored vectors are told apart"""
+    anchors: Rows
+    """The first of ``table``: those that go through the network"""
+
+
+class Feed(Protocol):
+    """What the loop asks for."""
+
+    def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features of each step's items (B, F) and anchors (R, F), differentiable if trained."""
+
+    def validation(self) -> Tensor:
+        """(Q, F) features of the validation queries, unchanged."""
+
+
+class HeadFeed:
+    """The backbone is frozen: every image goes through it once, ``views`` times if it trains."""
+
+    def __init__(self, setup: Setup, reader: Reader, progress: Progress) -> None:
+        plan, recipe = setup.plan, setup.recipe
+        views = recipe.augmentation.views
+        plain = list(plan.pictures + plan.anchors)
+        plain += plan.validation.pictures if plan.validation else ()
+        changed = [
+            replace(picture, key=(recipe.seed, view, i))
+            for view in range(1, views)
+            for i, picture in enumerate(plan.pictures)
+        ]
+        table = run_backbone(setup, reader, plain + changed, progress)
+        n, a = len(plan.pictures), len(plan.anchors)
+        self._items = torch.stack(
+            [table[:n], *torch.split(table[len(plain) :], n)] if views > 1 else [table[:n]]
+        )
+        self._anchors = table[n : n + a]
+        self._validation = table[n + a : len(plain)]
+        self._device = setup.device
+
+    def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of the cache."""
+        for step in steps:
+            views = torch.from_numpy(step.views % len(self._items))
+            items = self._items[views, torch.from_numpy(step.items)]
+            anchors = self._anchors[torch.from_numpy(step.anchors)]
+            yield items.to(self._device), anchors.to(self._device)
+
+    def validation(self) -> Tensor:
+        """Rows of the cache."""
+        return self._validation.to(self._device)
+
+
+class ImageFeed:
+    """The backbone trains: images are read, changed and run through it in every step."""
+
+    def __init__(self, setup: Setup, reader: Reader) -> None:
+        self._setup = setup
+        self._reader = reader
+
+    def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass of the backbone over the step's items and anchors together."""
+        batches = [self._pictures(step) for step in steps]
+        for step, images in zip(steps, self._reader.batches(batches), strict=True):
+            pixels = torch.from_numpy(images).to(self._setup.device)
+            with torch.autocast(self._setup.device.type, torch.bfloat16, enabled=self._setup.amp):
+                features = self._setup.network.features(pixels)
+            yield features[: len(step.items)], features[len(step.items) :]
+
+    def validation(self) -> Tensor:
+        """The backbone in its present state over the validation queries."""
+        queries = self._setup.plan.validation.pictures if self._setup.plan.validation else ()
+        self._setup.network.eval()
+        out = run_backbone(self._setup, self._reader, queries, silent)
+        return out.to(self._setup.device)
+
+    def _pictures(self, step: Step) -> list[Picture]:
+        items = [
+            replace(self._setup.plan.pictures[i], key=(self._setup.recipe.seed, int(view), int(i)))
+            for i, view in zip(step.items, step.views, strict=True)
+        ]
+        return items + [self._setup.plan.anchors[i] for i in step.anchors]
+
+
+def run_backbone(
+    setup: Setup, reader: Reader, pictures: Sequence[Picture], progress: Progress
+) -> Tensor:
+    """(N, F) float32 features on the CPU, without gradient."""
+    batches = [pictures[i : i + INFERENCE_BATCH] for i in range(0, len(pictures), INFERENCE_BATCH)]
+    done: list[Tensor] = []
+    with torch.no_grad():
+        for images in reader.batches(batches):
+            done.append(_features(setup, images))
+            progress("backbone", min(len(done) * INFERENCE_BATCH, len(pictures)), len(pictures))
+    return torch.cat(done) if done else torch.zeros(0, 0)
+
+
+def _features(setup: Setup, images: NDArray[np.uint8]) -> Tensor:
+    return setup.network.features(torch.from_numpy(images).to(setup.device)).float().cpu()

@@ -1,0 +1,154 @@
+"""The frozen classifier rows: which fixed frame the new features are pulled into.
+
+    simplex     the d-Simplex, zero-padded to D: for a gallery whose model was trained on it
+    anchored    the same simplex, rotated onto the gallery's class means (orthogonal Procrustes)
+    prototypes  the gallery's class means themselves (Shen et al., CVPR 2020, use the old
+                classifier so; the gallery's means need no old classifier)
+    free        rows that learn: a model with no reference to a gallery
+
+Sources: CVPR 2024 (arXiv 2405.02581), equation 1; repository miccunifi/iamcl2r,
+``models/fixed_classifiers.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.core.simplex import Registry, rotate_onto, simplex
+from compatctl.errors import InputError
+from compatctl.recipe import Frame, Objective
+from compatctl.train.reference import Reference
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classifier:
+    """Rows to classify against, and which row is whose."""
+
+    frame: Frame
+    rows: Floats
+    """(R, D) float32 unit rows; the start of training for ``free``."""
+    row_of: dict[str, int]
+    """Training class -> row."""
+    dropped: tuple[str, ...]
+    """Training classes that have no row (no item in the gallery): they do not train."""
+    registry: Registry | None
+
+    @property
+    def learns(self) -> bool:
+        """Whether the rows are trained."""
+        return self.frame == "free"
+
+
+def classifier(
+    frame: Frame,
+    objective: Objective,
+    classes: Sequence[str],
+    reference: Reference | None,
+    dim: int,
+) -> Classifier:
+    """The rows for sorted training ``classes`` in D = ``dim`` dimensions.
+
+    Raises:
+        InputError: the frame needs a gallery and there is none; more classes than vertices; K too
+            large for D, or not the deployed model's; no class has an item in the gallery.
+    """
+    if frame == "free":
+        rows = np.random.default_rng(0).standard_normal((len(classes), dim)).astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        row_of = {label: i for i, label in enumerate(classes)}
+        return Classifier(frame=frame, rows=rows, row_of=row_of, dropped=(), registry=None)
+    if frame == "simplex":
+        padded, registry = _simplex(objective, classes, reference, dim)
+        return _with_registry(frame, padded, registry, classes)
+    if reference is None:
+        raise InputError(f"frame {frame} needs a deployed gallery", tip="use free or simplex")
+    means, names = class_means(reference)
+    if frame == "anchored":
+        padded, registry = _simplex(objective, classes, reference, dim)
+        at = {label: i for i, label in enumerate(names)}
+        shared = [one for one in registry.vertices if one in at]
+        if not shared:
+            raise InputError("frame anchored: no class with a vertex has an item in the gallery")
+        own = np.array([registry.vertex_of[one] for one in shared])
+        rotated = rotate_onto(padded, means[[at[one] for one in shared]], own)
+        return _with_registry(frame, rotated, registry, classes)
+    return _prototypes(means, names, classes)
+
+
+def class_means(reference: Reference) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """(C, D) unit class means of the gallery and their labels, sorted."""
+    names, codes = np.unique(np.array(reference.gallery_labels), return_inverse=True)
+    sums = np.zeros((len(names), reference.dim))
+    np.add.at(sums, codes, reference.gallery_features.astype(np.float64))
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    if (norms < 1e-9).any():
+        label = names[int(norms.argmin())]
+        raise InputError(f"the gallery vectors of class {label} cancel out: it has no mean")
+    return sums / norms, tuple(str(one) for one in names)
+
+
+def _prototypes(
+    means: NDArray[np.float64], names: Sequence[str], classes: Sequence[str]
+) -> Classifier:
+    at = {label: i for i, label in enumerate(names)}
+    kept = [label for label in classes if label in at]
+    if not kept:
+        raise InputError(
+            f"frame prototypes: none of the {len(classes)} training classes is in the gallery",
+            tip="labels of the data and of the gallery must be the same words",
+        )
+    return Classifier(
+        frame="prototypes",
+        rows=means[[at[label] for label in kept]].astype(np.float32),
+        row_of={label: i for i, label in enumerate(kept)},
+        dropped=tuple(label for label in classes if label not in at),
+        registry=None,
+    )
+
+
+def _simplex(
+    objective: Objective, classes: Sequence[str], reference: Reference | None, dim: int
+) -> tuple[NDArray[np.float64], Registry]:
+    """(K, D) float64 zero-padded rows, and the registry with the new classes at its end."""
+    deployed = reference.K if reference else None
+    K = objective.K or deployed or dim + 1
+    if deployed and deployed != K:
+        raise InputError(
+            f"the deployed model has a simplex of {deployed} vertices, the recipe says {K}",
+            tip=f"write K: {deployed}, or leave K out",
+        )
+    if dim + 1 < K:
+        raise InputError(
+            f"a simplex of K = {K} vertices needs {K - 1} dimensions; the gallery has {dim}",
+            tip=f"K may be at most {dim + 1}; or use frame: prototypes, which has no such limit",
+        )
+    before = reference.registry if reference else None
+    registry = before or Registry(vertices=())
+    new = [label for label in classes if label not in registry.vertex_of]
+    if len(registry.vertices) + len(new) > K:
+        raise InputError(
+            f"{len(registry.vertices) + len(new)} classes and only {K} vertices",
+            tip=f"train on fewer classes, raise K (at most {dim + 1} here), "
+            "or use frame: prototypes",
+        )
+    rows = np.zeros((K, dim))
+    rows[:, : K - 1] = simplex(K)
+    return rows, registry.extend(new, K)
+
+
+def _with_registry(
+    frame: Frame, rows: NDArray[np.float64], registry: Registry, classes: Sequence[str]
+) -> Classifier:
+    return Classifier(
+        frame=frame,
+        rows=rows.astype(np.float32),
+        row_of={label: registry.vertex_of[label] for label in classes},
+        dropped=(),
+        registry=registry,
+    )

@@ -1,0 +1,109 @@
+"""Images into batches: decoded by threads while the network works, changed at random by seed.
+
+A change depends on (seed, epoch, item) and on nothing else, so that a resumed run sees the same
+pictures as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from compatctl.data import Dataset, Preprocessing, prepare
+from compatctl.recipe import Augmentation, InputSpec
+
+THREADS = 4
+AHEAD = 2
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One image to read: row of a data set; ``key`` seeds its random change, null leaves it be."""
+
+    dataset: Dataset
+    row: int
+    key: tuple[int, ...] | None = None
+
+
+def preprocessing(spec: InputSpec) -> Preprocessing:
+    """The part of the recipe's input that happens outside the network."""
+    return Preprocessing(height=spec.height, width=spec.width, resize=spec.resize, fit=spec.fit)
+
+
+class Reader:
+    """Reads pictures with a pool of threads; a context manager."""
+
+    def __init__(self, spec: InputSpec, change: Augmentation) -> None:
+        self._preprocessing = preprocessing(spec)
+        self._change = change
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="compatctl-read")
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def batches(self, batches: Sequence[Sequence[Picture]]) -> Iterator[Pixels]:
+        """(B, H, W, 3) uint8 for each batch in order, the next ``AHEAD`` already on their way.
+
+        Raises:
+            InputError: an image does not decode; the message names it.
+        """
+        waiting: list[list[Future[Pixels]]] = []
+        for batch in batches:
+            waiting.append([self._pool.submit(self._one, picture) for picture in batch])
+            if len(waiting) > AHEAD:
+                yield np.stack([future.result() for future in waiting.pop(0)])
+        for rest in waiting:
+            yield np.stack([future.result() for future in rest])
+
+    def _one(self, picture: Picture) -> Pixels:
+        image = picture.dataset.read(picture.row)
+        if picture.key is not None:
+            image = augment(image, self._change, np.random.default_rng(picture.key))
+        pixels: Pixels = prepare(image, self._preprocessing)
+        return pixels
+
+
+def augment(image: Image.Image, change: Augmentation, rng: np.random.Generator) -> Image.Image:
+    """A random variant of an RGB image: crop, mirror, rotation and shift, colours, in this order.
+
+    What comes into the frame from outside has the colour of the upper left pixel. The same ``rng``
+    state gives the same picture.
+    """
+    corner = image.getpixel((0, 0))
+    fill = tuple(int(one) for one in corner) if isinstance(corner, tuple) else (0, 0, 0)
+    if change.crop < 1.0:
+        image = _crop(image, change.crop, rng)
+    if change.flip and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if change.rotate > 0.0 or change.shift > 0.0:
+        shift = [rng.uniform(-change.shift, change.shift) * side for side in image.size]
+        image = image.rotate(
+            rng.uniform(-change.rotate, change.rotate),
+            resample=Image.Resampling.BICUBIC,
+            translate=(round(shift[0]), round(shift[1])),
+            fillcolor=fill,
+        )
+    if change.colour > 0.0:
+        for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = kind(image).enhance(1.0 + rng.uniform(-change.colour, change.colour))
+    return image
+
+
+def _crop(image: Image.Image, least: float, rng: np.random.Generator) -> Image.Image:
+    """A box of ``least`` .. 1 of the area and an aspect within 3/4 .. 4/3 of the image's own."""
+    area, aspect = rng.uniform(least, 1.0), np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
+    width = max(1, round(image.width * min(1.0, float(np.sqrt(area * aspect)))))
+    height = max(1, round(image.height * min(1.0, float(np.sqrt(area / aspect)))))
+    left = int(rng.integers(0, image.width - width + 1))
+    top = int(rng.integers(0, image.height - height + 1))
+    return image.crop((left, top, left + width, top + height))

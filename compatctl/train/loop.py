@@ -1,0 +1,230 @@
+"""One trial: a junction (and a backbone) trained for some epochs against one frame.
+
+Source of the loss: ``losses.py``. Batches half of memory and half of new items for sequential
+fine-tuning: TPAMI 2026 (arXiv 2606.12488), section 5; repository miccunifi/iamcl2r, ``train.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compatctl.core.retrieval import evaluate, search
+from compatctl.recipe import Frame
+from compatctl.train import losses
+from compatctl.train.checkpoint import Checkpoint
+from compatctl.train.feed import Feed, Step
+from compatctl.train.frames import Classifier
+from compatctl.train.network import unit
+from compatctl.train.setup import Setup
+
+Rows = NDArray[np.int64]
+CLASSIFIER = "classifier"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One point of the grid."""
+
+    index: int
+    frame: Frame
+    weight: float
+    """lambda"""
+    mu: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What a trial works on."""
+
+    setup: Setup
+    feed: Feed
+    classifier: Classifier
+    rows_of: Rows
+    """(N,) classifier row of each item of the plan, -1: none"""
+
+
+def fit(
+    run: Run, trial: Trial, state: Checkpoint, after_epoch: Callable[[Checkpoint], None]
+) -> None:
+    """Train the network from ``state`` to the last epoch; ``state`` follows."""
+    recipe = run.setup.recipe
+    rows = nn.Parameter(torch.from_numpy(run.classifier.rows).to(run.setup.device))
+    rows.requires_grad_(run.classifier.learns)
+    optimiser = _optimiser(run, rows)
+    if state.epoch:
+        _restore(run, rows, state)
+        optimiser.load_state_dict(state.optimiser)
+    stored = torch.from_numpy(run.setup.plan.stored).to(run.setup.device)
+    for epoch in range(state.epoch, recipe.optimiser.epochs):
+        _training_mode(run)
+        torch.manual_seed(_seed(recipe.seed, trial.index, epoch, 1))
+        steps = list(_steps(run, _generator(recipe.seed, trial.index, epoch)))
+        total = torch.zeros((), device=run.setup.device)
+        for i, inputs in enumerate(run.feed.steps(steps)):
+            _schedule(optimiser, epoch * len(steps) + i, recipe.optimiser.epochs * len(steps))
+            loss = _loss(run, trial, steps[i], (rows, stored), inputs)
+            optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            optimiser.step()
+            total += loss.detach()
+        state.losses.append(float(total) / len(steps))
+        state.epoch = epoch + 1
+        state.model = weights(run, rows)
+        state.optimiser = optimiser.state_dict()
+        after_epoch(state)
+
+
+def weights(run: Run, rows: Tensor) -> dict[str, Tensor]:
+    """A copy of what training changes, on the CPU."""
+    module = run.setup.network if run.setup.recipe.train == "full" else run.setup.network.junction
+    found = {key: one.detach().cpu().clone() for key, one in module.state_dict().items()}
+    if run.classifier.learns:
+        found[CLASSIFIER] = rows.detach().cpu().clone()
+    return found
+
+
+def put(run: Run, state: dict[str, Tensor]) -> None:
+    """Load what ``weights`` copied into the network."""
+    module = run.setup.network if run.setup.recipe.train == "full" else run.setup.network.junction
+    module.load_state_dict({key: one for key, one in state.items() if key != CLASSIFIER})
+
+
+def validate(run: Run) -> float | None:
+    """recall@1 of the new queries on the deployed gallery, on validation classes; null: none."""
+    validation = run.setup.plan.validation
+    if validation is None:
+        return None
+    run.setup.network.eval()
+    with torch.no_grad():
+        features = unit(run.setup.network.project(run.feed.validation())).cpu().numpy()
+    found = search(features, validation.gallery, 1, own_row=validation.own_row)
+    result = evaluate(
+        found,
+        validation.query_labels,
+        validation.gallery_labels,
+        own_row=validation.own_row,
+        ks=(1,),
+        map_k=1,
+    )
+    return float(result.recall[1])
+
+
+def _loss(
+    run: Run, trial: Trial, step: Step, frozen: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The labelled term, and the anchors' where there are any.
+
+    ``frozen``: classifier rows (K, D) and all anchors' stored vectors (A, D); ``inputs``: backbone
+    features of the step's items and anchors.
+    """
+    (rows, stored), (items, anchors) = frozen, inputs
+    objective, n = run.setup.recipe.objective, len(items)
+    with torch.autocast(run.setup.device.type, torch.bfloat16, enabled=run.setup.amp):
+        z = run.setup.network.project(torch.cat([items, anchors]))
+    z = z.float()
+    old = None
+    if run.setup.plan.old is not None:
+        old = torch.from_numpy(run.setup.plan.old[step.items]).to(run.setup.device)
+    loss = losses.total(
+        z=z[:n],
+        labels=torch.from_numpy(run.rows_of[step.items]).to(run.setup.device),
+        rows=rows,
+        old=old,
+        weight=trial.weight,
+        mu=trial.mu,
+        form=objective.contrast,
+        scale=objective.scale,
+    )
+    if objective.anchors is None or not len(step.anchors):
+        return loss
+    table = torch.from_numpy(step.table).to(run.setup.device)
+    own = torch.arange(len(step.anchors), device=run.setup.device)
+    term = losses.anchor_loss(unit(z[n:]), stored[table], own, objective.anchors.scale)
+    return loss + objective.anchors.weight * term
+
+
+def _steps(run: Run, rng: np.random.Generator) -> Iterator[Step]:
+    """The epoch's batches: every new item once; with a memory, half of each batch is from it."""
+    known = np.flatnonzero(run.rows_of >= 0)
+    first_memory = len(run.setup.plan.pictures) - run.setup.plan.n_memory
+    fresh, memory = known[known < first_memory], known[known >= first_memory]
+    size = run.setup.recipe.optimiser.batch_size
+    if len(memory) and len(fresh):
+        size = max(1, size // 2)
+    elif len(memory):
+        fresh, memory = memory, fresh
+    order = rng.permutation(fresh)
+    count = max(1, len(order) // size)
+    anchors = run.setup.recipe.objective.anchors
+    a = len(run.setup.plan.anchors)
+    for batch in np.array_split(order, count):
+        items = batch
+        if len(memory):
+            items = np.concatenate([batch, rng.choice(memory, len(batch))])
+        table = np.zeros(0, np.int64)
+        if anchors is not None and a:
+            table = rng.permutation(a)[: max(anchors.rows, anchors.batch)]
+        drawn = table[: anchors.batch] if anchors is not None else table
+        views = rng.integers(0, 2**31, len(items))
+        yield Step(items=items, anchors=drawn, table=table, views=views)
+
+
+def _optimiser(run: Run, rows: nn.Parameter) -> torch.optim.Optimizer:
+    """AdamW; the base rate of each group is kept beside it for the schedule."""
+    recipe = run.setup.recipe.optimiser
+    head = list(run.setup.network.junction.parameters()) + ([rows] if run.classifier.learns else [])
+    groups = [{"params": head, "lr": recipe.lr, "base_lr": recipe.lr}]
+    for parameter in run.setup.network.backbone.parameters():
+        parameter.requires_grad_(run.setup.recipe.train == "full")
+    if run.setup.recipe.train == "full":
+        backbone = list(run.setup.network.backbone.parameters())
+        rate = recipe.backbone_lr
+        groups.append({"params": backbone, "lr": rate, "base_lr": rate})
+    return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+
+
+def _schedule(optimiser: torch.optim.Optimizer, step: int, steps: int) -> None:
+    """Half a cosine from the base rate to 0."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def _training_mode(run: Run) -> None:
+    run.setup.network.train()
+    if run.setup.recipe.train == "head":
+        run.setup.network.backbone.eval()
+    elif run.setup.recipe.optimiser.frozen_norm:
+        for module in run.setup.network.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def _restore(run: Run, rows: nn.Parameter, state: Checkpoint) -> None:
+    put(run, state.model)
+    if run.classifier.learns:
+        with torch.no_grad():
+            rows.copy_(state.model[CLASSIFIER])
+
+
+def _generator(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def _seed(*seed: int) -> int:
+    return int(np.random.default_rng(seed).integers(2**31))
+
+
+@contextlib.contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """torch's global generators, given back afterwards as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield

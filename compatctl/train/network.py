@@ -1,0 +1,121 @@
+"""Backbone, junction and unit norm: the network that becomes the encoder.
+
+The junction is the linear map from the backbone's width to the gallery's dimension of CVPR 2024
+(arXiv 2405.02581), section 4; the retrieval feature is its output divided by its norm.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compatctl.errors import InputError
+from compatctl.recipe import InputSpec, Junction
+
+
+class Network(nn.Module):
+    """uint8 (N, H, W, 3) images in, float32 (N, D) unit rows out.
+
+    ``features`` is the backbone's part, (N, F); ``project`` the junction's, raw (N, D).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, method: str, junction: nn.Module, spec: InputSpec
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.junction = junction
+        self.method = method
+        self.register_buffer("mean", torch.tensor(spec.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std)[:, None, None], persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, F) float32 backbone features of uint8 (N, H, W, 3) images."""
+        x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        out: Tensor = getattr(self.backbone, self.method)(x)
+        return out.mean((2, 3)) if out.ndim == 4 else out
+
+    def project(self, features: Tensor) -> Tensor:
+        """(N, D) raw outputs of the junction for (N, F) backbone features."""
+        out: Tensor = self.junction(features)
+        return out
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, D) unit rows for uint8 (N, H, W, 3) images."""
+        return unit(self.project(self.features(images)))
+
+
+def unit(z: Tensor) -> Tensor:
+    """Rows of (N, D) divided by their norms, in float32."""
+    z = z.float()
+    out: Tensor = z / z.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return out
+
+
+def junction(recipe: Junction, width: int, dim: int) -> nn.Module:
+    """The map from ``width`` to ``dim``: linear without bias, or two layers with dropout."""
+    if recipe.kind == "linear":
+        return nn.Linear(width, dim, bias=False)
+    return nn.Sequential(
+        nn.Linear(width, recipe.hidden),
+        nn.ReLU(),
+        nn.Dropout(recipe.dropout),
+        nn.Linear(recipe.hidden, dim, bias=False),
+    )
+
+
+def feature_width(backbone: nn.Module, method: str, spec: InputSpec) -> int:
+    """F, found by running two blank images; ``InputError`` for an output of another shape."""
+    probe = Network(backbone, method, nn.Identity(), spec).eval()
+    images = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
+    try:
+        with torch.no_grad():
+            out = probe.features(images)
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise InputError(
+            f"backbone: {method} does not run on images {spec.height} x {spec.width}: {error}",
+            tip="check backbone.method and backbone.input",
+        ) from error
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 2:
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise InputError(f"backbone: {method} must give (N, F) or (N, F, h, w); got {shape}")
+    return int(out.shape[1])
+
+
+def embed(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, D) float32 unit rows of (N, H, W, 3) uint8 images, as torch computes them on the CPU."""
+    network = network.cpu().eval()
+    with torch.no_grad():
+        out: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
+    return out
+
+
+def export(network: Network, path: Path, height: int, width: int) -> None:
+    """Write ``network`` as ONNX: uint8 ``image`` (N, height, width, 3) -> ``embedding`` (N, D).
+
+    Scaling, mean and std, pooling, junction and the unit norm are inside the graph; N is dynamic;
+    all weights are in the one file. The file still needs sealing (source paths, metadata).
+    """
+    network = network.cpu().eval()
+    example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (example,),
+            str(path),
+            dynamo=True,
+            external_data=False,
+            input_names=["image"],
+            output_names=["embedding"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+            verbose=False,
+        )

@@ -1,0 +1,179 @@
+"""Who takes part: training items with their class and old feature, memory, anchors, validation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.data import Dataset
+from compatctl.errors import InputError
+from compatctl.recipe import Recipe
+from compatctl.train.images import Picture
+from compatctl.train.reference import Reference, Source, anchor_ids
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Validation:
+    """Queries of validation classes against the deployed gallery, their own items left out."""
+
+    pictures: tuple[Picture, ...]
+    query_labels: Rows
+    """(Q,) int64"""
+    gallery: Floats
+    """(G, D) float32 unit rows"""
+    gallery_labels: Rows
+    """(G,) int64"""
+    own_row: Rows
+    """(Q,) int64: the query's own gallery row, or -1"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Everything of one training run but the network and the frame. N training items, A anchors."""
+
+    pictures: tuple[Picture, ...]
+    """N, the new items first, then the rehearsed ones"""
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    n_memory: int
+    classes: tuple[str, ...]
+    """Their classes, sorted"""
+    old: Floats | None
+    """(N, D) old features, where some trial needs them"""
+    sources: tuple[Source, ...]
+    anchors: tuple[Picture, ...]
+    anchor_ids: tuple[str, ...]
+    stored: Floats
+    """(A, D) stored vectors of the anchors"""
+    validation: Validation | None
+
+
+def make_plan(
+    recipe: Recipe, data: Dataset, reference: Reference | None, memory: Dataset | None
+) -> Plan:
+    """Choose the items of a run.
+
+    Raises:
+        InputError: no training item; fewer than two classes; an item without an old feature; a
+            memory without ``rehearsal`` in the recipe, or the other way round.
+    """
+    fresh = data.where(split="train")
+    kept = _remembered(recipe, memory, set(fresh.ids))
+    ids = tuple(fresh.ids) + tuple(kept.ids if kept else ())
+    labels = tuple(fresh.labels) + tuple(kept.labels if kept else ())
+    if len(set(labels)) < 2:
+        raise InputError(
+            f"{len(ids)} training items of {len(set(labels))} classes: at least 2 are needed",
+            tip="look at split in compatctl.yaml, or the split column of the table",
+        )
+    contrast = min(recipe.objective.lambda_) < 1.0
+    if contrast and reference is None:
+        raise InputError("lambda under 1 needs a deployed gallery", tip="write lambda: 1.0")
+    old: Floats | None = None
+    sources: tuple[Source, ...] = ()
+    if contrast and reference is not None:
+        old, sources = reference.old_features(ids)
+    chosen = anchor_ids(recipe, data, reference) if reference else ()
+    stored = np.zeros((0, 0), np.float32)
+    if reference and chosen:
+        stored, _ = reference.old_features(chosen)
+    at = {one: i for i, one in enumerate(data.ids)}
+    pictures = [
+        Picture(dataset=one, row=i) for one in (fresh, kept) if one for i in range(len(one))
+    ]
+    return Plan(
+        pictures=tuple(pictures),
+        ids=ids,
+        labels=labels,
+        n_memory=_size(kept),
+        classes=tuple(sorted(set(labels))),
+        old=old,
+        sources=sources,
+        anchors=tuple(Picture(dataset=data, row=at[one]) for one in chosen),
+        anchor_ids=chosen,
+        stored=stored,
+        validation=_validation(data, reference) if reference else None,
+    )
+
+
+def data_digest(plan: Plan) -> str:
+    """sha256 over the ids, labels and pixels of everything that trains or chooses."""
+    total = hashlib.sha256()
+    for picture, label in zip(plan.pictures, plan.labels, strict=True):
+        total.update(f"{_id(picture)}\0{label}\0{_digest(picture)}\n".encode())
+    for picture in plan.anchors + (plan.validation.pictures if plan.validation else ()):
+        total.update(f"{_id(picture)}\0{_digest(picture)}\n".encode())
+    return total.hexdigest()
+
+
+def described(pictures: Sequence[Picture]) -> list[dict[str, str]]:
+    """Id and digest of each picture, for the record."""
+    return [{"id": _id(picture), "sha256": _digest(picture)} for picture in pictures]
+
+
+def _id(picture: Picture) -> str:
+    return picture.dataset.ids[picture.row]
+
+
+def _digest(picture: Picture) -> str:
+    return picture.dataset.digest(picture.row)
+
+
+def _size(dataset: Dataset | None) -> int:
+    return len(dataset) if dataset is not None else 0
+
+
+def _remembered(recipe: Recipe, memory: Dataset | None, fresh: set[str]) -> Dataset | None:
+    """``per_class`` items of each class of the memory, by the hash of their ids."""
+    if (memory is None) != (recipe.rehearsal is None):
+        raise InputError(
+            "rehearsal in the recipe and a memory of earlier items go together; "
+            f"the recipe has {'none' if recipe.rehearsal is None else 'rehearsal'}"
+        )
+    if memory is None or recipe.rehearsal is None:
+        return None
+    by_class: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for i, (one, label) in enumerate(zip(memory.ids, memory.labels, strict=True)):
+        if one not in fresh:
+            by_class[label].append((hashlib.sha256(one.encode()).hexdigest(), i))
+    rows = [
+        i for found in by_class.values() for _, i in sorted(found)[: recipe.rehearsal.per_class]
+    ]
+    if not rows:
+        raise InputError("the memory holds nothing but items that train anyway")
+    return memory.take(sorted(rows))
+
+
+def _validation(data: Dataset, reference: Reference) -> Validation | None:
+    """Null where no validation query has another item of its class in the gallery."""
+    roles = any(item.role is not None for item in data.items)
+    asking = [
+        i
+        for i, item in enumerate(data.items)
+        if item.split == "validation" and (not roles or item.role == "query")
+    ]
+    stored = {one: i for i, one in enumerate(reference.gallery_ids)}
+    owners: dict[str, set[str]] = defaultdict(set)
+    for one, label in zip(reference.gallery_ids, reference.gallery_labels, strict=True):
+        owners[label].add(one)
+    asking = [i for i in asking if owners[data.items[i].label] - {data.items[i].id}]
+    if not asking:
+        return None
+    labels = [data.items[i].label for i in asking]
+    names, codes = np.unique(np.array([*labels, *reference.gallery_labels]), return_inverse=True)
+    del names
+    return Validation(
+        pictures=tuple(Picture(dataset=data, row=i) for i in asking),
+        query_labels=codes[: len(asking)].astype(np.int64),
+        gallery=reference.gallery_features,
+        gallery_labels=codes[len(asking) :].astype(np.int64),
+        own_row=np.array([stored.get(data.items[i].id, -1) for i in asking], np.int64),
+    )

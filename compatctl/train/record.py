@@ -1,0 +1,64 @@
+"""The training record: every item and class that was used, by id and digest, and the outcome."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from compatctl._version import __version__
+from compatctl.train.checkpoint import Checkpoint
+from compatctl.train.frames import Classifier
+from compatctl.train.plan import described
+from compatctl.train.setup import Setup
+
+RECORD_FORMAT = 1
+
+
+def record(setup: Setup, rows: Classifier, state: Checkpoint) -> dict[str, Any]:
+    """JSON-able; ``rows`` is the chosen trial's classifier."""
+    trained = [i for i, label in enumerate(setup.plan.labels) if label in rows.row_of]
+    best = state.trials[state.best_trial]
+    return {
+        "format": RECORD_FORMAT,
+        "tool": f"compatctl {__version__}",
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if setup.device.type == "cuda" else "cpu",
+        "seed": setup.recipe.seed,
+        "seconds": round(state.seconds, 1),
+        "recipe": setup.recipe.to_json(),
+        "recipe_sha256": setup.recipe.digest,
+        "base": {
+            "sha256": setup.loaded.sha256,
+            "matched": setup.loaded.matched,
+            "missing": list(setup.loaded.missing),
+            "unexpected": list(setup.loaded.unexpected),
+            "prefix": setup.loaded.prefix,
+            "junction": setup.loaded.junction,
+        },
+        "reference_sha256": setup.reference.digest if setup.reference else None,
+        "items": described([setup.plan.pictures[i] for i in trained]),
+        "classes": [label for label in setup.plan.classes if label in rows.row_of],
+        "dropped_classes": list(rows.dropped),
+        "memory_items": sum(i >= len(setup.plan.pictures) - setup.plan.n_memory for i in trained),
+        "anchors": described(setup.plan.anchors),
+        "old_features": _counts(setup.plan.sources),
+        "classifier": {
+            "frame": rows.frame,
+            "rows": len(rows.rows),
+            "sha256": hashlib.sha256(rows.rows.tobytes()).hexdigest(),
+        },
+        "registry_sha256": rows.registry.digest if rows.registry else None,
+        "trials": state.trials,
+        "choice": state.best_trial,
+        "validation_recall_at_1": best["validation_recall_at_1"],
+        "validation_queries": len(setup.plan.validation.pictures) if setup.plan.validation else 0,
+    }
+
+
+def _counts(sources: Sequence[str]) -> dict[str, int]:
+    found = Counter(sources)
+    return {"gallery": found["gallery"], "encoder": found["encoder"]}

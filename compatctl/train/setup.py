@@ -1,0 +1,91 @@
+"""What stays the same through a run: recipe, items, gallery, network, device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from compatctl._version import __version__
+from compatctl.errors import InputError
+from compatctl.recipe import Recipe
+from compatctl.train.network import Network, feature_width, junction
+from compatctl.train.plan import Plan, data_digest
+from compatctl.train.reference import Reference
+from compatctl.train.weights import Loaded, load_base, load_junction, make_backbone
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setup:
+    """One run, before its first step."""
+
+    recipe: Recipe
+    plan: Plan
+    reference: Reference | None
+    network: Network
+    loaded: Loaded
+    """What the base file gave the network"""
+    device: torch.device
+    dim: int
+    """D of the embedding"""
+
+    @property
+    def amp(self) -> bool:
+        """Whether steps run in bfloat16 where that is safe: on a GPU that has it, if allowed."""
+        wanted = self.recipe.amp == "auto" and self.device.type == "cuda"
+        return wanted and torch.cuda.is_bf16_supported()
+
+    @property
+    def key(self) -> str:
+        """What a checkpoint belongs to: a sha256 over all that decides the result."""
+        parts = [
+            __version__,
+            torch.__version__,
+            self.recipe.digest,
+            self.loaded.sha256,
+            data_digest(self.plan),
+            self.reference.digest if self.reference else None,
+            self.device.type,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def dimension(recipe: Recipe, reference: Reference | None) -> int:
+    """D: the gallery's, for ever; the recipe's only where there is no gallery.
+
+    Raises:
+        InputError: neither says it, or they differ.
+    """
+    wanted = recipe.objective.dim
+    if reference is None:
+        if wanted is None:
+            raise InputError("no gallery and no objective.dim", tip="write dim: 128, for example")
+        return wanted
+    if wanted not in (None, reference.dim):
+        raise InputError(
+            f"objective.dim is {wanted}, the deployed gallery has {reference.dim} dimensions",
+            tip="leave dim out: a gallery keeps its dimension",
+        )
+    return reference.dim
+
+
+def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, Loaded]:
+    """Backbone with its weights, and a junction drawn by the seed unless the base brings one.
+
+    torch's global generator is set: call it where that is given back.
+    """
+    torch.manual_seed(recipe.seed)
+    backbone = make_backbone(recipe.backbone)
+    spec = recipe.backbone.input
+    loaded = Loaded(sha256=None, matched=0, missing=(), unexpected=(), prefix="", junction=False)
+    tensors: dict[str, torch.Tensor] = {}
+    if base is not None:
+        loaded, tensors = load_base(backbone, base)
+    width = feature_width(backbone, recipe.backbone.method, spec)
+    torch.manual_seed(recipe.seed)
+    head = junction(recipe.junction, width, dim)
+    network = Network(backbone, recipe.backbone.method, head, spec).eval()
+    return network, replace(loaded, junction=load_junction(network, tensors))
