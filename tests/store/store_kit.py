@@ -1,0 +1,152 @@
+"""A small store of real files, and processes that work on it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import compatctl
+from compatctl.index import HnswIndex, HnswParams
+from compatctl.manifest import Catalog, IndexInfo, Manifest, ModelShare
+from compatctl.store import Store
+
+AT = "2026-01-31T12:00:00Z"
+PARAMS = HnswParams(dim=8, M=4, ef_construction=20, ef_search=10)
+
+
+def unit_rows(n: int, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).standard_normal((n, PARAMS.dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def info(sha256: str, count: int) -> IndexInfo:
+    return IndexInfo(
+        engine="hnswlib", space="ip", dim=8, M=4, ef_construction=20, ef_search=10, count=count,
+        sha256=sha256, seed=100,
+    )  # fmt: skip
+
+
+def begin(path: Path, rows: int = 20, model: bytes = b"model A") -> Store:
+    """A store of one generation, with a real index and catalogue."""
+    keys = np.arange(rows, dtype=np.uint64)
+    index = HnswIndex.build(unit_rows(rows), keys, PARAMS)
+    with Store.create(path) as tx:
+        sha = tx.put("models", writes(model))
+        catalog = Catalog(
+            ids=tuple(f"item-{i}" for i in range(rows)),
+            labels=tuple(f"class-{i % 3}" for i in range(rows)),
+            keys=keys,
+            model_of=np.zeros(rows, np.int32),
+            models=(sha,),
+        )
+        tx.commit(
+            operation="init",
+            created_at=AT,
+            query_model=sha,
+            index=info(tx.put("indexes", index.save), rows),
+            catalog=tx.put("catalogs", catalog.write),
+            models=(ModelShare(sha256=sha, dim=8, rows=rows, name="a.onnx"),),
+        )
+    return Store.open(path)
+
+
+def writes(data: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(data)
+
+    return write
+
+
+def deploy(store: Store, model: bytes) -> Store:
+    """The next generation: another query model, the same index."""
+    now = store.manifest
+    with store.transaction(now, operation="deploy") as tx:
+        sha = tx.put("models", writes(model))
+        known = [one for one in now.models if one.sha256 != sha]
+        rows = now.index.count - sum(one.rows for one in known)
+        share = ModelShare(sha256=sha, dim=8, rows=rows, name="b.onnx")
+        tx.commit(
+            operation="deploy",
+            created_at=AT,
+            query_model=sha,
+            models=(*known, share),
+            report=tx.put("reports", writes(b"report on " + model)),
+        )
+    return Store.open(store.path)
+
+
+def add(store: Store, rows: int, seed: int = 9) -> Store:
+    """The next generation: ``rows`` more items, embedded by the query model."""
+    now = store.manifest
+    catalog = store.catalog()
+    ids = [f"added-{now.generation}-{i}" for i in range(rows)]
+    grown = catalog.extended(ids, ["new"] * rows, now.query_model)
+    index = HnswIndex.load(store.verified("indexes", now.index.sha256), PARAMS, now.index.count)
+    index.add(unit_rows(rows, seed), grown.keys[len(catalog) :])
+    with store.transaction(now, operation="add") as tx:
+        tx.commit(
+            operation="add",
+            created_at=AT,
+            index=info(tx.put("indexes", index.save), len(index)),
+            catalog=tx.put("catalogs", grown.write),
+            models=tuple(
+                replace(one, rows=grown.counts().get(one.sha256, 0)) for one in now.models
+            ),
+        )
+    return Store.open(store.path)
+
+
+def python(code: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
+    """A fresh process of this interpreter that can import the package."""
+    where = str(Path(compatctl.__file__).parent.parent)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": where},
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    """Every file of a folder and its bytes, but for the lock's."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != "LOCK"
+    }
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Permissions hold for root only when it steps down."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def manifest(**changes: object) -> Manifest:
+    base = Manifest(
+        generation=1,
+        parent=None,
+        operation="init",
+        created_at=AT,
+        query_model="a" * 64,
+        index=info("b" * 64, 3),
+        catalog="c" * 64,
+        models=(ModelShare(sha256="a" * 64, dim=8, rows=3, name="old.onnx"),),
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]

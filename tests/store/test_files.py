@@ -1,0 +1,198 @@
+"""Atomic writes, content-addressed files, strict JSON and the lock, on a real file system."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from store_kit import python, unprivileged, writes
+
+from compatctl.errors import CompatError, ConflictError, DamagedError, InputError
+from compatctl.files import (
+    Lock,
+    canonical_json,
+    publish,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_atomic,
+)
+
+HOLD = """
+import sys
+from pathlib import Path
+from compatctl.files import Lock
+with Lock(Path(sys.argv[1]), operation="backfill"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """The process may write no file larger than ``limit`` bytes: what a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    """Hashing a file in pieces gives the published digest of 'abc'."""
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_file(path) == sha256_bytes(b"abc") == known
+
+
+def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
+    """Hashing what is not there names the file and does not escape as an OSError."""
+    with pytest.raises(InputError, match="nothing-here"):
+        sha256_file(tmp_path / "nothing-here")
+
+
+def test_write_atomic_replaces_whole_and_leaves_no_temporary(tmp_path: Path) -> None:
+    """The new bytes replace the old ones, and only the target is in the folder."""
+    path = tmp_path / "a.json"
+    write_atomic(path, b"old")
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_no_room_leaves_the_old_file(tmp_path: Path) -> None:
+    """A write that does not fit is a clear error; the old file stays and no temporary remains."""
+    path = tmp_path / "a.json"
+    write_atomic(path, b"old")
+    with file_size_limit(1000), pytest.raises(CompatError, match="no room"):
+        write_atomic(path, b"x" * 2000)
+    assert path.read_bytes() == b"old"
+    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_no_permission_is_a_clear_error() -> None:
+    """A folder that must not be written gives an InputError with a tip (checked as non-root)."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o555)
+        with unprivileged(), pytest.raises(InputError, match="permission denied") as caught:
+            write_atomic(Path(name) / "a", b"x")
+        assert caught.value.tip
+
+
+def test_files_may_be_read_as_the_umask_allows(tmp_path: Path) -> None:
+    """A server of another user can read what was written: the umask decides, not a private mode."""
+    before = os.umask(0o022)
+    try:
+        write_atomic(tmp_path / "a", b"x")
+        blob = publish(tmp_path / "blobs", ".bin", writes(b"x"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+    assert blob.path.stat().st_mode & 0o777 == 0o644
+
+
+def test_publish_names_by_content(tmp_path: Path) -> None:
+    """The published name is the digest of the bytes, and the folder is made where it is missing."""
+    blob = publish(tmp_path / "blobs", ".bin", writes(b"abc"))
+    assert blob.path == tmp_path / "blobs" / f"{sha256_bytes(b'abc')}.bin"
+    assert (blob.sha256, blob.bytes) == (sha256_bytes(b"abc"), 3)
+
+
+def test_publish_keeps_an_intact_file_and_repairs_a_damaged_one(tmp_path: Path) -> None:
+    """The same bytes again change nothing, unless the file under their name was changed."""
+    first = publish(tmp_path, ".bin", writes(b"abc"))
+    inode = first.path.stat().st_ino
+    publish(tmp_path, ".bin", writes(b"abc"))
+    assert first.path.stat().st_ino == inode
+    first.path.write_bytes(b"abX")
+    publish(tmp_path, ".bin", writes(b"abc"))
+    assert first.path.read_bytes() == b"abc"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_publish_refuses_a_writer_that_wrote_nothing(tmp_path: Path) -> None:
+    """A library that says nothing when it could not write is found out."""
+    with pytest.raises(CompatError, match="no file was written"):
+        publish(tmp_path, ".bin", lambda path: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_publish_without_room_leaves_nothing(tmp_path: Path) -> None:
+    """A blob that does not fit is a clear error and leaves no part of it."""
+    with file_size_limit(1000), pytest.raises(CompatError, match="no room"):
+        publish(tmp_path, ".bin", writes(b"x" * 2000))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_canonical_json_depends_on_the_value_only() -> None:
+    """Key order does not change the bytes, text is ASCII, and NaN is refused."""
+    assert canonical_json({"b": 1, "a": "ü\udcff"}) == canonical_json({"a": "ü\udcff", "b": 1})
+    assert canonical_json({"a": "ü"}).isascii()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        canonical_json(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b'{"a": 1, "a": 2}', "twice"),
+        (b'{"a": NaN}', "NaN"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b" " * 200_001, "larger"),
+    ],
+)
+def test_bad_json_is_refused(tmp_path: Path, data: bytes, what: str) -> None:
+    """What is not exactly one JSON value, or too large, is an error of the asked class."""
+    path = tmp_path / "a.json"
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match=what):
+        read_json(path, 200_000, error=DamagedError)
+
+
+def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+    """Waiting in vain is a ConflictError that names the holder's process and operation."""
+    path = tmp_path / "LOCK"
+    with python(HOLD, path) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(ConflictError, match=f"process {holder.pid} on .*backfill"),
+            Lock(path, timeout_s=0.1),
+        ):
+            pass
+        holder.communicate()
+    with Lock(path, timeout_s=0):
+        pass
+
+
+def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
+    """The lock of a process that was killed is free at once, though its name is in the file."""
+    path = tmp_path / "LOCK"
+    with python(HOLD, path) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert b"backfill" in path.read_bytes()
+    with Lock(path, timeout_s=0):
+        pass
+
+
+def test_the_lock_excludes_within_one_process_too(tmp_path: Path) -> None:
+    """Two writers in one process exclude each other as two processes do."""
+    with (
+        Lock(tmp_path / "LOCK", operation="one"),
+        pytest.raises(ConflictError),
+        Lock(tmp_path / "LOCK", timeout_s=0),
+    ):
+        pass
