@@ -19,7 +19,9 @@ from compatctl.train.images import Picture, Reader
 from compatctl.train.setup import Setup
 
 Rows = NDArray[np.int64]
-INFERENCE_BATCH = 64
+BATCH_PIXELS = 32 * 160 * 160
+"""Pixels of one inference batch: larger ones spend their time on memory (measured: three times
+slower a picture at twice the size)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +54,20 @@ class HeadFeed:
     def __init__(self, setup: Setup, reader: Reader, progress: Progress) -> None:
         plan, recipe = setup.plan, setup.recipe
         views = recipe.augmentation.views
-        plain = list(plan.pictures + plan.anchors)
-        plain += plan.validation.pictures if plan.validation else ()
+        queries = plan.validation.pictures if plan.validation else ()
+        plain = {_source(one): one for one in plan.pictures + plan.anchors + queries}
         changed = [
             replace(picture, key=(recipe.seed, view, i))
             for view in range(1, views)
             for i, picture in enumerate(plan.pictures)
         ]
-        table = run_backbone(setup, reader, plain + changed, progress)
-        n, a = len(plan.pictures), len(plan.anchors)
-        self._items = torch.stack(
-            [table[:n], *torch.split(table[len(plain) :], n)] if views > 1 else [table[:n]]
-        )
-        self._anchors = table[n : n + a]
-        self._validation = table[n + a : len(plain)]
+        table = run_backbone(setup, reader, [*plain.values(), *changed], progress)
+        at = {source: i for i, source in enumerate(plain)}
+        first = table[[at[_source(one)] for one in plan.pictures]]
+        others = torch.split(table[len(plain) :], len(first)) if changed else ()
+        self._items = torch.stack([first, *others])
+        self._anchors = table[[at[_source(one)] for one in plan.anchors]]
+        self._validation = table[[at[_source(one)] for one in queries]]
         self._device = setup.device
 
     def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,13 +118,20 @@ def run_backbone(
     setup: Setup, reader: Reader, pictures: Sequence[Picture], progress: Progress
 ) -> Tensor:
     """(N, F) float32 features on the CPU, without gradient."""
-    batches = [pictures[i : i + INFERENCE_BATCH] for i in range(0, len(pictures), INFERENCE_BATCH)]
+    spec = setup.recipe.backbone.input
+    size = min(256, max(1, BATCH_PIXELS // (spec.height * spec.width)))
+    batches = [pictures[i : i + size] for i in range(0, len(pictures), size)]
     done: list[Tensor] = []
     with torch.no_grad():
         for images in reader.batches(batches):
             done.append(_features(setup, images))
-            progress("backbone", min(len(done) * INFERENCE_BATCH, len(pictures)), len(pictures))
+            progress("backbone", min(len(done) * size, len(pictures)), len(pictures))
     return torch.cat(done) if done else torch.zeros(0, 0)
+
+
+def _source(picture: Picture) -> tuple[int, int]:
+    """What makes two pictures the same image: an anchor may train with its label, too."""
+    return id(picture.dataset), picture.row
 
 
 def _features(setup: Setup, images: NDArray[np.uint8]) -> Tensor:

@@ -65,10 +65,12 @@ def make_plan(
         InputError: no training item; fewer than two classes; an item without an old feature; a
             memory without ``rehearsal`` in the recipe, or the other way round.
     """
-    fresh = data.where(split="train")
-    kept = _remembered(recipe, memory, set(fresh.ids))
-    ids = tuple(fresh.ids) + tuple(kept.ids if kept else ())
-    labels = tuple(fresh.labels) + tuple(kept.labels if kept else ())
+    fresh = [i for i, item in enumerate(data.items) if item.split == "train"]
+    kept = _remembered(recipe, memory, {data.ids[i] for i in fresh})
+    pictures = [Picture(dataset=data, row=i) for i in fresh]
+    pictures += [Picture(dataset=kept, row=i) for i in range(len(kept))] if kept else []
+    ids = tuple(_id(one) for one in pictures)
+    labels = tuple(one.dataset.labels[one.row] for one in pictures)
     if len(set(labels)) < 2:
         raise InputError(
             f"{len(ids)} training items of {len(set(labels))} classes: at least 2 are needed",
@@ -86,14 +88,11 @@ def make_plan(
     if reference and chosen:
         stored, _ = reference.old_features(chosen)
     at = {one: i for i, one in enumerate(data.ids)}
-    pictures = [
-        Picture(dataset=one, row=i) for one in (fresh, kept) if one for i in range(len(one))
-    ]
     return Plan(
         pictures=tuple(pictures),
         ids=ids,
         labels=labels,
-        n_memory=_size(kept),
+        n_memory=len(pictures) - len(fresh),
         classes=tuple(sorted(set(labels))),
         old=old,
         sources=sources,
@@ -125,10 +124,6 @@ def _id(picture: Picture) -> str:
 
 def _digest(picture: Picture) -> str:
     return picture.dataset.digest(picture.row)
-
-
-def _size(dataset: Dataset | None) -> int:
-    return len(dataset) if dataset is not None else 0
 
 
 def _remembered(recipe: Recipe, memory: Dataset | None, fresh: set[str]) -> Dataset | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from compatctl._version import __version__
+from compatctl.core.simplex import frame_digest
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.frames import Classifier
 from compatctl.train.plan import described
@@ -49,7 +49,7 @@ def record(setup: Setup, rows: Classifier, state: Checkpoint) -> dict[str, Any]:
         "classifier": {
             "frame": rows.frame,
             "rows": len(rows.rows),
-            "sha256": hashlib.sha256(rows.rows.tobytes()).hexdigest(),
+            "sha256": frame_digest(rows.rows),
         },
         "registry_sha256": rows.registry.digest if rows.registry else None,
         "trials": state.trials,

@@ -1,0 +1,192 @@
+"""YAML into dataclasses: what is refused, and what the message says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compatctl.errors import InputError
+from compatctl.recipe import Project, Recipe, load_policy, shipped_policies
+
+ROOT = Path(__file__).parent.parent.parent
+BACKBONE = "backbone: {factory: 'a:b', input: {height: 8, width: 8}}\n"
+
+
+def _recipe(folder: Path, text: str) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return Recipe.load(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    """Each file in recipes/ is a valid recipe that reads back equal from its own JSON."""
+    recipe = Recipe.load(path)
+    assert recipe.format == 1
+    assert recipe.digest == Recipe.load(path).digest
+
+
+def test_the_default_recipe_explains_every_key() -> None:
+    """recipes/default.yaml writes every key that a recipe can have, each with a comment."""
+    recipe = Recipe.load(ROOT / "recipes" / "default.yaml")
+    written = (ROOT / "recipes" / "default.yaml").read_text(encoding="utf-8").splitlines()
+
+    def keys(value: object) -> list[str]:
+        if not isinstance(value, dict):
+            return []
+        return [key for one in value for key in (one, *keys(value[one]))]
+
+    for key in keys(recipe.to_json()):
+        at = [i for i, line in enumerate(written) if line.strip().startswith(f"{key}:")]
+        assert at, key
+        explained = "#" in written[at[0]] or written[at[0] - 1].strip().startswith("#")
+        assert explained, key
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("format: 1\n" + BACKBONE + "epochs: 3\n", "unknown key epochs"),
+        ("format: 1\n" + BACKBONE + "optimiser: {lr: 1e-3}\n", "expected a number, got str '1e-3'"),
+        ("format: 1\n" + BACKBONE + "optimiser: {epochs: 3.0}\n", "expected an integer"),
+        ("format: 1\n" + BACKBONE + "optimiser: {epochs: true}\n", "expected an integer"),
+        ("format: 1\n" + BACKBONE + "optimiser: {epochs: 0}\n", "in 1 .."),
+        ("format: 1\n" + BACKBONE + "optimiser: {lr: .nan}\n", "expected a number in"),
+        ("format: 1\n" + BACKBONE + "amp: on\n", "expected one of auto, off, got True"),
+        ("format: 1\n" + BACKBONE + "train: heads\n", "expected one of head, full"),
+        ("format: 1\n" + BACKBONE + "seed: 0123\n", "is not read as the number it looks like"),
+        ("format: 1\n" + BACKBONE + "seed: 1\nseed: 2\n", "repeated"),
+        ("format: 1\n" + BACKBONE + "objective: {lambda: []}\n", "the list is empty"),
+        ("format: 1\n" + BACKBONE + "objective: {lambda: [0.1, 0.1]}\n", "names a value twice"),
+        ("format: 1\n" + BACKBONE + "objective: {lambda: [0.1, 1.5]}\n", "lambda[1]"),
+        (
+            "format: 1\n" + BACKBONE + "objective: {frame: simplices}\n",
+            "expected one of prototypes",
+        ),
+        ("format: 1\n", "key backbone is missing"),
+        ("format: 2\n" + BACKBONE, "this version reads up to 1"),
+        (BACKBONE, "key format is missing"),
+        ("- 1\n", "expected a mapping"),
+        ("format: [1\n", "is not valid YAML"),
+        ("format: &a 1\nseed: *a\n" + BACKBONE, "anchors and aliases"),
+        ("format: !!python/object/apply:os.system [ls]\n", "tags"),
+        ("format: " + "[" * 40 + "]" * 40 + "\n", "nests deeper"),
+    ],
+)
+def test_a_bad_recipe_is_refused_with_its_reason(tmp_path: Path, text: str, says: str) -> None:
+    """Unknown keys, wrong types, ranges, YAML's traps and hostile YAML each have their sentence."""
+    with pytest.raises(InputError, match=r"recipe\.yaml") as caught:
+        _recipe(tmp_path, text)
+    assert says in caught.value.message
+
+
+def test_an_alias_bomb_is_refused_before_it_unfolds(tmp_path: Path) -> None:
+    """Nine lines that would unfold to a billion values end at the first anchor."""
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    for one, before in zip("bcdefghi", "abcdefgh", strict=True):
+        lines.append(f"{one}: &{one} [{', '.join(['*' + before] * 10)}]")
+    with pytest.raises(InputError, match="anchors and aliases"):
+        _recipe(tmp_path, "\n".join(lines))
+
+
+def test_a_number_written_as_text_is_told_how_to_be_written(tmp_path: Path) -> None:
+    """1e-3 gets a tip with the spelling that YAML reads as a number."""
+    with pytest.raises(InputError) as caught:
+        _recipe(tmp_path, "format: 1\n" + BACKBONE + "optimiser: {lr: 1e-3}\n")
+    assert "write it as 0.001" in caught.value.tip
+
+
+def test_missing_and_unreadable_files_are_input_errors(tmp_path: Path) -> None:
+    """A file that is not there, a folder, and bytes that are not UTF-8 do not end in a traceback."""
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            Recipe.load(path)
+    (tmp_path / "latin.yaml").write_bytes(b"format: 1 # \xe9\n")
+    with pytest.raises(InputError, match="not UTF-8"):
+        Recipe.load(tmp_path / "latin.yaml")
+
+
+def test_one_value_is_a_list_of_one_and_the_digest_follows_values(tmp_path: Path) -> None:
+    """A scalar lambda is a list of one; the digest ignores spelling and sees every value."""
+    one = _recipe(tmp_path, "format: 1\n" + BACKBONE + "objective: {lambda: 1}\n")
+    same = _recipe(tmp_path, "# hello\n" + BACKBONE + "objective: {lambda: [1.0]}\nformat: 1\n")
+    other = _recipe(tmp_path, "format: 1\n" + BACKBONE + "objective: {lambda: 0.9}\n")
+    assert one.objective.lambda_ == (1.0,)
+    assert one == same
+    assert one.digest == same.digest != other.digest
+
+
+def test_the_order_of_anchors_is_read_from_beside_the_recipe_and_digested(tmp_path: Path) -> None:
+    """anchors.order names a file of ids; another content is another recipe."""
+    text = "format: 1\n" + BACKBONE + "objective: {anchors: {order: ids.txt}}\n"
+    (tmp_path / "ids.txt").write_text("b\na\n")
+    first = _recipe(tmp_path, text)
+    assert first.objective.anchors is not None
+    assert first.objective.anchors.ids == ("b", "a")
+    (tmp_path / "ids.txt").write_text("a\nb\n")
+    assert _recipe(tmp_path, text).digest != first.digest
+    (tmp_path / "ids.txt").write_text("a\na\n")
+    with pytest.raises(InputError, match="none twice"):
+        _recipe(tmp_path, text)
+
+
+def test_a_projects_paths_are_relative_to_its_file(tmp_path: Path) -> None:
+    """Relative entries start at compatctl.yaml, absolute ones stay, the rest are the defaults."""
+    (tmp_path / "compatctl.yaml").write_text(
+        "data: images\nrecipe: r/one.yaml\nstore: /srv/store\nsplit: {train: 0.5}\n"
+    )
+    project = Project.load(tmp_path / "compatctl.yaml")
+    assert project.data == tmp_path / "images"
+    assert project.recipe == tmp_path / "r" / "one.yaml"
+    assert project.store == Path("/srv/store")
+    assert project.candidate == tmp_path / "build" / "candidate"
+    assert (project.output, project.report) == (tmp_path / "new.onnx", tmp_path / "report.json")
+    assert (project.split.train, project.split.validation) == (0.5, 0.1)
+    assert project.policy == "default"
+    assert Project.find(tmp_path) == project
+    assert Project.find(tmp_path / "empty").data is None
+
+
+def test_a_bad_project_is_refused(tmp_path: Path) -> None:
+    """Shares over 1, an unknown key and a newer format are errors that name the file."""
+    path = tmp_path / "compatctl.yaml"
+    for text, says in (
+        ("split: {train: 0.95}", "more than 1"),
+        ("stores: x", "unknown key stores"),
+        ("format: 9", "this version reads up to 1"),
+        ("data: 5", "expected text"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"compatctl\.yaml") as caught:
+            Project.load(path)
+        assert says in caught.value.message
+
+
+def test_policies_load_by_name_and_by_path(tmp_path: Path) -> None:
+    """The shipped policies load by name; a copy by path; an unknown name lists what there is."""
+    assert shipped_policies() == ("default", "strict")
+    default, strict = load_policy("default"), load_policy("strict")
+    assert (default.name, strict.name) == ("default", "strict")
+    assert strict.require_same_class
+    assert strict.different_class_margin < default.different_class_margin
+    (tmp_path / "mine.yaml").write_text("format: 1\nname: mine\nmin_queries: 7\n")
+    assert load_policy(tmp_path / "mine.yaml").min_queries == 7
+    with pytest.raises(InputError, match="no policy called lax") as caught:
+        load_policy("lax")
+    assert "default, strict" in caught.value.tip
+    (tmp_path / "mine.yaml").write_text("format: 1\nmin_recall_gain: low\n")
+    with pytest.raises(InputError, match="min_recall_gain"):
+        load_policy(tmp_path / "mine.yaml")
+
+
+def test_shipped_policies_write_every_key() -> None:
+    """Each shipped policy states every threshold, so that none is hidden in a default."""
+    import dataclasses
+
+    from compatctl.core.gate import Policy
+
+    for name in shipped_policies():
+        text = (ROOT / "compatctl" / "policies" / f"{name}.yaml").read_text(encoding="utf-8")
+        for field in dataclasses.fields(Policy):
+            assert f"\n{field.name}:" in text, (name, field.name)

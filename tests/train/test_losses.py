@@ -1,0 +1,102 @@
+"""Both forms of the contrastive term, and the sum of the terms, against explicit loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from compatctl.train import losses
+
+
+def _unit(rng: np.random.Generator, n: int, d: int) -> torch.Tensor:
+    rows = rng.standard_normal((n, d))
+    return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
+
+
+def _loop(new: torch.Tensor, old: torch.Tensor, labels: list[int], mu: float, form: str) -> float:
+    """The two formulas, term by term, in float64."""
+    n, o = new.double().numpy(), old.double().numpy()
+    total = 0.0
+    for i, label in enumerate(labels):
+        own = mu * float(o[i] @ n[i])
+        others = sum(
+            math.exp(mu * float(o[i] @ n[j])) for j, other in enumerate(labels) if other != label
+        )
+        mates = sum(other == label for other in labels)
+        start = mates if form == "hoc" else math.exp(own)
+        total += -own + math.log(start + others)
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("form", ["hoc", "infonce"])
+@pytest.mark.parametrize("labels", [[0, 0, 1, 2, 2, 2, 3], [0, 1, 2, 3, 4, 5, 6], [4] * 7])
+def test_the_contrastive_term_is_the_formula(form: losses.Contrast, labels: list[int]) -> None:
+    """The vectorised term equals the double loop, with mates, without, and with mates only."""
+    rng = np.random.default_rng(0)
+    new, old = _unit(rng, 7, 5), _unit(rng, 7, 5)
+    found = losses.contrast(new, old, torch.tensor(labels), 10.0, form)
+    assert float(found) == pytest.approx(_loop(new, old, labels, 10.0, form), rel=1e-5, abs=1e-5)
+
+
+def test_the_code_form_may_be_negative_and_the_strict_form_not() -> None:
+    """On features that agree with the old ones hoc nears log(B) - mu, infonce stays above 0."""
+    labels = torch.arange(16)
+    old = torch.eye(16)
+    assert float(losses.contrast(old, old, labels, 10.0, "hoc")) == pytest.approx(
+        math.log(16) - 10.0, abs=1e-4
+    )
+    assert float(losses.contrast(old, old, labels, 10.0, "infonce")) > 0.0
+
+
+def test_the_gradient_of_the_contrastive_term_is_finite_where_everything_is_masked() -> None:
+    """A batch of one class has no negatives; the gradient has no NaN in it."""
+    new = torch.randn(4, 3, requires_grad=True)
+    rows = new / new.norm(dim=1, keepdim=True)
+    for form in ("hoc", "infonce"):
+        torch.autograd.backward(
+            losses.contrast(
+                rows, _unit(np.random.default_rng(1), 4, 3), torch.zeros(4), 10.0, form
+            ),
+            retain_graph=True,
+        )
+        assert new.grad is not None
+        assert torch.isfinite(new.grad).all()
+
+
+@pytest.mark.parametrize("scale", [None, 16.0])
+def test_lambda_weighs_the_cross_entropy(scale: float | None) -> None:
+    """lambda CE + (1 - lambda) NCE, with CE written out; lambda 1 is CE alone."""
+    rng = np.random.default_rng(2)
+    z = torch.from_numpy(rng.standard_normal((6, 4))).float() * 3
+    rows, old = _unit(rng, 5, 4), _unit(rng, 6, 4)
+    labels = torch.tensor([0, 1, 1, 4, 2, 0])
+    normed = z / z.norm(dim=1, keepdim=True)
+    entropy = 0.0
+    for i, label in enumerate(labels.tolist()):
+        raw = z[i] if scale is None else normed[i] * scale
+        scores = [float(raw @ row) for row in rows]
+        entropy += math.log(sum(math.exp(one) for one in scores)) - scores[label]
+    entropy /= len(labels)
+    nce = _loop(normed, old, labels.tolist(), 7.0, "hoc")
+    for weight in (0.1, 1.0):
+        found = losses.total(
+            z=z, labels=labels, rows=rows, old=old, weight=weight, mu=7.0, form="hoc", scale=scale
+        )
+        expected = weight * entropy + (1 - weight) * nce
+        assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_anchor_is_a_class_of_its_own() -> None:
+    """The anchor term equals the loop over each anchor's softmax against all stored rows."""
+    rng = np.random.default_rng(3)
+    new, stored = _unit(rng, 3, 4), _unit(rng, 6, 4)
+    own = [2, 0, 5]
+    expected = 0.0
+    for i, at in enumerate(own):
+        scores = [16.0 * float(new[i] @ row) for row in stored]
+        expected += math.log(sum(math.exp(one) for one in scores)) - scores[at]
+    found = losses.anchor_loss(new, stored, torch.tensor(own), 16.0)
+    assert float(found) == pytest.approx(expected / 3, rel=1e-5)
