@@ -1,10 +1,12 @@
-"""One ONNX file is the model: onnx and onnxruntime's one home."""
+"""The encoder: one self-contained ONNX file. onnx's and onnxruntime's one home."""
 
 from __future__ import annotations
 
 from compatctl.encoder.contract import EncoderInput
-from compatctl.encoder.graph import admit, fuse, seal
-from compatctl.encoder.runtime import BadItem, Embedded, Encoder, sealed_bytes
+from compatctl.encoder.foreign import admit, sealed_bytes
+from compatctl.encoder.fusing import fuse
+from compatctl.encoder.runtime import BadItem, Embedded, Encoder
+from compatctl.encoder.sealing import seal
 
 __all__ = [
     "BadItem",

@@ -8,10 +8,9 @@ and cropping, which cannot be, are JSON in the file's metadata, so that the dige
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -22,12 +21,16 @@ from compatctl.errors import InputError
 KEY = "compatctl"
 FORMAT = 1
 OUTPUT = "embedding"
+BATCH = "batch"
 DOMAINS = {"", "ai.onnx"}
+
+_KEYS = {"format", "dim", "inputs"}
+_INPUT_KEYS = {"name", "height", "width", "resize", "fit"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInput:
-    """A named input and the pixels that it takes."""
+    """A named input of the graph and the preprocessing that makes its pixels."""
 
     name: str
     preprocessing: Preprocessing
@@ -41,7 +44,7 @@ class Contract:
     inputs: tuple[EncoderInput, ...]
 
     def to_json(self) -> str:
-        """The metadata's text."""
+        """The metadata's text, of which there is one for each contract."""
         inputs = [{"name": one.name, **asdict(one.preprocessing)} for one in self.inputs]
         return json.dumps({"format": FORMAT, "dim": self.dim, "inputs": inputs}, sort_keys=True)
 
@@ -50,98 +53,170 @@ def parse(path: Path, data: bytes) -> onnx.ModelProto:
     """The model in ``data``, refused where it is not one self-contained file of standard operators.
 
     Raises:
-        InputError: not ONNX, external data, custom operators.
+        InputError: not ONNX, external data anywhere in it, custom operators.
     """
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError:
         raise InputError(f"{path} is not an ONNX file") from None
-    if not model.graph.node or not model.graph.output:
+    if not model.graph.node or not model.graph.output or not model.opset_import:
         raise InputError(f"{path} is not an ONNX model: it has no graph")
-    for tensor in tensors(model.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+    for tensor in tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise InputError(
-                f"{path}: the weights of {tensor.name!r} lie in another file: no digest covers it",
+                f"{path}: the weights {tensor.name!r} lie in another file",
                 tip="export one self-contained file (torch.onnx.export(..., external_data=False))",
             )
-    functions = {function.domain for function in model.functions}
-    for graph in graphs(model.graph):
-        for node in graph.node:
-            if node.domain not in DOMAINS and node.domain not in functions:
-                raise InputError(
-                    f"{path}: the operator {node.domain}.{node.op_type} is not a standard one"
-                )
+    known = DOMAINS | {function.domain for function in model.functions}
+    for node in nodes(model):
+        if node.domain not in known:
+            raise InputError(
+                f"{path}: the operator {node.domain}.{node.op_type} is not one of ONNX itself",
+                tip="export it with standard operators only",
+            )
     return model
+
+
+def carries_metadata(model: onnx.ModelProto) -> bool:
+    """Whether the file says itself how its inputs are made."""
+    return any(entry.key == KEY for entry in model.metadata_props)
 
 
 def read(path: Path, model: onnx.ModelProto) -> Contract:
     """The contract in a model's metadata.
 
     Raises:
-        InputError: there is none, or it is of a newer format, or not what it should be.
+        InputError: there is none, it is of a newer format, or it has an unknown or wrong entry.
     """
     texts = [entry.value for entry in model.metadata_props if entry.key == KEY]
-    if not texts:
+    if len(texts) != 1:
         raise InputError(
-            f"{path} carries no preprocessing in its metadata: it was not made by compatctl",
-            tip="give a preprocessing file: --preprocessing FILE, or "
-            f"{path.with_suffix('.preprocessing.json').name} beside it",
+            f"{path} carries no preprocessing in its metadata: compatctl did not make it",
+            tip=f"pass --preprocessing FILE, or put {side_of(path).name} beside it",
         )
     try:
         raw = json.loads(texts[0])
-        if raw["format"] != FORMAT:
-            raise InputError(f"{path}: metadata format {raw['format']!r}; this reads {FORMAT}")
-        if set(raw) != {"format", "dim", "inputs"}:
-            raise InputError(f"{path}: unknown metadata {sorted(set(raw) - {'format', 'dim'})}")
-        inputs = tuple(_input(entry) for entry in raw["inputs"])
-        return Contract(dim=int(raw["dim"]), inputs=inputs)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: its metadata cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: its metadata is not JSON: {error}") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        got = raw.get("format") if isinstance(raw, dict) else raw
+        raise InputError(
+            f"{path}: its metadata has the format {got!r}; this version reads {FORMAT}",
+            tip="use the version of compatctl that made it, or a later one",
+        )
+    dim, inputs = raw.get("dim"), raw.get("inputs")
+    if set(raw) != _KEYS or type(dim) is not int or dim < 1 or not isinstance(inputs, list):
+        raise InputError(f"{path}: its metadata must be {sorted(_KEYS)}, got {sorted(raw)}")
+    found = tuple(_input(path, entry) for entry in inputs)
+    if not found or len({one.name for one in found}) < len(found):
+        raise InputError(f"{path}: its metadata names no input, or one twice")
+    return Contract(dim=dim, inputs=found)
 
 
-def _input(entry: dict[str, Any]) -> EncoderInput:
+def side_of(path: Path) -> Path:
+    """Where a foreign file's preprocessing is looked for: NAME.preprocessing.json beside it."""
+    return path.with_suffix(".preprocessing.json")
+
+
+def _input(path: Path, entry: object) -> EncoderInput:
+    if not isinstance(entry, dict) or set(entry) != _INPUT_KEYS or type(entry["name"]) is not str:
+        raise InputError(f"{path}: an input in its metadata must have {sorted(_INPUT_KEYS)}")
     rest = {key: value for key, value in entry.items() if key != "name"}
-    return EncoderInput(name=str(entry["name"]), preprocessing=Preprocessing(**rest))
+    try:
+        return EncoderInput(name=entry["name"], preprocessing=Preprocessing(**rest))
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}") from None
 
 
-def check_signature(path: Path, contract: Contract, inputs: Sequence[Any], outputs: Any) -> None:
-    """The runtime's own view of inputs and outputs must be the metadata's.
+def check_signature(path: Path, model: onnx.ModelProto, told: Contract) -> None:
+    """The graph's inputs and output must be what ``told`` says, the batch free.
 
     Raises:
-        InputError: another name, type or size.
+        InputError: another name, type or size, or a fixed batch.
     """
-    found = {one.name: (one.type, list(one.shape)[1:]) for one in inputs}
+    found = {one.name: _kind(one) for one in graph_inputs(model.graph)}
     wanted = {
-        one.name: ("tensor(uint8)", [one.preprocessing.height, one.preprocessing.width, 3])
-        for one in contract.inputs
+        one.name: f"uint8 (batch, {one.preprocessing.height}, {one.preprocessing.width}, 3)"
+        for one in told.inputs
     }
     if found != wanted:
-        raise InputError(f"{path}: inputs are {found}; its metadata says {wanted}")
-    results = [(one.name, one.type, list(one.shape)[1:]) for one in outputs]
-    if results != [(OUTPUT, "tensor(float)", [contract.dim])]:
         raise InputError(
-            f"{path}: outputs are {results}; expected {OUTPUT!r} (batch, {contract.dim}) float32"
+            f"{path}: its inputs are {_listed(found)}; an encoder with this preprocessing takes "
+            f"{_listed(wanted)}"
         )
+    results = {one.name: _kind(one) for one in model.graph.output}
+    expected = {OUTPUT: f"float32 (batch, {told.dim})"}
+    if results != expected:
+        raise InputError(
+            f"{path}: its outputs are {_listed(results)}; expected {_listed(expected)}"
+        )
+
+
+def graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a caller must give: old files list weights as inputs as well."""
+    weights = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in weights]
+
+
+def _kind(value: onnx.ValueInfoProto) -> str:
+    """Type and shape as text; a free first axis reads ``batch``."""
+    tensor = value.type.tensor_type
+    name = onnx.TensorProto.DataType.Name(tensor.elem_type)
+    kind = "float32" if name == "FLOAT" else name.lower()
+    if not tensor.HasField("shape"):
+        return f"{kind} of unknown shape"
+    axes = [
+        str(axis.dim_value) if axis.HasField("dim_value") else ("?" if at else BATCH)
+        for at, axis in enumerate(tensor.shape.dim)
+    ]
+    return f"{kind} ({', '.join(axes)})"
+
+
+def _listed(values: dict[str, str]) -> str:
+    return ", ".join(f"{name!r} {kind}" for name, kind in sorted(values.items())) or "none"
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The graph and every graph inside its nodes."""
     yield graph
-    for node in graph.node:
+    yield from _inner(graph.node)
+
+
+def _inner(parts: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    for node in parts:
         for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            if attribute.HasField("g"):
+                yield from graphs(attribute.g)
+            for inner in attribute.graphs:
                 yield from graphs(inner)
 
 
-def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a graph: initializers, sparse ones, and those in attributes."""
-    for part in graphs(graph):
-        yield from part.initializer
-        for sparse in part.sparse_initializer:
+def _all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    yield from graphs(model.graph)
+    for function in model.functions:
+        yield from _inner(function.node)
+
+
+def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node: of the graph, of graphs inside nodes, of local functions."""
+    for function in model.functions:
+        yield from function.node
+    for graph in _all_graphs(model):
+        yield from graph.node
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor: weights, sparse ones, those in attributes, wherever they are nested."""
+    for graph in _all_graphs(model):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
-        for node in part.node:
-            for attribute in node.attribute:
-                yield from attribute.tensors
-                if attribute.HasField("t"):
-                    yield attribute.t
+    defaults = [one for function in model.functions for one in function.attribute_proto]
+    for attribute in (*defaults, *(one for node in nodes(model) for one in node.attribute)):
+        yield from attribute.tensors
+        if attribute.HasField("t"):
+            yield attribute.t
+        held = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        for sparse in (*held, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)

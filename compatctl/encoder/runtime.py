@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from compatctl.data import Dataset, prepare
 from compatctl.encoder import contract
 from compatctl.encoder.contract import EncoderInput
-from compatctl.encoder.graph import admit
+from compatctl.encoder.foreign import sealed_bytes
+from compatctl.encoder.session import Session
 from compatctl.errors import InputError
+from compatctl.files import sha256_bytes
 from compatctl.progress import Progress, silent
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+
 UNIT_TOLERANCE = 1e-3
+"""The largest distance from 1 of a row's norm."""
+
+BATCH_SIZE = 32
 AHEAD = 2
+"""Batches that are decoded while one is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +50,30 @@ class Embedded:
 
 
 class Encoder:
-    """A self-contained ONNX file: images in, unit rows out."""
+    """A self-contained ONNX file: images in, unit rows (n, D) out.
+
+    ``sha256`` (hex) is its identity, ``dim`` its D, ``inputs`` what the graph takes, ``name`` the
+    file's name, for people.
+    """
 
     def __init__(
-        self, *, session: Any, sha256: str, dim: int, inputs: tuple[EncoderInput, ...], name: str
+        self, *, session: Session, sha256: str, told: contract.Contract, name: str
     ) -> None:
         self._session = session
         self.sha256 = sha256
-        self.dim = dim
-        self.inputs = inputs
+        self.dim = told.dim
+        self.inputs: tuple[EncoderInput, ...] = told.inputs
         self.name = name
 
     @classmethod
     def load(
         cls, path: Path, preprocessing: Path | None = None, threads: int | None = None
     ) -> Encoder:
-        """Open and check an encoder.
+        """Open and check an encoder, and run it on one batch.
 
         A foreign file is wrapped by its preprocessing file: the one given, or
         NAME.preprocessing.json beside it. ``sha256`` is that of the sealed bytes, so the same two
-        files have one identity.
+        files have one identity. ``threads`` compute a batch; default: all processors.
 
         Raises:
             InputError: missing, not ONNX, not self-contained, or not what its metadata says.
@@ -75,28 +81,25 @@ class Encoder:
         data = sealed_bytes(path, preprocessing)
         model = contract.parse(path, data)
         told = contract.read(path, model)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or os.cpu_count() or 1
-        options.log_severity_level = 3
-        try:
-            session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base class
-            raise InputError(f"{path}: ONNX Runtime refuses it: {error}") from None
-        contract.check_signature(path, told, session.get_inputs(), session.get_outputs())
-        sha256 = hashlib.sha256(data).hexdigest()
-        made = cls(session=session, sha256=sha256, dim=told.dim, inputs=told.inputs, name=path.name)
-        made._probe(path)
-        return made
+        contract.check_signature(path, model, told)
+        session = Session(path, data, threads)
+        found = session.dim(told.inputs)
+        if found != told.dim:
+            raise InputError(f"{path} gives {found} numbers; its metadata says {told.dim}")
+        return cls(session=session, sha256=sha256_bytes(data), told=told, name=path.name)
 
     def run(self, images: Mapping[str, Pixels]) -> Floats:
-        """(n, D) rows for prepared pixels (n, H, W, 3) of every input, unchecked."""
-        out: Floats = self._session.run([contract.OUTPUT], dict(images))[0]
-        return out
+        """(n, D) float32 rows for prepared pixels (n, H, W, 3) uint8 of every input, unchecked.
+
+        Raises:
+            InputError: ONNX Runtime does not take the batch.
+        """
+        return self._session.run(images)
 
     def embed(
         self,
         dataset: Dataset,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         skip_bad: bool = False,
         progress: Progress = silent,
     ) -> Embedded:
@@ -109,37 +112,49 @@ class Encoder:
         features = np.zeros((len(dataset), self.dim), np.float32)
         rows: list[int] = []
         bad: list[BadItem] = []
-        starts = deque(range(0, len(dataset), batch_size))
-        waiting: deque[list[Future[_Decoded]]] = deque()
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            while starts or waiting:
-                while starts and len(waiting) <= AHEAD:
-                    first = starts.popleft()
-                    last = min(first + batch_size, len(dataset))
-                    waiting.append(
-                        [pool.submit(self._decode, dataset, row) for row in range(first, last)]
-                    )
-                batch = [future.result() for future in waiting.popleft()]
-                bad += _refused(batch, skip_bad=skip_bad, pool=pool)
-                good = [one for one in batch if one.error is None]
-                if good:
-                    self._checked(good, dataset, features, len(rows))
-                    rows += [one.row for one in good]
-                progress("images embedded", len(rows) + len(bad), len(dataset))
+        for batch in self._decoded(dataset, batch_size):
+            good = [one for one in batch if one.error is None]
+            for one in batch:
+                if one.error is not None and not skip_bad:
+                    raise one.error
+                if one.error is not None:
+                    bad.append(BadItem(id=one.id, reason=one.error.message))
+            if good:
+                features[len(rows) : len(rows) + len(good)] = self._unit_rows(good)
+                rows += [one.row for one in good]
+            progress("images embedded", len(rows) + len(bad), len(dataset))
         return Embedded(
             features=features[: len(rows)], rows=np.array(rows, np.int64), bad=tuple(bad)
         )
 
+    def _decoded(self, dataset: Dataset, batch_size: int) -> Iterator[list[_Decoded]]:
+        """Batches in order, the next ``AHEAD`` of them on their way in threads."""
+        waiting: deque[list[Future[_Decoded]]] = deque()
+        pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compatctl-decode")
+        try:
+            for first in range(0, len(dataset), batch_size):
+                last = min(first + batch_size, len(dataset))
+                waiting.append(
+                    [pool.submit(self._decode, dataset, row) for row in range(first, last)]
+                )
+                if len(waiting) > AHEAD:
+                    yield [future.result() for future in waiting.popleft()]
+            while waiting:
+                yield [future.result() for future in waiting.popleft()]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
     def _decode(self, dataset: Dataset, row: int) -> _Decoded:
+        item_id = dataset.items[row].id
         try:
             image = dataset.read(row)
-            pixels = tuple(prepare(image, one.preprocessing) for one in self.inputs)
         except InputError as error:
-            return _Decoded(row=row, id=dataset.items[row].id, pixels=(), error=error)
-        return _Decoded(row=row, id=dataset.items[row].id, pixels=pixels, error=None)
+            return _Decoded(row=row, id=item_id, pixels=(), error=error)
+        pixels = tuple(prepare(image, one.preprocessing) for one in self.inputs)
+        return _Decoded(row=row, id=item_id, pixels=pixels, error=None)
 
-    def _checked(self, batch: list[_Decoded], dataset: Dataset, into: Floats, first: int) -> None:
-        """Run a batch into ``into`` from row ``first`` on."""
+    def _unit_rows(self, batch: list[_Decoded]) -> Floats:
+        """The rows of a batch of images that decoded."""
         out = self.run(
             {
                 one.name: np.stack([item.pixels[at] for item in batch])
@@ -149,28 +164,13 @@ class Encoder:
         norms = np.linalg.norm(out, axis=1)
         wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= UNIT_TOLERANCE))
         if len(wrong):
-            item = dataset.items[batch[int(wrong[0])].row]
+            first = int(wrong[0])
             raise InputError(
-                f"{self.name}: the embedding of item {item.id!r} has the norm "
-                f"{norms[wrong[0]]:.4g}, expected 1",
-                tip="a model must give finite unit rows; look at its weights and its preprocessing",
+                f"{self.name}: the embedding of item {batch[first].id!r} has the norm "
+                f"{norms[first]:.4g}, expected 1",
+                tip="an encoder must give finite unit rows; look at its weights and preprocessing",
             )
-        into[first : first + len(batch)] = out
-
-    def _probe(self, path: Path) -> None:
-        """Two grey images must come out as (2, D): the shape is tested, not believed."""
-        grey = {
-            one.name: np.full(
-                (2, one.preprocessing.height, one.preprocessing.width, 3), 128, np.uint8
-            )
-            for one in self.inputs
-        }
-        try:
-            shape = self.run(grey).shape
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base class
-            raise InputError(f"{path}: it does not run on a batch of images: {error}") from None
-        if shape != (2, self.dim):
-            raise InputError(f"{path}: two images came out as {shape}, expected (2, {self.dim})")
+        return out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -179,35 +179,3 @@ class _Decoded:
     id: str
     pixels: tuple[Pixels, ...]
     error: InputError | None
-
-
-def _refused(batch: list[_Decoded], *, skip_bad: bool, pool: ThreadPoolExecutor) -> list[BadItem]:
-    found = []
-    for one in batch:
-        if one.error is not None:
-            if not skip_bad:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise one.error
-            found.append(BadItem(id=one.id, reason=one.error.message))
-    return found
-
-
-def sealed_bytes(path: Path, preprocessing: Path | None = None) -> bytes:
-    """The bytes that are the model: the file's own, or those of the wrapped foreign file.
-
-    Raises:
-        InputError: the file is missing, or it is foreign and its preprocessing file is not usable.
-    """
-    if not path.is_file():
-        raise InputError(f"no model at {path}")
-    side = preprocessing or path.with_suffix(".preprocessing.json")
-    if preprocessing is None and not side.is_file():
-        return path.read_bytes()
-    try:
-        json.loads(side.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{side} is not a preprocessing file: {error}") from None
-    with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / "sealed.onnx"
-        admit(path, side, made)
-        return made.read_bytes()

@@ -1,0 +1,229 @@
+"""Foreign ONNX files: wrapped by what their preprocessing file says, then sealed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from compatctl.data import Fit, Preprocessing, Resize
+from compatctl.encoder import contract
+from compatctl.encoder.contract import BATCH, OUTPUT, Contract, EncoderInput
+from compatctl.encoder.sealing import image_input, inlined, prefixed, sealed
+from compatctl.encoder.session import Session
+from compatctl.errors import InputError
+from compatctl.files import clear_errors, read_json, write_atomic
+
+IMAGE = "image"
+MAX_SIDE_BYTES = 1 << 16
+OLDEST_OPSET = 7
+"""Before it, operators did not broadcast as numpy does."""
+
+_PREFIX = "model/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """A preprocessing file: ``(pixels * scale - mean) / std`` in the model's own layout.
+
+    Pixels are 0 .. 255; ``mean`` and ``std`` are in the order of ``channels``; ``output`` names the
+    embedding where there are several outputs; ``normalise``: divide each row by its norm, unless
+    the graph does so already.
+
+    Raises:
+        InputError: an entry of another type or range.
+    """
+
+    format: int
+    height: int
+    width: int
+    resize: Resize = "bicubic"
+    fit: Fit = "crop"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    channels: Literal["RGB", "BGR"] = "RGB"
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    output: str | None = None
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        for name, right, expected in (
+            ("format", self.format == 1, "1, the one that this version reads"),
+            ("layout", self.layout in {"NCHW", "NHWC"}, "NCHW or NHWC"),
+            ("channels", self.channels in {"RGB", "BGR"}, "RGB or BGR"),
+            ("scale", _numbers((self.scale,), 1) and self.scale != 0, "a number, not 0"),
+            ("mean", _numbers(self.mean, 3), "3 numbers"),
+            ("std", _numbers(self.std, 3) and all(one > 0 for one in self.std), "3 numbers over 0"),
+            ("output", self.output is None or isinstance(self.output, str), "an output's name"),
+            ("normalise", isinstance(self.normalise, bool), "true or false"),
+        ):
+            if not right:
+                raise InputError(f"{name} must be {expected}; got {getattr(self, name)!r}")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The part that stays outside the graph."""
+        return Preprocessing(height=self.height, width=self.width, resize=self.resize, fit=self.fit)
+
+
+def sealed_bytes(path: Path, preprocessing: Path | None = None) -> bytes:
+    """The bytes that are the model: the file's own, or those of the wrapped foreign file.
+
+    ``preprocessing`` describes a foreign file; where it is not given, NAME.preprocessing.json
+    beside the model is taken if it is there. A sealed file needs none.
+
+    Raises:
+        InputError: no such file, not ONNX, or foreign without a usable preprocessing file.
+    """
+    with clear_errors("reading", path):
+        data = path.read_bytes()
+    model = contract.parse(path, data)
+    if contract.carries_metadata(model):
+        if preprocessing is not None:
+            raise InputError(
+                f"{path} carries its own preprocessing, which {preprocessing} cannot replace",
+                tip="leave the preprocessing file out",
+            )
+        return data
+    side = preprocessing or contract.side_of(path)
+    if preprocessing is None and not side.is_file():
+        contract.read(path, model)  # says what is missing
+    return wrapped(path, model, read_side(side))
+
+
+def admit(path: Path, side: Path, out: Path) -> None:
+    """Wrap a foreign encoder: layout, scaling, mean, std and norm go into the graph; then seal.
+
+    The same two files give the same bytes.
+
+    Raises:
+        InputError: the preprocessing file or the model is not usable.
+    """
+    write_atomic(out, sealed_bytes(path, side))
+
+
+def read_side(path: Path) -> Foreign:
+    """A preprocessing file.
+
+    Raises:
+        InputError: missing, not JSON, an unknown, missing or wrong entry.
+    """
+    raw = read_json(path, MAX_SIDE_BYTES)
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: a preprocessing file is one JSON object")
+    known = [one.name for one in fields(Foreign)]
+    unknown = sorted(set(raw) - set(known))
+    missing = [name for name in known[:3] if name not in raw]
+    if unknown or missing:
+        raise InputError(
+            f"{path}: {'unknown' if unknown else 'missing'} entry {(unknown or missing)[0]!r}",
+            tip=f"the entries are {', '.join(known)}",
+        )
+    entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    try:
+        told = Foreign(**entries)
+        _ = told.preprocessing
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}") from None
+    return told
+
+
+def wrapped(path: Path, model: onnx.ModelProto, told: Foreign) -> bytes:
+    """The sealed bytes of a foreign model between the nodes that ``told`` asks for."""
+    model = inlined(model)
+    opset = max(one.version for one in model.opset_import if one.domain in contract.DOMAINS)
+    if opset < OLDEST_OPSET:
+        raise InputError(
+            f"{path}: operator set {opset} is too old, the oldest that can be wrapped is "
+            f"{OLDEST_OPSET}",
+            tip="export it again, or raise its operator set with onnx.version_converter",
+        )
+    target, gives = _ends(path, model, told)
+    graph = prefixed(model, _PREFIX)
+    last = helper.make_node("LpNormalization" if told.normalise else "Identity", [gives], [OUTPUT])
+    nodes = [*_before(told, target), *graph.node, last]
+    for field in ("node", "input", "output"):
+        graph.ClearField(field)
+    graph.node.extend(nodes)
+    graph.initializer.extend(_constants(told))
+    size = told.preprocessing
+    graph.input.append(image_input(IMAGE, size))
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, None]))
+    made = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    made.graph.CopyFrom(graph)
+    inputs = (EncoderInput(name=IMAGE, preprocessing=size),)
+    dim = Session(path, made.SerializeToString()).dim(inputs)
+    made.graph.output[0].type.tensor_type.shape.dim[1].dim_value = dim
+    return sealed(made, Contract(dim=dim, inputs=inputs))
+
+
+def _ends(path: Path, model: onnx.ModelProto, told: Foreign) -> tuple[str, str]:
+    """The prefixed names of the value to feed and of the embedding."""
+    takes, gives = contract.graph_inputs(model.graph), [one.name for one in model.graph.output]
+    if told.output is None and len(gives) == 1:
+        output = gives[0]
+    elif told.output in gives:
+        output = cast("str", told.output)
+    else:
+        raise InputError(
+            f"{path}: its outputs are {', '.join(gives)}; the preprocessing file says "
+            f"{told.output!r}",
+            tip='name the embedding in the preprocessing file: "output": "..."',
+        )
+    if len(takes) != 1 or takes[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+        raise InputError(
+            f"{path}: expected one input, images in float32; it has "
+            f"{', '.join(one.name for one in takes) or 'none'}"
+        )
+    sides = {"C": 3, "H": told.height, "W": told.width}
+    axes = takes[0].type.tensor_type.shape.dim
+    fixed = [axis.dim_value if axis.HasField("dim_value") else None for axis in axes]
+    wanted = [sides.get(letter) for letter in told.layout]
+    if axes and (
+        len(axes) != 4
+        or any(a not in {None, b} for a, b in zip(fixed[1:], wanted[1:], strict=True))
+    ):
+        raise InputError(
+            f"{path}: its input is {fixed}; the preprocessing file says {told.layout} {wanted[1:]}"
+        )
+    return _PREFIX + takes[0].name, _PREFIX + output
+
+
+def _constants(told: Foreign) -> list[onnx.TensorProto]:
+    values = {
+        "scale": np.array(told.scale, np.float32),
+        "mean": np.array(told.mean, np.float32),
+        "std": np.array(told.std, np.float32),
+    }
+    if told.channels == "BGR":
+        values["order"] = np.array([2, 1, 0], np.int64)
+    return [numpy_helper.from_array(value, name) for name, value in values.items()]
+
+
+def _before(told: Foreign, target: str) -> list[onnx.NodeProto]:
+    """From uint8 NHWC RGB to what the foreign graph takes."""
+    swap = told.channels == "BGR"
+    nodes = [helper.make_node("Gather", [IMAGE, "order"], ["ordered"], axis=3)] if swap else []
+    nodes += [
+        helper.make_node("Cast", ["ordered" if swap else IMAGE], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["pixels", "scale"], ["scaled"]),
+        helper.make_node("Sub", ["scaled", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "std"], ["ready"]),
+    ]
+    if told.layout == "NCHW":
+        return [*nodes, helper.make_node("Transpose", ["ready"], [target], perm=[0, 3, 1, 2])]
+    return [*nodes, helper.make_node("Identity", ["ready"], [target])]
+
+
+def _numbers(values: object, count: int) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) == count
+        and all(type(one) in {int, float} and math.isfinite(one) for one in values)
+    )
