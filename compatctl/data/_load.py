@@ -227,13 +227,13 @@ def _npz(path: Path) -> Iterator[_Row]:
             f"{path}: images must be (N, H, W, 3) or (N, H, W) uint8, "
             f"got {images.shape} {images.dtype}"
         )
-    arrays = {{"ids": "id", "labels": "label"}.get(key, key): arrays[key] for key in arrays}
     for key, column in arrays.items():
         if column.shape != (len(images),) or column.dtype.kind not in "Uiu":
             raise InputError(
                 f"{path}: {key} must be {len(images)} strings, got {column.shape} {column.dtype}"
             )
-    columns = {key: column.tolist() for key, column in arrays.items()}
+    names = {"ids": "id", "labels": "label"}
+    columns = {names.get(key, key): column.tolist() for key, column in arrays.items()}
     for row in range(len(images)):
         record = {key: column[row] for key, column in columns.items()}
         yield _Row(f"{path}, row {row}", record, images[row])

@@ -162,7 +162,8 @@ def graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 def _kind(value: onnx.ValueInfoProto) -> str:
     """Type and shape as text; a free first axis reads ``batch``."""
     tensor = value.type.tensor_type
-    name = onnx.TensorProto.DataType.Name(tensor.elem_type)
+    kinds = {number: name for name, number in onnx.TensorProto.DataType.items()}
+    name = kinds.get(tensor.elem_type, "an unknown type")
     kind = "float32" if name == "FLOAT" else name.lower()
     if not tensor.HasField("shape"):
         return f"{kind} of unknown shape"

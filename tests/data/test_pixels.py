@@ -1,0 +1,162 @@
+"""From bytes to RGB, and from RGB to an encoder's input."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compatctl.data import Preprocessing, decode, from_files, prepare
+from compatctl.errors import InputError
+
+
+def encoded(image: Image.Image, kind: str = "png", **options: object) -> io.BytesIO:
+    """The image's bytes in a format."""
+    file = io.BytesIO()
+    image.save(file, format=kind, **options)  # type: ignore[arg-type]
+    file.seek(0)
+    return file
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """An image whose every pixel tells its place."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    pixels = np.stack([rows * 255 // height, columns * 255 // width, rows * 0 + 7], axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def test_exif_orientation_is_applied() -> None:
+    """A JPEG that says it lies on its side is turned upright."""
+    image = gradient(40, 20)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(encoded(image, "jpeg", exif=exif, quality=95), "x")
+    assert turned.size == (20, 40)
+    expected = np.asarray(image.rotate(-90, expand=True), np.int64)
+    assert np.abs(np.asarray(turned, np.int64) - expected).mean() < 4
+
+
+def test_transparency_lies_on_white() -> None:
+    """Alpha of every kind is composited on white: RGBA, grey with alpha, palette with a key."""
+    clear = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
+    half = Image.new("LA", (4, 4), (0, 128))
+    keyed = Image.new("P", (4, 4), 0)
+    keyed.putpalette([9, 9, 9] * 256)
+    assert decode(encoded(clear), "x").getpixel((0, 0)) == (255, 255, 255)
+    assert decode(encoded(half), "x").getpixel((0, 0)) == (127, 127, 127)
+    assert decode(encoded(keyed, transparency=0), "x").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_every_other_mode_becomes_rgb() -> None:
+    """Grey, palette, 1 bit and CMYK images keep their colour as RGB."""
+    for mode, value, kind, expected in (
+        ("L", 77, "png", (77, 77, 77)),
+        ("1", 1, "png", (255, 255, 255)),
+        ("CMYK", (0, 0, 0, 0), "tiff", (255, 255, 255)),
+        ("RGB", (1, 2, 3), "bmp", (1, 2, 3)),
+    ):
+        image = decode(encoded(Image.new(mode, (3, 3), value), kind), "x")
+        assert image.mode == "RGB"
+        assert image.getpixel((1, 1)) == expected
+    palette = gradient(8, 8).quantize(16)
+    assert np.array_equal(
+        np.asarray(decode(encoded(palette), "x")), np.asarray(palette.convert("RGB"))
+    )
+
+
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
+    """A 16-bit image spans 0 .. 255 afterwards instead of turning white."""
+    deep = np.array([[0, 257 * 100], [257 * 200, 65535]], np.uint16)
+    image = decode(encoded(Image.fromarray(deep)), "x")
+    assert np.asarray(image)[..., 0].tolist() == [[0, 100], [200, 255]]
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    """An image without a known range is an error, not a guess."""
+    image = Image.fromarray(np.full((3, 3), 0.5, np.float32))
+    with pytest.raises(InputError, match="floating point"):
+        decode(encoded(image, "tiff"), "x")
+
+
+def test_bytes_that_are_no_image_name_the_item() -> None:
+    """Text, nothing, a cut-off PNG, a cut-off JPEG: each error begins with the item's name."""
+    png, jpeg = (encoded(gradient(64, 64), kind).getvalue() for kind in ("png", "jpeg"))
+    for data in (b"hello", b"", png[: len(png) // 2], jpeg[: len(jpeg) // 2], png[:30]):
+        with pytest.raises(InputError, match=r"^cats/7: does not decode"):
+            decode(io.BytesIO(data), "cats/7")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_flipped_byte_decodes_or_is_refused() -> None:
+    """No corruption of a real file escapes as another library's error."""
+    for kind in ("png", "jpeg", "gif", "webp", "tiff", "bmp"):
+        data = encoded(gradient(16, 16), kind).getvalue()
+        for at in range(0, len(data), max(1, len(data) // 60)):
+            broken = bytearray(data)
+            broken[at] ^= 0xFF
+            with contextlib.suppress(InputError):
+                assert decode(io.BytesIO(bytes(broken)), "x").mode == "RGB"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    """A small file that says it is huge is refused before its pixels take memory."""
+    path = tmp_path / "bomb.png"
+    Image.new("1", (10_000, 9_000)).save(path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(InputError, match=r"bomb\.png: .*10000 x 9000 pixels"):
+        from_files([path]).read(0)
+    header = bytearray(path.read_bytes())
+    header[16:24] = (2**31 - 1).to_bytes(4, "big") * 2
+    path.write_bytes(bytes(header))
+    with pytest.raises(InputError, match=r"bomb\.png"):
+        from_files([path]).read(0)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic", "lanczos"])
+def test_prepare_gives_the_size_asked_for(fit: str, resize: str) -> None:
+    """Any image, even one pixel thin, becomes (height, width, 3) uint8."""
+    size = Preprocessing(height=24, width=16, resize=resize, fit=fit)  # type: ignore[arg-type]
+    for image in (gradient(50, 20), gradient(1, 300), gradient(300, 1), gradient(16, 24)):
+        pixels = prepare(image, size)
+        assert pixels.shape == (24, 16, 3)
+        assert pixels.dtype == np.uint8
+        assert pixels.flags.c_contiguous
+    assert np.array_equal(prepare(gradient(16, 24), size), np.asarray(gradient(16, 24)))
+
+
+def test_what_each_fit_does_with_another_aspect() -> None:
+    """Crop loses the sides, pad adds white borders, stretch keeps every corner."""
+    image = Image.new("RGB", (60, 20), (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 20, 20))
+    sizes = {
+        fit: prepare(image, Preprocessing(height=20, width=20, fit=fit))  # type: ignore[arg-type]
+        for fit in ("stretch", "crop", "pad")
+    }
+    assert sizes["crop"][10, 2].tolist() == [0, 0, 255]
+    assert sizes["stretch"][10, 2].tolist() == [255, 0, 0]
+    assert sizes["pad"][1, 10].tolist() == [255, 255, 255]
+    assert sizes["pad"][10, 2].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"height": 0}, {"width": 5000}, {"height": 8.0}, {"resize": "nearest"}, {"fit": "cover"}],
+)
+def test_a_preprocessing_that_is_none_is_refused(wrong: dict[str, object]) -> None:
+    """Sizes and words are checked where the value is made."""
+    with pytest.raises(InputError, match="preprocessing:"):
+        Preprocessing(**{"height": 8, "width": 8, **wrong})  # type: ignore[arg-type]
+
+
+def test_importing_data_loads_no_pillow() -> None:
+    """Commands that only describe data stay light."""
+    code = "import sys, compatctl.data; sys.exit('PIL' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
