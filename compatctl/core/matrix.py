@@ -1,61 +1,92 @@
 """Compatibility over many versions: AC, AA, ACA, and the gain of an upgrade.
 
+``M[i][j]``, i >= j, is the retrieval quality of queries of version i on the gallery of version j:
+self-tests on the diagonal, cross-tests below it.
+
 Sources: TPAMI 2026 (arXiv 2606.12488) and repository miccunifi/iamcl2r. Stated deviation: a tie is
 not compatible (as in iamcl2r; CoReS and CL2R let it pass), and a true 0 counts in AA.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.errors import InputError
 
+_ROUNDING = 1e-12
+"""Two equal rates may differ by their last bit; a gain this small is none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixSummary:
-    """``ac`` and ``aca`` are None for one version; ``gains[i-1]`` is M[i][i-1] - M[i-1][i-1]."""
+    """The numbers of one compatibility matrix, in its unit (shares or percent)."""
 
     ac: float | None
+    """Share of cross-tests that beat their gallery's self-test, in [0, 1]; None for one version."""
     aa: float
+    """Mean of the lower triangle with its diagonal."""
     aca: float | None
+    """Mean of the cross-tests, the incompatible ones as 0; None for one version."""
     gains: tuple[float, ...]
+    """``gains[i-1]`` is M[i][i-1] - M[i-1][i-1], the gain of each update; empty for one version."""
 
 
-def summarise(values: NDArray[np.float64]) -> MatrixSummary:
-    """Summary of M (T, T); only the lower triangle, i >= j, is read.
+def summarise(values: NDArray[np.floating[Any]]) -> MatrixSummary:
+    """Summary of M (T, T), T >= 1; only the lower triangle, i >= j, is read.
 
     AC = 2 / (T (T - 1)) * #{i > j : M[i][j] > M[j][j]}; AA is the mean of the lower triangle with
     its diagonal; ACA = 2 / (T (T - 1)) * sum over i > j of M[i][j] where M[i][j] > M[j][j].
 
     Raises:
-        InputError: M is not square, empty, or not finite below its diagonal.
+        InputError: M is not square, is empty, is not of numbers, or is NaN or infinite somewhere
+            in its lower triangle.
     """
-    M = np.asarray(values, np.float64)
+    M = np.asarray(values)
     if M.ndim != 2 or M.shape[0] != M.shape[1] or not len(M):
-        raise InputError(f"a compatibility matrix is square, got {M.shape}")
+        raise InputError(f"a compatibility matrix is (T, T) with T at least 1, got {M.shape}")
+    if not (np.issubdtype(M.dtype, np.floating) or np.issubdtype(M.dtype, np.integer)):
+        raise InputError(f"a compatibility matrix holds numbers, got {M.dtype}")
+    M = M.astype(np.float64)
     T = len(M)
-    lower = np.tril_indices(T)
-    if not np.isfinite(M[lower]).all():
-        raise InputError("the compatibility matrix is not finite below its diagonal")
-    aa = float(M[lower].mean())
-    i, j = np.tril_indices(T, -1)
-    cross, own = M[i, j], M[j, j]
-    better = cross > own
+    bad = [(int(i), int(j)) for i, j in np.argwhere(~np.isfinite(M)) if i >= j]
+    if bad:
+        i, j = bad[0]
+        raise InputError(f"version {i + 1} on gallery {j + 1} has no finite result: {M[i, j]}")
+    new, old = np.tril_indices(T, -1)
+    cross, own = M[new, old], M[old, old]
+    better = cross > own + _ROUNDING
     return MatrixSummary(
         ac=float(better.mean()) if T > 1 else None,
-        aa=aa,
+        aa=float(M[np.tril_indices(T)].mean()),
         aca=float((cross * better).mean()) if T > 1 else None,
-        gains=tuple(float(M[t, t - 1] - M[t - 1, t - 1]) for t in range(1, T)),
+        gains=tuple(update_gain(M[t, t - 1], M[t - 1, t - 1]) for t in range(1, T)),
     )
 
 
-def share_kept(new_old: float, old_old: float, free_free: float) -> float | None:
-    """Share of the re-embedding gain kept: (M(new,old) - M(old,old)) / (M(free,free) - M(old,old)).
+def update_gain(new_old: float, old_old: float) -> float:
+    """M(new, old) - M(old, old): what new queries gain while the gallery stays as it is."""
+    return float(new_old - old_old)
 
-    None where full re-embedding gains nothing, so that there is nothing to share.
+
+def share_kept(new_old: float, old_old: float, free_free: float) -> float | None:
+    """Share of the upgrade kept without re-embedding; 1 is all of it, below 0 is a loss.
+
+    (M(new, old) - M(old, old)) / (M(free, free) - M(old, old)), where ``free`` is the best model of
+    the same backbone, data and budget trained without regard to compatibility, its whole gallery
+    re-embedded.
+
+    Returns:
+        None where full re-embedding gains nothing, so that there is nothing to share.
+
+    Raises:
+        InputError: a value that is NaN or infinite.
     """
+    if not all(math.isfinite(value) for value in (new_old, old_old, free_free)):
+        raise InputError(f"share kept of {new_old}, {old_old}, {free_free}: each must be finite")
     whole = free_free - old_old
-    return (new_old - old_old) / whole if whole > 0.0 else None
+    return float((new_old - old_old) / whole) if whole > _ROUNDING else None

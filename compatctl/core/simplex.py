@@ -1,7 +1,9 @@
 """The d-Simplex fixed classifier, and the register of which class owns which vertex.
 
-Source: CVPR 2024 (arXiv 2405.02581), section 4; repository miccunifi/iamcl2r. Every class owns one
-vertex for ever; another order, or another rotation, breaks compatibility without a word.
+Sources: CVPR 2024 (arXiv 2405.02581), equation 1; TPAMI 2026 (arXiv 2606.12488); repository
+miccunifi/iamcl2r, ``models/fixed_classifiers.py``. Every class owns one vertex for ever; another
+order of classes, or another rotation of the frame, breaks compatibility without a word, which is
+why both have digests.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +21,21 @@ from numpy.typing import NDArray
 from compatctl.errors import InputError
 
 CONSTRUCTION = "d-simplex, unit vectors and alpha * ones, centred, unit rows"
-MAX_VERTICES = 65536
+
+MAX_VERTICES = 16_384
+"""A frame of so many vertices takes 2 GiB."""
 
 
 def simplex(K: int) -> NDArray[np.float64]:
     """(K, K - 1) float64: K unit rows whose pairwise cosines are all ``-1 / (K - 1)``.
 
-    Rows 1 .. d are the unit vectors, row K is ``alpha * ones`` with
+    With d = K - 1, rows 1 .. d are the unit vectors and row K is ``alpha * ones`` with
     ``alpha = (1 - sqrt(d + 1)) / d``; the mean row is subtracted and each row normalised.
 
     Raises:
-        InputError: K is under 2 or over 65,536.
+        InputError: K is no whole number, under 2 or over 16,384.
     """
-    if not 2 <= K <= MAX_VERTICES:
-        raise InputError(f"a simplex has 2 to {MAX_VERTICES} vertices, got K = {K}")
+    _check_vertices(K)
     d = K - 1
     rows = np.vstack([np.eye(d), np.full((1, d), (1.0 - np.sqrt(d + 1.0)) / d)])
     rows -= rows.mean(axis=0)
@@ -39,41 +43,93 @@ def simplex(K: int) -> NDArray[np.float64]:
     return unit
 
 
-def rotate_onto(
-    frame: NDArray[np.float64], means: NDArray[np.float64], own: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """(K, D) ``frame`` rotated so that rows ``own`` (C,) lie nearest to unit ``means`` (C, D).
-
-    Orthogonal Procrustes (Schönemann 1966): angles between rows do not change. Directions that the
-    means leave free are filled in by the singular vectors.
+def frame_in(K: int, D: int) -> NDArray[np.float64]:
+    """(K, D) float64: the simplex of K vertices in the first K - 1 of D dimensions, then zeros.
 
     Raises:
-        InputError: shapes that do not fit, or a row outside the frame.
+        InputError: as ``simplex``, or D is under K - 1.
     """
-    if frame.ndim != 2 or means.shape != (len(own), frame.shape[1]) or not len(own):
+    return _padded(simplex(K), D)
+
+
+def rotate_onto(
+    frame: NDArray[np.float64], means: NDArray[np.floating[Any]], own: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """``frame`` (K, d) in D >= d dimensions, its rows ``own`` turned nearest to the ``means``.
+
+    Orthogonal Procrustes (Schönemann 1966): among all rotations and reflections of R^D, the one
+    that maximises the summed cosines of ``frame[own[i]]`` and ``means[i]``. Angles between rows do
+    not change. Directions that the means leave free (C < d, for one) are filled in by singular
+    vectors, which may differ from one linear algebra library to the next: keep the rows, and
+    pin them with ``frame_digest``, rather than compute them again.
+
+    Args:
+        frame: (K, d) finite; narrower than the means, it is padded with zeros.
+        means: (C, D) class means, C >= 1; their lengths do not count but must not be 0.
+        own: (C,) which row of the frame each mean belongs to, each row at most once.
+
+    Returns:
+        (K, D) float64.
+
+    Raises:
+        InputError: shapes that do not fit, d over D, a row outside the frame or given twice, a
+            mean that is zero or not finite.
+    """
+    frame, means, own = np.asarray(frame), np.asarray(means), np.asarray(own)
+    if frame.ndim != 2 or means.ndim != 2 or own.shape != means.shape[:1] or not len(own):
         raise InputError(
-            f"rotating {frame.shape} onto means {means.shape} of {len(own)} rows: means must be "
-            f"({len(own)}, {frame.shape[-1]})"
+            f"cannot rotate a frame {frame.shape} by means {means.shape} of rows {own.shape}: "
+            "expected (K, d), (C, D) and (C,), C at least 1"
         )
+    if not np.issubdtype(own.dtype, np.integer) or len(np.unique(own)) != len(own):
+        raise InputError("each mean needs a frame row of its own, given as a whole number")
     if own.min() < 0 or own.max() >= len(frame):
-        raise InputError(f"a frame of {len(frame)} rows has no row {own.max()} or {own.min()}")
-    left, _, right = np.linalg.svd(frame[own].T @ means)
-    rotated: NDArray[np.float64] = frame @ (left @ right)
+        bad = own.min() if own.min() < 0 else own.max()
+        raise InputError(f"a frame of {len(frame)} rows has no row {bad}")
+    rows = _padded(frame, means.shape[1])
+    lengths = np.linalg.norm(means.astype(np.float64), axis=1, keepdims=True)
+    usable = np.isfinite(lengths) & (lengths > 0)
+    if not usable.all() or not np.isfinite(rows).all():
+        raise InputError("rotating needs finite rows, and means that are not zero")
+    left, _, right = np.linalg.svd(rows[own].T @ (means / lengths))
+    rotated: NDArray[np.float64] = rows @ (left @ right)
     return rotated
 
 
-def frame_digest(rows: NDArray[np.float32]) -> str:
-    """sha256 (hex) of frozen rows (R, D) as float32: construction, order and rotation."""
+def frame_digest(rows: NDArray[np.floating[Any]]) -> str:
+    """sha256 (hex) of frozen rows (R, D) as little-endian float32: construction, order, rotation.
+
+    Raises:
+        InputError: the rows are not two-dimensional and finite.
+    """
     data = np.ascontiguousarray(rows, "<f4")
+    if data.ndim != 2 or not np.isfinite(data).all():
+        raise InputError(f"a frame is (R, D) finite numbers, got {np.shape(rows)}")
     return hashlib.sha256(f"{data.shape}".encode() + data.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Registry:
-    """``vertices[i]`` is the class that owns vertex i. Append-only; ``K`` vertices in all."""
+    """``vertices[i]`` is the class that owns vertex i. Append-only; ``K`` vertices in all.
+
+    Raises:
+        InputError: a class that is no text, is empty, or is there twice; more classes than K; K
+            out of range.
+    """
 
     vertices: tuple[str, ...]
     K: int | None = None
+    """Size of the simplex; None until the first classes are given vertices."""
+
+    def __post_init__(self) -> None:
+        for label in self.vertices:
+            _check_label(label)
+        if len(self.vertex_of) < len(self.vertices):
+            twice = next(one for i, one in enumerate(self.vertices) if self.vertex_of[one] != i)
+            raise InputError(f"a class owns one vertex: {twice!r} is there twice")
+        if self.K is not None:
+            _check_vertices(self.K)
+            _check_room(len(self.vertices), self.K)
 
     @cached_property
     def vertex_of(self) -> dict[str, int]:
@@ -87,17 +143,13 @@ class Registry:
             InputError: a class is there already or twice, K changes, or the vertices run out.
         """
         if self.K not in {None, K}:
-            raise InputError(f"the registry is of a simplex of {self.K} vertices, not {K}")
-        twice = [label for label in labels if label in self.vertex_of]
-        if twice or len(set(labels)) < len(labels):
-            raise InputError(f"a class owns one vertex: {twice[:1] or 'a new one'} is there twice")
-        after = (*self.vertices, *labels)
-        if len(after) > K:
             raise InputError(
-                f"{len(after)} classes and {K} vertices",
-                tip="train on fewer classes, or use the frame prototypes, which has no such limit",
+                f"the registry is of a simplex of {self.K} vertices, not {K}",
+                tip=f"keep K = {self.K}: another simplex is not compatible with the gallery",
             )
-        return Registry(after, K)
+        if isinstance(labels, str):
+            raise InputError(f"expected a sequence of classes, got the text {labels!r}")
+        return Registry((*self.vertices, *labels), K)
 
     @property
     def digest(self) -> str:
@@ -118,11 +170,47 @@ class Registry:
         """
         try:
             raw = json.loads(text)
-            labels, K = raw["vertices"], raw["K"]
-            if raw["construction"] != CONSTRUCTION or not isinstance(K, int | None):
-                raise InputError(f"a registry of another construction: {raw['construction']!r}")
-            if not all(isinstance(label, str) for label in labels):
-                raise InputError("a registry's classes are texts")
-            return cls((), K).extend(labels, len(labels) if K is None else K)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"not a class registry: {error}") from None
+        if not isinstance(raw, dict) or set(raw) != {"K", "construction", "vertices"}:
+            raise InputError("a class registry holds K, construction and vertices, and no more")
+        if raw["construction"] != CONSTRUCTION:
+            raise InputError(f"a registry of another construction: {raw['construction']!r}")
+        if not isinstance(raw["vertices"], list):
+            raise InputError("a class registry's vertices are a list of classes")
+        return cls(tuple(raw["vertices"]), raw["K"])
+
+
+def _padded(rows: NDArray[Any], D: int) -> NDArray[np.float64]:
+    K, d = rows.shape
+    if isinstance(D, bool) or not isinstance(D, int) or d > D:
+        raise InputError(
+            f"a frame of {K} rows in {d} dimensions does not fit in {D}",
+            tip="use fewer vertices (K - 1 may not exceed the gallery's dimension), "
+            "or the frame prototypes, which has no such limit",
+        )
+    padded = np.zeros((K, D), dtype=np.float64)
+    padded[:, :d] = rows
+    return padded
+
+
+def _check_vertices(K: object) -> None:
+    if isinstance(K, bool) or not isinstance(K, int) or not 2 <= K <= MAX_VERTICES:
+        raise InputError(f"a simplex has 2 to {MAX_VERTICES} vertices, got K = {K!r}")
+
+
+def _check_room(classes: int, K: int) -> None:
+    if classes > K:
+        raise InputError(
+            f"{classes} classes and {K} vertices",
+            tip="train on fewer classes, or use the frame prototypes, which has no such limit",
+        )
+
+
+def _check_label(label: object) -> None:
+    if not isinstance(label, str) or not label:
+        raise InputError(f"a registry's classes are texts that are not empty, got {label!r}")
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"class {label!r} cannot be written as UTF-8") from None
