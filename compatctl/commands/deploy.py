@@ -52,12 +52,7 @@ def deploy(
     manifest = store.manifest
     bound = _report(project, required=forced_reason is None)
     chosen = _model(project, model, bound)
-    encoder = Encoder.load(chosen)
-    if encoder.dim != manifest.index.dim:
-        raise InputError(
-            f"{chosen} ends in {encoder.dim} numbers; the gallery has {manifest.index.dim}",
-            tip="compatctl finetune makes an encoder of the gallery's dimension",
-        )
+    encoder = _of_dimension(chosen, manifest.index.dim)
     policy = load_policy(project.policy)
     if forced_reason is None:
         assert bound is not None
@@ -73,24 +68,21 @@ def deploy(
         forced_reason=forced_reason,
         written=not dry_run,
     )
-    if dry_run:
-        return result
-    registry = find_registry(project, bound)
-    with store.transaction(manifest, operation="deploy") as tx:
-        tx.put("models", writing(chosen))
-        if bound is not None:
-            tx.put("reports", project.report)
-        tx.commit(
-            operation="deploy",
-            created_at=now(),
-            query_model=encoder.sha256,
-            index=replace(manifest.index, ef_search=ef_search),
-            models=with_model(manifest, encoder, chosen.name),
-            registry=tx.put("registries", registry) if registry else manifest.registry,
-            report=bound.sha256 if bound else None,
-            policy=policy_sha256(policy),
-            forced_reason=forced_reason,
-        )
+    if not dry_run:
+        registry = find_registry(project, bound)
+        with store.transaction(manifest, operation="deploy") as tx:
+            tx.put("models", writing(chosen))
+            tx.commit(
+                operation="deploy",
+                created_at=now(),
+                query_model=encoder.sha256,
+                index=replace(manifest.index, ef_search=ef_search),
+                models=with_model(manifest, encoder, chosen.name),
+                registry=tx.put("registries", registry) if registry else manifest.registry,
+                report=tx.put("reports", project.report) if bound else None,
+                policy=policy_sha256(policy),
+                forced_reason=forced_reason,
+            )
     return result
 
 
@@ -154,6 +146,16 @@ def find_registry(project: Project, bound: Bound | None) -> Path | None:
             tip="keep the candidate's folder as finetune wrote it until it is deployed",
         )
     return path
+
+
+def _of_dimension(path: Path, dim: int) -> Encoder:
+    encoder = Encoder.load(path)
+    if encoder.dim != dim:
+        raise InputError(
+            f"{path} ends in {encoder.dim} numbers; the gallery has {dim}",
+            tip="compatctl finetune makes an encoder of the gallery's dimension",
+        )
+    return encoder
 
 
 def _report(project: Project, *, required: bool) -> Bound | None:

@@ -1,7 +1,7 @@
 """Held-out items, both models' features of them, and the evidence that the gate judges.
 
-With roles in the data, queries are the held-out items with role ``query`` and they search the items
-with role ``gallery``; without roles every item is both, and an item never finds itself.
+With roles in the data, queries are the held-out items with role ``query`` and they search every
+item with role ``gallery``; without roles every item is both, and an item never finds itself.
 """
 
 from __future__ import annotations
@@ -61,14 +61,10 @@ def query_rows(data: Dataset, split: str) -> Rows:
     )
 
 
-def gallery_rows(data: Dataset, labels: set[str] | None = None) -> Rows:
-    """Rows that are searched, of every split; with ``labels``, only those of these classes."""
+def gallery_rows(data: Dataset) -> Rows:
+    """Rows that are searched: every gallery item, of every split and class, as in production."""
     roles = has_roles(data)
-    return _rows(
-        i
-        for i, item in enumerate(data.items)
-        if (not roles or item.role == "gallery") and (labels is None or item.label in labels)
-    )
+    return _rows(i for i, item in enumerate(data.items) if not roles or item.role == "gallery")
 
 
 def has_roles(data: Dataset) -> bool:
@@ -77,9 +73,11 @@ def has_roles(data: Dataset) -> bool:
 
 
 def arena_of(name: str, data: Dataset, queries: Rows) -> Arena:
-    """The group of these queries and of the gallery items of their classes."""
-    labels = {data.items[i].label for i in queries}
-    return Arena(name=name, queries=queries, gallery=gallery_rows(data, labels))
+    """The group of these queries, which search the whole gallery of the data.
+
+    Items of trained classes are in it: they are what a new model drags unseen queries towards.
+    """
+    return Arena(name=name, queries=queries, gallery=gallery_rows(data))
 
 
 def embed_rows(

@@ -120,24 +120,7 @@ def finetune(
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
         project.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
-    return FineTuned(
-        model=str(project.candidate / MODEL_FILE),
-        output=str(project.output),
-        sha256=encoder.sha256,
-        dim=encoder.dim,
-        frame=record["classifier"]["frame"],
-        items=len(record["items"]),
-        classes=len(record["classes"]),
-        anchors=len(record["anchors"]),
-        old_features=record["old_features"],
-        validation_recall=trained.validation_recall,
-        parity=parity,
-        missing_keys=len(record["base"]["missing"]),
-        unexpected_keys=len(record["base"]["unexpected"]),
-        device=record["device"],
-        seconds=record["seconds"],
-        skipped=skipped,
-    )
+    return _result(project, encoder, record, skipped)
 
 
 def export(
@@ -168,6 +151,29 @@ def export(
             )
         write_atomic(target, sealed.read_bytes())
     return encoder, parity
+
+
+def _result(
+    project: Project, encoder: Encoder, record: dict[str, Any], skipped: tuple[str, ...]
+) -> FineTuned:
+    return FineTuned(
+        model=str(project.candidate / MODEL_FILE),
+        output=str(project.output),
+        sha256=encoder.sha256,
+        dim=encoder.dim,
+        frame=record["classifier"]["frame"],
+        items=len(record["items"]),
+        classes=len(record["classes"]),
+        anchors=len(record["anchors"]),
+        old_features=record["old_features"],
+        validation_recall=record["validation_recall_at_1"],
+        parity=record["parity"],
+        missing_keys=len(record["base"]["missing"]),
+        unexpected_keys=len(record["base"]["unexpected"]),
+        device=record["device"],
+        seconds=record["seconds"],
+        skipped=skipped,
+    )
 
 
 def _trainer() -> ModuleType:

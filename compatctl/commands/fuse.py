@@ -14,7 +14,6 @@ import numpy as np
 
 from compatctl import encoder as onnx_files
 from compatctl.commands import training_record
-from compatctl.commands.context import open_store
 from compatctl.commands.evaluation import (
     Features,
     Field,
@@ -22,11 +21,9 @@ from compatctl.commands.evaluation import (
     arena_of,
     query_rows,
     retrieval,
-    same_dimension,
     without,
 )
-from compatctl.commands.gallery import DeployedGallery, stored_vectors
-from compatctl.commands.verify import features_of, load_data
+from compatctl.commands.verify import deployed, features_of, load_data, load_pair
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError, UsageError
 from compatctl.files import canonical_json, read_json, write_atomic
@@ -76,8 +73,7 @@ def fuse(
     """
     if weight is not None and not 0.0 < weight < 1.0:
         raise UsageError(f"the weight of the new feature must lie between 0 and 1, got {weight}")
-    old_encoder, new_encoder = Encoder.load(old), Encoder.load(new)
-    same_dimension(old_encoder, new_encoder)
+    old_encoder, new_encoder = load_pair(old, new)
     trials: tuple[Trial, ...] = ()
     queries = 0
     if weight is None:
@@ -127,26 +123,23 @@ def search_weight(
             "there is no validation query to choose the weight with",
             tip="give the data validation classes, or pass --weight",
         )
-    stored = None
-    if (project.store / "manifest.json").exists():
-        stored = stored_vectors(DeployedGallery.open(open_store(project)), data, arena.gallery)
-    old_features, new_features, bad = features_of(
+    both = features_of(
         data,
-        arena.queries,
-        arena.gallery,
+        [arena],
         old=old,
         new=new,
-        stored=stored,
+        new_gallery=False,
+        gallery=deployed(project, old),
         skip_bad=skip_bad,
         progress=progress,
     )
-    arena = without(arena, bad)
+    arena = without(arena, both.bad)
     field = Field.of(data, arena)
-    gallery = old_features.gallery[arena.gallery]
+    gallery = both.old.gallery[arena.gallery]
     trials = tuple(
         Trial(weight=weight, recall=retrieval(field, fused, gallery).recall[1])
         for weight in WEIGHTS
-        for fused in (mean(old_features, new_features, arena.queries, weight),)
+        for fused in (mean(both.old, both.new, arena.queries, weight),)
     )
     return trials, len(arena.queries)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.init import begin
+from compatctl.commands.init import begin, first_catalog
 from compatctl.commands.verify import load_data
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
@@ -73,12 +73,6 @@ def import_index(
     progress("reading the index", 1, 1)
     catalog = _catalog(adopted, items, encoder.sha256)
     agreement = _agreement(project, encoder, adopted, catalog)
-    if agreement is not None and agreement < LEAST_COSINE:
-        raise InputError(
-            f"{model} did not fill {index}: a stored and a new vector of the same item have the "
-            f"cosine {agreement:.4f}",
-            tip="name the model, the preprocessing and the items that belong to this index",
-        )
     sha256 = ""
     if not dry_run:
         sha256 = begin(
@@ -115,13 +109,8 @@ def _catalog(index: HnswIndex, items: Path | None, model: str) -> Catalog:
                 f"{items} names {len(names)} keys, the index has {len(keys)} rows; "
                 f"{f'the key {lacking[0]} has no line' if lacking else 'it names too many'}"
             )
-    return Catalog(
-        ids=tuple(names[int(key)][0] for key in keys),
-        labels=tuple(names[int(key)][1] for key in keys),
-        keys=keys,
-        model_of=np.zeros(len(keys), np.int32),
-        models=(model,),
-    )
+    ids = tuple(names[int(key)][0] for key in keys)
+    return first_catalog(ids, tuple(names[int(key)][1] for key in keys), index, model)
 
 
 def _named(path: Path) -> dict[int, tuple[str, str]]:
@@ -159,4 +148,11 @@ def _agreement(
     rows = rows[:: max(1, len(rows) // AGREEMENT_ITEMS)][:AGREEMENT_ITEMS]
     new = encoder.embed(data.take(rows)).features
     stored = index.vectors(np.array([key_of[data.ids[row]] for row in rows], np.uint64))
-    return float(np.einsum("nd,nd->n", new, stored).min())
+    least = float(np.einsum("nd,nd->n", new, stored).min())
+    if least < LEAST_COSINE:
+        raise InputError(
+            f"{encoder.name} did not fill this index: a stored and a new vector of the same item "
+            f"have the cosine {least:.4f}",
+            tip="name the model, the preprocessing and the items that belong to this index",
+        )
+    return least

@@ -77,13 +77,8 @@ def init(
     done = encoder.embed(gallery, skip_bad=skip_bad, progress=progress)
     keys = np.arange(len(done.rows), dtype=np.uint64)
     index = HnswIndex.build(done.features, keys, params, progress)
-    catalog = Catalog(
-        ids=tuple(gallery.ids[row] for row in done.rows),
-        labels=tuple(gallery.labels[row] for row in done.rows),
-        keys=keys,
-        model_of=np.zeros(len(keys), np.int32),
-        models=(encoder.sha256,),
-    )
+    items = gallery.take(done.rows)
+    catalog = first_catalog(items.ids, items.labels, index, encoder.sha256)
     sha256 = ""
     if not dry_run:
         sha256 = begin(
@@ -136,6 +131,19 @@ def begin(
             ),
         )
     return sha256
+
+
+def first_catalog(
+    ids: tuple[str, ...], labels: tuple[str, ...], index: HnswIndex, model: str
+) -> Catalog:
+    """The catalogue of a gallery that one model embedded, in the order of the index's rows."""
+    return Catalog(
+        ids=ids,
+        labels=labels,
+        keys=index.keys(),
+        model_of=np.zeros(len(index), np.int32),
+        models=(model,),
+    )
 
 
 def index_info(index: HnswIndex, sha256: str) -> IndexInfo:

@@ -19,7 +19,7 @@ from compatctl.commands.evaluation import (
     same_dimension,
     without,
 )
-from compatctl.commands.verify import load_data
+from compatctl.commands.verify import load_data, named
 from compatctl.core.matrix import summarise
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
@@ -65,19 +65,8 @@ def compatibility_matrix(
     for other in encoders[1:]:
         same_dimension(encoders[0], other)
     rows = np.union1d(arena.queries, arena.gallery)
-    features: list[Floats] = []
-    bad: set[str] = set()
-    for at, encoder in enumerate(encoders):
-        done, failed = embed_rows(
-            encoder,
-            data,
-            rows,
-            skip_bad=skip_bad,
-            progress=lambda stage, n, of, at=at: progress(f"version {at + 1}: {stage}", n, of),  # type: ignore[misc]
-        )
-        features.append(done)
-        bad.update(failed)
-    arena = without(arena, {int(row) for row in rows if data.items[row].id in bad})
+    features, bad = _features(encoders, data, rows, skip_bad=skip_bad, progress=progress)
+    arena = without(arena, bad)
     field = Field.of(data, arena)
     values = [
         [
@@ -99,6 +88,25 @@ def compatibility_matrix(
         aa=summary.aa,
         aca=summary.aca,
     )
+
+
+def _features(
+    encoders: Sequence[Encoder],
+    data: Dataset,
+    rows: np.ndarray,
+    *,
+    skip_bad: bool,
+    progress: Progress,
+) -> tuple[list[Floats], set[int]]:
+    """Every version's features of the rows, and the rows whose image is bad."""
+    features: list[Floats] = []
+    bad: set[str] = set()
+    for at, encoder in enumerate(encoders):
+        say = named(progress, f"version {at + 1}")
+        done, failed = embed_rows(encoder, data, rows, skip_bad=skip_bad, progress=say)
+        features.append(done)
+        bad.update(failed)
+    return features, {int(row) for row in rows if data.items[row].id in bad}
 
 
 def matrix(

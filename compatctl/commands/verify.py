@@ -14,7 +14,6 @@ from compatctl.commands.context import need, open_store
 from compatctl.commands.evaluation import (
     Arena,
     Features,
-    Stored,
     arena_of,
     embed_rows,
     evidence,
@@ -49,16 +48,11 @@ NOT_CHECKED = (
     "latency",
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """The evidence of every group, and what it was computed from."""
-
-    groups: tuple[Group, ...]
-    verdict: Verdict
-    data: DataId
-    stored: int
-    ann: AnnHealth | None
+NEXT_STEPS = {
+    "pass": "compatctl deploy",
+    "fail": "keep the old model; other routes: gallery anchors in the recipe, compatctl fuse",
+    "inconclusive": "hold out more classes and images, then verify again",
+}
 
 
 def verify(
@@ -82,47 +76,38 @@ def verify(
             or an old model that is not the store's query model.
     """
     policy = load_policy(project.policy)
-    old_encoder, new_encoder = Encoder.load(old), Encoder.load(new)
-    same_dimension(old_encoder, new_encoder)
+    old_encoder, new_encoder = load_pair(old, new)
     data = load_data(project)
-    seen = training_record.find(
-        new, new_encoder.sha256, named=training, candidate=project.candidate
-    )
-    gallery = _deployed(project, old_encoder)
+    sha256 = new_encoder.sha256
+    seen = training_record.find(new, sha256, named=training, candidate=project.candidate)
+    gallery = deployed(project, old_encoder)
     arenas = groups_of(data, seen, allow_seen=allow_seen)
-    queries = union(arenas, part="queries")
-    searched = union(arenas, part="gallery")
-    stored = stored_vectors(gallery, data, searched) if gallery else None
-    old_features, new_features, bad = features_of(
+    both = features_of(
         data,
-        queries,
-        searched,
+        arenas,
         old=old_encoder,
         new=new_encoder,
-        stored=stored,
+        gallery=gallery,
         skip_bad=skip_bad,
         progress=progress,
     )
-    arenas = [without(arena, bad) for arena in arenas]
-    found = [evidence(data, arena, old_features, new_features) for arena in arenas]
+    found = [evidence(data, without(one, both.bad), both.old, both.new) for one in arenas]
     verdict = judge(policy, found)
-    queried = np.array([row for row in queries if row not in bad], np.int64)
-    ann = ann_health(gallery, new_features.query[queried]) if gallery and len(queried) else None
     report = Report(
-        old=ModelId(name=old.name, sha256=old_encoder.sha256, dim=old_encoder.dim),
-        new=ModelId(name=new.name, sha256=new_encoder.sha256, dim=new_encoder.dim),
-        data=data_id(data, np.union1d(queries, searched), bad, str(project.data)),
-        store=_store_id(gallery, stored),
+        old=model_id(old, old_encoder),
+        new=model_id(new, new_encoder),
+        data=data_id(data, arenas, both.bad, project.data),
+        store=_store_id(gallery, both.stored),
         policy=policy,
         policy_sha256=policy_sha256(policy),
         groups=tuple(Group.of(one) for one in found),
         verdict=verdict,
-        ann=ann,
+        ann=_ann(gallery, both, arenas),
         training_record_sha256=seen.sha256 if seen else None,
         registry_sha256=seen.registry_sha256 if seen else None,
         not_checked=NOT_CHECKED + _unchecked(seen, gallery),
         summary=_summary(verdict),
-        next_step=_next_step(verdict),
+        next_step=NEXT_STEPS[verdict.outcome],
     )
     if not dry_run:
         write_atomic(project.report, report.to_bytes())
@@ -173,49 +158,76 @@ def groups_of(data: Dataset, seen: Seen | None, *, allow_seen: bool) -> list[Are
     return groups
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Both:
+    """Features of both models, the rows whose image is bad, and how many vectors were stored."""
+
+    old: Features
+    new: Features
+    bad: set[int]
+    stored: int
+
+
 def features_of(
     data: Dataset,
-    queries: np.ndarray,
-    searched: np.ndarray,
+    arenas: Sequence[Arena],
     *,
     old: Encoder,
     new: Encoder,
-    stored: Stored | None,
+    gallery: DeployedGallery | None,
     skip_bad: bool,
     progress: Progress,
-) -> tuple[Features, Features, set[int]]:
-    """Features of both models, and the rows whose image was bad. Nothing is embedded twice."""
-    stored_rows = stored.rows if stored else np.zeros(0, np.int64)
-    by_old = np.union1d(queries, np.setdiff1d(searched, stored_rows))
-    old_all, bad_old = embed_rows(
-        old, data, by_old, skip_bad=skip_bad, progress=_named(progress, "old model")
-    )
-    old_gallery = old_all
+    new_gallery: bool = True,
+) -> Both:
+    """Features of what the arenas need; nothing is embedded twice, nor what the store holds.
+
+    Without ``new_gallery`` the new model embeds the queries only.
+    """
+    queries, searched = union(arenas, part="queries"), union(arenas, part="gallery")
+    stored = stored_vectors(gallery, data, searched) if gallery else None
+    by_old = queries
+    if stored is None or len(stored.rows) < len(searched):
+        lacking = searched if stored is None else np.setdiff1d(searched, stored.rows)
+        by_old = np.union1d(queries, lacking)
+    by_new = np.union1d(queries, searched) if new_gallery else queries
+    say = named(progress, "old model")
+    old_all, bad_old = embed_rows(old, data, by_old, skip_bad=skip_bad, progress=say)
+    say = named(progress, "new model")
+    new_all, bad_new = embed_rows(new, data, by_new, skip_bad=skip_bad, progress=say)
+    old_gallery = old_all.copy()
     if stored is not None:
-        old_gallery = old_all.copy()
         old_gallery[stored.rows] = stored.vectors
-    by_new = np.union1d(queries, searched)
-    new_all, bad_new = embed_rows(
-        new, data, by_new, skip_bad=skip_bad, progress=_named(progress, "new model")
-    )
     ids = {*bad_old, *bad_new}
-    bad = {row for row in by_new.tolist() if data.items[row].id in ids}
-    return (
-        Features(query=old_all, gallery=old_gallery),
-        Features(query=new_all, gallery=new_all),
-        bad,
+    return Both(
+        old=Features(query=old_all, gallery=old_gallery),
+        new=Features(query=new_all, gallery=new_all),
+        bad={int(row) for row in np.union1d(by_old, by_new) if data.items[row].id in ids},
+        stored=len(stored.rows) if stored else 0,
     )
 
 
-def data_id(data: Dataset, rows: np.ndarray, bad: set[int], name: str) -> DataId:
+def load_pair(old: Path, new: Path) -> tuple[Encoder, Encoder]:
+    """Both encoders, of one dimension."""
+    pair = Encoder.load(old), Encoder.load(new)
+    same_dimension(*pair)
+    return pair
+
+
+def model_id(path: Path, encoder: Encoder) -> ModelId:
+    """A model as the report names it."""
+    return ModelId(name=path.name, sha256=encoder.sha256, dim=encoder.dim)
+
+
+def data_id(data: Dataset, arenas: Sequence[Arena], bad: set[int], source: Path | None) -> DataId:
     """Identity of the compared items: ids, labels, splits, roles and digests of their bytes."""
+    rows = np.union1d(union(arenas, part="queries"), union(arenas, part="gallery"))
     kept = [int(row) for row in rows if int(row) not in bad]
     lines = [
         [item.id, item.label, item.split, item.role or "", data.digest(row)]
         for row, item in ((row, data.items[row]) for row in kept)
     ]
     return DataId(
-        name=Path(name).name,
+        name=source.name if source else "",
         sha256=sha256_bytes(canonical_json(sorted(lines))),
         items=len(kept),
         skipped=tuple(data.items[row].id for row in sorted(bad)),
@@ -229,27 +241,33 @@ def _trained(data: Dataset, row: int, seen: Seen) -> bool:
     return digest in seen.digests or digest in seen.anchor_digests
 
 
-def _deployed(project: Project, old: Encoder) -> DeployedGallery | None:
+def deployed(project: Project, old: Encoder) -> DeployedGallery | None:
+    """The project's store, where it has one; ``old`` must be its query model."""
     if not (project.store / "manifest.json").exists():
         return None
     gallery = DeployedGallery.open(open_store(project))
-    deployed = gallery.manifest.query_model
-    if deployed != old.sha256:
+    serving = gallery.manifest.query_model
+    if serving != old.sha256:
         raise InputError(
-            f"the old model is {old.sha256[:12]}, but the store's query model is {deployed[:12]}",
+            f"the old model is {old.sha256[:12]}, but the store's query model is {serving[:12]}",
             tip=f"verify against {gallery.model_path}, or name another --store",
         )
     return gallery
 
 
-def _store_id(gallery: DeployedGallery | None, stored: Stored | None) -> StoreId | None:
-    if gallery is None or stored is None:
+def _ann(gallery: DeployedGallery | None, both: Both, arenas: Sequence[Arena]) -> AnnHealth | None:
+    asked = [row for row in union(arenas, part="queries") if row not in both.bad]
+    return ann_health(gallery, both.new.query[asked]) if gallery and asked else None
+
+
+def _store_id(gallery: DeployedGallery | None, stored: int) -> StoreId | None:
+    if gallery is None:
         return None
     return StoreId(
         generation=gallery.manifest.generation,
         index_sha256=gallery.manifest.index.sha256,
         catalog_sha256=gallery.manifest.catalog,
-        stored_vectors=len(stored.rows),
+        stored_vectors=stored,
     )
 
 
@@ -259,7 +277,7 @@ def _unchecked(seen: Seen | None, gallery: DeployedGallery | None) -> tuple[str,
     return record + index
 
 
-def _named(progress: Progress, name: str) -> Progress:
+def named(progress: Progress, name: str) -> Progress:
     return lambda stage, done, total: progress(f"{name}: {stage}", done, total)
 
 
@@ -272,13 +290,3 @@ def _summary(verdict: Verdict) -> str:
     if verdict.outcome == "fail":
         return f"The new model must not be deployed: {', '.join(deciding)} failed."
     return f"The evidence does not settle it: {', '.join(deciding) or 'no check could decide'}."
-
-
-def _next_step(verdict: Verdict) -> str:
-    return {
-        "pass": "compatctl deploy",
-        "fail": "keep the old model; other routes: gallery anchors in the recipe, compatctl fuse",
-    }.get(verdict.outcome, "hold out more classes and images, then verify again")
-
-
-__all__ = ["Compared", "verify"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from compatctl.core.gate import Policy
 from compatctl.errors import InputError
 from compatctl.recipe._recipe import _refuse_newer
 from compatctl.recipe._typed import between, build, load_yaml
+
+if TYPE_CHECKING:
+    from compatctl.core.gate import Policy
 
 PROJECT_FILE = "compatctl.yaml"
 POLICIES = Path(__file__).parent.parent / "policies"
@@ -84,6 +87,8 @@ def load_policy(name_or_path: str | Path) -> Policy:
 
     Raises ``InputError`` for an unknown name, an unknown key or a wrong type.
     """
+    from compatctl.core.gate import Policy  # numpy: status and rollback must not wait for it
+
     name = str(name_or_path)
     known = shipped_policies()
     path = POLICIES / f"{name}.yaml" if name in known else Path(name)

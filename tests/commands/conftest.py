@@ -1,0 +1,57 @@
+"""A real project in miniature: emoji of five vendors, and encoders of known quality."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from shop_kit import Shop, write_encoder
+
+from compatctl.examples_data import emoji_source, unpack_emoji
+
+CLASSES = {"train": 40, "validation": 25, "test": 90}
+
+
+@pytest.fixture(scope="session")
+def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images/ and items.csv: some classes of every split, all vendors."""
+    folder = tmp_path_factory.mktemp("emoji")
+    table = unpack_emoji(emoji_source(), folder)
+    with table.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    chosen: set[str] = set()
+    for split, count in CLASSES.items():
+        labels = dict.fromkeys(row["label"] for row in rows if row["split"] == split)
+        chosen.update(list(labels)[:count])
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(row for row in rows if row["label"] in chosen)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def begun(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
+    """A project with a store filled by a noisy old model, and candidates of every quality."""
+    folder = tmp_path_factory.mktemp("begun")
+    (folder / "compatctl.yaml").write_text(
+        f"format: 1\nstore: store\ndata: {emoji / 'items.csv'}\npolicy: default\n"
+    )
+    write_encoder(folder / "old.onnx", noise=0.35)
+    write_encoder(folder / "new.onnx", noise=0.05)
+    write_encoder(folder / "worse.onnx", noise=0.7)
+    write_encoder(folder / "turned.onnx", noise=0.05, turned=True)
+    done = Shop(folder).run("init", "--model", folder / "old.onnx")
+    assert done.code == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def shop(begun: Path, tmp_path: Path) -> Shop:
+    """A copy of that project, for one test to change."""
+    folder = tmp_path / "shop"
+    shutil.copytree(begun, folder)
+    return Shop(folder)

@@ -1,0 +1,122 @@
+"""Running the command line, a project to run it in, and ONNX encoders of known quality."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from compatctl.cli.app import app
+from compatctl.data import Preprocessing
+from compatctl.encoder import EncoderInput, seal
+from compatctl.recipe import Project
+
+SIDE = 16
+DIM = 32
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command gave."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """The JSON on stdout."""
+        return json.loads(self.stdout)
+
+
+def run(*arguments: object) -> Result:
+    """Run the command line in this process; a traceback is a failure of the test."""
+    done = CliRunner().invoke(app, [str(one) for one in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Result(code=done.exit_code, stdout=done.stdout, stderr=done.stderr)
+
+
+def write_encoder(path: Path, *, noise: float, seed: int = 0, turned: bool = False) -> Path:
+    """A sealed encoder: unit of ``P x + noise sin(R x)`` for pixels x, P and R fixed by the seed.
+
+    ``noise`` spoils it in a way that differs from image to image: less is better. ``turned``
+    rotates the result, which changes nothing within one model and everything between two.
+    """
+    rng = np.random.default_rng(seed)
+    size = SIDE * SIDE * 3
+    project = rng.standard_normal((size, DIM)).astype(np.float32) / np.sqrt(size)
+    if turned:
+        project = project @ np.linalg.qr(rng.standard_normal((DIM, DIM)))[0].astype(np.float32)
+    spoil = rng.standard_normal((size, DIM)).astype(np.float32)
+    weights = {
+        "mean": np.float32(200.0),
+        "scale": np.float32(100.0),
+        "project": project.astype(np.float32),
+        "spoil": spoil,
+        "noise": np.float32(noise),
+        "flat": np.array([-1, size], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["pixels", "flat"], ["row"]),
+        helper.make_node("Sub", ["row", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "scale"], ["x"]),
+        helper.make_node("MatMul", ["x", "project"], ["signal"]),
+        helper.make_node("MatMul", ["x", "spoil"], ["phase"]),
+        helper.make_node("Sin", ["phase"], ["wave"]),
+        helper.make_node("Mul", ["wave", "noise"], ["spoilt"]),
+        helper.make_node("Add", ["signal", "spoilt"], ["raw"]),
+        helper.make_node("LpNormalization", ["raw"], ["embedding"], axis=-1, p=2),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", DIM])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    raw = path.with_suffix(".raw")
+    onnx.save(model, raw)
+    size_told = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
+    path.unlink(missing_ok=True)
+    seal(raw, path, (EncoderInput(name="image", preprocessing=size_told),))
+    raw.unlink()
+    return path
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A project folder: ``args`` name its file on every command line."""
+
+    folder: Path
+
+    @property
+    def args(self) -> tuple[str, str]:
+        """--project FILE."""
+        return ("--project", str(self.folder / "compatctl.yaml"))
+
+    def run(self, command: str, *arguments: object) -> Result:
+        """Run a command in the project, with JSON."""
+        return run(command, *self.args, "--json", *arguments)
+
+    def path(self, name: str) -> Path:
+        """A file of the project."""
+        return self.folder / name
+
+    def data(self) -> Path:
+        """The project's table."""
+        return Project.load(self.path("compatctl.yaml")).data or Path()
+
+    def manifest(self) -> dict[str, Any]:
+        """The store's current generation."""
+        read: dict[str, Any] = json.loads(self.path("store/manifest.json").read_bytes())
+        return read

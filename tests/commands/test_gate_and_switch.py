@@ -1,0 +1,270 @@
+"""verify, deploy, rollback and what stands around them, as a pipeline calls them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shop_kit import Shop, run, write_encoder
+
+from compatctl.data import load
+from compatctl.encoder import Encoder
+
+
+def _verify(shop: Shop, new: str, *more: object) -> tuple[int, dict[str, object]]:
+    report = shop.path("report.json")
+    done = shop.run("verify", shop.path("old.onnx"), shop.path(new), "--report", report, *more)
+    return done.code, json.loads(report.read_bytes()) if report.exists() else {}
+
+
+def _deployable(shop: Shop) -> None:
+    code, report = _verify(shop, "new.onnx")
+    assert code == 0, report["verdict"]
+
+
+def test_a_better_compatible_model_passes_and_its_figures_are_the_slow_ones(shop: Shop) -> None:
+    """A denoised model passes, and its recall@1 is what an explicit loop over images finds."""
+    code, report = _verify(shop, "new.onnx")
+    assert code == 0
+    group = report["groups"][0]  # type: ignore[index]
+    data = load(shop.data())
+    queries = [
+        i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")
+    ]
+    gallery = [i for i, item in enumerate(data.items) if item.role == "gallery"]
+    old, new = (Encoder.load(shop.path(name)) for name in ("old.onnx", "new.onnx"))
+    stored = old.embed(data.take(gallery)).features
+    for pair, encoder, searched in (
+        ("old_old", old, stored),
+        ("new_old", new, stored),
+        ("new_new", new, new.embed(data.take(gallery)).features),
+    ):
+        right = 0
+        for row, feature in zip(queries, encoder.embed(data.take(queries)).features, strict=True):
+            nearest = gallery[int(np.argmax(searched @ feature))]
+            right += data.labels[nearest] == data.labels[row]
+        assert group["recall"][pair]["1"] == pytest.approx(right / len(queries), abs=2e-3)
+    assert group["recall"]["new_old"]["1"] > group["recall"]["old_old"]["1"]
+
+
+@pytest.mark.parametrize("name", ["old.onnx", "worse.onnx", "turned.onnx"])
+def test_equal_worse_and_incompatible_models_never_pass(shop: Shop, name: str) -> None:
+    """The same model, a noisier one, and a good one in another space all end in exit 3."""
+    code, report = _verify(shop, name)
+    assert code == 3
+    assert report["verdict"]["outcome"] == "fail"  # type: ignore[index]
+
+
+def test_too_few_queries_cannot_tell(shop: Shop, tmp_path: Path) -> None:
+    """With fewer held-out queries than the policy asks for the exit code is 4, not a pass."""
+    policy = tmp_path / "strict.yaml"
+    policy.write_text("format: 1\nname: many\nmin_queries: 100000\n")
+    code, report = _verify(shop, "new.onnx", "--policy", policy)
+    assert code == 4
+    assert report["verdict"]["outcome"] == "inconclusive"  # type: ignore[index]
+
+
+def test_the_same_inputs_give_the_same_report(shop: Shop) -> None:
+    """report.json holds no time and no chance: two runs write the same bytes."""
+    _verify(shop, "new.onnx")
+    first = shop.path("report.json").read_bytes()
+    _verify(shop, "new.onnx")
+    assert shop.path("report.json").read_bytes() == first
+
+
+def test_the_whole_story_leaves_the_index_as_it_is(shop: Shop) -> None:
+    """verify, deploy, status and rollback switch the query model; the index keeps its bytes."""
+    before = shop.manifest()
+    index = shop.path(f"store/indexes/{before['index']['sha256']}.hnsw")
+    stat, digest = index.stat(), hashlib.sha256(index.read_bytes()).hexdigest()
+    _deployable(shop)
+    deployed = shop.run("deploy").json
+    assert deployed["query_model"] == Encoder.load(shop.path("new.onnx")).sha256
+    assert shop.run("status").json["query_model"] == deployed["query_model"]
+    restored = shop.run("rollback").json
+    assert restored["query_model"] == before["query_model"]
+    lines = shop.run("history").json["generations"]
+    assert [line["operation"] for line in lines] == ["init", "deploy", "rollback"]
+    assert {line["index_sha256"] for line in lines} == {digest}
+    assert index.stat().st_mtime_ns == stat.st_mtime_ns
+    assert shop.run("check").json["ok"]
+
+
+def test_deploy_needs_a_report(shop: Shop) -> None:
+    """Without a report deploy ends in exit 3, names the next command and changes nothing."""
+    before = shop.manifest()
+    done = shop.run("deploy", "--model", shop.path("new.onnx"))
+    assert done.code == 3
+    assert "compatctl verify" in done.stderr
+    assert shop.manifest() == before
+
+
+def test_deploy_refuses_a_failing_report_unless_forced_with_a_reason(shop: Shop) -> None:
+    """A failing report ends in exit 3; --force alone in 2; with a reason it is recorded."""
+    assert _verify(shop, "worse.onnx")[0] == 3
+    assert shop.run("deploy").code == 3
+    assert shop.run("deploy", "--force").code == 2
+    assert shop.run("deploy", "--force", "--reason", "drill").code == 0
+    assert shop.manifest()["forced_reason"] == "drill"
+
+
+def test_deploy_refuses_an_inconclusive_report(shop: Shop, tmp_path: Path) -> None:
+    """A report that could not tell ends in exit 4."""
+    policy = tmp_path / "many.yaml"
+    policy.write_text("format: 1\nname: many\nmin_queries: 100000\n")
+    assert _verify(shop, "new.onnx", "--policy", policy)[0] == 4
+    assert shop.run("deploy", "--policy", policy).code == 4
+
+
+def test_deploy_notices_every_digest_that_changed(shop: Shop, tmp_path: Path) -> None:
+    """Another model, another policy, another store: each alone ends in exit 3."""
+    _deployable(shop)
+    other = shop.run("deploy", "--model", shop.path("worse.onnx"))
+    assert (other.code, "another new model" in other.stderr) == (3, True)
+    loose = tmp_path / "loose.yaml"
+    loose.write_text("format: 1\nname: loose\nmin_queries: 1\n")
+    changed = shop.run("deploy", "--policy", loose)
+    assert (changed.code, "another policy" in changed.stderr) == (3, True)
+    assert shop.run("deploy").code == 0
+    again = shop.run("deploy")
+    assert (again.code, "another old model" in again.stderr) == (3, True)
+
+
+def test_deploy_notices_rows_added_since_the_report(shop: Shop, emoji: Path) -> None:
+    """A report is for one index: after an add it no longer deploys."""
+    _deployable(shop)
+    table = shop.path("more.csv")
+    image = next((emoji / "images" / "twemoji").iterdir())
+    table.write_text(f"id,path,label\nfresh,{image},fresh\n")
+    assert shop.run("add", "--data", table).json["added"] == 1
+    refused = shop.run("deploy")
+    assert (refused.code, "another index" in refused.stderr) == (3, True)
+
+
+def test_dry_runs_write_nothing(shop: Shop) -> None:
+    """--dry-run of deploy, rollback and add leave every byte of the store as it was."""
+    _deployable(shop)
+    shop.run("deploy")
+
+    def bytes_of_store() -> dict[str, bytes]:
+        found = sorted(shop.path("store").rglob("*"))
+        return {str(path): path.read_bytes() for path in found if path.is_file()}
+
+    before = bytes_of_store()
+    assert shop.run("deploy", "--dry-run", "--force", "--reason", "look").code == 0
+    assert shop.run("rollback", "--dry-run").code == 0
+    assert shop.run("add", "--dry-run").code == 0
+    assert bytes_of_store() == before
+
+
+def test_rollback_says_what_it_would_drop(shop: Shop, emoji: Path) -> None:
+    """Items added since a deploy stop the rollback until told to let go of them."""
+    _deployable(shop)
+    shop.run("deploy")
+    table = shop.path("more.csv")
+    image = next((emoji / "images" / "twemoji").iterdir())
+    table.write_text(f"id,path,label\nfresh,{image},fresh\n")
+    assert shop.run("add", "--data", table).code == 0
+    assert shop.run("rollback").code == 6
+    done = shop.run("rollback", "--discard-added")
+    assert done.json["discarded_rows"] == 1
+
+
+def test_search_finds_a_gallery_image_and_refuses_another_model(shop: Shop, emoji: Path) -> None:
+    """A gallery image finds itself first; --model other than the query model is exit 5."""
+    item = load(shop.data()).where(role="gallery").items[0]
+    image = emoji / "images" / f"{item.id}.png"
+    found = shop.run("search", image).json["queries"][0]["hits"]
+    assert found[0]["id"] == item.id
+    assert found[0]["score"] == pytest.approx(1.0, abs=1e-4)
+    assert shop.run("search", image, "--model", shop.path("new.onnx")).code == 5
+
+
+def test_import_adopts_the_file_byte_for_byte(shop: Shop, tmp_path: Path, emoji: Path) -> None:
+    """The adopted store has the same index bytes, and another model is refused by its vectors."""
+    manifest = shop.manifest()
+    index = shop.path(f"store/indexes/{manifest['index']['sha256']}.hnsw")
+    data = load(emoji / "items.csv")
+    gallery = data.where(role="gallery")
+    items = tmp_path / "items.csv"
+    lines = [f"{key},{one.id},{one.label}" for key, one in enumerate(gallery.items)]
+    items.write_text("key,id,label\n" + "\n".join(lines) + "\n")
+    common = ("--items", items, "--data", emoji / "items.csv", "--json")
+    done = run(
+        "import", index, "--model", shop.path("old.onnx"), "--store", tmp_path / "one", *common
+    )
+    assert done.code == 0, done.stderr
+    assert done.json["index_sha256"] == manifest["index"]["sha256"]
+    assert done.json["agreement"] > 0.9999
+    wrong = run(
+        "import", index, "--model", shop.path("turned.onnx"), "--store", tmp_path / "two", *common
+    )
+    assert wrong.code == 5
+    assert not (tmp_path / "two").exists()
+
+
+def test_fuse_chooses_its_weight_and_is_judged_like_any_model(shop: Shop) -> None:
+    """The fused file's weight is the best of the trials on validation classes."""
+    made = shop.run(
+        "fuse", shop.path("old.onnx"), shop.path("new.onnx"), "-o", shop.path("fused.onnx")
+    )
+    assert made.code == 0, made.stderr
+    done = made.json
+    assert len(done["trials"]) == 9
+    best = max(trial["recall"] for trial in done["trials"])
+    assert best == next(t["recall"] for t in done["trials"] if t["weight"] == done["weight"])
+    code, report = _verify(shop, "fused.onnx")
+    assert code == 0
+    assert report["new"]["sha256"] == done["sha256"]  # type: ignore[index]
+
+
+def test_matrix_of_versions(shop: Shop) -> None:
+    """M is lower triangular, AC counts the compatible pair, and a turned model counts nothing."""
+    data = ("--data", shop.data())
+    good = run("matrix", shop.path("old.onnx"), shop.path("new.onnx"), *data, "--json").json
+    assert [len(row) for row in good["values"]] == [1, 2]
+    assert good["ac"] == 1.0
+    bad = run("matrix", shop.path("old.onnx"), shop.path("turned.onnx"), *data, "--json").json
+    assert bad["ac"] == 0.0
+
+
+def test_verify_refuses_an_old_model_that_is_not_deployed(shop: Shop) -> None:
+    """Against a store, the old model must be its query model."""
+    done = shop.run("verify", shop.path("worse.onnx"), shop.path("new.onnx"))
+    assert done.code == 5
+    assert "query model" in done.stderr
+
+
+def test_trained_items_are_found_in_the_held_out_data(shop: Shop) -> None:
+    """Leaks by id are an error; with --allow-seen they are a group of their own."""
+    encoder = Encoder.load(shop.path("new.onnx"))
+    data = load(shop.data())
+    leaked = [i for i in data.items if (i.split, i.role) == ("test", "query")][:7]
+    record = {
+        "models": [encoder.sha256],
+        "items": [{"id": item.id, "sha256": "0" * 64} for item in leaked],
+        "anchors": [],
+        "classes": [],
+        "registry_sha256": None,
+    }
+    shop.path("new.training.json").write_text(json.dumps(record))
+    report = shop.path("report.json")
+    refused = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
+    assert (refused.code, "trained on" in refused.stderr) == (5, True)
+    code, found = _verify(shop, "new.onnx", "--allow-seen")
+    assert code == 0
+    sizes = {group["name"]: group["n_queries"] for group in found["groups"]}  # type: ignore[attr-defined]
+    assert sizes["trained"] == 7
+
+
+def test_a_foreign_model_keeps_one_identity(shop: Shop, tmp_path: Path) -> None:
+    """Two copies of a model have one sha256; another seed another."""
+    copy = tmp_path / "copy.onnx"
+    shutil.copyfile(shop.path("old.onnx"), copy)
+    other = write_encoder(tmp_path / "other.onnx", noise=0.35, seed=1)
+    shas = [Encoder.load(path).sha256 for path in (shop.path("old.onnx"), copy, other)]
+    assert shas[0] == shas[1] != shas[2]

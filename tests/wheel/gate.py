@@ -1,0 +1,54 @@
+"""A pipeline's gate on an installed wheel: init, verify, deploy and rollback, without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "commands"))
+
+from shop_kit import write_encoder
+
+from compatctl.examples_data import emoji_source, unpack_emoji
+
+SCRIPT = Path(sys.executable).parent / "compatctl"
+
+
+def call(folder: Path, expected: int, *arguments: str) -> Any:
+    """The JSON that the installed command prints; another exit code than ``expected`` fails."""
+    done = subprocess.run(
+        [SCRIPT, *arguments, "--json"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode != expected:
+        raise SystemExit(f"{arguments}: exit {done.returncode}, not {expected}\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def main(folder: Path) -> None:
+    """The three commands of the README, and the way back."""
+    folder.mkdir()
+    table = unpack_emoji(emoji_source(), folder / "data")
+    for name, noise in (("old", 0.35), ("new", 0.05), ("worse", 0.7)):
+        write_encoder(folder / f"{name}.onnx", noise=noise)
+    begun = call(folder, 0, "init", "--model", "old.onnx", "--data", str(table))
+    assert (folder / "compatctl.yaml").is_file()
+    call(folder, 3, "verify", "old.onnx", "worse.onnx")
+    call(folder, 3, "deploy")
+    call(folder, 0, "verify", "old.onnx", "new.onnx")
+    deployed = call(folder, 0, "deploy")
+    assert deployed["index_sha256"] == begun["index_sha256"]
+    image = next((folder / "data" / "images" / "twemoji").iterdir())
+    assert call(folder, 0, "search", str(image))["query_model"] == deployed["query_model"]
+    assert call(folder, 0, "rollback")["query_model"] == begun["query_model"]
+    assert call(folder, 0, "check")["ok"]
+    call(folder, 5, "finetune", "--base", "new.onnx")
+    print(
+        "the installed wheel: init, verify, deploy, search, rollback and check work without torch"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve() / "gate")
