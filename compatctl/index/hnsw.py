@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.errors import CompatError, DamagedError, InputError
+from compatctl.files import clear_errors
 from compatctl.index.layout import (
     BLOCK,
     Floats,
@@ -189,9 +190,10 @@ class HnswIndex:
             CompatError: the file is shorter than it must be: there was no room, or no permission.
             DamagedError: what was read back is not what was written.
         """
-        if path.exists() or not path.parent.is_dir():
-            why = "the file exists already" if path.exists() else "there is no such folder"
-            raise InputError(f"writing {path}: {why}")
+        with clear_errors("writing", path):
+            if path.exists() or not path.parent.is_dir():
+                why = "the file exists already" if path.exists() else "there is no such folder"
+                raise InputError(f"writing {path}: {why}")
         with _hnswlib(f"writing {path}"):
             expected = int(self._engine.index_file_size())
             self._engine.save_index(str(path))

@@ -11,6 +11,7 @@ hnswlib checks none of it: another dimension or a wrong link reads outside the a
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def read_header(path: Path) -> HnswHeader:
         or (max_m, max_m0) != (m, 2 * m)
         or data_at != 4 * max_m0 + 4
         or record != label_at + 8
-        or abs(mult * np.log(m) - 1.0) > 1e-6
+        or not abs(mult * math.log(m) - 1.0) <= 1e-6
     ):
         raise _damaged(path, "its header is not that of an hnswlib index of float32 rows")
     if not 1 <= count <= capacity or not 0 <= entry < count or not 0 <= max_level < 64:

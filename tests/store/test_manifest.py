@@ -30,7 +30,7 @@ def test_a_manifest_survives_its_file() -> None:
 
 
 def test_a_newer_format_names_the_version_that_reads_it() -> None:
-    """A manifest of a later format is refused with the version that wrote it, whatever else it has."""
+    """A manifest of a later format is refused with the version that wrote it."""
     raw = _raw(format=FORMAT + 1, tool_version="9.1", something="new")
     with pytest.raises(InputError, match=f"reads up to {FORMAT}") as caught:
         Manifest.from_json(raw, "here")

@@ -1,0 +1,200 @@
+"""Processes that are killed at every step, race each other, or run out of room."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from store_kit import AT, deploy, python, snapshot, writes
+
+from compatctl.errors import CompatError
+from compatctl.store import Store
+
+KILLER = """
+import os, signal, sys, traceback
+from pathlib import Path
+from compatctl.manifest import IndexInfo, ModelShare
+from compatctl.store import Store
+
+AT = "2026-02-01T00:00:00Z"
+
+def text(data):
+    return lambda path: path.write_bytes(data) and None
+
+def deploy(root):
+    store = Store.open(root)
+    with store.transaction(store.manifest, operation="deploy") as tx:
+        model = tx.put("models", text(b"model B"))
+        share = ModelShare(sha256=model, dim=8, rows=0, name="b")
+        tx.commit(operation="deploy", created_at=AT, query_model=model,
+                  models=(*store.manifest.models, share), report=tx.put("reports", text(b"report")))
+
+def create(root):
+    with Store.create(root) as tx:
+        model = tx.put("models", text(b"model"))
+        info = IndexInfo(engine="hnswlib", space="ip", dim=8, M=4, ef_construction=20,
+                         ef_search=10, count=3, sha256=tx.put("indexes", text(b"index")), seed=100)
+        tx.commit(operation="init", created_at=AT, query_model=model, index=info,
+                  catalog=tx.put("catalogs", text(b"catalogue")),
+                  models=(ModelShare(sha256=model, dim=8, rows=3, name="a"),))
+
+def arm(left):
+    def armed(real):
+        def call(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+        return call
+    for name in ("fsync", "replace", "unlink", "mkdir", "open", "ftruncate", "pwrite"):
+        setattr(os, name, armed(getattr(os, name)))
+
+for line in sys.stdin:
+    step, _, root = line.strip().partition(" ")
+    child = os.fork()
+    if child == 0:
+        try:
+            arm(int(step))
+            {"deploy": deploy, "create": create}[sys.argv[1]](Path(root))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+RACE = """
+import sys
+from pathlib import Path
+from compatctl.errors import ConflictError
+from compatctl.store import Store
+
+store = Store.open(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with store.transaction(store.manifest, operation="add") as tx:
+        tx.put("models", lambda path: path.write_bytes(sys.argv[2].encode()) and None)
+        after = tx.commit(operation="add", created_at="2026-02-01T00:00:00Z")
+    print("committed", after.generation)
+except ConflictError as error:
+    print("conflict", error.message)
+"""
+
+
+@contextmanager
+def killer(operation: str) -> Iterator[Callable[[Path, int], bool]]:
+    """Runs an operation in a process of its own that is killed before its n-th system call.
+
+    Only calls that can change a file system or a lock are counted. Gives whether it was killed.
+    """
+    with python(KILLER, operation) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def run(root: Path, step: int) -> bool:
+            stdin.write(f"{step} {root}\n")
+            stdin.flush()
+            code = int(stdout.readline())
+            assert code in (0, -signal.SIGKILL)
+            return code != 0
+
+        yield run
+        process.communicate()
+
+
+def test_a_commit_killed_at_any_step_leaves_one_whole_generation(
+    store: Store, tmp_path: Path
+) -> None:
+    """Killed before each of its system calls, a deploy leaves the old or the new generation."""
+    seen: list[int] = []
+    with killer("deploy") as run:
+        killed = True
+        while killed:
+            root = tmp_path / f"step-{len(seen) + 1}"
+            shutil.copytree(store.path, root)
+            killed = run(root, len(seen) + 1)
+            after = Store.open(root)
+            seen.append(after.manifest.generation)
+            assert after.check().ok
+            assert (after.manifest == store.manifest) == (after.manifest.generation == 1)
+            again = deploy(after, b"model C")
+            assert again.manifest.generation == after.manifest.generation + 1
+            assert again.check(gc=True).ok
+            assert again.check().unreferenced == ()
+    assert seen == sorted(seen)
+    assert set(seen) == {1, 2}
+    assert len(seen) > 20
+
+
+def test_a_creation_killed_at_any_step_opens_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Killed before each system call, a creation left all or no store, and can be repeated."""
+    opened: list[bool] = []
+    with killer("create") as run:
+        killed = True
+        while killed:
+            root = tmp_path / f"step-{len(opened) + 1}"
+            killed = run(root, len(opened) + 1)
+            opened.append((root / "manifest.json").exists())
+            if not opened[-1]:
+                assert not run(root, 1_000_000)
+            assert Store.open(root).manifest.generation == 1
+            assert Store.open(root).check(deep=False, gc=True).ok
+            assert Store.open(root).check(deep=False).unreferenced == ()
+    assert opened == sorted(opened)
+    assert opened[-2:] == [True, True]
+    assert len(opened) > 20
+
+
+def test_of_two_writers_one_wins_and_one_is_told(store: Store) -> None:
+    """Two processes that computed from the same generation: one commits, one has a conflict."""
+    racers = [python(RACE, store.path, name) for name in ("one", "two")]
+    for one in racers:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+    for one in racers:
+        assert one.stdin is not None
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    said = sorted(one.communicate()[0] for one in racers)
+    assert said[0] == "committed 2\n"
+    assert "moved on to generation 2" in said[1]
+    assert Store.open(store.path).check().ok
+    assert len(Store.open(store.path).history()) == 2
+
+
+def test_a_full_disk_leaves_the_store_as_it_was(store: Store) -> None:
+    """A model that does not fit is a clear error; generation and files are as before."""
+    before = snapshot(store.path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with (
+            store.transaction(store.manifest) as tx,
+            pytest.raises(CompatError, match="no room"),
+        ):
+            tx.put("models", writes(b"x" * 10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert snapshot(store.path) == before
+
+
+def test_no_room_for_the_manifest_is_no_commit(store: Store) -> None:
+    """When not even the manifest fits, the old generation stays current and nothing is damaged."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with store.transaction(store.manifest) as tx:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+        try:
+            with pytest.raises(CompatError, match="no room"):
+                tx.commit(operation="add", created_at=AT)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    after = Store.open(store.path)
+    assert after.manifest == store.manifest
+    assert after.check().ok

@@ -1,0 +1,377 @@
+"""Generations: creating, committing, conflicting, going back, checking."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import store_kit
+from store_kit import AT, add, begin, deploy, info, python, snapshot, writes
+
+from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
+from compatctl.files import Lock, sha256_bytes, sha256_file
+from compatctl.manifest import ModelShare
+from compatctl.store import Store, rollback_plan
+
+
+def test_a_new_store_is_complete(store: Store) -> None:
+    """Creation makes generation 1 without a parent, and every file is there and intact."""
+    assert (store.manifest.generation, store.manifest.parent) == (1, None)
+    report = store.check()
+    assert report.ok
+    assert (report.generations, report.files, report.unreferenced) == (1, 3, ())
+    assert store.history() == (store.manifest,)
+    assert len(store.catalog()) == 20
+
+
+def test_creation_refuses_what_is_somebody_elses(tmp_path: Path, store: Store) -> None:
+    """A store, a file, and a folder with anything in it are left exactly as they are."""
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "me.jpg").write_bytes(b"x")
+    before = snapshot(tmp_path)
+    for path in (store.path, other, other / "me.jpg"):
+        with pytest.raises(InputError), Store.create(path):
+            pass
+    assert snapshot(tmp_path) == before
+    assert not (other / "LOCK").exists()
+
+
+def test_opening_says_what_is_there_instead(tmp_path: Path) -> None:
+    """No store, and one whose creation was interrupted, are told apart, and neither opens."""
+    with pytest.raises(InputError, match="no store"):
+        Store.open(tmp_path)
+    (tmp_path / "history").mkdir()
+    with pytest.raises(InputError, match="did not finish"):
+        Store.open(tmp_path)
+
+
+def test_a_deploy_writes_no_index(store: Store) -> None:
+    """The next generation names the digest of the one before and keeps index and catalogue."""
+    before = snapshot(store.path)
+    after = deploy(store, b"model B")
+    manifest = after.manifest
+    assert manifest.generation == 2
+    assert manifest.parent == sha256_bytes(before["manifest.json"])
+    assert manifest.index == store.manifest.index
+    assert manifest.catalog == store.manifest.catalog
+    changed = {name for name, data in snapshot(store.path).items() if before.get(name) != data}
+    assert {name.split("/")[0] for name in changed} == {
+        "manifest.json", "history", "models", "reports",
+    }  # fmt: skip
+    assert after.history() == (store.manifest, manifest)
+
+
+def test_manifest_and_history_hold_the_same_bytes(store: Store) -> None:
+    """The current manifest is the newest file of the history, byte for byte."""
+    deploy(store, b"model B")
+    history = store.path / "history" / "000002.json"
+    assert (store.path / "manifest.json").read_bytes() == history.read_bytes()
+
+
+def test_a_new_query_model_forgets_the_old_verdict(store: Store) -> None:
+    """Report, policy and reason belong to the query model; other commits carry them on."""
+    second = deploy(store, b"model B")
+    third = add(second, 2)
+    assert third.manifest.report == second.manifest.report is not None
+    with third.transaction(third.manifest) as tx:
+        after = tx.commit(operation="deploy", created_at=AT, query_model=store.manifest.query_model)
+    assert after.report is None
+
+
+def test_leaving_without_a_commit_changes_nothing(store: Store) -> None:
+    """An exception after a put leaves the generation; the file is unreferenced and collected."""
+
+    def interrupted() -> None:
+        with store.transaction(store.manifest) as tx:
+            tx.put("models", writes(b"model B"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert Store.open(store.path).manifest == store.manifest
+    left = store.check()
+    assert left.ok
+    assert left.unreferenced == (f"models/{sha256_bytes(b'model B')}.onnx",)
+    assert store.check(gc=True).deleted == left.unreferenced
+    assert store.check().unreferenced == ()
+
+
+def test_a_stale_generation_is_a_conflict(store: Store) -> None:
+    """A write that was computed from an older generation is refused, and says what came between."""
+    deploy(store, b"model B")
+    with (
+        pytest.raises(ConflictError, match=r"moved on to generation 2 \(deploy\)"),
+        store.transaction(store.manifest),
+    ):
+        pass
+    with Lock(store.path / "LOCK", timeout_s=0):
+        pass
+
+
+def test_a_locked_store_is_a_conflict(store: Store) -> None:
+    """Another writer's lock is waited for, and then named."""
+    with (
+        Lock(store.path / "LOCK", operation="backfill"),
+        pytest.raises(ConflictError, match="backfill"),
+        store.transaction(store.manifest, timeout_s=0.1),
+    ):
+        pass
+
+
+def test_a_generation_that_contradicts_itself_is_refused(store: Store) -> None:
+    """Wrong row counts, a missing file and a malformed time do not become a generation."""
+    before = snapshot(store.path)
+    index = store.manifest.index
+    with store.transaction(store.manifest) as tx:
+        with pytest.raises(InputError, match="rows"):
+            tx.commit(operation="add", created_at=AT, index=replace(index, count=7))
+        with pytest.raises(DamagedError, match="missing or empty"):
+            tx.commit(operation="x", created_at=AT, report="0" * 64)
+        with pytest.raises(DamagedError, match="created_at"):
+            tx.commit(operation="x", created_at="now")
+        with pytest.raises(InputError, match="empty"):
+            tx.put("models", writes(b""))
+    assert snapshot(store.path).items() >= before.items()
+    assert Store.open(store.path).manifest == store.manifest
+
+
+def test_a_file_is_copied_not_moved(store: Store, tmp_path: Path) -> None:
+    """Putting a path stores a copy under its digest and leaves the source."""
+    source = tmp_path / "new.onnx"
+    source.write_bytes(b"model B")
+    with store.transaction(store.manifest) as tx:
+        digest = tx.put("models", source)
+    assert source.read_bytes() == b"model B"
+    assert sha256_file(store.path_of("models", digest)) == digest
+    with store.transaction(store.manifest) as tx, pytest.raises(InputError, match="missing"):
+        tx.put("models", tmp_path / "missing.onnx")
+
+
+def test_an_orphan_of_a_killed_commit_is_overwritten(store: Store) -> None:
+    """A history file without its commit is not history; the next commit takes its number."""
+    orphan = store.path / "history" / "000002.json"
+    orphan.write_bytes(b"half a manif")
+    assert store.history() == (store.manifest,)
+    assert store.check().unreferenced == ("history/000002.json",)
+    after = deploy(store, b"model B")
+    assert after.check().ok
+    assert len(after.history()) == 2
+
+
+def test_a_changed_manifest_is_refused_with_the_way_back(store: Store) -> None:
+    """A manifest that was edited, cut short or swapped does not open; history says what it was."""
+    path = store.path / "manifest.json"
+    whole = path.read_bytes()
+    for data in (whole.replace(b"  ", b" "), whole[:50], whole + b"\n", b""):
+        path.write_bytes(data)
+        with pytest.raises(DamagedError) as caught:
+            Store.open(store.path)
+        assert "history" in caught.value.tip
+    shutil.copy(store.path / "history" / "000001.json", path)
+    assert Store.open(store.path).check().ok
+
+
+def test_rollback_restores_the_very_bytes(store: Store) -> None:
+    """After deploy and rollback the same model answers over the same index and catalogue bytes."""
+    first = store.manifest
+    second = deploy(store, b"model B")
+    before = snapshot(store.path)
+    third = second.rollback(at=AT)
+    assert (third.generation, third.restores, third.operation) == (3, 1, "rollback")
+    for name in ("query_model", "index", "catalog", "models", "registry", "report", "policy"):
+        assert getattr(third, name) == getattr(first, name)
+    after = snapshot(store.path)
+    assert {name for name in after if before.get(name) != after[name]} == {
+        "manifest.json", "history/000003.json",
+    }  # fmt: skip
+    again = Store.open(store.path)
+    assert sha256_file(again.verified("indexes", third.index.sha256)) == first.index.sha256
+    assert again.check().ok
+
+
+def test_a_second_rollback_goes_further_back(store: Store) -> None:
+    """A, B, C: rollback gives B, rollback again gives A, and then nothing is left to undo."""
+    a = store.manifest.query_model
+    b = deploy(store, b"model B")
+    c = deploy(b, b"model C")
+    fourth = c.rollback(at=AT)
+    assert (fourth.query_model, fourth.restores) == (b.manifest.query_model, 2)
+    fifth = Store.open(store.path).rollback(at=AT)
+    assert (fifth.query_model, fifth.restores) == (a, 1)
+    with pytest.raises(UsageError, match="no deploy to undo"):
+        Store.open(store.path).rollback(at=AT)
+    sixth = Store.open(store.path).rollback(at=AT, to=3)
+    assert sixth.query_model == c.manifest.query_model
+    assert Store.open(store.path).rollback(at=AT).query_model == b.manifest.query_model
+
+
+def test_rollback_after_deploying_again_undoes_that_deploy(store: Store) -> None:
+    """A, B, rollback, C, rollback: the state before C is A, not B."""
+    b = deploy(store, b"model B")
+    b.rollback(at=AT)
+    c = deploy(Store.open(store.path), b"model C")
+    assert c.rollback(at=AT).query_model == store.manifest.query_model
+
+
+def test_rollback_refuses_to_drop_added_rows(store: Store) -> None:
+    """Rows added since the target are counted and kept, unless they may be discarded."""
+    second = deploy(store, b"model B")
+    third = add(second, 5)
+    with pytest.raises(ConflictError, match="5 of the 25 rows"):
+        third.rollback(at=AT)
+    assert Store.open(store.path).manifest == third.manifest
+    assert rollback_plan(third, discard_added=True).dropped_rows == 5
+    fourth = third.rollback(at=AT, discard_added=True)
+    assert fourth.index == store.manifest.index
+    assert Store.open(store.path).check().ok
+    forward = Store.open(store.path)
+    assert rollback_plan(forward, to=3).dropped_rows == 0
+    assert forward.rollback(at=AT, to=3).index.count == 25
+
+
+def test_rows_of_another_branch_are_not_taken_for_these(store: Store) -> None:
+    """Going to a branch with as many other rows drops today's, and is refused."""
+    branch = add(store, 5)
+    branch.rollback(at=AT, to=1, discard_added=True)
+    today = add(Store.open(store.path), 5, seed=4)
+    assert today.manifest.index.count == branch.manifest.index.count
+    with pytest.raises(ConflictError, match="5 of the 25"):
+        today.rollback(at=AT, to=2)
+
+
+def test_rollback_before_the_commit_needs_the_files(store: Store) -> None:
+    """When a file of the target is gone, nothing is written, and the file is named."""
+    second = deploy(store, b"model B")
+    path = store.path_of("models", store.manifest.query_model)
+    path.write_bytes(b"")
+    with pytest.raises(DamagedError, match=path.name):
+        second.rollback(at=AT)
+    assert Store.open(store.path).manifest == second.manifest
+
+
+@pytest.mark.parametrize("to", [0, 2, 9])
+def test_rollback_to_no_older_generation_is_a_usage_error(store: Store, to: int) -> None:
+    """A generation that is not there, or is the current one, cannot be restored."""
+    second = deploy(store, b"model B")
+    with pytest.raises(UsageError, match=str(to)):
+        second.rollback(at=AT, to=to)
+
+
+def test_reading_and_rollback_load_no_numpy(store: Store) -> None:
+    """Status, history and rollback work from the manifests alone, in a fresh process."""
+    deploy(store, b"model B")
+    code = (
+        "import sys; from pathlib import Path; from compatctl.store import Store\n"
+        "s = Store.open(Path(sys.argv[1])); s.history(); s.rollback(at='2026-02-01T00:00:00Z')\n"
+        "print({'numpy', 'hnswlib', 'onnx', 'torch'} & set(sys.modules))"
+    )
+    with python(code, store.path) as process:
+        out, err = process.communicate()
+    assert (out, err) == ("set()\n", "")
+    assert Store.open(store.path).manifest.generation == 3
+
+
+def test_reading_writes_nothing(store: Store) -> None:
+    """Open, history, catalogue, plan and check leave every file and its time as they were."""
+    second = deploy(store, b"model B")
+    times = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
+    Store.open(store.path).history()
+    second.catalog()
+    rollback_plan(second)
+    assert second.check().ok
+    assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == times
+
+
+def test_check_names_a_flipped_bit_in_any_file(store: Store) -> None:
+    """One changed bit in any blob or history file is found and named by its path."""
+    second = deploy(store, b"model B")
+    for name in snapshot(store.path):
+        if name == "manifest.json":
+            continue
+        path = store.path / name
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        report = second.check()
+        assert not report.ok
+        assert name in " ".join(report.problems)
+        path.write_bytes(whole)
+    assert second.check().ok
+
+
+def test_a_shallow_check_sees_missing_files_only(store: Store) -> None:
+    """Without ``deep`` no file is read: a missing one is found, a changed one is not."""
+    path = store.path_of("models", store.manifest.query_model)
+    path.write_bytes(b"model X")
+    assert store.check(deep=False).ok
+    path.unlink()
+    assert not store.check(deep=False).ok
+
+
+def test_check_compares_the_catalogue_with_the_manifest(store: Store) -> None:
+    """A catalogue with fewer rows than its index is a problem even when its digest is right."""
+    shorter = replace(
+        store.catalog(), ids=("a",), labels=("x",), keys=[0], model_of=[0],
+    )  # fmt: skip
+    with store.transaction(store.manifest) as tx:
+        tx.commit(operation="add", created_at=AT, catalog=tx.put("catalogs", shorter.write))
+    again = Store.open(store.path)
+    report = again.check()
+    assert not report.ok
+    assert "1 rows, the index 20" in " ".join(report.problems)
+    with pytest.raises(DamagedError, match="has 1 rows"):
+        again.catalog()
+
+
+def test_gc_keeps_every_generation_and_what_others_put_there(store: Store) -> None:
+    """Only what no generation names is deleted; a person's own files are not touched."""
+    deploy(store, b"model B").rollback(at=AT)
+    keep = snapshot(store.path)
+    (store.path / "models" / "README").write_bytes(b"mine")
+    (store.path / "models" / ".new-0123").write_bytes(b"half")
+    (store.path / ".new-4567.json").write_bytes(b"half")
+    (store.path / "indexes" / f"{'0' * 64}.hnsw").write_bytes(b"left")
+    report = store.check(gc=True)
+    assert report.ok
+    assert len(report.deleted) == 3
+    assert report.freed_bytes == 12
+    assert snapshot(store.path) == {**keep, "models/README": b"mine"}
+
+
+def test_gc_deletes_nothing_while_a_generation_is_unreadable(store: Store) -> None:
+    """What a damaged generation names is unknown, so everything is kept."""
+    second = deploy(store, b"model B")
+    (store.path / "history" / "000001.json").write_bytes(b"{}")
+    (store.path / "models" / ".new-0123").write_bytes(b"half")
+    report = second.check(gc=True)
+    assert report.deleted == ()
+    assert "nothing was deleted" in " ".join(report.problems)
+    assert (store.path / "models" / ".new-0123").exists()
+
+
+def test_a_broken_chain_is_found(store: Store) -> None:
+    """A history file that was exchanged for another valid manifest no longer fits its child."""
+    second = deploy(store, b"model B")
+    other = begin(store.path.parent / "other", rows=4)
+    shutil.copy(other.path / "history" / "000001.json", store.path / "history" / "000001.json")
+    with pytest.raises(DamagedError, match="parent"):
+        second.history()
+    assert "parent" in " ".join(second.check().problems)
+
+
+def test_a_creation_from_a_deployed_index_needs_its_model(tmp_path: Path) -> None:
+    """A first generation whose files were not put is refused, and the folder does not open."""
+    with Store.create(tmp_path / "s") as tx, pytest.raises(DamagedError, match="models"):
+        tx.commit(
+            operation="init",
+            created_at=store_kit.AT,
+            query_model="a" * 64,
+            index=info("b" * 64, 3),
+            catalog="c" * 64,
+            models=(ModelShare(sha256="a" * 64, dim=8, rows=3, name="old.onnx"),),
+        )
+    with pytest.raises(InputError):
+        Store.open(tmp_path / "s")
