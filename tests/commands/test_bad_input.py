@@ -1,0 +1,249 @@
+"""Bad input: a clear message, its exit code, and nothing half-written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from shop_kit import DIM, Shop, run, write_encoder
+
+from compatctl.data import load
+
+
+def _init(tmp_path: Path, model: Path, data: Path, *more: object) -> tuple[int, str]:
+    done = run("init", "--model", model, "--data", data, "--store", tmp_path / "store", *more)
+    return done.code, done.stderr
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A small encoder."""
+    return write_encoder(tmp_path / "old.onnx", noise=0.3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, emoji: Path) -> Path:
+    """A folder of three classes with two images each."""
+    for at, path in enumerate(sorted((emoji / "images" / "noto").iterdir())[:6]):
+        target = tmp_path / "images" / f"class{at // 2}"
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / f"{at}.png")
+    return tmp_path / "images"
+
+
+def test_missing_files_are_named(tmp_path: Path, model: Path, folder: Path) -> None:
+    """No model, no data, no project, no store: exit 5 and the path in the message."""
+    for arguments in (
+        ("init", "--model", tmp_path / "none.onnx", "--data", folder),
+        ("init", "--model", model, "--data", tmp_path / "none"),
+        ("status", "--store", tmp_path / "none"),
+        ("status", "--project", tmp_path / "none.yaml"),
+    ):
+        done = run(*arguments, *(() if "status" in arguments else ("--store", tmp_path / "s")))
+        assert (done.code, "none" in done.stderr) == (5, True), done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_is_not_an_onnx_file(tmp_path: Path, folder: Path) -> None:
+    """A text file under the name of a model is refused."""
+    path = tmp_path / "text.onnx"
+    path.write_text("not a model")
+    code, stderr = _init(tmp_path, path, folder)
+    assert (code, "ONNX" in stderr) == (5, True)
+
+
+def test_external_data_is_refused(tmp_path: Path, model: Path, folder: Path) -> None:
+    """Weights in another file are not covered by the digest: exit 5 at admission."""
+    path = tmp_path / "outside.onnx"
+    onnx.save(
+        onnx.load(model), path, save_as_external_data=True, location="weights", size_threshold=0
+    )
+    code, stderr = _init(tmp_path, path, folder)
+    assert (code, not (tmp_path / "store").exists()) == (5, True), stderr
+
+
+@pytest.mark.parametrize(("value", "word"), [(np.nan, "norm"), (0.0, "norm")])
+def test_nan_and_zero_embeddings_are_refused(
+    tmp_path: Path, model: Path, folder: Path, value: float, word: str
+) -> None:
+    """A model whose weights give NaN or zero rows never fills a store."""
+    spoilt = onnx.load(model)
+    for tensor in spoilt.graph.initializer:
+        if tensor.name in {"project", "noise"}:
+            array = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(array, value), tensor.name))
+    path = tmp_path / "spoilt.onnx"
+    onnx.save(spoilt, path)
+    code, _ = _init(tmp_path, path, folder)
+    assert code == 5
+    assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+def test_an_image_that_does_not_decode(tmp_path: Path, model: Path, folder: Path) -> None:
+    """It is named; with --skip-bad it is left out and counted."""
+    (folder / "class1" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    code, stderr = _init(tmp_path, model, folder)
+    assert (code, "broken.png" in stderr) == (5, True)
+    done = run(
+        "init",
+        "--model",
+        model,
+        "--data",
+        folder,
+        "--store",
+        tmp_path / "s",
+        "--skip-bad",
+        "--json",
+    )
+    assert (done.code, done.json["skipped"], done.json["rows"]) == (0, ["class1/broken.png"], 6)
+
+
+def test_tables_that_are_wrong(tmp_path: Path, model: Path, folder: Path) -> None:
+    """A duplicate id, an unknown split and role, an empty label, a table without lines: exit 5."""
+    image = next(folder.rglob("*.png"))
+    for at, (text, word) in enumerate(
+        [
+            (f"id,path,label\na,{image},x\na,{image},y\n", "'a'"),
+            (f"id,path,label,split\na,{image},x,later\n", "later"),
+            (f"id,path,label,role\na,{image},x,judge\n", "judge"),
+            (f"id,path,label\na,{image},\n", "label"),
+            ("id,path,label\n", ""),
+        ]
+    ):
+        table = tmp_path / f"{at}.csv"
+        table.write_text(text)
+        code, stderr = _init(tmp_path, model, table)
+        assert (code, word in stderr) == (5, True), stderr
+
+
+def test_an_empty_folder_and_a_store_that_is_there(
+    tmp_path: Path, model: Path, folder: Path
+) -> None:
+    """No image at all is an error; so is a second init on one store."""
+    (tmp_path / "empty").mkdir()
+    assert _init(tmp_path, model, tmp_path / "empty")[0] == 5
+    assert _init(tmp_path, model, folder)[0] == 0
+    code, stderr = _init(tmp_path, model, folder)
+    assert (code, "already a store" in stderr) == (5, True)
+
+
+def test_one_image_in_every_class_is_never_a_pass(tmp_path: Path, emoji: Path) -> None:
+    """Leave-one-out with nothing to find ends in exit 4."""
+    old = write_encoder(tmp_path / "old.onnx", noise=0.3)
+    new = write_encoder(tmp_path / "new.onnx", noise=0.1)
+    rows = load(emoji / "items.csv").where(split="test", role="gallery").items
+    lines = [f"{one.id},{emoji}/images/{one.id}.png,{one.label},test" for one in rows]
+    table = tmp_path / "single.csv"
+    table.write_text("id,path,label,split\n" + "\n".join(lines) + "\n")
+    done = run("verify", old, new, "--data", table, "--report", tmp_path / "r.json")
+    assert done.code == 4, done.stderr
+
+
+def test_models_of_different_dimension(tmp_path: Path, shop: Shop) -> None:
+    """verify refuses a candidate that does not end in the gallery's dimension."""
+    wide = onnx.load(shop.path("new.onnx"))
+    for tensor in wide.graph.initializer:
+        if tensor.name in {"project", "spoil"}:
+            array = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.hstack([array, array]), tensor.name))
+    wide.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 2 * DIM
+    for entry in wide.metadata_props:
+        entry.value = entry.value.replace(f'"dim": {DIM}', f'"dim": {2 * DIM}').replace(
+            f'"dim":{DIM}', f'"dim":{2 * DIM}'
+        )
+    path = tmp_path / "wide.onnx"
+    onnx.save(wide, path)
+    done = shop.run("verify", shop.path("old.onnx"), path)
+    assert (done.code, str(2 * DIM) in done.stderr) == (5, True), done.stderr
+
+
+def test_yaml_that_is_wrong(tmp_path: Path, shop: Shop) -> None:
+    """An unknown key or a wrong type in compatctl.yaml or a policy ends in exit 5."""
+    project = shop.path("compatctl.yaml")
+    good = project.read_text()
+    for line in ("stoer: x\n", "report: 3\n"):
+        project.write_text(good + line)
+        done = shop.run("status")
+        assert (done.code, line.split(":")[0] in done.stderr) == (5, True), done.stderr
+    project.write_text(good)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("format: 1\nname: x\nmin_querys: 3\n")
+    done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--policy", policy)
+    assert (done.code, "min_querys" in done.stderr) == (5, True), done.stderr
+
+
+def test_a_locked_store_is_exit_6(shop: Shop) -> None:
+    """While another process holds the lock a writer gives up with advice and changes nothing."""
+    before = shop.manifest()
+    shop.run(
+        "verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", shop.path("r.json")
+    )
+    lock = os.open(shop.path("store/LOCK"), os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = shop.run("deploy", "--report", shop.path("r.json"), "--model", shop.path("new.onnx"))
+    finally:
+        os.close(lock)
+    assert done.code == 6
+    assert shop.manifest() == before
+
+
+def test_a_damaged_index_is_exit_5_without_a_crash(shop: Shop, emoji: Path) -> None:
+    """A flipped bit, a truncated file and another store's index are found before use."""
+    info = shop.manifest()["index"]
+    index = shop.path(f"store/indexes/{info['sha256']}.hnsw")
+    good = index.read_bytes()
+    image = next((emoji / "images" / "noto").iterdir())
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 4
+    for bad in (bytes(flipped), good[: len(good) // 2], b""):
+        index.write_bytes(bad)
+        assert shop.run("search", image).code == 5
+        assert shop.run("check").code == 5
+    index.write_bytes(good)
+    assert shop.run("check").code == 0
+
+
+def test_a_checkpoint_that_would_run_code_does_not(shop: Shop, tmp_path: Path) -> None:
+    """A pickle with a payload is refused with exit 5, and the payload did not run."""
+    marker = tmp_path / "ran"
+    base = tmp_path / "evil.ckpt"
+    base.write_bytes(pickle.dumps(_Payload(marker)))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "format: 1\nbackbone:\n  factory: torch.nn:Flatten\n  input: {height: 16, width: 16}\n"
+        "objective: {frame: prototypes, lambda: 1.0, scale: 16.0}\n"
+    )
+    done = shop.run("finetune", "--base", base, "--recipe", recipe)
+    assert done.code == 5, done.stderr
+    assert not marker.exists()
+
+
+class _Payload:
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self._marker}",)
+
+
+def test_usage_errors_are_exit_2_and_help_is_0() -> None:
+    """An unknown option ends in 2 in a real process, help in 0, both without a traceback."""
+    for arguments, code in ((["verify", "--nope"], 2), (["--help"], 0), (["--version"], 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "compatctl", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,128 @@
+"""finetune on real images: the candidate's files, its record, and what verify makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shop_kit import DIM, Shop
+from tiny_backbone import build
+
+from compatctl.data import load
+from compatctl.encoder import Encoder
+
+RECIPE = """\
+format: 1
+backbone:
+  factory: "tiny_backbone:build"
+  input: {{height: 32, width: 32, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}}
+junction: {{kind: mlp, hidden: 64}}
+objective: {{frame: {frame}, lambda: {weight}, scale: {scale}, anchors: {anchors}}}
+optimiser: {{epochs: 3, batch_size: 64, lr: 0.003}}
+"""
+
+
+def _recipe(shop: Shop, *, frame: str = "prototypes", weight: str = "0.5", **more: str) -> Path:
+    path = shop.path("recipe.yaml")
+    values = {"scale": "16.0", "anchors": "null", **more}
+    path.write_text(RECIPE.format(frame=frame, weight=weight, **values))
+    torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
+    return path
+
+
+def _finetune(shop: Shop, recipe: Path, *more: object) -> object:
+    done = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe, *more)
+    assert done.code == 0, done.stderr
+    return done.json
+
+
+def test_the_candidate_and_its_record(shop: Shop) -> None:
+    """The output is the candidate's file; the record has every training item by id and digest."""
+    made = _finetune(shop, _recipe(shop))
+    output, model = shop.path("new.onnx"), shop.path("build/candidate/model.onnx")
+    assert output.read_bytes() == model.read_bytes()
+    assert made["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()  # type: ignore[index]
+    record = json.loads(shop.path("build/candidate/training.json").read_bytes())
+    train = load(shop.data()).where(split="train")
+    assert {item["id"] for item in record["items"]} == set(train.ids)
+    digests = {item["id"]: item["sha256"] for item in record["items"]}
+    assert digests[train.ids[5]] == train.digest(5)
+    assert record["classes"] == sorted(set(train.labels))
+    counts = {
+        "gallery": len(train.where(role="gallery")),
+        "encoder": len(train.where(role="query")),
+    }
+    assert record["old_features"] == counts
+    assert record["parity"] < 1e-4
+    assert Encoder.load(output).dim == DIM
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(shop: Shop) -> None:
+    """Two runs write the same ONNX bytes; --seed changes them."""
+    recipe = _recipe(shop)
+    shas = [_finetune(shop, recipe, "--seed", seed)["sha256"] for seed in (3, 3, 4)]  # type: ignore[index]
+    assert shas[0] == shas[1] != shas[2]
+
+
+def test_anchored_items_are_reported_apart(shop: Shop) -> None:
+    """With a share of the gallery as anchors verify shows both groups, and no leak is claimed."""
+    anchors = "{share: 0.5, rows: 128}"
+    _finetune(shop, _recipe(shop, weight="1.0", anchors=anchors))
+    report = shop.path("report.json")
+    done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
+    assert done.code in {0, 3}, done.stderr
+    sizes = {group["name"]: group["n_queries"] for group in done.json["groups"]}
+    assert set(sizes) == {"unseen", "unseen, anchored", "unseen, not anchored"}
+    assert sizes["unseen"] == sizes["unseen, anchored"] + sizes["unseen, not anchored"]
+
+
+def test_more_classes_than_vertices(shop: Shop) -> None:
+    """40 training classes do not fit a simplex in 32 dimensions: exit 5 says what to do."""
+    recipe = _recipe(shop, frame="simplex")
+    done = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    assert (done.code, "prototypes" in done.stderr) == (5, True), done.stderr
+
+
+def test_settings_are_chosen_on_validation_classes(shop: Shop) -> None:
+    """Lists in the recipe are searched; the record has every trial and the best one's number."""
+    _finetune(shop, _recipe(shop, weight="[0.1, 1.0]"))
+    record = json.loads(shop.path("build/candidate/training.json").read_bytes())
+    recalls = [trial["validation_recall_at_1"] for trial in record["trials"]]
+    assert len(recalls) == 2
+    assert record["choice"] == int(np.argmax(recalls))
+
+
+@pytest.mark.parametrize(
+    ("broken", "word"),
+    [("stte: 1\n", "stte"), ("seed: 1e-3\n", "seed"), ("train: half\n", "train")],
+)
+def test_recipes_that_are_wrong(shop: Shop, broken: str, word: str) -> None:
+    """An unknown key, a wrong type and an unknown word end in exit 5 and name the key."""
+    recipe = _recipe(shop)
+    recipe.write_text(recipe.read_text() + broken)
+    done = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    assert (done.code, word in done.stderr) == (5, True), done.stderr
+
+
+def test_a_checkpoint_of_another_architecture(shop: Shop) -> None:
+    """Tensors of other shapes are exit 5; the message says so and nothing is written."""
+    recipe = _recipe(shop)
+    torch.save(build(width=48).state_dict(), shop.path("new.ckpt"))
+    before = shop.path("new.onnx").read_bytes()
+    done = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    assert done.code == 5, done.stderr
+    assert shop.path("new.onnx").read_bytes() == before
+
+
+def test_a_dry_run_counts_and_writes_nothing(shop: Shop) -> None:
+    """--dry-run tells how many items would train and be embedded; no candidate appears."""
+    recipe = _recipe(shop)
+    planned = _finetune(shop, recipe, "--dry-run")
+    train = load(shop.data()).where(split="train")
+    assert planned["training_items"] == len(train)  # type: ignore[index]
+    assert planned["to_embed_with_the_old_model"] == len(train.where(role="query"))  # type: ignore[index]
+    assert not shop.path("build").exists()
