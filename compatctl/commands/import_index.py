@@ -12,6 +12,7 @@ from compatctl.commands.init import begin, first_catalog
 from compatctl.commands.verify import load_data
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
+from compatctl.files import sha256_file
 from compatctl.index import HnswIndex, HnswParams, read_header
 from compatctl.manifest import Catalog
 from compatctl.progress import Progress, silent
@@ -67,6 +68,7 @@ def import_index(
             tip="is it the model that filled this index?",
         )
     progress("reading the index", 0, 1)
+    before = sha256_file(index)
     adopted = HnswIndex.load(
         index, HnswParams.of(header, space=space, ef_search=ef_search), header.count
     )
@@ -83,7 +85,7 @@ def import_index(
             index=adopted,
             catalog=catalog,
             operation="import",
-            index_file=index,
+            adopted=(index, before),
         )
     return Adopted(
         store=str(project.store),

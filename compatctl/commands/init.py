@@ -113,11 +113,16 @@ def begin(
     index: HnswIndex,
     catalog: Catalog,
     operation: str,
-    index_file: Path | None = None,
+    adopted: tuple[Path, str] | None = None,
 ) -> str:
-    """Write generation 1; ``index_file`` is adopted byte for byte. The index's digest."""
+    """Write generation 1 and give the index's digest.
+
+    ``adopted``: an index file to take byte for byte, and the digest of what was checked.
+    """
     with Store.create(project.store, operation=operation) as tx:
-        sha256 = tx.put("indexes", index_file or index.save)
+        sha256 = tx.put("indexes", adopted[0] if adopted else index.save)
+        if adopted and sha256 != adopted[1]:
+            raise InputError(f"{adopted[0]} changed while it was read", tip="run it again")
         tx.commit(
             operation=operation,
             created_at=now(),
