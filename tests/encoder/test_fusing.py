@@ -1,0 +1,128 @@
+"""Fusing: one file whose feature is the unit of the weighted mean of two encoders' features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+from onnx_models import DIM, SIDE, SMALL, UNIT, by_hand, metadata, projection, save
+
+from compatctl.data import Dataset, Preprocessing
+from compatctl.encoder import Encoder, EncoderInput, fuse, seal
+from compatctl.errors import InputError
+
+
+def small(exports: tuple[Path, Path], out: Path, seed: int, **change: object) -> Path:
+    """The small network of a seed, sealed with a preprocessing."""
+    size = {"height": SIDE, "width": SIDE, **change}
+    wanted = EncoderInput(name="image", preprocessing=Preprocessing(**size))  # type: ignore[arg-type]
+    seal(exports[0] / f"small{seed}.onnx", out, (wanted,))
+    return out
+
+
+def mean(old: Path, new: Path, weight: float, dataset: Dataset) -> np.ndarray:
+    """The same by numpy from the two encoders' features."""
+    mixed = (1 - weight) * Encoder.load(old).embed(dataset).features + weight * Encoder.load(
+        new
+    ).embed(dataset).features
+    return np.asarray(mixed / np.linalg.norm(mixed, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.5, 0.8])
+def test_the_fused_feature_is_the_unit_of_the_mean(
+    exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset, weight: float
+) -> None:
+    """On real images, one shared input, equal to numpy's mean within 1e-5."""
+    old, new = (small(exports, tmp_path / f"{seed}.onnx", seed) for seed in (0, 1))
+    fuse(old, new, weight, tmp_path / "fused.onnx")
+    fused = Encoder.load(tmp_path / "fused.onnx")
+    assert fused.inputs == (SMALL,)
+    found = fused.embed(dataset).features
+    assert np.abs(found - mean(old, new, weight, dataset)).max() < 1e-5
+
+
+def test_other_preprocessings_are_other_inputs(
+    exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset
+) -> None:
+    """Two encoders that resize differently each get their own pixels of the same image."""
+    old = small(exports, tmp_path / "old.onnx", 0)
+    new = small(exports, tmp_path / "new.onnx", 1, fit="pad", resize="bilinear")
+    fuse(old, new, 0.4, tmp_path / "fused.onnx")
+    fused = Encoder.load(tmp_path / "fused.onnx")
+    assert [one.name for one in fused.inputs] == ["image", "image_2"]
+    found = fused.embed(dataset).features
+    assert np.abs(found - mean(old, new, 0.4, dataset)).max() < 1e-5
+
+
+def test_a_fused_model_fuses_again(
+    exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset
+) -> None:
+    """Fused with a third, and with itself, the mean of means comes out."""
+    a = small(exports, tmp_path / "a.onnx", 0)
+    b = small(exports, tmp_path / "b.onnx", 1, fit="pad")
+    fuse(a, b, 0.3, tmp_path / "ab.onnx")
+    for other in (a, b, tmp_path / "ab.onnx"):
+        fuse(tmp_path / "ab.onnx", other, 0.6, tmp_path / "again.onnx")
+        again = Encoder.load(tmp_path / "again.onnx")
+        assert len(again.inputs) == 2
+        expected = mean(tmp_path / "ab.onnx", other, 0.6, dataset)
+        assert np.abs(again.embed(dataset).features - expected).max() < 1e-5
+
+
+def test_inner_names_do_not_collide(tmp_path: Path, dataset: Dataset) -> None:
+    """Encoders whose weights bear the names of our own nodes fuse unharmed."""
+    paths = []
+    for seed, name in enumerate(("old_weight", "mixed")):
+        multiply = helper.make_node("MatMul", ["raw", name], ["new_share"])
+        unit = helper.make_node("LpNormalization", ["new_share"], ["embedding"])
+        model = by_hand([multiply, unit], {name: projection(seed, DIM)})
+        paths.append(save(model, tmp_path / f"{seed}.onnx"))
+    fuse(paths[0], paths[1], 0.5, tmp_path / "fused.onnx")
+    found = Encoder.load(tmp_path / "fused.onnx").embed(dataset).features
+    assert np.abs(found - mean(paths[0], paths[1], 0.5, dataset)).max() < 1e-5
+
+
+def test_other_operator_sets_are_reconciled(
+    exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset
+) -> None:
+    """The older model is converted to the newer one's operator set, and computes the same."""
+    old = save(by_hand([UNIT], opset=13), tmp_path / "old.onnx")
+    unit = helper.make_node("LpNormalization", ["root"], ["embedding"])
+    root = [helper.make_node("Sqrt", ["raw"], ["root"]), unit]
+    new = save(by_hand(root, opset=17), tmp_path / "new.onnx")
+    newest = small(exports, tmp_path / "newest.onnx", 0)
+    for first, second in ((old, new), (new, old), (newest, old), (new, newest)):
+        fuse(first, second, 0.3, tmp_path / "fused.onnx")
+        found = Encoder.load(tmp_path / "fused.onnx").embed(dataset).features
+        assert np.abs(found - mean(first, second, 0.3, dataset)).max() < 1e-5
+
+
+def test_fusing_is_deterministic(exports: tuple[Path, Path], tmp_path: Path) -> None:
+    """The same two files and weight are one model; another weight or order is another."""
+    a, b = (small(exports, tmp_path / f"{seed}.onnx", seed) for seed in (0, 1))
+    made = []
+    for one, two, weight in ((a, b, 0.3), (a, b, 0.3), (a, b, 0.4), (b, a, 0.3)):
+        fuse(one, two, weight, tmp_path / "fused.onnx")
+        made.append((tmp_path / "fused.onnx").read_bytes())
+    assert made[0] == made[1]
+    assert len(set(made)) == 3
+
+
+def test_what_has_no_mean_is_refused(tmp_path: Path) -> None:
+    """Other dimensions, a weight that is none, a file that is no encoder."""
+    eight = save(by_hand([UNIT]), tmp_path / "8.onnx")
+    wide = by_hand([UNIT], {"weight": projection(0, dim=12)})
+    wide.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 12
+    twelve = save(wide, tmp_path / "12.onnx", metadata(dim=12))
+    assert Encoder.load(twelve).dim == 12
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(InputError, match=r"ends in 8 numbers, .* in 12"):
+        fuse(eight, twelve, 0.5, tmp_path / "out.onnx")
+    with pytest.raises(InputError, match="not an ONNX"):
+        fuse(eight, tmp_path / "text.onnx", 0.5, tmp_path / "out.onnx")
+    for weight in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            fuse(eight, eight, weight, tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
