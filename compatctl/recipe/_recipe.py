@@ -64,7 +64,8 @@ class Anchors:
     ``share`` of the gallery; ``order``: ``random``, or a text file with one item id a line, the
     most wanted first; ``batch`` anchors go through the network in one step and are told apart from
     ``rows`` stored vectors (all of them where there are fewer); ``weight`` of the term; ``scale``
-    of its softmax over cosines. ``ids`` is the content of the order's file.
+    of its softmax over cosines. ``transfer``: share of the drawn anchors that are changed as two
+    images of a training class differ (head only). ``ids`` is the content of the order's file.
     """
 
     share: float = field(default=1.0, metadata=between(0.0, 1.0))
@@ -73,6 +74,7 @@ class Anchors:
     rows: int = field(default=8192, metadata=between(2, 1 << 20))
     weight: float = field(default=1.0, metadata=between(0.0, 1e6))
     scale: float = field(default=16.0, metadata=between(1e-3, 1e3))
+    transfer: float = field(default=0.0, metadata=between(0.0, 1.0))
     ids: tuple[str, ...] = field(default=(), metadata={"key": ""})
 
 
@@ -153,6 +155,12 @@ class Recipe:
         _refuse_newer(value, path, 1)
         recipe = build(cls, value, str(path))
         anchors = recipe.objective.anchors
+        if anchors is not None and anchors.transfer > 0.0 and recipe.train == "full":
+            raise InputError(
+                f"{path}: objective: anchors: transfer changes cached features: with train: full "
+                "it must be 0",
+                tip="use augmentation instead",
+            )
         if anchors is None or anchors.order == "random":
             return recipe
         ids = _read_ids(path.parent / anchors.order)

@@ -35,7 +35,10 @@ class Step:
     table: Rows
     """(R,) int64 anchors whose stored vectors are told apart"""
     anchors: Rows
-    """The first of ``table``: those that go through the network"""
+    """(A,) the first of ``table``: those that go through the network"""
+    transfer: Rows
+    """(T, 2) training items of one class, T <= A: the first T anchors are changed as the first of
+    the two differs from the second"""
 
 
 class Feed(Protocol):
@@ -67,6 +70,7 @@ class HeadFeed:
         others = torch.split(table[len(plain) :], len(first)) if changed else ()
         self._items = torch.stack([first, *others])
         self._anchors = table[[at[_source(one)] for one in plan.anchors]]
+        self._signed = bool((table < 0.0).any())
         self._validation = table[[at[_source(one)] for one in queries]]
         self._device = setup.device
 
@@ -76,7 +80,22 @@ class HeadFeed:
             views = torch.from_numpy(step.views % len(self._items))
             items = self._items[views, torch.from_numpy(step.items)]
             anchors = self._anchors[torch.from_numpy(step.anchors)]
+            if len(step.transfer):
+                anchors = self._transferred(anchors, torch.from_numpy(step.transfer))
             yield items.to(self._device), anchors.to(self._device)
+
+    def _transferred(self, anchors: Tensor, pairs: Tensor) -> Tensor:
+        """Features of images that nobody drew: an anchor in the manner of another class's images.
+
+        Source: Hariharan and Girshick, "Low-shot Visual Recognition by Shrinking and Hallucinating
+        Features" (ICCV 2017, arXiv 1606.02819), without its generator: the difference is added.
+        Features that are never negative stay so.
+        """
+        change = self._items[0, pairs[:, 0]] - self._items[0, pairs[:, 1]]
+        changed = anchors[: len(pairs)] + change
+        if not self._signed:
+            changed = changed.clamp_min(0.0)
+        return torch.cat([changed, anchors[len(pairs) :]])
 
     def validation(self) -> Tensor:
         """Rows of the cache."""

@@ -157,13 +157,14 @@ def _steps(run: Run, rng: np.random.Generator) -> Iterator[Step]:
     first_memory = len(run.setup.plan.pictures) - run.setup.plan.n_memory
     fresh, memory = known[known < first_memory], known[known >= first_memory]
     size = run.setup.recipe.optimiser.batch_size
+    anchors = run.setup.recipe.objective.anchors
     if len(memory) and len(fresh):
         size = max(1, size // 2)
     elif len(memory):
         fresh, memory = memory, fresh
+    pairs = _pairs(run) if anchors is not None and anchors.transfer > 0.0 else []
     order = rng.permutation(fresh)
     count = max(1, len(order) // size)
-    anchors = run.setup.recipe.objective.anchors
     a = len(run.setup.plan.anchors)
     for batch in np.array_split(order, count):
         items = batch
@@ -174,7 +175,23 @@ def _steps(run: Run, rng: np.random.Generator) -> Iterator[Step]:
             table = rng.permutation(a)[: max(anchors.rows, anchors.batch)]
         drawn = table[: anchors.batch] if anchors is not None else table
         views = rng.integers(0, 2**31, len(items))
-        yield Step(items=items, anchors=drawn, table=table, views=views)
+        changed = round(anchors.transfer * len(drawn)) if anchors is not None and pairs else 0
+        chosen = [pairs[i] for i in rng.integers(0, max(1, len(pairs)), changed)]
+        drawn_pairs = [[one[rng.integers(len(one))] for one in pair] for pair in chosen]
+        transfer = np.array(drawn_pairs, np.int64).reshape(-1, 2)
+        yield Step(items=items, anchors=drawn, table=table, views=views, transfer=transfer)
+
+
+def _pairs(run: Run) -> list[tuple[Rows, Rows]]:
+    """For every class with both: its training items outside the gallery, and those in it."""
+    plan, found = run.setup.plan, []
+    labels = np.array(plan.labels)
+    for label in plan.classes:
+        mine = labels == label
+        others, held = (np.flatnonzero(mine & one) for one in (~plan.stored_too, plan.stored_too))
+        if len(others) and len(held):
+            found.append((others, held))
+    return found
 
 
 def _optimiser(run: Run, rows: nn.Parameter) -> torch.optim.Optimizer:

@@ -44,6 +44,8 @@ class Plan:
     ids: tuple[str, ...]
     labels: tuple[str, ...]
     n_memory: int
+    stored_too: NDArray[np.bool_]
+    """(N,) whether the item is in the deployed gallery"""
     classes: tuple[str, ...]
     """Their classes, sorted"""
     old: Floats | None
@@ -93,6 +95,7 @@ def make_plan(
         ids=ids,
         labels=labels,
         n_memory=len(pictures) - len(fresh),
+        stored_too=np.isin(np.array(ids), np.array(reference.gallery_ids if reference else ())),
         classes=tuple(sorted(set(labels))),
         old=old,
         sources=sources,

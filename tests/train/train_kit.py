@@ -12,6 +12,7 @@ from compatctl.data import Dataset, load
 from compatctl.recipe import Recipe
 from compatctl.train import Reference, embed
 
+torch.set_num_threads(1)
 SIZE = 16
 CLASSES = 12
 RECIPE = """\
@@ -77,9 +78,10 @@ def dataset(folder: Path, per_class: int = 8) -> Dataset:
                 colours[0] * mixed + colours[1] * (1 - mixed) + rng.normal(0, 12, (SIZE, SIZE, 3))
             )
             images.append(np.clip(image, 0, 255).astype(np.uint8))
-            labels.append(f"class-{label:02d}")
+            labels.append(f"kind-{label}")
     path = folder / "data.npz"
-    np.savez(path, X=np.stack(images), y=np.array(labels))
+    ids = np.array([f"item-{i:03d}" for i in range(len(labels))])
+    np.savez(path, images=np.stack(images), labels=np.array(labels), ids=ids)
     return load(path)
 
 
@@ -94,11 +96,11 @@ def features(trained: object, data: Dataset) -> np.ndarray:
 
 
 def gallery(data: Dataset, dim: int = 8, every: int = 2) -> Reference:
-    """A deployed gallery of every second item: a random projection of the pixels, unit rows."""
+    """A deployed gallery of every second item: a random function of its colours, unit rows."""
     rng = np.random.default_rng(9)
-    flat = pixels(data).reshape(len(data), -1).astype(np.float64)
-    flat -= flat.mean(0)
-    vectors = flat @ rng.standard_normal((flat.shape[1], dim))
+    flat = pixels(data).reshape(len(data), -1, 3).astype(np.float64) / 64.0
+    described = np.concatenate([flat.mean(1), flat.std(1)], axis=1)
+    vectors = np.sin(described @ rng.standard_normal((6, dim)))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     stored = list(range(0, len(data), every))
     others = [i for i in range(len(data)) if i % every]

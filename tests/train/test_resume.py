@@ -1,0 +1,129 @@
+"""A run that is killed goes on from its checkpoint and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import train_kit as kit
+
+from compatctl.errors import CompatError, ConflictError, InputError
+from compatctl.train import train
+from compatctl.train.checkpoint import FILE
+
+RUN = """
+import sys, time
+from pathlib import Path
+import train_kit as kit
+from compatctl.recipe import Recipe
+from compatctl.train import train
+folder = Path(sys.argv[1])
+data = kit.dataset(folder)
+def slowly(stage, done, total):
+    if stage == "training":
+        print(done, flush=True)
+        time.sleep(0.2)
+train(recipe=Recipe.load(folder / "recipe.yaml"), base=folder / "base1-12.pt", data=data,
+      reference=kit.gallery(data), work=folder / "work", progress=slowly)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "killed_after"), [("head", 3), ("head", 6), ("head", 9), ("full", 2)]
+)
+def test_a_killed_run_resumes_to_the_same_weights(
+    tmp_path: Path, mode: str, killed_after: int
+) -> None:
+    """SIGKILL in a trial, at its end, and in the next one: the resumed weights are the same."""
+    line = "objective: {frame: prototypes, lambda: [0.1, 1.0], scale: 16.0}"
+    if mode == "full":
+        line = "objective: {frame: prototypes, lambda: 0.1, anchors: {batch: 8}}"
+    recipe = kit.recipe(
+        tmp_path,
+        train=f"train: {mode}",
+        objective=line,
+        junction="junction: {kind: mlp, hidden: 16, dropout: 0.5}",
+        augmentation="augmentation: {views: 2, crop: 0.7, flip: true}",
+    )
+    base, data = kit.base(tmp_path), kit.dataset(tmp_path)
+    work = tmp_path / "work"
+    work.mkdir()
+    _kill_after(tmp_path, killed_after)
+    assert (work / FILE).is_file()
+    epochs: list[int] = []
+
+    def count(stage: str, done: int, total: int) -> None:
+        if stage == "training":
+            epochs.append(done)
+
+    given = {"recipe": recipe, "base": base, "data": data, "reference": kit.gallery(data)}
+    resumed = train(**given, work=work, resume=True, progress=count)
+    assert epochs[0] > killed_after
+    assert not (work / FILE).exists()
+    whole = train(**given, work=work)
+    for key, one in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[key], one), key
+    timeless = [{**one.record, "seconds": 0} for one in (resumed, whole)]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    """Another recipe, base, data or gallery is a conflict; without resume it is begun anew."""
+    recipe, base, data = kit.recipe(tmp_path), kit.base(tmp_path), kit.dataset(tmp_path)
+    reference = kit.gallery(data)
+    given = {"recipe": recipe, "base": base, "data": data, "reference": reference}
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "training" and done == 2:
+            raise Stop
+
+    def interrupt() -> None:
+        with pytest.raises(Stop):
+            train(**given, work=tmp_path, progress=stop)
+
+    interrupt()
+    others: list[dict[str, object]] = [
+        {"recipe": replace(recipe, seed=9)},
+        {"base": kit.base(tmp_path, seed=2)},
+        {"data": data.take(range(1, len(data)))},
+        {"reference": kit.gallery(data, every=3)},
+    ]
+    for other in others:
+        with pytest.raises(ConflictError, match="another recipe, base, data or gallery"):
+            train(**{**given, **other}, work=tmp_path, resume=True)
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:500])
+    with pytest.raises(InputError, match="is not a checkpoint that can be read") as caught:
+        train(**given, work=tmp_path, resume=True)
+    assert isinstance(caught.value, CompatError)
+    assert train(**given, work=tmp_path).record["choice"] == 0
+
+
+def _kill_after(folder: Path, epochs: int) -> None:
+    """Run in a process of its own and SIGKILL it when it has reported this many epochs."""
+    here = str(Path(__file__).parent)
+    paths = os.pathsep.join([here, str(Path(__file__).parents[2])])
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert process.stdout is not None
+    deadline = time.monotonic() + 60
+    for line in process.stdout:
+        if int(line) >= epochs:
+            break
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL

@@ -1,0 +1,434 @@
+"""Training on real modules and small images: what is learnt, recorded and refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import train_kit as kit
+
+from compatctl.core.simplex import Registry
+from compatctl.data import Dataset
+from compatctl.errors import InputError
+from compatctl.progress import silent
+from compatctl.train import Reference, items_to_encode, save_weights, train
+from compatctl.train.feed import HeadFeed
+from compatctl.train.images import Reader
+from compatctl.train.loop import Run, _steps
+from compatctl.train.plan import make_plan
+from compatctl.train.search import classifiers
+from compatctl.train.setup import Setup, make_network
+
+
+def _same(one: object, other: object) -> bool:
+    left, right = one.network.state_dict(), other.network.state_dict()
+    return all(torch.equal(left[key], right[key]) for key in left)
+
+
+def _cosine_to_own_class(found: np.ndarray, data: Dataset, reference: Reference) -> float:
+    """Mean cosine of items to the stored vectors of their class."""
+    stored = np.array(reference.gallery_labels)
+    means = [
+        float((row @ reference.gallery_features[stored == label].T).mean())
+        for row, label in zip(found, data.labels, strict=True)
+    ]
+    return float(np.mean(means))
+
+
+@pytest.mark.parametrize("frame", ["prototypes", "anchored"])
+def test_training_pulls_features_towards_the_deployed_gallery(tmp_path: Path, frame: str) -> None:
+    """After training, training items lie nearer to their class in the gallery than before."""
+    data = kit.dataset(tmp_path)
+    reference = kit.gallery(data, dim=16)
+    line = f"objective: {{frame: {frame}, lambda: 1.0, scale: 16.0}}"
+    short = kit.recipe(
+        tmp_path, objective=line, optimiser="optimiser: {epochs: 1, batch_size: 16, lr: 0.0}"
+    )
+    long = kit.recipe(
+        tmp_path, objective=line, optimiser="optimiser: {epochs: 40, batch_size: 16, lr: 0.02}"
+    )
+    base, items = kit.base(tmp_path), data.where(split="train")
+    near = [
+        _cosine_to_own_class(
+            kit.features(
+                train(recipe=one, base=base, data=data, reference=reference, work=tmp_path), items
+            ),
+            items,
+            reference,
+        )
+        for one in (short, long)
+    ]
+    assert near[1] > near[0] + 0.15
+
+
+def test_a_wrong_class_map_loses_clearly(tmp_path: Path) -> None:
+    """With every class on another one's rows the recall on the gallery falls to chance."""
+    data = kit.dataset(tmp_path)
+    reference = kit.gallery(data, dim=16, every=2)
+    names = sorted(set(reference.gallery_labels))
+    moved = dict(zip(names, names[1:] + names[:1], strict=True))
+    wrong = replace(reference, gallery_labels=tuple(moved[one] for one in reference.gallery_labels))
+    recipe = kit.recipe(tmp_path, optimiser="optimiser: {epochs: 40, batch_size: 16, lr: 0.02}")
+    items = data.where(split="train")
+    stored = np.array(reference.gallery_labels)
+    recall = []
+    for one in (reference, wrong):
+        trained = train(
+            recipe=recipe, base=kit.base(tmp_path), data=data, reference=one, work=tmp_path
+        )
+        found = stored[(kit.features(trained, items) @ reference.gallery_features.T).argmax(1)]
+        recall.append(float((found == np.array(items.labels)).mean()))
+    assert recall[0] > recall[1] + 0.3
+
+
+def test_anchors_move_items_to_their_stored_vectors_without_labels(tmp_path: Path) -> None:
+    """Gallery items of test classes come nearer to their own stored vectors when they anchor."""
+    data = kit.dataset(tmp_path)
+    reference = kit.gallery(data, dim=16)
+    unseen = data.where(split="test")
+    rows = [i for i, one in enumerate(unseen.ids) if one in reference.gallery_ids]
+    assert rows
+    unseen = unseen.take(rows)
+    own, sources = reference.old_features(unseen.ids)
+    assert set(sources) == {"gallery"}
+    cosine = []
+    for anchors in ("null", "{share: 1.0, batch: 16, rows: 64, weight: 3.0}"):
+        line = f"objective: {{lambda: 1.0, scale: 16.0, anchors: {anchors}}}"
+        optimiser = "optimiser: {epochs: 60, batch_size: 16, lr: 0.02}"
+        junction = "junction: {kind: mlp, hidden: 64}"
+        recipe = kit.recipe(tmp_path, objective=line, optimiser=optimiser, junction=junction)
+        trained = train(
+            recipe=recipe, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path
+        )
+        cosine.append(float((kit.features(trained, unseen) * own).sum(1).mean()))
+    assert cosine[1] > cosine[0] + 0.1
+    ids = {one["id"] for one in trained.record["anchors"]}
+    assert ids == set(reference.gallery_ids)
+
+
+def test_the_share_and_the_order_say_which_items_anchor(tmp_path: Path) -> None:
+    """Half of the gallery anchors, the first ids of the named file."""
+    data = kit.dataset(tmp_path)
+    reference = kit.gallery(data)
+    order = sorted(reference.gallery_ids, reverse=True)
+    (tmp_path / "order.txt").write_text("\n".join(order))
+    line = "objective: {lambda: 1.0, anchors: {share: 0.5, order: order.txt, batch: 8}}"
+    recipe = kit.recipe(tmp_path, objective=line)
+    trained = train(
+        recipe=recipe, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path
+    )
+    assert [one["id"] for one in trained.record["anchors"]] == order[: len(order) // 2]
+
+
+def test_anchors_are_changed_as_images_of_one_class_differ(tmp_path: Path) -> None:
+    """The first half of the anchors gets, exactly, the difference of two items of a class."""
+    data = kit.dataset(tmp_path)
+    reference = kit.gallery(data)
+    line = "objective: {lambda: 1.0, anchors: {batch: 12, transfer: 0.5}}"
+    recipe = kit.recipe(tmp_path, objective=line)
+    plan = make_plan(recipe, data, reference, None)
+    network, loaded = make_network(recipe, kit.base(tmp_path), reference.dim)
+    setup = Setup(
+        recipe=recipe,
+        plan=plan,
+        reference=reference,
+        network=network,
+        loaded=loaded,
+        device=torch.device("cpu"),
+        dim=reference.dim,
+    )
+    with Reader(recipe.backbone.input, recipe.augmentation) as reader:
+        feed = HeadFeed(setup, reader, silent)
+    rows = classifiers(setup)["prototypes"]
+    codes = np.array([rows.row_of[label] for label in plan.labels])
+    run = Run(setup=setup, feed=feed, classifier=rows, rows_of=codes)
+    steps = list(_steps(run, np.random.default_rng(0)))
+    held = set(reference.gallery_ids)
+    for step, (items, anchors) in zip(steps, feed.steps(steps), strict=True):
+        assert len(step.transfer) == 6
+        assert len(items) == len(step.items)
+        for k, at in enumerate(step.anchors):
+            row = data.ids.index(plan.anchor_ids[at])
+            image = torch.from_numpy(kit.pixels(data.take([row])))
+            expected = network.features(image)[0]
+            if k < 6:
+                to, away = step.transfer[k]
+                assert plan.labels[to] == plan.labels[away]
+                assert plan.ids[to] not in held
+                assert plan.ids[away] in held
+                both = kit.pixels(data.take([data.ids.index(plan.ids[i]) for i in (to, away)]))
+                features = network.features(torch.from_numpy(both))
+                expected = (expected + features[0] - features[1]).clamp_min(0)
+            assert torch.allclose(anchors[k], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["head", "full"])
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path, mode: str) -> None:
+    """Two runs agree to the bit, augmentation and dropout included; another seed differs."""
+    data = kit.dataset(tmp_path, per_class=4)
+    reference = kit.gallery(data)
+    changes = {
+        "train": f"train: {mode}",
+        "junction": "junction: {kind: mlp, hidden: 16, dropout: 0.5}",
+        "augmentation": "augmentation: {views: 2, flip: true, crop: 0.7, rotate: 20, shift: 0.1,"
+        " colour: 0.3}",
+        "optimiser": "optimiser: {epochs: 2, batch_size: 16, lr: 0.02, backbone_lr: 0.01}",
+    }
+    recipe = kit.recipe(tmp_path, **changes)
+    runs = [
+        train(recipe=one, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path)
+        for one in (recipe, recipe, replace(recipe, seed=4))
+    ]
+    assert _same(runs[0], runs[1])
+    assert not _same(runs[0], runs[2])
+
+
+def test_head_leaves_the_backbone_alone_and_full_does_not(tmp_path: Path) -> None:
+    """Only ``full`` changes backbone weights; frozen_norm keeps the statistics in either mode."""
+    data = kit.dataset(tmp_path, per_class=4)
+    base = kit.base(tmp_path)
+    before = torch.load(base, weights_only=True)["state_dict"]
+    for mode in ("head", "full"):
+        recipe = kit.recipe(tmp_path, train=f"train: {mode}")
+        trained = train(
+            recipe=recipe, base=base, data=data, reference=kit.gallery(data), work=tmp_path
+        )
+        after = trained.network.backbone.state_dict()
+        assert torch.equal(after["one.weight"], before["one.weight"]) == (mode == "head")
+        assert torch.equal(after["norm.running_mean"], before["norm.running_mean"])
+
+
+def test_the_grid_is_searched_on_validation_classes(tmp_path: Path) -> None:
+    """Every trial is recorded with its recall; the best is the choice, and its weights returned."""
+    data = kit.dataset(tmp_path)
+    reference = kit.gallery(data, dim=16)
+    line = (
+        "objective: {frame: [prototypes, anchored], lambda: [0.1, 1.0], mu: [5.0, 10.0],"
+        " scale: 16.0}"
+    )
+    recipe = kit.recipe(tmp_path, objective=line)
+    trained = train(
+        recipe=recipe, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path
+    )
+    trials = trained.record["trials"]
+    grid = [(one["frame"], one["lambda"], one["mu"]) for one in trials]
+    assert grid == [
+        (frame, weight, mu)
+        for frame in ("prototypes", "anchored")
+        for weight, mu in ((0.1, 5.0), (0.1, 10.0), (1.0, 5.0))
+    ]
+    recalls = [one["validation_recall_at_1"] for one in trials]
+    assert trained.record["choice"] == int(np.argmax(recalls))
+    asked = data.where(split="validation")
+    found = kit.features(trained, asked) @ reference.gallery_features.T
+    for i, one in enumerate(asked.ids):
+        if one in reference.gallery_ids:
+            found[i, reference.gallery_ids.index(one)] = -2.0
+    hits = np.array(reference.gallery_labels)[found.argmax(1)] == np.array(asked.labels)
+    assert trained.validation_recall == pytest.approx(float(hits.mean())) == max(recalls)
+
+
+def test_the_record_names_every_item_and_class(tmp_path: Path) -> None:
+    """Ids, digests, classes, sources, base and digests are there, and JSON can hold them."""
+    data = kit.dataset(tmp_path)
+    reference = kit.gallery(data)
+    recipe = kit.recipe(tmp_path, objective="objective: {lambda: 0.1}")
+    base = kit.base(tmp_path)
+    record = train(recipe=recipe, base=base, data=data, reference=reference, work=tmp_path).record
+    items = data.where(split="train")
+    assert json.loads(json.dumps(record)) == record
+    assert [one["id"] for one in record["items"]] == list(items.ids)
+    assert [one["sha256"] for one in record["items"]] == [
+        items.digest(i) for i in range(len(items))
+    ]
+    assert record["classes"] == sorted(set(items.labels))
+    held = sum(one in reference.gallery_ids for one in items.ids)
+    assert record["old_features"] == {"gallery": held, "encoder": len(items) - held}
+    assert record["base"]["sha256"] == hashlib.sha256(base.read_bytes()).hexdigest()
+    assert record["base"]["missing"] == record["base"]["unexpected"] == []
+    assert (record["recipe"], record["recipe_sha256"]) == (recipe.to_json(), recipe.digest)
+    assert record["seed"] == 3
+    assert len(record["trials"][0]["losses"]) == 6
+
+
+def test_only_items_without_a_stored_vector_need_the_old_encoder(tmp_path: Path) -> None:
+    """With a contrastive term these are the training items outside the gallery; without, none."""
+    data = kit.dataset(tmp_path)
+    reference = kit.gallery(data)
+    items = set(data.where(split="train").ids)
+    contrast = kit.recipe(tmp_path, objective="objective: {lambda: [0.1, 1.0]}")
+    assert set(items_to_encode(contrast, data, reference.gallery_ids)) == items - set(
+        reference.gallery_ids
+    )
+    plain = kit.recipe(tmp_path)
+    assert items_to_encode(plain, data, reference.gallery_ids) == ()
+    bare = replace(
+        reference, encoded_ids=(), encoded_features=np.zeros((0, reference.dim), np.float32)
+    )
+    with pytest.raises(InputError, match="have no old feature"):
+        train(recipe=contrast, base=kit.base(tmp_path), data=data, reference=bare, work=tmp_path)
+
+
+def test_classes_outside_the_gallery_are_dropped_and_counted(tmp_path: Path) -> None:
+    """With prototypes, a class that the gallery does not hold has no row and does not train."""
+    data = kit.dataset(tmp_path)
+    full = kit.gallery(data)
+    gone = data.where(split="train").labels[0]
+    keep = [i for i, label in enumerate(full.gallery_labels) if label != gone]
+    reference = replace(
+        full,
+        gallery_ids=tuple(full.gallery_ids[i] for i in keep),
+        gallery_labels=tuple(full.gallery_labels[i] for i in keep),
+        gallery_features=full.gallery_features[keep],
+    )
+    record = train(
+        recipe=kit.recipe(tmp_path),
+        base=kit.base(tmp_path),
+        data=data,
+        reference=reference,
+        work=tmp_path,
+    ).record
+    assert record["dropped_classes"] == [gone]
+    assert gone not in record["classes"]
+    ids = {one["id"] for one in record["items"]}
+    assert not ids & {one.id for one in data.items if one.label == gone}
+
+
+def test_vertices_are_owned_for_ever(tmp_path: Path) -> None:
+    """New classes take the vertices after the deployed registry's, whose own do not move."""
+    data = kit.dataset(tmp_path)
+    mine = sorted(set(data.where(split="train").labels))
+    before = Registry(()).extend(["elsewhere", mine[2]], 17)
+    reference = replace(kit.gallery(data, dim=16), registry=before, K=17)
+    line = "objective: {frame: simplex, lambda: 1.0}"
+    trained = train(
+        recipe=kit.recipe(tmp_path, objective=line),
+        base=kit.base(tmp_path),
+        data=data,
+        reference=reference,
+        work=tmp_path,
+    )
+    assert trained.registry is not None
+    new = [one for one in mine if one != mine[2]]
+    assert list(trained.registry.vertices) == ["elsewhere", mine[2], *new]
+    assert trained.record["registry_sha256"] == trained.registry.digest
+    assert trained.record["classifier"]["rows"] == 17
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("objective: {frame: simplex, lambda: 1.0, K: 4}", "classes and only 4 vertices"),
+        ("objective: {frame: simplex, lambda: 1.0, K: 99}", "needs 98 dimensions"),
+        ("objective: {frame: prototypes, lambda: 1.0, dim: 7}", "has 16 dimensions"),
+    ],
+)
+def test_impossible_frames_are_refused(tmp_path: Path, line: str, says: str) -> None:
+    """Too many classes, too many vertices or another dimension end with what to do."""
+    data = kit.dataset(tmp_path)
+    with pytest.raises(InputError, match=says) as caught:
+        train(
+            recipe=kit.recipe(tmp_path, objective=line),
+            base=kit.base(tmp_path),
+            data=data,
+            reference=kit.gallery(data, dim=16),
+            work=tmp_path,
+        )
+    assert caught.value.tip
+
+
+def test_a_deployed_simplex_of_another_size_is_refused(tmp_path: Path) -> None:
+    """K is pinned by the deployed model."""
+    data = kit.dataset(tmp_path)
+    reference = replace(kit.gallery(data, dim=16), K=15)
+    with pytest.raises(InputError, match="15 vertices, the recipe says 17"):
+        train(
+            recipe=kit.recipe(
+                tmp_path, objective="objective: {frame: simplex, lambda: 1.0, K: 17}"
+            ),
+            base=kit.base(tmp_path),
+            data=data,
+            reference=reference,
+            work=tmp_path,
+        )
+
+
+def test_a_free_model_needs_no_gallery_and_can_be_a_base(tmp_path: Path) -> None:
+    """``free`` learns its rows; its saved weights, junction too, start the next run."""
+    data = kit.dataset(tmp_path)
+    free = kit.recipe(
+        tmp_path,
+        objective="objective: {frame: free, lambda: 1.0, scale: 16.0, dim: 8}",
+        optimiser="optimiser: {epochs: 20, batch_size: 16, lr: 0.02}",
+    )
+    first = train(recipe=free, base=kit.base(tmp_path), data=data, reference=None, work=tmp_path)
+    losses = first.record["trials"][0]["losses"]
+    assert losses[-1] < 0.7 * losses[0]
+    assert (first.dim, first.validation_recall, first.registry) == (8, None, None)
+    save_weights(first.network, tmp_path / "first.safetensors")
+    still = replace(free, optimiser=replace(free.optimiser, lr=0.0, weight_decay=0.0, epochs=1))
+    second = train(
+        recipe=still, base=tmp_path / "first.safetensors", data=data, reference=None, work=tmp_path
+    )
+    assert second.record["base"]["junction"]
+    assert second.record["base"]["prefix"] == "backbone."
+    assert _same(first, second)
+    with pytest.raises(InputError, match=r"no objective\.dim"):
+        train(
+            recipe=kit.recipe(tmp_path, objective="objective: {frame: free, lambda: 1.0}"),
+            base=None,
+            data=data,
+            reference=None,
+            work=tmp_path,
+        )
+
+
+def test_rehearsal_keeps_some_images_of_earlier_classes(tmp_path: Path) -> None:
+    """Two of eight images a remembered class train along, and the record counts them."""
+    data = kit.dataset(tmp_path)
+    classes = sorted(set(data.where(split="train").labels))
+    early, late = classes[: len(classes) // 2], classes[len(classes) // 2 :]
+    new = data.take([i for i, one in enumerate(data.labels) if one not in early])
+    memory = data.take([i for i, one in enumerate(data.labels) if one in early])
+    recipe = kit.recipe(
+        tmp_path, rehearsal="rehearsal: {per_class: 2}", objective="objective: {lambda: 0.1}"
+    )
+    reference = kit.gallery(data)
+    trained = train(
+        recipe=recipe,
+        base=kit.base(tmp_path),
+        data=new,
+        reference=reference,
+        work=tmp_path,
+        memory=memory,
+    )
+    assert trained.record["memory_items"] == 2 * len(early)
+    assert trained.record["classes"] == sorted(early + late)
+    for one, given in ((recipe, None), (kit.recipe(tmp_path), memory)):
+        with pytest.raises(InputError, match="go together"):
+            train(
+                recipe=one,
+                base=None,
+                data=new,
+                reference=reference,
+                work=tmp_path,
+                memory=given,
+            )
+
+
+def test_a_choice_without_validation_is_refused(tmp_path: Path) -> None:
+    """Lists and no validation query that could choose: an error, not the first trial."""
+    data = kit.dataset(tmp_path).where(split="train")
+    with pytest.raises(InputError, match="2 trials to choose from"):
+        train(
+            recipe=kit.recipe(tmp_path, objective="objective: {lambda: [0.1, 1.0]}"),
+            base=kit.base(tmp_path),
+            data=data,
+            reference=kit.gallery(data),
+            work=tmp_path,
+        )

@@ -1,0 +1,124 @@
+"""Base checkpoints: wrappings, prefixes, what is reported, what is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import train_kit as kit
+from safetensors.torch import save_file
+
+from compatctl.errors import InputError
+from compatctl.recipe import Backbone, InputSpec
+from compatctl.train.weights import load_base, make_backbone, read_tensors
+
+
+def _spec(factory: str, method: str = "extract", **args: object) -> Backbone:
+    size = InputSpec(height=16, width=16)
+    return Backbone(factory=factory, args=dict(args), method=method, input=size)
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "net", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.encoder."])
+def test_wrappings_and_prefixes_are_taken_off(tmp_path: Path, key: str | None, prefix: str) -> None:
+    """Every common shape of a checkpoint loads whole, beside other things that it holds."""
+    source = kit.Small()
+    state = {prefix + name: one for name, one in source.state_dict().items()}
+    path = tmp_path / "new.ckpt"
+    torch.save({key: state, "epoch": 3} if key else state, path)
+    target = kit.Small()
+    loaded, _ = load_base(target, path)
+    assert (loaded.missing, loaded.unexpected, loaded.prefix) == ((), (), prefix)
+    assert loaded.matched == len(state)
+    assert torch.equal(target.two.weight, source.two.weight)
+
+
+def test_safetensors_load_and_differences_are_reported(tmp_path: Path) -> None:
+    """A missing tensor keeps its own start, an extra one is named."""
+    source = kit.Small()
+    state = {name: one for name, one in source.state_dict().items() if name != "one.bias"}
+    save_file({**state, "old_head.weight": torch.zeros(3)}, tmp_path / "new.safetensors")
+    target = kit.Small()
+    own = target.one.bias.clone()
+    loaded, _ = load_base(target, tmp_path / "new.safetensors")
+    assert loaded.missing == ("one.bias",)
+    assert loaded.unexpected == ("old_head.weight",)
+    assert torch.equal(target.one.bias, own)
+    assert torch.equal(target.one.weight, source.one.weight)
+
+
+class _Harm:
+    """Unpickling it would make the named folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("wrap", ["torch", "pickle"])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
+    tmp_path: Path, wrap: str
+) -> None:
+    """The folder that the pickle would make is not made."""
+    harm = tmp_path / "harm"
+    value = {"state_dict": kit.Small().state_dict(), "extra": _Harm(str(harm))}
+    path = tmp_path / "new.ckpt"
+    if wrap == "torch":
+        torch.save(value, path)
+    else:
+        path.write_bytes(pickle.dumps(value))
+    with pytest.raises(InputError, match=r"could run code|is not a checkpoint"):
+        read_tensors(path)
+    assert not harm.exists()
+    pickle.loads(pickle.dumps(_Harm(str(harm))))
+    assert harm.exists()
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    """Other shapes, and names of which hardly any match, are errors that say so."""
+    torch.save(kit.Small(width=20).state_dict(), tmp_path / "wide.pt")
+    with pytest.raises(InputError, match=r"another architecture.*one\.weight"):
+        load_base(kit.Small(), tmp_path / "wide.pt")
+    torch.save({"conv.weight": torch.zeros(3), "one.bias": torch.zeros(12)}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="has 1 of the backbone's"):
+        load_base(kit.Small(), tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x08" * 64, None])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, name: str, content: bytes | None) -> None:
+    """Empty, broken and missing files end in an InputError with the file's name."""
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        read_tensors(tmp_path / name)
+
+
+def test_a_file_without_named_tensors_is_refused(tmp_path: Path) -> None:
+    """A bare tensor is not a state dict."""
+    torch.save(torch.zeros(3), tmp_path / "a.pt")
+    with pytest.raises(InputError, match="no tensors by name"):
+        read_tensors(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        (_spec("no_such_module_here:Net"), "no_such_module_here"),
+        (_spec("train_kit:Nothing"), "Nothing"),
+        (_spec("train_kit"), "train_kit"),
+        (_spec("train_kit:Small", depth=3), "depth"),
+        (_spec("train_kit:SIZE"), "failed"),
+        (_spec("train_kit:Path"), "not a torch module"),
+        (_spec("train_kit:Small", method="features"), "no method features"),
+    ],
+)
+def test_a_bad_factory_is_an_input_error(spec: Backbone, says: str) -> None:
+    """Unknown module or callable, wrong arguments, no module, no method."""
+    with pytest.raises(InputError, match=says):
+        make_backbone(spec)
