@@ -30,6 +30,7 @@ GLYPH = 30
 GALLERY = "ipa-mincho"
 ABSENT = "\uffff"
 MEGABYTE = 1_000_000
+APT_OPTIONS = ("--quiet=2", "-o", "APT::Sandbox::User=root")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def fetch(package: Package, folder: Path) -> Path:
         apt = shutil.which("apt-get")
         if apt is None or shutil.which("dpkg") is None:
             sys.exit("apt-get or dpkg is not installed: this script needs Debian or a relative")
-        subprocess.run([apt, "--quiet=2", "download", package.name], cwd=folder, check=True)
+        subprocess.run([apt, *APT_OPTIONS, "download", package.name], cwd=folder, check=True)
         found = sorted(folder.glob(f"{package.name}_*.deb"))
     got = hashlib.sha256(found[0].read_bytes()).hexdigest()
     if got != package.sha256:
