@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.data._pixels import Pixels, decode, from_array
+from compatctl.data._pixels import BAD_IMAGE_TIP, Pixels, decode, from_array
 from compatctl.errors import InputError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Dataset:
 
 def _unreadable(name: str, error: Exception) -> InputError:
     reason = error.strerror if isinstance(error, OSError) else error
-    return InputError(f"{name}: cannot be read: {reason}")
+    return InputError(f"{name}: cannot be read: {reason}", tip=BAD_IMAGE_TIP)
 
 
 def class_counts(dataset: Dataset) -> dict[str, int]:

@@ -27,6 +27,8 @@ MAX_SIDE = 4096
 
 WHITE = (255, 255, 255)
 
+BAD_IMAGE_TIP = "mend or remove it, or leave such items out with --skip-bad"
+
 # What pillow's decoders raise on bytes that are not what they seem.
 _DECODER_ERRORS = (
     OSError,
@@ -114,7 +116,9 @@ def decode(file: BinaryIO, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{name}: too many pixels to decode: {error}") from error
     except _DECODER_ERRORS as error:
-        raise InputError(f"{name}: does not decode as an image: {_reason(error)}") from error
+        raise InputError(
+            f"{name}: does not decode as an image: {_reason(error)}", tip=BAD_IMAGE_TIP
+        ) from error
 
 
 def _reason(error: Exception) -> str:

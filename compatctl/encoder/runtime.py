@@ -27,7 +27,7 @@ Pixels = NDArray[np.uint8]
 UNIT_TOLERANCE = 1e-3
 """The largest distance from 1 of a row's norm."""
 
-BATCH_SIZE = 32
+BATCH_SIZE = 64
 AHEAD = 2
 """Batches that are decoded while one is computed."""
 

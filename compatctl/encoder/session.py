@@ -34,7 +34,12 @@ class Session:
         options.intra_op_num_threads = threads or os.cpu_count() or 1
         options.log_severity_level = FATAL_ONLY
         try:
-            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                data,
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # which would print to stdout and try the same again
+            )
         except Exception as error:  # its errors share no base class
             raise InputError(f"{path}: ONNX Runtime refuses it: {error}") from error
 

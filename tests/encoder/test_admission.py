@@ -186,3 +186,20 @@ def test_a_graph_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     """A node that reads a value nobody makes is refused by ONNX Runtime, as an InputError."""
     broken = by_hand([helper.make_node("LpNormalization", ["nowhere"], ["embedding"])])
     refuses(save(broken, tmp_path / "m.onnx"), "ONNX Runtime refuses it")
+
+
+def test_any_changed_byte_is_refused_or_still_an_encoder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No corruption of a file escapes as another library's error, or prints anything."""
+    path = save(by_hand([UNIT]), tmp_path / "m.onnx")
+    data = path.read_bytes()
+    refused = 0
+    for at in range(0, len(data), 3):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+        try:
+            Encoder.load(path)
+        except InputError:
+            refused += 1
+    assert refused > len(data) // 6
+    assert capfd.readouterr().out == ""
