@@ -157,11 +157,11 @@ def _report(console: Console, report: Any) -> None:
             f"{group.positive_flips:.4f}\n"
         )
     checks = [
-        (check.name, check.group, check.estimate, check.threshold, check.n, check.outcome)
+        (check.name, check.estimate, check.threshold, check.n, check.outcome, check.decides)
         for check in report.verdict.checks
-        if check.decides
+        if check.group == report.groups[0].name
     ]
-    _table(console, ("check", "group", "estimate", "threshold", "n", "outcome"), checks)
+    _table(console, ("check", "estimate", "threshold", "n", "outcome", "decides"), checks)
     if report.ann is not None:
         console.print(
             f"ANN recall@{report.ann.k} of the new queries: {report.ann.recall_now:.4f} at ef "

@@ -120,15 +120,12 @@ def finetune(
     where = project_of(
         project, store=store, data=data, recipe=recipe, candidate=candidate, output=output
     )
+    if dry_run:
+        show(verb.plan(where, base=base, seed=seed), as_json=as_json)
+        return
     with progress() as report:
         done = verb.finetune(
-            where,
-            base=base,
-            seed=seed,
-            resume=resume,
-            skip_bad=skip_bad,
-            dry_run=dry_run,
-            progress=report,
+            where, base=base, seed=seed, resume=resume, skip_bad=skip_bad, progress=report
         )
     show(done, as_json=as_json)
 

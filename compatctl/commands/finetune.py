@@ -76,10 +76,9 @@ def finetune(
     seed: int | None = None,
     resume: bool = False,
     skip_bad: bool = False,
-    dry_run: bool = False,
     shuffle_map: bool = False,
     progress: Progress = silent,
-) -> FineTuned | Planned:
+) -> FineTuned:
     """Train by the project's recipe, export ONNX, check its parity, write the training record.
 
     ``shuffle_map`` gives every class and every anchor another one's stored vector: a candidate
@@ -89,18 +88,8 @@ def finetune(
         InputError: bad recipe, data or checkpoint; the exported file differs from what was
             trained; or torch is not installed.
     """
-    trainer = _trainer()
-    recipe = Recipe.load(need(project.recipe, "recipe"))
-    recipe = recipe if seed is None else replace(recipe, seed=seed)
-    if not base.is_file():
-        raise InputError(f"no checkpoint at {base}")
-    data = load_data(project)
+    trainer, recipe, data, gallery = _inputs(project, base, seed)
     data, skipped = data.readable() if skip_bad else (data, ())
-    gallery = None
-    if set(recipe.objective.frame) != {"free"}:
-        gallery = DeployedGallery.open(open_store(project))
-    if dry_run:
-        return _planned(trainer, recipe, data, gallery)
     reference = _reference(trainer, recipe, data, gallery, progress) if gallery else None
     if shuffle_map and reference is not None:
         order = np.random.default_rng(recipe.seed).permutation(len(reference.gallery_ids))
@@ -186,9 +175,28 @@ def _trainer() -> ModuleType:
     return train
 
 
-def _planned(
-    trainer: ModuleType, recipe: Recipe, data: Dataset, gallery: DeployedGallery | None
-) -> Planned:
+def _inputs(
+    project: Project, base: Path, seed: int | None
+) -> tuple[ModuleType, Recipe, Dataset, DeployedGallery | None]:
+    """Everything that a run starts from; no gallery where the recipe's frame is ``free``."""
+    trainer = _trainer()
+    recipe = Recipe.load(need(project.recipe, "recipe"))
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    if not base.is_file():
+        raise InputError(f"no checkpoint at {base}")
+    gallery = None
+    if set(recipe.objective.frame) != {"free"}:
+        gallery = DeployedGallery.open(open_store(project))
+    return trainer, recipe, load_data(project), gallery
+
+
+def plan(project: Project, *, base: Path, seed: int | None = None) -> Planned:
+    """What ``finetune`` would do; nothing is read but the table, nothing is written.
+
+    Raises:
+        InputError: as ``finetune``, for what can be seen without training.
+    """
+    trainer, recipe, data, gallery = _inputs(project, base, seed)
     training = data.where(split="train")
     held = gallery.catalog.ids if gallery else ()
     return Planned(
