@@ -2,8 +2,8 @@
 
 Old: a head on EfficientNet-lite0, trained on some of the classes; nobody thought of compatibility.
 New: EfficientNet-lite2, fine-tuned against the old model's gallery. There are two routes: the
-fine-tuned model alone, or fused with the old one. The one that finds more on validation classes goes
-to the gate; what both give on the held-out classes is shown.
+fine-tuned model alone, or fused with the old one. The one that finds more on validation classes
+goes to the gate; what both give on the held-out classes is shown.
 """
 
 from __future__ import annotations
