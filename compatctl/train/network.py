@@ -6,6 +6,7 @@ The junction is the linear map from the backbone's width to the gallery's dimens
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -105,6 +106,8 @@ def export(network: Network, path: Path, height: int, width: int) -> None:
     all weights are in the one file. The file still needs sealing (source paths, metadata).
     """
     network = network.cpu().eval()
+    # It warns that torchvision, which nothing here needs, is not installed.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
