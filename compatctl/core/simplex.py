@@ -1,7 +1,7 @@
 """The d-Simplex fixed classifier, and the register of which class owns which vertex.
 
-Sources: CVPR 2024 (arXiv 2405.02581), equation 1; TPAMI 2026 (arXiv 2606.12488); repository
-miccunifi/iamcl2r, ``models/fixed_classifiers.py``. Every class owns one vertex for ever; another
+Sources: CVPR 2024 (arXiv 2405.02581); TPAMI 2026 (arXiv 2606.12488); repository
+miccunifi/iamcl2r, ``src/iamcl2r/models/__init__.py``. Every class owns one vertex for ever; another
 order of classes, or another rotation of the frame, breaks compatibility without a word, which is
 why both have digests.
 """

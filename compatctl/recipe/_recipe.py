@@ -1,8 +1,7 @@
 """A recipe: everything that decides what a training run computes, as data.
 
-Sources: the loss and its weights are equations 9 to 12 of TPAMI 2026 (arXiv 2606.12488), with the
-values of the authors' code (repository miccunifi/iamcl2r, ``config.py``): lambda 0.1 on the
-cross-entropy, mu 10.
+Sources: the loss of TPAMI 2026 (arXiv 2606.12488), with the values of the authors' code (repository
+miccunifi/iamcl2r, ``src/iamcl2r/methods/hoc.py``): lambda 0.1 on the cross-entropy, mu 10.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
                 classifier so; the gallery's means need no old classifier)
     free        rows that learn: a model with no reference to a gallery
 
-Sources: CVPR 2024 (arXiv 2405.02581), equation 1; repository miccunifi/iamcl2r,
-``models/fixed_classifiers.py``.
+Sources: CVPR 2024 (arXiv 2405.02581); repository miccunifi/iamcl2r,
+``src/iamcl2r/models/__init__.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One trial: a junction (and a backbone) trained for some epochs against one frame.
 
 Source of the loss: ``losses.py``. Batches half of memory and half of new items for sequential
-fine-tuning: TPAMI 2026 (arXiv 2606.12488), section 5; repository miccunifi/iamcl2r, ``train.py``.
+fine-tuning: TPAMI 2026 (arXiv 2606.12488); repository miccunifi/iamcl2r, ``src/iamcl2r/train.py``.
 """
 
 from __future__ import annotations

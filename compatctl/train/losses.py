@@ -1,7 +1,7 @@
 """The terms of the loss, on torch tensors.
 
-Sources: CVPR 2024 (arXiv 2405.02581), section 3.3; TPAMI 2026 (arXiv 2606.12488), equations 9 to
-12; the authors' code (repository miccunifi/iamcl2r, ``models/`` and ``train.py``). All shapes: B
+Sources: CVPR 2024 (arXiv 2405.02581); TPAMI 2026 (arXiv 2606.12488); the authors' code (repository
+miccunifi/iamcl2r, ``src/iamcl2r/methods/hoc.py`` and ``er.py`` beside it). All shapes: B
 items of a batch, D dimensions, K classes; features are unit rows, float32.
 """
 

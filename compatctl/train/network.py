@@ -1,7 +1,7 @@
 """Backbone, junction and unit norm: the network that becomes the encoder.
 
 The junction is the linear map from the backbone's width to the gallery's dimension of CVPR 2024
-(arXiv 2405.02581), section 4; the retrieval feature is its output divided by its norm.
+(arXiv 2405.02581); the retrieval feature is its output divided by its norm.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The deployed gallery as training sees it, and which items take part in what.
 
-METHOD: the reference is the deployed gallery itself: the stored vector of an item that is in it,
+The reference is the deployed gallery itself: the stored vector of an item that is in it,
 else the deployed encoder's output. The old network never runs while training.
 """
 
