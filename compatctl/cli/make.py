@@ -106,6 +106,10 @@ def finetune(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the recipe's seed.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run.")] = False,
+    memory: Annotated[
+        Path | None,
+        typer.Option("--memory", help="Data of earlier runs to rehearse (recipe: rehearsal)."),
+    ] = None,
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
@@ -125,7 +129,13 @@ def finetune(
         return
     with progress() as report:
         done = verb.finetune(
-            where, base=base, seed=seed, resume=resume, skip_bad=skip_bad, progress=report
+            where,
+            base=base,
+            seed=seed,
+            resume=resume,
+            memory=memory,
+            skip_bad=skip_bad,
+            progress=report,
         )
     show(done, as_json=as_json)
 

@@ -14,9 +14,9 @@ from compatctl import encoder as onnx_files
 from compatctl.commands.context import need, open_store
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.training_record import FILE, REGISTRY_FILE
-from compatctl.commands.verify import load_data
+from compatctl.commands.verify import load_data, split_rule
 from compatctl.core.simplex import Registry
-from compatctl.data import Dataset, Preprocessing, prepare
+from compatctl.data import Dataset, Preprocessing, load, prepare
 from compatctl.encoder import Encoder, EncoderInput
 from compatctl.errors import InputError
 from compatctl.files import canonical_json, sha256_bytes, write_atomic
@@ -75,14 +75,16 @@ def finetune(
     base: Path,
     seed: int | None = None,
     resume: bool = False,
+    memory: Path | None = None,
     skip_bad: bool = False,
     shuffle_map: bool = False,
     progress: Progress = silent,
 ) -> FineTuned:
     """Train by the project's recipe, export ONNX, check its parity, write the training record.
 
-    ``shuffle_map`` gives every class and every anchor another one's stored vector: a candidate
-    that the gate must refuse, for tests and the demo.
+    ``memory`` is data of earlier runs whose training items are rehearsed, as the recipe's
+    ``rehearsal`` says. ``shuffle_map`` gives every class and every anchor another one's stored
+    vector: a candidate that the gate must refuse, for tests and the demo.
 
     Raises:
         InputError: bad recipe, data or checkpoint; the exported file differs from what was
@@ -90,7 +92,8 @@ def finetune(
     """
     trainer, recipe, data, gallery = _inputs(project, base, seed)
     data, skipped = data.readable() if skip_bad else (data, ())
-    reference = _reference(trainer, recipe, data, gallery, progress) if gallery else None
+    earlier = _memory(project, memory)
+    reference = _reference(trainer, recipe, (data, earlier), gallery, progress) if gallery else None
     if shuffle_map and reference is not None:
         order = np.random.default_rng(recipe.seed).permutation(len(reference.gallery_ids))
         reference = replace(reference, gallery_features=reference.gallery_features[order])
@@ -102,6 +105,7 @@ def finetune(
         reference=reference,
         work=project.candidate,
         resume=resume,
+        memory=earlier,
         progress=progress,
     )
     encoder, parity = export(trainer, trained, recipe, data, project.candidate / MODEL_FILE)
@@ -165,6 +169,10 @@ def _result(
     )
 
 
+def _memory(project: Project, path: Path | None) -> Dataset | None:
+    return None if path is None else load(path, split_rule(project)).where(split="train")
+
+
 def _trainer() -> ModuleType:
     try:
         from compatctl import train
@@ -213,18 +221,23 @@ def plan(project: Project, *, base: Path, seed: int | None = None) -> Planned:
 def _reference(
     trainer: ModuleType,
     recipe: Recipe,
-    data: Dataset,
+    sources: tuple[Dataset, Dataset | None],
     gallery: DeployedGallery,
     progress: Progress,
 ) -> Reference:
     """The deployed gallery, and the deployed encoder's output for training items outside it."""
     catalog = gallery.catalog
-    wanted = trainer.items_to_encode(recipe, data, catalog.ids)
-    row_of = {item: row for row, item in enumerate(data.ids)}
-    encoded = np.zeros((0, gallery.manifest.index.dim), np.float32)
+    wanted = trainer.items_to_encode(recipe, sources[0], catalog.ids, sources[1])
+    encoded = np.zeros((len(wanted), gallery.manifest.index.dim), np.float32)
     if wanted:
-        items = data.take([row_of[item] for item in wanted])
-        encoded = Encoder.load(gallery.checked_model()).embed(items, progress=progress).features
+        encoder, at = (
+            Encoder.load(gallery.checked_model()),
+            {one: i for i, one in enumerate(wanted)},
+        )
+        for data in (one for one in sources if one is not None):
+            rows = [row for row, item in enumerate(data.ids) if item in at]
+            done = encoder.embed(data.take(rows), progress=progress)
+            encoded[[at[data.ids[row]] for row in rows]] = done.features
     registry, vertices = _registry(gallery)
     reference: Reference = trainer.Reference(
         gallery_ids=catalog.ids,

@@ -116,12 +116,16 @@ def verify(
 
 def load_data(project: Project) -> Dataset:
     """The project's data, split by its rule where the data does not say."""
-    rule = SplitRule(
+    return load(need(project.data, "data"), split_rule(project))
+
+
+def split_rule(project: Project) -> SplitRule:
+    """The project's split, for data that does not say."""
+    return SplitRule(
         train=project.split.train,
         validation=project.split.validation,
         hold_out_items=project.split.hold_out_items,
     )
-    return load(need(project.data, "data"), rule)
 
 
 def groups_of(data: Dataset, seen: Seen | None, *, allow_seen: bool) -> list[Arena]:

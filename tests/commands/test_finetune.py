@@ -126,3 +126,22 @@ def test_a_dry_run_counts_and_writes_nothing(shop: Shop) -> None:
     assert planned["training_items"] == len(train)  # type: ignore[index]
     assert planned["to_embed_with_the_old_model"] == len(train.where(role="query"))  # type: ignore[index]
     assert not shop.path("build").exists()
+
+
+def test_earlier_items_are_rehearsed(shop: Shop, emoji: Path) -> None:
+    """--memory adds the given number of earlier images of each class; without it, exit 5."""
+    recipe = _recipe(shop)
+    recipe.write_text(recipe.read_text() + "rehearsal: {per_class: 2}\n")
+    alone = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    assert (alone.code, "memory" in alone.stderr) == (5, True), alone.stderr
+    lines = shop.data().read_text().splitlines()
+    labels = sorted({line.split(",")[2] for line in lines[1:] if ",train," in line})[:10]
+    kept = [line for line in lines[1:] if line.split(",")[2] in labels]
+    fresh = [line for line in lines[1:] if line.split(",")[2] not in labels]
+    for name, part in (("memory.csv", kept), ("fresh.csv", fresh)):
+        (emoji / name).write_text("\n".join([lines[0], *part]) + "\n")
+    made = _finetune(shop, recipe, "--data", emoji / "fresh.csv", "--memory", emoji / "memory.csv")
+    record = json.loads(shop.path("build/candidate/training.json").read_bytes())
+    assert record["memory_items"] == 2 * len(labels)
+    assert set(labels) < set(record["classes"])
+    assert made["items"] == len(record["items"])  # type: ignore[index]
