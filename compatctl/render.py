@@ -103,7 +103,9 @@ def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[obj
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for at, name in enumerate(columns):
-        table.add_column(name, justify="left" if at == 0 else "right", no_wrap=at == 0)
+        table.add_column(
+            name, justify="left" if at == 0 else "right", no_wrap=at > 0, overflow="fold"
+        )
     for row in rows:
         table.add_row(*(_cell(entry) for entry in row))
     console.print(table)
@@ -131,45 +133,123 @@ def _fields(console: Console, value: Any) -> None:
         console.print(f"{name.replace('_', ' '):<22} {shown}")
 
 
+_TESTS = {
+    "old_old": "old / old",
+    "new_old": "new / old",
+    "new_new": "new / new",
+    "old_mixed": "old / mixed",
+    "new_mixed": "new / mixed",
+}
+
+
 def _report(console: Console, report: Any) -> None:
     for group in report.groups:
-        console.print(
-            f"{group.name}: {group.n_queries} queries of {group.n_classes} classes"
-            f"{_left_out(group.n_without_match)}"
-        )
-        pairs = ("old_old", "new_old", "new_new")
-        names = ("old query, old gallery", "new query, old gallery", "new query, new gallery")
-        rows = [
-            (
-                name,
-                *(group.recall[pair][k] for k in sorted(group.recall[pair])),
-                group.map_at_k[pair],
-                group.cos_same.get(pair),
-                group.cos_diff.get(pair),
-            )
-            for name, pair in zip(names, pairs, strict=True)
-        ]
-        ks = sorted(group.recall["old_old"])
-        columns = ("", *(f"recall@{k}" for k in ks), f"mAP@{group.map_k}", "cos same", "cos diff")
-        _table(console, columns, rows)
-        console.print(
-            f"queries that become wrong {group.negative_flips:.4f}, right "
-            f"{group.positive_flips:.4f}\n"
-        )
-    checks = [
-        (check.name, check.estimate, check.threshold, check.n, check.outcome, check.decides)
+        _group(console, group)
+    checks = [check for check in report.verdict.checks if check.decides]
+    if checks:
+        _checks(console, checks)
+    first = report.groups[0].name
+    others = [
+        check
         for check in report.verdict.checks
-        if check.group == report.groups[0].name
+        if not check.decides and check.group.startswith(first)
     ]
-    _table(console, ("check", "estimate", "threshold", "n", "outcome", "decides"), checks)
+    if others:
+        console.print("measured, without a say in the policy or with too few queries:")
+        _checks(console, others)
+    if report.pairs is not None:
+        _pairs(console, report.pairs)
     if report.ann is not None:
         console.print(
             f"ANN recall@{report.ann.k} of the new queries: {report.ann.recall_now:.4f} at ef "
             f"{report.ann.ef_now}; ef for {report.ann.target}: {report.ann.ef_needed}"
         )
-    console.print(f"not checked: {'; '.join(report.not_checked)}")
-    console.print(f"\nverdict: {report.verdict.outcome}. {report.summary}")
+    if report.latency is not None:
+        console.print(
+            f"a batch of {report.latency.batch}: {report.latency.old_ms:.3g} ms old, "
+            f"{report.latency.new_ms:.3g} ms new"
+        )
+    console.print(f"not checked: {_cell('; '.join(report.not_checked))}")
+    console.print(f"\nverdict: {report.verdict.outcome}. {_cell(report.summary)}")
     console.print(f"next: {report.next_step}")
+
+
+def _group(console: Console, group: Any) -> None:
+    console.print(
+        f"{_cell(group.name)}: {group.n_queries} queries of {group.n_classes} classes"
+        f"{_left_out(group.n_without_match)}"
+    )
+    ks = sorted(group.recall["old_old"], key=int)
+    rows = [
+        (
+            _TESTS[pair],
+            *(recall[k] for k in ks),
+            group.map_at_k[pair],
+            group.cos_same.get(pair),
+            group.cos_diff.get(pair),
+        )
+        for pair, recall in group.recall.items()
+    ]
+    columns = (
+        "query / gallery",
+        *(f"recall@{k}" for k in ks),
+        f"mAP@{group.map_k}",
+        "same",
+        "diff",
+    )
+    _table(console, columns, rows)
+    line = f"queries that become wrong {group.negative_flips:.4f}, right {group.positive_flips:.4f}"
+    if group.rank_bias:
+        line += (
+            f"; rank bias towards re-embedded items: {group.rank_bias['old']:+.4f} of old, "
+            f"{group.rank_bias['new']:+.4f} of new queries"
+        )
+    console.print(line)
+    if group.error_rates is not None:
+        rates = group.error_rates
+        console.print(
+            f"accepted at {rates.old_threshold:g} by old, {rates.new_threshold:g} by new queries: "
+            f"FAR {rates.far['old']:.3g}, {rates.far['new']:.3g}; FRR {rates.frr['old']:.4f}, "
+            f"{rates.frr['new']:.4f}; threshold that keeps the FAR: {rates.keeping_threshold:.4f} "
+            f"(FRR {rates.keeping_frr:.4f})"
+        )
+    console.print("")
+
+
+def _named(check: Any) -> str:
+    part = check.group.removeprefix("unseen").removeprefix(", ")
+    return f"{check.name} ({part})" if part else str(check.name)
+
+
+def _checks(console: Console, checks: Sequence[Any]) -> None:
+    rows = [
+        (
+            _named(check),
+            check.estimate,
+            None if check.low is None else f"{check.low:.4f} .. {check.high:.4f}",
+            None if check.threshold is None else check.threshold - (check.margin or 0.0),
+            check.n,
+            check.outcome if check.threshold is not None else "",
+        )
+        for check in checks
+    ]
+    _table(console, ("check", "estimate", "interval", "limit", "n", "outcome"), rows)
+
+
+def _pairs(console: Console, pairs: Any) -> None:
+    console.print(f"given pairs: {pairs.n_same} of one class, {pairs.n_diff} of two")
+    fars = list(pairs.tar["old"])
+    rows = [
+        (
+            name,
+            pairs.accuracy[name],
+            pairs.equal_error_rate[name],
+            *(pairs.tar[name][far] for far in fars),
+        )
+        for name in ("old", "new")
+    ]
+    columns = ("query model", "accuracy", "EER", *(f"TAR@{far}" for far in fars))
+    _table(console, columns, rows)
 
 
 def _left_out(count: int) -> str:
@@ -184,9 +264,12 @@ def _matrix(console: Console, matrix: Any) -> None:
         for name, row in zip(matrix.versions, matrix.values, strict=True)
     ]
     _table(console, columns, rows)
+    for name in ("ac", "aa", "aca"):
+        ends = getattr(matrix, f"{name}_interval")
+        between = "" if ends is None else f" ({ends[0]:.4f} to {ends[1]:.4f})"
+        console.print(f"{name.upper():<4} {_cell(getattr(matrix, name))}{between}")
     console.print(
-        f"AC {_cell(matrix.ac)}  AA {_cell(matrix.aa)}  ACA {_cell(matrix.aca)}  "
-        f"({matrix.n_queries} queries, recall@1)"
+        f"recall@1 of {matrix.n_queries} queries of {matrix.n_classes} classes; 95% intervals"
     )
 
 

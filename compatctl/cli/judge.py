@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,15 +22,40 @@ from compatctl.cli.app import (
 )
 
 
+def _file(name: str, text: str) -> Any:
+    return typer.Option(name, envvar=f"COMPATCTL_{name.strip('-').upper()}", help=text)
+
+
 @command
 def verify(
-    old: Annotated[Path, typer.Argument(help="The deployed encoder.")],
-    new: Annotated[Path, typer.Argument(help="The candidate.")],
+    old: Annotated[Path, typer.Argument(help="The deployed encoder, or its features (.npz).")],
+    new: Annotated[Path, typer.Argument(help="The candidate, or its features (.npz).")],
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
     policy: PolicyName = None,
     report_file: ReportPath = None,
+    junit: Annotated[Path | None, _file("--junit", "Write JUnit XML, a case a check.")] = None,
+    markdown: Annotated[Path | None, _file("--markdown", "Write a job summary.")] = None,
+    metrics: Annotated[Path | None, _file("--metrics", "Write OpenMetrics text.")] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", help="A column whose values are judged one by one; repeatable."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", help="The cosine at which the deployed system accepts."),
+    ] = None,
+    new_threshold: Annotated[
+        float | None,
+        typer.Option("--new-threshold", help="The one for new queries; default: the same."),
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="CSV of id_a,id_b,same: verification pairs.")
+    ] = None,
+    qrels: Annotated[
+        Path | None, typer.Option("--qrels", help="Relevance judgments in TREC format.")
+    ] = None,
     training: Annotated[
         Path | None, typer.Option("--training", help="The candidate's training record.")
     ] = None,
@@ -38,26 +63,37 @@ def verify(
         bool,
         typer.Option("--allow-seen", help="Report held-out items used in training apart."),
     ] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time both encoders; the report then differs by run.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resampling.")] = 0,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Test the two compatibility inequalities and the retrieval gain; exit 0, 3 or 4."""
     from compatctl.commands import verify as verb
+    from compatctl.commands.judging import Outputs
+    from compatctl.commands.options import VerifyOptions
     from compatctl.render import progress
 
     where = project_of(project, store=store, data=data, policy=policy, report=report_file)
+    options = VerifyOptions(
+        training=training,
+        allow_seen=allow_seen,
+        skip_bad=skip_bad,
+        threshold=threshold,
+        new_threshold=new_threshold,
+        slices=tuple(slices or ()),
+        pairs=pairs,
+        qrels=qrels,
+        latency=latency,
+        seed=seed,
+        dry_run=dry_run,
+        outputs=Outputs(junit=junit, markdown=markdown, metrics=metrics),
+    )
     with progress() as report:
-        done = verb.verify(
-            where,
-            old=old,
-            new=new,
-            training=training,
-            allow_seen=allow_seen,
-            skip_bad=skip_bad,
-            dry_run=dry_run,
-            progress=report,
-        )
+        done = verb.verify(where, old=old, new=new, options=options, progress=report)
     show(done, as_json=as_json, code={"pass": 0, "fail": 3}.get(done.verdict.outcome, 4))
 
 
@@ -70,6 +106,7 @@ def matrix(
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resampling.")] = 0,
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
@@ -81,6 +118,7 @@ def matrix(
         done = verb.matrix(
             project_of(project, store=store, data=data),
             models=models or [],
+            seed=seed,
             skip_bad=skip_bad,
             progress=report,
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from compatctl.commands.both import load_data
 from compatctl.commands.context import now, open_store
 from compatctl.commands.evaluation import gallery_rows
 from compatctl.commands.gallery import DeployedGallery
-from compatctl.commands.verify import load_data
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent

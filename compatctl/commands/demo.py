@@ -23,13 +23,14 @@ from compatctl.commands.finetune import finetune
 from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
 from compatctl.commands.lifecycle import rollback
-from compatctl.commands.report import Report
+from compatctl.commands.options import VerifyOptions
 from compatctl.commands.search import search
 from compatctl.commands.verify import verify
 from compatctl.errors import InputError
 from compatctl.examples_data import emoji_source, unpack_emoji
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
+from compatctl.report import Report
 
 OLD_CLASSES = 300
 SAMPLE = 400
@@ -160,7 +161,9 @@ def _routes(
         return routes, alone
     made = fuse(project, old=old, new=new, output=both, progress=progress)
     enough = (validation or 0.0) >= max(trial.recall for trial in made.trials)
-    fused = verify(project, old=old, new=both, dry_run=enough, progress=progress)
+    fused = verify(
+        project, old=old, new=both, options=VerifyOptions(dry_run=enough), progress=progress
+    )
     routes.append(_route("fused with the old model", fused))
     return routes, alone if enough else fused
 

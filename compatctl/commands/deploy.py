@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compatctl.commands.context import now, open_store
-from compatctl.commands.report import Bound, policy_sha256, read_bound
 from compatctl.commands.training_record import REGISTRY_FILE
 from compatctl.encoder import Encoder, sealed_bytes
 from compatctl.errors import EvidenceError, GateError, InputError
 from compatctl.files import sha256_bytes, sha256_file
 from compatctl.manifest import Manifest, ModelShare
 from compatctl.recipe import Project, load_policy
+from compatctl.report import Bound, policy_sha256, read_bound
 
 
 @dataclass(frozen=True, kw_only=True)

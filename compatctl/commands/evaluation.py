@@ -1,4 +1,4 @@
-"""Held-out items, both models' features of them, and the evidence that the gate judges.
+"""Held-out items of a data set, who searches whom, and both models' features of them.
 
 With roles in the data, queries are the held-out items with role ``query`` and they search every
 item with role ``gallery``; without roles every item is both, and an item never finds itself.
@@ -6,33 +6,33 @@ item with role ``gallery``; without roles every item is both, and an item never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.compatibility import inequalities
-from compatctl.core.gate import GroupEvidence
-from compatctl.core.retrieval import Retrieval, evaluate, flips, search
+from compatctl.commands.trial import Field, Floats, Rows, half_of
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 
-Rows = NDArray[np.int64]
-Floats = NDArray[np.float32]
-KS = (1, 5)
-MAP_K = 100
+Judged = Sequence[tuple[str, str]]
+"""(query id, item id) of pairs judged relevant."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arena:
-    """Rows of one data set that query and that are searched; ``name`` is the group's name."""
+    """Rows of one data set that query and that are searched; ``name`` is the group's name.
+
+    ``slices``: name -> (len(queries),) which queries are in it.
+    """
 
     name: str
     queries: Rows
     gallery: Rows
+    slices: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,21 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """Vectors (n, D) of the deployed gallery for some rows (n,) of a data set."""
+    """Vectors (n, D) of the deployed gallery for some rows (n,) of a data set.
+
+    ``model_of`` (n,): the position in ``models`` (digests) of the model that embedded each.
+    """
 
     rows: Rows
     vectors: Floats
+    model_of: NDArray[np.int32]
+    models: tuple[str, ...]
 
 
 def query_rows(data: Dataset, split: str) -> Rows:
     """Rows of ``split`` that may query: role ``query``, or all of them in data without roles."""
     roles = has_roles(data)
-    return _rows(
+    return as_rows(
         i
         for i, item in enumerate(data.items)
         if item.split == split and (not roles or item.role == "query")
@@ -64,7 +69,7 @@ def query_rows(data: Dataset, split: str) -> Rows:
 def gallery_rows(data: Dataset) -> Rows:
     """Rows that are searched: every gallery item, of every split and class, as in production."""
     roles = has_roles(data)
-    return _rows(i for i, item in enumerate(data.items) if not roles or item.role == "gallery")
+    return as_rows(i for i, item in enumerate(data.items) if not roles or item.role == "gallery")
 
 
 def has_roles(data: Dataset) -> bool:
@@ -72,12 +77,17 @@ def has_roles(data: Dataset) -> bool:
     return any(item.role is not None for item in data.items)
 
 
-def arena_of(name: str, data: Dataset, queries: Rows) -> Arena:
+def arena_of(name: str, data: Dataset, queries: Rows, slice_columns: Sequence[str] = ()) -> Arena:
     """The group of these queries, which search the whole gallery of the data.
 
     Items of trained classes are in it: they are what a new model drags unseen queries towards.
     """
-    return Arena(name=name, queries=queries, gallery=gallery_rows(data))
+    slices = {}
+    for column in slice_columns:
+        values = np.array([data.items[row].slices.get(column, "") for row in queries], dtype=object)
+        for value in sorted({*values.tolist()} - {""}):
+            slices[f"{column}={value}"] = np.asarray(values == value, dtype=bool)
+    return Arena(name=name, queries=queries, gallery=gallery_rows(data), slices=slices)
 
 
 def embed_rows(
@@ -101,77 +111,60 @@ def embed_rows(
 
 def without(arena: Arena, bad: set[int]) -> Arena:
     """The arena less the rows that could not be embedded."""
-    keep = [row for row in arena.queries if row not in bad]
-    gallery = [row for row in arena.gallery if row not in bad]
-    return Arena(name=arena.name, queries=_rows(keep), gallery=_rows(gallery))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """An arena in numbers: label codes and each query's own gallery row (-1: none)."""
-
-    query_labels: Rows
-    gallery_labels: Rows
-    own_row: Rows
-
-    @classmethod
-    def of(cls, data: Dataset, arena: Arena) -> Field:
-        """Codes shared by queries and gallery, in the order of the labels."""
-        position = {int(row): at for at, row in enumerate(arena.gallery)}
-        names = sorted({data.items[i].label for i in (*arena.queries, *arena.gallery)})
-        code = {name: at for at, name in enumerate(names)}
-        return cls(
-            query_labels=_rows(code[data.items[i].label] for i in arena.queries),
-            gallery_labels=_rows(code[data.items[i].label] for i in arena.gallery),
-            own_row=_rows(position.get(int(i), -1) for i in arena.queries),
-        )
-
-
-def retrieval(field: Field, queries: Floats, gallery: Floats) -> Retrieval:
-    """recall@1, recall@5 and mAP@k of queries (Q, D) on a gallery (G, D), exactly."""
-    map_k = max(1, min(MAP_K, len(gallery)))
-    found = search(queries, gallery, max(map_k, *KS), own_row=field.own_row)
-    return evaluate(
-        found,
-        field.query_labels,
-        field.gallery_labels,
-        own_row=field.own_row,
-        ks=KS,
-        map_k=map_k,
-    )
-
-
-def evidence(data: Dataset, arena: Arena, old: Features, new: Features) -> GroupEvidence:
-    """What the gate judges of one group: both tests, the inequalities and the flips."""
-    field = Field.of(data, arena)
-    old_queries, new_queries = old.query[arena.queries], new.query[arena.queries]
-    old_gallery, new_gallery = old.gallery[arena.gallery], new.gallery[arena.gallery]
-    old_old = retrieval(field, old_queries, old_gallery)
-    new_old = retrieval(field, new_queries, old_gallery)
-    return GroupEvidence(
+    if not bad:
+        return arena
+    keep = np.array([row not in bad for row in arena.queries], bool)
+    return Arena(
         name=arena.name,
-        n_queries=old_old.n_counted,
-        n_classes=len(np.unique(field.query_labels[old_old.counted])),
-        inequalities=inequalities(
-            old_queries,
-            new_queries,
-            field.query_labels,
-            old_gallery,
-            field.gallery_labels,
-            field.own_row,
-        ),
-        old_old=old_old,
-        new_old=new_old,
-        new_new=retrieval(field, new_queries, new_gallery),
-        flips=flips(old_old.hit1, new_old.hit1, old_old.counted),
+        queries=arena.queries[keep],
+        gallery=as_rows(row for row in arena.gallery if row not in bad),
+        slices={name: mask[keep] for name, mask in arena.slices.items()},
     )
 
 
-def same_dimension(old: Encoder, new: Encoder) -> None:
-    """The gallery's dimension is fixed for ever: both encoders must end in it."""
-    if old.dim != new.dim:
+def field_of(data: Dataset, arena: Arena, judged: Judged | None = None) -> Field:
+    """An arena in numbers; codes are shared by queries and gallery, in the order of the labels."""
+    ids = [data.items[row].id for row in arena.gallery]
+    position = {int(row): at for at, row in enumerate(arena.gallery)}
+    names = sorted({data.items[i].label for i in (*arena.queries, *arena.gallery)})
+    code = {name: at for at, name in enumerate(names)}
+    labels = as_rows(code[data.items[i].label] for i in arena.queries)
+    queries = [data.items[row].id for row in arena.queries]
+    return Field(
+        classes=labels if judged is None else np.arange(len(queries)),
+        query_labels=labels,
+        gallery_labels=as_rows(code[data.items[i].label] for i in arena.gallery),
+        own_row=as_rows(position.get(int(i), -1) for i in arena.queries),
+        judged=None if judged is None else judged_rows(judged, queries, ids),
+        half=half_of(ids),
+        slices=arena.slices,
+    )
+
+
+def judged_rows(
+    judged: Judged, queries: Sequence[str], gallery: Sequence[str]
+) -> tuple[Rows, Rows]:
+    """Positions of the judged pairs whose query and item are both here; others have no effect."""
+    query_at = {name: at for at, name in enumerate(queries)}
+    row_at = {name: at for at, name in enumerate(gallery)}
+    here = [
+        (query_at[query], row_at[item])
+        for query, item in judged
+        if query in query_at and item in row_at and query != item
+    ]
+    if not here:
         raise InputError(
-            f"the two models differ in dimension: old {old.dim}, new {new.dim}",
+            f"none of the {len(judged)} judgments is of a held-out query and a gallery item",
+            tip="the ids in the judgments must be those of the data",
+        )
+    return as_rows(query for query, _ in here), as_rows(row for _, row in here)
+
+
+def same_dimension(old: int, new: int) -> None:
+    """The gallery's dimension is fixed for ever: both encoders must end in it."""
+    if old != new:
+        raise InputError(
+            f"the two models differ in dimension: old {old}, new {new}",
             tip="a new encoder must end in the gallery's dimension; compatctl finetune makes one",
         )
 
@@ -179,8 +172,9 @@ def same_dimension(old: Encoder, new: Encoder) -> None:
 def union(arenas: Sequence[Arena], *, part: str) -> Rows:
     """Every row that queries (``part='queries'``) or is searched (``'gallery'``), once, sorted."""
     parts = [getattr(arena, part) for arena in arenas]
-    return np.unique(np.concatenate(parts)) if parts else _rows(())
+    return np.unique(np.concatenate(parts)) if parts else as_rows(())
 
 
-def _rows(values: Iterable[int]) -> Rows:
+def as_rows(values: Iterable[int]) -> Rows:
+    """int64 rows."""
     return np.fromiter(values, np.int64)

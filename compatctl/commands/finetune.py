@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compatctl import encoder as onnx_files
+from compatctl.commands.both import load_data, split_rule
 from compatctl.commands.context import need, open_store
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.training_record import FILE, REGISTRY_FILE
-from compatctl.commands.verify import load_data, split_rule
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, Preprocessing, load, prepare
 from compatctl.encoder import Encoder, EncoderInput

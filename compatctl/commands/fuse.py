@@ -14,22 +14,17 @@ import numpy as np
 
 from compatctl import encoder as onnx_files
 from compatctl.commands import training_record
-from compatctl.commands.evaluation import (
-    Features,
-    Field,
-    Floats,
-    arena_of,
-    query_rows,
-    retrieval,
-    without,
-)
-from compatctl.commands.verify import deployed, features_of, load_data, load_pair
+from compatctl.commands.both import deployed, features_of, load_data, load_pair
+from compatctl.commands.evaluation import Features, arena_of, field_of, query_rows, without
+from compatctl.commands.trial import Floats, retrieval
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError, UsageError
 from compatctl.files import canonical_json, read_json, write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
+PARITY_IMAGES = 64
+PARITY_LIMIT = 1e-3
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -43,13 +38,18 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Fused:
-    """The fused encoder; ``weight`` is the new feature's, ``trials`` how it was chosen."""
+    """The fused encoder; ``weight`` is the new feature's, ``trials`` how it was chosen.
+
+    ``parity``: the largest difference, on real images, of any number between the fused file and the
+    weighted mean of the two encoders' own features.
+    """
 
     output: str
     sha256: str
     weight: float
     trials: tuple[Trial, ...]
     validation_queries: int
+    parity: float
     written: bool
 
 
@@ -84,7 +84,9 @@ def fuse(
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / "fused.onnx"
         onnx_files.fuse(old, new, weight, made)
-        sha256 = Encoder.load(made).sha256
+        fused = Encoder.load(made)
+        sha256 = fused.sha256
+        parity = parity_of(project, fused, (old_encoder, new_encoder), weight)
         if not dry_run:
             output.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(output, made.read_bytes())
@@ -96,6 +98,7 @@ def fuse(
                 training=training,
                 fused_sha256=sha256,
                 weight=weight,
+                parity=parity,
             )
     return Fused(
         output=str(output),
@@ -103,6 +106,7 @@ def fuse(
         weight=weight,
         trials=trials,
         validation_queries=queries,
+        parity=parity,
         written=not dry_run,
     )
 
@@ -126,22 +130,40 @@ def search_weight(
     both = features_of(
         data,
         [arena],
-        old=old,
-        new=new,
+        encoders=(old, new),
         new_gallery=False,
         gallery=deployed(project, old),
         skip_bad=skip_bad,
         progress=progress,
     )
     arena = without(arena, both.bad)
-    field = Field.of(data, arena)
+    where = field_of(data, arena)
     gallery = both.old.gallery[arena.gallery]
     trials = tuple(
-        Trial(weight=weight, recall=retrieval(field, fused, gallery).recall[1])
+        Trial(weight=weight, recall=retrieval(where, fused, gallery, (1,), map_k=1).recall[1])
         for weight in WEIGHTS
         for fused in (mean(both.old, both.new, arena.queries, weight),)
     )
     return trials, len(arena.queries)
+
+
+def parity_of(
+    project: Project, fused: Encoder, parts: tuple[Encoder, Encoder], weight: float
+) -> float:
+    """How far the fused file is from the mean of its parts, over images that decode.
+
+    Raises:
+        InputError: further than ``PARITY_LIMIT``: the file would not answer as it was judged.
+    """
+    data = load_data(project)
+    images = data.take(range(0, len(data), max(1, len(data) // PARITY_IMAGES)))
+    found = [one.embed(images, skip_bad=True).features for one in (*parts, fused)]
+    wanted = (1.0 - weight) * found[0] + weight * found[1]
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    parity = float(np.abs(wanted - found[2]).max(initial=0.0))
+    if not parity <= PARITY_LIMIT:
+        raise InputError(f"the fused file differs from its parts by {parity:.2g}, over 0.001")
+    return parity
 
 
 def mean(old: Features, new: Features, rows: np.ndarray, weight: float) -> Floats:
@@ -160,6 +182,7 @@ def _write_record(
     training: Path | None,
     fused_sha256: str,
     weight: float,
+    parity: float,
 ) -> None:
     """What the new encoder has seen, the fused one has seen: its record goes with it."""
     seen = training_record.find(new, new_sha256, named=training, candidate=project.candidate)
@@ -169,4 +192,5 @@ def _write_record(
     assert isinstance(raw, dict)
     raw["models"] = sorted({*raw["models"], fused_sha256})
     raw["fused_weight"] = weight
+    raw["parity"] = max(parity, raw.get("parity") or 0.0)
     write_atomic(training_record.record_of(output), canonical_json(raw))

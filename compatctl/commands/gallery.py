@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.evaluation import Rows, Stored
+from compatctl.commands.evaluation import Stored
+from compatctl.commands.trial import Rows
 from compatctl.data import Dataset
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Catalog, IndexInfo, Manifest
@@ -77,4 +78,9 @@ def stored_vectors(gallery: DeployedGallery, data: Dataset, rows: Rows) -> Store
         if held
         else np.zeros((0, gallery.manifest.index.dim), np.float32)
     )
-    return Stored(rows=np.array([row for row, _ in held], np.int64), vectors=vectors)
+    return Stored(
+        rows=np.array([row for row, _ in held], np.int64),
+        vectors=vectors,
+        model_of=np.asarray(gallery.catalog.model_of)[at_rows],
+        models=gallery.catalog.models,
+    )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from compatctl.commands.both import load_data
 from compatctl.commands.init import begin, first_catalog
-from compatctl.commands.verify import load_data
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.files import sha256_file

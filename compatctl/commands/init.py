@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from compatctl.commands.both import load_data
 from compatctl.commands.context import need, now
 from compatctl.commands.deploy import writing
 from compatctl.commands.evaluation import gallery_rows
-from compatctl.commands.verify import load_data
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.files import write_atomic

@@ -8,53 +8,69 @@ from pathlib import Path
 
 import numpy as np
 
+from compatctl.commands.both import load_data, named
 from compatctl.commands.context import open_store
 from compatctl.commands.evaluation import (
-    Field,
-    Floats,
     arena_of,
     embed_rows,
+    field_of,
     query_rows,
-    retrieval,
     same_dimension,
     without,
 )
-from compatctl.commands.verify import load_data, named
-from compatctl.core.matrix import summarise
+from compatctl.commands.trial import Field, Floats, retrieval
+from compatctl.core.matrix import summarise, summarise_samples
+from compatctl.core.resampling import half_samples
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
+REPLICATES = 2000
+LEVEL = 0.95
+
+Interval = tuple[float, float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompatibilityMatrix:
     """``values[i][j]``, i >= j: recall@1 of version i's queries on version j's gallery.
 
-    ``ac`` and ``aca`` are None for a single version.
+    ``ac`` and ``aca`` are None for a single version. Intervals have 95% confidence; ``intervals``
+    has the place of ``values``, ``gain_intervals[i][j]``, i > j, is of values[i][j] -
+    values[j][j].
     """
 
     versions: tuple[str, ...]
     sha256: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]
+    intervals: tuple[tuple[Interval, ...], ...]
+    gain_intervals: tuple[tuple[Interval, ...], ...]
     n_queries: int
+    n_classes: int
     ac: float | None
+    ac_interval: Interval | None
     aa: float
+    aa_interval: Interval
     aca: float | None
+    aca_interval: Interval | None
+    seed: int
 
 
 def compatibility_matrix(
     models: Sequence[Path],
     data: Dataset,
     *,
+    seed: int = 0,
     skip_bad: bool = False,
     progress: Progress = silent,
 ) -> CompatibilityMatrix:
     """The matrix of encoders, oldest first, on the held-out items of ``data``.
 
     Raises:
-        InputError: no model, no held-out query, or models of different dimensions.
+        InputError: no model, no held-out query with anything to find, or models of different
+            dimensions.
     """
     arena = arena_of("held out", data, query_rows(data, "test"))
     if not models or not len(arena.queries):
@@ -63,31 +79,90 @@ def compatibility_matrix(
         )
     encoders = [Encoder.load(path) for path in models]
     for other in encoders[1:]:
-        same_dimension(encoders[0], other)
+        same_dimension(encoders[0].dim, other.dim)
     rows = np.union1d(arena.queries, arena.gallery)
     features, bad = _features(encoders, data, rows, skip_bad=skip_bad, progress=progress)
     arena = without(arena, bad)
-    field = Field.of(data, arena)
-    values = [
-        [
-            retrieval(field, features[i][arena.queries], features[j][arena.gallery]).recall[1]
-            for j in range(i + 1)
-        ]
-        for i in range(len(models))
-    ]
-    square = np.zeros((len(models), len(models)))
-    for i, row in enumerate(values):
-        square[i, : i + 1] = row
-    summary = summarise(square)
-    return CompatibilityMatrix(
+    totals, counts = _cells(
+        field_of(data, arena),
+        [one[arena.queries] for one in features],
+        [one[arena.gallery] for one in features],
+    )
+    if not counts.sum():
+        raise InputError(
+            f"none of the {len(arena.queries)} held-out queries has an item of its class to find"
+        )
+    return _matrix(
+        totals,
+        counts,
+        seed=seed,
         versions=tuple(path.name for path in models),
         sha256=tuple(encoder.sha256 for encoder in encoders),
-        values=tuple(tuple(row) for row in values),
-        n_queries=len(arena.queries),
-        ac=summary.ac,
-        aa=summary.aa,
-        aca=summary.aca,
     )
+
+
+def _cells(
+    where: Field, queries: Sequence[Floats], galleries: Sequence[Floats]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(C, T, T) right answers of each class for query version i and gallery j, (C,) queries."""
+    T, C = len(queries), int(where.classes.max(initial=-1)) + 1
+    totals, counts = np.zeros((C, T, T)), np.zeros(C)
+    for i in range(T):
+        for j in range(i + 1):
+            found = retrieval(where, queries[i], galleries[j], (1,), map_k=1)
+            right = (found.hit1 & found.counted).astype(np.float64)
+            totals[:, i, j] = np.bincount(where.classes, right, minlength=C)
+            counts[:] = np.bincount(where.classes, found.counted, minlength=C)
+    return totals, counts
+
+
+def _matrix(
+    totals: np.ndarray,
+    counts: np.ndarray,
+    *,
+    seed: int,
+    versions: tuple[str, ...],
+    sha256: tuple[str, ...],
+) -> CompatibilityMatrix:
+    """The matrix and its summary, with percentile intervals over half-samples of the classes."""
+    T = len(versions)
+    values = totals.sum(axis=0) / counts.sum()
+    summary = summarise(values)
+    drawn = _drawn(totals, counts, np.random.default_rng(seed))
+    samples = summarise_samples(drawn)
+    gains = drawn - np.diagonal(drawn, axis1=1, axis2=2)[:, None, :]
+    return CompatibilityMatrix(
+        versions=versions,
+        sha256=sha256,
+        values=tuple(tuple(map(float, values[i, : i + 1])) for i in range(T)),
+        intervals=tuple(tuple(_ends(drawn[:, i, j]) for j in range(i + 1)) for i in range(T)),
+        gain_intervals=tuple(tuple(_ends(gains[:, i, j]) for j in range(i)) for i in range(T)),
+        n_queries=int(counts.sum()),
+        n_classes=int((counts > 0).sum()),
+        ac=summary.ac,
+        ac_interval=_ends(samples.ac) if T > 1 else None,
+        aa=summary.aa,
+        aa_interval=_ends(samples.aa),
+        aca=summary.aca,
+        aca_interval=_ends(samples.aca) if T > 1 else None,
+        seed=seed,
+    )
+
+
+def _drawn(totals: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(B, T, T) matrices of half-samples; empty ones are left out."""
+    C, T = totals.shape[:2]
+    flat = totals.reshape(C, T * T)
+    parts = []
+    for W in half_samples(C, REPLICATES, rng):
+        n = W @ counts
+        parts.append(((W @ flat)[n > 0] / n[n > 0, None]).reshape(-1, T, T))
+    return np.concatenate(parts)
+
+
+def _ends(values: np.ndarray) -> Interval:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def _features(
@@ -113,6 +188,7 @@ def matrix(
     project: Project,
     *,
     models: Sequence[Path],
+    seed: int = 0,
     skip_bad: bool = False,
     progress: Progress = silent,
 ) -> CompatibilityMatrix:
@@ -122,4 +198,6 @@ def matrix(
         store = open_store(project)
         order = dict.fromkeys(manifest.query_model for manifest in store.history())
         chosen = [store.path_of("models", sha256) for sha256 in order]
-    return compatibility_matrix(chosen, load_data(project), skip_bad=skip_bad, progress=progress)
+    return compatibility_matrix(
+        chosen, load_data(project), seed=seed, skip_bad=skip_bad, progress=progress
+    )

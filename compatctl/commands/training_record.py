@@ -23,6 +23,8 @@ class Seen:
     anchor_ids: frozenset[str]
     anchor_digests: frozenset[str]
     classes: frozenset[str]
+    parity: float | None
+    """Largest difference of any number between the ONNX file and what was trained."""
     registry_sha256: str | None
     path: Path
     sha256: str
@@ -65,9 +67,10 @@ def _seen(path: Path, raw: Any) -> Seen:
             anchor_ids=frozenset(item["id"] for item in anchors),
             anchor_digests=frozenset(item["sha256"] for item in anchors),
             classes=frozenset(raw["classes"]),
+            parity=None if raw.get("parity") is None else float(raw["parity"]),
             registry_sha256=raw.get("registry_sha256"),
             path=path,
             sha256=sha256_file(path),
         )
-    except (KeyError, TypeError) as missing:
+    except (KeyError, TypeError, ValueError) as missing:
         raise InputError(f"{path} is not a training record: {missing}") from None

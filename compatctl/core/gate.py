@@ -1,12 +1,14 @@
-"""The gate: a policy's thresholds applied to the evidence of each group of held-out queries.
+"""The gate: a policy's thresholds applied to measurements, and a verdict of three values.
 
-Only the group ``unseen``, of classes that took no part in training, decides: it is what the queries
-of next month look like. Other groups get the same checks, with ``decides`` false.
+A check passes where its whole confidence interval lies beyond the policy's limit, fails where it
+lies on the other side, and is inconclusive otherwise, so that an estimate alone decides nothing.
+p-values of all checks that decide are adjusted by Holm's method (Scandinavian Journal of Statistics
+6, 1979), those for passing and those for failing apart.
 
 The deciding check is the empirical criterion of Shen et al. (BCT, CVPR 2020, arXiv 2003.11942): new
 queries on the old gallery must beat old queries on it, strictly. The two compatibility inequalities
-(CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488) are judged in the mean: (1a) by its
-sign, (1b) as a non-inferiority test, because its effect is of the order 1/(K-1) for K classes.
+(CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488) are judged in the mean and with a
+margin, because (1b) moves by the order of 1/(K-1) for K classes.
 
 What cannot be told is never a pass: with too few queries or classes, or an estimate that is not
 defined, a check is inconclusive.
@@ -15,89 +17,49 @@ defined, a check is inconclusive.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
-from compatctl.core.compatibility import Inequalities
-from compatctl.core.retrieval import Flips, Retrieval
+from compatctl.core.policy import Policy, Rule, rules
+from compatctl.core.resampling import Estimate
 from compatctl.errors import InputError
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
-DECIDING_GROUP = "unseen"
-POLICY_FORMAT = 1
-
-_ROUNDING = 1e-12
-"""Differences of shares carry rounding errors of about 1e-16: 0.55 - 0.5 must not exceed 0.05."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """What a candidate must show; every threshold is checked when the policy is made.
-
-    Raises:
-        InputError: a value of another type or outside its range, or a newer format.
-    """
-
-    name: str = "default"
-    format: int = POLICY_FORMAT
-    min_queries: int = 200
-    """Queries with something to find, >= 1; with fewer the gate cannot tell."""
-    min_classes: int = 20
-    """Classes among the queries, >= 1; with fewer the gate cannot tell."""
-    recall_at: int = 1
-    """The k of the recall that decides, >= 1."""
-    min_recall_gain: float = 0.0
-    """recall(new, old) - recall(old, old) must be greater than this, in [0, 1)."""
-    require_same_class: bool = True
-    """Whether (1a) in the mean decides; otherwise it is measured only."""
-    different_class_margin: float = 0.05
-    """(1b) in the mean may be missed by this cosine at most, in [0, 2]."""
-    max_negative_flips: float | None = None
-    """Largest share of queries that turn from right to wrong, in [0, 1]; None: measured only."""
-    min_self_test_gain: float | None = None
-    """Least recall(new, new) - recall(old, old), in [-1, 1]; None: measured only."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise InputError(f"a policy needs a name, got {self.name!r}")
-        _check_format(self.format)
-        for count in ("min_queries", "min_classes", "recall_at"):
-            _check_count(count, getattr(self, count))
-        if not isinstance(self.require_same_class, bool):
-            raise InputError(
-                f"policy: require_same_class must be true or false, got {self.require_same_class!r}"
-            )
-        _check_range("min_recall_gain", self.min_recall_gain, 0.0, 1.0)
-        if self.min_recall_gain >= 1:
-            raise InputError("policy: min_recall_gain must be below 1: no gain exceeds it")
-        _check_range("different_class_margin", self.different_class_margin, 0.0, 2.0)
-        if self.max_negative_flips is not None:
-            _check_range("max_negative_flips", self.max_negative_flips, 0.0, 1.0)
-        if self.min_self_test_gain is not None:
-            _check_range("min_self_test_gain", self.min_self_test_gain, -1.0, 1.0)
+_MOST = 10**9
+"""Where more classes than this are needed, nothing but a larger effect settles the check."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class GroupEvidence:
-    """Everything measured on one group of held-out queries."""
+class Measurement:
+    """One quantity of one group, before any policy looks at it."""
 
     name: str
-    """``unseen`` decides; any other name, such as ``seen``, is reported."""
+    """The check's name, which a rule of the policy is for."""
+    group: str
+    estimate: Estimate | float
+    """A plain number is not a sample: it has no interval, and the limit alone decides."""
+    n: int
+    """Queries or pairs that the estimate is a mean of."""
     n_queries: int
-    """Queries asked, >= 0."""
-    n_classes: int
-    """Classes among them, >= 0."""
-    inequalities: Inequalities
-    old_old: Retrieval
-    """Old queries on the old gallery."""
-    new_old: Retrieval
-    """New queries on the old gallery: the cross-test."""
-    new_new: Retrieval
-    """New queries on a new gallery: the self-test."""
-    flips: Flips
-    """From ``old_old`` to ``new_old``."""
+    """Queries behind it, for the policy's least evidence."""
+    may_decide: bool
+    """False for groups that are reported beside the deciding one."""
+    small: bool = False
+    """A slice under the policy's least size."""
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """How much would settle an inconclusive check, if the estimate is the truth."""
+
+    classes: int
+    queries: int
+    """At as many queries a class as there are now."""
+    to_show: Literal["pass", "fail"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +70,23 @@ class Check:
     group: str
     estimate: float | None
     """What was measured; None where it is not defined."""
-    low: float | None = None
-    """Lower end of the estimate's confidence interval; None where none was computed."""
-    high: float | None = None
-    """Upper end of the estimate's confidence interval; None where none was computed."""
+    low: float | None
+    """Lower end of the estimate's confidence interval; None where it is not defined."""
+    high: float | None
+    """Upper end of the same."""
     threshold: float | None
     """What the estimate is held against; None where the policy sets nothing."""
-    margin: float | None = None
+    margin: float | None
     """How far the estimate may miss the threshold; None where the test has no margin."""
+    p: float | None
+    """Holm-adjusted p-value of passing; None where there is no interval or no threshold."""
     n: int
     """Queries, or pairs for the inequalities, that the estimate is a mean of."""
+    n_classes: int | None
+    """Classes that were resampled; None where there is no interval."""
     outcome: Outcome
     decides: bool
+    needed: Needed | None
     detail: str
     """One sentence for people."""
 
@@ -132,195 +99,135 @@ class Verdict:
     checks: tuple[Check, ...]
 
 
-def judge(policy: Policy, evidence: Iterable[GroupEvidence]) -> Verdict:
-    """Apply the policy to every group.
+def judge(policy: Policy, measurements: Iterable[Measurement]) -> Verdict:
+    """Apply the policy to every measurement.
 
     A deciding check that fails makes the verdict ``fail``; else one that is inconclusive, or no
     deciding check at all, makes it ``inconclusive``; else it is ``pass``. A check without a
-    threshold in the policy is measured, stays ``inconclusive`` and does not decide.
+    threshold in the policy is measured, stays ``inconclusive`` and does not decide. The empirical
+    criterion has to be among the checks that decide, or the verdict is inconclusive.
 
     Raises:
-        InputError: two groups of one name, a recall at ``policy.recall_at`` that was not computed,
-            or tests of one group that were not made on the same queries.
+        InputError: one check of one group twice.
     """
-    groups = tuple(evidence)
-    names = [group.name for group in groups]
+    found = tuple(measurements)
+    names = [(one.name, one.group) for one in found]
     if len(set(names)) != len(names):
-        raise InputError(f"each group is judged once, got {', '.join(names)}")
-    checks: list[Check] = []
-    for group in groups:
-        _check_group(policy, group)
-        gap = _evidence_gap(policy, group)
-        checks += [
-            _recall_gain(policy, group, gap),
-            _same_class(policy, group, gap),
-            _different_class(policy, group, gap),
-            _negative_flips(policy, group, gap),
-            _self_test_gain(policy, group, gap),
-        ]
+        raise InputError(f"each group is judged once, got {', '.join(map(str, sorted(names)))}")
+    ruled = rules(policy)
+    deciding = [one for one in found if decides(one, ruled)]
+    adjusted = _adjusted(deciding, ruled)
+    checks = tuple(
+        _check(policy, one, ruled.get(one.name), adjusted.get((one.name, one.group)))
+        for one in found
+    )
     outcomes = {check.outcome for check in checks if check.decides}
-    outcome: Outcome = "pass" if outcomes == {"pass"} else "inconclusive"
-    return Verdict(outcome="fail" if "fail" in outcomes else outcome, checks=tuple(checks))
+    criterion = any(check.decides and check.name == "recall_gain" for check in checks)
+    outcome: Outcome = "pass" if outcomes == {"pass"} and criterion else "inconclusive"
+    return Verdict(outcome="fail" if "fail" in outcomes else outcome, checks=checks)
 
 
-def _recall_gain(policy: Policy, group: GroupEvidence, gap: str) -> Check:
-    k = policy.recall_at
-    new, old = group.new_old.recall[k], group.old_old.recall[k]
-    gain = new - old
-    return _check(
-        "recall_gain",
-        group,
-        gap,
-        estimate=gain,
-        threshold=policy.min_recall_gain,
-        holds=gain > policy.min_recall_gain + _ROUNDING,
-        n=group.new_old.n_counted,
-        detail=f"recall@{k} on the old gallery is {new:.4f} with new queries and {old:.4f} with old"
-        f" ones, a gain of {gain:+.4f} that must exceed {policy.min_recall_gain:g}",
-    )
+def decides(one: Measurement, ruled: dict[str, Rule]) -> bool:
+    """Whether a check has a say: a rule, a deciding group, and no slice that is too small."""
+    return one.name in ruled and one.may_decide and not one.small
 
 
-def _same_class(policy: Policy, group: GroupEvidence, gap: str) -> Check:
-    gain = group.inequalities.same_gain
-    return _check(
-        "same_class",
-        group,
-        gap,
-        estimate=gain,
-        threshold=0.0,
-        holds=gain >= -_ROUNDING,
-        n=min(group.inequalities.new_old.n_same, group.inequalities.old_old.n_same),
-        asked=policy.require_same_class,
-        detail="the mean cosine to old gallery items of the query's class moves by "
-        f"{gain:+.5f} from old to new queries, and should not fall (1a)",
-    )
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm-adjusted p-values, in the order given; each at least the given one and at most 1."""
+    order = sorted(range(len(p)), key=lambda at: p[at])
+    adjusted, highest = [0.0] * len(p), 0.0
+    for rank, at in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[at]))
+        adjusted[at] = highest
+    return adjusted
 
 
-def _different_class(policy: Policy, group: GroupEvidence, gap: str) -> Check:
-    gain, margin = group.inequalities.diff_gain, policy.different_class_margin
-    return _check(
-        "different_class",
-        group,
-        gap,
-        estimate=gain,
-        threshold=0.0,
-        margin=margin,
-        holds=gain >= -margin - _ROUNDING,
-        n=min(group.inequalities.new_old.n_diff, group.inequalities.old_old.n_diff),
-        detail="the mean cosine to old gallery items of other classes moves by "
-        f"{-gain:+.5f} from old to new queries, and may rise by {margin:g} at most (1b)",
-    )
+def _adjusted(
+    deciding: Sequence[Measurement], ruled: dict[str, Rule]
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """(name, group) -> adjusted p-values of passing and of failing."""
+    sampled = [one for one in deciding if isinstance(one.estimate, Estimate)]
+    raw = [_p_values(one.estimate, ruled[one.name]) for one in sampled]  # type: ignore[arg-type]
+    both = zip(holm([p for p, _ in raw]), holm([p for _, p in raw]), strict=True)
+    return {(one.name, one.group): pair for one, pair in zip(sampled, both, strict=True)}
 
 
-def _negative_flips(policy: Policy, group: GroupEvidence, gap: str) -> Check:
-    share, limit = group.flips.negative, policy.max_negative_flips
-    allowed = "the policy sets no limit" if limit is None else f"at most {limit:g} may"
-    return _check(
-        "negative_flips",
-        group,
-        gap,
-        estimate=share,
-        threshold=limit,
-        holds=limit is not None and share <= limit + _ROUNDING,
-        n=group.flips.n,
-        asked=limit is not None,
-        detail=f"a share of {share:.4f} of the queries turned from right to wrong, and {allowed}",
-    )
-
-
-def _self_test_gain(policy: Policy, group: GroupEvidence, gap: str) -> Check:
-    k, least = policy.recall_at, policy.min_self_test_gain
-    new, old = group.new_new.recall[k], group.old_old.recall[k]
-    gain = new - old
-    wanted = "the policy asks for none" if least is None else f"at least {least:+g} is asked for"
-    return _check(
-        "self_test_gain",
-        group,
-        gap,
-        estimate=gain,
-        threshold=least,
-        holds=least is not None and gain >= least - _ROUNDING,
-        n=group.new_new.n_counted,
-        asked=least is not None,
-        detail=f"recall@{k} of each model on its own gallery is {new:.4f} new and {old:.4f} old, "
-        f"a gain of {gain:+.4f} where {wanted}",
-    )
+def _p_values(estimate: Estimate, rule: Rule) -> tuple[float, float]:
+    """p-values of passing and of failing."""
+    above, below = estimate.p_above(rule.limit), estimate.p_below(rule.limit)
+    return (above, below) if rule.above else (below, above)
 
 
 def _check(
-    name: str,
-    group: GroupEvidence,
-    gap: str,
-    *,
-    estimate: float,
-    threshold: float | None,
-    holds: bool,
-    n: int,
-    detail: str,
-    margin: float | None = None,
-    asked: bool = True,
+    policy: Policy, one: Measurement, rule: Rule | None, p: tuple[float, float] | None
 ) -> Check:
     """One check, inconclusive where there is too little evidence, no estimate or no threshold."""
-    defined = math.isfinite(estimate) and n > 0
-    if not defined:
-        detail = f"{name.replace('_', ' ')} is not defined: nothing was there to compare"
-    elif gap:
-        detail = f"{detail}, but {gap}"
+    sample = one.estimate if isinstance(one.estimate, Estimate) else None
+    value = sample.value if sample else float(one.estimate)  # type: ignore[arg-type]
+    defined = math.isfinite(value) and one.n > 0
+    low, high = sample.interval(1 - policy.alpha) if sample and defined else (None, None)
+    if sample and rule and p is None:
+        p = _p_values(sample, rule)
+    gap = _gap(policy, one, sample) if defined else "nothing was there to compare"
     outcome: Outcome = "inconclusive"
-    if defined and not gap and threshold is not None:
-        outcome = "pass" if holds else "fail"
+    if rule and not gap:
+        outcome = _outcome(policy, value, rule, p)
+    open_question = bool(sample and rule and defined and outcome == "inconclusive")
     return Check(
-        name=name,
-        group=group.name,
-        estimate=float(estimate) if defined else None,
-        threshold=None if threshold is None else float(threshold),
-        margin=None if margin is None else float(margin),
-        n=int(n),
+        name=one.name,
+        group=one.group,
+        estimate=value if defined else None,
+        low=low,
+        high=high,
+        threshold=rule.threshold if rule else None,
+        margin=rule.margin if rule else None,
+        p=p[0] if p and defined else None,
+        n=int(one.n),
+        n_classes=sample.n_classes if sample else None,
         outcome=outcome,
-        decides=asked and group.name == DECIDING_GROUP,
-        detail=f"{detail[0].upper()}{detail[1:]}.",
+        decides=rule is not None and one.may_decide and not one.small,
+        needed=_needed(policy, one, sample, rule) if open_question and sample and rule else None,
+        detail=f"{one.detail}{', but ' + gap if gap else ''}.",
     )
 
 
-def _evidence_gap(policy: Policy, group: GroupEvidence) -> str:
-    """What is missing before the group can decide anything; empty when nothing is."""
-    queries = min(group.n_queries, group.old_old.n_counted, group.new_old.n_counted)
-    if queries < policy.min_queries:
-        return f"only {queries} of the {policy.min_queries} queries asked for had a match to find"
-    if group.n_classes < policy.min_classes:
+def _outcome(policy: Policy, value: float, rule: Rule, p: tuple[float, float] | None) -> Outcome:
+    if p is None:
+        return "pass" if (value > rule.limit if rule.above else value <= rule.limit) else "fail"
+    if p[0] <= policy.alpha / 2:
+        return "pass"
+    return "fail" if p[1] <= policy.alpha / 2 else "inconclusive"
+
+
+def _gap(policy: Policy, one: Measurement, sample: Estimate | None) -> str:
+    """What is missing before the check can decide anything; empty when nothing is."""
+    if sample is None:
+        return ""
+    least = policy.slice_min_queries if one.name == "slice_gain" else policy.min_queries
+    if one.n_queries < least:
+        return f"only {one.n_queries} of the {least} queries asked for had a match to find"
+    if sample.n_classes < policy.min_classes and one.name != "slice_gain":
         return (
-            f"the queries are of {group.n_classes} classes and {policy.min_classes} are asked for"
+            f"the queries are of {sample.n_classes} classes and {policy.min_classes} are asked for"
         )
     return ""
 
 
-def _check_group(policy: Policy, group: GroupEvidence) -> None:
-    for test in (group.old_old, group.new_old, group.new_new):
-        if policy.recall_at not in test.recall:
-            computed = ", ".join(str(k) for k in test.recall)
-            raise InputError(
-                f"policy {policy.name} decides on recall@{policy.recall_at}, "
-                f"but the evidence holds recall at {computed}"
-            )
-    counts = {(test.n_queries, test.n_counted) for test in (group.old_old, group.new_old)}
-    if len(counts) != 1:
-        raise InputError(f"group {group.name}: old and new were not tested on the same queries")
-
-
-def _check_format(value: object) -> None:
-    if isinstance(value, bool) or value != POLICY_FORMAT:
-        raise InputError(
-            f"policy format {value!r} is not known, this version reads {POLICY_FORMAT}",
-            tip="use the compatctl version that the policy was written for",
-        )
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"policy: {name} must be a whole number of at least 1, got {value!r}")
-
-
-def _check_range(name: str, value: object, low: float, high: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high:  # type: ignore[operator]
-        raise InputError(f"policy: {name} must be a number from {low:g} to {high:g}, got {value!r}")
+def _needed(policy: Policy, one: Measurement, sample: Estimate, rule: Rule) -> Needed | None:
+    """Classes that would settle the check with the policy's power, were the estimate the truth."""
+    normal = NormalDist()
+    distance = abs(sample.value - rule.limit)
+    if not distance or not math.isfinite(sample.spread) or not sample.n_classes:
+        return None
+    z = normal.inv_cdf(1 - policy.alpha / 2) + normal.inv_cdf(policy.power)
+    classes = sample.n_classes * (z * sample.spread / distance) ** 2
+    if classes > _MOST:
+        return None
+    at_least = max(math.ceil(classes), policy.min_classes, sample.n_classes + 1)
+    queries = math.ceil(at_least * one.n_queries / sample.n_classes)
+    beyond = (sample.value > rule.limit) == rule.above
+    return Needed(
+        classes=at_least,
+        queries=max(queries, policy.min_queries),
+        to_show="pass" if beyond else "fail",
+    )

@@ -57,14 +57,37 @@ def summarise(values: NDArray[np.floating[Any]]) -> MatrixSummary:
     if bad:
         i, j = bad[0]
         raise InputError(f"version {i + 1} on gallery {j + 1} has no finite result: {M[i, j]}")
-    new, old = np.tril_indices(T, -1)
-    cross, own = M[new, old], M[old, old]
-    better = cross > own + _ROUNDING
+    samples = summarise_samples(M[None])
     return MatrixSummary(
-        ac=float(better.mean()) if T > 1 else None,
-        aa=float(M[np.tril_indices(T)].mean()),
-        aca=float((cross * better).mean()) if T > 1 else None,
+        ac=float(samples.ac[0]) if T > 1 else None,
+        aa=float(samples.aa[0]),
+        aca=float(samples.aca[0]) if T > 1 else None,
         gains=tuple(update_gain(M[t, t - 1], M[t - 1, t - 1]) for t in range(1, T)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MatrixSamples:
+    """AC, AA and ACA of many matrices, (B,) each; NaN for one version, AA excepted."""
+
+    ac: NDArray[np.float64]
+    aa: NDArray[np.float64]
+    aca: NDArray[np.float64]
+
+
+def summarise_samples(values: NDArray[np.floating[Any]]) -> MatrixSamples:
+    """``summarise`` of (B, T, T) matrices at once, for the replicates of a resampling."""
+    M = values.astype(np.float64)
+    T = M.shape[1]
+    new, old = np.tril_indices(T, -1)
+    rows, columns = np.tril_indices(T)
+    cross, own = M[:, new, old], M[:, old, old]
+    better = cross > own + _ROUNDING
+    none = np.full(len(M), np.nan)
+    return MatrixSamples(
+        ac=better.mean(axis=1) if T > 1 else none,
+        aa=M[:, rows, columns].mean(axis=1),
+        aca=(cross * better).mean(axis=1) if T > 1 else none,
     )
 
 

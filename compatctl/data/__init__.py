@@ -1,27 +1,33 @@
-"""Labelled images: where they lie, which split they are of, and how they become pixels.
+"""Labelled images, features and judgments: where they lie, and how images become pixels.
 
 pillow's one home. Nothing is decoded until it is read, and importing this loads no pillow.
 """
 
 from __future__ import annotations
 
-from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule, class_counts
+from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
+from compatctl.data._features import FeatureTable, load_features
+from compatctl.data._judgments import Pair, read_pairs, read_qrels
 from compatctl.data._load import from_files, load
 from compatctl.data._pixels import MAX_PIXELS, Fit, Preprocessing, Resize, decode, prepare
 
 __all__ = [
     "MAX_PIXELS",
     "Dataset",
+    "FeatureTable",
     "Fit",
     "Item",
+    "Pair",
     "Preprocessing",
     "Resize",
     "Role",
     "Split",
     "SplitRule",
-    "class_counts",
     "decode",
     "from_files",
     "load",
+    "load_features",
     "prepare",
+    "read_pairs",
+    "read_qrels",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -173,8 +172,3 @@ class Dataset:
 def _unreadable(name: str, error: Exception) -> InputError:
     reason = error.strerror if isinstance(error, OSError) else error
     return InputError(f"{name}: cannot be read: {reason}", tip=BAD_IMAGE_TIP)
-
-
-def class_counts(dataset: Dataset) -> dict[str, int]:
-    """Label -> number of items, by label."""
-    return dict(sorted(Counter(dataset.labels).items()))

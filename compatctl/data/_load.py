@@ -216,7 +216,7 @@ def _columns(names: list[str], path: Path) -> None:
 
 
 def _npz(path: Path) -> Iterator[_Row]:
-    arrays = _arrays(path)
+    arrays = read_arrays(path)
     missing = [name for name in ("images", "ids", "labels") if name not in arrays]
     if missing:
         raise InputError(f"{path}: there is no array {', '.join(missing)}")
@@ -239,10 +239,17 @@ def _npz(path: Path) -> Iterator[_Row]:
         yield _Row(f"{path}, row {row}", record, images[row])
 
 
-def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    """Every array of an .npz file, none of them pickled.
+
+    Raises:
+        InputError: it cannot be read as one.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (
         ValueError,
         KeyError,

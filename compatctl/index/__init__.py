@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compatctl.index.hnsw import HnswIndex, HnswParams
 from compatctl.index.layout import HnswHeader, read_header
-from compatctl.index.tuning import EfTuning, recall_at, tune_ef
+from compatctl.index.tuning import EfTuning, recall_at, shares_found, tune_ef
 
 __all__ = [
     "EfTuning",
@@ -13,5 +13,6 @@ __all__ = [
     "HnswParams",
     "read_header",
     "recall_at",
+    "shares_found",
     "tune_ef",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compatctl.errors import InputError
 from compatctl.index.hnsw import HnswIndex
@@ -24,8 +25,10 @@ class EfTuning:
     sweep: tuple[tuple[int, float], ...]
 
 
-def recall_at(index: HnswIndex, queries: Floats, exact_keys: Keys, k: int, ef: int) -> float:
-    """ANN recall@k: the share of the exact k nearest rows that a search with ``ef`` finds.
+def shares_found(
+    index: HnswIndex, queries: Floats, exact_keys: Keys, k: int, ef: int
+) -> NDArray[np.float64]:
+    """(Q,) share of the exact k nearest rows of each query that a search with ``ef`` finds.
 
     ``exact_keys`` (Q, k or more) are the true nearest of ``queries`` (Q, D), nearest first. A
     found row counts when it is as near as the k-th true one, so that ties cost nothing.
@@ -33,7 +36,13 @@ def recall_at(index: HnswIndex, queries: Floats, exact_keys: Keys, k: int, ef: i
     k = min(k, len(index))
     kth = np.einsum("qd,qd->q", queries, index.vectors(np.asarray(exact_keys)[:, k - 1]))
     _, scores = index.search(queries, k, ef)
-    return float((scores >= kth[:, None] - _TIE).mean())
+    shares: NDArray[np.float64] = (scores >= kth[:, None] - _TIE).mean(axis=1)
+    return shares
+
+
+def recall_at(index: HnswIndex, queries: Floats, exact_keys: Keys, k: int, ef: int) -> float:
+    """ANN recall@k: the mean of ``shares_found``."""
+    return float(shares_found(index, queries, exact_keys, k, ef).mean())
 
 
 def tune_ef(index: HnswIndex, queries: Floats, exact_keys: Keys, k: int, target: float) -> EfTuning:

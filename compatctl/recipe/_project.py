@@ -12,7 +12,7 @@ from compatctl.recipe._recipe import _refuse_newer
 from compatctl.recipe._typed import between, build, load_yaml
 
 if TYPE_CHECKING:
-    from compatctl.core.gate import Policy
+    from compatctl.core.policy import Policy
 
 PROJECT_FILE = "compatctl.yaml"
 POLICIES = Path(__file__).parent.parent / "policies"
@@ -34,7 +34,9 @@ class Split:
 class Project:
     """What ``compatctl.yaml`` says. Paths in the file are relative to it; here they are resolved.
 
-    ``policy`` is the name of a shipped policy or the path of a file.
+    ``policy`` is the name of a shipped policy or the path of a file; ``slices`` are columns of the
+    data whose values are judged one by one; ``threshold`` is the cosine at which the deployed
+    system accepts; ``junit``, ``markdown`` and ``metrics`` are files that verify writes besides.
     """
 
     format: int = field(default=1, metadata=between(1, 1))
@@ -45,6 +47,11 @@ class Project:
     candidate: Path = Path("build/candidate")
     output: Path = Path("new.onnx")
     report: Path = Path("report.json")
+    junit: Path | None = None
+    markdown: Path | None = None
+    metrics: Path | None = None
+    slices: tuple[str, ...] = ()
+    threshold: float | None = field(default=None, metadata=between(-1.0, 1.0))
     split: Split = Split()
 
     @classmethod
@@ -87,7 +94,7 @@ def load_policy(name_or_path: str | Path) -> Policy:
 
     Raises ``InputError`` for an unknown name, an unknown key or a wrong type.
     """
-    from compatctl.core.gate import Policy  # numpy: status and rollback must not wait for it
+    from compatctl.core.policy import POLICY_FORMAT, Policy
 
     name = str(name_or_path)
     known = shipped_policies()
@@ -97,5 +104,5 @@ def load_policy(name_or_path: str | Path) -> Policy:
             f"no policy called {name}", tip=f"shipped: {', '.join(known)}; or give a file's path"
         )
     value = load_yaml(path)
-    _refuse_newer(value, path, 1)
+    _refuse_newer(value, path, POLICY_FORMAT)
     return build(Policy, value, str(path))

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compatctl.core.retrieval import evaluate, search
+from compatctl.core.nearest import search
+from compatctl.core.retrieval import evaluate
 from compatctl.recipe import Frame
 from compatctl.train import losses
 from compatctl.train.checkpoint import Checkpoint

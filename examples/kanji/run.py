@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from compatctl.commands.finetune import export
-from compatctl.core.retrieval import evaluate, search
+from compatctl.core.nearest import search
+from compatctl.core.retrieval import evaluate
 from compatctl.data import load
 from compatctl.encoder import Encoder
 from compatctl.recipe import Recipe

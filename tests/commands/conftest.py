@@ -40,9 +40,9 @@ def begun(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
     (folder / "compatctl.yaml").write_text(
         f"format: 1\nstore: store\ndata: {emoji / 'items.csv'}\npolicy: default\n"
     )
-    write_encoder(folder / "old.onnx", noise=0.35)
+    write_encoder(folder / "old.onnx", noise=0.6)
     write_encoder(folder / "new.onnx", noise=0.05)
-    write_encoder(folder / "worse.onnx", noise=0.7)
+    write_encoder(folder / "worse.onnx", noise=1.5)
     write_encoder(folder / "turned.onnx", noise=0.05, turned=True)
     done = Shop(folder).run("init", "--model", folder / "old.onnx")
     assert done.code == 0, done.stderr

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compatctl.core.compatibility import inequalities, pair_means
-from compatctl.core.retrieval import evaluate, search
+from compatctl.core.class_sums import pair_means
+from compatctl.core.compatibility import inequalities
+from compatctl.core.nearest import search
+from compatctl.core.retrieval import evaluate
 from compatctl.errors import InputError
 
 

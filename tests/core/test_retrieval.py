@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compatctl.core import retrieval
-from compatctl.core.retrieval import Neighbours, ann_recall, cmc, evaluate, flips, search
+from compatctl.core import nearest
+from compatctl.core.nearest import Neighbours, search
+from compatctl.core.retrieval import cmc, evaluate, evaluate_judged, flips
 from compatctl.errors import InputError
 
 
@@ -100,7 +101,7 @@ def test_answers_do_not_depend_on_block(monkeypatch):
     queries, gallery = unit_rows(rng, 33, 64), unit_rows(rng, 257, 64)
     whole = search(queries, gallery, 10)
     single = search(queries, gallery, 10, block=1)
-    monkeypatch.setattr(retrieval, "_CELLS", 600)
+    monkeypatch.setattr(nearest, "_CELLS", 600)
     small = search(queries, gallery, 10)
     for other in (single, small):
         assert np.array_equal(whole.rows, other.rows)
@@ -178,7 +179,7 @@ def test_cmc_equals_recall_at_each_k():
     rng = np.random.default_rng(3)
     found = search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
     query_labels, gallery_labels = rng.integers(0, 9, 40), rng.integers(0, 9, 60)
-    curve = cmc(found, query_labels, gallery_labels, max_k=12)
+    curve = cmc(evaluate(found, query_labels, gallery_labels, map_k=1), max_k=12)
     for k in range(1, 13):
         wanted = np.mean([query_labels[i] in gallery_labels[found.rows[i, :k]] for i in range(40)])
         assert curve[k - 1] == pytest.approx(wanted)
@@ -197,24 +198,6 @@ def test_flips_count_both_directions():
     none = flips(old[:0], new[:0])
     assert np.isnan(none.negative)
     assert none.n == 0
-
-
-def test_ann_recall_is_overlap_with_exact_neighbours():
-    """Order does not count, missing ones cost, and -1 is not a neighbour."""
-    exact = np.array([[1, 2, 3], [4, 5, -1], [-1, -1, -1]])
-    assert ann_recall(exact, exact) == 1.0
-    assert ann_recall(exact[:, ::-1], exact) == 1.0
-    assert ann_recall(np.array([[1, 9, 3], [-1, -1, 4], [1, 2, 3]]), exact) == pytest.approx(
-        (2 / 3 + 1 / 2) / 2
-    )
-
-
-def test_ann_recall_takes_large_unsigned_keys():
-    """Keys that differ only beyond 2**53 are told apart, in mixed integer types too."""
-    keys = np.array([[2**63 + 1, 2**60 + 1]], dtype=np.uint64)
-    near = np.array([[2**60, 2**60 + 2]], dtype=np.int64)
-    assert ann_recall(keys, keys) == 1.0
-    assert ann_recall(near, keys) == 0.0
 
 
 GOOD = unit_rows(np.random.default_rng(0), 4, 3)
@@ -273,7 +256,27 @@ def test_labels_and_shapes_are_checked():
         flips(np.array([True]), np.array([True, False]))
     with pytest.raises(InputError, match="bool"):
         flips(np.array([1, 0]), np.array([True, False]))
-    with pytest.raises(InputError, match="found has 1"):
-        ann_recall(np.array([[1]]), np.array([[1], [2]]))
-    with pytest.raises(InputError, match="at least one"):
-        ann_recall(np.array([[1]]), np.array([[-1]]))
+
+
+def test_judged_relevance_equals_relevance_by_class():
+    """Judging every pair of one class relevant gives the figures that the classes give."""
+    rng = np.random.default_rng(4)
+    query_labels, gallery_labels = rng.integers(0, 9, 40), rng.integers(0, 7, 60)
+    found = search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
+    pairs = np.argwhere(query_labels[:, None] == gallery_labels[None, :])
+    pairs = pairs[rng.permutation(len(pairs))]
+    judged = evaluate_judged(found, pairs[:, 0], pairs[:, 1], 60, ks=(1, 5), map_k=12)
+    wanted = evaluate(found, query_labels, gallery_labels, ks=(1, 5), map_k=12)
+    assert judged.recall == wanted.recall
+    assert judged.n_without_match == wanted.n_without_match > 0
+    np.testing.assert_array_equal(judged.average_precision, wanted.average_precision)
+    np.testing.assert_array_equal(judged.first_hit, wanted.first_hit)
+
+
+def test_bad_judgments_are_refused():
+    """A pair judged twice, or a judgment of a row that is not there, is refused."""
+    found = search(GOOD, GOOD, 4)
+    with pytest.raises(InputError, match="judged once"):
+        evaluate_judged(found, np.array([0, 0]), np.array([1, 1]), 4)
+    with pytest.raises(InputError, match="rows below 4"):
+        evaluate_judged(found, np.array([0]), np.array([4]), 4)

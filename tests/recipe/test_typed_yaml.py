@@ -179,17 +179,17 @@ def test_a_bad_project_is_refused(tmp_path: Path) -> None:
 
 def test_policies_load_by_name_and_by_path(tmp_path: Path) -> None:
     """The shipped policies load by name; a copy by path; an unknown name lists what there is."""
-    assert shipped_policies() == ("default", "strict")
+    assert shipped_policies() == ("canary", "default", "strict")
     default, strict = load_policy("default"), load_policy("strict")
     assert (default.name, strict.name) == ("default", "strict")
-    assert strict.require_same_class
+    assert strict.same_class_margin == 0.0
     assert strict.different_class_margin < default.different_class_margin
-    (tmp_path / "mine.yaml").write_text("format: 1\nname: mine\nmin_queries: 7\n")
+    (tmp_path / "mine.yaml").write_text("format: 2\nname: mine\nmin_queries: 7\n")
     assert load_policy(tmp_path / "mine.yaml").min_queries == 7
     with pytest.raises(InputError, match="no policy called lax") as caught:
         load_policy("lax")
     assert "default, strict" in caught.value.tip
-    (tmp_path / "mine.yaml").write_text("format: 1\nmin_recall_gain: low\n")
+    (tmp_path / "mine.yaml").write_text("format: 2\nmin_recall_gain: low\n")
     with pytest.raises(InputError, match="min_recall_gain"):
         load_policy(tmp_path / "mine.yaml")
 
@@ -198,7 +198,7 @@ def test_shipped_policies_write_every_key() -> None:
     """Each shipped policy states every threshold, so that none is hidden in a default."""
     import dataclasses
 
-    from compatctl.core.gate import Policy
+    from compatctl.core.policy import Policy
 
     for name in shipped_policies():
         text = (ROOT / "compatctl" / "policies" / f"{name}.yaml").read_text(encoding="utf-8")

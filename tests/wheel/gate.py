@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     """The three commands of the README, and the way back."""
     folder.mkdir()
     table = unpack_emoji(emoji_source(), folder / "data")
-    for name, noise in (("old", 0.35), ("new", 0.05), ("worse", 0.7)):
+    for name, noise in (("old", 0.6), ("new", 0.05), ("worse", 1.5)):
         write_encoder(folder / f"{name}.onnx", noise=noise)
     begun = call(folder, 0, "init", "--model", "old.onnx", "--data", str(table))
     assert (folder / "compatctl.yaml").is_file()

@@ -1,6 +1,7 @@
 """report.json: the verdict, bound by digests to the models, the data, the index and the policy.
 
-It holds no time and no absolute path: the same inputs give the same bytes.
+It holds no time and no absolute path: the same inputs give the same bytes. (Latency, where it was
+asked for, is a measurement of the machine and the one exception.)
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from compatctl import __version__
-from compatctl.core.gate import GroupEvidence, Policy, Verdict
+from compatctl.core.gate import Verdict
+from compatctl.core.policy import Policy
 from compatctl.errors import GateError, InputError
 from compatctl.files import canonical_json, read_json, sha256_bytes
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelId:
-    """An encoder: the file's name (for people), its digest (its identity), its dimension."""
+    """A model: the file's name (for people), its digest (its identity), its dimension."""
 
     name: str
     sha256: str
@@ -49,7 +51,10 @@ class StoreId:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnHealth:
-    """ANN recall@k of the new queries on the real index at its ef, and the ef that they need."""
+    """ANN recall@k of the new queries on the real index at its ef, and the ef that they need.
+
+    ``sweep``: (ef, recall) from k upwards until the target is reached.
+    """
 
     k: int
     ef_now: int
@@ -58,58 +63,77 @@ class AnnHealth:
     recall_needed: float
     target: float
     n_queries: int
+    sweep: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorRates:
+    """FAR and FRR of old and new queries on the old gallery at the thresholds that are used.
+
+    ``keeping_threshold`` is the lowest at which new queries have no higher FAR than old ones.
+    """
+
+    old_threshold: float
+    new_threshold: float
+    far: dict[str, float]
+    frr: dict[str, float]
+    keeping_threshold: float
+    keeping_frr: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One group of queries: retrieval of every pair of models, flips and inequality means."""
+    """One group of queries: retrieval of every pair of models, flips and inequality means.
+
+    Keys are query model and gallery: ``new_old`` is new queries on the old gallery, ``new_mixed``
+    on one of which the new model embedded a half. ``rank_bias``: share of the first ten answers
+    there that the new model embedded, less that share of the gallery.
+    """
 
     name: str
     n_queries: int
     n_classes: int
     n_without_match: int
     recall: dict[str, dict[str, float]]
+    cmc: dict[str, tuple[float, ...]]
     map_at_k: dict[str, float]
     map_k: int
     negative_flips: float
     positive_flips: float
+    mcnemar_p: float
     cos_same: dict[str, float]
     cos_diff: dict[str, float]
     share_same: float
     share_diff: float
     drift_mean: float | None
+    rank_bias: dict[str, float]
+    error_rates: ErrorRates | None
 
-    @classmethod
-    def of(cls, evidence: GroupEvidence) -> Group:
-        """The numbers of one group, without the arrays behind them."""
-        pairs = {
-            "old_old": evidence.old_old,
-            "new_old": evidence.new_old,
-            "new_new": evidence.new_new,
-        }
-        means = {
-            "old_old": evidence.inequalities.old_old,
-            "new_old": evidence.inequalities.new_old,
-        }
-        return cls(
-            name=evidence.name,
-            n_queries=evidence.n_queries,
-            n_classes=evidence.n_classes,
-            n_without_match=evidence.old_old.n_without_match,
-            recall={
-                pair: {str(k): value for k, value in found.recall.items()}
-                for pair, found in pairs.items()
-            },
-            map_at_k={pair: found.map_at_k for pair, found in pairs.items()},
-            map_k=evidence.old_old.map_k,
-            negative_flips=evidence.flips.negative,
-            positive_flips=evidence.flips.positive,
-            cos_same={pair: mean.cos_same for pair, mean in means.items()},
-            cos_diff={pair: mean.cos_diff for pair, mean in means.items()},
-            share_same=evidence.inequalities.share_same,
-            share_diff=evidence.inequalities.share_diff,
-            drift_mean=evidence.inequalities.drift_mean,
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class PairsResult:
+    """Verification on the pairs that the user gave; ``old`` and ``new`` in each.
+
+    ``accuracy`` is cross-validated over ten folds of the pairs; ``tar`` at each FAR of its keys,
+    None where there are too few pairs to resolve it; ``roc``: (far, tar) points, at most 100.
+    """
+
+    n_same: int
+    n_diff: int
+    accuracy: dict[str, float]
+    equal_error_rate: dict[str, float]
+    tar: dict[str, dict[str, float | None]]
+    roc: dict[str, tuple[tuple[float, float], ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Median milliseconds a batch of images takes through each encoder on this machine."""
+
+    old_ms: float
+    new_ms: float
+    batch: int
+    rounds: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +146,13 @@ class Report:
     store: StoreId | None
     policy: Policy
     policy_sha256: str
+    seed: int
+    replicates: int
     groups: tuple[Group, ...]
+    pairs: PairsResult | None
     verdict: Verdict
     ann: AnnHealth | None
+    latency: Latency | None
     training_record_sha256: str | None
     registry_sha256: str | None
     not_checked: tuple[str, ...]
@@ -175,7 +203,8 @@ def read_bound(path: Path) -> Bound:
 
     Raises:
         GateError: there is no report.
-        InputError: it is not a report, or of a newer format.
+        InputError: it is not a report, of another format, or its outcome is not the one that its
+            own checks give.
     """
     if not path.is_file():
         raise GateError(
@@ -186,15 +215,15 @@ def read_bound(path: Path) -> Bound:
     kind = raw.get("format") if isinstance(raw, dict) else None
     if not isinstance(raw, dict) or not isinstance(kind, int):
         raise InputError(f"{path} is not a report of compatctl verify")
-    if kind > FORMAT:
+    if kind != FORMAT:
         raise InputError(
-            f"{path} has report format {kind}; this version reads up to {FORMAT}",
+            f"{path} has report format {kind}; this version reads {FORMAT}",
             tip="install the version of compatctl that wrote it, or verify again",
         )
     try:
         store, ann = raw["store"], raw["ann"]
         bound = Bound(
-            outcome=raw["verdict"]["outcome"],
+            outcome=_outcome(raw["verdict"], path),
             old_sha256=raw["old"]["sha256"],
             new_sha256=raw["new"]["sha256"],
             new_name=raw["new"]["name"],
@@ -205,6 +234,22 @@ def read_bound(path: Path) -> Bound:
             registry_sha256=raw["registry_sha256"],
             sha256=sha256_bytes(path.read_bytes()),
         )
-    except (KeyError, TypeError) as missing:
+        stated = sha256_bytes(canonical_json(raw["policy"]))
+    except (KeyError, TypeError, AttributeError) as missing:
         raise InputError(f"{path} is a report with a missing entry: {missing}") from None
+    if stated != bound.policy_sha256:
+        raise InputError(
+            f"{path}: its policy is not the one whose digest it names", tip="verify again"
+        )
     return bound
+
+
+def _outcome(verdict: dict[str, Any], path: Path) -> str:
+    """The verdict's outcome, once it is what its deciding checks say."""
+    outcomes = [check["outcome"] for check in verdict["checks"] if check["decides"]]
+    stated = str(verdict["outcome"])
+    if stated == "pass" and (not outcomes or set(outcomes) != {"pass"}):
+        raise InputError(
+            f"{path} says pass, but its own checks do not", tip="the file was edited: verify again"
+        )
+    return stated

@@ -1,0 +1,114 @@
+"""Which held-out queries decide: those of classes that the candidate never saw.
+
+Items that were trained on are found by id and by the digest of their bytes, and are an error unless
+they are asked to be reported apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from compatctl.commands.evaluation import Arena, arena_of, has_roles, query_rows
+from compatctl.commands.options import VerifyOptions
+from compatctl.commands.pairs import rows_of
+from compatctl.commands.training_record import Seen
+from compatctl.commands.trial import Bools, Rows
+from compatctl.core.evidence import DECIDING_GROUP
+from compatctl.data import Dataset, read_pairs
+from compatctl.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Groups:
+    """The groups of queries, the deciding one first, and the user's pairs."""
+
+    arenas: tuple[Arena, ...]
+    pairs: tuple[Rows, Rows, Bools] | None = None
+
+    @property
+    def pair_rows(self) -> Rows:
+        """Rows of the items that stand in pairs."""
+        if self.pairs is None:
+            return np.zeros(0, np.int64)
+        return np.union1d(self.pairs[0], self.pairs[1])
+
+    @property
+    def n_slices(self) -> int:
+        """Slices of the deciding group."""
+        return len(self.arenas[0].slices)
+
+
+def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Groups:
+    """Held-out queries by what the candidate saw: unseen classes, seen classes, trained items.
+
+    Queries whose class has a gallery anchor and the others are groups of their own besides.
+
+    Raises:
+        InputError: a held-out item, or an item of a pair, was trained on (without ``allow_seen``);
+            a slice names no column; a pair names no item.
+    """
+    _check_slices(data, options)
+    pairs = rows_of(read_pairs(options.pairs), data.ids) if options.pairs else None
+    held_out = query_rows(data, "test")
+    if seen is None:
+        arena = arena_of(DECIDING_GROUP, data, held_out, options.slices)
+        return Groups(arenas=(arena,), pairs=pairs)
+    if pairs is not None:
+        _refuse_trained(data, np.union1d(pairs[0], pairs[1]), seen, options, "items of pairs")
+    if not has_roles(data):  # every item queries: one that anchored must not
+        keep = [row for row in held_out if data.items[row].id not in seen.anchor_ids]
+        held_out = np.array(keep, np.int64)
+    trained = _refuse_trained(data, held_out, seen, options, "held-out queries")
+    return Groups(arenas=_by_class(data, seen, held_out, trained, options), pairs=pairs)
+
+
+def _by_class(
+    data: Dataset, seen: Seen, held_out: Rows, trained: Rows, options: VerifyOptions
+) -> tuple[Arena, ...]:
+    anchored = {item.label for item in data.items if item.id in seen.anchor_ids}
+    fresh = np.setdiff1d(held_out, trained)
+    labels = np.array([data.items[row].label in seen.classes for row in fresh], bool)
+    unseen = fresh[~labels]
+    groups = [arena_of(DECIDING_GROUP, data, unseen, options.slices)]
+    by_anchor = np.array([data.items[row].label in anchored for row in unseen], bool)
+    if by_anchor.any() and not by_anchor.all():
+        groups.append(arena_of("unseen, anchored", data, unseen[by_anchor]))
+        groups.append(arena_of("unseen, not anchored", data, unseen[~by_anchor]))
+    if labels.any():
+        groups.append(arena_of("seen", data, fresh[labels]))
+    if len(trained):
+        groups.append(arena_of("trained", data, trained))
+    return tuple(groups)
+
+
+def _refuse_trained(
+    data: Dataset, rows: Rows, seen: Seen, options: VerifyOptions, what: str
+) -> Rows:
+    """Those of ``rows`` that were trained on, where they are allowed."""
+    trained = np.array([row for row in rows if _trained(data, int(row), seen)], np.int64)
+    if len(trained) and not options.allow_seen:
+        names = ", ".join(data.items[row].id for row in trained[:3])
+        raise InputError(
+            f"{len(trained)} of {len(rows)} {what} were trained on: {names} ...",
+            tip="hold out other items, or pass --allow-seen to report them apart",
+        )
+    return trained
+
+
+def _trained(data: Dataset, row: int, seen: Seen) -> bool:
+    if data.items[row].id in seen.ids:
+        return True
+    digest = data.digest(row)
+    return digest in seen.digests or digest in seen.anchor_digests
+
+
+def _check_slices(data: Dataset, options: VerifyOptions) -> None:
+    known = {name for item in data.items for name in item.slices}
+    for column in options.slices:
+        if column not in known:
+            raise InputError(
+                f"no item of the data has the column {column}",
+                tip=f"columns: {', '.join(sorted(known)) or 'none'}",
+            )

@@ -1,0 +1,189 @@
+"""From evidence to the report: measure, judge, say it in one sentence, write it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compatctl.commands.trial import CURVE, Trial
+from compatctl.core.evidence import ChainEvidence, Draw, measure, measure_chain
+from compatctl.core.gate import Check, Measurement, Verdict, judge
+from compatctl.core.policy import Policy, rules
+from compatctl.core.retrieval import Retrieval, cmc
+from compatctl.files import write_atomic
+from compatctl.report import Group, Report, junit, markdown, openmetrics, policy_sha256
+
+NEXT_STEPS = {
+    "pass": "compatctl deploy",
+    "fail": "keep the old model; other routes: gallery anchors in the recipe, compatctl fuse",
+    "inconclusive": "hold out more classes and images, then verify again",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Files that the report is written to besides report.json; None: not wanted."""
+
+    junit: Path | None = None
+    markdown: Path | None = None
+    metrics: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The seed of the resampling and how many replicates the checks need."""
+
+    seed: int
+    replicates: int
+
+    @property
+    def draw(self) -> Draw:
+        """A new generator of the same seed each time: checks are compared on equal replicates."""
+        return lambda: np.random.default_rng(self.seed)
+
+
+def sampling(policy: Policy, seed: int, n_slices: int, n_chain: int) -> Sampling:
+    """As many replicates as the policy says, and enough for Holm's smallest level."""
+    checks = len(rules(policy)) + n_slices + n_chain
+    return Sampling(
+        seed=seed, replicates=max(policy.replicates, math.ceil(10 * checks / policy.alpha))
+    )
+
+
+def verdict_of(
+    policy: Policy,
+    trials: Sequence[Trial],
+    chain: Sequence[ChainEvidence],
+    others: Sequence[Measurement],
+    how: Sampling,
+) -> Verdict:
+    """Every measurement, judged."""
+    found: list[Measurement] = []
+    for trial in trials:
+        found += measure(policy, trial.evidence, how.draw, how.replicates)
+    for link in chain:
+        found.append(measure_chain(link, policy.recall_at, how.draw, how.replicates))
+    return judge(policy, [*found, *others])
+
+
+def verdict_fields(
+    policy: Policy,
+    verdict: Verdict,
+    how: Sampling,
+    trials: Sequence[Trial],
+    next_steps: Mapping[str, str],
+) -> dict[str, Any]:
+    """The entries of a report that follow from the verdict."""
+    return {
+        "policy": policy,
+        "policy_sha256": policy_sha256(policy),
+        "seed": how.seed,
+        "replicates": how.replicates,
+        "verdict": verdict,
+        "summary": summary(verdict),
+        "next_step": _threshold_step(verdict, trials) or next_steps[verdict.outcome],
+    }
+
+
+def group_of(trial: Trial) -> Group:
+    """The numbers of one group, without the arrays behind them."""
+    found = trial.evidence
+    pairs: dict[str, Retrieval] = {"old_old": found.old_old, "new_old": found.new_old}
+    for name in ("new_new", "old_mixed", "new_mixed"):
+        test = getattr(found, name)
+        if test is not None:
+            pairs[name] = test
+    both, flips = found.inequalities, found.flips
+    means = {"old_old": both.old_old, "new_old": both.new_old} if both else {}
+    nan = float("nan")
+    return Group(
+        name=found.name,
+        n_queries=found.old_old.n_counted,
+        n_classes=found.n_classes,
+        n_without_match=found.old_old.n_without_match,
+        recall={
+            pair: {str(k): value for k, value in test.recall.items()}
+            for pair, test in pairs.items()
+        },
+        cmc={pair: tuple(map(float, cmc(test, CURVE))) for pair, test in pairs.items()},
+        map_at_k={pair: test.map_at_k for pair, test in pairs.items()},
+        map_k=found.old_old.map_k,
+        negative_flips=flips.negative,
+        positive_flips=flips.positive,
+        mcnemar_p=found.mcnemar,
+        cos_same={pair: mean.cos_same for pair, mean in means.items()},
+        cos_diff={pair: mean.cos_diff for pair, mean in means.items()},
+        share_same=both.share_same if both else nan,
+        share_diff=both.share_diff if both else nan,
+        drift_mean=both.drift_mean if both else None,
+        rank_bias=trial.rank_bias,
+        error_rates=trial.rates,
+    )
+
+
+def summary(verdict: Verdict) -> str:
+    """What the verdict means, in one sentence."""
+    deciding = [check for check in verdict.checks if check.decides]
+    if verdict.outcome == "pass":
+        gain = next(check for check in deciding if check.name == "recall_gain")
+        if gain.margin is not None:
+            return (
+                "The new model does not find less than the old one in the gallery as it is, within "
+                f"a margin of {gain.margin:g}: {_interval(gain)}."
+            )
+        return (
+            "The new model finds more than the old one in the gallery as it is: the recall gain is "
+            f"{_interval(gain)}."
+        )
+    if verdict.outcome == "fail":
+        failed = [check for check in deciding if check.outcome == "fail"]
+        names = ", ".join(_name(check) for check in failed)
+        return f"The new model must not be deployed: {names} failed."
+    open_checks = [check for check in deciding if check.outcome == "inconclusive"]
+    names = ", ".join(_name(check) for check in open_checks) or "no check could decide"
+    return f"The evidence does not settle it: {names}.{_needed(open_checks)}"
+
+
+def write(report: Report, path: Path, outputs: Outputs) -> None:
+    """report.json first: the other files are views of it."""
+    write_atomic(path, report.to_bytes())
+    for target, text in (
+        (outputs.junit, junit),
+        (outputs.markdown, markdown),
+        (outputs.metrics, openmetrics),
+    ):
+        if target is not None:
+            write_atomic(target, text(report))
+
+
+def _threshold_step(verdict: Verdict, trials: Sequence[Trial]) -> str:
+    """Where only the threshold stands in the way: the one that keeps the false accept rate."""
+    stands = {check.name for check in verdict.checks if check.decides and check.outcome != "pass"}
+    if stands != {"far_ratio"} or not trials or trials[0].rates is None:
+        return ""
+    keeping = trials[0].rates.keeping_threshold
+    return (
+        f"accept new ones at {keeping:.4f}, which keeps the false accept rate; verify again with "
+        f"--new-threshold {keeping:.4f}"
+    )
+
+
+def _interval(check: Check) -> str:
+    return f"{check.estimate:+.4f}, between {check.low:+.4f} and {check.high:+.4f}"
+
+
+def _name(check: Check) -> str:
+    return check.name if check.group == "unseen" else f"{check.name} ({check.group})"
+
+
+def _needed(checks: Sequence[Check]) -> str:
+    wanted = [check.needed for check in checks if check.needed]
+    if not wanted:
+        return ""
+    most = max(wanted, key=lambda one: one.classes)
+    return f" About {most.classes} classes with {most.queries} queries would."

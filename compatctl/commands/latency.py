@@ -1,0 +1,51 @@
+"""How long a query takes: both encoders on the same images, one after the other in turns."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from compatctl.commands.trial import Rows
+from compatctl.core.gate import Measurement
+from compatctl.data import Dataset, prepare
+from compatctl.encoder import Encoder
+from compatctl.report import Latency
+
+BATCH = 16
+ROUNDS = 7
+
+
+def measure_latency(data: Dataset, rows: Rows, old: Encoder, new: Encoder) -> Latency:
+    """Median milliseconds of a batch through each encoder; decoding and resizing are not in it."""
+    images = [data.read(int(row)) for row in rows[:BATCH]]
+    batches = [
+        {
+            one.name: np.stack([prepare(image, one.preprocessing) for image in images])
+            for one in encoder.inputs
+        }
+        for encoder in (old, new)
+    ]
+    times: tuple[list[float], list[float]] = ([], [])
+    for at in range(-1, ROUNDS):  # the first round warms up
+        for side, encoder in enumerate((old, new)):
+            began = time.perf_counter()
+            encoder.run(batches[side])
+            if at >= 0:
+                times[side].append(time.perf_counter() - began)
+    old_ms, new_ms = (1000 * float(np.median(one)) for one in times)
+    return Latency(old_ms=old_ms, new_ms=new_ms, batch=len(images), rounds=ROUNDS)
+
+
+def latency_measurement(found: Latency) -> Measurement:
+    """The ratio of the two medians."""
+    return Measurement(
+        name="latency_ratio",
+        group="latency",
+        estimate=found.new_ms / found.old_ms,
+        n=found.rounds,
+        n_queries=found.batch,
+        may_decide=True,
+        detail=f"A batch of {found.batch} images takes {found.new_ms:.3g} ms, after "
+        f"{found.old_ms:.3g} ms with the old encoder",
+    )

@@ -1,0 +1,76 @@
+"""What a user may ask of one verification, besides what the project and the policy say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from compatctl.commands.judging import Outputs
+from compatctl.commands.trial import Thresholds
+from compatctl.errors import UsageError
+from compatctl.recipe import Project
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """``training``: the candidate's record; ``threshold``: the cosine at which the deployed system
+    accepts, ``new_threshold`` the one that new queries will be used with (default: the same);
+    ``slices``: columns of the data; ``pairs``, ``qrels``: files of judgments.
+    """
+
+    training: Path | None = None
+    allow_seen: bool = False
+    skip_bad: bool = False
+    threshold: float | None = None
+    new_threshold: float | None = None
+    slices: tuple[str, ...] = ()
+    pairs: Path | None = None
+    qrels: Path | None = None
+    latency: bool = False
+    seed: int = 0
+    dry_run: bool = False
+    outputs: Outputs = field(default_factory=Outputs)
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "new_threshold"):
+            value = getattr(self, name)
+            if value is not None and not -1.0 <= value <= 1.0:
+                raise UsageError(f"a similarity threshold lies between -1 and 1, got {value}")
+        if self.seed < 0 or not math.isfinite(self.seed):
+            raise UsageError(f"a seed is a whole number of at least 0, got {self.seed}")
+
+    def within(self, project: Project) -> VerifyOptions:
+        """These options, and the project's where none was given."""
+        kept, here = self.outputs, project
+        return replace(
+            self,
+            slices=self.slices or here.slices,
+            threshold=here.threshold if self.threshold is None else self.threshold,
+            outputs=Outputs(
+                junit=kept.junit or here.junit,
+                markdown=kept.markdown or here.markdown,
+                metrics=kept.metrics or here.metrics,
+            ),
+        )
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """The thresholds of old and new queries, where one was given."""
+        if self.threshold is None and self.new_threshold is not None:
+            raise UsageError("--new-threshold needs --threshold, the one that is deployed")
+        if self.threshold is None:
+            return None
+        new = self.threshold if self.new_threshold is None else self.new_threshold
+        return Thresholds(old=self.threshold, new=new)
+
+    def unchecked(self) -> tuple[str, ...]:
+        """What was not asked for."""
+        found = []
+        if self.threshold is None:
+            found.append("false accepts: no --threshold")
+        elif self.qrels is not None:
+            found.append("false accepts: judgments with --qrels are no classes")
+        if not self.slices:
+            found.append("slices: no --slice")
+        return tuple(found)

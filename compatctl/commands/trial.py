@@ -1,0 +1,218 @@
+"""One group of held-out queries put to both models: from features to the evidence of the gate.
+
+Images and ready features end here alike: old and new features of queries and gallery, and a field
+that says what is relevant to what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha1
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.core.compatibility import Inequalities, inequalities, judged_inequalities
+from compatctl.core.evidence import GroupEvidence
+from compatctl.core.nearest import Neighbours, search
+from compatctl.core.policy import Policy
+from compatctl.core.retrieval import Retrieval, evaluate, evaluate_judged
+from compatctl.core.thresholds import Accepts, accepts, threshold_keeping_far
+from compatctl.report import ErrorRates
+
+Rows = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+
+MAP_K = 100
+CURVE = 10
+"""Places of the match curve, and neighbours that the rank bias looks at."""
+SHARES_UP_TO = 50_000_000
+"""Pairs of queries and gallery rows up to which single pairs are counted as well."""
+_CHUNK = 65_536
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Field:
+    """Q queries and G gallery rows in numbers: what is relevant to what, and what is resampled."""
+
+    classes: Rows
+    """(Q,) what is resampled: class codes, or each query for itself where relevance was judged."""
+    query_labels: Rows
+    gallery_labels: Rows
+    own_row: Rows
+    """(Q,) each query's own gallery row, -1: none."""
+    judged: tuple[Rows, Rows] | None = None
+    """(J,) query positions and gallery rows judged relevant; then labels do not count."""
+    half: Bools | None = None
+    """(G,) the half of the gallery that a mixed gallery has re-embedded."""
+    slices: Mapping[str, Bools] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sides:
+    """Unit features: queries (Q, D) of both models, gallery (G, D) of both; None: not embedded."""
+
+    old_queries: Floats
+    new_queries: Floats
+    old_gallery: Floats
+    new_gallery: Floats | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """The similarity thresholds that are used with old and with new queries."""
+
+    old: float
+    new: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """The evidence of one group, and what is reported beside it."""
+
+    evidence: GroupEvidence
+    rank_bias: dict[str, float] = field(default_factory=dict)
+    """Of old and new queries: share of the first ten answers that the new model embedded, less that
+    share of the gallery; 0 where the models' scores are alike."""
+    rates: ErrorRates | None = None
+
+
+def half_of(ids: Iterable[str]) -> Bools:
+    """(G,) about half of the items, by a hash of their ids: the same in every run."""
+    return np.array([sha1(one.encode()).digest()[0] < 128 for one in ids], dtype=bool)
+
+
+def depths(policy: Policy) -> tuple[int, ...]:
+    """Every k at which recall is measured."""
+    return tuple(sorted({1, 5, CURVE, policy.recall_at, policy.wide_recall_at}))
+
+
+def run(
+    name: str,
+    where: Field,
+    sides: Sides,
+    policy: Policy,
+    *,
+    thresholds: Thresholds | None = None,
+    ann_found: NDArray[np.float64] | None = None,
+) -> Trial:
+    """Search every gallery with both models' queries; measure what the policy may ask for."""
+    old_old = _search(where, sides.old_queries, sides.old_gallery, policy)
+    new_old = _search(where, sides.new_queries, sides.old_gallery, policy)
+    new_new = old_mixed = new_mixed = None
+    bias: dict[str, float] = {}
+    if sides.new_gallery is not None:
+        new_new = _search(where, sides.new_queries, sides.new_gallery, policy)
+        if where.half is not None:
+            old_mixed, bias["old"] = _mixed(where, sides, sides.old_queries, policy)
+            new_mixed, bias["new"] = _mixed(where, sides, sides.new_queries, policy)
+    accepted = rates = None
+    if thresholds is not None and where.judged is None:
+        accepted, rates = _rates(where, sides, thresholds)
+    return Trial(
+        evidence=GroupEvidence(
+            name=name,
+            classes=where.classes,
+            old_old=old_old,
+            new_old=new_old,
+            new_new=new_new,
+            inequalities=_inequalities(where, sides),
+            old_mixed=old_mixed,
+            new_mixed=new_mixed,
+            accepts=accepted,
+            ann_found=ann_found,
+            slices=where.slices,
+        ),
+        rank_bias=bias,
+        rates=rates,
+    )
+
+
+def retrieval(
+    where: Field, queries: Floats, gallery: Floats, ks: tuple[int, ...], map_k: int = MAP_K
+) -> Retrieval:
+    """recall@k and mAP of queries (Q, D) on a gallery (G, D), exactly."""
+    map_k = max(1, min(map_k, len(gallery)))
+    return _evaluate(where, search(queries, gallery, max(map_k, *ks), where.own_row), ks, map_k)
+
+
+def _search(where: Field, queries: Floats, gallery: Floats, policy: Policy) -> Retrieval:
+    return retrieval(where, queries, gallery, depths(policy))
+
+
+def _evaluate(where: Field, found: Neighbours, ks: tuple[int, ...], map_k: int) -> Retrieval:
+    if where.judged is not None:
+        n = len(where.gallery_labels)
+        return evaluate_judged(found, *where.judged, n, ks=ks, map_k=map_k)
+    return evaluate(
+        found, where.query_labels, where.gallery_labels, where.own_row, ks=ks, map_k=map_k
+    )
+
+
+def _mixed(where: Field, sides: Sides, queries: Floats, policy: Policy) -> tuple[Retrieval, float]:
+    """Quality on the gallery of which the new model embedded a half, and the rank bias."""
+    assert where.half is not None and sides.new_gallery is not None  # noqa: PT018
+    ks = depths(policy)
+    map_k = max(1, min(MAP_K, len(where.half)))
+    found = _search_mixed(where, sides.old_gallery, sides.new_gallery, queries, max(map_k, *ks))
+    first = found.rows[:, :CURVE]
+    by_new = where.half[first] & (first >= 0)
+    bias = by_new.sum() / max(1, (first >= 0).sum()) - where.half.mean()
+    return _evaluate(where, found, ks, map_k), float(bias)
+
+
+def _search_mixed(where: Field, old: Floats, new: Floats, queries: Floats, k: int) -> Neighbours:
+    """``search`` in rows of ``new`` where ``half`` says so, else of ``old``; neither is copied."""
+    assert where.half is not None
+    rows = np.full((len(queries), 0), -1, np.int64)
+    scores = np.full((len(queries), 0), -np.inf, np.float32)
+    for start in range(0, len(old), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        gallery = np.where(where.half[part, None], new[part], old[part])
+        own = where.own_row - start
+        inside = (where.own_row >= 0) & (own >= 0) & (own < len(gallery))
+        found = search(queries, gallery, k, np.where(inside, own, -1))
+        rows = np.concatenate([rows, np.where(found.rows >= 0, found.rows + start, -1)], axis=1)
+        scores = np.concatenate([scores, found.scores], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        rows = np.take_along_axis(rows, order, axis=1)
+        scores = np.take_along_axis(scores, order, axis=1)
+    return Neighbours(rows=rows, scores=scores)
+
+
+def _inequalities(where: Field, sides: Sides) -> Inequalities:
+    old, new, gallery = sides.old_queries, sides.new_queries, sides.old_gallery
+    if where.judged is not None:
+        return judged_inequalities(old, new, gallery, *where.judged)
+    return inequalities(
+        old,
+        new,
+        where.query_labels,
+        gallery,
+        where.gallery_labels,
+        where.own_row,
+        shares=len(old) * len(gallery) <= SHARES_UP_TO,
+    )
+
+
+def _rates(
+    where: Field, sides: Sides, at: Thresholds
+) -> tuple[tuple[Accepts, Accepts], ErrorRates]:
+    """False accepts and false rejects of both, and the threshold that keeps the FAR."""
+    gallery = (sides.old_gallery, where.gallery_labels)
+    labels, own = where.query_labels, where.own_row
+    old = accepts(sides.old_queries, labels, *gallery, at.old, own)
+    new = accepts(sides.new_queries, labels, *gallery, at.new, own)
+    allowed = int(old.diff_accepted.sum())
+    keeping = threshold_keeping_far(sides.new_queries, labels, *gallery, allowed, own)
+    kept = accepts(sides.new_queries, labels, *gallery, keeping, own)
+    return (old, new), ErrorRates(
+        old_threshold=at.old,
+        new_threshold=at.new,
+        far={"old": old.far, "new": new.far},
+        frr={"old": old.frr, "new": new.frr},
+        keeping_threshold=keeping,
+        keeping_frr=kept.frr,
+    )

@@ -1,0 +1,191 @@
+"""verify of features only: models behind an API, whose embeddings are all there is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from compatctl.commands.evaluation import judged_rows, same_dimension
+from compatctl.commands.judging import group_of, sampling, verdict_fields, verdict_of
+from compatctl.commands.options import VerifyOptions
+from compatctl.commands.pairs import measure_pairs, rows_of
+from compatctl.commands.trial import Field, Rows, Sides, half_of, run
+from compatctl.core.evidence import Draw
+from compatctl.core.gate import Measurement
+from compatctl.core.policy import Policy
+from compatctl.data import FeatureTable, load_features, read_pairs, read_qrels
+from compatctl.errors import InputError
+from compatctl.files import canonical_json, sha256_bytes, sha256_file
+from compatctl.report import DataId, ModelId, PairsResult, Report
+
+UNCHECKED = (
+    "training leaks: features say nothing of what was trained on; the items must be held out",
+    "parity: no model file was seen",
+    "ANN recall: no index was seen",
+    "latency: no model was run",
+    "deploy: a store needs the models themselves",
+)
+NEXT = {
+    "pass": "switch the query model, and keep the old one at hand",
+    "fail": "keep the old model",
+    "inconclusive": "embed more held-out classes and items, then verify again",
+}
+
+
+def features_policy(policy: Policy) -> Policy:
+    """The default policy where there are features only: superiority of recall@1 alone."""
+    return replace(
+        policy,
+        name=f"{policy.name} (features)",
+        different_class_margin=None,
+        min_slice_gain=None,
+        max_far_ratio=None,
+    )
+
+
+def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions) -> Report:
+    """Compare two feature tables of the same items.
+
+    Raises:
+        InputError: a table that cannot be read, or tables of other items, labels, roles or
+            dimensions.
+    """
+    tables = load_features(old), load_features(new)
+    _check_same(*tables, old, new)
+    where = _field(tables[0], options)
+    queries, gallery = _rows(tables[0])
+    sides = Sides(
+        old_queries=_part(tables[0], queries),
+        new_queries=_part(tables[1], queries),
+        old_gallery=_part(tables[0], gallery),
+        new_gallery=_part(tables[1], gallery),
+    )
+    trial = run("unseen", where, sides, policy, thresholds=options.thresholds)
+    how = sampling(policy, options.seed, len(where.slices), 0)
+    others, pairs = _pairs(tables, policy, options, how.draw, how.replicates)
+    verdict = verdict_of(policy, [trial], [], others, how)
+    return Report(
+        old=_model(old, tables[0]),
+        new=_model(new, tables[1]),
+        data=_data(tables[0]),
+        store=None,
+        groups=(group_of(trial),),
+        pairs=pairs,
+        ann=None,
+        latency=None,
+        training_record_sha256=None,
+        registry_sha256=None,
+        not_checked=(*UNCHECKED, *options.unchecked()),
+        **verdict_fields(policy, verdict, how, [trial], NEXT),
+    )
+
+
+def _rows(table: FeatureTable) -> tuple[Rows, Rows]:
+    """Rows that query and rows that are searched: all of them both where there is no role."""
+    if table.role is None:
+        every = np.arange(len(table.ids))
+        return every, every
+    role = np.array(table.role)
+    return np.flatnonzero(role == "query"), np.flatnonzero(role == "gallery")
+
+
+def _part(table: FeatureTable, rows: Rows) -> np.ndarray:
+    """The rows' features; the table's own memory where they are all of it."""
+    return table.features if len(rows) == len(table.ids) else table.features[rows]
+
+
+def _field(table: FeatureTable, options: VerifyOptions) -> Field:
+    queries, gallery = _rows(table)
+    codes = np.unique(np.array(table.labels), return_inverse=True)[1].astype(np.int64)
+    position = np.full(len(table.ids), -1, np.int64)
+    position[gallery] = np.arange(len(gallery))
+    judged = None
+    if options.qrels is not None:
+        ids = np.array(table.ids, dtype=object)
+        judged = judged_rows(
+            read_qrels(options.qrels), ids[queries].tolist(), ids[gallery].tolist()
+        )
+    slices = {}
+    for column in options.slices:
+        if column not in table.slices:
+            raise InputError(
+                f"there is no column {column} in the tables",
+                tip=f"columns: {', '.join(table.slices) or 'none'}",
+            )
+        values = np.array(table.slices[column], dtype=object)[queries]
+        for value in sorted({*values.tolist()} - {""}):
+            slices[f"{column}={value}"] = np.asarray(values == value, dtype=bool)
+    return Field(
+        classes=codes[queries] if judged is None else np.arange(len(queries)),
+        query_labels=codes[queries],
+        gallery_labels=codes[gallery],
+        own_row=position[queries],
+        judged=judged,
+        half=half_of(table.ids[row] for row in gallery),
+        slices=slices,
+    )
+
+
+def _pairs(
+    tables: tuple[FeatureTable, FeatureTable],
+    policy: Policy,
+    options: VerifyOptions,
+    draw: Draw,
+    replicates: int,
+) -> tuple[list[Measurement], PairsResult | None]:
+    if options.pairs is None:
+        return [], None
+    rows = rows_of(read_pairs(options.pairs), tables[0].ids)
+    return measure_pairs(
+        policy,
+        queries=(tables[0].features, tables[1].features),
+        gallery=tables[0].features,
+        rows=rows,
+        labels=tables[0].labels,
+        draw=draw,
+        replicates=replicates,
+    )
+
+
+def _check_same(old: FeatureTable, new: FeatureTable, old_path: Path, new_path: Path) -> None:
+    """Both tables must be of the same items, in the same order, labelled alike."""
+    for name, a, b in (
+        ("ids", old.ids, new.ids),
+        ("labels", old.labels, new.labels),
+        ("roles", old.role, new.role),
+    ):
+        if a == b:
+            continue
+        if a is None or b is None or len(a) != len(b):
+            found = f"{len(a or ())} in {old_path} and {len(b or ())} in {new_path}"
+        else:
+            row = next(at for at, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1])
+            found = f"row {row} is {a[row]!r} in {old_path} and {b[row]!r} in {new_path}"
+        raise InputError(
+            f"the {name} of the two tables differ: {found}",
+            tip="embed the same items, in the same order, with both models",
+        )
+    same_dimension(old.features.shape[1], new.features.shape[1])
+    queries, gallery = _rows(old)
+    if not len(queries) or not len(gallery):
+        raise InputError(
+            f"{old_path} has {len(queries)} queries and {len(gallery)} gallery items",
+            tip="one of each is needed; without the array role every item is both",
+        )
+
+
+def _model(path: Path, table: FeatureTable) -> ModelId:
+    return ModelId(name=path.name, sha256=sha256_file(path), dim=table.features.shape[1])
+
+
+def _data(table: FeatureTable) -> DataId:
+    """Identity of the items: ids, labels and roles, in their order."""
+    entry = [list(table.ids), list(table.labels), list(table.role or ())]
+    return DataId(
+        name="features",
+        sha256=sha256_bytes(canonical_json(entry)),
+        items=len(table.ids),
+        skipped=(),
+    )

@@ -1,0 +1,78 @@
+"""What every function of core/ refuses: other shapes and types, rows that are not unit rows.
+
+Shapes: ``N`` rows, ``Q`` queries, ``G`` gallery rows, ``D`` dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.errors import InputError
+
+Features = NDArray[np.floating[Any]]
+Codes = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+NORM_TOLERANCE = 1e-3
+"""How far a row's length may be from 1: half precision passes, an unnormalised row does not."""
+
+
+def check_positive(value: int, name: str) -> None:
+    """Raise InputError unless ``value`` is a whole number >= 1 (True is not one)."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def as_features(array: Features, name: str) -> Features:
+    """``array`` itself, once known to be (N, D) finite floats of unit rows, D >= 1.
+
+    Raises:
+        InputError: anything else; the message names the first bad row.
+    """
+    array = np.asarray(array)
+    if array.ndim != 2 or array.shape[1] == 0 or not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{name} must be (N, D) floats, got {array.dtype} {array.shape}")
+    lengths = np.sqrt(np.einsum("nd,nd->n", array, array, dtype=np.float64))
+    bad = np.flatnonzero(~(np.abs(lengths - 1) <= NORM_TOLERANCE))
+    if len(bad):
+        raise InputError(
+            f"{name} must be unit rows: row {bad[0]} has length {lengths[bad[0]]:.6g} "
+            f"({len(bad)} of {len(array)} rows are bad)",
+            tip="normalise the features, and look for NaN in what the model returned",
+        )
+    return array
+
+
+def check_dimensions(a: Features, b: Features, a_name: str, b_name: str) -> None:
+    """Raise InputError unless both have the same number of columns."""
+    if a.shape[1] != b.shape[1]:
+        raise InputError(
+            f"{a_name} have {a.shape[1]} dimensions, {b_name} has {b.shape[1]}",
+            tip="a query model must end in as many numbers as the gallery's vectors have",
+        )
+
+
+def as_labels(labels: Codes, n: int, name: str) -> Codes:
+    """(n,) int64 codes, or InputError."""
+    labels = np.asarray(labels)
+    if labels.size == 0 and labels.shape == (n,):
+        return np.zeros(0, dtype=np.int64)
+    if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{name} must be ({n},) integer codes, got {labels.dtype} {labels.shape}")
+    return labels.astype(np.int64, copy=False)
+
+
+def as_own_row(own_row: Codes | None, Q: int, G: int) -> Codes:
+    """(Q,) int64 gallery rows or -1, all -1 for None; InputError where out of range."""
+    if own_row is None:
+        return np.full(Q, -1, dtype=np.int64)
+    own = as_labels(own_row, Q, "own_row")
+    if len(own) and not -1 <= own.min() <= own.max() < G:
+        raise InputError(
+            f"own_row must lie in -1 to {G - 1}, got {own.min()} to {own.max()}",
+        )
+    return own

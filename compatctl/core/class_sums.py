@@ -1,0 +1,239 @@
+"""Sums of features by class: the exact mean cosine over all pairs, without looking at a pair.
+
+With A_c and B_c the sums of the queries and of the gallery rows of class c, and A, B their totals,
+the cosines of all same-class pairs add up to ``sum_c A_c . B_c`` and those of all other pairs to
+``A . B - sum_c A_c . B_c``; own pairs (query and gallery row of one item) are taken off again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compatctl.core.arrays import (
+    Codes,
+    Features,
+    Floats,
+    as_features,
+    as_labels,
+    as_own_row,
+    check_dimensions,
+)
+
+_ROWS = 4096
+"""Rows turned to float64 at once: the features are never copied whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairMeans:
+    """Mean cosines, in [-1, 1], of the pairs (query, gallery row) of two kinds."""
+
+    cos_same: float
+    """Over pairs of one class; NaN where there is none."""
+    cos_diff: float
+    """Over pairs of different classes; NaN where there is none."""
+    n_same: int
+    n_diff: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassSums:
+    """All that the means over pairs need, by class of the queries (C of them).
+
+    Gallery rows of other classes are never resampled, so their total is enough. Sums are float64.
+    """
+
+    codes: Codes
+    """(C,) the queries' classes, ascending."""
+    queries: Floats
+    """(C, D) sum of the queries of each class."""
+    n_queries: Codes
+    """(C,)"""
+    gallery: Floats
+    """(C, D) sum of the gallery rows of each of these classes."""
+    n_gallery: Codes
+    """(C,)"""
+    other: Floats
+    """(D,) sum of the gallery rows of all other classes."""
+    n_other: int
+    own_same: Floats
+    """(C,) summed cosine of own pairs (query and gallery row of one item), to be left out."""
+    n_own_same: Codes
+    """(C,)"""
+    own_diff: Floats
+    """(M,) cosine of each own pair whose two labels differ."""
+    own_diff_at: Codes
+    """(M, 2) where its two classes stand: the query's, the gallery row's or -1 if no query's."""
+
+    @property
+    def same(self) -> tuple[Floats, Codes]:
+        """(C,) summed cosine and (C,) number of same-class pairs of each class of queries."""
+        total = np.einsum("cd,cd->c", self.queries, self.gallery) - self.own_same
+        return total, self.n_queries * self.n_gallery - self.n_own_same
+
+    def means(self) -> PairMeans:
+        """The exact means over all pairs."""
+        same, n_same = self.same
+        everything = self.queries.sum(axis=0) @ (self.gallery.sum(axis=0) + self.other)
+        diff = everything - same.sum() - self.own_same.sum() - self.own_diff.sum()
+        n = self.n_queries.sum() * (self.n_gallery.sum() + self.n_other)
+        n_diff = n - (self.n_queries * self.n_gallery).sum() - len(self.own_diff)
+        return PairMeans(
+            cos_same=ratio(same.sum(), n_same.sum()),
+            cos_diff=ratio(diff, n_diff),
+            n_same=int(n_same.sum()),
+            n_diff=int(n_diff),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuerySums:
+    """The same query by query, where relevance was judged pair by pair."""
+
+    same: tuple[Floats, Codes]
+    """(Q,) summed cosine and (Q,) number of the pairs judged relevant."""
+    diff: tuple[Floats, Codes]
+    """(Q,) the same of all other pairs."""
+
+    def means(self) -> PairMeans:
+        """The exact means over all pairs."""
+        (same, n_same), (diff, n_diff) = self.same, self.diff
+        return PairMeans(
+            cos_same=ratio(same.sum(), n_same.sum()),
+            cos_diff=ratio(diff.sum(), n_diff.sum()),
+            n_same=int(n_same.sum()),
+            n_diff=int(n_diff.sum()),
+        )
+
+
+def query_sums(
+    queries: Features, gallery: Features, judged_query: Codes, judged_row: Codes
+) -> QuerySums:
+    """Sums by query, in O((Q + G + J) D) for J relevant pairs.
+
+    Args:
+        queries: (Q, D) finite rows; not checked.
+        gallery: (G, D) unit rows.
+        judged_query: (J,) query positions, and
+        judged_row: (J,) gallery rows, of the pairs that are relevant.
+    """
+    cosines = row_products(queries, judged_query, gallery, judged_row)
+    same = np.bincount(judged_query, cosines, minlength=len(queries)).astype(np.float64)
+    n_same = np.bincount(judged_query, minlength=len(queries)).astype(np.int64)
+    total, _ = sums_at(gallery, np.zeros(len(gallery), dtype=np.int64), 1)
+    everything = queries.astype(np.float64) @ total[0]
+    return QuerySums(same=(same, n_same), diff=(everything - same, len(gallery) - n_same))
+
+
+def class_sums(
+    queries: Features,
+    query_labels: Codes,
+    gallery: Features,
+    gallery_labels: Codes,
+    own_row: Codes | None = None,
+) -> ClassSums:
+    """Sums by class, in one pass over queries and gallery: O((Q + G) D).
+
+    Args:
+        queries: (Q, D) finite rows, unit ones or differences of unit ones; not checked.
+        query_labels: (Q,) integer codes.
+        gallery: (G, D) unit rows.
+        gallery_labels: (G,) integer codes.
+        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+
+    Raises:
+        InputError: wrong shapes or types, or an own row outside the gallery.
+    """
+    check_dimensions(queries, gallery, "queries", "gallery")
+    query_labels = as_labels(query_labels, len(queries), "query_labels")
+    gallery_labels = as_labels(gallery_labels, len(gallery), "gallery_labels")
+    own = as_own_row(own_row, len(queries), len(gallery))
+    codes = np.unique(query_labels)
+    at = np.searchsorted(codes, query_labels)
+    A, n_query = sums_at(queries, at, len(codes))
+    B, n_gallery = sums_at(gallery, _position(gallery_labels, codes), len(codes) + 1)
+    mine = np.flatnonzero(own >= 0)
+    cosines = row_products(queries, mine, gallery, own[mine])
+    same = query_labels[mine] == gallery_labels[own[mine]]
+
+    where = at[mine[same]]
+    own_same: Floats = np.bincount(where, cosines[same], minlength=len(codes)).astype(np.float64)
+    theirs = _position(gallery_labels[own[mine[~same]]], codes)
+    theirs[theirs == len(codes)] = -1
+    return ClassSums(
+        codes=codes,
+        queries=A,
+        n_queries=n_query,
+        gallery=B[:-1],
+        n_gallery=n_gallery[:-1],
+        other=B[-1],
+        n_other=int(n_gallery[-1]),
+        own_same=own_same,
+        n_own_same=np.bincount(where, minlength=len(codes)).astype(np.int64),
+        own_diff=cosines[~same],
+        own_diff_at=np.stack([at[mine[~same]], theirs], axis=1),
+    )
+
+
+def pair_means(
+    queries: Features,
+    query_labels: Codes,
+    gallery: Features,
+    gallery_labels: Codes,
+    own_row: Codes | None = None,
+) -> PairMeans:
+    """Exact mean cosine of same-class and of different-class pairs, in O((Q + G) D).
+
+    With A_c and B_c the sums of the queries and of the gallery rows of class c, and A, B their
+    totals, the cosines of all same-class pairs add up to ``sum_c A_c . B_c`` and those of all
+    other pairs to ``A . B - sum_c A_c . B_c``; own pairs are taken off again. Sums are float64.
+
+    Args:
+        queries: (Q, D) unit rows.
+        query_labels: (Q,) integer codes.
+        gallery: (G, D) unit rows.
+        gallery_labels: (G,) integer codes.
+        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+
+    Raises:
+        InputError: wrong shapes or types, rows that are not finite and of length 1, an own row
+            outside the gallery.
+    """
+    queries, gallery = as_features(queries, "queries"), as_features(gallery, "gallery")
+    return class_sums(queries, query_labels, gallery, gallery_labels, own_row).means()
+
+
+def _position(labels: Codes, codes: Codes) -> Codes:
+    """(n,) where each label stands in the sorted ``codes``; ``len(codes)`` where it does not."""
+    at = np.searchsorted(codes, labels)
+    at[at == len(codes)] = 0
+    known = codes[at] == labels if len(codes) else np.zeros(len(labels), dtype=bool)
+    return np.where(known, at, len(codes))
+
+
+def sums_at(features: Features, position: Codes, n: int) -> tuple[Floats, Codes]:
+    """(n, D) float64 sums and (n,) counts of the rows at each position."""
+    sums = np.zeros((n, features.shape[1]), dtype=np.float64)
+    for start in range(0, len(features), _ROWS):
+        here = position[start : start + _ROWS]
+        order = np.argsort(here, kind="stable")
+        found, first = np.unique(here[order], return_index=True)
+        rows = features[start : start + _ROWS][order].astype(np.float64)
+        sums[found] += np.add.reduceat(rows, first, axis=0)
+    return sums, np.bincount(position, minlength=n).astype(np.int64)
+
+
+def row_products(a: Features, a_rows: Codes, b: Features, b_rows: Codes) -> Floats:
+    """(n,) float64 products ``a[a_rows[i]] . b[b_rows[i]]``."""
+    products = np.empty(len(a_rows), dtype=np.float64)
+    for start in range(0, len(a_rows), _ROWS):
+        part = slice(start, start + _ROWS)
+        left, right = a[a_rows[part]].astype(np.float64), b[b_rows[part]].astype(np.float64)
+        products[part] = (left * right).sum(axis=1)
+    return products
+
+
+def ratio(total: Any, n: Any) -> float:
+    return float(total / n) if n else float("nan")

@@ -1,0 +1,320 @@
+"""From outcomes of queries to measurements: every statistic of a group, by the same replicates.
+
+A group is a set of held-out queries. Old and new queries are the same items, so every statistic is
+a sum over classes of paired differences, and one resampling of classes serves all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from compatctl.core.arrays import Bools, Codes, Floats
+from compatctl.core.binomial import mcnemar
+from compatctl.core.compatibility import Inequalities
+from compatctl.core.gate import Measurement
+from compatctl.core.policy import Policy
+from compatctl.core.resampling import (
+    Estimate,
+    Ratio,
+    estimate_diff,
+    estimate_ratios,
+    estimate_same,
+)
+from compatctl.core.retrieval import Flips, Retrieval, flips
+from compatctl.core.thresholds import Accepts
+from compatctl.errors import InputError
+
+DECIDING_GROUP = "unseen"
+
+Key = tuple[str, str]
+"""A check's name and the slice it is of, or ''."""
+
+Draw = Callable[[], np.random.Generator]
+"""A new generator of the same seed: every statistic of a group sees the same replicates."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupEvidence:
+    """Everything measured on one group of Q held-out queries."""
+
+    name: str
+    """``unseen`` decides; any other name, such as ``seen``, is reported."""
+    classes: Codes
+    """(Q,) what is resampled: the queries' classes, or each query for itself."""
+    old_old: Retrieval
+    """Old queries on the old gallery."""
+    new_old: Retrieval
+    """New queries on the old gallery: the cross-test."""
+    new_new: Retrieval | None = None
+    """New queries on a new gallery: the self-test."""
+    inequalities: Inequalities | None = None
+    old_mixed: Retrieval | None = None
+    """Old queries on a gallery of which the new model has embedded a half."""
+    new_mixed: Retrieval | None = None
+    """New queries on the same."""
+    accepts: tuple[Accepts, Accepts] | None = None
+    """Old and new, each at the threshold that is used with it."""
+    ann_found: Floats | None = None
+    """(Q,) share of the exact neighbours that the real index finds; NaN where it was not asked."""
+    slices: Mapping[str, Bools] = field(default_factory=dict)
+    """Name -> (Q,) the queries in it."""
+
+    @property
+    def flips(self) -> Flips:
+        """From ``old_old`` to ``new_old``."""
+        return flips(self.old_old.hit1, self.new_old.hit1, self.old_old.counted)
+
+    @property
+    def n_classes(self) -> int:
+        """Classes among the queries that have something to find."""
+        return len(np.unique(self.classes[self.old_old.counted]))
+
+    @property
+    def mcnemar(self) -> float:
+        """Exact two-sided p-value of McNemar's test of the first answers."""
+        both = self.flips
+        worse, better = (round(share * both.n) if both.n else 0 for share in _shares(both))
+        return mcnemar(worse, better)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChainEvidence:
+    """One version that owns rows of the gallery: its queries and the new ones on these rows."""
+
+    name: str
+    classes: Codes
+    own: Retrieval
+    """That version's queries on its own rows."""
+    new: Retrieval
+    """New queries on the same rows."""
+
+
+def measure(policy: Policy, group: GroupEvidence, draw: Draw, replicates: int) -> list[Measurement]:
+    """Every measurement of a group and of its slices.
+
+    Raises:
+        InputError: a recall that the policy names was not searched for, or the tests of the group
+            were not made on the same queries.
+    """
+    _check_group(policy, group)
+    named = _ratios(policy, group)
+    estimates = estimate_ratios([ratio for ratio, _, _ in named.values()], replicates, draw())
+    found = []
+    for ((name, part), (_, n, detail)), estimate in zip(named.items(), estimates, strict=True):
+        found.append(
+            Measurement(
+                name=name,
+                group=f"{group.name}, {part}" if part else group.name,
+                estimate=estimate,
+                n=n,
+                n_queries=n if part or name == "ann_recall" else group.old_old.n_counted,
+                may_decide=group.name == DECIDING_GROUP,
+                small=bool(part) and n < policy.slice_min_queries,
+                detail=detail,
+            )
+        )
+    if group.inequalities is not None:
+        found += _inequalities(group, group.inequalities, draw, replicates)
+    return found
+
+
+def measure_chain(link: ChainEvidence, k: int, draw: Draw, replicates: int) -> Measurement:
+    """The gain of new queries over a version's own, on the rows which that version embedded.
+
+    Raises:
+        InputError: recall at k was not searched for, or the two tests are of different queries.
+    """
+    _check_test(f"version {link.name}", link.own, link.own, (k,))
+    _check_test(f"version {link.name}", link.new, link.own, (k,))
+    gain = _gain(link.classes, link.own, link.new, k)
+    old, new = link.own.recall[k], link.new.recall[k]
+    return Measurement(
+        name="chain_gain",
+        group=link.name,
+        estimate=estimate_ratios([gain], replicates, draw())[0],
+        n=link.own.n_counted,
+        n_queries=link.own.n_counted,
+        may_decide=True,
+        detail=f"On the rows which that version embedded, recall@{k} is {new:.4f} with new queries "
+        f"and {old:.4f} with its own",
+    )
+
+
+def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int, str]]:
+    """(Check, slice) -> statistic, n and a sentence."""
+    old, new, k = group.old_old, group.new_old, policy.recall_at
+    n = old.n_counted
+    found: dict[Key, tuple[Ratio, int, str]] = {}
+    for name, at in (("recall_gain", k), ("wide_recall_gain", policy.wide_recall_at)):
+        sentence = _two(f"Recall@{at} on the old gallery", new.recall[at], old.recall[at])
+        found[name, ""] = (_gain(group.classes, old, new, at), n, sentence)
+    change = np.nan_to_num(new.average_precision - old.average_precision)
+    found["map_gain", ""] = (
+        _ratio(group.classes, change, old.counted, (-1.0, 1.0), -1),
+        n,
+        _two(f"mAP@{old.map_k} on the old gallery", new.map_at_k, old.map_at_k),
+    )
+    lost = (old.hit1 & ~new.hit1).astype(np.float64)
+    found["negative_flips", ""] = (
+        _ratio(group.classes, lost, old.counted, (0.0, 1.0), 1),
+        n,
+        f"A share of {group.flips.negative:.4f} of the queries turned from right to wrong and "
+        f"{group.flips.positive:.4f} from wrong to right (McNemar's exact p {group.mcnemar:.3g})",
+    )
+    found |= _other_galleries(group, k)
+    for name, mask in group.slices.items():
+        found["slice_gain", name] = (
+            _gain(group.classes, old, new, k, mask),
+            int((mask & old.counted).sum()),
+            f"Recall@{k} of the queries with {name} moves from "
+            f"{_share(old.hit(k), old.counted & mask):.4f} to "
+            f"{_share(new.hit(k), old.counted & mask):.4f}",
+        )
+    return found
+
+
+def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int, str]]:
+    """Self-test, mixed gallery, real index and threshold, as far as they were measured."""
+    old, new, n = group.old_old, group.new_old, group.old_old.n_counted
+    found: dict[Key, tuple[Ratio, int, str]] = {}
+    if group.new_new is not None:
+        found["self_test_gain", ""] = (
+            _gain(group.classes, old, group.new_new, k),
+            n,
+            _two(f"Recall@{k} of each model on its own gallery", group.new_new.recall[k],
+                 old.recall[k]),
+        )  # fmt: skip
+    if group.new_mixed is not None:
+        found["mixed_gain", ""] = (
+            _gain(group.classes, new, group.new_mixed, k),
+            n,
+            f"With half of the gallery embedded by the new model, recall@{k} of new queries is "
+            f"{group.new_mixed.recall[k]:.4f}, after {new.recall[k]:.4f}",
+        )
+    if group.ann_found is not None:
+        asked = ~np.isnan(group.ann_found)
+        found["ann_recall", ""] = (
+            _ratio(group.classes, np.nan_to_num(group.ann_found), asked, (0.0, 1.0), 0),
+            int(asked.sum()),
+            f"The real index finds a share of {_share(group.ann_found, asked):.4f} of the nearest "
+            "rows of new queries at the ef they need",
+        )
+    if group.accepts is not None:
+        before, after = group.accepts
+        totals = _by_class(group.classes, after.diff_accepted.astype(np.float64))
+        counts = _by_class(group.classes, before.diff_accepted.astype(np.float64))
+        found["far_ratio", ""] = (
+            Ratio(
+                totals=totals, counts=counts, bounds=(0.0, float("inf")), n_classes=group.n_classes
+            ),
+            int(before.diff_pairs.sum()),
+            f"The false accept rate at the thresholds used moves from {before.far:.3g} to "
+            f"{after.far:.3g}, the false reject rate from {before.frr:.4f} to {after.frr:.4f}",
+        )
+    return found
+
+
+def _inequalities(
+    group: GroupEvidence, both: Inequalities, draw: Draw, replicates: int
+) -> list[Measurement]:
+    same = estimate_same(both.sums, replicates, draw())
+    moved = estimate_diff(both.sums, replicates, draw())
+    queries = group.old_old.n_counted
+    deciding = group.name == DECIDING_GROUP
+    return [
+        Measurement(
+            name="same_class",
+            group=group.name,
+            estimate=same,
+            n=both.new_old.n_same,
+            n_queries=queries,
+            may_decide=deciding,
+            detail="The mean cosine to old gallery items of the query's class moves by "
+            f"{both.same_gain:+.5f} from old to new queries, and should not fall (1a)",
+        ),
+        Measurement(
+            name="different_class",
+            group=group.name,
+            estimate=_negated(moved),
+            n=both.new_old.n_diff,
+            n_queries=queries,
+            may_decide=deciding,
+            detail="The mean cosine to old gallery items of other classes moves by "
+            f"{-both.diff_gain:+.5f} from old to new queries, and may rise by a margin (1b)",
+        ),
+    ]
+
+
+def _negated(estimate: Estimate) -> Estimate:
+    """The same of minus the statistic, which has neither empty replicates apart nor rare harm."""
+    replicates = -estimate.replicates[estimate.n_empty :][::-1]
+    empty = np.full(estimate.n_empty, -np.inf)
+    return Estimate(
+        value=-estimate.value,
+        replicates=np.concatenate([empty, replicates]),
+        n_empty=estimate.n_empty,
+        n_classes=estimate.n_classes,
+        least_p=estimate.least_p,
+        bounds=(-estimate.bounds[1], -estimate.bounds[0]),
+    )
+
+
+def _gain(
+    classes: Codes, old: Retrieval, new: Retrieval, k: int, mask: Bools | None = None
+) -> Ratio:
+    """The difference of two hit rates at k over the counted queries (of a slice)."""
+    change = new.hit(k).astype(np.float64) - old.hit(k)
+    counted = old.counted if mask is None else old.counted & mask
+    return _ratio(classes, change, counted, (-1.0, 1.0), -1)
+
+
+def _ratio(
+    classes: Codes, values: Floats, counted: Bools, bounds: tuple[float, float], harm: int
+) -> Ratio:
+    return Ratio(
+        totals=_by_class(classes, values * counted),
+        counts=_by_class(classes, counted.astype(np.float64)),
+        bounds=bounds,
+        harm=harm,
+    )
+
+
+def _by_class(classes: Codes, values: Floats) -> Floats:
+    """(C,) sums over the queries of each class."""
+    _, at = np.unique(classes, return_inverse=True)
+    return np.bincount(at, values).astype(np.float64)
+
+
+def _share(values: Bools | Floats, where: Bools) -> float:
+    return float(np.mean(values[where])) if where.any() else float("nan")
+
+
+def _shares(both: Flips) -> tuple[float, float]:
+    return both.negative, both.positive
+
+
+def _two(what: str, new: float, old: float) -> str:
+    return f"{what} is {new:.4f} with new queries and {old:.4f} with old ones ({new - old:+.4f})"
+
+
+def _check_group(policy: Policy, group: GroupEvidence) -> None:
+    tests = (group.old_old, group.new_old, group.new_new, group.new_mixed, group.old_mixed)
+    for test in tests:
+        if test is not None:
+            ks = (policy.recall_at, policy.wide_recall_at)
+            _check_test(f"group {group.name}", test, group.old_old, ks)
+
+
+def _check_test(where: str, test: Retrieval, first: Retrieval, ks: tuple[int, ...]) -> None:
+    for k in ks:
+        if k not in test.recall:
+            computed = ", ".join(str(k) for k in test.recall)
+            raise InputError(
+                f"{where}: the policy asks for recall@{k}, "
+                f"but the evidence holds recall at {computed}"
+            )
+    if not np.array_equal(test.counted, first.counted):
+        raise InputError(f"{where}: not every test was made on the same queries")

@@ -1,0 +1,284 @@
+"""Exact nearest-neighbour search by cosine, at nearly the speed of the matrix product it needs.
+
+Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions. The scores of a block of queries and a
+tile of the gallery are one float32 product into a buffer that is used again. One comparison with
+each query's bound on its k-th best score leaves few candidates, and these go into a pool. The
+bound rises when a tile brings too many, and when the pool has grown. Memory is the buffer and the
+pool, never Q x G and never a copy of a contiguous float32 gallery.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.core.arrays import (
+    NORM_TOLERANCE,
+    Codes,
+    Features,
+    as_features,
+    as_own_row,
+    check_dimensions,
+    check_positive,
+)
+
+_CELLS = 2**23
+"""Scores of one tile: 32 MiB of float32."""
+
+_SLAB = 2**18
+"""Scores compared at once: what passed is looked through while it is in the cache."""
+
+_POOL = 2**18
+"""Answers of one block of queries, block x k; the pool holds at most some eight times as many."""
+
+_EXACT = 2**16
+"""Products scored at once in float64: two buffers of 512 KiB stay in the cache."""
+
+_LOWEST = np.finfo(np.float32).min
+"""The bound that every score passes and -inf does not."""
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Neighbours:
+    """Found rows, best first. Where fewer than k exist: row -1 with score -inf."""
+
+    rows: NDArray[np.int64]
+    """(Q, k) gallery rows, or -1."""
+    scores: NDArray[np.float32]
+    """(Q, k) cosines in [-1, 1], not increasing along a row."""
+
+
+def search(
+    queries: Features,
+    gallery: Features,
+    k: int,
+    own_row: Codes | None = None,
+    block: int = 1024,
+) -> Neighbours:
+    """The k nearest gallery rows of each query, exactly.
+
+    Equal scores go to the lower row, also across the k-th place. A float32 matrix product may
+    score two identical rows differently in its last bit, so it only chooses candidates, with a
+    margin wider than its rounding error; these are scored again in float64 and ranked by that
+    score rounded to float32. The answer therefore does not depend on ``block``.
+
+    Args:
+        queries: (Q, D) unit rows.
+        gallery: (G, D) unit rows, G >= 0.
+        k: how many, >= 1; may exceed G.
+        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        block: queries scored at once, >= 1; fewer when k is large.
+
+    Raises:
+        InputError: wrong shapes, NaN or infinite or non-unit rows, k < 1, rows out of range.
+    """
+    queries, gallery = as_features(queries, "queries"), as_features(gallery, "gallery")
+    check_dimensions(queries, gallery, "queries", "gallery")
+    own = as_own_row(own_row, len(queries), len(gallery))
+    check_positive(k, "k")
+    check_positive(block, "block")
+    rows = np.full((len(queries), k), -1, dtype=np.int64)
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    wanted = min(k, len(gallery))
+    if wanted and len(queries):
+        tiled = np.ascontiguousarray(gallery, dtype=np.float32)
+        step = max(1, min(block, len(queries), _POOL // wanted))
+        tiles = _Tiles(tiled, step)
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            pool = _Pool(queries[part], gallery, wanted)
+            tiles.walk(np.ascontiguousarray(queries[part], dtype=np.float32), own[part], pool)
+            pool.write(rows[part], scores[part])
+    return Neighbours(rows=rows, scores=scores)
+
+
+class _Pool:
+    """Candidates of one block of queries, and what a score must reach to become one.
+
+    ``least`` is (B, 1) float32: no row scored below it by a float32 product is an answer. For one
+    query the candidates are in the order of their rows: tiles are walked upwards, and whatever
+    drops candidates keeps the order of the others.
+    """
+
+    def __init__(self, queries: Features, gallery: Features, k: int) -> None:
+        D = gallery.shape[1]
+        self.queries, self.gallery, self.k = queries.astype(np.float64), gallery, k
+        # Either of two scores may be off by D unit roundoffs (rows have length 1) and two more
+        # where the features are float64, plus the rounding of the float64 score to float32.
+        self.margin = np.float32((2 * D + 8) * 2.0**-24 * (1 + NORM_TOLERANCE) ** 2)
+        self.least = np.full((len(queries), 1), _LOWEST, dtype=np.float32)
+        self.size = len(queries) * k
+        self.query, self.row = np.zeros((2, 0), dtype=np.int64)
+        self.score = np.zeros(0, dtype=np.float32)
+        self.new: list[tuple[Codes, Codes, Scores]] = []
+        self.held = 0
+
+    def add(self, query: Codes, row: Codes, score: Scores) -> None:
+        """Take (n,) candidates: positions in the block, gallery rows and float32 products."""
+        self.new.append((query, row, score))
+        self.held += len(query)
+        if self.held > 3 * self.size:
+            self.tighten()
+            if self.held > 2 * self.size:  # ties, which no bound can part
+                best, _ = self.best()
+                self.keep(np.sort(best))
+
+    def raise_to(self, kth: Scores, queries: Any = slice(None)) -> None:
+        """Know that the k-th best scores of these queries are at least ``kth``."""
+        self.least[queries, 0] = np.maximum(self.least[queries, 0], kth - self.margin)
+
+    def learn(self, scores: Scores, bins: int) -> None:
+        """Raise the bounds to what (B, T) scores show, if they are of enough rows."""
+        if self.k <= scores.shape[1]:
+            self.raise_to(_kth_at_least(scores, self.k, bins))
+
+    def tighten(self) -> None:
+        """Raise the bounds to the k-th best candidates and drop what falls below."""
+        self.gather()
+        keys = np.sort(_keys(self.query, self.score))
+        counts = np.bincount(self.query, minlength=len(self.least))
+        full = np.flatnonzero(counts >= self.k)
+        kth = (np.cumsum(counts) - counts)[full] + self.k - 1
+        self.raise_to(_scores_of(full, keys[kth]), full)
+        self.keep(np.flatnonzero(self.score >= self.least[self.query, 0]))
+
+    def best(self) -> tuple[Codes, Codes]:
+        """(n,) candidates that are among the k exact best of their query, and their ranks.
+
+        Puts exact scores in the place of products. They are as good in a bound: they differ from
+        the true cosine by less than products do.
+        """
+        self.gather()
+        self.rescore()
+        # Stable, so that of equal scores the lower row comes first.
+        order = np.argsort(_keys(self.query, self.score), kind="stable")
+        query = self.query[order]
+        counts = np.bincount(query, minlength=len(self.least))
+        rank = np.arange(len(query)) - (np.cumsum(counts) - counts)[query]
+        kth = order[rank == self.k - 1]
+        self.raise_to(self.score[kth], self.query[kth])
+        return order[rank < self.k], rank[rank < self.k]
+
+    def rescore(self) -> None:
+        """Set the scores to float64 products, rounded to float32."""
+        step = max(1, _EXACT // self.gallery.shape[1])
+        for start in range(0, self.held, step):
+            part = slice(start, start + step)
+            # The product of two float32 numbers is exact in float64, and a sum along a contiguous
+            # axis adds in the same order for every row: identical rows get identical scores.
+            # einsum is a little faster, and does not: it cuts long rows.
+            products = self.gallery[self.row[part]].astype(np.float64)
+            products *= self.queries[self.query[part]]
+            self.score[part] = products.sum(axis=1)
+
+    def gather(self) -> None:
+        """Join what was added since the last time."""
+        if self.new:
+            parts = [(self.query, self.row, self.score), *self.new]
+            self.query, self.row, self.score = map(np.concatenate, zip(*parts, strict=True))
+            self.new = []
+
+    def keep(self, kept: Codes) -> None:
+        """Drop all but these candidates, given in ascending order."""
+        self.query, self.row, self.score = self.query[kept], self.row[kept], self.score[kept]
+        self.held = len(kept)
+
+    def write(self, rows: Codes, scores: Scores) -> None:
+        """Fill (B, >= k) with the answers."""
+        self.tighten()
+        best, rank = self.best()
+        rows[self.query[best], rank] = self.row[best]
+        scores[self.query[best], rank] = self.score[best]
+
+
+class _Tiles:
+    """The gallery in tiles, and the buffers for the scores of one."""
+
+    def __init__(self, gallery: Scores, block: int) -> None:
+        self.gallery = gallery
+        self.width = max(1, min(len(gallery), _CELLS // block))
+        self.scores = np.empty(block * self.width, dtype=np.float32)
+        # Queries compared at once, a multiple of eight so that the parts begin with a whole word,
+        # and their answers, a little longer to end with one.
+        self.step = max(1, _SLAB // self.width // 8) * 8
+        passed = min(block, self.step) * self.width
+        self.passed = np.zeros(-(-passed // 8) * 8, dtype=np.bool_)
+
+    def walk(self, queries: Scores, own: Codes, pool: _Pool) -> None:
+        """Put the candidates of (B, D) queries into their pool."""
+        for start in range(0, len(self.gallery), self.width):
+            tile = self.gallery[start : start + self.width]
+            cells = len(queries) * len(tile)
+            scores = self.scores[:cells].reshape(len(queries), len(tile))
+            np.matmul(queries, tile.T, out=scores)
+            mine = np.flatnonzero((own >= start) & (own < start + len(tile)))
+            scores[mine, own[mine] - start] = -np.inf
+            if start == 0:
+                pool.learn(scores, 8 * pool.k)
+            words, hits = self.compare(scores, pool)
+            for bins in (8 * pool.k, len(tile)):
+                if len(words) > 2 * pool.size:
+                    pool.learn(scores, bins)
+                    words, hits = self.compare(scores, pool)
+            step = max(1, pool.size // 2)
+            for first in range(0, len(words), step):
+                part = slice(first, first + step)
+                query, column, score = _cells(scores, words[part], hits[part])
+                pool.add(query, column + start, score)
+
+    def compare(self, scores: Scores, pool: _Pool) -> tuple[Codes, NDArray[np.uint64]]:
+        """(n,) words of eight neighbouring scores with a candidate, and eight flags for each."""
+        words, hits = [], []
+        for first in range(0, len(scores), self.step):
+            part = scores[first : first + self.step]
+            passed = self.passed[: part.size].reshape(part.shape)
+            np.greater_equal(part, pool.least[first : first + self.step], out=passed)
+            self.passed[part.size :][:8] = False
+            # Eight at a time: looking for the few candidates costs as much as comparing.
+            flags = self.passed[: -(-part.size // 8) * 8].view(np.uint64)
+            found = np.flatnonzero(flags != 0)
+            words.append(found + first * scores.shape[1] // 8)
+            hits.append(flags[found])
+        return np.concatenate(words), np.concatenate(hits)
+
+
+def _cells(scores: Scores, words: Codes, hits: NDArray[np.uint64]) -> tuple[Codes, Codes, Scores]:
+    """(n,) rows, columns and values of the scores that are flagged in these words."""
+    hit = np.flatnonzero(hits.view(np.bool_))
+    cell = words[hit >> 3] * 8 + (hit & 7)
+    row = cell // scores.shape[1]
+    return row, cell - row * scores.shape[1], scores.reshape(-1)[cell]
+
+
+def _kth_at_least(scores: Scores, k: int, bins: int) -> Scores:
+    """(B,) bounds from below on the k-th highest of each row of (B, T): exact from T bins on.
+
+    The k-th highest of the maxima of ``bins`` >= k groups of columns: k columns reach it. Far
+    cheaper than sorting out all columns, and close where bins is several times k.
+    """
+    groups = scores.shape[1] // bins
+    if groups > 1:
+        bins = scores.shape[1] // groups
+        scores = scores[:, : groups * bins].reshape(len(scores), groups, bins).max(axis=1)
+    kth: Scores = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k]
+    return kth
+
+
+def _keys(query: Codes, score: Scores) -> Codes:
+    """(n,) int64 in the order of query, then of falling score; -0 and 0 are one score."""
+    return (query << 32) - _ordered((score + np.float32(0)).view(np.int32))
+
+
+def _scores_of(query: Codes, keys: Codes) -> Scores:
+    """(n,) scores from which ``_keys`` made these."""
+    return _ordered(((query << 32) - keys).astype(np.int32)).view(np.float32)
+
+
+def _ordered(bits: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The bits of float32 numbers as integers in the same order, and back again."""
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))

@@ -1,0 +1,188 @@
+"""The policy: what a candidate must show, fixed before the result is seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from compatctl.errors import InputError
+
+POLICY_FORMAT = 2
+
+COUNTS = ("min_queries", "min_classes", "recall_at", "wide_recall_at", "slice_min_queries")
+RANGES = {
+    "alpha": (0.0001, 0.5),
+    "power": (0.5, 0.999),
+    "min_recall_gain": (-1.0, 1.0),
+    "min_wide_recall_gain": (-1.0, 1.0),
+    "min_map_gain": (-1.0, 1.0),
+    "same_class_margin": (0.0, 2.0),
+    "different_class_margin": (0.0, 2.0),
+    "max_negative_flips": (0.0, 1.0),
+    "min_self_test_gain": (-1.0, 1.0),
+    "min_slice_gain": (-1.0, 1.0),
+    "min_chain_gain": (-1.0, 1.0),
+    "min_mixed_gain": (-1.0, 1.0),
+    "min_ann_recall": (0.0, 1.0),
+    "max_far_ratio": (0.0, 1e6),
+    "max_parity_error": (0.0, 2.0),
+    "pair_far": (0.0, 1.0),
+    "min_pair_tar_gain": (-1.0, 1.0),
+    "max_latency_ratio": (0.0, 1e6),
+}
+NEVER_NULL = ("alpha", "power", "min_recall_gain", "pair_far")
+MIN_REPLICATES, MAX_REPLICATES = 999, 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What a candidate must show; every threshold is checked when the policy is made.
+
+    A gain's least value below 0 makes its check one of non-inferiority with that margin. None means
+    measured and shown, without a say.
+
+    Raises:
+        InputError: a value of another type or outside its range, or another format.
+    """
+
+    name: str = "default"
+    format: int = POLICY_FORMAT
+    alpha: float = 0.05
+    """Intervals have the confidence 1 - alpha, and decide: a check passes where its whole interval
+    lies beyond the limit, so a candidate at the limit passes with probability alpha / 2."""
+    power: float = 0.8
+    """With this probability the needed number of classes would settle an open check."""
+    replicates: int = 2000
+    """Resampled sets of classes, 999 to 1,000,000; more are drawn where many checks decide."""
+    min_queries: int = 200
+    """Queries with something to find, >= 1; with fewer the gate cannot tell."""
+    min_classes: int = 20
+    """Classes among the queries, >= 1; with fewer the gate cannot tell."""
+    recall_at: int = 1
+    """The k of the recall that decides, >= 1."""
+    min_recall_gain: float = 0.0
+    """recall(new, old) - recall(old, old) must be shown to be greater, in [-1, 1)."""
+    wide_recall_at: int = 5
+    """The k of a second recall, >= 1."""
+    min_wide_recall_gain: float | None = None
+    min_map_gain: float | None = None
+    """The same of mAP@100."""
+    same_class_margin: float | None = None
+    """(1a): the mean cosine to items of the same class may fall by this at most, in [0, 2]."""
+    different_class_margin: float | None = 0.05
+    """(1b): the mean cosine to items of other classes may rise by this at most, in [0, 2]."""
+    max_negative_flips: float | None = None
+    """Largest share of queries that turn from right to wrong, in [0, 1]."""
+    min_self_test_gain: float | None = None
+    """recall(new, new) - recall(old, old) must be shown to be greater."""
+    slice_min_queries: int = 100
+    """Slices with fewer queries are shown and do not decide, >= 1."""
+    min_slice_gain: float | None = -0.1
+    """The gain in recall of every slice must be shown to be greater."""
+    min_chain_gain: float | None = -0.05
+    """The gain on the rows of every version in the gallery, over that version's own queries."""
+    min_mixed_gain: float | None = None
+    """recall(new, half re-embedded) - recall(new, old) must be shown to be greater."""
+    min_ann_recall: float | None = 0.9
+    """ANN recall@10 of the new queries on the real index at the ef they need."""
+    max_far_ratio: float | None = 1.5
+    """New false accept rate over the old one at the thresholds used, >= 0."""
+    pair_far: float = 0.001
+    """The false accept rate at which pairs given by the user are compared, in [0, 1]."""
+    min_pair_tar_gain: float | None = None
+    """The gain in the true accept rate at that rate must be shown to be greater."""
+    max_parity_error: float | None = 0.001
+    """Largest difference between the ONNX file and what was trained."""
+    max_latency_ratio: float | None = None
+    """Median time of the new encoder over that of the old one."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise InputError(f"a policy needs a name, got {self.name!r}")
+        _check_format(self.format)
+        for count in COUNTS:
+            _check_count(count, getattr(self, count), 1, 10**9)
+        _check_count("replicates", self.replicates, MIN_REPLICATES, MAX_REPLICATES)
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None or name in NEVER_NULL:
+                _check_range(name, value, low, high)
+        if self.min_recall_gain >= 1:
+            raise InputError("policy: min_recall_gain must be below 1: no gain exceeds it")
+        assert {one.name for one in fields(self)} >= {*RANGES, *COUNTS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How one check is judged: the estimate must lie beyond ``threshold`` less ``margin``."""
+
+    threshold: float
+    margin: float | None
+    above: bool
+    """Whether more is better."""
+
+    @property
+    def limit(self) -> float:
+        """What the interval must lie beyond."""
+        return self.threshold - (self.margin or 0.0)
+
+
+def rules(policy: Policy) -> dict[str, Rule]:
+    """Check name -> how the policy judges it; checks that it only measures are not in it."""
+    gains = {
+        "recall_gain": policy.min_recall_gain,
+        "wide_recall_gain": policy.min_wide_recall_gain,
+        "map_gain": policy.min_map_gain,
+        "same_class": _negative(policy.same_class_margin),
+        "different_class": _negative(policy.different_class_margin),
+        "self_test_gain": policy.min_self_test_gain,
+        "slice_gain": policy.min_slice_gain,
+        "chain_gain": policy.min_chain_gain,
+        "mixed_gain": policy.min_mixed_gain,
+        "ann_recall": policy.min_ann_recall,
+        "pair_tar_gain": policy.min_pair_tar_gain,
+    }
+    limits = {
+        "negative_flips": policy.max_negative_flips,
+        "far_ratio": policy.max_far_ratio,
+        "parity": policy.max_parity_error,
+        "latency_ratio": policy.max_latency_ratio,
+    }
+    found = {name: _gain(least) for name, least in gains.items() if least is not None}
+    for name, most in limits.items():
+        if most is not None:
+            found[name] = Rule(threshold=float(most), margin=None, above=False)
+    return found
+
+
+def _gain(least: float) -> Rule:
+    """A gain's least value; one below 0, or an inequality's margin, is a margin to 0."""
+    if least > 0:
+        return Rule(threshold=float(least), margin=None, above=True)
+    return Rule(threshold=0.0, margin=float(-least) if least < 0 else None, above=True)
+
+
+def _negative(margin: float | None) -> float | None:
+    return None if margin is None else -margin
+
+
+def _check_format(value: object) -> None:
+    if isinstance(value, bool) or value != POLICY_FORMAT:
+        raise InputError(
+            f"policy format {value!r} is not known, this version reads {POLICY_FORMAT}",
+            tip="compare with the shipped policies, which explain every key, or use the version of "
+            "compatctl that the policy was written for",
+        )
+
+
+def _check_count(name: str, value: object, low: int, high: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not low <= value <= high:  # type: ignore[operator]
+        raise InputError(
+            f"policy: {name} must be a whole number from {low} to {high}, got {value!r}"
+        )
+
+
+def _check_range(name: str, value: object, low: float, high: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:  # type: ignore[operator]
+        raise InputError(f"policy: {name} must be a number from {low:g} to {high:g}, got {value!r}")

@@ -1,0 +1,349 @@
+"""What a deployed similarity threshold lets through, and verification metrics on labelled pairs.
+
+A pair is accepted when its cosine >= the threshold. FAR is the accepted share of different-class
+pairs, TAR that of same-class pairs, and FRR is 1 - TAR.
+
+A threshold set for one query model means something else for the next: ``accepts`` counts what it
+lets through with each, and ``threshold_keeping_far`` gives the one at which the new model accepts
+no more different-class pairs than the old one did.
+
+Shapes: ``P`` labelled pairs: ``scores`` (P,) finite floats, ``same`` (P,) bool, the pair is of one
+class. ``Q`` queries, ``G`` gallery rows, ``D`` dimensions: unit rows in any float type, integer
+class codes; ``own_row[i]`` is the gallery row of query ``i``'s own item, or -1 where the gallery
+does not hold it, and that pair is never counted. Their scores are products of float32 matrices, as
+a server computes them: last bits may differ between sizes of ``block``, so keep to one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.core.arrays import (
+    Bools,
+    Codes,
+    Features,
+    Floats,
+    as_features,
+    as_labels,
+    as_own_row,
+    check_dimensions,
+    check_positive,
+)
+from compatctl.errors import InputError
+
+ACCEPT_ALL = -1.01
+"""A threshold below every product of two rows that pass for unit rows."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Roc:
+    """One point per distinct score; FAR and TAR rise from 0 to 1."""
+
+    thresholds: Floats
+    """(T,) descending: +inf, which accepts nothing, then every distinct score."""
+    far: Floats
+    tar: Floats
+    n_same: int
+    n_diff: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarAtFar:
+    """The point of a curve for an asked FAR; its threshold is +inf where TAR is 0."""
+
+    tar: float
+    threshold: float
+    far: float
+    """The one reached, never above the asked one."""
+    resolved: bool
+    """False where the asked FAR is below 1 / n_diff: then it is FAR 0 that was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """The largest share of pairs decided rightly, and a threshold that reaches it."""
+
+    accuracy: float
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Accepts:
+    """(Q,) gallery rows of each query's class and of others, own rows in neither, and how many
+    of them a threshold accepts."""
+
+    same_accepted: Codes
+    same_pairs: Codes
+    diff_accepted: Codes
+    diff_pairs: Codes
+
+    @property
+    def far(self) -> float:
+        """Share of all different-class pairs that are accepted; NaN where there is none."""
+        return _ratio(self.diff_accepted.sum(), self.diff_pairs.sum())
+
+    @property
+    def frr(self) -> float:
+        """Share of all same-class pairs that are not accepted; NaN where there is none."""
+        return _ratio((self.same_pairs - self.same_accepted).sum(), self.same_pairs.sum())
+
+
+def roc(scores: NDArray[np.floating[Any]], same: Bools) -> Roc:
+    """FAR and TAR of (P,) pairs at every threshold that makes a difference.
+
+    Raises:
+        InputError: wrong shapes or types, a score that is not finite, no pair of either kind.
+    """
+    scores, same = _as_pairs(scores, same)
+    n_same = int(same.sum())
+    n_diff = len(same) - n_same
+    if n_same == 0 or n_diff == 0:
+        raise InputError(
+            f"a ROC curve needs same-class and different-class pairs, got {n_same} and {n_diff}",
+            tip="where this is a fold's training part, spread both kinds over the folds",
+        )
+    order = np.argsort(-scores)
+    scores, same = scores[order], same[order]
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # of each run of ties
+    true_accepts = np.cumsum(same)[last]
+    thresholds = np.append(np.inf, scores[last])
+    tar = np.append(0, true_accepts) / n_same
+    far = np.append(0, last + 1 - true_accepts) / n_diff
+    return Roc(thresholds=thresholds, far=far, tar=tar, n_same=n_same, n_diff=n_diff)
+
+
+def tar_at_far(roc: Roc, far: float) -> TarAtFar:
+    """The largest TAR among the points whose FAR does not exceed ``far``; nothing is interpolated.
+
+    Of points with that TAR it is the one with the highest threshold, so the lowest FAR.
+
+    Raises:
+        InputError: ``far`` is not a number in [0, 1].
+    """
+    far = _as_number(far, "far")
+    if not 0 <= far <= 1:
+        raise InputError(f"far must lie in 0 to 1, got {far}")
+    allowed = np.searchsorted(roc.far, far, side="right") - 1
+    best = np.searchsorted(roc.tar, roc.tar[allowed], side="left")
+    return TarAtFar(
+        tar=float(roc.tar[best]),
+        threshold=float(roc.thresholds[best]),
+        far=float(roc.far[best]),
+        resolved=far >= 1 / roc.n_diff,
+    )
+
+
+def accuracy(roc: Roc) -> Accuracy:
+    """The largest share of pairs decided rightly, over all thresholds, classes as they are mixed.
+
+    Of equally good thresholds it is the median one; of an even number, the higher of the middle
+    two. It may be +inf, which accepts nothing.
+    """
+    true_accepts, false_accepts = _counts(roc)
+    right = true_accepts + roc.n_diff - false_accepts
+    best = np.flatnonzero(right == right.max())
+    return Accuracy(
+        accuracy=_ratio(right.max(), roc.n_same + roc.n_diff),
+        threshold=float(roc.thresholds[best[(len(best) - 1) // 2]]),
+    )
+
+
+def accuracy_at(scores: NDArray[np.floating[Any]], same: Bools, threshold: float) -> float:
+    """Share of (P,) pairs that ``score >= threshold``, which may be infinite, decides rightly.
+
+    Raises:
+        InputError: wrong shapes or types, no pair, a score that is not finite, a NaN threshold.
+    """
+    scores, same = _as_pairs(scores, same)
+    return float(((scores >= _as_number(threshold, "threshold")) == same).mean())
+
+
+def crossvalidated_accuracy(scores: NDArray[np.floating[Any]], same: Bools, folds: Codes) -> float:
+    """Mean accuracy over folds, each at the best threshold of all the others (LFW's protocol).
+
+    The threshold is that of ``accuracy``: a score of the other folds or +inf, of equally good ones
+    the median. Every fold weighs the same, whatever its size.
+
+    Raises:
+        InputError: as ``roc`` of the other folds, or ``folds`` not (P,) integers, fewer than two.
+    """
+    scores, same = _as_pairs(scores, same)
+    folds = as_labels(folds, len(scores), "folds")
+    names = np.unique(folds)
+    if len(names) < 2:
+        raise InputError(f"cross-validation needs at least two folds, got {len(names)}")
+    found = []
+    for name in names:
+        here = folds == name
+        threshold = accuracy(roc(scores[~here], same[~here])).threshold
+        found.append(accuracy_at(scores[here], same[here], threshold))
+    return float(np.mean(found))
+
+
+def equal_error_rate(roc: Roc) -> float:
+    """The error rate where FAR and FRR cross, in [0, 1].
+
+    It is their midpoint at the point of the curve where they are nearest to each other, of such
+    points the one with the highest threshold; nothing is interpolated.
+    """
+    true_accepts, false_accepts = _counts(roc)
+    false_rejects = roc.n_same - true_accepts
+    # Whole numbers: |FAR - FRR| times n_same times n_diff, so that ties are ties.
+    at = int(np.argmin(np.abs(false_accepts * roc.n_same - false_rejects * roc.n_diff)))
+    return float((false_accepts[at] / roc.n_diff + false_rejects[at] / roc.n_same) / 2)
+
+
+def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshold
+    queries: Features,
+    query_labels: Codes,
+    gallery: Features,
+    gallery_labels: Codes,
+    threshold: float,
+    own_row: Codes | None = None,
+    *,
+    block: int = 1024,
+) -> Accepts:
+    """Count what a threshold accepts of all pairs of a query and a gallery row.
+
+    Scores are the products of float32 matrices; each is compared with ``threshold`` exactly, which
+    is not rounded to float32. Memory: a few tiles of ``block`` x ``block``.
+
+    Args:
+        queries, gallery: (Q, D) and (G, D) unit rows.
+        query_labels, gallery_labels: (Q,) and (G,) integer codes.
+        threshold: any number, infinities included.
+        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        block: side of the tiles of pairs held in memory, >= 1.
+
+    Raises:
+        InputError: as ``pair_means``, or a NaN threshold.
+    """
+    least = np.array([_as_number(threshold, "threshold")])  # an array: compared as float64
+    counts = np.zeros((4, len(as_features(queries, "queries"))), dtype=np.int64)
+    pairs = (queries, gallery), (query_labels, gallery_labels), own_row, block
+    for rows, scores, same, diff in _tiles(*pairs):
+        passed = scores >= least
+        for kind, counted in enumerate((same & passed, same, diff & passed, diff)):
+            counts[kind, rows] += np.count_nonzero(counted, axis=1)
+    return Accepts(
+        same_accepted=counts[0], same_pairs=counts[1], diff_accepted=counts[2], diff_pairs=counts[3]
+    )
+
+
+def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled gallery, a count
+    queries: Features,
+    query_labels: Codes,
+    gallery: Features,
+    gallery_labels: Codes,
+    accepted: int,
+    own_row: Codes | None = None,
+    *,
+    block: int = 1024,
+) -> float:
+    """The lowest float32 threshold that accepts at most ``accepted`` different-class pairs.
+
+    That is the float32 next above the (accepted + 1)-th largest different-class score, found
+    exactly; where that score ties with larger ones, fewer pairs are accepted. Where ``accepted``
+    is all of them, also where there is none, it is ``ACCEPT_ALL``. Two passes over the scores each
+    count 2^16 bins: of the upper halves of their bits, then of the lower halves within the bin
+    that matters. So memory depends on ``block`` only, with which ``accepts`` sees the same scores.
+
+    Args: as ``accepts``, but ``accepted``: different-class pairs to accept at most, 0 to all.
+
+    Raises:
+        InputError: as ``pair_means``, or ``accepted`` out of range.
+    """
+    if isinstance(accepted, bool) or not isinstance(accepted, int | np.integer):
+        raise InputError(f"accepted must be a whole number of pairs, got {accepted!r}")
+    pairs = (queries, gallery), (query_labels, gallery_labels), own_row, block
+    upper = np.zeros(2**16, dtype=np.int64)
+    for _, scores, _, diff in _tiles(*pairs):
+        upper += np.bincount((_flip(scores[diff]) >> 16) + 2**15, minlength=2**16)
+    n_diff = int(upper.sum())
+    if not 0 <= accepted <= n_diff:
+        raise InputError(f"accepted must lie in 0 to {n_diff}, got {accepted}")
+    if accepted == n_diff:
+        return ACCEPT_ALL
+    high, position = _bin_at(upper, n_diff - int(accepted) - 1)
+    lower = np.zeros(2**16, dtype=np.int64)
+    for _, scores, _, diff in _tiles(*pairs):
+        keys = _flip(scores[diff])
+        inside = keys[(keys >> 16) + 2**15 == high]
+        lower += np.bincount(inside & (2**16 - 1), minlength=2**16)
+    low, _ = _bin_at(lower, position)
+    key = np.array([(high - 2**15) * 2**16 + low], dtype=np.int32)
+    score = _flip(key.view(np.float32)).view(np.float32)
+    return float(np.nextafter(score, np.float32(np.inf))[0])
+
+
+def _tiles(
+    sides: tuple[Features, Features], codes: tuple[Codes, Codes], own_row: Codes | None, block: int
+) -> Iterator[tuple[slice, NDArray[np.float32], Bools, Bools]]:
+    """Rows of queries, and of the tile of pairs: scores, same class, different class."""
+    queries, gallery = as_features(sides[0], "queries"), as_features(sides[1], "gallery")
+    check_dimensions(queries, gallery, "queries", "gallery")
+    query_labels = as_labels(codes[0], len(queries), "query_labels")
+    gallery_labels = as_labels(codes[1], len(gallery), "gallery_labels")
+    own = as_own_row(own_row, len(queries), len(gallery))
+    check_positive(block, "block")
+    for top in range(0, len(queries), block):
+        rows = slice(top, top + block)
+        left_side = queries[rows].astype(np.float32, copy=False)
+        for left in range(0, len(gallery), block):
+            columns = slice(left, left + block)
+            scores = left_side @ gallery[columns].astype(np.float32, copy=False).T
+            same = query_labels[rows, None] == gallery_labels[None, columns]
+            diff = ~same
+            column = own[rows] - left
+            mine = np.flatnonzero((column >= 0) & (column < same.shape[1]))
+            same[mine, column[mine]] = diff[mine, column[mine]] = False
+            yield rows, scores, same, diff
+
+
+def _flip(scores: NDArray[np.float32]) -> NDArray[np.int32]:
+    """int32 keys in the order of the scores; the bits of keys give those of the scores back."""
+    bits = scores.view(np.int32)
+    return bits ^ ((bits >> 31) & np.int32(2**31 - 1))
+
+
+def _bin_at(counts: Codes, position: int) -> tuple[int, int]:
+    """The bin that holds the value at ``position`` in ascending order, and its place in there."""
+    totals = np.cumsum(counts)
+    # The last bin at most, should a second pass round a score to the other side of a bin's edge.
+    found = min(int(np.searchsorted(totals, position, side="right")), len(counts) - 1)
+    return found, position - int(totals[found] - counts[found])
+
+
+def _counts(roc: Roc) -> tuple[Codes, Codes]:
+    """(T,) accepted same-class and (T,) accepted different-class pairs, whole numbers."""
+    true, false = np.rint(roc.tar * roc.n_same), np.rint(roc.far * roc.n_diff)
+    return true.astype(np.int64), false.astype(np.int64)
+
+
+def _ratio(total: Any, n: Any) -> float:
+    return float(total / n) if n else float("nan")
+
+
+def _as_number(value: float, name: str) -> float:
+    number = isinstance(value, int | float | np.integer | np.floating)
+    if isinstance(value, bool) or not number or np.isnan(value):
+        raise InputError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _as_pairs(scores: NDArray[np.floating[Any]], same: Bools) -> tuple[Floats, Bools]:
+    """(P,) float64 scores and (P,) bool, P >= 1, or InputError."""
+    scores, same = np.asarray(scores), np.asarray(same)
+    if scores.ndim != 1 or len(scores) == 0 or not np.issubdtype(scores.dtype, np.floating):
+        raise InputError(f"scores must be (P,) floats, P >= 1, got {scores.dtype} {scores.shape}")
+    if same.shape != scores.shape or same.dtype != np.bool_:
+        raise InputError(f"same must be ({len(scores)},) bool, got {same.dtype} {same.shape}")
+    if not np.isfinite(scores).all():
+        bad = int(np.argmin(np.isfinite(scores)))
+        raise InputError(f"scores must be finite, got {scores[bad]} for pair {bad}")
+    return scores.astype(np.float64, copy=False), same

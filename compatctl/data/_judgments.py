@@ -1,0 +1,91 @@
+"""Judgments by people: pairs of items that are or are not the same, and TREC relevance files."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from compatctl.errors import InputError
+
+_COLUMNS = ("id_a", "id_b", "same")
+_SAME = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two items, and whether they are of one class."""
+
+    first: str
+    second: str
+    same: bool
+
+
+def read_pairs(path: Path) -> tuple[Pair, ...]:
+    """The pairs of a CSV with the columns id_a, id_b and same (1 or 0, true or false).
+
+    Raises:
+        InputError: no such file, a missing column, another value, a pair of an item with itself, a
+            pair twice (in either order), or no pair; the message names the line.
+    """
+    seen: set[frozenset[str]] = set()
+    found: list[Pair] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"{path}: there is no column {', '.join(missing)}")
+            for row in reader:
+                found.append(_pair(row, f"{path}, line {reader.line_num}", seen))
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
+    if not found:
+        raise InputError(f"{path}: there is no pair in it")
+    return tuple(found)
+
+
+def _pair(row: dict[str, str | None], where: str, seen: set[frozenset[str]]) -> Pair:
+    first, second, same = ((row.get(name) or "").strip() for name in _COLUMNS)
+    if same.lower() not in _SAME:
+        raise InputError(f"{where}: same is 1 or 0, got {same!r}")
+    if not first or not second or first == second:
+        raise InputError(f"{where}: a pair is of two items, got {first!r} and {second!r}")
+    key = frozenset((first, second))
+    if key in seen:
+        raise InputError(f"{where}: the pair {first}, {second} is there twice")
+    seen.add(key)
+    return Pair(first=first, second=second, same=_SAME[same.lower()])
+
+
+def read_qrels(path: Path) -> tuple[tuple[str, str], ...]:
+    """(query id, item id) of every pair that a TREC relevance file judges relevant.
+
+    Four columns, parted by blanks: query, iteration (not read), item, relevance (relevant where
+    greater than 0).
+
+    Raises:
+        InputError: no such file, a line of another form, a pair judged twice, or nothing relevant.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    judged: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(lines, 1):
+        cells = line.split()
+        if not cells:
+            continue
+        if len(cells) != 4 or not cells[3].lstrip("-").isdigit():
+            raise InputError(
+                f"{path}, line {number}: expected query, iteration, item and relevance, got "
+                f"{line[:80]!r}"
+            )
+        pair = (cells[0], cells[2])
+        if pair in judged:
+            raise InputError(f"{path}, line {number}: {pair[0]} {pair[1]} is judged twice")
+        judged[pair] = int(cells[3])
+    relevant = tuple(pair for pair, grade in judged.items() if grade > 0)
+    if not relevant:
+        raise InputError(f"{path}: no pair is judged relevant")
+    return relevant

@@ -1,0 +1,41 @@
+"""The report of verify, in every form that it is written in: JSON, JUnit, Markdown, OpenMetrics."""
+
+from __future__ import annotations
+
+from compatctl.report._junit import junit
+from compatctl.report._markdown import markdown
+from compatctl.report._metrics import openmetrics
+from compatctl.report._report import (
+    AnnHealth,
+    Bound,
+    DataId,
+    ErrorRates,
+    Group,
+    Latency,
+    ModelId,
+    PairsResult,
+    Report,
+    StoreId,
+    finite,
+    policy_sha256,
+    read_bound,
+)
+
+__all__ = [
+    "AnnHealth",
+    "Bound",
+    "DataId",
+    "ErrorRates",
+    "Group",
+    "Latency",
+    "ModelId",
+    "PairsResult",
+    "Report",
+    "StoreId",
+    "finite",
+    "junit",
+    "markdown",
+    "openmetrics",
+    "policy_sha256",
+    "read_bound",
+]

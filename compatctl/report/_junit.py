@@ -1,0 +1,74 @@
+"""JUnit XML: a test case for each check, so that a pipeline shows which one failed."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree as ET
+
+from compatctl.core.gate import Check
+from compatctl.report._report import Report
+
+
+def junit(report: Report) -> bytes:
+    """One suite. A deciding check that fails is a failure; one that is inconclusive is an error,
+    because the pipeline must not go on; a check that only measures is skipped."""
+    checks = report.verdict.checks
+    deciding = [check for check in checks if check.decides]
+    counts = {
+        "tests": len(checks),
+        "failures": sum(check.outcome == "fail" for check in deciding),
+        "errors": sum(check.outcome == "inconclusive" for check in deciding),
+        "skipped": len(checks) - len(deciding),
+    }
+    if not deciding:  # nothing was judged: never a green suite
+        counts["tests"] += 1
+        counts["errors"] += 1
+    attributes = {key: str(value) for key, value in counts.items()}
+    suite = ET.Element("testsuite", {"name": "compatctl verify", **attributes})
+    _properties(suite, report)
+    for check in checks:
+        _case(suite, check)
+    if not deciding:
+        case = ET.SubElement(suite, "testcase", classname="compatctl", name="verdict")
+        ET.SubElement(case, "error", message=_clean(report.summary), type="inconclusive")
+    root = ET.Element("testsuites")
+    root.append(suite)
+    ET.indent(root)
+    text: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+    return text + b"\n"
+
+
+def _properties(suite: ET.Element, report: Report) -> None:
+    properties = ET.SubElement(suite, "properties")
+    entries = {
+        "verdict": report.verdict.outcome,
+        "summary": report.summary,
+        "old": report.old.sha256,
+        "new": report.new.sha256,
+        "data": report.data.sha256,
+        "policy": f"{report.policy.name} {report.policy_sha256}",
+    }
+    for name, value in entries.items():
+        ET.SubElement(properties, "property", name=name, value=_clean(value))
+
+
+def _case(suite: ET.Element, check: Check) -> None:
+    name = check.name if check.decides else f"{check.name} (measured)"
+    case = ET.SubElement(suite, "testcase", classname=_clean(f"compatctl.{check.group}"), name=name)
+    detail = _clean(check.detail)
+    if not check.decides:
+        ET.SubElement(case, "skipped", message="the policy gives this check no say")
+    elif check.outcome == "fail":
+        ET.SubElement(case, "failure", message=detail, type=check.name)
+    elif check.outcome == "inconclusive":
+        ET.SubElement(case, "error", message=detail, type="inconclusive")
+    numbers = f"estimate={check.estimate} low={check.low} high={check.high} n={check.n}"
+    ET.SubElement(case, "system-out").text = f"{detail}\n{numbers}"
+
+
+def _clean(text: str) -> str:
+    """XML 1.0 has no control characters, and a name from the user's data may."""
+    return "".join(
+        one if one in "\t\n" or (ord(one) >= 32 and not 0xD800 <= ord(one) <= 0xDFFF
+                                 and ord(one) not in {0xFFFE, 0xFFFF}) else "?"
+        for one in text
+    )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Markdown for the summary page of a pipeline's job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from compatctl.core.gate import Check
+from compatctl.report._report import Group, Report
+
+_MARK = {"pass": "pass", "fail": "**FAIL**", "inconclusive": "*cannot tell*"}
+
+
+def markdown(report: Report) -> bytes:
+    """The verdict in one sentence, the deciding checks, what was measured, what was not."""
+    return ("\n".join(_lines(report)) + "\n").encode()
+
+
+def _lines(report: Report) -> Iterator[str]:
+    yield f"## compatctl verify: {report.verdict.outcome}"
+    yield ""
+    yield f"{_text(report.summary)} Next: `{report.next_step}`."
+    yield ""
+    yield f"Old `{_code(report.old.name)}` ({report.old.sha256[:12]}), "
+    yield f"new `{_code(report.new.name)}` ({report.new.sha256[:12]}), "
+    yield f"policy {_text(report.policy.name)} ({report.policy_sha256[:12]})."
+    yield ""
+    for group in report.groups[:1]:
+        yield from _retrieval(group)
+    yield from _checks("What decides", [one for one in report.verdict.checks if one.decides])
+    others = [one for one in report.verdict.checks if not one.decides]
+    yield "<details><summary>What was measured besides</summary>"
+    yield ""
+    yield from _checks("Measured", others)
+    yield "</details>"
+    yield ""
+    yield f"Not checked: {_text('; '.join(report.not_checked) or 'nothing')}."
+
+
+def _retrieval(group: Group) -> Iterator[str]:
+    ks = sorted(group.recall["old_old"], key=int)
+    yield f"{group.n_queries} queries of {group.n_classes} classes ({_text(group.name)})"
+    yield ""
+    yield "| query / gallery | " + " | ".join(f"recall@{k}" for k in ks) + " |"
+    yield "|---|" + "---|" * len(ks)
+    for pair, recall in group.recall.items():
+        cells = " | ".join(_number(recall[k]) for k in ks)
+        yield f"| {pair.replace('_', ' / ')} | {cells} |"
+    yield ""
+
+
+def _checks(title: str, checks: list[Check]) -> Iterator[str]:
+    yield f"| {title} | estimate | interval | limit | n | outcome |"
+    yield "|---|---|---|---|---|---|"
+    for one in checks:
+        limit = None if one.threshold is None else one.threshold - (one.margin or 0.0)
+        name = one.name if one.group == "unseen" else f"{one.name} ({one.group})"
+        interval = "" if one.low is None else f"{_number(one.low)} to {_number(one.high)}"
+        outcome = _MARK[one.outcome] if one.threshold is not None else "measured"
+        yield (
+            f"| {_text(name)} | {_number(one.estimate)} | {interval} | {_number(limit)} | "
+            f"{one.n} | {outcome} |"
+        )
+    yield ""
+    for one in checks:
+        if one.decides and one.outcome != "pass":
+            yield f"- {_text(one.name)}: {_text(one.detail)}"
+            if one.needed:
+                yield (
+                    f"  About {one.needed.classes} classes ({one.needed.queries} queries) would "
+                    f"settle it, were the estimate the truth."
+                )
+    yield ""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value - value != 0.0 else f"{value:.4g}"
+
+
+def _text(text: str) -> str:
+    """Text from the user's data cannot begin a table cell, a tag or a new line."""
+    for sign in "\\`*_[]<>|":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())
+
+
+def _code(text: str) -> str:
+    return " ".join(text.replace("`", "'").replace("|", "/").split())

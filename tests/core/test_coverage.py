@@ -1,0 +1,167 @@
+"""Intervals hold the truth and verdicts err as rarely as they claim, in simulations of known truth.
+
+The full tables are those of ``benchmarks/coverage.py``, whose functions these are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from compatctl.core.policy import Policy
+from compatctl.core.resampling import Estimate
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+ALPHA = Policy().alpha
+RUNS = 1000
+
+
+def _module(name: str, known_as: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(known_as, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[known_as] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def simulate() -> ModuleType:
+    """What draws held-out sets of known truth."""
+    return _module("_simulate", "_simulate")
+
+
+@pytest.fixture(scope="module")
+def benchmark(simulate: ModuleType) -> ModuleType:
+    """The benchmark, imported and not run."""
+    return _module("coverage", "coverage_benchmark")
+
+
+def _gains(simulate: ModuleType, kind: str, classes: int, gain: float = 0.0) -> list[Estimate]:
+    """Estimates of a recall gain; the stream is the cell's own."""
+    rng = simulate.generator(1, f"{kind} {classes} {gain}")
+    sizes = simulate.class_sizes(kind, (RUNS, classes), rng)
+    return simulate.estimates(simulate.hit_changes(sizes, gain, rng), rng)
+
+
+def _assert_covers(simulate: ModuleType, found: list[Estimate], truth: float) -> None:
+    """At least 95% of the intervals hold the truth, within three Monte-Carlo standard errors."""
+    covered = simulate.covered(found, truth)
+    assert covered.coverage >= 0.95 - 3 * covered.error, covered
+
+
+def _shrunk(found: list[Estimate]) -> list[Estimate]:
+    """The same estimates with replicates half as far away."""
+    return [replace(one, replicates=(one.value + one.replicates) / 2) for one in found]
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1])
+@pytest.mark.parametrize(("kind", "classes"), [("equal", 20), ("unequal", 20), ("heavy", 50)])
+def test_intervals_of_a_gain_hold_the_truth(
+    simulate: ModuleType, kind: str, classes: int, gain: float
+) -> None:
+    """Few classes, unequal ones, and a few large ones among many small."""
+    _assert_covers(simulate, _gains(simulate, kind, classes, gain), gain)
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("equal", 20), ("unequal", 20), ("heavy", 50)])
+def test_intervals_that_are_too_short_are_caught(
+    simulate: ModuleType, kind: str, classes: int
+) -> None:
+    """With replicates half as far away, the same assertion fails."""
+    with pytest.raises(AssertionError, match="Coverage"):
+        _assert_covers(simulate, _shrunk(_gains(simulate, kind, classes)), 0.0)
+
+
+@pytest.mark.parametrize("classes", [20, 200])
+def test_intervals_of_rare_flips_hold_the_truth(simulate: ModuleType, classes: int) -> None:
+    """Two flips in 1,000 queries: most runs see none, and their interval is no point at 0."""
+    rng = simulate.generator(1, f"flips {classes}")
+    sizes = simulate.class_sizes("equal", (RUNS // 2, classes), rng)
+    found = simulate.estimates(simulate.flips(sizes, 0.002, rng), rng)
+    _assert_covers(simulate, found, 0.002)
+    unguarded = [replace(one, rare=None) for one in found]
+    with pytest.raises(AssertionError, match="Coverage"):
+        _assert_covers(simulate, unguarded, 0.002)
+
+
+@pytest.mark.parametrize(("roles", "kind"), [(False, "unequal"), (True, "equal")])
+def test_intervals_of_mean_cosines_hold_the_truth(
+    simulate: ModuleType, roles: bool, kind: str
+) -> None:
+    """From features: every item query and gallery item at once, or each of them one."""
+    rng = simulate.generator(1, f"cosines {roles}")
+    both = simulate.cosine_estimates(50, kind, roles, 300, rng=rng, replicates=999)
+    for found, truth in zip(both, simulate.true_gains(), strict=True):
+        _assert_covers(simulate, found, truth)
+        with pytest.raises(AssertionError, match="Coverage"):
+            _assert_covers(simulate, _shrunk(found), truth)
+
+
+@pytest.mark.parametrize("kind", ["equal", "heavy"])
+@pytest.mark.parametrize("what", [0, 1])
+def test_a_check_at_its_limit_rarely_passes(benchmark: ModuleType, what: int, kind: str) -> None:
+    """No gain where one is asked for, and a loss of just the margin; the nominal share is .025."""
+    assert benchmark.false_passes(what, kind, 50, 400, 1)["passed"] <= ALPHA
+
+
+def test_a_gate_on_short_intervals_would_pass_too_often(
+    simulate: ModuleType, benchmark: ModuleType
+) -> None:
+    """The count of false passes tells a sound interval from one that is half as long."""
+    policy, found = Policy(**benchmark.OPEN), _gains(simulate, "equal", 50)
+    sound, short = (
+        sum(check.outcome == "pass" for check in benchmark.decided(those, policy, 200)) / RUNS
+        for those in (found, _shrunk(found))
+    )
+    assert sound <= ALPHA < short
+
+
+def test_many_slices_at_their_limit_do_not_add_up(benchmark: ModuleType) -> None:
+    """Eleven checks at their limit: any of them errs as rarely as one, and not so without Holm."""
+    found = benchmark.family(150, 1)
+    assert found["any_passes"] <= ALPHA
+    assert found["any_fails"] <= ALPHA
+    assert found["any_passes_unadjusted"] > 2 * ALPHA
+
+
+def test_a_gain_of_a_tenth_is_seen_with_200_classes(benchmark: ModuleType) -> None:
+    """Nine of ten runs pass with 200 classes, and fewer with 50."""
+    assert benchmark.power(0.1, 200, 400, 1)["passed"] >= 0.9
+    assert benchmark.power(0.1, 50, 400, 1)["passed"] < 0.9
+
+
+@pytest.mark.parametrize(("gain", "kind"), [(0.1, "equal"), (0.1, "heavy"), (-0.1, "equal")])
+def test_the_needed_classes_settle_an_open_check(
+    benchmark: ModuleType, gain: float, kind: str
+) -> None:
+    """About four of five runs of that size settle it, which is the policy's power."""
+    found = benchmark.needed(gain, kind, 20, RUNS, 1)
+    assert found["classes"] > 20
+    assert found["to_show"] == ("pass" if gain > 0 else "fail")
+    assert 0.7 <= found["settled"] <= 0.9
+
+
+def test_half_sampling_covers_where_the_multinomial_bootstrap_does_not(
+    simulate: ModuleType,
+) -> None:
+    """Ten classes, few of them large: BCa is too short on the same data, percentiles shorter."""
+    rng = simulate.generator(1, "compare")
+    by = simulate.alternatives(simulate.hit_changes, 0.0, "heavy", 10, runs=500, rng=rng)
+    assert not by["half-sampling"].short
+    assert by["BCa"].short
+    assert by["percentile"].coverage < by["half-sampling"].coverage
+
+
+def test_tables_are_repeatable(benchmark: ModuleType) -> None:
+    """The same seed gives the same numbers, another seed others."""
+    first, again, other = (next(benchmark.coverage_rows(50, seed)) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+    assert "| recall gain 0 | equal |" in benchmark.grid([first], ("what", "sizes"), "{runs}")[2]

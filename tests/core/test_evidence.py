@@ -1,0 +1,431 @@
+"""Every measurement of a group of queries, against loops over the queries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from compatctl.core.binomial import mcnemar
+from compatctl.core.compatibility import inequalities
+from compatctl.core.evidence import ChainEvidence, GroupEvidence, measure, measure_chain
+from compatctl.core.policy import Policy
+from compatctl.core.resampling import half_samples
+from compatctl.core.retrieval import NEVER, Retrieval
+from compatctl.core.thresholds import Accepts
+from compatctl.errors import InputError
+
+Q, B = 90, 199
+POLICY = Policy(name="test", recall_at=1, wide_recall_at=5, slice_min_queries=25)
+
+
+def draw():
+    """A new generator of one seed."""
+    return np.random.default_rng(77)
+
+
+def retrieval(rng, counted, ks=(1, 5)):
+    """Random outcomes of as many queries; what was not counted looks like a hit at times."""
+    first = rng.choice([1, 1, 2, 3, 5, 6, NEVER], len(counted)).astype(np.int64)
+    precision = np.where(counted, rng.random(len(counted)), np.nan)
+    kept = np.flatnonzero(counted)
+    return Retrieval(
+        n_queries=len(counted),
+        n_without_match=int((~counted).sum()),
+        recall={k: float(np.mean([first[i] <= k for i in kept])) for k in ks},
+        map_at_k=float(np.mean([precision[i] for i in kept])),
+        map_k=100,
+        first_hit=first,
+        average_precision=precision,
+    )
+
+
+def accepted(rng):
+    """Random counts of accepted pairs, of 30 and of 400 a query."""
+    return Accepts(
+        same_accepted=rng.integers(0, 31, Q),
+        same_pairs=np.full(Q, 30),
+        diff_accepted=rng.integers(0, 5, Q),
+        diff_pairs=np.full(Q, 400),
+    )
+
+
+def group_of(seed, name="unseen"):
+    """A group of 90 queries of 12 classes, one in six without anything to find."""
+    rng = np.random.default_rng(seed)
+    counted = rng.random(Q) < 5 / 6
+    found = rng.random(Q)
+    return GroupEvidence(
+        name=name,
+        classes=rng.integers(100, 112, Q),
+        old_old=retrieval(rng, counted),
+        new_old=retrieval(rng, counted),
+        new_new=retrieval(rng, counted),
+        old_mixed=retrieval(rng, counted),
+        new_mixed=retrieval(rng, counted),
+        accepts=(accepted(rng), accepted(rng)),
+        ann_found=np.where(rng.random(Q) < 0.7, found, np.nan),
+        slices={
+            "large": rng.random(Q) < 0.5,
+            "small": np.arange(Q) < 20,
+            "none": np.zeros(Q, bool),
+        },
+    )
+
+
+def measured(group, policy=POLICY):
+    """Measurements by check and group, each of which stands once."""
+    found = measure(policy, group, draw, B)
+    by_name = {(one.name, one.group): one for one in found}
+    assert len(by_name) == len(found)
+    return by_name
+
+
+def counted_queries(group, mask=None):
+    """Positions of the queries with something to find (and in the slice)."""
+    inside = np.ones(Q, dtype=bool) if mask is None else mask
+    return [i for i in range(Q) if not math.isnan(group.old_old.average_precision[i]) and inside[i]]
+
+
+def check(one, group, values, queries):
+    """Value, replicates and classes are those of a loop over the queries with class weights."""
+    assert one.estimate.value == pytest.approx(np.mean([values(i) for i in queries]), abs=1e-12)
+    classes = sorted(set(group.classes.tolist()))
+    drawn = []
+    for w in np.concatenate(list(half_samples(len(classes), B, draw()))):
+        weights = [w[classes.index(group.classes[i])] for i in queries]
+        if sum(weights):
+            total = sum(weight * values(i) for weight, i in zip(weights, queries, strict=True))
+            drawn.append(total / sum(weights))
+    assert one.estimate.n_empty == B - len(drawn)
+    replicates = one.estimate.replicates[one.estimate.n_empty :]
+    np.testing.assert_allclose(replicates, sorted(drawn), rtol=0, atol=1e-12)
+    assert one.estimate.n_classes == len({group.classes[i] for i in queries})
+
+
+def hit(test, i, k):
+    """1 where query i found an item of its class among the first k."""
+    return float(test.first_hit[i] <= k)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("recall_at", "wide"), [(1, 5), (5, 1)])
+def test_gains_equal_a_loop(seed, recall_at, wide):
+    """Gains in recall, narrow and wide, of both galleries are means over the counted queries."""
+    group = group_of(seed)
+    policy = replace(POLICY, recall_at=recall_at, wide_recall_at=wide)
+    found, queries = measured(group, policy), counted_queries(group)
+    old, new = group.old_old, group.new_old
+    wanted = {
+        "recall_gain": (old, new, recall_at),
+        "wide_recall_gain": (old, new, wide),
+        "self_test_gain": (old, group.new_new, recall_at),
+        "mixed_gain": (new, group.new_mixed, recall_at),
+    }
+    for name, (before, after, k) in wanted.items():
+        one = found[name, "unseen"]
+        check(one, group, lambda i, a=after, b=before, k=k: hit(a, i, k) - hit(b, i, k), queries)
+        assert one.estimate.value == pytest.approx(after.recall[k] - before.recall[k])
+        assert one.estimate.bounds == (-1.0, 1.0)
+        assert f"{after.recall[k]:.4f}" in one.detail
+        assert f"{before.recall[k]:.4f}" in one.detail
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_precision_and_flips_equal_a_loop(seed):
+    """The change of mAP, and the share of queries that turned from right to wrong."""
+    group = group_of(seed)
+    found, queries = measured(group), counted_queries(group)
+    old, new = group.old_old, group.new_old
+    change = found["map_gain", "unseen"]
+    check(change, group, lambda i: new.average_precision[i] - old.average_precision[i], queries)
+    assert change.estimate.value == pytest.approx(new.map_at_k - old.map_at_k)
+    flips = found["negative_flips", "unseen"]
+    check(flips, group, lambda i: float(hit(old, i, 1) > hit(new, i, 1)), queries)
+    assert flips.estimate.bounds == (0.0, 1.0)
+    worse = sum(hit(old, i, 1) > hit(new, i, 1) for i in queries)
+    better = sum(hit(old, i, 1) < hit(new, i, 1) for i in queries)
+    assert group.mcnemar == mcnemar(worse, better)
+    assert f"{worse / len(queries):.4f}" in flips.detail
+    assert f"{better / len(queries):.4f}" in flips.detail
+    assert group.n_classes == len({group.classes[i] for i in queries})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_real_index_equals_a_loop(seed):
+    """The share of neighbours that the index found, over the queries that it was asked."""
+    group = group_of(seed)
+    one = measured(group)["ann_recall", "unseen"]
+    asked = [i for i in range(Q) if not math.isnan(group.ann_found[i])]
+    check(one, group, lambda i: float(group.ann_found[i]), asked)
+    assert one.n == len(asked) < Q
+
+
+def test_real_index_is_as_much_evidence_as_queries_were_asked():
+    """Where the index was asked few queries, these are what the least evidence is held against."""
+    group = group_of(1)
+    few = np.where(np.arange(Q) < 7, 1.0, np.nan)
+    assert measured(replace(group, ann_found=few))["ann_recall", "unseen"].n_queries == 7
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ratio_of_false_accepts_equals_a_loop(seed):
+    """New false accepts over old ones, which is the ratio of the rates on the same pairs."""
+    group = group_of(seed)
+    one = measured(group)["far_ratio", "unseen"]
+    before, after = group.accepts
+    assert one.estimate.value == pytest.approx(after.far / before.far)
+    classes = sorted(set(group.classes.tolist()))
+    drawn = []
+    for w in np.concatenate(list(half_samples(len(classes), B, draw()))):
+        weights = [w[classes.index(code)] for code in group.classes]
+        old = sum(u * int(n) for u, n in zip(weights, before.diff_accepted, strict=True))
+        new = sum(u * int(n) for u, n in zip(weights, after.diff_accepted, strict=True))
+        drawn.append(new / old if old else -math.inf)
+    np.testing.assert_allclose(one.estimate.replicates, sorted(drawn), rtol=1e-12)
+    assert one.estimate.bounds == (0.0, math.inf)
+    assert one.estimate.n_classes == group.n_classes
+    assert one.n == Q * 400
+
+
+def test_false_accepts_of_one_class_leave_the_ratio_open():
+    """Where all old false accepts are of one class, half of the replicates have no ratio."""
+    group = group_of(4)
+    lonely = np.where(group.classes == group.classes[0], 3, 0)
+    before = replace(group.accepts[0], diff_accepted=lonely)
+    one = measured(replace(group, accepts=(before, group.accepts[1])))["far_ratio", "unseen"]
+    assert one.estimate.value == group.accepts[1].diff_accepted.sum() / lonely.sum()
+    assert B / 3 < one.estimate.n_empty < 2 * B / 3
+    assert one.estimate.interval(0.95) == (0.0, math.inf)
+
+
+def test_ratio_without_an_old_false_accept_is_undefined():
+    """Where the old model accepted nothing falsely there is no ratio, and no pass either way."""
+    group = group_of(4)
+    before = replace(group.accepts[0], diff_accepted=np.zeros(Q, dtype=np.int64))
+    one = measured(replace(group, accepts=(before, group.accepts[1])))["far_ratio", "unseen"]
+    assert math.isnan(one.estimate.value)
+    assert one.estimate.p_below(1000.0) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_slices_equal_a_loop(seed):
+    """A slice is judged on its own queries with something to find, and is small below the least."""
+    group = group_of(seed)
+    found = measured(group)
+    for name in ("large", "small"):
+        one = found["slice_gain", f"unseen, {name}"]
+        queries = counted_queries(group, group.slices[name])
+        check(one, group, lambda i: hit(group.new_old, i, 1) - hit(group.old_old, i, 1), queries)
+        assert one.n == one.n_queries == len(queries)
+        assert one.small == (len(queries) < 25)
+        assert name in one.detail
+    assert found["slice_gain", "unseen, small"].small
+    assert not found["slice_gain", "unseen, large"].small
+    empty = found["slice_gain", "unseen, none"]
+    assert math.isnan(empty.estimate.value)
+    assert (empty.n, empty.small) == (0, True)
+
+
+def test_the_least_slice_is_not_small():
+    """A slice with exactly as many queries as the policy asks for has a say, with one less not."""
+    group = group_of(0)
+    n = len(counted_queries(group, group.slices["large"]))
+    for least, small in ((n, False), (n + 1, True)):
+        found = measured(group, replace(POLICY, slice_min_queries=least))
+        assert found["slice_gain", "unseen, large"].small is small
+
+
+def test_queries_without_a_match_are_left_out_everywhere():
+    """Whatever a query without an item of its class found changes no measurement of retrieval."""
+    group = replace(group_of(5), accepts=None, ann_found=None)
+
+    def other(test):
+        first = np.where(test.counted, test.first_hit, 8 - test.first_hit % 7)
+        return replace(test, first_hit=first)
+
+    names = ("old_old", "new_old", "new_new", "old_mixed", "new_mixed")
+    changed = replace(group, **{name: other(getattr(group, name)) for name in names})
+    assert any(
+        (getattr(changed, name).hit(5) != getattr(group, name).hit(5)).any() for name in names
+    )
+    before, after = measured(group), measured(changed)
+    assert before.keys() == after.keys()
+    for key, one in before.items():
+        assert np.array_equal(one.estimate.replicates, after[key].estimate.replicates)
+        assert (one.detail, one.n, one.n_queries) == (
+            after[key].detail,
+            after[key].n,
+            after[key].n_queries,
+        )
+        if key[0] != "slice_gain":
+            assert one.n == one.n_queries == len(counted_queries(group)) < Q
+
+
+def test_what_was_not_tested_is_not_measured():
+    """Without a new gallery, a mixed one, an index, a threshold and slices four checks are left."""
+    bare = GroupEvidence(
+        name="unseen",
+        classes=group_of(6).classes,
+        old_old=group_of(6).old_old,
+        new_old=group_of(6).new_old,
+    )
+    assert [name for name, _ in measured(bare)] == [
+        "recall_gain",
+        "wide_recall_gain",
+        "map_gain",
+        "negative_flips",
+    ]
+
+
+def scene(seed, C=None):
+    """A group whose inequalities come of random features; some queries have own gallery rows.
+
+    With C all queries and gallery rows are of as many classes.
+    """
+    rng = np.random.default_rng(seed)
+
+    def rows(n):
+        features = rng.normal(size=(n, 6))
+        return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+    group = group_of(seed)
+    labels, gallery_labels = group.classes, rng.integers(100, 115, 40)
+    if C is not None:
+        labels, gallery_labels = labels % C, gallery_labels % C
+        group = replace(group, classes=labels)
+    own = np.full(Q, -1)
+    for i in range(0, Q, 3):
+        same = np.flatnonzero(gallery_labels == labels[i])
+        own[i] = same[0] if len(same) else -1
+    old, new, gallery = rows(Q), rows(Q), rows(40)
+    both = inequalities(old, new, labels, gallery, gallery_labels, own)
+    return replace(group, inequalities=both), (old, new, labels, gallery, gallery_labels, own)
+
+
+def test_inequalities_equal_a_loop():
+    """(1a) and (1b) are the mean change over pairs, and more is better for both."""
+    group, (old, new, labels, gallery, gallery_labels, own) = scene(7)
+    found = measured(group)
+    changes = {True: [], False: []}
+    for i in range(Q):
+        for j in range(40):
+            if j != own[i]:
+                moved = float((new[i] - old[i]) @ gallery[j])
+                changes[bool(labels[i] == gallery_labels[j])].append(moved)
+    same, diff = found["same_class", "unseen"], found["different_class", "unseen"]
+    assert same.estimate.value == pytest.approx(np.mean(changes[True]), abs=1e-11)
+    assert diff.estimate.value == pytest.approx(-np.mean(changes[False]), abs=1e-11)
+    assert (same.n, diff.n) == (len(changes[True]), len(changes[False]))
+    assert same.estimate.value == pytest.approx(group.inequalities.same_gain, abs=1e-11)
+    assert diff.estimate.value == pytest.approx(group.inequalities.diff_gain, abs=1e-11)
+    for one in (same, diff):
+        assert one.n_queries == len(counted_queries(group))
+        assert one.may_decide
+        assert np.all(np.diff(one.estimate.replicates) >= 0)
+
+
+@pytest.mark.parametrize("C", [None, 3, 7])
+def test_the_second_inequality_is_turned_round(C):
+    """Swapping old and new mirrors (1b), also where some replicates hold no pair of two classes."""
+    group, (old, new, labels, gallery, gallery_labels, own) = scene(8, C)
+    back = inequalities(new, old, labels, gallery, gallery_labels, own)
+    one = measured(group)["different_class", "unseen"].estimate
+    other = measured(replace(group, inequalities=back))["different_class", "unseen"].estimate
+    assert one.value == pytest.approx(-other.value, abs=1e-12)
+    assert len(one.replicates) == len(other.replicates) == B
+    assert (one.n_empty > 0, one.n_empty) == (C is not None, other.n_empty)
+    low, high = one.interval(0.9)
+    assert low <= one.value <= high
+    assert other.interval(0.9) == pytest.approx((-high, -low), abs=1e-12)
+    for t in (-0.03, 0.001, 0.02):
+        assert one.p_above(t) == other.p_below(-t)
+
+
+def test_only_unseen_queries_decide():
+    """Any other group is measured in full, with the same numbers, and has no say."""
+    unseen, _ = scene(9)
+    found, other = measured(unseen), measured(replace(unseen, name="seen"))
+    assert all(one.may_decide for one in found.values())
+    assert not any(one.may_decide for one in other.values())
+    assert [name for name, _ in found] == [name for name, _ in other]
+    assert all(group.startswith("seen") for _, group in other)
+    for one, same in zip(found.values(), other.values(), strict=True):
+        assert np.array_equal(one.estimate.replicates, same.estimate.replicates)
+
+
+def test_a_recall_that_was_not_searched_for_is_refused():
+    """Both recalls that the policy names have to be there, in every test of the group."""
+    group = group_of(10)
+    for asked in ({"recall_at": 3}, {"wide_recall_at": 3}):
+        with pytest.raises(InputError, match="recall@3, but the evidence holds recall at 1, 5"):
+            measure(replace(POLICY, **asked), group, draw, B)
+    for name in ("old_old", "new_old", "new_new", "old_mixed", "new_mixed"):
+        part = replace(getattr(group, name), recall={1: 0.5})
+        with pytest.raises(InputError, match="recall@5, but the evidence holds recall at 1"):
+            measure(POLICY, replace(group, **{name: part}), draw, B)
+
+
+@pytest.mark.parametrize("name", ["new_old", "new_new", "old_mixed", "new_mixed"])
+def test_tests_on_different_queries_are_refused(name):
+    """More queries, fewer, or others with something to find are not the same test."""
+    group = group_of(11)
+    rng = np.random.default_rng(12)
+    turned = np.roll(group.old_old.counted, 1)
+    assert turned.sum() == group.old_old.n_counted
+    for counted in (turned, group.old_old.counted[:-1], np.append(group.old_old.counted, True)):
+        with pytest.raises(InputError, match="group unseen: not every test was made on the same"):
+            measure(POLICY, replace(group, **{name: retrieval(rng, counted)}), draw, B)
+
+
+def test_no_query_at_all_is_measured_as_undefined():
+    """A group without a query has every statistic, none of which is a number."""
+    none = np.zeros(0)
+    nothing = Retrieval(
+        n_queries=0,
+        n_without_match=0,
+        recall={1: math.nan, 5: math.nan},
+        map_at_k=math.nan,
+        map_k=100,
+        first_hit=none.astype(np.int64),
+        average_precision=none,
+    )
+    group = GroupEvidence(
+        name="unseen", classes=none.astype(np.int64), old_old=nothing, new_old=nothing
+    )
+    assert (group.mcnemar, group.n_classes) == (1.0, 0)
+    for one in measured(group).values():
+        assert math.isnan(one.estimate.value)
+        assert (one.n, one.n_queries, one.estimate.n_classes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_chain_equals_a_loop(k):
+    """The gain on the rows of one version, over that version's own queries, decides."""
+    group = group_of(13)
+    link = ChainEvidence(name="v1", classes=group.classes, own=group.old_old, new=group.new_old)
+    one = measure_chain(link, k, draw, B)
+    check(
+        one,
+        group,
+        lambda i: hit(link.new, i, k) - hit(link.own, i, k),
+        counted_queries(group),
+    )
+    assert (one.name, one.group, one.may_decide, one.small) == ("chain_gain", "v1", True, False)
+    assert one.n == one.n_queries == len(counted_queries(group))
+    assert f"recall@{k} is {link.new.recall[k]:.4f}" in one.detail
+    assert f"{link.own.recall[k]:.4f} with its own" in one.detail
+
+
+def test_chain_on_different_queries_is_refused():
+    """Two tests of other queries, or without the recall asked for, are no comparison."""
+    group = group_of(14)
+    rng = np.random.default_rng(15)
+    other = retrieval(rng, np.roll(group.old_old.counted, 1))
+    link = ChainEvidence(name="v1", classes=group.classes, own=group.old_old, new=other)
+    with pytest.raises(InputError, match="v1"):
+        measure_chain(link, 1, draw, B)
+    with pytest.raises(InputError, match="recall@3"):
+        measure_chain(replace(link, new=group.new_old), 3, draw, B)

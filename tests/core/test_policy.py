@@ -1,0 +1,172 @@
+"""What a policy may hold, and how each of its values becomes a rule."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+
+import pytest
+
+from compatctl.core.policy import COUNTS, NEVER_NULL, RANGES, Policy, Rule, rules
+from compatctl.errors import InputError
+
+NAN, INF = float("nan"), float("inf")
+
+GAINS = {
+    "min_recall_gain": "recall_gain",
+    "min_wide_recall_gain": "wide_recall_gain",
+    "min_map_gain": "map_gain",
+    "min_self_test_gain": "self_test_gain",
+    "min_slice_gain": "slice_gain",
+    "min_chain_gain": "chain_gain",
+    "min_mixed_gain": "mixed_gain",
+    "min_pair_tar_gain": "pair_tar_gain",
+}
+MARGINS = {"same_class_margin": "same_class", "different_class_margin": "different_class"}
+LIMITS = {
+    "max_negative_flips": "negative_flips",
+    "max_far_ratio": "far_ratio",
+    "max_parity_error": "parity",
+    "max_latency_ratio": "latency_ratio",
+}
+NOTHING = dict.fromkeys(set(RANGES) - set(NEVER_NULL))
+"""Every key that may be null, set to null."""
+
+
+def bad_ranges():
+    """Each numeric key with a number beyond either end, a number that is none, other types."""
+    for key, (low, high) in RANGES.items():
+        for value in (low - 0.01, high * 1.01 + 0.01, NAN, INF, -INF, "0.1", True, [0.1]):
+            yield pytest.param(key, value, id=f"{key}-{value}")
+    for key in NEVER_NULL:
+        yield pytest.param(key, None, id=f"{key}-None")
+
+
+@pytest.mark.parametrize(("key", "value"), list(bad_ranges()))
+def test_a_number_outside_its_range_is_refused(key, value):
+    """A number outside its range, NaN, an infinity or another type is refused by its key."""
+    with pytest.raises(InputError, match=f"policy: {key} must be a number from"):
+        Policy(**{key: value})
+
+
+@pytest.mark.parametrize("key", [*COUNTS, "replicates"])
+@pytest.mark.parametrize("value", [0, -1, 1000.0, True, None, "1000", NAN, 10**9 + 1])
+def test_a_count_is_a_positive_whole_number(key, value):
+    """Counts of 0, below it or too large, fractions, booleans and null are refused by their key."""
+    with pytest.raises(InputError, match=f"policy: {key} must be a whole number from"):
+        Policy(**{key: value})
+
+
+def test_replicates_have_a_least_and_a_greatest_number():
+    """999 and a million are the ends of what is allowed, one less and one more are refused."""
+    assert Policy(replicates=999).replicates == 999
+    assert Policy(replicates=1_000_000).replicates == 1_000_000
+    for value in (998, 1_000_001):
+        with pytest.raises(InputError, match="replicates"):
+            Policy(replicates=value)
+
+
+@pytest.mark.parametrize("value", [1, 3, 0, -2, True, "2", None, 2.5])
+def test_other_formats_are_refused(value):
+    """The earlier format, a newer one and what is no format are refused with the known one."""
+    with pytest.raises(InputError, match=r"policy format .* this version reads 2"):
+        Policy(format=value)
+
+
+@pytest.mark.parametrize("value", ["", "  ", 3, None])
+def test_a_policy_has_a_name(value):
+    """An empty name, or one that is no text, is refused."""
+    with pytest.raises(InputError, match="a policy needs a name"):
+        Policy(name=value)
+
+
+def test_a_gain_of_one_cannot_be_asked_for():
+    """No gain exceeds 1, so a policy that nothing could meet is refused."""
+    with pytest.raises(InputError, match="min_recall_gain must be below 1"):
+        Policy(min_recall_gain=1.0)
+    assert Policy(min_recall_gain=0.999).min_recall_gain == 0.999
+
+
+@pytest.mark.parametrize("key", list(RANGES))
+def test_both_ends_of_a_range_are_allowed(key):
+    """The ends themselves pass, as whole numbers too where they are whole."""
+    low, high = RANGES[key]
+    ends = (low,) if key == "min_recall_gain" else (low, high)
+    for end in ends:
+        assert getattr(Policy(**{key: end}), key) == end
+        if float(end).is_integer():
+            assert getattr(Policy(**{key: int(end)}), key) == end
+
+
+def test_every_field_is_checked():
+    """Each field is a name, a format, a count or a number with a range: none goes unchecked."""
+    checked = {"name", "format", "replicates", *COUNTS, *RANGES}
+    assert {one.name for one in fields(Policy)} == checked
+
+
+def test_a_policy_survives_json():
+    """What is written to a file and read again is the same policy."""
+    policy = Policy(name="test", alpha=0.01, min_map_gain=-0.02, max_far_ratio=None)
+    assert Policy(**json.loads(json.dumps(asdict(policy), allow_nan=False))) == policy
+
+
+@pytest.mark.parametrize(("key", "check"), GAINS.items())
+def test_rules_of_gains(key, check):
+    """A least gain above 0 is a threshold, one below 0 a margin to 0, and 0 has no margin."""
+    above = rules(Policy(**NOTHING | {key: 0.02}))[check]
+    assert above == Rule(threshold=0.02, margin=None, above=True)
+    assert above.limit == 0.02
+    below = rules(Policy(**NOTHING | {key: -0.02}))[check]
+    assert below == Rule(threshold=0.0, margin=0.02, above=True)
+    assert below.limit == -0.02
+    at = rules(Policy(**NOTHING | {key: 0}))[check]
+    assert (at.threshold, at.margin, at.above, at.limit) == (0.0, None, True, 0.0)
+
+
+@pytest.mark.parametrize(("key", "check"), MARGINS.items())
+def test_rules_of_inequalities(key, check):
+    """An inequality is held to 0 with its margin, and to 0 exactly where the margin is 0."""
+    wide = rules(Policy(**NOTHING | {key: 0.03}))[check]
+    assert wide == Rule(threshold=0.0, margin=0.03, above=True)
+    assert wide.limit == -0.03
+    exact = rules(Policy(**NOTHING | {key: 0.0}))[check]
+    assert (exact.threshold, exact.margin, exact.limit) == (0.0, None, 0.0)
+
+
+@pytest.mark.parametrize(("key", "check"), LIMITS.items())
+def test_rules_of_limits(key, check):
+    """A greatest value is a threshold without a margin that the measurement has to be below."""
+    for value in (0, 0.5, 1):
+        rule = rules(Policy(**NOTHING | {key: value}))[check]
+        assert rule == Rule(threshold=float(value), margin=None, above=False)
+        assert rule.limit == value
+
+
+def test_rule_of_the_real_index():
+    """The least ANN recall is a threshold that the measurement has to be above."""
+    rule = rules(Policy(**NOTHING | {"min_ann_recall": 0.95}))["ann_recall"]
+    assert rule == Rule(threshold=0.95, margin=None, above=True)
+
+
+def test_null_leaves_a_rule_out():
+    """With every key null that may be, the gain in recall is the only rule."""
+    assert set(rules(Policy(**NOTHING))) == {"recall_gain"}
+    both = GAINS | MARGINS | LIMITS | {"min_ann_recall": "ann_recall"}
+    for key in NOTHING:
+        found = rules(Policy(**NOTHING | {key: 0.5}))
+        assert set(found) == {"recall_gain", both[key]}
+
+
+def test_rules_of_the_default_policy():
+    """The default asks for a gain strictly above 0 and tells which checks have a say besides."""
+    found = rules(Policy())
+    assert set(found) == {
+        "recall_gain",
+        "different_class",
+        "slice_gain",
+        "chain_gain",
+        "ann_recall",
+        "far_ratio",
+        "parity",
+    }
+    assert found["recall_gain"] == Rule(threshold=0.0, margin=None, above=True)

@@ -1,0 +1,548 @@
+"""Estimates by resampled classes, against loops over the same weights and over single pairs."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from compatctl.core import resampling
+from compatctl.core.binomial import tail, upper_limit
+from compatctl.core.class_sums import class_sums, query_sums
+from compatctl.core.resampling import (
+    Estimate,
+    Rare,
+    Ratio,
+    estimate_diff,
+    estimate_pairs,
+    estimate_ratios,
+    estimate_same,
+    half_samples,
+)
+from compatctl.errors import InputError
+
+ONE = (-1.0, 1.0)
+"""The bounds of a gain."""
+
+
+def rng(seed=0):
+    """A generator of the given seed."""
+    return np.random.default_rng(seed)
+
+
+def weights_of(C, B, seed):
+    """(B, C) weights, as an equal generator draws them."""
+    return np.concatenate(list(half_samples(C, B, rng(seed))))
+
+
+def ratio(totals, counts=10.0, bounds=ONE, harm=0):
+    """A statistic of classes with these totals, each over as many queries."""
+    totals = np.asarray(totals, dtype=np.float64)
+    return Ratio(
+        totals=totals, counts=np.broadcast_to(counts, totals.shape) * 1.0, bounds=bounds, harm=harm
+    )
+
+
+def one(totals, B=1999, seed=0, **keywords):
+    """The estimate of one statistic."""
+    return estimate_ratios([ratio(totals, **keywords)], B, rng(seed))[0]
+
+
+def unit(rows):
+    """Rows scaled to length 1."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def check_replicates(estimate, drawn):
+    """The replicates are those of the loop, sorted, with the empty ones (None) apart."""
+    kept = sorted(value for value in drawn if value is not None)
+    assert estimate.n_empty == len(drawn) - len(kept)
+    assert np.all(estimate.replicates[: estimate.n_empty] == -np.inf)
+    np.testing.assert_allclose(estimate.replicates[estimate.n_empty :], kept, rtol=0, atol=1e-11)
+
+
+# Weights
+
+
+def test_weights_are_fair_coins_times_two():
+    """Every weight is 0 or 2, with mean and variance 1, and no two classes go together."""
+    W = weights_of(40, 20_000, 1)
+    assert W.shape == (20_000, 40)
+    assert set(np.unique(W)) == {0.0, 2.0}
+    assert abs(W.mean() - 1) < 0.005
+    together = np.cov(W.T)
+    assert np.abs(together - np.eye(40)).max() < 0.05
+
+
+def test_consecutive_replicates_differ():
+    """Rows are independent draws: half of the weights change from one to the next."""
+    W = weights_of(2000, 50, 2)
+    changed = (W[1:] != W[:-1]).mean(axis=1)
+    assert 0.42 < changed.min() < changed.max() < 0.58
+
+
+# Ratios
+
+
+@given(seed=st.integers(0, 10**6), C=st.integers(1, 9), S=st.integers(1, 3), B=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_ratios_equal_a_loop(seed, C, S, B):
+    """Values and replicates are weighted totals over weighted counts, class by class."""
+    draw = rng(seed)
+    ratios = [ratio(draw.integers(-3, 4, C) * 0.5, counts=draw.integers(0, 4, C)) for _ in range(S)]
+    found = estimate_ratios(ratios, B, rng(seed + 1))
+    W = weights_of(C, B, seed + 1)
+    for statistic, estimate in zip(ratios, found, strict=True):
+        drawn = []
+        for w in [np.ones(C), *W]:
+            total = sum(w[c] * statistic.totals[c] for c in range(C))
+            count = sum(w[c] * statistic.counts[c] for c in range(C))
+            drawn.append(total / count if count else None)
+        assert estimate.value == pytest.approx(
+            math.nan if drawn[0] is None else drawn[0], abs=1e-12, nan_ok=True
+        )
+        check_replicates(estimate, drawn[1:])
+        assert estimate.n_classes == sum(count > 0 for count in statistic.counts)
+        assert estimate.bounds == ONE
+
+
+def test_ratios_share_their_replicates():
+    """A statistic and its double, estimated together, have the same replicates twice as large."""
+    totals = rng(3).normal(size=30)
+    half, full = estimate_ratios([ratio(totals), ratio(2 * totals)], 500, rng(4))
+    np.testing.assert_allclose(2 * half.replicates, full.replicates, rtol=1e-12)
+
+
+def test_no_statistic_and_bad_arguments():
+    """Nothing gives nothing; other numbers of classes and no replicate at all are refused."""
+    assert estimate_ratios([], 10, rng()) == []
+    with pytest.raises(InputError, match="different numbers of classes"):
+        estimate_ratios([ratio([1.0, 2.0]), ratio([1.0])], 10, rng())
+    with pytest.raises(InputError, match="different numbers of classes"):
+        estimate_ratios([Ratio(totals=np.ones(2), counts=np.ones(3), bounds=ONE)], 10, rng())
+    with pytest.raises(InputError, match="at least one replicate"):
+        estimate_ratios([ratio([1.0])], 0, rng())
+
+
+def test_equal_seeds_give_equal_estimates():
+    """The replicates depend on the seed and on nothing else."""
+    totals = rng(5).normal(size=25)
+    assert np.array_equal(one(totals, seed=6).replicates, one(totals, seed=6).replicates)
+    assert not np.array_equal(one(totals, seed=6).replicates, one(totals, seed=7).replicates)
+
+
+@pytest.mark.parametrize("C", [3, 7, 25])
+def test_blocks_do_not_matter(monkeypatch, C):
+    """However many weights are held at once, the same seed draws the same ones."""
+    whole = weights_of(C, 40, 8)
+    for cells in (1, C, 3 * C, 7 * C + 1):
+        monkeypatch.setattr(resampling, "_CELLS", cells)
+        blocks = list(half_samples(C, 40, rng(8)))
+        assert max(len(block) for block in blocks) <= max(1, cells // C)
+        assert np.array_equal(np.concatenate(blocks), whole)
+
+
+def test_blocks_add_up(monkeypatch):
+    """Small blocks give as many replicates of the same kind, of pairs and of classes."""
+    monkeypatch.setattr(resampling, "_CELLS", 8)
+    sums, _ = scene(3)
+    first, second = np.array([0, 1, 2, 3]), np.array([1, 2, 3, 0])
+    found = [
+        one(rng(9).normal(size=4), B=101),
+        estimate_diff(sums, 101, rng()),
+        estimate_pairs(np.arange(4.0), first, second, 101, rng()),
+    ]
+    for estimate in found:
+        assert len(estimate.replicates) == 101
+        assert np.all(np.diff(estimate.replicates[estimate.n_empty :]) >= 0)
+
+
+def test_memory_is_bounded():
+    """200,000 classes never hold all their weights, which would take 320 MB here."""
+    totals = rng(10).normal(size=200_000)
+    statistics = [ratio(totals), ratio(totals**2, bounds=(0.0, np.inf))]
+    tracemalloc.start()
+    try:
+        found = estimate_ratios(statistics, 200, rng(11))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 300e6
+    assert len(found[0].replicates) == 200
+    assert found[0].spread == pytest.approx(totals.std() / 10 / math.sqrt(200_000), rel=0.2)
+
+
+# Pairs of queries and gallery rows
+
+
+def scene(seed, relabelled=0):
+    """Sums of a small scene and its parts: own rows, classes on one side only, relabelled items.
+
+    ``relabelled``: 0 for none; 1: own rows of classes that no query has; 2: of any other class.
+    """
+    draw = rng(seed)
+    Q, G = int(draw.integers(4, 12)), int(draw.integers(4, 12))
+    query_labels, gallery_labels = draw.integers(0, 5, Q), draw.integers(0, 7, G)
+    own = np.where(draw.random(Q) < 0.6, draw.integers(0, G, Q), -1)
+    for i in np.flatnonzero(own >= 0):
+        if gallery_labels[own[i]] == query_labels[i]:
+            continue
+        other = gallery_labels[own[i]] not in query_labels
+        if relabelled == 0 or (relabelled == 1 and not other):
+            own[i] = -1
+    queries, gallery = unit(draw.normal(size=(Q, 4))), unit(draw.normal(size=(G, 4)))
+    parts = queries, query_labels, gallery, gallery_labels, own
+    return class_sums(*parts), parts
+
+
+def pairs_by_loop(parts, w, kind):
+    """The mean cosine of pairs weighted by the classes of both items; None where none counts."""
+    queries, query_labels, gallery, gallery_labels, own = parts
+    classes = list(np.unique(query_labels))
+    total = count = 0.0
+    for i in range(len(queries)):
+        for j in range(len(gallery)):
+            same = query_labels[i] == gallery_labels[j]
+            if j == own[i] or same != (kind == "same"):
+                continue
+            weight = w[classes.index(query_labels[i])]
+            if not same and gallery_labels[j] in classes:
+                weight *= w[classes.index(gallery_labels[j])]
+            total += weight * float(queries[i] @ gallery[j])
+            count += weight
+    return total / count if count else None
+
+
+def check_pairs(seed, kind, relabelled):
+    """The estimate of a random scene is that of the loop over its pairs."""
+    sums, parts = scene(seed, relabelled)
+    C, B = len(sums.codes), 24
+    estimate = (estimate_same if kind == "same" else estimate_diff)(sums, B, rng(seed))
+    value = pairs_by_loop(parts, np.ones(C), kind)
+    assert estimate.value == pytest.approx(
+        math.nan if value is None else value, abs=1e-11, nan_ok=True
+    )
+    check_replicates(estimate, [pairs_by_loop(parts, w, kind) for w in weights_of(C, B, seed)])
+
+
+@given(seed=st.integers(0, 10**6), relabelled=st.integers(0, 2))
+@settings(max_examples=40, deadline=None)
+def test_same_class_pairs_equal_a_loop(seed, relabelled):
+    """A same-class pair weighs w_c, its own pair left out, whatever the own rows' labels are."""
+    check_pairs(seed, "same", relabelled)
+
+
+@given(seed=st.integers(0, 10**6), relabelled=st.integers(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_different_class_pairs_equal_a_loop(seed, relabelled):
+    """A pair of classes c and c' weighs w_c w_c', and w_c where no query is of class c'."""
+    check_pairs(seed, "diff", relabelled)
+
+
+def test_different_class_pairs_with_relabelled_own_items_equal_a_loop():
+    """An own pair of two labels that queries have is left out with the weight it came in with."""
+    for seed in range(40):
+        check_pairs(seed, "diff", 2)
+
+
+def test_leave_one_out_pairs_equal_a_loop():
+    """Where queries and gallery are the same items, each one's own pair is in no replicate."""
+    draw = rng(12)
+    features, labels = unit(draw.normal(size=(14, 3))), np.arange(14) % 3
+    parts = features, labels, features, labels, np.arange(14)
+    sums = class_sums(*parts)
+    W = weights_of(len(sums.codes), 30, 13)
+    for kind, estimate in (
+        ("same", estimate_same(sums, 30, rng(13))),
+        ("diff", estimate_diff(sums, 30, rng(13))),
+    ):
+        assert estimate.n_empty > 0 or kind == "same"
+        assert estimate.value == pytest.approx(pairs_by_loop(parts, np.ones(W.shape[1]), kind))
+        check_replicates(estimate, [pairs_by_loop(parts, w, kind) for w in W])
+
+
+def test_judged_pairs_equal_a_loop():
+    """Where relevance was judged, every query is its own class and all gallery rows weigh 1."""
+    draw = rng(15)
+    queries, gallery = unit(draw.normal(size=(7, 4))), unit(draw.normal(size=(9, 4)))
+    relevant = draw.random((7, 9)) < 0.3
+    relevant[2] = False
+    sums = query_sums(queries, gallery, *np.nonzero(relevant))
+    cosines = queries @ gallery.T
+    for kind, function in ((relevant, estimate_same), (~relevant, estimate_diff)):
+        estimate = function(sums, 40, rng(16))
+        drawn = []
+        for w in weights_of(7, 40, 16):
+            weights = w[:, None] * kind
+            drawn.append((weights * cosines).sum() / weights.sum() if weights.any() else None)
+        assert estimate.value == pytest.approx(cosines[kind].mean(), abs=1e-12)
+        assert estimate.n_classes == (6 if kind is relevant else 7)
+        check_replicates(estimate, drawn)
+
+
+def test_pairs_that_do_not_exist():
+    """One class alone has no different pair, and single items no same pair: NaN, all possible."""
+    features = unit(rng(14).normal(size=(6, 3)))
+    own = np.arange(6)
+    alone = class_sums(features, np.zeros(6, int), features, np.zeros(6, int), own)
+    single = class_sums(features, own, features, own, own)
+    for estimate in (estimate_diff(alone, 99, rng()), estimate_same(single, 99, rng())):
+        assert math.isnan(estimate.value)
+        assert estimate.n_empty == 99
+        assert estimate.interval(0.95) == (-2.0, 2.0)
+        assert estimate.p_above(-1.0) == estimate.p_below(1.0) == 1.0
+
+
+@given(seed=st.integers(0, 10**6), C=st.integers(1, 6), P=st.integers(1, 12))
+@settings(max_examples=40, deadline=None)
+def test_labelled_pairs_equal_a_loop(seed, C, P):
+    """A pair of two classes weighs w_a w_b, one within a class w_a."""
+    draw = rng(seed)
+    values, first, second = draw.normal(size=P), draw.integers(0, C, P), draw.integers(0, C, P)
+    estimate = estimate_pairs(values, first, second, 25, rng(seed))
+    present = int(max(first.max(), second.max())) + 1
+    drawn = []
+    for w in weights_of(present, 25, seed):
+        total = count = 0.0
+        for value, a, b in zip(values, first, second, strict=True):
+            weight = w[a] if a == b else w[a] * w[b]
+            total, count = total + weight * value, count + weight
+        drawn.append(total / count if count else None)
+    assert estimate.value == pytest.approx(values.mean(), abs=1e-12)
+    check_replicates(estimate, drawn)
+    assert estimate.n_classes == len({*first, *second})
+
+
+def test_no_labelled_pair_is_undefined():
+    """Without a pair the estimate is NaN and nothing is shown."""
+    none = np.zeros(0, dtype=np.int64)
+    estimate = estimate_pairs(np.zeros(0), none, none, 50, rng())
+    assert math.isnan(estimate.value)
+    assert (estimate.n_empty, estimate.n_classes) == (50, 0)
+    assert estimate.p_above(-1.0) == estimate.p_below(1.0) == 1.0
+
+
+# Intervals and p-values
+
+
+@st.composite
+def estimates(draw):
+    """Estimates of few or many classes, with empty replicates, ties and guards of rare harm."""
+    seed, C = draw(st.integers(0, 10**6)), draw(st.integers(1, 14))
+    harm, B = draw(st.sampled_from([-1, 0, 1])), draw(st.sampled_from([1, 19, 39, 200, 399]))
+    few = draw(st.integers(0, C))
+    at = rng(seed)
+    counts = at.integers(0, 6, C)
+    totals = np.array([at.integers(-n, n + 1) for n in counts])
+    totals[few:] = 0
+    if harm == 1:
+        totals = np.abs(totals)
+    bounds = (0.0, 1.0) if harm == 1 else ONE
+    statistic = ratio(totals, counts=counts, bounds=bounds, harm=harm)
+    return estimate_ratios([statistic], B, rng(seed))[0]
+
+
+@given(estimate=estimates(), level=st.floats(0.5, 0.999))
+@settings(max_examples=200, deadline=None)
+def test_an_interval_holds_its_estimate(estimate, level):
+    """Whatever the replicates are, the estimate is in its interval, and that within the bounds."""
+    low, high = estimate.interval(level)
+    assert estimate.bounds[0] <= low <= high <= estimate.bounds[1]
+    if not math.isnan(estimate.value):
+        assert low <= estimate.value <= high
+
+
+def test_an_interval_holds_an_estimate_beyond_its_replicates():
+    """Replicates that all lie on one side of the estimate move an end of the interval to it."""
+    for value in (-0.5, 0.5):
+        estimate = Estimate(
+            value=value,
+            replicates=np.linspace(-0.1, 0.1, 999),
+            n_empty=0,
+            n_classes=50,
+            bounds=ONE,
+        )
+        low, high = estimate.interval(0.95)
+        assert low <= value <= high
+        assert high - low < 0.7
+        assert estimate.p_above(0.5) == estimate.p_below(-0.5) == 1.0
+        assert estimate.p_above(value) == estimate.p_below(value) == 1.0
+
+
+def test_replicates_at_the_threshold_speak_against_it():
+    """A p-value counts the replicates on the other side, those that tie and the empty ones."""
+    drawn = np.array([-np.inf, 0.1, 0.2, 0.2, 0.3, 0.4, 0.5, 0.5, 0.6])
+    estimate = Estimate(value=0.35, replicates=drawn, n_empty=1, n_classes=50, bounds=ONE)
+    assert [estimate.p_above(t) for t in (0.0, 0.1, 0.15, 0.2)] == [0.2, 0.3, 0.3, 0.5]
+    assert [estimate.p_below(t) for t in (0.7, 0.6, 0.55, 0.5)] == [0.2, 0.3, 0.3, 0.5]
+    assert estimate.interval(0.6) == (0.1, 0.6)
+    assert estimate.interval(0.4) == (0.2, 0.5)
+    assert estimate.interval(0.8) == ONE
+
+
+@given(estimate=estimates(), wide=st.floats(0.8, 0.999), narrow=st.floats(0.5, 0.8))
+@settings(max_examples=60, deadline=None)
+def test_intervals_are_nested(estimate, wide, narrow):
+    """More confidence never makes an interval shorter at either end."""
+    (low, high), (inner_low, inner_high) = estimate.interval(wide), estimate.interval(narrow)
+    assert low <= inner_low <= inner_high <= high
+
+
+@given(
+    estimate=estimates(),
+    alpha=st.sampled_from([0.01, 0.02, 0.05, 0.1, 0.2, 0.3173, 0.5]),
+    data=st.data(),
+)
+@settings(max_examples=300, deadline=None)
+def test_intervals_and_p_values_agree(estimate, alpha, data):
+    """The interval lies beyond t exactly where the p-value of the other side is alpha / 2 or less.
+
+    That holds for every t that is possible, the replicates and the estimate itself included; only
+    at the guard's own limit, which is as exact as bisection makes it, either may be said.
+    """
+    low, high = estimate.interval(1 - alpha)
+    least, most = estimate.bounds
+    drawn = estimate.replicates[estimate.n_empty :]
+    points = [*np.linspace(least, most, 41), *np.unique(drawn)[:40]]
+    if not math.isnan(estimate.value):
+        points.append(estimate.value)
+    t = float(data.draw(st.sampled_from(points) | st.floats(least, most)))
+    if estimate.rare is not None:
+        guard = upper_limit(estimate.rare.harmed, estimate.rare.n, alpha / 2)
+        assume(guard == 1.0 or abs(abs(t) - guard) > 1e-9)
+    assert (low > t) == (estimate.p_above(t) <= alpha / 2)
+    assert (high < t) == (estimate.p_below(t) <= alpha / 2)
+
+
+@given(estimate=estimates())
+@settings(max_examples=60, deadline=None)
+def test_p_values_are_probabilities_and_monotone(estimate):
+    """They lie in (0, 1], and a threshold further off is never easier to pass."""
+    grid = np.linspace(*estimate.bounds, 31)[1:-1]
+    above, below = ([p(float(t)) for t in grid] for p in (estimate.p_above, estimate.p_below))
+    assert all(0 < p <= 1 for p in (*above, *below))
+    assert np.all(np.diff(above) >= 0)
+    assert np.all(np.diff(below) <= 0)
+
+
+def test_the_least_p_value_is_one_of_all_replicates():
+    """Where no replicate speaks against it, a p-value is 1 / (B + 1) and not 0."""
+    estimate = one(np.arange(1.0, 41.0) / 5, B=999)
+    assert estimate.p_above(0.0) == 1 / 1000
+    assert estimate.p_below(1.0) == 1 / 1000
+    assert estimate.p_above(0.99) == estimate.p_below(0.0) == 1.0
+
+
+@pytest.mark.parametrize("C", [1, 2, 3, 4])
+def test_few_classes_give_the_whole_range(C):
+    """Up to four classes say nothing at 95%: every value is possible and no threshold is passed."""
+    for seed in range(20):
+        estimate = one(np.arange(1.0, C + 1), seed=seed)
+        assert estimate.n_empty > 0
+        assert estimate.interval(0.95) == ONE
+        assert estimate.p_above(-0.99) > 0.025
+        assert estimate.p_below(0.99) > 0.025
+
+
+def test_five_classes_give_the_whole_range():
+    """Five classes are left out with probability 1/32, more than 2.5%, whatever the seed is."""
+    for seed in range(200):
+        assert one(np.arange(1.0, 6.0), B=999, seed=seed).interval(0.95) == ONE
+
+
+def test_ten_classes_give_an_interval():
+    """Ten classes of positive gains are enough for an interval above 0 and below 1."""
+    low, high = one(np.arange(1.0, 11.0) / 2).interval(0.95)
+    assert 0 < low < 0.275 < high < 1
+
+
+def test_identical_outcomes():
+    """No change in any class is an estimate of 0, above and below which nothing is shown."""
+    estimate = one(np.zeros(500), harm=-1)
+    assert estimate.value == 0.0
+    assert estimate.p_above(0.0) == estimate.p_below(0.0) == 1.0
+    low, high = estimate.interval(0.95)
+    assert low == pytest.approx(-upper_limit(0, 500, 0.025))
+    assert high == 0.0
+    everywhere = one(np.full(500, 3.0))
+    assert everywhere.value == pytest.approx(0.3)
+    assert everywhere.interval(0.95) == pytest.approx((0.3, 0.3))
+
+
+@pytest.mark.parametrize("C", [20, 100, 1000])
+def test_no_flips_give_the_binomial_limit(C):
+    """With no negative flip in C classes as much may be hidden as Clopper and Pearson allow."""
+    estimate = one(np.zeros(C), bounds=(0.0, 1.0), harm=1)
+    assert estimate.rare == Rare(harmed=0, n=C, sign=1)
+    limit = upper_limit(0, C, 0.025)
+    assert estimate.interval(0.95) == (0.0, pytest.approx(limit, rel=1e-9))
+    assert estimate.p_below(0.5 * limit) == pytest.approx(tail(0, C, 0.5 * limit))
+    assert estimate.p_below(0.99 * limit) > 0.025
+    assert estimate.p_below(1.01 * limit) <= 0.025
+
+
+def test_five_changed_classes_are_bounded_and_six_are_not():
+    """Up to five changed classes the number of harmed ones bounds the loss, afterwards it is not.
+
+    Improved classes count as changed and not as harmed.
+    """
+    for changed, harmed in ((1, 1), (3, 0), (5, 2), (5, 5)):
+        totals = np.zeros(60)
+        totals[:changed] = 2.0
+        totals[:harmed] = -1.0
+        estimate = one(totals, harm=-1)
+        assert estimate.rare == Rare(harmed=harmed, n=60, sign=-1)
+        assert estimate.interval(0.95)[0] <= -upper_limit(harmed, 60, 0.025) + 1e-12
+    totals = np.zeros(60)
+    totals[:6] = -1.0
+    assert one(totals, harm=-1).rare is None
+    assert one(totals, harm=-1).interval(0.95)[0] > -0.03
+    totals[5] = 0.0
+    assert one(totals, harm=0).rare is None
+
+
+def test_rare_harm_counts_effective_classes():
+    """Where one class holds nearly all queries, few classes worth of evidence are left."""
+    counts = np.array([1000.0, *np.ones(50)])
+    statistic = ratio(np.zeros(51), counts=counts, harm=-1)
+    estimate = estimate_ratios([statistic], 999, rng())[0]
+    assert estimate.rare == Rare(harmed=0, n=int(1050**2 / (1000**2 + 50)), sign=-1)
+    assert estimate.interval(0.95)[0] == pytest.approx(-upper_limit(0, 1, 0.025))
+
+
+def test_where_nothing_counts_the_estimate_is_undefined():
+    """Classes without a query that counts: NaN, every replicate empty, the whole range possible."""
+    for harm in (-1, 0, 1):
+        estimate = one(np.zeros(30), counts=0.0, harm=harm)
+        assert math.isnan(estimate.value)
+        assert (estimate.n_empty, estimate.n_classes, estimate.rare) == (1999, 0, None)
+        assert estimate.interval(0.95) == ONE
+        assert estimate.p_above(-0.5) == estimate.p_below(0.5) == 1.0
+    none = estimate_ratios([ratio(np.zeros(0))], 99, rng())[0]
+    assert math.isnan(none.value)
+    assert (none.n_empty, none.n_classes) == (99, 0)
+
+
+def test_the_spread_is_the_standard_error():
+    """For many classes of equal size half of the 68% interval is the textbook standard error."""
+    totals = 10 * (0.1 + 0.2 * rng(20).normal(size=400))
+    assert one(totals, B=4000).spread == pytest.approx(totals.std() / 10 / 20, rel=0.06)
+
+
+def test_intervals_of_few_unequal_classes_hold_the_truth():
+    """Symmetric contributions of eight classes: at most 5% of the 95% intervals miss the truth.
+
+    600 samples with p = 0.05 give more than 47 misses in one of a thousand cases.
+    """
+    draw = rng(21)
+    missed = 0
+    for seed in range(600):
+        counts = draw.integers(1, 30, 8).astype(np.float64)
+        totals = counts * draw.normal(size=8) * 0.2
+        estimate = one(totals, B=399, seed=seed, counts=counts)
+        missed += not estimate.interval(0.95)[0] <= 0.0 <= estimate.interval(0.95)[1]
+    assert 5 < missed < 47
