@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.core.compatibility import Inequalities, inequalities
+from compatctl.core.estimate import Estimate
 from compatctl.core.resampling import (
-    Estimate,
     Ratio,
     estimate_diff,
     estimate_ratios,

@@ -21,10 +21,10 @@ from typing import Any
 import _simulate as simulate
 import numpy as np
 
+from compatctl.core.estimate import Estimate
 from compatctl.core.evidence import GroupEvidence, measure
 from compatctl.core.gate import Check, Measurement, Needed, judge
 from compatctl.core.policy import Policy, rules
-from compatctl.core.resampling import Estimate
 from compatctl.core.retrieval import NEVER, Retrieval
 
 Row = dict[str, Any]

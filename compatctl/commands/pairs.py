@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from compatctl.commands.trial import Bools, Floats, Rows
 from compatctl.core.class_sums import row_products
+from compatctl.core.estimate import Estimate
 from compatctl.core.evidence import Draw
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
-from compatctl.core.resampling import Estimate, estimate_pairs
+from compatctl.core.resampling import estimate_pairs
 from compatctl.core.thresholds import (
     Roc,
     crossvalidated_accuracy,

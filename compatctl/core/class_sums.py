@@ -23,7 +23,10 @@ from compatctl.core.arrays import (
 )
 
 _ROWS = 4096
-"""Rows turned to float64 at once: the features are never copied whole."""
+"""Rows taken at once: the features are never copied whole."""
+
+_MANY = 64
+"""Rows of one class from which on it is summed by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,15 +217,26 @@ def _position(labels: Codes, codes: Codes) -> Codes:
 
 
 def sums_at(features: Features, position: Codes, n: int) -> tuple[Floats, Codes]:
-    """(n, D) float64 sums and (n,) counts of the rows at each position."""
+    """(n, D) float64 sums and (n,) counts of the rows at each position.
+
+    Rows are sorted by position; then the first row of every position is added at once, the second
+    of every position that has one, and so on; positions with many rows are summed one by one.
+    """
     sums = np.zeros((n, features.shape[1]), dtype=np.float64)
-    for start in range(0, len(features), _ROWS):
-        here = position[start : start + _ROWS]
-        order = np.argsort(here, kind="stable")
-        found, first = np.unique(here[order], return_index=True)
-        rows = features[start : start + _ROWS][order].astype(np.float64)
-        sums[found] += np.add.reduceat(rows, first, axis=0)
-    return sums, np.bincount(position, minlength=n).astype(np.int64)
+    counts = np.bincount(position, minlength=n).astype(np.int64)
+    order = np.argsort(position, kind="stable")
+    first = np.cumsum(counts) - counts
+    for one in np.flatnonzero(counts > _MANY):
+        rows = order[first[one] : first[one] + counts[one]]
+        for start in range(0, len(rows), _ROWS):
+            sums[one] += features[rows[start : start + _ROWS]].sum(axis=0, dtype=np.float64)
+    few = np.flatnonzero((counts > 0) & (counts <= _MANY))
+    for start in range(0, len(few), _ROWS):
+        at = few[start : start + _ROWS]
+        for place in range(int(counts[at].max())):
+            at = at[counts[at] > place]
+            sums[at] += features[order[first[at] + place]]
+    return sums, counts
 
 
 def row_products(a: Features, a_rows: Codes, b: Features, b_rows: Codes) -> Floats:
@@ -230,8 +244,8 @@ def row_products(a: Features, a_rows: Codes, b: Features, b_rows: Codes) -> Floa
     products = np.empty(len(a_rows), dtype=np.float64)
     for start in range(0, len(a_rows), _ROWS):
         part = slice(start, start + _ROWS)
-        left, right = a[a_rows[part]].astype(np.float64), b[b_rows[part]].astype(np.float64)
-        products[part] = (left * right).sum(axis=1)
+        left, right = a[a_rows[part]], b[b_rows[part]]
+        products[part] = np.einsum("nd,nd->n", left, right, dtype=np.float64)
     return products
 
 

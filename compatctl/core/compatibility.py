@@ -94,15 +94,14 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
     old_gallery = as_features(old_gallery, "old_gallery")
     own = as_own_row(own_row, len(old_queries), len(old_gallery))
     old = class_sums(old_queries, query_labels, old_gallery, gallery_labels, own)
-    sums = _change(old, old_queries, new_queries, query_labels, old_gallery, gallery_labels, own)
-    mine = np.flatnonzero(own >= 0)
-    drift = 1 - row_products(new_queries, mine, old_gallery, own[mine])
+    sums = _change(old, new_queries, query_labels, old_gallery, gallery_labels, own)
     kept = (float("nan"), float("nan"))
     if shares:
         labels = np.asarray(query_labels), np.asarray(gallery_labels)
         kept = _shares(old_queries, new_queries, old_gallery, labels, own, block=block)
-    drift_mean = float(drift.mean()) if len(drift) else None
-    return _of(old, sums, shares=kept, drift_mean=drift_mean)
+    n_own = int((own >= 0).sum())
+    cosines = sum(float(part.sum()) for one in (old, sums) for part in (one.own_same, one.own_diff))
+    return _of(old, sums, shares=kept, drift_mean=1 - cosines / n_own if n_own else None)
 
 
 def judged_inequalities(
@@ -157,7 +156,6 @@ def _of(
 
 def _change(  # noqa: PLR0917 - the arguments of inequalities
     old: ClassSums,
-    old_queries: Features,
     new_queries: Features,
     query_labels: Codes,
     gallery: Features,

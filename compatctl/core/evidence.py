@@ -14,10 +14,10 @@ import numpy as np
 from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.core.binomial import mcnemar
 from compatctl.core.compatibility import Inequalities
+from compatctl.core.estimate import Estimate
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import (
-    Estimate,
     Ratio,
     estimate_diff,
     estimate_ratios,

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
+from compatctl.core.estimate import Estimate
 from compatctl.core.policy import Policy, Rule, rules
-from compatctl.core.resampling import Estimate
 from compatctl.errors import InputError
 
 Outcome = Literal["pass", "fail", "inconclusive"]
@@ -117,8 +117,9 @@ def judge(policy: Policy, measurements: Iterable[Measurement]) -> Verdict:
     ruled = rules(policy)
     deciding = [one for one in found if decides(one, ruled)]
     adjusted = _adjusted(deciding, ruled)
+    unsettled = sum(min(pair) > policy.alpha / 2 for pair in adjusted.values())
     checks = tuple(
-        _check(policy, one, ruled.get(one.name), adjusted.get((one.name, one.group)))
+        _check(policy, one, ruled.get(one.name), adjusted.get((one.name, one.group)), unsettled)
         for one in found
     )
     outcomes = {check.outcome for check in checks if check.decides}
@@ -159,7 +160,11 @@ def _p_values(estimate: Estimate, rule: Rule) -> tuple[float, float]:
 
 
 def _check(
-    policy: Policy, one: Measurement, rule: Rule | None, p: tuple[float, float] | None
+    policy: Policy,
+    one: Measurement,
+    rule: Rule | None,
+    p: tuple[float, float] | None,
+    unsettled: int,
 ) -> Check:
     """One check, inconclusive where there is too little evidence, no estimate or no threshold."""
     sample = one.estimate if isinstance(one.estimate, Estimate) else None
@@ -186,7 +191,9 @@ def _check(
         n_classes=sample.n_classes if sample else None,
         outcome=outcome,
         decides=rule is not None and one.may_decide and not one.small,
-        needed=_needed(policy, one, sample, rule) if open_question and sample and rule else None,
+        needed=_needed(policy, one, sample, rule, unsettled)
+        if open_question and sample and rule
+        else None,
         detail=f"{one.detail}{', but ' + gap if gap else ''}.",
     )
 
@@ -213,13 +220,18 @@ def _gap(policy: Policy, one: Measurement, sample: Estimate | None) -> str:
     return ""
 
 
-def _needed(policy: Policy, one: Measurement, sample: Estimate, rule: Rule) -> Needed | None:
-    """Classes that would settle the check with the policy's power, were the estimate the truth."""
+def _needed(
+    policy: Policy, one: Measurement, sample: Estimate, rule: Rule, unsettled: int
+) -> Needed | None:
+    """Classes that would settle the check with the policy's power, were the estimate the truth.
+
+    At the level that Holm's method leaves it while ``unsettled`` checks are open.
+    """
     normal = NormalDist()
     distance = abs(sample.value - rule.limit)
     if not distance or not math.isfinite(sample.spread) or not sample.n_classes:
         return None
-    z = normal.inv_cdf(1 - policy.alpha / 2) + normal.inv_cdf(policy.power)
+    z = normal.inv_cdf(1 - policy.alpha / 2 / max(1, unsettled)) + normal.inv_cdf(policy.power)
     classes = sample.n_classes * (z * sample.spread / distance) ** 2
     if classes > _MOST:
         return None

@@ -9,7 +9,6 @@ not compatible (as in iamcl2r; CoReS and CL2R let it pass), and a true 0 counts 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,22 +93,3 @@ def summarise_samples(values: NDArray[np.floating[Any]]) -> MatrixSamples:
 def update_gain(new_old: float, old_old: float) -> float:
     """M(new, old) - M(old, old): what new queries gain while the gallery stays as it is."""
     return float(new_old - old_old)
-
-
-def share_kept(new_old: float, old_old: float, free_free: float) -> float | None:
-    """Share of the upgrade kept without re-embedding; 1 is all of it, below 0 is a loss.
-
-    (M(new, old) - M(old, old)) / (M(free, free) - M(old, old)), where ``free`` is the best model of
-    the same backbone, data and budget trained without regard to compatibility, its whole gallery
-    re-embedded.
-
-    Returns:
-        None where full re-embedding gains nothing, so that there is nothing to share.
-
-    Raises:
-        InputError: a value that is NaN or infinite.
-    """
-    if not all(math.isfinite(value) for value in (new_old, old_old, free_free)):
-        raise InputError(f"share kept of {new_old}, {old_old}, {free_free}: each must be finite")
-    whole = free_free - old_old
-    return float((new_old - old_old) / whole) if whole > _ROUNDING else None

@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compatctl.core.arrays import Codes, Floats
-from compatctl.core.binomial import tail, upper_limit
 from compatctl.core.class_sums import ClassSums, QuerySums
+from compatctl.core.estimate import SYMMETRIC, Estimate, Rare, Skew
 from compatctl.errors import InputError
 
 _CELLS = 2**22
@@ -33,74 +33,6 @@ _CELLS = 2**22
 _FEW = 5
 """Half-samples leave five classes out with probability 1/32, more than an interval of 95% may: with
 no more classes than this that changed at all, the binomial bounds what was not seen."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rare:
-    """Classes that changed for the worse, of how many: the harm that too few changes hide."""
-
-    harmed: int
-    n: int
-    sign: int
-    """-1: harm lowers the estimate, to -1 at worst; +1: harm raises it, to 1 at worst."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Estimate:
-    """An estimate and its replicates, from which intervals and p-values follow alike."""
-
-    value: float
-    """NaN where it is not defined."""
-    replicates: Floats
-    """(B,) ascending; -inf where a replicate was empty, counted at both ends."""
-    n_empty: int
-    n_classes: int
-    bounds: tuple[float, float]
-    """The values that the estimate can take."""
-    least_p: float = 0.0
-    """With this probability a replicate leaves every class out, whatever was drawn."""
-    rare: Rare | None = None
-
-    def interval(self, level: float) -> tuple[float, float]:
-        """The two-sided interval of confidence ``level`` in (0, 1); it holds the estimate.
-
-        An end beyond which the replicates say nothing is the end of the possible values.
-        """
-        alpha = 1 - level
-        B = len(self.replicates)
-        k = int(alpha / 2 * (B + 1) + 1e-9)
-        low, high = self.bounds
-        if k > self.n_empty and self.least_p <= alpha / 2 + 1e-12:
-            low = float(self.replicates[k - 1])
-            high = float(self.replicates[B - 1 - (k - self.n_empty - 1)])
-        if self.rare is not None:
-            harm = upper_limit(self.rare.harmed, self.rare.n, alpha / 2)
-            low = min(low, -harm) if self.rare.sign < 0 else low
-            high = max(high, harm) if self.rare.sign > 0 else high
-        return min(low, self.value), max(high, self.value)
-
-    def p_above(self, threshold: float) -> float:
-        """p-value of the hypothesis that the truth is ``threshold`` or less."""
-        against = int(np.searchsorted(self.replicates, threshold, side="right"))
-        p = max((1 + against) / (1 + len(self.replicates)), self.least_p)
-        if self.rare is not None and self.rare.sign < 0:
-            p = max(p, tail(self.rare.harmed, self.rare.n, -threshold))
-        return 1.0 if self.value <= threshold else min(p, 1.0)
-
-    def p_below(self, threshold: float) -> float:
-        """p-value of the hypothesis that the truth is ``threshold`` or more."""
-        under = int(np.searchsorted(self.replicates, threshold, side="left"))
-        p = (1 + len(self.replicates) - under + self.n_empty) / (1 + len(self.replicates))
-        p = max(p, self.least_p)
-        if self.rare is not None and self.rare.sign > 0:
-            p = max(p, tail(self.rare.harmed, self.rare.n, threshold))
-        return 1.0 if self.value >= threshold else min(p, 1.0)
-
-    @property
-    def spread(self) -> float:
-        """Half the length of the 68% interval: the standard error, where there is one."""
-        low, high = self.interval(0.6827)
-        return (high - low) / 2
 
 
 def half_samples(
@@ -158,6 +90,7 @@ def estimate_ratios(
         replace(
             _estimate(whole[s], drawn[:, s], _classes(one), one.bounds, _rare(one)),
             least_p=0.5 ** int((one.counts > 0).sum()),
+            skew=_skew(one),
         )
         for s, one in enumerate(ratios)
     ]
@@ -279,9 +212,21 @@ def _rare(ratio: Ratio) -> Rare | None:
     counts = np.asarray(ratio.counts, dtype=np.float64)
     if ratio.harm == 0 or changed > _FEW or counts.sum() == 0:
         return None
-    harmed = int((np.sign(ratio.totals) == ratio.harm).sum())
+    fell, rose = int((ratio.totals < 0).sum()), int((ratio.totals > 0).sum())
     effective = int(counts.sum() ** 2 / (counts**2).sum())
-    return Rare(harmed=min(harmed, effective), n=effective, sign=ratio.harm)
+    return Rare(fell=min(fell, effective), rose=min(rose, effective), n=effective)
+
+
+def _skew(ratio: Ratio) -> Skew | None:
+    """Where no class moved against the others, so that contributions cannot be symmetric."""
+    total, counts = ratio.totals.sum(), ratio.counts.sum()
+    if counts == 0 or _rare(ratio) or ratio.totals.min() < 0 < ratio.totals.max():
+        return None
+    beyond = ratio.totals - total / counts * ratio.counts
+    scatter = float(np.sqrt((beyond**2).sum()))
+    if scatter <= SYMMETRIC * abs(ratio.totals).sum():
+        return None
+    return Skew(error=scatter / counts, skewness=float(((beyond / scatter) ** 3).sum()))
 
 
 def _quotient(total: Floats, count: Floats) -> Floats:

@@ -13,8 +13,8 @@ from types import ModuleType
 
 import pytest
 
+from compatctl.core.estimate import Estimate
 from compatctl.core.policy import Policy
-from compatctl.core.resampling import Estimate
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 ALPHA = Policy().alpha

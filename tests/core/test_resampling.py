@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from compatctl.core import resampling
 from compatctl.core.binomial import tail, upper_limit
 from compatctl.core.class_sums import class_sums, query_sums
+from compatctl.core.estimate import Estimate, Rare
 from compatctl.core.resampling import (
-    Estimate,
-    Rare,
     Ratio,
     estimate_diff,
     estimate_pairs,
@@ -412,8 +411,13 @@ def test_intervals_and_p_values_agree(estimate, alpha, data):
         points.append(estimate.value)
     t = float(data.draw(st.sampled_from(points) | st.floats(least, most)))
     if estimate.rare is not None:
-        guard = upper_limit(estimate.rare.harmed, estimate.rare.n, alpha / 2)
-        assume(guard == 1.0 or abs(abs(t) - guard) > 1e-9)
+        for changed in (estimate.rare.fell, estimate.rare.rose):
+            guard = upper_limit(changed, estimate.rare.n, alpha / 2)
+            assume(guard == 1.0 or abs(abs(t) - guard) > 1e-9)
+    if estimate.skew is not None:
+        for level in (alpha / 2, 1 - alpha / 2):
+            end = estimate.value - estimate.skew.distance(level)
+            assume(abs(t - end) > 1e-6 * max(1.0, abs(end)))
     assert (low > t) == (estimate.p_above(t) <= alpha / 2)
     assert (high < t) == (estimate.p_below(t) <= alpha / 2)
 
@@ -467,7 +471,7 @@ def test_identical_outcomes():
     assert estimate.p_above(0.0) == estimate.p_below(0.0) == 1.0
     low, high = estimate.interval(0.95)
     assert low == pytest.approx(-upper_limit(0, 500, 0.025))
-    assert high == 0.0
+    assert high == -low
     everywhere = one(np.full(500, 3.0))
     assert everywhere.value == pytest.approx(0.3)
     assert everywhere.interval(0.95) == pytest.approx((0.3, 0.3))
@@ -477,7 +481,7 @@ def test_identical_outcomes():
 def test_no_flips_give_the_binomial_limit(C):
     """With no negative flip in C classes as much may be hidden as Clopper and Pearson allow."""
     estimate = one(np.zeros(C), bounds=(0.0, 1.0), harm=1)
-    assert estimate.rare == Rare(harmed=0, n=C, sign=1)
+    assert estimate.rare == Rare(fell=0, rose=0, n=C)
     limit = upper_limit(0, C, 0.025)
     assert estimate.interval(0.95) == (0.0, pytest.approx(limit, rel=1e-9))
     assert estimate.p_below(0.5 * limit) == pytest.approx(tail(0, C, 0.5 * limit))
@@ -486,17 +490,16 @@ def test_no_flips_give_the_binomial_limit(C):
 
 
 def test_five_changed_classes_are_bounded_and_six_are_not():
-    """Up to five changed classes the number of harmed ones bounds the loss, afterwards it is not.
-
-    Improved classes count as changed and not as harmed.
-    """
+    """Up to five changed classes their numbers bound loss and gain, afterwards they do not."""
     for changed, harmed in ((1, 1), (3, 0), (5, 2), (5, 5)):
         totals = np.zeros(60)
         totals[:changed] = 2.0
         totals[:harmed] = -1.0
         estimate = one(totals, harm=-1)
-        assert estimate.rare == Rare(harmed=harmed, n=60, sign=-1)
-        assert estimate.interval(0.95)[0] <= -upper_limit(harmed, 60, 0.025) + 1e-12
+        assert estimate.rare == Rare(fell=harmed, rose=changed - harmed, n=60)
+        low, high = estimate.interval(0.95)
+        assert low <= -upper_limit(harmed, 60, 0.025) + 1e-12
+        assert high >= upper_limit(changed - harmed, 60, 0.025) - 1e-12
     totals = np.zeros(60)
     totals[:6] = -1.0
     assert one(totals, harm=-1).rare is None
@@ -510,7 +513,7 @@ def test_rare_harm_counts_effective_classes():
     counts = np.array([1000.0, *np.ones(50)])
     statistic = ratio(np.zeros(51), counts=counts, harm=-1)
     estimate = estimate_ratios([statistic], 999, rng())[0]
-    assert estimate.rare == Rare(harmed=0, n=int(1050**2 / (1000**2 + 50)), sign=-1)
+    assert estimate.rare == Rare(fell=0, rose=0, n=int(1050**2 / (1000**2 + 50)))
     assert estimate.interval(0.95)[0] == pytest.approx(-upper_limit(0, 1, 0.025))
 
 
@@ -546,3 +549,25 @@ def test_intervals_of_few_unequal_classes_hold_the_truth():
         estimate = one(totals, B=399, seed=seed, counts=counts)
         missed += not estimate.interval(0.95)[0] <= 0.0 <= estimate.interval(0.95)[1]
     assert 5 < missed < 47
+
+
+def test_one_sided_changes_are_skewed_and_the_interval_says_so():
+    """Where no class moves the other way, the interval is Hall's at least: longer towards harm."""
+    totals = np.zeros(200)
+    totals[:12] = 1.0
+    estimate = one(totals, bounds=(0.0, 1.0), harm=1)
+    assert estimate.skew is not None
+    beyond = totals - totals.sum() / 2000 * 10
+    error = math.sqrt(float((beyond**2).sum())) / 2000
+    skewness = float((beyond**3).sum()) / float((beyond**2).sum()) ** 1.5
+    assert estimate.skew.error == pytest.approx(error)
+    assert estimate.skew.skewness == pytest.approx(skewness)
+    low, high = estimate.interval(0.95)
+    assert high - estimate.value > estimate.value - low
+    # Hall's transformation of the studentised distance to the upper end is the normal quantile.
+    t = (estimate.value - high) / error
+    assert t + skewness * (t**2 / 3 + 1 / 6) + skewness**2 * t**3 / 27 == pytest.approx(
+        -1.959964, abs=1e-4
+    )
+    totals[12] = -1.0
+    assert one(totals, harm=-1).skew is None

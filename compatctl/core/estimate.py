@@ -1,0 +1,118 @@
+"""An estimate with its replicates: intervals and p-values that always say the same."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from compatctl.core.arrays import Floats
+from compatctl.core.binomial import tail, upper_limit
+
+SYMMETRIC = 1e-9
+"""Below this a skewness, or a scatter for the totals, is rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rare:
+    """Classes that changed, of how many: what too few changes hide, in either direction."""
+
+    fell: int
+    rose: int
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skew:
+    """How far an estimate's error is from symmetric: half-samples do not see it.
+
+    Hall's cubic transformation (Journal of the Royal Statistical Society B 54, 1992) of the
+    studentised estimate is normal up to its skewness, and monotone.
+    """
+
+    error: float
+    """Standard error, of the classes' contributions less the estimate's share; > 0."""
+    skewness: float
+    """Third moment of the same over error^3; in [-1, 1]."""
+
+    def level(self, distance: float) -> float:
+        """P(the estimate is this far above the truth or less), ``distance`` being signed."""
+        t, s = distance / self.error, self.skewness
+        return NormalDist().cdf(t + s * (t**2 / 3 + 1 / 6) + s**2 * t**3 / 27)
+
+    def distance(self, level: float) -> float:
+        """The inverse of ``level``."""
+        z, s = NormalDist().inv_cdf(level), self.skewness
+        if abs(s) < SYMMETRIC:
+            return z * self.error
+        cube = 1 + s * (z - s / 6)
+        return 3 / s * (math.copysign(abs(cube) ** (1 / 3), cube) - 1) * self.error
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Estimate:
+    """An estimate and its replicates, from which intervals and p-values follow alike."""
+
+    value: float
+    """NaN where it is not defined."""
+    replicates: Floats
+    """(B,) ascending; -inf where a replicate was empty, counted at both ends."""
+    n_empty: int
+    n_classes: int
+    bounds: tuple[float, float]
+    """The values that the estimate can take."""
+    least_p: float = 0.0
+    """With this probability a replicate leaves every class out, whatever was drawn."""
+    rare: Rare | None = None
+    skew: Skew | None = None
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """The two-sided interval of confidence ``level`` in (0, 1); it holds the estimate.
+
+        An end beyond which the replicates say nothing is the end of the possible values.
+        """
+        alpha = 1 - level
+        B = len(self.replicates)
+        k = int(alpha / 2 * (B + 1) + 1e-9)
+        low, high = self.bounds
+        if k > self.n_empty and self.least_p <= alpha / 2 + 1e-12:
+            low = float(self.replicates[k - 1])
+            high = float(self.replicates[B - 1 - (k - self.n_empty - 1)])
+        if self.rare is not None:
+            if self.bounds[0] < 0:
+                low = min(low, -upper_limit(self.rare.fell, self.rare.n, alpha / 2))
+            high = max(high, upper_limit(self.rare.rose, self.rare.n, alpha / 2))
+        if self.skew is not None:
+            low = min(low, self.value - self.skew.distance(1 - alpha / 2))
+            high = max(high, self.value - self.skew.distance(alpha / 2))
+        low, high = max(low, self.bounds[0]), min(high, self.bounds[1])
+        return float(min(low, self.value)), float(max(high, self.value))
+
+    def p_above(self, threshold: float) -> float:
+        """p-value of the hypothesis that the truth is ``threshold`` or less."""
+        against = int(np.searchsorted(self.replicates, threshold, side="right"))
+        p = max((1 + against) / (1 + len(self.replicates)), self.least_p)
+        if self.skew is not None:
+            p = max(p, 1 - self.skew.level(self.value - threshold))
+        if self.rare is not None and self.bounds[0] < 0:
+            p = max(p, tail(self.rare.fell, self.rare.n, -threshold))
+        return 1.0 if self.value <= threshold else min(p, 1.0)
+
+    def p_below(self, threshold: float) -> float:
+        """p-value of the hypothesis that the truth is ``threshold`` or more."""
+        under = int(np.searchsorted(self.replicates, threshold, side="left"))
+        p = (1 + len(self.replicates) - under + self.n_empty) / (1 + len(self.replicates))
+        p = max(p, self.least_p)
+        if self.skew is not None:
+            p = max(p, self.skew.level(self.value - threshold))
+        if self.rare is not None:
+            p = max(p, tail(self.rare.rose, self.rare.n, threshold))
+        return 1.0 if self.value >= threshold else min(p, 1.0)
+
+    @property
+    def spread(self) -> float:
+        """Half the length of the 68% interval: the standard error, where there is one."""
+        low, high = self.interval(0.6827)
+        return (high - low) / 2

@@ -1,0 +1,72 @@
+"""The matrix command, on real encoders of known quality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shop_kit import Shop, run
+
+from compatctl.data import load
+from compatctl.encoder import Encoder
+
+
+def test_values_equal_explicit_searches_and_intervals_hold_them(shop: Shop) -> None:
+    """Every cell is the share of right first answers, inside its interval; so are the summaries."""
+    names = ("old.onnx", "new.onnx", "worse.onnx")
+    found = shop.run("matrix", *(shop.path(name) for name in names)).json
+    data = load(shop.data())
+    queries = [i for i, x in enumerate(data.items) if (x.split, x.role) == ("test", "query")]
+    gallery = [i for i, x in enumerate(data.items) if x.role == "gallery"]
+    encoders = [Encoder.load(shop.path(name)) for name in names]
+    asked = [one.embed(data.take(queries)).features for one in encoders]
+    searched = [one.embed(data.take(gallery)).features for one in encoders]
+    labels = np.array(data.labels)
+    for i in range(3):
+        assert len(found["values"][i]) == i + 1
+        for j in range(i + 1):
+            nearest = (asked[i] @ searched[j].T).argmax(axis=1)
+            right = (labels[gallery][nearest] == labels[queries]).mean()
+            assert found["values"][i][j] == pytest.approx(right, abs=3e-3)
+            low, high = found["intervals"][i][j]
+            assert low <= found["values"][i][j] <= high
+            assert high - low < 0.25
+    for name in ("ac", "aa", "aca"):
+        low, high = found[f"{name}_interval"]
+        assert low <= found[name] <= high
+    better, worse = found["gain_intervals"][1][0], found["gain_intervals"][2][0]
+    assert better[0] > 0
+    assert worse[1] < 0
+
+
+def test_the_stores_versions_are_the_default(shop: Shop) -> None:
+    """Without files the matrix is of every query model that the store has had, in order."""
+    report = shop.path("report.json")
+    done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
+    assert done.code == 0
+    assert shop.run("deploy").code == 0
+    found = shop.run("matrix").json
+    sha256 = [Encoder.load(shop.path(name)).sha256 for name in ("old.onnx", "new.onnx")]
+    assert found["sha256"] == sha256
+    assert found["ac"] == 1.0
+
+
+def test_a_single_version_has_no_compatibility(shop: Shop) -> None:
+    """One model gives its self-test; AC and ACA are not defined, in JSON and in the table."""
+    found = shop.run("matrix", shop.path("old.onnx"))
+    assert (found.json["ac"], found.json["aca"]) == (None, None)
+    table = run("matrix", *shop.args, shop.path("old.onnx")).stdout
+    assert "AC   -" in table
+
+
+def test_queries_that_can_find_nothing_are_refused(shop: Shop, emoji: Path) -> None:
+    """Held-out queries without any gallery item of their class are no evidence: exit 5."""
+    lines = shop.data().read_text(encoding="utf-8").splitlines()
+    table = emoji / "nothing.csv"
+    kept = [line for line in lines if ",test,gallery," not in line]
+    assert len(kept) < len(lines)
+    table.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    done = shop.run("matrix", shop.path("old.onnx"), "--data", table)
+    assert (done.code, "to find" in done.stderr) == (5, True)
+    table.unlink()
