@@ -92,8 +92,10 @@ def _rows(table: FeatureTable) -> tuple[Rows, Rows]:
 
 
 def _part(table: FeatureTable, rows: Rows) -> np.ndarray:
-    """The rows' features; the table's own memory where they are all of it."""
-    return table.features if len(rows) == len(table.ids) else table.features[rows]
+    """The rows' features; the table's own memory where the rows follow each other."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+        return table.features[rows[0] : rows[-1] + 1]
+    return table.features[rows]
 
 
 def _field(table: FeatureTable, options: VerifyOptions) -> Field:

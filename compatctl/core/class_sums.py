@@ -7,7 +7,7 @@ the cosines of all same-class pairs add up to ``sum_c A_c . B_c`` and those of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,12 @@ class ClassSums:
         total = np.einsum("cd,cd->c", self.queries, self.gallery) - self.own_same
         return total, self.n_queries * self.n_gallery - self.n_own_same
 
+    def negated(self) -> ClassSums:
+        """The same of minus the queries."""
+        return replace(
+            self, queries=-self.queries, own_same=-self.own_same, own_diff=-self.own_diff
+        )
+
     def means(self) -> PairMeans:
         """The exact means over all pairs."""
         same, n_same = self.same
@@ -99,6 +105,10 @@ class QuerySums:
     """(Q,) summed cosine and (Q,) number of the pairs judged relevant."""
     diff: tuple[Floats, Codes]
     """(Q,) the same of all other pairs."""
+
+    def negated(self) -> QuerySums:
+        """The same of minus the queries."""
+        return QuerySums(same=(-self.same[0], self.same[1]), diff=(-self.diff[0], self.diff[1]))
 
     def means(self) -> PairMeans:
         """The exact means over all pairs."""

@@ -14,7 +14,6 @@ import numpy as np
 from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.core.binomial import mcnemar
 from compatctl.core.compatibility import Inequalities
-from compatctl.core.estimate import Estimate
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import (
@@ -76,8 +75,9 @@ class GroupEvidence:
     def mcnemar(self) -> float:
         """Exact two-sided p-value of McNemar's test of the first answers."""
         both = self.flips
-        worse, better = (round(share * both.n) if both.n else 0 for share in _shares(both))
-        return mcnemar(worse, better)
+        if not both.n:
+            return 1.0
+        return mcnemar(round(both.negative * both.n), round(both.positive * both.n))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -221,7 +221,7 @@ def _inequalities(
     group: GroupEvidence, both: Inequalities, draw: Draw, replicates: int
 ) -> list[Measurement]:
     same = estimate_same(both.sums, replicates, draw())
-    moved = estimate_diff(both.sums, replicates, draw())
+    fell = estimate_diff(both.sums.negated(), replicates, draw())
     queries = group.old_old.n_counted
     deciding = group.name == DECIDING_GROUP
     return [
@@ -238,7 +238,7 @@ def _inequalities(
         Measurement(
             name="different_class",
             group=group.name,
-            estimate=_negated(moved),
+            estimate=fell,
             n=both.new_old.n_diff,
             n_queries=queries,
             may_decide=deciding,
@@ -246,20 +246,6 @@ def _inequalities(
             f"{-both.diff_gain:+.5f} from old to new queries, and may rise by a margin (1b)",
         ),
     ]
-
-
-def _negated(estimate: Estimate) -> Estimate:
-    """The same of minus the statistic, which has neither empty replicates apart nor rare harm."""
-    replicates = -estimate.replicates[estimate.n_empty :][::-1]
-    empty = np.full(estimate.n_empty, -np.inf)
-    return Estimate(
-        value=-estimate.value,
-        replicates=np.concatenate([empty, replicates]),
-        n_empty=estimate.n_empty,
-        n_classes=estimate.n_classes,
-        least_p=estimate.least_p,
-        bounds=(-estimate.bounds[1], -estimate.bounds[0]),
-    )
 
 
 def _gain(
@@ -290,10 +276,6 @@ def _by_class(classes: Codes, values: Floats) -> Floats:
 
 def _share(values: Bools | Floats, where: Bools) -> float:
     return float(np.mean(values[where])) if where.any() else float("nan")
-
-
-def _shares(both: Flips) -> tuple[float, float]:
-    return both.negative, both.positive
 
 
 def _two(what: str, new: float, old: float) -> str:

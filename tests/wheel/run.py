@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -45,6 +46,9 @@ def main() -> None:
         folder = Path(scratch)
         run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist")
         (wheel,) = (folder / "dist").glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            top = {name.split("/")[0] for name in archive.namelist()}
+        assert {one for one in top if not one.endswith(".dist-info")} == {"compatctl"}, top
         venv.create(folder / "env", with_pip=True)
         python = folder / "env" / "bin" / "python"
         run(python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, wheel)
