@@ -40,11 +40,19 @@ def verify(
     metrics: Annotated[Path | None, _file("--metrics", "Write OpenMetrics text.")] = None,
     slices: Annotated[
         list[str] | None,
-        typer.Option("--slice", help="A column whose values are judged one by one; repeatable."),
+        typer.Option(
+            "--slice",
+            envvar="COMPATCTL_SLICES",
+            help="A column whose values are judged one by one; repeatable.",
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option("--threshold", help="The cosine at which the deployed system accepts."),
+        typer.Option(
+            "--threshold",
+            envvar="COMPATCTL_THRESHOLD",
+            help="The cosine at which the deployed system accepts.",
+        ),
     ] = None,
     new_threshold: Annotated[
         float | None,
@@ -66,6 +74,13 @@ def verify(
     latency: Annotated[
         bool, typer.Option("--latency", help="Time both encoders; the report then differs by run.")
     ] = False,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test/--no-self-test",
+            help="Whether the new model embeds the gallery too, for self-test and mixed gallery.",
+        ),
+    ] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resampling.")] = 0,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
@@ -88,6 +103,7 @@ def verify(
         pairs=pairs,
         qrels=qrels,
         latency=latency,
+        self_test=self_test,
         seed=seed,
         dry_run=dry_run,
         outputs=Outputs(junit=junit, markdown=markdown, metrics=metrics),

@@ -25,11 +25,14 @@ SCAFFOLD = """\
 format: 1
 store: {store}
 data: {data}
-policy: default              # or strict, or a file
+policy: default              # or strict, canary, or a file
 # recipe: recipe.yaml        # how finetune trains
 candidate: build/candidate   # where finetune writes the model and its training record
 output: new.onnx             # where finetune copies the model
 report: report.json          # where verify writes the verdict that deploy asks for
+# junit: verify.xml          # the same for a pipeline; besides it markdown: and metrics:
+# slices: [tenant]           # columns of the data whose values verify judges one by one
+# threshold: 0.62            # the cosine at which the deployed system accepts
 """
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compatctl.commands.judging import Outputs
 from compatctl.commands.trial import Thresholds
+from compatctl.core.policy import Policy
 from compatctl.errors import UsageError
 from compatctl.recipe import Project
 
@@ -16,7 +17,8 @@ from compatctl.recipe import Project
 class VerifyOptions:
     """``training``: the candidate's record; ``threshold``: the cosine at which the deployed system
     accepts, ``new_threshold`` the one that new queries will be used with (default: the same);
-    ``slices``: columns of the data; ``pairs``, ``qrels``: files of judgments.
+    ``slices``: columns of the data; ``pairs``, ``qrels``: files of judgments. Without
+    ``self_test`` the new model embeds no gallery item.
     """
 
     training: Path | None = None
@@ -28,6 +30,7 @@ class VerifyOptions:
     pairs: Path | None = None
     qrels: Path | None = None
     latency: bool = False
+    self_test: bool = True
     seed: int = 0
     dry_run: bool = False
     outputs: Outputs = field(default_factory=Outputs)
@@ -54,6 +57,23 @@ class VerifyOptions:
             ),
         )
 
+    def check(self, policy: Policy) -> None:
+        """Refuse to leave out what the policy decides by.
+
+        Raises:
+            UsageError: no self-test, and a policy that asks for it or for the mixed gallery.
+        """
+        asked = [
+            key
+            for key in ("min_self_test_gain", "min_mixed_gain")
+            if getattr(policy, key) is not None
+        ]
+        if asked and not self.self_test:
+            raise UsageError(
+                f"--no-self-test, but policy {policy.name} decides by {', '.join(asked)}",
+                tip="leave the flag out, or name a policy in which these are null",
+            )
+
     @property
     def thresholds(self) -> Thresholds | None:
         """The thresholds of old and new queries, where one was given."""
@@ -73,4 +93,6 @@ class VerifyOptions:
             found.append("false accepts: judgments with --qrels are no classes")
         if not self.slices:
             found.append("slices: no --slice")
+        if not self.self_test:
+            found.append("self-test, mixed gallery: --no-self-test")
         return tuple(found)

@@ -66,6 +66,7 @@ def verify(
     """
     options = (options or VerifyOptions()).within(project)
     policy = load_policy(project.policy)
+    options.check(policy)
     if old.suffix.lower() == ".npz" or new.suffix.lower() == ".npz":
         chosen = features_policy(policy) if project.policy == "default" else policy
         report = verify_features(old, new, chosen, options)
@@ -97,6 +98,7 @@ def _verify_models(  # noqa: PLR0917
         encoders=encoders,
         gallery=gallery,
         extra=groups.pair_rows,
+        new_gallery=options.self_test,
         skip_bad=options.skip_bad,
         progress=progress,
     )
@@ -178,7 +180,7 @@ def _trial(  # noqa: PLR0917
         old_queries=both.old.query[arena.queries],
         new_queries=both.new.query[arena.queries],
         old_gallery=both.old.gallery[arena.gallery],
-        new_gallery=both.new.gallery[arena.gallery],
+        new_gallery=both.new.gallery[arena.gallery] if options.self_test else None,
     )
     where = field_of(data, arena, judged)
     return run(arena.name, where, sides, policy, thresholds=options.thresholds, ann_found=shares)

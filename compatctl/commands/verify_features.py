@@ -60,7 +60,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         old_queries=_part(tables[0], queries),
         new_queries=_part(tables[1], queries),
         old_gallery=_part(tables[0], gallery),
-        new_gallery=_part(tables[1], gallery),
+        new_gallery=_part(tables[1], gallery) if options.self_test else None,
     )
     trial = run("unseen", where, sides, policy, thresholds=options.thresholds)
     how = sampling(policy, options.seed, len(where.slices), 0)
