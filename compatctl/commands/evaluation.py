@@ -82,12 +82,28 @@ def arena_of(name: str, data: Dataset, queries: Rows, slice_columns: Sequence[st
 
     Items of trained classes are in it: they are what a new model drags unseen queries towards.
     """
-    slices = {}
-    for column in slice_columns:
-        values = np.array([data.items[row].slices.get(column, "") for row in queries], dtype=object)
-        for value in sorted({*values.tolist()} - {""}):
-            slices[f"{column}={value}"] = np.asarray(values == value, dtype=bool)
-    return Arena(name=name, queries=queries, gallery=gallery_rows(data), slices=slices)
+    columns = {
+        column: [data.items[row].slices.get(column, "") for row in queries]
+        for column in slice_columns
+    }
+    return Arena(name=name, queries=queries, gallery=gallery_rows(data), slices=slices_of(columns))
+
+
+def slices_of(columns: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bool_]]:
+    """Name -> (Q,) which queries are in it, of columns of Q values; an empty value is no slice.
+
+    Raises:
+        InputError: two slices of one name, so that one would stand in for the other.
+    """
+    slices: dict[str, NDArray[np.bool_]] = {}
+    for column, given in columns.items():
+        values = np.array(given, dtype=object)
+        for value in sorted({*given} - {""}):
+            name = f"{column}={value}"
+            if name in slices:
+                raise InputError(f"two slices are called {name}", tip="rename one of the columns")
+            slices[name] = np.asarray(values == value, dtype=bool)
+    return slices
 
 
 def embed_rows(

@@ -26,6 +26,8 @@ class Groups:
 
     arenas: tuple[Arena, ...]
     pairs: tuple[Rows, Rows, Bools] | None = None
+    pairs_seen: bool = False
+    """Whether items or classes of the pairs were trained on: then they have no say."""
 
     @property
     def pair_rows(self) -> Rows:
@@ -55,13 +57,17 @@ def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Group
     if seen is None:
         arena = arena_of(DECIDING_GROUP, data, held_out, options.slices)
         return Groups(arenas=(arena,), pairs=pairs)
-    if pairs is not None:
-        _refuse_trained(data, np.union1d(pairs[0], pairs[1]), seen, options, "items of pairs")
+    in_pairs = np.zeros(0, np.int64) if pairs is None else np.union1d(pairs[0], pairs[1])
+    used = _refuse_trained(data, in_pairs, seen, options, "items of pairs")
     if not has_roles(data):  # every item queries: one that anchored must not
         keep = [row for row in held_out if data.items[row].id not in seen.anchor_ids]
         held_out = np.array(keep, np.int64)
     trained = _refuse_trained(data, held_out, seen, options, "held-out queries")
-    return Groups(arenas=_by_class(data, seen, held_out, trained, options), pairs=pairs)
+    return Groups(
+        arenas=_by_class(data, seen, held_out, trained, options),
+        pairs=pairs,
+        pairs_seen=len(used) > 0 or any(data.labels[row] in seen.classes for row in in_pairs),
+    )
 
 
 def _by_class(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from compatctl.commands.evaluation import Judged
 from compatctl.commands.trial import CURVE, Trial
 from compatctl.core.evidence import ChainEvidence, Draw, measure, measure_chain
 from compatctl.core.gate import Check, Measurement, Verdict, judge
@@ -32,6 +33,11 @@ class Outputs:
     junit: Path | None = None
     markdown: Path | None = None
     metrics: Path | None = None
+
+    @property
+    def given(self) -> tuple[Path, ...]:
+        """Those that are wanted."""
+        return tuple(one for one in (self.junit, self.markdown, self.metrics) if one is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +167,20 @@ def write(report: Report, path: Path, outputs: Outputs) -> None:
             write_atomic(target, text(report))
 
 
+def lost_judgments(judged: Judged, trial: Trial) -> tuple[str, ...]:
+    """A sentence where judgments name no held-out query or no gallery item: they had no effect."""
+    lost = len(judged) - trial.n_judged
+    return (f"{lost} of {len(judged)} judgments: not of held-out queries and gallery",) * (lost > 0)
+
+
 def _threshold_step(verdict: Verdict, trials: Sequence[Trial]) -> str:
     """Where only the threshold stands in the way: the one that keeps the false accept rate."""
     stands = {check.name for check in verdict.checks if check.decides and check.outcome != "pass"}
-    if stands != {"far_ratio"} or not trials or trials[0].rates is None:
+    rates = trials[0].rates if trials else None
+    if stands != {"far_ratio"} or rates is None or not rates.far["old"] > 0:
         return ""
-    keeping = trials[0].rates.keeping_threshold
+    # Rounded up, because below it more would be accepted; a cosine has no threshold beyond 1.
+    keeping = max(-1.0, min(1.0, math.ceil(rates.keeping_threshold * 10_000) / 10_000))
     return (
         f"accept new ones at {keeping:.4f}, which keeps the false accept rate; verify again with "
         f"--new-threshold {keeping:.4f}"

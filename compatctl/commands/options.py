@@ -74,6 +74,19 @@ class VerifyOptions:
                 tip="leave the flag out, or name a policy in which these are null",
             )
 
+    def check_features(self) -> None:
+        """Refuse what feature tables cannot answer.
+
+        Raises:
+            UsageError: latency or a training record was asked about.
+        """
+        if self.latency or self.training is not None:
+            flag = "--latency" if self.latency else "--training"
+            raise UsageError(
+                f"{flag} is about a model, and feature tables have none",
+                tip="verify the ONNX files, or leave the flag out",
+            )
+
     @property
     def thresholds(self) -> Thresholds | None:
         """The thresholds of old and new queries, where one was given."""

@@ -41,6 +41,8 @@ def find(model: Path, sha256: str, *, named: Path | None, candidate: Path) -> Se
         if path.is_file():
             raw = read_json(path, MAX_BYTES)
             models = raw.get("models", []) if isinstance(raw, dict) else []
+            if not isinstance(models, list):
+                raise InputError(f"{path} is not a training record: models is no list")
             if sha256 in models:
                 return _seen(path, raw)
             if named:

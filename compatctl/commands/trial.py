@@ -77,6 +77,8 @@ class Trial:
     """Of old and new queries: share of the first ten answers that the new model embedded, less that
     share of the gallery; 0 where the models' scores are alike."""
     rates: ErrorRates | None = None
+    n_judged: int = 0
+    """Judgments that are of its queries and gallery rows."""
 
 
 def half_of(ids: Iterable[str]) -> Bools:
@@ -127,6 +129,7 @@ def run(
         ),
         rank_bias=bias,
         rates=rates,
+        n_judged=0 if where.judged is None else len(where.judged[0]),
     )
 
 

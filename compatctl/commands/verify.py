@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from compatctl.commands.groups import Groups, groups_of
 from compatctl.commands.judging import (
     NEXT_STEPS,
     group_of,
+    lost_judgments,
     sampling,
     verdict_fields,
     verdict_of,
@@ -33,6 +34,7 @@ from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, read_qrels
 from compatctl.encoder import Encoder
+from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import (
@@ -67,6 +69,9 @@ def verify(
     options = (options or VerifyOptions()).within(project)
     policy = load_policy(project.policy)
     options.check(policy)
+    for target in (project.report, *options.outputs.given):
+        if not options.dry_run and not target.parent.is_dir():
+            raise InputError(f"no folder {target.parent} to write {target.name} to")
     if old.suffix.lower() == ".npz" or new.suffix.lower() == ".npz":
         chosen = features_policy(policy) if project.policy == "default" else policy
         report = verify_features(old, new, chosen, options)
@@ -119,7 +124,7 @@ def _verify_models(  # noqa: PLR0917
         latency=latency,
         training_record_sha256=seen.sha256 if seen else None,
         registry_sha256=seen.registry_sha256 if seen else None,
-        not_checked=_unchecked(seen, gallery, latency) + options.unchecked(),
+        not_checked=_unchecked(seen, gallery, latency) + options.unchecked() + found.unjudged,
         **verdict_fields(policy, verdict, how, found.trials, NEXT_STEPS),
     )
 
@@ -131,6 +136,8 @@ class _Evidence:
     trials: list[Trial]
     chain: list[ChainEvidence]
     ann: AnnHealth | None
+    unjudged: tuple[str, ...]
+    """That judgments had no effect, where some had none."""
 
     @classmethod
     def of(  # noqa: PLR0917
@@ -164,7 +171,8 @@ class _Evidence:
                     progress=named(progress, "earlier model"),
                 )
             trials.append(_trial(data, arena, both, policy, options, judged, shares))
-        return cls(trials=trials, chain=chain, ann=ann)
+        lost = lost_judgments(judged, trials[0]) if judged else ()
+        return cls(trials=trials, chain=chain, ann=ann, unjudged=lost)
 
 
 def _trial(  # noqa: PLR0917
@@ -193,7 +201,7 @@ def _pairs(  # noqa: PLR0917
         return [], None
     first, second, same = groups.pairs
     good = np.array([not {a, b} & both.bad for a, b in zip(first, second, strict=True)], bool)
-    return measure_pairs(
+    found, result = measure_pairs(
         policy,
         queries=(both.old.query, both.new.query),
         gallery=both.old.gallery,
@@ -202,6 +210,7 @@ def _pairs(  # noqa: PLR0917
         draw=draw,
         replicates=replicates,
     )
+    return [replace(one, may_decide=not groups.pairs_seen) for one in found], result
 
 
 def _latency(

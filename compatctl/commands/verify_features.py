@@ -7,8 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.evaluation import judged_rows, same_dimension
-from compatctl.commands.judging import group_of, sampling, verdict_fields, verdict_of
+from compatctl.commands.evaluation import judged_rows, same_dimension, slices_of
+from compatctl.commands.judging import (
+    group_of,
+    lost_judgments,
+    sampling,
+    verdict_fields,
+    verdict_of,
+)
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import measure_pairs, rows_of
 from compatctl.commands.trial import Field, Rows, Sides, half_of, run
@@ -51,7 +57,9 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     Raises:
         InputError: a table that cannot be read, or tables of other items, labels, roles or
             dimensions.
+        UsageError: an option that needs a model.
     """
+    options.check_features()
     tables = load_features(old), load_features(new)
     _check_same(*tables, old, new)
     where = _field(tables[0], options)
@@ -66,6 +74,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     how = sampling(policy, options.seed, len(where.slices), 0)
     others, pairs = _pairs(tables, policy, options, how.draw, how.replicates)
     verdict = verdict_of(policy, [trial], [], others, how)
+    lost = lost_judgments(read_qrels(options.qrels), trial) if options.qrels else ()
     return Report(
         old=_model(old, tables[0]),
         new=_model(new, tables[1]),
@@ -77,7 +86,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         latency=None,
         training_record_sha256=None,
         registry_sha256=None,
-        not_checked=(*UNCHECKED, *options.unchecked()),
+        not_checked=(*UNCHECKED, *options.unchecked(), *lost),
         **verdict_fields(policy, verdict, how, [trial], NEXT),
     )
 
@@ -109,16 +118,14 @@ def _field(table: FeatureTable, options: VerifyOptions) -> Field:
         judged = judged_rows(
             read_qrels(options.qrels), ids[queries].tolist(), ids[gallery].tolist()
         )
-    slices = {}
+    columns = {}
     for column in options.slices:
         if column not in table.slices:
             raise InputError(
                 f"there is no column {column} in the tables",
                 tip=f"columns: {', '.join(table.slices) or 'none'}",
             )
-        values = np.array(table.slices[column], dtype=object)[queries]
-        for value in sorted({*values.tolist()} - {""}):
-            slices[f"{column}={value}"] = np.asarray(values == value, dtype=bool)
+        columns[column] = [table.slices[column][row] for row in queries]
     return Field(
         classes=codes[queries] if judged is None else np.arange(len(queries)),
         query_labels=codes[queries],
@@ -126,7 +133,7 @@ def _field(table: FeatureTable, options: VerifyOptions) -> Field:
         own_row=position[queries],
         judged=judged,
         half=half_of(table.ids[row] for row in gallery),
-        slices=slices,
+        slices=slices_of(columns),
     )
 
 

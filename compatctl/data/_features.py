@@ -90,4 +90,8 @@ def _text(path: Path, name: str, column: NDArray[np.generic], n: int) -> tuple[s
             f"{path}: {name} must be {n} strings or whole numbers, got {column.shape} "
             f"{column.dtype}"
         )
-    return tuple(map(str, column.tolist()))
+    found = tuple(map(str, column.tolist()))
+    for row, text in enumerate(found):
+        if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise InputError(f"{path}: {name} has half a character in row {row}: {text!r}")
+    return found

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from compatctl.errors import InputError
 
 _COLUMNS = ("id_a", "id_b", "same")
+_GRADE = re.compile(r"-?[0-9]{1,9}")
 _SAME = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -68,7 +70,7 @@ def read_qrels(path: Path) -> tuple[tuple[str, str], ...]:
         InputError: no such file, a line of another form, a pair judged twice, or nothing relevant.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     judged: dict[tuple[str, str], int] = {}
@@ -76,7 +78,7 @@ def read_qrels(path: Path) -> tuple[tuple[str, str], ...]:
         cells = line.split()
         if not cells:
             continue
-        if len(cells) != 4 or not cells[3].lstrip("-").isdigit():
+        if len(cells) != 4 or not _GRADE.fullmatch(cells[3]):
             raise InputError(
                 f"{path}, line {number}: expected query, iteration, item and relevance, got "
                 f"{line[:80]!r}"

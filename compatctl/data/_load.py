@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ IMAGE_SUFFIXES = frozenset(
 
 _REQUIRED = ("id", "path", "label")
 _RESERVED = frozenset((*_REQUIRED, "split", "role"))
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FORMS = "a folder of class folders, a .csv or .jsonl table, or an .npz file"
 
 Record = Mapping[str, object]
@@ -95,6 +97,8 @@ class _Row:
         if value is None:
             return ""
         if isinstance(value, str):
+            if key != "path" and not value.isascii() and _SURROGATE.search(value):
+                raise InputError(f"{self.where}: {key} is no text that can be written: {value!r}")
             return value
         if isinstance(value, int | float) and (key not in _RESERVED or type(value) is int):
             return json.dumps(value)
@@ -247,7 +251,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (
@@ -257,5 +261,10 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
         zipfile.BadZipFile,
         zlib.error,
         AttributeError,
+        TypeError,
     ) as error:
         raise InputError(f"{path}: not an .npz file that can be read: {error}") from error
+    other = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if other:
+        raise InputError(f"{path}: {other[0]} in it is no array", tip="np.savez writes arrays only")
+    return arrays

@@ -19,7 +19,9 @@ def junit(report: Report) -> bytes:
         "errors": sum(check.outcome == "inconclusive" for check in deciding),
         "skipped": len(checks) - len(deciding),
     }
-    if not deciding:  # nothing was judged: never a green suite
+    red = any(check.outcome != "pass" for check in deciding)
+    unsaid = not deciding or (not red and report.verdict.outcome != "pass")
+    if unsaid:  # no check says why: never a green suite
         counts["tests"] += 1
         counts["errors"] += 1
     attributes = {key: str(value) for key, value in counts.items()}
@@ -27,7 +29,7 @@ def junit(report: Report) -> bytes:
     _properties(suite, report)
     for check in checks:
         _case(suite, check)
-    if not deciding:
+    if unsaid:
         case = ET.SubElement(suite, "testcase", classname="compatctl", name="verdict")
         ET.SubElement(case, "error", message=_clean(report.summary), type="inconclusive")
     root = ET.Element("testsuites")

@@ -12,7 +12,7 @@ _MARK = {"pass": "pass", "fail": "**FAIL**", "inconclusive": "*cannot tell*"}
 
 def markdown(report: Report) -> bytes:
     """The verdict in one sentence, the deciding checks, what was measured, what was not."""
-    return ("\n".join(_lines(report)) + "\n").encode()
+    return ("\n".join(_lines(report)) + "\n").encode(errors="replace")
 
 
 def _lines(report: Report) -> Iterator[str]:
@@ -77,9 +77,10 @@ def _number(value: float | None) -> str:
 
 
 def _text(text: str) -> str:
-    """Text from the user's data cannot begin a table cell, a tag or a new line."""
-    for sign in "\\`*_[]<>|":
+    """Text from the user's data cannot begin a table cell, a tag, a link or a new line."""
+    for sign in "\\`*_[]<>|~&":
         text = text.replace(sign, f"\\{sign}")
+    text = text.replace("://", ":\\//").replace("www.", "www\\.")
     return " ".join(text.split())
 
 

@@ -14,7 +14,7 @@ _OUTCOMES = {"pass": 1, "inconclusive": 0, "fail": -1}
 
 def openmetrics(report: Report) -> bytes:
     """Verdict, every check's estimate, interval ends and outcome, and every group's recall."""
-    return ("\n".join(_lines(report)) + "\n").encode()
+    return ("\n".join(_lines(report)) + "\n").encode(errors="replace")
 
 
 def _lines(report: Report) -> Iterator[str]:

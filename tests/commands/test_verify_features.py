@@ -56,7 +56,7 @@ def emoji_of(classes: int) -> Emoji:
 
 
 @pytest.fixture(scope="module")
-def emoji() -> Emoji:
+def real() -> Emoji:
     """60 classes of five vendors."""
     return emoji_of(CLASSES)
 
@@ -88,8 +88,9 @@ def slow_ranks(
     found = []
     labels = table["labels"]
     for q in queries:
-        others = [g for g in gallery if g != q]
-        scores = [float(np.dot(asked[q].astype(float), searched[g].astype(float))) for g in others]
+        others = [int(g) for g in gallery if g != q]
+        every = (searched.astype(np.float64) @ asked[q].astype(np.float64)).tolist()
+        scores = [every[g] for g in others]
         order = sorted(range(len(others)), key=lambda at: -scores[at])
         hits = [place for place, at in enumerate(order, 1) if labels[others[at]] == labels[q]]
         found.append(hits[0] if hits else 0)
@@ -97,10 +98,10 @@ def slow_ranks(
 
 
 def test_it_needs_no_project_store_or_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emoji: Emoji
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: Emoji
 ) -> None:
     """In a folder of two tables it passes a better model, and writes the report and no more."""
-    write(tmp_path, emoji.table(emoji.old), emoji.table(emoji.new))
+    write(tmp_path, real.table(real.old), real.table(real.new))
     monkeypatch.chdir(tmp_path)
     done = run("verify", "old.npz", "new.npz")
     assert done.code == 0, done.stderr
@@ -113,24 +114,24 @@ def test_it_needs_no_project_store_or_data(
         assert report[name] == {"name": f"{name}.npz", "sha256": digest, "dim": 64}
 
 
-def test_the_report_says_what_could_not_be_checked(tmp_path: Path, emoji: Emoji) -> None:
+def test_the_report_says_what_could_not_be_checked(tmp_path: Path, real: Emoji) -> None:
     """Leaks, parity, index, latency, thresholds and slices are each named as not checked."""
-    _, report = verify(tmp_path, emoji.table(emoji.old), emoji.table(emoji.new))
+    _, report = verify(tmp_path, real.table(real.old), real.table(real.new))
     for word in ("leaks", "parity", "ANN recall", "latency", "deploy", "--threshold", "--slice"):
         assert sum(word in one for one in report["not_checked"]) == 1, word
 
 
-def test_figures_are_those_of_an_explicit_loop(tmp_path: Path, emoji: Emoji) -> None:
+def test_figures_are_those_of_an_explicit_loop(tmp_path: Path, real: Emoji) -> None:
     """Recall, flips and mean cosines of leave-one-out are what loops over all items find."""
-    table = emoji.table(emoji.old)
-    _, report = verify(tmp_path, table, emoji.table(emoji.new))
+    table = real.table(real.old)
+    _, report = verify(tmp_path, table, real.table(real.new))
     group = report["groups"][0]
-    rows = np.arange(len(emoji.ids))
+    rows = np.arange(len(real.ids))
     places = {}
     for name, asked, searched in (
-        ("old_old", emoji.old, emoji.old),
-        ("new_old", emoji.new, emoji.old),
-        ("new_new", emoji.new, emoji.new),
+        ("old_old", real.old, real.old),
+        ("new_old", real.new, real.old),
+        ("new_new", real.new, real.new),
     ):
         places[name] = slow_ranks(table, rows, rows, asked, searched)
         for k in (1, 5, 10):
@@ -140,24 +141,24 @@ def test_figures_are_those_of_an_explicit_loop(tmp_path: Path, emoji: Emoji) -> 
     assert group["positive_flips"] == pytest.approx(np.mean([a != 1 == b for a, b in both]))
     assert group["negative_flips"] == pytest.approx(np.mean([a == 1 != b for a, b in both]))
     same = [
-        float(emoji.new[i].astype(float) @ emoji.old[j].astype(float))
+        float(real.new[i].astype(float) @ real.old[j].astype(float))
         for i in rows
         for j in rows
-        if i != j and emoji.labels[i] == emoji.labels[j]
+        if i != j and real.labels[i] == real.labels[j]
     ]
     assert group["cos_same"]["new_old"] == pytest.approx(np.mean(same), abs=1e-6)
     assert (group["n_queries"], group["n_classes"]) == (len(rows), CLASSES)
 
 
-def test_roles_say_who_searches_whom(tmp_path: Path, emoji: Emoji) -> None:
+def test_roles_say_who_searches_whom(tmp_path: Path, real: Emoji) -> None:
     """Queries search the gallery items only; those whose class is not there are left out."""
-    role = np.where(emoji.vendors == "noto", "gallery", "query")
-    role[(emoji.labels == emoji.labels[0]) & (role == "gallery")] = "query"
-    tables = emoji.table(emoji.old, role=role), emoji.table(emoji.new, role=role)
+    role = np.where(real.vendors == "noto", "gallery", "query")
+    role[(real.labels == real.labels[0]) & (role == "gallery")] = "query"
+    tables = real.table(real.old, role=role), real.table(real.new, role=role)
     _, report = verify(tmp_path, *tables)
     queries, gallery = np.flatnonzero(role == "query"), np.flatnonzero(role == "gallery")
     group = report["groups"][0]
-    places = slow_ranks(tables[0], queries, gallery, emoji.new, emoji.old)
+    places = slow_ranks(tables[0], queries, gallery, real.new, real.old)
     counted = [place for place in places if place]
     assert (group["n_queries"], group["n_without_match"]) == (len(counted), 5)
     assert len(counted) == len(queries) - 5
@@ -168,8 +169,8 @@ def test_roles_say_who_searches_whom(tmp_path: Path, emoji: Emoji) -> None:
 
 def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
     """A slice that the new model ruins fails; while it is small it is shown and does not decide."""
-    emoji = emoji_of(150)
-    rare = np.where(np.arange(len(emoji.ids)) % 15 == 0, "yes", "")
+    emoji = emoji_of(100)
+    rare = np.where(np.arange(len(emoji.ids)) % 14 == 0, "yes", "")
     new = emoji.new.copy()
     new[rare == "yes"] = unit(np.random.default_rng(0).normal(size=(int((rare != "").sum()), 64)))
     tables = [emoji.table(one, rare=rare, vendor=emoji.vendors) for one in (emoji.old, new)]
@@ -184,7 +185,24 @@ def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
         )
         more = ("--policy", policy, "--slice", "rare", "--slice", "vendor")
         done, report = verify(tmp_path, *tables, *more)
-        codes[least] = done.code; print(done.code, [(c["name"],c["group"],c["outcome"],c["estimate"],c["low"],c["high"],c["n_classes"],c["decides"]) for c in report["verdict"]["checks"] if c["decides"] or "rare" in c["group"]])
+        codes[least] = done.code
+        print(
+            done.code,
+            [
+                (
+                    c["name"],
+                    c["group"],
+                    c["outcome"],
+                    c["estimate"],
+                    c["low"],
+                    c["high"],
+                    c["n_classes"],
+                    c["decides"],
+                )
+                for c in report["verdict"]["checks"]
+                if c["decides"] or "rare" in c["group"]
+            ],
+        )
         found = checks(report)
         slices = {group: one for (name, group), one in found.items() if name == "slice_gain"}
         assert len(slices) == 1 + len(set(emoji.vendors))  # the empty value is no slice
@@ -193,45 +211,42 @@ def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
             assert one["estimate"] == pytest.approx(gains[emoji.vendors == vendor].mean())
         one = slices["unseen, rare=yes"]
         assert one["estimate"] == pytest.approx(gains[rare == "yes"].mean())
-        assert (one["n"], one["estimate"] < -0.3) == (50, True)
+        assert (one["n"], one["estimate"] < -0.3) == (int((rare == "yes").sum()), True)
         assert one["decides"] is (least == 20)
     assert codes == {20: 3, 100: 0}
 
 
-def test_a_column_that_is_not_there_is_refused(tmp_path: Path, emoji: Emoji) -> None:
+def test_a_column_that_is_not_there_is_refused(tmp_path: Path, real: Emoji) -> None:
     """--slice of another column ends in exit 5 and says which columns there are."""
-    tables = [emoji.table(one, vendor=emoji.vendors) for one in (emoji.old, emoji.new)]
+    tables = [real.table(one, vendor=real.vendors) for one in (real.old, real.new)]
     done, report = verify(tmp_path, *tables, "--slice", "vendro")
     assert (done.code, report) == (5, {})
     assert "vendro" in done.stderr
     assert "vendor" in done.stderr.replace("vendro", "")
 
 
-@pytest.mark.xfail(strict=True, reason="two slices of one name: the second replaces the first")
-def test_no_slice_replaces_another(tmp_path: Path, emoji: Emoji) -> None:
-    """Column ``a`` with the value ``b=c`` and column ``a=b`` with ``c`` are both judged."""
-    some = np.where(np.arange(len(emoji.ids)) < 50, "c", "d")
-    more = {"a": np.full(len(emoji.ids), "b=c"), "a=b": some}
-    tables = [emoji.table(one, **more) for one in (emoji.old, emoji.new)]
-    _, report = verify(tmp_path, *tables, "--slice", "a", "--slice", "a=b")
-    sizes = [one["n"] for (name, _), one in checks(report).items() if name == "slice_gain"]
-    assert sorted(sizes) == [50, 250, 300]
+def test_no_slice_replaces_another(tmp_path: Path, real: Emoji) -> None:
+    """Column ``a`` with the value ``b=c`` and column ``a=b`` with ``c``: one name, exit 5."""
+    some = np.where(np.arange(len(real.ids)) < 50, "c", "d")
+    more = {"a": np.full(len(real.ids), "b=c"), "a=b": some}
+    tables = [real.table(one, **more) for one in (real.old, real.new)]
+    done, report = verify(tmp_path, *tables, "--slice", "a", "--slice", "a=b")
+    assert (done.code, report, "a=b=c" in done.stderr) == (5, {}, True)
 
 
-def test_lengths_and_number_types_do_not_matter(tmp_path: Path, emoji: Emoji) -> None:
+def test_lengths_and_number_types_do_not_matter(tmp_path: Path, real: Emoji) -> None:
     """Rows of any length, in half, single or double precision, give one and the same report."""
     rng = np.random.default_rng(0)
-    scale = (2.0 ** rng.integers(-20, 20, len(emoji.ids)))[:, None]
-    half = [one.astype(np.float16) for one in (emoji.old, emoji.new)]
+    scale = (2.0 ** rng.integers(-20, 20, len(real.ids)))[:, None]
+    half = [one.astype(np.float16) for one in (real.old, real.new)]
     bodies = set()
     for change in (
         lambda one: one,
-        lambda one: one.astype(np.float32),
         lambda one: one.astype(np.float64),
         lambda one: np.asfortranarray(one.astype(np.float32)),
         lambda one: one.astype(np.float64) * scale,
     ):
-        done, report = verify(tmp_path, *(emoji.table(change(one)) for one in half))
+        done, report = verify(tmp_path, *(real.table(change(one)) for one in half))
         assert done.code == 0
         report["old"].pop("sha256")
         report["new"].pop("sha256")
@@ -239,19 +254,19 @@ def test_lengths_and_number_types_do_not_matter(tmp_path: Path, emoji: Emoji) ->
     assert len(bodies) == 1
 
 
-def test_pairs_are_judged_on_features_too(tmp_path: Path, emoji: Emoji) -> None:
+def test_pairs_are_judged_on_features_too(tmp_path: Path, real: Emoji) -> None:
     """--pairs: the inequality means are those of an explicit loop over exactly these pairs."""
     rows = [(i, i + step) for step in (1, CLASSES) for i in range(40)]
     pairs = tmp_path / "pairs.csv"
     lines = [
-        f"{emoji.ids[i]},{emoji.ids[j]},{int(emoji.labels[i] == emoji.labels[j])}" for i, j in rows
+        f"{real.ids[i]},{real.ids[j]},{int(real.labels[i] == real.labels[j])}" for i, j in rows
     ]
     pairs.write_text("id_a,id_b,same\n" + "\n".join(lines) + "\n")
-    _, report = verify(tmp_path, emoji.table(emoji.old), emoji.table(emoji.new), "--pairs", pairs)
+    _, report = verify(tmp_path, real.table(real.old), real.table(real.new), "--pairs", pairs)
     moved: dict[bool, list[float]] = {True: [], False: []}
     for i, j in rows:
-        change = (emoji.new[i].astype(float) - emoji.old[i]) @ emoji.old[j]
-        moved[bool(emoji.labels[i] == emoji.labels[j])].append(float(change))
+        change = (real.new[i].astype(float) - real.old[i]) @ real.old[j]
+        moved[bool(real.labels[i] == real.labels[j])].append(float(change))
     found = checks(report)
     assert found["same_class", "pairs"]["estimate"] == pytest.approx(np.mean(moved[True]))
     assert found["different_class", "pairs"]["estimate"] == pytest.approx(-np.mean(moved[False]))
@@ -285,8 +300,8 @@ BAD: dict[str, tuple[Callable[[Table], Table], str]] = {
     "no ids": (without("ids"), "ids"),
     "no labels": (without("labels"), "labels"),
     "no features": (without("features"), "features"),
-    "pickled ids": (put("ids", lambda one: one.astype(object)), "npz"),
-    "pickled features": (put("features", lambda one: one.astype(object)), "npz"),
+    "pickled ids": (put("ids", lambda one: one.astype(object)), "pickle"),
+    "pickled features": (put("features", lambda one: one.astype(object)), "pickle"),
     "bytes as ids": (put("ids", lambda one: one.astype("S40")), "ids"),
     "whole features": (put("features", lambda one: (100 * one).astype(int)), "features"),
     "flat features": (put("features", lambda one: one.ravel()), "features"),
@@ -305,11 +320,11 @@ BAD: dict[str, tuple[Callable[[Table], Table], str]] = {
 @pytest.mark.parametrize("which", ["old", "new"])
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_table_is_named_and_never_judged(
-    tmp_path: Path, emoji: Emoji, name: str, which: str
+    tmp_path: Path, real: Emoji, name: str, which: str
 ) -> None:
     """Whichever table is bad, the exit code is 5, the message names it, no report is written."""
     change, word = BAD[name]
-    tables = {"old": emoji.table(emoji.old), "new": emoji.table(emoji.new)}
+    tables = {"old": real.table(real.old), "new": real.table(real.new)}
     tables[which] = change(tables[which])
     done, report = verify(tmp_path, tables["old"], tables["new"])
     assert (done.code, report) == (5, {}), done.stderr
@@ -337,10 +352,10 @@ OTHER: dict[str, tuple[Callable[[Table], Table], str]] = {
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_tables_of_other_items_are_never_compared(tmp_path: Path, emoji: Emoji, name: str) -> None:
+def test_tables_of_other_items_are_never_compared(tmp_path: Path, real: Emoji, name: str) -> None:
     """Missing, added, exchanged or renamed items: exit 5, both files are named, no report."""
     change, word = OTHER[name]
-    good = emoji.table(emoji.old), emoji.table(emoji.new)
+    good = real.table(real.old), real.table(real.new)
     for tables in ((good[0], change(good[1])), (change(good[0]), good[1])):
         done, report = verify(tmp_path, *tables)
         assert (done.code, report) == (5, {}), done.stderr
@@ -349,17 +364,17 @@ def test_tables_of_other_items_are_never_compared(tmp_path: Path, emoji: Emoji, 
         assert str(tmp_path / "new.npz") in done.stderr
 
 
-def test_other_dimensions_are_refused(tmp_path: Path, emoji: Emoji) -> None:
+def test_other_dimensions_are_refused(tmp_path: Path, real: Emoji) -> None:
     """A candidate that ends in fewer numbers ends in exit 5 and both dimensions are named."""
-    done, report = verify(tmp_path, emoji.table(emoji.old), emoji.table(emoji.new[:, :48]))
+    done, report = verify(tmp_path, real.table(real.old), real.table(real.new[:, :48]))
     assert (done.code, report) == (5, {})
     assert "64" in done.stderr
     assert "48" in done.stderr
 
 
-def test_a_table_and_a_model_are_not_compared(tmp_path: Path, emoji: Emoji, begun: Path) -> None:
+def test_a_table_and_a_model_are_not_compared(tmp_path: Path, real: Emoji, begun: Path) -> None:
     """One .npz with one .onnx, either way: exit 5, the model's file is named, no report."""
-    write(tmp_path, emoji.table(emoji.old), emoji.table(emoji.new))
+    write(tmp_path, real.table(real.old), real.table(real.new))
     report = tmp_path / "report.json"
     model = begun / "new.onnx"
     for pair in ((tmp_path / "old.npz", model), (model, tmp_path / "new.npz")):
@@ -367,9 +382,9 @@ def test_a_table_and_a_model_are_not_compared(tmp_path: Path, emoji: Emoji, begu
         assert (done.code, str(model) in done.stderr, report.exists()) == (5, True, False)
 
 
-def test_files_that_are_no_archive(tmp_path: Path, emoji: Emoji) -> None:
+def test_files_that_are_no_archive(tmp_path: Path, real: Emoji) -> None:
     """No file, a text, half an archive: exit 5, the file is named, no report."""
-    old, new = write(tmp_path, emoji.table(emoji.old), emoji.table(emoji.new))
+    old, new = write(tmp_path, real.table(real.old), real.table(real.new))
     good = new.read_bytes()
     report = tmp_path / "report.json"
     for bad in (b"", b"text", good[: len(good) // 2], good.replace(b"features", b"featurez", 1)):
@@ -395,14 +410,13 @@ def _npy(rows: Array) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.xfail(strict=True, reason="a traceback instead of exit 5")
 @pytest.mark.parametrize("kind", ["one array", "texts as arrays", "a text beside the arrays"])
-def test_archives_of_another_form(tmp_path: Path, emoji: Emoji, kind: str) -> None:
+def test_archives_of_another_form(tmp_path: Path, real: Emoji, kind: str) -> None:
     """A .npy under the name .npz, and archives with members that are no arrays: exit 5."""
-    old, new = write(tmp_path, emoji.table(emoji.old), emoji.table(emoji.new))
-    arrays = {f"{key}.npy": _npy(one) for key, one in emoji.table(emoji.new).items()}
+    old, new = write(tmp_path, real.table(real.old), real.table(real.new))
+    arrays = {f"{key}.npy": _npy(one) for key, one in real.table(real.new).items()}
     new.write_bytes({
-        "one array": _npy(emoji.new),
+        "one array": _npy(real.new),
         "texts as arrays": _archive(ids=b"a", labels=b"b", features=b"c"),
         "a text beside the arrays": _archive(**arrays, **{"README.txt": b"emoji"}),
     }[kind])  # fmt: skip
@@ -411,12 +425,11 @@ def test_archives_of_another_form(tmp_path: Path, emoji: Emoji, kind: str) -> No
     assert (done.code, str(new) in done.stderr, report.exists()) == (5, True, False)
 
 
-@pytest.mark.xfail(strict=True, reason="a traceback: a lone surrogate has no UTF-8")
 @pytest.mark.parametrize("name", ["ids", "labels", "vendor"])
-def test_text_that_is_no_text_is_refused(tmp_path: Path, emoji: Emoji, name: str) -> None:
+def test_text_that_is_no_text_is_refused(tmp_path: Path, real: Emoji, name: str) -> None:
     """A lone surrogate in an id, a label or a slice can be written nowhere: exit 5."""
     change = put(name, at(4, "a\ud800"))
-    tables = [change(emoji.table(one, vendor=emoji.vendors)) for one in (emoji.old, emoji.new)]
+    tables = [change(real.table(one, vendor=real.vendors)) for one in (real.old, real.new)]
     done, report = verify(tmp_path, *tables, "--slice", "vendor", "--markdown", tmp_path / "m.md")
     assert (done.code, report) == (5, {})
     assert "row 4" in done.stderr
@@ -435,7 +448,7 @@ POOR: dict[str, tuple[Callable[[Table], Table], int]] = {
 
 @pytest.mark.parametrize("name", POOR)
 @pytest.mark.parametrize("least", ["default", "nothing"])
-def test_poor_evidence_never_passes(tmp_path: Path, emoji: Emoji, name: str, least: str) -> None:
+def test_poor_evidence_never_passes(tmp_path: Path, real: Emoji, name: str, least: str) -> None:
     """Where there is nothing or little to find the outcome is inconclusive or an error, under the
     default policy and under one that asks for one query, one class and no gain."""
     change, code = POOR[name]
@@ -446,15 +459,15 @@ def test_poor_evidence_never_passes(tmp_path: Path, emoji: Emoji, name: str, lea
             "format: 2\nname: nothing\nmin_queries: 1\nmin_classes: 1\n"
             "different_class_margin: null\n"
         )
-    tables = change(emoji.table(emoji.old)), change(emoji.table(emoji.new))
+    tables = change(real.table(real.old)), change(real.table(real.new))
     done, report = verify(tmp_path, *tables, "--threshold", "0.9", *policy)
     assert done.code == code
     assert report.get("verdict", {}).get("outcome") == (None if code == 5 else "inconclusive")
 
 
-def test_a_report_of_features_deploys_nothing(tmp_path: Path, shop: Shop, emoji: Emoji) -> None:
+def test_a_report_of_features_deploys_nothing(tmp_path: Path, shop: Shop, real: Emoji) -> None:
     """A pass of two tables is bound to no index and no model: deploy ends in exit 3."""
-    done, _ = verify(tmp_path, emoji.table(emoji.old), emoji.table(emoji.new))
+    done, _ = verify(tmp_path, real.table(real.old), real.table(real.new))
     before = shop.manifest()
     more = ("--report", tmp_path / "report.json", "--model", shop.path("new.onnx"))
     refused = shop.run("deploy", *more)

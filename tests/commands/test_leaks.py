@@ -1,0 +1,298 @@
+"""Items that the candidate was trained on: found by id and by bytes, never in the verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shop_kit import Shop
+
+from compatctl.data import Dataset, load
+from compatctl.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The shop's data, the rows of its held-out queries, and the candidate's digest."""
+
+    folder: Path
+    data: Dataset
+    queries: tuple[int, ...]
+    labels: tuple[str, ...]
+    sha256: str
+
+    def ids(self, rows: Sequence[int]) -> list[str]:
+        """Ids of rows."""
+        return [self.data.items[row].id for row in rows]
+
+
+@pytest.fixture(scope="module")
+def stock(begun: Path) -> Stock:
+    """The untouched project."""
+    data = load(Shop(begun).data())
+    queries = tuple(
+        i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "query")
+    )
+    return Stock(
+        folder=begun,
+        data=data,
+        queries=queries,
+        labels=tuple(dict.fromkeys(data.items[row].label for row in queries)),
+        sha256=Encoder.load(begun / "new.onnx").sha256,
+    )
+
+
+def record(folder: Path, sha256: str, **more: Any) -> Path:
+    """A training record of one model."""
+    path = folder / "record.json"
+    entries = {"models": [sha256], "items": [], "anchors": [], "classes": [], "parity": 1e-6}
+    path.write_text(json.dumps({**entries, **more}))
+    return path
+
+
+def trained(ids: Sequence[str]) -> list[dict[str, str]]:
+    """Entries of a record by id; no image has such bytes."""
+    return [{"id": one, "sha256": f"{at:064x}"} for at, one in enumerate(ids)]
+
+
+@dataclass(frozen=True)
+class Done:
+    """One verification."""
+
+    code: int
+    stderr: str
+    report: dict[str, Any]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Group -> queries."""
+        return {one["name"]: one["n_queries"] for one in self.report["groups"]}
+
+
+def verify(stock: Stock, folder: Path, training: Path, *more: object) -> Done:
+    """Verify the good candidate with that training record."""
+    report = folder / "report.json"
+    report.unlink(missing_ok=True)
+    models = stock.folder / "old.onnx", stock.folder / "new.onnx"
+    done = Shop(stock.folder).run(
+        "verify", *models, "--training", training, "--report", report, *more
+    )
+    found = json.loads(report.read_bytes()) if report.exists() else {}
+    return Done(code=done.code, stderr=done.stderr, report=found)
+
+
+def test_an_item_trained_by_its_id_is_found(stock: Stock, tmp_path: Path) -> None:
+    """One held-out query in the record ends in exit 5, is named, and no report is written."""
+    name = stock.ids(stock.queries)[17]
+    done = verify(stock, tmp_path, record(tmp_path, stock.sha256, items=trained([name])))
+    assert (done.code, done.report) == (5, {})
+    assert f"1 of {len(stock.queries)}" in done.stderr
+    assert name in done.stderr
+
+
+@pytest.mark.parametrize("part", ["items", "anchors"])
+def test_the_same_bytes_under_another_id_are_found(stock: Stock, tmp_path: Path, part: str) -> None:
+    """An image that was trained on, or anchored, under another name ends in exit 5."""
+    row = stock.queries[5]
+    entry = [{"id": "renamed", "sha256": stock.data.digest(row)}]
+    done = verify(stock, tmp_path, record(tmp_path, stock.sha256, **{part: entry}))
+    assert (done.code, done.report) == (5, {})
+    assert stock.data.items[row].id in done.stderr
+
+
+def test_a_held_out_set_that_was_the_training_set(stock: Stock, tmp_path: Path) -> None:
+    """Where every held-out query was trained on nothing is left to judge: exit 5, and exit 4 with
+    --allow-seen, also under a policy that asks for one query."""
+    path = record(tmp_path, stock.sha256, items=trained(stock.ids(stock.queries)))
+    refused = verify(stock, tmp_path, path)
+    assert (refused.code, refused.report) == (5, {})
+    policy = tmp_path / "least.yaml"
+    policy.write_text("format: 2\nname: least\nmin_queries: 1\nmin_classes: 1\n")
+    done = verify(stock, tmp_path, path, "--allow-seen", "--policy", policy)
+    assert (done.code, done.report["verdict"]["outcome"]) == (4, "inconclusive")
+    assert done.sizes == {"unseen": 0, "trained": len(stock.queries)}
+
+
+def test_trained_items_are_reported_apart_and_have_no_say(stock: Stock, tmp_path: Path) -> None:
+    """With --allow-seen they are the group ``trained``; the verdict is that of the others alone."""
+    leaked = stock.queries[::6]
+    path = record(tmp_path, stock.sha256, items=trained(stock.ids(leaked)))
+    done = verify(stock, tmp_path, path, "--allow-seen")
+    assert done.code == 0
+    assert done.sizes == {
+        "unseen": len(stock.queries) - len(leaked),
+        "trained": len(leaked),
+    }
+    assert not [
+        one
+        for one in done.report["verdict"]["checks"]
+        if one["group"].startswith("trained") and one["decides"]
+    ]
+    left = [row for row in stock.queries if row not in set(leaked)]
+    gallery = [i for i, one in enumerate(stock.data.items) if one.role == "gallery"]
+    old, new = (Encoder.load(stock.folder / name) for name in ("old.onnx", "new.onnx"))
+    stored = old.embed(stock.data.take(gallery)).features
+    for name, rows in (("unseen", left), ("trained", leaked)):
+        right = 0
+        for row, one in zip(rows, new.embed(stock.data.take(rows)).features, strict=True):
+            nearest = gallery[int(np.argmax(stored @ one))]
+            right += stock.data.labels[nearest] == stock.data.labels[row]
+        group = next(one for one in done.report["groups"] if one["name"] == name)
+        assert group["recall"]["new_old"]["1"] == pytest.approx(right / len(rows), abs=1e-9)
+
+
+def test_trained_items_alone_cannot_decide(stock: Stock, tmp_path: Path) -> None:
+    """Few fresh queries beside many trained ones stay too few: exit 4."""
+    fresh = stock.queries[:40]
+    leaked = [row for row in stock.queries if row not in set(fresh)]
+    path = record(tmp_path, stock.sha256, items=trained(stock.ids(leaked)))
+    done = verify(stock, tmp_path, path, "--allow-seen")
+    assert done.code == 4
+    assert done.sizes == {"unseen": 40, "trained": len(leaked)}
+
+
+def test_seen_classes_with_fresh_items_are_a_group_of_their_own(
+    stock: Stock, tmp_path: Path
+) -> None:
+    """Other images of trained classes are no leak, and no evidence either: group ``seen``."""
+    classes = stock.labels[:20]
+    done = verify(stock, tmp_path, record(tmp_path, stock.sha256, classes=list(classes)))
+    assert done.code == 0
+    seen = sum(stock.data.items[row].label in classes for row in stock.queries)
+    assert done.sizes == {"unseen": len(stock.queries) - seen, "seen": seen}
+    assert {one["group"] for one in done.report["verdict"]["checks"] if one["decides"]} == {
+        "unseen",
+        "export",
+    }
+
+
+def test_anchored_classes_are_shown_beside_the_others(stock: Stock, tmp_path: Path) -> None:
+    """Queries of classes with a gallery anchor, and those without, are groups besides."""
+    anchored = set(stock.labels[:30])
+    anchors = [
+        one.id for one in stock.data.items if one.role == "gallery" and one.label in anchored
+    ]
+    done = verify(stock, tmp_path, record(tmp_path, stock.sha256, anchors=trained(anchors)))
+    assert done.code == 0
+    n = sum(stock.data.items[row].label in anchored for row in stock.queries)
+    every = len(stock.queries)
+    assert done.sizes == {"unseen": every, "unseen, anchored": n, "unseen, not anchored": every - n}
+    parts = [one for one in done.report["groups"] if one["name"] != "unseen"]
+    whole = done.report["groups"][0]["recall"]["new_old"]["1"]
+    mean = sum(one["n_queries"] * one["recall"]["new_old"]["1"] for one in parts) / every
+    assert whole == pytest.approx(mean, abs=1e-12)
+    deciding = {one["group"] for one in done.report["verdict"]["checks"] if one["decides"]}
+    assert not {one for one in deciding if "anchored" in one}
+
+
+def test_without_roles_an_anchor_does_not_query(stock: Stock, tmp_path: Path, emoji: Path) -> None:
+    """In data without roles the anchors are searched, and do not query themselves."""
+    rows = [one for one in stock.data.items if one.split == "test"]
+    table = tmp_path / "flat.csv"
+    lines = [f"{one.id},{emoji}/images/{one.id}.png,{one.label},test" for one in rows]
+    table.write_text("id,path,label,split\n" + "\n".join(lines) + "\n")
+    anchors = [one.id for one in rows if one.role == "gallery"]
+    path = record(tmp_path, stock.sha256, anchors=trained(anchors))
+    more = ("--data", table, "--store", tmp_path / "none")
+    done = verify(stock, tmp_path, path, *more)
+    assert done.code in {0, 4}, done.stderr
+    assert done.sizes["unseen"] == len(rows) - len(anchors) == len(stock.queries)
+
+
+def write_pairs(stock: Stock, path: Path) -> list[str]:
+    """Pairs of queries with gallery items of their class and of others; the ids of the queries."""
+    gallery = [one for one in stock.data.items if one.role == "gallery"]
+    lines, names = [], []
+    for at, row in enumerate(stock.queries[:60]):
+        item = stock.data.items[row]
+        same = next(one for one in gallery if one.label == item.label)
+        diff = next(one for one in gallery[at:] if one.label != item.label)
+        lines += [f"{item.id},{same.id},1", f"{item.id},{diff.id},0"]
+        names.append(item.id)
+    path.write_text("id_a,id_b,same\n" + "\n".join(lines) + "\n")
+    return names
+
+
+def test_pairs_with_a_trained_item_are_refused(stock: Stock, tmp_path: Path) -> None:
+    """A gallery item that was trained on is no leak among the queries, but it is in a pair."""
+    pairs = tmp_path / "pairs.csv"
+    write_pairs(stock, pairs)
+    names = [line.split(",")[1] for line in pairs.read_text().splitlines()[1:]]
+    path = record(tmp_path, stock.sha256, items=trained(names[:1]))
+    assert verify(stock, tmp_path, path).code == 0
+    done = verify(stock, tmp_path, path, "--pairs", pairs)
+    assert (done.code, done.report) == (5, {})
+    assert "items of pairs" in done.stderr
+    assert names[0] in done.stderr
+
+
+def test_pairs_of_trained_items_have_no_say(stock: Stock, tmp_path: Path) -> None:
+    """With --allow-seen pairs that were trained on are measured and do not decide."""
+    pairs = tmp_path / "pairs.csv"
+    names = write_pairs(stock, pairs)
+    path = record(tmp_path, stock.sha256, items=trained(names))
+    done = verify(stock, tmp_path, path, "--pairs", pairs, "--allow-seen")
+    assert done.sizes["trained"] == len(names)
+    checks = done.report["verdict"]["checks"]
+    assert not [one["name"] for one in checks if one["group"] == "pairs" and one["decides"]]
+
+
+def test_the_record_of_another_model(stock: Stock, tmp_path: Path, shop: Shop) -> None:
+    """Named, it ends in exit 5; found beside the model, it is not this model's record, and the
+    report says that nobody looked for leaks."""
+    path = record(tmp_path, "0" * 64, items=trained(stock.ids(stock.queries)))
+    done = verify(stock, tmp_path, path)
+    assert (done.code, done.report, "is not the training record of" in done.stderr) == (5, {}, True)
+    shop.path("new.training.json").write_bytes(path.read_bytes())
+    found = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"))
+    assert found.code == 0
+    assert any(line.startswith("leaks") for line in found.json["not_checked"])
+    assert found.json["training_record_sha256"] is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"items": None},
+        {"items": ["noto/0023"]},
+        {"items": [{"id": "a"}]},
+        {"anchors": 3},
+        {"classes": None},
+        {"parity": "small"},
+    ],
+)
+def test_a_record_with_bad_entries_is_refused(
+    stock: Stock, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """A record that does not say what was trained on ends in exit 5 and is named."""
+    path = record(tmp_path, stock.sha256, **change)
+    done = verify(stock, tmp_path, path)
+    assert (done.code, done.report, str(path) in done.stderr) == (5, {}, True)
+
+
+@pytest.mark.parametrize("models", [None, 7])
+def test_a_record_that_names_no_models_is_refused(
+    stock: Stock, tmp_path: Path, models: Any
+) -> None:
+    """``models`` that is no list ends in exit 5, as any other bad entry."""
+    path = record(tmp_path, stock.sha256, models=models)
+    done = verify(stock, tmp_path, path)
+    assert (done.code, done.report, str(path) in done.stderr) == (5, {}, True)
+
+
+def test_a_record_beside_the_model_is_found(stock: Stock, tmp_path: Path, shop: Shop) -> None:
+    """By the model's name, by its folder's, and in the candidate's folder: each finds the leak."""
+    name = stock.ids(stock.queries)[0]
+    body = record(tmp_path, stock.sha256, items=trained([name])).read_bytes()
+    for where in ("new.training.json", "training.json", "build/candidate/training.json"):
+        path = shop.path(where)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+        done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"))
+        assert (done.code, name in done.stderr) == (5, True), where
+        path.unlink()

@@ -1,0 +1,228 @@
+"""Defects that gates of this kind are known to have, one test each: none of them is here."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from shop_kit import Shop, run, write_encoder
+
+from compatctl.data import load
+from compatctl.encoder import Encoder
+
+ROOT = Path(__file__).parents[2]
+EMOJI = ROOT / "tests" / "features" / "emoji.npz"
+
+
+def judged(shop: Shop, new: Path, *more: object) -> tuple[int, dict[str, Any]]:
+    """Exit code and report of a verification in the project."""
+    done = shop.run("verify", shop.path("old.onnx"), new, *more)
+    path = shop.path("report.json")
+    return done.code, json.loads(path.read_bytes()) if path.exists() else {}
+
+
+def tables(folder: Path, old: NDArray[Any], new: NDArray[Any], classes: int) -> tuple[Path, Path]:
+    """Two feature tables of some classes of emoji."""
+    with np.load(EMOJI) as archive:
+        kept = np.isin(archive["labels"], np.unique(archive["labels"])[:classes])
+        for name, rows in (("old", old), ("new", new)):
+            np.savez(
+                folder / f"{name}.npz",
+                ids=archive["ids"][kept],
+                labels=archive["labels"][kept],
+                features=rows[kept],
+            )
+    return folder / "old.npz", folder / "new.npz"
+
+
+def real_features() -> tuple[NDArray[Any], NDArray[Any]]:
+    """Features of all emoji by two unrelated encoders."""
+    with np.load(EMOJI) as archive:
+        return archive["lite0"].astype(np.float32), archive["lite2"].astype(np.float32)
+
+
+def test_a_gate_that_cannot_fail(shop: Shop) -> None:
+    """An encoder with other random weights fails, also where only a large loss would be one."""
+    random = write_encoder(shop.path("random.onnx"), noise=0.05, seed=1)
+    for policy in ("default", "canary"):
+        code, report = judged(shop, random, "--policy", policy)
+        assert code == 3, policy
+        assert report["groups"][0]["recall"]["new_old"]["1"] < 0.1
+
+
+@pytest.mark.parametrize("change", ["split", "class"])
+def test_zero_queries_that_pass(shop: Shop, tmp_path: Path, change: str) -> None:
+    """No held-out item, or none with a class in the gallery: exit 4 under the mildest policy."""
+    data = load(shop.data())
+    images = shop.data().parent / "images"
+    lines = []
+    for one in data.items:
+        split = "train" if change == "split" and one.split == "test" else one.split
+        other = change == "class" and (one.split, one.role) == ("test", "query")
+        label = f"other {one.id}" if other else one.label
+        lines.append(f"{one.id},{images}/{one.id}.png,{label},{split},{one.role}")
+    table = tmp_path / "items.csv"
+    table.write_text("id,path,label,split,role\n" + "\n".join(lines) + "\n")
+    policy = tmp_path / "mild.yaml"
+    policy.write_text(
+        "format: 2\nname: mild\nmin_queries: 1\nmin_classes: 1\nmin_recall_gain: -1.0\n"
+        "different_class_margin: null\nmin_ann_recall: null\n"
+    )
+    code, report = judged(shop, shop.path("new.onnx"), "--data", table, "--policy", policy)
+    assert (code, report["verdict"]["outcome"]) == (4, "inconclusive")
+    assert report["groups"][0]["n_queries"] == 0
+
+
+def test_an_interval_without_its_own_estimate(begun: Path, tmp_path: Path) -> None:
+    """In reports of every outcome each check's estimate lies within its interval."""
+    report = tmp_path / "report.json"
+    more = ("--threshold", "0.5", "--new-threshold", "0.6", "--report", report)
+    old, other = real_features()
+    outcomes, seen = set(), 0
+    for new in ("new.onnx", "turned.onnx", old, other):
+        if isinstance(new, str):
+            models = begun / "old.onnx", begun / new
+            Shop(begun).run("verify", *models, *more, "--slice", "vendor")
+        else:
+            run("verify", *tables(tmp_path, old, new, classes=40), *more)
+        verdict = json.loads(report.read_bytes())["verdict"]
+        outcomes.add(verdict["outcome"])
+        for one in verdict["checks"]:
+            if one["low"] is not None:
+                assert one["low"] <= one["estimate"] <= one["high"], (new, one["name"])
+                seen += 1
+    assert seen > 40
+    assert len(outcomes) == 3
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10, 25])
+def test_unrelated_spaces_that_pass_a_small_set(tmp_path: Path, classes: int) -> None:
+    """Two encoders that have nothing in common never pass, however few the items are."""
+    policy = tmp_path / "few.yaml"
+    policy.write_text("format: 2\nname: few\nmin_queries: 1\nmin_classes: 1\n")
+    paths = tables(tmp_path, *real_features(), classes=classes)
+    for more in ((), ("--policy", policy)):
+        done = run("verify", *paths, "--report", tmp_path / "r.json", *more)
+        assert done.code in {3, 4}, done.stdout
+
+
+@pytest.mark.parametrize(("kind", "tail", "code"), [("other", "", 3), ("same", "--json", 4)])
+def test_an_exit_code_that_is_swallowed(tmp_path: Path, kind: str, tail: str, code: int) -> None:
+    """A shell sees 3 and 4, with the table or with JSON on stdout, and an && stops."""
+    old, other = real_features()
+    tables(tmp_path, old, other if kind == "other" else old, classes=60)
+    command = f'"{sys.executable}" -m compatctl verify old.npz new.npz {tail}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{command} >out && touch went-on; echo $?"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(code), done.stderr
+    assert not (tmp_path / "went-on").exists()
+    assert (tmp_path / "out").stat().st_size > 0
+
+
+def test_a_deploy_that_asks_nobody(shop: Shop) -> None:
+    """After a failing verification deploy ends in exit 3 with and without a named model, and a
+    pass of another model does not help."""
+    before = shop.manifest()
+    assert judged(shop, shop.path("worse.onnx"))[0] == 3
+    assert shop.run("deploy").code == 3
+    assert shop.run("deploy", "--model", shop.path("worse.onnx")).code == 3
+    assert judged(shop, shop.path("new.onnx"))[0] == 0
+    assert shop.run("deploy", "--model", shop.path("worse.onnx")).code == 3
+    assert shop.manifest() == before
+
+
+def commands_in(text: str) -> set[str]:
+    """X of every ``compatctl X``."""
+    return set(re.findall(r"(?<!of )(?<!install )\bcompatctl ([a-z][a-z-]*)", text))
+
+
+def test_next_steps_that_do_not_exist(begun: Path, tmp_path: Path) -> None:
+    """Every command that a report, or any tip of the source, names has a help."""
+    named: set[str] = set()
+    for new in ("new.onnx", "worse.onnx"):
+        report = tmp_path / "report.json"
+        Shop(begun).run("verify", begun / "old.onnx", begun / new, "--report", report)
+        named |= commands_in(json.loads(report.read_bytes())["next_step"])
+    assert {"deploy", "fuse"} <= named
+    tips = 0
+    for path in (ROOT / "compatctl").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "tip":
+                parts = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant)]
+                text = " ".join(str(one) for one in parts)
+                named |= commands_in(text)
+                tips += "compatctl" in text
+    assert tips > 3
+    for name in sorted(named):
+        assert run(name, "--help").code == 0, name
+
+
+def test_flags_of_the_readme_that_do_not_exist() -> None:
+    """Every --flag that follows a command in the README's examples is in that command's help."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"`([^`\n]+)`", text)
+    lines += [line for line in text.splitlines() if line.startswith("    ")]
+    seen = 0
+    for line in lines:
+        for name, rest in re.findall(r"\bcompatctl ([a-z][a-z-]*)([^#`\n]*)", line):
+            found = run(name, "--help")
+            assert found.code == 0, name
+            known = set(re.findall(r"--?[a-z][a-z-]*", found.stdout))
+            for flag in re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest):
+                assert flag in known, (name, flag)
+                seen += 1
+    assert seen >= 6
+
+
+def test_a_name_that_is_taken_for_identity(shop: Shop) -> None:
+    """Two models under one name have two digests: the pass of one does not deploy the other."""
+    folder = shop.path("other")
+    folder.mkdir()
+    same = write_encoder(folder / "new.onnx", noise=0.07)
+    first, second = Encoder.load(shop.path("new.onnx")), Encoder.load(same)
+    assert first.sha256 != second.sha256
+    code, report = judged(shop, shop.path("new.onnx"))
+    assert (code, report["new"]["name"], report["new"]["sha256"]) == (0, "new.onnx", first.sha256)
+    assert judged(shop, same, "--report", shop.path("second.json"))[0] in {0, 4}
+    refused = shop.run("deploy", "--model", same)
+    assert (refused.code, "another new model" in refused.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("line", ["min_queries: 199", "max_parity_error: null"])
+def test_thresholds_that_change_after_the_verdict(shop: Shop, line: str) -> None:
+    """A policy file edited between verify and deploy is another policy: exit 3; put back, it is
+    the one that was judged by."""
+    policy = shop.path("policy.yaml")
+    text = "format: 2\nname: ours\n"
+    policy.write_text(text)
+    assert judged(shop, shop.path("new.onnx"), "--policy", policy)[0] == 0
+    policy.write_text(f"{text}{line}\n")
+    refused = shop.run("deploy", "--policy", policy, "--dry-run")
+    assert (refused.code, "another policy" in refused.stderr) == (3, True)
+    policy.write_text(f"# a remark is no threshold\n{text}")
+    assert shop.run("deploy", "--policy", policy).code == 0
+
+
+def test_a_model_that_changes_after_the_verdict(shop: Shop) -> None:
+    """Other weights under the verified path are noticed: exit 3, and nothing is switched."""
+    before = shop.manifest()
+    assert judged(shop, shop.path("new.onnx"))[0] == 0
+    write_encoder(shop.path("new.onnx"), noise=0.06)
+    assert shop.run("deploy").code == 3
+    assert shop.run("deploy", "--model", shop.path("new.onnx")).code == 3
+    assert shop.manifest() == before

@@ -1,0 +1,548 @@
+"""What a user may ask of verify: its figures by explicit loops, its advice by following it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from shop_kit import Shop, run, write_encoder
+
+from compatctl.data import load
+from compatctl.encoder import Encoder
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Queries (Q) and gallery (G) of the shop's table, embedded once by both models."""
+
+    folder: Path
+    query_ids: Sequence[str]
+    query_labels: Sequence[str]
+    vendors: Sequence[str]
+    gallery_ids: Sequence[str]
+    gallery_labels: Sequence[str]
+    old: Array
+    new: Array
+    old_gallery: Array
+    new_gallery: Array
+
+    def first(self, queries: Array, gallery: Array) -> list[str]:
+        """Label of the nearest gallery item of every query."""
+        return [self.gallery_labels[int(np.argmax(gallery @ one))] for one in queries]
+
+    def right(self, queries: Array, gallery: Array) -> Array:
+        """(Q,) whether the nearest gallery item is of the query's class."""
+        found = zip(self.first(queries, gallery), self.query_labels, strict=True)
+        return np.array([a == b for a, b in found], float)
+
+    def accepted(self, queries: Array, threshold: float) -> tuple[int, int, int, int]:
+        """Accepted and all pairs of two classes, accepted and all of one, pair by pair."""
+        counts = [0, 0, 0, 0]
+        for q, scores in enumerate((queries @ self.old_gallery.T).tolist()):
+            for g, score in enumerate(scores):
+                kind = 2 if self.query_labels[q] == self.gallery_labels[g] else 0
+                counts[kind] += bool(score >= threshold)
+                counts[kind + 1] += 1
+        return counts[0], counts[1], counts[2], counts[3]
+
+
+@pytest.fixture(scope="module")
+def slow(begun: Path) -> Slow:
+    """The shop's items in plain lists and matrices."""
+    data = load(Shop(begun).data())
+    queries = [i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "query")]
+    gallery = [i for i, one in enumerate(data.items) if one.role == "gallery"]
+    old, new = (Encoder.load(begun / name) for name in ("old.onnx", "new.onnx"))
+    return Slow(
+        folder=begun,
+        query_ids=[data.items[i].id for i in queries],
+        query_labels=[data.items[i].label for i in queries],
+        vendors=[data.items[i].slices["vendor"] for i in queries],
+        gallery_ids=[data.items[i].id for i in gallery],
+        gallery_labels=[data.items[i].label for i in gallery],
+        old=old.embed(data.take(queries)).features,
+        new=new.embed(data.take(queries)).features,
+        old_gallery=old.embed(data.take(gallery)).features,
+        new_gallery=new.embed(data.take(gallery)).features,
+    )
+
+
+@dataclass(frozen=True)
+class Done:
+    """One verification."""
+
+    code: int
+    stderr: str
+    report: dict[str, Any]
+    path: Path
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The deciding group."""
+        found: dict[str, Any] = self.report["groups"][0]
+        return found
+
+    def check(self, name: str, group: str = "unseen") -> dict[str, Any]:
+        """One check."""
+        found: dict[str, Any] = next(
+            one
+            for one in self.report["verdict"]["checks"]
+            if (one["name"], one["group"]) == (name, group)
+        )
+        return found
+
+
+def verify(begun: Path, folder: Path, *more: object, new: str = "new.onnx") -> Done:
+    """Verify a candidate of the untouched project; the report goes to ``folder``."""
+    path = folder / "report.json"
+    path.unlink(missing_ok=True)
+    models = begun / "old.onnx", begun / new
+    done = Shop(begun).run("verify", *models, "--report", path, *more)
+    report = json.loads(path.read_bytes()) if path.exists() else {}
+    return Done(code=done.code, stderr=done.stderr, report=report, path=path)
+
+
+@pytest.fixture(scope="module")
+def plain(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The good candidate, with no option."""
+    done = verify(begun, tmp_path_factory.mktemp("plain"))
+    assert (done.code, done.report["latency"]) == (0, None)
+    return done
+
+
+def policy_of(folder: Path, text: str) -> Path:
+    """A policy file."""
+    path = folder / "policy.yaml"
+    path.write_text(f"format: 2\nname: test\n{text}\n")
+    return path
+
+
+def test_slices_are_the_columns_values(begun: Path, slow: Slow, tmp_path: Path) -> None:
+    """--slice vendor: a check for each vendor of a query, with the gain of an explicit loop."""
+    done = verify(begun, tmp_path, "--slice", "vendor")
+    gain = slow.right(slow.new, slow.old_gallery) - slow.right(slow.old, slow.old_gallery)
+    names = sorted(set(slow.vendors))
+    assert len(names) == 4
+    found = [one for one in done.report["verdict"]["checks"] if one["name"] == "slice_gain"]
+    assert sorted(one["group"] for one in found) == [f"unseen, vendor={name}" for name in names]
+    for name in names:
+        here = np.array([vendor == name for vendor in slow.vendors])
+        one = done.check("slice_gain", f"unseen, vendor={name}")
+        assert one["estimate"] == pytest.approx(gain[here].mean(), abs=1e-9)
+        assert (one["n"], one["decides"]) == (90, False)  # fewer than the policy's 100
+
+
+def test_a_column_that_no_item_has(begun: Path, tmp_path: Path) -> None:
+    """--slice of an unknown column ends in exit 5, names those there are, writes no report."""
+    done = verify(begun, tmp_path, "--slice", "colour")
+    assert (done.code, done.report) == (5, {})
+    assert "colour" in done.stderr
+    assert "vendor" in done.stderr
+
+
+def test_error_rates_are_those_of_all_pairs(begun: Path, slow: Slow, tmp_path: Path) -> None:
+    """FAR and FRR at the thresholds are counts over every single pair."""
+    done = verify(begun, tmp_path, "--threshold", "0.5", "--new-threshold", "0.55")
+    rates = done.group["error_rates"]
+    for name, queries, at in (("old", slow.old, 0.5), ("new", slow.new, 0.55)):
+        false, diff, true, same = slow.accepted(queries, at)
+        assert rates["far"][name] == pytest.approx(false / diff, abs=2 / diff)
+        assert rates["frr"][name] == pytest.approx(1 - true / same, abs=2 / same)
+    old, new = (slow.accepted(one, at)[0] for one, at in ((slow.old, 0.5), (slow.new, 0.55)))
+    assert done.check("far_ratio")["estimate"] == pytest.approx(new / old, rel=2e-3)
+
+
+@pytest.mark.parametrize("at", [0.2, 0.8])
+def test_the_keeping_threshold_is_the_lowest(
+    begun: Path, slow: Slow, tmp_path: Path, at: float
+) -> None:
+    """At it new queries are accepted no more often in error than old ones; under it, more often."""
+    done = verify(begun, tmp_path, "--threshold", at)
+    keeping = done.group["error_rates"]["keeping_threshold"]
+    allowed = slow.accepted(slow.old, at)[0]
+    assert slow.accepted(slow.new, keeping + 2e-6)[0] <= allowed
+    assert slow.accepted(slow.new, keeping - 2e-6)[0] > allowed
+    _, _, true, same = slow.accepted(slow.new, keeping)
+    assert done.group["error_rates"]["keeping_frr"] == pytest.approx(1 - true / same, abs=2 / same)
+
+
+def test_following_the_advice_on_the_threshold_passes(
+    begun: Path, slow: Slow, tmp_path: Path
+) -> None:
+    """Where only the false accepts fail, the next step names a threshold that passes."""
+    first = verify(begun, tmp_path, "--threshold", "0.7")
+    assert first.code == 3
+    assert first.check("far_ratio")["outcome"] == "fail"
+    advice = re.search(r"--new-threshold (\S+)", first.report["next_step"])
+    assert advice
+    more = ("--threshold", "0.7", "--new-threshold", advice[1])
+    second = verify(begun, tmp_path, *more)
+    assert second.check("far_ratio")["outcome"] == "pass"
+    assert second.code == 0
+    assert second.report["next_step"] == "compatctl deploy"
+
+
+def test_the_advised_threshold_keeps_the_false_accepts(
+    begun: Path, slow: Slow, tmp_path: Path
+) -> None:
+    """The threshold as printed accepts no more pairs in error than the deployed one."""
+    policy = policy_of(tmp_path, "max_far_ratio: 1.0")
+    for at in (0.4, 0.45):
+        done = verify(begun, tmp_path, "--threshold", at, "--policy", policy)
+        advice = re.search(r"--new-threshold (\S+)", done.report["next_step"])
+        assert advice
+        assert slow.accepted(slow.new, float(advice[1]) + 2e-6)[0] <= slow.accepted(slow.old, at)[0]
+
+
+def test_advice_on_the_threshold_is_given_only_where_it_helps(begun: Path, tmp_path: Path) -> None:
+    """At a threshold that old queries never pass in error, no new threshold can settle the check:
+    the next step is another one."""
+    done = verify(begun, tmp_path, "--threshold", "0.999")
+    assert done.code == 4
+    assert "--new-threshold" not in done.report["next_step"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--new-threshold", "0.5"), ("--threshold", "1.5"), ("--threshold", "nan"), ("--seed", "-1")],
+)
+def test_options_that_make_no_sense_are_usage_errors(
+    begun: Path, tmp_path: Path, arguments: tuple[str, str]
+) -> None:
+    """A new threshold alone, thresholds that are no cosine and a negative seed end in exit 2."""
+    done = verify(begun, tmp_path, *arguments)
+    assert (done.code, done.report) == (2, {})
+
+
+def write_pairs(path: Path, pairs: Sequence[tuple[str, str, bool]]) -> Path:
+    """A file of pairs."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id_a", "id_b", "same"])
+        writer.writerows([a, b, int(same)] for a, b, same in pairs)
+    return path
+
+
+def pairs_of(slow: Slow, step: int = 7) -> list[tuple[int, int]]:
+    """(query, gallery item): each query with its class's items and with some others."""
+    found = []
+    for q, label in enumerate(slow.query_labels):
+        others = range(q % step, len(slow.gallery_ids), 3 * step)
+        same = [g for g, name in enumerate(slow.gallery_labels) if name == label]
+        found += [(q, g) for g in dict.fromkeys((*same, *others))]
+    return found
+
+
+def test_given_pairs_are_measured_pair_by_pair(begun: Path, slow: Slow, tmp_path: Path) -> None:
+    """The inequality means and TAR at FAR are what loops over exactly these pairs find."""
+    rows = pairs_of(slow)
+    kind = np.array([slow.query_labels[q] == slow.gallery_labels[g] for q, g in rows])
+    named = [(slow.query_ids[q], slow.gallery_ids[g]) for q, g in rows]
+    path = write_pairs(
+        tmp_path / "pairs.csv", [(*one, bool(same)) for one, same in zip(named, kind, strict=True)]
+    )
+    done = verify(begun, tmp_path, "--pairs", path)
+    old, new = (
+        np.array([float(one[q].astype(float) @ slow.old_gallery[g]) for q, g in rows])
+        for one in (slow.old, slow.new)
+    )
+    moved = new - old
+    assert done.check("same_class", "pairs")["estimate"] == pytest.approx(
+        moved[kind].mean(), abs=1e-5
+    )
+    assert done.check("different_class", "pairs")["estimate"] == pytest.approx(
+        -moved[~kind].mean(), abs=1e-5
+    )
+    result = done.report["pairs"]
+    assert (result["n_same"], result["n_diff"]) == (int(kind.sum()), int((~kind).sum()))
+    for name, scores in (("old", old), ("new", new)):
+        best = max(
+            np.mean(scores[kind] >= at)
+            for at in (np.inf, *scores)
+            if np.mean(scores[~kind] >= at) <= 0.1
+        )
+        assert result["tar"][name]["0.1"] == pytest.approx(best, abs=2 / kind.sum())
+
+
+BAD_PAIRS = {
+    "an unknown id": ("id_a,id_b,same\n{good}nobody,{b},1\n", "nobody"),
+    "another header": ("first,second,same\n{good}", "id_a"),
+    "one pair twice": ("id_a,id_b,same\n{good}{line}", "twice"),
+    "one pair turned round": ("id_a,id_b,same\n{good}{turned}", "twice"),
+    "an item with itself": ("id_a,id_b,same\n{good}{b},{b},1\n", "two items"),
+    "another answer": ("id_a,id_b,same\n{good}{a},{b},maybe\n", "maybe"),
+    "one kind only": ("id_a,id_b,same\n{good}", "of each kind"),
+    "no pair": ("id_a,id_b,same\n", "no pair"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PAIRS)
+def test_bad_pairs_are_exit_5(begun: Path, slow: Slow, tmp_path: Path, name: str) -> None:
+    """Bad pairs end in exit 5 with a word on what is wrong, and write no report."""
+    text, word = BAD_PAIRS[name]
+    lines = [f"{slow.query_ids[0]},{one},0\n" for one in slow.gallery_ids[:12]]
+    turned = f"{slow.gallery_ids[0]},{slow.query_ids[0]},0\n"
+    path = tmp_path / "pairs.csv"
+    path.write_text(
+        text.format(
+            good="".join(lines),
+            line=lines[0],
+            turned=turned,
+            a=slow.query_ids[1],
+            b=slow.gallery_ids[20],
+        )
+    )
+    done = verify(begun, tmp_path, "--pairs", path)
+    assert (done.code, done.report) == (5, {})
+    assert word in done.stderr, done.stderr
+
+
+def test_judgments_equal_to_the_classes_give_the_same_recall(
+    begun: Path, slow: Slow, tmp_path: Path, plain: Done
+) -> None:
+    """--qrels with every pair of one class: recall, flips and mAP are those of the labels."""
+    lines = [
+        f"{query} 0 {item} {int(a == b)}"
+        for query, a in zip(slow.query_ids, slow.query_labels, strict=True)
+        for item, b in zip(slow.gallery_ids, slow.gallery_labels, strict=True)
+        if a == b or item == slow.gallery_ids[0]
+    ]
+    qrels = tmp_path / "judged.qrels"
+    qrels.write_text("\n".join(lines) + "\n")
+    judged = verify(begun, tmp_path, "--qrels", qrels)
+    for name in ("recall", "cmc", "map_at_k", "negative_flips", "positive_flips", "n_queries"):
+        assert judged.group[name] == plain.group[name], name
+    assert judged.check("recall_gain")["estimate"] == plain.check("recall_gain")["estimate"]
+    assert judged.group["n_classes"] == len(slow.query_ids)  # each query is drawn for itself
+    assert judged.code == 0
+
+
+BAD_QRELS = {
+    "nobody 0 nothing 1\n": "held-out",
+    "a b 1\n": "line 1",
+    "a 0 b 1\n\na 0 b 0\n": "line 3",
+    "a 0 b 0\n": "relevant",
+    "a 0 b yes\n": "line 1",
+    "": "relevant",
+}
+
+
+@pytest.mark.parametrize("text", BAD_QRELS)
+def test_bad_judgments_are_exit_5(begun: Path, tmp_path: Path, text: str) -> None:
+    """Judgments of nothing here, of another form, or twice: exit 5 and no report."""
+    qrels = tmp_path / "bad.qrels"
+    qrels.write_text(text)
+    done = verify(begun, tmp_path, "--qrels", qrels)
+    assert (done.code, done.report) == (5, {})
+    assert BAD_QRELS[text] in done.stderr
+
+
+def test_latency_is_measured_where_asked_and_decides_where_limited(
+    begun: Path, tmp_path: Path
+) -> None:
+    """--latency alone has no say; a policy's limit needs no flag, and fails or passes."""
+    measured = verify(begun, tmp_path, "--latency")
+    assert measured.report["latency"]["old_ms"] > 0
+    assert (measured.code, measured.check("latency_ratio", "latency")["decides"]) == (0, False)
+    for limit, code, outcome in ((0.0001, 3, "fail"), (10000.0, 0, "pass")):
+        policy = policy_of(tmp_path, f"max_latency_ratio: {limit}")
+        done = verify(begun, tmp_path, "--policy", policy)
+        one = done.check("latency_ratio", "latency")
+        assert (done.code, one["outcome"], one["decides"]) == (code, outcome, True)
+        latency = done.report["latency"]
+        assert one["estimate"] == latency["new_ms"] / latency["old_ms"]
+
+
+def test_the_mixed_gallery_is_half_of_each_model(slow: Slow, plain: Done) -> None:
+    """Recall and rank bias on it are those of a loop: sha1 of the id says which half is new."""
+    done = plain
+    half = [hashlib.sha1(one.encode()).digest()[0] < 128 for one in slow.gallery_ids]
+    mixed = np.stack([
+        new if here else old
+        for here, new, old in zip(half, slow.new_gallery, slow.old_gallery, strict=True)
+    ])  # fmt: skip
+    for name, queries in (("old", slow.old), ("new", slow.new)):
+        right = slow.right(queries, mixed).mean()
+        assert done.group["recall"][f"{name}_mixed"]["1"] == pytest.approx(right, abs=1e-9)
+        by_new = [
+            half[g]
+            for one in queries
+            for g in sorted(range(len(mixed)), key=(-mixed @ one).item)[:10]
+        ]
+        bias = np.mean(by_new) - np.mean(half)
+        assert done.group["rank_bias"][name] == pytest.approx(bias, abs=1e-3)
+    gain = slow.right(slow.new, mixed).mean() - slow.right(slow.new, slow.old_gallery).mean()
+    assert done.check("mixed_gain")["estimate"] == pytest.approx(gain, abs=1e-9)
+
+
+def test_the_chain_is_judged_on_each_versions_own_rows(
+    begun: Path, slow: Slow, tmp_path: Path, emoji: Path
+) -> None:
+    """Rows that two versions embedded: new queries against each version's own, on its rows."""
+    with (emoji / "items.csv").open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    late = set(slow.gallery_ids[::3])
+    shop = Shop(tmp_path)
+    for table, kept in (("first.csv", [one for one in rows if one["id"] not in late]),
+                        ("all.csv", rows)):  # fmt: skip
+        with (tmp_path / table).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows({**one, "path": str(emoji / one["path"])} for one in kept)
+    (tmp_path / "compatctl.yaml").write_text("format: 1\nstore: store\ndata: all.csv\n")
+    third = write_encoder(tmp_path / "third.onnx", noise=0.0)
+    first = ("--data", tmp_path / "first.csv")
+    assert shop.run("init", "--model", begun / "old.onnx", *first).code == 0
+    report = tmp_path / "report.json"
+    done = shop.run("verify", begun / "old.onnx", begun / "new.onnx", *first, "--report", report)
+    assert done.code == 0
+    assert shop.run("deploy", "--report", report, "--model", begun / "new.onnx").code == 0
+    assert shop.run("add").json["added"] == len(late)
+    shop.run("verify", begun / "new.onnx", third, "--report", report)
+    checks = json.loads(report.read_bytes())["verdict"]["checks"]
+    chain = {one["group"]: one for one in checks if one["name"] == "chain_gain"}
+    data = load(tmp_path / "all.csv")
+    held_out = [i for i, item in enumerate(data.items) if item.id in set(slow.query_ids)]
+    candidate = Encoder.load(third).embed(data.take(held_out)).features
+    assert len(chain) == 2
+    for name, own, here, vectors in (
+        ("old.onnx", slow.old, [one not in late for one in slow.gallery_ids], slow.old_gallery),
+        ("new.onnx", slow.new, [one in late for one in slow.gallery_ids], slow.new_gallery),
+    ):
+        labels = [one for one, kept in zip(slow.gallery_labels, here, strict=True) if kept]
+        part = vectors[np.array(here)]
+        change = []
+        for q, label in enumerate(slow.query_labels):
+            if label in labels:
+                a, b = (labels[int(np.argmax(part @ one[q]))] == label for one in (own, candidate))
+                change.append(int(b) - int(a))
+        one = chain[f"gallery of {Encoder.load(begun / name).sha256[:12]}"]
+        assert one["estimate"] == pytest.approx(np.mean(change), abs=1e-9)
+        assert one["n"] == len(change) > 0
+
+
+def test_the_index_is_swept_upwards(slow: Slow, plain: Done) -> None:
+    """ANN recall is measured at rising ef, and at the deployed one it is that of a real search."""
+    ann = plain.report["ann"]
+    efs = [ef for ef, _ in ann["sweep"]]
+    assert efs == sorted(set(efs))
+    assert efs[0] >= ann["k"] == 10
+    assert all(0.0 <= recall <= 1.0 for _, recall in ann["sweep"])
+    assert ann["ef_needed"] >= ann["ef_now"]
+    assert ann["recall_now"] > 0.95  # 155 rows: ef 64 finds nearly everything
+    assert ann["n_queries"] == len(slow.query_ids)
+
+
+@pytest.mark.parametrize(("parity", "code", "outcome"), [(1e-5, 0, "pass"), (0.01, 3, "fail")])
+def test_parity_of_the_training_record_decides(
+    begun: Path, tmp_path: Path, parity: float, code: int, outcome: str
+) -> None:
+    """The difference that the record holds for this file is held against the policy's limit."""
+    record = {
+        "models": [Encoder.load(begun / "new.onnx").sha256],
+        "items": [],
+        "anchors": [],
+        "classes": [],
+        "parity": parity,
+    }
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    done = verify(begun, tmp_path, "--training", path)
+    one = done.check("parity", "export")
+    assert (done.code, one["outcome"], one["decides"]) == (code, outcome, True)
+    assert one["estimate"] == parity
+    assert not any("parity" in line for line in done.report["not_checked"])
+
+
+def test_a_seed_moves_replicates_and_nothing_else(begun: Path, tmp_path: Path) -> None:
+    """One seed gives the same bytes; another the same estimates and ends within noise."""
+    first = verify(begun, tmp_path, "--seed", "3")
+    body = first.path.read_bytes()
+    assert verify(begun, tmp_path, "--seed", "3").path.read_bytes() == body
+    other = verify(begun, tmp_path, "--seed", "4")
+    assert other.path.read_bytes() != body
+    assert (first.report["seed"], other.report["seed"]) == (3, 4)
+    both = zip(first.report["verdict"]["checks"], other.report["verdict"]["checks"], strict=True)
+    moved = 0
+    for a, b in both:
+        assert a["estimate"] == b["estimate"]
+        assert a["outcome"] == b["outcome"]
+        if a["low"] is not None:
+            width = a["high"] - a["low"]
+            assert abs(a["low"] - b["low"]) <= 0.2 * width + 1e-9
+            assert abs(a["high"] - b["high"]) <= 0.2 * width + 1e-9
+            moved += (a["low"], a["high"]) != (b["low"], b["high"])
+    assert moved
+
+
+OUTPUTS = ("junit", "markdown", "metrics")
+
+
+def test_a_dry_run_writes_no_file(shop: Shop) -> None:
+    """--dry-run judges, and writes neither the report nor any other form of it."""
+    before = {path: path.read_bytes() for path in shop.folder.rglob("*") if path.is_file()}
+    more = [part for name in OUTPUTS for part in (f"--{name}", shop.path(f"out.{name}"))]
+    done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--dry-run", *more)
+    assert (done.code, done.json["verdict"]["outcome"]) == (0, "pass")
+    assert {path: path.read_bytes() for path in shop.folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("new", "code"), [("new.onnx", 0), ("old.onnx", 4), ("worse.onnx", 3)])
+def test_every_form_is_written_before_the_exit_code(
+    begun: Path, tmp_path: Path, new: str, code: int
+) -> None:
+    """Whatever the verdict, the report and its other forms are there and say the same."""
+    files = {name: tmp_path / f"out.{name}" for name in OUTPUTS}
+    more = [part for name, path in files.items() for part in (f"--{name}", path)]
+    done = verify(begun, tmp_path, *more, new=new)
+    assert done.code == code
+    outcome = {0: "pass", 3: "fail", 4: "inconclusive"}[code]
+    assert done.report["verdict"]["outcome"] == outcome
+    assert f'value="{outcome}"' in files["junit"].read_text()
+    assert files["markdown"].read_text().startswith(f"## compatctl verify: {outcome}\n")
+    assert re.search(
+        rf"^compatctl_verdict\{{.*\}} {dict(zip((0, 3, 4), (1, -1, 0), strict=True))[code]}$",
+        files["metrics"].read_text(),
+        re.MULTILINE,
+    )
+
+
+def test_the_project_file_says_the_same_as_flags(shop: Shop) -> None:
+    """slices, threshold and the files of the forms, as entries and as flags: the same bytes."""
+    models = shop.path("old.onnx"), shop.path("new.onnx")
+    flags = ["--slice", "vendor", "--threshold", "0.5", "--new-threshold", "0.56"]
+    forms = [part for name in OUTPUTS for part in (f"--{name}", shop.path(f"flag.{name}"))]
+    flagged = shop.run("verify", *models, *flags, *forms)
+    first = shop.path("report.json").read_bytes()
+    project = shop.path("compatctl.yaml")
+    project.write_text(
+        project.read_text()
+        + "slices: [vendor]\nthreshold: 0.5\n"
+        + "".join(f"{name}: entry.{name}\n" for name in OUTPUTS)
+    )
+    written = shop.run("verify", *models, "--new-threshold", "0.56")
+    assert (flagged.code, written.code) == (0, 0)
+    assert shop.path("report.json").read_bytes() == first
+    for name in OUTPUTS:
+        assert shop.path(f"entry.{name}").read_bytes() == shop.path(f"flag.{name}").read_bytes()
+
+
+def test_a_flag_wins_over_the_project_file(shop: Shop) -> None:
+    """The threshold of the command line is the one that is used and reported."""
+    project = shop.path("compatctl.yaml")
+    project.write_text(project.read_text() + "threshold: 0.9\n")
+    models = shop.path("old.onnx"), shop.path("new.onnx")
+    done = run("verify", *models, *shop.args, "--threshold", "0.5", "--json")
+    assert done.json["groups"][0]["error_rates"]["old_threshold"] == 0.5

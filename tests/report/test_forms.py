@@ -1,0 +1,436 @@
+"""The report in every form: what other programs read must parse, and must not be led astray."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+from html import unescape
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from typer.testing import CliRunner
+
+from compatctl.cli.app import app
+from compatctl.commands.options import VerifyOptions
+from compatctl.commands.verify_features import verify_features
+from compatctl.core.gate import judge
+from compatctl.core.policy import Policy
+from compatctl.errors import GateError, InputError
+from compatctl.files import canonical_json, sha256_bytes
+from compatctl.report import Report, junit, markdown, openmetrics, read_bound
+
+EMOJI = Path(__file__).parents[1] / "features" / "emoji.npz"
+HOSTILE = {
+    "control": "a\x00b\x1b[31mc\x7f",
+    "cdata": "]]><failure/>",
+    "lines": "a\nb\r\n| c | d |\n\n# head",
+    "emoji": "👩‍🚀é",
+    "html": "<script>alert(1)</script><img src=x onerror=y>",
+    "link": "[press](http://example.org) ![](x.png) *b* `c`",
+    "cell": "a|b\\|c\\",
+    "quote": 'a"} 1\n# EOF\n',
+}
+NAMES = tuple(HOSTILE)
+
+
+def tables(folder: Path, new: str = "better", **columns: Any) -> tuple[Path, Path]:
+    """Files of old and new features of 50 classes of emoji."""
+    with np.load(EMOJI) as archive:
+        kept = np.isin(archive["labels"], np.unique(archive["labels"])[:50])
+        ids, labels = archive["ids"][kept], archive["labels"][kept]
+        old = archive["lite0"][kept].astype(np.float32)
+        other = archive["lite2"][kept].astype(np.float32)
+    means = np.stack([old[labels == name].mean(axis=0) for name in labels])
+    features = {"old": old, "better": old + 0.4 * means, "other": other}
+    for name, rows in (("old", old), ("new", features[new])):
+        np.savez(folder / f"{name}.npz", ids=ids, labels=labels, features=rows, **columns)
+    return folder / "old.npz", folder / "new.npz"
+
+
+def report_of(folder: Path, new: str = "better", **options: Any) -> Report:
+    """A real report, with every deciding check of the default policy that features allow."""
+    columns = {name: np.where(np.arange(250) % 2, text, "plain") for name, text in HOSTILE.items()}
+    policy = Policy(min_slice_gain=-0.5, slice_min_queries=100, max_far_ratio=3.0)
+    asked = VerifyOptions(**{"slices": NAMES, "threshold": 0.5, **options})
+    return verify_features(*tables(folder, new, **columns), policy, asked)
+
+
+@pytest.fixture(scope="module", params=["better", "old", "other"])
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """One that passes, one that is inconclusive, one that fails; slices have hostile names."""
+    found = report_of(tmp_path_factory.mktemp("forms"), request.param)
+    expected = {"better": "pass", "old": "inconclusive", "other": "fail"}
+    assert found.verdict.outcome == expected[request.param], found.summary
+    return found
+
+
+def test_junit_counts_its_cases(report: Report) -> None:
+    """A case a check; failures, errors and skipped are as many as the attributes say."""
+    suite = ET.fromstring(junit(report)).find("testsuite")
+    assert suite is not None
+    cases = suite.findall("testcase")
+    assert len(cases) == len(report.verdict.checks) == int(suite.attrib["tests"])
+    for name, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        assert int(suite.attrib[name]) == len(suite.findall(f"testcase/{tag}")), name
+    deciding = [one for one in report.verdict.checks if one.decides]
+    assert int(suite.attrib["failures"]) == sum(one.outcome == "fail" for one in deciding)
+    assert int(suite.attrib["errors"]) == sum(one.outcome == "inconclusive" for one in deciding)
+    green = suite.attrib["failures"] == suite.attrib["errors"] == "0"
+    assert green is (report.verdict.outcome == "pass")
+
+
+def test_junit_says_which_check_it_was(report: Report) -> None:
+    """Every case, in order, has its check's name, group and what became of it."""
+    cases = ET.fromstring(junit(report)).findall("testsuite/testcase")
+    for case, check in zip(cases, report.verdict.checks, strict=True):
+        assert case.attrib["name"].split(" ")[0] == check.name
+        tags = [one.tag for one in case if one.tag != "system-out"]
+        wanted = {"pass": [], "fail": ["failure"], "inconclusive": ["error"]}[check.outcome]
+        assert tags == (wanted if check.decides else ["skipped"])
+        text = case.findtext("system-out") or ""
+        assert f"estimate={check.estimate} " in text
+
+
+def test_junit_keeps_hostile_names_readable(report: Report) -> None:
+    """Markup, quotes, lines and emoji come back as they were; what XML has not is a question
+    mark, and adds no element."""
+    root = ET.fromstring(junit(report))
+    groups = {case.attrib["classname"] for case in root.iter("testcase")}
+    for name in ("cdata", "emoji", "html", "link", "cell", "quote"):
+        assert f"compatctl.unseen, {name}={HOSTILE[name]}" in groups
+    assert "compatctl.unseen, control=a?b?[31mc\x7f" in groups
+    known = {
+        "testsuites", "testsuite", "properties", "property", "testcase",
+        "failure", "error", "skipped", "system-out",
+    }  # fmt: skip
+    assert {one.tag for one in root.iter()} <= known
+
+
+def test_a_lone_surrogate_is_a_question_mark_in_junit(report: Report) -> None:
+    """A name that has no UTF-8 leaves a file that parses."""
+    body = junit(replace(report, summary="a\ud800b\ufffe"))
+    values = [one.attrib["value"] for one in ET.fromstring(body).iter("property")]
+    assert "a?b?" in values
+
+
+@pytest.mark.parametrize("form", [markdown, openmetrics])
+def test_a_lone_surrogate_in_a_name_is_written_somehow(report: Report, form: Any) -> None:
+    """A file name of bytes that are no UTF-8 leaves a summary and metrics that decode."""
+    checks = tuple(replace(one, group=f"{one.group}\udcff") for one in report.verdict.checks)
+    changed = replace(
+        report,
+        old=replace(report.old, name="a\udcff.npz"),
+        verdict=replace(report.verdict, checks=checks),
+    )
+    assert form(changed).decode("utf-8")
+
+
+def test_nothing_that_decides_is_an_error(report: Report) -> None:
+    """A suite in which no check decides has an error of its own: never green."""
+    checks = tuple(replace(one, decides=False) for one in report.verdict.checks)
+    empty = replace(report, verdict=replace(report.verdict, checks=checks, outcome="inconclusive"))
+    for changed in (empty, replace(empty, verdict=replace(empty.verdict, checks=()))):
+        suite = ET.fromstring(junit(changed)).find("testsuite")
+        assert suite is not None
+        assert suite.attrib["errors"] == "1"
+        assert len(suite.findall("testcase/error")) == 1
+        assert int(suite.attrib["tests"]) == len(suite.findall("testcase"))
+
+
+def test_a_suite_is_green_only_for_a_pass(tmp_path: Path) -> None:
+    """Where every deciding check passes but the criterion is not among them the verdict is
+    inconclusive, and so is the suite."""
+    found = report_of(tmp_path)
+    kept = tuple(one for one in found.verdict.checks if one.name != "recall_gain")
+    assert {one.outcome for one in kept if one.decides} == {"pass"}
+    open_one = replace(found, verdict=replace(found.verdict, checks=kept, outcome="inconclusive"))
+    suite = ET.fromstring(junit(open_one)).find("testsuite")
+    assert suite is not None
+    assert int(suite.attrib["errors"]) + int(suite.attrib["failures"]) > 0
+
+
+def rendered(report: Report) -> tuple[str, list[Any]]:
+    """The Markdown as HTML, raw tags of the text included, and its tokens."""
+    parser = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough")
+    text = markdown(report).decode()
+    return parser.render(text), parser.parse(text)
+
+
+def test_markdown_has_the_tags_that_were_meant(report: Report) -> None:
+    """Hostile names add no tag, link, image, heading, emphasis or code to the page."""
+    html, _ = rendered(report)
+    tags = set(re.findall(r"<(\w+)", html))
+    assert tags <= {
+        "h2", "p", "code", "table", "thead", "tbody", "tr", "th", "td", "ul", "li",
+        "details", "summary", "strong", "em", "br",
+    }  # fmt: skip
+    for sign in ("<h1", "<a ", "<img", "<script", "<del", "<s>"):
+        assert sign not in html
+    marked = set(re.findall(r"<(?:strong|em|code)>(.*?)</", html))
+    allowed = {"FAIL", "cannot tell", "old.npz", "new.npz", report.next_step}
+    assert marked <= allowed
+
+
+def test_markdown_tables_keep_their_columns(report: Report) -> None:
+    """Every row has the cells of its head, and there is one for each check."""
+    _, tokens = rendered(report)
+    widths: list[list[int]] = []
+    for token in tokens:
+        if token.type == "table_open":
+            widths.append([])
+        elif token.type == "tr_open":
+            widths[-1].append(0)
+        elif token.type in {"th_open", "td_open"}:
+            widths[-1][-1] += 1
+    assert all(len(set(one)) == 1 for one in widths)
+    deciding = sum(one.decides for one in report.verdict.checks)
+    assert [len(one) - 1 for one in widths[1:]] == [
+        deciding,
+        len(report.verdict.checks) - deciding,
+    ]
+    texts = {
+        "".join(part.content for part in one.children or () if part.type.startswith("text"))
+        for one in tokens
+        if one.type == "inline" and one.content.startswith("slice")
+    }
+    for name in ("html", "cell", "link", "emoji", "cdata"):
+        assert f"slice_gain (unseen, {name}={HOSTILE[name]})" in texts, name
+
+
+def test_markdown_holds_hostile_model_and_policy_names(tmp_path: Path) -> None:
+    """A file or policy named like markup stays a name."""
+    found = report_of(tmp_path)
+    name = "`</code><b>x|y</b>`\n# z"
+    changed = replace(
+        found,
+        old=replace(found.old, name=name),
+        new=replace(found.new, name=name),
+        policy=replace(found.policy, name="<b>[x](y)</b>"),
+        not_checked=("<i>", "|a|\n\n# b"),
+    )
+    html, _ = rendered(changed)
+    assert not re.search(r"<(b|i|a|h1)\b", html)
+    assert "&lt;/code&gt;&lt;b&gt;x/y&lt;/b&gt;" in html
+
+
+@pytest.mark.parametrize("name", ["~~gone~~", "&lt;b&gt; &amp;"])
+def test_markdown_shows_a_name_as_it_is(tmp_path: Path, name: str) -> None:
+    """A name with tildes is not struck through, and one with entities keeps them."""
+    changed = replace(report_of(tmp_path), not_checked=(name,))
+    html, _ = rendered(changed)
+    assert f"Not checked: {name}." in unescape(html)
+
+
+def test_markdown_leaves_no_bare_address(tmp_path: Path) -> None:
+    """Pages that turn bare addresses into links find none in a name."""
+    changed = replace(
+        report_of(tmp_path), not_checked=("https://example.org/x and www.example.org",)
+    )
+    text = markdown(changed).decode()
+    assert "https://" not in text
+    assert "www." not in text
+    html, _ = rendered(changed)
+    assert "https://example.org/x and www.example.org" in html
+
+
+SAMPLE = re.compile(
+    r'([a-zA-Z_:][a-zA-Z0-9_:]*)\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*"(?:,(?!\})|(?=\})))+)\} (\S+)'
+)
+LABEL = re.compile(r'([a-z_]+)="((?:[^"\\\n]|\\["\\n])*)"')
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def strictly(body: bytes) -> Samples:
+    """OpenMetrics text of gauges, every rule of the format kept: families whole, TYPE and HELP
+    once and first, names and labels well formed, no sample twice, finite values, one end."""
+    text = body.decode("utf-8")
+    assert text.endswith("# EOF\n")
+    lines = text[:-1].split("\n")
+    assert lines.count("# EOF") == 1
+    found: Samples = {}
+    family, told = "", set()
+    for line in lines[:-1]:
+        if line.startswith("# "):
+            _, kind, name, rest = line.split(" ", 3)
+            assert kind in {"TYPE", "HELP"}
+            assert (kind, name) not in told
+            assert rest == "gauge" if kind == "TYPE" else rest
+            assert kind == "TYPE" or name == family
+            told.add((kind, name))
+            family = name
+            continue
+        match = SAMPLE.fullmatch(line)
+        assert match, line
+        assert match[1] == family
+        pairs = LABEL.findall(match[2])
+        assert ",".join(f'{key}="{value}"' for key, value in pairs) == match[2]
+        plain = [
+            (key, re.sub(r"\\(.)", lambda one: {"n": "\n"}.get(one[1], one[1]), value))
+            for key, value in pairs
+        ]
+        assert len({key for key, _ in plain}) == len(plain)
+        key = (match[1], tuple(sorted(plain)))
+        assert key not in found
+        assert re.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?", match[3]), line
+        found[key] = float(match[3])
+    return found
+
+
+def test_metrics_parse_strictly_and_say_what_the_report_says(report: Report) -> None:
+    """Every check's outcome and defined numbers, once each, under names that come back whole."""
+    found = strictly(openmetrics(report))
+    values = {"pass": 1.0, "inconclusive": 0.0, "fail": -1.0}
+    verdicts = [value for (name, _), value in found.items() if name == "compatctl_verdict"]
+    assert verdicts == [values[report.verdict.outcome]]
+    outcomes = {
+        (dict(labels)["check"], dict(labels)["group"]): value
+        for (name, labels), value in found.items()
+        if name == "compatctl_check_outcome"
+    }
+    assert outcomes == {(one.name, one.group): values[one.outcome] for one in report.verdict.checks}
+    numbers = {
+        (dict(labels)["check"], dict(labels)["group"], dict(labels)["bound"]): value
+        for (name, labels), value in found.items()
+        if name == "compatctl_check"
+    }
+    wanted = {
+        (one.name, one.group, bound): value
+        for one in report.verdict.checks
+        for bound, value in (("estimate", one.estimate), ("low", one.low), ("high", one.high))
+        if value is not None
+    }
+    assert numbers == wanted
+    assert any(HOSTILE["quote"] in group for _, group, _ in numbers)
+
+
+def test_metrics_leave_out_what_is_not_a_number(tmp_path: Path) -> None:
+    """With nothing to find recall is not defined: the text has neither NaN nor infinity."""
+    old, new = tables(tmp_path)
+    for path in (old, new):
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        np.savez(path, **{**arrays, "labels": arrays["ids"]})
+    found = verify_features(old, new, Policy(), VerifyOptions(threshold=0.999))
+    recall = found.groups[0].recall["old_old"]["1"]
+    assert np.isnan(recall)
+    names = {name for name, _ in strictly(openmetrics(found))}
+    assert "compatctl_verdict" in names
+    assert "compatctl_recall" not in names
+
+
+def test_report_json_is_canonical(report: Report) -> None:
+    """ASCII, sorted keys, no NaN, format 2; writing what was read gives the same bytes."""
+    body = report.to_bytes()
+    body.decode("ascii")
+    raw = json.loads(body, parse_constant=pytest.fail)
+    assert canonical_json(raw) == body
+    assert raw["format"] == 2
+    groups = [one["group"] for one in raw["verdict"]["checks"]]
+    assert f"unseen, control={HOSTILE['control']}" in groups
+    assert raw["policy_sha256"] == sha256_bytes(canonical_json(raw["policy"]))
+
+
+def test_undefined_numbers_are_null(tmp_path: Path) -> None:
+    """Recall of nothing is null in report.json, and reading it as strict JSON works."""
+    old, new = tables(tmp_path)
+    for path in (old, new):
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        np.savez(path, **{**arrays, "labels": arrays["ids"]})
+    body = verify_features(old, new, Policy(), VerifyOptions()).to_bytes()
+    raw = json.loads(body, parse_constant=pytest.fail)
+    assert raw["groups"][0]["recall"]["old_old"]["1"] is None
+    assert canonical_json(raw) == body
+
+
+def edited(path: Path, report: Report, **entries: Any) -> Path:
+    """report.json with entries replaced."""
+    raw = json.loads(report.to_bytes())
+    path.write_bytes(canonical_json({**raw, **entries}))
+    return path
+
+
+def test_what_was_written_can_be_read(tmp_path: Path, report: Report) -> None:
+    """read_bound gives the outcome and the digests that the report binds."""
+    path = edited(tmp_path / "report.json", report)
+    bound = read_bound(path)
+    assert bound.outcome == report.verdict.outcome
+    assert (bound.old_sha256, bound.new_sha256) == (report.old.sha256, report.new.sha256)
+    assert bound.sha256 == sha256_bytes(path.read_bytes())
+    with pytest.raises(GateError, match="nothing was verified"):
+        read_bound(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("kind", [1, 3, "2", None, 2.5, True])
+def test_another_format_is_refused(tmp_path: Path, report: Report, kind: Any) -> None:
+    """A report of an older or newer format, or of none, is not read."""
+    with pytest.raises(InputError, match=r"format|not a report"):
+        read_bound(edited(tmp_path / "report.json", report, format=kind))
+
+
+def test_an_edited_outcome_is_refused(tmp_path: Path, report: Report) -> None:
+    """``pass`` written over another verdict, or over no checks at all, is found."""
+    raw = json.loads(report.to_bytes())
+    verdicts = [{**raw["verdict"], "outcome": "pass", "checks": []}]
+    if report.verdict.outcome != "pass":
+        verdicts.append({**raw["verdict"], "outcome": "pass"})
+    for verdict in verdicts:
+        path = edited(tmp_path / "report.json", report, verdict=verdict)
+        with pytest.raises(InputError, match="own checks"):
+            read_bound(path)
+
+
+def test_a_pass_without_the_criterion_is_refused(tmp_path: Path) -> None:
+    """Taking the say from the check of the recall gain does not make a pass."""
+    found = report_of(tmp_path, "old")
+    verdict = json.loads(found.to_bytes())["verdict"]
+    for one in verdict["checks"]:
+        one["decides"] = one["decides"] and one["outcome"] == "pass"
+    path = edited(tmp_path / "report.json", found, verdict={**verdict, "outcome": "pass"})
+    with pytest.raises(InputError, match="own checks"):
+        read_bound(path)
+
+
+def test_an_edited_policy_is_refused(tmp_path: Path, report: Report) -> None:
+    """A policy that is not the one whose digest stands beside it is found."""
+    policy = {**asdict(report.policy), "min_recall_gain": -0.5}
+    with pytest.raises(InputError, match="digest"):
+        read_bound(edited(tmp_path / "report.json", report, policy=policy))
+
+
+@pytest.mark.parametrize("entry", ["old", "new", "verdict", "policy", "store", "policy_sha256"])
+def test_a_missing_entry_is_refused(tmp_path: Path, report: Report, entry: str) -> None:
+    """A report with an entry taken out or made another type is an input error, no traceback."""
+    raw = json.loads(report.to_bytes())
+    path = tmp_path / "report.json"
+    path.write_bytes(canonical_json({key: one for key, one in raw.items() if key != entry}))
+    with pytest.raises(InputError):
+        read_bound(path)
+    with pytest.raises(InputError):
+        read_bound(edited(path, report, **{entry: 7}))
+
+
+def test_hostile_names_through_the_command_line(tmp_path: Path) -> None:
+    """The command writes every form of a report with hostile names, and all of them parse."""
+    columns = {name: np.where(np.arange(250) % 2, one, "") for name, one in HOSTILE.items()}
+    old, new = tables(tmp_path, **columns)
+    files = [tmp_path / f"out.{name}" for name in ("xml", "md", "txt")]
+    command = ["verify", str(old), str(new), "--report", str(tmp_path / "report.json")]
+    for name, path in zip(("junit", "markdown", "metrics"), files, strict=True):
+        command += [f"--{name}", str(path)]
+    command += [part for name in NAMES for part in ("--slice", name)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert len(ET.parse(files[0]).findall("testsuite/testcase")) >= len(NAMES)
+    assert files[1].read_text().startswith("## compatctl verify: pass\n")
+    assert strictly(files[2].read_bytes())
+
+
+def test_judging_nothing_is_no_pass() -> None:
+    """No measurement at all: the verdict that every form writes is inconclusive."""
+    assert judge(Policy(), []).outcome == "inconclusive"
