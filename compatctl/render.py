@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SHOW_AFTER_S = 2.0
+LOG_WIDTH = 120
+"""Columns of a table that goes to a file or a pipe."""
+_SMALL = 0.00005
+"""What four decimals would show as nothing."""
 
 
 def error(problem: CompatError, *, as_json: bool) -> None:
@@ -81,7 +86,9 @@ def progress() -> Iterator[Progress]:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), emoji=False)
+    on_screen = sys.stdout.isatty()
+    width = None if on_screen or "COLUMNS" in os.environ else LOG_WIDTH
+    return Console(highlight=False, soft_wrap=not on_screen, emoji=False, width=width)
 
 
 def _plain(value: Any) -> Any:
@@ -119,7 +126,7 @@ def _cell(entry: object) -> str:
     if isinstance(entry, bool):
         return "yes" if entry else "no"
     if isinstance(entry, float):
-        return f"{entry:.4f}"
+        return f"{entry:.1e}" if 0 < abs(entry) < _SMALL else f"{entry:.4f}"
     return escape(str(entry))
 
 

@@ -1,0 +1,97 @@
+"""What verify leaves out, refuses to leave out, and says that it left out."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shop_kit import Shop, run
+
+from compatctl.data import load
+from compatctl.encoder import Encoder
+
+FEATURES = Path(__file__).parents[1] / "features" / "emoji.npz"
+
+
+def _verify(shop: Shop, *more: object) -> tuple[int, dict[str, object], str]:
+    report = shop.path("report.json")
+    old, new = shop.path("old.onnx"), shop.path("new.onnx")
+    done = shop.run("verify", old, new, "--report", report, *more)
+    return done.code, json.loads(report.read_bytes()) if report.exists() else {}, done.stderr
+
+
+def test_without_a_self_test_the_criterion_is_the_same(shop: Shop) -> None:
+    """--no-self-test drops the tests on new galleries and no other figure of the report."""
+    _, whole, _ = _verify(shop)
+    code, part, _ = _verify(shop, "--no-self-test")
+    assert code == 0
+    (before,), (after,) = whole["groups"], part["groups"]  # type: ignore[misc]
+    assert set(before["recall"]) - set(after["recall"]) == {"new_new", "old_mixed", "new_mixed"}
+    assert after["recall"]["new_old"] == before["recall"]["new_old"]
+    names = {check["name"] for check in part["verdict"]["checks"]}  # type: ignore[index]
+    assert not names & {"self_test_gain", "mixed_gain"}
+    assert any("--no-self-test" in entry for entry in part["not_checked"])  # type: ignore[union-attr]
+
+
+def test_what_the_policy_decides_by_is_not_left_out(shop: Shop) -> None:
+    """--no-self-test under a policy that asks for the self-test is exit 2, and writes nothing."""
+    code, report, said = _verify(shop, "--no-self-test", "--policy", "strict")
+    assert (code, report) == (2, {})
+    assert "min_self_test_gain" in said
+
+
+def test_a_missing_folder_is_found_before_the_work(shop: Shop) -> None:
+    """Where a view of the report cannot be written, exit 5 comes first, and no report either."""
+    code, report, said = _verify(shop, "--junit", shop.path("nowhere/verify.xml"))
+    assert (code, report) == (5, {})
+    assert "nowhere" in said
+
+
+@pytest.mark.parametrize("flag", [("--latency",), ("--training", "record.json")])
+def test_feature_tables_refuse_what_they_cannot_answer(tmp_path: Path, flag: tuple[str]) -> None:
+    """Latency and training records are about models: with tables of features they are exit 2."""
+    with np.load(FEATURES) as archive:
+        table = {"ids": archive["ids"], "labels": archive["labels"], "features": archive["lite0"]}
+    np.savez(tmp_path / "old.npz", **table)
+    done = run("verify", tmp_path / "old.npz", tmp_path / "old.npz", *flag)
+    assert (done.code, flag[0] in done.stderr) == (2, True)
+
+
+def test_judgments_without_effect_are_counted(shop: Shop) -> None:
+    """Judgments that name no held-out query or gallery item are named in the report."""
+    data = load(shop.data())
+    query = next(x for x in data.items if (x.split, x.role) == ("test", "query"))
+    right = [x.id for x in data.items if x.role == "gallery" and x.label == query.label]
+    qrels = shop.path("judged.txt")
+    lines = [f"{query.id} 0 {item} 1" for item in right]
+    qrels.write_text("\n".join([*lines, f"{query.id} 0 typo 1", "nobody 0 nothing 1"]) + "\n")
+    code, report, _ = _verify(shop, "--qrels", qrels)
+    assert code == 4  # one query that was judged is not evidence
+    said = [entry for entry in report["not_checked"] if "judgments" in entry]  # type: ignore[union-attr]
+    assert f"2 of {len(right) + 2} judgments" in said[-1]
+
+
+def test_pairs_of_trained_classes_have_no_say(shop: Shop) -> None:
+    """Fresh items of a class that the candidate was trained on are shown and do not decide."""
+    data = load(shop.data())
+    test = [x for x in data.items if x.split == "test"]
+    labels = sorted({x.label for x in test})[:14]
+    of = {label: [x.id for x in test if x.label == label] for label in labels}
+    lines = [f"{ids[0]},{ids[1]},1" for ids in of.values()]
+    lines += [f"{of[a][0]},{of[b][1]},0" for a, b in pairwise(labels)]
+    pairs = shop.path("pairs.csv")
+    pairs.write_text("id_a,id_b,same\n" + "\n".join(lines) + "\n")
+    record = {"items": [], "anchors": [], "classes": [], "registry_sha256": None}
+    for classes, decides in (([], True), ([labels[0]], False)):
+        made = {**record, "models": [Encoder.load(shop.path("new.onnx")).sha256]}
+        shop.path("new.training.json").write_text(json.dumps({**made, "classes": classes}))
+        _, report, _ = _verify(shop, "--pairs", pairs)
+        found = [
+            check["decides"]
+            for check in report["verdict"]["checks"]  # type: ignore[index]
+            if (check["name"], check["group"]) == ("different_class", "pairs")
+        ]
+        assert found == [decides]
