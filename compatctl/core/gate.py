@@ -79,7 +79,8 @@ class Check:
     margin: float | None
     """How far the estimate may miss the threshold; None where the test has no margin."""
     p: float | None
-    """Holm-adjusted p-value of passing; None where there is no interval or no threshold."""
+    """p-value of passing, Holm-adjusted where the check decides; None without an interval or a
+    threshold."""
     n: int
     """Queries, or pairs for the inequalities, that the estimate is a mean of."""
     n_classes: int | None

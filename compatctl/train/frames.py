@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.simplex import Registry, rotate_onto, simplex
+from compatctl.core.simplex import Registry, frame_in, rotate_onto
 from compatctl.errors import InputError
 from compatctl.recipe import Frame, Objective
 from compatctl.train.reference import Reference
@@ -137,9 +137,7 @@ def _simplex(
             tip=f"train on fewer classes, raise K (at most {dim + 1} here), "
             "or use frame: prototypes",
         )
-    rows = np.zeros((K, dim))
-    rows[:, : K - 1] = simplex(K)
-    return rows, registry.extend(new, K)
+    return frame_in(K, dim), registry.extend(new, K)
 
 
 def _with_registry(
