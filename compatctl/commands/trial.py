@@ -188,7 +188,7 @@ def _search_mixed(where: Field, old: Floats, new: Floats, queries: Floats, k: in
 def _inequalities(where: Field, sides: Sides) -> Inequalities:
     old, new, gallery = sides.old_queries, sides.new_queries, sides.old_gallery
     if where.judged is not None:
-        return judged_inequalities(old, new, gallery, *where.judged)
+        return judged_inequalities(old, new, gallery, *where.judged, where.own_row)
     return inequalities(
         old,
         new,

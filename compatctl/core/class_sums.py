@@ -122,7 +122,11 @@ class QuerySums:
 
 
 def query_sums(
-    queries: Features, gallery: Features, judged_query: Codes, judged_row: Codes
+    queries: Features,
+    gallery: Features,
+    judged_query: Codes,
+    judged_row: Codes,
+    own_row: Codes | None = None,
 ) -> QuerySums:
     """Sums by query, in O((Q + G + J) D) for J relevant pairs.
 
@@ -130,14 +134,22 @@ def query_sums(
         queries: (Q, D) finite rows; not checked.
         gallery: (G, D) unit rows.
         judged_query: (J,) query positions, and
-        judged_row: (J,) gallery rows, of the pairs that are relevant.
+        judged_row: (J,) gallery rows, of the pairs that are relevant, own ones not among them.
+        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
     """
+    own = as_own_row(own_row, len(queries), len(gallery))
+    mine = np.flatnonzero(own >= 0)
+    own_cosines = np.zeros(len(queries))
+    own_cosines[mine] = row_products(queries, mine, gallery, own[mine])
     cosines = row_products(queries, judged_query, gallery, judged_row)
     same = np.bincount(judged_query, cosines, minlength=len(queries)).astype(np.float64)
     n_same = np.bincount(judged_query, minlength=len(queries)).astype(np.int64)
     total, _ = sums_at(gallery, np.zeros(len(gallery), dtype=np.int64), 1)
     everything = queries.astype(np.float64) @ total[0]
-    return QuerySums(same=(same, n_same), diff=(everything - same, len(gallery) - n_same))
+    return QuerySums(
+        same=(same, n_same),
+        diff=(everything - same - own_cosines, len(gallery) - n_same - (own >= 0)),
+    )
 
 
 def class_sums(

@@ -104,12 +104,13 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
     return _of(old, sums, shares=kept, drift_mean=1 - cosines / n_own if n_own else None)
 
 
-def judged_inequalities(
+def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged gallery
     old_queries: Features,
     new_queries: Features,
     old_gallery: Features,
     judged_query: Codes,
     judged_row: Codes,
+    own_row: Codes | None = None,
 ) -> Inequalities:
     """``inequalities`` where a pair is of one class when it was judged relevant; no shares.
 
@@ -118,10 +119,11 @@ def judged_inequalities(
         new_queries: (Q, D) unit rows, the same queries by the candidate.
         old_gallery: (G, D) unit rows.
         judged_query: (J,) query positions, and
-        judged_row: (J,) gallery rows, of the relevant pairs, each once.
+        judged_row: (J,) gallery rows, of the relevant pairs, each once, own ones not among them.
+        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
     """
-    old = query_sums(old_queries, old_gallery, judged_query, judged_row)
-    new = query_sums(new_queries, old_gallery, judged_query, judged_row)
+    old = query_sums(old_queries, old_gallery, judged_query, judged_row, own_row)
+    new = query_sums(new_queries, old_gallery, judged_query, judged_row, own_row)
     change = QuerySums(
         same=(new.same[0] - old.same[0], old.same[1]), diff=(new.diff[0] - old.diff[0], old.diff[1])
     )

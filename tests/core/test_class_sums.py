@@ -118,3 +118,22 @@ def test_bad_shapes_are_refused():
         class_sums(rows, labels, rows, np.array([0.0, 1.0]))
     with pytest.raises(InputError, match="own_row"):
         class_sums(rows, labels, rows, labels, np.array([0, 2]))
+
+
+def test_sums_by_query_leave_own_items_out():
+    """Judged pairs are one mean and all others the other one; a query's own row is in neither."""
+    rng = np.random.default_rng(5)
+    queries, gallery = (rows / np.linalg.norm(rows, axis=1, keepdims=True)
+                        for rows in (rng.normal(size=(6, 4)), rng.normal(size=(9, 4))))  # fmt: skip
+    own = np.array([-1, 3, 0, -1, 8, 5])
+    judged = np.array([[i, j] for i in range(6) for j in range(9) if (i + j) % 4 == 0])
+    judged = judged[judged[:, 1] != own[judged[:, 0]]]
+    found = query_sums(queries, gallery, judged[:, 0], judged[:, 1], own).means()
+    pairs = {(i, j) for i in range(6) for j in range(9) if own[i] != j}
+    same = {(int(i), int(j)) for i, j in judged}
+    for kind, value, n in (
+        (same, found.cos_same, found.n_same),
+        (pairs - same, found.cos_diff, found.n_diff),
+    ):
+        assert n == len(kind)
+        assert value == pytest.approx(np.mean([queries[i] @ gallery[j] for i, j in kind]))
