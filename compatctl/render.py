@@ -159,7 +159,7 @@ def _report(console: Console, report: Any) -> None:
     others = [
         check
         for check in report.verdict.checks
-        if not check.decides and check.group.startswith(first)
+        if not check.decides and check.group.startswith((first, "pairs"))
     ]
     if others:
         console.print("measured, without a say in the policy or with too few queries:")

@@ -212,7 +212,8 @@ def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int
             ),
             int(before.diff_pairs.sum()),
             f"The false accept rate at the thresholds used moves from {before.far:.3g} to "
-            f"{after.far:.3g}, the false reject rate from {before.frr:.4f} to {after.frr:.4f}",
+            f"{after.far:.3g}, the false reject rate from {before.frr:.4f} to {after.frr:.4f}"
+            + ("" if before.far > 0 else "; a ratio to no false accept is not defined"),
         )
     return found
 
