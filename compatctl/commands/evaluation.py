@@ -18,6 +18,9 @@ from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 
+MAX_SLICES = 500
+"""Every one is a check with thousands of replicates, and Holm's method divides the level by all."""
+
 Judged = Sequence[tuple[str, str]]
 """(query id, item id) of pairs judged relevant."""
 
@@ -93,7 +96,8 @@ def slices_of(columns: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bool
     """Name -> (Q,) which queries are in it, of columns of Q values; an empty value is no slice.
 
     Raises:
-        InputError: two slices of one name, so that one would stand in for the other.
+        InputError: two slices of one name, so that one would stand in for the other, or more than
+            ``MAX_SLICES``.
     """
     slices: dict[str, NDArray[np.bool_]] = {}
     for column, given in columns.items():
@@ -103,6 +107,11 @@ def slices_of(columns: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bool
             if name in slices:
                 raise InputError(f"two slices are called {name}", tip="rename one of the columns")
             slices[name] = np.asarray(values == value, dtype=bool)
+            if len(slices) > MAX_SLICES:
+                raise InputError(
+                    f"the columns {', '.join(columns)} have more than {MAX_SLICES} values",
+                    tip="name a coarser column: so many checks would settle nothing",
+                )
     return slices
 
 

@@ -95,3 +95,12 @@ def test_pairs_of_trained_classes_have_no_say(shop: Shop) -> None:
             if (check["name"], check["group"]) == ("different_class", "pairs")
         ]
         assert found == [decides]
+
+
+def test_a_column_of_too_many_values_is_refused(tmp_path: Path) -> None:
+    """A column that is different for every item is no slice: exit 5 says so, in little time."""
+    with np.load(FEATURES) as archive:
+        table = {"ids": archive["ids"], "labels": archive["labels"], "features": archive["lite0"]}
+    np.savez(tmp_path / "old.npz", **table, serial=np.arange(len(table["ids"])))
+    done = run("verify", tmp_path / "old.npz", tmp_path / "old.npz", "--slice", "serial")
+    assert (done.code, "more than 500 values" in done.stderr) == (5, True)
