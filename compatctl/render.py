@@ -144,6 +144,7 @@ _TESTS = {
     "old_old": "old / old",
     "new_old": "new / old",
     "new_new": "new / new",
+    "old_new": "old / new",
     "old_mixed": "old / mixed",
     "new_mixed": "new / mixed",
 }

@@ -100,7 +100,7 @@ def group_of(trial: Trial) -> Group:
     """The numbers of one group, without the arrays behind them."""
     found = trial.evidence
     pairs: dict[str, Retrieval] = {"old_old": found.old_old, "new_old": found.new_old}
-    for name in ("new_new", "old_mixed", "new_mixed"):
+    for name in ("new_new", "old_new", "old_mixed", "new_mixed"):
         test = getattr(found, name)
         if test is not None:
             pairs[name] = test

@@ -103,10 +103,11 @@ def run(
     """Search every gallery with both models' queries; measure what the policy may ask for."""
     old_old = _search(where, sides.old_queries, sides.old_gallery, policy)
     new_old = _search(where, sides.new_queries, sides.old_gallery, policy)
-    new_new = old_mixed = new_mixed = None
+    new_new = old_new = old_mixed = new_mixed = None
     bias: dict[str, float] = {}
     if sides.new_gallery is not None:
         new_new = _search(where, sides.new_queries, sides.new_gallery, policy)
+        old_new = _search(where, sides.old_queries, sides.new_gallery, policy)
         if where.half is not None:
             old_mixed, bias["old"] = _mixed(where, sides, sides.old_queries, policy)
             new_mixed, bias["new"] = _mixed(where, sides, sides.new_queries, policy)
@@ -121,6 +122,7 @@ def run(
             new_old=new_old,
             new_new=new_new,
             inequalities=_inequalities(where, sides),
+            old_new=old_new,
             old_mixed=old_mixed,
             new_mixed=new_mixed,
             accepts=accepted,

@@ -368,7 +368,7 @@ def test_a_recall_that_was_not_searched_for_is_refused():
             measure(POLICY, replace(group, **{name: part}), draw, B)
 
 
-@pytest.mark.parametrize("name", ["new_old", "new_new", "old_mixed", "new_mixed"])
+@pytest.mark.parametrize("name", ["new_old", "new_new", "old_new", "old_mixed", "new_mixed"])
 def test_tests_on_different_queries_are_refused(name):
     """More queries, fewer, or others with something to find are not the same test."""
     group = group_of(11)
