@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.trial import Floats
 from compatctl.core.nearest import search
-from compatctl.index import recall_at, shares_found, tune_ef
+from compatctl.index import shares_found, tune_ef
 from compatctl.report import AnnHealth
 
 K = 10
@@ -29,11 +29,14 @@ def ann_health(gallery: DeployedGallery, queries: Floats) -> tuple[AnnHealth, ND
     k = min(K, len(keys))
     exact = keys[search(sample, gallery.index.vectors(), k).rows]
     now = gallery.manifest.index.ef_search
-    recall_now = recall_at(gallery.index, sample, exact, k, now)
+    shares = shares_found(gallery.index, sample, exact, k, now)
+    recall_now = float(shares.mean())
     tuned = tune_ef(gallery.index, sample, exact, k, TARGET)
     needed = now if recall_now >= TARGET or tuned.ef <= now else tuned.ef
     found = np.full(len(queries), np.nan)
-    found[taken] = shares_found(gallery.index, sample, exact, k, needed)
+    if needed != now:
+        shares = shares_found(gallery.index, sample, exact, k, needed)
+    found[taken] = shares
     health = AnnHealth(
         k=k,
         ef_now=now,

@@ -17,6 +17,7 @@ from compatctl.commands import training_record
 from compatctl.commands.both import deployed, features_of, load_data, load_pair
 from compatctl.commands.evaluation import Features, arena_of, field_of, query_rows, without
 from compatctl.commands.trial import Floats, retrieval
+from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError, UsageError
 from compatctl.files import canonical_json, read_json, write_atomic
@@ -74,11 +75,12 @@ def fuse(
     if weight is not None and not 0.0 < weight < 1.0:
         raise UsageError(f"the weight of the new feature must lie between 0 and 1, got {weight}")
     old_encoder, new_encoder = load_pair(old, new)
+    data = load_data(project)
     trials: tuple[Trial, ...] = ()
     queries = 0
     if weight is None:
         trials, queries = search_weight(
-            project, old_encoder, new_encoder, skip_bad=skip_bad, progress=progress
+            project, data, old_encoder, new_encoder, skip_bad=skip_bad, progress=progress
         )
         weight = max(trials, key=lambda one: (one.recall, -abs(one.weight - 0.5))).weight
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,7 +88,7 @@ def fuse(
         onnx_files.fuse(old, new, weight, made)
         fused = Encoder.load(made)
         sha256 = fused.sha256
-        parity = parity_of(project, fused, (old_encoder, new_encoder), weight)
+        parity = parity_of(data, fused, (old_encoder, new_encoder), weight)
         if not dry_run:
             output.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(output, made.read_bytes())
@@ -113,6 +115,7 @@ def fuse(
 
 def search_weight(
     project: Project,
+    data: Dataset,
     old: Encoder,
     new: Encoder,
     *,
@@ -120,7 +123,6 @@ def search_weight(
     progress: Progress,
 ) -> tuple[tuple[Trial, ...], int]:
     """recall@1 on the deployed gallery for every weight; held-out classes are never looked at."""
-    data = load_data(project)
     arena = arena_of("validation", data, query_rows(data, "validation"))
     if not len(arena.queries):
         raise InputError(
@@ -148,14 +150,13 @@ def search_weight(
 
 
 def parity_of(
-    project: Project, fused: Encoder, parts: tuple[Encoder, Encoder], weight: float
+    data: Dataset, fused: Encoder, parts: tuple[Encoder, Encoder], weight: float
 ) -> float:
     """How far the fused file is from the mean of its parts, over images that decode.
 
     Raises:
         InputError: further than ``PARITY_LIMIT``: the file would not answer as it was judged.
     """
-    data = load_data(project)
     images = data.take(range(0, len(data), max(1, len(data) // PARITY_IMAGES)))
     found = [one.embed(images, skip_bad=True).features for one in (*parts, fused)]
     wanted = (1.0 - weight) * found[0] + weight * found[1]

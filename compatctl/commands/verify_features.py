@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.evaluation import judged_rows, same_dimension, slices_of
+from compatctl.commands.evaluation import Judged, judged_rows, same_dimension, slices_of
 from compatctl.commands.judging import (
     group_of,
     lost_judgments,
@@ -59,8 +60,9 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     options.check_features()
     tables = load_features(old), load_features(new)
     _check_same(*tables, old, new)
-    where = _field(tables[0], options)
-    queries, gallery = _rows(tables[0])
+    queries, gallery = _rows(tables[0], old)
+    judged = read_qrels(options.qrels) if options.qrels else None
+    where = _field(tables[0], queries, gallery, judged, options.slices)
     sides = Sides(
         old_queries=_part(tables[0], queries),
         new_queries=_part(tables[1], queries),
@@ -71,7 +73,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     how = sampling(policy, options.seed, len(where.slices), 0)
     others, pairs = _pairs(tables, policy, options, how.draw, how.replicates)
     verdict = verdict_of(policy, [trial], [], others, how)
-    lost = lost_judgments(read_qrels(options.qrels), trial) if options.qrels else ()
+    lost = lost_judgments(judged, trial) if judged else ()
     return Report(
         old=_model(old, tables[0]),
         new=_model(new, tables[1]),
@@ -88,13 +90,19 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     )
 
 
-def _rows(table: FeatureTable) -> tuple[Rows, Rows]:
+def _rows(table: FeatureTable, path: Path) -> tuple[Rows, Rows]:
     """Rows that query and rows that are searched: all of them both where there is no role."""
     if table.role is None:
         every = np.arange(len(table.ids))
         return every, every
     role = np.array(table.role)
-    return np.flatnonzero(role == "query"), np.flatnonzero(role == "gallery")
+    queries, gallery = np.flatnonzero(role == "query"), np.flatnonzero(role == "gallery")
+    if not len(queries) or not len(gallery):
+        raise InputError(
+            f"{path} has {len(queries)} queries and {len(gallery)} gallery items",
+            tip="one of each is needed; without the array role every item is both",
+        )
+    return queries, gallery
 
 
 def _part(table: FeatureTable, rows: Rows) -> np.ndarray:
@@ -104,19 +112,22 @@ def _part(table: FeatureTable, rows: Rows) -> np.ndarray:
     return table.features[rows]
 
 
-def _field(table: FeatureTable, options: VerifyOptions) -> Field:
-    queries, gallery = _rows(table)
+def _field(
+    table: FeatureTable,
+    queries: Rows,
+    gallery: Rows,
+    judgments: Judged | None,
+    slice_columns: Sequence[str],
+) -> Field:
     codes = np.unique(np.array(table.labels), return_inverse=True)[1].astype(np.int64)
     position = np.full(len(table.ids), -1, np.int64)
     position[gallery] = np.arange(len(gallery))
     judged = None
-    if options.qrels is not None:
+    if judgments is not None:
         ids = np.array(table.ids, dtype=object)
-        judged = judged_rows(
-            read_qrels(options.qrels), ids[queries].tolist(), ids[gallery].tolist()
-        )
+        judged = judged_rows(judgments, ids[queries].tolist(), ids[gallery].tolist())
     columns = {}
-    for column in options.slices:
+    for column in slice_columns:
         if column not in table.slices:
             raise InputError(
                 f"there is no column {column} in the tables",
@@ -174,12 +185,6 @@ def _check_same(old: FeatureTable, new: FeatureTable, old_path: Path, new_path: 
             tip="embed the same items, in the same order, with both models",
         )
     same_dimension(old.features.shape[1], new.features.shape[1])
-    queries, gallery = _rows(old)
-    if not len(queries) or not len(gallery):
-        raise InputError(
-            f"{old_path} has {len(queries)} queries and {len(gallery)} gallery items",
-            tip="one of each is needed; without the array role every item is both",
-        )
 
 
 def _model(path: Path, table: FeatureTable) -> ModelId:

@@ -76,3 +76,8 @@ def as_own_row(own_row: Codes | None, Q: int, G: int) -> Codes:
             f"own_row must lie in -1 to {G - 1}, got {own.min()} to {own.max()}",
         )
     return own
+
+
+def ratio(total: Any, n: Any) -> float:
+    """``total / n``, NaN where ``n`` is 0."""
+    return float(total / n) if n else float("nan")

@@ -8,7 +8,6 @@ the cosines of all same-class pairs add up to ``sum_c A_c . B_c`` and those of a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from compatctl.core.arrays import (
     as_labels,
     as_own_row,
     check_dimensions,
+    ratio,
 )
 
 _ROWS = 4096
@@ -269,7 +269,3 @@ def row_products(a: Features, a_rows: Codes, b: Features, b_rows: Codes) -> Floa
         left, right = a[a_rows[part]], b[b_rows[part]]
         products[part] = np.einsum("nd,nd->n", left, right, dtype=np.float64)
     return products
-
-
-def ratio(total: Any, n: Any) -> float:
-    return float(total / n) if n else float("nan")

@@ -23,14 +23,20 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from compatctl.core.arrays import Codes, Features, as_features, as_own_row, check_positive
+from compatctl.core.arrays import (
+    Codes,
+    Features,
+    as_features,
+    as_own_row,
+    check_positive,
+    ratio,
+)
 from compatctl.core.class_sums import (
     ClassSums,
     PairMeans,
     QuerySums,
     class_sums,
     query_sums,
-    ratio,
     row_products,
     sums_at,
 )

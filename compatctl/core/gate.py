@@ -120,8 +120,7 @@ def judge(policy: Policy, measurements: Iterable[Measurement]) -> Verdict:
     adjusted = _adjusted(deciding, ruled)
     unsettled = sum(min(pair) > policy.alpha / 2 for pair in adjusted.values())
     checks = tuple(
-        _check(policy, one, ruled.get(one.name), adjusted.get((one.name, one.group)), unsettled)
-        for one in found
+        _check(policy, one, ruled, adjusted.get((one.name, one.group)), unsettled) for one in found
     )
     outcomes = {check.outcome for check in checks if check.decides}
     criterion = any(check.decides and check.name == "recall_gain" for check in checks)
@@ -163,11 +162,12 @@ def _p_values(estimate: Estimate, rule: Rule) -> tuple[float, float]:
 def _check(
     policy: Policy,
     one: Measurement,
-    rule: Rule | None,
+    ruled: dict[str, Rule],
     p: tuple[float, float] | None,
     unsettled: int,
 ) -> Check:
     """One check, inconclusive where there is too little evidence, no estimate or no threshold."""
+    rule = ruled.get(one.name)
     sample = one.estimate if isinstance(one.estimate, Estimate) else None
     value = sample.value if sample else float(one.estimate)  # type: ignore[arg-type]
     defined = math.isfinite(value) and one.n > 0
@@ -191,7 +191,7 @@ def _check(
         n=int(one.n),
         n_classes=sample.n_classes if sample else None,
         outcome=outcome,
-        decides=rule is not None and one.may_decide and not one.small,
+        decides=decides(one, ruled),
         needed=_needed(policy, one, sample, rule, unsettled)
         if open_question and sample and rule
         else None,

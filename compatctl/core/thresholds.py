@@ -33,6 +33,7 @@ from compatctl.core.arrays import (
     as_own_row,
     check_dimensions,
     check_positive,
+    ratio,
 )
 from compatctl.errors import InputError
 
@@ -85,12 +86,12 @@ class Accepts:
     @property
     def far(self) -> float:
         """Share of all different-class pairs that are accepted; NaN where there is none."""
-        return _ratio(self.diff_accepted.sum(), self.diff_pairs.sum())
+        return ratio(self.diff_accepted.sum(), self.diff_pairs.sum())
 
     @property
     def frr(self) -> float:
         """Share of all same-class pairs that are not accepted; NaN where there is none."""
-        return _ratio((self.same_pairs - self.same_accepted).sum(), self.same_pairs.sum())
+        return ratio((self.same_pairs - self.same_accepted).sum(), self.same_pairs.sum())
 
 
 def roc(scores: NDArray[np.floating[Any]], same: Bools) -> Roc:
@@ -148,7 +149,7 @@ def accuracy(roc: Roc) -> Accuracy:
     right = true_accepts + roc.n_diff - false_accepts
     best = np.flatnonzero(right == right.max())
     return Accuracy(
-        accuracy=_ratio(right.max(), roc.n_same + roc.n_diff),
+        accuracy=ratio(right.max(), roc.n_same + roc.n_diff),
         threshold=float(roc.thresholds[best[(len(best) - 1) // 2]]),
     )
 
@@ -323,10 +324,6 @@ def _counts(roc: Roc) -> tuple[Codes, Codes]:
     """(T,) accepted same-class and (T,) accepted different-class pairs, whole numbers."""
     true, false = np.rint(roc.tar * roc.n_same), np.rint(roc.far * roc.n_diff)
     return true.astype(np.int64), false.astype(np.int64)
-
-
-def _ratio(total: Any, n: Any) -> float:
-    return float(total / n) if n else float("nan")
 
 
 def _as_number(value: float, name: str) -> float:
