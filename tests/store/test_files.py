@@ -96,7 +96,21 @@ def test_files_may_be_read_as_the_umask_allows(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
-    assert blob.path.stat().st_mode & 0o777 == 0o644
+    assert blob.path.stat().st_mode & 0o777 == 0o444
+
+
+def test_nothing_is_writable_for_everybody(tmp_path: Path) -> None:
+    """Whatever the umask: not a file, not a blob, not the folder made for it, not the lock."""
+    before = os.umask(0)
+    try:
+        write_atomic(tmp_path / "a", b"x")
+        blob = publish(tmp_path / "blobs", ".bin", writes(b"x"))
+        with Lock(tmp_path / "LOCK"):
+            pass
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "a", blob.path, blob.path.parent, tmp_path / "LOCK"):
+        assert path.stat().st_mode & 0o002 == 0, path
 
 
 def test_publish_names_by_content(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""What the operating system says, as errors that a user can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+from compatctl.errors import CompatError, InputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextlib.contextmanager
+def clear_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a CompatError that says what was done to which file.
+
+    Raises:
+        CompatError: the disk, a quota or the file size limit is exhausted, or the device failed.
+        InputError: no permission, or no such file or folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in _FULL:
+            raise CompatError(
+                f"{doing} {path}: no room ({error.strerror})",
+                tip="free some space and run the command again",
+            ) from error
+        if error.errno in _DENIED:
+            raise InputError(
+                f"{doing} {where}: permission denied ({error.strerror})",
+                tip="run as a user who may write there",
+            ) from error
+        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            raise InputError(f"{doing} {where}: {error.strerror}") from error
+        raise CompatError(
+            f"{doing} {where}: {error.strerror or error}",
+            tip="look at the disk, and run the command again",
+        ) from error

@@ -1,0 +1,57 @@
+"""JSON as machines write it: one form for one value, and nothing lenient when it is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from compatctl.errors import CompatError, InputError
+from compatctl.files._errors import clear_errors
+
+
+def canonical_json(value: object) -> bytes:
+    """``value`` as JSON whose bytes depend on nothing else: sorted keys, ASCII, indented by 2.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+    """
+    text = json.dumps(value, sort_keys=True, allow_nan=False, indent=2)
+    return text.encode("ascii") + b"\n"
+
+
+def read_json(path: Path, max_bytes: int, *, error: type[CompatError] = InputError) -> object:
+    """The value in a JSON file of at most ``max_bytes`` bytes.
+
+    Raises:
+        InputError: the file is missing or must not be read.
+        CompatError: of the class ``error``: too large, not UTF-8, not JSON, a key twice, a NaN.
+    """
+    with clear_errors("reading", path), path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise error(f"{path}: larger than the {max_bytes} bytes that such a file may have")
+    return parse_json(data, path, error=error)
+
+
+def parse_json(data: bytes, path: Path, *, error: type[CompatError] = InputError) -> object:
+    """The value of JSON ``data``, strictly; ``path`` is where it was read, for the message."""
+    try:
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path}: not JSON that can be read: {problem}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

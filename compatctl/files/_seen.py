@@ -1,0 +1,126 @@
+"""Digests that were computed before: a large file is hashed once, not at every command.
+
+What is remembered is that the file with this device, inode, size, mtime and ctime had this digest.
+ctime cannot be set by anybody, so that a file that was written to since is hashed again whatever
+its mtime says. What a disk does to a file without writing to it is not seen here: ``check``, and
+every command that copies a file into a new generation, read all bytes and remember nothing.
+
+The memory lies in COMPATCTL_CACHE, XDG_CACHE_HOME/compatctl or ~/.cache/compatctl, one small file
+for each remembered file; without such a folder nothing is remembered. It may be deleted any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from compatctl.files._write import sha256_file
+
+SMALLEST = 1 << 20
+"""Bytes; a smaller file is hashed sooner than remembered."""
+RECENT_NS = 2_000_000_000
+"""A file that changed so shortly ago could change again without another mtime."""
+MOST = 256
+"""Files that are remembered; the longest unused are forgotten."""
+
+_FIELDS = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What is remembered of a file; nothing where ``sha256`` is empty."""
+
+    sha256: str = ""
+    facts: tuple[str, ...] = ()
+
+
+def has_digest(path: Path, sha256: str) -> bool:
+    """Whether the file has this sha256: hashed, or as remembered where it did not change since.
+
+    Raises:
+        InputError: the file is missing or must not be read.
+    """
+    if _recall(path).sha256 == sha256:
+        return True
+    before = _state(path)
+    if sha256_file(path) != sha256:
+        return False
+    if before is not None and before == _state(path):
+        _remember(path, before, _Known(sha256=sha256))
+    return True
+
+
+def noted(path: Path, sha256: str, fact: str) -> bool:
+    """Whether ``note`` was told this fact about these bytes, unchanged since."""
+    known = _recall(path)
+    return known.sha256 == sha256 and fact in known.facts
+
+
+def note(path: Path, sha256: str, fact: str) -> None:
+    """Remember a fact about the bytes of a file whose digest is remembered; else do nothing."""
+    known = _recall(path)
+    state = _state(path)
+    if known.sha256 == sha256 and state is not None:
+        facts = tuple(sorted({*known.facts, fact}))
+        _remember(path, state, _Known(sha256=sha256, facts=facts))
+
+
+def _folder() -> Path | None:
+    for name, below in (("COMPATCTL_CACHE", ""), ("XDG_CACHE_HOME", "compatctl")):
+        if value := os.environ.get(name):
+            return Path(value) / below
+    try:
+        return Path.home() / ".cache" / "compatctl"
+    except RuntimeError:
+        return None
+
+
+def _state(path: Path) -> list[int] | None:
+    """What the file system says of a file that is large and old enough to be remembered."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    changed = max(found.st_mtime_ns, found.st_ctime_ns)
+    if found.st_size < SMALLEST or not changed < time.time_ns() - RECENT_NS:
+        return None
+    return [int(getattr(found, name)) for name in _FIELDS]
+
+
+def _entry(state: list[int]) -> Path | None:
+    folder = _folder()
+    return None if folder is None else folder / f"{state[0]:x}-{state[1]:x}.json"
+
+
+def _recall(path: Path) -> _Known:
+    state = _state(path)
+    entry = None if state is None else _entry(state)
+    if entry is None:
+        return _Known()
+    try:
+        found = json.loads(entry.read_bytes())
+        if found["state"] != state:
+            return _Known()
+        return _Known(sha256=str(found["sha256"]), facts=tuple(map(str, found["facts"])))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return _Known()
+
+
+def _remember(path: Path, state: list[int], known: _Known) -> None:
+    entry = _entry(state)
+    if entry is None:
+        return
+    with contextlib.suppress(OSError):
+        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = entry.with_name(f".{secrets.token_hex(8)}")
+        text = json.dumps({**asdict(known), "state": state, "path": str(path)})
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(entry)
+        entries = sorted(entry.parent.glob("*.json"), key=lambda one: one.stat().st_mtime_ns)
+        for old in entries[:-MOST]:
+            old.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""Every byte that is written: temporary file, fsync, rename, read back, fsync of the folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from compatctl.errors import CompatError, DamagedError
+from compatctl.files._errors import clear_errors
+
+TEMPORARY = ".new-"
+"""How the name of every temporary file begins."""
+
+_FOLDER_MODE = 0o775
+_NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
+"""What chmod answers on a file system that has no modes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """A published file: its digest (hex), where it is, its size in bytes."""
+
+    sha256: str
+    path: Path
+    bytes: int
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The sha256 of ``data``, as 64 lower-case hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes, as 64 lower-case hex digits, read in pieces.
+
+    Raises:
+        InputError: the file is missing, a folder, or must not be read.
+    """
+    with clear_errors("reading", path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``: another process sees the old bytes or the new ones, whole.
+
+    Whatever the umask, the file is not writable for everybody.
+
+    Raises:
+        CompatError: there was no room, no permission, or no such folder; ``path`` is as before.
+        DamagedError: what was read back is not what was written.
+    """
+    temporary = _temporary(path.parent, path.suffix)
+    with clear_errors("writing", path):
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+            _withdraw(temporary, stat.S_IWOTH)
+            sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+        if path.read_bytes() != data:
+            raise DamagedError(f"{path}: read back other bytes than were written")
+
+
+def publish(folder: Path, suffix: str, write: Callable[[Path], None]) -> Blob:
+    """Let ``write`` make a file, and move it to ``folder/<sha256><suffix>``, read-only.
+
+    ``write`` gets a path in ``folder`` where no file is yet. Where the same bytes are already
+    published and intact, they stay; a damaged file of that name is replaced.
+
+    Raises:
+        CompatError: there was no room, no permission, or ``write`` made no file.
+        DamagedError: what was read back from the disk is not what was written.
+    """
+    with clear_errors("writing into", folder):
+        make_folder(folder)
+        temporary = _temporary(folder, suffix)
+        try:
+            write(temporary)
+            if not temporary.is_file():
+                raise CompatError(f"writing into {folder}: no file was written")
+            return _settle(temporary, folder, suffix)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none, and have its name on the disk."""
+    if not folder.is_dir():
+        folder.mkdir(mode=_FOLDER_MODE)
+        sync(folder.parent)
+
+
+def _settle(temporary: Path, folder: Path, suffix: str) -> Blob:
+    digest = sha256_file(temporary)
+    size = temporary.stat().st_size
+    final = folder / f"{digest}{suffix}"
+    if final.is_file() and sha256_file(final) == digest:
+        # A killed process may have renamed it and not synced the folder.
+        sync(final)
+        sync(folder)
+        return Blob(sha256=digest, path=final, bytes=size)
+    _withdraw(temporary, stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+    sync(temporary)
+    temporary.replace(final)
+    if sha256_file(final) != digest:
+        final.unlink()
+        raise DamagedError(
+            f"{final}: read back other bytes than were written", tip="is the disk failing?"
+        )
+    sync(folder)
+    return Blob(sha256=digest, path=final, bytes=size)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's bytes, and nothing else of it, to a new file."""
+    with clear_errors("copying", source), source.open("rb") as src, target.open("xb") as out:
+        while piece := src.read(1 << 20):
+            out.write(piece)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or folder; a file's cached pages are dropped, so that a read is of the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if sys.platform == "darwin":
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def _withdraw(path: Path, bits: int) -> None:
+    """Take permissions away from a file, where it has them."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & bits:
+        try:
+            path.chmod(mode & ~bits)
+        except OSError as error:
+            if error.errno not in _NO_MODES:
+                raise
+
+
+def _temporary(folder: Path, suffix: str) -> Path:
+    return folder / f"{TEMPORARY}{secrets.token_hex(8)}{suffix}"
