@@ -144,17 +144,39 @@ def matrix(
 @command
 def check(
     gc: Annotated[bool, typer.Option("--gc", help="Delete what no generation names.")] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep",
+            min=1,
+            help="With --gc: keep this many states (and what a rollback needs) restorable, delete "
+            "the files of older ones. Default: all.",
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option("--head", help="A head that status once printed: it must be in the history."),
+    ] = None,
     project: ProjectFile = None,
     store: StorePath = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Re-hash every file of the store and open its index and models; exit 5 on damage."""
+    """Re-hash every file of the store, replay its history, open index and model; 5 on damage."""
     from compatctl.commands import check as verb
+    from compatctl.errors import UsageError
     from compatctl.render import progress
 
+    if keep is not None and not gc:
+        raise UsageError("--keep goes with --gc (and --dry-run, to see what would go)")
     with progress() as report:
-        done = verb.check(project_of(project, store=store), gc=gc and not dry_run, progress=report)
+        done = verb.check(
+            project_of(project, store=store),
+            gc=gc and not dry_run,
+            keep=keep,
+            head=head,
+            progress=report,
+        )
     show(done, as_json=as_json, code=0 if done.ok else 5)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from compatctl.cli.app import (
+    DataPath,
     DryRun,
     Json,
     PolicyName,
@@ -56,18 +57,31 @@ def deploy(
 @command
 def rollback(
     to: Annotated[int | None, typer.Option("--to", help="The generation to restore.")] = None,
-    discard_added: Annotated[
-        bool, typer.Option("--discard-added", help="Let go of the items indexed since.")
-    ] = False,
+    added: Annotated[
+        Literal["auto", "keep", "drop"],
+        typer.Option(
+            "--added",
+            help="Items indexed since. auto: keep those that a model of that generation embedded, "
+            "embed the others with the restored model (from --data). keep: every row stays as it "
+            "is. drop: the gallery of that generation; the dropped ids are listed.",
+        ),
+    ] = "auto",
     project: ProjectFile = None,
     store: StorePath = None,
+    data: DataPath = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Restore an earlier generation whole, as a new generation; by default the last deploy's."""
+    """Go back to an earlier generation, by a new one; by default to before the last deploy."""
     from compatctl.commands import lifecycle as verb
+    from compatctl.render import progress
 
-    done = verb.rollback(
-        project_of(project, store=store), to=to, discard_added=discard_added, dry_run=dry_run
-    )
+    with progress() as report:
+        done = verb.rollback(
+            project_of(project, store=store, data=data),
+            to=to,
+            added=added,
+            dry_run=dry_run,
+            progress=report,
+        )
     show(done, as_json=as_json)

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from compatctl.commands.both import load_data
 from compatctl.commands.context import now, open_store
 from compatctl.commands.evaluation import gallery_rows
-from compatctl.commands.gallery import DeployedGallery
-from compatctl.encoder import Encoder
-from compatctl.errors import InputError
+from compatctl.commands.gallery import open_index, serving
+from compatctl.commands.indexing import index_items
+from compatctl.data import Dataset
+from compatctl.index import HnswIndex
+from compatctl.manifest import Manifest
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
+from compatctl.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,42 +43,59 @@ def add(
         InputError: bad data.
         ConflictError: the store is locked, or moved on meanwhile: run it again.
     """
-    gallery = DeployedGallery.open(open_store(project))
-    manifest, catalog = gallery.manifest, gallery.catalog
-    held = set(catalog.ids)
-    data = load_data(project)
-    rows = gallery_rows(data)
-    new = data.take([row for row in rows if data.ids[row] not in held])
-    encoder = Encoder.load(gallery.checked_model())
-    if encoder.dim != manifest.index.dim:
-        raise InputError(f"the query model ends in {encoder.dim}, not {manifest.index.dim}")
-    done = encoder.embed(new, skip_bad=skip_bad, progress=progress)
+    store = open_store(project)
+    manifest = store.manifest
+    encoder = serving(store, manifest)
+    new, present, first_key = _new_items(project, store)
+    index = None if dry_run or not len(new) else open_index(store, manifest, fresh=True)
+    if index is not None:
+        index.reserve(len(new))
+    rows, bad = index_items(
+        index, encoder, new, first_key=first_key, skip_bad=skip_bad, progress=progress
+    )
     result = Added(
         generation=manifest.generation,
-        added=len(done.rows),
-        present=len(rows) - len(new),
-        skipped=tuple(item.id for item in done.bad),
-        rows=manifest.index.count + len(done.rows),
+        added=len(rows),
+        present=present,
+        skipped=bad,
+        rows=manifest.index.count + len(rows),
         index_sha256=manifest.index.sha256,
-        written=not dry_run and len(done.rows) > 0,
+        written=index is not None and len(rows) > 0,
     )
-    if not result.written:
+    if index is None or not rows:
         return result
-    items = new.take(done.rows)
-    catalog = catalog.extended(items.ids, items.labels, encoder.sha256)
-    index = gallery.index
-    index.add(done.features, catalog.keys[-len(items) :], progress)
-    shares = tuple(
-        replace(model, rows=model.rows + len(items)) if model.sha256 == encoder.sha256 else model
-        for model in manifest.models
-    )
-    with gallery.store.transaction(manifest, operation="add") as tx:
-        sha256 = tx.put("indexes", index.save)
-        after = tx.commit(
+    grown = [index]
+    del index
+    after = _commit(store, grown, new.take(rows), encoder.sha256)
+    return replace(result, generation=after.generation, index_sha256=after.index.sha256)
+
+
+def _new_items(project: Project, store: Store) -> tuple[Dataset, int, int]:
+    """The gallery items that the store does not hold, how many it holds, and the first free key."""
+    data = load_data(project)
+    rows = gallery_rows(data)
+    catalog = store.catalog()
+    held = set(catalog.ids)
+    new = data.take([row for row in rows if data.ids[row] not in held])
+    return new, len(rows) - len(new), catalog.next_key
+
+
+def _commit(store: Store, grown: list[HnswIndex], items: Dataset, model: str) -> Manifest:
+    """The next generation. ``grown`` holds the index, and is emptied before the catalogue is read:
+    the two are not in memory at one time."""
+    manifest = store.manifest
+    with store.transaction(manifest, operation="add") as tx:
+        count = len(grown[0])
+        sha256 = tx.put("indexes", grown[0].save)
+        grown.clear()
+        catalog = store.catalog().extended(items.ids, items.labels, model)
+        return tx.commit(
             operation="add",
             created_at=now(),
-            index=replace(manifest.index, count=len(index), sha256=sha256),
+            index=replace(manifest.index, count=count, sha256=sha256),
             catalog=tx.put("catalogs", catalog.write),
-            models=shares,
+            models=tuple(
+                replace(one, rows=one.rows + len(items)) if one.sha256 == model else one
+                for one in manifest.models
+            ),
         )
-    return replace(result, generation=after.generation, index_sha256=sha256)

@@ -1,4 +1,4 @@
-"""check: every byte of the store, and that its index and query model open."""
+"""check: every byte of the store, its history, and that its index and query model open."""
 
 from __future__ import annotations
 
@@ -6,32 +6,45 @@ from dataclasses import replace
 
 import numpy as np
 
-from compatctl.commands.context import open_store
+from compatctl.commands.context import now, open_store
 from compatctl.commands.gallery import DeployedGallery
-from compatctl.encoder import Encoder
 from compatctl.errors import CompatError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import CheckReport
+from compatctl.store import CheckReport, collect
+from compatctl.store import check as check_files
 
 
-def check(project: Project, *, gc: bool = False, progress: Progress = silent) -> CheckReport:
+def check(
+    project: Project,
+    *,
+    gc: bool = False,
+    keep: int | None = None,
+    head: str | None = None,
+    progress: Progress = silent,
+) -> CheckReport:
     """Re-hash every file, replay the history, open the index and the query model.
 
+    ``head``: the digest that some generation must have; the history up to it is what it was when
+    somebody wrote that digest down. ``gc`` deletes what no generation names; with ``keep``, what
+    none of the newest ``keep`` states names.
+
     Raises:
+        InputError: there is no store.
+        DamagedError: manifest.json cannot be read.
         ConflictError: ``gc`` needs the lock and another process holds it.
     """
-    store = open_store(project)
-    found = store.check(gc=gc, progress=progress)
+    found = check_files(project.store, keep=None if gc else keep, head=head, progress=progress)
     if not found.ok:
         return found
+    store = open_store(project)
     try:
         gallery = DeployedGallery.open(store)
-        Encoder.load(gallery.checked_model())
         same = np.array_equal(np.sort(gallery.index.keys()), np.sort(gallery.catalog.keys))
+        _ = gallery.encoder
     except CompatError as error:
         return replace(found, ok=False, problems=(*found.problems, error.message))
     if not same:
         why = "the index and the catalogue have other keys"
         return replace(found, ok=False, problems=(*found.problems, why))
-    return found
+    return collect(store, keep=keep, at=now(), deep=False) if gc else found

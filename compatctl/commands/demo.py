@@ -175,7 +175,7 @@ def _switch(project: Project, folder: Path, report: Report) -> tuple[Served, str
     deploy(project, model=folder / report.new.name)
     after = _served(project, images)
     index_after = open_store(project).manifest.index.sha256
-    restored = rollback(project, to=None, discard_added=False, dry_run=False)
+    restored = rollback(project, to=None, dry_run=False)
     again = _served(project, images)
     served = Served(queries=len(images), before=before, after=after, rolled_back=again)
     return served, index_after, restored.query_model

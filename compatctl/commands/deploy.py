@@ -5,13 +5,13 @@ Nothing here reads the gallery, so its time does not depend on the gallery's siz
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compatctl.commands.admission import Candidate
 from compatctl.commands.context import now, open_store
 from compatctl.commands.training_record import REGISTRY_FILE
-from compatctl.encoder import Encoder, sealed_bytes
+from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, GateError, InputError
 from compatctl.files import sha256_bytes, sha256_file
 from compatctl.manifest import Manifest, ModelShare
@@ -51,39 +51,54 @@ def deploy(
     store = open_store(project)
     manifest = store.manifest
     bound = _report(project, required=forced_reason is None)
-    chosen = _model(project, model, bound)
+    chosen = _candidate(project, model, bound)
     encoder = _of_dimension(chosen, manifest.index.dim)
     policy = load_policy(project.policy)
-    if forced_reason is None:
+    done = _is_deployed(manifest, encoder.sha256, bound, forced_reason)
+    if forced_reason is None and not done:
         assert bound is not None
         refuse_unless_bound(bound, manifest, encoder.sha256, policy_sha256(policy))
     ef_search = max(manifest.index.ef_search, (bound.ef_search if bound else None) or 0)
     result = Deployed(
-        generation=manifest.generation + 1,
+        generation=manifest.generation + (not done),
         query_model_before=manifest.query_model,
         query_model=encoder.sha256,
         index_sha256=manifest.index.sha256,
         ef_search=ef_search,
         report=bound.sha256 if bound else None,
         forced_reason=forced_reason,
-        written=not dry_run,
+        written=not dry_run and not done,
     )
-    if not dry_run:
+    if result.written:
         registry = find_registry(project, bound)
         with store.transaction(manifest, operation="deploy") as tx:
-            tx.put("models", writing(chosen))
             tx.commit(
                 operation="deploy",
                 created_at=now(),
                 query_model=encoder.sha256,
                 index=replace(manifest.index, ef_search=ef_search),
-                models=with_model(manifest, encoder, chosen.name),
+                models=with_model(manifest, chosen.put(tx, rows=0)),
                 registry=tx.put("registries", registry) if registry else manifest.registry,
                 report=tx.put("reports", project.report) if bound else None,
                 policy=policy_sha256(policy),
                 forced_reason=forced_reason,
             )
     return result
+
+
+def _is_deployed(
+    manifest: Manifest, new_sha256: str, bound: Bound | None, forced_reason: str | None
+) -> bool:
+    """Whether this very deploy was committed already, by a run that was killed before it said so.
+
+    A model that is forced again is a new deploy: its canary is taken again, by today's libraries.
+    """
+    return (
+        forced_reason is None
+        and bound is not None
+        and manifest.query_model == new_sha256
+        and manifest.report == bound.sha256
+    )
 
 
 def refuse_unless_bound(
@@ -113,22 +128,11 @@ def refuse_unless_bound(
             )
 
 
-def with_model(manifest: Manifest, encoder: Encoder, name: str) -> tuple[ModelShare, ...]:
-    """The manifest's models and the new one, which embedded no row; idle models are let go."""
-    known = [one for one in manifest.models if one.rows > 0 and one.sha256 != encoder.sha256]
-    rows = sum(one.rows for one in manifest.models if one.sha256 == encoder.sha256)
-    new = ModelShare(sha256=encoder.sha256, dim=encoder.dim, rows=rows, name=name)
-    return (*known, new)
-
-
-def writing(model: Path, preprocessing: Path | None = None) -> Callable[[Path], None]:
-    """What puts a model into the store: its sealed bytes, read once."""
-    data = sealed_bytes(model, preprocessing)
-
-    def write(target: Path) -> None:
-        target.write_bytes(data)
-
-    return write
+def with_model(manifest: Manifest, new: ModelShare) -> tuple[ModelShare, ...]:
+    """The manifest's models and ``new``, with the rows that it embedded; idle models are let go."""
+    known = [one for one in manifest.models if one.rows > 0 and one.sha256 != new.sha256]
+    rows = sum(one.rows for one in manifest.models if one.sha256 == new.sha256)
+    return (*known, replace(new, rows=rows))
 
 
 def find_registry(project: Project, bound: Bound | None) -> Path | None:
@@ -148,14 +152,13 @@ def find_registry(project: Project, bound: Bound | None) -> Path | None:
     return path
 
 
-def _of_dimension(path: Path, dim: int) -> Encoder:
-    encoder = Encoder.load(path)
-    if encoder.dim != dim:
+def _of_dimension(model: Candidate, dim: int) -> Encoder:
+    if model.encoder.dim != dim:
         raise InputError(
-            f"{path} ends in {encoder.dim} numbers; the gallery has {dim}",
+            f"{model.path} ends in {model.encoder.dim} numbers; the gallery has {dim}",
             tip="compatctl finetune makes an encoder of the gallery's dimension",
         )
-    return encoder
+    return model.encoder
 
 
 def _report(project: Project, *, required: bool) -> Bound | None:
@@ -164,16 +167,18 @@ def _report(project: Project, *, required: bool) -> Bound | None:
     return read_bound(project.report)
 
 
-def _model(project: Project, model: Path | None, bound: Bound | None) -> Path:
-    """The file to deploy: the one named, else the verified one where it lies."""
+def _candidate(project: Project, model: Path | None, bound: Bound | None) -> Candidate:
+    """The model to deploy: the one named, else the verified one where it lies."""
     if model is not None:
-        return model
+        return Candidate.read(model)
     if bound is None:
         raise InputError("there is no report to say which model to deploy", tip="pass --model")
     folder = project.report.parent
     for path in (folder / bound.new_name, project.output, project.candidate / "model.onnx"):
-        if path.is_file() and sha256_bytes(sealed_bytes(path)) == bound.new_sha256:
-            return path
+        if path.is_file():
+            found = Candidate.read(path)
+            if sha256_bytes(found.data) == bound.new_sha256:
+                return found
     raise GateError(
         f"no file holds the verified model {bound.new_sha256[:12]} ({bound.new_name})",
         tip="pass --model, or verify again",

@@ -231,7 +231,7 @@ def _reference(
     encoded = np.zeros((len(wanted), gallery.manifest.index.dim), np.float32)
     if wanted:
         encoder, at = (
-            Encoder.load(gallery.checked_model()),
+            gallery.encoder,
             {one: i for i, one in enumerate(wanted)},
         )
         for data in (one for one in sources if one is not None):

@@ -11,9 +11,15 @@ import numpy as np
 from compatctl.commands.evaluation import Stored
 from compatctl.commands.trial import Rows
 from compatctl.data import Dataset
+from compatctl.encoder import Canary, Encoder
+from compatctl.errors import DamagedError
+from compatctl.files import note, noted
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.store import Store
+
+LAYOUT = "hnsw layout 1"
+"""The fact that the links, keys and rows of an index file were found to be in order."""
 
 
 def params_of(info: IndexInfo) -> HnswParams:
@@ -45,9 +51,15 @@ class DeployedGallery:
         """The query model's file."""
         return self.store.path_of("models", self.manifest.query_model)
 
-    def checked_model(self) -> Path:
-        """The query model's file, after its bytes were found to be the manifest's."""
-        return self.store.verified("models", self.manifest.query_model)
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The query model, after it was found to give the vectors that it once gave.
+
+        Raises:
+            DamagedError: its file or its canary is missing, or other bytes than the manifest's.
+            InputError: its canary comes out otherwise than when it was taken into the store.
+        """
+        return serving(self.store, self.manifest)
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -58,13 +70,45 @@ class DeployedGallery:
     def index(self) -> HnswIndex:
         """The index, after its bytes were found to be the manifest's.
 
+        A large file that was hashed and looked through before is not again, until it changes.
+
         Raises:
             DamagedError: the file is missing, or other bytes than the manifest's.
         """
-        info = self.manifest.index
-        return HnswIndex.load(
-            self.store.verified("indexes", info.sha256), params_of(info), info.count
+        return open_index(self.store, self.manifest)
+
+
+def serving(store: Store, manifest: Manifest) -> Encoder:
+    """The query model of a generation, ready to serve; errors as ``DeployedGallery.encoder``."""
+    share = next(one for one in manifest.models if one.sha256 == manifest.query_model)
+    canary = Canary.read(store.verified("canaries", share.canary))
+    encoder = Encoder.load(store.verified("models", share.sha256))
+    if encoder.dim != manifest.index.dim:
+        raise DamagedError(
+            f"the query model {share.name} ends in {encoder.dim} numbers, the index holds rows of "
+            f"{manifest.index.dim}",
+            tip="compatctl rollback restores the model before",
         )
+    canary.refuse_another(encoder)
+    return encoder
+
+
+def open_index(store: Store, manifest: Manifest, *, fresh: bool = False) -> HnswIndex:
+    """The index of a generation, in memory, its bytes compared with the manifest's digest.
+
+    ``fresh``: all bytes are read and looked through, whatever is remembered of the file; for what
+    is written into another generation.
+
+    Raises:
+        DamagedError: the file is missing, other bytes than the manifest's, or no sound index.
+    """
+    info = manifest.index
+    path = store.verified("indexes", info.sha256, fresh=fresh)
+    checked = not fresh and noted(path, info.sha256, LAYOUT)
+    found = HnswIndex.load(path, params_of(info), info.count, checked=checked)
+    if not checked:
+        note(path, info.sha256, LAYOUT)
+    return found
 
 
 def stored_vectors(gallery: DeployedGallery, data: Dataset, rows: Rows) -> Stored:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compatctl.commands.admission import Candidate
+from compatctl.commands.beginning import begin, begun_already, first_catalog
 from compatctl.commands.both import load_data
-from compatctl.commands.init import begin, first_catalog
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.files import sha256_file
@@ -60,7 +61,8 @@ def import_index(
             table does not name exactly its keys, or the vectors are another model's.
         DamagedError: the file is damaged.
     """
-    encoder = Encoder.load(model, preprocessing)
+    chosen = Candidate.read(model, preprocessing)
+    encoder = chosen.encoder
     header = read_header(index)
     if header.dim != encoder.dim:
         raise InputError(
@@ -74,28 +76,32 @@ def import_index(
     )
     progress("reading the index", 1, 1)
     catalog = _catalog(adopted, items, encoder.sha256)
+    there = begun_already(project.store, "import", encoder.sha256)
+    if there and (there.manifest.index.sha256 != before or there.catalog().ids != catalog.ids):
+        raise InputError(
+            f"{project.store} is already a store, of another index", tip="name another folder"
+        )
     agreement = _agreement(project, encoder, adopted, catalog)
-    sha256 = ""
-    if not dry_run:
-        sha256 = begin(
-            project,
-            model=model,
-            preprocessing=preprocessing,
-            encoder=encoder,
-            index=adopted,
+    written = not dry_run and there is None
+    if written:
+        begin(
+            project.store,
+            model=chosen,
+            index=index,
+            sha256=before,
+            params=adopted.params,
             catalog=catalog,
             operation="import",
-            adopted=(index, before),
         )
     return Adopted(
         store=str(project.store),
         generation=1,
         query_model=encoder.sha256,
-        index_sha256=sha256,
+        index_sha256="" if dry_run else before,
         rows=len(adopted),
         dim=encoder.dim,
         agreement=agreement,
-        written=not dry_run,
+        written=written,
     )
 
 
@@ -112,7 +118,7 @@ def _catalog(index: HnswIndex, items: Path | None, model: str) -> Catalog:
                 f"{f'the key {lacking[0]} has no line' if lacking else 'it names too many'}"
             )
     ids = tuple(names[int(key)][0] for key in keys)
-    return first_catalog(ids, tuple(names[int(key)][1] for key in keys), index, model)
+    return first_catalog(ids, tuple(names[int(key)][1] for key in keys), keys, model)
 
 
 def _named(path: Path) -> dict[int, tuple[str, str]]:

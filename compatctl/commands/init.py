@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from compatctl.commands.admission import Candidate
+from compatctl.commands.beginning import begin, begun_already, first_catalog
 from compatctl.commands.both import load_data
-from compatctl.commands.context import need, now
-from compatctl.commands.deploy import writing
+from compatctl.commands.context import need
 from compatctl.commands.evaluation import gallery_rows
-from compatctl.encoder import Encoder
+from compatctl.commands.indexing import index_items
+from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.files import write_atomic
 from compatctl.index import HnswIndex, HnswParams
-from compatctl.manifest import Catalog, IndexInfo, ModelShare
+from compatctl.manifest import Catalog
 from compatctl.progress import Progress, silent
 from compatctl.recipe import PROJECT_FILE, Project
 from compatctl.store import Store
@@ -38,7 +38,10 @@ report: report.json          # where verify writes the verdict that deploy asks 
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A new store at generation 1. ``skipped``: ids of items whose image does not decode."""
+    """A new store at generation 1. ``skipped``: ids of items whose image does not decode.
+
+    ``written`` is false for a dry run, and where an earlier run of the same made it already.
+    """
 
     store: str
     generation: int
@@ -68,105 +71,78 @@ def init(
     Raises:
         InputError: bad data or model, or the store's folder is in use.
     """
-    encoder = Encoder.load(model, preprocessing)
+    chosen = Candidate.read(model, preprocessing)
+    encoder = chosen.encoder
     params = HnswParams(dim=encoder.dim, M=m, ef_construction=ef_construction, ef_search=ef_search)
     data = load_data(project)
-    rows = gallery_rows(data)
-    if not len(rows):
+    gallery = data.take(gallery_rows(data))
+    if not len(gallery):
         raise InputError(
             "the data has no item with the role gallery", tip="look at its role column"
         )
-    gallery = data.take(rows)
-    done = encoder.embed(gallery, skip_bad=skip_bad, progress=progress)
-    keys = np.arange(len(done.rows), dtype=np.uint64)
-    index = HnswIndex.build(done.features, keys, params, progress)
-    items = gallery.take(done.rows)
-    catalog = first_catalog(items.ids, items.labels, index, encoder.sha256)
+    if there := begun_already(project.store, "init", encoder.sha256):
+        return _there(project, there, gallery, params, skip_bad=skip_bad)
+    index = HnswIndex.begin(params, len(gallery))
+    rows, bad = index_items(
+        index, encoder, gallery, first_key=0, skip_bad=skip_bad, progress=progress
+    )
+    items = gallery.take(rows)
+    catalog = first_catalog(items.ids, items.labels, index.keys(), encoder.sha256)
     sha256 = ""
     if not dry_run:
-        sha256 = begin(
-            project,
-            model=model,
-            preprocessing=preprocessing,
-            encoder=encoder,
-            index=index,
+        made = begin(
+            project.store,
+            model=chosen,
+            index=index.save,
+            params=params,
             catalog=catalog,
             operation="init",
         )
+        sha256 = made.index.sha256
         _scaffold(project)
+    return _begun(project, catalog, encoder.dim, sha256, skipped=bad, written=not dry_run)
+
+
+def _there(
+    project: Project, store: Store, gallery: Dataset, params: HnswParams, *, skip_bad: bool
+) -> Begun:
+    """The store that a run killed after its commit left, once it is found to be what is asked."""
+    info, catalog = store.manifest.index, store.catalog()
+    asked = (params.M, params.ef_construction, params.ef_search)
+    ids = set(catalog.ids)
+    bad = tuple(item for item in gallery.ids if item not in ids)
+    if (
+        asked != (info.M, info.ef_construction, info.ef_search)
+        or not ids <= set(gallery.ids)
+        or (bad and not skip_bad)
+    ):
+        raise InputError(
+            f"{project.store} is already a store, of other items or another index",
+            tip="name another folder; compatctl add indexes more items in this one",
+        )
+    _scaffold(project)
+    return _begun(project, catalog, info.dim, info.sha256, skipped=bad, written=False)
+
+
+def _begun(
+    project: Project,
+    catalog: Catalog,
+    dim: int,
+    index_sha256: str,
+    *,
+    skipped: tuple[str, ...],
+    written: bool,
+) -> Begun:
     return Begun(
         store=str(project.store),
         generation=1,
-        query_model=encoder.sha256,
-        index_sha256=sha256,
-        rows=len(keys),
-        dim=encoder.dim,
+        query_model=catalog.models[0],
+        index_sha256=index_sha256,
+        rows=len(catalog),
+        dim=dim,
         classes=len(set(catalog.labels)),
-        skipped=tuple(item.id for item in done.bad),
-        written=not dry_run,
-    )
-
-
-def begin(
-    project: Project,
-    *,
-    model: Path,
-    preprocessing: Path | None,
-    encoder: Encoder,
-    index: HnswIndex,
-    catalog: Catalog,
-    operation: str,
-    adopted: tuple[Path, str] | None = None,
-) -> str:
-    """Write generation 1 and give the index's digest.
-
-    ``adopted``: an index file to take byte for byte, and the digest of what was checked.
-    """
-    with Store.create(project.store, operation=operation) as tx:
-        sha256 = tx.put("indexes", adopted[0] if adopted else index.save)
-        if adopted and sha256 != adopted[1]:
-            raise InputError(f"{adopted[0]} changed while it was read", tip="run it again")
-        tx.commit(
-            operation=operation,
-            created_at=now(),
-            query_model=tx.put("models", writing(model, preprocessing)),
-            index=index_info(index, sha256),
-            catalog=tx.put("catalogs", catalog.write),
-            models=(
-                ModelShare(
-                    sha256=encoder.sha256, dim=encoder.dim, rows=len(index), name=model.name
-                ),
-            ),
-        )
-    return sha256
-
-
-def first_catalog(
-    ids: tuple[str, ...], labels: tuple[str, ...], index: HnswIndex, model: str
-) -> Catalog:
-    """The catalogue of a gallery that one model embedded, in the order of the index's rows."""
-    return Catalog(
-        ids=ids,
-        labels=labels,
-        keys=index.keys(),
-        model_of=np.zeros(len(index), np.int32),
-        models=(model,),
-    )
-
-
-def index_info(index: HnswIndex, sha256: str) -> IndexInfo:
-    """What the manifest records of an index."""
-    params = index.params
-    return IndexInfo(
-        engine="hnswlib",
-        space=params.space,
-        dim=params.dim,
-        M=params.M,
-        ef_construction=params.ef_construction,
-        ef_search=params.ef_search,
-        count=len(index),
-        sha256=sha256,
-        seed=params.seed,
+        skipped=skipped,
+        written=written,
     )
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from compatctl.commands.context import now, open_store
 from compatctl.manifest import Manifest
+from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import Store, rollback_plan
+from compatctl.store import Store, manifest_digest, restore, rollback_plan
+
+Keeping = Literal["auto", "keep", "drop"]
+"""What becomes of items that were indexed after the generation that a rollback restores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The current generation; ``shares``: a model's digest -> its share of the gallery's rows."""
+    """The current generation; ``shares``: a model's digest -> its share of the gallery's rows.
+
+    ``head`` is the digest of the generation, which pins every one before it; ``oldest`` the first
+    generation that can be restored.
+    """
 
     store: str
     generation: int
@@ -26,6 +35,8 @@ class Status:
     ef_search: int
     report: str | None
     forced_reason: str | None
+    head: str
+    oldest: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +61,24 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class RolledBack:
-    """``generation`` restores ``restored`` whole; nothing was embedded and no index was written."""
+    """``generation`` restores ``restored``; no item is lost without being named.
+
+    Of the ``added`` items that were indexed since then, ``kept`` keep their vectors,
+    ``re_embedded`` were embedded by the restored model, and ``dropped`` (ids) are no longer in the
+    index; a rollback to generation ``before`` brings them back. ``written`` is false for a dry
+    run, and where the store was as asked already.
+    """
 
     generation: int
+    before: int
     restored: int
     query_model_before: str
     query_model: str
     index_sha256: str
-    discarded_rows: int
+    added: int
+    kept: int
+    re_embedded: int
+    dropped: tuple[str, ...]
     written: bool
 
 
@@ -78,6 +99,8 @@ def status(project: Project) -> Status:
         ef_search=manifest.index.ef_search,
         report=manifest.report,
         forced_reason=manifest.forced_reason,
+        head=manifest_digest(manifest),
+        oldest=manifest.oldest,
     )
 
 
@@ -86,27 +109,81 @@ def history(project: Project) -> History:
     return History(generations=tuple(_line(one) for one in open_store(project).history()))
 
 
-def rollback(project: Project, *, to: int | None, discard_added: bool, dry_run: bool) -> RolledBack:
+def rollback(
+    project: Project,
+    *,
+    to: int | None,
+    added: Keeping = "auto",
+    dry_run: bool,
+    progress: Progress = silent,
+) -> RolledBack:
     """Restore generation ``to`` (default: the one before the last deploy) as a new generation.
+
+    ``added`` says what becomes of items that were indexed since: ``auto`` keeps those whose vectors
+    are of a model that the target has, and embeds the others with the restored model; ``keep``
+    restores the query model and leaves every row as it is; ``drop`` restores the gallery whole.
 
     Raises:
         UsageError: there is no such generation, or nothing to undo.
-        ConflictError: items were added since (without ``discard_added``), or the store is locked.
+        ConflictError: items to embed again are not in the project's data; or the store is locked.
         DamagedError: a file that the generation needs is gone.
     """
-    store: Store = open_store(project)
+    store = open_store(project)
     before = store.manifest
-    plan = rollback_plan(store, to=to, discard_added=discard_added)
-    after = before if dry_run else store.rollback(to=to, discard_added=discard_added, at=now())
+    plan = rollback_plan(store, to=to)
+    moved = _Moved(after=before)
+    if not plan.done:
+        if plan.target.catalog == before.catalog:
+            moved = _Moved(after=before if dry_run else restore(store, plan.target, at=now()))
+        else:
+            moved = _with_added(
+                project, store, plan.target, added, dry_run=dry_run, progress=progress
+            )
     return RolledBack(
-        generation=after.generation,
+        generation=moved.after.generation,
+        before=before.generation,
         restored=plan.target.generation,
         query_model_before=before.query_model,
         query_model=plan.target.query_model,
-        index_sha256=plan.target.index.sha256,
-        discarded_rows=plan.dropped_rows,
-        written=not dry_run,
+        index_sha256=moved.after.index.sha256,
+        added=moved.kept + moved.re_embedded + len(moved.dropped),
+        kept=moved.kept,
+        re_embedded=moved.re_embedded,
+        dropped=moved.dropped,
+        written=not dry_run and not plan.done,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Moved:
+    after: Manifest
+    kept: int = 0
+    re_embedded: int = 0
+    dropped: tuple[str, ...] = ()
+
+
+def _with_added(
+    project: Project,
+    store: Store,
+    target: Manifest,
+    keeping: Keeping,
+    *,
+    dry_run: bool,
+    progress: Progress,
+) -> _Moved:
+    """The rollback where the galleries differ; what it needs is loaded here, and only then."""
+    from compatctl.commands.going_back import Added, bring_along, keep_gallery
+
+    added = Added.since(store, target)
+    known, foreign = len(added.known), len(added.foreign)
+    if keeping == "keep":
+        after = store.manifest if dry_run else keep_gallery(store, target)
+        return _Moved(after=after, kept=known + foreign)
+    if keeping == "drop" or not known + foreign:
+        after = store.manifest if dry_run else restore(store, target, at=now())
+        return _Moved(after=after, dropped=(*added.ids(added.known), *added.ids(added.foreign)))
+    after = bring_along(project, store, target, added, dry_run=dry_run, progress=progress)
+    return _Moved(after=after, kept=known, re_embedded=foreign)
 
 
 def _line(manifest: Manifest) -> Generation:

@@ -9,7 +9,6 @@ from pathlib import Path
 from compatctl.commands.context import open_store
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.data import from_files
-from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.files import sha256_file
 from compatctl.recipe import Project
@@ -46,7 +45,8 @@ def search(project: Project, *, images: Sequence[Path], k: int, model: Path | No
     """Embed the images with the store's query model and search its index.
 
     Raises:
-        InputError: an image does not decode, or ``model`` is not the store's query model.
+        InputError: an image does not decode, ``model`` is not the store's query model, or that
+            gives other vectors here than when it was taken in.
         DamagedError: the index or the model is not what the manifest says.
     """
     gallery = DeployedGallery.open(open_store(project))
@@ -56,8 +56,7 @@ def search(project: Project, *, images: Sequence[Path], k: int, model: Path | No
             f"{model} is not the store's query model {manifest.query_model[:12]}",
             tip="leave --model out: the store decides which model embeds a query",
         )
-    encoder = Encoder.load(gallery.checked_model())
-    features = encoder.embed(from_files(images)).features
+    features = gallery.encoder.embed(from_files(images)).features
     keys, scores = gallery.index.search(features, k, manifest.index.ef_search)
     row_of = {int(key): row for row, key in enumerate(gallery.catalog.keys)}
     answers = [

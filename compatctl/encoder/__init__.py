@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compatctl.encoder.canary import Canary
 from compatctl.encoder.contract import EncoderInput
 from compatctl.encoder.foreign import admit, sealed_bytes
 from compatctl.encoder.fusing import fuse
@@ -10,6 +11,7 @@ from compatctl.encoder.sealing import seal
 
 __all__ = [
     "BadItem",
+    "Canary",
     "Embedded",
     "Encoder",
     "EncoderInput",

@@ -78,7 +78,15 @@ class Encoder:
         Raises:
             InputError: missing, not ONNX, not self-contained, or not what its metadata says.
         """
-        data = sealed_bytes(path, preprocessing)
+        return cls.of(sealed_bytes(path, preprocessing), path, threads)
+
+    @classmethod
+    def of(cls, data: bytes, path: Path, threads: int | None = None) -> Encoder:
+        """The encoder in the sealed bytes of a model; ``path`` is where they were read.
+
+        Raises:
+            InputError: as ``load``.
+        """
         model = contract.parse(path, data)
         told = contract.read(path, model)
         contract.check_signature(path, model, told)

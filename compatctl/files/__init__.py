@@ -12,9 +12,11 @@ from compatctl.files._json import canonical_json, parse_json, read_json
 from compatctl.files._lock import Lock
 from compatctl.files._seen import has_digest, note, noted
 from compatctl.files._write import (
+    FOLDER_MODE,
     TEMPORARY,
     Blob,
     copy,
+    make_folder,
     publish,
     sha256_bytes,
     sha256_file,
@@ -23,6 +25,7 @@ from compatctl.files._write import (
 )
 
 __all__ = [
+    "FOLDER_MODE",
     "TEMPORARY",
     "Blob",
     "Lock",
@@ -30,6 +33,7 @@ __all__ = [
     "clear_errors",
     "copy",
     "has_digest",
+    "make_folder",
     "note",
     "noted",
     "parse_json",

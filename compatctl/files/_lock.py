@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from compatctl.errors import ConflictError, InputError
+from compatctl.errors import ConflictError, DamagedError, InputError
 from compatctl.files._errors import clear_errors
 from compatctl.files._json import canonical_json
 
@@ -50,7 +50,8 @@ class Lock:
 
     Raises:
         ConflictError: on entering, when another process still holds it after ``timeout_s``.
-        InputError: on entering, locks do not hold in this folder, or ``path`` is a link.
+        InputError: on entering, locks do not hold in this folder.
+        DamagedError: on entering, ``path`` is a symbolic link.
     """
 
     def __init__(self, path: Path, timeout_s: float = 10.0, operation: str = "") -> None:
@@ -97,7 +98,7 @@ class Lock:
             return os.open(self._path, flags, 0o664)
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise InputError(
+                raise DamagedError(
                     f"{self._path} is a symbolic link; a store holds none", tip="remove it"
                 ) from None
             raise

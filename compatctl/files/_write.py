@@ -19,7 +19,9 @@ from compatctl.files._errors import clear_errors
 TEMPORARY = ".new-"
 """How the name of every temporary file begins."""
 
-_FOLDER_MODE = 0o775
+FOLDER_MODE = 0o775
+"""Of a folder made here, before the umask: never writable for everybody."""
+
 _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 """What chmod answers on a file system that has no modes."""
 
@@ -97,7 +99,7 @@ def publish(folder: Path, suffix: str, write: Callable[[Path], None]) -> Blob:
 def make_folder(folder: Path) -> None:
     """Make a folder where there is none, and have its name on the disk."""
     if not folder.is_dir():
-        folder.mkdir(mode=_FOLDER_MODE)
+        folder.mkdir(mode=FOLDER_MODE)
         sync(folder.parent)
 
 
@@ -105,7 +107,7 @@ def _settle(temporary: Path, folder: Path, suffix: str) -> Blob:
     digest = sha256_file(temporary)
     size = temporary.stat().st_size
     final = folder / f"{digest}{suffix}"
-    if final.is_file() and sha256_file(final) == digest:
+    if final.is_file() and not final.is_symlink() and sha256_file(final) == digest:
         # A killed process may have renamed it and not synced the folder.
         sync(final)
         sync(folder)

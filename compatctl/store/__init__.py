@@ -4,6 +4,7 @@
       manifest.json              the current generation, whole: one read tells a server everything
       history/000007.json        every generation, immutable, each with the digest of the one before
       models/<sha256>.onnx       one self-contained file a model
+      canaries/<sha256>.npz      a few inputs, and what a model made of them when it was taken in
       indexes/<sha256>.hnsw
       catalogs/<sha256>.npz      row -> item id, class, key in the index, which model embedded it
       reports/<sha256>.json
@@ -17,9 +18,31 @@ for the catalogue.
 
 from __future__ import annotations
 
-from compatctl.store._check import CheckReport
-from compatctl.store._layout import KINDS
-from compatctl.store._store import RollbackPlan, Store, rollback_plan
+from compatctl.store._check import CheckReport, check, collect
+from compatctl.store._layout import KINDS, manifest_digest
+from compatctl.store._rollback import (
+    OF_THE_MODEL,
+    RollbackPlan,
+    added_since,
+    restore,
+    rollback,
+    rollback_plan,
+)
+from compatctl.store._store import Store
 from compatctl.store._transaction import Transaction
 
-__all__ = ["KINDS", "CheckReport", "RollbackPlan", "Store", "Transaction", "rollback_plan"]
+__all__ = [
+    "KINDS",
+    "OF_THE_MODEL",
+    "CheckReport",
+    "RollbackPlan",
+    "Store",
+    "Transaction",
+    "added_since",
+    "check",
+    "collect",
+    "manifest_digest",
+    "restore",
+    "rollback",
+    "rollback_plan",
+]

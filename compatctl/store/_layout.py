@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
-from compatctl.errors import DamagedError, InputError
+from compatctl.errors import CompatError, DamagedError, InputError
 from compatctl.files import canonical_json, clear_errors, parse_json, sha256_bytes
-from compatctl.manifest import Manifest
+from compatctl.manifest import Catalog, Manifest
 
 KINDS = {
     "models": ".onnx",
+    "canaries": ".npz",
     "indexes": ".hnsw",
     "catalogs": ".npz",
     "reports": ".json",
@@ -44,12 +46,36 @@ def manifest_digest(manifest: Manifest) -> str:
 
 
 def read_current(root: Path) -> Manifest:
-    """The current generation.
+    """The current generation, after manifest.json was found to be the newest of history/.
 
     Raises:
         InputError: there is no store, its creation did not finish, or it is of a newer format.
-        DamagedError: manifest.json is not what this program wrote.
+        DamagedError: manifest.json is not what this program wrote, or the store holds a link.
     """
+    found = read_manifest(root)
+    written = generation_path(root, found.generation)
+    if not is_plain(written):
+        raise DamagedError(
+            f"{written}, which holds the same as {root / MANIFEST}, is missing",
+            tip="restore it from a backup, or copy manifest.json there if it is known to be right",
+        )
+    with clear_errors("reading", written), written.open("rb") as file:
+        if file.read(_MAX_BYTES + 1) != manifest_bytes(found):
+            raise DamagedError(
+                f"{root / MANIFEST} and {written} differ: one of them was changed",
+                tip="compatctl check says what else is wrong; restore the changed one from a "
+                "backup, or put the other in its place",
+            )
+    return found
+
+
+def read_manifest(root: Path) -> Manifest:
+    """What manifest.json says, which ``read_current`` compares with history/ besides.
+
+    Raises:
+        InputError, DamagedError: as ``read_current``.
+    """
+    refuse_links(root)
     path = root / MANIFEST
     if not path.exists():
         begun = (root / HISTORY).is_dir()
@@ -73,12 +99,45 @@ def read_generation(root: Path, generation: int) -> Manifest:
         DamagedError: it is missing, or not what this program wrote.
     """
     path = generation_path(root, generation)
-    if not path.is_file():
+    if not is_plain(path):
         raise DamagedError(f"{path} is missing", tip="restore it from a backup")
     found = _read(path)
     if found.generation != generation:
         raise DamagedError(f"{path} holds generation {found.generation}")
     return found
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a file is there, and is no link, device or pipe."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def refuse_links(root: Path) -> None:
+    """Refuse a store whose parts are not its own: a link would lead reads and writes elsewhere.
+
+    The store's folder itself may be a link.
+
+    Raises:
+        DamagedError: a folder of the store is a link or no folder, or a file no plain file.
+    """
+    for name in (HISTORY, *KINDS):
+        path = root / name
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise _not_own(path, "folder")
+    for name in (MANIFEST, LOCK):
+        path = root / name
+        if path.is_symlink() or (path.exists() and not is_plain(path)):
+            raise _not_own(path, "file")
+
+
+def _not_own(path: Path, what: str) -> DamagedError:
+    return DamagedError(
+        f"{path} is not a {what} of the store's own: a link, or something else",
+        tip="put the real one in its place; to keep a store on another disk, move it whole",
+    )
 
 
 def _read(path: Path) -> Manifest:
@@ -92,6 +151,23 @@ def _read(path: Path) -> Manifest:
     return found
 
 
+def catalog_problems(root: Path, manifest: Manifest) -> list[str]:
+    """What the catalogue of a generation says otherwise than its manifest: rows, by model."""
+    path = blob_path(root, "catalogs", manifest.catalog)
+    try:
+        counts = Catalog.read(path).counts()
+    except CompatError as error:
+        return [error.message]
+    rows, wanted = sum(counts.values()), manifest.index.count
+    found = [f"{path} has {rows} rows, the index {wanted}"] if rows != wanted else []
+    for model in manifest.models:
+        held = counts.pop(model.sha256, 0)
+        if held != model.rows:
+            found.append(f"{path} has {held} rows of model {model.name}, not {model.rows}")
+    strangers = sorted(model for model, held in counts.items() if held)
+    return found + [f"{path} has rows of a model {model} that is not listed" for model in strangers]
+
+
 def need_blobs(root: Path, manifest: Manifest) -> None:
     """Refuse a generation one of whose files is not there; their bytes are not read.
 
@@ -100,7 +176,7 @@ def need_blobs(root: Path, manifest: Manifest) -> None:
     """
     for kind, digest in manifest.blobs():
         path = blob_path(root, kind, digest)
-        if not path.is_file() or path.stat().st_size == 0:
+        if not is_plain(path) or path.stat().st_size == 0:
             raise DamagedError(
                 f"{path}, which generation {manifest.generation} needs, is missing or empty",
                 tip="restore the file from a backup; compatctl check lists all that is wrong",

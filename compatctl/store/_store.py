@@ -1,38 +1,28 @@
-"""A store as readers see it, and the way back to an older generation."""
+"""A store as readers see it, and where writers begin."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from compatctl.errors import ConflictError, DamagedError, UsageError
-from compatctl.files import sha256_file
+from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
+from compatctl.files import has_digest, sha256_file
 from compatctl.manifest import Catalog, Manifest
 from compatctl.progress import Progress, silent
-from compatctl.store._check import CheckReport, check
 from compatctl.store._layout import (
     blob_path,
     generation_path,
+    is_plain,
     manifest_digest,
-    need_blobs,
     read_current,
     read_generation,
 )
 from compatctl.store._transaction import Transaction
 
-_RESTORED = (
-    "query_model",
-    "index",
-    "catalog",
-    "models",
-    "registry",
-    "report",
-    "policy",
-    "forced_reason",
-)
+if TYPE_CHECKING:
+    from compatctl.store._check import CheckReport
 
 
 @dataclass(frozen=True)
@@ -66,19 +56,32 @@ class Store:
         return cls(Path(path), read_current(Path(path)))
 
     def generation(self, number: int) -> Manifest:
-        """An older generation, or this one.
+        """An older generation, or this one, after each on the way to it named the one before.
 
         Raises:
             UsageError: there is no such generation.
-            DamagedError: its file is missing or changed.
+            DamagedError: its file, or a later one's, is missing or changed.
         """
         if not 1 <= number <= self.manifest.generation:
             raise UsageError(
                 f"there is no generation {number}; the newest is {self.manifest.generation}"
             )
-        if number == self.manifest.generation:
-            return self.manifest
-        return read_generation(self.path, number)
+        while self._chain[-1].generation > number:
+            child = self._chain[-1]
+            before = read_generation(self.path, child.generation - 1)
+            if child.parent != manifest_digest(before):
+                raise DamagedError(
+                    f"{generation_path(self.path, before.generation)} is not the parent that "
+                    f"generation {child.generation} records",
+                    tip="restore the file from a backup; compatctl check lists all that is wrong",
+                )
+            self._chain.append(before)
+        return self._chain[self.manifest.generation - number]
+
+    @cached_property
+    def _chain(self) -> list[Manifest]:
+        """The generations read so far, newest first."""
+        return [self.manifest]
 
     def history(self) -> tuple[Manifest, ...]:
         """Every generation, oldest first, after each was found to name the digest of the last.
@@ -86,45 +89,58 @@ class Store:
         Raises:
             DamagedError: one is missing or changed.
         """
-        found = [self.generation(number + 1) for number in range(self.manifest.generation)]
-        for before, after in pairwise(found):
-            if after.parent != manifest_digest(before):
-                raise DamagedError(
-                    f"{generation_path(self.path, before.generation)} is not the parent that "
-                    f"generation {after.generation} records"
-                )
-        return tuple(found)
+        self.generation(1)
+        return tuple(reversed(self._chain))
 
     def path_of(self, kind: str, sha256: str) -> Path:
         """Where the file of that kind (models, indexes, ...) and digest is; it is not opened."""
         return blob_path(self.path, kind, sha256)
 
-    def verified(self, kind: str, sha256: str) -> Path:
+    def verified(self, kind: str, sha256: str, *, fresh: bool = False) -> Path:
         """``path_of``, after the file's bytes were found to have that digest.
+
+        A large file that was hashed before and not written to since is not read again, unless
+        ``fresh``: what goes into another generation is read whole.
 
         Raises:
             DamagedError: it is missing, or holds other bytes.
+            ConflictError: it was deleted, as this generation is not kept any more.
         """
         path = blob_path(self.path, kind, sha256)
-        if not path.is_file() or sha256_file(path) != sha256:
-            raise DamagedError(
-                f"{path} is missing or was changed",
-                tip="restore the file from a backup; compatctl check lists all that is wrong",
-            )
-        return path
+        try:
+            same = sha256_file(path) == sha256 if fresh else has_digest(path, sha256)
+        except InputError:
+            if is_plain(path):
+                raise
+            same = False
+        if same and is_plain(path):
+            return path
+        self._refuse_let_go()
+        raise DamagedError(
+            f"{path} is missing or was changed",
+            tip="restore the file from a backup; compatctl check lists all that is wrong",
+        )
 
-    def catalog(self) -> Catalog:
-        """The rows of this generation's gallery.
+    def _refuse_let_go(self) -> None:
+        newest = read_current(self.path)
+        if newest.oldest > self.manifest.generation:
+            raise ConflictError(
+                f"{self.path} moved on to generation {newest.generation} and let go of the files "
+                f"of generation {self.manifest.generation}, which was being read",
+                tip="run the command again",
+            )
+
+    def catalog(self, of: Manifest | None = None) -> Catalog:
+        """The rows of this generation's gallery, or of another's.
 
         Raises:
             DamagedError: the file is missing, changed, or of another number of rows.
         """
-        path = self.verified("catalogs", self.manifest.catalog)
+        manifest = of or self.manifest
+        path = self.verified("catalogs", manifest.catalog)
         found = Catalog.read(path)
-        if len(found) != self.manifest.index.count:
-            raise DamagedError(
-                f"{path} has {len(found)} rows, the manifest {self.manifest.index.count}"
-            )
+        if len(found) != manifest.index.count:
+            raise DamagedError(f"{path} has {len(found)} rows, the manifest {manifest.index.count}")
         return found
 
     def transaction(
@@ -138,101 +154,28 @@ class Store:
         """
         return Transaction(self.path, expected, operation=operation, timeout_s=timeout_s)
 
-    def rollback(
-        self,
-        *,
-        at: str,
-        to: int | None = None,
-        discard_added: bool = False,
-        timeout_s: float = 10.0,
-    ) -> Manifest:
-        """Make a new generation that restores an older one whole, as ``rollback_plan`` says.
+    def rollback(self, *, at: str, to: int | None = None, discard_added: bool = False) -> Manifest:
+        """Restore whole what ``rollback_plan`` says; the current manifest where that is done.
 
-        Neither an index nor a catalogue is read or written. ``at`` is the time, ISO 8601, UTC.
+        Neither an index nor a model is read or written; ``at`` is the time, ISO 8601, UTC.
 
         Raises:
-            UsageError, ConflictError, DamagedError: as ``rollback_plan`` and ``transaction``.
+            UsageError, ConflictError, DamagedError: as ``rollback``.
         """
-        with self.transaction(self.manifest, operation="rollback", timeout_s=timeout_s) as tx:
-            target = rollback_plan(self, to=to, discard_added=discard_added).target
-            restored = {name: getattr(target, name) for name in _RESTORED}
-            return tx.commit(
-                operation="rollback", created_at=at, restores=target.generation, **restored
-            )
+        from compatctl.store._rollback import rollback
+
+        return rollback(self, at=at, to=to, discard_added=discard_added)
 
     def check(
         self, *, gc: bool = False, deep: bool = True, progress: Progress = silent
     ) -> CheckReport:
-        """Look at everything: history, files, and with ``deep`` their bytes and the catalogue.
+        """Look at everything, as ``check`` does; with ``gc``, delete what no generation names.
 
         Raises:
             ConflictError: ``gc`` needs the lock, and another process holds it.
         """
-        return check(self.path, gc=gc, deep=deep, progress=progress)
+        from compatctl.store._check import check, collect
 
-
-@dataclass(frozen=True, kw_only=True)
-class RollbackPlan:
-    """The generation that a rollback restores, and how many of today's rows it does not have."""
-
-    target: Manifest
-    dropped_rows: int
-
-
-def rollback_plan(
-    store: Store, *, to: int | None = None, discard_added: bool = False
-) -> RollbackPlan:
-    """What a rollback would restore; nothing is written.
-
-    Without ``to`` it is the state before the last change of the query model that still stands: a
-    generation which restored N counts as N, so that a second rollback goes further back.
-
-    Raises:
-        UsageError: there is no generation ``to``, it is the current one, or nothing is to undo.
-        ConflictError: rows were added since the target, and ``discard_added`` is false.
-        DamagedError: a file that the target needs is missing.
-    """
-    now = store.manifest
-    if to == now.generation:
-        raise UsageError(f"generation {to} is the current one: there is nothing to restore")
-    target = store.generation(to) if to is not None else _before_last_deploy(store)
-    need_blobs(store.path, target)
-    dropped = _dropped_rows(store, target)
-    if dropped and not discard_added:
-        raise ConflictError(
-            f"generation {target.generation} has {target.index.count} rows, and {dropped} of the "
-            f"{now.index.count} rows of today were added after it: they would be dropped",
-            tip="compatctl rollback --discard-added drops them; deploying the old model keeps them",
-        )
-    return RollbackPlan(target=target, dropped_rows=dropped)
-
-
-def _before_last_deploy(store: Store) -> Manifest:
-    for state in _lineage(store, store.manifest):
-        if state.query_model != store.manifest.query_model:
-            return state
-    raise UsageError(
-        "no earlier generation had another query model: there is no deploy to undo",
-        tip="compatctl history lists the generations; --to restores any of them",
-    )
-
-
-def _dropped_rows(store: Store, target: Manifest) -> int:
-    """Today's rows that the last state which both descend from did not have: none is renamed."""
-    if target.catalog == store.manifest.catalog:
-        return 0
-    known = {state.generation for state in _lineage(store, target)}
-    shared = next(s for s in _lineage(store, store.manifest) if s.generation in known)
-    return max(0, store.manifest.index.count - shared.index.count)
-
-
-def _lineage(store: Store, start: Manifest) -> Iterator[Manifest]:
-    """The states that led to ``start``, newest first, without what rollbacks undid."""
-    state = start
-    while True:
-        while state.restores is not None:
-            state = store.generation(state.restores)
-        yield state
-        if state.generation == 1:
-            return
-        state = store.generation(state.generation - 1)
+        if gc:
+            return collect(type(self).open(self.path), deep=deep, progress=progress)
+        return check(self.path, deep=deep, progress=progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -13,10 +13,12 @@ from typing import Any, Self
 from compatctl._version import __version__
 from compatctl.errors import ConflictError, InputError
 from compatctl.files import (
+    FOLDER_MODE,
     TEMPORARY,
     Lock,
     clear_errors,
     copy,
+    make_folder,
     parse_json,
     publish,
     sha256_file,
@@ -29,11 +31,13 @@ from compatctl.store._layout import (
     KINDS,
     LOCK,
     MANIFEST,
+    catalog_problems,
     generation_path,
     manifest_bytes,
     manifest_digest,
     need_blobs,
     read_current,
+    refuse_links,
 )
 
 
@@ -55,6 +59,7 @@ class Transaction:
         self._current = expected
         self._lock = Lock(root / LOCK, timeout_s, operation)
         self._stack = ExitStack()
+        self._new_catalogs: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._current is None:
@@ -93,6 +98,8 @@ class Transaction:
                 raise InputError(f"{source} changed while it was copied", tip="run it again")
         if not blob.bytes:
             raise InputError(f"an empty file is not one of the {kind}")
+        if kind == "catalogs":
+            self._new_catalogs.add(blob.sha256)
         return blob.sha256
 
     def commit(self, *, operation: str, created_at: str, **changes: Any) -> Manifest:
@@ -102,18 +109,20 @@ class Transaction:
         ``restores`` is of this generation only. ``created_at`` is ISO 8601, UTC, ending in Z.
 
         Raises:
-            InputError: the generation would contradict itself.
+            InputError: the generation would contradict itself, or its catalogue contradicts it.
             DamagedError: a file that it names is missing.
             CompatError: there was no room or no permission; the store is as it was.
         """
         after = self._next(operation, created_at, changes)
-        if problems := after.contradictions():
-            raise InputError(f"the new generation would be wrong: {'; '.join(problems)}")
+        _refuse(after.contradictions())
         need_blobs(self._root, after)
+        if after.catalog in self._new_catalogs:
+            _refuse(catalog_problems(self._root, after))
         data = manifest_bytes(after)
         path = generation_path(self._root, after.generation)
         Manifest.from_json(parse_json(data, path), "the new generation")
-        self._folder(HISTORY)
+        with clear_errors("creating", path.parent):
+            make_folder(path.parent)
         write_atomic(path, data)
         write_atomic(self._root / MANIFEST, data)
         self._current = after
@@ -147,6 +156,7 @@ class Transaction:
         """What a killed creation left is taken over; anything else is somebody's."""
         if (self._root / MANIFEST).exists():
             raise InputError(f"{self._root} is already a store", tip="name another folder")
+        refuse_links(self._root)
         own = {LOCK, HISTORY, *KINDS}
         with clear_errors("reading", self._root):
             names = {path.name for path in self._root.iterdir()}
@@ -160,12 +170,11 @@ class Transaction:
         with clear_errors("creating", self._root):
             if self._root.exists() and not self._root.is_dir():
                 raise InputError(f"{self._root} is a file", tip="name a new, empty folder")
-            self._root.mkdir(parents=True, exist_ok=True)
+            self._root.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
             sync(self._root.parent)
         self._refuse_content()
 
-    def _folder(self, name: str) -> None:
-        with clear_errors("creating", self._root / name):
-            if not (self._root / name).is_dir():
-                (self._root / name).mkdir()
-                sync(self._root)
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise InputError(f"the new generation would be wrong: {'; '.join(problems)}")

@@ -15,7 +15,7 @@ import numpy as np
 import compatctl
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Catalog, IndexInfo, Manifest, ModelShare
-from compatctl.store import Store
+from compatctl.store import Store, Transaction
 
 AT = "2026-01-31T12:00:00Z"
 PARAMS = HnswParams(dim=8, M=4, ef_construction=20, ef_search=10)
@@ -52,9 +52,15 @@ def begin(path: Path, rows: int = 20, model: bytes = b"model A") -> Store:
             query_model=sha,
             index=info(tx.put("indexes", index.save), rows),
             catalog=tx.put("catalogs", catalog.write),
-            models=(ModelShare(sha256=sha, dim=8, rows=rows, name="a.onnx"),),
+            models=(share(tx, sha, rows, "a.onnx"),),
         )
     return Store.open(path)
+
+
+def share(tx: Transaction, model: str, rows: int, name: str) -> ModelShare:
+    """A model's entry; its canary is a file of its own, which the store does not look into."""
+    canary = tx.put("canaries", writes(b"canary of " + model.encode()))
+    return ModelShare(sha256=model, dim=8, rows=rows, name=name, canary=canary)
 
 
 def writes(data: bytes) -> Callable[[Path], None]:
@@ -71,12 +77,11 @@ def deploy(store: Store, model: bytes) -> Store:
         sha = tx.put("models", writes(model))
         known = [one for one in now.models if one.sha256 != sha]
         rows = now.index.count - sum(one.rows for one in known)
-        share = ModelShare(sha256=sha, dim=8, rows=rows, name="b.onnx")
         tx.commit(
             operation="deploy",
             created_at=AT,
             query_model=sha,
-            models=(*known, share),
+            models=(*known, share(tx, sha, rows, "b.onnx")),
             report=tx.put("reports", writes(b"report on " + model)),
         )
     return Store.open(store.path)
@@ -147,6 +152,6 @@ def manifest(**changes: object) -> Manifest:
         query_model="a" * 64,
         index=info("b" * 64, 3),
         catalog="c" * 64,
-        models=(ModelShare(sha256="a" * 64, dim=8, rows=3, name="old.onnx"),),
+        models=(ModelShare(sha256="a" * 64, dim=8, rows=3, name="old.onnx", canary="d" * 64),),
     )
     return replace(base, **changes)  # type: ignore[arg-type]

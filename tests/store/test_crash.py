@@ -18,7 +18,7 @@ from compatctl.store import Store
 KILLER = """
 import os, signal, sys, traceback
 from pathlib import Path
-from compatctl.manifest import IndexInfo, ModelShare
+from compatctl.manifest import Catalog, IndexInfo, ModelShare
 from compatctl.store import Store
 
 AT = "2026-02-01T00:00:00Z"
@@ -30,18 +30,22 @@ def deploy(root):
     store = Store.open(root)
     with store.transaction(store.manifest, operation="deploy") as tx:
         model = tx.put("models", text(b"model B"))
-        share = ModelShare(sha256=model, dim=8, rows=0, name="b")
+        share = ModelShare(sha256=model, dim=8, rows=0, name="b",
+                           canary=tx.put("canaries", text(b"canary B")))
         tx.commit(operation="deploy", created_at=AT, query_model=model,
                   models=(*store.manifest.models, share), report=tx.put("reports", text(b"report")))
 
 def create(root):
     with Store.create(root) as tx:
         model = tx.put("models", text(b"model"))
+        catalog = Catalog(ids=("a", "b", "c"), labels=("x", "x", "y"), keys=[0, 1, 2],
+                          model_of=[0, 0, 0], models=(model,))
         info = IndexInfo(engine="hnswlib", space="ip", dim=8, M=4, ef_construction=20,
                          ef_search=10, count=3, sha256=tx.put("indexes", text(b"index")), seed=100)
         tx.commit(operation="init", created_at=AT, query_model=model, index=info,
-                  catalog=tx.put("catalogs", text(b"catalogue")),
-                  models=(ModelShare(sha256=model, dim=8, rows=3, name="a"),))
+                  catalog=tx.put("catalogs", catalog.write),
+                  models=(ModelShare(sha256=model, dim=8, rows=3, name="a",
+                                     canary=tx.put("canaries", text(b"canary"))),))
 
 def arm(left):
     def armed(real):

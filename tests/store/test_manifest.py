@@ -83,10 +83,11 @@ def test_what_is_no_object_is_no_manifest(raw: object) -> None:
 
 def test_contradictions_are_found() -> None:
     """Rows, dimensions, the query model and the generation's parent must agree."""
-    share = ModelShare(sha256="e" * 64, dim=9, rows=1, name="odd")
-    found = manifest(models=(share, share), restores=5, parent="f" * 64).contradictions()
-    text = "; ".join(found)
-    for part in ("twice", "query model", "2 rows, the index 3", "9 dimensions", "restores", "par"):
+    share = ModelShare(sha256="e" * 64, dim=9, rows=1, name="odd", canary="d" * 64)
+    odd = manifest(models=(share, share), restores=5, oldest=2, parent="f" * 64)
+    text = "; ".join(odd.contradictions())
+    expected = ("twice", "query model", "2 rows, the index 3", "9 dim", "restores", "from 2", "par")
+    for part in expected:
         assert part in text
 
 

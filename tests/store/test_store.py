@@ -13,7 +13,7 @@ from store_kit import AT, add, begin, deploy, info, python, snapshot, writes
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import Lock, sha256_bytes, sha256_file
 from compatctl.manifest import ModelShare
-from compatctl.store import Store, rollback_plan
+from compatctl.store import RollbackPlan, Store, added_since, rollback_plan
 
 
 def test_a_new_store_is_complete(store: Store) -> None:
@@ -21,7 +21,7 @@ def test_a_new_store_is_complete(store: Store) -> None:
     assert (store.manifest.generation, store.manifest.parent) == (1, None)
     report = store.check()
     assert report.ok
-    assert (report.generations, report.files, report.unreferenced) == (1, 3, ())
+    assert (report.generations, report.files, report.unreferenced) == (1, 4, ())
     assert store.history() == (store.manifest,)
     assert len(store.catalog()) == 20
 
@@ -59,7 +59,7 @@ def test_a_deploy_writes_no_index(store: Store) -> None:
     assert manifest.catalog == store.manifest.catalog
     changed = {name for name, data in snapshot(store.path).items() if before.get(name) != data}
     assert {name.split("/")[0] for name in changed} == {
-        "manifest.json", "history", "models", "reports",
+        "manifest.json", "history", "models", "canaries", "reports",
     }  # fmt: skip
     assert after.history() == (store.manifest, manifest)
 
@@ -192,17 +192,19 @@ def test_rollback_restores_the_very_bytes(store: Store) -> None:
     assert again.check().ok
 
 
-def test_a_second_rollback_goes_further_back(store: Store) -> None:
-    """A, B, C: rollback gives B, rollback again gives A, and then nothing is left to undo."""
+def test_a_rollback_that_is_repeated_undoes_one_deploy(store: Store) -> None:
+    """A, B, C: rollback gives B, however often it is called; --to goes to A, and comes back."""
     a = store.manifest.query_model
     b = deploy(store, b"model B")
     c = deploy(b, b"model C")
     fourth = c.rollback(at=AT)
     assert (fourth.query_model, fourth.restores) == (b.manifest.query_model, 2)
-    fifth = Store.open(store.path).rollback(at=AT)
+    again = Store.open(store.path)
+    assert again.rollback(at=AT) == again.rollback(at=AT, to=2) == fourth
+    assert rollback_plan(again) == RollbackPlan(target=b.manifest, done=True)
+    fifth = again.rollback(at=AT, to=1)
     assert (fifth.query_model, fifth.restores) == (a, 1)
-    with pytest.raises(UsageError, match="no deploy to undo"):
-        Store.open(store.path).rollback(at=AT)
+    assert Store.open(store.path).rollback(at=AT) == fifth
     sixth = Store.open(store.path).rollback(at=AT, to=3)
     assert sixth.query_model == c.manifest.query_model
     assert Store.open(store.path).rollback(at=AT).query_model == b.manifest.query_model
@@ -217,18 +219,18 @@ def test_rollback_after_deploying_again_undoes_that_deploy(store: Store) -> None
 
 
 def test_rollback_refuses_to_drop_added_rows(store: Store) -> None:
-    """Rows added since the target are counted and kept, unless they may be discarded."""
+    """Items added since the target are named and kept, unless they may be discarded."""
     second = deploy(store, b"model B")
     third = add(second, 5)
-    with pytest.raises(ConflictError, match="5 of the 25 rows"):
+    with pytest.raises(ConflictError, match="5 of the 25 items"):
         third.rollback(at=AT)
     assert Store.open(store.path).manifest == third.manifest
-    assert rollback_plan(third, discard_added=True).dropped_rows == 5
+    assert added_since(third, store.manifest) == tuple(f"added-2-{at}" for at in range(5))
     fourth = third.rollback(at=AT, discard_added=True)
     assert fourth.index == store.manifest.index
     assert Store.open(store.path).check().ok
     forward = Store.open(store.path)
-    assert rollback_plan(forward, to=3).dropped_rows == 0
+    assert added_since(forward, third.manifest) == ()
     assert forward.rollback(at=AT, to=3).index.count == 25
 
 
@@ -238,7 +240,7 @@ def test_rows_of_another_branch_are_not_taken_for_these(store: Store) -> None:
     branch.rollback(at=AT, to=1, discard_added=True)
     today = add(Store.open(store.path), 5, seed=4)
     assert today.manifest.index.count == branch.manifest.index.count
-    with pytest.raises(ConflictError, match="5 of the 25"):
+    with pytest.raises(ConflictError, match="5 of the 25 items"):
         today.rollback(at=AT, to=2)
 
 
@@ -312,12 +314,16 @@ def test_a_shallow_check_sees_missing_files_only(store: Store) -> None:
 
 
 def test_check_compares_the_catalogue_with_the_manifest(store: Store) -> None:
-    """A catalogue with fewer rows than its index is a problem even when its digest is right."""
+    """Fewer rows than the index has are no commit; where they are there, no catalogue opens."""
     shorter = replace(
         store.catalog(), ids=("a",), labels=("x",), keys=[0], model_of=[0],
     )  # fmt: skip
     with store.transaction(store.manifest) as tx:
-        tx.commit(operation="add", created_at=AT, catalog=tx.put("catalogs", shorter.write))
+        digest = tx.put("catalogs", shorter.write)
+        with pytest.raises(InputError, match="1 rows, the index 20"):
+            tx.commit(operation="add", created_at=AT, catalog=digest)
+    with store.transaction(store.manifest) as tx:  # as if an older version had put it there
+        tx.commit(operation="add", created_at=AT, catalog=digest)
     again = Store.open(store.path)
     report = again.check()
     assert not report.ok
@@ -371,7 +377,7 @@ def test_a_creation_from_a_deployed_index_needs_its_model(tmp_path: Path) -> Non
             query_model="a" * 64,
             index=info("b" * 64, 3),
             catalog="c" * 64,
-            models=(ModelShare(sha256="a" * 64, dim=8, rows=3, name="old.onnx"),),
+            models=(ModelShare(sha256="a" * 64, dim=8, rows=3, name="old.onnx", canary="d" * 64),),
         )
     with pytest.raises(InputError):
         Store.open(tmp_path / "s")

@@ -1,0 +1,60 @@
+"""A model that is taken into a store: its bytes, read once, and its canary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from compatctl.encoder import Canary, Encoder, sealed_bytes
+from compatctl.manifest import ModelShare
+from compatctl.store import Transaction
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """A model's sealed bytes, and the file that they were read from."""
+
+    path: Path
+    data: bytes
+
+    @classmethod
+    def read(cls, path: Path, preprocessing: Path | None = None) -> Candidate:
+        """The model in a file.
+
+        Raises:
+            InputError: no such file, not ONNX, or foreign without a usable preprocessing file.
+        """
+        return cls(path=path, data=sealed_bytes(path, preprocessing))
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The model, checked and ready to run.
+
+        Raises:
+            InputError: it is not what its metadata says.
+        """
+        return Encoder.of(self.data, self.path)
+
+    @cached_property
+    def canary(self) -> Canary:
+        """What the model makes of a few images, here and now."""
+        return Canary.of(self.encoder)
+
+    def put(self, tx: Transaction, rows: int) -> ModelShare:
+        """Write model and canary into the store: the manifest's entry for it, with its rows."""
+        return ModelShare(
+            sha256=tx.put("models", _writing(self.data)),
+            dim=self.encoder.dim,
+            rows=rows,
+            name=self.path.name,
+            canary=tx.put("canaries", self.canary.write),
+        )
+
+
+def _writing(data: bytes) -> Callable[[Path], None]:
+    def write(target: Path) -> None:
+        target.write_bytes(data)
+
+    return write

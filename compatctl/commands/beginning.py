@@ -1,0 +1,100 @@
+"""The first generation of a store, whether its gallery was embedded here or adopted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.commands.admission import Candidate
+from compatctl.commands.context import now
+from compatctl.errors import InputError
+from compatctl.index import HnswParams
+from compatctl.manifest import Catalog, IndexInfo, Manifest
+from compatctl.store import Store
+
+
+def begin(
+    path: Path,
+    *,
+    model: Candidate,
+    index: Path | Callable[[Path], None],
+    sha256: str | None = None,
+    params: HnswParams,
+    catalog: Catalog,
+    operation: str,
+) -> Manifest:
+    """Write generation 1.
+
+    ``index`` is a file to take byte for byte, or what writes one; ``sha256`` the digest that the
+    file had when it was looked at.
+
+    Raises:
+        InputError: the folder is in use, or the file changed since.
+        CompatError: there was no room or no permission; there is no store then.
+    """
+    with Store.create(path, operation=operation) as tx:
+        found = tx.put("indexes", index)
+        if sha256 is not None and found != sha256:
+            raise InputError(f"{index} changed while it was read", tip="run it again")
+        share = model.put(tx, rows=len(catalog))
+        return tx.commit(
+            operation=operation,
+            created_at=now(),
+            query_model=share.sha256,
+            index=index_info(params, found, len(catalog)),
+            catalog=tx.put("catalogs", catalog.write),
+            models=(share,),
+        )
+
+
+def begun_already(path: Path, operation: str, model: str) -> Store | None:
+    """The store at ``path``, where this operation with this model made it and nothing came after.
+
+    A run that was killed after its commit is repeated by people and pipelines: it finds its own
+    work done. The caller compares the rest.
+
+    Raises:
+        InputError: there is a store that was made otherwise.
+        DamagedError: there is one, and its manifest is not what was written.
+    """
+    if not (path / "manifest.json").exists():
+        return None
+    store = Store.open(path)
+    found = store.manifest
+    if (found.generation, found.operation, found.query_model) != (1, operation, model):
+        raise InputError(
+            f"{path} is already a store, at generation {found.generation} ({found.operation})",
+            tip="name another folder; compatctl add indexes more items in this one",
+        )
+    return store
+
+
+def first_catalog(
+    ids: tuple[str, ...], labels: tuple[str, ...], keys: NDArray[np.uint64], model: str
+) -> Catalog:
+    """The catalogue of a gallery that one model embedded, in the order of the keys (N,)."""
+    return Catalog(
+        ids=ids,
+        labels=labels,
+        keys=keys,
+        model_of=np.zeros(len(keys), np.int32),
+        models=(model,),
+    )
+
+
+def index_info(params: HnswParams, sha256: str, count: int) -> IndexInfo:
+    """What the manifest records of an index."""
+    return IndexInfo(
+        engine="hnswlib",
+        space=params.space,
+        dim=params.dim,
+        M=params.M,
+        ef_construction=params.ef_construction,
+        ef_search=params.ef_search,
+        count=count,
+        sha256=sha256,
+        seed=params.seed,
+    )

@@ -1,0 +1,143 @@
+"""rollback where items were added since: they are kept, re-embedded, or let go by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.commands.both import load_data
+from compatctl.commands.context import now
+from compatctl.commands.gallery import open_index, serving
+from compatctl.errors import ConflictError
+from compatctl.manifest import Catalog, Manifest
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Project
+from compatctl.store import OF_THE_MODEL, Store
+
+SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Added:
+    """Today's items that the target does not have, by row of today's catalogue (n,).
+
+    ``known``: embedded by a model that the target's gallery or queries used too, ordered by model;
+    their vectors can stay. ``foreign``: by another one, against which none of those was verified.
+    """
+
+    today: Catalog
+    known: NDArray[np.int64]
+    foreign: NDArray[np.int64]
+
+    @classmethod
+    def since(cls, store: Store, target: Manifest) -> Added:
+        """What was added since ``target``."""
+        today = store.catalog()
+        had = set(store.catalog(target).ids)
+        rows = np.array([row for row, item in enumerate(today.ids) if item not in had], np.int64)
+        models = {one.sha256 for one in target.models}
+        fine = np.array([model in models for model in today.models], bool)
+        rows = rows[np.argsort(today.model_of[rows], kind="stable")]
+        known = fine[today.model_of[rows]]
+        return cls(today=today, known=rows[known], foreign=rows[~known])
+
+    def ids(self, rows: NDArray[np.int64]) -> tuple[str, ...]:
+        """The item ids of rows (n,)."""
+        return tuple(self.today.ids[row] for row in rows)
+
+
+def keep_gallery(store: Store, target: Manifest) -> Manifest:
+    """Restore the query model, and leave every row where it is; nothing is embedded or rewritten.
+
+    Raises:
+        ConflictError, DamagedError, CompatError: as ``Transaction``.
+    """
+    today = store.manifest
+    share = next(one for one in target.models if one.sha256 == target.query_model)
+    rows = sum(one.rows for one in today.models if one.sha256 == share.sha256)
+    others = [one for one in today.models if one.rows > 0 and one.sha256 != share.sha256]
+    ef_search = max(today.index.ef_search, target.index.ef_search)
+    with store.transaction(today, operation="rollback") as tx:
+        return tx.commit(
+            operation="rollback",
+            created_at=now(),
+            restores=target.generation,
+            index=replace(today.index, ef_search=ef_search),
+            models=(*others, replace(share, rows=rows)),
+            **{name: getattr(target, name) for name in OF_THE_MODEL},
+        )
+
+
+def bring_along(
+    project: Project,
+    store: Store,
+    target: Manifest,
+    added: Added,
+    *,
+    dry_run: bool,
+    progress: Progress = silent,
+) -> Manifest:
+    """Restore model, index and catalogue, and take the items added since along.
+
+    Those of a known model keep their vectors; the others are embedded by the restored model.
+
+    Raises:
+        ConflictError: the project's data does not hold every item to embed; or as ``Transaction``.
+        InputError: an image does not decode.
+    """
+    fresh = _embed(project, store, target, added, progress)
+    if dry_run:
+        return store.manifest
+    stay = open_index(store, store.manifest, fresh=True).vectors(added.today.keys[added.known])
+    before = store.catalog(target)
+    catalog = before
+    model_of = added.today.model_of[added.known]
+    for model in np.unique(model_of):
+        catalog = _extended(
+            catalog, added, added.known[model_of == model], added.today.models[model]
+        )
+    catalog = _extended(catalog, added, added.foreign, target.query_model)
+    index = open_index(store, target, fresh=True)
+    index.add(np.concatenate([stay, fresh]), catalog.keys[len(before) :], progress)
+    with store.transaction(store.manifest, operation="rollback") as tx:
+        sha256 = tx.put("indexes", index.save)
+        counts = catalog.counts()
+        return tx.commit(
+            operation="rollback",
+            created_at=now(),
+            restores=target.generation,
+            index=replace(target.index, count=len(index), sha256=sha256),
+            catalog=tx.put("catalogs", catalog.write),
+            models=tuple(replace(one, rows=counts.get(one.sha256, 0)) for one in target.models),
+            **{name: getattr(target, name) for name in OF_THE_MODEL},
+        )
+
+
+def _extended(catalog: Catalog, added: Added, rows: NDArray[np.int64], model: str) -> Catalog:
+    labels = [added.today.labels[row] for row in rows]
+    return catalog.extended(added.ids(rows), labels, model) if len(rows) else catalog
+
+
+def _embed(
+    project: Project, store: Store, target: Manifest, added: Added, progress: Progress
+) -> NDArray[np.float32]:
+    """The foreign items (n, D), embedded by the target's query model."""
+    if not len(added.foreign):
+        return np.zeros((0, target.index.dim), np.float32)
+    data = load_data(project) if project.data else None
+    row_of = {item: row for row, item in enumerate(data.ids)} if data else {}
+    wanted = added.ids(added.foreign)
+    if data is None or any(item not in row_of for item in wanted):
+        missing = [item for item in wanted if item not in row_of]
+        more = "" if len(missing) <= SHOWN else f" and {len(missing) - SHOWN} more"
+        raise ConflictError(
+            f"{len(wanted)} items were added since generation {target.generation} by a model that "
+            f"it does not have, and {project.data or 'no data'} holds the images of "
+            f"{len(wanted) - len(missing)}; missing: {', '.join(missing[:SHOWN])}{more}",
+            tip="--data with their images re-embeds them; --added keep restores the query model at "
+            "once and leaves every row as it is; --added drop lets them go",
+        )
+    encoder = serving(store, target)
+    return encoder.embed(data.take([row_of[item] for item in wanted]), progress=progress).features

@@ -1,0 +1,11 @@
+"""What a generation says, and what a row of the gallery is: two strict formats, no files' layout.
+
+Nothing here imports numpy before a catalogue is opened: status and rollback read manifests only.
+"""
+
+from __future__ import annotations
+
+from compatctl.manifest._catalog import Catalog
+from compatctl.manifest._manifest import FORMAT, IndexInfo, Manifest, ModelShare, is_digest
+
+__all__ = ["FORMAT", "Catalog", "IndexInfo", "Manifest", "ModelShare", "is_digest"]

@@ -1,0 +1,151 @@
+"""What a row of the gallery is: item, class, key in the index, and the model that embedded it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compatctl.errors import DamagedError, InputError
+from compatctl.npz import read_npz
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Catalog:
+    """The gallery's rows.
+
+    ``ids`` and ``labels`` (N,); ``keys`` (N,) uint64, each row's key in the index; ``model_of``
+    (N,) int32, the position in ``models`` (digests) of the model that embedded the row.
+
+    Raises:
+        InputError: an id is empty or there twice, a key is there twice, or the lengths differ.
+    """
+
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    keys: NDArray[np.uint64]
+    model_of: NDArray[np.int32]
+    models: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        import numpy as np
+
+        for name, wanted in (("keys", np.uint64), ("model_of", np.int32)):
+            column = np.array(getattr(self, name), wanted, ndmin=1)
+            column.setflags(write=False)
+            object.__setattr__(self, name, column)
+        lengths = {len(self.ids), len(self.labels), len(self.keys), len(self.model_of)}
+        if len(lengths) > 1:
+            raise InputError(f"a catalogue's columns must be equally long, got {sorted(lengths)}")
+        if len(set(self.ids)) < len(self.ids):
+            item, times = Counter(self.ids).most_common(1)[0]
+            raise InputError(
+                f"the item id {item!r} is there {times} times", tip="ids must be unique"
+            )
+        if "" in self.ids:
+            raise InputError(f"row {self.ids.index('')} has an empty item id")
+        if len(np.unique(self.keys)) < len(self.keys):
+            raise InputError("two rows of the catalogue have the same key in the index")
+        if ((self.model_of < 0) | (self.model_of >= len(self.models))).any():
+            raise InputError("a row of the catalogue names a model that is not listed")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def counts(self) -> dict[str, int]:
+        """How many rows each listed model embedded, by the model's digest."""
+        found = Counter(self.model_of.tolist())
+        return {model: found[at] for at, model in enumerate(self.models)}
+
+    @property
+    def next_key(self) -> int:
+        """The key of the next new row: one more than the largest."""
+        return int(self.keys.max()) + 1 if len(self) else 0
+
+    def extended(self, ids: Sequence[str], labels: Sequence[str], model: str) -> Catalog:
+        """This catalogue and new rows that ``model`` (a digest) embedded, under unused keys.
+
+        The new rows are the last ``len(ids)``; their keys count on from the largest key.
+
+        Raises:
+            InputError: an id is already there, or no key is left.
+        """
+        import numpy as np
+
+        models = self.models if model in self.models else (*self.models, model)
+        if self.next_key + len(ids) > 1 << 64:
+            raise InputError(f"there is no room for {len(ids)} keys after {self.next_key - 1}")
+        new_keys = np.arange(len(ids), dtype=np.uint64) + np.uint64(self.next_key)
+        new_models = np.full(len(ids), models.index(model), np.int32)
+        return Catalog(
+            ids=(*self.ids, *ids),
+            labels=(*self.labels, *labels),
+            keys=np.concatenate([self.keys, new_keys]),
+            model_of=np.concatenate([self.model_of, new_models]),
+            models=models,
+        )
+
+    def reassigned(self, rows: NDArray[np.int64], model: str) -> Catalog:
+        """The same items and keys, with ``rows`` (n,) now embedded by ``model`` (a digest)."""
+        models = self.models if model in self.models else (*self.models, model)
+        model_of = self.model_of.copy()
+        model_of[rows] = models.index(model)
+        return replace(self, model_of=model_of, models=models)
+
+    def write(self, path: Path) -> None:
+        """Write an npz to a new file; its bytes depend on the catalogue only."""
+        import numpy as np
+
+        columns: dict[str, Any] = {"keys": self.keys, "model_of": self.model_of}
+        for name in ("ids", "labels", "models"):
+            texts = [text.encode("utf-8", "surrogatepass") for text in getattr(self, name)]
+            columns[name] = np.frombuffer(b"".join(texts), np.uint8)
+            columns[f"{name}_end"] = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        with path.open("xb") as file:
+            np.savez(file, **columns)
+
+    @classmethod
+    def read(cls, path: Path) -> Catalog:
+        """Read what ``write`` wrote; nothing in the file is ever executed.
+
+        Raises:
+            DamagedError: it is missing, not a catalogue, or of inconsistent columns.
+        """
+        try:
+            return _catalog(read_npz(path, error=DamagedError))
+        except ValueError as error:
+            raise DamagedError(f"{path}: not a catalogue that can be read: {error}") from None
+        except InputError as error:
+            raise DamagedError(f"{path}: {error.message}") from None
+
+
+def _catalog(columns: dict[str, NDArray[Any]]) -> Catalog:
+    kinds = {"keys": "uint64", "model_of": "int32"}
+    for name in ("ids", "labels", "models"):
+        kinds |= {name: "uint8", f"{name}_end": "int64"}
+    found = {name: str(column.dtype) for name, column in columns.items() if column.ndim == 1}
+    if found != kinds:
+        raise ValueError(f"expected the columns {sorted(kinds)}, got {sorted(columns)}")
+    return Catalog(
+        ids=_texts(columns["ids"], columns["ids_end"]),
+        labels=_texts(columns["labels"], columns["labels_end"]),
+        keys=columns["keys"],
+        model_of=columns["model_of"],
+        models=_texts(columns["models"], columns["models_end"]),
+    )
+
+
+def _texts(data: NDArray[Any], ends: NDArray[Any]) -> tuple[str, ...]:
+    raw, bounds = data.tobytes(), [0, *ends.tolist()]
+    if bounds != sorted(bounds) or bounds[-1] != len(raw):
+        raise ValueError("the texts' ends do not fit the texts")
+    return tuple(
+        raw[start:stop].decode("utf-8", "surrogatepass") for start, stop in pairwise(bounds)
+    )

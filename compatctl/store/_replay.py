@@ -1,0 +1,38 @@
+"""Does the history tell a story that this program could have written?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from compatctl.manifest import Manifest
+from compatctl.store._rollback import OF_THE_MODEL
+
+
+def replay(generations: Sequence[Manifest]) -> list[str]:
+    """What in the generations, oldest first, no operation can have made of the one before."""
+    known = {one.generation: one for one in generations}
+    found = []
+    for one in generations:
+        before = known.get(one.generation - 1)
+        if before is not None:
+            found += [f"generation {one.generation} {what}" for what in _wrong(before, one, known)]
+    return found
+
+
+def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[str]:
+    found = []
+    if one.oldest < before.oldest:
+        found.append(f"keeps files from {one.oldest} on, which {before.generation} let go")
+    if one.restores is not None:
+        target = known.get(one.restores, one)  # one that is not there is told elsewhere
+        names = [name for name in OF_THE_MODEL if getattr(one, name) != getattr(target, name)]
+        if names:
+            found.append(f"went back to {one.restores}, but has another {names[0]}")
+    elif one.operation == "deploy":
+        same = replace(one.index, ef_search=before.index.ef_search) == before.index
+        if not same or one.catalog != before.catalog:
+            found.append("is a deploy, but has another index or catalogue than the one before")
+    elif one.query_model != before.query_model:
+        found.append(f"changed the query model by {one.operation!r}")
+    return found

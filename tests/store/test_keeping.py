@@ -1,0 +1,215 @@
+"""What gc keeps, what the history proves, and what a store refuses to be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from store_kit import AT, add, begin, deploy, snapshot, writes
+
+from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
+from compatctl.files import canonical_json, sha256_bytes
+from compatctl.manifest import Manifest
+from compatctl.store import Store, check, collect, rollback_plan
+
+
+def _grown(store: Store, times: int) -> Store:
+    for seed in range(times):
+        store = add(store, 2, seed)
+    return store
+
+
+def _files(store: Store, kind: str) -> int:
+    return len(list((store.path / kind).iterdir()))
+
+
+def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
+    """Of six states three stay; a deploy's way back stays however old it is."""
+    grown = _grown(store, 5)
+    before = check(grown.path)
+    planned = check(grown.path, keep=3)
+    assert before.unreferenced == ()
+    done = collect(grown, keep=3, at=AT)
+    assert done.deleted == planned.unreferenced
+    assert (done.generations, done.oldest, _files(grown, "indexes")) == (7, 4, 3)
+    after = Store.open(store.path)
+    assert (after.manifest.operation, after.manifest.oldest) == ("gc", 4)
+    assert after.manifest.index == grown.manifest.index
+    assert after.check().ok
+    assert len(after.history()) == 7
+    assert rollback_plan(after, to=4).target.index.count == 26
+    with pytest.raises(UsageError, match="let go"):
+        rollback_plan(after, to=3)
+
+    deployed = _grown(deploy(after, b"model B"), 4)
+    kept = collect(deployed, keep=1, at=AT)
+    assert kept.oldest == 7
+    back = Store.open(store.path)
+    assert rollback_plan(back).target.generation == 7
+    assert back.rollback(at=AT, discard_added=True).query_model == store.manifest.query_model
+    assert back.check().ok
+
+
+def test_gc_repeated_deletes_nothing_more(store: Store) -> None:
+    """Its own generations are no states: a nightly gc does not eat what it kept last night."""
+    collect(_grown(store, 5), keep=3, at=AT)
+    before = snapshot(store.path)
+    for _ in range(4):
+        assert collect(Store.open(store.path), keep=3, at=AT).deleted == ()
+    assert snapshot(store.path) == before
+
+
+def test_a_reader_whose_files_were_let_go_is_told_to_open_again(store: Store) -> None:
+    """A store opened before the gc finds its index gone: a conflict, and no damage."""
+    grown = _grown(store, 3)
+    collect(grown, keep=1, at=AT)
+    with pytest.raises(ConflictError, match="let go of the files of generation 1"):
+        store.verified("indexes", store.manifest.index.sha256)
+    with pytest.raises(UsageError, match="at least 1"):
+        collect(Store.open(store.path), keep=0, at=AT)
+
+
+def _edit(path: Path, **changes: object) -> str:
+    """Change a manifest as somebody would who knows the format; its digest."""
+    data = canonical_json({**json.loads(path.read_bytes()), **changes})
+    path.write_bytes(data)
+    return sha256_bytes(data)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_edited_generation_is_found_before_it_is_used(store: Store, number: int) -> None:
+    """A well-formed edit anywhere in the history: opening, going back or checking names it."""
+    store = _grown(deploy(store, b"model B"), 1)
+    path = store.path / "history" / f"{number:06d}.json"
+    path.chmod(0o644)
+    _edit(path, created_at="2020-01-01T00:00:00Z")
+    assert path.name in " ".join(check(store.path).problems)
+    with pytest.raises(DamagedError, match=path.name):
+        Store.open(store.path).rollback(at=AT, to=1, discard_added=True)
+
+
+def test_a_manifest_that_is_not_the_newest_of_the_history_does_not_open(store: Store) -> None:
+    """One edited digit of manifest.json, or an older one in its place, is found at once."""
+    store = deploy(store, b"model B")
+    current = store.path / "manifest.json"
+    whole = current.read_bytes()
+    for data in (
+        whole.replace(b'"ef_search": 10', b'"ef_search": 70'),
+        begin(store.path.parent / "other", rows=4).path.joinpath("manifest.json").read_bytes(),
+    ):
+        current.write_bytes(data)
+        with pytest.raises(DamagedError, match="history"):
+            Store.open(store.path)
+        assert not check(store.path).ok
+    current.write_bytes(whole)
+    (store.path / "history" / "000002.json").unlink()
+    with pytest.raises(DamagedError, match="missing"):
+        Store.open(store.path)
+
+
+def test_a_history_rewritten_whole_is_found_by_a_digest_kept_elsewhere(store: Store) -> None:
+    """Who edits every file from generation 1 on passes the chain, and not the head written down."""
+    store = deploy(store, b"model B")
+    head = check(store.path).head
+    later = _grown(store, 1)
+    assert check(later.path, head=head).ok
+    parent = None
+    for number in (1, 2, 3):
+        path = store.path / "history" / f"{number:06d}.json"
+        path.chmod(0o644)
+        parent = _edit(path, parent=parent, created_at="2020-01-01T00:00:00Z")
+    shutil.copy(path, store.path / "manifest.json")
+    assert check(store.path).ok
+    assert "rewritten" in " ".join(check(store.path, head=head).problems)
+
+
+def test_a_story_that_no_operation_can_have_written_is_found(store: Store) -> None:
+    """A deploy with another index, a rollback to another model: the digests fit, the story not."""
+    grown = _grown(store, 1).manifest
+    deployed = deploy(Store.open(store.path), b"model B").manifest
+
+    def story(*generations: Manifest) -> str:
+        folder = store.path / "history"
+        parent = None
+        for at, one in enumerate(generations, 1):
+            path = folder / f"{at:06d}.json"
+            path.unlink(missing_ok=True)
+            text = {**one.to_json(), "generation": at, "parent": parent}
+            path.write_bytes(canonical_json(text))
+            parent = sha256_bytes(path.read_bytes())
+        for path in folder.glob("*.json"):
+            if int(path.stem) > len(generations):
+                path.unlink()
+        shutil.copy(folder / f"{len(generations):06d}.json", store.path / "manifest.json")
+        return " ".join(check(store.path).problems)
+
+    first = store.manifest
+    assert story(first, grown, deployed) == ""
+    assert "another index" in story(first, deployed)
+    assert "another query_model" in story(
+        first, grown, deployed, replace(deployed, operation="rollback", restores=1)
+    )
+    assert "changed the query model by 'add'" in story(
+        first, grown, replace(deployed, operation="add")
+    )
+    assert "let go" in story(first, replace(grown, oldest=2), deployed)
+
+
+@pytest.mark.parametrize("name", ["models", "history", "manifest.json", "LOCK", "indexes"])
+def test_a_link_inside_the_store_is_refused(store: Store, tmp_path: Path, name: str) -> None:
+    """Whatever is replaced by a link to elsewhere: nothing is read there, nothing written."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(store.path / name, elsewhere)
+    (store.path / name).symlink_to(elsewhere)
+    before = snapshot(tmp_path)
+    with pytest.raises(DamagedError, match=r"not a (folder|file) of the store"):
+        Store.open(store.path)
+    with pytest.raises(DamagedError, match=name), store.transaction(store.manifest):
+        pass
+    assert snapshot(tmp_path) == before
+
+
+def test_a_linked_blob_or_a_pipe_is_no_file_of_the_store(store: Store, tmp_path: Path) -> None:
+    """A link with the right bytes behind it is damage; a pipe in a file's place does not hang."""
+    path = store.path_of("models", store.manifest.query_model)
+    shutil.move(path, tmp_path / "model")
+    path.symlink_to(tmp_path / "model")
+    assert "missing" in " ".join(check(store.path).problems)
+    with pytest.raises(DamagedError, match="missing or was changed"):
+        store.verified("models", store.manifest.query_model)
+    (store.path / "manifest.json").unlink()
+    os.mkfifo(store.path / "manifest.json")
+    with pytest.raises(DamagedError, match=r"manifest\.json"):
+        Store.open(store.path)
+
+
+def test_a_store_may_be_reached_by_a_link(store: Store, tmp_path: Path) -> None:
+    """The folder itself may be a link: people move stores to other disks."""
+    (tmp_path / "by-link").symlink_to(store.path)
+    assert deploy(Store.open(tmp_path / "by-link"), b"model B").check().ok
+
+
+def test_what_a_generation_made_of_a_foreign_catalogue_is_refused(store: Store) -> None:
+    """Every row knows its model: a catalogue with rows of a model that is not listed is refused."""
+    foreign = store.catalog().reassigned([0, 1], "e" * 64)
+    with store.transaction(store.manifest) as tx:
+        digest = tx.put("catalogs", foreign.write)
+        with pytest.raises(InputError, match="not listed"):
+            tx.commit(operation="add", created_at=AT, catalog=digest)
+    assert Store.open(store.path).manifest == store.manifest
+
+
+def test_put_replaces_a_planted_link_and_does_not_follow_it(store: Store, tmp_path: Path) -> None:
+    """A link where a blob is to lie, put there before: the blob takes its place."""
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"model B")
+    digest = sha256_bytes(b"model B")
+    store.path_of("models", digest).symlink_to(outside)
+    with store.transaction(store.manifest) as tx:
+        assert tx.put("models", writes(b"model B")) == digest
+    assert not store.path_of("models", digest).is_symlink()
+    assert outside.read_bytes() == b"model B"
