@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from compatctl.index.hnsw import HnswIndex, HnswParams
+from compatctl.index.checks import check_layout
+from compatctl.index.hnsw import HnswIndex
 from compatctl.index.layout import HnswHeader, read_header
+from compatctl.index.params import HnswParams
 from compatctl.index.tuning import EfTuning, recall_at, shares_found, tune_ef
 
 __all__ = [
@@ -11,6 +13,7 @@ __all__ = [
     "HnswHeader",
     "HnswIndex",
     "HnswParams",
+    "check_layout",
     "read_header",
     "recall_at",
     "shares_found",

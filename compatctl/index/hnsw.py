@@ -2,80 +2,36 @@
 
 hnswlib (0.8.0) loads a file of another dimension or with a flipped bit without a word, forgets ef
 on loading, reports nothing when a save fails, overwrites a key silently, takes NaN rows, and raises
-a bare RuntimeError half way through a batch. So this module owns the table of keys and rows, checks
-with numpy first, and lets hnswlib only do what cannot go wrong.
+a bare RuntimeError half way through a batch. So this module checks with numpy first, and lets
+hnswlib only do what cannot go wrong.
+
+Rows are in memory once, in hnswlib. Those of a loaded file are read from the file where they are
+needed; those that were added are asked back from hnswlib, which is slow, and rare.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compatctl.errors import CompatError, DamagedError, InputError
+from compatctl.errors import CompatError, InputError
 from compatctl.files import clear_errors
-from compatctl.index.layout import (
-    BLOCK,
-    Floats,
-    HnswHeader,
-    Keys,
-    StoredRows,
-    check_unit,
-    first_duplicate,
-    read_header,
-)
+from compatctl.index.checks import check_stored, first_duplicate
+from compatctl.index.layout import Floats, Keys, StoredRows, check_unit
+from compatctl.index.params import HnswParams
+from compatctl.index.readback import Marks, check_written, row_marks
 from compatctl.progress import Progress, silent
 
 _ADD_BATCH = 2048
 _EXACT_BLOCK = 4096
+_ASKED = 512
+"""Rows asked back at once: hnswlib makes a Python number of every component."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class HnswParams:
-    """How an index is built and searched; the names are hnswlib's (docs: ALGO_PARAMS.md).
-
-    ``dim`` is a row's length, ``M`` the links of a row on each upper level (2 M on level 0),
-    ``ef_construction`` and ``ef_search`` the sizes of the candidate lists, ``seed`` that of the
-    levels. New indexes use the space ``ip``; rows are of unit length, so that it is the cosine.
-    ``cosine`` and ``l2`` are for adopted files; on unit rows all three give the same order.
-
-    Raises:
-        InputError: a value is out of range.
-    """
-
-    dim: int
-    space: str = "ip"
-    M: int = 16
-    ef_construction: int = 200
-    ef_search: int = 64
-    seed: int = 100
-
-    def __post_init__(self) -> None:
-        if self.space not in ("ip", "cosine", "l2"):
-            raise InputError(f"the space must be ip, cosine or l2, got {self.space!r}")
-        least = {"dim": 1, "M": 2, "ef_construction": 1, "ef_search": 1, "seed": 0}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value < smallest:
-                raise InputError(f"{name} must be at least {smallest}, got {value}")
-        if self.M > 10000:
-            raise InputError(f"M must be at most 10000, got {self.M}")
-
-    @classmethod
-    def of(cls, header: HnswHeader, *, space: str, ef_search: int = 64) -> Self:
-        """The parameters of an adopted file: its header has all but space, ef_search and seed."""
-        return cls(
-            space=space,
-            dim=header.dim,
-            M=header.M,
-            ef_construction=header.ef_construction,
-            ef_search=ef_search,
-        )
+_NONE = np.zeros(0, np.uint64)
 
 
 class HnswIndex:
@@ -84,12 +40,30 @@ class HnswIndex:
     One thread at a time may use it: hnswlib's reads are not safe during an ``add``.
     """
 
-    def __init__(self, engine: Any, params: HnswParams, rows: list[Floats], keys: Keys) -> None:
+    def __init__(self, engine: Any, params: HnswParams, stored: StoredRows | None = None) -> None:
         self._engine = engine
         self.params = params
-        self._rows = rows
-        self._keys = keys
-        self._order = np.argsort(keys, kind="stable")
+        self._stored = stored
+        self._added: list[Keys] = []
+        self._marks: list[Marks] = []
+        # Keys above this one are new without a look; those of a file have not been read.
+        self._top = np.uint64(0 if stored is None else 2**64 - 1)
+        self._count = 0 if stored is None else len(stored)
+
+    @classmethod
+    def begin(cls, params: HnswParams, capacity: int) -> Self:
+        """An empty index with room for ``capacity`` rows, for ``add``; it grows beyond, slowly.
+
+        Raises:
+            InputError: ``capacity`` is less than one row.
+            CompatError: there is not enough memory.
+        """
+        if capacity < 1:
+            raise InputError(f"an index needs room for at least one row, got {capacity}")
+        with _hnswlib("making an index"):
+            engine = _engine(params)
+            engine.init_index(capacity, params.M, params.ef_construction, params.seed)
+        return cls(engine, params)
 
     @classmethod
     def build(
@@ -103,7 +77,8 @@ class HnswIndex:
     ) -> Self:
         """A new index of ``vectors`` (N, D) float32, unit rows, under ``keys`` (N,).
 
-        With one thread the same arguments give the same bytes; with more they do not.
+        With one thread the same rows give the same bytes, in whatever batches they are added to
+        ``begin``; with more they do not.
 
         Raises:
             InputError: no row; a wrong shape; a row that is not finite or not of unit length, by
@@ -111,89 +86,93 @@ class HnswIndex:
         """
         if len(vectors) == 0:
             raise InputError("an index needs at least one row")
-        with _hnswlib("making an index"):
-            engine = _engine(params)
-            engine.init_index(len(vectors), params.M, params.ef_construction, params.seed)
-        found = cls(engine, params, [], np.zeros(0, np.uint64))
+        found = cls.begin(params, len(vectors))
         found.add(vectors, keys, progress, threads=threads)
         return found
 
     @classmethod
-    def load(cls, path: Path, params: HnswParams, count: int | None = None) -> Self:
+    def load(
+        cls, path: Path, params: HnswParams, count: int | None = None, *, checked: bool = False
+    ) -> Self:
         """The index in a file, after every number in it that hnswlib trusts was checked.
 
         The file's digest is the caller's to compare: a changed bit inside a row that leaves it
-        of unit length cannot be seen here.
+        of unit length cannot be seen here. ``checked`` is the caller's word that exactly these
+        bytes, by their digest, passed ``check_layout`` before: then only the header is read
+        beforehand. A wrong word hands hnswlib an unchecked file, which can end the process.
 
         Raises:
             InputError: the file is missing or must not be read.
             DamagedError: it is damaged, has rows marked deleted, or is not of these parameters
                 and, where given, this number of rows.
         """
-        header = read_header(path)
-        wanted = {
-            "dim": params.dim,
-            "M": params.M,
-            "ef_construction": max(params.ef_construction, params.M),
-            "count": header.count if count is None else count,
-        }
-        for name, value in wanted.items():
-            if getattr(header, name) != value:
-                raise DamagedError(
-                    f"{path} has {name} {getattr(header, name)}, expected {value}",
-                    tip="is it another store's index?",
-                )
-        stored = StoredRows.read(path)
+        stored = StoredRows.open(path)
+        params.expect(stored.header, count, path)
+        if not checked:
+            check_stored(stored)
         with _hnswlib(f"loading {path}"):
             engine = _engine(params)
-            engine.load_index(str(path), max_elements=header.count)
-        return cls(engine, params, [stored.vectors], stored.keys)
+            engine.load_index(str(path), max_elements=stored.header.count)
+        return cls(engine, params, stored)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return self._count
+
+    def reserve(self, rows: int) -> None:
+        """Make room for that many more rows in one step; ``save`` gives back what is left of it.
+
+        Raises:
+            InputError: ``rows`` is negative.
+            CompatError: there is not enough memory.
+        """
+        if rows < 0:
+            raise InputError(f"room for {rows} rows cannot be made")
+        if self._engine.get_max_elements() < len(self) + rows:
+            self._resize(len(self) + rows)
 
     def add(
         self, vectors: Floats, keys: Keys, progress: Progress = silent, *, threads: int = 1
     ) -> None:
         """Add ``vectors`` (n, D) float32, unit rows, under new ``keys`` (n,), in memory only.
 
-        Nothing is added unless everything is right. An index whose ``add`` was interrupted must
-        be dropped.
+        Nothing is added unless everything is right. Time and memory are those of the batch,
+        however large the index is, where there is room (``reserve``). An index whose ``add`` was
+        interrupted must be dropped.
 
         Raises:
             InputError: a wrong shape; a row that is not finite or not of unit length, by its
                 number; a key that is there already or twice.
         """
-        rows, new = self._matrix(vectors, "row"), _keys(keys)
-        if len(rows) != len(new):
-            raise InputError(f"{len(rows)} rows, but {len(new)} keys")
-        check_unit(rows, "row")
-        together = np.concatenate([self._keys, new])
-        if (twice := first_duplicate(together)) is not None:
-            raise InputError(f"the key {twice} is there already, or twice")
-        with _hnswlib("adding rows"):
-            if self._engine.get_max_elements() < len(together):
-                self._engine.resize_index(len(together))
-            for start in range(0, len(rows), _ADD_BATCH):
-                progress("building the index", start, len(rows))
-                stop = start + _ADD_BATCH
-                self._engine.add_items(rows[start:stop], new[start:stop], num_threads=threads)
-        progress("building the index", len(rows), len(rows))
-        self._rows = [*self._rows, rows]
-        self._keys, self._order = together, np.argsort(together, kind="stable")
+        given, new = self._shaped(vectors, "row"), _keys(keys)
+        if len(given) != len(new):
+            raise InputError(f"{len(given)} rows, but {len(new)} keys")
+        for start in range(0, len(given), _ADD_BATCH):
+            check_unit(_copied(given[start : start + _ADD_BATCH]), "row", first=start)
+        self._check_new(new)
+        if (room := self._engine.get_max_elements()) < len(self) + len(new):
+            self._resize(max(len(self) + len(new), room + room // 16))
+        for start in range(0, len(given), _ADD_BATCH):
+            progress("building the index", start, len(given))
+            block = slice(start, start + _ADD_BATCH)
+            self._add_block(_copied(given[block]), new[block], threads)
+        progress("building the index", len(given), len(given))
 
     def save(self, path: Path) -> None:
         """Write the index to a new file and read it back.
 
         Raises:
-            InputError: ``path`` exists, or its folder does not.
+            InputError: ``path`` exists, or its folder does not; the index is empty.
             CompatError: the file is shorter than it must be: there was no room, or no permission.
             DamagedError: what was read back is not what was written.
         """
+        if len(self) == 0:
+            raise InputError("an index needs at least one row", tip="add rows before it is saved")
         with clear_errors("writing", path):
             if path.exists() or not path.parent.is_dir():
                 why = "the file exists already" if path.exists() else "there is no such folder"
                 raise InputError(f"writing {path}: {why}")
+        if self._engine.get_max_elements() > len(self):
+            self._resize(len(self))  # the room is in the file: it must not depend on the batches
         with _hnswlib(f"writing {path}"):
             expected = int(self._engine.index_file_size())
             self._engine.save_index(str(path))
@@ -203,18 +182,12 @@ class HnswIndex:
                 f"writing {path}: only {written} of {expected} bytes arrived",
                 tip="is there room on the disk, and permission to write there?",
             )
-        stored = StoredRows.read(path)
-        order = np.argsort(stored.keys, kind="stable")
-        if not np.array_equal(stored.keys[order], self._keys[self._order]):
-            raise DamagedError(f"{path}: read back other keys than were written")
-        for start in range(0, len(order), BLOCK):
-            mine = self._gather(self._order[start : start + BLOCK])
-            if not np.array_equal(stored.vectors[order[start : start + BLOCK]], mine):
-                raise DamagedError(f"{path}: read back other rows than were written")
+        check_written(path, self._stored, _joined(self._added), _joined(self._marks))
 
     def keys(self) -> Keys:
         """Every key (N,) uint64, in the order of the rows."""
-        return self._keys.copy()
+        stored = _NONE if self._stored is None else self._stored.keys
+        return np.concatenate([stored, *self._added])
 
     def vectors(self, keys: Keys | None = None) -> Floats:
         """The rows (n, D) float32 of ``keys`` (n,); all rows in their order without keys.
@@ -223,13 +196,20 @@ class HnswIndex:
             InputError: there is no row of a key.
         """
         if keys is None:
-            return self._gather(np.arange(len(self)))
+            found, at = np.empty((len(self), self.params.dim), np.float32), 0
+            for _, rows in self._blocks():
+                found[at : at + len(rows)] = rows
+                at += len(rows)
+            return found
         wanted = _keys(keys)
-        ordered = self._keys[self._order]
-        at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-        if (missing := ordered[at] != wanted).any():
-            raise InputError(f"the index has no row under the key {wanted[np.argmax(missing)]}")
-        return self._gather(self._order[at])
+        if self._stored is None:
+            return self._asked(wanted)
+        found = np.empty((len(wanted), self.params.dim), np.float32)
+        places = self._stored.find(wanted)
+        added = places < 0
+        found[added] = self._asked(wanted[added])
+        found[~added] = self._stored.rows(places[~added])
+        return found
 
     def search(
         self, queries: Floats, k: int, ef: int | None = None, *, threads: int = -1
@@ -243,13 +223,13 @@ class HnswIndex:
             InputError: k < 1, a wrong dimension, or a query that is not finite or not of unit
                 length, by its number.
         """
-        rows = self._matrix(queries, "query")
+        rows = _copied(self._shaped(queries, "query"))
         check_unit(rows, "query")
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
         k = min(k, len(self))
-        if len(rows) == 0:
-            return np.zeros((0, k), np.uint64), np.zeros((0, k), np.float32)
+        if len(rows) == 0 or k == 0:
+            return np.zeros((len(rows), k), np.uint64), np.zeros((len(rows), k), np.float32)
         self._engine.set_ef(max(k, self.params.ef_search if ef is None else ef))
         try:
             keys, distances = self._engine.knn_query(rows, k, num_threads=threads)
@@ -260,34 +240,82 @@ class HnswIndex:
 
     def _exact(self, queries: Floats, k: int) -> tuple[Keys, Floats]:
         keys, scores = np.zeros((len(queries), 0), np.uint64), np.zeros((len(queries), 0), "f4")
-        for start in range(0, len(self), _EXACT_BLOCK):
-            block = np.arange(start, min(start + _EXACT_BLOCK, len(self)))
-            both = np.hstack([scores, queries @ self._gather(block).T])
-            names = np.hstack(
-                [keys, np.broadcast_to(self._keys[block], (len(queries), len(block)))]
-            )
+        for block, rows in self._blocks():
+            both = np.hstack([scores, queries @ rows.T])
+            names = np.hstack([keys, np.broadcast_to(block, (len(queries), len(block)))])
             best = np.argsort(-both, axis=1, kind="stable")[:, :k]
             keys, scores = np.take_along_axis(names, best, 1), np.take_along_axis(both, best, 1)
         return keys, scores
 
-    def _gather(self, at: NDArray[np.int64]) -> Floats:
-        """The rows (n, D) at positions (n,); the parts are in the order in which they came."""
-        found = np.empty((len(at), self.params.dim), np.float32)
-        start = 0
-        for part in self._rows:
-            here = (at >= start) & (at < start + len(part))
-            found[here] = part[at[here] - start]
-            start += len(part)
+    def _blocks(self) -> Iterator[tuple[Keys, Floats]]:
+        """Keys (n,) and rows (n, D) of every block, in order; to be used before the next one."""
+        if self._stored is not None:
+            for _, block in self._stored.blocks(most=_EXACT_BLOCK):
+                yield block["key"], block["row"]
+        added = _joined(self._added)
+        for start in range(0, len(added), _EXACT_BLOCK):
+            keys = added[start : start + _EXACT_BLOCK]
+            yield keys, self._asked(keys)
+
+    def _asked(self, keys: Keys) -> Floats:
+        """The rows (n, D) that hnswlib has under ``keys`` (n,)."""
+        found = np.empty((len(keys), self.params.dim), np.float32)
+        for start in range(0, len(keys), _ASKED):
+            block = keys[start : start + _ASKED]
+            try:
+                found[start : start + _ASKED] = self._engine.get_items(block)
+            except RuntimeError:
+                missing = next(key for key in block if not self._holds(key))
+                raise InputError(f"the index has no row under the key {missing}") from None
         return found
 
-    def _matrix(self, values: Floats, what: str) -> Floats:
-        """A copy (n, D) float32 that no caller can change, of the index's dimension."""
+    def _holds(self, key: np.uint64) -> bool:
+        try:
+            self._engine.get_items([key])
+        except RuntimeError:
+            return False
+        return True
+
+    def _check_new(self, keys: Keys) -> None:
+        """Refuse keys (n,) that are there already, or twice; hnswlib itself is asked, since it is
+        hnswlib that would overwrite a row: no table of all keys is needed."""
+        ordered = keys.copy()
+        twice = first_duplicate(ordered)
+        if twice is None:
+            known = np.searchsorted(ordered, self._top, side="right")
+            twice = next((int(key) for key in ordered[:known] if self._holds(key)), None)
+        if twice is not None:
+            raise InputError(f"the key {twice} is there already, or twice")
+
+    def _add_block(self, rows: Floats, keys: Keys, threads: int) -> None:
+        with _hnswlib("adding rows"):
+            self._engine.add_items(rows, keys, num_threads=threads)
+        self._added.append(keys.copy())
+        self._marks.append(row_marks(rows))
+        self._count += len(keys)
+        self._top = max(self._top, keys.max())
+
+    def _resize(self, room: int) -> None:
+        with _hnswlib("making room"):
+            self._engine.resize_index(room)
+
+    def _shaped(self, values: Floats, what: str) -> Floats:
         shape = np.shape(values)
         if len(shape) != 2 or shape[1] != self.params.dim:
             raise InputError(f"{what}s must be (n, {self.params.dim}), got {shape}")
-        rows = np.array(values, np.float32, order="C")
-        rows.setflags(write=False)
-        return rows
+        return np.asarray(values)
+
+
+def _copied(values: Floats) -> Floats:
+    """A copy float32 that no caller can change."""
+    return np.array(values, np.float32, order="C")
+
+
+def _joined(parts: list[Keys]) -> Keys:
+    """The parts as one array, which takes their place."""
+    if len(parts) != 1:
+        parts[:] = [np.concatenate([_NONE, *parts])]
+    return parts[0]
 
 
 def _engine(params: HnswParams) -> Any:
@@ -303,6 +331,8 @@ def _hnswlib(doing: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise CompatError(f"hnswlib, {doing}: {error}") from error
+    except MemoryError as error:
+        raise CompatError(f"hnswlib, {doing}: there is not enough memory") from error
 
 
 def _keys(values: Keys) -> Keys:
