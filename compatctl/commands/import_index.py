@@ -76,13 +76,8 @@ def import_index(
     )
     progress("reading the index", 1, 1)
     catalog = _catalog(adopted, items, encoder.sha256)
-    there = begun_already(project.store, "import", encoder.sha256)
-    if there and (there.manifest.index.sha256 != before or there.catalog().ids != catalog.ids):
-        raise InputError(
-            f"{project.store} is already a store, of another index", tip="name another folder"
-        )
     agreement = _agreement(project, encoder, adopted, catalog)
-    written = not dry_run and there is None
+    written = not dry_run and not _adopted_already(project, before, catalog)
     if written:
         begin(
             project.store,
@@ -103,6 +98,18 @@ def import_index(
         agreement=agreement,
         written=written,
     )
+
+
+def _adopted_already(project: Project, sha256: str, catalog: Catalog) -> bool:
+    """Whether a run that was killed after its commit adopted this very index."""
+    there = begun_already(project.store, "import", catalog.models[0])
+    if there is None:
+        return False
+    if there.manifest.index.sha256 != sha256 or there.catalog().ids != catalog.ids:
+        raise InputError(
+            f"{project.store} is already a store, of another index", tip="name another folder"
+        )
+    return True
 
 
 def _catalog(index: HnswIndex, items: Path | None, model: str) -> Catalog:

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from compatctl.cli.app import app
+from compatctl.commands.gallery import DeployedGallery
 from compatctl.data import Preprocessing
 from compatctl.encoder import EncoderInput, seal
 from compatctl.recipe import Project
+from compatctl.store import Store
 
 SIDE = 16
 DIM = 32
@@ -91,6 +94,23 @@ def write_encoder(path: Path, *, noise: float, seed: int = 0, turned: bool = Fal
     seal(raw, path, (EncoderInput(name="image", preprocessing=size_told),))
     raw.unlink()
     return path
+
+
+def store_files(shop: Shop) -> dict[str, bytes]:
+    """Every file of the store but its lock."""
+    root = shop.path("store")
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != "LOCK"
+    }
+
+
+def stored_rows(shop: Shop, ids: list[str]) -> NDArray[np.float32]:
+    """The vectors (n, D) of items in the store's index."""
+    gallery = DeployedGallery.open(Store.open(shop.path("store")))
+    row_of = {item: row for row, item in enumerate(gallery.catalog.ids)}
+    return gallery.index.vectors(gallery.catalog.keys[[row_of[item] for item in ids]])
 
 
 @dataclass(frozen=True)

@@ -128,10 +128,12 @@ def test_tables_that_are_wrong(tmp_path: Path, model: Path, folder: Path) -> Non
 def test_an_empty_folder_and_a_store_that_is_there(
     tmp_path: Path, model: Path, folder: Path
 ) -> None:
-    """No image at all is an error; so is a second init on one store."""
+    """No image at all is an error; a second init finds its work done, another one is an error."""
     (tmp_path / "empty").mkdir()
     assert _init(tmp_path, model, tmp_path / "empty")[0] == 5
     assert _init(tmp_path, model, folder)[0] == 0
+    assert _init(tmp_path, model, folder)[0] == 0
+    next(folder.rglob("*.png")).unlink()
     code, stderr = _init(tmp_path, model, folder)
     assert (code, "already a store" in stderr) == (5, True)
 

@@ -130,7 +130,7 @@ def test_deploy_refuses_an_inconclusive_report(shop: Shop, tmp_path: Path) -> No
 
 
 def test_deploy_notices_every_digest_that_changed(shop: Shop, tmp_path: Path) -> None:
-    """Another model, another policy, another store: each alone ends in exit 3."""
+    """Another model, another policy, another store end in exit 3; the same deploy twice in 0."""
     _deployable(shop)
     other = shop.run("deploy", "--model", shop.path("worse.onnx"))
     assert (other.code, "another new model" in other.stderr) == (3, True)
@@ -138,7 +138,12 @@ def test_deploy_notices_every_digest_that_changed(shop: Shop, tmp_path: Path) ->
     loose.write_text("format: 2\nname: loose\nmin_queries: 1\n")
     changed = shop.run("deploy", "--policy", loose)
     assert (changed.code, "another policy" in changed.stderr) == (3, True)
-    assert shop.run("deploy").code == 0
+    assert shop.run("deploy").json["written"] is True
+    repeated = shop.run("deploy")
+    assert (repeated.code, repeated.json["written"]) == (0, False)
+    assert shop.manifest()["generation"] == 2
+    forced = shop.run("deploy", "--model", shop.path("worse.onnx"), "--force", "--reason", "drill")
+    assert forced.code == 0
     again = shop.run("deploy")
     assert (again.code, "another old model" in again.stderr) == (3, True)
 
@@ -168,19 +173,6 @@ def test_dry_runs_write_nothing(shop: Shop) -> None:
     assert shop.run("rollback", "--dry-run").code == 0
     assert shop.run("add", "--dry-run").code == 0
     assert bytes_of_store() == before
-
-
-def test_rollback_says_what_it_would_drop(shop: Shop, emoji: Path) -> None:
-    """Items added since a deploy stop the rollback until told to let go of them."""
-    _deployable(shop)
-    shop.run("deploy")
-    table = shop.path("more.csv")
-    image = next((emoji / "images" / "twemoji").iterdir())
-    table.write_text(f"id,path,label\nfresh,{image},fresh\n")
-    assert shop.run("add", "--data", table).code == 0
-    assert shop.run("rollback").code == 6
-    done = shop.run("rollback", "--discard-added")
-    assert done.json["discarded_rows"] == 1
 
 
 def test_search_finds_a_gallery_image_and_refuses_another_model(shop: Shop, emoji: Path) -> None:
