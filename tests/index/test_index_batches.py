@@ -1,0 +1,308 @@
+"""Adding in batches, files that were checked before, and what a read-back sees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import compatctl
+from compatctl.errors import CompatError, DamagedError, InputError
+from compatctl.index import HnswIndex, HnswParams, hnsw, read_header
+from compatctl.index.readback import row_marks
+
+PARAMS = HnswParams(dim=8, M=4, ef_construction=20)
+N = 600
+
+
+def unit(n: int, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).standard_normal((n, 8)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+ROWS = unit(N)
+KEYS = np.random.default_rng(5).permutation(N).astype(np.uint64) + 2**60
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of 600 rows built at once, not to be changed."""
+    path = tmp_path_factory.mktemp("index") / "a.hnsw"
+    HnswIndex.build(ROWS, KEYS, PARAMS).save(path)
+    return path
+
+
+def in_batches(index: HnswIndex, rows: np.ndarray, keys: np.ndarray, size: int) -> HnswIndex:
+    for start in range(0, len(rows), size):
+        index.add(rows[start : start + size], keys[start : start + size])
+    return index
+
+
+@pytest.mark.parametrize(("size", "capacity"), [(7, N), (250, 2 * N), (600, 1), (1, 10)])
+def test_batches_build_the_same_bytes(
+    saved: Path, tmp_path: Path, size: int, capacity: int
+) -> None:
+    """Whatever the batches and the room at the start, one thread gives the file of ``build``."""
+    index = in_batches(HnswIndex.begin(PARAMS, capacity), ROWS, KEYS, size)
+    np.testing.assert_array_equal(index.keys(), KEYS)
+    np.testing.assert_array_equal(index.vectors(), ROWS)
+    index.save(tmp_path / "b.hnsw")
+    assert (tmp_path / "b.hnsw").read_bytes() == saved.read_bytes()
+
+
+def test_batches_added_to_a_file_give_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    """At once, in batches, with room reserved, or after a look at the file: one result."""
+    more, keys = unit(300, 1), np.arange(300, dtype=np.uint64)
+    found = []
+    for number, (size, reserve, checked) in enumerate(
+        [(300, 0, False), (50, 0, False), (50, 300, True), (50, 5000, True)]
+    ):
+        index = HnswIndex.load(saved, PARAMS, N, checked=checked)
+        index.reserve(reserve)
+        in_batches(index, more, keys, size).save(tmp_path / f"{number}.hnsw")
+        found.append((tmp_path / f"{number}.hnsw").read_bytes())
+        assert read_header(tmp_path / f"{number}.hnsw").capacity == N + 300
+    assert len(set(found)) == 1
+
+
+def test_room_is_made_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room reserved no batch resizes; without, the room grows by more than a batch."""
+    sizes: list[int] = []
+    real = HnswIndex._resize
+    monkeypatch.setattr(
+        HnswIndex, "_resize", lambda self, room: (sizes.append(room), real(self, room))
+    )
+    index = HnswIndex.load(saved, PARAMS)
+    index.reserve(N)
+    index.reserve(10)
+    in_batches(index, unit(N, 1), np.arange(N, dtype=np.uint64), 20)
+    assert sizes == [2 * N]
+    sizes.clear()
+    in_batches(HnswIndex.load(saved, PARAMS), unit(N, 1), np.arange(N, dtype=np.uint64), 1)
+    assert len(sizes) < 20
+    with pytest.raises(InputError, match="-1 rows"):
+        index.reserve(-1)
+
+
+def test_keys_of_the_file_and_of_earlier_batches_are_refused(saved: Path) -> None:
+    """A key that is anywhere already stops a batch before any row of it is in."""
+    for index in (HnswIndex.load(saved, PARAMS, checked=True), HnswIndex.begin(PARAMS, N)):
+        index.add(unit(3, 1), np.array([5, 2**64 - 1, 7], np.uint64))
+        held, before = index.keys(), len(index)
+        for key in (5, 7, 2**64 - 1, int(held[0]), int(held[-1])):
+            with pytest.raises(InputError, match=f"key {key} is there already"):
+                index.add(unit(3, 2), np.array([10, key, 11], np.uint64))
+        with pytest.raises(InputError, match="key 12 is there already, or twice"):
+            index.add(unit(2, 2), np.array([12, 12]))
+        assert len(index) == before == index._engine.get_current_count()
+        index.add(unit(2, 2), np.array([10, 2**64 - 2], np.uint64))
+        np.testing.assert_array_equal(index.vectors(index.keys()[-2:]), unit(2, 2))
+
+
+def test_a_batch_does_not_look_at_the_rows_that_are_there(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading what was checked before and adding to it reads no record of the file."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the file's records were read")
+
+    monkeypatch.setattr(hnsw.StoredRows, "records", property(refuse))
+    index = HnswIndex.load(saved, PARAMS, N, checked=True)
+    assert len(index) == N
+    index.add(unit(50, 1), np.arange(50))
+    assert len(index) == N + 50
+    index.search(ROWS[:5], 3)
+    with pytest.raises(AssertionError):
+        HnswIndex.load(saved, PARAMS, N)
+
+
+def test_what_was_checked_before_behaves_the_same(saved: Path) -> None:
+    """Keys, rows, answers and refusals of both ways to load are equal."""
+    one, other = (HnswIndex.load(saved, PARAMS, N, checked=checked) for checked in (False, True))
+    for index in (one, other):
+        index.add(unit(20, 3), np.arange(20))
+        np.testing.assert_array_equal(index.keys(), np.concatenate([KEYS, np.arange(20)]))
+        np.testing.assert_array_equal(index.vectors(), np.vstack([ROWS, unit(20, 3)]))
+        mixed = np.array([KEYS[3], 7, KEYS[0], 0], np.uint64)
+        rows = np.stack([ROWS[3], unit(20, 3)[7], ROWS[0], unit(20, 3)[0]])
+        np.testing.assert_array_equal(index.vectors(mixed), rows)
+        with pytest.raises(InputError, match="no row under the key 20"):
+            index.vectors(np.array([KEYS[3], 20, 7, 21], np.uint64))
+    for a, b in zip(one.search(ROWS, 5), other.search(ROWS, 5), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(DamagedError, match="count 600, expected 601"):
+        HnswIndex.load(saved, PARAMS, N + 1, checked=True)
+
+
+def test_the_header_is_always_checked(saved: Path, tmp_path: Path) -> None:
+    """Also of a file that is said to have been checked; the file's capacity is never used."""
+    whole = saved.read_bytes()
+    (tmp_path / "a").write_bytes(whole[:500])
+    with pytest.raises(DamagedError, match="too few"):
+        HnswIndex.load(tmp_path / "a", PARAMS, checked=True)
+    (tmp_path / "b").write_bytes(whole[:8] + (2**62).to_bytes(8, "little") + whole[16:])
+    for checked in (False, True):
+        index = HnswIndex.load(tmp_path / "b", PARAMS, N, checked=checked)
+        assert index._engine.get_max_elements() == N
+
+
+def test_an_empty_index_answers_and_is_not_saved(tmp_path: Path) -> None:
+    """It has no keys, finds nothing, and has no file; there is none without room."""
+    index = HnswIndex.begin(PARAMS, 10)
+    assert (len(index), len(index.keys()), index.vectors().shape) == (0, 0, (0, 8))
+    assert [part.shape for part in index.search(ROWS[:3], 5)] == [(3, 0), (3, 0)]
+    index.add(ROWS[:0], KEYS[:0])
+    with pytest.raises(InputError, match="at least one row"):
+        index.save(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(InputError, match="room for at least one row"):
+        HnswIndex.begin(PARAMS, 0)
+
+
+def test_room_that_the_machine_does_not_have_is_a_clear_error() -> None:
+    """hnswlib's own words, or that memory is short; never a bare RuntimeError or MemoryError."""
+    with pytest.raises(CompatError, match="hnswlib, making an index"):
+        HnswIndex.begin(PARAMS, 2**50)
+
+
+def test_rows_of_other_types_are_converted_batch_by_batch() -> None:
+    """float64 and lists are taken as their float32, and the caller's array stays."""
+    wide = ROWS.astype(np.float64)
+    index = HnswIndex.build(wide, KEYS, PARAMS)
+    np.testing.assert_array_equal(index.vectors(KEYS), ROWS)
+    index.add(wide[:2].tolist(), np.array([1, 2]))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(index.vectors(np.array([1, 2])), ROWS[:2])
+
+
+class Tampering:
+    """hnswlib, but what it saves has bytes changed afterwards."""
+
+    def __init__(self, engine: Any, changes: list[tuple[int, bytes]]) -> None:
+        self.engine, self.changes = engine, changes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def save_index(self, path: str) -> None:
+        self.engine.save_index(path)
+        with Path(path).open("r+b") as file:
+            for at, data in self.changes:
+                file.seek(at)
+                file.write(data)
+
+
+SIZE = 8 * 4 + 4 + 32 + 8
+NEW_ROW = unit(1, 9)[0].tobytes()
+
+
+@pytest.mark.parametrize("row", [0, 350, N - 1, N, N + 20, N + 49])
+@pytest.mark.parametrize("what", ["row", "word", "sign", "key"])
+def test_the_read_back_sees_any_changed_row_or_key(
+    saved: Path, tmp_path: Path, row: int, what: str
+) -> None:
+    """Rows of the old file and added ones: another unit row, a word, a sign, or a key."""
+    index = HnswIndex.load(saved, PARAMS, N)
+    more = unit(50, 4)
+    index.add(more, np.arange(50))
+    at = 96 + row * SIZE + 36
+    same = np.vstack([ROWS, more])[row]
+    data = {
+        "row": NEW_ROW,
+        "word": np.nextafter(same[:1], np.float32(2)).tobytes(),
+        "sign": (-same[:1]).tobytes(),
+        "key": (2**50).to_bytes(8, "little"),
+    }[what]
+    index._engine = Tampering(index._engine, [(at + (32 if what == "key" else 0), data)])
+    with pytest.raises(
+        DamagedError, match=f"read back other {'keys' if what == 'key' else 'rows'}"
+    ):
+        index.save(tmp_path / "b.hnsw")
+
+
+def test_the_read_back_sees_swapped_rows(tmp_path: Path) -> None:
+    """Two rows under each other's keys have the same words in all, and other marks."""
+    index = HnswIndex.build(ROWS, KEYS, PARAMS)
+    rows = [(96 + at * SIZE + 36, ROWS[5 - at].tobytes()) for at in (2, 3)]
+    index._engine = Tampering(index._engine, rows)
+    with pytest.raises(DamagedError, match="read back other rows"):
+        index.save(tmp_path / "a")
+
+
+@given(
+    st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=12),
+    st.data(),
+)
+def test_a_mark_is_the_sum_it_says_and_any_word_changes_it(
+    words: list[int], data: st.DataObject
+) -> None:
+    """In exact integers; every change of one word shows, whatever the bits are."""
+    row = np.array([words], np.uint32).view(np.float32)
+    weights = [
+        int(row_marks(one[None].view(np.float32))[0]) for one in np.eye(len(words), dtype=np.uint32)
+    ]
+    assert all(weight % 2 for weight in weights)
+    total = sum(word * weight for word, weight in zip(words, weights, strict=True))
+    assert int(row_marks(row)[0]) == total % 2**64
+    at = data.draw(st.integers(0, len(words) - 1))
+    other = data.draw(st.integers(0, 2**32 - 1))
+    assume(other != words[at])
+    changed = np.array([[*words[:at], other, *words[at + 1 :]]], np.uint32).view(np.float32)
+    assert row_marks(changed)[0] != row_marks(row)[0]
+
+
+def test_marks_do_not_depend_on_blocks() -> None:
+    """Many rows at once have the marks of each alone."""
+    rows = unit(5000, 3)
+    one = np.concatenate([row_marks(rows[at : at + 1]) for at in range(0, 5000, 37)])
+    np.testing.assert_array_equal(row_marks(rows)[::37], one)
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from compatctl.index import HnswIndex, HnswParams, check_layout
+from compatctl.index.layout import StoredRows
+from compatctl.index.readback import check_written
+
+def peak():  # ru_maxrss would begin at the parent's
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+path = Path(sys.argv[1])
+few = HnswIndex.build(np.eye(16, 512, dtype=np.float32), np.arange(16), HnswParams(dim=512))
+few.save(path.with_name("few"))
+before = peak()
+check_layout(path)
+stored = StoredRows.open(path)
+check_written(path, stored, np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+stored.rows(stored.find(stored.keys[::8]))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; pages are given back")
+def test_reading_a_file_does_not_bring_it_into_memory(tmp_path: Path) -> None:
+    """Checks, the read-back and scattered rows of a file together need less than half of it."""
+    rows = np.random.default_rng(0).standard_normal((24_000, 512), dtype=np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    params = HnswParams(dim=512, M=2, ef_construction=2)
+    path = tmp_path / "a.hnsw"
+    HnswIndex.build(rows, np.arange(len(rows)), params, threads=2).save(path)
+    where = str(Path(compatctl.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": where},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) < path.stat().st_size / 2
