@@ -8,7 +8,7 @@ from compatctl.commands.both import load_data
 from compatctl.commands.context import now, open_store
 from compatctl.commands.evaluation import gallery_rows
 from compatctl.commands.gallery import open_index, serving
-from compatctl.commands.indexing import index_items
+from compatctl.commands.indexing import Embedding, give_back_memory
 from compatctl.data import Dataset
 from compatctl.index import HnswIndex
 from compatctl.manifest import Manifest
@@ -45,28 +45,27 @@ def add(
     """
     store = open_store(project)
     manifest = store.manifest
-    encoder = serving(store, manifest)
     new, present, first_key = _new_items(project, store)
-    index = None if dry_run or not len(new) else open_index(store, manifest, fresh=True)
-    if index is not None:
-        index.reserve(len(new))
-    rows, bad = index_items(
-        index, encoder, new, first_key=first_key, skip_bad=skip_bad, progress=progress
-    )
-    result = Added(
-        generation=manifest.generation,
-        added=len(rows),
-        present=present,
-        skipped=bad,
-        rows=manifest.index.count + len(rows),
-        index_sha256=manifest.index.sha256,
-        written=index is not None and len(rows) > 0,
-    )
-    if index is None or not rows:
-        return result
+    encoder = serving(store, manifest)
+    with Embedding.of(encoder, new, skip_bad=skip_bad, progress=progress) as done:
+        result = Added(
+            generation=manifest.generation,
+            added=len(done.rows),
+            present=present,
+            skipped=tuple(done.bad),
+            rows=manifest.index.count + len(done.rows),
+            index_sha256=manifest.index.sha256,
+            written=len(done.rows) > 0 and not dry_run,
+        )
+        if not result.written:
+            return result
+        del encoder
+        give_back_memory()
+        index = open_index(store, manifest, fresh=True, room=len(done.rows))
+        done.add_to(index, first_key, progress)
     grown = [index]
     del index
-    after = _commit(store, grown, new.take(rows), encoder.sha256)
+    after = _commit(store, grown, new.take(done.rows))
     return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
 
@@ -80,10 +79,11 @@ def _new_items(project: Project, store: Store) -> tuple[Dataset, int, int]:
     return new, len(rows) - len(new), catalog.next_key
 
 
-def _commit(store: Store, grown: list[HnswIndex], items: Dataset, model: str) -> Manifest:
+def _commit(store: Store, grown: list[HnswIndex], items: Dataset) -> Manifest:
     """The next generation. ``grown`` holds the index, and is emptied before the catalogue is read:
     the two are not in memory at one time."""
     manifest = store.manifest
+    model = manifest.query_model
     with store.transaction(manifest, operation="add") as tx:
         count = len(grown[0])
         sha256 = tx.put("indexes", grown[0].save)

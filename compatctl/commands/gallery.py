@@ -93,11 +93,13 @@ def serving(store: Store, manifest: Manifest) -> Encoder:
     return encoder
 
 
-def open_index(store: Store, manifest: Manifest, *, fresh: bool = False) -> HnswIndex:
+def open_index(
+    store: Store, manifest: Manifest, *, fresh: bool = False, room: int = 0
+) -> HnswIndex:
     """The index of a generation, in memory, its bytes compared with the manifest's digest.
 
     ``fresh``: all bytes are read and looked through, whatever is remembered of the file; for what
-    is written into another generation.
+    is written into another generation. ``room``: for that many more rows.
 
     Raises:
         DamagedError: the file is missing, other bytes than the manifest's, or no sound index.
@@ -105,7 +107,7 @@ def open_index(store: Store, manifest: Manifest, *, fresh: bool = False) -> Hnsw
     info = manifest.index
     path = store.verified("indexes", info.sha256, fresh=fresh)
     checked = not fresh and noted(path, info.sha256, LAYOUT)
-    found = HnswIndex.load(path, params_of(info), info.count, checked=checked)
+    found = HnswIndex.load(path, params_of(info), info.count, checked=checked, room=room)
     if not checked:
         note(path, info.sha256, LAYOUT)
     return found

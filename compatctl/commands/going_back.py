@@ -99,7 +99,7 @@ def bring_along(
             catalog, added, added.known[model_of == model], added.today.models[model]
         )
     catalog = _extended(catalog, added, added.foreign, target.query_model)
-    index = open_index(store, target, fresh=True)
+    index = open_index(store, target, fresh=True, room=len(stay) + len(fresh))
     index.add(np.concatenate([stay, fresh]), catalog.keys[len(before) :], progress)
     with store.transaction(store.manifest, operation="rollback") as tx:
         sha256 = tx.put("indexes", index.save)

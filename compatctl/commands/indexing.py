@@ -1,45 +1,97 @@
-"""Items into an index: embedded and added in batches, so that their features are never all held."""
+"""Items into an index: all are embedded first, then all are added; their features wait on disk.
+
+So encoder and index are never in memory together, and features never all at once.
+"""
 
 from __future__ import annotations
+
+import ctypes
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
 
 import numpy as np
 
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
+from compatctl.files import clear_errors
 from compatctl.index import HnswIndex
 from compatctl.progress import Progress, silent
 
 AT_ONCE = 4096
-"""Items that are embedded before they enter the index."""
+"""Features that are held in memory."""
 
 
-def index_items(
-    index: HnswIndex | None,
-    encoder: Encoder,
-    items: Dataset,
-    *,
-    first_key: int,
-    skip_bad: bool = False,
-    progress: Progress = silent,
-) -> tuple[list[int], tuple[str, ...]]:
-    """Embed the items and add them under the keys from ``first_key`` on; in memory only.
+@dataclass(kw_only=True, eq=False)
+class Embedding:
+    """Features (n, D) of items, in a temporary file that nobody else sees and that ends with it.
 
-    Without an index they are embedded and let go. Gives the rows of ``items`` that were embedded,
-    in the order of their keys, and the ids of those whose image does not decode.
-
-    Raises:
-        InputError: an image does not decode (unless ``skip_bad``), or its row is not finite and of
-            unit length; there are no keys left.
+    ``rows`` are the positions of the embedded items in the data set, in the order of the features;
+    ``bad`` the ids of those whose image does not decode. Used as a context manager.
     """
-    rows: list[int] = []
-    bad: list[str] = []
-    for start in range(0, len(items), AT_ONCE):
-        part = np.arange(start, min(start + AT_ONCE, len(items)))
-        done = encoder.embed(items.take(part), skip_bad=skip_bad)
-        bad += [item.id for item in done.bad]
-        if index is not None and len(done.rows):
-            keys = np.arange(len(done.rows), dtype=np.uint64) + np.uint64(first_key + len(rows))
-            index.add(done.features, keys)
-        rows += part[done.rows].tolist()
-        progress("items indexed", len(rows) + len(bad), len(items))
-    return rows, tuple(bad)
+
+    dim: int
+    rows: list[int]
+    bad: list[str]
+    file: IO[bytes]
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        items: Dataset,
+        *,
+        skip_bad: bool = False,
+        progress: Progress = silent,
+    ) -> Self:
+        """Embed the items.
+
+        Raises:
+            InputError: an image does not decode (unless ``skip_bad``), or its row is not finite and
+                of unit length.
+            CompatError: there is no room in the temporary folder.
+        """
+        found = cls(dim=encoder.dim, rows=[], bad=[], file=tempfile.TemporaryFile())  # noqa: SIM115
+        for start in range(0, len(items), AT_ONCE):
+            part = np.arange(start, min(start + AT_ONCE, len(items)))
+            done = encoder.embed(items.take(part), skip_bad=skip_bad)
+            found.bad += [item.id for item in done.bad]
+            found.rows += part[done.rows].tolist()
+            with clear_errors("writing features into", Path(tempfile.gettempdir())):
+                found.file.write(done.features.tobytes())
+            progress("items embedded", len(found.rows) + len(found.bad), len(items))
+        return found
+
+    def add_to(self, index: HnswIndex, first_key: int, progress: Progress = silent) -> None:
+        """Add the features under the keys from ``first_key`` on; in memory only.
+
+        Raises:
+            InputError: a key is there already; the dimension is another.
+        """
+        self.file.seek(0)
+        for start in range(0, len(self.rows), AT_ONCE):
+            count = min(AT_ONCE, len(self.rows) - start)
+            raw = self.file.read(count * self.dim * 4)
+            features = np.frombuffer(raw, np.float32).reshape(count, self.dim)
+            index.add(features, np.arange(count, dtype=np.uint64) + np.uint64(first_key + start))
+            progress("items indexed", start + count, len(self.rows))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.file.close()
+
+
+def give_back_memory() -> None:
+    """What was freed goes back to the system: glibc keeps it otherwise, and an index comes next."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

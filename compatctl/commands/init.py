@@ -10,7 +10,7 @@ from compatctl.commands.beginning import begin, begun_already, first_catalog
 from compatctl.commands.both import load_data
 from compatctl.commands.context import need
 from compatctl.commands.evaluation import gallery_rows
-from compatctl.commands.indexing import index_items
+from compatctl.commands.indexing import Embedding
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.files import write_atomic
@@ -82,11 +82,10 @@ def init(
         )
     if there := begun_already(project.store, "init", encoder.sha256):
         return _there(project, there, gallery, params, skip_bad=skip_bad)
-    index = HnswIndex.begin(params, len(gallery))
-    rows, bad = index_items(
-        index, encoder, gallery, first_key=0, skip_bad=skip_bad, progress=progress
-    )
-    items = gallery.take(rows)
+    with Embedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as done:
+        index = HnswIndex.begin(params, max(1, len(done.rows)))
+        done.add_to(index, 0, progress)
+    items = gallery.take(done.rows)
     catalog = first_catalog(items.ids, items.labels, index.keys(), encoder.sha256)
     sha256 = ""
     if not dry_run:
@@ -100,6 +99,7 @@ def init(
         )
         sha256 = made.index.sha256
         _scaffold(project)
+    bad = tuple(done.bad)
     return _begun(project, catalog, encoder.dim, sha256, skipped=bad, written=not dry_run)
 
 

@@ -40,21 +40,21 @@ def check_layout(path: Path) -> HnswHeader:
     return stored.header
 
 
-def check_stored(stored: StoredRows) -> None:
+def check_stored(stored: StoredRows, *, keys: bool = True) -> None:
     """``check_layout`` of a file that is mapped already.
+
+    ``keys``: look for a key that is there twice; a caller who compares every key with those that
+    must be there need not.
 
     Raises:
         DamagedError: see there.
     """
     header, path = stored.header, stored.path
-    upper = upper_lists(memoryview(stored.mapped)[stored.end :], header, path)
-    keys = np.empty(header.count, np.uint64)
+    _check_upper(stored, upper_lists(memoryview(stored.mapped)[stored.end :], header, path))
     for first, block in stored.blocks():
         _check_level0(block, first, header, path)
         check_unit(block["row"], f"{path}: stored row", DamagedError, first=first)
-        keys[first : first + len(block)] = block["key"]
-    _check_upper(stored, upper)
-    if (twice := first_duplicate(keys)) is not None:
+    if keys and (twice := first_duplicate(stored.read_keys())) is not None:
         raise damaged(path, f"the key {twice} is there twice")
 
 

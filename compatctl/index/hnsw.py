@@ -92,9 +92,17 @@ class HnswIndex:
 
     @classmethod
     def load(
-        cls, path: Path, params: HnswParams, count: int | None = None, *, checked: bool = False
+        cls,
+        path: Path,
+        params: HnswParams,
+        count: int | None = None,
+        *,
+        checked: bool = False,
+        room: int = 0,
     ) -> Self:
         """The index in a file, after every number in it that hnswlib trusts was checked.
+
+        ``room``: for that many more rows, as ``reserve`` makes it, with less memory on the way.
 
         The file's digest is the caller's to compare: a changed bit inside a row that leaves it
         of unit length cannot be seen here. ``checked`` is the caller's word that exactly these
@@ -112,7 +120,7 @@ class HnswIndex:
             check_stored(stored)
         with _hnswlib(f"loading {path}"):
             engine = _engine(params)
-            engine.load_index(str(path), max_elements=stored.header.count)
+            engine.load_index(str(path), max_elements=stored.header.count + room)
         return cls(engine, params, stored)
 
     def __len__(self) -> int:

@@ -40,7 +40,10 @@ UNIT_TOLERANCE = 1e-3
 BLOCK = 16384
 """The most rows of a block."""
 
-BLOCK_BYTES = 2**22
+_NEIGHBOURS = max(mmap.PAGESIZE, 1 << 16)
+"""Bytes: the pages that are mapped with one (fault_around_bytes, 64 KiB by default)."""
+
+BLOCK_BYTES = 2**20
 """The most bytes of a block, unless one row is more."""
 
 _SCATTERED = 512
@@ -172,14 +175,21 @@ class StoredRows:
             self._release_rows(first, last)
 
     def release(self, start: int, stop: int) -> None:
-        """Give the pages of the bytes start..stop back; they are read again when needed."""
+        """Give the pages of the bytes start..stop back; they are read again when needed.
+
+        So are those shortly before: where one is read, Linux maps its neighbours.
+        """
         if _DONTNEED is not None:
-            page = start - start % mmap.PAGESIZE
+            page = start - start % _NEIGHBOURS
             self.mapped.madvise(_DONTNEED, page, stop - page)
 
     @cached_property
     def keys(self) -> Keys:
-        """Every key (N,) uint64 in the order of the rows, read when first needed."""
+        """Every key (N,) uint64 in the order of the rows, read when first needed, and kept."""
+        return self.read_keys()
+
+    def read_keys(self) -> Keys:
+        """A copy of every key (N,) uint64 in the order of the rows."""
         found = np.empty(len(self), np.uint64)
         for first, block in self.blocks():
             found[first : first + len(block)] = block["key"]
