@@ -23,6 +23,7 @@ LOCK = "LOCK"
 MANIFEST = "manifest.json"
 HISTORY = "history"
 _MAX_BYTES = 16 << 20
+_FROM_BACKUP = "restore the file from a backup; compatctl check lists all that is wrong"
 
 
 def blob_path(root: Path, kind: str, sha256: str) -> Path:
@@ -78,17 +79,40 @@ def read_manifest(root: Path) -> Manifest:
     refuse_links(root)
     path = root / MANIFEST
     if not path.exists():
+        refuse_headless(root)
         begun = (root / HISTORY).is_dir()
         what = "a store whose creation did not finish" if begun else "no store"
         raise InputError(f"{root}: {what}", tip="compatctl init (or import) makes one")
     try:
         return _read(path)
     except DamagedError as error:
-        error.tip = (
-            f"every generation is kept in {root / HISTORY}: the newest intact one, copied over "
-            f"{path}, is the store again"
-        )
+        error.tip = _newest_again(root)
         raise
+    except InputError as error:  # of another format, unless its history is of this one
+        newest = max((root / HISTORY).glob("*.json"), default=path)
+        try:
+            _read(newest)
+        except CompatError:
+            raise error from None
+        raise DamagedError(error.message, tip=_newest_again(root)) from None
+
+
+def refuse_headless(root: Path) -> None:
+    """Refuse a store that lost its manifest.json; a killed creation leaves one generation at most.
+
+    Raises:
+        DamagedError: history/ holds a second generation.
+    """
+    path = root / MANIFEST
+    if not path.exists() and generation_path(root, 2).exists():
+        raise DamagedError(f"{path} is missing", tip=_newest_again(root))
+
+
+def _newest_again(root: Path) -> str:
+    return (
+        f"every generation is kept in {root / HISTORY}: the newest intact one, copied over "
+        f"{root / MANIFEST}, is the store again"
+    )
 
 
 def read_generation(root: Path, generation: int) -> Manifest:
@@ -100,10 +124,14 @@ def read_generation(root: Path, generation: int) -> Manifest:
     """
     path = generation_path(root, generation)
     if not is_plain(path):
-        raise DamagedError(f"{path} is missing", tip="restore it from a backup")
-    found = _read(path)
+        raise DamagedError(f"{path} is missing", tip=_FROM_BACKUP)
+    try:
+        found = _read(path)
+    except DamagedError as error:
+        error.tip = _FROM_BACKUP
+        raise
     if found.generation != generation:
-        raise DamagedError(f"{path} holds generation {found.generation}")
+        raise DamagedError(f"{path} holds generation {found.generation}", tip=_FROM_BACKUP)
     return found
 
 

@@ -52,6 +52,7 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
     try:
         need_blobs(store.path, target)
     except DamagedError:
+        store.refuse_let_go()
         if target.generation < now.oldest:
             raise UsageError(
                 f"generation {target.generation} cannot be restored: its files were let go, those "

@@ -108,25 +108,32 @@ class Store:
         """
         path = blob_path(self.path, kind, sha256)
         try:
-            same = sha256_file(path) == sha256 if fresh else has_digest(path, sha256)
+            same = is_plain(path) and (
+                sha256_file(path) == sha256 if fresh else has_digest(path, sha256)
+            )
         except InputError:
             if is_plain(path):
                 raise
             same = False
-        if same and is_plain(path):
+        if same:
             return path
-        self._refuse_let_go()
+        self.refuse_let_go()
         raise DamagedError(
             f"{path} is missing or was changed",
             tip="restore the file from a backup; compatctl check lists all that is wrong",
         )
 
-    def _refuse_let_go(self) -> None:
-        newest = read_current(self.path)
-        if newest.oldest > self.manifest.generation:
+    def refuse_let_go(self) -> None:
+        """Tell a file that is gone because gc ran since this store was opened from damage.
+
+        Raises:
+            ConflictError: a generation that was asked for here was let go meanwhile.
+        """
+        newest, asked = read_current(self.path), self._chain[-1].generation
+        if newest.oldest > max(asked, self.manifest.oldest):
             raise ConflictError(
                 f"{self.path} moved on to generation {newest.generation} and let go of the files "
-                f"of generation {self.manifest.generation}, which was being read",
+                f"of generation {asked}, which was being read",
                 tip="run the command again",
             )
 

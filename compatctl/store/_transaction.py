@@ -37,6 +37,7 @@ from compatctl.store._layout import (
     manifest_digest,
     need_blobs,
     read_current,
+    refuse_headless,
     refuse_links,
 )
 
@@ -157,6 +158,7 @@ class Transaction:
         if (self._root / MANIFEST).exists():
             raise InputError(f"{self._root} is already a store", tip="name another folder")
         refuse_links(self._root)
+        refuse_headless(self._root)
         own = {LOCK, HISTORY, *KINDS}
         with clear_errors("reading", self._root):
             names = {path.name for path in self._root.iterdir()}
