@@ -10,6 +10,7 @@ import contextlib
 import csv
 import functools
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -668,7 +669,7 @@ def _together(*, gallery: bool = False) -> None:
     import hnswlib
 
     if gallery:
-        import compatctl.commands.gallery
+        importlib.import_module("compatctl.commands.gallery")
     assert hnswlib
     print("ready", flush=True)
     sys.stdin.readline()
@@ -697,7 +698,7 @@ def do_write(store: str, writer: int, seconds: float, log: str) -> dict[str, Any
             try:
                 opened = Store.open(Path(store))
                 made = _one_write(sort, opened, rng, writer, turn)
-            except ConflictError as error:
+            except ConflictError:
                 counts["conflicts"] += 1
                 sort = sort if rng.random() < 0.8 else ""  # mostly the same again
                 continue
@@ -728,8 +729,7 @@ def do_read(store: str, seconds: float, gallery: bool) -> dict[str, Any]:
             newest = read_once(Path(store), newest, gallery=gallery)
             counts["reads"] += 1
         except ConflictError as error:
-            assert "let go" in error.message, error.message
-            counts["let go"] += 1
+            counts["let go" if "let go" in error.message else "other conflicts"] += 1
         except (CompatError, AssertionError) as error:
             broken.append(f"{type(error).__name__}: {error} ({getattr(error, 'tip', '')})")
     return {"counts": counts, "broken": broken, "newest": newest}

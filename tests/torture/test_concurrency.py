@@ -74,6 +74,7 @@ def test_writers_and_readers_at_once(scratch: Path, tally: Tally) -> None:
     assert collect(store, at=workers.AT).ok
     assert store.check().unreferenced == ()
 
+    assert not any("other conflicts" in one["counts"] for one in read)
     counts = sum((Counter(one["counts"]) for one in (*wrote, *read)), Counter[str]())
     for what in ("add", "deploy", "rollback", "gc", "conflicts", "reads"):
         assert counts[what] > 0, counts
@@ -185,12 +186,26 @@ def test_a_living_holder_is_named_and_does_not_block_readers(built: Path, scratc
 
 
 def test_a_stale_write_is_refused_by_a_conflict(scratch: Path) -> None:
-    """What was computed from a generation that is gone is not committed, and its files are swept."""
+    """What was computed from a generation that is gone is not committed."""
     first = begin(scratch / "store")
     add_items(first, ("a",))
     with pytest.raises(ConflictError, match="moved on to generation 2"):
         add_items(first, ("b",))
     assert "b" not in Store.open(first.path).catalog().ids
+
+
+def test_a_rollback_whose_target_was_let_go_meanwhile_is_a_conflict(scratch: Path) -> None:
+    """gc runs between opening and going back: no damage is reported, but that the store moved."""
+    store = begin(scratch / "store")
+    for at in range(5):
+        add_items(store, (f"a{at}",))
+        store = Store.open(store.path)
+    stale = Store.open(store.path)
+    assert collect(store, keep=1, at=workers.AT).oldest == 6
+    with pytest.raises(ConflictError, match="let go of the files of generation 2"):
+        stale.rollback(at=workers.AT, to=2, discard_added=True)
+    with pytest.raises(ConflictError, match="let go of the files of generation 2"):
+        stale.catalog(stale.generation(2))
 
 
 _ROOT = "21 1 8:1 / / rw,relatime shared:1 - {} /dev/sda1 rw"
@@ -217,7 +232,7 @@ _MOUNTS = [
 @pytest.mark.parametrize("optional", ["", "shared:1 ", "shared:1 master:2 propagate_from:3 "])
 @pytest.mark.parametrize(("point", "ours", "kind", "theirs", "why"), _MOUNTS)
 def test_mounts_whose_locks_stay_on_one_machine(
-    tmp_path: Path, point: str, ours: str, kind: str, theirs: str, why: str, optional: str
+    tmp_path: Path, *, point: str, ours: str, kind: str, theirs: str, why: str, optional: str
 ) -> None:
     """Of a mountinfo file: which mount counts, and which of its options make locks local."""
     store = tmp_path / "sub folder\\x" / "store"
