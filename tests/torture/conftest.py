@@ -1,0 +1,125 @@
+"""The machine, the prepared scenarios, and the summary of what was tried."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "commands"))
+
+from kit import LONG, Fault, Machine, fresh_copy, machine
+from laws import Tally, verify
+from scenarios import SCENARIOS, Stage, stage
+
+_PROPERTY = "torture"
+Try = Callable[[Stage, list[Fault]], None]
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """The fork server, one a worker."""
+    with machine(tmp_path_factory.mktemp("torture") / "machine") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def stages(
+    shell: Machine, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Stage]:
+    """A scenario by its name, prepared when first asked for."""
+    known: dict[str, Stage] = {}
+
+    def find(name: str) -> Stage:
+        if name not in known:
+            scenario = next(one for one in SCENARIOS if one.name == name)
+            known[name] = stage(shell, scenario, tmp_path_factory.mktemp(name))
+        return known[name]
+
+    return find
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    """Counts what a test tried; it travels to the summary with the test's report."""
+    found = Tally()
+    entry: dict[str, Any] = {}
+    request.node.user_properties.append((_PROPERTY, entry))
+    began = time.monotonic()
+
+    def update() -> None:
+        entry.update(asdict(found), seconds=time.monotonic() - began)
+
+    request.node.stash[_UPDATE] = update
+    yield found
+
+
+_UPDATE = pytest.StashKey[Callable[[], None]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fill in the counts before the test's report is made, whether it passed or not."""
+    try:
+        return (yield)
+    finally:
+        if (update := item.stash.get(_UPDATE, None)) is not None:
+            update()
+
+
+@pytest.fixture
+def torture(shell: Machine, tally: Tally, tmp_path: Path) -> Try:
+    """Run a scenario under each of some faults, look at every law, and tell all that broke."""
+
+    def run(stage: Stage, faults: list[Fault]) -> None:
+        broken = []
+        for fault in faults:
+            folder = fresh_copy(stage.pristine, tmp_path / "project")
+            outcome = shell.run(folder, stage.scenario.argv, fault)
+            tally.count(fault, outcome)
+            try:
+                verify(shell, stage, folder, fault, outcome, tally)
+            except Exception as error:  # noqa: BLE001 - a store that does not open is a loss too
+                where = f"{outcome.hit.name} {outcome.hit.path}" if outcome.hit else ""
+                broken.append(f"{stage.scenario.name}, {fault}, {where}: {error!r}")
+        tally.losses += broken
+        assert not broken, "\n".join([f"{len(broken)} of {len(faults)} faults:", *broken])
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How much was tried, and what was lost."""
+    total: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    losses: list[str] = []
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) != "call":
+                continue
+            for name, entry in report.user_properties:
+                if name == _PROPERTY and entry:
+                    losses += entry["losses"]
+                    calls.update(entry["boundaries"])
+                    total.update(
+                        {k: v for k, v in entry.items() if k not in ("losses", "boundaries")}
+                    )
+    if not total:
+        return
+    terminalreporter.section(f"torture, the {'long' if LONG else 'short'} form")
+    terminalreporter.line(
+        f"kills at calls {total['kills']}, at random instants {total['random_kills']}, "
+        f"errors {total['errors']}, other faults {total['other']}, "
+        f"{total['seconds']:.0f} s of tests, losses {len(losses)}"
+    )
+    terminalreporter.line("faults by call: " + ", ".join(f"{n} {c}" for n, c in calls.most_common()))
+    if total["repeats_refused"]:
+        terminalreporter.line(
+            f"repeated after the commit and refused, not yet idempotent: {total['repeats_refused']}"
+        )
