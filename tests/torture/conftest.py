@@ -15,17 +15,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "commands"))
 
 from kit import LONG, Fault, Machine, fresh_copy, machine
-from laws import Tally, verify
+from laws import Tally, Try, verify
 from scenarios import SCENARIOS, Stage, stage
 
 _PROPERTY = "torture"
-Try = Callable[[Stage, list[Fault]], None]
 
 
 @pytest.fixture(scope="session")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """The fork server, one a worker."""
-    with machine(tmp_path_factory.mktemp("torture") / "machine") as made:
+    with machine(tmp_path_factory.mktemp("torture")) as made:
         yield made
 
 
@@ -115,7 +114,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.section(f"torture, the {'long' if LONG else 'short'} form")
     terminalreporter.line(
         f"kills at calls {total['kills']}, at random instants {total['random_kills']}, "
-        f"errors {total['errors']}, other faults {total['other']}, "
+        f"errors {total['errors']}, other faults {total['other']}, power cuts {total['cuts']}, "
         f"{total['seconds']:.0f} s of tests, losses {len(losses)}"
     )
     terminalreporter.line("faults by call: " + ", ".join(f"{n} {c}" for n, c in calls.most_common()))

@@ -5,8 +5,12 @@ Started with the shim in LD_PRELOAD. A request is a line of JSON on stdin, the a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
+import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -17,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NoReturn
 
 import hnswlib
@@ -24,6 +29,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import rich.table
+import typer.main
 import yaml
 from PIL import Image
 
@@ -31,6 +37,8 @@ import compatctl.commands
 from compatctl import cli, render
 from compatctl.errors import CompatError
 
+PIPE_BYTES = 1 << 20
+"""More than a command says: it is read after its end."""
 LOADED = (hnswlib, np, onnx, onnxruntime, rich.table, yaml, Image)
 
 
@@ -42,12 +50,20 @@ def _import_everything() -> None:
             importlib.import_module(f"compatctl.commands.{module.name}")
     for name in ("compatctl.render", "compatctl.index", "zipfile", "csv", "multiprocessing"):
         importlib.import_module(name)
+    with contextlib.redirect_stdout(io.StringIO()):
+        _command_line(["status", "--help"])
+    gc.freeze()
+
+
+@cache
+def command_line() -> Any:
+    """What ``cli.main`` calls, made once: that takes longer than a command."""
+    return typer.main.get_command(cli.app)
 
 
 def _command_line(arguments: list[str]) -> int:
-    sys.argv = ["compatctl", *arguments]
     try:
-        cli.main()
+        command_line()(arguments, prog_name="compatctl")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     return 0
@@ -77,12 +93,10 @@ def give_up_override() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def _prepare(request: dict[str, Any]) -> None:
+def _prepare(request: dict[str, Any], pipes: list[int]) -> None:
     os.chdir(request["cwd"])
-    for fd, name in ((1, "out"), (2, "err")):
-        file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(file, fd)
-        os.close(file)
+    os.dup2(pipes[0], 1)
+    os.dup2(pipes[1], 2)
     if request["file_size"] is not None:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"], hard))
@@ -91,16 +105,16 @@ def _prepare(request: dict[str, Any]) -> None:
         ctypes.c_long(request["at"]),
         request["kind"],
         ctypes.c_long(request["arg"]),
-        request["log"].encode(),
+        pipes[2],
     )
     if request["unprivileged"] and os.geteuid() == 0:
         give_up_override()
 
 
-def _child(request: dict[str, Any]) -> NoReturn:
+def _child(request: dict[str, Any], pipes: list[int]) -> NoReturn:
     code = 1
     try:
-        _prepare(request)
+        _prepare(request, pipes)
         program, *arguments = request["argv"]
         code = PROGRAMS[program](arguments)
         sys.stdout.flush()
@@ -112,9 +126,14 @@ def _child(request: dict[str, Any]) -> NoReturn:
 
 def _serve(request: dict[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
+    ends = [os.pipe() for _ in range(3)]
+    for _, end in ends:
+        fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     child = os.fork()
     if child == 0:
-        _child(request)
+        _child(request, [end for _, end in ends])
+    for _, end in ends:
+        os.close(end)
     if request["kill_after_s"] is not None:
         handle = os.pidfd_open(child)
         ended, _, _ = select.select([handle], [], [], request["kill_after_s"])
@@ -122,7 +141,14 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         os.close(handle)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return {"status": status, "seconds": time.monotonic() - began}
+    seconds = time.monotonic() - began
+    out, err, log = (_all_of(end) for end, _ in ends)
+    return {"status": status, "seconds": seconds, "out": out, "err": err, "log": log}
+
+
+def _all_of(end: int) -> str:
+    with os.fdopen(end, "rb") as pipe:
+        return pipe.read().decode(errors="surrogateescape")
 
 
 if __name__ == "__main__":

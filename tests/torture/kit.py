@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -100,16 +101,13 @@ class Outcome:
 
 @dataclass
 class Machine:
-    """The fork server, and the folder where a child's output goes."""
+    """The fork server, and the shim that is in it."""
 
     process: subprocess.Popen[str]
-    work: Path
-    seconds: float = field(default=0.0)
+    shim: Path
 
     def run(self, folder: Path, argv: tuple[str, ...], fault: Fault = NO_FAULT) -> Outcome:
         """Run ``argv`` (program first) in ``folder``; calls on paths under it are counted."""
-        out, err, log = (self.work / name for name in ("out", "err", "log"))
-        log.unlink(missing_ok=True)
         answer = self._ask(
             argv=argv,
             cwd=str(folder),
@@ -120,23 +118,20 @@ class Machine:
             kill_after_s=fault.kill_after_s,
             file_size=fault.file_size,
             unprivileged=fault.unprivileged,
-            out=str(out),
-            err=str(err),
-            log=str(log),
         )
-        seen = _calls(log)
+        seen = [Call(*line.split("\t")) for line in answer["log"].split("\n")[:-1]]
         return Outcome(
             status=answer["status"],
-            stdout=out.read_text() if out.exists() else "",
-            stderr=err.read_text() if err.exists() else "",
+            stdout=answer["out"],
+            stderr=answer["err"],
             calls=tuple(call for call in seen if call.where != "out"),
-            outside=tuple(
-                call
-                for call in seen
-                if call.where == "out" and not call.path.startswith(str(self.work))
-            ),
+            outside=tuple(call for call in seen if call.where == "out"),
             seconds=answer["seconds"],
         )
+
+    def can_give(self, name: str, error: int) -> bool:
+        """Whether a call of this name gives this error in the world."""
+        return bool(ctypes.CDLL(str(self.shim)).fault_can_give(name.encode(), ctypes.c_long(error)))
 
     def _ask(self, **request: object) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -147,13 +142,6 @@ class Machine:
         assert line, "the fork server has ended"
         answer: dict[str, Any] = json.loads(line)
         return answer
-
-
-def _calls(log: Path) -> list[Call]:
-    if not log.exists():
-        return []
-    lines = log.read_text(errors="surrogateescape").split("\n")[:-1]
-    return [Call(*line.split("\t")) for line in lines]
 
 
 def compile_shim(folder: Path) -> Path:
@@ -167,7 +155,7 @@ def compile_shim(folder: Path) -> Path:
 @contextmanager
 def machine(work: Path) -> Iterator[Machine]:
     """A fork server with the shim in it, of the package that these tests import."""
-    work.mkdir()
+    shim = compile_shim(work)
     package = str(Path(compatctl.__file__).parent.parent)
     process = subprocess.Popen(
         [sys.executable, HERE / "forkserver.py"],
@@ -176,7 +164,7 @@ def machine(work: Path) -> Iterator[Machine]:
         text=True,
         env={
             **{key: value for key, value in os.environ.items() if "COMPATCTL" not in key},
-            "LD_PRELOAD": str(compile_shim(work)),
+            "LD_PRELOAD": str(shim),
             "PYTHONPATH": os.pathsep.join([package, str(HERE)]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
@@ -187,7 +175,7 @@ def machine(work: Path) -> Iterator[Machine]:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())["ready"]
         assert Path(ready).is_relative_to(package)
-        yield Machine(process, work)
+        yield Machine(process, shim)
     finally:
         process.communicate()
 

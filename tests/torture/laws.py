@@ -6,8 +6,8 @@ The store is the old or the new one, whole; the same command then ends in the ne
 
 from __future__ import annotations
 
-import errno
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,10 @@ LOCKS_ARE_NOT_YET_PROBED = True
 
 HANDLED = (5, 6)
 """The exit codes of a command that could not write."""
-LIGHT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES})
+
+
+Try = Callable[[Stage, list[Fault]], None]
+"""Runs a scenario under each fault and looks at every law."""
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Tally:
     random_kills: int = 0
     errors: int = 0
     other: int = 0
+    cuts: int = 0
     losses: list[str] = field(default_factory=list)
     repeats_refused: int = 0
     boundaries: dict[str, int] = field(default_factory=dict)
@@ -158,9 +162,19 @@ def _message(fault: Fault, outcome: Outcome) -> None:
 
 
 def verify(
-    machine: Machine, stage: Stage, folder: Path, fault: Fault, outcome: Outcome, tally: Tally
+    machine: Machine,
+    stage: Stage,
+    folder: Path,
+    fault: Fault,
+    outcome: Outcome,
+    tally: Tally,
+    *,
+    cut: bool = False,
 ) -> None:
-    """Every law, after ``fault`` ended the scenario's command in ``folder`` with ``outcome``."""
+    """Every law, after ``fault`` ended the scenario's command in ``folder`` with ``outcome``.
+
+    ``cut``: a power cut came besides, so that the commit itself may have been lost.
+    """
     _nothing_else_touched(stage, folder, outcome)
     new = committed(stage, folder)
     if outcome.status == 0:
@@ -168,7 +182,7 @@ def verify(
     elif not outcome.killed:
         _message(fault, outcome)
     renamed = [call for call in performed(outcome, fault) if call.name == "rename"]
-    if stage.scenario.makes_generation and fault.kill_after_s is None:
+    if stage.scenario.makes_generation and fault.kill_after_s is None and not cut:
         at = any(call.other == str(folder / "store" / "manifest.json") for call in renamed)
         assert new == at, "the commit is not the replacing of manifest.json"
     if new:

@@ -6,9 +6,8 @@ import random
 from collections.abc import Callable
 
 import pytest
-from conftest import Try
 from kit import LONG, Fault, Kind, Machine
-from laws import Tally
+from laws import Tally, Try
 from scenarios import NAMES, SCENARIOS, Stage
 
 Stages = Callable[[str], Stage]
