@@ -23,10 +23,13 @@ from compatctl.store import KINDS, Store
 # TO BE REMOVED once init, import, deploy and rollback say "written": false when they are repeated
 # after their commit: then a repeated command must exit 0 and make no further generation.
 REPEATING_IS_NOT_YET_IDEMPOTENT = True
+# TO BE REMOVED once a folder that a killed process made, and did not sync, is synced by the next one.
+LEFT_FOLDERS_ARE_NOT_YET_SYNCED = True
 # TO BE REMOVED once a lock that locks nothing is found out before a write.
 LOCKS_ARE_NOT_YET_PROBED = True
 # ---------------------------------------------------------------------------------------------
 
+NO_HISTORY = "a generation is not in history/"
 HANDLED = (5, 6)
 """The exit codes of a command that could not write."""
 
@@ -46,6 +49,7 @@ class Tally:
     cuts: int = 0
     losses: list[str] = field(default_factory=list)
     repeats_refused: int = 0
+    folders_not_synced: int = 0
     boundaries: dict[str, int] = field(default_factory=dict)
 
     def count(self, fault: Fault, outcome: Outcome) -> None:
@@ -81,6 +85,10 @@ def committed(stage: Stage, folder: Path) -> bool:
         raise AssertionError("a store without manifest.json opens")
     store = Store.open(path)
     store.history()
+    kept = [path / "history" / f"{at + 1:06d}.json" for at in range(store.manifest.generation)]
+    assert all(one.is_file() for one in kept), NO_HISTORY
+    current = (path / "manifest.json").read_bytes()
+    assert kept[-1].read_bytes() == current, "history/ ends in another generation"
     for kind, digest in store.manifest.blobs():
         blob = store.path_of(kind, digest)
         assert sha256_file(blob) == digest, f"{blob} has other bytes"

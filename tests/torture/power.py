@@ -146,6 +146,7 @@ def cut(
         risky = disk.unsafe_bytes & set(names.values())
         for share in (0.0, 0.5, 1.0) if risky else (1.0,):
             shutil.rmtree(target, ignore_errors=True)
+            target.mkdir()
             for folder in sorted(folders):
                 (target / Path(folder).relative_to(project)).mkdir(parents=True, exist_ok=True)
             for name, file in names.items():

@@ -55,7 +55,7 @@ class State:
 class Stage:
     """A scenario that was prepared and ran once without a fault.
 
-    ``before`` and ``after``: the store's states (before a creation there is none). ``calls``: the
+    ``sizes``: those of the files that it wrote. ``before`` and ``after``: the store's states (before a creation there is none). ``calls``: the
     names of the counted calls, in order. ``seconds``: how long it took.
     """
 
@@ -68,6 +68,7 @@ class Stage:
     written: dict[str, bytes]
     outcome: Outcome
     seconds: float
+    sizes: tuple[int, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,6 +131,9 @@ def stage(machine: Machine, scenario: Scenario, folder: Path) -> Stage:
     old = beside(pristine)
     written = {name: data for name, data in beside(ran).items() if old.get(name) != data}
     assert set(written) == set(scenario.beside)
+    files = [path for path in (ran / "store").rglob("*") if path.is_file()]
+    held = {path.name for path in pristine.rglob("*") if path.name != "manifest.json"}
+    sizes = {path.stat().st_size for path in files if path.name not in held | {"LOCK"}}
     shutil.rmtree(ran)
     state = read_state(before) if before else None
     assert state is None or state.rows.keys() <= after.rows.keys()
@@ -143,6 +147,7 @@ def stage(machine: Machine, scenario: Scenario, folder: Path) -> Stage:
         written=written,
         outcome=outcome,
         seconds=outcome.seconds,
+        sizes=tuple(sorted(sizes)),
     )
 
 
