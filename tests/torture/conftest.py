@@ -50,9 +50,7 @@ def scratch(scratch_root: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def stages(
-    shell: Machine, scratch_root: Path
-) -> Callable[[str], Stage]:
+def stages(shell: Machine, scratch_root: Path) -> Callable[[str], Stage]:
     """A scenario by its name, prepared when first asked for."""
     known: dict[str, Stage] = {}
 
@@ -66,7 +64,7 @@ def stages(
 
 
 @pytest.fixture
-def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+def tally(request: pytest.FixtureRequest) -> Tally:
     """Counts what a test tried; it travels to the summary with the test's report."""
     found = Tally()
     entry: dict[str, Any] = {}
@@ -77,7 +75,7 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
         entry.update(asdict(found), seconds=time.monotonic() - began)
 
     request.node.stash[_UPDATE] = update
-    yield found
+    return found
 
 
 _UPDATE = pytest.StashKey[Callable[[], None]]()
@@ -104,7 +102,7 @@ def torture(shell: Machine, tally: Tally, scratch: Path) -> Try:
             outcome = shell.run(folder, stage.scenario.argv, fault)
             tally.count(fault, outcome)
             try:
-                verify(shell, stage, folder, fault, outcome, tally)
+                verify(shell, stage, folder, fault, outcome, tally=tally)
             except Exception as error:  # noqa: BLE001 - a store that does not open is a loss too
                 where = f"{outcome.hit.name} {outcome.hit.path}" if outcome.hit else ""
                 broken.append(f"{stage.scenario.name}, {fault}, {where}: {error!r}")
@@ -118,32 +116,31 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How much was tried, and what was lost."""
     total: Counter[str] = Counter()
     calls: Counter[str] = Counter()
+    known: Counter[str] = Counter()
     losses: list[str] = []
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if getattr(report, "when", None) != "call":
-                continue
-            for name, entry in report.user_properties:
-                if name == _PROPERTY and entry:
-                    losses += entry["losses"]
-                    calls.update(entry["boundaries"])
-                    total.update(
-                        {k: v for k, v in entry.items() if k not in ("losses", "boundaries")}
-                    )
+    for entry in _entries(terminalreporter):
+        losses += entry["losses"]
+        calls.update(entry["boundaries"])
+        known.update(entry["known"])
+        total.update({name: n for name, n in entry.items() if isinstance(n, int | float)})
     if not total:
         return
+    tell = terminalreporter.line
     terminalreporter.section(f"torture, the {'long' if LONG else 'short'} form")
-    terminalreporter.line(
-        f"kills at calls {total['kills']}, at random instants {total['random_kills']}, "
-        f"errors {total['errors']}, other faults {total['other']}, power cuts {total['cuts']}, "
+    tell(
+        f"kills at calls {total['kills']}, at random instants {total['random_kills']}, errors "
+        f"{total['errors']}, other faults {total['other']}, power cuts {total['cuts']}, "
         f"{total['seconds']:.0f} s of tests, losses {len(losses)}"
     )
-    terminalreporter.line("faults by call: " + ", ".join(f"{n} {c}" for n, c in calls.most_common()))
-    if total["folders_not_synced"]:
-        terminalreporter.line(
-            f"power cuts that lost a folder of a killed try: {total['folders_not_synced']}"
-        )
-    if total["repeats_refused"]:
-        terminalreporter.line(
-            f"repeated after the commit and refused, not yet idempotent: {total['repeats_refused']}"
-        )
+    tell("faults by call: " + ", ".join(f"{name} {n}" for name, n in calls.most_common()))
+    for defect, n in known.most_common():
+        tell(f"known and open: {defect} ({n} times)")
+
+
+def _entries(terminalreporter: Any) -> Iterator[dict[str, Any]]:
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "call":
+                for name, entry in report.user_properties:
+                    if name == _PROPERTY and entry:
+                        yield entry

@@ -142,18 +142,35 @@ def cut(
                 for n, file in start.names.items()}  # fmt: skip
     for name, file in disk.names.items():
         contents[file] = Path(name).read_bytes()
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    laid: dict[str, bytes] = {}
     for names, folders in disk.after_cuts(start):
         risky = disk.unsafe_bytes & set(names.values())
         for share in (0.0, 0.5, 1.0) if risky else (1.0,):
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir()
-            for folder in sorted(folders):
-                (target / Path(folder).relative_to(project)).mkdir(parents=True, exist_ok=True)
+            wanted = {}
             for name, file in names.items():
                 data = contents.get(file, b"")
                 kept = data[: int(len(data) * share)] if file in risky else data
-                (target / Path(name).relative_to(project)).write_bytes(kept)
+                wanted[str(Path(name).relative_to(project))] = kept
+            _lay(target, laid, wanted, {str(Path(one).relative_to(project)) for one in folders})
+            laid = wanted
             yield f"{len(names)} files, {share:.0%} of the bytes at risk"
+
+
+def _lay(target: Path, laid: dict[str, bytes], wanted: dict[str, bytes], folders: set[str]) -> None:
+    """Make ``target``, which holds the files ``laid``, hold those wanted, and these folders."""
+    for name in laid.keys() - wanted.keys():
+        (target / name).unlink()
+    there = [path for path in target.rglob("*") if path.is_dir()]
+    for folder in sorted(there, reverse=True):
+        if str(folder.relative_to(target)) not in folders:
+            folder.rmdir()
+    for name in sorted(folders):
+        (target / name).mkdir(parents=True, exist_ok=True)
+    for name, data in wanted.items():
+        if laid.get(name) != data:
+            (target / name).write_bytes(data)
 
 
 def _moved(disk: Disk, source: Path, target: Path) -> Disk:

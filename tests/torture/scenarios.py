@@ -31,7 +31,7 @@ class Scenario:
     """One write. ``argv``: program first. ``creates``: there is no store before it.
 
     ``makes_generation``: whether it ends in a new generation. ``every``: in the short form each
-    such boundary is tried, 1 is all of them. ``beside``: what it may write beside the store.
+    such boundary is tried; 1 is all of them. ``beside``: what it may write beside the store.
     """
 
     name: str
@@ -55,8 +55,9 @@ class State:
 class Stage:
     """A scenario that was prepared and ran once without a fault.
 
-    ``sizes``: those of the files that it wrote. ``before`` and ``after``: the store's states (before a creation there is none). ``calls``: the
-    names of the counted calls, in order. ``seconds``: how long it took.
+    ``before`` and ``after``: the store's states (before a creation there is none). ``outcome`` and
+    ``seconds``: of that run. ``generation``: what it ended in. ``written``: the files that it wrote
+    beside the store. ``sizes``: those of the files that it wrote into the store.
     """
 
     scenario: Scenario
@@ -185,7 +186,8 @@ def _run(machine: Machine, folder: Path, *argv: str) -> None:
     assert done.status == 0, done.stderr
 
 
-INIT = ("init", "--model", "old.onnx", "--json", "--store", "store", "--data", "items.csv")
+INIT = ("compatctl", "init", "--model", "old.onnx", "--json", "--store", "store",
+        "--data", "items.csv")  # fmt: skip
 
 
 def _begun(machine: Machine, folder: Path) -> None:
@@ -224,18 +226,21 @@ def _littered(machine: Machine, folder: Path) -> None:
     next_one.write_bytes((store.path / "history" / "000002.json").read_bytes())
 
 
-IMPORT = ("import", "deployed.bin", "--model", "old.onnx", "--items", "keys.csv", "--json")
+IMPORT = ("compatctl", "import", "deployed.bin", "--model", "old.onnx", "--items", "keys.csv",
+          "--json")  # fmt: skip
 DEPLOY = ("compatctl", "deploy", "--model", "new.onnx", "--force", "--reason", REASON, "--json")
 GC = ("compatctl", "check", "--gc", "--json")
 
+ROLLBACK = ("compatctl", "rollback", "--to", "1", "--json")
+
 SCENARIOS = (
-    Scenario(name="init", argv=("compatctl", *INIT), prepare=_models_and_data, creates=True,
-             every=4, beside=("compatctl.yaml",)),
-    Scenario(name="import", argv=("compatctl", *IMPORT), prepare=_with_index, creates=True, every=4),
-    Scenario(name="add", argv=("compatctl", "add", "--json"), prepare=_begun, every=3),
+    Scenario(name="init", argv=INIT, prepare=_models_and_data, creates=True, every=9,
+             beside=("compatctl.yaml",)),
+    Scenario(name="import", argv=IMPORT, prepare=_with_index, creates=True, every=9),
+    Scenario(name="add", argv=("compatctl", "add", "--json"), prepare=_begun, every=7),
     Scenario(name="deploy", argv=DEPLOY, prepare=_begun),
-    Scenario(name="rollback", argv=("compatctl", "rollback", "--to", "1", "--json"), prepare=_deployed),
-    Scenario(name="rewrite", argv=("api", "rewrite"), prepare=_deployed, every=3),
+    Scenario(name="rollback", argv=ROLLBACK, prepare=_deployed),
+    Scenario(name="rewrite", argv=("api", "rewrite"), prepare=_deployed, every=7),
     Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False),
 )  # fmt: skip
 NAMES = tuple(one.name for one in SCENARIOS)

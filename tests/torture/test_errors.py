@@ -11,22 +11,23 @@ from pathlib import Path
 
 import pytest
 from kit import LONG, Fault, Kind, Machine, fresh_copy
-from laws import Tally, Try, verify
+from laws import OPEN, Tally, Try, verify
 from scenarios import GC, NAMES, SCENARIOS, Stage
 
 from compatctl.store import Store
 
+NO_ROOM = "gc needs room on the disk"
 Stages = Callable[[str], Stage]
 
 ERRORS = {
-    "no space, once": (Kind.ERRNO_ONCE, errno.ENOSPC, 5),
-    "no space": (Kind.ERRNO_FROM, errno.ENOSPC, 3),
-    "over quota, once": (Kind.ERRNO_ONCE, errno.EDQUOT, 9),
-    "over quota": (Kind.ERRNO_FROM, errno.EDQUOT, 9),
-    "device error, once": (Kind.ERRNO_ONCE, errno.EIO, 5),
-    "device error": (Kind.ERRNO_FROM, errno.EIO, 5),
-    "denied, once": (Kind.ERRNO_ONCE, errno.EACCES, 5),
-    "denied": (Kind.ERRNO_FROM, errno.EACCES, 4),
+    "no space, once": (Kind.ERRNO_ONCE, errno.ENOSPC, 11),
+    "no space": (Kind.ERRNO_FROM, errno.ENOSPC, 7),
+    "over quota, once": (Kind.ERRNO_ONCE, errno.EDQUOT, 17),
+    "over quota": (Kind.ERRNO_FROM, errno.EDQUOT, 17),
+    "device error, once": (Kind.ERRNO_ONCE, errno.EIO, 11),
+    "device error": (Kind.ERRNO_FROM, errno.EIO, 11),
+    "denied, once": (Kind.ERRNO_ONCE, errno.EACCES, 13),
+    "denied": (Kind.ERRNO_FROM, errno.EACCES, 7),
 }
 """What a call gives; the last number: in the short form each such boundary is tried."""
 PAGE = 4096
@@ -35,7 +36,7 @@ PAGE = 4096
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("what", ERRORS)
 def test_a_call_fails(
-    stages: Stages, shell: Machine, torture: Try, tally: Tally, name: str, what: str
+    stages: Stages, torture: Try, tally: Tally, *, shell: Machine, name: str, what: str
 ) -> None:
     """Whichever call fails, once or from then on: old or new, exit 5 or 6, and what to do."""
     stage = stages(name)
@@ -52,7 +53,7 @@ def test_files_may_not_grow(stages: Stages, torture: Try, name: str) -> None:
     stage = stages(name)
     marks = {0, 1, *(size + off for size in stage.sizes for off in (-1, 0, -size // 2))}
     sizes = sorted(size for size in marks if size >= 0)
-    torture(stage, [Fault(file_size=size) for size in (sizes if LONG else sizes[::4])])
+    torture(stage, [Fault(file_size=size) for size in (sizes if LONG else sizes[::6])])
 
 
 @pytest.fixture
@@ -84,7 +85,11 @@ def _used(folder: Path) -> int:
 
 @pytest.mark.parametrize("name", [one.name for one in SCENARIOS if one.makes_generation])
 def test_a_disk_that_fills(
-    stages: Stages, shell: Machine, tally: Tally, small_disk: Callable[[int | None], Path], name: str
+    stages: Stages,
+    shell: Machine,
+    tally: Tally,
+    small_disk: Callable[[int | None], Path],
+    name: str,
 ) -> None:
     """On a real small file system, however many pages are free, nothing is lost."""
     stage = stages(name)
@@ -97,11 +102,12 @@ def test_a_disk_that_fills(
         small_disk(None)
         ended.add(outcome.status)
         tally.other += 1
-        verify(shell, stage, folder, Fault(), outcome, tally)
+        verify(shell, stage, folder, Fault(), outcome, tally=tally)
         shutil.rmtree(folder)
     assert 5 in ended
 
 
+@pytest.mark.xfail(NO_ROOM in OPEN, reason=NO_ROOM, strict=True)
 def test_gc_makes_room_on_a_full_disk(
     stages: Stages, shell: Machine, small_disk: Callable[[int | None], Path]
 ) -> None:

@@ -55,8 +55,6 @@ def test_the_shim_counts_hnswlibs_own_writes_and_kills_there(
         for at, call in enumerate(stage.outcome.calls, 1)
         if call.path.endswith(".hnsw") and call.name in ("write", "writev")
     ]
-    assert any(
-        call.name == "fopen" and call.path.endswith(".hnsw") for call in stage.outcome.calls
-    )
+    assert any(call.name == "fopen" and call.path.endswith(".hnsw") for call in stage.outcome.calls)
     assert saved
     torture(stage, [Fault(kind=Kind.SHORT, at=at) for at in saved])

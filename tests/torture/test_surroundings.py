@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from kit import Fault, Kind, Machine, fresh_copy
-from laws import LOCKS_ARE_NOT_YET_PROBED, Tally, Try, checked, verify
+from laws import OPEN, Tally, Try, checked, verify
 from scenarios import NAMES, Stage
 
+NO_PROBE = "a lock that locks nothing is not found out"
 Stages = Callable[[str], Stage]
 
-A_YEAR = 365 * 24 * 3600
+A_DAY = 24 * 3600
 READS = {
     "status": ("status",),
     "history": ("history",),
@@ -80,19 +80,19 @@ def test_writing_says_that_it_may_not(
 @pytest.mark.parametrize("name", NAMES)
 def test_a_clock_that_is_set_back(stages: Stages, torture: Try, name: str) -> None:
     """A clock that falls by a minute or a year at each reading changes nothing but the dates."""
-    torture(stages(name), [Fault(kind=Kind.CLOCK, arg=by) for by in (60, A_YEAR)])
+    torture(stages(name), [Fault(kind=Kind.CLOCK, arg=by) for by in (60, 365 * A_DAY)])
 
 
 def test_a_history_that_runs_backwards(shell: Machine, stages: Stages, scratch: Path) -> None:
-    """Generations, each dated years before the last, are checked, rolled back and read as ever."""
+    """Generations, each dated before the last, are checked, rolled back and read as ever."""
     folder = fresh_copy(stages("deploy").pristine, scratch / "project")
-    for years, argv in (
+    for days, argv in (
         (1, stages("deploy").scenario.argv),
-        (2, stages("rewrite").scenario.argv),
-        (3, ("compatctl", "rollback", "--to", "1", "--json")),
-        (4, stages("add").scenario.argv),
+        (40, stages("rewrite").scenario.argv),
+        (800, ("compatctl", "rollback", "--to", "1", "--json")),
+        (4000, stages("add").scenario.argv),
     ):
-        done = shell.run(folder, argv, Fault(kind=Kind.CLOCK, arg=years * A_YEAR))
+        done = shell.run(folder, argv, Fault(kind=Kind.CLOCK, arg=days * A_DAY))
         assert done.status == 0, done.stderr
     assert checked(shell, folder, "--gc")["generations"] == 5
     told = shell.run(folder, ("compatctl", "history", "--json")).json["generations"]
@@ -101,7 +101,7 @@ def test_a_history_that_runs_backwards(shell: Machine, stages: Stages, scratch: 
     assert len(set(dates)) == len(dates)
 
 
-@pytest.mark.xfail(LOCKS_ARE_NOT_YET_PROBED, reason="the lock does not probe itself", strict=True)
+@pytest.mark.xfail(NO_PROBE in OPEN, reason=NO_PROBE, strict=True)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_lock_that_locks_nothing(
     stages: Stages, shell: Machine, tally: Tally, scratch: Path, name: str
@@ -112,4 +112,4 @@ def test_a_lock_that_locks_nothing(
     fault = Fault(kind=Kind.NOLOCK)
     outcome = shell.run(folder, stage.scenario.argv, fault)
     assert outcome.status in (5, 6)
-    verify(shell, stage, folder, fault, outcome, tally)
+    verify(shell, stage, folder, fault, outcome, tally=tally)
