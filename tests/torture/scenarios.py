@@ -80,7 +80,7 @@ class Stage:
         """The calls to put a fault of this kind at, from 1; in the short form a rotating sample."""
         found = [at for at, name in enumerate(self.names, 1) if not only or name in only]
         step = 1 if LONG else every or self.scenario.every
-        return found[int(kind) % step :: step] if len(found) > step else found
+        return found[int(kind) % min(step, len(found) or 1) :: step]
 
 
 def read_state(store: Store) -> State:
