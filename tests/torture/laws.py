@@ -1,0 +1,220 @@
+"""What must hold after every fault, whatever it was; nothing here knows how the program works.
+
+The store is the old or the new one, whole; the same command then ends in the new one; and
+``check --gc`` leaves exactly the files that the generations name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kit import Call, Fault, Kind, Machine, Outcome
+from scenarios import Stage, beside, read_state
+
+from compatctl.errors import InputError
+from compatctl.files import sha256_file
+from compatctl.manifest import Manifest
+from compatctl.store import KINDS, Store
+
+# ---------------------------------------------------------------------------------------------
+# Defects that are known and not mended yet. Each is looked for, counted, and told in the summary;
+# nothing else is let through. Remove the line of one that is mended: its test is then strict.
+OPEN = frozenset(
+    {
+        "init and import, repeated after their commit, are refused",
+        "deploy and rollback, repeated after their commit, make a further generation",
+        "a folder that a killed process made is not synced by the next one",
+        "a device error does not say what to do",
+        "gc: a folder that cannot be synced is a traceback",
+        "gc needs room on the disk",
+        "a lock that locks nothing is not found out",
+    }
+)
+# ---------------------------------------------------------------------------------------------
+
+NO_HISTORY = "a generation is not in history/"
+HANDLED = (5, 6)
+"""The exit codes of a command that could not write."""
+
+
+Try = Callable[[Stage, list[Fault]], None]
+"""Runs a scenario under each fault and looks at every law."""
+
+
+@dataclass
+class Tally:
+    """What was tried, for the summary."""
+
+    kills: int = 0
+    random_kills: int = 0
+    errors: int = 0
+    other: int = 0
+    cuts: int = 0
+    losses: list[str] = field(default_factory=list)
+    known: dict[str, int] = field(default_factory=dict)
+    boundaries: dict[str, int] = field(default_factory=dict)
+
+    def excuse(self, defect: str) -> bool:
+        """Whether this is a defect that is known; it is counted."""
+        if defect in OPEN:
+            self.known[defect] = self.known.get(defect, 0) + 1
+        return defect in OPEN
+
+    def count(self, fault: Fault, outcome: Outcome) -> None:
+        """Note one fault, and at which call it was."""
+        if fault.kill_after_s is not None:
+            self.random_kills += outcome.killed
+        elif fault.kind in (Kind.KILL_BEFORE, Kind.KILL_AFTER, Kind.SHORT):
+            self.kills += outcome.killed
+        elif fault.kind in (Kind.ERRNO_ONCE, Kind.ERRNO_FROM):
+            self.errors += outcome.hit is not None
+        else:
+            self.other += 1
+        if outcome.hit is not None:
+            name = outcome.hit.name
+            self.boundaries[name] = self.boundaries.get(name, 0) + 1
+
+
+def performed(outcome: Outcome, fault: Fault) -> tuple[Call, ...]:
+    """The calls that were made: not one that failed, nor the one before which it died."""
+    if fault.kind in (Kind.ERRNO_ONCE, Kind.ERRNO_FROM, Kind.KILL_BEFORE):
+        return tuple(call for call in outcome.calls if call.where == "in")
+    return outcome.calls
+
+
+def committed(stage: Stage, folder: Path) -> bool:
+    """Whether the new generation is there; anything but exactly the old or the new one fails."""
+    path = folder / "store"
+    if stage.before is None and not (path / "manifest.json").exists():
+        try:
+            Store.open(path)
+        except InputError:
+            return False
+        raise AssertionError("a store without manifest.json opens")
+    store = Store.open(path)
+    store.history()
+    kept = [path / "history" / f"{at + 1:06d}.json" for at in range(store.manifest.generation)]
+    assert all(one.is_file() for one in kept), NO_HISTORY
+    current = (path / "manifest.json").read_bytes()
+    assert kept[-1].read_bytes() == current, "history/ ends in another generation"
+    for kind, digest in store.manifest.blobs():
+        blob = store.path_of(kind, digest)
+        assert sha256_file(blob) == digest, f"{blob} has other bytes"
+    new = not stage.scenario.makes_generation or store.manifest != stage.before_manifest
+    if new and stage.scenario.makes_generation:
+        assert store.manifest.generation == stage.generation
+    state = read_state(store)
+    if new:
+        assert state == stage.after, "neither the old nor the new state"
+    else:
+        assert state == stage.before, "neither the old nor the new state"
+    return new
+
+
+def checked(machine: Machine, folder: Path, *flags: str) -> dict[str, object]:
+    """What ``check`` reports; it must be ok."""
+    done = machine.run(folder, ("compatctl", "check", "--json", "--store", "store", *flags))
+    assert done.status == 0, f"check: {done.stdout[-2000:]} {done.stderr}"
+    found: dict[str, object] = json.loads(done.stdout)
+    assert found["ok"], found
+    assert not done.outside, done.outside[0]
+    return found
+
+
+def _repeat(machine: Machine, stage: Stage, folder: Path, new: bool, tally: Tally) -> None:
+    """The same command once more, without a fault, ends in the new state."""
+    was = Store.open(folder / "store").manifest.generation if new else 0
+    again = machine.run(folder, stage.scenario.argv)
+    refused = new and stage.before is None and again.status == 5
+    if refused and tally.excuse("init and import, repeated after their commit, are refused"):
+        assert "already a store" in again.stderr
+        return
+    assert again.status == 0, f"repeated: exit {again.status}: {again.stderr}"
+    store = Store.open(folder / "store")
+    assert read_state(store) == stage.after, "repeated: not the new state"
+    if new and stage.scenario.makes_generation:
+        repeated = again.json["written"] or store.manifest.generation != was
+        why = "deploy and rollback, repeated after their commit, make a further generation"
+        if repeated and stage.scenario.name in ("deploy", "rollback") and tally.excuse(why):
+            return
+        assert not repeated, "repeated after its commit, it made a further generation"
+    elif not new:
+        assert store.manifest.generation == stage.generation
+        for name, data in stage.written.items():
+            assert (folder / name).read_bytes() == data
+
+
+def _only_what_is_named(folder: Path) -> None:
+    """The store's files are those that its generations name, found without the program's help."""
+    root = folder / "store"
+    generations = sorted((root / "history").glob("*"))
+    current = json.loads((root / "manifest.json").read_bytes())
+    assert len(generations) == current["generation"]
+    wanted = {"LOCK", "manifest.json"} | {f"history/{path.name}" for path in generations}
+    for path in generations:
+        named = Manifest.from_json(json.loads(path.read_bytes()), str(path)).blobs()
+        wanted |= {f"{kind}/{digest}{KINDS[kind]}" for kind, digest in named}
+    there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert there - {"LOCK"} == wanted - {"LOCK"}
+
+
+def _nothing_else_touched(stage: Stage, folder: Path, outcome: Outcome) -> None:
+    """Nothing outside of the project, and in it only what the command may write, whole or not."""
+    assert not outcome.outside, f"outside of the project: {outcome.outside[0]}"
+    now, was = beside(folder), beside(stage.pristine)
+    for name in now.keys() | was.keys():
+        if name in stage.written and now.get(name) == stage.written[name]:
+            continue
+        if outcome.status != 0 and stage.written and name.startswith(".new-"):
+            continue  # the temporary of a file beside the store: no command cleans it away
+        assert now.get(name) == was.get(name), f"{name} was changed"
+
+
+def _message(stage: Stage, outcome: Outcome, tally: Tally) -> None:
+    """A command that failed without being killed said what happened and what to do next."""
+    said = outcome.stderr
+    if stage.scenario.name == "gc" and outcome.status == 1 and "in sync\n" in said:
+        assert tally.excuse("gc: a folder that cannot be synced is a traceback"), said
+        return
+    assert "Traceback" not in said, said
+    assert outcome.status in HANDLED, f"exit {outcome.status}: {said}"
+    assert said.startswith("compatctl: "), said
+    if "Input/output error" in said and "next: " not in said:
+        assert tally.excuse("a device error does not say what to do"), said
+        return
+    assert "next: " in said, f"it does not say what to do: {said}"
+
+
+def verify(
+    machine: Machine,
+    stage: Stage,
+    folder: Path,
+    fault: Fault,
+    outcome: Outcome,
+    *,
+    tally: Tally,
+    cut: bool = False,
+) -> None:
+    """Every law, after ``fault`` ended the scenario's command in ``folder`` with ``outcome``.
+
+    ``cut``: a power cut came besides, so that the commit itself may have been lost.
+    """
+    _nothing_else_touched(stage, folder, outcome)
+    new = committed(stage, folder)
+    if outcome.status == 0:
+        assert new, "it reported success, and the old state is there"
+    elif not outcome.killed:
+        _message(stage, outcome, tally)
+    renamed = [call for call in performed(outcome, fault) if call.name == "rename"]
+    if stage.scenario.makes_generation and fault.kill_after_s is None and not cut:
+        at = any(call.other == str(folder / "store" / "manifest.json") for call in renamed)
+        assert new == at, "the commit is not the replacing of manifest.json"
+    if new:
+        checked(machine, folder)
+    _repeat(machine, stage, folder, new, tally)
+    checked(machine, folder, "--gc")
+    assert checked(machine, folder)["unreferenced"] == []
+    _only_what_is_named(folder)

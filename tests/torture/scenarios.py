@@ -1,0 +1,246 @@
+"""Every write of the program as a scenario: a project before it, the command, the states around it.
+
+A new command is one line in ``SCENARIOS``, and a way to prepare its project where none fits.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from kit import LONG, Kind, Machine, Outcome, fresh_copy
+from PIL import Image
+from shop_kit import SIDE, write_encoder
+
+from compatctl.examples_data import TILE, emoji_source
+from compatctl.index import HnswIndex, HnswParams
+from compatctl.manifest import Manifest
+from compatctl.store import Store
+
+FIRST, ALL = 12, 18
+"""How many items a store begins with, and how many the project has."""
+REASON = "the drill"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """One write. ``argv``: program first. ``creates``: there is no store before it.
+
+    ``makes_generation``: whether it ends in a new generation. ``every``: in the short form each
+    such boundary is tried; 1 is all of them. ``beside``: what it may write beside the store.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    prepare: Callable[[Machine, Path], None]
+    creates: bool = False
+    makes_generation: bool = True
+    every: int = 1
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class State:
+    """What a store promises: the query model, and each item's class, model and vector."""
+
+    query_model: str
+    rows: dict[str, tuple[str, str, bytes]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A scenario that was prepared and ran once without a fault.
+
+    ``before`` and ``after``: the store's states (before a creation there is none). ``outcome`` and
+    ``seconds``: of that run. ``generation``: what it ended in. ``written``: the files that it wrote
+    beside the store. ``sizes``: those of the files that it wrote into the store.
+    """
+
+    scenario: Scenario
+    pristine: Path
+    before: State | None
+    after: State
+    before_manifest: Manifest | None
+    generation: int
+    written: dict[str, bytes]
+    outcome: Outcome
+    seconds: float
+    sizes: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The counted calls' names; the n-th call's is ``names[n - 1]``."""
+        return tuple(call.name for call in self.outcome.calls)
+
+    def boundaries(self, kind: Kind, *, only: tuple[str, ...] = (), every: int = 0) -> list[int]:
+        """The calls to put a fault of this kind at, from 1; in the short form a rotating sample."""
+        found = [at for at, name in enumerate(self.names, 1) if not only or name in only]
+        step = 1 if LONG else every or self.scenario.every
+        return found[int(kind) % min(step, len(found) or 1) :: step]
+
+
+def read_state(store: Store) -> State:
+    """The state, after each item's own vector was found to be its nearest in the index."""
+    manifest, catalog = store.manifest, store.catalog()
+    index = manifest.index
+    params = HnswParams(
+        space=index.space,
+        dim=index.dim,
+        M=index.M,
+        ef_construction=index.ef_construction,
+        ef_search=index.ef_search,
+        seed=index.seed,
+    )
+    opened = HnswIndex.load(store.verified("indexes", index.sha256), params, index.count)
+    vectors = opened.vectors(catalog.keys)
+    keys, scores = opened.search(vectors, 1, index.ef_search, threads=1)
+    assert np.array_equal(keys[:, 0], catalog.keys), "an item does not find itself"
+    assert scores.min() > 0.999
+    rows = zip(catalog.ids, catalog.labels, catalog.model_of, vectors, strict=True)
+    return State(
+        query_model=manifest.query_model,
+        rows={
+            item: (label, catalog.models[at], vector.tobytes()) for item, label, at, vector in rows
+        },
+    )
+
+
+def beside(project: Path) -> dict[str, bytes]:
+    """Every file of a project that is not in its store, and its bytes."""
+    return {
+        str(path.relative_to(project)): path.read_bytes()
+        for path in sorted(project.rglob("*"))
+        if path.is_file() and "store" not in path.relative_to(project).parts[:1]
+    }
+
+
+def stage(machine: Machine, scenario: Scenario, folder: Path) -> Stage:
+    """Prepare the scenario's project once, and run it once without a fault, in a copy."""
+    pristine, ran = folder / "pristine", folder / "ran"
+    pristine.mkdir(parents=True)
+    scenario.prepare(machine, pristine)
+    before = None if scenario.creates else Store.open(pristine / "store")
+    fresh_copy(pristine, ran)
+    outcome = machine.run(ran, scenario.argv)
+    assert outcome.status == 0, outcome.stderr
+    store = Store.open(ran / "store")
+    after = read_state(store)
+    old = beside(pristine)
+    written = {name: data for name, data in beside(ran).items() if old.get(name) != data}
+    assert set(written) == set(scenario.beside)
+    files = [path for path in (ran / "store").rglob("*") if path.is_file()]
+    held = {path.name for path in pristine.rglob("*") if path.name != "manifest.json"}
+    sizes = {path.stat().st_size for path in files if path.name not in held | {"LOCK"}}
+    shutil.rmtree(ran)
+    state = read_state(before) if before else None
+    assert state is None or state.rows.keys() <= after.rows.keys()
+    return Stage(
+        scenario=scenario,
+        pristine=pristine,
+        before=state,
+        after=after,
+        before_manifest=before.manifest if before else None,
+        generation=store.manifest.generation,
+        written=written,
+        outcome=outcome,
+        seconds=outcome.seconds,
+        sizes=tuple(sorted(sizes)),
+    )
+
+
+def _write_data(folder: Path) -> None:
+    """Emoji, 16 pixels wide, and two tables: the first few items, and all of them."""
+    source = emoji_source()
+    with (source / "items.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["sheet"] == "noto.webp"][:ALL]
+    (folder / "images").mkdir()
+    with Image.open(source / "noto.webp") as image:
+        sheet = image.convert("RGB")
+    across = sheet.width // TILE
+    for row in rows:
+        top, left = divmod(int(row["tile"]), across)
+        tile = sheet.crop((left * TILE, top * TILE, (left + 1) * TILE, (top + 1) * TILE))
+        tile.resize((SIDE, SIDE)).save(folder / "images" / f"{row['label']}.png")
+    for name, count in (("first.csv", FIRST), ("items.csv", ALL)):
+        lines = [f"{row['label']},images/{row['label']}.png,c{at % 6},test,gallery"
+                 for at, row in enumerate(rows[:count])]  # fmt: skip
+        (folder / name).write_text("\n".join(["id,path,label,split,role", *lines, ""]))
+
+
+def _project(folder: Path) -> None:
+    (folder / "compatctl.yaml").write_text("format: 1\nstore: store\ndata: items.csv\n")
+
+
+def _models_and_data(machine: Machine, folder: Path) -> None:
+    _write_data(folder)
+    write_encoder(folder / "old.onnx", noise=0.6)
+    write_encoder(folder / "new.onnx", noise=0.05)
+
+
+def _run(machine: Machine, folder: Path, *argv: str) -> None:
+    done = machine.run(folder, ("compatctl", *argv))
+    assert done.status == 0, done.stderr
+
+
+INIT = ("compatctl", "init", "--model", "old.onnx", "--json", "--store", "store",
+        "--data", "items.csv")  # fmt: skip
+
+
+def _begun(machine: Machine, folder: Path) -> None:
+    _models_and_data(machine, folder)
+    _project(folder)
+    _run(machine, folder, "init", "--model", "old.onnx", "--data", "first.csv")
+
+
+def _deployed(machine: Machine, folder: Path) -> None:
+    _begun(machine, folder)
+    _run(machine, folder, *DEPLOY[1:])
+
+
+def _with_index(machine: Machine, folder: Path) -> None:
+    """A deployed hnswlib file and its table, and no store."""
+    _begun(machine, folder)
+    store = Store.open(folder / "store")
+    shutil.copy(store.path_of("indexes", store.manifest.index.sha256), folder / "deployed.bin")
+    catalog = store.catalog()
+    rows = zip(catalog.keys, catalog.ids, catalog.labels, strict=True)
+    lines = [f"{key},{item},{label}" for key, item, label in rows]
+    (folder / "keys.csv").write_text("\n".join(["key,id,label", *lines, ""]))
+    shutil.rmtree(folder / "store")
+
+
+def _littered(machine: Machine, folder: Path) -> None:
+    """Two generations, and what three killed writers left: blobs, temporaries, a generation."""
+    _deployed(machine, folder)
+    store = Store.open(folder / "store")
+    with store.transaction(store.manifest) as tx:
+        for kind in ("indexes", "reports", "models"):
+            tx.put(kind, lambda path: path.write_bytes(b"left behind") and None)
+    (store.path / "catalogs" / ".new-0123456789abcdef.npz").write_bytes(b"half of")
+    (store.path / ".new-0123456789abcdef.json").write_bytes(b"{")
+    next_one = store.path / "history" / "000003.json"
+    next_one.write_bytes((store.path / "history" / "000002.json").read_bytes())
+
+
+IMPORT = ("compatctl", "import", "deployed.bin", "--model", "old.onnx", "--items", "keys.csv",
+          "--json")  # fmt: skip
+DEPLOY = ("compatctl", "deploy", "--model", "new.onnx", "--force", "--reason", REASON, "--json")
+GC = ("compatctl", "check", "--gc", "--json")
+
+ROLLBACK = ("compatctl", "rollback", "--to", "1", "--json")
+
+SCENARIOS = (
+    Scenario(name="init", argv=INIT, prepare=_models_and_data, creates=True, every=9,
+             beside=("compatctl.yaml",)),
+    Scenario(name="import", argv=IMPORT, prepare=_with_index, creates=True, every=9),
+    Scenario(name="add", argv=("compatctl", "add", "--json"), prepare=_begun, every=7),
+    Scenario(name="deploy", argv=DEPLOY, prepare=_begun),
+    Scenario(name="rollback", argv=ROLLBACK, prepare=_deployed),
+    Scenario(name="rewrite", argv=("api", "rewrite"), prepare=_deployed, every=7),
+    Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False),
+)  # fmt: skip
+NAMES = tuple(one.name for one in SCENARIOS)
