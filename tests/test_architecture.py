@@ -16,6 +16,7 @@ LEVELS = {
     "errors": 0,
     "progress": 0,
     "_version": 0,
+    "npz": 1,
     "core": 1,
     "manifest": 2,
     "files": 2,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.data._load import read_arrays
 from compatctl.errors import InputError
+from compatctl.npz import read_npz
 
 _ROWS = 65_536
 _NEEDED = ("ids", "labels", "features")
@@ -40,7 +40,7 @@ def load_features(path: Path) -> FeatureTable:
         InputError: no such file, a missing array, other shapes or types, an id twice, an empty id
             or label, a row that is zero or not finite.
     """
-    arrays = read_arrays(path)
+    arrays = read_npz(path)
     missing = [name for name in _NEEDED if name not in arrays]
     if missing:
         raise InputError(

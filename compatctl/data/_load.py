@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
 from compatctl.data._pixels import Pixels
 from compatctl.errors import InputError
+from compatctl.npz import read_npz
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -220,7 +218,7 @@ def _columns(names: list[str], path: Path) -> None:
 
 
 def _npz(path: Path) -> Iterator[_Row]:
-    arrays = read_arrays(path)
+    arrays = read_npz(path)
     missing = [name for name in ("images", "ids", "labels") if name not in arrays]
     if missing:
         raise InputError(f"{path}: there is no array {', '.join(missing)}")
@@ -241,30 +239,3 @@ def _npz(path: Path) -> Iterator[_Row]:
     for row in range(len(images)):
         record = {key: column[row] for key, column in columns.items()}
         yield _Row(f"{path}, row {row}", record, images[row])
-
-
-def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Every array of an .npz file, none of them pickled.
-
-    Raises:
-        InputError: it cannot be read as one.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (
-        ValueError,
-        KeyError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        AttributeError,
-        TypeError,
-    ) as error:
-        raise InputError(f"{path}: not an .npz file that can be read: {error}") from error
-    other = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
-    if other:
-        raise InputError(f"{path}: {other[0]} in it is no array", tip="np.savez writes arrays only")
-    return arrays

@@ -76,7 +76,7 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "none of the three": ({"ids": None, "labels": None, "features": None}, "ids, labels, features"),
     "pickled": ({"ids": np.array(["a", "b", None], dtype=object)}, "read"),
     "whole numbers as features": ({"features": np.ones((3, 2), int)}, "floats"),
-    "complex features": ({"features": np.ones((3, 2), complex)}, "floats"),
+    "complex features": ({"features": np.ones((3, 2), complex)}, "numbers"),
     "a row of features": ({"features": np.ones(3)}, "floats"),
     "three axes": ({"features": np.ones((3, 2, 2))}, "floats"),
     "no column": ({"features": np.ones((3, 0))}, "floats"),

@@ -1,0 +1,341 @@
+"""Reading an .npz file of a stranger: everything is checked before an array is allocated.
+
+An .npz is a zip of .npy members. Both say how large they are, and either may lie: a few kilobytes
+can ask for terabytes, two members can share the same bytes, a dtype can be a pickle. So the zip's
+directory, every member's place and every .npy header are held against each other first; the bytes
+are then read straight into the array, which is held once.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import math
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from compatctl.errors import CompatError, InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_BYTES = 64 << 30
+"""The most bytes that the arrays of one file may have, where the machine has the memory."""
+
+MEMORY_SHARE = 0.75
+"""The share of the machine's memory that the arrays of one file may have."""
+
+MAX_RATIO = 100
+"""The most bytes of arrays for each byte of the file, beyond ``FREE_BYTES``."""
+
+FREE_BYTES = 1 << 30
+"""What the arrays may have however small the file is: equal strings compress by a factor of 1000.
+"""
+
+MAX_MEMBERS = 1024
+"""The most arrays in one file."""
+
+MAX_DIRECTORY = 1 << 20
+"""The most bytes of the zip's directory, and of any other part of it that is read whole."""
+
+MAX_HEADER = 10_000
+"""The longest header of one array, in bytes."""
+
+MAX_DIMENSIONS = 32
+"""The most axes of one array."""
+
+_CHUNK = 1 << 20
+_LOCAL = struct.Struct("<4s5H3I2H")
+_ENCRYPTED = 0x1
+_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|U[1-9][0-9]{0,8})")
+_NAME = re.compile(r"[^/\\\0-\x1f]{1,250}\.npy")
+_PREFIXES = {b"\x93NUMPY\x01\x00": "<H", b"\x93NUMPY\x02\x00": "<I"}
+_LARGEST_CHARACTER = 0x10FFFF
+
+# What zipfile, zlib, struct and ast raise on bytes that are not what they seem.
+_BROKEN = (
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """One array's place in the file: ``packed`` bytes from ``start``, ``size`` when unpacked."""
+
+    name: str
+    header: int
+    start: int
+    packed: int
+    size: int
+    deflated: bool
+    crc: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What one array says of itself, and how many bytes it took to say it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    fortran: bool
+    length: int
+
+
+def read_npz(
+    path: Path, *, max_bytes: int | None = None, error: type[CompatError] = InputError
+) -> dict[str, NDArray[Any]]:
+    """Every array of an .npz file by name: numbers, booleans and text, none of them pickled.
+
+    Each array is held once, in the file's byte order; an array in Fortran order comes as the
+    transpose of one in C order.
+
+    Args:
+        path: a regular file.
+        max_bytes: the most bytes that the arrays may have together; default: ``MAX_BYTES``, or
+            ``MEMORY_SHARE`` of the machine's memory where that is less.
+        error: the class of what is raised.
+
+    Raises:
+        CompatError: of the class ``error``: no file that can be read, no .npz file, damaged, larger
+            than the limits, or with an array of objects, records or bytes.
+    """
+    limit = default_limit() if max_bytes is None else max_bytes
+    try:
+        with open_regular(path) as file:
+            members = _members(file)
+            _bounded(members, os.fstat(file.fileno()).st_size, limit)
+            headers = {one.name: _header(_Stream(file, one), one, limit) for one in members}
+            return {one.name: _array(_Stream(file, one), headers[one.name]) for one in members}
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror or problem}") from problem
+    except _BROKEN as problem:
+        reason = "not enough memory" if isinstance(problem, MemoryError) else problem
+        raise error(f"{path}: not an .npz file that can be read: {reason}") from problem
+
+
+def default_limit() -> int:
+    """Bytes: ``MAX_BYTES``, or ``MEMORY_SHARE`` of the machine's memory where that is less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(MAX_BYTES, int(memory * MEMORY_SHARE))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file, open for reading; a named pipe or a device would be waited for without end.
+
+    Raises:
+        OSError: it is missing, must not be read, or is no regular file.
+        ValueError: its name has a NUL.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(fd, "rb")
+
+
+class _Cautious:
+    """A file of which no more than ``MAX_DIRECTORY`` bytes are read at once, for ``zipfile``."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(MAX_DIRECTORY + 1 if size < 0 else min(size, MAX_DIRECTORY + 1))
+        if len(data) > MAX_DIRECTORY:
+            raise ValueError(f"its directory has more than {MAX_DIRECTORY} bytes")
+        return data
+
+
+def _members(file: BinaryIO) -> list[_Member]:
+    """The places of all arrays, none of which overlaps another or the directory."""
+    with zipfile.ZipFile(cast("BinaryIO", _Cautious(file))) as archive:
+        entries, end = archive.infolist(), archive.start_dir
+    if len(entries) > MAX_MEMBERS:
+        raise ValueError(f"{len(entries)} arrays; at most {MAX_MEMBERS} are read")
+    members = [_member(file, entry) for entry in entries]
+    if len({one.name for one in members}) < len(members):
+        raise ValueError("two arrays have one name")
+    before = 0
+    for one in sorted(members, key=lambda one: one.header):
+        if one.header < before or one.start + one.packed > end:
+            raise ValueError(f"the array {one.name} shares its bytes with another part of the file")
+        before = one.start + one.packed
+    return members
+
+
+def _member(file: BinaryIO, entry: zipfile.ZipInfo) -> _Member:
+    name = entry.orig_filename
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name[:80]!r} in it is not an array (NAME.npy)")
+    if entry.flag_bits & _ENCRYPTED:
+        raise ValueError(f"{name} is encrypted")
+    if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ValueError(f"{name} is compressed in a way that is not known here")
+    if entry.header_offset < 0:
+        raise ValueError(f"{name} lies before the file's begin")
+    file.seek(entry.header_offset)
+    local = _LOCAL.unpack(file.read(_LOCAL.size))
+    signature, name_length, extra_length = local[0], local[9], local[10]
+    spelled = file.read(name_length).decode("utf-8" if entry.flag_bits & 0x800 else "cp437")
+    if signature != b"PK\x03\x04" or spelled != name:
+        raise ValueError(f"{name} is not where the directory says")
+    deflated = entry.compress_type == zipfile.ZIP_DEFLATED
+    if not deflated and entry.compress_size != entry.file_size:
+        raise ValueError(f"{name} says two sizes")
+    return _Member(
+        name=name.removesuffix(".npy"),
+        header=entry.header_offset,
+        start=entry.header_offset + _LOCAL.size + name_length + extra_length,
+        packed=entry.compress_size,
+        size=entry.file_size,
+        deflated=deflated,
+        crc=entry.CRC,
+    )
+
+
+def _bounded(members: list[_Member], bytes_on_disk: int, limit: int) -> None:
+    total = sum(one.size for one in members)
+    if total > limit:
+        raise ValueError(f"its arrays have {total} bytes; at most {limit} are read")
+    if total > FREE_BYTES + MAX_RATIO * bytes_on_disk:
+        raise ValueError(
+            f"its arrays have {total} bytes, more than {MAX_RATIO} for each of the file's "
+            f"{bytes_on_disk}: save it without compression"
+        )
+
+
+class _Stream:
+    """The unpacked bytes of one member, in order, never more than were asked for."""
+
+    def __init__(self, file: BinaryIO, member: _Member) -> None:
+        file.seek(member.start)
+        self._file = file
+        self._member = member
+        self._left = member.packed
+        self._unpack = zlib.decompressobj(-15) if member.deflated else None
+        self._crc = 0
+
+    def read(self, size: int) -> bytes:
+        """Exactly ``size`` bytes (few)."""
+        data = bytearray(size)
+        self.fill(memoryview(data))
+        return bytes(data)
+
+    def fill(self, target: memoryview) -> None:
+        """Fill ``target``; EOFError where there are not that many bytes."""
+        at = 0
+        while at < len(target):
+            part = target[at : at + _CHUNK]
+            got = self._stored(part) if self._unpack is None else self._inflated(part)
+            if not got:
+                raise EOFError(f"{self._member.name} ends too early")
+            self._crc = zlib.crc32(part[:got], self._crc)
+            at += got
+
+    def end(self) -> None:
+        """Find that nothing is left over and that the checksum is right."""
+        over = self._left
+        if self._unpack is not None:
+            over += len(self._inflate(1)) + len(self._unpack.unused_data)
+            over += 0 if self._unpack.eof else 1
+        if over:
+            raise ValueError(f"{self._member.name} has more bytes than the directory says")
+        if self._crc != self._member.crc:
+            raise ValueError(f"{self._member.name} has another checksum than the directory says")
+
+    def _stored(self, part: memoryview) -> int:
+        got = self._file.readinto(part[: self._left])  # type: ignore[attr-defined]
+        self._left -= got
+        return int(got)
+
+    def _inflated(self, part: memoryview) -> int:
+        data = self._inflate(len(part))
+        part[: len(data)] = data
+        return len(data)
+
+    def _inflate(self, size: int) -> bytes:
+        """At most ``size`` unpacked bytes; none at the end of the stream or of the file."""
+        unpack = self._unpack
+        assert unpack is not None
+        while not unpack.eof:
+            packed = unpack.unconsumed_tail
+            if not packed:
+                packed = self._file.read(min(self._left, _CHUNK))
+                self._left -= len(packed)
+            data = unpack.decompress(packed, size)
+            if data or not packed:
+                return data
+        return b""
+
+
+def _header(stream: _Stream, member: _Member, limit: int) -> _Header:
+    """An array's header, whose shape and dtype must give exactly the bytes that the member has."""
+    name = member.name
+    form = _PREFIXES.get(stream.read(8))
+    if form is None:
+        raise ValueError(f"{name} is not an array in the .npy format 1 or 2")
+    width = struct.calcsize(form)
+    length = struct.unpack(form, stream.read(width))[0]
+    if length > MAX_HEADER:
+        raise ValueError(f"{name} has a header of {length} bytes; at most {MAX_HEADER} are read")
+    raw = ast.literal_eval(stream.read(length).decode("latin1").strip())
+    if not isinstance(raw, dict) or set(raw) != {"descr", "fortran_order", "shape"}:
+        raise ValueError(f"{name} has a header that is not known")
+    dtype, shape, fortran = raw["descr"], raw["shape"], raw["fortran_order"]
+    if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
+        raise ValueError(f"{name} holds neither numbers nor text: {str(dtype)[:80]}")
+    if not isinstance(shape, tuple) or not all(type(one) is int and one >= 0 for one in shape):
+        raise ValueError(f"{name} has no shape: {str(shape)[:80]}")
+    digits = int(dtype.lstrip("<>|=")[1:])
+    itemsize = 4 * digits if "U" in dtype else digits
+    told = _Header(dtype=dtype, shape=shape, fortran=fortran is True, length=8 + width + length)
+    filled = itemsize * math.prod(one for one in shape if one)
+    if len(shape) > MAX_DIMENSIONS or filled > limit or type(fortran) is not bool:
+        raise ValueError(f"{name} has an impossible shape: {str(shape)[:80]}")
+    if told.length + itemsize * math.prod(shape) != member.size:
+        raise ValueError(f"{name} is {shape} {dtype}, which are not the bytes that it has")
+    return told
+
+
+def _array(stream: _Stream, told: _Header) -> NDArray[Any]:
+    """The array behind a header that was checked."""
+    import numpy as np
+
+    stream.read(told.length)
+    dtype = np.dtype(told.dtype)
+    buffer = np.empty(math.prod(told.shape) * dtype.itemsize, np.uint8)
+    stream.fill(buffer.data)
+    stream.end()
+    if dtype.kind == "b" and buffer.size and buffer.max() > 1:
+        raise ValueError("a boolean is neither true nor false")
+    if dtype.kind == "U":
+        _check_text(buffer.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder)))
+    shape = told.shape[::-1] if told.fortran else told.shape
+    array: NDArray[Any] = buffer.view(dtype).reshape(shape)
+    return array.T if told.fortran else array
+
+
+def _check_text(characters: NDArray[Any]) -> None:
+    """Numbers beyond Unicode would end in a ValueError wherever the text is looked at."""
+    for start in range(0, len(characters), _CHUNK):
+        if characters[start : start + _CHUNK].max() > _LARGEST_CHARACTER:
+            raise ValueError("a text in it has a character that is none")
