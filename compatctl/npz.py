@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import io
 import math
 import os
 import re
@@ -137,7 +138,7 @@ def default_limit() -> int:
     return min(MAX_BYTES, int(memory * MEMORY_SHARE))
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """A file, open for reading; a named pipe or a device would be waited for without end.
 
     Raises:
@@ -154,7 +155,7 @@ def open_regular(path: Path) -> BinaryIO:
 class _Cautious:
     """A file of which no more than ``MAX_DIRECTORY`` bytes are read at once, for ``zipfile``."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
@@ -165,7 +166,7 @@ class _Cautious:
         return data
 
 
-def _members(file: BinaryIO) -> list[_Member]:
+def _members(file: io.BufferedReader) -> list[_Member]:
     """The places of all arrays, none of which overlaps another or the directory."""
     with zipfile.ZipFile(cast("BinaryIO", _Cautious(file))) as archive:
         entries, end = archive.infolist(), archive.start_dir
@@ -182,7 +183,7 @@ def _members(file: BinaryIO) -> list[_Member]:
     return members
 
 
-def _member(file: BinaryIO, entry: zipfile.ZipInfo) -> _Member:
+def _member(file: io.BufferedReader, entry: zipfile.ZipInfo) -> _Member:
     name = entry.orig_filename
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name[:80]!r} in it is not an array (NAME.npy)")
@@ -226,7 +227,7 @@ def _bounded(members: list[_Member], bytes_on_disk: int, limit: int) -> None:
 class _Stream:
     """The unpacked bytes of one member, in order, never more than were asked for."""
 
-    def __init__(self, file: BinaryIO, member: _Member) -> None:
+    def __init__(self, file: io.BufferedReader, member: _Member) -> None:
         file.seek(member.start)
         self._file = file
         self._member = member
@@ -263,7 +264,7 @@ class _Stream:
             raise ValueError(f"{self._member.name} has another checksum than the directory says")
 
     def _stored(self, part: memoryview) -> int:
-        got = self._file.readinto(part[: self._left])  # type: ignore[attr-defined]
+        got = self._file.readinto(part[: self._left])
         self._left -= got
         return int(got)
 
