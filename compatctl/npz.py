@@ -60,21 +60,11 @@ _NAME = re.compile(r"[^/\\\0-\x1f]{1,250}\.npy")
 _PREFIXES = {b"\x93NUMPY\x01\x00": "<H", b"\x93NUMPY\x02\x00": "<I"}
 _LARGEST_CHARACTER = 0x10FFFF
 
-# What zipfile, zlib, struct and ast raise on bytes that are not what they seem.
-_BROKEN = (
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    SyntaxError,
-    MemoryError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+BROKEN = (
+    ValueError, ArithmeticError, LookupError, EOFError, TypeError, AttributeError, RuntimeError,
+    SyntaxError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What zipfile, zlib, struct and ast raise on bytes that are not what they seem."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +117,7 @@ def read_npz(
             return {one.name: _array(_Stream(file, one), headers[one.name]) for one in members}
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror or problem}") from problem
-    except _BROKEN as problem:
+    except BROKEN as problem:
         reason = "not enough memory" if isinstance(problem, MemoryError) else problem
         raise error(f"{path}: not an .npz file that can be read: {reason}") from problem
 
@@ -153,23 +143,36 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 class _Cautious:
-    """A file of which no more than ``MAX_DIRECTORY`` bytes are read at once, for ``zipfile``."""
+    """A file of which no more than ``limit`` bytes are read at once, for ``zipfile``."""
 
-    def __init__(self, file: io.BufferedReader) -> None:
-        self._file = file
+    def __init__(self, file: io.BufferedReader, limit: int) -> None:
+        self._file, self._limit = file, limit
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(MAX_DIRECTORY + 1 if size < 0 else min(size, MAX_DIRECTORY + 1))
-        if len(data) > MAX_DIRECTORY:
-            raise ValueError(f"its directory has more than {MAX_DIRECTORY} bytes")
+        limit = self._limit
+        data = self._file.read(limit + 1 if size < 0 else min(size, limit + 1))
+        if len(data) > limit:
+            raise ValueError(f"its directory has more than {limit} bytes")
         return data
+
+
+def zip_entries(
+    file: io.BufferedReader, max_directory: int = MAX_DIRECTORY
+) -> tuple[list[zipfile.ZipInfo], int]:
+    """The entries of a zip's directory, and where it begins; nothing is unpacked.
+
+    Raises:
+        ValueError: the directory has more than ``max_directory`` bytes, or something else that
+            ``zipfile`` raises on a file that is no zip.
+    """
+    with zipfile.ZipFile(cast("BinaryIO", _Cautious(file, max_directory))) as archive:
+        return archive.infolist(), archive.start_dir
 
 
 def _members(file: io.BufferedReader) -> list[_Member]:
     """The places of all arrays, none of which overlaps another or the directory."""
-    with zipfile.ZipFile(cast("BinaryIO", _Cautious(file))) as archive:
-        entries, end = archive.infolist(), archive.start_dir
+    entries, end = zip_entries(file)
     if len(entries) > MAX_MEMBERS:
         raise ValueError(f"{len(entries)} arrays; at most {MAX_MEMBERS} are read")
     members = [_member(file, entry) for entry in entries]
@@ -303,7 +306,8 @@ def _header(stream: _Stream, member: _Member, limit: int) -> _Header:
         raise ValueError(f"{name} has a header that is not known")
     dtype, shape, fortran = raw["descr"], raw["shape"], raw["fortran_order"]
     if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
-        raise ValueError(f"{name} holds neither numbers nor text: {str(dtype)[:80]}")
+        note = ", a pickle, which could run code" if "O" in str(dtype) else ""
+        raise ValueError(f"{name} holds neither numbers nor text: {str(dtype)[:80]}{note}")
     if not isinstance(shape, tuple) or not all(type(one) is int and one >= 0 for one in shape):
         raise ValueError(f"{name} has no shape: {str(shape)[:80]}")
     digits = int(dtype.lstrip("<>|=")[1:])

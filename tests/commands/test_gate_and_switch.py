@@ -149,7 +149,7 @@ def test_deploy_notices_rows_added_since_the_report(shop: Shop, emoji: Path) -> 
     table = shop.path("more.csv")
     image = next((emoji / "images" / "twemoji").iterdir())
     table.write_text(f"id,path,label\nfresh,{image},fresh\n")
-    assert shop.run("add", "--data", table).json["added"] == 1
+    assert shop.run("add", "--data", table, "--data-root", emoji).json["added"] == 1
     refused = shop.run("deploy")
     assert (refused.code, "another index" in refused.stderr) == (3, True)
 
@@ -177,7 +177,7 @@ def test_rollback_says_what_it_would_drop(shop: Shop, emoji: Path) -> None:
     table = shop.path("more.csv")
     image = next((emoji / "images" / "twemoji").iterdir())
     table.write_text(f"id,path,label\nfresh,{image},fresh\n")
-    assert shop.run("add", "--data", table).code == 0
+    assert shop.run("add", "--data", table, "--data-root", emoji).code == 0
     assert shop.run("rollback").code == 6
     done = shop.run("rollback", "--discard-added")
     assert done.json["discarded_rows"] == 1
