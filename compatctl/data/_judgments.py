@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from compatctl.data._tables import Cells, open_table, text_lines
+from compatctl.data._tables import Cells, csv_rows, open_table, text_lines
 from compatctl.errors import InputError
 
 _COLUMNS = ("id_a", "id_b", "same")
@@ -33,18 +32,8 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
     """
     seen: set[frozenset[str]] = set()
     found: list[Pair] = []
-    cells_left = Cells(path)
-    try:
-        with open_table(path) as file:
-            reader = csv.DictReader(text_lines(file, path), strict=True)
-            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(f"{path}: there is no column {', '.join(missing)}")
-            for row in reader:
-                cells_left.take(len(_COLUMNS))
-                found.append(_pair(row, f"{path}, line {reader.line_num}", seen))
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
+    for where, row in csv_rows(path, _COLUMNS):
+        found.append(_pair(row, where, seen))
     if not found:
         raise InputError(f"{path}: there is no pair in it")
     return tuple(found)

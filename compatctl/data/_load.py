@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import NoReturn, cast, get_args
 
 import numpy as np
 
@@ -212,7 +212,7 @@ def _jsonl(path: Path) -> Iterator[_Row]:
                 continue
             where = f"{path}, line {number}"
             try:
-                record = json.loads(line, object_pairs_hook=_pairs)
+                record = json.loads(line, object_pairs_hook=_pairs, parse_constant=_no_number)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{where}: not JSON: {error}") from error
             if not isinstance(record, dict):
@@ -229,6 +229,10 @@ def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(record) < len(pairs):
         raise ValueError("a key is there twice")
     return record
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _columns(names: list[str], path: Path) -> None:

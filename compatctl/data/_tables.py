@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -88,3 +89,24 @@ class Cells:
             raise InputError(
                 f"{self._path}: more than {MAX_CELLS} cells", tip="split it into several tables"
             )
+
+
+def csv_rows(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """(where it stands, column -> cell) of every row of a CSV; None where a line is too short.
+
+    Raises:
+        InputError: no such file, no CSV, a needed column is missing, or more than the limits.
+    """
+    cells_left = Cells(path)
+    try:
+        with open_table(path) as file:
+            reader = csv.DictReader(text_lines(file, path), strict=True)
+            names = reader.fieldnames or ()
+            missing = [name for name in needed if name not in names]
+            if missing:
+                raise InputError(f"{path}: there is no column {', '.join(missing)}")
+            for row in reader:
+                cells_left.take(len(row))
+                yield f"{path}, line {reader.line_num}", row
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as CSV: {error}") from error

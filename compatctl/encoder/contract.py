@@ -19,6 +19,7 @@ from compatctl.data import Preprocessing
 from compatctl.encoder import safety
 from compatctl.encoder.safety import DOMAINS
 from compatctl.errors import InputError
+from compatctl.files import parse_json
 
 KEY = "compatctl"
 FORMAT = 1
@@ -97,10 +98,7 @@ def read(path: Path, model: onnx.ModelProto) -> Contract:
         )
     if len(texts[0]) > MAX_METADATA:
         raise InputError(f"{path}: its metadata is longer than {MAX_METADATA} characters")
-    try:
-        raw = json.loads(texts[0])
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: its metadata is not JSON: {error}") from None
+    raw = parse_json(texts[0].encode("utf-8", "surrogatepass"), path)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         got = raw.get("format") if isinstance(raw, dict) else raw
         raise InputError(

@@ -8,6 +8,7 @@ made dense, text, folded constants) is bounded here. The time that a graph takes
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -120,11 +121,12 @@ def check(path: Path, model: onnx.ModelProto) -> None:
         InputError: external data, operators that are not ONNX's, text, local functions that call
             themselves or unfold into too much, sparse weights that do, training graphs.
     """
-    if model.training_info:
-        raise InputError(f"{path}: has a training graph, which an encoder has not")
     calls = {(one.domain, one.name) for one in model.functions}
     dense = 0
-    for part in messages(model):
+    for part in itertools.chain([model], messages(model)):
+        _check_text(path, part)
+        if isinstance(part, onnx.TrainingInfoProto):
+            raise InputError(f"{path}: has a training graph, which an encoder has not")
         if isinstance(part, onnx.TensorProto):
             _check_tensor(path, part)
         elif isinstance(part, onnx.NodeProto):
@@ -139,6 +141,15 @@ def check(path: Path, model: onnx.ModelProto) -> None:
             f"{MAX_SPARSE_BYTES} are taken"
         )
     node_count(path, model)
+
+
+def _check_text(path: Path, message: Message) -> None:
+    """Text that is no UTF-8 comes as bytes, which no message or name can be made of."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING and any(
+            isinstance(one, bytes) for one in ([value] if isinstance(value, bytes | str) else value)
+        ):
+            raise InputError(f"{path} is not an ONNX model: {field.name} is not UTF-8 text")
 
 
 def messages(message: Message) -> Iterator[Message]:

@@ -66,6 +66,8 @@ def make_backbone(recipe: Backbone) -> nn.Module:
             with the recipe's ``method``.
     """
     name, _, attribute = recipe.factory.partition(":")
+    if name.split(".", maxsplit=1)[0] in sys.stdlib_module_names:
+        raise _no_network(recipe.factory)
     try:
         with _working_folder():
             factory: Any = importlib.import_module(name)
@@ -99,10 +101,14 @@ def _refuse_foreign(name: str, factory: Any) -> None:
     if home.split(".", maxsplit=1)[0] in sys.stdlib_module_names or (
         home.startswith("torch.") and not home.startswith("torch.nn.")
     ):
-        raise InputError(
-            f"backbone.factory {name} makes no network",
-            tip="name a class or function that gives a torch module",
-        )
+        raise _no_network(name)
+
+
+def _no_network(name: str) -> InputError:
+    return InputError(
+        f"backbone.factory {name} makes no network",
+        tip="name a class or function that gives a torch module",
+    )
 
 
 def load_base(backbone: nn.Module, path: Path) -> tuple[Loaded, dict[str, Tensor]]:
