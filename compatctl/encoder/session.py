@@ -22,14 +22,18 @@ FOLDED_BYTES = 4 << 30
 """What ONNX Runtime may compute once, outside that memory, when it opens an encoder."""
 
 
+def machine_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 @functools.cache
 def _bounded_memory() -> None:
     """Once for the process: the arena that every session allocates in, and its limit."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     where = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )
-    limit = ort.OrtArenaCfg({"max_mem": int(machine * MEMORY_SHARE)})
+    limit = ort.OrtArenaCfg({"max_mem": int(machine_bytes() * MEMORY_SHARE)})
     ort.create_and_register_allocator(where, limit)
 
 
