@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import io
 import math
 import os
 import re
@@ -59,21 +60,11 @@ _NAME = re.compile(r"[^/\\\0-\x1f]{1,250}\.npy")
 _PREFIXES = {b"\x93NUMPY\x01\x00": "<H", b"\x93NUMPY\x02\x00": "<I"}
 _LARGEST_CHARACTER = 0x10FFFF
 
-# What zipfile, zlib, struct and ast raise on bytes that are not what they seem.
-_BROKEN = (
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    SyntaxError,
-    MemoryError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+BROKEN = (
+    ValueError, ArithmeticError, LookupError, EOFError, TypeError, AttributeError, RuntimeError,
+    SyntaxError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What zipfile, zlib, struct and ast raise on bytes that are not what they seem."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +117,7 @@ def read_npz(
             return {one.name: _array(_Stream(file, one), headers[one.name]) for one in members}
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror or problem}") from problem
-    except _BROKEN as problem:
+    except BROKEN as problem:
         reason = "not enough memory" if isinstance(problem, MemoryError) else problem
         raise error(f"{path}: not an .npz file that can be read: {reason}") from problem
 
@@ -137,7 +128,7 @@ def default_limit() -> int:
     return min(MAX_BYTES, int(memory * MEMORY_SHARE))
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """A file, open for reading; a named pipe or a device would be waited for without end.
 
     Raises:
@@ -147,28 +138,41 @@ def open_regular(path: Path) -> BinaryIO:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file")
+        raise IsADirectoryError(errno.EISDIR, "not a regular file")
     return os.fdopen(fd, "rb")
 
 
 class _Cautious:
-    """A file of which no more than ``MAX_DIRECTORY`` bytes are read at once, for ``zipfile``."""
+    """A file of which no more than ``limit`` bytes are read at once, for ``zipfile``."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: io.BufferedReader, limit: int) -> None:
+        self._file, self._limit = file, limit
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(MAX_DIRECTORY + 1 if size < 0 else min(size, MAX_DIRECTORY + 1))
-        if len(data) > MAX_DIRECTORY:
-            raise ValueError(f"its directory has more than {MAX_DIRECTORY} bytes")
+        limit = self._limit
+        data = self._file.read(limit + 1 if size < 0 else min(size, limit + 1))
+        if len(data) > limit:
+            raise ValueError(f"its directory has more than {limit} bytes")
         return data
 
 
-def _members(file: BinaryIO) -> list[_Member]:
+def zip_entries(
+    file: io.BufferedReader, max_directory: int = MAX_DIRECTORY
+) -> tuple[list[zipfile.ZipInfo], int]:
+    """The entries of a zip's directory, and where it begins; nothing is unpacked.
+
+    Raises:
+        ValueError: the directory has more than ``max_directory`` bytes, or something else that
+            ``zipfile`` raises on a file that is no zip.
+    """
+    with zipfile.ZipFile(cast("BinaryIO", _Cautious(file, max_directory))) as archive:
+        return archive.infolist(), archive.start_dir
+
+
+def _members(file: io.BufferedReader) -> list[_Member]:
     """The places of all arrays, none of which overlaps another or the directory."""
-    with zipfile.ZipFile(cast("BinaryIO", _Cautious(file))) as archive:
-        entries, end = archive.infolist(), archive.start_dir
+    entries, end = zip_entries(file)
     if len(entries) > MAX_MEMBERS:
         raise ValueError(f"{len(entries)} arrays; at most {MAX_MEMBERS} are read")
     members = [_member(file, entry) for entry in entries]
@@ -182,7 +186,7 @@ def _members(file: BinaryIO) -> list[_Member]:
     return members
 
 
-def _member(file: BinaryIO, entry: zipfile.ZipInfo) -> _Member:
+def _member(file: io.BufferedReader, entry: zipfile.ZipInfo) -> _Member:
     name = entry.orig_filename
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name[:80]!r} in it is not an array (NAME.npy)")
@@ -226,7 +230,7 @@ def _bounded(members: list[_Member], bytes_on_disk: int, limit: int) -> None:
 class _Stream:
     """The unpacked bytes of one member, in order, never more than were asked for."""
 
-    def __init__(self, file: BinaryIO, member: _Member) -> None:
+    def __init__(self, file: io.BufferedReader, member: _Member) -> None:
         file.seek(member.start)
         self._file = file
         self._member = member
@@ -263,7 +267,7 @@ class _Stream:
             raise ValueError(f"{self._member.name} has another checksum than the directory says")
 
     def _stored(self, part: memoryview) -> int:
-        got = self._file.readinto(part[: self._left])  # type: ignore[attr-defined]
+        got = self._file.readinto(part[: self._left])
         self._left -= got
         return int(got)
 
@@ -302,7 +306,8 @@ def _header(stream: _Stream, member: _Member, limit: int) -> _Header:
         raise ValueError(f"{name} has a header that is not known")
     dtype, shape, fortran = raw["descr"], raw["shape"], raw["fortran_order"]
     if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
-        raise ValueError(f"{name} holds neither numbers nor text: {str(dtype)[:80]}")
+        note = ", a pickle, which could run code" if "O" in str(dtype) else ""
+        raise ValueError(f"{name} holds neither numbers nor text: {str(dtype)[:80]}{note}")
     if not isinstance(shape, tuple) or not all(type(one) is int and one >= 0 for one in shape):
         raise ValueError(f"{name} has no shape: {str(shape)[:80]}")
     digits = int(dtype.lstrip("<>|=")[1:])

@@ -40,6 +40,14 @@ DataPath = Annotated[
         "--data", envvar="COMPATCTL_DATA", help="Class folders, a .csv or .jsonl table, or .npz."
     ),
 ]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        envvar="COMPATCTL_DATA_ROOT",
+        help="A folder besides the data's own in which its images may lie.",
+    ),
+]
 PolicyName = Annotated[
     str | None,
     typer.Option(

@@ -9,6 +9,7 @@ import typer
 
 from compatctl.cli.app import (
     DataPath,
+    DataRoot,
     DryRun,
     Json,
     PolicyName,
@@ -33,6 +34,7 @@ def verify(
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
+    data_root: DataRoot = None,
     policy: PolicyName = None,
     report_file: ReportPath = None,
     junit: Annotated[Path | None, _file("--junit", "Write JUnit XML, a case a check.")] = None,
@@ -92,7 +94,9 @@ def verify(
     from compatctl.commands.options import VerifyOptions
     from compatctl.render import progress
 
-    where = project_of(project, store=store, data=data, policy=policy, report=report_file)
+    where = project_of(
+        project, store=store, data=data, data_root=data_root, policy=policy, report=report_file
+    )
     options = VerifyOptions(
         training=training,
         allow_seen=allow_seen,
@@ -122,6 +126,7 @@ def matrix(
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
+    data_root: DataRoot = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resampling.")] = 0,
     skip_bad: SkipBad = False,
     as_json: Json = False,
@@ -132,7 +137,7 @@ def matrix(
 
     with progress() as report:
         done = verb.matrix(
-            project_of(project, store=store, data=data),
+            project_of(project, store=store, data=data, data_root=data_root),
             models=models or [],
             seed=seed,
             skip_bad=skip_bad,

@@ -9,6 +9,7 @@ import typer
 
 from compatctl.cli.app import (
     DataPath,
+    DataRoot,
     DryRun,
     Json,
     ProjectFile,
@@ -27,6 +28,7 @@ def init(
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
+    data_root: DataRoot = None,
     preprocessing: Side = None,
     m: Annotated[int, typer.Option("--M", help="hnswlib: links a node.")] = 16,
     ef_construction: Annotated[int, typer.Option(help="hnswlib: width of the build.")] = 200,
@@ -41,7 +43,7 @@ def init(
 
     with progress() as report:
         done = verb.init(
-            project_of(project, store=store, data=data),
+            project_of(project, store=store, data=data, data_root=data_root),
             model=model,
             preprocessing=preprocessing,
             m=m,
@@ -67,6 +69,7 @@ def import_(
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
+    data_root: DataRoot = None,
     preprocessing: Side = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -77,7 +80,7 @@ def import_(
 
     with progress() as report:
         done = verb.import_index(
-            project_of(project, store=store, data=data),
+            project_of(project, store=store, data=data, data_root=data_root),
             index=index,
             model=model,
             items=items,
@@ -113,6 +116,7 @@ def finetune(
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
+    data_root: DataRoot = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -122,7 +126,13 @@ def finetune(
     from compatctl.render import progress
 
     where = project_of(
-        project, store=store, data=data, recipe=recipe, candidate=candidate, output=output
+        project,
+        store=store,
+        data=data,
+        data_root=data_root,
+        recipe=recipe,
+        candidate=candidate,
+        output=output,
     )
     if dry_run:
         show(verb.plan(where, base=base, seed=seed), as_json=as_json)
@@ -155,6 +165,7 @@ def fuse(
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
+    data_root: DataRoot = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -165,7 +176,7 @@ def fuse(
 
     with progress() as report:
         done = verb.fuse(
-            project_of(project, store=store, data=data),
+            project_of(project, store=store, data=data, data_root=data_root),
             old=old,
             new=new,
             output=output,
@@ -183,6 +194,7 @@ def add(
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
+    data_root: DataRoot = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -193,7 +205,7 @@ def add(
 
     with progress() as report:
         done = verb.add(
-            project_of(project, store=store, data=data),
+            project_of(project, store=store, data=data, data_root=data_root),
             skip_bad=skip_bad,
             dry_run=dry_run,
             progress=report,

@@ -9,6 +9,7 @@ import typer
 
 from compatctl.cli.app import (
     DataPath,
+    DataRoot,
     DryRun,
     Json,
     PolicyName,
@@ -69,6 +70,7 @@ def rollback(
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
+    data_root: DataRoot = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -78,7 +80,7 @@ def rollback(
 
     with progress() as report:
         done = verb.rollback(
-            project_of(project, store=store, data=data),
+            project_of(project, store=store, data=data, data_root=data_root),
             to=to,
             added=added,
             dry_run=dry_run,

@@ -28,7 +28,7 @@ from compatctl.recipe import Project
 
 def load_data(project: Project) -> Dataset:
     """The project's data, split by its rule where the data does not say."""
-    return load(need(project.data, "data"), split_rule(project))
+    return load(need(project.data, "data"), split_rule(project), data_root=project.data_root)
 
 
 def split_rule(project: Project) -> SplitRule:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from compatctl.commands.admission import Candidate
 from compatctl.commands.context import now, open_store
+from compatctl.commands.gallery import serves_alike
 from compatctl.commands.training_record import REGISTRY_FILE
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, GateError, InputError
@@ -17,6 +18,7 @@ from compatctl.files import sha256_bytes, sha256_file
 from compatctl.manifest import Manifest, ModelShare
 from compatctl.recipe import Project, load_policy
 from compatctl.report import Bound, policy_sha256, read_bound
+from compatctl.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def deploy(
     chosen = _candidate(project, model, bound)
     encoder = _of_dimension(chosen, manifest.index.dim)
     policy = load_policy(project.policy)
-    done = _is_deployed(manifest, encoder.sha256, bound, forced_reason)
+    done = _is_deployed(store, chosen, bound, forced_reason)
     if forced_reason is None and not done:
         assert bound is not None
         refuse_unless_bound(bound, manifest, encoder.sha256, policy_sha256(policy))
@@ -87,18 +89,21 @@ def deploy(
 
 
 def _is_deployed(
-    manifest: Manifest, new_sha256: str, bound: Bound | None, forced_reason: str | None
+    store: Store, model: Candidate, bound: Bound | None, forced_reason: str | None
 ) -> bool:
     """Whether this very deploy was committed already, by a run that was killed before it said so.
 
-    A model that is forced again is a new deploy: its canary is taken again, by today's libraries.
+    A model whose canary comes out otherwise today is a new deploy, which takes a new canary.
     """
-    return (
-        forced_reason is None
-        and bound is not None
-        and manifest.query_model == new_sha256
-        and manifest.report == bound.sha256
-    )
+    now = store.manifest
+    report = bound.sha256 if bound else None
+    if (now.query_model, now.report, now.forced_reason) != (
+        model.encoder.sha256,
+        report,
+        forced_reason,
+    ):
+        return False
+    return serves_alike(store, now, model.encoder)
 
 
 def refuse_unless_bound(

@@ -11,7 +11,7 @@ import numpy as np
 from compatctl.commands.evaluation import Stored
 from compatctl.commands.trial import Rows
 from compatctl.data import Dataset
-from compatctl.encoder import Canary, Encoder
+from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
 from compatctl.errors import DamagedError
 from compatctl.files import note, noted
 from compatctl.index import HnswIndex, HnswParams
@@ -80,17 +80,27 @@ class DeployedGallery:
 
 def serving(store: Store, manifest: Manifest) -> Encoder:
     """The query model of a generation, ready to serve; errors as ``DeployedGallery.encoder``."""
-    share = next(one for one in manifest.models if one.sha256 == manifest.query_model)
-    canary = Canary.read(store.verified("canaries", share.canary))
-    encoder = Encoder.load(store.verified("models", share.sha256))
+    canary = _canary(store, manifest)
+    encoder = Encoder.load(store.verified("models", manifest.query_model))
     if encoder.dim != manifest.index.dim:
         raise DamagedError(
-            f"the query model {share.name} ends in {encoder.dim} numbers, the index holds rows of "
-            f"{manifest.index.dim}",
+            f"the query model {encoder.name} ends in {encoder.dim} numbers, the index holds rows "
+            f"of {manifest.index.dim}",
             tip="compatctl rollback restores the model before",
         )
     canary.refuse_another(encoder)
     return encoder
+
+
+def serves_alike(store: Store, manifest: Manifest, encoder: Encoder) -> bool:
+    """Whether an encoder gives the vectors that the generation's query model once gave."""
+    canary = _canary(store, manifest)
+    return encoder.dim == manifest.index.dim and canary.difference(encoder) <= CANARY_LIMIT
+
+
+def _canary(store: Store, manifest: Manifest) -> Canary:
+    share = next(one for one in manifest.models if one.sha256 == manifest.query_model)
+    return Canary.read(store.verified("canaries", share.canary))
 
 
 def open_index(

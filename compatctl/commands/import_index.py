@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from compatctl.commands.admission import Candidate
 from compatctl.commands.beginning import begin, begun_already, first_catalog
 from compatctl.commands.both import load_data
+from compatctl.data import csv_rows
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.files import sha256_file
@@ -21,6 +22,9 @@ from compatctl.recipe import Project
 
 AGREEMENT_ITEMS = 16
 LEAST_COSINE = 0.99
+
+_KEY = re.compile(r"[0-9]{1,20}")
+_LARGEST_KEY = 2**64 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,19 +135,15 @@ def _catalog(index: HnswIndex, items: Path | None, model: str) -> Catalog:
 def _named(path: Path) -> dict[int, tuple[str, str]]:
     """key -> (id, label) of a CSV with the columns key, id and label."""
     found: dict[int, tuple[str, str]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            if not {"key", "id", "label"} <= set(reader.fieldnames or ()):
-                raise InputError(f"{path}: expected the columns key, id and label")
-            for line in reader:
-                if not (line["key"] or "").isdigit() or not line["id"] or line["label"] is None:
-                    raise InputError(f"{path}, line {reader.line_num}: an incomplete line")
-                if int(line["key"]) in found:
-                    raise InputError(f"{path}, line {reader.line_num}: the key is there twice")
-                found[int(line["key"])] = (line["id"], line["label"])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    for where, line in csv_rows(path, ("key", "id", "label")):
+        key, item, label = line["key"] or "", line["id"], line["label"]
+        if not _KEY.fullmatch(key) or not item or label is None:
+            raise InputError(f"{where}: an incomplete line")
+        if int(key) > _LARGEST_KEY:
+            raise InputError(f"{where}: the key {key} is larger than {_LARGEST_KEY}")
+        if int(key) in found:
+            raise InputError(f"{where}: the key is there twice")
+        found[int(key)] = (item, label)
     return found
 
 

@@ -10,6 +10,7 @@ from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_qrels
 from compatctl.data._load import from_files, load
 from compatctl.data._pixels import MAX_PIXELS, Fit, Preprocessing, Resize, decode, prepare
+from compatctl.data._tables import csv_rows
 
 __all__ = [
     "MAX_PIXELS",
@@ -23,6 +24,7 @@ __all__ = [
     "Role",
     "Split",
     "SplitRule",
+    "csv_rows",
     "decode",
     "from_files",
     "load",

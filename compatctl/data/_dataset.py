@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from compatctl.data._pixels import BAD_IMAGE_TIP, Pixels, decode, from_array
 from compatctl.errors import InputError
+from compatctl.npz import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -124,7 +125,7 @@ class Dataset:
             return from_array(source)
         name = self._name(row, source)
         try:
-            with source.open("rb") as file:
+            with open_regular(source) as file:
                 return decode(file, name)
         except (OSError, ValueError) as error:
             raise _unreadable(name, error) from error
@@ -139,7 +140,7 @@ class Dataset:
         if not isinstance(source, Path):
             return hashlib.sha256(source.tobytes()).hexdigest()
         try:
-            with source.open("rb") as file:
+            with open_regular(source) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except (OSError, ValueError) as error:
             raise _unreadable(self._name(row, source), error) from error

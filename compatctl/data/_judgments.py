@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from compatctl.data._tables import Cells, csv_rows, open_table, text_lines
 from compatctl.errors import InputError
 
 _COLUMNS = ("id_a", "id_b", "same")
@@ -32,16 +32,8 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
     """
     seen: set[frozenset[str]] = set()
     found: list[Pair] = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(f"{path}: there is no column {', '.join(missing)}")
-            for row in reader:
-                found.append(_pair(row, f"{path}, line {reader.line_num}", seen))
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
+    for where, row in csv_rows(path, _COLUMNS):
+        found.append(_pair(row, where, seen))
     if not found:
         raise InputError(f"{path}: there is no pair in it")
     return tuple(found)
@@ -69,25 +61,30 @@ def read_qrels(path: Path) -> tuple[tuple[str, str], ...]:
     Raises:
         InputError: no such file, a line of another form, a pair judged twice, or nothing relevant.
     """
+    judged: dict[tuple[str, str], int] = {}
+    cells_left = Cells(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with open_table(path) as file:
+            for number, line in enumerate(text_lines(file, path), 1):
+                cells = line.split()
+                cells_left.take(len(cells))
+                if cells:
+                    pair = _judgment(cells, judged, f"{path}, line {number}")
+                    judged[pair] = int(cells[3])
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    judged: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(lines, 1):
-        cells = line.split()
-        if not cells:
-            continue
-        if len(cells) != 4 or not _GRADE.fullmatch(cells[3]):
-            raise InputError(
-                f"{path}, line {number}: expected query, iteration, item and relevance, got "
-                f"{line[:80]!r}"
-            )
-        pair = (cells[0], cells[2])
-        if pair in judged:
-            raise InputError(f"{path}, line {number}: {pair[0]} {pair[1]} is judged twice")
-        judged[pair] = int(cells[3])
     relevant = tuple(pair for pair, grade in judged.items() if grade > 0)
     if not relevant:
         raise InputError(f"{path}: no pair is judged relevant")
     return relevant
+
+
+def _judgment(cells: list[str], judged: dict[tuple[str, str], int], where: str) -> tuple[str, str]:
+    if len(cells) != 4 or not _GRADE.fullmatch(cells[3]):
+        raise InputError(
+            f"{where}: expected query, iteration, item and relevance, got {' '.join(cells)[:80]!r}"
+        )
+    pair = (cells[0], cells[2])
+    if pair in judged:
+        raise InputError(f"{where}: {pair[0]} {pair[1]} is judged twice")
+    return pair

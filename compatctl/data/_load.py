@@ -7,12 +7,14 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import NoReturn, cast, get_args
 
 import numpy as np
 
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
 from compatctl.data._pixels import Pixels
+from compatctl.data._roots import Roots
+from compatctl.data._tables import Cells, open_table, raw_lines, text_lines
 from compatctl.errors import InputError
 from compatctl.npz import read_npz
 
@@ -42,21 +44,22 @@ _FORMS = "a folder of class folders, a .csv or .jsonl table, or an .npz file"
 Record = Mapping[str, object]
 
 
-def load(path: Path, rule: SplitRule | None = None) -> Dataset:
+def load(path: Path, rule: SplitRule | None = None, *, data_root: Path | None = None) -> Dataset:
     """The data set at ``path``; ``rule`` splits the items that do not say their split.
 
     A folder of class folders (label = the sub-folder's name, id = path within the folder); a CSV or
     JSONL table (columns id, path, label; split and role where known; every other column is a slice;
     path relative to the table's folder); or an .npz file (arrays images (N, H, W, 3) or (N, H, W)
-    uint8, ids, labels, split, role, and slices). No image file is opened here.
+    uint8, ids, labels, split, role, and slices). No image file is opened here. Images lie in the
+    folder of the data, or in ``data_root``.
 
     Raises:
         InputError: missing, of no known form, empty, an id twice, an empty id or label, an unknown
-            split or role; the message names the line.
+            split or role, an image outside of both folders; the message names the line.
     """
     rule = rule or SplitRule()
     if path.is_dir():
-        return _collected(_folder(path), path, rule)
+        return _read(_folder(path, roots := Roots(path, data_root)), path, rule, roots)
     readers: dict[str, Callable[[Path], Iterator[_Row]]] = {
         ".csv": _csv,
         ".jsonl": _jsonl,
@@ -67,10 +70,7 @@ def load(path: Path, rule: SplitRule | None = None) -> Dataset:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path} is not a form of data that is known", tip=f"data is {_FORMS}")
-    try:
-        return _collected(reader(path), path, rule)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return _read(reader(path), path, rule, Roots(path.parent, data_root))
 
 
 def from_files(images: Sequence[Path]) -> Dataset:
@@ -125,16 +125,23 @@ class _Row:
             slices={key: value for key, value in slices.items() if value},
         )
 
-    def image(self, folder: Path) -> Path | Pixels:
+    def image(self, folder: Path, roots: Roots) -> Path | Pixels:
         """The image's array, or its file, a relative path taken from ``folder``."""
         if self.source is not None:
             return self.source
         if not self.text("path"):
             raise InputError(f"{self.where}: path is empty")
-        return folder / self.text("path")
+        return roots.check(folder / self.text("path"), self.where)
 
 
-def _collected(rows: Iterator[_Row], path: Path, rule: SplitRule) -> Dataset:
+def _read(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: Roots) -> Dataset:
+    try:
+        return _collected(rows, path, rule, roots)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _collected(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: Roots) -> Dataset:
     first: dict[str, str] = {}
     items, sources = [], []
     for row in rows:
@@ -143,18 +150,15 @@ def _collected(rows: Iterator[_Row], path: Path, rule: SplitRule) -> Dataset:
             raise InputError(f"{row.where}: the id {item.id!r} is already at {first[item.id]}")
         first[item.id] = row.where
         items.append(item)
-        sources.append(row.image(path.parent))
+        sources.append(row.image(path.parent, roots))
     if not items:
         raise InputError(f"{path}: there is no image in it", tip=f"data is {_FORMS}")
     return Dataset(items=tuple(items), sources=tuple(sources))
 
 
-def _folder(path: Path) -> Iterator[_Row]:
-    for file in sorted(path.rglob("*"), key=lambda one: one.relative_to(path).as_posix()):
+def _folder(path: Path, roots: Roots) -> Iterator[_Row]:
+    for file in sorted(_files(path, roots), key=lambda one: one.relative_to(path).as_posix()):
         parts = file.relative_to(path).parts
-        hidden = any(part.startswith(".") for part in parts)
-        if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
-            continue
         if len(parts) == 1:
             raise InputError(
                 f"{file} lies in no class folder",
@@ -164,9 +168,27 @@ def _folder(path: Path) -> Iterator[_Row]:
         yield _Row(str(file), {"id": item_id, "label": parts[0]}, file)
 
 
+def _files(top: Path, roots: Roots) -> Iterator[Path]:
+    """Every image file that is not hidden; a linked folder is gone into, each folder once."""
+    waiting, seen = [top], {roots.real(top)}
+    while waiting:
+        for one in waiting.pop().iterdir():
+            if one.name.startswith("."):
+                continue
+            if one.is_dir():
+                real = roots.real(roots.check(one, str(top)))
+                if real in seen:
+                    raise InputError(f"{top}: {one} leads to a folder that is there already")
+                seen.add(real)
+                waiting.append(one)
+            elif one.suffix.lower() in IMAGE_SUFFIXES and one.is_file():
+                yield roots.check(one, str(top))
+
+
 def _csv(path: Path) -> Iterator[_Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+    cells_left = Cells(path)
+    with open_table(path) as file:
+        reader = csv.reader(text_lines(file, path), strict=True)
         try:
             names = next(reader, [])
             _columns(names, path)
@@ -176,19 +198,21 @@ def _csv(path: Path) -> Iterator[_Row]:
                     continue
                 if len(cells) != len(names):
                     raise InputError(f"{where}: {len(cells)} cells under {len(names)} columns")
+                cells_left.take(len(cells))
                 yield _Row(where, dict(zip(names, cells, strict=True)))
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error
 
 
 def _jsonl(path: Path) -> Iterator[_Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    cells_left = Cells(path)
+    with open_table(path) as file:
+        for number, line in enumerate(raw_lines(file, path), 1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
             try:
-                record = json.loads(line, object_pairs_hook=_pairs)
+                record = json.loads(line, object_pairs_hook=_pairs, parse_constant=_no_number)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{where}: not JSON: {error}") from error
             if not isinstance(record, dict):
@@ -196,6 +220,7 @@ def _jsonl(path: Path) -> Iterator[_Row]:
             missing = [name for name in _REQUIRED if name not in record]
             if missing:
                 raise InputError(f"{where}: there is no {', '.join(missing)}")
+            cells_left.take(len(record))
             yield _Row(where, record)
 
 
@@ -204,6 +229,10 @@ def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(record) < len(pairs):
         raise ValueError("a key is there twice")
     return record
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _columns(names: list[str], path: Path) -> None:

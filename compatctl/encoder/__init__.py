@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compatctl.encoder.canary import LIMIT as CANARY_LIMIT
 from compatctl.encoder.canary import Canary
 from compatctl.encoder.contract import EncoderInput
 from compatctl.encoder.foreign import admit, sealed_bytes
@@ -10,6 +11,7 @@ from compatctl.encoder.runtime import BadItem, Embedded, Encoder
 from compatctl.encoder.sealing import seal
 
 __all__ = [
+    "CANARY_LIMIT",
     "BadItem",
     "Canary",
     "Embedded",

@@ -16,13 +16,23 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from compatctl.data import Preprocessing
+from compatctl.encoder import safety
+from compatctl.encoder.safety import DOMAINS
 from compatctl.errors import InputError
+from compatctl.files import parse_json
 
 KEY = "compatctl"
 FORMAT = 1
 OUTPUT = "embedding"
 BATCH = "batch"
-DOMAINS = {"", "ai.onnx"}
+MAX_METADATA = 1 << 16
+"""The longest metadata, in characters."""
+
+MAX_DIM = 65_536
+"""The most numbers of an embedding."""
+
+MAX_INPUTS = 16
+"""The most inputs of an encoder: one for each preprocessing of those that were fused."""
 
 _KEYS = {"format", "dim", "inputs"}
 _INPUT_KEYS = {"name", "height", "width", "resize", "fit"}
@@ -53,28 +63,19 @@ def parse(path: Path, data: bytes) -> onnx.ModelProto:
     """The model in ``data``, refused where it is not one self-contained file of standard operators.
 
     Raises:
-        InputError: not ONNX, external data anywhere in it, custom operators.
+        InputError: not ONNX, or something that ``safety`` refuses: external data anywhere in it,
+            custom operators, text, more structure than an encoder has.
     """
+    safety.check_structure(path, memoryview(data))
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError:
         raise InputError(f"{path} is not an ONNX file") from None
-    if not model.graph.node or not model.graph.output or not model.opset_import:
+    standard = [one for one in model.opset_import if one.domain in DOMAINS]
+    if not model.graph.node or not model.graph.output or not standard:
         raise InputError(f"{path} is not an ONNX model: it has no graph")
-    for tensor in tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise InputError(
-                f"{path}: the weights {tensor.name!r} lie in another file",
-                tip="export one self-contained file (torch.onnx.export(..., external_data=False))",
-            )
-    known = DOMAINS | {function.domain for function in model.functions}
-    for node in nodes(model):
-        if node.domain not in known:
-            raise InputError(
-                f"{path}: the operator {node.domain}.{node.op_type} is not one of ONNX itself",
-                tip="export it with standard operators only",
-            )
+    safety.check(path, model)
     return model
 
 
@@ -95,10 +96,9 @@ def read(path: Path, model: onnx.ModelProto) -> Contract:
             f"{path} carries no preprocessing in its metadata: compatctl did not make it",
             tip=f"pass --preprocessing FILE, or put {side_of(path).name} beside it",
         )
-    try:
-        raw = json.loads(texts[0])
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: its metadata is not JSON: {error}") from None
+    if len(texts[0]) > MAX_METADATA:
+        raise InputError(f"{path}: its metadata is longer than {MAX_METADATA} characters")
+    raw = parse_json(texts[0].encode("utf-8", "surrogatepass"), path)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         got = raw.get("format") if isinstance(raw, dict) else raw
         raise InputError(
@@ -108,6 +108,11 @@ def read(path: Path, model: onnx.ModelProto) -> Contract:
     dim, inputs = raw.get("dim"), raw.get("inputs")
     if set(raw) != _KEYS or type(dim) is not int or dim < 1 or not isinstance(inputs, list):
         raise InputError(f"{path}: its metadata must be {sorted(_KEYS)}, got {sorted(raw)}")
+    if dim > MAX_DIM or len(inputs) > MAX_INPUTS:
+        raise InputError(
+            f"{path}: its metadata asks for {dim} numbers from {len(inputs)} inputs; at most "
+            f"{MAX_DIM} from {MAX_INPUTS} are taken"
+        )
     found = tuple(_input(path, entry) for entry in inputs)
     if not found or len({one.name for one in found}) < len(found):
         raise InputError(f"{path}: its metadata names no input, or one twice")
@@ -191,33 +196,3 @@ def _inner(parts: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
                 yield from graphs(attribute.g)
             for inner in attribute.graphs:
                 yield from graphs(inner)
-
-
-def _all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    yield from graphs(model.graph)
-    for function in model.functions:
-        yield from _inner(function.node)
-
-
-def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node: of the graph, of graphs inside nodes, of local functions."""
-    for function in model.functions:
-        yield from function.node
-    for graph in _all_graphs(model):
-        yield from graph.node
-
-
-def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor: weights, sparse ones, those in attributes, wherever they are nested."""
-    for graph in _all_graphs(model):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    defaults = [one for function in model.functions for one in function.attribute_proto]
-    for attribute in (*defaults, *(one for node in nodes(model) for one in node.attribute)):
-        yield from attribute.tensors
-        if attribute.HasField("t"):
-            yield attribute.t
-        held = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-        for sparse in (*held, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)

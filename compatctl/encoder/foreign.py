@@ -12,12 +12,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compatctl.data import Fit, Preprocessing, Resize
-from compatctl.encoder import contract
+from compatctl.encoder import contract, safety
 from compatctl.encoder.contract import BATCH, OUTPUT, Contract, EncoderInput
 from compatctl.encoder.sealing import image_input, inlined, prefixed, sealed
 from compatctl.encoder.session import Session
 from compatctl.errors import InputError
-from compatctl.files import clear_errors, read_json, write_atomic
+from compatctl.files import read_json, write_atomic
 
 IMAGE = "image"
 MAX_SIDE_BYTES = 1 << 16
@@ -81,8 +81,7 @@ def sealed_bytes(path: Path, preprocessing: Path | None = None) -> bytes:
     Raises:
         InputError: no such file, not ONNX, or foreign without a usable preprocessing file.
     """
-    with clear_errors("reading", path):
-        data = path.read_bytes()
+    data = safety.read_bytes(path)
     model = contract.parse(path, data)
     if contract.carries_metadata(model):
         if preprocessing is not None:
@@ -136,8 +135,8 @@ def read_side(path: Path) -> Foreign:
 
 def wrapped(path: Path, model: onnx.ModelProto, told: Foreign) -> bytes:
     """The sealed bytes of a foreign model between the nodes that ``told`` asks for."""
-    model = inlined(model)
-    opset = max(one.version for one in model.opset_import if one.domain in contract.DOMAINS)
+    model = inlined(path, model)
+    opset = max(one.version for one in model.opset_import if one.domain in safety.DOMAINS)
     if opset < OLDEST_OPSET:
         raise InputError(
             f"{path}: operator set {opset} is too old, the oldest that can be wrapped is "
@@ -158,7 +157,8 @@ def wrapped(path: Path, model: onnx.ModelProto, told: Foreign) -> bytes:
     made = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     made.graph.CopyFrom(graph)
     inputs = (EncoderInput(name=IMAGE, preprocessing=size),)
-    dim = Session(path, made.SerializeToString()).dim(inputs)
+    data = made.SerializeToString()
+    dim = Session(path, data, nodes=safety.node_count(path, made)).dim(inputs)
     made.graph.output[0].type.tensor_type.shape.dim[1].dim_value = dim
     return sealed(made, Contract(dim=dim, inputs=inputs))
 

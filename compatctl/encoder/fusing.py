@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from compatctl.data import Preprocessing
-from compatctl.encoder import contract
+from compatctl.encoder import contract, safety
 from compatctl.encoder.contract import BATCH, OUTPUT, Contract, EncoderInput
 from compatctl.encoder.foreign import IMAGE, sealed_bytes
 from compatctl.encoder.sealing import image_input, inlined, prefixed, sealed
@@ -32,7 +32,7 @@ def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
         model = contract.parse(path, sealed_bytes(path))
         told.append(contract.read(path, model))
         contract.check_signature(path, model, told[-1])
-        models.append(inlined(model))
+        models.append(inlined(path, model))
     if told[0].dim != told[1].dim:
         raise InputError(
             f"{old} ends in {told[0].dim} numbers, {new} in {told[1].dim}: they have no mean"
@@ -94,7 +94,7 @@ def _join(
 def _same_opset(paths: tuple[Path, Path], models: list[onnx.ModelProto]) -> list[onnx.ModelProto]:
     """Both models at the newer of their two operator sets."""
     versions = [
-        max(one.version for one in model.opset_import if one.domain in contract.DOMAINS)
+        max(one.version for one in model.opset_import if one.domain in safety.DOMAINS)
         for model in models
     ]
     newest = max(versions)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.data import Dataset, prepare
-from compatctl.encoder import contract
+from compatctl.encoder import contract, safety
 from compatctl.encoder.contract import EncoderInput
 from compatctl.encoder.foreign import sealed_bytes
 from compatctl.encoder.session import Session
@@ -30,6 +30,9 @@ UNIT_TOLERANCE = 1e-3
 BATCH_SIZE = 64
 AHEAD = 2
 """Batches that are decoded while one is computed."""
+
+BATCH_BYTES = 1 << 28
+"""The most bytes of one batch's pixels; larger inputs make smaller batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ class Encoder:
         model = contract.parse(path, data)
         told = contract.read(path, model)
         contract.check_signature(path, model, told)
-        session = Session(path, data, threads)
+        session = Session(path, data, threads, nodes=safety.node_count(path, model))
         found = session.dim(told.inputs)
         if found != told.dim:
             raise InputError(f"{path} gives {found} numbers; its metadata says {told.dim}")
@@ -120,7 +123,7 @@ class Encoder:
         features = np.zeros((len(dataset), self.dim), np.float32)
         rows: list[int] = []
         bad: list[BadItem] = []
-        for batch in self._decoded(dataset, batch_size):
+        for batch in self._decoded(dataset, min(batch_size, self._largest_batch())):
             good = [one for one in batch if one.error is None]
             for one in batch:
                 if one.error is not None and not skip_bad:
@@ -134,6 +137,10 @@ class Encoder:
         return Embedded(
             features=features[: len(rows)], rows=np.array(rows, np.int64), bad=tuple(bad)
         )
+
+    def _largest_batch(self) -> int:
+        sizes = [one.preprocessing for one in self.inputs]
+        return max(1, BATCH_BYTES // sum(3 * one.height * one.width for one in sizes))
 
     def _decoded(self, dataset: Dataset, batch_size: int) -> Iterator[list[_Decoded]]:
         """Batches in order, the next ``AHEAD`` of them on their way in threads."""

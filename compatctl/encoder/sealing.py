@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, inliner
 
 from compatctl.data import Preprocessing
-from compatctl.encoder import contract
+from compatctl.encoder import contract, safety
 from compatctl.encoder.contract import BATCH, KEY, OUTPUT, Contract, EncoderInput
 from compatctl.errors import InputError
 from compatctl.files import write_atomic
@@ -30,7 +30,7 @@ def seal(raw: Path, out: Path, inputs: Sequence[EncoderInput]) -> None:
         model = onnx.load(raw, load_external_data=True)
     except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"{raw} is not an ONNX file that can be read: {error}") from None
-    model = inlined(contract.parse(raw, model.SerializeToString()))
+    model = inlined(raw, contract.parse(raw, model.SerializeToString()))
     shape = [one for one in model.graph.output if one.name == OUTPUT]
     dims = shape[0].type.tensor_type.shape.dim if shape else []
     told = Contract(dim=dims[1].dim_value if len(dims) == 2 else 0, inputs=tuple(inputs))
@@ -38,16 +38,25 @@ def seal(raw: Path, out: Path, inputs: Sequence[EncoderInput]) -> None:
     write_atomic(out, sealed(model, told))
 
 
-def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without local functions."""
-    return inliner.inline_local_functions(model) if model.functions else model
+def inlined(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without local functions.
+
+    Raises:
+        InputError: onnx cannot put them in where they are called.
+    """
+    if not model.functions:
+        return model
+    try:
+        return inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError, IndexError, DecodeError) as error:
+        raise InputError(f"{path}: its local functions cannot be put in: {error}") from error
 
 
 def sealed(model: onnx.ModelProto, told: Contract) -> bytes:
     """The one serialisation of a graph and its contract: what does not compute is left out."""
     clean = onnx.ModelProto()
     clean.ir_version = model.ir_version
-    opset = max(one.version for one in model.opset_import if one.domain in contract.DOMAINS)
+    opset = max(one.version for one in model.opset_import if one.domain in safety.DOMAINS)
     clean.opset_import.add(domain="", version=opset)
     clean.graph.CopyFrom(model.graph)
     clean.DiscardUnknownFields()

@@ -73,8 +73,9 @@ class Lock:
                     "operation": self._operation,
                     "pid": os.getpid(),
                 }
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, canonical_json(holder), 0)
+                with contextlib.suppress(OSError):  # a full disk must not keep gc from its work
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, canonical_json(holder), 0)
             except BaseException:
                 os.close(fd)
                 raise

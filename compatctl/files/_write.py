@@ -97,10 +97,13 @@ def publish(folder: Path, suffix: str, write: Callable[[Path], None]) -> Blob:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder where there is none, and have its name on the disk."""
+    """Make a folder where there is none, and have its name on the disk.
+
+    Synced even where it was there: a killed process may have made it and got no further.
+    """
     if not folder.is_dir():
         folder.mkdir(mode=FOLDER_MODE)
-        sync(folder.parent)
+    sync(folder.parent)
 
 
 def _settle(temporary: Path, folder: Path, suffix: str) -> Blob:

@@ -5,8 +5,8 @@ on loading, reports nothing when a save fails, overwrites a key silently, takes 
 a bare RuntimeError half way through a batch. So this module checks with numpy first, and lets
 hnswlib only do what cannot go wrong.
 
-Rows are in memory once, in hnswlib. Those of a loaded file are read from the file where they are
-needed; those that were added are asked back from hnswlib, which is slow, and rare.
+Rows are in memory once, in hnswlib. Those of a loaded file are read from it where they are needed;
+those that were added are asked back from hnswlib.
 """
 
 from __future__ import annotations
@@ -102,12 +102,11 @@ class HnswIndex:
     ) -> Self:
         """The index in a file, after every number in it that hnswlib trusts was checked.
 
-        ``room``: for that many more rows, as ``reserve`` makes it, with less memory on the way.
-
         The file's digest is the caller's to compare: a changed bit inside a row that leaves it
         of unit length cannot be seen here. ``checked`` is the caller's word that exactly these
         bytes, by their digest, passed ``check_layout`` before: then only the header is read
         beforehand. A wrong word hands hnswlib an unchecked file, which can end the process.
+        ``room`` is what ``reserve`` makes, with less memory on the way.
 
         Raises:
             InputError: the file is missing or must not be read.

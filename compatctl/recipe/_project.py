@@ -34,6 +34,7 @@ class Split:
 class Project:
     """What ``compatctl.yaml`` says. Paths in the file are relative to it; here they are resolved.
 
+    ``data_root`` is a folder besides that of the data in which its images may lie;
     ``policy`` is the name of a shipped policy or the path of a file; ``slices`` are columns of the
     data whose values are judged one by one; ``threshold`` is the cosine at which the deployed
     system accepts; ``junit``, ``markdown`` and ``metrics`` are files that verify writes besides.
@@ -42,6 +43,7 @@ class Project:
     format: int = field(default=1, metadata=between(1, 1))
     store: Path = Path("store")
     data: Path | None = None
+    data_root: Path | None = None
     recipe: Path | None = None
     policy: str = "default"
     candidate: Path = Path("build/candidate")

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compatctl.errors import InputError
-from compatctl.recipe._typed import between, build, load_yaml, plain
+from compatctl.recipe._typed import between, build, load_yaml, plain, read_bounded
+
+MAX_ORDER_BYTES = 256 << 20
+"""The largest file of anchors' ids."""
 
 Frame = Literal["prototypes", "simplex", "anchored", "free"]
 
@@ -162,7 +165,7 @@ class Recipe:
             )
         if anchors is None or anchors.order == "random":
             return recipe
-        ids = _read_ids(path.parent / anchors.order)
+        ids = _read_ids(_beside(path, anchors.order))
         return replace(
             recipe, objective=replace(recipe.objective, anchors=replace(anchors, ids=ids))
         )
@@ -189,11 +192,22 @@ def _refuse_newer(value: Any, path: Path, known: int) -> None:
         )
 
 
+def _beside(recipe: Path, name: str) -> Path:
+    """A file in the recipe's folder or below it: no other is a stranger's recipe to name."""
+    path = recipe.parent / name
+    if not path.resolve().is_relative_to(recipe.parent.resolve()):
+        raise InputError(
+            f"{recipe}: anchors.order {name} lies outside of the recipe's folder",
+            tip="put the file beside the recipe",
+        )
+    return path
+
+
 def _read_ids(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: anchors.order cannot be read: {error}") from error
+        lines = read_bounded(path, MAX_ORDER_BYTES).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: anchors.order is not UTF-8 text: {error}") from error
     ids = tuple(line for line in lines if line.strip())
     if not ids or len(set(ids)) < len(ids):
         raise InputError(f"{path}: expected one id a line, none twice; got {len(ids)} ids")

@@ -18,9 +18,17 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from compatctl.errors import InputError
+from compatctl.npz import open_regular
 
 MAX_BYTES = 1 << 20
+"""The largest YAML file."""
+
 MAX_DEPTH = 20
+"""The deepest nesting of one."""
+
+MAX_DIGITS = 40
+"""The longest whole number in one."""
+
 
 T = TypeVar("T")
 
@@ -36,20 +44,32 @@ def load_yaml(path: Path) -> Any:
     Raises ``InputError`` for a file that cannot be read, is over 1 MiB, is not YAML, nests deeper
     than 20, repeats a key, has an alias or a tag, or writes an integer with a leading zero.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"{path}: {len(raw)} bytes; a YAML file here has at most {MAX_BYTES}")
+    raw = read_bounded(path, MAX_BYTES)
     try:
         text = raw.decode("utf-8")
         _refuse_unsafe(path, text)
         return yaml.load(text, Loader=_Strict)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not valid YAML: {_one_line(error)}") from error
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        InputError: it is larger, missing, must not be read, or no regular file.
+    """
+    try:
+        with open_regular(path) as file:
+            raw = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be read: {reason}") from error
+    if len(raw) > limit:
+        raise InputError(f"{path}: more than the {limit} bytes that such a file may have")
+    return raw
 
 
 def build(kind: type[T], value: Any, where: str) -> T:
@@ -160,7 +180,7 @@ def _text(value: Any, where: str) -> str:
         raise InputError(f"{where}: expected text, got {value}", tip=_BOOLEAN)
     if not isinstance(value, str):
         raise InputError(f"{where}: expected text, got {_shown(value)}", tip="put it in quotes")
-    if not value.strip() or "\0" in value:
+    if not value.strip() or "\0" in value or any("\ud800" <= one <= "\udfff" for one in value):
         raise InputError(f"{where}: expected text, got {value!r}")
     return value
 
@@ -178,12 +198,17 @@ def _scalar(hint: Any, value: Any, where: str, meta: dict[str, Any]) -> Any:
         raise InputError(
             f"{where}: expected {wanted}, got {_shown(value)}", tip=_numeric_tip(value)
         )
-    number = hint(value)
+    try:
+        number = hint(value)
+    except OverflowError:
+        raise InputError(
+            f"{where}: expected {wanted}, got one of {len(str(value))} digits"
+        ) from None
     low, high = meta.get("low"), meta.get("high")
     inside = (low is None or number >= low) and (high is None or number <= high)
-    if not inside or not math.isfinite(number):
+    if not inside or (isinstance(number, float) and not math.isfinite(number)):
         limits = f"{'' if low is None else low} .. {'' if high is None else high}"
-        raise InputError(f"{where}: expected {wanted} in {limits}, got {value!r}")
+        raise InputError(f"{where}: expected {wanted} in {limits}, got {_shown(value)}")
     return number
 
 
@@ -241,11 +266,13 @@ class _Strict(yaml.SafeLoader):
 
 
 def _strict_mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for i, key in enumerate(keys):
-        if not isinstance(key, Hashable) or key in keys[:i]:
-            line = node.value[i][0].start_mark.line + 1
+    seen: set[Hashable] = set()
+    for written, _ in node.value:
+        key = loader.construct_object(written, deep=True)
+        if not isinstance(key, Hashable) or key in seen:
+            line = written.start_mark.line + 1
             raise yaml.YAMLError(f"line {line}: key {key!r} is repeated or not plain")
+        seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -256,6 +283,8 @@ def _strict_int(loader: _Strict, node: yaml.ScalarNode) -> int:
         raise yaml.YAMLError(
             f"line {line}: {node.value} is not read as the number it looks like; write it plainly"
         )
+    if len(digits) > MAX_DIGITS:
+        raise yaml.YAMLError(f"a number of {len(digits)} digits; at most {MAX_DIGITS} are read")
     return int(loader.construct_yaml_int(node))
 
 

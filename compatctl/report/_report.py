@@ -6,6 +6,7 @@ asked for, is a measurement of the machine and the one exception.)
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ from compatctl import __version__
 from compatctl.core.gate import Verdict
 from compatctl.core.policy import Policy
 from compatctl.errors import GateError, InputError
-from compatctl.files import canonical_json, read_json, sha256_bytes
+from compatctl.files import canonical_json, clear_errors, parse_json, sha256_bytes
+from compatctl.npz import open_regular
 
 FORMAT = 2
 MAX_BYTES = 64 << 20
+"""The largest report."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[^/\\\0\ud800-\udfff]{1,255}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +217,8 @@ def read_bound(path: Path) -> Bound:
             f"no report at {path}: nothing was verified",
             tip="compatctl verify old.onnx new.onnx",
         )
-    raw = read_json(path, MAX_BYTES)
+    data = _read(path)
+    raw = parse_json(data, path)
     kind = raw.get("format") if isinstance(raw, dict) else None
     if not isinstance(raw, dict) or not isinstance(kind, int):
         raise InputError(f"{path} is not a report of compatctl verify")
@@ -232,16 +239,39 @@ def read_bound(path: Path) -> Bound:
             catalog_sha256=store and store["catalog_sha256"],
             ef_search=ann and ann["ef_needed"],
             registry_sha256=raw["registry_sha256"],
-            sha256=sha256_bytes(path.read_bytes()),
+            sha256=sha256_bytes(data),
         )
         stated = sha256_bytes(canonical_json(raw["policy"]))
-    except (KeyError, TypeError, AttributeError) as missing:
-        raise InputError(f"{path} is a report with a missing entry: {missing}") from None
+        _check_types(bound)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as missing:
+        raise InputError(f"{path} is a report with a missing or wrong entry: {missing}") from None
     if stated != bound.policy_sha256:
         raise InputError(
             f"{path}: its policy is not the one whose digest it names", tip="verify again"
         )
     return bound
+
+
+def _read(path: Path) -> bytes:
+    with clear_errors("reading", path), open_regular(path) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{path}: larger than the {MAX_BYTES} bytes that a report may have")
+    return data
+
+
+def _check_types(bound: Bound) -> None:
+    """Digests are digests, and a model's name names no other folder."""
+    digests = {key: value for key, value in vars(bound).items() if key.endswith("sha256")}
+    for key, value in digests.items():
+        absent = value is None and key in {"index_sha256", "catalog_sha256", "registry_sha256"}
+        if not absent and not (isinstance(value, str) and _DIGEST.fullmatch(value)):
+            raise ValueError(f"{key} is no sha256")
+    name = bound.new_name
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {".", ".."}:
+        raise ValueError(f"the new model's name {str(name)[:80]!r} is not a file's name")
+    if bound.ef_search is not None and type(bound.ef_search) is not int:
+        raise ValueError("ef_needed is no whole number")
 
 
 def _outcome(verdict: dict[str, Any], path: Path) -> str:

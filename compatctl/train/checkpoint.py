@@ -7,7 +7,6 @@ the state is: weights, optimiser, losses, and what the finished trials gave.
 from __future__ import annotations
 
 import io
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 
 from compatctl.errors import ConflictError, InputError
 from compatctl.files import write_atomic
+from compatctl.train.weights import UNREADABLE, check_file
 
 FILE = "checkpoint.pt"
 State = dict[str, torch.Tensor]
@@ -54,11 +54,12 @@ def load(folder: Path, key: str) -> Checkpoint | None:
     if not path.is_file():
         return None
     try:
+        check_file(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
         found = value.pop("key")
         if found == key:
-            return Checkpoint(**value)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
+            return _typed(Checkpoint(**value))
+    except (OSError, *UNREADABLE) as error:
         raise InputError(
             f"{path}: is not a checkpoint that can be read: {error}",
             tip="start again without --resume",
@@ -72,3 +73,12 @@ def load(folder: Path, key: str) -> Checkpoint | None:
 def remove(folder: Path) -> None:
     """Forget the checkpoint: a new run begins, or this one has ended."""
     (folder / FILE).unlink(missing_ok=True)
+
+
+def _typed(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, once each entry is of the type of its default."""
+    for name, default in vars(Checkpoint()).items():
+        found = getattr(checkpoint, name)
+        if type(found) is not type(default):
+            raise TypeError(f"{name} is {type(found).__name__}, not {type(default).__name__}")
+    return checkpoint

@@ -7,10 +7,13 @@ almost nothing loads in silence with ``strict=False``. Both are errors here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
+import os
 import pickle
 import sys
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -24,11 +27,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compatctl.errors import InputError
+from compatctl.npz import BROKEN, default_limit, open_regular, zip_entries
 from compatctl.recipe import Backbone
 from compatctl.train.network import Network
 
 WRAPPINGS = ("state_dict", "model_state_dict", "net", "model", "module")
 SHOWN = 3
+
+MAX_GROWTH = 64 << 20
+"""By how many bytes the parts of a checkpoint may exceed the file; torch does not compress."""
+
+MAX_DIRECTORY = 64 << 20
+"""The most bytes of the zip's directory of a checkpoint."""
+
+UNREADABLE = (*BROKEN, AssertionError, ImportError, pickle.PickleError, tarfile.TarError)
+"""What torch raises on a file that is not what it seems."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +66,8 @@ def make_backbone(recipe: Backbone) -> nn.Module:
             with the recipe's ``method``.
     """
     name, _, attribute = recipe.factory.partition(":")
+    if name.split(".", maxsplit=1)[0] in sys.stdlib_module_names:
+        raise _no_network(recipe.factory)
     try:
         with _working_folder():
             factory: Any = importlib.import_module(name)
@@ -63,6 +78,7 @@ def make_backbone(recipe: Backbone) -> nn.Module:
             f"backbone.factory {recipe.factory}: {error}",
             tip='write "module:callable" of an installed package or of a file in this folder',
         ) from error
+    _refuse_foreign(recipe.factory, factory)
     try:
         made = factory(**recipe.args)
     except Exception as error:
@@ -72,6 +88,27 @@ def make_backbone(recipe: Backbone) -> nn.Module:
     if not callable(getattr(made, recipe.method, None)):
         raise InputError(f"backbone: {type(made).__name__} has no method {recipe.method}")
     return made
+
+
+def _refuse_foreign(name: str, factory: Any) -> None:
+    """Refuse what is no network for sure: Python's own functions, and torch's beside torch.nn.
+
+    This is no sandbox: a recipe names the code that makes the backbone, and that code runs.
+    """
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    home = f"{getattr(factory, '__module__', None) or ''}."
+    if home.split(".", maxsplit=1)[0] in sys.stdlib_module_names or (
+        home.startswith("torch.") and not home.startswith("torch.nn.")
+    ):
+        raise _no_network(name)
+
+
+def _no_network(name: str) -> InputError:
+    return InputError(
+        f"backbone.factory {name} makes no network",
+        tip="name a class or function that gives a torch module",
+    )
 
 
 def load_base(backbone: nn.Module, path: Path) -> tuple[Loaded, dict[str, Tensor]]:
@@ -118,6 +155,7 @@ def load_base(backbone: nn.Module, path: Path) -> tuple[Loaded, dict[str, Tensor
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Name -> tensor of a safetensors or torch file, its wrappings taken off; code never runs."""
     try:
+        check_file(path)
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         value: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -127,10 +165,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             tip="save a state dict, or a .safetensors file",
         ) from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is not a checkpoint: {error}") from error
-    except (zipfile.BadZipFile, AttributeError, IndexError) as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, *UNREADABLE) as error:
         raise InputError(f"{path}: is not a checkpoint: {error}") from error
     for _ in range(SHOWN):
         inner = [key for key in WRAPPINGS if isinstance(value, dict) and _holds(value.get(key))]
@@ -140,7 +176,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tensors = {str(key): one for key, one in value.items() if isinstance(one, Tensor)}
     if not tensors:
         raise InputError(f"{path}: holds no tensors by name", tip="save a state dict")
+    unheld = [key for key, one in tensors.items() if not _held(one)]
+    if unheld:
+        raise InputError(f"{path}: {unheld[0]} is larger than what the file has of it")
     return tensors
+
+
+def check_file(path: Path) -> None:
+    """Refuse a checkpoint whose tensors would not fit: torch unpacks whatever a zip says.
+
+    Raises:
+        OSError: it is missing, must not be read, or is no regular file.
+        ValueError: it is larger than ``MEMORY_SHARE`` of the machine's memory, or its parts are
+            larger than the file by more than ``MAX_GROWTH``.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > default_limit():
+            raise ValueError(f"it has {size} bytes; at most {default_limit()} are read")
+        if not zipfile.is_zipfile(file):
+            return
+        entries, _ = zip_entries(file, MAX_DIRECTORY)
+        total = sum(one.file_size for one in entries)
+        if total > size + MAX_GROWTH:
+            raise ValueError(f"its parts have {total} bytes, the file {size}: save it uncompressed")
+
+
+def _held(tensor: Tensor) -> bool:
+    """Whether each element has a place of its own: a view of one number can claim any shape."""
+    if tensor.layout != torch.strided:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def load_junction(network: Network, tensors: dict[str, Tensor]) -> bool:

@@ -154,7 +154,7 @@ def test_deploy_notices_rows_added_since_the_report(shop: Shop, emoji: Path) -> 
     table = shop.path("more.csv")
     image = next((emoji / "images" / "twemoji").iterdir())
     table.write_text(f"id,path,label\nfresh,{image},fresh\n")
-    assert shop.run("add", "--data", table).json["added"] == 1
+    assert shop.run("add", "--data", table, "--data-root", emoji).json["added"] == 1
     refused = shop.run("deploy")
     assert (refused.code, "another index" in refused.stderr) == (3, True)
 

@@ -198,7 +198,7 @@ def test_without_roles_an_anchor_does_not_query(stock: Stock, tmp_path: Path, em
     table.write_text("id,path,label,split\n" + "\n".join(lines) + "\n")
     anchors = [one.id for one in rows if one.role == "gallery"]
     path = record(tmp_path, stock.sha256, anchors=trained(anchors))
-    more = ("--data", table, "--store", tmp_path / "none")
+    more = ("--data", table, "--data-root", emoji, "--store", tmp_path / "none")
     done = verify(stock, tmp_path, path, *more)
     assert done.code in {0, 4}, done.stderr
     assert done.sizes["unseen"] == len(rows) - len(anchors) == len(stock.queries)

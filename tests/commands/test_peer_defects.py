@@ -77,7 +77,8 @@ def test_zero_queries_that_pass(shop: Shop, tmp_path: Path, change: str) -> None
         "format: 2\nname: mild\nmin_queries: 1\nmin_classes: 1\nmin_recall_gain: -1.0\n"
         "different_class_margin: null\nmin_ann_recall: null\n"
     )
-    code, report = judged(shop, shop.path("new.onnx"), "--data", table, "--policy", policy)
+    more = ("--data", table, "--data-root", images, "--policy", policy)
+    code, report = judged(shop, shop.path("new.onnx"), *more)
     assert (code, report["verdict"]["outcome"]) == (4, "inconclusive")
     assert report["groups"][0]["n_queries"] == 0
 

@@ -401,7 +401,9 @@ def test_the_chain_is_judged_on_each_versions_own_rows(
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows({**one, "path": str(emoji / one["path"])} for one in kept)
-    (tmp_path / "compatctl.yaml").write_text("format: 1\nstore: store\ndata: all.csv\n")
+    (tmp_path / "compatctl.yaml").write_text(
+        f"format: 1\nstore: store\ndata: all.csv\ndata_root: {emoji}\n"
+    )
     third = write_encoder(tmp_path / "third.onnx", noise=0.0)
     first = ("--data", tmp_path / "first.csv")
     assert shop.run("init", "--model", begun / "old.onnx", *first).code == 0
@@ -413,7 +415,7 @@ def test_the_chain_is_judged_on_each_versions_own_rows(
     shop.run("verify", begun / "new.onnx", third, "--report", report)
     checks = json.loads(report.read_bytes())["verdict"]["checks"]
     chain = {one["group"]: one for one in checks if one["name"] == "chain_gain"}
-    data = load(tmp_path / "all.csv")
+    data = load(tmp_path / "all.csv", data_root=emoji)
     held_out = [i for i, item in enumerate(data.items) if item.id in set(slow.query_ids)]
     candidate = Encoder.load(third).embed(data.take(held_out)).features
     assert len(chain) == 2

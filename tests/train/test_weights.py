@@ -114,7 +114,11 @@ def test_a_file_without_named_tensors_is_refused(tmp_path: Path) -> None:
         (_spec("train_kit"), "train_kit"),
         (_spec("train_kit:Small", depth=3), "depth"),
         (_spec("train_kit:SIZE"), "failed"),
-        (_spec("train_kit:Path"), "not a torch module"),
+        (_spec("numpy:zeros", shape=1), "not a torch module"),
+        (_spec("train_kit:Path"), "makes no network"),
+        (_spec("builtins:exec", source="1"), "makes no network"),
+        (_spec("subprocess:run", args=["true"]), "makes no network"),
+        (_spec("torch.hub:load", repo_or_dir="a/b"), "makes no network"),
         (_spec("train_kit:Small", method="features"), "no method features"),
     ],
 )

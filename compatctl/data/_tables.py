@@ -1,0 +1,112 @@
+"""Tables of text from strangers: bounded in bytes, in the length of a line, and in cells."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from compatctl.errors import InputError
+from compatctl.npz import open_regular
+
+MAX_TABLE_BYTES = 4 << 30
+"""The largest CSV, JSONL or relevance file."""
+
+MAX_LINE_BYTES = 1 << 20
+"""The longest line of one."""
+
+MAX_CELLS = 100_000_000
+"""The most cells of one: a table is held in memory, at some 100 bytes a cell."""
+
+
+@contextlib.contextmanager
+def open_table(path: Path) -> Iterator[BinaryIO]:
+    """A table's file, of a size that is read.
+
+    Raises:
+        OSError: it is missing, must not be read, or is no regular file.
+        InputError: it is larger than ``MAX_TABLE_BYTES``.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_TABLE_BYTES:
+            raise InputError(f"{path}: {size} bytes; a table has at most {MAX_TABLE_BYTES}")
+        yield file
+
+
+def raw_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """The lines with their ends.
+
+    Raises:
+        InputError: a line is longer than ``MAX_LINE_BYTES``; the message names it.
+    """
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        _bounded(len(line), path, number)
+        yield line
+
+
+def text_lines(file: BinaryIO, path: Path) -> Iterator[str]:
+    """The lines as text with their ends, a byte order mark left out.
+
+    Raises:
+        UnicodeDecodeError: the file is not UTF-8.
+        InputError: a line is longer than ``MAX_LINE_BYTES`` characters; the message names it.
+    """
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    number = 0
+    while line := text.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        _bounded(len(line), path, number)
+        yield line
+
+
+def _bounded(length: int, path: Path, number: int) -> None:
+    if length > MAX_LINE_BYTES:
+        raise InputError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes")
+
+
+class Cells:
+    """A count of a table's cells that refuses too many."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._left = MAX_CELLS
+
+    def take(self, count: int) -> None:
+        """Count ``count`` more.
+
+        Raises:
+            InputError: there are more than ``MAX_CELLS``.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise InputError(
+                f"{self._path}: more than {MAX_CELLS} cells", tip="split it into several tables"
+            )
+
+
+def csv_rows(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """(where it stands, column -> cell) of every row of a CSV; None where a line is too short.
+
+    Raises:
+        InputError: no such file, no CSV, a needed column is missing, or more than the limits.
+    """
+    cells_left = Cells(path)
+    try:
+        with open_table(path) as file:
+            reader = csv.DictReader(text_lines(file, path), strict=True)
+            names = reader.fieldnames or ()
+            missing = [name for name in needed if name not in names]
+            if missing:
+                raise InputError(f"{path}: there is no column {', '.join(missing)}")
+            for row in reader:
+                cells_left.take(len(row))
+                yield f"{path}, line {reader.line_num}", row
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as CSV: {error}") from error

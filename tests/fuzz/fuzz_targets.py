@@ -1,0 +1,261 @@
+"""Every reader of files from elsewhere: a function of bytes, and valid files to start from.
+
+A target returns, or raises a CompatError. Whatever else leaves it is a defect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from compatctl.core.simplex import Registry
+from compatctl.data import csv_rows, load, load_features, read_pairs, read_qrels
+from compatctl.encoder import contract, foreign, safety
+from compatctl.errors import CompatError
+from compatctl.files import parse_json, read_json
+from compatctl.index import HnswIndex, HnswParams, read_header
+from compatctl.index.layout import StoredRows
+from compatctl.manifest import Catalog, IndexInfo, Manifest, ModelShare
+from compatctl.npz import read_npz
+from compatctl.recipe import Project, Recipe, load_policy
+from compatctl.report import read_bound
+
+ROOT = Path(__file__).parent.parent.parent
+_FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+
+
+@dataclass(frozen=True)
+class Target:
+    """``read`` gets the path of a file with the fuzzed bytes, whose name ends in ``suffix``."""
+
+    suffix: str
+    read: Callable[[Path], object]
+    seeds: Callable[[], list[bytes]]
+
+
+def run(name: str, data: bytes) -> None:
+    """Give ``data`` to a target; only a CompatError may come of it."""
+    target = TARGETS[name]
+    path = _FOLDER / f"input{target.suffix}"
+    path.write_bytes(data)
+    with contextlib.suppress(CompatError):
+        target.read(path)
+
+
+def _npz(*compressed: bool, **arrays: object) -> list[bytes]:
+    found = []
+    for one in compressed or (False, True):
+        buffer = io.BytesIO()
+        (np.savez_compressed if one else np.savez)(buffer, **arrays)  # type: ignore[arg-type]
+        found.append(buffer.getvalue())
+    return found
+
+
+def _features() -> list[bytes]:
+    rows = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    words = np.array(["a", "b", "ä", "dd"])
+    return _npz(ids=words, labels=words, features=rows, role=np.array(["query", "gallery"] * 2))
+
+
+def _images() -> list[bytes]:
+    words = np.array(["a", "b"])
+    return _npz(ids=words, labels=words, images=np.zeros((2, 3, 3, 3), np.uint8))
+
+
+def _catalog() -> list[bytes]:
+    catalog = Catalog(
+        ids=("a", "b"),
+        labels=("x", ""),
+        keys=np.array([0, 7], np.uint64),
+        model_of=np.zeros(2, np.int32),
+        models=("a" * 64,),
+    )
+    path = _FOLDER / "catalog.npz"
+    path.unlink(missing_ok=True)
+    catalog.write(path)
+    return [path.read_bytes()]
+
+
+def _manifest() -> list[bytes]:
+    digest = "a" * 64
+    params = {"engine": "hnswlib", "space": "ip", "dim": 8, "M": 16, "seed": 100}
+    index = IndexInfo(**params, ef_construction=200, ef_search=64, count=1, sha256=digest)
+    found = Manifest(
+        generation=1,
+        parent=None,
+        operation="init",
+        created_at="2024-01-01T00:00:00Z",
+        query_model=digest,
+        index=index,
+        catalog=digest,
+        models=(ModelShare(sha256=digest, dim=8, rows=1, name="m.onnx"),),
+    )
+    return [json.dumps(found.to_json()).encode()]
+
+
+def _index() -> list[bytes]:
+    rows = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    path = _FOLDER / "seed.hnsw"
+    path.unlink(missing_ok=True)
+    HnswIndex.build(rows, np.arange(6, dtype=np.uint64), HnswParams(dim=4, M=2)).save(path)
+    return [path.read_bytes()]
+
+
+def _onnx() -> list[bytes]:
+    told = {"name": "image", "height": 4, "width": 4, "resize": "bicubic", "fit": "crop"}
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 4, 3])
+    out = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 3])
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["colour"], ["raw_then"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("raw_then", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["colour"], axes=[1, 2], keepdims=0),
+        helper.make_node("If", ["yes"], ["raw"], then_branch=branch, else_branch=branch),
+        helper.make_node("LpNormalization", ["raw"], ["embedding"]),
+    ]
+    weights = [numpy_helper.from_array(np.array(True), "yes")]
+    graph = helper.make_graph(nodes, "g", [image], [out], weights)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    body = [helper.make_node("Identity", ["x"], ["y"])]
+    local = helper.make_function("own", "Same", ["x"], ["y"], body, opsets[:1])
+    model = helper.make_model(graph, opset_imports=opsets, functions=[local], ir_version=8)
+    text = json.dumps({"format": 1, "dim": 3, "inputs": [told]})
+    helper.set_model_props(model, {contract.KEY: text})
+    return [model.SerializeToString()]
+
+
+def _read_onnx(path: Path) -> None:
+    model = contract.parse(path, safety.read_bytes(path))
+    contract.check_signature(path, model, contract.read(path, model))
+
+
+def _report() -> list[bytes]:
+    digest = "a" * 64
+    value = {
+        "format": 2,
+        "old": {"name": "old.onnx", "sha256": digest, "dim": 8},
+        "new": {"name": "new.onnx", "sha256": digest, "dim": 8},
+        "store": None,
+        "ann": None,
+        "policy": {},
+        "policy_sha256": "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356",
+        "registry_sha256": None,
+        "verdict": {
+            "outcome": "pass",
+            "checks": [{"name": "recall_gain", "decides": True, "outcome": "pass"}],
+        },
+    }
+    return [json.dumps(value).encode()]
+
+
+def _picture() -> list[bytes]:
+    found = []
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
+    for form in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm"):
+        buffer = io.BytesIO()
+        image.save(buffer, form)
+        found.append(buffer.getvalue())
+    return found
+
+
+def _read_picture(path: Path) -> None:
+    from compatctl.data import decode
+
+    with path.open("rb") as file:
+        decode(file, path.name)
+
+
+def _checkpoints() -> list[bytes]:
+    import torch
+    from safetensors.torch import save
+
+    state = {"state_dict": {"a.weight": torch.zeros(3, 2), "a.bias": torch.ones(2)}, "epoch": 1}
+    found = []
+    for zipped in (True, False):
+        buffer = io.BytesIO()
+        torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
+        found.append(buffer.getvalue())
+    return [*found, save(dict(state["state_dict"]))]  # type: ignore[call-overload]
+
+
+def _read_weights(path: Path) -> None:
+    from compatctl.train.weights import read_tensors
+
+    read_tensors(path)
+
+
+def _read_safetensors(path: Path) -> None:
+    _read_weights(path.rename(path.with_suffix(".safetensors")))
+
+
+def _files(*names: str) -> Callable[[], list[bytes]]:
+    return lambda: [(ROOT / name).read_bytes() for name in names]
+
+
+def _texts(*texts: str) -> Callable[[], list[bytes]]:
+    return lambda: [text.encode() for text in texts]
+
+
+_SIDE = '{"format": 1, "height": 8, "width": 8, "mean": [0.5, 0.5, 0.5], "layout": "NHWC"}'
+_PROJECT = "format: 1\nstore: store\ndata: items.csv\nsplit: {train: 0.5}\nslices: [vendor, b]\n"
+
+TARGETS = {
+    "npz": Target(".npz", read_npz, lambda: [*_features(), *_images()]),
+    "features": Target(".npz", load_features, _features),
+    "images": Target(".npz", load, _images),
+    "csv": Target(
+        ".csv",
+        load,
+        _texts('\ufeffid,path,label,split,vendor\nx,a.png,ant,test,one\ny,b/../b,"a, b",,2\n'),
+    ),
+    "jsonl": Target(
+        ".jsonl", load, _texts('{"id": "x", "path": "a.png", "label": "ant", "year": 1}\n')
+    ),
+    "pairs": Target(".csv", read_pairs, _texts("id_a,id_b,same\na,b,1\nb,c,false\n")),
+    "qrels": Target(".txt", read_qrels, _texts("q1 0 d1 1\nq1 0 d2 0\n")),
+    "items": Target(
+        ".csv",
+        lambda path: list(csv_rows(path, ("key", "id", "label"))),
+        _texts("key,id,label\n0,a,x\n18446744073709551615,b,\n"),
+    ),
+    "preprocessing": Target(".json", foreign.read_side, _texts(_SIDE)),
+    "recipe": Target(".yaml", Recipe.load, _files("recipes/default.yaml")),
+    "policy": Target(".yaml", load_policy, _files("compatctl/policies/default.yaml")),
+    "project": Target(".yaml", Project.load, _texts(_PROJECT)),
+    "report": Target(".json", read_bound, _report),
+    "registry": Target(
+        ".json",
+        lambda path: Registry.from_json(path.read_bytes().decode("utf-8", "replace")),
+        lambda: [Registry(("a", "b"), 4).to_json().encode()],
+    ),
+    "json": Target(
+        ".json", lambda path: read_json(path, 1 << 20), _texts('{"a": [1, 2.5e3, "x"]}')
+    ),
+    "manifest": Target(
+        ".json",
+        lambda path: Manifest.from_json(parse_json(path.read_bytes(), path), str(path)),
+        _manifest,
+    ),
+    "catalog": Target(".npz", Catalog.read, _catalog),
+    "header": Target(".hnsw", read_header, _index),
+    "rows": Target(".hnsw", StoredRows.read, _index),
+    "onnx": Target(".onnx", _read_onnx, _onnx),
+    "picture": Target(".img", _read_picture, _picture),
+    "torch": Target(".pt", _read_weights, lambda: _checkpoints()[:2]),
+    "safetensors": Target(".tmp", _read_safetensors, lambda: _checkpoints()[2:]),
+}
+"""Name -> target, for the tests and for the coverage-guided runner alike."""
