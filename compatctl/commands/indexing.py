@@ -1,4 +1,4 @@
-"""Items into an index: all are embedded first, then all are added; their features wait on disk.
+"""Items into an index: all are embedded first, then all are added; many features wait on disk.
 
 So encoder and index are never in memory together, and features never all at once.
 """
@@ -21,12 +21,15 @@ from compatctl.index import HnswIndex
 from compatctl.progress import Progress, silent
 
 AT_ONCE = 4096
-"""Features that are held in memory."""
+"""Items that are embedded, and features that are added, at once."""
+
+IN_MEMORY = 32 << 20
+"""Bytes of features that wait in memory; more wait on disk."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Embedding:
-    """Features (n, D) of items, in a temporary file that nobody else sees and that ends with it.
+    """Features (n, D) of items, in memory, or in a temporary file that ends with it.
 
     ``rows`` are the positions of the embedded items in the data set, in the order of the features;
     ``bad`` the ids of those whose image does not decode. Used as a context manager.
@@ -53,13 +56,13 @@ class Embedding:
                 of unit length.
             CompatError: there is no room in the temporary folder.
         """
-        found = cls(dim=encoder.dim, rows=[], bad=[], file=tempfile.TemporaryFile())  # noqa: SIM115
+        found = cls(dim=encoder.dim, rows=[], bad=[], file=tempfile.SpooledTemporaryFile(IN_MEMORY))  # noqa: SIM115
         for start in range(0, len(items), AT_ONCE):
             part = np.arange(start, min(start + AT_ONCE, len(items)))
             done = encoder.embed(items.take(part), skip_bad=skip_bad)
             found.bad += [item.id for item in done.bad]
             found.rows += part[done.rows].tolist()
-            with clear_errors("writing features into", Path(tempfile.gettempdir())):
+            with clear_errors("writing", Path("features, to a temporary file")):
                 found.file.write(done.features.tobytes())
             progress("items embedded", len(found.rows) + len(found.bad), len(items))
         return found

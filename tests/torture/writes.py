@@ -10,7 +10,6 @@ import numpy as np
 from compatctl.commands.both import load_data
 from compatctl.commands.context import now, project_for
 from compatctl.commands.gallery import DeployedGallery
-from compatctl.encoder import Encoder
 from compatctl.index import HnswIndex
 from compatctl.store import Store
 
@@ -28,7 +27,7 @@ def rewrite() -> dict[str, object]:
     data = load_data(project)
     items = data.take([data.ids.index(catalog.ids[row]) for row in rows])
     vectors = gallery.index.vectors(catalog.keys)
-    vectors[rows] = Encoder.load(gallery.checked_model()).embed(items).features
+    vectors[rows] = gallery.encoder.embed(items).features
     index = HnswIndex.build(vectors, catalog.keys, gallery.index.params)
     after = catalog.reassigned(rows, manifest.query_model)
     counts = after.counts()
