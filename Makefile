@@ -5,13 +5,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types bench wheel-test clean
+.PHONY: demo test torture lint types bench wheel-test clean
 
 demo: $(READY)                 ## the whole story on real images, in a temporary folder
 	$(BIN)/compatctl demo
 
 test: $(READY)                 ## every test
 	$(BIN)/python -m pytest -n 2
+
+torture: $(READY)              ## every write, killed, starved or cut off at every call: takes long
+	COMPATCTL_TORTURE=long $(BIN)/python -m pytest -n 2 tests/torture
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -125,6 +125,8 @@ def _repeat(machine: Machine, stage: Stage, folder: Path, new: bool, tally: Tall
     assert again.status == 0, f"repeated: exit {again.status}: {again.stderr}"
     store = Store.open(folder / "store")
     assert read_state(store) == stage.after, "repeated: not the new state"
+    for name, data in stage.written.items():
+        assert (folder / name).read_bytes() == data, f"repeated: {name} is not as it writes it"
     if new and stage.scenario.makes_generation:
         repeated = again.json["written"] or store.manifest.generation != was
         why = "deploy and rollback, repeated after their commit, make a further generation"
@@ -133,8 +135,6 @@ def _repeat(machine: Machine, stage: Stage, folder: Path, new: bool, tally: Tall
         assert not repeated, "repeated after its commit, it made a further generation"
     elif not new:
         assert store.manifest.generation == stage.generation
-        for name, data in stage.written.items():
-            assert (folder / name).read_bytes() == data
 
 
 def _only_what_is_named(folder: Path) -> None:
