@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_485
 """The largest width x height that is decoded: 256 MiB of RGB."""
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded, whatever the file's name says: pillow would run an EPS file in Ghostscript."""
 
 MAX_SIDE = 4096
 """The largest input height or width of an encoder, in pixels."""
@@ -106,7 +110,7 @@ def decode(file: BinaryIO, name: str) -> Image.Image:
     from PIL import Image, ImageOps
 
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=_formats())
         if image.width * image.height > MAX_PIXELS:
             raise InputError(
                 f"{name}: {image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded"
@@ -119,6 +123,15 @@ def decode(file: BinaryIO, name: str) -> Image.Image:
         raise InputError(
             f"{name}: does not decode as an image: {_reason(error)}", tip=BAD_IMAGE_TIP
         ) from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that the installed pillow has."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(one for one in FORMATS if one in Image.OPEN)
 
 
 def _reason(error: Exception) -> str:

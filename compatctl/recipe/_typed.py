@@ -20,7 +20,7 @@ import yaml
 from compatctl.errors import InputError
 from compatctl.npz import open_regular
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18
 """The largest YAML file."""
 
 MAX_DEPTH = 20
@@ -28,6 +28,8 @@ MAX_DEPTH = 20
 
 MAX_DIGITS = 40
 """The longest whole number in one."""
+
+SHOWN = 10
 
 
 T = TypeVar("T")
@@ -41,7 +43,7 @@ def between(low: float | None = None, high: float | None = None, **more: Any) ->
 def load_yaml(path: Path) -> Any:
     """The plain value of a YAML file: mappings, lists, text, numbers, booleans and null.
 
-    Raises ``InputError`` for a file that cannot be read, is over 1 MiB, is not YAML, nests deeper
+    Raises ``InputError`` for a file that cannot be read, is over 256 KiB, is not YAML, nests deeper
     than 20, repeats a key, has an alias or a tag, or writes an integer with a leading zero.
     """
     raw = read_bounded(path, MAX_BYTES)
@@ -84,7 +86,7 @@ def build(kind: type[T], value: Any, where: str) -> T:
     unknown = [str(key) for key in value if key not in fields]
     if unknown:
         raise InputError(
-            f"{where}: unknown key {', '.join(sorted(unknown))}",
+            f"{where}: unknown key {', '.join(sorted(unknown)[:SHOWN])}",
             tip=f"known keys here: {', '.join(fields)}",
         )
     arguments: dict[str, Any] = {}

@@ -208,6 +208,52 @@ def test_import_adopts_the_file_byte_for_byte(shop: Shop, tmp_path: Path, emoji:
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("9" * 100_000 + ",a,x", "incomplete line"),
+        ("18446744073709551616,a,x", "larger than"),
+        ("\u00b2,a,x", "incomplete line"),
+        ("-1,a,x", "incomplete line"),
+        ("0,a", "incomplete line"),
+        ("0," + "a" * 200_000 + ",x", "cannot be read as CSV"),
+        ("0,a,x\n0,b,y", "twice"),
+    ],
+    ids=["endless digits", "beyond uint64", "a power", "negative", "short", "a huge cell", "twice"],
+)
+def test_import_refuses_keys_that_are_none(
+    shop: Shop, tmp_path: Path, line: str, says: str
+) -> None:
+    """A key that hnswlib cannot have is an input error that names the line."""
+    index = shop.path(f"store/indexes/{shop.manifest()['index']['sha256']}.hnsw")
+    items = tmp_path / "items.csv"
+    items.write_text(f"key,id,label\n{line}\n", encoding="utf-8")
+    more = ("--items", items, "--store", tmp_path / "one", "--json")
+    done = run("import", index, "--model", shop.path("old.onnx"), *more)
+    assert (done.code, "items.csv" in done.stderr, says in done.stderr) == (5, True, True)
+
+
+def test_data_root_is_a_flag_a_variable_and_an_entry(
+    shop: Shop, tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images outside the table's folder need --data-root, COMPATCTL_DATA_ROOT or data_root."""
+    image = next((emoji / "images" / "twemoji").iterdir())
+    table = shop.path("more.csv")
+    table.write_text(f"id,path,label\nfresh,{image},fresh\n")
+    add = ("add", "--dry-run", "--data", table)
+    done = shop.run(*add)
+    assert (done.code, "line 2" in done.stderr, "--data-root FOLDER" in done.stderr) == (
+        5, True, True,
+    )  # fmt: skip
+    assert shop.run(*add, "--data-root", emoji).code == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("COMPATCTL_DATA_ROOT", str(emoji))
+        assert shop.run(*add).code == 0
+    project = shop.path("compatctl.yaml")
+    project.write_text(project.read_text() + f"data_root: {emoji}\n")
+    assert shop.run(*add).code == 0
+
+
 def test_fuse_chooses_its_weight_and_is_judged_like_any_model(shop: Shop) -> None:
     """The fused file's weight is the best of the trials on validation classes."""
     made = shop.run(

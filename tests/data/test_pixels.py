@@ -160,3 +160,12 @@ def test_importing_data_loads_no_pillow() -> None:
     """Commands that only describe data stay light."""
     code = "import sys, compatctl.data; sys.exit('PIL' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_program_that_calls_itself_an_image_does_not_run(tmp_path: Path) -> None:
+    """pillow gives EPS to Ghostscript whatever the file's name is: it is no image here."""
+    path = tmp_path / "a.png"
+    with path.open("wb") as file:
+        Image.new("RGB", (4, 4)).save(file, "eps")
+    with path.open("rb") as file, pytest.raises(InputError, match="unknown format"):
+        decode(file, "a.png")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,58 @@ def test_the_order_of_anchors_is_read_from_beside_the_recipe_and_digested(tmp_pa
     (tmp_path / "ids.txt").write_text("a\na\n")
     with pytest.raises(InputError, match="none twice"):
         _recipe(tmp_path, text)
+
+
+@pytest.mark.parametrize("order", ["../ids.txt", "/etc/passwd", "link.txt", "."])
+def test_a_recipe_reads_no_file_outside_its_folder(tmp_path: Path, order: str) -> None:
+    """anchors.order with ``..``, an absolute path, a link that leads out, a folder."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (tmp_path / "ids.txt").write_text("a\nb\n")
+    (folder / "link.txt").symlink_to(tmp_path / "ids.txt")
+    text = "format: 1\n" + BACKBONE + f"objective: {{anchors: {{order: {order}}}}}\n"
+    with pytest.raises(InputError, match=r"outside of the recipe's folder|regular"):
+        _recipe(folder, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("threshold: " + "9" * 400, "digits"),
+        ("threshold: 0x" + "f" * 400, "not read as the number"),
+        ("threshold: 1:1:1:1.5", "expected a number"),
+        ("slices: " + "[" * 5000, "deeper"),
+        ('slices: ["\\ud800"]', "expected text"),
+        ("x: 2024-99-99", "not valid YAML|unknown key"),
+        ("<<: 3", "not valid YAML"),
+        ("? [a]\n: b", "not plain"),
+        ("a: 1\n" * 2, "repeated"),
+        ("data: \0", "not valid YAML"),
+    ],
+)
+def test_yaml_that_is_a_trap(tmp_path: Path, text: str, says: str) -> None:
+    """Endless digits, depth, half characters, merges and odd keys are errors with a sentence."""
+    path = tmp_path / "compatctl.yaml"
+    path.write_text(text + "\n")
+    with pytest.raises(InputError, match=says):
+        Project.load(path)
+
+
+def test_many_keys_take_no_quadratic_time(tmp_path: Path) -> None:
+    """A mapping of 20,000 keys is refused for its keys within seconds."""
+    path = tmp_path / "compatctl.yaml"
+    path.write_text("".join(f"k{at}: 1\n" for at in range(20_000)))
+    begun = time.monotonic()
+    with pytest.raises(InputError, match="unknown key"):
+        Project.load(path)
+    assert time.monotonic() - begun < 60
+
+
+def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
+    """A named pipe is refused, not waited for."""
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(InputError, match="regular"):
+        Recipe.load(tmp_path / "recipe.yaml")
 
 
 def test_a_projects_paths_are_relative_to_its_file(tmp_path: Path) -> None:

@@ -415,6 +415,33 @@ def test_a_missing_entry_is_refused(tmp_path: Path, report: Report, entry: str) 
         read_bound(edited(path, report, **{entry: 7}))
 
 
+@pytest.mark.parametrize(
+    "name", ["../old.onnx", "/etc/passwd", "a/b.onnx", "a\\b.onnx", "..", ".", "", "a\0b", 7, None]
+)
+def test_a_models_name_names_no_other_folder(tmp_path: Path, report: Report, name: object) -> None:
+    """deploy looks for the model beside the report by this name: it must be a bare file name."""
+    new = {**json.loads(report.to_bytes())["new"], "name": name}
+    with pytest.raises(InputError, match="not a file's name"):
+        read_bound(edited(tmp_path / "report.json", report, new=new))
+
+
+@pytest.mark.parametrize("digest", ["../../x", "A" * 64, "a" * 63, ["a" * 64], None])
+def test_a_digest_is_a_digest(tmp_path: Path, report: Report, digest: object) -> None:
+    """What would be a file's name in the store must be 64 hex digits."""
+    new = {**json.loads(report.to_bytes())["new"], "sha256": digest}
+    with pytest.raises(InputError, match="no sha256"):
+        read_bound(edited(tmp_path / "report.json", report, new=new))
+
+
+@pytest.mark.parametrize("policy", ["[" * 400 + "]" * 400, "1e999", "9" * 5000])
+def test_values_that_cannot_be_written_again(tmp_path: Path, report: Report, policy: str) -> None:
+    """A policy nested deeply, infinite or of endless digits is an input error, no traceback."""
+    text = edited(tmp_path / "report.json", report, policy="HERE").read_text()
+    (tmp_path / "report.json").write_text(text.replace('"HERE"', policy))
+    with pytest.raises(InputError):
+        read_bound(tmp_path / "report.json")
+
+
 def test_hostile_names_through_the_command_line(tmp_path: Path) -> None:
     """The command writes every form of a report with hostile names, and all of them parse."""
     columns = {name: np.where(np.arange(250) % 2, one, "") for name, one in HOSTILE.items()}

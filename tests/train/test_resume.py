@@ -16,7 +16,7 @@ import train_kit as kit
 
 from compatctl.errors import CompatError, ConflictError, InputError
 from compatctl.train import train
-from compatctl.train.checkpoint import FILE
+from compatctl.train.checkpoint import FILE, Checkpoint, load, save
 
 RUN = """
 import sys, time
@@ -127,3 +127,28 @@ def _kill_after(folder: Path, epochs: int) -> None:
     process.send_signal(signal.SIGKILL)
     process.stdout.close()
     assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1, 2],
+        {"key": "k", "epoch": "3"},
+        {"key": "k", "losses": {}},
+        {"key": "k", "more": 1},
+        {"epoch": 3},
+    ],
+)
+def test_a_checkpoint_of_another_form_is_refused(tmp_path: Path, value: object) -> None:
+    """A file that torch reads, and that is no checkpoint: a list, other types, other entries."""
+    torch.save(value, tmp_path / FILE)
+    with pytest.raises(InputError, match="is not a checkpoint that can be read"):
+        load(tmp_path, "k")
+
+
+def test_a_checkpoint_of_its_own_form_is_read(tmp_path: Path) -> None:
+    """What save wrote is what load gives."""
+    save(tmp_path, "k", Checkpoint(epoch=2, losses=[0.5], best={"w": torch.ones(2)}))
+    found = load(tmp_path, "k")
+    assert found is not None
+    assert (found.epoch, found.losses, list(found.best)) == (2, [0.5], ["w"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,59 @@ def test_a_bad_factory_is_an_input_error(spec: Backbone, says: str) -> None:
     """Unknown module or callable, wrong arguments, no module, no method."""
     with pytest.raises(InputError, match=says):
         make_backbone(spec)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path: Path) -> None:
+    """torch unpacks compressed parts of any size; a file of 200 kB gives no 200 MB."""
+    plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
+    torch.save({"w": torch.zeros(50_000_000)}, plain)
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out,
+    ):
+        for one in source.infolist():
+            out.writestr(one.filename, source.read(one))
+    assert packed.stat().st_size < 400_000
+    with pytest.raises(InputError, match="its parts have"):
+        read_tensors(packed)
+    assert read_tensors(plain)["w"].shape == (50_000_000,)
+
+
+def test_a_tensor_that_claims_more_than_the_file_has(tmp_path: Path) -> None:
+    """A view of one number with the shape of a trillion, and a sparse tensor of one."""
+    one = torch.zeros(1).expand(10**12)
+    sparse = torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (10**9,))
+    for tensor in (one, sparse):
+        torch.save({"w": tensor}, tmp_path / "a.pt")
+        with pytest.raises(InputError, match="larger than what the file has"):
+            read_tensors(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"w":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}',
+        b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4000000000000]}}',
+        b'{"w":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}',
+        b'{"w":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}',
+        b"{",
+        b"[" * 5000,
+    ],
+)
+def test_safetensors_that_lie_are_refused(tmp_path: Path, header: bytes) -> None:
+    """Shapes and places that the file has not."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(InputError, match=r"a\.safetensors"):
+        read_tensors(path)
+    path.write_bytes((2**63).to_bytes(8, "little") + header)
+    with pytest.raises(InputError, match=r"a\.safetensors"):
+        read_tensors(path)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
+    """A named pipe is refused, not waited for."""
+    for name in ("a.pt", "a.safetensors"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match="regular"):
+            read_tensors(tmp_path / name)
