@@ -238,7 +238,7 @@ SCENARIOS = (
              beside=("compatctl.yaml",)),
     Scenario(name="import", argv=IMPORT, prepare=_with_index, creates=True, every=9),
     Scenario(name="add", argv=("compatctl", "add", "--json"), prepare=_begun, every=7),
-    Scenario(name="deploy", argv=DEPLOY, prepare=_begun),
+    Scenario(name="deploy", argv=DEPLOY, prepare=_begun, every=2),
     Scenario(name="rollback", argv=ROLLBACK, prepare=_deployed),
     Scenario(name="rewrite", argv=("api", "rewrite"), prepare=_deployed, every=7),
     Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False),
