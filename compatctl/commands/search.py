@@ -58,20 +58,20 @@ def search(project: Project, *, images: Sequence[Path], k: int, model: Path | No
         )
     features = gallery.encoder.embed(from_files(images)).features
     keys, scores = gallery.index.search(features, k, manifest.index.ef_search)
-    row_of = {int(key): row for row, key in enumerate(gallery.catalog.keys)}
+    rows = gallery.catalog.rows_of(keys)
     answers = [
         Query(
             image=str(image),
             hits=tuple(
                 Hit(
-                    id=str(gallery.catalog.ids[row_of[int(key)]]),
-                    label=str(gallery.catalog.labels[row_of[int(key)]]),
+                    id=gallery.catalog.ids[row],
+                    label=gallery.catalog.labels[row],
                     score=float(score),
                 )
-                for key, score in zip(found, near, strict=True)
+                for row, score in zip(found, near, strict=True)
             ),
         )
-        for image, found, near in zip(images, keys, scores, strict=True)
+        for image, found, near in zip(images, rows, scores, strict=True)
     ]
     return Found(
         generation=manifest.generation,

@@ -64,6 +64,24 @@ class Catalog:
         found = Counter(self.model_of.tolist())
         return {model: found[at] for at, model in enumerate(self.models)}
 
+    def rows_of(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The row of each key, in the shape of ``keys``.
+
+        Raises:
+            DamagedError: the index knows a key that the catalogue does not.
+        """
+        import numpy as np
+
+        order = np.argsort(self.keys, kind="stable")
+        ordered = self.keys[order]
+        at = np.minimum(np.searchsorted(ordered, keys), len(self) - 1)
+        if (strange := ordered[at] != keys).any():
+            raise DamagedError(
+                f"the index has a row under the key {keys[strange][0]}, the catalogue has none",
+                tip="compatctl check says what is wrong; restore the store from a backup",
+            )
+        return order[at]
+
     @property
     def next_key(self) -> int:
         """The key of the next new row: one more than the largest."""

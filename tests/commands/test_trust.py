@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shop_kit import Shop
+
+from compatctl.data import load
+from compatctl.store import Store
 
 
 def _tree(folder: Path) -> dict[str, str]:
@@ -62,3 +67,32 @@ def test_a_rollback_restores_every_entry_of_the_earlier_generation(shop: Shop) -
     assert {key: value for key, value in after.items() if key not in told} == {
         key: value for key, value in before.items() if key not in told
     }
+
+
+def test_a_manifest_holds_no_path_and_no_secret(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the environment or of this machine's folders gets into a generation."""
+    monkeypatch.setenv("SOME_TOKEN", "hunter2-of-the-environment")
+    done = shop.run("deploy", "--model", shop.path("new.onnx"), "--force", "--reason", "a drill")
+    assert done.code == 0
+    text = shop.path("store/manifest.json").read_text()
+    for secret in ("hunter2", str(shop.folder), str(Path.home()), "/tmp", "host"):
+        assert secret not in text, secret
+
+
+def test_a_store_whose_index_knows_more_than_its_catalogue_is_damaged(shop: Shop) -> None:
+    """A stranger's store, every digest right, its catalogue without the index's keys: exit 5."""
+    store = Store.open(shop.path("store"))
+    catalog = store.catalog()
+    with store.transaction(store.manifest) as tx:
+        other = replace(catalog, keys=catalog.keys + np.uint64(1000))
+        tx.commit(
+            operation="add",
+            created_at="2026-01-31T12:00:00Z",
+            catalog=tx.put("catalogs", other.write),
+        )
+    image = load(shop.data()).sources[0]
+    refused = shop.run("search", image)
+    assert (refused.code, "the catalogue has none" in refused.stderr) == (5, True)
+    assert shop.run("check").code == 5
