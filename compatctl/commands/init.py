@@ -81,7 +81,10 @@ def init(
             "the data has no item with the role gallery", tip="look at its role column"
         )
     if there := begun_already(project.store, "init", encoder.sha256):
-        return _there(project, there, gallery, params, skip_bad=skip_bad)
+        found = _there(project, there, gallery, params, skip_bad=skip_bad)
+        if not dry_run:
+            _scaffold(project)
+        return found
     with Embedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as done:
         index = HnswIndex.begin(params, max(1, len(done.rows)))
         done.add_to(index, 0, progress)
@@ -120,7 +123,6 @@ def _there(
             f"{project.store} is already a store, of other items or another index",
             tip="name another folder; compatctl add indexes more items in this one",
         )
-    _scaffold(project)
     return _begun(project, catalog, info.dim, info.sha256, skipped=bad, written=False)
 
 

@@ -47,7 +47,7 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The store at its current generation; nothing but manifest.json is read.
+        """The store at its current generation; manifest.json and its twin in history/ are read.
 
         Raises:
             InputError: there is no store at ``path``, or it is of a newer format.
@@ -144,7 +144,7 @@ class Store:
             DamagedError: the file is missing, changed, or of another number of rows.
         """
         manifest = of or self.manifest
-        path = self.verified("catalogs", manifest.catalog)
+        path = self.verified("catalogs", manifest.catalog, fresh=True)
         found = Catalog.read(path)
         if len(found) != manifest.index.count:
             raise DamagedError(f"{path} has {len(found)} rows, the manifest {manifest.index.count}")
