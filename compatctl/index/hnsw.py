@@ -3,10 +3,8 @@
 hnswlib (0.8.0) loads a file of another dimension or with a flipped bit without a word, forgets ef
 on loading, reports nothing when a save fails, overwrites a key silently, takes NaN rows, and raises
 a bare RuntimeError half way through a batch. So this module checks with numpy first, and lets
-hnswlib only do what cannot go wrong.
-
-Rows are in memory once, in hnswlib. Those of a loaded file are read from it where they are needed;
-those that were added are asked back from hnswlib.
+hnswlib only do what cannot go wrong. Rows are in memory once, in hnswlib; those of a loaded file
+are read from it where they are needed, those that were added are asked back from hnswlib.
 """
 
 from __future__ import annotations

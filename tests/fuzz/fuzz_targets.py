@@ -19,11 +19,10 @@ from PIL import Image
 
 from compatctl.core.simplex import Registry
 from compatctl.data import csv_rows, load, load_features, read_pairs, read_qrels
-from compatctl.encoder import contract, foreign, safety
+from compatctl.encoder import Canary, contract, foreign, safety
 from compatctl.errors import CompatError
 from compatctl.files import parse_json, read_json
-from compatctl.index import HnswIndex, HnswParams, read_header
-from compatctl.index.layout import StoredRows
+from compatctl.index import HnswIndex, HnswParams, check_layout, read_header
 from compatctl.manifest import Catalog, IndexInfo, Manifest, ModelShare
 from compatctl.npz import read_npz
 from compatctl.recipe import Project, Recipe, load_policy
@@ -97,9 +96,16 @@ def _manifest() -> list[bytes]:
         query_model=digest,
         index=index,
         catalog=digest,
-        models=(ModelShare(sha256=digest, dim=8, rows=1, name="m.onnx"),),
+        models=(ModelShare(sha256=digest, dim=8, rows=1, name="m.onnx", canary="d" * 64),),
     )
     return [json.dumps(found.to_json()).encode()]
+
+
+def _canary() -> list[bytes]:
+    file = io.BytesIO()
+    image = np.zeros((3, 2, 3), np.uint8)
+    np.savez(file, rows=np.ones((1, 4), np.float32), runtime=np.array("x"), image_0=image)
+    return [file.getvalue()]
 
 
 def _index() -> list[bytes]:
@@ -251,8 +257,9 @@ TARGETS = {
         _manifest,
     ),
     "catalog": Target(".npz", Catalog.read, _catalog),
+    "canary": Target(".npz", Canary.read, _canary),
     "header": Target(".hnsw", read_header, _index),
-    "rows": Target(".hnsw", StoredRows.read, _index),
+    "rows": Target(".hnsw", check_layout, _index),
     "onnx": Target(".onnx", _read_onnx, _onnx),
     "picture": Target(".img", _read_picture, _picture),
     "torch": Target(".pt", _read_weights, lambda: _checkpoints()[:2]),
