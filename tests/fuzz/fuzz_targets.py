@@ -5,9 +5,11 @@ A target returns, or raises a CompatError. Whatever else leaves it is a defect.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from compatctl.report import read_bound
 
 ROOT = Path(__file__).parent.parent.parent
 _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 
 
 @dataclass(frozen=True)
