@@ -7,11 +7,13 @@ gives a network with a record of all that went into it; ``export`` writes the ne
 from __future__ import annotations
 
 from compatctl.train._run import Trained, train
+from compatctl.train.features import Features
 from compatctl.train.network import Network, embed, export
 from compatctl.train.reference import Reference, items_to_encode
 from compatctl.train.weights import save_weights
 
 __all__ = [
+    "Features",
     "Network",
     "Reference",
     "Trained",

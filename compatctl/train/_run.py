@@ -6,24 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset
+from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Recipe
 from compatctl.train import checkpoint as checkpoints
 from compatctl.train.checkpoint import Checkpoint
+from compatctl.train.features import Features
 from compatctl.train.feed import Feed, HeadFeed, ImageFeed
 from compatctl.train.frames import Classifier
 from compatctl.train.images import Reader
-from compatctl.train.loop import own_randomness
 from compatctl.train.network import Network
 from compatctl.train.plan import make_plan
 from compatctl.train.record import record
 from compatctl.train.reference import Reference
 from compatctl.train.search import classifiers, search
-from compatctl.train.setup import Setup, dimension, make_network
+from compatctl.train.setup import Setup, default_device, dimension, make_network, own_randomness
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +49,7 @@ def train(
     work: Path,
     resume: bool = False,
     memory: Dataset | None = None,
+    features: Features | None = None,
     progress: Progress = silent,
 ) -> Trained:
     """Train by ``recipe`` and choose the best trial on validation classes.
@@ -62,13 +62,15 @@ def train(
         work: an existing folder for the checkpoint, which is removed when the run has ended.
         resume: go on from the checkpoint in ``work``, if there is one; else begin anew.
         memory: items of earlier runs to rehearse; needs ``rehearsal`` in the recipe.
+        features: what the base's backbone makes of every image that takes part, instead of a pass
+            over them; for ``train: head``.
         progress: told of each batch of the backbone's pass and of each epoch.
 
     Raises:
         InputError: see ``make_plan``, ``classifier``, ``make_backbone`` and ``load_base``.
         ConflictError: the checkpoint to resume is another run's.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     dim = dimension(recipe, reference)
     plan = make_plan(recipe, data, reference, memory)
     with own_randomness(device):
@@ -84,7 +86,7 @@ def train(
             dim=dim,
         )
         classifiers(setup)  # refuse an impossible frame before the images are read
-        rows, state = _train(setup, work, resume=resume, progress=progress)
+        rows, state = _train(setup, work, features, resume=resume, progress=progress)
     network.cpu().eval()
     made = record(setup, rows, state)
     checkpoints.remove(work)
@@ -98,7 +100,7 @@ def train(
 
 
 def _train(
-    setup: Setup, work: Path, *, resume: bool, progress: Progress
+    setup: Setup, work: Path, features: Features | None, *, resume: bool, progress: Progress
 ) -> tuple[Classifier, Checkpoint]:
     key = setup.key
     state = checkpoints.load(work, key) if resume else None
@@ -108,7 +110,9 @@ def _train(
     with Reader(setup.recipe.backbone.input, setup.recipe.augmentation) as reader:
         feed: Feed
         if setup.recipe.train == "head":
-            feed = HeadFeed(setup, reader, progress)
+            feed = HeadFeed(setup, reader, progress, features)
+        elif features is not None:
+            raise InputError("features of a frozen backbone, and train: full, which changes it")
         else:
             feed = ImageFeed(setup, reader)
         rows = search(setup, feed, state, lambda now: checkpoints.save(work, key, now), progress)

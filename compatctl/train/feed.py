@@ -14,14 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
+from compatctl.train.features import Features, run_backbone
 from compatctl.train.images import Picture, Reader
 from compatctl.train.setup import Setup
 
 Rows = NDArray[np.int64]
-BATCH_PIXELS = 32 * 160 * 160
-"""Pixels of one inference batch: larger ones spend their time on memory (measured: three times
-slower a picture at twice the size)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,9 @@ class Feed(Protocol):
 class HeadFeed:
     """The backbone is frozen: every image goes through it once, ``views`` times if it trains."""
 
-    def __init__(self, setup: Setup, reader: Reader, progress: Progress) -> None:
+    def __init__(
+        self, setup: Setup, reader: Reader, progress: Progress, known: Features | None = None
+    ) -> None:
         plan, recipe = setup.plan, setup.recipe
         views = recipe.augmentation.views
         queries = plan.validation.pictures if plan.validation else ()
@@ -64,7 +65,13 @@ class HeadFeed:
             for view in range(1, views)
             for i, picture in enumerate(plan.pictures)
         ]
-        table = run_backbone(setup, reader, [*plain.values(), *changed], progress)
+        if known is None:
+            table = run_backbone(setup.network, reader, [*plain.values(), *changed], progress)
+        else:
+            table = _known(setup, known).of([*plain.values()])
+            if changed:
+                made = run_backbone(setup.network, reader, changed, progress)
+                table = torch.cat([table, made])
         at = {source: i for i, source in enumerate(plain)}
         first = table[[at[_source(one)] for one in plan.pictures]]
         others = torch.split(table[len(plain) :], len(first)) if changed else ()
@@ -122,7 +129,7 @@ class ImageFeed:
         """The backbone in its present state over the validation queries."""
         queries = self._setup.plan.validation.pictures if self._setup.plan.validation else ()
         self._setup.network.eval()
-        out = run_backbone(self._setup, self._reader, queries, silent)
+        out = run_backbone(self._setup.network, self._reader, queries, silent)
         return out.to(self._setup.device)
 
     def _pictures(self, step: Step) -> list[Picture]:
@@ -133,25 +140,18 @@ class ImageFeed:
         return items + [self._setup.plan.anchors[i] for i in step.anchors]
 
 
-def run_backbone(
-    setup: Setup, reader: Reader, pictures: Sequence[Picture], progress: Progress
-) -> Tensor:
-    """(N, F) float32 features on the CPU, without gradient."""
-    spec = setup.recipe.backbone.input
-    size = min(256, max(1, BATCH_PIXELS // (spec.height * spec.width)))
-    batches = [pictures[i : i + size] for i in range(0, len(pictures), size)]
-    done: list[Tensor] = []
-    with torch.no_grad():
-        for images in reader.batches(batches):
-            done.append(_features(setup, images))
-            progress("backbone", min(len(done) * size, len(pictures)), len(pictures))
-    return torch.cat(done) if done else torch.zeros(0, 0)
-
-
 def _source(picture: Picture) -> tuple[int, int]:
     """What makes two pictures the same image: an anchor may train with its label, too."""
     return id(picture.dataset), picture.row
 
 
-def _features(setup: Setup, images: NDArray[np.uint8]) -> Tensor:
-    return setup.network.features(torch.from_numpy(images).to(setup.device)).float().cpu()
+def _known(setup: Setup, known: Features) -> Features:
+    """The features, if they are this run's backbone's.
+
+    Raises:
+        InputError: they are another's.
+    """
+    theirs, ours = (known.backbone, known.base_sha256), (setup.recipe.backbone, setup.loaded.sha256)
+    if theirs != ours:
+        raise InputError("the features are of another backbone, or of other weights")
+    return known

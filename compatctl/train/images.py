@@ -41,6 +41,7 @@ class Reader:
     """Reads pictures with a pool of threads; a context manager."""
 
     def __init__(self, spec: InputSpec, change: Augmentation) -> None:
+        self.spec = spec
         self._preprocessing = preprocessing(spec)
         self._change = change
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="compatctl-read")

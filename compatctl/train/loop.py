@@ -6,7 +6,6 @@ fine-tuning: TPAMI 2026 (arXiv 2606.12488); repository miccunifi/iamcl2r, ``src/
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -238,11 +237,3 @@ def _generator(*seed: int) -> np.random.Generator:
 
 def _seed(*seed: int) -> int:
     return int(np.random.default_rng(seed).integers(2**31))
-
-
-@contextlib.contextmanager
-def own_randomness(device: torch.device) -> Iterator[None]:
-    """torch's global generators, given back afterwards as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,3 +91,16 @@ def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, 
     head = junction(recipe.junction, width, dim)
     network = Network(backbone, recipe.backbone.method, head, spec).eval()
     return network, replace(loaded, junction=load_junction(network, tensors))
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """torch's global generators, given back afterwards as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield

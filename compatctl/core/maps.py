@@ -1,0 +1,140 @@
+"""Maps from one model's features to another's, fitted on items that both have embedded: no labels.
+
+Shapes: ``N`` items, ``F`` numbers of the source feature, ``D`` of the target. Everything follows
+from sums over the items, ``(F, F)`` and ``(F, D)``; nothing grows with the square of N.
+
+Sources: orthogonal Procrustes, Schönemann (Psychometrika 31, 1966); ridge, Hoerl and Kennard
+(Technometrics 12, 1970); reduced rank, Izenman (Journal of Multivariate Analysis 5, 1975).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.core.arrays import Floats
+from compatctl.errors import InputError
+
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
+"""Ridge penalties that are tried, in units of the mean variance of a source feature's number."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Affine:
+    """``unit(x @ matrix + bias)``."""
+
+    matrix: NDArray[np.float32]
+    """(F, D)"""
+    bias: NDArray[np.float32]
+    """(D,)"""
+
+    def __call__(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """(N, D) float32 unit rows for (N, F) features."""
+        raw = np.asarray(features, np.float32) @ self.matrix + self.bias
+        norms = np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12)
+        unit: NDArray[np.float32] = raw / norms
+        return unit
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """What N pairs add up to, from which every linear map follows."""
+
+    n: int
+    source_mean: Floats
+    """(F,)"""
+    target_mean: Floats
+    """(D,)"""
+    inner: Floats
+    """(F, F) sum of x x^T"""
+    cross: Floats
+    """(F, D) sum of x y^T"""
+
+    @classmethod
+    def of(cls, source: NDArray[Any], target: NDArray[Any], block: int = 4096) -> Moments:
+        """Sums in float64 over pairs: source (N, F), target (N, D).
+
+        Raises:
+            InputError: no pair, other lengths, or values that are not finite.
+        """
+        if source.ndim != 2 or target.ndim != 2 or len(source) != len(target) or not len(source):
+            raise InputError(
+                f"a map needs pairs of rows (N, F) and (N, D); got {source.shape}, {target.shape}"
+            )
+        F, D = source.shape[1], target.shape[1]
+        inner, cross = np.zeros((F, F)), np.zeros((F, D))
+        total_x, total_y = np.zeros(F), np.zeros(D)
+        for start in range(0, len(source), block):
+            x = source[start : start + block].astype(np.float64)
+            y = target[start : start + block].astype(np.float64)
+            inner += x.T @ x
+            cross += x.T @ y
+            total_x += x.sum(axis=0)
+            total_y += y.sum(axis=0)
+        if not (np.isfinite(inner).all() and np.isfinite(cross).all()):
+            raise InputError("a map needs features that are finite")
+        n = len(source)
+        return cls(n=n, source_mean=total_x / n, target_mean=total_y / n, inner=inner, cross=cross)
+
+
+def orthogonal(moments: Moments) -> Affine:
+    """The (semi-)orthogonal map with the least squared error; without a bias.
+
+    With F > D the columns are orthonormal, with F < D the rows.
+    """
+    left, _, right = np.linalg.svd(moments.cross, full_matrices=False)
+    return _affine(left @ right, np.zeros(moments.cross.shape[1]))
+
+
+def ridge(moments: Moments, strengths: Sequence[float] = STRENGTHS) -> list[Affine]:
+    """The affine maps with the least squared error plus a penalty, one a strength; by one
+    decomposition.
+
+    Raises:
+        InputError: a strength that is not over 0.
+    """
+    if not strengths or min(strengths) <= 0.0:
+        raise InputError(f"the strengths of a ridge map must be over 0, got {list(strengths)}")
+    inner, cross = _centred(moments)
+    values, vectors = np.linalg.eigh(inner)
+    unit = max(float(np.trace(inner)) / len(inner), np.finfo(np.float64).tiny)
+    turned = vectors.T @ cross
+    found = []
+    for strength in strengths:
+        matrix = vectors @ (turned / (np.maximum(values, 0.0) + strength * unit)[:, None])
+        found.append(_affine(matrix, moments.target_mean - moments.source_mean @ matrix))
+    return found
+
+
+def low_rank(moments: Moments, fitted: Affine, ranks: Sequence[int]) -> list[Affine]:
+    """An affine map cut down to the directions of its answers that vary most, one a rank.
+
+    Raises:
+        InputError: a rank under 1, or over what the map has.
+    """
+    matrix = fitted.matrix.astype(np.float64)
+    most = min(matrix.shape)
+    if not ranks or min(ranks) < 1 or max(ranks) > most:
+        raise InputError(f"the rank of a map lies between 1 and {most}, got {list(ranks)}")
+    inner, _ = _centred(moments)
+    _, directions = np.linalg.eigh(matrix.T @ inner @ matrix)
+    found = []
+    for rank in ranks:
+        kept = directions[:, -rank:]
+        cut = matrix @ kept @ kept.T
+        found.append(_affine(cut, moments.target_mean - moments.source_mean @ cut))
+    return found
+
+
+def _centred(moments: Moments) -> tuple[Floats, Floats]:
+    """(F, F) and (F, D) sums of the pairs less their means."""
+    x, y, n = moments.source_mean, moments.target_mean, moments.n
+    return moments.inner - n * np.outer(x, x), moments.cross - n * np.outer(x, y)
+
+
+def _affine(matrix: Floats, bias: Floats) -> Affine:
+    return Affine(matrix=matrix.astype(np.float32), bias=bias.astype(np.float32))

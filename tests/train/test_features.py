@@ -1,0 +1,70 @@
+"""One pass of the backbone serves every head that is trained on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import train_kit as kit
+
+from compatctl.errors import InputError
+from compatctl.train import Features, train
+
+TWO_LAYERS = "junction: {kind: mlp, hidden: 16, dropout: 0.5}"
+ANCHORED = "objective: {frame: prototypes, lambda: 0.5, scale: 16.0, anchors: {transfer: 0.5}}"
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_head_trained_on_ready_features_is_the_same_head(tmp_path: Path, views: int) -> None:
+    """With and without ready features: the same weights, and the same validation recall."""
+    data, base = kit.dataset(tmp_path), kit.base(tmp_path)
+    reference = kit.gallery(data)
+    recipe = kit.recipe(
+        tmp_path,
+        junction=TWO_LAYERS,
+        objective=ANCHORED,
+        augmentation=f"augmentation: {{views: {views}, flip: true}}",
+    )
+    known = Features.extract(recipe, base, data, range(len(data)))
+    runs = [
+        train(recipe=recipe, base=base, data=data, reference=reference, work=tmp_path, features=one)
+        for one in (None, known)
+    ]
+    plain, ready = (run.network.junction.state_dict() for run in runs)
+    assert all(torch.allclose(plain[key], ready[key], atol=1e-4) for key in plain)
+    assert runs[0].validation_recall == runs[1].validation_recall
+
+
+def test_features_and_junction_give_what_the_network_gives(tmp_path: Path) -> None:
+    """``embedded`` is the whole network's answer, for rows in any order."""
+    data, base = kit.dataset(tmp_path), kit.base(tmp_path)
+    recipe = kit.recipe(tmp_path)
+    known = Features.extract(recipe, base, data, range(len(data)))
+    trained = train(recipe=recipe, base=base, data=data, reference=kit.gallery(data), work=tmp_path)
+    rows = [5, 0, 17]
+    found = known.embedded(trained.network, data, rows)
+    assert np.allclose(found, kit.features(trained, data)[rows], atol=1e-5)
+    assert len(known.table) == len(data) == len(known.row_of)
+
+
+def test_features_of_another_backbone_or_for_a_changing_one_are_refused(tmp_path: Path) -> None:
+    """Other weights, images that are missing, and ``train: full`` are errors."""
+    data = kit.dataset(tmp_path)
+    recipe = kit.recipe(tmp_path)
+    known = Features.extract(recipe, kit.base(tmp_path, seed=2), data, range(len(data)))
+    given = {"data": data, "reference": kit.gallery(data), "work": tmp_path}
+    with pytest.raises(InputError, match="other weights"):
+        train(recipe=recipe, base=kit.base(tmp_path), features=known, **given)
+    few = Features.extract(recipe, kit.base(tmp_path), data, range(3))
+    with pytest.raises(InputError, match="have no features"):
+        train(recipe=recipe, base=kit.base(tmp_path), features=few, **given)
+    with pytest.raises(InputError, match="train: full"):
+        train(
+            recipe=replace(recipe, train="full"),
+            base=kit.base(tmp_path, seed=2),
+            features=known,
+            **given,
+        )
