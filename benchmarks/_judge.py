@@ -1,0 +1,168 @@
+"""What the gate says of every route of a case, on test classes: the figures of ``legacy.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from compatctl.commands.judging import sampling, verdict_of
+from compatctl.commands.routes import Ground, Measured
+from compatctl.commands.trial import Bools, Field, Sides, Trial, depths, retrieval, run
+from compatctl.core.policy import Policy
+from compatctl.train.reference import anchor_ids
+
+ROUTES = ("finetune", "bridge", "fuse", "bridge + fuse")
+"""What a plan may propose while the gallery stays as it is."""
+SINGLE = ("finetune", "bridge")
+"""Those of which a query runs one encoder."""
+WORTH = 0.03
+"""An upgrade is worth the while from this gain on, were everything re-embedded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One route on the test queries; intervals have 95% confidence, over classes."""
+
+    route: str
+    recall: float
+    """recall@1"""
+    gain: float
+    """Over old queries on the stored gallery"""
+    low: float
+    high: float
+    kept: float | None
+    """Share of the gain of re-embedding with the free model; None where that gains nothing"""
+    negative_flips: float
+    outcome: str
+    """Of the default policy"""
+    encoders: tuple[str, ...]
+    rewritten: float
+    setting: str
+    seconds: float
+    validation: float
+    """recall@1 on the validation classes, which chose the setting"""
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Test queries whose gallery items anchored, and the others: recall@1 of old and of new"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One case with one seed."""
+
+    case: str
+    seed: int
+    share: float
+    """Of the training classes, which the old model knew"""
+    anchors: float
+    """Share of the gallery that anchored"""
+    queries: int
+    classes: int
+    old: float
+    """recall@1 of old queries on the stored gallery"""
+    free: float
+    """recall@1 of the free model on a gallery of its own: the ceiling"""
+    lines: tuple[Line, ...]
+
+    def line(self, route: str) -> Line:
+        """The line of a route."""
+        return next(one for one in self.lines if one.route == route)
+
+    def best(self, routes: Sequence[str]) -> Line:
+        """The route that finds most on validation classes; test classes judge it."""
+        return max((self.line(one) for one in routes), key=lambda one: one.validation)
+
+    @property
+    def worth(self) -> bool:
+        """Whether the free model, everything re-embedded, is better by ``WORTH``."""
+        return self.free - self.old >= WORTH
+
+
+def judge(
+    ground: Ground, measured: Sequence[Measured], test: Bools, policy: Policy
+) -> tuple[Line, ...]:
+    """A line a route; ``test`` (Q,) are the queries that are judged, the others chose."""
+    where, chosen = subset(ground.where, test), subset(ground.where, ~test)
+    recalls = [_recall(where, one, test) for one in measured]
+    names = [one.name for one in measured]
+    old, free = recalls[names.index("keep")], recalls[names.index("re-embed")]
+    old_queries = ground.old(ground.asked)[test]
+    parts = _parts(ground, where)
+    lines = []
+    for one, recall in zip(measured, recalls, strict=True):
+        sides = Sides(
+            old_queries=old_queries,
+            new_queries=one.queries[test],
+            old_gallery=ground.reference.gallery_features,
+            new_gallery=None,
+        )
+        trial = _trial(where, sides, one, policy)
+        verdict = verdict_of(policy, [trial], (), (), sampling(policy, 0, 0, 0))
+        gain = next(check for check in verdict.checks if check.name == "recall_gain")
+        assert gain.low is not None
+        assert gain.high is not None
+        lines.append(
+            Line(
+                route=one.name,
+                recall=recall,
+                gain=recall - old,
+                low=gain.low,
+                high=gain.high,
+                kept=(recall - old) / (free - old) if free > old else None,
+                negative_flips=trial.evidence.flips.negative,
+                outcome=verdict.outcome,
+                encoders=one.encoders,
+                rewritten=one.rewritten,
+                setting=one.setting,
+                seconds=round(one.seconds, 1),
+                validation=_recall(chosen, one, ~test),
+                parts=_by_part(trial, parts),
+            )
+        )
+    return tuple(lines)
+
+
+def subset(where: Field, rows: Bools) -> Field:
+    """The queries of ``rows`` (Q,) on the same gallery."""
+    return replace(
+        where,
+        classes=where.classes[rows],
+        query_labels=where.query_labels[rows],
+        own_row=where.own_row[rows],
+    )
+
+
+def _recall(where: Field, one: Measured, rows: Bools) -> float:
+    return float(retrieval(where, one.queries[rows], one.gallery, (1,), map_k=1).recall[1])
+
+
+def _trial(where: Field, sides: Sides, one: Measured, policy: Policy) -> Trial:
+    """As ``verify`` puts it; where the gallery is rewritten, on that one and without inequalities,
+    which are about the stored vectors."""
+    trial = run("unseen", where, sides, policy)
+    if one.rewritten == 0.0:
+        return trial
+    found = retrieval(where, sides.new_queries, one.gallery, depths(policy))
+    return replace(trial, evidence=replace(trial.evidence, new_old=found, inequalities=None))
+
+
+def _parts(ground: Ground, where: Field) -> dict[str, Bools]:
+    """(Q,) test queries whose class has an anchor in the gallery, and the others; by name."""
+    used = set(anchor_ids(ground.recipe, ground.data, ground.reference))
+    anchored = np.array([one in used for one in ground.reference.gallery_ids])
+    if anchored.all():
+        return {}
+    mine = np.isin(where.query_labels, where.gallery_labels[anchored])
+    return {"used": mine, "not used": ~mine}
+
+
+def _by_part(trial: Trial, parts: dict[str, Bools]) -> dict[str, dict[str, float]]:
+    old, new = trial.evidence.old_old, trial.evidence.new_old
+    return {
+        name: {
+            "old": float(old.hit1[rows & old.counted].mean()),
+            "new": float(new.hit1[rows & old.counted].mean()),
+        }
+        for name, rows in parts.items()
+    }

@@ -1,0 +1,240 @@
+"""Tables and figure of ``legacy.py``'s results: Markdown, and an SVG drawn by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import mean, median
+
+from _judge import ROUTES, SINGLE, WORTH, Line, Result
+
+WORDS = {"cnn": "small CNN", "larger": "larger CNN", "lite0": "lite0", "lite2": "lite2"}
+COLUMNS = (
+    "naive swap", "procrustes", "ridge", "procrustes + SLERP", "prototypes",
+    "bridge", "finetune", "fuse", "bridge + fuse",
+)  # fmt: skip
+DRAWN = ("procrustes", "procrustes + SLERP", "prototypes", "bridge", "finetune", "fuse",
+         "bridge + fuse")  # fmt: skip
+INTRO = """\
+# Galleries that were not born on a simplex
+
+Most deployed galleries come from an ordinary model. Here such galleries of real images are
+upgraded by every route, with the same settings everywhere (`recipes/default.yaml`). The old model,
+a head on a frozen EfficientNet-lite0 or a small CNN, knew about half of the training classes and
+no gallery; the new backbone is a larger CNN, lite0 or lite2. The gallery is one vendor's emoji or
+one typeface's characters; the other vendors and four other fonts ask. Figures are recall@1 on test
+classes, which no model saw; the seed draws the weights and which classes the old model knew.
+Validation classes choose every setting, and the route.
+
+    python examples/kanji/build.py
+    python benchmarks/legacy.py --docs docs/legacy.md
+"""
+NOTES = """\
+- **naive swap**: the free model's own queries on the stored vectors.
+- **procrustes**, **ridge**: maps of the free model, fitted on pairs without labels: the items of
+  training and of the gallery.
+- **procrustes + SLERP**: their unit mean with the old query, weight one half.
+- **prototypes**: cross-entropy against the gallery's class means alone, which is BCT's influence
+  loss with class means for the old classifier.
+- **bridge**: the best map on validation classes; one encoder a query.
+- **finetune**: prototypes, anchors and transfer; one encoder a query.
+- **fuse**, **bridge + fuse**: old and new query mixed; two encoders a query.
+
+Experience replay needs a sequence of sets and has no place here.
+"""
+
+
+def summary(results: Sequence[Result]) -> list[str]:
+    """Sentences on how often an upgrade was to be had, and how often a route got there."""
+    worth = [one for one in results if one.worth]
+    said = [
+        f"In {len(worth)} of {len(results)} cases the free model, everything re-embedded, beats "
+        f"the old one by {100 * WORTH:.0f} points."
+    ]
+    if not worth:
+        return said
+    for what, routes in (("route", ROUTES), ("route with one encoder a query", SINGLE)):
+        best = [one.best(routes) for one in worth]
+        said.append(
+            f"In {_passed(best)} of these the {what} that validation classes choose passes the "
+            f"default gate; the median share kept is {median(_kept(best)):.0%}."
+        )
+    return said
+
+
+def page(results: Sequence[Result], picture: str) -> str:
+    """The whole page; ``picture`` is the figure's file name."""
+    parts = [
+        INTRO,
+        *(f"- {line}" for line in summary(results)),
+        "",
+        f"![recall@1 by case and route]({picture})",
+        "",
+        "Each dot is one seed; the grey line is old on old, the dashed one everything re-embedded.",
+        "",
+        "## recall@1 by case",
+        "",
+        "Means over the seeds; in brackets how many of them pass the default gate.",
+        "",
+        *_cases(results),
+        "",
+        NOTES,
+        "## By route, where there is something to gain",
+        "",
+        *_routes([one for one in results if one.worth]),
+        "",
+        "## Every case, by the route that validation classes choose",
+        "",
+        *_chosen(results),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _cases(results: Sequence[Result]) -> Iterable[str]:
+    yield _row("case", "old on old", "re-embedded", *COLUMNS)
+    yield _row(*["---"] * (3 + len(COLUMNS)))
+    for case in _names(results):
+        mine = [one for one in results if one.case == case]
+        cells = []
+        for route in COLUMNS:
+            lines = [one.line(route) for one in mine]
+            cells.append(f"{_figure(mean(one.recall for one in lines))} ({_passed(lines)})")
+        old, free = (_figure(mean(found)) for found in zip(*((r.old, r.free) for r in mine),
+                                                           strict=True))  # fmt: skip
+        yield _row(f"{_title(case)}, {len(mine)} seeds", old, free, *cells)
+
+
+def _routes(results: Sequence[Result]) -> Iterable[str]:
+    yield _row("route", "median gain", "least, most", "median share kept", "median flips",
+               "passes", "encoders a query", "gallery rewritten")  # fmt: skip
+    yield _row(*["---"] * 8)
+    for route in [one.route for one in results[0].lines] if results else []:
+        lines = [one.line(route) for one in results]
+        gains = sorted(one.gain for one in lines)
+        yield _row(
+            route,
+            f"{median(gains):+.3f}",
+            f"{gains[0]:+.3f}, {gains[-1]:+.3f}",
+            f"{median(_kept(lines)):.0%}",
+            f"{median(one.negative_flips for one in lines):.3f}",
+            f"{_passed(lines)} of {len(lines)}",
+            str(len(lines[0].encoders)),
+            f"{lines[0].rewritten:.0%}",
+        )
+
+
+def _chosen(results: Sequence[Result]) -> Iterable[str]:
+    yield _row("case", "seed", "old on old", "re-embedded", "one encoder", "gain, 95%", "gate",
+               "any route", "gain, 95%", "gate")  # fmt: skip
+    yield _row(*["---"] * 10)
+    for one in sorted(results, key=lambda one: (_names(results).index(one.case), one.seed)):
+        cells = [cell for routes in (SINGLE, ROUTES) for cell in _line(one.best(routes))]
+        yield _row(_title(one.case), str(one.seed), _figure(one.old), _figure(one.free), *cells)
+
+
+def _line(one: Line) -> tuple[str, str, str]:
+    gain = f"{one.gain:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
+    return one.route, gain, one.outcome
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+def _passed(lines: Iterable[Line]) -> int:
+    return sum(one.outcome == "pass" for one in lines)
+
+
+def _kept(lines: Iterable[Line]) -> list[float]:
+    return [one.kept for one in lines if one.kept is not None]
+
+
+def _names(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(one.case for one in results))
+
+
+def _title(case: str) -> str:
+    data, old, new = case.split("-")
+    return f"{data}: {WORDS[old]} → {WORDS[new]}"
+
+
+LEFT, RIGHT, TOP, STEP, BAND = 170, 24, 34, 14, 30
+WIDTH = 760
+STYLE = """\
+text { font: 11px system-ui, sans-serif; fill: #24292f; }
+.title { font-weight: 600; font-size: 12px; }
+.grid { stroke: #d0d7de; }
+.old { stroke: #6e7781; stroke-width: 2; }
+.free { stroke: #6e7781; stroke-width: 2; stroke-dasharray: 3 3; }
+.other { fill: #8c959f; }
+.one { fill: #0969da; }
+.two { fill: #bc4c00; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #c9d1d9; }
+  .grid { stroke: #30363d; }
+  .old, .free { stroke: #8b949e; }
+  .other { fill: #6e7681; }
+  .one { fill: #58a6ff; }
+  .two { fill: #f0883e; }
+}"""
+
+
+def figure(results: Sequence[Result]) -> str:
+    """One band a case, one line a route, one dot a seed, over recall@1; light and dark."""
+    names = _names(results)
+    band = BAND + STEP * len(DRAWN)
+    height = TOP + band * len(names) + 24
+    drawn = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+        "<title>recall@1 on unseen classes, by case and route</title>",
+        f"<style>{STYLE}</style>",
+        *_legend(),
+    ]
+    for tick in range(11):
+        x = _x(tick / 10)
+        drawn.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{height - 20}"/>')
+        drawn.append(_text(x, height - 6, f"{tick / 10:.1f}", anchor="middle"))
+    for at, case in enumerate(names):
+        drawn += _band([one for one in results if one.case == case], case, TOP + at * band)
+    return "\n".join([*drawn, "</svg>", ""])
+
+
+def _band(mine: Sequence[Result], case: str, top: int) -> Iterable[str]:
+    yield _text(8, top + 18, _title(case), kind="title")
+    bottom = top + BAND + STEP * len(DRAWN) - 6
+    for kind, value in (("old", mean(r.old for r in mine)), ("free", mean(r.free for r in mine))):
+        x = _x(value)
+        yield f'<line class="{kind}" x1="{x}" y1="{top + 22}" x2="{x}" y2="{bottom}"/>'
+    for at, route in enumerate(DRAWN):
+        y = top + BAND + STEP * at + 2
+        yield _text(LEFT - 10, y + 4, route, anchor="end")
+        for one in mine:
+            line = one.line(route)
+            kind = "other" if route not in ROUTES else "one" if route in SINGLE else "two"
+            yield f'<circle class="{kind}" cx="{_x(line.recall)}" cy="{y}" r="4"/>'
+
+
+def _legend() -> Iterable[str]:
+    x = LEFT
+    for kind, words in (("other", "baseline"), ("one", "one encoder a query"),
+                        ("two", "two encoders a query")):  # fmt: skip
+        yield f'<circle class="{kind}" cx="{x}" cy="14" r="4"/>'
+        yield _text(x + 9, 18, words)
+        x += 34 + 6 * len(words)
+    for kind, words in (("old", "old on old"), ("free", "re-embedded")):
+        yield f'<line class="{kind}" x1="{x}" y1="7" x2="{x}" y2="21"/>'
+        yield _text(x + 8, 18, words)
+        x += 34 + 6 * len(words)
+
+
+def _x(recall: float) -> float:
+    return round(LEFT + recall * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
+    named = f' class="{kind}"' if kind else ""
+    return f'<text{named} x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'

@@ -1,0 +1,141 @@
+"""Upgrades of galleries that were not born on a simplex, on real images, by every route.
+
+    python examples/kanji/build.py       once: the characters
+    python benchmarks/legacy.py [--cases emoji-lite0-lite2,...] [--seeds 0,1,2] [--work DIR]
+                                [--anchors 1.0] [--json FILE] [--docs docs/legacy.md]
+
+A case with a seed is an old model, a new backbone and a gallery (``_cases.py``). Validation classes
+choose what a route leaves open, and the route; test classes, which no model saw, judge by the
+default policy. With --json, what the file holds already is not measured again, and what is new is
+added. --docs writes the tables, and a figure beside them, of everything in hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from _cases import CASES, KANJI, Case, Workshop
+from _judge import ROUTES, SINGLE, Line, Result, judge
+from _legacy_docs import figure, page, summary
+
+from compatctl.commands.routes import Ground, measure
+from compatctl.files import write_atomic
+from compatctl.recipe import load_policy
+
+
+def main() -> None:
+    """Measure, show, write."""
+    given = _arguments()
+    torch.set_num_threads(given.threads)
+    results = _read(given.json) if given.json else []
+    with tempfile.TemporaryDirectory() as temporary:
+        shop = Workshop(
+            work=given.work or Path(temporary), anchors=given.anchors, kanji=given.kanji
+        )
+        for case in (replace(one, seed=seed) for seed in given.seeds for one in CASES):
+            key = (case.name, case.seed, given.anchors)
+            have = {(one.case, one.seed, one.anchors) for one in results}
+            if case.name not in given.cases or key in have:
+                continue
+            began = time.monotonic()
+            ground = shop.ground(case)
+            built = time.monotonic()
+            result = run_case(ground, case, given.anchors)
+            print(_shown(result), flush=True)
+            seconds = (built - began, time.monotonic() - built)
+            print("built in {:.0f} s, measured in {:.0f} s\n".format(*seconds), file=sys.stderr)
+            results.append(result)
+            if given.json:
+                _write(given.json, results)
+    alike = [one for one in results if one.anchors == given.anchors]
+    print("\n".join(summary(alike)))
+    if given.docs:
+        write_atomic(given.docs, page(alike, given.docs.with_suffix(".svg").name).encode())
+        write_atomic(given.docs.with_suffix(".svg"), figure(alike).encode())
+
+
+def run_case(ground: Ground, case: Case, anchors: float) -> Result:
+    """Every route of one case with one seed."""
+    test = np.array([ground.data.items[int(row)].split == "test" for row in ground.asked])
+    measured = measure(ground, [(~test, np.ones_like(test))], baselines=True)
+    lines = judge(ground, measured, test, load_policy("default"))
+    by_name = {one.route: one for one in lines}
+    return Result(
+        case=case.name,
+        seed=case.seed,
+        share=case.share,
+        anchors=anchors,
+        queries=int((test & ground.counted()).sum()),
+        classes=len(np.unique(ground.where.classes[test & ground.counted()])),
+        old=by_name["keep"].recall,
+        free=by_name["re-embed"].recall,
+        lines=lines,
+    )
+
+
+def _shown(result: Result) -> str:
+    """A table for the terminal."""
+    head = f"{result.case}, seed {result.seed}: {result.queries} queries, {result.classes} classes"
+    rows = [f"{'route':24s}{'recall@1':>9s}{'gain':>8s}  {'95% interval':17s}{'kept':>6s}"
+            f"{'flips':>7s}  gate"]  # fmt: skip
+    for one in result.lines:
+        kept = "" if one.kept is None else f"{one.kept:.0%}"
+        rows.append(
+            f"{one.route:24s}{one.recall:9.3f}{one.gain:+8.3f}  "
+            f"[{one.low:+.3f}, {one.high:+.3f}] {kept:>6s}{one.negative_flips:7.3f}  "
+            f"{one.outcome:12s} {one.setting}{_parts(one)}"
+        )
+    best, single = result.best(ROUTES), result.best(SINGLE)
+    chosen = f"validation classes choose {best.route} ({best.outcome}); with one encoder " \
+        f"{single.route} ({single.outcome})"  # fmt: skip
+    return "\n".join([head, *rows, chosen])
+
+
+def _parts(one: Line) -> str:
+    return "".join(
+        f"; {name}: {part['old']:.3f} -> {part['new']:.3f}" for name, part in one.parts.items()
+    )
+
+
+def _read(path: Path) -> list[Result]:
+    if not path.exists():
+        return []
+    return [
+        Result(**{**one, "lines": tuple(Line(**line) for line in one["lines"])})
+        for one in json.loads(path.read_text(encoding="utf-8"))
+    ]
+
+
+def _write(path: Path, results: Sequence[Result]) -> None:
+    found = [asdict(one) for one in sorted(results, key=lambda one: (one.case, one.seed))]
+    write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+
+
+def _arguments() -> argparse.Namespace:
+    names = [one.name for one in CASES]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--cases", type=lambda text: text.split(","), default=names)
+    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
+    parser.add_argument("--work", type=Path, help="what is made stays here; else it is temporary")
+    parser.add_argument("--kanji", type=Path, default=KANJI)
+    parser.add_argument("--anchors", type=float, default=1.0, help="share of the gallery")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--docs", type=Path)
+    given = parser.parse_args()
+    if unknown := sorted(set(given.cases) - set(names)):
+        parser.error(f"no case {unknown[0]}; there are {', '.join(names)}")
+    return given
+
+
+if __name__ == "__main__":
+    main()
