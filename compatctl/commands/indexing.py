@@ -26,6 +26,9 @@ AT_ONCE = 4096
 IN_MEMORY = 32 << 20
 """Bytes of features that wait in memory; more wait on disk."""
 
+_M_MMAP_THRESHOLD, _MAPPED = -3, 1 << 18
+"""mallopt's option, and the bytes from which on an array is mapped, and unmapped when freed."""
+
 
 @dataclass(kw_only=True, eq=False)
 class Embedding:
@@ -94,7 +97,13 @@ class Embedding:
 
 
 def give_back_memory() -> None:
-    """What was freed goes back to the system: glibc keeps it otherwise, and an index comes next."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
+    """What was freed goes back to the system, and so does what is freed from now on.
+
+    glibc keeps it otherwise, and an index comes next: without a fixed threshold every large array
+    that is freed raises the size up to which glibc keeps the next one (mallopt(3)).
+    """
+    libc = ctypes.CDLL(None)
+    trim, option = getattr(libc, "malloc_trim", None), getattr(libc, "mallopt", None)
+    if trim is not None and option is not None:
+        option(_M_MMAP_THRESHOLD, _MAPPED)
         trim(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 
 from compatctl.errors import DamagedError
 from compatctl.index.layout import (
-    BLOCK,
     BLOCK_BYTES,
     HnswHeader,
     Keys,
@@ -50,7 +50,8 @@ def check_stored(stored: StoredRows, *, keys: bool = True) -> None:
         DamagedError: see there.
     """
     header, path = stored.header, stored.path
-    _check_upper(stored, upper_lists(memoryview(stored.mapped)[stored.end :], header, path))
+    tail = memoryview(stored.mapped)[stored.end :]
+    _check_upper(stored, upper_lists(tail, header, path, stored.release_tail))
     for first, block in stored.blocks():
         _check_level0(block, first, header, path)
         check_unit(block["row"], f"{path}: stored row", DamagedError, first=first)
@@ -74,8 +75,15 @@ class UpperLists:
     begins: NDArray[np.int64]
 
 
-def upper_lists(tail: memoryview | bytes, header: HnswHeader, path: Path) -> UpperLists:
+def upper_lists(
+    tail: memoryview | bytes,
+    header: HnswHeader,
+    path: Path,
+    done: Callable[[int, int], None] | None = None,
+) -> UpperLists:
     """What the sizes of the upper links say, which must fill the file's ``tail`` exactly.
+
+    ``done`` is told which bytes of the tail, from and to, will not be looked at again.
 
     A size says where the next one is, so that they must be walked. Nearly all are 0 (15 of 16 with
     M = 16): a search for the next byte that is not 0 passes a whole run of them. Sizes that are
@@ -85,7 +93,7 @@ def upper_lists(tail: memoryview | bytes, header: HnswHeader, path: Path) -> Upp
         DamagedError: a size is not that of whole levels, or the sizes end elsewhere than the file.
     """
     bytes_per_level = 4 * header.M + 4
-    words, row, at = len(tail) // 4, 0, 0
+    words, row, at, before = len(tail) // 4, 0, 0, 0
     level, begins = bytearray(header.count), array("q")
     while True:
         found = _NOT_ZERO.search(tail, 4 * at)
@@ -103,6 +111,9 @@ def upper_lists(tail: memoryview | bytes, header: HnswHeader, path: Path) -> Upp
         level[row] = levels
         begins.append(4 * at + 4)
         row, at = row + 1, at + 1 + size // 4
+        if done is not None and 4 * (at - before) >= BLOCK_BYTES:
+            done(4 * before, min(4 * at, len(tail)))
+            before = at
     if 4 * at != len(tail):
         raise damaged(path, f"its rows end {abs(len(tail) - 4 * at)} bytes from the file's end")
     if level[header.entry] != header.max_level:
@@ -132,7 +143,7 @@ def _check_upper(stored: StoredRows, upper: UpperLists) -> None:
     words = np.frombuffer(stored.mapped, "<u4", count, stored.end)
     size = header.M + 1
     levels = upper.level[upper.level > 0]
-    step = max(1, min(BLOCK, BLOCK_BYTES // (4 * size)))
+    step = 64  # the lists of a high level are far from each other: each maps its surroundings
     for level in range(1, header.max_level + 1):
         begins = upper.begins[levels >= level] // 4 + (level - 1) * size
         for start in range(0, len(begins), step):
@@ -140,7 +151,7 @@ def _check_upper(stored: StoredRows, upper: UpperLists) -> None:
             to = lists[:, 1:][_used(lists[:, 0] & 0xFFFF, header.M, path)]
             if (to >= header.count).any() or (upper.level[to] < level).any():
                 raise damaged(path, f"a link of level {level} leads to no row of that level")
-    stored.release(stored.end, header.file_bytes)
+            stored.release_tail(0, 4 * int(begins[min(start + step, len(begins)) - 1] + size))
 
 
 def _used(counts: NDArray[Any], room: int, path: Path) -> NDArray[np.bool_]:

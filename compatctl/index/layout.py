@@ -40,14 +40,15 @@ UNIT_TOLERANCE = 1e-3
 BLOCK = 16384
 """The most rows of a block."""
 
-_NEIGHBOURS = max(mmap.PAGESIZE, 1 << 16)
-"""Bytes: the pages that are mapped with one (fault_around_bytes, 64 KiB by default)."""
+_NEIGHBOURS = max(mmap.PAGESIZE, 1 << 21)
+"""Bytes: what is mapped where one byte is read: 64 KiB (fault_around_bytes), or a huge page where
+the file system caches the file in such (seen with Linux 6.18 and ext4)."""
 
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**18
 """The most bytes of a block, unless one row is more."""
 
-_SCATTERED = 512
-"""Rows anywhere in a file that are read at once: each maps up to 64 KiB around it."""
+_SCATTERED = 16
+"""Rows anywhere in a file that are read at once: each may map ``_NEIGHBOURS`` around it."""
 
 _DONTNEED: int | None = getattr(mmap, "MADV_DONTNEED", None)
 _HEADER = struct.Struct("<QQQQQQiIQQQdQ")
@@ -182,6 +183,10 @@ class StoredRows:
         if _DONTNEED is not None:
             page = start - start % _NEIGHBOURS
             self.mapped.madvise(_DONTNEED, page, stop - page)
+
+    def release_tail(self, start: int, stop: int) -> None:
+        """``release`` of bytes that are counted from ``end``."""
+        self.release(self.end + start, self.end + stop)
 
     @cached_property
     def keys(self) -> Keys:
