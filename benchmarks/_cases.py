@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -30,6 +29,7 @@ from compatctl.files import sha256_file
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
 from compatctl.train import Features, Reference, Trained, train
+from compatctl.train.images import Picture
 
 ROOT = Path(__file__).resolve().parent.parent
 KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
@@ -44,6 +44,8 @@ Model = Literal["cnn", "larger", "lite0", "lite2"]
 CNNS = {"cnn": {"width": 16, "features": 128}, "larger": {"width": 32, "features": 256}}
 EPOCHS = {"emoji": 20, "kanji": 10}
 """Of a CNN, from random weights."""
+BLOCK = 1024
+"""Images of one file of features"""
 PIXELS = {"emoji": {"lite0": 128, "lite2": 160}, "kanji": {"lite0": 96, "lite2": 96}}
 
 
@@ -91,7 +93,8 @@ class Workshop:
     """Share of the gallery that anchors"""
     kanji: Path = KANJI
     progress: Progress = silent
-    _data: dict[str, tuple[Dataset, str]] = field(default_factory=dict)
+    sets: dict[str, tuple[Dataset, str]] = field(default_factory=dict)
+    """Data sets read so far, with their digests"""
 
     def ground(self, case: Case) -> Ground:
         """What the routes start from.
@@ -116,10 +119,10 @@ class Workshop:
 
     def data(self, name: Name) -> tuple[Dataset, str]:
         """The data set and its digest."""
-        if name not in self._data:
+        if name not in self.sets:
             data = self._emoji() if name == "emoji" else _kanji(self.kanji)
-            self._data[name] = data, data.digest_all()
-        return self._data[name]
+            self.sets[name] = data, data.digest_all()
+        return self.sets[name]
 
     def recipe(self, case: Case) -> Recipe:
         """The shipped default, on the case's backbone."""
@@ -181,41 +184,48 @@ class Workshop:
         base: Path | None = None,
         features: Features | None = None,
     ) -> Trained:
-        with tempfile.TemporaryDirectory() as work:
-            return train(
-                recipe=recipe,
-                base=base,
-                data=data if features else _shrunk(data, recipe.backbone.input),
-                reference=None,
-                work=Path(work),
-                features=features,
-                progress=self.progress,
-            )
+        """A run that was broken off goes on at its last epoch."""
+        work = self.work / f"training-{_short([recipe.digest, data.digest_all()])}"
+        work.mkdir(parents=True, exist_ok=True)
+        trained = train(
+            recipe=recipe,
+            base=base,
+            data=data if features else _shrunk(data, recipe.backbone.input),
+            reference=None,
+            work=work,
+            resume=True,
+            features=features,
+            progress=self.progress,
+        )
+        work.rmdir()
+        return trained
 
     def _features(self, name: Name, recipe: Recipe, base: Path) -> Features:
         """What a frozen backbone makes of every item; of ImageNet's, the same for every seed."""
         data, digest = self.data(name)
         sha256 = sha256_file(base)
-        one = recipe.backbone
+        key = [repr(recipe.backbone), sha256, digest, BLOCK]
+        parts = []
+        for start in range(0, len(data), BLOCK):
+            rows = range(start, min(start + BLOCK, len(data)))
 
-        def make(path: Path) -> None:
-            made = Features.extract(recipe, base, data, range(len(data)), self.progress)
-            np.savez(path, digests=np.array(list(made.row_of)), table=made.table.numpy())
+            def make(path: Path, rows: range = rows) -> None:
+                np.save(path, Features.extract(recipe, base, data, rows).of(
+                    [Picture(dataset=data, row=row) for row in rows]
+                ).numpy())  # fmt: skip
 
-        path = self._kept("features", [repr(one), sha256, digest], ".npz", make)
-        with np.load(path) as kept:
-            digests, table = kept["digests"].tolist(), torch.from_numpy(kept["table"])
+            parts.append(np.load(self._kept("features", [*key, start], ".npy", make)))
+            self.progress("backbone", rows.stop, len(data))
         return Features(
-            backbone=one,
+            backbone=recipe.backbone,
             base_sha256=sha256,
-            row_of={digest: row for row, digest in enumerate(digests)},
-            table=table,
+            row_of={data.digest(row): row for row in range(len(data))},
+            table=torch.from_numpy(np.concatenate(parts)),
         )
 
     def _kept(self, kind: str, key: object, suffix: str, make: Callable[[Path], None]) -> Path:
         """The file of this kind and key, made if it is not there."""
-        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-        path = self.work / f"{kind}-{name}{suffix}"
+        path = self.work / f"{kind}-{_short(key)}{suffix}"
         if not path.exists():
             self.work.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_name(f"unfinished-{path.name}")
@@ -235,6 +245,10 @@ def reference(data: Dataset, old: np.ndarray) -> Reference:
         encoded_ids=tuple(data.ids[i] for i in others),
         encoded_features=old[others],
     )
+
+
+def _short(key: object) -> str:
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
 def imagenet(model: Model) -> Path:

@@ -37,8 +37,10 @@ class Line:
     negative_flips: float
     outcome: str
     """Of the default policy"""
-    encoders: tuple[str, ...]
+    encoders: int
+    """That a query runs"""
     rewritten: float
+    """Share of the stored vectors"""
     setting: str
     seconds: float
     validation: float
@@ -84,35 +86,26 @@ def judge(
 ) -> tuple[Line, ...]:
     """A line a route; ``test`` (Q,) are the queries that are judged, the others chose."""
     where, chosen = subset(ground.where, test), subset(ground.where, ~test)
-    recalls = [_recall(where, one, test) for one in measured]
-    names = [one.name for one in measured]
-    old, free = recalls[names.index("keep")], recalls[names.index("re-embed")]
-    old_queries = ground.old(ground.asked)[test]
+    recalls = {one.name: _recall(where, one, test) for one in measured}
+    old, free = recalls["keep"], recalls["re-embed"]
     parts = _parts(ground, where)
     lines = []
-    for one, recall in zip(measured, recalls, strict=True):
-        sides = Sides(
-            old_queries=old_queries,
-            new_queries=one.queries[test],
-            old_gallery=ground.reference.gallery_features,
-            new_gallery=None,
-        )
-        trial = _trial(where, sides, one, policy)
+    for one in measured:
+        trial = _trial(ground, where, one, test, policy)
         verdict = verdict_of(policy, [trial], (), (), sampling(policy, 0, 0, 0))
-        gain = next(check for check in verdict.checks if check.name == "recall_gain")
-        assert gain.low is not None
-        assert gain.high is not None
+        check = next(found for found in verdict.checks if found.name == "recall_gain")
+        gain = recalls[one.name] - old
         lines.append(
             Line(
                 route=one.name,
-                recall=recall,
-                gain=recall - old,
-                low=gain.low,
-                high=gain.high,
-                kept=(recall - old) / (free - old) if free > old else None,
+                recall=recalls[one.name],
+                gain=gain,
+                low=_end(check.low),
+                high=_end(check.high),
+                kept=gain / (free - old) if free > old else None,
                 negative_flips=trial.evidence.flips.negative,
                 outcome=verdict.outcome,
-                encoders=one.encoders,
+                encoders=len(one.encoders),
                 rewritten=one.rewritten,
                 setting=one.setting,
                 seconds=round(one.seconds, 1),
@@ -121,6 +114,10 @@ def judge(
             )
         )
     return tuple(lines)
+
+
+def _end(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def subset(where: Field, rows: Bools) -> Field:
@@ -137,9 +134,15 @@ def _recall(where: Field, one: Measured, rows: Bools) -> float:
     return float(retrieval(where, one.queries[rows], one.gallery, (1,), map_k=1).recall[1])
 
 
-def _trial(where: Field, sides: Sides, one: Measured, policy: Policy) -> Trial:
+def _trial(ground: Ground, where: Field, one: Measured, test: Bools, policy: Policy) -> Trial:
     """As ``verify`` puts it; where the gallery is rewritten, on that one and without inequalities,
     which are about the stored vectors."""
+    sides = Sides(
+        old_queries=ground.old(ground.asked)[test],
+        new_queries=one.queries[test],
+        old_gallery=ground.reference.gallery_features,
+        new_gallery=None,
+    )
     trial = run("unseen", where, sides, policy)
     if one.rewritten == 0.0:
         return trial
@@ -151,7 +154,7 @@ def _parts(ground: Ground, where: Field) -> dict[str, Bools]:
     """(Q,) test queries whose class has an anchor in the gallery, and the others; by name."""
     used = set(anchor_ids(ground.recipe, ground.data, ground.reference))
     anchored = np.array([one in used for one in ground.reference.gallery_ids])
-    if anchored.all():
+    if anchored.all() or not anchored.any():
         return {}
     mine = np.isin(where.query_labels, where.gallery_labels[anchored])
     return {"used": mine, "not used": ~mine}

@@ -118,7 +118,7 @@ def _routes(results: Sequence[Result]) -> Iterable[str]:
             f"{median(_kept(lines)):.0%}",
             f"{median(one.negative_flips for one in lines):.3f}",
             f"{_passed(lines)} of {len(lines)}",
-            str(len(lines[0].encoders)),
+            str(lines[0].encoders),
             f"{lines[0].rewritten:.0%}",
         )
 

@@ -1,0 +1,146 @@
+"""The benchmark of galleries that were not born on a simplex, on a handful of emoji."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+
+import _cases as cases  # noqa: E402
+import _judge as judging  # noqa: E402
+import _legacy_docs as docs  # noqa: E402
+import legacy  # noqa: E402
+
+from compatctl.commands.routes import Ground  # noqa: E402
+from compatctl.core.nearest import search  # noqa: E402
+from compatctl.data import Dataset, load  # noqa: E402
+from compatctl.examples_data import emoji_source, unpack_emoji  # noqa: E402
+
+CASE = cases.Case(data="emoji", old="cnn", new="larger", share=0.5)
+SPLITS = {"train": 40, "validation": 12, "test": 25}
+
+
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The first classes of each split."""
+    data = load(unpack_emoji(emoji_source(), tmp_path_factory.mktemp("emoji")))
+    kept = {
+        label
+        for split, n in SPLITS.items()
+        for label in sorted({item.label for item in data.items if item.split == split})[:n]
+    }
+    return data.take(i for i, label in enumerate(data.labels) if label in kept)
+
+
+@pytest.fixture(scope="module")
+def shop(emoji: Dataset, tmp_path_factory: pytest.TempPathFactory) -> cases.Workshop:
+    """A workshop that trains a tiny network for two epochs; half of the gallery anchors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cases.CNNS, "cnn", {"width": 4, "features": 16})
+        patch.setitem(cases.CNNS, "larger", {"width": 8, "features": 32})
+        patch.setitem(cases.EPOCHS, "emoji", 2)
+        work = tmp_path_factory.mktemp("work")
+        yield cases.Workshop(work=work, anchors=0.5, sets={"emoji": (emoji, emoji.digest_all())})
+
+
+@pytest.fixture(scope="module")
+def ground(shop: cases.Workshop) -> Ground:
+    """The case's ground."""
+    return shop.ground(CASE)
+
+
+@pytest.fixture(scope="module")
+def result(ground: Ground) -> judging.Result:
+    """Every route on it."""
+    return legacy.run_case(ground, CASE, 0.5)
+
+
+def test_the_seed_draws_which_classes_the_old_model_knew() -> None:
+    """As many classes in every seed, other ones, and the same ones again for the same seed."""
+    labels = [f"class {i % 50}" for i in range(500)]
+    drawn = [cases.known(labels, 0.5, seed) for seed in (0, 1, 0)]
+    assert [len(one) for one in drawn] == [25, 25, 25]
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_the_ground_is_a_gallery_of_one_vendor_and_held_out_queries(
+    ground: Ground, emoji: Dataset
+) -> None:
+    """Every item is in the gallery or encoded, and no training item asks."""
+    reference = ground.reference
+    assert {one.split("/")[0] for one in reference.gallery_ids} == {"noto"}
+    assert {*reference.gallery_ids, *reference.encoded_ids} == {*emoji.ids}
+    asked = {(emoji.items[row].split, emoji.items[row].role) for row in ground.asked}
+    assert asked == {("validation", "query"), ("test", "query")}
+    assert ground.counted().all()
+
+
+def test_what_was_made_is_kept(shop: cases.Workshop, ground: Ground) -> None:
+    """The same case again writes nothing and gives the same features; another seed does not."""
+    before = {path: path.stat().st_mtime_ns for path in shop.work.iterdir()}
+    again = shop.ground(CASE)
+    assert {path: path.stat().st_mtime_ns for path in shop.work.iterdir()} == before
+    assert np.array_equal(again.old(again.asked), ground.old(ground.asked))
+    assert (again.features.table == ground.features.table).all()
+
+
+def test_lines_are_recalls_and_gains_on_test_classes(
+    ground: Ground, result: judging.Result
+) -> None:
+    """Recall, validation recall, share kept and negative flips are those of a plain search."""
+    data, gallery = ground.data, ground.reference.gallery_features
+    named = np.array(ground.reference.gallery_labels)
+
+    def right(queries: np.ndarray, split: str) -> np.ndarray:
+        rows = [at for at, row in enumerate(ground.asked) if data.items[row].split == split]
+        found = search(queries[rows], gallery, 1).rows[:, 0]
+        return named[found] == np.array([data.labels[ground.asked[at]] for at in rows])
+
+    old = right(ground.old(ground.asked), "test")
+    assert (result.queries, result.classes) == (len(old), SPLITS["test"])
+    assert result.old == pytest.approx(old.mean())
+    keep, ceiling = result.line("keep"), result.line("re-embed")
+    assert (keep.gain, keep.negative_flips, keep.outcome) == (0.0, 0.0, "inconclusive")
+    assert keep.validation == pytest.approx(right(ground.old(ground.asked), "validation").mean())
+    for one in result.lines:
+        assert one.gain == pytest.approx(one.recall - result.old)
+        assert one.low <= one.gain + 1e-9
+        assert one.high >= one.gain - 1e-9
+        if ceiling.recall > result.old:
+            assert one.kept == pytest.approx(one.gain / (ceiling.recall - result.old))
+
+
+def test_items_that_anchored_and_those_that_did_not_are_told_apart(result: judging.Result) -> None:
+    """Recall over all is the mean of the two parts, weighted by their queries."""
+    line = result.line("finetune")
+    assert set(line.parts) == {"used", "not used"}
+    news = [part["new"] for part in line.parts.values()]
+    assert min(news) - 1e-9 <= line.recall <= max(news) + 1e-9
+
+
+def test_results_are_written_and_read_back(tmp_path: Path, result: judging.Result) -> None:
+    """JSON holds all of a result, so that a run can be gone on with."""
+    legacy._write(tmp_path / "found.json", [result])
+    (again,) = legacy._read(tmp_path / "found.json")
+    assert asdict(again) == asdict(result)
+
+
+def test_page_and_figure_show_every_case(result: judging.Result) -> None:
+    """Tables have as many cells in a row as in their head; the figure is well-formed."""
+    text = docs.page([result], "legacy.svg")
+    assert "emoji: small CNN → larger CNN" in text
+    width = 0
+    for before, line in zip(["", *text.splitlines()], text.splitlines(), strict=False):
+        if line.startswith("|"):
+            width = width if before.startswith("|") else line.count("|")
+            assert line.count("|") == width
+    root = ElementTree.fromstring(docs.figure([result]))
+    dots = list(root.iter("{http://www.w3.org/2000/svg}circle"))
+    assert len(dots) == len(docs.DRAWN) + 3
