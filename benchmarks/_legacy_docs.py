@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor
 from statistics import mean, median
 
 from _judge import ROUTES, SINGLE, WORTH, Line, Result
@@ -86,6 +88,7 @@ def page(results: Sequence[Result], picture: str) -> str:
         "",
         *_chosen(results),
         "",
+        *_anchored([one for one in results if one.lines[0].parts]),
     ]
     return "\n".join(parts)
 
@@ -130,6 +133,21 @@ def _chosen(results: Sequence[Result]) -> Iterable[str]:
     for one in sorted(results, key=lambda one: (_names(results).index(one.case), one.seed)):
         cells = [cell for routes in (SINGLE, ROUTES) for cell in _line(one.best(routes))]
         yield _row(_title(one.case), str(one.seed), _figure(one.old), _figure(one.free), *cells)
+
+
+def _anchored(results: Sequence[Result]) -> Iterable[str]:
+    """Where a share of the gallery anchors: the classes of these items, and the others."""
+    if not results:
+        return
+    yield f"## Items that anchored ({results[0].anchors:.0%} of the gallery), and the others\n"
+    yield _row("case", "seed", "route", *(f"{part}: {which}" for part in results[0].lines[0].parts
+                                          for which in ("old on old", "new on old")))  # fmt: skip
+    yield _row(*["---"] * 7)
+    for one in results:
+        for line in (one.line("finetune"), one.line("fuse")):
+            cells = [_figure(part[key]) for part in line.parts.values() for key in ("old", "new")]
+            yield _row(_title(one.case), str(one.seed), line.route, *cells)
+    yield ""
 
 
 def _line(one: Line) -> tuple[str, str, str]:
@@ -188,34 +206,56 @@ def figure(results: Sequence[Result]) -> str:
     names = _names(results)
     band = BAND + STEP * len(DRAWN)
     height = TOP + band * len(names) + 24
+    axis = _axis(results)
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
         "<title>recall@1 on unseen classes, by case and route</title>",
         f"<style>{STYLE}</style>",
         *_legend(),
     ]
-    for tick in range(11):
-        x = _x(tick / 10)
+    for tick in range(axis.first, axis.last + 1):
+        x = axis.at(tick / 10)
         drawn.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{height - 20}"/>')
         drawn.append(_text(x, height - 6, f"{tick / 10:.1f}", anchor="middle"))
     for at, case in enumerate(names):
-        drawn += _band([one for one in results if one.case == case], case, TOP + at * band)
+        mine = [one for one in results if one.case == case]
+        drawn += _band(mine, axis, TOP + at * band)
     return "\n".join([*drawn, "</svg>", ""])
 
 
-def _band(mine: Sequence[Result], case: str, top: int) -> Iterable[str]:
-    yield _text(8, top + 18, _title(case), kind="title")
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """Tenths of recall@1 that the picture begins and ends with."""
+
+    first: int
+    last: int
+
+    def at(self, recall: float) -> float:
+        """Pixels from the left."""
+        share = (10 * recall - self.first) / (self.last - self.first)
+        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _axis(results: Sequence[Result]) -> Axis:
+    shown = [one.line(route).recall for one in results for route in DRAWN]
+    shown += [found for one in results for found in (one.old, one.free)]
+    first = floor(10 * min(shown, default=0.0))
+    return Axis(first=first, last=max(first + 1, ceil(10 * max(shown, default=1.0))))
+
+
+def _band(mine: Sequence[Result], axis: Axis, top: int) -> Iterable[str]:
+    yield _text(8, top + 18, _title(mine[0].case), kind="title")
     bottom = top + BAND + STEP * len(DRAWN) - 6
     for kind, value in (("old", mean(r.old for r in mine)), ("free", mean(r.free for r in mine))):
-        x = _x(value)
+        x = axis.at(value)
         yield f'<line class="{kind}" x1="{x}" y1="{top + 22}" x2="{x}" y2="{bottom}"/>'
     for at, route in enumerate(DRAWN):
         y = top + BAND + STEP * at + 2
         yield _text(LEFT - 10, y + 4, route, anchor="end")
         for one in mine:
-            line = one.line(route)
+            x = axis.at(one.line(route).recall)
             kind = "other" if route not in ROUTES else "one" if route in SINGLE else "two"
-            yield f'<circle class="{kind}" cx="{_x(line.recall)}" cy="{y}" r="4"/>'
+            yield f'<circle class="{kind}" cx="{x}" cy="{y}" r="4"/>'
 
 
 def _legend() -> Iterable[str]:
@@ -229,10 +269,6 @@ def _legend() -> Iterable[str]:
         yield f'<line class="{kind}" x1="{x}" y1="7" x2="{x}" y2="21"/>'
         yield _text(x + 8, 18, words)
         x += 34 + 6 * len(words)
-
-
-def _x(recall: float) -> float:
-    return round(LEFT + recall * (WIDTH - LEFT - RIGHT), 1)
 
 
 def _text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:

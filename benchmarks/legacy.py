@@ -36,15 +36,14 @@ def main() -> None:
     """Measure, show, write."""
     given = _arguments()
     torch.set_num_threads(given.threads)
-    results = _read(given.json) if given.json else []
+    results, chosen = _read(given.json) if given.json else [], _cases(given)
     with tempfile.TemporaryDirectory() as temporary:
         shop = Workshop(
             work=given.work or Path(temporary), anchors=given.anchors, kanji=given.kanji
         )
-        for case in (replace(one, seed=seed) for seed in given.seeds for one in CASES):
+        for case in (replace(one, seed=seed) for seed in given.seeds for one in chosen):
             key = (case.name, case.seed, given.anchors)
-            have = {(one.case, one.seed, one.anchors) for one in results}
-            if case.name not in given.cases or key in have:
+            if key in {(one.case, one.seed, one.anchors) for one in results}:
                 continue
             began = time.monotonic()
             ground = shop.ground(case)
@@ -61,6 +60,19 @@ def main() -> None:
     if given.docs:
         write_atomic(given.docs, page(alike, given.docs.with_suffix(".svg").name).encode())
         write_atomic(given.docs.with_suffix(".svg"), figure(alike).encode())
+
+
+def _cases(given: argparse.Namespace) -> list[Case]:
+    """Those that were asked for and whose images are there."""
+    asked = [one for one in CASES if one.name in given.cases]
+    if given.kanji.exists() or all(one.data != "kanji" for one in asked):
+        return asked
+    print(
+        f"no images at {given.kanji}: cases of characters are left out; "
+        "examples/kanji/build.py draws them",
+        file=sys.stderr,
+    )
+    return [one for one in asked if one.data != "kanji"]
 
 
 def run_case(ground: Ground, case: Case, anchors: float) -> Result:
