@@ -33,7 +33,7 @@ class Line:
     low: float
     high: float
     kept: float | None
-    """Share of the gain of re-embedding with the free model; None where that gains nothing"""
+    """Share of the gain of re-embedding with the free model; None where that is under ``WORTH``"""
     negative_flips: float
     outcome: str
     """Of the default policy"""
@@ -102,7 +102,7 @@ def judge(
                 gain=gain,
                 low=_end(check.low),
                 high=_end(check.high),
-                kept=gain / (free - old) if free > old else None,
+                kept=gain / (free - old) if free - old >= WORTH else None,
                 negative_flips=trial.evidence.flips.negative,
                 outcome=verdict.outcome,
                 encoders=len(one.encoders),

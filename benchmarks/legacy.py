@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def main() -> None:
             results.append(result)
             if given.json:
                 _write(given.json, results)
-    alike = [one for one in results if one.anchors == given.anchors]
+    alike = _ordered(one for one in results if one.anchors == given.anchors)
     print("\n".join(summary(alike)))
     if given.docs:
         write_atomic(given.docs, page(alike, given.docs.with_suffix(".svg").name).encode())
@@ -128,8 +128,13 @@ def _read(path: Path) -> list[Result]:
 
 
 def _write(path: Path, results: Sequence[Result]) -> None:
-    found = [asdict(one) for one in sorted(results, key=lambda one: (one.case, one.seed))]
+    found = [asdict(one) for one in _ordered(results)]
     write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+
+
+def _ordered(results: Iterable[Result]) -> list[Result]:
+    names = [one.name for one in CASES]
+    return sorted(results, key=lambda one: (names.index(one.case), one.seed, one.anchors))
 
 
 def _arguments() -> argparse.Namespace:
