@@ -218,3 +218,39 @@ def history(project: ProjectFile = None, store: StorePath = None, as_json: Json 
     from compatctl.commands import lifecycle as verb
 
     show(verb.history(project_of(project, store=store)), as_json=as_json)
+
+
+@command
+def plan(
+    base: Annotated[Path, typer.Option("--base", help="The incoming checkpoint.")],
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", envvar="COMPATCTL_RECIPE", help="The recipe's YAML.")
+    ] = None,
+    policy: PolicyName = None,
+    limit: Annotated[
+        int, typer.Option(min=100, help="Gallery items, and training items, that are looked at.")
+    ] = 20_000,
+    seed: Annotated[int | None, typer.Option(help="Overrides the recipe's seed.")] = None,
+    project: ProjectFile = None,
+    store: StorePath = None,
+    data: DataPath = None,
+    data_root: DataRoot = None,
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Try every route on classes held out for it; say which gains most here, or none."""
+    from compatctl.commands import plan as verb
+    from compatctl.render import progress
+
+    with progress() as report:
+        done = verb.plan(
+            project_of(
+                project, store=store, data=data, data_root=data_root, recipe=recipe, policy=policy
+            ),
+            base=base,
+            seed=seed,
+            limit=limit,
+            skip_bad=skip_bad,
+            progress=report,
+        )
+    show(done, as_json=as_json)

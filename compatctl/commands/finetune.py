@@ -90,7 +90,7 @@ def finetune(
         InputError: bad recipe, data or checkpoint; the exported file differs from what was
             trained; or torch is not installed.
     """
-    trainer, recipe, data, gallery = _inputs(project, base, seed)
+    trainer, recipe, data, gallery = inputs(project, base, seed)
     data, skipped = data.readable() if skip_bad else (data, ())
     earlier = _memory(project, memory)
     reference = _reference(trainer, recipe, (data, earlier), gallery, progress) if gallery else None
@@ -183,7 +183,7 @@ def _trainer() -> ModuleType:
     return train
 
 
-def _inputs(
+def inputs(
     project: Project, base: Path, seed: int | None
 ) -> tuple[ModuleType, Recipe, Dataset, DeployedGallery | None]:
     """Everything that a run starts from; no gallery where the recipe's frame is ``free``."""
@@ -204,7 +204,7 @@ def plan(project: Project, *, base: Path, seed: int | None = None) -> Planned:
     Raises:
         InputError: as ``finetune``, for what can be seen without training.
     """
-    trainer, recipe, data, gallery = _inputs(project, base, seed)
+    trainer, recipe, data, gallery = inputs(project, base, seed)
     training = data.where(split="train")
     held = gallery.catalog.ids if gallery else ()
     return Planned(
@@ -238,7 +238,7 @@ def _reference(
             rows = [row for row, item in enumerate(data.ids) if item in at]
             done = encoder.embed(data.take(rows), progress=progress)
             encoded[[at[data.ids[row]] for row in rows]] = done.features
-    registry, vertices = _registry(gallery)
+    registry, vertices = registry_of(gallery)
     reference: Reference = trainer.Reference(
         gallery_ids=catalog.ids,
         gallery_labels=catalog.labels,
@@ -251,7 +251,7 @@ def _reference(
     return reference
 
 
-def _registry(gallery: DeployedGallery) -> tuple[Registry | None, int | None]:
+def registry_of(gallery: DeployedGallery) -> tuple[Registry | None, int | None]:
     """The store's class registry and its K, where the deployed model was trained on a simplex."""
     sha256 = gallery.manifest.registry
     if sha256 is None:

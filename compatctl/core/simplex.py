@@ -214,3 +214,21 @@ def _check_label(label: object) -> None:
         label.encode()
     except UnicodeEncodeError:
         raise InputError(f"class {label!r} cannot be written as UTF-8") from None
+
+
+def angles(means: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Mean and spread (standard deviation) of the cosines between different rows (C, D), C >= 2.
+
+    Rows of a simplex of C vertices have the mean -1/(C-1) and the spread 0; rows in random
+    directions the mean 0 and the spread 1/sqrt(D). Their lengths do not count.
+
+    Raises:
+        InputError: fewer than two rows, or one without a direction.
+    """
+    rows = np.asarray(means, np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if rows.ndim != 2 or len(rows) < 2 or not (np.isfinite(norms) & (norms > 0.0)).all():
+        raise InputError(f"angles need two or more rows with a direction, got {rows.shape}")
+    rows = rows / norms
+    cosines = (rows @ rows.T)[~np.eye(len(rows), dtype=bool)]
+    return float(cosines.mean()), float(cosines.std())

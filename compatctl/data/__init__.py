@@ -5,7 +5,7 @@ pillow's one home. Nothing is decoded until it is read, and importing this loads
 
 from __future__ import annotations
 
-from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
+from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule, unit_hash
 from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_qrels
 from compatctl.data._load import from_files, load
@@ -32,4 +32,5 @@ __all__ = [
     "prepare",
     "read_pairs",
     "read_qrels",
+    "unit_hash",
 ]

@@ -62,13 +62,13 @@ class SplitRule:
 
     def split_of(self, label: str, item_id: str) -> Split:
         """The split of one item, from the sha1 of its label and, for held-out items, of its id."""
-        at = _unit_hash(label)
+        at = unit_hash(label)
         if at < self.train:
-            return "test" if _unit_hash(item_id) < self.hold_out_items else "train"
+            return "test" if unit_hash(item_id) < self.hold_out_items else "train"
         return "validation" if at < self.train + self.validation else "test"
 
 
-def _unit_hash(text: str) -> float:
+def unit_hash(text: str) -> float:
     """The first 8 bytes of the sha1, big endian, as a number in [0, 1)."""
     first = hashlib.sha1(text.encode(), usedforsecurity=False).digest()[:8]
     return int.from_bytes(first, "big") / 2**64

@@ -10,6 +10,7 @@ from compatctl.train._run import Trained, train
 from compatctl.train.features import Features
 from compatctl.train.network import Network, embed, export
 from compatctl.train.reference import Reference, items_to_encode
+from compatctl.train.search import trials
 from compatctl.train.weights import save_weights
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "items_to_encode",
     "save_weights",
     "train",
+    "trials",
 ]

@@ -1,0 +1,321 @@
+"""plan: which route would gain most here, before anything is trained for good.
+
+Every route is tried on classes that are held out for planning, with the gate's own checks. What it
+promises is an estimate for classes that no model has seen; verify then judges the real candidate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compatctl.commands import finetune as tuning
+from compatctl.commands import routes
+from compatctl.commands.judging import Sampling, sampling, verdict_of
+from compatctl.commands.preflight import Preflight, Split, planning_split, preflight
+from compatctl.commands.routes import Ground, Measured
+from compatctl.commands.trial import Sides, retrieval, run
+from compatctl.core.policy import Policy
+from compatctl.core.resampling import Ratio, estimate_ratios
+from compatctl.core.retrieval import Retrieval, flips
+from compatctl.data import unit_hash
+from compatctl.errors import InputError
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Project, Recipe, load_policy
+
+if TYPE_CHECKING:
+    from compatctl.commands.gallery import DeployedGallery
+
+LIMIT = 20_000
+"""Gallery items, and training items, that a plan looks at."""
+KEEP = "keep"
+CEILING = "re-embed"
+DECIDING = "unseen"
+NEXT = {
+    "finetune": ("compatctl finetune --base {base}", "compatctl verify {old} {new}"),
+    "fuse": (
+        "compatctl finetune --base {base}",
+        "compatctl fuse {old} {new} -o fused.onnx",
+        "compatctl verify {old} fused.onnx",
+    ),
+    "bridge": (
+        "compatctl finetune --base {base} --recipe free.yaml --output free.onnx",
+        "compatctl bridge free.onnx -o bridged.onnx",
+        "compatctl verify {old} bridged.onnx",
+    ),
+    "bridge + fuse": (
+        "compatctl finetune --base {base} --recipe free.yaml --output free.onnx",
+        "compatctl bridge free.onnx -o bridged.onnx",
+        "compatctl fuse {old} bridged.onnx -o fused.onnx",
+        "compatctl verify {old} fused.onnx",
+    ),
+}
+"""What makes the candidate of a route that rewrites nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """One route on the planning classes; recall is recall@1, whose gain is over the old queries.
+
+    ``kept``: share of the gain that re-embedding everything would give; None where that gains
+    nothing. ``verdict``: the gate's, for routes that leave the gallery as it is, at a level that
+    allows for the number of routes. ``query_ms``: the encoders' time, one image; ``make_s``: all
+    that is computed once, for the whole gallery.
+    """
+
+    name: str
+    setting: str
+    recall: float
+    gain: float
+    low: float
+    high: float
+    kept: float | None
+    negative_flips: float
+    verdict: str | None
+    encoders: int
+    query_ms: float
+    make_s: float
+    rewritten_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The sheet. ``recommended`` is the name of a route, or ``keep``; ``recipe`` is what finetune
+    would run for it (None for ``keep``); ``commands`` make and judge the candidate."""
+
+    preflight: Preflight
+    routes: tuple[Expected, ...]
+    recommended: str
+    reason: str
+    commands: tuple[str, ...]
+    recipe: dict[str, Any] | None
+    seconds: float
+
+
+def plan(
+    project: Project,
+    *,
+    base: Path,
+    seed: int | None = None,
+    limit: int = LIMIT,
+    skip_bad: bool = False,
+    progress: Progress = silent,
+) -> Plan:
+    """Try every route on planning classes; nothing is written.
+
+    Raises:
+        InputError: as ``finetune``; a recipe that knows no gallery or trains the backbone; too few
+            classes to plan with.
+    """
+    began = time.monotonic()
+    trainer, recipe, data, deployed = tuning.inputs(project, base, seed)
+    if deployed is None or recipe.train != "head":
+        raise InputError(
+            "a plan trains heads against a gallery; the recipe has "
+            + ("frame: free" if deployed is None else f"train: {recipe.train}"),
+            tip="plan with train: head; what trains more layers is judged by compatctl verify",
+        )
+    if skip_bad:
+        data, _ = data.readable()
+    choosing = len(trainer.trials(recipe)) > 1
+    split = planning_split(data, deployed.catalog.ids, limit, choosing=choosing)
+    ground, old_ms, new_ms = _ground(trainer, split, deployed, (recipe, base), progress)
+    facts = preflight(deployed, split, ground.reference.gallery_features, ground.reference.registry)
+    found = routes.measure(ground, _halves(ground), progress)
+    policy = load_policy(project.policy)
+    cost = _Cost(
+        old_ms=old_ms,
+        new_ms=new_ms,
+        rows=facts.gallery_rows,
+        training=sum(item.split == "train" for item in data.items),
+        row_bytes=4 * facts.dim,
+    )
+    sheet = _sheet(ground, found, policy, cost)
+    chosen, reason = recommend(sheet)
+    old = deployed.model_path
+    return Plan(
+        preflight=facts,
+        routes=sheet,
+        recommended=chosen,
+        reason=reason,
+        commands=tuple(
+            one.format(base=base, old=old, new=project.output) for one in NEXT.get(chosen, ())
+        ),
+        recipe=_recipe_of(chosen, recipe, facts.dim),
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def recommend(sheet: Sequence[Expected]) -> tuple[str, str]:
+    """The passing route that gains most, else ``keep``, and why.
+
+    Of two routes whose gains are equal the one that is named first.
+    """
+    passing = [one for one in sheet if one.verdict == "pass"]
+    ceiling = next(one for one in sheet if one.name == CEILING)
+    if passing:
+        best = max(passing, key=lambda one: one.gain)
+        again = f", {best.kept:.0%} of what re-embedding would give" if best.kept else ""
+        return best.name, f"it gains {best.gain:+.4f} ({best.low:+.4f} to {best.high:+.4f}){again}"
+    if ceiling.low <= 0.0:
+        return KEEP, (
+            "no route passes, and the new backbone is not shown to be better even where the whole "
+            f"gallery is re-embedded ({ceiling.low:+.4f} to {ceiling.high:+.4f})"
+        )
+    return KEEP, (
+        "no route passes with the gallery as it is; re-embedding all of it would gain "
+        f"{ceiling.gain:+.4f} ({ceiling.low:+.4f} to {ceiling.high:+.4f})"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cost:
+    """Milliseconds an image of each encoder, and how many there are of what."""
+
+    old_ms: float
+    new_ms: float
+    rows: int
+    training: int
+    row_bytes: int
+
+    def query_ms(self, route: Measured) -> float:
+        return sum(self.old_ms if one == "old" else self.new_ms for one in route.encoders)
+
+    def make_s(self, route: Measured) -> float:
+        if route.name == KEEP:
+            return 0.0
+        passes = self.training + (self.rows if route.name != CEILING else 0)
+        return route.seconds + (passes + route.rewritten * self.rows) * self.new_ms / 1000
+
+    def rewritten_bytes(self, route: Measured) -> int:
+        return round(route.rewritten * self.rows) * self.row_bytes
+
+
+def _ground(
+    trainer: ModuleType,
+    split: Split,
+    deployed: DeployedGallery,
+    new: tuple[Recipe, Path],
+    progress: Progress,
+) -> tuple[Ground, float, float]:
+    """Both models' features of everything that takes part, and each one's milliseconds an image."""
+    (recipe, base), data, catalog = new, split.data, deployed.catalog
+    at = {item: row for row, item in enumerate(catalog.ids)}
+    places = np.array([at[data.ids[int(row)]] for row in split.gallery])
+    others = np.setdiff1d(np.arange(len(data)), split.gallery)
+    began = time.monotonic()
+    encoded = deployed.encoder.embed(data.take(others), progress=progress).features
+    old_s = time.monotonic() - began
+    registry, vertices = tuning.registry_of(deployed)
+    reference = trainer.Reference(
+        gallery_ids=tuple(data.ids[int(row)] for row in split.gallery),
+        gallery_labels=tuple(catalog.labels[int(at_row)] for at_row in places),
+        gallery_features=deployed.index.vectors(np.asarray(catalog.keys)[places]),
+        encoded_ids=tuple(data.ids[int(row)] for row in others),
+        encoded_features=encoded,
+        registry=registry,
+        K=vertices,
+    )
+    began = time.monotonic()
+    features = trainer.Features.extract(recipe, base, data, range(len(data)), progress)
+    new_s = time.monotonic() - began
+    ground = Ground(
+        data=data,
+        reference=reference,
+        recipe=_anchored(recipe, split),
+        base=base,
+        features=features,
+        asked=split.asked,
+    )
+    return ground, 1000 * old_s / max(1, len(others)), 1000 * new_s / max(1, len(data))
+
+
+def _anchored(recipe: Recipe, split: Split) -> Recipe:
+    """The recipe, no item of whose anchors asks; an order names what the plan looks at only."""
+    anchors = recipe.objective.anchors
+    asked = {split.data.ids[int(row)] for row in split.asked}
+    here = {split.data.ids[int(row)] for row in split.gallery}
+    if anchors is None or not (anchors.ids or asked & here):
+        return recipe
+    order = anchors.ids or tuple(sorted(here, key=unit_hash))
+    ids = tuple(one for one in order if one in here - asked)
+    return replace(recipe, objective=replace(recipe.objective, anchors=replace(anchors, ids=ids)))
+
+
+def _halves(ground: Ground) -> list[routes.Fold]:
+    """The planning classes in two halves, by hash: what one chooses, the other is judged by."""
+    labels = [ground.data.labels[int(row)] for row in ground.asked]
+    first = np.array([unit_hash(f"half {label}") < 0.5 for label in labels], bool)
+    return [(first, ~first), (~first, first)]
+
+
+def _sheet(
+    ground: Ground, found: Sequence[Measured], policy: Policy, cost: _Cost
+) -> tuple[Expected, ...]:
+    where, stored = ground.where, ground.reference.gallery_features
+    tests = {one.name: retrieval(where, one.queries, one.gallery, (1,), map_k=1) for one in found}
+    untouched = [one for one in found if one.rewritten == 0.0 and one.name != KEEP]
+    strict = replace(policy, alpha=policy.alpha / max(1, len(untouched)))
+    how = sampling(strict, 0, 0, 0)
+    ceiling = tests[CEILING].recall[1] - tests[KEEP].recall[1]
+    sheet = []
+    for one in found:
+        old, new = tests[KEEP], tests[one.name]
+        low, high = _interval(ground, old, new, strict, how)
+        gain = new.recall[1] - old.recall[1]
+        verdict = None
+        if one in untouched:
+            sides = Sides(
+                old_queries=found[0].queries,
+                new_queries=one.queries,
+                old_gallery=stored,
+                new_gallery=None,
+            )
+            trial = run(DECIDING, where, sides, strict)
+            verdict = verdict_of(strict, [trial], [], [], how).outcome
+        sheet.append(
+            Expected(
+                name=one.name,
+                setting=one.setting,
+                recall=new.recall[1],
+                gain=gain,
+                low=low,
+                high=high,
+                kept=gain / ceiling if ceiling > 0.0 else None,
+                negative_flips=flips(old.hit1, new.hit1, old.counted).negative,
+                verdict=verdict,
+                encoders=len(one.encoders),
+                query_ms=cost.query_ms(one),
+                make_s=cost.make_s(one),
+                rewritten_bytes=cost.rewritten_bytes(one),
+            )
+        )
+    return tuple(sheet)
+
+
+def _interval(
+    ground: Ground, old: Retrieval, new: Retrieval, policy: Policy, how: Sampling
+) -> tuple[float, float]:
+    """Of the gain in recall@1, at the policy's level."""
+    _, at = np.unique(ground.where.classes, return_inverse=True)
+    change = (new.hit1.astype(np.float64) - old.hit1) * old.counted
+    gain = Ratio(
+        totals=np.bincount(at, change).astype(np.float64),
+        counts=np.bincount(at, old.counted).astype(np.float64),
+        bounds=(-1.0, 1.0),
+        harm=-1,
+    )
+    estimate = estimate_ratios([gain], how.replicates, how.draw())[0]
+    return estimate.interval(1 - policy.alpha)
+
+
+def _recipe_of(route: str, recipe: Recipe, dim: int) -> dict[str, Any] | None:
+    if route == KEEP:
+        return None
+    return (routes.free_recipe(recipe, dim) if route.startswith("bridge") else recipe).to_json()

@@ -1,0 +1,167 @@
+"""plan: every route on classes held out for planning, and one recommendation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shop_kit import DIM, Shop, store_files
+from tiny_backbone import build
+
+from compatctl.commands.plan import Expected, recommend
+from compatctl.commands.preflight import planning_split
+from compatctl.data import load
+from compatctl.recipe import Recipe
+
+RECIPE = """\
+format: 1
+backbone:
+  factory: "tiny_backbone:build"
+  input: {{height: 32, width: 32, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}}
+junction: {{kind: mlp, hidden: 64}}
+objective: {objective}
+train: {train}
+optimiser: {{epochs: 3, batch_size: 64, lr: 0.003}}
+"""
+ANCHORED = "{frame: prototypes, lambda: 1.0, scale: 16.0, anchors: {rows: 128, batch: 64}}"
+
+
+def _recipe(shop: Shop, objective: str = ANCHORED, train: str = "head") -> Path:
+    path = shop.path("recipe.yaml")
+    path.write_text(RECIPE.format(objective=objective, train=train))
+    torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
+    return path
+
+
+def _expected(name: str, gain: float, low: float, verdict: str | None) -> Expected:
+    return Expected(
+        name=name,
+        setting="",
+        recall=0.5 + gain,
+        gain=gain,
+        low=low,
+        high=gain + 0.1,
+        kept=0.5,
+        negative_flips=0.0,
+        verdict=verdict,
+        encoders=1,
+        query_ms=1.0,
+        make_s=1.0,
+        rewritten_bytes=0,
+    )
+
+
+def test_the_sheet_of_a_real_project(shop: Shop) -> None:
+    """Facts and routes add up, the store is as it was, and the embedded recipe runs."""
+    recipe, before = _recipe(shop), store_files(shop)
+    done = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    assert done.code == 0, done.stderr
+    sheet = {one["name"]: one for one in done.json["routes"]}
+    assert list(sheet)[:2] == ["keep", "re-embed"]
+    keep, ceiling = sheet["keep"], sheet["re-embed"]
+    assert (keep["gain"], keep["make_s"], keep["rewritten_bytes"]) == (0.0, 0.0, 0)
+    facts = done.json["preflight"]
+    assert ceiling["rewritten_bytes"] == facts["gallery_rows"] * DIM * 4
+    assert facts["dim"] == DIM
+    assert not facts["born_on_simplex"]
+    assert facts["random_spread"] == pytest.approx(DIM**-0.5)
+    for one in sheet.values():
+        assert one["gain"] == pytest.approx(one["recall"] - keep["recall"])
+        assert one["low"] <= one["gain"] <= one["high"]
+        untouched = one["rewritten_bytes"] == 0 and one["name"] != "keep"
+        assert (one["verdict"] is not None) == untouched
+    assert sheet["fuse"]["query_ms"] > sheet["finetune"]["query_ms"]
+    chosen = done.json["recommended"]
+    assert chosen == "keep" or sheet[chosen]["verdict"] == "pass"
+    assert (done.json["recipe"] is None) == (chosen == "keep")
+    assert store_files(shop) == before
+    embedded = shop.path("embedded.yaml")
+    embedded.write_text(json.dumps(Recipe.load(recipe).to_json()))
+    assert Recipe.load(embedded) == Recipe.load(recipe)
+
+
+def test_the_same_plan_twice(shop: Shop) -> None:
+    """Two runs say the same of every route, but for times."""
+    recipe = _recipe(shop)
+    runs = [shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe) for _ in range(2)]
+    timeless = [
+        [
+            {k: v for k, v in one.items() if not k.endswith(("_s", "_ms"))}
+            for one in run.json["routes"]
+        ]
+        for run in runs
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_no_query_of_a_held_out_class_takes_part(shop: Shop) -> None:
+    """Test queries are in no part of a plan; planning classes do not train; the limit holds."""
+    data = load(shop.data())
+    stored = data.where(role="gallery").ids
+    for most, choosing in ((10_000, False), (10_000, True), (100, False)):
+        split = planning_split(data, stored, most, choosing=choosing)
+        kinds = {one.id: one for one in data.items}
+        original = [kinds[one.id] for one in split.data.items]
+        for now, before in zip(split.data.items, original, strict=True):
+            assert before.split != "test" or before.role == "gallery"
+            assert now.split != "train" or before.split == "train"
+        asked = {split.data.items[row].label for row in split.asked}
+        trained = {one.label for one in split.data.items if one.split == "train"}
+        validation = {one.label for one in data.items if one.split == "validation"}
+        assert not asked & trained
+        assert asked.isdisjoint(validation) if choosing else validation <= asked
+        assert {split.data.ids[row] for row in split.gallery} <= set(stored)
+    few = planning_split(data, stored, 100, choosing=False)
+    assert sum(one.split == "train" for one in few.data.items) <= 100 + 20
+    assert len(few.gallery) < len(stored)
+
+
+def test_the_recommendation_is_the_passing_route_that_gains_most() -> None:
+    """A route that fails is not recommended however large its estimate; with none, keep."""
+    keep = replace(_expected("keep", 0.0, 0.0, None), high=0.0)
+    ceiling = _expected("re-embed", 0.2, 0.15, None)
+    tuned = _expected("finetune", 0.05, 0.02, "pass")
+    fuse = _expected("fuse", 0.08, 0.04, "pass")
+    wild = _expected("bridge", 0.3, -0.1, "inconclusive")
+    assert recommend((keep, ceiling, tuned, fuse, wild))[0] == "fuse"
+    assert recommend((keep, ceiling, tuned, wild))[0] == "finetune"
+    name, why = recommend((keep, ceiling, wild))
+    assert name == "keep"
+    assert "re-embedding all of it would gain +0.2000" in why
+    worse = replace(ceiling, gain=-0.1, low=-0.2, high=0.0)
+    assert "not shown to be better even" in recommend((keep, worse, wild))[1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "train", "word"),
+    [
+        ("{frame: free, lambda: 1.0, dim: 8}", "head", "frame: free"),
+        ("{frame: prototypes, lambda: 1.0}", "full", "train: full"),
+    ],
+)
+def test_recipes_that_cannot_be_planned(shop: Shop, objective: str, train: str, word: str) -> None:
+    """A recipe without a gallery, or one that trains the backbone, is refused in a sentence."""
+    recipe = _recipe(shop, objective, train)
+    done = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    assert done.code == 5
+    assert word in done.stderr
+
+
+def test_items_that_ask_do_not_anchor(shop: Shop) -> None:
+    """In data without roles every item asks and is searched: a planning item must not anchor."""
+    from compatctl.commands.plan import _anchored
+
+    data = load(shop.data())
+    free = replace(data, items=tuple(replace(one, role=None) for one in data.items))
+    split = planning_split(free, free.ids, 10_000, choosing=False)
+    recipe = _anchored(Recipe.load(_recipe(shop)), split)
+    assert recipe.objective.anchors is not None
+    asked = {split.data.ids[row] for row in split.asked}
+    assert (
+        set(recipe.objective.anchors.ids) == {split.data.ids[row] for row in split.gallery} - asked
+    )
+    assert np.intersect1d(split.asked, split.gallery).size
