@@ -85,10 +85,7 @@ class Backfilled:
             return ""
         if self.outcome == "fail":
             return "another --share: a half can lose where the whole gains; or leave it as it is"
-        return (
-            "a larger --share, or more held-out classes and images; a policy whose min_mixed_gain "
-            "is a small loss, such as -0.02, asks for less evidence"
-        )
+        return "more held-out classes and images, another --share, or a lower min_mixed_gain"
 
 
 @dataclass(frozen=True, kw_only=True)

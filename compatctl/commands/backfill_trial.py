@@ -15,13 +15,17 @@ from compatctl.commands.judging import sampling
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.trial import Bools, Field, Floats, Rows, depths, mixed, retrieval
 from compatctl.core.evidence import measure_mixed
-from compatctl.core.gate import Check, judge
+from compatctl.core.gate import Check, Measurement, judge
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.manifest import Catalog, Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store
+
+MARGIN = 0.02
+"""The loss in recall that a backfill must be shown to stay under where the policy says nothing: that
+of the shipped policy ``strict``. A step on the way to a whole gallery gains little by itself."""
 
 QUARTERS = (0.25, 0.5, 0.75)
 """Shares between the one that is there and the one that is asked for at which recall is told."""
@@ -113,7 +117,8 @@ def try_mixed(
     """Search both galleries exactly; all rows of the store (N, D) are in memory meanwhile, twice.
 
     ``have`` (N,): the rows that the query model embedded; ``rows`` (n,): those that ``done`` holds.
-    The policy's ``min_mixed_gain`` decides; where it is null the gain must be above 0.
+    The policy's ``min_mixed_gain`` decides. Where it is null a loss of ``MARGIN`` must be ruled
+    out, and a loss that is shown, however small, is refused.
 
     Raises:
         DamagedError: as ``open_index``.
@@ -133,15 +138,22 @@ def try_mixed(
     gain = measure_mixed(
         where.classes, before, after, k=k, draw=how.draw, replicates=how.replicates
     )
-    strict = 0.0 if policy.min_mixed_gain is None else policy.min_mixed_gain
     return MixedTrial(
         n_queries=before.n_counted,
         n_classes=len(np.unique(where.classes[before.counted])),
         recall_at=k,
-        check=judge(replace(policy, min_mixed_gain=strict), [gain]).checks[0],
+        check=_judged(policy, gain),
         rank_bias=bias,
         curve=tuple(curve),
     )
+
+
+def _judged(policy: Policy, gain: Measurement) -> Check:
+    if policy.min_mixed_gain is not None:
+        return judge(policy, [gain]).checks[0]
+    found = judge(replace(policy, min_mixed_gain=-MARGIN), [gain]).checks[0]
+    loses = judge(replace(policy, min_mixed_gain=0.0), [gain]).checks[0].outcome == "fail"
+    return replace(found, outcome="fail") if loses else found
 
 
 def _stages(have: Bools, rows: Rows) -> list[Bools]:
