@@ -24,7 +24,7 @@ from compatctl.recipe import Project
 from compatctl.store import Store
 
 MARGIN = 0.02
-"""The loss in recall that a backfill must be shown to stay under where the policy says nothing: that
+"""The loss in recall that a backfill must be shown to stay under where the policy is silent: that
 of the shipped policy ``strict``. A step on the way to a whole gallery gains little by itself."""
 
 QUARTERS = (0.25, 0.5, 0.75)
