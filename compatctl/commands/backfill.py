@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from compatctl.commands.ann import Asked, health_of
 from compatctl.commands.backfill_order import Chosen, Wanted, order_of
 from compatctl.commands.backfill_trial import HeldOut, MixedTrial, held_out, try_mixed
 from compatctl.commands.both import load_data
@@ -24,6 +25,7 @@ from compatctl.index import HnswIndex, rebuilt
 from compatctl.manifest import Catalog, Manifest
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
+from compatctl.report import AnnHealth
 from compatctl.store import Store
 
 Outcome = Literal["nothing to do", "not measured", "pass", "fail", "inconclusive"]
@@ -36,7 +38,8 @@ class Backfilled:
 
     ``embedded`` rows were re-embedded (for a dry run and a refusal: would be), most wanted first;
     ``missing`` (ids) were passed over because the data has no image of them, ``skipped`` because
-    theirs does not decode. ``measured`` is None where there was nothing to measure.
+    theirs does not decode. ``measured`` is None where there was nothing to measure. ``ann`` is of
+    the new index and the held-out queries; ``ef_search`` is raised to the ef that they need.
     """
 
     generation: int
@@ -49,6 +52,8 @@ class Backfilled:
     missing: tuple[str, ...]
     skipped: tuple[str, ...]
     measured: MixedTrial | None
+    ann: AnnHealth | None
+    ef_search: int
     outcome: Outcome
     forced_reason: str | None
     index_sha256: str
@@ -76,6 +81,15 @@ class Backfilled:
         return (
             f"{self.outcome}{forced}: {done}; rows of the query model, of {self.rows}: "
             f"{self.share_before:.4f} before, {self.share:.4f} with {self.embedded} re-embedded"
+            f"{self._ann()}"
+        )
+
+    def _ann(self) -> str:
+        if self.ann is None:
+            return ""
+        return (
+            f"; ANN recall@{self.ann.k} of the new index {self.ann.recall_needed:.4f} at ef "
+            f"{self.ef_search}"
         )
 
     @property
@@ -127,15 +141,20 @@ def backfill(
     if not len(chosen.rows):
         return result
     rows = held_out(project, store.manifest, data)
-    if not len(rows) and asked.forced_reason is None:
+    if asked.forced_reason is None:
+        _need_queries(len(rows))
+    work = _Work(store=store, catalog=catalog, wanted=wanted, chosen=chosen, asked=asked)
+    return work.run(result, data, rows, policy, progress)
+
+
+def _need_queries(n: int) -> None:
+    if not n:
         raise EvidenceError(
             "the data has no held-out query: what a backfill gains cannot be measured, and a mixed "
             "gallery can find less than one that is left alone",
             tip="give items of the test split (role query), or --force --reason '...', which is "
             "recorded",
         )
-    work = _Work(store=store, catalog=catalog, wanted=wanted, chosen=chosen, asked=asked)
-    return work.run(result, data, rows, policy, progress)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,37 +174,34 @@ class _Work:
         skip_bad, manifest = self.asked.skip_bad, self.store.manifest
         encoder = serving(self.store, manifest)
         asking = HeldOut.embedded(encoder, data, queries, skip_bad=skip_bad)
+        if self.asked.forced_reason is None:
+            _need_queries(len(asking.ids))
         with Embedding.of(encoder, self.chosen.items, skip_bad=skip_bad, progress=progress) as done:
             del encoder
             give_back_memory()
             result = replace(result, skipped=tuple(done.bad))
             if not done.rows:
                 return result
-            result = self._measured(result, done, asking, policy)
+            result, index_asked = self._measured(result, done, asking, policy)
             if not result.written:
                 return result
             give_back_memory()
             rows = self.chosen.rows[done.rows]
-            built = [
-                rebuilt(
-                    self.store.verified("indexes", manifest.index.sha256, fresh=True),
-                    params_of(manifest.index),
-                    manifest.index.count,
-                    keys=self.catalog.keys[rows],
-                    rows_at=done.at,
-                    progress=progress,
-                )
-            ]
-        after = _commit(self.store, built, rows, self.asked.forced_reason)
+            built = [self._rebuilt(rows, done, progress)]
+        if index_asked is not None:
+            ann, _ = health_of(built[0], manifest.index.ef_search, index_asked)
+            result = replace(result, ann=ann, ef_search=ann.ef_needed)
+        after = _commit(self.store, built, rows, result)
         return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
     def _measured(
         self, result: Backfilled, done: Embedding, asking: HeldOut, policy: Policy
-    ) -> Backfilled:
+    ) -> tuple[Backfilled, Asked | None]:
         """The result with what was measured, and whether it is to be written."""
         trial: MixedTrial | None = None
+        index_asked: Asked | None = None
         if len(asking.ids):
-            trial = try_mixed(
+            trial, index_asked = try_mixed(
                 self.store,
                 self.catalog,
                 have=self.wanted.have,
@@ -196,13 +212,26 @@ class _Work:
             )
         outcome: Outcome = trial.check.outcome if trial else "not measured"
         go = outcome == "pass" or self.asked.forced_reason is not None
-        return replace(
+        found = replace(
             result,
             embedded=len(done.rows),
             share=(int(self.wanted.have.sum()) + len(done.rows)) / len(self.catalog),
             measured=trial,
             outcome=outcome,
             written=go and not self.asked.dry_run,
+        )
+        return found, index_asked
+
+    def _rebuilt(self, rows: Rows, done: Embedding, progress: Progress) -> HnswIndex:
+        """The index with ``rows`` (n,) of the catalogue replaced; all of the old one is read."""
+        info = self.store.manifest.index
+        return rebuilt(
+            self.store.verified("indexes", info.sha256, fresh=True),
+            params_of(info),
+            info.count,
+            keys=self.catalog.keys[rows],
+            rows_at=done.at,
+            progress=progress,
         )
 
 
@@ -219,6 +248,8 @@ def _as_it_is(manifest: Manifest, wanted: Wanted, asked: BackfillOptions) -> Bac
         missing=(),
         skipped=(),
         measured=None,
+        ann=None,
+        ef_search=manifest.index.ef_search,
         outcome="nothing to do",
         forced_reason=asked.forced_reason,
         index_sha256=manifest.index.sha256,
@@ -226,14 +257,13 @@ def _as_it_is(manifest: Manifest, wanted: Wanted, asked: BackfillOptions) -> Bac
     )
 
 
-def _commit(
-    store: Store, built: list[HnswIndex], rows: Rows, forced_reason: str | None
-) -> Manifest:
+def _commit(store: Store, built: list[HnswIndex], rows: Rows, result: Backfilled) -> Manifest:
     """The next generation. ``built`` holds the index, and is emptied before the catalogue is
     changed. Models that no row is left of are let go; a reason is added to the query model's."""
     manifest = store.manifest
     model = manifest.query_model
-    reasons = [manifest.forced_reason, forced_reason and f"backfill: {forced_reason}"]
+    why = result.forced_reason
+    reasons = [manifest.forced_reason, why and f"backfill: {why}"]
     with store.transaction(manifest, operation="backfill") as tx:
         sha256 = tx.put("indexes", built[0].save)
         built.clear()
@@ -242,7 +272,7 @@ def _commit(
         return tx.commit(
             operation="backfill",
             created_at=now(),
-            index=replace(manifest.index, sha256=sha256),
+            index=replace(manifest.index, sha256=sha256, ef_search=result.ef_search),
             catalog=tx.put("catalogs", catalog.write),
             models=tuple(
                 replace(one, rows=counts[one.sha256])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compatctl.commands import training_record
+from compatctl.commands.ann import Asked, sample
 from compatctl.commands.evaluation import as_rows
 from compatctl.commands.gallery import open_index
 from compatctl.commands.groups import groups_of
@@ -113,12 +114,13 @@ def try_mixed(
     done: Embedding,
     queries: HeldOut,
     policy: Policy,
-) -> MixedTrial:
+) -> tuple[MixedTrial, Asked]:
     """Search both galleries exactly; all rows of the store (N, D) are in memory meanwhile, twice.
 
     ``have`` (N,): the rows that the query model embedded; ``rows`` (n,): those that ``done`` holds.
     The policy's ``min_mixed_gain`` decides. Where it is null a loss of ``MARGIN`` must be ruled
-    out, and a loss that is shown, however small, is refused.
+    out, and a loss that is shown, however small, is refused. Beside it: queries to try the index
+    with that results.
 
     Raises:
         DamagedError: as ``open_index``.
@@ -138,7 +140,7 @@ def try_mixed(
     gain = measure_mixed(
         where.classes, before, after, k=k, draw=how.draw, replicates=how.replicates
     )
-    return MixedTrial(
+    found = MixedTrial(
         n_queries=before.n_counted,
         n_classes=len(np.unique(where.classes[before.counted])),
         recall_at=k,
@@ -146,6 +148,7 @@ def try_mixed(
         rank_bias=bias,
         curve=tuple(curve),
     )
+    return found, Asked.of(queries.features[sample(len(queries.ids))], new, catalog.keys)
 
 
 def _judged(policy: Policy, gain: Measurement) -> Check:

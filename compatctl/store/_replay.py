@@ -45,7 +45,8 @@ def _backfilled(before: Manifest, one: Manifest) -> bool:
     had = {model.sha256: model.rows for model in before.models}
     others = [model for model in one.models if model.sha256 != one.query_model]
     return (
-        replace(one.index, sha256=before.index.sha256) == before.index
+        replace(one.index, sha256=before.index.sha256, ef_search=before.index.ef_search)
+        == before.index
         and (one.registry, one.report, one.policy)
         == (before.registry, before.report, before.policy)
         and all(model.rows <= had.get(model.sha256, 0) for model in others)

@@ -378,3 +378,49 @@ def test_a_gallery_of_three_models_is_filled_by_the_newest(deployed: Shop) -> No
     held = {one.sha256: one.rows for one in gallery.manifest.models}
     assert held == {model: rows for model, rows in catalog.counts().items() if rows}
     assert deployed.run("check").code == 0
+
+
+def test_ef_is_raised_to_what_the_new_index_needs(begun: Path, shop: Shop, tmp_path: Path) -> None:
+    """A sparse graph: the ef that is written finds 95% of the nearest rows, the one before less."""
+    other = Shop(tmp_path / "sparse")
+    other.folder.mkdir()
+    (other.folder / "compatctl.yaml").write_text(f"format: 1\nstore: store\ndata: {shop.data()}\n")
+    sparse = ("--M", 3, "--ef-construction", 8, "--ef-search", 10)
+    assert other.run("init", "--model", begun / "old.onnx", *sparse).code == 0
+    assert other.run("deploy", "--model", begun / "new.onnx", *FORCE).code == 0
+    done = other.run("backfill", "--share", 0.5)
+    assert done.code == 0, done.stderr
+    told, ann = done.json, done.json["ann"]
+    assert other.manifest()["index"]["ef_search"] == told["ef_search"] == ann["ef_needed"] > 10
+    gallery = DeployedGallery.open(Store.open(other.path("store")))
+    vectors, keys = gallery.index.vectors(), gallery.index.keys()
+    data = load(shop.data()).where(split="test", role="query")
+    queries = Encoder.load(begun / "new.onnx").embed(data).features
+    for ef, recall in ((10, ann["recall_now"]), (told["ef_search"], ann["recall_needed"])):
+        shares = []
+        for query in queries:
+            ten = keys[np.argsort(-(vectors @ query), kind="stable")[:10]]
+            found, _ = gallery.index.search(query[None], 10, ef, threads=1)
+            shares.append(np.isin(found[0], ten).mean())
+        assert np.mean(shares) == pytest.approx(recall, abs=2e-3)
+    assert ann["recall_now"] < 0.95 <= ann["recall_needed"]
+    assert other.run("check").code == 0
+
+
+def test_queries_that_do_not_decode_are_no_evidence(deployed: Shop) -> None:
+    """All held-out queries skipped: exit 4 as without any, and nothing is written."""
+    table = _table(deployed, lambda row: True)
+    bad = table.with_suffix(".png")
+    bad.write_bytes(b"no image")
+    lines = table.read_text().splitlines()
+    names = lines[0].split(",")
+    for at, line in enumerate(lines[1:], 1):
+        row = dict(zip(names, line.split(","), strict=True))
+        if row["role"] == "query":
+            lines[at] = ",".join({**row, "path": bad.name}.values())
+    table.write_text("\n".join(lines) + "\n")
+    files = store_files(deployed)
+    done = deployed.run("backfill", "--data", table, "--skip-bad")
+    assert done.code == 4
+    assert "no held-out query" in done.stderr
+    assert store_files(deployed) == files
