@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from shop_kit import Shop, run, store_files, stored_rows
 
+from compatctl.commands import indexing
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, load
@@ -109,6 +110,18 @@ def test_a_half_is_measured_and_written_as_an_explicit_loop_says(deployed: Shop)
     assert (now["operation"], now["query_model"]) == ("backfill", before["query_model"])
     assert {**now["index"], "sha256": ""} == {**before["index"], "sha256": ""}
     assert deployed.run("check").code == 0
+
+
+def test_features_that_wait_on_disk_are_those_of_memory(
+    deployed: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where features are more than may wait in memory, every key gets its own item's row."""
+    monkeypatch.setattr(indexing, "IN_MEMORY", 1000)
+    monkeypatch.setattr(indexing, "AT_ONCE", 7)
+    assert deployed.run("backfill", "--share", 0.4).code == 0
+    ids = sorted(_of_query_model(deployed))
+    wanted = _embedded(deployed, "new.onnx", ids, load(deployed.data()))
+    np.testing.assert_allclose(stored_rows(deployed, ids), wanted, atol=1e-5)
 
 
 def test_status_tells_the_share_of_each_model(deployed: Shop) -> None:
@@ -323,6 +336,7 @@ def test_rollback_restores_index_catalogue_and_model_together(deployed: Shop) ->
     for name in ("query_model", "index", "catalog", "models", "forced_reason"):
         assert now[name] == deploy[name], name
     assert deployed.run("backfill").code == 0
+    assert deployed.run("check", "--gc", "--keep", 1).code == 0
     back = deployed.run("rollback").json
     assert (back["restored"], back["added"]) == (1, 0)
     now = deployed.manifest()
