@@ -110,8 +110,9 @@ def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[obj
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for at, name in enumerate(columns):
+        whole = 0 < at < len(columns) - 1
         table.add_column(
-            name, justify="left" if at == 0 else "right", no_wrap=at > 0, overflow="fold"
+            name, justify="left" if at == 0 else "right", no_wrap=whole, overflow="fold"
         )
     for row in rows:
         table.add_row(*(_cell(entry) for entry in row))

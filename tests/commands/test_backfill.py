@@ -251,10 +251,13 @@ def test_a_loss_is_refused_and_can_be_forced(shop: Shop) -> None:
     assert refused.json["written"] is False
     assert store_files(shop) == files
     assert "another --share" in run("backfill", *shop.args).stdout
-    forced = shop.run("backfill", "--force", "--reason", "a drill of the pager")
+    forced = shop.run("backfill", "--force", "--reason", "a long drill of the pager")
     assert (forced.code, forced.json["outcome"], forced.json["written"]) == (0, "fail", True)
-    assert shop.manifest()["forced_reason"] == "drill; backfill: a drill of the pager"
-    assert shop.run("history").json["generations"][-1]["note"].endswith("a drill of the pager")
+    assert shop.manifest()["forced_reason"] == "drill; backfill: a long drill of the pager"
+    assert shop.run("history").json["generations"][-1]["note"].endswith("a long drill of the pager")
+    table = run("history", *shop.args).stdout
+    for line in shop.run("history").json["generations"]:
+        assert f"{line['operation']}   {line['created_at']}" in table
     assert shop.run("check").code == 0
 
 
