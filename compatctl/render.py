@@ -110,8 +110,9 @@ def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[obj
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for at, name in enumerate(columns):
+        whole = 0 < at < len(columns) - 1
         table.add_column(
-            name, justify="left" if at == 0 else "right", no_wrap=at > 0, overflow="fold"
+            name, justify="left" if at == 0 else "right", no_wrap=whole, overflow="fold"
         )
     for row in rows:
         table.add_row(*(_cell(entry) for entry in row))
@@ -303,6 +304,21 @@ def _found(console: Console, found: Any) -> None:
         _table(console, ("item", "label", "cosine"), rows)
 
 
+def _backfilled(console: Console, done: Any) -> None:
+    if (trial := done.measured) is not None:
+        curve = [(point.share, point.recall) for point in trial.curve]
+        _table(console, ("share of the query model", f"recall@{trial.recall_at}"), curve)
+        _checks(console, [trial.check])
+        console.print(f"rank bias towards rows of the query model: {trial.rank_bias:+.4f}\n")
+    for why, ids in (("have no image in the data", done.missing), ("do not decode", done.skipped)):
+        if ids:
+            more = " ..." if len(ids) > 8 else ""
+            console.print(f"{len(ids)} items {why}: {_cell(', '.join(ids[:8]))}{more}")
+    console.print(_cell(done.summary))
+    if done.next_step:
+        console.print(f"next: {_cell(done.next_step)}")
+
+
 def _demo(console: Console, demo: Any) -> None:
     routes = [
         (route.name, route.new_old, route.new_old - demo.old_old, route.new_new, route.verdict)
@@ -328,4 +344,5 @@ _TABLES: dict[str, Callable[[Console, Any], None]] = {
     "History": _history,
     "Found": _found,
     "Demo": _demo,
+    "Backfilled": _backfilled,
 }
