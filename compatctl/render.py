@@ -322,7 +322,14 @@ def _demo(console: Console, demo: Any) -> None:
     )
 
 
+def _bridged(console: Console, done: Any) -> None:
+    rows = [(trial.kind, trial.setting, trial.recall) for trial in done.trials]
+    _table(console, ("map", "setting", "recall@1"), rows)
+    _fields(console, {key: entry for key, entry in _plain(done).items() if key != "trials"})
+
+
 _TABLES: dict[str, Callable[[Console, Any], None]] = {
+    "Bridged": _bridged,
     "Report": _report,
     "CompatibilityMatrix": _matrix,
     "History": _history,
