@@ -24,7 +24,7 @@ from compatctl.commands.gallery import DeployedGallery
 from compatctl.core.maps import STRENGTHS, Map, Moments, low_rank, orthogonal, ridge
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
-from compatctl.errors import InputError, UsageError
+from compatctl.errors import CompatError, InputError, UsageError
 from compatctl.files import canonical_json, read_json, write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -108,6 +108,8 @@ def bridge(
             ``kind`` is mlp and torch is not installed.
     """
     _check(kind, share, new, output)
+    if not dry_run and not output.parent.is_dir():
+        raise InputError(f"no folder {output.parent} to write {output.name} to")
     sealed = onnx_files.sealed_bytes(new)
     encoder = Encoder.of(sealed, new)
     seen = training_record.find(new, encoder.sha256, named=training, candidate=project.candidate)
@@ -136,11 +138,7 @@ def bridge(
         skipped=ground.skipped,
     )
     if not dry_run:
-        record = _record(data, ground, done, (encoder.sha256, seen))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # The record first: a model without one would be judged as if it had seen nothing.
-        write_atomic(training_record.record_of(output), canonical_json(record))
-        write_atomic(output, made)
+        _write(output, made, _record(data, ground, done, (encoder.sha256, seen)))
     return done
 
 
@@ -266,6 +264,26 @@ def _record(
             "base": before.get("base"),
         },
     }
+
+
+def _write(output: Path, model: bytes, record: dict[str, Any]) -> None:
+    """The record first: a model without one would be judged as if it had seen nothing.
+
+    Raises:
+        CompatError: there was no room, or no permission; both files are as they were.
+    """
+    paths = training_record.record_of(output), output
+    earlier = [path.read_bytes() if path.is_file() else None for path in paths]
+    try:
+        for path, data in zip(paths, (canonical_json(record), model), strict=True):
+            write_atomic(path, data)
+    except CompatError:
+        for path, before in zip(paths, earlier, strict=True):
+            if before is None and path.is_file():
+                path.unlink()
+            elif before is not None and path.read_bytes() != before:
+                write_atomic(path, before)
+        raise
 
 
 def _before(seen: training_record.Seen | None) -> dict[str, Any]:
