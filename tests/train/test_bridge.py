@@ -1,4 +1,4 @@
-"""The small network between two models' features: what it learns, when it stops, what it refuses."""
+"""The small network from one model's features to another's: what it learns and what it refuses."""
 
 from __future__ import annotations
 
