@@ -77,12 +77,6 @@ class Bridged:
     skipped: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Tried:
-    trial: BridgeTrial
-    through: Map
-
-
 def bridge(
     project: Project,
     *,
@@ -117,21 +111,21 @@ def bridge(
     pairs = pair_rows(data, gallery, share, skip_bad=skip_bad)
     ground = ground_of(data, gallery, encoder, pairs, skip_bad=skip_bad, progress=progress)
     tried, left_out = _tried(ground, kind, seed, progress)
-    best = max(tried, key=lambda one: one.trial.recall)
-    made = onnx_files.bridge(sealed, new, best.through)
+    best, through = max(tried, key=lambda one: one[0].recall)
+    made = onnx_files.bridge(sealed, new, through)
     bridged = Encoder.of(made, output)
-    parity = parity_of(data, bridged, encoder, best.through)
+    parity = parity_of(data, bridged, encoder, through)
     done = Bridged(
         output=str(output),
         sha256=bridged.sha256,
         dim=bridged.dim,
         new_dim=encoder.dim,
-        **asdict(best.trial),
+        **asdict(best),
         old_recall=ground.recall(ground.old_queries),
         validation_queries=len(ground.queries),
         pairs={"gallery": int(ground.stored.sum()), "encoder": int((~ground.stored).sum())},
         anchors=sum(data.items[row].split != "train" for row in ground.pairs),
-        trials=tuple(one.trial for one in tried),
+        trials=tuple(one for one, _ in tried),
         left_out=left_out,
         parity=parity,
         written=not dry_run,
@@ -166,22 +160,23 @@ def _check(kind: str, share: float, new: Path, output: Path) -> None:
         raise UsageError(f"there is no map {kind!r}; the kinds are {', '.join((AUTO, *KINDS))}")
     if not 0.0 <= share <= 1.0:
         raise UsageError(f"the share of the gallery must lie between 0 and 1, got {share}")
-    if output.resolve() == new.resolve():
+    beside = training_record.record_of
+    if beside(output).resolve() == beside(new).resolve():
         raise UsageError(
-            f"{output} is the new encoder itself, which the bridged one would replace",
+            f"{output} would replace the new encoder, or its training record",
             tip="name another file for --output",
         )
 
 
 def _tried(
     ground: Ground, kind: str, seed: int, progress: Progress
-) -> tuple[list[_Tried], tuple[str, ...]]:
+) -> tuple[list[tuple[BridgeTrial, Map]], tuple[str, ...]]:
     """Every map of ``kind`` with its recall, the simplest kind first; and what was left out."""
     wanted = KINDS if kind == AUTO else (kind,)
-    found = []
+    found: list[tuple[BridgeTrial, Map]] = []
     for name, setting, through in _linear(Moments.of(ground.source, ground.target), wanted):
         recall = ground.recall(through(ground.queries))
-        found.append(_tried_one(name, setting, recall, through))
+        found.append((BridgeTrial(kind=name, setting=setting, recall=recall), through))
     if "mlp" not in wanted:
         return found, ()
     try:
@@ -200,7 +195,8 @@ def _tried(
         progress=progress,
     )
     setting = f"hidden {len(fitted.through.hidden_bias)}, epoch {fitted.epoch}"
-    return [*found, _tried_one("mlp", setting, fitted.recall, fitted.through)], ()
+    trial = BridgeTrial(kind="mlp", setting=setting, recall=fitted.recall)
+    return [*found, (trial, fitted.through)], ()
 
 
 def _linear(moments: Moments, wanted: tuple[str, ...]) -> Iterator[tuple[str, str, Map]]:
@@ -217,10 +213,6 @@ def _linear(moments: Moments, wanted: tuple[str, ...]) -> Iterator[tuple[str, st
         for strength, one in zip(STRENGTHS, ridges, strict=True):
             for rank, cut in zip(ranks, low_rank(moments, one, ranks), strict=True):
                 yield "low-rank", f"strength {strength:g}, rank {rank}", cut
-
-
-def _tried_one(kind: str, setting: str, recall: float, through: Map) -> _Tried:
-    return _Tried(trial=BridgeTrial(kind=kind, setting=setting, recall=recall), through=through)
 
 
 def _record(

@@ -275,6 +275,7 @@ def test_images_that_do_not_decode(shop: Shop, emoji: Path) -> None:
         (("turned.onnx", "-o", "bridged.onnx", "--share", "1.5"), 2, "between 0 and 1"),
         (("turned.onnx", "-o", "bridged.onnx", "--share", "nan"), 2, "between 0 and 1"),
         (("turned.onnx", "-o", "turned.onnx"), 2, "another file"),
+        (("turned.onnx", "-o", "turned.bin"), 2, "training record"),
         (("turned.onnx", "-o", "nowhere/bridged.onnx"), 5, "no folder"),
         (("text.onnx", "-o", "bridged.onnx"), 5, "not an ONNX"),
         (("turned.onnx", "-o", "bridged.onnx", "--store", "none"), 5, "none"),
