@@ -190,6 +190,48 @@ def fuse(
 
 
 @command
+def bridge(
+    new: Annotated[Path, typer.Argument(help="The new encoder, which knows no gallery.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bridged ONNX file.")],
+    kind: Annotated[
+        str, typer.Option(help="auto, orthogonal, ridge, low-rank or mlp: the maps to try.")
+    ] = "auto",
+    share: Annotated[
+        float, typer.Option(help="Share of the gallery's items that the map may be fitted on.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the mlp.")] = 0,
+    training: Annotated[
+        Path | None, typer.Option("--training", help="The new encoder's training record.")
+    ] = None,
+    project: ProjectFile = None,
+    store: StorePath = None,
+    data: DataPath = None,
+    data_root: DataRoot = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Map an independent encoder's feature into the deployed gallery, without labels."""
+    from compatctl.commands import bridge as verb
+    from compatctl.render import progress
+
+    with progress() as report:
+        done = verb.bridge(
+            project_of(project, store=store, data=data, data_root=data_root),
+            new=new,
+            output=output,
+            kind=kind,
+            share=share,
+            seed=seed,
+            training=training,
+            skip_bad=skip_bad,
+            dry_run=dry_run,
+            progress=report,
+        )
+    show(done, as_json=as_json)
+
+
+@command
 def add(
     project: ProjectFile = None,
     store: StorePath = None,

@@ -15,6 +15,7 @@ from compatctl.cli.app import (
     PolicyName,
     ProjectFile,
     ReportPath,
+    SkipBad,
     StorePath,
     command,
     project_of,
@@ -42,17 +43,57 @@ def deploy(
     """Make the verified candidate the query model; the index stays as it is."""
     from compatctl.commands import deploy as verb
 
-    if force and not (reason and reason.strip()):
-        raise UsageError("--force needs --reason: it is recorded in the manifest")
-    if reason and not force:
-        raise UsageError("--reason goes with --force")
     done = verb.deploy(
         project_of(project, store=store, policy=policy, report=report_file),
         model=model,
-        forced_reason=reason,
+        forced_reason=_forced_reason(force, reason),
         dry_run=dry_run,
     )
     show(done, as_json=as_json)
+
+
+@command
+def backfill(
+    share: Annotated[
+        float,
+        typer.Option("--share", help="Of all rows, above 0, at most 1: those of the query model."),
+    ] = 1.0,
+    order: Annotated[
+        Path | None,
+        typer.Option(
+            "--order",
+            help="A file of item ids, one a line, the most wanted first; the others follow by a "
+            "hash of their id.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write against the gate; needs --reason.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Why; recorded in the manifest.")] = None,
+    project: ProjectFile = None,
+    store: StorePath = None,
+    data: DataPath = None,
+    data_root: DataRoot = None,
+    policy: PolicyName = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Re-embed a share of the gallery with the query model, once it is shown to find more."""
+    from compatctl.commands import backfill as verb
+    from compatctl.render import progress
+
+    options = verb.BackfillOptions(
+        share=share,
+        order=order,
+        forced_reason=_forced_reason(force, reason),
+        skip_bad=skip_bad,
+        dry_run=dry_run,
+    )
+    where = project_of(project, store=store, data=data, data_root=data_root, policy=policy)
+    with progress() as report:
+        done = verb.backfill(where, options=options, progress=report)
+    show(done, as_json=as_json, code=done.exit_code)
 
 
 @command
@@ -87,3 +128,11 @@ def rollback(
             progress=report,
         )
     show(done, as_json=as_json)
+
+
+def _forced_reason(force: bool, reason: str | None) -> str | None:
+    if force and not (reason and reason.strip()):
+        raise UsageError("--force needs --reason: it is recorded in the manifest")
+    if reason and not force:
+        raise UsageError("--reason goes with --force")
+    return reason

@@ -1,6 +1,9 @@
-"""Does the real index find what is nearest to the new queries, and at which ef?"""
+"""Does the real index find what is nearest to the queries, and at which ef?"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +11,7 @@ from numpy.typing import NDArray
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.trial import Floats
 from compatctl.core.nearest import search
-from compatctl.index import shares_found, tune_ef
+from compatctl.index import HnswIndex, shares_found, tune_ef
 from compatctl.report import AnnHealth
 
 K = 10
@@ -16,35 +19,60 @@ TARGET = 0.95
 MAX_QUERIES = 1000
 
 
-def ann_health(gallery: DeployedGallery, queries: Floats) -> tuple[AnnHealth, NDArray[np.float64]]:
-    """ANN recall@10 of at most 1,000 queries (Q, D), evenly taken, against exact search.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Asked:
+    """Queries (q, D) that are put to an index, and the keys (q, k) of their exact nearest rows."""
 
-    ``ef_needed`` is the smallest ef of the sweep that reaches the target, never under today's.
+    queries: Floats
+    nearest: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, queries: Floats, rows: Floats, keys: NDArray[np.uint64]) -> Self:
+        """The queries (q, D), searched exactly in the rows (N, D) that are under ``keys`` (N,)."""
+        k = min(K, len(keys))
+        return cls(queries=queries, nearest=keys[search(queries, rows, k).rows])
+
+
+def sample(n: int) -> NDArray[np.int64]:
+    """At most 1,000 of n queries, evenly taken."""
+    return np.arange(0, n, max(1, n // MAX_QUERIES))[:MAX_QUERIES]
+
+
+def ann_health(gallery: DeployedGallery, queries: Floats) -> tuple[AnnHealth, NDArray[np.float64]]:
+    """``health_of`` the deployed index and at most 1,000 of the queries (Q, D).
+
     Beside it (Q,): the share that each query finds at that ef, NaN where it was not taken.
     """
-    step = max(1, len(queries) // MAX_QUERIES)
-    taken = np.arange(0, len(queries), step)[:MAX_QUERIES]
-    sample = queries[taken]
-    keys = gallery.index.keys()
-    k = min(K, len(keys))
-    exact = keys[search(sample, gallery.index.vectors(), k).rows]
-    now = gallery.manifest.index.ef_search
-    shares = shares_found(gallery.index, sample, exact, k, now)
-    recall_now = float(shares.mean())
-    tuned = tune_ef(gallery.index, sample, exact, k, TARGET)
-    needed = now if recall_now >= TARGET or tuned.ef <= now else tuned.ef
+    taken, index = sample(len(queries)), gallery.index
+    asked = Asked.of(queries[taken], index.vectors(), index.keys())
+    health, shares = health_of(index, gallery.manifest.index.ef_search, asked)
     found = np.full(len(queries), np.nan)
-    if needed != now:
-        shares = shares_found(gallery.index, sample, exact, k, needed)
     found[taken] = shares
+    return health, found
+
+
+def health_of(index: HnswIndex, now: int, asked: Asked) -> tuple[AnnHealth, NDArray[np.float64]]:
+    """ANN recall@10 of an index against exact search, at the ef of now and at the one needed.
+
+    ``ef_needed`` is the smallest ef of the sweep that reaches the target, never under ``now``.
+    Beside it (q,): the share that each query finds at that ef.
+    """
+    sent, exact = asked.queries, asked.nearest
+    k = exact.shape[1]
+    shares = shares_found(index, sent, exact, k, now)
+    recall_now = float(shares.mean())
+    tuned = tune_ef(index, sent, exact, k, TARGET)
+    needed = now if recall_now >= TARGET or tuned.ef <= now else tuned.ef
+    if needed != now:
+        shares = shares_found(index, sent, exact, k, needed)
     health = AnnHealth(
         k=k,
         ef_now=now,
         recall_now=recall_now,
         ef_needed=needed,
-        recall_needed=float(np.nanmean(found)),
+        recall_needed=float(shares.mean()),
         target=TARGET,
-        n_queries=len(sample),
+        n_queries=len(sent),
         sweep=tuned.sweep,
     )
-    return health, found
+    return health, shares

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import IO, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
@@ -83,6 +84,14 @@ class Embedding:
             features = np.frombuffer(raw, np.float32).reshape(count, self.dim)
             index.add(features, np.arange(count, dtype=np.uint64) + np.uint64(first_key + start))
             progress("items indexed", start + count, len(self.rows))
+
+    def at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The features (n, D) at ``places`` (n,), in any order, of those in ``rows``."""
+        found = np.empty((len(places), self.dim), np.float32)
+        for number, place in enumerate(places.tolist()):
+            self.file.seek(place * self.dim * 4)
+            found[number] = np.frombuffer(self.file.read(self.dim * 4), np.float32)
+        return found
 
     def __enter__(self) -> Self:
         return self

@@ -157,21 +157,23 @@ def recommend(sheet: Sequence[Expected]) -> tuple[str, str]:
 
     Of two routes whose gains are equal the one that is named first.
     """
-    passing = [one for one in sheet if one.verdict == "pass"]
-    ceiling = next(one for one in sheet if one.name == CEILING)
+    open_routes = [one for one in sheet if one.verdict is not None]
+    passing = [one for one in open_routes if one.verdict == "pass"]
     if passing:
         best = max(passing, key=lambda one: one.gain)
         again = f", {best.kept:.0%} of what re-embedding would give" if best.kept else ""
-        return best.name, f"it gains {best.gain:+.4f} ({best.low:+.4f} to {best.high:+.4f}){again}"
-    if ceiling.low <= 0.0:
-        return KEEP, (
-            "no route passes, and the new backbone is not shown to be better even where the whole "
-            f"gallery is re-embedded ({ceiling.low:+.4f} to {ceiling.high:+.4f})"
-        )
-    return KEEP, (
-        "no route passes with the gallery as it is; re-embedding all of it would gain "
-        f"{ceiling.gain:+.4f} ({ceiling.low:+.4f} to {ceiling.high:+.4f})"
-    )
+        return best.name, f"it gains {_gain(best)}{again}"
+    ceiling = next(one for one in sheet if one.name == CEILING)
+    why = f"no route passes with the gallery as it is; re-embedding all of it: {_gain(ceiling)}"
+    undecided = [one for one in open_routes if one.verdict == "inconclusive" and one.gain > 0.0]
+    if undecided:
+        best = max(undecided, key=lambda one: one.gain)
+        why += f"; nearest is {best.name}: {_gain(best)}, more validation classes would settle it"
+    return KEEP, why
+
+
+def _gain(route: Expected) -> str:
+    return f"{route.gain:+.4f} ({route.low:+.4f} to {route.high:+.4f})"
 
 
 @dataclass(frozen=True, kw_only=True)

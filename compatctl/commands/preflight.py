@@ -1,7 +1,7 @@
 """What plan looks at before it trains: the gallery's shape, and who is held out for planning.
 
-Planning classes are the validation classes and a part of the training classes: no model of the plan
-trains on them. Held-out (test) classes stay unseen until verify.
+Planning classes are validation classes: no model may have trained on them, and nobody knows which
+of the training classes the deployed one did. Held-out (test) classes stay unseen until verify.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from compatctl.core.simplex import Registry, angles
 from compatctl.data import Dataset, Item, unit_hash
 from compatctl.errors import InputError
 
-HELD = 1 / 3
-"""Share of the training classes that are held out for planning."""
 MOST_MEANS = 2000
 """Class means whose angles are looked at."""
 ALARM = 0.9
@@ -57,7 +55,6 @@ class Preflight:
     cosine_spread: float
     random_spread: float
     training_classes: int
-    """Of the plan: the planning classes are not among them"""
     training_classes_in_gallery: int
     planning_classes: int
     planning_queries: int
@@ -71,51 +68,47 @@ class Split:
     data: Dataset
     asked: Rows
     gallery: Rows
-    classes: frozenset[str]
-    """Every training class, those held out for planning too"""
 
 
 def planning_split(data: Dataset, stored: Sequence[str], most: int, *, choosing: bool) -> Split:
-    """Hold classes out for planning; keep about ``most`` gallery and ``most`` training items.
+    """Validation queries ask; about ``most`` gallery and ``most`` training items are kept.
 
-    What is over is left out by hash: training classes, and gallery items of no planning class.
-    ``choosing``: validation classes choose among a recipe's trials, and so do not ask as well.
+    What is over is left out by hash: training classes, and gallery items of no validation class.
+    ``choosing``: a half of the validation classes choose among a recipe's trials, and do not ask.
 
     Raises:
         InputError: no two classes to train on, no query, or no gallery item with its image.
     """
     validation = {one.label for one in data.items if one.split == "validation"}
     training = {one.label for one in data.items if one.split == "train"} - validation
-    held = {label for label in training if unit_hash(f"plan {label}") < HELD}
-    trained = _within(data, sorted(training - held, key=unit_hash), most)
-    asking = held if choosing else held | validation
-    searched = _searched(data, set(stored), held | validation, most)
+    trained = _within(data, sorted(training, key=unit_hash), most)
+    asking = {one for one in validation if not choosing or unit_hash(f"ask {one}") < 0.5}
+    searched = _searched(data, set(stored), validation, most)
     rows: list[int] = []
     items: list[Item] = []
     asked: list[int] = []
     gallery: list[int] = []
     for row, item in enumerate(data.items):
-        split: Literal["train", "validation", "test"] = "test"
-        if item.split != "test" and item.label in validation | trained:
-            split = "validation" if item.label in validation else "train"
-        queries = item.split != "test" and item.role != "gallery"
-        asks = queries and item.label in asking
-        if split == "train" or asks or (queries and split == "validation") or item.id in searched:
-            asked += [len(items)] if asks else []
-            gallery += [len(items)] if item.id in searched else []
-            rows.append(row)
-            items.append(replace(item, split=split))
+        queries = item.split == "validation" and item.role != "gallery"
+        asks, chooses = queries and item.label in asking, queries and item.label not in asking
+        trains = item.split == "train" and item.label in trained
+        if not (trains or queries or item.id in searched):
+            continue
+        asked += [len(items)] if asks else []
+        gallery += [len(items)] if item.id in searched else []
+        rows.append(row)
+        split: Literal["train", "validation", "test"] = "train" if trains else "test"
+        items.append(replace(item, split="validation" if chooses else split))
     if len(trained) < 2 or not asked or not gallery:
         raise InputError(
             f"nothing to plan with: {len(trained)} classes to train on, {len(asked)} queries of "
-            f"{len(asking)} planning classes, {len(gallery)} gallery items with their image",
+            f"{len(asking)} validation classes, {len(gallery)} gallery items with their image",
             tip="look at data and split in compatctl.yaml",
         )
     return Split(
         data=Dataset(items=tuple(items), sources=data.take(rows).sources),
         asked=as_rows(asked),
         gallery=as_rows(gallery),
-        classes=frozenset(training),
     )
 
 
@@ -144,7 +137,7 @@ def preflight(
         gallery_images=len(split.gallery),
         dim=D,
         born_on_simplex=registry is not None,
-        vertices=_vertices(registry, split.classes),
+        vertices=_vertices(registry, training),
         cosine_mean=mean,
         cosine_spread=spread,
         random_spread=D**-0.5,
@@ -155,7 +148,7 @@ def preflight(
     )
 
 
-def _vertices(registry: Registry | None, classes: frozenset[str]) -> Vertices | None:
+def _vertices(registry: Registry | None, classes: set[str]) -> Vertices | None:
     if registry is None or registry.K is None:
         return None
     used, new = len(registry.vertices), len(classes - registry.vertex_of.keys())

@@ -137,8 +137,8 @@ def measure(
     free = _fit(ground, free_recipe(ground.recipe, ground.reference.dim), None, progress)
     tuned = _fit(ground, ground.recipe, ground.reference, progress)
     pick = Chooser(counted=ground.counted(), where=ground.where, folds=tuple(folds))
-    new = pick("bridge", bridges(ground, free), stored, ("new",), seconds=free.seconds)
-    best = bridges(ground, free)[new.setting]
+    maps = bridges(ground, free)
+    new = pick("bridge", maps, stored, ("new",), seconds=free.seconds)
     both = ("old", "new")
     found = [
         pick("keep", {"": old}, stored, ("old",)),
@@ -147,7 +147,7 @@ def measure(
         pick("finetune", {"": tuned.queries}, stored, ("new",), seconds=tuned.seconds),
         pick("fuse", fused(old, tuned.queries), stored, both, seconds=tuned.seconds),
         new,
-        pick("bridge + fuse", fused(old, best), stored, both, seconds=free.seconds),
+        pick("bridge + fuse", fused(old, maps[new.setting]), stored, both, seconds=free.seconds),
     ]  # fmt: skip
     found += backfilled(ground, pick, found[2], tuned)
     return found + (_baselines(ground, pick, free, progress) if baselines else [])

@@ -46,7 +46,7 @@ class Field:
     judged: tuple[Rows, Rows] | None = None
     """(J,) query positions and gallery rows judged relevant; then labels do not count."""
     half: Bools | None = None
-    """(G,) the half of the gallery that a mixed gallery has re-embedded."""
+    """(G,) the part of a mixed gallery that is re-embedded; in verify, a half."""
     slices: Mapping[str, Bools] = field(default_factory=dict)
 
 
@@ -109,8 +109,9 @@ def run(
         new_new = _search(where, sides.new_queries, sides.new_gallery, policy)
         old_new = _search(where, sides.old_queries, sides.new_gallery, policy)
         if where.half is not None:
-            old_mixed, bias["old"] = _mixed(where, sides, sides.old_queries, policy)
-            new_mixed, bias["new"] = _mixed(where, sides, sides.new_queries, policy)
+            galleries = sides.old_gallery, sides.new_gallery
+            old_mixed, bias["old"] = mixed(where, *galleries, sides.old_queries, policy)
+            new_mixed, bias["new"] = mixed(where, *galleries, sides.new_queries, policy)
     accepted = rates = None
     if thresholds is not None and where.judged is None:
         accepted, rates = _rates(where, sides, thresholds)
@@ -156,12 +157,18 @@ def _evaluate(where: Field, found: Neighbours, ks: tuple[int, ...], map_k: int) 
     )
 
 
-def _mixed(where: Field, sides: Sides, queries: Floats, policy: Policy) -> tuple[Retrieval, float]:
-    """Quality on the gallery of which the new model embedded a half, and the rank bias."""
-    assert where.half is not None and sides.new_gallery is not None  # noqa: PT018
+def mixed(
+    where: Field, old: Floats, new: Floats, queries: Floats, policy: Policy
+) -> tuple[Retrieval, float]:
+    """Quality on the gallery that has rows of ``new`` where ``half`` says so, else of ``old``, and
+    the rank bias: the share of re-embedded rows among the first ten answers, less that of all.
+
+    Queries (Q, D), ``old`` and ``new`` (G, D), unit rows; a row that is not taken is not read.
+    """
+    assert where.half is not None
     ks = depths(policy)
     map_k = max(1, min(MAP_K, len(where.half)))
-    found = _search_mixed(where, sides.old_gallery, sides.new_gallery, queries, max(map_k, *ks))
+    found = _search_mixed(where, old, new, queries, max(map_k, *ks))
     first = found.rows[:, :CURVE]
     by_new = where.half[first] & (first >= 0)
     bias = by_new.sum() / max(1, (first >= 0).sum()) - where.half.mean()

@@ -145,6 +145,28 @@ def measure_chain(link: ChainEvidence, k: int, draw: Draw, replicates: int) -> M
     )
 
 
+def measure_mixed(
+    classes: Codes, before: Retrieval, after: Retrieval, *, k: int, draw: Draw, replicates: int
+) -> Measurement:
+    """The gain in recall@k of one model's queries (Q,) when rows of the gallery are re-embedded.
+
+    Raises:
+        InputError: recall at k was not searched for, or the two tests are of different queries.
+    """
+    for test in (before, after):
+        _check_test("the mixed gallery", test, before, (k,))
+    return Measurement(
+        name="mixed_gain",
+        group=DECIDING_GROUP,
+        estimate=estimate_ratios([_gain(classes, before, after, k)], replicates, draw())[0],
+        n=before.n_counted,
+        n_queries=before.n_counted,
+        may_decide=True,
+        detail=f"Recall@{k} of the query model is {after.recall[k]:.4f} on the gallery that would "
+        f"result and {before.recall[k]:.4f} on the one that is there",
+    )
+
+
 def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int, str]]:
     """(Check, slice) -> statistic, n and a sentence."""
     old, new, k = group.old_old, group.new_old, policy.recall_at

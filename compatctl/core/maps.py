@@ -4,14 +4,15 @@ Shapes: ``N`` items, ``F`` numbers of the source feature, ``D`` of the target. E
 from sums over the items, ``(F, F)`` and ``(F, D)``; nothing grows with the square of N.
 
 Sources: orthogonal Procrustes, Schönemann (Psychometrika 31, 1966); ridge, Hoerl and Kennard
-(Technometrics 12, 1970); reduced rank, Izenman (Journal of Multivariate Analysis 5, 1975).
+(Technometrics 12, 1970); reduced rank, Izenman (Journal of Multivariate Analysis 5, 1975); all
+three and a small network as adapters of queries, Vejendla (EMNLP 2025, arXiv 2509.23471).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,24 @@ from compatctl.errors import InputError
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Ridge penalties that are tried, in units of the mean variance of a source feature's number."""
+
+_ROUNDING = 1e-12
+"""Of the sums: a variance under this share of the mean square is none."""
+
+
+Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""A matrix (in, out) and a bias (out,)."""
+
+
+class Map(Protocol):
+    """``unit(... relu(x @ matrix + bias) ...)``: layers, with a ReLU between one and the next."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """From the source feature's F numbers to the target's D."""
+
+    def __call__(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """(N, D) float32 unit rows for (N, F) features."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,12 +51,45 @@ class Affine:
     bias: NDArray[np.float32]
     """(D,)"""
 
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The one layer."""
+        return ((self.matrix, self.bias),)
+
     def __call__(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """(N, D) float32 unit rows for (N, F) features."""
-        raw = np.asarray(features, np.float32) @ self.matrix + self.bias
-        norms = np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12)
-        unit: NDArray[np.float32] = raw / norms
-        return unit
+        return _through(self.layers, features)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Perceptron:
+    """``unit(relu(x @ hidden + hidden_bias) @ matrix + bias)``: one hidden layer of H numbers."""
+
+    hidden: NDArray[np.float32]
+    """(F, H)"""
+    hidden_bias: NDArray[np.float32]
+    """(H,)"""
+    matrix: NDArray[np.float32]
+    """(H, D)"""
+    bias: NDArray[np.float32]
+    """(D,)"""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Both layers."""
+        return (self.hidden, self.hidden_bias), (self.matrix, self.bias)
+
+    def __call__(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """(N, D) float32 unit rows for (N, F) features."""
+        return _through(self.layers, features)
+
+
+def _through(layers: tuple[Layer, ...], x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    raw = np.asarray(x, np.float32)
+    for at, (matrix, bias) in enumerate(layers):
+        raw = (np.maximum(raw, 0.0) if at else raw) @ matrix + bias
+    unit: NDArray[np.float32] = raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +113,7 @@ class Moments:
         Raises:
             InputError: no pair, other lengths, or values that are not finite.
         """
-        if source.ndim != 2 or target.ndim != 2 or len(source) != len(target) or not len(source):
+        if (source.ndim, target.ndim) != (2, 2) or len(source) != len(target) or not source.size:
             raise InputError(
                 f"a map needs pairs of rows (N, F) and (N, D); got {source.shape}, {target.shape}"
             )
@@ -82,9 +134,10 @@ class Moments:
 
 
 def orthogonal(moments: Moments) -> Affine:
-    """The (semi-)orthogonal map with the least squared error; without a bias.
+    """The (semi-)orthogonal map A with the largest sum of ``x A . y``; without a bias.
 
-    With F > D the columns are orthonormal, with F < D the rows.
+    With F > D the columns are orthonormal, with F < D the rows. With F <= D it keeps the lengths,
+    and so is the one with the least squared error besides; with F > D it need not be.
     """
     left, _, right = np.linalg.svd(moments.cross, full_matrices=False)
     return _affine(left @ right, np.zeros(moments.cross.shape[1]))
@@ -94,6 +147,9 @@ def ridge(moments: Moments, strengths: Sequence[float] = STRENGTHS) -> list[Affi
     """The affine maps with the least squared error plus a penalty, one a strength; by one
     decomposition.
 
+    The penalty is ``strength * v`` times the squared numbers of the matrix, v the mean over the
+    source feature's numbers of their squared deviations, summed over the pairs.
+
     Raises:
         InputError: a strength that is not over 0.
     """
@@ -101,7 +157,8 @@ def ridge(moments: Moments, strengths: Sequence[float] = STRENGTHS) -> list[Affi
         raise InputError(f"the strengths of a ridge map must be over 0, got {list(strengths)}")
     inner, cross = _centred(moments)
     values, vectors = np.linalg.eigh(inner)
-    unit = max(float(np.trace(inner)) / len(inner), np.finfo(np.float64).tiny)
+    floor = _ROUNDING * float(np.trace(moments.inner)) / len(inner)
+    unit = max(float(np.trace(inner)) / len(inner), floor, _ROUNDING)
     turned = vectors.T @ cross
     found = []
     for strength in strengths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compatctl.encoder.bridging import bridge
 from compatctl.encoder.canary import LIMIT as CANARY_LIMIT
 from compatctl.encoder.canary import Canary
 from compatctl.encoder.contract import EncoderInput
@@ -18,6 +19,7 @@ __all__ = [
     "Encoder",
     "EncoderInput",
     "admit",
+    "bridge",
     "fuse",
     "seal",
     "sealed_bytes",

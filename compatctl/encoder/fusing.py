@@ -43,7 +43,7 @@ def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
     for which, share, model, one in zip(
         ("old", "new"), (1.0 - weight, weight), models, told, strict=True
     ):
-        _join(merged, which, prefixed(model, f"{which}/"), one, names)
+        join(merged, which, prefixed(model, f"{which}/"), one, names)
         factor = numpy_helper.from_array(np.array(share, np.float32), f"{which}_weight")
         merged.initializer.append(factor)
         feature = [f"{which}/{OUTPUT}", f"{which}_weight"]
@@ -54,12 +54,13 @@ def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
         dim=told[0].dim,
         inputs=tuple(EncoderInput(name=name, preprocessing=size) for size, name in names.items()),
     )
-    write_atomic(out, sealed(_model(merged, models, both), both))
+    write_atomic(out, sealed(assembled(merged, models, both), both))
 
 
-def _model(
+def assembled(
     merged: onnx.GraphProto, models: list[onnx.ModelProto], told: Contract
 ) -> onnx.ModelProto:
+    """A model of the graph, with inputs and output as ``told`` says; versions are the models'."""
     for one in told.inputs:
         merged.input.append(image_input(one.name, one.preprocessing))
     feature = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, told.dim])
@@ -72,7 +73,7 @@ def _model(
     return made
 
 
-def _join(
+def join(
     merged: onnx.GraphProto,
     which: str,
     graph: onnx.GraphProto,

@@ -6,6 +6,7 @@ from compatctl.index.checks import check_layout
 from compatctl.index.hnsw import HnswIndex
 from compatctl.index.layout import HnswHeader, read_header
 from compatctl.index.params import HnswParams
+from compatctl.index.rebuilding import rebuilt
 from compatctl.index.tuning import EfTuning, recall_at, shares_found, tune_ef
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "HnswParams",
     "check_layout",
     "read_header",
+    "rebuilt",
     "recall_at",
     "shares_found",
     "tune_ef",

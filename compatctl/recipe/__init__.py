@@ -24,6 +24,7 @@ from compatctl.recipe._recipe import (
     Optimiser,
     Recipe,
     Rehearsal,
+    read_ids,
 )
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "Rehearsal",
     "Split",
     "load_policy",
+    "read_ids",
     "shipped_policies",
 ]

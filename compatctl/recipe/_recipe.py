@@ -16,7 +16,7 @@ from compatctl.errors import InputError
 from compatctl.recipe._typed import between, build, load_yaml, plain, read_bounded
 
 MAX_ORDER_BYTES = 256 << 20
-"""The largest file of anchors' ids."""
+"""The largest file of item ids."""
 
 Frame = Literal["prototypes", "simplex", "anchored", "free"]
 
@@ -165,7 +165,7 @@ class Recipe:
             )
         if anchors is None or anchors.order == "random":
             return recipe
-        ids = _read_ids(_beside(path, anchors.order))
+        ids = read_ids(_beside(path, anchors.order))
         return replace(
             recipe, objective=replace(recipe.objective, anchors=replace(anchors, ids=ids))
         )
@@ -203,11 +203,16 @@ def _beside(recipe: Path, name: str) -> Path:
     return path
 
 
-def _read_ids(path: Path) -> tuple[str, ...]:
+def read_ids(path: Path) -> tuple[str, ...]:
+    """Item ids from a file of text, one a line; empty lines do not count.
+
+    Raises:
+        InputError: it cannot be read, is no UTF-8 text, holds no id, or one of them twice.
+    """
     try:
         lines = read_bounded(path, MAX_ORDER_BYTES).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: anchors.order is not UTF-8 text: {error}") from error
+        raise InputError(f"{path}: is not UTF-8 text: {error}") from error
     ids = tuple(line for line in lines if line.strip())
     if not ids or len(set(ids)) < len(ids):
         raise InputError(f"{path}: expected one id a line, none twice; got {len(ids)} ids")

@@ -35,4 +35,19 @@ def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[
             found.append("is a deploy, but has another index or catalogue than the one before")
     elif one.query_model != before.query_model:
         found.append(f"changed the query model by {one.operation!r}")
+    elif one.operation == "backfill" and not _backfilled(before, one):
+        found.append("is a backfill, but did more than give rows to the query model")
     return found
+
+
+def _backfilled(before: Manifest, one: Manifest) -> bool:
+    """The same items in an index of the same kind, with more of the query model and of no other."""
+    had = {model.sha256: model.rows for model in before.models}
+    others = [model for model in one.models if model.sha256 != one.query_model]
+    return (
+        replace(one.index, sha256=before.index.sha256, ef_search=before.index.ef_search)
+        == before.index
+        and (one.registry, one.report, one.policy)
+        == (before.registry, before.report, before.policy)
+        and all(model.rows <= had.get(model.sha256, 0) for model in others)
+    )

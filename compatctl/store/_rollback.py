@@ -125,6 +125,9 @@ def _undone(store: Store) -> Manifest | None:
     state = store.manifest
     while state.generation > 1:
         before = store.generation(state.generation - 1)
+        if state.restores is not None and before.query_model == state.query_model:
+            state = store.generation(state.restores)  # it undid an add or a backfill, no deploy
+            continue
         if state.restores is not None:
             back = any(one.generation == state.restores for one in lineage(store, before))
             return store.generation(state.restores) if back else None

@@ -2,11 +2,13 @@
 
 ``train`` takes a recipe, a base checkpoint, data and the deployed gallery (``Reference``), and
 gives a network with a record of all that went into it; ``export`` writes the network as ONNX.
+``fit_perceptron`` needs no images and no labels: features of two models, of the same items.
 """
 
 from __future__ import annotations
 
 from compatctl.train._run import Trained, train
+from compatctl.train.bridge import FittedPerceptron, fit_perceptron
 from compatctl.train.features import Features
 from compatctl.train.network import Network, embed, export
 from compatctl.train.reference import Reference, items_to_encode
@@ -15,11 +17,13 @@ from compatctl.train.weights import save_weights
 
 __all__ = [
     "Features",
+    "FittedPerceptron",
     "Network",
     "Reference",
     "Trained",
     "embed",
     "export",
+    "fit_perceptron",
     "items_to_encode",
     "save_weights",
     "train",

@@ -10,7 +10,13 @@ import pytest
 
 from compatctl.core.binomial import mcnemar
 from compatctl.core.compatibility import inequalities
-from compatctl.core.evidence import ChainEvidence, GroupEvidence, measure, measure_chain
+from compatctl.core.evidence import (
+    ChainEvidence,
+    GroupEvidence,
+    measure,
+    measure_chain,
+    measure_mixed,
+)
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import half_samples
 from compatctl.core.retrieval import NEVER, Retrieval
@@ -417,6 +423,24 @@ def test_chain_equals_a_loop(k):
     assert one.n == one.n_queries == len(counted_queries(group))
     assert f"recall@{k} is {link.new.recall[k]:.4f}" in one.detail
     assert f"{link.own.recall[k]:.4f} with its own" in one.detail
+
+
+def test_the_gain_of_re_embedding_equals_a_loop():
+    """One model's queries on two galleries: the mean of the differences, and its replicates."""
+    group = group_of(16)
+    before, after, k = group.new_old, group.new_mixed, 5
+    one = measure_mixed(group.classes, before, after, k=k, draw=draw, replicates=B)
+    queries = counted_queries(group)
+    check(one, group, lambda i: hit(after, i, k) - hit(before, i, k), queries)
+    assert (one.name, one.may_decide, one.n, one.n_queries) == (
+        "mixed_gain",
+        True,
+        len(queries),
+        len(queries),
+    )
+    assert f"{after.recall[k]:.4f} on the gallery that would result" in one.detail
+    with pytest.raises(InputError, match="recall@3"):
+        measure_mixed(group.classes, before, after, k=3, draw=draw, replicates=B)
 
 
 def test_chain_on_different_queries_is_refused():

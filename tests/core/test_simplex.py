@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compatctl.core.simplex import Registry, frame_digest, frame_in, rotate_onto, simplex
+from compatctl.core.simplex import (
+    Registry,
+    angles,
+    frame_digest,
+    frame_in,
+    rotate_onto,
+    simplex,
+)
 from compatctl.errors import InputError
 
 
@@ -245,3 +252,25 @@ def test_what_is_no_registry_is_refused(text):
     """Text that is not the JSON of a registry is bad input, not a crash."""
     with pytest.raises(InputError, match="registry"):
         Registry.from_json(text)
+
+
+def test_angles_tell_a_simplex_from_other_class_means() -> None:
+    """Against a loop; a turned, stretched simplex spreads by nothing, random rows by 1/sqrt(D)."""
+    rng = np.random.default_rng(4)
+    rows = rng.standard_normal((7, 5))
+    cosines = [
+        float(rows[i] @ rows[j] / np.linalg.norm(rows[i]) / np.linalg.norm(rows[j]))
+        for i in range(7)
+        for j in range(7)
+        if i != j
+    ]
+    assert angles(rows) == pytest.approx((np.mean(cosines), np.std(cosines)))
+    turn = np.linalg.qr(rng.standard_normal((30, 30)))[0]
+    mean, spread = angles(frame_in(20, 30) @ turn * rng.uniform(0.5, 2.0, (20, 1)))
+    assert mean == pytest.approx(-1 / 19)
+    assert spread < 1e-9
+    _, apart = angles(rng.standard_normal((300, 64)))
+    assert apart == pytest.approx(64**-0.5, rel=0.05)
+    for wrong in (rows[:1], np.zeros((3, 4)), np.full((3, 4), np.nan)):
+        with pytest.raises(InputError, match="two or more rows"):
+            angles(wrong)

@@ -108,6 +108,26 @@ def add(store: Store, rows: int, seed: int = 9) -> Store:
     return Store.open(store.path)
 
 
+def backfill(store: Store, rows: int) -> Store:
+    """The next generation: the first ``rows`` items, embedded by the query model, index anew."""
+    now = store.manifest
+    catalog = store.catalog()
+    vectors = unit_rows(len(catalog))
+    vectors[:rows] = unit_rows(rows, 3)
+    index = HnswIndex.build(vectors, catalog.keys, PARAMS)
+    filled = catalog.reassigned(np.arange(rows), now.query_model)
+    counts = filled.counts()
+    with store.transaction(now, operation="backfill") as tx:
+        tx.commit(
+            operation="backfill",
+            created_at=AT,
+            index=replace(now.index, sha256=tx.put("indexes", index.save)),
+            catalog=tx.put("catalogs", filled.write),
+            models=tuple(replace(one, rows=counts.get(one.sha256, 0)) for one in now.models),
+        )
+    return Store.open(store.path)
+
+
 def python(code: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
     """A fresh process of this interpreter that can import the package."""
     where = str(Path(compatctl.__file__).parent.parent)

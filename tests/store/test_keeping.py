@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store_kit import AT, add, begin, deploy, snapshot, writes
+from store_kit import AT, add, backfill, begin, deploy, snapshot, writes
 
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import canonical_json, sha256_bytes
@@ -128,9 +128,11 @@ def test_a_history_rewritten_whole_is_found_by_a_digest_kept_elsewhere(store: St
 
 
 def test_a_story_that_no_operation_can_have_written_is_found(store: Store) -> None:
-    """A deploy with another index, a rollback to another model: the digests fit, the story not."""
+    """A deploy with another index, a rollback to another model, a backfill for another model or of
+    another index: the digests fit, the story not."""
     grown = _grown(store, 1).manifest
     deployed = deploy(Store.open(store.path), b"model B").manifest
+    filled = backfill(Store.open(store.path), 7).manifest
 
     def story(*generations: Manifest) -> str:
         folder = store.path / "history"
@@ -157,6 +159,16 @@ def test_a_story_that_no_operation_can_have_written_is_found(store: Store) -> No
         first, grown, replace(deployed, operation="add")
     )
     assert "let go" in story(first, replace(grown, oldest=2), deployed)
+    assert story(first, grown, deployed, filled) == ""
+    assert story(first, grown, deployed, replace(filled, models=filled.models[::-1])) == ""
+    more = "did more than give rows to the query model"
+    for index in (replace(filled.index, M=8), replace(filled.index, seed=1)):
+        assert more in story(first, grown, deployed, replace(filled, index=index))
+    assert more in story(first, grown, deployed, replace(filled, report=None))
+    taken = replace(filled, models=deployed.models, catalog=deployed.catalog)
+    assert more in story(first, grown, deployed, filled, taken)
+    other = replace(filled, query_model=first.query_model)
+    assert "changed the query model by 'backfill'" in story(first, grown, deployed, other)
 
 
 @pytest.mark.parametrize("name", ["models", "history", "manifest.json", "LOCK", "indexes"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import store_kit
-from store_kit import AT, add, begin, deploy, info, python, snapshot, writes
+from store_kit import AT, add, backfill, begin, deploy, info, python, snapshot, writes
 
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import Lock, sha256_bytes, sha256_file
@@ -216,6 +216,22 @@ def test_rollback_after_deploying_again_undoes_that_deploy(store: Store) -> None
     b.rollback(at=AT)
     c = deploy(Store.open(store.path), b"model C")
     assert c.rollback(at=AT).query_model == store.manifest.query_model
+
+
+def test_going_back_behind_a_backfill_undoes_no_deploy(store: Store) -> None:
+    """B, backfill, back to B, backfill: the next rollback undoes B, with the second or without."""
+    deployed = deploy(store, b"model B")
+    filled = backfill(deployed, 8)
+    back = filled.rollback(at=AT, to=2)
+    assert (back.index, back.catalog) == (deployed.manifest.index, deployed.manifest.catalog)
+    assert rollback_plan(Store.open(store.path)).target == store.manifest
+    backfill(Store.open(store.path), 12)
+    undone = Store.open(store.path).rollback(at=AT)
+    for name in ("query_model", "index", "catalog", "models"):
+        assert getattr(undone, name) == getattr(store.manifest, name), name
+    again = Store.open(store.path)
+    assert again.rollback(at=AT) == undone
+    assert again.check().ok
 
 
 def test_rollback_refuses_to_drop_added_rows(store: Store) -> None:

@@ -20,7 +20,6 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from functools import cache
 from typing import Any, NoReturn
 
@@ -34,8 +33,7 @@ import yaml
 from PIL import Image
 
 import compatctl.commands
-from compatctl import cli, render
-from compatctl.errors import CompatError
+from compatctl import cli
 
 PIPE_BYTES = 1 << 20
 """More than a command says: it is read after its end."""
@@ -69,22 +67,6 @@ def _command_line(arguments: list[str]) -> int:
     return 0
 
 
-def _through_the_api(arguments: list[str]) -> int:
-    """A write for which there is no command, inside the command line's error boundary."""
-    import writes
-
-    write: Callable[[], object] = getattr(writes, arguments[0])
-    try:
-        print(json.dumps(write()))
-    except CompatError as error:
-        render.error(error, as_json=False)
-        return error.exit_code
-    return 0
-
-
-PROGRAMS = {"compatctl": _command_line, "api": _through_the_api}
-
-
 def give_up_override() -> None:
     """Let permissions hold for root too: no capability is left to this process."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
@@ -115,8 +97,7 @@ def _child(request: dict[str, Any], pipes: list[int]) -> NoReturn:
     code = 1
     try:
         _prepare(request, pipes)
-        program, *arguments = request["argv"]
-        code = PROGRAMS[program](arguments)
+        code = _command_line(request["argv"][1:])
         sys.stdout.flush()
     except BaseException:  # noqa: BLE001 - a traceback is what the tests look for
         traceback.print_exc()

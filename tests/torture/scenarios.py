@@ -229,6 +229,7 @@ def _littered(machine: Machine, folder: Path) -> None:
 IMPORT = ("compatctl", "import", "deployed.bin", "--model", "old.onnx", "--items", "keys.csv",
           "--json")  # fmt: skip
 DEPLOY = ("compatctl", "deploy", "--model", "new.onnx", "--force", "--reason", REASON, "--json")
+BACKFILL = ("compatctl", "backfill", "--share", "0.5", "--force", "--reason", REASON, "--json")
 GC = ("compatctl", "check", "--gc", "--json")
 
 ROLLBACK = ("compatctl", "rollback", "--to", "1", "--json")
@@ -240,7 +241,7 @@ SCENARIOS = (
     Scenario(name="add", argv=("compatctl", "add", "--json"), prepare=_begun, every=7),
     Scenario(name="deploy", argv=DEPLOY, prepare=_begun, every=2),
     Scenario(name="rollback", argv=ROLLBACK, prepare=_deployed),
-    Scenario(name="rewrite", argv=("api", "rewrite"), prepare=_deployed, every=7),
+    Scenario(name="backfill", argv=BACKFILL, prepare=_deployed, every=7),
     Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False),
 )  # fmt: skip
 NAMES = tuple(one.name for one in SCENARIOS)

@@ -63,7 +63,10 @@ def start(verb: str, *, env: dict[str, str] | None = None, **request: Any) -> su
     )
 
 
-def answer(process: subprocess.Popen[str], timeout_s: float = 300.0) -> Any:
+PATIENCE_S = 5400.0 if os.environ.get("COMPATCTL_TORTURE") == "long" else 300.0
+
+
+def answer(process: subprocess.Popen[str], timeout_s: float = PATIENCE_S) -> Any:
     """What the process says at its end, which must be an orderly one."""
     out, err = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, f"exit {process.returncode}: {out[-2000:]} {err[-4000:]}"

@@ -88,7 +88,7 @@ def test_a_history_that_runs_backwards(shell: Machine, stages: Stages, scratch: 
     folder = fresh_copy(stages("deploy").pristine, scratch / "project")
     for days, argv in (
         (1, stages("deploy").scenario.argv),
-        (10, stages("rewrite").scenario.argv),
+        (10, stages("backfill").scenario.argv),
         (800, ("compatctl", "rollback", "--to", "1", "--json")),
         (4000, stages("add").scenario.argv),
     ):

@@ -1,0 +1,172 @@
+"""What a backfill gains, before anything is written: held-out queries on both galleries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from compatctl.commands import training_record
+from compatctl.commands.ann import Asked, sample
+from compatctl.commands.evaluation import as_rows
+from compatctl.commands.gallery import open_index
+from compatctl.commands.groups import groups_of
+from compatctl.commands.indexing import Embedding
+from compatctl.commands.judging import sampling
+from compatctl.commands.options import VerifyOptions
+from compatctl.commands.trial import Bools, Field, Floats, Rows, depths, mixed, retrieval
+from compatctl.core.evidence import measure_mixed
+from compatctl.core.gate import Check, Measurement, judge
+from compatctl.core.policy import Policy
+from compatctl.data import Dataset
+from compatctl.encoder import Encoder
+from compatctl.manifest import Catalog, Manifest
+from compatctl.recipe import Project
+from compatctl.store import Store
+
+MARGIN = 0.02
+"""The loss in recall that a backfill must be shown to stay under where the policy is silent: that
+of the shipped policy ``strict``. A step on the way to a whole gallery gains little by itself."""
+
+QUARTERS = (0.25, 0.5, 0.75)
+"""Shares between the one that is there and the one that is asked for at which recall is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """Recall of the query model where it has embedded this share of the rows, in [0, 1] both."""
+
+    share: float
+    recall: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedTrial:
+    """The query model's held-out queries on the gallery as it is, and as it would become.
+
+    ``check``: the gain in recall@``recall_at``, paired, its interval and what the policy says of
+    it. ``rank_bias``: the share of rows of the query model among the first ten answers, less their
+    share of the gallery. ``curve``: from the share that is there to the one that would result.
+    """
+
+    n_queries: int
+    n_classes: int
+    recall_at: int
+    check: Check
+    rank_bias: float
+    curve: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeldOut:
+    """Held-out queries: their features (Q, D), ids and classes; ``labels``: class by item id."""
+
+    features: Floats
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: dict[str, str]
+
+    @classmethod
+    def embedded(cls, encoder: Encoder, data: Dataset, rows: Rows, *, skip_bad: bool) -> HeldOut:
+        """The queries at ``rows`` (Q,) of the data; errors as ``Encoder.embed``."""
+        items = data.take(rows)
+        done = encoder.embed(items, skip_bad=skip_bad)
+        good = items.take(done.rows)
+        labels = dict(zip(data.ids, data.labels, strict=True))
+        return cls(features=done.features, ids=good.ids, classes=good.labels, labels=labels)
+
+    def field(self, catalog: Catalog) -> Field:
+        """These queries, and all rows of the store: what is relevant to what.
+
+        A row's class is that of the data; the catalogue's for an item that the data does not hold.
+        """
+        of_rows = [
+            self.labels.get(item, label)
+            for item, label in zip(catalog.ids, catalog.labels, strict=True)
+        ]
+        code = {name: at for at, name in enumerate(sorted({*of_rows, *self.classes}))}
+        row_of = {item: row for row, item in enumerate(catalog.ids)}
+        labels = as_rows(code[name] for name in self.classes)
+        return Field(
+            classes=labels,
+            query_labels=labels,
+            gallery_labels=as_rows(code[name] for name in of_rows),
+            own_row=as_rows(row_of.get(item, -1) for item in self.ids),
+        )
+
+
+def held_out(project: Project, manifest: Manifest, data: Dataset) -> Rows:
+    """The queries that decide, as in verify: of the test split, and of classes that the query model
+    did not see where its training record is at hand."""
+    model = next(one for one in manifest.models if one.sha256 == manifest.query_model)
+    seen = training_record.find(
+        project.report.parent / model.name, model.sha256, named=None, candidate=project.candidate
+    )
+    return groups_of(data, seen, VerifyOptions(allow_seen=True)).arenas[0].queries
+
+
+def try_mixed(
+    store: Store,
+    catalog: Catalog,
+    *,
+    have: Bools,
+    rows: Rows,
+    done: Embedding,
+    queries: HeldOut,
+    policy: Policy,
+) -> tuple[MixedTrial, Asked]:
+    """Search both galleries exactly; all rows of the store (N, D) are in memory meanwhile, twice.
+
+    ``have`` (N,): the rows that the query model embedded; ``rows`` (n,): those that ``done`` holds.
+    The policy's ``min_mixed_gain`` decides. Where it is null a loss of ``MARGIN`` must be ruled
+    out, and a loss that is shown, however small, is refused. Beside it: queries to try the index
+    with that results.
+
+    Raises:
+        DamagedError: as ``open_index``.
+    """
+    old = open_index(store, store.manifest).vectors(catalog.keys)
+    new = old.copy()
+    new[rows] = done.at(np.arange(len(rows)))
+    where, k = queries.field(catalog), policy.recall_at
+    before = retrieval(where, queries.features, old, depths(policy))
+    curve = [CurvePoint(share=float(have.mean()), recall=before.recall[k])]
+    after, bias = before, 0.0
+    for half in _stages(have, rows):
+        staged = replace(where, half=half)
+        after, bias = mixed(staged, old, new, queries.features, policy)
+        curve.append(CurvePoint(share=float(half.mean()), recall=after.recall[k]))
+    how = sampling(policy, 0, 0, 0)
+    gain = measure_mixed(
+        where.classes, before, after, k=k, draw=how.draw, replicates=how.replicates
+    )
+    found = MixedTrial(
+        n_queries=before.n_counted,
+        n_classes=len(np.unique(where.classes[before.counted])),
+        recall_at=k,
+        check=_judged(policy, gain),
+        rank_bias=bias,
+        curve=tuple(curve),
+    )
+    return found, Asked.of(queries.features[sample(len(queries.ids))], new, catalog.keys)
+
+
+def _judged(policy: Policy, gain: Measurement) -> Check:
+    if policy.min_mixed_gain is not None:
+        return judge(policy, [gain]).checks[0]
+    found = judge(replace(policy, min_mixed_gain=-MARGIN), [gain]).checks[0]
+    loses = judge(replace(policy, min_mixed_gain=0.0), [gain]).checks[0].outcome == "fail"
+    return replace(found, outcome="fail") if loses else found
+
+
+def _stages(have: Bools, rows: Rows) -> list[Bools]:
+    """(N,) the rows of the query model at every quarter on the way, and at last."""
+    there = int(have.sum())
+    counts = [round(share * len(have)) - there for share in QUARTERS]
+    counts = [count for count in counts if 0 < count < len(rows)]
+    found = []
+    for count in (*counts, len(rows)):
+        half = have.copy()
+        half[rows[:count]] = True
+        found.append(half)
+    return found

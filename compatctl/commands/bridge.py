@@ -1,0 +1,289 @@
+"""bridge: an independent encoder, and behind it a map of its feature into the deployed gallery.
+
+No label and no training of the backbone: the map is fitted on items that both models know, and
+validation queries choose among the maps. Source of the route: Vejendla (EMNLP 2025, arXiv
+2509.23471), where adapters of queries are fitted in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compatctl import encoder as onnx_files
+from compatctl._version import __version__
+from compatctl.commands import training_record
+from compatctl.commands.both import load_data
+from compatctl.commands.bridge_pairs import Ground, ground_of, pair_rows
+from compatctl.commands.context import open_store
+from compatctl.commands.gallery import DeployedGallery
+from compatctl.core.maps import STRENGTHS, Map, Moments, low_rank, orthogonal, ridge
+from compatctl.data import Dataset
+from compatctl.encoder import Encoder
+from compatctl.errors import CompatError, InputError, UsageError
+from compatctl.files import canonical_json, read_json, write_atomic
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Project
+
+KINDS = ("orthogonal", "ridge", "low-rank", "mlp")
+AUTO = "auto"
+PARTS_OF_RANK = (8, 4, 2)
+"""The ranks that are tried are the gallery's dimension over these."""
+NO_TORCH = "mlp: torch is not installed"
+RECORD_FORMAT = 1
+PARITY_IMAGES = 64
+PARITY_LIMIT = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeTrial:
+    """recall@1 of the bridged validation queries on the deployed gallery, with one map."""
+
+    kind: str
+    setting: str
+    recall: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bridged:
+    """The bridged encoder; ``kind`` and ``setting`` name its map, ``trials`` how it was chosen.
+
+    ``old_recall``: of the deployed model's own validation queries, beside ``recall``. ``pairs``: by
+    where the target is from, the gallery or the deployed encoder; ``anchors``: those of them that
+    are no training items. ``left_out``: kinds that were not tried, and why. ``parity``: the largest
+    difference, on real images, of any number between the file and the map of the new encoder's own
+    features. ``skipped``: ids of images that do not decode.
+    """
+
+    output: str
+    sha256: str
+    dim: int
+    new_dim: int
+    kind: str
+    setting: str
+    recall: float
+    old_recall: float
+    validation_queries: int
+    pairs: dict[str, int]
+    anchors: int
+    trials: tuple[BridgeTrial, ...]
+    left_out: tuple[str, ...]
+    parity: float
+    written: bool
+    skipped: tuple[str, ...]
+
+
+def bridge(
+    project: Project,
+    *,
+    new: Path,
+    output: Path,
+    kind: str = AUTO,
+    share: float = 1.0,
+    seed: int = 0,
+    training: Path | None = None,
+    skip_bad: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> Bridged:
+    """Fit every map of ``kind``, keep the one that finds most, write it behind the new encoder.
+
+    ``share``: of the gallery's items that may be pairs, by the hash of the id; training items
+    outside the gallery are pairs whatever it is. ``seed``: of the mlp. ``training``: the new
+    encoder's training record, where it is not beside it.
+
+    Raises:
+        UsageError: an unknown kind, a share outside 0 .. 1, or the output is the new encoder.
+        InputError: no store, bad data or model, no pair, no validation query to choose with, or
+            ``kind`` is mlp and torch is not installed.
+    """
+    _check(kind, share, new, output)
+    if not dry_run and not output.parent.is_dir():
+        raise InputError(f"no folder {output.parent} to write {output.name} to")
+    sealed = onnx_files.sealed_bytes(new)
+    encoder = Encoder.of(sealed, new)
+    seen = training_record.find(new, encoder.sha256, named=training, candidate=project.candidate)
+    data, gallery = load_data(project), DeployedGallery.open(open_store(project))
+    pairs = pair_rows(data, gallery, share, skip_bad=skip_bad)
+    ground = ground_of(data, gallery, encoder, pairs, skip_bad=skip_bad, progress=progress)
+    tried, left_out = _tried(ground, kind, seed, progress)
+    best, through = max(tried, key=lambda one: one[0].recall)
+    made = onnx_files.bridge(sealed, new, through)
+    bridged = Encoder.of(made, output)
+    parity = parity_of(data, bridged, encoder, through)
+    done = Bridged(
+        output=str(output),
+        sha256=bridged.sha256,
+        dim=bridged.dim,
+        new_dim=encoder.dim,
+        **asdict(best),
+        old_recall=ground.recall(ground.old_queries),
+        validation_queries=len(ground.queries),
+        pairs={"gallery": int(ground.stored.sum()), "encoder": int((~ground.stored).sum())},
+        anchors=sum(data.items[row].split != "train" for row in ground.pairs),
+        trials=tuple(one for one, _ in tried),
+        left_out=left_out,
+        parity=parity,
+        written=not dry_run,
+        skipped=ground.skipped,
+    )
+    if not dry_run:
+        _write(output, made, _record(data, ground, done, (encoder.sha256, seen)))
+    return done
+
+
+def parity_of(data: Dataset, bridged: Encoder, new: Encoder, through: Map) -> float:
+    """How far the bridged file is from the map of the new encoder's features, on real images.
+
+    Raises:
+        InputError: further than ``PARITY_LIMIT``: the file would not answer as it was judged.
+    """
+    images = data.take(range(0, len(data), max(1, len(data) // PARITY_IMAGES)))
+    wanted = through(new.embed(images, skip_bad=True).features)
+    found = bridged.embed(images, skip_bad=True).features
+    parity = float(np.abs(wanted - found).max(initial=0.0))
+    if not parity <= PARITY_LIMIT:
+        raise InputError(
+            f"the bridged file differs from the map that was fitted by {parity:.2g}, over "
+            f"{PARITY_LIMIT}",
+            tip="another --kind may do: its numbers are smaller",
+        )
+    return parity
+
+
+def _check(kind: str, share: float, new: Path, output: Path) -> None:
+    if kind not in {AUTO, *KINDS}:
+        raise UsageError(f"there is no map {kind!r}; the kinds are {', '.join((AUTO, *KINDS))}")
+    if not 0.0 <= share <= 1.0:
+        raise UsageError(f"the share of the gallery must lie between 0 and 1, got {share}")
+    beside = training_record.record_of
+    if beside(output).resolve() == beside(new).resolve():
+        raise UsageError(
+            f"{output} would replace the new encoder, or its training record",
+            tip="name another file for --output",
+        )
+
+
+def _tried(
+    ground: Ground, kind: str, seed: int, progress: Progress
+) -> tuple[list[tuple[BridgeTrial, Map]], tuple[str, ...]]:
+    """Every map of ``kind`` with its recall, the simplest kind first; and what was left out."""
+    wanted = KINDS if kind == AUTO else (kind,)
+    found: list[tuple[BridgeTrial, Map]] = []
+    for name, setting, through in _linear(Moments.of(ground.source, ground.target), wanted):
+        recall = ground.recall(through(ground.queries))
+        found.append((BridgeTrial(kind=name, setting=setting, recall=recall), through))
+    if "mlp" not in wanted:
+        return found, ()
+    try:
+        from compatctl.train import fit_perceptron
+    except ImportError as error:
+        if kind == "mlp":
+            raise InputError(
+                f"the kind mlp needs torch: {error}", tip="pip install 'compatctl[train]'"
+            ) from None
+        return found, (NO_TORCH,)
+    fitted = fit_perceptron(
+        ground.source,
+        ground.target,
+        judge=lambda through: ground.recall(through(ground.queries)),
+        seed=seed,
+        progress=progress,
+    )
+    setting = f"hidden {len(fitted.through.hidden_bias)}, epoch {fitted.epoch}"
+    trial = BridgeTrial(kind="mlp", setting=setting, recall=fitted.recall)
+    return [*found, (trial, fitted.through)], ()
+
+
+def _linear(moments: Moments, wanted: tuple[str, ...]) -> Iterator[tuple[str, str, Map]]:
+    """Kind, setting and map, for every strength and rank."""
+    if "orthogonal" in wanted:
+        yield "orthogonal", "", orthogonal(moments)
+    ridges = ridge(moments) if {"ridge", "low-rank"} & set(wanted) else []
+    if "ridge" in wanted:
+        for strength, one in zip(STRENGTHS, ridges, strict=True):
+            yield "ridge", f"strength {strength:g}", one
+    if "low-rank" in wanted:
+        F, D = moments.cross.shape
+        ranks = sorted({min(F, max(1, D // part)) for part in PARTS_OF_RANK})
+        for strength, one in zip(STRENGTHS, ridges, strict=True):
+            for rank, cut in zip(ranks, low_rank(moments, one, ranks), strict=True):
+                yield "low-rank", f"strength {strength:g}, rank {rank}", cut
+
+
+def _record(
+    data: Dataset,
+    ground: Ground,
+    done: Bridged,
+    new: tuple[str, training_record.Seen | None],
+) -> dict[str, Any]:
+    """What verify must take as seen: the pairs, and all that the new encoder has seen.
+
+    Training items are items, of classes that were seen; gallery items of other splits are anchors,
+    whose label nobody looked at.
+    """
+    before = _before(new[1])
+    items, anchors = list(before.get("items", [])), list(before.get("anchors", []))
+    classes = set(before.get("classes", []))
+    for row in ground.pairs:
+        item = data.items[row]
+        entry = {"id": item.id, "sha256": data.digest(int(row))}
+        (items if item.split == "train" else anchors).append(entry)
+        classes |= {item.label} if item.split == "train" else set()
+    return {
+        "format": RECORD_FORMAT,
+        "tool": f"compatctl {__version__}",
+        "route": "bridge",
+        "models": [done.sha256],
+        "items": _once(items),
+        "anchors": _once(anchors),
+        "classes": sorted(classes),
+        "parity": max(done.parity, before.get("parity") or 0.0),
+        "old_features": done.pairs,
+        "kind": done.kind,
+        "setting": done.setting,
+        "trials": [asdict(one) for one in done.trials],
+        "validation_recall_at_1": done.recall,
+        "validation_queries": done.validation_queries,
+        "new": {
+            "sha256": new[0],
+            "record_sha256": new[1].sha256 if new[1] else None,
+            "recipe": before.get("recipe"),
+            "base": before.get("base"),
+        },
+    }
+
+
+def _write(output: Path, model: bytes, record: dict[str, Any]) -> None:
+    """The record first: a model without one would be judged as if it had seen nothing.
+
+    Raises:
+        CompatError: there was no room, or no permission; both files are as they were.
+    """
+    paths = training_record.record_of(output), output
+    earlier = [path.read_bytes() if path.is_file() else None for path in paths]
+    try:
+        for path, data in zip(paths, (canonical_json(record), model), strict=True):
+            write_atomic(path, data)
+    except CompatError:
+        for path, before in zip(paths, earlier, strict=True):
+            if before is None and path.is_file():
+                path.unlink()
+            elif before is not None and path.read_bytes() != before:
+                write_atomic(path, before)
+        raise
+
+
+def _before(seen: training_record.Seen | None) -> dict[str, Any]:
+    """The new encoder's own record, where there is one."""
+    raw = read_json(seen.path, training_record.MAX_BYTES) if seen else {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def _once(entries: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Each item once, by id and digest."""
+    return list({(one["id"], one["sha256"]): one for one in entries}.values())

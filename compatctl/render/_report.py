@@ -1,0 +1,134 @@
+"""The verdict and what it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from compatctl.render._basics import cell, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_TESTS = {
+    "old_old": "old / old",
+    "new_old": "new / old",
+    "new_new": "new / new",
+    "old_new": "old / new",
+    "old_mixed": "old / mixed",
+    "new_mixed": "new / mixed",
+}
+
+
+def report_sheet(console: Console, report: Any) -> None:
+    for group in report.groups:
+        _group(console, group)
+    checks = [check for check in report.verdict.checks if check.decides]
+    if checks:
+        checks_table(console, checks)
+    first = report.groups[0].name
+    others = [
+        check
+        for check in report.verdict.checks
+        if not check.decides and check.group.startswith((first, "pairs"))
+    ]
+    if others:
+        console.print("measured, without a say in the policy or with too few queries:")
+        checks_table(console, others)
+    if report.pairs is not None:
+        _pairs(console, report.pairs)
+    if report.ann is not None:
+        console.print(
+            f"ANN recall@{report.ann.k} of the new queries: {report.ann.recall_now:.4f} at ef "
+            f"{report.ann.ef_now}; ef for {report.ann.target}: {report.ann.ef_needed}"
+        )
+    if report.latency is not None:
+        console.print(
+            f"a batch of {report.latency.batch}: {report.latency.old_ms:.3g} ms old, "
+            f"{report.latency.new_ms:.3g} ms new"
+        )
+    console.print(f"not checked: {cell('; '.join(report.not_checked))}")
+    console.print(f"\nverdict: {report.verdict.outcome}. {cell(report.summary)}")
+    console.print(f"next: {report.next_step}")
+
+
+def _group(console: Console, group: Any) -> None:
+    console.print(
+        f"{cell(group.name)}: {group.n_queries} queries of {group.n_classes} classes"
+        f"{_left_out(group.n_without_match)}"
+    )
+    ks = sorted(group.recall["old_old"], key=int)
+    rows = [
+        (
+            _TESTS[pair],
+            *(recall[k] for k in ks),
+            group.map_at_k[pair],
+            group.cos_same.get(pair),
+            group.cos_diff.get(pair),
+        )
+        for pair, recall in group.recall.items()
+    ]
+    columns = (
+        "query / gallery",
+        *(f"recall@{k}" for k in ks),
+        f"mAP@{group.map_k}",
+        "same",
+        "diff",
+    )
+    table(console, columns, rows)
+    line = f"queries that become wrong {group.negative_flips:.4f}, right {group.positive_flips:.4f}"
+    if group.rank_bias:
+        line += (
+            f"; rank bias towards re-embedded items: {group.rank_bias['old']:+.4f} of old, "
+            f"{group.rank_bias['new']:+.4f} of new queries"
+        )
+    console.print(line)
+    if group.error_rates is not None:
+        rates = group.error_rates
+        console.print(
+            f"accepted at {rates.old_threshold:g} by old, {rates.new_threshold:g} by new queries: "
+            f"FAR {rates.far['old']:.3g}, {rates.far['new']:.3g}; FRR {rates.frr['old']:.4f}, "
+            f"{rates.frr['new']:.4f}; threshold that keeps the FAR: {rates.keeping_threshold:.4f} "
+            f"(FRR {rates.keeping_frr:.4f})"
+        )
+    console.print("")
+
+
+def _named(check: Any) -> str:
+    part = check.group.removeprefix("unseen").removeprefix(", ")
+    return f"{check.name} ({part})" if part else str(check.name)
+
+
+def checks_table(console: Console, checks: Sequence[Any]) -> None:
+    rows = [
+        (
+            _named(check),
+            check.estimate,
+            None if check.low is None else f"{check.low:.4f} .. {check.high:.4f}",
+            None if check.threshold is None else check.threshold - (check.margin or 0.0),
+            check.n,
+            check.outcome if check.threshold is not None else "",
+        )
+        for check in checks
+    ]
+    table(console, ("check", "estimate", "interval", "limit", "n", "outcome"), rows)
+
+
+def _pairs(console: Console, pairs: Any) -> None:
+    console.print(f"given pairs: {pairs.n_same} of one class, {pairs.n_diff} of two")
+    fars = list(pairs.tar["old"])
+    rows = [
+        (
+            name,
+            pairs.accuracy[name],
+            pairs.equal_error_rate[name],
+            *(pairs.tar[name][far] for far in fars),
+        )
+        for name in ("old", "new")
+    ]
+    columns = ("query model", "accuracy", "EER", *(f"TAR@{far}" for far in fars))
+    table(console, columns, rows)
+
+
+def _left_out(count: int) -> str:
+    return f" ({count} more have no match in the gallery)" if count else ""

@@ -1,0 +1,443 @@
+"""backfill: what is re-embedded, what it gains, when it is refused, and the way back."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from shop_kit import Shop, run, store_files, stored_rows
+
+from compatctl.commands import indexing
+from compatctl.commands.gallery import DeployedGallery
+from compatctl.core.policy import Policy
+from compatctl.data import Dataset, load
+from compatctl.encoder import Encoder
+from compatctl.manifest import Catalog
+from compatctl.store import Store
+
+FORCE = ("--force", "--reason", "drill")
+
+
+@pytest.fixture
+def deployed(shop: Shop) -> Shop:
+    """The better model over the gallery of the noisy one."""
+    return _deploy(shop, "new.onnx")
+
+
+def _deploy(shop: Shop, name: str) -> Shop:
+    done = shop.run("deploy", "--model", shop.path(name), *FORCE)
+    assert done.code == 0, done.stderr
+    return shop
+
+
+def _catalog(shop: Shop) -> Catalog:
+    return Store.open(shop.path("store")).catalog()
+
+
+def _by_hash(ids: tuple[str, ...]) -> list[str]:
+    return sorted(ids, key=lambda item: hashlib.sha256(item.encode()).hexdigest())
+
+
+def _of_query_model(shop: Shop) -> set[str]:
+    """The ids of the rows that the catalogue says the query model embedded."""
+    catalog, model = _catalog(shop), shop.manifest()["query_model"]
+    rows = zip(catalog.ids, catalog.model_of, strict=True)
+    return {item for item, at in rows if catalog.models[at] == model}
+
+
+def _embedded(shop: Shop, name: str, ids: list[str], data: Dataset) -> NDArray[np.float32]:
+    at = {item: row for row, item in enumerate(data.ids)}
+    items = data.take([at[item] for item in ids])
+    return Encoder.load(shop.path(name)).embed(items).features
+
+
+def _slow_recall(shop: Shop, name: str, gallery: NDArray[np.float32], data: Dataset) -> float:
+    """recall@1 of held-out queries on the catalogue's rows (N, D), one query at a time."""
+    labels, right, asked = _catalog(shop).labels, 0, 0
+    queries = data.where(split="test", role="query")
+    features = Encoder.load(shop.path(name)).embed(queries).features
+    for label, feature in zip(queries.labels, features, strict=True):
+        if label in labels:
+            asked += 1
+            right += labels[int(np.argmax(gallery @ feature))] == label
+    return right / asked
+
+
+def _table(shop: Shop, keep: Any) -> Path:
+    """The project's table with the rows that ``keep`` says, beside the data."""
+    source = shop.data()
+    with source.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names, rows = list(reader.fieldnames or ()), [row for row in reader if keep(row)]
+    path = source.parent / f"{shop.folder.parent.name}.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_a_half_is_measured_and_written_as_an_explicit_loop_says(deployed: Shop) -> None:
+    """Recall before and after, and every row of the new index, are those found one by one."""
+    data, before, catalog = load(deployed.data()), deployed.manifest(), _catalog(deployed)
+    ids = list(catalog.ids)
+    old = stored_rows(deployed, ids)
+    done = deployed.run("backfill", "--share", 0.5)
+    assert done.code == 0, done.stderr
+    half = _by_hash(catalog.ids)[: math.ceil(len(ids) / 2)]
+    wanted = old.copy()
+    wanted[[ids.index(item) for item in half]] = _embedded(deployed, "new.onnx", half, data)
+    np.testing.assert_allclose(stored_rows(deployed, ids), wanted, atol=1e-5)
+    unchanged = [item for item in ids if item not in half]
+    rows = [ids.index(item) for item in unchanged]
+    np.testing.assert_array_equal(stored_rows(deployed, unchanged), old[rows])
+    assert _of_query_model(deployed) == set(half)
+
+    found, told = done.json["measured"], done.json
+    slow = [_slow_recall(deployed, "new.onnx", rows, data) for rows in (old, wanted)]
+    assert [found["curve"][0]["recall"], found["curve"][-1]["recall"]] == pytest.approx(slow)
+    assert found["check"]["estimate"] == pytest.approx(slow[1] - slow[0])
+    assert found["check"]["low"] > -0.02
+    assert [point["share"] for point in found["curve"]] == pytest.approx([0, 0.25, 0.5], abs=0.01)
+    assert (told["embedded"], told["written"], told["outcome"]) == (len(half), True, "pass")
+    now = deployed.manifest()
+    assert (now["operation"], now["query_model"]) == ("backfill", before["query_model"])
+    assert {**now["index"], "sha256": ""} == {**before["index"], "sha256": ""}
+    assert deployed.run("check").code == 0
+
+
+def test_features_that_wait_on_disk_are_those_of_memory(
+    deployed: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where features are more than may wait in memory, every key gets its own item's row."""
+    monkeypatch.setattr(indexing, "IN_MEMORY", 1000)
+    monkeypatch.setattr(indexing, "AT_ONCE", 7)
+    assert deployed.run("backfill", "--share", 0.4).code == 0
+    ids = sorted(_of_query_model(deployed))
+    wanted = _embedded(deployed, "new.onnx", ids, load(deployed.data()))
+    np.testing.assert_allclose(stored_rows(deployed, ids), wanted, atol=1e-5)
+
+
+def test_status_tells_the_share_of_each_model(deployed: Shop) -> None:
+    """After a half, both models own about half of the rows; after all of it, one owns all."""
+    assert deployed.run("backfill", "--share", 0.5).code == 0
+    shares = deployed.run("status").json["shares"]
+    assert sorted(shares.values()) == pytest.approx([0.5, 0.5], abs=0.01)
+    assert deployed.run("backfill").code == 0
+    query_model = deployed.manifest()["query_model"]
+    assert deployed.run("status").json["shares"] == {query_model: 1.0}
+
+
+def test_a_larger_share_goes_on_and_the_same_again_does_nothing(
+    deployed: Shop, begun: Path, tmp_path: Path
+) -> None:
+    """A third, the same again, then all: the index is, byte for byte, that of all at once."""
+    first = deployed.run("backfill", "--share", 0.3)
+    assert first.code == 0, first.stderr
+    third, files = _of_query_model(deployed), store_files(deployed)
+    again = deployed.run("backfill", "--share", 0.3)
+    assert (again.code, again.json["written"]) == (0, False)
+    assert (again.json["outcome"], again.json["embedded"]) == ("nothing to do", 0)
+    assert store_files(deployed) == files
+    rest = deployed.run("backfill").json
+    assert rest["share_before"] == pytest.approx(first.json["share"])
+    assert rest["embedded"] == rest["rows"] - len(third)
+    assert (deployed.manifest()["generation"], rest["share"]) == (4, 1.0)
+
+    other = Shop(tmp_path / "at-once")
+    other.folder.mkdir()
+    (other.folder / "compatctl.yaml").write_text(
+        f"format: 1\nstore: store\ndata: {deployed.data()}\n"
+    )
+    assert other.run("init", "--model", begun / "old.onnx").code == 0
+    assert other.run("deploy", "--model", begun / "new.onnx", *FORCE).code == 0
+    assert other.run("backfill").json["index_sha256"] == rest["index_sha256"]
+
+
+def test_the_order_says_who_comes_first(deployed: Shop, tmp_path: Path) -> None:
+    """Listed ids first, in their order, then the others by hash; an unknown id is refused."""
+    ids = _catalog(deployed).ids
+    listed = sorted(ids, reverse=True)[:20]
+    order = tmp_path / "order.txt"
+    order.write_text("\n".join(listed))
+    count = 15
+    share = count / len(ids)
+    done = deployed.run("backfill", "--share", share, "--order", order, *FORCE)
+    assert done.code == 0, done.stderr
+    assert _of_query_model(deployed) == set(listed[:count])
+    done = deployed.run("backfill", "--share", 30 / len(ids), "--order", order, *FORCE)
+    assert done.code == 0, done.stderr
+    rest = [item for item in _by_hash(ids) if item not in listed]
+    assert _of_query_model(deployed) == {*listed, *rest[:10]}
+    files = store_files(deployed)
+    for text, says in (("nobody\n", "nobody"), ("a\na\n", "none twice"), ("", "one id a line")):
+        order.write_text(text)
+        refused = deployed.run("backfill", "--order", order)
+        assert refused.code == 5
+        assert says in refused.stderr
+    assert store_files(deployed) == files
+
+
+def test_items_without_an_image_are_named_and_passed_over(deployed: Shop) -> None:
+    """The next in order take their place; where all that can be done is done, it says so."""
+    order = _by_hash(_catalog(deployed).ids)
+    lost = set(order[:3])
+    table = _table(deployed, lambda row: row["id"] not in lost)
+    share = 10 / len(order)
+    done = deployed.run("backfill", "--share", share, "--data", table, *FORCE).json
+    assert (done["missing"], done["embedded"]) == (order[:3], 10)
+    assert _of_query_model(deployed) == set(order[3:13])
+    whole = deployed.run("backfill", "--data", table).json
+    assert (set(whole["missing"]), whole["written"]) == (lost, True)
+    assert whole["share"] == pytest.approx(1 - 3 / len(order))
+    again = deployed.run("backfill", "--data", table)
+    assert (again.code, again.json["outcome"]) == (0, "nothing to do")
+    assert set(again.json["missing"]) == lost
+    assert "have no image" in run("backfill", *deployed.args, "--data", table).stdout
+
+
+def test_data_without_any_of_the_items_is_an_error(deployed: Shop) -> None:
+    """Exit 5: that is another gallery's data."""
+    table = _table(deployed, lambda row: row["role"] == "query")
+    refused = deployed.run("backfill", "--data", table, *FORCE)
+    assert refused.code == 5
+    assert "no image of the store's items" in refused.stderr
+
+
+def test_an_image_that_does_not_decode_is_an_error_or_skipped(deployed: Shop) -> None:
+    """Exit 5 with its name; with --skip-bad it is counted, and the same again does nothing."""
+    ids = _catalog(deployed).ids
+    first, count = _by_hash(ids)[0], 4
+    share = count / len(ids)
+    table = _table(deployed, lambda row: True)
+    bad = table.with_suffix(".png")
+    bad.write_bytes(b"no image")
+    lines = table.read_text().splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith(f"{first},"))
+    path = dict(zip(lines[0].split(","), lines[at].split(","), strict=True))["path"]
+    table.write_text("\n".join(lines).replace(path, bad.name) + "\n")
+    files = store_files(deployed)
+    refused = deployed.run("backfill", "--data", table, "--share", share, *FORCE)
+    assert refused.code == 5
+    assert first in refused.stderr
+    assert store_files(deployed) == files
+    arguments = ("backfill", "--data", table, "--share", share, "--skip-bad", *FORCE)
+    done = deployed.run(*arguments)
+    assert done.code == 0, done.stderr
+    assert (done.json["skipped"], done.json["embedded"]) == ([first], count - 1)
+    again = deployed.run(*arguments).json
+    assert (again["outcome"], again["skipped"], again["written"]) == (
+        "nothing to do",
+        [first],
+        False,
+    )
+
+
+def test_a_loss_is_refused_and_can_be_forced(shop: Shop) -> None:
+    """A query model that reads the old gallery better than its own: exit 3, nothing written; with
+    --force it is written, and the reason stands in the manifest and in the history."""
+    _deploy(shop, "worse.onnx")
+    files = store_files(shop)
+    refused = shop.run("backfill")
+    assert refused.code == 3, refused.stdout
+    assert refused.json["outcome"] == "fail"
+    assert refused.json["measured"]["check"]["high"] < 0
+    assert refused.json["written"] is False
+    assert store_files(shop) == files
+    assert "another --share" in run("backfill", *shop.args).stdout
+    forced = shop.run("backfill", "--force", "--reason", "a long drill of the pager")
+    assert (forced.code, forced.json["outcome"], forced.json["written"]) == (0, "fail", True)
+    assert shop.manifest()["forced_reason"] == "drill; backfill: a long drill of the pager"
+    assert shop.run("history").json["generations"][-1]["note"].endswith("a long drill of the pager")
+    table = run("history", *shop.args).stdout
+    for line in shop.run("history").json["generations"]:
+        assert f"{line['operation']}   {line['created_at']}" in table
+    assert shop.run("check").code == 0
+
+
+def test_too_few_queries_cannot_tell(deployed: Shop) -> None:
+    """With 40 held-out queries the gain is shown, and the exit code is 4; nothing is written."""
+    queries = [item.id for item in load(deployed.data()).where(split="test", role="query").items]
+    kept = set(queries[:40])
+    table = _table(deployed, lambda row: row["role"] == "gallery" or row["id"] in kept)
+    files = store_files(deployed)
+    done = deployed.run("backfill", "--data", table)
+    assert done.code == 4
+    assert (done.json["outcome"], done.json["written"]) == ("inconclusive", False)
+    assert done.json["measured"]["n_queries"] <= 40
+    assert store_files(deployed) == files
+
+
+def test_without_held_out_queries_it_is_refused_before_anything_is_embedded(
+    deployed: Shop,
+) -> None:
+    """Exit 4 with the advice; forced, it is written and told to be not measured."""
+    table = _table(deployed, lambda row: row["role"] == "gallery")
+    files = store_files(deployed)
+    refused = deployed.run("backfill", "--data", table)
+    assert refused.code == 4
+    assert "--force --reason" in refused.stderr
+    assert store_files(deployed) == files
+    forced = deployed.run("backfill", "--data", table, *FORCE).json
+    assert (forced["outcome"], forced["measured"], forced["written"]) == (
+        "not measured",
+        None,
+        True,
+    )
+
+
+@pytest.mark.parametrize(("least", "code", "outcome"), [(-1.0, 0, "pass"), (0.9, 3, "fail")])
+def test_the_policys_own_limit_decides_where_it_has_one(
+    deployed: Shop, tmp_path: Path, least: float, code: int, outcome: str
+) -> None:
+    """min_mixed_gain of the policy takes the place of the default."""
+    policy = tmp_path / "mine.yaml"
+    policy.write_text(f"format: {Policy().format}\nname: mine\nmin_mixed_gain: {least}\n")
+    done = deployed.run("backfill", "--share", 0.5, "--policy", policy, "--dry-run")
+    assert (done.code, done.json["outcome"]) == (code, outcome)
+    check = done.json["measured"]["check"]
+    assert check["threshold"] - (check["margin"] or 0) == least
+
+
+def test_a_dry_run_measures_and_writes_nothing(deployed: Shop) -> None:
+    """The same figures as the run that writes, and every file of the store as it was."""
+    files = store_files(deployed)
+    planned = deployed.run("backfill", "--share", 0.5, "--dry-run").json
+    assert planned["written"] is False
+    assert store_files(deployed) == files
+    done = deployed.run("backfill", "--share", 0.5).json
+    assert planned["measured"] == done["measured"]
+    table = run("backfill", *deployed.args, "--dry-run").stdout
+    assert "mixed_gain" in table
+    assert "nothing was written" in table
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--share", 0), ("--share", 1.5), ("--share", "nan"), ("--force",), ("--reason", "x")],
+)
+def test_a_call_that_cannot_work_is_a_usage_error(deployed: Shop, arguments: Any) -> None:
+    """Exit 2: a share outside (0, 1], force without a reason, a reason without force."""
+    assert deployed.run("backfill", *arguments).code == 2
+
+
+def test_rollback_restores_index_catalogue_and_model_together(deployed: Shop) -> None:
+    """With --to to before the backfill, by default to before the deploy, also after the former;
+    nothing counts as added."""
+    deploy = deployed.manifest()
+    first = _catalog(deployed)
+    assert deployed.run("backfill", "--share", 0.5).code == 0
+    undone = deployed.run("rollback", "--to", deploy["generation"]).json
+    assert (undone["added"], undone["re_embedded"], undone["dropped"]) == (0, 0, [])
+    now = deployed.manifest()
+    for name in ("query_model", "index", "catalog", "models", "forced_reason"):
+        assert now[name] == deploy[name], name
+    assert deployed.run("backfill").code == 0
+    assert deployed.run("check", "--gc", "--keep", 1).code == 0
+    back = deployed.run("rollback").json
+    assert (back["restored"], back["added"]) == (1, 0)
+    now = deployed.manifest()
+    assert now["query_model"] == first.models[0]
+    assert (now["index"], now["catalog"]) == (deploy["index"], deploy["catalog"])
+    assert deployed.run("rollback").json["written"] is False
+    assert deployed.run("check").code == 0
+
+
+def test_rollback_takes_added_items_for_added_and_backfilled_ones_not(deployed: Shop) -> None:
+    """Added before the deploy's undoing and re-embedded since: only the added one is brought along,
+    by the restored model; the others have the vectors that they had."""
+    ids = list(_catalog(deployed).ids)
+    before = stored_rows(deployed, ids)
+    images = sorted((deployed.data().parent / "images" / "twemoji").iterdir())
+    table = deployed.data().parent / f"{deployed.folder.parent.name}-fresh.csv"
+    table.write_text(f"id,path,label\nfresh,{images[0]},fresh\n")
+    assert deployed.run("add", "--data", table).code == 0
+    assert deployed.run("backfill", "--share", 0.5).code == 0
+    back = deployed.run("rollback", "--data", table)
+    assert back.code == 0, back.stderr
+    assert (back.json["added"], back.json["re_embedded"]) == (1, 1)
+    np.testing.assert_array_equal(stored_rows(deployed, ids), before)
+    wanted = Encoder.load(deployed.path("old.onnx")).embed(load(table)).features
+    np.testing.assert_allclose(stored_rows(deployed, ["fresh"]), wanted, atol=1e-5)
+    assert deployed.run("check").code == 0
+
+
+def test_a_rollback_that_keeps_the_gallery_keeps_what_was_backfilled(deployed: Shop) -> None:
+    """rollback --added keep: the old query model, and every row stays where and whose it is."""
+    assert deployed.run("backfill", "--share", 0.5).code == 0
+    rows = _of_query_model(deployed)
+    index = deployed.manifest()["index"]["sha256"]
+    assert deployed.run("rollback", "--added", "keep").code == 0
+    now = deployed.manifest()
+    assert now["index"]["sha256"] == index
+    assert sorted(one["rows"] for one in now["models"]) == sorted(
+        [len(rows), now["index"]["count"] - len(rows)]
+    )
+    assert deployed.run("check").code == 0
+
+
+def test_a_gallery_of_three_models_is_filled_by_the_newest(deployed: Shop) -> None:
+    """Rows of both earlier models are candidates; those that are left keep their owner."""
+    assert deployed.run("backfill", "--share", 0.5).code == 0
+    _deploy(deployed, "turned.onnx")
+    done = deployed.run("backfill", "--share", 0.5)
+    assert done.code == 0, done.stderr
+    catalog = _catalog(deployed)
+    assert sum(catalog.counts().values()) == len(catalog)
+    assert len(_of_query_model(deployed)) == math.ceil(len(catalog) / 2)
+    gallery = DeployedGallery.open(Store.open(deployed.path("store")))
+    held = {one.sha256: one.rows for one in gallery.manifest.models}
+    assert held == {model: rows for model, rows in catalog.counts().items() if rows}
+    assert deployed.run("check").code == 0
+
+
+def test_ef_is_raised_to_what_the_new_index_needs(begun: Path, shop: Shop, tmp_path: Path) -> None:
+    """A sparse graph: the ef that is written finds 95% of the nearest rows, the one before less."""
+    other = Shop(tmp_path / "sparse")
+    other.folder.mkdir()
+    (other.folder / "compatctl.yaml").write_text(f"format: 1\nstore: store\ndata: {shop.data()}\n")
+    sparse = ("--M", 3, "--ef-construction", 8, "--ef-search", 10)
+    assert other.run("init", "--model", begun / "old.onnx", *sparse).code == 0
+    assert other.run("deploy", "--model", begun / "new.onnx", *FORCE).code == 0
+    done = other.run("backfill", "--share", 0.5)
+    assert done.code == 0, done.stderr
+    told, ann = done.json, done.json["ann"]
+    assert other.manifest()["index"]["ef_search"] == told["ef_search"] == ann["ef_needed"] > 10
+    gallery = DeployedGallery.open(Store.open(other.path("store")))
+    vectors, keys = gallery.index.vectors(), gallery.index.keys()
+    data = load(shop.data()).where(split="test", role="query")
+    queries = Encoder.load(begun / "new.onnx").embed(data).features
+    for ef, recall in ((10, ann["recall_now"]), (told["ef_search"], ann["recall_needed"])):
+        shares = []
+        for query in queries:
+            ten = keys[np.argsort(-(vectors @ query), kind="stable")[:10]]
+            found, _ = gallery.index.search(query[None], 10, ef, threads=1)
+            shares.append(np.isin(found[0], ten).mean())
+        assert np.mean(shares) == pytest.approx(recall, abs=2e-3)
+    assert ann["recall_now"] < 0.95 <= ann["recall_needed"]
+    assert other.run("check").code == 0
+
+
+def test_queries_that_do_not_decode_are_no_evidence(deployed: Shop) -> None:
+    """All held-out queries skipped: exit 4 as without any, and nothing is written."""
+    table = _table(deployed, lambda row: True)
+    bad = table.with_suffix(".png")
+    bad.write_bytes(b"no image")
+    lines = table.read_text().splitlines()
+    names = lines[0].split(",")
+    for at, line in enumerate(lines[1:], 1):
+        row = dict(zip(names, line.split(","), strict=True))
+        if row["role"] == "query":
+            lines[at] = ",".join({**row, "path": bad.name}.values())
+    table.write_text("\n".join(lines) + "\n")
+    files = store_files(deployed)
+    done = deployed.run("backfill", "--data", table, "--skip-bad")
+    assert done.code == 4
+    assert "no held-out query" in done.stderr
+    assert store_files(deployed) == files

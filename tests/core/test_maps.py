@@ -1,0 +1,203 @@
+"""Maps between two models' features, against lstsq, explicit loops and known rotations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compatctl.core.maps import STRENGTHS, Affine, Moments, Perceptron, low_rank, orthogonal, ridge
+from compatctl.errors import InputError
+
+
+def unit_rows(rng, n, d):
+    """(n, d) random unit rows around a common direction, as features are."""
+    rows = rng.standard_normal((n, d)) + np.linspace(0.0, 2.0, d)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def turn(rng, F, D):
+    """(F, D) random with orthonormal columns (F >= D) or rows."""
+    whole = np.linalg.qr(rng.standard_normal((max(F, D), max(F, D))))[0]
+    return whole[:F, :D]
+
+
+def noisy_pairs(seed=0, n=200, F=7, D=5):
+    """Pairs of which no map makes one out of the other."""
+    rng = np.random.default_rng(seed)
+    x = unit_rows(rng, n, F)
+    y = x @ rng.standard_normal((F, D)) + 0.3 * rng.standard_normal((n, D))
+    return x, y.astype(np.float32)
+
+
+def by_lstsq(x, y, penalty):
+    """Ridge with a free bias: least squares with a row of sqrt(penalty) for each number."""
+    F = x.shape[1]
+    ones = np.hstack([x.astype(np.float64), np.ones((len(x), 1))])
+    rows = np.vstack([ones, np.hstack([np.sqrt(penalty) * np.eye(F), np.zeros((F, 1))])])
+    wanted = np.vstack([y.astype(np.float64), np.zeros((F, y.shape[1]))])
+    found = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    return found[:F], found[F]
+
+
+@pytest.mark.parametrize("block", [1, 7, 4096])
+def test_moments_equal_loops_whatever_the_block(block):
+    """The sums are those of a loop over pairs, and none depends on how they are cut."""
+    x, y = noisy_pairs(n=50)
+    found = Moments.of(x, y, block=block)
+    inner, cross = np.zeros((7, 7)), np.zeros((7, 5))
+    for a, b in zip(x.astype(np.float64), y.astype(np.float64), strict=True):
+        inner += np.outer(a, a)
+        cross += np.outer(a, b)
+    assert found.n == 50
+    np.testing.assert_allclose(found.inner, inner, rtol=1e-12)
+    np.testing.assert_allclose(found.cross, cross, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.source_mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(found.target_mean, y.mean(axis=0, dtype=np.float64), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (np.ones((0, 3)), np.ones((0, 2))),
+        (np.ones((4, 3)), np.ones((3, 2))),
+        (np.ones(3), np.ones((3, 2))),
+        (np.ones((3, 0)), np.ones((3, 2))),
+        (np.full((3, 2), np.nan), np.ones((3, 2))),
+        (np.ones((3, 2)), np.full((3, 2), np.nan)),
+    ],
+)
+def test_what_is_no_pairs_is_refused(x, y):
+    """No pair, other lengths, no matrix, no number, and NaN on either side."""
+    with pytest.raises(InputError, match="a map needs"):
+        Moments.of(x.astype(np.float32), y.astype(np.float32))
+
+
+@pytest.mark.parametrize(("F", "D"), [(6, 6), (4, 6)])
+def test_a_known_rotation_is_recovered(F, D):
+    """Between equal dimensions, and into a larger one, the rotation itself comes out."""
+    rng = np.random.default_rng(1)
+    x, rotation = unit_rows(rng, 100, F), turn(rng, F, D)
+    found = orthogonal(Moments.of(x, x @ rotation))
+    np.testing.assert_allclose(found.matrix, rotation, atol=1e-5)
+    assert not found.bias.any()
+    np.testing.assert_allclose(found(x), x @ rotation, atol=1e-5)
+
+
+@pytest.mark.parametrize(("F", "D"), [(6, 6), (4, 6), (6, 4)])
+def test_the_orthogonal_map_is_orthogonal_and_the_best_one(F, D):
+    """On noisy pairs no other of 300 orthogonal maps, near or far, has a larger sum of x A . y;
+    where lengths are kept none has a smaller squared error."""
+    rng = np.random.default_rng(2)
+    x, y = noisy_pairs(F=F, D=D)
+    A = orthogonal(Moments.of(x, y)).matrix.astype(np.float64)
+    small = A.T @ A if F >= D else A @ A.T
+    np.testing.assert_allclose(small, np.eye(min(F, D)), atol=1e-6)
+
+    def product(A):
+        return sum(float(a @ A @ b) for a, b in zip(x, y, strict=True))
+
+    def error(A):
+        return float(((x @ A - y) ** 2).sum())
+
+    for size in (1e-2, 1e-1, 10.0):
+        for _ in range(100):
+            left, _, right = np.linalg.svd(
+                A + size * rng.standard_normal((F, D)), full_matrices=False
+            )
+            assert product(left @ right) <= product(A) + 1e-5
+            if F <= D:
+                assert error(left @ right) >= error(A) - 1e-5
+
+
+@pytest.mark.parametrize(("n", "F", "D"), [(200, 7, 5), (200, 4, 9), (6, 12, 3)])
+def test_ridge_equals_lstsq(n, F, D):
+    """Every strength gives what least squares over penalty rows gives, with fewer pairs than
+    numbers too; the bias is not penalised."""
+    x, y = noisy_pairs(n=n, F=F, D=D)
+    centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
+    unit = sum(float(row @ row) for row in centred) / F
+    for strength, found in zip(STRENGTHS, ridge(Moments.of(x, y)), strict=True):
+        matrix, bias = by_lstsq(x, y, strength * unit)
+        np.testing.assert_allclose(found.matrix, matrix, atol=1e-5)
+        np.testing.assert_allclose(found.bias, bias, atol=1e-5)
+        raw = x @ matrix + bias
+        unit_raw = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+        np.testing.assert_allclose(found(x), unit_raw, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 3, 50])
+def test_sources_that_do_not_vary_give_the_mean_target(n):
+    """One pair, or many of one source: the map answers with the mean of the targets."""
+    rng = np.random.default_rng(3)
+    x, y = np.repeat(unit_rows(rng, 1, 6), n, axis=0), unit_rows(rng, n, 4)
+    mean = y.mean(axis=0) / np.linalg.norm(y.mean(axis=0))
+    for found in ridge(Moments.of(x, y)):
+        np.testing.assert_allclose(found(x), np.tile(mean, (n, 1)), atol=1e-4)
+
+
+def test_the_rank_is_really_cut():
+    """A map of rank r has r singular values, keeps the mean, and of all maps of that rank onto
+    fixed directions it is the nearest to the whole map's answers."""
+    rng = np.random.default_rng(4)
+    x, y = noisy_pairs(F=8, D=6)
+    moments = Moments.of(x, y)
+    (whole,) = ridge(moments, (0.1,))
+    answers = x @ whole.matrix + whole.bias
+    for rank, cut in zip((1, 2, 5, 6), low_rank(moments, whole, (1, 2, 5, 6)), strict=True):
+        values = np.linalg.svd(cut.matrix.astype(np.float64), compute_uv=False)
+        assert (values > 1e-5).sum() == rank
+        got = x @ cut.matrix + cut.bias
+        np.testing.assert_allclose(got.mean(axis=0), y.mean(axis=0), atol=1e-5)
+        lost = float(((got - answers) ** 2).sum())
+        spread = np.linalg.svd(answers - answers.mean(axis=0), compute_uv=False)
+        np.testing.assert_allclose(lost, float((spread[rank:] ** 2).sum()), rtol=1e-2, atol=1e-6)
+        for _ in range(50):
+            kept = turn(rng, 6, rank)
+            other = (answers - answers.mean(axis=0)) @ kept @ kept.T + answers.mean(axis=0)
+            assert ((other - answers) ** 2).sum() >= lost - 1e-4
+
+
+def test_a_full_rank_leaves_the_map_as_it_is():
+    """Cut to all its directions a map answers as before."""
+    x, y = noisy_pairs()
+    moments = Moments.of(x, y)
+    (whole,) = ridge(moments, (1.0,))
+    (same,) = low_rank(moments, whole, (5,))
+    np.testing.assert_allclose(same(x), whole(x), atol=1e-5)
+
+
+def test_settings_that_are_none_are_refused():
+    """Strengths of 0 and under, ranks of 0 and over what there is, and no setting at all."""
+    moments = Moments.of(*noisy_pairs(F=7, D=5))
+    (whole,) = ridge(moments, (1.0,))
+    for strengths in ((), (0.0,), (1.0, -1.0)):
+        with pytest.raises(InputError, match="over 0"):
+            ridge(moments, strengths)
+    for ranks in ((), (0,), (2, 6)):
+        with pytest.raises(InputError, match="between 1 and 5"):
+            low_rank(moments, whole, ranks)
+
+
+def test_maps_equal_a_loop_over_rows_and_layers():
+    """An affine map and a perceptron give, row by row, what their formulas say; zero stays zero."""
+    rng = np.random.default_rng(5)
+    x = unit_rows(rng, 20, 4)
+    one = Affine(matrix=_random(rng, 4, 3), bias=_random(rng, 3))
+    two = Perceptron(
+        hidden=_random(rng, 4, 6),
+        hidden_bias=_random(rng, 6),
+        matrix=_random(rng, 6, 3),
+        bias=_random(rng, 3),
+    )
+    for row, affine, deep in zip(x, one(x), two(x), strict=True):
+        raw = row @ one.matrix + one.bias
+        np.testing.assert_allclose(affine, raw / np.linalg.norm(raw), atol=1e-6)
+        inner = np.array([max(0.0, value) for value in row @ two.hidden + two.hidden_bias])
+        raw = inner @ two.matrix + two.bias
+        np.testing.assert_allclose(deep, raw / np.linalg.norm(raw), atol=1e-6)
+    nothing = Affine(matrix=np.zeros((4, 3), np.float32), bias=np.zeros(3, np.float32))
+    assert not nothing(x).any()
+
+
+def _random(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)

@@ -1,0 +1,98 @@
+"""Rows of an index file replaced: against an index that was built of these rows at first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compatctl.errors import DamagedError, InputError
+from compatctl.index import HnswIndex, HnswParams, rebuilt, recall_at
+
+FEATURES = Path(__file__).parent.parent / "features" / "kanji.npz"
+N = 1200
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+with np.load(FEATURES) as read:
+    OLD, OTHER = _unit(read["lite0"][:N]), _unit(read["lite2"][:N])
+NEW = _unit(OLD + OTHER)
+KEYS = np.random.default_rng(3).permutation(N).astype(np.uint64) + 2**60
+PARAMS = HnswParams(dim=OLD.shape[1], M=8, ef_construction=50)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of the old rows, not to be changed."""
+    path = tmp_path_factory.mktemp("index") / "old.hnsw"
+    HnswIndex.build(OLD, KEYS, PARAMS).save(path)
+    return path
+
+
+@pytest.fixture
+def half() -> np.ndarray:
+    """The places of half of the rows, in no order."""
+    return np.random.default_rng(4).permutation(N)[: N // 2]
+
+
+def test_the_file_is_that_of_an_index_built_of_the_new_rows(
+    saved: Path, tmp_path: Path, half: np.ndarray
+) -> None:
+    """Keys in any order: keys, rows and bytes are those of ``build``, and the old file stays."""
+    before = saved.read_bytes()
+    index = rebuilt(saved, PARAMS, N, keys=KEYS[half], rows_at=lambda at: NEW[half][at])
+    mixed = OLD.copy()
+    mixed[half] = NEW[half]
+    np.testing.assert_array_equal(index.keys(), KEYS)
+    np.testing.assert_array_equal(index.vectors(KEYS), mixed)
+    index.save(tmp_path / "a.hnsw")
+    HnswIndex.build(mixed, KEYS, PARAMS).save(tmp_path / "b.hnsw")
+    assert (tmp_path / "a.hnsw").read_bytes() == (tmp_path / "b.hnsw").read_bytes()
+    assert saved.read_bytes() == before
+
+
+def test_it_finds_more_than_rows_that_are_updated_in_place(saved: Path, half: np.ndarray) -> None:
+    """ANN recall@10 of new queries at a small ef, against hnswlib's own update of the same rows."""
+    index = rebuilt(saved, PARAMS, N, keys=KEYS[half], rows_at=lambda at: NEW[half][at])
+    updated = HnswIndex.load(saved, PARAMS, N)
+    updated._engine.add_items(NEW[half], KEYS[half], num_threads=1)
+    mixed = OLD.copy()
+    mixed[half] = NEW[half]
+    exact = KEYS[np.argsort(-(NEW @ mixed.T), axis=1, kind="stable")[:, :10]]
+    in_place, _ = updated.search(NEW, 10, 16, threads=1)
+    found = np.mean(
+        [len({*a} & {*b}) for a, b in zip(in_place.tolist(), exact.tolist(), strict=True)]
+    )
+    assert recall_at(index, NEW, exact, 10, 16) > found / 10
+
+
+def test_nothing_to_replace_gives_the_same_file(saved: Path, tmp_path: Path) -> None:
+    """Without a key the rebuilt file has the bytes of the old one."""
+    none = np.zeros(0, np.uint64)
+    rebuilt(saved, PARAMS, N, keys=none, rows_at=lambda at: NEW[at]).save(tmp_path / "a.hnsw")
+    assert (tmp_path / "a.hnsw").read_bytes() == saved.read_bytes()
+
+
+def test_what_cannot_be_replaced_is_refused(saved: Path, tmp_path: Path) -> None:
+    """A key that is not there, or named twice; a row that is no unit row; a damaged file."""
+
+    def rows(at: np.ndarray) -> np.ndarray:
+        return NEW[at]
+
+    with pytest.raises(InputError, match="no row under the key 7"):
+        rebuilt(saved, PARAMS, N, keys=np.array([KEYS[0], 7], np.uint64), rows_at=rows)
+    with pytest.raises(InputError, match="replaced twice"):
+        rebuilt(saved, PARAMS, N, keys=KEYS[[0, 1, 0]], rows_at=rows)
+    with pytest.raises(InputError, match="norm"):
+        rebuilt(saved, PARAMS, N, keys=KEYS[:3], rows_at=lambda at: 2 * NEW[at])
+    with pytest.raises(DamagedError):
+        rebuilt(saved, PARAMS, N + 1, keys=KEYS[:3], rows_at=rows)
+    cut = tmp_path / "cut.hnsw"
+    cut.write_bytes(saved.read_bytes()[:-100])
+    with pytest.raises(DamagedError):
+        rebuilt(cut, PARAMS, N, keys=KEYS[:3], rows_at=rows)
