@@ -31,6 +31,8 @@ Validation classes choose every setting, and the route.
     python benchmarks/legacy.py --docs docs/legacy.md
 """
 NOTES = """\
+- **re-embedded**: the free model on a gallery of its own: the recipe's two-layer head or a linear
+  one, whichever finds more on validation classes. Shares kept are of its gain.
 - **naive swap**: the free model's own queries on the stored vectors.
 - **procrustes**, **ridge**: maps of the free model, fitted on pairs without labels: the items of
   training and of the gallery.
