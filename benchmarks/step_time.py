@@ -205,10 +205,10 @@ def show(found: list[dict], ways: dict[str, dict[str, float]], items: int) -> No
 def main() -> None:
     """Print seconds a step of both sides and their ratio, then seconds an epoch of both ways."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--size", type=int, default=128, help="pixels a side")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--items", type=int, default=160, help="of an epoch")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--items", type=int, default=80, help="of an epoch")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     options = parser.parse_args()

@@ -15,6 +15,7 @@ from compatctl.progress import Progress, silent
 from compatctl.store._layout import (
     HISTORY,
     KINDS,
+    MANIFEST,
     blob_path,
     catalog_problems,
     generation_path,
@@ -165,7 +166,8 @@ def _history(root: Path, current: Manifest) -> tuple[list[Manifest], list[str]]:
         try:
             one = read_generation(root, number)
         except CompatError as error:
-            problems.append(error.message)
+            newest = f": {root / MANIFEST} records it" if number == current.generation else ""
+            problems.append(error.message + newest)
             continue
         if number == current.generation and one != current:
             problems.append(f"{generation_path(root, number)} differs from manifest.json")

@@ -111,6 +111,18 @@ def test_a_manifest_that_is_not_the_newest_of_the_history_does_not_open(store: S
         Store.open(store.path)
 
 
+@pytest.mark.parametrize("number", [3, 6])
+def test_a_manifest_of_a_generation_that_never_was_is_named(store: Store, number: int) -> None:
+    """Its number alone was changed, by a bit: check names manifest.json, not its history only."""
+    store = deploy(store, b"model B")
+    path = store.path / "manifest.json"
+    text = path.read_text()
+    assert '"generation": 2' in text
+    path.write_text(text.replace('"generation": 2', f'"generation": {number}'))
+    problems = check(store.path).problems
+    assert any(str(path) in one for one in problems), problems
+
+
 def test_a_history_rewritten_whole_is_found_by_a_digest_kept_elsewhere(store: Store) -> None:
     """Who edits every file from generation 1 on passes the chain, and not the head written down."""
     store = deploy(store, b"model B")
