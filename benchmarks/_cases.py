@@ -33,7 +33,7 @@ from compatctl.train.images import Picture
 ROOT = Path(__file__).resolve().parent.parent
 KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
 KANJI_CLASSES = 900
-"""Training characters that take part, of 1,777: heads train in half of the time."""
+"""Training characters that take part, of 1,802: heads train in half of the time."""
 KANJI_FONTS = ("ipa-mincho", "klee", "rampart", "kouzan-brush", "kouzan-gyosho")
 """The gallery's, and those in which a small network still errs."""
 
@@ -67,9 +67,9 @@ class Case:
 CASES = tuple(
     Case(data=data, old=old, new=new, share=share)
     for data, old, new, share in (
-        ("emoji", "lite0", "lite2", 0.48),  # 300 classes
-        ("emoji", "cnn", "lite0", 0.48),
-        ("emoji", "cnn", "larger", 0.48),
+        ("emoji", "lite0", "lite2", 0.494),  # 300 of 607 classes
+        ("emoji", "cnn", "lite0", 0.494),
+        ("emoji", "cnn", "larger", 0.494),
         ("kanji", "cnn", "larger", 0.5),
         ("kanji", "cnn", "lite0", 0.5),
         ("kanji", "lite0", "lite2", 0.5),

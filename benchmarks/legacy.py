@@ -43,8 +43,8 @@ def main() -> None:
             work=given.work or Path(temporary), anchors=given.anchors, kanji=given.kanji
         )
         for case in (replace(one, seed=seed) for seed in given.seeds for one in chosen):
-            key = (case.name, case.seed, given.anchors)
-            if key in {(one.case, one.seed, one.anchors) for one in results}:
+            key = (case.name, case.seed, case.share, given.anchors)
+            if key in {(one.case, one.seed, one.share, one.anchors) for one in results}:
                 continue
             began = time.monotonic()
             ground = shop.ground(case)
