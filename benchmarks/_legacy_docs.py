@@ -106,7 +106,7 @@ def _cases(results: Sequence[Result]) -> Iterable[str]:
             cells.append(f"{_figure(mean(one.recall for one in lines))} ({_passed(lines)})")
         old, free = (_figure(mean(found)) for found in zip(*((r.old, r.free) for r in mine),
                                                            strict=True))  # fmt: skip
-        yield _row(f"{_title(case)}, {len(mine)} seeds", old, free, *cells)
+        yield _row(f"{_title(case)}, seeds: {len(mine)}", old, free, *cells)
 
 
 def _routes(results: Sequence[Result]) -> Iterable[str]:
