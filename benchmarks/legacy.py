@@ -24,13 +24,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from _cases import CASES, KANJI, Case, Workshop
-from _judge import CEILINGS, ROUTES, SINGLE, Line, Result, best_of, judge
+from _judge import ROUTES, SINGLE, Line, Result, judge
 from _legacy_docs import figure, page, summary
 
-from compatctl.commands.routes import Ground, Measured, free_recipe, measure
+from compatctl.commands.routes import Ground, measure
 from compatctl.files import write_atomic
-from compatctl.recipe import Junction, load_policy
-from compatctl.train import train
+from compatctl.recipe import load_policy
 
 
 def main() -> None:
@@ -80,7 +79,6 @@ def run_case(ground: Ground, case: Case, anchors: float) -> Result:
     """Every route of one case with one seed."""
     test = np.array([ground.data.items[int(row)].split == "test" for row in ground.asked])
     measured = measure(ground, [(~test, np.ones_like(test))], baselines=True)
-    measured.append(linear_ceiling(ground))
     lines = judge(ground, measured, test, load_policy("default"))
     return Result(
         case=case.name,
@@ -90,34 +88,8 @@ def run_case(ground: Ground, case: Case, anchors: float) -> Result:
         queries=int((test & ground.counted()).sum()),
         classes=len(np.unique(ground.where.classes[test & ground.counted()])),
         old=next(one.recall for one in lines if one.route == "keep"),
-        free=best_of(CEILINGS, lines).recall,
+        free=next(one.recall for one in lines if one.route == "re-embed"),
         lines=lines,
-    )
-
-
-def linear_ceiling(ground: Ground) -> Measured:
-    """The free model with a linear head, which few images a class may suit better."""
-    began = time.monotonic()
-    recipe = replace(
-        free_recipe(ground.recipe, ground.reference.dim), junction=Junction(kind="linear")
-    )
-    with tempfile.TemporaryDirectory() as work:
-        trained = train(
-            recipe=recipe,
-            base=ground.base,
-            data=ground.data,
-            reference=None,
-            work=Path(work),
-            features=ground.features,
-        )
-    return Measured(
-        name=CEILINGS[1],
-        queries=ground.new(trained, ground.asked),
-        gallery=ground.new(trained, ground.gallery),
-        rewritten=1.0,
-        encoders=("new",),
-        setting="",
-        seconds=time.monotonic() - began,
     )
 
 

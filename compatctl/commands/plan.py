@@ -138,6 +138,7 @@ def plan(
     )
     sheet = _sheet(ground, found, policy, cost)
     chosen, reason = recommend(sheet)
+    runs = next(one.recipe for one in found if one.name == chosen)
     old = deployed.model_path
     return Plan(
         preflight=facts,
@@ -147,7 +148,7 @@ def plan(
         commands=tuple(
             one.format(base=base, old=old, new=project.output) for one in NEXT.get(chosen, ())
         ),
-        recipe=_recipe_of(chosen, recipe, facts.dim),
+        recipe=runs.to_json() if runs else None,
         seconds=round(time.monotonic() - began, 1),
     )
 
@@ -315,9 +316,3 @@ def _interval(
     )
     estimate = estimate_ratios([gain], how.replicates, how.draw())[0]
     return estimate.interval(1 - policy.alpha)
-
-
-def _recipe_of(route: str, recipe: Recipe, dim: int) -> dict[str, Any] | None:
-    if route == KEEP:
-        return None
-    return (routes.free_recipe(recipe, dim) if route.startswith("bridge") else recipe).to_json()

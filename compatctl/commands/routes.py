@@ -23,13 +23,15 @@ from compatctl.commands.trial import Bools, Field, Floats, Rows, retrieval
 from compatctl.core.maps import STRENGTHS, Affine, Moments, low_rank, orthogonal, ridge
 from compatctl.data import Dataset
 from compatctl.progress import Progress, silent
-from compatctl.recipe import Objective, Recipe
+from compatctl.recipe import Junction, Objective, Recipe
 
 if TYPE_CHECKING:
     from compatctl.train import Features, Reference, Trained
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SHARES = (0.25, 0.5, 0.75, 1.0)
+LIFT = 0.1
+"""Strength of the ridge map that lifts the stored vectors."""
 SCALE = 16.0
 """Of the free model's softmax, where the recipe has none."""
 
@@ -118,6 +120,8 @@ class Measured:
     """What was chosen, by all queries that choose; empty where nothing was open."""
     seconds: float
     """Training, beyond one pass of the backbone."""
+    recipe: Recipe | None
+    """What finetune runs for it; None where nothing is trained."""
 
 
 def measure(
@@ -134,23 +138,22 @@ def measure(
         InputError: see ``train.train``.
     """
     stored, old = ground.reference.gallery_features, ground.old(ground.asked)
-    free = _fit(ground, free_recipe(ground.recipe, ground.reference.dim), None, progress)
-    tuned = _fit(ground, ground.recipe, ground.reference, progress)
     pick = Chooser(counted=ground.counted(), where=ground.where, folds=tuple(folds))
+    free = _free(ground, pick, progress)
+    tuned = _fit(ground, ground.recipe, ground.reference, progress)
     maps = bridges(ground, free)
-    new = pick("bridge", maps, stored, ("new",), seconds=free.seconds)
+    bridge = pick("bridge", maps, stored, ("new",), free)
     both = ("old", "new")
     found = [
         pick("keep", {"": old}, stored, ("old",)),
-        pick("re-embed", {"": free.queries}, free.gallery, ("new",), rewritten=1.0,
-             seconds=free.seconds),
-        pick("finetune", {"": tuned.queries}, stored, ("new",), seconds=tuned.seconds),
-        pick("fuse", fused(old, tuned.queries), stored, both, seconds=tuned.seconds),
-        new,
-        pick("bridge + fuse", fused(old, maps[new.setting]), stored, both, seconds=free.seconds),
-    ]  # fmt: skip
-    found += backfilled(ground, pick, found[2], tuned)
-    return found + (_baselines(ground, pick, free, progress) if baselines else [])
+        pick("re-embed", {free.head: free.queries}, free.gallery, ("new",), free, rewritten=1.0),
+        pick("finetune", {"": tuned.queries}, stored, ("new",), tuned),
+        pick("fuse", fused(old, tuned.queries), stored, both, tuned),
+        bridge,
+        pick("bridge + fuse", fused(old, maps[bridge.setting]), stored, both, free),
+        *backfilled(ground, pick, tuned),
+    ]
+    return found + (_baselines(ground, pick, free, maps, progress) if baselines else [])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,9 +161,23 @@ class Fitted:
     """A trained model's features of the queries (Q, D) and of the gallery (G, D)."""
 
     model: Trained
+    recipe: Recipe
     queries: Floats
     gallery: Floats
     seconds: float
+
+    @property
+    def head(self) -> str:
+        """The kind of its junction."""
+        return f"{self.recipe.junction.kind} head"
+
+
+def _free(ground: Ground, pick: Chooser, progress: Progress) -> Fitted:
+    """The model without a gallery, with the recipe's head or a linear one: what finds more."""
+    recipe = free_recipe(ground.recipe, ground.reference.dim)
+    heads = dict.fromkeys((recipe.junction, Junction()))
+    found = [_fit(ground, replace(recipe, junction=one), None, progress) for one in heads]
+    return max(found, key=lambda one: pick.right(one.queries, one.gallery))
 
 
 def _fit(ground: Ground, recipe: Recipe, reference: Reference | None, progress: Progress) -> Fitted:
@@ -179,6 +196,7 @@ def _fit(ground: Ground, recipe: Recipe, reference: Reference | None, progress: 
         )
     return Fitted(
         model=model,
+        recipe=recipe,
         queries=ground.new(model, ground.asked),
         gallery=ground.new(model, ground.gallery),
         seconds=time.monotonic() - began,
@@ -199,9 +217,9 @@ class Chooser:
         options: Options,
         gallery: Floats,
         encoders: tuple[str, ...],
+        model: Fitted | None = None,
         *,
         rewritten: float = 0.0,
-        seconds: float = 0.0,
     ) -> Measured:
         """The route, the queries of each fold by what the fold's other queries chose."""
         right = {
@@ -212,16 +230,27 @@ class Chooser:
         made = np.full_like(next(iter(options.values())), np.nan)
         for choosing, judged in self.folds:
             made[judged] = options[self._best(right, choosing)][judged]
-        choosing = np.logical_or.reduce([one for one, _ in self.folds])
         return Measured(
             name=name,
             queries=made,
             gallery=gallery,
             rewritten=rewritten,
             encoders=encoders,
-            setting=self._best(right, choosing),
-            seconds=seconds,
+            setting=self._best(right, self.choosing),
+            seconds=model.seconds if model else 0.0,
+            recipe=model.recipe if model else None,
         )
+
+    @property
+    def choosing(self) -> Bools:
+        """(Q,) every query that chooses in some fold."""
+        found: Bools = np.logical_or.reduce([one for one, _ in self.folds])
+        return found
+
+    def right(self, queries: Floats, gallery: Floats) -> int:
+        """How many of the queries that choose find their class first."""
+        hit = retrieval(self.where, queries, gallery, (1,), map_k=1).hit1
+        return int((hit & self.counted & self.choosing).sum())
 
     def _best(self, right: Mapping[str, Bools], choosing: Bools) -> str:
         """The option with most right answers; the first of equals."""
@@ -258,7 +287,7 @@ def bridges(ground: Ground, free: Fitted) -> dict[str, Floats]:
     return {name: one(free.queries) for name, one in maps.items()}
 
 
-def backfilled(ground: Ground, pick: Chooser, route: Measured, tuned: Fitted) -> list[Measured]:
+def backfilled(ground: Ground, pick: Chooser, tuned: Fitted) -> list[Measured]:
     """The fine-tuned model on galleries of which it re-embeds a share, by the hash of the id."""
     keys = [sha256(item.encode()).digest() for item in ground.reference.gallery_ids]
     place = np.empty(len(keys), np.int64)
@@ -266,34 +295,31 @@ def backfilled(ground: Ground, pick: Chooser, route: Measured, tuned: Fitted) ->
     found = []
     for share in SHARES:
         again = place < round(share * len(keys))
-        gallery = np.where(again[:, None], tuned.gallery, route.gallery)
-        found.append(
-            pick(f"finetune + backfill {share:.0%}", {"": tuned.queries}, gallery, ("new",),
-                 rewritten=share, seconds=tuned.seconds)
-        )  # fmt: skip
+        gallery = np.where(again[:, None], tuned.gallery, ground.reference.gallery_features)
+        name = f"finetune + backfill {share:.0%}"
+        found.append(pick(name, {"": tuned.queries}, gallery, ("new",), tuned, rewritten=share))
     return found
 
 
-def _baselines(ground: Ground, pick: Chooser, free: Fitted, progress: Progress) -> list[Measured]:
+def _baselines(
+    ground: Ground, pick: Chooser, free: Fitted, maps: Options, progress: Progress
+) -> list[Measured]:
     """Naive swap, linear maps alone, SLERP, BCT's influence loss, and lifting."""
     stored, old = ground.reference.gallery_features, ground.old(ground.asked)
-    maps = bridges(ground, free)
     ridges = {name: one for name, one in maps.items() if name.startswith("ridge")}
     half = {"": _unit(old + maps["orthogonal"])}
     rows = _pairs(ground)
     moments = Moments.of(ground.old(rows), ground.new(free.model, rows))
-    lifted = [one(stored) for one in ridge(moments, (0.1,))]
-    objective = replace(
-        ground.recipe.objective, frame=("prototypes",), lambda_=(1.0,), anchors=None
-    )
-    bct = _fit(ground, replace(ground.recipe, objective=objective), ground.reference, progress)
+    lifted = ridge(moments, (LIFT,))[0](stored)
+    plain = replace(ground.recipe.objective, frame=("prototypes",), lambda_=(1.0,), anchors=None)
+    bct = _fit(ground, replace(ground.recipe, objective=plain), ground.reference, progress)
     return [
-        pick("naive swap", {"": free.queries}, stored, ("new",)),
-        pick("procrustes", {"": maps["orthogonal"]}, stored, ("new",)),
-        pick("ridge", ridges, stored, ("new",)),
-        pick("procrustes + SLERP", half, stored, ("old", "new")),
-        pick("prototypes", {"": bct.queries}, stored, ("new",), seconds=bct.seconds),
-        pick("lift", {"": free.queries}, lifted[0], ("new",), rewritten=1.0),
+        pick("naive swap", {"": free.queries}, stored, ("new",), free),
+        pick("procrustes", {"": maps["orthogonal"]}, stored, ("new",), free),
+        pick("ridge", ridges, stored, ("new",), free),
+        pick("procrustes + SLERP", half, stored, ("old", "new"), free),
+        pick("prototypes", {"": bct.queries}, stored, ("new",), bct),
+        pick("lift", {"": free.queries}, lifted, ("new",), free, rewritten=1.0),
     ]
 
 
