@@ -63,10 +63,10 @@ NEXT = {
 class Expected:
     """One route on the planning classes; recall is recall@1, whose gain is over the old queries.
 
-    ``kept``: share of the gain that re-embedding everything would give; None where that gains
-    nothing. ``verdict``: the gate's, for routes that leave the gallery as it is, at a level that
-    allows for the number of routes. ``query_ms``: the encoders' time, one image; ``make_s``: all
-    that is computed once, for the whole gallery.
+    ``kept``: share of the gain that re-embedding everything would give; None where that is not
+    shown to gain. ``verdict``: the gate's, for routes that leave the gallery as it is, at a level
+    that allows for the number of routes. ``query_ms``: the encoders' time, one image; ``make_s``:
+    all that is computed once, for the whole gallery.
     """
 
     name: str
@@ -261,45 +261,44 @@ def _halves(ground: Ground) -> list[routes.Fold]:
 def _sheet(
     ground: Ground, found: Sequence[Measured], policy: Policy, cost: _Cost
 ) -> tuple[Expected, ...]:
-    where, stored = ground.where, ground.reference.gallery_features
+    where = ground.where
     tests = {one.name: retrieval(where, one.queries, one.gallery, (1,), map_k=1) for one in found}
-    untouched = [one for one in found if one.rewritten == 0.0 and one.name != KEEP]
+    untouched = [one.name for one in found if one.rewritten == 0.0 and one.name != KEEP]
     strict = replace(policy, alpha=policy.alpha / max(1, len(untouched)))
-    how = sampling(strict, 0, 0, 0)
-    ceiling = tests[CEILING].recall[1] - tests[KEEP].recall[1]
-    sheet = []
-    for one in found:
-        old, new = tests[KEEP], tests[one.name]
-        low, high = _interval(ground, old, new, strict, how)
-        gain = new.recall[1] - old.recall[1]
-        verdict = None
-        if one in untouched:
-            sides = Sides(
-                old_queries=found[0].queries,
-                new_queries=one.queries,
-                old_gallery=stored,
-                new_gallery=None,
-            )
-            trial = run(DECIDING, where, sides, strict)
-            verdict = verdict_of(strict, [trial], [], [], how).outcome
-        sheet.append(
-            Expected(
-                name=one.name,
-                setting=one.setting,
-                recall=new.recall[1],
-                gain=gain,
-                low=low,
-                high=high,
-                kept=gain / ceiling if ceiling > 0.0 else None,
-                negative_flips=flips(old.hit1, new.hit1, old.counted).negative,
-                verdict=verdict,
-                encoders=len(one.encoders),
-                query_ms=cost.query_ms(one),
-                make_s=cost.make_s(one),
-                rewritten_bytes=cost.rewritten_bytes(one),
-            )
+    how, old = sampling(strict, 0, 0, 0), tests[KEEP]
+    between = {one.name: _interval(ground, old, tests[one.name], strict, how) for one in found}
+    gains = {name: test.recall[1] - old.recall[1] for name, test in tests.items()}
+    ceiling = gains[CEILING] if between[CEILING][0] > 0.0 else None
+    return tuple(
+        Expected(
+            name=one.name,
+            setting=one.setting,
+            recall=tests[one.name].recall[1],
+            gain=gains[one.name],
+            low=between[one.name][0],
+            high=between[one.name][1],
+            kept=gains[one.name] / ceiling if ceiling else None,
+            negative_flips=flips(old.hit1, tests[one.name].hit1, old.counted).negative,
+            verdict=_verdict(ground, one, strict, how) if one.name in untouched else None,
+            encoders=len(one.encoders),
+            query_ms=cost.query_ms(one),
+            make_s=cost.make_s(one),
+            rewritten_bytes=cost.rewritten_bytes(one),
         )
-    return tuple(sheet)
+        for one in found
+    )
+
+
+def _verdict(ground: Ground, route: Measured, policy: Policy, how: Sampling) -> str:
+    """The gate's word on the planning queries."""
+    sides = Sides(
+        old_queries=ground.old(ground.asked),
+        new_queries=route.queries,
+        old_gallery=route.gallery,
+        new_gallery=None,
+    )
+    trial = run(DECIDING, ground.where, sides, policy)
+    return verdict_of(policy, [trial], [], [], how).outcome
 
 
 def _interval(

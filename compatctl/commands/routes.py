@@ -296,7 +296,7 @@ def backfilled(ground: Ground, pick: Chooser, tuned: Fitted) -> list[Measured]:
     for share in SHARES:
         again = place < round(share * len(keys))
         gallery = np.where(again[:, None], tuned.gallery, ground.reference.gallery_features)
-        name = f"finetune + backfill {share:.0%}"
+        name = f"backfill {share:.0%}"
         found.append(pick(name, {"": tuned.queries}, gallery, ("new",), tuned, rewritten=share))
     return found
 
