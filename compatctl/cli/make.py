@@ -111,7 +111,7 @@ def finetune(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run.")] = False,
     memory: Annotated[
         Path | None,
-        typer.Option("--memory", help="Data of earlier runs to rehearse (recipe: rehearsal)."),
+        typer.Option("--memory", help="Data to rehearse besides the store's memory."),
     ] = None,
     project: ProjectFile = None,
     store: StorePath = None,
@@ -135,7 +135,7 @@ def finetune(
         output=output,
     )
     if dry_run:
-        show(verb.plan(where, base=base, seed=seed), as_json=as_json)
+        show(verb.plan(where, base=base, seed=seed, memory=memory), as_json=as_json)
         return
     with progress() as report:
         done = verb.finetune(

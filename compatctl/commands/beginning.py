@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from compatctl.commands.admission import Candidate
 from compatctl.commands.context import now
+from compatctl.commands.rehearsal import Papers
 from compatctl.errors import InputError
 from compatctl.index import HnswParams
 from compatctl.manifest import Catalog, IndexInfo, Manifest
@@ -20,6 +21,7 @@ def begin(
     path: Path,
     *,
     model: Candidate,
+    papers: Papers,
     index: Path | Callable[[Path], None],
     sha256: str | None = None,
     params: HnswParams,
@@ -29,7 +31,8 @@ def begin(
     """Write generation 1.
 
     ``index`` is a file to take byte for byte, or what writes one; ``sha256`` the digest that the
-    file had when it was looked at.
+    file had when it was looked at; ``papers`` what was written with the model, where finetune made
+    it: a gallery of a model that was born on a simplex keeps the class registry.
 
     Raises:
         InputError: the folder is in use, or the file changed since.
@@ -47,6 +50,7 @@ def begin(
             index=index_info(params, found, len(catalog)),
             catalog=tx.put("catalogs", catalog.write),
             models=(share,),
+            **papers.put(tx, None),
         )
 
 

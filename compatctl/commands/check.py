@@ -1,4 +1,4 @@
-"""check: every byte of the store, its history, and that its index and query model open."""
+"""check: every byte of the store, its history, and that its index, model and memory open."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from compatctl.commands.context import now, open_store
 from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.rehearsal import stored_memory
 from compatctl.errors import CompatError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -23,7 +24,7 @@ def check(
     head: str | None = None,
     progress: Progress = silent,
 ) -> CheckReport:
-    """Re-hash every file, replay the history, open the index and the query model.
+    """Re-hash every file, replay the history, open the index, the query model and the memory.
 
     ``head``: the digest that some generation must have; the history up to it is what it was when
     somebody wrote that digest down. ``gc`` deletes what no generation names; with ``keep``, what
@@ -42,6 +43,7 @@ def check(
         gallery = DeployedGallery.open(store)
         same = np.array_equal(np.sort(gallery.index.keys()), np.sort(gallery.catalog.keys))
         _ = gallery.encoder
+        stored_memory(store, store.manifest)
     except CompatError as error:
         return replace(found, ok=False, problems=(*found.problems, error.message))
     if not same:

@@ -11,10 +11,10 @@ from pathlib import Path
 from compatctl.commands.admission import Candidate
 from compatctl.commands.context import now, open_store
 from compatctl.commands.gallery import serves_alike
-from compatctl.commands.training_record import REGISTRY_FILE
+from compatctl.commands.rehearsal import papers_of
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, GateError, InputError
-from compatctl.files import sha256_bytes, sha256_file
+from compatctl.files import sha256_bytes
 from compatctl.manifest import Manifest, ModelShare
 from compatctl.recipe import Project, load_policy
 from compatctl.report import Bound, policy_sha256, read_bound
@@ -47,7 +47,8 @@ def deploy(
     Raises:
         GateError: no report, a failing one, or one for other models, index or policy.
         EvidenceError: the report is inconclusive.
-        InputError: the model's dimension is not the gallery's.
+        InputError: the model's dimension is not the gallery's, or the class registry or the memory
+            that was written with it is not there.
         ConflictError: the store is locked or moved on meanwhile.
     """
     store = open_store(project)
@@ -60,6 +61,7 @@ def deploy(
     if forced_reason is None and not done:
         assert bound is not None
         refuse_unless_bound(bound, manifest, encoder.sha256, policy_sha256(policy))
+    papers = None if done else papers_of(project, chosen.path, encoder.sha256, bound)
     ef_search = max(manifest.index.ef_search, (bound.ef_search if bound else None) or 0)
     result = Deployed(
         generation=manifest.generation + (not done),
@@ -71,8 +73,7 @@ def deploy(
         forced_reason=forced_reason,
         written=not dry_run and not done,
     )
-    if result.written:
-        registry = find_registry(project, bound)
+    if result.written and papers is not None:
         with store.transaction(manifest, operation="deploy") as tx:
             tx.commit(
                 operation="deploy",
@@ -80,10 +81,10 @@ def deploy(
                 query_model=encoder.sha256,
                 index=replace(manifest.index, ef_search=ef_search),
                 models=with_model(manifest, chosen.put(tx, rows=0)),
-                registry=tx.put("registries", registry) if registry else manifest.registry,
                 report=tx.put("reports", project.report) if bound else None,
                 policy=policy_sha256(policy),
                 forced_reason=forced_reason,
+                **papers.put(tx, manifest),
             )
     return result
 
@@ -138,23 +139,6 @@ def with_model(manifest: Manifest, new: ModelShare) -> tuple[ModelShare, ...]:
     known = [one for one in manifest.models if one.rows > 0 and one.sha256 != new.sha256]
     rows = sum(one.rows for one in manifest.models if one.sha256 == new.sha256)
     return (*known, replace(new, rows=rows))
-
-
-def find_registry(project: Project, bound: Bound | None) -> Path | None:
-    """The candidate's class registry, where the report binds one.
-
-    Raises:
-        InputError: the file is not there, or not the one that the report binds.
-    """
-    if bound is None or bound.registry_sha256 is None:
-        return None
-    path = project.candidate / REGISTRY_FILE
-    if not path.is_file() or sha256_file(path) != bound.registry_sha256:
-        raise InputError(
-            f"{path} is not the class registry that the report binds",
-            tip="keep the candidate's folder as finetune wrote it until it is deployed",
-        )
-    return path
 
 
 def _of_dimension(model: Candidate, dim: int) -> Encoder:

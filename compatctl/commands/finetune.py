@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compatctl import encoder as onnx_files
-from compatctl.commands.both import load_data, split_rule
+from compatctl.commands.both import load_data
 from compatctl.commands.context import need, open_store
 from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.rehearsal import any_store, keep, rehearsed
 from compatctl.commands.training_record import FILE, REGISTRY_FILE
 from compatctl.core.simplex import Registry
-from compatctl.data import Dataset, Preprocessing, load, prepare
+from compatctl.data import Dataset, Preprocessing, prepare
 from compatctl.encoder import Encoder, EncoderInput
 from compatctl.errors import InputError
 from compatctl.files import canonical_json, sha256_bytes, write_atomic
@@ -35,6 +36,7 @@ PARITY_LIMIT = 1e-3
 class FineTuned:
     """The candidate: where it is, what it was trained on, and how far ONNX is from torch.
 
+    Of the ``items``, ``rehearsed`` are of earlier runs; ``remembered`` are in the new memory.
     ``parity``: the largest absolute difference of any number of the embedding, over real images.
     """
 
@@ -46,6 +48,8 @@ class FineTuned:
     items: int
     classes: int
     anchors: int
+    rehearsed: int
+    remembered: int
     old_features: dict[str, int]
     validation_recall: float | None
     parity: float
@@ -64,6 +68,7 @@ class Planned:
     frames: tuple[str, ...]
     training_items: int
     training_classes: int
+    rehearsed_items: int
     validation_items: int
     gallery_rows: int
     to_embed_with_the_old_model: int
@@ -82,8 +87,9 @@ def finetune(
 ) -> FineTuned:
     """Train by the project's recipe, export ONNX, check its parity, write the training record.
 
-    ``memory`` is data of earlier runs whose training items are rehearsed, as the recipe's
-    ``rehearsal`` says. ``shuffle_map`` gives every class and every anchor another one's stored
+    Where the recipe has ``rehearsal``, items of the store's memory are rehearsed, and those of
+    ``memory``, data of earlier runs; and the candidate gets a memory of its own, which deploy puts
+    into the store. ``shuffle_map`` gives every class and every anchor another one's stored
     vector: a candidate that the gate must refuse, for tests and the demo.
 
     Raises:
@@ -92,7 +98,7 @@ def finetune(
     """
     trainer, recipe, data, gallery = inputs(project, base, seed)
     data, skipped = data.readable() if skip_bad else (data, ())
-    earlier = _memory(project, memory)
+    earlier = rehearsed(project, recipe, data, gallery, memory)
     reference = _reference(trainer, recipe, (data, earlier), gallery, progress) if gallery else None
     if shuffle_map and reference is not None:
         order = np.random.default_rng(recipe.seed).permutation(len(reference.gallery_ids))
@@ -109,7 +115,9 @@ def finetune(
         progress=progress,
     )
     encoder, parity = export(trainer, trained, recipe, data, project.candidate / MODEL_FILE)
-    record = _write_record(project, trained, encoder, parity)
+    record = {**trained.record, "models": [encoder.sha256], "parity": parity}
+    keep(project, recipe, data, earlier, record)
+    _write_record(project, trained, record)
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
         project.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
@@ -158,6 +166,8 @@ def _result(
         items=len(record["items"]),
         classes=len(record["classes"]),
         anchors=len(record["anchors"]),
+        rehearsed=record["memory_items"],
+        remembered=record["remembered"],
         old_features=record["old_features"],
         validation_recall=record["validation_recall_at_1"],
         parity=record["parity"],
@@ -167,10 +177,6 @@ def _result(
         seconds=record["seconds"],
         skipped=skipped,
     )
-
-
-def _memory(project: Project, path: Path | None) -> Dataset | None:
-    return None if path is None else load(path, split_rule(project)).where(split="train")
 
 
 def _trainer() -> ModuleType:
@@ -186,20 +192,24 @@ def _trainer() -> ModuleType:
 def inputs(
     project: Project, base: Path, seed: int | None
 ) -> tuple[ModuleType, Recipe, Dataset, DeployedGallery | None]:
-    """Everything that a run starts from; no gallery where the recipe's frame is ``free``."""
+    """Everything that a run starts from; no gallery where the recipe's frame is ``free``, nor for a
+    model that is born on a simplex: its recipe says D, and there is no store yet."""
     trainer = _trainer()
     recipe = Recipe.load(need(project.recipe, "recipe"))
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     if not base.is_file():
         raise InputError(f"no checkpoint at {base}")
-    gallery = None
-    if set(recipe.objective.frame) != {"free"}:
+    gallery, frames = None, set(recipe.objective.frame)
+    first = frames <= {"free", "simplex"} and recipe.objective.dim is not None
+    if frames != {"free"} and not (first and any_store(project) is None):
         gallery = DeployedGallery.open(open_store(project))
     return trainer, recipe, load_data(project), gallery
 
 
-def plan(project: Project, *, base: Path, seed: int | None = None) -> Planned:
-    """What ``finetune`` would do; nothing is read but the table, nothing is written.
+def plan(
+    project: Project, *, base: Path, seed: int | None = None, memory: Path | None = None
+) -> Planned:
+    """What ``finetune`` would do; nothing is read but the table and the memory.
 
     Raises:
         InputError: as ``finetune``, for what can be seen without training.
@@ -207,14 +217,16 @@ def plan(project: Project, *, base: Path, seed: int | None = None) -> Planned:
     trainer, recipe, data, gallery = inputs(project, base, seed)
     training = data.where(split="train")
     held = gallery.catalog.ids if gallery else ()
+    earlier = rehearsed(project, recipe, data, gallery, memory)
     return Planned(
         recipe_sha256=recipe.digest,
         frames=recipe.objective.frame,
         training_items=len(training),
         training_classes=len(set(training.labels)),
         validation_items=len(data.where(split="validation")),
+        rehearsed_items=len(earlier) if earlier else 0,
         gallery_rows=len(held),
-        to_embed_with_the_old_model=len(trainer.items_to_encode(recipe, data, held)),
+        to_embed_with_the_old_model=len(trainer.items_to_encode(recipe, data, held, earlier)),
     )
 
 
@@ -261,11 +273,8 @@ def registry_of(gallery: DeployedGallery) -> tuple[Registry | None, int | None]:
     return registry, registry.K
 
 
-def _write_record(
-    project: Project, trained: Trained, encoder: Encoder, parity: float
-) -> dict[str, Any]:
+def _write_record(project: Project, trained: Trained, record: dict[str, Any]) -> None:
     """training.json, and registry.json where the frame has vertices."""
-    record = {**trained.record, "models": [encoder.sha256], "parity": parity}
     registry = project.candidate / REGISTRY_FILE
     registry.unlink(missing_ok=True)
     if trained.registry is not None:
@@ -273,4 +282,3 @@ def _write_record(
         write_atomic(registry, text)
         record["registry_sha256"] = sha256_bytes(text)
     write_atomic(project.candidate / FILE, canonical_json(record))
-    return record

@@ -11,6 +11,7 @@ import numpy as np
 from compatctl.commands.admission import Candidate
 from compatctl.commands.beginning import begin, begun_already, first_catalog
 from compatctl.commands.both import load_data
+from compatctl.commands.rehearsal import papers_of
 from compatctl.data import csv_rows
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
@@ -86,6 +87,7 @@ def import_index(
         begin(
             project.store,
             model=chosen,
+            papers=papers_of(project, model, encoder.sha256),
             index=index,
             sha256=before,
             params=adopted.params,

@@ -11,6 +11,7 @@ from compatctl.commands.both import load_data
 from compatctl.commands.context import need
 from compatctl.commands.evaluation import gallery_rows
 from compatctl.commands.indexing import Embedding
+from compatctl.commands.rehearsal import papers_of
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.files import write_atomic
@@ -69,7 +70,8 @@ def init(
     """Begin a store with every gallery item of the project's data, embedded by ``model``.
 
     Raises:
-        InputError: bad data or model, or the store's folder is in use.
+        InputError: bad data or model, the store's folder is in use, or what finetune wrote with the
+            model is not there.
     """
     chosen = Candidate.read(model, preprocessing)
     encoder = chosen.encoder
@@ -85,6 +87,7 @@ def init(
         if not dry_run:
             _scaffold(project)
         return found
+    papers = papers_of(project, model, encoder.sha256)
     with Embedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as done:
         index = HnswIndex.begin(params, max(1, len(done.rows)))
         done.add_to(index, 0, progress)
@@ -95,6 +98,7 @@ def init(
         made = begin(
             project.store,
             model=chosen,
+            papers=papers,
             index=index.save,
             params=params,
             catalog=catalog,

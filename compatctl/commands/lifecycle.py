@@ -19,6 +19,7 @@ Keeping = Literal["auto", "keep", "drop"]
 class Status:
     """The current generation; ``shares``: a model's digest -> its share of the gallery's rows.
 
+    ``registry`` and ``memory`` are the digests of the class registry and of the rehearsal memory.
     ``head`` is the digest of the generation, which pins every one before it; ``oldest`` the first
     generation that can be restored.
     """
@@ -35,6 +36,8 @@ class Status:
     ef_search: int
     report: str | None
     forced_reason: str | None
+    registry: str | None
+    memory: str | None
     head: str
     oldest: int
 
@@ -99,6 +102,8 @@ def status(project: Project) -> Status:
         ef_search=manifest.index.ef_search,
         report=manifest.report,
         forced_reason=manifest.forced_reason,
+        registry=manifest.registry,
+        memory=manifest.memory,
         head=manifest_digest(manifest),
         oldest=manifest.oldest,
     )

@@ -12,6 +12,7 @@ from compatctl.files import read_json, sha256_file
 MAX_BYTES = 1 << 30
 FILE = "training.json"
 REGISTRY_FILE = "registry.json"
+MEMORY_FILE = "memory.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Seen:
     parity: float | None
     """Largest difference of any number between the ONNX file and what was trained."""
     registry_sha256: str | None
+    memory_sha256: str | None
+    """The rehearsal memory that finetune wrote beside the candidate; null: none."""
     path: Path
     sha256: str
 
@@ -71,6 +74,7 @@ def _seen(path: Path, raw: Any) -> Seen:
             classes=frozenset(raw["classes"]),
             parity=None if raw.get("parity") is None else float(raw["parity"]),
             registry_sha256=raw.get("registry_sha256"),
+            memory_sha256=raw.get("memory_sha256"),
             path=path,
             sha256=sha256_file(path),
         )

@@ -9,6 +9,7 @@ from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule, unit_
 from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_qrels
 from compatctl.data._load import from_files, load
+from compatctl.data._memory import memory_bytes, read_memory, remembered, together
 from compatctl.data._pixels import MAX_PIXELS, Fit, Preprocessing, Resize, decode, prepare
 from compatctl.data._tables import csv_rows
 
@@ -29,8 +30,12 @@ __all__ = [
     "from_files",
     "load",
     "load_features",
+    "memory_bytes",
     "prepare",
+    "read_memory",
     "read_pairs",
     "read_qrels",
+    "remembered",
+    "together",
     "unit_hash",
 ]

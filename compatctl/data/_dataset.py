@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "validation", "test"]
 Role = Literal["query", "gallery"]
+Source = Path | bytes | Pixels
+"""Where an image is: its file, the bytes of an encoded file, or (H, W, 3) or (H, W) pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +79,11 @@ def unit_hash(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """N items, and where each one's image is: a file, or an (H, W, 3) or (H, W) uint8 array."""
+    """N items, and where each one's image is: a file, a file's bytes, or an (H, W, 3) or (H, W)
+    uint8 array."""
 
     items: tuple[Item, ...]
-    sources: tuple[Path | Pixels, ...]
+    sources: tuple[Source, ...]
 
     def __post_init__(self) -> None:
         if len(self.items) != len(self.sources):
@@ -121,8 +125,10 @@ class Dataset:
             InputError: the file is missing or does not decode; the message names the item.
         """
         source = self.sources[row]
-        if not isinstance(source, Path):
+        if isinstance(source, np.ndarray):
             return from_array(source)
+        if isinstance(source, bytes):
+            return decode(io.BytesIO(source), self.items[row].id)
         name = self._name(row, source)
         try:
             with open_regular(source) as file:
@@ -137,13 +143,33 @@ class Dataset:
             InputError: the file is missing or must not be read.
         """
         source = self.sources[row]
-        if not isinstance(source, Path):
+        if isinstance(source, np.ndarray):
             return hashlib.sha256(source.tobytes()).hexdigest()
+        if isinstance(source, bytes):
+            return hashlib.sha256(source).hexdigest()
         try:
             with open_regular(source) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except (OSError, ValueError) as error:
             raise _unreadable(self._name(row, source), error) from error
+
+    def original(self, row: int, max_bytes: int) -> bytes | Pixels:
+        """The bytes of the image's file, of which ``digest`` is, or its array.
+
+        Raises:
+            InputError: the file is missing, must not be read, or has more than ``max_bytes``.
+        """
+        source = self.sources[row]
+        if not isinstance(source, Path):
+            return source
+        try:
+            with open_regular(source) as file:
+                data = file.read(max_bytes + 1)
+        except (OSError, ValueError) as error:
+            raise _unreadable(self._name(row, source), error) from error
+        if len(data) > max_bytes:
+            raise InputError(f"{self._name(row, source)}: has more than {max_bytes} bytes")
+        return data
 
     def digest_all(self) -> str:
         """sha256 (hex) over every item's description and image, whatever their order."""

@@ -13,6 +13,9 @@ from compatctl.errors import DamagedError, InputError
 FORMAT = 2
 """The newest manifest format that this version reads, and the one that it writes."""
 
+_OPTIONAL = ("memory",)
+"""Entries that are not in the file where they are null."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
@@ -58,7 +61,9 @@ class Manifest:
     which judged the query model, ``created_at`` ISO 8601 in UTC. ``restores`` is the generation
     that a rollback went back to: what it says of the model is said again, and of the gallery too,
     but for rows that were added since and are kept. ``oldest`` is the first generation whose files
-    are kept; what only earlier ones name may have been deleted.
+    are kept; what only earlier ones name may have been deleted. ``memory`` is the digest of the
+    rehearsal memory; where there is none the entry is left out of the file, so that stores made
+    before there were memories are read as they stand, and their digests stay what they are.
     """
 
     format: int = FORMAT
@@ -71,6 +76,7 @@ class Manifest:
     catalog: str
     models: tuple[ModelShare, ...]
     registry: str | None = None
+    memory: str | None = None
     report: str | None = None
     policy: str | None = None
     forced_reason: str | None = None
@@ -80,7 +86,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON values."""
-        return asdict(self)
+        found = asdict(self)
+        return {key: one for key, one in found.items() if key not in _OPTIONAL or one is not None}
 
     @classmethod
     def from_json(cls, raw: object, where: str) -> Self:
@@ -103,6 +110,7 @@ class Manifest:
                 f"{where}: manifest format {version}, of a version that was never released",
                 tip="begin the store again: compatctl init (or import)",
             )
+        raw = {**dict.fromkeys(_OPTIONAL), **raw}
         _check(raw, _MANIFEST, cls, where)
         _check(raw["index"], _INDEX, IndexInfo, f"{where}: index")
         for at, model in enumerate(raw["models"]):
@@ -144,7 +152,11 @@ class Manifest:
         """(kind, sha256) of every file that this generation needs; the kind is the folder."""
         models = tuple(("models", model.sha256) for model in self.models)
         canaries = tuple(("canaries", model.canary) for model in self.models)
-        single = (("registries", self.registry), ("reports", self.report))
+        single = (
+            ("registries", self.registry),
+            ("memories", self.memory),
+            ("reports", self.report),
+        )
         return (
             *models,
             *dict.fromkeys(canaries),
@@ -198,7 +210,7 @@ _MANIFEST: dict[str, _Rule] = {
     "index": ("an object", lambda value: isinstance(value, dict)),
     "models": ("a list", lambda value: isinstance(value, list)),
     **dict.fromkeys(("query_model", "catalog"), _SHA256),
-    **dict.fromkeys(("parent", "registry", "report", "policy"), _or_null(_SHA256)),
+    **dict.fromkeys(("parent", "registry", "memory", "report", "policy"), _or_null(_SHA256)),
     **dict.fromkeys(("operation", "tool_version"), _TEXT),
     "created_at": _WHEN,
     "forced_reason": _or_null(_TEXT),

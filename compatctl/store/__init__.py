@@ -9,6 +9,7 @@
       catalogs/<sha256>.npz      row -> item id, class, key in the index, which model embedded it
       reports/<sha256>.json
       registries/<sha256>.json
+      memories/<sha256>.npz      training images of every class so far, for the next fine-tuning
       LOCK                       held by the one writer
 
 Replacing manifest.json is the commit: a process killed before it has changed nothing, and what it

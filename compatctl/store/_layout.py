@@ -16,6 +16,7 @@ KINDS = {
     "catalogs": ".npz",
     "reports": ".json",
     "registries": ".json",
+    "memories": ".npz",
 }
 """The kinds of files: each kind's folder, and how its files' names end."""
 

@@ -35,6 +35,8 @@ def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[
             found.append("is a deploy, but has another index or catalogue than the one before")
     elif one.query_model != before.query_model:
         found.append(f"changed the query model by {one.operation!r}")
+    elif one.memory != before.memory:
+        found.append(f"changed the rehearsal memory by {one.operation!r}")
     elif one.operation == "backfill" and not _backfilled(before, one):
         found.append("is a backfill, but did more than give rows to the query model")
     return found
@@ -47,7 +49,7 @@ def _backfilled(before: Manifest, one: Manifest) -> bool:
     return (
         replace(one.index, sha256=before.index.sha256, ef_search=before.index.ef_search)
         == before.index
-        and (one.registry, one.report, one.policy)
-        == (before.registry, before.report, before.policy)
+        and (one.registry, one.memory, one.report, one.policy)
+        == (before.registry, before.memory, before.report, before.policy)
         and all(model.rows <= had.get(model.sha256, 0) for model in others)
     )

@@ -10,7 +10,7 @@ from compatctl.manifest import Manifest
 from compatctl.store._layout import need_blobs
 from compatctl.store._store import Store
 
-OF_THE_MODEL = ("query_model", "registry", "report", "policy", "forced_reason")
+OF_THE_MODEL = ("query_model", "registry", "memory", "report", "policy", "forced_reason")
 """What a rollback restores of the query model."""
 
 OF_THE_GALLERY = ("index", "catalog", "models")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.data import Dataset
+from compatctl.data import Dataset, remembered
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
 from compatctl.train.images import Picture
@@ -65,7 +65,7 @@ def make_plan(
 
     Raises:
         InputError: no training item; fewer than two classes; an item without an old feature; a
-            memory without ``rehearsal`` in the recipe, or the other way round.
+            memory without ``rehearsal`` in the recipe.
     """
     fresh = [i for i, item in enumerate(data.items) if item.split == "train"]
     kept = _remembered(recipe, memory, {data.ids[i] for i in fresh})
@@ -130,24 +130,16 @@ def _digest(picture: Picture) -> str:
 
 
 def _remembered(recipe: Recipe, memory: Dataset | None, fresh: set[str]) -> Dataset | None:
-    """``per_class`` items of each class of the memory, by the hash of their ids."""
-    if (memory is None) != (recipe.rehearsal is None):
-        raise InputError(
-            "rehearsal in the recipe and a memory of earlier items go together; "
-            f"the recipe has {'none' if recipe.rehearsal is None else 'rehearsal'}"
-        )
-    if memory is None or recipe.rehearsal is None:
+    """``per_class`` items of each class of the memory, by the hash of their ids; null: none."""
+    if memory is None:
         return None
-    by_class: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for i, (one, label) in enumerate(zip(memory.ids, memory.labels, strict=True)):
-        if one not in fresh:
-            by_class[label].append((hashlib.sha256(one.encode()).hexdigest(), i))
-    rows = [
-        i for found in by_class.values() for _, i in sorted(found)[: recipe.rehearsal.per_class]
-    ]
-    if not rows:
-        raise InputError("the memory holds nothing but items that train anyway")
-    return memory.take(sorted(rows))
+    if recipe.rehearsal is None:
+        raise InputError(
+            "there is a memory of earlier items, and no rehearsal in the recipe",
+            tip="write rehearsal: {per_class: 20}, for example, or pass no memory",
+        )
+    others = memory.take(i for i, one in enumerate(memory.ids) if one not in fresh)
+    return others.take(remembered(others.ids, others.labels, recipe.rehearsal.per_class))
 
 
 def _validation(data: Dataset, reference: Reference) -> Validation | None:

@@ -129,19 +129,24 @@ def test_a_dry_run_counts_and_writes_nothing(shop: Shop) -> None:
 
 
 def test_earlier_items_are_rehearsed(shop: Shop, emoji: Path) -> None:
-    """--memory adds the given number of earlier images of each class; without it, exit 5."""
+    """--memory adds the given number of earlier images of each class; the recipe must rehearse."""
     recipe = _recipe(shop)
-    recipe.write_text(recipe.read_text() + "rehearsal: {per_class: 2}\n")
-    alone = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
-    assert (alone.code, "memory" in alone.stderr) == (5, True), alone.stderr
     lines = shop.data().read_text().splitlines()
     labels = sorted({line.split(",")[2] for line in lines[1:] if ",train," in line})[:10]
     kept = [line for line in lines[1:] if line.split(",")[2] in labels]
     fresh = [line for line in lines[1:] if line.split(",")[2] not in labels]
     for name, part in (("memory.csv", kept), ("fresh.csv", fresh)):
         (emoji / name).write_text("\n".join([lines[0], *part]) + "\n")
-    made = _finetune(shop, recipe, "--data", emoji / "fresh.csv", "--memory", emoji / "memory.csv")
+    given = ("--data", emoji / "fresh.csv", "--memory", emoji / "memory.csv")
+    start = ("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    unwanted = shop.run(*start, *given)
+    assert (unwanted.code, "rehearsal" in unwanted.stderr) == (5, True), unwanted.stderr
+    recipe.write_text(recipe.read_text() + "rehearsal: {per_class: 2}\n")
+    vain = shop.run(*start, "--data", emoji / "fresh.csv", "--memory", emoji / "fresh.csv")
+    assert (vain.code, "train anyway" in vain.stderr) == (5, True), vain.stderr
+    made = _finetune(shop, recipe, *given)
     record = json.loads(shop.path("build/candidate/training.json").read_bytes())
-    assert record["memory_items"] == 2 * len(labels)
+    assert record["memory_items"] == made["rehearsed"] == 2 * len(labels)  # type: ignore[index]
     assert set(labels) < set(record["classes"])
     assert made["items"] == len(record["items"])  # type: ignore[index]
+    assert made["remembered"] == 2 * len(record["classes"])  # type: ignore[index]

@@ -1,0 +1,158 @@
+"""The rehearsal memory's way: from the store into a fine-tuning, and with its model back again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compatctl.commands.both import split_rule
+from compatctl.commands.context import open_store
+from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.training_record import MEMORY_FILE, REGISTRY_FILE, find
+from compatctl.data import Dataset, load, memory_bytes, read_memory, remembered, together
+from compatctl.errors import DamagedError, InputError
+from compatctl.files import sha256_bytes, sha256_file, write_atomic
+from compatctl.manifest import Manifest
+from compatctl.recipe import Project, Recipe
+from compatctl.report import Bound
+from compatctl.store import Store, Transaction
+
+
+def stored_memory(store: Store, manifest: Manifest) -> Dataset | None:
+    """The memory of a generation, as training items; null where it has none.
+
+    Raises:
+        DamagedError: its file is missing, changed, or no memory.
+    """
+    if manifest.memory is None:
+        return None
+    return read_memory(store.verified("memories", manifest.memory), error=DamagedError)
+
+
+def rehearsed(
+    project: Project,
+    recipe: Recipe,
+    data: Dataset,
+    gallery: DeployedGallery | None,
+    named: Path | None,
+) -> Dataset | None:
+    """Earlier items to rehearse: those of ``named``, and those that the store's memory holds.
+
+    At most ``per_class`` of a class, none of which trains anyway; where both have an id, the named
+    data say what it is. Null where there are none: the first fine-tuning of a store's life.
+
+    Raises:
+        InputError: data are named and the recipe rehearses nothing, or they hold nothing but items
+            that train anyway.
+        DamagedError: the store's memory is damaged.
+    """
+    if named is None and recipe.rehearsal is None:
+        return None
+    if recipe.rehearsal is None:
+        raise InputError(
+            "--memory is given, and the recipe has no rehearsal",
+            tip="write rehearsal: {per_class: 20} into the recipe, or leave --memory out",
+        )
+    parts, training = [], set(data.where(split="train").ids)
+    if named is not None:
+        parts.append(load(named, split_rule(project)).where(split="train"))
+        if training.issuperset(parts[0].ids):
+            raise InputError(f"the memory {named} holds nothing but items that train anyway")
+    store = gallery.store if gallery else any_store(project)
+    held = stored_memory(store, store.manifest) if store else None
+    found = together(*parts, *([held] if held is not None else []))
+    found = found.take(row for row, one in enumerate(found.ids) if one not in training)
+    found = found.take(remembered(found.ids, found.labels, recipe.rehearsal.per_class))
+    return found if len(found) else None
+
+
+def any_store(project: Project) -> Store | None:
+    """The project's store, where there is one already."""
+    return open_store(project) if (project.store / "manifest.json").exists() else None
+
+
+def keep(
+    project: Project,
+    recipe: Recipe,
+    data: Dataset,
+    earlier: Dataset | None,
+    record: dict[str, Any],
+) -> None:
+    """Write the candidate's memory: of each class some items that trained now or earlier.
+
+    ``record`` gets its digest and the number of its items; where the recipe rehearses nothing there
+    is no memory, and the store's stays what it is.
+
+    Raises:
+        InputError: an image changed since it was trained on, or the images are too large.
+    """
+    path = project.candidate / MEMORY_FILE
+    path.unlink(missing_ok=True)
+    record["memory_sha256"], record["remembered"] = None, 0
+    if recipe.rehearsal is None:
+        return
+    trained = {item["id"]: item["sha256"] for item in record["items"]}
+    new = data.where(split="train")
+    new = new.take(row for row, one in enumerate(new.ids) if one in trained)
+    found = together(new, *([earlier] if earlier is not None else []))
+    found = found.take(remembered(found.ids, found.labels, recipe.rehearsal.per_class))
+    for row, one in enumerate(found.ids):
+        if one in trained and trained[one] != found.digest(row):
+            raise InputError(f"the image of {one} changed since it was trained on")
+    held = memory_bytes(found)
+    write_atomic(path, held)
+    record["memory_sha256"] = sha256_bytes(held)
+    record["remembered"] = len(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Papers:
+    """What goes into the store with a model, where finetune wrote it: class registry and memory."""
+
+    registry: Path | None
+    memory: Path | None
+
+    def put(self, tx: Transaction, before: Manifest | None) -> dict[str, str | None]:
+        """Write them into the store: the manifest's entries, else those that it has."""
+        registry = before.registry if before else None
+        memory = before.memory if before else None
+        return {
+            "registry": tx.put("registries", self.registry) if self.registry else registry,
+            "memory": tx.put("memories", self.memory) if self.memory else memory,
+        }
+
+
+def papers_of(project: Project, model: Path, sha256: str, bound: Bound | None = None) -> Papers:
+    """The registry that the report, else the training record names, and the record's memory.
+
+    Raises:
+        InputError: one of them is not there, has another digest, or is no memory.
+    """
+    seen = find(model, sha256, named=None, candidate=project.candidate)
+    folder = seen.path.parent if seen else project.candidate
+    registry = seen.registry_sha256 if seen else None
+    if bound is not None and bound.new_sha256 == sha256:
+        registry = bound.registry_sha256
+    memory = seen.memory_sha256 if seen else None
+    found = Papers(
+        registry=_paper(project, folder, REGISTRY_FILE, registry, "class registry"),
+        memory=_paper(project, folder, MEMORY_FILE, memory, "rehearsal memory"),
+    )
+    if found.memory is not None:
+        read_memory(found.memory)
+    return found
+
+
+def _paper(project: Project, beside: Path, name: str, sha256: str | None, what: str) -> Path | None:
+    if sha256 is None:
+        return None
+    for folder in (beside, project.candidate):
+        path = folder / name
+        if path.is_file() and sha256_file(path) == sha256:
+            return path
+    raise InputError(
+        f"{project.candidate / name} is not the {what} {sha256[:12]} that was written with the "
+        "candidate",
+        tip="keep the candidate's folder as finetune wrote it until it is deployed",
+    )
