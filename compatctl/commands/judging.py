@@ -73,7 +73,8 @@ def verdict_of(
     for trial in trials:
         found += measure(policy, trial.evidence, how.draw, how.replicates)
     for link in chain:
-        found.append(measure_chain(link, policy.recall_at, how.draw, how.replicates))
+        least = policy.slice_min_queries
+        found.append(measure_chain(link, policy.recall_at, how.draw, how.replicates, least=least))
     return judge(policy, [*found, *others])
 
 

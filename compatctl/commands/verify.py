@@ -124,7 +124,9 @@ def _verify_models(  # noqa: PLR0917
         latency=latency,
         training_record_sha256=seen.sha256 if seen else None,
         registry_sha256=seen.registry_sha256 if seen else None,
-        not_checked=_unchecked(seen, gallery, latency) + options.unchecked() + found.unjudged,
+        not_checked=_unchecked(seen, gallery, latency, found.chain)
+        + options.unchecked()
+        + found.unjudged,
         **verdict_fields(policy, verdict, how, found.trials, NEXT_STEPS),
     )
 
@@ -275,7 +277,10 @@ def _store_id(gallery: DeployedGallery | None, stored: Stored | None) -> StoreId
 
 
 def _unchecked(
-    seen: Seen | None, gallery: DeployedGallery | None, latency: Latency | None
+    seen: Seen | None,
+    gallery: DeployedGallery | None,
+    latency: Latency | None,
+    chain: list[ChainEvidence],
 ) -> tuple[str, ...]:
     found = []
     if seen is None:
@@ -284,6 +289,8 @@ def _unchecked(
         found.append("parity: no record of what was trained")
     if gallery is None:
         found.append("ANN recall, chain of versions: there is no store")
+    elif not chain:
+        found.append("chain of versions: one version embedded all stored rows that are searched")
     if latency is None:
         found.append("latency: no --latency")
     return tuple(found)

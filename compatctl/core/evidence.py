@@ -123,8 +123,13 @@ def measure(policy: Policy, group: GroupEvidence, draw: Draw, replicates: int) -
     return found
 
 
-def measure_chain(link: ChainEvidence, k: int, draw: Draw, replicates: int) -> Measurement:
+def measure_chain(
+    link: ChainEvidence, k: int, draw: Draw, replicates: int, *, least: int = 0
+) -> Measurement:
     """The gain of new queries over a version's own, on the rows which that version embedded.
+
+    With fewer than ``least`` queries that have anything to find there it is too small to decide: a
+    version that embedded a handful of rows would else leave every later verdict open.
 
     Raises:
         InputError: recall at k was not searched for, or the two tests are of different queries.
@@ -140,6 +145,7 @@ def measure_chain(link: ChainEvidence, k: int, draw: Draw, replicates: int) -> M
         n=link.own.n_counted,
         n_queries=link.own.n_counted,
         may_decide=True,
+        small=link.own.n_counted < least,
         detail=f"On the rows which that version embedded, recall@{k} is {new:.4f} with new queries "
         f"and {old:.4f} with its own",
     )

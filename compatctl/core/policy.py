@@ -75,7 +75,7 @@ class Policy:
     min_self_test_gain: float | None = None
     """recall(new, new) - recall(old, old) must be shown to be greater."""
     slice_min_queries: int = 100
-    """Slices with fewer queries are shown and do not decide, >= 1."""
+    """Slices, and versions in the gallery, with fewer queries are shown and do not decide, >= 1."""
     min_slice_gain: float | None = -0.1
     """The gain in recall of every slice must be shown to be greater."""
     min_chain_gain: float | None = -0.05

@@ -425,6 +425,16 @@ def test_chain_equals_a_loop(k):
     assert f"{link.own.recall[k]:.4f} with its own" in one.detail
 
 
+def test_a_version_on_whose_rows_few_queries_find_anything_does_not_decide():
+    """Its link is small from one query under the least number on, and says the same otherwise."""
+    group = group_of(13)
+    link = ChainEvidence(name="v1", classes=group.classes, own=group.old_old, new=group.new_old)
+    n = len(counted_queries(group))
+    few, enough = (measure_chain(link, 1, draw, B, least=least) for least in (n + 1, n))
+    assert (few.small, enough.small, few.n) == (True, False, n)
+    assert few.estimate.value == enough.estimate.value
+
+
 def test_the_gain_of_re_embedding_equals_a_loop():
     """One model's queries on two galleries: the mean of the differences, and its replicates."""
     group = group_of(16)
