@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from compatctl.train import Reference, Trained
 
 MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "weights.safetensors"
+"""Backbone and junction: the base of the next fine-tuning of this very model."""
 PARITY_IMAGES = 32
 PARITY_LIMIT = 1e-3
 
@@ -37,11 +39,13 @@ class FineTuned:
     """The candidate: where it is, what it was trained on, and how far ONNX is from torch.
 
     Of the ``items``, ``rehearsed`` are of earlier runs; ``remembered`` are in the new memory.
+    ``weights``: a base for fine-tuning this model again.
     ``parity``: the largest absolute difference of any number of the embedding, over real images.
     """
 
     model: str
     output: str
+    weights: str
     sha256: str
     dim: int
     frame: str
@@ -85,7 +89,7 @@ def finetune(
     shuffle_map: bool = False,
     progress: Progress = silent,
 ) -> FineTuned:
-    """Train by the project's recipe, export ONNX, check its parity, write the training record.
+    """Train by the project's recipe, export ONNX, check its parity, write weights and record.
 
     Where the recipe has ``rehearsal``, items of the store's memory are rehearsed, and those of
     ``memory``, data of earlier runs; and the candidate gets a memory of its own, which deploy puts
@@ -115,6 +119,7 @@ def finetune(
         progress=progress,
     )
     encoder, parity = export(trainer, trained, recipe, data, project.candidate / MODEL_FILE)
+    _write_weights(trainer, trained, project.candidate / WEIGHTS_FILE)
     record = {**trained.record, "models": [encoder.sha256], "parity": parity}
     keep(project, recipe, data, earlier, record)
     _write_record(project, trained, record)
@@ -154,12 +159,19 @@ def export(
     return encoder, parity
 
 
+def _write_weights(trainer: ModuleType, trained: Trained, target: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer.save_weights(trained.network, Path(scratch) / target.name)
+        write_atomic(target, (Path(scratch) / target.name).read_bytes())
+
+
 def _result(
     project: Project, encoder: Encoder, record: dict[str, Any], skipped: tuple[str, ...]
 ) -> FineTuned:
     return FineTuned(
         model=str(project.candidate / MODEL_FILE),
         output=str(project.output),
+        weights=str(project.candidate / WEIGHTS_FILE),
         sha256=encoder.sha256,
         dim=encoder.dim,
         frame=record["classifier"]["frame"],

@@ -1,0 +1,294 @@
+"""The life of one store: fine-tuned, grown, fine-tuned from its memory, taken back, replaced."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shop_kit import Shop
+from tiny_backbone import build
+
+from compatctl.data import Dataset, read_memory
+
+PER_CLASS = 3
+VERTICES = 34
+"""Of the simplex: the training classes of the first three versions and one."""
+HELD_OUT = 40
+"""Classes that train nothing."""
+SHARES = {"v1": (0, 15), "v2": (15, 25), "v3": (25, 33), "v4": (33, 34)}
+"""Of the training classes, in order: what is new to each version."""
+
+RECIPE = """\
+format: 1
+backbone:
+  factory: "tiny_backbone:build"
+  args: {{width: {width}}}
+  input: {{height: 16, width: 16, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}}
+objective: {{frame: simplex, lambda: {weight}, dim: {dim}}}
+optimiser: {{epochs: 1, batch_size: 64, lr: 0.003}}
+rehearsal: {{per_class: {per_class}}}
+"""
+
+
+@dataclass(frozen=True)
+class Life:
+    """A project whose data change from version to version."""
+
+    shop: Shop
+    labels: Sequence[str]
+    """The training classes, sorted"""
+
+    def classes(self, version: str) -> list[str]:
+        """The training classes that are new to a version."""
+        first, stop = SHARES[version]
+        return list(self.labels[first:stop])
+
+    def data(self, version: str, *, added: bool = True) -> None:
+        """The version's table: its own training images, and all that is held out.
+
+        ``added``: with the gallery items of the second half of the held-out classes.
+        """
+        mine = set(self.classes(version))
+        rows = list(csv.DictReader(self.shop.path("all.csv").open(newline="", encoding="utf-8")))
+        late = {row["label"] for row in rows if row["split"] == "test"}
+        late = set(sorted(late)[len(late) // 2 :])
+        with self.shop.path("items.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(
+                row
+                for row in rows
+                if (row["label"] in mine if row["split"] == "train" else True)
+                and (added or row["role"] == "query" or row["label"] not in late)
+            )
+
+    def recipe(self, *, width: int = 64, weight: str = "1.0", per_class: int = PER_CLASS) -> None:
+        """The recipe of the next fine-tuning."""
+        self.shop.path("recipe.yaml").write_text(
+            RECIPE.format(width=width, weight=weight, dim=VERTICES - 1, per_class=per_class)
+        )
+
+    def finetune(self, base: str, *more: object) -> Any:
+        """Make the candidate; its training record."""
+        done = self.shop.run("finetune", "--base", self.shop.path(base), *more)
+        assert done.code == 0, done.stderr
+        return json.loads(self.shop.path("build/candidate/training.json").read_bytes())
+
+    def verify(self) -> Any:
+        """The report on the candidate; data so small may pass, fail or say nothing."""
+        manifest = self.shop.manifest()
+        old = self.shop.path(f"store/models/{manifest['query_model']}.onnx")
+        done = self.shop.run("verify", old, self.shop.path("build/candidate/model.onnx"))
+        assert done.code in {0, 3, 4}, done.stderr
+        return done.json
+
+    def deploy(self) -> dict[str, Any]:
+        """Make the candidate the query model whatever the gate said; the new manifest."""
+        done = self.shop.run("deploy", "--force", "--reason", "a life in miniature")
+        assert done.code == 0, done.stderr
+        shutil.copy(self.shop.path("build/candidate/weights.safetensors"), self.shop.folder)
+        checked = self.shop.run("check")
+        assert checked.code == 0, checked.stdout
+        return self.shop.manifest()
+
+    def memory(self) -> Dataset:
+        """What the store remembers now."""
+        return read_memory(self.shop.path(f"store/memories/{self.shop.manifest()['memory']}.npz"))
+
+    def vertices(self) -> list[str]:
+        """The store's class registry now."""
+        path = self.shop.path(f"store/registries/{self.shop.manifest()['registry']}.json")
+        found: list[str] = json.loads(path.read_bytes())["vertices"]
+        return found
+
+    def images(self, label: str) -> dict[str, Path]:
+        """The training images of a class: id -> file."""
+        rows = csv.DictReader(self.shop.path("all.csv").open(newline="", encoding="utf-8"))
+        return {row["id"]: self.shop.path(row["path"]) for row in rows if row["label"] == label}
+
+    def chosen(self, label: str) -> set[str]:
+        """The ids that a memory keeps of a class, by an explicit rule."""
+        ids = sorted(self.images(label), key=lambda one: hashlib.sha256(one.encode()).hexdigest())
+        return set(ids[:PER_CLASS])
+
+
+@pytest.fixture(scope="module")
+def born(emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose first model was born on the simplex: nothing was there before it."""
+    folder = tmp_path_factory.mktemp("life") / "shop"
+    shutil.copytree(emoji / "images", folder / "images")
+    lines = (emoji / "items.csv").read_text(encoding="utf-8").splitlines()
+    left_out = set(sorted({line.split(",")[2] for line in lines if ",test," in line})[HELD_OUT:])
+    kept = (line for line in lines if line.split(",")[2] not in left_out)
+    text = "\n".join(line for line in kept if ",validation," not in line)
+    (folder / "all.csv").write_text(text + "\n", encoding="utf-8")
+    (folder / "compatctl.yaml").write_text(
+        "format: 1\nstore: store\ndata: items.csv\nrecipe: recipe.yaml\n"
+    )
+    life = _life(folder)
+    life.data("v1", added=False)
+    life.recipe()
+    torch.save({"state_dict": build().state_dict()}, folder / "first.ckpt")
+    record = life.finetune("first.ckpt")
+    assert (record["memory_items"], record["remembered"]) == (0, 15 * PER_CLASS)
+    begun = life.shop.run("init", "--model", folder / "build/candidate/model.onnx")
+    assert begun.code == 0, begun.stderr
+    shutil.copy(folder / "build/candidate/weights.safetensors", folder)
+    return folder
+
+
+def _life(folder: Path) -> Life:
+    rows = csv.DictReader((folder / "all.csv").open(newline="", encoding="utf-8"))
+    return Life(Shop(folder), sorted({row["label"] for row in rows if row["split"] == "train"}))
+
+
+@pytest.fixture
+def life(born: Path, tmp_path: Path) -> Life:
+    """A copy of that project, for one test to live on."""
+    return _life(Path(shutil.copytree(born, tmp_path / "shop")))
+
+
+def test_a_life_of_four_versions(life: Life) -> None:
+    """Each version rehearses from the store alone, keeps the vertices, and is held to the chain."""
+    shop, first = life.shop, life.shop.manifest()
+    assert life.vertices() == life.classes("v1")
+    _remembers(life, ["v1"])
+    known = life.memory().original(0, 1 << 20)
+    assert isinstance(known, bytes)
+    for label in life.classes("v1"):
+        for path in life.images(label).values():
+            path.unlink()
+
+    life.data("v2")
+    planned = shop.run("finetune", "--base", shop.path("weights.safetensors"), "--dry-run")
+    assert planned.json["rehearsed_items"] == 15 * PER_CLASS
+    life.recipe(weight="0.5")
+    record = life.finetune("weights.safetensors")
+    assert record["base"]["junction"]
+    assert record["memory_items"] == 15 * PER_CLASS
+    assert record["classes"] == sorted(life.classes("v1") + life.classes("v2"))
+    assert sum(record["old_features"].values()) == len(record["items"])
+    _refuses_what_was_rehearsed(life, known)
+    alone = life.verify()
+    assert any("chain of versions" in line for line in alone["not_checked"])
+    second = life.deploy()
+    assert second["index"] == first["index"]
+    assert life.vertices() == life.classes("v1") + life.classes("v2")
+    _remembers(life, ["v1", "v2"])
+    assert shop.run("status").json["memory"] == second["memory"] != first["memory"]
+    added = shop.run("add")
+    assert added.code == 0, added.stderr
+    shares = {one["sha256"]: one["rows"] for one in shop.manifest()["models"]}
+    assert shares[second["query_model"]] == added.json["added"] > 10
+
+    torch.save({"state_dict": build(width=48).state_dict()}, shop.path("better.ckpt"))
+    life.data("v3")
+    life.recipe(width=48)
+    life.finetune("better.ckpt")
+    _chained(life.verify(), shares)
+    third = life.deploy()
+    assert life.vertices() == [one for v in ("v1", "v2", "v3") for one in life.classes(v)]
+    _remembers(life, ["v1", "v2", "v3"])
+
+    back = shop.run("rollback")
+    assert back.code == 0, back.stderr
+    told = shop.manifest()
+    assert (told["memory"], told["registry"]) == (second["memory"], second["registry"])
+    _remembers(life, ["v1", "v2"])
+    assert life.deploy()["memory"] == third["memory"]
+
+    life.data("v4")
+    shutil.copy(shop.path("weights.safetensors"), shop.path("third.safetensors"))
+    life.finetune("third.safetensors")
+    _chained(life.verify(), shares)
+    fourth = life.deploy()
+    assert len(life.vertices()) == VERTICES
+    _remembers(life, ["v1", "v2", "v3", "v4"])
+    kept = shop.run("check", "--gc", "--keep", "2")
+    assert kept.code == 0, kept.stderr
+    assert shop.path(f"store/memories/{fourth['memory']}.npz").exists()
+    assert not shop.path(f"store/memories/{first['memory']}.npz").exists()
+
+
+def _remembers(life: Life, versions: Sequence[str]) -> None:
+    """The memory holds the chosen items of every class so far, each in the bytes it trained in."""
+    memory = life.memory()
+    labels = [label for version in versions for label in life.classes(version)]
+    found = dict(zip(memory.ids, memory.labels, strict=True))
+    assert found == {one: label for label in labels for one in life.chosen(label)}
+    for row, one in enumerate(memory.ids):
+        path = life.images(memory.labels[row])[one]
+        if path.exists():
+            assert memory.digest(row) == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert memory.read(row).size > (0, 0)
+    assert {item.split for item in memory.items} == {"train"}
+
+
+def _refuses_what_was_rehearsed(life: Life, image: bytes) -> None:
+    """A held-out query that is a rehearsed image under another id is found by its bytes: exit 5."""
+    table, whole = life.shop.path("items.csv"), life.shop.path("items.csv").read_text()
+    life.shop.path("images/again.png").write_bytes(image)
+    lines = whole.splitlines()
+    names = lines[0].split(",")
+    held = next(line for line in lines if ",test,query" in line).split(",")
+    held[names.index("id")], held[names.index("path")] = "again", "images/again.png"
+    table.write_text("\n".join([*lines, ",".join(held), ""]))
+    old = life.shop.path(f"store/models/{life.shop.manifest()['query_model']}.onnx")
+    done = life.shop.run("verify", old, life.shop.path("build/candidate/model.onnx"))
+    assert (done.code, "again" in done.stderr) == (5, True), done.stderr
+    table.write_text(whole)
+
+
+def _chained(report: Any, owners: dict[str, int]) -> None:
+    """There is a link for each version that embedded rows."""
+    links = {
+        check["group"] for check in report["verdict"]["checks"] if check["name"] == "chain_gain"
+    }
+    assert links == {f"gallery of {sha256[:12]}" for sha256 in owners}
+    assert not any("chain of versions" in line for line in report["not_checked"])
+
+
+def test_the_vertices_run_out(life: Life) -> None:
+    """One class more than there are vertices is refused by number; nothing of it is written."""
+    before = life.shop.path("build/candidate/training.json").read_bytes()
+    first, stop = SHARES["v1"]
+    more = life.labels[stop : stop + VERTICES - (stop - first) + 1]
+    table = life.shop.path("all.csv").read_text().splitlines()
+    kept = [line for line in table[1:] if ",train," not in line or line.split(",")[2] in more]
+    life.shop.path("items.csv").write_text("\n".join([table[0], *kept]) + "\n")
+    done = life.shop.run("finetune", "--base", life.shop.path("weights.safetensors"))
+    said = f"{VERTICES + 1} classes and only {VERTICES} vertices"
+    assert (done.code, said in done.stderr) == (5, True), done.stderr
+    assert life.shop.path("build/candidate/training.json").read_bytes() == before
+
+
+def test_a_memory_that_is_not_the_candidates_is_refused(life: Life) -> None:
+    """deploy: a memory that is gone, or another one, is exit 5, and the store stays as it was."""
+    shop, path = life.shop, life.shop.path("build/candidate/memory.npz")
+    model = shop.path("build/candidate/model.onnx")
+    told = shop.manifest()
+    for spoil in (lambda: path.write_bytes(path.read_bytes()[:-1] + b"?"), path.unlink):
+        spoil()
+        done = shop.run("deploy", "--force", "--reason", "x", "--model", model)
+        assert (done.code, "rehearsal memory" in done.stderr) == (5, True), done.stderr
+    assert shop.manifest() == told
+
+
+def test_a_damaged_memory_is_found(life: Life) -> None:
+    """A flipped bit in the store's memory: check and finetune end in exit 5 and name the file."""
+    path = life.shop.path(f"store/memories/{life.shop.manifest()['memory']}.npz")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.chmod(0o644)
+    path.write_bytes(data)
+    for command in (("check",), ("finetune", "--base", life.shop.path("weights.safetensors"))):
+        done = life.shop.run(*command)
+        assert (done.code, path.name in done.stdout + done.stderr) == (5, True), done.stderr
