@@ -20,7 +20,17 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from compatctl.core.simplex import Registry
-from compatctl.data import csv_rows, load, load_features, read_pairs, read_qrels
+from compatctl.data import (
+    Dataset,
+    Item,
+    csv_rows,
+    load,
+    load_features,
+    memory_bytes,
+    read_memory,
+    read_pairs,
+    read_qrels,
+)
 from compatctl.encoder import Canary, contract, foreign, safety
 from compatctl.errors import CompatError
 from compatctl.files import parse_json, read_json
@@ -109,6 +119,12 @@ def _canary() -> list[bytes]:
     image = np.zeros((3, 2, 3), np.uint8)
     np.savez(file, rows=np.ones((1, 4), np.float32), runtime=np.array("x"), image_0=image)
     return [file.getvalue()]
+
+
+def _memory() -> list[bytes]:
+    pictures = (*_picture()[:2], np.zeros((2, 3), np.uint8))
+    items = tuple(Item(id=f"i{at}", label="x", split="train") for at in range(len(pictures)))
+    return [memory_bytes(Dataset(items=items, sources=pictures))]
 
 
 def _index() -> list[bytes]:
@@ -260,6 +276,7 @@ TARGETS = {
         _manifest,
     ),
     "catalog": Target(".npz", Catalog.read, _catalog),
+    "memory": Target(".npz", lambda path: read_memory(path).readable(), _memory),
     "canary": Target(".npz", Canary.read, _canary),
     "header": Target(".hnsw", read_header, _index),
     "rows": Target(".hnsw", check_layout, _index),

@@ -47,9 +47,20 @@ def test_unknown_and_missing_entries_are_refused() -> None:
         Manifest.from_json(short, "here")
 
 
+def test_a_manifest_without_a_memory_is_the_one_of_before_there_were_memories() -> None:
+    """The entry is in the file only where there is a memory, so that old digests stay valid."""
+    assert "memory" not in _raw()
+    assert Manifest.from_json(_raw(), "here").memory is None
+    one = manifest(memory="e" * 64)
+    again = Manifest.from_json(json.loads(canonical_json(one.to_json())), "here")
+    assert again == one
+    assert set(one.blobs()) - set(manifest().blobs()) == {("memories", "e" * 64)}
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("memory", "short"),
         ("format", 0),
         ("format", True),
         ("generation", 0),

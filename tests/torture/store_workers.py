@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 import compatctl
+from compatctl.data import Dataset, Item, memory_bytes
 from compatctl.errors import CompatError, ConflictError
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Catalog, IndexInfo, Manifest, ModelShare
@@ -197,7 +198,7 @@ def _write_items(folder: Path, skip: int) -> None:
 
 
 def _deploy_with_papers(store: Store, model: Path, *, other: bool) -> None:
-    """A deploy with a report and a registry, as a verified candidate's has."""
+    """A deploy with report, registry and memory, as a verified candidate's has."""
     from compatctl.commands.admission import Candidate
     from compatctl.commands.deploy import with_model
 
@@ -211,7 +212,15 @@ def _deploy_with_papers(store: Store, model: Path, *, other: bool) -> None:
             models=with_model(now, share),
             report=tx.put("reports", _writes(b'{"outcome": "pass", "other": %d}\n' % other)),
             registry=tx.put("registries", _writes(b'{"classes": ["a", "b", %d]}\n' % other)),
+            memory=tx.put("memories", _writes(_memory(other=other))),
         )
+
+
+def _memory(*, other: bool) -> bytes:
+    """A rehearsal memory of two small images."""
+    items = tuple(Item(id=one, label="a", split="train") for one in ("first", "second"))
+    pixels = np.arange(32, dtype=np.uint8).reshape(2, 4, 4) + np.uint8(other)
+    return memory_bytes(Dataset(items=items, sources=tuple(pixels)))
 
 
 def _writes(data: bytes) -> Callable[[Path], None]:
@@ -269,6 +278,7 @@ def target(root: Path, name: str) -> Target:
         "catalogs": (now.catalog, name, first.catalog, ("search", "add", "rollback")),
         "reports": (report, "registries", registry, ()),
         "registries": (registry, "reports", report, ()),
+        "memories": (deployed.memory or "", "catalogs", now.catalog, ()),
     }[name]
     swap = store.path_of(swap_kind, swap_digest)
     return Target(name=name, path=store.path_of(name, used), sampled=sampled, swap=(swap,))
