@@ -409,16 +409,15 @@ def test_rehearsal_keeps_some_images_of_earlier_classes(tmp_path: Path) -> None:
     )
     assert trained.record["memory_items"] == 2 * len(early)
     assert trained.record["classes"] == sorted(early + late)
-    for one, given in ((recipe, None), (kit.recipe(tmp_path), memory)):
-        with pytest.raises(InputError, match="go together"):
-            train(
-                recipe=one,
-                base=None,
-                data=new,
-                reference=reference,
-                work=tmp_path,
-                memory=given,
-            )
+    with pytest.raises(InputError, match="no rehearsal in the recipe"):
+        train(
+            recipe=kit.recipe(tmp_path),
+            base=None,
+            data=new,
+            reference=reference,
+            work=tmp_path,
+            memory=memory,
+        )
 
 
 def test_a_choice_without_validation_is_refused(tmp_path: Path) -> None:
