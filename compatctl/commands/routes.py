@@ -140,7 +140,7 @@ def measure(
     stored, old = ground.reference.gallery_features, ground.old(ground.asked)
     pick = Chooser(counted=ground.counted(), where=ground.where, folds=tuple(folds))
     free = _free(ground, pick, progress)
-    tuned = _fit(ground, ground.recipe, ground.reference, progress)
+    tuned = fit(ground, ground.recipe, ground.reference, progress)
     maps = bridges(ground, free)
     bridge = pick("bridge", maps, stored, ("new",), free)
     both = ("old", "new")
@@ -176,11 +176,21 @@ def _free(ground: Ground, pick: Chooser, progress: Progress) -> Fitted:
     """The model without a gallery, with the recipe's head or a linear one: what finds more."""
     recipe = free_recipe(ground.recipe, ground.reference.dim)
     heads = dict.fromkeys((recipe.junction, Junction()))
-    found = [_fit(ground, replace(recipe, junction=one), None, progress) for one in heads]
+    found = [fit(ground, replace(recipe, junction=one), None, progress) for one in heads]
     return max(found, key=lambda one: pick.right(one.queries, one.gallery))
 
 
-def _fit(ground: Ground, recipe: Recipe, reference: Reference | None, progress: Progress) -> Fitted:
+def fit(
+    ground: Ground,
+    recipe: Recipe,
+    reference: Reference | None = None,
+    progress: Progress = silent,
+) -> Fitted:
+    """Train by ``recipe`` against ``reference``; None: a model that knows no gallery.
+
+    Raises:
+        InputError: see ``train.train``.
+    """
     from compatctl.train import train
 
     began = time.monotonic()
@@ -312,7 +322,7 @@ def _baselines(
     moments = Moments.of(ground.old(rows), ground.new(free.model, rows))
     lifted = ridge(moments, (LIFT,))[0](stored)
     plain = replace(ground.recipe.objective, frame=("prototypes",), lambda_=(1.0,), anchors=None)
-    bct = _fit(ground, replace(ground.recipe, objective=plain), ground.reference, progress)
+    bct = fit(ground, replace(ground.recipe, objective=plain), ground.reference, progress)
     return [
         pick("naive swap", {"": free.queries}, stored, ("new",), free),
         pick("procrustes", {"": maps["orthogonal"]}, stored, ("new",), free),

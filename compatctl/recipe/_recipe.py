@@ -67,7 +67,9 @@ class Anchors:
     most wanted first; ``batch`` anchors go through the network in one step and are told apart from
     ``rows`` stored vectors (all of them where there are fewer); ``weight`` of the term; ``scale``
     of its softmax over cosines. ``transfer``: share of the drawn anchors that are changed as two
-    images of a training class differ (head only). ``ids`` is the content of the order's file.
+    images of a training class differ (head only). ``attention``: the width of the keys by which the
+    encoder attends to the first ``slots`` anchors, whose stored vectors it then holds; null: it
+    does not (head only). ``ids`` is the content of the order's file.
     """
 
     share: float = field(default=1.0, metadata=between(0.0, 1.0))
@@ -77,6 +79,8 @@ class Anchors:
     weight: float = field(default=1.0, metadata=between(0.0, 1e6))
     scale: float = field(default=16.0, metadata=between(1e-3, 1e3))
     transfer: float = field(default=0.0, metadata=between(0.0, 1.0))
+    attention: int | None = field(default=None, metadata=between(1, 4096))
+    slots: int = field(default=65536, metadata=between(1, 1 << 20))
     ids: tuple[str, ...] = field(default=(), metadata={"key": ""})
 
 
@@ -157,12 +161,7 @@ class Recipe:
         _refuse_newer(value, path, 1)
         recipe = build(cls, value, str(path))
         anchors = recipe.objective.anchors
-        if anchors is not None and anchors.transfer > 0.0 and recipe.train == "full":
-            raise InputError(
-                f"{path}: objective: anchors: transfer changes cached features: with train: full "
-                "it must be 0",
-                tip="use augmentation instead",
-            )
+        _check_anchors(recipe, path)
         if anchors is None or anchors.order == "random":
             return recipe
         ids = read_ids(_beside(path, anchors.order))
@@ -181,6 +180,31 @@ class Recipe:
         anchors = self.objective.anchors
         content = {"recipe": self.to_json(), "ids": list(anchors.ids) if anchors else []}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_anchors(recipe: Recipe, path: Path) -> None:
+    """What of the anchors goes with a frozen backbone, or with cosines, alone."""
+    anchors, where = recipe.objective.anchors, f"{path}: objective: anchors"
+    if anchors is None:
+        return
+    if anchors.transfer > 0.0 and recipe.train == "full":
+        raise InputError(
+            f"{where}: transfer changes cached features: with train: full it must be 0",
+            tip="use augmentation instead",
+        )
+    if anchors.attention is None:
+        return
+    if recipe.train == "full":
+        raise InputError(
+            f"{where}: attention compares features of a frozen backbone: with train: full it must "
+            "be null"
+        )
+    if recipe.objective.scale is None:
+        raise InputError(
+            f"{where}: attention gives rows of length 1 or so, which raw products do not tell "
+            "apart: scale must not be null",
+            tip="write scale: 16.0",
+        )
 
 
 def _refuse_newer(value: Any, path: Path, known: int) -> None:

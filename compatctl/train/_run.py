@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Recipe
 from compatctl.train import checkpoint as checkpoints
+from compatctl.train.attention import Attention
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.features import Features
 from compatctl.train.feed import Feed, HeadFeed, ImageFeed
@@ -88,6 +91,8 @@ def train(
         classifiers(setup)  # refuse an impossible frame before the images are read
         rows, state = _train(setup, work, features, resume=resume, progress=progress)
     network.cpu().eval()
+    if network.attention is not None:
+        network.attention.finish()
     made = record(setup, rows, state)
     checkpoints.remove(work)
     return Trained(
@@ -111,9 +116,21 @@ def _train(
         feed: Feed
         if setup.recipe.train == "head":
             feed = HeadFeed(setup, reader, progress, features)
+            _attend(setup, feed)
         elif features is not None:
             raise InputError("features of a frozen backbone, and train: full, which changes it")
         else:
             feed = ImageFeed(setup, reader)
         rows = search(setup, feed, state, lambda now: checkpoints.save(work, key, now), progress)
     return rows, state
+
+
+def _attend(setup: Setup, feed: HeadFeed) -> None:
+    """Give the network its attention to the first anchors, where the recipe wants it."""
+    anchors = setup.recipe.objective.anchors
+    if anchors is None or anchors.attention is None or not len(feed.anchors):
+        return
+    torch.manual_seed(setup.recipe.seed)
+    stored = torch.from_numpy(setup.plan.stored[: anchors.slots])
+    held = Attention(feed.anchors[: anchors.slots], stored, anchors.attention)
+    setup.network.attention = held.to(setup.device)

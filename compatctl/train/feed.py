@@ -51,7 +51,10 @@ class Feed(Protocol):
 
 
 class HeadFeed:
-    """The backbone is frozen: every image goes through it once, ``views`` times if it trains."""
+    """The backbone is frozen: every image goes through it once, ``views`` times if it trains.
+
+    ``anchors``: (A, F) float32 features of the plan's anchors, on the CPU.
+    """
 
     def __init__(
         self, setup: Setup, reader: Reader, progress: Progress, known: Features | None = None
@@ -76,7 +79,7 @@ class HeadFeed:
         first = table[[at[_source(one)] for one in plan.pictures]]
         others = torch.split(table[len(plain) :], len(first)) if changed else ()
         self._items = torch.stack([first, *others])
-        self._anchors = table[[at[_source(one)] for one in plan.anchors]]
+        self.anchors = table[[at[_source(one)] for one in plan.anchors]]
         self._signed = bool((table < 0.0).any())
         self._validation = table[[at[_source(one)] for one in queries]]
         self._device = setup.device
@@ -86,7 +89,7 @@ class HeadFeed:
         for step in steps:
             views = torch.from_numpy(step.views % len(self._items))
             items = self._items[views, torch.from_numpy(step.items)]
-            anchors = self._anchors[torch.from_numpy(step.anchors)]
+            anchors = self.anchors[torch.from_numpy(step.anchors)]
             if len(step.transfer):
                 anchors = self._transferred(anchors, torch.from_numpy(step.transfer))
             yield items.to(self._device), anchors.to(self._device)

@@ -49,6 +49,8 @@ class Run:
     classifier: Classifier
     rows_of: Rows
     """(N,) classifier row of each item of the plan, -1: none"""
+    anchor_of: Rows
+    """(N,) which anchor is the same image, -1: none"""
 
 
 def fit(
@@ -77,6 +79,8 @@ def fit(
             total += loss.detach()
         state.losses.append(float(total) / len(steps))
         state.epoch = epoch + 1
+        if run.setup.network.attention is not None:
+            run.setup.network.attention.refresh()
         state.model = weights(run, rows)
         state.optimiser = optimiser.state_dict()
         after_epoch(state)
@@ -84,8 +88,12 @@ def fit(
 
 def weights(run: Run, rows: Tensor) -> dict[str, Tensor]:
     """A copy of what training changes, on the CPU."""
-    module = run.setup.network if run.setup.recipe.train == "full" else run.setup.network.junction
-    found = {key: one.detach().cpu().clone() for key, one in module.state_dict().items()}
+    full = run.setup.recipe.train == "full"
+    found = {
+        key: one.detach().cpu().clone()
+        for key, one in run.setup.network.state_dict().items()
+        if full or not key.startswith("backbone.")
+    }
     if run.classifier.learns:
         found[CLASSIFIER] = rows.detach().cpu().clone()
     return found
@@ -93,8 +101,8 @@ def weights(run: Run, rows: Tensor) -> dict[str, Tensor]:
 
 def put(run: Run, state: dict[str, Tensor]) -> None:
     """Load what ``weights`` copied into the network."""
-    module = run.setup.network if run.setup.recipe.train == "full" else run.setup.network.junction
-    module.load_state_dict({key: one for key, one in state.items() if key != CLASSIFIER})
+    changed = {key: one for key, one in state.items() if key != CLASSIFIER}
+    run.setup.network.load_state_dict({**run.setup.network.state_dict(), **changed})
 
 
 def validate(run: Run) -> float | None:
@@ -128,7 +136,7 @@ def _loss(
     (rows, stored), (items, anchors) = frozen, inputs
     objective, n = run.setup.recipe.objective, len(items)
     with torch.autocast(run.setup.device.type, torch.bfloat16, enabled=run.setup.amp):
-        z = run.setup.network.project(torch.cat([items, anchors]))
+        z = run.setup.network.learn(torch.cat([items, anchors]), *_attended(run, step))
     z = z.float()
     old = None
     if run.setup.plan.old is not None:
@@ -149,6 +157,21 @@ def _loss(
     own = torch.arange(len(step.anchors), device=run.setup.device)
     term = losses.anchor_loss(unit(z[n:]), stored[table], own, objective.anchors.scale)
     return loss + objective.anchors.weight * term
+
+
+def _attended(run: Run, step: Step) -> tuple[Tensor, Tensor]:
+    """The anchors that the step attends to, and which of them each row of it is (-1: none).
+
+    A changed anchor is another image than the one that the gallery holds.
+    """
+    anchors, device = run.setup.recipe.objective.anchors, run.setup.device
+    held = step.table[step.table < anchors.slots] if anchors is not None else step.table
+    place = np.full(len(run.setup.plan.anchors) + 1, -1, np.int64)
+    place[held] = np.arange(len(held))
+    drawn = step.anchors.copy()
+    drawn[: len(step.transfer)] = -1
+    own = place[np.concatenate([run.anchor_of[step.items], drawn])]
+    return torch.from_numpy(held).to(device), torch.from_numpy(own).to(device)
 
 
 def _steps(run: Run, rng: np.random.Generator) -> Iterator[Step]:
@@ -197,7 +220,10 @@ def _pairs(run: Run) -> list[tuple[Rows, Rows]]:
 def _optimiser(run: Run, rows: nn.Parameter) -> torch.optim.Optimizer:
     """AdamW; the base rate of each group is kept beside it for the schedule."""
     recipe = run.setup.recipe.optimiser
-    head = list(run.setup.network.junction.parameters()) + ([rows] if run.classifier.learns else [])
+    network = run.setup.network
+    head = list(network.junction.parameters()) + ([rows] if run.classifier.learns else [])
+    if network.attention is not None:
+        head += network.attention.parameters()
     groups = [{"params": head, "lr": recipe.lr, "base_lr": recipe.lr}]
     for parameter in run.setup.network.backbone.parameters():
         parameter.requires_grad_(run.setup.recipe.train == "full")

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from compatctl.errors import InputError
 from compatctl.recipe import InputSpec, Junction
+from compatctl.train.attention import Attention
 
 
 class Network(nn.Module):
     """uint8 (N, H, W, 3) images in, float32 (N, D) unit rows out.
 
-    ``features`` is the backbone's part, (N, F); ``project`` the junction's, raw (N, D).
+    ``features`` is the backbone's part, (N, F); ``project`` the junction's, raw (N, D), and that of
+    ``attention`` where there is one.
     """
 
     mean: Tensor
@@ -34,6 +36,7 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.junction = junction
+        self.attention: Attention | None = None
         self.method = method
         self.register_buffer("mean", torch.tensor(spec.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(spec.std)[:, None, None], persistent=False)
@@ -47,7 +50,14 @@ class Network(nn.Module):
     def project(self, features: Tensor) -> Tensor:
         """(N, D) raw outputs of the junction for (N, F) backbone features."""
         out: Tensor = self.junction(features)
-        return out
+        return out if self.attention is None else self.attention(out, features)
+
+    def learn(self, features: Tensor, slots: Tensor, own: Tensor) -> Tensor:
+        """``project`` while it is trained; see ``Attention.learn`` for ``slots`` and ``own``."""
+        out: Tensor = self.junction(features)
+        if self.attention is None:
+            return out
+        return self.attention.learn(out, features, slots, own)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, D) unit rows for uint8 (N, H, W, 3) images."""

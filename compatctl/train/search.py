@@ -88,8 +88,16 @@ def search(
 
 
 def _run(setup: Setup, feed: Feed, rows: Classifier) -> Run:
-    rows_of = [rows.row_of.get(label, -1) for label in setup.plan.labels]
-    return Run(setup=setup, feed=feed, classifier=rows, rows_of=np.array(rows_of, np.int64))
+    plan = setup.plan
+    rows_of = [rows.row_of.get(label, -1) for label in plan.labels]
+    anchors = {item: at for at, item in enumerate(plan.anchor_ids)}
+    return Run(
+        setup=setup,
+        feed=feed,
+        classifier=rows,
+        rows_of=np.array(rows_of, np.int64),
+        anchor_of=np.array([anchors.get(item, -1) for item in plan.ids], np.int64),
+    )
 
 
 def _judge(run: Run, trial: Trial, state: Checkpoint) -> None:

@@ -221,7 +221,12 @@ def load_junction(network: Network, tensors: dict[str, Tensor]) -> bool:
 
 def save_weights(network: Network, path: Path) -> None:
     """Backbone and junction as safetensors: a base for the next fine-tuning."""
-    save_file({key: one.contiguous().cpu() for key, one in network.state_dict().items()}, path)
+    kept = {
+        key: one.contiguous().cpu()
+        for key, one in network.state_dict().items()
+        if not key.startswith("attention.")
+    }
+    save_file(kept, path)
 
 
 def sha256_of(path: Path) -> str:

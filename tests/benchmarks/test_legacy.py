@@ -16,8 +16,10 @@ sys.path.insert(0, str(FOLDER))
 import _cases as cases  # noqa: E402
 import _judge as judging  # noqa: E402
 import _legacy_docs as docs  # noqa: E402
+import ablation  # noqa: E402
 import legacy  # noqa: E402
 
+from compatctl.commands import routes  # noqa: E402
 from compatctl.commands.routes import Ground  # noqa: E402
 from compatctl.core.nearest import search  # noqa: E402
 from compatctl.data import Dataset, load  # noqa: E402
@@ -145,3 +147,23 @@ def test_page_and_figure_show_every_case(result: judging.Result) -> None:
     root = ElementTree.fromstring(docs.figure([result]))
     dots = list(root.iter("{http://www.w3.org/2000/svg}circle"))
     assert len(dots) == len(docs.DRAWN) + 3
+
+
+def test_an_ablation_compares_each_setting_with_the_shipped_recipe(ground: Ground) -> None:
+    """The shipped recipe gains nothing over itself, another one what a loop counts, on the page."""
+    names = (ablation.DEFAULT, "no anchors", "the backbone trains too, 5 epochs")
+    settings = {one: {**ablation.SETTINGS, **ablation.SLOW}[one] for one in names}
+    rows = ablation.ablate("emoji", [ground], settings, [0])
+    asked = [i for i, row in enumerate(ground.asked) if ground.data.items[row].split == "validation"
+             and ground.counted()[i]]  # fmt: skip
+    assert [one.gain for one in rows[:1]] == [0.0]
+    assert all(one.queries == len(asked) for one in rows)
+    change = settings["no anchors"](ground.recipe)
+    assert change.objective.anchors is None
+    found = routes.fit(ground, change, ground.reference).queries[asked]
+    nearest = (found @ ground.reference.gallery_features.T).argmax(axis=1)
+    right = np.mean(ground.where.gallery_labels[nearest] == ground.where.query_labels[asked])
+    assert rows[1].recall == pytest.approx(right)
+    assert rows[1].gain == pytest.approx(right - rows[0].recall)
+    text = ablation.page(rows)
+    assert all(f"| {one} | " in text for one in names)

@@ -42,7 +42,10 @@ def test_a_killed_run_resumes_to_the_same_weights(
     tmp_path: Path, mode: str, killed_after: int
 ) -> None:
     """SIGKILL in a trial, at its end, and in the next one: the resumed weights are the same."""
-    line = "objective: {frame: prototypes, lambda: [0.1, 1.0], scale: 16.0}"
+    line = (
+        "objective: {frame: prototypes, lambda: [0.1, 1.0], scale: 16.0, "
+        "anchors: {batch: 8, attention: 6}}"
+    )
     if mode == "full":
         line = "objective: {frame: prototypes, lambda: 0.1, anchors: {batch: 8}}"
     recipe = kit.recipe(

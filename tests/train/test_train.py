@@ -146,7 +146,8 @@ def test_anchors_are_changed_as_images_of_one_class_differ(tmp_path: Path) -> No
         feed = HeadFeed(setup, reader, silent)
     rows = classifiers(setup)["prototypes"]
     codes = np.array([rows.row_of[label] for label in plan.labels])
-    run = Run(setup=setup, feed=feed, classifier=rows, rows_of=codes)
+    nowhere = np.full(len(codes), -1)
+    run = Run(setup=setup, feed=feed, classifier=rows, rows_of=codes, anchor_of=nowhere)
     steps = list(_steps(run, np.random.default_rng(0)))
     held = set(reference.gallery_ids)
     for step, (items, anchors) in zip(steps, feed.steps(steps), strict=True):

@@ -1,0 +1,280 @@
+"""What each part of the fine-tuning objective earns: the shipped recipe with one thing changed.
+
+    python benchmarks/ablation.py [--cases emoji-lite0-lite2,...] [--seeds 0,1] [--work DIR]
+                                  [--threads N] [--json FILE] [--docs docs/ablation.md]
+
+recall@1 on the deployed gallery, of the fine-tuned query and of its mean with the old one, over the
+VALIDATION classes of the cases of ``legacy.py``: test classes are not looked at. Gains are paired,
+query by query, their 95% intervals over classes; seeds are pooled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from _cases import CASES, CNNS, KANJI, Workshop
+
+from compatctl.commands.routes import Ground, fit, fused
+from compatctl.commands.trial import Bools, Floats, Rows, retrieval
+from compatctl.core.resampling import Ratio, estimate_ratios
+from compatctl.data import prepare
+from compatctl.files import write_atomic
+from compatctl.recipe import Anchors, Augmentation, Junction, Recipe
+from compatctl.train import embed, train
+from compatctl.train.images import preprocessing
+
+REPLICATES = 2000
+HALF = "weight 0.5"
+DEFAULT = "the shipped recipe"
+Change = Callable[[Recipe], Recipe]
+
+
+def _objective(**changes: object) -> Change:
+    return lambda one: replace(one, objective=replace(one.objective, **changes))  # type: ignore[arg-type]
+
+
+def _anchors(**changes: object) -> Change:
+    def change(one: Recipe) -> Recipe:
+        held = one.objective.anchors or Anchors()
+        return _objective(anchors=replace(held, **changes))(one)  # type: ignore[arg-type]
+
+    return change
+
+
+SETTINGS: Mapping[str, Change] = {
+    DEFAULT: lambda one: one,
+    "no attention": _anchors(attention=None),
+    "no transfer": _anchors(transfer=0.0),
+    "no attention, no transfer": _anchors(attention=None, transfer=0.0),
+    "no anchors": _objective(anchors=None),
+    "a quarter of the gallery anchors": _anchors(share=0.25),
+    "keys of 64 numbers": _anchors(attention=64),
+    "anchors weigh 1": _anchors(weight=1.0),
+    "linear junction": lambda one: replace(one, junction=Junction()),
+    "no dropout": lambda one: replace(one, junction=replace(one.junction, dropout=0.0)),
+    "hoc, lambda .1": _objective(lambda_=(0.1,), contrast="hoc"),
+    "hoc, lambda .5": _objective(lambda_=(0.5,), contrast="hoc"),
+    "infonce, lambda .1": _objective(lambda_=(0.1,), contrast="infonce"),
+    "scale 32": _objective(scale=32.0),
+    "40 epochs": lambda one: replace(one, optimiser=replace(one.optimiser, epochs=40)),
+}
+SLOW: Mapping[str, Change] = {
+    "four changed views of an image": lambda one: replace(
+        one, augmentation=Augmentation(views=4, rotate=5.0, shift=0.06, colour=0.2)
+    ),
+    "the backbone trains too, 5 epochs": lambda one: replace(
+        _anchors(attention=None, transfer=0.0)(one),
+        train="full",
+        optimiser=replace(one.optimiser, epochs=5, frozen_norm=True),
+    ),
+}
+"""These run the backbone over images again: for small networks alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One setting on one case, seeds pooled."""
+
+    case: str
+    setting: str
+    seeds: tuple[int, ...]
+    queries: int
+    old: float
+    recall: float
+    gain: float
+    """Over the shipped recipe, paired; with ``low`` and ``high``"""
+    low: float
+    high: float
+    fused: float
+    fused_gain: float
+
+
+def main() -> None:
+    """Measure, show, write."""
+    given = _arguments()
+    torch.set_num_threads(given.threads)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        shop = Workshop(work=given.work or Path(temporary), kanji=given.kanji)
+        for case in (one for one in CASES if one.name in given.cases):
+            grounds = [shop.ground(replace(case, seed=seed)) for seed in given.seeds]
+            settings = {**SETTINGS, **(SLOW if case.new in CNNS else {})}
+            rows += ablate(case.name, grounds, settings, given.seeds)
+            if given.json:
+                found = json.dumps([asdict(one) for one in rows], indent=1) + "\n"
+                write_atomic(given.json, found.encode())
+    if given.docs:
+        write_atomic(given.docs, page(rows).encode())
+
+
+def ablate(
+    case: str, grounds: Sequence[Ground], settings: Mapping[str, Change], seeds: Sequence[int]
+) -> list[Row]:
+    """A row for each setting; the first one is what the others are compared with."""
+    measured: dict[str, list[tuple[Bools, Bools]]] = {}
+    rows: list[Row] = []
+    for name, change in settings.items():
+        measured[name] = [_hits(ground, change(ground.recipe)) for ground in grounds]
+        rows.append(_row(case, name, grounds, (measured[name], next(iter(measured.values())))))
+        rows[-1] = replace(rows[-1], seeds=tuple(seeds))
+        one = rows[-1]
+        print(f"{case:20s} {name:36s} {one.recall:.4f} {one.gain:+.4f} "
+              f"[{one.low:+.4f}, {one.high:+.4f}]  fused {one.fused:.4f}", flush=True)  # fmt: skip
+    return rows
+
+
+def _asking(ground: Ground) -> Bools:
+    """(Q,) queries of validation classes that have something to find."""
+    split = np.array([ground.data.items[int(row)].split for row in ground.asked])
+    found: Bools = (split == "validation") & ground.counted()
+    return found
+
+
+def _hits(ground: Ground, recipe: Recipe) -> tuple[Bools, Bools]:
+    """(Q,) whether the fine-tuned query, and its mean with the old one, finds its class first."""
+    if recipe.train == "full":
+        made = _whole(ground, recipe)
+    else:
+        made = fit(ground, recipe, ground.reference).queries
+    return _found(ground, made), _found(ground, fused(ground.old(ground.asked), made)[HALF])
+
+
+def _whole(ground: Ground, recipe: Recipe) -> Floats:
+    """(Q, D) queries by a network that was trained whole, on the images themselves."""
+    with tempfile.TemporaryDirectory() as work:
+        made = train(
+            recipe=recipe,
+            base=ground.base,
+            data=ground.data,
+            reference=ground.reference,
+            work=Path(work),
+        )
+    size = preprocessing(recipe.backbone.input)
+    parts = [
+        embed(made.network, np.stack([prepare(ground.data.read(int(i)), size) for i in rows]))
+        for rows in np.array_split(ground.asked, max(1, len(ground.asked) // 256))
+    ]
+    return np.concatenate(parts)
+
+
+def _found(ground: Ground, queries: Floats) -> Bools:
+    asking = _asking(ground)
+    hits: Bools = retrieval(
+        ground.where, queries, ground.reference.gallery_features, (1,), map_k=1
+    ).hit1[asking]
+    return hits
+
+
+def _row(
+    case: str,
+    name: str,
+    grounds: Sequence[Ground],
+    hits: tuple[Sequence[tuple[Bools, Bools]], Sequence[tuple[Bools, Bools]]],
+) -> Row:
+    """``hits``: by seed, of this setting and of the shipped recipe."""
+    mine, shipped = ([np.concatenate(part) for part in zip(*one, strict=True)] for one in hits)
+    asking = [_asking(one) for one in grounds]
+    classes = np.concatenate(
+        [one.where.classes[mask] for one, mask in zip(grounds, asking, strict=True)]
+    )
+    old = np.concatenate([_found(one, one.old(one.asked)) for one in grounds])
+    gains = [_gain(classes, a, b) for a, b in zip(mine, shipped, strict=True)]
+    return Row(
+        case=case,
+        setting=name,
+        seeds=(),
+        queries=len(classes),
+        old=float(old.mean()),
+        recall=float(mine[0].mean()),
+        gain=gains[0][0],
+        low=gains[0][1],
+        high=gains[0][2],
+        fused=float(mine[1].mean()),
+        fused_gain=gains[1][0],
+    )
+
+
+def _gain(classes: Rows, mine: Bools, other: Bools) -> tuple[float, float, float]:
+    """The mean difference and its 95% interval, classes resampled."""
+    _, at = np.unique(classes, return_inverse=True)
+    change = mine.astype(np.float64) - other
+    ratio = Ratio(
+        totals=np.bincount(at, change).astype(np.float64),
+        counts=np.bincount(at).astype(np.float64),
+        bounds=(-1.0, 1.0),
+        harm=-1,
+    )
+    estimate = estimate_ratios([ratio], REPLICATES, np.random.default_rng(0))[0]
+    return (float(change.mean()), *estimate.interval(0.95))
+
+
+def page(rows: Sequence[Row]) -> str:
+    """docs/ablation.md."""
+    first = rows[0]
+    lines = [
+        "# What each part of the objective earns",
+        "",
+        "`python benchmarks/ablation.py --cases "
+        + ",".join(dict.fromkeys(one.case for one in rows))
+        + " --seeds "
+        + ",".join(map(str, first.seeds))
+        + " --docs docs/ablation.md` made this page.",
+        "The shipped recipe (`recipes/default.yaml`), with one thing changed at a time, on the",
+        "upgrades of [legacy.md](legacy.md): recall@1 of new queries on the deployed gallery, on",
+        "validation classes; no test class was looked at. A gain is over the shipped recipe, query",
+        "by query, with its 95% interval over classes; seeds are pooled. *Fused*: the unit mean of",
+        "the old feature and the new one.",
+    ]
+    for case in dict.fromkeys(one.case for one in rows):
+        mine = [one for one in rows if one.case == case]
+        lines += [
+            "",
+            f"## {case}",
+            "",
+            f"{mine[0].queries} queries of {len(mine[0].seeds)} seeds; old queries: "
+            f"{mine[0].old:.3f}.",
+            "",
+            "| setting | recall@1 | gain | 95% interval | fused | gain |",
+            "|---|---|---|---|---|---|",
+        ]
+        for one in mine:
+            same = one.setting == DEFAULT
+            gain = "" if same else f"{one.gain:+.3f}"
+            between = "" if same else f"{one.low:+.3f} to {one.high:+.3f}"
+            fused_gain = "" if same else f"{one.fused_gain:+.3f}"
+            lines.append(
+                f"| {one.setting} | {one.recall:.3f} | {gain} | {between} "
+                f"| {one.fused:.3f} | {fused_gain} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _arguments() -> argparse.Namespace:
+    names = [one.name for one in CASES]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument(
+        "--cases",
+        type=lambda text: text.split(","),
+        default="emoji-lite0-lite2,emoji-cnn-larger,kanji-cnn-larger",
+    )
+    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1")
+    parser.add_argument("--work", type=Path, help="what is made stays here; else it is temporary")
+    parser.add_argument("--kanji", type=Path, default=KANJI)
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--docs", type=Path)
+    given = parser.parse_args()
+    if unknown := sorted(set(given.cases) - set(names)):
+        parser.error(f"no case {unknown[0]}; there are {', '.join(names)}")
+    return given
+
+
+if __name__ == "__main__":
+    main()
