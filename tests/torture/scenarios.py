@@ -254,7 +254,7 @@ SCENARIOS = (
     Scenario(name="deploy", argv=DEPLOY, prepare=_begun, every=2),
     Scenario(name="rollback", argv=ROLLBACK, prepare=_deployed),
     Scenario(name="backfill", argv=BACKFILL, prepare=_deployed, every=7),
-    Scenario(name="lift", argv=LIFT, prepare=_liftable, every=15),
     Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False),
+    *((Scenario(name="lift", argv=LIFT, prepare=_liftable),) if LONG else ()),
 )  # fmt: skip
 NAMES = tuple(one.name for one in SCENARIOS)
