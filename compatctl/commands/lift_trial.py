@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from compatctl.commands.ann import Asked, sample
 from compatctl.commands.backfill_trial import HeldOut
 from compatctl.commands.gallery import open_index
@@ -31,7 +33,9 @@ WHERE = "of each model on its gallery, stored or lifted,"
 class LiftTrial:
     """The deployed model's held-out queries on the gallery as it is, the new one's on the lifted.
 
-    ``old_recall``, ``new_recall``: at ``recall_at``, in [0, 1]. ``verdict``: the policy's.
+    ``old_recall``, ``new_recall``: at ``recall_at``, in [0, 1]. ``fused_recall``, for information:
+    of the unit mean of both models' features, the deployed one's mapped, on the lifted gallery.
+    ``verdict``: the policy's.
     """
 
     n_queries: int
@@ -39,6 +43,7 @@ class LiftTrial:
     recall_at: int
     old_recall: float
     new_recall: float
+    fused_recall: float
     verdict: Verdict
 
 
@@ -84,6 +89,8 @@ def try_lift(
     before = retrieval(where, old.features, rows, depths(policy))
     rows = through(rows)
     after = retrieval(where, new.features, rows, depths(policy))
+    both = through(old.features) + new.features
+    both /= np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12)
     group = GroupEvidence(
         name=DECIDING_GROUP, classes=where.classes, old_old=before, new_old=after, where=WHERE
     )
@@ -94,6 +101,7 @@ def try_lift(
         recall_at=k,
         old_recall=before.recall[k],
         new_recall=after.recall[k],
+        fused_recall=retrieval(where, both, rows, (k,), map_k=1).recall[k],
         verdict=judge(policy, measure(policy, group, how.draw, how.replicates)),
     )
     return found, Asked.of(new.features[sample(len(new.ids))], rows, catalog.keys)

@@ -82,6 +82,10 @@ def lifted_sheet(console: Console, done: Any) -> None:
         )
     if (trial := done.measured) is not None:
         checks_table(console, trial.verdict.checks)
+        console.print(
+            f"for information: recall@{trial.recall_at} of the mean of the lifted old and the new "
+            f"feature {trial.fused_recall:.4f} (compatctl fuse)"
+        )
     if done.skipped:
         console.print(f"{len(done.skipped)} items do not decode")
     console.print(cell(done.summary))

@@ -69,11 +69,11 @@ def _images(shop: Shop, ids: list[str]) -> Any:
     return data.take([at[item] for item in ids])
 
 
-def _slow_recall(shop: Shop, name: str, gallery: NDArray[np.float32]) -> float:
-    """recall@1 of held-out queries on the catalogue's rows, one query at a time."""
+def _slow_recall(shop: Shop, models: list[Encoder], gallery: NDArray[np.float32]) -> float:
+    """recall@1 of held-out queries, by the models' mean, on the catalogue's rows, one by one."""
     labels, right, asked = _catalog(shop).labels, 0, 0
     queries = load(shop.data()).where(split="test", role="query")
-    features = Encoder.load(shop.path(name)).embed(queries).features
+    features = np.sum([one.embed(queries).features for one in models], axis=0)
     for label, feature in zip(queries.labels, features, strict=True):
         if label in labels:
             asked += 1
@@ -128,11 +128,17 @@ def test_every_row_is_what_its_own_file_gives(lifted: Shop, begun: Path) -> None
 
 
 def test_what_is_measured_is_what_an_explicit_loop_finds(lifted: Shop, begun: Path) -> None:
-    """Both recalls, and the gain that the policy judges, on the stored and on the lifted rows."""
+    """Both recalls, that of both models fused, and the gain that the policy judges, on the stored
+    and on the lifted rows."""
     measured = _told(lifted)["measured"]
     ids = list(_catalog(lifted).ids)
-    old = _slow_recall(Shop(begun), "old.onnx", stored_rows(Shop(begun), ids))
-    new = _slow_recall(lifted, "wide.onnx", stored_rows(lifted, ids))
+    both = [_model(lifted, _told(lifted)["models"][0]["sha256"])]
+    both.append(Encoder.load(lifted.path("wide.onnx")))
+    rows = stored_rows(lifted, ids)
+    old = _slow_recall(Shop(begun), [Encoder.load(lifted.path("old.onnx"))],
+                       stored_rows(Shop(begun), ids))  # fmt: skip
+    new, fused = _slow_recall(lifted, both[1:], rows), _slow_recall(lifted, both, rows)
+    assert measured["fused_recall"] == pytest.approx(fused, abs=2e-3)
     assert (measured["old_recall"], measured["new_recall"]) == pytest.approx((old, new), abs=2e-3)
     gain = next(one for one in measured["verdict"]["checks"] if one["name"] == "recall_gain")
     assert gain["estimate"] == pytest.approx(new - old, abs=4e-3)
