@@ -74,6 +74,10 @@ def lifted_sheet(console: Console, done: Any) -> None:
             f"kept: {kept}; recall@1 of {chosen.validation_queries} validation queries "
             f"{chosen.recall:.4f}, of the deployed model's {chosen.old_recall:.4f}"
         )
+        console.print(
+            f"fitted on {chosen.pairs['gallery']} of {done.rows} rows and on "
+            f"{chosen.pairs['encoder']} items outside the gallery"
+        )
     for model in done.models:
         against = "their stored vectors, mapped" if model.stored else "the map of its own features"
         console.print(
