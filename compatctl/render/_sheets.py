@@ -79,7 +79,7 @@ def lifted_sheet(console: Console, done: Any) -> None:
             f"{chosen.pairs['encoder']} items outside the gallery"
         )
     for model in done.models:
-        against = "their stored vectors, mapped" if model.stored else "the map of its own features"
+        against = "their mapped vectors" if model.stored else "the map of its own features"
         console.print(
             f"{model.rows} rows of {model.of[:12]} become rows of {model.sha256[:12]}, which "
             f"differs from {against} by {model.difference:.2g} at most ({model.images} images)"

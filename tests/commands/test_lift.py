@@ -147,8 +147,8 @@ def test_what_is_measured_is_what_an_explicit_loop_finds(lifted: Shop, begun: Pa
 
 
 def test_the_store_goes_on_after_a_lift(lifted: Shop) -> None:
-    """search, add, status, verify, deploy, matrix and backfill work on the lifted rows; an encoder
-    of the old length is refused, and the same lift again does nothing."""
+    """search, add, status, fuse, verify, deploy, bridge, matrix and backfill work on the lifted
+    rows; an encoder of the old length is refused, and the same lift again does nothing."""
     new = lifted.path("wide.onnx")
     image = load(lifted.data()).where(split="test", role="query").sources[0]
     assert lifted.run("search", image).json["queries"][0]["hits"]
@@ -163,9 +163,15 @@ def test_the_store_goes_on_after_a_lift(lifted: Shop) -> None:
     assert store_files(lifted) == files
     refused = lifted.run("deploy", "--model", lifted.path("new.onnx"), *FORCE)
     assert (refused.code, f"the gallery has {F}" in refused.stderr) == (5, True)
-    better = turned(lifted, "better.onnx", of="old.onnx", dim=F)
+    of_rows = lifted.path(f"store/models/{_told(lifted)['models'][0]['sha256']}.onnx")
+    better = lifted.path("both.onnx")
+    fused = lifted.run("fuse", of_rows, new, "-o", better, "--weight", 0.5)
+    assert fused.code == 0, fused.stderr
     assert lifted.run("verify", new, better).code in {0, 3, 4}
     assert lifted.run("deploy", "--model", better, *FORCE).code == 0
+    bridged = lifted.run("bridge", lifted.path("new.onnx"), "-o", lifted.path("bridged.onnx"),
+                         "--kind", "orthogonal")  # fmt: skip
+    assert (bridged.code, bridged.json["dim"]) == (0, F)
     found = lifted.run("matrix").json
     assert found["sha256"] == [Encoder.load(one).sha256 for one in (new, better)]
     assert lifted.run("backfill", "--share", 0.5, *FORCE).json["written"] is True
