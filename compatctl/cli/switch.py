@@ -97,6 +97,51 @@ def backfill(
 
 
 @command
+def lift(
+    new: Annotated[Path, typer.Argument(help="The new encoder, which knows no gallery.")],
+    kind: Annotated[
+        str, typer.Option(help="auto, orthogonal, ridge, low-rank or mlp: the maps to try.")
+    ] = "auto",
+    share: Annotated[
+        float, typer.Option(help="Share of the gallery's items that the map may be fitted on.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the mlp.")] = 0,
+    training: Annotated[
+        Path | None, typer.Option("--training", help="The new encoder's training record.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write against the gate; needs --reason.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Why; recorded in the manifest.")] = None,
+    project: ProjectFile = None,
+    store: StorePath = None,
+    data: DataPath = None,
+    data_root: DataRoot = None,
+    policy: PolicyName = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Map the stored vectors to an independent encoder's space, once it is shown to find more."""
+    from compatctl.commands import lift as verb
+    from compatctl.render import progress
+
+    options = verb.LiftOptions(
+        kind=kind,
+        share=share,
+        seed=seed,
+        training=training,
+        forced_reason=_forced_reason(force, reason),
+        skip_bad=skip_bad,
+        dry_run=dry_run,
+    )
+    where = project_of(project, store=store, data=data, data_root=data_root, policy=policy)
+    with progress() as report:
+        done = verb.lift(where, new=new, options=options, progress=report)
+    show(done, as_json=as_json, code=done.exit_code)
+
+
+@command
 def rollback(
     to: Annotated[int | None, typer.Option("--to", help="The generation to restore.")] = None,
     added: Annotated[

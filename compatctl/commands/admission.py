@@ -38,15 +38,25 @@ class Candidate:
         return Encoder.of(self.data, self.path)
 
     @cached_property
+    def dim(self) -> int:
+        """The length of its feature; errors as ``encoder``."""
+        return self.encoder.dim
+
+    @cached_property
     def canary(self) -> Canary:
         """What the model makes of a few images, here and now."""
         return Canary.of(self.encoder)
+
+    def rest(self) -> None:
+        """Take what ``put`` needs of the running model, and let go of that."""
+        _ = self.dim, self.canary
+        self.__dict__.pop("encoder", None)
 
     def put(self, tx: Transaction, rows: int) -> ModelShare:
         """Write model and canary into the store: the manifest's entry for it, with its rows."""
         return ModelShare(
             sha256=tx.put("models", _writing(self.data)),
-            dim=self.encoder.dim,
+            dim=self.dim,
             rows=rows,
             name=self.path.name,
             canary=tx.put("canaries", self.canary.write),

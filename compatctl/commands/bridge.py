@@ -7,7 +7,6 @@ validation queries choose among the maps. Source of the route: Vejendla (EMNLP 2
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from compatctl.commands import training_record
 from compatctl.commands.both import load_data
 from compatctl.commands.bridge_pairs import Ground, ground_of, pair_rows
 from compatctl.commands.context import open_store
+from compatctl.commands.fitting import AUTO, MapTrial, check_asked, fit
 from compatctl.commands.gallery import DeployedGallery
-from compatctl.core.maps import STRENGTHS, Map, Moments, low_rank, orthogonal, ridge
+from compatctl.core.maps import Map
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import CompatError, InputError, UsageError
@@ -29,23 +29,9 @@ from compatctl.files import canonical_json, read_json, write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
-KINDS = ("orthogonal", "ridge", "low-rank", "mlp")
-AUTO = "auto"
-PARTS_OF_RANK = (8, 4, 2)
-"""The ranks that are tried are the gallery's dimension over these."""
-NO_TORCH = "mlp: torch is not installed"
 RECORD_FORMAT = 1
 PARITY_IMAGES = 64
 PARITY_LIMIT = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class BridgeTrial:
-    """recall@1 of the bridged validation queries on the deployed gallery, with one map."""
-
-    kind: str
-    setting: str
-    recall: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +56,7 @@ class Bridged:
     validation_queries: int
     pairs: dict[str, int]
     anchors: int
-    trials: tuple[BridgeTrial, ...]
+    trials: tuple[MapTrial, ...]
     left_out: tuple[str, ...]
     parity: float
     written: bool
@@ -110,23 +96,29 @@ def bridge(
     data, gallery = load_data(project), DeployedGallery.open(open_store(project))
     pairs = pair_rows(data, gallery, share, skip_bad=skip_bad)
     ground = ground_of(data, gallery, encoder, pairs, skip_bad=skip_bad, progress=progress)
-    tried, left_out = _tried(ground, kind, seed, progress)
-    best, through = max(tried, key=lambda one: one[0].recall)
-    made = onnx_files.bridge(sealed, new, through)
+    fitted = fit(
+        ground.source,
+        ground.target,
+        judge=lambda through: ground.recall(through(ground.queries)),
+        kind=kind,
+        seed=seed,
+        progress=progress,
+    )
+    made = onnx_files.bridge(sealed, new, fitted.through)
     bridged = Encoder.of(made, output)
-    parity = parity_of(data, bridged, encoder, through)
+    parity = parity_of(data, bridged, encoder, fitted.through)
     done = Bridged(
         output=str(output),
         sha256=bridged.sha256,
         dim=bridged.dim,
         new_dim=encoder.dim,
-        **asdict(best),
+        **asdict(fitted.best),
         old_recall=ground.recall(ground.old_queries),
         validation_queries=len(ground.queries),
         pairs={"gallery": int(ground.stored.sum()), "encoder": int((~ground.stored).sum())},
         anchors=sum(data.items[row].split != "train" for row in ground.pairs),
-        trials=tuple(one for one, _ in tried),
-        left_out=left_out,
+        trials=fitted.trials,
+        left_out=fitted.left_out,
         parity=parity,
         written=not dry_run,
         skipped=ground.skipped,
@@ -156,63 +148,13 @@ def parity_of(data: Dataset, bridged: Encoder, new: Encoder, through: Map) -> fl
 
 
 def _check(kind: str, share: float, new: Path, output: Path) -> None:
-    if kind not in {AUTO, *KINDS}:
-        raise UsageError(f"there is no map {kind!r}; the kinds are {', '.join((AUTO, *KINDS))}")
-    if not 0.0 <= share <= 1.0:
-        raise UsageError(f"the share of the gallery must lie between 0 and 1, got {share}")
+    check_asked(kind, share)
     beside = training_record.record_of
     if beside(output).resolve() == beside(new).resolve():
         raise UsageError(
             f"{output} would replace the new encoder, or its training record",
             tip="name another file for --output",
         )
-
-
-def _tried(
-    ground: Ground, kind: str, seed: int, progress: Progress
-) -> tuple[list[tuple[BridgeTrial, Map]], tuple[str, ...]]:
-    """Every map of ``kind`` with its recall, the simplest kind first; and what was left out."""
-    wanted = KINDS if kind == AUTO else (kind,)
-    found: list[tuple[BridgeTrial, Map]] = []
-    for name, setting, through in _linear(Moments.of(ground.source, ground.target), wanted):
-        recall = ground.recall(through(ground.queries))
-        found.append((BridgeTrial(kind=name, setting=setting, recall=recall), through))
-    if "mlp" not in wanted:
-        return found, ()
-    try:
-        from compatctl.train import fit_perceptron
-    except ImportError as error:
-        if kind == "mlp":
-            raise InputError(
-                f"the kind mlp needs torch: {error}", tip="pip install 'compatctl[train]'"
-            ) from None
-        return found, (NO_TORCH,)
-    fitted = fit_perceptron(
-        ground.source,
-        ground.target,
-        judge=lambda through: ground.recall(through(ground.queries)),
-        seed=seed,
-        progress=progress,
-    )
-    setting = f"hidden {len(fitted.through.hidden_bias)}, epoch {fitted.epoch}"
-    trial = BridgeTrial(kind="mlp", setting=setting, recall=fitted.recall)
-    return [*found, (trial, fitted.through)], ()
-
-
-def _linear(moments: Moments, wanted: tuple[str, ...]) -> Iterator[tuple[str, str, Map]]:
-    """Kind, setting and map, for every strength and rank."""
-    if "orthogonal" in wanted:
-        yield "orthogonal", "", orthogonal(moments)
-    ridges = ridge(moments) if {"ridge", "low-rank"} & set(wanted) else []
-    if "ridge" in wanted:
-        for strength, one in zip(STRENGTHS, ridges, strict=True):
-            yield "ridge", f"strength {strength:g}", one
-    if "low-rank" in wanted:
-        F, D = moments.cross.shape
-        ranks = sorted({min(F, max(1, D // part)) for part in PARTS_OF_RANK})
-        for strength, one in zip(STRENGTHS, ridges, strict=True):
-            for rank, cut in zip(ranks, low_rank(moments, one, ranks), strict=True):
-                yield "low-rank", f"strength {strength:g}, rank {rank}", cut
 
 
 def _record(

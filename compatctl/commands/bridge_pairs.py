@@ -1,4 +1,7 @@
-"""What a bridge is fitted and chosen on: items that both models know, and validation queries."""
+"""What a map is fitted and chosen on: items that both models know, and validation queries.
+
+Bridge maps source to target, lift target to source.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from compatctl.commands.evaluation import (
 )
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.trial import Bools, Field, Floats, Rows, retrieval
+from compatctl.core.maps import Map
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
@@ -54,6 +58,11 @@ class Ground:
     def recall(self, queries: Floats) -> float:
         """recall@1 on the deployed gallery of queries (Q, D), items themselves left out."""
         return float(retrieval(self.where, queries, self.gallery, (1,), map_k=1).recall[1])
+
+    def lifted_recall(self, through: Map) -> float:
+        """recall@1 of the new model's queries on ``through`` of the gallery: (G, D) to (G, F)."""
+        lifted = through(self.gallery)
+        return float(retrieval(self.where, self.queries, lifted, (1,), map_k=1).recall[1])
 
 
 def pair_rows(

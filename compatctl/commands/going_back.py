@@ -90,7 +90,9 @@ def bring_along(
     fresh = _embed(project, store, target, added, progress)
     if dry_run:
         return store.manifest
-    stay = open_index(store, store.manifest, fresh=True).vectors(added.today.keys[added.known])
+    stay = np.zeros((0, target.index.dim), np.float32)
+    if len(added.known):  # rows of a model are in its own space, whatever was lifted since
+        stay = open_index(store, store.manifest, fresh=True).vectors(added.today.keys[added.known])
     before = store.catalog(target)
     catalog = before
     model_of = added.today.model_of[added.known]
@@ -137,7 +139,7 @@ def _embed(
             f"it does not have, and {project.data or 'no data'} holds the images of "
             f"{len(wanted) - len(missing)}; missing: {', '.join(missing[:SHOWN])}{more}",
             tip="--data with their images re-embeds them; --added keep restores the query model at "
-            "once and leaves every row as it is; --added drop lets them go",
+            "once and leaves every row as it is (not across a lift); --added drop lets them go",
         )
     encoder = serving(store, target)
     return encoder.embed(data.take([row_of[item] for item in wanted]), progress=progress).features

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compatctl.commands.context import now, open_store
+from compatctl.errors import UsageError
 from compatctl.manifest import Manifest
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import Store, manifest_digest, restore, rollback_plan
+from compatctl.store import Store, manifest_digest, restore, rollback_plan, space_of
 
 Keeping = Literal["auto", "keep", "drop"]
 """What becomes of items that were indexed after the generation that a rollback restores."""
@@ -129,7 +130,7 @@ def rollback(
     restores the query model and leaves every row as it is; ``drop`` restores the gallery whole.
 
     Raises:
-        UsageError: there is no such generation, or nothing to undo.
+        UsageError: there is no such generation, nothing to undo, or ``keep`` across a lift.
         ConflictError: items to embed again are not in the project's data; or the store is locked.
         DamagedError: a file that the generation needs is gone.
     """
@@ -181,6 +182,13 @@ def _with_added(
 
     added = Added.since(store, target)
     known, foreign = len(added.known), len(added.foreign)
+    if keeping == "keep" and space_of(store, store.manifest) != space_of(store, target):
+        raise UsageError(
+            f"the gallery was lifted between generation {target.generation} and now: the query "
+            "model of then cannot search the rows of now",
+            tip="--added auto with --data embeds the items added since again; --added drop "
+            "restores the gallery at once and names them",
+        )
     if keeping == "keep":
         after = store.manifest if dry_run else keep_gallery(store, target)
         return _Moved(after=after, kept=known + foreign)

@@ -26,6 +26,7 @@ from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
+from compatctl.store import space_of
 
 REPLICATES = 2000
 LEVEL = 0.95
@@ -192,11 +193,14 @@ def matrix(
     skip_bad: bool = False,
     progress: Progress = silent,
 ) -> CompatibilityMatrix:
-    """``compatibility_matrix`` of the given files, or of the store's query models in order."""
+    """``compatibility_matrix`` of the given files, or of the store's query models in order: those
+    since the last lift, before which the galleries were in another space."""
     chosen = list(models)
     if not chosen:
         store = open_store(project)
-        order = dict.fromkeys(manifest.query_model for manifest in store.history())
+        space = space_of(store, store.manifest)
+        there = (one for one in store.history() if space_of(store, one) == space)
+        order = dict.fromkeys(one.query_model for one in there)
         chosen = [store.path_of("models", sha256) for sha256 in order]
     return compatibility_matrix(
         chosen, load_data(project), seed=seed, skip_bad=skip_bad, progress=progress

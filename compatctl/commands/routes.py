@@ -132,7 +132,7 @@ def measure(
 ) -> list[Measured]:
     """Try every route. ``keep`` (old queries) is the first, ``re-embed`` (the ceiling) the second.
 
-    ``baselines``: what a result stands beside, too, and lifting, for which there is no command.
+    ``baselines``: what a result stands beside, too, and lifting by one ridge map.
 
     Raises:
         InputError: see ``train.train``.

@@ -62,6 +62,8 @@ class GroupEvidence:
     """(Q,) share of the exact neighbours that the real index finds; NaN where it was not asked."""
     slices: Mapping[str, Bools] = field(default_factory=dict)
     """Name -> (Q,) the queries in it."""
+    where: str = "on the old gallery"
+    """What ``old_old`` and ``new_old`` search, for the sentences."""
 
     @property
     def flips(self) -> Flips:
@@ -179,13 +181,13 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
     n = old.n_counted
     found: dict[Key, tuple[Ratio, int, str]] = {}
     for name, at in (("recall_gain", k), ("wide_recall_gain", policy.wide_recall_at)):
-        sentence = _two(f"Recall@{at} on the old gallery", new.recall[at], old.recall[at])
+        sentence = _two(f"Recall@{at} {group.where}", new.recall[at], old.recall[at])
         found[name, ""] = (_gain(group.classes, old, new, at), n, sentence)
     change = np.nan_to_num(new.average_precision - old.average_precision)
     found["map_gain", ""] = (
         _ratio(group.classes, change, old.counted, (-1.0, 1.0), -1),
         n,
-        _two(f"mAP@{old.map_k} on the old gallery", new.map_at_k, old.map_at_k),
+        _two(f"mAP@{old.map_k} {group.where}", new.map_at_k, old.map_at_k),
     )
     lost = (old.hit1 & ~new.hit1).astype(np.float64)
     found["negative_flips", ""] = (

@@ -26,6 +26,8 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 _ROUNDING = 1e-12
 """Of the sums: a variance under this share of the mean square is none."""
 
+_BLOCK = 4096
+"""Rows that go through a map at once."""
 
 Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
 """A matrix (in, out) and a bias (out,)."""
@@ -85,11 +87,15 @@ class Perceptron:
 
 
 def _through(layers: tuple[Layer, ...], x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    raw = np.asarray(x, np.float32)
-    for at, (matrix, bias) in enumerate(layers):
-        raw = (np.maximum(raw, 0.0) if at else raw) @ matrix + bias
-    unit: NDArray[np.float32] = raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12)
-    return unit
+    """In blocks of rows: a hidden layer is wider than what goes in and what comes out."""
+    found = np.empty((len(x), layers[-1][0].shape[1]), np.float32)
+    for start in range(0, len(x), _BLOCK):
+        raw = np.asarray(x[start : start + _BLOCK], np.float32)
+        for at, (matrix, bias) in enumerate(layers):
+            raw = (np.maximum(raw, 0.0) if at else raw) @ matrix + bias
+        raw /= np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12)
+        found[start : start + _BLOCK] = raw
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

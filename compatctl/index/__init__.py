@@ -6,7 +6,7 @@ from compatctl.index.checks import check_layout
 from compatctl.index.hnsw import HnswIndex
 from compatctl.index.layout import HnswHeader, read_header
 from compatctl.index.params import HnswParams
-from compatctl.index.rebuilding import rebuilt
+from compatctl.index.rebuilding import mapped, rebuilt
 from compatctl.index.tuning import EfTuning, recall_at, shares_found, tune_ef
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "HnswIndex",
     "HnswParams",
     "check_layout",
+    "mapped",
     "read_header",
     "rebuilt",
     "recall_at",

@@ -1,4 +1,4 @@
-"""A new index of a file's rows, some of them replaced: built anew, not updated in place.
+"""A new index of a file's rows, some of them replaced or all mapped: built anew, not in place.
 
 hnswlib replaces a row under its key in place (``updatePoint`` in hnswlib/hnswalg.h): the new row
 takes the old one's level, its neighbours of one and two steps are linked again, and links that rows
@@ -17,6 +17,7 @@ It needs no more memory than the new index: rows of the old file are read in blo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,20 +56,60 @@ def rebuilt(
         DamagedError: the file is damaged, or not of these parameters and number of rows.
         CompatError: there is not enough memory.
     """
-    stored = StoredRows.open(path)
-    params.expect(stored.header, count, path)
-    check_stored(stored)
     if (twice := first_duplicate(keys.copy())) is not None:
         raise InputError(f"the key {twice} is to be replaced twice")
+    stored, order = _opened(path, params, count), KeyOrder(keys)
     if len(lost := keys[stored.find(keys) < 0]):
         raise InputError(f"the index has no row under the key {lost[0]}")
-    index, order = HnswIndex.begin(params, count), KeyOrder(keys)
-    for first, block in stored.blocks(most=_BLOCK):
-        progress("building the index", first, count)
-        here, rows = block["key"].copy(), block["row"].copy()
+
+    def replaced(here: Keys, rows: Floats) -> Floats:
         at = order.find(here)
         if (new := at >= 0).any():
             rows[new] = rows_at(at[new])
-        index.add(rows, here)
+        return rows
+
+    return _built(stored, params, replaced, progress)
+
+
+def mapped(
+    path: Path,
+    params: HnswParams,
+    count: int,
+    *,
+    through: Callable[[Floats], Floats],
+    dim: int,
+    progress: Progress = silent,
+) -> HnswIndex:
+    """A new index of ``through`` of the ``count`` rows in a file: (n, D) in, (n, dim) unit rows
+    out, in blocks. Every row keeps its key and its place in the order.
+
+    Raises:
+        InputError: a new row that is not finite or not of unit length; the file is missing.
+        DamagedError, CompatError: as ``rebuilt``.
+    """
+    stored = _opened(path, params, count)
+    return _built(stored, replace(params, dim=dim), lambda _, rows: through(rows), progress)
+
+
+def _opened(path: Path, params: HnswParams, count: int) -> StoredRows:
+    stored = StoredRows.open(path)
+    params.expect(stored.header, count, path)
+    check_stored(stored)
+    return stored
+
+
+def _built(
+    stored: StoredRows,
+    params: HnswParams,
+    changed: Callable[[Keys, Floats], Floats],
+    progress: Progress,
+) -> HnswIndex:
+    """An index of what ``changed`` makes of copies of the stored keys (n,) and rows (n, D)."""
+    count = len(stored)
+    index = HnswIndex.begin(params, count)
+    for first, block in stored.blocks(most=_BLOCK):
+        progress("building the index", first, count)
+        here = block["key"].copy()
+        index.add(changed(here, block["row"].copy()), here)
     progress("building the index", count, count)
     return index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -116,6 +116,17 @@ class Catalog:
         model_of = self.model_of.copy()
         model_of[rows] = models.index(model)
         return replace(self, model_of=model_of, models=models)
+
+    def renamed(self, models: Mapping[str, str]) -> Catalog:
+        """The same items and keys, each row of the model that stands in place of its own.
+
+        ``models``: digest -> digest, for every model that has a row; no two to the same.
+        """
+        import numpy as np
+
+        codes, model_of = np.unique(self.model_of, return_inverse=True)
+        names = tuple(models[self.models[at]] for at in codes)
+        return replace(self, model_of=model_of.astype(np.int32), models=names)
 
     def write(self, path: Path) -> None:
         """Write an npz to a new file; its bytes depend on the catalogue only."""

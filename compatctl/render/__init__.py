@@ -89,4 +89,5 @@ _TABLES: dict[str, Callable[[Console, Any], None]] = {
     "Plan": _sheets.plan_sheet,
     "Demo": _sheets.demo_sheet,
     "Backfilled": _sheets.backfilled_sheet,
+    "Lifted": _sheets.lifted_sheet,
 }

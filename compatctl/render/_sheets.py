@@ -65,6 +65,38 @@ def backfilled_sheet(console: Console, done: Any) -> None:
         console.print(f"next: {cell(done.next_step)}")
 
 
+def lifted_sheet(console: Console, done: Any) -> None:
+    if (chosen := done.map) is not None:
+        rows = [(trial.kind, trial.setting, trial.recall) for trial in chosen.trials]
+        table(console, ("map", "setting", "recall@1"), rows)
+        kept = " ".join(one for one in (chosen.kind, chosen.setting) if one)
+        console.print(
+            f"kept: {kept}; recall@1 of {chosen.validation_queries} validation queries "
+            f"{chosen.recall:.4f}, of the deployed model's {chosen.old_recall:.4f}"
+        )
+        console.print(
+            f"fitted on {chosen.pairs['gallery']} of {done.rows} rows and on "
+            f"{chosen.pairs['encoder']} items outside the gallery"
+        )
+    for model in done.models:
+        against = "their mapped vectors" if model.stored else "the map of its own features"
+        console.print(
+            f"{model.rows} rows of {model.of[:12]} become rows of {model.sha256[:12]}, which "
+            f"differs from {against} by {model.difference:.2g} at most ({model.images} images)"
+        )
+    if (trial := done.measured) is not None:
+        checks_table(console, trial.verdict.checks)
+        console.print(
+            f"for information: recall@{trial.recall_at} of the mean of the lifted old and the new "
+            f"feature {trial.fused_recall:.4f} (compatctl fuse)"
+        )
+    if done.skipped:
+        console.print(f"{len(done.skipped)} items do not decode")
+    console.print(cell(done.summary))
+    if done.next_step:
+        console.print(f"next: {cell(done.next_step)}")
+
+
 def demo_sheet(console: Console, demo: Any) -> None:
     routes = [
         (route.name, route.new_old, route.new_old - demo.old_old, route.new_new, route.verdict)

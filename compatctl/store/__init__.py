@@ -28,6 +28,7 @@ from compatctl.store._rollback import (
     restore,
     rollback,
     rollback_plan,
+    space_of,
 )
 from compatctl.store._store import Store
 from compatctl.store._transaction import Transaction
@@ -46,4 +47,5 @@ __all__ = [
     "restore",
     "rollback",
     "rollback_plan",
+    "space_of",
 ]

@@ -33,6 +33,8 @@ def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[
         same = replace(one.index, ef_search=before.index.ef_search) == before.index
         if not same or one.catalog != before.catalog:
             found.append("is a deploy, but has another index or catalogue than the one before")
+    elif one.operation == "lift":
+        found += ["is a lift, but did more than map every row"] if not _lifted(before, one) else []
     elif one.query_model != before.query_model:
         found.append(f"changed the query model by {one.operation!r}")
     elif one.memory != before.memory:
@@ -40,6 +42,25 @@ def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[
     elif one.operation == "backfill" and not _backfilled(before, one):
         found.append("is a backfill, but did more than give rows to the query model")
     return found
+
+
+def _lifted(before: Manifest, one: Manifest) -> bool:
+    """As many rows, of as many other models, in an index of the same kind, for a query model that
+    had none and has none; what was known of the old space is forgotten."""
+    index = replace(
+        one.index,
+        dim=before.index.dim,
+        sha256=before.index.sha256,
+        ef_search=before.index.ef_search,
+    )
+    had = {model.sha256 for model in before.models if model.rows}
+    rows = [sorted(model.rows for model in state.models if model.rows) for state in (before, one)]
+    return (
+        index == before.index
+        and rows[0] == rows[1]
+        and not had & {model.sha256 for model in one.models}
+        and (one.registry, one.report) == (None, None)
+    )
 
 
 def _backfilled(before: Manifest, one: Manifest) -> bool:

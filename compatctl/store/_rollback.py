@@ -166,6 +166,15 @@ def lineage(store: Store, start: Manifest) -> Iterator[Manifest]:
             return
 
 
+def space_of(store: Store, state: Manifest) -> int:
+    """The generation of the last lift that led to ``state``, 0 where none did.
+
+    Of two states, rows and queries may be put together only where this is the same: a lift gives
+    every row other numbers, and as many as the new model's.
+    """
+    return next((one.generation for one in lineage(store, state) if one.operation == "lift"), 0)
+
+
 def _whole(store: Store, state: Manifest, restored: int) -> bool:
     target = store.generation(restored)
     return all(getattr(state, name) == getattr(target, name) for name in OF_THE_GALLERY)

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+from compatctl import encoder as onnx_files
 from compatctl.cli.app import app
 from compatctl.commands.gallery import DeployedGallery
+from compatctl.core.maps import Affine
 from compatctl.data import Preprocessing
 from compatctl.encoder import EncoderInput, seal
 from compatctl.recipe import Project
@@ -140,3 +142,14 @@ class Shop:
         """The store's current generation."""
         read: dict[str, Any] = json.loads(self.path("store/manifest.json").read_bytes())
         return read
+
+
+def turned(shop: Shop, name: str, *, of: str, dim: int = DIM) -> Path:
+    """An encoder of the project behind a random (semi-)orthogonal map to ``dim`` numbers."""
+    rng = np.random.default_rng(7)
+    largest = max(DIM, dim)
+    matrix = np.linalg.qr(rng.standard_normal((largest, largest)))[0][:DIM, :dim]
+    through = Affine(matrix=matrix.astype(np.float32), bias=np.zeros(dim, np.float32))
+    path = shop.path(of)
+    shop.path(name).write_bytes(onnx_files.bridge(path.read_bytes(), path, through))
+    return shop.path(name)

@@ -16,26 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
-from shop_kit import DIM, SIDE, Shop, run, store_files, stored_rows
+from shop_kit import DIM, SIDE, Shop, run, store_files, stored_rows, turned
 
 import compatctl
-from compatctl import encoder as onnx_files
-from compatctl.core.maps import Affine
 from compatctl.data import Dataset, load
 from compatctl.encoder import Encoder
 
 Row = dict[str, str]
-
-
-def turned(shop: Shop, name: str, *, of: str, dim: int = DIM) -> Path:
-    """An encoder of the project behind a random (semi-)orthogonal map to ``dim`` numbers."""
-    rng = np.random.default_rng(7)
-    largest = max(DIM, dim)
-    matrix = np.linalg.qr(rng.standard_normal((largest, largest)))[0][:DIM, :dim]
-    through = Affine(matrix=matrix.astype(np.float32), bias=np.zeros(dim, np.float32))
-    path = shop.path(of)
-    shop.path(name).write_bytes(onnx_files.bridge(path.read_bytes(), path, through))
-    return shop.path(name)
 
 
 def bridge(shop: Shop, new: Path, *more: object) -> Any:

@@ -199,5 +199,17 @@ def test_maps_equal_a_loop_over_rows_and_layers():
     assert not nothing(x).any()
 
 
+def test_more_rows_than_a_block_are_mapped_one_by_one():
+    """The first, the last and the rows at the edge of a block are those of a map of that row."""
+    rng = np.random.default_rng(6)
+    x = unit_rows(rng, 2 * 4096 + 3, 4)
+    one = Affine(matrix=_random(rng, 4, 3), bias=_random(rng, 3))
+    found = one(x)
+    assert found.shape == (len(x), 3)
+    for at in (0, 4095, 4096, 8191, 8192, len(x) - 1):
+        np.testing.assert_allclose(found[at], one(x[at : at + 1])[0], atol=1e-6)
+    assert one(x[:0]).shape == (0, 3)
+
+
 def _random(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)

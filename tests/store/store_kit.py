@@ -57,10 +57,10 @@ def begin(path: Path, rows: int = 20, model: bytes = b"model A") -> Store:
     return Store.open(path)
 
 
-def share(tx: Transaction, model: str, rows: int, name: str) -> ModelShare:
+def share(tx: Transaction, model: str, rows: int, name: str, dim: int = 8) -> ModelShare:
     """A model's entry; its canary is a file of its own, which the store does not look into."""
     canary = tx.put("canaries", writes(b"canary of " + model.encode()))
-    return ModelShare(sha256=model, dim=8, rows=rows, name=name, canary=canary)
+    return ModelShare(sha256=model, dim=dim, rows=rows, name=name, canary=canary)
 
 
 def writes(data: bytes) -> Callable[[Path], None]:
@@ -81,7 +81,7 @@ def deploy(store: Store, model: bytes) -> Store:
             operation="deploy",
             created_at=AT,
             query_model=sha,
-            models=(*known, share(tx, sha, rows, "b.onnx")),
+            models=(*known, share(tx, sha, rows, "b.onnx", now.index.dim)),
             report=tx.put("reports", writes(b"report on " + model)),
         )
     return Store.open(store.path)
@@ -124,6 +124,31 @@ def backfill(store: Store, rows: int) -> Store:
             index=replace(now.index, sha256=tx.put("indexes", index.save)),
             catalog=tx.put("catalogs", filled.write),
             models=tuple(replace(one, rows=counts.get(one.sha256, 0)) for one in now.models),
+        )
+    return Store.open(store.path)
+
+
+def lift(store: Store, model: bytes, dim: int = 5) -> Store:
+    """The next generation: every row cut to ``dim`` numbers, of lifted models, for another query
+    model."""
+    now = store.manifest
+    catalog = store.catalog()
+    vectors = unit_rows(len(catalog))[:, :dim]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = HnswIndex.build(vectors, catalog.keys, replace(PARAMS, dim=dim))
+    with store.transaction(now, operation="lift") as tx:
+        had = [one for one in now.models if one.rows]
+        names = {one.sha256: tx.put("models", writes(b"lifted" + model)) for one in had}
+        shares = [share(tx, names[one.sha256], one.rows, one.name, dim) for one in had]
+        query = share(tx, tx.put("models", writes(model)), 0, "new.onnx", dim)
+        tx.commit(
+            operation="lift",
+            created_at=AT,
+            query_model=query.sha256,
+            index=replace(now.index, dim=dim, sha256=tx.put("indexes", index.save)),
+            catalog=tx.put("catalogs", catalog.renamed(names).write),
+            models=(*shares, query),
+            registry=None,
         )
     return Store.open(store.path)
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store_kit import AT, add, backfill, begin, deploy, snapshot, writes
+from store_kit import AT, add, backfill, begin, deploy, lift, snapshot, writes
 
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import canonical_json, sha256_bytes
 from compatctl.manifest import Manifest
 from compatctl.store import Store, check, collect, rollback_plan
+from compatctl.store._replay import replay
 
 
 def _grown(store: Store, times: int) -> Store:
@@ -141,7 +142,7 @@ def test_a_history_rewritten_whole_is_found_by_a_digest_kept_elsewhere(store: St
 
 def test_a_story_that_no_operation_can_have_written_is_found(store: Store) -> None:
     """A deploy with another index, a rollback to another model, a backfill for another model or of
-    another index: the digests fit, the story not."""
+    another index, a lift that loses rows or keeps a model: the digests fit, the story not."""
     grown = _grown(store, 1).manifest
     deployed = deploy(Store.open(store.path), b"model B").manifest
     filled = backfill(Store.open(store.path), 7).manifest
@@ -181,6 +182,22 @@ def test_a_story_that_no_operation_can_have_written_is_found(store: Store) -> No
     assert more in story(first, grown, deployed, filled, taken)
     other = replace(filled, query_model=first.query_model)
     assert "changed the query model by 'backfill'" in story(first, grown, deployed, other)
+
+
+def test_the_story_of_a_lift(store: Store) -> None:
+    """Every row is mapped, in an index of the same kind: other rows, parameters or a model of the
+    old space that stays are told."""
+    first, up = store.manifest, lift(store, b"model B").manifest
+    assert check(store.path).problems == ()
+    assert replay([first, up]) == []
+    fewer = replace(up, index=replace(up.index, count=19))
+    for wrong in (
+        replace(up, index=replace(up.index, M=8)),
+        replace(fewer, models=(replace(up.models[0], rows=19), up.models[1])),
+        replace(up, models=(replace(first.models[0], dim=5), up.models[1])),
+        replace(up, report="e" * 64),
+    ):
+        assert "more than map every row" in " ".join(replay([first, wrong]))
 
 
 @pytest.mark.parametrize("name", ["models", "history", "manifest.json", "LOCK", "indexes"])

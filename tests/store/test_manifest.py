@@ -190,6 +190,15 @@ def test_new_rows_get_unused_keys_and_the_old_ones_stay() -> None:
         one.extended(["id0"], ["y"], "a" * 64)
 
 
+def test_renamed_models_keep_their_rows() -> None:
+    """Each row is of the model that stands in its own one's place; one without rows is let go."""
+    mixed = _catalog().reassigned(np.array([0, 2]), "b" * 64).reassigned(np.array([1]), "c" * 64)
+    found = mixed.renamed({"b" * 64: "d" * 64, "c" * 64: "e" * 64})
+    assert found.counts() == {"d" * 64: 2, "e" * 64: 1}
+    assert found.model_of.tolist() == [0, 1, 0]
+    assert (found.ids, found.keys.tolist()) == (mixed.ids, mixed.keys.tolist())
+
+
 def test_reassigned_rows_keep_their_items() -> None:
     """Re-embedding rows changes who embedded them, and nothing else."""
     moved = _catalog().reassigned(np.array([1]), "b" * 64)

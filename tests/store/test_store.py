@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import store_kit
-from store_kit import AT, add, backfill, begin, deploy, info, python, snapshot, writes
+from store_kit import AT, add, backfill, begin, deploy, info, lift, python, snapshot, writes
 
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import Lock, sha256_bytes, sha256_file
 from compatctl.manifest import ModelShare
-from compatctl.store import RollbackPlan, Store, added_since, rollback_plan
+from compatctl.store import RollbackPlan, Store, added_since, rollback_plan, space_of
 
 
 def test_a_new_store_is_complete(store: Store) -> None:
@@ -231,6 +231,22 @@ def test_going_back_behind_a_backfill_undoes_no_deploy(store: Store) -> None:
         assert getattr(undone, name) == getattr(store.manifest, name), name
     again = Store.open(store.path)
     assert again.rollback(at=AT) == undone
+    assert again.check().ok
+
+
+def test_states_on_two_sides_of_a_lift_are_of_two_spaces(store: Store) -> None:
+    """Deploys and adds stay in a space, lifts leave it, going back leads into the one of then."""
+    first = store.manifest
+    up = lift(deploy(store, b"model B"), b"model C")
+    later = deploy(up, b"model D")
+    spaces = [space_of(later, one) for one in later.history()]
+    assert spaces == [0, 0, 3, 3]
+    later.rollback(at=AT, to=2)
+    assert space_of(Store.open(store.path), Store.open(store.path).manifest) == 0
+    Store.open(store.path).rollback(at=AT, to=4)
+    again = Store.open(store.path)
+    assert space_of(again, again.manifest) == 3
+    assert space_of(again, first) == 0
     assert again.check().ok
 
 

@@ -186,6 +186,16 @@ def _run(machine: Machine, folder: Path, *argv: str) -> None:
     assert done.status == 0, done.stderr
 
 
+def _liftable(machine: Machine, folder: Path) -> None:
+    """Items of the store that both models know, and the others as validation queries."""
+    _begun(machine, folder)
+    with (folder / "items.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    asking = [[*row[:3], "validation", "query"] for row in rows[1 + FIRST :]]
+    lines = [",".join(row) for row in (*rows[: 1 + FIRST], *asking)]
+    (folder / "lift.csv").write_text("\n".join([*lines, ""]))
+
+
 INIT = ("compatctl", "init", "--model", "old.onnx", "--json", "--store", "store",
         "--data", "items.csv")  # fmt: skip
 
@@ -230,6 +240,8 @@ IMPORT = ("compatctl", "import", "deployed.bin", "--model", "old.onnx", "--items
           "--json")  # fmt: skip
 DEPLOY = ("compatctl", "deploy", "--model", "new.onnx", "--force", "--reason", REASON, "--json")
 BACKFILL = ("compatctl", "backfill", "--share", "0.5", "--force", "--reason", REASON, "--json")
+LIFT = ("compatctl", "lift", "new.onnx", "--kind", "ridge", "--data", "lift.csv", "--force",
+        "--reason", REASON, "--json")  # fmt: skip
 GC = ("compatctl", "check", "--gc", "--json")
 
 ROLLBACK = ("compatctl", "rollback", "--to", "1", "--json")
@@ -243,5 +255,6 @@ SCENARIOS = (
     Scenario(name="rollback", argv=ROLLBACK, prepare=_deployed),
     Scenario(name="backfill", argv=BACKFILL, prepare=_deployed, every=7),
     Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False),
+    *((Scenario(name="lift", argv=LIFT, prepare=_liftable),) if LONG else ()),
 )  # fmt: skip
 NAMES = tuple(one.name for one in SCENARIOS)

@@ -1,0 +1,114 @@
+"""Which map from one model's features to another's: every kind is fitted, what finds most is kept.
+
+Both ways round: new queries into the deployed gallery (bridge), the gallery to the new queries
+(lift). No label is looked at in the fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from compatctl.commands.trial import Floats
+from compatctl.core.maps import STRENGTHS, Map, Moments, low_rank, orthogonal, ridge
+from compatctl.errors import InputError, UsageError
+from compatctl.progress import Progress
+
+KINDS = ("orthogonal", "ridge", "low-rank", "mlp")
+AUTO = "auto"
+PARTS_OF_RANK = (8, 4, 2)
+"""The ranks that are tried are the target's dimension over these."""
+NO_TORCH = "mlp: torch is not installed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapTrial:
+    """recall@1 of the validation queries with one map."""
+
+    kind: str
+    setting: str
+    recall: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """The map that finds most, of equals the first; every trial; the kinds that were left out, and
+    why."""
+
+    through: Map
+    best: MapTrial
+    trials: tuple[MapTrial, ...]
+    left_out: tuple[str, ...]
+
+
+def check_asked(kind: str, share: float) -> None:
+    """Refuse what cannot be asked for.
+
+    Raises:
+        UsageError: an unknown kind, or a share of the pairs outside 0 .. 1.
+    """
+    if kind not in {AUTO, *KINDS}:
+        raise UsageError(f"there is no map {kind!r}; the kinds are {', '.join((AUTO, *KINDS))}")
+    if not 0.0 <= share <= 1.0:
+        raise UsageError(f"the share of the gallery must lie between 0 and 1, got {share}")
+
+
+def fit(
+    source: Floats,
+    target: Floats,
+    *,
+    judge: Callable[[Map], float],
+    kind: str,
+    seed: int,
+    progress: Progress,
+) -> Fitted:
+    """Fit every map of ``kind`` to pairs, source (N, F) to target (N, D), the simplest kind first.
+
+    ``judge``: recall@1 of the validation queries with a map. ``seed``: of the mlp.
+
+    Raises:
+        InputError: ``kind`` is mlp and torch is not installed, or features that are not finite.
+    """
+    wanted = KINDS if kind == AUTO else (kind,)
+    found: list[tuple[MapTrial, Map]] = []
+    for name, setting, through in _linear(Moments.of(source, target), wanted):
+        found.append((MapTrial(kind=name, setting=setting, recall=judge(through)), through))
+    left_out: tuple[str, ...] = ()
+    if "mlp" in wanted:
+        try:
+            found.append(_perceptron(source, target, judge, seed, progress))
+        except ImportError as error:
+            if kind == "mlp":
+                raise InputError(
+                    f"the kind mlp needs torch: {error}", tip="pip install 'compatctl[train]'"
+                ) from None
+            left_out = (NO_TORCH,)
+    best, through = max(found, key=lambda one: one[0].recall)
+    trials = tuple(one for one, _ in found)
+    return Fitted(through=through, best=best, trials=trials, left_out=left_out)
+
+
+def _perceptron(
+    source: Floats, target: Floats, judge: Callable[[Map], float], seed: int, progress: Progress
+) -> tuple[MapTrial, Map]:
+    from compatctl.train import fit_perceptron
+
+    fitted = fit_perceptron(source, target, judge=judge, seed=seed, progress=progress)
+    setting = f"hidden {len(fitted.through.hidden_bias)}, epoch {fitted.epoch}"
+    return MapTrial(kind="mlp", setting=setting, recall=fitted.recall), fitted.through
+
+
+def _linear(moments: Moments, wanted: tuple[str, ...]) -> Iterator[tuple[str, str, Map]]:
+    """Kind, setting and map, for every strength and rank."""
+    if "orthogonal" in wanted:
+        yield "orthogonal", "", orthogonal(moments)
+    ridges = ridge(moments) if {"ridge", "low-rank"} & set(wanted) else []
+    if "ridge" in wanted:
+        for strength, one in zip(STRENGTHS, ridges, strict=True):
+            yield "ridge", f"strength {strength:g}", one
+    if "low-rank" in wanted:
+        F, D = moments.cross.shape
+        ranks = sorted({min(F, max(1, D // part)) for part in PARTS_OF_RANK})
+        for strength, one in zip(STRENGTHS, ridges, strict=True):
+            for rank, cut in zip(ranks, low_rank(moments, one, ranks), strict=True):
+                yield "low-rank", f"strength {strength:g}, rank {rank}", cut

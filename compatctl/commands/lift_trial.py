@@ -1,0 +1,107 @@
+"""What a lift gains, before anything is written: both models' queries, each on its own gallery.
+
+A lift changes the query model, so it is judged as a deploy is: by the empirical criterion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from compatctl.commands.ann import Asked, sample
+from compatctl.commands.backfill_trial import HeldOut
+from compatctl.commands.gallery import open_index
+from compatctl.commands.groups import groups_of
+from compatctl.commands.judging import sampling
+from compatctl.commands.options import VerifyOptions
+from compatctl.commands.training_record import Seen
+from compatctl.commands.trial import Rows, depths, retrieval
+from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence, measure
+from compatctl.core.gate import Verdict, judge
+from compatctl.core.maps import Map
+from compatctl.core.policy import Policy
+from compatctl.data import Dataset
+from compatctl.manifest import Catalog
+from compatctl.store import Store
+
+WHERE = "of each model on its gallery, stored or lifted,"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiftTrial:
+    """The deployed model's held-out queries on the gallery as it is, the new one's on the lifted.
+
+    ``old_recall``, ``new_recall``: at ``recall_at``, in [0, 1]. ``fused_recall``, for information:
+    of the unit mean of both models' features, the deployed one's mapped, on the lifted gallery.
+    ``verdict``: the policy's.
+    """
+
+    n_queries: int
+    n_classes: int
+    recall_at: int
+    old_recall: float
+    new_recall: float
+    fused_recall: float
+    verdict: Verdict
+
+
+def held_out(data: Dataset, seen: Seen | None, pairs: Rows, new: Path) -> Rows:
+    """The queries that decide, as in verify: of the test split, and of classes that neither the new
+    encoder (``seen``: its record) nor the map saw: those of the training items among the pairs."""
+    labels = {data.labels[row] for row in pairs if data.items[row].split == "train"}
+    none: frozenset[str] = frozenset()
+    known = seen or Seen(
+        ids=none,
+        digests=none,
+        anchor_ids=none,
+        anchor_digests=none,
+        classes=none,
+        parity=None,
+        registry_sha256=None,
+        path=new,
+        sha256="",
+    )
+    known = replace(known, classes=known.classes | labels)
+    return groups_of(data, known, VerifyOptions(allow_seen=True)).arenas[0].queries
+
+
+def try_lift(
+    store: Store,
+    catalog: Catalog,
+    through: Map,
+    *,
+    old: HeldOut,
+    new: HeldOut,
+    policy: Policy,
+) -> tuple[LiftTrial, Asked]:
+    """Search both galleries exactly; all rows of the store are in memory meanwhile, as they are
+    (N, D) and mapped (N, F). ``old`` and ``new``: the same queries, by both models.
+
+    Beside it: queries to try the new index with.
+
+    Raises:
+        DamagedError: as ``open_index``.
+    """
+    where, k = old.field(catalog), policy.recall_at
+    rows = open_index(store, store.manifest).vectors(catalog.keys)
+    before = retrieval(where, old.features, rows, depths(policy))
+    rows = through(rows)
+    after = retrieval(where, new.features, rows, depths(policy))
+    both = through(old.features) + new.features
+    both /= np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12)
+    group = GroupEvidence(
+        name=DECIDING_GROUP, classes=where.classes, old_old=before, new_old=after, where=WHERE
+    )
+    how = sampling(policy, 0, 0, 0)
+    found = LiftTrial(
+        n_queries=before.n_counted,
+        n_classes=group.n_classes,
+        recall_at=k,
+        old_recall=before.recall[k],
+        new_recall=after.recall[k],
+        fused_recall=retrieval(where, both, rows, (k,), map_k=1).recall[k],
+        verdict=judge(policy, measure(policy, group, how.draw, how.replicates)),
+    )
+    return found, Asked.of(new.features[sample(len(new.ids))], rows, catalog.keys)

@@ -1,0 +1,328 @@
+"""lift: what the gallery becomes, whose it is then, when it is refused, and the way back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from shop_kit import DIM, Shop, run, store_files, stored_rows, turned
+
+from compatctl.commands.gallery import DeployedGallery
+from compatctl.data import load
+from compatctl.encoder import Encoder
+from compatctl.index import HnswIndex, HnswParams
+from compatctl.manifest import Catalog
+from compatctl.store import Store
+
+F = 48
+FORCE = ("--force", "--reason", "drill")
+RIDGE = ("--kind", "ridge")
+
+
+@pytest.fixture(scope="module")
+def raised(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project lifted by a ridge map to an encoder of 48 numbers that knows no gallery."""
+    folder = tmp_path_factory.mktemp("raised") / "shop"
+    shutil.copytree(begun, folder)
+    shop = Shop(folder)
+    done = shop.run("lift", turned(shop, "wide.onnx", of="new.onnx", dim=F), *RIDGE)
+    assert done.code == 0, done.stderr
+    shop.path("lifted.json").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def lifted(raised: Path, tmp_path: Path) -> Shop:
+    """A copy of it, for one test to change."""
+    shutil.copytree(raised, tmp_path / "lifted")
+    return Shop(tmp_path / "lifted")
+
+
+@pytest.fixture
+def wide(shop: Shop) -> Path:
+    """An encoder of 48 numbers that knows no gallery, beside a project that is not lifted."""
+    return turned(shop, "wide.onnx", of="new.onnx", dim=F)
+
+
+def _told(shop: Shop) -> Any:
+    """What the lift of the fixture said."""
+    return json.loads(shop.path("lifted.json").read_text())
+
+
+def _catalog(shop: Shop) -> Catalog:
+    return Store.open(shop.path("store")).catalog()
+
+
+def _model(shop: Shop, sha256: str) -> Encoder:
+    return Encoder.load(Store.open(shop.path("store")).path_of("models", sha256))
+
+
+def _images(shop: Shop, ids: list[str]) -> Any:
+    data = load(shop.data())
+    at = {item: row for row, item in enumerate(data.ids)}
+    return data.take([at[item] for item in ids])
+
+
+def _slow_recall(shop: Shop, models: list[Encoder], gallery: NDArray[np.float32]) -> float:
+    """recall@1 of held-out queries, by the models' mean, on the catalogue's rows, one by one."""
+    labels, right, asked = _catalog(shop).labels, 0, 0
+    queries = load(shop.data()).where(split="test", role="query")
+    features = np.sum([one.embed(queries).features for one in models], axis=0)
+    for label, feature in zip(queries.labels, features, strict=True):
+        if label in labels:
+            asked += 1
+            right += labels[int(np.argmax(gallery @ feature))] == label
+    return right / asked
+
+
+def _table(shop: Shop, keep: Any) -> Path:
+    """The project's table with the rows that ``keep`` says, beside the data."""
+    with shop.data().open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names, rows = list(reader.fieldnames or ()), [row for row in reader if keep(row)]
+    path = shop.data().parent / f"{shop.folder.parent.name}.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def _fresh(shop: Shop, names: str) -> Path:
+    """A table of items that no store holds, one a letter."""
+    images = sorted((shop.data().parent / "images" / "twemoji").iterdir())
+    lines = [f"fresh-{one},{images[ord(one) - 97]},fresh" for one in names]
+    path = shop.data().parent / f"{shop.folder.parent.name}-{names}.csv"
+    path.write_text("\n".join(["id,path,label", *lines, ""]))
+    return path
+
+
+def test_every_row_is_what_its_own_file_gives(lifted: Shop, begun: Path) -> None:
+    """Each stored row is the lifted file's output for the item's image; the file is the old model
+    behind a map, all rows are its own, and the new encoder as it is is the query model."""
+    told, now = _told(lifted), lifted.manifest()
+    catalog = _catalog(lifted)
+    (model,) = told["models"]
+    before = Shop(begun).manifest()
+    assert catalog.counts() == {model["sha256"]: len(catalog)}
+    assert (model["of"], model["rows"]) == (before["query_model"], len(catalog))
+    assert (model["stored"], model["images"]) == (True, 64)
+    assert model["difference"] <= 1e-3
+    ids = list(catalog.ids)
+    given = _model(lifted, model["sha256"]).embed(_images(lifted, ids)).features
+    rows = stored_rows(lifted, ids)
+    assert rows.shape == (len(ids), F)
+    assert np.linalg.norm(rows - given, axis=1).max() <= 1e-3
+    assert now["query_model"] == Encoder.load(lifted.path("wide.onnx")).sha256
+    assert (now["operation"], now["index"]["dim"], now["registry"]) == ("lift", F, None)
+    same = {"dim": 0, "sha256": "", "ef_search": 0}
+    assert {**now["index"], **same} == {**before["index"], **same}
+    np.testing.assert_array_equal(catalog.keys, _catalog(Shop(begun)).keys)
+    assert lifted.run("check").code == 0
+
+
+def test_what_is_measured_is_what_an_explicit_loop_finds(lifted: Shop, begun: Path) -> None:
+    """Both recalls, that of both models fused, and the gain that the policy judges, on the stored
+    and on the lifted rows."""
+    measured = _told(lifted)["measured"]
+    ids = list(_catalog(lifted).ids)
+    both = [_model(lifted, _told(lifted)["models"][0]["sha256"])]
+    both.append(Encoder.load(lifted.path("wide.onnx")))
+    rows = stored_rows(lifted, ids)
+    old = _slow_recall(Shop(begun), [Encoder.load(lifted.path("old.onnx"))],
+                       stored_rows(Shop(begun), ids))  # fmt: skip
+    new, fused = _slow_recall(lifted, both[1:], rows), _slow_recall(lifted, both, rows)
+    assert measured["fused_recall"] == pytest.approx(fused, abs=2e-3)
+    assert (measured["old_recall"], measured["new_recall"]) == pytest.approx((old, new), abs=2e-3)
+    gain = next(one for one in measured["verdict"]["checks"] if one["name"] == "recall_gain")
+    assert gain["estimate"] == pytest.approx(new - old, abs=4e-3)
+    assert gain["low"] > 0
+    assert gain["decides"]
+
+
+def test_the_store_goes_on_after_a_lift(lifted: Shop) -> None:
+    """search, add, status, fuse, verify, deploy, bridge, matrix and backfill work on the lifted
+    rows; an encoder of the old length is refused, and the same lift again does nothing."""
+    new = lifted.path("wide.onnx")
+    image = load(lifted.data()).where(split="test", role="query").sources[0]
+    assert lifted.run("search", image).json["queries"][0]["hits"]
+    table = _fresh(lifted, "a")
+    assert lifted.run("add", "--data", table).json["added"] == 1
+    hits = lifted.run("search", load(table).sources[0]).json["queries"][0]["hits"]
+    assert hits[0]["score"] > 0.999
+    files = store_files(lifted)
+    again = lifted.run("lift", new, *RIDGE)
+    assert (again.code, again.json["outcome"], again.json["written"]) == (0, "nothing to do", False)
+    assert "already" in run("lift", *lifted.args, new).stdout
+    assert store_files(lifted) == files
+    refused = lifted.run("deploy", "--model", lifted.path("new.onnx"), *FORCE)
+    assert (refused.code, f"the gallery has {F}" in refused.stderr) == (5, True)
+    of_rows = lifted.path(f"store/models/{_told(lifted)['models'][0]['sha256']}.onnx")
+    better = lifted.path("both.onnx")
+    fused = lifted.run("fuse", of_rows, new, "-o", better, "--weight", 0.5)
+    assert fused.code == 0, fused.stderr
+    assert lifted.run("verify", new, better).code in {0, 3, 4}
+    assert lifted.run("deploy", "--model", better, *FORCE).code == 0
+    bridged = lifted.run("bridge", lifted.path("new.onnx"), "-o", lifted.path("bridged.onnx"),
+                         "--kind", "orthogonal")  # fmt: skip
+    assert (bridged.code, bridged.json["dim"]) == (0, F)
+    found = lifted.run("matrix").json
+    assert found["sha256"] == [Encoder.load(one).sha256 for one in (new, better)]
+    assert lifted.run("backfill", "--share", 0.5, *FORCE).json["written"] is True
+    shares = lifted.run("status").json["shares"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    operations = [one["operation"] for one in lifted.run("history").json["generations"]]
+    assert operations == ["init", "lift", "add", "deploy", "backfill"]
+    assert lifted.run("check").code == 0
+
+
+def test_rollback_restores_index_catalogue_and_model_together(lifted: Shop, begun: Path) -> None:
+    """To the byte what it was before; lifted once more, the same index as the first time."""
+    first, then = Shop(begun).manifest(), lifted.manifest()
+    back = lifted.run("rollback").json
+    assert (back["restored"], back["added"], back["written"]) == (1, 0, True)
+    now = lifted.manifest()
+    for name in ("query_model", "index", "catalog", "models", "forced_reason"):
+        assert now[name] == first[name], name
+    assert lifted.run("rollback").json["written"] is False
+    assert lifted.run("lift", lifted.path("wide.onnx"), *RIDGE).json["written"] is True
+    now = lifted.manifest()
+    assert (now["index"], now["models"]) == (then["index"], then["models"])
+    assert lifted.run("check", "--gc", "--keep", 1).code == 0
+    assert lifted.run("rollback").json["restored"] == 1
+
+
+def test_items_added_since_are_embedded_again_named_or_dropped_by_name(lifted: Shop) -> None:
+    """Their rows have the new length and cannot stay: without images nothing happens (exit 6),
+    kept they cannot be (2), with images they are of the old length; dropped, they are named."""
+    table = _fresh(lifted, "ab")
+    assert lifted.run("add", "--data", table).code == 0
+    files = store_files(lifted)
+    refused = lifted.run("rollback")
+    assert (refused.code, "fresh-a" in refused.stderr) == (6, True)
+    kept = lifted.run("rollback", "--added", "keep")
+    assert (kept.code, "lifted" in kept.stderr) == (2, True)
+    assert store_files(lifted) == files
+    dropped = lifted.run("rollback", "--added", "drop", "--dry-run").json
+    assert dropped["dropped"] == ["fresh-a", "fresh-b"]
+    back = lifted.run("rollback", "--data", table)
+    assert back.code == 0, back.stderr
+    assert (back.json["kept"], back.json["re_embedded"]) == (0, 2)
+    wanted = Encoder.load(lifted.path("old.onnx")).embed(load(table)).features
+    np.testing.assert_allclose(stored_rows(lifted, ["fresh-a", "fresh-b"]), wanted, atol=1e-5)
+    assert lifted.run("check").code == 0
+    forth = lifted.run("rollback", "--to", 2, "--data", table).json
+    assert (forth["kept"], forth["re_embedded"]) == (0, 2)
+    assert stored_rows(lifted, ["fresh-a"]).shape == (1, F)
+    assert lifted.run("check").code == 0
+
+
+def test_each_model_of_a_mixed_gallery_gets_a_file_of_its_own(shop: Shop, wide: Path) -> None:
+    """Half backfilled, then lifted: two files, and every row is what that of its model gives."""
+    assert shop.run("deploy", "--model", shop.path("new.onnx"), *FORCE).code == 0
+    assert shop.run("backfill", "--share", 0.5, *FORCE).code == 0
+    had = {one["sha256"]: one["rows"] for one in shop.manifest()["models"]}
+    done = shop.run("lift", wide, *RIDGE, *FORCE)
+    assert done.code == 0, done.stderr
+    assert {one["of"]: one["rows"] for one in done.json["models"]} == had
+    catalog = _catalog(shop)
+    for one in done.json["models"]:
+        code = catalog.models.index(one["sha256"])
+        ids = [catalog.ids[row] for row in np.flatnonzero(catalog.model_of == code)]
+        assert len(ids) == one["rows"]
+        given = _model(shop, one["sha256"]).embed(_images(shop, ids)).features
+        assert np.linalg.norm(stored_rows(shop, ids) - given, axis=1).max() <= 1e-3
+    assert shop.run("check").code == 0
+
+
+def test_vectors_that_their_model_does_not_give_are_not_lifted(shop: Shop, wide: Path) -> None:
+    """An adopted index a little off its model's features: no file could stand for the mapped rows,
+    exit 5 with the difference, and nothing is written."""
+    gallery = DeployedGallery.open(Store.open(shop.path("store")))
+    catalog, rows = gallery.catalog, gallery.index.vectors(gallery.catalog.keys)
+    rows = rows + 0.02 * np.random.default_rng(0).standard_normal(rows.shape).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    HnswIndex.build(rows, catalog.keys, HnswParams(dim=DIM)).save(shop.path("off.bin"))
+    lines = [
+        f"{key},{item},{label}"
+        for key, item, label in zip(catalog.keys, catalog.ids, catalog.labels, strict=True)
+    ]
+    shop.path("keys.csv").write_text("\n".join(["key,id,label", *lines, ""]))
+    shutil.rmtree(shop.path("store"))
+    adopted = shop.run(
+        "import", shop.path("off.bin"), "--model", shop.path("old.onnx"),
+        "--items", shop.path("keys.csv"),
+    )  # fmt: skip
+    assert adopted.code == 0, adopted.stderr
+    files = store_files(shop)
+    refused = shop.run("lift", wide, *RIDGE, *FORCE)
+    assert (refused.code, "the limit is 0.001" in refused.stderr) == (5, True)
+    assert store_files(shop) == files
+
+
+def test_a_loss_is_refused_and_can_be_forced(shop: Shop) -> None:
+    """A new encoder that finds less: exit 3 and nothing written; forced, the reason is recorded."""
+    worse = turned(shop, "wide.onnx", of="worse.onnx", dim=F)
+    files = store_files(shop)
+    refused = shop.run("lift", worse, *RIDGE)
+    assert (refused.code, refused.json["outcome"], refused.json["written"]) == (3, "fail", False)
+    assert store_files(shop) == files
+    forced = shop.run("lift", worse, *RIDGE, *FORCE).json
+    assert (forced["outcome"], forced["written"]) == ("fail", True)
+    assert shop.manifest()["forced_reason"] == "drill"
+    assert shop.run("history").json["generations"][-1]["note"] == "forced: drill"
+
+
+def test_too_little_evidence_cannot_tell(shop: Shop, wide: Path, raised: Path) -> None:
+    """40 held-out queries, and none at all: exit 4, nothing written; a dry run measures as the run
+    that writes does, and tells the table."""
+    queries = [item.id for item in load(shop.data()).where(split="test", role="query").items]
+    files = store_files(shop)
+    for kept in (set(queries[:40]), set()):
+        asks = set(queries) - kept
+        table = _table(shop, lambda row, asks=asks: row["id"] not in asks)
+        done = shop.run("lift", wide, *RIDGE, "--data", table)
+        assert done.code == 4, done.stderr
+        assert store_files(shop) == files
+    planned = shop.run("lift", wide, *RIDGE, "--dry-run").json
+    assert (planned["outcome"], planned["written"]) == ("pass", False)
+    assert store_files(shop) == files
+    shown = run("lift", *shop.args, wide, *RIDGE, "--dry-run").stdout
+    assert "would be mapped to 48" in shown
+    assert "recall_gain" in shown
+    done = _told(Shop(raised))
+    assert (done["measured"], done["map"]) == (planned["measured"], planned["map"])
+
+
+def test_every_kind_is_tried_and_validation_chooses(shop: Shop, wide: Path) -> None:
+    """All four kinds are trials, and the best on validation queries is the map that is kept."""
+    found = shop.run("lift", wide, "--dry-run").json["map"]
+    assert {one["kind"] for one in found["trials"]} == {"orthogonal", "ridge", "low-rank", "mlp"}
+    assert found["recall"] == max(one["recall"] for one in found["trials"])
+    assert found["old_recall"] < found["recall"]
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "code", "words"),
+    [
+        ("wide.onnx", ("--kind", "spline"), 2, "spline"),
+        ("wide.onnx", ("--share", "nan"), 2, "between 0 and 1"),
+        ("wide.onnx", ("--force",), 2, "--reason"),
+        ("old.onnx", RIDGE, 2, "needs no map"),
+        ("none.onnx", RIDGE, 5, "none.onnx"),
+    ],
+)
+def test_bad_input_writes_nothing(  # noqa: PLR0917
+    shop: Shop, wide: Path, model: str, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    """Usage is exit 2 (the deployed model itself among it), a missing file 5."""
+    files = store_files(shop)
+    done = shop.run("lift", wide.with_name(model), *arguments)
+    assert (done.code, words in done.stderr) == (code, True), done.stderr
+    assert store_files(shop) == files
