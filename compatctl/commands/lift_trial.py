@@ -60,6 +60,7 @@ def held_out(data: Dataset, seen: Seen | None, pairs: Rows, new: Path) -> Rows:
         classes=none,
         parity=None,
         registry_sha256=None,
+        memory_sha256=None,
         path=new,
         sha256="",
     )

@@ -46,7 +46,7 @@ def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[
 
 def _lifted(before: Manifest, one: Manifest) -> bool:
     """As many rows, of as many other models, in an index of the same kind, for a query model that
-    had none and has none; what was known of the old space is forgotten."""
+    had none and has none; what was known of the old space is forgotten, the images are not."""
     index = replace(
         one.index,
         dim=before.index.dim,
@@ -60,6 +60,7 @@ def _lifted(before: Manifest, one: Manifest) -> bool:
         and rows[0] == rows[1]
         and not had & {model.sha256 for model in one.models}
         and (one.registry, one.report) == (None, None)
+        and one.memory == before.memory
     )
 
 
