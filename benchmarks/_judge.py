@@ -156,10 +156,26 @@ def _trial(ground: Ground, where: Field, one: Measured, test: Bools, policy: Pol
     return replace(trial, evidence=replace(trial.evidence, new_old=found, inequalities=None))
 
 
+def later(ground: Ground, measured: Sequence[Measured]) -> list[Measured]:
+    """The gallery items that did not anchor embedded by the fine-tuned model, as new ones will be;
+    nothing where all or none anchored."""
+    anchored = _anchored(ground)
+    if anchored.all() or not anchored.any():
+        return []
+    whole = next(one for one in measured if one.name == "backfill 100%")
+    gallery = np.where(anchored[:, None], ground.reference.gallery_features, whole.gallery)
+    share = 1.0 - float(anchored.mean())
+    return [replace(whole, name="others added later", gallery=gallery, rewritten=share)]
+
+
+def _anchored(ground: Ground) -> Bools:
+    used = set(anchor_ids(ground.recipe, ground.data, ground.reference))
+    return np.array([one in used for one in ground.reference.gallery_ids], bool)
+
+
 def _parts(ground: Ground, where: Field) -> dict[str, Bools]:
     """(Q,) test queries whose class has an anchor in the gallery, and the others; by name."""
-    used = set(anchor_ids(ground.recipe, ground.data, ground.reference))
-    anchored = np.array([one in used for one in ground.reference.gallery_ids])
+    anchored = _anchored(ground)
     if anchored.all() or not anchored.any():
         return {}
     mine = np.isin(where.query_labels, where.gallery_labels[anchored])

@@ -40,10 +40,20 @@ NOTES = """\
 - **prototypes**: cross-entropy against the gallery's class means alone, which is BCT's influence
   loss with class means for the old classifier.
 - **bridge**: the best map on validation classes; one encoder a query.
-- **finetune**: prototypes, anchors and transfer; one encoder a query.
+- **finetune**: prototypes, anchors, transfer and attention; one encoder a query.
 - **fuse**, **bridge + fuse**: old and new query mixed; two encoders a query.
 
-Experience replay needs a sequence of sets and has no place here.
+Experience replay needs a sequence of sets and has no place here. Shares over 100% are no slip: a
+query that attends to the anchors has the old model's view of the gallery besides the new one's of
+itself, and the free model has only the latter.
+"""
+PARTIAL = """\
+## Where a part of the gallery anchors
+
+`--anchors 0.5` leaves half of the gallery out of the training. Queries of classes with an anchor in
+the gallery (*used*) and of the others apart; old queries on the stored gallery beside the new ones.
+*others added later*: the items that did not anchor are embedded by the fine-tuned model, as those
+are that `compatctl add` brings after the deploy.
 """
 
 
@@ -65,8 +75,9 @@ def summary(results: Sequence[Result]) -> list[str]:
     return said
 
 
-def page(results: Sequence[Result], picture: str) -> str:
-    """The whole page; ``picture`` is the figure's file name."""
+def page(results: Sequence[Result], partial: Sequence[Result], picture: str) -> str:
+    """The whole page; ``partial``: results where a part of the gallery anchored; ``picture``: the
+    figure's file name."""
     parts = [
         INTRO,
         *(f"- {line}" for line in summary(results)),
@@ -90,7 +101,7 @@ def page(results: Sequence[Result], picture: str) -> str:
         "",
         *_chosen(results),
         "",
-        *_anchored([one for one in results if one.lines[0].parts]),
+        *_anchored(partial),
     ]
     return "\n".join(parts)
 
@@ -141,14 +152,14 @@ def _anchored(results: Sequence[Result]) -> Iterable[str]:
     """Where a share of the gallery anchors: the classes of these items, and the others."""
     if not results:
         return
-    yield f"## Items that anchored ({results[0].anchors:.0%} of the gallery), and the others\n"
-    yield _row("case", "seed", "route", *(f"{part}: {which}" for part in results[0].lines[0].parts
-                                          for which in ("old on old", "new on old")))  # fmt: skip
-    yield _row(*["---"] * 7)
+    yield PARTIAL
+    yield _row("case", "seed", "anchors", "route", *(f"{part}: {which}"
+               for part in results[0].lines[0].parts for which in ("old", "new")))  # fmt: skip
+    yield _row(*["---"] * 8)
     for one in results:
-        for line in (one.line("finetune"), one.line("fuse")):
+        for line in (one.line(route) for route in ("finetune", "others added later", "fuse")):
             cells = [_figure(part[key]) for part in line.parts.values() for key in ("old", "new")]
-            yield _row(_title(one.case), str(one.seed), line.route, *cells)
+            yield _row(_title(one.case), str(one.seed), f"{one.anchors:.0%}", line.route, *cells)
     yield ""
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _cases import CASES, KANJI, Case, Workshop
-from _judge import ROUTES, SINGLE, Line, Result, judge
+from _judge import ROUTES, SINGLE, Line, Result, judge, later
 from _legacy_docs import figure, page, summary
 
 from compatctl.commands.routes import Ground, measure
@@ -58,7 +58,9 @@ def main() -> None:
     alike = _ordered(one for one in results if one.anchors == given.anchors)
     print("\n".join(summary(alike)))
     if given.docs:
-        write_atomic(given.docs, page(alike, given.docs.with_suffix(".svg").name).encode())
+        partial = _ordered(one for one in results if one.lines[0].parts)
+        text = page(alike, partial, given.docs.with_suffix(".svg").name)
+        write_atomic(given.docs, text.encode())
         write_atomic(given.docs.with_suffix(".svg"), figure(alike).encode())
 
 
@@ -79,6 +81,7 @@ def run_case(ground: Ground, case: Case, anchors: float) -> Result:
     """Every route of one case with one seed."""
     test = np.array([ground.data.items[int(row)].split == "test" for row in ground.asked])
     measured = measure(ground, [(~test, np.ones_like(test))], baselines=True)
+    measured += later(ground, measured)
     lines = judge(ground, measured, test, load_policy("default"))
     return Result(
         case=case.name,

@@ -137,7 +137,7 @@ def test_results_are_written_and_read_back(tmp_path: Path, result: judging.Resul
 
 def test_page_and_figure_show_every_case(result: judging.Result) -> None:
     """Tables have as many cells in a row as in their head; the figure is well-formed."""
-    text = docs.page([result], "legacy.svg")
+    text = docs.page([result], [result], "legacy.svg")
     assert "emoji: small CNN → larger CNN" in text
     width = 0
     for before, line in zip(["", *text.splitlines()], text.splitlines(), strict=False):
