@@ -1,0 +1,255 @@
+"""Table and figure of ``iamcl2r.py``'s results: Markdown, and an SVG drawn by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+import numpy as np
+from _sequence import replacements
+from numpy.typing import NDArray
+
+from compatctl.core.matrix import MatrixSummary, summarise
+
+TESTS = {
+    "kanji": {"ten": "ten characters at a time", "all": "600 characters at once"},
+    "cifar": {"ten": "CIFAR-10", "all": "the local classes"},
+}
+WORDS = {
+    "d-Simplex-HOC": "fixed simplex, lambda .1 on the cross-entropy, the rest on HOC against the "
+    "model that the task begins with",
+    "d-Simplex-HOC deployed": "the same, but after a replacement HOC is against the model that "
+    "was deployed (compatctl's reference)",
+    "d-Simplex": "fixed simplex, cross-entropy alone",
+    "learnable HOC": "HOC, with a classifier that learns and grows",
+    "BCT-ER": "ER, and the new features also through the previous model's classifier",
+    "ER": "a classifier that learns and grows, cross-entropy, memory",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One method on one sequence with one seed."""
+
+    data: str
+    method: str
+    tasks: int
+    seed: int
+    settings: dict[str, object]
+    seconds: float
+    """Of training and searching, without the models from elsewhere"""
+    matrices: dict[str, list[list[float]]]
+    """By test: M[i][j], j <= i"""
+
+    @property
+    def key(self) -> tuple[str, int, str, int]:
+        """What is measured once."""
+        return self.data, self.tasks, self.method, self.seed
+
+    def matrix(self, test: str) -> NDArray[np.float64]:
+        """(T, T)."""
+        return np.array(self.matrices[test], np.float64)
+
+    def summary(self, test: str) -> MatrixSummary:
+        """AC, AA and ACA."""
+        return summarise(self.matrix(test))
+
+
+def crossed(values: NDArray[np.float64]) -> tuple[float, float]:
+    """AC of the pairs without a replacement between them, and of those with one."""
+    T = len(values)
+    era = [sum(i >= at for at in replacements(T)) for i in range(T)]
+    won: dict[bool, list[bool]] = {False: [], True: []}
+    for i in range(T):
+        for j in range(i):
+            won[era[i] != era[j]].append(bool(values[i, j] > values[j, j] + 1e-12))
+    same, apart = (mean(one) if one else float("nan") for one in (won[False], won[True]))
+    return same, apart
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    """A row for each method, sequence and test; means over the seeds, in brackets each seed's."""
+    rows = [
+        _row("tasks", "searched", "method", "AC", "AA", "ACA", "AC, no replacement between",
+             "AC, one or two between", "last self-test", "seeds"),
+        _row(*["---"] * 10),
+    ]  # fmt: skip
+    for mine in _alike(results):
+        for test in mine[0].matrices:
+            found = [one.summary(test) for one in mine]
+            apart = [crossed(one.matrix(test)) for one in mine]
+            rows.append(
+                _row(
+                    str(mine[0].tasks),
+                    TESTS[mine[0].data][test],
+                    mine[0].method,
+                    _figures([one.ac or 0.0 for one in found], 2),
+                    _figures([one.aa for one in found], 3),
+                    _figures([one.aca or 0.0 for one in found], 3),
+                    _figures([one[0] for one in apart], 2),
+                    _figures([one[1] for one in apart], 2),
+                    _figures([float(one.matrix(test)[-1, -1]) for one in mine], 3),
+                    str(len(mine)),
+                )
+            )
+    return rows
+
+
+def page(results: Sequence[Result], picture: str) -> str:
+    """The whole page; ``picture`` is the figure's file name."""
+    data = results[0].data if results else "kanji"
+    lines = [INTRO, *(f"- **{name}**: {words}." for name, words in WORDS.items()), ""]
+    if results:
+        lines += [*targets(results), ""]
+    lines += [f"![AC and AA by method]({picture})", "", "One dot a seed.", ""]
+    for test, words in TESTS[data].items():
+        some = [one for one in table(results)[2:] if f"| {words} |" in one]
+        lines += [f"## {words[0].upper()}{words[1:]}", "", *table([])[:2], *some, ""]
+    lines += [NOTES, *_settings(results)]
+    for mine in _alike(results):
+        if mine[0].method in {"d-Simplex-HOC", "ER"} and mine[0].tasks < 10:
+            lines += ["", *_matrix(mine[0])]
+    return "\n".join([*lines, ""])
+
+
+def targets(results: Sequence[Result]) -> Iterable[str]:
+    """AC of d-Simplex-HOC and of ER, and the ratio of their AA, ten classes at a time."""
+    for tasks in sorted({one.tasks for one in results}):
+        mine = {
+            name: [one.summary("ten") for one in results if (one.tasks, one.method) == (tasks, name)]
+            for name in ("d-Simplex-HOC", "ER")
+        }
+        if all(mine.values()):
+            ours, theirs = mine["d-Simplex-HOC"], mine["ER"]
+            ratio = mean(one.aa for one in ours) / mean(one.aa for one in theirs)
+            yield (
+                f"- {tasks} tasks: AC {mean(one.ac or 0.0 for one in ours):.2f} against "
+                f"{mean(one.ac or 0.0 for one in theirs):.2f} of ER; AA {ratio:.2f} times ER's."
+            )
+
+
+def _matrix(one: Result) -> Iterable[str]:
+    """M, with what is compatible in bold; models from elsewhere begin at the starred versions."""
+    starred = {0, *replacements(one.tasks)}
+    names = [f"{i + 1}{'*' if i in starred else ''}" for i in range(one.tasks)]
+    yield f"{one.method}, seed {one.seed}, ten classes at a time: query version by gallery version"
+    yield ""
+    yield _row("", *names)
+    yield _row(*["---"] * (one.tasks + 1))
+    values = one.matrix("ten")
+    for i, name in enumerate(names):
+        cells = [f"{values[i, j]:.3f}".removeprefix("0") for j in range(i + 1)]
+        bold = [f"**{cell}**" if j < i and values[i, j] > values[j, j] else cell
+                for j, cell in enumerate(cells)]  # fmt: skip
+        yield _row(name, *bold, *[""] * (one.tasks - i - 1))
+
+
+def _settings(results: Sequence[Result]) -> Iterable[str]:
+    for tasks in sorted({one.tasks for one in results}):
+        mine = [one for one in results if one.tasks == tasks]
+        said = ", ".join(f"{key} {value}" for key, value in mine[0].settings.items())
+        yield (
+            f"- {tasks} tasks: {said}; {sum(one.seconds for one in mine) / 60:.0f} minutes "
+            f"for {len(mine)} sequences."
+        )
+
+
+def _alike(results: Sequence[Result]) -> list[list[Result]]:
+    """Results by sequence and method, the seeds together."""
+    keys = list(dict.fromkeys((one.tasks, one.method) for one in results))
+    return [[one for one in results if (one.tasks, one.method) == key] for key in keys]
+
+
+def _figures(values: Sequence[float], digits: int) -> str:
+    each = [f"{one:.{digits}f}".removeprefix("0") for one in values]
+    if len(values) == 1:
+        return each[0]
+    return f"{mean(values):.{digits}f}".removeprefix("0") + f" ({', '.join(each)})"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+INTRO = """\
+# A sequence of versions: the authors' protocol IAM-CL2R
+
+A model from elsewhere is fine-tuned task after task, each task a set of new classes, with a memory
+of earlier images; twice a better model from elsewhere takes its place and is fine-tuned on. Every
+version asks every earlier version's gallery, which nobody re-embeds: M[i][j]. AC is the share of
+cross-tests above their gallery's self-test (a tie fails), AA the mean of the matrix, ACA the mean of
+the compatible cross-tests, the others as 0. The protocol is that of "Stationary Representations"
+(CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488; repository miccunifi/iamcl2r).
+
+    python examples/kanji/build.py
+    python benchmarks/iamcl2r.py --seeds 0,1 --docs docs/iamcl2r.md
+"""
+NOTES = """\
+"""
+
+LEFT, TOP, STEP, BAND, PANEL, GAP = 170, 34, 16, 28, 250, 30
+WIDTH = LEFT + 2 * PANEL + GAP + 24
+STYLE = """\
+text { font: 11px system-ui, sans-serif; fill: #24292f; }
+.title { font-weight: 600; font-size: 12px; }
+.grid { stroke: #d0d7de; }
+.ten { fill: #0969da; }
+.all { fill: #bc4c00; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #c9d1d9; }
+  .grid { stroke: #30363d; }
+  .ten { fill: #58a6ff; }
+  .all { fill: #f0883e; }
+}"""
+
+
+def figure(results: Sequence[Result]) -> str:
+    """A band for each sequence, a line a method, AC on the left and AA on the right."""
+    lengths = sorted({one.tasks for one in results})
+    methods = [name for name in WORDS if name in {one.method for one in results}]
+    band = BAND + STEP * len(methods)
+    height = TOP + band * len(lengths) + 24
+    words = TESTS[results[0].data] if results else {}
+    drawn = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+        "<title>AC and AA by method and length of the sequence</title>",
+        f"<style>{STYLE}</style>",
+    ]
+    for at, (test, said) in enumerate(words.items()):
+        x = LEFT + 180 * at
+        drawn.append(f'<circle class="{test}" cx="{x}" cy="14" r="4"/>')
+        drawn.append(_text(x + 9, 18, said))
+    for tick in range(0, 11, 2):
+        for panel in range(2):
+            x = _at(panel, tick / 10)
+            drawn.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{height - 20}"/>')
+            drawn.append(_text(x, height - 6, f"{tick / 10:.1f}", anchor="middle"))
+    for at, tasks in enumerate(lengths):
+        mine = [one for one in results if one.tasks == tasks]
+        drawn += _band(mine, methods, TOP + at * band)
+    return "\n".join([*drawn, "</svg>", ""])
+
+
+def _band(mine: Sequence[Result], methods: Sequence[str], top: int) -> Iterable[str]:
+    yield _text(8, top + 16, f"{mine[0].tasks} tasks", kind="title")
+    yield _text(_at(0, 0.5), top + 16, "AC", anchor="middle", kind="title")
+    yield _text(_at(1, 0.5), top + 16, "AA", anchor="middle", kind="title")
+    for row, method in enumerate(methods):
+        y = top + BAND + STEP * row + 2
+        yield _text(LEFT - 10, y + 4, method, anchor="end")
+        for one in (one for one in mine if one.method == method):
+            for test in one.matrices:
+                found = one.summary(test)
+                for panel, value in enumerate((found.ac or 0.0, found.aa)):
+                    yield f'<circle class="{test}" cx="{_at(panel, value)}" cy="{y}" r="4"/>'
+
+
+def _at(panel: int, value: float) -> float:
+    """Pixels from the left of a share."""
+    return round(LEFT + panel * (PANEL + GAP) + value * PANEL, 1)
+
+
+def _text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
+    named = f' class="{kind}"' if kind else ""
+    return f'<text{named} x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
