@@ -34,7 +34,7 @@ from compatctl.train import Network
 
 ROOT = Path(__file__).resolve().parent.parent
 KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
-SMALL = Settings(epochs=20, lr=0.01, least_lr=0.0001, elsewhere_epochs=(60, 30, 15))
+SMALL = Settings(epochs=20, lr=0.01, memory=2, elsewhere_epochs=(60, 30, 15))
 """Of the characters, whose tasks are thirty times smaller than the authors'."""
 NAMES = [one.name for one in METHODS]
 
