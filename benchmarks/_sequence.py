@@ -11,7 +11,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -41,8 +40,8 @@ class Method:
     contrast: bool = False
     """Whether the higher-order term against a previous model's features is added"""
     deployed: bool = False
-    """After a replacement, whether that model is the one that was deployed; else, as in the authors'
-    code, it is the one from elsewhere as it came"""
+    """After a replacement, whether that model is the one that was deployed; else it is the one from
+    elsewhere as it came, as in the authors' code"""
     influence: bool = False
     """Whether new features also go through the previous model's classifier (BCT)"""
 
@@ -75,7 +74,7 @@ class Settings:
     weight_decay: float = 0.0005
     momentum: float = 0.9
     elsewhere_epochs: tuple[int, ...] = (100, 100, 100)
-    """Of each pre-training (which the authors' repository does not hold: their models come ready)"""
+    """Of each pre-training (not in the authors' repository: their models come ready)"""
     elsewhere_lr: float = 0.002
 
 
@@ -97,18 +96,20 @@ def replacements(count: int) -> tuple[int, int]:
 
 
 def vertices(K: int, elsewhere: int, local: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Vertices of the classes elsewhere, from the table's start, and of the local ones from its end.
+    """Vertices of the classes elsewhere, from the table's start, and of the local, from its end.
 
     Raises:
         InputError: they would share one.
     """
     if elsewhere + local > K:
-        raise InputError(f"{elsewhere} classes elsewhere and {local} here: {K} vertices are too few")
+        raise InputError(
+            f"{elsewhere} classes elsewhere and {local} here: {K} vertices are too few"
+        )
     return np.arange(elsewhere), K - 1 - np.arange(local)
 
 
 def pretrained(ground: Ground, stage: int, *, fixed: bool) -> Network:
-    """A model "from elsewhere": trained from random weights on the first classes that are not local.
+    """A model "from elsewhere": trained from random weights on classes that are not local.
 
     With ``fixed``, its classifier is the d-Simplex, and its classes own the first vertices.
     """
@@ -181,10 +182,8 @@ class _State:
     """The model came from elsewhere and has no classifier for the local classes yet"""
 
 
-def _fine_tuned(
-    ground: Ground, method: Method, state: _State, order: Sequence[range]
-) -> _State:
-    """The state after one more task, the last of ``order``; all that is random is of (seed, task)."""
+def _fine_tuned(ground: Ground, method: Method, state: _State, order: Sequence[range]) -> _State:
+    """The state after one more task, the last of ``order``; what is random is of (seed, task)."""
     given, task = ground.settings, len(order) - 1
     fresh = ground.material.local.of(order[-1])
     torch.manual_seed(1000 * ground.seed + 100 + task)
@@ -228,9 +227,7 @@ def _classifier(
     drop the classifier of a model that was downloaded.
     """
     if method.fixed:
-        _, local = vertices(
-            ground.settings.K, ground.material.others, ground.material.classes
-        )
+        _, local = vertices(ground.settings.K, ground.material.others, ground.material.classes)
         return _simplex(ground), torch.from_numpy(local.copy()).to(ground.device)
     width = feature_width(network.backbone, "forward", ground.material.spec)
     before = None if state.fresh else state.rows
@@ -274,7 +271,10 @@ def changed(images: Tensor, change: Augmentation, rng: np.random.Generator) -> T
     turn = np.deg2rad(rng.uniform(-change.rotate, change.rotate, n))
     shift = rng.uniform(-2.0 * change.shift, 2.0 * change.shift, (2, n))
     mirror = np.where(change.flip & (rng.random(n) < 0.5), -1.0, 1.0)
-    rows = [[mirror * np.cos(turn), -np.sin(turn), shift[0]], [mirror * np.sin(turn), np.cos(turn), shift[1]]]
+    rows = [
+        [mirror * np.cos(turn), -np.sin(turn), shift[0]],
+        [mirror * np.sin(turn), np.cos(turn), shift[1]],
+    ]
     theta = torch.from_numpy(np.stack([np.stack(row, 1) for row in rows], 1)).float()
     planes = images.permute(0, 3, 1, 2)
     grid = functional.affine_grid(theta.to(images.device), list(planes.shape), align_corners=False)

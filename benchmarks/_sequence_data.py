@@ -59,13 +59,13 @@ class Test:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Material:
-    """Everything that one seed looks at. Local classes are 0 .. L-1, the others' codes their own."""
+    """Everything that one seed looks at."""
 
     name: str
     elsewhere: tuple[Images, ...]
     """Of each pre-training; labels from 0, the classes of an earlier one first"""
     local: Images
-    """Training images of the local classes, in the order in which the sequence takes them"""
+    """Training images of the local classes 0 .. L-1; the sequence takes them in this order"""
     first: int
     """Local classes of the first task; the others are shared out evenly"""
     tests: dict[str, Test]
@@ -111,10 +111,10 @@ def kanji(
 ) -> Material:
     """Characters: the seed draws, of the training characters, the local ones and those elsewhere.
 
-    The first pre-training sees the six print typefaces, the second two of the written ones besides,
-    the third all ten. The sequence is the four written typefaces and the gallery's: what
-    fine-tuning is for. ``others`` characters of ``split``, which train nobody, are searched: written
-    ones ask, the gallery is the mean of the printed ones.
+    The first pre-training sees the six print typefaces, the second klee besides, the third rampart
+    too; nobody elsewhere sees the brush. The sequence is the four written typefaces and one in
+    print: this is what fine-tuning is for. ``others`` characters of ``split``, which train nobody,
+    are searched: written ones ask, the gallery is the mean of the printed ones.
 
     Raises:
         InputError: the file is none, or has too few characters.
@@ -205,8 +205,8 @@ def read_cifar(path: Path, *, labels: int) -> Images:
     """One file of the BINARY version of CIFAR-10 (1 label byte a record) or CIFAR-100 (2).
 
     A record is its label bytes, the last of which is the class, then 1,024 bytes each of red, green
-    and blue, row by row. Source: https://www.cs.toronto.edu/~kriz/cifar.html. (The python version is
-    a pickle, which can run code, and is not read.)
+    and blue, row by row. Source: https://www.cs.toronto.edu/~kriz/cifar.html. (The python version
+    is a pickle, which can run code, and is not read.)
 
     Raises:
         InputError: it is missing, empty, or no whole number of records.

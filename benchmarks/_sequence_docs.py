@@ -103,7 +103,7 @@ def page(results: Sequence[Result], picture: str) -> str:
     if results:
         lines += [*targets(results), ""]
     lines += [f"![AC and AA by method]({picture})", "", "One dot a seed.", ""]
-    for test, words in TESTS[data].items():
+    for words in TESTS[data].values():
         some = [one for one in table(results)[2:] if f"| {words} |" in one]
         lines += [f"## {words[0].upper()}{words[1:]}", "", *table([])[:2], *some, ""]
     lines += [NOTES, *_settings(results)]
@@ -117,7 +117,9 @@ def targets(results: Sequence[Result]) -> Iterable[str]:
     """AC of d-Simplex-HOC and of ER, and the ratio of their AA, ten classes at a time."""
     for tasks in sorted({one.tasks for one in results}):
         mine = {
-            name: [one.summary("ten") for one in results if (one.tasks, one.method) == (tasks, name)]
+            name: [
+                one.summary("ten") for one in results if (one.tasks, one.method) == (tasks, name)
+            ]
             for name in ("d-Simplex-HOC", "ER")
         }
         if all(mine.values()):
@@ -177,10 +179,10 @@ INTRO = """\
 
 A model from elsewhere is fine-tuned task after task, each task a set of new classes, with a memory
 of earlier images; twice a better model from elsewhere takes its place and is fine-tuned on. Every
-version asks every earlier version's gallery, which nobody re-embeds: M[i][j]. AC is the share of
-cross-tests above their gallery's self-test (a tie fails), AA the mean of the matrix, ACA the mean of
-the compatible cross-tests, the others as 0. The protocol is that of "Stationary Representations"
-(CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488; repository miccunifi/iamcl2r).
+version asks every earlier version's gallery, which nobody re-embeds: M[i][j]. AC is the
+share of cross-tests above their gallery's self-test (a tie fails), AA the mean of the matrix, ACA
+the mean of the compatible cross-tests, the others as 0. The protocol is that of "Stationary
+Representations" (CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488; repository miccunifi/iamcl2r).
 
     python examples/kanji/build.py
     python benchmarks/iamcl2r.py --seeds 0,1 --docs docs/iamcl2r.md

@@ -104,7 +104,7 @@ def test_classes_that_cannot_be_shared_out_are_refused() -> None:
 
 
 def test_no_vertex_is_shared() -> None:
-    """Classes elsewhere fill the table from its start, local ones from its end, and it may be full."""
+    """Classes elsewhere fill the table from its start, local ones from its end; it may be full."""
     elsewhere, local = protocol.vertices(1024, 700, 324)
     assert sorted([*elsewhere, *local]) == [*range(1024)]
     assert (elsewhere[0], local[0]) == (0, 1023)
@@ -156,7 +156,7 @@ def base(ground: protocol.Ground) -> dict[bool, list[protocol.Network]]:
 def test_every_method_walks_the_sequence_alike_twice(
     ground: protocol.Ground, base: dict[bool, list[protocol.Network]], method: protocol.Method
 ) -> None:
-    """The lower triangle holds recalls, the upper one nothing, models elsewhere stay as they came."""
+    """The lower triangle holds recalls, the upper nothing; models elsewhere stay as they came."""
     before = [one.state_dict()["backbone.head.1.weight"].clone() for one in base[method.fixed]]
     found = [protocol.walk(ground, method, 4, base[method.fixed]) for _ in range(2)]
     assert set(found[0]) == {"ten", "all"}
