@@ -182,7 +182,8 @@ of earlier images; twice a better model from elsewhere takes its place and is fi
 version asks every earlier version's gallery, which nobody re-embeds: M[i][j]. AC is the
 share of cross-tests above their gallery's self-test (a tie fails), AA the mean of the matrix, ACA
 the mean of the compatible cross-tests, the others as 0. The protocol is that of "Stationary
-Representations" (CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488; repository miccunifi/iamcl2r).
+Representations" (CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488; repository
+miccunifi/iamcl2r).
 
     python examples/kanji/build.py
     python benchmarks/iamcl2r.py --seeds 0,1 --docs docs/iamcl2r.md
