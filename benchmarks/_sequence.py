@@ -108,20 +108,27 @@ def vertices(K: int, elsewhere: int, local: int) -> tuple[NDArray[np.int64], NDA
     return np.arange(elsewhere), K - 1 - np.arange(local)
 
 
+def untrained(ground: Ground, stage: int, *, fixed: bool) -> Network:
+    """The network of a pre-training with its first weights, which (seed, stage) draw."""
+    torch.manual_seed(1000 * ground.seed + stage)
+    backbone, spec = ground.build(), ground.material.spec
+    head: nn.Module = nn.Identity()
+    if fixed:
+        width = feature_width(backbone, "forward", spec)
+        head = nn.Linear(width, ground.settings.K - 1, bias=False)
+    return Network(backbone, "forward", head, spec).to(ground.device).eval()
+
+
 def pretrained(ground: Ground, stage: int, *, fixed: bool) -> Network:
     """A model "from elsewhere": trained from random weights on classes that are not local.
 
     With ``fixed``, its classifier is the d-Simplex, and its classes own the first vertices.
     """
-    given, material = ground.settings, ground.material
-    images = material.elsewhere[stage]
+    given, images = ground.settings, ground.material.elsewhere[stage]
     classes = int(images.labels.max()) + 1
-    own, _ = vertices(given.K, classes, material.classes)
-    torch.manual_seed(1000 * ground.seed + stage)
-    backbone = ground.build()
-    width = feature_width(backbone, "forward", material.spec)
-    head = nn.Linear(width, given.K - 1, bias=False) if fixed else nn.Identity()
-    network = Network(backbone, "forward", head, material.spec).to(ground.device)
+    own, _ = vertices(given.K, classes, ground.material.classes)
+    network = untrained(ground, stage, fixed=fixed)
+    width = feature_width(network.backbone, "forward", ground.material.spec)
     rows = _simplex(ground) if fixed else _grown(None, classes, width, ground.device)
     epochs, steps = given.elsewhere_epochs[stage], max(1, len(images.labels) // given.batch)
     weights = [*network.parameters(), *([] if fixed else [rows])]

@@ -391,9 +391,9 @@ mu 10):
 - **itself**: the new model's own output before fine-tuning, as in the authors' code (repository
   miccunifi/iamcl2r, `src/iamcl2r/main.py`: both networks begin with the downloaded checkpoint).
 
-Seen characters ask in {HELD_OUT} of six typefaces, another two for each, in which they did not train;
-unseen ones ({UNSEEN}) in five. Means of the seeds, each in brackets; intervals (95%, over classes)
-that lie above or below 0 are counted.
+Seen characters ask in {HELD_OUT} of six typefaces, another two for each, in which they did not
+train; unseen ones ({UNSEEN}) in five. Means of the seeds, each in brackets; intervals (95%, over
+classes) that lie above or below 0 are counted.
 
     python examples/kanji/build.py
     python benchmarks/simplex_born.py --docs docs/simplex-born.md
