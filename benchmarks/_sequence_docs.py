@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from compatctl.core.matrix import MatrixSummary, summarise
 
 TESTS = {
-    "kanji": {"ten": "ten characters at a time", "all": "600 characters at once"},
+    "kanji": {"ten": "ten characters at a time", "all": "all characters at once"},
     "cifar": {"ten": "CIFAR-10", "all": "the local classes"},
 }
 WORDS = {
@@ -188,13 +188,13 @@ miccunifi/iamcl2r).
 COMMON = """\
 ## What is as in the authors' code, and what is not
 
-As there: K = 1024 and d = 1023; local classes from the end of the table, the others from its start;
-lambda .1 on the cross-entropy, mu 10, the code form of the loss, raw logits; SGD with momentum .9,
-weight decay .0005 on matrices, a cosine to .00001; batches of 128, half of them memory; HOC's old
-model is the one that the task begins with; a learnt classifier grows by the task's classes, begins
-anew after a replacement, and its features are the backbone's own; the three models from elsewhere
-are of one architecture; a gallery is one row a class, the mean of its images' features; AC by strict
-comparison.
+As there: K = 1024 and d = 1023; local classes from the end of the table, the others from its
+start; lambda .1 on the cross-entropy, mu 10, the code form of the loss, raw logits; SGD with
+momentum .9, weight decay .0005 on matrices, a cosine to .00001; batches of 128, half of them
+memory; HOC's old model is the one that the task begins with; a learnt classifier grows by the
+task's classes, begins anew after a replacement, and its features are the backbone's own; the three
+models from elsewhere are of one architecture; a gallery is one row a class, the mean of its
+images' features; AC by strict comparison.
 
 Not as there:
 """
@@ -202,20 +202,21 @@ NOTES = {
     "kanji": COMMON
     + """\
 
-- **Data.** 300 local characters for CIFAR-100's 100 classes: 30 in the first task, then 45 or 9; ten
-  images a character (ten typefaces) for 300 a class, 32 x 32. A tenth of the batches a task.
+- **Data.** 300 local characters for CIFAR-100's 100 classes: 30 in the first task, then 45 or 9;
+  ten images a character (ten typefaces) for 300 a class, 32 x 32. A tenth of the batches a task.
 - **Settings.** Rate .01 (.001), 10 epochs a task (70), 4 images of a class rehearsed (20 of 300):
-  chosen on validation characters, see below. float32, no mixed precision. Images are turned by up to
-  5 degrees and shifted by up to 2 pixels.
+  chosen on validation characters, see below. float32, no mixed precision. Images are turned by up
+  to 5 degrees and shifted by up to 2 pixels.
 - **Models from elsewhere.** Theirs are downloaded. Here a small CNN (width 16, strides) is trained
-  from random weights on 100, 300 and 700 other characters in 6, 7 and 8 typefaces, by AdamW with 60,
-  30 and 15 epochs, each with the classifier of the method. Brush writing is in none of them.
+  from random weights on 100, 300 and 700 other characters in 6, 7 and 8 typefaces, by AdamW with
+  60, 30 and 15 epochs, each with the classifier of the method. Brush writing is in none of them.
 - **What is searched.** 600 characters that trained no model, as CIFAR-10's classes are none of the
   local ones there: written typefaces ask, the gallery is the mean of the six printed ones. Their
   search is among ten classes; here also ten at a time, and all 600 at once besides.
 - **AA.** A true 0 counts; their code leaves zeros out.
 - **BCT-ER** and **learnable HOC** are not in their repository. BCT-ER adds, with weight 1, the
-  cross-entropy of the new features through the previous model's learnt classifier, on rehearsed items.
+  cross-entropy of the new features through the previous model's learnt classifier, on rehearsed
+  items.
 - **d-Simplex-HOC deployed** is ours: the deployed model is the old one also after a replacement.
 """,
     "cifar": COMMON
@@ -223,8 +224,8 @@ NOTES = {
 
 - **Classes.** 40 of CIFAR-100's classes are local (10, then 5 or 1 a task) and the models from
   elsewhere are trained on 20, 40 and 60 of the others, by AdamW; theirs come ready and are larger.
-- **Beside CIFAR-10** the local classes are searched: their test images ask, and the training images
-  beyond the first 300 of a class are the gallery.
+- **Beside CIFAR-10** the local classes are searched: their test images ask, and the training
+  images beyond the first 300 of a class are the gallery.
 - float32, no mixed precision; shifts are not whole pixels. **AA**: a true 0 counts.
 - **BCT-ER**, **learnable HOC** and **d-Simplex-HOC deployed** are not in their repository.
 """,
