@@ -21,6 +21,7 @@ import _resnet  # noqa: E402
 import _sequence as protocol  # noqa: E402
 import _sequence_data as given  # noqa: E402
 import _sequence_docs as docs  # noqa: E402
+import iamcl2r  # noqa: E402
 
 from compatctl.core.matrix import summarise  # noqa: E402
 from compatctl.core.simplex import simplex  # noqa: E402
@@ -178,6 +179,33 @@ def test_the_deployed_model_is_the_other_reference(
     alone, deployed = (protocol.walk(ground, one, 7, base[True])["all"] for one in kinds)
     assert np.array_equal(alone[:2], deployed[:2])
     assert not np.array_equal(alone[2:], deployed[2:])
+
+
+def test_the_influence_loss_begins_with_the_second_task(
+    ground: protocol.Ground, base: dict[bool, list[protocol.Network]]
+) -> None:
+    """BCT-ER is ER until there is a previous classifier."""
+    ground = replace(ground, settings=replace(ground.settings, lr=0.1))
+    named = {one.name: one for one in protocol.METHODS}
+    alone, pulled = (
+        protocol.walk(ground, named[name], 7, base[False])["all"] for name in ("ER", "BCT-ER")
+    )
+    assert alone[0, 0] == pulled[0, 0]
+    assert not np.array_equal(alone[1:], pulled[1:])
+
+
+def test_models_from_elsewhere_are_kept(ground: protocol.Ground, tmp_path: Path) -> None:
+    """The same model comes from its file; another seed, or another classifier, is another file."""
+    first, again = (
+        iamcl2r.elsewhere(ground, 1, fixed=True, work=tmp_path).state_dict() for _ in range(2)
+    )
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    fresh = protocol.pretrained(ground, 1, fixed=True).state_dict()
+    assert all(torch.equal(first[key], fresh[key]) for key in first)
+    assert len([*tmp_path.iterdir()]) == 1
+    iamcl2r.elsewhere(replace(ground, seed=1), 1, fixed=True, work=tmp_path)
+    iamcl2r.elsewhere(ground, 1, fixed=False, work=tmp_path)
+    assert len([*tmp_path.iterdir()]) == 3
 
 
 def test_pretraining_pulls_classes_to_their_own_vertices(ground: protocol.Ground) -> None:
