@@ -28,9 +28,10 @@ from pathlib import Path
 import _cnn
 import _resnet
 import torch
-from _sequence import METHODS, Ground, Settings, pretrained, untrained, walk
+from _sequence import Ground, pretrained, untrained, walk
 from _sequence_data import cifar, kanji
 from _sequence_docs import Result, figure, page, table
+from _sequence_methods import METHODS, Settings
 from safetensors.torch import load_file
 
 from compatctl.files import write_atomic

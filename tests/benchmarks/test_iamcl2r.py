@@ -21,6 +21,7 @@ import _resnet  # noqa: E402
 import _sequence as protocol  # noqa: E402
 import _sequence_data as given  # noqa: E402
 import _sequence_docs as docs  # noqa: E402
+import _sequence_methods as methods  # noqa: E402
 import iamcl2r  # noqa: E402
 
 from compatctl.core.matrix import summarise  # noqa: E402
@@ -137,7 +138,7 @@ def _material() -> given.Material:
 @pytest.fixture(scope="module")
 def ground() -> protocol.Ground:
     """Sixteen noise patterns, a tiny network, two epochs."""
-    settings = protocol.Settings(K=16, epochs=2, batch=8, elsewhere_epochs=(2, 2, 2), memory=1)
+    settings = methods.Settings(K=16, epochs=2, batch=8, elsewhere_epochs=(2, 2, 2), memory=1)
     build: Callable[[], torch.nn.Module] = partial(_cnn.build, width=4, features=8, pool=False)
     return protocol.Ground(
         material=_material(), settings=settings, build=build, seed=0, device=torch.device("cpu")
@@ -153,9 +154,9 @@ def base(ground: protocol.Ground) -> dict[bool, list[protocol.Network]]:
     }
 
 
-@pytest.mark.parametrize("method", protocol.METHODS, ids=lambda one: one.name)
+@pytest.mark.parametrize("method", methods.METHODS, ids=lambda one: one.name)
 def test_every_method_walks_the_sequence_alike_twice(
-    ground: protocol.Ground, base: dict[bool, list[protocol.Network]], method: protocol.Method
+    ground: protocol.Ground, base: dict[bool, list[protocol.Network]], method: methods.Method
 ) -> None:
     """The lower triangle holds recalls, the upper nothing; models elsewhere stay as they came."""
     before = [one.state_dict()["backbone.head.1.weight"].clone() for one in base[method.fixed]]
@@ -174,7 +175,7 @@ def test_the_deployed_model_is_the_other_reference(
     ground: protocol.Ground, base: dict[bool, list[protocol.Network]]
 ) -> None:
     """Until the first replacement both references are one model; then they are two."""
-    kinds = [one for one in protocol.METHODS if one.fixed and one.contrast]
+    kinds = [one for one in methods.METHODS if one.fixed and one.contrast]
     ground = replace(ground, settings=replace(ground.settings, lr=0.1))
     alone, deployed = (protocol.walk(ground, one, 7, base[True])["all"] for one in kinds)
     assert np.array_equal(alone[:2], deployed[:2])
@@ -186,7 +187,7 @@ def test_the_influence_loss_begins_with_the_second_task(
 ) -> None:
     """BCT-ER is ER until there is a previous classifier."""
     ground = replace(ground, settings=replace(ground.settings, lr=0.1))
-    named = {one.name: one for one in protocol.METHODS}
+    named = {one.name: one for one in methods.METHODS}
     alone, pulled = (
         protocol.walk(ground, named[name], 7, base[False])["all"] for name in ("ER", "BCT-ER")
     )
