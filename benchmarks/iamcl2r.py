@@ -3,7 +3,7 @@
     python examples/kanji/build.py       once: the characters
     python benchmarks/iamcl2r.py [--tasks 7,31] [--seeds 0] [--methods ER,...] [--json FILE]
                                  [--work DIR] [--docs docs/iamcl2r.md] [--device cpu|cuda]
-                                 [--split validation] [--lr 0.01] [--epochs 10] [--memory 4]
+                                 [--split validation] [--lr 0.03] [--epochs 10] [--memory 4]
                                  [--elsewhere 60,30,15]
     python benchmarks/iamcl2r.py --cifar DIR --device cuda
 
@@ -39,7 +39,7 @@ from compatctl.train import Network, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
-SMALL = Settings(epochs=10, lr=0.01, memory=4, elsewhere_epochs=(60, 30, 15))
+SMALL = Settings(epochs=10, lr=0.03, memory=4, elsewhere_epochs=(60, 30, 15))
 """Of the characters, whose tasks are thirty times smaller than the authors'."""
 NAMES = [one.name for one in METHODS]
 
