@@ -255,7 +255,7 @@ Three things decide AC, and none of them is a setting of the method. *Fine-tunin
 where the models from elsewhere know the domain already, versions between two replacements lose a
 little with every task, and such pairs fail by fractions of a point. *The replacement has to be
 much better*: its features agree with the deployed ones only as far as both know their way to the
-shared vertices. *What is searched has to be coarse*: among ten classes every pair across a
+shared vertices. *What is searched has to be coarse*: among ten classes nearly every pair across a
 replacement is compatible; among all, a query must fall nearest to one of hundreds of classes that
 have no vertex, and some of the same pairs are not.
 """
