@@ -166,7 +166,8 @@ def _read(path: Path) -> list[Result]:
 
 
 def _text(results: Iterable[Result]) -> str:
-    return json.dumps([asdict(one) for one in _ordered(results)], indent=1) + "\n"
+    """A line for each result."""
+    return "[\n" + ",\n".join(json.dumps(asdict(one)) for one in _ordered(results)) + "\n]\n"
 
 
 def _ordered(results: Iterable[Result]) -> list[Result]:
