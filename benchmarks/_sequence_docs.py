@@ -184,7 +184,8 @@ Representations" (CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488; rep
 miccunifi/iamcl2r).
 
     python examples/kanji/build.py
-    python benchmarks/iamcl2r.py --seeds 0,1 --docs docs/iamcl2r.md
+    python benchmarks/iamcl2r.py --tasks 7 --seeds 0,1 --json docs/iamcl2r.json
+    python benchmarks/iamcl2r.py --tasks 31 --json docs/iamcl2r.json --docs docs/iamcl2r.md
 """
 COMMON = """\
 ## What is as in the authors' code, and what is not
