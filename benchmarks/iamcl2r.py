@@ -1,0 +1,205 @@
+"""A sequence of fine-tunings with two replacements, by the authors' protocol IAM-CL2R.
+
+    python examples/kanji/build.py       once: the characters
+    python benchmarks/iamcl2r.py [--tasks 7,31] [--seeds 0] [--methods ER,...] [--json FILE]
+                                 [--work DIR] [--docs docs/iamcl2r.md] [--device cpu|cuda]
+                                 [--split validation] [--lr 0.03] [--epochs 10] [--memory 4]
+                                 [--elsewhere 60,30,15]
+    python benchmarks/iamcl2r.py --cifar DIR --device cuda
+
+What is fine-tuned, replaced and searched is in ``_sequence_data.py``, the protocol and its sources
+in ``_sequence.py``. ``--cifar DIR`` holds ``cifar-100-binary`` and ``cifar-10-batches-bin``, and
+takes the authors' ResNet-18 and settings. With --json, what the file holds already is not measured
+again, and what is new is added. --docs writes a page, and a figure beside it, of all in hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import _cnn
+import _resnet
+import torch
+from _sequence import Ground, pretrained, untrained, walk
+from _sequence_data import cifar, kanji
+from _sequence_docs import Result, figure, page, table
+from _sequence_methods import METHODS, Settings
+from safetensors.torch import load_file
+
+from compatctl.files import write_atomic
+from compatctl.train import Network, save_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
+SMALL = Settings(epochs=10, lr=0.03, memory=4, elsewhere_epochs=(60, 30, 15))
+"""Of the characters, whose tasks are thirty times smaller than the authors'."""
+NAMES = [one.name for one in METHODS]
+
+
+def main() -> None:
+    """Train, search, show, write."""
+    given = _arguments()
+    torch.set_num_threads(given.threads)
+    torch.set_flush_denormal(True)
+    results = _read(given.json) if given.json else []
+    data = "cifar" if given.cifar else "kanji"
+    if data == "kanji" and not given.kanji.exists():
+        sys.exit(f"no images at {given.kanji}: examples/kanji/build.py draws them")
+    chosen = settings(given)
+    for seed in given.seeds:
+        wanted = [
+            (count, name) for count in given.tasks for name in given.methods
+            if not any((one.data, one.tasks, one.method, one.seed, one.split, one.settings)
+                       == (data, count, name, seed, given.split, asdict(chosen))
+                       for one in results)
+        ]  # fmt: skip
+        if not wanted:
+            continue
+        for result in measured(ground(given, chosen, seed), wanted, given.split, given.work):
+            results.append(result)
+            print("\n".join(table([result])[2:]), flush=True)
+            if given.json:
+                write_atomic(given.json, _text(results).encode())
+    alike = (data, given.split, asdict(chosen))
+    shown = _ordered(one for one in results if (one.data, one.split, one.settings) == alike)
+    print("\n".join(table(shown)))
+    if given.docs:
+        write_atomic(given.docs, page(shown, given.docs.with_suffix(".svg").name).encode())
+        write_atomic(given.docs.with_suffix(".svg"), figure(shown).encode())
+
+
+def settings(given: argparse.Namespace) -> Settings:
+    """The data's own, unless the command says otherwise."""
+    told = {"lr": given.lr, "epochs": given.epochs, "memory": given.memory,
+            "elsewhere_epochs": given.elsewhere}  # fmt: skip
+    own = Settings() if given.cifar else SMALL
+    return replace(own, **{key: value for key, value in told.items() if value is not None})
+
+
+def ground(given: argparse.Namespace, chosen: Settings, seed: int) -> Ground:
+    """Images and network of the command."""
+    if given.cifar:
+        material, build = cifar(given.cifar, seed), _resnet.build
+    else:
+        material = kanji(given.kanji, seed, split=given.split)
+        build = partial(_cnn.build, width=16, features=128, pool=False)
+    return Ground(
+        material=material,
+        settings=chosen,
+        build=build,
+        seed=seed,
+        device=torch.device(given.device),
+    )
+
+
+def measured(
+    ground: Ground, wanted: Sequence[tuple[int, str]], split: str, work: Path | None = None
+) -> Iterable[Result]:
+    """Every method and length of sequence, from the same models "from elsewhere"."""
+    base: dict[bool, list[Network]] = {}
+    for count, name in wanted:
+        method = next(one for one in METHODS if one.name == name)
+        began = time.monotonic()
+        if method.fixed not in base:
+            base[method.fixed] = [
+                elsewhere(ground, stage, fixed=method.fixed, work=work) for stage in range(3)
+            ]
+            seconds = time.monotonic() - began
+            print(f"three models from elsewhere in {seconds:.0f} s", file=sys.stderr, flush=True)
+            began = time.monotonic()
+        matrices = walk(ground, method, count, base[method.fixed], _told)
+        yield Result(
+            data=ground.material.name,
+            method=name,
+            tasks=count,
+            seed=ground.seed,
+            split=split,
+            settings=asdict(ground.settings),
+            seconds=round(time.monotonic() - began, 1),
+            matrices={
+                test: [[round(float(one), 5) for one in row] for row in matrix]
+                for test, matrix in matrices.items()
+            },
+        )
+
+
+def elsewhere(ground: Ground, stage: int, *, fixed: bool, work: Path | None) -> Network:
+    """``pretrained``; with a folder, kept there by the digest of all that decides it."""
+    if work is None:
+        return pretrained(ground, stage, fixed=fixed)
+    given, images = ground.settings, ground.material.elsewhere[stage]
+    key = hashlib.sha256(images.pixels.tobytes() + images.labels.tobytes())
+    first = untrained(ground, stage, fixed=fixed)
+    for weight in first.state_dict().values():
+        key.update(weight.cpu().numpy().tobytes())
+    said = (ground.seed, stage, fixed, given.K, given.batch, given.elsewhere_epochs[stage],
+            given.elsewhere_lr, str(ground.material.augmentation))  # fmt: skip
+    key.update(repr(said).encode())
+    path = work / f"elsewhere-{key.hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        save_weights(pretrained(ground, stage, fixed=fixed), path.with_suffix(".unfinished"))
+        path.with_suffix(".unfinished").rename(path)
+    first.load_state_dict(load_file(path))
+    return first
+
+
+def _told(done: int, of: int) -> None:
+    print(f"\rtask {done} of {of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+
+def _read(path: Path) -> list[Result]:
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for one in found:
+        one["settings"]["elsewhere_epochs"] = tuple(one["settings"]["elsewhere_epochs"])
+    return [Result(**one) for one in found]
+
+
+def _text(results: Iterable[Result]) -> str:
+    """A line for each result."""
+    return "[\n" + ",\n".join(json.dumps(asdict(one)) for one in _ordered(results)) + "\n]\n"
+
+
+def _ordered(results: Iterable[Result]) -> list[Result]:
+    return sorted(results, key=lambda one: (one.tasks, NAMES.index(one.method), one.seed))
+
+
+def _arguments() -> argparse.Namespace:
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(int(one) for one in text.split(","))
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--tasks", type=numbers, default=[7, 31])
+    parser.add_argument("--seeds", type=numbers, default=[0])
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=NAMES)
+    parser.add_argument("--kanji", type=Path, default=KANJI)
+    parser.add_argument("--split", choices=("test", "validation"), default="test",
+                        help="characters that are searched")  # fmt: skip
+    parser.add_argument("--work", type=Path, help="models from elsewhere are kept here")
+    parser.add_argument("--cifar", type=Path, help="folder with CIFAR's binary version")
+    parser.add_argument("--lr", type=float, help="of the tasks; this and the next: else the data's")
+    parser.add_argument("--epochs", type=int, help="of each task")
+    parser.add_argument("--memory", type=int, help="images of each class that are rehearsed")
+    parser.add_argument("--elsewhere", type=numbers, help="epochs of the three pre-trainings")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--docs", type=Path)
+    given = parser.parse_args()
+    if unknown := sorted(set(given.methods) - set(NAMES)):
+        parser.error(f"no method {unknown[0]}; there are {', '.join(NAMES)}")
+    return given
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""Two models born on one simplex: what should the new one be pulled to when it takes over?
+
+    python examples/kanji/build.py       once: the characters
+    python benchmarks/simplex_born.py [--seeds 0,1,2] [--json FILE] [--docs docs/simplex-born.md]
+
+The deployed model was trained on local characters with the frozen d-Simplex as its classifier. The
+new one, a wider network, was trained elsewhere on other characters, which own other vertices of the
+same simplex, and is then fine-tuned on the local ones, and on half as many new ones, with lambda
+0.1 (HOC, code form). Its higher-order term needs old features:
+
+    none      lambda 1, cross-entropy against the vertices alone
+    deployed  the stored vectors of the deployed gallery, and the deployed encoder's output for
+              items outside it (compatctl's reference)
+    itself    the new model's own output before it is fine-tuned, as in the authors' code, where
+              both networks begin with the checkpoint that was downloaded (repository
+              miccunifi/iamcl2r, ``src/iamcl2r/main.py``)
+
+What is asked is recall@1 of new queries on the deployed gallery, which nobody re-embeds: for
+classes that trained (held-out images) and for characters that trained nobody. Intervals are over
+classes. Everything is trained by ``compatctl.train.train``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from _born_docs import (
+    ARMS,
+    ELSEWHERE,
+    GROUPS,
+    HELD_OUT,
+    LOCAL,
+    NEW,
+    UNSEEN,
+    K,
+    Line,
+    page,
+    table,
+)
+from _cases import KANJI, known
+from numpy.typing import NDArray
+
+from compatctl.core.nearest import search
+from compatctl.core.resampling import Ratio, estimate_ratios
+from compatctl.core.retrieval import Retrieval, evaluate
+from compatctl.core.simplex import Registry
+from compatctl.data import Dataset, Item, load
+from compatctl.files import write_atomic
+from compatctl.recipe import Augmentation, Backbone, InputSpec, Objective, Optimiser, Recipe
+from compatctl.train import Network, Reference, save_weights, train
+
+GALLERY = "ipa-mincho"
+FONTS = (GALLERY, "ipa-gothic", "klee", "rampart", "kouzan-brush", "kouzan-gyosho")
+REPLICATES = 9_999
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ground:
+    """One seed's images by part."""
+
+    seed: int
+    everything: Dataset
+    """The gallery first"""
+    deployed: Dataset
+    elsewhere: Dataset
+    tuned: Dataset
+    groups: dict[str, NDArray[np.int64]]
+    """Rows of ``everything`` that ask"""
+    gallery: NDArray[np.int64]
+    """Rows of ``everything`` that are stored: characters of every group"""
+
+
+def main() -> None:
+    """Measure, show, write."""
+    given = _arguments()
+    torch.set_num_threads(given.threads)
+    torch.set_flush_denormal(True)
+    if not given.kanji.exists():
+        sys.exit(f"no images at {given.kanji}: examples/kanji/build.py draws them")
+    lines = _read(given.json) if given.json else []
+    for seed in given.seeds:
+        if seed in {one.seed for one in lines}:
+            continue
+        began = time.monotonic()
+        lines += measured(ground(given.kanji, seed), given.epochs)
+        print(f"seed {seed} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        if given.json:
+            text = json.dumps([asdict(one) for one in lines], indent=1) + "\n"
+            write_atomic(given.json, text.encode())
+    print("\n".join(table(lines)))
+    if given.docs:
+        write_atomic(given.docs, page(lines).encode())
+
+
+def ground(path: Path, seed: int) -> Ground:
+    """The seed draws which training characters are deployed, new and elsewhere."""
+    data = load(path)
+    data = data.take(i for i, item in enumerate(data.items) if item.slices["font"] in FONTS)
+    pool = {item.label for item in data.items if item.split == "train"}
+    drawn = []
+    for n in (LOCAL, NEW, ELSEWHERE):
+        drawn.append(known(pool, n / len(pool), seed))
+        pool -= drawn[-1]
+    local, new, far = drawn
+    tested = {item.label for item in data.items if item.split == "test"}
+    unseen = known(tested, UNSEEN / len(tested), -1)
+    trains = [not held_out(item) for item in data.items]
+
+    def part(labels: frozenset[str], chosen: Sequence[bool]) -> Dataset:
+        rows = [i for i, one in enumerate(data.labels) if one in labels and chosen[i]]
+        return _training(data.take(rows))
+
+    used = data.take(i for i, one in enumerate(data.labels) if one in local | new | unseen)
+    stored = [item.slices["font"] == GALLERY for item in used.items]
+    groups = dict(zip(GROUPS, (local, new, unseen), strict=True))
+    asks = {
+        name: [
+            i for i, item in enumerate(used.items)
+            if item.label in labels and not stored[i]
+            and (name == "unseen" or held_out(item))
+        ]
+        for name, labels in groups.items()
+    }  # fmt: skip
+    return Ground(
+        seed=seed,
+        everything=used,
+        deployed=part(local, trains),
+        elsewhere=part(far, [True] * len(data)),
+        tuned=part(local | new, trains),
+        groups={name: np.array(rows, np.int64) for name, rows in asks.items()},
+        gallery=np.flatnonzero(stored).astype(np.int64),
+    )
+
+
+def held_out(item: Item) -> bool:
+    """Whether a local character's image asks, and so does not train."""
+    font = item.slices["font"]
+    if font == GALLERY:
+        return False
+    first = hashlib.sha1(item.label.encode()).digest()[0]
+    return (first + FONTS.index(font)) % (len(FONTS) - 1) < HELD_OUT
+
+
+def measured(ground: Ground, epochs: int) -> list[Line]:
+    """The deployed model, the new one, and the new one fine-tuned in three ways."""
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        old = train(
+            recipe=_recipe(ground.seed, 16, epochs),
+            base=None,
+            data=ground.deployed,
+            reference=None,
+            work=work,
+        )
+        features = {"old on old": _embedded(old.network, ground.everything)}
+        new = train(
+            recipe=_recipe(100 + ground.seed, 24, epochs // 2),
+            base=None,
+            data=ground.elsewhere,
+            # For its registry alone: the new model's classes get the next free vertices.
+            reference=_reference(ground, features["old on old"], old.registry),
+            work=work,
+        )
+        features["new as it came"] = _embedded(new.network, ground.everything)
+        save_weights(new.network, work / "new.safetensors")
+        for arm in ARMS:
+            whose = "new as it came" if arm == "itself" else "old on old"
+            weight = 1.0 if arm == "none" else 0.1
+            tuned = train(
+                recipe=_recipe(ground.seed, 24, epochs // 3, weight=weight, tune=True),
+                base=work / "new.safetensors",
+                data=ground.tuned,
+                reference=_reference(ground, features[whose], new.registry),
+                work=work,
+            )
+            features[arm] = _embedded(tuned.network, ground.everything)
+            print(f"seed {ground.seed}: {arm}", file=sys.stderr, flush=True)
+    return [one for group in GROUPS for one in judged(ground, group, features)]
+
+
+def judged(ground: Ground, group: str, features: dict[str, NDArray[np.float32]]) -> Iterable[Line]:
+    """A line for each model; ``features`` (N, D) of ``everything``, the deployed model's first."""
+    rows, stored = ground.groups[group], ground.gallery
+    _, labels = np.unique(ground.everything.labels, return_inverse=True)
+
+    def found(queries: str, gallery: str) -> Retrieval:
+        near = search(features[queries][rows], features[gallery][stored], 1)
+        return evaluate(near, labels[rows], labels[stored], ks=(1,), map_k=1)
+
+    results = {name: found(name, "old on old") for name in features}
+    for name, result in results.items():
+        low, high = _interval(labels[rows], results["old on old"], result)
+        over = _interval(labels[rows], results["deployed"], result)
+        yield Line(
+            seed=ground.seed,
+            group=group,
+            model=name,
+            queries=len(rows),
+            recall=result.recall[1],
+            gain=result.recall[1] - results["old on old"].recall[1],
+            low=low,
+            high=high,
+            over_deployed=result.recall[1] - results["deployed"].recall[1],
+            over_low=over[0],
+            over_high=over[1],
+            own=found(name, name).recall[1],
+        )
+
+
+def _interval(classes: NDArray[np.int64], old: Retrieval, new: Retrieval) -> tuple[float, float]:
+    """Of the gain in recall@1 from one to the other, 95%, over classes."""
+    _, at = np.unique(classes, return_inverse=True)
+    change = (new.hit1.astype(np.float64) - old.hit1) * old.counted
+    gain = Ratio(
+        totals=np.bincount(at, change).astype(np.float64),
+        counts=np.bincount(at, old.counted).astype(np.float64),
+        bounds=(-1.0, 1.0),
+        harm=-1,
+    )
+    return estimate_ratios([gain], REPLICATES, np.random.default_rng(0))[0].interval(0.95)
+
+
+def _recipe(
+    seed: int, width: int, epochs: int, *, weight: float = 1.0, tune: bool = False
+) -> Recipe:
+    """A small CNN on the d-Simplex, raw ``z . w``, from random weights or fine-tuned."""
+    grey = (127.5, 127.5, 127.5)
+    return Recipe(
+        format=1,
+        seed=seed,
+        backbone=Backbone(
+            factory="_cnn:build",
+            args={"width": width, "features": 8 * width, "pool": False},
+            input=InputSpec(height=32, width=32, fit="stretch", mean=grey, std=grey),
+        ),
+        objective=Objective(frame=("simplex",), lambda_=(weight,), K=K, dim=K - 1),
+        train="full",
+        optimiser=Optimiser(
+            epochs=epochs,
+            batch_size=128,
+            lr=0.002,
+            backbone_lr=0.001 if tune else 0.002,
+            weight_decay=0.05,
+            frozen_norm=False,
+        ),
+        augmentation=Augmentation(rotate=5.0, shift=0.06),
+    )
+
+
+def _reference(
+    ground: Ground, features: NDArray[np.float32], registry: Registry | None
+) -> Reference:
+    """Stored vectors of the gallery and outputs for all other items, all of one model."""
+    data, stored = ground.everything, ground.gallery
+    others = np.setdiff1d(np.arange(len(data)), stored)
+    return Reference(
+        gallery_ids=tuple(data.ids[i] for i in stored),
+        gallery_labels=tuple(data.labels[i] for i in stored),
+        gallery_features=features[stored],
+        encoded_ids=tuple(data.ids[i] for i in others),
+        encoded_features=features[others],
+        registry=registry,
+        K=K,
+    )
+
+
+def _embedded(network: Network, data: Dataset) -> NDArray[np.float32]:
+    """(N, D) unit rows."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(data), 256):
+            rows = range(start, min(start + 256, len(data)))
+            pixels = np.stack([np.asarray(data.read(row)) for row in rows])
+            parts.append(network(torch.from_numpy(pixels)).numpy())
+    return np.concatenate(parts)
+
+
+def _training(data: Dataset) -> Dataset:
+    items = tuple(replace(item, split="train", role=None) for item in data.items)
+    return Dataset(items=items, sources=data.sources)
+
+
+def _read(path: Path) -> list[Line]:
+    if not path.exists():
+        return []
+    return [Line(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
+    parser.add_argument("--kanji", type=Path, default=KANJI)
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=60,
+        help="of the deployed model; half for the new one, a third to fine-tune",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--docs", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

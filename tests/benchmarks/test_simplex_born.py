@@ -1,0 +1,79 @@
+"""The benchmark of two models born on one simplex: who asks, and what its table says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+
+import simplex_born as born  # noqa: E402
+
+from compatctl.data import Dataset, Item  # noqa: E402
+
+
+def _item(label: str, font: str) -> Item:
+    return Item(id=f"{font}/{label}", label=label, split="train", slices={"font": font})
+
+
+def test_each_character_asks_in_two_typefaces_and_never_in_the_gallerys() -> None:
+    """Over many characters every other typeface asks and trains."""
+    asks = {
+        (label, font): born.held_out(_item(label, font))
+        for label in map(chr, range(0x4E00, 0x4E40))
+        for font in born.FONTS
+    }
+    counts = {sum(asks[label, font] for font in born.FONTS) for label, _ in asks}
+    assert counts == {born.HELD_OUT}
+    for font in born.FONTS:
+        kinds = {asked for (_, one), asked in asks.items() if one == font}
+        assert kinds == ({False} if font == born.GALLERY else {False, True})
+
+
+@pytest.fixture
+def ground() -> born.Ground:
+    """Twelve characters, the gallery's image of each and two that ask."""
+    fonts = (born.GALLERY, "klee", "rampart")
+    items = tuple(_item(chr(0x4E00 + i), font) for i in range(12) for font in fonts)
+    pixels = np.zeros((2, 2), np.uint8)
+    data = Dataset(items=items, sources=(pixels,) * len(items))
+    asking = np.flatnonzero(np.arange(len(items)) % 3 > 0)
+    parts = np.array_split(asking, len(born.GROUPS))
+    return born.Ground(
+        seed=3,
+        everything=data,
+        deployed=data,
+        elsewhere=data,
+        tuned=data,
+        groups=dict(zip(born.GROUPS, parts, strict=True)),
+        gallery=np.arange(0, len(items), 3),
+    )
+
+
+def test_lines_are_recalls_on_the_deployed_gallery(ground: born.Ground) -> None:
+    """Queries of each model against the stored vectors of the first; intervals hold the gain."""
+    rng = np.random.default_rng(0)
+    centres = np.repeat(rng.standard_normal((12, 16)), 3, axis=0)
+    features = {}
+    for name, noise in (("old on old", 1.0), ("none", 2.0), ("deployed", 0.5), ("itself", 1.5)):
+        rows = centres + noise * rng.standard_normal(centres.shape)
+        features[name] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    labels = np.array(ground.everything.labels)
+    lines = [one for group in born.GROUPS for one in born.judged(ground, group, features)]
+    assert len(lines) == len(born.GROUPS) * len(features)
+    for one in lines:
+        rows = ground.groups[one.group]
+        for gallery, recall in (("old on old", one.recall), (one.model, one.own)):
+            near = (features[one.model][rows] @ features[gallery][ground.gallery].T).argmax(axis=1)
+            assert recall == pytest.approx((labels[ground.gallery][near] == labels[rows]).mean())
+        assert one.low <= one.gain <= one.high
+        assert one.over_low <= one.over_deployed <= one.over_high
+    table = "\n".join(born.table(lines))
+    mine = next(one for one in lines if (one.group, one.model) == ("unseen", "deployed"))
+    row = next(one for one in table.splitlines() if one.startswith("| unseen | deployed |"))
+    assert f"{mine.gain:+.3f}" in row
+    assert "| unseen | new as it came |" not in table
