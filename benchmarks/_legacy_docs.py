@@ -29,7 +29,10 @@ classes, which no model saw; the seed draws the weights and which classes the ol
 Validation classes choose every setting, and the route.
 
     python examples/kanji/build.py
-    python benchmarks/legacy.py --docs docs/legacy.md
+    python benchmarks/legacy.py --json docs/legacy.json
+    python benchmarks/legacy.py --json docs/legacy.json --anchors 0.5 --seeds 0 \\
+        --cases emoji-lite0-lite2,emoji-cnn-larger,kanji-cnn-larger
+    python benchmarks/legacy.py --json docs/legacy.json --docs docs/legacy.md
 """
 NOTES = """\
 - **re-embedded**: the free model on a gallery of its own: the recipe's two-layer head or a linear
