@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ def _compatctl(*arguments: str | Path, cwd: Path) -> tuple[int, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "compatctl", *map(str, arguments), "--json"],
         cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # two demos at once, a core each
         capture_output=True,
         text=True,
         check=False,
