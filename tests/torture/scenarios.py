@@ -251,10 +251,10 @@ SCENARIOS = (
              beside=("compatctl.yaml",)),
     Scenario(name="import", argv=IMPORT, prepare=_with_index, creates=True, every=9),
     Scenario(name="add", argv=("compatctl", "add", "--json"), prepare=_begun, every=7),
-    Scenario(name="deploy", argv=DEPLOY, prepare=_begun, every=2),
+    Scenario(name="deploy", argv=DEPLOY, prepare=_begun, every=3),
     Scenario(name="rollback", argv=ROLLBACK, prepare=_deployed),
     Scenario(name="backfill", argv=BACKFILL, prepare=_deployed, every=7),
-    Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False),
+    Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False, every=2),
     *((Scenario(name="lift", argv=LIFT, prepare=_liftable),) if LONG else ()),
 )  # fmt: skip
 NAMES = tuple(one.name for one in SCENARIOS)

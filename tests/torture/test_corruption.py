@@ -76,9 +76,9 @@ def test_one_flipped_bit_is_found_by_every_command(project: Path, tally: Tally, 
 
 def test_flips_of_the_lock_file_are_harmless(project: Path, tally: Tally) -> None:
     """What LOCK holds is for people: whatever is in it, readers and writers end well."""
-    found = work("lock_flips", folder=project, most=FLIPS)
-    assert found["tried"] > 300
-    assert found["commands"]["gc"] > 30
+    found = work("lock_flips", folder=project, most=FLIPS // 5)
+    assert found["tried"] > 80
+    assert found["commands"]["gc"] > 5
     _count(tally, "flips of LOCK", found)
 
 
