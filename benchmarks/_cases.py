@@ -45,23 +45,28 @@ EPOCHS = {"emoji": 20, "kanji": 10}
 """Of a CNN, from random weights."""
 BLOCK = 1024
 """Images of one file of features"""
+DIM = 128
+"""Of the galleries"""
 PIXELS = {"emoji": {"lite0": 128, "lite2": 160}, "kanji": {"lite0": 96, "lite2": 96}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One upgrade. ``share``: of the training classes, which the old model knew."""
+    """One upgrade. ``share``: of the training classes, which the old model knew; ``dim``: of the
+    gallery, where the old model is a head on ImageNet's backbone."""
 
     data: Name
     old: Model
     new: Model
     share: float
     seed: int = 0
+    dim: int = DIM
 
     @property
     def name(self) -> str:
         """Without the seed: what the table has a row for."""
-        return f"{self.data}-{self.old}-{self.new}"
+        wide = "" if self.dim == DIM else f"-{self.dim}d"
+        return f"{self.data}-{self.old}-{self.new}{wide}"
 
 
 CASES = tuple(
@@ -75,6 +80,8 @@ CASES = tuple(
         ("kanji", "lite0", "lite2", 0.5),
     )
 )
+WIDE = Case(data="emoji", old="lite0", new="lite2", share=0.494, dim=640)
+"""A gallery with room for a simplex: 607 classes and up to 641 vertices"""
 
 
 def known(labels: Iterable[str], share: float, seed: int) -> frozenset[str]:
@@ -140,7 +147,7 @@ class Workshop:
         return load(folder / "items.csv")
 
     def _old(self, case: Case) -> np.ndarray:
-        """(N, 128) unit features of every item by an old model that knew a share of the classes."""
+        """(N, D) unit features of every item by an old model that knew a share of the classes."""
         data, digest = self.data(case.data)
         recipe = _old_recipe(case)
         training = [i for i, item in enumerate(data.items) if item.split == "train"]
@@ -296,7 +303,12 @@ def _old_recipe(case: Case) -> Recipe:
     if case.old in CNNS:
         return _scratch(case.data, case.old, seed=case.seed, epochs=EPOCHS[case.data])
     given = Recipe.load(ROOT / "examples" / "emoji" / "old-recipe.yaml")
-    return replace(given, seed=case.seed, backbone=_backbone(case.data, case.old))
+    return replace(
+        given,
+        seed=case.seed,
+        backbone=_backbone(case.data, case.old),
+        objective=replace(given.objective, dim=case.dim),
+    )
 
 
 def _scratch(name: Name, model: Model, *, seed: int, epochs: int) -> Recipe:

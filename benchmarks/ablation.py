@@ -1,6 +1,6 @@
 """What each part of the fine-tuning objective earns: the shipped recipe with one thing changed.
 
-    python benchmarks/ablation.py [--cases emoji-lite0-lite2,...] [--seeds 0,1] [--work DIR]
+    python benchmarks/ablation.py [--cases emoji-lite0-lite2,...] [--seeds 0,1,2] [--work DIR]
                                   [--threads N] [--json FILE] [--docs docs/ablation.md]
 
 recall@1 on the deployed gallery, of the fine-tuned query and of its mean with the old one, over the
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _cases import CASES, CNNS, KANJI, Workshop
+from _cases import CASES, CNNS, KANJI, WIDE, Case, Workshop
 
 from compatctl.commands.routes import Ground, fit, fused
 from compatctl.commands.trial import Bools, Floats, Rows, retrieval
@@ -48,6 +48,21 @@ def _anchors(**changes: object) -> Change:
     return change
 
 
+def _combined(first: Change, second: Change) -> Change:
+    return lambda one: second(first(one))
+
+
+def _whole_network(rate: float) -> Change:
+    """What attention and transfer compare is then no longer frozen."""
+
+    def change(one: Recipe) -> Recipe:
+        optimiser = replace(one.optimiser, epochs=5, backbone_lr=rate, frozen_norm=True)
+        alone = _anchors(attention=None, transfer=0.0)(one)
+        return replace(alone, train="full", optimiser=optimiser)
+
+    return change
+
+
 SETTINGS: Mapping[str, Change] = {
     DEFAULT: lambda one: one,
     "no attention": _anchors(attention=None),
@@ -62,18 +77,34 @@ SETTINGS: Mapping[str, Change] = {
     "hoc, lambda .1": _objective(lambda_=(0.1,), contrast="hoc"),
     "hoc, lambda .5": _objective(lambda_=(0.5,), contrast="hoc"),
     "infonce, lambda .1": _objective(lambda_=(0.1,), contrast="infonce"),
+    "infonce, lambda .5": _objective(lambda_=(0.5,), contrast="infonce"),
     "scale 32": _objective(scale=32.0),
+    "hoc, lambda .5, scale 32": _objective(lambda_=(0.5,), contrast="hoc", scale=32.0),
     "40 epochs": lambda one: replace(one, optimiser=replace(one.optimiser, epochs=40)),
 }
+FRAMES: Mapping[str, Change] = {
+    DEFAULT: lambda one: one,
+    "no attention": _anchors(attention=None),
+    **{
+        f"{frame}{suffix}": _combined(_objective(frame=(frame,), lambda_=(weight,)), change)
+        for frame in ("prototypes", "simplex", "anchored")
+        for suffix, weight, change in (
+            ("", 1.0, _anchors()),
+            (", hoc, lambda .1", 0.1, _anchors()),
+            (", no anchors", 1.0, _objective(anchors=None)),
+            (", no anchors, hoc, lambda .1", 0.1, _objective(anchors=None)),
+        )
+        if suffix or frame != "prototypes"
+    },
+}
+"""For a gallery with room for a simplex. The shipped frame is prototypes"""
 SLOW: Mapping[str, Change] = {
     "four changed views of an image": lambda one: replace(
         one, augmentation=Augmentation(views=4, rotate=5.0, shift=0.06, colour=0.2)
     ),
-    "the backbone trains too, 5 epochs": lambda one: replace(
-        _anchors(attention=None, transfer=0.0)(one),
-        train="full",
-        optimiser=replace(one.optimiser, epochs=5, frozen_norm=True),
-    ),
+    "the backbone trains too, 5 epochs": _whole_network(0.0001),
+    "the backbone trains too, rate 1e-5": _whole_network(0.00001),
+    "the backbone trains too, rate 1e-3": _whole_network(0.001),
 }
 """These run the backbone over images again: for small networks alone."""
 
@@ -103,15 +134,20 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         shop = Workshop(work=given.work or Path(temporary), kanji=given.kanji)
-        for case in (one for one in CASES if one.name in given.cases):
+        for case in (one for one in (*CASES, WIDE) if one.name in given.cases):
             grounds = [shop.ground(replace(case, seed=seed)) for seed in given.seeds]
-            settings = {**SETTINGS, **(SLOW if case.new in CNNS else {})}
-            rows += ablate(case.name, grounds, settings, given.seeds)
+            rows += ablate(case.name, grounds, _settings(case), given.seeds)
             if given.json:
                 found = json.dumps([asdict(one) for one in rows], indent=1) + "\n"
                 write_atomic(given.json, found.encode())
     if given.docs:
         write_atomic(given.docs, page(rows).encode())
+
+
+def _settings(case: Case) -> Mapping[str, Change]:
+    if case == WIDE:
+        return FRAMES
+    return {**SETTINGS, **(SLOW if case.new in CNNS else {})}
 
 
 def ablate(
@@ -257,14 +293,14 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    names = [one.name for one in CASES]
+    names = [one.name for one in (*CASES, WIDE)]
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument(
         "--cases",
         type=lambda text: text.split(","),
-        default="emoji-lite0-lite2,emoji-cnn-larger,kanji-cnn-larger",
+        default=["emoji-lite0-lite2", "emoji-cnn-larger", "kanji-cnn-larger", WIDE.name],
     )
-    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1")
+    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
     parser.add_argument("--work", type=Path, help="what is made stays here; else it is temporary")
     parser.add_argument("--kanji", type=Path, default=KANJI)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
