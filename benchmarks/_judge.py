@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from compatctl.commands.choosing import Measured
 from compatctl.commands.judging import sampling, verdict_of
-from compatctl.commands.routes import Ground, Measured
-from compatctl.commands.trial import Bools, Field, Sides, Trial, depths, retrieval, run
+from compatctl.commands.routes import Ground
+from compatctl.commands.trial import Bools, Field, Sides, Trial, depths, run
 from compatctl.core.policy import Policy
 from compatctl.train.reference import anchor_ids
 
@@ -137,7 +138,7 @@ def subset(where: Field, rows: Bools) -> Field:
 
 
 def _recall(where: Field, one: Measured, rows: Bools) -> float:
-    return float(retrieval(where, one.queries[rows], one.gallery, (1,), map_k=1).recall[1])
+    return float(one.asked(rows).retrieval(where, (1,), map_k=1).recall[1])
 
 
 def _trial(ground: Ground, where: Field, one: Measured, test: Bools, policy: Policy) -> Trial:
@@ -152,7 +153,7 @@ def _trial(ground: Ground, where: Field, one: Measured, test: Bools, policy: Pol
     trial = run("unseen", where, sides, policy)
     if one.rewritten == 0.0:
         return trial
-    found = retrieval(where, sides.new_queries, one.gallery, depths(policy))
+    found = one.asked(test).retrieval(where, depths(policy))
     return replace(trial, evidence=replace(trial.evidence, new_old=found, inequalities=None))
 
 
@@ -162,10 +163,11 @@ def later(ground: Ground, measured: Sequence[Measured]) -> list[Measured]:
     anchored = _anchored(ground)
     if anchored.all() or not anchored.any():
         return []
-    whole = next(one for one in measured if one.name == "backfill 100%")
-    gallery = np.where(anchored[:, None], ground.reference.gallery_features, whole.gallery)
+    tuned = next(one for one in measured if one.name == "finetune")
+    gallery = np.where(anchored[:, None], ground.reference.gallery_features, tuned.made)
+    searched = tuple((part, gallery) for part, _ in tuned.searched)
     share = 1.0 - float(anchored.mean())
-    return [replace(whole, name="others added later", gallery=gallery, rewritten=share)]
+    return [replace(tuned, name="others added later", searched=searched, rewritten=share)]
 
 
 def _anchored(ground: Ground) -> Bools:

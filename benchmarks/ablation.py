@@ -31,7 +31,6 @@ from compatctl.train import embed, train
 from compatctl.train.images import preprocessing
 
 REPLICATES = 2000
-HALF = "weight 0.5"
 DEFAULT = "the shipped recipe"
 Change = Callable[[Recipe], Recipe]
 
@@ -179,7 +178,7 @@ def _hits(ground: Ground, recipe: Recipe) -> tuple[Bools, Bools]:
         made = _whole(ground, recipe)
     else:
         made = fit(ground, recipe, ground.reference).queries
-    return _found(ground, made), _found(ground, fused(ground.old(ground.asked), made)[HALF])
+    return _found(ground, made), _found(ground, fused(ground.old(ground.asked), made, 0.5))
 
 
 def _whole(ground: Ground, recipe: Recipe) -> Floats:

@@ -6,7 +6,7 @@ Both ways round: new queries into the deployed gallery (bridge), the gallery to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from compatctl.commands.trial import Floats
@@ -88,6 +88,31 @@ def fit(
     return Fitted(through=through, best=best, trials=trials, left_out=left_out)
 
 
+def every_map(
+    source: Floats,
+    target: Floats,
+    *,
+    kinds: Sequence[str] = KINDS,
+    seed: int,
+    progress: Progress,
+) -> Iterator[tuple[str, Map]]:
+    """Maps with their names, the simplest kind first; the mlp after each epoch of its fit.
+
+    Fitted to pairs, source (N, F) to target (N, D). ``seed``: of the mlp, which needs torch.
+
+    Raises:
+        InputError: features that are not finite, or no pair.
+    """
+    for kind, setting, through in _linear(Moments.of(source, target), kinds):
+        yield f"{kind}, {setting}" if setting else kind, through
+    if "mlp" in kinds:
+        from compatctl.train import perceptrons
+
+        fitted = perceptrons(source, target, seed=seed, progress=progress)
+        for epoch, network in enumerate(fitted, start=1):
+            yield f"mlp, epoch {epoch}", network
+
+
 def _perceptron(
     source: Floats, target: Floats, judge: Callable[[Map], float], seed: int, progress: Progress
 ) -> tuple[MapTrial, Map]:
@@ -98,7 +123,7 @@ def _perceptron(
     return MapTrial(kind="mlp", setting=setting, recall=fitted.recall), fitted.through
 
 
-def _linear(moments: Moments, wanted: tuple[str, ...]) -> Iterator[tuple[str, str, Map]]:
+def _linear(moments: Moments, wanted: Sequence[str]) -> Iterator[tuple[str, str, Map]]:
     """Kind, setting and map, for every strength and rank."""
     if "orthogonal" in wanted:
         yield "orthogonal", "", orthogonal(moments)

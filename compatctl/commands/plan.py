@@ -17,10 +17,13 @@ import numpy as np
 
 from compatctl.commands import finetune as tuning
 from compatctl.commands import routes
+from compatctl.commands.choosing import Fold, Measured
 from compatctl.commands.judging import Sampling, sampling, verdict_of
 from compatctl.commands.preflight import Preflight, Split, planning_split, preflight
-from compatctl.commands.routes import Ground, Measured
-from compatctl.commands.trial import Sides, retrieval, run
+from compatctl.commands.recommendation import CEILING, KEEP, LIFT, NEXT, Expected, recommend
+from compatctl.commands.routes import Ground
+from compatctl.commands.trial import Sides, Trial, depths, retrieval, run
+from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import Ratio, estimate_ratios
 from compatctl.core.retrieval import Retrieval, flips
@@ -34,54 +37,6 @@ if TYPE_CHECKING:
 
 LIMIT = 20_000
 """Gallery items, and training items, that a plan looks at."""
-KEEP = "keep"
-CEILING = "re-embed"
-DECIDING = "unseen"
-NEXT = {
-    "finetune": ("compatctl finetune --base {base}", "compatctl verify {old} {new}"),
-    "fuse": (
-        "compatctl finetune --base {base}",
-        "compatctl fuse {old} {new} -o fused.onnx",
-        "compatctl verify {old} fused.onnx",
-    ),
-    "bridge": (
-        "compatctl finetune --base {base} --recipe free.yaml --output free.onnx",
-        "compatctl bridge free.onnx -o bridged.onnx",
-        "compatctl verify {old} bridged.onnx",
-    ),
-    "bridge + fuse": (
-        "compatctl finetune --base {base} --recipe free.yaml --output free.onnx",
-        "compatctl bridge free.onnx -o bridged.onnx",
-        "compatctl fuse {old} bridged.onnx -o fused.onnx",
-        "compatctl verify {old} fused.onnx",
-    ),
-}
-"""What makes the candidate of a route that rewrites nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expected:
-    """One route on the planning classes; recall is recall@1, whose gain is over the old queries.
-
-    ``kept``: share of the gain that re-embedding everything would give; None where that is not
-    shown to gain. ``verdict``: the gate's, for routes that leave the gallery as it is, at a level
-    that allows for the number of routes. ``query_ms``: the encoders' time, one image; ``make_s``:
-    all that is computed once, for the whole gallery.
-    """
-
-    name: str
-    setting: str
-    recall: float
-    gain: float
-    low: float
-    high: float
-    kept: float | None
-    negative_flips: float
-    verdict: str | None
-    encoders: int
-    query_ms: float
-    make_s: float
-    rewritten_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +89,6 @@ def plan(
         new_ms=new_ms,
         rows=facts.gallery_rows,
         training=sum(item.split == "train" for item in data.items),
-        row_bytes=4 * facts.dim,
     )
     sheet = _sheet(ground, found, policy, cost)
     chosen, reason = recommend(sheet)
@@ -153,30 +107,6 @@ def plan(
     )
 
 
-def recommend(sheet: Sequence[Expected]) -> tuple[str, str]:
-    """The passing route that gains most, else ``keep``, and why.
-
-    Of two routes whose gains are equal the one that is named first.
-    """
-    open_routes = [one for one in sheet if one.verdict is not None]
-    passing = [one for one in open_routes if one.verdict == "pass"]
-    if passing:
-        best = max(passing, key=lambda one: one.gain)
-        again = f", {best.kept:.0%} of what re-embedding would give" if best.kept else ""
-        return best.name, f"it gains {_gain(best)}{again}"
-    ceiling = next(one for one in sheet if one.name == CEILING)
-    why = f"no route passes with the gallery as it is; re-embedding all of it: {_gain(ceiling)}"
-    undecided = [one for one in open_routes if one.verdict == "inconclusive" and one.gain > 0.0]
-    if undecided:
-        best = max(undecided, key=lambda one: one.gain)
-        why += f"; nearest is {best.name}: {_gain(best)}, more validation classes would settle it"
-    return KEEP, why
-
-
-def _gain(route: Expected) -> str:
-    return f"{route.gain:+.4f} ({route.low:+.4f} to {route.high:+.4f})"
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Cost:
     """Milliseconds an image of each encoder, and how many there are of what."""
@@ -185,7 +115,6 @@ class _Cost:
     new_ms: float
     rows: int
     training: int
-    row_bytes: int
 
     def query_ms(self, route: Measured) -> float:
         return sum(self.old_ms if one == "old" else self.new_ms for one in route.encoders)
@@ -194,10 +123,12 @@ class _Cost:
         if route.name == KEEP:
             return 0.0
         passes = self.training + (self.rows if route.name != CEILING else 0)
-        return route.seconds + (passes + route.rewritten * self.rows) * self.new_ms / 1000
+        again = route.rewritten * self.rows if route.name != LIFT else 0.0
+        return route.seconds + (passes * self.new_ms + again * self.query_ms(route)) / 1000
 
     def rewritten_bytes(self, route: Measured) -> int:
-        return round(route.rewritten * self.rows) * self.row_bytes
+        dim: int = route.queries.shape[1]
+        return round(route.rewritten * self.rows) * 4 * dim
 
 
 def _ground(
@@ -251,7 +182,7 @@ def _anchored(recipe: Recipe, split: Split) -> Recipe:
     return replace(recipe, objective=replace(recipe.objective, anchors=replace(anchors, ids=ids)))
 
 
-def _halves(ground: Ground) -> list[routes.Fold]:
+def _halves(ground: Ground) -> list[Fold]:
     """The planning classes in two halves, by hash: what one chooses, the other is judged by."""
     labels = [ground.data.labels[int(row)] for row in ground.asked]
     first = np.array([unit_hash(f"half {label}") < 0.5 for label in labels], bool)
@@ -261,10 +192,11 @@ def _halves(ground: Ground) -> list[routes.Fold]:
 def _sheet(
     ground: Ground, found: Sequence[Measured], policy: Policy, cost: _Cost
 ) -> tuple[Expected, ...]:
-    where = ground.where
-    tests = {one.name: retrieval(where, one.queries, one.gallery, (1,), map_k=1) for one in found}
-    untouched = [one.name for one in found if one.rewritten == 0.0 and one.name != KEEP]
-    strict = replace(policy, alpha=policy.alpha / max(1, len(untouched)))
+    tests = {one.name: one.retrieval(ground.where, (1,), map_k=1) for one in found}
+    judged = [
+        one.name for one in found if one.name == LIFT or (one.rewritten == 0.0 and one.name != KEEP)
+    ]
+    strict = replace(policy, alpha=policy.alpha / max(1, len(judged)))
     how, old = sampling(strict, 0, 0, 0), tests[KEEP]
     between = {one.name: _interval(ground, old, tests[one.name], strict, how) for one in found}
     gains = {name: test.recall[1] - old.recall[1] for name, test in tests.items()}
@@ -279,7 +211,7 @@ def _sheet(
             high=between[one.name][1],
             kept=gains[one.name] / ceiling if ceiling else None,
             negative_flips=flips(old.hit1, tests[one.name].hit1, old.counted).negative,
-            verdict=_verdict(ground, one, strict, how) if one.name in untouched else None,
+            verdict=_verdict(ground, one, strict, how) if one.name in judged else None,
             encoders=len(one.encoders),
             query_ms=cost.query_ms(one),
             make_s=cost.make_s(one),
@@ -290,14 +222,19 @@ def _sheet(
 
 
 def _verdict(ground: Ground, route: Measured, policy: Policy, how: Sampling) -> str:
-    """The gate's word on the planning queries."""
-    sides = Sides(
-        old_queries=ground.old(ground.asked),
-        new_queries=route.queries,
-        old_gallery=route.gallery,
-        new_gallery=None,
-    )
-    trial = run(DECIDING, ground.where, sides, policy)
+    """The gate's word on the planning queries. Of lift, whose queries search a gallery that is
+    not the stored one, by the criterion and what goes with it, as ``lift`` itself is judged."""
+    old, stored = ground.old(ground.asked), ground.reference.gallery_features
+    if route.name == LIFT:
+        evidence = GroupEvidence(
+            name=DECIDING_GROUP,
+            classes=ground.where.classes,
+            old_old=retrieval(ground.where, old, stored, depths(policy)),
+            new_old=route.retrieval(ground.where, depths(policy)),
+        )
+        return verdict_of(policy, [Trial(evidence=evidence)], [], [], how).outcome
+    sides = Sides(old_queries=old, new_queries=route.queries, old_gallery=stored, new_gallery=None)
+    trial = run(DECIDING_GROUP, ground.where, sides, policy)
     return verdict_of(policy, [trial], [], [], how).outcome
 
 

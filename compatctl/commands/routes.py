@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compatctl.commands.choosing import Chooser, Chosen, Fold, Measured, Option, each
 from compatctl.commands.evaluation import as_rows
-from compatctl.commands.trial import Bools, Field, Floats, Rows, retrieval
-from compatctl.core.maps import STRENGTHS, Affine, Moments, low_rank, orthogonal, ridge
+from compatctl.commands.fitting import KINDS, every_map
+from compatctl.commands.trial import Bools, Field, Floats, Rows
 from compatctl.data import Dataset
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Junction, Objective, Recipe
@@ -30,14 +31,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SHARES = (0.25, 0.5, 0.75, 1.0)
-LIFT = 0.1
-"""Strength of the ridge map that lifts the stored vectors."""
 SCALE = 16.0
 """Of the free model's softmax, where the recipe has none."""
-
-Options = Mapping[str, Floats]
-Fold = tuple[Bools, Bools]
-"""(Q,) queries that choose, and (Q,) queries that are judged by the choice."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,27 +98,6 @@ class Ground:
         return np.asarray(sizes[where.query_labels] - (where.own_row >= 0) > 0)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Measured:
-    """One route. ``queries`` (Q, D) are each judged by a choice that did not look at them.
-
-    ``gallery`` (G, D) is what they search; ``rewritten`` the share of the stored vectors that is
-    replaced; ``encoders``: which backbones a query runs.
-    """
-
-    name: str
-    queries: Floats
-    gallery: Floats
-    rewritten: float
-    encoders: tuple[str, ...]
-    setting: str
-    """What was chosen, by all queries that choose; empty where nothing was open."""
-    seconds: float
-    """Training, beyond one pass of the backbone."""
-    recipe: Recipe | None
-    """What finetune runs for it; None where nothing is trained."""
-
-
 def measure(
     ground: Ground,
     folds: Sequence[Fold],
@@ -132,28 +106,33 @@ def measure(
 ) -> list[Measured]:
     """Try every route. ``keep`` (old queries) is the first, ``re-embed`` (the ceiling) the second.
 
-    ``baselines``: what a result stands beside, too, and lifting by one ridge map.
+    ``baselines``: what a result stands beside, too.
 
     Raises:
         InputError: see ``train.train``.
     """
-    stored, old = ground.reference.gallery_features, ground.old(ground.asked)
+    stored = ground.reference.gallery_features
     pick = Chooser(counted=ground.counted(), where=ground.where, folds=tuple(folds))
-    free = _free(ground, pick, progress)
-    tuned = fit(ground, ground.recipe, ground.reference, progress)
-    maps = bridges(ground, free)
-    bridge = pick("bridge", maps, stored, ("new",), free)
-    both = ("old", "new")
+    old = Option(queries=ground.old(ground.asked), gallery=stored, encoders=("old",))
+    heads = pick(_heads(ground, progress))
+    tuned = fit(ground, ground.recipe, ground.reference, progress).option(stored)
+    fuse = pick(fusions(old, tuned))
+    bridge = pick.after(heads, lambda head: bridges(ground, head, progress))
+    hedged = pick.after(bridge, lambda one: fusions(old, one))
+    lift = pick.after(heads, lambda head: lifts(ground, head, progress))
+    best = pick.after(fuse, lambda one: embedding(tuned, one))
+    again = [(share, each(best, backfilled(ground, share))) for share in SHARES]
     found = [
-        pick("keep", {"": old}, stored, ("old",)),
-        pick("re-embed", {free.head: free.queries}, free.gallery, ("new",), free, rewritten=1.0),
-        pick("finetune", {"": tuned.queries}, stored, ("new",), tuned),
-        pick("fuse", fused(old, tuned.queries), stored, both, tuned),
-        bridge,
-        pick("bridge + fuse", fused(old, maps[bridge.setting]), stored, both, free),
-        *backfilled(ground, pick, tuned),
+        pick.measured("keep", pick.only(old)),
+        pick.measured("re-embed", heads, rewritten=1.0),
+        pick.measured("finetune", pick.only(tuned)),
+        pick.measured("fuse", fuse),
+        pick.measured("bridge", bridge),
+        pick.measured("bridge + fuse", hedged),
+        pick.measured("lift", lift, rewritten=1.0),
+        *(pick.measured(f"backfill {s:.0%}", one, rewritten=s) for s, one in again),
     ]
-    return found + (_baselines(ground, pick, free, maps, progress) if baselines else [])
+    return found + (_baselines(ground, pick, old, heads, progress) if baselines else [])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,18 +145,27 @@ class Fitted:
     gallery: Floats
     seconds: float
 
-    @property
-    def head(self) -> str:
-        """The kind of its junction."""
-        return f"{self.recipe.junction.kind} head"
+    def option(self, searched: Floats, setting: str = "") -> Option:
+        """Its queries on a gallery (G, D)."""
+        return Option(
+            queries=self.queries,
+            gallery=searched,
+            setting=setting,
+            made=self.gallery,
+            trained=self.model,
+            recipe=self.recipe,
+            seconds=self.seconds,
+        )
 
 
-def _free(ground: Ground, pick: Chooser, progress: Progress) -> Fitted:
-    """The model without a gallery, with the recipe's head or a linear one: what finds more."""
+def _heads(ground: Ground, progress: Progress) -> list[Option]:
+    """The model without a gallery, with the recipe's head and a linear one, re-embedding all."""
     recipe = free_recipe(ground.recipe, ground.reference.dim)
-    heads = dict.fromkeys((recipe.junction, Junction()))
-    found = [fit(ground, replace(recipe, junction=one), None, progress) for one in heads]
-    return max(found, key=lambda one: pick.right(one.queries, one.gallery))
+    found = []
+    for one in dict.fromkeys((recipe.junction, Junction())):
+        head = fit(ground, replace(recipe, junction=one), None, progress)
+        found.append(head.option(head.gallery, f"{one.kind} head"))
+    return found
 
 
 def fit(
@@ -213,60 +201,6 @@ def fit(
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Chooser:
-    """Chooses among a route's options by recall@1 on some queries, for others."""
-
-    where: Field
-    counted: Bools
-    folds: tuple[Fold, ...]
-
-    def __call__(
-        self,
-        name: str,
-        options: Options,
-        gallery: Floats,
-        encoders: tuple[str, ...],
-        model: Fitted | None = None,
-        *,
-        rewritten: float = 0.0,
-    ) -> Measured:
-        """The route, the queries of each fold by what the fold's other queries chose."""
-        right = {
-            one: retrieval(self.where, queries, gallery, (1,), map_k=1).hit1 if len(options) > 1
-            else self.counted
-            for one, queries in options.items()
-        }  # fmt: skip
-        made = np.full_like(next(iter(options.values())), np.nan)
-        for choosing, judged in self.folds:
-            made[judged] = options[self._best(right, choosing)][judged]
-        return Measured(
-            name=name,
-            queries=made,
-            gallery=gallery,
-            rewritten=rewritten,
-            encoders=encoders,
-            setting=self._best(right, self.choosing),
-            seconds=model.seconds if model else 0.0,
-            recipe=model.recipe if model else None,
-        )
-
-    @property
-    def choosing(self) -> Bools:
-        """(Q,) every query that chooses in some fold."""
-        found: Bools = np.logical_or.reduce([one for one, _ in self.folds])
-        return found
-
-    def right(self, queries: Floats, gallery: Floats) -> int:
-        """How many of the queries that choose find their class first."""
-        hit = retrieval(self.where, queries, gallery, (1,), map_k=1).hit1
-        return int((hit & self.counted & self.choosing).sum())
-
-    def _best(self, right: Mapping[str, Bools], choosing: Bools) -> str:
-        """The option with most right answers; the first of equals."""
-        return max(right, key=lambda one: int((right[one] & self.counted & choosing).sum()))
-
-
 def free_recipe(recipe: Recipe, dim: int) -> Recipe:
     """The same backbone, head, data and epochs with no thought of the gallery."""
     objective = Objective(
@@ -275,68 +209,96 @@ def free_recipe(recipe: Recipe, dim: int) -> Recipe:
     return replace(recipe, objective=objective)
 
 
-def fused(old: Floats, new: Floats) -> dict[str, Floats]:
-    """Unit means of old and new queries (Q, D), by the weight of the new."""
-    return {f"weight {weight}": _unit((1 - weight) * old + weight * new) for weight in WEIGHTS}
+def fused(old: Floats, new: Floats, weight: float) -> Floats:
+    """Unit means of old and new features (N, D), by the weight of the new."""
+    return _unit((1 - weight) * old + weight * new)
 
 
-def bridges(ground: Ground, free: Fitted) -> dict[str, Floats]:
-    """(Q, D) the free model's queries through every map to the old features.
+def fusions(old: Option, new: Option) -> Iterator[Option]:
+    """Old and new queries in one, by weight. What ``old`` searches is what its model made."""
+    for weight in WEIGHTS:
+        yield replace(
+            new,
+            setting=f"weight {weight}",
+            queries=fused(old.queries, new.queries, weight),
+            made=None if new.made is None else fused(old.gallery, new.made, weight),
+            encoders=("old", "new"),
+        )
+
+
+def bridges(
+    ground: Ground, head: Option, progress: Progress = silent, kinds: Sequence[str] = KINDS
+) -> Iterator[Option]:
+    """The free model's queries through every map to the old features.
 
     Pairs are the gallery's items and the training items; labels are not looked at.
     """
-    rows = _pairs(ground)
-    moments = Moments.of(ground.new(free.model, rows), ground.old(rows))
-    dim = ground.reference.dim
-    maps: dict[str, Affine] = {"orthogonal": orthogonal(moments)}
-    for strength, one in zip(STRENGTHS, ridge(moments), strict=True):
-        maps[f"ridge {strength:g}"] = one
-        ranks = sorted({max(1, dim // 4), max(1, dim // 2)})
-        for rank, cut in zip(ranks, low_rank(moments, one, ranks), strict=True):
-            maps[f"ridge {strength:g}, rank {rank}"] = cut
-    return {name: one(free.queries) for name, one in maps.items()}
+    old, new = _pairs(ground, head)
+    seed, gallery = ground.recipe.seed, ground.reference.gallery_features
+    for name, through in every_map(new, old, kinds=kinds, seed=seed, progress=progress):
+        queries = through(head.queries)
+        yield replace(head, setting=name, queries=queries, gallery=gallery, made=None)
 
 
-def backfilled(ground: Ground, pick: Chooser, tuned: Fitted) -> list[Measured]:
-    """The fine-tuned model on galleries of which it re-embeds a share, by the hash of the id."""
+def lifts(ground: Ground, head: Option, progress: Progress = silent) -> Iterator[Option]:
+    """The stored vectors through every map to the free model's features, from the same pairs."""
+    old, new = _pairs(ground, head)
+    seed, gallery = ground.recipe.seed, ground.reference.gallery_features
+    for name, through in every_map(old, new, seed=seed, progress=progress):
+        yield replace(head, setting=name, gallery=through(gallery), made=None)
+
+
+def embedding(tuned: Option, fuse: Option) -> tuple[Option, Option]:
+    """The routes that leave the gallery as it is and whose model can embed items, told apart."""
+    return (
+        replace(tuned, setting="of finetune"),
+        replace(fuse, setting=f"of fuse, {fuse.setting}"),
+    )
+
+
+def backfilled(ground: Ground, share: float) -> Callable[[Option], Option]:
+    """A model on the gallery of which it re-embeds a share, by the hash of the id."""
     keys = [sha256(item.encode()).digest() for item in ground.reference.gallery_ids]
     place = np.empty(len(keys), np.int64)
     place[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
-    found = []
-    for share in SHARES:
-        again = place < round(share * len(keys))
-        gallery = np.where(again[:, None], tuned.gallery, ground.reference.gallery_features)
-        name = f"backfill {share:.0%}"
-        found.append(pick(name, {"": tuned.queries}, gallery, ("new",), tuned, rewritten=share))
-    return found
+    again = (place < round(share * len(keys)))[:, None]
+
+    def change(one: Option) -> Option:
+        assert one.made is not None
+        return replace(one, gallery=np.where(again, one.made, one.gallery))
+
+    return change
 
 
 def _baselines(
-    ground: Ground, pick: Chooser, free: Fitted, maps: Options, progress: Progress
+    ground: Ground, pick: Chooser, old: Option, heads: Chosen, progress: Progress
 ) -> list[Measured]:
-    """Naive swap, linear maps alone, SLERP, BCT's influence loss, and lifting."""
-    stored, old = ground.reference.gallery_features, ground.old(ground.asked)
-    ridges = {name: one for name, one in maps.items() if name.startswith("ridge")}
-    half = {"": _unit(old + maps["orthogonal"])}
-    rows = _pairs(ground)
-    moments = Moments.of(ground.old(rows), ground.new(free.model, rows))
-    lifted = ridge(moments, (LIFT,))[0](stored)
+    """Naive swap, linear maps alone, SLERP, and BCT's influence loss."""
+    stored = ground.reference.gallery_features
     plain = replace(ground.recipe.objective, frame=("prototypes",), lambda_=(1.0,), anchors=None)
     bct = fit(ground, replace(ground.recipe, objective=plain), ground.reference, progress)
+    turned = pick.after(heads, lambda one: bridges(ground, one, kinds=("orthogonal",)))
+    ridges = pick.after(heads, lambda one: bridges(ground, one, kinds=("ridge", "low-rank")))
+
+    def half(one: Option) -> Option:
+        return replace(one, queries=fused(old.queries, one.queries, 0.5), encoders=("old", "new"))
+
     return [
-        pick("naive swap", {"": free.queries}, stored, ("new",), free),
-        pick("procrustes", {"": maps["orthogonal"]}, stored, ("new",), free),
-        pick("ridge", ridges, stored, ("new",), free),
-        pick("procrustes + SLERP", half, stored, ("old", "new"), free),
-        pick("prototypes", {"": bct.queries}, stored, ("new",), bct),
-        pick("lift", {"": free.queries}, lifted, ("new",), free, rewritten=1.0),
+        pick.measured("naive swap", each(heads, lambda one: replace(one, gallery=stored))),
+        pick.measured("procrustes", turned),
+        pick.measured("ridge", ridges),
+        pick.measured("procrustes + SLERP", each(turned, half)),
+        pick.measured("prototypes", pick.only(bct.option(stored))),
     ]
 
 
-def _pairs(ground: Ground) -> Rows:
-    """Rows that both models know and that no query is judged by: the gallery's and training's."""
+def _pairs(ground: Ground, head: Option) -> tuple[Floats, Floats]:
+    """(N, D) old and new features of the items that both models know and that no query is judged
+    by: the gallery's and training's."""
+    assert head.trained is not None
     training = as_rows(i for i, item in enumerate(ground.data.items) if item.split == "train")
-    return np.setdiff1d(np.union1d(training, ground.gallery), ground.asked)
+    rows = np.setdiff1d(np.union1d(training, ground.gallery), ground.asked)
+    return ground.old(rows), ground.new(head.trained, rows)
 
 
 def _unit(rows: Floats) -> Floats:

@@ -144,6 +144,24 @@ def retrieval(
     return _evaluate(where, search(queries, gallery, max(map_k, *ks), where.own_row), ks, map_k)
 
 
+def retrieval_by_part(
+    where: Field,
+    queries: Floats,
+    searched: Iterable[tuple[Bools, Floats]],
+    ks: tuple[int, ...],
+    map_k: int = MAP_K,
+) -> Retrieval:
+    """The same where parts of the queries (Q,) search galleries (G, D) of the same items."""
+    map_k = max(1, min(map_k, len(where.gallery_labels)))
+    k = max(map_k, *ks)
+    rows = np.full((len(queries), k), -1, np.int64)
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    for part, gallery in searched:
+        found = search(queries[part], gallery, k, where.own_row[part])
+        rows[part], scores[part] = found.rows, found.scores
+    return _evaluate(where, Neighbours(rows=rows, scores=scores), ks, map_k)
+
+
 def _search(where: Field, queries: Floats, gallery: Floats, policy: Policy) -> Retrieval:
     return retrieval(where, queries, gallery, depths(policy))
 

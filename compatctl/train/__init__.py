@@ -8,7 +8,7 @@ gives a network with a record of all that went into it; ``export`` writes the ne
 from __future__ import annotations
 
 from compatctl.train._run import Trained, train
-from compatctl.train.bridge import FittedPerceptron, fit_perceptron
+from compatctl.train.bridge import FittedPerceptron, fit_perceptron, perceptrons
 from compatctl.train.features import Features
 from compatctl.train.network import Network, embed, export
 from compatctl.train.reference import Reference, items_to_encode
@@ -25,6 +25,7 @@ __all__ = [
     "export",
     "fit_perceptron",
     "items_to_encode",
+    "perceptrons",
     "save_weights",
     "train",
     "trials",

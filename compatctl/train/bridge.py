@@ -8,7 +8,7 @@ every item is a class of its own, whose frozen row is the item's deployed featur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +55,12 @@ def fit_perceptron(
     seed: int = 0,
     progress: Progress = silent,
 ) -> FittedPerceptron:
-    """Fit ``unit(relu(x @ hidden + b) @ matrix + c)`` to the target by ``anchor_loss``, on the CPU.
-
-    ``judge`` is asked after each epoch, and the map of the first best one is kept. The same seed
-    and number of threads give the same map; torch's global generator is left as it was.
+    """The map of ``perceptrons`` that ``judge`` finds best, of equals the first.
 
     Args:
         source: (N, F) features of the new model.
         target: (N, D) features of the deployed one, the same items.
-        judge: recall of a map, higher is better.
+        judge: recall of a map, higher is better; asked after each epoch.
         hidden: H, numbers of the hidden layer.
         epochs: passes over the pairs, at least 1.
         seed: of the first weights and of the order of the pairs.
@@ -72,11 +69,35 @@ def fit_perceptron(
     Raises:
         InputError: no pair, other lengths, or values that are not finite.
     """
-    x, y = _tensor(source), _tensor(target)
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not x.numel():
-        raise InputError(f"a map needs pairs of rows, got {tuple(x.shape)}, {tuple(y.shape)}")
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise InputError("a map needs features that are finite")
+    best: FittedPerceptron | None = None
+    fitted = perceptrons(source, target, hidden=hidden, epochs=epochs, seed=seed, progress=progress)
+    for epoch, through in enumerate(fitted, start=1):
+        recall = judge(through)
+        if best is None or recall > best.recall:
+            best = FittedPerceptron(through=through, epoch=epoch, recall=recall)
+    assert best is not None
+    return best
+
+
+def perceptrons(
+    source: NDArray[np.floating[Any]],
+    target: NDArray[np.floating[Any]],
+    *,
+    hidden: int = HIDDEN,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Iterator[Perceptron]:
+    """Fit ``unit(relu(x @ hidden + b) @ matrix + c)`` to the target by ``anchor_loss``, on the CPU.
+
+    The map after each epoch, each a copy of its own; arguments as in ``fit_perceptron``. The same
+    seed and number of threads give the same maps; torch's global generator is left as it was.
+
+    Raises:
+        InputError: when the first is asked for: no pair, other lengths, or values that are not
+            finite.
+    """
+    x, y = _pairs(source, target)
     rng = torch.Generator().manual_seed(seed)
     centre = x.mean(dim=0)
     spread = float((x - centre).square().mean().sqrt().clamp_min(1e-6))
@@ -84,7 +105,6 @@ def fit_perceptron(
     weights = _first_weights(x.shape[1], hidden, y.shape[1], rng)
     optimiser = torch.optim.AdamW(weights, lr=RATE, weight_decay=WEIGHT_DECAY)
     size = min(BATCH, max(1, len(x) // LEAST_STEPS))
-    best: FittedPerceptron | None = None
     for epoch in range(epochs):
         order = torch.randperm(len(x), generator=rng)
         for start in range(0, len(x), size):
@@ -92,13 +112,19 @@ def fit_perceptron(
             optimiser.param_groups[0]["lr"] = RATE * 0.5 * (1.0 + math.cos(math.pi * done))
             table = torch.roll(order, -start)[:ROWS]  # the batch comes first
             _step(optimiser, weights, x[table[: min(size, len(x) - start)]], y[table])
-        through = _perceptron(weights, centre, spread)
-        recall = judge(through)
-        if best is None or recall > best.recall:
-            best = FittedPerceptron(through=through, epoch=epoch + 1, recall=recall)
         progress("fitting the mlp", epoch + 1, epochs)
-    assert best is not None
-    return best
+        yield _perceptron(weights, centre, spread)
+
+
+def _pairs(
+    source: NDArray[np.floating[Any]], target: NDArray[np.floating[Any]]
+) -> tuple[Tensor, Tensor]:
+    x, y = _tensor(source), _tensor(target)
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not x.numel():
+        raise InputError(f"a map needs pairs of rows, got {tuple(x.shape)}, {tuple(y.shape)}")
+    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        raise InputError("a map needs features that are finite")
+    return x, y
 
 
 def _step(optimiser: torch.optim.Optimizer, weights: list[Tensor], x: Tensor, y: Tensor) -> None:

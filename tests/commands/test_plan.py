@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shop_kit import DIM, Shop, store_files
+from shop_kit import DIM, Shop, run, store_files
 from tiny_backbone import build
 
-from compatctl.commands.plan import Expected, recommend
 from compatctl.commands.preflight import planning_split
+from compatctl.commands.recommendation import NEXT, Expected, recommend
 from compatctl.data import load
 from compatctl.recipe import Recipe
 
@@ -73,8 +73,15 @@ def test_the_sheet_of_a_real_project(shop: Shop) -> None:
         assert one["gain"] == pytest.approx(one["recall"] - keep["recall"])
         assert one["low"] <= one["gain"] <= one["high"]
         untouched = one["rewritten_bytes"] == 0 and one["name"] != "keep"
-        assert (one["verdict"] is not None) == untouched
+        assert (one["verdict"] is not None) == (untouched or one["name"] == "lift")
     assert sheet["fuse"]["query_ms"] > sheet["finetune"]["query_ms"]
+    assert sheet["lift"]["rewritten_bytes"] == ceiling["rewritten_bytes"]
+    assert sheet["lift"]["query_ms"] == ceiling["query_ms"]
+    shares = [one for name, one in sheet.items() if name.startswith("backfill")]
+    (of,) = {one["setting"] for one in shares}
+    route = of.removeprefix("of ").split(",")[0]
+    assert route in {"finetune", "fuse"}
+    assert {one["query_ms"] for one in shares} == {sheet[route]["query_ms"]}
     chosen = done.json["recommended"]
     assert chosen == "keep" or sheet[chosen]["verdict"] == "pass"
     assert (done.json["recipe"] is None) == (chosen == "keep")
@@ -135,6 +142,38 @@ def test_the_recommendation_is_the_passing_route_that_gains_most() -> None:
     assert "nearest is bridge" in why
     lost = replace(wild, gain=-0.2, verdict="fail")
     assert "nearest" not in recommend((keep, ceiling, lost))[1]
+
+
+def test_lift_is_recommended_only_where_no_route_leaves_the_gallery_as_it_is() -> None:
+    """However much more it gains; then the reason says what it rewrites, and how to go back."""
+    keep = replace(_expected("keep", 0.0, 0.0, None), high=0.0)
+    ceiling = _expected("re-embed", 0.2, 0.15, None)
+    tuned = _expected("finetune", 0.05, 0.02, "pass")
+    lift = replace(_expected("lift", 0.3, 0.2, "pass"), rewritten_bytes=538112)
+    assert recommend((keep, ceiling, tuned, lift))[0] == "finetune"
+    open_route = replace(tuned, verdict="inconclusive")
+    name, why = recommend((keep, ceiling, open_route, lift))
+    assert name == "lift"
+    assert "no route passes with the gallery as it is" in why
+    assert "+0.3000 (+0.2000 to +0.4000)" in why
+    assert "the whole index, all 538,112 bytes of its vectors" in why
+    assert "rollback undoes it" in why
+    for verdict in ("fail", "inconclusive"):
+        assert recommend((keep, ceiling, replace(lift, verdict=verdict)))[0] == "keep"
+    _, why = recommend((keep, ceiling, open_route, replace(lift, verdict="inconclusive")))
+    assert "nearest is finetune" in why
+    _, why = recommend((keep, ceiling, replace(lift, verdict="inconclusive")))
+    assert "nearest is lift" in why
+
+
+def test_every_command_that_a_plan_names_is_one() -> None:
+    """The command line knows each verb and each option of every route's next steps."""
+    for lines in NEXT.values():
+        for line in lines:
+            verb, *words = line.split()[1:]
+            told = run(verb, "--help").stdout
+            for word in words:
+                assert not word.startswith("-") or word in told, line
 
 
 @pytest.mark.parametrize(

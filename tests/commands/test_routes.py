@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
 from compatctl.commands import routes
+from compatctl.commands.choosing import Chooser, Fold, Measured, Option
+from compatctl.commands.plan import _Cost, _sheet
 from compatctl.commands.routes import Ground
 from compatctl.data import Dataset, Item
-from compatctl.recipe import Recipe
+from compatctl.recipe import Recipe, load_policy
 from compatctl.train import Features, Reference
 
 RECIPE = """\
@@ -23,6 +26,7 @@ objective: {frame: prototypes, lambda: 1.0, scale: 16.0, anchors: {rows: 64, bat
 optimiser: {epochs: 8, batch_size: 32, lr: 0.01}
 """
 CLASSES, EACH, WIDTH, DIM = 40, 6, 48, 16
+COST = _Cost(old_ms=5.0, new_ms=20.0, rows=500, training=1000)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -84,59 +88,194 @@ def _wide(rows: np.ndarray, width: int) -> np.ndarray:
     return wide
 
 
-def _folds(ground: Ground) -> list[routes.Fold]:
+@pytest.fixture(scope="module")
+def measured(ground: Ground) -> dict[str, Measured]:
+    """Every route and every baseline on it, by name."""
+    return {one.name: one for one in routes.measure(ground, _folds(ground), baselines=True)}
+
+
+@pytest.fixture(scope="module")
+def heads(ground: Ground) -> list[Option]:
+    """The model without a gallery, with each head."""
+    return routes._heads(ground, lambda *_: None)
+
+
+def _folds(ground: Ground) -> list[Fold]:
     first = np.arange(len(ground.asked)) % 8 < 4
     return [(first, ~first), (~first, first)]
 
 
-def _recall(ground: Ground, route: routes.Measured) -> float:
-    """recall@1 by an explicit loop."""
+def _right(ground: Ground, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """(Q,) whether the first answer has the query's label, by an explicit loop."""
     labels = [ground.data.labels[row] for row in ground.asked]
-    right = 0
-    for query, label in zip(route.queries, labels, strict=True):
-        best = int(np.argmax(route.gallery @ query))
-        right += ground.reference.gallery_labels[best] == label
-    return right / len(labels)
+    named = ground.reference.gallery_labels
+    found = [named[int(np.argmax(gallery @ query))] for query in queries]
+    return np.array([one == label for one, label in zip(found, labels, strict=True)])
 
 
-def test_every_route_is_measured(ground: Ground) -> None:
+def _recall(ground: Ground, route: Measured) -> float:
+    """recall@1, each part of the queries on the gallery that it searches."""
+    right = sum(
+        _right(ground, route.queries, gallery)[part].sum() for part, gallery in route.searched
+    )
+    return right / len(route.queries)
+
+
+def test_every_route_is_measured(ground: Ground, measured: dict[str, Measured]) -> None:
     """The better backbone wins where all is re-embedded; unit rows; galleries as they should be."""
-    found = {one.name: one for one in routes.measure(ground, _folds(ground), baselines=True)}
-    assert list(found)[:2] == ["keep", "re-embed"]
+    assert list(measured)[:2] == ["keep", "re-embed"]
     stored = ground.reference.gallery_features
-    for one in found.values():
+    for one in measured.values():
         assert np.allclose(np.linalg.norm(one.queries, axis=1), 1.0, atol=1e-4)
-        assert (one.rewritten == 0.0) == np.array_equal(one.gallery, stored)
-    assert _recall(ground, found["re-embed"]) > _recall(ground, found["keep"]) + 0.1
-    assert _recall(ground, found["naive swap"]) < _recall(ground, found["bridge"])
-    assert _recall(ground, found["fuse"]) > _recall(ground, found["keep"])
-    assert found["fuse"].encoders == ("old", "new")
-    quarter, whole = (found[f"backfill {share}"] for share in ("25%", "100%"))
-    changed = (quarter.gallery != stored).any(axis=1)
-    assert changed.sum() == round(0.25 * len(stored))
-    assert np.array_equal(quarter.gallery[changed], whole.gallery[changed])
+        assert sum(part.sum() for part, _ in one.searched) == len(one.queries)
+        for _, gallery in one.searched:
+            assert (one.rewritten == 0.0) == np.array_equal(gallery, stored)
+        found = one.retrieval(ground.where, (1,), map_k=1)
+        assert found.recall[1] == pytest.approx(_recall(ground, one))
+    assert _recall(ground, measured["re-embed"]) > _recall(ground, measured["keep"]) + 0.1
+    assert _recall(ground, measured["naive swap"]) < _recall(ground, measured["bridge"])
+    assert _recall(ground, measured["fuse"]) > _recall(ground, measured["keep"])
+    assert measured["fuse"].encoders == ("old", "new")
+
+
+def test_lift_is_the_free_model_on_a_gallery_that_is_mapped_to_it(
+    ground: Ground, measured: dict[str, Measured], heads: list[Option]
+) -> None:
+    """Its queries are those that re-embedding has; its rows are made of the stored vectors."""
+    lift, free = measured["lift"], measured["re-embed"]
+    assert (lift.rewritten, lift.encoders) == (1.0, ("new",))
+    assert lift.recipe == free.recipe
+    assert np.array_equal(lift.queries, free.queries)
+    assert _recall(ground, lift) > _recall(ground, measured["naive swap"]) + 0.3
+    stored = ground.reference.gallery_features
+    twice = replace(ground.reference, gallery_features=stored[[0, *range(len(stored) - 1)]])
+    for one in islice(routes.lifts(replace(ground, reference=twice), heads[0]), 25):
+        assert np.array_equal(one.queries, heads[0].queries)
+        assert np.allclose(one.gallery[0], one.gallery[1], atol=1e-6)
+        assert not np.allclose(one.gallery[1], one.gallery[2], atol=1e-3)
+
+
+def test_the_mlp_and_its_epoch_are_chosen_by_the_queries_that_choose(
+    ground: Ground, measured: dict[str, Measured], heads: list[Option]
+) -> None:
+    """A loop over every map finds the same ones, which here are epochs of the mlp."""
+    for name, options in (("bridge", routes.bridges), ("lift", routes.lifts)):
+        for at, (choosing, judged) in enumerate(_folds(ground)):
+            right = [_right(ground, one.queries, one.gallery)[choosing].sum() for one in heads]
+            tried = list(options(ground, heads[int(np.argmax(right))]))
+            kinds = [one.setting.split(",")[0] for one in tried]
+            assert set(kinds) == {"orthogonal", "ridge", "low-rank", "mlp"}
+            right = [_right(ground, one.queries, one.gallery)[choosing].sum() for one in tried]
+            best = tried[int(np.argmax(right))]
+            assert best.setting.startswith("mlp, epoch ")
+            assert np.array_equal(measured[name].queries[judged], best.queries[judged])
+            assert np.array_equal(measured[name].searched[at][1], best.gallery)
+
+
+def test_no_route_looks_at_the_queries_that_it_is_judged_by(
+    ground: Ground, measured: dict[str, Measured]
+) -> None:
+    """With other labels for the judged half, and without the other fold, all is as it was."""
+    choosing, judged = _folds(ground)[0]
+    rng, items = np.random.default_rng(1), list(ground.data.items)
+    rows = ground.asked[judged]
+    for row, label in zip(rows, rng.permutation([items[i].label for i in rows]), strict=True):
+        items[row] = replace(items[row], label=str(label))
+    other = replace(ground, data=replace(ground.data, items=tuple(items)))
+    assert (other.where.query_labels != ground.where.query_labels)[judged].any()
+    for one in routes.measure(other, [(choosing, judged)], baselines=True):
+        before = measured[one.name]
+        assert np.array_equal(one.queries[judged], before.queries[judged]), one.name
+        assert np.array_equal(one.searched[0][1], before.searched[0][1]), one.name
 
 
 def test_what_is_judged_does_not_choose(ground: Ground) -> None:
     """Other labels for one half of the queries change what is chosen for the other half only."""
     first, second = _folds(ground)[0]
-    old = ground.old(ground.asked)
+    old, stored = ground.old(ground.asked), ground.reference.gallery_features
     rng = np.random.default_rng(1)
-    options = {"a": old, "b": _unit(old + rng.standard_normal(old.shape))}
-    pick = routes.Chooser(where=ground.where, counted=ground.counted(), folds=((first, second),))
-    plain = pick("x", options, ground.reference.gallery_features, ("new",))
+    options = [
+        Option(queries=old, gallery=stored, setting="a"),
+        Option(queries=_unit(old + rng.standard_normal(old.shape)), gallery=stored, setting="b"),
+    ]
+    pick = Chooser(where=ground.where, counted=ground.counted(), folds=((first, second),))
+    plain = pick.measured("x", pick(options))
     assert plain.setting == "a"
-    assert np.array_equal(plain.queries[second], options["a"][second])
+    assert np.array_equal(plain.queries[second], old[second])
     labels = ground.where.query_labels.copy()
     labels[second] = rng.permutation(labels[second])
     other = replace(pick, where=replace(ground.where, query_labels=labels))
-    again = other("x", options, ground.reference.gallery_features, ("new",))
+    again = other.measured("x", other(options))
     assert np.array_equal(again.queries[second], plain.queries[second])
     wrong = ground.where.query_labels.copy()
-    nearest = np.argmax(options["b"] @ ground.reference.gallery_features.T, axis=1)
+    nearest = np.argmax(options[1].queries @ stored.T, axis=1)
     wrong[first] = ground.where.gallery_labels[nearest[first]]
     turned = replace(pick, where=replace(ground.where, query_labels=wrong))
-    assert turned("x", options, ground.reference.gallery_features, ("new",)).setting == "b"
+    assert turned.measured("x", turned(options)).setting == "b"
+
+
+def test_each_choice_goes_on_with_its_own(ground: Ground) -> None:
+    """A second choice starts from what the same queries chose first, not from the other half's."""
+    (first, second), stored = _folds(ground)[0], ground.reference.gallery_features
+    pick = Chooser(where=ground.where, counted=ground.counted(), folds=tuple(_folds(ground)))
+    old = ground.old(ground.asked)
+    lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
+    halves = [
+        Option(queries=np.where(part[:, None], old, lost), gallery=stored, setting=name)
+        for part, name in ((first, "first"), (second, "second"))
+    ]
+    chosen = pick(halves)
+    assert [one.setting for one in chosen[:2]] == ["first", "second"]
+    seen: list[str] = []
+
+    def then(one: Option) -> list[Option]:
+        seen.append(one.setting)
+        return [replace(one, queries=lost), replace(one, setting=f"{one.setting}, again")]
+
+    after = pick.after(chosen, then)
+    assert sorted(seen) == ["first", "second"]
+    assert [one.setting for one in after[:2]] == ["first, again", "second, again"]
+    made = pick.measured("x", after)
+    assert np.array_equal(made.queries[second], halves[0].queries[second])
+    assert np.array_equal(made.queries[first], halves[1].queries[first])
+
+
+def test_a_backfill_goes_on_with_the_route_that_finds_more(
+    ground: Ground, measured: dict[str, Measured]
+) -> None:
+    """Its queries are those of fuse or of finetune, its new rows what that model makes of items."""
+    stored, tuned = ground.reference.gallery_features, measured["finetune"]
+    quarter, whole = (measured[f"backfill {share}"] for share in ("25%", "100%"))
+    assert quarter.setting == whole.setting == f"of fuse, {measured['fuse'].setting}"
+    assert whole.encoders == ("old", "new")
+    assert tuned.made is not None
+    weights = np.linspace(0.1, 0.9, 9)
+    mixed = [_unit((1 - w) * stored + w * tuned.made) for w in weights]
+    for at, (part, gallery) in enumerate(whole.searched):
+        (weight,) = [i for i, one in enumerate(mixed) if np.allclose(one, gallery, atol=1e-6)]
+        queries = _unit((1 - weights[weight]) * ground.old(ground.asked)
+                        + weights[weight] * tuned.queries)  # fmt: skip
+        assert np.allclose(whole.queries[part], queries[part], atol=1e-6)
+        changed = (quarter.searched[at][1] != stored).any(axis=1)
+        assert changed.sum() == round(0.25 * len(stored))
+        assert np.array_equal(quarter.searched[at][1][changed], gallery[changed])
+
+
+def test_a_backfill_is_of_finetune_where_fusing_finds_no_more(ground: Ground) -> None:
+    """Equal on the queries that choose, the route with one encoder is taken; worse, too."""
+    pick = Chooser(where=ground.where, counted=ground.counted(), folds=tuple(_folds(ground)))
+    old, stored = ground.old(ground.asked), ground.reference.gallery_features
+    tuned = Option(queries=old, gallery=stored, made=stored[::-1])
+    lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
+    for queries in (old, lost):
+        fuse = replace(tuned, queries=queries, setting="weight 0.5", encoders=("old", "new"))
+        best = pick.after(pick.only(fuse), lambda one: routes.embedding(tuned, one))
+        assert {one.setting for one in best} == {"of finetune"}
+        assert {one.encoders for one in best} == {("new",)}
+    fuse = replace(tuned, setting="weight 0.5")
+    worse = replace(tuned, queries=lost)
+    best = pick.after(pick.only(fuse), lambda one: routes.embedding(worse, one))
+    assert {one.setting for one in best} == {"of fuse, weight 0.5"}
 
 
 def test_the_free_recipe_knows_no_gallery(ground: Ground) -> None:
@@ -145,3 +284,53 @@ def test_the_free_recipe_knows_no_gallery(ground: Ground) -> None:
     assert free.objective.frame == ("free",)
     assert free.objective.anchors is None
     assert (free.optimiser, free.backbone) == (ground.recipe.optimiser, ground.recipe.backbone)
+
+
+def test_the_gate_judges_lift_by_what_each_model_finds_on_its_own_gallery(
+    ground: Ground, measured: dict[str, Measured]
+) -> None:
+    """Rows and queries of a space of their own pass if they find all; the same rows mixed up fail;
+    with the old model's rows and queries there is nothing to tell."""
+    where = ground.where
+    ours = np.eye(CLASSES, dtype=np.float32)
+    everyone = np.ones(len(ground.asked), bool)
+    gallery = ours[where.gallery_labels]
+    keep, lift = measured["keep"], measured["lift"]
+    policy = replace(load_policy("default"), min_queries=60, min_classes=16)
+    for queries, searched, word in (
+        (ours[where.query_labels], gallery, "pass"),
+        (ours[where.query_labels], np.roll(gallery, 1, axis=1), "fail"),
+        (keep.queries, ground.reference.gallery_features, "inconclusive"),
+    ):
+        tried = replace(lift, queries=queries, searched=((everyone, searched),))
+        sheet = _sheet(ground, [*{**measured, "lift": tried}.values()], policy, COST)
+        assert {one.name: one.verdict for one in sheet}["lift"] == word
+
+
+def test_the_level_allows_for_every_route_that_is_judged(
+    ground: Ground, measured: dict[str, Measured]
+) -> None:
+    """Five are judged, lift among them: without it, the same intervals take four fifths."""
+    policy = load_policy("default")
+    five = {one.name: one for one in _sheet(ground, [*measured.values()][:11], policy, COST)}
+    judged = ["finetune", "fuse", "bridge", "bridge + fuse", "lift"]
+    assert [one.name for one in five.values() if one.verdict] == judged
+    others = [one for one in [*measured.values()][:11] if one.name != "lift"]
+    four = _sheet(ground, others, replace(policy, alpha=0.8 * policy.alpha), COST)
+    for one in four:
+        now = five[one.name]
+        assert (one.low, one.high) == pytest.approx((now.low, now.high))
+        assert one.verdict == now.verdict
+
+
+def test_what_a_route_costs_once(measured: dict[str, Measured]) -> None:
+    """Each item that is embedded counts by the encoders that do it; a lift embeds pairs only."""
+    made = {name: COST.make_s(one) - one.seconds for name, one in measured.items()}
+    passes = (1000 + 500) * 20 / 1000
+    assert made["lift"] == pytest.approx(passes)
+    assert made["finetune"] == pytest.approx(passes)
+    assert made["re-embed"] == pytest.approx(passes)
+    assert made["backfill 50%"] == pytest.approx(passes + 250 * (20 + 5) / 1000)
+    assert COST.rewritten_bytes(measured["lift"]) == 500 * DIM * 4
+    assert COST.rewritten_bytes(measured["backfill 25%"]) == 125 * DIM * 4
+    assert COST.rewritten_bytes(measured["fuse"]) == 0
