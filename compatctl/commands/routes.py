@@ -82,6 +82,16 @@ class Ground:
     def _labels(self) -> tuple[str, ...]:
         return self.reference.gallery_labels
 
+    @cached_property
+    def pairs(self) -> Rows:
+        """(N,) rows that both models may learn from each other by: the gallery's items and the
+        training items, but no item that asks, nor one whose image has the bytes of one that does.
+        """
+        training = as_rows(i for i, item in enumerate(self.data.items) if item.split == "train")
+        rows = np.setdiff1d(np.union1d(training, self.gallery), self.asked)
+        asked = {self.data.digest(int(row)) for row in self.asked}
+        return as_rows(row for row in rows if self.data.digest(int(row)) not in asked)
+
     def old(self, rows: Rows) -> Floats:
         """(n, D) the deployed model's features of rows of the data."""
         found, _ = self.reference.old_features([self.data.ids[int(row)] for row in rows])
@@ -215,7 +225,9 @@ def fused(old: Floats, new: Floats, weight: float) -> Floats:
 
 
 def fusions(old: Option, new: Option) -> Iterator[Option]:
-    """Old and new queries in one, by weight. What ``old`` searches is what its model made."""
+    """Old and new queries in one, by weight. What ``old`` searches is what its model made of the
+    items, and the old part of what the fused one would make.
+    """
     for weight in WEIGHTS:
         yield replace(
             new,
@@ -229,10 +241,7 @@ def fusions(old: Option, new: Option) -> Iterator[Option]:
 def bridges(
     ground: Ground, head: Option, progress: Progress = silent, kinds: Sequence[str] = KINDS
 ) -> Iterator[Option]:
-    """The free model's queries through every map to the old features.
-
-    Pairs are the gallery's items and the training items; labels are not looked at.
-    """
+    """The free model's queries through every map to the old features; labels are not looked at."""
     old, new = _pairs(ground, head)
     seed, gallery = ground.recipe.seed, ground.reference.gallery_features
     for name, through in every_map(new, old, kinds=kinds, seed=seed, progress=progress):
@@ -293,12 +302,9 @@ def _baselines(
 
 
 def _pairs(ground: Ground, head: Option) -> tuple[Floats, Floats]:
-    """(N, D) old and new features of the items that both models know and that no query is judged
-    by: the gallery's and training's."""
+    """(N, D) old and new features of the pairs."""
     assert head.trained is not None
-    training = as_rows(i for i, item in enumerate(ground.data.items) if item.split == "train")
-    rows = np.setdiff1d(np.union1d(training, ground.gallery), ground.asked)
-    return ground.old(rows), ground.new(head.trained, rows)
+    return ground.old(ground.pairs), ground.new(head.trained, ground.pairs)
 
 
 def _unit(rows: Floats) -> Floats:

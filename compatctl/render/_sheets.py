@@ -170,6 +170,9 @@ def plan_sheet(console: Console, plan: Any) -> None:
         "MB new",
     )
     table(console, names, rows)
+    for setting in dict.fromkeys(one.setting for one in plan.routes if one.setting):
+        alike = ", ".join(one.name for one in plan.routes if one.setting == setting)
+        console.print(f"{alike}: {cell(setting)}")
     console.print(f"recommended: {plan.recommended}: {plan.reason}")
     for line in plan.commands:
         console.print(f"  {line}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,6 +20,7 @@ import ablation  # noqa: E402
 import legacy  # noqa: E402
 
 from compatctl.commands import routes  # noqa: E402
+from compatctl.commands.choosing import Chooser  # noqa: E402
 from compatctl.commands.routes import Ground  # noqa: E402
 from compatctl.core.nearest import search  # noqa: E402
 from compatctl.data import Dataset, load  # noqa: E402
@@ -147,6 +148,40 @@ def test_page_and_figure_show_every_case(result: judging.Result) -> None:
     root = ElementTree.fromstring(docs.figure([result]))
     dots = list(root.iter("{http://www.w3.org/2000/svg}circle"))
     assert len(dots) == len(docs.DRAWN) + 3
+
+
+def test_results_of_earlier_runs_stand_beside_new_ones(result: judging.Result) -> None:
+    """The stored results have the same routes, and one page holds both."""
+    stored = legacy._read(FOLDER.parent / "docs" / "legacy.json")
+    assert len(stored) > 1
+    for one in stored:
+        extra = {"others added later"} if one.lines[0].parts else set()
+        assert {line.route for line in one.lines} == {
+            line.route for line in result.lines if line.route != "others added later"
+        } | extra
+    whole = [one for one in stored if not one.lines[0].parts]
+    text = docs.page([*whole, replace(result, free=1.0)], [], "legacy.svg")
+    worth = 1 + sum(one.worth for one in whole)
+    (row,) = [line for line in text.splitlines() if line.startswith("| lift ")]
+    assert f" of {worth} |" in row
+
+
+def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(ground: Ground) -> None:
+    """Rows of items that anchored stay as they were stored, the others are the model's own."""
+    everyone = np.ones(len(ground.asked), bool)
+    fold = (everyone, everyone)
+    pick = Chooser(where=ground.where, counted=ground.counted(), folds=(fold,))
+    fitted = routes.fit(ground, ground.recipe, ground.reference)
+    made = fitted.option(ground.reference.gallery_features)
+    tuned = pick.measured("finetune", pick.only(made))
+    (later,) = judging.later(ground, [tuned])
+    ((part, gallery),) = later.searched
+    anchored = judging._anchored(ground)
+    assert 0 < anchored.sum() < len(anchored)
+    assert part.all()
+    assert np.array_equal(gallery[anchored], ground.reference.gallery_features[anchored])
+    assert np.array_equal(gallery[~anchored], fitted.gallery[~anchored])
+    assert np.array_equal(later.queries, tuned.queries)
 
 
 def test_an_ablation_compares_each_setting_with_the_shipped_recipe(ground: Ground) -> None:

@@ -12,7 +12,8 @@ import torch
 from shop_kit import DIM, Shop, run, store_files
 from tiny_backbone import build
 
-from compatctl.commands.preflight import planning_split
+from compatctl.commands.plan import Plan
+from compatctl.commands.preflight import Preflight, planning_split
 from compatctl.commands.recommendation import NEXT, Expected, recommend
 from compatctl.data import load
 from compatctl.recipe import Recipe
@@ -89,6 +90,50 @@ def test_the_sheet_of_a_real_project(shop: Shop) -> None:
     embedded = shop.path("embedded.yaml")
     embedded.write_text(json.dumps(Recipe.load(recipe).to_json()))
     assert Recipe.load(embedded) == Recipe.load(recipe)
+
+
+def test_the_sheet_names_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    """Settings stand under the table, equal ones once: of which model the backfilled rows are."""
+    from rich.console import Console
+
+    from compatctl.render._sheets import plan_sheet
+
+    routes = [
+        replace(_expected("keep", 0.0, 0.0, None), high=0.0),
+        _expected("finetune", 0.05, 0.02, "pass"),
+        replace(_expected("lift", 0.05, 0.02, "fail"), setting="mlp, epoch 3"),
+        replace(_expected("backfill 25%", 0.05, 0.02, None), setting="of fuse, weight 0.5"),
+        replace(_expected("backfill 50%", 0.05, 0.02, None), setting="of fuse, weight 0.5"),
+    ]
+    facts = Preflight(
+        gallery_rows=10,
+        gallery_classes=5,
+        gallery_images=10,
+        dim=8,
+        born_on_simplex=False,
+        vertices=None,
+        cosine_mean=0.0,
+        cosine_spread=0.1,
+        random_spread=0.35,
+        training_classes=3,
+        training_classes_in_gallery=3,
+        planning_classes=2,
+        planning_queries=4,
+    )
+    done = Plan(
+        preflight=facts,
+        routes=tuple(routes),
+        recommended="finetune",
+        reason="it gains",
+        commands=(),
+        recipe=None,
+        seconds=1.0,
+    )
+    plan_sheet(Console(width=120), done)
+    shown = capsys.readouterr().out.splitlines()
+    assert "lift: mlp, epoch 3" in shown
+    assert "backfill 25%, backfill 50%: of fuse, weight 0.5" in shown
+    assert not any(line.startswith("finetune:") for line in shown)
 
 
 def test_the_same_plan_twice(shop: Shop) -> None:

@@ -54,7 +54,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     data = Dataset(items=tuple(items), sources=tuple(images))
     truth = np.repeat(rng.standard_normal((CLASSES, 12)), EACH, axis=0)
     seen = truth + 0.45 * rng.standard_normal(truth.shape)
-    old = _unit((truth + 1.1 * rng.standard_normal(truth.shape)) @ rng.standard_normal((12, DIM)))
+    old = _unit((truth + 0.8 * rng.standard_normal(truth.shape)) @ rng.standard_normal((12, DIM)))
     new = np.maximum(seen @ rng.standard_normal((12, WIDTH)), 0.0).astype(np.float32)
     base = Features.extract(recipe, folder / "new.ckpt", data, [0])
     known = replace(
@@ -155,6 +155,19 @@ def test_lift_is_the_free_model_on_a_gallery_that_is_mapped_to_it(
         assert not np.allclose(one.gallery[1], one.gallery[2], atol=1e-3)
 
 
+def test_an_image_that_asks_is_in_no_pair(ground: Ground) -> None:
+    """Neither as a query nor under another id; every other training and gallery item is."""
+    data = ground.data
+    held = set(ground.asked.tolist())
+    wanted = [i for i, item in enumerate(data.items)
+              if i not in held and (item.split == "train" or item.role == "gallery")]  # fmt: skip
+    assert ground.pairs.tolist() == wanted
+    sources = list(data.sources)
+    sources[wanted[3]] = sources[ground.asked[0]]
+    twin = replace(ground, data=replace(data, sources=tuple(sources)))
+    assert twin.pairs.tolist() == wanted[:3] + wanted[4:]
+
+
 def test_the_mlp_and_its_epoch_are_chosen_by_the_queries_that_choose(
     ground: Ground, measured: dict[str, Measured], heads: list[Option]
 ) -> None:
@@ -176,17 +189,17 @@ def test_no_route_looks_at_the_queries_that_it_is_judged_by(
     ground: Ground, measured: dict[str, Measured]
 ) -> None:
     """With other labels for the judged half, and without the other fold, all is as it was."""
-    choosing, judged = _folds(ground)[0]
-    rng, items = np.random.default_rng(1), list(ground.data.items)
-    rows = ground.asked[judged]
-    for row, label in zip(rows, rng.permutation([items[i].label for i in rows]), strict=True):
-        items[row] = replace(items[row], label=str(label))
-    other = replace(ground, data=replace(ground.data, items=tuple(items)))
-    assert (other.where.query_labels != ground.where.query_labels)[judged].any()
-    for one in routes.measure(other, [(choosing, judged)], baselines=True):
-        before = measured[one.name]
-        assert np.array_equal(one.queries[judged], before.queries[judged]), one.name
-        assert np.array_equal(one.searched[0][1], before.searched[0][1]), one.name
+    for at, (choosing, judged) in enumerate(_folds(ground)):
+        rng, items = np.random.default_rng(1), list(ground.data.items)
+        rows = ground.asked[judged]
+        for row, label in zip(rows, rng.permutation([items[i].label for i in rows]), strict=True):
+            items[row] = replace(items[row], label=str(label))
+        other = replace(ground, data=replace(ground.data, items=tuple(items)))
+        assert (other.where.query_labels != ground.where.query_labels)[judged].any()
+        for one in routes.measure(other, [(choosing, judged)], baselines=True):
+            before = measured[one.name]
+            assert np.array_equal(one.queries[judged], before.queries[judged]), one.name
+            assert np.array_equal(one.searched[0][1], before.searched[at][1]), one.name
 
 
 def test_what_is_judged_does_not_choose(ground: Ground) -> None:
@@ -246,10 +259,11 @@ def test_a_backfill_goes_on_with_the_route_that_finds_more(
     """Its queries are those of fuse or of finetune, its new rows what that model makes of items."""
     stored, tuned = ground.reference.gallery_features, measured["finetune"]
     quarter, whole = (measured[f"backfill {share}"] for share in ("25%", "100%"))
-    assert quarter.setting == whole.setting == f"of fuse, {measured['fuse'].setting}"
-    assert whole.encoders == ("old", "new")
+    assert quarter.setting == whole.setting
+    by_name = {"of finetune": tuned, f"of fuse, {measured['fuse'].setting}": measured["fuse"]}
+    assert whole.encoders == by_name[whole.setting].encoders
     assert tuned.made is not None
-    weights = np.linspace(0.1, 0.9, 9)
+    weights = np.linspace(0.1, 1.0, 10)  # the last is finetune
     mixed = [_unit((1 - w) * stored + w * tuned.made) for w in weights]
     for at, (part, gallery) in enumerate(whole.searched):
         (weight,) = [i for i, one in enumerate(mixed) if np.allclose(one, gallery, atol=1e-6)]
