@@ -236,8 +236,8 @@ def _told(data: Dataset, ground: Ground, fitted: Fitted) -> LiftMap:
         recall=fitted.best.recall,
         old_recall=ground.recall(ground.old_queries),
         validation_queries=len(ground.queries),
-        pairs={"gallery": int(ground.stored.sum()), "encoder": int((~ground.stored).sum())},
-        anchors=sum(data.items[row].split != "train" for row in ground.pairs),
+        pairs=ground.origins,
+        anchors=ground.anchors(data),
         trials=fitted.trials,
         left_out=fitted.left_out,
     )
