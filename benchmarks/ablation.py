@@ -108,6 +108,9 @@ SLOW: Mapping[str, Change] = {
     "the backbone trains too, rate 1e-3": _whole_network(0.001),
 }
 """These run the backbone over images again: for small networks alone."""
+MAIN = (DEFAULT, "no attention", "no transfer", "no anchors", "linear junction", "hoc, lambda .5",
+        "scale 32")  # fmt: skip
+"""For the characters, which are four times as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +151,8 @@ def main() -> None:
 def _settings(case: Case) -> Mapping[str, Change]:
     if case == WIDE:
         return FRAMES
+    if case.data == "kanji":
+        return {name: SETTINGS[name] for name in MAIN}
     return {**SETTINGS, **(SLOW if case.new in CNNS else {})}
 
 
