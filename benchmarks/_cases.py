@@ -161,13 +161,13 @@ class Workshop:
                 trained = self._train(recipe, part, base, features)
             else:
                 trained = self._train(recipe, part)
-                weights = self._kept("old", [recipe.digest, digest, sorted(classes)], ".ckpt",
+                weights = self.kept("old", [recipe.digest, digest, sorted(classes)], ".ckpt",
                                      lambda file: _save(trained, file))  # fmt: skip
                 features = Features.extract(recipe, weights, data, range(len(data)))
             np.save(path, features.embedded(trained.network, data, range(len(data))))
 
         found: np.ndarray = np.load(
-            self._kept("old", [recipe.digest, digest, sorted(classes)], ".npy", make)
+            self.kept("old", [recipe.digest, digest, sorted(classes)], ".npy", make)
         )
         return found
 
@@ -181,7 +181,7 @@ class Workshop:
         def make(path: Path) -> None:
             _save(self._train(recipe, data.where(split="train")), path)
 
-        return self._kept("base", [recipe.digest, digest], ".ckpt", make)
+        return self.kept("base", [recipe.digest, digest], ".ckpt", make)
 
     def _train(
         self,
@@ -220,7 +220,7 @@ class Workshop:
                     [Picture(dataset=data, row=row) for row in rows]
                 ).numpy())  # fmt: skip
 
-            parts.append(np.load(self._kept("features", [*key, start], ".npy", make)))
+            parts.append(np.load(self.kept("features", [*key, start], ".npy", make)))
             self.progress("backbone", rows.stop, len(data))
         return Features(
             backbone=recipe.backbone,
@@ -229,8 +229,11 @@ class Workshop:
             table=torch.from_numpy(np.concatenate(parts)),
         )
 
-    def _kept(self, kind: str, key: object, suffix: str, make: Callable[[Path], None]) -> Path:
-        """The file of this kind and key, made if it is not there."""
+    def kept(self, kind: str, key: object, suffix: str, make: Callable[[Path], None]) -> Path:
+        """The file of this kind and key, made if it is not there.
+
+        ``key``: all that decides its content, JSON; ``make`` writes it.
+        """
         path = self.work / f"{kind}-{_short(key)}{suffix}"
         if not path.exists():
             self.work.mkdir(parents=True, exist_ok=True)

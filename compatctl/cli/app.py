@@ -66,6 +66,30 @@ Side = Annotated[
     Path | None,
     typer.Option("--preprocessing", help="Preprocessing JSON of a foreign ONNX file."),
 ]
+EfSearch = Annotated[int, typer.Option(help="hnswlib: width of the search.")]
+DrawSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the resampling.")]
+
+RecipePath = Annotated[
+    Path | None, typer.Option("--recipe", envvar="COMPATCTL_RECIPE", help="The recipe's YAML.")
+]
+RecipeSeed = Annotated[int | None, typer.Option(help="Overrides the recipe's seed.")]
+TrainingRecord = Annotated[
+    Path | None, typer.Option("--training", help="The new encoder's training record.")
+]
+
+FreeEncoder = Annotated[Path, typer.Argument(help="The new encoder, which knows no gallery.")]
+MapKind = Annotated[
+    str, typer.Option(help="auto, orthogonal, ridge, low-rank or mlp: the maps to try.")
+]
+PairShare = Annotated[
+    float, typer.Option(help="Share of the gallery's items that the map may be fitted on.")
+]
+MapSeed = Annotated[int, typer.Option(help="Of the mlp.")]
+
+ForceWrite = Annotated[
+    bool, typer.Option("--force", help="Write against the gate; needs --reason.")
+]
+Reason = Annotated[str | None, typer.Option(help="Why; recorded in the manifest.")]
 
 
 def command(function: F) -> F:

@@ -10,10 +10,13 @@ import typer
 from compatctl.cli.app import (
     DataPath,
     DataRoot,
+    DrawSeed,
     DryRun,
     Json,
     PolicyName,
     ProjectFile,
+    RecipePath,
+    RecipeSeed,
     ReportPath,
     SkipBad,
     StorePath,
@@ -83,7 +86,7 @@ def verify(
             help="Whether the new model embeds the gallery too, for self-test and mixed gallery.",
         ),
     ] = True,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resampling.")] = 0,
+    seed: DrawSeed = 0,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -127,7 +130,7 @@ def matrix(
     store: StorePath = None,
     data: DataPath = None,
     data_root: DataRoot = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resampling.")] = 0,
+    seed: DrawSeed = 0,
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
@@ -223,14 +226,12 @@ def history(project: ProjectFile = None, store: StorePath = None, as_json: Json 
 @command
 def plan(
     base: Annotated[Path, typer.Option("--base", help="The incoming checkpoint.")],
-    recipe: Annotated[
-        Path | None, typer.Option("--recipe", envvar="COMPATCTL_RECIPE", help="The recipe's YAML.")
-    ] = None,
+    recipe: RecipePath = None,
     policy: PolicyName = None,
     limit: Annotated[
         int, typer.Option(min=100, help="Gallery items, and training items, that are looked at.")
     ] = 20_000,
-    seed: Annotated[int | None, typer.Option(help="Overrides the recipe's seed.")] = None,
+    seed: RecipeSeed = None,
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,

@@ -11,11 +11,19 @@ from compatctl.cli.app import (
     DataPath,
     DataRoot,
     DryRun,
+    EfSearch,
+    FreeEncoder,
     Json,
+    MapKind,
+    MapSeed,
+    PairShare,
     ProjectFile,
+    RecipePath,
+    RecipeSeed,
     Side,
     SkipBad,
     StorePath,
+    TrainingRecord,
     command,
     project_of,
     show,
@@ -32,7 +40,7 @@ def init(
     preprocessing: Side = None,
     m: Annotated[int, typer.Option("--M", help="hnswlib: links a node.")] = 16,
     ef_construction: Annotated[int, typer.Option(help="hnswlib: width of the build.")] = 200,
-    ef_search: Annotated[int, typer.Option(help="hnswlib: width of the search.")] = 64,
+    ef_search: EfSearch = 64,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -65,7 +73,7 @@ def import_(
         typer.Option("--items", help="CSV with key,id,label: what each hnswlib label means."),
     ] = None,
     space: Annotated[str, typer.Option(help="The index's space: ip, cosine or l2.")] = "ip",
-    ef_search: Annotated[int, typer.Option(help="hnswlib: width of the search.")] = 64,
+    ef_search: EfSearch = 64,
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
@@ -98,16 +106,14 @@ def finetune(
     base: Annotated[
         Path, typer.Option("--base", help="The incoming checkpoint: torch state dict, safetensors.")
     ],
-    recipe: Annotated[
-        Path | None, typer.Option("--recipe", envvar="COMPATCTL_RECIPE", help="The recipe's YAML.")
-    ] = None,
+    recipe: RecipePath = None,
     candidate: Annotated[
         Path | None, typer.Option("--candidate", help="Where the candidate is written.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Where its ONNX file is copied to.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Overrides the recipe's seed.")] = None,
+    seed: RecipeSeed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run.")] = False,
     memory: Annotated[
         Path | None,
@@ -159,9 +165,7 @@ def fuse(
         float | None,
         typer.Option(help="Weight of the new feature; default: searched on validation classes."),
     ] = None,
-    training: Annotated[
-        Path | None, typer.Option("--training", help="The new encoder's training record.")
-    ] = None,
+    training: TrainingRecord = None,
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
@@ -191,18 +195,12 @@ def fuse(
 
 @command
 def bridge(
-    new: Annotated[Path, typer.Argument(help="The new encoder, which knows no gallery.")],
+    new: FreeEncoder,
     output: Annotated[Path, typer.Option("-o", "--output", help="The bridged ONNX file.")],
-    kind: Annotated[
-        str, typer.Option(help="auto, orthogonal, ridge, low-rank or mlp: the maps to try.")
-    ] = "auto",
-    share: Annotated[
-        float, typer.Option(help="Share of the gallery's items that the map may be fitted on.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the mlp.")] = 0,
-    training: Annotated[
-        Path | None, typer.Option("--training", help="The new encoder's training record.")
-    ] = None,
+    kind: MapKind = "auto",
+    share: PairShare = 1.0,
+    seed: MapSeed = 0,
+    training: TrainingRecord = None,
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,

@@ -11,12 +11,19 @@ from compatctl.cli.app import (
     DataPath,
     DataRoot,
     DryRun,
+    ForceWrite,
+    FreeEncoder,
     Json,
+    MapKind,
+    MapSeed,
+    PairShare,
     PolicyName,
     ProjectFile,
+    Reason,
     ReportPath,
     SkipBad,
     StorePath,
+    TrainingRecord,
     command,
     project_of,
     show,
@@ -32,7 +39,7 @@ def deploy(
     force: Annotated[
         bool, typer.Option("--force", help="Deploy against the gate; needs --reason.")
     ] = False,
-    reason: Annotated[str | None, typer.Option(help="Why; recorded in the manifest.")] = None,
+    reason: Reason = None,
     project: ProjectFile = None,
     store: StorePath = None,
     policy: PolicyName = None,
@@ -66,10 +73,8 @@ def backfill(
             "hash of their id.",
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write against the gate; needs --reason.")
-    ] = False,
-    reason: Annotated[str | None, typer.Option(help="Why; recorded in the manifest.")] = None,
+    force: ForceWrite = False,
+    reason: Reason = None,
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
@@ -98,21 +103,13 @@ def backfill(
 
 @command
 def lift(
-    new: Annotated[Path, typer.Argument(help="The new encoder, which knows no gallery.")],
-    kind: Annotated[
-        str, typer.Option(help="auto, orthogonal, ridge, low-rank or mlp: the maps to try.")
-    ] = "auto",
-    share: Annotated[
-        float, typer.Option(help="Share of the gallery's items that the map may be fitted on.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the mlp.")] = 0,
-    training: Annotated[
-        Path | None, typer.Option("--training", help="The new encoder's training record.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write against the gate; needs --reason.")
-    ] = False,
-    reason: Annotated[str | None, typer.Option(help="Why; recorded in the manifest.")] = None,
+    new: FreeEncoder,
+    kind: MapKind = "auto",
+    share: PairShare = 1.0,
+    seed: MapSeed = 0,
+    training: TrainingRecord = None,
+    force: ForceWrite = False,
+    reason: Reason = None,
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,

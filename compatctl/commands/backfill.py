@@ -8,27 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
+from compatctl.commands import rewriting
 from compatctl.commands.ann import Asked, health_of
 from compatctl.commands.backfill_order import Chosen, Wanted, order_of
-from compatctl.commands.backfill_trial import HeldOut, MixedTrial, held_out, try_mixed
+from compatctl.commands.backfill_trial import MixedTrial, held_out, try_mixed
 from compatctl.commands.both import load_data
 from compatctl.commands.context import now, open_store
 from compatctl.commands.gallery import params_of, serving
 from compatctl.commands.indexing import Embedding, give_back_memory
+from compatctl.commands.rewriting import HeldOut, Outcome
 from compatctl.commands.trial import Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
-from compatctl.errors import EvidenceError
 from compatctl.index import HnswIndex, rebuilt
 from compatctl.manifest import Catalog, Manifest
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import AnnHealth
 from compatctl.store import Store
-
-Outcome = Literal["nothing to do", "not measured", "pass", "fail", "inconclusive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +60,7 @@ class Backfilled:
     @property
     def exit_code(self) -> int:
         """3 where the gate says no, 4 where it cannot tell, unless it was overruled; else 0."""
-        if self.forced_reason is not None:
-            return 0
-        return {"fail": 3, "inconclusive": 4}.get(self.outcome, 0)
+        return rewriting.exit_code(self)
 
     @property
     def summary(self) -> str:
@@ -76,20 +72,10 @@ class Backfilled:
                 f"nothing to do: {self.share:.4f} of {self.rows} rows are of the query model{why}; "
                 f"asked for: {self.share_wanted:g}"
             )
-        forced = "" if self.forced_reason is None else ", forced"
-        done = f"generation {self.generation}" if self.written else "nothing was written"
-        return (
-            f"{self.outcome}{forced}: {done}; rows of the query model, of {self.rows}: "
-            f"{self.share_before:.4f} before, {self.share:.4f} with {self.embedded} re-embedded"
-            f"{self._ann()}"
-        )
-
-    def _ann(self) -> str:
-        if self.ann is None:
-            return ""
-        return (
-            f"; ANN recall@{self.ann.k} of the new index {self.ann.recall_needed:.4f} at ef "
-            f"{self.ef_search}"
+        return rewriting.sentence(
+            self,
+            f"rows of the query model, of {self.rows}: {self.share_before:.4f} before, "
+            f"{self.share:.4f} with {self.embedded} re-embedded",
         )
 
     @property
@@ -141,20 +127,18 @@ def backfill(
     if not len(chosen.rows):
         return result
     rows = held_out(project, store.manifest, data)
-    if asked.forced_reason is None:
-        _need_queries(len(rows))
+    _need(len(rows), asked)
     work = _Work(store=store, catalog=catalog, wanted=wanted, chosen=chosen, asked=asked)
     return work.run(result, data, rows, policy, progress)
 
 
-def _need_queries(n: int) -> None:
-    if not n:
-        raise EvidenceError(
-            "the data has no held-out query: what a backfill gains cannot be measured, and a mixed "
-            "gallery can find less than one that is left alone",
-            tip="give items of the test split (role query), or --force --reason '...', which is "
-            "recorded",
-        )
+def _need(queries: int, asked: BackfillOptions) -> None:
+    rewriting.need_queries(
+        queries,
+        forced_reason=asked.forced_reason,
+        without="what a backfill gains cannot be measured, and a mixed gallery can find less than "
+        "one that is left alone",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,8 +158,7 @@ class _Work:
         skip_bad, manifest = self.asked.skip_bad, self.store.manifest
         encoder = serving(self.store, manifest)
         asking = HeldOut.embedded(encoder, data, queries, skip_bad=skip_bad)
-        if self.asked.forced_reason is None:
-            _need_queries(len(asking.ids))
+        _need(len(asking.ids), self.asked)
         with Embedding.of(encoder, self.chosen.items, skip_bad=skip_bad, progress=progress) as done:
             del encoder
             give_back_memory()
@@ -211,7 +194,7 @@ class _Work:
                 policy=policy,
             )
         outcome: Outcome = trial.check.outcome if trial else "not measured"
-        go = outcome == "pass" or self.asked.forced_reason is not None
+        go = rewriting.goes_ahead(outcome, self.asked.forced_reason)
         found = replace(
             result,
             embedded=len(done.rows),

@@ -7,19 +7,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compatctl.commands import training_record
-from compatctl.commands.ann import Asked, sample
-from compatctl.commands.evaluation import as_rows
+from compatctl.commands.ann import Asked
 from compatctl.commands.gallery import open_index
-from compatctl.commands.groups import groups_of
 from compatctl.commands.indexing import Embedding
 from compatctl.commands.judging import sampling
-from compatctl.commands.options import VerifyOptions
-from compatctl.commands.trial import Bools, Field, Floats, Rows, depths, mixed, retrieval
+from compatctl.commands.rewriting import HeldOut, deciding
+from compatctl.commands.trial import Bools, Rows, depths, mixed, retrieval
 from compatctl.core.evidence import measure_mixed
 from compatctl.core.gate import Check, Measurement, judge
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
-from compatctl.encoder import Encoder
 from compatctl.manifest import Catalog, Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -57,52 +54,13 @@ class MixedTrial:
     curve: tuple[CurvePoint, ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class HeldOut:
-    """Held-out queries: their features (Q, D), ids and classes; ``labels``: class by item id."""
-
-    features: Floats
-    ids: tuple[str, ...]
-    classes: tuple[str, ...]
-    labels: dict[str, str]
-
-    @classmethod
-    def embedded(cls, encoder: Encoder, data: Dataset, rows: Rows, *, skip_bad: bool) -> HeldOut:
-        """The queries at ``rows`` (Q,) of the data; errors as ``Encoder.embed``."""
-        items = data.take(rows)
-        done = encoder.embed(items, skip_bad=skip_bad)
-        good = items.take(done.rows)
-        labels = dict(zip(data.ids, data.labels, strict=True))
-        return cls(features=done.features, ids=good.ids, classes=good.labels, labels=labels)
-
-    def field(self, catalog: Catalog) -> Field:
-        """These queries, and all rows of the store: what is relevant to what.
-
-        A row's class is that of the data; the catalogue's for an item that the data does not hold.
-        """
-        of_rows = [
-            self.labels.get(item, label)
-            for item, label in zip(catalog.ids, catalog.labels, strict=True)
-        ]
-        code = {name: at for at, name in enumerate(sorted({*of_rows, *self.classes}))}
-        row_of = {item: row for row, item in enumerate(catalog.ids)}
-        labels = as_rows(code[name] for name in self.classes)
-        return Field(
-            classes=labels,
-            query_labels=labels,
-            gallery_labels=as_rows(code[name] for name in of_rows),
-            own_row=as_rows(row_of.get(item, -1) for item in self.ids),
-        )
-
-
 def held_out(project: Project, manifest: Manifest, data: Dataset) -> Rows:
-    """The queries that decide, as in verify: of the test split, and of classes that the query model
-    did not see where its training record is at hand."""
+    """The queries that decide, by the query model's training record where that is at hand."""
     model = next(one for one in manifest.models if one.sha256 == manifest.query_model)
     seen = training_record.find(
         project.report.parent / model.name, model.sha256, named=None, candidate=project.candidate
     )
-    return groups_of(data, seen, VerifyOptions(allow_seen=True)).arenas[0].queries
+    return deciding(data, seen)
 
 
 def try_mixed(
@@ -148,7 +106,7 @@ def try_mixed(
         rank_bias=bias,
         curve=tuple(curve),
     )
-    return found, Asked.of(queries.features[sample(len(queries.ids))], new, catalog.keys)
+    return found, queries.asked(new, catalog)
 
 
 def _judged(policy: Policy, gain: Measurement) -> Check:

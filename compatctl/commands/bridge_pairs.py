@@ -55,6 +55,16 @@ class Ground:
     skipped: tuple[str, ...]
     """Ids of items that were left out because their image does not decode"""
 
+    @property
+    def origins(self) -> dict[str, int]:
+        """How many pairs have their target from the gallery, and from the deployed encoder."""
+        stored = int(self.stored.sum())
+        return {"gallery": stored, "encoder": len(self.stored) - stored}
+
+    def anchors(self, data: Dataset) -> int:
+        """How many pairs are no training items of the data."""
+        return sum(data.items[row].split != "train" for row in self.pairs)
+
     def recall(self, queries: Floats) -> float:
         """recall@1 on the deployed gallery of queries (Q, D), items themselves left out."""
         return float(retrieval(self.where, queries, self.gallery, (1,), map_k=1).recall[1])

@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compatctl.commands import training_record
+from compatctl.commands import rewriting, training_record
 from compatctl.commands.admission import Candidate
 from compatctl.commands.ann import Asked, health_of
-from compatctl.commands.backfill_trial import HeldOut
 from compatctl.commands.both import load_data
 from compatctl.commands.bridge_pairs import Ground, ground_of, pair_rows
 from compatctl.commands.context import now, open_store
@@ -21,12 +20,13 @@ from compatctl.commands.fitting import AUTO, Fitted, check_asked, fit
 from compatctl.commands.gallery import DeployedGallery, params_of
 from compatctl.commands.indexing import give_back_memory
 from compatctl.commands.lift_files import Owner, owners_of
-from compatctl.commands.lift_result import Lifted, LiftMap, Outcome
+from compatctl.commands.lift_result import Lifted, LiftMap
 from compatctl.commands.lift_trial import LiftTrial, held_out, try_lift
+from compatctl.commands.rewriting import HeldOut, Outcome
 from compatctl.commands.trial import Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
-from compatctl.errors import EvidenceError, UsageError
+from compatctl.errors import UsageError
 from compatctl.index import HnswIndex, mapped
 from compatctl.manifest import Manifest
 from compatctl.progress import Progress, silent
@@ -137,7 +137,7 @@ class _Work:
         trial, index_asked = self._measured(data, gallery, queries, fitted)
         new.rest()
         outcome: Outcome = trial.verdict.outcome if trial else "not measured"
-        go = outcome == "pass" or asked.forced_reason is not None
+        go = rewriting.goes_ahead(outcome, asked.forced_reason)
         found = replace(
             result,
             map=_told(data, ground, fitted),
@@ -163,12 +163,11 @@ class _Work:
         return try_lift(self.store, catalog, through, old=old, new=new, policy=self.policy)
 
     def _need(self, queries: int) -> None:
-        if not queries and self.asked.forced_reason is None:
-            raise EvidenceError(
-                "the data has no held-out query: what a lift gains cannot be measured",
-                tip="give items of the test split (role query), or --force --reason '...', which "
-                "is recorded",
-            )
+        rewriting.need_queries(
+            queries,
+            forced_reason=self.asked.forced_reason,
+            without="what a lift gains cannot be measured",
+        )
 
     def mapped(self, plan: _Plan, progress: Progress) -> HnswIndex:
         """The new index; all of the old one is read."""
@@ -236,8 +235,8 @@ def _told(data: Dataset, ground: Ground, fitted: Fitted) -> LiftMap:
         recall=fitted.best.recall,
         old_recall=ground.recall(ground.old_queries),
         validation_queries=len(ground.queries),
-        pairs={"gallery": int(ground.stored.sum()), "encoder": int((~ground.stored).sum())},
-        anchors=sum(data.items[row].split != "train" for row in ground.pairs),
+        pairs=ground.origins,
+        anchors=ground.anchors(data),
         trials=fitted.trials,
         left_out=fitted.left_out,
     )

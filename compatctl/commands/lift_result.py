@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from compatctl.commands import rewriting
 from compatctl.commands.fitting import MapTrial
 from compatctl.commands.lift_files import LiftedModel
 from compatctl.commands.lift_trial import LiftTrial
+from compatctl.commands.rewriting import Outcome
 from compatctl.report import AnnHealth
-
-Outcome = Literal["nothing to do", "not measured", "pass", "fail", "inconclusive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,28 +63,17 @@ class Lifted:
     @property
     def exit_code(self) -> int:
         """3 where the gate says no, 4 where it cannot tell, unless it was overruled; else 0."""
-        if self.forced_reason is not None:
-            return 0
-        return {"fail": 3, "inconclusive": 4}.get(self.outcome, 0)
+        return rewriting.exit_code(self)
 
     @property
     def summary(self) -> str:
         """What was found and what was done, for people."""
         if self.outcome == "nothing to do":
             return "nothing to do: the gallery is lifted to this model already"
-        forced = "" if self.forced_reason is None else ", forced"
-        done = f"generation {self.generation}" if self.written else "nothing was written"
-        return (
-            f"{self.outcome}{forced}: {done}; {self.rows} rows of {self.dim_before} numbers "
-            f"{'were' if self.written else 'would be'} mapped to {self.dim}{self._ann()}"
-        )
-
-    def _ann(self) -> str:
-        if self.ann is None:
-            return ""
-        return (
-            f"; ANN recall@{self.ann.k} of the new index {self.ann.recall_needed:.4f} at ef "
-            f"{self.ef_search}"
+        return rewriting.sentence(
+            self,
+            f"{self.rows} rows of {self.dim_before} numbers "
+            f"{'were' if self.written else 'would be'} mapped to {self.dim}",
         )
 
     @property

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.ann import Asked, sample
-from compatctl.commands.backfill_trial import HeldOut
+from compatctl.commands.ann import Asked
 from compatctl.commands.gallery import open_index
-from compatctl.commands.groups import groups_of
 from compatctl.commands.judging import sampling
-from compatctl.commands.options import VerifyOptions
+from compatctl.commands.rewriting import HeldOut, deciding
 from compatctl.commands.training_record import Seen
 from compatctl.commands.trial import Rows, depths, retrieval
 from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence, measure
@@ -48,24 +46,12 @@ class LiftTrial:
 
 
 def held_out(data: Dataset, seen: Seen | None, pairs: Rows, new: Path) -> Rows:
-    """The queries that decide, as in verify: of the test split, and of classes that neither the new
-    encoder (``seen``: its record) nor the map saw: those of the training items among the pairs."""
-    labels = {data.labels[row] for row in pairs if data.items[row].split == "train"}
-    none: frozenset[str] = frozenset()
-    known = seen or Seen(
-        ids=none,
-        digests=none,
-        anchor_ids=none,
-        anchor_digests=none,
-        classes=none,
-        parity=None,
-        registry_sha256=None,
-        memory_sha256=None,
-        path=new,
-        sha256="",
-    )
-    known = replace(known, classes=known.classes | labels)
-    return groups_of(data, known, VerifyOptions(allow_seen=True)).arenas[0].queries
+    """The queries that decide: of classes that neither the new encoder (``seen``: its record) nor
+    the map saw: those of the training items among the pairs."""
+    labels = frozenset(data.labels[row] for row in pairs if data.items[row].split == "train")
+    if seen is None:
+        return deciding(data, Seen(classes=labels, path=new, sha256=""))
+    return deciding(data, replace(seen, classes=seen.classes | labels))
 
 
 def try_lift(
@@ -105,4 +91,4 @@ def try_lift(
         fused_recall=retrieval(where, both, rows, (k,), map_k=1).recall[k],
         verdict=judge(policy, measure(policy, group, how.draw, how.replicates)),
     )
-    return found, Asked.of(new.features[sample(len(new.ids))], rows, catalog.keys)
+    return found, new.asked(rows, catalog)

@@ -19,15 +19,15 @@ MEMORY_FILE = "memory.npz"
 class Seen:
     """Ids and input digests of trained items and of gallery anchors, and the trained classes."""
 
-    ids: frozenset[str]
-    digests: frozenset[str]
-    anchor_ids: frozenset[str]
-    anchor_digests: frozenset[str]
-    classes: frozenset[str]
-    parity: float | None
+    ids: frozenset[str] = frozenset()
+    digests: frozenset[str] = frozenset()
+    anchor_ids: frozenset[str] = frozenset()
+    anchor_digests: frozenset[str] = frozenset()
+    classes: frozenset[str] = frozenset()
+    parity: float | None = None
     """Largest difference of any number between the ONNX file and what was trained."""
-    registry_sha256: str | None
-    memory_sha256: str | None
+    registry_sha256: str | None = None
+    memory_sha256: str | None = None
     """The rehearsal memory that finetune wrote beside the candidate; null: none."""
     path: Path
     sha256: str

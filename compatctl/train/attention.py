@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
     def finish(self) -> None:
         """Let go of what only training needs."""
-        self.features = self.features[:0]
+        self.features = self.features.new_zeros((0, self.features.shape[1]))
 
     def _keys(self, features: Tensor) -> Tensor:
         return functional.normalize(self.key(features))

@@ -136,7 +136,7 @@ def _loss(
     (rows, stored), (items, anchors) = frozen, inputs
     objective, n = run.setup.recipe.objective, len(items)
     with torch.autocast(run.setup.device.type, torch.bfloat16, enabled=run.setup.amp):
-        z = run.setup.network.learn(torch.cat([items, anchors]), *_attended(run, step))
+        z = _project(run, step, torch.cat([items, anchors]))
     z = z.float()
     old = None
     if run.setup.plan.old is not None:
@@ -159,13 +159,22 @@ def _loss(
     return loss + objective.anchors.weight * term
 
 
-def _attended(run: Run, step: Step) -> tuple[Tensor, Tensor]:
+def _project(run: Run, step: Step, features: Tensor) -> Tensor:
+    """(N, D) raw outputs for the step's backbone features (N, F), as they are trained."""
+    network, anchors = run.setup.network, run.setup.recipe.objective.anchors
+    if network.attention is None or anchors is None:
+        return network.project(features)
+    z: Tensor = network.junction(features)
+    return network.attention.learn(z, features, *_attended(run, step, anchors.slots))
+
+
+def _attended(run: Run, step: Step, slots: int) -> tuple[Tensor, Tensor]:
     """The anchors that the step attends to, and which of them each row of it is (-1: none).
 
     A changed anchor is another image than the one that the gallery holds.
     """
-    anchors, device = run.setup.recipe.objective.anchors, run.setup.device
-    held = step.table[step.table < anchors.slots] if anchors is not None else step.table
+    device = run.setup.device
+    held = step.table[step.table < slots]
     place = np.full(len(run.setup.plan.anchors) + 1, -1, np.int64)
     place[held] = np.arange(len(held))
     drawn = step.anchors.copy()

@@ -52,13 +52,6 @@ class Network(nn.Module):
         out: Tensor = self.junction(features)
         return out if self.attention is None else self.attention(out, features)
 
-    def learn(self, features: Tensor, slots: Tensor, own: Tensor) -> Tensor:
-        """``project`` while it is trained; see ``Attention.learn`` for ``slots`` and ``own``."""
-        out: Tensor = self.junction(features)
-        if self.attention is None:
-            return out
-        return self.attention.learn(out, features, slots, own)
-
     def forward(self, images: Tensor) -> Tensor:
         """(N, D) unit rows for uint8 (N, H, W, 3) images."""
         return unit(self.project(self.features(images)))

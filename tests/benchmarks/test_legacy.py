@@ -184,11 +184,18 @@ def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(ground: Gro
     assert np.array_equal(later.queries, tuned.queries)
 
 
-def test_an_ablation_compares_each_setting_with_the_shipped_recipe(ground: Ground) -> None:
-    """The shipped recipe gains nothing over itself, another one what a loop counts, on the page."""
+def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
+    shop: cases.Workshop, ground: Ground
+) -> None:
+    """The shipped recipe gains nothing over itself, another one what a loop counts, on the page;
+    what a recipe found is kept."""
     names = (ablation.DEFAULT, "no anchors", "the backbone trains too, 5 epochs")
     settings = {one: {**ablation.SETTINGS, **ablation.SLOW}[one] for one in names}
-    rows = ablation.ablate("emoji", [ground], settings, [0])
+    rows = ablation.ablate("emoji", [ground], settings, [0], shop)
+    kept = {path: path.stat().st_mtime_ns for path in shop.work.glob("hits-*.npy")}
+    assert len(kept) == len(settings)
+    assert ablation.ablate("emoji", [ground], settings, [0], shop) == rows
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
     asked = [i for i, row in enumerate(ground.asked) if ground.data.items[row].split == "validation"
              and ground.counted()[i]]  # fmt: skip
     assert [one.gain for one in rows[:1]] == [0.0]
