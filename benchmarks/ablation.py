@@ -23,7 +23,7 @@ from _cases import CASES, CNNS, KANJI, WIDE, Case, Workshop
 
 from compatctl.commands.routes import Ground, fit, fused
 from compatctl.commands.trial import Bools, Floats, Rows, retrieval
-from compatctl.core.resampling import Ratio, estimate_ratios
+from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.data import prepare
 from compatctl.files import write_atomic
 from compatctl.recipe import Anchors, Augmentation, Junction, Recipe
@@ -239,16 +239,9 @@ def _row(
 
 def _gain(classes: Rows, mine: Bools, other: Bools) -> tuple[float, float, float]:
     """The mean difference and its 95% interval, classes resampled."""
-    _, at = np.unique(classes, return_inverse=True)
-    change = mine.astype(np.float64) - other
-    ratio = Ratio(
-        totals=np.bincount(at, change).astype(np.float64),
-        counts=np.bincount(at).astype(np.float64),
-        bounds=(-1.0, 1.0),
-        harm=-1,
-    )
-    estimate = estimate_ratios([ratio], REPLICATES, np.random.default_rng(0))[0]
-    return (float(change.mean()), *estimate.interval(0.95))
+    gain = hit_change(classes, other, mine)
+    estimate = estimate_ratios([gain], REPLICATES, np.random.default_rng(0))[0]
+    return (estimate.value, *estimate.interval(0.95))
 
 
 def page(rows: Sequence[Row]) -> str:
