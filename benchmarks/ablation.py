@@ -15,11 +15,13 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from _cases import CASES, CNNS, KANJI, WIDE, Case, Workshop
+from _cases import CASES, CNNS, KANJI, WIDE, Case, Workshop, chosen
+from _pages import row
 
 from compatctl.commands.routes import Ground, fit, fused
 from compatctl.commands.trial import Bools, Floats, Rows, retrieval
@@ -134,7 +136,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         shop = Workshop(work=given.work or Path(temporary), kanji=given.kanji)
-        for case in (one for one in (*CASES, WIDE) if one.name in given.cases):
+        for case in given.cases:
             grounds = [shop.ground(replace(case, seed=seed)) for seed in given.seeds]
             rows += ablate(case.name, grounds, _settings(case), given.seeds)
             if given.json:
@@ -270,7 +272,7 @@ def page(rows: Sequence[Row]) -> str:
             f"{mine[0].queries} queries of {len(mine[0].seeds)} seeds; old queries: "
             f"{mine[0].old:.3f}.",
             "",
-            "| setting | recall@1 | gain | 95% interval | fused | gain |",
+            row("setting", "recall@1", "gain", "95% interval", "fused", "gain"),
             "|---|---|---|---|---|---|",
         ]
         for one in mine:
@@ -278,20 +280,17 @@ def page(rows: Sequence[Row]) -> str:
             gain = "" if same else f"{one.gain:+.3f}"
             between = "" if same else f"{one.low:+.3f} to {one.high:+.3f}"
             fused_gain = "" if same else f"{one.fused_gain:+.3f}"
-            lines.append(
-                f"| {one.setting} | {one.recall:.3f} | {gain} | {between} "
-                f"| {one.fused:.3f} | {fused_gain} |"
-            )
+            numbers = f"{one.recall:.3f}", gain, between, f"{one.fused:.3f}", fused_gain
+            lines.append(row(one.setting, *numbers))
     return "\n".join(lines) + "\n"
 
 
 def _arguments() -> argparse.Namespace:
-    names = [one.name for one in (*CASES, WIDE)]
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument(
         "--cases",
-        type=lambda text: text.split(","),
-        default=["emoji-lite0-lite2", "emoji-cnn-larger", "kanji-cnn-larger", WIDE.name],
+        type=partial(chosen, among=(*CASES, WIDE)),
+        default=f"emoji-lite0-lite2,emoji-cnn-larger,kanji-cnn-larger,{WIDE.name}",
     )
     parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
     parser.add_argument("--work", type=Path, help="what is made stays here; else it is temporary")
@@ -299,10 +298,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--docs", type=Path)
-    given = parser.parse_args()
-    if unknown := sorted(set(given.cases) - set(names)):
-        parser.error(f"no case {unknown[0]}; there are {', '.join(names)}")
-    return given
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
