@@ -5,7 +5,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test torture lint types bench wheel-test clean
+COMPARED   := encoder_throughput exact_search index_memory inequalities large_features large_store step_time
+STUDIED    := $(filter-out $(COMPARED),$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
+CHARACTERS := examples/kanji/data/kanji.npz
+
+.PHONY: demo test torture lint types bench studies wheel-test clean
 
 demo: $(READY)                 ## the whole story on real images, in a temporary folder
 	$(BIN)/compatctl demo
@@ -23,8 +27,11 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY)                ## every benchmark: both sides in one run, the ratio printed
-	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+bench: $(READY)                ## comparisons, minutes each: both sides in one run, the ratio printed
+	for name in $(COMPARED); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+studies: $(READY) $(CHARACTERS) ## every other benchmark: long training runs and simulations; writes no page
+	for name in $(STUDIED); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 wheel-test: $(READY)           ## build the wheel, install it alone, run the gate's commands from it
 	$(BIN)/python tests/wheel/run.py
@@ -34,6 +41,9 @@ $(READY): pyproject.toml .ci/constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+$(CHARACTERS): | $(READY)      # Debian's font packages, by apt-get
+	$(BIN)/python examples/kanji/build.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

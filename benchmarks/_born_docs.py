@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from _pages import head, row, shares
+
 K = 768
 """Vertices: LOCAL + NEW + ELSEWHERE of them are given out."""
 LOCAL, NEW, ELSEWHERE, UNSEEN = 200, 100, 400, 400
@@ -41,12 +43,9 @@ class Line:
 
 def table(lines: Sequence[Line]) -> list[str]:
     """Means over the seeds; in brackets how many seeds' intervals lie above and below 0."""
-    rows = [
-        _row("classes", "model that asks", "recall@1, deployed gallery", "gain over old on old",
-             "shown to gain, to lose", 'over "deployed"', "shown to gain, to lose",
-             "on a gallery of its own"),
-        _row(*["---"] * 8),
-    ]  # fmt: skip
+    rows = [*head("classes", "model that asks", "recall@1, deployed gallery",
+                  "gain over old on old", "shown to gain, to lose", 'over "deployed"',
+                  "shown to gain, to lose", "on a gallery of its own")]  # fmt: skip
     seeds = len({one.seed for one in lines})
     for group in GROUPS:
         for model in (*FIRST, *ARMS):
@@ -61,15 +60,15 @@ def table(lines: Sequence[Line]) -> list[str]:
                 )
             ]
             rows.append(
-                _row(
+                row(
                     group,
                     model,
-                    _figure([one.recall for one in mine]),
+                    shares([one.recall for one in mine]),
                     "" if model == FIRST[0] else f"{mean(one.gain for one in mine):+.3f}",
                     "" if model == FIRST[0] else shown[0],
                     "" if model == "deployed" else f"{mean(x.over_deployed for x in mine):+.3f}",
                     "" if model == "deployed" else shown[1],
-                    _figure([one.own for one in mine]),
+                    shares([one.own for one in mine]),
                 )
             )
     return rows
@@ -81,28 +80,16 @@ def page(lines: Sequence[Line]) -> str:
 
 
 def _each(lines: Sequence[Line]) -> Iterable[str]:
-    yield _row("classes", "seed", "model that asks", "queries", "recall@1", "gain, 95%",
-               'over "deployed", 95%')  # fmt: skip
-    yield _row(*["---"] * 7)
+    yield from head("classes", "seed", "model that asks", "queries", "recall@1", "gain, 95%",
+                    'over "deployed", 95%')  # fmt: skip
     for one in lines:
         if one.model in ARMS:
-            yield _row(
+            yield row(
                 one.group, str(one.seed), one.model, str(one.queries), f"{one.recall:.3f}",
                 f"{one.gain:+.3f} [{one.low:+.3f}, {one.high:+.3f}]",
                 "" if one.model == "deployed" else
                 f"{one.over_deployed:+.3f} [{one.over_low:+.3f}, {one.over_high:+.3f}]",
             )  # fmt: skip
-
-
-def _figure(values: Sequence[float]) -> str:
-    each = ", ".join(f"{one:.3f}".removeprefix("0") for one in values)
-    if len(values) == 1:
-        return each
-    return f"{mean(values):.3f}".removeprefix("0") + f" ({each})"
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 INTRO = f"""\

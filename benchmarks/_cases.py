@@ -8,9 +8,10 @@ What is made is kept under ``work`` by the digest of all that decides it.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -82,6 +83,18 @@ CASES = tuple(
 )
 WIDE = Case(data="emoji", old="lite0", new="lite2", share=0.494, dim=640)
 """A gallery with room for a simplex: 607 classes and up to 641 vertices"""
+
+
+def chosen(names: str, among: Sequence[Case]) -> list[Case]:
+    """What ``--cases`` names, a comma between two, in the order of ``among``.
+
+    Raises:
+        argparse.ArgumentTypeError: no case has such a name.
+    """
+    asked, there = set(names.split(",")), [one.name for one in among]
+    if unknown := sorted(asked.difference(there)):
+        raise argparse.ArgumentTypeError(f"no case {unknown[0]}; there are {', '.join(there)}")
+    return [one for one in among if one.name in asked]
 
 
 def known(labels: Iterable[str], share: float, seed: int) -> frozenset[str]:

@@ -8,6 +8,7 @@ from math import ceil, floor
 from statistics import mean, median
 
 from _judge import ROUTES, SINGLE, WORTH, Line, Result
+from _pages import drawing, head, row, share, text
 
 WORDS = {"cnn": "small CNN", "larger": "larger CNN", "lite0": "lite0", "lite2": "lite2"}
 COLUMNS = (
@@ -120,27 +121,25 @@ def page(results: Sequence[Result], partial: Sequence[Result], picture: str) -> 
 
 
 def _cases(results: Sequence[Result]) -> Iterable[str]:
-    yield _row("case", "old on old", "re-embedded", *COLUMNS)
-    yield _row(*["---"] * (3 + len(COLUMNS)))
+    yield from head("case", "old on old", "re-embedded", *COLUMNS)
     for case in _names(results):
         mine = [one for one in results if one.case == case]
         cells = []
         for route in COLUMNS:
             lines = [one.line(route) for one in mine]
-            cells.append(f"{_figure(mean(one.recall for one in lines))} ({_passed(lines)})")
-        old, free = (_figure(mean(found)) for found in zip(*((r.old, r.free) for r in mine),
+            cells.append(f"{share(mean(one.recall for one in lines))} ({_passed(lines)})")
+        old, free = (share(mean(found)) for found in zip(*((r.old, r.free) for r in mine),
                                                            strict=True))  # fmt: skip
-        yield _row(f"{_title(case)}, seeds: {len(mine)}", old, free, *cells)
+        yield row(f"{_title(case)}, seeds: {len(mine)}", old, free, *cells)
 
 
 def _routes(results: Sequence[Result]) -> Iterable[str]:
-    yield _row("route", "median gain", "least, most", "median share kept", "median flips",
-               "passes", "encoders a query", "gallery rewritten")  # fmt: skip
-    yield _row(*["---"] * 8)
+    yield from head("route", "median gain", "least, most", "median share kept", "median flips",
+                    "passes", "encoders a query", "gallery rewritten")  # fmt: skip
     for route in [one.route for one in results[0].lines] if results else []:
         lines = [one.line(route) for one in results]
         gains = sorted(one.gain for one in lines)
-        yield _row(
+        yield row(
             route,
             f"{median(gains):+.3f}",
             f"{gains[0]:+.3f}, {gains[-1]:+.3f}",
@@ -153,12 +152,11 @@ def _routes(results: Sequence[Result]) -> Iterable[str]:
 
 
 def _chosen(results: Sequence[Result]) -> Iterable[str]:
-    yield _row("case", "seed", "old on old", "re-embedded", "one encoder", "gain, 95%", "gate",
-               "any route", "gain, 95%", "gate")  # fmt: skip
-    yield _row(*["---"] * 10)
+    yield from head("case", "seed", "old on old", "re-embedded", "one encoder", "gain, 95%",
+                    "gate", "any route", "gain, 95%", "gate")  # fmt: skip
     for one in sorted(results, key=lambda one: (_names(results).index(one.case), one.seed)):
         cells = [cell for routes in (SINGLE, ROUTES) for cell in _line(one.best(routes))]
-        yield _row(_title(one.case), str(one.seed), _figure(one.old), _figure(one.free), *cells)
+        yield row(_title(one.case), str(one.seed), share(one.old), share(one.free), *cells)
 
 
 def _anchored(results: Sequence[Result]) -> Iterable[str]:
@@ -166,27 +164,18 @@ def _anchored(results: Sequence[Result]) -> Iterable[str]:
     if not results:
         return
     yield PARTIAL
-    yield _row("case", "seed", "anchors", "route", *(f"{part}: {which}"
-               for part in results[0].lines[0].parts for which in ("old", "new")))  # fmt: skip
-    yield _row(*["---"] * 8)
+    yield from head("case", "seed", "anchors", "route", *(f"{part}: {which}"
+                    for part in results[0].lines[0].parts for which in ("old", "new")))  # fmt: skip
     for one in results:
         for line in (one.line(route) for route in ("finetune", "others added later", "fuse")):
-            cells = [_figure(part[key]) for part in line.parts.values() for key in ("old", "new")]
-            yield _row(_title(one.case), str(one.seed), f"{one.anchors:.0%}", line.route, *cells)
+            cells = [share(part[key]) for part in line.parts.values() for key in ("old", "new")]
+            yield row(_title(one.case), str(one.seed), f"{one.anchors:.0%}", line.route, *cells)
     yield ""
 
 
 def _line(one: Line) -> tuple[str, str, str]:
     gain = f"{one.gain:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
     return one.route, gain, one.outcome
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0")
 
 
 def _passed(lines: Iterable[Line]) -> int:
@@ -233,20 +222,16 @@ def figure(results: Sequence[Result]) -> str:
     band = BAND + STEP * len(DRAWN)
     height = TOP + band * len(names) + 24
     axis = _axis(results)
-    drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
-        "<title>recall@1 on unseen classes, by case and route</title>",
-        f"<style>{STYLE}</style>",
-        *_legend(),
-    ]
+    drawn = [*_legend()]
     for tick in range(axis.first, axis.last + 1):
         x = axis.at(tick / 10)
         drawn.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{height - 20}"/>')
-        drawn.append(_text(x, height - 6, f"{tick / 10:.1f}", anchor="middle"))
+        drawn.append(text(x, height - 6, f"{tick / 10:.1f}", anchor="middle"))
     for at, case in enumerate(names):
         mine = [one for one in results if one.case == case]
         drawn += _band(mine, axis, TOP + at * band)
-    return "\n".join([*drawn, "</svg>", ""])
+    title = "recall@1 on unseen classes, by case and route"
+    return drawing(WIDTH, height, title, STYLE, drawn)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,8 +243,8 @@ class Axis:
 
     def at(self, recall: float) -> float:
         """Pixels from the left."""
-        share = (10 * recall - self.first) / (self.last - self.first)
-        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+        part = (10 * recall - self.first) / (self.last - self.first)
+        return round(LEFT + part * (WIDTH - LEFT - RIGHT), 1)
 
 
 def _axis(results: Sequence[Result]) -> Axis:
@@ -270,14 +255,14 @@ def _axis(results: Sequence[Result]) -> Axis:
 
 
 def _band(mine: Sequence[Result], axis: Axis, top: int) -> Iterable[str]:
-    yield _text(8, top + 18, _title(mine[0].case), kind="title")
+    yield text(8, top + 18, _title(mine[0].case), kind="title")
     bottom = top + BAND + STEP * len(DRAWN) - 6
     for kind, value in (("old", mean(r.old for r in mine)), ("free", mean(r.free for r in mine))):
         x = axis.at(value)
         yield f'<line class="{kind}" x1="{x}" y1="{top + 22}" x2="{x}" y2="{bottom}"/>'
     for at, route in enumerate(DRAWN):
         y = top + BAND + STEP * at + 2
-        yield _text(LEFT - 10, y + 4, route, anchor="end")
+        yield text(LEFT - 10, y + 4, route, anchor="end")
         for one in mine:
             x = axis.at(one.line(route).recall)
             kind = "other" if route not in ROUTES else "one" if route in SINGLE else "two"
@@ -289,14 +274,9 @@ def _legend() -> Iterable[str]:
     for kind, words in (("other", "baseline"), ("one", "one encoder a query"),
                         ("two", "two encoders a query")):  # fmt: skip
         yield f'<circle class="{kind}" cx="{x}" cy="14" r="4"/>'
-        yield _text(x + 9, 18, words)
+        yield text(x + 9, 18, words)
         x += 34 + 6 * len(words)
     for kind, words in (("old", "old on old"), ("free", "re-embedded")):
         yield f'<line class="{kind}" x1="{x}" y1="7" x2="{x}" y2="21"/>'
-        yield _text(x + 8, 18, words)
+        yield text(x + 8, 18, words)
         x += 34 + 6 * len(words)
-
-
-def _text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
-    named = f' class="{kind}"' if kind else ""
-    return f'<text{named} x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'

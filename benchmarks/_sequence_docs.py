@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 import numpy as np
+from _pages import drawing, head, row, share, shares, text
 from _sequence import replacements
 from numpy.typing import NDArray
 
@@ -67,26 +68,23 @@ def crossed(values: NDArray[np.float64]) -> tuple[float, float]:
 
 def table(results: Sequence[Result]) -> list[str]:
     """A row for each method, sequence and test; means over the seeds, in brackets each seed's."""
-    rows = [
-        _row("tasks", "searched", "method", "AC", "AA", "ACA", "AC, no replacement between",
-             "AC, one or two between", "last self-test", "seeds"),
-        _row(*["---"] * 10),
-    ]  # fmt: skip
+    rows = [*head("tasks", "searched", "method", "AC", "AA", "ACA", "AC, no replacement between",
+                  "AC, one or two between", "last self-test", "seeds")]  # fmt: skip
     for mine in _alike(results):
         for test in mine[0].matrices:
             found = [one.summary(test) for one in mine]
             apart = [crossed(one.matrix(test)) for one in mine]
             rows.append(
-                _row(
+                row(
                     str(mine[0].tasks),
                     TESTS[mine[0].data][test],
                     mine[0].method,
-                    _figures([one.ac or 0.0 for one in found], 2),
-                    _figures([one.aa for one in found], 3),
-                    _figures([one.aca or 0.0 for one in found], 3),
-                    _figures([one[0] for one in apart], 2),
-                    _figures([one[1] for one in apart], 2),
-                    _figures([float(one.matrix(test)[-1, -1]) for one in mine], 3),
+                    shares([one.ac or 0.0 for one in found], 2),
+                    shares([one.aa for one in found], 3),
+                    shares([one.aca or 0.0 for one in found], 3),
+                    shares([one[0] for one in apart], 2),
+                    shares([one[1] for one in apart], 2),
+                    shares([float(one.matrix(test)[-1, -1]) for one in mine], 3),
                     str(len(mine)),
                 )
             )
@@ -135,14 +133,13 @@ def _matrix(one: Result) -> Iterable[str]:
     names = [f"{i + 1}{'*' if i in starred else ''}" for i in range(one.tasks)]
     yield f"{one.method}, seed {one.seed}, ten classes at a time: query version by gallery version"
     yield ""
-    yield _row("", *names)
-    yield _row(*["---"] * (one.tasks + 1))
+    yield from head("", *names)
     values = one.matrix("ten")
     for i, name in enumerate(names):
-        cells = [f"{values[i, j]:.3f}".removeprefix("0") for j in range(i + 1)]
+        cells = [share(values[i, j]) for j in range(i + 1)]
         bold = [f"**{cell}**" if j < i and values[i, j] > values[j, j] else cell
                 for j, cell in enumerate(cells)]  # fmt: skip
-        yield _row(name, *bold, *[""] * (one.tasks - i - 1))
+        yield row(name, *bold, *[""] * (one.tasks - i - 1))
 
 
 def _settings(results: Sequence[Result]) -> Iterable[str]:
@@ -159,17 +156,6 @@ def _alike(results: Sequence[Result]) -> list[list[Result]]:
     """Results by sequence and method, the seeds together."""
     keys = list(dict.fromkeys((one.tasks, one.method) for one in results))
     return [[one for one in results if (one.tasks, one.method) == key] for key in keys]
-
-
-def _figures(values: Sequence[float], digits: int) -> str:
-    each = [f"{one:.{digits}f}".removeprefix("0") for one in values]
-    if len(values) == 1:
-        return each[0]
-    return f"{mean(values):.{digits}f}".removeprefix("0") + f" ({', '.join(each)})"
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 INTRO = """\
@@ -295,33 +281,30 @@ def figure(results: Sequence[Result]) -> str:
     band = BAND + STEP * len(methods)
     height = TOP + band * len(lengths) + 24
     words = TESTS[results[0].data] if results else {}
-    drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
-        "<title>AC and AA by method and length of the sequence</title>",
-        f"<style>{STYLE}</style>",
-    ]
+    drawn: list[str] = []
     for at, (test, said) in enumerate(words.items()):
         x = LEFT + 180 * at
         drawn.append(f'<circle class="{test}" cx="{x}" cy="14" r="4"/>')
-        drawn.append(_text(x + 9, 18, said))
+        drawn.append(text(x + 9, 18, said))
     for tick in range(0, 11, 2):
         for panel in range(2):
             x = _at(panel, tick / 10)
             drawn.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{height - 20}"/>')
-            drawn.append(_text(x, height - 6, f"{tick / 10:.1f}", anchor="middle"))
+            drawn.append(text(x, height - 6, f"{tick / 10:.1f}", anchor="middle"))
     for at, tasks in enumerate(lengths):
         mine = [one for one in results if one.tasks == tasks]
         drawn += _band(mine, methods, TOP + at * band)
-    return "\n".join([*drawn, "</svg>", ""])
+    title = "AC and AA by method and length of the sequence"
+    return drawing(WIDTH, height, title, STYLE, drawn)
 
 
 def _band(mine: Sequence[Result], methods: Sequence[str], top: int) -> Iterable[str]:
-    yield _text(8, top + 16, f"{mine[0].tasks} tasks", kind="title")
-    yield _text(_at(0, 0.5), top + 16, "AC", anchor="middle", kind="title")
-    yield _text(_at(1, 0.5), top + 16, "AA", anchor="middle", kind="title")
-    for row, method in enumerate(methods):
-        y = top + BAND + STEP * row + 2
-        yield _text(LEFT - 10, y + 4, method, anchor="end")
+    yield text(8, top + 16, f"{mine[0].tasks} tasks", kind="title")
+    yield text(_at(0, 0.5), top + 16, "AC", anchor="middle", kind="title")
+    yield text(_at(1, 0.5), top + 16, "AA", anchor="middle", kind="title")
+    for at, method in enumerate(methods):
+        y = top + BAND + STEP * at + 2
+        yield text(LEFT - 10, y + 4, method, anchor="end")
         for one in (one for one in mine if one.method == method):
             for test in one.matrices:
                 found = one.summary(test)
@@ -332,8 +315,3 @@ def _band(mine: Sequence[Result], methods: Sequence[str], top: int) -> Iterable[
 def _at(panel: int, value: float) -> float:
     """Pixels from the left of a share."""
     return round(LEFT + panel * (PANEL + GAP) + value * PANEL, 1)
-
-
-def _text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
-    named = f' class="{kind}"' if kind else ""
-    return f'<text{named} x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'

@@ -16,15 +16,17 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from _cases import CASES, CNNS, KANJI, WIDE, Case, Workshop
+from _cases import CASES, CNNS, KANJI, WIDE, Case, Workshop, chosen
+from _pages import row
 
 from compatctl.commands.routes import Ground, fit, fused
 from compatctl.commands.trial import Bools, Floats, Rows, retrieval
-from compatctl.core.resampling import Ratio, estimate_ratios
+from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.data import prepare
 from compatctl.files import write_atomic
 from compatctl.recipe import Anchors, Augmentation, Junction, Recipe
@@ -137,7 +139,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         shop = Workshop(work=given.work or Path(temporary), kanji=given.kanji)
-        for case in (one for one in (*CASES, WIDE) if one.name in given.cases):
+        for case in given.cases:
             grounds = [shop.ground(replace(case, seed=seed)) for seed in given.seeds]
             rows += ablate(case.name, grounds, _settings(case), given.seeds, shop)
             if given.json:
@@ -271,16 +273,9 @@ def _row(
 
 def _gain(classes: Rows, mine: Bools, other: Bools) -> tuple[float, float, float]:
     """The mean difference and its 95% interval, classes resampled."""
-    _, at = np.unique(classes, return_inverse=True)
-    change = mine.astype(np.float64) - other
-    ratio = Ratio(
-        totals=np.bincount(at, change).astype(np.float64),
-        counts=np.bincount(at).astype(np.float64),
-        bounds=(-1.0, 1.0),
-        harm=-1,
-    )
-    estimate = estimate_ratios([ratio], REPLICATES, np.random.default_rng(0))[0]
-    return (float(change.mean()), *estimate.interval(0.95))
+    gain = hit_change(classes, other, mine)
+    estimate = estimate_ratios([gain], REPLICATES, np.random.default_rng(0))[0]
+    return (estimate.value, *estimate.interval(0.95))
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -309,7 +304,7 @@ def page(rows: Sequence[Row]) -> str:
             f"{mine[0].queries} queries of {len(mine[0].seeds)} seeds; old queries: "
             f"{mine[0].old:.3f}.",
             "",
-            "| setting | recall@1 | gain | 95% interval | fused | gain |",
+            row("setting", "recall@1", "gain", "95% interval", "fused", "gain"),
             "|---|---|---|---|---|---|",
         ]
         for one in mine:
@@ -317,20 +312,17 @@ def page(rows: Sequence[Row]) -> str:
             gain = "" if same else f"{one.gain:+.3f}"
             between = "" if same else f"{one.low:+.3f} to {one.high:+.3f}"
             fused_gain = "" if same else f"{one.fused_gain:+.3f}"
-            lines.append(
-                f"| {one.setting} | {one.recall:.3f} | {gain} | {between} "
-                f"| {one.fused:.3f} | {fused_gain} |"
-            )
+            numbers = f"{one.recall:.3f}", gain, between, f"{one.fused:.3f}", fused_gain
+            lines.append(row(one.setting, *numbers))
     return "\n".join(lines) + "\n"
 
 
 def _arguments() -> argparse.Namespace:
-    names = [one.name for one in (*CASES, WIDE)]
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument(
         "--cases",
-        type=lambda text: text.split(","),
-        default=["emoji-lite0-lite2", "emoji-cnn-larger", "kanji-cnn-larger", WIDE.name],
+        type=partial(chosen, among=(*CASES, WIDE)),
+        default=f"emoji-lite0-lite2,emoji-cnn-larger,kanji-cnn-larger,{WIDE.name}",
     )
     parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
     parser.add_argument("--work", type=Path, help="what is made stays here; else it is temporary")
@@ -338,10 +330,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--docs", type=Path)
-    given = parser.parse_args()
-    if unknown := sorted(set(given.cases) - set(names)):
-        parser.error(f"no case {unknown[0]}; there are {', '.join(names)}")
-    return given
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

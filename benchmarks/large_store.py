@@ -67,6 +67,7 @@ def make(folder: Path, rows: int, dim: int, added: int) -> None:
 
     from compatctl.commands.admission import Candidate
     from compatctl.commands.beginning import begin, first_catalog
+    from compatctl.commands.rehearsal import Papers
     from compatctl.index import HnswIndex, HnswParams
 
     folder.mkdir()
@@ -86,6 +87,7 @@ def make(folder: Path, rows: int, dim: int, added: int) -> None:
     begin(
         folder / "store",
         model=model,
+        papers=Papers(registry=None, memory=None),
         index=index.save,
         params=params,
         catalog=first_catalog(ids, labels, index.keys(), model.encoder.sha256),

@@ -19,11 +19,12 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from _cases import CASES, KANJI, Case, Workshop
+from _cases import CASES, KANJI, Case, Workshop, chosen
 from _judge import ROUTES, SINGLE, Line, Result, judge, later
 from _legacy_docs import figure, page, summary
 
@@ -36,12 +37,12 @@ def main() -> None:
     """Measure, show, write."""
     given = _arguments()
     torch.set_num_threads(given.threads)
-    results, chosen = _read(given.json) if given.json else [], _cases(given)
+    results, asked = _read(given.json) if given.json else [], _cases(given)
     with tempfile.TemporaryDirectory() as temporary:
         shop = Workshop(
             work=given.work or Path(temporary), anchors=given.anchors, kanji=given.kanji
         )
-        for case in (replace(one, seed=seed) for seed in given.seeds for one in chosen):
+        for case in (replace(one, seed=seed) for seed in given.seeds for one in asked):
             key = (case.name, case.seed, case.share, given.anchors)
             if key in {(one.case, one.seed, one.share, one.anchors) for one in results}:
                 continue
@@ -64,9 +65,9 @@ def main() -> None:
         write_atomic(given.docs.with_suffix(".svg"), figure(alike).encode())
 
 
-def _cases(given: argparse.Namespace) -> list[Case]:
+def _cases(given: argparse.Namespace) -> Sequence[Case]:
     """Those that were asked for and whose images are there."""
-    asked = [one for one in CASES if one.name in given.cases]
+    asked: Sequence[Case] = given.cases
     if given.kanji.exists() or all(one.data != "kanji" for one in asked):
         return asked
     print(
@@ -140,9 +141,8 @@ def _ordered(results: Iterable[Result]) -> list[Result]:
 
 
 def _arguments() -> argparse.Namespace:
-    names = [one.name for one in CASES]
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--cases", type=lambda text: text.split(","), default=names)
+    parser.add_argument("--cases", type=partial(chosen, among=CASES), default=CASES)
     parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
     parser.add_argument("--work", type=Path, help="what is made stays here; else it is temporary")
     parser.add_argument("--kanji", type=Path, default=KANJI)
@@ -150,10 +150,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--docs", type=Path)
-    given = parser.parse_args()
-    if unknown := sorted(set(given.cases) - set(names)):
-        parser.error(f"no case {unknown[0]}; there are {', '.join(names)}")
-    return given
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

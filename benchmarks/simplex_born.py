@@ -51,7 +51,7 @@ from _cases import KANJI, known
 from numpy.typing import NDArray
 
 from compatctl.core.nearest import search
-from compatctl.core.resampling import Ratio, estimate_ratios
+from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, evaluate
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, Item, load
@@ -219,14 +219,7 @@ def judged(ground: Ground, group: str, features: dict[str, NDArray[np.float32]])
 
 def _interval(classes: NDArray[np.int64], old: Retrieval, new: Retrieval) -> tuple[float, float]:
     """Of the gain in recall@1 from one to the other, 95%, over classes."""
-    _, at = np.unique(classes, return_inverse=True)
-    change = (new.hit1.astype(np.float64) - old.hit1) * old.counted
-    gain = Ratio(
-        totals=np.bincount(at, change).astype(np.float64),
-        counts=np.bincount(at, old.counted).astype(np.float64),
-        bounds=(-1.0, 1.0),
-        harm=-1,
-    )
+    gain = hit_change(classes, old.hit1, new.hit1, old.counted)
     return estimate_ratios([gain], REPLICATES, np.random.default_rng(0))[0].interval(0.95)
 
 

@@ -26,7 +26,7 @@ from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import space_of
+from compatctl.store import spaces
 
 REPLICATES = 2000
 LEVEL = 0.95
@@ -198,8 +198,8 @@ def matrix(
     chosen = list(models)
     if not chosen:
         store = open_store(project)
-        space = space_of(store, store.manifest)
-        there = (one for one in store.history() if space_of(store, one) == space)
+        found = spaces(store)
+        there = (at for at, space in zip(store.history(), found, strict=True) if space == found[-1])
         order = dict.fromkeys(one.query_model for one in there)
         chosen = [store.path_of("models", sha256) for sha256 in order]
     return compatibility_matrix(

@@ -25,7 +25,7 @@ from compatctl.commands.routes import Ground
 from compatctl.commands.trial import Sides, Trial, depths, retrieval, run
 from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence
 from compatctl.core.policy import Policy
-from compatctl.core.resampling import Ratio, estimate_ratios
+from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
 from compatctl.data import unit_hash
 from compatctl.errors import InputError
@@ -242,13 +242,6 @@ def _interval(
     ground: Ground, old: Retrieval, new: Retrieval, policy: Policy, how: Sampling
 ) -> tuple[float, float]:
     """Of the gain in recall@1, at the policy's level."""
-    _, at = np.unique(ground.where.classes, return_inverse=True)
-    change = (new.hit1.astype(np.float64) - old.hit1) * old.counted
-    gain = Ratio(
-        totals=np.bincount(at, change).astype(np.float64),
-        counts=np.bincount(at, old.counted).astype(np.float64),
-        bounds=(-1.0, 1.0),
-        harm=-1,
-    )
+    gain = hit_change(ground.where.classes, old.hit1, new.hit1, old.counted)
     estimate = estimate_ratios([gain], how.replicates, how.draw())[0]
     return estimate.interval(1 - policy.alpha)

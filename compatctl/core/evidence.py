@@ -18,9 +18,12 @@ from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import (
     Ratio,
+    class_totals,
     estimate_diff,
     estimate_ratios,
     estimate_same,
+    hit_change,
+    query_ratio,
 )
 from compatctl.core.retrieval import Flips, Retrieval, flips
 from compatctl.core.thresholds import Accepts
@@ -185,13 +188,13 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
         found[name, ""] = (_gain(group.classes, old, new, at), n, sentence)
     change = np.nan_to_num(new.average_precision - old.average_precision)
     found["map_gain", ""] = (
-        _ratio(group.classes, change, old.counted, (-1.0, 1.0), -1),
+        query_ratio(group.classes, change, old.counted, (-1.0, 1.0), -1),
         n,
         _two(f"mAP@{old.map_k} {group.where}", new.map_at_k, old.map_at_k),
     )
     lost = (old.hit1 & ~new.hit1).astype(np.float64)
     found["negative_flips", ""] = (
-        _ratio(group.classes, lost, old.counted, (0.0, 1.0), 1),
+        query_ratio(group.classes, lost, old.counted, (0.0, 1.0), 1),
         n,
         f"A share of {group.flips.negative:.4f} of the queries turned from right to wrong and "
         f"{group.flips.positive:.4f} from wrong to right (McNemar's exact p {group.mcnemar:.3g})",
@@ -229,15 +232,15 @@ def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int
     if group.ann_found is not None:
         asked = ~np.isnan(group.ann_found)
         found["ann_recall", ""] = (
-            _ratio(group.classes, np.nan_to_num(group.ann_found), asked, (0.0, 1.0), 0),
+            query_ratio(group.classes, np.nan_to_num(group.ann_found), asked, (0.0, 1.0), 0),
             int(asked.sum()),
             f"The real index finds a share of {_share(group.ann_found, asked):.4f} of the nearest "
             "rows of new queries at the ef they need",
         )
     if group.accepts is not None:
         before, after = group.accepts
-        totals = _by_class(group.classes, after.diff_accepted.astype(np.float64))
-        counts = _by_class(group.classes, before.diff_accepted.astype(np.float64))
+        totals = class_totals(group.classes, after.diff_accepted.astype(np.float64))
+        counts = class_totals(group.classes, before.diff_accepted.astype(np.float64))
         found["far_ratio", ""] = (
             Ratio(
                 totals=totals, counts=counts, bounds=(0.0, float("inf")), n_classes=group.n_classes
@@ -285,26 +288,8 @@ def _gain(
     classes: Codes, old: Retrieval, new: Retrieval, k: int, mask: Bools | None = None
 ) -> Ratio:
     """The difference of two hit rates at k over the counted queries (of a slice)."""
-    change = new.hit(k).astype(np.float64) - old.hit(k)
     counted = old.counted if mask is None else old.counted & mask
-    return _ratio(classes, change, counted, (-1.0, 1.0), -1)
-
-
-def _ratio(
-    classes: Codes, values: Floats, counted: Bools, bounds: tuple[float, float], harm: int
-) -> Ratio:
-    return Ratio(
-        totals=_by_class(classes, values * counted),
-        counts=_by_class(classes, counted.astype(np.float64)),
-        bounds=bounds,
-        harm=harm,
-    )
-
-
-def _by_class(classes: Codes, values: Floats) -> Floats:
-    """(C,) sums over the queries of each class."""
-    _, at = np.unique(classes, return_inverse=True)
-    return np.bincount(at, values).astype(np.float64)
+    return hit_change(classes, old.hit(k), new.hit(k), counted)
 
 
 def _share(values: Bools | Floats, where: Bools) -> float:

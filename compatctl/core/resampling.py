@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compatctl.core.arrays import Codes, Floats
+from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.core.class_sums import ClassSums, QuerySums
 from compatctl.core.estimate import SYMMETRIC, Estimate, Rare, Skew
 from compatctl.errors import InputError
@@ -64,6 +64,49 @@ class Ratio:
     harm: int = 0
     """-1: a class with a negative total is harmed; 1: one with a positive; 0: values are continuous
     and no count of harmed classes bounds them."""
+
+
+def class_totals(classes: Codes, values: Floats) -> Floats:
+    """(C,) sums of the values (Q,) of each class, by the order of the codes (Q,), which are any."""
+    _, at = np.unique(classes, return_inverse=True)
+    return np.bincount(at, values).astype(np.float64)
+
+
+def query_ratio(
+    classes: Codes, values: Floats, counted: Bools, bounds: tuple[float, float], harm: int
+) -> Ratio:
+    """The mean of the values (Q,) of the counted queries (Q,) bool, as a ratio over the C classes
+    of ``classes`` (Q,); ``bounds`` and ``harm`` as in ``Ratio``."""
+    return Ratio(
+        totals=class_totals(classes, values * counted),
+        counts=class_totals(classes, counted.astype(np.float64)),
+        bounds=bounds,
+        harm=harm,
+    )
+
+
+def hit_change(classes: Codes, before: Bools, after: Bools, counted: Bools | None = None) -> Ratio:
+    """The change of a hit rate from one model to the other on the same queries, in [-1, 1].
+
+    The comparison is paired: what is summed over a class, and so resampled, is each query's own
+    difference. A class that loses more queries than it wins is harmed.
+
+    Args:
+        classes: (Q,) int64 codes of the queries' classes, any; C of them differ.
+        before: (Q,) bool, the query found an item of its class.
+        after: (Q,) bool, the same query did with the other model, or on the other gallery.
+        counted: (Q,) bool, ``Retrieval.counted`` or a part of it; None for all queries.
+
+    Raises:
+        InputError: different lengths.
+    """
+    kept = np.ones(len(classes), dtype=bool) if counted is None else counted
+    if not len(classes) == len(before) == len(after) == len(kept):
+        raise InputError(
+            f"a change of hits is of the same queries, got {len(classes)} classes, {len(before)} "
+            f"outcomes before, {len(after)} after and {len(kept)} counted"
+        )
+    return query_ratio(classes, after.astype(np.float64) - before, kept, (-1.0, 1.0), -1)
 
 
 def estimate_ratios(

@@ -29,6 +29,7 @@ from compatctl.store._rollback import (
     rollback,
     rollback_plan,
     space_of,
+    spaces,
 )
 from compatctl.store._store import Store
 from compatctl.store._transaction import Transaction
@@ -48,4 +49,5 @@ __all__ = [
     "rollback",
     "rollback_plan",
     "space_of",
+    "spaces",
 ]

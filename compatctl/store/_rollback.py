@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from compatctl.errors import ConflictError, DamagedError, UsageError
@@ -155,15 +155,12 @@ def lineage(store: Store, start: Manifest) -> Iterator[Manifest]:
     """
     state = start
     while True:
-        while state.restores is not None and _whole(store, state, state.restores):
-            state = store.generation(state.restores)
-        yield state
-        if state.restores is not None:
-            state = store.generation(state.restores)
-        elif state.generation > 1:
-            state = store.generation(state.generation - 1)
-        else:
+        if state.restores is None or not _whole(store, state, state.restores):
+            yield state
+        before = _before(state)
+        if not before:
             return
+        state = store.generation(before)
 
 
 def space_of(store: Store, state: Manifest) -> int:
@@ -172,7 +169,37 @@ def space_of(store: Store, state: Manifest) -> int:
     Of two states, rows and queries may be put together only where this is the same: a lift gives
     every row other numbers, and as many as the new model's.
     """
-    return next((one.generation for one in lineage(store, state) if one.operation == "lift"), 0)
+    return _space(store, state, {})
+
+
+def spaces(store: Store) -> tuple[int, ...]:
+    """``space_of`` every generation, in the order of ``Store.history``, in one pass over it.
+
+    Raises:
+        DamagedError: a generation is missing or changed.
+    """
+    found: dict[int, int] = {}
+    for state in store.history():
+        found[state.generation] = _space(store, state, found)
+    return tuple(found.values())
+
+
+def _space(store: Store, state: Manifest, known: Mapping[int, int]) -> int:
+    """``space_of``; ``known`` has the spaces, by generation, of states that need no more walk."""
+    while state.operation != "lift":
+        before = _before(state)
+        if not before:
+            return 0
+        if before in known:
+            return known[before]
+        state = store.generation(before)
+    return state.generation
+
+
+def _before(state: Manifest) -> int:
+    """The generation that ``state`` was made from: the one that it restores, else the one before;
+    0 where it is the first."""
+    return state.generation - 1 if state.restores is None else state.restores
 
 
 def _whole(store: Store, state: Manifest, restored: int) -> bool:

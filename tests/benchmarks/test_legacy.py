@@ -73,6 +73,23 @@ def test_the_seed_draws_which_classes_the_old_model_knew() -> None:
     assert drawn[0] == drawn[2] != drawn[1]
 
 
+def test_cases_are_chosen_by_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the table's order, each once; a name that no case has ends the program, and is said."""
+    some = "kanji-cnn-larger,emoji-cnn-lite0,kanji-cnn-larger"
+    found = cases.chosen(some, cases.CASES)
+    assert [one.name for one in found] == ["emoji-cnn-lite0", "kanji-cnn-larger"]
+    for program, known in ((legacy, cases.CASES), (ablation, (*cases.CASES, cases.WIDE))):
+        monkeypatch.setattr(sys, "argv", ["study", "--cases", ",".join(one.name for one in known)])
+        assert program._arguments().cases == [*known]
+        monkeypatch.setattr(sys, "argv", ["study", "--cases", "emoji-cnn-larger,emoji-cnn"])
+        with pytest.raises(SystemExit) as ended:
+            program._arguments()
+        assert ended.value.code == 2
+        assert f"no case emoji-cnn; there are {known[0].name}" in capsys.readouterr().err
+
+
 def test_the_ground_is_a_gallery_of_one_vendor_and_held_out_queries(
     ground: Ground, emoji: Dataset
 ) -> None:

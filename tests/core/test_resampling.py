@@ -21,6 +21,7 @@ from compatctl.core.resampling import (
     estimate_ratios,
     estimate_same,
     half_samples,
+    hit_change,
 )
 from compatctl.errors import InputError
 
@@ -114,6 +115,34 @@ def test_ratios_share_their_replicates():
     totals = rng(3).normal(size=30)
     half, full = estimate_ratios([ratio(totals), ratio(2 * totals)], 500, rng(4))
     np.testing.assert_allclose(2 * half.replicates, full.replicates, rtol=1e-12)
+
+
+@given(seed=st.integers(0, 10**6), Q=st.integers(0, 40), every=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_change_of_hits_equals_a_loop(seed, Q, every):
+    """Totals are hits won less hits lost, query by query, and counts the counted queries."""
+    draw = rng(seed)
+    classes = draw.choice([7, -3, 100, 12], Q)
+    before, after, counted = (draw.random(Q) < share for share in (0.5, 0.6, 0.7))
+    found = hit_change(classes, before, after, None if every else counted)
+    codes = sorted({int(code) for code in classes})
+    totals, counts = dict.fromkeys(codes, 0), dict.fromkeys(codes, 0)
+    for code, old, new, kept in zip(classes, before, after, counted, strict=True):
+        if every or kept:
+            totals[int(code)] += int(new and not old) - int(old and not new)
+            counts[int(code)] += 1
+    assert found.totals.tolist() == [totals[code] for code in codes]
+    assert found.counts.tolist() == [counts[code] for code in codes]
+    assert (found.bounds, found.harm, found.n_classes) == (ONE, -1, None)
+
+
+@pytest.mark.parametrize("short", range(4))
+def test_a_change_of_hits_is_of_the_same_queries(short):
+    """One class, outcome or mask for five queries is not stretched over them."""
+    parts = [np.arange(5), *np.ones((3, 5), dtype=bool)]
+    parts[short] = parts[short][:1]
+    with pytest.raises(InputError, match="of the same queries"):
+        hit_change(*parts)
 
 
 def test_no_statistic_and_bad_arguments():

@@ -26,6 +26,13 @@ def unit_rows(n: int, seed: int = 0) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def cut(rows: np.ndarray, dim: int) -> np.ndarray:
+    """The first ``dim`` numbers of unit rows, as unit rows; all of them are the rows themselves."""
+    if rows.shape[1] == dim:
+        return rows
+    return rows[:, :dim] / np.linalg.norm(rows[:, :dim], axis=1, keepdims=True)
+
+
 def info(sha256: str, count: int) -> IndexInfo:
     return IndexInfo(
         engine="hnswlib", space="ip", dim=8, M=4, ef_construction=20, ef_search=10, count=count,
@@ -93,13 +100,14 @@ def add(store: Store, rows: int, seed: int = 9) -> Store:
     catalog = store.catalog()
     ids = [f"added-{now.generation}-{i}" for i in range(rows)]
     grown = catalog.extended(ids, ["new"] * rows, now.query_model)
-    index = HnswIndex.load(store.verified("indexes", now.index.sha256), PARAMS, now.index.count)
-    index.add(unit_rows(rows, seed), grown.keys[len(catalog) :])
+    params = replace(PARAMS, dim=now.index.dim)
+    index = HnswIndex.load(store.verified("indexes", now.index.sha256), params, now.index.count)
+    index.add(cut(unit_rows(rows, seed), params.dim), grown.keys[len(catalog) :])
     with store.transaction(now, operation="add") as tx:
         tx.commit(
             operation="add",
             created_at=AT,
-            index=info(tx.put("indexes", index.save), len(index)),
+            index=replace(now.index, count=len(index), sha256=tx.put("indexes", index.save)),
             catalog=tx.put("catalogs", grown.write),
             models=tuple(
                 replace(one, rows=grown.counts().get(one.sha256, 0)) for one in now.models
@@ -133,12 +141,11 @@ def lift(store: Store, model: bytes, dim: int = 5) -> Store:
     model."""
     now = store.manifest
     catalog = store.catalog()
-    vectors = unit_rows(len(catalog))[:, :dim]
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = cut(unit_rows(len(catalog)), dim)
     index = HnswIndex.build(vectors, catalog.keys, replace(PARAMS, dim=dim))
     with store.transaction(now, operation="lift") as tx:
         had = [one for one in now.models if one.rows]
-        names = {one.sha256: tx.put("models", writes(b"lifted" + model)) for one in had}
+        names = {one.sha256: tx.put("models", writes(one.sha256.encode() + model)) for one in had}
         shares = [share(tx, names[one.sha256], one.rows, one.name, dim) for one in had]
         query = share(tx, tx.put("models", writes(model)), 0, "new.onnx", dim)
         tx.commit(

@@ -13,7 +13,16 @@ from store_kit import AT, add, backfill, begin, deploy, info, lift, python, snap
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import Lock, sha256_bytes, sha256_file
 from compatctl.manifest import ModelShare
-from compatctl.store import RollbackPlan, Store, added_since, rollback_plan, space_of
+from compatctl.store import (
+    OF_THE_MODEL,
+    RollbackPlan,
+    Store,
+    added_since,
+    rollback_plan,
+    space_of,
+    spaces,
+)
+from compatctl.store._rollback import lineage
 
 
 def test_a_new_store_is_complete(store: Store) -> None:
@@ -248,6 +257,31 @@ def test_states_on_two_sides_of_a_lift_are_of_two_spaces(store: Store) -> None:
     assert space_of(again, again.manifest) == 3
     assert space_of(again, first) == 0
     assert again.check().ok
+
+
+def test_spaces_of_all_generations_are_those_of_each(store: Store) -> None:
+    """Over two lifts, states restored whole, restored once more, and with rows that were kept."""
+    up = deploy(lift(deploy(store, b"model B"), b"model C"), b"model D")
+    up.rollback(at=AT, to=2)
+    add(Store.open(store.path), 3).rollback(at=AT, to=4, discard_added=True)
+    grown = add(Store.open(store.path), 5)
+    grown.rollback(at=AT, to=5, discard_added=True)
+    back = Store.open(store.path)
+    with back.transaction(back.manifest, operation="rollback") as tx:
+        had = {name: getattr(grown.manifest, name) for name in ("index", "catalog", "models")}
+        model = {name: getattr(up.manifest, name) for name in OF_THE_MODEL}
+        tx.commit(operation="rollback", created_at=AT, restores=4, **had, **model)
+    lift(Store.open(store.path), b"model E", dim=4).rollback(at=AT, to=10)
+    again = Store.open(store.path)
+    again.rollback(at=AT, to=9, discard_added=True)
+    last = Store.open(store.path)
+    assert spaces(last) == (0, 0, 3, 3, 0, 0, 3, 3, 0, 3, 11, 3, 0)
+    assert spaces(last) == tuple(space_of(last, one) for one in last.history())
+    assert spaces(again) == spaces(last)[:-1]
+    lifts = [[one for one in lineage(last, each) if one.operation == "lift"]
+             for each in last.history()]  # fmt: skip
+    assert spaces(last) == tuple(one[0].generation if one else 0 for one in lifts)
+    assert last.check().ok
 
 
 def test_rollback_refuses_to_drop_added_rows(store: Store) -> None:
