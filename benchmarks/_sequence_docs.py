@@ -254,10 +254,11 @@ times ER's at 7 tasks and not 1.8 (models from elsewhere that were trained longe
 and BCT-ER has the higher AA there (about .77) although fewer than half of its cross-tests pass: AA
 counts what is found, AC whether it is more than before. ER and learnable HOC pass between
 replacements and nowhere else; the authors' ER fails there too (AC .00 in their notebooks), with
-seventy epochs a task. The fixed simplex without HOC loses across a replacement as well: cross-
-entropy moves classes without a vertex, and each model moves them in its own way. Against the
+seventy epochs a task. The fixed simplex without HOC loses across a replacement as well:
+cross-entropy moves classes without a vertex, and each model moves them in its own way. Against the
 deployed model HOC finds less at 7 tasks (AA .65 against .74); at 31, where only two small tasks
-have it as their reference, it finds as much and more is compatible (AC .97 against .90)."""
+have it as their reference, it finds as much and more is compatible (AC .97 against .90).
+"""
 
 LEFT, TOP, STEP, BAND, PANEL, GAP = 170, 34, 16, 28, 250, 30
 WIDTH = LEFT + 2 * PANEL + GAP + 24
