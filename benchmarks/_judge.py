@@ -164,6 +164,7 @@ def later(ground: Ground, measured: Sequence[Measured]) -> list[Measured]:
     if anchored.all() or not anchored.any():
         return []
     tuned = next(one for one in measured if one.name == "finetune")
+    assert tuned.made is not None
     gallery = np.where(anchored[:, None], ground.reference.gallery_features, tuned.made)
     searched = tuple((part, gallery) for part, _ in tuned.searched)
     share = 1.0 - float(anchored.mean())

@@ -132,7 +132,7 @@ def kanji(
 
     def images(rows: NDArray[np.bool_], labels: Sequence[str]) -> Images:
         code = {label: i for i, label in enumerate(labels)}
-        chosen = [i for i in np.flatnonzero(rows) if names[i] in code]
+        chosen = [i for i in np.flatnonzero(rows).tolist() if names[i] in code]
         pixels = np.stack([np.asarray(data.read(i)) for i in chosen])
         return Images(pixels=pixels, labels=np.array([code[names[i]] for i in chosen], np.int64))
 

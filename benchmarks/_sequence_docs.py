@@ -290,9 +290,11 @@ def figure(results: Sequence[Result]) -> str:
         drawn.append(text(x + 9, 18, said))
     for tick in range(0, 11, 2):
         for panel in range(2):
-            x = _at(panel, tick / 10)
-            drawn.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{height - 20}"/>')
-            drawn.append(text(x, height - 6, f"{tick / 10:.1f}", anchor="middle"))
+            place = _at(panel, tick / 10)
+            drawn.append(
+                f'<line class="grid" x1="{place}" y1="{TOP}" x2="{place}" y2="{height - 20}"/>'
+            )
+            drawn.append(text(place, height - 6, f"{tick / 10:.1f}", anchor="middle"))
     for at, tasks in enumerate(lengths):
         mine = [one for one in results if one.tasks == tasks]
         drawn += _band(mine, methods, TOP + at * band)

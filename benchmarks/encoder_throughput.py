@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class Network(torch.nn.Module):
         """Unit rows."""
         x = (images.permute(0, 3, 1, 2).float() - 127.0) / 128.0
         z = self.backbone.extract_features(x).mean((2, 3))
-        return z / z.norm(dim=1, keepdim=True)
+        unit: torch.Tensor = z / z.norm(dim=1, keepdim=True)
+        return unit
 
 
 def generated(folder: Path, count: int) -> Path:
@@ -116,7 +118,7 @@ def main() -> None:
         dataset = load(folder)
         dataset = dataset.take(range(min(options.count, len(dataset))))
         encoder = exported(network, Path(scratch), options.threads)
-        sides = {
+        sides: dict[str, Callable[[Dataset], np.ndarray]] = {
             "torch eager": lambda data: by_torch(network, data),
             "encoder": lambda data: encoder.embed(data).features,
         }

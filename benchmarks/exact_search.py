@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -26,7 +27,8 @@ SHAPES = [(rows, columns) for rows in (256, 1024, 2048, 4096) for columns in (10
 def unit_rows(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
     """(n, d) float32 rows of length 1."""
     rows = rng.standard_normal((n, d), dtype=np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def product(queries: np.ndarray, gallery: np.ndarray, shape: tuple[int, int]) -> None:
@@ -52,7 +54,7 @@ def fastest_shape(queries: np.ndarray, gallery: np.ndarray) -> tuple[int, int]:
     """The tile in which the product is fastest, each timed twice on a part of the gallery."""
     part = gallery[: 4 * 8192]
     times = {
-        shape: min(seconds(lambda shape=shape: product(queries, part, shape)) for _ in range(2))
+        shape: min(seconds(partial(product, queries, part, shape)) for _ in range(2))
         for shape in SHAPES
     }
     return min(times, key=lambda shape: times[shape])

@@ -38,7 +38,8 @@ def unit_rows(seed: int, n: int, dim: int) -> np.ndarray:
     centres = np.random.default_rng(0).standard_normal((1000, dim), dtype=np.float32)
     rng = np.random.default_rng([1, seed])
     rows = centres[rng.integers(0, 1000, n)] + rng.standard_normal((n, dim), dtype=np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def build(path: Path, rows: int, dim: int) -> None:

@@ -170,12 +170,14 @@ class Characters:
 
     def write(self, path: Path, rows: NDArray[np.bool_]) -> Path:
         """A data set of some rows."""
-        np.savez(path, **{key: one[rows] for key, one in self.arrays.items()})
+        chosen: dict[str, Any] = {key: one[rows] for key, one in self.arrays.items()}
+        np.savez(path, **chosen)
         return path
 
     def of_classes(self, classes: frozenset[str]) -> NDArray[np.bool_]:
         """(N,) which rows are of these classes."""
-        return np.isin(self.arrays["labels"], sorted(classes))
+        found: NDArray[np.bool_] = np.isin(self.arrays["labels"], sorted(classes))
+        return found
 
     def training(self, version: int) -> NDArray[np.bool_]:
         """(N,) what is new to train on: every typeface of the version's classes."""
@@ -184,7 +186,8 @@ class Characters:
     def gallery(self, versions: int) -> NDArray[np.bool_]:
         """(N,) the gallery's items once that many versions added theirs."""
         classes = frozenset().union(*self.new[:versions], *self.late[:versions])
-        return self.of_classes(classes) & (self.arrays["font"] == SEARCHED)
+        printed: NDArray[np.bool_] = self.arrays["font"] == SEARCHED
+        return self.of_classes(classes) & printed
 
     def judged(self, versions: int) -> NDArray[np.bool_]:
         """(N,) that gallery, and the queries of its test classes in the hard typefaces."""
@@ -208,7 +211,7 @@ def recipe(
 def begin(folder: Path, found: Characters, seed: int) -> None:
     """What all lives share: version 1, and the incoming network that was trained elsewhere."""
     torch.manual_seed(seed)
-    torch.save(build(**SMALL).state_dict(), folder / "scratch.ckpt")
+    torch.save(build(SMALL["width"], SMALL["features"]).state_dict(), folder / "scratch.ckpt")
     first = recipe(
         folder / "first.yaml", seed=seed, args=SMALL, objective=f"{SIMPLEX}, lambda: 1.0",
         epochs=12, rehearsal=f"{{per_class: {PER_CLASS}}}",

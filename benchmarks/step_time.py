@@ -23,9 +23,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ PAIRS = (("lite0", "lite2"), ("lite0", "lite0"))
 OBJECTIVE = Objective(frame=("prototypes",), contrast="hoc", lambda_=(0.1,), mu=(10.0,))
 TARGET = 1.25
 
-Step = Callable[[], object]
+Step = Callable[[], float]
+Way = Literal["head", "full"]
 
 
 def recipe_of(name: str, size: int) -> Recipe:
@@ -128,8 +130,19 @@ def seconds(run: Step) -> float:
     return time.perf_counter() - began
 
 
-def compare(pair: tuple[str, str], batch: int, size: int, rounds: int, data: Dataset) -> dict:
-    """Seconds a step of both sides by round; the first steps, which allocate, must agree."""
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Seconds a step by side and round, and the rounds' ratios: in the loop over stored."""
+
+    old: str
+    new: str
+    batch: int
+    seconds: dict[str, list[float]]
+    ratios: list[float]
+
+
+def compare(pair: tuple[str, str], batch: int, size: int, rounds: int, data: Dataset) -> Compared:
+    """Both sides in turns; the first steps, which allocate, must agree."""
     torch.manual_seed(0)
     old, new = (network_of(name, size).eval() for name in pair)
     picked = data.take(range(batch))
@@ -149,10 +162,10 @@ def compare(pair: tuple[str, str], batch: int, size: int, rounds: int, data: Dat
         for name in list(sides)[:: 1 if at % 2 else -1]:
             times[name].append(seconds(sides[name]))
     ratios = [b / a for a, b in zip(times["stored"], times["in the loop"], strict=True)]
-    return {"old": pair[0], "new": pair[1], "batch": batch, "seconds": times, "ratios": ratios}
+    return Compared(old=pair[0], new=pair[1], batch=batch, seconds=times, ratios=ratios)
 
 
-def epochs(mode: str, data: Dataset, reference: Reference, size: int) -> dict[str, float]:
+def epochs(mode: Way, data: Dataset, reference: Reference, size: int) -> dict[str, float]:
     """Median seconds an epoch of ``finetune``'s loop with lite2, and what runs before the first."""
     recipe = recipe_of("lite2", size)
     optimiser = replace(recipe.optimiser, epochs=10 if mode == "head" else 2, batch_size=32)
@@ -184,21 +197,22 @@ def head_and_full(data: Dataset, size: int) -> dict[str, dict[str, float]]:
         encoded_ids=tuple(data.ids[row] for row in others),
         encoded_features=features[others],
     )
-    return {mode: epochs(mode, data, reference, size) for mode in ("head", "full")}
+    ways: tuple[Way, ...] = ("head", "full")
+    return {mode: epochs(mode, data, reference, size) for mode in ways}
 
 
-def show(found: list[dict], ways: dict[str, dict[str, float]], items: int) -> None:
+def show(found: list[Compared], ways: dict[str, dict[str, float]], items: int) -> None:
     """Print both tables."""
     print("seconds a step (median)      stored  in the loop   ratio  lowest round")
     for one in found:
-        name = f"{one['old']} -> {one['new']}, batch {one['batch']}"
-        stored, loop = (statistics.median(one["seconds"][k]) for k in ("stored", "in the loop"))
-        ratio, lowest = statistics.median(one["ratios"]), min(one["ratios"])
+        name = f"{one.old} -> {one.new}, batch {one.batch}"
+        stored, loop = (statistics.median(one.seconds[k]) for k in ("stored", "in the loop"))
+        ratio, lowest = statistics.median(one.ratios), min(one.ratios)
         mark = "" if ratio >= TARGET else f"  under {TARGET}"
         print(f"{name:26} {stored:8.3f} {loop:12.3f} {ratio:7.2f} {lowest:13.2f}{mark}")
     print(f"\n{items} items, lite2      before the first epoch  seconds an epoch")
-    for mode, one in ways.items():
-        print(f"train: {mode:16} {one['before']:22.2f} {one['epoch']:17.3f}")
+    for mode, took in ways.items():
+        print(f"train: {mode:16} {took['before']:22.2f} {took['epoch']:17.3f}")
     print(f"{'full / head, an epoch':42} {ways['full']['epoch'] / ways['head']['epoch']:13.0f}")
 
 
@@ -223,7 +237,7 @@ def main() -> None:
         ways = head_and_full(data.take(range(options.items)), options.size)
     if options.json:
         sizes = {name: getattr(options, name) for name in ("size", "items", "threads", "rounds")}
-        print(json.dumps({**sizes, "steps": found, "epochs": ways}))
+        print(json.dumps({**sizes, "steps": [asdict(one) for one in found], "epochs": ways}))
         return
     print(f"{options.size} px, {options.rounds} rounds, {options.threads} threads")
     show(found, ways, options.items)
