@@ -44,9 +44,11 @@ NOTES = """\
 - **procrustes + SLERP**: their unit mean with the old query, weight one half.
 - **prototypes**: cross-entropy against the gallery's class means alone, which is BCT's influence
   loss with class means for the old classifier.
-- **bridge**: the best map on validation classes; one encoder a query. **lift**: the other way
-  round, the stored vectors through a map to the free model's space. Results that name no map for
-  lift are of ridge with strength .1, and bridge then had linear maps alone.
+- **bridge**: the best map on validation classes, of every kind that `compatctl bridge` tries; one
+  encoder a query. **lift**: the other way round, the stored vectors through a map to the free
+  model's space.
+- **backfill**: the gallery in part embedded again by finetune or fuse, whichever finds more on
+  validation classes.
 - **finetune**: prototypes, anchors, transfer and attention; one encoder a query.
 - **fuse**, **bridge + fuse**: old and new query mixed; two encoders a query.
 
