@@ -294,8 +294,8 @@ def page(rows: Sequence[Row]) -> str:
         "validation classes; no test class was looked at. A gain is over the shipped recipe, query",
         "by query, with its 95% interval over classes; seeds are pooled. *Fused*: the unit mean of",
         "the old feature and the new one. Characters, which are four times as many, try the main",
-        "parts alone; a gallery of 640 numbers, with room for a simplex of all 607 training classes,",
-        "tries the frames; small networks what runs the backbone over the images again.",
+        "parts alone; a gallery of 640 numbers, with room for a simplex of all 607 training",
+        "classes, tries the frames; small networks what runs the backbone over images again.",
     ]
     for case in dict.fromkeys(one.case for one in rows):
         mine = [one for one in rows if one.case == case]
