@@ -10,7 +10,7 @@ import numpy as np
 from compatctl.commands.choosing import Measured
 from compatctl.commands.judging import sampling, verdict_of
 from compatctl.commands.routes import Ground
-from compatctl.commands.trial import Bools, Field, Sides, Trial, depths, run
+from compatctl.commands.trial import Bools, Field, Trial
 from compatctl.core.policy import Policy
 from compatctl.train.reference import anchor_ids
 
@@ -96,9 +96,10 @@ def judge(
     validation = {one.name: _recall(chosen, one, ~test) for one in measured}
     old, free = recalls["keep"], recalls["re-embed"]
     parts = _parts(ground, where)
+    asking, stored = ground.old(ground.asked)[test], ground.reference.gallery_features
     lines = []
     for one in measured:
-        trial = _trial(ground, where, one, test, policy)
+        trial = one.asked(test).trial(where, asking, stored, policy)
         verdict = verdict_of(policy, [trial], (), (), sampling(policy, 0, 0, 0))
         check = next(found for found in verdict.checks if found.name == "recall_gain")
         gain = recalls[one.name] - old
@@ -139,22 +140,6 @@ def subset(where: Field, rows: Bools) -> Field:
 
 def _recall(where: Field, one: Measured, rows: Bools) -> float:
     return float(one.asked(rows).retrieval(where, (1,), map_k=1).recall[1])
-
-
-def _trial(ground: Ground, where: Field, one: Measured, test: Bools, policy: Policy) -> Trial:
-    """As ``verify`` puts it; where the gallery is rewritten, on that one and without inequalities,
-    which are about the stored vectors."""
-    sides = Sides(
-        old_queries=ground.old(ground.asked)[test],
-        new_queries=one.queries[test],
-        old_gallery=ground.reference.gallery_features,
-        new_gallery=None,
-    )
-    trial = run("unseen", where, sides, policy)
-    if one.rewritten == 0.0:
-        return trial
-    found = one.asked(test).retrieval(where, depths(policy))
-    return replace(trial, evidence=replace(trial.evidence, new_old=found, inequalities=None))
 
 
 def later(ground: Ground, measured: Sequence[Measured]) -> list[Measured]:

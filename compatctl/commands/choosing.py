@@ -15,7 +15,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compatctl.commands.trial import MAP_K, Bools, Field, Floats, retrieval, retrieval_by_part
+from compatctl.commands.trial import (
+    MAP_K,
+    Bools,
+    Field,
+    Floats,
+    Sides,
+    Trial,
+    depths,
+    retrieval,
+    retrieval_by_part,
+    run,
+)
+from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence
+from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
 
 if TYPE_CHECKING:
@@ -79,6 +92,22 @@ class Measured:
     def retrieval(self, where: Field, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
         """recall@k and mAP of its queries, ``where`` in numbers."""
         return retrieval_by_part(where, self.queries, self.searched, ks, map_k)
+
+    def trial(self, where: Field, old: Floats, stored: Floats, policy: Policy) -> Trial:
+        """Beside old queries (Q, D) on the stored gallery (G, D), as ``verify`` puts it; where the
+        gallery is rewritten, without the inequalities, which are about the stored vectors."""
+        if self.rewritten == 0.0:
+            sides = Sides(
+                old_queries=old, new_queries=self.queries, old_gallery=stored, new_gallery=None
+            )
+            return run(DECIDING_GROUP, where, sides, policy)
+        evidence = GroupEvidence(
+            name=DECIDING_GROUP,
+            classes=where.classes,
+            old_old=retrieval(where, old, stored, depths(policy)),
+            new_old=self.retrieval(where, depths(policy)),
+        )
+        return Trial(evidence=evidence)
 
     def asked(self, rows: Bools) -> Measured:
         """The route with no other queries than these (Q,)."""

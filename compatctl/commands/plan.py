@@ -22,8 +22,6 @@ from compatctl.commands.judging import Sampling, sampling, verdict_of
 from compatctl.commands.preflight import Preflight, Split, planning_split, preflight
 from compatctl.commands.recommendation import CEILING, KEEP, LIFT, NEXT, Expected, recommend
 from compatctl.commands.routes import Ground
-from compatctl.commands.trial import Sides, Trial, depths, retrieval, run
-from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
@@ -222,19 +220,9 @@ def _sheet(
 
 
 def _verdict(ground: Ground, route: Measured, policy: Policy, how: Sampling) -> str:
-    """The gate's word on the planning queries. Of lift, whose queries search a gallery that is
-    not the stored one, by the criterion and what goes with it, as ``lift`` itself is judged."""
+    """The gate's word on the planning queries; of lift, as ``lift`` itself is judged."""
     old, stored = ground.old(ground.asked), ground.reference.gallery_features
-    if route.name == LIFT:
-        evidence = GroupEvidence(
-            name=DECIDING_GROUP,
-            classes=ground.where.classes,
-            old_old=retrieval(ground.where, old, stored, depths(policy)),
-            new_old=route.retrieval(ground.where, depths(policy)),
-        )
-        return verdict_of(policy, [Trial(evidence=evidence)], [], [], how).outcome
-    sides = Sides(old_queries=old, new_queries=route.queries, old_gallery=stored, new_gallery=None)
-    trial = run(DECIDING_GROUP, ground.where, sides, policy)
+    trial = route.trial(ground.where, old, stored, policy)
     return verdict_of(policy, [trial], [], [], how).outcome
 
 
