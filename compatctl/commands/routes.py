@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -301,8 +301,10 @@ def _baselines(
     ]
 
 
+@lru_cache(maxsize=2)
 def _pairs(ground: Ground, head: Option) -> tuple[Floats, Floats]:
-    """(N, D) old and new features of the pairs."""
+    """(N, D) old and new features of the pairs: each image is read for its digest, so bridges and
+    lifts of the same head, of which there are two, share them."""
     assert head.trained is not None
     return ground.old(ground.pairs), ground.new(head.trained, ground.pairs)
 
