@@ -16,7 +16,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +141,7 @@ def main() -> None:
         shop = Workshop(work=given.work or Path(temporary), kanji=given.kanji)
         for case in given.cases:
             grounds = [shop.ground(replace(case, seed=seed)) for seed in given.seeds]
-            rows += ablate(case.name, grounds, _settings(case), given.seeds, shop)
+            rows += ablate(case.name, grounds, _settings(case), shop)
             if given.json:
                 found = json.dumps([asdict(one) for one in rows], indent=1) + "\n"
                 write_atomic(given.json, found.encode())
@@ -161,7 +161,6 @@ def ablate(
     case: str,
     grounds: Sequence[Ground],
     settings: Mapping[str, Change],
-    seeds: Sequence[int],
     shop: Workshop | None = None,
 ) -> list[Row]:
     """A row for each setting; the first one is what the others are compared with.
@@ -173,7 +172,6 @@ def ablate(
     for name, change in settings.items():
         measured[name] = [_kept(shop, ground, change(ground.recipe)) for ground in grounds]
         rows.append(_row(case, name, grounds, (measured[name], next(iter(measured.values())))))
-        rows[-1] = replace(rows[-1], seeds=tuple(seeds))
         one = rows[-1]
         print(f"{case:20s} {name:36s} {one.recall:.4f} {one.gain:+.4f} "
               f"[{one.low:+.4f}, {one.high:+.4f}]  fused {one.fused:.4f}", flush=True)  # fmt: skip
@@ -191,20 +189,22 @@ def _kept(shop: Workshop | None, ground: Ground, recipe: Recipe) -> tuple[Bools,
     """``_hits``, computed once for everything that decides them."""
     if shop is None:
         return _hits(ground, recipe)
-    old = hashlib.sha256()
-    for part in (
-        ground.reference.gallery_features,
-        ground.reference.encoded_features,
-        ground.asked,
-    ):
-        old.update(part.tobytes())
-    key = [recipe.digest, ground.features.base_sha256, ground.data.digest_all(), old.hexdigest()]
+    key = [recipe.digest, *_deciding(ground)]
 
     def make(path: Path) -> None:
         np.save(path, np.stack(_hits(ground, recipe)))
 
     one, both = np.load(shop.kept("hits", key, ".npy", make))
     return one, both
+
+
+@cache
+def _deciding(ground: Ground) -> tuple[str | None, str, str]:
+    """Digests of all but the recipe that decides what is found."""
+    given, old = ground.reference, hashlib.sha256()
+    for part in (given.gallery_features, given.encoded_features, ground.asked):
+        old.update(part.tobytes())
+    return ground.features.base_sha256, ground.data.digest_all(), old.hexdigest()
 
 
 def _hits(ground: Ground, recipe: Recipe) -> tuple[Bools, Bools]:
@@ -259,7 +259,7 @@ def _row(
     return Row(
         case=case,
         setting=name,
-        seeds=(),
+        seeds=tuple(one.recipe.seed for one in grounds),
         queries=len(classes),
         old=float(old.mean()),
         recall=float(mine[0].mean()),
