@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from compatctl.commands.both import load_data
 from compatctl.commands.context import now, open_store
 from compatctl.commands.evaluation import gallery_rows
@@ -65,7 +68,7 @@ def add(
         done.add_to(index, first_key, progress)
     grown = [index]
     del index
-    after = _commit(store, grown, new.take(done.rows))
+    after = _commit(store, grown, new.take(done.rows), done.image_digests())
     return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
 
@@ -79,7 +82,9 @@ def _new_items(project: Project, store: Store) -> tuple[Dataset, int, int]:
     return new, len(rows) - len(new), catalog.next_key
 
 
-def _commit(store: Store, grown: list[HnswIndex], items: Dataset) -> Manifest:
+def _commit(
+    store: Store, grown: list[HnswIndex], items: Dataset, digests: NDArray[np.uint8]
+) -> Manifest:
     """The next generation. ``grown`` holds the index, and is emptied before the catalogue is read:
     the two are not in memory at one time."""
     manifest = store.manifest
@@ -88,7 +93,7 @@ def _commit(store: Store, grown: list[HnswIndex], items: Dataset) -> Manifest:
         count = len(grown[0])
         sha256 = tx.put("indexes", grown[0].save)
         grown.clear()
-        catalog = store.catalog().extended(items.ids, items.labels, model)
+        catalog = store.catalog().extended(items.ids, items.labels, model, digests)
         return tx.commit(
             operation="add",
             created_at=now(),

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from compatctl.commands import rewriting
 from compatctl.commands.ann import Asked, health_of
 from compatctl.commands.backfill_order import Chosen, Wanted, order_of
@@ -174,7 +177,7 @@ class _Work:
         if index_asked is not None:
             ann, _ = health_of(built[0], manifest.index.ef_search, index_asked)
             result = replace(result, ann=ann, ef_search=ann.ef_needed)
-        after = _commit(self.store, built, rows, result)
+        after = _commit(self.store, built, rows, done.image_digests(), result)
         return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
     def _measured(
@@ -240,7 +243,13 @@ def _as_it_is(manifest: Manifest, wanted: Wanted, asked: BackfillOptions) -> Bac
     )
 
 
-def _commit(store: Store, built: list[HnswIndex], rows: Rows, result: Backfilled) -> Manifest:
+def _commit(
+    store: Store,
+    built: list[HnswIndex],
+    rows: Rows,
+    digests: NDArray[np.uint8],
+    result: Backfilled,
+) -> Manifest:
     """The next generation. ``built`` holds the index, and is emptied before the catalogue is
     changed. Models that no row is left of are let go; a reason is added to the query model's."""
     manifest = store.manifest
@@ -250,7 +259,7 @@ def _commit(store: Store, built: list[HnswIndex], rows: Rows, result: Backfilled
     with store.transaction(manifest, operation="backfill") as tx:
         sha256 = tx.put("indexes", built[0].save)
         built.clear()
-        catalog = store.catalog().reassigned(rows, model)
+        catalog = store.catalog().reassigned(rows, model, digests)
         counts = catalog.counts()
         return tx.commit(
             operation="backfill",

@@ -13,7 +13,7 @@ from compatctl.commands.context import now
 from compatctl.commands.rehearsal import Papers
 from compatctl.errors import InputError
 from compatctl.index import HnswParams
-from compatctl.manifest import Catalog, IndexInfo, Manifest
+from compatctl.manifest import Catalog, IndexInfo, Manifest, unknown_digests
 from compatctl.store import Store
 
 
@@ -77,15 +77,21 @@ def begun_already(path: Path, operation: str, model: str) -> Store | None:
 
 
 def first_catalog(
-    ids: tuple[str, ...], labels: tuple[str, ...], keys: NDArray[np.uint64], model: str
+    ids: tuple[str, ...],
+    labels: tuple[str, ...],
+    keys: NDArray[np.uint64],
+    model: str,
+    digests: NDArray[np.uint8] | None = None,
 ) -> Catalog:
-    """The catalogue of a gallery that one model embedded, in the order of the keys (N,)."""
+    """The catalogue of a gallery that one model embedded, in the order of the keys (N,);
+    ``digests`` (N, 32) are of its images, where they were read."""
     return Catalog(
         ids=ids,
         labels=labels,
         keys=keys,
         model_of=np.zeros(len(keys), np.int32),
         models=(model,),
+        digests=unknown_digests(len(keys)) if digests is None else digests,
     )
 
 

@@ -11,7 +11,7 @@ from compatctl.commands.both import load_data
 from compatctl.commands.context import now
 from compatctl.commands.gallery import open_index, serving
 from compatctl.errors import ConflictError
-from compatctl.manifest import Catalog, Manifest
+from compatctl.manifest import Catalog, Manifest, unknown_digests
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import OF_THE_MODEL, Store
@@ -87,7 +87,7 @@ def bring_along(
         ConflictError: the project's data does not hold every item to embed; or as ``Transaction``.
         InputError: an image does not decode.
     """
-    fresh = _embed(project, store, target, added, progress)
+    fresh, digests = _embed(project, store, target, added, progress)
     if dry_run:
         return store.manifest
     stay = np.zeros((0, target.index.dim), np.float32)
@@ -97,10 +97,9 @@ def bring_along(
     catalog = before
     model_of = added.today.model_of[added.known]
     for model in np.unique(model_of):
-        catalog = _extended(
-            catalog, added, added.known[model_of == model], added.today.models[model]
-        )
-    catalog = _extended(catalog, added, added.foreign, target.query_model)
+        rows, name = added.known[model_of == model], added.today.models[model]
+        catalog = _extended(catalog, added, rows, name, added.today.digests[rows])
+    catalog = _extended(catalog, added, added.foreign, target.query_model, digests)
     index = open_index(store, target, fresh=True, room=len(stay) + len(fresh))
     index.add(np.concatenate([stay, fresh]), catalog.keys[len(before) :], progress)
     with store.transaction(store.manifest, operation="rollback") as tx:
@@ -117,17 +116,23 @@ def bring_along(
         )
 
 
-def _extended(catalog: Catalog, added: Added, rows: NDArray[np.int64], model: str) -> Catalog:
+def _extended(
+    catalog: Catalog,
+    added: Added,
+    rows: NDArray[np.int64],
+    model: str,
+    digests: NDArray[np.uint8],
+) -> Catalog:
     labels = [added.today.labels[row] for row in rows]
-    return catalog.extended(added.ids(rows), labels, model) if len(rows) else catalog
+    return catalog.extended(added.ids(rows), labels, model, digests) if len(rows) else catalog
 
 
 def _embed(
     project: Project, store: Store, target: Manifest, added: Added, progress: Progress
-) -> NDArray[np.float32]:
-    """The foreign items (n, D), embedded by the target's query model."""
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """The foreign items (n, D), embedded by the target's query model, and their digests (n, 32)."""
     if not len(added.foreign):
-        return np.zeros((0, target.index.dim), np.float32)
+        return np.zeros((0, target.index.dim), np.float32), unknown_digests(0)
     data = load_data(project) if project.data else None
     row_of = {item: row for row, item in enumerate(data.ids)} if data else {}
     wanted = added.ids(added.foreign)
@@ -142,4 +147,5 @@ def _embed(
             "once and leaves every row as it is (not across a lift); --added drop lets them go",
         )
     encoder = serving(store, target)
-    return encoder.embed(data.take([row_of[item] for item in wanted]), progress=progress).features
+    done = encoder.embed(data.take([row_of[item] for item in wanted]), progress=progress)
+    return done.features, done.digests

@@ -19,6 +19,7 @@ from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.files import clear_errors
 from compatctl.index import HnswIndex
+from compatctl.manifest import DIGEST_BYTES
 from compatctl.progress import Progress, silent
 
 AT_ONCE = 4096
@@ -36,11 +37,13 @@ class Embedding:
     """Features (n, D) of items, in memory, or in a temporary file that ends with it.
 
     ``rows`` are the positions of the embedded items in the data set, in the order of the features;
-    ``bad`` the ids of those whose image does not decode. Used as a context manager.
+    ``digests`` (32 bytes each) are of their images; ``bad`` the ids of those whose image does not
+    decode. Used as a context manager.
     """
 
     dim: int
     rows: list[int]
+    digests: bytearray
     bad: list[str]
     file: IO[bytes]
 
@@ -60,12 +63,14 @@ class Embedding:
                 of unit length.
             CompatError: there is no room in the temporary folder.
         """
-        found = cls(dim=encoder.dim, rows=[], bad=[], file=tempfile.SpooledTemporaryFile(IN_MEMORY))  # noqa: SIM115
+        waiting = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+        found = cls(dim=encoder.dim, rows=[], digests=bytearray(), bad=[], file=waiting)
         for start in range(0, len(items), AT_ONCE):
             part = np.arange(start, min(start + AT_ONCE, len(items)))
             done = encoder.embed(items.take(part), skip_bad=skip_bad)
             found.bad += [item.id for item in done.bad]
             found.rows += part[done.rows].tolist()
+            found.digests += done.digests.tobytes()
             with clear_errors("writing", Path("features, to a temporary file")):
                 found.file.write(done.features.tobytes())
             progress("items embedded", len(found.rows) + len(found.bad), len(items))
@@ -84,6 +89,10 @@ class Embedding:
             features = np.frombuffer(raw, np.float32).reshape(count, self.dim)
             index.add(features, np.arange(count, dtype=np.uint64) + np.uint64(first_key + start))
             progress("items indexed", start + count, len(self.rows))
+
+    def image_digests(self) -> NDArray[np.uint8]:
+        """The sha256 (n, 32) of the images, in the order of ``rows``."""
+        return np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
     def at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """The features (n, D) at ``places`` (n,), in any order, of those in ``rows``."""

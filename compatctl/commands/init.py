@@ -92,7 +92,8 @@ def init(
         index = HnswIndex.begin(params, max(1, len(done.rows)))
         done.add_to(index, 0, progress)
     items = gallery.take(done.rows)
-    catalog = first_catalog(items.ids, items.labels, index.keys(), encoder.sha256)
+    digests = done.image_digests()
+    catalog = first_catalog(items.ids, items.labels, index.keys(), encoder.sha256, digests)
     sha256 = ""
     if not dry_run:
         made = begin(

@@ -136,6 +136,25 @@ class Dataset:
         except (OSError, ValueError) as error:
             raise _unreadable(name, error) from error
 
+    def read_hashed(self, row: int) -> tuple[Image.Image, bytes]:
+        """``read``, and the sha256 (32 bytes) of what was read: ``digest``, from the same open
+        file, so that no exchange in between can part the two.
+
+        Raises:
+            InputError: as ``read``.
+        """
+        source = self.sources[row]
+        if not isinstance(source, Path):
+            return self.read(row), bytes.fromhex(self.digest(row))
+        name = self._name(row, source)
+        try:
+            with open_regular(source) as file:
+                image = decode(file, name)
+                file.seek(0)
+                return image, hashlib.file_digest(file, "sha256").digest()
+        except (OSError, ValueError) as error:
+            raise _unreadable(name, error) from error
+
     def digest(self, row: int) -> str:
         """sha256 (hex) of the image file's bytes, or of the array's.
 

@@ -27,6 +27,7 @@ Pixels = NDArray[np.uint8]
 UNIT_TOLERANCE = 1e-3
 """The largest distance from 1 of a row's norm."""
 
+DIGEST_BYTES = 32
 BATCH_SIZE = 64
 AHEAD = 2
 """Batches that are decoded while one is computed."""
@@ -45,10 +46,14 @@ class BadItem:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embedded:
-    """``features`` (n, D) float32 unit rows of the data set's ``rows`` (n,) int64, ascending."""
+    """``features`` (n, D) float32 unit rows of the data set's ``rows`` (n,) int64, ascending.
+
+    ``digests`` (n, 32) uint8: the sha256 of the bytes that each was made of (``Dataset.digest``).
+    """
 
     features: Floats
     rows: NDArray[np.int64]
+    digests: NDArray[np.uint8]
     bad: tuple[BadItem, ...]
 
 
@@ -121,6 +126,7 @@ class Encoder:
                 not of unit norm; the message names the item.
         """
         features = np.zeros((len(dataset), self.dim), np.float32)
+        digests = np.zeros((len(dataset), DIGEST_BYTES), np.uint8)
         rows: list[int] = []
         bad: list[BadItem] = []
         for batch in self._decoded(dataset, min(batch_size, self._largest_batch())):
@@ -131,11 +137,16 @@ class Encoder:
                 if one.error is not None:
                     bad.append(BadItem(id=one.id, reason=one.error.message))
             if good:
-                features[len(rows) : len(rows) + len(good)] = self._unit_rows(good)
+                here = slice(len(rows), len(rows) + len(good))
+                features[here] = self._unit_rows(good)
+                digests[here] = [np.frombuffer(one.digest, np.uint8) for one in good]
                 rows += [one.row for one in good]
             progress("images embedded", len(rows) + len(bad), len(dataset))
         return Embedded(
-            features=features[: len(rows)], rows=np.array(rows, np.int64), bad=tuple(bad)
+            features=features[: len(rows)],
+            rows=np.array(rows, np.int64),
+            digests=digests[: len(rows)],
+            bad=tuple(bad),
         )
 
     def _largest_batch(self) -> int:
@@ -162,11 +173,11 @@ class Encoder:
     def _decode(self, dataset: Dataset, row: int) -> _Decoded:
         item_id = dataset.items[row].id
         try:
-            image = dataset.read(row)
+            image, digest = dataset.read_hashed(row)
         except InputError as error:
-            return _Decoded(row=row, id=item_id, pixels=(), error=error)
+            return _Decoded(row=row, id=item_id, pixels=(), digest=b"", error=error)
         pixels = tuple(prepare(image, one.preprocessing) for one in self.inputs)
-        return _Decoded(row=row, id=item_id, pixels=pixels, error=None)
+        return _Decoded(row=row, id=item_id, pixels=pixels, digest=digest, error=None)
 
     def _unit_rows(self, batch: list[_Decoded]) -> Floats:
         """The rows of a batch of images that decoded."""
@@ -193,4 +204,5 @@ class _Decoded:
     row: int
     id: str
     pixels: tuple[Pixels, ...]
+    digest: bytes
     error: InputError | None

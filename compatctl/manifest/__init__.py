@@ -5,7 +5,16 @@ Nothing here imports numpy before a catalogue is opened: status and rollback rea
 
 from __future__ import annotations
 
-from compatctl.manifest._catalog import Catalog
+from compatctl.manifest._catalog import DIGEST_BYTES, Catalog, unknown_digests
 from compatctl.manifest._manifest import FORMAT, IndexInfo, Manifest, ModelShare, is_digest
 
-__all__ = ["FORMAT", "Catalog", "IndexInfo", "Manifest", "ModelShare", "is_digest"]
+__all__ = [
+    "DIGEST_BYTES",
+    "FORMAT",
+    "Catalog",
+    "IndexInfo",
+    "Manifest",
+    "ModelShare",
+    "is_digest",
+    "unknown_digests",
+]

@@ -1,4 +1,5 @@
-"""What a row of the gallery is: item, class, key in the index, and the model that embedded it."""
+"""What a row of the gallery is: item, class, key in the index, the model that embedded it, and the
+digest of the image that it was made of."""
 
 from __future__ import annotations
 
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+DIGEST_BYTES = 32
+"""The length of a sha256."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Catalog:
     """The gallery's rows.
 
     ``ids`` and ``labels`` (N,); ``keys`` (N,) uint64, each row's key in the index; ``model_of``
-    (N,) int32, the position in ``models`` (digests) of the model that embedded the row.
+    (N,) int32, the position in ``models`` (digests) of the model that embedded the row; ``digests``
+    (N, 32) uint8, the sha256 of the image's bytes (``Dataset.digest``), all zero where nobody knows
+    them: rows of an adopted index whose images were not at hand. Without ``digests`` none is known.
 
     Raises:
         InputError: an id is empty or there twice, a key is there twice, or the lengths differ.
@@ -33,15 +40,21 @@ class Catalog:
     keys: NDArray[np.uint64]
     model_of: NDArray[np.int32]
     models: tuple[str, ...]
+    digests: NDArray[np.uint8] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         import numpy as np
 
-        for name, wanted in (("keys", np.uint64), ("model_of", np.int32)):
+        if vars(self)["digests"] is None:
+            object.__setattr__(self, "digests", unknown_digests(len(self.ids)))
+        for name, wanted in (("keys", np.uint64), ("model_of", np.int32), ("digests", np.uint8)):
             column = np.array(getattr(self, name), wanted, ndmin=1)
             column.setflags(write=False)
             object.__setattr__(self, name, column)
-        lengths = {len(self.ids), len(self.labels), len(self.keys), len(self.model_of)}
+        if self.digests.shape[1:] != (DIGEST_BYTES,):
+            raise InputError(f"digests must be (N, {DIGEST_BYTES}), got {self.digests.shape}")
+        columns = (self.ids, self.labels, self.keys, self.model_of, self.digests)
+        lengths = {len(column) for column in columns}
         if len(lengths) > 1:
             raise InputError(f"a catalogue's columns must be equally long, got {sorted(lengths)}")
         if len(set(self.ids)) < len(self.ids):
@@ -87,10 +100,24 @@ class Catalog:
         """The key of the next new row: one more than the largest."""
         return int(self.keys.max()) + 1 if len(self) else 0
 
-    def extended(self, ids: Sequence[str], labels: Sequence[str], model: str) -> Catalog:
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Of which rows (N,) the image's digest is known."""
+        import numpy as np
+
+        return np.asarray(self.digests.any(axis=1), bool)
+
+    def extended(
+        self,
+        ids: Sequence[str],
+        labels: Sequence[str],
+        model: str,
+        digests: NDArray[np.uint8] | None = None,
+    ) -> Catalog:
         """This catalogue and new rows that ``model`` (a digest) embedded, under unused keys.
 
         The new rows are the last ``len(ids)``; their keys count on from the largest key.
+        ``digests`` (n, 32) uint8 are those of the images; without them none is known.
 
         Raises:
             InputError: an id is already there, or no key is left.
@@ -108,14 +135,29 @@ class Catalog:
             keys=np.concatenate([self.keys, new_keys]),
             model_of=np.concatenate([self.model_of, new_models]),
             models=models,
+            digests=np.concatenate(
+                [self.digests, unknown_digests(len(ids)) if digests is None else digests]
+            ),
         )
 
-    def reassigned(self, rows: NDArray[np.int64], model: str) -> Catalog:
-        """The same items and keys, with ``rows`` (n,) now embedded by ``model`` (a digest)."""
+    def reassigned(
+        self, rows: NDArray[np.int64], model: str, digests: NDArray[np.uint8] | None = None
+    ) -> Catalog:
+        """The same items and keys, with ``rows`` (n,) now embedded by ``model`` (a digest) from
+        images of these ``digests`` (n, 32); without them the rows' digests stay."""
         models = self.models if model in self.models else (*self.models, model)
-        model_of = self.model_of.copy()
+        model_of, of_images = self.model_of.copy(), self.digests.copy()
         model_of[rows] = models.index(model)
-        return replace(self, model_of=model_of, models=models)
+        if digests is not None:
+            of_images[rows] = digests
+        return replace(self, model_of=model_of, models=models, digests=of_images)
+
+    def relabelled(self, rows: NDArray[np.int64], labels: Sequence[str]) -> Catalog:
+        """The same rows, with those at ``rows`` (n,) of these classes (n,)."""
+        named = list(self.labels)
+        for row, label in zip(rows.tolist(), labels, strict=True):
+            named[row] = label
+        return replace(self, labels=tuple(named))
 
     def renamed(self, models: Mapping[str, str]) -> Catalog:
         """The same items and keys, each row of the model that stands in place of its own.
@@ -132,7 +174,11 @@ class Catalog:
         """Write an npz to a new file; its bytes depend on the catalogue only."""
         import numpy as np
 
-        columns: dict[str, Any] = {"keys": self.keys, "model_of": self.model_of}
+        columns: dict[str, Any] = {
+            "keys": self.keys,
+            "model_of": self.model_of,
+            "digests": self.digests.reshape(-1),
+        }
         for name in ("ids", "labels", "models"):
             texts = [text.encode("utf-8", "surrogatepass") for text in getattr(self, name)]
             columns[name] = np.frombuffer(b"".join(texts), np.uint8)
@@ -155,8 +201,15 @@ class Catalog:
             raise DamagedError(f"{path}: {error.message}") from None
 
 
+def unknown_digests(n: int) -> NDArray[np.uint8]:
+    """(n, 32) of rows whose images nobody knows."""
+    import numpy as np
+
+    return np.zeros((n, DIGEST_BYTES), np.uint8)
+
+
 def _catalog(columns: dict[str, NDArray[Any]]) -> Catalog:
-    kinds = {"keys": "uint64", "model_of": "int32"}
+    kinds = {"keys": "uint64", "model_of": "int32", "digests": "uint8"}
     for name in ("ids", "labels", "models"):
         kinds |= {name: "uint8", f"{name}_end": "int64"}
     found = {name: str(column.dtype) for name, column in columns.items() if column.ndim == 1}
@@ -168,6 +221,7 @@ def _catalog(columns: dict[str, NDArray[Any]]) -> Catalog:
         keys=columns["keys"],
         model_of=columns["model_of"],
         models=_texts(columns["models"], columns["models_end"]),
+        digests=columns["digests"].reshape(-1, DIGEST_BYTES),
     )
 
 

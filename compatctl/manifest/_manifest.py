@@ -10,7 +10,7 @@ from typing import Any, Self
 from compatctl._version import __version__
 from compatctl.errors import DamagedError, InputError
 
-FORMAT = 2
+FORMAT = 3
 """The newest manifest format that this version reads, and the one that it writes."""
 
 _OPTIONAL = ("memory",)
@@ -44,6 +44,8 @@ class ModelShare:
     """A model and the number of gallery rows that it embedded; ``name`` is for people only.
 
     ``canary`` is the digest of a few inputs and what the model made of them when it was taken in.
+    ``proven`` is false where the rows were adopted and never compared with what the model makes of
+    the items' images.
     """
 
     sha256: str
@@ -51,6 +53,7 @@ class ModelShare:
     rows: int
     name: str
     canary: str
+    proven: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,7 @@ class Manifest:
                 f"{where}: manifest format {version}; compatctl {__version__} reads up to {FORMAT}",
                 tip=f"install compatctl {raw.get('tool_version', 'of a newer version')}",
             )
-        if type(version) is int and version == 1:
+        if type(version) is int and 0 < version < FORMAT:
             raise InputError(
                 f"{where}: manifest format {version}, of a version that was never released",
                 tip="begin the store again: compatctl init (or import)",
@@ -195,6 +198,7 @@ _MODEL: dict[str, _Rule] = {
     "rows": _whole(0),
     "name": _TEXT,
     "canary": _SHA256,
+    "proven": ("true or false", lambda value: type(value) is bool),
 }
 _INDEX: dict[str, _Rule] = {
     "engine": ("'hnswlib'", lambda value: value == "hnswlib"),

@@ -135,10 +135,10 @@ def test_only_a_few_batches_are_read_ahead(encoder: Encoder, dataset: Dataset) -
     class Counted(Dataset):
         """A data set that counts what was asked of it."""
 
-        def read(self, row: int) -> Image.Image:
-            """The image, counted."""
+        def read_hashed(self, row: int) -> tuple[Image.Image, bytes]:
+            """The image and its digest, counted."""
             begun.append(row)
-            return super().read(row)
+            return super().read_hashed(row)
 
     many = [row % 15 for row in range(300)]
     counted = Counted(
@@ -150,3 +150,18 @@ def test_only_a_few_batches_are_read_ahead(encoder: Encoder, dataset: Dataset) -
     )
     assert len(begun) == 300
     assert 0 < max(ahead) <= 10
+
+
+def test_every_row_comes_with_the_digest_of_what_was_read(
+    encoder: Encoder, dataset: Dataset
+) -> None:
+    """The digests are those of ``Dataset.digest``, of files, of bytes and of arrays."""
+    files = dataset.take(range(4))
+    held = tuple(files.original(row, 1 << 20) for row in range(4))
+    pixels = tuple(np.asarray(files.read(row)) for row in range(4))
+    for sources in (files.sources, held, pixels):
+        here = Dataset(items=files.items, sources=sources)
+        done = encoder.embed(here, batch_size=3)
+        assert [one.tobytes().hex() for one in done.digests] == [
+            here.digest(row) for row in range(4)
+        ]

@@ -190,6 +190,22 @@ def test_new_rows_get_unused_keys_and_the_old_ones_stay() -> None:
         one.extended(["id0"], ["y"], "a" * 64)
 
 
+def test_digests_of_images_survive_and_grow_with_the_rows(tmp_path: Path) -> None:
+    """The digests are in the file; rows whose image nobody knows are all zero, and not known."""
+    rng = np.random.default_rng(0)
+    some = rng.integers(1, 256, (2, 32)).astype(np.uint8)
+    one = _catalog().extended(["n1", "n2"], ["y", "y"], "b" * 64, some)
+    one.write(tmp_path / "c.npz")
+    again = Catalog.read(tmp_path / "c.npz")
+    assert again.known.tolist() == [False, False, False, True, True]
+    assert (again.digests[3:] == some).all()
+    moved = again.reassigned(np.array([0, 3]), "b" * 64, some)
+    assert moved.known.tolist() == [True, False, False, True, True]
+    assert moved.relabelled(np.array([1]), ["z"]).labels == ("x", "z", "x", "y", "y")
+    with pytest.raises(InputError, match="digests"):
+        _catalog(digests=np.zeros((3, 20), np.uint8))
+
+
 def test_renamed_models_keep_their_rows() -> None:
     """Each row is of the model that stands in its own one's place; one without rows is let go."""
     mixed = _catalog().reassigned(np.array([0, 2]), "b" * 64).reassigned(np.array([1]), "c" * 64)

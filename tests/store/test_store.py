@@ -382,7 +382,7 @@ def test_a_shallow_check_sees_missing_files_only(store: Store) -> None:
 def test_check_compares_the_catalogue_with_the_manifest(store: Store) -> None:
     """Fewer rows than the index has are no commit; where they are there, no catalogue opens."""
     shorter = replace(
-        store.catalog(), ids=("a",), labels=("x",), keys=[0], model_of=[0],
+        store.catalog(), ids=("a",), labels=("x",), keys=[0], model_of=[0], digests=None,
     )  # fmt: skip
     with store.transaction(store.manifest) as tx:
         digest = tx.put("catalogs", shorter.write)
