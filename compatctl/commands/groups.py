@@ -60,22 +60,22 @@ def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Group
     in_pairs = np.zeros(0, np.int64) if pairs is None else np.union1d(pairs[0], pairs[1])
     used = _refuse_trained(data, in_pairs, seen, options, "items of pairs")
     if not has_roles(data):  # every item queries: one that anchored must not
-        keep = [row for row in held_out if data.items[row].id not in seen.anchor_ids]
+        keep = [row for row in held_out if not seen.anchored(data.items[row].id)]
         held_out = np.array(keep, np.int64)
     trained = _refuse_trained(data, held_out, seen, options, "held-out queries")
     return Groups(
         arenas=_by_class(data, seen, held_out, trained, options),
         pairs=pairs,
-        pairs_seen=len(used) > 0 or any(data.labels[row] in seen.classes for row in in_pairs),
+        pairs_seen=len(used) > 0 or any(seen.knows_class(data.labels[row]) for row in in_pairs),
     )
 
 
 def _by_class(
     data: Dataset, seen: Seen, held_out: Rows, trained: Rows, options: VerifyOptions
 ) -> tuple[Arena, ...]:
-    anchored = {item.label for item in data.items if item.id in seen.anchor_ids}
+    anchored = {item.label for item in data.items if seen.anchored(item.id)}
     fresh = np.setdiff1d(held_out, trained)
-    labels = np.array([data.items[row].label in seen.classes for row in fresh], bool)
+    labels = np.array([seen.knows_class(data.items[row].label) for row in fresh], bool)
     unseen = fresh[~labels]
     groups = [arena_of(DECIDING_GROUP, data, unseen, options.slices)]
     by_anchor = np.array([data.items[row].label in anchored for row in unseen], bool)
@@ -93,7 +93,10 @@ def _refuse_trained(
     data: Dataset, rows: Rows, seen: Seen, options: VerifyOptions, what: str
 ) -> Rows:
     """Those of ``rows`` that were trained on, where they are allowed."""
-    trained = np.array([row for row in rows if _trained(data, int(row), seen)], np.int64)
+    trained = np.array(
+        [row for row in rows if seen.trained_on(data.items[row].id, data.digest(int(row)))],
+        np.int64,
+    )
     if len(trained) and not options.allow_seen:
         names = ", ".join(data.items[row].id for row in trained[:3])
         raise InputError(
@@ -101,13 +104,6 @@ def _refuse_trained(
             tip="hold out other items, or pass --allow-seen to report them apart",
         )
     return trained
-
-
-def _trained(data: Dataset, row: int, seen: Seen) -> bool:
-    if data.items[row].id in seen.ids:
-        return True
-    digest = data.digest(row)
-    return digest in seen.digests or digest in seen.anchor_digests
 
 
 def _check_slices(data: Dataset, options: VerifyOptions) -> None:

@@ -5,7 +5,7 @@ A lift changes the query model, so it is judged as a deploy is: by the empirical
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +49,7 @@ def held_out(data: Dataset, seen: Seen | None, pairs: Rows, new: Path) -> Rows:
     """The queries that decide: of classes that neither the new encoder (``seen``: its record) nor
     the map saw: those of the training items among the pairs."""
     labels = frozenset(data.labels[row] for row in pairs if data.items[row].split == "train")
-    if seen is None:
-        return deciding(data, Seen(classes=labels, path=new, sha256=""))
-    return deciding(data, replace(seen, classes=seen.classes | labels))
+    return deciding(data, (seen or Seen(path=new, sha256="")).knowing(labels))
 
 
 def try_lift(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,27 @@ class Seen:
     """The rehearsal memory that finetune wrote beside the candidate; null: none."""
     path: Path
     sha256: str
+
+    def trained_on(self, item_id: str, digest: str) -> bool:
+        """Whether a query must not be this item: it trained, or its bytes trained or anchored."""
+        return item_id in self.ids or digest in self.digests or digest in self.anchor_digests
+
+    def anchored(self, item_id: str) -> bool:
+        """Whether the item of the gallery was an anchor, or a pair of a bridge."""
+        return item_id in self.anchor_ids
+
+    def knows_class(self, label: str) -> bool:
+        """Whether an item of this class trained."""
+        return label in self.classes
+
+    def passed(self, item_id: str) -> bool:
+        """Whether the item went through the new model before it was judged: it trained, anchored,
+        or was a pair of a map."""
+        return item_id in self.ids or item_id in self.anchor_ids
+
+    def knowing(self, labels: Iterable[str]) -> Seen:
+        """The same, and these classes besides."""
+        return replace(self, classes=self.classes | frozenset(labels))
 
 
 def find(model: Path, sha256: str, *, named: Path | None, candidate: Path) -> Seen | None:
