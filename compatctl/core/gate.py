@@ -49,6 +49,9 @@ class Measurement:
     """False for groups that are reported beside the deciding one."""
     small: bool = False
     """A slice under the policy's least size."""
+    at_best: Estimate | None = None
+    """The estimate with everything that is unknown counted for the candidate: a failure must hold
+    there too. None: nothing is unknown."""
     detail: str
 
 
@@ -105,7 +108,8 @@ def judge(policy: Policy, measurements: Iterable[Measurement]) -> Verdict:
 
     A deciding check that fails makes the verdict ``fail``; else one that is inconclusive, or no
     deciding check at all, makes it ``inconclusive``; else it is ``pass``. A check without a
-    threshold in the policy is measured, stays ``inconclusive`` and does not decide. The empirical
+    threshold in the policy is measured, stays ``inconclusive`` and does not decide. One that asks
+    whether the evidence is good (``Rule.may_fail``) passes or is inconclusive. The empirical
     criterion has to be among the checks that decide, or the verdict is inconclusive.
 
     Raises:
@@ -178,6 +182,8 @@ def _check(
     outcome: Outcome = "inconclusive"
     if rule and not gap:
         outcome = _outcome(policy, value, rule, p)
+        if outcome == "fail" and not (rule.may_fail and _fails_at_best(policy, one, rule)):
+            outcome = "inconclusive"
     open_question = bool(sample and rule and defined and outcome == "inconclusive")
     return Check(
         name=one.name,
@@ -201,20 +207,28 @@ def _check(
 
 def _outcome(policy: Policy, value: float, rule: Rule, p: tuple[float, float] | None) -> Outcome:
     if p is None:
-        return "pass" if (value > rule.limit if rule.above else value <= rule.limit) else "fail"
+        at_limit = value == rule.limit and not (rule.above and rule.may_fail)
+        beyond = value > rule.limit if rule.above else value < rule.limit
+        return "pass" if beyond or at_limit else "fail"
     if p[0] <= policy.alpha / 2:
         return "pass"
     return "fail" if p[1] <= policy.alpha / 2 else "inconclusive"
+
+
+def _fails_at_best(policy: Policy, one: Measurement, rule: Rule) -> bool:
+    """Whether a failure stands with everything unknown counted for the candidate."""
+    return one.at_best is None or _p_values(one.at_best, rule)[1] <= policy.alpha / 2
 
 
 def _gap(policy: Policy, one: Measurement, sample: Estimate | None) -> str:
     """What is missing before the check can decide anything; empty when nothing is."""
     if sample is None:
         return ""
-    least = policy.slice_min_queries if one.name == "slice_gain" else policy.min_queries
+    part = one.name in {"slice_gain", "untouched_gain"}
+    least = policy.slice_min_queries if part else policy.min_queries
     if one.n_queries < least:
         return f"only {one.n_queries} of the {least} queries asked for had a match to find"
-    if sample.n_classes < policy.min_classes and one.name != "slice_gain":
+    if sample.n_classes < policy.min_classes and not part:
         return (
             f"the queries are of {sample.n_classes} classes and {policy.min_classes} are asked for"
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compatctl.errors import InputError
 
-POLICY_FORMAT = 2
+POLICY_FORMAT = 3
 
 COUNTS = ("min_queries", "min_classes", "recall_at", "wide_recall_at", "slice_min_queries")
 RANGES = {
@@ -22,6 +22,11 @@ RANGES = {
     "min_slice_gain": (-1.0, 1.0),
     "min_chain_gain": (-1.0, 1.0),
     "min_mixed_gain": (-1.0, 1.0),
+    "min_untouched_gain": (-1.0, 1.0),
+    "min_unjudged_gain": (-1.0, 1.0),
+    "min_stored_share": (0.0, 1.0),
+    "min_matched_share": (0.0, 1.0),
+    "min_old_recall": (0.0, 1.0),
     "min_ann_recall": (0.0, 1.0),
     "max_far_ratio": (0.0, 1e6),
     "max_parity_error": (0.0, 2.0),
@@ -82,6 +87,18 @@ class Policy:
     """The gain on the rows of every version in the gallery, over that version's own queries."""
     min_mixed_gain: float | None = None
     """recall(new, half re-embedded) - recall(new, old) must be shown to be greater."""
+    min_untouched_gain: float | None = -0.05
+    """The gain of the queries all of whose matches are rows that no training passed through the new
+    model must be shown to be greater."""
+    min_unjudged_gain: float | None = 0.0
+    """The gain that is left if every first answer of unknown relevance speaks against the new model
+    must be shown to be greater; else the gate cannot tell."""
+    min_stored_share: float | None = 0.95
+    """Share of the searched rows that are the store's own; below it the gate cannot tell."""
+    min_matched_share: float | None = 0.5
+    """Share of the held-out queries with a match in the gallery; below it the gate cannot tell."""
+    min_old_recall: float | None = 0.05
+    """recall(old, old); below it something is wrong, and the gate cannot tell."""
     min_ann_recall: float | None = 0.9
     """ANN recall@10 of the new queries on the real index at the ef they need."""
     max_far_ratio: float | None = 1.5
@@ -118,6 +135,8 @@ class Rule:
     margin: float | None
     above: bool
     """Whether more is better."""
+    may_fail: bool = True
+    """False for what says whether the evidence is good: where it is not, the gate cannot tell."""
 
     @property
     def limit(self) -> float:
@@ -139,6 +158,13 @@ def rules(policy: Policy) -> dict[str, Rule]:
         "mixed_gain": policy.min_mixed_gain,
         "ann_recall": policy.min_ann_recall,
         "pair_tar_gain": policy.min_pair_tar_gain,
+        "untouched_gain": policy.min_untouched_gain,
+    }
+    evidence = {
+        "unjudged_gain": policy.min_unjudged_gain,
+        "stored_share": policy.min_stored_share,
+        "matched_share": policy.min_matched_share,
+        "old_recall": policy.min_old_recall,
     }
     limits = {
         "negative_flips": policy.max_negative_flips,
@@ -150,6 +176,9 @@ def rules(policy: Policy) -> dict[str, Rule]:
     for name, most in limits.items():
         if most is not None:
             found[name] = Rule(threshold=float(most), margin=None, above=False)
+    for name, least in evidence.items():
+        if least is not None:
+            found[name] = replace(_gain(least), may_fail=False)
     return found
 
 

@@ -71,7 +71,7 @@ def test_equal_worse_and_incompatible_models_never_pass(
 def test_too_few_queries_cannot_tell(shop: Shop, tmp_path: Path) -> None:
     """With fewer held-out queries than the policy asks for the exit code is 4, not a pass."""
     policy = tmp_path / "strict.yaml"
-    policy.write_text("format: 2\nname: many\nmin_queries: 100000\n")
+    policy.write_text("format: 3\nname: many\nmin_queries: 100000\n")
     code, report = _verify(shop, "new.onnx", "--policy", policy)
     assert code == 4
     assert report["verdict"]["outcome"] == "inconclusive"  # type: ignore[index]
@@ -124,7 +124,7 @@ def test_deploy_refuses_a_failing_report_unless_forced_with_a_reason(shop: Shop)
 def test_deploy_refuses_an_inconclusive_report(shop: Shop, tmp_path: Path) -> None:
     """A report that could not tell ends in exit 4."""
     policy = tmp_path / "many.yaml"
-    policy.write_text("format: 2\nname: many\nmin_queries: 100000\n")
+    policy.write_text("format: 3\nname: many\nmin_queries: 100000\n")
     assert _verify(shop, "new.onnx", "--policy", policy)[0] == 4
     assert shop.run("deploy", "--policy", policy).code == 4
 
@@ -135,7 +135,7 @@ def test_deploy_notices_every_digest_that_changed(shop: Shop, tmp_path: Path) ->
     other = shop.run("deploy", "--model", shop.path("worse.onnx"))
     assert (other.code, "another new model" in other.stderr) == (3, True)
     loose = tmp_path / "loose.yaml"
-    loose.write_text("format: 2\nname: loose\nmin_queries: 1\n")
+    loose.write_text("format: 3\nname: loose\nmin_queries: 1\n")
     changed = shop.run("deploy", "--policy", loose)
     assert (changed.code, "another policy" in changed.stderr) == (3, True)
     assert shop.run("deploy").json["written"] is True

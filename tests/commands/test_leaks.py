@@ -112,7 +112,7 @@ def test_a_held_out_set_that_was_the_training_set(stock: Stock, tmp_path: Path) 
     refused = verify(stock, tmp_path, path)
     assert (refused.code, refused.report) == (5, {})
     policy = tmp_path / "least.yaml"
-    policy.write_text("format: 2\nname: least\nmin_queries: 1\nmin_classes: 1\n")
+    policy.write_text("format: 3\nname: least\nmin_queries: 1\nmin_classes: 1\n")
     done = verify(stock, tmp_path, path, "--allow-seen", "--policy", policy)
     assert (done.code, done.report["verdict"]["outcome"]) == (4, "inconclusive")
     assert done.sizes == {"unseen": 0, "trained": len(stock.queries)}

@@ -74,7 +74,7 @@ def test_zero_queries_that_pass(shop: Shop, tmp_path: Path, change: str) -> None
     table.write_text("id,path,label,split,role\n" + "\n".join(lines) + "\n")
     policy = tmp_path / "mild.yaml"
     policy.write_text(
-        "format: 2\nname: mild\nmin_queries: 1\nmin_classes: 1\nmin_recall_gain: -1.0\n"
+        "format: 3\nname: mild\nmin_queries: 1\nmin_classes: 1\nmin_recall_gain: -1.0\n"
         "different_class_margin: null\nmin_ann_recall: null\n"
     )
     more = ("--data", table, "--data-root", images, "--policy", policy)
@@ -109,7 +109,7 @@ def test_an_interval_without_its_own_estimate(begun: Path, tmp_path: Path) -> No
 def test_unrelated_spaces_that_pass_a_small_set(tmp_path: Path, classes: int) -> None:
     """Two encoders that have nothing in common never pass, however few the items are."""
     policy = tmp_path / "few.yaml"
-    policy.write_text("format: 2\nname: few\nmin_queries: 1\nmin_classes: 1\n")
+    policy.write_text("format: 3\nname: few\nmin_queries: 1\nmin_classes: 1\n")
     paths = tables(tmp_path, *real_features(), classes=classes)
     for more in ((), ("--policy", policy)):
         done = run("verify", *paths, "--report", tmp_path / "r.json", *more)
@@ -209,7 +209,7 @@ def test_thresholds_that_change_after_the_verdict(shop: Shop, line: str) -> None
     """A policy file edited between verify and deploy is another policy: exit 3; put back, it is
     the one that was judged by."""
     policy = shop.path("policy.yaml")
-    text = "format: 2\nname: ours\n"
+    text = "format: 3\nname: ours\n"
     policy.write_text(text)
     assert judged(shop, shop.path("new.onnx"), "--policy", policy)[0] == 0
     policy.write_text(f"{text}{line}\n")

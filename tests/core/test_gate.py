@@ -429,6 +429,40 @@ def test_a_plain_gain_has_to_exceed_its_threshold():
         assert only(verdict, "ann_recall").outcome == verdict.outcome == outcome
 
 
+@pytest.mark.parametrize(("share", "outcome"), [(0.95, "pass"), (0.9499, "inconclusive")])
+def test_bad_evidence_is_not_a_failure(share, outcome):
+    """Where the evidence itself is bad the gate cannot tell; at the limit it is good enough."""
+    verdict = judge(POLICY, [BETTER, number(share, "stored_share")])
+    assert only(verdict, "stored_share").outcome == verdict.outcome == outcome
+
+
+def test_a_failure_stands_beside_bad_evidence():
+    """A check that fails makes the verdict fail, whatever the evidence of another is worth."""
+    assert judge(POLICY, [WORSE, number(0.5, "stored_share")]).outcome == "fail"
+
+
+def test_a_loss_if_unknown_answers_are_wrong_cannot_tell():
+    """A gain that unknown answers could undo is inconclusive, not a failure."""
+    verdict = judge(POLICY, [BETTER, gain(changes(-0.2), "unjudged_gain")])
+    assert only(verdict, "unjudged_gain").outcome == verdict.outcome == "inconclusive"
+    assert judge(POLICY, [BETTER, gain(changes(0.1), "unjudged_gain")]).outcome == "pass"
+
+
+@pytest.mark.parametrize(("best", "outcome"), [(0.1, "inconclusive"), (-0.1, "fail")])
+def test_a_failure_must_hold_at_best(best, outcome):
+    """A loss that unknown answers could undo is no failure; one that they could not is."""
+    loss = replace(WORSE, at_best=gain(changes(best)).estimate)
+    assert judge(POLICY, [loss]).outcome == outcome
+
+
+def test_untouched_rows_need_queries_of_their_own():
+    """Few queries of untouched rows leave the verdict open, where a small slice has no say."""
+    few = gain(changes(0.2, C=9), "untouched_gain")
+    check = only(judge(POLICY, [BETTER, few]), "untouched_gain")
+    assert (check.outcome, check.decides) == ("inconclusive", True)
+    assert judge(POLICY, [BETTER, gain(changes(0.2, C=10), "untouched_gain")]).outcome == "pass"
+
+
 def test_a_check_stands_once():
     """One check of one group twice is refused; the same of two groups is not."""
     with pytest.raises(InputError, match=r"judged once.*recall_gain"):

@@ -21,6 +21,12 @@ GAINS = {
     "min_chain_gain": "chain_gain",
     "min_mixed_gain": "mixed_gain",
     "min_pair_tar_gain": "pair_tar_gain",
+    "min_untouched_gain": "untouched_gain",
+}
+EVIDENCE = {
+    "min_stored_share": "stored_share",
+    "min_matched_share": "matched_share",
+    "min_old_recall": "old_recall",
 }
 MARGINS = {"same_class_margin": "same_class", "different_class_margin": "different_class"}
 LIMITS = {
@@ -66,10 +72,10 @@ def test_replicates_have_a_least_and_a_greatest_number():
             Policy(replicates=value)
 
 
-@pytest.mark.parametrize("value", [1, 3, 0, -2, True, "2", None, 2.5])
+@pytest.mark.parametrize("value", [1, 2, 4, 0, -2, True, "3", None, 2.5])
 def test_other_formats_are_refused(value):
     """The earlier format, a newer one and what is no format are refused with the known one."""
-    with pytest.raises(InputError, match=r"policy format .* this version reads 2"):
+    with pytest.raises(InputError, match=r"policy format .* this version reads 3"):
         Policy(format=value)
 
 
@@ -148,10 +154,25 @@ def test_rule_of_the_real_index():
     assert rule == Rule(threshold=0.95, margin=None, above=True)
 
 
+@pytest.mark.parametrize(("key", "check"), EVIDENCE.items())
+def test_rules_of_evidence_cannot_fail(key, check):
+    """A least share that says whether the evidence is good makes no failure where it is missed."""
+    rule = rules(Policy(**NOTHING | {key: 0.5}))[check]
+    assert rule == Rule(threshold=0.5, margin=None, above=True, may_fail=False)
+
+
+def test_the_rule_of_unjudged_answers_cannot_fail():
+    """What is left of the gain if unknown answers speak against the candidate has a margin too."""
+    for least, margin in ((-0.02, 0.02), (0.0, None)):
+        rule = rules(Policy(**NOTHING | {"min_unjudged_gain": least}))["unjudged_gain"]
+        assert rule == Rule(threshold=0.0, margin=margin, above=True, may_fail=False)
+
+
 def test_null_leaves_a_rule_out():
     """With every key null that may be, the gain in recall is the only rule."""
     assert set(rules(Policy(**NOTHING))) == {"recall_gain"}
-    both = GAINS | MARGINS | LIMITS | {"min_ann_recall": "ann_recall"}
+    both = GAINS | MARGINS | LIMITS | EVIDENCE
+    both |= {"min_ann_recall": "ann_recall", "min_unjudged_gain": "unjudged_gain"}
     for key in NOTHING:
         found = rules(Policy(**NOTHING | {key: 0.5}))
         assert set(found) == {"recall_gain", both[key]}
@@ -168,5 +189,10 @@ def test_rules_of_the_default_policy():
         "ann_recall",
         "far_ratio",
         "parity",
+        "untouched_gain",
+        "unjudged_gain",
+        "stored_share",
+        "matched_share",
+        "old_recall",
     }
     assert found["recall_gain"] == Rule(threshold=0.0, margin=None, above=True)

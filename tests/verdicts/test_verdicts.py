@@ -174,7 +174,7 @@ def test_a_slightly_better_encoder_is_settled_by_enough_classes(tmp_path, name):
 def test_a_slightly_worse_encoder_passes_a_margin_that_allows_it(tmp_path, name):
     """The same small loss is within a margin of fifteen points: a test of non-inferiority."""
     policy = tmp_path / "margin.yaml"
-    policy.write_text("format: 2\nname: margin\nmin_recall_gain: -0.15\n")
+    policy.write_text("format: 3\nname: margin\nmin_recall_gain: -0.15\n")
     real = Real(name)
     report = verdict(tmp_path, real, real.worse(WORSE[name]), "--policy", policy)
     assert report["verdict"]["outcome"] == "pass"
@@ -184,7 +184,7 @@ def test_a_slightly_worse_encoder_passes_a_margin_that_allows_it(tmp_path, name)
 def policy_of_few(folder):
     """The default policy, but for small sets."""
     path = folder / "few.yaml"
-    path.write_text("format: 2\nname: few\nmin_queries: 20\nmin_classes: 5\n")
+    path.write_text("format: 3\nname: few\nmin_queries: 20\nmin_classes: 5\n")
     return path
 
 
