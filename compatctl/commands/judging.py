@@ -13,11 +13,19 @@ import numpy as np
 from compatctl.commands.evaluation import Judged
 from compatctl.commands.trial import CURVE, Trial
 from compatctl.core.evidence import ChainEvidence, Draw, measure, measure_chain
-from compatctl.core.gate import Check, Measurement, Verdict, judge
+from compatctl.core.gate import Measurement, Verdict, judge
 from compatctl.core.policy import Policy, rules
 from compatctl.core.retrieval import Retrieval, cmc
 from compatctl.files import write_atomic
-from compatctl.report import Group, Report, junit, markdown, openmetrics, policy_sha256
+from compatctl.report import (
+    Group,
+    Report,
+    junit,
+    markdown,
+    openmetrics,
+    policy_sha256,
+    summary,
+)
 
 NEXT_STEPS = {
     "pass": "compatctl deploy",
@@ -73,8 +81,7 @@ def verdict_of(
     for trial in trials:
         found += measure(policy, trial.evidence, how.draw, how.replicates)
     for link in chain:
-        least = policy.slice_min_queries
-        found.append(measure_chain(link, policy.recall_at, how.draw, how.replicates, least=least))
+        found.append(measure_chain(link, policy.recall_at, how.draw, how.replicates))
     return judge(policy, [*found, *others])
 
 
@@ -133,29 +140,6 @@ def group_of(trial: Trial) -> Group:
     )
 
 
-def summary(verdict: Verdict) -> str:
-    """What the verdict means, in one sentence."""
-    deciding = [check for check in verdict.checks if check.decides]
-    if verdict.outcome == "pass":
-        gain = next(check for check in deciding if check.name == "recall_gain")
-        if gain.margin is not None:
-            return (
-                "The new model does not find less than the old one in the gallery as it is, within "
-                f"a margin of {gain.margin:g}: {_interval(gain)}."
-            )
-        return (
-            "The new model finds more than the old one in the gallery as it is: the recall gain is "
-            f"{_interval(gain)}."
-        )
-    if verdict.outcome == "fail":
-        failed = [check for check in deciding if check.outcome == "fail"]
-        names = ", ".join(_name(check) for check in failed)
-        return f"The new model must not be deployed: {names} failed."
-    open_checks = [check for check in deciding if check.outcome == "inconclusive"]
-    names = ", ".join(_name(check) for check in open_checks) or "no check could decide"
-    return f"The evidence does not settle it: {names}.{_needed(open_checks)}"
-
-
 def write(report: Report, path: Path, outputs: Outputs) -> None:
     """report.json first: the other files are views of it."""
     write_atomic(path, report.to_bytes())
@@ -186,19 +170,3 @@ def _threshold_step(verdict: Verdict, trials: Sequence[Trial]) -> str:
         f"accept new ones at {keeping:.4f}, which keeps the false accept rate; verify again with "
         f"--new-threshold {keeping:.4f}"
     )
-
-
-def _interval(check: Check) -> str:
-    return f"{check.estimate:+.4f}, between {check.low:+.4f} and {check.high:+.4f}"
-
-
-def _name(check: Check) -> str:
-    return check.name if check.group == "unseen" else f"{check.name} ({check.group})"
-
-
-def _needed(checks: Sequence[Check]) -> str:
-    wanted = [check.needed for check in checks if check.needed]
-    if not wanted:
-        return ""
-    most = max(wanted, key=lambda one: one.classes)
-    return f" About {most.classes} classes with {most.queries} queries would."

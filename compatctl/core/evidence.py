@@ -119,7 +119,6 @@ def measure(policy: Policy, group: GroupEvidence, draw: Draw, replicates: int) -
                 n=n,
                 n_queries=n if part or name == "ann_recall" else group.old_old.n_counted,
                 may_decide=group.name == DECIDING_GROUP,
-                small=bool(part) and n < policy.slice_min_queries,
                 detail=detail,
             )
         )
@@ -128,13 +127,11 @@ def measure(policy: Policy, group: GroupEvidence, draw: Draw, replicates: int) -
     return found
 
 
-def measure_chain(
-    link: ChainEvidence, k: int, draw: Draw, replicates: int, *, least: int = 0
-) -> Measurement:
+def measure_chain(link: ChainEvidence, k: int, draw: Draw, replicates: int) -> Measurement:
     """The gain of new queries over a version's own, on the rows which that version embedded.
 
-    With fewer than ``least`` queries that have anything to find there it is too small to decide: a
-    version that embedded a handful of rows would else leave every later verdict open.
+    Where fewer queries than the policy's ``slice_min_queries`` have anything to find there it does
+    not decide: a version that embedded a handful of rows would else leave every verdict open.
 
     Raises:
         InputError: recall at k was not searched for, or the two tests are of different queries.
@@ -150,7 +147,6 @@ def measure_chain(
         n=link.own.n_counted,
         n_queries=link.own.n_counted,
         may_decide=True,
-        small=link.own.n_counted < least,
         detail=f"On the rows which that version embedded, recall@{k} is {new:.4f} with new queries "
         f"and {old:.4f} with its own",
     )

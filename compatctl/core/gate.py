@@ -12,13 +12,16 @@ margin, because (1b) moves by the order of 1/(K-1) for K classes.
 
 What cannot be told is never a pass: with too few queries or classes, or an estimate that is not
 defined, a check is inconclusive.
+
+``settle`` makes every outcome from the numbers that a report holds. ``verify`` calls it on what it
+measured, and ``deploy`` calls it again on what the report says.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -27,6 +30,12 @@ from compatctl.core.policy import Policy, Rule, rules
 from compatctl.errors import InputError
 
 Outcome = Literal["pass", "fail", "inconclusive"]
+
+UNSAMPLED = ("parity", "latency_ratio", "stored_share", "matched_share", "old_recall")
+"""Checks whose estimate may be no sample: it has no interval then, and the limit alone decides."""
+
+CAN_BE_SMALL = ("slice_gain", "chain_gain")
+"""Checks that do not decide where they have fewer queries than ``slice_min_queries``."""
 
 _MOST = 10**9
 """Where more classes than this are needed, nothing but a larger effect settles the check."""
@@ -47,8 +56,6 @@ class Measurement:
     """Queries behind it, for the policy's least evidence."""
     may_decide: bool
     """False for groups that are reported beside the deciding one."""
-    small: bool = False
-    """A slice under the policy's least size."""
     at_best: Estimate | None = None
     """The estimate with everything that is unknown counted for the candidate: a failure must hold
     there too. None: nothing is unknown."""
@@ -67,7 +74,7 @@ class Needed:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One named test of one group."""
+    """One named test of one group: what was measured, and what ``settle`` makes of it."""
 
     name: str
     group: str
@@ -77,20 +84,32 @@ class Check:
     """Lower end of the estimate's confidence interval; None where it is not defined."""
     high: float | None
     """Upper end of the same."""
-    threshold: float | None
-    """What the estimate is held against; None where the policy sets nothing."""
-    margin: float | None
-    """How far the estimate may miss the threshold; None where the test has no margin."""
-    p: float | None
-    """p-value of passing, Holm-adjusted where the check decides; None without an interval or a
+    raw_p: tuple[float, float] | None
+    """p-values of passing and of failing, before any adjustment; None without an interval or a
     threshold."""
+    fail_p_at_best: float | None
+    """p-value of failing with everything that is unknown counted for the candidate: a failure must
+    hold there too. None: nothing is unknown."""
     n: int
     """Queries, or pairs for the inequalities, that the estimate is a mean of."""
+    n_queries: int
+    """Queries behind it, for the policy's least evidence."""
     n_classes: int | None
     """Classes that were resampled; None where there is no interval."""
-    outcome: Outcome
-    decides: bool
-    needed: Needed | None
+    may_decide: bool
+    """False for groups that are reported beside the deciding one."""
+    threshold: float | None = None
+    """What the estimate is held against; None where the policy sets nothing."""
+    margin: float | None = None
+    """How far the estimate may miss the threshold; None where the test has no margin."""
+    p: float | None = None
+    """p-value of passing, Holm-adjusted where the check decides; None without an interval or a
+    threshold."""
+    p_fail: float | None = None
+    """The same of failing."""
+    outcome: Outcome = "inconclusive"
+    decides: bool = False
+    needed: Needed | None = None
     detail: str
     """One sentence for people."""
 
@@ -106,6 +125,24 @@ class Verdict:
 def judge(policy: Policy, measurements: Iterable[Measurement]) -> Verdict:
     """Apply the policy to every measurement.
 
+    Raises:
+        InputError: one check of one group twice.
+    """
+    found = tuple(measurements)
+    ruled = rules(policy)
+    verdict = settle(policy, [_numbers(policy, one, ruled.get(one.name)) for one in found])
+    adjusted = _adjusted([one for one in verdict.checks if one.decides])
+    unsettled = sum(min(pair) > policy.alpha / 2 for pair in adjusted.values())
+    checks = tuple(
+        replace(check, needed=_needed(policy, one, check, ruled, unsettled))
+        for check, one in zip(verdict.checks, found, strict=True)
+    )
+    return replace(verdict, checks=checks)
+
+
+def settle(policy: Policy, checks: Sequence[Check]) -> Verdict:
+    """The outcome of every check by its numbers, and the verdict; what they said before is ignored.
+
     A deciding check that fails makes the verdict ``fail``; else one that is inconclusive, or no
     deciding check at all, makes it ``inconclusive``; else it is ``pass``. A check without a
     threshold in the policy is measured, stays ``inconclusive`` and does not decide. One that asks
@@ -115,26 +152,25 @@ def judge(policy: Policy, measurements: Iterable[Measurement]) -> Verdict:
     Raises:
         InputError: one check of one group twice.
     """
-    found = tuple(measurements)
-    names = [(one.name, one.group) for one in found]
+    names = [(one.name, one.group) for one in checks]
     if len(set(names)) != len(names):
         raise InputError(f"each group is judged once, got {', '.join(map(str, sorted(names)))}")
     ruled = rules(policy)
-    deciding = [one for one in found if decides(one, ruled)]
-    adjusted = _adjusted(deciding, ruled)
-    unsettled = sum(min(pair) > policy.alpha / 2 for pair in adjusted.values())
-    checks = tuple(
-        _check(policy, one, ruled, adjusted.get((one.name, one.group)), unsettled) for one in found
+    adjusted = _adjusted([one for one in checks if decides(policy, one, ruled)])
+    found = tuple(
+        _settled(policy, one, ruled.get(one.name), adjusted.get((one.name, one.group)))
+        for one in checks
     )
-    outcomes = {check.outcome for check in checks if check.decides}
-    criterion = any(check.decides and check.name == "recall_gain" for check in checks)
+    outcomes = {check.outcome for check in found if check.decides}
+    criterion = any(check.decides and check.name == "recall_gain" for check in found)
     outcome: Outcome = "pass" if outcomes == {"pass"} and criterion else "inconclusive"
-    return Verdict(outcome="fail" if "fail" in outcomes else outcome, checks=checks)
+    return Verdict(outcome="fail" if "fail" in outcomes else outcome, checks=found)
 
 
-def decides(one: Measurement, ruled: dict[str, Rule]) -> bool:
+def decides(policy: Policy, one: Check, ruled: dict[str, Rule]) -> bool:
     """Whether a check has a say: a rule, a deciding group, and no slice that is too small."""
-    return one.name in ruled and one.may_decide and not one.small
+    small = one.name in CAN_BE_SMALL and one.n_queries < policy.slice_min_queries
+    return one.name in ruled and one.may_decide and not small
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -147,14 +183,36 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _adjusted(
-    deciding: Sequence[Measurement], ruled: dict[str, Rule]
-) -> dict[tuple[str, str], tuple[float, float]]:
+def _adjusted(deciding: Sequence[Check]) -> dict[tuple[str, str], tuple[float, float]]:
     """(name, group) -> adjusted p-values of passing and of failing."""
-    sampled = [one for one in deciding if isinstance(one.estimate, Estimate)]
-    raw = [_p_values(one.estimate, ruled[one.name]) for one in sampled]  # type: ignore[arg-type]
+    sampled = [one for one in deciding if one.raw_p is not None]
+    raw = [one.raw_p for one in sampled if one.raw_p is not None]
     both = zip(holm([p for p, _ in raw]), holm([p for _, p in raw]), strict=True)
     return {(one.name, one.group): pair for one, pair in zip(sampled, both, strict=True)}
+
+
+def _numbers(policy: Policy, one: Measurement, rule: Rule | None) -> Check:
+    """A measurement as the numbers from which ``settle`` goes on."""
+    sample = one.estimate if isinstance(one.estimate, Estimate) else None
+    value = sample.value if sample else float(one.estimate)  # type: ignore[arg-type]
+    defined = math.isfinite(value) and one.n > 0
+    low, high = sample.interval(1 - policy.alpha) if sample and defined else (None, None)
+    check = Check(
+        name=one.name,
+        group=one.group,
+        estimate=value if defined else None,
+        low=low,
+        high=high,
+        raw_p=_p_values(sample, rule) if sample and rule else None,
+        fail_p_at_best=_p_values(one.at_best, rule)[1] if one.at_best and rule else None,
+        n=int(one.n),
+        n_queries=int(one.n_queries),
+        n_classes=sample.n_classes if sample else None,
+        may_decide=bool(one.may_decide),
+        detail="",
+    )
+    gap = _gap(policy, check)
+    return replace(check, detail=f"{one.detail}{', but ' + gap if gap else ''}.")
 
 
 def _p_values(estimate: Estimate, rule: Rule) -> tuple[float, float]:
@@ -163,45 +221,26 @@ def _p_values(estimate: Estimate, rule: Rule) -> tuple[float, float]:
     return (above, below) if rule.above else (below, above)
 
 
-def _check(
-    policy: Policy,
-    one: Measurement,
-    ruled: dict[str, Rule],
-    p: tuple[float, float] | None,
-    unsettled: int,
+def _settled(
+    policy: Policy, one: Check, rule: Rule | None, adjusted: tuple[float, float] | None
 ) -> Check:
     """One check, inconclusive where there is too little evidence, no estimate or no threshold."""
-    rule = ruled.get(one.name)
-    sample = one.estimate if isinstance(one.estimate, Estimate) else None
-    value = sample.value if sample else float(one.estimate)  # type: ignore[arg-type]
-    defined = math.isfinite(value) and one.n > 0
-    low, high = sample.interval(1 - policy.alpha) if sample and defined else (None, None)
-    if sample and rule and p is None:
-        p = _p_values(sample, rule)
-    gap = _gap(policy, one, sample) if defined else "nothing was there to compare"
+    defined = one.estimate is not None
+    p = adjusted or one.raw_p
     outcome: Outcome = "inconclusive"
-    if rule and not gap:
-        outcome = _outcome(policy, value, rule, p)
-        if outcome == "fail" and not (rule.may_fail and _fails_at_best(policy, one, rule)):
+    if rule and one.estimate is not None and not _gap(policy, one):
+        outcome = _outcome(policy, one.estimate, rule, p)
+        at_best = one.fail_p_at_best is None or one.fail_p_at_best <= policy.alpha / 2
+        if outcome == "fail" and not (rule.may_fail and at_best):
             outcome = "inconclusive"
-    open_question = bool(sample and rule and defined and outcome == "inconclusive")
-    return Check(
-        name=one.name,
-        group=one.group,
-        estimate=value if defined else None,
-        low=low,
-        high=high,
+    return replace(
+        one,
         threshold=rule.threshold if rule else None,
         margin=rule.margin if rule else None,
         p=p[0] if p and defined else None,
-        n=int(one.n),
-        n_classes=sample.n_classes if sample else None,
+        p_fail=p[1] if p and defined else None,
         outcome=outcome,
-        decides=decides(one, ruled),
-        needed=_needed(policy, one, sample, rule, unsettled)
-        if open_question and sample and rule
-        else None,
-        detail=f"{one.detail}{', but ' + gap if gap else ''}.",
+        decides=decides(policy, one, rules(policy)),
     )
 
 
@@ -215,33 +254,33 @@ def _outcome(policy: Policy, value: float, rule: Rule, p: tuple[float, float] | 
     return "fail" if p[1] <= policy.alpha / 2 else "inconclusive"
 
 
-def _fails_at_best(policy: Policy, one: Measurement, rule: Rule) -> bool:
-    """Whether a failure stands with everything unknown counted for the candidate."""
-    return one.at_best is None or _p_values(one.at_best, rule)[1] <= policy.alpha / 2
-
-
-def _gap(policy: Policy, one: Measurement, sample: Estimate | None) -> str:
+def _gap(policy: Policy, one: Check) -> str:
     """What is missing before the check can decide anything; empty when nothing is."""
-    if sample is None:
+    if one.estimate is None:
+        return "nothing was there to compare"
+    if one.n_classes is None:
         return ""
     part = one.name in {"slice_gain", "untouched_gain"}
     least = policy.slice_min_queries if part else policy.min_queries
     if one.n_queries < least:
         return f"only {one.n_queries} of the {least} queries asked for had a match to find"
-    if sample.n_classes < policy.min_classes and not part:
-        return (
-            f"the queries are of {sample.n_classes} classes and {policy.min_classes} are asked for"
-        )
+    if one.n_classes < policy.min_classes and not part:
+        return f"the queries are of {one.n_classes} classes and {policy.min_classes} are asked for"
     return ""
 
 
 def _needed(
-    policy: Policy, one: Measurement, sample: Estimate, rule: Rule, unsettled: int
+    policy: Policy, one: Measurement, check: Check, ruled: dict[str, Rule], unsettled: int
 ) -> Needed | None:
     """Classes that would settle the check with the policy's power, were the estimate the truth.
 
     At the level that Holm's method leaves it while ``unsettled`` checks are open.
     """
+    sample, rule = one.estimate, ruled.get(one.name)
+    if not isinstance(sample, Estimate) or rule is None:
+        return None
+    if check.estimate is None or check.outcome != "inconclusive":
+        return None
     normal = NormalDist()
     distance = abs(sample.value - rule.limit)
     if not distance or not math.isfinite(sample.spread) or not sample.n_classes:

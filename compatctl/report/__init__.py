@@ -20,6 +20,7 @@ from compatctl.report._report import (
     policy_sha256,
     read_bound,
 )
+from compatctl.report._summary import summary
 
 __all__ = [
     "AnnHealth",
@@ -38,4 +39,5 @@ __all__ = [
     "openmetrics",
     "policy_sha256",
     "read_bound",
+    "summary",
 ]

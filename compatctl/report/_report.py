@@ -18,7 +18,7 @@ from compatctl.errors import GateError, InputError
 from compatctl.files import canonical_json, clear_errors, parse_json, sha256_bytes
 from compatctl.npz import open_regular
 
-FORMAT = 2
+FORMAT = 3
 MAX_BYTES = 64 << 20
 """The largest report."""
 

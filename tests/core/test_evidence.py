@@ -17,6 +17,7 @@ from compatctl.core.evidence import (
     measure_chain,
     measure_mixed,
 )
+from compatctl.core.gate import judge
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import half_samples
 from compatctl.core.retrieval import NEVER, Retrieval
@@ -218,21 +219,24 @@ def test_ratio_without_an_old_false_accept_is_undefined():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_slices_equal_a_loop(seed):
-    """A slice is judged on its own queries with something to find, and is small below the least."""
+    """A slice is judged on its own queries with something to find, and has no say below the
+    least."""
     group = group_of(seed)
-    found = measured(group)
+    policy = replace(POLICY, min_slice_gain=0.0)
+    found = measured(group, policy)
+    judged = {one.group: one for one in judge(policy, found.values()).checks}
     for name in ("large", "small"):
         one = found["slice_gain", f"unseen, {name}"]
         queries = counted_queries(group, group.slices[name])
         check(one, group, lambda i: hit(group.new_old, i, 1) - hit(group.old_old, i, 1), queries)
         assert one.n == one.n_queries == len(queries)
-        assert one.small == (len(queries) < 25)
+        assert judged[one.group].decides == (len(queries) >= policy.slice_min_queries)
         assert name in one.detail
-    assert found["slice_gain", "unseen, small"].small
-    assert not found["slice_gain", "unseen, large"].small
+    assert not judged["unseen, small"].decides
+    assert judged["unseen, large"].decides
     empty = found["slice_gain", "unseen, none"]
     assert math.isnan(empty.estimate.value)
-    assert (empty.n, empty.small) == (0, True)
+    assert (empty.n, judged[empty.group].decides) == (0, False)
 
 
 def test_the_least_slice_is_not_small():
@@ -240,8 +244,9 @@ def test_the_least_slice_is_not_small():
     group = group_of(0)
     n = len(counted_queries(group, group.slices["large"]))
     for least, small in ((n, False), (n + 1, True)):
-        found = measured(group, replace(POLICY, slice_min_queries=least))
-        assert found["slice_gain", "unseen, large"].small is small
+        policy = replace(POLICY, slice_min_queries=least, min_slice_gain=0.0)
+        one = measured(group, policy)["slice_gain", "unseen, large"]
+        assert judge(policy, [one]).checks[0].decides is not small
 
 
 def test_queries_without_a_match_are_left_out_everywhere():
@@ -419,20 +424,22 @@ def test_chain_equals_a_loop(k):
         lambda i: hit(link.new, i, k) - hit(link.own, i, k),
         counted_queries(group),
     )
-    assert (one.name, one.group, one.may_decide, one.small) == ("chain_gain", "v1", True, False)
+    assert (one.name, one.group, one.may_decide) == ("chain_gain", "v1", True)
     assert one.n == one.n_queries == len(counted_queries(group))
     assert f"recall@{k} is {link.new.recall[k]:.4f}" in one.detail
     assert f"{link.own.recall[k]:.4f} with its own" in one.detail
 
 
 def test_a_version_on_whose_rows_few_queries_find_anything_does_not_decide():
-    """Its link is small from one query under the least number on, and says the same otherwise."""
+    """Its link has no say from one query under the least number on; its estimate is the same."""
     group = group_of(13)
     link = ChainEvidence(name="v1", classes=group.classes, own=group.old_old, new=group.new_old)
-    n = len(counted_queries(group))
-    few, enough = (measure_chain(link, 1, draw, B, least=least) for least in (n + 1, n))
-    assert (few.small, enough.small, few.n) == (True, False, n)
-    assert few.estimate.value == enough.estimate.value
+    one = measure_chain(link, 1, draw, B)
+    few, enough = (
+        judge(Policy(slice_min_queries=least), [one]).checks[0] for least in (one.n + 1, one.n)
+    )
+    assert (few.decides, enough.decides, few.n) == (False, True, len(counted_queries(group)))
+    assert few.estimate == enough.estimate
 
 
 def test_the_gain_of_re_embedding_equals_a_loop():

@@ -267,7 +267,7 @@ def test_flips_have_a_greatest_share():
 
 def test_one_fail_outweighs_everything():
     """A failing check makes the verdict fail beside passing and inconclusive ones."""
-    open_one = gain(changes(0.0), name="chain_gain", group="v1", n_queries=3)
+    open_one = gain(changes(0.0), name="chain_gain", group="v1", n_queries=150)
     lost = gain(changes(-0.3), name="slice_gain", group="unseen, dark")
     assert judge(POLICY, [BETTER, open_one]).outcome == "inconclusive"
     assert judge(POLICY, [BETTER, open_one, lost]).outcome == "fail"
@@ -313,12 +313,13 @@ def test_slices_have_their_own_least_number():
 def test_a_small_slice_has_no_say():
     """A slice below the least size is shown, and neither fails nor holds up the verdict."""
     part = gain(changes(-0.3, C=12), name="slice_gain", group="unseen, dark", n_queries=30)
-    verdict = judge(POLICY, [BETTER, replace(part, small=True)])
+    verdict = judge(POLICY, [BETTER, part])
     check = only(verdict, "slice_gain", "unseen, dark")
     assert (check.decides, check.outcome) == (False, "inconclusive")
     assert check.estimate == pytest.approx(-0.3)
     assert verdict.outcome == "pass"
-    assert judge(POLICY, [BETTER, part]).outcome == "inconclusive"
+    enough = replace(part, n_queries=POLICY.slice_min_queries)
+    assert judge(POLICY, [BETTER, enough]).outcome == "fail"
 
 
 def test_only_deciding_groups_decide():
@@ -586,7 +587,7 @@ def test_what_does_not_decide_adjusts_nothing():
     beside = [
         replace(one, name="map_gain"),
         replace(one, group="seen", may_decide=False),
-        replace(one, name="slice_gain", group="unseen, dark", small=True),
+        replace(one, name="slice_gain", group="unseen, dark", n_queries=30),
         number(0.0),
     ]
     verdict = judge(replace(POLICY, min_slice_gain=0.0), [one, *beside])

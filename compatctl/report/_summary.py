@@ -1,0 +1,46 @@
+"""What a verdict means, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compatctl.core.gate import Check, Verdict
+
+
+def summary(verdict: Verdict) -> str:
+    """What the verdict means, in one sentence."""
+    deciding = [check for check in verdict.checks if check.decides]
+    if verdict.outcome == "pass":
+        gain = next(check for check in deciding if check.name == "recall_gain")
+        if gain.margin is not None:
+            return (
+                "The new model does not find less than the old one in the gallery as it is, within "
+                f"a margin of {gain.margin:g}: {_interval(gain)}."
+            )
+        return (
+            "The new model finds more than the old one in the gallery as it is: the recall gain is "
+            f"{_interval(gain)}."
+        )
+    if verdict.outcome == "fail":
+        failed = [check for check in deciding if check.outcome == "fail"]
+        names = ", ".join(_name(check) for check in failed)
+        return f"The new model must not be deployed: {names} failed."
+    open_checks = [check for check in deciding if check.outcome == "inconclusive"]
+    names = ", ".join(_name(check) for check in open_checks) or "no check could decide"
+    return f"The evidence does not settle it: {names}.{_needed(open_checks)}"
+
+
+def _interval(check: Check) -> str:
+    return f"{check.estimate:+.4f}, between {check.low:+.4f} and {check.high:+.4f}"
+
+
+def _name(check: Check) -> str:
+    return check.name if check.group == "unseen" else f"{check.name} ({check.group})"
+
+
+def _needed(checks: Sequence[Check]) -> str:
+    wanted = [check.needed for check in checks if check.needed]
+    if not wanted:
+        return ""
+    most = max(wanted, key=lambda one: one.classes)
+    return f" About {most.classes} classes with {most.queries} queries would."
