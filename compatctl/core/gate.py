@@ -156,10 +156,11 @@ def settle(policy: Policy, checks: Sequence[Check]) -> Verdict:
     if len(set(names)) != len(names):
         raise InputError(f"each group is judged once, got {', '.join(map(str, sorted(names)))}")
     ruled = rules(policy)
-    adjusted = _adjusted([one for one in checks if decides(policy, one, ruled)])
+    have_say = [replace(one, decides=decides(policy, one, ruled)) for one in checks]
+    adjusted = _adjusted([one for one in have_say if one.decides])
     found = tuple(
         _settled(policy, one, ruled.get(one.name), adjusted.get((one.name, one.group)))
-        for one in checks
+        for one in have_say
     )
     outcomes = {check.outcome for check in found if check.decides}
     criterion = any(check.decides and check.name == "recall_gain" for check in found)
@@ -240,7 +241,6 @@ def _settled(
         p=p[0] if p and defined else None,
         p_fail=p[1] if p and defined else None,
         outcome=outcome,
-        decides=decides(policy, one, rules(policy)),
     )
 
 

@@ -181,7 +181,7 @@ def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
     for least in (20, 100):
         policy = tmp_path / f"{least}.yaml"
         policy.write_text(
-            f"format: 2\nname: slices\nmin_slice_gain: -0.1\nslice_min_queries: {least}\n"
+            f"format: 3\nname: slices\nmin_slice_gain: -0.1\nslice_min_queries: {least}\n"
         )
         more = ("--policy", policy, "--slice", "rare", "--slice", "vendor")
         done, report = verify(tmp_path, *tables, *more)
@@ -456,7 +456,7 @@ def test_poor_evidence_never_passes(tmp_path: Path, real: Emoji, name: str, leas
     if least == "nothing":
         policy = ["--policy", tmp_path / "nothing.yaml"]
         (tmp_path / "nothing.yaml").write_text(
-            "format: 2\nname: nothing\nmin_queries: 1\nmin_classes: 1\n"
+            "format: 3\nname: nothing\nmin_queries: 1\nmin_classes: 1\n"
             "different_class_margin: null\n"
         )
     tables = change(real.table(real.old)), change(real.table(real.new))

@@ -124,7 +124,7 @@ def plain(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
 def policy_of(folder: Path, text: str) -> Path:
     """A policy file."""
     path = folder / "policy.yaml"
-    path.write_text(f"format: 2\nname: test\n{text}\n")
+    path.write_text(f"format: 3\nname: test\n{text}\n")
     return path
 
 

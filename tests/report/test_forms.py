@@ -324,12 +324,12 @@ def test_metrics_leave_out_what_is_not_a_number(tmp_path: Path) -> None:
 
 
 def test_report_json_is_canonical(report: Report) -> None:
-    """ASCII, sorted keys, no NaN, format 2; writing what was read gives the same bytes."""
+    """ASCII, sorted keys, no NaN, format 3; writing what was read gives the same bytes."""
     body = report.to_bytes()
     body.decode("ascii")
     raw = json.loads(body, parse_constant=pytest.fail)
     assert canonical_json(raw) == body
-    assert raw["format"] == 2
+    assert raw["format"] == 3
     groups = [one["group"] for one in raw["verdict"]["checks"]]
     assert f"unseen, control={HOSTILE['control']}" in groups
     assert raw["policy_sha256"] == sha256_bytes(canonical_json(raw["policy"]))
@@ -366,7 +366,7 @@ def test_what_was_written_can_be_read(tmp_path: Path, report: Report) -> None:
         read_bound(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("kind", [1, 3, "2", None, 2.5, True])
+@pytest.mark.parametrize("kind", [2, 4, "3", None, 3.5, True])
 def test_another_format_is_refused(tmp_path: Path, report: Report, kind: Any) -> None:
     """A report of an older or newer format, or of none, is not read."""
     with pytest.raises(InputError, match=r"format|not a report"):
