@@ -19,7 +19,8 @@ for the catalogue.
 
 from __future__ import annotations
 
-from compatctl.store._check import CheckReport, check, collect
+from compatctl.store._check import CheckReport, check
+from compatctl.store._gc import collect
 from compatctl.store._layout import KINDS, manifest_digest
 from compatctl.store._rollback import (
     OF_THE_MODEL,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from compatctl.errors import CompatError, UsageError
-from compatctl.files import TEMPORARY, clear_errors, sha256_file, sync
+from compatctl.files import TEMPORARY, sha256_file
 from compatctl.manifest import Manifest, is_digest
 from compatctl.progress import Progress, silent
 from compatctl.store._layout import (
@@ -21,12 +21,16 @@ from compatctl.store._layout import (
     generation_path,
     is_plain,
     manifest_digest,
+    put_back,
     read_generation,
     read_manifest,
 )
 from compatctl.store._replay import replay
 from compatctl.store._rollback import rollback_plan
 from compatctl.store._store import Store
+
+_LOOKS = 5
+"""How often a store that writers move on is looked at before its problems are believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +39,8 @@ class CheckReport:
 
     ``head`` is the digest of the newest generation, which pins all before it; ``oldest`` the first
     generation whose files are kept; ``files`` and ``bytes`` are of what the kept ones need,
-    ``unreferenced`` is what none of them needs (the remains of a killed process among it),
-    ``deleted`` those of it that gc removed.
+    ``unreferenced`` is what none of them needs (the remains of a killed process among it). After a
+    gc everything is of the state that it left, and ``deleted`` is what it removed.
     """
 
     ok: bool
@@ -61,17 +65,35 @@ def check(
 ) -> CheckReport:
     """Look at everything: the history, the files, with ``deep`` their bytes and the catalogue.
 
-    With ``keep``, ``unreferenced`` is what ``collect`` with that number would delete; ``head`` is
-    the digest that some generation must have. Nothing is written, and no digest is taken from
-    memory.
+    With ``keep``, ``unreferenced`` is what no generation that gc would keep with that number names;
+    ``head`` is the digest that some generation must have. Nothing is written, and no digest is
+    taken from memory. Where problems were found and a writer has moved the store on meanwhile, the
+    look is taken again: files that gc deleted under a reader are no damage.
 
     Raises:
         InputError: there is no store.
         DamagedError: manifest.json cannot be read.
     """
-    current = read_manifest(root)
+    for _ in range(_LOOKS):
+        current = read_manifest(root)
+        found = _look(root, current, deep=deep, keep=keep, head=head, progress=progress)
+        if found.ok or read_manifest(root) == current:
+            break
+    return found
+
+
+def _look(
+    root: Path,
+    current: Manifest,
+    *,
+    deep: bool,
+    keep: int | None,
+    head: str | None,
+    progress: Progress,
+) -> CheckReport:
     generations, problems = _history(root, current)
     problems += replay(sorted(generations, key=lambda one: one.generation))
+    problems += put_back(root, current)
     if head is not None and head not in {manifest_digest(one) for one in generations}:
         problems.append(
             f"no generation of {root} has the digest {head}: its history was rewritten, or it is "
@@ -79,7 +101,7 @@ def check(
         )
     oldest = current.oldest
     if keep is not None and not problems:
-        oldest = oldest_kept(Store.open(root), keep)
+        oldest = oldest_kept(Store(root, current), keep)
     kept = [one for one in generations if one.generation >= current.oldest]
     problems += _files(root, _blobs([*kept, current]), deep=deep, progress=progress)
     if deep:
@@ -96,48 +118,6 @@ def check(
         unreferenced=tuple(
             str(path.relative_to(root)) for path in _unreferenced(root, current, needed)
         ),
-    )
-
-
-def collect(
-    store: Store,
-    *,
-    keep: int | None = None,
-    at: str = "",
-    deep: bool = True,
-    progress: Progress = silent,
-) -> CheckReport:
-    """Check, and delete under the lock what no kept generation names.
-
-    With ``keep``, the newest ``keep`` states are kept, and what a rollback would restore; older
-    ones can no longer be restored, but stay in the history. That is committed as a generation of
-    its own before the first file goes, so that a process killed anywhere has deleted nothing that
-    a kept generation names, and the next run deletes the rest. While anything is damaged nothing
-    is deleted: what a damaged generation names is unknown. ``at`` is the time, ISO 8601, UTC.
-
-    Raises:
-        ConflictError: the store is locked, or moved on.
-        UsageError: ``keep`` is less than 1.
-    """
-    oldest = store.manifest.oldest if keep is None else oldest_kept(store, keep)
-    with store.transaction(store.manifest, operation="check --gc") as tx:
-        found = check(store.path, deep=deep, keep=keep, progress=progress)
-        if not found.ok:
-            if not found.unreferenced:
-                return found
-            why = "nothing was deleted: a damaged generation may need it"
-            return replace(found, problems=(*found.problems, why))
-        head = store.manifest
-        if oldest > store.manifest.oldest:
-            head = tx.commit(operation="gc", created_at=at, oldest=oldest)
-        paths = [store.path / name for name in found.unreferenced]
-        freed = _delete(paths)
-    return replace(
-        found,
-        head=manifest_digest(head),
-        generations=head.generation,
-        deleted=found.unreferenced,
-        freed_bytes=freed,
     )
 
 
@@ -238,16 +218,3 @@ def _written_by_us(root: Path) -> Iterable[Path]:
 
 def _folders(root: Path) -> list[tuple[Path, str]]:
     return [(root / kind, suffix) for kind, suffix in KINDS.items()]
-
-
-def _delete(paths: list[Path]) -> int:
-    """Delete files; how many bytes that freed."""
-    freed = 0
-    for path in paths:
-        with clear_errors("deleting", path):
-            freed += path.stat().st_size
-            path.unlink()
-    for folder in sorted({path.parent for path in paths}):
-        with clear_errors("deleting in", folder):
-            sync(folder)
-    return freed

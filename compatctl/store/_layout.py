@@ -109,6 +109,39 @@ def refuse_headless(root: Path) -> None:
         raise DamagedError(f"{path} is missing", tip=_newest_again(root))
 
 
+def put_back(root: Path, current: Manifest) -> list[str]:
+    """That manifest.json was replaced by an older one, as a problem; empty where it was not.
+
+    A killed commit leaves one generation after the current one, never two that name each other:
+    the first must have been committed before the second was begun.
+    """
+    try:
+        after = read_generation(root, current.generation + 1)
+        later = read_generation(root, current.generation + 2)
+    except CompatError:
+        return []
+    if (after.parent, later.parent) != (manifest_digest(current), manifest_digest(after)):
+        return []
+    return [
+        f"{root / MANIFEST} is of generation {current.generation}, and {root / HISTORY} goes on: "
+        f"an older manifest.json was put back over a newer one"
+    ]
+
+
+def refuse_put_back(root: Path, current: Manifest) -> None:
+    """Refuse to write into a store whose manifest.json is an older one; under the lock.
+
+    Raises:
+        DamagedError: its history goes on after ``current``.
+    """
+    if problems := put_back(root, current):
+        raise DamagedError(
+            problems[0],
+            tip=f"{_newest_again(root)}; where the older one is meant, move the later files of "
+            "history/ elsewhere",
+        )
+
+
 def _newest_again(root: Path) -> str:
     return (
         f"every generation is kept in {root / HISTORY}: the newest intact one, copied over "

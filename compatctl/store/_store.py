@@ -181,7 +181,8 @@ class Store:
         Raises:
             ConflictError: ``gc`` needs the lock, and another process holds it.
         """
-        from compatctl.store._check import check, collect
+        from compatctl.store._check import check
+        from compatctl.store._gc import collect
 
         if gc:
             return collect(type(self).open(self.path), deep=deep, progress=progress)

@@ -39,6 +39,7 @@ from compatctl.store._layout import (
     read_current,
     refuse_headless,
     refuse_links,
+    refuse_put_back,
 )
 
 
@@ -152,6 +153,7 @@ class Transaction:
                 f"while this was computed from generation {expected.generation}",
                 tip="run the command again",
             )
+        refuse_put_back(self._root, current)
 
     def _refuse_content(self) -> None:
         """What a killed creation left is taken over; anything else is somebody's."""
