@@ -6,6 +6,7 @@ The store is the old or the new one, whole; the same command then ends in the ne
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -128,7 +129,7 @@ def _repeat(machine: Machine, stage: Stage, folder: Path, new: bool, tally: Tall
     for name, data in stage.written.items():
         assert (folder / name).read_bytes() == data, f"repeated: {name} is not as it writes it"
     if new and stage.scenario.makes_generation:
-        repeated = again.json["written"] or store.manifest.generation != was
+        repeated = again.json.get("written") or store.manifest.generation != was
         why = "deploy and rollback, repeated after their commit, make a further generation"
         if repeated and stage.scenario.name in ("deploy", "rollback") and tally.excuse(why):
             return
@@ -138,13 +139,13 @@ def _repeat(machine: Machine, stage: Stage, folder: Path, new: bool, tally: Tall
 
 
 def _only_what_is_named(folder: Path) -> None:
-    """The store's files are those that its generations name, found without the program's help."""
+    """The store's files are those that kept generations name, found without the program's help."""
     root = folder / "store"
     generations = sorted((root / "history").glob("*"))
     current = json.loads((root / "manifest.json").read_bytes())
     assert len(generations) == current["generation"]
     wanted = {"LOCK", "manifest.json"} | {f"history/{path.name}" for path in generations}
-    for path in generations:
+    for path in generations[current["oldest"] - 1 :]:
         named = Manifest.from_json(json.loads(path.read_bytes()), str(path)).blobs()
         wanted |= {f"{kind}/{digest}{KINDS[kind]}" for kind, digest in named}
     there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
@@ -208,3 +209,52 @@ def verify(
     checked(machine, folder, "--gc")
     assert checked(machine, folder)["unreferenced"] == []
     _only_what_is_named(folder)
+
+
+EVERY_COMMAND = (
+    ("status",),
+    ("history",),
+    ("check",),
+    ("search", "images/c.png"),
+    ("rollback", "--dry-run"),
+    ("add",),
+    ("check", "--gc", "--keep", "1"),
+    ("check",),
+)
+"""Run one after the other on a store that was swept; a rollback may find nothing to undo."""
+
+
+def swept(machine: Machine, stage: Stage, folder: Path, keep: tuple[str, ...]) -> None:
+    """gc with these flags, right after the fault: the state stays what it was, whole; nothing that
+    a kept generation names goes; and every command works."""
+    store = folder / "store"
+    new = committed(stage, folder)
+    done = machine.run(folder, ("compatctl", "check", "--gc", "--json", "--store", "store", *keep))
+    if not (store / "manifest.json").exists():
+        assert done.status == 5, done.stderr
+    else:
+        assert done.status == 0, f"gc: exit {done.status}: {done.stdout}{done.stderr}"
+        _said_what_is(store, done)
+        assert read_state(Store.open(store)) == (stage.after if new else stage.before)
+        assert checked(machine, folder)["unreferenced"] == []
+        _only_what_is_named(folder)
+    again = machine.run(folder, stage.scenario.argv)
+    assert again.status == 0, f"repeated after gc: exit {again.status}: {again.stderr}"
+    assert read_state(Store.open(store)) == stage.after, "repeated after gc: not the new state"
+    (folder / "images" / "c.png").write_bytes(next((folder / "images").iterdir()).read_bytes())
+    for command in EVERY_COMMAND:
+        argv = ("compatctl", *command, "--store", "store")
+        argv += ("--data", "items.csv") if command[0] in ("add", "rollback") else ()
+        ran = machine.run(folder, argv)
+        allowed = (0, 2) if command[0] == "rollback" else (0,)
+        assert ran.status in allowed, f"after gc {command}: exit {ran.status}: {ran.stderr}"
+
+
+def _said_what_is(store: Path, done: Outcome) -> None:
+    """What gc said is of the state that it left."""
+    said, current = done.json, (store / "manifest.json").read_bytes()
+    assert said["head"] == hashlib.sha256(current).hexdigest()
+    now = json.loads(current)
+    assert (said["generations"], said["oldest"]) == (now["generation"], now["oldest"])
+    assert said["unreferenced"] == []
+    assert not [name for name in said["deleted"] if (store / name).exists()]

@@ -226,6 +226,17 @@ def _with_index(machine: Machine, folder: Path) -> None:
 def _littered(machine: Machine, folder: Path) -> None:
     """Two generations, and what three killed writers left: blobs, temporaries, a generation."""
     _deployed(machine, folder)
+    _litter(folder)
+
+
+def _grown(machine: Machine, folder: Path) -> None:
+    """Two generations of which the first is no way back from a deploy, and the same litter."""
+    _begun(machine, folder)
+    _run(machine, folder, "add")
+    _litter(folder)
+
+
+def _litter(folder: Path) -> None:
     store = Store.open(folder / "store")
     with store.transaction(store.manifest) as tx:
         for kind in ("indexes", "reports", "models"):
@@ -243,6 +254,7 @@ BACKFILL = ("compatctl", "backfill", "--share", "0.5", "--force", "--reason", RE
 LIFT = ("compatctl", "lift", "new.onnx", "--kind", "ridge", "--data", "lift.csv", "--force",
         "--reason", REASON, "--json")  # fmt: skip
 GC = ("compatctl", "check", "--gc", "--json")
+GC_KEEP = ("compatctl", "check", "--gc", "--keep", "1", "--json")
 
 ROLLBACK = ("compatctl", "rollback", "--to", "1", "--json")
 
@@ -255,6 +267,7 @@ SCENARIOS = (
     Scenario(name="rollback", argv=ROLLBACK, prepare=_deployed),
     Scenario(name="backfill", argv=BACKFILL, prepare=_deployed, every=7),
     Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False, every=2),
+    Scenario(name="gc keep", argv=GC_KEEP, prepare=_grown, every=2),
     *((Scenario(name="lift", argv=LIFT, prepare=_liftable),) if LONG else ()),
 )  # fmt: skip
 NAMES = tuple(one.name for one in SCENARIOS)
