@@ -95,7 +95,7 @@ def verify(
     from compatctl.commands import verify as verb
     from compatctl.commands.judging import Outputs
     from compatctl.commands.options import VerifyOptions
-    from compatctl.render import progress
+    from compatctl.render import progress, warn
 
     where = project_of(
         project, store=store, data=data, data_root=data_root, policy=policy, report=report_file
@@ -117,6 +117,7 @@ def verify(
     )
     with progress() as report:
         done = verb.verify(where, old=old, new=new, options=options, progress=report)
+    warn(done.warnings)
     show(done, as_json=as_json, code={"pass": 0, "fail": 3}.get(done.verdict.outcome, 4))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from compatctl.commands.acceptance import shift_warnings, threshold_step
 from compatctl.commands.evaluation import Judged
 from compatctl.commands.trial import CURVE, Trial
 from compatctl.core.evidence import ChainEvidence, Draw, measure, measure_chain
@@ -99,8 +100,11 @@ def verdict_fields(
         "seed": how.seed,
         "replicates": how.replicates,
         "verdict": verdict,
+        "warnings": shift_warnings(
+            trials[0].evidence.inequalities, threshold_given=trials[0].rates is not None
+        ),
         "summary": summary(verdict),
-        "next_step": _threshold_step(verdict, trials) or next_steps[verdict.outcome],
+        "next_step": _threshold_step(policy, verdict, trials) or next_steps[verdict.outcome],
     }
 
 
@@ -137,6 +141,7 @@ def group_of(trial: Trial) -> Group:
         drift_mean=both.drift_mean if both else None,
         rank_bias=trial.rank_bias,
         error_rates=trial.rates,
+        operating_points=trial.points,
     )
 
 
@@ -158,15 +163,6 @@ def lost_judgments(judged: Judged, trial: Trial) -> tuple[str, ...]:
     return (f"{lost} of {len(judged)} judgments: not of held-out queries and gallery",) * (lost > 0)
 
 
-def _threshold_step(verdict: Verdict, trials: Sequence[Trial]) -> str:
-    """Where only the threshold stands in the way: the one that keeps the false accept rate."""
+def _threshold_step(policy: Policy, verdict: Verdict, trials: Sequence[Trial]) -> str:
     stands = {check.name for check in verdict.checks if check.decides and check.outcome != "pass"}
-    rates = trials[0].rates if trials else None
-    if stands != {"far_ratio"} or rates is None or not rates.far["old"] > 0:
-        return ""
-    # Rounded up, because below it more would be accepted; a cosine has no threshold beyond 1.
-    keeping = max(-1.0, min(1.0, math.ceil(rates.keeping_threshold * 10_000) / 10_000))
-    return (
-        f"accept new ones at {keeping:.4f}, which keeps the false accept rate; verify again with "
-        f"--new-threshold {keeping:.4f}"
-    )
+    return threshold_step(policy, stands, trials[0].rates if trials else None)

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from compatctl.commands.acceptance import Thresholds
 from compatctl.commands.judging import Outputs
-from compatctl.commands.trial import Thresholds
 from compatctl.core.policy import Policy
 from compatctl.errors import UsageError
 from compatctl.recipe import Project
@@ -101,9 +101,12 @@ class VerifyOptions:
         """What was not asked for."""
         found = []
         if self.threshold is None:
-            found.append("false accepts: no --threshold")
+            found.append("false accepts, false rejects: no --threshold")
         elif self.qrels is not None:
-            found.append("false accepts: judgments with --qrels are no classes")
+            found.append(
+                "false accepts of items of the query's label that nobody judged; those of another "
+                "label count as false"
+            )
         if not self.slices:
             found.append("slices: no --slice")
         if not self.self_test:

@@ -13,13 +13,14 @@ from hashlib import sha1
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.commands.acceptance import Thresholds, error_rates, operating_points
 from compatctl.core.compatibility import Inequalities, inequalities, judged_inequalities
 from compatctl.core.evidence import GroupEvidence
 from compatctl.core.nearest import Neighbours, search
+from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, evaluate, evaluate_judged
-from compatctl.core.thresholds import Accepts, accepts, threshold_keeping_far
-from compatctl.report import ErrorRates
+from compatctl.report import ErrorRates, OperatingPoint
 
 Rows = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -49,6 +50,16 @@ class Field:
     """(G,) the part of a mixed gallery that is re-embedded; in verify, a half."""
     slices: Mapping[str, Bools] = field(default_factory=dict)
 
+    @property
+    def pairs(self) -> PairTruth:
+        """What each pair of a query and a gallery row is."""
+        return PairTruth(
+            query_labels=self.query_labels,
+            gallery_labels=self.gallery_labels,
+            own_row=self.own_row,
+            judged=self.judged,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sides:
@@ -60,14 +71,6 @@ class Sides:
     new_gallery: Floats | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """The similarity thresholds that are used with old and with new queries."""
-
-    old: float
-    new: float
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
     """The evidence of one group, and what is reported beside it."""
@@ -77,6 +80,7 @@ class Trial:
     """Of old and new queries: share of the first ten answers that the new model embedded, less that
     share of the gallery; 0 where the models' scores are alike."""
     rates: ErrorRates | None = None
+    points: tuple[OperatingPoint, ...] = ()
     n_judged: int = 0
     """Judgments that are of its queries and gallery rows."""
 
@@ -113,8 +117,9 @@ def run(
             old_mixed, bias["old"] = mixed(where, *galleries, sides.old_queries, policy)
             new_mixed, bias["new"] = mixed(where, *galleries, sides.new_queries, policy)
     accepted = rates = None
-    if thresholds is not None and where.judged is None:
-        accepted, rates = _rates(where, sides, thresholds)
+    queries = sides.old_queries, sides.new_queries
+    if thresholds is not None:
+        accepted, rates = error_rates(queries, sides.old_gallery, where.pairs, thresholds)
     return Trial(
         evidence=GroupEvidence(
             name=name,
@@ -132,6 +137,7 @@ def run(
         ),
         rank_bias=bias,
         rates=rates,
+        points=_points(where, sides, asked=thresholds is not None),
         n_judged=0 if where.judged is None else len(where.judged[0]),
     )
 
@@ -212,6 +218,14 @@ def _search_mixed(where: Field, old: Floats, new: Floats, queries: Floats, k: in
     return Neighbours(rows=rows, scores=scores)
 
 
+def _points(where: Field, sides: Sides, *, asked: bool) -> tuple[OperatingPoint, ...]:
+    """Where a threshold was asked about, or pairs are few: each model takes a matrix product."""
+    if not asked and len(sides.old_queries) * len(sides.old_gallery) > SHARES_UP_TO:
+        return ()
+    queries = sides.old_queries, sides.new_queries
+    return operating_points(queries, sides.old_gallery, where.pairs)
+
+
 def _inequalities(where: Field, sides: Sides) -> Inequalities:
     old, new, gallery = sides.old_queries, sides.new_queries, sides.old_gallery
     if where.judged is not None:
@@ -224,25 +238,4 @@ def _inequalities(where: Field, sides: Sides) -> Inequalities:
         where.gallery_labels,
         where.own_row,
         shares=len(old) * len(gallery) <= SHARES_UP_TO,
-    )
-
-
-def _rates(
-    where: Field, sides: Sides, at: Thresholds
-) -> tuple[tuple[Accepts, Accepts], ErrorRates]:
-    """False accepts and false rejects of both, and the threshold that keeps the FAR."""
-    gallery = (sides.old_gallery, where.gallery_labels)
-    labels, own = where.query_labels, where.own_row
-    old = accepts(sides.old_queries, labels, *gallery, at.old, own)
-    new = accepts(sides.new_queries, labels, *gallery, at.new, own)
-    allowed = int(old.diff_accepted.sum())
-    keeping = threshold_keeping_far(sides.new_queries, labels, *gallery, allowed, own)
-    kept = accepts(sides.new_queries, labels, *gallery, keeping, own)
-    return (old, new), ErrorRates(
-        old_threshold=at.old,
-        new_threshold=at.new,
-        far={"old": old.far, "new": new.far},
-        frr={"old": old.frr, "new": new.frr},
-        keeping_threshold=keeping,
-        keeping_frr=kept.frr,
     )

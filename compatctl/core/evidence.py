@@ -234,19 +234,40 @@ def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int
             "rows of new queries at the ef they need",
         )
     if group.accepts is not None:
-        before, after = group.accepts
-        totals = class_totals(group.classes, after.diff_accepted.astype(np.float64))
-        counts = class_totals(group.classes, before.diff_accepted.astype(np.float64))
-        found["far_ratio", ""] = (
-            Ratio(
-                totals=totals, counts=counts, bounds=(0.0, float("inf")), n_classes=group.n_classes
-            ),
-            int(before.diff_pairs.sum()),
-            f"The false accept rate at the thresholds used moves from {before.far:.3g} to "
-            f"{after.far:.3g}, the false reject rate from {before.frr:.4f} to {after.frr:.4f}"
-            + ("" if before.far > 0 else "; a ratio to no false accept is not defined"),
-        )
+        found |= _at_thresholds(group, *group.accepts)
     return found
+
+
+def _at_thresholds(
+    group: GroupEvidence, before: Accepts, after: Accepts
+) -> dict[Key, tuple[Ratio, int, str]]:
+    """False accepts as a ratio, and false rejects as a difference, of the same pairs."""
+
+    def totals(counts: Codes) -> Floats:
+        return class_totals(group.classes, counts.astype(np.float64))
+
+    moved = (
+        "The false accept rate at the thresholds used moves from "
+        f"{before.far:.3g} to {after.far:.3g}, the false reject rate from {before.frr:.4f} to "
+        f"{after.frr:.4f}"
+    )
+    far = Ratio(
+        totals=totals(after.diff_accepted),
+        counts=totals(before.diff_accepted),
+        bounds=(0.0, float("inf")),
+        n_classes=group.n_classes,
+    )
+    frr = Ratio(
+        totals=totals(before.same_accepted - after.same_accepted),
+        counts=totals(before.same_pairs),
+        bounds=(-1.0, 1.0),
+        harm=1,
+    )
+    undefined = "" if before.far > 0 else "; a ratio to no false accept is not defined"
+    return {
+        ("far_ratio", ""): (far, int(before.diff_pairs.sum()), moved + undefined),
+        ("frr_increase", ""): (frr, int(before.same_pairs.sum()), moved),
+    }
 
 
 def _inequalities(

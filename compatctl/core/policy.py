@@ -29,6 +29,7 @@ RANGES = {
     "min_old_recall": (0.0, 1.0),
     "min_ann_recall": (0.0, 1.0),
     "max_far_ratio": (0.0, 1e6),
+    "max_frr_increase": (0.0, 1.0),
     "max_parity_error": (0.0, 2.0),
     "pair_far": (0.0, 1.0),
     "min_pair_tar_gain": (-1.0, 1.0),
@@ -103,6 +104,8 @@ class Policy:
     """ANN recall@10 of the new queries on the real index at the ef they need."""
     max_far_ratio: float | None = 1.5
     """New false accept rate over the old one at the thresholds used, >= 0."""
+    max_frr_increase: float | None = 0.05
+    """New false reject rate less the old one at the thresholds used, in [0, 1]."""
     pair_far: float = 0.001
     """The false accept rate at which pairs given by the user are compared, in [0, 1]."""
     min_pair_tar_gain: float | None = None
@@ -169,6 +172,7 @@ def rules(policy: Policy) -> dict[str, Rule]:
     limits = {
         "negative_flips": policy.max_negative_flips,
         "far_ratio": policy.max_far_ratio,
+        "frr_increase": policy.max_frr_increase,
         "parity": policy.max_parity_error,
         "latency_ratio": policy.max_latency_ratio,
     }

@@ -16,7 +16,6 @@ a server computes them: last bits may differ between sizes of ``block``, so keep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +29,9 @@ from compatctl.core.arrays import (
     Floats,
     as_features,
     as_labels,
-    as_own_row,
-    check_dimensions,
-    check_positive,
     ratio,
 )
+from compatctl.core.pair_tiles import JudgedPairs, PairTruth, tiles
 from compatctl.errors import InputError
 
 ACCEPT_ALL = -1.01
@@ -207,6 +204,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
     threshold: float,
     own_row: Codes | None = None,
     *,
+    judged: JudgedPairs | None = None,
     block: int = 1024,
 ) -> Accepts:
     """Count what a threshold accepts of all pairs of a query and a gallery row.
@@ -219,6 +217,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
         query_labels, gallery_labels: (Q,) and (G,) integer codes.
         threshold: any number, infinities included.
         own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        judged: as ``PairTruth``.
         block: side of the tiles of pairs held in memory, >= 1.
 
     Raises:
@@ -226,8 +225,10 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
     """
     least = np.array([_as_number(threshold, "threshold")])  # an array: compared as float64
     counts = np.zeros((4, len(as_features(queries, "queries"))), dtype=np.int64)
-    pairs = (queries, gallery), (query_labels, gallery_labels), own_row, block
-    for rows, scores, same, diff in _tiles(*pairs):
+    truth = PairTruth(
+        query_labels=query_labels, gallery_labels=gallery_labels, own_row=own_row, judged=judged
+    )
+    for rows, scores, same, diff in tiles(queries, gallery, truth, block):
         passed = scores >= least
         for kind, counted in enumerate((same & passed, same, diff & passed, diff)):
             counts[kind, rows] += np.count_nonzero(counted, axis=1)
@@ -244,6 +245,7 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
     accepted: int,
     own_row: Codes | None = None,
     *,
+    judged: JudgedPairs | None = None,
     block: int = 1024,
 ) -> float:
     """The lowest float32 threshold that accepts at most ``accepted`` different-class pairs.
@@ -261,9 +263,11 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
     """
     if isinstance(accepted, bool) or not isinstance(accepted, int | np.integer):
         raise InputError(f"accepted must be a whole number of pairs, got {accepted!r}")
-    pairs = (queries, gallery), (query_labels, gallery_labels), own_row, block
+    truth = PairTruth(
+        query_labels=query_labels, gallery_labels=gallery_labels, own_row=own_row, judged=judged
+    )
     upper = np.zeros(2**16, dtype=np.int64)
-    for _, scores, _, diff in _tiles(*pairs):
+    for _, scores, _, diff in tiles(queries, gallery, truth, block):
         upper += np.bincount((_flip(scores[diff]) >> 16) + 2**15, minlength=2**16)
     n_diff = int(upper.sum())
     if not 0 <= accepted <= n_diff:
@@ -272,7 +276,7 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
         return ACCEPT_ALL
     high, position = _bin_at(upper, n_diff - int(accepted) - 1)
     lower = np.zeros(2**16, dtype=np.int64)
-    for _, scores, _, diff in _tiles(*pairs):
+    for _, scores, _, diff in tiles(queries, gallery, truth, block):
         keys = _flip(scores[diff])
         inside = keys[(keys >> 16) + 2**15 == high]
         lower += np.bincount(inside & (2**16 - 1), minlength=2**16)
@@ -280,30 +284,6 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
     key = np.array([(high - 2**15) * 2**16 + low], dtype=np.int32)
     score = _flip(key.view(np.float32)).view(np.float32)
     return float(np.nextafter(score, np.float32(np.inf))[0])
-
-
-def _tiles(
-    sides: tuple[Features, Features], codes: tuple[Codes, Codes], own_row: Codes | None, block: int
-) -> Iterator[tuple[slice, NDArray[np.float32], Bools, Bools]]:
-    """Rows of queries, and of the tile of pairs: scores, same class, different class."""
-    queries, gallery = as_features(sides[0], "queries"), as_features(sides[1], "gallery")
-    check_dimensions(queries, gallery, "queries", "gallery")
-    query_labels = as_labels(codes[0], len(queries), "query_labels")
-    gallery_labels = as_labels(codes[1], len(gallery), "gallery_labels")
-    own = as_own_row(own_row, len(queries), len(gallery))
-    check_positive(block, "block")
-    for top in range(0, len(queries), block):
-        rows = slice(top, top + block)
-        left_side = queries[rows].astype(np.float32, copy=False)
-        for left in range(0, len(gallery), block):
-            columns = slice(left, left + block)
-            scores = left_side @ gallery[columns].astype(np.float32, copy=False).T
-            same = query_labels[rows, None] == gallery_labels[None, columns]
-            diff = ~same
-            column = own[rows] - left
-            mine = np.flatnonzero((column >= 0) & (column < same.shape[1]))
-            same[mine, column[mine]] = diff[mine, column[mine]] = False
-            yield rows, scores, same, diff
 
 
 def _flip(scores: NDArray[np.float32]) -> NDArray[np.int32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,12 @@ def error(problem: CompatError, *, as_json: bool) -> None:
             "exit_code": problem.exit_code,
         }
         print(json.dumps({"error": entry}, indent=2, sort_keys=True))
+
+
+def warn(lines: Sequence[str]) -> None:
+    """What a user must know of a result, on stderr."""
+    for line in lines:
+        print(f"compatctl: warning: {line}", file=sys.stderr)
 
 
 def result(value: object, *, as_json: bool) -> None:

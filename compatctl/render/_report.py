@@ -91,7 +91,19 @@ def _group(console: Console, group: Any) -> None:
             f"{rates.frr['new']:.4f}; threshold that keeps the FAR: {rates.keeping_threshold:.4f} "
             f"(FRR {rates.keeping_frr:.4f})"
         )
+    _operating_points(console, group.operating_points)
     console.print("")
+
+
+def _operating_points(console: Console, points: Sequence[Any]) -> None:
+    if not points:
+        return
+    rows = [
+        (f"{one.far:g}", *(part[of] for part in (one.threshold, one.frr) for of in ("old", "new")))
+        for one in points
+    ]
+    columns = ("at a FAR of", "threshold, old", "threshold, new", "FRR, old", "FRR, new")
+    table(console, columns, rows)
 
 
 def _named(check: Any) -> str:

@@ -33,6 +33,9 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _checks("Measured", others)
     yield "</details>"
     yield ""
+    for line in report.warnings:
+        yield f"Warning: {_text(line)}."
+        yield ""
     yield f"Not checked: {_text('; '.join(report.not_checked) or 'nothing')}."
 
 

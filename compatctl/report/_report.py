@@ -88,6 +88,16 @@ class ErrorRates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """The lowest threshold, to 2^-14, at which queries accept no more than ``far`` of the items of
+    other classes, and the share of their own class that it rejects; ``old`` and ``new`` in each."""
+
+    far: float
+    threshold: dict[str, float]
+    frr: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """One group of queries: retrieval of every pair of models, flips and inequality means.
 
@@ -114,6 +124,8 @@ class Group:
     drift_mean: float | None
     rank_bias: dict[str, float]
     error_rates: ErrorRates | None
+    operating_points: tuple[OperatingPoint, ...]
+    """Empty where there are too few pairs to tell, or so many that only a threshold is worth it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +174,7 @@ class Report:
     training_record_sha256: str | None
     registry_sha256: str | None
     not_checked: tuple[str, ...]
+    warnings: tuple[str, ...]
     summary: str
     next_step: str
     format: int = FORMAT

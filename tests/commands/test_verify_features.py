@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -473,3 +474,106 @@ def test_a_report_of_features_deploys_nothing(tmp_path: Path, shop: Shop, real: 
     refused = shop.run("deploy", *more)
     assert (done.code, refused.code, "another old model" in refused.stderr) == (0, 3, True)
     assert shop.manifest() == before
+
+
+def shrunk(rows: Array, cosine: float) -> Array:
+    """The rows (N, D) with one number more, so that their cosines to a flat row shrink by it."""
+    return np.hstack([cosine * rows, np.full((len(rows), 1), np.sqrt(1 - cosine**2), rows.dtype)])
+
+
+def flat(rows: Array) -> Array:
+    """The rows (N, D) with one number more, which is 0."""
+    return np.hstack([rows, np.zeros((len(rows), 1), rows.dtype)])
+
+
+def scaled(real: Emoji) -> tuple[Table, Table]:
+    """Tables of a better model whose cosines to the old gallery are a third: ranks do not know."""
+    roles = np.where(real.vendors == real.vendors[0], "gallery", "query")
+    new = np.where((roles == "query")[:, None], shrunk(real.new, 1 / 3), flat(real.new))
+    return real.table(flat(real.old), role=roles), real.table(new, role=roles)
+
+
+def test_a_model_that_rejects_every_match_does_not_pass(tmp_path: Path, real: Emoji) -> None:
+    """It finds more, accepts nothing in error, and nothing at all at the deployed threshold."""
+    old, new = scaled(real)
+    done, report = verify(tmp_path, old, new, "--threshold", "0.6")
+    found = checks(report)
+    assert found["recall_gain", "unseen"]["outcome"] == "pass"
+    assert found["far_ratio", "unseen"]["estimate"] == 0.0
+    rejects = found["frr_increase", "unseen"]
+    assert rejects["estimate"] > 0.5
+    assert (done.code, rejects["outcome"], rejects["decides"]) == (3, "fail", True)
+    assert report["warnings"] == []  # what was measured at the threshold says it better
+
+
+def test_the_advice_on_the_threshold_of_a_model_of_another_scale_is_one_that_passes(
+    tmp_path: Path, real: Emoji
+) -> None:
+    """The next step names the threshold that keeps the false accepts; with it the model passes."""
+    old, new = scaled(real)
+    _, first = verify(tmp_path, old, new, "--threshold", "0.6")
+    advice = re.search(r"--new-threshold (\S+)", first["next_step"])
+    assert advice
+    more = ("--threshold", "0.6", "--new-threshold", advice[1])
+    done, report = verify(tmp_path, old, new, *more)
+    assert done.code == 0, report["summary"]
+    rates = report["groups"][0]["error_rates"]
+    assert rates["far"]["new"] <= rates["far"]["old"]
+
+
+def test_scores_that_moved_are_warned_of_where_no_threshold_was_given(
+    tmp_path: Path, real: Emoji
+) -> None:
+    """On stderr, in the report and in the summary page; a model whose scores stay is not."""
+    page = tmp_path / "page.md"
+    done, report = verify(tmp_path, *scaled(real), "--markdown", page)
+    (warning,) = report["warnings"]
+    means = report["groups"][0]["cos_same"]
+    assert f"{means['new_old'] - means['old_old']:+.2f} to items of its class" in warning
+    assert "--threshold" in warning
+    assert f"compatctl: warning: {warning}" in done.stderr
+    assert "Warning: scores moved" in page.read_text()
+    assert json.loads(done.stdout)["warnings"] == [warning]
+    same = real.table(real.old)
+    _, report = verify(tmp_path, same, same)
+    assert report["warnings"] == []
+
+
+def test_both_models_thresholds_at_a_false_accept_rate_are_reported(
+    tmp_path: Path, real: Emoji
+) -> None:
+    """At FAR .01, with or without a threshold: the lowest that keeps it, and its FRR, by a loop."""
+    old, new = scaled(real)
+    _, report = verify(tmp_path, old, new)
+    point = next(one for one in report["groups"][0]["operating_points"] if one["far"] == 0.01)
+    for name, table in (("old", old), ("new", new)):
+        asked, searched = (old["role"] == one for one in ("query", "gallery"))
+        scores = unit(table["features"])[asked] @ unit(old["features"])[searched].T
+        same = old["labels"][asked][:, None] == old["labels"][searched][None]
+        at = point["threshold"][name]
+        assert (scores[~same] >= at).mean() <= 0.01 < (scores[~same] >= at - 2**-13).mean()
+        assert point["frr"][name] == pytest.approx((scores[same] < at).mean(), abs=2 / same.sum())
+
+
+def test_with_judgments_a_threshold_is_judged_by_the_judged_pairs(
+    tmp_path: Path, real: Emoji
+) -> None:
+    """FRR is the share of judged pairs below it; items of other labels are false accepts."""
+    old, new = scaled(real)
+    asked, searched = (np.flatnonzero(old["role"] == one) for one in ("query", "gallery"))
+    pairs = [
+        (q, next(g for g in searched if old["labels"][g] == old["labels"][q]))
+        for q in asked
+        if (old["labels"][searched] == old["labels"][q]).any()
+    ]
+    qrels = tmp_path / "judged.qrels"
+    qrels.write_text("".join(f"{real.ids[q]} 0 {real.ids[g]} 1\n" for q, g in pairs))
+    done, report = verify(tmp_path, old, new, "--qrels", qrels, "--threshold", "0.6")
+    assert done.code == 3
+    rates = report["groups"][0]["error_rates"]
+    for name, table in (("old", old), ("new", new)):
+        rows, stored = unit(table["features"]), unit(old["features"])
+        scores = np.array([rows[q] @ stored[g] for q, g in pairs])
+        assert rates["frr"][name] == pytest.approx((scores < 0.6).mean(), abs=1 / len(pairs))
+    assert checks(report)["frr_increase", "unseen"]["n"] == len(pairs)
+    assert any("nobody judged" in line for line in report["not_checked"])

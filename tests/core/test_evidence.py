@@ -197,6 +197,45 @@ def test_ratio_of_false_accepts_equals_a_loop(seed):
     assert one.n == Q * 400
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_increase_of_false_rejects_equals_a_loop(seed):
+    """New false reject rate less the old one, over pairs, classes being what is drawn."""
+    group = group_of(seed)
+    one = measured(group)["frr_increase", "unseen"]
+    before, after = group.accepts
+    assert one.estimate.value == pytest.approx(after.frr - before.frr)
+    classes = sorted(set(group.classes.tolist()))
+    drawn = []
+    for w in np.concatenate(list(half_samples(len(classes), B, draw()))):
+        pairs = lost = 0.0
+        for i, code in enumerate(group.classes):
+            pairs += w[classes.index(code)] * int(before.same_pairs[i])
+            lost += w[classes.index(code)] * int(before.same_accepted[i] - after.same_accepted[i])
+        drawn.append(lost / pairs if pairs else -math.inf)
+    np.testing.assert_allclose(one.estimate.replicates, sorted(drawn), rtol=1e-12)
+    assert one.estimate.bounds == (-1.0, 1.0)
+    assert one.n == Q * 30
+
+
+def test_a_model_that_rejects_everything_has_no_false_accept_and_fails():
+    """FAR falls to 0, the ratio passes, and the share of true matches turned away says the rest."""
+    group = group_of(0)
+    nothing = np.zeros(Q, dtype=np.int64)
+    before, after = (
+        replace(one, same_accepted=np.full(Q, count), diff_accepted=false)
+        for one, count, false in zip(
+            group.accepts, (29, 0), (group.accepts[0].diff_accepted, nothing), strict=True
+        )
+    )
+    policy = replace(POLICY, min_queries=1, min_classes=1)
+    found = measure(policy, replace(group, accepts=(before, after)), draw, 1999)
+    checks = {one.name: one for one in judge(policy, found).checks if one.group == "unseen"}
+    assert (checks["far_ratio"].estimate, checks["far_ratio"].outcome) == (0.0, "pass")
+    rejects = checks["frr_increase"]
+    assert rejects.estimate == pytest.approx(29 / 30)
+    assert (rejects.outcome, rejects.decides) == ("fail", True)
+
+
 def test_false_accepts_of_one_class_leave_the_ratio_open():
     """Where all old false accepts are of one class, half of the replicates have no ratio."""
     group = group_of(4)

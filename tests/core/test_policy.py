@@ -32,6 +32,7 @@ MARGINS = {"same_class_margin": "same_class", "different_class_margin": "differe
 LIMITS = {
     "max_negative_flips": "negative_flips",
     "max_far_ratio": "far_ratio",
+    "max_frr_increase": "frr_increase",
     "max_parity_error": "parity",
     "max_latency_ratio": "latency_ratio",
 }
@@ -188,6 +189,7 @@ def test_rules_of_the_default_policy():
         "chain_gain",
         "ann_recall",
         "far_ratio",
+        "frr_increase",
         "parity",
         "untouched_gain",
         "unjudged_gain",

@@ -1,0 +1,84 @@
+"""All pairs of a query and a gallery row, tile by tile: their scores and what they are.
+
+Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions, ``J`` judged pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.core.arrays import (
+    Bools,
+    Codes,
+    Features,
+    as_features,
+    as_labels,
+    as_own_row,
+    check_dimensions,
+    check_positive,
+)
+
+JudgedPairs = tuple[Codes, Codes]
+"""(J,) query positions and (J,) gallery rows of the pairs judged relevant."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairTruth:
+    """What each pair of a query and a gallery row is: of one class, of two, or neither."""
+
+    query_labels: Codes
+    """(Q,) integer codes."""
+    gallery_labels: Codes
+    """(G,) integer codes."""
+    own_row: Codes | None = None
+    """(Q,) gallery row that is the query's own item, or -1; that pair is of neither kind."""
+    judged: JudgedPairs | None = None
+    """The relevant pairs, where they were judged: these and no others are then of one class, and a
+    pair of one label that is not among them is of neither kind."""
+
+
+def tiles(
+    queries: Features, gallery: Features, truth: PairTruth, block: int
+) -> Iterator[tuple[slice, NDArray[np.float32], Bools, Bools]]:
+    """Rows of queries, and of the tile of pairs: scores, same class, different class.
+
+    Scores are products of float32 matrices of (Q, D) queries and (G, D) gallery rows. Memory: a
+    few tiles of ``block`` x ``block``.
+
+    Raises:
+        InputError: wrong shapes or types, rows that are not of length 1, an own row outside the
+            gallery.
+    """
+    queries, gallery = as_features(queries, "queries"), as_features(gallery, "gallery")
+    check_dimensions(queries, gallery, "queries", "gallery")
+    query_labels = as_labels(truth.query_labels, len(queries), "query_labels")
+    gallery_labels = as_labels(truth.gallery_labels, len(gallery), "gallery_labels")
+    own = as_own_row(truth.own_row, len(queries), len(gallery))
+    check_positive(block, "block")
+    for top in range(0, len(queries), block):
+        rows = slice(top, top + block)
+        left_side = queries[rows].astype(np.float32, copy=False)
+        relevant = None if truth.judged is None else _of_queries(truth.judged, top, top + block)
+        for left in range(0, len(gallery), block):
+            columns = slice(left, left + block)
+            scores = left_side @ gallery[columns].astype(np.float32, copy=False).T
+            same = query_labels[rows, None] == gallery_labels[None, columns]
+            diff = ~same
+            if relevant is not None:
+                same[:] = False
+                here = (relevant[1] >= left) & (relevant[1] < left + same.shape[1])
+                cells = relevant[0][here] - top, relevant[1][here] - left
+                same[cells], diff[cells] = True, False
+            column = own[rows] - left
+            mine = np.flatnonzero((column >= 0) & (column < same.shape[1]))
+            same[mine, column[mine]] = diff[mine, column[mine]] = False
+            yield rows, scores, same, diff
+
+
+def _of_queries(judged: JudgedPairs, first: int, last: int) -> JudgedPairs:
+    here = (judged[0] >= first) & (judged[0] < last)
+    return judged[0][here], judged[1][here]

@@ -1,0 +1,106 @@
+"""Counts of scores, and judged pairs in every count of pairs, against loops over the pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compatctl.core.pair_tiles import PairTruth
+from compatctl.core.score_counts import score_counts
+from compatctl.core.thresholds import accepts, threshold_keeping_far
+
+Q, G = 13, 17
+
+
+def unit(rows):
+    """Rows scaled to length 1, float32."""
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def scene(seed, judged):
+    """Queries, gallery, what is relevant to what, and every pair that counts by a loop."""
+    rng = np.random.default_rng(seed)
+    queries, gallery = unit(rng.normal(size=(Q, 6))), unit(rng.normal(size=(G, 6)))
+    labels, gallery_labels = rng.integers(0, 3, Q), rng.integers(0, 3, G)
+    own = rng.integers(-1, G, Q)
+    chosen = np.argwhere(rng.random((Q, G)) < 0.2).tolist()
+    cells = [(q, g) for q, g in chosen if own[q] != g]
+    truth = PairTruth(
+        query_labels=labels,
+        gallery_labels=gallery_labels,
+        own_row=own,
+        judged=tuple(np.array(cells).T) if judged else None,
+    )
+    scores = queries @ gallery.T
+    pairs = []
+    for q in range(Q):
+        for g in range(G):
+            alike = bool(labels[q] == gallery_labels[g])
+            relevant = (q, g) in cells if judged else alike
+            if g != own[q] and (relevant or not alike):
+                pairs.append((q, float(scores[q, g]), relevant))
+    return queries, gallery, truth, pairs
+
+
+@pytest.mark.parametrize("judged", [False, True])
+@pytest.mark.parametrize("block", [4, 1024])
+def test_counts_at_every_edge_equal_a_loop(judged, block):
+    """FAR and FRR at an edge are shares of the single pairs that count, exactly."""
+    queries, gallery, truth, pairs = scene(1, judged)
+    found = score_counts(queries, gallery, truth, block=block)
+    same = np.array([score for _, score, kind in pairs if kind])
+    diff = np.array([score for _, score, kind in pairs if not kind])
+    assert (found.same.sum(), found.diff.sum()) == (len(same), len(diff))
+    for at in np.random.default_rng(2).integers(0, len(found.edges), 300):
+        edge = found.edges[at]
+        assert found.far[at] == pytest.approx((diff >= edge).mean(), abs=1e-12)
+        assert found.frr[at] == pytest.approx((same < edge).mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_the_threshold_of_a_false_accept_rate_is_the_lowest_edge(judged):
+    """It keeps the rate, the edge below does not, and its FRR is that of the pairs."""
+    queries, gallery, truth, pairs = scene(3, judged)
+    found = score_counts(queries, gallery, truth)
+    same = np.array([score for _, score, kind in pairs if kind])
+    diff = np.array([score for _, score, kind in pairs if not kind])
+    for far in (0.05, 0.3, 0.8):
+        at, frr = found.at_far(far)
+        assert (diff >= at).mean() <= far < (diff >= at - 2**-14).mean()
+        assert frr == pytest.approx((same < at).mean(), abs=1e-12)
+    assert found.at_far(0.5 / len(diff)) is None  # no pair is so small a share
+
+
+def test_scores_on_an_edge_are_in_the_bin_above_it():
+    """Scores of exact halves and quarters, zeros and minus one: none moves to the bin beside."""
+    queries = np.array([[1, 0], [0, 1]], np.float32)
+    gallery = np.array([[1, 0], [-1, 0], [0, -1], [0.6, 0.8]], np.float32)
+    truth = PairTruth(query_labels=np.zeros(2, np.int64), gallery_labels=np.ones(4, np.int64))
+    found = score_counts(queries, gallery, truth)
+    for edge, wanted in ((1.0, 1), (0.0, 6), (-1.0, 8), (2**-14, 3)):
+        at = int(np.flatnonzero(found.edges == edge)[0])
+        assert found.far[at] * 8 == wanted
+
+
+def test_counts_of_nothing_are_not_a_rate():
+    """Without a pair of either kind there is no point to report."""
+    one = np.array([[1, 0]], np.float32)
+    truth = PairTruth(query_labels=np.zeros(1, np.int64), gallery_labels=np.zeros(1, np.int64))
+    assert score_counts(one, one, truth).at_far(0.5) is None
+
+
+@pytest.mark.parametrize("block", [3, 1024])
+def test_judged_pairs_are_what_is_accepted_and_rejected(block):
+    """With judgments FRR is over the judged pairs; other pairs of one label are in no rate."""
+    queries, gallery, truth, pairs = scene(4, judged=True)
+    sides = queries, truth.query_labels, gallery, truth.gallery_labels
+    got = accepts(*sides, 0.2, truth.own_row, judged=truth.judged, block=block)
+    wanted = np.zeros((4, Q), int)
+    for q, score, kind in pairs:
+        wanted[0 if kind else 2, q] += score >= 0.2
+        wanted[1 if kind else 3, q] += 1
+    counts = np.array([got.same_accepted, got.same_pairs, got.diff_accepted, got.diff_pairs])
+    assert counts.tolist() == wanted.tolist()
+    diff = np.sort([score for _, score, kind in pairs if not kind])[::-1].astype(np.float32)
+    keeping = threshold_keeping_far(*sides, 5, truth.own_row, judged=truth.judged, block=block)
+    assert keeping == float(np.nextafter(diff[5], np.float32(np.inf)))
