@@ -2,11 +2,13 @@
 
 With A_c and B_c the sums of the queries and of the gallery rows of class c, and A, B their totals,
 the cosines of all same-class pairs add up to ``sum_c A_c . B_c`` and those of all other pairs to
-``A . B - sum_c A_c . B_c``; own pairs (query and gallery row of one item) are taken off again.
+``A . B - sum_c A_c . B_c``; pairs that do not count are taken off again: own ones (query and
+gallery row of one item) and those that a query ignores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +23,7 @@ from compatctl.core.arrays import (
     check_dimensions,
     ratio,
 )
+from compatctl.core.ignored import Ignored
 
 _ROWS = 4096
 """Rows taken at once: the features are never copied whole."""
@@ -62,11 +65,11 @@ class ClassSums:
     """(D,) sum of the gallery rows of all other classes."""
     n_other: int
     own_same: Floats
-    """(C,) summed cosine of own pairs (query and gallery row of one item), to be left out."""
+    """(C,) summed cosine of the pairs that do not count, own and ignored ones."""
     n_own_same: Codes
     """(C,)"""
     own_diff: Floats
-    """(M,) cosine of each own pair whose two labels differ."""
+    """(M,) cosine of each such pair whose two labels differ."""
     own_diff_at: Codes
     """(M, 2) where its two classes stand: the query's, the gallery row's or -1 if no query's."""
 
@@ -121,12 +124,13 @@ class QuerySums:
         )
 
 
-def query_sums(
+def query_sums(  # noqa: PLR0917
     queries: Features,
     gallery: Features,
     judged_query: Codes,
     judged_row: Codes,
     own_row: Codes | None = None,
+    ignored: Ignored | None = None,
 ) -> QuerySums:
     """Sums by query, in O((Q + G + J) D) for J relevant pairs.
 
@@ -134,13 +138,15 @@ def query_sums(
         queries: (Q, D) finite rows; not checked.
         gallery: (G, D) unit rows.
         judged_query: (J,) query positions, and
-        judged_row: (J,) gallery rows, of the pairs that are relevant, own ones not among them.
+        judged_row: (J,) gallery rows, of the pairs that are relevant; none that does not count.
         own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        ignored: pairs that do not count besides; None for none.
     """
     own = as_own_row(own_row, len(queries), len(gallery))
-    mine = np.flatnonzero(own >= 0)
-    own_cosines = np.zeros(len(queries))
-    own_cosines[mine] = row_products(queries, mine, gallery, own[mine])
+    lost, n_lost = np.zeros(len(queries)), np.zeros(len(queries), dtype=np.int64)
+    for query, row in uncounted(own, ignored):
+        lost += np.bincount(query, row_products(queries, query, gallery, row), len(queries))
+        n_lost += np.bincount(query, minlength=len(queries))
     cosines = row_products(queries, judged_query, gallery, judged_row)
     same = np.bincount(judged_query, cosines, minlength=len(queries)).astype(np.float64)
     n_same = np.bincount(judged_query, minlength=len(queries)).astype(np.int64)
@@ -148,16 +154,17 @@ def query_sums(
     everything = queries.astype(np.float64) @ total[0]
     return QuerySums(
         same=(same, n_same),
-        diff=(everything - same - own_cosines, len(gallery) - n_same - (own >= 0)),
+        diff=(everything - same - lost, len(gallery) - n_same - n_lost),
     )
 
 
-def class_sums(
+def class_sums(  # noqa: PLR0917
     queries: Features,
     query_labels: Codes,
     gallery: Features,
     gallery_labels: Codes,
     own_row: Codes | None = None,
+    ignored: Ignored | None = None,
 ) -> ClassSums:
     """Sums by class, in one pass over queries and gallery: O((Q + G) D).
 
@@ -167,6 +174,7 @@ def class_sums(
         gallery: (G, D) unit rows.
         gallery_labels: (G,) integer codes.
         own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        ignored: pairs that do not count besides; None for none.
 
     Raises:
         InputError: wrong shapes or types, or an own row outside the gallery.
@@ -179,13 +187,11 @@ def class_sums(
     at = np.searchsorted(codes, query_labels)
     A, n_query = sums_at(queries, at, len(codes))
     B, n_gallery = sums_at(gallery, _position(gallery_labels, codes), len(codes) + 1)
-    mine = np.flatnonzero(own >= 0)
-    cosines = row_products(queries, mine, gallery, own[mine])
-    same = query_labels[mine] == gallery_labels[own[mine]]
-
-    where = at[mine[same]]
-    own_same: Floats = np.bincount(where, cosines[same], minlength=len(codes)).astype(np.float64)
-    theirs = _position(gallery_labels[own[mine[~same]]], codes)
+    labels = query_labels, gallery_labels
+    own_same, n_own_same, own_diff, pairs = uncounted_sums(
+        queries, at, gallery, labels, uncounted(own, ignored), len(codes)
+    )
+    theirs = _position(gallery_labels[pairs[1]], codes)
     theirs[theirs == len(codes)] = -1
     return ClassSums(
         codes=codes,
@@ -196,10 +202,47 @@ def class_sums(
         other=B[-1],
         n_other=int(n_gallery[-1]),
         own_same=own_same,
-        n_own_same=np.bincount(where, minlength=len(codes)).astype(np.int64),
-        own_diff=cosines[~same],
-        own_diff_at=np.stack([at[mine[~same]], theirs], axis=1),
+        n_own_same=n_own_same,
+        own_diff=own_diff,
+        own_diff_at=np.stack([at[pairs[0]], theirs], axis=1),
     )
+
+
+def uncounted(own: Codes, ignored: Ignored | None) -> Iterator[tuple[Codes, Codes]]:
+    """Blocks of (n,) queries and (n,) rows of the pairs that do not count, each once.
+
+    ``own``: (Q,) gallery row that is the query's own item, or -1.
+    """
+    mine = np.flatnonzero(own >= 0)
+    yield mine, own[mine]
+    for query, row in ignored.blocks() if ignored is not None else ():
+        others = own[query] != row
+        yield query[others], row[others]
+
+
+def uncounted_sums(  # noqa: PLR0917
+    queries: Features,
+    at: Codes,
+    gallery: Features,
+    labels: tuple[Codes, Codes],
+    pairs: Iterable[tuple[Codes, Codes]],
+    C: int,
+) -> tuple[Floats, Codes, Floats, tuple[Codes, Codes]]:
+    """Of pairs that do not count: (C,) summed cosine and (C,) number of those of one class, (M,)
+    cosines of those of two, and their (M,) queries and (M,) rows.
+
+    ``at``: (Q,) place of each query's class among the C; ``labels``: of queries and gallery rows.
+    """
+    total, number = np.zeros(C), np.zeros(C, dtype=np.int64)
+    diff: list[tuple[Floats, Codes, Codes]] = []
+    for query, row in pairs:
+        cosines = row_products(queries, query, gallery, row)
+        same = labels[0][query] == labels[1][row]
+        total += np.bincount(at[query[same]], cosines[same], minlength=C)
+        number += np.bincount(at[query[same]], minlength=C)
+        diff.append((cosines[~same], query[~same], row[~same]))
+    values, query, row = map(np.concatenate, zip(*diff, strict=True))
+    return total, number, values, (query, row)
 
 
 def pair_means(

@@ -39,7 +39,11 @@ from compatctl.core.class_sums import (
     query_sums,
     row_products,
     sums_at,
+    uncounted,
+    uncounted_sums,
 )
+from compatctl.core.ignored import Ignored
+from compatctl.core.pair_tiles import PairTruth, kinds
 from compatctl.errors import InputError
 
 
@@ -71,6 +75,7 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
     gallery_labels: Codes,
     own_row: Codes | None = None,
     *,
+    ignored: Ignored | None = None,
     block: int = 2048,
     shares: bool = True,
 ) -> Inequalities:
@@ -83,6 +88,7 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
         old_gallery: (G, D) unit rows, by the deployed model.
         gallery_labels: (G,) integer codes.
         own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        ignored: pairs that are in no mean and in no share besides; None for none.
         block: side of the tiles of pairs that the shares hold in memory, >= 1.
         shares: also count single pairs, which takes O(Q G D); False leaves them NaN.
 
@@ -99,15 +105,20 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
     check_positive(block, "block")
     old_gallery = as_features(old_gallery, "old_gallery")
     own = as_own_row(own_row, len(old_queries), len(old_gallery))
-    old = class_sums(old_queries, query_labels, old_gallery, gallery_labels, own)
-    sums = _change(old, new_queries, query_labels, old_gallery, gallery_labels, own)
+    old = class_sums(old_queries, query_labels, old_gallery, gallery_labels, own, ignored)
+    truth = PairTruth(
+        query_labels=np.asarray(query_labels),
+        gallery_labels=np.asarray(gallery_labels),
+        own_row=own,
+        ignored=ignored,
+    )
+    sums = _change(old, new_queries, old_gallery, truth)
     kept = (float("nan"), float("nan"))
     if shares:
-        labels = np.asarray(query_labels), np.asarray(gallery_labels)
-        kept = _shares(old_queries, new_queries, old_gallery, labels, own, block=block)
-    n_own = int((own >= 0).sum())
-    cosines = sum(float(part.sum()) for one in (old, sums) for part in (one.own_same, one.own_diff))
-    return _of(old, sums, shares=kept, drift_mean=1 - cosines / n_own if n_own else None)
+        kept = _shares(old_queries, new_queries, old_gallery, truth, block=block)
+    mine = np.flatnonzero(own >= 0)
+    drift = 1 - row_products(new_queries, mine, old_gallery, own[mine])
+    return _of(old, sums, shares=kept, drift_mean=float(drift.mean()) if len(mine) else None)
 
 
 def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged gallery
@@ -117,6 +128,8 @@ def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged 
     judged_query: Codes,
     judged_row: Codes,
     own_row: Codes | None = None,
+    *,
+    ignored: Ignored | None = None,
 ) -> Inequalities:
     """``inequalities`` where a pair is of one class when it was judged relevant; no shares.
 
@@ -125,11 +138,13 @@ def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged 
         new_queries: (Q, D) unit rows, the same queries by the candidate.
         old_gallery: (G, D) unit rows.
         judged_query: (J,) query positions, and
-        judged_row: (J,) gallery rows, of the relevant pairs, each once, own ones not among them.
+        judged_row: (J,) gallery rows, of the relevant pairs, each once; none that does not count.
         own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        ignored: pairs that do not count besides; None for none.
     """
-    old = query_sums(old_queries, old_gallery, judged_query, judged_row, own_row)
-    new = query_sums(new_queries, old_gallery, judged_query, judged_row, own_row)
+    pairs = (judged_query, judged_row, own_row, ignored)
+    old = query_sums(old_queries, old_gallery, *pairs)
+    new = query_sums(new_queries, old_gallery, *pairs)
     change = QuerySums(
         same=(new.same[0] - old.same[0], old.same[1]), diff=(new.diff[0] - old.diff[0], old.diff[1])
     )
@@ -162,41 +177,27 @@ def _of(
     )
 
 
-def _change(  # noqa: PLR0917 - the arguments of inequalities
-    old: ClassSums,
-    new_queries: Features,
-    query_labels: Codes,
-    gallery: Features,
-    gallery_labels: Codes,
-    own: Codes,
+def _change(
+    old: ClassSums, new_queries: Features, gallery: Features, truth: PairTruth
 ) -> ClassSums:
     """The sums of the queries' change, new minus old, on the same gallery, which is not read again.
 
-    The difference is taken of the float64 sums; its own pairs are those of the new queries less
-    those of the old ones.
+    The difference is taken of the float64 sums; what does not count is that of the new queries less
+    that of the old ones.
     """
-    at = np.searchsorted(old.codes, query_labels)
-    A, _ = sums_at(new_queries, at, len(old.codes))
-    mine = np.flatnonzero(own >= 0)
-    cosines = row_products(new_queries, mine, gallery, own[mine])
-    same = np.asarray(query_labels)[mine] == np.asarray(gallery_labels)[own[mine]]
-    C = len(old.codes)
+    C, at = len(old.codes), np.searchsorted(old.codes, truth.query_labels)
+    A, _ = sums_at(new_queries, at, C)
+    assert truth.own_row is not None
+    labels = truth.query_labels, truth.gallery_labels
+    pairs = uncounted(truth.own_row, truth.ignored)
+    same, _, diff, _ = uncounted_sums(new_queries, at, gallery, labels, pairs, C)
     return replace(
-        old,
-        queries=A - old.queries,
-        own_same=np.bincount(at[mine[same]], cosines[same], minlength=C) - old.own_same,
-        own_diff=cosines[~same] - old.own_diff,
+        old, queries=A - old.queries, own_same=same - old.own_same, own_diff=diff - old.own_diff
     )
 
 
 def _shares(
-    old: Features,
-    new: Features,
-    gallery: Features,
-    labels: tuple[Codes, Codes],
-    own: Codes,
-    *,
-    block: int,
+    old: Features, new: Features, gallery: Features, truth: PairTruth, *, block: int
 ) -> tuple[float, float]:
     """Shares of same-class and of different-class pairs that satisfy their inequality.
 
@@ -204,14 +205,9 @@ def _shares(
     exactly, and a tie satisfies both.
     """
     counts = np.zeros((2, 2), dtype=np.int64)  # [same, diff] x [satisfied, all]
-    for top in range(0, len(old), block):
-        rows = slice(top, top + block)
+    for rows, columns, same, diff in kinds(len(old), len(gallery), truth, block):
         change = new[rows].astype(np.float64) - old[rows].astype(np.float64)
-        for left in range(0, len(gallery), block):
-            columns = slice(left, left + block)
-            moved = change @ gallery[columns].astype(np.float64).T
-            same = labels[0][rows, None] == labels[1][None, columns]
-            others = np.arange(left, left + moved.shape[1])[None, :] != own[rows, None]
-            for kind, (pairs, holds) in enumerate(((same, moved >= 0), (~same, moved <= 0))):
-                counts[kind] += (pairs & others & holds).sum(), (pairs & others).sum()
+        moved = change @ gallery[columns].astype(np.float64).T
+        for kind, (pairs, holds) in enumerate(((same, moved >= 0), (diff, moved <= 0))):
+            counts[kind] += (pairs & holds).sum(), pairs.sum()
     return ratio(counts[0, 0], counts[0, 1]), ratio(counts[1, 0], counts[1, 1])

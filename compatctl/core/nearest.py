@@ -24,6 +24,7 @@ from compatctl.core.arrays import (
     check_dimensions,
     check_positive,
 )
+from compatctl.core.ignored import Ignored
 
 _CELLS = 2**23
 """Scores of one tile: 32 MiB of float32."""
@@ -59,6 +60,8 @@ def search(
     k: int,
     own_row: Codes | None = None,
     block: int = 1024,
+    *,
+    ignored: Ignored | None = None,
 ) -> Neighbours:
     """The k nearest gallery rows of each query, exactly.
 
@@ -73,6 +76,7 @@ def search(
         k: how many, >= 1; may exceed G.
         own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         block: queries scored at once, >= 1; fewer when k is large.
+        ignored: rows that are no answer to a query besides; None for none.
 
     Raises:
         InputError: wrong shapes, NaN or infinite or non-unit rows, k < 1, rows out of range.
@@ -92,9 +96,27 @@ def search(
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
             pool = _Pool(queries[part], gallery, wanted)
-            tiles.walk(np.ascontiguousarray(queries[part], dtype=np.float32), own[part], pool)
+            left_out = _LeftOut(own=own[part], ignored=ignored, queries=part)
+            tiles.walk(np.ascontiguousarray(queries[part], dtype=np.float32), left_out, pool)
             pool.write(rows[part], scores[part])
     return Neighbours(rows=rows, scores=scores)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _LeftOut:
+    """What is no answer to a block of queries: their own rows (B,), and the ignored ones."""
+
+    own: Codes
+    ignored: Ignored | None
+    queries: slice
+
+    def strike(self, scores: Scores, start: int) -> None:
+        """Set the scores (B, T) of these rows, T from ``start`` on, below every other."""
+        mine = np.flatnonzero((self.own >= start) & (self.own < start + scores.shape[1]))
+        scores[mine, self.own[mine] - start] = -np.inf
+        if self.ignored is not None:
+            query, row = self.ignored.cells(self.queries, start, start + scores.shape[1])
+            scores[query, row - start] = -np.inf
 
 
 class _Pool:
@@ -209,15 +231,14 @@ class _Tiles:
         passed = min(block, self.step) * self.width
         self.passed = np.zeros(-(-passed // 8) * 8, dtype=np.bool_)
 
-    def walk(self, queries: Scores, own: Codes, pool: _Pool) -> None:
+    def walk(self, queries: Scores, left_out: _LeftOut, pool: _Pool) -> None:
         """Put the candidates of (B, D) queries into their pool."""
         for start in range(0, len(self.gallery), self.width):
             tile = self.gallery[start : start + self.width]
             cells = len(queries) * len(tile)
             scores = self.scores[:cells].reshape(len(queries), len(tile))
             np.matmul(queries, tile.T, out=scores)
-            mine = np.flatnonzero((own >= start) & (own < start + len(tile)))
-            scores[mine, own[mine] - start] = -np.inf
+            left_out.strike(scores, start)
             if start == 0:
                 pool.learn(scores, 8 * pool.k)
             words, hits = self.compare(scores, pool)

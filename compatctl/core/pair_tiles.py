@@ -21,6 +21,7 @@ from compatctl.core.arrays import (
     check_dimensions,
     check_positive,
 )
+from compatctl.core.ignored import Ignored
 
 JudgedPairs = tuple[Codes, Codes]
 """(J,) query positions and (J,) gallery rows of the pairs judged relevant."""
@@ -36,6 +37,8 @@ class PairTruth:
     """(G,) integer codes."""
     own_row: Codes | None = None
     """(Q,) gallery row that is the query's own item, or -1; that pair is of neither kind."""
+    ignored: Ignored | None = None
+    """Pairs that are of neither kind besides."""
     judged: JudgedPairs | None = None
     """The relevant pairs, where they were judged: these and no others are then of one class, and a
     pair of one label that is not among them is of neither kind."""
@@ -55,17 +58,29 @@ def tiles(
     """
     queries, gallery = as_features(queries, "queries"), as_features(gallery, "gallery")
     check_dimensions(queries, gallery, "queries", "gallery")
-    query_labels = as_labels(truth.query_labels, len(queries), "query_labels")
-    gallery_labels = as_labels(truth.gallery_labels, len(gallery), "gallery_labels")
-    own = as_own_row(truth.own_row, len(queries), len(gallery))
     check_positive(block, "block")
-    for top in range(0, len(queries), block):
+    for rows, columns, same, diff in kinds(len(queries), len(gallery), truth, block):
+        left = queries[rows].astype(np.float32, copy=False)
+        yield rows, left @ gallery[columns].astype(np.float32, copy=False).T, same, diff
+
+
+def kinds(
+    Q: int, G: int, truth: PairTruth, block: int
+) -> Iterator[tuple[slice, slice, Bools, Bools]]:
+    """Rows and columns of each tile of Q queries and G gallery rows, and what its pairs are: of one
+    class, of two, or where both are False not counted.
+
+    Raises:
+        InputError: wrong shapes or types, an own row outside the gallery.
+    """
+    query_labels = as_labels(truth.query_labels, Q, "query_labels")
+    gallery_labels = as_labels(truth.gallery_labels, G, "gallery_labels")
+    own = as_own_row(truth.own_row, Q, G)
+    for top in range(0, Q, block):
         rows = slice(top, top + block)
-        left_side = queries[rows].astype(np.float32, copy=False)
         relevant = None if truth.judged is None else _of_queries(truth.judged, top, top + block)
-        for left in range(0, len(gallery), block):
+        for left in range(0, G, block):
             columns = slice(left, left + block)
-            scores = left_side @ gallery[columns].astype(np.float32, copy=False).T
             same = query_labels[rows, None] == gallery_labels[None, columns]
             diff = ~same
             if relevant is not None:
@@ -76,7 +91,10 @@ def tiles(
             column = own[rows] - left
             mine = np.flatnonzero((column >= 0) & (column < same.shape[1]))
             same[mine, column[mine]] = diff[mine, column[mine]] = False
-            yield rows, scores, same, diff
+            if truth.ignored is not None:
+                query, row = truth.ignored.cells(rows, left, left + same.shape[1])
+                same[query, row - left] = diff[query, row - left] = False
+            yield rows, columns, same, diff
 
 
 def _of_queries(judged: JudgedPairs, first: int, last: int) -> JudgedPairs:

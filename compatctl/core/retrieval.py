@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from compatctl.core.arrays import Bools, Codes, Floats, as_labels, as_own_row, check_positive
+from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import Neighbours
 from compatctl.errors import InputError
 
@@ -82,14 +83,15 @@ def evaluate(
     gallery_labels: Codes,
     own_row: Codes | None = None,
     *,
+    ignored: Ignored | None = None,
     ks: Sequence[int] = (1, 5),
     map_k: int | None = None,
 ) -> Retrieval:
     """Recall@k and mAP@k of what ``search`` found.
 
-    R, the number of gallery items of a query's class, excludes the query's own row. Queries with
-    R = 0 are left out of every mean and counted. A query's average precision at k is
-    ``sum_{r <= k, hit at r} precision@r / min(R, k)``.
+    R, the number of gallery items of a query's class, excludes its own row and those that it
+    ignores. Queries with R = 0 are left out of every mean and counted. A query's average precision
+    at k is ``sum_{r <= k, hit at r} precision@r / min(R, k)``.
 
     Args:
         neighbours: found with the same ``own_row``; at least ``max(ks)`` and ``map_k`` columns,
@@ -97,6 +99,7 @@ def evaluate(
         query_labels: (Q,) integer codes.
         gallery_labels: (G,) integer codes.
         own_row: (Q,) as given to ``search``.
+        ignored: as given to ``search``.
         ks: the k of each recall, each >= 1.
         map_k: the k of mAP, >= 1; None for ``min(100, G)``.
 
@@ -109,9 +112,14 @@ def evaluate(
     if map_k is None:
         map_k = max(1, min(100, len(gallery_labels)))
     _check_columns(neighbours, (*ks, map_k), len(gallery_labels))
-    _check_rows(neighbours.rows, own)
+    _check_rows(neighbours.rows, own, ignored)
     hits = _hits(neighbours.rows, query_labels, gallery_labels)
-    return _retrieval(hits, _relevant(query_labels, gallery_labels, own), ks, map_k)
+    relevant = _relevant(query_labels, gallery_labels, own)
+    if ignored is not None:
+        for query, row in ignored.blocks():
+            lost = (query_labels[query] == gallery_labels[row]) & (own[query] != row)
+            relevant -= np.bincount(query[lost], minlength=len(relevant))
+    return _retrieval(hits, relevant, ks, map_k)
 
 
 def evaluate_judged(
@@ -128,7 +136,8 @@ def evaluate_judged(
     Args:
         neighbours: as ``evaluate``.
         judged_query: (J,) positions of queries, of the pairs that are relevant.
-        judged_row: (J,) the gallery row of each of these pairs; a pair may stand once only.
+        judged_row: (J,) the gallery row of each of these pairs; a pair may stand once only, own and
+            ignored ones not among them.
         n_gallery: G, the gallery's rows.
         ks: the k of each recall, each >= 1.
         map_k: the k of mAP, >= 1; None for ``min(100, G)``.
@@ -232,7 +241,11 @@ def _check_columns(neighbours: Neighbours, ks: Sequence[int], G: int) -> None:
         raise InputError(f"neighbours must be gallery rows 0 to {G - 1} or -1")
 
 
-def _check_rows(rows: Codes, own: Codes) -> None:
+def _check_rows(rows: Codes, own: Codes, ignored: Ignored | None) -> None:
+    if ignored is not None and ignored.holds(rows).any():
+        raise InputError(
+            "a query found an item that it ignores", tip="search and evaluate with the same ignored"
+        )
     if ((rows == own[:, None]) & (rows >= 0)).any():
         raise InputError(
             "a query found its own item", tip="search and evaluate with the same own_row"

@@ -31,6 +31,7 @@ from compatctl.core.arrays import (
     as_labels,
     ratio,
 )
+from compatctl.core.ignored import Ignored
 from compatctl.core.pair_tiles import JudgedPairs, PairTruth, tiles
 from compatctl.errors import InputError
 
@@ -205,6 +206,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
     own_row: Codes | None = None,
     *,
     judged: JudgedPairs | None = None,
+    ignored: Ignored | None = None,
     block: int = 1024,
 ) -> Accepts:
     """Count what a threshold accepts of all pairs of a query and a gallery row.
@@ -217,7 +219,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
         query_labels, gallery_labels: (Q,) and (G,) integer codes.
         threshold: any number, infinities included.
         own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
-        judged: as ``PairTruth``.
+        judged, ignored: as ``PairTruth``.
         block: side of the tiles of pairs held in memory, >= 1.
 
     Raises:
@@ -226,7 +228,11 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
     least = np.array([_as_number(threshold, "threshold")])  # an array: compared as float64
     counts = np.zeros((4, len(as_features(queries, "queries"))), dtype=np.int64)
     truth = PairTruth(
-        query_labels=query_labels, gallery_labels=gallery_labels, own_row=own_row, judged=judged
+        query_labels=query_labels,
+        gallery_labels=gallery_labels,
+        own_row=own_row,
+        judged=judged,
+        ignored=ignored,
     )
     for rows, scores, same, diff in tiles(queries, gallery, truth, block):
         passed = scores >= least
@@ -246,6 +252,7 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
     own_row: Codes | None = None,
     *,
     judged: JudgedPairs | None = None,
+    ignored: Ignored | None = None,
     block: int = 1024,
 ) -> float:
     """The lowest float32 threshold that accepts at most ``accepted`` different-class pairs.
@@ -264,7 +271,11 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
     if isinstance(accepted, bool) or not isinstance(accepted, int | np.integer):
         raise InputError(f"accepted must be a whole number of pairs, got {accepted!r}")
     truth = PairTruth(
-        query_labels=query_labels, gallery_labels=gallery_labels, own_row=own_row, judged=judged
+        query_labels=query_labels,
+        gallery_labels=gallery_labels,
+        own_row=own_row,
+        judged=judged,
+        ignored=ignored,
     )
     upper = np.zeros(2**16, dtype=np.int64)
     for _, scores, _, diff in tiles(queries, gallery, truth, block):

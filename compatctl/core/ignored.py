@@ -1,0 +1,121 @@
+"""Gallery rows that do not count for a query, neither for it nor against.
+
+In person re-identification an item of the query's person from the query's own camera is neither a
+right answer nor a wrong one (Zheng et al., Market-1501, ICCV 2015): it is taken out before anything
+is ranked. The same holds of frames of one shot, images of one product, copies of one file.
+
+Rows are kept in groups, sorted once; what a query ignores is one range of each. Memory is that of
+the gallery's codes, whatever the groups' sizes.
+
+Shapes: ``Q`` queries, ``G`` gallery rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.core.arrays import Bools, Codes, as_labels
+from compatctl.errors import InputError
+
+_CELLS = 2**22
+"""Pairs handed out at once, or those of one query."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ignored:
+    """For every query the rows of its own group, in one or more groupings."""
+
+    n_rows: int
+    """G, by which keys are made; ``first`` to ``last`` of them are looked at."""
+    groups: tuple[tuple[Codes, Codes], ...]
+    """(Q,) each query's group, below 0 for none, and the sorted keys ``group * G + row``."""
+    first: int = 0
+    last: int | None = None
+
+    @classmethod
+    def of(cls, *codes: tuple[Codes, Codes], n_queries: int, n_rows: int) -> Ignored:
+        """From (Q,) codes of queries and (G,) codes of gallery rows, of each grouping; a code below
+        0 is of no group.
+
+        Raises:
+            InputError: wrong shapes or types.
+        """
+        groups = []
+        for of_queries, of_rows in codes:
+            queries = as_labels(of_queries, n_queries, "query groups")
+            rows = as_labels(of_rows, n_rows, "gallery groups")
+            # Only groups that a query is of: other rows are never asked for.
+            held = np.flatnonzero((rows >= 0) & np.isin(rows, queries))
+            groups.append((queries, np.sort(rows[held] * max(n_rows, 1) + held)))
+        return cls(n_rows=n_rows, groups=tuple(groups))
+
+    def cells(self, queries: slice, first: int = 0, last: int | None = None) -> tuple[Codes, Codes]:
+        """(n,) places of queries in the slice and (n,) rows from ``first`` to ``last`` that they
+        ignore, each pair once, in the order of the queries."""
+        last = self._rows if last is None else min(last, self._rows)
+        wide = max(self.n_rows, 1)
+        found = []
+        for of_queries, keys in self.groups:
+            group = of_queries[queries]
+            low = np.searchsorted(keys, group * wide + self.first + first)
+            high = np.searchsorted(keys, group * wide + self.first + last)
+            counts = np.where(group >= 0, high - low, 0)
+            place = np.repeat(np.arange(len(group)), counts)
+            at = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts - low, counts)
+            found.append(place * wide + keys[at] % wide)
+        pairs = found[0] if len(found) == 1 else np.unique(np.concatenate(found or [_NONE]))
+        return pairs // wide, pairs % wide - self.first
+
+    def blocks(self) -> Iterator[tuple[Codes, Codes]]:
+        """All (n,) queries and (n,) rows of ignored pairs, each once, some 2^22 at a time."""
+        most = np.zeros(self._queries, dtype=np.int64)
+        wide = max(self.n_rows, 1)
+        for group, keys in self.groups:
+            ends = [np.searchsorted(keys, (group + more) * wide) for more in (0, 1)]
+            most += np.where(group >= 0, ends[1] - ends[0], 0)
+        block = (np.cumsum(most) - most) // _CELLS
+        starts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), self._queries]
+        for start, stop in pairwise(starts):
+            place, row = self.cells(slice(start, stop))
+            yield place + start, row
+
+    def holds(self, rows: Codes) -> Bools:
+        """(Q, k) whether the query ignores each of the rows (Q, k); -1 is no row."""
+        wide = max(self.n_rows, 1)
+        found = np.zeros(rows.shape, dtype=bool)
+        for group, keys in self.groups:
+            wanted = group[:, None] * wide + rows + self.first
+            at = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+            if len(keys):
+                found |= (keys[at] == wanted) & (rows >= 0) & (group[:, None] >= 0)
+        return found
+
+    def of_queries(self, which: Bools | Codes) -> Ignored:
+        """The same of some of the queries: a mask (Q,) or positions."""
+        groups = tuple((group[which], keys) for group, keys in self.groups)
+        return Ignored(n_rows=self.n_rows, groups=groups, first=self.first, last=self.last)
+
+    def of_rows(self, first: int, last: int) -> Ignored:
+        """The same of the gallery rows ``first`` to ``last``, which are then rows from 0 on."""
+        if not 0 <= first <= last <= self._rows:
+            raise InputError(f"rows {first} to {last} are not among {self._rows}")
+        begin = self.first + first
+        return Ignored(
+            n_rows=self.n_rows, groups=self.groups, first=begin, last=begin + last - first
+        )
+
+    @property
+    def _rows(self) -> int:
+        return (self.n_rows if self.last is None else self.last) - self.first
+
+    @property
+    def _queries(self) -> int:
+        return len(self.groups[0][0]) if self.groups else 0
+
+
+_NONE: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
