@@ -5,6 +5,7 @@
     ├── GateError              3     the gate says no
     ├── EvidenceError          4     the gate cannot tell: too little evidence
     ├── InputError             5     data, model, recipe or policy from outside is bad
+    │   └── UnsteadyError      5     a model has more than one answer for one image
     ├── DamagedError           5     the store is not what its manifest says
     └── ConflictError          6     somebody else is writing, or wrote first: retry
 
@@ -48,6 +49,10 @@ class InputError(CompatError):
     """Something that came from outside the store is not usable."""
 
     exit_code = 5
+
+
+class UnsteadyError(InputError):
+    """A model's answer for an image depends on the batch that the image is in, or on chance."""
 
 
 class DamagedError(CompatError):

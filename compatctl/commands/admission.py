@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from compatctl.encoder import Canary, Encoder, sealed_bytes
+from compatctl.encoder import Canary, Encoder, refuse_unsteady, sealed_bytes
 from compatctl.manifest import ModelShare
 from compatctl.store import Transaction
 
@@ -44,7 +44,12 @@ class Candidate:
 
     @cached_property
     def canary(self) -> Canary:
-        """What the model makes of a few images, here and now."""
+        """What the model makes of a few images, here and now.
+
+        Raises:
+            InputError: it has more than one answer for one image.
+        """
+        refuse_unsteady(self.encoder)
         return Canary.of(self.encoder)
 
     def rest(self) -> None:
@@ -53,13 +58,18 @@ class Candidate:
         self.__dict__.pop("encoder", None)
 
     def put(self, tx: Transaction, rows: int) -> ModelShare:
-        """Write model and canary into the store: the manifest's entry for it, with its rows."""
+        """Write model and canary into the store: the manifest's entry for it, with its rows.
+
+        Raises:
+            InputError: as ``canary``; nothing was written then.
+        """
+        canary = self.canary
         return ModelShare(
             sha256=tx.put("models", _writing(self.data)),
             dim=self.dim,
             rows=rows,
             name=self.path.name,
-            canary=tx.put("canaries", self.canary.write),
+            canary=tx.put("canaries", canary.write),
         )
 
 

@@ -20,7 +20,7 @@ from compatctl.commands.evaluation import (
 from compatctl.commands.gallery import DeployedGallery, stored_vectors
 from compatctl.commands.trial import Rows
 from compatctl.data import Dataset, SplitRule, load
-from compatctl.encoder import Encoder
+from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError
 from compatctl.progress import Progress
 from compatctl.recipe import Project
@@ -93,10 +93,17 @@ def features_of(
     )
 
 
-def load_pair(old: Path, new: Path) -> tuple[Encoder, Encoder]:
-    """Both encoders, of one dimension."""
+def load_pair(old: Path, new: Path, data: Dataset) -> tuple[Encoder, Encoder]:
+    """Both encoders, of one dimension, each with one answer for one image of the data.
+
+    Raises:
+        InputError: a file that is not an encoder, or another dimension.
+        UnsteadyError: an answer depends on the batch, or on chance.
+    """
     pair = Encoder.load(old), Encoder.load(new)
     same_dimension(pair[0].dim, pair[1].dim)
+    for encoder in pair:
+        refuse_unsteady(encoder, data)
     return pair
 
 

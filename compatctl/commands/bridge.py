@@ -23,7 +23,7 @@ from compatctl.commands.fitting import AUTO, MapTrial, check_asked, fit
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.core.maps import Map
 from compatctl.data import Dataset
-from compatctl.encoder import Encoder
+from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import CompatError, InputError, UsageError
 from compatctl.files import canonical_json, read_json, write_atomic
 from compatctl.progress import Progress, silent
@@ -106,6 +106,7 @@ def bridge(
     )
     made = onnx_files.bridge(sealed, new, fitted.through)
     bridged = Encoder.of(made, output)
+    refuse_unsteady(bridged, data)
     parity = parity_of(data, bridged, encoder, fitted.through)
     done = Bridged(
         output=str(output),

@@ -18,7 +18,7 @@ from compatctl.commands.rehearsal import any_store, keep, rehearsed
 from compatctl.commands.training_record import FILE, REGISTRY_FILE
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, Preprocessing, prepare
-from compatctl.encoder import Encoder, EncoderInput
+from compatctl.encoder import Encoder, EncoderInput, refuse_unsteady
 from compatctl.errors import InputError
 from compatctl.files import canonical_json, sha256_bytes, write_atomic
 from compatctl.progress import Progress, silent
@@ -144,6 +144,7 @@ def export(
         trainer.export(trained.network, raw, told.height, told.width)
         onnx_files.seal(raw, sealed, (EncoderInput(name="image", preprocessing=size),))
         encoder = Encoder.load(sealed)
+        refuse_unsteady(encoder, data)
         step = max(1, len(data) // PARITY_IMAGES)
         rows = range(0, len(data), step)[:PARITY_IMAGES]
         images = np.stack([prepare(data.read(row), size) for row in rows])

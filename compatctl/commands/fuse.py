@@ -18,7 +18,7 @@ from compatctl.commands.both import deployed, features_of, load_data, load_pair
 from compatctl.commands.evaluation import Features, arena_of, field_of, query_rows, without
 from compatctl.commands.trial import Floats, retrieval
 from compatctl.data import Dataset
-from compatctl.encoder import Encoder
+from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError, UsageError
 from compatctl.files import canonical_json, read_json, write_atomic
 from compatctl.progress import Progress, silent
@@ -74,8 +74,8 @@ def fuse(
     """
     if weight is not None and not 0.0 < weight < 1.0:
         raise UsageError(f"the weight of the new feature must lie between 0 and 1, got {weight}")
-    old_encoder, new_encoder = load_pair(old, new)
     data = load_data(project)
+    old_encoder, new_encoder = load_pair(old, new, data)
     trials: tuple[Trial, ...] = ()
     queries = 0
     if weight is None:
@@ -87,6 +87,7 @@ def fuse(
         made = Path(scratch) / "fused.onnx"
         onnx_files.fuse(old, new, weight, made)
         fused = Encoder.load(made)
+        refuse_unsteady(fused, data)
         sha256 = fused.sha256
         parity = parity_of(data, fused, (old_encoder, new_encoder), weight)
         if not dry_run:

@@ -13,6 +13,7 @@ from compatctl.commands.evaluation import gallery_rows
 from compatctl.commands.indexing import Embedding
 from compatctl.commands.rehearsal import papers_of
 from compatctl.data import Dataset
+from compatctl.encoder import refuse_unsteady
 from compatctl.errors import InputError
 from compatctl.files import write_atomic
 from compatctl.index import HnswIndex, HnswParams
@@ -87,6 +88,7 @@ def init(
         if not dry_run:
             _scaffold(project)
         return found
+    refuse_unsteady(encoder, gallery)
     papers = papers_of(project, model, encoder.sha256)
     with Embedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as done:
         index = HnswIndex.begin(params, max(1, len(done.rows)))

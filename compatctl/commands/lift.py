@@ -26,6 +26,7 @@ from compatctl.commands.rewriting import HeldOut, Outcome
 from compatctl.commands.trial import Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
+from compatctl.encoder import refuse_unsteady
 from compatctl.errors import UsageError
 from compatctl.index import HnswIndex, mapped
 from compatctl.manifest import Manifest
@@ -119,6 +120,7 @@ class _Work:
             named=asked.training,
             candidate=self.project.candidate,
         )
+        refuse_unsteady(new.encoder, data)
         pairs = pair_rows(data, gallery, asked.share, skip_bad=asked.skip_bad)
         queries = held_out(data, seen, pairs, new.path)
         self._need(len(queries))

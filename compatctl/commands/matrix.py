@@ -22,7 +22,7 @@ from compatctl.commands.trial import Field, Floats, retrieval
 from compatctl.core.matrix import summarise, summarise_samples
 from compatctl.core.resampling import half_samples
 from compatctl.data import Dataset
-from compatctl.encoder import Encoder
+from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -81,6 +81,8 @@ def compatibility_matrix(
     encoders = [Encoder.load(path) for path in models]
     for other in encoders[1:]:
         same_dimension(encoders[0].dim, other.dim)
+    for encoder in encoders:
+        refuse_unsteady(encoder, data)
     rows = np.union1d(arena.queries, arena.gallery)
     features, bad = _features(encoders, data, rows, skip_bad=skip_bad, progress=progress)
     arena = without(arena, bad)

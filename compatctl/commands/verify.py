@@ -34,10 +34,12 @@ from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, read_qrels
 from compatctl.encoder import Encoder
-from compatctl.errors import InputError
+from compatctl.errors import InputError, UnsteadyError
+from compatctl.files import write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import (
+    FORMAT,
     AnnHealth,
     DataId,
     Latency,
@@ -45,6 +47,7 @@ from compatctl.report import (
     PairsResult,
     Report,
     StoreId,
+    refusal,
 )
 
 
@@ -65,6 +68,7 @@ def verify(
     Raises:
         InputError: bad data or model, held-out items that were trained on (without ``allow_seen``),
             or an old model that is not the store's query model.
+        UnsteadyError: a model has more than one answer for one image; the report says so.
     """
     options = (options or VerifyOptions()).within(project)
     policy = load_policy(project.policy)
@@ -76,7 +80,12 @@ def verify(
         chosen = features_policy(policy) if project.policy == "default" else policy
         report = verify_features(old, new, chosen, options)
     else:
-        report = _verify_models(project, policy, old, new, options, progress)
+        try:
+            report = _verify_models(project, policy, old, new, options, progress)
+        except UnsteadyError as error:
+            if not options.dry_run:
+                write_atomic(project.report, refusal(error, FORMAT))
+            raise
     if not options.dry_run:
         write(report, project.report, options.outputs)
     return report
@@ -90,8 +99,8 @@ def _verify_models(  # noqa: PLR0917
     options: VerifyOptions,
     progress: Progress,
 ) -> Report:
-    encoders = load_pair(old, new)
     data = load_data(project)
+    encoders = load_pair(old, new, data)
     seen = training_record.find(
         new, encoders[1].sha256, named=options.training, candidate=project.candidate
     )

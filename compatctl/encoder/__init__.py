@@ -10,6 +10,7 @@ from compatctl.encoder.foreign import admit, sealed_bytes
 from compatctl.encoder.fusing import fuse
 from compatctl.encoder.runtime import BadItem, Embedded, Encoder
 from compatctl.encoder.sealing import seal
+from compatctl.encoder.steadiness import refuse_unsteady
 
 __all__ = [
     "CANARY_LIMIT",
@@ -21,6 +22,7 @@ __all__ = [
     "admit",
     "bridge",
     "fuse",
+    "refuse_unsteady",
     "seal",
     "sealed_bytes",
 ]

@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 
 from compatctl.data import Dataset, Item
 from compatctl.encoder.runtime import Encoder
+from compatctl.encoder.steadiness import SIZES, made_image
 from compatctl.errors import DamagedError, InputError
 from compatctl.npz import read_npz
 
 LIMIT = 1e-3
 """The largest L2 distance between a canary's unit rows then and now; a cosine of 0.9999995."""
-
-SIZES = ((96, 128), (131, 97), (64, 64), (240, 180))
-"""Height and width of the images: not those of any model, so that they must be resized."""
 
 _MAX_BYTES = 64 << 20
 
@@ -45,7 +43,7 @@ class Canary:
         Raises:
             InputError: the encoder does not give finite unit rows.
         """
-        images = tuple(_image(at, *size) for at, size in enumerate(SIZES))
+        images = tuple(made_image(at, *size) for at, size in enumerate(SIZES))
         return cls(images=images, rows=_embed(encoder, images), runtime=_runtime())
 
     def write(self, path: Path) -> None:
@@ -80,15 +78,19 @@ class Canary:
         return cls(images=images, rows=rows, runtime=str(runtime))
 
     def difference(self, encoder: Encoder) -> float:
-        """The largest L2 distance between a row as it was and as ``encoder`` makes it now.
+        """The largest L2 distance between a row as it was and as ``encoder`` makes it now, of the
+        images together or each alone.
 
         Raises:
             InputError: the encoder gives rows of another length, or none that are finite and unit.
         """
         if encoder.dim != self.rows.shape[1]:
             raise InputError(f"{encoder.name} ends in {encoder.dim}, not {self.rows.shape[1]}")
-        rows = _embed(encoder, self.images)
-        return float(np.linalg.norm(rows - self.rows, axis=1).max())
+        together = _embed(encoder, self.images)
+        alone = np.concatenate([_embed(encoder, (image,)) for image in self.images])
+        return max(
+            float(np.linalg.norm(rows - self.rows, axis=1).max()) for rows in (together, alone)
+        )
 
     def refuse_another(self, encoder: Encoder) -> None:
         """Refuse to serve with an encoder that gives other vectors than it once did.
@@ -116,14 +118,3 @@ def _embed(encoder: Encoder, images: tuple[NDArray[np.uint8], ...]) -> NDArray[n
 
 def _runtime() -> str:
     return ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "pillow"))
-
-
-def _image(number: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Ramps, a chequered field and noise, from whole numbers only: the same on every machine."""
-    y, x = np.indices((height, width), np.int64)
-    ramp = (x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height))
-    field = ((x // 7 + y // 5 + number) % 2) * 90
-    noise = ((x * 73856093) ^ (y * 19349663) ^ ((number + 1) * 83492791)) % 64
-    added = [field if at == number % 3 else noise for at in range(3)]
-    planes = [(plane + more) % 256 for plane, more in zip(ramp, added, strict=True)]
-    return np.stack(planes, axis=-1).astype(np.uint8)

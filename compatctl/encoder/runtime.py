@@ -61,17 +61,24 @@ class Encoder:
     """A self-contained ONNX file: images in, unit rows (n, D) out.
 
     ``sha256`` (hex) is its identity, ``dim`` its D, ``inputs`` what the graph takes, ``name`` the
-    file's name, for people.
+    file's name, for people, ``operators`` the kinds that are somewhere in the graph.
     """
 
     def __init__(
-        self, *, session: Session, sha256: str, told: contract.Contract, name: str
+        self,
+        *,
+        session: Session,
+        sha256: str,
+        told: contract.Contract,
+        name: str,
+        operators: frozenset[str],
     ) -> None:
         self._session = session
         self.sha256 = sha256
         self.dim = told.dim
         self.inputs: tuple[EncoderInput, ...] = told.inputs
         self.name = name
+        self.operators = operators
 
     @classmethod
     def load(
@@ -102,7 +109,13 @@ class Encoder:
         found = session.dim(told.inputs)
         if found != told.dim:
             raise InputError(f"{path} gives {found} numbers; its metadata says {told.dim}")
-        return cls(session=session, sha256=sha256_bytes(data), told=told, name=path.name)
+        return cls(
+            session=session,
+            sha256=sha256_bytes(data),
+            told=told,
+            name=path.name,
+            operators=safety.operators(model),
+        )
 
     def run(self, images: Mapping[str, Pixels]) -> Floats:
         """(n, D) float32 rows for prepared pixels (n, H, W, 3) uint8 of every input, unchecked.
@@ -129,7 +142,7 @@ class Encoder:
         digests = np.zeros((len(dataset), DIGEST_BYTES), np.uint8)
         rows: list[int] = []
         bad: list[BadItem] = []
-        for batch in self._decoded(dataset, min(batch_size, self._largest_batch())):
+        for batch in self._decoded(dataset, min(batch_size, self.largest_batch)):
             good = [one for one in batch if one.error is None]
             for one in batch:
                 if one.error is not None and not skip_bad:
@@ -149,7 +162,9 @@ class Encoder:
             bad=tuple(bad),
         )
 
-    def _largest_batch(self) -> int:
+    @property
+    def largest_batch(self) -> int:
+        """The most images that are embedded at once, whatever is asked for."""
         sizes = [one.preprocessing for one in self.inputs]
         return max(1, BATCH_BYTES // sum(3 * one.height * one.width for one in sizes))
 

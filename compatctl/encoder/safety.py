@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import Message
 
-from compatctl.errors import InputError
+from compatctl.errors import InputError, UnsteadyError
 from compatctl.files import clear_errors
 from compatctl.npz import open_regular
 
@@ -38,6 +38,20 @@ MAX_SPARSE_BYTES = 256 << 20
 DOMAINS = {"", "ai.onnx"}
 REFUSED = {"Unique"}
 """Standard operators that keep what they find outside the runtime's bounded memory."""
+
+RANDOM = {
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+}
+"""Standard operators that give something else at every call."""
+
+_TRAINING_MODE_SINCE = 14
+"""The operator set in which BatchNormalization got the attribute training_mode; before, more than
+one output said so."""
 
 _FIELD_COST = 64
 _LEAF = 256
@@ -120,8 +134,11 @@ def check(path: Path, model: onnx.ModelProto) -> None:
     Raises:
         InputError: external data, operators that are not ONNX's, text, local functions that call
             themselves or unfold into too much, sparse weights that do, training graphs.
+        UnsteadyError: operators that are random or in training mode.
     """
     calls = {(one.domain, one.name) for one in model.functions}
+    off = _false_values(model)
+    opset = max((one.version for one in model.opset_import if one.domain in DOMAINS), default=0)
     dense = 0
     for part in itertools.chain([model], messages(model)):
         _check_text(path, part)
@@ -131,6 +148,7 @@ def check(path: Path, model: onnx.ModelProto) -> None:
             _check_tensor(path, part)
         elif isinstance(part, onnx.NodeProto):
             _check_node(path, part, calls)
+            _check_training(path, part, opset, off)
         elif isinstance(part, onnx.AttributeProto):
             _check_attribute(path, part)
         elif isinstance(part, onnx.SparseTensorProto):
@@ -188,6 +206,57 @@ def _check_node(path: Path, node: onnx.NodeProto, calls: set[tuple[str, str]]) -
             f"{path}: the operator {node.op_type} (to text) is not taken: the memory that it needs "
             "cannot be bounded"
         )
+
+
+def _false_values(model: onnx.ModelProto) -> set[str]:
+    """Names of constants that are false, wherever they are."""
+    named = [
+        (tensor.name, tensor)
+        for graph in messages(model)
+        if isinstance(graph, onnx.GraphProto)
+        for tensor in graph.initializer
+    ]
+    named += [
+        (node.output[0], one.t)
+        for node in messages(model)
+        if isinstance(node, onnx.NodeProto) and node.op_type == "Constant" and node.output
+        for one in node.attribute
+        if one.name == "value"
+    ]
+    false: set[str] = set()
+    true: set[str] = set()
+    for name, tensor in named:
+        if tensor.data_type == onnx.TensorProto.BOOL:
+            is_true = any(tensor.int32_data) or any(tensor.raw_data)
+            (true if is_true else false).add(name)
+    return false - true
+
+
+def _check_training(path: Path, node: onnx.NodeProto, opset: int, off: set[str]) -> None:
+    """Refuse what is random, or in training mode, where the vector of an image is not its own."""
+    if node.domain not in DOMAINS:
+        return
+    mode = {one.name: one.i for one in node.attribute}
+    of_batch = node.op_type == "BatchNormalization" and (
+        mode.get("training_mode", 0) != 0
+        or (opset < _TRAINING_MODE_SINCE and len([one for one in node.output if one]) > 1)
+    )
+    dropping = node.op_type == "Dropout" and (
+        len(node.input) > 2 and node.input[2] != "" and node.input[2] not in off
+    )
+    if of_batch or dropping or node.op_type in RANDOM:
+        how = "is random" if node.op_type in RANDOM else "is in training mode"
+        raise UnsteadyError(
+            f"{path}: the operator {node.op_type} {how}: the vector of an image would differ from "
+            "batch to batch or from call to call",
+            tip="export the model in evaluation mode (model.eval(), and "
+            "torch.onnx.export(..., training=TrainingMode.EVAL))",
+        )
+
+
+def operators(model: onnx.ModelProto) -> frozenset[str]:
+    """The kinds of operators that are somewhere in the model, inner graphs and functions too."""
+    return frozenset(one.op_type for one in messages(model) if isinstance(one, onnx.NodeProto))
 
 
 def _check_attribute(path: Path, attribute: onnx.AttributeProto) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from compatctl.report._junit import junit
 from compatctl.report._markdown import markdown
 from compatctl.report._metrics import openmetrics
+from compatctl.report._refusal import refusal
 from compatctl.report._report import (
+    FORMAT,
     AnnHealth,
     Bound,
     DataId,
@@ -24,6 +26,7 @@ from compatctl.report._report import (
 from compatctl.report._summary import summary
 
 __all__ = [
+    "FORMAT",
     "AnnHealth",
     "Bound",
     "DataId",
@@ -41,5 +44,6 @@ __all__ = [
     "openmetrics",
     "policy_sha256",
     "read_bound",
+    "refusal",
     "summary",
 ]

@@ -17,6 +17,7 @@ from compatctl.core.policy import Policy
 from compatctl.errors import GateError, InputError
 from compatctl.files import canonical_json, clear_errors, parse_json, sha256_bytes
 from compatctl.npz import open_regular
+from compatctl.report._refusal import refuse_refusal
 
 FORMAT = 3
 MAX_BYTES = 64 << 20
@@ -221,7 +222,7 @@ def read_bound(path: Path) -> Bound:
     """Read and check a report.
 
     Raises:
-        GateError: there is no report.
+        GateError: there is no report, or it says that the model was refused.
         InputError: it is not a report, of another format, or its outcome is not the one that its
             own checks give.
     """
@@ -240,6 +241,7 @@ def read_bound(path: Path) -> Bound:
             f"{path} has report format {kind}; this version reads {FORMAT}",
             tip="install the version of compatctl that wrote it, or verify again",
         )
+    refuse_refusal(raw, str(path))
     try:
         store, ann = raw["store"], raw["ann"]
         bound = Bound(

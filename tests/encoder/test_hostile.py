@@ -282,5 +282,5 @@ def test_a_memory_bomb_ends_in_an_error(tmp_path: Path, kind: str) -> None:
 def test_large_inputs_make_small_batches(tmp_path: Path) -> None:
     """A batch's pixels are bounded in bytes, so that metadata cannot ask for gigabytes."""
     encoder = Encoder.load(save(by_hand([UNIT]), tmp_path / "m.onnx"))
-    assert encoder._largest_batch() == (1 << 28) // (3 * SIDE * SIDE)
+    assert encoder.largest_batch == (1 << 28) // (3 * SIDE * SIDE)
     assert encoder.dim == DIM
