@@ -14,6 +14,8 @@ from compatctl.recipe._project import (
     shipped_policies,
 )
 from compatctl.recipe._recipe import (
+    FACTORIES,
+    LOCAL,
     Anchors,
     Augmentation,
     Backbone,
@@ -26,8 +28,11 @@ from compatctl.recipe._recipe import (
     Rehearsal,
     read_ids,
 )
+from compatctl.recipe._typed import read_bounded
 
 __all__ = [
+    "FACTORIES",
+    "LOCAL",
     "PROJECT_FILE",
     "Anchors",
     "Augmentation",
@@ -42,6 +47,7 @@ __all__ = [
     "Rehearsal",
     "Split",
     "load_policy",
+    "read_bounded",
     "read_ids",
     "shipped_policies",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compatctl.errors import InputError
-from compatctl.recipe._recipe import _refuse_newer
+from compatctl.recipe._recipe import FACTORIES, _refuse_newer
 from compatctl.recipe._typed import between, build, load_yaml
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Project:
     ``data_root`` is a folder besides that of the data in which its images may lie;
     ``policy`` is the name of a shipped policy or the path of a file; ``slices`` are columns of the
     data whose values are judged one by one; ``threshold`` is the cosine at which the deployed
-    system accepts; ``junit``, ``markdown`` and ``metrics`` are files that verify writes besides.
+    system accepts; ``junit``, ``markdown`` and ``metrics`` are files that verify writes besides;
+    ``factories`` is the code that a recipe may name, modules and callables.
     """
 
     format: int = field(default=1, metadata=between(1, 1))
@@ -55,6 +56,7 @@ class Project:
     slices: tuple[str, ...] = ()
     threshold: float | None = field(default=None, metadata=between(-1.0, 1.0))
     split: Split = Split()
+    factories: tuple[str, ...] = FACTORIES
 
     @classmethod
     def load(cls, path: Path) -> Project:
