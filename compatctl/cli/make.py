@@ -129,7 +129,7 @@ def finetune(
 ) -> None:
     """Fine-tune the incoming backbone against the deployed gallery; write its ONNX file."""
     from compatctl.commands import finetune as verb
-    from compatctl.render import progress
+    from compatctl.render import progress, warn
 
     where = project_of(
         project,
@@ -153,6 +153,7 @@ def finetune(
             skip_bad=skip_bad,
             progress=report,
         )
+    warn(done.warnings)
     show(done, as_json=as_json)
 
 

@@ -43,9 +43,7 @@ def warn(lines: Sequence[str]) -> None:
 
 
 def result(value: object, *, as_json: bool) -> None:
-    """One result: JSON of the dataclass, or its table; what it warns of, on stderr."""
-    for line in getattr(value, "warnings", ()):
-        print(f"warning: {line}", file=sys.stderr)
+    """One result: JSON of the dataclass, or its table."""
     if as_json:
         print(json.dumps(plain(value), indent=2, sort_keys=True, allow_nan=False))
         return
