@@ -86,7 +86,7 @@ def verify(
             help="Whether the new model embeds the gallery too, for self-test and mixed gallery.",
         ),
     ] = True,
-    seed: DrawSeed = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the resampling.")] = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     as_json: Json = False,

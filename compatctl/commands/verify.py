@@ -9,6 +9,7 @@ import numpy as np
 
 from compatctl.commands import training_record
 from compatctl.commands.ann import ann_health
+from compatctl.commands.binding import question_sha256
 from compatctl.commands.both import Both, deployed, features_of, load_data, load_pair, named
 from compatctl.commands.chain import chain_of
 from compatctl.commands.evaluation import Arena, Judged, Stored, field_of, union, without
@@ -117,7 +118,7 @@ def _verify_models(  # noqa: PLR0917
         progress=progress,
     )
     found = _Evidence.of(data, groups, both, policy, options, gallery, progress)
-    how = sampling(policy, options.seed, groups.n_slices, len(found.chain))
+    how = sampling(policy, options.seed or 0, groups.n_slices, len(found.chain))
     others, pairs = _pairs(data, groups, both, policy, how.draw, how.replicates)
     latency = _latency(data, groups, encoders, policy, options)
     others += _unsampled(seen, latency)
@@ -125,7 +126,8 @@ def _verify_models(  # noqa: PLR0917
     return Report(
         old=model_id(old, encoders[0]),
         new=model_id(new, encoders[1]),
-        data=data_id(data, groups, both.bad, project.data),
+        data=data_id(data, groups, both.bad, project.data, options),
+        asked=options.bound(),
         store=_store_id(gallery, both.stored),
         groups=tuple(group_of(one) for one in found.trials),
         pairs=pairs,
@@ -221,7 +223,8 @@ def _pairs(  # noqa: PLR0917
         draw=draw,
         replicates=replicates,
     )
-    return [replace(one, may_decide=not groups.pairs_seen) for one in found], result
+    found = [replace(one, may_decide=not groups.pairs_seen) for one in found]
+    return found, replace(result, seen=groups.pairs_seen)
 
 
 def _latency(
@@ -261,7 +264,9 @@ def model_id(path: Path, encoder: Encoder) -> ModelId:
     return ModelId(name=path.name, sha256=encoder.sha256, dim=encoder.dim)
 
 
-def data_id(data: Dataset, groups: Groups, bad: set[int], source: Path | None) -> DataId:
+def data_id(
+    data: Dataset, groups: Groups, bad: set[int], source: Path | None, options: VerifyOptions
+) -> DataId:
     """Identity of the compared items: their descriptions and the digests of their bytes."""
     rows = np.union1d(union(groups.arenas, part="queries"), union(groups.arenas, part="gallery"))
     rows = np.union1d(rows, groups.pair_rows)
@@ -269,6 +274,7 @@ def data_id(data: Dataset, groups: Groups, bad: set[int], source: Path | None) -
     return DataId(
         name=source.name if source else "",
         sha256=data.take(kept).digest_all(),
+        question_sha256=question_sha256(data, options),
         items=len(kept),
         skipped=tuple(data.items[row].id for row in sorted(bad)),
     )

@@ -70,7 +70,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         new_gallery=_part(tables[1], gallery) if options.self_test else None,
     )
     trial = run("unseen", where, sides, policy, thresholds=options.thresholds)
-    how = sampling(policy, options.seed, len(where.slices), 0)
+    how = sampling(policy, options.seed or 0, len(where.slices), 0)
     others, pairs = _pairs(tables, policy, options, how.draw, how.replicates)
     verdict = verdict_of(policy, [trial], [], others, how)
     lost = lost_judgments(judged, trial) if judged else ()
@@ -78,6 +78,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         old=_model(old, tables[0]),
         new=_model(new, tables[1]),
         data=_data(tables[0]),
+        asked=options.bound(),
         store=None,
         groups=(group_of(trial),),
         pairs=pairs,
@@ -194,9 +195,11 @@ def _model(path: Path, table: FeatureTable) -> ModelId:
 def _data(table: FeatureTable) -> DataId:
     """Identity of the items: ids, labels and roles, in their order."""
     entry = [list(table.ids), list(table.labels), list(table.role or ())]
+    digest = sha256_bytes(canonical_json(entry))
     return DataId(
         name="features",
-        sha256=sha256_bytes(canonical_json(entry)),
+        sha256=digest,
+        question_sha256=digest,
         items=len(table.ids),
         skipped=(),
     )

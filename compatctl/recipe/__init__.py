@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from compatctl.recipe._project import (
     PROJECT_FILE,
+    Gate,
     Project,
     Split,
     load_policy,
@@ -38,6 +39,7 @@ __all__ = [
     "Augmentation",
     "Backbone",
     "Frame",
+    "Gate",
     "InputSpec",
     "Junction",
     "Objective",
