@@ -35,6 +35,9 @@ ALWAYS = (
 )
 """What is measured on every set of queries."""
 
+OF_PAIRS = ("far_ratio", "frr_increase")
+"""What is measured where a threshold was given, over pairs of queries and gallery items."""
+
 _Key = tuple[str, str]
 
 
@@ -114,7 +117,7 @@ def _demanded(report: Report, ruled: Mapping[str, Rule]) -> set[_Key]:
     if asked.get("self_test", True):
         found |= {(name, unseen) for name in ("self_test_gain", "mixed_gain") if name in ruled}
     if asked.get("threshold") is not None and asked.get("qrels") is None:
-        found.add(("far_ratio", unseen))
+        found |= {(name, unseen) for name in OF_PAIRS}
     if asked.get("pairs") is not None:
         found |= {(name, "pairs") for name in ("same_class", "different_class", "pair_tar_gain")}
     if report.store is not None and report.groups and _queries(report.groups[0]):
@@ -150,7 +153,7 @@ def _of_groups(report: Report) -> Iterator[str]:
             where = f"{name} of {group.name}"
             if not _same(check.estimate, expected):
                 yield f"{where}: the check says {check.estimate}, the group {expected:g}"
-            if name != "far_ratio" and check.n not in {group.n_queries, 0}:
+            if name not in OF_PAIRS and check.n not in {group.n_queries, 0}:
                 yield f"{where}: it is of {check.n} queries, the group of {group.n_queries}"
             if check.n_classes is not None and check.n_classes > max(1, group.n_classes):
                 yield f"{where}: it is of {check.n_classes} classes, the group {group.n_classes}"
@@ -182,8 +185,10 @@ def _figures(policy: Policy, group: Group) -> dict[str, float]:
     if "new_mixed" in recall:
         found["mixed_gain"] = gain("new_mixed", "new_old")
     rates = group.error_rates
-    if rates is not None and rates.far.get("old", 0.0) > 0:
-        found["far_ratio"] = rates.far.get("new", nan) / rates.far["old"]
+    if rates is not None:
+        found["frr_increase"] = rates.frr.get("new", nan) - rates.frr.get("old", nan)
+        if rates.far.get("old", 0.0) > 0:
+            found["far_ratio"] = rates.far.get("new", nan) / rates.far["old"]
     return found
 
 

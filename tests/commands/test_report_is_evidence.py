@@ -196,7 +196,7 @@ def _easy(shop: Shop) -> Path:
     ("flags", "named", "entry"),
     [
         (("--threshold", "-1"), "threshold -1", "threshold: -1.0"),
-        (("--threshold", "-1", "--new-threshold", "0"), "new_threshold 0.0", None),
+        (("--threshold", "-1", "--new-threshold", "-0.999"), "new_threshold -0.999", None),
         (("--slice", "vendor"), "slices [vendor]", "slices: [vendor]"),
         (("--seed", "5"), "seed 5", "gate: {seed: 5}"),
         (("--no-self-test",), "self_test no", "gate: {self_test: false}"),
