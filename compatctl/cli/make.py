@@ -236,6 +236,14 @@ def add(
     store: StorePath = None,
     data: DataPath = None,
     data_root: DataRoot = None,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--changed",
+            help="Embed items again whose image is another than the indexed one, and take changed "
+            "labels; without it they are an error.",
+        ),
+    ] = False,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -247,6 +255,7 @@ def add(
     with progress() as report:
         done = verb.add(
             project_of(project, store=store, data=data, data_root=data_root),
+            changed=changed,
             skip_bad=skip_bad,
             dry_run=dry_run,
             progress=report,
