@@ -51,6 +51,14 @@ def verify(
             help="A column whose values are judged one by one; repeatable.",
         ),
     ] = None,
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cluster",
+            envvar="COMPATCTL_CLUSTER",
+            help="A column whose values, such as users, are resampled as units; repeatable.",
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -86,7 +94,7 @@ def verify(
             help="Whether the new model embeds the gallery too, for self-test and mixed gallery.",
         ),
     ] = True,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the resampling.")] = None,
+    seed: DrawSeed = 0,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -107,6 +115,7 @@ def verify(
         threshold=threshold,
         new_threshold=new_threshold,
         slices=tuple(slices or ()),
+        cluster=tuple(cluster or ()),
         pairs=pairs,
         qrels=qrels,
         latency=latency,

@@ -27,14 +27,12 @@ def error(problem: CompatError, *, as_json: bool) -> None:
     if problem.tip:
         print(f"  next: {problem.tip}", file=sys.stderr)
     if as_json:
-        entry: dict[str, Any] = {
+        entry = {
             "kind": type(problem).__name__,
             "message": problem.message,
             "tip": problem.tip,
             "exit_code": problem.exit_code,
         }
-        if problem.details:
-            entry["details"] = plain(problem.details)
         print(json.dumps({"error": entry}, indent=2, sort_keys=True))
 
 
