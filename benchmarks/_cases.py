@@ -300,7 +300,12 @@ def _backbone(name: Name, model: Model) -> Backbone:
     if model in CNNS:
         grey = (127.5, 127.5, 127.5)
         given = InputSpec(height=32, width=32, fit="stretch", mean=grey, std=grey)
-        return Backbone(factory="_cnn:build", args=dict(CNNS[model]), input=given)
+        return Backbone(
+            factory="_cnn:build",
+            args=dict(CNNS[model]),
+            input=given,
+            factories=("_cnn:build",),
+        )
     side = PIXELS[name][model]
     mean, std = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
     return Backbone(

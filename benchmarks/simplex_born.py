@@ -235,6 +235,7 @@ def _recipe(
             factory="_cnn:build",
             args={"width": width, "features": 8 * width, "pool": False},
             input=InputSpec(height=32, width=32, fit="stretch", mean=grey, std=grey),
+            factories=("_cnn:build",),
         ),
         objective=Objective(frame=("simplex",), lambda_=(weight,), K=K, dim=K - 1),
         train="full",

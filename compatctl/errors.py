@@ -15,16 +15,22 @@ Anything else that escapes is a bug of ours: a traceback and exit code 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class CompatError(Exception):
-    """What, expected, got in ``message``; the next thing to do in ``tip``."""
+    """What, expected, got in ``message``; the next thing to do in ``tip``; what is too long for
+    people in ``details``, for ``--json``."""
 
     exit_code = 5
 
-    def __init__(self, message: str, *, tip: str = "") -> None:
+    def __init__(
+        self, message: str, *, tip: str = "", details: Mapping[str, object] | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.tip = tip
+        self.details = dict(details or {})
 
 
 class UsageError(CompatError):

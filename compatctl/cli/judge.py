@@ -51,14 +51,6 @@ def verify(
             help="A column whose values are judged one by one; repeatable.",
         ),
     ] = None,
-    cluster: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--cluster",
-            envvar="COMPATCTL_CLUSTER",
-            help="A column whose values, such as users, are resampled as units; repeatable.",
-        ),
-    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -94,7 +86,7 @@ def verify(
             help="Whether the new model embeds the gallery too, for self-test and mixed gallery.",
         ),
     ] = True,
-    seed: DrawSeed = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the resampling.")] = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -115,7 +107,6 @@ def verify(
         threshold=threshold,
         new_threshold=new_threshold,
         slices=tuple(slices or ()),
-        cluster=tuple(cluster or ()),
         pairs=pairs,
         qrels=qrels,
         latency=latency,

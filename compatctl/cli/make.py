@@ -129,7 +129,7 @@ def finetune(
 ) -> None:
     """Fine-tune the incoming backbone against the deployed gallery; write its ONNX file."""
     from compatctl.commands import finetune as verb
-    from compatctl.render import progress
+    from compatctl.render import progress, warn
 
     where = project_of(
         project,
@@ -153,6 +153,7 @@ def finetune(
             skip_bad=skip_bad,
             progress=report,
         )
+    warn(done.warnings)
     show(done, as_json=as_json)
 
 
@@ -235,6 +236,14 @@ def add(
     store: StorePath = None,
     data: DataPath = None,
     data_root: DataRoot = None,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--changed",
+            help="Embed items again whose image is another than the indexed one, and take changed "
+            "labels; without it they are an error.",
+        ),
+    ] = False,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -246,6 +255,7 @@ def add(
     with progress() as report:
         done = verb.add(
             project_of(project, store=store, data=data, data_root=data_root),
+            changed=changed,
             skip_bad=skip_bad,
             dry_run=dry_run,
             progress=report,

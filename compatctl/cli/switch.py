@@ -42,6 +42,8 @@ def deploy(
     reason: Reason = None,
     project: ProjectFile = None,
     store: StorePath = None,
+    data: DataPath = None,
+    data_root: DataRoot = None,
     policy: PolicyName = None,
     report_file: ReportPath = None,
     dry_run: DryRun = False,
@@ -51,7 +53,9 @@ def deploy(
     from compatctl.commands import deploy as verb
 
     done = verb.deploy(
-        project_of(project, store=store, policy=policy, report=report_file),
+        project_of(
+            project, store=store, data=data, data_root=data_root, policy=policy, report=report_file
+        ),
         model=model,
         forced_reason=_forced_reason(force, reason),
         dry_run=dry_run,

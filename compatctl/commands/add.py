@@ -1,20 +1,27 @@
-"""add: embed new items with the query model and index them: a new generation, a new index file."""
+"""add: embed new items with the query model and index them: a new generation, a new index file.
+
+Items that the store holds are compared by their image's bytes and their class. Those that changed
+are refused, or embedded again with ``changed``: the old vector would stand for an image that is
+gone.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compatctl.commands.both import load_data
+from compatctl.commands.changes import Changes
 from compatctl.commands.context import now, open_store
-from compatctl.commands.evaluation import gallery_rows
-from compatctl.commands.gallery import open_index, serving
+from compatctl.commands.evaluation import as_rows, gallery_rows
+from compatctl.commands.gallery import open_index, params_of, serving
 from compatctl.commands.indexing import Embedding, give_back_memory
+from compatctl.commands.trial import Rows
 from compatctl.data import Dataset
-from compatctl.index import HnswIndex
-from compatctl.manifest import Manifest
+from compatctl.index import HnswIndex, rebuilt
+from compatctl.manifest import Catalog, Manifest
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -22,11 +29,19 @@ from compatctl.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Added:
-    """``added`` items are new; ``present`` ones were in the store by their id and stay."""
+    """``added`` items are new; ``present`` ones were in the store by their id.
+
+    Of these ``changed`` (ids) have another image and were embedded again, ``relabelled`` (ids) took
+    another class, and ``uncompared`` could not be compared: the store has no digest of their image,
+    or it cannot be read now.
+    """
 
     generation: int
     added: int
     present: int
+    changed: tuple[str, ...]
+    relabelled: tuple[str, ...]
+    uncompared: int
     skipped: tuple[str, ...]
     rows: int
     index_sha256: str
@@ -36,71 +51,161 @@ class Added:
 def add(
     project: Project,
     *,
+    changed: bool = False,
     skip_bad: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> Added:
     """Index the gallery items of the project's data that the store does not hold yet.
 
+    ``changed``: items whose image or class is another than the indexed one are brought up to date,
+    in the same generation. Where an image changed, the index is built anew, as by a backfill.
+
     Raises:
-        InputError: bad data.
+        InputError: bad data; an item changed, without ``changed``.
         ConflictError: the store is locked, or moved on meanwhile: run it again.
     """
     store = open_store(project)
     manifest = store.manifest
-    new, present, first_key = _new_items(project, store)
+    work = _Work.of(store, load_data(project), progress)
+    if not changed:
+        work.changes.refuse()
     encoder = serving(store, manifest)
-    with Embedding.of(encoder, new, skip_bad=skip_bad, progress=progress) as done:
+    with Embedding.of(encoder, work.items, skip_bad=skip_bad, progress=progress) as done:
+        del encoder
+        plan = work.plan(done)
         result = Added(
             generation=manifest.generation,
-            added=len(done.rows),
-            present=present,
+            added=len(plan.new),
+            present=work.present,
+            changed=plan.changed.ids,
+            relabelled=work.changes.ids(work.changes.labels),
+            uncompared=work.changes.unknown,
             skipped=tuple(done.bad),
-            rows=manifest.index.count + len(done.rows),
+            rows=manifest.index.count + len(plan.new),
             index_sha256=manifest.index.sha256,
-            written=len(done.rows) > 0 and not dry_run,
+            written=bool(len(done.rows) or len(work.changes.labels)) and not dry_run,
         )
         if not result.written:
             return result
-        del encoder
         give_back_memory()
-        index = open_index(store, manifest, fresh=True, room=len(done.rows))
-        done.add_to(index, first_key, progress)
-    grown = [index]
-    del index
-    after = _commit(store, grown, new.take(done.rows), done.image_digests())
+        grown = [plan.index(store, progress)] if len(done.rows) else []
+    after = _commit(store, grown, plan)
     return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
 
-def _new_items(project: Project, store: Store) -> tuple[Dataset, int, int]:
-    """The gallery items that the store does not hold, how many it holds, and the first free key."""
-    data = load_data(project)
-    rows = gallery_rows(data)
-    catalog = store.catalog()
-    held = set(catalog.ids)
-    new = data.take([row for row in rows if data.ids[row] not in held])
-    return new, len(rows) - len(new), catalog.next_key
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Work:
+    """What is to be embedded: ``items``, of which the first ``n_new`` are new, the others changed.
+
+    ``row_of``: item id -> row of the catalogue.
+    """
+
+    items: Dataset
+    n_new: int
+    present: int
+    changes: Changes
+    row_of: dict[str, int]
+    next_key: int
+
+    @classmethod
+    def of(cls, store: Store, data: Dataset, progress: Progress) -> Self:
+        """The new items of the data, and those that the store holds otherwise."""
+        catalog = store.catalog()
+        row_of = {item: row for row, item in enumerate(catalog.ids)}
+        rows = gallery_rows(data)
+        held = np.array([data.ids[row] in row_of for row in rows], bool)
+        at = as_rows(row_of[data.ids[row]] for row in rows[held])
+        changes = Changes.of(data, rows[held], at, catalog, progress)
+        return cls(
+            items=data.take([*rows[~held], *changes.images]),
+            n_new=int((~held).sum()),
+            present=len(at),
+            changes=changes,
+            row_of=row_of,
+            next_key=catalog.next_key,
+        )
+
+    def plan(self, done: Embedding) -> _Plan:
+        """What goes where, of the items that were embedded."""
+        rows, digests = np.array(done.rows, np.int64), done.image_digests()
+        new = rows < self.n_new
+        relabelled = self.changes.labels
+        return _Plan(
+            done=done,
+            new=self.items.take(rows[new]),
+            new_digests=digests[new],
+            changed=self.items.take(rows[~new]),
+            changed_at=as_rows(self.row_of[self.items.ids[row]] for row in rows[~new]),
+            changed_digests=digests[~new],
+            relabelled_at=as_rows(self.row_of[one] for one in self.changes.ids(relabelled)),
+            labels=tuple(self.changes.data.labels[row] for row in relabelled),
+            first_key=self.next_key,
+        )
 
 
-def _commit(
-    store: Store, grown: list[HnswIndex], items: Dataset, digests: NDArray[np.uint8]
-) -> Manifest:
-    """The next generation. ``grown`` holds the index, and is emptied before the catalogue is read:
-    the two are not in memory at one time."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Plan:
+    """Features in ``done``: of ``new`` items (n), then of ``changed`` ones (m), which the catalogue
+    has at rows ``changed_at`` (m,); digests (n, 32) and (m, 32); ``labels`` for ``relabelled_at``.
+    """
+
+    done: Embedding
+    new: Dataset
+    new_digests: np.ndarray
+    changed: Dataset
+    changed_at: Rows
+    changed_digests: np.ndarray
+    relabelled_at: Rows
+    labels: tuple[str, ...]
+    first_key: int
+
+    def index(self, store: Store, progress: Progress) -> HnswIndex:
+        """The next index: the present one with the changed rows replaced, and the new ones."""
+        manifest, n = store.manifest, len(self.new)
+        if not len(self.changed):
+            index = open_index(store, manifest, fresh=True, room=n)
+        else:
+            index = rebuilt(
+                store.verified("indexes", manifest.index.sha256, fresh=True),
+                params_of(manifest.index),
+                manifest.index.count,
+                keys=store.catalog().keys[self.changed_at],
+                rows_at=lambda places: self.done.at(places + n),
+                progress=progress,
+            )
+            index.reserve(n)
+        self.done.add_to(index, self.first_key, progress, count=n)
+        return index
+
+    def catalog(self, before: Catalog, model: str) -> Catalog:
+        """The next catalogue."""
+        found = before.relabelled(self.relabelled_at, self.labels)
+        if len(self.changed):
+            found = found.reassigned(self.changed_at, model, self.changed_digests)
+        return found.extended(self.new.ids, self.new.labels, model, self.new_digests)
+
+
+def _commit(store: Store, grown: list[HnswIndex], plan: _Plan) -> Manifest:
+    """The next generation. ``grown`` holds the index, where it is another one, and is emptied
+    before the catalogue is read: the two are not in memory at one time."""
     manifest = store.manifest
-    model = manifest.query_model
+    model, info = manifest.query_model, manifest.index
     with store.transaction(manifest, operation="add") as tx:
-        count = len(grown[0])
-        sha256 = tx.put("indexes", grown[0].save)
-        grown.clear()
-        catalog = store.catalog().extended(items.ids, items.labels, model, digests)
+        if grown:
+            count = len(grown[0])
+            info = replace(info, count=count, sha256=tx.put("indexes", grown[0].save))
+            grown.clear()
+        catalog = plan.catalog(store.catalog(), model)
+        counts = catalog.counts()
         return tx.commit(
             operation="add",
             created_at=now(),
-            index=replace(manifest.index, count=count, sha256=sha256),
+            index=info,
             catalog=tx.put("catalogs", catalog.write),
             models=tuple(
-                replace(one, rows=one.rows + len(items)) if one.sha256 == model else one
+                replace(one, rows=counts.get(one.sha256, 0))
                 for one in manifest.models
+                if counts.get(one.sha256) or one.sha256 == model
             ),
         )

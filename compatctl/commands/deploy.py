@@ -1,6 +1,8 @@
 """deploy: the verified candidate becomes the query model; the index is not touched.
 
-Nothing here reads the gallery, so its time does not depend on the gallery's size.
+Nothing here reads the gallery, so its time does not depend on the gallery's size. The report has
+to agree with itself, with the store, and with what the project says of how verify is asked; of the
+data the descriptions are read, and the images of held-out queries.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compatctl.commands.admission import Candidate
+from compatctl.commands.binding import refuse_other_question
 from compatctl.commands.context import now, open_store
 from compatctl.commands.gallery import serves_alike
 from compatctl.commands.rehearsal import papers_of
@@ -45,7 +48,8 @@ def deploy(
     """Switch the store's query model to the one that the report verified.
 
     Raises:
-        GateError: no report, a failing one, or one for other models, index or policy.
+        GateError: no report, a failing one, one for other models, index, policy or data, or one
+            that was asked otherwise than the project says.
         EvidenceError: the report is inconclusive.
         InputError: the model's dimension is not the gallery's, or the class registry or the memory
             that was written with it is not there.
@@ -61,6 +65,7 @@ def deploy(
     if forced_reason is None and not done:
         assert bound is not None
         refuse_unless_bound(bound, manifest, encoder.sha256, policy_sha256(policy))
+        refuse_other_question(bound.report, project)
     papers = None if done else papers_of(project, chosen.path, encoder.sha256, bound)
     ef_search = max(manifest.index.ef_search, (bound.ef_search if bound else None) or 0)
     result = Deployed(

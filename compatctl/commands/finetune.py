@@ -57,11 +57,23 @@ class FineTuned:
     old_features: dict[str, int]
     validation_recall: float | None
     parity: float
+    random: tuple[str, ...]
+    """The backbone's tensors that the base lacks, which kept the numbers that they began with"""
     missing_keys: int
     unexpected_keys: int
     device: str
     seconds: float
     skipped: tuple[str, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What somebody should look at before the model is used."""
+        if not self.random:
+            return ()
+        return (
+            f"{len(self.random)} tensors of the backbone are not in the base and are random: "
+            f"{', '.join(self.random)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +196,7 @@ def _result(
         old_features=record["old_features"],
         validation_recall=record["validation_recall_at_1"],
         parity=record["parity"],
+        random=tuple(record["base"]["missing"]),
         missing_keys=len(record["base"]["missing"]),
         unexpected_keys=len(record["base"]["unexpected"]),
         device=record["device"],
@@ -208,7 +221,7 @@ def inputs(
     """Everything that a run starts from; no gallery where the recipe's frame is ``free``, nor for a
     model that is born on a simplex: its recipe says D, and there is no store yet."""
     trainer = _trainer()
-    recipe = Recipe.load(need(project.recipe, "recipe"))
+    recipe = Recipe.load(need(project.recipe, "recipe"), project.factories)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     if not base.is_file():
         raise InputError(f"no checkpoint at {base}")

@@ -25,27 +25,48 @@ class Added:
 
     ``known``: embedded by a model that the target's gallery or queries used too, ordered by model;
     their vectors can stay. ``foreign``: by another one, against which none of those was verified.
+    ``reverted``: ids of items that the target has too, of another image or class.
     """
 
     today: Catalog
     known: NDArray[np.int64]
     foreign: NDArray[np.int64]
+    reverted: tuple[str, ...]
 
     @classmethod
     def since(cls, store: Store, target: Manifest) -> Added:
         """What was added since ``target``."""
         today = store.catalog()
-        had = set(store.catalog(target).ids)
+        then = store.catalog(target)
+        had = {item: row for row, item in enumerate(then.ids)}
         rows = np.array([row for row, item in enumerate(today.ids) if item not in had], np.int64)
         models = {one.sha256 for one in target.models}
         fine = np.array([model in models for model in today.models], bool)
         rows = rows[np.argsort(today.model_of[rows], kind="stable")]
         known = fine[today.model_of[rows]]
-        return cls(today=today, known=rows[known], foreign=rows[~known])
+        return cls(
+            today=today,
+            known=rows[known],
+            foreign=rows[~known],
+            reverted=_differing(today, then, had),
+        )
 
     def ids(self, rows: NDArray[np.int64]) -> tuple[str, ...]:
         """The item ids of rows (n,)."""
         return tuple(self.today.ids[row] for row in rows)
+
+
+def _differing(today: Catalog, then: Catalog, row_then: dict[str, int]) -> tuple[str, ...]:
+    """Ids that both catalogues have, of another image, where both know it, or another class."""
+    pairs = [(row, row_then[item]) for row, item in enumerate(today.ids) if item in row_then]
+    now, before = np.array(pairs, np.int64).reshape(-1, 2).T
+    other = (today.digests[now] != then.digests[before]).any(axis=1)
+    other &= today.known[now] & then.known[before]
+    return tuple(
+        today.ids[row]
+        for (row, earlier), image in zip(pairs, other, strict=True)
+        if image or today.labels[row] != then.labels[earlier]
+    )
 
 
 def keep_gallery(store: Store, target: Manifest) -> Manifest:

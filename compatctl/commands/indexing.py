@@ -76,19 +76,28 @@ class Embedding:
             progress("items embedded", len(found.rows) + len(found.bad), len(items))
         return found
 
-    def add_to(self, index: HnswIndex, first_key: int, progress: Progress = silent) -> None:
-        """Add the features under the keys from ``first_key`` on; in memory only.
+    def add_to(
+        self,
+        index: HnswIndex,
+        first_key: int,
+        progress: Progress = silent,
+        *,
+        count: int | None = None,
+    ) -> None:
+        """Add the features, or the first ``count`` of them, under the keys from ``first_key`` on;
+        in memory only.
 
         Raises:
             InputError: a key is there already; the dimension is another.
         """
         self.file.seek(0)
-        for start in range(0, len(self.rows), AT_ONCE):
-            count = min(AT_ONCE, len(self.rows) - start)
-            raw = self.file.read(count * self.dim * 4)
-            features = np.frombuffer(raw, np.float32).reshape(count, self.dim)
-            index.add(features, np.arange(count, dtype=np.uint64) + np.uint64(first_key + start))
-            progress("items indexed", start + count, len(self.rows))
+        total = len(self.rows) if count is None else count
+        for start in range(0, total, AT_ONCE):
+            n = min(AT_ONCE, total - start)
+            raw = self.file.read(n * self.dim * 4)
+            features = np.frombuffer(raw, np.float32).reshape(n, self.dim)
+            index.add(features, np.arange(n, dtype=np.uint64) + np.uint64(first_key + start))
+            progress("items indexed", start + n, total)
 
     def image_digests(self) -> NDArray[np.uint8]:
         """The sha256 (n, 32) of the images, in the order of ``rows``."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from compatctl.commands.admission import Candidate
 from compatctl.commands.beginning import begin, begun_already, first_catalog
 from compatctl.commands.both import load_data
+from compatctl.commands.changes import Changes
 from compatctl.commands.context import need
-from compatctl.commands.evaluation import gallery_rows
+from compatctl.commands.evaluation import as_rows, gallery_rows
 from compatctl.commands.indexing import Embedding
 from compatctl.commands.rehearsal import papers_of
 from compatctl.data import Dataset
@@ -130,6 +131,10 @@ def _there(
             f"{project.store} is already a store, of other items or another index",
             tip="name another folder; compatctl add indexes more items in this one",
         )
+    held = [row for row, item in enumerate(gallery.ids) if item in ids]
+    row_of = {item: row for row, item in enumerate(catalog.ids)}
+    at = as_rows(row_of[gallery.ids[row]] for row in held)
+    Changes.of(gallery, as_rows(held), at, catalog).refuse()
     return _begun(project, catalog, info.dim, info.sha256, skipped=bad, written=False)
 
 

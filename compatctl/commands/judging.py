@@ -19,6 +19,7 @@ from compatctl.core.policy import Policy, rules
 from compatctl.core.retrieval import Retrieval, cmc
 from compatctl.files import write_atomic
 from compatctl.report import (
+    NEXT_STEP,
     Group,
     Report,
     junit,
@@ -29,7 +30,7 @@ from compatctl.report import (
 )
 
 NEXT_STEPS = {
-    "pass": "compatctl deploy",
+    "pass": NEXT_STEP,
     "fail": "keep the old model; other routes: gallery anchors in the recipe, compatctl fuse",
     "inconclusive": "hold out more classes and images, then verify again",
 }
@@ -123,7 +124,6 @@ def group_of(trial: Trial) -> Group:
         name=found.name,
         n_queries=found.old_old.n_counted,
         n_classes=found.n_classes,
-        unit=found.unit,
         n_without_match=found.old_old.n_without_match,
         recall={
             pair: {str(k): value for k, value in test.recall.items()}
@@ -143,6 +143,9 @@ def group_of(trial: Trial) -> Group:
         rank_bias=trial.rank_bias,
         error_rates=trial.rates,
         operating_points=trial.points,
+        slices={
+            name: int((mask & found.old_old.counted).sum()) for name, mask in found.slices.items()
+        },
     )
 
 

@@ -69,8 +69,10 @@ class RolledBack:
 
     Of the ``added`` items that were indexed since then, ``kept`` keep their vectors,
     ``re_embedded`` were embedded by the restored model, and ``dropped`` (ids) are no longer in the
-    index; a rollback to generation ``before`` brings them back. ``written`` is false for a dry
-    run, and where the store was as asked already.
+    index; a rollback to generation ``before`` brings them back. ``reverted`` items (ids) have the
+    vector and class of then again, though their image or class was another one today: compatctl add
+    --changed brings them up to date. ``written`` is false for a dry run, and where the store was as
+    asked already.
     """
 
     generation: int
@@ -83,6 +85,7 @@ class RolledBack:
     kept: int
     re_embedded: int
     dropped: tuple[str, ...]
+    reverted: tuple[str, ...]
     written: bool
 
 
@@ -156,6 +159,7 @@ def rollback(
         kept=moved.kept,
         re_embedded=moved.re_embedded,
         dropped=moved.dropped,
+        reverted=moved.reverted,
         written=not dry_run and not plan.done,
     )
 
@@ -166,6 +170,7 @@ class _Moved:
     kept: int = 0
     re_embedded: int = 0
     dropped: tuple[str, ...] = ()
+    reverted: tuple[str, ...] = ()
 
 
 def _with_added(
@@ -194,9 +199,10 @@ def _with_added(
         return _Moved(after=after, kept=known + foreign)
     if keeping == "drop" or not known + foreign:
         after = store.manifest if dry_run else restore(store, target, at=now())
-        return _Moved(after=after, dropped=(*added.ids(added.known), *added.ids(added.foreign)))
+        dropped = (*added.ids(added.known), *added.ids(added.foreign))
+        return _Moved(after=after, dropped=dropped, reverted=added.reverted)
     after = bring_along(project, store, target, added, dry_run=dry_run, progress=progress)
-    return _Moved(after=after, kept=known, re_embedded=foreign)
+    return _Moved(after=after, kept=known, re_embedded=foreign, reverted=added.reverted)
 
 
 def _line(manifest: Manifest) -> Generation:

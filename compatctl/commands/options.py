@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from compatctl.commands.acceptance import Thresholds
 from compatctl.commands.judging import Outputs
 from compatctl.core.policy import Policy
 from compatctl.errors import UsageError
+from compatctl.files import sha256_file
 from compatctl.recipe import Project
+
+PRESENTATION = ("latency", "dry_run", "outputs")
+"""Options that change no verdict: every other one is bound, a new one too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
     """``training``: the candidate's record; ``threshold``: the cosine at which the deployed system
     accepts, ``new_threshold`` the one that new queries will be used with (default: the same);
-    ``slices``: columns of the data; ``cluster``: columns whose values are resampled as units;
-    ``pairs``, ``qrels``: files of judgments. Without
+    ``slices``: columns of the data; ``pairs``, ``qrels``: files of judgments. Without
     ``self_test`` the new model embeds no gallery item.
     """
 
@@ -28,12 +32,12 @@ class VerifyOptions:
     threshold: float | None = None
     new_threshold: float | None = None
     slices: tuple[str, ...] = ()
-    cluster: tuple[str, ...] = ()
     pairs: Path | None = None
     qrels: Path | None = None
     latency: bool = False
     self_test: bool = True
-    seed: int = 0
+    seed: int | None = None
+    """Null: the project's."""
     dry_run: bool = False
     outputs: Outputs = field(default_factory=Outputs)
 
@@ -42,23 +46,42 @@ class VerifyOptions:
             value = getattr(self, name)
             if value is not None and not -1.0 <= value <= 1.0:
                 raise UsageError(f"a similarity threshold lies between -1 and 1, got {value}")
-        if self.seed < 0 or not math.isfinite(self.seed):
+        if self.seed is not None and (self.seed < 0 or not math.isfinite(self.seed)):
             raise UsageError(f"a seed is a whole number of at least 0, got {self.seed}")
 
     def within(self, project: Project) -> VerifyOptions:
         """These options, and the project's where none was given."""
-        kept, here = self.outputs, project
+        kept, here, gate = self.outputs, project, project.gate
+        new_threshold = self.new_threshold
         return replace(
             self,
+            training=self.training or gate.training,
+            allow_seen=self.allow_seen or gate.allow_seen,
+            skip_bad=self.skip_bad or gate.skip_bad,
             slices=self.slices or here.slices,
-            cluster=self.cluster or here.cluster,
             threshold=here.threshold if self.threshold is None else self.threshold,
+            new_threshold=gate.new_threshold if new_threshold is None else new_threshold,
+            pairs=self.pairs or gate.pairs,
+            qrels=self.qrels or gate.qrels,
+            self_test=self.self_test and gate.self_test,
+            seed=gate.seed if self.seed is None else self.seed,
             outputs=Outputs(
                 junit=kept.junit or here.junit,
                 markdown=kept.markdown or here.markdown,
                 metrics=kept.metrics or here.metrics,
             ),
         )
+
+    def bound(self) -> dict[str, Any]:
+        """The question, as JSON values: every option that can change a verdict.
+
+        A file is named by the sha256 of its bytes, a list is sorted.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        names = [one.name for one in fields(self) if one.name not in PRESENTATION]
+        return {name: _json_value(getattr(self, name)) for name in names}
 
     def check(self, policy: Policy) -> None:
         """Refuse to leave out what the policy decides by.
@@ -115,3 +138,13 @@ class VerifyOptions:
         if not self.self_test:
             found.append("self-test, mixed gallery: --no-self-test")
         return tuple(found)
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Path):
+        return sha256_file(value)
+    if isinstance(value, tuple):
+        return sorted(_json_value(one) for one in value)
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise TypeError(f"an option of type {type(value).__name__} cannot be bound")
+    return value

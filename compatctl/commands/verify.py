@@ -9,15 +9,14 @@ import numpy as np
 
 from compatctl.commands import training_record
 from compatctl.commands.ann import ann_health
+from compatctl.commands.binding import question_sha256
 from compatctl.commands.both import Both, deployed, features_of, load_data, load_pair, named
 from compatctl.commands.chain import chain_of
-from compatctl.commands.clusters import columns_of
 from compatctl.commands.evaluation import Arena, Judged, Stored, field_of, union, without
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.groups import Groups, groups_of
 from compatctl.commands.judging import (
     NEXT_STEPS,
-    Sampling,
     group_of,
     lost_judgments,
     sampling,
@@ -31,7 +30,7 @@ from compatctl.commands.pairs import measure_pairs
 from compatctl.commands.training_record import Seen
 from compatctl.commands.trial import Sides, Trial, run
 from compatctl.commands.verify_features import features_policy, verify_features
-from compatctl.core.evidence import DECIDING_GROUP, ChainEvidence
+from compatctl.core.evidence import DECIDING_GROUP, ChainEvidence, Draw
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, read_qrels
@@ -119,15 +118,16 @@ def _verify_models(  # noqa: PLR0917
         progress=progress,
     )
     found = _Evidence.of(data, groups, both, policy, options, gallery, progress)
-    how = sampling(policy, options.seed, groups.n_slices, len(found.chain))
-    others, pairs = _pairs(data, groups, both, policy, options, how)
+    how = sampling(policy, options.seed or 0, groups.n_slices, len(found.chain))
+    others, pairs = _pairs(data, groups, both, policy, how.draw, how.replicates)
     latency = _latency(data, groups, encoders, policy, options)
     others += _unsampled(seen, latency)
     verdict = verdict_of(policy, found.trials, found.chain, others, how)
     return Report(
         old=model_id(old, encoders[0]),
         new=model_id(new, encoders[1]),
-        data=data_id(data, groups, both.bad, project.data),
+        data=data_id(data, groups, both.bad, project.data, options),
+        asked=options.bound(),
         store=_store_id(gallery, both.stored),
         groups=tuple(group_of(one) for one in found.trials),
         pairs=pairs,
@@ -208,12 +208,7 @@ def _trial(  # noqa: PLR0917
 
 
 def _pairs(  # noqa: PLR0917
-    data: Dataset,
-    groups: Groups,
-    both: Both,
-    policy: Policy,
-    options: VerifyOptions,
-    how: Sampling,
+    data: Dataset, groups: Groups, both: Both, policy: Policy, draw: Draw, replicates: int
 ) -> tuple[list[Measurement], PairsResult | None]:
     if groups.pairs is None:
         return [], None
@@ -225,11 +220,11 @@ def _pairs(  # noqa: PLR0917
         gallery=both.old.gallery,
         rows=(first[good], second[good], same[good]),
         labels=data.labels,
-        cluster=columns_of(data, range(len(data)), options.cluster),
-        draw=how.draw,
-        replicates=how.replicates,
+        draw=draw,
+        replicates=replicates,
     )
-    return [replace(one, may_decide=not groups.pairs_seen) for one in found], result
+    found = [replace(one, may_decide=not groups.pairs_seen) for one in found]
+    return found, replace(result, seen=groups.pairs_seen)
 
 
 def _latency(
@@ -269,7 +264,9 @@ def model_id(path: Path, encoder: Encoder) -> ModelId:
     return ModelId(name=path.name, sha256=encoder.sha256, dim=encoder.dim)
 
 
-def data_id(data: Dataset, groups: Groups, bad: set[int], source: Path | None) -> DataId:
+def data_id(
+    data: Dataset, groups: Groups, bad: set[int], source: Path | None, options: VerifyOptions
+) -> DataId:
     """Identity of the compared items: their descriptions and the digests of their bytes."""
     rows = np.union1d(union(groups.arenas, part="queries"), union(groups.arenas, part="gallery"))
     rows = np.union1d(rows, groups.pair_rows)
@@ -277,6 +274,7 @@ def data_id(data: Dataset, groups: Groups, bad: set[int], source: Path | None) -
     return DataId(
         name=source.name if source else "",
         sha256=data.take(kept).digest_all(),
+        question_sha256=question_sha256(data, options),
         items=len(kept),
         skipped=tuple(data.items[row].id for row in sorted(bad)),
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.clusters import drawn
 from compatctl.commands.evaluation import Judged, judged_rows, same_dimension, slices_of
 from compatctl.commands.judging import (
     group_of,
@@ -63,7 +62,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     _check_same(*tables, old, new)
     queries, gallery = _rows(tables[0], old)
     judged = read_qrels(options.qrels) if options.qrels else None
-    where = _field(tables[0], queries, gallery, judged, options)
+    where = _field(tables[0], queries, gallery, judged, options.slices)
     sides = Sides(
         old_queries=_part(tables[0], queries),
         new_queries=_part(tables[1], queries),
@@ -71,7 +70,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         new_gallery=_part(tables[1], gallery) if options.self_test else None,
     )
     trial = run("unseen", where, sides, policy, thresholds=options.thresholds)
-    how = sampling(policy, options.seed, len(where.slices), 0)
+    how = sampling(policy, options.seed or 0, len(where.slices), 0)
     others, pairs = _pairs(tables, policy, options, how.draw, how.replicates)
     verdict = verdict_of(policy, [trial], [], others, how)
     lost = lost_judgments(judged, trial) if judged else ()
@@ -79,6 +78,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         old=_model(old, tables[0]),
         new=_model(new, tables[1]),
         data=_data(tables[0]),
+        asked=options.bound(),
         store=None,
         groups=(group_of(trial),),
         pairs=pairs,
@@ -118,7 +118,7 @@ def _field(
     queries: Rows,
     gallery: Rows,
     judgments: Judged | None,
-    options: VerifyOptions,
+    slice_columns: Sequence[str],
 ) -> Field:
     codes = np.unique(np.array(table.labels), return_inverse=True)[1].astype(np.int64)
     position = np.full(len(table.ids), -1, np.int64)
@@ -127,29 +127,23 @@ def _field(
     if judgments is not None:
         ids = np.array(table.ids, dtype=object)
         judged = judged_rows(judgments, ids[queries].tolist(), ids[gallery].tolist())
-    cluster = _columns(table, queries, options.cluster)
-    units = drawn(codes[queries], cluster, judged=judged is not None)
-    return Field(
-        classes=units.classes,
-        query_labels=codes[queries],
-        gallery_labels=codes[gallery],
-        own_row=position[queries],
-        judged=judged,
-        half=half_of(table.ids[row] for row in gallery),
-        slices=slices_of(_columns(table, queries, options.slices)),
-        unit=units.unit,
-    )
-
-
-def _columns(table: FeatureTable, rows: Rows, names: Sequence[str]) -> dict[str, list[str]]:
-    """The values of some columns for some rows."""
-    for column in names:
+    columns = {}
+    for column in slice_columns:
         if column not in table.slices:
             raise InputError(
                 f"there is no column {column} in the tables",
                 tip=f"columns: {', '.join(table.slices) or 'none'}",
             )
-    return {name: [table.slices[name][row] for row in rows] for name in names}
+        columns[column] = [table.slices[column][row] for row in queries]
+    return Field(
+        classes=codes[queries] if judged is None else np.arange(len(queries)),
+        query_labels=codes[queries],
+        gallery_labels=codes[gallery],
+        own_row=position[queries],
+        judged=judged,
+        half=half_of(table.ids[row] for row in gallery),
+        slices=slices_of(columns),
+    )
 
 
 def _pairs(
@@ -168,7 +162,6 @@ def _pairs(
         gallery=tables[0].features,
         rows=rows,
         labels=tables[0].labels,
-        cluster=_columns(tables[0], np.arange(len(tables[0].ids)), options.cluster),
         draw=draw,
         replicates=replicates,
     )
@@ -202,9 +195,11 @@ def _model(path: Path, table: FeatureTable) -> ModelId:
 def _data(table: FeatureTable) -> DataId:
     """Identity of the items: ids, labels and roles, in their order."""
     entry = [list(table.ids), list(table.labels), list(table.role or ())]
+    digest = sha256_bytes(canonical_json(entry))
     return DataId(
         name="features",
-        sha256=sha256_bytes(canonical_json(entry)),
+        sha256=digest,
+        question_sha256=digest,
         items=len(table.ids),
         skipped=(),
     )

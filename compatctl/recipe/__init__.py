@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from compatctl.recipe._project import (
     PROJECT_FILE,
+    Gate,
     Project,
     Split,
     load_policy,
     shipped_policies,
 )
 from compatctl.recipe._recipe import (
+    FACTORIES,
+    LOCAL,
     Anchors,
     Augmentation,
     Backbone,
@@ -26,13 +29,17 @@ from compatctl.recipe._recipe import (
     Rehearsal,
     read_ids,
 )
+from compatctl.recipe._typed import read_bounded
 
 __all__ = [
+    "FACTORIES",
+    "LOCAL",
     "PROJECT_FILE",
     "Anchors",
     "Augmentation",
     "Backbone",
     "Frame",
+    "Gate",
     "InputSpec",
     "Junction",
     "Objective",
@@ -42,6 +49,7 @@ __all__ = [
     "Rehearsal",
     "Split",
     "load_policy",
+    "read_bounded",
     "read_ids",
     "shipped_policies",
 ]

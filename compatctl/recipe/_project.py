@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compatctl.errors import InputError
-from compatctl.recipe._recipe import _refuse_newer
+from compatctl.recipe._recipe import FACTORIES, _refuse_newer
 from compatctl.recipe._typed import between, build, load_yaml
 
 if TYPE_CHECKING:
@@ -31,14 +31,38 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gate:
+    """How ``verify`` is asked, beside the entries that have a place of their own: deploy takes no
+    report that was made otherwise.
+
+    ``data_sha256`` is the ``question_sha256`` of the report's data: with it deploy needs no data.
+    """
+
+    new_threshold: float | None = field(default=None, metadata=between(-1.0, 1.0))
+    pairs: Path | None = None
+    qrels: Path | None = None
+    training: Path | None = None
+    allow_seen: bool = False
+    skip_bad: bool = False
+    self_test: bool = True
+    seed: int = field(default=0, metadata=between(0))
+    data_sha256: str | None = None
+
+    def resolved(self, folder: Path) -> Gate:
+        """The same with every relative path taken from ``folder``."""
+        return replace(self, **_paths(self, folder))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Project:
     """What ``compatctl.yaml`` says. Paths in the file are relative to it; here they are resolved.
 
     ``data_root`` is a folder besides that of the data in which its images may lie;
     ``policy`` is the name of a shipped policy or the path of a file; ``slices`` are columns of the
-    data whose values are judged one by one; ``cluster`` are columns whose values are resampled as
-    units, besides classes; ``threshold`` is the cosine at which the deployed
-    system accepts; ``junit``, ``markdown`` and ``metrics`` are files that verify writes besides.
+    data whose values are judged one by one; ``threshold`` is the cosine at which the deployed
+    system accepts; ``junit``, ``markdown`` and ``metrics`` are files that verify writes besides;
+    ``factories`` is the code that a recipe may name, modules and callables; ``gate`` is how verify
+    is asked besides.
     """
 
     format: int = field(default=1, metadata=between(1, 1))
@@ -54,9 +78,10 @@ class Project:
     markdown: Path | None = None
     metrics: Path | None = None
     slices: tuple[str, ...] = ()
-    cluster: tuple[str, ...] = ()
     threshold: float | None = field(default=None, metadata=between(-1.0, 1.0))
     split: Split = Split()
+    factories: tuple[str, ...] = FACTORIES
+    gate: Gate = Gate()
 
     @classmethod
     def load(cls, path: Path) -> Project:
@@ -79,13 +104,22 @@ class Project:
 
     def resolved(self, folder: Path) -> Project:
         """The same project with every relative path taken from ``folder``."""
-        paths = {
-            one.name: folder / getattr(self, one.name)
-            for one in fields(self)
-            if isinstance(getattr(self, one.name), Path)
-        }
         named = self.policy in shipped_policies()
-        return replace(self, **paths, policy=self.policy if named else str(folder / self.policy))
+        return replace(
+            self,
+            **_paths(self, folder),
+            policy=self.policy if named else str(folder / self.policy),
+            gate=self.gate.resolved(folder),
+        )
+
+
+def _paths(entries: Project | Gate, folder: Path) -> dict[str, Any]:
+    """Every path among the entries, a relative one taken from ``folder``."""
+    return {
+        one.name: folder / getattr(entries, one.name)
+        for one in fields(entries)
+        if isinstance(getattr(entries, one.name), Path)
+    }
 
 
 def shipped_policies() -> tuple[str, ...]:

@@ -15,6 +15,21 @@ from typing import Any, Literal
 from compatctl.errors import InputError
 from compatctl.recipe._typed import between, build, load_yaml, plain, read_bounded
 
+LOCAL = "."
+"""In a list of factories: the files of the working folder."""
+
+FACTORIES = (
+    LOCAL,
+    "efficientnet_lite_pytorch",
+    "open_clip:create_model",
+    "timm:create_model",
+    "timm.models",
+    "torch.nn",
+    "torchvision.models",
+)
+"""The code that a recipe may name where the project says nothing: modules, with all below them, and
+callables. What such a package has fetches no code from elsewhere."""
+
 MAX_ORDER_BYTES = 256 << 20
 """The largest file of item ids."""
 
@@ -41,13 +56,18 @@ class Backbone:
     """``factory`` ("module:callable") called with ``args`` gives a torch module.
 
     Its ``method`` takes float32 (N, 3, H, W) and returns (N, F), or (N, F, h, w) which is averaged
-    over h and w.
+    over h and w. ``part``: what the base's names begin with, where it holds several networks;
+    ``least_share``: of the backbone's tensors, and of their numbers, that the base must have.
+    ``factories``: what the project permits as a factory; a recipe does not say it.
     """
 
     factory: str
     args: dict[str, Any] = field(default_factory=dict)
     method: str = "forward"
     input: InputSpec
+    part: str | None = None
+    least_share: float = field(default=0.9, metadata=between(0.0, 1.0))
+    factories: tuple[str, ...] = field(default=FACTORIES, metadata={"key": ""})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,11 +175,15 @@ class Recipe:
     amp: Literal["auto", "off"] = "auto"
 
     @classmethod
-    def load(cls, path: Path) -> Recipe:
-        """The recipe in a YAML file; ``InputError`` says which key is wrong and why."""
+    def load(cls, path: Path, factories: tuple[str, ...] = FACTORIES) -> Recipe:
+        """The recipe in a YAML file; ``InputError`` says which key is wrong and why.
+
+        ``factories``: the code that it may name, by the project.
+        """
         value = load_yaml(path)
         _refuse_newer(value, path, 1)
         recipe = build(cls, value, str(path))
+        recipe = replace(recipe, backbone=replace(recipe.backbone, factories=factories))
         anchors = recipe.objective.anchors
         _check_anchors(recipe, path)
         if anchors is None or anchors.order == "random":

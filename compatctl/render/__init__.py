@@ -27,12 +27,14 @@ def error(problem: CompatError, *, as_json: bool) -> None:
     if problem.tip:
         print(f"  next: {problem.tip}", file=sys.stderr)
     if as_json:
-        entry = {
+        entry: dict[str, Any] = {
             "kind": type(problem).__name__,
             "message": problem.message,
             "tip": problem.tip,
             "exit_code": problem.exit_code,
         }
+        if problem.details:
+            entry["details"] = plain(problem.details)
         print(json.dumps({"error": entry}, indent=2, sort_keys=True))
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from compatctl.report._evidence import NEXT_STEP
 from compatctl.report._junit import junit
 from compatctl.report._markdown import markdown
 from compatctl.report._metrics import openmetrics
+from compatctl.report._reading import Bound, read_bound
 from compatctl.report._refusal import refusal
 from compatctl.report._report import (
     FORMAT,
     AnnHealth,
-    Bound,
     DataId,
     ErrorRates,
     Group,
@@ -21,12 +22,12 @@ from compatctl.report._report import (
     StoreId,
     finite,
     policy_sha256,
-    read_bound,
 )
 from compatctl.report._summary import summary
 
 __all__ = [
     "FORMAT",
+    "NEXT_STEP",
     "AnnHealth",
     "Bound",
     "DataId",

@@ -6,25 +6,15 @@ asked for, is a measurement of the machine and the one exception.)
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from compatctl import __version__
 from compatctl.core.gate import Verdict
 from compatctl.core.policy import Policy
-from compatctl.errors import GateError, InputError
-from compatctl.files import canonical_json, clear_errors, parse_json, sha256_bytes
-from compatctl.npz import open_regular
-from compatctl.report._refusal import refuse_refusal
+from compatctl.files import canonical_json, sha256_bytes
 
 FORMAT = 3
-MAX_BYTES = 64 << 20
-"""The largest report."""
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"[^/\\\0\ud800-\udfff]{1,255}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +28,15 @@ class ModelId:
 
 @dataclass(frozen=True, kw_only=True)
 class DataId:
-    """The items that were compared; ``sha256`` covers ids, labels, roles and the inputs' bytes."""
+    """The items that were compared; ``sha256`` covers ids, labels, roles and the inputs' bytes.
+
+    ``question_sha256`` covers what the data ask: every item's description, and the images of the
+    held-out queries and of pairs. Deploy makes it again.
+    """
 
     name: str
     sha256: str
+    question_sha256: str
     items: int
     skipped: tuple[str, ...]
 
@@ -104,14 +99,13 @@ class Group:
 
     Keys are query model and gallery: ``new_old`` is new queries on the old gallery, ``new_mixed``
     on one of which the new model embedded a half. ``rank_bias``: share of the first ten answers
-    there that the new model embedded, less that share of the gallery. ``unit``: what was resampled,
-    ``class``, ``query`` or columns of the data, which cross; ``n_classes``: units of the scarcest.
+    there that the new model embedded, less that share of the gallery. ``slices``: each slice's
+    queries that have something to find.
     """
 
     name: str
     n_queries: int
     n_classes: int
-    unit: tuple[str, ...]
     n_without_match: int
     recall: dict[str, dict[str, float]]
     cmc: dict[str, tuple[float, ...]]
@@ -129,6 +123,7 @@ class Group:
     error_rates: ErrorRates | None
     operating_points: tuple[OperatingPoint, ...]
     """Empty where there are too few pairs to tell, or so many that only a threshold is worth it."""
+    slices: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +132,7 @@ class PairsResult:
 
     ``accuracy`` is cross-validated over ten folds of the pairs; ``tar`` at each FAR of its keys,
     None where there are too few pairs to resolve it; ``roc``: (far, tar) points, at most 100.
+    ``seen``: the candidate saw items or classes of the pairs, and then they have no say.
     """
 
     n_same: int
@@ -145,6 +141,7 @@ class PairsResult:
     equal_error_rate: dict[str, float]
     tar: dict[str, dict[str, float | None]]
     roc: dict[str, tuple[tuple[float, float], ...]]
+    seen: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +156,15 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that verify found, in the form that is written, printed and deployed."""
+    """Everything that verify found, in the form that is written, printed and deployed.
+
+    ``asked`` is the question: every option that can change a verdict, files by their digests.
+    """
 
     old: ModelId
     new: ModelId
     data: DataId
+    asked: dict[str, Any]
     store: StoreId | None
     policy: Policy
     policy_sha256: str
@@ -202,103 +203,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and value - value != 0.0:
         return None
     return value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """What deploy needs of a report: its outcome and the digests that it binds."""
-
-    outcome: str
-    old_sha256: str
-    new_sha256: str
-    new_name: str
-    policy_sha256: str
-    index_sha256: str | None
-    catalog_sha256: str | None
-    ef_search: int | None
-    registry_sha256: str | None
-    sha256: str
-
-
-def read_bound(path: Path) -> Bound:
-    """Read and check a report.
-
-    Raises:
-        GateError: there is no report, or it says that the model was refused.
-        InputError: it is not a report, of another format, or its outcome is not the one that its
-            own checks give.
-    """
-    if not path.is_file():
-        raise GateError(
-            f"no report at {path}: nothing was verified",
-            tip="compatctl verify old.onnx new.onnx",
-        )
-    data = _read(path)
-    raw = parse_json(data, path)
-    kind = raw.get("format") if isinstance(raw, dict) else None
-    if not isinstance(raw, dict) or not isinstance(kind, int):
-        raise InputError(f"{path} is not a report of compatctl verify")
-    if kind != FORMAT:
-        raise InputError(
-            f"{path} has report format {kind}; this version reads {FORMAT}",
-            tip="install the version of compatctl that wrote it, or verify again",
-        )
-    refuse_refusal(raw, str(path))
-    try:
-        store, ann = raw["store"], raw["ann"]
-        bound = Bound(
-            outcome=_outcome(raw["verdict"], path),
-            old_sha256=raw["old"]["sha256"],
-            new_sha256=raw["new"]["sha256"],
-            new_name=raw["new"]["name"],
-            policy_sha256=raw["policy_sha256"],
-            index_sha256=store and store["index_sha256"],
-            catalog_sha256=store and store["catalog_sha256"],
-            ef_search=ann and ann["ef_needed"],
-            registry_sha256=raw["registry_sha256"],
-            sha256=sha256_bytes(data),
-        )
-        stated = sha256_bytes(canonical_json(raw["policy"]))
-        _check_types(bound)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as missing:
-        raise InputError(f"{path} is a report with a missing or wrong entry: {missing}") from None
-    if stated != bound.policy_sha256:
-        raise InputError(
-            f"{path}: its policy is not the one whose digest it names", tip="verify again"
-        )
-    return bound
-
-
-def _read(path: Path) -> bytes:
-    with clear_errors("reading", path), open_regular(path) as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path}: larger than the {MAX_BYTES} bytes that a report may have")
-    return data
-
-
-def _check_types(bound: Bound) -> None:
-    """Digests are digests, and a model's name names no other folder."""
-    digests = {key: value for key, value in vars(bound).items() if key.endswith("sha256")}
-    for key, value in digests.items():
-        absent = value is None and key in {"index_sha256", "catalog_sha256", "registry_sha256"}
-        if not absent and not (isinstance(value, str) and _DIGEST.fullmatch(value)):
-            raise ValueError(f"{key} is no sha256")
-    name = bound.new_name
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {".", ".."}:
-        raise ValueError(f"the new model's name {str(name)[:80]!r} is not a file's name")
-    if bound.ef_search is not None and type(bound.ef_search) is not int:
-        raise ValueError("ef_needed is no whole number")
-
-
-def _outcome(verdict: dict[str, Any], path: Path) -> str:
-    """The verdict's outcome, once it is what its deciding checks say."""
-    deciding = [check for check in verdict["checks"] if check["decides"]]
-    criterion = any(check["name"] == "recall_gain" for check in deciding)
-    stated = str(verdict["outcome"])
-    shown = criterion and {check["outcome"] for check in deciding} == {"pass"}
-    if stated == "pass" and not shown:
-        raise InputError(
-            f"{path} says pass, but its own checks do not", tip="the file was edited: verify again"
-        )
-    return stated

@@ -14,10 +14,11 @@ import torch
 from compatctl._version import __version__
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
+from compatctl.train.factory import make_backbone
 from compatctl.train.network import Network, feature_width, junction
 from compatctl.train.plan import Plan, data_digest
 from compatctl.train.reference import Reference
-from compatctl.train.weights import Loaded, load_base, load_junction, make_backbone
+from compatctl.train.weights import Loaded, load_base, load_junction
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +86,12 @@ def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, 
     loaded = Loaded(sha256=None, matched=0, missing=(), unexpected=(), prefix="", junction=False)
     tensors: dict[str, torch.Tensor] = {}
     if base is not None:
-        loaded, tensors = load_base(backbone, base)
+        loaded, tensors = load_base(
+            backbone,
+            base,
+            part=recipe.backbone.part,
+            least_share=recipe.backbone.least_share,
+        )
     width = feature_width(backbone, recipe.backbone.method, spec)
     torch.manual_seed(recipe.seed)
     head = junction(recipe.junction, width, dim)

@@ -6,17 +6,12 @@ almost nothing loads in silence with ``strict=False``. Both are errors here.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-import importlib
 import os
 import pickle
-import sys
+import re
 import tarfile
 import zipfile
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +23,15 @@ from torch import Tensor, nn
 
 from compatctl.errors import InputError
 from compatctl.npz import BROKEN, default_limit, open_regular, zip_entries
-from compatctl.recipe import Backbone
 from compatctl.train.network import Network
 
 WRAPPINGS = ("state_dict", "model_state_dict", "net", "model", "module")
 SHOWN = 3
+LISTED = 20
+"""The most names in a message."""
+
+MAX_SHARDS = 10_000
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<at>[0-9]{1,5})-of-(?P<count>[0-9]{1,5})(?P<ending>\.\w+)")
 
 MAX_GROWTH = 64 << 20
 """By how many bytes the parts of a checkpoint may exceed the file; torch does not compress."""
@@ -58,70 +57,24 @@ class Loaded:
     """Whether the junction came from the file as well (a base that an earlier run wrote)."""
 
 
-def make_backbone(recipe: Backbone) -> nn.Module:
-    """The module that ``factory`` gives for ``args``; modules of the working folder are found too.
-
-    Raises:
-        InputError: no such module or callable, the call fails, or what it gives is no torch module
-            with the recipe's ``method``.
-    """
-    name, _, attribute = recipe.factory.partition(":")
-    if name.split(".", maxsplit=1)[0] in sys.stdlib_module_names:
-        raise _no_network(recipe.factory)
-    try:
-        with _working_folder():
-            factory: Any = importlib.import_module(name)
-            for part in attribute.split("."):
-                factory = getattr(factory, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"backbone.factory {recipe.factory}: {error}",
-            tip='write "module:callable" of an installed package or of a file in this folder',
-        ) from error
-    _refuse_foreign(recipe.factory, factory)
-    try:
-        made = factory(**recipe.args)
-    except Exception as error:
-        raise InputError(f"backbone.factory {recipe.factory} failed: {error!r}") from error
-    if not isinstance(made, nn.Module):
-        raise InputError(f"backbone.factory gave {type(made).__name__}, not a torch module")
-    if not callable(getattr(made, recipe.method, None)):
-        raise InputError(f"backbone: {type(made).__name__} has no method {recipe.method}")
-    return made
-
-
-def _refuse_foreign(name: str, factory: Any) -> None:
-    """Refuse what is no network for sure: Python's own functions, and torch's beside torch.nn.
-
-    This is no sandbox: a recipe names the code that makes the backbone, and that code runs.
-    """
-    while isinstance(factory, functools.partial):
-        factory = factory.func
-    home = f"{getattr(factory, '__module__', None) or ''}."
-    if home.split(".", maxsplit=1)[0] in sys.stdlib_module_names or (
-        home.startswith("torch.") and not home.startswith("torch.nn.")
-    ):
-        raise _no_network(name)
-
-
-def _no_network(name: str) -> InputError:
-    return InputError(
-        f"backbone.factory {name} makes no network",
-        tip="name a class or function that gives a torch module",
-    )
-
-
-def load_base(backbone: nn.Module, path: Path) -> tuple[Loaded, dict[str, Tensor]]:
+def load_base(
+    backbone: nn.Module, path: Path, *, part: str | None = None, least_share: float = 0.9
+) -> tuple[Loaded, dict[str, Tensor]]:
     """Put the file's weights into ``backbone``; also give the file's tensors for a junction.
 
+    ``path`` may be one shard of several: the others are read from beside it. ``part``: what the
+    names of the wanted network begin with, where the file holds several; ``least_share``: of the
+    backbone's tensors, and of their numbers, in 0 .. 1, that the file must have.
+
     Raises:
-        InputError: the file is missing, no checkpoint, holds a pickle that would run code, has a
-            tensor of another shape, or has less than half of the backbone's tensors.
+        InputError: the file or a shard is missing, no checkpoint, holds a pickle that would run
+            code, has a tensor of another shape, holds two networks, or has less than
+            ``least_share`` of the backbone.
     """
-    tensors = read_tensors(path)
+    shards = shards_of(path)
+    tensors = _together(shards)
     wanted = backbone.state_dict()
-    prefix = _prefix(set(wanted), set(tensors))
-    found = {key: tensors[prefix + key] for key in wanted if prefix + key in tensors}
+    prefix, found = _network_in(path, tensors, wanted, part)
     clash = [
         f"{key}: {tuple(found[key].shape)}, the backbone has {tuple(wanted[key].shape)}"
         for key in found
@@ -133,27 +86,137 @@ def load_base(backbone: nn.Module, path: Path) -> tuple[Loaded, dict[str, Tensor
             f"({'; '.join(clash[:SHOWN])})",
             tip="check backbone.factory and backbone.args in the recipe",
         )
-    if 2 * len(found) < len(wanted):
-        raise InputError(
-            f"{path}: has {len(found)} of the backbone's {len(wanted)} tensors: another "
-            f"architecture (the backbone wants {', '.join(list(wanted)[:SHOWN])}; the file has "
-            f"{', '.join(list(tensors)[:SHOWN])})",
-            tip="check backbone.factory and backbone.args in the recipe",
-        )
+    _refuse_little(path, found, wanted, tensors, least_share)
     backbone.load_state_dict(found, strict=False)
+    taken = {prefix + one for one in found}
     loaded = Loaded(
-        sha256=sha256_of(path),
+        sha256=sha256_of(*shards),
         matched=len(found),
         missing=tuple(key for key in wanted if key not in found),
-        unexpected=tuple(key for key in tensors if key not in {prefix + one for one in found}),
+        unexpected=tuple(key for key in tensors if key not in taken),
         prefix=prefix,
         junction=False,
     )
     return loaded, tensors
 
 
+def shards_of(path: Path) -> tuple[Path, ...]:
+    """Every file of a checkpoint that is in several, ``NAME-00001-of-00002.ENDING``; else itself.
+
+    Raises:
+        InputError: one of them is not beside it, or it is the list of the shards.
+    """
+    if path.name.endswith(".index.json"):
+        raise InputError(
+            f"{path} lists the files of a checkpoint and holds none of its tensors",
+            tip="pass the first of them, such as model-00001-of-00002.safetensors",
+        )
+    named = _SHARD.fullmatch(path.name)
+    if named is None:
+        return (path,)
+    stem, count, ending = named["stem"], int(named["count"]), named["ending"]
+    if not 1 <= int(named["at"]) <= count <= MAX_SHARDS:
+        raise InputError(f"{path} is shard {named['at']} of {count}: there is no such shard")
+    digits = len(named["count"])
+    names = [f"{stem}-{at:0{digits}}-of-{named['count']}{ending}" for at in range(1, count + 1)]
+    lacking = [name for name in names if not (path.parent / name).is_file()]
+    if lacking:
+        raise InputError(
+            f"{path} is one of {count} files of a checkpoint, and {', '.join(lacking[:LISTED])} "
+            "is not beside it",
+            tip="put all of them into one folder",
+        )
+    return tuple(path.parent / name for name in names)
+
+
+def _together(shards: tuple[Path, ...]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for shard in shards:
+        more = read_tensors(shard)
+        twice = [key for key in more if key in found and not _equal(found[key], more[key])]
+        if twice:
+            raise InputError(f"{shard}: {twice[0]} is in another shard too, with other numbers")
+        found |= more
+    return found
+
+
+def _network_in(
+    path: Path, tensors: dict[str, Tensor], wanted: dict[str, Tensor], part: str | None
+) -> tuple[str, dict[str, Tensor]]:
+    """What the names of the backbone's tensors begin with in the file, and these tensors.
+
+    Raises:
+        InputError: there are two networks of which each could be the backbone, or none that
+            ``part`` names.
+    """
+    held: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        words = name.split(".")
+        for at in range(len(words)):
+            rest = ".".join(words[at:])
+            if rest in wanted:
+                held.setdefault("".join(f"{one}." for one in words[:at]), {})[rest] = tensor
+    if part is not None:
+        asked = f"{part.rstrip('.')}." if part else ""
+        inside = {one: found for one, found in held.items() if one.startswith(asked)}
+        held = {asked: held[asked]} if asked in held else inside
+        if not held:
+            raise InputError(f"{path}: no tensor of the backbone has a name that begins {asked!r}")
+    if not held:
+        return "", {}
+    best = min(held, key=lambda one: (-len(held[one]), len(one), one))
+    rivals = [one for one in held if one != best and _rivals(held[best], held[one], wanted)]
+    if rivals:
+        names = " and ".join(repr(one) for one in sorted([best, *rivals])[:LISTED])
+        raise InputError(
+            f"{path}: holds {1 + len(rivals)} networks that could be the backbone: their tensors' "
+            f"names have the prefix {names}",
+            tip=f'say which: write part: "{best}", for example, under backbone in the recipe',
+        )
+    return best, held[best]
+
+
+def _rivals(best: dict[str, Tensor], other: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    """Whether ``other`` is a backbone as well, of half of its tensors or more, and another one."""
+    fits = [key for key, one in other.items() if one.shape == wanted[key].shape]
+    differs = any(key not in best or not _equal(best[key], other[key]) for key in fits)
+    return 2 * len(fits) >= len(wanted) and differs
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and torch.equal(first, second)
+
+
+def _refuse_little(
+    path: Path,
+    found: dict[str, Tensor],
+    wanted: dict[str, Tensor],
+    tensors: dict[str, Tensor],
+    least: float,
+) -> None:
+    """Counters of batches, which are whole numbers, are no weights and do not count."""
+    weights = {key: one.numel() for key, one in wanted.items() if one.is_floating_point()}
+    lacking = [key for key in weights if key not in found]
+    share = 1.0 - len(lacking) / max(1, len(weights))
+    numbers = 1.0 - sum(weights[key] for key in lacking) / max(1, sum(weights.values()))
+    if min(share, numbers) >= least - 1e-9:
+        return
+    more = f" and {len(lacking) - LISTED} more" if len(lacking) > LISTED else ""
+    raise InputError(
+        f"{path}: has {len(found)} of the backbone's {len(wanted)} tensors, {share:.0%} of its "
+        f"weights and {numbers:.0%} of their numbers; {least:.0%} are asked for. Random would be "
+        f"{', '.join(lacking[:LISTED])}{more}; the file has {', '.join(list(tensors)[:SHOWN])}",
+        tip="check backbone.factory and backbone.args in the recipe, and that this is the whole "
+        "checkpoint; backbone.least_share takes less",
+    )
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of a safetensors or torch file, its wrappings taken off; code never runs."""
+    """Name -> tensor of a safetensors or torch file; code never runs.
+
+    Names inside the usual wrappings stand for themselves; those of other mappings in the file, such
+    as an average of the weights, have the mappings' keys before them.
+    """
     try:
         check_file(path)
         if path.suffix == ".safetensors":
@@ -168,12 +231,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (SafetensorError, *UNREADABLE) as error:
         raise InputError(f"{path}: is not a checkpoint: {error}") from error
-    for _ in range(SHOWN):
-        inner = [key for key in WRAPPINGS if isinstance(value, dict) and _holds(value.get(key))]
-        value = value[inner[0]] if inner else value
-    tensors = {}
-    if isinstance(value, dict):
-        tensors = {str(key): one for key, one in value.items() if isinstance(one, Tensor)}
+    tensors = _named(value)
     if not tensors:
         raise InputError(f"{path}: holds no tensors by name", tip="save a state dict")
     unheld = [key for key, one in tensors.items() if not _held(one)]
@@ -229,34 +287,37 @@ def save_weights(network: Network, path: Path) -> None:
     save_file(kept, path)
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(*paths: Path) -> str:
+    """Hex digest of a file's bytes, or of several files' digests."""
+    found = []
+    for path in paths:
+        with path.open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
+def _named(value: Any) -> dict[str, Tensor]:
+    """Every tensor inside nested mappings, those of the usual wrapping first."""
+    main = value
+    for _ in range(SHOWN):
+        inner = [key for key in WRAPPINGS if isinstance(main, dict) and _holds(main.get(key))]
+        main = main[inner[0]] if inner else main
+    found: dict[str, Tensor] = {}
+    waiting, known = [("", main), ("", value)], set()
+    while waiting:
+        before, one = waiting.pop(0)
+        if not isinstance(one, dict) or id(one) in known:
+            continue
+        known.add(id(one))
+        for key, inside in one.items():
+            name = f"{before}{key}"
+            if isinstance(inside, Tensor):
+                found.setdefault(name, inside)
+            elif isinstance(key, str):
+                waiting.append((f"{name}.", inside))
+    return found
 
 
 def _holds(value: Any) -> bool:
     """Whether a value is a mapping with tensors in it, or one that wraps such a mapping."""
     return isinstance(value, dict) and any(isinstance(one, Tensor | dict) for one in value.values())
-
-
-def _prefix(wanted: set[str], names: set[str]) -> str:
-    """What most of the file's names have before a name of the backbone; the shortest of equals."""
-    votes: Counter[str] = Counter()
-    for name in names:
-        parts = name.split(".")
-        for i in range(len(parts)):
-            if ".".join(parts[i:]) in wanted:
-                votes["".join(f"{part}." for part in parts[:i])] += 1
-    return max(sorted(votes, key=len), key=lambda prefix: votes[prefix], default="")
-
-
-@contextlib.contextmanager
-def _working_folder() -> Iterator[None]:
-    """The working folder at the END of the import path: it never shadows a package."""
-    folder = str(Path.cwd())
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)

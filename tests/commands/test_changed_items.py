@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
-from shop_kit import Shop
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
 
-from compatctl.commands.both import load_data
-from compatctl.recipe import Project
+import numpy as np
+import pytest
+from shop_kit import Shop, store_files, stored_rows
+
+from compatctl.data import Dataset, load
+from compatctl.encoder import Encoder
 from compatctl.store import Store
+
+
+@pytest.fixture
+def own(shop: Shop, emoji: Path) -> Shop:
+    """The shop with a copy of its images, that a test may change."""
+    table = shutil.copytree(emoji, shop.path("own")) / "items.csv"
+    text = shop.path("compatctl.yaml").read_text()
+    shop.path("compatctl.yaml").write_text(text.replace(str(emoji / "items.csv"), str(table)))
+    return shop
+
+
+def _table(shop: Shop) -> list[dict[str, str]]:
+    with shop.data().open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(shop: Shop, rows: list[dict[str, str]]) -> None:
+    with shop.data().open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _gallery(shop: Shop) -> list[dict[str, str]]:
+    return [row for row in _table(shop) if row["role"] == "gallery"]
+
+
+def _exchange(shop: Shop, one: dict[str, str], other: dict[str, str]) -> None:
+    """The image of ``other`` is now under the id of ``one``."""
+    folder = shop.data().parent
+    shutil.copyfile(folder / other["path"], folder / one["path"])
 
 
 def _digests(shop: Shop) -> dict[str, str]:
@@ -18,12 +56,136 @@ def _digests(shop: Shop) -> dict[str, str]:
     }
 
 
-def test_init_keeps_the_digest_of_every_image(shop: Shop) -> None:
-    """Each row of a new store has the sha256 of the file that it was made of."""
-    data = load_data(Project.load(shop.path("compatctl.yaml")))
+def _right(shop: Shop, model: Path, ids: list[str]) -> bool:
+    """Whether the items' stored vectors are what the model makes of their images now, and the
+    catalogue has the images' digests."""
+    data: Dataset = load(shop.data())
     row_of = {item: row for row, item in enumerate(data.ids)}
-    found = _digests(shop)
+    some = data.take([row_of[item] for item in ids])
+    new = Encoder.load(model).embed(some)
+    same = np.abs(new.features - stored_rows(shop, ids)).max() < 1e-5
+    digests = _digests(shop)
+    return bool(same) and [digests[item] for item in ids] == [
+        one.tobytes().hex() for one in new.digests
+    ]
+
+
+def _label_of(shop: Shop, item: str) -> str:
+    catalog = Store.open(shop.path("store")).catalog()
+    return catalog.labels[catalog.ids.index(item)]
+
+
+def test_init_keeps_the_digest_of_every_image(own: Shop) -> None:
+    """Each row of a new store has the sha256 of the file that it was made of."""
+    data = load(own.data())
+    row_of = {item: row for row, item in enumerate(data.ids)}
+    found = _digests(own)
     assert len(found) > 100
-    for item, digest in list(found.items())[:20]:
+    for item, digest in found.items():
         assert digest == data.digest(row_of[item])
-    assert all(found.values())
+
+
+def test_an_exchanged_image_or_label_is_an_error_that_names_it(own: Shop) -> None:
+    """Exit 5, the ids on stderr and in the JSON, nothing written; by add, and by init again."""
+    rows = _table(own)
+    gallery = [row for row in rows if row["role"] == "gallery"]
+    _exchange(own, gallery[0], gallery[-1])
+    gallery[3]["label"] = "another"
+    _write(own, rows)
+    before = store_files(own)
+    for words in (("add",), ("add", "--dry-run"), ("init", "--model", own.path("old.onnx"))):
+        done = own.run(*words)
+        assert done.code == 5
+        assert gallery[0]["id"] in done.stderr
+        assert gallery[3]["id"] in done.stderr
+        told: dict[str, Any] = done.json["error"]["details"]
+        assert told["changed_images"] == [gallery[0]["id"]]
+        assert told["changed_labels"] == [gallery[3]["id"]]
+        assert "add --changed" in done.json["error"]["tip"]
+    assert store_files(own) == before
+
+
+def test_changed_items_are_brought_up_to_date_in_one_generation(own: Shop) -> None:
+    """``--changed`` embeds changed images again, takes new labels and new items, and nothing else
+    moves; the same command again does nothing; the generation before has the old vectors."""
+    rows = _table(own)
+    gallery = [row for row in rows if row["role"] == "gallery"]
+    stay = [row["id"] for row in gallery[4:-1]]
+    kept, first = stored_rows(own, stay), stored_rows(own, [gallery[0]["id"]])
+    before = Store.open(own.path("store")).manifest
+    _exchange(own, gallery[0], gallery[-1])
+    _exchange(own, gallery[1], gallery[-2])
+    gallery[1]["label"] = "renamed"
+    new = {**gallery[5], "id": "a new one"}
+    _write(own, [*rows, new])
+    done = own.run("add", "--changed")
+    assert done.code == 0, done.stderr
+    assert done.json["changed"] == [gallery[0]["id"], gallery[1]["id"]]
+    assert done.json["relabelled"] == [gallery[1]["id"]]
+    assert (done.json["added"], done.json["uncompared"]) == (1, 0)
+    assert done.json["generation"] == before.generation + 1
+    old = own.path("old.onnx")
+    assert _right(own, old, [gallery[0]["id"], gallery[1]["id"], "a new one"])
+    np.testing.assert_array_equal(stored_rows(own, stay), kept)
+    assert _label_of(own, gallery[1]["id"]) == "renamed"
+    hit = own.run("search", own.data().parent / gallery[0]["path"], "-k", 2).json["queries"][0]
+    assert gallery[0]["id"] in [one["id"] for one in hit["hits"]]
+    assert own.run("check").code == 0
+    files = store_files(own)
+    assert own.run("add", "--changed").json["written"] is False
+    assert own.run("add").code == 0
+    assert store_files(own) == files
+    back = own.run("rollback", "--to", 1, "--added", "drop")
+    assert back.code == 0, back.stderr
+    assert back.json["reverted"] == [gallery[0]["id"], gallery[1]["id"]]
+    np.testing.assert_array_equal(stored_rows(own, [gallery[0]["id"]]), first)
+    assert own.run("add").code == 5
+
+
+def test_a_changed_label_alone_leaves_the_index(own: Shop) -> None:
+    """Nothing is embedded and the index stays byte for byte; only the catalogue is another."""
+    rows = _table(own)
+    gallery = [row for row in rows if row["role"] == "gallery"]
+    gallery[2]["label"] = "renamed"
+    _write(own, rows)
+    index = own.manifest()["index"]
+    done = own.run("add", "--changed")
+    assert (done.code, done.json["written"], done.json["changed"]) == (0, True, [])
+    assert own.manifest()["index"] == index
+    assert _label_of(own, gallery[2]["id"]) == "renamed"
+
+
+def test_a_changed_item_is_embedded_by_todays_model(own: Shop) -> None:
+    """After a deploy its row goes to the new model, and the manifest's counts follow."""
+    deployed = own.run("deploy", "--model", own.path("new.onnx"), "--force", "--reason", "drill")
+    assert deployed.code == 0, deployed.stderr
+    gallery = _gallery(own)
+    _exchange(own, gallery[0], gallery[-1])
+    done = own.run("add", "--changed")
+    assert done.code == 0, done.stderr
+    assert _right(own, own.path("new.onnx"), [gallery[0]["id"]])
+    rows = {one["name"]: one["rows"] for one in own.manifest()["models"]}
+    assert rows == {"old.onnx": len(gallery) - 1, "new.onnx": 1}
+    assert own.run("check").code == 0
+
+
+def test_a_backfill_takes_the_image_as_it_is_now(own: Shop) -> None:
+    """A re-embedded row has the digest of the image that it was re-embedded from."""
+    own.run("deploy", "--model", own.path("new.onnx"), "--force", "--reason", "drill")
+    gallery = _gallery(own)
+    _exchange(own, gallery[0], gallery[-1])
+    done = own.run("backfill", "--force", "--reason", "drill")
+    assert done.code == 0, done.stderr
+    assert _right(own, own.path("new.onnx"), [row["id"] for row in gallery])
+    assert own.run("add").code == 0
+
+
+def test_items_whose_image_is_gone_are_counted_and_stay(own: Shop) -> None:
+    """An image that cannot be read any more is no change: the item was not compared."""
+    gallery = _gallery(own)
+    (own.data().parent / gallery[0]["path"]).unlink()
+    before = store_files(own)
+    done = own.run("add")
+    assert done.code == 0, done.stderr
+    assert done.json["uncompared"] == 1
+    assert store_files(own) == before

@@ -42,7 +42,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     rng = np.random.default_rng(0)
     torch.save({"state_dict": build().state_dict()}, folder / "new.ckpt")
     (folder / "recipe.yaml").write_text(RECIPE)
-    recipe = Recipe.load(folder / "recipe.yaml")
+    recipe = Recipe.load(folder / "recipe.yaml", ("tiny_backbone",))
     items, images = [], []
     for label in range(CLASSES):
         for at in range(EACH):

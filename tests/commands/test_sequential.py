@@ -132,6 +132,7 @@ def born(emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "all.csv").write_text(text + "\n", encoding="utf-8")
     (folder / "compatctl.yaml").write_text(
         "format: 1\nstore: store\ndata: items.csv\nrecipe: recipe.yaml\n"
+        "factories: [tiny_backbone]\n"
     )
     life = _life(folder)
     life.data("v1", added=False)

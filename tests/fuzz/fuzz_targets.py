@@ -169,22 +169,18 @@ def _read_onnx(path: Path) -> None:
 
 
 def _report() -> list[bytes]:
-    digest = "a" * 64
-    value = {
-        "format": 2,
-        "old": {"name": "old.onnx", "sha256": digest, "dim": 8},
-        "new": {"name": "new.onnx", "sha256": digest, "dim": 8},
-        "store": None,
-        "ann": None,
-        "policy": {},
-        "policy_sha256": "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356",
-        "registry_sha256": None,
-        "verdict": {
-            "outcome": "pass",
-            "checks": [{"name": "recall_gain", "decides": True, "outcome": "pass"}],
-        },
-    }
-    return [json.dumps(value).encode()]
+    from compatctl.commands.options import VerifyOptions
+    from compatctl.commands.verify_features import verify_features
+    from compatctl.core.policy import Policy
+
+    rng = np.random.default_rng(0)
+    labels = np.repeat([f"c{one}" for one in range(6)], 3)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = Path(folder) / "old.npz", Path(folder) / "new.npz"
+        for path in paths:
+            rows = rng.standard_normal((len(labels), 4)).astype(np.float32)
+            np.savez(path, ids=np.arange(len(labels)).astype(str), labels=labels, features=rows)
+        return [verify_features(*paths, Policy(), VerifyOptions()).to_bytes()]
 
 
 def _picture() -> list[bytes]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from kit import LONG, Kind, Machine, Outcome, fresh_copy
-from PIL import Image
+from PIL import Image, ImageOps
 from shop_kit import SIDE, write_encoder
 
 from compatctl.examples_data import TILE, emoji_source
@@ -206,6 +206,18 @@ def _begun(machine: Machine, folder: Path) -> None:
     _run(machine, folder, "init", "--model", "old.onnx", "--data", "first.csv")
 
 
+def _exchanged(machine: Machine, folder: Path) -> None:
+    """Under the ids of two stored items are other images now, and one is of another class."""
+    _begun(machine, folder)
+    with (folder / "items.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    for row in rows[1:3]:
+        with Image.open(folder / row[1]) as image:
+            ImageOps.invert(image).save(folder / row[1])
+    rows[2][2] = "c9"
+    (folder / "items.csv").write_text("\n".join([*map(",".join, rows), ""]))
+
+
 def _deployed(machine: Machine, folder: Path) -> None:
     _begun(machine, folder)
     _run(machine, folder, *DEPLOY[1:])
@@ -263,6 +275,8 @@ SCENARIOS = (
              beside=("compatctl.yaml",)),
     Scenario(name="import", argv=IMPORT, prepare=_with_index, creates=True, every=9),
     Scenario(name="add", argv=("compatctl", "add", "--json"), prepare=_begun, every=7),
+    Scenario(name="changed", argv=("compatctl", "add", "--changed", "--json"),
+             prepare=_exchanged, every=19),
     Scenario(name="deploy", argv=DEPLOY, prepare=_begun, every=3),
     Scenario(name="rollback", argv=ROLLBACK, prepare=_deployed),
     Scenario(name="backfill", argv=BACKFILL, prepare=_deployed, every=7),

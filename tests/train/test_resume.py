@@ -30,7 +30,8 @@ def slowly(stage, done, total):
     if stage == "training":
         print(done, flush=True)
         time.sleep(0.2)
-train(recipe=Recipe.load(folder / "recipe.yaml"), base=folder / "base1-12.pt", data=data,
+train(recipe=Recipe.load(folder / "recipe.yaml", ("train_kit",)),
+      base=folder / "base1-12.pt", data=data,
       reference=kit.gallery(data), work=folder / "work", progress=slowly)
 """
 

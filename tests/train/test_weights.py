@@ -13,13 +13,20 @@ import train_kit as kit
 from safetensors.torch import save_file
 
 from compatctl.errors import InputError
-from compatctl.recipe import Backbone, InputSpec
-from compatctl.train.weights import load_base, make_backbone, read_tensors
+from compatctl.recipe import FACTORIES, Backbone, InputSpec
+from compatctl.train.factory import make_backbone
+from compatctl.train.weights import load_base, read_tensors
 
 
 def _spec(factory: str, method: str = "extract", **args: object) -> Backbone:
     size = InputSpec(height=16, width=16)
-    return Backbone(factory=factory, args=dict(args), method=method, input=size)
+    return Backbone(
+        factory=factory,
+        args=dict(args),
+        method=method,
+        input=size,
+        factories=("train_kit", *FACTORIES),
+    )
 
 
 @pytest.mark.parametrize("key", [None, "state_dict", "net", "model"])
@@ -114,8 +121,8 @@ def test_a_file_without_named_tensors_is_refused(tmp_path: Path) -> None:
         (_spec("train_kit:Nothing"), "Nothing"),
         (_spec("train_kit"), "train_kit"),
         (_spec("train_kit:Small", depth=3), "depth"),
-        (_spec("train_kit:SIZE"), "failed"),
-        (_spec("numpy:zeros", shape=1), "not a torch module"),
+        (_spec("train_kit:SIZE"), "makes no network"),
+        (_spec("numpy:zeros", shape=1), "makes no network"),
         (_spec("train_kit:Path"), "makes no network"),
         (_spec("builtins:exec", source="1"), "makes no network"),
         (_spec("subprocess:run", args=["true"]), "makes no network"),
@@ -183,3 +190,109 @@ def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / name)
         with pytest.raises(InputError, match="regular"):
             read_tensors(tmp_path / name)
+
+
+def _prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: one for name, one in state.items()}
+
+
+def _two() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(kit.Small().state_dict())
+    return states[0], states[1]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("student_backbone.", "teacher_backbone."),
+        ("", "ema."),
+        ("module.encoder_q.", "module.encoder_k."),
+        ("state_dict/", "state_dict_ema/"),
+        ("model/", "model_ema/"),
+        ("ema/net/", "model/"),
+    ],
+)
+def test_two_networks_in_one_file_are_refused_by_name(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    """Prefixes of one length, an average beside the weights: ``part`` says which it is."""
+    path = tmp_path / "two.pt"
+    value: dict[str, object] = {}
+    for name, state in zip(names, _two(), strict=True):
+        *keys, prefix = name.split("/")
+        inside = value
+        for key in keys:
+            inside = inside.setdefault(key, {})  # type: ignore[assignment]
+        inside.update(_prefixed(prefix, state))
+    torch.save(value, path)
+    with pytest.raises(InputError, match="holds 2 networks") as refused:
+        load_base(kit.Small(), path)
+    main = {"state_dict/": "", "model/": ""}
+    for name, state in zip(names, _two(), strict=True):
+        part = main.get(name, name.replace("/", "."))
+        assert repr(part) in refused.value.message
+        network = kit.Small()
+        loaded, _ = load_base(network, path, part=part)
+        assert (loaded.prefix, loaded.missing) == (part, ())
+        assert torch.equal(network.two.weight, state["two.weight"])
+
+
+def test_the_same_network_twice_and_half_of_another_are_no_choice(tmp_path: Path) -> None:
+    """Equal numbers under two names give one network; a layer with a backbone's names is none."""
+    first, second = _two()
+    same = {**_prefixed("student.", first), **_prefixed("teacher.", first)}
+    torch.save(same, tmp_path / "same.pt")
+    network = kit.Small()
+    load_base(network, tmp_path / "same.pt")
+    assert torch.equal(network.two.weight, first["two.weight"])
+    part = {name: one for name, one in second.items() if name.startswith("one.")}
+    torch.save({**first, **_prefixed("head.", part)}, tmp_path / "part.pt")
+    assert load_base(kit.Small(), tmp_path / "part.pt")[0].prefix == ""
+
+
+def test_a_base_that_fits_by_less_than_its_share_is_refused(tmp_path: Path) -> None:
+    """By tensors or by their numbers; the message has every one that would be random, and a lower
+    share takes it. Counters of batches are no weights."""
+    state, _ = _two()
+    path = tmp_path / "some.pt"
+    torch.save({k: v for k, v in state.items() if not k.startswith("unused")}, path)
+    with pytest.raises(InputError, match=r"unused\.weight, unused\.bias"):
+        load_base(kit.Small(), path)
+    loaded, _ = load_base(kit.Small(), path, least_share=0.8)
+    assert loaded.missing == ("unused.weight", "unused.bias")
+    torch.save({k: v for k, v in state.items() if k != "two.weight"}, path)
+    with pytest.raises(InputError, match=r"17% of their numbers.*two\.weight"):
+        load_base(kit.Small(), path)
+    torch.save({k: v for k, v in state.items() if not k.endswith("tracked")}, path)
+    assert load_base(kit.Small(), path)[0].missing == ("norm.num_batches_tracked",)
+
+
+def test_shards_are_read_together_or_not_at_all(tmp_path: Path) -> None:
+    """Any of them names all; one that is not there is named."""
+    state, other = _two()
+    names = list(state)
+    files = [tmp_path / f"model-0000{at}-of-00003.safetensors" for at in (1, 2, 3)]
+    for at, file in enumerate(files):
+        save_file({name: state[name] for name in names[at::3]}, file)
+    digests = set()
+    for file in files:
+        network = kit.Small()
+        loaded, _ = load_base(network, file)
+        digests.add(loaded.sha256)
+        assert loaded.missing == ()
+        assert all(torch.equal(network.state_dict()[name], state[name]) for name in names)
+    assert len(digests) == 1
+    save_file({names[0]: other[names[0]]}, files[1])
+    with pytest.raises(InputError, match="in another shard too"):
+        load_base(kit.Small(), files[0])
+    files[1].unlink()
+    for file in (files[0], files[2]):
+        with pytest.raises(InputError, match=r"model-00002-of-00003\.safetensors is not beside"):
+            load_base(kit.Small(), file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text("{}")
+    with pytest.raises(InputError, match="lists the files"):
+        load_base(kit.Small(), index)

@@ -59,7 +59,7 @@ def recipe(folder: Path, text: str = RECIPE, **changes: str) -> Recipe:
         lines = [one for one in lines if not one.startswith(f"{key}:")] + [line]
     path = folder / "recipe.yaml"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return Recipe.load(path)
+    return Recipe.load(path, factories=("train_kit", "torch.nn"))
 
 
 def dataset(folder: Path, per_class: int = 8) -> Dataset:

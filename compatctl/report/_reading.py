@@ -1,0 +1,129 @@
+"""A report as deploy reads it: strictly, and only where it is what its own numbers say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from compatctl.errors import CompatError, GateError, InputError
+from compatctl.files import canonical_json, clear_errors, parse_json, sha256_bytes
+from compatctl.npz import open_regular
+from compatctl.report._evidence import contradictions
+from compatctl.report._refusal import refuse_refusal
+from compatctl.report._report import FORMAT, Report
+from compatctl.report._typed import from_json
+
+MAX_BYTES = 64 << 20
+"""The largest report."""
+
+_EDITED = "the file was edited, or written by another program: verify again"
+_NOT_A_REPORT = (
+    KeyError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    ArithmeticError,
+    RecursionError,
+)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[^/\\\0\ud800-\udfff]{1,255}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What deploy needs of a report: its outcome and the digests that it binds."""
+
+    outcome: str
+    old_sha256: str
+    new_sha256: str
+    new_name: str
+    policy_sha256: str
+    index_sha256: str | None
+    catalog_sha256: str | None
+    ef_search: int | None
+    registry_sha256: str | None
+    sha256: str
+    report: Report
+
+
+def read_bound(path: Path) -> Bound:
+    """Read and check a report.
+
+    Raises:
+        GateError: there is no report, or it says that the model was refused.
+        InputError: it is not a report, of another format, or it contradicts itself: an outcome,
+            figure or sentence is not what its numbers give.
+    """
+    if not path.is_file():
+        raise GateError(
+            f"no report at {path}: nothing was verified",
+            tip="compatctl verify old.onnx new.onnx",
+        )
+    data = _read(path)
+    raw = parse_json(data, path)
+    kind = raw.get("format") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or not isinstance(kind, int):
+        raise InputError(f"{path} is not a report of compatctl verify")
+    if kind != FORMAT:
+        raise InputError(
+            f"{path} has report format {kind}; this version reads {FORMAT}",
+            tip="install the version of compatctl that wrote it, or verify again",
+        )
+    refuse_refusal(raw, str(path))
+    try:
+        report = from_json(Report, raw, "the report")
+        bound = _bound(report, data)
+        if report.to_bytes() != data:
+            raise ValueError("its bytes are not those that verify writes")
+        if sha256_bytes(canonical_json(raw["policy"])) != bound.policy_sha256:
+            raise ValueError("its policy is not the one whose digest it names")
+        wrong = next(contradictions(report), "")
+    except (CompatError, *_NOT_A_REPORT) as problem:
+        raise InputError(
+            f"{path} is no report as verify writes it: {problem}", tip=_EDITED
+        ) from None
+    if wrong:
+        raise InputError(f"{path} contradicts itself: {wrong}", tip=_EDITED)
+    return bound
+
+
+def _bound(report: Report, data: bytes) -> Bound:
+    """What deploy compares, after its digests and the model's name were found to be such."""
+    store, ann = report.store, report.ann
+    bound = Bound(
+        outcome=report.verdict.outcome,
+        old_sha256=report.old.sha256,
+        new_sha256=report.new.sha256,
+        new_name=report.new.name,
+        policy_sha256=report.policy_sha256,
+        index_sha256=store.index_sha256 if store else None,
+        catalog_sha256=store.catalog_sha256 if store else None,
+        ef_search=ann.ef_needed if ann else None,
+        registry_sha256=report.registry_sha256,
+        sha256=sha256_bytes(data),
+        report=report,
+    )
+    _check_types(bound)
+    return bound
+
+
+def _read(path: Path) -> bytes:
+    with clear_errors("reading", path), open_regular(path) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{path}: larger than the {MAX_BYTES} bytes that a report may have")
+    return data
+
+
+def _check_types(bound: Bound) -> None:
+    """Digests are digests, and a model's name names no other folder."""
+    digests = {key: value for key, value in vars(bound).items() if key.endswith("sha256")}
+    digests["question_sha256"] = bound.report.data.question_sha256
+    for key, value in digests.items():
+        absent = value is None and key in {"index_sha256", "catalog_sha256", "registry_sha256"}
+        if not absent and not (isinstance(value, str) and _DIGEST.fullmatch(value)):
+            raise ValueError(f"{key} is no sha256")
+    name = bound.new_name
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {".", ".."}:
+        raise ValueError(f"the new model's name {str(name)[:80]!r} is not a file's name")

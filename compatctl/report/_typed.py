@@ -1,0 +1,67 @@
+"""JSON values as the dataclasses that wrote them: the same entries, of the same types."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+T = TypeVar("T")
+
+
+def from_json(kind: type[T], value: object, where: str) -> T:
+    """``value`` as dataclass ``kind``; a null where a number stands is a NaN.
+
+    Raises:
+        ValueError: an entry is missing, unknown or of another type; ``where`` begins the message.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is no object")
+    hints = typing.get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if value.keys() != names:
+        wrong = sorted(map(str, value.keys() ^ names))[0]
+        raise ValueError(f"{where} lacks {wrong}" if wrong in names else f"{where} has {wrong!r}")
+    return kind(**{name: _value(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _value(hint: Any, value: object, where: str) -> Any:  # noqa: PLR0911
+    origin, members = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in {Union, types.UnionType}:
+        kinds = [one for one in members if one is not type(None)]
+        return None if value is None else _value(kinds[0], value, where)
+    if origin is Literal:
+        return _checked(value, any(type(one) is type(value) and one == value for one in members),
+                        where)  # fmt: skip
+    if origin is tuple:
+        return _sequence(members, value, where)
+    if origin is dict:
+        entries = _checked(value, isinstance(value, dict), where)
+        return {key: _value(members[1], one, f"{where}.{key}") for key, one in entries.items()}
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast("type[Any]", hint), value, where)
+    if hint is float:
+        return (
+            float("nan") if value is None else _checked(value, type(value) in {int, float}, where)
+        )
+    return _checked(value, type(value) is hint, where)
+
+
+def _sequence(members: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
+    items: list[object] = _checked(value, isinstance(value, list), where)
+    if len(members) == 2 and members[1] is Ellipsis:
+        members = (members[0],) * len(items)
+    _checked(value, len(items) == len(members), where)
+    return tuple(
+        _value(kind, one, f"{where}[{at}]")
+        for at, (kind, one) in enumerate(zip(members, items, strict=True))
+    )
+
+
+def _checked(value: Any, holds: bool, where: str) -> Any:
+    if not holds:
+        raise ValueError(f"{where} is of another type: {value!r:.60}")
+    return value

@@ -1,0 +1,254 @@
+"""A report is evidence: deploy makes every outcome again, and knows how verify was asked."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shop_kit import Shop
+
+from compatctl.commands.options import PRESENTATION, VerifyOptions
+from compatctl.core.gate import Check, settle
+from compatctl.files import canonical_json
+from compatctl.recipe import Gate, Project
+from compatctl.report import NEXT_STEP, Report, read_bound, summary
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def judged(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project with reports of a better model (report.json) and of a worse one (worse.json)."""
+    folder = tmp_path_factory.mktemp("judged") / "shop"
+    shutil.copytree(begun, folder)
+    shop = Shop(folder)
+    for name, code in (("new", 0), ("worse", 3)):
+        report = folder / ("report.json" if name == "new" else "worse.json")
+        done = shop.run("verify", folder / "old.onnx", folder / f"{name}.onnx", "--report", report)
+        assert done.code == code, done.stderr
+    return folder
+
+
+@pytest.fixture
+def seller(judged: Path, tmp_path: Path) -> Shop:
+    """A copy of that project, for one test to change."""
+    shutil.copytree(judged, tmp_path / "shop")
+    return Shop(tmp_path / "shop")
+
+
+def _edit(path: Path, edit: Edit) -> None:
+    raw = json.loads(path.read_bytes())
+    edit(raw)
+    path.write_bytes(canonical_json(raw))
+
+
+def _refused(shop: Shop, report: str, says: str = "", code: int = 5) -> None:
+    before = shop.manifest()
+    done = shop.run("deploy", "--report", shop.path(report))
+    assert (done.code, says in done.stderr) == (code, True), done.stderr
+    assert shop.manifest() == before
+
+
+def _check(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in raw["verdict"]["checks"] if one["name"] == name)
+    return found
+
+
+def _forged(shop: Shop, change: Callable[[Check], Check | None]) -> Report:
+    """The worse model's report with changed checks, its verdict and sentences made to fit."""
+    report = read_bound(shop.path("worse.json")).report
+    checks = [one for one in map(change, report.verdict.checks) if one is not None]
+    verdict = settle(report.policy, checks)
+    return replace(report, verdict=verdict, summary=summary(verdict), next_step=NEXT_STEP)
+
+
+def test_another_word_is_no_other_verdict(seller: Shop) -> None:
+    """``fail`` replaced by ``pass`` everywhere is refused: the numbers still say fail."""
+    path = seller.path("worse.json")
+    path.write_bytes(path.read_bytes().replace(b'"fail"', b'"pass"'))
+    _refused(seller, "worse.json", "contradicts itself")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda one: None if one.outcome == "fail" else one,
+        lambda one: replace(one, may_decide=one.outcome != "fail"),
+        lambda one: replace(one, group="seen") if one.outcome == "fail" else one,
+        lambda one: replace(one, raw_p=(0.0001, 1.0)) if one.outcome == "fail" else one,
+        lambda one: replace(one, raw_p=(0.0001, 1.0), low=0.1, high=0.3),
+        lambda one: replace(one, n_classes=None, low=None, high=None, raw_p=None, estimate=0.2),
+        lambda one: replace(one, estimate=0.2, low=0.1, high=0.3, raw_p=(0.0001, 1.0)),
+    ],
+    ids=["removed", "without a say", "of another group", "p", "p and interval", "no sample", "all"],
+)
+def test_numbers_that_do_not_fit_each_other_are_refused(
+    seller: Shop, change: Callable[[Check], Check | None]
+) -> None:
+    """A forger who uses the gate's own function for the verdict is found by what is left."""
+    report = _forged(seller, change)
+    seller.path("worse.json").write_bytes(report.to_bytes())
+    _refused(seller, "worse.json")
+
+
+def test_a_policy_that_was_softened_with_its_digest_is_another_policy(seller: Shop) -> None:
+    """Whole and consistent under a policy that asks for nothing, it is not the project's."""
+    from compatctl.report import policy_sha256
+
+    report = read_bound(seller.path("report.json")).report
+    soft = replace(report.policy, min_old_recall=0.0)
+    verdict = settle(soft, report.verdict.checks)
+    changed = replace(report, policy=soft, policy_sha256=policy_sha256(soft), verdict=verdict)
+    seller.path("report.json").write_bytes(changed.to_bytes())
+    _refused(seller, "report.json", "another policy", code=3)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda raw: raw.update(summary="All is well."), "summary"),
+        (lambda raw: raw.update(next_step="go home"), "next step"),
+        (lambda raw: raw.update(not_checked=[]), "was not checked"),
+        (lambda raw: raw.update(seed=7), "seed"),
+        (lambda raw: raw.update(replicates=100), "replicates"),
+        (lambda raw: raw["groups"][0].update(n_queries=99_999), "queries"),
+        (lambda raw: raw["groups"][0]["recall"]["new_old"].update({"1": 0.99}), "the group"),
+        (lambda raw: _check(raw, "recall_gain").update(n=99_999), "queries"),
+        (lambda raw: _check(raw, "recall_gain").update(decides=False), "own checks"),
+        (lambda raw: _check(raw, "recall_gain").update(p="0.001"), "another type"),
+        (lambda raw: _check(raw, "recall_gain").update(n=True), "another type"),
+        (lambda raw: _check(raw, "recall_gain").update(note="x"), "'note'"),
+        (lambda raw: raw["verdict"].pop("checks"), "checks"),
+        (lambda raw: raw.pop("asked"), "asked"),
+        (lambda raw: raw["verdict"]["checks"].append(raw["verdict"]["checks"][0]), "once"),
+        (lambda raw: raw.update(policy_sha256="a" * 64), "policy"),
+    ],
+)
+def test_an_edited_entry_is_refused(seller: Shop, edit: Edit, says: str) -> None:
+    """Every entry of a report that passes has to fit the others."""
+    _edit(seller.path("report.json"), edit)
+    _refused(seller, "report.json", says)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace('"seed": 0,', '"seed": 0,\n  "seed": 0,'),
+        lambda text: text.replace('"seed": 0,', '"seed": NaN,'),
+        lambda text: text.replace('"seed": 0,', '"seed": 0.0,'),
+        lambda text: text.replace("\n  ", "\n "),
+        lambda text: text + " ",
+    ],
+    ids=["a key twice", "NaN", "a fraction", "other spaces", "a space more"],
+)
+def test_other_bytes_than_verify_writes_are_refused(
+    seller: Shop, edit: Callable[[str], str]
+) -> None:
+    """A value is written in one way, so that an editor's traces are seen."""
+    path = seller.path("report.json")
+    text = path.read_text()
+    assert edit(text) != text
+    path.write_text(edit(text))
+    _refused(seller, "report.json")
+
+
+def test_an_untouched_report_deploys(seller: Shop) -> None:
+    """What the tests above change is what stands in the way: as it was written it deploys."""
+    assert seller.run("deploy").code == 0
+
+
+def _pairs(shop: Shop) -> Path:
+    with shop.data().open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    rows.sort(key=lambda row: row["label"])
+    path = shop.path("pairs.csv")
+    same = [(a["id"], b["id"], 1) for a, b in itertools.pairwise(rows) if a["label"] == b["label"]][
+        :60
+    ]
+    other = [(a["id"], b["id"], 0) for a, b in zip(rows, rows[40:], strict=False)][:300]
+    lines = [f"{a},{b},{same}" for a, b, same in (*same, *other)]
+    path.write_text("id_a,id_b,same\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def _easy(shop: Shop) -> Path:
+    with shop.data().open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    path = shop.path("easy.csv")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(
+            {**row, "path": str(shop.data().parent / row["path"])} for row in rows[:-1]
+        )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "named", "entry"),
+    [
+        (("--threshold", "-1"), "threshold -1", "threshold: -1.0"),
+        (("--threshold", "-1", "--new-threshold", "-0.999"), "new_threshold -0.999", None),
+        (("--slice", "vendor"), "slices [vendor]", "slices: [vendor]"),
+        (("--seed", "5"), "seed 5", "gate: {seed: 5}"),
+        (("--no-self-test",), "self_test no", "gate: {self_test: false}"),
+        (("--allow-seen",), "allow_seen yes", "gate: {allow_seen: true}"),
+        (("--skip-bad",), "skip_bad yes", "gate: {skip_bad: true}"),
+        (("--pairs", "pairs.csv"), "pairs ", "gate: {pairs: pairs.csv}"),
+        (("--data", "easy.csv"), "other data", None),
+    ],
+    ids=lambda one: one if isinstance(one, str) else None,
+)
+def test_deploy_knows_how_verify_was_asked(
+    seller: Shop, flags: tuple[str, ...], named: str, entry: str | None
+) -> None:
+    """A flag that the project does not know is named and refused; as the project's entry it is
+    the question."""
+    _pairs(seller)
+    _easy(seller)
+    files = [str(seller.path(one)) if one.endswith(".csv") else one for one in flags]
+    more = ("--data-root", seller.data().parent) if "--data" in flags else ()
+    both = (seller.path("old.onnx"), seller.path("new.onnx"))
+    report = ("--report", seller.path("report.json"))
+    done = seller.run("verify", *both, *report, *files, *more)
+    assert done.code == 0, done.stderr
+    _refused(seller, "report.json", named, code=3)
+    if entry is not None:
+        project = seller.path("compatctl.yaml")
+        project.write_text(project.read_text() + entry + "\n")
+        assert seller.run("deploy").code == 0
+
+
+def test_data_are_compared_by_what_they_ask(seller: Shop) -> None:
+    """Without data deploy refuses, and says which digest to pin; a pin stands for the data."""
+    project = seller.path("compatctl.yaml")
+    text = project.read_text()
+    project.write_text("format: 1\nstore: store\n")
+    _refused(seller, "report.json", "names no data", code=3)
+    project.write_text("format: 1\nstore: store\ndata: gone.csv\n")
+    _refused(seller, "report.json", "no data at", code=3)
+    digest = json.loads(seller.path("report.json").read_bytes())["data"]["question_sha256"]
+    pinned = "format: 1\nstore: store\ngate: {data_sha256: '%s'}\n"
+    project.write_text(pinned % ("0" * 64))
+    _refused(seller, "report.json", "other data", code=3)
+    project.write_text(pinned % digest)
+    assert seller.run("deploy", "--dry-run").code == 0
+    project.write_text(text)
+    assert seller.run("deploy", "--data", seller.data()).code == 0
+
+
+def test_every_option_is_bound_but_those_of_presentation() -> None:
+    """An option that somebody adds is bound, and the project can say it, unless it is listed."""
+    names = {one.name for one in fields(VerifyOptions)}
+    assert set(PRESENTATION) < names
+    assert set(VerifyOptions().bound()) == names - set(PRESENTATION)
+    known = {one.name for one in (*fields(Project), *fields(Gate))}
+    assert names - set(PRESENTATION) <= known
