@@ -41,6 +41,9 @@ BLOCK = 25
 SPREAD = 0.3
 """Class effects are uniform within this of the population's gain."""
 
+FOUND = 0.6
+"""The old model finds this share."""
+
 PRONE = 0.2
 """Negative flips fall on a few classes, whose queries flip with this probability."""
 
@@ -68,6 +71,7 @@ class Sample:
     counts: Numbers
     bounds: tuple[float, float] = (-1.0, 1.0)
     harm: int = -1
+    room: tuple[float, float] | None = None
 
     @property
     def totals(self) -> Numbers:
@@ -80,7 +84,7 @@ def hit_changes(sizes: Numbers, gain: float, rng: Generator, **background: float
     better, worse = chances(sizes.shape, gain, rng, **background)
     up = rng.binomial(sizes, better)
     down = rng.binomial(sizes - up, np.minimum(1, worse / (1 - better)))
-    return Sample(up=up, down=down, counts=sizes)
+    return Sample(up=up, down=down, counts=sizes, room=(-FOUND, 1 - FOUND))
 
 
 def chances(
@@ -117,7 +121,7 @@ def estimates(sample: Sample, rng: Generator, replicates: int = REPLICATES) -> l
     found: list[Estimate] = []
     for rows in blocks(len(sample.counts)):
         ratios = [
-            Ratio(totals=t, counts=n, bounds=sample.bounds, harm=sample.harm)
+            Ratio(totals=t, counts=n, bounds=sample.bounds, harm=sample.harm, room=sample.room)
             for t, n in zip(
                 sample.totals[rows].astype(np.float64),
                 sample.counts[rows].astype(np.float64),

@@ -51,6 +51,14 @@ def verify(
             help="A column whose values are judged one by one; repeatable.",
         ),
     ] = None,
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cluster",
+            envvar="COMPATCTL_CLUSTER",
+            help="A column whose values, such as users, are resampled as units; repeatable.",
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -107,6 +115,7 @@ def verify(
         threshold=threshold,
         new_threshold=new_threshold,
         slices=tuple(slices or ()),
+        cluster=tuple(cluster or ()),
         pairs=pairs,
         qrels=qrels,
         latency=latency,

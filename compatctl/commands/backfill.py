@@ -131,7 +131,14 @@ def backfill(
         return result
     rows = held_out(project, store.manifest, data)
     _need(len(rows), asked)
-    work = _Work(store=store, catalog=catalog, wanted=wanted, chosen=chosen, asked=asked)
+    work = _Work(
+        store=store,
+        catalog=catalog,
+        wanted=wanted,
+        chosen=chosen,
+        asked=asked,
+        cluster=project.cluster,
+    )
     return work.run(result, data, rows, policy, progress)
 
 
@@ -153,6 +160,7 @@ class _Work:
     wanted: Wanted
     chosen: Chosen
     asked: BackfillOptions
+    cluster: tuple[str, ...]
 
     def run(
         self, result: Backfilled, data: Dataset, queries: Rows, policy: Policy, progress: Progress
@@ -160,7 +168,7 @@ class _Work:
         """Embed, measure, and write where that is to be."""
         skip_bad, manifest = self.asked.skip_bad, self.store.manifest
         encoder = serving(self.store, manifest)
-        asking = HeldOut.embedded(encoder, data, queries, skip_bad=skip_bad)
+        asking = HeldOut.embedded(encoder, data, queries, skip_bad=skip_bad, cluster=self.cluster)
         _need(len(asking.ids), self.asked)
         with Embedding.of(encoder, self.chosen.items, skip_bad=skip_bad, progress=progress) as done:
             del encoder

@@ -16,6 +16,7 @@ from compatctl.commands.trial import Bools, Rows, depths, mixed, retrieval
 from compatctl.core.evidence import measure_mixed
 from compatctl.core.gate import Check, Measurement, judge
 from compatctl.core.policy import Policy
+from compatctl.core.units import counted_units
 from compatctl.data import Dataset
 from compatctl.manifest import Catalog, Manifest
 from compatctl.recipe import Project
@@ -96,11 +97,17 @@ def try_mixed(
         curve.append(CurvePoint(share=float(half.mean()), recall=after.recall[k]))
     how = sampling(policy, 0, 0, 0)
     gain = measure_mixed(
-        where.classes, before, after, k=k, draw=how.draw, replicates=how.replicates
+        where.classes,
+        before,
+        after,
+        k=k,
+        draw=how.draw,
+        replicates=how.replicates,
+        unit=where.unit,
     )
     found = MixedTrial(
         n_queries=before.n_counted,
-        n_classes=len(np.unique(where.classes[before.counted])),
+        n_classes=counted_units(where.classes, before.counted),
         recall_at=k,
         check=_judged(policy, gain),
         rank_bias=bias,

@@ -43,7 +43,7 @@ def chain_of(
     for owner in owners:
         sha256 = stored.models[owner]
         rows = np.sort(stored.rows[searched & (stored.model_of == owner)])
-        part = Arena(name=arena.name, queries=arena.queries, gallery=rows)
+        part = Arena(name=arena.name, queries=arena.queries, gallery=rows, cluster=arena.cluster)
         own = queries.get(sha256)
         if own is None:
             encoder = Encoder.load(gallery.store.verified("models", sha256))
@@ -54,6 +54,7 @@ def chain_of(
             ChainEvidence(
                 name=f"gallery of {sha256[:12]}",
                 classes=where.classes,
+                unit=where.unit,
                 own=retrieval(where, own[arena.queries], vectors[rows], ks),
                 new=retrieval(where, new[arena.queries], vectors[rows], ks),
             )

@@ -104,6 +104,7 @@ class Measured:
         evidence = GroupEvidence(
             name=DECIDING_GROUP,
             classes=where.classes,
+            unit=where.unit,
             old_old=retrieval(where, old, stored, depths(policy)),
             new_old=self.retrieval(where, depths(policy)),
         )

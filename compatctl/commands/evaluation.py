@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.commands.clusters import columns_of, drawn
 from compatctl.commands.trial import Field, Floats, Rows, half_of
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
@@ -29,13 +30,15 @@ Judged = Sequence[tuple[str, str]]
 class Arena:
     """Rows of one data set that query and that are searched; ``name`` is the group's name.
 
-    ``slices``: name -> (len(queries),) which queries are in it.
+    ``slices``: name -> (len(queries),) which queries are in it; ``cluster``: columns by whose
+    values queries are resampled, besides their classes.
     """
 
     name: str
     queries: Rows
     gallery: Rows
     slices: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    cluster: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,13 @@ def has_roles(data: Dataset) -> bool:
     return any(item.role is not None for item in data.items)
 
 
-def arena_of(name: str, data: Dataset, queries: Rows, slice_columns: Sequence[str] = ()) -> Arena:
+def arena_of(
+    name: str,
+    data: Dataset,
+    queries: Rows,
+    slice_columns: Sequence[str] = (),
+    cluster: tuple[str, ...] = (),
+) -> Arena:
     """The group of these queries, which search the whole gallery of the data.
 
     Items of trained classes are in it: they are what a new model drags unseen queries towards.
@@ -89,7 +98,13 @@ def arena_of(name: str, data: Dataset, queries: Rows, slice_columns: Sequence[st
         column: [data.items[row].slices.get(column, "") for row in queries]
         for column in slice_columns
     }
-    return Arena(name=name, queries=queries, gallery=gallery_rows(data), slices=slices_of(columns))
+    return Arena(
+        name=name,
+        queries=queries,
+        gallery=gallery_rows(data),
+        slices=slices_of(columns),
+        cluster=cluster,
+    )
 
 
 def slices_of(columns: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bool_]]:
@@ -144,6 +159,7 @@ def without(arena: Arena, bad: set[int]) -> Arena:
         queries=arena.queries[keep],
         gallery=as_rows(row for row in arena.gallery if row not in bad),
         slices={name: mask[keep] for name, mask in arena.slices.items()},
+        cluster=arena.cluster,
     )
 
 
@@ -155,14 +171,16 @@ def field_of(data: Dataset, arena: Arena, judged: Judged | None = None) -> Field
     code = {name: at for at, name in enumerate(names)}
     labels = as_rows(code[data.items[i].label] for i in arena.queries)
     queries = [data.items[row].id for row in arena.queries]
+    units = drawn(labels, columns_of(data, arena.queries, arena.cluster), judged=judged is not None)
     return Field(
-        classes=labels if judged is None else np.arange(len(queries)),
+        classes=units.classes,
         query_labels=labels,
         gallery_labels=as_rows(code[data.items[i].label] for i in arena.gallery),
         own_row=as_rows(position.get(int(i), -1) for i in arena.queries),
         judged=None if judged is None else judged_rows(judged, queries, ids),
         half=half_of(ids),
         slices=arena.slices,
+        unit=units.unit,
     )
 
 

@@ -55,7 +55,7 @@ def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Group
     pairs = rows_of(read_pairs(options.pairs), data.ids) if options.pairs else None
     held_out = query_rows(data, "test")
     if seen is None:
-        arena = arena_of(DECIDING_GROUP, data, held_out, options.slices)
+        arena = arena_of(DECIDING_GROUP, data, held_out, options.slices, options.cluster)
         return Groups(arenas=(arena,), pairs=pairs)
     in_pairs = np.zeros(0, np.int64) if pairs is None else np.union1d(pairs[0], pairs[1])
     used = _refuse_trained(data, in_pairs, seen, options, "items of pairs")
@@ -77,15 +77,17 @@ def _by_class(
     fresh = np.setdiff1d(held_out, trained)
     labels = np.array([seen.knows_class(data.items[row].label) for row in fresh], bool)
     unseen = fresh[~labels]
-    groups = [arena_of(DECIDING_GROUP, data, unseen, options.slices)]
+    groups = [arena_of(DECIDING_GROUP, data, unseen, options.slices, options.cluster)]
     by_anchor = np.array([data.items[row].label in anchored for row in unseen], bool)
     if by_anchor.any() and not by_anchor.all():
-        groups.append(arena_of("unseen, anchored", data, unseen[by_anchor]))
-        groups.append(arena_of("unseen, not anchored", data, unseen[~by_anchor]))
+        groups.append(arena_of("unseen, anchored", data, unseen[by_anchor], (), options.cluster))
+        groups.append(
+            arena_of("unseen, not anchored", data, unseen[~by_anchor], (), options.cluster)
+        )
     if labels.any():
-        groups.append(arena_of("seen", data, fresh[labels]))
+        groups.append(arena_of("seen", data, fresh[labels], (), options.cluster))
     if len(trained):
-        groups.append(arena_of("trained", data, trained))
+        groups.append(arena_of("trained", data, trained, (), options.cluster))
     return tuple(groups)
 
 

@@ -124,6 +124,7 @@ def group_of(trial: Trial) -> Group:
         name=found.name,
         n_queries=found.old_old.n_counted,
         n_classes=found.n_classes,
+        unit=found.unit,
         n_without_match=found.old_old.n_without_match,
         recall={
             pair: {str(k): value for k, value in test.recall.items()}

@@ -155,7 +155,9 @@ class _Work:
         self, data: Dataset, gallery: DeployedGallery, rows: Rows, fitted: Fitted
     ) -> tuple[LiftTrial | None, Asked | None]:
         old, new = (
-            HeldOut.embedded(one, data, rows, skip_bad=self.asked.skip_bad)
+            HeldOut.embedded(
+                one, data, rows, skip_bad=self.asked.skip_bad, cluster=self.project.cluster
+            )
             for one in (gallery.encoder, self.model.encoder)
         )
         self._need(len(old.ids))

@@ -77,7 +77,12 @@ def try_lift(
     both = through(old.features) + new.features
     both /= np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12)
     group = GroupEvidence(
-        name=DECIDING_GROUP, classes=where.classes, old_old=before, new_old=after, where=WHERE
+        name=DECIDING_GROUP,
+        classes=where.classes,
+        unit=where.unit,
+        old_old=before,
+        new_old=after,
+        where=WHERE,
     )
     how = sampling(policy, 0, 0, 0)
     found = LiftTrial(

@@ -22,8 +22,9 @@ PRESENTATION = ("latency", "dry_run", "outputs")
 class VerifyOptions:
     """``training``: the candidate's record; ``threshold``: the cosine at which the deployed system
     accepts, ``new_threshold`` the one that new queries will be used with (default: the same);
-    ``slices``: columns of the data; ``pairs``, ``qrels``: files of judgments. Without
-    ``self_test`` the new model embeds no gallery item.
+    ``slices``: columns of the data; ``cluster``: columns whose values are resampled as units;
+    ``pairs``, ``qrels``: files of judgments. Without ``self_test`` the new model embeds no gallery
+    item.
     """
 
     training: Path | None = None
@@ -32,6 +33,7 @@ class VerifyOptions:
     threshold: float | None = None
     new_threshold: float | None = None
     slices: tuple[str, ...] = ()
+    cluster: tuple[str, ...] = ()
     pairs: Path | None = None
     qrels: Path | None = None
     latency: bool = False
@@ -59,6 +61,7 @@ class VerifyOptions:
             allow_seen=self.allow_seen or gate.allow_seen,
             skip_bad=self.skip_bad or gate.skip_bad,
             slices=self.slices or here.slices,
+            cluster=self.cluster or here.cluster,
             threshold=here.threshold if self.threshold is None else self.threshold,
             new_threshold=gate.new_threshold if new_threshold is None else new_threshold,
             pairs=self.pairs or gate.pairs,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.commands.clusters import drawn
 from compatctl.commands.trial import Bools, Floats, Rows
 from compatctl.core.class_sums import row_products
 from compatctl.core.estimate import Estimate
@@ -65,35 +66,48 @@ def measure_pairs(
     gallery: Floats,
     rows: tuple[Rows, Rows, Bools],
     labels: Sequence[str],
+    cluster: Mapping[str, Sequence[str]],
     draw: Draw,
     replicates: int,
 ) -> tuple[list[Measurement], PairsResult]:
     """Inequalities, accuracy, TAR and ROC; the first item of a pair queries, the second is stored.
 
     ``queries`` are old and new features (N, D), ``gallery`` the old ones; the classes of both items
-    are what is resampled.
+    are what is resampled, and the units of the ``cluster`` columns: name -> N values.
     """
     first, second, same = rows
     old, new = (row_products(one, first, gallery, second) for one in queries)
-    code = {name: at for at, name in enumerate(sorted(set(labels)))}
-    codes = np.array([code[name] for name in labels], np.int64)
-    _, ends = np.unique(np.concatenate([codes[first], codes[second]]), return_inverse=True)
-    a, b = ends[: len(first)], ends[len(first) :]
+    used = np.concatenate([first, second])
+    codes = np.unique([labels[row] for row in used], return_inverse=True)[1].astype(np.int64)
+    units = drawn(codes, {name: [of[row] for row in used] for name, of in cluster.items()})
+    a, b = units.classes[: len(first)], units.classes[len(first) :]
 
     def estimate(values: NDArray[np.float64], kind: Bools, harm: int = 0) -> Estimate:
         return estimate_pairs(values[kind], a[kind], b[kind], replicates, draw(), harm=harm)
+
+    def measured(name: str, found: Estimate, n: int, detail: str) -> Measurement:
+        return Measurement(
+            name=name,
+            group=GROUP,
+            estimate=found,
+            n=n,
+            n_queries=n,
+            may_decide=True,
+            unit=units.unit,
+            detail=detail,
+        )
 
     curves = roc(old, same), roc(new, same)
     gained, far = _accepted_gain(policy, curves, old, new)
     change = new - old
     found = [
-        _measurement("same_class", estimate(change, same), int(same.sum()),
+        measured("same_class", estimate(change, same), int(same.sum()),
                      "The mean cosine of the given pairs of one class moves by "
                      f"{change[same].mean():+.5f}, and should not fall (1a)"),
-        _measurement("different_class", estimate(-change, ~same), int((~same).sum()),
+        measured("different_class", estimate(-change, ~same), int((~same).sum()),
                      "The mean cosine of the given pairs of two classes moves by "
                      f"{change[~same].mean():+.5f}, and may rise by a margin (1b)"),
-        _measurement("pair_tar_gain", estimate(gained, same, -1), int(same.sum()) if far else 0,
+        measured("pair_tar_gain", estimate(gained, same, -1), int(same.sum()) if far else 0,
                      f"Pairs of one class accepted at FAR {policy.pair_far:g}: their share moves "
                      f"{gained[same].mean():+.4f}"),
     ]  # fmt: skip
@@ -110,18 +124,6 @@ def _accepted_gain(
     at = [tar_at_far(curve, policy.pair_far) for curve in curves]
     gained = (new >= at[1].threshold).astype(np.float64) - (old >= at[0].threshold)
     return gained, all(one.resolved for one in at)
-
-
-def _measurement(name: str, estimate: Estimate, n: int, detail: str) -> Measurement:
-    return Measurement(
-        name=name,
-        group=GROUP,
-        estimate=estimate,
-        n=n,
-        n_queries=n,
-        may_decide=True,
-        detail=detail,
-    )
 
 
 def _result(

@@ -5,10 +5,12 @@ Held-out queries decide it, by the gate or against it; what became of it is told
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 from compatctl.commands.ann import Asked, sample
+from compatctl.commands.clusters import columns_of, drawn
 from compatctl.commands.evaluation import as_rows
 from compatctl.commands.groups import groups_of
 from compatctl.commands.options import VerifyOptions
@@ -25,21 +27,37 @@ Outcome = Literal["nothing to do", "not measured", "pass", "fail", "inconclusive
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeldOut:
-    """Held-out queries: their features (Q, D), ids and classes; ``labels``: class by item id."""
+    """Held-out queries: their features (Q, D), ids and classes; ``labels``: class by item id;
+    ``cluster``: column -> Q values, by which they are resampled besides their classes."""
 
     features: Floats
     ids: tuple[str, ...]
     classes: tuple[str, ...]
     labels: dict[str, str]
+    cluster: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
-    def embedded(cls, encoder: Encoder, data: Dataset, rows: Rows, *, skip_bad: bool) -> Self:
+    def embedded(
+        cls,
+        encoder: Encoder,
+        data: Dataset,
+        rows: Rows,
+        *,
+        skip_bad: bool,
+        cluster: tuple[str, ...] = (),
+    ) -> Self:
         """The queries at ``rows`` (Q,) of the data; errors as ``Encoder.embed``."""
         items = data.take(rows)
         done = encoder.embed(items, skip_bad=skip_bad)
         good = items.take(done.rows)
         labels = dict(zip(data.ids, data.labels, strict=True))
-        return cls(features=done.features, ids=good.ids, classes=good.labels, labels=labels)
+        return cls(
+            features=done.features,
+            ids=good.ids,
+            classes=good.labels,
+            labels=labels,
+            cluster=columns_of(good, range(len(good)), cluster),
+        )
 
     def field(self, catalog: Catalog) -> Field:
         """These queries, and all rows of the store: what is relevant to what.
@@ -53,8 +71,10 @@ class HeldOut:
         code = {name: at for at, name in enumerate(sorted({*of_rows, *self.classes}))}
         row_of = {item: row for row, item in enumerate(catalog.ids)}
         labels = as_rows(code[name] for name in self.classes)
+        units = drawn(labels, self.cluster)
         return Field(
-            classes=labels,
+            classes=units.classes,
+            unit=units.unit,
             query_labels=labels,
             gallery_labels=as_rows(code[name] for name in of_rows),
             own_row=as_rows(row_of.get(item, -1) for item in self.ids),

@@ -39,7 +39,7 @@ class Field:
     """Q queries and G gallery rows in numbers: what is relevant to what, and what is resampled."""
 
     classes: Rows
-    """(Q,) what is resampled: class codes, or each query for itself where relevance was judged."""
+    """(Q,) what is resampled: class codes; (Q, K) where K kinds of units cross."""
     query_labels: Rows
     gallery_labels: Rows
     own_row: Rows
@@ -49,6 +49,8 @@ class Field:
     half: Bools | None = None
     """(G,) the part of a mixed gallery that is re-embedded; in verify, a half."""
     slices: Mapping[str, Bools] = field(default_factory=dict)
+    unit: tuple[str, ...] = ("class",)
+    """What each kind of unit that is resampled is: ``class``, ``query`` or a column of the data."""
 
     @property
     def pairs(self) -> PairTruth:
@@ -134,6 +136,7 @@ def run(
             accepts=accepted,
             ann_found=ann_found,
             slices=where.slices,
+            unit=where.unit,
         ),
         rank_bias=bias,
         rates=rates,
@@ -238,4 +241,5 @@ def _inequalities(where: Field, sides: Sides) -> Inequalities:
         where.gallery_labels,
         where.own_row,
         shares=len(old) * len(gallery) <= SHARES_UP_TO,
+        by_query=where.unit != ("class",),
     )

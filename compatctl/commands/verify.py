@@ -12,11 +12,13 @@ from compatctl.commands.ann import ann_health
 from compatctl.commands.binding import question_sha256
 from compatctl.commands.both import Both, deployed, features_of, load_data, load_pair, named
 from compatctl.commands.chain import chain_of
+from compatctl.commands.clusters import columns_of
 from compatctl.commands.evaluation import Arena, Judged, Stored, field_of, union, without
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.groups import Groups, groups_of
 from compatctl.commands.judging import (
     NEXT_STEPS,
+    Sampling,
     group_of,
     lost_judgments,
     sampling,
@@ -30,7 +32,7 @@ from compatctl.commands.pairs import measure_pairs
 from compatctl.commands.training_record import Seen
 from compatctl.commands.trial import Sides, Trial, run
 from compatctl.commands.verify_features import features_policy, verify_features
-from compatctl.core.evidence import DECIDING_GROUP, ChainEvidence, Draw
+from compatctl.core.evidence import DECIDING_GROUP, ChainEvidence
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, read_qrels
@@ -119,7 +121,7 @@ def _verify_models(  # noqa: PLR0917
     )
     found = _Evidence.of(data, groups, both, policy, options, gallery, progress)
     how = sampling(policy, options.seed or 0, groups.n_slices, len(found.chain))
-    others, pairs = _pairs(data, groups, both, policy, how.draw, how.replicates)
+    others, pairs = _pairs(data, groups, both, policy, options, how)
     latency = _latency(data, groups, encoders, policy, options)
     others += _unsampled(seen, latency)
     verdict = verdict_of(policy, found.trials, found.chain, others, how)
@@ -208,7 +210,12 @@ def _trial(  # noqa: PLR0917
 
 
 def _pairs(  # noqa: PLR0917
-    data: Dataset, groups: Groups, both: Both, policy: Policy, draw: Draw, replicates: int
+    data: Dataset,
+    groups: Groups,
+    both: Both,
+    policy: Policy,
+    options: VerifyOptions,
+    how: Sampling,
 ) -> tuple[list[Measurement], PairsResult | None]:
     if groups.pairs is None:
         return [], None
@@ -220,8 +227,9 @@ def _pairs(  # noqa: PLR0917
         gallery=both.old.gallery,
         rows=(first[good], second[good], same[good]),
         labels=data.labels,
-        draw=draw,
-        replicates=replicates,
+        cluster=columns_of(data, range(len(data)), options.cluster),
+        draw=how.draw,
+        replicates=how.replicates,
     )
     found = [replace(one, may_decide=not groups.pairs_seen) for one in found]
     return found, replace(result, seen=groups.pairs_seen)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compatctl.commands.clusters import drawn
 from compatctl.commands.evaluation import Judged, judged_rows, same_dimension, slices_of
 from compatctl.commands.judging import (
     group_of,
@@ -62,7 +63,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     _check_same(*tables, old, new)
     queries, gallery = _rows(tables[0], old)
     judged = read_qrels(options.qrels) if options.qrels else None
-    where = _field(tables[0], queries, gallery, judged, options.slices)
+    where = _field(tables[0], queries, gallery, judged, options)
     sides = Sides(
         old_queries=_part(tables[0], queries),
         new_queries=_part(tables[1], queries),
@@ -118,7 +119,7 @@ def _field(
     queries: Rows,
     gallery: Rows,
     judgments: Judged | None,
-    slice_columns: Sequence[str],
+    options: VerifyOptions,
 ) -> Field:
     codes = np.unique(np.array(table.labels), return_inverse=True)[1].astype(np.int64)
     position = np.full(len(table.ids), -1, np.int64)
@@ -127,23 +128,29 @@ def _field(
     if judgments is not None:
         ids = np.array(table.ids, dtype=object)
         judged = judged_rows(judgments, ids[queries].tolist(), ids[gallery].tolist())
-    columns = {}
-    for column in slice_columns:
-        if column not in table.slices:
-            raise InputError(
-                f"there is no column {column} in the tables",
-                tip=f"columns: {', '.join(table.slices) or 'none'}",
-            )
-        columns[column] = [table.slices[column][row] for row in queries]
+    cluster = _columns(table, queries, options.cluster)
+    units = drawn(codes[queries], cluster, judged=judged is not None)
     return Field(
-        classes=codes[queries] if judged is None else np.arange(len(queries)),
+        classes=units.classes,
         query_labels=codes[queries],
         gallery_labels=codes[gallery],
         own_row=position[queries],
         judged=judged,
         half=half_of(table.ids[row] for row in gallery),
-        slices=slices_of(columns),
+        slices=slices_of(_columns(table, queries, options.slices)),
+        unit=units.unit,
     )
+
+
+def _columns(table: FeatureTable, rows: Rows, names: Sequence[str]) -> dict[str, list[str]]:
+    """The values of some columns for some rows."""
+    for column in names:
+        if column not in table.slices:
+            raise InputError(
+                f"there is no column {column} in the tables",
+                tip=f"columns: {', '.join(table.slices) or 'none'}",
+            )
+    return {name: [table.slices[name][row] for row in rows] for name in names}
 
 
 def _pairs(
@@ -162,6 +169,7 @@ def _pairs(
         gallery=tables[0].features,
         rows=rows,
         labels=tables[0].labels,
+        cluster=_columns(tables[0], np.arange(len(tables[0].ids)), options.cluster),
         draw=draw,
         replicates=replicates,
     )

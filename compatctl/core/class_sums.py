@@ -102,10 +102,10 @@ class ClassSums:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuerySums:
-    """The same query by query, where relevance was judged pair by pair."""
+    """The same query by query, where relevance was judged pair by pair or no class is drawn."""
 
     same: tuple[Floats, Codes]
-    """(Q,) summed cosine and (Q,) number of the pairs judged relevant."""
+    """(Q,) summed cosine and (Q,) number of the pairs judged relevant, or of one class."""
     diff: tuple[Floats, Codes]
     """(Q,) the same of all other pairs."""
 
@@ -156,6 +156,33 @@ def query_sums(  # noqa: PLR0917
         same=(same, n_same),
         diff=(everything - same - lost, len(gallery) - n_same - n_lost),
     )
+
+
+def labelled_query_sums(  # noqa: PLR0917
+    queries: Features,
+    query_labels: Codes,
+    gallery: Features,
+    gallery_labels: Codes,
+    own_row: Codes | None = None,
+    ignored: Ignored | None = None,
+) -> QuerySums:
+    """``query_sums`` where the pairs of one class are the relevant ones; arguments and errors as
+    ``class_sums``. In O((Q + G) D)."""
+    query_labels = as_labels(query_labels, len(queries), "query_labels")
+    gallery_labels = as_labels(gallery_labels, len(gallery), "gallery_labels")
+    own = as_own_row(own_row, len(queries), len(gallery))
+    codes, at = np.unique(query_labels, return_inverse=True)
+    sums, counts = sums_at(gallery, _position(gallery_labels, codes), len(codes) + 1)
+    same, n_same = row_products(queries, np.arange(len(queries)), sums, at), counts[at]
+    diff = queries.astype(np.float64) @ sums.sum(axis=0) - same
+    n_diff = len(gallery) - n_same
+    for query, row in uncounted(own, ignored):
+        cosines = row_products(queries, query, gallery, row)
+        alike = query_labels[query] == gallery_labels[row]
+        for kept, totals, numbers in ((alike, same, n_same), (~alike, diff, n_diff)):
+            np.subtract.at(totals, query[kept], cosines[kept])
+            np.subtract.at(numbers, query[kept], 1)
+    return QuerySums(same=(same, n_same), diff=(diff, n_diff))
 
 
 def class_sums(  # noqa: PLR0917

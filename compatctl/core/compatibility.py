@@ -36,6 +36,7 @@ from compatctl.core.class_sums import (
     PairMeans,
     QuerySums,
     class_sums,
+    labelled_query_sums,
     query_sums,
     row_products,
     sums_at,
@@ -78,6 +79,7 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
     ignored: Ignored | None = None,
     block: int = 2048,
     shares: bool = True,
+    by_query: bool = False,
 ) -> Inequalities:
     """Whether new queries keep (1a) and (1b) against the old gallery, in the mean.
 
@@ -91,6 +93,7 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
         ignored: pairs that are in no mean and in no share besides; None for none.
         block: side of the tiles of pairs that the shares hold in memory, >= 1.
         shares: also count single pairs, which takes O(Q G D); False leaves them NaN.
+        by_query: keep the sums of every query, where something else than classes is resampled.
 
     Raises:
         InputError: as ``pair_means``, or old and new queries of different shapes.
@@ -118,7 +121,12 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
         kept = _shares(old_queries, new_queries, old_gallery, truth, block=block)
     mine = np.flatnonzero(own >= 0)
     drift = 1 - row_products(new_queries, mine, old_gallery, own[mine])
-    return _of(old, sums, shares=kept, drift_mean=float(drift.mean()) if len(mine) else None)
+    drift_mean = float(drift.mean()) if len(mine) else None
+    if by_query:
+        where = query_labels, old_gallery, gallery_labels, own, ignored
+        each = [labelled_query_sums(one, *where) for one in (old_queries, new_queries)]
+        return _of(each[0], _less(each[1], each[0]), shares=kept, drift_mean=drift_mean)
+    return _of(old, sums, shares=kept, drift_mean=drift_mean)
 
 
 def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged gallery
@@ -145,10 +153,14 @@ def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged 
     pairs = (judged_query, judged_row, own_row, ignored)
     old = query_sums(old_queries, old_gallery, *pairs)
     new = query_sums(new_queries, old_gallery, *pairs)
-    change = QuerySums(
+    return _of(old, _less(new, old), shares=(float("nan"), float("nan")), drift_mean=None)
+
+
+def _less(new: QuerySums, old: QuerySums) -> QuerySums:
+    """The change of the same pairs."""
+    return QuerySums(
         same=(new.same[0] - old.same[0], old.same[1]), diff=(new.diff[0] - old.diff[0], old.diff[1])
     )
-    return _of(old, change, shares=(float("nan"), float("nan")), drift_mean=None)
 
 
 def _of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -13,6 +13,9 @@ from compatctl.core.binomial import tail, upper_limit
 
 SYMMETRIC = 1e-9
 """Below this a skewness, or a scatter for the totals, is rounding."""
+
+LEAST_TIMES, MOST_TIMES = 1e-6, 1e9
+"""Between these it is looked for how many times as many classes would show something."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +38,30 @@ class Skew:
     error: float
     """Standard error, of the classes' contributions less the estimate's share; > 0."""
     skewness: float
-    """Third moment of the same over error^3; in [-1, 1]."""
+    """Third moment of the same over error^3."""
+    shift: float = 0.0
+    """How far what was not seen would move the estimate."""
 
     def level(self, distance: float) -> float:
         """P(the estimate is this far above the truth or less), ``distance`` being signed."""
-        t, s = distance / self.error, self.skewness
+        t, s = (distance + self.shift) / self.error, self.skewness
         return NormalDist().cdf(t + s * (t**2 / 3 + 1 / 6) + s**2 * t**3 / 27)
+
+    def of(self, times: float) -> Skew:
+        """The same of ``times`` as many classes, drawn alike."""
+        root = math.sqrt(times)
+        return Skew(
+            error=self.error / root, skewness=self.skewness / root, shift=self.shift / times
+        )
 
     def distance(self, level: float) -> float:
         """The inverse of ``level``."""
         z, s = NormalDist().inv_cdf(level), self.skewness
         if abs(s) < SYMMETRIC:
-            return z * self.error
+            return z * self.error - self.shift
         cube = 1 + s * (z - s / 6)
-        return 3 / s * (math.copysign(abs(cube) ** (1 / 3), cube) - 1) * self.error
+        t = 3 / s * (math.copysign(abs(cube) ** (1 / 3), cube) - 1)
+        return t * self.error - self.shift
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +79,10 @@ class Estimate:
     least_p: float = 0.0
     """With this probability a replicate leaves every class out, whatever was drawn."""
     rare: Rare | None = None
-    skew: Skew | None = None
+    skew_low: Skew | None = None
+    """What bounds the lower end, and p-values of lying above, besides the replicates."""
+    skew_high: Skew | None = None
+    """The same of the upper end."""
 
     def interval(self, level: float) -> tuple[float, float]:
         """The two-sided interval of confidence ``level`` in (0, 1); it holds the estimate.
@@ -84,9 +100,10 @@ class Estimate:
             if self.bounds[0] < 0:
                 low = min(low, -upper_limit(self.rare.fell, self.rare.n, alpha / 2))
             high = max(high, upper_limit(self.rare.rose, self.rare.n, alpha / 2))
-        if self.skew is not None:
-            low = min(low, self.value - self.skew.distance(1 - alpha / 2))
-            high = max(high, self.value - self.skew.distance(alpha / 2))
+        if self.skew_low is not None:
+            low = min(low, self.value - self.skew_low.distance(1 - alpha / 2))
+        if self.skew_high is not None:
+            high = max(high, self.value - self.skew_high.distance(alpha / 2))
         low, high = max(low, self.bounds[0]), min(high, self.bounds[1])
         return float(min(low, self.value)), float(max(high, self.value))
 
@@ -94,8 +111,8 @@ class Estimate:
         """p-value of the hypothesis that the truth is ``threshold`` or less."""
         against = int(np.searchsorted(self.replicates, threshold, side="right"))
         p = max((1 + against) / (1 + len(self.replicates)), self.least_p)
-        if self.skew is not None:
-            p = max(p, 1 - self.skew.level(self.value - threshold))
+        if self.skew_low is not None:
+            p = max(p, 1 - self.skew_low.level(self.value - threshold))
         if self.rare is not None and self.bounds[0] < 0:
             p = max(p, tail(self.rare.fell, self.rare.n, -threshold))
         return 1.0 if self.value <= threshold else min(p, 1.0)
@@ -105,14 +122,42 @@ class Estimate:
         under = int(np.searchsorted(self.replicates, threshold, side="left"))
         p = (1 + len(self.replicates) - under + self.n_empty) / (1 + len(self.replicates))
         p = max(p, self.least_p)
-        if self.skew is not None:
-            p = max(p, self.skew.level(self.value - threshold))
+        if self.skew_high is not None:
+            p = max(p, self.skew_high.level(self.value - threshold))
         if self.rare is not None:
             p = max(p, tail(self.rare.rose, self.rare.n, threshold))
         return 1.0 if self.value >= threshold else min(p, 1.0)
 
     @property
     def spread(self) -> float:
-        """Half the length of the 68% interval: the standard error, where there is one."""
-        low, high = self.interval(0.6827)
+        """Half the replicates' 68% interval: the standard error, where there is one."""
+        low, high = replace(self, skew_low=None, skew_high=None).interval(0.6827)
         return (high - low) / 2
+
+    def times_needed(self, threshold: float, level: float, power: float) -> float:
+        """How many times as many classes would show, at a one-sided ``level``, that the truth lies
+        on the estimate's side of the threshold, with this ``power`` were the estimate the truth.
+
+        Infinite where nothing does, NaN where the spread is not known.
+        """
+        distance, spread = self.value - threshold, self.spread
+        if not distance or not math.isfinite(spread + distance):
+            return math.inf if math.isfinite(spread) else math.nan
+        skew = self.skew_low if distance > 0 else self.skew_high
+        z, luck = NormalDist().inv_cdf(1 - level), NormalDist().inv_cdf(power)
+
+        def shown(times: float) -> bool:
+            error = spread / math.sqrt(times)
+            beyond = z * error
+            if skew is not None:
+                scaled = skew.of(times).distance(1 - level if distance > 0 else level)
+                beyond = max(beyond, math.copysign(1.0, distance) * scaled)
+            return abs(distance) >= beyond + luck * error
+
+        low, high = math.log(LEAST_TIMES), math.log(MOST_TIMES)
+        if not shown(MOST_TIMES):
+            return math.inf
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if shown(math.exp(middle)) else (middle, high)
+        return math.exp(high)

@@ -18,15 +18,16 @@ from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import (
     Ratio,
-    class_totals,
     estimate_diff,
     estimate_ratios,
     estimate_same,
     hit_change,
     query_ratio,
+    ratio_of,
 )
 from compatctl.core.retrieval import Flips, Retrieval, flips
 from compatctl.core.thresholds import Accepts
+from compatctl.core.units import counted_units
 from compatctl.errors import InputError
 
 DECIDING_GROUP = "unseen"
@@ -45,7 +46,8 @@ class GroupEvidence:
     name: str
     """``unseen`` decides; any other name, such as ``seen``, is reported."""
     classes: Codes
-    """(Q,) what is resampled: the queries' classes, or each query for itself."""
+    """(Q,) what is resampled: the queries' classes, or each query for itself; (Q, K): units of K
+    kinds that cross."""
     old_old: Retrieval
     """Old queries on the old gallery."""
     new_old: Retrieval
@@ -67,6 +69,8 @@ class GroupEvidence:
     """Name -> (Q,) the queries in it."""
     where: str = "on the old gallery"
     """What ``old_old`` and ``new_old`` search, for the sentences."""
+    unit: tuple[str, ...] = ("class",)
+    """What each kind of unit is: ``class``, ``query``, or a column of the data."""
 
     @property
     def flips(self) -> Flips:
@@ -75,8 +79,8 @@ class GroupEvidence:
 
     @property
     def n_classes(self) -> int:
-        """Classes among the queries that have something to find."""
-        return len(np.unique(self.classes[self.old_old.counted]))
+        """Classes among the queries that have something to find; units of the scarcest kind."""
+        return counted_units(self.classes, self.old_old.counted)
 
     @property
     def mcnemar(self) -> float:
@@ -97,6 +101,7 @@ class ChainEvidence:
     """That version's queries on its own rows."""
     new: Retrieval
     """New queries on the same rows."""
+    unit: tuple[str, ...] = ("class",)
 
 
 def measure(policy: Policy, group: GroupEvidence, draw: Draw, replicates: int) -> list[Measurement]:
@@ -119,6 +124,7 @@ def measure(policy: Policy, group: GroupEvidence, draw: Draw, replicates: int) -
                 n=n,
                 n_queries=n if part or name == "ann_recall" else group.old_old.n_counted,
                 may_decide=group.name == DECIDING_GROUP,
+                unit=group.unit,
                 detail=detail,
             )
         )
@@ -147,15 +153,24 @@ def measure_chain(link: ChainEvidence, k: int, draw: Draw, replicates: int) -> M
         n=link.own.n_counted,
         n_queries=link.own.n_counted,
         may_decide=True,
+        unit=link.unit,
         detail=f"On the rows which that version embedded, recall@{k} is {new:.4f} with new queries "
         f"and {old:.4f} with its own",
     )
 
 
 def measure_mixed(
-    classes: Codes, before: Retrieval, after: Retrieval, *, k: int, draw: Draw, replicates: int
+    classes: Codes,
+    before: Retrieval,
+    after: Retrieval,
+    *,
+    k: int,
+    draw: Draw,
+    replicates: int,
+    unit: tuple[str, ...] = ("class",),
 ) -> Measurement:
-    """The gain in recall@k of one model's queries (Q,) when rows of the gallery are re-embedded.
+    """The gain in recall@k of one model's queries (Q,) when rows of the gallery are re-embedded;
+    ``classes`` and ``unit`` as in ``GroupEvidence``.
 
     Raises:
         InputError: recall at k was not searched for, or the two tests are of different queries.
@@ -169,6 +184,7 @@ def measure_mixed(
         n=before.n_counted,
         n_queries=before.n_counted,
         may_decide=True,
+        unit=unit,
         detail=f"Recall@{k} of the query model is {after.recall[k]:.4f} on the gallery that would "
         f"result and {before.recall[k]:.4f} on the one that is there",
     )
@@ -183,14 +199,17 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
         sentence = _two(f"Recall@{at} {group.where}", new.recall[at], old.recall[at])
         found[name, ""] = (_gain(group.classes, old, new, at), n, sentence)
     change = np.nan_to_num(new.average_precision - old.average_precision)
+    found_at = float(np.nan_to_num(old.map_at_k))
     found["map_gain", ""] = (
-        query_ratio(group.classes, change, old.counted, (-1.0, 1.0), -1),
+        query_ratio(group.classes, change, old.counted, (-1.0, 1.0), -1, (-found_at, 1 - found_at)),
         n,
         _two(f"mAP@{old.map_k} {group.where}", new.map_at_k, old.map_at_k),
     )
     lost = (old.hit1 & ~new.hit1).astype(np.float64)
     found["negative_flips", ""] = (
-        query_ratio(group.classes, lost, old.counted, (0.0, 1.0), 1),
+        query_ratio(
+            group.classes, lost, old.counted, (0.0, 1.0), 1, (0.0, _share(old.hit1, old.counted))
+        ),
         n,
         f"A share of {group.flips.negative:.4f} of the queries turned from right to wrong and "
         f"{group.flips.positive:.4f} from wrong to right (McNemar's exact p {group.mcnemar:.3g})",
@@ -242,27 +261,17 @@ def _at_thresholds(
     group: GroupEvidence, before: Accepts, after: Accepts
 ) -> dict[Key, tuple[Ratio, int, str]]:
     """False accepts as a ratio, and false rejects as a difference, of the same pairs."""
-
-    def totals(counts: Codes) -> Floats:
-        return class_totals(group.classes, counts.astype(np.float64))
-
     moved = (
         "The false accept rate at the thresholds used moves from "
         f"{before.far:.3g} to {after.far:.3g}, the false reject rate from {before.frr:.4f} to "
         f"{after.frr:.4f}"
     )
-    far = Ratio(
-        totals=totals(after.diff_accepted),
-        counts=totals(before.diff_accepted),
-        bounds=(0.0, float("inf")),
-        n_classes=group.n_classes,
-    )
-    frr = Ratio(
-        totals=totals(before.same_accepted - after.same_accepted),
-        counts=totals(before.same_pairs),
-        bounds=(-1.0, 1.0),
-        harm=1,
-    )
+    a, b = (one.diff_accepted.astype(np.float64) for one in (after, before))
+    far = ratio_of(group.classes, a, b, (0.0, float("inf")), n_classes=group.n_classes)
+    rejected = (before.same_accepted - after.same_accepted).astype(np.float64)
+    asked = before.same_pairs.astype(np.float64)
+    room = (-before.frr, 1.0 - before.frr) if asked.sum() else None
+    frr = ratio_of(group.classes, rejected, asked, (-1.0, 1.0), harm=1, room=room)
     undefined = "" if before.far > 0 else "; a ratio to no false accept is not defined"
     return {
         ("far_ratio", ""): (far, int(before.diff_pairs.sum()), moved + undefined),
@@ -273,8 +282,8 @@ def _at_thresholds(
 def _inequalities(
     group: GroupEvidence, both: Inequalities, draw: Draw, replicates: int
 ) -> list[Measurement]:
-    same = estimate_same(both.sums, replicates, draw())
-    fell = estimate_diff(both.sums.negated(), replicates, draw())
+    same = estimate_same(both.sums, replicates, draw(), group.classes)
+    fell = estimate_diff(both.sums.negated(), replicates, draw(), group.classes)
     queries = group.old_old.n_counted
     deciding = group.name == DECIDING_GROUP
     return [
@@ -285,6 +294,7 @@ def _inequalities(
             n=both.new_old.n_same,
             n_queries=queries,
             may_decide=deciding,
+            unit=group.unit,
             detail="The mean cosine to old gallery items of the query's class moves by "
             f"{both.same_gain:+.5f} from old to new queries, and should not fall (1a)",
         ),
@@ -295,6 +305,7 @@ def _inequalities(
             n=both.new_old.n_diff,
             n_queries=queries,
             may_decide=deciding,
+            unit=group.unit,
             detail="The mean cosine to old gallery items of other classes moves by "
             f"{-both.diff_gain:+.5f} from old to new queries, and may rise by a margin (1b)",
         ),

@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Literal
 
 from compatctl.core.estimate import Estimate
@@ -59,6 +58,8 @@ class Measurement:
     at_best: Estimate | None = None
     """The estimate with everything that is unknown counted for the candidate: a failure must hold
     there too. None: nothing is unknown."""
+    unit: tuple[str, ...] = ("class",)
+    """What was resampled: ``class``, ``query`` or a column; several where they cross."""
     detail: str
 
 
@@ -95,9 +96,12 @@ class Check:
     n_queries: int
     """Queries behind it, for the policy's least evidence."""
     n_classes: int | None
-    """Classes that were resampled; None where there is no interval."""
+    """Classes, or other units, that were resampled; of several kinds the scarcest one's. None
+    where there is no interval."""
     may_decide: bool
     """False for groups that are reported beside the deciding one."""
+    unit: tuple[str, ...] = ("class",)
+    """What was resampled: ``class``, ``query`` or a column; several where they cross."""
     threshold: float | None = None
     """What the estimate is held against; None where the policy sets nothing."""
     margin: float | None = None
@@ -174,6 +178,13 @@ def decides(policy: Policy, one: Check, ruled: dict[str, Rule]) -> bool:
     return one.name in ruled and one.may_decide and not small
 
 
+def units(n: int, unit: tuple[str, ...]) -> str:
+    """``n`` units in words: ``12 classes``, ``12 values of user``; of kinds that cross, of each."""
+    known = {"class": "classes", "query": "single queries"}
+    words = [known.get(one, f"values of {one}") for one in unit]
+    return f"{n} {words[0]}" if len(words) == 1 else f"{n} each of {' and '.join(words)}"
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Holm-adjusted p-values, in the order given; each at least the given one and at most 1."""
     order = sorted(range(len(p)), key=lambda at: p[at])
@@ -210,6 +221,7 @@ def _numbers(policy: Policy, one: Measurement, rule: Rule | None) -> Check:
         n_queries=int(one.n_queries),
         n_classes=sample.n_classes if sample else None,
         may_decide=bool(one.may_decide),
+        unit=one.unit,
         detail="",
     )
     gap = _gap(policy, check)
@@ -265,7 +277,8 @@ def _gap(policy: Policy, one: Check) -> str:
     if one.n_queries < least:
         return f"only {one.n_queries} of the {least} queries asked for had a match to find"
     if one.n_classes < policy.min_classes and not part:
-        return f"the queries are of {one.n_classes} classes and {policy.min_classes} are asked for"
+        there = units(one.n_classes, one.unit)
+        return f"the queries are of {there} and {policy.min_classes} are asked for"
     return ""
 
 
@@ -281,13 +294,9 @@ def _needed(
         return None
     if check.estimate is None or check.outcome != "inconclusive":
         return None
-    normal = NormalDist()
-    distance = abs(sample.value - rule.limit)
-    if not distance or not math.isfinite(sample.spread) or not sample.n_classes:
-        return None
-    z = normal.inv_cdf(1 - policy.alpha / 2 / max(1, unsettled)) + normal.inv_cdf(policy.power)
-    classes = sample.n_classes * (z * sample.spread / distance) ** 2
-    if classes > _MOST:
+    level = policy.alpha / 2 / max(1, unsettled)
+    classes = sample.n_classes * sample.times_needed(rule.limit, level, policy.power)
+    if not 0 < classes <= _MOST:
         return None
     at_least = max(math.ceil(classes), policy.min_classes, sample.n_classes + 1)
     queries = math.ceil(at_least * one.n_queries / sample.n_classes)

@@ -23,16 +23,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compatctl.core.arrays import Bools, Codes, Floats
+from compatctl.core.asymmetry import rare_changes, skew_of
 from compatctl.core.class_sums import ClassSums, QuerySums
-from compatctl.core.estimate import SYMMETRIC, Estimate, Rare, Skew
+from compatctl.core.estimate import Estimate, Rare
+from compatctl.core.units import UnitSet, cells, powers, unit_sets
 from compatctl.errors import InputError
 
 _CELLS = 2**22
 """Weights held at once: 32 MiB of float64."""
-
-_FEW = 5
-"""Half-samples leave five classes out with probability 1/32, more than an interval of 95% may: with
-no more classes than this that changed at all, the binomial bounds what was not seen."""
 
 
 def half_samples(
@@ -55,10 +53,15 @@ class Ratio:
     """A statistic ``sum of totals / sum of counts`` over classes, such as a mean over queries."""
 
     totals: Floats
-    """(C,) what each class adds up to."""
+    """(C,) what each class, or cell of units that cross, adds up to."""
     counts: Floats
     """(C,) over how many."""
     bounds: tuple[float, float]
+    kinds: Codes | None = None
+    """(C, K) the units of each cell, of K kinds that cross; None: each entry is a unit."""
+    room: tuple[float, float] | None = None
+    """The least and the greatest mean that one class could have, as far as is known: one that was
+    never found cannot be lost. None: ``bounds``."""
     n_classes: int | None = None
     """Classes that were drawn; None: those with a count."""
     harm: int = 0
@@ -66,23 +69,43 @@ class Ratio:
     and no count of harmed classes bounds them."""
 
 
-def class_totals(classes: Codes, values: Floats) -> Floats:
-    """(C,) sums of the values (Q,) of each class, by the order of the codes (Q,), which are any."""
-    _, at = np.unique(classes, return_inverse=True)
-    return np.bincount(at, values).astype(np.float64)
-
-
-def query_ratio(
-    classes: Codes, values: Floats, counted: Bools, bounds: tuple[float, float], harm: int
+def ratio_of(
+    classes: Codes,
+    totals: Floats,
+    counts: Floats,
+    bounds: tuple[float, float],
+    *,
+    harm: int = 0,
+    room: tuple[float, float] | None = None,
+    n_classes: int | None = None,
 ) -> Ratio:
-    """The mean of the values (Q,) of the counted queries (Q,) bool, as a ratio over the C classes
-    of ``classes`` (Q,); ``bounds`` and ``harm`` as in ``Ratio``."""
+    """Totals (Q,) over counts (Q,) of queries whose classes are codes (Q,), any, or (Q, K) of
+    units of K kinds that cross; the rest as in ``Ratio``."""
+    kinds, at = cells(classes)
+    C = len(kinds)
     return Ratio(
-        totals=class_totals(classes, values * counted),
-        counts=class_totals(classes, counted.astype(np.float64)),
+        totals=np.bincount(at, totals, minlength=C).astype(np.float64),
+        counts=np.bincount(at, counts, minlength=C).astype(np.float64),
         bounds=bounds,
+        kinds=kinds if kinds.shape[1] > 1 else None,
         harm=harm,
+        room=room,
+        n_classes=n_classes,
     )
+
+
+def query_ratio(  # noqa: PLR0917 - what a mean over queries is
+    classes: Codes,
+    values: Floats,
+    counted: Bools,
+    bounds: tuple[float, float],
+    harm: int,
+    room: tuple[float, float] | None = None,
+) -> Ratio:
+    """The mean of the values (Q,) of the counted queries (Q,) bool, as a ratio over the classes
+    of ``classes`` (Q,), or units (Q, K); the rest as in ``Ratio``."""
+    weights = counted.astype(np.float64)
+    return ratio_of(classes, values * weights, weights, bounds, harm=harm, room=room)
 
 
 def hit_change(classes: Codes, before: Bools, after: Bools, counted: Bools | None = None) -> Ratio:
@@ -92,7 +115,7 @@ def hit_change(classes: Codes, before: Bools, after: Bools, counted: Bools | Non
     difference. A class that loses more queries than it wins is harmed.
 
     Args:
-        classes: (Q,) int64 codes of the queries' classes, any; C of them differ.
+        classes: (Q,) int64 codes of the queries' classes, any; (Q, K) of units that cross.
         before: (Q,) bool, the query found an item of its class.
         after: (Q,) bool, the same query did with the other model, or on the other gallery.
         counted: (Q,) bool, ``Retrieval.counted`` or a part of it; None for all queries.
@@ -106,7 +129,9 @@ def hit_change(classes: Codes, before: Bools, after: Bools, counted: Bools | Non
             f"a change of hits is of the same queries, got {len(classes)} classes, {len(before)} "
             f"outcomes before, {len(after)} after and {len(kept)} counted"
         )
-    return query_ratio(classes, after.astype(np.float64) - before, kept, (-1.0, 1.0), -1)
+    change = after.astype(np.float64) - before
+    found = float(before[kept].mean()) if kept.any() else 0.0
+    return query_ratio(classes, change, kept, (-1.0, 1.0), -1, (-found, 1.0 - found))
 
 
 def estimate_ratios(
@@ -123,43 +148,103 @@ def estimate_ratios(
     if any(len(part) != C for one in ratios for part in (one.totals, one.counts)):
         raise InputError("the statistics are of different numbers of classes")
     _check_replicates(replicates)
+    kinds = np.arange(C)[:, None] if ratios[0].kinds is None else ratios[0].kinds
+    sets = unit_sets(kinds)
     totals = np.stack([one.totals for one in ratios], axis=1).astype(np.float64)
     counts = np.stack([one.counts for one in ratios], axis=1).astype(np.float64)
-    drawn = np.concatenate(
-        [_quotient(W @ totals, W @ counts) for W in half_samples(C, replicates, rng)]
-    )
     whole = _quotient(totals.sum(axis=0), counts.sum(axis=0))
+    drawn = [_replicates(part, totals, counts, replicates, rng) for part in kinds.T]
+    if len(drawn) > 1:
+        beyond = totals - np.nan_to_num(whole) * counts
+        scale = np.array([_scale(sets, one) for one in beyond.T])
+        drawn = [whole + scale * sum(one - whole for one in drawn)]
     return [
-        replace(
-            _estimate(whole[s], drawn[:, s], _classes(one), one.bounds, _rare(one)),
-            least_p=0.5 ** int((one.counts > 0).sum()),
-            skew=_skew(one),
-        )
-        for s, one in enumerate(ratios)
+        _ratio_estimate(one, whole[s], drawn[0][:, s], kinds, sets) for s, one in enumerate(ratios)
     ]
 
 
-def estimate_same(
-    sums: ClassSums | QuerySums, replicates: int, rng: np.random.Generator
+def _replicates(
+    units: Codes, totals: Floats, counts: Floats, replicates: int, rng: np.random.Generator
+) -> Floats:
+    """(B, S) statistics of half-samples of the units (C,) of one kind."""
+    n = int(units.max(initial=-1)) + 1
+    if n < len(units):  # cells of several kinds of units
+        totals, counts = (
+            np.stack([_sums(units, one) for one in part.T], axis=1) for part in (totals, counts)
+        )
+    return np.concatenate(
+        [_quotient(W @ totals, W @ counts) for W in half_samples(n, replicates, rng)]
+    )
+
+
+def _scale(sets: Sequence[UnitSet], beyond: Floats) -> float:
+    """What brings draws of each kind on its own, added up, to the scatter of all together."""
+    second, _, alone = powers(sets, beyond)
+    return float(np.sqrt(second / alone.sum())) if alone.sum() > 0 else 1.0
+
+
+def _ratio_estimate(
+    one: Ratio, value: float, drawn: Floats, kinds: Codes, sets: Sequence[UnitSet]
 ) -> Estimate:
-    """The mean over same-class pairs of the cosine, or of its change: ``sums`` says of what."""
+    """One statistic of its draws (B,), with what half-samples do not see."""
+    totals, counts = one.totals.astype(np.float64), one.counts.astype(np.float64)
+    by_kind = [tuple(_sums(at, one) for one in (totals, counts)) for at in kinds.T]
+    there = [int((n > 0).sum()) for _, n in by_kind]
+    least = min(there)
+    rare = [found for t, n in by_kind if one.harm and (found := rare_changes(t, n))]
+    estimate = replace(
+        _estimate(value, drawn, least, one.bounds, rare),
+        n_classes=least if one.n_classes is None else one.n_classes,
+    )
+    one_way = not totals.min(initial=0) < 0 < totals.max(initial=0)
+    if rare or not (one.harm or one_way) or not counts.sum():
+        return estimate
+    # No unit that was not seen is thought of where values are continuous and harm is not counted.
+    size = float(counts.sum()) / least if one.harm else 0.0
+    low, high = (
+        skew_of(totals, counts, sets, size=size, worst=worst) for worst in one.room or one.bounds
+    )
+    return replace(estimate, skew_low=low, skew_high=high)
+
+
+def _sums(units: Codes, values: Floats) -> Floats:
+    """The values (C,) of each unit's cells together."""
+    return np.bincount(units, values).astype(np.float64)
+
+
+def estimate_same(
+    sums: ClassSums | QuerySums,
+    replicates: int,
+    rng: np.random.Generator,
+    classes: Codes | None = None,
+) -> Estimate:
+    """The mean over same-class pairs of the cosine, or of its change: ``sums`` says of what.
+
+    ``classes``: (Q,) or (Q, K), what is drawn where the sums are of Q queries; None: each query.
+    """
     totals, counts = sums.same
-    ratio = Ratio(totals=totals, counts=counts.astype(np.float64), bounds=(-2.0, 2.0))
-    return estimate_ratios([ratio], replicates, rng)[0]
+    if classes is None or isinstance(sums, ClassSums):
+        classes = np.arange(len(counts))
+    one = ratio_of(classes, totals, counts.astype(np.float64), (-2.0, 2.0))
+    return estimate_ratios([one], replicates, rng)[0]
 
 
 def estimate_diff(
-    sums: ClassSums | QuerySums, replicates: int, rng: np.random.Generator
+    sums: ClassSums | QuerySums,
+    replicates: int,
+    rng: np.random.Generator,
+    classes: Codes | None = None,
 ) -> Estimate:
     """The mean over different-class pairs of the cosine, or of its change.
 
     A class is drawn with its queries and its gallery rows, so a replicate weighs the pairs of
-    classes c and c' by w_c w_c'; gallery rows of other classes keep the weight 1. Where
-    relevance was judged, a query is a class and the gallery stays. In O(B C D).
+    classes c and c' by w_c w_c'; gallery rows of other classes keep the weight 1. Where the sums
+    are of queries, the gallery stays; ``classes`` as in ``estimate_same``. In O(B C D).
     """
     if isinstance(sums, QuerySums):
         totals, counts = sums.diff
-        one = Ratio(totals=totals, counts=counts.astype(np.float64), bounds=(-2.0, 2.0))
+        every = np.arange(len(counts)) if classes is None else classes
+        one = ratio_of(every, totals, counts.astype(np.float64), (-2.0, 2.0))
         return estimate_ratios([one], replicates, rng)[0]
     _check_replicates(replicates)
     nq, ng = sums.n_queries.astype(np.float64), sums.n_gallery.astype(np.float64)
@@ -180,7 +265,7 @@ def estimate_diff(
             count -= weights.sum(axis=1)
         drawn.append(_quotient(total, count))
     means = sums.means()
-    return _estimate(means.cos_diff, np.concatenate(drawn), len(nq), (-2.0, 2.0), None)
+    return _estimate(means.cos_diff, np.concatenate(drawn), len(nq), (-2.0, 2.0))
 
 
 def estimate_pairs(
@@ -196,28 +281,40 @@ def estimate_pairs(
 
     A pair weighs w_a w_b, and w_a where both items are of class a: Owen's pigeonhole bootstrap
     (Annals of Applied Statistics 1, 2007), too wide where hardly two pairs share a class. ``harm``
-    as in ``Ratio``, counted by the first class, with values from -1 to 1.
+    as in ``Ratio``, counted by the first class, with values from -1 to 1. Codes (P, K) are of units
+    of K kinds: each kind is drawn on its own, and what they move the mean by is added up, which is
+    too wide where two pairs share a unit of both kinds.
     """
     _check_replicates(replicates)
-    C = int(max(first.max(initial=-1), second.max(initial=-1))) + 1
+    ends = [one[:, None] if one.ndim == 1 else one for one in (first, second)]
+    whole = float(values.mean()) if len(values) else float("nan")
+    drawn = np.zeros(replicates)
+    bounds = (-1.0, 1.0) if harm else (-2.0, 2.0)
+    n_classes: list[int] = []
+    rare: list[Rare] = []
+    for a, b in zip(ends[0].T, ends[1].T, strict=True):
+        C = int(max(a.max(initial=-1), b.max(initial=-1))) + 1
+        n_classes.append(len(np.union1d(a, b)))
+        drawn += _pair_replicates(values, a, b, half_samples(C, replicates, rng)) - whole
+        if harm:
+            found = rare_changes(_sums(a, values), _sums(a, np.ones(len(a))))
+            rare += [found] if found else []
+    return _estimate(whole, whole + drawn, min(n_classes), bounds, rare)
+
+
+def _pair_replicates(
+    values: Floats, first: Codes, second: Codes, weights: Iterator[Floats]
+) -> Floats:
+    """(B,) means of the values (P,) of pairs of units, under each of the weights (B, C)."""
     one_class = first == second
     drawn = []
-    for W in half_samples(C, replicates, rng):
+    for W in weights:
         step = max(1, _CELLS // max(len(values), 1))
         for start in range(0, len(W), step):
             w = W[start : start + step]
-            weights = w[:, first] * np.where(one_class, 1.0, w[:, second])
-            drawn.append(_quotient(weights @ values, weights.sum(axis=1)))
-    whole = float(values.mean()) if len(values) else float("nan")
-    bounds = (-1.0, 1.0) if harm else (-2.0, 2.0)
-    by_class = Ratio(
-        totals=np.bincount(first, values, minlength=C).astype(np.float64),
-        counts=np.bincount(first, minlength=C).astype(np.float64),
-        bounds=bounds,
-        harm=harm,
-    )
-    n_classes = len(np.union1d(first, second))
-    return _estimate(whole, np.concatenate(drawn), n_classes, bounds, _rare(by_class))
+            each = w[:, first] * np.where(one_class, 1.0, w[:, second])
+            drawn.append(_quotient(each @ values, each.sum(axis=1)))
+    return np.concatenate(drawn)
 
 
 def _estimate(
@@ -225,9 +322,9 @@ def _estimate(
     drawn: Floats,
     n_classes: int,
     bounds: tuple[float, float],
-    rare: Rare | None,
+    rare: Sequence[Rare] = (),
 ) -> Estimate:
-    """One estimate of its replicates, which are NaN where they are empty."""
+    """One estimate of its replicates, NaN where they are empty; ``rare`` by kinds of units."""
     empty = np.isnan(drawn)
     return Estimate(
         value=float(value),
@@ -236,40 +333,13 @@ def _estimate(
         n_classes=n_classes,
         least_p=0.5**n_classes,
         bounds=bounds,
-        rare=rare,
+        rare=min(rare, key=lambda one: one.n, default=None),
     )
-
-
-def _classes(ratio: Ratio) -> int:
-    return int((ratio.counts > 0).sum()) if ratio.n_classes is None else ratio.n_classes
 
 
 def _check_replicates(replicates: int) -> None:
     if replicates < 1:
         raise InputError(f"at least one replicate is needed, got {replicates}")
-
-
-def _rare(ratio: Ratio) -> Rare | None:
-    """Where few classes changed: how many of them for the worse, of Kish's effective number."""
-    changed = int((ratio.totals != 0).sum())
-    counts = np.asarray(ratio.counts, dtype=np.float64)
-    if ratio.harm == 0 or changed > _FEW or counts.sum() == 0:
-        return None
-    fell, rose = int((ratio.totals < 0).sum()), int((ratio.totals > 0).sum())
-    effective = int(counts.sum() ** 2 / (counts**2).sum())
-    return Rare(fell=min(fell, effective), rose=min(rose, effective), n=effective)
-
-
-def _skew(ratio: Ratio) -> Skew | None:
-    """Where no class moved against the others, so that contributions cannot be symmetric."""
-    total, counts = ratio.totals.sum(), ratio.counts.sum()
-    if counts == 0 or _rare(ratio) or ratio.totals.min() < 0 < ratio.totals.max():
-        return None
-    beyond = ratio.totals - total / counts * ratio.counts
-    scatter = float(np.sqrt((beyond**2).sum()))
-    if scatter <= SYMMETRIC * abs(ratio.totals).sum():
-        return None
-    return Skew(error=scatter / counts, skewness=float(((beyond / scatter) ** 3).sum()))
 
 
 def _quotient(total: Floats, count: Floats) -> Floats:

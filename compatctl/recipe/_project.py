@@ -59,10 +59,10 @@ class Project:
 
     ``data_root`` is a folder besides that of the data in which its images may lie;
     ``policy`` is the name of a shipped policy or the path of a file; ``slices`` are columns of the
-    data whose values are judged one by one; ``threshold`` is the cosine at which the deployed
-    system accepts; ``junit``, ``markdown`` and ``metrics`` are files that verify writes besides;
-    ``factories`` is the code that a recipe may name, modules and callables; ``gate`` is how verify
-    is asked besides.
+    data whose values are judged one by one; ``cluster`` are columns whose values are resampled as
+    units, besides classes; ``threshold`` is the cosine at which the deployed system accepts;
+    ``junit``, ``markdown`` and ``metrics`` are files that verify writes besides; ``factories`` is
+    the code that a recipe may name, modules and callables; ``gate`` is how verify is asked besides.
     """
 
     format: int = field(default=1, metadata=between(1, 1))
@@ -78,6 +78,7 @@ class Project:
     markdown: Path | None = None
     metrics: Path | None = None
     slices: tuple[str, ...] = ()
+    cluster: tuple[str, ...] = ()
     threshold: float | None = field(default=None, metadata=between(-1.0, 1.0))
     split: Split = Split()
     factories: tuple[str, ...] = FACTORIES

@@ -52,9 +52,15 @@ def report_sheet(console: Console, report: Any) -> None:
     console.print(f"next: {report.next_step}")
 
 
+def _units(group: Any) -> str:
+    from compatctl.core.gate import units
+
+    return cell(units(group.n_classes, group.unit))
+
+
 def _group(console: Console, group: Any) -> None:
     console.print(
-        f"{cell(group.name)}: {group.n_queries} queries of {group.n_classes} classes"
+        f"{cell(group.name)}: {group.n_queries} queries of {_units(group)}"
         f"{_left_out(group.n_without_match)}"
     )
     ks = sorted(group.recall["old_old"], key=int)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from compatctl.core.gate import Check
+from compatctl.core.gate import Check, units
 from compatctl.report._report import Group, Report
 
 _MARK = {"pass": "pass", "fail": "**FAIL**", "inconclusive": "*cannot tell*"}
@@ -41,7 +41,8 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _retrieval(group: Group) -> Iterator[str]:
     ks = sorted(group.recall["old_old"], key=int)
-    yield f"{group.n_queries} queries of {group.n_classes} classes ({_text(group.name)})"
+    of = units(group.n_classes, group.unit)
+    yield f"{group.n_queries} queries of {_text(of)} ({_text(group.name)})"
     yield ""
     yield "| query / gallery | " + " | ".join(f"recall@{k}" for k in ks) + " |"
     yield "|---|" + "---|" * len(ks)
@@ -69,7 +70,8 @@ def _checks(title: str, checks: list[Check]) -> Iterator[str]:
             yield f"- {_text(one.name)}: {_text(one.detail)}"
             if one.needed:
                 yield (
-                    f"  About {one.needed.classes} classes ({one.needed.queries} queries) would "
+                    f"  About {_text(units(one.needed.classes, one.unit))} ({one.needed.queries} "
+                    "queries) would "
                     f"settle it, were the estimate the truth."
                 )
     yield ""

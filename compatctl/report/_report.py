@@ -100,12 +100,14 @@ class Group:
     Keys are query model and gallery: ``new_old`` is new queries on the old gallery, ``new_mixed``
     on one of which the new model embedded a half. ``rank_bias``: share of the first ten answers
     there that the new model embedded, less that share of the gallery. ``slices``: each slice's
-    queries that have something to find.
+    queries that have something to find. ``unit``: what was resampled, ``class``, ``query`` or
+    columns of the data, which cross; ``n_classes``: units of the scarcest.
     """
 
     name: str
     n_queries: int
     n_classes: int
+    unit: tuple[str, ...]
     n_without_match: int
     recall: dict[str, dict[str, float]]
     cmc: dict[str, tuple[float, ...]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compatctl.core.gate import Check, Verdict
+from compatctl.core.gate import Check, Verdict, units
 
 
 def summary(verdict: Verdict) -> str:
@@ -39,8 +39,8 @@ def _name(check: Check) -> str:
 
 
 def _needed(checks: Sequence[Check]) -> str:
-    wanted = [check.needed for check in checks if check.needed]
+    wanted = [(check.needed, check.unit) for check in checks if check.needed]
     if not wanted:
         return ""
-    most = max(wanted, key=lambda one: one.classes)
-    return f" About {most.classes} classes with {most.queries} queries would."
+    most, unit = max(wanted, key=lambda one: one[0].classes)
+    return f" About {units(most.classes, unit)} with {most.queries} queries would."

@@ -224,7 +224,7 @@ def test_the_whole_interval_decides():
 
 def test_a_gain_at_the_limit_is_not_beyond_it():
     """The same gain in all classes passes just below itself, not at it, and fails just above."""
-    found = [gain(np.full(40, 1.0))]
+    found = [gain(np.full(40, 1.0), harm=0)]
     for least, outcome in ((0.0999, "pass"), (0.1, "inconclusive"), (0.1001, "fail")):
         assert judge(replace(POLICY, min_recall_gain=least), found).outcome == outcome
 
@@ -301,18 +301,19 @@ def test_too_few_classes_cannot_tell():
 
 def test_slices_have_their_own_least_number():
     """A slice is held to the policy's size of slices, and not to its number of classes."""
-    part = {"name": "slice_gain", "group": "unseen, dark"}
+    part = {"name": "slice_gain", "group": "unseen, dark", "harm": 0}
     policy = replace(POLICY, slice_min_queries=60, min_queries=300)
     verdict = judge(policy, [BETTER, gain(changes(0.3, C=12), n_queries=60, **part)])
-    assert only(verdict, **part).outcome == "pass"
+    assert only(verdict, "slice_gain", "unseen, dark").outcome == "pass"
     short = judge(policy, [BETTER, gain(changes(0.3, C=12), n_queries=59, **part)])
-    assert only(short, **part).outcome == "inconclusive"
-    assert "only 59 of the 60 queries" in only(short, **part).detail
+    check = only(short, "slice_gain", "unseen, dark")
+    assert check.outcome == "inconclusive"
+    assert "only 59 of the 60 queries" in check.detail
 
 
 def test_a_small_slice_has_no_say():
     """A slice below the least size is shown, and neither fails nor holds up the verdict."""
-    part = gain(changes(-0.3, C=12), name="slice_gain", group="unseen, dark", n_queries=30)
+    part = gain(changes(-0.3, C=12), "slice_gain", "unseen, dark", harm=0, n_queries=30)
     verdict = judge(POLICY, [BETTER, part])
     check = only(verdict, "slice_gain", "unseen, dark")
     assert (check.decides, check.outcome) == (False, "inconclusive")
@@ -461,7 +462,8 @@ def test_untouched_rows_need_queries_of_their_own():
     few = gain(changes(0.2, C=9), "untouched_gain")
     check = only(judge(POLICY, [BETTER, few]), "untouched_gain")
     assert (check.outcome, check.decides) == ("inconclusive", True)
-    assert judge(POLICY, [BETTER, gain(changes(0.2, C=10), "untouched_gain")]).outcome == "pass"
+    enough = gain(changes(0.2, C=10), "untouched_gain", harm=0)
+    assert judge(POLICY, [BETTER, enough]).outcome == "pass"
 
 
 def test_a_check_stands_once():
@@ -622,7 +624,8 @@ def test_a_check_passes_only_beyond_its_limit(means, least):
 
 def test_needed_classes_grow_as_the_effect_shrinks():
     """Half the effect needs four times the classes, at as many queries a class as now."""
-    needed = [only(judge(POLICY, [gain(changes(mean))])).needed for mean in (0.04, 0.02, 0.01)]
+    found = [gain(changes(mean), harm=0) for mean in (0.04, 0.02, 0.01)]
+    needed = [only(judge(POLICY, [one])).needed for one in found]
     assert all(one.to_show == "pass" for one in needed)
     classes = [one.classes for one in needed]
     assert classes[1] / classes[0] == pytest.approx(4, rel=0.1)

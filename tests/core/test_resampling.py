@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from compatctl.core import resampling
 from compatctl.core.binomial import tail, upper_limit
-from compatctl.core.class_sums import class_sums, query_sums
+from compatctl.core.class_sums import QuerySums, class_sums, labelled_query_sums, query_sums
 from compatctl.core.estimate import Estimate, Rare
 from compatctl.core.resampling import (
     Ratio,
@@ -22,7 +23,9 @@ from compatctl.core.resampling import (
     estimate_same,
     half_samples,
     hit_change,
+    query_ratio,
 )
+from compatctl.core.units import crossed
 from compatctl.errors import InputError
 
 ONE = (-1.0, 1.0)
@@ -443,9 +446,9 @@ def test_intervals_and_p_values_agree(estimate, alpha, data):
         for changed in (estimate.rare.fell, estimate.rare.rose):
             guard = upper_limit(changed, estimate.rare.n, alpha / 2)
             assume(guard == 1.0 or abs(abs(t) - guard) > 1e-9)
-    if estimate.skew is not None:
-        for level in (alpha / 2, 1 - alpha / 2):
-            end = estimate.value - estimate.skew.distance(level)
+    for skew, level in ((estimate.skew_low, 1 - alpha / 2), (estimate.skew_high, alpha / 2)):
+        if skew is not None:
+            end = estimate.value - skew.distance(level)
             assume(abs(t - end) > 1e-6 * max(1.0, abs(end)))
     assert (low > t) == (estimate.p_above(t) <= alpha / 2)
     assert (high < t) == (estimate.p_below(t) <= alpha / 2)
@@ -532,7 +535,8 @@ def test_five_changed_classes_are_bounded_and_six_are_not():
     totals = np.zeros(60)
     totals[:6] = -1.0
     assert one(totals, harm=-1).rare is None
-    assert one(totals, harm=-1).interval(0.95)[0] > -0.03
+    # The binomial says that up to a tenth of the classes could be lost, which is all they had.
+    assert one(totals, harm=-1).interval(0.95)[0] > -upper_limit(5, 60, 0.025)
     totals[5] = 0.0
     assert one(totals, harm=0).rare is None
 
@@ -580,23 +584,124 @@ def test_intervals_of_few_unequal_classes_hold_the_truth():
     assert 5 < missed < 47
 
 
-def test_one_sided_changes_are_skewed_and_the_interval_says_so():
-    """Where no class moves the other way, the interval is Hall's at least: longer towards harm."""
+def test_asymmetric_changes_are_skewed_and_the_interval_says_so():
+    """The interval is Hall's at least, with a quarter of a class that lost or won all it could."""
     totals = np.zeros(200)
     totals[:12] = 1.0
     estimate = one(totals, bounds=(0.0, 1.0), harm=1)
-    assert estimate.skew is not None
-    beyond = totals - totals.sum() / 2000 * 10
-    error = math.sqrt(float((beyond**2).sum())) / 2000
-    skewness = float((beyond**3).sum()) / float((beyond**2).sum()) ** 1.5
-    assert estimate.skew.error == pytest.approx(error)
-    assert estimate.skew.skewness == pytest.approx(skewness)
     low, high = estimate.interval(0.95)
     assert high - estimate.value > estimate.value - low
-    # Hall's transformation of the studentised distance to the upper end is the normal quantile.
-    t = (estimate.value - high) / error
+    # The upper end: a class of ten queries that all flipped, with the weight 1/4.
+    share = (12 + 0.25 * 10) / (2000 + 0.25 * 10)
+    beyond = np.append(totals, 10.0) - share * 10
+    weights = np.append(np.ones(200), 0.25)
+    scatter = math.sqrt(float(weights @ beyond**2))
+    skewness = float(weights @ beyond**3) / scatter**3
+    error = scatter / 2002.5
+    assert estimate.skew_high.error == pytest.approx(error)
+    assert estimate.skew_high.skewness == pytest.approx(skewness)
+    assert estimate.skew_high.shift == pytest.approx(share - estimate.value)
+    # Hall's transformation of the studentised distance to the end is the normal quantile.
+    t = (share - high) / error
     assert t + skewness * (t**2 / 3 + 1 / 6) + skewness**2 * t**3 / 27 == pytest.approx(
         -1.959964, abs=1e-4
     )
-    totals[12] = -1.0
-    assert one(totals, harm=-1).skew is None
+
+
+def test_room_bounds_what_an_unseen_class_can_lose():
+    """Where the old model finds a tenth, an unseen class loses a tenth at most."""
+    totals = rng(30).integers(-3, 4, 60).astype(np.float64)
+    wide, tight = (
+        estimate_ratios([replace(ratio(totals, harm=-1), room=room)], 1999, rng(31))[0]
+        for room in (None, (-0.1, 0.9))
+    )
+    for skew, worst in ((tight.skew_low, -0.1), (tight.skew_high, 0.9), (wide.skew_low, -1.0)):
+        assert skew.shift == pytest.approx(0.25 * (worst - tight.value) / 60.25)
+    assert tight.interval(0.95)[0] > wide.interval(0.95)[0]
+
+
+def test_continuous_values_of_both_signs_have_no_unseen_class():
+    """Where no harm can be counted half-samples stand alone, unless all classes move one way."""
+    totals = rng(32).normal(size=60)
+    assert one(totals, harm=0).skew_low is one(totals, harm=0).skew_high is None
+    assert one(np.abs(totals), harm=0).skew_low.shift == 0.0
+
+
+# Units of several kinds
+
+
+def crossed_replicates(ratio, B, seed):
+    """Slow: draws of each kind on its own, added up, at the scatter of all kinds together."""
+    draw, value = rng(seed), ratio.totals.sum() / ratio.counts.sum()
+    beyond = ratio.totals - value * ratio.counts
+    added, alone = np.zeros(B), []
+    for units in ratio.kinds.T:
+        W = np.concatenate(list(half_samples(units.max() + 1, B, draw)))[:, units]
+        with np.errstate(invalid="ignore"):
+            added += (W @ ratio.totals) / (W @ ratio.counts) - value
+        alone.append(sum(beyond[units == u].sum() ** 2 for u in np.unique(units)))
+    together = sum(
+        beyond[i] * beyond[j]
+        for i in range(len(beyond))
+        for j in range(len(beyond))
+        if (ratio.kinds[i] == ratio.kinds[j]).any()
+    )
+    return value + added * math.sqrt(max(together, *alone) / sum(alone))
+
+
+@pytest.mark.parametrize("K", [2, 3])
+def test_crossed_units_equal_a_loop(K):
+    """Replicates move by every kind, as much as pairs of queries that share a unit say."""
+    for seed in range(8):
+        draw = rng(seed)
+        classes = draw.integers(0, 14, (90, K))
+        made = query_ratio(classes, draw.integers(-1, 2, 90) * 1.0, draw.random(90) < 0.9, ONE, -1)
+        assert made.kinds.shape == (len(np.unique(classes, axis=0)), K)
+        found = estimate_ratios([made], 200, rng(seed + 50))[0]
+        np.testing.assert_allclose(
+            found.replicates, np.sort(crossed_replicates(made, 200, seed + 50)), atol=1e-12
+        )
+        assert found.n_classes == 14
+
+
+def test_units_within_units_say_nothing():
+    """Users of one class each, and a copy of the classes, leave the classes alone."""
+    classes = np.repeat(np.arange(10), 6)
+    users = np.arange(60) // 2
+    assert crossed([classes, users, classes.copy()])[1] == (0,)
+    assert crossed([users, classes])[1] == (1,)
+    across = np.arange(60) % 4
+    kept, at = crossed([classes, users, across])
+    assert at == (0, 2)
+    assert np.array_equal(kept, np.stack([classes, across], axis=1))
+    with pytest.raises(InputError, match="at most 4 kinds"):
+        crossed([rng(k).integers(0, 5, 60) for k in range(5)])
+
+
+def test_sums_of_queries_equal_those_of_classes():
+    """The same means, whichever is kept; and the sums of a class are those of its queries."""
+    draw = rng(33)
+    queries, gallery = unit(draw.normal(size=(20, 4))), unit(draw.normal(size=(15, 4)))
+    labels, theirs = np.arange(20) % 4, np.arange(15) % 6
+    own = np.where(np.arange(20) < 9, np.arange(20), -1)
+    parts = queries, labels, gallery, theirs, own
+    by_class, by_query = class_sums(*parts), labelled_query_sums(*parts)
+    assert astuple(by_query.means()) == pytest.approx(astuple(by_class.means()))
+    for mine, classwise in zip(by_query.same, by_class.same, strict=True):
+        np.testing.assert_allclose(np.bincount(labels, mine), classwise, atol=1e-12)
+    cosines = queries @ gallery.T
+    different = (labels[:, None] != theirs) & (own[:, None] != np.arange(15))
+    np.testing.assert_allclose(by_query.diff[0], (cosines * different).sum(axis=1), atol=1e-12)
+    assert by_query.diff[1].tolist() == different.sum(axis=1).tolist()
+
+
+def test_sums_of_queries_are_drawn_by_what_is_named():
+    """Copies of a query: drawn one by one their spread is that of many, by class that of few."""
+    totals = np.repeat(rng(34).normal(size=12), 20)
+    sums = QuerySums(same=(totals, np.ones(240, int)), diff=(totals, np.ones(240, int)))
+    classes = np.repeat(np.arange(12), 20)
+    for function in (estimate_same, estimate_diff):
+        alone = function(sums, 1999, rng(35))
+        together = function(sums, 1999, rng(35), classes)
+        assert together.spread > 3 * alone.spread
+        assert (alone.n_classes, together.n_classes) == (240, 12)

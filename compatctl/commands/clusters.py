@@ -1,0 +1,67 @@
+"""What is resampled: the queries' classes, crossed with the columns that were named as clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compatctl.commands.trial import Rows
+from compatctl.core.units import crossed
+from compatctl.data import Dataset
+from compatctl.errors import InputError
+
+CLASS, QUERY = "class", "query"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawn:
+    """``classes`` (Q,), or (Q, K) where K kinds of units cross; ``unit`` says what each kind is."""
+
+    classes: Rows
+    unit: tuple[str, ...]
+
+
+def drawn(labels: Rows, columns: Mapping[str, Sequence[str]], *, judged: bool = False) -> Drawn:
+    """What is drawn of queries with these class codes (Q,) and values (Q,) of each cluster column.
+
+    A query without a value is a unit of its own. Classes are always drawn as well, unless each lies
+    within a unit of a column, and a column has no say where each of its units lies within a class.
+    Where relevance was ``judged`` and all queries have one label, that is no class: then it is the
+    columns alone, or each query.
+    """
+    kinds = {CLASS: labels} | {name: _codes(values) for name, values in columns.items()}
+    if judged and len(np.unique(labels)) < 2:
+        del kinds[CLASS]
+    if not kinds:
+        return Drawn(classes=np.arange(len(labels)), unit=(QUERY,))
+    classes, kept = crossed(list(kinds.values()))
+    names = list(kinds)
+    return Drawn(classes=classes, unit=tuple(names[at] for at in kept))
+
+
+def columns_of(data: Dataset, rows: Iterable[int], names: Iterable[str]) -> dict[str, list[str]]:
+    """The values of some columns for some rows of the data; empty where an item has none.
+
+    Raises:
+        InputError: a column that no item of the data has.
+    """
+    wanted = tuple(names)
+    known = {name for item in data.items for name in item.slices} if wanted else set()
+    rows = list(rows)
+    for column in wanted:
+        if column not in known:
+            raise InputError(
+                f"no item of the data has the column {column}",
+                tip=f"columns: {', '.join(sorted(known)) or 'none'}",
+            )
+    return {name: [data.items[row].slices.get(name, "") for row in rows] for name in wanted}
+
+
+def _codes(values: Sequence[str]) -> Rows:
+    """(Q,) codes of the values; one of its own for every empty value."""
+    named = np.array([bool(value) for value in values], dtype=bool)
+    codes = np.unique(np.array(values, dtype=object), return_inverse=True)[1].astype(np.int64)
+    codes[~named] = len(values) + np.flatnonzero(~named)
+    return codes

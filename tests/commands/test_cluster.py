@@ -1,0 +1,144 @@
+"""--cluster: units that are no classes, from the flag to the report; and judgments keep classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shop_kit import Result, run
+
+CLASSES, USERS = 30, 24
+Rows = dict[str, Any]
+
+
+def table(new: bool, **more: Any) -> Rows:
+    """600 queries, 20 a class and 25 a user, and a gallery; users move together with the new model.
+
+    A query that finds nothing lies on a gallery item of no class among them.
+    """
+    rng = np.random.default_rng(3)
+    label, user = np.arange(600) % CLASSES, np.arange(600) // 25
+    moved = np.random.default_rng(4).random(USERS)[user]
+    hit = rng.random(600) < (moved if new else 0.5)
+    gallery = np.eye(CLASSES + 1, dtype=np.float32)
+    ids = [*(f"q{i}" for i in range(600)), *(f"g{i}" for i in range(CLASSES + 1))]
+    names = [f"u{one}" for one in user] + [""] * (CLASSES + 1)
+    return {
+        "ids": np.array(ids),
+        "labels": np.array([f"c{one}" for one in (*label, *range(CLASSES + 1))]),
+        "role": np.array(["query"] * 600 + ["gallery"] * (CLASSES + 1)),
+        "features": np.concatenate([gallery[np.where(hit, label, CLASSES)], gallery]),
+        "user": np.array(names),
+        "batch": np.array([f"b{int(one[1:]) // 3}" if one else "" for one in names]),
+        **more,
+    }
+
+
+def verify(folder: Path, *more: object, **columns: Any) -> tuple[Result, Rows]:
+    """What the command gave, and its report."""
+    for name in ("old", "new"):
+        np.savez(folder / f"{name}.npz", **table(name == "new", **columns))
+    report = folder / "report.json"
+    paths = (folder / "old.npz", folder / "new.npz")
+    done = run("verify", *paths, "--report", report, "--no-self-test", *more)
+    return done, json.loads(report.read_bytes()) if report.exists() else {}
+
+
+def gain(report: Rows) -> Rows:
+    """The deciding check."""
+    return next(one for one in report["verdict"]["checks"] if one["name"] == "recall_gain")
+
+
+def length(report: Rows) -> float:
+    """Of the gain's interval."""
+    return float(gain(report)["high"] - gain(report)["low"])
+
+
+def test_a_cluster_crosses_the_classes(tmp_path: Path) -> None:
+    """Intervals allow for users besides classes; the scarcer unit is counted, and named."""
+    _, plain = verify(tmp_path)
+    _, by_user = verify(tmp_path, "--cluster", "user")
+    assert (gain(plain)["unit"], gain(plain)["n_classes"]) == (["class"], CLASSES)
+    assert (gain(by_user)["unit"], gain(by_user)["n_classes"]) == (["class", "user"], USERS)
+    assert gain(plain)["estimate"] == gain(by_user)["estimate"]
+    assert length(by_user) > 1.5 * length(plain)
+    group = by_user["groups"][0]
+    assert (group["unit"], group["n_classes"]) == (["class", "user"], USERS)
+
+
+def test_two_columns_cross_and_a_finer_one_says_nothing(tmp_path: Path) -> None:
+    """Users lie within batches: naming both is naming the batches, of which there are too few."""
+    _, both = verify(tmp_path, "--cluster", "user", "--cluster", "batch")
+    done, batches = verify(tmp_path, "--cluster", "batch")
+    assert gain(both) == gain(batches)
+    assert (gain(both)["unit"], gain(both)["n_classes"]) == (["class", "batch"], 8)
+    assert done.code == 4
+    assert "8 each of classes and values of batch and 20 are asked for" in gain(both)["detail"]
+
+
+def test_queries_without_a_value_are_units_of_their_own(tmp_path: Path) -> None:
+    """An empty column says nothing besides the classes; one empty value is one unit more."""
+    _, plain = verify(tmp_path)
+    _, empty = verify(tmp_path, "--cluster", "user", user=np.array([""] * 631))
+    assert gain(empty) == gain(plain)
+    user = table(False)["user"]
+    user[:2] = ""
+    _, two = verify(tmp_path, "--cluster", "user", user=user)
+    assert gain(two)["n_classes"] == USERS + 2
+
+
+def test_a_column_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    """Exit 5 and no report."""
+    done, report = verify(tmp_path, "--cluster", "person")
+    assert (done.code, report) == (5, {})
+    assert "no column person" in done.stderr
+    assert "columns: user, batch" in done.stderr
+
+
+def test_slices_are_resampled_by_the_same_units(tmp_path: Path) -> None:
+    """A slice's interval allows for users as well."""
+    half = np.array(["a", "b"])[np.random.default_rng(5).integers(0, 2, 631)]
+    found = []
+    for more in ((), ("--cluster", "user")):
+        _, report = verify(tmp_path, "--slice", "half", *more, half=half)
+        (one,) = [x for x in report["verdict"]["checks"] if x["group"] == "unseen, half=a"]
+        found.append(one)
+    assert found[1]["unit"] == ["class", "user"]
+    assert found[1]["high"] - found[1]["low"] > 1.3 * (found[0]["high"] - found[0]["low"])
+
+
+def test_pairs_are_resampled_by_the_same_units(tmp_path: Path) -> None:
+    """Pairs given by the user say the unit, and their intervals are wider with it."""
+    pairs = [(f"q{i}", f"g{i % CLASSES}", 1) for i in range(300)]
+    pairs += [(f"q{i}", f"g{(i + 1) % CLASSES}", 0) for i in range(300)]
+    (tmp_path / "pairs.csv").write_text(
+        "id_a,id_b,same\n" + "".join(f"{a},{b},{same}\n" for a, b, same in pairs)
+    )
+    found = []
+    for more in ((), ("--cluster", "user")):
+        _, report = verify(tmp_path, "--pairs", tmp_path / "pairs.csv", *more)
+        (one,) = [x for x in report["verdict"]["checks"] if x["name"] == "same_class"
+                  and x["group"] == "pairs"]  # fmt: skip
+        found.append(one)
+    assert [one["unit"] for one in found] == [["class"], ["class", "user"]]
+    assert found[1]["high"] - found[1]["low"] > 1.2 * (found[0]["high"] - found[0]["low"])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_judgments_keep_classes_where_labels_are(tmp_path: Path, labelled: bool) -> None:
+    """Judged relevance is what counts, and classes are what is drawn; each query without labels."""
+    judged = "".join(f"q{i} 0 g{i % CLASSES} 1\n" for i in range(600))
+    (tmp_path / "judged.txt").write_text(judged)
+    _, plain = verify(tmp_path)
+    columns = {} if labelled else {"labels": np.array(["all"] * 631)}
+    _, report = verify(tmp_path, "--qrels", tmp_path / "judged.txt", **columns)
+    assert gain(report)["estimate"] == gain(plain)["estimate"]
+    assert (gain(report)["unit"], gain(report)["n_classes"]) == (
+        (["class"], CLASSES) if labelled else (["query"], 600)
+    )
+    for name in ("same_class", "different_class"):
+        (one,) = [x for x in report["verdict"]["checks"] if x["name"] == name]
+        assert one["n_classes"] == (CLASSES if labelled else 600)
