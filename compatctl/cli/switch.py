@@ -39,6 +39,10 @@ def deploy(
     force: Annotated[
         bool, typer.Option("--force", help="Deploy against the gate; needs --reason.")
     ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Deploy a model that was rolled back; needs --reason."),
+    ] = False,
     reason: Reason = None,
     project: ProjectFile = None,
     store: StorePath = None,
@@ -57,7 +61,8 @@ def deploy(
             project, store=store, data=data, data_root=data_root, policy=policy, report=report_file
         ),
         model=model,
-        forced_reason=_forced_reason(force, reason),
+        forced_reason=None if again else _forced_reason(force, reason),
+        again_reason=_again_reason(force, reason) if again else None,
         dry_run=dry_run,
     )
     show(done, as_json=as_json)
@@ -181,4 +186,12 @@ def _forced_reason(force: bool, reason: str | None) -> str | None:
         raise UsageError("--force needs --reason: it is recorded in the manifest")
     if reason and not force:
         raise UsageError("--reason goes with --force")
+    return reason
+
+
+def _again_reason(force: bool, reason: str | None) -> str:
+    if force:
+        raise UsageError("--force needs no --again: it deploys whatever happened before")
+    if not (reason and reason.strip()):
+        raise UsageError("--again needs --reason: it is recorded in the manifest")
     return reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,26 @@ def need(value: Path | None, entry: str) -> Path:
 def open_store(project: Project) -> Store:
     """The project's store, at its current generation."""
     return Store.open(project.store)
+
+
+REPORT_KEY = "COMPATCTL_REPORT_KEY"
+SHORTEST_KEY = 16
+"""Bytes."""
+
+
+def report_key() -> bytes | None:
+    """The key that reports are signed with, where the environment holds one.
+
+    Raises:
+        UsageError: it is shorter than ``SHORTEST_KEY`` bytes.
+    """
+    key = os.fsencode(os.environ.get(REPORT_KEY, "")).strip()
+    if key and len(key) < SHORTEST_KEY:
+        raise UsageError(
+            f"{REPORT_KEY} holds {len(key)} bytes; a key has at least {SHORTEST_KEY}",
+            tip=f"export {REPORT_KEY}=$(openssl rand -hex 32)",
+        )
+    return key or None
 
 
 def now() -> str:

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from compatctl.commands.admission import Candidate
 from compatctl.commands.binding import refuse_other_question
-from compatctl.commands.context import now, open_store
+from compatctl.commands.context import REPORT_KEY, now, open_store, report_key
 from compatctl.commands.gallery import serves_alike
-from compatctl.commands.rehearsal import papers_of
+from compatctl.commands.rehearsal import Papers, papers_of
 from compatctl.encoder import Encoder
-from compatctl.errors import EvidenceError, GateError, InputError
+from compatctl.errors import EvidenceError, GateError, InputError, UsageError
 from compatctl.files import sha256_bytes
 from compatctl.manifest import Manifest, ModelShare
 from compatctl.recipe import Project, load_policy
-from compatctl.report import Bound, policy_sha256, read_bound
-from compatctl.store import Store
+from compatctl.report import Bound, policy_sha256, read_bound, refuse_other_signature
+from compatctl.store import Store, rolled_back
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployed:
-    """The new generation. ``index_sha256`` is the same before and after."""
+    """The new generation. ``index_sha256`` is the same before and after.
+
+    ``signature`` of the report: ``checked``; ``not checked`` where there is no key here; ``none``.
+    """
 
     generation: int
     query_model_before: str
@@ -34,7 +38,9 @@ class Deployed:
     index_sha256: str
     ef_search: int
     report: str | None
+    signature: Literal["checked", "not checked", "none"]
     forced_reason: str | None
+    again_reason: str | None
     written: bool
 
 
@@ -43,13 +49,19 @@ def deploy(
     *,
     model: Path | None = None,
     forced_reason: str | None = None,
+    again_reason: str | None = None,
     dry_run: bool = False,
 ) -> Deployed:
     """Switch the store's query model to the one that the report verified.
 
+    With ``forced_reason`` the report's verdict, the question and the past do not matter; with
+    ``again_reason`` it does not matter that the model was rolled back.
+
     Raises:
         GateError: no report, a failing one, one for other models, index, policy or data, or one
-            that was asked otherwise than the project says.
+            that was asked otherwise than the project says; its signature is wrong, or missing
+            where the project requires one; the model was rolled back.
+        UsageError: ``again_reason`` for a model that was not.
         EvidenceError: the report is inconclusive.
         InputError: the model's dimension is not the gallery's, or the class registry or the memory
             that was written with it is not there.
@@ -58,15 +70,17 @@ def deploy(
     store = open_store(project)
     manifest = store.manifest
     bound = _report(project, required=forced_reason is None)
+    signature = _signature(project, bound, forced=forced_reason is not None)
     chosen = _candidate(project, model, bound)
     encoder = _of_dimension(chosen, manifest.index.dim)
-    policy = load_policy(project.policy)
-    done = _is_deployed(store, chosen, bound, forced_reason)
+    policy = policy_sha256(load_policy(project.policy))
+    done = _is_deployed(store, chosen, bound, (forced_reason, again_reason))
     if forced_reason is None and not done:
         assert bound is not None
-        refuse_unless_bound(bound, manifest, encoder.sha256, policy_sha256(policy))
+        refuse_unless_bound(bound, manifest, encoder.sha256, policy)
         refuse_other_question(bound.report, project)
-    papers = None if done else papers_of(project, chosen.path, encoder.sha256, bound)
+        _refuse_spent(store, encoder.sha256, again_reason)
+    papers = papers_of(project, chosen.path, encoder.sha256, bound) if not done else None
     ef_search = max(manifest.index.ef_search, (bound.ef_search if bound else None) or 0)
     result = Deployed(
         generation=manifest.generation + (not done),
@@ -75,27 +89,42 @@ def deploy(
         index_sha256=manifest.index.sha256,
         ef_search=ef_search,
         report=bound.sha256 if bound else None,
+        signature=signature,
         forced_reason=forced_reason,
+        again_reason=again_reason,
         written=not dry_run and not done,
     )
     if result.written and papers is not None:
-        with store.transaction(manifest, operation="deploy") as tx:
-            tx.commit(
-                operation="deploy",
-                created_at=now(),
-                query_model=encoder.sha256,
-                index=replace(manifest.index, ef_search=ef_search),
-                models=with_model(manifest, chosen.put(tx, rows=0)),
-                report=tx.put("reports", project.report) if bound else None,
-                policy=policy_sha256(policy),
-                forced_reason=forced_reason,
-                **papers.put(tx, manifest),
-            )
+        _commit(store, result, chosen, papers, bound, policy)
     return result
 
 
+def _commit(  # noqa: PLR0917
+    store: Store,
+    result: Deployed,
+    model: Candidate,
+    papers: Papers,
+    bound: Bound | None,
+    policy: str,
+) -> None:
+    manifest = store.manifest
+    with store.transaction(manifest, operation="deploy") as tx:
+        tx.commit(
+            operation="deploy",
+            created_at=now(),
+            query_model=result.query_model,
+            index=replace(manifest.index, ef_search=result.ef_search),
+            models=with_model(manifest, model.put(tx, rows=0)),
+            report=tx.put("reports", bound.write) if bound else None,
+            policy=policy,
+            forced_reason=result.forced_reason,
+            again_reason=result.again_reason,
+            **papers.put(tx, manifest),
+        )
+
+
 def _is_deployed(
-    store: Store, model: Candidate, bound: Bound | None, forced_reason: str | None
+    store: Store, model: Candidate, bound: Bound | None, reasons: tuple[str | None, str | None]
 ) -> bool:
     """Whether this very deploy was committed already, by a run that was killed before it said so.
 
@@ -103,13 +132,48 @@ def _is_deployed(
     """
     now = store.manifest
     report = bound.sha256 if bound else None
-    if (now.query_model, now.report, now.forced_reason) != (
-        model.encoder.sha256,
-        report,
-        forced_reason,
-    ):
+    if (now.query_model, now.report) != (model.encoder.sha256, report):
+        return False
+    if (now.forced_reason, now.again_reason) != reasons:
         return False
     return serves_alike(store, now, model.encoder)
+
+
+def _refuse_spent(store: Store, model: str, again_reason: str | None) -> None:
+    """A model that was rolled back needs a person's word, whatever a new report says."""
+    spent = rolled_back(store).get(model)
+    if spent is not None and again_reason is None:
+        raise GateError(
+            f"the model {model[:12]} was rolled back by generation {spent}: a report that was made "
+            "before or since does not bring it back",
+            tip="keep the model that serves, or say why: deploy --again --reason '...'",
+        )
+    if spent is None and again_reason is not None:
+        raise UsageError(
+            f"--again: the model {model[:12]} was not rolled back", tip="leave --again out"
+        )
+
+
+def _signature(
+    project: Project, bound: Bound | None, *, forced: bool
+) -> Literal["checked", "not checked", "none"]:
+    """What can be said of the report's signature.
+
+    Raises:
+        GateError: it is wrong, or missing where the project requires one.
+        UsageError: the project requires one, and there is no key here.
+    """
+    key, required = report_key(), project.gate.require_signature and not forced
+    there = bound is not None and bound.report.signature is not None
+    if required and key is None:
+        raise UsageError(
+            f"the project requires signed reports, and {REPORT_KEY} is not set",
+            tip=f"set {REPORT_KEY} to the key that verify signs with",
+        )
+    if bound is None or key is None or not (there or required):
+        return "not checked" if there else "none"
+    refuse_other_signature(bound.report, key)
+    return "checked"
 
 
 def refuse_unless_bound(

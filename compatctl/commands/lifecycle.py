@@ -37,6 +37,7 @@ class Status:
     ef_search: int
     report: str | None
     forced_reason: str | None
+    again_reason: str | None
     registry: str | None
     memory: str | None
     head: str
@@ -106,6 +107,7 @@ def status(project: Project) -> Status:
         ef_search=manifest.index.ef_search,
         report=manifest.report,
         forced_reason=manifest.forced_reason,
+        again_reason=manifest.again_reason,
         registry=manifest.registry,
         memory=manifest.memory,
         head=manifest_digest(manifest),
@@ -206,6 +208,7 @@ def _with_added(
 
 
 def _line(manifest: Manifest) -> Generation:
+    reasons = {"forced": manifest.forced_reason, "again": manifest.again_reason}
     return Generation(
         generation=manifest.generation,
         operation=manifest.operation,
@@ -213,5 +216,5 @@ def _line(manifest: Manifest) -> Generation:
         query_model=manifest.query_model,
         index_sha256=manifest.index.sha256,
         rows=manifest.index.count,
-        note=f"forced: {manifest.forced_reason}" if manifest.forced_reason else "",
+        note="; ".join(f"{why}: {reason}" for why, reason in reasons.items() if reason),
     )

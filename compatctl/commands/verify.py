@@ -13,6 +13,7 @@ from compatctl.commands.binding import question_sha256
 from compatctl.commands.both import Both, deployed, features_of, load_data, load_pair, named
 from compatctl.commands.chain import chain_of
 from compatctl.commands.clusters import columns_of
+from compatctl.commands.context import report_key
 from compatctl.commands.evaluation import Arena, Judged, Stored, field_of, union, without
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.groups import Groups, groups_of
@@ -51,6 +52,7 @@ from compatctl.report import (
     Report,
     StoreId,
     refusal,
+    signed,
 )
 
 
@@ -89,6 +91,8 @@ def verify(
             if not options.dry_run:
                 write_atomic(project.report, refusal(error, FORMAT))
             raise
+    if key := report_key():
+        report = signed(report, key)
     if not options.dry_run:
         write(report, project.report, options.outputs)
     return report

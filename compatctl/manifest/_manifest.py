@@ -64,7 +64,8 @@ class Manifest:
     which judged the query model, ``created_at`` ISO 8601 in UTC. ``restores`` is the generation
     that a rollback went back to: what it says of the model is said again, and of the gallery too,
     but for rows that were added since and are kept. ``oldest`` is the first generation whose files
-    are kept; what only earlier ones name may have been deleted. ``memory`` is the digest of the
+    are kept; what only earlier ones name may have been deleted. ``again_reason`` says why a model
+    that was rolled back serves again. ``memory`` is the digest of the
     rehearsal memory; where there is none the entry is left out of the file, so that stores made
     before there were memories are read as they stand, and their digests stay what they are.
     """
@@ -83,6 +84,7 @@ class Manifest:
     report: str | None = None
     policy: str | None = None
     forced_reason: str | None = None
+    again_reason: str | None = None
     restores: int | None = None
     oldest: int = 1
     tool_version: str = __version__
@@ -218,6 +220,7 @@ _MANIFEST: dict[str, _Rule] = {
     **dict.fromkeys(("operation", "tool_version"), _TEXT),
     "created_at": _WHEN,
     "forced_reason": _or_null(_TEXT),
+    "again_reason": _or_null(_TEXT),
     "restores": _or_null(_whole(1)),
     "oldest": _whole(1),
 }

@@ -36,6 +36,7 @@ class Gate:
     report that was made otherwise.
 
     ``data_sha256`` is the ``question_sha256`` of the report's data: with it deploy needs no data.
+    With ``require_signature`` deploy takes no report that is not signed with its key.
     """
 
     new_threshold: float | None = field(default=None, metadata=between(-1.0, 1.0))
@@ -47,6 +48,7 @@ class Gate:
     self_test: bool = True
     seed: int = field(default=0, metadata=between(0))
     data_sha256: str | None = None
+    require_signature: bool = False
 
     def resolved(self, folder: Path) -> Gate:
         """The same with every relative path taken from ``folder``."""

@@ -19,10 +19,12 @@ from compatctl.report._report import (
     OperatingPoint,
     PairsResult,
     Report,
+    Signature,
     StoreId,
     finite,
     policy_sha256,
 )
+from compatctl.report._signature import refuse_other_signature, signed
 from compatctl.report._summary import summary
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "OperatingPoint",
     "PairsResult",
     "Report",
+    "Signature",
     "StoreId",
     "finite",
     "junit",
@@ -46,5 +49,7 @@ __all__ = [
     "policy_sha256",
     "read_bound",
     "refusal",
+    "refuse_other_signature",
+    "signed",
     "summary",
 ]

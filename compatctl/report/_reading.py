@@ -46,6 +46,10 @@ class Bound:
     sha256: str
     report: Report
 
+    def write(self, target: Path) -> None:
+        """Write the report, as it was read and checked."""
+        target.write_bytes(self.report.to_bytes())
+
 
 def read_bound(path: Path) -> Bound:
     """Read and check a report.
@@ -120,6 +124,8 @@ def _check_types(bound: Bound) -> None:
     """Digests are digests, and a model's name names no other folder."""
     digests = {key: value for key, value in vars(bound).items() if key.endswith("sha256")}
     digests["question_sha256"] = bound.report.data.question_sha256
+    if (signature := bound.report.signature) is not None:
+        digests["signature"] = signature.hmac_sha256
     for key, value in digests.items():
         absent = value is None and key in {"index_sha256", "catalog_sha256", "registry_sha256"}
         if not absent and not (isinstance(value, str) and _DIGEST.fullmatch(value)):

@@ -157,6 +157,14 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Signature:
+    """HMAC-SHA256 (hex) of the report without it; ``key_id``: 8 digits of the key's sha256."""
+
+    key_id: str
+    hmac_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that verify found, in the form that is written, printed and deployed.
 
@@ -183,6 +191,7 @@ class Report:
     warnings: tuple[str, ...]
     summary: str
     next_step: str
+    signature: Signature | None = None
     format: int = FORMAT
     tool_version: str = __version__
 

@@ -29,6 +29,7 @@ from compatctl.store._rollback import (
     restore,
     rollback,
     rollback_plan,
+    rolled_back,
     space_of,
     spaces,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "restore",
     "rollback",
     "rollback_plan",
+    "rolled_back",
     "space_of",
     "spaces",
 ]

@@ -10,7 +10,15 @@ from compatctl.manifest import Manifest
 from compatctl.store._layout import need_blobs
 from compatctl.store._store import Store
 
-OF_THE_MODEL = ("query_model", "registry", "memory", "report", "policy", "forced_reason")
+OF_THE_MODEL = (
+    "query_model",
+    "registry",
+    "memory",
+    "report",
+    "policy",
+    "forced_reason",
+    "again_reason",
+)
 """What a rollback restores of the query model."""
 
 OF_THE_GALLERY = ("index", "catalog", "models")
@@ -161,6 +169,35 @@ def lineage(store: Store, start: Manifest) -> Iterator[Manifest]:
         if not before:
             return
         state = store.generation(before)
+
+
+def rolled_back(store: Store) -> dict[str, int]:
+    """Query models that a rollback took out of service -> the generation that did.
+
+    A model that was put back since, by a deploy or by a rollback to it, is none of them.
+
+    Raises:
+        DamagedError: a generation is missing or changed.
+    """
+    found: dict[str, int] = {}
+    for state in store.history()[1:]:
+        before = store.generation(state.generation - 1)
+        if state.restores is not None:
+            path = [one.generation for one in lineage(store, before)]
+            root = _root(store, state.restores)
+            undone = path[: path.index(root)] if root in path else []
+            found |= {store.generation(one).query_model: state.generation for one in undone}
+        if state.query_model != before.query_model:
+            found.pop(state.query_model, None)
+    return found
+
+
+def _root(store: Store, generation: int) -> int:
+    """The generation whose state this one has: itself, or what it restored whole."""
+    state = store.generation(generation)
+    while state.restores is not None and _whole(store, state, state.restores):
+        state = store.generation(state.restores)
+    return state.generation
 
 
 def space_of(store: Store, state: Manifest) -> int:

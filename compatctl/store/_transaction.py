@@ -107,7 +107,7 @@ class Transaction:
     def commit(self, *, operation: str, created_at: str, **changes: Any) -> Manifest:
         """Make the next generation: the current one with ``changes``, fields of ``Manifest``.
 
-        A change of ``query_model`` forgets report, policy and forced_reason unless they are given;
+        A change of ``query_model`` forgets report, policy and the reasons unless they are given;
         ``restores`` is of this generation only. ``created_at`` is ISO 8601, UTC, ending in Z.
 
         Raises:
@@ -135,7 +135,8 @@ class Transaction:
         if self._current is None:
             return Manifest(generation=1, parent=None, **changes)
         if "query_model" in changes:
-            changes = {"report": None, "policy": None, "forced_reason": None, **changes}
+            of_the_last = ("report", "policy", "forced_reason", "again_reason")
+            changes = {**dict.fromkeys(of_the_last), **changes}
         return replace(
             self._current,
             **changes,

@@ -252,3 +252,84 @@ def test_every_option_is_bound_but_those_of_presentation() -> None:
     assert set(VerifyOptions().bound()) == names - set(PRESENTATION)
     known = {one.name for one in (*fields(Project), *fields(Gate))}
     assert names - set(PRESENTATION) <= known
+
+
+AGAIN = ("--again", "--reason", "the outage was the network's")
+
+
+def test_what_was_rolled_back_is_spent(seller: Shop) -> None:
+    """The pipeline's deploy does not bring a rolled-back model back, with the same report or a new
+    one; a person does, by --again with a reason, which stands in the history."""
+    verify = ("verify", seller.path("old.onnx"), seller.path("new.onnx"))
+    assert seller.run("deploy", *AGAIN).code == 2
+    assert seller.run("deploy").json["written"] is True
+    assert seller.run("deploy").json["written"] is False
+    assert seller.run("rollback").code == 0
+    _refused(seller, "report.json", "rolled back by generation 3", code=3)
+    report = ("--report", seller.path("fresh.json"))
+    assert seller.run(*verify, *report, "--policy", "canary").code == 0
+    done = seller.run("deploy", *report, "--policy", "canary")
+    assert (done.code, "rolled back" in done.stderr) == (3, True)
+    assert seller.run("deploy", "--again").code == 2
+    assert seller.run("deploy", *AGAIN, "--force").code == 2
+    assert seller.run("deploy", *AGAIN, "--dry-run").json["written"] is False
+    assert seller.run("deploy", *AGAIN).json["written"] is True
+    assert seller.run("deploy", *AGAIN).json["written"] is False
+    assert seller.manifest()["again_reason"] == AGAIN[2]
+    notes = [one["note"] for one in seller.run("history").json["generations"]]
+    assert notes == ["", "", "", f"again: {AGAIN[2]}"]
+    assert seller.run("check").json["ok"]
+    assert seller.run("rollback").code == 0
+    _refused(seller, "report.json", "rolled back by generation 5", code=3)
+
+
+def test_a_rollback_to_the_model_makes_it_no_more_spent(seller: Shop) -> None:
+    """A person who restores the deployed generation has decided; what undid it is forgotten."""
+    assert seller.run("deploy").code == 0
+    assert seller.run("rollback").code == 0
+    assert seller.run("rollback", "--to", "2").code == 0
+    forced = ("--model", seller.path("worse.onnx"), "--force", "--reason", "drill")
+    assert seller.run("deploy", *forced).code == 0
+    assert seller.run("rollback", "--to", "1").code == 0
+    _refused(seller, "report.json", "rolled back by generation 6", code=3)
+    assert seller.run("rollback", "--to", "4").code == 0
+    assert seller.run("rollback", "--to", "3").code == 0
+    assert seller.run("deploy").code == 3
+
+
+KEY = "0123456789abcdef-of-the-gate"
+
+
+def test_a_signature_tells_what_no_arithmetic_can(
+    seller: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report edited so that everything fits deploys where nobody signs, and is refused where the
+    project asks for signatures, or where the edited one is signed."""
+    verify = ("verify", seller.path("old.onnx"), seller.path("new.onnx"))
+    report = ("--report", seller.path("report.json"))
+    assert seller.run("deploy", "--dry-run").json["signature"] == "none"
+    project = seller.path("compatctl.yaml")
+    project.write_text(project.read_text() + "gate: {require_signature: true}\n")
+    unset = seller.run("deploy")
+    assert (unset.code, "COMPATCTL_REPORT_KEY" in unset.stderr) == (2, True)
+    monkeypatch.setenv("COMPATCTL_REPORT_KEY", KEY)
+    _refused(seller, "report.json", "not signed", code=3)
+    done = seller.run(*verify, *report)
+    assert done.code == 0
+    assert KEY not in done.stdout + done.stderr + seller.path("report.json").read_text()
+    assert seller.run("deploy", "--dry-run").json["signature"] == "checked"
+    honest = seller.path("report.json").read_bytes()
+    assert seller.run(*verify, *report).code == 0
+    assert seller.path("report.json").read_bytes() == honest
+    _edit(seller.path("report.json"), lambda raw: raw["new"].update(name="better.onnx"))
+    _refused(seller, "report.json", "signature", code=3)
+    forced = ("--force", "--reason", "x", "--model", seller.path("new.onnx"))
+    assert seller.run("deploy", *forced, "--dry-run").code == 3
+    seller.path("report.json").write_bytes(honest)
+    monkeypatch.setenv("COMPATCTL_REPORT_KEY", KEY + "-of-next-year")
+    _refused(seller, "report.json", "signed with the key", code=3)
+    monkeypatch.setenv("COMPATCTL_REPORT_KEY", "short")
+    assert seller.run("deploy").code == 2
+    monkeypatch.delenv("COMPATCTL_REPORT_KEY")
+    project.write_text(project.read_text().replace("gate: {require_signature: true}\n", ""))
+    assert seller.run("deploy").json["signature"] == "not checked"

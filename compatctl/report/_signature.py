@@ -1,0 +1,46 @@
+"""A report's signature: HMAC-SHA256 by a key that both sides hold and no file does."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import replace
+
+from compatctl.errors import GateError
+from compatctl.files import sha256_bytes
+from compatctl.report._report import Report, Signature
+
+
+def signed(report: Report, key: bytes) -> Report:
+    """The report with its signature by ``key``."""
+    return replace(report, signature=_signature(report, key))
+
+
+def refuse_other_signature(report: Report, key: bytes) -> None:
+    """Raise unless the report is signed by ``key``.
+
+    Raises:
+        GateError: it is signed by another key, or its signature is not that of its bytes.
+    """
+    found, expected = report.signature, _signature(report, key)
+    if found is None:
+        raise GateError("the report is not signed", tip=_AGAIN)
+    if found.key_id != expected.key_id:
+        raise GateError(
+            f"the report is signed with the key {found.key_id}, the key here is {expected.key_id}",
+            tip=_AGAIN,
+        )
+    if not hmac.compare_digest(found.hmac_sha256.encode(), expected.hmac_sha256.encode()):
+        raise GateError(
+            "the report's signature is not that of its bytes: it was edited", tip=_AGAIN
+        )
+
+
+_AGAIN = "verify again, with the key of the deploying side in COMPATCTL_REPORT_KEY"
+
+
+def _signature(report: Report, key: bytes) -> Signature:
+    """Of the bytes that the report has without a signature."""
+    body = replace(report, signature=None).to_bytes()
+    return Signature(
+        key_id=sha256_bytes(key)[:8], hmac_sha256=hmac.new(key, body, "sha256").hexdigest()
+    )
