@@ -221,8 +221,11 @@ def search(
 def status(project: ProjectFile = None, store: StorePath = None, as_json: Json = False) -> None:
     """Say which model answers, over which gallery."""
     from compatctl.commands import lifecycle as verb
+    from compatctl.render import warn
 
-    show(verb.status(project_of(project, store=store)), as_json=as_json)
+    found = verb.status(project_of(project, store=store))
+    warn(found.warnings)
+    show(found, as_json=as_json)
 
 
 @command

@@ -74,6 +74,13 @@ def import_(
     ] = None,
     space: Annotated[str, typer.Option(help="The index's space: ip, cosine or l2.")] = "ip",
     ef_search: EfSearch = 64,
+    drop_deleted: Annotated[
+        bool,
+        typer.Option(
+            "--drop-deleted",
+            help="Leave out rows that are marked deleted, and build the index anew.",
+        ),
+    ] = False,
     project: ProjectFile = None,
     store: StorePath = None,
     data: DataPath = None,
@@ -84,7 +91,7 @@ def import_(
 ) -> None:
     """Adopt a deployed hnswlib index as a store, embedding nothing."""
     from compatctl.commands import import_index as verb
-    from compatctl.render import progress
+    from compatctl.render import progress, warn
 
     with progress() as report:
         done = verb.import_index(
@@ -95,9 +102,11 @@ def import_(
             space=space,
             ef_search=ef_search,
             preprocessing=preprocessing,
+            drop_deleted=drop_deleted,
             dry_run=dry_run,
             progress=report,
         )
+    warn(done.warnings)
     show(done, as_json=as_json)
 
 

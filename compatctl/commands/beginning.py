@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,14 @@ def begin(
     params: HnswParams,
     catalog: Catalog,
     operation: str,
+    proven: bool = True,
 ) -> Manifest:
     """Write generation 1.
 
     ``index`` is a file to take byte for byte, or what writes one; ``sha256`` the digest that the
     file had when it was looked at; ``papers`` what was written with the model, where finetune made
-    it: a gallery of a model that was born on a simplex keeps the class registry.
+    it: a gallery of a model that was born on a simplex keeps the class registry; ``proven``:
+    whether the model is known to have made the rows.
 
     Raises:
         InputError: the folder is in use, or the file changed since.
@@ -42,7 +45,7 @@ def begin(
         found = tx.put("indexes", index)
         if sha256 is not None and found != sha256:
             raise InputError(f"{index} changed while it was read", tip="run it again")
-        share = model.put(tx, rows=len(catalog))
+        share = replace(model.put(tx, rows=len(catalog)), proven=proven)
         return tx.commit(
             operation=operation,
             created_at=now(),

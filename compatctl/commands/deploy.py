@@ -15,6 +15,7 @@ from compatctl.commands.admission import Candidate
 from compatctl.commands.binding import refuse_other_question
 from compatctl.commands.context import REPORT_KEY, now, open_store, report_key
 from compatctl.commands.gallery import serves_alike
+from compatctl.commands.proving import as_proven, refuse_unproven
 from compatctl.commands.rehearsal import Papers, papers_of
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, GateError, InputError, UsageError
@@ -78,6 +79,7 @@ def deploy(
     if forced_reason is None and not done:
         assert bound is not None
         refuse_unless_bound(bound, manifest, encoder.sha256, policy)
+        refuse_unproven(bound.report, manifest)
         refuse_other_question(bound.report, project)
         _refuse_spent(store, encoder.sha256, again_reason)
     papers = papers_of(project, chosen.path, encoder.sha256, bound) if not done else None
@@ -108,13 +110,14 @@ def _commit(  # noqa: PLR0917
     policy: str,
 ) -> None:
     manifest = store.manifest
+    known = as_proven(manifest, bound.report if bound and result.forced_reason is None else None)
     with store.transaction(manifest, operation="deploy") as tx:
         tx.commit(
             operation="deploy",
             created_at=now(),
             query_model=result.query_model,
             index=replace(manifest.index, ef_search=result.ef_search),
-            models=with_model(manifest, model.put(tx, rows=0)),
+            models=with_model(known, model.put(tx, rows=0)),
             report=tx.put("reports", bound.write) if bound else None,
             policy=policy,
             forced_reason=result.forced_reason,

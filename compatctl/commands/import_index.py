@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compatctl.commands.admission import Candidate
 from compatctl.commands.beginning import begin, begun_already, first_catalog
 from compatctl.commands.both import load_data
+from compatctl.commands.changes import digests_of
+from compatctl.commands.evaluation import as_rows
+from compatctl.commands.proving import CLOSE, Agreement, compare
 from compatctl.commands.rehearsal import papers_of
 from compatctl.data import csv_rows
-from compatctl.encoder import Encoder
-from compatctl.errors import InputError
+from compatctl.encoder import Encoder, refuse_unsteady
+from compatctl.errors import DamagedError, InputError
 from compatctl.files import sha256_file
-from compatctl.index import HnswIndex, HnswParams, read_header
+from compatctl.index import (
+    HnswIndex,
+    HnswParams,
+    NotUnitError,
+    count_deleted,
+    live,
+    read_header,
+)
 from compatctl.manifest import Catalog
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
-AGREEMENT_ITEMS = 16
-LEAST_COSINE = 0.99
-
+_NOT_UNIT = (
+    "an index whose rows are not of unit length (space ip or l2) cannot be adopted: divide each "
+    "row by its norm and build the index again, or embed the gallery with compatctl init"
+)
 _KEY = re.compile(r"[0-9]{1,20}")
 _LARGEST_KEY = 2**64 - 1
 
@@ -31,15 +46,22 @@ _LARGEST_KEY = 2**64 - 1
 @dataclass(frozen=True, kw_only=True)
 class Adopted:
     """The adopted index. ``agreement``: least cosine of stored vectors and what the model makes of
-    the same items' images, over at most 16 of them; None where no image is at hand."""
+    the same items' images, over at most 32 of them, and ``in_top_3`` the share of them that found
+    their own vector among the first three; None where no image is at hand. ``proven`` is false
+    then: nobody knows that this model made these vectors. ``dropped`` rows were marked deleted and
+    are left out."""
 
     store: str
     generation: int
     query_model: str
     index_sha256: str
     rows: int
+    dropped: int
     dim: int
     agreement: float | None
+    in_top_3: float | None
+    proven: bool
+    warnings: tuple[str, ...]
     written: bool
 
 
@@ -52,6 +74,7 @@ def import_index(
     space: str,
     ef_search: int = 64,
     preprocessing: Path | None = None,
+    drop_deleted: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> Adopted:
@@ -59,12 +82,13 @@ def import_index(
 
     ``items`` says which item each hnswlib label is (CSV: key, id, label); without it the ids are
     the labels' digits and no class is known. Where the project has data, a few items are embedded
-    to see that this model made these vectors.
+    to see that this model made these vectors; else the store is marked as unproven.
+    ``drop_deleted``: rows that are marked deleted are left out, and the index is built anew.
 
     Raises:
         InputError: the file's dimension is not the model's, its rows are not of unit length, the
             table does not name exactly its keys, or the vectors are another model's.
-        DamagedError: the file is damaged.
+        DamagedError: the file is damaged, or has rows marked deleted.
     """
     chosen = Candidate.read(model, preprocessing)
     encoder = chosen.encoder
@@ -74,36 +98,82 @@ def import_index(
             f"{index} has {header.dim} dimensions, {model} ends in {encoder.dim}",
             tip="is it the model that filled this index?",
         )
-    progress("reading the index", 0, 1)
-    before = sha256_file(index)
-    adopted = HnswIndex.load(
-        index, HnswParams.of(header, space=space, ef_search=ef_search), header.count
-    )
-    progress("reading the index", 1, 1)
-    catalog = _catalog(adopted, items, encoder.sha256)
-    agreement = _agreement(project, encoder, adopted, catalog)
-    written = not dry_run and not _adopted_already(project, before, catalog)
-    if written:
-        begin(
-            project.store,
-            model=chosen,
-            papers=papers_of(project, model, encoder.sha256),
-            index=index,
-            sha256=before,
-            params=adopted.params,
-            catalog=catalog,
-            operation="import",
-        )
+    params = HnswParams.of(header, space=space, ef_search=ef_search)
+    with _source(index, params, drop_deleted=drop_deleted, progress=progress) as source:
+        catalog = _catalog(source.index, items, encoder.sha256, source.dropped)
+        catalog, agreement = _compared(project, encoder, source.index, catalog, progress)
+        written = not dry_run and not _adopted_already(project, source.sha256, catalog)
+        if written:
+            begin(
+                project.store,
+                model=chosen,
+                papers=papers_of(project, model, encoder.sha256),
+                index=source.path,
+                sha256=source.sha256,
+                params=source.index.params,
+                catalog=catalog,
+                operation="import",
+                proven=agreement is not None,
+            )
     return Adopted(
         store=str(project.store),
         generation=1,
         query_model=encoder.sha256,
-        index_sha256="" if dry_run else before,
-        rows=len(adopted),
+        index_sha256="" if dry_run else source.sha256,
+        rows=len(source.index),
+        dropped=len(source.dropped),
         dim=encoder.dim,
-        agreement=agreement,
+        agreement=agreement.least_cosine if agreement else None,
+        in_top_3=agreement.in_top if agreement else None,
+        proven=agreement is not None,
+        warnings=_warnings(agreement),
         written=written,
     )
+
+
+def _warnings(agreement: Agreement | None) -> tuple[str, ...]:
+    if agreement is None:
+        return (
+            "model and index were never compared, for no image of an item is at hand: nothing "
+            "shows that this model made these vectors; import with --data compares them",
+        )
+    if agreement.least_cosine < CLOSE:
+        return (
+            "stored vectors are not quite what the model makes here (least cosine "
+            f"{agreement.least_cosine:.4f}): by other libraries, or in half precision?",
+        )
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Source:
+    """The file to adopt, its digest, its rows, and the keys (n,) that were left out."""
+
+    path: Path
+    sha256: str
+    index: HnswIndex
+    dropped: NDArray[np.uint64]
+
+
+@contextmanager
+def _source(
+    path: Path, params: HnswParams, *, drop_deleted: bool, progress: Progress
+) -> Iterator[_Source]:
+    """The file itself; or one that is built of its rows, where some are marked deleted."""
+    dropped = np.zeros(0, np.uint64)
+    with tempfile.TemporaryDirectory() as scratch:
+        if drop_deleted and (marked := count_deleted(path)):
+            index, dropped = live(path, params, progress)
+            path = Path(scratch) / f"{marked} rows dropped.bin"
+            index.save(path)
+        progress("reading the index", 0, 1)
+        before = sha256_file(path)
+        try:
+            found = HnswIndex.load(path, params)
+        except NotUnitError as error:
+            raise DamagedError(error.message, tip=_NOT_UNIT) from None
+        progress("reading the index", 1, 1)
+        yield _Source(path=path, sha256=before, index=found, dropped=dropped)
 
 
 def _adopted_already(project: Project, sha256: str, catalog: Catalog) -> bool:
@@ -118,12 +188,14 @@ def _adopted_already(project: Project, sha256: str, catalog: Catalog) -> bool:
     return True
 
 
-def _catalog(index: HnswIndex, items: Path | None, model: str) -> Catalog:
-    keys = index.keys()
+def _catalog(
+    index: HnswIndex, items: Path | None, model: str, dropped: NDArray[np.uint64]
+) -> Catalog:
+    keys, gone = index.keys(), set(dropped.tolist())
     if items is None:
         names = {int(key): (str(key), "") for key in keys}
     else:
-        names = _named(items)
+        names = {key: name for key, name in _named(items).items() if key not in gone}
         lacking = [int(key) for key in keys if int(key) not in names]
         if lacking or len(names) != len(keys):
             raise InputError(
@@ -149,27 +221,22 @@ def _named(path: Path) -> dict[int, tuple[str, str]]:
     return found
 
 
-def _agreement(
-    project: Project, encoder: Encoder, index: HnswIndex, catalog: Catalog
-) -> float | None:
+def _compared(
+    project: Project, encoder: Encoder, index: HnswIndex, catalog: Catalog, progress: Progress
+) -> tuple[Catalog, Agreement | None]:
+    """The catalogue with the digests of the images at hand, and how well some of them agree."""
     if project.data is None:
-        return None
+        return catalog, None
     data = load_data(project)
-    key_of = {item: int(key) for item, key in zip(catalog.ids, catalog.keys, strict=True)}
-    rows = [row for row, item in enumerate(data.ids) if item in key_of]
-    if not rows:
+    refuse_unsteady(encoder, data)
+    row_of = {item: row for row, item in enumerate(catalog.ids)}
+    rows = as_rows(row for row, item in enumerate(data.ids) if item in row_of)
+    if not len(rows):
         raise InputError(
             f"no item of {project.data} is in the index by its id",
             tip="look at --items: its ids must be the data's",
         )
-    rows = rows[:: max(1, len(rows) // AGREEMENT_ITEMS)][:AGREEMENT_ITEMS]
-    new = encoder.embed(data.take(rows)).features
-    stored = index.vectors(np.array([key_of[data.ids[row]] for row in rows], np.uint64))
-    least = float(np.einsum("nd,nd->n", new, stored).min())
-    if least < LEAST_COSINE:
-        raise InputError(
-            f"{encoder.name} did not fill this index: a stored and a new vector of the same item "
-            f"have the cosine {least:.4f}",
-            tip="name the model, the preprocessing and the items that belong to this index",
-        )
-    return least
+    agreement = compare(encoder, index, catalog, data, rows)
+    digests = catalog.digests.copy()
+    digests[[row_of[data.ids[row]] for row in rows]] = digests_of(data, rows, progress)
+    return replace(catalog, digests=digests), agreement

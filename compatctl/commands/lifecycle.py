@@ -21,6 +21,7 @@ class Status:
     """The current generation; ``shares``: a model's digest -> its share of the gallery's rows.
 
     ``registry`` and ``memory`` are the digests of the class registry and of the rehearsal memory.
+    ``proven`` is false where rows were adopted and never compared with what their model makes.
     ``head`` is the digest of the generation, which pins every one before it; ``oldest`` the first
     generation that can be restored.
     """
@@ -40,8 +41,15 @@ class Status:
     again_reason: str | None
     registry: str | None
     memory: str | None
+    proven: bool
     head: str
     oldest: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user must know."""
+        unseen = "the index was adopted and never compared with what its model makes"
+        return () if self.proven else (f"{unseen}: compatctl verify compares them",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +118,7 @@ def status(project: Project) -> Status:
         again_reason=manifest.again_reason,
         registry=manifest.registry,
         memory=manifest.memory,
+        proven=all(one.proven for one in manifest.models if one.rows),
         head=manifest_digest(manifest),
         oldest=manifest.oldest,
     )

@@ -30,6 +30,7 @@ from compatctl.commands.judging import (
 from compatctl.commands.latency import latency_measurement, measure_latency
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import measure_pairs
+from compatctl.commands.proving import prove, unproven
 from compatctl.commands.training_record import Seen
 from compatctl.commands.trial import Sides, Trial, run
 from compatctl.commands.verify_features import features_policy, verify_features
@@ -127,7 +128,7 @@ def _verify_models(  # noqa: PLR0917
     how = sampling(policy, options.seed or 0, groups.n_slices, len(found.chain))
     others, pairs = _pairs(data, groups, both, policy, options, how)
     latency = _latency(data, groups, encoders, policy, options)
-    others += _unsampled(seen, latency)
+    others += _unsampled(seen, latency) + prove(gallery, data, encoders, progress)
     verdict = verdict_of(policy, found.trials, found.chain, others, how)
     return Report(
         old=model_id(old, encoders[0]),
@@ -143,7 +144,7 @@ def _verify_models(  # noqa: PLR0917
         registry_sha256=seen.registry_sha256 if seen else None,
         not_checked=_unchecked(seen, gallery, latency, found.chain)
         + options.unchecked()
-        + found.unjudged,
+        + (*found.unjudged, *unproven(others)),
         **verdict_fields(policy, verdict, how, found.trials, NEXT_STEPS),
     )
 

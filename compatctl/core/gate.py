@@ -30,7 +30,14 @@ from compatctl.errors import InputError
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
-UNSAMPLED = ("parity", "latency_ratio", "stored_share", "matched_share", "old_recall")
+UNSAMPLED = (
+    "parity",
+    "latency_ratio",
+    "stored_share",
+    "matched_share",
+    "old_recall",
+    "proven_store",
+)
 """Checks whose estimate may be no sample: it has no interval then, and the limit alone decides."""
 
 CAN_BE_SMALL = ("slice_gain", "chain_gain")

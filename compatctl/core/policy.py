@@ -9,6 +9,7 @@ from compatctl.errors import InputError
 POLICY_FORMAT = 3
 
 COUNTS = ("min_queries", "min_classes", "recall_at", "wide_recall_at", "slice_min_queries")
+FLAGS = ("require_proven_store",)
 RANGES = {
     "alpha": (0.0001, 0.5),
     "power": (0.5, 0.999),
@@ -100,6 +101,9 @@ class Policy:
     """Share of the held-out queries with a match in the gallery; below it the gate cannot tell."""
     min_old_recall: float | None = 0.05
     """recall(old, old); below it something is wrong, and the gate cannot tell."""
+    require_proven_store: bool = True
+    """An index that was adopted unseen must agree with what its model makes of some images; where
+    no image is at hand the gate cannot tell."""
     min_ann_recall: float | None = 0.9
     """ANN recall@10 of the new queries on the real index at the ef they need."""
     max_far_ratio: float | None = 1.5
@@ -119,6 +123,11 @@ class Policy:
         if not isinstance(self.name, str) or not self.name.strip():
             raise InputError(f"a policy needs a name, got {self.name!r}")
         _check_format(self.format)
+        for flag in FLAGS:
+            if not isinstance(getattr(self, flag), bool):
+                raise InputError(
+                    f"policy: {flag} must be true or false, got {getattr(self, flag)!r}"
+                )
         for count in COUNTS:
             _check_count(count, getattr(self, count), 1, 10**9)
         _check_count("replicates", self.replicates, MIN_REPLICATES, MAX_REPLICATES)
@@ -168,6 +177,7 @@ def rules(policy: Policy) -> dict[str, Rule]:
         "stored_share": policy.min_stored_share,
         "matched_share": policy.min_matched_share,
         "old_recall": policy.min_old_recall,
+        "proven_store": 1.0 if policy.require_proven_store else None,
     }
     limits = {
         "negative_flips": policy.max_negative_flips,

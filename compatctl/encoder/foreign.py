@@ -24,6 +24,12 @@ MAX_SIDE_BYTES = 1 << 16
 OLDEST_OPSET = 7
 """Before it, operators did not broadcast as numpy does."""
 
+_OF_BYTES = 10.0
+"""Pixels that reach beyond it are taken for 0 .. 255, others for 0 .. 1."""
+
+_WIDEST, _NARROWEST = 600.0, 0.5
+"""How wide the range of a model's input may be."""
+
 _PREFIX = "model/"
 
 
@@ -33,10 +39,10 @@ class Foreign:
 
     Pixels are 0 .. 255; ``mean`` and ``std`` are in the order of ``channels``; ``output`` names the
     embedding where there are several outputs; ``normalise``: divide each row by its norm, unless
-    the graph does so already.
+    the graph does so already; ``unusual``: numbers that look like a mistake are meant.
 
     Raises:
-        InputError: an entry of another type or range.
+        InputError: an entry of another type or range, or numbers that look like a mistake.
     """
 
     format: int
@@ -51,6 +57,7 @@ class Foreign:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     output: str | None = None
     normalise: bool = True
+    unusual: bool = False
 
     def __post_init__(self) -> None:
         for name, right, expected in (
@@ -62,9 +69,12 @@ class Foreign:
             ("std", _numbers(self.std, 3) and all(one > 0 for one in self.std), "3 numbers over 0"),
             ("output", self.output is None or isinstance(self.output, str), "an output's name"),
             ("normalise", isinstance(self.normalise, bool), "true or false"),
+            ("unusual", isinstance(self.unusual, bool), "true or false"),
         ):
             if not right:
                 raise InputError(f"{name} must be {expected}; got {getattr(self, name)!r}")
+        if not self.unusual:
+            _refuse_mistakes(self.scale, self.mean, self.std)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -129,7 +139,7 @@ def read_side(path: Path) -> Foreign:
         told = Foreign(**entries)
         _ = told.preprocessing
     except InputError as error:
-        raise InputError(f"{path}: {error.message}") from None
+        raise InputError(f"{path}: {error.message}", tip=error.tip) from None
     return told
 
 
@@ -219,6 +229,38 @@ def _before(told: Foreign, target: str) -> list[onnx.NodeProto]:
     if told.layout == "NCHW":
         return [*nodes, helper.make_node("Transpose", ["ready"], [target], perm=[0, 3, 1, 2])]
     return [*nodes, helper.make_node("Identity", ["ready"], [target])]
+
+
+def _refuse_mistakes(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Refuse mean and std that were made for pixels of another range: everybody copies them.
+
+    What a model takes is a few units wide (torchvision: -2.1 to 2.6), or as wide as bytes are; and
+    a mean lies between the darkest and the brightest pixel.
+
+    Raises:
+        InputError: they do not go with ``scale``; the message says what may be meant.
+    """
+    brightest = 255.0 * scale
+    low, high = sorted((0.0, brightest))
+    widths = [abs(brightest) / one for one in std]
+    whole = abs(brightest) > _OF_BYTES
+    small_mean = whole and any(mean) and all(abs(one) <= 1.0 for one in mean)
+    outside = not all(low <= one <= high for one in mean)
+    if not (small_mean or outside or max(widths) > _WIDEST or min(widths) < _NARROWEST):
+        return
+    if whole and all(abs(one) <= 1.0 for one in (*mean, *std)):
+        instead = f'"scale": {1 / 255}: the numbers are those of pixels 0 .. 1'
+    elif not whole and all(one <= 255.0 for one in mean):
+        instead = '"scale": 1: the numbers are those of pixels 0 .. 255'
+    else:
+        instead = "mean and std of the scaled pixels"
+    raise InputError(
+        f"mean {list(mean)} and std {list(std)} do not go with pixels from 0 to {brightest:g}, "
+        f"which the scale {scale:g} gives: a pixel would become a number from "
+        f"{min((low - m) / s for m, s in zip(mean, std, strict=True)):.4g} to "
+        f"{max((high - m) / s for m, s in zip(mean, std, strict=True)):.4g}",
+        tip=f'write {instead}; or "unusual": true, if the model was trained so',
+    )
 
 
 def _numbers(values: object, count: int) -> bool:

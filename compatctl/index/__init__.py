@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from compatctl.index.checks import check_layout
 from compatctl.index.hnsw import HnswIndex
-from compatctl.index.layout import HnswHeader, read_header
+from compatctl.index.layout import HnswHeader, NotUnitError, read_header
 from compatctl.index.params import HnswParams
-from compatctl.index.rebuilding import mapped, rebuilt
+from compatctl.index.rebuilding import count_deleted, live, mapped, rebuilt
 from compatctl.index.tuning import EfTuning, recall_at, shares_found, tune_ef
 
 __all__ = [
@@ -14,7 +14,10 @@ __all__ = [
     "HnswHeader",
     "HnswIndex",
     "HnswParams",
+    "NotUnitError",
     "check_layout",
+    "count_deleted",
+    "live",
     "mapped",
     "read_header",
     "rebuilt",

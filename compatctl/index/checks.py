@@ -17,6 +17,7 @@ from compatctl.index.layout import (
     BLOCK_BYTES,
     HnswHeader,
     Keys,
+    NotUnitError,
     StoredRows,
     check_unit,
     damaged,
@@ -40,21 +41,22 @@ def check_layout(path: Path) -> HnswHeader:
     return stored.header
 
 
-def check_stored(stored: StoredRows, *, keys: bool = True) -> None:
+def check_stored(stored: StoredRows, *, keys: bool = True, deleted: bool = False) -> None:
     """``check_layout`` of a file that is mapped already.
 
     ``keys``: look for a key that is there twice; a caller who compares every key with those that
-    must be there need not.
+    must be there need not. ``deleted``: rows may be marked deleted.
 
     Raises:
         DamagedError: see there.
+        NotUnitError: a row is not finite and of unit length.
     """
     header, path = stored.header, stored.path
     tail = memoryview(stored.mapped)[stored.end :]
     _check_upper(stored, upper_lists(tail, header, path, stored.release_tail))
     for first, block in stored.blocks():
-        _check_level0(block, first, header, path)
-        check_unit(block["row"], f"{path}: stored row", DamagedError, first=first)
+        _check_level0(block, first, header, path, deleted=deleted)
+        check_unit(block["row"], f"{path}: stored row", NotUnitError, first=first)
     if keys and (twice := first_duplicate(stored.read_keys())) is not None:
         raise damaged(path, f"the key {twice} is there twice")
 
@@ -121,15 +123,18 @@ def upper_lists(
     return UpperLists(level=np.frombuffer(level, np.uint8), begins=np.array(begins, np.int64))
 
 
-def _check_level0(block: NDArray[Any], first: int, header: HnswHeader, path: Path) -> None:
+def _check_level0(
+    block: NDArray[Any], first: int, header: HnswHeader, path: Path, *, deleted: bool
+) -> None:
     """Flags and links of the records (n,) of one block, whose first row is ``first``."""
-    if (block["deleted"] & 1).any():
+    marked = block["deleted"] & 1
+    if marked.any() and not deleted:
         row = first + int(np.argmax(block["deleted"] != 0))
         raise DamagedError(
             f"{path} has rows that are marked deleted (row {row})",
-            tip="build the index again from its live rows, and take that one",
+            tip="compatctl import --drop-deleted builds it again from its live rows",
         )
-    if block["deleted"].any() or block["unused"].any():
+    if (block["deleted"] != marked).any() or block["unused"].any():
         raise damaged(path, f"a flag near row {first} that hnswlib does not have")
     used = _used(block["links"], 2 * header.M, path)
     if (block["to"][used] >= header.count).any():

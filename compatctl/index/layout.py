@@ -37,6 +37,15 @@ Keys = NDArray[np.uint64]
 UNIT_TOLERANCE = 1e-3
 """How far from 1 a row's norm may be: float32 rows are within 1e-6, float16 ones within 1e-3."""
 
+MAX_ROWS = (1 << 32) - 1
+"""The most rows of an index: hnswlib numbers them in 32 bits."""
+
+MAX_ROOM_BYTES = 1 << 40
+"""The most bytes that a header may ask for, whatever the file has: who opens the file without a
+number of rows allocates its capacity."""
+
+MAX_EF_CONSTRUCTION = 1_000_000
+
 BLOCK = 16384
 """The most rows of a block."""
 
@@ -100,6 +109,10 @@ def read_header(path: Path) -> HnswHeader:
         or not abs(mult * math.log(m) - 1.0) <= 1e-6
     ):
         raise damaged(path, "its header is not that of an hnswlib index of float32 rows")
+    if capacity > MAX_ROWS or capacity * record > MAX_ROOM_BYTES:
+        raise damaged(path, f"its header asks for room for {capacity} rows of {record} bytes")
+    if not 1 <= ef_construction <= MAX_EF_CONSTRUCTION:
+        raise damaged(path, f"its header has ef_construction {ef_construction}")
     if not 1 <= count <= capacity or not 0 <= entry < count or not 0 <= max_level < 64:
         raise damaged(path, f"its header names {count} rows and entry {entry}")
     if size < _HEADER.size + count * (record + 4):
@@ -238,6 +251,10 @@ class KeyOrder:
         at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         there = self._keys[at] == keys
         return np.where(there, at if self._order is None else self._order[at], -1)
+
+
+class NotUnitError(DamagedError):
+    """A stored row is not finite or not of unit length: damaged, or of a space without norms."""
 
 
 def check_unit(

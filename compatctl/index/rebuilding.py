@@ -91,6 +91,39 @@ def mapped(
     return _built(stored, replace(params, dim=dim), lambda _, rows: through(rows), progress)
 
 
+def count_deleted(path: Path) -> int:
+    """How many rows of a file are marked deleted; nothing else of it is looked at but its header.
+
+    Raises:
+        InputError, DamagedError: as ``read_header``.
+    """
+    stored = StoredRows.open(path)
+    return sum(int((block["deleted"] & 1).sum()) for _, block in stored.blocks())
+
+
+def live(path: Path, params: HnswParams, progress: Progress = silent) -> tuple[HnswIndex, Keys]:
+    """A new index of the rows in a file that are not marked deleted, under their keys and in their
+    order, and the keys (n,) of those that are.
+
+    Raises:
+        InputError: every row is marked deleted; the file is missing.
+        DamagedError, CompatError: as ``rebuilt``.
+    """
+    stored = StoredRows.open(path)
+    params.expect(stored.header, None, path)
+    check_stored(stored, deleted=True)
+    marked = np.concatenate([block["deleted"].astype(bool) for _, block in stored.blocks()])
+    if marked.all():
+        raise InputError(f"{path}: every row is marked deleted", tip="there is nothing to adopt")
+    index = HnswIndex.begin(params, int((~marked).sum()))
+    for first, block in stored.blocks(most=_BLOCK):
+        progress("building the index", first, len(stored))
+        stay = ~marked[first : first + len(block)]
+        index.add(block["row"][stay].copy(), block["key"][stay].copy())
+    progress("building the index", len(stored), len(stored))
+    return index, stored.keys[marked]
+
+
 def _opened(path: Path, params: HnswParams, count: int) -> StoredRows:
     stored = StoredRows.open(path)
     params.expect(stored.header, count, path)

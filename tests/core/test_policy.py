@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from compatctl.core.policy import COUNTS, NEVER_NULL, RANGES, Policy, Rule, rules
+from compatctl.core.policy import COUNTS, FLAGS, NEVER_NULL, RANGES, Policy, Rule, rules
 from compatctl.errors import InputError
 
 NAN, INF = float("nan"), float("inf")
@@ -36,8 +36,8 @@ LIMITS = {
     "max_parity_error": "parity",
     "max_latency_ratio": "latency_ratio",
 }
-NOTHING = dict.fromkeys(set(RANGES) - set(NEVER_NULL))
-"""Every key that may be null, set to null."""
+NOTHING = dict.fromkeys(set(RANGES) - set(NEVER_NULL)) | dict.fromkeys(FLAGS, False)
+"""Every key that may be null, set to null; what may be asked for or not, not asked for."""
 
 
 def bad_ranges():
@@ -107,7 +107,7 @@ def test_both_ends_of_a_range_are_allowed(key):
 
 def test_every_field_is_checked():
     """Each field is a name, a format, a count or a number with a range: none goes unchecked."""
-    checked = {"name", "format", "replicates", *COUNTS, *RANGES}
+    checked = {"name", "format", "replicates", *COUNTS, *FLAGS, *RANGES}
     assert {one.name for one in fields(Policy)} == checked
 
 
@@ -172,9 +172,15 @@ def test_the_rule_of_unjudged_answers_cannot_fail():
 def test_null_leaves_a_rule_out():
     """With every key null that may be, the gain in recall is the only rule."""
     assert set(rules(Policy(**NOTHING))) == {"recall_gain"}
+    assert set(rules(Policy(**NOTHING | {"require_proven_store": True}))) == {
+        "recall_gain",
+        "proven_store",
+    }
+    with pytest.raises(InputError, match="require_proven_store must be true or false"):
+        Policy(require_proven_store=None)
     both = GAINS | MARGINS | LIMITS | EVIDENCE
     both |= {"min_ann_recall": "ann_recall", "min_unjudged_gain": "unjudged_gain"}
-    for key in NOTHING:
+    for key in set(NOTHING) - set(FLAGS):
         found = rules(Policy(**NOTHING | {key: 0.5}))
         assert set(found) == {"recall_gain", both[key]}
 
@@ -196,5 +202,6 @@ def test_rules_of_the_default_policy():
         "stored_share",
         "matched_share",
         "old_recall",
+        "proven_store",
     }
     assert found["recall_gain"] == Rule(threshold=0.0, margin=None, above=True)

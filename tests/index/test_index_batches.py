@@ -148,7 +148,7 @@ def test_the_header_is_always_checked(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(whole[:500])
     with pytest.raises(DamagedError, match="too few"):
         HnswIndex.load(tmp_path / "a", PARAMS, checked=True)
-    (tmp_path / "b").write_bytes(whole[:8] + (2**62).to_bytes(8, "little") + whole[16:])
+    (tmp_path / "b").write_bytes(whole[:8] + (10**9).to_bytes(8, "little") + whole[16:])
     for checked in (False, True):
         index = HnswIndex.load(tmp_path / "b", PARAMS, N, checked=checked)
         assert index._engine.get_max_elements() == N
