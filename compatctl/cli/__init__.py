@@ -5,10 +5,10 @@ Nothing heavy is imported here: every command imports what it needs when it runs
 
 from __future__ import annotations
 
-from compatctl.cli import judge, make, switch
+from compatctl.cli import erase, judge, make, switch
 from compatctl.cli.app import app
 
-__all__ = ["judge", "main", "make", "switch"]
+__all__ = ["erase", "judge", "main", "make", "switch"]
 
 
 def main() -> None:

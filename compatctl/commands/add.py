@@ -188,7 +188,8 @@ class _Plan:
 
 def _commit(store: Store, grown: list[HnswIndex], plan: _Plan) -> Manifest:
     """The next generation. ``grown`` holds the index, where it is another one, and is emptied
-    before the catalogue is read: the two are not in memory at one time."""
+    before the catalogue is read: the two are not in memory at one time. An item that was removed
+    once is an item again."""
     manifest = store.manifest
     model, info = manifest.query_model, manifest.index
     with store.transaction(manifest, operation="add") as tx:
@@ -198,6 +199,10 @@ def _commit(store: Store, grown: list[HnswIndex], plan: _Plan) -> Manifest:
             grown.clear()
         catalog = plan.catalog(store.catalog(), model)
         counts = catalog.counts()
+        changes = dict[str, str]()
+        erased = store.erasures()
+        if erased is not None and (again := erased.holding(plan.new.ids)):
+            changes["erased"] = tx.put("erasures", erased.without(again).write)
         return tx.commit(
             operation="add",
             created_at=now(),
@@ -208,4 +213,5 @@ def _commit(store: Store, grown: list[HnswIndex], plan: _Plan) -> Manifest:
                 for one in manifest.models
                 if counts.get(one.sha256) or one.sha256 == model
             ),
+            **changes,
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from compatctl.commands.context import now, open_store
+from compatctl.commands.erasure import erasure_problems
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.rehearsal import stored_memory
 from compatctl.errors import CompatError
@@ -14,6 +15,11 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import CheckReport, collect
 from compatctl.store import check as check_files
+
+_UNFINISHED = (
+    "a removal was killed before it had deleted every file that held the removed items: "
+    "compatctl check --gc deletes the rest"
+)
 
 
 def check(
@@ -28,7 +34,8 @@ def check(
 
     ``head``: the digest that some generation must have; the history up to it is what it was when
     somebody wrote that digest down. ``gc`` deletes what no generation names; with ``keep``, what
-    none of the newest ``keep`` states names.
+    none of the newest ``keep`` states names. Where items were erased, it looks for them in every
+    file that is kept.
 
     Raises:
         InputError: there is no store.
@@ -44,9 +51,13 @@ def check(
         same = np.array_equal(np.sort(gallery.index.keys()), np.sort(gallery.catalog.keys))
         _ = gallery.encoder
         stored_memory(store, store.manifest)
+        back = erasure_problems(store)
     except CompatError as error:
         return replace(found, ok=False, problems=(*found.problems, error.message))
     if not same:
-        why = "the index and the catalogue have other keys"
-        return replace(found, ok=False, problems=(*found.problems, why))
+        back = ["the index and the catalogue have other keys", *back]
+    if found.erasure == "unfinished" and not gc:
+        back.append(_UNFINISHED)
+    if back:
+        return replace(found, ok=False, problems=(*found.problems, *back))
     return collect(store, keep=keep, at=now(), deep=False) if gc else found

@@ -14,6 +14,7 @@ from typing import Literal
 from compatctl.commands.admission import Candidate
 from compatctl.commands.binding import refuse_other_question
 from compatctl.commands.context import REPORT_KEY, now, open_store, report_key
+from compatctl.commands.erasure import refuse_erased_vectors
 from compatctl.commands.gallery import serves_alike
 from compatctl.commands.proving import as_proven, refuse_unproven
 from compatctl.commands.rehearsal import Papers, papers_of
@@ -64,8 +65,8 @@ def deploy(
             where the project requires one; the model was rolled back.
         UsageError: ``again_reason`` for a model that was not.
         EvidenceError: the report is inconclusive.
-        InputError: the model's dimension is not the gallery's, or the class registry or the memory
-            that was written with it is not there.
+        InputError: the model's dimension is not the gallery's, it holds vectors of removed items,
+            or the class registry or the memory that was written with it is not there.
         ConflictError: the store is locked or moved on meanwhile.
     """
     store = open_store(project)
@@ -76,6 +77,8 @@ def deploy(
     encoder = _of_dimension(chosen, manifest.index.dim)
     policy = policy_sha256(load_policy(project.policy))
     done = _is_deployed(store, chosen, bound, (forced_reason, again_reason))
+    if not done:
+        refuse_erased_vectors(store, chosen.data, chosen.path)
     if forced_reason is None and not done:
         assert bound is not None
         refuse_unless_bound(bound, manifest, encoder.sha256, policy)
@@ -122,7 +125,7 @@ def _commit(  # noqa: PLR0917
             policy=policy,
             forced_reason=result.forced_reason,
             again_reason=result.again_reason,
-            **papers.put(tx, manifest),
+            **papers.put(tx, manifest, store.erasures()),
         )
 
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from compatctl.commands.both import load_data
 from compatctl.commands.context import now
 from compatctl.commands.gallery import open_index, serving
-from compatctl.errors import ConflictError
+from compatctl.errors import ConflictError, UsageError
 from compatctl.manifest import Catalog, Manifest, unknown_digests
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import OF_THE_MODEL, Store
+from compatctl.store import OF_THE_MODEL, Store, space_of
 
 SHOWN = 5
 
@@ -72,6 +72,8 @@ def _differing(today: Catalog, then: Catalog, row_then: dict[str, int]) -> tuple
 def keep_gallery(store: Store, target: Manifest) -> Manifest:
     """Restore the query model, and leave every row where it is; nothing is embedded or rewritten.
 
+    The rehearsal memory is that of today where the target's held items that were erased since.
+
     Raises:
         ConflictError, DamagedError, CompatError: as ``Transaction``.
     """
@@ -80,6 +82,9 @@ def keep_gallery(store: Store, target: Manifest) -> Manifest:
     rows = sum(one.rows for one in today.models if one.sha256 == share.sha256)
     others = [one for one in today.models if one.rows > 0 and one.sha256 != share.sha256]
     ef_search = max(today.index.ef_search, target.index.ef_search)
+    restored = {name: getattr(target, name) for name in OF_THE_MODEL}
+    if target.generation < today.whole_from:
+        restored["memory"] = today.memory
     with store.transaction(today, operation="rollback") as tx:
         return tx.commit(
             operation="rollback",
@@ -87,8 +92,40 @@ def keep_gallery(store: Store, target: Manifest) -> Manifest:
             restores=target.generation,
             index=replace(today.index, ef_search=ef_search),
             models=(*others, replace(share, rows=rows)),
-            **{name: getattr(target, name) for name in OF_THE_MODEL},
+            **restored,
         )
+
+
+def after_an_erasure(
+    store: Store, target: Manifest, *, keep: bool, drop: bool, dry_run: bool
+) -> tuple[Manifest, int]:
+    """Restore the query model of a generation whose gallery was let go; and how many rows of today
+    are of models that it does not have.
+
+    Raises:
+        UsageError: rows are to be dropped, or the gallery was lifted since.
+        ConflictError: there are such rows, and nobody asked to ``keep`` them.
+    """
+    models = {one.sha256 for one in target.models}
+    foreign = sum(one.rows for one in store.manifest.models if one.sha256 not in models)
+    why = f"items were erased since generation {target.generation}, and its gallery with them"
+    if drop:
+        raise UsageError(
+            f"{why}: there is nothing to drop rows for",
+            tip="--added keep restores its query model over the rows of today",
+        )
+    if space_of(store, store.manifest) != space_of(store, target):
+        raise UsageError(
+            f"{why}; the gallery was lifted in between: its query model cannot search today's rows",
+            tip="compatctl deploy makes another model the query model",
+        )
+    if foreign and not keep:
+        raise ConflictError(
+            f"{why}; {foreign} rows of today are of models that it does not have",
+            tip="--added keep restores its query model at once; compatctl backfill then embeds the "
+            "rows again",
+        )
+    return (store.manifest if dry_run else keep_gallery(store, target)), foreign
 
 
 def bring_along(

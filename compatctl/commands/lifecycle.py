@@ -23,7 +23,8 @@ class Status:
     ``registry`` and ``memory`` are the digests of the class registry and of the rehearsal memory.
     ``proven`` is false where rows were adopted and never compared with what their model makes.
     ``head`` is the digest of the generation, which pins every one before it; ``oldest`` the first
-    generation that can be restored.
+    generation that can be restored, and ``whole_from`` the first whose gallery can: items were
+    erased since the ones before it.
     """
 
     store: str
@@ -44,6 +45,7 @@ class Status:
     proven: bool
     head: str
     oldest: int
+    whole_from: int
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -121,6 +123,7 @@ def status(project: Project) -> Status:
         proven=all(one.proven for one in manifest.models if one.rows),
         head=manifest_digest(manifest),
         oldest=manifest.oldest,
+        whole_from=manifest.whole_from,
     )
 
 
@@ -142,6 +145,7 @@ def rollback(
     ``added`` says what becomes of items that were indexed since: ``auto`` keeps those whose vectors
     are of a model that the target has, and embeds the others with the restored model; ``keep``
     restores the query model and leaves every row as it is; ``drop`` restores the gallery whole.
+    Where items were erased since, only the query model is restored, over the rows of today.
 
     Raises:
         UsageError: there is no such generation, nothing to undo, or ``keep`` across a lift.
@@ -153,7 +157,9 @@ def rollback(
     plan = rollback_plan(store, to=to)
     moved = _Moved(after=before)
     if not plan.done:
-        if plan.target.catalog == before.catalog:
+        if not plan.gallery:
+            moved = _over_today(store, plan.target, added, dry_run=dry_run)
+        elif plan.target.catalog == before.catalog:
             moved = _Moved(after=before if dry_run else restore(store, plan.target, at=now()))
         else:
             moved = _with_added(
@@ -182,6 +188,16 @@ class _Moved:
     re_embedded: int = 0
     dropped: tuple[str, ...] = ()
     reverted: tuple[str, ...] = ()
+
+
+def _over_today(store: Store, target: Manifest, keeping: Keeping, *, dry_run: bool) -> _Moved:
+    """The rollback to a generation whose gallery held items that were erased since."""
+    from compatctl.commands.going_back import after_an_erasure
+
+    after, foreign = after_an_erasure(
+        store, target, keep=keeping == "keep", drop=keeping == "drop", dry_run=dry_run
+    )
+    return _Moved(after=after, kept=foreign)
 
 
 def _with_added(

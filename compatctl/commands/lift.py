@@ -16,6 +16,7 @@ from compatctl.commands.ann import Asked, health_of
 from compatctl.commands.both import load_data
 from compatctl.commands.bridge_pairs import Ground, ground_of, pair_rows
 from compatctl.commands.context import now, open_store
+from compatctl.commands.erasure import refuse_erased_vectors
 from compatctl.commands.fitting import AUTO, Fitted, check_asked, fit
 from compatctl.commands.gallery import DeployedGallery, params_of
 from compatctl.commands.indexing import give_back_memory
@@ -78,6 +79,7 @@ def lift(
     if _is_lifted(store, model.encoder.sha256):
         return result
     _refuse_own(store.manifest, model.encoder.sha256)
+    refuse_erased_vectors(store, model.data, model.path)
     work = _Work(project=project, store=store, model=model, policy=policy, asked=asked)
     result, plan = work.tried(result, progress)
     if not result.written:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from compatctl.commands.training_record import MEMORY_FILE, REGISTRY_FILE, find
 from compatctl.data import Dataset, load, memory_bytes, read_memory, remembered, together
 from compatctl.errors import DamagedError, InputError
 from compatctl.files import sha256_bytes, sha256_file, write_atomic
-from compatctl.manifest import Manifest
+from compatctl.manifest import Erasures, Manifest
 from compatctl.recipe import Project, Recipe
 from compatctl.report import Bound
 from compatctl.store import Store, Transaction
@@ -113,14 +114,35 @@ class Papers:
     registry: Path | None
     memory: Path | None
 
-    def put(self, tx: Transaction, before: Manifest | None) -> dict[str, str | None]:
-        """Write them into the store: the manifest's entries, else those that it has."""
+    def put(
+        self, tx: Transaction, before: Manifest | None, erased: Erasures | None = None
+    ) -> dict[str, str | None]:
+        """Write them into the store: the manifest's entries, else those that it has.
+
+        Images of items that were ``erased`` from the store since the memory was written are left
+        out of it.
+        """
         registry = before.registry if before else None
         memory = before.memory if before else None
         return {
             "registry": tx.put("registries", self.registry) if self.registry else registry,
-            "memory": tx.put("memories", self.memory) if self.memory else memory,
+            "memory": self._memory(tx, erased) if self.memory else memory,
         }
+
+    def _memory(self, tx: Transaction, erased: Erasures | None) -> str | None:
+        assert self.memory is not None
+        held = read_memory(self.memory) if erased is not None else None
+        gone = set(erased.holding(held.ids)) if held is not None and erased is not None else set()
+        if held is None or not gone:
+            return tx.put("memories", self.memory)
+        kept = held.take([row for row, one in enumerate(held.ids) if one not in gone])
+        if not len(kept):
+            return None
+        return tx.put("memories", partial(_write, memory_bytes(kept)))
+
+
+def _write(data: bytes, path: Path) -> None:
+    path.write_bytes(data)
 
 
 def papers_of(project: Project, model: Path, sha256: str, bound: Bound | None = None) -> Papers:

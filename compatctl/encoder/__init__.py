@@ -8,6 +8,7 @@ from compatctl.encoder.canary import Canary
 from compatctl.encoder.contract import EncoderInput
 from compatctl.encoder.foreign import admit, sealed_bytes
 from compatctl.encoder.fusing import fuse
+from compatctl.encoder.held_vectors import HeldVectors, held_vectors, without_vectors
 from compatctl.encoder.runtime import BadItem, Embedded, Encoder
 from compatctl.encoder.sealing import seal
 from compatctl.encoder.steadiness import refuse_unsteady
@@ -19,10 +20,13 @@ __all__ = [
     "Embedded",
     "Encoder",
     "EncoderInput",
+    "HeldVectors",
     "admit",
     "bridge",
     "fuse",
+    "held_vectors",
     "refuse_unsteady",
     "seal",
     "sealed_bytes",
+    "without_vectors",
 ]

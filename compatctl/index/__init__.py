@@ -5,8 +5,9 @@ from __future__ import annotations
 from compatctl.index.checks import check_layout
 from compatctl.index.hnsw import HnswIndex
 from compatctl.index.layout import HnswHeader, NotUnitError, read_header
+from compatctl.index.marks import held_marks, marks_of_rows, read_keys, read_rows
 from compatctl.index.params import HnswParams
-from compatctl.index.rebuilding import count_deleted, live, mapped, rebuilt
+from compatctl.index.rebuilding import count_deleted, live, mapped, rebuilt, reduced
 from compatctl.index.tuning import EfTuning, recall_at, shares_found, tune_ef
 
 __all__ = [
@@ -17,11 +18,16 @@ __all__ = [
     "NotUnitError",
     "check_layout",
     "count_deleted",
+    "held_marks",
     "live",
     "mapped",
+    "marks_of_rows",
     "read_header",
+    "read_keys",
+    "read_rows",
     "rebuilt",
     "recall_at",
+    "reduced",
     "shares_found",
     "tune_ef",
 ]

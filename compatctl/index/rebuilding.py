@@ -115,13 +115,37 @@ def live(path: Path, params: HnswParams, progress: Progress = silent) -> tuple[H
     marked = np.concatenate([block["deleted"].astype(bool) for _, block in stored.blocks()])
     if marked.all():
         raise InputError(f"{path}: every row is marked deleted", tip="there is nothing to adopt")
-    index = HnswIndex.begin(params, int((~marked).sum()))
-    for first, block in stored.blocks(most=_BLOCK):
-        progress("building the index", first, len(stored))
-        stay = ~marked[first : first + len(block)]
-        index.add(block["row"][stay].copy(), block["key"][stay].copy())
-    progress("building the index", len(stored), len(stored))
-    return index, stored.keys[marked]
+    return _of_rows(stored, params, ~marked, progress), stored.keys[marked]
+
+
+def reduced(
+    path: Path,
+    params: HnswParams,
+    count: int,
+    *,
+    keys: Keys,
+    progress: Progress = silent,
+) -> HnswIndex:
+    """A new index of the ``count`` rows in a file but for those of ``keys`` (n,), built anew.
+
+    hnswlib's own deletion marks a row and keeps its numbers in the file; here they are not read.
+    It takes as long as building the index does. The rows that stay keep key and order.
+
+    Raises:
+        InputError: there is no row of a key, a key twice, or no row stays; the file is missing.
+        DamagedError, CompatError: as ``rebuilt``.
+    """
+    if (twice := first_duplicate(keys.copy())) is not None:
+        raise InputError(f"the key {twice} is to be removed twice")
+    stored = _opened(path, params, count)
+    at = stored.find(keys)
+    if len(lost := keys[at < 0]):
+        raise InputError(f"the index has no row under the key {lost[0]}")
+    if len(keys) >= count:
+        raise InputError("no row would stay")
+    stay = np.ones(count, np.bool_)
+    stay[at] = False
+    return _of_rows(stored, params, stay, progress)
 
 
 def _opened(path: Path, params: HnswParams, count: int) -> StoredRows:
@@ -129,6 +153,19 @@ def _opened(path: Path, params: HnswParams, count: int) -> StoredRows:
     params.expect(stored.header, count, path)
     check_stored(stored)
     return stored
+
+
+def _of_rows(
+    stored: StoredRows, params: HnswParams, stay: NDArray[np.bool_], progress: Progress
+) -> HnswIndex:
+    """An index of those of the stored rows that ``stay`` (N,), in their order."""
+    index = HnswIndex.begin(params, int(stay.sum()))
+    for first, block in stored.blocks(most=_BLOCK):
+        progress("building the index", first, len(stored))
+        here = stay[first : first + len(block)]
+        index.add(block["row"][here].copy(), block["key"][here].copy())
+    progress("building the index", len(stored), len(stored))
+    return index
 
 
 def _built(

@@ -6,12 +6,14 @@ Nothing here imports numpy before a catalogue is opened: status and rollback rea
 from __future__ import annotations
 
 from compatctl.manifest._catalog import DIGEST_BYTES, Catalog, unknown_digests
+from compatctl.manifest._erasures import Erasures
 from compatctl.manifest._manifest import FORMAT, IndexInfo, Manifest, ModelShare, is_digest
 
 __all__ = [
     "DIGEST_BYTES",
     "FORMAT",
     "Catalog",
+    "Erasures",
     "IndexInfo",
     "Manifest",
     "ModelShare",

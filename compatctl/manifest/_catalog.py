@@ -152,6 +152,23 @@ class Catalog:
             of_images[rows] = digests
         return replace(self, model_of=model_of, models=models, digests=of_images)
 
+    def without(self, rows: NDArray[np.int64]) -> Catalog:
+        """The other rows, in their order; models of which no row is left are not listed."""
+        import numpy as np
+
+        stay = np.ones(len(self), bool)
+        stay[rows] = False
+        kept = np.flatnonzero(stay).tolist()
+        codes, model_of = np.unique(self.model_of[stay], return_inverse=True)
+        return Catalog(
+            ids=tuple(self.ids[row] for row in kept),
+            labels=tuple(self.labels[row] for row in kept),
+            keys=self.keys[stay],
+            model_of=model_of.astype(np.int32),
+            models=tuple(self.models[at] for at in codes),
+            digests=self.digests[stay],
+        )
+
     def relabelled(self, rows: NDArray[np.int64], labels: Sequence[str]) -> Catalog:
         """The same rows, with those at ``rows`` (n,) of these classes (n,)."""
         named = list(self.labels)

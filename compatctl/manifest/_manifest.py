@@ -68,6 +68,11 @@ class Manifest:
     that was rolled back serves again. ``memory`` is the digest of the
     rehearsal memory; where there is none the entry is left out of the file, so that stores made
     before there were memories are read as they stand, and their digests stay what they are.
+    ``erased`` is the digest of the list of what was erased, and ``whole_from`` the generation of
+    the last erasure, 1 where there was none: of generations before it only what a rollback needs
+    of the query model is kept, because index, catalogue and memory held what was erased.
+    ``erased_models`` are the digests of models whose files held vectors of what was erased: they
+    are not kept, and generations before ``whole_from`` that queried with one cannot be restored.
     """
 
     format: int = FORMAT
@@ -87,6 +92,9 @@ class Manifest:
     again_reason: str | None = None
     restores: int | None = None
     oldest: int = 1
+    erased: str | None = None
+    whole_from: int = 1
+    erased_models: tuple[str, ...] = ()
     tool_version: str = __version__
 
     def to_json(self) -> dict[str, Any]:
@@ -125,6 +133,7 @@ class Manifest:
                 **raw,
                 "index": IndexInfo(**raw["index"]),
                 "models": tuple(ModelShare(**model) for model in raw["models"]),
+                "erased_models": tuple(raw["erased_models"]),
             }
         )
         if problems := found.contradictions():
@@ -149,6 +158,12 @@ class Manifest:
             found.append(f"generation {self.generation} restores {self.restores}, a later one")
         if self.oldest > self.generation:
             found.append(f"generation {self.generation} keeps files from {self.oldest} on only")
+        if self.whole_from > self.generation:
+            found.append(f"generation {self.generation} is whole from {self.whole_from} on only")
+        if (self.erased is None) != (self.whole_from == 1):
+            found.append("what was erased is not known, or nothing was")
+        if set(self.erased_models) & set(names):
+            found.append("it has a model whose file held what was erased")
         if (self.parent is None) != (self.generation == 1):
             found.append("generation 1, and only it, has no parent")
         return tuple(found)
@@ -161,12 +176,23 @@ class Manifest:
             ("registries", self.registry),
             ("memories", self.memory),
             ("reports", self.report),
+            ("erasures", self.erased),
         )
         return (
             *models,
             *dict.fromkeys(canaries),
             ("indexes", self.index.sha256),
             ("catalogs", self.catalog),
+            *((kind, digest) for kind, digest in single if digest is not None),
+        )
+
+    def model_blobs(self) -> tuple[tuple[str, str], ...]:
+        """Those of ``blobs`` that a rollback to the query model alone needs."""
+        share = next(one for one in self.models if one.sha256 == self.query_model)
+        single = (("registries", self.registry), ("reports", self.report))
+        return (
+            ("models", share.sha256),
+            ("canaries", share.canary),
             *((kind, digest) for kind, digest in single if digest is not None),
         )
 
@@ -216,13 +242,20 @@ _MANIFEST: dict[str, _Rule] = {
     "index": ("an object", lambda value: isinstance(value, dict)),
     "models": ("a list", lambda value: isinstance(value, list)),
     **dict.fromkeys(("query_model", "catalog"), _SHA256),
-    **dict.fromkeys(("parent", "registry", "memory", "report", "policy"), _or_null(_SHA256)),
+    **dict.fromkeys(
+        ("parent", "registry", "memory", "report", "policy", "erased"), _or_null(_SHA256)
+    ),
     **dict.fromkeys(("operation", "tool_version"), _TEXT),
     "created_at": _WHEN,
     "forced_reason": _or_null(_TEXT),
     "again_reason": _or_null(_TEXT),
     "restores": _or_null(_whole(1)),
     "oldest": _whole(1),
+    "whole_from": _whole(1),
+    "erased_models": (
+        "a list of sha256",
+        lambda value: isinstance(value, list) and all(is_digest(one) for one in value),
+    ),
 }
 
 

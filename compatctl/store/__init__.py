@@ -10,6 +10,7 @@
       reports/<sha256>.json
       registries/<sha256>.json
       memories/<sha256>.npz      training images of every class so far, for the next fine-tuning
+      erasures/<sha256>.npz      digests of what was removed for good
       LOCK                       held by the one writer
 
 Replacing manifest.json is the commit: a process killed before it has changed nothing, and what it
@@ -20,7 +21,7 @@ for the catalogue.
 from __future__ import annotations
 
 from compatctl.store._check import CheckReport, check
-from compatctl.store._gc import collect
+from compatctl.store._gc import collect, sweep
 from compatctl.store._layout import KINDS, manifest_digest
 from compatctl.store._rollback import (
     OF_THE_MODEL,
@@ -53,4 +54,5 @@ __all__ = [
     "rolled_back",
     "space_of",
     "spaces",
+    "sweep",
 ]

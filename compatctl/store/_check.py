@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from compatctl.errors import CompatError, UsageError
 from compatctl.files import TEMPORARY, sha256_file
@@ -18,8 +19,10 @@ from compatctl.store._layout import (
     MANIFEST,
     blob_path,
     catalog_problems,
+    erasure_problems,
     generation_path,
     is_plain,
+    kept_blobs,
     manifest_digest,
     put_back,
     read_generation,
@@ -40,7 +43,9 @@ class CheckReport:
     ``head`` is the digest of the newest generation, which pins all before it; ``oldest`` the first
     generation whose files are kept; ``files`` and ``bytes`` are of what the kept ones need,
     ``unreferenced`` is what none of them needs (the remains of a killed process among it). After a
-    gc everything is of the state that it left, and ``deleted`` is what it removed.
+    gc everything is of the state that it left, and ``deleted`` is what it removed. ``erasure``:
+    whether items were erased, and whether files that held them are still there: a removal that was
+    killed is finished by the next one, or by gc.
     """
 
     ok: bool
@@ -53,6 +58,7 @@ class CheckReport:
     unreferenced: tuple[str, ...]
     deleted: tuple[str, ...] = ()
     freed_bytes: int = 0
+    erasure: Literal["none", "done", "unfinished"] = "none"
 
 
 def check(
@@ -103,10 +109,11 @@ def _look(
     if keep is not None and not problems:
         oldest = oldest_kept(Store(root, current), keep)
     kept = [one for one in generations if one.generation >= current.oldest]
-    problems += _files(root, _blobs([*kept, current]), deep=deep, progress=progress)
+    problems += _files(root, _blobs(kept, current), deep=deep, progress=progress)
     if deep:
         problems += catalog_problems(root, current)
-    needed = _blobs([*(one for one in kept if one.generation >= oldest), current])
+        problems += _erased_rows(root, kept, current)
+    needed = _blobs([one for one in kept if one.generation >= oldest], current)
     return CheckReport(
         ok=not problems,
         head=manifest_digest(current),
@@ -118,6 +125,7 @@ def _look(
         unreferenced=tuple(
             str(path.relative_to(root)) for path in _unreferenced(root, current, needed)
         ),
+        erasure=_erasure(root, generations, current),
     )
 
 
@@ -161,9 +169,34 @@ def _history(root: Path, current: Manifest) -> tuple[list[Manifest], list[str]]:
     return found, problems
 
 
-def _blobs(generations: Iterable[Manifest]) -> list[tuple[str, str]]:
-    """(kind, sha256) of every file that the generations name, each once."""
-    return sorted({blob for one in generations for blob in one.blobs()})
+def _blobs(generations: Iterable[Manifest], current: Manifest) -> list[tuple[str, str]]:
+    """(kind, sha256) of every file that is kept of the generations and the current one, once."""
+    kept = {blob for one in generations for blob in kept_blobs(one, current)}
+    return sorted(kept | set(current.blobs()))
+
+
+def erased_files(root: Path, generations: Iterable[Manifest], current: Manifest) -> set[Path]:
+    """Those files that generations before the last erasure named, and that no kept one needs."""
+    before = {
+        blob for one in generations if one.generation < current.whole_from for blob in one.blobs()
+    }
+    left = before - set(_blobs(generations, current))
+    return {path for path in (blob_path(root, *blob) for blob in left) if path.exists()}
+
+
+def _erasure(
+    root: Path, generations: list[Manifest], current: Manifest
+) -> Literal["none", "done", "unfinished"]:
+    if current.erased is None:
+        return "none"
+    return "unfinished" if erased_files(root, generations, current) else "done"
+
+
+def _erased_rows(root: Path, kept: list[Manifest], current: Manifest) -> list[str]:
+    """That a gallery which is kept has rows that were erased before it was made."""
+    whole = [one for one in kept if one.generation >= current.whole_from]
+    once = {(one.catalog, one.erased): one for one in whole}
+    return [problem for one in once.values() for problem in erasure_problems(root, one)]
 
 
 def _files(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compatctl.files import clear_errors, sync
 from compatctl.progress import Progress, silent
-from compatctl.store._check import CheckReport, check, oldest_kept
+from compatctl.store._check import CheckReport, check, erased_files, oldest_kept
 from compatctl.store._layout import HISTORY
 from compatctl.store._store import Store
 
@@ -56,10 +56,25 @@ def sweep(root: Path) -> CheckReport:
     if not found.ok:
         return _nothing_deleted(found)
     paths = [root / name for name in found.unreferenced]
-    # What killed commits left of the history goes first: it never names a file that is gone.
-    freed = _delete([path for path in paths if path.parent.name == HISTORY])
-    freed += _delete([path for path in paths if path.parent.name != HISTORY])
-    return replace(found, unreferenced=(), deleted=found.unreferenced, freed_bytes=freed)
+    store = Store.open(root)
+    erased = erased_files(root, store.history(), store.manifest)
+    # What killed commits left of the history goes first: it never names a file that is gone. What
+    # the history names of before an erasure goes last: while one such file is there, the erasure
+    # is seen to be unfinished.
+    freed = 0
+    for group in (
+        [path for path in paths if path.parent.name == HISTORY],
+        [path for path in paths if path.parent.name != HISTORY and path not in erased],
+        [path for path in paths if path in erased],
+    ):
+        freed += _delete(group)
+    return replace(
+        found,
+        unreferenced=(),
+        deleted=found.unreferenced,
+        freed_bytes=freed,
+        erasure="none" if store.manifest.erased is None else "done",
+    )
 
 
 def _nothing_deleted(found: CheckReport) -> CheckReport:

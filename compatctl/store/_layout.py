@@ -6,8 +6,8 @@ import stat
 from pathlib import Path
 
 from compatctl.errors import CompatError, DamagedError, InputError
-from compatctl.files import canonical_json, clear_errors, parse_json, sha256_bytes
-from compatctl.manifest import Catalog, Manifest
+from compatctl.files import canonical_json, clear_errors, parse_json, sha256_bytes, sha256_file
+from compatctl.manifest import Catalog, Erasures, Manifest
 
 KINDS = {
     "models": ".onnx",
@@ -17,8 +17,12 @@ KINDS = {
     "reports": ".json",
     "registries": ".json",
     "memories": ".npz",
+    "erasures": ".npz",
 }
 """The kinds of files: each kind's folder, and how its files' names end."""
+
+Blobs = tuple[tuple[str, str], ...]
+"""(kind, sha256) of files."""
 
 LOCK = "LOCK"
 MANIFEST = "manifest.json"
@@ -230,13 +234,41 @@ def catalog_problems(root: Path, manifest: Manifest) -> list[str]:
     return found + [f"{path} has rows of a model {model} that is not listed" for model in strangers]
 
 
-def need_blobs(root: Path, manifest: Manifest) -> None:
+def erasure_problems(root: Path, manifest: Manifest) -> list[str]:
+    """That a generation's catalogue has rows that were erased before; empty where it has none."""
+    if manifest.erased is None:
+        return []
+    try:
+        listed = blob_path(root, "erasures", manifest.erased)
+        erased = Erasures.read(listed)
+        if sha256_file(listed) != manifest.erased:
+            return [f"{listed} was changed: its bytes are not those of its name"]
+        path = blob_path(root, "catalogs", manifest.catalog)
+        back = erased.holding(Catalog.read(path).ids)
+    except CompatError as error:
+        return [error.message]
+    return [f"{path} has {len(back)} rows that were erased: {', '.join(back[:5])}"] if back else []
+
+
+def kept_blobs(one: Manifest, current: Manifest) -> Blobs:
+    """(kind, sha256) of the files that are kept of a generation: all, those of its query model
+    where items were erased since, or none."""
+    if one.generation < current.oldest:
+        return ()
+    if one.generation >= current.whole_from:
+        return one.blobs()
+    return () if one.query_model in current.erased_models else one.model_blobs()
+
+
+def need_blobs(root: Path, manifest: Manifest, blobs: Blobs | None = None) -> None:
     """Refuse a generation one of whose files is not there; their bytes are not read.
+
+    ``blobs``: those of them that are needed; default: all.
 
     Raises:
         DamagedError: a file is missing or empty.
     """
-    for kind, digest in manifest.blobs():
+    for kind, digest in manifest.blobs() if blobs is None else blobs:
         path = blob_path(root, kind, digest)
         if not is_plain(path) or path.stat().st_size == 0:
             raise DamagedError(

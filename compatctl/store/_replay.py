@@ -16,16 +16,33 @@ def replay(generations: Sequence[Manifest]) -> list[str]:
     for one in generations:
         before = known.get(one.generation - 1)
         if before is not None:
-            found += [f"generation {one.generation} {what}" for what in _wrong(before, one, known)]
+            wrong = (*_kept(before, one), *_wrong(before, one, known))
+            found += [f"generation {one.generation} {what}" for what in wrong]
+    return found
+
+
+def _kept(before: Manifest, one: Manifest) -> list[str]:
+    """What a generation says otherwise of files that are kept, and of what was erased."""
+    found = []
+    if one.oldest < before.oldest:
+        found.append(f"keeps files from {one.oldest} on, which {before.generation} let go")
+    if one.operation != "remove" and one.whole_from != before.whole_from:
+        found.append(f"erased by {one.operation!r}")
+    if one.operation != "remove" and one.erased_models != before.erased_models:
+        found.append(f"changed the models that were erased by {one.operation!r}")
+    if one.operation not in ("remove", "add") and one.erased != before.erased:
+        found.append(f"changed the list of what was erased by {one.operation!r}")
     return found
 
 
 def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[str]:
+    if one.operation == "remove":
+        return [] if _removed(before, one) else ["is a removal, but did more than erase"]
     found = []
-    if one.oldest < before.oldest:
-        found.append(f"keeps files from {one.oldest} on, which {before.generation} let go")
     if one.restores is not None:
         target = known.get(one.restores, one)  # one that is not there is told elsewhere
+        if target.generation < one.whole_from:
+            target = replace(target, memory=before.memory)  # the target's held what was erased
         names = [name for name in OF_THE_MODEL if getattr(one, name) != getattr(target, name)]
         if names:
             found.append(f"went back to {one.restores}, but has another {names[0]}")
@@ -74,4 +91,26 @@ def _backfilled(before: Manifest, one: Manifest) -> bool:
         and (one.registry, one.memory, one.report, one.policy)
         == (before.registry, before.memory, before.report, before.policy)
         and all(model.rows <= had.get(model.sha256, 0) for model in others)
+    )
+
+
+def _removed(before: Manifest, one: Manifest) -> bool:
+    """Fewer rows or as many in an index of the same kind, of no more of any model; the query model
+    is the same, or stands in the place of one that is not there any more."""
+    index = replace(one.index, count=before.index.count, sha256=before.index.sha256)
+    gone = before.query_model not in {model.sha256 for model in one.models}
+    rows = [sorted(model.rows for model in state.models) for state in (before, one)]
+    same = set(OF_THE_MODEL) - {"query_model", "memory"}
+    return (
+        index == before.index
+        and one.index.count <= before.index.count
+        and all(a <= b for a, b in zip(reversed(rows[1]), reversed(rows[0]), strict=False))
+        and len(rows[1]) <= len(rows[0])
+        and (one.query_model == before.query_model or gone)
+        and all(getattr(one, name) == getattr(before, name) for name in same)
+        and one.restores is None
+        and one.whole_from == one.generation
+        and one.oldest == before.oldest
+        and set(before.erased_models) <= set(one.erased_models)
+        and one.erased is not None
     )

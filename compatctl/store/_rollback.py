@@ -29,10 +29,15 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackPlan:
-    """The generation that a rollback restores; ``done`` where the store is as it says already."""
+    """The generation that a rollback restores; ``done`` where the store is as it says already.
+
+    ``gallery``: whether its gallery is kept too. It is not where items were erased since: then
+    only its query model can be restored, over the rows of today.
+    """
 
     target: Manifest
     done: bool
+    gallery: bool = True
 
 
 def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
@@ -57,8 +62,16 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
     target = store.generation(to) if to is not None else _before_last_deploy(store)
     if now.restores is not None and to == now.restores:
         return RollbackPlan(target=target, done=True)
+    gallery = target.generation >= now.whole_from
+    let_go = target.generation < now.oldest or target.query_model in now.erased_models
+    if not gallery and let_go:
+        raise UsageError(
+            f"generation {target.generation} cannot be restored: items were erased since, which "
+            "its files held",
+            tip="compatctl history lists the generations; another model: compatctl deploy",
+        )
     try:
-        need_blobs(store.path, target)
+        need_blobs(store.path, target, None if gallery else target.model_blobs())
     except DamagedError:
         store.refuse_let_go()
         if target.generation < now.oldest:
@@ -68,7 +81,7 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
                 tip="compatctl history lists the generations",
             ) from None
         raise
-    return RollbackPlan(target=target, done=False)
+    return RollbackPlan(target=target, done=False, gallery=gallery)
 
 
 def added_since(store: Store, target: Manifest) -> tuple[str, ...]:
@@ -91,8 +104,14 @@ def restore(store: Store, target: Manifest, *, at: str, timeout_s: float = 10.0)
     ``at`` is the time, ISO 8601, UTC.
 
     Raises:
+        UsageError: its gallery is not kept: it held items that were erased since.
         ConflictError, DamagedError, CompatError: as ``Transaction``.
     """
+    if target.generation < store.manifest.whole_from:
+        raise UsageError(
+            f"the gallery of generation {target.generation} held items that were erased since",
+            tip="--added keep restores its query model over the rows of today",
+        )
     with store.transaction(store.manifest, operation="rollback", timeout_s=timeout_s) as tx:
         restored = {name: getattr(target, name) for name in (*OF_THE_MODEL, *OF_THE_GALLERY)}
         return tx.commit(
@@ -117,7 +136,7 @@ def rollback(
     plan = rollback_plan(store, to=to)
     if plan.done:
         return store.manifest
-    if not discard_added and (added := added_since(store, plan.target)):
+    if plan.gallery and not discard_added and (added := added_since(store, plan.target)):
         more = "" if len(added) <= _SHOWN else f" and {len(added) - _SHOWN} more"
         raise ConflictError(
             f"generation {plan.target.generation} does not have {len(added)} of the "
@@ -133,6 +152,9 @@ def _undone(store: Store) -> Manifest | None:
     state = store.manifest
     while state.generation > 1:
         before = store.generation(state.generation - 1)
+        if state.operation == "remove":  # it may have rewritten the query model, and changed none
+            state = before
+            continue
         if state.restores is not None and before.query_model == state.query_model:
             state = store.generation(state.restores)  # it undid an add or a backfill, no deploy
             continue
@@ -146,9 +168,13 @@ def _undone(store: Store) -> Manifest | None:
 
 
 def _before_last_deploy(store: Store) -> Manifest:
+    model, rewritten = store.manifest.query_model, False
     for state in lineage(store, store.manifest):
-        if state.query_model != store.manifest.query_model:
+        if rewritten:  # the same model, before vectors of erased items were taken out of its file
+            model = state.query_model
+        if state.query_model != model:
             return state
+        rewritten = state.operation == "remove"
     raise UsageError(
         "no earlier generation had another query model: there is no deploy to undo",
         tip="compatctl history lists the generations; --to restores any of them",

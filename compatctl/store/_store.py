@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import has_digest, sha256_file
-from compatctl.manifest import Catalog, Manifest
+from compatctl.manifest import Catalog, Erasures, Manifest
 from compatctl.progress import Progress, silent
 from compatctl.store._layout import (
     blob_path,
@@ -130,7 +130,8 @@ class Store:
             ConflictError: a generation that was asked for here was let go meanwhile.
         """
         newest, asked = read_current(self.path), self._chain[-1].generation
-        if newest.oldest > max(asked, self.manifest.oldest):
+        limits = [max(one.oldest, one.whole_from) for one in (newest, self.manifest)]
+        if limits[0] > max(asked, limits[1]):
             raise ConflictError(
                 f"{self.path} moved on to generation {newest.generation} and let go of the files "
                 f"of generation {asked}, which was being read",
@@ -149,6 +150,15 @@ class Store:
         if len(found) != manifest.index.count:
             raise DamagedError(f"{path} has {len(found)} rows, the manifest {manifest.index.count}")
         return found
+
+    def erasures(self, of: Manifest | None = None) -> Erasures | None:
+        """What was erased before this generation, or another; None: nothing ever was.
+
+        Raises:
+            DamagedError: the file is missing or changed.
+        """
+        digest = (of or self.manifest).erased
+        return None if digest is None else Erasures.read(self.verified("erasures", digest))
 
     def transaction(
         self, expected: Manifest, *, operation: str = "", timeout_s: float = 10.0

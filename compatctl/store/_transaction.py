@@ -32,6 +32,7 @@ from compatctl.store._layout import (
     LOCK,
     MANIFEST,
     catalog_problems,
+    erasure_problems,
     generation_path,
     manifest_bytes,
     manifest_digest,
@@ -120,6 +121,8 @@ class Transaction:
         need_blobs(self._root, after)
         if after.catalog in self._new_catalogs:
             _refuse(catalog_problems(self._root, after))
+        if self._current is not None and after.catalog != self._current.catalog:
+            _refuse(erasure_problems(self._root, after))
         data = manifest_bytes(after)
         path = generation_path(self._root, after.generation)
         Manifest.from_json(parse_json(data, path), "the new generation")

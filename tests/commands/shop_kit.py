@@ -98,6 +98,33 @@ def write_encoder(path: Path, *, noise: float, seed: int = 0, turned: bool = Fal
     return path
 
 
+def write_attending(path: Path, vectors: NDArray[np.float32], *, noise: float = 0.05) -> Path:
+    """An encoder that attends to anchors with these stored vectors (S, D), as finetune writes it:
+    unit of ``raw + softmax(4 raw @ keys) @ vectors``, with keys drawn at random."""
+    write_encoder(path, noise=noise)
+    model = onnx.load(path)
+    keys = np.random.default_rng(5).standard_normal((DIM, len(vectors))).astype(np.float32)
+    model.graph.node.pop()
+    model.graph.node.extend(
+        [
+            helper.make_node("MatMul", ["raw", "permute"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
+            helper.make_node("MatMul", ["shares", "attention.stored"], ["taken"]),
+            helper.make_node("Add", ["raw", "taken"], ["sum"]),
+            helper.make_node("LpNormalization", ["sum"], ["embedding"], axis=-1, p=2),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(keys, "permute"))
+    model.graph.initializer.append(numpy_helper.from_array(vectors.copy(), "attention.stored"))
+    raw = path.with_suffix(".raw")
+    onnx.save(model, raw)
+    told = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
+    path.unlink()
+    seal(raw, path, (EncoderInput(name="image", preprocessing=told),))
+    raw.unlink()
+    return path
+
+
 def store_files(shop: Shop) -> dict[str, bytes]:
     """Every file of the store but its lock."""
     root = shop.path("store")

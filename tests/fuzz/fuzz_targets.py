@@ -35,7 +35,7 @@ from compatctl.encoder import Canary, contract, foreign, safety
 from compatctl.errors import CompatError
 from compatctl.files import parse_json, read_json
 from compatctl.index import HnswIndex, HnswParams, check_layout, read_header
-from compatctl.manifest import Catalog, IndexInfo, Manifest, ModelShare
+from compatctl.manifest import Catalog, Erasures, IndexInfo, Manifest, ModelShare
 from compatctl.npz import read_npz
 from compatctl.recipe import Project, Recipe, load_policy
 from compatctl.report import read_bound
@@ -94,6 +94,13 @@ def _catalog() -> list[bytes]:
     path = _FOLDER / "catalog.npz"
     path.unlink(missing_ok=True)
     catalog.write(path)
+    return [path.read_bytes()]
+
+
+def _erasures() -> list[bytes]:
+    path = _FOLDER / "erasures.npz"
+    path.unlink(missing_ok=True)
+    Erasures.none().extended(["a", "b"], np.array([7, 9], np.uint64)).write(path)
     return [path.read_bytes()]
 
 
@@ -272,6 +279,7 @@ TARGETS = {
         _manifest,
     ),
     "catalog": Target(".npz", Catalog.read, _catalog),
+    "erasures": Target(".npz", Erasures.read, _erasures),
     "memory": Target(".npz", lambda path: read_memory(path).readable(), _memory),
     "canary": Target(".npz", Canary.read, _canary),
     "header": Target(".hnsw", read_header, _index),

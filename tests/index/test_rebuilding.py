@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from compatctl.errors import DamagedError, InputError
-from compatctl.index import HnswIndex, HnswParams, mapped, rebuilt, recall_at
+from compatctl.index import (
+    HnswIndex,
+    HnswParams,
+    held_marks,
+    mapped,
+    marks_of_rows,
+    read_keys,
+    read_rows,
+    rebuilt,
+    recall_at,
+    reduced,
+)
 
 FEATURES = Path(__file__).parent.parent / "features" / "kanji.npz"
 N = 1200
@@ -113,3 +124,39 @@ def test_what_cannot_be_replaced_is_refused(saved: Path, tmp_path: Path) -> None
     cut.write_bytes(saved.read_bytes()[:-100])
     with pytest.raises(DamagedError):
         rebuilt(cut, PARAMS, N, keys=KEYS[:3], rows_at=rows)
+
+
+def test_rows_left_out_leave_no_trace(saved: Path, tmp_path: Path, half: np.ndarray) -> None:
+    """The file is that of an index built of the other rows; no row that left is in it."""
+    index = reduced(saved, PARAMS, N, keys=KEYS[half])
+    stay = np.setdiff1d(np.arange(N), half)
+    index.save(tmp_path / "a.hnsw")
+    HnswIndex.build(OLD[stay], KEYS[stay], PARAMS).save(tmp_path / "b.hnsw")
+    data = (tmp_path / "a.hnsw").read_bytes()
+    assert data == (tmp_path / "b.hnsw").read_bytes()
+    assert not any(OLD[row].tobytes() in data for row in half[:20])
+    with pytest.raises(InputError, match="no row would stay"):
+        reduced(saved, PARAMS, N, keys=KEYS)
+    with pytest.raises(InputError, match="no row under the key 7"):
+        reduced(saved, PARAMS, N, keys=np.array([7], np.uint64))
+    with pytest.raises(InputError, match="removed twice"):
+        reduced(saved, PARAMS, N, keys=KEYS[[0, 0]])
+
+
+def test_marks_find_the_rows_that_a_loop_finds(saved: Path, half: np.ndarray) -> None:
+    """Which vectors are in the file, with and without some keys: by a comparison of every pair."""
+    vectors = np.concatenate([OLD[half[:30]], NEW[:30]])
+    but = KEYS[half[:10]]
+    passed = set(but.tolist())
+    for keys, excepted in ((None, set()), (but, passed)):
+        found = held_marks(saved, PARAMS, N, marks_of_rows(vectors), but=keys)
+        wanted = [
+            any(
+                np.array_equal(vector, row) and int(key) not in excepted
+                for row, key in zip(OLD, KEYS, strict=True)
+            )
+            for vector in vectors
+        ]
+        assert found.tolist() == wanted
+    np.testing.assert_array_equal(read_rows(saved, PARAMS, N, KEYS[half]), OLD[half])
+    np.testing.assert_array_equal(read_keys(saved, PARAMS, N), KEYS)

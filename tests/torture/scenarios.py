@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 from kit import LONG, Kind, Machine, Outcome, fresh_copy
 from PIL import Image, ImageOps
-from shop_kit import SIDE, write_encoder
+from shop_kit import SIDE, write_attending, write_encoder
 
+from compatctl.data import load, memory_bytes
 from compatctl.examples_data import TILE, emoji_source
+from compatctl.files import canonical_json, sha256_bytes, sha256_file
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Manifest
 from compatctl.store import Store
@@ -32,6 +34,7 @@ class Scenario:
 
     ``makes_generation``: whether it ends in a new generation. ``every``: in the short form each
     such boundary is tried; 1 is all of them. ``beside``: what it may write beside the store.
+    ``erases``: whether items leave for good.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Scenario:
     makes_generation: bool = True
     every: int = 1
     beside: tuple[str, ...] = ()
+    erases: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def stage(machine: Machine, scenario: Scenario, folder: Path) -> Stage:
     sizes = {path.stat().st_size for path in files if path.name not in held | {"LOCK"}}
     shutil.rmtree(ran)
     state = read_state(before) if before else None
-    assert state is None or state.rows.keys() <= after.rows.keys()
+    assert state is None or (state.rows.keys() <= after.rows.keys()) != scenario.erases
     return Stage(
         scenario=scenario,
         pristine=pristine,
@@ -259,6 +263,30 @@ def _litter(folder: Path) -> None:
     next_one.write_bytes((store.path / "history" / "000002.json").read_bytes())
 
 
+def _held(machine: Machine, folder: Path) -> None:
+    """A deployed model that holds the vectors of some items, which are in the memory and the
+    candidate's files too; and a list of two of them."""
+    _begun(machine, folder)
+    store, data = Store.open(folder / "store"), load(folder / "first.csv")
+    ids = store.catalog().ids
+    vectors = np.array(
+        [np.frombuffer(row[2], np.float32) for row in read_state(store).rows.values()]
+    )
+    write_attending(folder / "new.onnx", vectors[:6])
+    held = memory_bytes(data)
+    candidate = folder / "build" / "candidate"
+    candidate.mkdir(parents=True)
+    (candidate / "memory.npz").write_bytes(held)
+    entries = [{"id": one, "sha256": data.digest(row)} for row, one in enumerate(data.ids)]
+    record = {
+        "items": entries, "anchors": entries, "classes": [], "parity": 0.0, "registry_sha256": None,
+        "memory_sha256": sha256_bytes(held), "models": [sha256_file(folder / "new.onnx")],
+    }  # fmt: skip
+    (candidate / "training.json").write_bytes(canonical_json(record))
+    _run(machine, folder, *DEPLOY[1:])
+    (folder / "gone.txt").write_text(f"{ids[1]}\n{ids[4]}\n")
+
+
 IMPORT = ("compatctl", "import", "deployed.bin", "--model", "old.onnx", "--items", "keys.csv",
           "--json")  # fmt: skip
 DEPLOY = ("compatctl", "deploy", "--model", "new.onnx", "--force", "--reason", REASON, "--json")
@@ -268,6 +296,7 @@ LIFT = ("compatctl", "lift", "new.onnx", "--kind", "ridge", "--data", "lift.csv"
 GC = ("compatctl", "check", "--gc", "--json")
 GC_KEEP = ("compatctl", "check", "--gc", "--keep", "1", "--json")
 
+REMOVE = ("compatctl", "remove", "--ids", "gone.txt", "--json")
 ROLLBACK = ("compatctl", "rollback", "--to", "1", "--json")
 
 SCENARIOS = (
@@ -281,6 +310,8 @@ SCENARIOS = (
     Scenario(name="rollback", argv=ROLLBACK, prepare=_deployed),
     Scenario(name="backfill", argv=BACKFILL, prepare=_deployed, every=7),
     Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False, every=2),
+    Scenario(name="remove", argv=REMOVE, prepare=_held, every=25, erases=True,
+             beside=("build/candidate/memory.npz", "build/candidate/training.json")),
     Scenario(name="gc keep", argv=GC_KEEP, prepare=_grown, every=2),
     *((Scenario(name="lift", argv=LIFT, prepare=_liftable),) if LONG else ()),
 )  # fmt: skip

@@ -1,0 +1,97 @@
+"""What was erased from a store, in a form that proves it is gone and does not say what it was."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from compatctl.errors import DamagedError
+from compatctl.npz import read_npz
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_SALT_BYTES = 16
+_ID_BYTES = 16
+"""Of the digest of an id: 128 bits, so that no id that is there is taken for one that was."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Erasures:
+    """The ids and vectors that must not be in a store any more.
+
+    ``ids``: of each id the first 16 bytes of sha256(salt, id); ``salt`` is drawn once a store, so
+    that no table made in advance and no other store's list fits. Who has the file and guesses an id
+    can confirm the guess: ids that can be guessed are pseudonyms here, not secrets. ``marks`` (V,)
+    uint64, ascending: of each vector a 64-bit sum of its numbers, from which it cannot be made.
+    """
+
+    salt: bytes
+    ids: frozenset[bytes]
+    marks: NDArray[np.uint64]
+
+    @classmethod
+    def none(cls) -> Self:
+        """Nothing was erased yet; a new salt."""
+        import numpy as np
+
+        salt = secrets.token_bytes(_SALT_BYTES)
+        return cls(salt=salt, ids=frozenset(), marks=np.zeros(0, np.uint64))
+
+    def holding(self, ids: Iterable[str]) -> tuple[str, ...]:
+        """Those of the ids that were erased, in their order."""
+        return tuple(one for one in ids if self._digest(one) in self.ids)
+
+    def extended(self, ids: Iterable[str], marks: NDArray[np.uint64]) -> Erasures:
+        """These and more."""
+        import numpy as np
+
+        return replace(
+            self,
+            ids=self.ids | {self._digest(one) for one in ids},
+            marks=np.union1d(self.marks, marks),
+        )
+
+    def without(self, ids: Iterable[str]) -> Erasures:
+        """These, but for ids that were taken in again."""
+        return replace(self, ids=self.ids - {self._digest(one) for one in ids})
+
+    def write(self, path: Path) -> None:
+        """Write an npz to a new file; its bytes depend on the content only."""
+        import numpy as np
+
+        with path.open("xb") as file:
+            np.savez(
+                file,
+                salt=np.frombuffer(self.salt, np.uint8),
+                ids=np.frombuffer(b"".join(sorted(self.ids)), np.uint8),
+                marks=self.marks,
+            )
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what ``write`` wrote.
+
+        Raises:
+            DamagedError: it is missing, or no list of erasures.
+        """
+        found = read_npz(path, error=DamagedError)
+        kinds = {name: (str(one.dtype), one.ndim) for name, one in found.items()}
+        if kinds != {"salt": ("uint8", 1), "ids": ("uint8", 1), "marks": ("uint64", 1)} or (
+            len(found["salt"]) != _SALT_BYTES or len(found["ids"]) % _ID_BYTES
+        ):
+            raise DamagedError(
+                f"{path} is not a list of erasures", tip="restore the file from a backup"
+            )
+        raw = found["ids"].tobytes()
+        parts = [raw[at : at + _ID_BYTES] for at in range(0, len(raw), _ID_BYTES)]
+        return cls(salt=found["salt"].tobytes(), ids=frozenset(parts), marks=found["marks"])
+
+    def _digest(self, one: str) -> bytes:
+        text = one.encode("utf-8", "surrogatepass")
+        return hashlib.sha256(self.salt + text).digest()[:_ID_BYTES]

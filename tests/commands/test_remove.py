@@ -1,0 +1,438 @@
+"""remove: what was erased is in no file of the store, and nothing brings it back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from shop_kit import (
+    DIM,
+    SIDE,
+    Shop,
+    run,
+    store_files,
+    stored_rows,
+    write_attending,
+    write_encoder,
+)
+from typer.testing import CliRunner
+
+from compatctl.cli.app import app
+from compatctl.data import load, memory_bytes, read_memory
+from compatctl.encoder import Encoder, fuse, held_vectors
+from compatctl.errors import InputError
+from compatctl.manifest import Erasures
+from compatctl.store import Store
+
+AT = "2026-01-31T12:00:00Z"
+Floats = NDArray[np.float32]
+
+
+def store_of(shop: Shop) -> Store:
+    return Store.open(shop.path("store"))
+
+
+def ids_of(shop: Shop, n: int = 3) -> list[str]:
+    """Some ids of the gallery, from its middle."""
+    return list(store_of(shop).catalog().ids[20 : 20 + n])
+
+
+def force(shop: Shop, name: str) -> None:
+    done = shop.run("deploy", "--model", shop.path(name), "--force", "--reason", "drill")
+    assert done.code == 0, done.stderr
+
+
+def removed(shop: Shop, *arguments: object) -> dict[str, object]:
+    done = shop.run("remove", *arguments)
+    assert done.code == 0, done.stderr
+    found: dict[str, object] = done.json
+    return found
+
+
+def assert_gone(shop: Shop, ids: list[str], vectors: Floats) -> None:
+    """No file of the store has the bytes of an id or of a vector; check and search work."""
+    for name, data in store_files(shop).items():
+        if name.startswith("reports/"):
+            continue
+        for item, vector in zip(ids, vectors, strict=True):
+            assert item.encode() not in data, f"{item} is in {name}"
+            assert vector.tobytes() not in data, f"the vector of {item} is in {name}"
+    assert shop.run("check").code == 0
+
+
+def by_hand(plain: Path, keys: Floats, vectors: Floats, images: NDArray[np.uint8]) -> Floats:
+    """What an attending encoder gives, anchor by anchor, in float64."""
+    model = onnx.load(plain)
+    model.graph.node.pop()
+    model.graph.output[0].name = "raw"
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (raw,) = session.run(["raw"], {"image": images})
+    rows = []
+    for one in raw.astype(np.float64):
+        near = [np.exp(one @ keys[:, at]) for at in range(len(vectors))]
+        taken = sum(share * vector for share, vector in zip(near, vectors, strict=True)) / sum(near)
+        rows.append((one + taken) / np.linalg.norm(one + taken))
+    return np.array(rows, np.float32)
+
+
+def test_what_is_removed_is_in_no_file_of_the_store(shop: Shop) -> None:
+    """Rows, ids and every earlier copy go in one generation, however many held them; the other
+    items are as they were."""
+    ids = ids_of(shop)
+    vectors = stored_rows(shop, ids)
+    stay = [one for one in store_of(shop).catalog().ids if one not in ids]
+    before = stored_rows(shop, stay)
+    force(shop, "new.onnx")
+    first = shop.manifest()
+    told = removed(shop, *ids)
+    now = shop.manifest()
+    assert (told["removed"], told["rows"], told["generation"]) == (3, len(stay), 3)
+    assert (now["operation"], now["whole_from"], now["index"]["count"]) == ("remove", 3, len(stay))
+    assert told["deleted"] == 2
+    same = ("query_model", "report", "policy", "forced_reason")
+    assert [now[name] for name in same] == [first[name] for name in same]
+    assert_gone(shop, ids, vectors)
+    assert np.array_equal(stored_rows(shop, stay), before)
+    assert shop.run("check", "--gc", "--keep", "1").json["erasure"] == "done"
+
+
+def test_the_same_removal_again_finds_it_done(shop: Shop) -> None:
+    """No further generation, exit 0; an id that was never there is an error that names it, and
+    nothing is removed unless that is asked for."""
+    ids = ids_of(shop)
+    removed(shop, *ids)
+    before = store_files(shop)
+    again = removed(shop, *ids)
+    assert (again["already"], again["written"]) == (3, False)
+    refused = shop.run("remove", ids[0], "nobody", *store_of(shop).catalog().ids[:1])
+    assert refused.code == 5
+    assert "1 of 3 ids are not in the store: nobody" in refused.stderr
+    assert store_files(shop) == before
+    told = removed(shop, "nobody", *store_of(shop).catalog().ids[:1], "--missing-ok")
+    assert (told["removed"], told["missing"]) == (1, ["nobody"])
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(shop: Shop) -> None:
+    """Ids come from arguments and a file, or from stdin."""
+    ids = ids_of(shop)
+    shop.path("gone.txt").write_text("\n".join(["", *ids[1:], ""]))
+    before = store_files(shop)
+    planned = removed(shop, ids[0], "--ids", shop.path("gone.txt"), "--dry-run")
+    assert (planned["removed"], planned["written"]) == (3, False)
+    assert store_files(shop) == before
+    piped = ["remove", *shop.args, "--json", "--ids", "-"]
+    done = CliRunner().invoke(app, piped, input="\n".join(ids))
+    assert json.loads(done.stdout)["removed"] == 3
+    for flags in ((), ("--missing-ok",)):
+        assert shop.run("remove", *flags).code == 2
+
+
+def test_the_last_row_is_not_removed(shop: Shop) -> None:
+    """A gallery needs a row: all ids at once are refused, and nothing happens."""
+    shop.path("all.txt").write_text("\n".join(store_of(shop).catalog().ids))
+    before = store_files(shop)
+    done = shop.run("remove", "--ids", shop.path("all.txt"))
+    assert done.code == 5
+    assert "a gallery needs one" in done.stderr
+    assert store_files(shop) == before
+
+
+def test_rollback_restores_the_model_and_not_the_items(shop: Shop) -> None:
+    """After a deploy and a removal a rollback gives the old model over the rows of today; a second
+    one finds it done; dropping what was added has nothing to go back to."""
+    ids = ids_of(shop)
+    vectors, old = stored_rows(shop, ids), shop.manifest()["query_model"]
+    force(shop, "new.onnx")
+    removed(shop, *ids)
+    assert shop.run("rollback", "--added", "drop").code == 2
+    planned = shop.run("rollback", "--dry-run")
+    assert (planned.code, planned.json["written"]) == (0, False)
+    back = shop.run("rollback")
+    assert back.code == 0, back.stderr
+    now = shop.manifest()
+    assert (now["query_model"], now["restores"], now["whole_from"]) == (old, 1, 3)
+    assert_gone(shop, ids, vectors)
+    assert shop.run("rollback").json["written"] is False
+    force(shop, "new.onnx")
+    assert shop.run("rollback").json["query_model"] == old
+    assert_gone(shop, ids, vectors)
+
+
+def test_rows_of_a_later_model_are_named_before_the_old_one_searches_them(
+    shop: Shop, emoji: Path
+) -> None:
+    """Added by the new model, then an erasure: rollback names them (exit 6), --added keep works."""
+    force(shop, "new.onnx")
+    images = sorted((emoji / "images" / "twemoji").iterdir())
+    table = emoji / f"{shop.folder.parent.name}-fresh.csv"
+    table.write_text(f"id,path,label\nfresh,{images[3]},fresh\n")
+    assert shop.run("add", "--data", table).code == 0
+    removed(shop, *ids_of(shop))
+    refused = shop.run("rollback")
+    assert refused.code == 6
+    assert "1 rows of today are of models that it does not have" in refused.stderr
+    assert shop.run("rollback", "--added", "keep").json["kept"] == 1
+    assert shop.run("check").code == 0
+
+
+def test_an_item_of_an_earlier_generation_alone_can_be_removed(shop: Shop, emoji: Path) -> None:
+    """Dropped by a rollback, it could be brought back; removed, it cannot."""
+    images = sorted((emoji / "images" / "twemoji").iterdir())
+    table = emoji / f"{shop.folder.parent.name}-late.csv"
+    table.write_text(f"id,path,label\nlate-one,{images[5]},late\n")
+    assert shop.run("add", "--data", table).code == 0
+    vectors = stored_rows(shop, ["late-one"])
+    assert shop.run("rollback", "--to", "1", "--added", "drop").code == 0
+    told = removed(shop, "late-one")
+    assert (told["removed"], told["written"]) == (0, True)
+    assert shop.run("rollback", "--to", "2").json["written"]
+    assert_gone(shop, ["late-one"], vectors)
+
+
+def test_a_removed_id_may_come_again(shop: Shop) -> None:
+    """add takes it in as a new item; check no longer looks for it, and still for the others."""
+    ids = ids_of(shop)
+    removed(shop, *ids)
+    table = shop.data()
+    lines = table.read_text().splitlines()
+    kept = [line for line in lines if not any(f"{one}," in line for one in ids[1:])]
+    again = table.with_name(f"{shop.folder.parent.name}-again.csv")
+    again.write_text("\n".join([*kept, ""]))
+    assert shop.run("add", "--data", again).json["added"] == 1
+    erased = store_of(shop).erasures()
+    assert erased is not None
+    assert erased.holding(ids) == tuple(ids[1:])
+    assert shop.run("check").code == 0
+    assert removed(shop, ids[0])["removed"] == 1
+
+
+def test_images_leave_the_memory_of_the_store_and_of_the_candidate(shop: Shop) -> None:
+    """The rehearsal memory, the candidate's copy of it and its training record; a candidate that
+    was trained before does not carry the images back in."""
+    data = load(shop.data())
+    rows = [row for row, item in enumerate(data.items) if item.split == "train"][:6]
+    held = memory_bytes(data.take(rows))
+    gone = [data.ids[rows[2]]]
+    image = data.original(rows[2], 1 << 20)
+    assert isinstance(image, bytes)
+    store = store_of(shop)
+    with store.transaction(store.manifest) as tx:
+        memory = tx.put("memories", lambda path: path.write_bytes(held) and None)
+        tx.commit(operation="deploy", created_at=AT, memory=memory)
+    candidate = shop.path("build/candidate")
+    candidate.mkdir(parents=True)
+    (candidate / "memory.npz").write_bytes(held)
+    record = {
+        "items": [{"id": data.ids[row], "sha256": data.digest(row)} for row in rows],
+        "anchors": [], "classes": [], "models": [], "memory_sha256": memory, "parity": 0.0,
+    }  # fmt: skip
+    (candidate / "training.json").write_text(json.dumps(record))
+    told = removed(shop, *gone)
+    assert told["from_memory"] == 1
+    assert len(told["side_files"]) == 2  # type: ignore[arg-type]
+    kept = store_of(shop)
+    path = kept.verified("memories", kept.manifest.memory or "")
+    assert read_memory(path).ids == read_memory(candidate / "memory.npz").ids
+    assert len(read_memory(path)) == 5
+    assert all(image not in one for one in store_files(shop).values())
+    now = json.loads((candidate / "training.json").read_text())
+    assert gone[0] not in [item["id"] for item in now["items"]]
+    assert now["memory_sha256"] == kept.manifest.memory
+
+    record["models"] = [Encoder.load(shop.path("new.onnx")).sha256]
+    (candidate / "memory.npz").write_bytes(held)
+    (candidate / "training.json").write_text(json.dumps(record))
+    (candidate / "registry.json").write_text("{}")
+    force(shop, "new.onnx")
+    again = store_of(shop)
+    assert len(read_memory(again.verified("memories", again.manifest.memory or ""))) == 5
+    assert shop.run("check").code == 0
+
+
+def test_a_model_is_written_again_without_the_vectors_that_it_held(shop: Shop) -> None:
+    """The file that serves holds them no more, gives what the sum over the other anchors gives, and
+    its rows in the gallery are its own; going back leads to the model before it."""
+    old = shop.manifest()["query_model"]
+    ids = ids_of(shop, 4)
+    anchors = [*store_of(shop).catalog().ids[40:45], *ids[:2]]
+    table = stored_rows(shop, anchors)
+    model = write_attending(shop.path("attending.onnx"), table)
+    plain = write_encoder(shop.path("plain.onnx"), noise=0.05)
+    force(shop, "attending.onnx")
+    assert shop.run("backfill", "--share", ".2", "--force", "--reason", "drill").code == 0
+    held = Encoder.load(model).sha256
+    vectors = stored_rows(shop, ids)
+    told = removed(shop, *ids)
+    now = shop.manifest()
+    (rewritten,) = told["rewritten"]  # type: ignore[misc]
+    assert (rewritten["before"], rewritten["vectors"]) == (held, 2)
+    assert now["query_model"] == rewritten["sha256"] == told["query_model"] != held
+    assert now["erased_models"] == [held]
+    assert not shop.path(f"store/models/{held}.onnx").exists()
+    assert_gone(shop, ids, vectors)
+    assert_gone(shop, ids[:2], table[-2:])
+    path = store_of(shop).verified("models", now["query_model"])
+    keys = numpy_helper.to_array(
+        next(one for one in onnx.load(path).graph.initializer if one.name == "permute")
+    )
+    assert keys.shape == (DIM, 5)
+    images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
+    found = Encoder.load(path).run({"image": images})
+    assert np.abs(found - by_hand(plain, keys, table[:5], images)).max() < 1e-5
+    assert 0 < rewritten["difference"] < 2
+    assert sum(one["rows"] for one in now["models"]) == now["index"]["count"]
+    assert any("written again" in line for line in told["warnings"])  # type: ignore[attr-defined]
+    refused = shop.run("rollback", "--to", "2", "--added", "keep")
+    assert refused.code == 2
+    assert "items were erased since, which its files held" in refused.stderr
+    assert shop.run("deploy", "--model", model, "--force", "--reason", "drill").code == 5
+    assert shop.run("rollback", "--added", "keep").json["query_model"] == old
+    assert_gone(shop, ids, vectors)
+
+
+def test_vectors_of_which_nobody_knows_whose_they_are(shop: Shop) -> None:
+    """A model whose anchors are in no gallery that is kept is refused by name, and nothing happens;
+    with its training record the rows are known by their place."""
+    ids = ids_of(shop, 1)
+    foreign = np.random.default_rng(1).standard_normal((4, DIM)).astype(np.float32)
+    foreign /= np.linalg.norm(foreign, axis=1, keepdims=True)
+    model = write_attending(shop.path("attending.onnx"), foreign)
+    force(shop, "attending.onnx")
+    before = store_files(shop)
+    refused = shop.run("remove", *ids)
+    assert refused.code == 5
+    assert "attending.onnx holds 4 stored vectors" in refused.stderr
+    assert "whose 4 of them are" in refused.stderr
+    assert store_files(shop) == before
+    sha256 = Encoder.load(model).sha256
+    entries = [{"id": one, "sha256": "0" * 64} for one in ("w", "x", ids[0], "z")]
+    record = {
+        "items": [], "anchors": entries, "classes": [], "models": [sha256], "parity": 0.0,
+    }  # fmt: skip
+    shop.path("build/candidate").mkdir(parents=True)
+    shop.path("build/candidate/training.json").write_text(json.dumps(record))
+    told = removed(shop, *ids)
+    path = store_of(shop).verified("models", str(told["query_model"]))
+    (table,) = held_vectors(path.read_bytes(), path)
+    assert np.array_equal(table.vectors, foreign[[0, 1, 3]])
+    assert_gone(shop, ids, foreign[[2]])
+    after = json.loads(shop.path("build/candidate/training.json").read_text())
+    assert [one["id"] for one in after["anchors"]] == ["w", "x", "z"]
+    assert after["models"] == [sha256, told["query_model"]]
+
+
+def test_a_candidate_that_holds_erased_vectors_is_not_deployed(shop: Shop) -> None:
+    """Fine-tuned before the removal, it would bring the vectors back; fused, it holds them too."""
+    ids = ids_of(shop, 2)
+    table = stored_rows(shop, [*store_of(shop).catalog().ids[40:44], *ids])
+    write_attending(shop.path("new.onnx"), table)
+    fuse(shop.path("old.onnx"), shop.path("new.onnx"), 0.5, shop.path("fused.onnx"))
+    told = removed(shop, *ids)
+    assert told["candidates"] == [str(shop.path("new.onnx"))]
+    for name in ("new.onnx", "fused.onnx"):
+        done = shop.run("deploy", "--model", shop.path(name), "--force", "--reason", "drill")
+        assert done.code == 5
+        assert "stored vectors of 2 items that were removed" in done.stderr
+    assert shop.manifest()["operation"] == "remove"
+
+
+def test_all_anchors_cannot_be_removed_from_a_file(shop: Shop) -> None:
+    """A table needs a row: the model is named, and what to do."""
+    ids = ids_of(shop, 2)
+    write_attending(shop.path("attending.onnx"), stored_rows(shop, ids))
+    force(shop, "attending.onnx")
+    done = shop.run("remove", *ids)
+    assert done.code == 5
+    assert "no row of it would stay" in done.stderr
+    assert "fine-tune again" in done.stderr
+
+
+def test_check_finds_what_should_be_gone(shop: Shop) -> None:
+    """A list of erasures that names an item of the gallery, an image of the memory or a vector of a
+    model: each is told; a generation that brings a row back is not committed."""
+    ids = ids_of(shop, 2)
+    store = store_of(shop)
+    first, catalog = store.manifest, store.catalog()
+    vectors = stored_rows(shop, ids)
+    index = store.verified("indexes", first.index.sha256).read_bytes()
+    removed(shop, *ids)
+    store = store_of(shop)
+    with store.transaction(store.manifest) as tx:
+        again = tx.put("indexes", lambda path: path.write_bytes(index) and None)
+        assert again == first.index.sha256
+        with pytest.raises(InputError, match="2 rows that were erased"):
+            tx.commit(
+                operation="rollback",
+                created_at=AT,
+                index=first.index,
+                catalog=tx.put("catalogs", catalog.write),
+                models=first.models,
+            )
+    assert shop.run("check").json["erasure"] == "unfinished"
+    assert shop.run("check").code == 5
+    assert shop.run("check", "--gc").code == 0
+    assert_gone(shop, ids, vectors)
+    there = store.catalog().ids[3]
+    for erased, says in (
+        (Erasures.none().extended([there], np.zeros(0, np.uint64)), "were erased"),
+    ):
+        with store.transaction(store.manifest) as tx:
+            tx.commit(
+                operation="remove",
+                created_at=AT,
+                whole_from=store.manifest.generation + 1,
+                erased=tx.put("erasures", erased.write),
+            )
+        done = shop.run("check")
+        assert done.code == 5
+        assert says in " ".join(done.json["problems"])
+
+
+def test_another_item_with_the_same_image_is_named(shop: Shop) -> None:
+    """Who erases an item by its id is told which ids have its very image."""
+    first, *_ = ids_of(shop, 1)
+    data = load(shop.data())
+    path = data.sources[data.ids.index(first)]
+    table = shop.data().with_name(f"{shop.folder.parent.name}-twin.csv")
+    table.write_text(f"id,path,label\ntwin,{path},other\n")
+    assert shop.run("add", "--data", table).code == 0
+    told = removed(shop, first)
+    assert told["same_image"] == ["twin"]
+    assert "twin" in str(told["warnings"])
+    assert shop.run("check").code == 0
+
+
+def test_replay_knows_a_removal(shop: Shop) -> None:
+    """Generations that say that they removed and did something else are found."""
+    from compatctl.store._replay import replay
+
+    before = store_of(shop).manifest
+    removed(shop, *ids_of(shop))
+    now = store_of(shop).manifest
+    assert replay([before, now]) == []
+    for wrong in (
+        replace(now, index=replace(now.index, M=9)),
+        replace(now, index=replace(now.index, count=before.index.count + 1)),
+        replace(now, policy="e" * 64),
+        replace(now, whole_from=1, erased=None),
+        replace(now, query_model="e" * 64),
+    ):
+        assert "more than erase" in " ".join(replay([before, wrong]))
+    assert "erased by 'add'" in " ".join(replay([before, replace(now, operation="add")]))
+    changed = replace(now, generation=3, operation="gc", erased="e" * 64)
+    assert "list of what was erased" in " ".join(replay([now, changed]))
+
+
+def test_the_command_line_says_what_was_done(shop: Shop) -> None:
+    """Without --json: the fields as lines, exit 0."""
+    done = run("remove", *shop.args, *ids_of(shop, 1))
+    assert done.code == 0
+    assert "removed" in done.stdout
