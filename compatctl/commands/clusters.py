@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from compatctl.commands.trial import Rows
+from compatctl.core.dependence import Dependence
+from compatctl.core.policy import Policy
 from compatctl.core.units import crossed
 from compatctl.data import Dataset
 from compatctl.errors import InputError
@@ -41,6 +43,18 @@ def drawn(labels: Rows, columns: Mapping[str, Sequence[str]], *, judged: bool = 
     return Drawn(classes=classes, unit=tuple(names[at] for at in kept))
 
 
+def column_codes(labels: Rows, columns: Mapping[str, Sequence[str]]) -> dict[str, Rows]:
+    """(Q,) codes of the classes and of every column, by which queries may depend on each other."""
+    return {CLASS: labels} | {name: _codes(values) for name, values in columns.items()}
+
+
+def all_columns(data: Dataset, rows: Iterable[int]) -> dict[str, list[str]]:
+    """The values of every column that any of the rows has; empty where one has none."""
+    items = [data.items[row] for row in rows]
+    names = sorted({name for item in items for name in item.slices})
+    return {name: [item.slices.get(name, "") for item in items] for name in names}
+
+
 def columns_of(data: Dataset, rows: Iterable[int], names: Iterable[str]) -> dict[str, list[str]]:
     """The values of some columns for some rows of the data; empty where an item has none.
 
@@ -57,6 +71,26 @@ def columns_of(data: Dataset, rows: Iterable[int], names: Iterable[str]) -> dict
                 tip=f"columns: {', '.join(sorted(known)) or 'none'}",
             )
     return {name: [data.items[row].slices.get(name, "") for row in rows] for name in wanted}
+
+
+def enough(policy: Policy, one: Dependence) -> bool:
+    """Whether a column carries dependence and has values enough to be resampled."""
+    return one.carries and one.n_units >= policy.min_classes
+
+
+def dependence_warnings(policy: Policy, found: Iterable[Dependence]) -> tuple[str, ...]:
+    """A sentence for each column that carries dependence beyond what is resampled."""
+    return tuple(
+        f"column {one.column} carries dependence that is not resampled (intraclass correlation "
+        f"{one.icc:.2f}, design effect {one.design_effect:.2f}): "
+        + (
+            f"verify --cluster {one.column}"
+            if enough(policy, one)
+            else f"with {one.n_units} values only, judge them one by one with --slice {one.column}"
+        )
+        for one in found
+        if one.carries
+    )
 
 
 def _codes(values: Sequence[str]) -> Rows:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.commands.clusters import columns_of, drawn
+from compatctl.commands.clusters import all_columns, column_codes, columns_of, drawn
 from compatctl.commands.trial import Field, Floats, Rows, half_of
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
@@ -181,6 +181,7 @@ def field_of(data: Dataset, arena: Arena, judged: Judged | None = None) -> Field
         half=half_of(ids),
         slices=arena.slices,
         unit=units.unit,
+        columns=column_codes(labels, all_columns(data, arena.queries)),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compatctl.commands.acceptance import shift_warnings, threshold_step
+from compatctl.commands.clusters import dependence_warnings, enough
 from compatctl.commands.evaluation import Judged
 from compatctl.commands.trial import CURVE, Trial
 from compatctl.core.evidence import ChainEvidence, Draw, measure, measure_chain
@@ -103,9 +104,10 @@ def verdict_fields(
         "verdict": verdict,
         "warnings": shift_warnings(
             trials[0].evidence.inequalities, threshold_given=trials[0].rates is not None
-        ),
+        )
+        + dependence_warnings(policy, trials[0].evidence.dependence or ()),
         "summary": summary(verdict),
-        "next_step": _threshold_step(policy, verdict, trials) or next_steps[verdict.outcome],
+        "next_step": _own_step(policy, verdict, trials) or next_steps[verdict.outcome],
     }
 
 
@@ -144,6 +146,7 @@ def group_of(trial: Trial) -> Group:
         rank_bias=trial.rank_bias,
         error_rates=trial.rates,
         operating_points=trial.points,
+        dependence=found.dependence or (),
         slices={
             name: int((mask & found.old_old.counted).sum()) for name, mask in found.slices.items()
         },
@@ -168,6 +171,11 @@ def lost_judgments(judged: Judged, trial: Trial) -> tuple[str, ...]:
     return (f"{lost} of {len(judged)} judgments: not of held-out queries and gallery",) * (lost > 0)
 
 
-def _threshold_step(policy: Policy, verdict: Verdict, trials: Sequence[Trial]) -> str:
+def _own_step(policy: Policy, verdict: Verdict, trials: Sequence[Trial]) -> str:
+    """What to do where one kind of check alone stands in the way; empty elsewhere."""
     stands = {check.name for check in verdict.checks if check.decides and check.outcome != "pass"}
+    if stands == {"design_effect"}:
+        found = trials[0].evidence.dependence or ()
+        flags = [f"--cluster {one.column}" for one in found if enough(policy, one)]
+        return f"verify again with {' '.join(flags)}"
     return threshold_step(policy, stands, trials[0].rates if trials else None)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from compatctl.commands.acceptance import Thresholds, error_rates, operating_points
 from compatctl.core.compatibility import Inequalities, inequalities, judged_inequalities
+from compatctl.core.dependence import Dependence, dependences
 from compatctl.core.evidence import GroupEvidence
 from compatctl.core.nearest import Neighbours, search
 from compatctl.core.pair_tiles import PairTruth
@@ -51,6 +52,8 @@ class Field:
     slices: Mapping[str, Bools] = field(default_factory=dict)
     unit: tuple[str, ...] = ("class",)
     """What each kind of unit that is resampled is: ``class``, ``query`` or a column of the data."""
+    columns: Mapping[str, Rows] | None = None
+    """Name -> (Q,) codes of every column of the data, which queries may depend on each other by."""
 
     @property
     def pairs(self) -> PairTruth:
@@ -137,12 +140,24 @@ def run(
             ann_found=ann_found,
             slices=where.slices,
             unit=where.unit,
+            dependence=_dependence(where, old_old, new_old, policy.recall_at),
         ),
         rank_bias=bias,
         rates=rates,
         points=_points(where, sides, asked=thresholds is not None),
         n_judged=0 if where.judged is None else len(where.judged[0]),
     )
+
+
+def _dependence(
+    where: Field, old: Retrieval, new: Retrieval, k: int
+) -> tuple[Dependence, ...] | None:
+    """What the columns say of the change of hits at k; None where the data have none to look at."""
+    if where.columns is None:
+        return None
+    change = new.hit(k).astype(np.float64) - old.hit(k)
+    signs = np.random.default_rng(0)
+    return dependences(change, old.counted, where.classes, where.unit, where.columns, signs)
 
 
 def retrieval(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.clusters import drawn
+from compatctl.commands.clusters import column_codes, drawn
 from compatctl.commands.evaluation import Judged, judged_rows, same_dimension, slices_of
 from compatctl.commands.judging import (
     group_of,
@@ -139,6 +139,7 @@ def _field(
         half=half_of(table.ids[row] for row in gallery),
         slices=slices_of(_columns(table, queries, options.slices)),
         unit=units.unit,
+        columns=column_codes(codes[queries], _columns(table, queries, tuple(table.slices))),
     )
 
 

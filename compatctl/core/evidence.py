@@ -14,13 +14,13 @@ import numpy as np
 from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.core.binomial import mcnemar
 from compatctl.core.compatibility import Inequalities
+from compatctl.core.cosine_checks import Asked, cosine_measurements
+from compatctl.core.dependence import Dependence, said, worst_effect
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import (
     Ratio,
-    estimate_diff,
     estimate_ratios,
-    estimate_same,
     hit_change,
     query_ratio,
     ratio_of,
@@ -71,6 +71,8 @@ class GroupEvidence:
     """What ``old_old`` and ``new_old`` search, for the sentences."""
     unit: tuple[str, ...] = ("class",)
     """What each kind of unit is: ``class``, ``query``, or a column of the data."""
+    dependence: tuple[Dependence, ...] | None = None
+    """What the class and the columns of the data say of the gain; None: nobody looked."""
 
     @property
     def flips(self) -> Flips:
@@ -129,7 +131,27 @@ def measure(policy: Policy, group: GroupEvidence, draw: Draw, replicates: int) -
             )
         )
     if group.inequalities is not None:
-        found += _inequalities(group, group.inequalities, draw, replicates)
+        asked = Asked(
+            group=group.name,
+            classes=group.classes,
+            unit=group.unit,
+            n_queries=group.old_old.n_counted,
+            may_decide=group.name == DECIDING_GROUP,
+        )
+        found += cosine_measurements(group.inequalities, asked, draw, replicates)
+    if group.dependence is not None:
+        n, deciding = group.old_old.n_counted, group.name == DECIDING_GROUP
+        found.append(
+            Measurement(
+                name="design_effect",
+                group=group.name,
+                estimate=worst_effect(group.dependence, policy.min_classes),
+                n=n,
+                n_queries=n,
+                may_decide=deciding,
+                detail=said(group.dependence, policy.min_classes),
+            )
+        )
     return found
 
 
@@ -277,39 +299,6 @@ def _at_thresholds(
         ("far_ratio", ""): (far, int(before.diff_pairs.sum()), moved + undefined),
         ("frr_increase", ""): (frr, int(before.same_pairs.sum()), moved),
     }
-
-
-def _inequalities(
-    group: GroupEvidence, both: Inequalities, draw: Draw, replicates: int
-) -> list[Measurement]:
-    same = estimate_same(both.sums, replicates, draw(), group.classes)
-    fell = estimate_diff(both.sums.negated(), replicates, draw(), group.classes)
-    queries = group.old_old.n_counted
-    deciding = group.name == DECIDING_GROUP
-    return [
-        Measurement(
-            name="same_class",
-            group=group.name,
-            estimate=same,
-            n=both.new_old.n_same,
-            n_queries=queries,
-            may_decide=deciding,
-            unit=group.unit,
-            detail="The mean cosine to old gallery items of the query's class moves by "
-            f"{both.same_gain:+.5f} from old to new queries, and should not fall (1a)",
-        ),
-        Measurement(
-            name="different_class",
-            group=group.name,
-            estimate=fell,
-            n=both.new_old.n_diff,
-            n_queries=queries,
-            may_decide=deciding,
-            unit=group.unit,
-            detail="The mean cosine to old gallery items of other classes moves by "
-            f"{-both.diff_gain:+.5f} from old to new queries, and may rise by a margin (1b)",
-        ),
-    ]
 
 
 def _gain(

@@ -37,6 +37,7 @@ UNSAMPLED = (
     "matched_share",
     "old_recall",
     "proven_store",
+    "design_effect",
 )
 """Checks whose estimate may be no sample: it has no interval then, and the limit alone decides."""
 

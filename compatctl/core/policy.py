@@ -35,6 +35,7 @@ RANGES = {
     "pair_far": (0.0, 1.0),
     "min_pair_tar_gain": (-1.0, 1.0),
     "max_latency_ratio": (0.0, 1e6),
+    "max_design_effect": (1.0, 1e6),
 }
 NEVER_NULL = ("alpha", "power", "min_recall_gain", "pair_far")
 MIN_REPLICATES, MAX_REPLICATES = 999, 1_000_000
@@ -118,6 +119,9 @@ class Policy:
     """Largest difference between the ONNX file and what was trained."""
     max_latency_ratio: float | None = None
     """Median time of the new encoder over that of the old one."""
+    max_design_effect: float | None = 1.5
+    """How many times the variance of the gain would be, were a column of the data resampled besides
+    what is; above it the gate cannot tell."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -193,6 +197,9 @@ def rules(policy: Policy) -> dict[str, Rule]:
     for name, least in evidence.items():
         if least is not None:
             found[name] = replace(_gain(least), may_fail=False)
+    if policy.max_design_effect is not None:
+        most = float(policy.max_design_effect)
+        found["design_effect"] = Rule(threshold=most, margin=None, above=False, may_fail=False)
     return found
 
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from compatctl.core.dependence import worst_effect
 from compatctl.core.evidence import DECIDING_GROUP
 from compatctl.core.gate import UNSAMPLED, Check, settle
 from compatctl.core.policy import Policy, Rule, rules
@@ -32,6 +33,7 @@ ALWAYS = (
     "same_class",
     "different_class",
     "negative_flips",
+    "design_effect",
 )
 """What is measured on every set of queries."""
 
@@ -180,6 +182,8 @@ def _figures(policy: Policy, group: Group) -> dict[str, float]:
         "map_gain": group.map_at_k.get("new_old", nan) - group.map_at_k.get("old_old", nan),
         "negative_flips": group.negative_flips,
     }
+    if group.dependence:
+        found["design_effect"] = worst_effect(group.dependence, policy.min_classes)
     if "new_new" in recall:
         found["self_test_gain"] = gain("new_new", "old_old")
     if "new_mixed" in recall:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compatctl import __version__
+from compatctl.core.dependence import Dependence
 from compatctl.core.gate import Verdict
 from compatctl.core.policy import Policy
 from compatctl.files import canonical_json, sha256_bytes
@@ -101,7 +102,8 @@ class Group:
     on one of which the new model embedded a half. ``rank_bias``: share of the first ten answers
     there that the new model embedded, less that share of the gallery. ``slices``: each slice's
     queries that have something to find. ``unit``: what was resampled, ``class``, ``query`` or
-    columns of the data, which cross; ``n_classes``: units of the scarcest.
+    columns of the data, which cross; ``n_classes``: units of the scarcest. ``dependence``: what the
+    class and each column say of the change of hits.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Group:
     operating_points: tuple[OperatingPoint, ...]
     """Empty where there are too few pairs to tell, or so many that only a threshold is worth it."""
     slices: dict[str, int]
+    dependence: tuple[Dependence, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,3 +142,36 @@ def test_judgments_keep_classes_where_labels_are(tmp_path: Path, labelled: bool)
     for name in ("same_class", "different_class"):
         (one,) = [x for x in report["verdict"]["checks"] if x["name"] == name]
         assert one["n_classes"] == (CLASSES if labelled else 600)
+
+
+def test_a_column_that_carries_dependence_holds_up_the_verdict(tmp_path: Path) -> None:
+    """Users who move together are named in the report and on stderr, until they are resampled."""
+    better = np.random.default_rng(4).random(USERS) < 0.75
+    rows = table(True)
+    label, user = np.arange(600) % CLASSES, np.arange(600) // 25
+    hit = np.where(np.arange(600) % 2 == 0, better[user], True)
+    old = np.random.default_rng(5).random(600) < 0.5
+    gallery = rows["features"][600:]
+    for name, found in (("old", old), ("new", hit)):
+        features = np.concatenate([gallery[np.where(found, label, CLASSES)], gallery])
+        np.savez(tmp_path / f"{name}.npz", **rows | {"features": features})
+    paths = (tmp_path / "old.npz", tmp_path / "new.npz")
+    for flags, code in (((), 4), (("--cluster", "user"), 0)):
+        report = tmp_path / "report.json"
+        done = run("verify", *paths, "--report", report, "--no-self-test", *flags)
+        made = json.loads(report.read_bytes())
+        by = {one["column"]: one for one in made["groups"][0]["dependence"]}
+        (check,) = [x for x in made["verdict"]["checks"] if x["name"] == "design_effect"]
+        assert done.code == code
+        assert (by["user"]["n_units"], by["user"]["used"]) == (USERS, bool(flags))
+        if flags:
+            assert check["estimate"] == 1.0
+            assert "dependence" not in done.stderr
+        else:
+            assert gain(made)["outcome"] == "pass"
+            assert check["outcome"] == "inconclusive"
+            assert check["estimate"] == by["user"]["design_effect"] > 1.5
+            assert made["next_step"] == "verify again with --cluster user"
+            assert "column user carries dependence" in done.stderr
+            assert "verify --cluster user" in done.stderr
+            assert any("column user carries" in line for line in made["warnings"])

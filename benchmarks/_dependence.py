@@ -1,0 +1,187 @@
+"""Simulated queries that depend on each other by more than their class, and lopsided harm.
+
+Every run is a held-out set of known truth 0, query by query, put to ``hit_change`` and
+``estimate_ratios`` as the gate does: what ``coverage.py`` counts in its last two tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import _simulate as simulate
+import numpy as np
+from _simulate import Generator, Numbers
+
+from compatctl.core.estimate import Estimate
+from compatctl.core.policy import Policy
+from compatctl.core.resampling import Ratio, estimate_ratios, half_samples, hit_change, ratio_of
+from compatctl.core.units import crossed
+
+Row = dict[str, Any]
+
+OLD = 0.6
+"""The share that the old model finds."""
+
+
+def outcomes(effect: Numbers, rng: Generator, flips: float, old: float) -> tuple[Numbers, Numbers]:
+    """(Q,) found by the old and by the new model: ``effect`` (Q,) is what a query gains in the
+    mean, up to losing all that was found; ``flips`` of all turn each way besides."""
+    found = rng.random(len(effect)) < old
+    lose = np.clip((flips + np.maximum(-effect, 0)) / old, 0, 1)
+    win = np.clip((flips + np.maximum(effect, 0)) / (1 - old), 0, 1)
+    win = np.where(effect <= -old, 0.0, win)
+    toss = rng.random(len(effect))
+    return found, np.where(found, toss >= lose, toss < win)
+
+
+def few_lost(classes: int, share: float, rng: Generator) -> tuple[Numbers, Numbers, Numbers]:
+    """Classes (Q,), found by old and by new: 40 queries a class; a share of the classes is lost
+    whole, the others win what makes up for it."""
+    labels = np.repeat(np.arange(classes), 40)
+    lost = rng.random(classes) < share
+    effect = np.where(lost, -1.0, share * OLD / (1 - share) + rng.uniform(-0.1, 0.1, classes))
+    return labels, *outcomes(effect[labels], rng, 0.05, OLD)
+
+
+def large_lost(classes: int, share: float, rng: Generator) -> tuple[Numbers, Numbers, Numbers]:
+    """The same of 4 queries a class, where a share of the classes is ten times as large, and loses
+    half of what it found."""
+    large = rng.random(classes) < share
+    labels = np.repeat(np.arange(classes), np.where(large, 40, 4))
+    gain = 10 * share / (1 - share) * OLD / 2
+    effect = np.where(large, -OLD / 2, gain) + rng.uniform(-0.1, 0.1, classes)
+    return labels, *outcomes(effect[labels], rng, 0.05, OLD)
+
+
+def by_units(
+    spread: tuple[float, float],
+    rng: Generator,
+    *,
+    classes: int = 100,
+    users: int = 60,
+    size: int = 8,
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Codes (Q, 2) of classes and users, found by old and by new; ``spread`` of the effects of
+    classes and of users. Users have unequal numbers of queries, of any class."""
+    Q = classes * size
+    labels = np.repeat(np.arange(classes), size)
+    user = rng.choice(users, Q, p=rng.dirichlet(np.full(users, 3.0)))
+    effects = [rng.uniform(-s, s, n) for s, n in zip(spread, (classes, users), strict=True)]
+    effect = effects[0][labels] + effects[1][user]
+    return np.stack([labels, user], axis=1), *outcomes(effect, rng, 0.1, 0.5)
+
+
+def copies(rng: Generator) -> tuple[Numbers, Numbers, Numbers]:
+    """24 images, 25 near-copies each, which are found or not together."""
+    image = np.repeat(np.arange(24), 25)
+    old, new = (rng.random((2, 24)) < 0.5)[:, image]
+    return image, old, new
+
+
+def pigeonhole(codes: Numbers, change: Numbers, replicates: int, rng: Generator) -> Estimate:
+    """Owen's: a query weighs the product of its units' weights; for comparison only."""
+    drawn = []
+    for W, V in zip(
+        half_samples(int(codes[:, 0].max()) + 1, replicates, rng),
+        half_samples(int(codes[:, 1].max()) + 1, replicates, rng),
+        strict=True,
+    ):
+        w = W[:, codes[:, 0]] * V[:, codes[:, 1]]
+        with np.errstate(invalid="ignore"):
+            drawn.append(w @ change / w.sum(axis=1))
+    rows = np.sort(np.concatenate(drawn))
+    return Estimate(
+        value=float(change.mean()), replicates=rows, n_empty=0, n_classes=20, bounds=(-1.0, 1.0)
+    )
+
+
+Made = tuple[Numbers, Numbers, Numbers]
+
+
+def _cell(
+    what: str, unit: str, runs: int, rng: Generator, make: Callable[[Generator], Made], **how: Any
+) -> Row:
+    """Coverage, false passes and fails of many runs; nominal .95, .025, .025."""
+    found = []
+    for _ in range(runs):
+        codes, old, new = make(rng)
+        found.append(_estimate(codes, old, new, rng, **how))
+    covered = simulate.covered(found, 0.0)
+    level = Policy().alpha / 2
+    return {
+        "what": what,
+        "resampled": unit,
+        "coverage": round(covered.coverage, 4),
+        "passed": float(np.mean([one.p_above(0.0) <= level for one in found])),
+        "failed": float(np.mean([one.p_below(0.0) <= level for one in found])),
+        "length": round(covered.length, 4),
+        "runs": runs,
+    }
+
+
+def _estimate(
+    codes: Numbers,
+    old: Numbers,
+    new: Numbers,
+    rng: Generator,
+    *,
+    columns: tuple[int, ...] | None = None,
+    product: bool = False,
+    plain: bool = False,
+) -> Estimate:
+    """By the units of some columns of the codes; ``plain``: half-samples without any correction."""
+    if product:
+        return pigeonhole(codes, new.astype(float) - old, 999, rng)
+    if columns is not None:
+        codes, _ = crossed([codes[:, at] for at in columns])
+    one: Ratio = hit_change(codes, old, new)
+    if plain:
+        change = new.astype(np.float64) - old
+        one = ratio_of(codes, change, np.ones(len(old)), (-1.0, 1.0))
+    return estimate_ratios([one], 999, rng)[0]
+
+
+def lopsided_rows(runs: int, seed: int) -> Iterator[Row]:
+    """Harm in few and in large classes, with and without what is done about it."""
+    cells: list[tuple[str, Callable[[Generator], Made]]] = []
+    for classes in (50, 100, 200):
+        for share in (0.02, 0.04):
+            what = f"{share:.0%} of {classes} classes lost, 40 queries each"
+            cells.append((what, lambda rng, c=classes, s=share: few_lost(c, s, rng)))  # type: ignore[misc]
+    for classes in (60, 100, 200):
+        what = f"5% of {classes} classes are ten times as large and lose"
+        cells.append((what, lambda rng, c=classes: large_lost(c, 0.05, rng)))  # type: ignore[misc]
+    for what, make in cells:
+        for name, plain in (("half-samples alone", True), ("as in the gate", False)):
+            rng = simulate.generator(seed, what)
+            yield _cell(what, name, runs, rng, make, plain=plain)
+
+
+def unit_rows(runs: int, seed: int) -> Iterator[Row]:
+    """100 classes of 8 queries by 60 users, whose effects spread or not; and copies of images."""
+    ways: list[tuple[str, Row]] = [
+        ("query", {"columns": ()}),
+        ("class", {"columns": (0,)}),
+        ("user", {"columns": (1,)}),
+        ("class and user", {"columns": (0, 1)}),
+        ("class and user, pigeonhole", {"product": True}),
+    ]
+    for what, spread in (
+        ("neither matters", (0.0, 0.0)),
+        ("classes matter", (0.4, 0.0)),
+        ("users matter", (0.0, 0.4)),
+        ("both matter", (0.2, 0.2)),
+    ):
+        for unit, how in ways[1:]:
+            rng = simulate.generator(seed, what)
+            yield _cell(what, unit, runs, rng, lambda rng, s=spread: by_units(s, rng), **how)  # type: ignore[misc]
+    for unit in ("query", "class"):
+        rng = simulate.generator(seed, "copies")
+        yield _cell("25 copies of 24 images, judged", unit, runs, rng,
+                    copies if unit == "class" else _alone)  # fmt: skip
+
+
+def _alone(rng: Generator) -> Made:
+    image, old, new = copies(rng)
+    return np.arange(len(image)), old, new

@@ -1,0 +1,115 @@
+"""Dependence that is not resampled is found, and chance is not taken for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compatctl.core.dependence import dependences, intraclass, worst_effect
+
+CLASSES, SIZE = 80, 8
+
+
+def rng(seed=0):
+    """A generator of the given seed."""
+    return np.random.default_rng(seed)
+
+
+def queries(seed, users, spread):
+    """Classes, users and changes of hits; ``spread`` of the effects of classes and of users."""
+    draw = rng(seed)
+    classes = np.repeat(np.arange(CLASSES), SIZE)
+    user = draw.integers(0, users, len(classes))
+    effect = sum(
+        draw.uniform(-s, s, n)[at]
+        for s, n, at in zip(spread, (CLASSES, users), (classes, user), strict=True)
+    )
+    toss = draw.random(len(classes))
+    return classes, user, (toss < 0.3 + effect / 2) * 1.0 - (toss > 0.7 + effect / 2)
+
+
+def found(classes, change, unit=("class",), counted=None, **columns):
+    """Column -> what is said of it."""
+    every = np.ones(len(change), dtype=bool) if counted is None else counted
+    return {one.column: one for one in dependences(change, every, classes, unit, columns, rng(1))}
+
+
+def design_effect(classes, user, change):
+    """Slow: all pairs of queries that share class or user, over those that share the class."""
+    beyond = change - change.mean()
+    products = np.outer(beyond, beyond)
+    same_class = classes[:, None] == classes
+    together = products[same_class | (user[:, None] == user)].sum()
+    return max(1.0, together / products[same_class].sum())
+
+
+@pytest.mark.parametrize("spread", [(0.0, 0.0), (0.3, 0.0), (0.0, 0.4), (0.2, 0.2)])
+def test_the_design_effect_is_that_of_all_pairs(spread):
+    """Of the queries that share a unit, against a matrix of all pairs."""
+    for seed in range(4):
+        classes, user, change = queries(seed, 40, spread)
+        one = found(classes, change, user=user)["user"]
+        assert one.design_effect == pytest.approx(design_effect(classes, user, change))
+        assert (one.n_units, one.used) == (40, False)
+
+
+def test_users_that_move_together_are_found():
+    """In most samples where users double the variance, and named with their figures."""
+    strong = [
+        found(c, v, user=u)["user"] for c, u, v in (queries(s, 40, (0, 0.5)) for s in range(40))
+    ]
+    assert np.mean([one.carries for one in strong]) > 0.9
+    assert np.mean([one.design_effect for one in strong]) > 2
+    assert 0.05 < np.mean([one.icc for one in strong]) < 0.3
+    assert worst_effect(strong, 20) == max(one.design_effect for one in strong)
+    assert worst_effect(strong, 41) == 1.0
+
+
+@pytest.mark.parametrize("spread", [(0.0, 0.0), (0.5, 0.0)])
+def test_chance_is_not_taken_for_dependence(spread):
+    """Columns that say nothing, beside classes that say much: at most 1 of 100 is spoken of."""
+    spoken = 0
+    for seed in range(100):
+        classes, user, change = queries(seed, 25, spread)
+        few = rng(seed + 1000).integers(0, 300, len(change))
+        spoken += sum(one.carries for one in found(classes, change, user=user, few=few).values())
+    assert spoken <= 2
+
+
+def test_what_is_resampled_or_lies_within_it_carries_nothing():
+    """The class itself, its parts, and users that are resampled; larger groups of classes do."""
+    draw = rng(3)
+    classes = np.repeat(np.arange(CLASSES), SIZE)
+    group = classes // 4
+    change = np.sign(draw.normal(size=20))[group] * (draw.random(len(classes)) < 0.8)
+    columns = {"class": classes, "part": np.arange(len(classes)) // 2, "group": group}
+    by = found(classes, change, **columns)
+    assert [by[name].carries for name in columns] == [False, False, True]
+    assert by["part"].design_effect == 1.0
+    assert by["class"].used
+    assert by["class"].icc > 0.5
+    again = found(group, change, unit=("group",), **columns)
+    assert not any(one.carries for one in again.values())
+
+
+def test_columns_that_say_nothing_are_left_out():
+    """One value, one value a query, and queries that do not count."""
+    classes, user, change = queries(5, 40, (0, 0.5))
+    n = len(change)
+    counted = rng(6).random(n) < 0.7
+    assert found(classes, change, one=np.zeros(n, int), each=np.arange(n)) == {}
+    some = found(classes, change, counted=counted, user=user)["user"]
+    alone = found(classes[counted], change[counted], user=user[counted])["user"]
+    assert some == alone
+    assert found(classes, change, counted=np.zeros(n, bool), user=user) == {}
+    assert not found(classes, np.zeros(n), user=user)["user"].carries
+
+
+def test_the_intraclass_correlation_is_known():
+    """1 where units are alike within, 0 where they are not, and the share of variance between."""
+    units = np.repeat(np.arange(500), 4)
+    assert intraclass(rng(7).normal(size=500)[units], units) == pytest.approx(1.0)
+    assert intraclass(rng(8).normal(size=2000), units) < 0.05
+    mixed = rng(9).normal(size=500)[units] + rng(10).normal(size=2000) * np.sqrt(3)
+    assert intraclass(mixed, units) == pytest.approx(0.25, abs=0.05)
+    assert intraclass(np.zeros(2000), units) == 0.0
