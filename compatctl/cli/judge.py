@@ -59,6 +59,15 @@ def verify(
             help="A column whose values, such as users, are resampled as units; repeatable.",
         ),
     ] = None,
+    ignore_same: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore-same",
+            envvar="COMPATCTL_IGNORE_SAME",
+            help="A column, such as camera: gallery items of the query's label with its value do "
+            "not count, neither for nor against; repeatable.",
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -71,6 +80,14 @@ def verify(
         float | None,
         typer.Option("--new-threshold", help="The one for new queries; default: the same."),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Map new scores to the scale of the old ones, so that thresholds keep their "
+            "meaning; deploy takes the map into the store, and search applies it.",
+        ),
+    ] = False,
     pairs: Annotated[
         Path | None, typer.Option("--pairs", help="CSV of id_a,id_b,same: verification pairs.")
     ] = None,
@@ -114,8 +131,10 @@ def verify(
         skip_bad=skip_bad,
         threshold=threshold,
         new_threshold=new_threshold,
+        calibrate=calibrate,
         slices=tuple(slices or ()),
         cluster=tuple(cluster or ()),
+        ignore_same=tuple(ignore_same or ()),
         pairs=pairs,
         qrels=qrels,
         latency=latency,

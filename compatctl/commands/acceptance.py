@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from compatctl.core.arrays import Features
+import numpy as np
+
+from compatctl.core.arrays import Codes, Features, Floats
+from compatctl.core.calibration import ScoreMap, fit_score_map
 from compatctl.core.compatibility import Inequalities
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.policy import Policy
 from compatctl.core.score_counts import score_counts
 from compatctl.core.thresholds import Accepts, accepts, threshold_keeping_far
-from compatctl.report import ErrorRates, OperatingPoint
+from compatctl.report import Calibration, ErrorRates, OperatingPoint
 
 FARS = (0.01, 0.001)
 """False accept rates at which both models' thresholds and false reject rates are reported."""
@@ -21,42 +24,136 @@ SCORE_SHIFT = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """The similarity thresholds that are used with old and with new queries."""
+    """The similarity thresholds that are used with old and with new queries.
+
+    ``scale``: the map from old queries' cosines to the scores that the thresholds are of, where the
+    store has one.
+    """
 
     old: float
     new: float
+    scale: ScoreMap | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """That scores are to be calibrated; ``scale`` as ``Thresholds``."""
+
+    scale: ScoreMap | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibrated:
+    """The map from new queries' cosines to the scores that callers know, and one for each half of
+    the classes that was fitted on the other half, so that no class is judged by its own map."""
+
+    of_all: ScoreMap
+    of_others: tuple[ScoreMap, ScoreMap]
+    half: Codes
+    """(Q,) 0 or 1: which of them is a query's."""
+    far: dict[str, dict[str, float]]
+    """At old thresholds of a few false accept rates: that rate, and the new one by the other
+    half's map."""
+
+    @property
+    def reported(self) -> Calibration:
+        """As the report has it."""
+        return Calibration(knots=self.of_all.knots, far=self.far)
+
+    def cosines(self, threshold: float) -> Floats:
+        """(Q,) the cosine at which each new query is accepted."""
+        of_half = np.array([one.inverse(threshold) for one in self.of_others])
+        return np.asarray(of_half[self.half], dtype=np.float64)
+
+
+def calibrated(
+    queries: tuple[Features, Features],
+    gallery: Features,
+    truth: PairTruth,
+    classes: Codes,
+    scale: ScoreMap | None = None,
+) -> Calibrated:
+    """Fit the map that keeps every false accept rate from old to new queries.
+
+    Args:
+        queries: old and new ones (Q, D).
+        gallery: (G, D) that both search.
+        truth: what each pair is.
+        classes: (Q,) codes of what goes into one half; of several kinds (Q, K) the first.
+        scale: as ``Thresholds``.
+
+    Raises:
+        InputError: too few pairs of two classes.
+    """
+    first = classes if classes.ndim == 1 else classes[:, 0]
+    half = np.unique(first, return_inverse=True)[1] % 2
+    parts = [half == one for one in (0, 1)]
+    old, new = (
+        [score_counts(one[part], gallery, truth.of_queries(part)) for part in parts]
+        for one in queries
+    )
+    raw = [fit_score_map(old[one], new[one]) for one in (1, 0)]
+    of_all = fit_score_map(old[0] + old[1], new[0] + new[1])
+    far = {}
+    for asked in FARS:
+        point = (old[0] + old[1]).at_far(asked)
+        if point is not None:
+            at = [raw[one].inverse(point[0]) for one in (0, 1)]
+            accepted = sum(new[one].accepted(at[one]) for one in (0, 1))
+            pairs = sum(int(one.diff.sum()) for one in new)
+            far[f"{asked:g}"] = {"old": (old[0] + old[1]).far_at(point[0]), "new": accepted / pairs}
+    by_second, by_first = (one if scale is None else one.then(scale) for one in raw)
+    return Calibrated(
+        of_all=of_all if scale is None else of_all.then(scale),
+        of_others=(by_second, by_first),
+        half=half.astype(np.int64),
+        far=far,
+    )
 
 
 def error_rates(
-    queries: tuple[Features, Features], gallery: Features, truth: PairTruth, at: Thresholds
+    queries: tuple[Features, Features],
+    gallery: Features,
+    truth: PairTruth,
+    at: Thresholds,
+    calibration: Calibrated | None = None,
 ) -> tuple[tuple[Accepts, Accepts], ErrorRates]:
     """False accepts and false rejects of old and new queries, and the threshold that keeps the
-    FAR of the old ones."""
+    FAR of the old ones. With a ``calibration`` new queries are held to the old threshold by it."""
+    labels = truth.query_labels, truth.gallery_labels
 
-    def of(features: Features, threshold: float) -> Accepts:
+    def of(features: Features, threshold: float | Floats) -> Accepts:
         return accepts(
             features,
-            truth.query_labels,
+            labels[0],
             gallery,
-            truth.gallery_labels,
+            labels[1],
             threshold,
             truth.own_row,
             judged=truth.judged,
+            ignored=truth.ignored,
         )
 
-    old, new = of(queries[0], at.old), of(queries[1], at.new)
+    cosines = {"old": at.old if at.scale is None else at.scale.inverse(at.old), "new": at.new}
+    used: float | Floats = at.new
+    if calibration is not None:
+        used, cosines["new"] = calibration.cosines(at.old), calibration.of_all.inverse(at.old)
+    old, new = of(queries[0], cosines["old"]), of(queries[1], used)
     keeping = threshold_keeping_far(
         queries[1],
-        truth.query_labels,
+        labels[0],
         gallery,
-        truth.gallery_labels,
+        labels[1],
         int(old.diff_accepted.sum()),
         truth.own_row,
         judged=truth.judged,
+        ignored=truth.ignored,
     )
     return (old, new), ErrorRates(
         old_threshold=at.old,
         new_threshold=at.new,
+        cosines=cosines,
+        calibrated=calibration is not None,
         far={"old": old.far, "new": new.far},
         frr={"old": old.frr, "new": new.frr},
         keeping_threshold=keeping,
@@ -85,9 +182,9 @@ def operating_points(
     return tuple(found)
 
 
-def shift_warnings(found: Inequalities | None, *, threshold_given: bool) -> tuple[str, ...]:
-    """A sentence where scores moved and no threshold was given, by which it would be judged."""
-    if found is None or threshold_given:
+def shift_warnings(found: Inequalities | None, *, judged: bool) -> tuple[str, ...]:
+    """A sentence where scores moved and neither a threshold nor a calibration was asked for."""
+    if found is None or judged:
         return ()
     moved = {"its class": found.same_gain, "other classes": -found.diff_gain}
     large = {kind: by for kind, by in moved.items() if abs(by) > SCORE_SHIFT}
@@ -100,6 +197,16 @@ def shift_warnings(found: Inequalities | None, *, threshold_given: bool) -> tupl
     )
 
 
+def scale_warnings(scale: ScoreMap | None, *, calibrate: bool) -> tuple[str, ...]:
+    """A sentence where the store maps scores today, and would not with the candidate."""
+    if scale is None or calibrate:
+        return ()
+    return (
+        "scores that search prints are mapped to an earlier model's scale today, and would be the "
+        "candidate's own cosines: verify with --calibrate to keep what thresholds mean",
+    )
+
+
 def threshold_step(policy: Policy, stands: set[str], rates: ErrorRates | None) -> str:
     """What to do where only the threshold's checks stand in the way; empty where others do too.
 
@@ -107,6 +214,8 @@ def threshold_step(policy: Policy, stands: set[str], rates: ErrorRates | None) -
     """
     if rates is None or not stands or not stands <= {"far_ratio", "frr_increase"}:
         return ""
+    if rates.calibrated and rates.far["old"] > 0:
+        return ""  # the map keeps the false accept rate as well as any threshold
     if stands == {"frr_increase"} and not rates.keeping_frr < rates.frr["new"]:
         return ""  # no lower threshold keeps the false accept rate
     if not rates.far["old"] > 0 and "far_ratio" in stands:
@@ -127,5 +236,5 @@ def threshold_step(policy: Policy, stands: set[str], rates: ErrorRates | None) -
     return (
         f"accept new ones at {keeping:.4f}, which keeps the false accept rate (false reject rate "
         f"{rates.frr['old']:.4f} before, {rates.keeping_frr:.4f} then); verify again with "
-        f"--new-threshold {keeping:.4f}"
+        f"--calibrate, which keeps your threshold, or with --new-threshold {keeping:.4f}"
     )

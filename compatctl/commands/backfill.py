@@ -138,6 +138,7 @@ def backfill(
         chosen=chosen,
         asked=asked,
         cluster=project.cluster,
+        ignore_same=project.ignore_same,
     )
     return work.run(result, data, rows, policy, progress)
 
@@ -161,6 +162,7 @@ class _Work:
     chosen: Chosen
     asked: BackfillOptions
     cluster: tuple[str, ...]
+    ignore_same: tuple[str, ...]
 
     def run(
         self, result: Backfilled, data: Dataset, queries: Rows, policy: Policy, progress: Progress
@@ -168,7 +170,14 @@ class _Work:
         """Embed, measure, and write where that is to be."""
         skip_bad, manifest = self.asked.skip_bad, self.store.manifest
         encoder = serving(self.store, manifest)
-        asking = HeldOut.embedded(encoder, data, queries, skip_bad=skip_bad, cluster=self.cluster)
+        asking = HeldOut.embedded(
+            encoder,
+            data,
+            queries,
+            skip_bad=skip_bad,
+            cluster=self.cluster,
+            ignore_same=self.ignore_same,
+        )
         _need(len(asking.ids), self.asked)
         with Embedding.of(encoder, self.chosen.items, skip_bad=skip_bad, progress=progress) as done:
             del encoder

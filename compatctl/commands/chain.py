@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from compatctl.commands.evaluation import Arena, Judged, Stored, embed_rows, field_of
 from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.ignoring import ignoring, shared_columns
 from compatctl.commands.trial import Floats, depths, retrieval
 from compatctl.core.evidence import ChainEvidence
 from compatctl.core.policy import Policy
@@ -26,6 +27,7 @@ def chain_of(
     new: Floats,
     policy: Policy,
     judged: Judged | None,
+    ignore_same: Sequence[str] = (),
     progress: Progress,
 ) -> list[ChainEvidence]:
     """One link for each version that owns stored rows of the arena; none where one owns them all.
@@ -48,7 +50,8 @@ def chain_of(
         if own is None:
             encoder = Encoder.load(gallery.store.verified("models", sha256))
             own, _ = embed_rows(encoder, data, arena.queries, progress=progress)
-        where = field_of(data, part, judged)
+        shared = shared_columns(data, ignore_same, part.queries, part.gallery)
+        where = ignoring(field_of(data, part, judged), shared)
         ks = depths(policy)
         links.append(
             ChainEvidence(

@@ -32,6 +32,7 @@ class Deployed:
     """The new generation. ``index_sha256`` is the same before and after.
 
     ``signature`` of the report: ``checked``; ``not checked`` where there is no key here; ``none``.
+    ``calibrated``: its scores are mapped to the scale that callers know.
     """
 
     generation: int
@@ -43,6 +44,7 @@ class Deployed:
     signature: Literal["checked", "not checked", "none"]
     forced_reason: str | None
     again_reason: str | None
+    calibrated: bool
     written: bool
 
 
@@ -97,6 +99,8 @@ def deploy(
         signature=signature,
         forced_reason=forced_reason,
         again_reason=again_reason,
+        calibrated=_calibration(bound, manifest, encoder.sha256) is not None
+        or (done and manifest.calibration is not None),
         written=not dry_run and not done,
     )
     if result.written and papers is not None:
@@ -125,8 +129,19 @@ def _commit(  # noqa: PLR0917
             policy=policy,
             forced_reason=result.forced_reason,
             again_reason=result.again_reason,
+            calibration=_calibration(bound, manifest, result.query_model),
             **papers.put(tx, manifest, store.erasures()),
         )
+
+
+def _calibration(
+    bound: Bound | None, manifest: Manifest, model: str
+) -> tuple[tuple[float, float], ...] | None:
+    """The map of scores, where it was fitted from this very model to the one that is deployed."""
+    if bound is None or bound.report.calibration is None:
+        return None
+    fits = (bound.old_sha256, bound.new_sha256) == (manifest.query_model, model)
+    return bound.report.calibration.knots if fits else None
 
 
 def _is_deployed(

@@ -10,6 +10,7 @@ import numpy as np
 
 from compatctl.commands.evaluation import Stored
 from compatctl.commands.trial import Rows
+from compatctl.core.calibration import ScoreMap
 from compatctl.data import Dataset
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
 from compatctl.errors import DamagedError
@@ -76,6 +77,14 @@ class DeployedGallery:
             DamagedError: the file is missing, or other bytes than the manifest's.
         """
         return open_index(self.store, self.manifest)
+
+
+def scale_of(gallery: DeployedGallery | None) -> ScoreMap | None:
+    """The map from the query model's cosines to the scores that callers know; None: they are the
+    cosines."""
+    if gallery is None or gallery.manifest.calibration is None:
+        return None
+    return ScoreMap(knots=gallery.manifest.calibration)
 
 
 def serving(store: Store, manifest: Manifest) -> Encoder:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compatctl.commands.clusters import columns_of
 from compatctl.commands.evaluation import Arena, arena_of, has_roles, query_rows
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import rows_of
@@ -51,7 +52,7 @@ def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Group
         InputError: a held-out item, or an item of a pair, was trained on (without ``allow_seen``);
             a slice names no column; a pair names no item.
     """
-    _check_slices(data, options)
+    columns_of(data, (), options.slices)  # or an error that names the columns
     pairs = rows_of(read_pairs(options.pairs), data.ids) if options.pairs else None
     held_out = query_rows(data, "test")
     if seen is None:
@@ -106,13 +107,3 @@ def _refuse_trained(
             tip="hold out other items, or pass --allow-seen to report them apart",
         )
     return trained
-
-
-def _check_slices(data: Dataset, options: VerifyOptions) -> None:
-    known = {name for item in data.items for name in item.slices}
-    for column in options.slices:
-        if column not in known:
-            raise InputError(
-                f"no item of the data has the column {column}",
-                tip=f"columns: {', '.join(sorted(known)) or 'none'}",
-            )

@@ -95,17 +95,19 @@ def verdict_fields(
     trials: Sequence[Trial],
     next_steps: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The entries of a report that follow from the verdict."""
+    """The entries of a report that follow from the trials and the verdict."""
     return {
         "policy": policy,
         "policy_sha256": policy_sha256(policy),
         "seed": how.seed,
         "replicates": how.replicates,
+        "groups": tuple(group_of(one) for one in trials),
         "verdict": verdict,
         "warnings": shift_warnings(
-            trials[0].evidence.inequalities, threshold_given=trials[0].rates is not None
+            trials[0].evidence.inequalities, judged=bool(trials[0].rates or trials[0].calibration)
         )
         + dependence_warnings(policy, trials[0].evidence.dependence or ()),
+        "calibration": trials[0].calibration,
         "summary": summary(verdict),
         "next_step": _own_step(policy, verdict, trials) or next_steps[verdict.outcome],
     }

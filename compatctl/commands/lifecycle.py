@@ -20,6 +20,7 @@ Keeping = Literal["auto", "keep", "drop"]
 class Status:
     """The current generation; ``shares``: a model's digest -> its share of the gallery's rows.
 
+    ``calibrated``: ``search`` maps the query model's scores to the scale of an earlier one.
     ``registry`` and ``memory`` are the digests of the class registry and of the rehearsal memory.
     ``proven`` is false where rows were adopted and never compared with what their model makes.
     ``head`` is the digest of the generation, which pins every one before it; ``oldest`` the first
@@ -43,6 +44,7 @@ class Status:
     registry: str | None
     memory: str | None
     proven: bool
+    calibrated: bool
     head: str
     oldest: int
     whole_from: int
@@ -121,6 +123,7 @@ def status(project: Project) -> Status:
         registry=manifest.registry,
         memory=manifest.memory,
         proven=all(one.proven for one in manifest.models if one.rows),
+        calibrated=manifest.calibration is not None,
         head=manifest_digest(manifest),
         oldest=manifest.oldest,
         whole_from=manifest.whole_from,

@@ -158,7 +158,12 @@ class _Work:
     ) -> tuple[LiftTrial | None, Asked | None]:
         old, new = (
             HeldOut.embedded(
-                one, data, rows, skip_bad=self.asked.skip_bad, cluster=self.project.cluster
+                one,
+                data,
+                rows,
+                skip_bad=self.asked.skip_bad,
+                cluster=self.project.cluster,
+                ignore_same=self.project.ignore_same,
             )
             for one in (gallery.encoder, self.model.encoder)
         )

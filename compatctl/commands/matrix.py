@@ -18,6 +18,7 @@ from compatctl.commands.evaluation import (
     same_dimension,
     without,
 )
+from compatctl.commands.ignoring import ignoring, shared_columns
 from compatctl.commands.trial import Field, Floats, retrieval
 from compatctl.core.matrix import summarise, summarise_samples
 from compatctl.core.resampling import half_samples
@@ -65,6 +66,7 @@ def compatibility_matrix(
     *,
     seed: int = 0,
     skip_bad: bool = False,
+    ignore_same: Sequence[str] = (),
     progress: Progress = silent,
 ) -> CompatibilityMatrix:
     """The matrix of encoders, oldest first, on the held-out items of ``data``.
@@ -86,8 +88,9 @@ def compatibility_matrix(
     rows = np.union1d(arena.queries, arena.gallery)
     features, bad = _features(encoders, data, rows, skip_bad=skip_bad, progress=progress)
     arena = without(arena, bad)
+    shared = shared_columns(data, ignore_same, arena.queries, arena.gallery)
     totals, counts = _cells(
-        field_of(data, arena),
+        ignoring(field_of(data, arena), shared),
         [one[arena.queries] for one in features],
         [one[arena.gallery] for one in features],
     )
@@ -205,5 +208,10 @@ def matrix(
         order = dict.fromkeys(one.query_model for one in there)
         chosen = [store.path_of("models", sha256) for sha256 in order]
     return compatibility_matrix(
-        chosen, load_data(project), seed=seed, skip_bad=skip_bad, progress=progress
+        chosen,
+        load_data(project),
+        seed=seed,
+        skip_bad=skip_bad,
+        ignore_same=project.ignore_same,
+        progress=progress,
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from compatctl.commands.acceptance import Thresholds
+from compatctl.commands.acceptance import Calibrate, Thresholds
 from compatctl.commands.judging import Outputs
+from compatctl.core.calibration import ScoreMap
 from compatctl.core.policy import Policy
 from compatctl.errors import UsageError
 from compatctl.files import sha256_file
@@ -22,9 +23,11 @@ PRESENTATION = ("latency", "dry_run", "outputs")
 class VerifyOptions:
     """``training``: the candidate's record; ``threshold``: the cosine at which the deployed system
     accepts, ``new_threshold`` the one that new queries will be used with (default: the same);
-    ``slices``: columns of the data; ``cluster``: columns whose values are resampled as units;
-    ``pairs``, ``qrels``: files of judgments. Without ``self_test`` the new model embeds no gallery
-    item.
+    ``calibrate``: map new scores to the scale of the old ones, so that thresholds keep their
+    meaning; ``slices``: columns of the data; ``cluster``: columns whose values are resampled as
+    units; ``ignore_same``: columns in which a gallery item of the query's label may not be like the
+    query, or it does not count; ``pairs``, ``qrels``: files of judgments. Without ``self_test`` the
+    new model embeds no gallery item.
     """
 
     training: Path | None = None
@@ -32,8 +35,10 @@ class VerifyOptions:
     skip_bad: bool = False
     threshold: float | None = None
     new_threshold: float | None = None
+    calibrate: bool = False
     slices: tuple[str, ...] = ()
     cluster: tuple[str, ...] = ()
+    ignore_same: tuple[str, ...] = ()
     pairs: Path | None = None
     qrels: Path | None = None
     latency: bool = False
@@ -62,12 +67,14 @@ class VerifyOptions:
             skip_bad=self.skip_bad or gate.skip_bad,
             slices=self.slices or here.slices,
             cluster=self.cluster or here.cluster,
+            ignore_same=self.ignore_same or here.ignore_same,
             threshold=here.threshold if self.threshold is None else self.threshold,
             new_threshold=gate.new_threshold if new_threshold is None else new_threshold,
             pairs=self.pairs or gate.pairs,
             qrels=self.qrels or gate.qrels,
             self_test=self.self_test and gate.self_test,
             seed=gate.seed if self.seed is None else self.seed,
+            calibrate=self.calibrate or here.calibrate,
             outputs=Outputs(
                 junit=kept.junit or here.junit,
                 markdown=kept.markdown or here.markdown,
@@ -116,15 +123,24 @@ class VerifyOptions:
                 tip="verify the ONNX files, or leave the flag out",
             )
 
-    @property
-    def thresholds(self) -> Thresholds | None:
-        """The thresholds of old and new queries, where one was given."""
+    def thresholds(self, scale: ScoreMap | None = None) -> Thresholds | None:
+        """The thresholds of old and new queries, where one was given, on the ``scale`` of the
+        store's scores."""
+        if self.calibrate and self.new_threshold is not None:
+            raise UsageError(
+                "--calibrate keeps the threshold, and --new-threshold names another",
+                tip="leave one of them out",
+            )
         if self.threshold is None and self.new_threshold is not None:
             raise UsageError("--new-threshold needs --threshold, the one that is deployed")
         if self.threshold is None:
             return None
         new = self.threshold if self.new_threshold is None else self.new_threshold
-        return Thresholds(old=self.threshold, new=new)
+        return Thresholds(old=self.threshold, new=new, scale=scale)
+
+    def calibration(self, scale: ScoreMap | None = None) -> Calibrate | None:
+        """How scores are to be calibrated, where that was asked for."""
+        return Calibrate(scale=scale) if self.calibrate else None
 
     def unchecked(self) -> tuple[str, ...]:
         """What was not asked for."""

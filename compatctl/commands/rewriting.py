@@ -13,6 +13,7 @@ from compatctl.commands.ann import Asked, sample
 from compatctl.commands.clusters import columns_of, drawn
 from compatctl.commands.evaluation import as_rows
 from compatctl.commands.groups import groups_of
+from compatctl.commands.ignoring import ignoring
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.training_record import Seen
 from compatctl.commands.trial import Field, Floats, Rows
@@ -28,13 +29,15 @@ Outcome = Literal["nothing to do", "not measured", "pass", "fail", "inconclusive
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeldOut:
     """Held-out queries: their features (Q, D), ids and classes; ``labels``: class by item id;
-    ``cluster``: column -> Q values, by which they are resampled besides their classes."""
+    ``cluster``: column -> Q values, by which they are resampled besides their classes;
+    ``columns``: name -> value by item id, of those that an item may not share with the query."""
 
     features: Floats
     ids: tuple[str, ...]
     classes: tuple[str, ...]
     labels: dict[str, str]
     cluster: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def embedded(
@@ -45,8 +48,11 @@ class HeldOut:
         *,
         skip_bad: bool,
         cluster: tuple[str, ...] = (),
+        ignore_same: tuple[str, ...] = (),
     ) -> Self:
-        """The queries at ``rows`` (Q,) of the data; errors as ``Encoder.embed``."""
+        """The queries at ``rows`` (Q,) of the data; errors as ``Encoder.embed``, and an InputError
+        where no item has a column of ``cluster`` or ``ignore_same``."""
+        shared = columns_of(data, range(len(data)), ignore_same)
         items = data.take(rows)
         done = encoder.embed(items, skip_bad=skip_bad)
         good = items.take(done.rows)
@@ -57,6 +63,9 @@ class HeldOut:
             classes=good.labels,
             labels=labels,
             cluster=columns_of(good, range(len(good)), cluster),
+            columns={
+                name: dict(zip(data.ids, values, strict=True)) for name, values in shared.items()
+            },
         )
 
     def field(self, catalog: Catalog) -> Field:
@@ -72,13 +81,18 @@ class HeldOut:
         row_of = {item: row for row, item in enumerate(catalog.ids)}
         labels = as_rows(code[name] for name in self.classes)
         units = drawn(labels, self.cluster)
-        return Field(
+        where = Field(
             classes=units.classes,
             unit=units.unit,
             query_labels=labels,
             gallery_labels=as_rows(code[name] for name in of_rows),
             own_row=as_rows(row_of.get(item, -1) for item in self.ids),
         )
+        shared = {
+            name: ([of[item] for item in self.ids], [of.get(item, "") for item in catalog.ids])
+            for name, of in self.columns.items()
+        }
+        return ignoring(where, shared)
 
     def asked(self, rows: Floats, catalog: Catalog) -> Asked:
         """A sample of the queries, to try an index of ``rows`` (N, D), the catalogue's, with."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compatctl.commands.context import open_store
-from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.gallery import DeployedGallery, scale_of
 from compatctl.data import from_files
 from compatctl.errors import InputError
 from compatctl.files import sha256_file
@@ -16,11 +16,16 @@ from compatctl.recipe import Project
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A gallery item; ``score`` is the cosine, higher is nearer."""
+    """A gallery item, higher is nearer.
+
+    ``score`` is what a threshold is held against: the cosine, or where the store calibrates scores
+    what the cosine is on the scale that callers know.
+    """
 
     id: str
     label: str
     score: float
+    cosine: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,7 @@ class Found:
 
     generation: int
     query_model: str
+    calibrated: bool
     index_sha256: str
     queries: tuple[Query, ...]
 
@@ -59,6 +65,8 @@ def search(project: Project, *, images: Sequence[Path], k: int, model: Path | No
     features = gallery.encoder.embed(from_files(images)).features
     keys, scores = gallery.index.search(features, k, manifest.index.ef_search)
     rows = gallery.catalog.rows_of(keys)
+    scale = scale_of(gallery)
+    shown = scores if scale is None else scale(scores)
     answers = [
         Query(
             image=str(image),
@@ -67,15 +75,17 @@ def search(project: Project, *, images: Sequence[Path], k: int, model: Path | No
                     id=gallery.catalog.ids[row],
                     label=gallery.catalog.labels[row],
                     score=float(score),
+                    cosine=float(cosine),
                 )
-                for row, score in zip(found, near, strict=True)
+                for row, score, cosine in zip(found, told, near, strict=True)
             ),
         )
-        for image, found, near in zip(images, rows, scores, strict=True)
+        for image, found, told, near in zip(images, rows, shown, scores, strict=True)
     ]
     return Found(
         generation=manifest.generation,
         query_model=manifest.query_model,
+        calibrated=manifest.calibration is not None,
         index_sha256=manifest.index.sha256,
         queries=tuple(answers),
     )

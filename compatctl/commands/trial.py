@@ -13,15 +13,22 @@ from hashlib import sha1
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.commands.acceptance import Thresholds, error_rates, operating_points
+from compatctl.commands.acceptance import (
+    Calibrate,
+    Thresholds,
+    calibrated,
+    error_rates,
+    operating_points,
+)
 from compatctl.core.compatibility import Inequalities, inequalities, judged_inequalities
 from compatctl.core.dependence import Dependence, dependences
 from compatctl.core.evidence import GroupEvidence
+from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import Neighbours, search
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, evaluate, evaluate_judged
-from compatctl.report import ErrorRates, OperatingPoint
+from compatctl.report import Calibration, ErrorRates, OperatingPoint
 
 Rows = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -47,6 +54,8 @@ class Field:
     """(Q,) each query's own gallery row, -1: none."""
     judged: tuple[Rows, Rows] | None = None
     """(J,) query positions and gallery rows judged relevant; then labels do not count."""
+    ignored: Ignored | None = None
+    """Rows that do not count for a query besides; no judged pair is among them."""
     half: Bools | None = None
     """(G,) the part of a mixed gallery that is re-embedded; in verify, a half."""
     slices: Mapping[str, Bools] = field(default_factory=dict)
@@ -63,6 +72,7 @@ class Field:
             gallery_labels=self.gallery_labels,
             own_row=self.own_row,
             judged=self.judged,
+            ignored=self.ignored,
         )
 
 
@@ -86,6 +96,7 @@ class Trial:
     share of the gallery; 0 where the models' scores are alike."""
     rates: ErrorRates | None = None
     points: tuple[OperatingPoint, ...] = ()
+    calibration: Calibration | None = None
     n_judged: int = 0
     """Judgments that are of its queries and gallery rows."""
 
@@ -107,6 +118,7 @@ def run(
     policy: Policy,
     *,
     thresholds: Thresholds | None = None,
+    calibrate: Calibrate | None = None,
     ann_found: NDArray[np.float64] | None = None,
 ) -> Trial:
     """Search every gallery with both models' queries; measure what the policy may ask for."""
@@ -122,9 +134,10 @@ def run(
             old_mixed, bias["old"] = mixed(where, *galleries, sides.old_queries, policy)
             new_mixed, bias["new"] = mixed(where, *galleries, sides.new_queries, policy)
     accepted = rates = None
-    queries = sides.old_queries, sides.new_queries
+    pairs = (sides.old_queries, sides.new_queries), sides.old_gallery, where.pairs
+    fitted = None if calibrate is None else calibrated(*pairs, where.classes, calibrate.scale)
     if thresholds is not None:
-        accepted, rates = error_rates(queries, sides.old_gallery, where.pairs, thresholds)
+        accepted, rates = error_rates(*pairs, thresholds, fitted)
     return Trial(
         evidence=GroupEvidence(
             name=name,
@@ -144,6 +157,7 @@ def run(
         ),
         rank_bias=bias,
         rates=rates,
+        calibration=None if fitted is None else fitted.reported,
         points=_points(where, sides, asked=thresholds is not None),
         n_judged=0 if where.judged is None else len(where.judged[0]),
     )
@@ -165,7 +179,8 @@ def retrieval(
 ) -> Retrieval:
     """recall@k and mAP of queries (Q, D) on a gallery (G, D), exactly."""
     map_k = max(1, min(map_k, len(gallery)))
-    return _evaluate(where, search(queries, gallery, max(map_k, *ks), where.own_row), ks, map_k)
+    found = search(queries, gallery, max(map_k, *ks), where.own_row, ignored=where.ignored)
+    return _evaluate(where, found, ks, map_k)
 
 
 def retrieval_by_part(
@@ -181,7 +196,8 @@ def retrieval_by_part(
     rows = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     for part, gallery in searched:
-        found = search(queries[part], gallery, k, where.own_row[part])
+        ignored = where.ignored and where.ignored.of_queries(part)
+        found = search(queries[part], gallery, k, where.own_row[part], ignored=ignored)
         rows[part], scores[part] = found.rows, found.scores
     return _evaluate(where, Neighbours(rows=rows, scores=scores), ks, map_k)
 
@@ -195,7 +211,13 @@ def _evaluate(where: Field, found: Neighbours, ks: tuple[int, ...], map_k: int) 
         n = len(where.gallery_labels)
         return evaluate_judged(found, *where.judged, n, ks=ks, map_k=map_k)
     return evaluate(
-        found, where.query_labels, where.gallery_labels, where.own_row, ks=ks, map_k=map_k
+        found,
+        where.query_labels,
+        where.gallery_labels,
+        where.own_row,
+        ignored=where.ignored,
+        ks=ks,
+        map_k=map_k,
     )
 
 
@@ -227,7 +249,8 @@ def _search_mixed(where: Field, old: Floats, new: Floats, queries: Floats, k: in
         gallery = np.where(where.half[part, None], new[part], old[part])
         own = where.own_row - start
         inside = (where.own_row >= 0) & (own >= 0) & (own < len(gallery))
-        found = search(queries, gallery, k, np.where(inside, own, -1))
+        ignored = where.ignored and where.ignored.of_rows(start, start + len(gallery))
+        found = search(queries, gallery, k, np.where(inside, own, -1), ignored=ignored)
         rows = np.concatenate([rows, np.where(found.rows >= 0, found.rows + start, -1)], axis=1)
         scores = np.concatenate([scores, found.scores], axis=1)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -247,7 +270,8 @@ def _points(where: Field, sides: Sides, *, asked: bool) -> tuple[OperatingPoint,
 def _inequalities(where: Field, sides: Sides) -> Inequalities:
     old, new, gallery = sides.old_queries, sides.new_queries, sides.old_gallery
     if where.judged is not None:
-        return judged_inequalities(old, new, gallery, *where.judged, where.own_row)
+        pairs = (*where.judged, where.own_row)
+        return judged_inequalities(old, new, gallery, *pairs, ignored=where.ignored)
     return inequalities(
         old,
         new,
@@ -255,6 +279,7 @@ def _inequalities(where: Field, sides: Sides) -> Inequalities:
         gallery,
         where.gallery_labels,
         where.own_row,
+        ignored=where.ignored,
         shares=len(old) * len(gallery) <= SHARES_UP_TO,
         by_query=where.unit != ("class",),
     )

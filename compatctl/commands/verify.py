@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from compatctl.commands import training_record
+from compatctl.commands.acceptance import scale_warnings
 from compatctl.commands.ann import ann_health
 from compatctl.commands.binding import question_sha256
 from compatctl.commands.both import Both, deployed, features_of, load_data, load_pair, named
@@ -15,12 +16,12 @@ from compatctl.commands.chain import chain_of
 from compatctl.commands.clusters import columns_of
 from compatctl.commands.context import report_key
 from compatctl.commands.evaluation import Arena, Judged, Stored, field_of, union, without
-from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.gallery import DeployedGallery, scale_of
 from compatctl.commands.groups import Groups, groups_of
+from compatctl.commands.ignoring import ignoring, shared_columns, unknown_values
 from compatctl.commands.judging import (
     NEXT_STEPS,
     Sampling,
-    group_of,
     lost_judgments,
     sampling,
     verdict_fields,
@@ -34,6 +35,7 @@ from compatctl.commands.proving import prove, unproven
 from compatctl.commands.training_record import Seen
 from compatctl.commands.trial import Sides, Trial, run
 from compatctl.commands.verify_features import features_policy, verify_features
+from compatctl.core.calibration import ScoreMap
 from compatctl.core.evidence import DECIDING_GROUP, ChainEvidence
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
@@ -130,22 +132,22 @@ def _verify_models(  # noqa: PLR0917
     latency = _latency(data, groups, encoders, policy, options)
     others += _unsampled(seen, latency) + prove(gallery, data, encoders, progress)
     verdict = verdict_of(policy, found.trials, found.chain, others, how)
+    unchecked = _unchecked(seen, gallery, latency, found.chain) + found.unchecked
+    stated = verdict_fields(policy, verdict, how, found.trials, NEXT_STEPS)
+    stated["warnings"] += scale_warnings(scale_of(gallery), calibrate=options.calibrate)
     return Report(
         old=model_id(old, encoders[0]),
         new=model_id(new, encoders[1]),
         data=data_id(data, groups, both.bad, project.data, options),
         asked=options.bound(),
         store=_store_id(gallery, both.stored),
-        groups=tuple(group_of(one) for one in found.trials),
         pairs=pairs,
         ann=found.ann,
         latency=latency,
         training_record_sha256=seen.sha256 if seen else None,
         registry_sha256=seen.registry_sha256 if seen else None,
-        not_checked=_unchecked(seen, gallery, latency, found.chain)
-        + options.unchecked()
-        + (*found.unjudged, *unproven(others)),
-        **verdict_fields(policy, verdict, how, found.trials, NEXT_STEPS),
+        not_checked=unchecked + unproven(others),
+        **stated,
     )
 
 
@@ -156,8 +158,8 @@ class _Evidence:
     trials: list[Trial]
     chain: list[ChainEvidence]
     ann: AnnHealth | None
-    unjudged: tuple[str, ...]
-    """That judgments had no effect, where some had none."""
+    unchecked: tuple[str, ...]
+    """What was not asked for, judgments without effect, items without a value of a column."""
 
     @classmethod
     def of(  # noqa: PLR0917
@@ -188,11 +190,17 @@ class _Evidence:
                     new=both.new.query,
                     policy=policy,
                     judged=judged,
+                    ignore_same=options.ignore_same,
                     progress=named(progress, "earlier model"),
                 )
-            trials.append(_trial(data, arena, both, policy, options, judged, shares))
-        lost = lost_judgments(judged, trials[0]) if judged else ()
-        return cls(trials=trials, chain=chain, ann=ann, unjudged=lost)
+            scale = scale_of(gallery)
+            trials.append(_trial(data, arena, both, policy, options, judged, shares, scale))
+        lost = options.unchecked() + (lost_judgments(judged, trials[0]) if judged else ())
+        first = without(groups.arenas[0], both.bad)
+        lost += unknown_values(
+            shared_columns(data, options.ignore_same, first.queries, first.gallery)
+        )
+        return cls(trials=trials, chain=chain, ann=ann, unchecked=lost)
 
 
 def _trial(  # noqa: PLR0917
@@ -203,6 +211,7 @@ def _trial(  # noqa: PLR0917
     options: VerifyOptions,
     judged: Judged | None,
     shares: np.ndarray | None,
+    scale: ScoreMap | None,
 ) -> Trial:
     sides = Sides(
         old_queries=both.old.query[arena.queries],
@@ -210,8 +219,17 @@ def _trial(  # noqa: PLR0917
         old_gallery=both.old.gallery[arena.gallery],
         new_gallery=both.new.gallery[arena.gallery] if options.self_test else None,
     )
-    where = field_of(data, arena, judged)
-    return run(arena.name, where, sides, policy, thresholds=options.thresholds, ann_found=shares)
+    shared = shared_columns(data, options.ignore_same, arena.queries, arena.gallery)
+    where = ignoring(field_of(data, arena, judged), shared)
+    return run(
+        arena.name,
+        where,
+        sides,
+        policy,
+        thresholds=options.thresholds(scale),
+        calibrate=options.calibration(scale),
+        ann_found=shares,
+    )
 
 
 def _pairs(  # noqa: PLR0917

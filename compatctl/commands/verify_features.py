@@ -10,8 +10,8 @@ import numpy as np
 
 from compatctl.commands.clusters import column_codes, drawn
 from compatctl.commands.evaluation import Judged, judged_rows, same_dimension, slices_of
+from compatctl.commands.ignoring import Column, ignoring, unknown_values
 from compatctl.commands.judging import (
-    group_of,
     lost_judgments,
     sampling,
     verdict_fields,
@@ -63,14 +63,17 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     _check_same(*tables, old, new)
     queries, gallery = _rows(tables[0], old)
     judged = read_qrels(options.qrels) if options.qrels else None
-    where = _field(tables[0], queries, gallery, judged, options)
+    shared = _shared(tables[0], queries, gallery, options.ignore_same)
+    where = ignoring(_field(tables[0], queries, gallery, judged, options), shared)
     sides = Sides(
         old_queries=_part(tables[0], queries),
         new_queries=_part(tables[1], queries),
         old_gallery=_part(tables[0], gallery),
         new_gallery=_part(tables[1], gallery) if options.self_test else None,
     )
-    trial = run("unseen", where, sides, policy, thresholds=options.thresholds)
+    calibrate = options.calibration()
+    at = options.thresholds()
+    trial = run("unseen", where, sides, policy, thresholds=at, calibrate=calibrate)
     how = sampling(policy, options.seed or 0, len(where.slices), 0)
     others, pairs = _pairs(tables, policy, options, how.draw, how.replicates)
     verdict = verdict_of(policy, [trial], [], others, how)
@@ -81,13 +84,12 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         data=_data(tables[0]),
         asked=options.bound(),
         store=None,
-        groups=(group_of(trial),),
         pairs=pairs,
         ann=None,
         latency=None,
         training_record_sha256=None,
         registry_sha256=None,
-        not_checked=(*UNCHECKED, *options.unchecked(), *lost),
+        not_checked=(*UNCHECKED, *options.unchecked(), *unknown_values(shared), *lost),
         **verdict_fields(policy, verdict, how, [trial], NEXT),
     )
 
@@ -141,6 +143,14 @@ def _field(
         unit=units.unit,
         columns=column_codes(codes[queries], _columns(table, queries, tuple(table.slices))),
     )
+
+
+def _shared(
+    table: FeatureTable, queries: Rows, gallery: Rows, names: Sequence[str]
+) -> dict[str, Column]:
+    """The columns whose value an item may not share with the query, or it does not count."""
+    of_queries, of_rows = (_columns(table, rows, names) for rows in (queries, gallery))
+    return {name: (of_queries[name], of_rows[name]) for name in names}
 
 
 def _columns(table: FeatureTable, rows: Rows, names: Sequence[str]) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions, ``J`` judged pairs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,20 @@ class PairTruth:
     judged: JudgedPairs | None = None
     """The relevant pairs, where they were judged: these and no others are then of one class, and a
     pair of one label that is not among them is of neither kind."""
+
+    def of_queries(self, which: Bools) -> PairTruth:
+        """The same of some of the queries, ``which`` (Q,)."""
+        judged = self.judged
+        if judged is not None:
+            here = which[judged[0]]
+            judged = (np.cumsum(which) - 1)[judged[0][here]], judged[1][here]
+        return replace(
+            self,
+            query_labels=self.query_labels[which],
+            own_row=None if self.own_row is None else self.own_row[which],
+            judged=judged,
+            ignored=self.ignored and self.ignored.of_queries(which),
+        )
 
 
 def tiles(

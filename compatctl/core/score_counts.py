@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compatctl.core.arrays import Codes, Features, Floats
+from compatctl.core.arrays import Codes, Features, Floats, ratio
 from compatctl.core.pair_tiles import PairTruth, tiles
 
 _SCALE = 2**14
@@ -26,6 +26,9 @@ class ScoreCounts:
     same: Codes
     diff: Codes
 
+    def __add__(self, other: ScoreCounts) -> ScoreCounts:
+        return ScoreCounts(same=self.same + other.same, diff=self.diff + other.diff)
+
     @property
     def edges(self) -> Floats:
         """(BINS,) the lower edge of each bin."""
@@ -40,6 +43,14 @@ class ScoreCounts:
     def frr(self) -> Floats:
         """(BINS,) share of the same-class pairs that each edge does not accept."""
         return 1 - _accepted(self.same)
+
+    def accepted(self, threshold: float) -> int:
+        """Different-class pairs that a threshold accepts, to the edge next above it."""
+        return int(self.diff[np.searchsorted(self.edges, threshold) :].sum())
+
+    def far_at(self, threshold: float) -> float:
+        """Their share of all, NaN where there is none."""
+        return ratio(self.accepted(threshold), self.diff.sum())
 
     def at_far(self, far: float) -> tuple[float, float] | None:
         """The lowest edge at which no larger share than ``far`` of the different-class pairs is

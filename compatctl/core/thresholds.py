@@ -202,7 +202,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
     query_labels: Codes,
     gallery: Features,
     gallery_labels: Codes,
-    threshold: float,
+    threshold: float | Floats,
     own_row: Codes | None = None,
     *,
     judged: JudgedPairs | None = None,
@@ -217,7 +217,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
     Args:
         queries, gallery: (Q, D) and (G, D) unit rows.
         query_labels, gallery_labels: (Q,) and (G,) integer codes.
-        threshold: any number, infinities included.
+        threshold: any number, infinities included; or one for each query (Q,).
         own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         judged, ignored: as ``PairTruth``.
         block: side of the tiles of pairs held in memory, >= 1.
@@ -225,8 +225,10 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
     Raises:
         InputError: as ``pair_means``, or a NaN threshold.
     """
-    least = np.array([_as_number(threshold, "threshold")])  # an array: compared as float64
     counts = np.zeros((4, len(as_features(queries, "queries"))), dtype=np.int64)
+    if not isinstance(threshold, np.ndarray):
+        threshold = np.full(counts.shape[1], _as_number(threshold, "threshold"))
+    least = threshold.astype(np.float64)[:, None]  # compared as float64
     truth = PairTruth(
         query_labels=query_labels,
         gallery_labels=gallery_labels,
@@ -235,7 +237,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
         ignored=ignored,
     )
     for rows, scores, same, diff in tiles(queries, gallery, truth, block):
-        passed = scores >= least
+        passed = scores >= least[rows]
         for kind, counted in enumerate((same & passed, same, diff & passed, diff)):
             counts[kind, rows] += np.count_nonzero(counted, axis=1)
     return Accepts(

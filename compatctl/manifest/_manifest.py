@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from compatctl._version import __version__
+from compatctl.core.knots import knots_problem
 from compatctl.errors import DamagedError, InputError
 
 FORMAT = 3
 """The newest manifest format that this version reads, and the one that it writes."""
 
-_OPTIONAL = ("memory",)
+_OPTIONAL = ("memory", "calibration")
 """Entries that are not in the file where they are null."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -73,6 +74,8 @@ class Manifest:
     of the query model is kept, because index, catalogue and memory held what was erased.
     ``erased_models`` are the digests of models whose files held vectors of what was erased: they
     are not kept, and generations before ``whole_from`` that queried with one cannot be restored.
+    ``calibration`` are the knots of the map from the query model's scores to the scale that callers
+    know (core/calibration.py), left out where there is none.
     """
 
     format: int = FORMAT
@@ -86,6 +89,7 @@ class Manifest:
     models: tuple[ModelShare, ...]
     registry: str | None = None
     memory: str | None = None
+    calibration: tuple[tuple[float, float], ...] | None = None
     report: str | None = None
     policy: str | None = None
     forced_reason: str | None = None
@@ -134,6 +138,7 @@ class Manifest:
                 "index": IndexInfo(**raw["index"]),
                 "models": tuple(ModelShare(**model) for model in raw["models"]),
                 "erased_models": tuple(raw["erased_models"]),
+                "calibration": raw["calibration"] and tuple(map(tuple, raw["calibration"])),
             }
         )
         if problems := found.contradictions():
@@ -209,6 +214,10 @@ def _whole(least: int) -> _Rule:
     return f"a whole number >= {least}", lambda value: type(value) is int and value >= least
 
 
+def _is_calibration(value: object) -> bool:
+    return value is None or not knots_problem(value)
+
+
 def _or_null(rule: _Rule) -> _Rule:
     return f"{rule[0]}, or null", lambda value: value is None or rule[1](value)
 
@@ -220,6 +229,7 @@ _WHEN: _Rule = (
     "a time like 2026-01-31T12:00:00Z",
     lambda value: isinstance(value, str) and _TIME.fullmatch(value) is not None,
 )
+
 _MODEL: dict[str, _Rule] = {
     "sha256": _SHA256,
     "dim": _whole(1),
@@ -247,6 +257,7 @@ _MANIFEST: dict[str, _Rule] = {
     ),
     **dict.fromkeys(("operation", "tool_version"), _TEXT),
     "created_at": _WHEN,
+    "calibration": ("the knots of a score map, or null", _is_calibration),
     "forced_reason": _or_null(_TEXT),
     "again_reason": _or_null(_TEXT),
     "restores": _or_null(_whole(1)),

@@ -62,7 +62,9 @@ class Project:
     ``data_root`` is a folder besides that of the data in which its images may lie;
     ``policy`` is the name of a shipped policy or the path of a file; ``slices`` are columns of the
     data whose values are judged one by one; ``cluster`` are columns whose values are resampled as
-    units, besides classes; ``threshold`` is the cosine at which the deployed system accepts;
+    units, besides classes; ``ignore_same`` are columns whose value a gallery item of the query's
+    label may not share with it, or it does not count; ``threshold`` is the cosine at which the
+    deployed system accepts, and ``calibrate`` keeps what it means by a map of the scores;
     ``junit``, ``markdown`` and ``metrics`` are files that verify writes besides; ``factories`` is
     the code that a recipe may name, modules and callables; ``gate`` is how verify is asked besides.
     """
@@ -81,7 +83,9 @@ class Project:
     metrics: Path | None = None
     slices: tuple[str, ...] = ()
     cluster: tuple[str, ...] = ()
+    ignore_same: tuple[str, ...] = ()
     threshold: float | None = field(default=None, metadata=between(-1.0, 1.0))
+    calibrate: bool = False
     split: Split = Split()
     factories: tuple[str, ...] = FACTORIES
     gate: Gate = Gate()

@@ -46,8 +46,9 @@ def history_sheet(console: Console, history: Any) -> None:
 def found_sheet(console: Console, found: Any) -> None:
     for query in found.queries:
         console.print(query.image)
-        rows = [(hit.id, hit.label, hit.score) for hit in query.hits]
-        table(console, ("item", "label", "cosine"), rows)
+        scores = ("cosine", "score") if found.calibrated else ("cosine",)
+        rows = [(hit.id, hit.label, *(getattr(hit, name) for name in scores)) for hit in query.hits]
+        table(console, ("item", "label", *scores), rows)
 
 
 def backfilled_sheet(console: Console, done: Any) -> None:

@@ -11,6 +11,7 @@ from compatctl.report._refusal import refusal
 from compatctl.report._report import (
     FORMAT,
     AnnHealth,
+    Calibration,
     DataId,
     ErrorRates,
     Group,
@@ -32,6 +33,7 @@ __all__ = [
     "NEXT_STEP",
     "AnnHealth",
     "Bound",
+    "Calibration",
     "DataId",
     "ErrorRates",
     "Group",

@@ -16,6 +16,7 @@ from typing import Any
 from compatctl.core.dependence import worst_effect
 from compatctl.core.evidence import DECIDING_GROUP
 from compatctl.core.gate import UNSAMPLED, Check, settle
+from compatctl.core.knots import knots_problem
 from compatctl.core.policy import Policy, Rule, rules
 from compatctl.report._report import Group, Report
 from compatctl.report._summary import summary
@@ -63,11 +64,20 @@ def contradictions(report: Report) -> Iterator[str]:
         yield from (f"{where}: {what}" for what in _of_check(check, ruled.get(check.name)))
         if check.name in ruled and not check.may_decide and _deciding(check, report):
             yield f"{where} has a say"
+    yield from _of_calibration(report)
     there = {(check.name, check.group) for check in verdict.checks}
     for name, group in sorted(_demanded(report, ruled) - there):
         yield f"the check {name} of {group} is not there"
     yield from _of_groups(report)
     yield from _unsaid(report, {name for name, _ in there})
+
+
+def _of_calibration(report: Report) -> Iterator[str]:
+    found = report.calibration
+    if (found is not None) != bool(report.asked.get("calibrate")):
+        yield "a calibration of scores is there without being asked for, or the other way round"
+    if found is not None and (problem := knots_problem(found.knots)):
+        yield f"its calibration is no score map, which {problem}"
 
 
 def _of_check(check: Check, rule: Rule | None) -> Iterator[str]:
@@ -118,7 +128,7 @@ def _demanded(report: Report, ruled: Mapping[str, Rule]) -> set[_Key]:
     found = {(name, unseen) for name in ALWAYS}
     if asked.get("self_test", True):
         found |= {(name, unseen) for name in ("self_test_gain", "mixed_gain") if name in ruled}
-    if asked.get("threshold") is not None and asked.get("qrels") is None:
+    if asked.get("threshold") is not None:
         found |= {(name, unseen) for name in OF_PAIRS}
     if asked.get("pairs") is not None:
         found |= {(name, "pairs") for name in ("same_class", "different_class", "pair_tar_gain")}

@@ -73,11 +73,15 @@ class AnnHealth:
 class ErrorRates:
     """FAR and FRR of old and new queries on the old gallery at the thresholds that are used.
 
-    ``keeping_threshold`` is the lowest at which new queries have no higher FAR than old ones.
+    ``cosines`` are what these thresholds mean of old and new queries, another number where scores
+    are calibrated. ``keeping_threshold`` is the lowest cosine at which new queries have no higher
+    FAR than old ones.
     """
 
     old_threshold: float
     new_threshold: float
+    cosines: dict[str, float]
+    calibrated: bool
     far: dict[str, float]
     frr: dict[str, float]
     keeping_threshold: float
@@ -92,6 +96,19 @@ class OperatingPoint:
     far: float
     threshold: dict[str, float]
     frr: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The map from new queries' cosines to the scores that callers' thresholds are of.
+
+    ``knots`` from (-1, -1) to (1, 1), linear between them; ``far``: at old thresholds of the false
+    accept rates that are its keys, the old rate and the new one, on classes that the map had not
+    seen.
+    """
+
+    knots: tuple[tuple[float, float], ...]
+    far: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +205,7 @@ class Report:
     verdict: Verdict
     ann: AnnHealth | None
     latency: Latency | None
+    calibration: Calibration | None
     training_record_sha256: str | None
     registry_sha256: str | None
     not_checked: tuple[str, ...]

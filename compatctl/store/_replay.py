@@ -56,6 +56,8 @@ def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[
         found.append(f"changed the query model by {one.operation!r}")
     elif one.memory != before.memory:
         found.append(f"changed the rehearsal memory by {one.operation!r}")
+    elif one.calibration != before.calibration:
+        found.append(f"changed the calibration of scores by {one.operation!r}")
     elif one.operation == "backfill" and not _backfilled(before, one):
         found.append("is a backfill, but did more than give rows to the query model")
     return found
@@ -76,7 +78,7 @@ def _lifted(before: Manifest, one: Manifest) -> bool:
         index == before.index
         and rows[0] == rows[1]
         and not had & {model.sha256 for model in one.models}
-        and (one.registry, one.report) == (None, None)
+        and (one.registry, one.calibration, one.report) == (None, None, None)
         and one.memory == before.memory
     )
 

@@ -14,6 +14,7 @@ OF_THE_MODEL = (
     "query_model",
     "registry",
     "memory",
+    "calibration",
     "report",
     "policy",
     "forced_reason",

@@ -108,8 +108,9 @@ class Transaction:
     def commit(self, *, operation: str, created_at: str, **changes: Any) -> Manifest:
         """Make the next generation: the current one with ``changes``, fields of ``Manifest``.
 
-        A change of ``query_model`` forgets report, policy and the reasons unless they are given;
-        ``restores`` is of this generation only. ``created_at`` is ISO 8601, UTC, ending in Z.
+        A change of ``query_model`` forgets calibration, report, policy and the reasons unless they
+        are given; ``restores`` is of this generation only. ``created_at`` is ISO 8601, UTC, ending
+        in Z.
 
         Raises:
             InputError: the generation would contradict itself, or its catalogue contradicts it.
@@ -138,7 +139,7 @@ class Transaction:
         if self._current is None:
             return Manifest(generation=1, parent=None, **changes)
         if "query_model" in changes:
-            of_the_last = ("report", "policy", "forced_reason", "again_reason")
+            of_the_last = ("calibration", "report", "policy", "forced_reason", "again_reason")
             changes = {**dict.fromkeys(of_the_last), **changes}
         return replace(
             self._current,

@@ -97,6 +97,10 @@ def test_every_form_of_what_is_ignored_says_the_same(seed, monkeypatch):
     part = window.of_queries(some)
     wanted = {(q // 3, g - 12) for q, g in scene.pairs if q % 3 == 0 and 12 <= g < 19}
     assert set(zip(*map(np.ndarray.tolist, part.cells(slice(None))), strict=True)) == wanted
+    rows = np.array([1, 2, 5, 6])
+    few = window.of_some_rows(rows)
+    wanted_few = {(q, rows.tolist().index(g - 12)) for q, g in scene.pairs if g - 12 in rows}
+    assert set(zip(*map(np.ndarray.tolist, few.cells(slice(None))), strict=True)) == wanted_few
     assert part.holds(np.tile(np.arange(7), (some.sum(), 1))).sum() == len(wanted)
 
 

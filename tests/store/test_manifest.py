@@ -57,10 +57,23 @@ def test_a_manifest_without_a_memory_is_the_one_of_before_there_were_memories() 
     assert set(one.blobs()) - set(manifest().blobs()) == {("memories", "e" * 64)}
 
 
+def test_a_calibration_is_read_as_it_was_written() -> None:
+    """The knots of a score map come back the same; where there is none the entry is left out."""
+    assert "calibration" not in _raw()
+    one = manifest(calibration=((-1.0, -1.0), (0.25, 0.5), (1.0, 1.0)))
+    again = Manifest.from_json(json.loads(canonical_json(one.to_json())), "here")
+    assert again == one
+    assert again.calibration is not None
+    assert canonical_json(again.to_json()) == canonical_json(one.to_json())
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("memory", "short"),
+        ("calibration", []),
+        ("calibration", [[-1, -1], [0.5, 0.2], [0.4, 0.3], [1, 1]]),
+        ("calibration", "a map"),
         ("format", 0),
         ("format", True),
         ("generation", 0),

@@ -1,0 +1,184 @@
+"""Scores on the old model's scale: what verify judges, deploy stores and search prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from shop_kit import Result, Shop, run, write_encoder
+
+from compatctl.core.calibration import ScoreMap
+
+EMOJI = Path(__file__).parents[1] / "features" / "emoji.npz"
+CLASSES = 150
+Array = NDArray[Any]
+
+
+def unit(rows: Array) -> Array:
+    """Rows of length 1, float64."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables of a better model whose cosines to the old gallery are smaller: the ranks are not."""
+    folder = tmp_path_factory.mktemp("tables")
+    with np.load(EMOJI) as archive:
+        kept = np.isin(archive["labels"], np.unique(archive["labels"])[:CLASSES])
+        ids, labels = archive["ids"][kept], archive["labels"][kept]
+        old = unit(archive["lite0"][kept].astype(float))
+    means = np.stack([old[labels == name].mean(axis=0) for name in labels])
+    roles = np.where(np.char.startswith(ids, "noto/"), "gallery", "query")
+    new = unit(old + 0.4 * means)
+    away = np.where(roles == "query", 1.5, 0.0)[:, None]
+    for name, rows in (
+        ("old", np.hstack([old, 0 * away])),
+        ("new", np.hstack([new, away])),
+        ("few", np.hstack([new, away])[::60]),
+    ):
+        step = 60 if name == "few" else 1
+        more = {"ids": ids[::step], "labels": labels[::step], "role": roles[::step]}
+        np.savez(folder / f"{name}.npz", features=unit(rows).astype(np.float32), **more)
+    return folder
+
+
+def verify(folder: Path, *more: object) -> tuple[Result, dict[str, Any]]:
+    """What the command gave for the tables, and its report, {} where it wrote none."""
+    report = folder / "report.json"
+    report.unlink(missing_ok=True)
+    models = folder / "old.npz", folder / "new.npz"
+    done = run("verify", *models, "--report", report, "--json", *more)
+    return done, json.loads(report.read_bytes()) if report.exists() else {}
+
+
+def checks(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The deciding group's checks."""
+    return {one["name"]: one for one in report["verdict"]["checks"] if one["group"] == "unseen"}
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.6])
+def test_a_model_of_another_scale_passes_at_the_callers_threshold(
+    tables: Path, threshold: float
+) -> None:
+    """Without the map it rejects nearly all; with it FAR stays, on classes the map had not seen."""
+    failed, _ = verify(tables, "--threshold", threshold)
+    assert failed.code == 3
+    done, report = verify(tables, "--threshold", threshold, "--calibrate")
+    found = checks(report)
+    assert done.code == 0, report["summary"]
+    assert found["far_ratio"]["low"] <= 1.0 <= found["far_ratio"]["high"]
+    assert found["frr_increase"]["outcome"] == "pass"
+    rates = report["groups"][0]["error_rates"]
+    assert rates["calibrated"]
+    assert (rates["old_threshold"], rates["cosines"]["old"]) == (threshold, threshold)
+    assert rates["cosines"]["new"] < threshold - 0.1
+    for far in report["calibration"]["far"].values():
+        assert far["new"] == pytest.approx(far["old"], rel=0.3)
+
+
+def test_every_query_is_judged_by_the_map_of_the_other_classes(tables: Path) -> None:
+    """FAR and FRR are those of a loop over two halves, each at the other's quantile."""
+    _, report = verify(tables, "--threshold", "0.5", "--calibrate")
+    with np.load(tables / "old.npz") as archive:
+        labels, roles = archive["labels"], archive["role"]
+        old = unit(archive["features"].astype(float))
+    with np.load(tables / "new.npz") as archive:
+        new = unit(archive["features"].astype(float))
+    asked, searched = roles == "query", roles == "gallery"
+    before, after = (one[asked] @ old[searched].T for one in (old, new))
+    same = labels[asked][:, None] == labels[searched][None]
+    half = np.unique(labels[asked], return_inverse=True)[1] % 2
+    accepted = np.zeros(same.shape, dtype=bool)
+    for mine in (0, 1):
+        other = half != mine
+        share = (before[other][~same[other]] >= 0.5).mean()
+        at = np.quantile(after[other][~same[other]], 1 - share)
+        accepted[half == mine] = after[half == mine] >= at
+    rates = report["groups"][0]["error_rates"]
+    assert rates["far"]["new"] == pytest.approx(accepted[~same].mean(), rel=0.02)
+    assert rates["frr"]["new"] == pytest.approx((~accepted[same]).mean(), abs=0.01)
+
+
+def test_a_calibration_says_what_no_threshold_was_given_for(tables: Path) -> None:
+    """Scores that moved are mapped: nothing is warned of; that no threshold was asked is said."""
+    _, report = verify(tables, "--calibrate")
+    assert report["warnings"] == []
+    assert any("--threshold" in line for line in report["not_checked"])
+    knots = report["calibration"]["knots"]
+    assert ScoreMap(knots=tuple(map(tuple, knots))).inverse(0.5) < 0.45
+    assert verify(tables)[1]["calibration"] is None
+
+
+def test_a_calibration_and_another_threshold_exclude_each_other(tables: Path) -> None:
+    """--new-threshold beside --calibrate is a usage error: one keeps the threshold."""
+    done, report = verify(tables, "--threshold", "0.5", "--new-threshold", "0.3", "--calibrate")
+    assert (done.code, report) == (2, {})
+    assert "--new-threshold" in done.stderr
+
+
+def test_too_few_pairs_make_no_map(tables: Path) -> None:
+    """Under a thousand pairs of two classes in a half: exit 5, and what to do."""
+    few = tables / "few.npz"
+    done = run("verify", few, few, "--calibrate", "--report", tables / "none.json")
+    assert done.code == 5
+    assert "hold out more classes" in done.stderr
+    assert not (tables / "none.json").exists()
+
+
+def answers(shop: Shop, *images: Path) -> dict[str, Any]:
+    """What search finds."""
+    found: dict[str, Any] = shop.run("search", "-k", "8", *images).json
+    return found
+
+
+def test_search_prints_scores_on_the_scale_that_callers_know(shop: Shop, emoji: Path) -> None:
+    """deploy takes the verified map into the store, search applies it, and ranks stay; a rollback
+    takes it out, and the next model's map leads to the same scale."""
+    image = next((emoji / "images").rglob("*.png"))
+    before = answers(shop, image)
+    assert not before["calibrated"]
+    assert all(hit["score"] == hit["cosine"] for hit in before["queries"][0]["hits"])
+    models = shop.path("old.onnx"), shop.path("new.onnx")
+    project = shop.path("compatctl.yaml")
+    project.write_text(project.read_text() + "threshold: 0.5\ncalibrate: true\n")
+    done = shop.run("verify", *models)
+    assert done.code == 0, done.stderr
+    report = json.loads(shop.path("report.json").read_bytes())
+    first = ScoreMap(knots=tuple(map(tuple, report["calibration"]["knots"])))
+    assert shop.run("deploy").code == 0
+    assert shop.run("status").json["calibrated"]
+    assert shop.manifest()["calibration"] == report["calibration"]["knots"]
+    found = answers(shop, image)
+    hits = found["queries"][0]["hits"]
+    assert found["calibrated"]
+    assert [hit["score"] for hit in hits] == first([hit["cosine"] for hit in hits]).tolist()
+    assert [hit["score"] for hit in hits] == sorted((one["score"] for one in hits), reverse=True)
+    assert "score" in run("search", image, *shop.args).stdout
+
+    write_encoder(shop.path("third.onnx"), noise=0.0)
+    assert shop.run("verify", shop.path("new.onnx"), shop.path("third.onnx")).code in {0, 4}
+    rates = json.loads(shop.path("report.json").read_bytes())["groups"][0]["error_rates"]
+    assert rates["cosines"]["old"] == pytest.approx(first.inverse(0.5))
+    assert shop.run("check").code == 0
+    assert shop.run("rollback").code == 0
+    assert answers(shop, image) | {"generation": 1} == before
+    assert "calibration" not in shop.manifest()
+    assert shop.run("check").code == 0
+
+
+def test_a_model_without_a_map_after_one_with_a_map_is_warned_of(shop: Shop) -> None:
+    """Scores are calibrated today; a next model that is not judged with --calibrate ends that."""
+    models = shop.path("old.onnx"), shop.path("new.onnx")
+    project = shop.path("compatctl.yaml")
+    plain = project.read_text()
+    project.write_text(plain + "calibrate: true\n")
+    assert shop.run("verify", *models).code == 0
+    assert shop.run("deploy").code == 0
+    project.write_text(plain)
+    write_encoder(shop.path("third.onnx"), noise=0.0)
+    done = shop.run("verify", shop.path("new.onnx"), shop.path("third.onnx"))
+    assert "are mapped to an earlier model's scale" in done.stderr

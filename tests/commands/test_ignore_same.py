@@ -1,0 +1,284 @@
+"""Items that share the query's camera with it do not count: figures against loops over pairs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from shop_kit import Result, Shop, run, write_encoder
+
+from compatctl.data import load
+from compatctl.encoder import Encoder
+from compatctl.recipe import Project
+
+Array = NDArray[Any]
+PERSONS, CAMERAS, DIM = 300, 3, 32
+
+
+@dataclass(frozen=True)
+class Street:
+    """Features of persons before cameras: the new model knows the wall better than the person."""
+
+    ids: list[str]
+    persons: Array
+    cameras: Array
+    old: Array
+    new: Array
+
+    def write(self, folder: Path, **columns: Any) -> tuple[Path, Path]:
+        """Both tables as files."""
+        more = {"camera": [f"c{one}" for one in self.cameras], **columns}
+        labels = [f"p{one:03d}" for one in self.persons]
+        for name, rows in (("old", self.old), ("new", self.new)):
+            np.savez(folder / f"{name}.npz", ids=self.ids, labels=labels, features=rows, **more)
+        return folder / "old.npz", folder / "new.npz"
+
+    def recall(self, queries: Array, ignored: Array, relevant: Array) -> float:
+        """recall@1 on the old gallery by the definition, pairs (N, N) that are ignored left out."""
+        scores = queries.astype(float) @ self.old.T.astype(float)
+        left_out = ignored | np.eye(len(scores), dtype=bool)
+        scores[left_out] = -9
+        asked = (relevant & ~left_out).any(axis=1)
+        first = scores.argmax(axis=1)
+        return float(relevant[np.arange(len(first)), first][asked].mean())
+
+    @property
+    def same_person(self) -> Array:
+        """(N, N)"""
+        return self.persons[:, None] == self.persons[None]
+
+    @property
+    def same_camera(self) -> Array:
+        """(N, N)"""
+        return self.cameras[:, None] == self.cameras[None]
+
+
+@pytest.fixture(scope="module")
+def street() -> Street:
+    """Two images of each person by each camera."""
+    rng = np.random.default_rng(0)
+    persons = np.repeat(np.arange(PERSONS), 2 * CAMERAS)
+    cameras = np.tile(np.repeat(np.arange(CAMERAS), 2), PERSONS)
+    person = rng.standard_normal((PERSONS, DIM))
+    wall = rng.standard_normal((PERSONS, CAMERAS, DIM))
+
+    def features(a: float, b: float, noise: float) -> Array:
+        rows = a * person[persons] + b * wall[persons, cameras]
+        rows += noise * rng.standard_normal(rows.shape)
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    ids = [
+        f"p{one:03d}_c{c}_{at}" for at, (one, c) in enumerate(zip(persons, cameras, strict=True))
+    ]
+    old, new = features(0.6, 0.7, 0.8), features(0.2, 1.1, 0.1)
+    return Street(ids=ids, persons=persons, cameras=cameras, old=old, new=new)
+
+
+def verify(folder: Path, tables: tuple[Path, Path], *more: object) -> tuple[Result, dict[str, Any]]:
+    """What the command gave, and its report, {} where it wrote none."""
+    report = folder / "report.json"
+    report.unlink(missing_ok=True)
+    done = run("verify", *tables, "--report", report, "--json", *more)
+    return done, json.loads(report.read_bytes()) if report.exists() else {}
+
+
+def check(report: dict[str, Any], name: str) -> dict[str, Any]:
+    """The deciding group's check of that name."""
+    checks = report["verdict"]["checks"]
+    found: dict[str, Any] = next(
+        one for one in checks if (one["name"], one["group"]) == (name, "unseen")
+    )
+    return found
+
+
+def test_a_gain_within_one_camera_hides_a_fall_across_cameras(
+    tmp_path: Path, street: Street
+) -> None:
+    """Counted as classes it passes; with the camera's rule it fails, by the protocol's figures."""
+    tables = street.write(tmp_path)
+    assert verify(tmp_path, tables)[0].code == 0
+    done, report = verify(tmp_path, tables, "--ignore-same", "camera")
+    ignored = street.same_person & street.same_camera
+    recall = report["groups"][0]["recall"]
+    for pair, queries in (("old_old", street.old), ("new_old", street.new)):
+        wanted = street.recall(queries, ignored, street.same_person)
+        assert recall[pair]["1"] == pytest.approx(wanted, abs=1e-9)
+    assert recall["old_old"]["1"] > 5 * recall["new_old"]["1"]
+    assert (done.code, check(report, "recall_gain")["outcome"]) == (3, "fail")
+    assert report["groups"][0]["n_without_match"] == 0
+
+
+def test_inequalities_and_error_rates_are_of_the_pairs_that_count(
+    tmp_path: Path, street: Street
+) -> None:
+    """Means, accepted shares and numbers of pairs leave the same person on one camera out."""
+    tables = street.write(tmp_path)
+    _, report = verify(tmp_path, tables, "--ignore-same", "camera", "--threshold", "0.4")
+    ignored = (street.same_person & street.same_camera) | np.eye(len(street.ids), dtype=bool)
+    same, diff = street.same_person & ~ignored, ~street.same_person & ~ignored
+    group = report["groups"][0]
+    for name, queries in (("old", street.old), ("new", street.new)):
+        scores = queries @ street.old.T
+        assert group["cos_same"][f"{name}_old"] == pytest.approx(scores[same].mean(), abs=1e-5)
+        assert group["cos_diff"][f"{name}_old"] == pytest.approx(scores[diff].mean(), abs=1e-5)
+        rates = group["error_rates"]
+        frr = (scores[same] < 0.4).mean()
+        assert rates["frr"][name] == pytest.approx(frr, abs=2 / same.sum())
+        far = (scores[diff] >= 0.4).mean()
+        assert rates["far"][name] == pytest.approx(far, abs=2 / diff.sum())
+    assert check(report, "same_class")["n"] == same.sum()
+    assert check(report, "different_class")["n"] == diff.sum()
+
+
+def test_with_judgments_everything_that_shares_is_ignored(tmp_path: Path, street: Street) -> None:
+    """A label says nothing there: no item of the query's camera is an answer, right or wrong."""
+    tables = street.write(tmp_path)
+    relevant = street.same_person & ~np.eye(len(street.ids), dtype=bool)
+    qrels = tmp_path / "all.qrels"
+    qrels.write_text(
+        "".join(f"{street.ids[q]} 0 {street.ids[g]} 1\n" for q, g in np.argwhere(relevant))
+    )
+    more = ("--ignore-same", "camera", "--qrels", qrels)
+    _, report = verify(tmp_path, tables, *more)
+    recall = report["groups"][0]["recall"]
+    for pair, queries in (("old_old", street.old), ("new_old", street.new)):
+        wanted = street.recall(queries, street.same_camera, relevant)
+        assert recall[pair]["1"] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_several_columns_are_ignored_each_for_itself(tmp_path: Path, street: Street) -> None:
+    """An item that shares the camera or the hour is left out, whichever it is."""
+    hours = np.random.default_rng(3).integers(0, 4, len(street.ids))
+    tables = street.write(tmp_path, hour=[f"h{one}" if one else "" for one in hours])
+    more = ("--ignore-same", "camera", "--ignore-same", "hour")
+    _, report = verify(tmp_path, tables, *more)
+    hour = (hours[:, None] == hours[None]) & (hours[:, None] > 0)  # without a value it counts
+    ignored = street.same_person & (street.same_camera | hour)
+    recall = report["groups"][0]["recall"]["new_old"]["1"]
+    assert recall == pytest.approx(street.recall(street.new, ignored, street.same_person), abs=1e-9)
+    left = street.same_person & ~ignored & ~np.eye(len(ignored), dtype=bool)
+    assert report["groups"][0]["n_without_match"] == (~left.any(axis=1)).sum() > 0
+    said = next(line for line in report["not_checked"] if line.startswith("same hour"))
+    assert f"{(hours == 0).sum()} of {len(hours)} gallery items" in said
+
+
+def test_the_project_file_names_the_columns_too(tmp_path: Path, street: Street) -> None:
+    """ignore_same in compatctl.yaml gives the report of the flag, byte by byte."""
+    tables = street.write(tmp_path)
+    project = tmp_path / "compatctl.yaml"
+    project.write_text("format: 1\n")
+    more = ("--project", project)
+    _, flagged = verify(tmp_path, tables, *more, "--ignore-same", "camera")
+    project.write_text("format: 1\nignore_same: [camera]\n")
+    done, written = verify(tmp_path, tables, *more)
+    assert done.code == 3
+    assert written == flagged
+
+
+@pytest.mark.parametrize(
+    ("column", "word"), [("lens", "no column lens"), ("empty", "has a value of the column empty")]
+)
+def test_a_column_that_says_nothing_is_refused(
+    tmp_path: Path, street: Street, column: str, word: str
+) -> None:
+    """A column that is not there, or that is empty in the gallery: exit 5, and no report."""
+    tables = street.write(tmp_path, empty=[""] * len(street.ids))
+    done, report = verify(tmp_path, tables, "--ignore-same", column)
+    assert (done.code, report) == (5, {})
+    assert word in done.stderr
+
+
+CAMERAS_OF = {"noto": "a", "noto-v1": "b", "twemoji": "a", "fluent-emoji-flat": "b", "emojione": ""}
+STORED = ("noto", "noto-v1", "twemoji")
+
+
+@pytest.fixture(scope="module")
+def cameras(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Shop:
+    """A store of three vendors' emoji by two cameras; of two more vendors one has no camera."""
+    folder = tmp_path_factory.mktemp("cameras")
+    with (emoji / "items.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with (folder / "items.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], "camera"])
+        writer.writeheader()
+        for row in rows:
+            role = "gallery" if row["vendor"] in STORED else "query"
+            more = {"role": role, "camera": CAMERAS_OF[row["vendor"]]}
+            writer.writerow(row | more | {"path": str(emoji / row["path"])})
+    project = f"format: 1\ndata: items.csv\ndata_root: {emoji}\nignore_same: [camera]\n"
+    (folder / "compatctl.yaml").write_text(project)
+    write_encoder(folder / "old.onnx", noise=0.6)
+    write_encoder(folder / "new.onnx", noise=0.05)
+    done = Shop(folder).run("init", "--model", folder / "old.onnx")
+    assert done.code == 0, done.stderr
+    return Shop(folder)
+
+
+def recall_by_loop(shop: Shop, queries: str, gallery: str) -> float:
+    """recall@1 of a model's held-out queries on another's gallery, by the camera's rule."""
+    data = load(
+        shop.path("items.csv"), data_root=Project.load(shop.path("compatctl.yaml")).data_root
+    )
+    asked = [i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "query")]
+    stored = [i for i, one in enumerate(data.items) if one.role == "gallery"]
+    old = Encoder.load(shop.path(gallery)).embed(data.take(stored)).features.astype(float)
+    new = Encoder.load(shop.path(queries)).embed(data.take(asked)).features.astype(float)
+    right = []
+    for row, i in zip(new, asked, strict=True):
+        one = data.items[i]
+        camera = one.slices.get("camera")
+        here = []
+        for vector, j in zip(old, stored, strict=True):
+            other = data.items[j]
+            shares = camera and camera == other.slices.get("camera")
+            if not (shares and other.label == one.label):
+                here.append((float(row @ vector), other.label))
+        if any(label == one.label for _, label in here):
+            right.append(max(here)[1] == one.label)
+    return float(np.mean(right))
+
+
+def test_the_stored_gallery_is_searched_by_the_same_rule(cameras: Shop) -> None:
+    """verify and matrix take the columns from the project, and find what a loop finds."""
+    done = cameras.run("verify", cameras.path("old.onnx"), cameras.path("new.onnx"))
+    assert done.code in {0, 4}, done.stderr
+    report = json.loads(cameras.path("report.json").read_bytes())
+    recall = report["groups"][0]["recall"]
+    wanted = recall_by_loop(cameras, "old.onnx", "old.onnx")
+    assert recall["old_old"]["1"] == pytest.approx(wanted, abs=1e-9)
+    crossed = recall_by_loop(cameras, "new.onnx", "old.onnx")
+    assert recall["new_old"]["1"] == pytest.approx(crossed, abs=1e-9)
+    said = next(line for line in report["not_checked"] if line.startswith("same camera"))
+    assert "0 of" in said
+    found = cameras.run("matrix", cameras.path("old.onnx"), cameras.path("new.onnx"))
+    values = found.json["values"]
+    assert values[0][0] == pytest.approx(wanted, abs=1e-9)
+    assert values[1][0] == pytest.approx(crossed, abs=1e-9)
+
+
+def test_a_backfill_is_judged_by_the_same_rule(cameras: Shop, tmp_path: Path) -> None:
+    """What the gallery would find before any row is written is what a loop finds."""
+    shop = Shop(tmp_path / "shop")
+    shutil.copytree(cameras.folder, shop.folder)
+    reason = ("--force", "--reason", "a test", "--model", shop.path("new.onnx"))
+    assert shop.run("deploy", *reason).code == 0
+    done = shop.run("backfill", "--dry-run")
+    curve = done.json["measured"]["curve"]
+    wanted = recall_by_loop(shop, "new.onnx", "old.onnx")
+    assert curve[0]["share"] == 0.0
+    assert curve[0]["recall"] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_a_column_that_no_item_has_is_refused_before_anything_runs(cameras: Shop) -> None:
+    """Named on the command line it ends in exit 5, with the columns that there are."""
+    models = cameras.path("old.onnx"), cameras.path("new.onnx")
+    done = cameras.run("verify", *models, "--ignore-same", "lens")
+    assert done.code == 5
+    assert "camera, vendor" in done.stderr
