@@ -261,7 +261,9 @@ class Removal:
             sha256 = tx.put("indexes", built.save)
             changes["index"] = replace(manifest.index, count=len(built), sha256=sha256)
         shares = [
-            rewrites[one.sha256].candidate.put(tx, rows=one.rows) if one.sha256 in rewrites else one
+            replace(rewrites[one.sha256].candidate.put(tx, rows=one.rows), proven=one.proven)
+            if one.sha256 in rewrites
+            else one
             for one in self.shares
         ]
         names = {old.sha256: new.sha256 for old, new in zip(self.shares, shares, strict=True)}
@@ -282,11 +284,10 @@ class Removal:
 
     def clean(self, *, dry_run: bool) -> tuple[str, ...]:
         """Take the items out of the files beside the store too; the files changed."""
-        gone = self.ids - set(self.missing)
         names = rewritten_models(open_store(self.project))
         if dry_run and self.traces.found:
             names |= {one.told.before: one.told.sha256 for one in self.rewrites}
-        return clean_side_files(self.project, gone.__contains__, names, dry_run=dry_run)
+        return clean_side_files(self.project, self.ids.__contains__, names, dry_run=dry_run)
 
 
 def _writing(data: bytes) -> Callable[[Path], None]:

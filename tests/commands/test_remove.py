@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from shop_kit import (
@@ -21,6 +23,7 @@ from shop_kit import (
     write_attending,
     write_encoder,
 )
+from tiny_backbone import build
 from typer.testing import CliRunner
 
 from compatctl.cli.app import app
@@ -296,6 +299,49 @@ def test_a_model_is_written_again_without_the_vectors_that_it_held(shop: Shop) -
     assert shop.run("deploy", "--model", model, "--force", "--reason", "drill").code == 5
     assert shop.run("rollback", "--added", "keep").json["query_model"] == old
     assert_gone(shop, ids, vectors)
+
+
+FINETUNED = """\
+format: 1
+backbone:
+  factory: "tiny_backbone:build"
+  input: {height: 16, width: 16, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}
+junction: {kind: mlp, hidden: 16}
+objective:
+  {frame: prototypes, lambda: 1.0, scale: 16.0, anchors: {share: 0.5, rows: 64, attention: 8}}
+optimiser: {epochs: 1, batch_size: 64, lr: 0.003}
+rehearsal: {per_class: 2}
+"""
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_model_that_finetune_made_is_written_again(shop: Shop, fused: bool) -> None:
+    """With the attention that recipes turn on: its anchors are known by their stored vectors, with
+    no record at hand, and in a fused file too."""
+    torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
+    shop.path("recipe.yaml").write_text(FINETUNED)
+    done = shop.run(
+        "finetune", "--base", shop.path("new.ckpt"), "--recipe", shop.path("recipe.yaml")
+    )
+    assert done.code == 0, done.stderr
+    record = json.loads(shop.path("build/candidate/training.json").read_bytes())
+    ids = [record["anchors"][0]["id"], record["anchors"][7]["id"]]
+    vectors = stored_rows(shop, ids)
+    if fused:
+        fuse(shop.path("old.onnx"), shop.path("new.onnx"), 0.5, shop.path("fused.onnx"))
+    force(shop, "fused.onnx" if fused else "new.onnx")
+    shutil.rmtree(shop.path("build"))
+    told = removed(shop, *ids)
+    (rewritten,) = told["rewritten"]  # type: ignore[misc]
+    assert rewritten["vectors"] == 2
+    assert_gone(shop, ids, vectors)
+    path = store_of(shop).verified("models", str(told["query_model"]))
+    (table,) = held_vectors(path.read_bytes(), path)
+    assert table.ours
+    assert len(table.vectors) == len(record["anchors"]) - 2
+    assert removed(shop, record["anchors"][3]["id"])["rewritten"]
+    image = load(shop.data()).sources[0]
+    assert shop.run("search", image).code == 0
 
 
 def test_vectors_of_which_nobody_knows_whose_they_are(shop: Shop) -> None:
