@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,22 +129,6 @@ def _anchors(project: Project, path: Path, sha256: str) -> list[str] | None:
     return [str(one.get("id")) for one in anchors]
 
 
-def rewritten_models(store: Store) -> dict[str, str]:
-    """Digest -> digest of every model that a removal wrote again, from the history: a run that was
-    killed after its commit is gone, and what it did is there."""
-    found, history = {}, store.history()
-    for before, one in pairwise(history):
-        if one.operation != "remove":
-            continue
-        new, old = ({model.sha256 for model in state.models} for state in (one, before))
-        gone = [model for model in before.models if model.sha256 in set(one.erased_models) - new]
-        for model in (model for model in one.models if model.sha256 not in old):
-            was = next(other for other in gone if other.name == model.name)
-            gone.remove(was)
-            found[was.sha256] = model.sha256
-    return found
-
-
 def refuse_erased_vectors(store: Store, data: bytes, path: Path) -> None:
     """Refuse to take in a model that holds vectors of items that were removed from the store.
 
@@ -213,6 +196,6 @@ def _restorable_models(store: Store) -> set[str]:
     for one in store.history():
         if one.generation >= max(now.oldest, now.whole_from):
             found |= {model.sha256 for model in one.models}
-        elif one.generation >= now.oldest and one.query_model not in now.erased_models:
-            found.add(one.query_model)
-    return found
+        elif one.generation >= now.oldest and (share := now.restorable_model(one)) is not None:
+            found.add(share.sha256)
+    return found | {one.model.sha256 for one in now.stand_ins}

@@ -78,13 +78,14 @@ def keep_gallery(store: Store, target: Manifest) -> Manifest:
         ConflictError, DamagedError, CompatError: as ``Transaction``.
     """
     today = store.manifest
-    share = next(one for one in target.models if one.sha256 == target.query_model)
+    share = today.restorable_model(target)
+    assert share is not None, "refused by the plan"
     rows = sum(one.rows for one in today.models if one.sha256 == share.sha256)
     others = [one for one in today.models if one.rows > 0 and one.sha256 != share.sha256]
     ef_search = max(today.index.ef_search, target.index.ef_search)
     restored = {name: getattr(target, name) for name in OF_THE_MODEL}
     if target.generation < today.whole_from:
-        restored["memory"] = today.memory
+        restored |= {"memory": today.memory, "query_model": share.sha256}
     with store.transaction(today, operation="rollback") as tx:
         return tx.commit(
             operation="rollback",
@@ -106,8 +107,10 @@ def after_an_erasure(
         UsageError: rows are to be dropped, or the gallery was lifted since.
         ConflictError: there are such rows, and nobody asked to ``keep`` them.
     """
+    today = store.manifest
     models = {one.sha256 for one in target.models}
-    foreign = sum(one.rows for one in store.manifest.models if one.sha256 not in models)
+    models |= {one.model.sha256 for one in today.stand_ins if one.of in models}
+    foreign = sum(one.rows for one in today.models if one.sha256 not in models)
     why = f"items were erased since generation {target.generation}, and its gallery with them"
     if drop:
         raise UsageError(

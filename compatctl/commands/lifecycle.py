@@ -158,6 +158,7 @@ def rollback(
     store = open_store(project)
     before = store.manifest
     plan = rollback_plan(store, to=to)
+    model = before.restorable_model(plan.target)
     moved = _Moved(after=before)
     if not plan.done:
         if not plan.gallery:
@@ -173,7 +174,7 @@ def rollback(
         before=before.generation,
         restored=plan.target.generation,
         query_model_before=before.query_model,
-        query_model=plan.target.query_model,
+        query_model=model.sha256 if model else plan.target.query_model,
         index_sha256=moved.after.index.sha256,
         added=moved.kept + moved.re_embedded + len(moved.dropped),
         kept=moved.kept,

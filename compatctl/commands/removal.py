@@ -19,7 +19,6 @@ from compatctl.commands.erasure import (
     Traces,
     in_gallery,
     removed_vectors,
-    rewritten_models,
     traces_of,
 )
 from compatctl.commands.erasure_files import (
@@ -33,7 +32,7 @@ from compatctl.data import memory_bytes
 from compatctl.encoder import Canary, held_vectors, without_vectors
 from compatctl.errors import InputError
 from compatctl.index import HnswIndex, marks_of_rows, reduced
-from compatctl.manifest import Catalog, Erasures, ModelShare
+from compatctl.manifest import Catalog, Erasures, ModelShare, StandIn
 from compatctl.progress import Progress
 from compatctl.recipe import Project
 from compatctl.store import OF_THE_MODEL, CheckReport, Store, Transaction, sweep
@@ -96,8 +95,31 @@ class Removal:
 
     @cached_property
     def rewrites(self) -> tuple[_Rewrite, ...]:
-        """The models that stay and hold vectors of removed items, by the order of the manifest."""
-        return tuple(found for one in self.shares if (found := self._rewrite(one)) is not None)
+        """The models that stay and hold vectors of removed items, by the order of the manifest;
+        then those of earlier generations, where the vectors can be taken out of them."""
+        today = [found for one in self.shares if (found := self._rewrite(one)) is not None]
+        return (*today, *(one for one in self._way_back.values() if one is not None))
+
+    @cached_property
+    def _way_back(self) -> dict[str, _Rewrite | None]:
+        """By digest, the models that only a rollback needs and that cannot stay as they are; None
+        where nobody can say which vectors are to go."""
+        now = self.store.manifest
+        kept = [one for one in self.store.history() if one.generation >= now.oldest]
+        shares = {
+            model.sha256: model for one in kept if (model := now.restorable_model(one)) is not None
+        }
+        shares |= {one.model.sha256: one.model for one in now.stand_ins}
+        found: dict[str, _Rewrite | None] = {}
+        for sha256 in shares.keys() - {one.sha256 for one in self.shares}:
+            try:
+                made = self._rewrite(shares[sha256])
+            except InputError:  # nothing says whose its vectors are, or none would be left
+                found[sha256] = None
+                continue
+            if made is not None:
+                found[sha256] = made
+        return found
 
     @cached_property
     def shares(self) -> tuple[ModelShare, ...]:
@@ -145,20 +167,9 @@ class Removal:
 
     @cached_property
     def erased_models(self) -> tuple[str, ...]:
-        """The models that may not be kept: one that some generation queried with and that holds a
-        vector of a removed item, or one of which nobody knows whose it is; and those of before."""
-        now = self.store.manifest
-        kept = [one for one in self.store.history() if one.generation >= now.oldest]
-        models = {one.query_model for one in kept} - set(now.erased_models)
-        carry = {one for one in models if self._carries(one)}
-        rewritten = {one.told.before for one in self.rewrites}
-        return tuple(sorted({*now.erased_models, *carry, *rewritten}))
-
-    def _carries(self, sha256: str) -> bool:
-        try:
-            return any(gone.any() for gone in self._masks(sha256, sha256[:12]).values())
-        except InputError:  # nothing says whose the vectors are
-            return True
+        """The models that may not be kept, those of before among them."""
+        now = {*self._way_back, *(one.told.before for one in self.rewrites)}
+        return tuple(sorted(now | set(self.store.manifest.erased_models)))
 
     def planned(self, *, dry_run: bool) -> Removed:
         """The result as far as it is known before anything is written."""
@@ -223,7 +234,8 @@ class Removal:
         rewrites = self.rewrites
         built = self._built(progress) if len(self.rows) else None
         with self.store.transaction(manifest, operation="remove") as tx:
-            changes = self._gallery(tx, built, {one.told.before: one for one in rewrites})
+            new = {one.told.before: self._put(tx, one) for one in rewrites}
+            changes = self._gallery(tx, built, new)
             del built
             changes |= self._memory(tx)
             erased = self.erased.extended(self.ids - set(self.missing), marks)
@@ -231,11 +243,30 @@ class Removal:
                 operation="remove",
                 created_at=now(),
                 erased_models=models,
+                stand_ins=self._stand_ins(new),
                 whole_from=manifest.generation + 1,
                 erased=tx.put("erasures", erased.write),
                 **{name: getattr(manifest, name) for name in OF_THE_MODEL} | changes,
             )
             return sweep(self.store.path)
+
+    def _put(self, tx: Transaction, one: _Rewrite) -> ModelShare:
+        return replace(
+            one.candidate.put(tx, rows=one.share.rows),
+            proven=one.share.proven,
+            name=one.share.name,
+        )
+
+    def _stand_ins(self, new: Mapping[str, ModelShare]) -> tuple[StandIn, ...]:
+        """Of every erased model, what stands in its place: one that was written again now, or the
+        one of before where that may stay."""
+        found = {one: replace(model, rows=0) for one, model in new.items()}
+        for one in self.store.manifest.stand_ins:
+            if one.model.sha256 in new:
+                found[one.of] = found[one.model.sha256]
+            elif one.model.sha256 not in self.erased_models:
+                found[one.of] = one.model
+        return tuple(StandIn(of=one, model=model) for one, model in sorted(found.items()))
 
     def finish(self) -> CheckReport:
         """Delete what an earlier removal that was killed has left; no generation is made."""
@@ -253,25 +284,20 @@ class Removal:
         )
 
     def _gallery(
-        self, tx: Transaction, built: HnswIndex | None, rewrites: Mapping[str, _Rewrite]
+        self, tx: Transaction, built: HnswIndex | None, new: Mapping[str, ModelShare]
     ) -> dict[str, Any]:
         """The manifest's entries of index, catalogue and models."""
         manifest, changes = self.store.manifest, dict[str, Any]()
         if built is not None:
             sha256 = tx.put("indexes", built.save)
             changes["index"] = replace(manifest.index, count=len(built), sha256=sha256)
-        shares = [
-            replace(rewrites[one.sha256].candidate.put(tx, rows=one.rows), proven=one.proven)
-            if one.sha256 in rewrites
-            else one
-            for one in self.shares
-        ]
+        shares = [new.get(one.sha256, one) for one in self.shares]
         names = {old.sha256: new.sha256 for old, new in zip(self.shares, shares, strict=True)}
         catalog = self.catalog.without(self.rows)
-        if rewrites:
+        if names.keys() & new.keys():
             catalog = catalog.renamed(names)
             changes["query_model"] = names[manifest.query_model]
-        if len(self.rows) or rewrites:
+        if len(self.rows) or "query_model" in changes:
             changes["catalog"] = tx.put("catalogs", catalog.write)
         return {**changes, "models": tuple(shares)}
 
@@ -284,7 +310,8 @@ class Removal:
 
     def clean(self, *, dry_run: bool) -> tuple[str, ...]:
         """Take the items out of the files beside the store too; the files changed."""
-        names = rewritten_models(open_store(self.project))
+        now = open_store(self.project).manifest
+        names = {one.of: one.model.sha256 for one in now.stand_ins}
         if dry_run and self.traces.found:
             names |= {one.told.before: one.told.sha256 for one in self.rewrites}
         return clean_side_files(self.project, self.ids.__contains__, names, dry_run=dry_run)

@@ -28,8 +28,9 @@ class Removed:
 
     ``removed`` rows of the gallery and ``from_memory`` images of the rehearsal memory; ``already``
     ids were erased before; ``missing`` (ids) were not there. ``rows`` are left. Generations before
-    ``whole_from`` can be restored as query models only, and not where that is one of
-    ``erased_models`` (digests), whose files held vectors of removed items.
+    ``whole_from`` can be restored as query models only. Where that is one of ``erased_models``
+    (digests), which held vectors of removed items, the ``rewritten`` file takes its place, and the
+    generation cannot be restored where there is none.
     ``same_image``: ids that stay and have the very image of a removed one. ``side_files`` beside
     the store were changed; ``candidates`` hold vectors of erased items and will not be deployed;
     ``reports`` (digests) in the store name a removed id, and stay. ``deleted`` files went.

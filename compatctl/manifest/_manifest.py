@@ -58,6 +58,14 @@ class ModelShare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StandIn:
+    """The model that stands in the place of the erased one with the digest ``of``."""
+
+    of: str
+    model: ModelShare
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One immutable generation of a store; every file is named by its sha256.
 
@@ -73,7 +81,9 @@ class Manifest:
     the last erasure, 1 where there was none: of generations before it only what a rollback needs
     of the query model is kept, because index, catalogue and memory held what was erased.
     ``erased_models`` are the digests of models whose files held vectors of what was erased: they
-    are not kept, and generations before ``whole_from`` that queried with one cannot be restored.
+    are not kept. ``stand_ins`` are the same models without these vectors, where they could be taken
+    out: a rollback to a generation before ``whole_from`` that queried with an erased model restores
+    its stand-in, and is refused where there is none.
     ``calibration`` are the knots of the map from the query model's scores to the scale that callers
     know (core/calibration.py), left out where there is none.
     """
@@ -99,6 +109,7 @@ class Manifest:
     erased: str | None = None
     whole_from: int = 1
     erased_models: tuple[str, ...] = ()
+    stand_ins: tuple[StandIn, ...] = ()
     tool_version: str = __version__
 
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +143,9 @@ class Manifest:
         _check(raw["index"], _INDEX, IndexInfo, f"{where}: index")
         for at, model in enumerate(raw["models"]):
             _check(model, _MODEL, ModelShare, f"{where}: models[{at}]")
+        for at, one in enumerate(raw["stand_ins"]):
+            _check(one, _STAND_IN, StandIn, f"{where}: stand_ins[{at}]")
+            _check(one["model"], _MODEL, ModelShare, f"{where}: stand_ins[{at}].model")
         found = cls(
             **{
                 **raw,
@@ -139,6 +153,10 @@ class Manifest:
                 "models": tuple(ModelShare(**model) for model in raw["models"]),
                 "erased_models": tuple(raw["erased_models"]),
                 "calibration": raw["calibration"] and tuple(map(tuple, raw["calibration"])),
+                "stand_ins": tuple(
+                    StandIn(of=one["of"], model=ModelShare(**one["model"]))
+                    for one in raw["stand_ins"]
+                ),
             }
         )
         if problems := found.contradictions():
@@ -167,16 +185,20 @@ class Manifest:
             found.append(f"generation {self.generation} is whole from {self.whole_from} on only")
         if (self.erased is None) != (self.whole_from == 1):
             found.append("what was erased is not known, or nothing was")
-        if set(self.erased_models) & set(names):
+        held = {*names, *(one.model.sha256 for one in self.stand_ins)}
+        if held & set(self.erased_models):
             found.append("it has a model whose file held what was erased")
+        if not {one.of for one in self.stand_ins} <= set(self.erased_models):
+            found.append("a model stands in for one that was not erased")
         if (self.parent is None) != (self.generation == 1):
             found.append("generation 1, and only it, has no parent")
         return tuple(found)
 
     def blobs(self) -> tuple[tuple[str, str], ...]:
         """(kind, sha256) of every file that this generation needs; the kind is the folder."""
-        models = tuple(("models", model.sha256) for model in self.models)
-        canaries = tuple(("canaries", model.canary) for model in self.models)
+        shares = (*self.models, *(one.model for one in self.stand_ins))
+        models = tuple(dict.fromkeys(("models", model.sha256) for model in shares))
+        canaries = tuple(("canaries", model.canary) for model in shares)
         single = (
             ("registries", self.registry),
             ("memories", self.memory),
@@ -191,10 +213,21 @@ class Manifest:
             *((kind, digest) for kind, digest in single if digest is not None),
         )
 
-    def model_blobs(self) -> tuple[tuple[str, str], ...]:
-        """Those of ``blobs`` that a rollback to the query model alone needs."""
-        share = next(one for one in self.models if one.sha256 == self.query_model)
-        single = (("registries", self.registry), ("reports", self.report))
+    def restorable_model(self, earlier: Manifest) -> ModelShare | None:
+        """The model that a rollback from here to the query model of ``earlier`` restores: that one,
+        or its stand-in where it was erased; None where there is none."""
+        if earlier.query_model not in self.erased_models:
+            return next(one for one in earlier.models if one.sha256 == earlier.query_model)
+        found = (one.model for one in self.stand_ins if one.of == earlier.query_model)
+        return next(found, None)
+
+    def model_blobs(self, earlier: Manifest) -> tuple[tuple[str, str], ...]:
+        """Those of the ``blobs`` of ``earlier`` that a rollback from here to its query model alone
+        needs; none where it cannot be restored."""
+        share = self.restorable_model(earlier)
+        if share is None:
+            return ()
+        single = (("registries", earlier.registry), ("reports", earlier.report))
         return (
             ("models", share.sha256),
             ("canaries", share.canary),
@@ -238,6 +271,10 @@ _MODEL: dict[str, _Rule] = {
     "canary": _SHA256,
     "proven": ("true or false", lambda value: type(value) is bool),
 }
+_STAND_IN: dict[str, _Rule] = {
+    "of": _SHA256,
+    "model": ("an object", lambda value: isinstance(value, dict)),
+}
 _INDEX: dict[str, _Rule] = {
     "engine": ("'hnswlib'", lambda value: value == "hnswlib"),
     "space": _SPACE,
@@ -263,6 +300,7 @@ _MANIFEST: dict[str, _Rule] = {
     "restores": _or_null(_whole(1)),
     "oldest": _whole(1),
     "whole_from": _whole(1),
+    "stand_ins": ("a list", lambda value: isinstance(value, list)),
     "erased_models": (
         "a list of sha256",
         lambda value: isinstance(value, list) and all(is_digest(one) for one in value),

@@ -257,7 +257,7 @@ def kept_blobs(one: Manifest, current: Manifest) -> Blobs:
         return ()
     if one.generation >= current.whole_from:
         return one.blobs()
-    return () if one.query_model in current.erased_models else one.model_blobs()
+    return current.model_blobs(one)
 
 
 def need_blobs(root: Path, manifest: Manifest, blobs: Blobs | None = None) -> None:

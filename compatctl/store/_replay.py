@@ -28,7 +28,8 @@ def _kept(before: Manifest, one: Manifest) -> list[str]:
         found.append(f"keeps files from {one.oldest} on, which {before.generation} let go")
     if one.operation != "remove" and one.whole_from != before.whole_from:
         found.append(f"erased by {one.operation!r}")
-    if one.operation != "remove" and one.erased_models != before.erased_models:
+    models = [(state.erased_models, state.stand_ins) for state in (before, one)]
+    if one.operation != "remove" and models[0] != models[1]:
         found.append(f"changed the models that were erased by {one.operation!r}")
     if one.operation not in ("remove", "add") and one.erased != before.erased:
         found.append(f"changed the list of what was erased by {one.operation!r}")
@@ -41,8 +42,10 @@ def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[
     found = []
     if one.restores is not None:
         target = known.get(one.restores, one)  # one that is not there is told elsewhere
-        if target.generation < one.whole_from:
-            target = replace(target, memory=before.memory)  # the target's held what was erased
+        if target.generation < one.whole_from:  # its memory, and maybe its model, was erased
+            share = before.restorable_model(target)
+            model = share.sha256 if share else target.query_model
+            target = replace(target, memory=before.memory, query_model=model)
         names = [name for name in OF_THE_MODEL if getattr(one, name) != getattr(target, name)]
         if names:
             found.append(f"went back to {one.restores}, but has another {names[0]}")

@@ -64,7 +64,7 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
     if now.restores is not None and to == now.restores:
         return RollbackPlan(target=target, done=True)
     gallery = target.generation >= now.whole_from
-    let_go = target.generation < now.oldest or target.query_model in now.erased_models
+    let_go = target.generation < now.oldest or now.restorable_model(target) is None
     if not gallery and let_go:
         raise UsageError(
             f"generation {target.generation} cannot be restored: items were erased since, which "
@@ -72,7 +72,7 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
             tip="compatctl history lists the generations; another model: compatctl deploy",
         )
     try:
-        need_blobs(store.path, target, None if gallery else target.model_blobs())
+        need_blobs(store.path, target, None if gallery else now.model_blobs(target))
     except DamagedError:
         store.refuse_let_go()
         if target.generation < now.oldest:

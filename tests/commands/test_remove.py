@@ -293,9 +293,6 @@ def test_a_model_is_written_again_without_the_vectors_that_it_held(shop: Shop) -
     assert 0 < rewritten["difference"] < 2
     assert sum(one["rows"] for one in now["models"]) == now["index"]["count"]
     assert any("written again" in line for line in told["warnings"])  # type: ignore[attr-defined]
-    refused = shop.run("rollback", "--to", "2", "--added", "keep")
-    assert refused.code == 2
-    assert "items were erased since, which its files held" in refused.stderr
     assert shop.run("deploy", "--model", model, "--force", "--reason", "drill").code == 5
     assert shop.run("rollback", "--added", "keep").json["query_model"] == old
     assert_gone(shop, ids, vectors)
@@ -342,6 +339,58 @@ def test_a_model_that_finetune_made_is_written_again(shop: Shop, fused: bool) ->
     assert removed(shop, record["anchors"][3]["id"])["rewritten"]
     image = load(shop.data()).sources[0]
     assert shop.run("search", image).code == 0
+
+
+def test_the_way_back_is_written_again_too(shop: Shop) -> None:
+    """An earlier query model that held a removed vector, and no row of the gallery: a rollback
+    restores its file without the vector, also after a further removal and a gc."""
+    ids = ids_of(shop, 2)
+    anchors = [*store_of(shop).catalog().ids[40:44], *ids]
+    table, plain = stored_rows(shop, anchors), write_encoder(shop.path("plain.onnx"), noise=0.05)
+    held = Encoder.load(write_attending(shop.path("attending.onnx"), table)).sha256
+    force(shop, "attending.onnx")
+    force(shop, "new.onnx")
+    for number, item in enumerate(ids):
+        told = removed(shop, item)
+        assert len(told["rewritten"]) == 1  # type: ignore[arg-type]
+        assert told["query_model"] == told["query_model_before"]
+        assert_gone(shop, [item], table[4 + number : 5 + number])
+    assert shop.run("check", "--gc", "--keep", "1").code == 0
+    now = shop.manifest()
+    assert {one["of"] for one in now["stand_ins"]} == set(now["erased_models"])
+    assert held in now["erased_models"]
+    planned = shop.run("rollback", "--dry-run").json["query_model"]
+    back = shop.run("rollback")
+    assert back.code == 0, back.stderr
+    serving = shop.manifest()["query_model"]
+    assert serving == planned == back.json["query_model"] == now["stand_ins"][0]["model"]["sha256"]
+    path = store_of(shop).verified("models", serving)
+    (keys,) = (
+        numpy_helper.to_array(one)
+        for one in onnx.load(path).graph.initializer
+        if one.name == "permute"
+    )
+    images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
+    found = Encoder.load(path).run({"image": images})
+    assert np.abs(found - by_hand(plain, keys, table[:4], images)).max() < 1e-5
+    assert shop.run("rollback").json["written"] is False
+    assert_gone(shop, ids, table[4:])
+
+
+def test_a_way_back_of_which_nobody_knows_whose_its_vectors_are(shop: Shop) -> None:
+    """It holds no one up: the removal goes on, that model goes, and rollback says why it cannot."""
+    foreign = np.eye(4, DIM, dtype=np.float32)
+    held = Encoder.load(write_attending(shop.path("attending.onnx"), foreign)).sha256
+    force(shop, "attending.onnx")
+    force(shop, "new.onnx")
+    told = removed(shop, *ids_of(shop, 1))
+    assert (told["rewritten"], told["erased_models"]) == ([], [held])
+    assert not shop.path(f"store/models/{held}.onnx").exists()
+    refused = shop.run("rollback")
+    assert refused.code == 2
+    assert "items were erased since, which its files held" in refused.stderr
+    assert shop.run("rollback", "--to", "1").code == 0
+    assert shop.run("check").code == 0
 
 
 def test_vectors_of_which_nobody_knows_whose_they_are(shop: Shop) -> None:

@@ -145,11 +145,12 @@ def _only_what_is_named(folder: Path) -> None:
     current = json.loads((root / "manifest.json").read_bytes())
     assert len(generations) == current["generation"]
     wanted = {"LOCK", "manifest.json"} | {f"history/{path.name}" for path in generations}
+    head = Manifest.from_json(current, "manifest.json")
     for path in generations[current["oldest"] - 1 :]:
         one = Manifest.from_json(json.loads(path.read_bytes()), str(path))
         named = one.blobs()
         if one.generation < current["whole_from"]:
-            named = () if one.query_model in current["erased_models"] else one.model_blobs()
+            named = head.model_blobs(one)
         wanted |= {f"{kind}/{digest}{KINDS[kind]}" for kind, digest in named}
     there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     assert there - {"LOCK"} == wanted - {"LOCK"}
