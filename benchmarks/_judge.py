@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from compatctl.commands.choosing import Measured
-from compatctl.commands.judging import sampling, verdict_of
 from compatctl.commands.routes import Ground
+from compatctl.commands.settling import sampling, verdict_of
 from compatctl.commands.trial import Bools, Field, Trial
 from compatctl.core.policy import Policy
 from compatctl.train.reference import anchor_ids

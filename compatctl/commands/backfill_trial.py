@@ -10,8 +10,8 @@ from compatctl.commands import training_record
 from compatctl.commands.ann import Asked
 from compatctl.commands.gallery import open_index
 from compatctl.commands.indexing import Embedding
-from compatctl.commands.judging import sampling
 from compatctl.commands.rewriting import HeldOut, deciding
+from compatctl.commands.settling import sampling
 from compatctl.commands.trial import Bools, Rows, depths, mixed, retrieval
 from compatctl.core.evidence import measure_mixed
 from compatctl.core.gate import Check, Measurement, judge

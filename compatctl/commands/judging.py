@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compatctl.commands.acceptance import shift_warnings, threshold_step
 from compatctl.commands.clusters import dependence_warnings, enough
 from compatctl.commands.evaluation import Judged
+from compatctl.commands.settling import Sampling
 from compatctl.commands.trial import CURVE, Trial
-from compatctl.core.evidence import ChainEvidence, Draw, measure, measure_chain
-from compatctl.core.gate import Measurement, Verdict, judge
-from compatctl.core.policy import Policy, rules
+from compatctl.core.gate import Verdict
+from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, cmc
 from compatctl.files import write_atomic
 from compatctl.report import (
@@ -49,43 +46,6 @@ class Outputs:
     def given(self) -> tuple[Path, ...]:
         """Those that are wanted."""
         return tuple(one for one in (self.junit, self.markdown, self.metrics) if one is not None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """The seed of the resampling and how many replicates the checks need."""
-
-    seed: int
-    replicates: int
-
-    @property
-    def draw(self) -> Draw:
-        """A new generator of the same seed each time: checks are compared on equal replicates."""
-        return lambda: np.random.default_rng(self.seed)
-
-
-def sampling(policy: Policy, seed: int, n_slices: int, n_chain: int) -> Sampling:
-    """As many replicates as the policy says, and enough for Holm's smallest level."""
-    checks = len(rules(policy)) + n_slices + n_chain
-    return Sampling(
-        seed=seed, replicates=max(policy.replicates, math.ceil(10 * checks / policy.alpha))
-    )
-
-
-def verdict_of(
-    policy: Policy,
-    trials: Sequence[Trial],
-    chain: Sequence[ChainEvidence],
-    others: Sequence[Measurement],
-    how: Sampling,
-) -> Verdict:
-    """Every measurement, judged."""
-    found: list[Measurement] = []
-    for trial in trials:
-        found += measure(policy, trial.evidence, how.draw, how.replicates)
-    for link in chain:
-        found.append(measure_chain(link, policy.recall_at, how.draw, how.replicates))
-    return judge(policy, [*found, *others])
 
 
 def verdict_fields(

@@ -12,8 +12,8 @@ import numpy as np
 
 from compatctl.commands.ann import Asked
 from compatctl.commands.gallery import open_index
-from compatctl.commands.judging import sampling
 from compatctl.commands.rewriting import HeldOut, deciding
+from compatctl.commands.settling import sampling
 from compatctl.commands.training_record import Seen
 from compatctl.commands.trial import Rows, depths, retrieval
 from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence, measure

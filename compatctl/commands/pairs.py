@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.commands.clusters import drawn
+from compatctl.commands.settling import PAIRS
 from compatctl.commands.trial import Bools, Floats, Rows
 from compatctl.core.class_sums import row_products
 from compatctl.core.estimate import Estimate
@@ -26,7 +27,6 @@ from compatctl.data import Pair
 from compatctl.errors import InputError
 from compatctl.report import PairsResult
 
-GROUP = "pairs"
 FOLDS = 10
 FARS = (0.0001, 0.001, 0.01, 0.1)
 POINTS = 100
@@ -88,7 +88,7 @@ def measure_pairs(
     def measured(name: str, found: Estimate, n: int, detail: str) -> Measurement:
         return Measurement(
             name=name,
-            group=GROUP,
+            group=PAIRS,
             estimate=found,
             n=n,
             n_queries=n,

@@ -18,10 +18,10 @@ import numpy as np
 from compatctl.commands import finetune as tuning
 from compatctl.commands import routes
 from compatctl.commands.choosing import Fold, Measured
-from compatctl.commands.judging import Sampling, sampling, verdict_of
 from compatctl.commands.preflight import Preflight, Split, planning_split, preflight
 from compatctl.commands.recommendation import CEILING, KEEP, LIFT, NEXT, Expected, recommend
 from compatctl.commands.routes import Ground
+from compatctl.commands.settling import Sampling, sampling, verdict_of
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,15 @@ from compatctl.commands.groups import Groups, groups_of
 from compatctl.commands.ignoring import ignoring, shared_columns, unknown_values
 from compatctl.commands.judging import (
     NEXT_STEPS,
-    Sampling,
     lost_judgments,
-    sampling,
     verdict_fields,
-    verdict_of,
     write,
 )
 from compatctl.commands.latency import latency_measurement, measure_latency
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import measure_pairs
 from compatctl.commands.proving import prove, unproven
+from compatctl.commands.settling import Sampling, sampling, verdict_of
 from compatctl.commands.training_record import Seen
 from compatctl.commands.trial import Sides, Trial, run
 from compatctl.commands.verify_features import features_policy, verify_features
@@ -128,10 +127,10 @@ def _verify_models(  # noqa: PLR0917
     )
     found = _Evidence.of(data, groups, both, policy, options, gallery, progress)
     how = sampling(policy, options.seed or 0, groups.n_slices, len(found.chain))
-    others, pairs = _pairs(data, groups, both, policy, options, how)
+    others, pairs = (make_pairs := partial(_pairs, data, groups, both, policy, options))(how)
     latency = _latency(data, groups, encoders, policy, options)
     others += _unsampled(seen, latency) + prove(gallery, data, encoders, progress)
-    verdict = verdict_of(policy, found.trials, found.chain, others, how)
+    verdict = verdict_of(policy, found.trials, found.chain, others, how, make_pairs)
     unchecked = _unchecked(seen, gallery, latency, found.chain) + found.unchecked
     stated = verdict_fields(policy, verdict, how, found.trials, NEXT_STEPS)
     stated["warnings"] += scale_warnings(scale_of(gallery), calibrate=options.calibrate)

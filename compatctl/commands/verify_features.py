@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,12 @@ from compatctl.commands.evaluation import Judged, judged_rows, same_dimension, s
 from compatctl.commands.ignoring import Column, ignoring, unknown_values
 from compatctl.commands.judging import (
     lost_judgments,
-    sampling,
     verdict_fields,
-    verdict_of,
 )
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import measure_pairs, rows_of
+from compatctl.commands.settling import Sampling, sampling, verdict_of
 from compatctl.commands.trial import Field, Rows, Sides, half_of, run
-from compatctl.core.evidence import Draw
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.data import FeatureTable, load_features, read_pairs, read_qrels
@@ -75,8 +74,9 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     at = options.thresholds()
     trial = run("unseen", where, sides, policy, thresholds=at, calibrate=calibrate)
     how = sampling(policy, options.seed or 0, len(where.slices), 0)
-    others, pairs = _pairs(tables, policy, options, how.draw, how.replicates)
-    verdict = verdict_of(policy, [trial], [], others, how)
+    make_pairs = partial(_pairs, tables, policy, options)
+    others, pairs = make_pairs(how)
+    verdict = verdict_of(policy, [trial], [], others, how, make_pairs)
     lost = lost_judgments(judged, trial) if judged else ()
     return Report(
         old=_model(old, tables[0]),
@@ -168,8 +168,7 @@ def _pairs(
     tables: tuple[FeatureTable, FeatureTable],
     policy: Policy,
     options: VerifyOptions,
-    draw: Draw,
-    replicates: int,
+    how: Sampling,
 ) -> tuple[list[Measurement], PairsResult | None]:
     if options.pairs is None:
         return [], None
@@ -181,8 +180,8 @@ def _pairs(
         rows=rows,
         labels=tables[0].labels,
         cluster=_columns(tables[0], np.arange(len(tables[0].ids)), options.cluster),
-        draw=draw,
-        replicates=replicates,
+        draw=how.draw,
+        replicates=how.replicates,
     )
 
 

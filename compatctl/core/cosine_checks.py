@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +26,14 @@ class Asked:
 
 
 def cosine_measurements(
-    both: Inequalities, asked: Asked, draw: Callable[[], np.random.Generator], replicates: int
+    both: Inequalities,
+    asked: Asked,
+    draw: Callable[[], np.random.Generator],
+    replicates: int,
+    only: Container[tuple[str, str]] | None = None,
 ) -> list[Measurement]:
-    """The change of the mean cosine to items of the same class (1a), and of other classes (1b)."""
+    """The change of the mean cosine to items of the same class (1a), and of other classes (1b);
+    ``only`` those of these names and groups."""
 
     def measured(name: str, negated: bool, n: int, detail: str) -> Measurement:
         sums = both.sums.negated() if negated else both.sums
@@ -44,19 +49,22 @@ def cosine_measurements(
             detail=detail,
         )
 
-    return [
-        measured(
-            "same_class",
+    wanted = {
+        "same_class": (
             False,
             both.new_old.n_same,
             "The mean cosine to old gallery items of the query's class moves by "
             f"{both.same_gain:+.5f} from old to new queries, and should not fall (1a)",
         ),
-        measured(
-            "different_class",
+        "different_class": (
             True,
             both.new_old.n_diff,
             "The mean cosine to old gallery items of other classes moves by "
             f"{-both.diff_gain:+.5f} from old to new queries, and may rise by a margin (1b)",
         ),
+    }
+    return [
+        measured(name, *what)
+        for name, what in wanted.items()
+        if only is None or (name, asked.group) in only
     ]

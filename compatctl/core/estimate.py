@@ -107,10 +107,17 @@ class Estimate:
         low, high = max(low, self.bounds[0]), min(high, self.bounds[1])
         return float(min(low, self.value)), float(max(high, self.value))
 
+    def drawn_p(self, threshold: float) -> tuple[float, float]:
+        """What the replicates alone say of the truth being ``threshold`` or less, and of its being
+        as much or more: two p-values."""
+        B = len(self.replicates)
+        against = int(np.searchsorted(self.replicates, threshold, side="right"))
+        under = int(np.searchsorted(self.replicates, threshold, side="left"))
+        return (1 + against) / (1 + B), (1 + B - under + self.n_empty) / (1 + B)
+
     def p_above(self, threshold: float) -> float:
         """p-value of the hypothesis that the truth is ``threshold`` or less."""
-        against = int(np.searchsorted(self.replicates, threshold, side="right"))
-        p = max((1 + against) / (1 + len(self.replicates)), self.least_p)
+        p = max(self.drawn_p(threshold)[0], self.least_p)
         if self.skew_low is not None:
             p = max(p, 1 - self.skew_low.level(self.value - threshold))
         if self.rare is not None and self.bounds[0] < 0:
@@ -119,9 +126,7 @@ class Estimate:
 
     def p_below(self, threshold: float) -> float:
         """p-value of the hypothesis that the truth is ``threshold`` or more."""
-        under = int(np.searchsorted(self.replicates, threshold, side="left"))
-        p = (1 + len(self.replicates) - under + self.n_empty) / (1 + len(self.replicates))
-        p = max(p, self.least_p)
+        p = max(self.drawn_p(threshold)[1], self.least_p)
         if self.skew_high is not None:
             p = max(p, self.skew_high.level(self.value - threshold))
         if self.rare is not None:

@@ -6,11 +6,12 @@ a sum over classes of paired differences, and one resampling of classes serves a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from compatctl.core.accept_checks import at_thresholds
 from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.core.binomial import mcnemar
 from compatctl.core.compatibility import Inequalities
@@ -23,7 +24,6 @@ from compatctl.core.resampling import (
     estimate_ratios,
     hit_change,
     query_ratio,
-    ratio_of,
 )
 from compatctl.core.retrieval import Flips, Retrieval, flips
 from compatctl.core.thresholds import Accepts
@@ -106,22 +106,32 @@ class ChainEvidence:
     unit: tuple[str, ...] = ("class",)
 
 
-def measure(policy: Policy, group: GroupEvidence, draw: Draw, replicates: int) -> list[Measurement]:
-    """Every measurement of a group and of its slices.
+def measure(
+    policy: Policy,
+    group: GroupEvidence,
+    draw: Draw,
+    replicates: int,
+    only: Container[tuple[str, str]] | None = None,
+) -> list[Measurement]:
+    """Every measurement of a group and of its slices; ``only`` those of these names and groups.
 
     Raises:
         InputError: a recall that the policy names was not searched for, or the tests of the group
             were not made on the same queries.
     """
     _check_group(policy, group)
-    named = _ratios(policy, group)
+    named = {
+        key: made
+        for key, made in _ratios(policy, group).items()
+        if only is None or (key[0], _group(group, key[1])) in only
+    }
     estimates = estimate_ratios([ratio for ratio, _, _ in named.values()], replicates, draw())
     found = []
     for ((name, part), (_, n, detail)), estimate in zip(named.items(), estimates, strict=True):
         found.append(
             Measurement(
                 name=name,
-                group=f"{group.name}, {part}" if part else group.name,
+                group=_group(group, part),
                 estimate=estimate,
                 n=n,
                 n_queries=n if part or name == "ann_recall" else group.old_old.n_counted,
@@ -138,21 +148,28 @@ def measure(policy: Policy, group: GroupEvidence, draw: Draw, replicates: int) -
             n_queries=group.old_old.n_counted,
             may_decide=group.name == DECIDING_GROUP,
         )
-        found += cosine_measurements(group.inequalities, asked, draw, replicates)
-    if group.dependence is not None:
-        n, deciding = group.old_old.n_counted, group.name == DECIDING_GROUP
-        found.append(
-            Measurement(
-                name="design_effect",
-                group=group.name,
-                estimate=worst_effect(group.dependence, policy.min_classes),
-                n=n,
-                n_queries=n,
-                may_decide=deciding,
-                detail=said(group.dependence, policy.min_classes),
-            )
-        )
+        found += cosine_measurements(group.inequalities, asked, draw, replicates, only)
+    if group.dependence is not None and only is None:
+        found.append(_design_effect(policy, group, group.dependence))
     return found
+
+
+def _design_effect(
+    policy: Policy, group: GroupEvidence, found: tuple[Dependence, ...]
+) -> Measurement:
+    return Measurement(
+        name="design_effect",
+        group=group.name,
+        estimate=worst_effect(found, policy.min_classes),
+        n=group.old_old.n_counted,
+        n_queries=group.old_old.n_counted,
+        may_decide=group.name == DECIDING_GROUP,
+        detail=said(found, policy.min_classes),
+    )
+
+
+def _group(group: GroupEvidence, part: str) -> str:
+    return f"{group.name}, {part}" if part else group.name
 
 
 def measure_chain(link: ChainEvidence, k: int, draw: Draw, replicates: int) -> Measurement:
@@ -275,30 +292,8 @@ def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int
             "rows of new queries at the ef they need",
         )
     if group.accepts is not None:
-        found |= _at_thresholds(group, *group.accepts)
+        found |= at_thresholds(group.classes, group.n_classes, *group.accepts)
     return found
-
-
-def _at_thresholds(
-    group: GroupEvidence, before: Accepts, after: Accepts
-) -> dict[Key, tuple[Ratio, int, str]]:
-    """False accepts as a ratio, and false rejects as a difference, of the same pairs."""
-    moved = (
-        "The false accept rate at the thresholds used moves from "
-        f"{before.far:.3g} to {after.far:.3g}, the false reject rate from {before.frr:.4f} to "
-        f"{after.frr:.4f}"
-    )
-    a, b = (one.diff_accepted.astype(np.float64) for one in (after, before))
-    far = ratio_of(group.classes, a, b, (0.0, float("inf")), n_classes=group.n_classes)
-    rejected = (before.same_accepted - after.same_accepted).astype(np.float64)
-    asked = before.same_pairs.astype(np.float64)
-    room = (-before.frr, 1.0 - before.frr) if asked.sum() else None
-    frr = ratio_of(group.classes, rejected, asked, (-1.0, 1.0), harm=1, room=room)
-    undefined = "" if before.far > 0 else "; a ratio to no false accept is not defined"
-    return {
-        ("far_ratio", ""): (far, int(before.diff_pairs.sum()), moved + undefined),
-        ("frr_increase", ""): (frr, int(before.same_pairs.sum()), moved),
-    }
 
 
 def _gain(

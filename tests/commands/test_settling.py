@@ -1,0 +1,122 @@
+"""A seed turns no verdict: close calls are drawn again, longer, by a seed that nobody chooses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from compatctl.commands.settling import LONG, sampling, verdict_of
+from compatctl.commands.trial import Trial
+from compatctl.core.borderline import unsure
+from compatctl.core.evidence import GroupEvidence, measure
+from compatctl.core.gate import judge
+from compatctl.core.policy import Policy
+from compatctl.core.retrieval import NEVER, Retrieval
+
+POLICY = Policy(min_queries=1, different_class_margin=None, max_design_effect=None, replicates=999)
+CLASSES, SIZE, SEEDS = 60, 6, 3
+
+
+GAIN = {("recall_gain", "unseen")}
+
+
+def retrieval(hits):
+    """What a search with these first answers (Q,) gives."""
+    return Retrieval(
+        n_queries=len(hits),
+        n_without_match=0,
+        recall={k: float(hits.mean()) for k in (1, 5)},
+        map_at_k=float(hits.mean()),
+        map_k=100,
+        first_hit=np.where(hits, 1, NEVER),
+        average_precision=hits * 1.0,
+    )
+
+
+def trial(seed, gain=0.09):
+    """Held-out queries of which about half the samples show the gain."""
+    rng = np.random.default_rng(seed)
+    classes = np.repeat(np.arange(CLASSES), SIZE)
+    effect = np.clip(gain + rng.uniform(-0.3, 0.3, CLASSES), -0.4, 0.4)[classes]
+    old = rng.random(len(classes)) < 0.5
+    toss = rng.random(len(classes))
+    new = np.where(old, toss >= 0.1 + np.maximum(-effect, 0), toss < 0.1 + np.maximum(effect, 0))
+    evidence = GroupEvidence(
+        name="unseen", classes=classes, old_old=retrieval(old), new_old=retrieval(new)
+    )
+    return Trial(evidence=evidence)
+
+
+def borderline(n):
+    """Samples whose p-value lies within .004 of the level: where a draw could decide."""
+    found, seed = [], 0
+    while len(found) < n:
+        seed += 1
+        one, draw = trial(seed), np.random.default_rng(0)
+        found_gain = measure(POLICY, one.evidence, lambda draw=draw: draw, 8000, GAIN)
+        check = judge(POLICY, found_gain)
+        if abs(check.checks[0].raw_p[0] - POLICY.alpha / 2) < 0.004:
+            found.append(one)
+    return found
+
+
+def turned(samples, judged):
+    """How many of them have more than one outcome by the seeds."""
+    return sum(len({judged(one, seed) for seed in range(SEEDS)}) > 1 for one in samples)
+
+
+def test_a_seed_turns_no_close_call():
+    """Of borderline samples each seed turned some, and turns none any more."""
+    samples = borderline(10)
+
+    def once(one, seed):
+        how = sampling(POLICY, seed, 0, 0)
+        return judge(POLICY, measure(POLICY, one.evidence, how.draw, how.replicates)).outcome
+
+    def settled(one, seed):
+        return verdict_of(POLICY, [one], [], [], sampling(POLICY, seed, 0, 0)).outcome
+
+    assert turned(samples, once) >= 3
+    assert turned(samples, settled) == 0
+    assert {settled(one, 0) for one in samples} == {"pass", "inconclusive"}
+
+
+def test_only_close_calls_are_drawn_again():
+    """A clear gain keeps its replicates; a close one has many more, for that check alone."""
+    lengths = {}
+    for gain in (0.3, 0.0):
+        found = measure(POLICY, trial(1, gain).evidence, lambda: np.random.default_rng(0), 999)
+        lengths[gain] = unsure(POLICY, found, judge(POLICY, found))
+    assert lengths == {0.3: set(), 0.0: set()}
+    (close,) = borderline(1)
+    found = measure(POLICY, close.evidence, lambda: np.random.default_rng(0), 999)
+    assert unsure(POLICY, found, judge(POLICY, found)) == {("recall_gain", "unseen")}
+    only = measure(
+        POLICY, close.evidence, lambda: np.random.default_rng(0), 999, {("recall_gain", "unseen")}
+    )
+    assert [one.name for one in only] == ["recall_gain"]
+    assert np.array_equal(only[0].estimate.replicates, found[0].estimate.replicates)
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_a_p_value_that_the_draw_does_not_move_is_no_close_call(side):
+    """Where a bound besides the replicates holds the check open, more of them change nothing."""
+    (close,) = borderline(1)
+    found = measure(POLICY, close.evidence, lambda: np.random.default_rng(0), 999)
+    one = found[0].estimate
+    skew = replace(one.skew_low, shift=-1.0) if side > 0 else one.skew_low
+    held = replace(found[0], estimate=replace(one, skew_low=skew))
+    assert unsure(POLICY, [held], judge(POLICY, [held])) == (
+        set() if side > 0 else {("recall_gain", "unseen")}
+    )
+
+
+def test_the_long_draw_is_bounded():
+    """Its replicates are at most some seconds' worth of numbers, and never fewer than asked for."""
+    from compatctl.commands.settling import CELLS, _last
+
+    assert _last(100, CELLS, 2000).replicates == LONG
+    assert _last(10**6, CELLS, 2000).replicates == CELLS // 10**6
+    assert _last(10**9, CELLS, 5000).replicates == 5000
