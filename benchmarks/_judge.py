@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from compatctl.commands.choosing import Measured
+from compatctl.commands.comparison import Trial
 from compatctl.commands.routes import Ground
 from compatctl.commands.settling import sampling, verdict_of
-from compatctl.commands.trial import Bools, Field, Trial
+from compatctl.commands.trial import Bools, Field
 from compatctl.core.policy import Policy
 from compatctl.train.reference import anchor_ids
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.searched import Searched
 from compatctl.commands.trial import Floats
 from compatctl.core.nearest import search
 from compatctl.index import HnswIndex, shares_found, tune_ef
@@ -38,17 +39,29 @@ def sample(n: int) -> NDArray[np.int64]:
     return np.arange(0, n, max(1, n // MAX_QUERIES))[:MAX_QUERIES]
 
 
-def ann_health(gallery: DeployedGallery, queries: Floats) -> tuple[AnnHealth, NDArray[np.float64]]:
-    """``health_of`` the deployed index and at most 1,000 of the queries (Q, D).
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnnQueries:
+    """At most 1,000 of Q queries, ``taken``, and their exact nearest rows of the store."""
 
-    Beside it (Q,): the share that each query finds at that ef, NaN where it was not taken.
-    """
-    taken, index = sample(len(queries)), gallery.index
-    asked = Asked.of(queries[taken], index.vectors(), index.keys())
-    health, shares = health_of(index, gallery.manifest.index.ef_search, asked)
-    found = np.full(len(queries), np.nan)
-    found[taken] = shares
-    return health, found
+    n: int
+    taken: NDArray[np.int64]
+    asked: Asked
+
+    @classmethod
+    def of(cls, gallery: DeployedGallery, searched: Searched, queries: Floats) -> Self:
+        """The queries (Q, D), searched exactly in the store's rows; the index is not loaded."""
+        taken = sample(len(queries))
+        rows = searched.vectors[: searched.n_stored]
+        asked = Asked.of(queries[taken], rows, np.asarray(gallery.catalog.keys))
+        return cls(n=len(queries), taken=taken, asked=asked)
+
+    def ask(self, gallery: DeployedGallery) -> tuple[AnnHealth, NDArray[np.float64]]:
+        """``health_of`` the deployed index. Beside it (Q,): the share that each query finds at the
+        ef needed, NaN where it was not taken."""
+        health, shares = health_of(gallery.index, gallery.manifest.index.ef_search, self.asked)
+        found = np.full(self.n, np.nan)
+        found[self.taken] = shares
+        return health, found
 
 
 def health_of(index: HnswIndex, now: int, asked: Asked) -> tuple[AnnHealth, NDArray[np.float64]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from compatctl.commands import training_record
 from compatctl.commands.ann import Asked
-from compatctl.commands.gallery import open_index
+from compatctl.commands.gallery import stored_rows
 from compatctl.commands.indexing import Embedding
 from compatctl.commands.rewriting import HeldOut, deciding
 from compatctl.commands.settling import sampling
@@ -82,9 +82,9 @@ def try_mixed(
     with that results.
 
     Raises:
-        DamagedError: as ``open_index``.
+        DamagedError: as ``stored_rows``.
     """
-    old = open_index(store, store.manifest).vectors(catalog.keys)
+    old = stored_rows(store, store.manifest, catalog)
     new = old.copy()
     new[rows] = done.at(np.arange(len(rows)))
     where, k = queries.field(catalog), policy.recall_at

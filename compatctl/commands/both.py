@@ -18,7 +18,8 @@ from compatctl.commands.evaluation import (
     union,
 )
 from compatctl.commands.gallery import DeployedGallery, stored_vectors
-from compatctl.commands.trial import Rows
+from compatctl.commands.searched import Embedded, Searched, stored_rows_of
+from compatctl.commands.trial import Floats, Rows, Sides
 from compatctl.data import Dataset, SplitRule, load
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError
@@ -89,6 +90,84 @@ def features_of(
         new=Features(query=new_all, gallery=new_all),
         bad={int(row) for row in np.union1d(by_old, by_new) if data.items[row].id in ids},
         stored=stored,
+        old_sha256=old.sha256,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compared:
+    """What a verification embeds: the queries (and items of pairs) by both models, the gallery that
+    is searched, and by the new model that part of it whose images are at hand."""
+
+    old: Embedded
+    new: Embedded
+    searched: Searched
+    new_rows: Rows | None
+    """(n,) gallery rows, ascending, that the new model embedded; None: it was not to."""
+    bad: set[int]
+    """Rows of the data whose image could not be embedded."""
+    old_sha256: str
+
+    def sides(self, arena: Arena) -> Sides:
+        """The features of one group."""
+        gallery = rows = None
+        if self.new_rows is not None:
+            gallery = self.new.at(self.searched.of_data[self.new_rows])
+            rows = self.new_rows if len(self.new_rows) < len(self.searched) else None
+        return Sides(
+            old_queries=self.old.at(arena.queries),
+            new_queries=self.new.at(arena.queries),
+            old_gallery=self.searched.vectors,
+            new_gallery=gallery,
+            new_rows=rows,
+        )
+
+    def stored(self, data: Dataset, rows: Rows) -> Floats:
+        """(n, D) what the old gallery holds of rows (n,) of the data; else what the old model makes
+        of them."""
+        at = self.searched.rows_of(data)[rows]
+        found = np.empty((len(rows), self.searched.vectors.shape[1]), np.float32)
+        found[at >= 0] = self.searched.vectors[at[at >= 0]]
+        found[at < 0] = self.old.at(rows[at < 0])
+        return found
+
+
+def compared(
+    data: Dataset,
+    arenas: Sequence[Arena],
+    *,
+    encoders: tuple[Encoder, Encoder],
+    gallery: DeployedGallery | None,
+    pairs: Rows,
+    self_test: bool,
+    skip_bad: bool,
+    progress: Progress,
+) -> Compared:
+    """Embed what the arenas need; nothing twice, nor by the old model what the store holds.
+
+    The gallery is the store's, all of it, and what else the data has in the role gallery.
+    """
+    old, new = encoders
+    of_data = stored_rows_of(data, gallery)
+    held = of_data[of_data >= 0]
+    lacking = np.setdiff1d(union(arenas, part="gallery"), held)
+    asked = np.union1d(union(arenas, part="queries"), pairs)
+    by_old = np.union1d(asked, lacking)
+    by_new = np.union1d(asked, np.union1d(held, lacking)) if self_test else asked
+    say = named(progress, "old model")
+    made = Embedded.of(old, data, by_old, skip_bad=skip_bad, progress=say)
+    beside = lacking[made.holds(lacking)]
+    searched = Searched.of(data, gallery, Embedded(rows=beside, features=made.at(beside)))
+    say = named(progress, "new model")
+    answers = Embedded.of(new, data, by_new, skip_bad=skip_bad, progress=say)
+    ids = {*made.bad, *answers.bad}
+    at_hand = (searched.of_data >= 0) & answers.holds(searched.of_data)
+    return Compared(
+        old=made,
+        new=answers,
+        searched=searched,
+        new_rows=np.flatnonzero(at_hand) if self_test else None,
+        bad={int(row) for row in np.union1d(by_old, by_new) if data.items[row].id in ids},
         old_sha256=old.sha256,
     )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from compatctl.commands.evaluation import Arena, Judged, Stored, embed_rows, field_of
 from compatctl.commands.gallery import DeployedGallery
-from compatctl.commands.ignoring import ignoring, shared_columns
-from compatctl.commands.trial import Floats, depths, retrieval
+from compatctl.commands.searched import Embedded, Searched
+from compatctl.commands.trial import Field, Floats, Rows, depths, retrieval_of_rows
 from compatctl.core.evidence import ChainEvidence
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
@@ -19,47 +18,46 @@ from compatctl.progress import Progress
 
 def chain_of(
     gallery: DeployedGallery,
-    stored: Stored,
+    searched: Searched,
     data: Dataset,
-    arena: Arena,
+    where: Field,
     *,
+    asked: Rows,
     queries: Mapping[str, Floats],
     new: Floats,
     policy: Policy,
-    judged: Judged | None,
-    ignore_same: Sequence[str] = (),
     progress: Progress,
 ) -> list[ChainEvidence]:
-    """One link for each version that owns stored rows of the arena; none where one owns them all.
+    """One link for each version that owns rows of the store; none where one owns them all.
 
-    ``queries``: (N, D) features by the digest of models that already ran; the others run here, each
-    on the arena's queries. ``new``: (N, D) features of the candidate.
+    ``where``: the queries (Q,) on the searched gallery; ``asked``: their rows of the data.
+    ``queries``: (Q, D) features by the digest of models that already ran; the others run here.
+    ``new``: (Q, D) features of the candidate.
     """
-    searched = np.isin(stored.rows, arena.gallery)
-    owners = np.unique(stored.model_of[searched])
+    model_of = np.asarray(gallery.catalog.model_of)
+    owners = np.unique(model_of)
     if len(owners) < 2:
         return []
-    vectors = np.full((len(data), stored.vectors.shape[1]), np.nan, np.float32)
-    vectors[stored.rows] = stored.vectors
     links = []
     for owner in owners:
-        sha256 = stored.models[owner]
-        rows = np.sort(stored.rows[searched & (stored.model_of == owner)])
-        part = Arena(name=arena.name, queries=arena.queries, gallery=rows, cluster=arena.cluster)
+        sha256 = gallery.catalog.models[owner]
+        rows = np.flatnonzero(model_of == owner)
         own = queries.get(sha256)
         if own is None:
             encoder = Encoder.load(gallery.store.verified("models", sha256))
-            own, _ = embed_rows(encoder, data, arena.queries, progress=progress)
-        shared = shared_columns(data, ignore_same, part.queries, part.gallery)
-        where = ignoring(field_of(data, part, judged), shared)
-        ks = depths(policy)
+            own = Embedded.of(encoder, data, asked, progress=progress).at(asked)
+        part = where.part(rows)
+        own_test, new_test = (
+            retrieval_of_rows(part, one, searched.vectors, rows, depths(policy))
+            for one in (own, new)
+        )
         links.append(
             ChainEvidence(
                 name=f"gallery of {sha256[:12]}",
-                classes=where.classes,
-                unit=where.unit,
-                own=retrieval(where, own[arena.queries], vectors[rows], ks),
-                new=retrieval(where, new[arena.queries], vectors[rows], ks),
+                classes=part.classes,
+                unit=part.unit,
+                own=own_test,
+                new=new_test,
             )
         )
     return links

@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compatctl.commands.comparison import Trial, run
 from compatctl.commands.trial import (
     MAP_K,
     Bools,
     Field,
     Floats,
     Sides,
-    Trial,
     depths,
     retrieval,
     retrieval_by_part,
-    run,
 )
 from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence
 from compatctl.core.policy import Policy
@@ -108,7 +107,7 @@ class Measured:
             old_old=retrieval(where, old, stored, depths(policy)),
             new_old=self.retrieval(where, depths(policy)),
         )
-        return Trial(evidence=evidence)
+        return Trial(evidence=evidence, kept=np.ones(len(self.queries), dtype=bool))
 
     def asked(self, rows: Bools) -> Measured:
         """The route with no other queries than these (Q,)."""

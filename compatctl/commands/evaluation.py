@@ -190,7 +190,8 @@ def judged_rows(
 ) -> tuple[Rows, Rows]:
     """Positions of the judged pairs whose query and item are both here; others have no effect."""
     query_at = {name: at for at, name in enumerate(queries)}
-    row_at = {name: at for at, name in enumerate(gallery)}
+    named = {item for _, item in judged}
+    row_at = {name: at for at, name in enumerate(gallery) if name in named}
     here = [
         (query_at[query], row_at[item])
         for query, item in judged

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from compatctl.commands.evaluation import Stored
-from compatctl.commands.trial import Rows
+from compatctl.commands.trial import Floats, Rows
 from compatctl.core.calibration import ScoreMap
 from compatctl.data import Dataset
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
 from compatctl.errors import DamagedError
 from compatctl.files import note, noted
-from compatctl.index import HnswIndex, HnswParams
+from compatctl.index import HnswIndex, HnswParams, read_all
 from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.store import Store
 
@@ -78,6 +78,10 @@ class DeployedGallery:
         """
         return open_index(self.store, self.manifest)
 
+    def vectors(self) -> Floats:
+        """``stored_rows`` of this generation, read anew at every call: they are large."""
+        return stored_rows(self.store, self.manifest, self.catalog)
+
 
 def scale_of(gallery: DeployedGallery | None) -> ScoreMap | None:
     """The map from the query model's cosines to the scores that callers know; None: they are the
@@ -127,6 +131,20 @@ def open_index(
     path = store.verified("indexes", info.sha256, fresh=fresh)
     checked = not fresh and noted(path, info.sha256, LAYOUT)
     found = HnswIndex.load(path, params_of(info), info.count, checked=checked, room=room)
+    if not checked:
+        note(path, info.sha256, LAYOUT)
+    return found
+
+
+def stored_rows(store: Store, manifest: Manifest, catalog: Catalog) -> Floats:
+    """Every row (N, D) float32 of a generation, in the order of its catalogue.
+
+    They are read from the file; the index itself is not loaded. Errors as ``open_index``.
+    """
+    info = manifest.index
+    path = store.verified("indexes", info.sha256)
+    checked = noted(path, info.sha256, LAYOUT)
+    found = read_all(path, params_of(info), catalog.keys, checked=checked)
     if not checked:
         note(path, info.sha256, LAYOUT)
     return found

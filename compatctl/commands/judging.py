@@ -9,16 +9,15 @@ from typing import Any
 
 from compatctl.commands.acceptance import shift_warnings, threshold_step
 from compatctl.commands.clusters import dependence_warnings, enough
+from compatctl.commands.comparison import Trial
 from compatctl.commands.evaluation import Judged
+from compatctl.commands.group_entry import group_of
 from compatctl.commands.settling import Sampling
-from compatctl.commands.trial import CURVE, Trial
 from compatctl.core.gate import Verdict
 from compatctl.core.policy import Policy
-from compatctl.core.retrieval import Retrieval, cmc
 from compatctl.files import write_atomic
 from compatctl.report import (
     NEXT_STEP,
-    Group,
     Report,
     junit,
     markdown,
@@ -61,7 +60,7 @@ def verdict_fields(
         "policy_sha256": policy_sha256(policy),
         "seed": how.seed,
         "replicates": how.replicates,
-        "groups": tuple(group_of(one) for one in trials),
+        "groups": tuple(group_of(one, policy) for one in trials),
         "verdict": verdict,
         "warnings": shift_warnings(
             trials[0].evidence.inequalities, judged=bool(trials[0].rates or trials[0].calibration)
@@ -71,48 +70,6 @@ def verdict_fields(
         "summary": summary(verdict),
         "next_step": _own_step(policy, verdict, trials) or next_steps[verdict.outcome],
     }
-
-
-def group_of(trial: Trial) -> Group:
-    """The numbers of one group, without the arrays behind them."""
-    found = trial.evidence
-    pairs: dict[str, Retrieval] = {"old_old": found.old_old, "new_old": found.new_old}
-    for name in ("new_new", "old_new", "old_mixed", "new_mixed"):
-        test = getattr(found, name)
-        if test is not None:
-            pairs[name] = test
-    both, flips = found.inequalities, found.flips
-    means = {"old_old": both.old_old, "new_old": both.new_old} if both else {}
-    nan = float("nan")
-    return Group(
-        name=found.name,
-        n_queries=found.old_old.n_counted,
-        n_classes=found.n_classes,
-        unit=found.unit,
-        n_without_match=found.old_old.n_without_match,
-        recall={
-            pair: {str(k): value for k, value in test.recall.items()}
-            for pair, test in pairs.items()
-        },
-        cmc={pair: tuple(map(float, cmc(test, CURVE))) for pair, test in pairs.items()},
-        map_at_k={pair: test.map_at_k for pair, test in pairs.items()},
-        map_k=found.old_old.map_k,
-        negative_flips=flips.negative,
-        positive_flips=flips.positive,
-        mcnemar_p=found.mcnemar,
-        cos_same={pair: mean.cos_same for pair, mean in means.items()},
-        cos_diff={pair: mean.cos_diff for pair, mean in means.items()},
-        share_same=both.share_same if both else nan,
-        share_diff=both.share_diff if both else nan,
-        drift_mean=both.drift_mean if both else None,
-        rank_bias=trial.rank_bias,
-        error_rates=trial.rates,
-        operating_points=trial.points,
-        dependence=found.dependence or (),
-        slices={
-            name: int((mask & found.old_old.counted).sum()) for name, mask in found.slices.items()
-        },
-    )
 
 
 def write(report: Report, path: Path, outputs: Outputs) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from compatctl.commands.ann import Asked
-from compatctl.commands.gallery import open_index
+from compatctl.commands.gallery import stored_rows
 from compatctl.commands.rewriting import HeldOut, deciding
 from compatctl.commands.settling import sampling
 from compatctl.commands.training_record import Seen
@@ -67,10 +67,10 @@ def try_lift(
     Beside it: queries to try the new index with.
 
     Raises:
-        DamagedError: as ``open_index``.
+        DamagedError: as ``stored_rows``.
     """
     where, k = old.field(catalog), policy.recall_at
-    rows = open_index(store, store.manifest).vectors(catalog.keys)
+    rows = stored_rows(store, store.manifest, catalog)
     before = retrieval(where, old.features, rows, depths(policy))
     rows = through(rows)
     after = retrieval(where, new.features, rows, depths(policy))

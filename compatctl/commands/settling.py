@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compatctl.commands.trial import Trial
+from compatctl.commands.comparison import Trial
 from compatctl.core.borderline import Key, unsure
 from compatctl.core.class_sums import ClassSums
 from compatctl.core.evidence import ChainEvidence, Draw, GroupEvidence, measure, measure_chain
-from compatctl.core.gate import Measurement, Verdict, judge
+from compatctl.core.gate import UNSAMPLED, Measurement, Verdict, judge
 from compatctl.core.policy import Policy, rules
+from compatctl.core.scope import with_scope
 
 PAIRS = "pairs"
 """The group of pairs that the user gave."""
@@ -48,7 +49,8 @@ class Sampling:
 
 def sampling(policy: Policy, seed: int, n_slices: int, n_chain: int) -> Sampling:
     """As many replicates as the policy says, and enough for Holm's smallest level."""
-    checks = len(rules(policy)) + n_slices + n_chain
+    estimated = [one for one in rules(policy) if one not in UNSAMPLED]
+    checks = len(estimated) + n_slices + n_chain
     return Sampling(
         seed=seed, replicates=max(policy.replicates, math.ceil(10 * checks / policy.alpha))
     )
@@ -65,7 +67,8 @@ def verdict_of(  # noqa: PLR0917 - all that is judged, and how
     """Every measurement, judged; ``pairs``: how those of given pairs among ``others`` are made."""
     found: list[Measurement] = []
     for trial in trials:
-        found += measure(policy, trial.evidence, how.draw, how.replicates)
+        measured = measure(policy, trial.evidence, how.draw, how.replicates)
+        found += with_scope(policy, trial.evidence, measured, how.draw, how.replicates)
     for link in chain:
         found.append(measure_chain(link, policy.recall_at, how.draw, how.replicates))
     found += others
@@ -95,7 +98,8 @@ def _longer(
         how = _last(len(evidence.classes), CELLS, least)
         for start in range(0, len(names), AT_ONCE):
             some = set(names[start : start + AT_ONCE])
-            yield from measure(policy, evidence, how.draw, how.replicates, some)
+            again = measure(policy, evidence, how.draw, how.replicates, some)
+            yield from with_scope(policy, evidence, again, how.draw, how.replicates)
         if cosines:
             how = _last(_width(evidence), COSINE_CELLS, least)
             yield from measure(policy, evidence, how.draw, how.replicates, cosines)

@@ -6,29 +6,20 @@ that says what is relevant to what.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass, field, replace
 from hashlib import sha1
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.commands.acceptance import (
-    Calibrate,
-    Thresholds,
-    calibrated,
-    error_rates,
-    operating_points,
-)
-from compatctl.core.compatibility import Inequalities, inequalities, judged_inequalities
-from compatctl.core.dependence import Dependence, dependences
-from compatctl.core.evidence import GroupEvidence
+from compatctl.commands.searching import mixed_pieces, search_pieces, some_pieces
 from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import Neighbours, search
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, evaluate, evaluate_judged
-from compatctl.report import Calibration, ErrorRates, OperatingPoint
+from compatctl.core.touched import Touched
 
 Rows = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -37,9 +28,6 @@ Floats = NDArray[np.float32]
 MAP_K = 100
 CURVE = 10
 """Places of the match curve, and neighbours that the rank bias looks at."""
-SHARES_UP_TO = 50_000_000
-"""Pairs of queries and gallery rows up to which single pairs are counted as well."""
-_CHUNK = 65_536
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +51,67 @@ class Field:
     """What each kind of unit that is resampled is: ``class``, ``query`` or a column of the data."""
     columns: Mapping[str, Rows] | None = None
     """Name -> (Q,) codes of every column of the data, which queries may depend on each other by."""
+    asked: Bools | None = None
+    """(Q,) queries that should have a match; None: all."""
+    unjudged: Bools | None = None
+    """(G,) rows of unknown relevance; None: there are none."""
+    touched: Touched | None = None
+    """What of the gallery training passed through the new model; None: nobody knows."""
+    same_image: Bools | None = None
+    """(Q,) queries whose image lies in the gallery under another id; None: none is known to."""
+    unseen_image: Bools | None = None
+    """(G,) rows whose image nobody looked at: that it is a query's shows in its vector only."""
+
+    def queries(self, kept: Bools) -> Field:
+        """The same of some queries, ``kept`` (Q,)."""
+        judged = self.judged
+        if judged is not None:
+            here, position = kept[judged[0]], np.cumsum(kept) - 1
+            judged = position[judged[0][here]], judged[1][here]
+        touched = self.touched
+        return replace(
+            self,
+            classes=self.classes[kept],
+            query_labels=self.query_labels[kept],
+            own_row=self.own_row[kept],
+            judged=judged,
+            slices={name: mask[kept] for name, mask in self.slices.items()},
+            ignored=self.ignored and self.ignored.of_queries(kept),
+            columns=self.columns and {name: one[kept] for name, one in self.columns.items()},
+            asked=None if self.asked is None else self.asked[kept],
+            touched=touched and replace(touched, of_query=touched.of_query[kept]),
+            same_image=None if self.same_image is None else self.same_image[kept],
+        )
+
+    def part(self, rows: Rows) -> Field:
+        """The same of some gallery rows, ascending ``rows`` (n,); what is said of the whole gallery
+        is left out."""
+        position = np.full(len(self.gallery_labels), -1, np.int64)
+        position[rows] = np.arange(len(rows))
+        judged = self.judged
+        if judged is not None:
+            here = position[judged[1]] >= 0
+            judged = judged[0][here], position[judged[1][here]]
+        return replace(
+            self,
+            gallery_labels=self.gallery_labels[rows],
+            own_row=np.where(self.own_row >= 0, position[self.own_row], -1),
+            judged=judged,
+            ignored=self.ignored and self.ignored.part(position),
+            half=None if self.half is None else self.half[rows],
+            unjudged=None,
+            touched=None,
+            unseen_image=None,
+        )
+
+    def relevant(self, rows: Rows) -> Bools:
+        """(Q, k) whether the gallery rows (Q, k) found for each query are known to be relevant."""
+        if self.judged is None:
+            same: Bools = self.gallery_labels[rows] == self.query_labels[:, None]
+            return same
+        n = len(self.gallery_labels)
+        query = np.arange(len(rows))[:, None]
+        return np.isin(query * n + rows, self.judged[0] * n + self.judged[1])
 
     @property
     def pairs(self) -> PairTruth:
@@ -78,27 +127,21 @@ class Field:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sides:
-    """Unit features: queries (Q, D) of both models, gallery (G, D) of both; None: not embedded."""
+    """Unit features: queries (Q, D) of both models, gallery (G, D) of both; None: not embedded.
+
+    ``new_rows``: the ascending gallery rows that ``new_gallery`` (n, D) is of; None: all.
+    """
 
     old_queries: Floats
     new_queries: Floats
     old_gallery: Floats
     new_gallery: Floats | None
+    new_rows: Rows | None = None
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Trial:
-    """The evidence of one group, and what is reported beside it."""
-
-    evidence: GroupEvidence
-    rank_bias: dict[str, float] = field(default_factory=dict)
-    """Of old and new queries: share of the first ten answers that the new model embedded, less that
-    share of the gallery; 0 where the models' scores are alike."""
-    rates: ErrorRates | None = None
-    points: tuple[OperatingPoint, ...] = ()
-    calibration: Calibration | None = None
-    n_judged: int = 0
-    """Judgments that are of its queries and gallery rows."""
+    def queries(self, kept: Bools) -> Sides:
+        """The same of some queries, ``kept`` (Q,)."""
+        old, new = self.old_queries[kept], self.new_queries[kept]
+        return replace(self, old_queries=old, new_queries=new)
 
 
 def half_of(ids: Iterable[str]) -> Bools:
@@ -109,69 +152,6 @@ def half_of(ids: Iterable[str]) -> Bools:
 def depths(policy: Policy) -> tuple[int, ...]:
     """Every k at which recall is measured."""
     return tuple(sorted({1, 5, CURVE, policy.recall_at, policy.wide_recall_at}))
-
-
-def run(
-    name: str,
-    where: Field,
-    sides: Sides,
-    policy: Policy,
-    *,
-    thresholds: Thresholds | None = None,
-    calibrate: Calibrate | None = None,
-    ann_found: NDArray[np.float64] | None = None,
-) -> Trial:
-    """Search every gallery with both models' queries; measure what the policy may ask for."""
-    old_old = _search(where, sides.old_queries, sides.old_gallery, policy)
-    new_old = _search(where, sides.new_queries, sides.old_gallery, policy)
-    new_new = old_new = old_mixed = new_mixed = None
-    bias: dict[str, float] = {}
-    if sides.new_gallery is not None:
-        new_new = _search(where, sides.new_queries, sides.new_gallery, policy)
-        old_new = _search(where, sides.old_queries, sides.new_gallery, policy)
-        if where.half is not None:
-            galleries = sides.old_gallery, sides.new_gallery
-            old_mixed, bias["old"] = mixed(where, *galleries, sides.old_queries, policy)
-            new_mixed, bias["new"] = mixed(where, *galleries, sides.new_queries, policy)
-    accepted = rates = None
-    pairs = (sides.old_queries, sides.new_queries), sides.old_gallery, where.pairs
-    fitted = None if calibrate is None else calibrated(*pairs, where.classes, calibrate.scale)
-    if thresholds is not None:
-        accepted, rates = error_rates(*pairs, thresholds, fitted)
-    return Trial(
-        evidence=GroupEvidence(
-            name=name,
-            classes=where.classes,
-            old_old=old_old,
-            new_old=new_old,
-            new_new=new_new,
-            inequalities=_inequalities(where, sides),
-            old_new=old_new,
-            old_mixed=old_mixed,
-            new_mixed=new_mixed,
-            accepts=accepted,
-            ann_found=ann_found,
-            slices=where.slices,
-            unit=where.unit,
-            dependence=_dependence(where, old_old, new_old, policy.recall_at),
-        ),
-        rank_bias=bias,
-        rates=rates,
-        calibration=None if fitted is None else fitted.reported,
-        points=_points(where, sides, asked=thresholds is not None),
-        n_judged=0 if where.judged is None else len(where.judged[0]),
-    )
-
-
-def _dependence(
-    where: Field, old: Retrieval, new: Retrieval, k: int
-) -> tuple[Dependence, ...] | None:
-    """What the columns say of the change of hits at k; None where the data have none to look at."""
-    if where.columns is None:
-        return None
-    change = new.hit(k).astype(np.float64) - old.hit(k)
-    signs = np.random.default_rng(0)
-    return dependences(change, old.counted, where.classes, where.unit, where.columns, signs)
 
 
 def retrieval(
@@ -202,8 +182,28 @@ def retrieval_by_part(
     return _evaluate(where, Neighbours(rows=rows, scores=scores), ks, map_k)
 
 
-def _search(where: Field, queries: Floats, gallery: Floats, policy: Policy) -> Retrieval:
-    return retrieval(where, queries, gallery, depths(policy))
+def retrieval_of_rows(
+    where: Field, queries: Floats, gallery: Floats, rows: Rows, ks: tuple[int, ...]
+) -> Retrieval:
+    """The same on some ``rows`` (n,), ascending, of a gallery (G, D), which are not copied at once;
+    ``where`` is of these rows."""
+    map_k = max(1, min(MAP_K, len(rows)))
+    pieces = some_pieces(gallery, rows)
+    found = search_pieces(queries, pieces, max(map_k, *ks), where.own_row, where.ignored)
+    return _evaluate(where, found, ks, map_k)
+
+
+def found_in(where: Field, queries: Floats, gallery: Floats, policy: Policy) -> Neighbours:
+    k = max(_map_k(gallery), *depths(policy))
+    return search(queries, gallery, k, where.own_row, ignored=where.ignored)
+
+
+def evaluated(where: Field, found: Neighbours, policy: Policy) -> Retrieval:
+    return _evaluate(where, found, depths(policy), _map_k(where.gallery_labels))
+
+
+def _map_k(gallery: Sized) -> int:
+    return max(1, min(MAP_K, len(gallery)))
 
 
 def _evaluate(where: Field, found: Neighbours, ks: tuple[int, ...], map_k: int) -> Retrieval:
@@ -232,54 +232,9 @@ def mixed(
     assert where.half is not None
     ks = depths(policy)
     map_k = max(1, min(MAP_K, len(where.half)))
-    found = _search_mixed(where, old, new, queries, max(map_k, *ks))
+    pieces = mixed_pieces(old, new, where.half)
+    found = search_pieces(queries, pieces, max(map_k, *ks), where.own_row, where.ignored)
     first = found.rows[:, :CURVE]
     by_new = where.half[first] & (first >= 0)
-    bias = by_new.sum() / max(1, (first >= 0).sum()) - where.half.mean()
+    bias = by_new.sum() / max(1, (first >= 0).sum()) - where.half.sum() / max(1, len(where.half))
     return _evaluate(where, found, ks, map_k), float(bias)
-
-
-def _search_mixed(where: Field, old: Floats, new: Floats, queries: Floats, k: int) -> Neighbours:
-    """``search`` in rows of ``new`` where ``half`` says so, else of ``old``; neither is copied."""
-    assert where.half is not None
-    rows = np.full((len(queries), 0), -1, np.int64)
-    scores = np.full((len(queries), 0), -np.inf, np.float32)
-    for start in range(0, len(old), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        gallery = np.where(where.half[part, None], new[part], old[part])
-        own = where.own_row - start
-        inside = (where.own_row >= 0) & (own >= 0) & (own < len(gallery))
-        ignored = where.ignored and where.ignored.of_rows(start, start + len(gallery))
-        found = search(queries, gallery, k, np.where(inside, own, -1), ignored=ignored)
-        rows = np.concatenate([rows, np.where(found.rows >= 0, found.rows + start, -1)], axis=1)
-        scores = np.concatenate([scores, found.scores], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        rows = np.take_along_axis(rows, order, axis=1)
-        scores = np.take_along_axis(scores, order, axis=1)
-    return Neighbours(rows=rows, scores=scores)
-
-
-def _points(where: Field, sides: Sides, *, asked: bool) -> tuple[OperatingPoint, ...]:
-    """Where a threshold was asked about, or pairs are few: each model takes a matrix product."""
-    if not asked and len(sides.old_queries) * len(sides.old_gallery) > SHARES_UP_TO:
-        return ()
-    queries = sides.old_queries, sides.new_queries
-    return operating_points(queries, sides.old_gallery, where.pairs)
-
-
-def _inequalities(where: Field, sides: Sides) -> Inequalities:
-    old, new, gallery = sides.old_queries, sides.new_queries, sides.old_gallery
-    if where.judged is not None:
-        pairs = (*where.judged, where.own_row)
-        return judged_inequalities(old, new, gallery, *pairs, ignored=where.ignored)
-    return inequalities(
-        old,
-        new,
-        where.query_labels,
-        gallery,
-        where.gallery_labels,
-        where.own_row,
-        ignored=where.ignored,
-        shares=len(old) * len(gallery) <= SHARES_UP_TO,
-        by_query=where.unit != ("class",),
-    )

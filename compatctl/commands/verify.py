@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from compatctl.commands import training_record
 from compatctl.commands.acceptance import scale_warnings
-from compatctl.commands.ann import ann_health
 from compatctl.commands.binding import question_sha256
-from compatctl.commands.both import Both, deployed, features_of, load_data, load_pair, named
-from compatctl.commands.chain import chain_of
-from compatctl.commands.clusters import columns_of
+from compatctl.commands.both import deployed, load_data, load_pair
 from compatctl.commands.context import report_key
-from compatctl.commands.evaluation import Arena, Judged, Stored, field_of, union, without
+from compatctl.commands.evaluation import union
+from compatctl.commands.findings import Findings, Question
 from compatctl.commands.gallery import DeployedGallery, scale_of
 from compatctl.commands.groups import Groups, groups_of
-from compatctl.commands.ignoring import ignoring, shared_columns, unknown_values
 from compatctl.commands.judging import (
     NEXT_STEPS,
-    lost_judgments,
     verdict_fields,
     write,
 )
 from compatctl.commands.latency import latency_measurement, measure_latency
 from compatctl.commands.options import VerifyOptions
-from compatctl.commands.pairs import measure_pairs
 from compatctl.commands.proving import prove, unproven
-from compatctl.commands.settling import Sampling, sampling, verdict_of
+from compatctl.commands.scope import stored_share, warnings_of
+from compatctl.commands.settling import sampling, verdict_of
 from compatctl.commands.training_record import Seen
-from compatctl.commands.trial import Sides, Trial, run
 from compatctl.commands.verify_features import features_policy, verify_features
-from compatctl.core.calibration import ScoreMap
-from compatctl.core.evidence import DECIDING_GROUP, ChainEvidence
+from compatctl.core.evidence import ChainEvidence
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
-from compatctl.data import Dataset, read_qrels
+from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError, UnsteadyError
 from compatctl.files import write_atomic
@@ -46,11 +38,9 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import (
     FORMAT,
-    AnnHealth,
     DataId,
     Latency,
     ModelId,
-    PairsResult,
     Report,
     StoreId,
     refusal,
@@ -115,31 +105,26 @@ def _verify_models(  # noqa: PLR0917
     )
     gallery = deployed(project, encoders[0])
     groups = groups_of(data, seen, options)
-    both = features_of(
-        data,
-        groups.arenas,
-        encoders=encoders,
-        gallery=gallery,
-        extra=groups.pair_rows,
-        new_gallery=options.self_test,
-        skip_bad=options.skip_bad,
-        progress=progress,
-    )
-    found = _Evidence.of(data, groups, both, policy, options, gallery, progress)
+    asked = Question(data=data, groups=groups, seen=seen, policy=policy, options=options)
+    found = Findings.of(asked, encoders, gallery, progress)
     how = sampling(policy, options.seed or 0, groups.n_slices, len(found.chain))
-    others, pairs = (make_pairs := partial(_pairs, data, groups, both, policy, options))(how)
+    others, pairs = (make_pairs := found.pairs(asked))(how)
+    found = found.on_index(gallery)
     latency = _latency(data, groups, encoders, policy, options)
     others += _unsampled(seen, latency) + prove(gallery, data, encoders, progress)
+    others += stored_share(found.searched, has_store=gallery is not None)
     verdict = verdict_of(policy, found.trials, found.chain, others, how, make_pairs)
     unchecked = _unchecked(seen, gallery, latency, found.chain) + found.unchecked
     stated = verdict_fields(policy, verdict, how, found.trials, NEXT_STEPS)
     stated["warnings"] += scale_warnings(scale_of(gallery), calibrate=options.calibrate)
+    stated["warnings"] += warnings_of(found.searched, found.trials[0], groups.arenas[0])
     return Report(
         old=model_id(old, encoders[0]),
         new=model_id(new, encoders[1]),
-        data=data_id(data, groups, both.bad, project.data, options),
+        data=data_id(data, groups, found.bad, project.data, options),
         asked=options.bound(),
-        store=_store_id(gallery, both.stored),
+        store=_store_id(gallery),
+        searched=found.searched,
         pairs=pairs,
         ann=found.ann,
         latency=latency,
@@ -148,113 +133,6 @@ def _verify_models(  # noqa: PLR0917
         not_checked=unchecked + unproven(others),
         **stated,
     )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Evidence:
-    """What was found on each group, on the real index, and along the chain of versions."""
-
-    trials: list[Trial]
-    chain: list[ChainEvidence]
-    ann: AnnHealth | None
-    unchecked: tuple[str, ...]
-    """What was not asked for, judgments without effect, items without a value of a column."""
-
-    @classmethod
-    def of(  # noqa: PLR0917
-        cls,
-        data: Dataset,
-        groups: Groups,
-        both: Both,
-        policy: Policy,
-        options: VerifyOptions,
-        gallery: DeployedGallery | None,
-        progress: Progress,
-    ) -> _Evidence:
-        judged = read_qrels(options.qrels) if options.qrels else None
-        trials, chain, ann = [], [], None
-        for one in groups.arenas:
-            arena = without(one, both.bad)
-            deciding = one.name == DECIDING_GROUP
-            shares = None
-            if gallery is not None and deciding and len(arena.queries):
-                ann, shares = ann_health(gallery, both.new.query[arena.queries])
-            if gallery is not None and both.stored is not None and deciding:
-                chain = chain_of(
-                    gallery,
-                    both.stored,
-                    data,
-                    arena,
-                    queries={both.old_sha256: both.old.query},
-                    new=both.new.query,
-                    policy=policy,
-                    judged=judged,
-                    ignore_same=options.ignore_same,
-                    progress=named(progress, "earlier model"),
-                )
-            scale = scale_of(gallery)
-            trials.append(_trial(data, arena, both, policy, options, judged, shares, scale))
-        lost = options.unchecked() + (lost_judgments(judged, trials[0]) if judged else ())
-        first = without(groups.arenas[0], both.bad)
-        lost += unknown_values(
-            shared_columns(data, options.ignore_same, first.queries, first.gallery)
-        )
-        return cls(trials=trials, chain=chain, ann=ann, unchecked=lost)
-
-
-def _trial(  # noqa: PLR0917
-    data: Dataset,
-    arena: Arena,
-    both: Both,
-    policy: Policy,
-    options: VerifyOptions,
-    judged: Judged | None,
-    shares: np.ndarray | None,
-    scale: ScoreMap | None,
-) -> Trial:
-    sides = Sides(
-        old_queries=both.old.query[arena.queries],
-        new_queries=both.new.query[arena.queries],
-        old_gallery=both.old.gallery[arena.gallery],
-        new_gallery=both.new.gallery[arena.gallery] if options.self_test else None,
-    )
-    shared = shared_columns(data, options.ignore_same, arena.queries, arena.gallery)
-    where = ignoring(field_of(data, arena, judged), shared)
-    return run(
-        arena.name,
-        where,
-        sides,
-        policy,
-        thresholds=options.thresholds(scale),
-        calibrate=options.calibration(scale),
-        ann_found=shares,
-    )
-
-
-def _pairs(  # noqa: PLR0917
-    data: Dataset,
-    groups: Groups,
-    both: Both,
-    policy: Policy,
-    options: VerifyOptions,
-    how: Sampling,
-) -> tuple[list[Measurement], PairsResult | None]:
-    if groups.pairs is None:
-        return [], None
-    first, second, same = groups.pairs
-    good = np.array([not {a, b} & both.bad for a, b in zip(first, second, strict=True)], bool)
-    found, result = measure_pairs(
-        policy,
-        queries=(both.old.query, both.new.query),
-        gallery=both.old.gallery,
-        rows=(first[good], second[good], same[good]),
-        labels=data.labels,
-        cluster=columns_of(data, range(len(data)), options.cluster),
-        draw=how.draw,
-        replicates=how.replicates,
-    )
-    found = [replace(one, may_decide=not groups.pairs_seen) for one in found]
-    return found, replace(result, seen=groups.pairs_seen)
 
 
 def _latency(
@@ -310,14 +188,14 @@ def data_id(
     )
 
 
-def _store_id(gallery: DeployedGallery | None, stored: Stored | None) -> StoreId | None:
+def _store_id(gallery: DeployedGallery | None) -> StoreId | None:
     if gallery is None:
         return None
     return StoreId(
         generation=gallery.manifest.generation,
         index_sha256=gallery.manifest.index.sha256,
         catalog_sha256=gallery.manifest.catalog,
-        stored_vectors=len(stored.rows) if stored else 0,
+        stored_vectors=gallery.manifest.index.count,
     )
 
 
@@ -330,12 +208,13 @@ def _unchecked(
     found = []
     if seen is None:
         found.append("leaks: the candidate has no training record")
+        found.append("untouched rows: no record says which rows training passed through the model")
     if seen is None or seen.parity is None:
         found.append("parity: no record of what was trained")
     if gallery is None:
         found.append("ANN recall, chain of versions: there is no store")
     elif not chain:
-        found.append("chain of versions: one version embedded all stored rows that are searched")
+        found.append("chain of versions: one version embedded all stored rows")
     if latency is None:
         found.append("latency: no --latency")
     return tuple(found)

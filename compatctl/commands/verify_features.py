@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from compatctl.commands.clusters import column_codes, drawn
+from compatctl.commands.comparison import run
 from compatctl.commands.evaluation import Judged, judged_rows, same_dimension, slices_of
 from compatctl.commands.ignoring import Column, ignoring, unknown_values
 from compatctl.commands.judging import (
@@ -19,7 +20,7 @@ from compatctl.commands.judging import (
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import measure_pairs, rows_of
 from compatctl.commands.settling import Sampling, sampling, verdict_of
-from compatctl.commands.trial import Field, Rows, Sides, half_of, run
+from compatctl.commands.trial import Field, Rows, Sides, half_of
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.data import FeatureTable, load_features, read_pairs, read_qrels

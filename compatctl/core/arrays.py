@@ -17,6 +17,9 @@ Codes = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+NO_CLASS = int(np.iinfo(np.int64).min)
+"""The label of a gallery row whose class nobody knows: relevant to no query, and in no pair."""
+
 NORM_TOLERANCE = 1e-3
 """How far a row's length may be from 1: half precision passes, an unnormalised row does not."""
 

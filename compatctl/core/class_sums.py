@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compatctl.core.arrays import (
+    NO_CLASS,
     Codes,
     Features,
     Floats,
@@ -199,7 +200,7 @@ def class_sums(  # noqa: PLR0917
         queries: (Q, D) finite rows, unit ones or differences of unit ones; not checked.
         query_labels: (Q,) integer codes.
         gallery: (G, D) unit rows.
-        gallery_labels: (G,) integer codes.
+        gallery_labels: (G,) integer codes; a row of ``NO_CLASS`` is in no pair.
         own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         ignored: pairs that do not count besides; None for none.
 
@@ -213,7 +214,9 @@ def class_sums(  # noqa: PLR0917
     codes = np.unique(query_labels)
     at = np.searchsorted(codes, query_labels)
     A, n_query = sums_at(queries, at, len(codes))
-    B, n_gallery = sums_at(gallery, _position(gallery_labels, codes), len(codes) + 1)
+    position = _position(gallery_labels, codes)
+    position[gallery_labels == NO_CLASS] = len(codes) + 1
+    B, n_gallery = sums_at(gallery, position, len(codes) + 2)
     labels = query_labels, gallery_labels
     own_same, n_own_same, own_diff, pairs = uncounted_sums(
         queries, at, gallery, labels, uncounted(own, ignored), len(codes)
@@ -224,10 +227,10 @@ def class_sums(  # noqa: PLR0917
         codes=codes,
         queries=A,
         n_queries=n_query,
-        gallery=B[:-1],
-        n_gallery=n_gallery[:-1],
-        other=B[-1],
-        n_other=int(n_gallery[-1]),
+        gallery=B[:-2],
+        n_gallery=n_gallery[:-2],
+        other=B[-2],
+        n_other=int(n_gallery[-2]),
         own_same=own_same,
         n_own_same=n_own_same,
         own_diff=own_diff,
@@ -262,7 +265,9 @@ def uncounted_sums(  # noqa: PLR0917
     """
     total, number = np.zeros(C), np.zeros(C, dtype=np.int64)
     diff: list[tuple[Floats, Codes, Codes]] = []
-    for query, row in pairs:
+    for every_query, every_row in pairs:
+        known = labels[1][every_row] != NO_CLASS
+        query, row = every_query[known], every_row[known]
         cosines = row_products(queries, query, gallery, row)
         same = labels[0][query] == labels[1][row]
         total += np.bincount(at[query[same]], cosines[same], minlength=C)

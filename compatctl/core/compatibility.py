@@ -88,7 +88,7 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
         new_queries: (Q, D) unit rows, the same queries by the candidate.
         query_labels: (Q,) integer codes.
         old_gallery: (G, D) unit rows, by the deployed model.
-        gallery_labels: (G,) integer codes.
+        gallery_labels: (G,) integer codes; a row of ``NO_CLASS`` is in no pair.
         own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         ignored: pairs that are in no mean and in no share besides; None for none.
         block: side of the tiles of pairs that the shares hold in memory, >= 1.

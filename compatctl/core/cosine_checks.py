@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from compatctl.core.arrays import Codes
 from compatctl.core.compatibility import Inequalities
+from compatctl.core.dependence import Dependence, said, worst_effect
 from compatctl.core.gate import Measurement
 from compatctl.core.resampling import estimate_diff, estimate_same
 
@@ -68,3 +69,16 @@ def cosine_measurements(
         for name, what in wanted.items()
         if only is None or (name, asked.group) in only
     ]
+
+
+def design_effect(found: Sequence[Dependence], asked: Asked, min_classes: int) -> Measurement:
+    """What the column that queries depend on each other by most would do to the variance."""
+    return Measurement(
+        name="design_effect",
+        group=asked.group,
+        estimate=worst_effect(found, min_classes),
+        n=asked.n_queries,
+        n_queries=asked.n_queries,
+        may_decide=asked.may_decide,
+        detail=said(found, min_classes),
+    )

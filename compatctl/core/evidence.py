@@ -15,8 +15,8 @@ from compatctl.core.accept_checks import at_thresholds
 from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.core.binomial import mcnemar
 from compatctl.core.compatibility import Inequalities
-from compatctl.core.cosine_checks import Asked, cosine_measurements
-from compatctl.core.dependence import Dependence, said, worst_effect
+from compatctl.core.cosine_checks import Asked, cosine_measurements, design_effect
+from compatctl.core.dependence import Dependence
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import (
@@ -27,13 +27,19 @@ from compatctl.core.resampling import (
 )
 from compatctl.core.retrieval import Flips, Retrieval, flips
 from compatctl.core.thresholds import Accepts
+from compatctl.core.touched import Touched
 from compatctl.core.units import counted_units
+from compatctl.core.unjudged import Unjudged
 from compatctl.errors import InputError
 
 DECIDING_GROUP = "unseen"
 
 Key = tuple[str, str]
 """A check's name and the slice it is of, or ''."""
+
+OWN_COUNT = {"ann_recall", "self_test_gain", "mixed_gain"}
+"""Checks of a part of the queries or of the gallery: the least evidence is asked of that part."""
+
 
 Draw = Callable[[], np.random.Generator]
 """A new generator of the same seed: every statistic of a group sees the same replicates."""
@@ -67,12 +73,27 @@ class GroupEvidence:
     """(Q,) share of the exact neighbours that the real index finds; NaN where it was not asked."""
     slices: Mapping[str, Bools] = field(default_factory=dict)
     """Name -> (Q,) the queries in it."""
+    at_hand: tuple[Retrieval, Retrieval] | None = None
+    """Old and new queries on that part of the old gallery which the new model embedded too: what
+    ``new_new`` and the mixed gallery stand beside. None: the whole one."""
+    asked: Bools | None = None
+    """(Q,) queries that should have a match; None: all."""
+    unjudged: Unjudged | None = None
+    """What rows of unknown relevance could change; None: there are none."""
+    touched: Touched | None = None
+    """What of the gallery training passed through the new model; None: nobody knows."""
     where: str = "on the old gallery"
     """What ``old_old`` and ``new_old`` search, for the sentences."""
     unit: tuple[str, ...] = ("class",)
     """What each kind of unit is: ``class``, ``query``, or a column of the data."""
     dependence: tuple[Dependence, ...] | None = None
     """What the class and the columns of the data say of the gain; None: nobody looked."""
+
+    @property
+    def kept(self) -> Bools | Floats:
+        """(Q,) the queries in the means, weighted to the gallery's mixture of touched rows."""
+        counted = self.old_old.counted
+        return counted if self.touched is None else self.touched.weighted(counted)
 
     @property
     def flips(self) -> Flips:
@@ -134,38 +155,24 @@ def measure(
                 group=_group(group, part),
                 estimate=estimate,
                 n=n,
-                n_queries=n if part or name == "ann_recall" else group.old_old.n_counted,
+                n_queries=n if part or name in OWN_COUNT else group.old_old.n_counted,
                 may_decide=group.name == DECIDING_GROUP,
                 unit=group.unit,
                 detail=detail,
             )
         )
-    if group.inequalities is not None:
-        asked = Asked(
-            group=group.name,
-            classes=group.classes,
-            unit=group.unit,
-            n_queries=group.old_old.n_counted,
-            may_decide=group.name == DECIDING_GROUP,
-        )
-        found += cosine_measurements(group.inequalities, asked, draw, replicates, only)
-    if group.dependence is not None and only is None:
-        found.append(_design_effect(policy, group, group.dependence))
-    return found
-
-
-def _design_effect(
-    policy: Policy, group: GroupEvidence, found: tuple[Dependence, ...]
-) -> Measurement:
-    return Measurement(
-        name="design_effect",
+    asked = Asked(
         group=group.name,
-        estimate=worst_effect(found, policy.min_classes),
-        n=group.old_old.n_counted,
+        classes=group.classes,
+        unit=group.unit,
         n_queries=group.old_old.n_counted,
         may_decide=group.name == DECIDING_GROUP,
-        detail=said(found, policy.min_classes),
     )
+    if group.inequalities is not None:
+        found += cosine_measurements(group.inequalities, asked, draw, replicates, only)
+    if group.dependence is not None and only is None:
+        found.append(design_effect(group.dependence, asked, policy.min_classes))
+    return found
 
 
 def _group(group: GroupEvidence, part: str) -> str:
@@ -236,18 +243,18 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
     found: dict[Key, tuple[Ratio, int, str]] = {}
     for name, at in (("recall_gain", k), ("wide_recall_gain", policy.wide_recall_at)):
         sentence = _two(f"Recall@{at} {group.where}", new.recall[at], old.recall[at])
-        found[name, ""] = (_gain(group.classes, old, new, at), n, sentence)
+        found[name, ""] = (_gain(group.classes, old, new, at, group.kept), n, sentence)
     change = np.nan_to_num(new.average_precision - old.average_precision)
     found_at = float(np.nan_to_num(old.map_at_k))
     found["map_gain", ""] = (
-        query_ratio(group.classes, change, old.counted, (-1.0, 1.0), -1, (-found_at, 1 - found_at)),
+        query_ratio(group.classes, change, group.kept, (-1.0, 1.0), -1, (-found_at, 1 - found_at)),
         n,
         _two(f"mAP@{old.map_k} {group.where}", new.map_at_k, old.map_at_k),
     )
     lost = (old.hit1 & ~new.hit1).astype(np.float64)
     found["negative_flips", ""] = (
         query_ratio(
-            group.classes, lost, old.counted, (0.0, 1.0), 1, (0.0, _share(old.hit1, old.counted))
+            group.classes, lost, group.kept, (0.0, 1.0), 1, (0.0, _share(old.hit1, old.counted))
         ),
         n,
         f"A share of {group.flips.negative:.4f} of the queries turned from right to wrong and "
@@ -256,7 +263,7 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
     found |= _other_galleries(group, k)
     for name, mask in group.slices.items():
         found["slice_gain", name] = (
-            _gain(group.classes, old, new, k, mask),
+            _gain(group.classes, old, new, k, mask & old.counted),
             int((mask & old.counted).sum()),
             f"Recall@{k} of the queries with {name} moves from "
             f"{_share(old.hit(k), old.counted & mask):.4f} to "
@@ -267,7 +274,8 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
 
 def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int, str]]:
     """Self-test, mixed gallery, real index and threshold, as far as they were measured."""
-    old, new, n = group.old_old, group.new_old, group.old_old.n_counted
+    old, new = group.at_hand or (group.old_old, group.new_old)
+    n = old.n_counted
     found: dict[Key, tuple[Ratio, int, str]] = {}
     if group.new_new is not None:
         found["self_test_gain", ""] = (
@@ -297,11 +305,10 @@ def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int
 
 
 def _gain(
-    classes: Codes, old: Retrieval, new: Retrieval, k: int, mask: Bools | None = None
+    classes: Codes, old: Retrieval, new: Retrieval, k: int, kept: Bools | Floats | None = None
 ) -> Ratio:
-    """The difference of two hit rates at k over the counted queries (of a slice)."""
-    counted = old.counted if mask is None else old.counted & mask
-    return hit_change(classes, old.hit(k), new.hit(k), counted)
+    """The difference of two hit rates at k over the counted queries, or over those of ``kept``."""
+    return hit_change(classes, old.hit(k), new.hit(k), old.counted if kept is None else kept)
 
 
 def _share(values: Bools | Floats, where: Bools) -> float:
@@ -315,9 +322,11 @@ def _two(what: str, new: float, old: float) -> str:
 def _check_group(policy: Policy, group: GroupEvidence) -> None:
     ks = (policy.recall_at, policy.wide_recall_at)
     for name in ("old_old", "new_old", "new_new", "old_new", "old_mixed", "new_mixed"):
-        test = getattr(group, name)
+        test, first = getattr(group, name), group.old_old
+        if name not in {"old_old", "new_old"} and group.at_hand is not None:
+            first = group.at_hand[0]
         if test is not None:
-            _check_test(f"group {group.name}", test, group.old_old, ks)
+            _check_test(f"group {group.name}", test, first, ks)
 
 
 def _check_test(where: str, test: Retrieval, first: Retrieval, ks: tuple[int, ...]) -> None:

@@ -120,6 +120,18 @@ class Ignored:
             groups.append((queries, (keys // wide)[kept] * max(len(rows), 1) + place[kept]))
         return Ignored(n_rows=len(rows), groups=tuple(groups))
 
+    def part(self, position: Codes) -> Ignored:
+        """The same of some of the rows, each at the place that ``position`` (G,) says, -1: not
+        among them; their order is kept."""
+        wide, n = max(self.n_rows, 1), int((position >= 0).sum())
+        groups = []
+        for of_queries, keys in self.groups:
+            row = keys % wide - self.first
+            here = (row >= 0) & (row < self._rows)
+            here[here] = position[row[here]] >= 0
+            groups.append((of_queries, keys[here] // wide * max(n, 1) + position[row[here]]))
+        return Ignored(n_rows=n, groups=tuple(groups))
+
     @property
     def _rows(self) -> int:
         return (self.n_rows if self.last is None else self.last) - self.first

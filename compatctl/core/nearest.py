@@ -53,6 +53,10 @@ class Neighbours:
     scores: NDArray[np.float32]
     """(Q, k) cosines in [-1, 1], not increasing along a row."""
 
+    def of(self, queries: NDArray[np.bool_]) -> Neighbours:
+        """The same of some of the queries (Q,)."""
+        return Neighbours(rows=self.rows[queries], scores=self.scores[queries])
+
 
 def search(
     queries: Features,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.core.arrays import (
+    NO_CLASS,
     Bools,
     Codes,
     Features,
@@ -34,7 +35,7 @@ class PairTruth:
     query_labels: Codes
     """(Q,) integer codes."""
     gallery_labels: Codes
-    """(G,) integer codes."""
+    """(G,) integer codes; pairs of a row of ``NO_CLASS`` are of neither kind."""
     own_row: Codes | None = None
     """(Q,) gallery row that is the query's own item, or -1; that pair is of neither kind."""
     ignored: Ignored | None = None
@@ -96,7 +97,7 @@ def kinds(
         for left in range(0, G, block):
             columns = slice(left, left + block)
             same = query_labels[rows, None] == gallery_labels[None, columns]
-            diff = ~same
+            diff = ~same & (gallery_labels[None, columns] != NO_CLASS)
             if relevant is not None:
                 same[:] = False
                 here = (relevant[1] >= left) & (relevant[1] < left + same.shape[1])

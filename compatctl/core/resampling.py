@@ -97,18 +97,20 @@ def ratio_of(
 def query_ratio(  # noqa: PLR0917 - what a mean over queries is
     classes: Codes,
     values: Floats,
-    counted: Bools,
+    counted: Bools | Floats,
     bounds: tuple[float, float],
     harm: int,
     room: tuple[float, float] | None = None,
 ) -> Ratio:
     """The mean of the values (Q,) of the counted queries (Q,) bool, as a ratio over the classes
-    of ``classes`` (Q,), or units (Q, K); the rest as in ``Ratio``."""
+    of ``classes`` (Q,), or units (Q, K); the rest as in ``Ratio``. ``counted`` may hold weights."""
     weights = counted.astype(np.float64)
     return ratio_of(classes, values * weights, weights, bounds, harm=harm, room=room)
 
 
-def hit_change(classes: Codes, before: Bools, after: Bools, counted: Bools | None = None) -> Ratio:
+def hit_change(
+    classes: Codes, before: Bools, after: Bools, counted: Bools | Floats | None = None
+) -> Ratio:
     """The change of a hit rate from one model to the other on the same queries, in [-1, 1].
 
     The comparison is paired: what is summed over a class, and so resampled, is each query's own
@@ -118,19 +120,19 @@ def hit_change(classes: Codes, before: Bools, after: Bools, counted: Bools | Non
         classes: (Q,) int64 codes of the queries' classes, any; (Q, K) of units that cross.
         before: (Q,) bool, the query found an item of its class.
         after: (Q,) bool, the same query did with the other model, or on the other gallery.
-        counted: (Q,) bool, ``Retrieval.counted`` or a part of it; None for all queries.
+        counted: (Q,) bool, ``Retrieval.counted`` or a part of it, or its weights; None for all.
 
     Raises:
         InputError: different lengths.
     """
-    kept = np.ones(len(classes), dtype=bool) if counted is None else counted
+    kept = np.ones(len(classes)) if counted is None else counted.astype(np.float64)
     if not len(classes) == len(before) == len(after) == len(kept):
         raise InputError(
             f"a change of hits is of the same queries, got {len(classes)} classes, {len(before)} "
             f"outcomes before, {len(after)} after and {len(kept)} counted"
         )
     change = after.astype(np.float64) - before
-    found = float(before[kept].mean()) if kept.any() else 0.0
+    found = float((before * kept).sum() / kept.sum()) if kept.any() else 0.0
     return query_ratio(classes, change, kept, (-1.0, 1.0), -1, (-found, 1.0 - found))
 
 

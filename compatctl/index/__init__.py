@@ -7,6 +7,7 @@ from compatctl.index.hnsw import HnswIndex
 from compatctl.index.layout import HnswHeader, NotUnitError, read_header
 from compatctl.index.marks import held_marks, marks_of_rows, read_keys, read_rows
 from compatctl.index.params import HnswParams
+from compatctl.index.reading import read_all
 from compatctl.index.rebuilding import count_deleted, live, mapped, rebuilt, reduced
 from compatctl.index.tuning import EfTuning, recall_at, shares_found, tune_ef
 
@@ -22,6 +23,7 @@ __all__ = [
     "live",
     "mapped",
     "marks_of_rows",
+    "read_all",
     "read_header",
     "read_keys",
     "read_rows",

@@ -17,6 +17,8 @@ _TESTS = {
     "old_new": "old / new",
     "old_mixed": "old / mixed",
     "new_mixed": "new / mixed",
+    "old_old_at_hand": "old / old, at hand",
+    "new_old_at_hand": "new / old, at hand",
 }
 
 

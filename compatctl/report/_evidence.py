@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from compatctl.core.dependence import worst_effect
@@ -37,6 +38,18 @@ ALWAYS = (
     "design_effect",
 )
 """What is measured on every set of queries."""
+
+OWN_COUNT = frozenset(
+    {
+        "ann_recall",
+        "untouched_gain",
+        "stored_share",
+        "matched_share",
+        "self_test_gain",
+        "mixed_gain",
+    }
+)
+"""Checks of another number of queries, or of rows, than the group has queries."""
 
 OF_PAIRS = ("far_ratio", "frr_increase")
 """What is measured where a threshold was given, over pairs of queries and gallery items."""
@@ -134,6 +147,11 @@ def _demanded(report: Report, ruled: Mapping[str, Rule]) -> set[_Key]:
         found |= {(name, "pairs") for name in ("same_class", "different_class", "pair_tar_gain")}
     if report.store is not None and report.groups and _queries(report.groups[0]):
         found.add(("ann_recall", unseen))
+    if report.store is not None:
+        found.add(("stored_share", unseen))
+    if any(group.unjudged for group in report.groups[:1]):
+        found.add(("unjudged_gain", unseen))
+    found |= {(name, unseen) for name in ("matched_share", "old_recall")}
     if report.latency is not None or "latency_ratio" in ruled:
         found.add(("latency_ratio", "latency"))
     for group in report.groups:
@@ -165,7 +183,7 @@ def _of_groups(report: Report) -> Iterator[str]:
             where = f"{name} of {group.name}"
             if not _same(check.estimate, expected):
                 yield f"{where}: the check says {check.estimate}, the group {expected:g}"
-            if name not in OF_PAIRS and check.n not in {group.n_queries, 0}:
+            if name not in {*OF_PAIRS, *OWN_COUNT} and check.n not in {group.n_queries, 0}:
                 yield f"{where}: it is of {check.n} queries, the group of {group.n_queries}"
             if check.n_classes is not None and check.n_classes > max(1, group.n_classes):
                 yield f"{where}: it is of {check.n_classes} classes, the group {group.n_classes}"
@@ -173,9 +191,10 @@ def _of_groups(report: Report) -> Iterator[str]:
             check = checks.get(("slice_gain", f"{group.name}, {name}"))
             if check is not None and not check.n == check.n_queries == n <= group.n_queries:
                 yield f"slice_gain of {check.group}: it is of {check.n} queries, the slice of {n}"
+    yield from _of_gallery(report, checks)
     for check in report.verdict.checks:
         mine = next((one for one in report.groups if one.name == check.group), None)
-        if mine and check.name != "ann_recall" and check.n_queries != mine.n_queries:
+        if mine and check.name not in OWN_COUNT and check.n_queries != mine.n_queries:
             yield f"{check.name} of {check.group} is not of the group's {mine.n_queries} queries"
 
 
@@ -194,16 +213,52 @@ def _figures(policy: Policy, group: Group) -> dict[str, float]:
     }
     if group.dependence:
         found["design_effect"] = worst_effect(group.dependence, policy.min_classes)
+    touched = group.touched
+    if touched is not None and 0.0 < touched.of_queries < 1.0:
+        found |= {name: touched.mean(name, touched.of_gallery) for name in found}
+    if group.name == DECIDING_GROUP:
+        found["old_recall"] = recall.get("old_old", {}).get(k, nan)
+        if touched is not None and touched.of_gallery < 1.0:
+            found["untouched_gain"] = touched.untouched_gain
+    whole = "" if "old_old_at_hand" not in recall else "_at_hand"
     if "new_new" in recall:
-        found["self_test_gain"] = gain("new_new", "old_old")
+        found["self_test_gain"] = gain("new_new", f"old_old{whole}")
     if "new_mixed" in recall:
-        found["mixed_gain"] = gain("new_mixed", "new_old")
+        found["mixed_gain"] = gain("new_mixed", f"new_old{whole}")
     rates = group.error_rates
     if rates is not None:
         found["frr_increase"] = rates.frr.get("new", nan) - rates.frr.get("old", nan)
         if rates.far.get("old", 0.0) > 0:
             found["far_ratio"] = rates.far.get("new", nan) / rates.far["old"]
     return found
+
+
+def _of_gallery(report: Report, checks: Mapping[_Key, Check]) -> Iterator[str]:
+    """What is said of the searched rows and of those that training touched, against the figures."""
+    searched, group = report.searched, report.groups[0]
+    if report.store is not None:
+        if searched is None or searched.stored != report.store.stored_vectors:
+            yield "it does not say that the store's rows were searched"
+            return
+        if searched.rows != searched.stored + searched.embedded or searched.rows < 1:
+            yield "its searched rows are not those of the store and those embedded"
+            return
+    expected = {}
+    if report.store is not None and searched is not None:
+        expected["stored_share"] = searched.stored / searched.rows
+    if report.asked.get("qrels") is None:
+        expected["matched_share"] = group.n_queries / max(1, _queries(group))
+    for name, share in expected.items():
+        check = checks.get((name, group.name))
+        if check is not None and check.n > 0 and not _same(check.estimate, share):
+            yield f"{name}: the check says {check.estimate}, the report {share:g}"
+    if (group.touched is None) != (report.training_record_sha256 is None):
+        yield "what it says of touched rows is not what a training record says"
+    if group.touched is not None and group.n_queries:
+        plain = _figures(report.policy, replace(group, touched=None))
+        for name in group.touched.parts:
+            if not _same(group.touched.mean(name, group.touched.of_queries), plain[name]):
+                yield f"{name}: its touched and untouched parts do not make it"
 
 
 def _same(stated: float | None, expected: float) -> bool:

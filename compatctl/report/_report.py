@@ -6,7 +6,7 @@ asked for, is a measurement of the machine and the one exception.)
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from compatctl import __version__
@@ -50,6 +50,25 @@ class StoreId:
     index_sha256: str
     catalog_sha256: str
     stored_vectors: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedGallery:
+    """The rows that every query searched: ``stored`` ones and, besides, ``embedded`` ones, which
+    the store does not hold. ``unlabelled``: rows whose class nobody knows, ``conflicts`` among
+    them: those that data and catalogue label differently. ``self_test_rows``: rows that the new
+    model embedded, for new / new and the mixed gallery; None: that was not asked for. Ids are
+    examples.
+    """
+
+    rows: int
+    stored: int
+    embedded: int
+    embedded_ids: tuple[str, ...]
+    unlabelled: int
+    conflicts: int
+    conflict_ids: tuple[str, ...]
+    self_test_rows: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +131,43 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TouchedRows:
+    """Rows that training passed through the new model: their share of the gallery's rows of classes
+    that it was not trained on, their share of what the queries ask for, and how many queries ask
+    for untouched rows alone. ``parts``: check -> its mean over the touched and over the untouched
+    part of the queries, NaN where there is none. What decides is the mean of the two by their
+    shares of the gallery, where there are both. ``untouched_recall``: of old and of new queries
+    that ask for untouched rows alone, at the k of the policy."""
+
+    of_gallery: float
+    of_queries: float
+    untouched_queries: int
+    untouched_recall: tuple[float, float]
+    parts: dict[str, tuple[float, float]]
+
+    @property
+    def untouched_gain(self) -> float:
+        """Of new over old queries; NaN where there are no such queries."""
+        return self.untouched_recall[1] - self.untouched_recall[0]
+
+    def mean(self, check: str, share: float) -> float:
+        """Of both parts, where the touched one has this share."""
+        parts = zip(self.parts[check], (share, 1.0 - share), strict=True)
+        return sum(value * weight for value, weight in parts if weight > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """One group of queries: retrieval of every pair of models, flips and inequality means.
 
     Keys are query model and gallery: ``new_old`` is new queries on the old gallery, ``new_mixed``
-    on one of which the new model embedded a half. ``rank_bias``: share of the first ten answers
-    there that the new model embedded, less that share of the gallery. ``slices``: each slice's
-    queries that have something to find. ``unit``: what was resampled, ``class``, ``query`` or
-    columns of the data, which cross; ``n_classes``: units of the scarcest. ``dependence``: what the
-    class and each column say of the change of hits.
+    on one of which the new model embedded a half. Where the new model embedded a part of the
+    gallery only, all but the first two are of that part, and so are ``old_old_at_hand`` and
+    ``new_old_at_hand``. ``rank_bias``: share of the first ten answers there that the new model
+    embedded, less that share of the gallery. ``slices``: each slice's queries that have something
+    to find. ``unit``: what was resampled, ``class``, ``query`` or columns of the data, which cross;
+    ``n_classes``: units of the scarcest. ``dependence``: what the class and each column say of the
+    change of hits.
     """
 
     name: str
@@ -146,6 +193,12 @@ class Group:
     """Empty where there are too few pairs to tell, or so many that only a threshold is worth it."""
     slices: dict[str, int]
     dependence: tuple[Dependence, ...]
+    n_same_image: int = 0
+    """Queries that are left out: the gallery holds the same image under another id."""
+    unjudged: dict[str, dict[str, float]] = field(default_factory=dict)
+    """``old``, ``new`` -> k -> share of the first k answers of unknown relevance; empty: none."""
+    touched: TouchedRows | None = None
+    """None: no record says which rows training passed through the new model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +265,8 @@ class Report:
     warnings: tuple[str, ...]
     summary: str
     next_step: str
+    searched: SearchedGallery | None = None
+    """None: there are feature tables only."""
     signature: Signature | None = None
     format: int = FORMAT
     tool_version: str = __version__

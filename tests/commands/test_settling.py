@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from compatctl.commands.comparison import Trial
 from compatctl.commands.settling import LONG, sampling, verdict_of
-from compatctl.commands.trial import Trial
 from compatctl.core.borderline import unsure
 from compatctl.core.evidence import GroupEvidence, measure
 from compatctl.core.gate import judge
@@ -46,7 +46,7 @@ def trial(seed, gain=0.09):
     evidence = GroupEvidence(
         name="unseen", classes=classes, old_old=retrieval(old), new_old=retrieval(new)
     )
-    return Trial(evidence=evidence)
+    return Trial(evidence=evidence, kept=np.ones(len(evidence.classes), bool))
 
 
 def borderline(n):
