@@ -112,10 +112,10 @@ def _cell(
     return {
         "what": what,
         "resampled": unit,
-        "coverage": round(covered.coverage, 4),
-        "passed": float(np.mean([one.p_above(0.0) <= level for one in found])),
-        "failed": float(np.mean([one.p_below(0.0) <= level for one in found])),
-        "length": round(covered.length, 4),
+        "coverage": round(covered.coverage, 3),
+        "passed": round(float(np.mean([one.p_above(0.0) <= level for one in found])), 3),
+        "failed": round(float(np.mean([one.p_below(0.0) <= level for one in found])), 3),
+        "length": round(covered.length, 3),
         "runs": runs,
     }
 

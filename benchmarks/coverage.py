@@ -2,7 +2,8 @@
 
 Every run draws a held-out set whose truth is known and asks the library for its interval or its
 verdict. Tables: coverage of 95% intervals; checks that pass at their limit; slices that are all at
-their limit; power, and what ``needed`` promises. With ``--compare``, other ways to resample, on the
+their limit; harm in few or in large classes; queries that depend on each other by user; power, and
+what ``needed`` promises. With ``--compare``, other ways to resample, on the
 same data. Tables that go through features or through ``measure`` take half of the runs.
 
     python benchmarks/coverage.py [--runs N] [--seed S] [--json] [--compare]
@@ -18,10 +19,11 @@ from dataclasses import asdict
 from statistics import NormalDist
 from typing import Any
 
+import _dependence as dependence
 import _simulate as simulate
 import numpy as np
 
-from compatctl.core.estimate import Estimate
+from compatctl.core.estimate import Estimate, Skew
 from compatctl.core.evidence import GroupEvidence, measure
 from compatctl.core.gate import Check, Measurement, Needed, judge
 from compatctl.core.policy import Policy, rules
@@ -226,7 +228,8 @@ def needed(gain: float, kind: str, pilot: int, runs: int, seed: int) -> Row:
     """What an open check asks for at its true effect and spread, and how often that settles it."""
     rng = simulate.generator(seed, f"needed {gain} {kind} {pilot}")
     policy = Policy(**OPEN)
-    spread = np.std([one.value for one in gains(gain, kind, pilot, runs, rng)])
+    found = gains(gain, kind, pilot, runs, rng)
+    spread = np.std([one.value for one in found])
     places = (np.arange(policy.replicates) + 0.5) / policy.replicates
     exact = Estimate(
         value=gain,
@@ -234,6 +237,8 @@ def needed(gain: float, kind: str, pilot: int, runs: int, seed: int) -> Row:
         n_empty=0,
         n_classes=pilot,
         bounds=(-1.0, 1.0),
+        skew_low=_typical([one.skew_low for one in found]),
+        skew_high=_typical([one.skew_high for one in found]),
     )
     asked = decided([exact], policy, 4 * pilot)[0].needed
     if asked is None:
@@ -247,6 +252,13 @@ def needed(gain: float, kind: str, pilot: int, runs: int, seed: int) -> Row:
         "settled": settled,
         "runs": runs,
     }
+
+
+def _typical(found: Sequence[Skew | None]) -> Skew:
+    """The mean of the corrections of many pilots."""
+    rows = [(one.error, one.skewness, one.shift) for one in found if one is not None]
+    error, skewness, shift = np.mean(rows, axis=0)
+    return Skew(error=float(error), skewness=float(skewness), shift=float(shift))
 
 
 def _settled(gain: float, kind: str, asked: Needed, runs: int, rng: simulate.Generator) -> float:
@@ -278,6 +290,8 @@ def tables(runs: int, seed: int, compare: bool) -> dict[str, list[Row]]:
     return {
         "coverage": [*coverage_rows(runs, seed), *cosine_rows(half, seed)],
         "false passes": list(false_pass_rows(half, seed)),
+        "lopsided harm": list(dependence.lopsided_rows(half, seed)),
+        "units": list(dependence.unit_rows(half, seed)),
         "slices": [family(half, seed)],
         "power": [
             power(gain, classes, runs, seed)

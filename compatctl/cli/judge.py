@@ -150,6 +150,43 @@ def verify(
 
 
 @command
+def power(
+    tables: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Feature tables (.npz) instead of data: old, or old and new."),
+    ] = None,
+    project: ProjectFile = None,
+    data: DataPath = None,
+    data_root: DataRoot = None,
+    policy: PolicyName = None,
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option("--cluster", envvar="COMPATCTL_CLUSTER", help="As for verify; repeatable."),
+    ] = None,
+    gains: Annotated[
+        list[float] | None,
+        typer.Option("--gain", help="A gain in recall to be shown; repeatable: .01, .02, .05."),
+    ] = None,
+    report_file: Annotated[
+        Path | None,
+        typer.Option("--report", help="An earlier report, whose scatter is taken."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which gain the held-out queries can show, and how many would show more; no model runs."""
+    from compatctl.commands import power as verb
+
+    options = verb.PowerOptions(
+        tables=tuple(tables or ()),
+        report=report_file,
+        gains=tuple(gains or verb.GAINS),
+        cluster=tuple(cluster or ()),
+    )
+    where = project_of(project, data=data, data_root=data_root, policy=policy)
+    show(verb.power(where, options), as_json=as_json)
+
+
+@command
 def matrix(
     models: Annotated[
         list[Path] | None,

@@ -60,11 +60,11 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     """
     options.check_features()
     tables = load_features(old), load_features(new)
-    _check_same(*tables, old, new)
-    queries, gallery = _rows(tables[0], old)
+    check_same(*tables, old, new)
+    queries, gallery = table_rows(tables[0], old)
     judged = read_qrels(options.qrels) if options.qrels else None
     shared = _shared(tables[0], queries, gallery, options.ignore_same)
-    where = ignoring(_field(tables[0], queries, gallery, judged, options), shared)
+    where = ignoring(table_field(tables[0], queries, gallery, judged, options), shared)
     sides = Sides(
         old_queries=_part(tables[0], queries),
         new_queries=_part(tables[1], queries),
@@ -95,7 +95,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     )
 
 
-def _rows(table: FeatureTable, path: Path) -> tuple[Rows, Rows]:
+def table_rows(table: FeatureTable, path: Path) -> tuple[Rows, Rows]:
     """Rows that query and rows that are searched: all of them both where there is no role."""
     if table.role is None:
         every = np.arange(len(table.ids))
@@ -117,7 +117,7 @@ def _part(table: FeatureTable, rows: Rows) -> np.ndarray:
     return table.features[rows]
 
 
-def _field(
+def table_field(
     table: FeatureTable,
     queries: Rows,
     gallery: Rows,
@@ -186,7 +186,7 @@ def _pairs(
     )
 
 
-def _check_same(old: FeatureTable, new: FeatureTable, old_path: Path, new_path: Path) -> None:
+def check_same(old: FeatureTable, new: FeatureTable, old_path: Path, new_path: Path) -> None:
     """Both tables must be of the same items, in the same order, labelled alike."""
     for name, a, b in (
         ("ids", old.ids, new.ids),

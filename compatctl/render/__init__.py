@@ -92,6 +92,7 @@ _TABLES: dict[str, Callable[[Console, Any], None]] = {
     "Bridged": _sheets.bridged_sheet,
     "Report": report_sheet,
     "CompatibilityMatrix": _sheets.matrix_sheet,
+    "Power": _sheets.power_sheet,
     "History": _sheets.history_sheet,
     "Found": _sheets.found_sheet,
     "Plan": _sheets.plan_sheet,

@@ -28,6 +28,37 @@ def matrix_sheet(console: Console, matrix: Any) -> None:
     )
 
 
+def power_sheet(console: Console, found: Any) -> None:
+    kinds = " and ".join(found.unit)
+    console.print(
+        f"{found.n_queries} held-out queries have something to find, of {found.n_classes} units "
+        f"({cell(kinds)})\npolicy {cell(found.policy)}: the gain in recall@{found.recall_at} must "
+        f"be more than {found.limit:g}; shown with power {found.power:g}"
+    )
+    gains = [one.gain for one in found.rows[0].needed]
+    rows = [
+        (
+            f"{row.changed:.3f}",
+            ", ".join(f"{value:.2f}" for value in row.icc.values()),
+            "none" if row.least_gain is None else f"{row.least_gain:.4f}",
+            *(
+                "-" if one.classes is None else f"{one.classes} ({one.queries})"
+                for one in row.needed
+            ),
+        )
+        for row in found.rows
+    ]
+    columns = ("share that changes", "correlation", "least gain shown")
+    table(console, (*columns, *(f"units (queries) for {gain:g}" for gain in gains)), rows)
+    if found.too_few:
+        console.print(f"the gate cannot tell anything here: {cell(found.too_few)}")
+    if not found.measured:
+        console.print(
+            "shares and correlations are assumed; two feature tables, or --report of an earlier "
+            "verification, measure them"
+        )
+
+
 def history_sheet(console: Console, history: Any) -> None:
     rows = [
         (

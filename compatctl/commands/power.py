@@ -1,0 +1,265 @@
+"""power: which gain a held-out set can show, before there is a model to verify."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from compatctl.commands.both import load_data
+from compatctl.commands.evaluation import arena_of, field_of, query_rows
+from compatctl.commands.options import VerifyOptions
+from compatctl.commands.trial import Bools, Field, retrieval
+from compatctl.commands.verify_features import check_same, table_field, table_rows
+from compatctl.core.dependence import intraclass
+from compatctl.core.policy import Policy, rules
+from compatctl.core.power import Asked, HeldOutSet, Kind, Scatter, least_gain, times_needed
+from compatctl.core.retrieval import Retrieval
+from compatctl.data import FeatureTable, load_features
+from compatctl.errors import InputError, UsageError
+from compatctl.recipe import Project, load_policy
+from compatctl.report import Report, read_bound
+
+GAINS = (0.01, 0.02, 0.05)
+CHANGED = (0.05, 0.15, 0.3)
+"""Shares of queries whose hit changes, where none was measured."""
+ICCS = (0.0, 0.1, 0.3)
+"""Intraclass correlations of the change, where none was measured."""
+OLD_RECALL = 0.5
+"""What the old model finds, where that was not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerOptions:
+    """``tables``: none, one or two feature tables instead of the project's data; two of them, or an
+    earlier ``report``, say how much queries change. ``gains`` of recall, above the policy's limit;
+    ``cluster``: columns whose values are resampled besides classes."""
+
+    tables: tuple[Path, ...] = ()
+    report: Path | None = None
+    gains: tuple[float, ...] = GAINS
+    cluster: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.tables) > 2:
+            raise UsageError("power takes at most two feature tables, old and new")
+        if len(self.tables) == 2 and self.report is not None:
+            raise UsageError("two tables say how much queries change; leave --report out")
+        wrong = [gain for gain in self.gains if not 0 < gain <= 1]
+        if wrong:
+            raise UsageError(f"a gain lies above 0 and is at most 1, got {wrong[0]:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What shows one gain with the policy's power; None: no set drawn alike does."""
+
+    gain: float
+    classes: int | None
+    """Units of the kind that there is fewest of."""
+    queries: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerRow:
+    """For one share of queries whose hit changes, and intraclass correlation by kind of unit."""
+
+    changed: float
+    icc: dict[str, float]
+    least_gain: float | None
+    """The least that this set shows with the policy's power; None: none that is possible."""
+    needed: tuple[Shown, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """What a held-out set can show."""
+
+    policy: str
+    limit: float
+    alpha: float
+    power: float
+    recall_at: int
+    n_queries: int
+    """That have something to find."""
+    n_classes: int
+    unit: tuple[str, ...]
+    """What is resampled; ``n_classes`` are units of the kind that there is fewest of."""
+    measured: bool
+    """Whether the scatter is that of two models, and not assumed."""
+    old_recall: float
+    rows: tuple[PowerRow, ...]
+    too_few: str
+    """Why the gate could tell nothing of this set whatever it shows; empty where it could."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """The set, and what was measured on it or elsewhere."""
+
+    held_out: HeldOutSet
+    old_recall: float | None = None
+    changed: float | None = None
+    icc: Mapping[str, float] = field(default_factory=dict)
+
+
+def power(project: Project, options: PowerOptions | None = None) -> Power:
+    """Which gain the held-out queries of the project's data, or of a table, can show.
+
+    No model runs. The gain is that of recall at the policy's ``recall_at``, alone among the checks.
+
+    Raises:
+        InputError: data, a table or a report that cannot be read, or no query with a match.
+        UsageError: options that exclude each other, or a gain out of range.
+    """
+    asked = options or PowerOptions()
+    policy = load_policy(project.policy)
+    known = _known(project, policy, asked)
+    if not known.held_out.n_queries:
+        raise InputError(
+            "no held-out query has anything to find",
+            tip="hold out whole classes, with at least two images each",
+        )
+    rule = rules(policy)["recall_gain"]
+    wanted = Asked(limit=rule.limit, level=policy.alpha / 2, power=policy.power)
+    recall = OLD_RECALL if known.old_recall is None else known.old_recall
+    names = [kind.name for kind in known.held_out.kinds]
+    scatters = (
+        [Scatter(changed=c, icc=dict.fromkeys(names, r), old_recall=recall)
+         for c in CHANGED for r in ICCS]
+        if known.changed is None
+        else [Scatter(changed=known.changed, icc=known.icc, old_recall=recall)]
+    )  # fmt: skip
+    return Power(
+        policy=policy.name,
+        limit=rule.limit,
+        alpha=policy.alpha,
+        power=policy.power,
+        recall_at=policy.recall_at,
+        n_queries=known.held_out.n_queries,
+        n_classes=known.held_out.n_units,
+        unit=tuple(names),
+        measured=known.changed is not None,
+        old_recall=recall,
+        rows=tuple(_row(known.held_out, one, asked.gains, wanted, policy) for one in scatters),
+        too_few=_too_few(known.held_out, policy),
+    )
+
+
+def _row(
+    held_out: HeldOutSet, scatter: Scatter, gains: Sequence[float], wanted: Asked, policy: Policy
+) -> PowerRow:
+    return PowerRow(
+        changed=scatter.changed,
+        icc=dict(scatter.icc),
+        least_gain=None if _too_few(held_out, policy) else least_gain(held_out, scatter, wanted),
+        needed=tuple(_shown(held_out, scatter, gain, wanted, policy) for gain in gains),
+    )
+
+
+def _shown(
+    held_out: HeldOutSet, scatter: Scatter, gain: float, wanted: Asked, policy: Policy
+) -> Shown:
+    times = times_needed(held_out, scatter, gain, wanted)
+    if times is None:
+        return Shown(gain=gain, classes=None, queries=None)
+    classes = max(math.ceil(held_out.n_units * times), policy.min_classes)
+    each = held_out.n_queries / held_out.n_units
+    queries = max(math.ceil(classes * each), policy.min_queries)
+    return Shown(gain=gain, classes=classes, queries=queries)
+
+
+def _too_few(held_out: HeldOutSet, policy: Policy) -> str:
+    if held_out.n_queries < policy.min_queries:
+        return f"{held_out.n_queries} queries, and the policy asks for {policy.min_queries}"
+    if held_out.n_units < policy.min_classes:
+        return f"{held_out.n_units} classes or units, and the policy asks for {policy.min_classes}"
+    return ""
+
+
+def _known(project: Project, policy: Policy, asked: PowerOptions) -> _Known:
+    cluster = asked.cluster or project.cluster
+    earlier = None if asked.report is None else _of_report(read_bound(asked.report).report)
+    if asked.tables:
+        return _of_tables(asked.tables, policy, cluster, earlier)
+    if earlier is not None and project.data is None:
+        return earlier
+    data = load_data(project)
+    where = field_of(data, arena_of("power", data, query_rows(data, "test"), (), cluster))
+    return _with(HeldOutSet.of(where.classes, where.unit, _counted(where)), earlier)
+
+
+def _with(held_out: HeldOutSet, earlier: _Known | None) -> _Known:
+    """A set, and what an earlier report says of the models."""
+    if earlier is None:
+        return _Known(held_out=held_out)
+    return _Known(
+        held_out=held_out,
+        old_recall=earlier.old_recall,
+        changed=earlier.changed,
+        icc=earlier.icc,
+    )
+
+
+def _counted(where: Field) -> Bools:
+    """(Q,) whether a query has an item of its class to find, its own row left out."""
+    most = int(max(where.query_labels.max(initial=0), where.gallery_labels.max(initial=0)))
+    sizes = np.bincount(where.gallery_labels, minlength=most + 1)
+    found: Bools = sizes[where.query_labels] - (where.own_row >= 0) > 0
+    return found
+
+
+def _of_tables(
+    paths: Sequence[Path], policy: Policy, cluster: tuple[str, ...], earlier: _Known | None
+) -> _Known:
+    tables = [load_features(path) for path in paths]
+    if len(tables) == 2:
+        check_same(tables[0], tables[1], paths[0], paths[1])
+    queries, gallery = table_rows(tables[0], paths[0])
+    where = table_field(tables[0], queries, gallery, None, VerifyOptions(cluster=cluster))
+
+    def searched(table: FeatureTable) -> Retrieval:
+        rows = tables[0].features[gallery]
+        return retrieval(where, table.features[queries], rows, (policy.recall_at,), 1)
+
+    tests = [searched(table) for table in tables]
+    old, k = tests[0], policy.recall_at
+    known = _with(HeldOutSet.of(where.classes, where.unit, old.counted), earlier)
+    changed, icc = known.changed, known.icc
+    if len(tests) == 2 and old.counted.any():
+        change = (tests[1].hit(k).astype(np.float64) - old.hit(k))[old.counted]
+        changed = float(np.abs(change).mean())
+        icc = _iccs(change, where, old.counted)
+    return _Known(
+        held_out=known.held_out, old_recall=old.recall[k], changed=changed or None, icc=icc
+    )
+
+
+def _iccs(change: np.ndarray, where: Field, counted: Bools) -> dict[str, float]:
+    """Of every kind of unit; 0 where each unit has one query."""
+    columns = where.classes[:, None] if where.classes.ndim == 1 else where.classes
+    found = {}
+    for name, column in zip(where.unit, columns[counted].T, strict=True):
+        units = np.unique(column, return_inverse=True)[1]
+        n = int(units.max(initial=-1)) + 1
+        found[name] = intraclass(change, units) if 1 < n < len(change) else 0.0
+    return found
+
+
+def _of_report(report: Report) -> _Known:
+    """The deciding group of an earlier report: first answers, whatever ``recall_at`` is."""
+    group = report.groups[0]
+    by = {one.column: one.icc for one in group.dependence}
+    size = group.n_queries / max(group.n_classes, 1)
+    return _Known(
+        held_out=HeldOutSet(
+            n_queries=group.n_queries,
+            kinds=tuple(Kind(name=name, n=group.n_classes, size=size) for name in group.unit),
+        ),
+        old_recall=group.recall["old_old"]["1"],
+        changed=group.negative_flips + group.positive_flips or None,
+        icc={name: by.get(name, 0.0) for name in group.unit} | by,
+    )
