@@ -43,6 +43,10 @@ def verify(
     junit: Annotated[Path | None, _file("--junit", "Write JUnit XML, a case a check.")] = None,
     markdown: Annotated[Path | None, _file("--markdown", "Write a job summary.")] = None,
     metrics: Annotated[Path | None, _file("--metrics", "Write OpenMetrics text.")] = None,
+    queries: Annotated[
+        Path | None,
+        _file("--queries", "Write a line for each query: .csv, .jsonl or .parquet."),
+    ] = None,
     slices: Annotated[
         list[str] | None,
         typer.Option(
@@ -141,7 +145,7 @@ def verify(
         self_test=self_test,
         seed=seed,
         dry_run=dry_run,
-        outputs=Outputs(junit=junit, markdown=markdown, metrics=metrics),
+        outputs=Outputs(junit=junit, markdown=markdown, metrics=metrics, queries=queries),
     )
     with progress() as report:
         done = verb.verify(where, old=old, new=new, options=options, progress=report)

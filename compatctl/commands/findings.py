@@ -13,14 +13,16 @@ from compatctl.commands.both import Compared, compared, named
 from compatctl.commands.chain import chain_of
 from compatctl.commands.clusters import columns_of
 from compatctl.commands.comparison import Trial, run
-from compatctl.commands.evaluation import Judged, without
+from compatctl.commands.evaluation import Arena, Judged, without
 from compatctl.commands.gallery import DeployedGallery, scale_of
 from compatctl.commands.groups import Groups
 from compatctl.commands.ignoring import ignoring, unknown_values
 from compatctl.commands.judging import lost_judgments
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import measure_pairs
+from compatctl.commands.query_file import Answered
 from compatctl.commands.scope import GalleryImages, searched_gallery
+from compatctl.commands.searched import Searched
 from compatctl.commands.settling import Sampling
 from compatctl.commands.training_record import Seen
 from compatctl.commands.trial import Field, Rows, Sides
@@ -61,6 +63,23 @@ class Question:
             calibrate=self.options.calibration(scale),
         )
 
+    def answered(self, arena: Arena, searched: Searched, trial: Trial) -> list[Answered]:
+        """What the queries of a group found, where a file of it was asked for."""
+        if self.options.queries_file is None:
+            return []
+        rows = arena.queries[trial.kept]
+        items = [self.data.items[row] for row in rows]
+        one = Answered(
+            group=arena.name,
+            ids=[item.id for item in items],
+            labels=[item.label for item in items],
+            columns=columns_of(self.data, rows, self.options.columns),
+            gallery_ids=searched.ids,
+            gallery_labels=searched.labels,
+            tests=(trial.evidence.old_old, trial.evidence.new_old),
+        )
+        return [one]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Findings:
@@ -76,6 +95,7 @@ class Findings:
     chain: list[ChainEvidence] = field(default_factory=list)
     unchecked: tuple[str, ...] = ()
     """What was not asked for, judgments without effect, items without a value of a column."""
+    answered: list[Answered] = field(default_factory=list)
     both: Compared | None = None
     sent: AnnQueries | None = None
     ann: AnnHealth | None = None
@@ -117,6 +137,7 @@ class Findings:
             if not trials:
                 found = replace(found, unchecked=unknown_values(shared))
             trials.append(trial)
+            found.answered.extend(asked.answered(arena, both.searched, trial))
             if gallery is not None and one.name == DECIDING_GROUP and trial.kept.any():
                 part = where.queries(trial.kept), sides.queries(trial.kept)
                 rows = arena.queries[trial.kept]

@@ -35,16 +35,19 @@ NEXT_STEPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Files that the report is written to besides report.json; None: not wanted."""
+    """Files that are written besides report.json; None: not wanted. ``queries`` has a line for each
+    query, the others are forms of the report."""
 
     junit: Path | None = None
     markdown: Path | None = None
     metrics: Path | None = None
+    queries: Path | None = None
 
     @property
     def given(self) -> tuple[Path, ...]:
         """Those that are wanted."""
-        return tuple(one for one in (self.junit, self.markdown, self.metrics) if one is not None)
+        every = (self.junit, self.markdown, self.metrics, self.queries)
+        return tuple(one for one in every if one is not None)
 
 
 def verdict_fields(

@@ -79,6 +79,7 @@ class VerifyOptions:
                 junit=kept.junit or here.junit,
                 markdown=kept.markdown or here.markdown,
                 metrics=kept.metrics or here.metrics,
+                queries=kept.queries or here.queries,
             ),
         )
 
@@ -122,6 +123,16 @@ class VerifyOptions:
                 f"{flag} is about a model, and feature tables have none",
                 tip="verify the ONNX files, or leave the flag out",
             )
+
+    @property
+    def queries_file(self) -> Path | None:
+        """Where to write a line for each query; None: nowhere."""
+        return None if self.dry_run else self.outputs.queries
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column of the data that is asked about, once."""
+        return tuple(dict.fromkeys((*self.slices, *self.cluster, *self.ignore_same)))
 
     def thresholds(self, scale: ScoreMap | None = None) -> Thresholds | None:
         """The thresholds of old and new queries, where one was given, on the ``scale`` of the

@@ -23,6 +23,7 @@ from compatctl.commands.judging import (
 from compatctl.commands.latency import latency_measurement, measure_latency
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.proving import prove, unproven
+from compatctl.commands.query_file import check_form, write_queries
 from compatctl.commands.scope import stored_share, warnings_of
 from compatctl.commands.settling import sampling, verdict_of
 from compatctl.commands.training_record import Seen
@@ -70,6 +71,7 @@ def verify(
     options = (options or VerifyOptions()).within(project)
     policy = load_policy(project.policy)
     options.check(policy)
+    check_form(options.outputs.queries)
     for target in (project.report, *options.outputs.given):
         if not options.dry_run and not target.parent.is_dir():
             raise InputError(f"no folder {target.parent} to write {target.name} to")
@@ -114,6 +116,7 @@ def _verify_models(  # noqa: PLR0917
     others += _unsampled(seen, latency) + prove(gallery, data, encoders, progress)
     others += stored_share(found.searched, has_store=gallery is not None)
     verdict = verdict_of(policy, found.trials, found.chain, others, how, make_pairs)
+    write_queries(options.queries_file, found.answered)
     unchecked = _unchecked(seen, gallery, latency, found.chain) + found.unchecked
     stated = verdict_fields(policy, verdict, how, found.trials, NEXT_STEPS)
     stated["warnings"] += scale_warnings(scale_of(gallery), calibrate=options.calibrate)

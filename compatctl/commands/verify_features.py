@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from compatctl.commands.clusters import column_codes, drawn
-from compatctl.commands.comparison import run
+from compatctl.commands.comparison import Trial, run
 from compatctl.commands.evaluation import Judged, judged_rows, same_dimension, slices_of
 from compatctl.commands.ignoring import Column, ignoring, unknown_values
 from compatctl.commands.judging import (
@@ -19,6 +19,7 @@ from compatctl.commands.judging import (
 )
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import measure_pairs, rows_of
+from compatctl.commands.query_file import Answered, write_queries
 from compatctl.commands.settling import Sampling, sampling, verdict_of
 from compatctl.commands.trial import Field, Rows, Sides, half_of
 from compatctl.core.gate import Measurement
@@ -74,6 +75,9 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     calibrate = options.calibration()
     at = options.thresholds()
     trial = run("unseen", where, sides, policy, thresholds=at, calibrate=calibrate)
+    write_queries(
+        options.queries_file, [_answered(tables[0], queries[trial.kept], gallery, trial, options)]
+    )
     how = sampling(policy, options.seed or 0, len(where.slices), 0)
     make_pairs = partial(_pairs, tables, policy, options)
     others, pairs = make_pairs(how)
@@ -143,6 +147,20 @@ def table_field(
         slices=slices_of(_columns(table, queries, options.slices)),
         unit=units.unit,
         columns=column_codes(codes[queries], _columns(table, queries, tuple(table.slices))),
+    )
+
+
+def _answered(
+    table: FeatureTable, queries: Rows, gallery: Rows, trial: Trial, options: VerifyOptions
+) -> Answered:
+    return Answered(
+        group=trial.evidence.name,
+        ids=[table.ids[row] for row in queries],
+        labels=[table.labels[row] for row in queries],
+        columns=_columns(table, queries, options.columns),
+        gallery_ids=[table.ids[row] for row in gallery],
+        gallery_labels=[table.labels[row] for row in gallery],
+        tests=(trial.evidence.old_old, trial.evidence.new_old),
     )
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compatctl.core.arrays import Bools, Codes, Floats, as_labels, as_own_row, check_positive
 from compatctl.core.ignored import Ignored
@@ -45,6 +46,10 @@ class Retrieval:
     """(Q,) place, from 1, of the first answer of the query's class; ``NEVER`` where none was."""
     average_precision: Floats
     """(Q,) in [0, 1]; NaN where R = 0."""
+    first_row: Codes | None = None
+    """(Q,) gallery row of the first answer, right or wrong; -1 where there was none."""
+    first_score: NDArray[np.float32] | None = None
+    """(Q,) its cosine; -inf where there was none."""
 
     @property
     def counted(self) -> Bools:
@@ -119,7 +124,7 @@ def evaluate(
         for query, row in ignored.blocks():
             lost = (query_labels[query] == gallery_labels[row]) & (own[query] != row)
             relevant -= np.bincount(query[lost], minlength=len(relevant))
-    return _retrieval(hits, relevant, ks, map_k)
+    return _retrieval(neighbours, hits, relevant, ks, map_k)
 
 
 def evaluate_judged(
@@ -161,11 +166,13 @@ def evaluate_judged(
     _check_columns(neighbours, (*ks, map_k), n_gallery)
     found = np.arange(Q)[:, None] * max(n_gallery, 1) + neighbours.rows
     hits = np.isin(found, keys) & (neighbours.rows >= 0)
-    return _retrieval(hits, np.bincount(query, minlength=Q), ks, map_k)
+    return _retrieval(neighbours, hits, np.bincount(query, minlength=Q), ks, map_k)
 
 
-def _retrieval(hits: Bools, relevant: Codes, ks: Sequence[int], map_k: int) -> Retrieval:
-    """From (Q, k) hits and (Q,) R."""
+def _retrieval(
+    neighbours: Neighbours, hits: Bools, relevant: Codes, ks: Sequence[int], map_k: int
+) -> Retrieval:
+    """From (Q, k) neighbours, which of them are hits, and (Q,) R."""
     counted = relevant > 0
     precisions = _average_precision(hits[:, :map_k], relevant, map_k)
     first = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, NEVER).astype(np.int64)
@@ -177,6 +184,8 @@ def _retrieval(hits: Bools, relevant: Codes, ks: Sequence[int], map_k: int) -> R
         map_k=map_k,
         first_hit=first,
         average_precision=precisions,
+        first_row=neighbours.rows[:, 0].copy(),
+        first_score=neighbours.scores[:, 0].copy(),
     )
 
 

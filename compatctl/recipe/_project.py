@@ -65,8 +65,9 @@ class Project:
     units, besides classes; ``ignore_same`` are columns whose value a gallery item of the query's
     label may not share with it, or it does not count; ``threshold`` is the cosine at which the
     deployed system accepts, and ``calibrate`` keeps what it means by a map of the scores;
-    ``junit``, ``markdown`` and ``metrics`` are files that verify writes besides; ``factories`` is
-    the code that a recipe may name, modules and callables; ``gate`` is how verify is asked besides.
+    ``junit``, ``markdown``, ``metrics`` and ``queries`` are files that verify writes besides;
+    ``factories`` is the code that a recipe may name, modules and callables; ``gate`` is how verify
+    is asked besides.
     """
 
     format: int = field(default=1, metadata=between(1, 1))
@@ -81,6 +82,7 @@ class Project:
     junit: Path | None = None
     markdown: Path | None = None
     metrics: Path | None = None
+    queries: Path | None = None
     slices: tuple[str, ...] = ()
     cluster: tuple[str, ...] = ()
     ignore_same: tuple[str, ...] = ()

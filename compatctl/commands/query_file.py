@@ -1,0 +1,167 @@
+"""One line a query: what it is, what old and new found first, and what became of it.
+
+The order is that of the queries' ids in each group, so that two files can be compared line by line;
+``order`` says which lines to look at first: lost queries, then those that are wrong with both.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compatctl.commands.trial import Rows
+from compatctl.core.retrieval import NEVER, Retrieval
+from compatctl.errors import UsageError
+from compatctl.files import write_atomic
+
+FORMS = (".csv", ".jsonl", ".parquet")
+OUTCOMES = ("lost", "same_wrong", "won", "same_right", "no_match")
+"""What became of a query, the one to look at first first."""
+FIXED = ("id", "group", "label", "outcome", "order")
+_ANSWER = ("first_id", "first_label", "first_score", "rank")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answered:
+    """One group of Q queries, as both models answered them on the old gallery of G rows; a gallery
+    label that nobody knows is empty."""
+
+    group: str
+    ids: Sequence[str]
+    labels: Sequence[str]
+    columns: Mapping[str, Sequence[str]]
+    """Name -> (Q,) the values by which queries were sliced, resampled or ignored."""
+    gallery_ids: Sequence[str]
+    gallery_labels: Sequence[str]
+    tests: tuple[Retrieval, Retrieval]
+    """Old and new queries on the old gallery."""
+
+
+def check_form(path: Path | None) -> None:
+    """Refuse a file of queries that could not be written, before anything is computed.
+
+    Raises:
+        UsageError: its name ends otherwise than in .csv, .jsonl or .parquet, or pyarrow is missing.
+    """
+    if path is None:
+        return
+    if path.suffix not in FORMS:
+        raise UsageError(
+            f"--queries writes {', '.join(FORMS)}, got {path.name}", tip="name the file so"
+        )
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UsageError(
+            f"{path.name}: parquet needs pyarrow, which is not installed",
+            tip="pip install pyarrow, or name a .csv or .jsonl file",
+        )
+
+
+def write_queries(path: Path | None, groups: Iterable[Answered]) -> None:
+    """Write one line for each query, atomically; a query that is in several groups has the first.
+
+    A rank is the place, from 1, of the first relevant item; empty (null) where none was among those
+    that were searched for. Texts are written as they are: what opens the file in a spreadsheet must
+    not run them.
+    """
+    if path is None:
+        return
+    columns: dict[str, list[Any]] = {}
+    written: set[str] = set()
+    for group in groups:
+        new = [at for at in _by_id(group) if group.ids[at] not in written]
+        written.update(group.ids[at] for at in new)
+        for name, values in _columns(group).items():
+            columns.setdefault(name, []).extend(values[at] for at in new)
+    write_atomic(path, _FORMS[path.suffix](columns))
+
+
+def _by_id(group: Answered) -> list[int]:
+    return sorted(range(len(group.ids)), key=lambda at: group.ids[at])
+
+
+def _columns(group: Answered) -> dict[str, Sequence[Any]]:
+    old, new = (_answer(group, side) for side in (0, 1))
+    outcome = _outcomes(*group.tests)
+    found: dict[str, Sequence[Any]] = {
+        "id": group.ids,
+        "group": [group.group] * len(group.ids),
+        "label": group.labels,
+        "outcome": [OUTCOMES[one] for one in outcome],
+        "order": _order(outcome, group.tests, np.array(_by_id(group), np.int64)),
+        **{f"old_{name}": values for name, values in zip(_ANSWER, old, strict=True)},
+        **{f"new_{name}": values for name, values in zip(_ANSWER, new, strict=True)},
+    }
+    # A column of the user's that is called like one of these keeps its name behind a prefix.
+    for name, values in group.columns.items():
+        found[f"column {name}" if name in found else name] = values
+    return found
+
+
+def _answer(group: Answered, side: int) -> tuple[Sequence[Any], ...]:
+    """Ids, labels and cosines of the first answers, and ranks of the first relevant ones."""
+    test = group.tests[side]
+    assert test.first_row is not None
+    assert test.first_score is not None
+    rows, scores = test.first_row, test.first_score
+    named = rows.tolist()
+    return (
+        [None if row < 0 else group.gallery_ids[row] for row in named],
+        [None if row < 0 else group.gallery_labels[row] for row in named],
+        [None if row < 0 else float(one) for row, one in zip(named, scores.tolist(), strict=True)],
+        [None if one == NEVER else one for one in test.first_hit.tolist()],
+    )
+
+
+def _outcomes(old: Retrieval, new: Retrieval) -> Rows:
+    """(Q,) the place of each query's outcome in ``OUTCOMES``."""
+    before, after = old.hit1, new.hit1
+    code = np.select([before & ~after, ~before & ~after, ~before & after], [0, 1, 2], default=3)
+    return np.where(old.counted, code, 4).astype(np.int64)
+
+
+def _order(outcome: Rows, tests: tuple[Retrieval, Retrieval], by_id: Rows) -> list[int]:
+    """(Q,) places from 1: by outcome, then those whose relevant item fell furthest, then by id."""
+    rank = np.empty(len(outcome), dtype=np.int64)
+    rank[by_id] = np.arange(len(outcome))
+    fell = np.minimum(tests[1].first_hit, 10**6) - np.minimum(tests[0].first_hit, 10**6)
+    place = np.empty(len(outcome), dtype=np.int64)
+    place[np.lexsort((rank, -fell, outcome))] = np.arange(len(outcome)) + 1
+    return [int(one) for one in place]
+
+
+def _lines(columns: Mapping[str, list[Any]]) -> Any:
+    return zip(*columns.values(), strict=True)
+
+
+def _csv(columns: Mapping[str, list[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(_lines(columns))
+    return text.getvalue().encode("utf-8", "surrogatepass")
+
+
+def _jsonl(columns: Mapping[str, list[Any]]) -> bytes:
+    names = list(columns)
+    lines = (json.dumps(dict(zip(names, line, strict=True))) for line in _lines(columns))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _parquet(columns: Mapping[str, list[Any]]) -> bytes:
+    pa: Any = importlib.import_module("pyarrow")
+    sink = pa.BufferOutputStream()
+    importlib.import_module("pyarrow.parquet").write_table(pa.table(dict(columns)), sink)
+    made: bytes = sink.getvalue().to_pybytes()
+    return made
+
+
+_FORMS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
