@@ -206,7 +206,7 @@ def matrix(
 ) -> None:
     """Test every version's queries on every earlier version's gallery: M, AC, AA, ACA."""
     from compatctl.commands import matrix as verb
-    from compatctl.render import progress
+    from compatctl.render import progress, warn
 
     with progress() as report:
         done = verb.matrix(
@@ -216,6 +216,9 @@ def matrix(
             skip_bad=skip_bad,
             progress=report,
         )
+    if done.let_go:
+        names = ", ".join(one[:12] for one in done.let_go)
+        warn([f"{len(done.let_go)} earlier query models are not kept, and left out: {names}"])
     show(done, as_json=as_json)
 
 

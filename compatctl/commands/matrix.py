@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import spaces
+from compatctl.store import Store, spaces
 
 REPLICATES = 2000
 LEVEL = 0.95
@@ -41,7 +41,8 @@ class CompatibilityMatrix:
 
     ``ac`` and ``aca`` are None for a single version. Intervals have 95% confidence; ``intervals``
     has the place of ``values``, ``gain_intervals[i][j]``, i > j, is of values[i][j] -
-    values[j][j].
+    values[j][j]. ``let_go``: digests of earlier query models that are no versions here, because the
+    store does not keep their files any more.
     """
 
     versions: tuple[str, ...]
@@ -58,6 +59,7 @@ class CompatibilityMatrix:
     aca: float | None
     aca_interval: Interval | None
     seed: int
+    let_go: tuple[str, ...] = ()
 
 
 def compatibility_matrix(
@@ -199,15 +201,11 @@ def matrix(
     progress: Progress = silent,
 ) -> CompatibilityMatrix:
     """``compatibility_matrix`` of the given files, or of the store's query models in order: those
-    since the last lift, before which the galleries were in another space."""
-    chosen = list(models)
+    since the last lift, before which the galleries were in another space, whose files are kept."""
+    chosen, let_go = list(models), tuple[str, ...]()
     if not chosen:
-        store = open_store(project)
-        found = spaces(store)
-        there = (at for at, space in zip(store.history(), found, strict=True) if space == found[-1])
-        order = dict.fromkeys(one.query_model for one in there)
-        chosen = [store.path_of("models", sha256) for sha256 in order]
-    return compatibility_matrix(
+        chosen, let_go = _versions(open_store(project))
+    found = compatibility_matrix(
         chosen,
         load_data(project),
         seed=seed,
@@ -215,3 +213,18 @@ def matrix(
         ignore_same=project.ignore_same,
         progress=progress,
     )
+    return replace(found, let_go=let_go)
+
+
+def _versions(store: Store) -> tuple[list[Path], tuple[str, ...]]:
+    """The files of the query models since the last lift, in order, and the digests of those whose
+    file went with its generation."""
+    found, files, let_go = spaces(store), dict[Path, None](), dict[str, None]()
+    for state, space in zip(store.history(), found, strict=True):
+        share = store.manifest.restorable_model(state)
+        path = share and store.path_of("models", share.sha256)
+        if space == found[-1] and path and path.exists():
+            files[path] = None
+        elif space == found[-1]:
+            let_go[state.query_model] = None
+    return list(files), tuple(let_go)

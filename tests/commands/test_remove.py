@@ -386,6 +386,11 @@ def test_a_way_back_of_which_nobody_knows_whose_its_vectors_are(shop: Shop) -> N
     told = removed(shop, *ids_of(shop, 1))
     assert (told["rewritten"], told["erased_models"]) == ([], [held])
     assert not shop.path(f"store/models/{held}.onnx").exists()
+    versions = shop.run("matrix")
+    assert versions.code == 0, versions.stderr
+    assert len(versions.json["sha256"]) == 2
+    assert versions.json["let_go"] == [held]
+    assert held[:12] in versions.stderr
     refused = shop.run("rollback")
     assert refused.code == 2
     assert "items were erased since, which its files held" in refused.stderr
