@@ -142,44 +142,53 @@ def _estimate(
     return estimate_ratios([one], 999, rng)[0]
 
 
+def lopsided(
+    classes: int,
+    share: float,
+    runs: int,
+    rng: Generator,
+    *,
+    large: bool = False,
+    plain: bool = False,
+) -> Row:
+    """One cell of harm in few or in large classes; ``plain``: half-samples alone."""
+    make = large_lost if large else few_lost
+    what = (
+        f"{share:.0%} of {classes} classes are ten times as large and lose"
+        if large
+        else f"{share:.0%} of {classes} classes lost, 40 queries each"
+    )
+    unit = "half-samples alone" if plain else "as in the gate"
+    return _cell(what, unit, runs, rng, lambda rng: make(classes, share, rng), plain=plain)
+
+
+def units(spread: tuple[float, float], runs: int, rng: Generator, **how: Any) -> Row:
+    """One cell of 100 classes of 8 queries by 60 users, whose effects spread so far."""
+    matters = {(0, 0): "neither matters", (1, 0): "classes matter", (0, 1): "users matter"}
+    what = matters.get((spread[0] > 0, spread[1] > 0), "both matter")
+    names = " and ".join(("class", "user")[at] for at in how.get("columns", (0, 1)))
+    unit = f"{names}, pigeonhole" if how.get("product") else names
+    return _cell(what, unit, runs, rng, lambda rng: by_units(spread, rng), **how)
+
+
 def lopsided_rows(runs: int, seed: int) -> Iterator[Row]:
     """Harm in few and in large classes, with and without what is done about it."""
-    cells: list[tuple[str, Callable[[Generator], Made]]] = []
-    for classes in (50, 100, 200):
-        for share in (0.02, 0.04):
-            what = f"{share:.0%} of {classes} classes lost, 40 queries each"
-            cells.append((what, lambda rng, c=classes, s=share: few_lost(c, s, rng)))  # type: ignore[misc]
-    for classes in (60, 100, 200):
-        what = f"5% of {classes} classes are ten times as large and lose"
-        cells.append((what, lambda rng, c=classes: large_lost(c, 0.05, rng)))  # type: ignore[misc]
-    for what, make in cells:
-        for name, plain in (("half-samples alone", True), ("as in the gate", False)):
-            rng = simulate.generator(seed, what)
-            yield _cell(what, name, runs, rng, make, plain=plain)
+    few = [(classes, share, False) for classes in (50, 100, 200) for share in (0.02, 0.04)]
+    for classes, share, large in [*few, *((classes, 0.05, True) for classes in (60, 100, 200))]:
+        for plain in (True, False):
+            rng = simulate.generator(seed, f"lopsided {classes} {share} {large}")
+            yield lopsided(classes, share, runs, rng, large=large, plain=plain)
 
 
 def unit_rows(runs: int, seed: int) -> Iterator[Row]:
-    """100 classes of 8 queries by 60 users, whose effects spread or not; and copies of images."""
-    ways: list[tuple[str, Row]] = [
-        ("query", {"columns": ()}),
-        ("class", {"columns": (0,)}),
-        ("user", {"columns": (1,)}),
-        ("class and user", {"columns": (0, 1)}),
-        ("class and user, pigeonhole", {"product": True}),
-    ]
-    for what, spread in (
-        ("neither matters", (0.0, 0.0)),
-        ("classes matter", (0.4, 0.0)),
-        ("users matter", (0.0, 0.4)),
-        ("both matter", (0.2, 0.2)),
-    ):
-        for unit, how in ways[1:]:
-            rng = simulate.generator(seed, what)
-            yield _cell(what, unit, runs, rng, lambda rng, s=spread: by_units(s, rng), **how)  # type: ignore[misc]
-    for unit in ("query", "class"):
+    """Users whose effects spread or not, by what is resampled; and copies of images."""
+    ways: list[Row] = [{"columns": (0,)}, {"columns": (1,)}, {"columns": (0, 1)}, {"product": True}]
+    for spread in ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.2, 0.2)):
+        for how in ways:
+            yield units(spread, runs, simulate.generator(seed, f"units {spread}"), **how)
+    for unit, make in (("query", _alone), ("class", copies)):
         rng = simulate.generator(seed, "copies")
-        yield _cell("25 copies of 24 images, judged", unit, runs, rng,
-                    copies if unit == "class" else _alone)  # fmt: skip
+        yield _cell("25 copies of 24 images, judged", unit, runs, rng, make)
 
 
 def _alone(rng: Generator) -> Made:

@@ -38,7 +38,13 @@ def simulate() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def benchmark(simulate: ModuleType) -> ModuleType:
+def dependence(simulate: ModuleType) -> ModuleType:
+    """Held-out sets in which harm is lopsided, or queries depend on more than their class."""
+    return _module("_dependence", "_dependence")
+
+
+@pytest.fixture(scope="module")
+def benchmark(dependence: ModuleType) -> ModuleType:
     """The benchmark, imported and not run."""
     return _module("coverage", "coverage_benchmark")
 
@@ -149,6 +155,59 @@ def test_the_needed_classes_settle_an_open_check(
     assert found["classes"] > 20
     assert found["to_show"] == ("pass" if gain > 0 else "fail")
     assert 0.7 <= found["settled"] <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("classes", "share", "large"), [(100, 0.04, False), (100, 0.02, False), (100, 0.05, True)]
+)
+def test_harm_in_few_or_in_large_classes_rarely_passes(
+    dependence: ModuleType, simulate: ModuleType, classes: int, share: float, large: bool
+) -> None:
+    """At most .035 of runs pass a truth of 0, and half-samples alone pass twice as many."""
+    passed = {}
+    for plain in (False, True):
+        rng = simulate.generator(1, f"{classes} {share} {large}")
+        cell = dependence.lopsided(classes, share, 400, rng, large=large, plain=plain)
+        passed[plain] = cell["passed"]
+        assert cell["failed"] <= 0.035
+    assert passed[False] <= 0.035
+    assert passed[True] >= max(0.05, 2 * passed[False])
+
+
+def test_the_guard_of_lopsided_harm_costs_little_elsewhere(simulate: ModuleType) -> None:
+    """Equal classes of four queries: intervals are less than a tenth longer than without it."""
+    for classes in (20, 50, 200):
+        found = _gains(simulate, "equal", classes)
+        alone = [replace(one, skew_low=None, skew_high=None) for one in found]
+        lengths = [simulate.covered(those, 0.0).length for those in (found, alone)]
+        assert 1.0 <= lengths[0] / lengths[1] < 1.1
+
+
+def test_users_are_covered_where_they_are_resampled(
+    dependence: ModuleType, simulate: ModuleType
+) -> None:
+    """Users matter and classes do not: classes alone are far too short, both together are not."""
+    cells = [
+        dependence.units((0.0, 0.4), 250, simulate.generator(1, "users"), columns=columns)
+        for columns in ((0,), (0, 1))
+    ]
+    assert cells[0]["coverage"] < 0.85
+    assert cells[0]["passed"] > 2 * ALPHA
+    assert cells[1]["coverage"] >= 0.95 - 3 * (0.95 * 0.05 / 250) ** 0.5
+    assert cells[1]["passed"] <= ALPHA
+
+
+def test_a_column_that_says_nothing_costs_little(
+    dependence: ModuleType, simulate: ModuleType
+) -> None:
+    """Neither matters: crossing users with classes lengthens the interval by a sixth at most."""
+    lengths = [
+        dependence.units((0.0, 0.0), 60, simulate.generator(1, "neither"), columns=columns)[
+            "length"
+        ]
+        for columns in ((0,), (0, 1))
+    ]
+    assert lengths[1] < 1.17 * lengths[0]
 
 
 def test_half_sampling_covers_where_the_multinomial_bootstrap_does_not(
