@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from compatctl.commands.admission import Candidate
+from compatctl.commands.attempts import refuse_uncounted
 from compatctl.commands.binding import refuse_other_question
 from compatctl.commands.context import REPORT_KEY, now, open_store, report_key
 from compatctl.commands.erasure import refuse_erased_vectors
@@ -87,6 +88,7 @@ def deploy(
         refuse_unproven(bound.report, manifest)
         refuse_other_question(bound.report, project)
         _refuse_spent(store, encoder.sha256, again_reason)
+        refuse_uncounted(store.path, bound.report, write=not dry_run)
     papers = papers_of(project, chosen.path, encoder.sha256, bound) if not done else None
     ef_search = max(manifest.index.ef_search, (bound.ef_search if bound else None) or 0)
     result = Deployed(

@@ -18,8 +18,9 @@ from compatctl.core.borderline import Key, unsure
 from compatctl.core.class_sums import ClassSums
 from compatctl.core.evidence import ChainEvidence, Draw, GroupEvidence, measure, measure_chain
 from compatctl.core.gate import UNSAMPLED, Measurement, Verdict, judge
-from compatctl.core.policy import Policy, rules
+from compatctl.core.policy import MAX_REPLICATES, Policy, rules
 from compatctl.core.scope import with_scope
+from compatctl.report import Attempts
 
 PAIRS = "pairs"
 """The group of pairs that the user gave."""
@@ -36,10 +37,11 @@ AT_ONCE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """The seed of the resampling and how many replicates the checks need."""
+    """The seed of the resampling and how many replicates the checks need, at which attempt."""
 
     seed: int
     replicates: int
+    attempt: int = 1
 
     @property
     def draw(self) -> Draw:
@@ -47,13 +49,14 @@ class Sampling:
         return lambda: np.random.default_rng(self.seed)
 
 
-def sampling(policy: Policy, seed: int, n_slices: int, n_chain: int) -> Sampling:
+def sampling(
+    policy: Policy, seed: int, n_slices: int, n_chain: int, attempt: Attempts | None = None
+) -> Sampling:
     """As many replicates as the policy says, and enough for Holm's smallest level."""
     estimated = [one for one in rules(policy) if one not in UNSAMPLED]
-    checks = len(estimated) + n_slices + n_chain
-    return Sampling(
-        seed=seed, replicates=max(policy.replicates, math.ceil(10 * checks / policy.alpha))
-    )
+    checks, number = len(estimated) + n_slices + n_chain, attempt.number if attempt else 1
+    enough = min(MAX_REPLICATES, math.ceil(10 * checks * number / policy.alpha))
+    return Sampling(seed=seed, replicates=max(policy.replicates, enough), attempt=number)
 
 
 def verdict_of(  # noqa: PLR0917 - all that is judged, and how
@@ -73,7 +76,10 @@ def verdict_of(  # noqa: PLR0917 - all that is judged, and how
         found.append(measure_chain(link, policy.recall_at, how.draw, how.replicates))
     found += others
     settled: set[Key] = set()
-    while close := unsure(policy, found, verdict := judge(policy, found)) - settled:
+    while (
+        close := unsure(policy, found, verdict := judge(policy, found, attempt=how.attempt))
+        - settled
+    ):
         again = [*_longer(policy, trials, chain, close, how.replicates)]
         if pairs is not None and any(group == PAIRS for _, group in close):
             most = max(one.n for one in found if one.group == PAIRS)

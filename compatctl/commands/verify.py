@@ -8,6 +8,7 @@ import numpy as np
 
 from compatctl.commands import training_record
 from compatctl.commands.acceptance import scale_warnings
+from compatctl.commands.attempts import Inputs, attempts_in, uncounted
 from compatctl.commands.binding import question_sha256
 from compatctl.commands.both import deployed, load_data, load_pair
 from compatctl.commands.context import report_key
@@ -39,6 +40,7 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import (
     FORMAT,
+    Attempts,
     DataId,
     Latency,
     ModelId,
@@ -109,7 +111,10 @@ def _verify_models(  # noqa: PLR0917
     groups = groups_of(data, seen, options)
     asked = Question(data=data, groups=groups, seen=seen, policy=policy, options=options)
     found = Findings.of(asked, encoders, gallery, progress)
-    how = sampling(policy, options.seed or 0, groups.n_slices, len(found.chain))
+    identity = data_id(data, groups, found.bad, project.data, options)
+    inputs = _inputs((old, new), encoders, gallery, asked, identity)
+    attempt = attempts_in(project.store, inputs, write=not options.dry_run)
+    how = sampling(policy, options.seed or 0, groups.n_slices, len(found.chain), attempt)
     others, pairs = (make_pairs := found.pairs(asked))(how)
     found = found.on_index(gallery)
     latency = _latency(data, groups, encoders, policy, options)
@@ -117,24 +122,38 @@ def _verify_models(  # noqa: PLR0917
     others += stored_share(found.searched, has_store=gallery is not None)
     verdict = verdict_of(policy, found.trials, found.chain, others, how, make_pairs)
     write_queries(options.queries_file, found.answered)
-    unchecked = _unchecked(seen, gallery, latency, found.chain) + found.unchecked
+    unchecked = _unchecked(seen, gallery, latency, found.chain, attempt) + found.unchecked
     stated = verdict_fields(policy, verdict, how, found.trials, NEXT_STEPS)
     stated["warnings"] += scale_warnings(scale_of(gallery), calibrate=options.calibrate)
     stated["warnings"] += warnings_of(found.searched, found.trials[0], groups.arenas[0])
     return Report(
-        old=model_id(old, encoders[0]),
-        new=model_id(new, encoders[1]),
-        data=data_id(data, groups, found.bad, project.data, options),
-        asked=options.bound(),
-        store=_store_id(gallery),
+        **inputs.entries(),
+        attempt=attempt,
         searched=found.searched,
         pairs=pairs,
         ann=found.ann,
         latency=latency,
-        training_record_sha256=seen.sha256 if seen else None,
         registry_sha256=seen.registry_sha256 if seen else None,
         not_checked=unchecked + unproven(others),
         **stated,
+    )
+
+
+def _inputs(
+    paths: tuple[Path, Path],
+    encoders: tuple[Encoder, Encoder],
+    gallery: DeployedGallery | None,
+    asked: Question,
+    data: DataId,
+) -> Inputs:
+    old, new = (model_id(path, one) for path, one in zip(paths, encoders, strict=True))
+    return Inputs(
+        models=(old, new),
+        data=data,
+        store=_store_id(gallery),
+        policy=asked.policy,
+        asked=asked.options.bound(),
+        training_record_sha256=asked.seen.sha256 if asked.seen else None,
     )
 
 
@@ -207,8 +226,9 @@ def _unchecked(
     gallery: DeployedGallery | None,
     latency: Latency | None,
     chain: list[ChainEvidence],
+    attempt: Attempts | None,
 ) -> tuple[str, ...]:
-    found = []
+    found = list(uncounted(attempt, gallery is not None))
     if seen is None:
         found.append("leaks: the candidate has no training record")
         found.append("untouched rows: no record says which rows training passed through the model")

@@ -35,6 +35,7 @@ UNCHECKED = (
     "ANN recall: no index was seen",
     "latency: no model was run",
     "deploy: a store needs the models themselves",
+    "attempts: there is no store to count them in",
 )
 NEXT = {
     "pass": "switch the query model, and keep the old one at hand",

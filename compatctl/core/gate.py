@@ -134,26 +134,30 @@ class Verdict:
     checks: tuple[Check, ...]
 
 
-def judge(policy: Policy, measurements: Iterable[Measurement]) -> Verdict:
-    """Apply the policy to every measurement.
+def judge(policy: Policy, measurements: Iterable[Measurement], *, attempt: int = 1) -> Verdict:
+    """Apply the policy to every measurement; ``attempt`` as for ``settle``.
 
     Raises:
         InputError: one check of one group twice.
     """
     found = tuple(measurements)
     ruled = rules(policy)
-    verdict = settle(policy, [_numbers(policy, one, ruled.get(one.name)) for one in found])
-    adjusted = _adjusted([one for one in verdict.checks if one.decides])
+    numbers = [_numbers(policy, one, ruled.get(one.name)) for one in found]
+    verdict = settle(policy, numbers, attempt=attempt)
+    adjusted = _adjusted([one for one in verdict.checks if one.decides], attempt)
     unsettled = sum(min(pair) > policy.alpha / 2 for pair in adjusted.values())
     checks = tuple(
-        replace(check, needed=_needed(policy, one, check, ruled, unsettled))
+        replace(check, needed=_needed(policy, one, check, ruled, attempt * max(1, unsettled)))
         for check, one in zip(verdict.checks, found, strict=True)
     )
     return replace(verdict, checks=checks)
 
 
-def settle(policy: Policy, checks: Sequence[Check]) -> Verdict:
+def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verdict:
     """The outcome of every check by its numbers, and the verdict; what they said before is ignored.
+
+    At the k-th ``attempt`` of one candidate on the same data, p-values of passing are multiplied by
+    k before Holm's method, so that who asks often enough is not answered yes by chance.
 
     A deciding check that fails makes the verdict ``fail``; else one that is inconclusive, or no
     deciding check at all, makes it ``inconclusive``; else it is ``pass``. A check without a
@@ -169,7 +173,7 @@ def settle(policy: Policy, checks: Sequence[Check]) -> Verdict:
         raise InputError(f"each group is judged once, got {', '.join(map(str, sorted(names)))}")
     ruled = rules(policy)
     have_say = [replace(one, decides=decides(policy, one, ruled)) for one in checks]
-    adjusted = _adjusted([one for one in have_say if one.decides])
+    adjusted = _adjusted([one for one in have_say if one.decides], attempt)
     found = tuple(
         _settled(policy, one, ruled.get(one.name), adjusted.get((one.name, one.group)))
         for one in have_say
@@ -203,11 +207,14 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _adjusted(deciding: Sequence[Check]) -> dict[tuple[str, str], tuple[float, float]]:
+def _adjusted(
+    deciding: Sequence[Check], attempt: int
+) -> dict[tuple[str, str], tuple[float, float]]:
     """(name, group) -> adjusted p-values of passing and of failing."""
     sampled = [one for one in deciding if one.raw_p is not None]
     raw = [one.raw_p for one in sampled if one.raw_p is not None]
-    both = zip(holm([p for p, _ in raw]), holm([p for _, p in raw]), strict=True)
+    passing = holm([min(1.0, attempt * p) for p, _ in raw])
+    both = zip(passing, holm([p for _, p in raw]), strict=True)
     return {(one.name, one.group): pair for one, pair in zip(sampled, both, strict=True)}
 
 

@@ -49,6 +49,10 @@ def report_sheet(console: Console, report: Any) -> None:
             f"a batch of {report.latency.batch}: {report.latency.old_ms:.3g} ms old, "
             f"{report.latency.new_ms:.3g} ms new"
         )
+    if report.attempt is not None and report.attempt.number > 1:
+        from compatctl.report import attempt_sentence
+
+        console.print(cell(attempt_sentence(report.attempt)))
     console.print(f"not checked: {cell('; '.join(report.not_checked))}")
     console.print(f"\nverdict: {report.verdict.outcome}. {cell(report.summary)}")
     console.print(f"next: {report.next_step}")

@@ -11,8 +11,10 @@ from compatctl.report._refusal import refusal
 from compatctl.report._report import (
     FORMAT,
     AnnHealth,
+    Attempts,
     Calibration,
     DataId,
+    EarlierAttempt,
     ErrorRates,
     Group,
     Latency,
@@ -28,15 +30,17 @@ from compatctl.report._report import (
     policy_sha256,
 )
 from compatctl.report._signature import refuse_other_signature, signed
-from compatctl.report._summary import summary
+from compatctl.report._summary import attempt_sentence, summary
 
 __all__ = [
     "FORMAT",
     "NEXT_STEP",
     "AnnHealth",
+    "Attempts",
     "Bound",
     "Calibration",
     "DataId",
+    "EarlierAttempt",
     "ErrorRates",
     "Group",
     "Latency",
@@ -48,6 +52,7 @@ __all__ = [
     "Signature",
     "StoreId",
     "TouchedRows",
+    "attempt_sentence",
     "finite",
     "junit",
     "markdown",

@@ -61,7 +61,10 @@ def contradictions(report: Report) -> Iterator[str]:
     """What in a report cannot be what ``verify`` found: nothing, where it was not edited."""
     verdict = report.verdict
     ruled = rules(report.policy)
-    if settle(report.policy, verdict.checks) != verdict:
+    attempt = report.attempt.number if report.attempt else 1
+    if report.attempt and attempt != len(report.attempt.earlier) + 1:
+        yield f"it is attempt {attempt}, after {len(report.attempt.earlier)} earlier ones"
+    if settle(report.policy, verdict.checks, attempt=attempt) != verdict:
         yield "its outcomes are not what its own checks give"
     elif summary(verdict) != report.summary:
         yield "its summary is not that of its verdict"
@@ -277,6 +280,7 @@ def _unsaid(report: Report, checks: set[str]) -> Iterator[str]:
         "slices": not asked.get("slices"),
         "self-test": not asked.get("self_test", True),
         "ANN recall": report.store is None,
+        "attempts": report.attempt is None,
         "leaks": report.store is not None and report.training_record_sha256 is None,
     }
     for word, lacks in missing.items():

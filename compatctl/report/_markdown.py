@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from compatctl.core.gate import Check, units
 from compatctl.report._report import Group, Report
+from compatctl.report._summary import attempt_sentence
 
 _MARK = {"pass": "pass", "fail": "**FAIL**", "inconclusive": "*cannot tell*"}
 
@@ -24,6 +25,9 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"new `{_code(report.new.name)}` ({report.new.sha256[:12]}), "
     yield f"policy {_text(report.policy.name)} ({report.policy_sha256[:12]})."
     yield ""
+    if report.attempt is not None and report.attempt.number > 1:
+        yield _text(attempt_sentence(report.attempt))
+        yield ""
     for group in report.groups[:1]:
         yield from _retrieval(group)
     yield from _checks("What decides", [one for one in report.verdict.checks if one.decides])

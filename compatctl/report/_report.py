@@ -230,6 +230,25 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlierAttempt:
+    """An earlier question about the same candidate and data: what it was asked with."""
+
+    seed: int
+    policy: str
+    policy_sha256: str
+    index_sha256: str
+    asked: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempts:
+    """Which attempt of this candidate on these data a report is, in its store; the first is 1."""
+
+    number: int
+    earlier: tuple[EarlierAttempt, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Signature:
     """HMAC-SHA256 (hex) of the report without it; ``key_id``: 8 digits of the key's sha256."""
 
@@ -267,6 +286,7 @@ class Report:
     next_step: str
     searched: SearchedGallery | None = None
     """None: there are feature tables only."""
+    attempt: Attempts | None = None
     signature: Signature | None = None
     format: int = FORMAT
     tool_version: str = __version__

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compatctl.core.gate import Check, Verdict, units
+from compatctl.report._report import Attempts
 
 
 def summary(verdict: Verdict) -> str:
@@ -28,6 +29,15 @@ def summary(verdict: Verdict) -> str:
     open_checks = [check for check in deciding if check.outcome == "inconclusive"]
     names = ", ".join(_name(check) for check in open_checks) or "no check could decide"
     return f"The evidence does not settle it: {names}.{_needed(open_checks)}"
+
+
+def attempt_sentence(attempt: Attempts) -> str:
+    """Which attempt it is and what the earlier ones were asked with."""
+    earlier = "; ".join(f"seed {one.seed}, policy {one.policy}" for one in attempt.earlier[-5:])
+    return (
+        f"Attempt {attempt.number} of this candidate on these data (earlier: {earlier}): p-values "
+        f"of passing are multiplied by {attempt.number}."
+    )
 
 
 def _interval(check: Check) -> str:

@@ -11,15 +11,17 @@
       registries/<sha256>.json
       memories/<sha256>.npz      training images of every class so far, for the next fine-tuning
       erasures/<sha256>.npz      digests of what was removed for good
+      attempts/<digest>.json     how often a candidate was judged on the same data; of no generation
       LOCK                       held by the one writer
 
 Replacing manifest.json is the commit: a process killed before it has changed nothing, and what it
-left behind is unreferenced. Reading writes nothing. Neither numpy nor an index is loaded here, but
-for the catalogue.
+left behind is unreferenced. Reading writes nothing, but that verify counts itself. Neither numpy
+nor an index is loaded here, but for the catalogue.
 """
 
 from __future__ import annotations
 
+from compatctl.store._attempts import Attempt, attempts_of, count_attempt
 from compatctl.store._check import CheckReport, check
 from compatctl.store._gc import collect, sweep
 from compatctl.store._layout import KINDS, manifest_digest
@@ -40,13 +42,16 @@ from compatctl.store._transaction import Transaction
 __all__ = [
     "KINDS",
     "OF_THE_MODEL",
+    "Attempt",
     "CheckReport",
     "RollbackPlan",
     "Store",
     "Transaction",
     "added_since",
+    "attempts_of",
     "check",
     "collect",
+    "count_attempt",
     "manifest_digest",
     "restore",
     "rollback",

@@ -13,6 +13,7 @@ from compatctl.errors import CompatError, UsageError
 from compatctl.files import TEMPORARY, sha256_file
 from compatctl.manifest import Manifest, is_digest
 from compatctl.progress import Progress, silent
+from compatctl.store._attempts import attempts_problems
 from compatctl.store._layout import (
     HISTORY,
     KINDS,
@@ -113,6 +114,7 @@ def _look(
     if deep:
         problems += catalog_problems(root, current)
         problems += _erased_rows(root, kept, current)
+        problems += attempts_problems(root)
     needed = _blobs([one for one in kept if one.generation >= oldest], current)
     return CheckReport(
         ok=not problems,

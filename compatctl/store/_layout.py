@@ -27,6 +27,7 @@ Blobs = tuple[tuple[str, str], ...]
 LOCK = "LOCK"
 MANIFEST = "manifest.json"
 HISTORY = "history"
+ATTEMPTS = "attempts"
 _MAX_BYTES = 16 << 20
 _FROM_BACKUP = "restore the file from a backup; compatctl check lists all that is wrong"
 
@@ -189,11 +190,11 @@ def refuse_links(root: Path) -> None:
     Raises:
         DamagedError: a folder of the store is a link or no folder, or a file no plain file.
     """
-    for name in (HISTORY, *KINDS):
+    for name in (HISTORY, ATTEMPTS, *KINDS):
         path = root / name
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise _not_own(path, "folder")
-    for name in (MANIFEST, LOCK):
+    for name in (MANIFEST, LOCK, f"{ATTEMPTS}/{LOCK}"):
         path = root / name
         if path.is_symlink() or (path.exists() and not is_plain(path)):
             raise _not_own(path, "file")

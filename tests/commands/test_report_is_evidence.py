@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from shop_kit import Shop
+from shop_kit import Shop, run
 
 from compatctl.commands.options import PRESENTATION, VerifyOptions
 from compatctl.core.gate import Check, settle
@@ -333,3 +335,142 @@ def test_a_signature_tells_what_no_arithmetic_can(
     monkeypatch.delenv("COMPATCTL_REPORT_KEY")
     project.write_text(project.read_text().replace("gate: {require_signature: true}\n", ""))
     assert seller.run("deploy").json["signature"] == "not checked"
+
+
+def _verified(shop: Shop, *more: object, model: str = "new.onnx") -> dict[str, Any]:
+    """The report of one verification."""
+    both = (shop.path("old.onnx"), shop.path(model))
+    done = shop.run("verify", *both, "--report", shop.path("report.json"), *more)
+    assert done.code in {0, 3, 4}, done.stderr
+    found: dict[str, Any] = done.json
+    return found
+
+
+def test_every_question_about_a_candidate_is_counted_once(begun: Path, tmp_path: Path) -> None:
+    """Another seed or policy is another attempt and names the earlier ones; the same question is
+    the same attempt with the same bytes; a dry run and another candidate count for nothing."""
+    shutil.copytree(begun, tmp_path / "shop")
+    shop = Shop(tmp_path / "shop")
+    assert _verified(shop, "--dry-run")["attempt"] == {"number": 1, "earlier": []}
+    assert not shop.path("store/attempts").exists()
+    first = _verified(shop)
+    bytes_of_first = shop.path("report.json").read_bytes()
+    assert (first["attempt"]["number"], _verified(shop)["attempt"]["number"]) == (1, 1)
+    second = _verified(shop, "--seed", "1")
+    assert second["attempt"]["number"] == 2
+    assert second["attempt"]["earlier"][0]["seed"] == 0
+    third = _verified(shop, "--policy", "canary", "--slice", "vendor")
+    assert [one["seed"] for one in third["attempt"]["earlier"]] == [0, 1]
+    assert third["attempt"]["earlier"][1]["policy"] == "default"
+    assert third["attempt"]["earlier"][1]["asked"]["slices"] == []
+    assert _verified(shop, model="worse.onnx")["attempt"]["number"] == 1
+    assert _verified(shop)["attempt"]["number"] == 1
+    assert shop.path("report.json").read_bytes() == bytes_of_first
+    assert len(list(shop.path("store/attempts").glob("*.json"))) == 2
+    folder = shop.path("store/attempts")
+    before = {path: path.read_bytes() for path in folder.glob("*.json")}
+    assert shop.run("check", "--gc", "--keep", "1").json["ok"]
+    assert shop.run("rollback").code == 2
+    assert before == {
+        path: path.read_bytes() for path in shop.path("store/attempts").glob("*.json")
+    }
+
+
+def test_a_later_attempt_must_show_more(begun: Path, tmp_path: Path) -> None:
+    """p-values of passing are multiplied by the attempt's number, and more replicates drawn."""
+    shutil.copytree(begun, tmp_path / "shop")
+    shop = Shop(tmp_path / "shop")
+    reports = [_verified(shop, "--seed", str(seed)) for seed in range(3)]
+    for number, report in enumerate(reports, 1):
+        checks = [one for one in report["verdict"]["checks"] if one["decides"] and one["raw_p"]]
+        smallest = min(one["p"] for one in checks)
+        raw = min(one["raw_p"][0] for one in checks)
+        assert smallest == pytest.approx(min(1.0, number * len(checks) * raw))
+        assert report["replicates"] >= number * 10 * len(checks) / report["policy"]["alpha"] / 2
+    assert reports[2]["replicates"] > reports[0]["replicates"]
+    asked_last = shop.path("compatctl.yaml")
+    asked_last.write_text(asked_last.read_text() + "gate: {seed: 2}\n")
+    assert shop.run("deploy").code == 0
+
+
+def test_an_attempt_is_not_forgotten_by_leaving_it_out(begun: Path, tmp_path: Path) -> None:
+    """A report that calls a later attempt a first, or that was made beside another copy of the
+    store, does not deploy; one that could not be counted is, where it was a first."""
+    shutil.copytree(begun, tmp_path / "shop")
+    shop, copy = Shop(tmp_path / "shop"), Shop(tmp_path / "copy")
+    shutil.copytree(begun, copy.folder)
+    _verified(copy)
+    assert shop.run("deploy", "--report", copy.path("report.json"), "--dry-run").code == 0
+    assert not shop.path("store/attempts").exists()
+    _verified(shop, "--seed", "1")
+    done = shop.run("deploy", "--report", copy.path("report.json"))
+    assert (done.code, "it is attempt 2" in done.stderr) == (3, True)
+    first = read_bound(copy.path("report.json")).report
+    none = replace(first, attempt=None, not_checked=(*first.not_checked, "attempts: none"))
+    shop.path("report.json").write_bytes(none.to_bytes())
+    _refused(shop, "report.json", "it is attempt 2", code=3)
+    _verified(shop)
+    assert shop.run("deploy").code == 0
+
+
+def test_a_damaged_count_is_damage(begun: Path, tmp_path: Path) -> None:
+    """A file of attempts that verify did not write ends verify and check in exit 5."""
+    shutil.copytree(begun, tmp_path / "shop")
+    shop = Shop(tmp_path / "shop")
+    _verified(shop)
+    assert shop.run("check").json["ok"]
+    (path,) = shop.path("store/attempts").glob("*.json")
+    whole = path.read_bytes()
+    both = (shop.path("old.onnx"), shop.path("new.onnx"), "--report", shop.path("report.json"))
+    for damaged in (b"", b"{}", whole.replace(b'"seed": 0', b'"seed":  0'), whole[:-9]):
+        path.write_bytes(damaged)
+        assert shop.run("check").code == 5
+        assert shop.run("verify", *both).code == 5
+    path.write_bytes(whole)
+    path.rename(path.with_name(f"{'a' * 64}.json"))
+    assert shop.run("check").code == 5
+
+
+def test_a_store_that_cannot_be_written_says_so(begun: Path) -> None:
+    """verify of a user who may only read the store judges as a first, and says what it left out."""
+    if os.geteuid() != 0:
+        pytest.skip("another user is needed, whom only root can become")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copytree(begun, folder / "shop")
+        shutil.copytree(Shop(begun).data().parent, folder / "data")
+        (folder / "out").mkdir()
+        (folder / "out").chmod(0o777)
+        for path in (*(folder / "shop").rglob("*"), folder / "shop", folder / "data"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        table = folder / "data" / Shop(begun).data().name
+        (folder / "shop/compatctl.yaml").write_text(f"format: 1\nstore: store\ndata: {table}\n")
+        shop, report_file = Shop(folder / "shop"), folder / "out/report.json"
+        both = (shop.path("old.onnx"), shop.path("new.onnx"))
+        shop.run("verify", *both, "--dry-run")  # what is imported late is imported as root
+        os.seteuid(65534)
+        try:
+            done = shop.run("verify", *both, "--report", report_file)
+        finally:
+            os.seteuid(0)
+        assert done.code == 0, done.stderr
+        report = json.loads(report_file.read_bytes())
+        assert report["attempt"] is None
+        assert any("cannot be written" in one for one in report["not_checked"])
+        assert shop.run("deploy", "--report", report_file).code == 0
+        assert len(list(shop.path("store/attempts").glob("*.json"))) == 1
+
+
+def test_people_are_told_of_earlier_attempts(begun: Path, tmp_path: Path) -> None:
+    """The sheet and the Markdown summary of a second attempt name the first."""
+    shutil.copytree(begun, tmp_path / "shop")
+    shop = Shop(tmp_path / "shop")
+    summary_file = tmp_path / "summary.md"
+    verify = ("verify", *shop.args, shop.path("old.onnx"), shop.path("new.onnx"))
+    more = ("--report", shop.path("report.json"), "--markdown", summary_file)
+    said = "Attempt 2 of this candidate on these data (earlier: seed 0, policy default)"
+    assert "Attempt" not in run(*verify, *more).stdout + summary_file.read_text()
+    shown = " ".join(run(*verify, *more, "--seed", "3").stdout.split())
+    assert said in shown
+    assert said in summary_file.read_text()

@@ -1,0 +1,146 @@
+"""Which attempt a verification is: the gate is stricter with each one on the same data."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compatctl.core.policy import Policy
+from compatctl.errors import GateError, InputError
+from compatctl.files import canonical_json, sha256_bytes
+from compatctl.report import (
+    Attempts,
+    DataId,
+    EarlierAttempt,
+    ModelId,
+    Report,
+    StoreId,
+    policy_sha256,
+)
+from compatctl.store import Attempt, attempts_of, count_attempt
+
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """All that can change a report; ``models``: the old one and the candidate."""
+
+    models: tuple[ModelId, ModelId]
+    data: DataId
+    store: StoreId | None
+    policy: Policy
+    asked: Mapping[str, Any]
+    training_record_sha256: str | None
+
+    @classmethod
+    def of(cls, report: Report) -> Inputs:
+        """Those of a report."""
+        return cls(
+            models=(report.old, report.new),
+            data=report.data,
+            store=report.store,
+            policy=report.policy,
+            asked=report.asked,
+            training_record_sha256=report.training_record_sha256,
+        )
+
+    def entries(self) -> dict[str, Any]:
+        """The entries of a report that repeat these, but for the policy."""
+        return {
+            "old": self.models[0],
+            "new": self.models[1],
+            "data": self.data,
+            "store": self.store,
+            "asked": dict(self.asked),
+            "training_record_sha256": self.training_record_sha256,
+        }
+
+    @property
+    def attempt(self) -> Attempt:
+        """These as the store keeps them."""
+        told = {
+            "seed": self.asked.get("seed") or 0,
+            "policy": self.policy.name,
+            "policy_sha256": policy_sha256(self.policy),
+            "index_sha256": self.store.index_sha256 if self.store else "",
+            "asked": dict(self.asked),
+        }
+        besides = {
+            "old": self.models[0].sha256,
+            "catalog": self.store.catalog_sha256 if self.store else "",
+            "data": self.data.sha256,
+            "training_record": self.training_record_sha256,
+        }
+        key = sha256_bytes(canonical_json({"told": told, "besides": besides}))
+        return Attempt(key=key, told=told)
+
+
+def attempts_in(root: Path, inputs: Inputs, *, write: bool) -> Attempts | None:
+    """Which attempt this is in the store, and the earlier ones.
+
+    Without ``write`` it is told and not counted. None where there is no store, or where it must not
+    be written to.
+
+    Raises:
+        ConflictError: another process counts for long.
+        DamagedError: the store's file of attempts is damaged.
+    """
+    if inputs.store is None:
+        return None
+    if not write:
+        return _told(_peek(root, inputs))
+    candidate, data = inputs.models[1].sha256, inputs.data.question_sha256
+    try:
+        return _told(count_attempt(root, candidate, data, inputs.attempt))
+    except InputError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _DENIED:
+            return None
+        raise
+
+
+def uncounted(attempt: Attempts | None, store: bool) -> tuple[str, ...]:
+    """A sentence where an attempt could not be counted."""
+    if attempt is not None:
+        return ()
+    why = "the store cannot be written to" if store else "there is no store to count them in"
+    return (f"attempts: {why}",)
+
+
+def refuse_uncounted(root: Path, report: Report, *, write: bool) -> None:
+    """Raise unless the report was judged as the attempt that the store says it is, or a later one.
+
+    With ``write`` one that the store does not know yet is counted: a report that could not be
+    counted was judged as a first.
+
+    Raises:
+        GateError: the store knows of earlier attempts that the report does not.
+        ConflictError, DamagedError: as ``attempts_in``.
+    """
+    inputs = Inputs.of(report)
+    stated = report.attempt.number if report.attempt else 1
+    here = len(_peek(root, inputs))
+    if stated < here:
+        raise GateError(
+            f"the report was judged as attempt {stated}; by the store it is attempt {here} of this "
+            "candidate on these data",
+            tip="compatctl verify old.onnx new.onnx, where the store can be written",
+        )
+    if write:
+        attempts_in(root, inputs, write=True)
+
+
+def _told(found: tuple[Attempt, ...]) -> Attempts:
+    earlier = tuple(EarlierAttempt(**one.told) for one in found[:-1])
+    return Attempts(number=len(found), earlier=earlier)
+
+
+def _peek(root: Path, inputs: Inputs) -> tuple[Attempt, ...]:
+    found = attempts_of(root, inputs.models[1].sha256, inputs.data.question_sha256)
+    keys = [one.key for one in found]
+    mine = inputs.attempt
+    return found[: keys.index(mine.key) + 1] if mine.key in keys else (*found, mine)
