@@ -269,14 +269,40 @@ def search(
         Path | None,
         typer.Option("--model", help="Refused unless it is the store's query model."),
     ] = None,
+    ignore_same: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore-same",
+            help="COLUMN=VALUE of the queries, such as camera=c3: gallery items that the data give "
+            "this value are no answers; repeatable.",
+        ),
+    ] = None,
     project: ProjectFile = None,
     store: StorePath = None,
+    data: DataPath = None,
+    data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
     """Find the nearest gallery items of query images, by the deployed query model."""
     from compatctl.commands import search as verb
+    from compatctl.errors import UsageError
+    from compatctl.render import warn
 
-    done = verb.search(project_of(project, store=store), images=images, k=k, model=model)
+    pairs = [one.partition("=") for one in ignore_same or ()]
+    for whole, (name, sign, value) in zip(ignore_same or (), pairs, strict=True):
+        if not (name and sign and value):
+            raise UsageError(f"--ignore-same of search is COLUMN=VALUE, got {whole!r}")
+    done = verb.search(
+        project_of(project, store=store, data=data, data_root=data_root),
+        images=images,
+        k=k,
+        model=model,
+        ignore_same=[(name, value) for name, _, value in pairs],
+    )
+    if pairs and not done.left_out:
+        warn(["no gallery item shares a value that was given: nothing is left out"])
+    if done.unknown:
+        warn([f"{done.unknown} gallery items have no value in the data, and are searched"])
     show(done, as_json=as_json)
 
 

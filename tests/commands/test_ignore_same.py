@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from shop_kit import Result, Shop, run, write_encoder
 
-from compatctl.data import load
+from compatctl.data import from_files, load
 from compatctl.encoder import Encoder
 from compatctl.recipe import Project
 
@@ -282,3 +282,38 @@ def test_a_column_that_no_item_has_is_refused_before_anything_runs(cameras: Shop
     done = cameras.run("verify", *models, "--ignore-same", "lens")
     assert done.code == 5
     assert "camera, vendor" in done.stderr
+
+
+def test_search_leaves_out_what_shares_the_given_value(cameras: Shop, emoji: Path) -> None:
+    """The k nearest of the other camera, as many as were asked for, whatever lies nearer."""
+    images = sorted((emoji / "images" / "emojione").glob("*.png"))[:3]
+    project = Project.load(cameras.path("compatctl.yaml"))
+    data = load(cameras.path("items.csv"), data_root=project.data_root)
+    stored = [i for i, one in enumerate(data.items) if one.role == "gallery"]
+    encoder = Encoder.load(cameras.path("old.onnx"))
+    gallery = encoder.embed(data.take(stored)).features.astype(float)
+    for value in ("a", "b"):
+        done = cameras.run("search", "-k", "30", "--ignore-same", f"camera={value}", *images)
+        here = [at for at, i in enumerate(stored) if data.items[i].slices["camera"] != value]
+        assert done.json["left_out"] == len(stored) - len(here)
+        for query, row in zip(
+            done.json["queries"], encoder.embed(from_files(images)).features, strict=True
+        ):
+            near = sorted(here, key=lambda at, row=row: -float(gallery[at] @ row))[:30]
+            wanted = [data.items[stored[at]].id for at in near]
+            found = [hit["id"] for hit in query["hits"]]
+            assert len(set(found) & set(wanted)) >= 29  # the index is approximate
+    every = cameras.run("search", "-k", "9999", "--ignore-same", "camera=a", images[0])
+    assert len(every.json["queries"][0]["hits"]) == len(stored) - every.json["left_out"]
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "word"), [("camera", 2, "COLUMN=VALUE"), ("lens=3", 5, "column lens")]
+)
+def test_search_refuses_a_column_without_value_or_that_nobody_has(
+    cameras: Shop, emoji: Path, given: str, code: int, word: str
+) -> None:
+    """A usage error, and an error that names the columns."""
+    image = next((emoji / "images" / "emojione").glob("*.png"))
+    done = cameras.run("search", "--ignore-same", given, image)
+    assert (done.code, word in done.stderr) == (code, True)
