@@ -16,6 +16,7 @@ from compatctl import encoder as onnx_files
 from compatctl.commands import training_record
 from compatctl.commands.both import deployed, features_of, load_data, load_pair
 from compatctl.commands.evaluation import Features, arena_of, field_of, query_rows, without
+from compatctl.commands.ignoring import ignoring, shared_columns
 from compatctl.commands.trial import Floats, retrieval
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder, refuse_unsteady
@@ -140,7 +141,8 @@ def search_weight(
         progress=progress,
     )
     arena = without(arena, both.bad)
-    where = field_of(data, arena)
+    shared = shared_columns(data, project.ignore_same, arena.queries, arena.gallery)
+    where = ignoring(field_of(data, arena), shared)
     gallery = both.old.gallery[arena.gallery]
     trials = tuple(
         Trial(weight=weight, recall=retrieval(where, fused, gallery, (1,), map_k=1).recall[1])

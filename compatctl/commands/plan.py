@@ -78,7 +78,9 @@ def plan(
         data, _ = data.readable()
     choosing = len(trainer.trials(recipe)) > 1
     split = planning_split(data, deployed.catalog.ids, limit, choosing=choosing)
-    ground, old_ms, new_ms = _ground(trainer, split, deployed, (recipe, base), progress)
+    ground, old_ms, new_ms = _ground(
+        trainer, split, deployed, (recipe, base), project.ignore_same, progress
+    )
     facts = preflight(deployed, split, ground.reference.gallery_features, ground.reference.registry)
     found = routes.measure(ground, _halves(ground), progress)
     policy = load_policy(project.policy)
@@ -129,11 +131,12 @@ class _Cost:
         return round(route.rewritten * self.rows) * 4 * dim
 
 
-def _ground(
+def _ground(  # noqa: PLR0917
     trainer: ModuleType,
     split: Split,
     deployed: DeployedGallery,
     new: tuple[Recipe, Path],
+    ignore_same: tuple[str, ...],
     progress: Progress,
 ) -> tuple[Ground, float, float]:
     """Both models' features of everything that takes part, and each one's milliseconds an image."""
@@ -164,6 +167,7 @@ def _ground(
         base=base,
         features=features,
         asked=split.asked,
+        ignore_same=ignore_same,
     )
     return ground, 1000 * old_s / max(1, len(others)), 1000 * new_s / max(1, len(data))
 

@@ -21,6 +21,7 @@ import numpy as np
 from compatctl.commands.choosing import Chooser, Chosen, Fold, Measured, Option, each
 from compatctl.commands.evaluation import as_rows
 from compatctl.commands.fitting import KINDS, every_map
+from compatctl.commands.ignoring import ignoring, shared_columns
 from compatctl.commands.trial import Bools, Field, Floats, Rows
 from compatctl.data import Dataset
 from compatctl.progress import Progress, silent
@@ -52,6 +53,8 @@ class Ground:
     features: Features
     asked: Rows
     """(Q,) rows of ``data`` that query"""
+    ignore_same: tuple[str, ...] = ()
+    """Columns whose value a gallery item of the query's label may not share, or does not count"""
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -71,12 +74,14 @@ class Ground:
         for label in sorted({*(self.data.labels[i] for i in self.asked), *self._labels}):
             names[label] = len(names)
         labels = as_rows(names[self.data.labels[i]] for i in self.asked)
-        return Field(
+        where = Field(
             classes=labels,
             query_labels=labels,
             gallery_labels=as_rows(names[label] for label in self._labels),
             own_row=as_rows(gallery.get(self.data.ids[i], -1) for i in self.asked),
         )
+        shared = shared_columns(self.data, self.ignore_same, self.asked, self.gallery)
+        return ignoring(where, shared)
 
     @property
     def _labels(self) -> tuple[str, ...]:
@@ -102,10 +107,13 @@ class Ground:
         return self.features.embedded(trained.network, self.data, rows.tolist())
 
     def counted(self) -> Bools:
-        """(Q,) whether the gallery holds another item of the query's class."""
+        """(Q,) whether the gallery holds another item of the query's class, which counts."""
         where = self.where
         sizes = np.bincount(where.gallery_labels, minlength=int(where.query_labels.max()) + 1)
-        return np.asarray(sizes[where.query_labels] - (where.own_row >= 0) > 0)
+        left = sizes[where.query_labels] - (where.own_row >= 0)
+        for query, row in () if where.ignored is None else where.ignored.blocks():
+            left -= np.bincount(query[where.own_row[query] != row], minlength=len(left))
+        return np.asarray(left > 0)
 
 
 def measure(

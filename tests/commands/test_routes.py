@@ -13,6 +13,7 @@ from compatctl.commands import routes
 from compatctl.commands.choosing import Chooser, Fold, Measured, Option
 from compatctl.commands.plan import _Cost, _sheet
 from compatctl.commands.routes import Ground
+from compatctl.commands.trial import retrieval
 from compatctl.data import Dataset, Item
 from compatctl.recipe import Recipe, load_policy
 from compatctl.train import Features, Reference
@@ -348,3 +349,29 @@ def test_what_a_route_costs_once(measured: dict[str, Measured]) -> None:
     assert COST.rewritten_bytes(measured["lift"]) == 500 * DIM * 4
     assert COST.rewritten_bytes(measured["backfill 25%"]) == 125 * DIM * 4
     assert COST.rewritten_bytes(measured["fuse"]) == 0
+
+
+def test_what_shares_a_column_is_left_out_of_every_route(ground: Ground) -> None:
+    """Queries that have nothing left to find are not counted, and no ignored item is an answer."""
+    items = tuple(
+        replace(item, slices={"day": str(row % 3)}) for row, item in enumerate(ground.data.items)
+    )
+    data = replace(ground.data, items=items)
+    asking = replace(ground, data=data, ignore_same=("day",))
+    stored = [data.items[row] for row in asking.gallery]
+    found = retrieval(
+        asking.where, asking.old(asking.asked), asking.reference.gallery_features, (1,), map_k=1
+    )
+    counted = asking.counted()
+    scores = asking.old(asking.asked) @ asking.reference.gallery_features.T
+    for at, row in enumerate(asking.asked):
+        one = data.items[row]
+        left = [
+            g
+            for g, other in enumerate(stored)
+            if other.label != one.label or other.slices["day"] != one.slices["day"]
+        ]
+        assert counted[at] == any(stored[g].label == one.label for g in left)
+        first = max(left, key=lambda g, at=at: scores[at, g])
+        assert found.hit1[at] == (stored[first].label == one.label)
+    assert np.array_equal(found.counted, counted)
