@@ -39,7 +39,12 @@ def write_tables(folder: Path, items: int, dim: int, queries: int) -> None:
             drawn = rng.standard_normal((len(here), dim), dtype=np.float32)
             rows[start : start + 65_536] = centres[here] + np.float32(noise) * drawn
         np.savez(
-            folder / f"{name}.npz", ids=ids, labels=labels.astype("U8"), features=rows, role=role
+            folder / f"{name}.npz",
+            ids=ids,
+            labels=labels.astype("U8"),
+            features=rows,
+            role=role,
+            similarity=np.array("cosine"),
         )
 
 

@@ -95,6 +95,13 @@ def verify(
     pairs: Annotated[
         Path | None, typer.Option("--pairs", help="CSV of id_a,id_b,same: verification pairs.")
     ] = None,
+    similarity: Annotated[
+        str | None,
+        typer.Option(
+            "--similarity",
+            help="How feature tables that do not say it are compared: cosine, dot or l2.",
+        ),
+    ] = None,
     qrels: Annotated[
         Path | None, typer.Option("--qrels", help="Relevance judgments in TREC format.")
     ] = None,
@@ -141,6 +148,7 @@ def verify(
         ignore_same=tuple(ignore_same or ()),
         pairs=pairs,
         qrels=qrels,
+        similarity=similarity,
         latency=latency,
         self_test=self_test,
         seed=seed,

@@ -68,11 +68,13 @@ def run(
     *,
     thresholds: Thresholds | None = None,
     calibrate: Calibrate | None = None,
+    cosines: bool = True,
 ) -> Trial:
     """Search every gallery with both models' queries; measure what the policy may ask for.
 
-    Queries whose own image lies in the gallery under another id are left out: to find it again
-    shows nothing.
+    Without ``cosines`` the features only rank: their products are of no use by themselves. Queries
+    whose own image lies in the gallery under another id are left out: to find it again shows
+    nothing.
     """
     old = found_in(where, sides.old_queries, sides.old_gallery, policy)
     kept = ~twins(where, sides, old)
@@ -92,7 +94,7 @@ def run(
             classes=where.classes,
             old_old=old_old,
             new_old=new_old,
-            inequalities=_inequalities(where, sides),
+            inequalities=_inequalities(where, sides) if cosines else None,
             accepts=accepted,
             slices=where.slices,
             unit=where.unit,
@@ -105,7 +107,7 @@ def run(
         rank_bias=bias,
         rates=rates,
         calibration=None if fitted is None else fitted.reported,
-        points=_points(where, sides, asked=thresholds is not None),
+        points=_points(where, sides, asked=thresholds is not None) if cosines else (),
         n_judged=0 if where.judged is None else len(where.judged[0]),
         kept=kept,
         n_at_hand=None if sides.new_rows is None else len(sides.new_rows),

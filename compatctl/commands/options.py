@@ -11,6 +11,7 @@ from compatctl.commands.acceptance import Calibrate, Thresholds
 from compatctl.commands.judging import Outputs
 from compatctl.core.calibration import ScoreMap
 from compatctl.core.policy import Policy
+from compatctl.core.similarity import SIMILARITIES
 from compatctl.errors import UsageError
 from compatctl.files import sha256_file
 from compatctl.recipe import Project
@@ -27,7 +28,7 @@ class VerifyOptions:
     meaning; ``slices``: columns of the data; ``cluster``: columns whose values are resampled as
     units; ``ignore_same``: columns in which a gallery item of the query's label may not be like the
     query, or it does not count; ``pairs``, ``qrels``: files of judgments. Without ``self_test`` the
-    new model embeds no gallery item.
+    new model embeds no gallery item. ``similarity``: of feature tables that do not say theirs.
     """
 
     training: Path | None = None
@@ -43,6 +44,7 @@ class VerifyOptions:
     qrels: Path | None = None
     latency: bool = False
     self_test: bool = True
+    similarity: str | None = None
     seed: int | None = None
     """Null: the project's."""
     dry_run: bool = False
@@ -111,12 +113,43 @@ class VerifyOptions:
                 tip="leave the flag out, or name a policy in which these are null",
             )
 
+    def check_models(self) -> None:
+        """Refuse what models cannot answer.
+
+        Raises:
+            UsageError: the similarity was said.
+        """
+        if self.similarity is not None:
+            raise UsageError(
+                "--similarity is about feature tables: models give unit rows, compared by cosine",
+                tip="leave the flag out",
+            )
+
+    def check_cosines(self, policy: Policy, similarity: str) -> None:
+        """Refuse what is defined by cosines, where vectors are compared otherwise.
+
+        Raises:
+            UsageError: a threshold, pairs, or a policy that decides by an inequality.
+        """
+        given = {"--threshold": self.threshold is not None, "--pairs": self.pairs is not None}
+        given["--calibrate"] = self.calibrate
+        margins = ("same_class_margin", "different_class_margin")
+        given |= {f"policy key {key}": getattr(policy, key) is not None for key in margins}
+        for name, there in given.items():
+            if there:
+                raise UsageError(
+                    f"{name} is about cosines, and these tables are compared by {similarity}",
+                    tip="leave it out (a policy: null); recall and its checks are of the ranking",
+                )
+
     def check_features(self) -> None:
         """Refuse what feature tables cannot answer.
 
         Raises:
-            UsageError: latency or a training record was asked about.
+            UsageError: latency or a training record was asked about, or another similarity.
         """
+        if self.similarity is not None and self.similarity not in SIMILARITIES:
+            raise UsageError(f"--similarity is {', '.join(SIMILARITIES)}, got {self.similarity!r}")
         if self.latency or self.training is not None:
             flag = "--latency" if self.latency else "--training"
             raise UsageError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compatctl.commands.alike import load_alike, ranked
 from compatctl.commands.both import load_data
 from compatctl.commands.evaluation import arena_of, field_of, query_rows
 from compatctl.commands.options import VerifyOptions
@@ -17,8 +18,6 @@ from compatctl.commands.verify_features import check_same, table_field, table_ro
 from compatctl.core.dependence import intraclass
 from compatctl.core.policy import Policy, rules
 from compatctl.core.power import Asked, HeldOutSet, Kind, Scatter, least_gain, times_needed
-from compatctl.core.retrieval import Retrieval
-from compatctl.data import FeatureTable, load_features
 from compatctl.errors import InputError, UsageError
 from compatctl.recipe import Project, load_policy
 from compatctl.report import Report, read_bound
@@ -215,17 +214,14 @@ def _counted(where: Field) -> Bools:
 def _of_tables(
     paths: Sequence[Path], policy: Policy, cluster: tuple[str, ...], earlier: _Known | None
 ) -> _Known:
-    tables = [load_features(path) for path in paths]
+    tables, similarity = load_alike(paths)
     if len(tables) == 2:
         check_same(tables[0], tables[1], paths[0], paths[1])
     queries, gallery = table_rows(tables[0], paths[0])
     where = table_field(tables[0], queries, gallery, None, VerifyOptions(cluster=cluster))
 
-    def searched(table: FeatureTable) -> Retrieval:
-        rows = tables[0].features[gallery]
-        return retrieval(where, table.features[queries], rows, (policy.recall_at,), 1)
-
-    tests = [searched(table) for table in tables]
+    asking, searched = ranked(tables, queries, gallery, similarity, galleries=1)
+    tests = [retrieval(where, one, searched[0], (policy.recall_at,), 1) for one in asking]
     old, k = tests[0], policy.recall_at
     known = _with(HeldOutSet.of(where.classes, where.unit, old.counted), earlier)
     changed, icc = known.changed, known.icc

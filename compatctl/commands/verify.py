@@ -81,6 +81,7 @@ def verify(
         chosen = features_policy(policy) if project.policy == "default" else policy
         report = verify_features(old, new, chosen, options)
     else:
+        options.check_models()
         try:
             report = _verify_models(project, policy, old, new, options, progress)
         except UnsteadyError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compatctl.commands.alike import load_alike, no_cosines, ranked
 from compatctl.commands.clusters import column_codes, drawn
 from compatctl.commands.comparison import Trial, run
 from compatctl.commands.evaluation import Judged, judged_rows, same_dimension, slices_of
@@ -24,7 +25,8 @@ from compatctl.commands.settling import Sampling, sampling, verdict_of
 from compatctl.commands.trial import Field, Rows, Sides, half_of
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
-from compatctl.data import FeatureTable, load_features, read_pairs, read_qrels
+from compatctl.core.similarity import Similarity
+from compatctl.data import FeatureTable, read_pairs, read_qrels
 from compatctl.errors import InputError
 from compatctl.files import canonical_json, sha256_bytes, sha256_file
 from compatctl.report import DataId, ModelId, PairsResult, Report
@@ -56,26 +58,24 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     """Compare two feature tables of the same items.
 
     Raises:
-        InputError: a table that cannot be read, or tables of other items, labels, roles or
-            dimensions.
-        UsageError: an option that needs a model.
+        InputError: a table that cannot be read, or tables of other items, labels, roles,
+            dimensions or similarities.
+        UsageError: an option that needs a model, or cosines where there are none.
     """
     options.check_features()
-    tables = load_features(old), load_features(new)
-    check_same(*tables, old, new)
+    tables, similarity = load_alike((old, new), options.similarity)
+    only_ranks = similarity != "cosine"
+    if only_ranks:
+        options.check_cosines(policy, similarity)
+    check_same(tables[0], tables[1], old, new)
     queries, gallery = table_rows(tables[0], old)
     judged = read_qrels(options.qrels) if options.qrels else None
     shared = _shared(tables[0], queries, gallery, options.ignore_same)
     where = ignoring(table_field(tables[0], queries, gallery, judged, options), shared)
-    sides = Sides(
-        old_queries=_part(tables[0], queries),
-        new_queries=_part(tables[1], queries),
-        old_gallery=_part(tables[0], gallery),
-        new_gallery=_part(tables[1], gallery) if options.self_test else None,
-    )
-    calibrate = options.calibration()
-    at = options.thresholds()
-    trial = run("unseen", where, sides, policy, thresholds=at, calibrate=calibrate)
+    sides = _sides(tables, queries, gallery, similarity, self_test=options.self_test)
+    at, calibrate = options.thresholds(), options.calibration()
+    ask = partial(run, thresholds=at, calibrate=calibrate, cosines=not only_ranks)
+    trial = ask("unseen", where, sides, policy)
     write_queries(
         options.queries_file, [_answered(tables[0], queries[trial.kept], gallery, trial, options)]
     )
@@ -83,11 +83,11 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     make_pairs = partial(_pairs, tables, policy, options)
     others, pairs = make_pairs(how)
     verdict = verdict_of(policy, [trial], [], others, how, make_pairs)
-    lost = lost_judgments(judged, trial) if judged else ()
+    unchecked = (*UNCHECKED, *options.unchecked(), *unknown_values(shared), *no_cosines(similarity))
     return Report(
         old=_model(old, tables[0]),
         new=_model(new, tables[1]),
-        data=_data(tables[0]),
+        data=_data(tables[0], similarity),
         asked=options.bound(),
         store=None,
         pairs=pairs,
@@ -95,8 +95,27 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         latency=None,
         training_record_sha256=None,
         registry_sha256=None,
-        not_checked=(*UNCHECKED, *options.unchecked(), *unknown_values(shared), *lost),
+        not_checked=unchecked + (lost_judgments(judged, trial) if judged else ()),
         **verdict_fields(policy, verdict, how, [trial], NEXT),
+    )
+
+
+def _sides(
+    tables: Sequence[FeatureTable],
+    queries: Rows,
+    gallery: Rows,
+    similarity: Similarity,
+    *,
+    self_test: bool,
+) -> Sides:
+    """Rows that rank as the tables' similarity does."""
+    both = 2 if self_test else 1
+    asking, searched = ranked(tables, queries, gallery, similarity, galleries=both)
+    return Sides(
+        old_queries=asking[0],
+        new_queries=asking[1],
+        old_gallery=searched[0],
+        new_gallery=searched[1] if self_test else None,
     )
 
 
@@ -113,13 +132,6 @@ def table_rows(table: FeatureTable, path: Path) -> tuple[Rows, Rows]:
             tip="one of each is needed; without the array role every item is both",
         )
     return queries, gallery
-
-
-def _part(table: FeatureTable, rows: Rows) -> np.ndarray:
-    """The rows' features; the table's own memory where the rows follow each other."""
-    if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
-        return table.features[rows[0] : rows[-1] + 1]
-    return table.features[rows]
 
 
 def table_field(
@@ -185,7 +197,7 @@ def _columns(table: FeatureTable, rows: Rows, names: Sequence[str]) -> dict[str,
 
 
 def _pairs(
-    tables: tuple[FeatureTable, FeatureTable],
+    tables: Sequence[FeatureTable],
     policy: Policy,
     options: VerifyOptions,
     how: Sampling,
@@ -230,12 +242,13 @@ def _model(path: Path, table: FeatureTable) -> ModelId:
     return ModelId(name=path.name, sha256=sha256_file(path), dim=table.features.shape[1])
 
 
-def _data(table: FeatureTable) -> DataId:
-    """Identity of the items: ids, labels and roles, in their order."""
-    entry = [list(table.ids), list(table.labels), list(table.role or ())]
+def _data(table: FeatureTable, similarity: Similarity) -> DataId:
+    """Identity of the items: ids, labels and roles, in their order, and how they are compared."""
+    entry: list[object] = [list(table.ids), list(table.labels), list(table.role or ())]
+    entry += [similarity] if similarity != "cosine" else []
     digest = sha256_bytes(canonical_json(entry))
     return DataId(
-        name="features",
+        name="features" if similarity == "cosine" else f"features, {similarity}",
         sha256=digest,
         question_sha256=digest,
         items=len(table.ids),

@@ -26,7 +26,8 @@ def tables(tmp_path_factory):
     new = old + 0.2 * np.stack([means[name] for name in labels])
     vendor = np.array([one.split("/")[0] for one in ids])
     for name, rows in (("old", old), ("new", new)):
-        np.savez(folder / f"{name}.npz", ids=ids, labels=labels, features=rows, vendor=vendor)
+        told = {"vendor": vendor, "similarity": np.array("cosine")}
+        np.savez(folder / f"{name}.npz", ids=ids, labels=labels, features=rows, **told)
     return folder
 
 

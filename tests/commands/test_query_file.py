@@ -41,6 +41,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels[0] = "alone"
     ids[: len(HOSTILE)] = HOSTILE
     more = {"ids": ids, "labels": labels, "rank": np.char.partition(ids, "/")[:, 0]}
+    more["similarity"] = np.array("cosine")
     for name, rows in sides.items():
         np.savez(folder / f"{name}.npz", features=rows.astype(np.float32), **more)
     return folder

@@ -247,12 +247,70 @@ def test_lengths_and_number_types_do_not_matter(tmp_path: Path, real: Emoji) -> 
         lambda one: np.asfortranarray(one.astype(np.float32)),
         lambda one: one.astype(np.float64) * scale,
     ):
-        done, report = verify(tmp_path, *(real.table(change(one)) for one in half))
+        both = (real.table(change(one), similarity=np.array("cosine")) for one in half)
+        done, report = verify(tmp_path, *both)
         assert done.code == 0
         report["old"].pop("sha256")
         report["new"].pop("sha256")
         bodies.add(json.dumps(report, sort_keys=True))
     assert len(bodies) == 1
+
+
+def _recall(queries: Array, gallery: Array, labels: Array, kind: str) -> float:
+    """recall@1, leave-one-out, by a loop over the queries in float64."""
+    right = 0
+    rows = gallery.astype(np.float64)
+    for at, query in enumerate(queries.astype(np.float64)):
+        score = rows @ query if kind == "dot" else -((rows - query) ** 2).sum(axis=1)
+        score[at] = -np.inf
+        right += labels[int(np.argmax(score))] == labels[at]
+    return right / len(queries)
+
+
+@pytest.mark.parametrize("kind", ["dot", "l2"])
+@pytest.mark.parametrize("away", [0.0, 30.0])
+def test_norms_count_where_the_tables_say_so(
+    tmp_path: Path, real: Emoji, kind: str, away: float
+) -> None:
+    """By dot and by l2 every recall is that of a slow loop over the rows as they are, also far
+    from the origin; by the cosine it is another; nothing of cosines is reported."""
+    rng = np.random.default_rng(1)
+    scale = np.exp(rng.normal(0.0, 0.5, len(real.ids)))[:, None]
+    old, new = real.old * scale + away * real.old[0], real.new * scale[::-1] + away * real.old[0]
+    told = {"similarity": np.array(kind)}
+    done, report = verify(tmp_path, real.table(old, **told), real.table(new, **told))
+    assert done.code in {0, 3, 4}, done.stderr
+    found = report["groups"][0]["recall"]
+    for name, queries, gallery in (
+        ("old_old", old, old), ("new_old", new, old), ("new_new", new, new), ("old_new", old, new)
+    ):  # fmt: skip
+        assert found[name]["1"] == pytest.approx(
+            _recall(queries, gallery, real.labels, kind), abs=1e-9
+        )
+    assert report["data"]["name"] == f"features, {kind}"
+    assert not {"same_class", "different_class"} & {
+        one["name"] for one in report["verdict"]["checks"]
+    }
+    assert any("cosines" in line for line in report["not_checked"])
+    flag = verify(tmp_path, real.table(old), real.table(new), "--similarity", kind)[1]
+    assert flag["groups"][0]["recall"] == found
+    _, cosine = verify(tmp_path, real.table(old), real.table(new), "--similarity", "cosine")
+    assert cosine["groups"][0]["recall"] != found
+
+
+def test_two_similarities_and_what_is_of_cosines_are_refused(tmp_path: Path, real: Emoji) -> None:
+    """One table by dot and one by l2, thresholds, pairs and margins by dot, or a model: named."""
+    dot, l2 = ({"similarity": np.array(kind)} for kind in ("dot", "l2"))
+    done, report = verify(tmp_path, real.table(real.old, **dot), real.table(real.new, **l2))
+    assert (done.code, report) == (5, {})
+    assert "one similarity" in done.stderr
+    tables = real.table(real.old, **dot), real.table(real.new)
+    assert verify(tmp_path, *tables)[0].code in {0, 4}
+    for more in (("--threshold", 0.5), ("--policy", "strict"), ("--similarity", "l2")):
+        (tmp_path / "report.json").unlink(missing_ok=True)
+        done, report = verify(tmp_path, *tables, *more)
+        assert (done.code, report) == (5 if "l2" in more else 2, {})
+    assert verify(tmp_path, *tables, "--similarity", "angle")[0].code == 2
 
 
 def test_pairs_are_judged_on_features_too(tmp_path: Path, real: Emoji) -> None:
@@ -367,7 +425,7 @@ def test_tables_of_other_items_are_never_compared(tmp_path: Path, real: Emoji, n
 
 def test_other_dimensions_are_refused(tmp_path: Path, real: Emoji) -> None:
     """A candidate that ends in fewer numbers ends in exit 5 and both dimensions are named."""
-    done, report = verify(tmp_path, real.table(real.old), real.table(real.new[:, :48]))
+    done, report = verify(tmp_path, real.table(real.old), real.table(unit(real.new[:, :48])))
     assert (done.code, report) == (5, {})
     assert "64" in done.stderr
     assert "48" in done.stderr

@@ -31,7 +31,8 @@ def save(folder: Path, **arrays: Any) -> Path:
 
 def test_a_table_is_read_with_unit_rows(tmp_path: Path) -> None:
     """Ids, labels and slices come back as text; every row has length 1 and its direction."""
-    table = load_features(save(tmp_path, vendor=np.array(["n", "", "t"]), year=np.array([1, 2, 3])))
+    more = {"vendor": np.array(["n", "", "t"]), "year": np.array([1, 2, 3])}
+    table = load_features(save(tmp_path, **more), "cosine")
     assert (table.ids, table.labels, table.role) == (("a", "b", "c"), ("x", "x", "y"), None)
     assert table.slices == {"vendor": ("n", "", "t"), "year": ("1", "2", "3")}
     assert table.features.dtype == np.float32
@@ -43,9 +44,34 @@ def test_a_table_is_read_with_unit_rows(tmp_path: Path) -> None:
 def test_every_float_type_and_order_is_read(tmp_path: Path, kind: str, order: Any) -> None:
     """Half, single, double and foreign byte order, by rows or by columns: the same rows."""
     rows = np.array([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0]]).astype(kind)
-    table = load_features(save(tmp_path, features=np.asarray(rows, order=order)))
+    table = load_features(save(tmp_path, features=np.asarray(rows, order=order)), "cosine")
     assert table.features.dtype == np.float32
     np.testing.assert_allclose(table.features, [[0.6, 0.8], [0, 1], [-1, 0]], atol=1e-6)
+
+
+def test_norms_that_say_something_ask_for_the_similarity(tmp_path: Path) -> None:
+    """Searched rows of other lengths are an error until somebody says what lengths mean; those of
+    queries change no ranking, and half precision rounds all lengths a little."""
+    with pytest.raises(InputError, match="norms of its features differ, from 1 to 5") as got:
+        load_features(save(tmp_path))
+    assert "--similarity" in got.value.tip
+    told = load_features(save(tmp_path, similarity=np.array("cosine")))
+    np.testing.assert_allclose(np.linalg.norm(told.features, axis=1), 1.0, atol=1e-6)
+    for kind in ("dot", "l2"):
+        raw = load_features(save(tmp_path, similarity=np.array([kind])))
+        assert (raw.similarity, raw.features[0].tolist()) == (kind, [3.0, 4.0])
+        assert load_features(save(tmp_path), kind).similarity == kind
+    role = np.array(["query", "query", "gallery"])
+    asking = load_features(save(tmp_path, role=role))
+    assert asking.similarity is None
+    np.testing.assert_allclose(np.linalg.norm(asking.features, axis=1), 1.0, atol=1e-6)
+    rows = np.random.default_rng(0).standard_normal((3, 512))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    assert load_features(save(tmp_path, features=rows)).similarity is None
+    with pytest.raises(InputError, match="similarity is cosine, dot, l2; got 'ip'"):
+        load_features(save(tmp_path, similarity=np.array("ip")))
+    with pytest.raises(InputError, match="says that its similarity is dot; asked for: l2"):
+        load_features(save(tmp_path, similarity=np.array("dot")), "l2")
 
 
 def test_many_rows_are_normalised_piece_by_piece(tmp_path: Path) -> None:
@@ -54,7 +80,7 @@ def test_many_rows_are_normalised_piece_by_piece(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(n, 3)) * 10.0 ** rng.integers(-15, 15, (n, 1))
     names = np.arange(n)
-    table = load_features(save(tmp_path, ids=names, labels=names % 7, features=rows))
+    table = load_features(save(tmp_path, ids=names, labels=names % 7, features=rows), "cosine")
     np.testing.assert_allclose(np.linalg.norm(table.features, axis=1), 1.0, atol=1e-6)
     slow = rows[-1] / np.sqrt(sum(one * one for one in rows[-1]))
     np.testing.assert_allclose(table.features[-1], slow, atol=1e-6)

@@ -75,7 +75,9 @@ def _npz(*compressed: bool, **arrays: object) -> list[bytes]:
 def _features() -> list[bytes]:
     rows = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
     words = np.array(["a", "b", "ä", "dd"])
-    return _npz(ids=words, labels=words, features=rows, role=np.array(["query", "gallery"] * 2))
+    role = np.array(["query", "gallery"] * 2)
+    told = np.array("dot")
+    return _npz(ids=words, labels=words, features=rows, role=role, similarity=told)
 
 
 def _images() -> list[bytes]:
@@ -187,7 +189,7 @@ def _report() -> list[bytes]:
         for path in paths:
             rows = rng.standard_normal((len(labels), 4)).astype(np.float32)
             np.savez(path, ids=np.arange(len(labels)).astype(str), labels=labels, features=rows)
-        return [verify_features(*paths, Policy(), VerifyOptions()).to_bytes()]
+        return [verify_features(*paths, Policy(), VerifyOptions(similarity="cosine")).to_bytes()]
 
 
 def _picture() -> list[bytes]:
@@ -238,7 +240,7 @@ def _texts(*texts: str) -> Callable[[], list[bytes]]:
     return lambda: [text.encode() for text in texts]
 
 
-_SIDE = '{"format": 1, "height": 8, "width": 8, "mean": [0.5, 0.5, 0.5], "layout": "NHWC"}'
+_SIDE = '{"format": 1, "height": 8, "width": 8, "mean": [127, 127, 127], "layout": "NHWC"}'
 _PROJECT = "format: 1\nstore: store\ndata: items.csv\nsplit: {train: 0.5}\nslices: [vendor, b]\n"
 
 TARGETS = {

@@ -47,6 +47,7 @@ def tables(folder: Path, new: str = "better", **columns: Any) -> tuple[Path, Pat
         other = archive["lite2"][kept].astype(np.float32)
     means = np.stack([old[labels == name].mean(axis=0) for name in labels])
     features = {"old": old, "better": old + 0.4 * means, "other": other}
+    columns |= {"similarity": np.array("cosine")}
     for name, rows in (("old", old), ("new", features[new])):
         np.savez(folder / f"{name}.npz", ids=ids, labels=labels, features=rows, **columns)
     return folder / "old.npz", folder / "new.npz"
