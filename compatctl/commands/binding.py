@@ -21,7 +21,7 @@ from compatctl.errors import GateError, InputError
 from compatctl.recipe import Project
 from compatctl.report import Report
 
-_FLAGS = {"slices": "--slice"}
+_FLAGS = {"slices": "--slice", "self_test": "--no-self-test"}
 """Options whose flag is not called as they are."""
 
 
@@ -95,9 +95,10 @@ def _refuse_other_data(report: Report, project: Project, options: VerifyOptions)
 
 def _shown(value: Any) -> str:
     """A value of an option, for people."""
+    if value in (None, []):
+        return "nothing"
     if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]"
-    names = {None: "nothing", True: "yes", False: "no"}
-    if value is None or isinstance(value, bool):
-        return names[value]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return str(value)[:40]

@@ -224,6 +224,14 @@ def refuse_unless_bound(
                 f"{wanted[:12]}",
                 tip=f"{again}, against this store",
             )
+    owners = {f"gallery of {one.sha256[:12]}" for one in manifest.models if one.rows}
+    judged = {one.group for one in bound.report.verdict.checks if one.name == "chain_gain"}
+    if len(owners) > 1 and not owners <= judged:
+        raise InputError(
+            "the report does not judge the rows of every version in the gallery: it lacks the "
+            f"{', '.join(sorted(owners - judged))}",
+            tip="the file was edited, or written by another program: verify again",
+        )
 
 
 def with_model(manifest: Manifest, new: ModelShare) -> tuple[ModelShare, ...]:

@@ -81,6 +81,7 @@ def contradictions(report: Report) -> Iterator[str]:
         if check.name in ruled and not check.may_decide and _deciding(check, report):
             yield f"{where} has a say"
     yield from _of_calibration(report)
+    yield from _of_index(report)
     there = {(check.name, check.group) for check in verdict.checks}
     for name, group in sorted(_demanded(report, ruled) - there):
         yield f"the check {name} of {group} is not there"
@@ -94,6 +95,18 @@ def _of_calibration(report: Report) -> Iterator[str]:
         yield "a calibration of scores is there without being asked for, or the other way round"
     if found is not None and (problem := knots_problem(found.knots)):
         yield f"its calibration is no score map, which {problem}"
+
+
+def _of_index(report: Report) -> Iterator[str]:
+    """The ef that deploy sets, and what was found at it."""
+    ann = report.ann
+    if ann is None:
+        return
+    if ann.ef_needed != ann.ef_now and ann.ef_needed not in {ef for ef, _ in ann.sweep}:
+        yield f"the ef {ann.ef_needed} that it names was not tried"
+    for check in report.verdict.checks:
+        if check.name == "ann_recall" and not _same(check.estimate, ann.recall_needed):
+            yield f"ann_recall: the check says {check.estimate}, the index {ann.recall_needed:g}"
 
 
 def _of_check(check: Check, rule: Rule | None) -> Iterator[str]:

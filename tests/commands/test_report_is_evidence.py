@@ -474,3 +474,14 @@ def test_people_are_told_of_earlier_attempts(begun: Path, tmp_path: Path) -> Non
     shown = " ".join(run(*verify, *more, "--seed", "3").stdout.split())
     assert said in shown
     assert said in summary_file.read_text()
+
+
+def test_the_ef_is_one_that_was_tried(seller: Shop) -> None:
+    """A report whose ef or its recall was changed is refused: deploy would set it."""
+    path = seller.path("report.json")
+    honest = path.read_bytes()
+    _edit(path, lambda raw: raw["ann"].update(ef_needed=11))
+    _refused(seller, "report.json", "was not tried")
+    path.write_bytes(honest)
+    _edit(path, lambda raw: raw["ann"].update(recall_needed=0.5))
+    _refused(seller, "report.json", "ann_recall")
