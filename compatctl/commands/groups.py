@@ -46,8 +46,6 @@ class Groups:
 def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Groups:
     """Held-out queries by what the candidate saw: unseen classes, seen classes, trained items.
 
-    Queries whose class has a gallery anchor and the others are groups of their own besides.
-
     Raises:
         InputError: a held-out item, or an item of a pair, was trained on (without ``allow_seen``);
             a slice names no column; a pair names no item.
@@ -74,17 +72,10 @@ def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Group
 def _by_class(
     data: Dataset, seen: Seen, held_out: Rows, trained: Rows, options: VerifyOptions
 ) -> tuple[Arena, ...]:
-    anchored = {item.label for item in data.items if seen.anchored(item.id)}
     fresh = np.setdiff1d(held_out, trained)
     labels = np.array([seen.knows_class(data.items[row].label) for row in fresh], bool)
     unseen = fresh[~labels]
     groups = [arena_of(DECIDING_GROUP, data, unseen, options.slices, options.cluster)]
-    by_anchor = np.array([data.items[row].label in anchored for row in unseen], bool)
-    if by_anchor.any() and not by_anchor.all():
-        groups.append(arena_of("unseen, anchored", data, unseen[by_anchor], (), options.cluster))
-        groups.append(
-            arena_of("unseen, not anchored", data, unseen[~by_anchor], (), options.cluster)
-        )
     if labels.any():
         groups.append(arena_of("seen", data, fresh[labels], (), options.cluster))
     if len(trained):

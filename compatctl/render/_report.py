@@ -23,6 +23,8 @@ _TESTS = {
 
 
 def report_sheet(console: Console, report: Any) -> None:
+    if report.searched is not None:
+        console.print(f"{_searched(report.searched)}\n")
     for group in report.groups:
         _group(console, group)
     checks = [check for check in report.verdict.checks if check.decides]
@@ -64,6 +66,15 @@ def _units(group: Any) -> str:
     return cell(units(group.n_classes, group.unit))
 
 
+def _searched(gallery: Any) -> str:
+    found = f"searched: {gallery.rows} rows"
+    if gallery.stored:
+        found += f", {gallery.stored} of the store and {gallery.embedded} embedded for this test"
+    if gallery.unlabelled:
+        found += f"; nobody knows the class of {gallery.unlabelled} of them"
+    return found
+
+
 def _group(console: Console, group: Any) -> None:
     console.print(
         f"{cell(group.name)}: {group.n_queries} queries of {_units(group)}"
@@ -95,6 +106,13 @@ def _group(console: Console, group: Any) -> None:
             f"{group.rank_bias['new']:+.4f} of new queries"
         )
     console.print(line)
+    _error_rates(console, group)
+    _scope(console, group)
+    _operating_points(console, group.operating_points)
+    console.print("")
+
+
+def _error_rates(console: Console, group: Any) -> None:
     if group.error_rates is not None:
         rates = group.error_rates
         console.print(
@@ -103,8 +121,24 @@ def _group(console: Console, group: Any) -> None:
             f"{rates.frr['new']:.4f}; threshold that keeps the FAR: {rates.keeping_threshold:.4f} "
             f"(FRR {rates.keeping_frr:.4f})"
         )
-    _operating_points(console, group.operating_points)
-    console.print("")
+
+
+def _scope(console: Console, group: Any) -> None:
+    """What of the gallery nobody knows, what training touched, and who was left out."""
+    if group.unjudged:
+        shares = ", ".join(
+            f"{side} {found['1']:.2%}" for side, found in sorted(group.unjudged.items())
+        )
+        console.print(f"first answers of unknown relevance: {shares}")
+    if group.touched is not None:
+        rows = group.touched
+        console.print(
+            f"training passed {rows.of_gallery:.2%} of the gallery's rows of such classes through "
+            f"the new model, and {rows.of_queries:.2%} of what the queries ask for; "
+            f"{rows.untouched_queries} queries ask for other rows alone"
+        )
+    if group.n_same_image:
+        console.print(f"left out: {group.n_same_image} queries whose image is in the gallery")
 
 
 def _operating_points(console: Console, points: Sequence[Any]) -> None:

@@ -171,8 +171,8 @@ def test_seen_classes_with_fresh_items_are_a_group_of_their_own(
     }
 
 
-def test_anchored_classes_are_shown_beside_the_others(stock: Stock, tmp_path: Path) -> None:
-    """Queries of classes with a gallery anchor, and those without, are groups besides."""
+def test_anchored_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
+    """Queries of rows that anchored and of the others: their gains make the whole one together."""
     anchored = set(stock.labels[:30])
     anchors = [
         one.id for one in stock.data.items if one.role == "gallery" and one.label in anchored
@@ -181,13 +181,21 @@ def test_anchored_classes_are_shown_beside_the_others(stock: Stock, tmp_path: Pa
     assert done.code == 0
     n = sum(stock.data.items[row].label in anchored for row in stock.queries)
     every = len(stock.queries)
-    assert done.sizes == {"unseen": every, "unseen, anchored": n, "unseen, not anchored": every - n}
-    parts = [one for one in done.report["groups"] if one["name"] != "unseen"]
-    whole = done.report["groups"][0]["recall"]["new_old"]["1"]
-    mean = sum(one["n_queries"] * one["recall"]["new_old"]["1"] for one in parts) / every
-    assert whole == pytest.approx(mean, abs=1e-12)
-    deciding = {one["group"] for one in done.report["verdict"]["checks"] if one["decides"]}
-    assert not {one for one in deciding if "anchored" in one}
+    assert done.sizes == {"unseen": every}
+    (group,) = done.report["groups"]
+    touched, recall = group["touched"], group["recall"]
+    assert touched["untouched_queries"] == every - n
+    assert touched["of_queries"] == pytest.approx(n / every)
+    whole = recall["new_old"]["1"] - recall["old_old"]["1"]
+    first, second = touched["parts"]["recall_gain"]
+    assert whole == pytest.approx((n * first + (every - n) * second) / every, abs=1e-12)
+    checks = {one["name"]: one for one in done.report["verdict"]["checks"]}
+    share = len(anchors) / sum(one.role == "gallery" for one in stock.data.items)
+    assert touched["of_gallery"] == pytest.approx(share)
+    weighted = share * first + (1 - share) * second
+    assert checks["recall_gain"]["estimate"] == pytest.approx(weighted, abs=1e-12)
+    assert checks["untouched_gain"]["decides"]
+    assert checks["untouched_gain"]["estimate"] == pytest.approx(second, abs=1e-12)
 
 
 def test_without_roles_an_anchor_does_not_query(stock: Stock, tmp_path: Path, emoji: Path) -> None:

@@ -1,0 +1,133 @@
+"""Unknown answers and touched rows, against slow references that look at every possibility."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from compatctl.commands.searching import mixed_pieces, search_pieces, some_pieces
+from compatctl.core.arrays import NO_CLASS
+from compatctl.core.class_sums import class_sums
+from compatctl.core.compatibility import inequalities
+from compatctl.core.ignored import Ignored
+from compatctl.core.nearest import search
+from compatctl.core.touched import Touched, share_by_class, share_judged
+from compatctl.core.unjudged import unjudged_of
+
+
+def unit(rng, n, D=8):
+    """(n, D) unit rows."""
+    rows = rng.normal(size=(n, D)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bounds_are_those_of_every_assignment(seed):
+    """The worst and best change of a query's hit over all ways that rows may be relevant."""
+    rng, G, k = np.random.default_rng(seed), 8, 3
+    unknown = rng.random(G) < 0.5
+    known = rng.random(G) < 0.4
+    old, new = (np.array([rng.permutation(G)[:5] for _ in range(6)]) for _ in range(2))
+    hits = tuple((known & ~unknown)[rows[:, :k]].any(axis=1) for rows in (old, new))
+    found = unjudged_of(old, new, hits, unknown, k)
+    for q in range(6):
+        changes = []
+        for given in product([False, True], repeat=int(unknown.sum())):
+            relevant = known & ~unknown
+            relevant[unknown] = given
+            changes.append(int(relevant[new[q, :k]].any()) - int(relevant[old[q, :k]].any()))
+        assert int(found.worst[1][q]) - int(found.worst[0][q]) == min(changes)
+        assert int(found.best[1][q]) - int(found.best[0][q]) == max(changes)
+        assert found.old[k][q] == unknown[old[q, :k]].sum()
+
+
+def test_shares_are_of_the_counted_queries():
+    """The share of first answers of unknown relevance, and no answer beyond a small gallery."""
+    rows = np.array([[0, 1, -1], [1, 0, -1]])
+    hits = np.zeros(2, bool), np.zeros(2, bool)
+    found = unjudged_of(rows, rows[::-1], hits, np.array([True, False]), 3)
+    counted = np.array([True, False])
+    assert found.shares(counted) == {"old": {"1": 1.0, "3": 0.5}, "new": {"1": 0.0, "3": 0.5}}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_touched_shares_equal_a_loop(seed):
+    """By class and by judgment, the share of each query's relevant rows that were touched."""
+    rng = np.random.default_rng(seed)
+    queries, rows = rng.integers(0, 4, 12), rng.integers(0, 4, 20)
+    rows[rng.random(20) < 0.2] = NO_CLASS
+    own = np.where(rng.random(12) < 0.5, rng.integers(0, 20, 12), -1)
+    touched = rng.random(20) < 0.5
+    found = share_by_class(queries, rows, own, touched)
+    pairs = [(q, g) for q in range(12) for g in range(20) if rows[g] == queries[q] and g != own[q]]
+    judged = share_judged(*np.array(pairs).T, touched, 12)
+    for q in range(12):
+        mine = [touched[g] for at, g in pairs if at == q]
+        expected = np.mean(mine) if mine else np.nan
+        np.testing.assert_allclose((found[q], judged[q]), expected)
+
+
+def test_weights_make_the_gallerys_mixture():
+    """A weighted mean is that of the touched and the untouched part, by the gallery's shares."""
+    rng = np.random.default_rng(0)
+    of_query, counted = rng.choice([0.0, 0.5, 1.0], 50), rng.random(50) < 0.8
+    values = rng.normal(size=50)
+    touched = Touched(of_query=of_query, of_gallery=0.9)
+    weights = touched.weights(counted)
+    assert weights[counted].mean() == pytest.approx(1.0)
+    first, second = touched.parts(values, counted)
+    weighted = (weights * values)[counted].sum() / weights[counted].sum()
+    assert weighted == pytest.approx(0.9 * first + 0.1 * second)
+    one_kind = Touched(of_query=np.zeros(50), of_gallery=0.9)
+    assert one_kind.weights(counted) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_are_searched_as_one_gallery(seed, monkeypatch):
+    """Small pieces of a part, or of a mixture, give the answers of one array, ties included."""
+    monkeypatch.setattr("compatctl.commands.searching._CHUNK", 7)
+    rng = np.random.default_rng(seed)
+    old, new, queries = unit(rng, 40), unit(rng, 40), unit(rng, 9)
+    old[20:30] = old[:10]
+    half, rows = rng.random(40) < 0.5, np.flatnonzero(rng.random(40) < 0.7)
+    own = np.where(rng.random(9) < 0.5, rng.integers(0, 40, 9), -1)
+    codes = rng.integers(-1, 3, 9), rng.integers(-1, 3, 40)
+    ignored = Ignored.of(codes, n_queries=9, n_rows=40)
+    mixture = np.where(half[:, None], new, old)
+    whole = search(queries, mixture, 50, own, ignored=ignored)
+    found = search_pieces(queries, mixed_pieces(old, new, half), 50, own, ignored)
+    np.testing.assert_array_equal(found.rows, whole.rows)
+    position = np.full(40, -1)
+    position[rows] = np.arange(len(rows))
+    mine = np.where(own >= 0, position[own], -1)
+    part = ignored.part(position)
+    assert {*zip(*part.cells(slice(0, 9)), strict=True)} == {
+        (q, position[g]) for q, g in zip(*ignored.cells(slice(0, 9)), strict=True)
+        if position[g] >= 0
+    }  # fmt: skip
+    there = search(queries, old[rows], 50, mine, ignored=part)
+    again = search_pieces(queries, some_pieces(old, rows), 50, mine, part)
+    np.testing.assert_array_equal(again.rows, there.rows)
+    np.testing.assert_array_equal(again.scores, there.scores)
+
+
+def test_rows_of_no_class_are_in_no_pair():
+    """Means, shares and drift are those of the gallery without the rows whose class is unknown."""
+    rng = np.random.default_rng(3)
+    old, new, gallery = unit(rng, 10), unit(rng, 10), unit(rng, 30)
+    labels, rows = rng.integers(0, 3, 10), rng.integers(0, 4, 30)
+    lost = rng.random(30) < 0.4
+    own = np.where(rng.random(10) < 0.6, rng.integers(0, 30, 10), -1)
+    kept = np.flatnonzero(~lost)
+    position = np.full(30, -1)
+    position[kept] = np.arange(len(kept))
+    mine = np.where(own >= 0, position[own], -1)
+    found = inequalities(old, new, labels, gallery, np.where(lost, NO_CLASS, rows), own)
+    without = inequalities(old, new, labels, gallery[kept], rows[kept], mine)
+    for name in ("same_gain", "diff_gain", "share_same", "share_diff"):
+        assert getattr(found, name) == pytest.approx(getattr(without, name), abs=1e-9), name
+    sums = class_sums(old, labels, gallery, np.where(lost, NO_CLASS, rows), own)
+    assert sums.means().n_diff == class_sums(old, labels, gallery[kept], rows[kept], mine).means(
+    ).n_diff  # fmt: skip
