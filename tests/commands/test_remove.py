@@ -20,6 +20,7 @@ from shop_kit import (
     run,
     store_files,
     stored_rows,
+    turned,
     write_attending,
     write_encoder,
 )
@@ -184,6 +185,28 @@ def test_rows_of_a_later_model_are_named_before_the_old_one_searches_them(
     assert "1 rows of today are of models that it does not have" in refused.stderr
     assert shop.run("rollback", "--added", "keep").json["kept"] == 1
     assert shop.run("check").code == 0
+
+
+def test_no_way_back_across_a_lift_after_an_erasure(shop: Shop) -> None:
+    """The gallery of before is gone, and its query model cannot search mapped rows: it is said, and
+    the lifted store goes on, its models written again where they held what was removed."""
+    ids = ids_of(shop, 1)
+    table = stored_rows(shop, [*store_of(shop).catalog().ids[40:44], *ids])
+    write_attending(shop.path("attending.onnx"), table)
+    force(shop, "attending.onnx")
+    assert shop.run("backfill", "--share", ".2", "--force", "--reason", "drill").code == 0
+    wide = turned(shop, "wide.onnx", of="new.onnx", dim=48)
+    done = shop.run("lift", wide, "--kind", "ridge", "--force", "--reason", "drill")
+    assert done.code == 0, done.stderr
+    vectors = stored_rows(shop, ids)
+    told = removed(shop, *ids)
+    assert len(told["rewritten"]) == 2  # type: ignore[arg-type]
+    assert_gone(shop, ids, vectors)
+    assert_gone(shop, ids, table[4:])
+    for keeping in ("auto", "keep"):
+        refused = shop.run("rollback", "--added", keeping)
+        assert refused.code == 2
+        assert "lifted in between" in refused.stderr
 
 
 def test_an_item_of_an_earlier_generation_alone_can_be_removed(shop: Shop, emoji: Path) -> None:
