@@ -15,6 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
     "errors": 0,
     "progress": 0,
+    "printable": 0,
     "_version": 0,
     "npz": 1,
     "core": 1,

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from compatctl.errors import CompatError
+from compatctl.printable import printable
 from compatctl.progress import Progress, silent
 from compatctl.render import _sheets
-from compatctl.render._basics import fields, make_console, plain
+from compatctl.render._basics import cell, fields, make_console, plain
 from compatctl.render._report import report_sheet
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ SHOW_AFTER_S = 2.0
 
 def error(problem: CompatError, *, as_json: bool) -> None:
     """The message and what to do next, on stderr; with ``as_json`` the same on stdout besides."""
-    print(f"compatctl: {problem.message}", file=sys.stderr)
+    print(f"compatctl: {printable(problem.message)}", file=sys.stderr)
     if problem.tip:
-        print(f"  next: {problem.tip}", file=sys.stderr)
+        print(f"  next: {printable(problem.tip)}", file=sys.stderr)
     if as_json:
         entry: dict[str, Any] = {
             "kind": type(problem).__name__,
@@ -41,7 +42,7 @@ def error(problem: CompatError, *, as_json: bool) -> None:
 def warn(lines: Sequence[str]) -> None:
     """What a user must know of a result, on stderr."""
     for line in lines:
-        print(f"compatctl: warning: {line}", file=sys.stderr)
+        print(f"compatctl: warning: {printable(line)}", file=sys.stderr)
 
 
 def result(value: object, *, as_json: bool) -> None:
@@ -77,7 +78,7 @@ def progress() -> Iterator[Progress]:
         def report(stage: str, done: int, total: int) -> None:
             started = began.setdefault(stage, time.monotonic())
             if stage not in tasks and time.monotonic() - started >= SHOW_AFTER_S:
-                tasks[stage] = bars.add_task(stage, total=total)
+                tasks[stage] = bars.add_task(cell(stage), total=total)
             if stage in tasks:
                 bars.update(tasks[stage], completed=done, total=total)
                 if done >= total:

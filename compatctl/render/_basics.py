@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from compatctl.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,11 +20,20 @@ _SMALL = 0.00005
 
 
 def make_console() -> Console:
+    """The console on stdout, which writes out every order to a terminal that is not rich's own."""
     from rich.console import Console
+
+    class Harmless(Console):
+        """A console whose texts are made printable; their own line breaks stay."""
+
+        def print(self, *objects: Any, **how: Any) -> None:
+            """Print."""
+            shown = [printable(one, lines=True) if isinstance(one, str) else one for one in objects]
+            super().print(*shown, **how)
 
     on_screen = sys.stdout.isatty()
     width = None if on_screen or "COLUMNS" in os.environ else LOG_WIDTH
-    return Console(highlight=False, soft_wrap=not on_screen, emoji=False, width=width)
+    return Harmless(highlight=False, soft_wrap=not on_screen, emoji=False, width=width)
 
 
 def plain(value: Any) -> Any:
@@ -62,7 +73,7 @@ def cell(entry: object) -> str:
         return "yes" if entry else "no"
     if isinstance(entry, float):
         return f"{entry:.1e}" if 0 < abs(entry) < _SMALL else f"{entry:.4f}"
-    return escape(str(entry))
+    return escape(printable(str(entry)))
 
 
 def fields(console: Console, value: Any) -> None:
@@ -72,4 +83,4 @@ def fields(console: Console, value: Any) -> None:
             shown = ", ".join(map(cell, entry[:8])) + (" ..." if len(entry) > 8 else "")
         else:
             shown = cell(entry)
-        console.print(f"{name.replace('_', ' '):<22} {shown}")
+        console.print(f"{cell(name).replace('_', ' '):<22} {shown}")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def matrix_sheet(console: Console, matrix: Any) -> None:
-    columns = ("query \\ gallery", *matrix.versions)
+    columns = ("query \\ gallery", *map(cell, matrix.versions))
     size = len(matrix.versions)
     rows = [
         (name, *row, *([""] * (size - len(row))))
@@ -76,7 +76,7 @@ def history_sheet(console: Console, history: Any) -> None:
 
 def found_sheet(console: Console, found: Any) -> None:
     for query in found.queries:
-        console.print(query.image)
+        console.print(cell(query.image))
         scores = ("cosine", "score") if found.calibrated else ("cosine",)
         rows = [(hit.id, hit.label, *(getattr(hit, name) for name in scores)) for hit in query.hits]
         table(console, ("item", "label", *scores), rows)
@@ -140,7 +140,7 @@ def demo_sheet(console: Console, demo: Any) -> None:
     )
     table(console, ("route", "new on old gallery", "gain", "new on new gallery", "verdict"), routes)
     for line in demo.story:
-        console.print(line)
+        console.print(cell(line))
     console.print(
         f"\nverdict: {demo.verdict}; deployed: {cell(demo.deployed_route)}; {demo.seconds:.0f} s"
     )

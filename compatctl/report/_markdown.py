@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from compatctl.core.gate import Check, units
+from compatctl.printable import printable
 from compatctl.report._report import Group, Report
 from compatctl.report._summary import attempt_sentence
 
@@ -90,8 +91,8 @@ def _text(text: str) -> str:
     for sign in "\\`*_[]<>|~&":
         text = text.replace(sign, f"\\{sign}")
     text = text.replace("://", ":\\//").replace("www.", "www\\.")
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _code(text: str) -> str:
-    return " ".join(text.replace("`", "'").replace("|", "/").split())
+    return printable(" ".join(text.replace("`", "'").replace("|", "/").split()))
