@@ -14,9 +14,9 @@ from compatctl.core.arrays import Codes, Features, Floats, ratio
 from compatctl.core.pair_tiles import PairTruth, tiles
 
 _SCALE = 2**14
-_LOWEST = -_SCALE - 32
-"""The bin of the lowest products of two rows that pass for unit rows; all below go there too."""
-_BINS = 2 * _SCALE + 64 + 1
+_LOWEST = -_SCALE - 64
+"""The bin below the lowest product of two rows that pass for unit rows."""
+_BINS = 2 * _SCALE + 128 + 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,14 +71,15 @@ def score_counts(
     Raises:
         InputError: as ``tiles``.
     """
-    counts = np.zeros(3 * _BINS, dtype=np.int64)
-    for _, scores, same, diff in tiles(queries, gallery, truth, block):
+    every, same, left_out = np.zeros((3, _BINS), dtype=np.int64)
+    for _, scores, alike, diff in tiles(queries, gallery, truth, block):
         # A power of two scales exactly, so a score never moves to the bin beside.
-        at = np.floor(scores * np.float32(_SCALE)).astype(np.int64) - _LOWEST
-        at = np.clip(at, 0, _BINS - 1)
-        at += np.where(same, 0, np.where(diff, _BINS, 2 * _BINS))
-        counts += np.bincount(at.reshape(-1), minlength=3 * _BINS)
-    return ScoreCounts(same=counts[:_BINS], diff=counts[_BINS : 2 * _BINS])
+        at = np.floor(scores * np.float32(_SCALE)).astype(np.intp).reshape(-1)
+        at -= _LOWEST
+        every += np.bincount(at, minlength=_BINS)
+        same += np.bincount(at[np.flatnonzero(alike)], minlength=_BINS)
+        left_out += np.bincount(at[np.flatnonzero(~(alike | diff))], minlength=_BINS)
+    return ScoreCounts(same=same, diff=every - same - left_out)
 
 
 def _accepted(counts: Codes) -> Floats:

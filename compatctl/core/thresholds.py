@@ -228,6 +228,8 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
     counts = np.zeros((4, len(as_features(queries, "queries"))), dtype=np.int64)
     if not isinstance(threshold, np.ndarray):
         threshold = np.full(counts.shape[1], _as_number(threshold, "threshold"))
+    if threshold.shape != counts.shape[1:] or np.isnan(threshold).any():
+        raise InputError(f"a threshold must be a number for each query, got {threshold.shape}")
     least = threshold.astype(np.float64)[:, None]  # compared as float64
     truth = PairTruth(
         query_labels=query_labels,

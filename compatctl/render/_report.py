@@ -106,21 +106,11 @@ def _group(console: Console, group: Any) -> None:
             f"{group.rank_bias['new']:+.4f} of new queries"
         )
     console.print(line)
-    _error_rates(console, group)
+    if group.error_rates is not None:
+        _error_rates(console, group.error_rates)
     _scope(console, group)
     _operating_points(console, group.operating_points)
     console.print("")
-
-
-def _error_rates(console: Console, group: Any) -> None:
-    if group.error_rates is not None:
-        rates = group.error_rates
-        console.print(
-            f"accepted at {rates.old_threshold:g} by old, {rates.new_threshold:g} by new queries: "
-            f"FAR {rates.far['old']:.3g}, {rates.far['new']:.3g}; FRR {rates.frr['old']:.4f}, "
-            f"{rates.frr['new']:.4f}; threshold that keeps the FAR: {rates.keeping_threshold:.4f} "
-            f"(FRR {rates.keeping_frr:.4f})"
-        )
 
 
 def _scope(console: Console, group: Any) -> None:
@@ -139,6 +129,21 @@ def _scope(console: Console, group: Any) -> None:
         )
     if group.n_same_image:
         console.print(f"left out: {group.n_same_image} queries whose image is in the gallery")
+
+
+def _error_rates(console: Console, rates: Any) -> None:
+    console.print(
+        f"accepted at {rates.old_threshold:g} by old, {rates.new_threshold:g} by new queries: "
+        f"FAR {rates.far['old']:.3g}, {rates.far['new']:.3g}; FRR {rates.frr['old']:.4f}, "
+        f"{rates.frr['new']:.4f}; threshold that keeps the FAR: {rates.keeping_threshold:.4f} "
+        f"(FRR {rates.keeping_frr:.4f})"
+    )
+    if rates.calibrated:
+        console.print(
+            "these are scores on the callers' scale: "
+            f"cosines {rates.cosines['old']:.4f} of old and {rates.cosines['new']:.4f} of new "
+            "queries"
+        )
 
 
 def _operating_points(console: Console, points: Sequence[Any]) -> None:

@@ -76,6 +76,10 @@ def test_a_model_of_another_scale_passes_at_the_callers_threshold(
     assert rates["calibrated"]
     assert (rates["old_threshold"], rates["cosines"]["old"]) == (threshold, threshold)
     assert rates["cosines"]["new"] < threshold - 0.1
+    models = tables / "old.npz", tables / "new.npz"
+    more = ("--threshold", threshold, "--calibrate", "--dry-run")
+    shown = run("verify", *models, *more).stdout
+    assert f"cosines {threshold:.4f} of old and {rates['cosines']['new']:.4f} of new" in shown
     for far in report["calibration"]["far"].values():
         assert far["new"] == pytest.approx(far["old"], rel=0.3)
 

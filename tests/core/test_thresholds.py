@@ -428,6 +428,20 @@ def test_bad_threshold_is_refused(threshold):
         accuracy_at(np.zeros(3), SAME, threshold)
 
 
+def test_each_query_may_have_a_threshold_of_its_own():
+    """Counts at (Q,) thresholds are those of each query alone; other shapes and NaN are refused."""
+    *arguments, own = scene(2, Q=30, G=40, make=random_rows)
+    at = np.random.default_rng(3).uniform(-0.5, 0.5, 30)
+    got = accepts(*arguments, at, own, block=7)
+    for q, threshold in enumerate(at):
+        alone = accepts(*arguments, float(threshold), own, block=7)
+        assert got.same_accepted[q] == alone.same_accepted[q]
+        assert got.diff_accepted[q] == alone.diff_accepted[q]
+    for bad in (at[:5], np.where(np.arange(30) == 4, np.nan, at)):
+        with pytest.raises(InputError, match="threshold must be a number for each query"):
+            accepts(*arguments, bad, own)
+
+
 @pytest.mark.parametrize("accepted", [-1, 10**9, 1.0, True, None])
 def test_bad_count_is_refused(accepted):
     """The count of pairs is a whole number from 0 to all different-class pairs."""
