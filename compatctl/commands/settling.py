@@ -18,7 +18,7 @@ from compatctl.core.borderline import Key, unsure
 from compatctl.core.class_sums import ClassSums
 from compatctl.core.evidence import ChainEvidence, Draw, GroupEvidence, measure, measure_chain
 from compatctl.core.gate import UNSAMPLED, Measurement, Verdict, judge
-from compatctl.core.policy import MAX_REPLICATES, Policy, rules
+from compatctl.core.policy import Policy, rules
 from compatctl.core.scope import with_scope
 from compatctl.report import Attempts
 
@@ -55,8 +55,9 @@ def sampling(
     """As many replicates as the policy says, and enough for Holm's smallest level."""
     estimated = [one for one in rules(policy) if one not in UNSAMPLED]
     checks, number = len(estimated) + n_slices + n_chain, attempt.number if attempt else 1
-    enough = min(MAX_REPLICATES, math.ceil(10 * checks * number / policy.alpha))
-    return Sampling(seed=seed, replicates=max(policy.replicates, enough), attempt=number)
+    least = max(policy.replicates, math.ceil(10 * checks / policy.alpha))
+    enough = min(least * number, max(least, LONG))  # for hundreds of attempts, in bounded time
+    return Sampling(seed=seed, replicates=enough, attempt=number)
 
 
 def verdict_of(  # noqa: PLR0917 - all that is judged, and how
