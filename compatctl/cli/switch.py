@@ -95,7 +95,7 @@ def backfill(
 ) -> None:
     """Re-embed a share of the gallery with the query model, once it is shown to find more."""
     from compatctl.commands import backfill as verb
-    from compatctl.render import progress
+    from compatctl.render import progress, warn
 
     options = verb.BackfillOptions(
         share=share,
@@ -107,6 +107,7 @@ def backfill(
     where = project_of(project, store=store, data=data, data_root=data_root, policy=policy)
     with progress() as report:
         done = verb.backfill(where, options=options, progress=report)
+    warn(done.warnings)
     show(done, as_json=as_json, code=done.exit_code)
 
 

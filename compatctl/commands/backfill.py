@@ -31,6 +31,11 @@ from compatctl.recipe import Project, load_policy
 from compatctl.report import AnnHealth
 from compatctl.store import Store
 
+STALE = (
+    "scores that search prints are mapped by what was fitted before these rows were re-embedded: "
+    "verify your threshold on the gallery as it is"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Backfilled:
@@ -41,6 +46,7 @@ class Backfilled:
     ``missing`` (ids) were passed over because the data has no image of them, ``skipped`` because
     theirs does not decode. ``measured`` is None where there was nothing to measure. ``ann`` is of
     the new index and the held-out queries; ``ef_search`` is raised to the ef that they need.
+    ``warnings``: where scores are calibrated, by rows that these took the place of.
     """
 
     generation: int
@@ -58,6 +64,7 @@ class Backfilled:
     outcome: Outcome
     forced_reason: str | None
     index_sha256: str
+    warnings: tuple[str, ...]
     written: bool
 
     @property
@@ -256,6 +263,7 @@ def _as_it_is(manifest: Manifest, wanted: Wanted, asked: BackfillOptions) -> Bac
         outcome="nothing to do",
         forced_reason=asked.forced_reason,
         index_sha256=manifest.index.sha256,
+        warnings=(STALE,) * (manifest.calibration is not None and wanted.lacking > 0),
         written=False,
     )
 

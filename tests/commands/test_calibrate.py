@@ -183,6 +183,9 @@ def test_a_model_without_a_map_after_one_with_a_map_is_warned_of(shop: Shop) -> 
     assert shop.run("verify", *models).code == 0
     assert shop.run("deploy").code == 0
     project.write_text(plain)
+    mixed = shop.run("backfill", "--share", "0.5", "--dry-run")
+    assert "before these rows were re-embedded" in mixed.stderr
+    assert mixed.json["warnings"]
     write_encoder(shop.path("third.onnx"), noise=0.0)
     done = shop.run("verify", shop.path("new.onnx"), shop.path("third.onnx"))
     assert "are mapped to an earlier model's scale" in done.stderr
