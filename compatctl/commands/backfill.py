@@ -136,7 +136,7 @@ def backfill(
     result = replace(result, missing=chosen.missing)
     if not len(chosen.rows):
         return result
-    rows = held_out(project, store.manifest, data)
+    rows = held_out(project, store, data)
     _need(len(rows), asked)
     work = _Work(
         store=store,

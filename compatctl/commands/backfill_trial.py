@@ -18,7 +18,8 @@ from compatctl.core.gate import Check, Measurement, judge
 from compatctl.core.policy import Policy
 from compatctl.core.units import counted_units
 from compatctl.data import Dataset
-from compatctl.manifest import Catalog, Manifest
+from compatctl.encoder import record_of
+from compatctl.manifest import Catalog
 from compatctl.recipe import Project
 from compatctl.store import Store
 
@@ -55,11 +56,15 @@ class MixedTrial:
     curve: tuple[CurvePoint, ...]
 
 
-def held_out(project: Project, manifest: Manifest, data: Dataset) -> Rows:
-    """The queries that decide, by the query model's training record where that is at hand."""
-    model = next(one for one in manifest.models if one.sha256 == manifest.query_model)
+def held_out(project: Project, store: Store, data: Dataset) -> Rows:
+    """The queries that decide, by the query model's training record where there is one."""
+    wanted = store.manifest.query_model
+    model = next(one for one in store.manifest.models if one.sha256 == wanted)
     seen = training_record.find(
-        project.report.parent / model.name, model.sha256, named=None, candidate=project.candidate
+        project.report.parent / model.name,
+        training_record.Carried(sha256=wanted, record=record_of(store.verified("models", wanted))),
+        named=None,
+        candidate=project.candidate,
     )
     return deciding(data, seen)
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from compatctl.commands.admission import Candidate
 from compatctl.commands.context import now
 from compatctl.commands.rehearsal import Papers
-from compatctl.errors import InputError
+from compatctl.errors import ConflictError, InputError
+from compatctl.files import sha256_bytes
 from compatctl.index import HnswParams
 from compatctl.manifest import Catalog, IndexInfo, Manifest, unknown_digests
 from compatctl.store import Store
@@ -77,6 +78,26 @@ def begun_already(path: Path, operation: str, model: str) -> Store | None:
             tip="name another folder; compatctl add indexes more items in this one",
         )
     return store
+
+
+def refuse_other_papers(store: Store, papers: Papers) -> None:
+    """Refuse to take a store for what this command made, where it would make it otherwise.
+
+    Raises:
+        ConflictError: the store has another class registry than was written with the model.
+    """
+    wanted = None if papers.registry is None else sha256_bytes(papers.registry.encode())
+    found = store.manifest.registry
+    if wanted != found:
+        raise ConflictError(
+            f"the store has {_named(found)}, and with this model was written {_named(wanted)}: "
+            "classes would move to other vertices",
+            tip="delete the store's folder and begin it again, with the model as finetune wrote it",
+        )
+
+
+def _named(registry: str | None) -> str:
+    return f"the class registry {registry[:12]}" if registry else "no class registry"
 
 
 def first_catalog(

@@ -7,7 +7,7 @@ validation queries choose among the maps. Source of the route: Vejendla (EMNLP 2
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ from compatctl import encoder as onnx_files
 from compatctl._version import __version__
 from compatctl.commands import training_record
 from compatctl.commands.both import load_data
-from compatctl.commands.bridge_pairs import Ground, ground_of, pair_rows
+from compatctl.commands.bridge_pairs import ground_of, pair_rows
 from compatctl.commands.context import open_store
 from compatctl.commands.fitting import AUTO, MapTrial, check_asked, fit
 from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.near_copies import entries_of
+from compatctl.commands.training_record import Seen, seen_of
 from compatctl.core.maps import Map
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import CompatError, InputError, UsageError
-from compatctl.files import canonical_json, read_json, write_atomic
+from compatctl.files import canonical_json, sha256_bytes, write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
@@ -92,7 +94,7 @@ def bridge(
         raise InputError(f"no folder {output.parent} to write {output.name} to")
     sealed = onnx_files.sealed_bytes(new)
     encoder = Encoder.of(sealed, new)
-    seen = training_record.find(new, encoder.sha256, named=training, candidate=project.candidate)
+    seen = training_record.find(new, encoder, named=training, candidate=project.candidate)
     data, gallery = load_data(project), DeployedGallery.open(open_store(project))
     pairs = pair_rows(data, gallery, share, skip_bad=skip_bad)
     ground = ground_of(data, gallery, encoder, pairs, skip_bad=skip_bad, progress=progress)
@@ -104,14 +106,13 @@ def bridge(
         seed=seed,
         progress=progress,
     )
-    made = onnx_files.bridge(sealed, new, fitted.through)
-    bridged = Encoder.of(made, output)
-    refuse_unsteady(bridged, data)
-    parity = parity_of(data, bridged, encoder, fitted.through)
+    entries = entries_of(data, ground.pairs)
+    made, parity = _made(sealed, data, (new, encoder), fitted.through)
+    made = onnx_files.with_record(made, output, _seen(seen, entries, parity).text())
     done = Bridged(
         output=str(output),
-        sha256=bridged.sha256,
-        dim=bridged.dim,
+        sha256=sha256_bytes(made),
+        dim=fitted.through.layers[-1][0].shape[1],
         new_dim=encoder.dim,
         **asdict(fitted.best),
         old_recall=ground.recall(ground.old_queries),
@@ -125,8 +126,19 @@ def bridge(
         skipped=ground.skipped,
     )
     if not dry_run:
-        _write(output, made, _record(data, ground, done, (encoder.sha256, seen)))
+        _write(output, made, _record(entries, done, (encoder.sha256, seen)))
     return done
+
+
+def _made(
+    sealed: bytes, data: Dataset, new: tuple[Path, Encoder], through: Map
+) -> tuple[bytes, float]:
+    """The new encoder with the map behind it, with one answer for one image, and its parity."""
+    path, encoder = new
+    made = onnx_files.bridge(sealed, path, through)
+    bridged = Encoder.of(made, path)
+    refuse_unsteady(bridged, data)
+    return made, parity_of(data, bridged, encoder, through)
 
 
 def parity_of(data: Dataset, bridged: Encoder, new: Encoder, through: Map) -> float:
@@ -158,34 +170,29 @@ def _check(kind: str, share: float, new: Path, output: Path) -> None:
         )
 
 
-def _record(
-    data: Dataset,
-    ground: Ground,
-    done: Bridged,
-    new: tuple[str, training_record.Seen | None],
-) -> dict[str, Any]:
-    """What verify must take as seen: the pairs, and all that the new encoder has seen.
+def _seen(new: Seen | None, entries: dict[str, Any], parity: float) -> Seen:
+    """What verify must take as seen: the pairs, and all that the new encoder has seen; of one that
+    has no record nobody knows that. The deployed gallery keeps its own class registry."""
+    pairs = replace(seen_of(entries), parity=parity)
+    before = new or Seen(whole=False)
+    return replace(before, registry=None, memory_sha256=None).together(pairs)
 
-    Training items are items, of classes that were seen; gallery items of other splits are anchors,
-    whose label nobody looked at.
-    """
-    before = _before(new[1])
-    items, anchors = list(before.get("items", [])), list(before.get("anchors", []))
-    classes = set(before.get("classes", []))
-    for row in ground.pairs:
-        item = data.items[row]
-        entry = {"id": item.id, "sha256": data.digest(int(row))}
-        (items if item.split == "train" else anchors).append(entry)
-        classes |= {item.label} if item.split == "train" else set()
+
+def _record(entries: dict[str, Any], done: Bridged, new: tuple[str, Seen | None]) -> dict[str, Any]:
+    """The same for people, as far as the new encoder's names are at hand."""
+    names = training_record.names_of(new[1])
+    before = names.pop("first")
     return {
         "format": RECORD_FORMAT,
         "tool": f"compatctl {__version__}",
         "route": "bridge",
         "models": [done.sha256],
-        "items": _once(items),
-        "anchors": _once(anchors),
-        "classes": sorted(classes),
-        "parity": max(done.parity, before.get("parity") or 0.0),
+        **names,
+        "items": _once([*names["items"], *entries["items"]]),
+        "anchors": _once([*names["anchors"], *entries["anchors"]]),
+        "classes": sorted({*names["classes"], *entries["classes"]}),
+        "whole": new[1] is not None and new[1].whole,
+        "parity": max(done.parity, (new[1].parity if new[1] else None) or 0.0),
         "old_features": done.pairs,
         "kind": done.kind,
         "setting": done.setting,
@@ -219,12 +226,6 @@ def _write(output: Path, model: bytes, record: dict[str, Any]) -> None:
             elif before is not None and path.read_bytes() != before:
                 write_atomic(path, before)
         raise
-
-
-def _before(seen: training_record.Seen | None) -> dict[str, Any]:
-    """The new encoder's own record, where there is one."""
-    raw = read_json(seen.path, training_record.MAX_BYTES) if seen else {}
-    return raw if isinstance(raw, dict) else {}
 
 
 def _once(entries: list[dict[str, str]]) -> list[dict[str, str]]:

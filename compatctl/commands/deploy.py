@@ -89,7 +89,7 @@ def deploy(
         refuse_other_question(bound.report, project)
         _refuse_spent(store, encoder.sha256, again_reason)
         refuse_uncounted(store.path, bound.report, write=not dry_run)
-    papers = papers_of(project, chosen.path, encoder.sha256, bound) if not done else None
+    papers = papers_of(project, chosen.path, encoder, bound) if not done else None
     ef_search = max(manifest.index.ef_search, (bound.ef_search if bound else None) or 0)
     result = Deployed(
         generation=manifest.generation + (not done),

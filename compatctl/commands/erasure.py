@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from compatctl.commands import training_record
 from compatctl.commands.gallery import params_of
 from compatctl.commands.rehearsal import stored_memory
-from compatctl.encoder import HeldVectors, held_vectors
+from compatctl.encoder import HeldVectors, held_vectors, record_of
 from compatctl.errors import InputError
 from compatctl.files import read_json, sha256_bytes
 from compatctl.index import held_marks, marks_of_rows, read_keys, read_rows
@@ -121,8 +121,9 @@ def in_gallery(
 def _anchors(project: Project, path: Path, sha256: str) -> list[str] | None:
     """The ids of a model's anchors in the order of its table, where its record is at hand."""
     beside = project.output if project.output.is_file() else path
-    seen = training_record.find(beside, sha256, named=None, candidate=project.candidate)
-    raw = read_json(seen.path, training_record.MAX_BYTES) if seen else None
+    model = training_record.Carried(sha256=sha256, record=record_of(path))
+    seen = training_record.find(beside, model, named=None, candidate=project.candidate)
+    raw = read_json(seen.path, training_record.MAX_BYTES) if seen and seen.path else None
     anchors = raw.get("anchors") if isinstance(raw, dict) else None
     if not isinstance(anchors, list) or not all(isinstance(one, dict) for one in anchors):
         return None

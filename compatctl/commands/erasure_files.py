@@ -98,6 +98,8 @@ def _record(
     for name in ("items", "anchors"):
         if isinstance(entries := raw.get(name), list):
             new[name] = [one for one in entries if not (isinstance(one, dict) and gone(_id(one)))]
+    if new != raw:
+        new[training_record.PARTIAL] = True
     if isinstance(models := raw.get("models"), list):
         of_these = (rewritten[one] for one in models if one in rewritten)
         new["models"] = [*models, *(one for one in of_these if one not in models)]

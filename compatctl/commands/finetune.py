@@ -14,8 +14,9 @@ from compatctl import encoder as onnx_files
 from compatctl.commands.both import load_data
 from compatctl.commands.context import need, open_store
 from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.near_copies import with_looks
 from compatctl.commands.rehearsal import any_store, keep, rehearsed
-from compatctl.commands.training_record import FILE, REGISTRY_FILE
+from compatctl.commands.training_record import FILE, REGISTRY_FILE, seen_of
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, Preprocessing, prepare
 from compatctl.encoder import Encoder, EncoderInput, refuse_unsteady
@@ -130,11 +131,11 @@ def finetune(
         memory=earlier,
         progress=progress,
     )
-    encoder, parity = export(trainer, trained, recipe, data, project.candidate / MODEL_FILE)
-    _write_weights(trainer, trained, project.candidate / WEIGHTS_FILE)
-    record = {**trained.record, "models": [encoder.sha256], "parity": parity}
+    record = with_looks(dict(trained.record), data, earlier)
     keep(project, recipe, data, earlier, record)
-    _write_record(project, trained, record)
+    _write_weights(trainer, trained, project.candidate / WEIGHTS_FILE)
+    made, encoder = export(trainer, trained, recipe, data, record)
+    _write(project, trained, record, made)
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
         project.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
@@ -142,9 +143,10 @@ def finetune(
 
 
 def export(
-    trainer: ModuleType, trained: Trained, recipe: Recipe, data: Dataset, target: Path
-) -> tuple[Encoder, float]:
-    """Write the network as a sealed ONNX file and compare both on real images.
+    trainer: ModuleType, trained: Trained, recipe: Recipe, data: Dataset, record: dict[str, Any]
+) -> tuple[bytes, Encoder]:
+    """The network as a sealed ONNX file that carries the record, after both were compared on real
+    images. ``record`` gets the parity and the digest of the file.
 
     Raises:
         InputError: the two differ by more than 1e-3 in some number.
@@ -168,8 +170,13 @@ def export(
                 f"the exported ONNX file differs from the trained network by {parity:.2g}",
                 tip="the backbone uses an operation that does not export faithfully",
             )
-        write_atomic(target, sealed.read_bytes())
-    return encoder, parity
+        record["parity"] = parity
+        registry = trained.registry.to_json() if trained.registry else None
+        text = seen_of(record, registry).text()
+        made = onnx_files.with_record(sealed.read_bytes(), sealed, text)
+    encoder = Encoder.of(made, Path(MODEL_FILE))
+    record["models"] = [encoder.sha256]
+    return made, encoder
 
 
 def _write_weights(trainer: ModuleType, trained: Trained, target: Path) -> None:
@@ -227,6 +234,13 @@ def inputs(
         raise InputError(f"no checkpoint at {base}")
     gallery, frames = None, set(recipe.objective.frame)
     first = frames <= {"free", "simplex"} and recipe.objective.dim is not None
+    born = "simplex" in frames <= {"free", "simplex"}
+    if born and recipe.objective.dim is None and any_store(project) is None:
+        raise InputError(
+            f"there is no store at {project.store}, and the recipe has no objective.dim",
+            tip="a model that is born on a simplex needs dim: 128, for example; every other one a "
+            "gallery: name the --store, or begin one with compatctl init",
+        )
     if frames != {"free"} and not (first and any_store(project) is None):
         gallery = DeployedGallery.open(open_store(project))
     return trainer, recipe, load_data(project), gallery
@@ -299,8 +313,8 @@ def registry_of(gallery: DeployedGallery) -> tuple[Registry | None, int | None]:
     return registry, registry.K
 
 
-def _write_record(project: Project, trained: Trained, record: dict[str, Any]) -> None:
-    """training.json, and registry.json where the frame has vertices."""
+def _write(project: Project, trained: Trained, record: dict[str, Any], model: bytes) -> None:
+    """training.json, and registry.json where the frame has vertices; then the model."""
     registry = project.candidate / REGISTRY_FILE
     registry.unlink(missing_ok=True)
     if trained.registry is not None:
@@ -308,3 +322,4 @@ def _write_record(project: Project, trained: Trained, record: dict[str, Any]) ->
         write_atomic(registry, text)
         record["registry_sha256"] = sha256_bytes(text)
     write_atomic(project.candidate / FILE, canonical_json(record))
+    write_atomic(project.candidate / MODEL_FILE, model)

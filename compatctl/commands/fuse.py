@@ -7,8 +7,9 @@ again, which is the same at weight one half.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,12 @@ from compatctl.commands import training_record
 from compatctl.commands.both import deployed, features_of, load_data, load_pair
 from compatctl.commands.evaluation import Features, arena_of, field_of, query_rows, without
 from compatctl.commands.ignoring import ignoring, shared_columns
+from compatctl.commands.training_record import Seen
 from compatctl.commands.trial import Floats, retrieval
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError, UsageError
-from compatctl.files import canonical_json, read_json, write_atomic
+from compatctl.files import canonical_json, sha256_bytes, write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
@@ -89,21 +91,18 @@ def fuse(
         onnx_files.fuse(old, new, weight, made)
         fused = Encoder.load(made)
         refuse_unsteady(fused, data)
-        sha256 = fused.sha256
         parity = parity_of(data, fused, (old_encoder, new_encoder), weight)
-        if not dry_run:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(output, made.read_bytes())
-            _write_record(
-                project,
-                output=output,
-                new=new,
-                new_sha256=new_encoder.sha256,
-                training=training,
-                fused_sha256=sha256,
-                weight=weight,
-                parity=parity,
-            )
+        data_of = made.read_bytes()
+    before = _parts(project, (old, old_encoder), (new, new_encoder), training)
+    if before is not None:
+        data_of = onnx_files.with_record(data_of, output, _seen(before, parity).text())
+    sha256 = sha256_bytes(data_of)
+    if not dry_run:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if before is not None:
+            record = _record(before, sha256, weight, parity)
+            write_atomic(training_record.record_of(output), canonical_json(record))
+        write_atomic(output, data_of)
     return Fused(
         output=str(output),
         sha256=sha256,
@@ -177,24 +176,40 @@ def mean(old: Features, new: Features, rows: np.ndarray, weight: float) -> Float
     return unit
 
 
-def _write_record(
+def _parts(
     project: Project,
-    *,
-    output: Path,
-    new: Path,
-    new_sha256: str,
+    old: tuple[Path, Encoder],
+    new: tuple[Path, Encoder],
     training: Path | None,
-    fused_sha256: str,
-    weight: float,
-    parity: float,
-) -> None:
-    """What the new encoder has seen, the fused one has seen: its record goes with it."""
-    seen = training_record.find(new, new_sha256, named=training, candidate=project.candidate)
-    if seen is None:
-        return
-    raw = read_json(seen.path, training_record.MAX_BYTES)
-    assert isinstance(raw, dict)
-    raw["models"] = sorted({*raw["models"], fused_sha256})
-    raw["fused_weight"] = weight
-    raw["parity"] = max(parity, raw.get("parity") or 0.0)
-    write_atomic(training_record.record_of(output), canonical_json(raw))
+) -> tuple[Seen, Seen | None] | None:
+    """What the new and the old encoder have seen; null where nobody says it of the new one."""
+    where = project.candidate
+    path, encoder = new
+    seen = training_record.find(path, encoder, named=training, candidate=where)
+    path, encoder = old
+    before = training_record.find(path, encoder, named=None, candidate=where)
+    return None if seen is None else (seen, before)
+
+
+def _seen(before: tuple[Seen, Seen | None], parity: float) -> Seen:
+    """What either has seen, the fused one has seen."""
+    new, old = before
+    both = new.together(old) if old else new
+    return replace(both, parity=max(parity, both.parity or 0.0))
+
+
+def _record(
+    before: tuple[Seen, Seen | None], sha256: str, weight: float, parity: float
+) -> dict[str, Any]:
+    """The same for people, as far as the names are at hand."""
+    names = training_record.names_of(*before)
+    first = names.pop("first")
+    return {
+        **first,
+        **names,
+        "models": [sha256],
+        "fused_weight": weight,
+        "parity": _seen(before, parity).parity,
+        "registry_sha256": before[0].registry_sha256,
+        "memory_sha256": before[0].memory_sha256,
+    }

@@ -6,12 +6,13 @@ they are asked to be reported apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from compatctl.commands.clusters import columns_of
 from compatctl.commands.evaluation import Arena, arena_of, has_roles, query_rows
+from compatctl.commands.near_copies import near_copies
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import rows_of
 from compatctl.commands.training_record import Seen
@@ -27,6 +28,10 @@ class Groups:
 
     arenas: tuple[Arena, ...]
     pairs: tuple[Rows, Rows, Bools] | None = None
+    near: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Held-out queries that look like an item that went through the new model"""
+    held_out: int = 0
+    """Held-out queries, with these and without those that trained"""
     pairs_seen: bool = False
     """Whether items or classes of the pairs were trained on: then they have no say."""
 
@@ -55,31 +60,35 @@ def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Group
     held_out = query_rows(data, "test")
     if seen is None:
         arena = arena_of(DECIDING_GROUP, data, held_out, options.slices, options.cluster)
-        return Groups(arenas=(arena,), pairs=pairs)
+        return Groups(arenas=(arena,), pairs=pairs, held_out=len(held_out))
     in_pairs = np.zeros(0, np.int64) if pairs is None else np.union1d(pairs[0], pairs[1])
     used = _refuse_trained(data, in_pairs, seen, options, "items of pairs")
     if not has_roles(data):  # every item queries: one that anchored must not
         keep = [row for row in held_out if not seen.anchored(data.items[row].id)]
         held_out = np.array(keep, np.int64)
     trained = _refuse_trained(data, held_out, seen, options, "held-out queries")
+    left = np.setdiff1d(held_out, trained)
+    near = near_copies(data, left, seen)
     return Groups(
-        arenas=_by_class(data, seen, held_out, trained, options),
+        arenas=_by_class(data, seen, np.setdiff1d(left, near), (trained, near), options),
         pairs=pairs,
+        near=near,
+        held_out=len(left),
         pairs_seen=len(used) > 0 or any(seen.knows_class(data.labels[row]) for row in in_pairs),
     )
 
 
 def _by_class(
-    data: Dataset, seen: Seen, held_out: Rows, trained: Rows, options: VerifyOptions
+    data: Dataset, seen: Seen, fresh: Rows, beside: tuple[Rows, Rows], options: VerifyOptions
 ) -> tuple[Arena, ...]:
-    fresh = np.setdiff1d(held_out, trained)
     labels = np.array([seen.knows_class(data.items[row].label) for row in fresh], bool)
     unseen = fresh[~labels]
     groups = [arena_of(DECIDING_GROUP, data, unseen, options.slices, options.cluster)]
     if labels.any():
         groups.append(arena_of("seen", data, fresh[labels], (), options.cluster))
-    if len(trained):
-        groups.append(arena_of("trained", data, trained, (), options.cluster))
+    for name, rows in zip(("trained", "near copies"), beside, strict=True):
+        if len(rows):
+            groups.append(arena_of(name, data, rows, (), options.cluster))
     return tuple(groups)
 
 

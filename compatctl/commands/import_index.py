@@ -13,12 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.commands.admission import Candidate
-from compatctl.commands.beginning import begin, begun_already, first_catalog
+from compatctl.commands.beginning import (
+    begin,
+    begun_already,
+    first_catalog,
+    refuse_other_papers,
+)
 from compatctl.commands.both import load_data
 from compatctl.commands.changes import digests_of
 from compatctl.commands.evaluation import as_rows
 from compatctl.commands.proving import CLOSE, Agreement, compare
-from compatctl.commands.rehearsal import papers_of
+from compatctl.commands.rehearsal import Papers, papers_of
 from compatctl.data import csv_rows
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import DamagedError, InputError
@@ -102,12 +107,13 @@ def import_index(
     with _source(index, params, drop_deleted=drop_deleted, progress=progress) as source:
         catalog = _catalog(source.index, items, encoder.sha256, source.dropped)
         catalog, agreement = _compared(project, encoder, source.index, catalog, progress)
-        written = not dry_run and not _adopted_already(project, source.sha256, catalog)
+        papers = papers_of(project, model, encoder)
+        written = not dry_run and not _adopted_already(project, source.sha256, catalog, papers)
         if written:
             begin(
                 project.store,
                 model=chosen,
-                papers=papers_of(project, model, encoder.sha256),
+                papers=papers,
                 index=source.path,
                 sha256=source.sha256,
                 params=source.index.params,
@@ -176,7 +182,7 @@ def _source(
         yield _Source(path=path, sha256=before, index=found, dropped=dropped)
 
 
-def _adopted_already(project: Project, sha256: str, catalog: Catalog) -> bool:
+def _adopted_already(project: Project, sha256: str, catalog: Catalog, papers: Papers) -> bool:
     """Whether a run that was killed after its commit adopted this very index."""
     there = begun_already(project.store, "import", catalog.models[0])
     if there is None:
@@ -185,6 +191,7 @@ def _adopted_already(project: Project, sha256: str, catalog: Catalog) -> bool:
         raise InputError(
             f"{project.store} is already a store, of another index", tip="name another folder"
         )
+    refuse_other_papers(there, papers)
     return True
 
 

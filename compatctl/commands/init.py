@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compatctl.commands.admission import Candidate
-from compatctl.commands.beginning import begin, begun_already, first_catalog
+from compatctl.commands.beginning import begin, begun_already, first_catalog, refuse_other_papers
 from compatctl.commands.both import load_data
 from compatctl.commands.changes import Changes
 from compatctl.commands.context import need
@@ -84,13 +84,14 @@ def init(
         raise InputError(
             "the data has no item with the role gallery", tip="look at its role column"
         )
+    papers = papers_of(project, model, encoder)
     if there := begun_already(project.store, "init", encoder.sha256):
+        refuse_other_papers(there, papers)
         found = _there(project, there, gallery, params, skip_bad=skip_bad)
         if not dry_run:
             _scaffold(project)
         return found
     refuse_unsteady(encoder, gallery)
-    papers = papers_of(project, model, encoder.sha256)
     with Embedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as done:
         index = HnswIndex.begin(params, max(1, len(done.rows)))
         done.add_to(index, 0, progress)

@@ -118,13 +118,13 @@ class _Work:
         data, gallery = load_data(self.project), DeployedGallery.open(self.store)
         seen = training_record.find(
             new.path,
-            new.encoder.sha256,
+            new.encoder,
             named=asked.training,
             candidate=self.project.candidate,
         )
         refuse_unsteady(new.encoder, data)
         pairs = pair_rows(data, gallery, asked.share, skip_bad=asked.skip_bad)
-        queries = held_out(data, seen, pairs, new.path)
+        queries = held_out(data, seen, pairs)
         self._need(len(queries))
         ground = ground_of(
             data, gallery, new.encoder, pairs, skip_bad=asked.skip_bad, progress=progress
@@ -137,7 +137,7 @@ class _Work:
             seed=asked.seed,
             progress=progress,
         )
-        owners = owners_of(gallery, data, fitted.through)
+        owners = owners_of(gallery, data, fitted.through, pairs)
         trial, index_asked = self._measured(data, gallery, queries, fitted)
         new.rest()
         outcome: Outcome = trial.verdict.outcome if trial else "not measured"

@@ -6,7 +6,7 @@ its model is a new file that gives it, and that must be seen on real images befo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from compatctl import encoder as onnx_files
 from compatctl.commands.admission import Candidate
 from compatctl.commands.evaluation import as_rows
 from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.near_copies import entries_of
+from compatctl.commands.training_record import Seen, read_carried, seen_of
 from compatctl.commands.trial import Floats, Rows
 from compatctl.core.maps import Map
 from compatctl.data import Dataset
@@ -52,20 +54,30 @@ class Owner:
     candidate: Candidate
 
 
-def owners_of(gallery: DeployedGallery, data: Dataset, through: Map) -> list[Owner]:
-    """Every model that rows of the gallery are of, with the map behind it.
+def owners_of(gallery: DeployedGallery, data: Dataset, through: Map, pairs: Rows) -> list[Owner]:
+    """Every model that rows of the gallery are of, with the map behind it. A file carries what its
+    embedder has seen, and the ``pairs`` (n,) that the map was fitted on.
 
     Raises:
         InputError: a file gives other vectors than the mapped ones, by more than ``LIMIT``.
         DamagedError: a model's file is missing or changed.
     """
-    return [_lifted(gallery, one, data, through) for one in gallery.manifest.models if one.rows]
+    fitted_on = seen_of(entries_of(data, pairs))
+    shares = [one for one in gallery.manifest.models if one.rows]
+    return [_lifted(gallery, one, data, through, fitted_on) for one in shares]
 
 
-def _lifted(gallery: DeployedGallery, share: ModelShare, data: Dataset, through: Map) -> Owner:
+def _lifted(
+    gallery: DeployedGallery, share: ModelShare, data: Dataset, through: Map, fitted_on: Seen
+) -> Owner:
     path = gallery.store.verified("models", share.sha256)
     name = Path(f"{Path(share.name).stem}.lifted.onnx")
-    made = Candidate(path=name, data=onnx_files.bridge(path.read_bytes(), path, through))
+    record = onnx_files.record_of(path)
+    before = read_carried(record, path) if record is not None else Seen(whole=False)
+    before = replace(before, registry=None, memory_sha256=None)
+    file = onnx_files.bridge(path.read_bytes(), path, through)
+    file = onnx_files.with_record(file, name, before.together(fitted_on).text())
+    made = Candidate(path=name, data=file)
     rows, vectors = _at_hand(gallery, share.sha256, data)
     done = made.encoder.embed(data.take(rows), skip_bad=True)
     wanted, stored = through(vectors[done.rows]), len(done.rows) > 0

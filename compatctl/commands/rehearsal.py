@@ -10,8 +10,9 @@ from typing import Any
 from compatctl.commands.both import split_rule
 from compatctl.commands.context import open_store
 from compatctl.commands.gallery import DeployedGallery
-from compatctl.commands.training_record import MEMORY_FILE, REGISTRY_FILE, find
+from compatctl.commands.training_record import MEMORY_FILE, find
 from compatctl.data import Dataset, load, memory_bytes, read_memory, remembered, together
+from compatctl.encoder import Encoder
 from compatctl.errors import DamagedError, InputError
 from compatctl.files import sha256_bytes, sha256_file, write_atomic
 from compatctl.manifest import Erasures, Manifest
@@ -111,7 +112,7 @@ def keep(
 class Papers:
     """What goes into the store with a model, where finetune wrote it: class registry and memory."""
 
-    registry: Path | None
+    registry: str | None
     memory: Path | None
 
     def put(
@@ -125,9 +126,12 @@ class Papers:
         registry = before.registry if before else None
         memory = before.memory if before else None
         return {
-            "registry": tx.put("registries", self.registry) if self.registry else registry,
+            "registry": tx.put("registries", self._registry) if self.registry else registry,
             "memory": self._memory(tx, erased) if self.memory else memory,
         }
+
+    def _registry(self, path: Path) -> None:
+        _write((self.registry or "").encode(), path)
 
     def _memory(self, tx: Transaction, erased: Erasures | None) -> str | None:
         assert self.memory is not None
@@ -145,36 +149,44 @@ def _write(data: bytes, path: Path) -> None:
     path.write_bytes(data)
 
 
-def papers_of(project: Project, model: Path, sha256: str, bound: Bound | None = None) -> Papers:
-    """The registry that the report, else the training record names, and the record's memory.
+def papers_of(
+    project: Project, model: Path, encoder: Encoder, bound: Bound | None = None
+) -> Papers:
+    """The class registry that the model carries, and the memory that its record names.
 
     Raises:
-        InputError: one of them is not there, has another digest, or is no memory.
+        InputError: the memory is not there, has another digest, or is no memory; the report is of
+            a model with another registry.
     """
-    seen = find(model, sha256, named=None, candidate=project.candidate)
-    folder = seen.path.parent if seen else project.candidate
-    registry = seen.registry_sha256 if seen else None
-    if bound is not None and bound.new_sha256 == sha256:
-        registry = bound.registry_sha256
+    seen = find(model, encoder, named=None, candidate=project.candidate)
+    if bound is not None and bound.new_sha256 == encoder.sha256:
+        own = seen.registry_sha256 if seen else None
+        if bound.registry_sha256 != own:
+            raise InputError(
+                f"the report is of a model with the class registry {bound.registry_sha256}; this "
+                f"one's is {own}",
+                tip="keep the candidate's folder as finetune wrote it until it is deployed",
+            )
     memory = seen.memory_sha256 if seen else None
+    folder = seen.path.parent if seen and seen.path else model.parent
     found = Papers(
-        registry=_paper(project, folder, REGISTRY_FILE, registry, "class registry"),
-        memory=_paper(project, folder, MEMORY_FILE, memory, "rehearsal memory"),
+        registry=seen.registry if seen else None,
+        memory=_memory(project, folder, memory),
     )
     if found.memory is not None:
         read_memory(found.memory)
     return found
 
 
-def _paper(project: Project, beside: Path, name: str, sha256: str | None, what: str) -> Path | None:
+def _memory(project: Project, beside: Path, sha256: str | None) -> Path | None:
     if sha256 is None:
         return None
     for folder in (beside, project.candidate):
-        path = folder / name
+        path = folder / MEMORY_FILE
         if path.is_file() and sha256_file(path) == sha256:
             return path
     raise InputError(
-        f"{project.candidate / name} is not the {what} {sha256[:12]} that was written with the "
-        "candidate",
+        f"{project.candidate / MEMORY_FILE} is not the rehearsal memory {sha256[:12]} that was "
+        "written with the candidate",
         tip="keep the candidate's folder as finetune wrote it until it is deployed",
     )

@@ -22,6 +22,7 @@ from compatctl.commands.judging import (
     write,
 )
 from compatctl.commands.latency import latency_measurement, measure_latency
+from compatctl.commands.leaks import leak_measurements, leak_warnings, leaks_unchecked
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.proving import prove, unproven
 from compatctl.commands.query_file import check_form, write_queries
@@ -105,9 +106,7 @@ def _verify_models(  # noqa: PLR0917
 ) -> Report:
     data = load_data(project)
     encoders = load_pair(old, new, data)
-    seen = training_record.find(
-        new, encoders[1].sha256, named=options.training, candidate=project.candidate
-    )
+    seen = _seen(project, new, encoders[1], options)
     gallery = deployed(project, encoders[0])
     groups = groups_of(data, seen, options)
     asked = Question(data=data, groups=groups, seen=seen, policy=policy, options=options)
@@ -121,10 +120,12 @@ def _verify_models(  # noqa: PLR0917
     latency = _latency(data, groups, encoders, policy, options)
     others += _unsampled(seen, latency) + prove(gallery, data, encoders, progress)
     others += stored_share(found.searched, has_store=gallery is not None)
+    others += leak_measurements(seen, groups, data, options)
     verdict = verdict_of(policy, found.trials, found.chain, others, how, make_pairs)
     write_queries(options.queries_file, found.answered)
     unchecked = _unchecked(seen, gallery, latency, found.chain, attempt) + found.unchecked
     stated = verdict_fields(policy, verdict, how, found.trials, NEXT_STEPS)
+    stated["warnings"] += leak_warnings(seen, groups, data, options)
     stated["warnings"] += scale_warnings(scale_of(gallery), calibrate=options.calibrate)
     stated["warnings"] += warnings_of(found.searched, found.trials[0], groups.arenas[0])
     return Report(
@@ -138,6 +139,10 @@ def _verify_models(  # noqa: PLR0917
         not_checked=unchecked + unproven(others),
         **stated,
     )
+
+
+def _seen(project: Project, new: Path, encoder: Encoder, options: VerifyOptions) -> Seen | None:
+    return training_record.find(new, encoder, named=options.training, candidate=project.candidate)
 
 
 def _inputs(
@@ -229,12 +234,9 @@ def _unchecked(
     chain: list[ChainEvidence],
     attempt: Attempts | None,
 ) -> tuple[str, ...]:
-    found = list(uncounted(attempt, gallery is not None))
+    found = [*uncounted(attempt, gallery is not None), *leaks_unchecked(seen)]
     if seen is None:
-        found.append("leaks: the candidate has no training record")
         found.append("untouched rows: no record says which rows training passed through the model")
-    if seen is None or seen.parity is None:
-        found.append("parity: no record of what was trained")
     if gallery is None:
         found.append("ANN recall, chain of versions: there is no store")
     elif not chain:

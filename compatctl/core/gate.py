@@ -38,6 +38,8 @@ UNSAMPLED = (
     "old_recall",
     "proven_store",
     "design_effect",
+    "training_record",
+    "near_copies",
 )
 """Checks whose estimate may be no sample: it has no interval then, and the limit alone decides."""
 

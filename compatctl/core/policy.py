@@ -9,7 +9,7 @@ from compatctl.errors import InputError
 POLICY_FORMAT = 3
 
 COUNTS = ("min_queries", "min_classes", "recall_at", "wide_recall_at", "slice_min_queries")
-FLAGS = ("require_proven_store",)
+FLAGS = ("require_proven_store", "require_training_record")
 RANGES = {
     "alpha": (0.0001, 0.5),
     "power": (0.5, 0.999),
@@ -32,6 +32,7 @@ RANGES = {
     "max_far_ratio": (0.0, 1e6),
     "max_frr_increase": (0.0, 1.0),
     "max_parity_error": (0.0, 2.0),
+    "max_near_copies": (0.0, 1.0),
     "pair_far": (0.0, 1.0),
     "min_pair_tar_gain": (-1.0, 1.0),
     "max_latency_ratio": (0.0, 1e6),
@@ -117,6 +118,11 @@ class Policy:
     """The gain in the true accept rate at that rate must be shown to be greater."""
     max_parity_error: float | None = 0.001
     """Largest difference between the ONNX file and what was trained."""
+    require_training_record: bool = True
+    """Whether the gate cannot tell without a record of what the new model has seen."""
+    max_near_copies: float | None = 0.1
+    """Share of the held-out queries that look like an item that trained; above it the gate cannot
+    tell. None of them decides."""
     max_latency_ratio: float | None = None
     """Median time of the new encoder over that of the old one."""
     max_design_effect: float | None = 1.5
@@ -182,6 +188,7 @@ def rules(policy: Policy) -> dict[str, Rule]:
         "matched_share": policy.min_matched_share,
         "old_recall": policy.min_old_recall,
         "proven_store": 1.0 if policy.require_proven_store else None,
+        "training_record": 0.5 if policy.require_training_record else None,
     }
     limits = {
         "negative_flips": policy.max_negative_flips,
@@ -189,17 +196,17 @@ def rules(policy: Policy) -> dict[str, Rule]:
         "frr_increase": policy.max_frr_increase,
         "parity": policy.max_parity_error,
         "latency_ratio": policy.max_latency_ratio,
+        "near_copies": policy.max_near_copies,
+        "design_effect": policy.max_design_effect,
     }
     found = {name: _gain(least) for name, least in gains.items() if least is not None}
     for name, most in limits.items():
         if most is not None:
-            found[name] = Rule(threshold=float(most), margin=None, above=False)
+            may_fail = name not in {"near_copies", "design_effect"}
+            found[name] = Rule(threshold=float(most), margin=None, above=False, may_fail=may_fail)
     for name, least in evidence.items():
         if least is not None:
             found[name] = replace(_gain(least), may_fail=False)
-    if policy.max_design_effect is not None:
-        most = float(policy.max_design_effect)
-        found["design_effect"] = Rule(threshold=most, margin=None, above=False, may_fail=False)
     return found
 
 

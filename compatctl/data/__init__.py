@@ -9,7 +9,9 @@ from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule, unit_
 from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_qrels
 from compatctl.data._load import from_files, load
+from compatctl.data._looks import look_of, looks_of
 from compatctl.data._memory import memory_bytes, read_memory, remembered, together
+from compatctl.data._packed import pack, unpack
 from compatctl.data._pixels import MAX_PIXELS, Fit, Preprocessing, Resize, decode, prepare
 from compatctl.data._tables import csv_rows
 
@@ -30,7 +32,10 @@ __all__ = [
     "from_files",
     "load",
     "load_features",
+    "look_of",
+    "looks_of",
     "memory_bytes",
+    "pack",
     "prepare",
     "read_memory",
     "read_pairs",
@@ -38,4 +43,5 @@ __all__ = [
     "remembered",
     "together",
     "unit_hash",
+    "unpack",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from compatctl.encoder.bridging import bridge
 from compatctl.encoder.canary import LIMIT as CANARY_LIMIT
 from compatctl.encoder.canary import Canary
+from compatctl.encoder.carrying import record_of, with_record
 from compatctl.encoder.contract import EncoderInput
 from compatctl.encoder.foreign import admit, sealed_bytes
 from compatctl.encoder.fusing import fuse
@@ -25,8 +26,10 @@ __all__ = [
     "bridge",
     "fuse",
     "held_vectors",
+    "record_of",
     "refuse_unsteady",
     "seal",
     "sealed_bytes",
+    "with_record",
     "without_vectors",
 ]

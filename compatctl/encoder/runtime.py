@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from compatctl.data import Dataset, prepare
 from compatctl.encoder import contract, safety
+from compatctl.encoder.carrying import record_in
 from compatctl.encoder.contract import EncoderInput
 from compatctl.encoder.foreign import sealed_bytes
 from compatctl.encoder.session import Session
@@ -61,7 +62,8 @@ class Encoder:
     """A self-contained ONNX file: images in, unit rows (n, D) out.
 
     ``sha256`` (hex) is its identity, ``dim`` its D, ``inputs`` what the graph takes, ``name`` the
-    file's name, for people, ``operators`` the kinds that are somewhere in the graph.
+    file's name, for people, ``operators`` the kinds that are somewhere in the graph,
+    ``record`` the training record that it carries, as text.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Encoder:
         told: contract.Contract,
         name: str,
         operators: frozenset[str],
+        record: str | None,
     ) -> None:
         self._session = session
         self.sha256 = sha256
@@ -79,6 +82,7 @@ class Encoder:
         self.inputs: tuple[EncoderInput, ...] = told.inputs
         self.name = name
         self.operators = operators
+        self.record = record
 
     @classmethod
     def load(
@@ -115,6 +119,7 @@ class Encoder:
             told=told,
             name=path.name,
             operators=safety.operators(model),
+            record=record_in(path, model),
         )
 
     def run(self, images: Mapping[str, Pixels]) -> Floats:

@@ -164,10 +164,12 @@ def _demanded(report: Report, ruled: Mapping[str, Rule]) -> set[_Key]:
     if report.store is not None and report.groups and _queries(report.groups[0]):
         found.add(("ann_recall", unseen))
     if report.store is not None:
-        found.add(("stored_share", unseen))
+        found |= {("stored_share", unseen), ("training_record", "training")}
     if any(group.unjudged for group in report.groups[:1]):
         found.add(("unjudged_gain", unseen))
     found |= {(name, unseen) for name in ("matched_share", "old_recall")}
+    if report.store is not None and report.training_record_sha256 is not None:
+        found.add(("near_copies", "training"))
     if report.latency is not None or "latency_ratio" in ruled:
         found.add(("latency_ratio", "latency"))
     for group in report.groups:

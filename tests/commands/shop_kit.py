@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from compatctl import encoder as onnx_files
 from compatctl.cli.app import app
 from compatctl.commands.gallery import DeployedGallery
+from compatctl.commands.training_record import Seen
 from compatctl.core.maps import Affine
 from compatctl.data import Preprocessing
 from compatctl.encoder import EncoderInput, seal
@@ -48,11 +49,14 @@ def run(*arguments: object) -> Result:
     return Result(code=done.exit_code, stdout=done.stdout, stderr=done.stderr)
 
 
-def write_encoder(path: Path, *, noise: float, seed: int = 0, turned: bool = False) -> Path:
+def write_encoder(
+    path: Path, *, noise: float, seed: int = 0, turned: bool = False, recorded: bool = True
+) -> Path:
     """A sealed encoder: unit of ``P x + noise sin(R x)`` for pixels x, P and R fixed by the seed.
 
     ``noise`` spoils it in a way that differs from image to image: less is better. ``turned``
     rotates the result, which changes nothing within one model and everything between two.
+    ``recorded``: it carries a training record, of no item.
     """
     rng = np.random.default_rng(seed)
     size = SIDE * SIDE * 3
@@ -95,6 +99,8 @@ def write_encoder(path: Path, *, noise: float, seed: int = 0, turned: bool = Fal
     path.unlink(missing_ok=True)
     seal(raw, path, (EncoderInput(name="image", preprocessing=size_told),))
     raw.unlink()
+    if recorded:
+        carry(path, Seen())
     return path
 
 
@@ -123,6 +129,11 @@ def write_attending(path: Path, vectors: NDArray[np.float32], *, noise: float = 
     seal(raw, path, (EncoderInput(name="image", preprocessing=told),))
     raw.unlink()
     return path
+
+
+def carry(path: Path, seen: Seen) -> None:
+    """Put a training record into an encoder's file."""
+    path.write_bytes(onnx_files.with_record(path.read_bytes(), path, seen.text()))
 
 
 def store_files(shop: Shop) -> dict[str, bytes]:
@@ -171,7 +182,7 @@ class Shop:
         return read
 
 
-def turned(shop: Shop, name: str, *, of: str, dim: int = DIM) -> Path:
+def turned(shop: Shop, name: str, *, of: str, dim: int = DIM, recorded: bool = True) -> Path:
     """An encoder of the project behind a random (semi-)orthogonal map to ``dim`` numbers."""
     rng = np.random.default_rng(7)
     largest = max(DIM, dim)
@@ -179,4 +190,6 @@ def turned(shop: Shop, name: str, *, of: str, dim: int = DIM) -> Path:
     through = Affine(matrix=matrix.astype(np.float32), bias=np.zeros(dim, np.float32))
     path = shop.path(of)
     shop.path(name).write_bytes(onnx_files.bridge(path.read_bytes(), path, through))
+    if recorded:
+        carry(shop.path(name), Seen())
     return shop.path(name)

@@ -75,7 +75,8 @@ def test_anchored_items_are_reported_apart(shop: Shop) -> None:
     report = shop.path("report.json")
     done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
     assert done.code in {0, 3}, done.stderr
-    (group,) = done.json["groups"]
+    group, near = done.json["groups"]
+    assert (group["name"], near["name"]) == ("unseen", "near copies")
     touched = group["touched"]
     assert 0 < touched["untouched_queries"] < group["n_queries"]
     assert 0.3 < touched["of_gallery"] < 0.7

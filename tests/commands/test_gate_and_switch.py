@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shop_kit import Shop, run, write_encoder
+from shop_kit import Shop, carry, run, write_encoder
 
+from compatctl.commands.training_record import seen_of
 from compatctl.data import load
 from compatctl.encoder import Encoder
 
@@ -288,17 +289,14 @@ def test_verify_refuses_an_old_model_that_is_not_deployed(shop: Shop) -> None:
 
 def test_trained_items_are_found_in_the_held_out_data(shop: Shop) -> None:
     """Leaks by id are an error; with --allow-seen they are a group of their own."""
-    encoder = Encoder.load(shop.path("new.onnx"))
     data = load(shop.data())
     leaked = [i for i in data.items if (i.split, i.role) == ("test", "query")][:7]
     record = {
-        "models": [encoder.sha256],
         "items": [{"id": item.id, "sha256": "0" * 64} for item in leaked],
         "anchors": [],
         "classes": [],
-        "registry_sha256": None,
     }
-    shop.path("new.training.json").write_text(json.dumps(record))
+    carry(shop.path("new.onnx"), seen_of(record))
     report = shop.path("report.json")
     refused = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
     assert (refused.code, "trained on" in refused.stderr) == (5, True)

@@ -17,6 +17,7 @@ from shop_kit import (
     DIM,
     SIDE,
     Shop,
+    carry,
     run,
     store_files,
     stored_rows,
@@ -28,6 +29,7 @@ from tiny_backbone import build
 from typer.testing import CliRunner
 
 from compatctl.cli.app import app
+from compatctl.commands.training_record import seen_of
 from compatctl.data import load, memory_bytes, read_memory
 from compatctl.encoder import Encoder, fuse, held_vectors
 from compatctl.errors import InputError
@@ -273,6 +275,7 @@ def test_images_leave_the_memory_of_the_store_and_of_the_candidate(shop: Shop) -
     assert gone[0] not in [item["id"] for item in now["items"]]
     assert now["memory_sha256"] == kept.manifest.memory
 
+    carry(shop.path("new.onnx"), seen_of(record))
     record["models"] = [Encoder.load(shop.path("new.onnx")).sha256]
     (candidate / "memory.npz").write_bytes(held)
     (candidate / "training.json").write_text(json.dumps(record))

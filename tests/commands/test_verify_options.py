@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from shop_kit import Shop, run, write_encoder
+from shop_kit import Shop, carry, run, write_encoder
 
+from compatctl.commands.training_record import Seen
 from compatctl.data import load
 from compatctl.encoder import Encoder
 
@@ -454,16 +455,10 @@ def test_parity_of_the_training_record_decides(
     begun: Path, tmp_path: Path, parity: float, code: int, outcome: str
 ) -> None:
     """The difference that the record holds for this file is held against the policy's limit."""
-    record = {
-        "models": [Encoder.load(begun / "new.onnx").sha256],
-        "items": [],
-        "anchors": [],
-        "classes": [],
-        "parity": parity,
-    }
-    path = tmp_path / "record.json"
-    path.write_text(json.dumps(record))
-    done = verify(begun, tmp_path, "--training", path)
+    model = tmp_path / "new.onnx"
+    model.write_bytes((begun / "new.onnx").read_bytes())
+    carry(model, Seen(parity=parity))
+    done = verify(begun, tmp_path, new=str(model))
     one = done.check("parity", "export")
     assert (done.code, one["outcome"], one["decides"]) == (code, outcome, True)
     assert one["estimate"] == parity

@@ -36,6 +36,7 @@ LIMITS = {
     "max_parity_error": "parity",
     "max_latency_ratio": "latency_ratio",
 }
+CEILINGS = {"max_near_copies": "near_copies", "max_design_effect": "design_effect"}
 NOTHING = dict.fromkeys(set(RANGES) - set(NEVER_NULL)) | dict.fromkeys(FLAGS, False)
 """Every key that may be null, set to null; what may be asked for or not, not asked for."""
 
@@ -179,9 +180,9 @@ def test_null_leaves_a_rule_out():
     with pytest.raises(InputError, match="require_proven_store must be true or false"):
         Policy(require_proven_store=None)
     both = GAINS | MARGINS | LIMITS | EVIDENCE
-    both |= {"min_ann_recall": "ann_recall", "min_unjudged_gain": "unjudged_gain"}
+    both |= CEILINGS | {"min_ann_recall": "ann_recall", "min_unjudged_gain": "unjudged_gain"}
     for key in set(NOTHING) - set(FLAGS):
-        found = rules(Policy(**NOTHING | {key: 0.5}))
+        found = rules(Policy(**NOTHING | {key: 2.0 if key == "max_design_effect" else 0.5}))
         assert set(found) == {"recall_gain", both[key]}
 
 
@@ -203,5 +204,8 @@ def test_rules_of_the_default_policy():
         "matched_share",
         "old_recall",
         "proven_store",
+        "training_record",
+        "near_copies",
+        "design_effect",
     }
     assert found["recall_gain"] == Rule(threshold=0.0, margin=None, above=True)

@@ -1,0 +1,85 @@
+"""Sets of names and digests, eight bytes of each: what a model has seen, small enough to carry.
+
+Of n entries a name that is not among them is taken for one of them with probability n / 2^64: with
+a million entries and ten thousand questions, once in two thousand million such runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.errors import InputError
+
+_WIDTH = 8
+
+
+def prefix_of(name: str) -> int:
+    """The first eight bytes of the sha256 of a name, as a number."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:_WIDTH], "big")
+
+
+def prefix_of_digest(digest: str) -> int:
+    """The first eight bytes of a sha256 in hex, as a number.
+
+    Raises:
+        ValueError: it is no such digest.
+    """
+    if len(digest) != 64:
+        raise ValueError(f"{digest!r} is no sha256")
+    return int.from_bytes(bytes.fromhex(digest)[:_WIDTH], "big")
+
+
+@dataclass(frozen=True, eq=False)
+class Prefixes:
+    """``rows`` (n,) uint64, ascending, none twice."""
+
+    rows: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, numbers: Iterable[int] = ()) -> Self:
+        """The set of these numbers."""
+        return cls(np.unique(np.fromiter(numbers, np.uint64)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, number: int) -> bool:
+        wanted = np.uint64(number)
+        at = int(np.searchsorted(self.rows, wanted))
+        return at < len(self.rows) and bool(self.rows[at] == wanted)
+
+    def __or__(self, other: Prefixes) -> Prefixes:
+        return Prefixes(np.union1d(self.rows, other.rows))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prefixes) and np.array_equal(self.rows, other.rows)
+
+    def __le__(self, other: Prefixes) -> bool:
+        return bool(np.isin(self.rows, other.rows).all())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def steps(self) -> NDArray[np.uint8]:
+        """(n, 8) bytes, big endian: from each number to the next, which are small and pack well."""
+        steps = np.diff(self.rows, prepend=np.uint64(0)).astype(">u8")
+        return steps.view(np.uint8).reshape(-1, _WIDTH)
+
+    @classmethod
+    def of_steps(cls, steps: NDArray[np.uint8]) -> Self:
+        """The set of which ``steps`` gave (n, 8) bytes.
+
+        Raises:
+            InputError: it is of none.
+        """
+        if steps.ndim != 2 or steps.shape[1] != _WIDTH:
+            raise InputError(f"a set of digests is of eight bytes each, got {steps.shape}")
+        rows = np.cumsum(np.ascontiguousarray(steps).view(">u8").reshape(-1), dtype=np.uint64)
+        if (rows[1:] <= rows[:-1]).any():
+            raise InputError("a set of digests must ascend")
+        return cls(rows)

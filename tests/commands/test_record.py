@@ -1,0 +1,264 @@
+"""What a model has seen travels in its file: leaks are found wherever the file goes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from shop_kit import Shop, carry, write_encoder
+
+from compatctl.commands.near_copies import with_looks
+from compatctl.commands.training_record import Seen, read_carried, seen_of
+from compatctl.core.looks import LIMIT
+from compatctl.core.simplex import Registry
+from compatctl.data import Dataset, load, look_of
+from compatctl.encoder import Encoder, with_record
+from compatctl.errors import InputError
+
+
+def queries(data: Dataset) -> list[int]:
+    """Rows of the held-out queries."""
+    return [i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "query")]
+
+
+def entries(data: Dataset, rows: Sequence[int]) -> list[dict[str, str]]:
+    """Entries of a training record."""
+    return [{"id": data.ids[row], "sha256": data.digest(row)} for row in rows]
+
+
+def record(**more: Any) -> dict[str, Any]:
+    """A training record."""
+    return {"items": [], "anchors": [], "classes": [], "parity": 1e-6} | more
+
+
+def verify(shop: Shop, model: Path, *more: object) -> Any:
+    """Verify a model; the report goes to report.json."""
+    return shop.run(
+        "verify", shop.path("old.onnx"), model, "--report", shop.path("report.json"), *more
+    )
+
+
+def test_the_record_goes_where_the_file_goes(shop: Shop, tmp_path: Path) -> None:
+    """Moved alone to another folder under another name, the model still says what it trained on."""
+    data = load(shop.data())
+    row = queries(data)[11]
+    carry(shop.path("new.onnx"), seen_of(record(items=entries(data, [row]))))
+    moved = tmp_path / "elsewhere" / "copy.onnx"
+    moved.parent.mkdir()
+    moved.write_bytes(shop.path("new.onnx").read_bytes())
+    done = verify(shop, moved)
+    assert (done.code, data.ids[row] in done.stderr) == (5, True)
+
+
+def test_without_a_record_the_gate_cannot_tell(shop: Shop) -> None:
+    """Exit 4 and a warning for a better model, which deploy refuses; exit 3 for a worse one; the
+    project's policy, or a file that it names, can say otherwise."""
+    good = write_encoder(shop.path("good.onnx"), noise=0.05, recorded=False)
+    bad = write_encoder(shop.path("bad.onnx"), noise=1.5, recorded=False)
+    done = verify(shop, good)
+    assert done.code == 4
+    assert "carries no training record" in done.stderr
+    (check,) = (one for one in done.json["verdict"]["checks"] if one["name"] == "training_record")
+    assert (check["outcome"], check["decides"], check["estimate"]) == ("inconclusive", True, 0.0)
+    assert shop.run("deploy", "--model", good).code == 4
+    assert verify(shop, bad).code == 3
+    policy = shop.path("own.yaml")
+    policy.write_text("format: 3\nname: own\nrequire_training_record: false\n")
+    free = verify(shop, good, "--policy", policy)
+    assert free.code == 0
+    assert any(line.startswith("leaks") for line in free.json["not_checked"])
+    told = record(models=[Encoder.load(good).sha256])
+    shop.path("good.training.json").write_text(json.dumps(told))
+    assert verify(shop, good).code == 4  # nobody named the file
+    assert verify(shop, good, "--training", shop.path("good.training.json")).code == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"items": [{"id": "another", "sha256": "0" * 64}]},
+        {"anchors": []},
+        {"classes": ["x"]},
+        {"parity": 0.5},
+    ],
+)
+def test_file_and_model_must_agree(shop: Shop, change: dict[str, Any]) -> None:
+    """An edited training.json beside a model that carries its record ends in exit 5."""
+    data = load(shop.data())
+    train = [i for i, one in enumerate(data.items) if one.split == "train"][:5]
+    told = record(anchors=entries(data, train), classes=["a", "b"])
+    carry(shop.path("new.onnx"), seen_of(told))
+    told["models"] = [Encoder.load(shop.path("new.onnx")).sha256]
+    path = shop.path("new.training.json")
+    path.write_text(json.dumps(told))
+    assert verify(shop, shop.path("new.onnx")).code == 0
+    path.write_text(json.dumps(told | change))
+    done = verify(shop, shop.path("new.onnx"))
+    assert (done.code, "record that the model carries" in done.stderr) == (5, True)
+
+
+def jpeg(quality: int) -> Callable[[Image.Image], Image.Image]:
+    """Another encoding."""
+
+    def change(image: Image.Image) -> Image.Image:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality)
+        return Image.open(file).convert("RGB")
+
+    return change
+
+
+def pixel(image: Image.Image) -> Image.Image:
+    """One changed pixel."""
+    image = image.copy()
+    image.putpixel((3, 5), (255, 0, 128))
+    return image
+
+
+def resized(side: int) -> Callable[[Image.Image], Image.Image]:
+    """Another size."""
+    return lambda image: image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [jpeg(40), jpeg(85), pixel, resized(40), resized(200)],
+    ids=["jpeg 40", "jpeg 85", "pixel", "40 pixels", "200 pixels"],
+)
+def test_near_copies_of_held_out_queries_are_found(
+    begun: Path, tmp_path: Path, change: Callable[[Image.Image], Image.Image]
+) -> None:
+    """Training images that are held-out ones in another encoding, size, or with another pixel,
+    under other ids: 97 of 100 are found."""
+    data = load(Shop(begun).data())
+    rows = queries(data)[:100]
+    looks = np.stack([look_of(change(data.read(row))) for row in rows])
+    own = np.stack([look_of(data.read(row)) for row in rows])
+    near = np.abs(looks.astype(int) - own).max(axis=1) <= LIMIT
+    assert near.mean() >= 0.97
+
+
+def test_near_copies_do_not_decide_and_too_many_hold_up_a_pass(shop: Shop) -> None:
+    """They are a group of their own; over the policy's share the gate cannot tell."""
+    data = load(shop.data())
+    asked = queries(data)
+    for share, code in ((0.02, 0), (0.5, 4)):
+        rows = asked[: round(share * len(asked))]
+        images = tuple(np.asarray(jpeg(60)(data.read(row))) for row in rows)
+        copies = Dataset(items=tuple(data.items[row] for row in rows), sources=images)
+        named = [f"copy {at}" for at in range(len(rows))]
+        told = with_looks(record(items=entries(copies, range(len(rows)))), copies)
+        for one, name in zip(told["items"], named, strict=True):
+            one["id"] = name
+        carry(shop.path("new.onnx"), seen_of(told))
+        done = verify(shop, shop.path("new.onnx"))
+        assert done.code == code, done.stderr
+        sizes = {one["name"]: one["n_queries"] for one in done.json["groups"]}
+        assert len(rows) <= sizes["near copies"] <= len(rows) + 0.1 * len(asked)
+        assert sizes["near copies"] + sizes["unseen"] == len(asked)
+        assert "look like items that went through the new model" in done.stderr
+        if code:
+            more = ("--policy", shop.path("own.yaml"))
+            more[1].write_text("format: 3\nname: own\nmin_queries: 50\nmax_near_copies: null\n")
+            assert verify(shop, shop.path("new.onnx"), *more).code == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"ids": [10, "AAAA"]},
+        {"ids": [10**12, ""]},
+        {"ids": 3},
+        {"looks": [1, ""]},
+        {"registry": "{}"},
+        {"registry": 7},
+        {"parity": "small"},
+        {"parity": None, "more": 1},
+        {"memory_sha256": "x"},
+    ],
+)
+def test_a_carried_record_that_lies_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Another format, sets of other sizes, other entries: an InputError that names the model."""
+    text = Seen(parity=0.1).knowing(["a", "b"]).text()
+    assert read_carried(text, tmp_path).text() == text
+    for bad in (json.dumps(json.loads(text) | change), "[]", "{", "\ud800", "{" * 2000):
+        with pytest.raises(InputError, match="training record that it carries"):
+            read_carried(bad, tmp_path / "model.onnx")
+
+
+def test_one_record_in_a_file(shop: Shop) -> None:
+    """A record takes the place of the one before; the same record gives the same bytes."""
+    path = shop.path("new.onnx")
+    before = path.read_bytes()
+    carry(path, Seen().knowing(["a"]))
+    changed = path.read_bytes()
+    carry(path, Seen())
+    assert path.read_bytes() == before != changed
+    with pytest.raises(InputError, match="over"):
+        with_record(before, path, "x" * (257 << 20))
+
+
+def test_bridge_and_fuse_carry_on_what_their_parts_have_seen(shop: Shop) -> None:
+    """Pairs and all that the encoders behind have seen; of one without a record nobody knows."""
+    data = load(shop.data())
+    train = data.where(split="train")
+    carry(shop.path("new.onnx"), Seen(parity=1e-6).knowing(["only new"]))
+    fused, bridged = shop.path("fused.onnx"), shop.path("bridged.onnx")
+    models = shop.path("old.onnx"), shop.path("new.onnx")
+    assert shop.run("fuse", *models, "-o", fused, "--weight", "0.5").code == 0
+    seen = read_carried(Encoder.load(fused).record or "", fused)
+    assert (seen.knows_class("only new"), seen.whole) == (True, True)
+    shop.path("fused.training.json").unlink()
+    done = shop.run("bridge", fused, "-o", bridged, "--kind", "orthogonal")
+    assert done.code == 0, done.stderr
+    seen = read_carried(Encoder.load(bridged).record or "", bridged)
+    assert all(seen.knows_class(one) for one in ("only new", train.labels[0]))
+    assert all(seen.passed(one) for one in train.ids)
+    assert not any(seen.passed(data.ids[row]) for row in queries(data))
+    assert verify(shop, bridged).code != 5
+    bare = write_encoder(shop.path("bare.onnx"), noise=0.05, recorded=False)
+    assert shop.run("bridge", bare, "-o", bridged, "--kind", "orthogonal").code == 0
+    assert not read_carried(Encoder.load(bridged).record or "", bridged).whole
+    done = verify(shop, bridged)
+    assert (done.code, "made of one that carries no training record" in done.stderr) == (4, True)
+
+
+def test_a_store_takes_the_class_registry_that_the_model_carries(shop: Shop, emoji: Path) -> None:
+    """Alone, from any folder; where a store that is there has another one that is a conflict."""
+    registry = Registry(("a", "b"), 8)
+    alone = shop.path("moved") / "old.onnx"
+    alone.parent.mkdir()
+    alone.write_bytes(shop.path("old.onnx").read_bytes())
+    carry(alone, Seen(registry=registry.to_json()))
+    store = shop.path("second")
+    asked = ("init", "--model", alone, "--store", store)
+    assert shop.run(*asked).code == 0
+    manifest = json.loads((store / "manifest.json").read_text())
+    assert manifest["registry"] == registry.digest
+    (held,) = store.glob(f"registries/{registry.digest}*")
+    assert held.read_text() == registry.to_json()
+    again = shop.run(*asked)
+    assert (again.code, again.json["written"]) == (0, False)
+
+
+def test_a_repeated_init_with_another_registry_is_a_conflict(shop: Shop) -> None:
+    """A registry that lies beside the model now, and did not when the store began: exit 6."""
+    bare = write_encoder(shop.path("bare.onnx"), noise=0.6, recorded=False)
+    asked = ("init", "--model", bare, "--store", shop.path("second"))
+    assert shop.run(*asked).code == 0
+    registry = Registry(("a", "b"), 8)
+    shop.path("registry.json").write_text(registry.to_json())
+    told = record(models=[Encoder.load(bare).sha256], registry_sha256=registry.digest)
+    shop.path("bare.training.json").write_text(json.dumps(told))
+    done = shop.run(*asked)
+    assert (done.code, registry.digest[:12] in done.stderr) == (6, True)
+    shop.path("registry.json").unlink()
+    done = shop.run(*asked)
+    assert (done.code, "class registry" in done.stderr) == (5, True)

@@ -1,0 +1,83 @@
+"""What a model has seen in a few bytes each: sets of prefixes, and looks of images."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from compatctl.core.looks import LIMIT, WIDTH, alike
+from compatctl.core.prefixes import Prefixes, prefix_of, prefix_of_digest
+from compatctl.data import pack, unpack
+from compatctl.errors import InputError
+
+
+def slow(asked: np.ndarray, known: np.ndarray, limit: int) -> np.ndarray:
+    """Every look against every other."""
+    apart = np.abs(asked[:, None].astype(int) - known[None]).max(axis=2)
+    return (apart <= limit).any(axis=1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("spread", [2, 8, 30, 256])
+def test_looks_are_found_as_by_comparing_all(seed: int, spread: int) -> None:
+    """Copies within, at and beyond the limit, in crowds and alone, at the ends of the range."""
+    rng = np.random.default_rng(seed)
+    low = int(rng.integers(0, 257 - spread))
+    known = rng.integers(low, low + spread, (500, WIDTH)).astype(np.uint8)
+    moved = known[:150].astype(int) + rng.integers(-LIMIT - 1, LIMIT + 2, (150, WIDTH))
+    far = known[150:200].astype(int) + rng.choice([-LIMIT, LIMIT], (50, WIDTH))
+    other = rng.integers(0, 256, (100, WIDTH))
+    asked = np.clip(np.concatenate([moved, far, other]), 0, 255).astype(np.uint8)
+    for limit in (0, 3, LIMIT):
+        assert np.array_equal(alike(asked, known, limit), slow(asked, known, limit))
+    assert not alike(asked, known[:0]).any()
+    assert len(alike(asked[:0], known)) == 0
+
+
+def test_a_crowd_of_looks_is_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of a block changes nothing."""
+    rng = np.random.default_rng(0)
+    known, asked = (rng.integers(90, 130, (n, WIDTH)).astype(np.uint8) for n in (900, 300))
+    whole = alike(asked, known, 12)
+    monkeypatch.setattr("compatctl.core.looks.BLOCK", 7)
+    assert np.array_equal(alike(asked, known, 12), whole)
+
+
+def test_prefixes_are_those_of_the_names() -> None:
+    """A set holds what it was made of and nothing else; text and back is the same set."""
+    names = [f"item {at}" for at in range(2000)]
+    found = Prefixes.of(map(prefix_of, names))
+    assert len(found) == 2000
+    assert all(prefix_of(one) in found for one in names)
+    assert not any(prefix_of(f"other {at}") in found for at in range(2000))
+    digest = hashlib.sha256(b"item 3").hexdigest()
+    assert prefix_of_digest(digest) == prefix_of("item 3")
+    back = Prefixes.of_steps(unpack(pack(found.steps()), len(found), 8))
+    assert back == found
+    half = Prefixes.of(map(prefix_of, names[:1000]))
+    assert half <= found
+    assert not found <= half
+    assert half | Prefixes.of(map(prefix_of, names[1000:])) == found
+    assert Prefixes.of_steps(unpack(pack(Prefixes.of().steps()), 0, 8)) == Prefixes.of()
+
+
+def test_a_million_entries_take_eight_megabytes() -> None:
+    """Text of one set of a million: under eight letters an entry."""
+    rows = np.random.default_rng(0).integers(0, 2**64, 1_000_000, np.uint64)
+    assert len(pack(Prefixes(np.unique(rows)).steps())) < 8_000_000
+
+
+def test_rows_that_lie_are_refused() -> None:
+    """Other sizes than they say, bombs, other bytes, and sets that do not ascend."""
+    packed = pack(np.zeros((10, 8), np.uint8))
+    wrong = ((packed, 9), (packed, 11), (packed, -1), (packed, 2**40), ("AAAA", 1), ("é", 1))
+    for text, n in wrong:
+        with pytest.raises(InputError):
+            unpack(text, n, 8)
+    bomb = pack(np.zeros((4_000_000, 8), np.uint8))
+    with pytest.raises(InputError):
+        unpack(bomb, 100, 8)
+    with pytest.raises(InputError, match="ascend"):
+        Prefixes.of_steps(unpack(packed, 10, 8))
