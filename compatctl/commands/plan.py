@@ -81,6 +81,7 @@ def plan(
     ground, old_ms, new_ms = _ground(
         trainer, split, deployed, (recipe, base), project.ignore_same, progress
     )
+    ground = replace(ground, cluster=project.cluster)
     facts = preflight(deployed, split, ground.reference.gallery_features, ground.reference.registry)
     found = routes.measure(ground, _halves(ground), progress)
     policy = load_policy(project.policy)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compatctl.commands.choosing import Chooser, Chosen, Fold, Measured, Option, each
+from compatctl.commands.clusters import columns_of, drawn
 from compatctl.commands.evaluation import as_rows
 from compatctl.commands.fitting import KINDS, every_map
 from compatctl.commands.ignoring import ignoring, shared_columns
@@ -55,6 +56,8 @@ class Ground:
     """(Q,) rows of ``data`` that query"""
     ignore_same: tuple[str, ...] = ()
     """Columns whose value a gallery item of the query's label may not share, or does not count"""
+    cluster: tuple[str, ...] = ()
+    """Columns by whose values queries are resampled, besides their classes"""
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -74,8 +77,10 @@ class Ground:
         for label in sorted({*(self.data.labels[i] for i in self.asked), *self._labels}):
             names[label] = len(names)
         labels = as_rows(names[self.data.labels[i]] for i in self.asked)
+        units = drawn(labels, columns_of(self.data, self.asked, self.cluster))
         where = Field(
-            classes=labels,
+            classes=units.classes,
+            unit=units.unit,
             query_labels=labels,
             gallery_labels=as_rows(names[label] for label in self._labels),
             own_row=as_rows(gallery.get(self.data.ids[i], -1) for i in self.asked),
