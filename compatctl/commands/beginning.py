@@ -72,7 +72,9 @@ def begun_already(path: Path, operation: str, model: str) -> Store | None:
         return None
     store = Store.open(path)
     found = store.manifest
-    if (found.generation, found.operation, found.query_model) != (1, operation, model):
+    # an import that compared what an earlier one adopted unseen is a generation of its own
+    first = found.generation == 1 or operation == "import"
+    if not first or (found.operation, found.query_model) != (operation, model):
         raise InputError(
             f"{path} is already a store, at generation {found.generation} ({found.operation})",
             tip="name another folder; compatctl add indexes more items in this one",

@@ -21,8 +21,9 @@ from compatctl.commands.beginning import (
 )
 from compatctl.commands.both import load_data
 from compatctl.commands.changes import digests_of
+from compatctl.commands.context import now
 from compatctl.commands.evaluation import as_rows
-from compatctl.commands.proving import CLOSE, Agreement, compare
+from compatctl.commands.proving import CLOSE, Agreement, compare, is_proven
 from compatctl.commands.rehearsal import Papers, papers_of
 from compatctl.data import csv_rows
 from compatctl.encoder import Encoder, refuse_unsteady
@@ -39,6 +40,7 @@ from compatctl.index import (
 from compatctl.manifest import Catalog
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
+from compatctl.store import Store
 
 _NOT_UNIT = (
     "an index whose rows are not of unit length (space ip or l2) cannot be adopted: divide each "
@@ -108,22 +110,11 @@ def import_index(
         catalog = _catalog(source.index, items, encoder.sha256, source.dropped)
         catalog, agreement = _compared(project, encoder, source.index, catalog, progress)
         papers = papers_of(project, model, encoder)
-        written = not dry_run and not _adopted_already(project, source.sha256, catalog, papers)
-        if written:
-            begin(
-                project.store,
-                model=chosen,
-                papers=papers,
-                index=source.path,
-                sha256=source.sha256,
-                params=source.index.params,
-                catalog=catalog,
-                operation="import",
-                proven=agreement is not None,
-            )
+        work = _Work(project=project, model=chosen, papers=papers, source=source, catalog=catalog)
+        done = work.written(proven=agreement is not None, dry_run=dry_run)
     return Adopted(
         store=str(project.store),
-        generation=1,
+        generation=done.generation,
         query_model=encoder.sha256,
         index_sha256="" if dry_run else source.sha256,
         rows=len(source.index),
@@ -131,19 +122,19 @@ def import_index(
         dim=encoder.dim,
         agreement=agreement.least_cosine if agreement else None,
         in_top_3=agreement.in_top if agreement else None,
-        proven=agreement is not None,
-        warnings=_warnings(agreement),
-        written=written,
+        proven=done.proven,
+        warnings=_warnings(agreement, proven=done.proven),
+        written=done.written,
     )
 
 
-def _warnings(agreement: Agreement | None) -> tuple[str, ...]:
-    if agreement is None:
+def _warnings(agreement: Agreement | None, *, proven: bool) -> tuple[str, ...]:
+    if not proven:
         return (
             "model and index were never compared, for no image of an item is at hand: nothing "
             "shows that this model made these vectors; import with --data compares them",
         )
-    if agreement.least_cosine < CLOSE:
+    if agreement is not None and agreement.least_cosine < CLOSE:
         return (
             "stored vectors are not quite what the model makes here (least cosine "
             f"{agreement.least_cosine:.4f}): by other libraries, or in half precision?",
@@ -182,17 +173,77 @@ def _source(
         yield _Source(path=path, sha256=before, index=found, dropped=dropped)
 
 
-def _adopted_already(project: Project, sha256: str, catalog: Catalog, papers: Papers) -> bool:
-    """Whether a run that was killed after its commit adopted this very index."""
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    generation: int
+    proven: bool
+    written: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Work:
+    """One import of which everything was looked at."""
+
+    project: Project
+    model: Candidate
+    papers: Papers
+    source: _Source
+    catalog: Catalog
+
+    def written(self, *, proven: bool, dry_run: bool) -> _Done:
+        """Begin the store; or mark one that was adopted unseen as compared; or find it done."""
+        if dry_run:
+            return _Done(generation=1, proven=proven, written=False)
+        there = _adopted_already(self.project, self.source.sha256, self.catalog, self.papers)
+        if there is None:
+            self._begin(proven=proven)
+            return _Done(generation=1, proven=proven, written=True)
+        known = is_proven(there.manifest)
+        if known or not proven:
+            return _Done(generation=there.manifest.generation, proven=known, written=False)
+        return _Done(generation=_believed(there, self.catalog), proven=True, written=True)
+
+    def _begin(self, *, proven: bool) -> None:
+        source = self.source
+        begin(
+            self.project.store,
+            model=self.model,
+            papers=self.papers,
+            index=source.path,
+            sha256=source.sha256,
+            params=source.index.params,
+            catalog=self.catalog,
+            operation="import",
+            proven=proven,
+        )
+
+
+def _believed(store: Store, catalog: Catalog) -> int:
+    """Mark rows that were adopted unseen as compared; the generation."""
+    manifest = store.manifest
+    with store.transaction(manifest, operation="import") as tx:
+        after = tx.commit(
+            operation="import",
+            created_at=now(),
+            catalog=tx.put("catalogs", catalog.write),
+            models=tuple(replace(one, proven=True) for one in manifest.models),
+        )
+    return after.generation
+
+
+def _adopted_already(
+    project: Project, sha256: str, catalog: Catalog, papers: Papers
+) -> Store | None:
+    """The store, where an earlier run adopted this very index."""
     there = begun_already(project.store, "import", catalog.models[0])
     if there is None:
-        return False
+        return None
     if there.manifest.index.sha256 != sha256 or there.catalog().ids != catalog.ids:
         raise InputError(
             f"{project.store} is already a store, of another index", tip="name another folder"
         )
     refuse_other_papers(there, papers)
-    return True
+    return there
 
 
 def _catalog(

@@ -76,6 +76,21 @@ def test_without_images_an_index_is_marked_until_verify_has_compared_it(
     }
 
 
+def test_an_import_with_images_proves_what_one_without_adopted(shop: Shop, deployed: Path) -> None:
+    """The same import with ``--data`` is a generation that is proven and knows the images; a third
+    one finds its work done, and one without images changes nothing."""
+    assert _adopt(shop, deployed).code == 0
+    images = ("--data", shop.data())
+    done = _adopt(shop, deployed, *images)
+    assert (done.code, done.json["written"], done.json["generation"]) == (0, True, 2), done.stderr
+    assert _proven(shop)
+    assert Store.open(shop.path("adopted")).catalog().known.all()
+    for again in (_adopt(shop, deployed, *images), _adopt(shop, deployed)):
+        assert (again.code, again.json["written"], again.json["generation"]) == (0, False, 2)
+    assert _proven(shop)
+    assert run("check", "--store", shop.path("adopted")).code == 0
+
+
 def test_another_model_is_found_out_by_verify(shop: Shop, deployed: Path) -> None:
     """Adopted unseen with a model that did not fill it: exit 5 before anything is judged."""
     assert _adopt(shop, deployed, model="turned.onnx").code == 0
