@@ -18,7 +18,7 @@ INSTANTS = 300 if LONG else 0
 
 def around_the_commit(stage: Stage) -> list[int]:
     """The calls, from 1, after which a generation is in history/ and manifest.json is not yet the
-    new one; the first call after that; and one before. In the long form all calls."""
+    new one; and the first call after that. In the long form all calls."""
     calls = stage.outcome.calls
     if LONG:
         return list(range(1, len(calls) + 1))
@@ -28,7 +28,7 @@ def around_the_commit(stage: Stage) -> list[int]:
         if call.name == "rename" and Path(call.other).parent.name in ("history", "store")
         if call.other.endswith(".json")
     ]
-    return sorted({*renames[:2], len(calls) // 3 + 1})
+    return renames[:2] or [len(calls) // 3 + 1]
 
 
 def _tried(shell: Machine, tally: Tally, stage: Stage, folder: Path, fault: Fault) -> list[str]:
