@@ -11,14 +11,18 @@ import numpy as np
 from compatctl.commands.both import load_data, named
 from compatctl.commands.context import open_store
 from compatctl.commands.evaluation import (
+    Arena,
     arena_of,
+    as_rows,
     embed_rows,
     field_of,
     query_rows,
     same_dimension,
     without,
 )
+from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.ignoring import ignoring, shared_columns
+from compatctl.commands.searched import Embedded, Searched
 from compatctl.commands.trial import Field, Floats, retrieval
 from compatctl.core.matrix import summarise, summarise_samples
 from compatctl.core.resampling import half_samples
@@ -43,6 +47,10 @@ class CompatibilityMatrix:
     has the place of ``values``, ``gain_intervals[i][j]``, i > j, is of values[i][j] -
     values[j][j]. ``let_go``: digests of earlier query models that are no versions here, because the
     store does not keep their files any more.
+
+    The cells need images: they are of the ``gallery_rows`` items whose images the data have.
+    ``on_store``: recall@1 of each version's queries on all ``stored_rows`` of the store, as they
+    are; empty where there is no store of their dimension.
     """
 
     versions: tuple[str, ...]
@@ -60,6 +68,9 @@ class CompatibilityMatrix:
     aca_interval: Interval | None
     seed: int
     let_go: tuple[str, ...] = ()
+    gallery_rows: int = 0
+    stored_rows: int = 0
+    on_store: tuple[float, ...] = ()
 
 
 def compatibility_matrix(
@@ -69,9 +80,11 @@ def compatibility_matrix(
     seed: int = 0,
     skip_bad: bool = False,
     ignore_same: Sequence[str] = (),
+    store: DeployedGallery | None = None,
     progress: Progress = silent,
 ) -> CompatibilityMatrix:
-    """The matrix of encoders, oldest first, on the held-out items of ``data``.
+    """The matrix of encoders, oldest first, on the held-out items of ``data``; beside it their
+    queries on every row of ``store``.
 
     Raises:
         InputError: no model, no held-out query with anything to find, or models of different
@@ -100,13 +113,35 @@ def compatibility_matrix(
         raise InputError(
             f"none of the {len(arena.queries)} held-out queries has an item of its class to find"
         )
-    return _matrix(
+    found = _matrix(
         totals,
         counts,
         seed=seed,
         versions=tuple(path.name for path in models),
         sha256=tuple(encoder.sha256 for encoder in encoders),
     )
+    found = replace(found, gallery_rows=len(arena.gallery))
+    if store is None or store.manifest.index.dim != encoders[0].dim:
+        return found
+    asked = [one[arena.queries] for one in features]
+    on_store = _on_store(store, data, arena, asked, ignore_same)
+    return replace(found, stored_rows=store.manifest.index.count, on_store=on_store)
+
+
+def _on_store(
+    store: DeployedGallery,
+    data: Dataset,
+    arena: Arena,
+    queries: Sequence[Floats],
+    ignore_same: Sequence[str],
+) -> tuple[float, ...]:
+    """recall@1 of each version's queries (Q, D) on every stored row."""
+    nothing = np.zeros((0, store.manifest.index.dim), np.float32)
+    searched = Searched.of(data, store, Embedded(rows=as_rows(()), features=nothing))
+    where = searched.truth(data, arena, None, None)
+    where = ignoring(where, searched.shared(data, arena, ignore_same))
+    found = [retrieval(where, one, searched.vectors, (1,), map_k=1) for one in queries]
+    return tuple(float(one.recall[1]) for one in found)
 
 
 def _cells(
@@ -211,9 +246,15 @@ def matrix(
         seed=seed,
         skip_bad=skip_bad,
         ignore_same=project.ignore_same,
+        store=_gallery(project),
         progress=progress,
     )
     return replace(found, let_go=let_go)
+
+
+def _gallery(project: Project) -> DeployedGallery | None:
+    there = (project.store / "manifest.json").exists()
+    return DeployedGallery.open(open_store(project)) if there else None
 
 
 def _versions(store: Store) -> tuple[list[Path], tuple[str, ...]]:

@@ -24,8 +24,15 @@ def matrix_sheet(console: Console, matrix: Any) -> None:
         between = "" if ends is None else f" ({ends[0]:.4f} to {ends[1]:.4f})"
         console.print(f"{name.upper():<4} {cell(getattr(matrix, name))}{between}")
     console.print(
-        f"recall@1 of {matrix.n_queries} queries of {matrix.n_classes} classes; 95% intervals"
+        f"recall@1 of {matrix.n_queries} queries of {matrix.n_classes} classes on the "
+        f"{matrix.gallery_rows} gallery items of the data; 95% intervals"
     )
+    if matrix.on_store:
+        found = zip(matrix.versions, matrix.on_store, strict=True)
+        console.print(
+            f"on all {matrix.stored_rows} rows of the store, as they are: "
+            + ", ".join(f"{cell(name)} {value:.4f}" for name, value in found)
+        )
 
 
 def power_sheet(console: Console, found: Any) -> None:

@@ -223,3 +223,18 @@ def test_the_screen_says_what_was_searched(tmp_path: Path) -> None:
     done = run("verify", *models, "--store", tmp_path / "store", "--data", table, *report)
     assert "searched: 120 rows, 119 of the store and 1 embedded for this test" in done.stdout
     assert "g7" in done.stderr
+
+
+def test_the_matrix_names_its_rows_and_searches_the_store(tmp_path: Path) -> None:
+    """Cells are of the items whose images are at hand; beside them every row of the store."""
+    world, rng = shop_of(tmp_path), np.random.default_rng(4)
+    rest = unit(rng.normal(size=(400, DIM)))
+    world.add("r", [f"other{at}" for at in range(400)], "gallery", rest, rest)
+    world.begin(world.save("all.npz"))
+    table = world.save("table.npz", lambda one: not one.startswith("r"))
+    models = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    found = world.run("matrix", *models, "--data", table).json
+    assert (found["gallery_rows"], found["stored_rows"]) == (120, 520)
+    for at, model in enumerate(("old", "new")):
+        assert found["on_store"][at] == pytest.approx(truth(world, table, model), abs=1e-9)
+    assert found["on_store"][0] < found["values"][0][0]
