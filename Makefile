@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-COMPARED   := encoder_throughput exact_search index_memory inequalities large_features large_store step_time
+COMPARED   := encoder_throughput exact_search index_memory inequalities large_features large_store step_time whole_gallery
 STUDIED    := $(filter-out $(COMPARED),$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 CHARACTERS := examples/kanji/data/kanji.npz
 

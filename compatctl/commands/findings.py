@@ -197,10 +197,14 @@ class Findings:
 
         return measured
 
-    def on_index(self, gallery: DeployedGallery | None) -> Findings:
-        """The same with what the real index finds, and without the features: the rows of the
+    def without_features(self) -> Findings:
+        """The same, less the features. Where nothing else holds them they are gone: the rows of the
         gallery are in memory once, as themselves or in the index."""
-        found = replace(self, both=None, sent=None)
+        return replace(self, both=None)
+
+    def on_index(self, gallery: DeployedGallery | None) -> Findings:
+        """The same with what the real index finds."""
+        found = replace(self, sent=None)
         if gallery is None or self.sent is None:
             return found
         ann, shares = self.sent.ask(gallery)

@@ -78,9 +78,9 @@ class DeployedGallery:
         """
         return open_index(self.store, self.manifest)
 
-    def vectors(self) -> Floats:
+    def vectors(self, room: int = 0) -> Floats:
         """``stored_rows`` of this generation, read anew at every call: they are large."""
-        return stored_rows(self.store, self.manifest, self.catalog)
+        return stored_rows(self.store, self.manifest, self.catalog, room=room)
 
 
 def scale_of(gallery: DeployedGallery | None) -> ScoreMap | None:
@@ -136,15 +136,16 @@ def open_index(
     return found
 
 
-def stored_rows(store: Store, manifest: Manifest, catalog: Catalog) -> Floats:
-    """Every row (N, D) float32 of a generation, in the order of its catalogue.
+def stored_rows(store: Store, manifest: Manifest, catalog: Catalog, *, room: int = 0) -> Floats:
+    """Every row (N, D) float32 of a generation, in the order of its catalogue, and ``room`` for
+    more at the end.
 
     They are read from the file; the index itself is not loaded. Errors as ``open_index``.
     """
     info = manifest.index
     path = store.verified("indexes", info.sha256)
     checked = noted(path, info.sha256, LAYOUT)
-    found = read_all(path, params_of(info), catalog.keys, checked=checked)
+    found = read_all(path, params_of(info), catalog.keys, checked=checked, room=room)
     if not checked:
         note(path, info.sha256, LAYOUT)
     return found

@@ -227,13 +227,16 @@ def mixed(
     """Quality on the gallery that has rows of ``new`` where ``half`` says so, else of ``old``, and
     the rank bias: the share of re-embedded rows among the first ten answers, less that of all.
 
-    Queries (Q, D), ``old`` and ``new`` (G, D), unit rows; a row that is not taken is not read.
+    Queries (Q, D), ``old`` and ``new`` (G, D), unit rows; a row that is not taken is not read. Of
+    an empty gallery the bias is NaN.
     """
     assert where.half is not None
     ks = depths(policy)
     map_k = max(1, min(MAP_K, len(where.half)))
     pieces = mixed_pieces(old, new, where.half)
     found = search_pieces(queries, pieces, max(map_k, *ks), where.own_row, where.ignored)
+    if not len(old):
+        return _evaluate(where, found, ks, map_k), float("nan")
     first = found.rows[:, :CURVE]
     by_new = where.half[first] & (first >= 0)
     bias = by_new.sum() / max(1, (first >= 0).sum()) - where.half.sum() / max(1, len(where.half))

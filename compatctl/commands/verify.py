@@ -116,6 +116,7 @@ def _verify_models(  # noqa: PLR0917
     attempt = attempts_in(project.store, inputs, write=not options.dry_run)
     how = sampling(policy, options.seed or 0, groups.n_slices, len(found.chain), attempt)
     others, pairs = (make_pairs := found.pairs(asked))(how)
+    found = found.without_features()
     found = found.on_index(gallery)
     latency = _latency(data, groups, encoders, policy, options)
     others += _unsampled(seen, latency) + prove(gallery, data, encoders, progress)

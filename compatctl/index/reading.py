@@ -11,8 +11,12 @@ from compatctl.index.layout import Floats, Keys, StoredRows, damaged
 from compatctl.index.params import HnswParams
 
 
-def read_all(path: Path, params: HnswParams, keys: Keys, *, checked: bool = False) -> Floats:
+def read_all(
+    path: Path, params: HnswParams, keys: Keys, *, checked: bool = False, room: int = 0
+) -> Floats:
     """The rows (N, D) float32 of the N ``keys`` of a file, all of them, in their order.
+
+    ``room``: so many rows more at the end, for the caller to fill.
 
     The file is read once, from its beginning to its end; hnswlib is not used, so that memory is
     that of the rows and of two numbers a row. ``checked`` as in ``HnswIndex.load``.
@@ -31,7 +35,7 @@ def read_all(path: Path, params: HnswParams, keys: Keys, *, checked: bool = Fals
         raise damaged(path, f"there is no row under the key {missing}")
     row_of = np.empty(len(keys), np.int64)
     row_of[places] = np.arange(len(keys))
-    found = np.empty((len(keys), params.dim), np.float32)
+    found = np.empty((len(keys) + room, params.dim), np.float32)
     for first, block in stored.blocks():
         found[row_of[first : first + len(block)]] = block["row"]
     return found

@@ -96,9 +96,10 @@ class World:
         return path
 
     def begin(self, stored: Path) -> None:
-        """Encoders, and a store of the gallery items of a table."""
+        """Encoders, the new one with a record of no item, and a store of a table's gallery."""
         for sees, name in enumerate(("old", "new")):
             encoder(self.folder / f"{name}.onnx", sees)
+        self.record()
         self.run("init", "--model", self.folder / "old.onnx", "--data", stored)
 
     def run(self, command: str, *more: object) -> Result:
@@ -111,7 +112,8 @@ class World:
         """Exit code and report."""
         models = self.folder / "old.onnx", self.folder / "new.onnx"
         report = self.folder / "report.json"
-        done = self.run("verify", *models, "--data", data, "--report", report, *more)
+        named = ("--training", self.folder / "new.training.json")
+        done = self.run("verify", *models, "--data", data, "--report", report, *named, *more)
         return done.code, json.loads(report.read_bytes())
 
     def record(self, *, anchors: list[str] = (), items: list[str] = (), classes: Any = ()) -> None:

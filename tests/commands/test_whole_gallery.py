@@ -238,3 +238,18 @@ def test_the_matrix_names_its_rows_and_searches_the_store(tmp_path: Path) -> Non
     for at, model in enumerate(("old", "new")):
         assert found["on_store"][at] == pytest.approx(truth(world, table, model), abs=1e-9)
     assert found["on_store"][0] < found["values"][0][0]
+
+
+@pytest.mark.parametrize("policy", ["default", "strict"])
+def test_data_of_queries_alone_judge_the_store(tmp_path: Path, policy: str) -> None:
+    """No image of a gallery item is at hand: the store decides, and a self-test that the policy
+    asks for is not passed."""
+    world = shop_of(tmp_path)
+    world.begin(world.save("all.npz"))
+    code, report = world.verify(world.save("asking.npz", lambda one: one.startswith("q")),
+                                "--policy", policy)  # fmt: skip
+    test = check(report, "self_test_gain")
+    assert (report["searched"]["stored"], report["searched"]["self_test_rows"]) == (120, 0)
+    assert (test["n"], test["outcome"]) == (0, "inconclusive")
+    assert (code, test["decides"]) == ((0, False) if policy == "default" else (4, True))
+    assert report["groups"][0]["recall"]["new_new"]["1"] is None
