@@ -61,7 +61,7 @@ def check_form(path: Path | None) -> None:
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UsageError(
             f"{path.name}: parquet needs pyarrow, which is not installed",
-            tip="pip install pyarrow, or name a .csv or .jsonl file",
+            tip="pip install 'compatctl[parquet]', or name a .csv or .jsonl file",
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from shop_kit import Result, Shop, run
 
@@ -176,18 +177,19 @@ def test_a_file_that_cannot_be_written_is_refused_first(
     assert name.rsplit("/", maxsplit=1)[0] in done.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is there")
-def test_parquet_without_pyarrow_says_what_to_do(tables: Path, tmp_path: Path) -> None:
-    """Exit 2, and the two ways on; with pyarrow the file is read back in the other test."""
+def test_parquet_without_pyarrow_says_what_to_do(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 2, and the two ways on, where Python cannot import pyarrow."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     done = verify(tables, tmp_path / "out.parquet")
     assert done.code == 2
-    assert "pip install pyarrow, or name a .csv" in done.stderr
+    assert "pip install 'compatctl[parquet]', or name a .csv" in done.stderr
 
 
 def test_parquet_holds_the_same_lines(tables: Path, tmp_path: Path) -> None:
-    """Where pyarrow is there, a table of the same columns and values."""
-    parquet = pytest.importorskip("pyarrow.parquet")
+    """The table has the columns and values of the .jsonl file."""
     verify(tables, tmp_path / "out.parquet")
     verify(tables, tmp_path / "out.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert parquet.read_table(tmp_path / "out.parquet").to_pylist() == lines
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == lines
