@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -158,8 +158,9 @@ def _source(
 ) -> Iterator[_Source]:
     """The file itself; or one that is built of its rows, where some are marked deleted."""
     dropped = np.zeros(0, np.uint64)
-    with tempfile.TemporaryDirectory() as scratch:
+    with ExitStack() as stack:
         if drop_deleted and (marked := count_deleted(path)):
+            scratch = stack.enter_context(tempfile.TemporaryDirectory())
             index, dropped = live(path, params, progress)
             path = Path(scratch) / f"{marked} rows dropped.bin"
             index.save(path)
