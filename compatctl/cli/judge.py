@@ -351,7 +351,7 @@ def plan(
 ) -> None:
     """Try every route on classes held out for it; say which gains most here, or none."""
     from compatctl.commands import plan as verb
-    from compatctl.render import progress
+    from compatctl.render import progress, warn
 
     with progress() as report:
         done = verb.plan(
@@ -364,4 +364,5 @@ def plan(
             skip_bad=skip_bad,
             progress=report,
         )
+    warn(done.warnings)
     show(done, as_json=as_json)

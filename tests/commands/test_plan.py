@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,14 @@ import torch
 from shop_kit import DIM, Shop, run, store_files
 from tiny_backbone import build
 
+from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.plan import Plan
 from compatctl.commands.preflight import Preflight, planning_split
 from compatctl.commands.recommendation import NEXT, Expected, recommend
 from compatctl.data import load
+from compatctl.encoder import Encoder
 from compatctl.recipe import Recipe
+from compatctl.store import Store
 
 RECIPE = """\
 format: 1
@@ -90,6 +94,36 @@ def test_the_sheet_of_a_real_project(shop: Shop) -> None:
     embedded = shop.path("embedded.yaml")
     embedded.write_text(json.dumps(Recipe.load(recipe).to_json()))
     assert Recipe.load(embedded) == Recipe.load(recipe)
+
+
+def test_a_plan_on_a_part_of_the_store_says_so(shop: Shop) -> None:
+    """Where gallery images are missing the plan names the part, and what old queries find in all
+    stored rows."""
+    with shop.data().open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    kept = [one for one in rows if (one["role"], one["split"]) != ("gallery", "test")]
+    table, root = shop.path("part.csv"), shop.data().parent
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows({**one, "path": str(root / one["path"])} for one in kept)
+    data = ("--data", table, "--data-root", root)
+    done = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", _recipe(shop), *data)
+    assert done.code == 0, done.stderr
+    facts, (said,) = done.json["preflight"], done.json["warnings"]
+    gallery = DeployedGallery.open(Store.open(shop.path("store")))
+    items = load(table, data_root=root)
+    asked = [
+        at for at, one in enumerate(items.items)
+        if one.split == "validation" and one.role != "gallery"
+    ]  # fmt: skip
+    made = Encoder.load(shop.path("old.onnx")).embed(items.take(asked)).features
+    first = (made @ gallery.vectors().T).argmax(axis=1)
+    right = np.array(gallery.catalog.labels)[first] == np.array(items.labels)[asked]
+    assert facts["gallery_images"] < facts["gallery_rows"] == len(gallery.catalog)
+    assert f"{facts['gallery_images']} of the {facts['gallery_rows']} gallery rows" in said
+    assert f"find {right.mean():.4f} in all rows" in said
 
 
 def test_the_sheet_names_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> None:
