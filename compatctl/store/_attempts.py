@@ -3,17 +3,18 @@
 Who asks again, with another seed or policy, has another chance of a pass that is none; so every
 question is kept, in the order in which it was put first, and the gate counts them. A question that
 is put again is found and not counted twice. These files are no generation and belong to none: gc
-leaves them, a rollback does not undo them.
+leaves them, a rollback does not undo them. Each carries the digest of what it says.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compatctl.errors import CompatError, DamagedError
+from compatctl.errors import CompatError, ConflictError, DamagedError
 from compatctl.files import (
     TEMPORARY,
     Lock,
@@ -25,7 +26,7 @@ from compatctl.files import (
     write_atomic,
 )
 from compatctl.manifest import is_digest
-from compatctl.store._layout import ATTEMPTS, LOCK, refuse_links
+from compatctl.store._layout import ATTEMPTS, LOCK, is_plain, refuse_links
 
 FORMAT = 1
 _MAX_BYTES = 64 << 20
@@ -47,7 +48,7 @@ def attempts_of(root: Path, candidate: str, question: str) -> tuple[Attempt, ...
         DamagedError: the file is not what this program wrote.
     """
     path = _path(root, candidate, question)
-    return _read(path, candidate, question) if path.exists() else ()
+    return _read(path, candidate, question) if os.path.lexists(path) else ()
 
 
 def count_attempt(
@@ -66,7 +67,7 @@ def count_attempt(
     with Lock(root / ATTEMPTS / LOCK, timeout_s, "verify"):
         found = attempts_of(root, candidate, question)
         keys = [one.key for one in found]
-        _sweep(root / ATTEMPTS)
+        _sweep(root)
         if attempt.key in keys:
             return found[: keys.index(attempt.key) + 1]
         found = (*found, attempt)
@@ -78,8 +79,10 @@ def attempts_problems(root: Path) -> Iterator[str]:
     """What is wrong with the files of attempts."""
     folder = root / ATTEMPTS
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        if path.name.startswith(TEMPORARY):  # a killed process left it, or one writes it now
+            continue
         try:
-            raw = read_json(path, _MAX_BYTES, error=DamagedError)
+            raw = _raw(path)
             names = (raw.get("candidate"), raw.get("question")) if isinstance(raw, dict) else ()
             if len(names) != 2 or not all(map(is_digest, names)):
                 yield f"{path} is no file of attempts"
@@ -91,11 +94,36 @@ def attempts_problems(root: Path) -> Iterator[str]:
             yield error.message
 
 
-def _sweep(folder: Path) -> None:
-    """Delete what a killed process left; whoever has the lock is the only one who writes here."""
-    with clear_errors("deleting in", folder):
-        for path in folder.glob(f"{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
+def unfinished_attempts(root: Path) -> list[Path]:
+    """The temporary files of processes that write attempts, or were killed while they did."""
+    return sorted(path for path in (root / ATTEMPTS).glob(f"{TEMPORARY}*") if is_plain(path))
+
+
+def sweep_attempts(root: Path) -> tuple[list[Path], int]:
+    """Delete what killed processes left among the attempts: which files, and their bytes.
+
+    Nothing is deleted while somebody counts, whose file may be one of them.
+
+    Raises:
+        CompatError: a file cannot be deleted.
+    """
+    if not unfinished_attempts(root):
+        return [], 0
+    try:
+        with Lock(root / ATTEMPTS / LOCK, 0.0, "check --gc"):
+            return _sweep(root)
+    except ConflictError:
+        return [], 0
+
+
+def _sweep(root: Path) -> tuple[list[Path], int]:
+    """As ``sweep_attempts``; whoever has the lock is the only one who writes here."""
+    left, freed = unfinished_attempts(root), 0
+    with clear_errors("deleting in", root / ATTEMPTS):
+        for path in left:
+            freed += path.stat().st_size
+            path.unlink()
+    return left, freed
 
 
 def _path(root: Path, candidate: str, question: str) -> Path:
@@ -103,27 +131,36 @@ def _path(root: Path, candidate: str, question: str) -> Path:
 
 
 def _bytes(candidate: str, question: str, attempts: tuple[Attempt, ...]) -> bytes:
-    return canonical_json(
-        {
-            "format": FORMAT,
-            "candidate": candidate,
-            "question": question,
-            "attempts": [asdict(one) for one in attempts],
-        }
-    )
+    content = {
+        "format": FORMAT,
+        "candidate": candidate,
+        "question": question,
+        "attempts": [asdict(one) for one in attempts],
+    }
+    return canonical_json({**content, "sha256": sha256_bytes(canonical_json(content))})
+
+
+def _raw(path: Path) -> object:
+    if not is_plain(path):  # nor is a pipe opened, which would wait for ever
+        raise _damaged(path)
+    return read_json(path, _MAX_BYTES, error=DamagedError)
 
 
 def _read(path: Path, candidate: str, question: str) -> tuple[Attempt, ...]:
-    raw = read_json(path, _MAX_BYTES, error=DamagedError)
+    raw = _raw(path)
     try:
         found = tuple(Attempt(**one) for one in raw["attempts"])  # type: ignore[index]
         keys = [one.key for one in found]
-        whole = all(map(is_digest, keys)) and len(set(keys)) == len(keys)
+        whole = all(map(is_digest, keys)) and len(set(keys)) == len(keys) > 0
         if whole and path.read_bytes() == _bytes(candidate, question, found):
             return found
     except (KeyError, TypeError, ValueError, RecursionError, OSError):
         pass
-    raise DamagedError(
+    raise _damaged(path)
+
+
+def _damaged(path: Path) -> DamagedError:
+    return DamagedError(
         f"{path} is not what verify wrote",
         tip="restore the file from a backup; without it the attempts begin again",
     )

@@ -13,7 +13,7 @@ from compatctl.errors import CompatError, UsageError
 from compatctl.files import TEMPORARY, sha256_file
 from compatctl.manifest import Manifest, is_digest
 from compatctl.progress import Progress, silent
-from compatctl.store._attempts import attempts_problems
+from compatctl.store._attempts import attempts_problems, unfinished_attempts
 from compatctl.store._layout import (
     HISTORY,
     KINDS,
@@ -233,7 +233,8 @@ def _size(path: Path) -> int:
 def _unreferenced(root: Path, current: Manifest, needed: list[tuple[str, str]]) -> list[Path]:
     keep = {blob_path(root, kind, digest) for kind, digest in needed}
     keep |= {generation_path(root, number + 1) for number in range(current.generation)}
-    return sorted(path for path in _written_by_us(root) if path not in keep)
+    left = (path for path in _written_by_us(root) if path not in keep)
+    return sorted([*left, *unfinished_attempts(root)])
 
 
 def _written_by_us(root: Path) -> Iterable[Path]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from compatctl.files import clear_errors, sync
 from compatctl.progress import Progress, silent
+from compatctl.store._attempts import sweep_attempts
 from compatctl.store._check import CheckReport, check, erased_files, oldest_kept
-from compatctl.store._layout import HISTORY
+from compatctl.store._layout import ATTEMPTS, HISTORY
 from compatctl.store._store import Store
 
 
@@ -55,13 +56,14 @@ def sweep(root: Path) -> CheckReport:
     found = check(root, deep=False)
     if not found.ok:
         return _nothing_deleted(found)
+    counted, freed = sweep_attempts(root)  # under their own lock: a verify may be writing one
     paths = [root / name for name in found.unreferenced]
+    paths = [path for path in paths if path.parent.name != ATTEMPTS]
     store = Store.open(root)
     erased = erased_files(root, store.history(), store.manifest)
     # What killed commits left of the history goes first: it never names a file that is gone. What
     # the history names of before an erasure goes last: while one such file is there, the erasure
     # is seen to be unfinished.
-    freed = 0
     for group in (
         [path for path in paths if path.parent.name == HISTORY],
         [path for path in paths if path.parent.name != HISTORY and path not in erased],
@@ -71,7 +73,7 @@ def sweep(root: Path) -> CheckReport:
     return replace(
         found,
         unreferenced=(),
-        deleted=found.unreferenced,
+        deleted=tuple(sorted(str(path.relative_to(root)) for path in (*paths, *counted))),
         freed_bytes=freed,
         erasure="none" if store.manifest.erased is None else "done",
     )

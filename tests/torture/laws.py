@@ -10,10 +10,11 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from errno import EACCES
 from pathlib import Path
 
 from kit import LONG, Call, Fault, Kind, Machine, Outcome
-from scenarios import Stage, beside, read_state
+from scenarios import Stage, attempts, beside, read_state
 
 from compatctl.errors import InputError
 from compatctl.files import sha256_file
@@ -27,6 +28,7 @@ OPEN: frozenset[str] = frozenset()
 # ---------------------------------------------------------------------------------------------
 
 NO_HISTORY = "a generation is not in history/"
+LOCKS = {"LOCK", "attempts/LOCK"}
 HANDLED = (5, 6)
 """The exit codes of a command that could not write."""
 
@@ -76,6 +78,13 @@ def performed(outcome: Outcome, fault: Fault) -> tuple[Call, ...]:
     return outcome.calls
 
 
+def counted(stage: Stage, folder: Path) -> bool:
+    """Whether the attempt is counted; files of attempts that are neither old nor new fail."""
+    now = attempts(folder)
+    assert now in stage.counted, "the attempts are neither the old nor the new ones"
+    return now == stage.counted[1]
+
+
 def committed(stage: Stage, folder: Path) -> bool:
     """Whether the new generation is there; anything but exactly the old or the new one fails."""
     path = folder / "store"
@@ -85,6 +94,7 @@ def committed(stage: Stage, folder: Path) -> bool:
         except InputError:
             return False
         raise AssertionError("a store without manifest.json opens")
+    counted(stage, folder)
     store = Store.open(path)
     store.history()
     kept = [path / "history" / f"{at + 1:06d}.json" for at in range(store.manifest.generation)]
@@ -126,6 +136,7 @@ def _repeat(machine: Machine, stage: Stage, folder: Path, new: bool, tally: Tall
     assert again.status == 0, f"repeated: exit {again.status}: {again.stderr}"
     store = Store.open(folder / "store")
     assert read_state(store) == stage.after, "repeated: not the new state"
+    assert counted(stage, folder), "repeated: the attempt is not counted"
     for name, data in stage.written.items():
         assert (folder / name).read_bytes() == data, f"repeated: {name} is not as it writes it"
     if new and stage.scenario.makes_generation:
@@ -152,8 +163,9 @@ def _only_what_is_named(folder: Path) -> None:
         if one.generation < current["whole_from"]:
             named = head.model_blobs(one)
         wanted |= {f"{kind}/{digest}{KINDS[kind]}" for kind, digest in named}
+    wanted |= {f"attempts/{name}" for name in attempts(folder)}
     there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-    assert there - {"LOCK"} == wanted - {"LOCK"}
+    assert there - LOCKS == wanted - LOCKS
 
 
 def _nothing_else_touched(stage: Stage, folder: Path, outcome: Outcome) -> None:
@@ -163,9 +175,18 @@ def _nothing_else_touched(stage: Stage, folder: Path, outcome: Outcome) -> None:
     for name in now.keys() | was.keys():
         if name in stage.written and now.get(name) == stage.written[name]:
             continue
+        if name == "report.json" and _says_uncounted(folder):
+            continue
         if outcome.status != 0 and stage.written and Path(name).name.startswith(".new-"):
             continue  # the temporary of a file beside the store: no command cleans it away
         assert now.get(name) == was.get(name), f"{name} was changed"
+
+
+def _says_uncounted(folder: Path) -> bool:
+    """Whether the report of a verify that was denied writing says that it is not counted."""
+    report = json.loads((folder / "report.json").read_bytes())
+    why = "attempts: the store cannot be written to"
+    return report["attempt"] is None and why in report["not_checked"]
 
 
 def _message(stage: Stage, outcome: Outcome, tally: Tally) -> None:
@@ -201,12 +222,18 @@ def verify(
     new = committed(stage, folder)
     if outcome.status == 0:
         assert new, "it reported success, and the old state is there"
+        told = counted(stage, folder) or (fault.arg == EACCES and _says_uncounted(folder))
+        assert told, "it reported success, and the attempt is not counted"
     elif not outcome.killed:
         _message(stage, outcome, tally)
     renamed = [call for call in performed(outcome, fault) if call.name == "rename"]
     if stage.scenario.makes_generation and fault.kill_after_s is None and not cut:
         at = any(call.other == str(folder / "store" / "manifest.json") for call in renamed)
         assert new == at, "the commit is not the replacing of manifest.json"
+    if "report.json" in stage.written and (folder / "report.json").exists():
+        assert _says_uncounted(folder) or counted(stage, folder), (
+            "there is a report, and its attempt is not counted"
+        )
     if new and stage.scenario.erases:
         _unfinished_at_most(machine, folder)
     elif new:
@@ -216,6 +243,21 @@ def verify(
     assert checked(machine, folder)["unreferenced"] == []
     _only_what_is_named(folder)
     _nothing_erased_left(stage, folder)
+    assert counted(stage, folder), "gc deleted attempts"
+    if LONG or fault.kind in (Kind.KILL_BEFORE, Kind.KILL_AFTER):
+        _afterwards(machine, stage, folder)
+
+
+def _afterwards(machine: Machine, stage: Stage, folder: Path) -> None:
+    """What follows succeeds; a further verify knows of every attempt before it."""
+    for argv in stage.scenario.afterwards:
+        done = machine.run(folder, argv)
+        assert done.status == 0, f"afterwards {argv}: exit {done.status}: {done.stderr}"
+        if argv[1] == "verify":
+            number = 1 + sum(data.count(b'"key"') for data in stage.counted[1].values())
+            assert done.json["attempt"]["number"] == number, done.json["attempt"]
+    if stage.scenario.afterwards:
+        checked(machine, folder)
 
 
 def _unfinished_at_most(machine: Machine, folder: Path) -> None:
@@ -258,7 +300,7 @@ def swept(machine: Machine, stage: Stage, folder: Path, keep: tuple[str, ...]) -
     """gc with these flags, right after the fault: the state stays what it was, whole; nothing that
     a kept generation names goes; and every command works."""
     store = folder / "store"
-    new = committed(stage, folder)
+    new, was = committed(stage, folder), attempts(folder)
     done = machine.run(folder, ("compatctl", "check", "--gc", "--json", "--store", "store", *keep))
     if not (store / "manifest.json").exists():
         assert done.status == 5, done.stderr
@@ -267,12 +309,14 @@ def swept(machine: Machine, stage: Stage, folder: Path, keep: tuple[str, ...]) -
         _said_what_is(store, done)
         assert read_state(Store.open(store)) == (stage.after if new else stage.before)
         assert checked(machine, folder)["unreferenced"] == []
+        assert attempts(folder) == was, "gc changed the attempts"
         _only_what_is_named(folder)
         if new:
             _nothing_erased_left(stage, folder, ("store",))
     again = machine.run(folder, stage.scenario.argv)
     assert again.status == 0, f"repeated after gc: exit {again.status}: {again.stderr}"
     assert read_state(Store.open(store)) == stage.after, "repeated after gc: not the new state"
+    assert counted(stage, folder), "repeated after gc: the attempt is not counted"
     _nothing_erased_left(stage, folder)
     if not (keep or LONG):  # the short form runs them after one of the two forms of gc
         return

@@ -6,9 +6,10 @@ A new command is one line in ``SCENARIOS``, and a way to prepare its project whe
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from kit import LONG, Kind, Machine, Outcome, fresh_copy
 from PIL import Image, ImageOps
 from shop_kit import SIDE, write_attending, write_encoder
 
+from compatctl.core.policy import POLICY_FORMAT
 from compatctl.data import load, memory_bytes
 from compatctl.examples_data import TILE, emoji_source
 from compatctl.files import canonical_json, sha256_bytes, sha256_file
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Manifest
+from compatctl.recipe import load_policy
 from compatctl.store import Store
 
 FIRST, ALL = 12, 18
@@ -34,7 +37,7 @@ class Scenario:
 
     ``makes_generation``: whether it ends in a new generation. ``every``: in the short form each
     such boundary is tried; 1 is all of them. ``beside``: what it may write beside the store.
-    ``erases``: whether items leave for good.
+    ``erases``: whether items leave for good. ``afterwards``: what must succeed once all is done.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Scenario:
     every: int = 1
     beside: tuple[str, ...] = ()
     erases: bool = False
+    afterwards: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Stage:
 
     ``before`` and ``after``: the store's states (before a creation there is none). ``outcome`` and
     ``seconds``: of that run. ``generation``: what it ended in. ``written``: the files that it wrote
-    beside the store. ``sizes``: those of the files that it wrote into the store.
+    beside the store. ``sizes``: those of the files that it wrote into the store. ``counted``: the
+    store's files of attempts before and after.
     """
 
     scenario: Scenario
@@ -74,6 +79,7 @@ class Stage:
     outcome: Outcome
     seconds: float
     sizes: tuple[int, ...]
+    counted: tuple[dict[str, bytes], dict[str, bytes]]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -122,6 +128,11 @@ def beside(project: Path) -> dict[str, bytes]:
     }
 
 
+def attempts(project: Path) -> dict[str, bytes]:
+    """The files of attempts of a project's store, and their bytes."""
+    return {path.name: path.read_bytes() for path in project.glob("store/attempts/[!.]*.json")}
+
+
 def stage(machine: Machine, scenario: Scenario, folder: Path) -> Stage:
     """Prepare the scenario's project once, and run it once without a fault, in a copy."""
     pristine, ran = folder / "pristine", folder / "ran"
@@ -139,6 +150,7 @@ def stage(machine: Machine, scenario: Scenario, folder: Path) -> Stage:
     files = [path for path in (ran / "store").rglob("*") if path.is_file()]
     held = {path.name for path in pristine.rglob("*") if path.name != "manifest.json"}
     sizes = {path.stat().st_size for path in files if path.name not in held | {"LOCK"}}
+    counted = (attempts(pristine), attempts(ran))
     shutil.rmtree(ran)
     state = read_state(before) if before else None
     assert state is None or (state.rows.keys() <= after.rows.keys()) != scenario.erases
@@ -153,6 +165,7 @@ def stage(machine: Machine, scenario: Scenario, folder: Path) -> Stage:
         outcome=outcome,
         seconds=outcome.seconds,
         sizes=tuple(sorted(sizes)),
+        counted=counted,
     )
 
 
@@ -200,6 +213,40 @@ def _liftable(machine: Machine, folder: Path) -> None:
     (folder / "lift.csv").write_text("\n".join([*lines, ""]))
 
 
+def _asked(machine: Machine, folder: Path) -> None:
+    """A store whose items are each a class of their own, darker copies of them as queries, and a
+    policy that lets a model pass on so few; one attempt was counted before."""
+    _models_and_data(machine, folder)
+    _project(folder)
+    with (folder / "items.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    lines = [f"{item},{path},{item},test,gallery" for item, path, *_ in rows]
+    for item, path, *_ in rows:
+        for darker in (3, 6):
+            name = f"images/{item}-{darker}.png"
+            with Image.open(folder / path) as image:
+                image.point(lambda value, by=darker: max(0, value - by)).save(folder / name)
+            lines.append(f"{item}-{darker},{name},{item},test,query")
+    (folder / "items.csv").write_text("\n".join(["id,path,label,split,role", *lines, ""]))
+    unlimited = ("different_class_margin", "min_slice_gain", "min_chain_gain",
+                 "min_untouched_gain", "min_unjudged_gain", "max_design_effect")  # fmt: skip
+    policy = replace(
+        load_policy("default"),
+        name="drill", alpha=0.4, replicates=999, min_queries=1, min_classes=1,
+        min_recall_gain=-1.0, **dict.fromkeys(unlimited),
+    )  # fmt: skip
+    entries = {"format": POLICY_FORMAT, **asdict(policy)}
+    (folder / "drill.yaml").write_text(
+        "\n".join(f"{key}: {json.dumps(value)}" for key, value in entries.items())
+    )
+    _run(machine, folder, "init", "--model", "old.onnx")
+    _run(machine, folder, *VERIFY[1:], "--seed", "1")
+    (folder / "report.json").unlink()
+
+
+VERIFY = ("compatctl", "verify", "old.onnx", "new.onnx", "--policy", "drill.yaml", "--json")
+VERIFIED_AGAIN = (*VERIFY, "--seed", "2", "--report", "third.json")
+DEPLOYED = ("compatctl", "deploy", "--policy", "drill.yaml", "--json")
 INIT = ("compatctl", "init", "--model", "old.onnx", "--json", "--store", "store",
         "--data", "items.csv")  # fmt: skip
 
@@ -312,6 +359,8 @@ SCENARIOS = (
     Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False, every=2),
     Scenario(name="remove", argv=REMOVE, prepare=_held, every=25, erases=True,
              beside=("build/candidate/memory.npz", "build/candidate/training.json")),
+    Scenario(name="verify", argv=VERIFY, prepare=_asked, makes_generation=False, every=7,
+             beside=("report.json",), afterwards=(VERIFIED_AGAIN, DEPLOYED)),
     Scenario(name="gc keep", argv=GC_KEEP, prepare=_grown, every=2),
     *((Scenario(name="lift", argv=LIFT, prepare=_liftable),) if LONG else ()),
 )  # fmt: skip

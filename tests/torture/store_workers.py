@@ -34,7 +34,16 @@ from compatctl.data import Dataset, Item, memory_bytes
 from compatctl.errors import CompatError, ConflictError
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Catalog, IndexInfo, Manifest, ModelShare
-from compatctl.store import KINDS, Store, Transaction, check, collect, manifest_digest
+from compatctl.store import (
+    KINDS,
+    Attempt,
+    Store,
+    Transaction,
+    check,
+    collect,
+    count_attempt,
+    manifest_digest,
+)
 
 AT = "2026-01-31T12:00:00Z"
 FIRST, MORE, ALL = 12, 15, 18
@@ -782,6 +791,17 @@ def do_hold(store: str) -> dict[str, Any]:
         tx.put("reports", _writes(b"put, and never committed"))
         tx.put("models", endless)
     return {}
+
+
+def do_count(root: str, question: tuple[str, str], counter: int, turns: int) -> dict[str, int]:
+    """Count attempts at a question; which one each was."""
+    _together()
+    given = {}
+    for turn in range(turns):
+        name = f"{counter}-{turn}"
+        one = Attempt(key=hashlib.sha256(name.encode()).hexdigest(), told={"policy": name})
+        given[name] = len(count_attempt(Path(root), *question, one, timeout_s=HANGS_S * 5))
+    return given
 
 
 def do_check(store: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from kit import NO_FAULT, Call, Fault, Kind, Machine, fresh_copy
-from laws import NO_HISTORY, Tally, committed, performed, verify
+from laws import NO_HISTORY, Tally, committed, counted, performed, verify
 from power import cut
 from scenarios import NAMES, Stage
 
@@ -23,6 +23,7 @@ def _look(stage: Stage, project: Path, runs: list[tuple[Call, ...]], target: Pat
         tally.cuts += 1
         try:
             new = committed(stage, target)
+            new = new and (not success or counted(stage, target))
             assert new or not success, "it reported success, and the old state is there"
         except AssertionError as error:
             if len(runs) > 1 and error.args == (NO_HISTORY,) and tally.excuse(LEFT_FOLDER):
@@ -53,7 +54,7 @@ def test_a_power_cut_at_any_call(
     assert not broken, "\n".join(broken)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "gc"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("gc", "verify")])
 def test_a_power_cut_in_the_second_try(
     stages: Stages, shell: Machine, tally: Tally, scratch: Path, name: str
 ) -> None:
