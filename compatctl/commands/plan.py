@@ -23,7 +23,7 @@ from compatctl.commands.recommendation import CEILING, KEEP, LIFT, NEXT, Expecte
 from compatctl.commands.rewriting import HeldOut
 from compatctl.commands.routes import Ground
 from compatctl.commands.settling import Sampling, sampling, verdict_of
-from compatctl.commands.trial import retrieval
+from compatctl.commands.trial import Field, Floats, retrieval
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
@@ -94,7 +94,8 @@ def plan(
         rows=facts.gallery_rows,
         training=sum(item.split == "train" for item in data.items),
     )
-    sheet = _sheet(ground, found, policy, cost)
+    whole = _Gallery.whole(ground, deployed, facts)
+    sheet = _sheet(ground, whole, found, policy, cost)
     chosen, reason = recommend(sheet)
     runs = next(one.recipe for one in found if one.name == chosen)
     return Plan(
@@ -105,7 +106,7 @@ def plan(
         commands=_commands(chosen, base=base, old=deployed.model_path, new=project.output),
         recipe=runs.to_json() if runs else None,
         seconds=round(time.monotonic() - began, 1),
-        warnings=_sampled(ground, deployed, facts),
+        warnings=_sampled(facts),
     )
 
 
@@ -113,21 +114,46 @@ def _commands(route: str, **files: Path) -> tuple[str, ...]:
     return tuple(one.format(**files) for one in NEXT.get(route, ()))
 
 
-def _sampled(ground: Ground, deployed: DeployedGallery, facts: Preflight) -> tuple[str, ...]:
-    """A sentence where the routes were tried on less than the store: what old queries find in all
-    of it, by its stored vectors."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Gallery:
+    """What the planning queries search: what is relevant, and the stored vectors (N, D)."""
+
+    where: Field
+    stored: Floats
+
+    @classmethod
+    def at_hand(cls, ground: Ground) -> _Gallery:
+        """The rows whose images the plan has: any route can be tried on them."""
+        return cls(where=ground.where, stored=ground.reference.gallery_features)
+
+    @classmethod
+    def whole(cls, ground: Ground, deployed: DeployedGallery, facts: Preflight) -> _Gallery:
+        """Every row of the store: what serves the routes that leave the gallery as it is."""
+        if facts.gallery_images >= facts.gallery_rows:
+            return cls.at_hand(ground)
+        data = ground.data
+        asking = HeldOut.of(
+            data,
+            ground.asked,
+            ground.old(ground.asked),
+            cluster=ground.cluster,
+            ignore_same=ground.ignore_same,
+        )
+        return cls(where=asking.field(deployed.catalog), stored=deployed.vectors())
+
+    def test(self, route: Measured) -> Retrieval:
+        """The first answers of a route that leaves these rows as they are."""
+        return retrieval(self.where, route.queries, self.stored, (1,), map_k=1)
+
+
+def _sampled(facts: Preflight) -> tuple[str, ...]:
+    """A sentence where the routes that rewrite the gallery were tried on less than the store."""
     if facts.gallery_images >= facts.gallery_rows:
         return ()
-    items = ground.data.take(ground.asked)
-    features = ground.old(ground.asked)
-    labels = dict(zip(ground.data.ids, ground.data.labels, strict=True))
-    asking = HeldOut(features=features, ids=items.ids, classes=items.labels, labels=labels)
-    where = asking.field(deployed.catalog)
-    found = retrieval(where, features, deployed.vectors(), (1,), map_k=1).recall[1]
     return (
-        f"the routes are tried on {facts.gallery_images} of the {facts.gallery_rows} gallery rows, "
-        f"whose images are at hand; old queries find {found:.4f} in all rows of the store. Gains "
-        "there can be smaller: compatctl verify searches all of it",
+        f"{CEILING}, {LIFT} and backfill are tried on the {facts.gallery_images} of "
+        f"{facts.gallery_rows} gallery rows whose images are at hand, and so is the share kept; "
+        "the other routes search all rows",
     )
 
 
@@ -216,48 +242,58 @@ def _halves(ground: Ground) -> list[Fold]:
 
 
 def _sheet(
-    ground: Ground, found: Sequence[Measured], policy: Policy, cost: _Cost
+    ground: Ground, whole: _Gallery, found: Sequence[Measured], policy: Policy, cost: _Cost
 ) -> tuple[Expected, ...]:
-    tests = {one.name: one.retrieval(ground.where, (1,), map_k=1) for one in found}
+    """The routes that leave the gallery as it is search ``whole``, the others what is at hand."""
+    part, keep = _Gallery.at_hand(ground), found[0]
     judged = [
         one.name for one in found if one.name == LIFT or (one.rewritten == 0.0 and one.name != KEEP)
     ]
     strict = replace(policy, alpha=policy.alpha / max(1, len(judged)))
-    how, old = sampling(strict, 0, 0, 0), tests[KEEP]
-    between = {one.name: _interval(ground, old, tests[one.name], strict, how) for one in found}
-    gains = {name: test.recall[1] - old.recall[1] for name, test in tests.items()}
-    ceiling = gains[CEILING] if between[CEILING][0] > 0.0 else None
-    return tuple(
-        Expected(
-            name=one.name,
-            setting=one.setting,
-            recall=tests[one.name].recall[1],
-            gain=gains[one.name],
-            low=between[one.name][0],
-            high=between[one.name][1],
-            kept=gains[one.name] / ceiling if ceiling else None,
-            negative_flips=flips(old.hit1, tests[one.name].hit1, old.counted).negative,
-            verdict=_verdict(ground, one, strict, how) if one.name in judged else None,
-            encoders=len(one.encoders),
-            query_ms=cost.query_ms(one),
-            make_s=cost.make_s(one),
-            rewritten_bytes=cost.rewritten_bytes(one),
+    how = sampling(strict, 0, 0, 0)
+    old = {True: whole.test(keep), False: part.test(keep)}
+    at_hand = {one.name: one.retrieval(part.where, (1,), map_k=1).recall[1] for one in found}
+    ceiling = at_hand[CEILING] - at_hand[KEEP]
+    sheet = []
+    for one in found:
+        as_it_is = one.rewritten == 0.0
+        gallery, before = whole if as_it_is else part, old[as_it_is]
+        test = gallery.test(one) if as_it_is else one.retrieval(part.where, (1,), map_k=1)
+        low, high = _interval(gallery.where, before, test, strict, how)
+        sheet.append(
+            Expected(
+                name=one.name,
+                setting=one.setting,
+                rows=len(gallery.stored),
+                recall=test.recall[1],
+                gain=test.recall[1] - before.recall[1],
+                low=low,
+                high=high,
+                kept=(at_hand[one.name] - at_hand[KEEP]) / ceiling if ceiling > 0.0 else None,
+                negative_flips=flips(before.hit1, test.hit1, before.counted).negative,
+                verdict=_verdict(ground, gallery, one, strict, how) if one.name in judged else None,
+                encoders=len(one.encoders),
+                query_ms=cost.query_ms(one),
+                make_s=cost.make_s(one),
+                rewritten_bytes=cost.rewritten_bytes(one),
+            )
         )
-        for one in found
-    )
+    shown = next(one for one in sheet if one.name == CEILING).low > 0.0
+    return tuple(one if shown else replace(one, kept=None) for one in sheet)
 
 
-def _verdict(ground: Ground, route: Measured, policy: Policy, how: Sampling) -> str:
+def _verdict(
+    ground: Ground, gallery: _Gallery, route: Measured, policy: Policy, how: Sampling
+) -> str:
     """The gate's word on the planning queries; of lift, as ``lift`` itself is judged."""
-    old, stored = ground.old(ground.asked), ground.reference.gallery_features
-    trial = route.trial(ground.where, old, stored, policy)
+    trial = route.trial(gallery.where, ground.old(ground.asked), gallery.stored, policy)
     return verdict_of(policy, [trial], [], [], how).outcome
 
 
 def _interval(
-    ground: Ground, old: Retrieval, new: Retrieval, policy: Policy, how: Sampling
+    where: Field, old: Retrieval, new: Retrieval, policy: Policy, how: Sampling
 ) -> tuple[float, float]:
     """Of the gain in recall@1, at the policy's level."""
-    gain = hit_change(ground.where.classes, old.hit1, new.hit1, old.counted)
+    gain = hit_change(where.classes, old.hit1, new.hit1, old.counted)
     estimate = estimate_ratios([gain], how.replicates, how.draw())[0]
     return estimate.interval(1 - policy.alpha)

@@ -39,14 +39,17 @@ NEXT = {
 class Expected:
     """One route on the planning classes; recall is recall@1, whose gain is over the old queries.
 
-    ``kept``: share of the gain that re-embedding everything would give; None where that is not
-    shown to gain. ``verdict``: the gate's, for lift and the routes that leave the gallery as it is,
-    at a level that allows for the number of them. ``query_ms``: the encoders' time, one image;
-    ``make_s``: all that is computed once, for the whole gallery.
+    ``rows``: gallery rows that are searched: all of the store's where the route leaves them as they
+    are, else those whose images are at hand. ``kept``: share of the gain that re-embedding
+    everything would give, on the latter; None where that is not shown to gain. ``verdict``: the
+    gate's, for lift and the routes that leave the gallery as it is, at a level that allows for the
+    number of them. ``query_ms``: the encoders' time, one image; ``make_s``: all that is computed
+    once, for the whole gallery.
     """
 
     name: str
     setting: str
+    rows: int
     recall: float
     gain: float
     low: float

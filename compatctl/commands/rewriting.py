@@ -52,17 +52,31 @@ class HeldOut:
     ) -> Self:
         """The queries at ``rows`` (Q,) of the data; errors as ``Encoder.embed``, and an InputError
         where no item has a column of ``cluster`` or ``ignore_same``."""
+        done = encoder.embed(data.take(rows), skip_bad=skip_bad)
+        return cls.of(
+            data, rows[done.rows], done.features, cluster=cluster, ignore_same=ignore_same
+        )
+
+    @classmethod
+    def of(
+        cls,
+        data: Dataset,
+        rows: Rows,
+        features: Floats,
+        *,
+        cluster: tuple[str, ...] = (),
+        ignore_same: tuple[str, ...] = (),
+    ) -> Self:
+        """The queries at ``rows`` (Q,) of the data, whose features (Q, D) are at hand; an
+        InputError as ``embedded``."""
         shared = columns_of(data, range(len(data)), ignore_same)
-        items = data.take(rows)
-        done = encoder.embed(items, skip_bad=skip_bad)
-        good = items.take(done.rows)
-        labels = dict(zip(data.ids, data.labels, strict=True))
+        queries = data.take(rows)
         return cls(
-            features=done.features,
-            ids=good.ids,
-            classes=good.labels,
-            labels=labels,
-            cluster=columns_of(good, range(len(good)), cluster),
+            features=features,
+            ids=queries.ids,
+            classes=queries.labels,
+            labels=dict(zip(data.ids, data.labels, strict=True)),
+            cluster=columns_of(queries, range(len(queries)), cluster),
             columns={
                 name: dict(zip(data.ids, values, strict=True)) for name, values in shared.items()
             },

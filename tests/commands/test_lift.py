@@ -246,7 +246,7 @@ def test_vectors_that_their_model_does_not_give_are_not_lifted(shop: Shop, wide:
     exit 5 with the difference, and nothing is written."""
     gallery = DeployedGallery.open(Store.open(shop.path("store")))
     catalog, rows = gallery.catalog, gallery.index.vectors(gallery.catalog.keys)
-    rows = rows + 0.02 * np.random.default_rng(0).standard_normal(rows.shape).astype(np.float32)
+    rows = rows + 0.015 * np.random.default_rng(0).standard_normal(rows.shape).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     HnswIndex.build(rows, catalog.keys, HnswParams(dim=DIM)).save(shop.path("off.bin"))
     lines = [
