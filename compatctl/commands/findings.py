@@ -13,11 +13,12 @@ from compatctl.commands.both import Compared, compared, named
 from compatctl.commands.chain import chain_of
 from compatctl.commands.clusters import columns_of
 from compatctl.commands.comparison import Trial, run
-from compatctl.commands.evaluation import Arena, Judged, without
+from compatctl.commands.evaluation import Arena, Judged, union, without
 from compatctl.commands.gallery import DeployedGallery, scale_of
-from compatctl.commands.groups import Groups
+from compatctl.commands.groups import Groups, with_near
 from compatctl.commands.ignoring import ignoring, unknown_values
 from compatctl.commands.judging import lost_judgments
+from compatctl.commands.near_copies import near_vectors
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import measure_pairs
 from compatctl.commands.query_file import Answered
@@ -51,6 +52,20 @@ class Question:
     def judged(self) -> Judged | None:
         """The user's judgments."""
         return read_qrels(self.options.qrels) if self.options.qrels else None
+
+    def with_near_vectors(self, both: Compared) -> Question:
+        """The same, with the near-copies that show by the old model's vectors only."""
+        if self.seen is None:
+            return self
+        groups = self.groups
+        rows = np.setdiff1d(union(groups.arenas, part="queries"), groups.trained)
+        rows = rows[both.old.holds(rows)]
+        searched = both.searched
+        passed = np.flatnonzero(self.seen.passed(searched.ids))
+        own = searched.rows_of(self.data)[rows]
+        near = rows[near_vectors(both.old.at(rows), own, searched.vectors, passed)]
+        groups = with_near(groups, near, self.data, self.seen, self.options)
+        return replace(self, groups=groups)
 
     def run(self, name: str, where: Field, sides: Sides, scale: ScoreMap | None) -> Trial:
         """One group, put to both models."""
@@ -89,6 +104,7 @@ class Findings:
     once the index is loaded.
     """
 
+    groups: Groups
     trials: list[Trial]
     searched: SearchedGallery
     bad: set[int]
@@ -118,10 +134,12 @@ class Findings:
             skip_bad=asked.options.skip_bad,
             progress=progress,
         )
+        asked = asked.with_near_vectors(both)
         judged = asked.judged()
         images = GalleryImages.of(asked.data, both.searched, bad=both.bad)
         trials: list[Trial] = []
         found = cls(
+            groups=asked.groups,
             trials=trials,
             searched=searched_gallery(both.searched, both.new_rows),
             bad=both.bad,

@@ -6,12 +6,12 @@ they are asked to be reported apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from compatctl.commands.clusters import columns_of
-from compatctl.commands.evaluation import Arena, arena_of, has_roles, query_rows
+from compatctl.commands.evaluation import Arena, arena_of, has_roles, query_rows, union
 from compatctl.commands.near_copies import near_copies
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import rows_of
@@ -29,7 +29,11 @@ class Groups:
     arenas: tuple[Arena, ...]
     pairs: tuple[Rows, Rows, Bools] | None = None
     near: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Held-out queries that look like an item that went through the new model"""
+    """Held-out queries that are nearly an item that went through the new model"""
+    near_by_vector: int = 0
+    """Those of them that only the old model's vector shows"""
+    trained: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Held-out queries that trained, where they are allowed"""
     held_out: int = 0
     """Held-out queries, with these and without those that trained"""
     pairs_seen: bool = False
@@ -73,8 +77,26 @@ def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Group
         arenas=_by_class(data, seen, np.setdiff1d(left, near), (trained, near), options),
         pairs=pairs,
         near=near,
+        trained=trained,
         held_out=len(left),
         pairs_seen=len(used) > 0 or any(seen.knows_class(data.labels[row]) for row in in_pairs),
+    )
+
+
+def with_near(
+    groups: Groups, rows: Rows, data: Dataset, seen: Seen, options: VerifyOptions
+) -> Groups:
+    """The same where these held-out queries, too, are near-copies: their vectors show it."""
+    if not len(rows):
+        return groups
+    near = np.union1d(groups.near, rows)
+    every = union(groups.arenas, part="queries")
+    fresh = np.setdiff1d(every, np.union1d(groups.trained, near))
+    return replace(
+        groups,
+        arenas=_by_class(data, seen, fresh, (groups.trained, near), options),
+        near=near,
+        near_by_vector=len(near) - len(groups.near),
     )
 
 

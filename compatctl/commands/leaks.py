@@ -1,4 +1,4 @@
-"""What the gate makes of a training record: is there one, and do held-out queries look like it?"""
+"""What the gate makes of a training record: is there one, and are held-out queries nearly in it?"""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def leaks_unchecked(seen: Seen | None) -> tuple[str, ...]:
     elif not seen.whole:
         found.append("leaks of the model behind the map: it has no training record")
     if seen is not None and len(seen.ids) + len(seen.anchor_ids) and not len(seen.looks):
-        found.append("near-copies: the training record has no looks of its images")
+        found.append(
+            "near-copies that only a look shows: the training record has no looks of its images"
+        )
     if seen is None or seen.parity is None:
         found.append("parity: no record of what was trained")
     return tuple(found)
@@ -93,7 +95,9 @@ def _near(groups: Groups, data: Dataset) -> str:
     if not n:
         return "No held-out query looks like an item that went through the new model"
     names = ", ".join(data.items[int(row)].id for row in groups.near[:3])
+    by = groups.near_by_vector
+    only = f", {by} of them by the old model's vectors alone" if by else ""
     return (
         f"{n} of {groups.held_out} held-out queries look like items that went through the new "
-        f"model ({names}{' ...' if n > 3 else ''}), and do not decide"
+        f"model ({names}{' ...' if n > 3 else ''}){only}, and do not decide"
     )

@@ -1,4 +1,9 @@
-"""Near-copies: other bytes and another id, and yet the image that was trained on or anchored."""
+"""Near-copies: other bytes and another id, and yet the image that was trained on or anchored.
+
+They show by the look of the image, or by the vector that the old model makes of it. Re-compression
+moves a vector as far as another drawing does, and the look hardly; a look is of images only, and
+another brightness moves it. So either is enough.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from compatctl.commands.searching import search_pieces, some_pieces
 from compatctl.commands.training_record import Seen
-from compatctl.commands.trial import Rows
+from compatctl.commands.trial import Bools, Floats, Rows
 from compatctl.core.looks import alike
 from compatctl.data import Dataset, looks_of
+
+NEAR = 0.005
+"""Two vectors are of near-copies where 1 - cosine is below this share of its mean over all pairs of
+queries and rows; measured in docs/verify.md. Of a mean cosine of 0 that is a cosine of .995."""
+_SAMPLE = 10_000
+"""Rows that the mean is taken of."""
 
 
 def with_looks(record: dict[str, Any], *sources: Dataset | None) -> dict[str, Any]:
@@ -59,4 +71,22 @@ def near_copies(data: Dataset, rows: Rows, seen: Seen) -> Rows:
         return np.zeros(0, np.int64)
     found, good = looks_of(data, rows.tolist())
     near: Rows = rows[good[alike(found, seen.looks)]]
+    return near
+
+
+def near_vectors(queries: Floats, own_row: Rows, gallery: Floats, rows: Rows) -> Bools:
+    """(Q,) queries (Q, D) whose vector is nearly that of one of the ``rows`` (n,), ascending, of a
+    gallery (G, D): those that went through the new model.
+
+    ``own_row`` (Q,): the gallery row that is the query's own item, -1: none. Unit rows, all of the
+    old model; a row that an earlier one embedded is of another direction, and is near none.
+    """
+    if not len(queries) or not len(rows):
+        return np.zeros(len(queries), bool)
+    sample = gallery[rows[:: -(-len(rows) // _SAMPLE)]]
+    mean = float(queries.mean(axis=0, dtype=np.float64) @ sample.mean(axis=0, dtype=np.float64))
+    at = np.searchsorted(rows, own_row)
+    own = np.where(rows[np.minimum(at, len(rows) - 1)] == own_row, at, -1)
+    found = search_pieces(queries, some_pieces(gallery, rows), 1, own)
+    near: Bools = 1 - found.scores[:, 0] < NEAR * (1 - mean)
     return near

@@ -8,12 +8,13 @@ names and names the model by its digest. Where both are there they must agree.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compatctl._version import __version__
 from compatctl.core.looks import WIDTH, Looks
@@ -87,11 +88,11 @@ class Seen:
         """Whether an item of this class trained."""
         return prefix_of(label) in self.classes
 
-    def passed(self, item_id: str) -> bool:
-        """Whether the item went through the new model before it was judged: it trained, anchored,
-        or was a pair of a map."""
-        name = prefix_of(item_id)
-        return name in self.ids or name in self.anchor_ids
+    def passed(self, ids: Sequence[str]) -> NDArray[np.bool_]:
+        """(n,) whether each item went through the new model before it was judged: it trained,
+        anchored, or was a pair of a map."""
+        names = np.fromiter(map(prefix_of, ids), np.uint64, len(ids))
+        return self.ids.hold(names) | self.anchor_ids.hold(names)
 
     def knowing(self, labels: Iterable[str]) -> Seen:
         """The same, and these classes besides."""

@@ -108,9 +108,11 @@ def _verify_models(  # noqa: PLR0917
     encoders = load_pair(old, new, data)
     seen = _seen(project, new, encoders[1], options)
     gallery = deployed(project, encoders[0])
-    groups = groups_of(data, seen, options)
-    asked = Question(data=data, groups=groups, seen=seen, policy=policy, options=options)
+    asked = Question(
+        data=data, groups=groups_of(data, seen, options), seen=seen, policy=policy, options=options
+    )
     found = Findings.of(asked, encoders, gallery, progress)
+    groups = found.groups
     identity = data_id(data, groups, found.bad, project.data, options)
     inputs = _inputs((old, new), encoders, gallery, asked, identity)
     attempt = attempts_in(project.store, inputs, write=not options.dry_run)

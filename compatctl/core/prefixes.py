@@ -54,6 +54,10 @@ class Prefixes:
         at = int(np.searchsorted(self.rows, wanted))
         return at < len(self.rows) and bool(self.rows[at] == wanted)
 
+    def hold(self, numbers: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """(n,) whether each of the ``numbers`` (n,) is in the set."""
+        return np.isin(numbers, self.rows)
+
     def __or__(self, other: Prefixes) -> Prefixes:
         return Prefixes(np.union1d(self.rows, other.rows))
 

@@ -91,6 +91,18 @@ def test_more_classes_than_vertices(shop: Shop) -> None:
     assert (done.code, "prototypes" in done.stderr) == (5, True), done.stderr
 
 
+def test_a_simplex_without_a_store_needs_its_dimension(shop: Shop) -> None:
+    """Neither a gallery nor objective.dim: exit 5 names both; with ``dim`` no store is asked for."""
+    recipe = _recipe(shop, frame="simplex")
+    files = ("--base", shop.path("new.ckpt"), "--recipe", recipe, "--store", shop.path("none"))
+    done = shop.run("finetune", *files, "--dry-run")
+    assert (done.code, "no objective.dim" in done.stderr) == (5, True), done.stderr
+    assert "no store at" in done.stderr
+    assert "needs dim: 128" in done.stderr
+    recipe.write_text(recipe.read_text().replace("frame: simplex", "frame: simplex, dim: 128"))
+    assert shop.run("finetune", *files, "--dry-run").code == 0
+
+
 def test_settings_are_chosen_on_validation_classes(shop: Shop) -> None:
     """Lists in the recipe are searched; the record has every trial and the best one's number."""
     _finetune(shop, _recipe(shop, weight="[0.1, 1.0]"))

