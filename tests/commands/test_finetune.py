@@ -92,7 +92,7 @@ def test_more_classes_than_vertices(shop: Shop) -> None:
 
 
 def test_a_simplex_without_a_store_needs_its_dimension(shop: Shop) -> None:
-    """Neither a gallery nor objective.dim: exit 5 names both; with ``dim`` no store is asked for."""
+    """Neither a store nor objective.dim: exit 5 names both; with ``dim`` no store is needed."""
     recipe = _recipe(shop, frame="simplex")
     files = ("--base", shop.path("new.ckpt"), "--recipe", recipe, "--store", shop.path("none"))
     done = shop.run("finetune", *files, "--dry-run")
