@@ -32,6 +32,20 @@ NEXT_STEPS = {
     "inconclusive": "hold out more classes and images, then verify again",
 }
 
+EVIDENCE_STEPS = {
+    "training_record": "verify a model that carries its training record; for one from elsewhere "
+    "write require_training_record: false into the policy",
+    "near_copies": "hold out images that are no copies of trained ones, then verify again",
+    "proven_store": "verify with images of stored items in the data, or import again with --data",
+    "stored_share": "verify with data whose gallery items are the store's",
+    "matched_share": "hold out queries whose class has items in the gallery, then verify again",
+    "old_recall": "see whether labels, preprocessing and index belong together: the model that "
+    "serves finds next to nothing",
+    "unjudged_gain": "label more of the gallery, or judge more of the first answers",
+    "untouched_gain": "hold out more queries of items that no training touched, then verify again",
+}
+"""What to do where checks of the evidence alone leave the verdict open."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
@@ -94,10 +108,12 @@ def lost_judgments(judged: Judged, trial: Trial) -> tuple[str, ...]:
 
 
 def _own_step(policy: Policy, verdict: Verdict, trials: Sequence[Trial]) -> str:
-    """What to do where one kind of check alone stands in the way; empty elsewhere."""
+    """What to do where checks of one kind alone stand in the way; empty elsewhere."""
     stands = {check.name for check in verdict.checks if check.decides and check.outcome != "pass"}
     if stands == {"design_effect"}:
         found = trials[0].evidence.dependence or ()
         flags = [f"--cluster {one.column}" for one in found if enough(policy, one)]
         return f"verify again with {' '.join(flags)}"
+    if verdict.outcome == "inconclusive" and stands and stands <= set(EVIDENCE_STEPS):
+        return "; ".join(step for name, step in EVIDENCE_STEPS.items() if name in stands)
     return threshold_step(policy, stands, trials[0].rates if trials else None)

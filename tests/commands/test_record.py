@@ -66,6 +66,7 @@ def test_without_a_record_the_gate_cannot_tell(shop: Shop) -> None:
     assert "carries no training record" in done.stderr
     (check,) = (one for one in done.json["verdict"]["checks"] if one["name"] == "training_record")
     assert (check["outcome"], check["decides"], check["estimate"]) == ("inconclusive", True, 0.0)
+    assert "require_training_record: false" in done.json["next_step"]
     assert shop.run("deploy", "--model", good).code == 4
     assert verify(shop, bad).code == 3
     policy = shop.path("own.yaml")
