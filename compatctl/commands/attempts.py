@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from compatctl.core.policy import Policy
-from compatctl.errors import GateError, InputError
+from compatctl.errors import CompatError, GateError, InputError
 from compatctl.files import canonical_json, sha256_bytes
 from compatctl.report import (
     Attempts,
@@ -19,8 +19,9 @@ from compatctl.report import (
     Report,
     StoreId,
     policy_sha256,
+    read_bound,
 )
-from compatctl.store import Attempt, attempts_of, count_attempt
+from compatctl.store import Attempt, Store, attempts_of, count_attempt
 
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -95,6 +96,7 @@ def attempts_in(root: Path, inputs: Inputs, *, write: bool) -> Attempts | None:
         return _told(_peek(root, inputs))
     candidate, data = inputs.models[1].sha256, inputs.data.question_sha256
     try:
+        put_back(Store.open(root), candidate)
         return _told(count_attempt(root, candidate, data, inputs.attempt))
     except InputError as error:
         cause = error.__cause__
@@ -140,7 +142,54 @@ def _told(found: tuple[Attempt, ...]) -> Attempts:
 
 
 def _peek(root: Path, inputs: Inputs) -> tuple[Attempt, ...]:
-    found = attempts_of(root, inputs.models[1].sha256, inputs.data.question_sha256)
-    keys = [one.key for one in found]
-    mine = inputs.attempt
-    return found[: keys.index(mine.key) + 1] if mine.key in keys else (*found, mine)
+    candidate, question = inputs.models[1].sha256, inputs.data.question_sha256
+    known = {one.key: one for one in attempts_of(root, candidate, question)}
+    for _, told, lost in lost_attempts(Store.open(root), candidate):
+        if told.data.question_sha256 == question:
+            known.update((one.key, one) for one in lost)
+    found, mine = tuple(known.values()), inputs.attempt
+    return found[: list(known).index(mine.key) + 1] if mine.key in known else (*found, mine)
+
+
+def lost_attempts(
+    store: Store, candidate: str | None = None
+) -> Iterator[tuple[int, Inputs, tuple[Attempt, ...]]]:
+    """What deployed reports tell of attempts and the files of attempts do not know: they were
+    deleted, or put back from an older copy. The generation, what was asked, and the attempts.
+
+    ``candidate``: only those of this model (sha256). A report tells of earlier attempts what
+    people read of them; their keys are made up of that.
+
+    Raises:
+        DamagedError: a file of attempts is damaged, or the history is.
+    """
+    for one in store.history():
+        judged = one.operation == "deploy" and one.forced_reason is None
+        if not judged or one.report is None or candidate not in (None, one.query_model):
+            continue
+        try:
+            report = read_bound(store.path_of("reports", one.report)).report
+        except CompatError:  # gc deleted it; what is damaged is found by its digest
+            continue
+        inputs = Inputs.of(report)
+        found = attempts_of(store.path, report.new.sha256, report.data.question_sha256)
+        if inputs.attempt.key in {known.key for known in found}:
+            continue
+        earlier = [asdict(told) for told in (report.attempt.earlier if report.attempt else ())]
+        lost = [
+            Attempt(key=sha256_bytes(canonical_json([number, told])), told=told)
+            for number, told in enumerate(earlier, 1)
+            if told not in [known.told for known in found]
+        ]
+        yield one.generation, inputs, (*lost, inputs.attempt)
+
+
+def put_back(store: Store, candidate: str | None = None) -> None:
+    """Count what ``lost_attempts`` finds.
+
+    Raises:
+        ConflictError, DamagedError, InputError: as ``count_attempt``.
+    """
+    for _, inputs, lost in lost_attempts(store, candidate):
+        for one in lost:
+            count_attempt(store.path, inputs.models[1].sha256, inputs.data.question_sha256, one)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from compatctl.commands.attempts import lost_attempts, put_back
 from compatctl.commands.context import now, open_store
 from compatctl.commands.erasure import erasure_problems
 from compatctl.commands.gallery import DeployedGallery
@@ -20,6 +21,8 @@ _UNFINISHED = (
     "a removal was killed before it had deleted every file that held the removed items: "
     "compatctl check --gc deletes the rest"
 )
+
+_COUNTED_AGAIN = "compatctl check --gc, or the next verify of that model, counts it again"
 
 
 def check(
@@ -52,12 +55,22 @@ def check(
         _ = gallery.encoder
         stored_memory(store, store.manifest)
         back = erasure_problems(store)
+        lost = [
+            f"{store.path}/attempts does not know of the attempt that generation {number} was "
+            f"deployed by: {_COUNTED_AGAIN}"
+            for number, *_ in lost_attempts(store)
+        ]
     except CompatError as error:
         return replace(found, ok=False, problems=(*found.problems, error.message))
     if not same:
         back = ["the index and the catalogue have other keys", *back]
     if found.erasure == "unfinished" and not gc:
         back.append(_UNFINISHED)
+    if lost and not gc:
+        back = [*back, *lost]
     if back:
         return replace(found, ok=False, problems=(*found.problems, *back))
-    return collect(store, keep=keep, at=now(), deep=False) if gc else found
+    if not gc:
+        return found
+    put_back(store)  # before a report goes that knows of them
+    return collect(store, keep=keep, at=now(), deep=False)

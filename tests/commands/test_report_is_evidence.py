@@ -432,6 +432,39 @@ def test_a_damaged_count_is_damage(begun: Path, tmp_path: Path) -> None:
     assert shop.run("check").code == 5
 
 
+def test_what_a_deployed_report_knows_of_attempts_is_not_lost(begun: Path, tmp_path: Path) -> None:
+    """Where the count of a deployed candidate was deleted, or is an older copy, check says so, a
+    further verify is told of every attempt that the report names, and gc counts them again."""
+    shutil.copytree(begun, tmp_path / "shop")
+    shop = Shop(tmp_path / "shop")
+    _verified(shop, "--seed", "1")
+    (path,) = shop.path("store/attempts").glob("*.json")
+    only_first = path.read_bytes()
+    _verified(shop)
+    assert shop.run("deploy").code == 0
+    whole = path.read_bytes()
+    assert shop.run("check").json["ok"]
+    assert shop.run("rollback").code == 0
+    for left in (None, only_first):
+        path.unlink() if left is None else path.write_bytes(left)
+        done = shop.run("check")
+        assert (done.code, "does not know of the attempt that generation 2" in done.stdout) == (
+            5,
+            1,
+        )
+        again = _verified(shop, "--dry-run", "--seed", "7")["attempt"]
+        assert (again["number"], [one["seed"] for one in again["earlier"]]) == (3, [1, 0])
+        assert _verified(shop, "--seed", "7")["attempt"] == again
+        assert shop.run("check").json["ok"]
+    path.unlink()
+    assert shop.run("check", "--gc").json["ok"]
+    assert shop.run("check").json["ok"]
+    assert path.read_bytes().count(b'"key"') == whole.count(b'"key"') == 2
+    path.write_bytes(only_first)
+    assert shop.run("check", "--gc").json["ok"]
+    assert path.read_bytes() == whole
+
+
 def test_a_store_that_cannot_be_written_says_so(begun: Path) -> None:
     """verify of a user who may only read the store judges as a first, and says what it left out."""
     if os.geteuid() != 0:
