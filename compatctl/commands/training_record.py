@@ -278,18 +278,17 @@ def _agreed(carried: Seen | None, beside: Seen, *, partial: bool) -> Seen:
     for name in _SETS:
         held, told = getattr(carried, name), getattr(beside, name)
         if not (told <= held if partial else told == held):
-            raise InputError(
-                f"{beside.path} and the record that the model carries differ: {len(told)} and "
-                f"{len(held)} {name.replace('_', ' ')}",
-                tip="the model's own record counts; take the file away, or restore it",
-            )
-    if not partial and (told := beside.parity) != carried.parity:
-        raise InputError(
-            f"{beside.path} has the parity {told}, the record that the model carries "
-            f"{carried.parity}",
-            tip="the model's own record counts; take the file away, or restore it",
-        )
+            raise _differ(beside, f"{len(told)} and {len(held)} {name.replace('_', ' ')}")
+    if not partial and beside.parity != carried.parity:
+        raise _differ(beside, f"parity {beside.parity} and {carried.parity}")
     return replace(carried, path=beside.path, memory_sha256=beside.memory_sha256)
+
+
+def _differ(beside: Seen, how: str) -> InputError:
+    return InputError(
+        f"{beside.path} and the record that the model carries differ: {how}",
+        tip="the model's own record counts; take the file away, or restore it",
+    )
 
 
 def _registry_beside(path: Path, sha256: str | None) -> str | None:
