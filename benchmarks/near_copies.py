@@ -89,8 +89,8 @@ def same_look(a: Looks, b: Looks) -> np.ndarray:
 def by_mistake(
     images: list[Image.Image], labels: np.ndarray, looks: Looks, asked: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the ``asked`` drawings those that look like one of another class, and of these those of
-    which it is the same drawing: no channel of it differs by more than 8 of 256 on the mean."""
+    """Of the ``asked`` drawings those that look like one of another class, and those of them that
+    look like one from which no channel differs by more than 8 of 256 in the mean."""
     pixels = np.stack([np.asarray(one) for one in images]).astype(np.int16)
     near = same_look(looks[asked], looks) & (labels[asked][:, None] != labels)
     same = [
@@ -113,7 +113,9 @@ def main() -> None:
     looks = np.stack([look_of(one) for one in images])
     near, same = by_mistake(images, labels, looks, asked)
     print(f"{len(asked)} held out of {len(images)} drawings of {len(set(labels))} classes")
-    print(f"look like one of another class: {near.mean():.2%}; the same drawing: {same.mean():.2%}")
+    print(
+        f"look like one of another class: {near.mean():.2%}; by at most 8 levels: {same.mean():.2%}"
+    )
     packed = len(pack(looks)) / len(looks)
     print(f"bytes of a packed look: {packed:.1f}")
 

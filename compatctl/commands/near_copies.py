@@ -1,8 +1,8 @@
 """Near-copies: other bytes and another id, and yet the image that was trained on or anchored.
 
-They show by the look of the image, or by the vector that the old model makes of it. Re-compression
-moves a vector as far as another drawing does, and the look hardly; a look is of images only, and
-another brightness moves it. So either is enough.
+They show by the look of the image, or by the vector that the old model makes of it: either is
+enough. Re-compression moves a vector far, and the look hardly; a record without looks leaves the
+vectors.
 """
 
 from __future__ import annotations
