@@ -86,18 +86,23 @@ def stored_share(searched: SearchedGallery, *, has_store: bool) -> list[Measurem
     ]
 
 
+def left_out(trial: Trial) -> tuple[str, ...]:
+    """The sentence about queries that lie in the gallery themselves, where there are such."""
+    twins = int((~trial.kept).sum())
+    if not twins:
+        return ()
+    return (
+        f"{twins} of {len(trial.kept)} queries are left out: the gallery holds the same image "
+        "(the same bytes, or the same vector) under another id, and to find it again shows "
+        "nothing",
+    )
+
+
 def warnings_of(searched: SearchedGallery, trial: Trial, arena: Arena) -> tuple[str, ...]:
     """What a reader must know before he believes the figures of the group that decides."""
-    found = []
-    twins = int((~trial.kept).sum())
+    found = list(left_out(trial))
     old = trial.evidence.old_old
     lost = old.n_queries - old.n_counted
-    if twins:
-        found.append(
-            f"{twins} of {len(trial.kept)} queries are left out: the gallery holds the same image "
-            "(the same bytes, or the same vector) under another id, and to find it again shows "
-            "nothing"
-        )
     if lost > MANY * old.n_queries:
         found.append(
             f"{lost} of {old.n_queries} queries have nothing to find in the gallery, and are in no "

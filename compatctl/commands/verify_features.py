@@ -21,6 +21,7 @@ from compatctl.commands.judging import (
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import measure_pairs, rows_of
 from compatctl.commands.query_file import Answered, write_queries
+from compatctl.commands.scope import left_out
 from compatctl.commands.settling import Sampling, sampling, verdict_of
 from compatctl.commands.trial import Field, Rows, Sides, half_of
 from compatctl.core.gate import Measurement
@@ -72,6 +73,8 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     judged = read_qrels(options.qrels) if options.qrels else None
     shared = _shared(tables[0], queries, gallery, options.ignore_same)
     where = ignoring(table_field(tables[0], queries, gallery, judged, options), shared)
+    if not only_ranks:  # no image is seen: a copy of a query shows by its vectors
+        where = replace(where, unseen_image=np.ones(len(gallery), dtype=bool))
     sides = _sides(tables, queries, gallery, similarity, self_test=options.self_test)
     at, calibrate = options.thresholds(), options.calibration()
     ask = partial(run, thresholds=at, calibrate=calibrate, cosines=not only_ranks)
@@ -84,6 +87,8 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     others, pairs = make_pairs(how)
     verdict = verdict_of(policy, [trial], [], others, how, make_pairs)
     unchecked = (*UNCHECKED, *options.unchecked(), *unknown_values(shared), *no_cosines(similarity))
+    stated = verdict_fields(policy, verdict, how, [trial], NEXT)
+    stated["warnings"] += left_out(trial)
     return Report(
         old=_model(old, tables[0]),
         new=_model(new, tables[1]),
@@ -96,7 +101,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         training_record_sha256=None,
         registry_sha256=None,
         not_checked=unchecked + (lost_judgments(judged, trial) if judged else ()),
-        **verdict_fields(policy, verdict, how, [trial], NEXT),
+        **stated,
     )
 
 

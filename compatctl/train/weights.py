@@ -68,8 +68,8 @@ def load_base(
 
     Raises:
         InputError: the file or a shard is missing, no checkpoint, holds a pickle that would run
-            code, has a tensor of another shape, holds two networks, or has less than
-            ``least_share`` of the backbone.
+            code, has a tensor of another shape or with numbers that are not finite, holds two
+            networks, or has less than ``least_share`` of the backbone.
     """
     shards = shards_of(path)
     tensors = _together(shards)
@@ -87,6 +87,13 @@ def load_base(
             tip="check backbone.factory and backbone.args in the recipe",
         )
     _refuse_little(path, found, wanted, tensors, least_share)
+    broken = [key for key, one in found.items() if not torch.isfinite(one).all()]
+    if broken:
+        raise InputError(
+            f"{path}: {len(broken)} tensors hold numbers that are not finite: "
+            f"{', '.join(broken[:LISTED])}",
+            tip="its training went astray: take an earlier checkpoint",
+        )
     backbone.load_state_dict(found, strict=False)
     taken = {prefix + one for one in found}
     loaded = Loaded(

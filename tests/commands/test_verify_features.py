@@ -635,3 +635,26 @@ def test_with_judgments_a_threshold_is_judged_by_the_judged_pairs(
         assert rates["frr"][name] == pytest.approx((scores < 0.6).mean(), abs=1 / len(pairs))
     assert checks(report)["frr_increase", "unseen"]["n"] == len(pairs)
     assert any("nobody judged" in line for line in report["not_checked"])
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_queries_that_lie_in_the_tables_gallery_are_left_out(
+    tmp_path: Path, real: Emoji, share: float
+) -> None:
+    """A query whose vector the gallery holds under another id finds itself, which shows nothing."""
+    n = len(real.ids)
+    copied = np.arange(n) < share * n
+    ids = np.concatenate([real.ids, [f"copy of {one}" for one in real.ids[copied]]])
+    labels = np.concatenate([real.labels, real.labels[copied]])
+    role = np.repeat(["gallery", "query"], [n, copied.sum()])
+    role[:n][~copied] = np.where(np.arange((~copied).sum()) % 2, "query", "gallery")
+    both = [
+        {"ids": ids, "labels": labels, "role": role, "features": np.r_[one, one[copied]]}
+        for one in (real.old, real.new)
+    ]
+    done, report = verify(tmp_path, *both)
+    group = report["groups"][0]
+    assert group["n_same_image"] == copied.sum()
+    assert group["n_queries"] == (role == "query").sum() - copied.sum()
+    assert "under another id" in done.stderr
+    assert share < 1 or report["verdict"]["outcome"] == "inconclusive"

@@ -97,6 +97,16 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
         load_base(kit.Small(), tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, number: float) -> None:
+    """One number is enough: every vector would be lost, and the message would blame the batch."""
+    state = kit.Small().state_dict()
+    state["one.weight"].view(-1)[-1] = number
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"1 tensors .*not finite: one\.weight"):
+        load_base(kit.Small(), tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x08" * 64, None])
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, name: str, content: bytes | None) -> None:
