@@ -72,5 +72,6 @@ def check(
         return replace(found, ok=False, problems=(*found.problems, *back))
     if not gc:
         return found
-    put_back(store)  # before a report goes that knows of them
+    if lost:
+        put_back(store)  # before a report goes that knows of them
     return collect(store, keep=keep, at=now(), deep=False)
