@@ -90,6 +90,12 @@ def refuse_unsteady(encoder: Encoder, data: Dataset | None = None) -> float:
     """
     found = 0.0
     for one in differences(encoder, sample(data)):
+        if np.isnan(one.distance):
+            raise UnsteadyError(
+                f"{encoder.name} gives vectors that are not finite, or not one for every image: "
+                f"{one.how}, nothing could be compared",
+                tip="look for weights that are not finite, and for a division by zero",
+            )
         if not one.distance <= LIMIT:
             raise UnsteadyError(
                 f"{encoder.name} has more than one answer for one image: {one.how}, its vectors "

@@ -136,6 +136,18 @@ def test_the_same_quantisation_by_fixed_scales_is_taken(tmp_path: Path) -> None:
     assert refuse_unsteady(encoder) <= 1e-5
 
 
+def test_vectors_that_are_not_finite_are_called_so(tmp_path: Path) -> None:
+    """NaN differs from itself; the message blames the numbers and not the batch."""
+    model = _centred()
+    for one in model.graph.initializer:
+        numbers = numpy_helper.to_array(one)
+        if numbers.dtype == np.float32:
+            one.CopyFrom(numpy_helper.from_array(numbers * np.float32("nan"), one.name))
+    encoder = Encoder.load(save(model, tmp_path / "nan.onnx"))
+    with pytest.raises(UnsteadyError, match="not finite"):
+        refuse_unsteady(encoder)
+
+
 def test_an_encoder_of_its_own_images_is_taken(tmp_path: Path, dataset: Dataset) -> None:
     """A steady encoder passes with a difference of rounding, whatever the data are."""
     encoder = Encoder.load(save(by_hand([UNIT]), tmp_path / "m.onnx"))
