@@ -27,7 +27,9 @@ a head on a frozen EfficientNet-lite0 or a small CNN, knew about half of the tra
 no gallery; the new backbone is a larger CNN, lite0 or lite2. The gallery is one vendor's emoji or
 one typeface's characters; the other vendors and four other fonts ask. Figures are recall@1 on test
 classes, which no model saw; the seed draws the weights and which classes the old model knew.
-Validation classes choose every setting, and the route.
+Validation classes choose every setting, and the route. The recipe passes every gallery item through
+the new backbone while it trains. Passes are those of the default gate of the version that measured
+them.
 
     python examples/kanji/build.py
     python benchmarks/legacy.py --json docs/legacy.json

@@ -34,7 +34,7 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def begun(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
+def begun_once(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
     """A project with a store filled by a noisy old model, and candidates of every quality."""
     folder = tmp_path_factory.mktemp("begun")
     (folder / "compatctl.yaml").write_text(
@@ -47,6 +47,14 @@ def begun(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
     write_encoder(folder / "turned.onnx", noise=0.05, turned=True)
     done = Shop(folder).run("init", "--model", folder / "old.onnx")
     assert done.code == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def begun(begun_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it for each module: verify counts its attempts in the store."""
+    folder = tmp_path_factory.mktemp("begun") / "project"
+    shutil.copytree(begun_once, folder)
     return folder
 
 

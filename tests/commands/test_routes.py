@@ -11,7 +11,7 @@ import torch
 
 from compatctl.commands import routes
 from compatctl.commands.choosing import Chooser, Fold, Measured, Option
-from compatctl.commands.plan import _Cost, _sheet
+from compatctl.commands.plan import _Cost, _Gallery, _sheet
 from compatctl.commands.routes import Ground
 from compatctl.commands.trial import retrieval
 from compatctl.data import Dataset, Item
@@ -318,7 +318,9 @@ def test_the_gate_judges_lift_by_what_each_model_finds_on_its_own_gallery(
         (keep.queries, ground.reference.gallery_features, "inconclusive"),
     ):
         tried = replace(lift, queries=queries, searched=((everyone, searched),))
-        sheet = _sheet(ground, [*{**measured, "lift": tried}.values()], policy, COST)
+        sheet = _sheet(
+            ground, _Gallery.at_hand(ground), [*{**measured, "lift": tried}.values()], policy, COST
+        )
         assert {one.name: one.verdict for one in sheet}["lift"] == word
 
 
@@ -327,11 +329,16 @@ def test_the_level_allows_for_every_route_that_is_judged(
 ) -> None:
     """Five are judged, lift among them: without it, the same intervals take four fifths."""
     policy = load_policy("default")
-    five = {one.name: one for one in _sheet(ground, [*measured.values()][:11], policy, COST)}
+    five = {
+        one.name: one
+        for one in _sheet(ground, _Gallery.at_hand(ground), [*measured.values()][:11], policy, COST)
+    }
     judged = ["finetune", "fuse", "bridge", "bridge + fuse", "lift"]
     assert [one.name for one in five.values() if one.verdict] == judged
     others = [one for one in [*measured.values()][:11] if one.name != "lift"]
-    four = _sheet(ground, others, replace(policy, alpha=0.8 * policy.alpha), COST)
+    four = _sheet(
+        ground, _Gallery.at_hand(ground), others, replace(policy, alpha=0.8 * policy.alpha), COST
+    )
     for one in four:
         now = five[one.name]
         assert (one.low, one.high) == pytest.approx((now.low, now.high))

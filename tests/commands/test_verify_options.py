@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,9 @@ class Done:
 
 
 def verify(begun: Path, folder: Path, *more: object, new: str = "new.onnx") -> Done:
-    """Verify a candidate of the untouched project; the report goes to ``folder``."""
+    """Verify a candidate of the untouched project, for the first time; the report goes to
+    ``folder``."""
+    shutil.rmtree(begun / "store" / "attempts", ignore_errors=True)
     path = folder / "report.json"
     path.unlink(missing_ok=True)
     models = begun / "old.onnx", begun / new

@@ -36,7 +36,9 @@ def test_the_demo_gains_switches_and_goes_back(tmp_path: Path) -> None:
     assert demo["served"]["after"] > demo["served"]["before"] == demo["served"]["rolled_back"]
     code, status = _compatctl("status", cwd=tmp_path / "kept")
     assert (code, status["operation"]) == (0, "rollback")
-    assert _compatctl("deploy", cwd=tmp_path / "kept")[0] == 0
+    assert _compatctl("deploy", cwd=tmp_path / "kept")[0] == 3  # it was rolled back
+    again = ("--again", "--reason", "the demo is over")
+    assert _compatctl("deploy", *again, cwd=tmp_path / "kept")[0] == 0
 
 
 def test_the_sabotaged_demo_is_refused(tmp_path: Path) -> None:

@@ -255,8 +255,9 @@ class Target:
     swap: tuple[Path, ...] = ()
 
 
-NAMES = ("manifest", "newest", "oldest", *KINDS)
-"""Of the targets: manifest.json, history's newest and oldest file, and a file of each kind."""
+NAMES = ("manifest", "newest", "oldest", *(kind for kind in KINDS if kind != "erasures"))
+"""Of the targets: manifest.json, history's newest and oldest file, and a file of each kind that a
+store has which erased nothing."""
 
 _ALL = ("search", "add", "deploy", "history", "rollback")
 
