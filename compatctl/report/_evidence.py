@@ -100,12 +100,15 @@ def _of_calibration(report: Report) -> Iterator[str]:
 def _of_index(report: Report) -> Iterator[str]:
     """The ef that deploy sets, and what was found at it."""
     ann = report.ann
+    found = [check for check in report.verdict.checks if check.name == "ann_recall"]
     if ann is None:
+        if any(check.estimate is not None for check in found):
+            yield "it judges the index, and does not say at which ef"
         return
     if ann.ef_needed != ann.ef_now and ann.ef_needed not in {ef for ef, _ in ann.sweep}:
         yield f"the ef {ann.ef_needed} that it names was not tried"
-    for check in report.verdict.checks:
-        if check.name == "ann_recall" and not _same(check.estimate, ann.recall_needed):
+    for check in found:
+        if not _same(check.estimate, ann.recall_needed):
             yield f"ann_recall: the check says {check.estimate}, the index {ann.recall_needed:g}"
 
 
@@ -229,11 +232,11 @@ def _figures(policy: Policy, group: Group) -> dict[str, float]:
         "map_gain": group.map_at_k.get("new_old", nan) - group.map_at_k.get("old_old", nan),
         "negative_flips": group.negative_flips,
     }
-    if group.dependence:
-        found["design_effect"] = worst_effect(group.dependence, policy.min_classes)
     touched = group.touched
     if touched is not None and 0.0 < touched.of_queries < 1.0:
         found |= {name: touched.mean(name, touched.of_gallery) for name in found}
+    if group.dependence:  # of the queries as they are
+        found["design_effect"] = worst_effect(group.dependence, policy.min_classes)
     if group.name == DECIDING_GROUP:
         found["old_recall"] = recall.get("old_old", {}).get(k, nan)
         if touched is not None and touched.of_gallery < 1.0:

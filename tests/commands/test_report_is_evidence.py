@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shop_kit import Shop, run
+from shop_kit import Shop, carry, run
 
 from compatctl.commands.options import PRESENTATION, VerifyOptions
+from compatctl.commands.training_record import seen_of
 from compatctl.core.gate import Check, settle
+from compatctl.data import load
 from compatctl.files import canonical_json
 from compatctl.recipe import Gate, Project
 from compatctl.report import NEXT_STEP, Report, read_bound, summary
@@ -519,3 +521,25 @@ def test_the_ef_is_one_that_was_tried(seller: Shop) -> None:
     path.write_bytes(honest)
     _edit(path, lambda raw: raw["ann"].update(recall_needed=0.5))
     _refused(seller, "report.json", "ann_recall")
+
+
+def test_a_model_that_anchored_a_part_of_the_gallery_deploys(seller: Shop) -> None:
+    """Its gains are weighted to the store's shares, its design effect is not: the report as verify
+    wrote it agrees with itself."""
+    data = load(seller.data())
+    rows = [i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "gallery")]
+    anchors = [{"id": data.ids[i], "sha256": data.digest(i)} for i in rows[: len(rows) // 4]]
+    carry(seller.path("new.onnx"), seen_of({"items": [], "anchors": anchors, "classes": []}))
+    report = _verified(seller)
+    group = report["groups"][0]
+    assert 0 < group["touched"]["of_queries"] < 1
+    assert group["dependence"]
+    assert report["verdict"]["outcome"] == "pass"
+    done = seller.run("deploy", "--report", seller.path("report.json"))
+    assert done.code == 0, done.stderr
+
+
+def test_a_report_that_judges_the_index_says_at_which_ef(seller: Shop) -> None:
+    """Without the entry deploy would leave the ef as it is, at which new queries were not tried."""
+    _edit(seller.path("report.json"), lambda raw: raw.update(ann=None))
+    _refused(seller, "report.json", "at which ef")
