@@ -16,6 +16,7 @@ import numpy as np
 from compatctl import encoder as onnx_files
 from compatctl.commands import training_record
 from compatctl.commands.both import deployed, features_of, load_data, load_pair
+from compatctl.commands.context import open_store
 from compatctl.commands.evaluation import Features, arena_of, field_of, query_rows, without
 from compatctl.commands.ignoring import ignoring, shared_columns
 from compatctl.commands.training_record import Seen
@@ -182,13 +183,26 @@ def _parts(
     new: tuple[Path, Encoder],
     training: Path | None,
 ) -> tuple[Seen, Seen | None] | None:
-    """What the new and the old encoder have seen; null where nobody says it of the new one."""
+    """What the new and the old encoder have seen; null where nobody says it of the new one.
+
+    An old one without a record is the measure of what is gained only where it is the store's.
+    """
     where = project.candidate
     path, encoder = new
     seen = training_record.find(path, encoder, named=training, candidate=where)
     path, encoder = old
     before = training_record.find(path, encoder, named=None, candidate=where)
+    if before is None and _is_foreign(project, encoder.sha256):
+        before = Seen(whole=False)
     return None if seen is None else (seen, before)
+
+
+def _is_foreign(project: Project, sha256: str) -> bool:
+    """Whether there is a store, and the model is none of its models."""
+    if not (project.store / "manifest.json").exists():
+        return False
+    manifest = open_store(project).manifest
+    return sha256 not in {manifest.query_model, *(one.sha256 for one in manifest.models)}
 
 
 def _seen(before: tuple[Seen, Seen | None], parity: float) -> Seen:

@@ -8,6 +8,7 @@ names and names the model by its digest. Where both are there they must agree.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,7 +133,7 @@ def seen_of(raw: Mapping[str, Any], registry: str | None = None) -> Seen:
     Raises:
         KeyError, TypeError, ValueError: an entry is missing, or of another kind.
     """
-    items, anchors = raw["items"], raw["anchors"]
+    items, anchors, classes = (_listed(raw, name) for name in ("items", "anchors", "classes"))
     looks = [bytes.fromhex(one["look"]) for one in (*items, *anchors) if "look" in one]
     if any(len(one) != WIDTH for one in looks):
         raise ValueError("a look is of another length")
@@ -142,11 +143,11 @@ def seen_of(raw: Mapping[str, Any], registry: str | None = None) -> Seen:
         digests=Prefixes.of(prefix_of_digest(one["sha256"]) for one in items),
         anchor_ids=Prefixes.of(prefix_of(one["id"]) for one in anchors),
         anchor_digests=Prefixes.of(prefix_of_digest(one["sha256"]) for one in anchors),
-        classes=Prefixes.of(map(prefix_of, raw["classes"])),
+        classes=Prefixes.of(map(prefix_of, classes)),
         looks=np.unique(rows, axis=0),
-        parity=None if raw.get("parity") is None else float(raw["parity"]),
+        parity=_parity(raw.get("parity")),
         registry=registry,
-        memory_sha256=raw.get("memory_sha256"),
+        memory_sha256=_digest(raw.get("memory_sha256")),
         whole=raw.get("whole", True) is True,
     )
 
@@ -190,7 +191,7 @@ def read_carried(text: str, path: Path) -> Seen:
         return Seen(
             **sets,
             looks=_rows(raw["looks"], WIDTH),
-            parity=None if raw["parity"] is None else float(raw["parity"]),
+            parity=_parity(raw["parity"]),
             registry=raw["registry"],
             whole=raw["whole"] is True,
             memory_sha256=_digest(raw["memory_sha256"]),
@@ -210,10 +211,33 @@ def _rows(value: Any, width: int) -> Looks:
     return unpack(packed, n, width)
 
 
+def _listed(raw: Mapping[str, Any], name: str) -> list[Any]:
+    """A list of the record: of texts the classes, of entries with id and sha256 the others. A text
+    or a mapping in a list's place would be read as other classes, or as no item."""
+    found = raw[name]
+    if not isinstance(found, list):
+        raise TypeError(f"{name} is no list")
+    for one in found:
+        texts = (one,) if name == "classes" else (one["id"], one["sha256"])
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{name} has an entry that is no text: {texts}")
+    return found
+
+
+def _parity(value: Any) -> float | None:
+    """A difference, which is not below 0; None: it was not measured."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"the parity {value!r} is no difference")
+    return float(value)
+
+
 def _digest(value: Any) -> str | None:
-    if value is not None:
-        prefix_of_digest(value)
-    return value if value is None else str(value)
+    if value is None:
+        return None
+    prefix_of_digest(str(value))
+    return str(value)
 
 
 class Carrier(Protocol):
@@ -304,9 +328,16 @@ def _registry_beside(path: Path, sha256: str | None) -> str | None:
     return registry.read_text(encoding="utf-8")
 
 
+_FORM = "items and anchors are lists of {id, sha256}, and classes is a list of labels"
+
+
 def _beside(path: Path, raw: Mapping[str, Any]) -> Seen:
     try:
-        found = seen_of(raw, _registry_beside(path, raw.get("registry_sha256")))
-    except (KeyError, TypeError, ValueError, AttributeError) as missing:
-        raise InputError(f"{path} is not a training record: {missing}") from None
+        found = seen_of(raw, _registry_beside(path, _digest(raw.get("registry_sha256"))))
+    except KeyError as missing:
+        raise InputError(
+            f"{path} is not a training record: it lacks {missing}", tip=_FORM
+        ) from None
+    except (TypeError, ValueError, AttributeError) as wrong:
+        raise InputError(f"{path} is not a training record: {wrong}", tip=_FORM) from None
     return replace(found, path=path, sha256=sha256_file(path))

@@ -14,7 +14,7 @@ from PIL import Image
 from shop_kit import Shop, carry, write_encoder
 
 from compatctl.commands.near_copies import with_looks
-from compatctl.commands.training_record import Seen, read_carried, seen_of
+from compatctl.commands.training_record import Carried, Seen, find, read_carried, seen_of
 from compatctl.core.looks import LIMIT
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, load, look_of
@@ -263,3 +263,40 @@ def test_a_repeated_init_with_another_registry_is_a_conflict(shop: Shop) -> None
     shop.path("registry.json").unlink()
     done = shop.run(*asked)
     assert (done.code, "class registry" in done.stderr) == (5, True)
+
+
+def test_a_fused_model_does_not_hide_a_part_without_a_record(shop: Shop) -> None:
+    """Whatever is fused as the old model: only the store's own may have no record."""
+    write_encoder(shop.path("leaky.onnx"), noise=0.05, recorded=False)
+    fused = shop.path("fused.onnx")
+    done = shop.run("fuse", shop.path("leaky.onnx"), shop.path("worse.onnx"), "-o", fused,
+                    "--weight", 0.1)  # fmt: skip
+    assert done.code == 0, done.stderr
+    found = verify(shop, fused)
+    assert (found.code, "made of one that carries no training record" in found.stderr) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"classes": "c1"}, "classes is no list"),
+        ({"items": {}}, "items is no list"),
+        ({"items": None}, "items is no list"),
+        ({"classes": [1]}, "classes has an entry"),
+        ({"anchors": [{"id": 3, "sha256": "0" * 64}]}, "anchors has an entry"),
+        ({"anchors": [{"id": "a"}]}, "lacks 'sha256'"),
+        ({"parity": -1.0}, "parity"),
+        ({"parity": True}, "parity"),
+        ({"memory_sha256": 5}, "no sha256"),
+        ({"registry_sha256": 5}, "no sha256"),
+    ],
+)
+def test_a_record_of_another_form_is_no_record(shop: Shop, more: dict[str, Any], says: str) -> None:
+    """A text in the place of a list would be read as other classes, a mapping as no item."""
+    bare = write_encoder(shop.path("bare.onnx"), noise=0.05, recorded=False)
+    told = shop.path("told.json")
+    told.write_text(json.dumps(record(models=[Encoder.load(bare).sha256]) | more))
+    with pytest.raises(InputError, match=says) as found:
+        find(bare, Carried(sha256=Encoder.load(bare).sha256, record=None), named=told,
+             candidate=shop.path("none"))  # fmt: skip
+    assert "told.json is not a training record" in found.value.message
