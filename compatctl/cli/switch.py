@@ -186,7 +186,7 @@ def _forced_reason(force: bool, reason: str | None) -> str | None:
     if force and not (reason and reason.strip()):
         raise UsageError("--force needs --reason: it is recorded in the manifest")
     if reason and not force:
-        raise UsageError("--reason goes with --force")
+        raise UsageError("--reason goes with --force, or with --again of deploy")
     return reason
 
 

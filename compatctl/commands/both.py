@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,8 +188,13 @@ def load_pair(old: Path, new: Path, data: Dataset) -> tuple[Encoder, Encoder]:
 
 
 def deployed(project: Project, old: Encoder) -> DeployedGallery | None:
-    """The project's store, where it has one; ``old`` must be its query model."""
-    if not (project.store / "manifest.json").exists():
+    """The project's store, where it has one; ``old`` must be its query model.
+
+    Raises:
+        InputError: another query model, or something else lies where the store is to be: a store
+            that lost its manifest, an empty folder. To search no store then would go unseen.
+    """
+    if not os.path.lexists(project.store):
         return None
     gallery = DeployedGallery.open(open_store(project))
     serving = gallery.manifest.query_model

@@ -218,11 +218,16 @@ def refuse_unless_bound(
         ("index", bound.index_sha256, manifest.index.sha256),
         ("catalogue", bound.catalog_sha256, manifest.catalog),
     ):
-        if found != wanted:
+        if found is None:
             raise GateError(
-                f"the report is for another {name}: it says {str(found)[:12]}, here is "
-                f"{wanted[:12]}",
+                "the report is of no store: the gallery of its data was searched",
                 tip=f"{again}, against this store",
+            )
+        if found != wanted:
+            with_what = "with this policy" if name == "policy" else "against this store"
+            raise GateError(
+                f"the report is for another {name}: it says {found[:12]}, here is {wanted[:12]}",
+                tip=f"{again}, {with_what}",
             )
     owners = {f"gallery of {one.sha256[:12]}" for one in manifest.models if one.rows}
     judged = {one.group for one in bound.report.verdict.checks if one.name == "chain_gain"}

@@ -32,19 +32,28 @@ NEXT_STEPS = {
     "inconclusive": "hold out more classes and images, then verify again",
 }
 
+WITHOUT_STORE = {
+    **NEXT_STEPS,
+    "pass": "begin the store (compatctl init, or compatctl import) and verify against it: without "
+    "one nothing can be deployed",
+}
+
+NO_STORE = ("there is no store: the gallery of the data was searched, and not the one that serves",)
+
 EVIDENCE_STEPS = {
     "training_record": "verify a model that carries its training record; for one from elsewhere "
     "write require_training_record: false into the policy",
     "near_copies": "hold out images that are no copies of trained ones, then verify again",
     "proven_store": "verify with images of stored items in the data, or import again with --data",
     "stored_share": "verify with data whose gallery items are the store's",
-    "matched_share": "hold out queries whose class has items in the gallery, then verify again",
+    "matched_share": "hold out queries whose class has items in the gallery, by the same label to "
+    "the letter, then verify again",
     "old_recall": "see whether labels, preprocessing and index belong together: the model that "
     "serves finds next to nothing",
     "unjudged_gain": "label more of the gallery, or judge more of the first answers",
     "untouched_gain": "hold out more queries of items that no training touched, then verify again",
 }
-"""What to do where checks of the evidence alone leave the verdict open."""
+"""What to do where checks of the evidence leave the verdict open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +116,17 @@ def lost_judgments(judged: Judged, trial: Trial) -> tuple[str, ...]:
     return (f"{lost} of {len(judged)} judgments: not of held-out queries and gallery",) * (lost > 0)
 
 
+def _evidence_step(stands: set[str], n_queries: int) -> str:
+    """What the evidence lacks, of the checks that stand in the way; more of it helps only where its
+    queries have something to find."""
+    if not n_queries:
+        return "hold out queries of classes that were not trained on, there are none; verify again"
+    steps = [step for name, step in EVIDENCE_STEPS.items() if name in stands]
+    if not stands <= set(EVIDENCE_STEPS) and "matched_share" not in stands:
+        steps.append(NEXT_STEPS["inconclusive"])
+    return "; ".join(steps)
+
+
 def _own_step(policy: Policy, verdict: Verdict, trials: Sequence[Trial]) -> str:
     """What to do where checks of one kind alone stand in the way; empty elsewhere."""
     stands = {check.name for check in verdict.checks if check.decides and check.outcome != "pass"}
@@ -114,6 +134,6 @@ def _own_step(policy: Policy, verdict: Verdict, trials: Sequence[Trial]) -> str:
         found = trials[0].evidence.dependence or ()
         flags = [f"--cluster {one.column}" for one in found if enough(policy, one)]
         return f"verify again with {' '.join(flags)}"
-    if verdict.outcome == "inconclusive" and stands and stands <= set(EVIDENCE_STEPS):
-        return "; ".join(step for name, step in EVIDENCE_STEPS.items() if name in stands)
+    if verdict.outcome == "inconclusive" and stands & set(EVIDENCE_STEPS):
+        return _evidence_step(stands, trials[0].evidence.old_old.n_queries)
     return threshold_step(policy, stands, trials[0].rates if trials else None)

@@ -18,6 +18,8 @@ from compatctl.commands.gallery import DeployedGallery, scale_of
 from compatctl.commands.groups import Groups, groups_of
 from compatctl.commands.judging import (
     NEXT_STEPS,
+    NO_STORE,
+    WITHOUT_STORE,
     verdict_fields,
     write,
 )
@@ -127,7 +129,9 @@ def _verify_models(  # noqa: PLR0917
     verdict = verdict_of(policy, found.trials, found.chain, others, how, make_pairs)
     write_queries(options.queries_file, found.answered)
     unchecked = _unchecked(seen, gallery, latency, found.chain, attempt) + found.unchecked
-    stated = verdict_fields(policy, verdict, how, found.trials, NEXT_STEPS)
+    steps = NEXT_STEPS if gallery else WITHOUT_STORE
+    stated = verdict_fields(policy, verdict, how, found.trials, steps)
+    stated["warnings"] += () if gallery else NO_STORE
     stated["warnings"] += leak_warnings(seen, groups, data, options)
     stated["warnings"] += scale_warnings(scale_of(gallery), calibrate=options.calibrate)
     stated["warnings"] += warnings_of(found.searched, found.trials[0], groups.arenas[0])

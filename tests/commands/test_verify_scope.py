@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -122,3 +125,57 @@ def test_old_queries_on_a_re_embedded_gallery_equal_a_loop(shop: Shop) -> None:
     right = labels[gallery][scores.argmax(axis=1)] == labels[queries]
     found = report["groups"][0]["recall"]["old_new"]["1"]  # type: ignore[index]
     assert found == pytest.approx(right.mean(), abs=3e-3)
+
+
+@pytest.mark.parametrize("left", ["a store without its manifest", "an empty folder", "a file"])
+def test_what_lies_in_the_place_of_a_store_is_no_missing_store(shop: Shop, left: str) -> None:
+    """A lost manifest or an empty mount is exit 5: to search no store at all would go unseen."""
+    store = shop.path("store")
+    if left == "a store without its manifest":
+        (store / "manifest.json").unlink()
+    else:
+        shutil.rmtree(store)
+        store.mkdir() if left == "an empty folder" else store.write_text("x")
+    code, report, said = _verify(shop)
+    assert (code, report) == (5, {}), said
+
+
+def test_where_there_is_no_store_it_says_so(shop: Shop) -> None:
+    """stderr says what was searched, the next step is no deploy, and deploy refuses it by name."""
+    code, report, said = _verify(shop, "--store", shop.path("nothing"))
+    assert code == 0
+    assert "not the one that serves" in said
+    assert "verify against it" in str(report["next_step"])
+    done = shop.run("deploy", "--report", shop.path("report.json"))
+    assert (done.code, "of no store" in done.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "step"),
+    [
+        (
+            lambda one: one | {"label": one["label"].upper() + "?"},
+            "by the same label to the letter",
+        ),
+        (lambda one: one | {"split": "train"}, "queries of classes that were not trained on"),
+    ],
+    ids=["labels that differ", "no query"],
+)
+def test_what_to_do_where_nothing_matches(
+    shop: Shop, tmp_path: Path, change: Callable[[dict[str, str]], dict[str, str]], step: str
+) -> None:
+    """More of the same queries would help nobody: the next step says what they lack."""
+    source = shop.data()
+    with source.open(newline="", encoding="utf-8") as file:
+        rows = [change(one) for one in csv.DictReader(file)]
+    for one in rows:
+        one["path"] = str(source.parent / one["path"])
+    with (tmp_path / "items.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    more = ("--data", tmp_path / "items.csv", "--data-root", source.parent)
+    code, report, said = _verify(shop, *more)
+    assert code == 4, said
+    assert step in str(report["next_step"])
+    assert "more classes" not in str(report["next_step"])
