@@ -11,7 +11,7 @@ from compatctl.files import canonical_json, clear_errors, parse_json, sha256_byt
 from compatctl.npz import open_regular
 from compatctl.report._evidence import contradictions
 from compatctl.report._refusal import refuse_refusal
-from compatctl.report._report import FORMAT, Report
+from compatctl.report._report import CHECKSUM, FORMAT, Report
 from compatctl.report._typed import from_json
 
 MAX_BYTES = 64 << 20
@@ -76,13 +76,16 @@ def read_bound(path: Path) -> Bound:
         )
     refuse_refusal(raw, str(path))
     try:
+        checksum = str(raw.pop(CHECKSUM))
         report = from_json(Report, raw, "the report")
         bound = _bound(report, data)
-        if report.to_bytes() != data:
+        if report.to_bytes(checksum) != data:
             raise ValueError("its bytes are not those that verify writes")
         if sha256_bytes(canonical_json(raw["policy"])) != bound.policy_sha256:
             raise ValueError("its policy is not the one whose digest it names")
         wrong = next(contradictions(report), "")
+        if not wrong and checksum != report.checksum:
+            wrong = "its checksum is not that of what it says"
     except (CompatError, *_NOT_A_REPORT) as problem:
         raise InputError(
             f"{path} is no report as verify writes it: {problem}", tip=_EDITED

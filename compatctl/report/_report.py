@@ -6,7 +6,7 @@ asked for, is a measurement of the machine and the one exception.)
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from compatctl import __version__
@@ -256,6 +256,10 @@ class Signature:
     hmac_sha256: str
 
 
+CHECKSUM = "checksum"
+"""The entry of the file that holds it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that verify found, in the form that is written, printed and deployed.
@@ -291,9 +295,17 @@ class Report:
     format: int = FORMAT
     tool_version: str = __version__
 
-    def to_bytes(self) -> bytes:
-        """The file's bytes; a number that is not defined is null."""
-        return canonical_json(finite(asdict(self)))
+    @property
+    def checksum(self) -> str:
+        """sha256 (hex) of all that is said, but for the signature: no proof, since whoever edits
+        the file can make it again, and yet what a word replaced in the file does not fit."""
+        return sha256_bytes(canonical_json(finite(asdict(replace(self, signature=None)))))
+
+    def to_bytes(self, checksum: str | None = None) -> bytes:
+        """The file's bytes, or those with another ``checksum``; a number that is not defined is
+        null."""
+        stated = self.checksum if checksum is None else checksum
+        return canonical_json({**finite(asdict(self)), CHECKSUM: stated})
 
 
 def policy_sha256(policy: Policy) -> str:

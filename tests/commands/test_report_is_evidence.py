@@ -20,7 +20,8 @@ from compatctl.commands.options import PRESENTATION, VerifyOptions
 from compatctl.commands.training_record import seen_of
 from compatctl.core.gate import Check, settle
 from compatctl.data import load
-from compatctl.files import canonical_json
+from compatctl.encoder import Encoder
+from compatctl.files import canonical_json, sha256_bytes
 from compatctl.recipe import Gate, Project
 from compatctl.report import NEXT_STEP, Report, read_bound, summary
 
@@ -50,7 +51,9 @@ def seller(judged: Path, tmp_path: Path) -> Shop:
 def _edit(path: Path, edit: Edit) -> None:
     raw = json.loads(path.read_bytes())
     edit(raw)
-    path.write_bytes(canonical_json(raw))
+    raw.pop("checksum", None)
+    said = canonical_json(raw | {"signature": None})
+    path.write_bytes(canonical_json(raw | {"checksum": sha256_bytes(said)}))
 
 
 def _refused(shop: Shop, report: str, says: str = "", code: int = 5) -> None:
@@ -543,3 +546,23 @@ def test_a_report_that_judges_the_index_says_at_which_ef(seller: Shop) -> None:
     """Without the entry deploy would leave the ef as it is, at which new queries were not tried."""
     _edit(seller.path("report.json"), lambda raw: raw.update(ann=None))
     _refused(seller, "report.json", "at which ef")
+
+
+@pytest.mark.parametrize("name", ["another model", "a warning more", "another name of the data"])
+def test_a_word_replaced_anywhere_is_found(seller: Shop, name: str) -> None:
+    """Also where no number depends on it: the digest of the worse model in the better one's report,
+    above all. Whoever makes the checksum again is found by a signature only."""
+    path = seller.path("report.json")
+    text = path.read_text(encoding="utf-8")
+    better, worse = (Encoder.load(seller.path(f"{one}.onnx")).sha256 for one in ("new", "worse"))
+    old, new = {
+        "another model": (better, worse),
+        "a warning more": ('"warnings": [\n', '"warnings": [\n    "All is well",\n'),
+        "another name of the data": ("items.csv", "other.csv"),
+    }[name]
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    before = seller.manifest()
+    done = seller.run("deploy", "--report", path, "--model", seller.path("worse.onnx"))
+    assert (done.code, "checksum" in done.stderr) == (5, True), done.stderr
+    assert seller.manifest() == before

@@ -252,6 +252,7 @@ def test_lengths_and_number_types_do_not_matter(tmp_path: Path, real: Emoji) -> 
         assert done.code == 0
         report["old"].pop("sha256")
         report["new"].pop("sha256")
+        report.pop("checksum")
         bodies.add(json.dumps(report, sort_keys=True))
     assert len(bodies) == 1
 
