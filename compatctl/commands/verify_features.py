@@ -73,7 +73,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     judged = read_qrels(options.qrels) if options.qrels else None
     shared = _shared(tables[0], queries, gallery, options.ignore_same)
     where = ignoring(table_field(tables[0], queries, gallery, judged, options), shared)
-    if not only_ranks:  # no image is seen: a copy of a query shows by its vectors
+    if options.self_test and not only_ranks:  # by the old model's alone its hits were left out
         where = replace(where, unseen_image=np.ones(len(gallery), dtype=bool))
     sides = _sides(tables, queries, gallery, similarity, self_test=options.self_test)
     at, calibrate = options.thresholds(), options.calibration()

@@ -659,3 +659,23 @@ def test_queries_that_lie_in_the_tables_gallery_are_left_out(
     assert group["n_queries"] == (role == "query").sum() - copied.sum()
     assert "under another id" in done.stderr
     assert share < 1 or report["verdict"]["outcome"] == "inconclusive"
+
+
+@pytest.mark.parametrize("flag", [(), ("--no-self-test",)])
+def test_what_only_the_old_model_finds_is_not_left_out(
+    tmp_path: Path, real: Emoji, flag: tuple[str, ...]
+) -> None:
+    """A query that lies in the gallery by the old vectors alone counts: else every one that the new
+    model loses would be left out."""
+    n = len(real.ids)
+    ids = np.concatenate([real.ids, [f"copy of {one}" for one in real.ids]])
+    labels, role = np.tile(real.labels, 2), np.repeat(["gallery", "query"], n)
+    lost = np.r_[real.new, np.roll(real.new, n // 2, axis=0)]
+    both = [
+        {"ids": ids, "labels": labels, "role": role, "features": features}
+        for features in (np.r_[real.old, real.old], lost)
+    ]
+    done, report = verify(tmp_path, *both, *flag)
+    group = report["groups"][0]
+    assert (group["n_same_image"], group["n_queries"]) == (0, n)
+    assert done.code == 3
