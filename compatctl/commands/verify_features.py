@@ -86,7 +86,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     make_pairs = partial(_pairs, tables, policy, options)
     others, pairs = make_pairs(how)
     verdict = verdict_of(policy, [trial], [], others, how, make_pairs)
-    unchecked = (*UNCHECKED, *options.unchecked(), *unknown_values(shared), *no_cosines(similarity))
+    unchecked = (*_unchecked(options, similarity), *unknown_values(shared))
     stated = verdict_fields(policy, verdict, how, [trial], NEXT)
     stated["warnings"] += left_out(trial)
     return Report(
@@ -241,6 +241,13 @@ def check_same(old: FeatureTable, new: FeatureTable, old_path: Path, new_path: P
             tip="embed the same items, in the same order, with both models",
         )
     same_dimension(old.features.shape[1], new.features.shape[1])
+
+
+def _unchecked(options: VerifyOptions, similarity: Similarity) -> tuple[str, ...]:
+    """What features of this similarity, asked about in this way, leave open."""
+    copies = () if options.self_test else ("copies of queries in the gallery: --no-self-test",)
+    alone = no_cosines(similarity)
+    return (*UNCHECKED, *options.unchecked(), *(alone or copies))
 
 
 def _model(path: Path, table: FeatureTable) -> ModelId:

@@ -678,4 +678,5 @@ def test_what_only_the_old_model_finds_is_not_left_out(
     done, report = verify(tmp_path, *both, *flag)
     group = report["groups"][0]
     assert (group["n_same_image"], group["n_queries"]) == (0, n)
+    assert any(one.startswith("copies of queries") for one in report["not_checked"]) == bool(flag)
     assert done.code == 3
