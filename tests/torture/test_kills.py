@@ -13,6 +13,8 @@ from scenarios import NAMES, SCENARIOS, Stage
 Stages = Callable[[str], Stage]
 WRITES = ("write", "writev", "pwrite", "pwritev", "copy_file_range", "sendfile")
 INSTANTS = 500 if LONG else 60
+TRIES = 20
+"""Instants that are drawn for each kill: a busy machine measures a run longer than it is alone."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,14 +37,16 @@ def test_half_a_write(stages: Stages, torture: Try, name: str, kind: Kind) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_at_a_random_instant(stages: Stages, torture: Try, tally: Tally, name: str) -> None:
-    """SIGKILL at any instant, in between calls too: old or new, and nothing of it is lost."""
+    """SIGKILL at any instant, in between calls too: old or new, and nothing of it is lost. A run
+    that ended before its instant is no kill, and another one is drawn."""
     stage = stages(name)
     share = INSTANTS // len(SCENARIOS) + (NAMES.index(name) < INSTANTS % len(SCENARIOS))
     rng = random.Random(NAMES.index(name))
-    torture(
-        stage, [Fault(kill_after_s=rng.uniform(0.0, 1.05 * stage.seconds)) for _ in range(share)]
-    )
-    assert tally.random_kills > 0
+    for _ in range(TRIES * share):
+        if tally.random_kills == share:
+            break
+        torture(stage, [Fault(kill_after_s=rng.uniform(0.0, 1.05 * stage.seconds))])
+    assert tally.random_kills == share
 
 
 def test_the_shim_counts_hnswlibs_own_writes_and_kills_there(
