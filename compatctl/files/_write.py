@@ -101,8 +101,7 @@ def make_folder(folder: Path) -> None:
 
     Synced even where it was there: a killed process may have made it and got no further.
     """
-    if not folder.is_dir():
-        folder.mkdir(mode=FOLDER_MODE)
+    folder.mkdir(mode=FOLDER_MODE, exist_ok=True)  # another process may make it at this instant
     sync(folder.parent)
 
 

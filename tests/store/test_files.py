@@ -7,8 +7,10 @@ import resource
 import signal
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from store_kit import python, unprivileged, writes
@@ -17,6 +19,7 @@ from compatctl.errors import CompatError, ConflictError, DamagedError, InputErro
 from compatctl.files import (
     Lock,
     canonical_json,
+    make_folder,
     publish,
     read_json,
     sha256_bytes,
@@ -57,6 +60,21 @@ def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
     """Hashing what is not there names the file and does not escape as an OSError."""
     with pytest.raises(InputError, match="nothing-here"):
         sha256_file(tmp_path / "nothing-here")
+
+
+def test_a_folder_that_many_make_at_once_is_made(tmp_path: Path) -> None:
+    """Whoever comes second finds it there, at whichever instant the first one made it."""
+    makers, rounds = 8, 300
+    at_once = Barrier(makers, timeout=60)
+
+    def make(_: int) -> None:
+        for turn in range(rounds):
+            at_once.wait()
+            make_folder(tmp_path / str(turn))
+
+    with ThreadPoolExecutor(makers) as pool:
+        list(pool.map(make, range(makers)))
+    assert len(list(tmp_path.iterdir())) == rounds
 
 
 def test_write_atomic_replaces_whole_and_leaves_no_temporary(tmp_path: Path) -> None:
