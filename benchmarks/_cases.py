@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from compatctl.commands.demo_models import CHECKPOINTS
-from compatctl.commands.evaluation import as_rows
 from compatctl.commands.routes import Ground
+from compatctl.core.arrays import as_rows
 from compatctl.data import Dataset, Preprocessing, load, prepare
 from compatctl.examples_data import emoji_source, unpack_emoji
 from compatctl.files import sha256_file

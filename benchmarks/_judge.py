@@ -11,7 +11,8 @@ from compatctl.commands.choosing import Measured
 from compatctl.commands.comparison import Trial
 from compatctl.commands.routes import Ground
 from compatctl.commands.settling import sampling, verdict_of
-from compatctl.commands.trial import Bools, Field
+from compatctl.commands.trial import Field
+from compatctl.core.arrays import Bools
 from compatctl.core.policy import Policy
 from compatctl.train.reference import anchor_ids
 

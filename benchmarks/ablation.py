@@ -25,7 +25,8 @@ from _cases import CASES, CNNS, KANJI, WIDE, Case, Workshop, chosen
 from _pages import row
 
 from compatctl.commands.routes import Ground, fit, fused
-from compatctl.commands.trial import Bools, Floats, Rows, retrieval
+from compatctl.commands.trial import retrieval
+from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.data import prepare
 from compatctl.files import write_atomic
@@ -216,7 +217,7 @@ def _hits(ground: Ground, recipe: Recipe) -> tuple[Bools, Bools]:
     return _found(ground, made), _found(ground, fused(ground.old(ground.asked), made, 0.5))
 
 
-def _whole(ground: Ground, recipe: Recipe) -> Floats:
+def _whole(ground: Ground, recipe: Recipe) -> Vectors:
     """(Q, D) queries by a network that was trained whole, on the images themselves."""
     with tempfile.TemporaryDirectory() as work:
         made = train(
@@ -234,7 +235,7 @@ def _whole(ground: Ground, recipe: Recipe) -> Floats:
     return np.concatenate(parts)
 
 
-def _found(ground: Ground, queries: Floats) -> Bools:
+def _found(ground: Ground, queries: Vectors) -> Bools:
     asking = _asking(ground)
     hits: Bools = retrieval(
         ground.where, queries, ground.reference.gallery_features, (1,), map_k=1

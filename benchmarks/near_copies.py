@@ -23,7 +23,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
 from compatctl.commands.near_copies import NEAR, near_vectors
-from compatctl.core.looks import LIMIT, Looks
+from compatctl.core.arrays import Looks
+from compatctl.core.looks import LIMIT
 from compatctl.data import load, look_of, pack
 from compatctl.examples_data import emoji_source, unpack_emoji
 

@@ -12,13 +12,13 @@ from typing import Self
 
 import numpy as np
 
-from compatctl.commands.both import load_data
 from compatctl.commands.changes import Changes
 from compatctl.commands.context import now, open_store
-from compatctl.commands.evaluation import as_rows, gallery_rows
+from compatctl.commands.data import load_data
+from compatctl.commands.evaluation import gallery_rows
 from compatctl.commands.gallery import open_index, params_of, serving
 from compatctl.commands.indexing import Embedding, give_back_memory
-from compatctl.commands.trial import Rows
+from compatctl.core.arrays import Rows, as_rows
 from compatctl.data import Dataset
 from compatctl.index import HnswIndex, rebuilt
 from compatctl.manifest import Catalog, Manifest

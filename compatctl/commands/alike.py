@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from compatctl.commands.trial import Floats, Rows
+from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.similarity import Reduction, Similarity
 from compatctl.data import FeatureTable, load_features
 from compatctl.errors import InputError
@@ -47,7 +47,7 @@ def ranked(
     similarity: Similarity,
     *,
     galleries: int,
-) -> tuple[list[Floats], list[Floats]]:
+) -> tuple[list[Vectors], list[Vectors]]:
     """Queries of every table, and the gallery of the first ``galleries`` ones: unit rows whose
     cosine ranks as the similarity does."""
     asking = [_part(table, queries) for table in tables]
@@ -69,7 +69,7 @@ def no_cosines(similarity: Similarity) -> tuple[str, ...]:
     )
 
 
-def _part(table: FeatureTable, rows: Rows) -> Floats:
+def _part(table: FeatureTable, rows: Rows) -> Vectors:
     """The rows' features; the table's own memory where the rows follow each other."""
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
         return table.features[rows[0] : rows[-1] + 1]

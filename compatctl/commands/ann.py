@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.searched import Searched
-from compatctl.commands.trial import Floats
+from compatctl.core.arrays import Vectors
 from compatctl.core.nearest import search
 from compatctl.index import HnswIndex, shares_found, tune_ef
 from compatctl.report import AnnHealth
@@ -24,11 +24,11 @@ MAX_QUERIES = 1000
 class Asked:
     """Queries (q, D) that are put to an index, and the keys (q, k) of their exact nearest rows."""
 
-    queries: Floats
+    queries: Vectors
     nearest: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, queries: Floats, rows: Floats, keys: NDArray[np.uint64]) -> Self:
+    def of(cls, queries: Vectors, rows: Vectors, keys: NDArray[np.uint64]) -> Self:
         """The queries (q, D), searched exactly in the rows (N, D) that are under ``keys`` (N,)."""
         k = min(K, len(keys))
         return cls(queries=queries, nearest=keys[search(queries, rows, k).rows])
@@ -48,7 +48,7 @@ class AnnQueries:
     asked: Asked
 
     @classmethod
-    def of(cls, gallery: DeployedGallery, searched: Searched, queries: Floats) -> Self:
+    def of(cls, gallery: DeployedGallery, searched: Searched, queries: Vectors) -> Self:
         """The queries (Q, D), searched exactly in the store's rows; the index is not loaded."""
         taken = sample(len(queries))
         rows = searched.vectors[: searched.n_stored]

@@ -16,12 +16,12 @@ from compatctl.commands import rewriting
 from compatctl.commands.ann import Asked, health_of
 from compatctl.commands.backfill_order import Chosen, Wanted, order_of
 from compatctl.commands.backfill_trial import MixedTrial, held_out, try_mixed
-from compatctl.commands.both import load_data
 from compatctl.commands.context import now, open_store
+from compatctl.commands.data import load_data
 from compatctl.commands.gallery import params_of, serving
 from compatctl.commands.indexing import Embedding, give_back_memory
 from compatctl.commands.rewriting import HeldOut, Outcome
-from compatctl.commands.trial import Rows
+from compatctl.core.arrays import Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.index import HnswIndex, rebuilt

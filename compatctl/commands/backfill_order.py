@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from compatctl.commands.trial import Bools, Rows
+from compatctl.core.arrays import Bools, Rows
 from compatctl.data import Dataset
 from compatctl.errors import InputError, UsageError
 from compatctl.manifest import Catalog

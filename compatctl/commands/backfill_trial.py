@@ -12,7 +12,8 @@ from compatctl.commands.gallery import stored_rows
 from compatctl.commands.indexing import Embedding
 from compatctl.commands.rewriting import HeldOut, deciding
 from compatctl.commands.settling import sampling
-from compatctl.commands.trial import Bools, Rows, depths, mixed, retrieval
+from compatctl.commands.trial import depths, mixed, retrieval
+from compatctl.core.arrays import Bools, Rows
 from compatctl.core.evidence import measure_mixed
 from compatctl.core.gate import Check, Measurement, judge
 from compatctl.core.policy import Policy

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from compatctl.commands.both import load_data
+from compatctl.commands.data import load_data
 from compatctl.commands.evaluation import query_rows
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import rows_of

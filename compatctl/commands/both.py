@@ -9,37 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.context import need, open_store
-from compatctl.commands.evaluation import (
-    Arena,
-    Features,
-    Stored,
-    embed_rows,
-    same_dimension,
-    union,
-)
-from compatctl.commands.gallery import DeployedGallery, stored_vectors
+from compatctl.commands.context import open_store
+from compatctl.commands.evaluation import Arena, Features, embed_rows, same_dimension, union
+from compatctl.commands.gallery import DeployedGallery, StoredVectors, stored_vectors
 from compatctl.commands.searched import Embedded, Searched, stored_rows_of
-from compatctl.commands.trial import Floats, Rows, Sides
-from compatctl.data import Dataset, SplitRule, load
+from compatctl.commands.trial import Sides
+from compatctl.core.arrays import Rows, Vectors
+from compatctl.data import Dataset
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError
 from compatctl.progress import Progress
 from compatctl.recipe import Project
-
-
-def load_data(project: Project) -> Dataset:
-    """The project's data, split by its rule where the data does not say."""
-    return load(need(project.data, "data"), split_rule(project), data_root=project.data_root)
-
-
-def split_rule(project: Project) -> SplitRule:
-    """The project's split, for data that does not say."""
-    return SplitRule(
-        train=project.split.train,
-        validation=project.split.validation,
-        hold_out_items=project.split.hold_out_items,
-    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +29,7 @@ class Both:
     old: Features
     new: Features
     bad: set[int]
-    stored: Stored | None
+    stored: StoredVectors | None
     old_sha256: str
 
 
@@ -123,7 +103,7 @@ class Compared:
             new_rows=rows,
         )
 
-    def stored(self, data: Dataset, rows: Rows) -> Floats:
+    def stored(self, data: Dataset, rows: Rows) -> Vectors:
         """(n, D) what the old gallery holds of rows (n,) of the data; else what the old model makes
         of them."""
         at = self.searched.rows_of(data)[rows]

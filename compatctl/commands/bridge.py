@@ -16,9 +16,9 @@ import numpy as np
 from compatctl import encoder as onnx_files
 from compatctl._version import __version__
 from compatctl.commands import training_record
-from compatctl.commands.both import load_data
 from compatctl.commands.bridge_pairs import ground_of, pair_rows
 from compatctl.commands.context import open_store
+from compatctl.commands.data import load_data
 from compatctl.commands.fitting import AUTO, MapTrial, check_asked, fit
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.near_copies import entries_of

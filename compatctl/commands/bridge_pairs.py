@@ -12,17 +12,10 @@ from hashlib import sha256
 import numpy as np
 
 from compatctl.commands.both import features_of, named
-from compatctl.commands.evaluation import (
-    Arena,
-    arena_of,
-    as_rows,
-    embed_rows,
-    field_of,
-    query_rows,
-    without,
-)
+from compatctl.commands.evaluation import Arena, arena_of, embed_rows, field_of, query_rows, without
 from compatctl.commands.gallery import DeployedGallery
-from compatctl.commands.trial import Bools, Field, Floats, Rows, retrieval
+from compatctl.commands.trial import Field, retrieval
+from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.core.maps import Map
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
@@ -41,15 +34,15 @@ class Ground:
     """(N,) rows of the data"""
     stored: Bools
     """(N,) whether the target is the gallery's own vector"""
-    source: Floats
+    source: Vectors
     """(N, F)"""
-    target: Floats
+    target: Vectors
     """(N, D)"""
-    queries: Floats
+    queries: Vectors
     """(Q, F)"""
-    old_queries: Floats
+    old_queries: Vectors
     """(Q, D)"""
-    gallery: Floats
+    gallery: Vectors
     """(G, D)"""
     where: Field
     skipped: tuple[str, ...]
@@ -65,7 +58,7 @@ class Ground:
         """How many pairs are no training items of the data."""
         return sum(data.items[row].split != "train" for row in self.pairs)
 
-    def recall(self, queries: Floats) -> float:
+    def recall(self, queries: Vectors) -> float:
         """recall@1 on the deployed gallery of queries (Q, D), items themselves left out."""
         return float(retrieval(self.where, queries, self.gallery, (1,), map_k=1).recall[1])
 

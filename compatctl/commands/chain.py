@@ -8,7 +8,8 @@ import numpy as np
 
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.searched import Embedded, Searched
-from compatctl.commands.trial import Field, Floats, Rows, depths, retrieval_of_rows
+from compatctl.commands.trial import Field, depths, retrieval_of_rows
+from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.evidence import ChainEvidence
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
@@ -23,8 +24,8 @@ def chain_of(
     where: Field,
     *,
     asked: Rows,
-    queries: Mapping[str, Floats],
-    new: Floats,
+    queries: Mapping[str, Vectors],
+    new: Vectors,
     policy: Policy,
     progress: Progress,
 ) -> list[ChainEvidence]:

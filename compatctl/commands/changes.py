@@ -9,8 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from compatctl.commands.evaluation import as_rows
-from compatctl.commands.trial import Rows
+from compatctl.core.arrays import Rows, as_rows
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.manifest import DIGEST_BYTES, Catalog

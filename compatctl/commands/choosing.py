@@ -16,16 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compatctl.commands.comparison import Trial, run
-from compatctl.commands.trial import (
-    MAP_K,
-    Bools,
-    Field,
-    Floats,
-    Sides,
-    depths,
-    retrieval,
-    retrieval_by_part,
-)
+from compatctl.commands.trial import MAP_K, Field, Sides, depths, retrieval, retrieval_by_part
+from compatctl.core.arrays import Bools, Vectors
 from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
@@ -42,15 +34,15 @@ Fold = tuple[Bools, Bools]
 class Option:
     """One way that a route can be gone; unit rows."""
 
-    queries: Floats
+    queries: Vectors
     """(Q, D)"""
-    gallery: Floats
+    gallery: Vectors
     """(G, D) what they search"""
     setting: str = ""
     """What tells it from the route's other options"""
     encoders: tuple[str, ...] = ("new",)
     """Which backbones a query runs"""
-    made: Floats | None = None
+    made: Vectors | None = None
     """(G, D) what the query model makes of the gallery's items; None: not at hand"""
     trained: Trained | None = None
     recipe: Recipe | None = None
@@ -79,12 +71,12 @@ class Measured:
     """
 
     name: str
-    queries: Floats
-    searched: tuple[tuple[Bools, Floats], ...]
+    queries: Vectors
+    searched: tuple[tuple[Bools, Vectors], ...]
     rewritten: float
     encoders: tuple[str, ...]
     setting: str
-    made: Floats | None
+    made: Vectors | None
     seconds: float
     recipe: Recipe | None
 
@@ -92,7 +84,7 @@ class Measured:
         """recall@k and mAP of its queries, ``where`` in numbers."""
         return retrieval_by_part(where, self.queries, self.searched, ks, map_k)
 
-    def trial(self, where: Field, old: Floats, stored: Floats, policy: Policy) -> Trial:
+    def trial(self, where: Field, old: Vectors, stored: Vectors, policy: Policy) -> Trial:
         """Beside old queries (Q, D) on the stored gallery (G, D), as ``verify`` puts it; where the
         gallery is rewritten, without the inequalities, which are about the stored vectors."""
         if self.rewritten == 0.0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compatctl.commands.trial import Rows
+from compatctl.core.arrays import Rows
 from compatctl.core.dependence import Dependence
 from compatctl.core.policy import Policy
 from compatctl.core.units import crossed

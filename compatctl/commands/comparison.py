@@ -14,16 +14,8 @@ from compatctl.commands.acceptance import (
     error_rates,
     operating_points,
 )
-from compatctl.commands.trial import (
-    Bools,
-    Field,
-    Sides,
-    depths,
-    evaluated,
-    found_in,
-    mixed,
-    retrieval,
-)
+from compatctl.commands.trial import Field, Sides, depths, evaluated, found_in, mixed, retrieval
+from compatctl.core.arrays import Bools
 from compatctl.core.class_sums import row_products
 from compatctl.core.compatibility import Inequalities, inequalities, judged_inequalities
 from compatctl.core.dependence import Dependence, dependences

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from compatctl.commands import training_record
 from compatctl.commands.gallery import params_of
 from compatctl.commands.rehearsal import stored_memory
+from compatctl.core.arrays import Checksums
 from compatctl.encoder import HeldVectors, held_vectors, record_of
 from compatctl.errors import InputError
 from compatctl.files import read_json, sha256_bytes
@@ -20,7 +21,6 @@ from compatctl.manifest import Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store
 
-Marks = NDArray[np.uint64]
 Masks = dict[str, NDArray[np.bool_]]
 """(S,) by the name of a table: which of its rows are of removed items."""
 
@@ -34,7 +34,7 @@ class Traces:
     vectors in any of those galleries."""
 
     found: frozenset[str]
-    marks: Marks
+    marks: Checksums
 
 
 def whole_generations(store: Store) -> tuple[Manifest, ...]:
@@ -72,7 +72,7 @@ def _galleries(store: Store) -> Iterator[Manifest]:
 
 
 def removed_vectors(
-    project: Project, store: Store, sha256: str, *, ids: frozenset[str], marks: Marks, name: str
+    project: Project, store: Store, sha256: str, *, ids: frozenset[str], marks: Checksums, name: str
 ) -> Masks:
     """Which rows of a stored model's tables are of the items with these ids and marks.
 
@@ -111,7 +111,7 @@ def _in_a_gallery(store: Store, table: HeldVectors) -> NDArray[np.bool_]:
 
 
 def in_gallery(
-    store: Store, one: Manifest, marks: Marks, *, but: NDArray[np.uint64] | None = None
+    store: Store, one: Manifest, marks: Checksums, *, but: NDArray[np.uint64] | None = None
 ) -> NDArray[np.bool_]:
     """Which marks (n,) are of a row of a generation's gallery, rows under ``but`` (m,) left out."""
     path, info = store.verified("indexes", one.index.sha256), one.index

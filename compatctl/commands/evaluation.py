@@ -6,14 +6,15 @@ item with role ``gallery``; without roles every item is both, and an item never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.commands.clusters import all_columns, column_codes, columns_of, drawn
-from compatctl.commands.trial import Field, Floats, Rows, half_of
+from compatctl.commands.trial import Field, half_of
+from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
@@ -45,21 +46,8 @@ class Arena:
 class Features:
     """Unit features (N, D) float32 of a data set's rows; rows that were not needed are NaN."""
 
-    query: Floats
-    gallery: Floats
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """Vectors (n, D) of the deployed gallery for some rows (n,) of a data set.
-
-    ``model_of`` (n,): the position in ``models`` (digests) of the model that embedded each.
-    """
-
-    rows: Rows
-    vectors: Floats
-    model_of: NDArray[np.int32]
-    models: tuple[str, ...]
+    query: Vectors
+    gallery: Vectors
 
 
 def query_rows(data: Dataset, split: str) -> Rows:
@@ -137,8 +125,8 @@ def embed_rows(
     *,
     skip_bad: bool = False,
     progress: Progress = silent,
-    into: Floats | None = None,
-) -> tuple[Floats, tuple[str, ...]]:
+    into: Vectors | None = None,
+) -> tuple[Vectors, tuple[str, ...]]:
     """Features (N, D) with the given rows filled (into a copy of ``into``), and ids that failed."""
     shape = (len(data), encoder.dim)
     features = np.full(shape, np.nan, np.float32) if into is None else into.copy()
@@ -218,8 +206,3 @@ def union(arenas: Sequence[Arena], *, part: str) -> Rows:
     """Every row that queries (``part='queries'``) or is searched (``'gallery'``), once, sorted."""
     parts = [getattr(arena, part) for arena in arenas]
     return np.unique(np.concatenate(parts)) if parts else as_rows(())
-
-
-def as_rows(values: Iterable[int]) -> Rows:
-    """int64 rows."""
-    return np.fromiter(values, np.int64)

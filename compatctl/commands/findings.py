@@ -26,7 +26,8 @@ from compatctl.commands.scope import GalleryImages, searched_gallery
 from compatctl.commands.searched import Searched
 from compatctl.commands.settling import Sampling
 from compatctl.commands.training_record import Seen
-from compatctl.commands.trial import Field, Rows, Sides
+from compatctl.commands.trial import Field, Sides
+from compatctl.core.arrays import Rows
 from compatctl.core.calibration import ScoreMap
 from compatctl.core.evidence import DECIDING_GROUP, ChainEvidence
 from compatctl.core.gate import Measurement

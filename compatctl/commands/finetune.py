@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compatctl import encoder as onnx_files
-from compatctl.commands.both import load_data
 from compatctl.commands.context import need, open_store
+from compatctl.commands.data import load_data
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.near_copies import with_looks
 from compatctl.commands.rehearsal import any_store, keep, rehearsed

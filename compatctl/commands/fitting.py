@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from compatctl.commands.trial import Floats
+from compatctl.core.arrays import Vectors
 from compatctl.core.maps import STRENGTHS, Map, Moments, low_rank, orthogonal, ridge
 from compatctl.errors import InputError, UsageError
 from compatctl.progress import Progress
@@ -54,8 +54,8 @@ def check_asked(kind: str, share: float) -> None:
 
 
 def fit(
-    source: Floats,
-    target: Floats,
+    source: Vectors,
+    target: Vectors,
     *,
     judge: Callable[[Map], float],
     kind: str,
@@ -89,8 +89,8 @@ def fit(
 
 
 def every_map(
-    source: Floats,
-    target: Floats,
+    source: Vectors,
+    target: Vectors,
     *,
     kinds: Sequence[str] = KINDS,
     seed: int,
@@ -114,7 +114,7 @@ def every_map(
 
 
 def _perceptron(
-    source: Floats, target: Floats, judge: Callable[[Map], float], seed: int, progress: Progress
+    source: Vectors, target: Vectors, judge: Callable[[Map], float], seed: int, progress: Progress
 ) -> tuple[MapTrial, Map]:
     from compatctl.train import fit_perceptron
 

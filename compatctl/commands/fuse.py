@@ -15,12 +15,14 @@ import numpy as np
 
 from compatctl import encoder as onnx_files
 from compatctl.commands import training_record
-from compatctl.commands.both import deployed, features_of, load_data, load_pair
+from compatctl.commands.both import deployed, features_of, load_pair
 from compatctl.commands.context import open_store
+from compatctl.commands.data import load_data
 from compatctl.commands.evaluation import Features, arena_of, field_of, query_rows, without
 from compatctl.commands.ignoring import ignoring, shared_columns
 from compatctl.commands.training_record import Seen
-from compatctl.commands.trial import Floats, retrieval
+from compatctl.commands.trial import retrieval
+from compatctl.core.arrays import Vectors
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError, UsageError
@@ -170,10 +172,10 @@ def parity_of(
     return parity
 
 
-def mean(old: Features, new: Features, rows: np.ndarray, weight: float) -> Floats:
+def mean(old: Features, new: Features, rows: np.ndarray, weight: float) -> Vectors:
     """Unit features (n, D) of ``(1 - weight) old + weight new``."""
     mixed = (1.0 - weight) * old.query[rows] + weight * new.query[rows]
-    unit: Floats = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+    unit: Vectors = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
     return unit
 
 

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from compatctl.commands.evaluation import Stored
-from compatctl.commands.trial import Floats, Rows
+from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.calibration import ScoreMap
 from compatctl.data import Dataset
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
@@ -21,6 +21,19 @@ from compatctl.store import Store
 
 LAYOUT = "hnsw layout 1"
 """The fact that the links, keys and rows of an index file were found to be in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredVectors:
+    """Vectors (n, D) of the deployed gallery for some rows (n,) of a data set.
+
+    ``model_of`` (n,): the position in ``models`` (digests) of the model that embedded each.
+    """
+
+    rows: Rows
+    vectors: Vectors
+    model_of: NDArray[np.int32]
+    models: tuple[str, ...]
 
 
 def params_of(info: IndexInfo) -> HnswParams:
@@ -78,7 +91,7 @@ class DeployedGallery:
         """
         return open_index(self.store, self.manifest)
 
-    def vectors(self, room: int = 0) -> Floats:
+    def vectors(self, room: int = 0) -> Vectors:
         """``stored_rows`` of this generation, read anew at every call: they are large."""
         return stored_rows(self.store, self.manifest, self.catalog, room=room)
 
@@ -136,7 +149,7 @@ def open_index(
     return found
 
 
-def stored_rows(store: Store, manifest: Manifest, catalog: Catalog, *, room: int = 0) -> Floats:
+def stored_rows(store: Store, manifest: Manifest, catalog: Catalog, *, room: int = 0) -> Vectors:
     """Every row (N, D) float32 of a generation, in the order of its catalogue, and ``room`` for
     more at the end.
 
@@ -151,7 +164,7 @@ def stored_rows(store: Store, manifest: Manifest, catalog: Catalog, *, room: int
     return found
 
 
-def stored_vectors(gallery: DeployedGallery, data: Dataset, rows: Rows) -> Stored:
+def stored_vectors(gallery: DeployedGallery, data: Dataset, rows: Rows) -> StoredVectors:
     """The deployed vectors of those rows of ``data`` whose item id the catalogue holds."""
     row_of = {item: at for at, item in enumerate(gallery.catalog.ids)}
     pairs = [(int(row), row_of.get(data.items[row].id)) for row in rows]
@@ -162,7 +175,7 @@ def stored_vectors(gallery: DeployedGallery, data: Dataset, rows: Rows) -> Store
         if held
         else np.zeros((0, gallery.manifest.index.dim), np.float32)
     )
-    return Stored(
+    return StoredVectors(
         rows=np.array([row for row, _ in held], np.int64),
         vectors=vectors,
         model_of=np.asarray(gallery.catalog.model_of)[at_rows],

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.commands.both import load_data
 from compatctl.commands.context import now
+from compatctl.commands.data import load_data
 from compatctl.commands.gallery import open_index, serving
 from compatctl.errors import ConflictError, UsageError
 from compatctl.manifest import Catalog, Manifest, unknown_digests

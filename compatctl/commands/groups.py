@@ -16,7 +16,7 @@ from compatctl.commands.near_copies import near_copies
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.pairs import rows_of
 from compatctl.commands.training_record import Seen
-from compatctl.commands.trial import Bools, Rows
+from compatctl.core.arrays import Bools, Rows
 from compatctl.core.evidence import DECIDING_GROUP
 from compatctl.data import Dataset, read_pairs
 from compatctl.errors import InputError

@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from compatctl.commands.clusters import columns_of
-from compatctl.commands.trial import Field, Rows
+from compatctl.commands.trial import Field
+from compatctl.core.arrays import Rows
 from compatctl.core.ignored import Ignored
 from compatctl.data import Dataset
 from compatctl.errors import InputError

@@ -19,12 +19,12 @@ from compatctl.commands.beginning import (
     first_catalog,
     refuse_other_papers,
 )
-from compatctl.commands.both import load_data
 from compatctl.commands.changes import digests_of
 from compatctl.commands.context import now
-from compatctl.commands.evaluation import as_rows
+from compatctl.commands.data import load_data
 from compatctl.commands.proving import CLOSE, Agreement, compare, is_proven
 from compatctl.commands.rehearsal import Papers, papers_of
+from compatctl.core.arrays import as_rows
 from compatctl.data import csv_rows
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import DamagedError, InputError

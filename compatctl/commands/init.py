@@ -7,12 +7,13 @@ from pathlib import Path
 
 from compatctl.commands.admission import Candidate
 from compatctl.commands.beginning import begin, begun_already, first_catalog, refuse_other_papers
-from compatctl.commands.both import load_data
 from compatctl.commands.changes import Changes
 from compatctl.commands.context import need
-from compatctl.commands.evaluation import as_rows, gallery_rows
+from compatctl.commands.data import load_data
+from compatctl.commands.evaluation import gallery_rows
 from compatctl.commands.indexing import Embedding
 from compatctl.commands.rehearsal import papers_of
+from compatctl.core.arrays import as_rows
 from compatctl.data import Dataset
 from compatctl.encoder import refuse_unsteady
 from compatctl.errors import InputError

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from compatctl.commands.trial import Rows
+from compatctl.core.arrays import Rows
 from compatctl.core.gate import Measurement
 from compatctl.data import Dataset, prepare
 from compatctl.encoder import Encoder

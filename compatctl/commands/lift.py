@@ -13,9 +13,9 @@ from pathlib import Path
 from compatctl.commands import rewriting, training_record
 from compatctl.commands.admission import Candidate
 from compatctl.commands.ann import Asked, health_of
-from compatctl.commands.both import load_data
 from compatctl.commands.bridge_pairs import Ground, ground_of, pair_rows
 from compatctl.commands.context import now, open_store
+from compatctl.commands.data import load_data
 from compatctl.commands.erasure import refuse_erased_vectors
 from compatctl.commands.fitting import AUTO, Fitted, check_asked, fit
 from compatctl.commands.gallery import DeployedGallery, params_of
@@ -24,7 +24,7 @@ from compatctl.commands.lift_files import Owner, owners_of
 from compatctl.commands.lift_result import Lifted, LiftMap
 from compatctl.commands.lift_trial import LiftTrial, held_out, try_lift
 from compatctl.commands.rewriting import HeldOut, Outcome
-from compatctl.commands.trial import Rows
+from compatctl.core.arrays import Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.encoder import refuse_unsteady

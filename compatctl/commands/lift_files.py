@@ -13,11 +13,10 @@ import numpy as np
 
 from compatctl import encoder as onnx_files
 from compatctl.commands.admission import Candidate
-from compatctl.commands.evaluation import as_rows
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.near_copies import entries_of
 from compatctl.commands.training_record import Seen, read_carried, seen_of
-from compatctl.commands.trial import Floats, Rows
+from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.maps import Map
 from compatctl.data import Dataset
 from compatctl.encoder import CANARY_LIMIT, Encoder
@@ -99,7 +98,7 @@ def _lifted(
     return Owner(told=told, candidate=made)
 
 
-def _at_hand(gallery: DeployedGallery, sha256: str, data: Dataset) -> tuple[Rows, Floats]:
+def _at_hand(gallery: DeployedGallery, sha256: str, data: Dataset) -> tuple[Rows, Vectors]:
     """Rows (n,) of the data whose vector (n, D) is stored, made by that model; 64 or more."""
     catalog = gallery.catalog
     at = {item: row for row, item in enumerate(data.ids)}

@@ -14,7 +14,8 @@ from compatctl.commands.gallery import stored_rows
 from compatctl.commands.rewriting import HeldOut, deciding
 from compatctl.commands.settling import sampling
 from compatctl.commands.training_record import Seen
-from compatctl.commands.trial import Rows, depths, retrieval
+from compatctl.commands.trial import depths, retrieval
+from compatctl.core.arrays import Rows
 from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence, measure
 from compatctl.core.gate import Verdict, judge
 from compatctl.core.maps import Map

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.both import load_data, named
+from compatctl.commands.both import named
 from compatctl.commands.context import open_store
+from compatctl.commands.data import load_data
 from compatctl.commands.evaluation import (
     Arena,
     arena_of,
-    as_rows,
     embed_rows,
     field_of,
     query_rows,
@@ -23,7 +23,8 @@ from compatctl.commands.evaluation import (
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.ignoring import ignoring, shared_columns
 from compatctl.commands.searched import Embedded, Searched
-from compatctl.commands.trial import Field, Floats, retrieval
+from compatctl.commands.trial import Field, retrieval
+from compatctl.core.arrays import Vectors, as_rows
 from compatctl.core.matrix import summarise, summarise_samples
 from compatctl.core.resampling import half_samples
 from compatctl.data import Dataset
@@ -132,7 +133,7 @@ def _on_store(
     store: DeployedGallery,
     data: Dataset,
     arena: Arena,
-    queries: Sequence[Floats],
+    queries: Sequence[Vectors],
     ignore_same: Sequence[str],
 ) -> tuple[float, ...]:
     """recall@1 of each version's queries (Q, D) on every stored row."""
@@ -145,7 +146,7 @@ def _on_store(
 
 
 def _cells(
-    where: Field, queries: Sequence[Floats], galleries: Sequence[Floats]
+    where: Field, queries: Sequence[Vectors], galleries: Sequence[Vectors]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(C, T, T) right answers of each class for query version i and gallery j, (C,) queries."""
     T, C = len(queries), int(where.classes.max(initial=-1)) + 1
@@ -215,9 +216,9 @@ def _features(
     *,
     skip_bad: bool,
     progress: Progress,
-) -> tuple[list[Floats], set[int]]:
+) -> tuple[list[Vectors], set[int]]:
     """Every version's features of the rows, and the rows whose image is bad."""
-    features: list[Floats] = []
+    features: list[Vectors] = []
     bad: set[str] = set()
     for at, encoder in enumerate(encoders):
         say = named(progress, f"version {at + 1}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from compatctl.commands.searching import search_pieces, some_pieces
 from compatctl.commands.training_record import Seen
-from compatctl.commands.trial import Bools, Floats, Rows
+from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.looks import alike
 from compatctl.data import Dataset, looks_of
 
@@ -74,7 +74,7 @@ def near_copies(data: Dataset, rows: Rows, seen: Seen) -> Rows:
     return near
 
 
-def near_vectors(queries: Floats, own_row: Rows, gallery: Floats, rows: Rows) -> Bools:
+def near_vectors(queries: Vectors, own_row: Rows, gallery: Vectors, rows: Rows) -> Bools:
     """(Q,) queries (Q, D) whose vector is nearly that of one of the ``rows`` (n,), ascending, of a
     gallery (G, D): those that went through the new model.
 

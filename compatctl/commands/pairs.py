@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from compatctl.commands.clusters import drawn
 from compatctl.commands.settling import PAIRS
-from compatctl.commands.trial import Bools, Floats, Rows
+from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.class_sums import row_products
 from compatctl.core.estimate import Estimate
 from compatctl.core.evidence import Draw
@@ -62,8 +62,8 @@ def rows_of(pairs: Sequence[Pair], ids: Sequence[str]) -> tuple[Rows, Rows, Bool
 def measure_pairs(
     policy: Policy,
     *,
-    queries: tuple[Floats, Floats],
-    gallery: Floats,
+    queries: tuple[Vectors, Vectors],
+    gallery: Vectors,
     rows: tuple[Rows, Rows, Bools],
     labels: Sequence[str],
     cluster: Mapping[str, Sequence[str]],

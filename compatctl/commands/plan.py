@@ -23,7 +23,8 @@ from compatctl.commands.recommendation import CEILING, KEEP, LIFT, NEXT, Expecte
 from compatctl.commands.rewriting import HeldOut
 from compatctl.commands.routes import Ground
 from compatctl.commands.settling import Sampling, sampling, verdict_of
-from compatctl.commands.trial import Field, Floats, retrieval
+from compatctl.commands.trial import Field, retrieval
+from compatctl.core.arrays import Vectors
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
@@ -119,7 +120,7 @@ class _Gallery:
     """What the planning queries search: what is relevant, and the stored vectors (N, D)."""
 
     where: Field
-    stored: Floats
+    stored: Vectors
 
     @classmethod
     def at_hand(cls, ground: Ground) -> _Gallery:

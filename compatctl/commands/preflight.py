@@ -12,9 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from compatctl.commands.evaluation import as_rows
 from compatctl.commands.gallery import DeployedGallery
-from compatctl.commands.trial import Floats, Rows
+from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.class_sums import sums_at
 from compatctl.core.simplex import Registry, angles
 from compatctl.data import Dataset, Item, unit_hash
@@ -121,7 +120,7 @@ def _searched(data: Dataset, stored: set[str], held: set[str], most: int) -> set
 
 
 def preflight(
-    deployed: DeployedGallery, split: Split, vectors: Floats, registry: Registry | None
+    deployed: DeployedGallery, split: Split, vectors: Vectors, registry: Registry | None
 ) -> Preflight:
     """The facts; ``vectors`` (G, D) are the stored ones of ``split.gallery``."""
     data, D = split.data, deployed.manifest.index.dim

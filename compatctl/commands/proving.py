@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compatctl.commands.evaluation import as_rows
 from compatctl.commands.gallery import DeployedGallery
-from compatctl.commands.trial import Rows
+from compatctl.core.arrays import Rows, as_rows
 from compatctl.core.gate import Measurement
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from compatctl.commands.trial import Rows
+from compatctl.core.arrays import Rows
 from compatctl.core.retrieval import NEVER, Retrieval
 from compatctl.errors import UsageError
 from compatctl.files import write_atomic

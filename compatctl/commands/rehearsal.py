@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compatctl.commands.both import split_rule
 from compatctl.commands.context import open_store
+from compatctl.commands.data import split_rule
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.training_record import MEMORY_FILE, find
 from compatctl.data import Dataset, load, memory_bytes, read_memory, remembered, together

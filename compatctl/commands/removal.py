@@ -14,7 +14,6 @@ import numpy as np
 from compatctl.commands.admission import Candidate
 from compatctl.commands.context import now, open_store
 from compatctl.commands.erasure import (
-    Marks,
     Masks,
     Traces,
     in_gallery,
@@ -28,6 +27,7 @@ from compatctl.commands.erasure_files import (
 from compatctl.commands.gallery import params_of
 from compatctl.commands.rehearsal import stored_memory
 from compatctl.commands.removal_result import Removed, RewrittenModel, listed
+from compatctl.core.arrays import Checksums
 from compatctl.data import memory_bytes
 from compatctl.encoder import Canary, held_vectors, without_vectors
 from compatctl.errors import InputError
@@ -45,7 +45,7 @@ class _Rewrite:
     share: ModelShare
     candidate: Candidate
     told: RewrittenModel
-    marks: Marks
+    marks: Checksums
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -220,12 +220,12 @@ class Removal:
         texts = {one: self.store.verified("reports", one).read_bytes() for one in digests}
         return tuple(one for one, text in texts.items() if any(name in text for name in names))
 
-    def marks(self) -> Marks:
+    def marks(self) -> Checksums:
         """Those marks of removed vectors that are of no row which stays."""
         held = [self.traces.marks, *(one.marks for one in self.rewrites)]
         marks = np.unique(np.concatenate(held))
         stays = in_gallery(self.store, self.store.manifest, marks, but=self.catalog.keys[self.rows])
-        found: Marks = marks[~stays]
+        found: Checksums = marks[~stays]
         return found
 
     def commit(self, progress: Progress) -> CheckReport:

@@ -11,12 +11,12 @@ from typing import Literal, Protocol, Self
 
 from compatctl.commands.ann import Asked, sample
 from compatctl.commands.clusters import columns_of, drawn
-from compatctl.commands.evaluation import as_rows
 from compatctl.commands.groups import groups_of
 from compatctl.commands.ignoring import ignoring
 from compatctl.commands.options import VerifyOptions
 from compatctl.commands.training_record import Seen
-from compatctl.commands.trial import Field, Floats, Rows
+from compatctl.commands.trial import Field
+from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError
@@ -32,7 +32,7 @@ class HeldOut:
     ``cluster``: column -> Q values, by which they are resampled besides their classes;
     ``columns``: name -> value by item id, of those that an item may not share with the query."""
 
-    features: Floats
+    features: Vectors
     ids: tuple[str, ...]
     classes: tuple[str, ...]
     labels: dict[str, str]
@@ -62,7 +62,7 @@ class HeldOut:
         cls,
         data: Dataset,
         rows: Rows,
-        features: Floats,
+        features: Vectors,
         *,
         cluster: tuple[str, ...] = (),
         ignore_same: tuple[str, ...] = (),
@@ -108,7 +108,7 @@ class HeldOut:
         }
         return ignoring(where, shared)
 
-    def asked(self, rows: Floats, catalog: Catalog) -> Asked:
+    def asked(self, rows: Vectors, catalog: Catalog) -> Asked:
         """A sample of the queries, to try an index of ``rows`` (N, D), the catalogue's, with."""
         return Asked.of(self.features[sample(len(self.ids))], rows, catalog.keys)
 

@@ -20,10 +20,10 @@ import numpy as np
 
 from compatctl.commands.choosing import Chooser, Chosen, Fold, Measured, Option, each
 from compatctl.commands.clusters import columns_of, drawn
-from compatctl.commands.evaluation import as_rows
 from compatctl.commands.fitting import KINDS, every_map
 from compatctl.commands.ignoring import ignoring, shared_columns
-from compatctl.commands.trial import Bools, Field, Floats, Rows
+from compatctl.commands.trial import Field
+from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.data import Dataset
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Junction, Objective, Recipe
@@ -102,12 +102,12 @@ class Ground:
         asked = {self.data.digest(int(row)) for row in self.asked}
         return as_rows(row for row in rows if self.data.digest(int(row)) not in asked)
 
-    def old(self, rows: Rows) -> Floats:
+    def old(self, rows: Rows) -> Vectors:
         """(n, D) the deployed model's features of rows of the data."""
         found, _ = self.reference.old_features([self.data.ids[int(row)] for row in rows])
         return found
 
-    def new(self, trained: Trained, rows: Rows) -> Floats:
+    def new(self, trained: Trained, rows: Rows) -> Vectors:
         """(n, D) a trained model's features of rows of the data."""
         return self.features.embedded(trained.network, self.data, rows.tolist())
 
@@ -164,11 +164,11 @@ class Fitted:
 
     model: Trained
     recipe: Recipe
-    queries: Floats
-    gallery: Floats
+    queries: Vectors
+    gallery: Vectors
     seconds: float
 
-    def option(self, searched: Floats, setting: str = "") -> Option:
+    def option(self, searched: Vectors, setting: str = "") -> Option:
         """Its queries on a gallery (G, D)."""
         return Option(
             queries=self.queries,
@@ -232,7 +232,7 @@ def free_recipe(recipe: Recipe, dim: int) -> Recipe:
     return replace(recipe, objective=objective)
 
 
-def fused(old: Floats, new: Floats, weight: float) -> Floats:
+def fused(old: Vectors, new: Vectors, weight: float) -> Vectors:
     """Unit means of old and new features (N, D), by the weight of the new."""
     return _unit((1 - weight) * old + weight * new)
 
@@ -315,13 +315,13 @@ def _baselines(
 
 
 @lru_cache(maxsize=2)
-def _pairs(ground: Ground, head: Option) -> tuple[Floats, Floats]:
+def _pairs(ground: Ground, head: Option) -> tuple[Vectors, Vectors]:
     """(N, D) old and new features of the pairs: each image is read for its digest, so bridges and
     lifts of the same head, of which there are two, share them."""
     assert head.trained is not None
     return ground.old(ground.pairs), ground.new(head.trained, ground.pairs)
 
 
-def _unit(rows: Floats) -> Floats:
-    unit: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+def _unit(rows: Vectors) -> Vectors:
+    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return unit

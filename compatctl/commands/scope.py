@@ -11,7 +11,7 @@ import numpy as np
 from compatctl.commands.comparison import Trial
 from compatctl.commands.evaluation import Arena
 from compatctl.commands.searched import Searched
-from compatctl.commands.trial import Bools, Rows
+from compatctl.core.arrays import Bools, Rows
 from compatctl.core.evidence import DECIDING_GROUP
 from compatctl.core.gate import Measurement
 from compatctl.data import Dataset

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.both import load_data
 from compatctl.commands.clusters import columns_of
 from compatctl.commands.context import open_store
+from compatctl.commands.data import load_data
 from compatctl.commands.gallery import DeployedGallery, scale_of
-from compatctl.commands.trial import Bools, Floats, Rows
+from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.data import from_files
 from compatctl.errors import InputError
 from compatctl.files import sha256_file
@@ -134,8 +134,8 @@ def _left_out(
 
 
 def _nearest(
-    gallery: DeployedGallery, features: Floats, k: int, left_out: Bools
-) -> tuple[Rows, Floats]:
+    gallery: DeployedGallery, features: Vectors, k: int, left_out: Bools
+) -> tuple[Rows, Vectors]:
     """(Q, k) rows that are not left out and their cosines, nearest first; -1 where there is none.
 
     The index is asked for more and more rows until enough are left, all of them at last.

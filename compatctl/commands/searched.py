@@ -15,12 +15,12 @@ from typing import Self
 import numpy as np
 
 from compatctl.commands.clusters import all_columns, column_codes, columns_of, drawn
-from compatctl.commands.evaluation import Arena, Judged, as_rows, judged_rows
+from compatctl.commands.evaluation import Arena, Judged, judged_rows
 from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.ignoring import Column, shared_columns
 from compatctl.commands.training_record import Seen
-from compatctl.commands.trial import Bools, Field, Floats, Rows, half_of
-from compatctl.core.arrays import NO_CLASS
+from compatctl.commands.trial import Field, half_of
+from compatctl.core.arrays import NO_CLASS, Bools, Rows, Vectors, as_rows
 from compatctl.core.evidence import DECIDING_GROUP
 from compatctl.core.touched import Touched, share_by_class, share_judged
 from compatctl.data import Dataset
@@ -33,7 +33,7 @@ class Embedded:
     """Unit features (n, D) of ascending ``rows`` (n,) of a data set; ``bad``: ids that failed."""
 
     rows: Rows
-    features: Floats
+    features: Vectors
     bad: tuple[str, ...] = ()
 
     @classmethod
@@ -57,7 +57,7 @@ class Embedded:
         """(m,) whether there is a feature of each of the rows (m,)."""
         return np.isin(rows, self.rows)
 
-    def at(self, rows: Rows) -> Floats:
+    def at(self, rows: Rows) -> Vectors:
         """(m, D) features of rows (m,), all of which it holds."""
         if len(rows) == len(self.rows) and np.array_equal(rows, self.rows):
             return self.features
@@ -75,7 +75,7 @@ class Searched:
 
     ids: tuple[str, ...]
     labels: tuple[str, ...]
-    vectors: Floats
+    vectors: Vectors
     n_stored: int
     of_data: Rows
     conflicts: tuple[str, ...]

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import Neighbours, search
 
-Rows = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float32]
-Piece = tuple[int, Floats]
+Piece = tuple[int, Vectors]
 """The number of the first of some gallery rows that follow each other, and these rows (n, D)."""
 
 _CHUNK = 65_536
 
 
 def search_pieces(
-    queries: Floats,
+    queries: Vectors,
     pieces: Iterable[Piece],
     k: int,
     own_row: Rows,
@@ -50,7 +47,7 @@ def search_pieces(
     return Neighbours(rows=rows, scores=scores)
 
 
-def mixed_pieces(old: Floats, new: Floats, half: Bools) -> Iterator[Piece]:
+def mixed_pieces(old: Vectors, new: Vectors, half: Bools) -> Iterator[Piece]:
     """Rows of ``new`` where ``half`` (G,) says so, else of ``old``, (G, D) both."""
     for start in range(0, len(old), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -58,7 +55,7 @@ def mixed_pieces(old: Floats, new: Floats, half: Bools) -> Iterator[Piece]:
         yield start, rows
 
 
-def some_pieces(gallery: Floats, rows: Rows) -> Iterator[Piece]:
+def some_pieces(gallery: Vectors, rows: Rows) -> Iterator[Piece]:
     """The given ``rows`` (n,), ascending, of a gallery (G, D), numbered from 0."""
     for start in range(0, len(rows), _CHUNK):
         yield start, gallery[rows[start : start + _CHUNK]]

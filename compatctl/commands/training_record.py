@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl._version import __version__
-from compatctl.core.looks import WIDTH, Looks
+from compatctl.core.arrays import Looks
+from compatctl.core.looks import WIDTH
 from compatctl.core.prefixes import Prefixes, prefix_of, prefix_of_digest
 from compatctl.core.simplex import Registry
 from compatctl.data import pack, unpack

@@ -11,19 +11,15 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha1
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compatctl.commands.searching import mixed_pieces, search_pieces, some_pieces
+from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import Neighbours, search
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, evaluate, evaluate_judged
 from compatctl.core.touched import Touched
-
-Rows = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float32]
 
 MAP_K = 100
 CURVE = 10
@@ -132,10 +128,10 @@ class Sides:
     ``new_rows``: the ascending gallery rows that ``new_gallery`` (n, D) is of; None: all.
     """
 
-    old_queries: Floats
-    new_queries: Floats
-    old_gallery: Floats
-    new_gallery: Floats | None
+    old_queries: Vectors
+    new_queries: Vectors
+    old_gallery: Vectors
+    new_gallery: Vectors | None
     new_rows: Rows | None = None
 
     def queries(self, kept: Bools) -> Sides:
@@ -155,7 +151,7 @@ def depths(policy: Policy) -> tuple[int, ...]:
 
 
 def retrieval(
-    where: Field, queries: Floats, gallery: Floats, ks: tuple[int, ...], map_k: int = MAP_K
+    where: Field, queries: Vectors, gallery: Vectors, ks: tuple[int, ...], map_k: int = MAP_K
 ) -> Retrieval:
     """recall@k and mAP of queries (Q, D) on a gallery (G, D), exactly."""
     map_k = max(1, min(map_k, len(gallery)))
@@ -165,8 +161,8 @@ def retrieval(
 
 def retrieval_by_part(
     where: Field,
-    queries: Floats,
-    searched: Iterable[tuple[Bools, Floats]],
+    queries: Vectors,
+    searched: Iterable[tuple[Bools, Vectors]],
     ks: tuple[int, ...],
     map_k: int = MAP_K,
 ) -> Retrieval:
@@ -183,7 +179,7 @@ def retrieval_by_part(
 
 
 def retrieval_of_rows(
-    where: Field, queries: Floats, gallery: Floats, rows: Rows, ks: tuple[int, ...]
+    where: Field, queries: Vectors, gallery: Vectors, rows: Rows, ks: tuple[int, ...]
 ) -> Retrieval:
     """The same on some ``rows`` (n,), ascending, of a gallery (G, D), which are not copied at once;
     ``where`` is of these rows."""
@@ -193,7 +189,7 @@ def retrieval_of_rows(
     return _evaluate(where, found, ks, map_k)
 
 
-def found_in(where: Field, queries: Floats, gallery: Floats, policy: Policy) -> Neighbours:
+def found_in(where: Field, queries: Vectors, gallery: Vectors, policy: Policy) -> Neighbours:
     k = max(_map_k(gallery), *depths(policy))
     return search(queries, gallery, k, where.own_row, ignored=where.ignored)
 
@@ -222,7 +218,7 @@ def _evaluate(where: Field, found: Neighbours, ks: tuple[int, ...], map_k: int) 
 
 
 def mixed(
-    where: Field, old: Floats, new: Floats, queries: Floats, policy: Policy
+    where: Field, old: Vectors, new: Vectors, queries: Vectors, policy: Policy
 ) -> tuple[Retrieval, float]:
     """Quality on the gallery that has rows of ``new`` where ``half`` says so, else of ``old``, and
     the rank bias: the share of re-embedded rows among the first ten answers, less that of all.

@@ -10,8 +10,9 @@ from compatctl.commands import training_record
 from compatctl.commands.acceptance import scale_warnings
 from compatctl.commands.attempts import Inputs, attempts_in, uncounted
 from compatctl.commands.binding import question_sha256
-from compatctl.commands.both import deployed, load_data, load_pair
+from compatctl.commands.both import deployed, load_pair
 from compatctl.commands.context import report_key
+from compatctl.commands.data import load_data
 from compatctl.commands.evaluation import union
 from compatctl.commands.findings import Findings, Question
 from compatctl.commands.gallery import DeployedGallery, scale_of

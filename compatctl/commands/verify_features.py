@@ -23,7 +23,8 @@ from compatctl.commands.pairs import measure_pairs, rows_of
 from compatctl.commands.query_file import Answered, write_queries
 from compatctl.commands.scope import left_out
 from compatctl.commands.settling import Sampling, sampling, verdict_of
-from compatctl.commands.trial import Field, Rows, Sides, half_of
+from compatctl.commands.trial import Field, Sides, half_of
+from compatctl.core.arrays import Rows
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.core.similarity import Similarity

@@ -5,6 +5,7 @@ Shapes: ``N`` rows, ``Q`` queries, ``G`` gallery rows, ``D`` dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,37 @@ from numpy.typing import NDArray
 from compatctl.errors import InputError
 
 Features = NDArray[np.floating[Any]]
-Codes = NDArray[np.int64]
+"""(N, D) unit rows of any floating type."""
+Vectors = NDArray[np.float32]
+"""(N, D) unit rows as they are stored, or what a network computes with."""
+Scores = NDArray[np.float32]
+"""Cosines."""
 Floats = NDArray[np.float64]
+"""Statistics."""
+Rows = NDArray[np.int64]
+"""Row numbers of a table, a data set or a gallery; -1 means no row."""
+Codes = NDArray[np.int64]
+"""Labels as numbers: equal codes are one class."""
 Bools = NDArray[np.bool_]
+Keys = NDArray[np.uint64]
+"""Keys of an index: one a row, never used twice."""
+Checksums = NDArray[np.uint64]
+"""64 bits of a row's bytes."""
+Pixels = NDArray[np.uint8]
+"""(H, W, 3) or (N, H, W, 3)."""
+Looks = NDArray[np.uint8]
+"""(N, 24): see core/looks.py."""
 
 NO_CLASS = int(np.iinfo(np.int64).min)
 """The label of a gallery row whose class nobody knows: relevant to no query, and in no pair."""
 
 NORM_TOLERANCE = 1e-3
 """How far a row's length may be from 1: half precision passes, an unnormalised row does not."""
+
+
+def as_rows(values: Iterable[int]) -> Rows:
+    """int64 row numbers (N,)."""
+    return np.fromiter(values, np.int64)
 
 
 def check_positive(value: int, name: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-Looks = NDArray[np.uint8]
+from compatctl.core.arrays import Looks
 
 FIELDS = 4
 """Fields a side whose mean brightness is in a look."""

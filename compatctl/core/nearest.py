@@ -19,6 +19,7 @@ from compatctl.core.arrays import (
     NORM_TOLERANCE,
     Codes,
     Features,
+    Scores,
     as_features,
     as_own_row,
     check_dimensions,
@@ -40,8 +41,6 @@ _EXACT = 2**16
 
 _LOWEST = np.finfo(np.float32).min
 """The bound that every score passes and -inf does not."""
-
-Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

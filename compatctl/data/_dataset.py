@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.data._pixels import BAD_IMAGE_TIP, Pixels, decode, from_array
+from compatctl.core.arrays import Pixels
+from compatctl.data._pixels import BAD_IMAGE_TIP, decode, from_array
 from compatctl.errors import InputError
 from compatctl.npz import open_regular
 

@@ -11,8 +11,8 @@ from typing import NoReturn, cast, get_args
 
 import numpy as np
 
+from compatctl.core.arrays import Pixels
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
-from compatctl.data._pixels import Pixels
 from compatctl.data._roots import Roots
 from compatctl.data._tables import Cells, open_table, raw_lines, text_lines
 from compatctl.errors import InputError

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compatctl.core.looks import COLOURS, FIELDS, WIDTH, Looks
+from compatctl.core.arrays import Looks
+from compatctl.core.looks import COLOURS, FIELDS, WIDTH
 from compatctl.data._dataset import Dataset
 from compatctl.errors import InputError
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compatctl.core.arrays import Pixels
 from compatctl.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 Resize = Literal["bilinear", "bicubic", "lanczos"]
 Fit = Literal["stretch", "crop", "pad"]
-Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_485
 """The largest width x height that is decoded: 256 MiB of RGB."""

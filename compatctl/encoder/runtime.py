@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.arrays import Pixels, Vectors
 from compatctl.data import Dataset, prepare
 from compatctl.encoder import contract, safety
 from compatctl.encoder.carrying import record_in
@@ -21,9 +22,6 @@ from compatctl.encoder.session import Session
 from compatctl.errors import InputError
 from compatctl.files import sha256_bytes
 from compatctl.progress import Progress, silent
-
-Floats = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 
 UNIT_TOLERANCE = 1e-3
 """The largest distance from 1 of a row's norm."""
@@ -52,7 +50,7 @@ class Embedded:
     ``digests`` (n, 32) uint8: the sha256 of the bytes that each was made of (``Dataset.digest``).
     """
 
-    features: Floats
+    features: Vectors
     rows: NDArray[np.int64]
     digests: NDArray[np.uint8]
     bad: tuple[BadItem, ...]
@@ -122,7 +120,7 @@ class Encoder:
             record=record_in(path, model),
         )
 
-    def run(self, images: Mapping[str, Pixels]) -> Floats:
+    def run(self, images: Mapping[str, Pixels]) -> Vectors:
         """(n, D) float32 rows for prepared pixels (n, H, W, 3) uint8 of every input, unchecked.
 
         Raises:
@@ -199,7 +197,7 @@ class Encoder:
         pixels = tuple(prepare(image, one.preprocessing) for one in self.inputs)
         return _Decoded(row=row, id=item_id, pixels=pixels, digest=digest, error=None)
 
-    def _unit_rows(self, batch: list[_Decoded]) -> Floats:
+    def _unit_rows(self, batch: list[_Decoded]) -> Vectors:
         """The rows of a batch of images that decoded."""
         out = self.run(
             {

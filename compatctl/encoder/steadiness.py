@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.arrays import Pixels, Vectors
 from compatctl.data import Dataset, Item, prepare
-from compatctl.encoder.runtime import BATCH_SIZE, Encoder, Floats, Pixels
+from compatctl.encoder.runtime import BATCH_SIZE, Encoder
 from compatctl.errors import InputError, UnsteadyError
 
 LIMIT = 1e-3
@@ -142,7 +143,7 @@ def _pixels(encoder: Encoder, images: Dataset) -> list[Pixels]:
     return [np.array(one, np.uint8) for one in found]
 
 
-def _rows(encoder: Encoder, pixels: list[Pixels], batches: list[NDArray[np.int64]]) -> Floats:
+def _rows(encoder: Encoder, pixels: list[Pixels], batches: list[NDArray[np.int64]]) -> Vectors:
     """The rows of the batches, one after the other."""
     names = [one.name for one in encoder.inputs]
     return np.concatenate(
@@ -153,7 +154,7 @@ def _rows(encoder: Encoder, pixels: list[Pixels], batches: list[NDArray[np.int64
     )
 
 
-def _apart(first: Floats, second: Floats) -> float:
+def _apart(first: Vectors, second: Vectors) -> float:
     """The largest L2 distance of rows; not a number where one is not."""
     if first.shape != second.shape:
         return float("nan")

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.arrays import Keys
 from compatctl.errors import DamagedError
 from compatctl.index.layout import (
     BLOCK_BYTES,
     HnswHeader,
-    Keys,
     NotUnitError,
     StoredRows,
     check_unit,

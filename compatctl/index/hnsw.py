@@ -16,12 +16,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from compatctl.core.arrays import Checksums, Keys, Vectors
 from compatctl.errors import CompatError, InputError
 from compatctl.files import clear_errors
 from compatctl.index.checks import check_stored, first_duplicate
-from compatctl.index.layout import Floats, Keys, StoredRows, check_unit
+from compatctl.index.layout import StoredRows, check_unit
 from compatctl.index.params import HnswParams
-from compatctl.index.readback import Marks, check_written, row_marks
+from compatctl.index.readback import check_written, row_marks
 from compatctl.progress import Progress, silent
 
 _ADD_BATCH = 2048
@@ -43,7 +44,7 @@ class HnswIndex:
         self.params = params
         self._stored = stored
         self._added: list[Keys] = []
-        self._marks: list[Marks] = []
+        self._marks: list[Checksums] = []
         # Keys above this one are new without a look; those of a file have not been read.
         self._top = np.uint64(0 if stored is None else 2**64 - 1)
         self._count = 0 if stored is None else len(stored)
@@ -66,7 +67,7 @@ class HnswIndex:
     @classmethod
     def build(
         cls,
-        vectors: Floats,
+        vectors: Vectors,
         keys: Keys,
         params: HnswParams,
         progress: Progress = silent,
@@ -136,7 +137,7 @@ class HnswIndex:
             self._resize(len(self) + rows)
 
     def add(
-        self, vectors: Floats, keys: Keys, progress: Progress = silent, *, threads: int = 1
+        self, vectors: Vectors, keys: Keys, progress: Progress = silent, *, threads: int = 1
     ) -> None:
         """Add ``vectors`` (n, D) float32, unit rows, under new ``keys`` (n,), in memory only.
 
@@ -194,7 +195,7 @@ class HnswIndex:
         stored = _NONE if self._stored is None else self._stored.keys
         return np.concatenate([stored, *self._added])
 
-    def vectors(self, keys: Keys | None = None) -> Floats:
+    def vectors(self, keys: Keys | None = None) -> Vectors:
         """The rows (n, D) float32 of ``keys`` (n,); all rows in their order without keys.
 
         Raises:
@@ -217,8 +218,8 @@ class HnswIndex:
         return found
 
     def search(
-        self, queries: Floats, k: int, ef: int | None = None, *, threads: int = -1
-    ) -> tuple[Keys, Floats]:
+        self, queries: Vectors, k: int, ef: int | None = None, *, threads: int = -1
+    ) -> tuple[Keys, Vectors]:
         """Approximately the nearest rows of ``queries`` (Q, D), unit rows: keys and cosines.
 
         Both are (Q, min(k, N)), nearest first. ``ef`` (default: the parameters' ef_search) is
@@ -243,7 +244,7 @@ class HnswIndex:
         half = 0.5 if self.params.space == "l2" else 1.0
         return keys.astype(np.uint64), (1.0 - half * distances).astype(np.float32)
 
-    def _exact(self, queries: Floats, k: int) -> tuple[Keys, Floats]:
+    def _exact(self, queries: Vectors, k: int) -> tuple[Keys, Vectors]:
         keys, scores = np.zeros((len(queries), 0), np.uint64), np.zeros((len(queries), 0), "f4")
         for block, rows in self._blocks():
             both = np.hstack([scores, queries @ rows.T])
@@ -252,7 +253,7 @@ class HnswIndex:
             keys, scores = np.take_along_axis(names, best, 1), np.take_along_axis(both, best, 1)
         return keys, scores
 
-    def _blocks(self) -> Iterator[tuple[Keys, Floats]]:
+    def _blocks(self) -> Iterator[tuple[Keys, Vectors]]:
         """Keys (n,) and rows (n, D) of every block, in order; to be used before the next one."""
         if self._stored is not None:
             for _, block in self._stored.blocks(most=_EXACT_BLOCK):
@@ -262,7 +263,7 @@ class HnswIndex:
             keys = added[start : start + _EXACT_BLOCK]
             yield keys, self._asked(keys)
 
-    def _asked(self, keys: Keys) -> Floats:
+    def _asked(self, keys: Keys) -> Vectors:
         """The rows (n, D) that hnswlib has under ``keys`` (n,)."""
         found = np.empty((len(keys), self.params.dim), np.float32)
         for start in range(0, len(keys), _ASKED):
@@ -292,7 +293,7 @@ class HnswIndex:
         if twice is not None:
             raise InputError(f"the key {twice} is there already, or twice")
 
-    def _add_block(self, rows: Floats, keys: Keys, threads: int) -> None:
+    def _add_block(self, rows: Vectors, keys: Keys, threads: int) -> None:
         with _hnswlib("adding rows"):
             self._engine.add_items(rows, keys, num_threads=threads)
         self._added.append(keys.copy())
@@ -304,14 +305,14 @@ class HnswIndex:
         with _hnswlib("making room"):
             self._engine.resize_index(room)
 
-    def _shaped(self, values: Floats, what: str) -> Floats:
+    def _shaped(self, values: Vectors, what: str) -> Vectors:
         shape = np.shape(values)
         if len(shape) != 2 or shape[1] != self.params.dim:
             raise InputError(f"{what}s must be (n, {self.params.dim}), got {shape}")
         return np.asarray(values)
 
 
-def _copied(values: Floats) -> Floats:
+def _copied(values: Vectors) -> Vectors:
     """A copy float32 that no caller can change."""
     return np.array(values, np.float32, order="C")
 

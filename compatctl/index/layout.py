@@ -28,11 +28,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.arrays import Keys, Vectors
 from compatctl.errors import CompatError, DamagedError, InputError
 from compatctl.files import clear_errors
-
-Floats = NDArray[np.float32]
-Keys = NDArray[np.uint64]
 
 UNIT_TOLERANCE = 1e-3
 """How far from 1 a row's norm may be: float32 rows are within 1e-6, float16 ones within 1e-3."""
@@ -217,7 +215,7 @@ class StoredRows:
         """The row (n,) of each key (n,), -1 where there is none."""
         return self._order.find(keys)
 
-    def rows(self, at: NDArray[np.int64]) -> Floats:
+    def rows(self, at: NDArray[np.int64]) -> Vectors:
         """A copy (n, D) of the rows at positions (n,), in any order."""
         found = np.empty((len(at), self.header.dim), np.float32)
         rows, order = self.records["row"], np.argsort(at, kind="stable")
@@ -258,7 +256,7 @@ class NotUnitError(DamagedError):
 
 
 def check_unit(
-    rows: Floats, what: str, error: type[CompatError] = InputError, *, first: int = 0
+    rows: Vectors, what: str, error: type[CompatError] = InputError, *, first: int = 0
 ) -> None:
     """Refuse rows (N, D) that are not finite or not of norm 1, by the number of the first.
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.index.layout import Floats, KeyOrder, Keys, StoredRows
+from compatctl.core.arrays import Checksums, Keys, Vectors
+from compatctl.index.layout import KeyOrder, StoredRows
 from compatctl.index.params import HnswParams
-from compatctl.index.readback import Marks, row_marks
+from compatctl.index.readback import row_marks
 
 
-def read_rows(path: Path, params: HnswParams, count: int, keys: Keys) -> Floats:
+def read_rows(path: Path, params: HnswParams, count: int, keys: Keys) -> Vectors:
     """The rows (n, D) under ``keys`` (n,) in a file, which is not loaded.
 
     Raises:
@@ -23,14 +24,14 @@ def read_rows(path: Path, params: HnswParams, count: int, keys: Keys) -> Floats:
     return stored.rows(stored.find(keys))
 
 
-def marks_of_rows(rows: Floats) -> Marks:
+def marks_of_rows(rows: Vectors) -> Checksums:
     """The mark (n,) uint64 of each row (n, D): equal rows have equal ones; two others have, of
     all, one chance in 2^63 or so."""
     return row_marks(np.ascontiguousarray(rows, np.float32))
 
 
 def held_marks(
-    path: Path, params: HnswParams, count: int, marks: Marks, *, but: Keys | None = None
+    path: Path, params: HnswParams, count: int, marks: Checksums, *, but: Keys | None = None
 ) -> NDArray[np.bool_]:
     """Which of the marks (n,) are of a row in the file, in one pass; rows under ``but`` (m,) are
     passed over.

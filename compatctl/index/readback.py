@@ -19,18 +19,16 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compatctl.core.arrays import Checksums, Keys, Vectors
 from compatctl.errors import DamagedError
 from compatctl.index.checks import check_stored
-from compatctl.index.layout import Floats, KeyOrder, Keys, StoredRows
-
-Marks = NDArray[np.uint64]
+from compatctl.index.layout import KeyOrder, StoredRows
 
 _MARKED = 2048
 
 
-def row_marks(rows: Floats) -> Marks:
+def row_marks(rows: Vectors) -> Checksums:
     """The mark (n,) uint64 of each row (n, D) float32."""
     found = np.empty(len(rows), np.uint64)
     weights = _weights(rows.shape[1])
@@ -41,11 +39,11 @@ def row_marks(rows: Floats) -> Marks:
 
 
 @lru_cache(maxsize=8)
-def _weights(dim: int) -> Marks:
+def _weights(dim: int) -> Checksums:
     return np.random.default_rng(2**61 - 1).integers(0, 2**64, dim, np.uint64) | np.uint64(1)
 
 
-def check_written(path: Path, before: StoredRows | None, keys: Keys, marks: Marks) -> None:
+def check_written(path: Path, before: StoredRows | None, keys: Keys, marks: Checksums) -> None:
     """Read a file back: the rows of ``before``, then those with these keys and marks (n,).
 
     The latter may be in any order: threads add rows as they come.

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from compatctl.core.arrays import Keys, Vectors
 from compatctl.index.checks import check_stored
-from compatctl.index.layout import Floats, Keys, StoredRows, damaged
+from compatctl.index.layout import StoredRows, damaged
 from compatctl.index.params import HnswParams
 
 
 def read_all(
     path: Path, params: HnswParams, keys: Keys, *, checked: bool = False, room: int = 0
-) -> Floats:
+) -> Vectors:
     """The rows (N, D) float32 of the N ``keys`` of a file, all of them, in their order.
 
     ``room``: so many rows more at the end, for the caller to fill.

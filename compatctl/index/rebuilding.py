@@ -23,16 +23,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.arrays import Keys, Vectors
 from compatctl.errors import InputError
 from compatctl.index.checks import check_stored, first_duplicate
 from compatctl.index.hnsw import HnswIndex
-from compatctl.index.layout import Floats, KeyOrder, Keys, StoredRows
+from compatctl.index.layout import KeyOrder, StoredRows
 from compatctl.index.params import HnswParams
 from compatctl.progress import Progress, silent
 
 _BLOCK = 2048
 
-RowsAt = Callable[[NDArray[np.int64]], Floats]
+RowsAt = Callable[[NDArray[np.int64]], Vectors]
 """Positions (n,) among the replaced keys -> their new rows (n, D) float32, unit rows."""
 
 
@@ -62,7 +63,7 @@ def rebuilt(
     if len(lost := keys[stored.find(keys) < 0]):
         raise InputError(f"the index has no row under the key {lost[0]}")
 
-    def replaced(here: Keys, rows: Floats) -> Floats:
+    def replaced(here: Keys, rows: Vectors) -> Vectors:
         at = order.find(here)
         if (new := at >= 0).any():
             rows[new] = rows_at(at[new])
@@ -76,7 +77,7 @@ def mapped(
     params: HnswParams,
     count: int,
     *,
-    through: Callable[[Floats], Floats],
+    through: Callable[[Vectors], Vectors],
     dim: int,
     progress: Progress = silent,
 ) -> HnswIndex:
@@ -171,7 +172,7 @@ def _of_rows(
 def _built(
     stored: StoredRows,
     params: HnswParams,
-    changed: Callable[[Keys, Floats], Floats],
+    changed: Callable[[Keys, Vectors], Vectors],
     progress: Progress,
 ) -> HnswIndex:
     """An index of what ``changed`` makes of copies of the stored keys (n,) and rows (n, D)."""

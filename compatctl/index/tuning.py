@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.arrays import Keys, Vectors
 from compatctl.errors import InputError
 from compatctl.index.hnsw import HnswIndex
-from compatctl.index.layout import Floats, Keys
 
 _TIE = 1e-5
 """Cosines that differ by less are of rows that are equally near."""
@@ -26,7 +26,7 @@ class EfTuning:
 
 
 def shares_found(
-    index: HnswIndex, queries: Floats, exact_keys: Keys, k: int, ef: int
+    index: HnswIndex, queries: Vectors, exact_keys: Keys, k: int, ef: int
 ) -> NDArray[np.float64]:
     """(Q,) share of the exact k nearest rows of each query that a search with ``ef`` finds.
 
@@ -40,12 +40,14 @@ def shares_found(
     return shares
 
 
-def recall_at(index: HnswIndex, queries: Floats, exact_keys: Keys, k: int, ef: int) -> float:
+def recall_at(index: HnswIndex, queries: Vectors, exact_keys: Keys, k: int, ef: int) -> float:
     """ANN recall@k: the mean of ``shares_found``."""
     return float(shares_found(index, queries, exact_keys, k, ef).mean())
 
 
-def tune_ef(index: HnswIndex, queries: Floats, exact_keys: Keys, k: int, target: float) -> EfTuning:
+def tune_ef(
+    index: HnswIndex, queries: Vectors, exact_keys: Keys, k: int, target: float
+) -> EfTuning:
     """The first ef of k, 2k, 4k, ... that reaches ``target`` recall@k; N, or the best, if none.
 
     Raises:

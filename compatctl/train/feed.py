@@ -9,18 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from compatctl.core.arrays import Rows
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.train.features import Features, run_backbone
 from compatctl.train.images import Picture, Reader
 from compatctl.train.setup import Setup
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.arrays import Vectors
 from compatctl.core.simplex import Registry, frame_in, rotate_onto
 from compatctl.errors import InputError
 from compatctl.recipe import Frame, Objective
 from compatctl.train.reference import Reference
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +30,7 @@ class Classifier:
     """Rows to classify against, and which row is whose."""
 
     frame: Frame
-    rows: Floats
+    rows: Vectors
     """(R, D) float32 unit rows; the start of training for ``free``."""
     row_of: dict[str, int]
     """Training class -> row."""

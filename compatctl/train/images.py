@@ -11,16 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
+from compatctl.core.arrays import Pixels
 from compatctl.data import Dataset, Preprocessing, prepare
 from compatctl.recipe import Augmentation, InputSpec
 
 THREADS = 4
 AHEAD = 2
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)

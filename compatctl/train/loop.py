@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compatctl.core.arrays import Rows
 from compatctl.core.nearest import search
 from compatctl.core.retrieval import evaluate
 from compatctl.recipe import Frame
@@ -25,7 +25,6 @@ from compatctl.train.frames import Classifier
 from compatctl.train.network import unit
 from compatctl.train.setup import Setup
 
-Rows = NDArray[np.int64]
 CLASSIFIER = "classifier"
 
 

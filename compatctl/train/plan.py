@@ -10,14 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.arrays import Rows, Vectors
 from compatctl.data import Dataset, remembered
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
 from compatctl.train.images import Picture
 from compatctl.train.reference import Reference, Source, anchor_ids
-
-Floats = NDArray[np.float32]
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,7 +25,7 @@ class Validation:
     pictures: tuple[Picture, ...]
     query_labels: Rows
     """(Q,) int64"""
-    gallery: Floats
+    gallery: Vectors
     """(G, D) float32 unit rows"""
     gallery_labels: Rows
     """(G,) int64"""
@@ -48,12 +46,12 @@ class Plan:
     """(N,) whether the item is in the deployed gallery"""
     classes: tuple[str, ...]
     """Their classes, sorted"""
-    old: Floats | None
+    old: Vectors | None
     """(N, D) old features, where some trial needs them"""
     sources: tuple[Source, ...]
     anchors: tuple[Picture, ...]
     anchor_ids: tuple[str, ...]
-    stored: Floats
+    stored: Vectors
     """(A, D) stored vectors of the anchors"""
     validation: Validation | None
 
@@ -81,7 +79,7 @@ def make_plan(
     contrast = min(recipe.objective.lambda_) < 1.0
     if contrast and reference is None:
         raise InputError("lambda under 1 needs a deployed gallery", tip="write lambda: 1.0")
-    old: Floats | None = None
+    old: Vectors | None = None
     sources: tuple[Source, ...] = ()
     if contrast and reference is not None:
         old, sources = reference.old_features(ids)

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compatctl.core.arrays import Vectors
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
 
-Floats = NDArray[np.float32]
 Source = Literal["gallery", "encoder"]
 
 
@@ -29,10 +28,10 @@ class Reference:
 
     gallery_ids: tuple[str, ...]
     gallery_labels: tuple[str, ...]
-    gallery_features: Floats
+    gallery_features: Vectors
     """(G, D) float32 unit rows, as stored."""
     encoded_ids: tuple[str, ...] = ()
-    encoded_features: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    encoded_features: Vectors = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """(E, D) float32 unit rows: the deployed encoder's output for items outside the gallery."""
     registry: Registry | None = None
     """Class -> vertex of the deployed model, where it was trained on a simplex."""
@@ -70,7 +69,7 @@ class Reference:
             total.update(np.ascontiguousarray(rows).tobytes())
         return total.hexdigest()
 
-    def old_features(self, ids: Sequence[str]) -> tuple[Floats, tuple[Source, ...]]:
+    def old_features(self, ids: Sequence[str]) -> tuple[Vectors, tuple[Source, ...]]:
         """(N, D) old features of items by id, and where each came from.
 
         Raises:
