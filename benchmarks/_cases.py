@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from compatctl.commands.demo_models import CHECKPOINTS
-from compatctl.commands.routes import Ground
 from compatctl.core.arrays import as_rows
 from compatctl.data import Dataset, Preprocessing, load, prepare
-from compatctl.examples_data import emoji_source, unpack_emoji
 from compatctl.files import sha256_file
+from compatctl.migration.routes import Ground
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
+from compatctl.samples import emoji_source, unpack_emoji
 from compatctl.train import Features, Reference, Trained, train
 from compatctl.train.images import Picture
 

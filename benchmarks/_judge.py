@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from compatctl.commands.choosing import Measured
-from compatctl.commands.comparison import Trial
-from compatctl.commands.routes import Ground
-from compatctl.commands.settling import sampling, verdict_of
-from compatctl.commands.trial import Field
 from compatctl.core.arrays import Bools
 from compatctl.core.policy import Policy
+from compatctl.evaluation.adaptive_resampling import sampling, verdict_of
+from compatctl.evaluation.comparison import Field
+from compatctl.evaluation.group_runs import Trial
+from compatctl.migration.routes import Ground
+from compatctl.migration.selection import Measured
 from compatctl.train.reference import anchor_ids
 
 ROUTES = ("finetune", "bridge", "fuse", "bridge + fuse")

@@ -24,12 +24,12 @@ import torch
 from _cases import CASES, CNNS, KANJI, WIDE, Case, Workshop, chosen
 from _pages import row
 
-from compatctl.commands.routes import Ground, fit, fused
-from compatctl.commands.trial import retrieval
 from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.data import prepare
+from compatctl.evaluation.comparison import retrieval
 from compatctl.files import write_atomic
+from compatctl.migration.routes import Ground, fit, fused
 from compatctl.recipe import Anchors, Augmentation, Junction, Recipe
 from compatctl.train import embed, train
 from compatctl.train.images import preprocessing

@@ -65,9 +65,9 @@ def make(folder: Path, rows: int, dim: int, added: int) -> None:
     """A project folder with a store of that many random rows, two encoders and new images."""
     import numpy as np
 
-    from compatctl.commands.admission import Candidate
-    from compatctl.commands.beginning import begin, first_catalog
-    from compatctl.commands.rehearsal import Papers
+    from compatctl.deployment.creation import begin, first_catalog
+    from compatctl.deployment.model_file import Candidate
+    from compatctl.deployment.rehearsal import Papers
     from compatctl.index import HnswIndex, HnswParams
 
     folder.mkdir()

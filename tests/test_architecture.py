@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,27 +19,31 @@ LEVELS = {
     "progress": 0,
     "printable": 0,
     "_version": 0,
-    "npz": 1,
     "core": 1,
-    "manifest": 2,
-    "files": 2,
+    "files": 1,
     "data": 2,
+    "manifest": 2,
     "recipe": 2,
-    "store": 3,
+    "samples": 3,
     "encoder": 3,
     "index": 3,
-    "train": 3,
     "report": 3,
-    "examples_data": 2,
-    "commands": 4,
-    "render": 5,
-    "cli": 6,
+    "store": 3,
+    "train": 3,
+    "deployment": 4,
+    "evaluation": 5,
+    "migration": 6,
+    "commands": 7,
+    "render": 8,
+    "cli": 9,
 }
+MAY_IMPORT_VERBS = {"commands/demo.py"}
+"""The demo is a story told in verbs; no other verb knows another."""
 HOMES = {
     "typer": {"cli"},
     "rich": {"render"},
     "yaml": {"recipe"},
-    "PIL": {"data", "examples_data", "train"},
+    "PIL": {"data", "samples", "train"},
     "onnx": {"encoder"},
     "onnxruntime": {"encoder"},
     "hnswlib": {"index"},
@@ -45,7 +51,7 @@ HOMES = {
     "safetensors": {"train"},
     "onnxscript": {"train"},
 }
-MAX_MODULE_LINES = 350
+MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 40
 EXPORTS = 8
 
@@ -92,6 +98,41 @@ def test_imports_run_downward_only(path: Path) -> None:
         assert LEVELS[other] < LEVELS[own], f"{path.name} imports {name}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "commands").glob("*.py")), ids=_relative)
+def test_no_verb_imports_another(path: Path) -> None:
+    """What two verbs need has its place in a layer below them."""
+    names = _imports(path, typing_only=True)
+    verbs = [name for name in names if name.startswith("compatctl.commands")]
+    assert not verbs or _relative(path) in MAY_IMPORT_VERBS, verbs
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Whatever order the modules of a package are read in, each can be understood by itself."""
+    known = {_dotted(path): path for path in MODULES}
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        wanted = _imports(path, typing_only=False)
+        graph[name] = {module for one in wanted if (module := _module(one, known)) != name} - {""}
+    order = TopologicalSorter(graph)
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def _dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _module(name: str, known: Mapping[str, Path]) -> str:
+    """The module that an imported name is in: of ``a.b.c``, ``a.b.c`` or ``a.b``."""
+    return (
+        name
+        if name in known
+        else name.rpartition(".")[0]
+        if name.rpartition(".")[0] in known
+        else ""
+    )
+
+
 @pytest.mark.parametrize("path", MODULES, ids=_relative)
 def test_each_heavy_library_has_one_home(path: Path) -> None:
     """typer, rich, yaml, pillow, onnx, hnswlib and torch are each imported in one layer only."""
@@ -102,9 +143,9 @@ def test_each_heavy_library_has_one_home(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=_relative)
 def test_modules_and_functions_stay_short(path: Path) -> None:
-    """No module is over 350 lines; no function body outside the command line is over 40."""
+    """No module is over 500 lines; no function body outside the command line is over 40."""
     text = path.read_text()
-    limit = MAX_MODULE_LINES if _layer(path) != "cli" else 2 * MAX_MODULE_LINES
+    limit = MAX_MODULE_LINES
     assert len(text.splitlines()) <= limit
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):

@@ -113,7 +113,7 @@ def command(function: F) -> F:
 
 
 def project_of(file: Path | None, **flags: Any) -> Project:
-    from compatctl.commands.context import project_for
+    from compatctl.deployment.project import project_for
 
     return project_for(file, **flags)
 

@@ -129,8 +129,8 @@ def verify(
 ) -> None:
     """Test the two compatibility inequalities and the retrieval gain; exit 0, 3 or 4."""
     from compatctl.commands import verify as verb
-    from compatctl.commands.judging import Outputs
-    from compatctl.commands.options import VerifyOptions
+    from compatctl.evaluation.options import VerifyOptions
+    from compatctl.evaluation.verdict import Outputs
     from compatctl.render import progress, warn
 
     where = project_of(

@@ -12,14 +12,14 @@ from typing import Self
 
 import numpy as np
 
-from compatctl.commands.changes import Changes
-from compatctl.commands.context import now, open_store
-from compatctl.commands.data import load_data
-from compatctl.commands.evaluation import gallery_rows
-from compatctl.commands.gallery import open_index, params_of, serving
-from compatctl.commands.indexing import Embedding, give_back_memory
 from compatctl.core.arrays import Rows, as_rows
 from compatctl.data import Dataset
+from compatctl.deployment.bulk_embedding import Embedding, give_back_memory
+from compatctl.deployment.changed_items import Changes
+from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import open_index, params_of, serving
+from compatctl.deployment.project import now, open_store
+from compatctl.evaluation.protocol import gallery_rows
 from compatctl.index import HnswIndex, rebuilt
 from compatctl.manifest import Catalog, Manifest
 from compatctl.progress import Progress, silent

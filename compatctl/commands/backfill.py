@@ -12,20 +12,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.commands import rewriting
-from compatctl.commands.ann import Asked, health_of
-from compatctl.commands.backfill_order import Chosen, Wanted, order_of
-from compatctl.commands.backfill_trial import MixedTrial, held_out, try_mixed
-from compatctl.commands.context import now, open_store
-from compatctl.commands.data import load_data
-from compatctl.commands.gallery import params_of, serving
-from compatctl.commands.indexing import Embedding, give_back_memory
-from compatctl.commands.rewriting import HeldOut, Outcome
 from compatctl.core.arrays import Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
+from compatctl.deployment.bulk_embedding import Embedding, give_back_memory
+from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import params_of, serving
+from compatctl.deployment.project import now, open_store
+from compatctl.evaluation.ann import Asked, health_of
 from compatctl.index import HnswIndex, rebuilt
 from compatctl.manifest import Catalog, Manifest
+from compatctl.migration import rewrite_gate
+from compatctl.migration.backfill_selection import Chosen, Wanted, order_of
+from compatctl.migration.backfill_trial import MixedTrial, held_out, try_mixed
+from compatctl.migration.rewrite_gate import HeldOut, Outcome
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import AnnHealth
@@ -70,7 +70,7 @@ class Backfilled:
     @property
     def exit_code(self) -> int:
         """3 where the gate says no, 4 where it cannot tell, unless it was overruled; else 0."""
-        return rewriting.exit_code(self)
+        return rewrite_gate.exit_code(self)
 
     @property
     def summary(self) -> str:
@@ -82,7 +82,7 @@ class Backfilled:
                 f"nothing to do: {self.share:.4f} of {self.rows} rows are of the query model{why}; "
                 f"asked for: {self.share_wanted:g}"
             )
-        return rewriting.sentence(
+        return rewrite_gate.sentence(
             self,
             f"rows of the query model, of {self.rows}: {self.share_before:.4f} before, "
             f"{self.share:.4f} with {self.embedded} re-embedded",
@@ -151,7 +151,7 @@ def backfill(
 
 
 def _need(queries: int, asked: BackfillOptions) -> None:
-    rewriting.need_queries(
+    rewrite_gate.need_queries(
         queries,
         forced_reason=asked.forced_reason,
         without="what a backfill gains cannot be measured, and a mixed gallery can find less than "
@@ -221,7 +221,7 @@ class _Work:
                 policy=policy,
             )
         outcome: Outcome = trial.check.outcome if trial else "not measured"
-        go = rewriting.goes_ahead(outcome, self.asked.forced_reason)
+        go = rewrite_gate.goes_ahead(outcome, self.asked.forced_reason)
         found = replace(
             result,
             embedded=len(done.rows),

@@ -15,19 +15,19 @@ import numpy as np
 
 from compatctl import encoder as onnx_files
 from compatctl._version import __version__
-from compatctl.commands import training_record
-from compatctl.commands.bridge_pairs import ground_of, pair_rows
-from compatctl.commands.context import open_store
-from compatctl.commands.data import load_data
-from compatctl.commands.fitting import AUTO, MapTrial, check_asked, fit
-from compatctl.commands.gallery import DeployedGallery
-from compatctl.commands.near_copies import entries_of
-from compatctl.commands.training_record import Seen, seen_of
 from compatctl.core.maps import Map
 from compatctl.data import Dataset
+from compatctl.deployment import training_record
+from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.project import open_store
+from compatctl.deployment.training_record import Seen, seen_of
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import CompatError, InputError, UsageError
+from compatctl.evaluation.near_copies import entries_of
 from compatctl.files import canonical_json, sha256_bytes, write_atomic
+from compatctl.migration.adapters import AUTO, MapTrial, check_asked, fit
+from compatctl.migration.alignment import ground_of, pair_rows
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from compatctl.commands.attempts import lost_attempts, put_back
-from compatctl.commands.context import now, open_store
-from compatctl.commands.erasure import erasure_problems
-from compatctl.commands.gallery import DeployedGallery
-from compatctl.commands.rehearsal import stored_memory
+from compatctl.deployment.erasure import erasure_problems
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.project import now, open_store
+from compatctl.deployment.rehearsal import stored_memory
 from compatctl.errors import CompatError
+from compatctl.evaluation.attempts import lost_attempts, put_back
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import CheckReport, collect

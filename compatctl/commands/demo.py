@@ -17,20 +17,20 @@ from hashlib import sha1
 from pathlib import Path
 
 from compatctl.commands import demo_models
-from compatctl.commands.context import open_store
 from compatctl.commands.deploy import deploy
 from compatctl.commands.finetune import finetune
 from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
 from compatctl.commands.lifecycle import rollback
-from compatctl.commands.options import VerifyOptions
 from compatctl.commands.search import search
 from compatctl.commands.verify import verify
+from compatctl.deployment.project import open_store
 from compatctl.errors import InputError
-from compatctl.examples_data import emoji_source, unpack_emoji
+from compatctl.evaluation.options import VerifyOptions
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.report import Report
+from compatctl.samples import emoji_source, unpack_emoji
 
 OLD_CLASSES = 300
 SAMPLE = 400

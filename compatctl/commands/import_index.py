@@ -12,20 +12,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.commands.admission import Candidate
-from compatctl.commands.beginning import (
-    begin,
-    begun_already,
-    first_catalog,
-    refuse_other_papers,
-)
-from compatctl.commands.changes import digests_of
-from compatctl.commands.context import now
-from compatctl.commands.data import load_data
-from compatctl.commands.proving import CLOSE, Agreement, compare, is_proven
-from compatctl.commands.rehearsal import Papers, papers_of
 from compatctl.core.arrays import as_rows
 from compatctl.data import csv_rows
+from compatctl.deployment.changed_items import digests_of
+from compatctl.deployment.creation import begin, begun_already, first_catalog, refuse_other_papers
+from compatctl.deployment.data import load_data
+from compatctl.deployment.model_file import Candidate
+from compatctl.deployment.project import now
+from compatctl.deployment.provenance import CLOSE, Agreement, compare, is_proven
+from compatctl.deployment.rehearsal import Papers, papers_of
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import DamagedError, InputError
 from compatctl.files import sha256_file

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from compatctl.commands.admission import Candidate
-from compatctl.commands.beginning import begin, begun_already, first_catalog, refuse_other_papers
-from compatctl.commands.changes import Changes
-from compatctl.commands.context import need
-from compatctl.commands.data import load_data
-from compatctl.commands.evaluation import gallery_rows
-from compatctl.commands.indexing import Embedding
-from compatctl.commands.rehearsal import papers_of
 from compatctl.core.arrays import as_rows
 from compatctl.data import Dataset
+from compatctl.deployment.bulk_embedding import Embedding
+from compatctl.deployment.changed_items import Changes
+from compatctl.deployment.creation import begin, begun_already, first_catalog, refuse_other_papers
+from compatctl.deployment.data import load_data
+from compatctl.deployment.model_file import Candidate
+from compatctl.deployment.project import need
+from compatctl.deployment.rehearsal import papers_of
 from compatctl.encoder import refuse_unsteady
 from compatctl.errors import InputError
+from compatctl.evaluation.protocol import gallery_rows
 from compatctl.files import write_atomic
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Catalog

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from compatctl.commands.context import now, open_store
+from compatctl.deployment.project import now, open_store
 from compatctl.errors import UsageError
 from compatctl.manifest import Manifest
 from compatctl.progress import Progress, silent
@@ -196,7 +196,7 @@ class _Moved:
 
 def _over_today(store: Store, target: Manifest, keeping: Keeping, *, dry_run: bool) -> _Moved:
     """The rollback to a generation whose gallery held items that were erased since."""
-    from compatctl.commands.going_back import after_an_erasure
+    from compatctl.deployment.carry_over import after_an_erasure
 
     after, foreign = after_an_erasure(
         store, target, keep=keeping == "keep", drop=keeping == "drop", dry_run=dry_run
@@ -214,7 +214,7 @@ def _with_added(
     progress: Progress,
 ) -> _Moved:
     """The rollback where the galleries differ; what it needs is loaded here, and only then."""
-    from compatctl.commands.going_back import Added, bring_along, keep_gallery
+    from compatctl.deployment.carry_over import Added, bring_along, keep_gallery
 
     added = Added.since(store, target)
     known, foreign = len(added.known), len(added.foreign)

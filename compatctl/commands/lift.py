@@ -10,27 +10,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compatctl.commands import rewriting, training_record
-from compatctl.commands.admission import Candidate
-from compatctl.commands.ann import Asked, health_of
-from compatctl.commands.bridge_pairs import Ground, ground_of, pair_rows
-from compatctl.commands.context import now, open_store
-from compatctl.commands.data import load_data
-from compatctl.commands.erasure import refuse_erased_vectors
-from compatctl.commands.fitting import AUTO, Fitted, check_asked, fit
-from compatctl.commands.gallery import DeployedGallery, params_of
-from compatctl.commands.indexing import give_back_memory
-from compatctl.commands.lift_files import Owner, owners_of
-from compatctl.commands.lift_result import Lifted, LiftMap
-from compatctl.commands.lift_trial import LiftTrial, held_out, try_lift
-from compatctl.commands.rewriting import HeldOut, Outcome
 from compatctl.core.arrays import Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
+from compatctl.deployment import training_record
+from compatctl.deployment.bulk_embedding import give_back_memory
+from compatctl.deployment.data import load_data
+from compatctl.deployment.erasure import refuse_erased_vectors
+from compatctl.deployment.gallery import DeployedGallery, params_of
+from compatctl.deployment.model_file import Candidate
+from compatctl.deployment.project import now, open_store
 from compatctl.encoder import refuse_unsteady
 from compatctl.errors import UsageError
+from compatctl.evaluation.ann import Asked, health_of
 from compatctl.index import HnswIndex, mapped
 from compatctl.manifest import Manifest
+from compatctl.migration import rewrite_gate
+from compatctl.migration.adapters import AUTO, Fitted, check_asked, fit
+from compatctl.migration.alignment import Ground, ground_of, pair_rows
+from compatctl.migration.lift_result import Lifted, LiftMap
+from compatctl.migration.lift_trial import LiftTrial, held_out, try_lift
+from compatctl.migration.lifted_models import Owner, owners_of
+from compatctl.migration.rewrite_gate import HeldOut, Outcome
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import policy_sha256
@@ -141,7 +142,7 @@ class _Work:
         trial, index_asked = self._measured(data, gallery, queries, fitted)
         new.rest()
         outcome: Outcome = trial.verdict.outcome if trial else "not measured"
-        go = rewriting.goes_ahead(outcome, asked.forced_reason)
+        go = rewrite_gate.goes_ahead(outcome, asked.forced_reason)
         found = replace(
             result,
             map=_told(data, ground, fitted),
@@ -174,7 +175,7 @@ class _Work:
         return try_lift(self.store, catalog, through, old=old, new=new, policy=self.policy)
 
     def _need(self, queries: int) -> None:
-        rewriting.need_queries(
+        rewrite_gate.need_queries(
             queries,
             forced_reason=self.asked.forced_reason,
             without="what a lift gains cannot be measured",

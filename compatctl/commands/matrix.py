@@ -8,10 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.both import named
-from compatctl.commands.context import open_store
-from compatctl.commands.data import load_data
-from compatctl.commands.evaluation import (
+from compatctl.core.arrays import Vectors, as_rows
+from compatctl.core.matrix import summarise, summarise_samples
+from compatctl.core.resampling import half_samples
+from compatctl.data import Dataset
+from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.project import open_store
+from compatctl.encoder import Encoder, refuse_unsteady
+from compatctl.errors import InputError
+from compatctl.evaluation.comparison import Field, retrieval
+from compatctl.evaluation.embedding import named
+from compatctl.evaluation.ignored_rows import ignoring, shared_columns
+from compatctl.evaluation.protocol import (
     Arena,
     arena_of,
     embed_rows,
@@ -20,16 +29,7 @@ from compatctl.commands.evaluation import (
     same_dimension,
     without,
 )
-from compatctl.commands.gallery import DeployedGallery
-from compatctl.commands.ignoring import ignoring, shared_columns
-from compatctl.commands.searched import Embedded, Searched
-from compatctl.commands.trial import Field, retrieval
-from compatctl.core.arrays import Vectors, as_rows
-from compatctl.core.matrix import summarise, summarise_samples
-from compatctl.core.resampling import half_samples
-from compatctl.data import Dataset
-from compatctl.encoder import Encoder, refuse_unsteady
-from compatctl.errors import InputError
+from compatctl.evaluation.searched_gallery import Embedded, Searched
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store, spaces

@@ -16,25 +16,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compatctl.commands import finetune as tuning
-from compatctl.commands import routes
-from compatctl.commands.choosing import Fold, Measured
-from compatctl.commands.preflight import Preflight, Split, planning_split, preflight
-from compatctl.commands.recommendation import CEILING, KEEP, LIFT, NEXT, Expected, recommend
-from compatctl.commands.rewriting import HeldOut
-from compatctl.commands.routes import Ground
-from compatctl.commands.settling import Sampling, sampling, verdict_of
-from compatctl.commands.trial import Field, retrieval
 from compatctl.core.arrays import Vectors
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
 from compatctl.data import unit_hash
 from compatctl.errors import InputError
+from compatctl.evaluation.adaptive_resampling import Sampling, sampling, verdict_of
+from compatctl.evaluation.comparison import Field, retrieval
+from compatctl.migration import routes
+from compatctl.migration.preflight import Preflight, Split, planning_split, preflight
+from compatctl.migration.recommendation import CEILING, KEEP, LIFT, NEXT, Expected, recommend
+from compatctl.migration.rewrite_gate import HeldOut
+from compatctl.migration.routes import Ground
+from compatctl.migration.selection import Fold, Measured
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe, load_policy
 
 if TYPE_CHECKING:
-    from compatctl.commands.gallery import DeployedGallery
+    from compatctl.deployment.gallery import DeployedGallery
 
 LIMIT = 20_000
 """Gallery items, and training items, that a plan looks at."""

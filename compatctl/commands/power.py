@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.alike import load_alike, ranked
-from compatctl.commands.data import load_data
-from compatctl.commands.evaluation import arena_of, field_of, query_rows
-from compatctl.commands.options import VerifyOptions
-from compatctl.commands.trial import Field, retrieval
-from compatctl.commands.verify_features import check_same, table_field, table_rows
 from compatctl.core.arrays import Bools
 from compatctl.core.dependence import intraclass
 from compatctl.core.policy import Policy, rules
 from compatctl.core.power import Asked, HeldOutSet, Kind, Scatter, least_gain, times_needed
+from compatctl.deployment.data import load_data
 from compatctl.errors import InputError, UsageError
+from compatctl.evaluation.comparison import Field, retrieval
+from compatctl.evaluation.feature_reduction import load_alike, ranked
+from compatctl.evaluation.feature_tables import check_same, table_field, table_rows
+from compatctl.evaluation.options import VerifyOptions
+from compatctl.evaluation.protocol import arena_of, field_of, query_rows
 from compatctl.recipe import Project, load_policy
 from compatctl.report import Report, read_bound
 

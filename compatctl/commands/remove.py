@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from compatctl.commands.context import open_store
-from compatctl.commands.erasure_files import candidates_with_erased
-from compatctl.commands.removal import Removal
-from compatctl.commands.removal_result import Removed
+from compatctl.deployment.erasure_files import candidates_with_erased
+from compatctl.deployment.project import open_store
+from compatctl.deployment.removal import Removal
+from compatctl.deployment.removal_result import Removed
 from compatctl.errors import UsageError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands.clusters import columns_of
-from compatctl.commands.context import open_store
-from compatctl.commands.data import load_data
-from compatctl.commands.gallery import DeployedGallery, scale_of
 from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.data import from_files
+from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import DeployedGallery, scale_of
+from compatctl.deployment.project import open_store
 from compatctl.errors import InputError
+from compatctl.evaluation.clusters import columns_of
 from compatctl.files import sha256_file
 from compatctl.manifest import Catalog
 from compatctl.recipe import Project

@@ -6,39 +6,33 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.commands import training_record
-from compatctl.commands.acceptance import scale_warnings
-from compatctl.commands.attempts import Inputs, attempts_in, uncounted
-from compatctl.commands.binding import question_sha256
-from compatctl.commands.both import deployed, load_pair
-from compatctl.commands.context import report_key
-from compatctl.commands.data import load_data
-from compatctl.commands.evaluation import union
-from compatctl.commands.findings import Findings, Question
-from compatctl.commands.gallery import DeployedGallery, scale_of
-from compatctl.commands.groups import Groups, groups_of
-from compatctl.commands.judging import (
-    NEXT_STEPS,
-    NO_STORE,
-    WITHOUT_STORE,
-    verdict_fields,
-    write,
-)
-from compatctl.commands.latency import latency_measurement, measure_latency
-from compatctl.commands.leaks import leak_measurements, leak_warnings, leaks_unchecked
-from compatctl.commands.options import VerifyOptions
-from compatctl.commands.proving import prove, unproven
-from compatctl.commands.query_file import check_form, write_queries
-from compatctl.commands.scope import stored_share, warnings_of
-from compatctl.commands.settling import sampling, verdict_of
-from compatctl.commands.training_record import Seen
-from compatctl.commands.verify_features import features_policy, verify_features
 from compatctl.core.evidence import ChainEvidence
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
+from compatctl.deployment import training_record
+from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import DeployedGallery, scale_of
+from compatctl.deployment.project import report_key
+from compatctl.deployment.provenance import prove, unproven
+from compatctl.deployment.training_record import Seen
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError, UnsteadyError
+from compatctl.evaluation.acceptance import scale_warnings
+from compatctl.evaluation.adaptive_resampling import sampling, verdict_of
+from compatctl.evaluation.attempts import Inputs, attempts_in, uncounted
+from compatctl.evaluation.embedding import deployed, load_pair
+from compatctl.evaluation.feature_tables import features_policy, verify_features
+from compatctl.evaluation.findings import Findings, Question
+from compatctl.evaluation.groups import Groups, groups_of
+from compatctl.evaluation.latency import latency_measurement, measure_latency
+from compatctl.evaluation.leak_checks import leak_measurements, leak_warnings, leaks_unchecked
+from compatctl.evaluation.options import VerifyOptions
+from compatctl.evaluation.protocol import union
+from compatctl.evaluation.query_report import check_form, write_queries
+from compatctl.evaluation.question import question_sha256
+from compatctl.evaluation.search_scope import stored_share, warnings_of
+from compatctl.evaluation.verdict import NEXT_STEPS, NO_STORE, WITHOUT_STORE, verdict_fields, write
 from compatctl.files import write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from compatctl.core.arrays import Pixels
 from compatctl.data._pixels import BAD_IMAGE_TIP, decode, from_array
 from compatctl.errors import InputError
-from compatctl.npz import open_regular
+from compatctl.files.npz import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from compatctl.core.similarity import SIMILARITIES
 from compatctl.errors import InputError
-from compatctl.npz import read_npz
+from compatctl.files.npz import read_npz
 
 _ROWS = 65_536
 SPREAD = 1e-3

@@ -16,7 +16,7 @@ from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
 from compatctl.data._roots import Roots
 from compatctl.data._tables import Cells, open_table, raw_lines, text_lines
 from compatctl.errors import InputError
-from compatctl.npz import read_npz
+from compatctl.files.npz import read_npz
 
 IMAGE_SUFFIXES = frozenset(
     [

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from compatctl.data._dataset import Dataset, Item, Source
 from compatctl.data._pixels import MAX_PIXELS
 from compatctl.errors import CompatError, InputError
-from compatctl.npz import read_npz
+from compatctl.files.npz import read_npz
 
 MAX_MEMORY_ITEMS = 1 << 19
 """The most images of one memory."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from compatctl.errors import InputError
-from compatctl.npz import open_regular
+from compatctl.files.npz import open_regular
 
 MAX_TABLE_BYTES = 4 << 30
 """The largest CSV, JSONL or relevance file."""

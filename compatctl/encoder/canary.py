@@ -19,7 +19,7 @@ from compatctl.data import Dataset, Item
 from compatctl.encoder.runtime import Encoder
 from compatctl.encoder.steadiness import SIZES, made_image
 from compatctl.errors import DamagedError, InputError
-from compatctl.npz import read_npz
+from compatctl.files.npz import read_npz
 
 LIMIT = 1e-3
 """The largest L2 distance between a canary's unit rows then and now; a cosine of 0.9999995."""

@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 
 from compatctl.errors import InputError, UnsteadyError
 from compatctl.files import clear_errors
-from compatctl.npz import open_regular
+from compatctl.files.npz import open_regular
 
 MAX_FILE_BYTES = (1 << 31) - 1
 """The largest ONNX file: protobuf's own limit."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compatctl.errors import DamagedError, InputError
-from compatctl.npz import read_npz
+from compatctl.files.npz import read_npz
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from compatctl.errors import DamagedError
-from compatctl.npz import read_npz
+from compatctl.files.npz import read_npz
 
 if TYPE_CHECKING:
     import numpy as np

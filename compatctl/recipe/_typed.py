@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from compatctl.errors import InputError
-from compatctl.npz import open_regular
+from compatctl.files.npz import open_regular
 
 MAX_BYTES = 1 << 18
 """The largest YAML file."""

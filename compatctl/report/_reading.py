@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compatctl.errors import CompatError, GateError, InputError
 from compatctl.files import canonical_json, clear_errors, parse_json, sha256_bytes
-from compatctl.npz import open_regular
+from compatctl.files.npz import open_regular
 from compatctl.report._evidence import contradictions
 from compatctl.report._refusal import refuse_refusal
 from compatctl.report._report import CHECKSUM, FORMAT, Report

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compatctl.errors import InputError
-from compatctl.npz import BROKEN, default_limit, open_regular, zip_entries
+from compatctl.files.npz import BROKEN, default_limit, open_regular, zip_entries
 from compatctl.train.network import Network
 
 WRAPPINGS = ("state_dict", "model_state_dict", "net", "model", "module")

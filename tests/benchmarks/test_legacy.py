@@ -19,12 +19,12 @@ import _legacy_docs as docs  # noqa: E402
 import ablation  # noqa: E402
 import legacy  # noqa: E402
 
-from compatctl.commands import routes  # noqa: E402
-from compatctl.commands.choosing import Chooser  # noqa: E402
-from compatctl.commands.routes import Ground  # noqa: E402
 from compatctl.core.nearest import search  # noqa: E402
 from compatctl.data import Dataset, load  # noqa: E402
-from compatctl.examples_data import emoji_source, unpack_emoji  # noqa: E402
+from compatctl.migration import routes  # noqa: E402
+from compatctl.migration.routes import Ground  # noqa: E402
+from compatctl.migration.selection import Chooser  # noqa: E402
+from compatctl.samples import emoji_source, unpack_emoji  # noqa: E402
 
 CASE = cases.Case(data="emoji", old="cnn", new="larger", share=0.5)
 SPLITS = {"train": 40, "validation": 12, "test": 25}

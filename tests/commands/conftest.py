@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from shop_kit import Shop, write_encoder
 
-from compatctl.examples_data import emoji_source, unpack_emoji
+from compatctl.samples import emoji_source, unpack_emoji
 
 CLASSES = {"train": 40, "validation": 25, "test": 90}
 

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from compatctl import encoder as onnx_files
 from compatctl.cli.app import app
-from compatctl.commands.gallery import DeployedGallery
-from compatctl.commands.training_record import Seen
 from compatctl.core.maps import Affine
 from compatctl.data import Preprocessing
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.training_record import Seen
 from compatctl.encoder import EncoderInput, seal
 from compatctl.recipe import Project
 from compatctl.store import Store

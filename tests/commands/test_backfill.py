@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from shop_kit import Shop, run, store_files, stored_rows
 
-from compatctl.commands import indexing
-from compatctl.commands.gallery import DeployedGallery
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, load
+from compatctl.deployment import bulk_embedding
+from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
 from compatctl.manifest import Catalog
 from compatctl.store import Store
@@ -116,8 +116,8 @@ def test_features_that_wait_on_disk_are_those_of_memory(
     deployed: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where features are more than may wait in memory, every key gets its own item's row."""
-    monkeypatch.setattr(indexing, "IN_MEMORY", 1000)
-    monkeypatch.setattr(indexing, "AT_ONCE", 7)
+    monkeypatch.setattr(bulk_embedding, "IN_MEMORY", 1000)
+    monkeypatch.setattr(bulk_embedding, "AT_ONCE", 7)
     assert deployed.run("backfill", "--share", 0.4).code == 0
     ids = sorted(_of_query_model(deployed))
     wanted = _embedded(deployed, "new.onnx", ids, load(deployed.data()))

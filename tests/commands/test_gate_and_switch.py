@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from shop_kit import Shop, carry, run, write_encoder
 
-from compatctl.commands.training_record import seen_of
 from compatctl.data import load
+from compatctl.deployment.training_record import seen_of
 from compatctl.encoder import Encoder
 
 

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from shop_kit import DIM, Shop, run, store_files, stored_rows, turned
 
-from compatctl.commands.gallery import DeployedGallery
 from compatctl.data import load
+from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Catalog

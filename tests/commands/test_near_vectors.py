@@ -10,8 +10,8 @@ import pytest
 from painted import DIM, World, unit
 from test_whole_gallery import shop_of
 
-from compatctl.commands import near_copies
-from compatctl.commands.near_copies import NEAR, near_vectors
+from compatctl.evaluation import near_copies
+from compatctl.evaluation.near_copies import NEAR, near_vectors
 
 COPIES = 12
 

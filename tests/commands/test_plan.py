@@ -13,12 +13,12 @@ import torch
 from shop_kit import DIM, Shop, run, store_files
 from tiny_backbone import build
 
-from compatctl.commands.gallery import DeployedGallery
 from compatctl.commands.plan import Plan
-from compatctl.commands.preflight import Preflight, planning_split
-from compatctl.commands.recommendation import NEXT, Expected, recommend
 from compatctl.data import load
+from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
+from compatctl.migration.preflight import Preflight, planning_split
+from compatctl.migration.recommendation import NEXT, Expected, recommend
 from compatctl.recipe import Recipe
 from compatctl.store import Store
 

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 from shop_kit import Shop, carry, write_encoder
 
-from compatctl.commands.near_copies import with_looks
-from compatctl.commands.training_record import Carried, Seen, find, read_carried, seen_of
 from compatctl.core.looks import LIMIT
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, load, look_of
+from compatctl.deployment.training_record import Carried, Seen, find, read_carried, seen_of
 from compatctl.encoder import Encoder, with_record
 from compatctl.errors import InputError
+from compatctl.evaluation.near_copies import with_looks
 
 
 def queries(data: Dataset) -> list[int]:

@@ -29,8 +29,8 @@ from tiny_backbone import build
 from typer.testing import CliRunner
 
 from compatctl.cli.app import app
-from compatctl.commands.training_record import seen_of
 from compatctl.data import load, memory_bytes, read_memory
+from compatctl.deployment.training_record import seen_of
 from compatctl.encoder import Encoder, fuse, held_vectors
 from compatctl.errors import InputError
 from compatctl.manifest import Erasures

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from shop_kit import Shop, carry, run
 
-from compatctl.commands.options import PRESENTATION, VerifyOptions
-from compatctl.commands.training_record import seen_of
 from compatctl.core.gate import Check, settle
 from compatctl.data import load
+from compatctl.deployment.training_record import seen_of
 from compatctl.encoder import Encoder
+from compatctl.evaluation.options import PRESENTATION, VerifyOptions
 from compatctl.files import canonical_json, sha256_bytes
 from compatctl.recipe import Gate, Project
 from compatctl.report import NEXT_STEP, Report, read_bound, summary

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from compatctl.commands import routes
-from compatctl.commands.choosing import Chooser, Fold, Measured, Option
 from compatctl.commands.plan import _Cost, _Gallery, _sheet
-from compatctl.commands.routes import Ground
-from compatctl.commands.trial import retrieval
 from compatctl.data import Dataset, Item
+from compatctl.evaluation.comparison import retrieval
+from compatctl.migration import routes
+from compatctl.migration.routes import Ground
+from compatctl.migration.selection import Chooser, Fold, Measured, Option
 from compatctl.recipe import Recipe, load_policy
 from compatctl.train import Features, Reference
 

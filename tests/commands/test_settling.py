@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compatctl.commands.comparison import Trial
-from compatctl.commands.settling import LONG, sampling, verdict_of
 from compatctl.core.borderline import unsure
 from compatctl.core.evidence import GroupEvidence, measure
 from compatctl.core.gate import judge
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import NEVER, Retrieval
+from compatctl.evaluation.adaptive_resampling import LONG, sampling, verdict_of
+from compatctl.evaluation.group_runs import Trial
 
 POLICY = Policy(min_queries=1, different_class_margin=None, max_design_effect=None, replicates=999)
 CLASSES, SIZE, SEEDS = 60, 6, 3
@@ -115,7 +115,7 @@ def test_a_p_value_that_the_draw_does_not_move_is_no_close_call(side):
 
 def test_the_long_draw_is_bounded():
     """Its replicates are at most some seconds' worth of numbers, and never fewer than asked for."""
-    from compatctl.commands.settling import CELLS, _last
+    from compatctl.evaluation.adaptive_resampling import CELLS, _last
 
     assert _last(100, CELLS, 2000).replicates == LONG
     assert _last(10**6, CELLS, 2000).replicates == CELLS // 10**6

@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from shop_kit import Shop, carry, run, write_encoder
 
-from compatctl.commands.training_record import Seen
 from compatctl.data import load
+from compatctl.deployment.training_record import Seen
 from compatctl.encoder import Encoder
 
 Array = NDArray[Any]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from shop_kit import Shop, carry, run
 
-from compatctl.commands.training_record import Seen
 from compatctl.data import load
+from compatctl.deployment.training_record import Seen
 from compatctl.encoder import Encoder
 
 FEATURES = Path(__file__).parents[1] / "features" / "emoji.npz"

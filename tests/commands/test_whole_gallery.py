@@ -10,8 +10,8 @@ import pytest
 from painted import DIM, World, check, unit
 from shop_kit import run
 
-from compatctl.commands.gallery import DeployedGallery
 from compatctl.data import load
+from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
 from compatctl.store import Store
 

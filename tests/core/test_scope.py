@@ -7,12 +7,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from compatctl.commands.searching import mixed_pieces, search_pieces, some_pieces
 from compatctl.core.arrays import NO_CLASS
 from compatctl.core.class_sums import class_sums
 from compatctl.core.compatibility import inequalities
 from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import search
+from compatctl.core.piecewise_search import mixed_pieces, search_pieces, some_pieces
 from compatctl.core.touched import Touched, share_by_class, share_judged
 from compatctl.core.unjudged import unjudged_of
 
@@ -87,7 +87,7 @@ def test_weights_make_the_gallerys_mixture():
 @pytest.mark.parametrize("seed", range(4))
 def test_pieces_are_searched_as_one_gallery(seed, monkeypatch):
     """Small pieces of a part, or of a mixture, give the answers of one array, ties included."""
-    monkeypatch.setattr("compatctl.commands.searching._CHUNK", 7)
+    monkeypatch.setattr("compatctl.core.piecewise_search._CHUNK", 7)
     rng = np.random.default_rng(seed)
     old, new, queries = unit(rng, 40), unit(rng, 40), unit(rng, 9)
     old[20:30] = old[:10]

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compatctl import npz
 from compatctl.errors import DamagedError, InputError
-from compatctl.npz import read_npz
+from compatctl.files import npz
+from compatctl.files.npz import read_npz
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 HONEST = {
@@ -221,7 +221,7 @@ def test_an_array_is_held_once(tmp_path: Path) -> None:
         save(tmp_path / "big.npz", a=values)
         code = (
             "import resource, sys, numpy; from pathlib import Path\n"
-            "from compatctl.npz import read_npz\n"
+            "from compatctl.files.npz import read_npz\n"
             "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
             "before = peak(); read_npz(Path(sys.argv[1])); print(peak() - before)"
         )

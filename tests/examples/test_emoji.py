@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from compatctl.errors import InputError
-from compatctl.examples_data import COLUMNS, TILE, emoji_source, unpack_emoji
+from compatctl.samples import COLUMNS, TILE, emoji_source, unpack_emoji
 
 SOURCE = Path(__file__).parents[2] / "examples" / "emoji"
 PACKAGES = {

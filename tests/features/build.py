@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from compatctl.examples_data import emoji_source, unpack_emoji
+from compatctl.samples import emoji_source, unpack_emoji
 
 HERE = Path(__file__).resolve().parent
 KANJI = HERE.parents[1] / "examples" / "kanji" / "data" / "kanji.npz"

@@ -34,9 +34,9 @@ from compatctl.data import (
 from compatctl.encoder import Canary, contract, foreign, safety
 from compatctl.errors import CompatError
 from compatctl.files import parse_json, read_json
+from compatctl.files.npz import read_npz
 from compatctl.index import HnswIndex, HnswParams, check_layout, read_header
 from compatctl.manifest import Catalog, Erasures, IndexInfo, Manifest, ModelShare
-from compatctl.npz import read_npz
 from compatctl.recipe import Project, Recipe, load_policy
 from compatctl.report import read_bound
 
@@ -178,9 +178,9 @@ def _read_onnx(path: Path) -> None:
 
 
 def _report() -> list[bytes]:
-    from compatctl.commands.options import VerifyOptions
-    from compatctl.commands.verify_features import verify_features
     from compatctl.core.policy import Policy
+    from compatctl.evaluation.feature_tables import verify_features
+    from compatctl.evaluation.options import VerifyOptions
 
     rng = np.random.default_rng(0)
     labels = np.repeat([f"c{one}" for one in range(6)], 3)

@@ -16,11 +16,11 @@ from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 from compatctl.cli.app import app
-from compatctl.commands.options import VerifyOptions
-from compatctl.commands.verify_features import verify_features
 from compatctl.core.gate import judge
 from compatctl.core.policy import Policy
 from compatctl.errors import GateError, InputError
+from compatctl.evaluation.feature_tables import verify_features
+from compatctl.evaluation.options import VerifyOptions
 from compatctl.files import canonical_json, sha256_bytes
 from compatctl.report import Report, junit, markdown, openmetrics, read_bound
 

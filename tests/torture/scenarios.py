@@ -19,11 +19,11 @@ from shop_kit import SIDE, write_attending, write_encoder
 
 from compatctl.core.policy import POLICY_FORMAT
 from compatctl.data import load, memory_bytes
-from compatctl.examples_data import TILE, emoji_source
 from compatctl.files import canonical_json, sha256_bytes, sha256_file
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Manifest
 from compatctl.recipe import load_policy
+from compatctl.samples import TILE, emoji_source
 from compatctl.store import Store
 
 FIRST, ALL = 12, 18

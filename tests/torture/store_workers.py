@@ -186,7 +186,7 @@ def _write_items(folder: Path, skip: int) -> None:
     """Emoji of one vendor, a query, and three tables of more and more of them."""
     from PIL import Image
 
-    from compatctl.examples_data import TILE, emoji_source
+    from compatctl.samples import TILE, emoji_source
 
     source = emoji_source()
     with (source / "items.csv").open(newline="", encoding="utf-8") as file:
@@ -208,8 +208,8 @@ def _write_items(folder: Path, skip: int) -> None:
 
 def _deploy_with_papers(store: Store, model: Path, *, other: bool) -> None:
     """A deploy with report, registry and memory, as a verified candidate's has."""
-    from compatctl.commands.admission import Candidate
     from compatctl.commands.deploy import with_model
+    from compatctl.deployment.model_file import Candidate
 
     now = store.manifest
     with store.transaction(now, operation="deploy") as tx:
@@ -692,7 +692,7 @@ def _together(*, gallery: bool = False) -> None:
     import hnswlib
 
     if gallery:
-        importlib.import_module("compatctl.commands.gallery")
+        importlib.import_module("compatctl.deployment.gallery")
     assert hnswlib
     print("ready", flush=True)
     sys.stdin.readline()
@@ -762,7 +762,7 @@ def read_once(root: Path, newest: int, *, gallery: bool = False) -> int:
     """Read all of the store, which must be of one generation, not older than ``newest``: which."""
     store = Store.open(root)
     if gallery:
-        from compatctl.commands.gallery import DeployedGallery
+        from compatctl.deployment.gallery import DeployedGallery
 
         opened = DeployedGallery.open(store)
         now, catalog, index = opened.manifest, opened.catalog, opened.index

@@ -109,7 +109,7 @@ def test_a_package_of_the_working_folder_and_a_list_without_it(folder: Path) -> 
         "onnx:load",
         "safetensors.torch:load_file",
         "transformers:AutoModel.from_pretrained",
-        "compatctl.npz:read_npz",
+        "compatctl.files.npz:read_npz",
         "runpy:run_path",
         "antigravity:x",
         "this:d",

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "commands"))
 
 from shop_kit import write_encoder
 
-from compatctl.examples_data import emoji_source, unpack_emoji
+from compatctl.samples import emoji_source, unpack_emoji
 
 SCRIPT = Path(sys.executable).parent / "compatctl"
 

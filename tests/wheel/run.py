@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
 PROBE = """
-import importlib.util, pathlib, sys, compatctl, compatctl.examples_data as examples
+import importlib.util, pathlib, sys, compatctl, compatctl.samples as examples
 assert importlib.util.find_spec("torch") is None, "torch is installed: this tests nothing"
 assert pathlib.Path(compatctl.__file__).is_relative_to(sys.prefix), compatctl.__file__
 assert "demo_data" in str(examples.emoji_source()), examples.emoji_source()

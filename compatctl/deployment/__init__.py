@@ -1,0 +1,1 @@
+"""What is there: the project, its store, its models and the records beside them."""

@@ -1,0 +1,1 @@
+"""What is measured: held-out queries, both models on the same gallery, and the verdict."""

@@ -1,0 +1,191 @@
+"""Both models and what they make of a data set: the features that a comparison starts from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compatctl.core.arrays import Rows, Vectors
+from compatctl.data import Dataset
+from compatctl.deployment.gallery import DeployedGallery, StoredVectors, stored_vectors
+from compatctl.deployment.project import open_store
+from compatctl.encoder import Encoder, refuse_unsteady
+from compatctl.errors import InputError
+from compatctl.evaluation.comparison import Sides
+from compatctl.evaluation.protocol import Arena, Features, embed_rows, same_dimension, union
+from compatctl.evaluation.searched_gallery import Embedded, Searched, stored_rows_of
+from compatctl.progress import Progress
+from compatctl.recipe import Project
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Both:
+    """Features of both models, the rows whose image is bad, and the vectors that were stored."""
+
+    old: Features
+    new: Features
+    bad: set[int]
+    stored: StoredVectors | None
+    old_sha256: str
+
+
+def features_of(
+    data: Dataset,
+    arenas: Sequence[Arena],
+    *,
+    encoders: tuple[Encoder, Encoder],
+    gallery: DeployedGallery | None,
+    skip_bad: bool,
+    progress: Progress,
+    new_gallery: bool = True,
+    extra: Rows | None = None,
+) -> Both:
+    """Features of what the arenas need; nothing is embedded twice, nor what the store holds.
+
+    Without ``new_gallery`` the new model embeds the queries only. ``extra`` rows query and are
+    searched besides.
+    """
+    old, new = encoders
+    more = np.zeros(0, np.int64) if extra is None else extra
+    queries = np.union1d(union(arenas, part="queries"), more)
+    searched = np.union1d(union(arenas, part="gallery"), more)
+    stored = stored_vectors(gallery, data, searched) if gallery else None
+    lacking = searched if stored is None else np.setdiff1d(searched, stored.rows)
+    by_old = np.union1d(queries, lacking)
+    by_new = np.union1d(queries, searched) if new_gallery else queries
+    say = named(progress, "old model")
+    old_all, bad_old = embed_rows(old, data, by_old, skip_bad=skip_bad, progress=say)
+    say = named(progress, "new model")
+    new_all, bad_new = embed_rows(new, data, by_new, skip_bad=skip_bad, progress=say)
+    old_gallery = old_all
+    if stored is not None and len(stored.rows):
+        old_gallery = old_all.copy()
+        old_gallery[stored.rows] = stored.vectors
+    ids = {*bad_old, *bad_new}
+    return Both(
+        old=Features(query=old_all, gallery=old_gallery),
+        new=Features(query=new_all, gallery=new_all),
+        bad={int(row) for row in np.union1d(by_old, by_new) if data.items[row].id in ids},
+        stored=stored,
+        old_sha256=old.sha256,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compared:
+    """What a verification embeds: the queries (and items of pairs) by both models, the gallery that
+    is searched, and by the new model that part of it whose images are at hand."""
+
+    old: Embedded
+    new: Embedded
+    searched: Searched
+    new_rows: Rows | None
+    """(n,) gallery rows, ascending, that the new model embedded; None: it was not to."""
+    bad: set[int]
+    """Rows of the data whose image could not be embedded."""
+    old_sha256: str
+
+    def sides(self, arena: Arena) -> Sides:
+        """The features of one group."""
+        gallery = rows = None
+        if self.new_rows is not None:
+            gallery = self.new.at(self.searched.of_data[self.new_rows])
+            rows = self.new_rows if len(self.new_rows) < len(self.searched) else None
+        return Sides(
+            old_queries=self.old.at(arena.queries),
+            new_queries=self.new.at(arena.queries),
+            old_gallery=self.searched.vectors,
+            new_gallery=gallery,
+            new_rows=rows,
+        )
+
+    def stored(self, data: Dataset, rows: Rows) -> Vectors:
+        """(n, D) what the old gallery holds of rows (n,) of the data; else what the old model makes
+        of them."""
+        at = self.searched.rows_of(data)[rows]
+        found = np.empty((len(rows), self.searched.vectors.shape[1]), np.float32)
+        found[at >= 0] = self.searched.vectors[at[at >= 0]]
+        found[at < 0] = self.old.at(rows[at < 0])
+        return found
+
+
+def compared(
+    data: Dataset,
+    arenas: Sequence[Arena],
+    *,
+    encoders: tuple[Encoder, Encoder],
+    gallery: DeployedGallery | None,
+    pairs: Rows,
+    self_test: bool,
+    skip_bad: bool,
+    progress: Progress,
+) -> Compared:
+    """Embed what the arenas need; nothing twice, nor by the old model what the store holds.
+
+    The gallery is the store's, all of it, and what else the data has in the role gallery.
+    """
+    old, new = encoders
+    of_data = stored_rows_of(data, gallery)
+    held = of_data[of_data >= 0]
+    lacking = np.setdiff1d(union(arenas, part="gallery"), held)
+    asked = np.union1d(union(arenas, part="queries"), pairs)
+    by_old = np.union1d(asked, lacking)
+    by_new = np.union1d(asked, np.union1d(held, lacking)) if self_test else asked
+    say = named(progress, "old model")
+    made = Embedded.of(old, data, by_old, skip_bad=skip_bad, progress=say)
+    beside = lacking[made.holds(lacking)]
+    searched = Searched.of(data, gallery, Embedded(rows=beside, features=made.at(beside)))
+    say = named(progress, "new model")
+    answers = Embedded.of(new, data, by_new, skip_bad=skip_bad, progress=say)
+    ids = {*made.bad, *answers.bad}
+    at_hand = (searched.of_data >= 0) & answers.holds(searched.of_data)
+    return Compared(
+        old=made,
+        new=answers,
+        searched=searched,
+        new_rows=np.flatnonzero(at_hand) if self_test else None,
+        bad={int(row) for row in np.union1d(by_old, by_new) if data.items[row].id in ids},
+        old_sha256=old.sha256,
+    )
+
+
+def load_pair(old: Path, new: Path, data: Dataset) -> tuple[Encoder, Encoder]:
+    """Both encoders, of one dimension, each with one answer for one image of the data.
+
+    Raises:
+        InputError: a file that is not an encoder, or another dimension.
+        UnsteadyError: an answer depends on the batch, or on chance.
+    """
+    pair = Encoder.load(old), Encoder.load(new)
+    same_dimension(pair[0].dim, pair[1].dim)
+    for encoder in pair:
+        refuse_unsteady(encoder, data)
+    return pair
+
+
+def deployed(project: Project, old: Encoder) -> DeployedGallery | None:
+    """The project's store, where it has one; ``old`` must be its query model.
+
+    Raises:
+        InputError: another query model, or something else lies where the store is to be: a store
+            that lost its manifest, an empty folder. To search no store then would go unseen.
+    """
+    if not os.path.lexists(project.store):
+        return None
+    gallery = DeployedGallery.open(open_store(project))
+    serving = gallery.manifest.query_model
+    if serving != old.sha256:
+        raise InputError(
+            f"the old model is {old.sha256[:12]}, but the store's query model is {serving[:12]}",
+            tip=f"verify against {gallery.model_path}, or name another --store",
+        )
+    return gallery
+
+
+def named(progress: Progress, name: str) -> Progress:
+    """The same progress, each stage called by a model's name."""
+    return lambda stage, done, total: progress(f"{name}: {stage}", done, total)

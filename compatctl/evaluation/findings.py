@@ -1,0 +1,236 @@
+"""What a verification finds: on each group of queries, on the real index, along the versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from compatctl.core.arrays import Rows
+from compatctl.core.calibration import ScoreMap
+from compatctl.core.evidence import DECIDING_GROUP, ChainEvidence
+from compatctl.core.gate import Measurement
+from compatctl.core.policy import Policy
+from compatctl.data import Dataset, read_qrels
+from compatctl.deployment.gallery import DeployedGallery, scale_of
+from compatctl.deployment.training_record import Seen
+from compatctl.encoder import Encoder
+from compatctl.evaluation.adaptive_resampling import Sampling
+from compatctl.evaluation.ann import AnnQueries
+from compatctl.evaluation.clusters import columns_of
+from compatctl.evaluation.comparison import Field, Sides
+from compatctl.evaluation.embedding import Compared, compared, named
+from compatctl.evaluation.group_runs import Trial, run
+from compatctl.evaluation.groups import Groups, with_near
+from compatctl.evaluation.ignored_rows import ignoring, unknown_values
+from compatctl.evaluation.near_copies import near_vectors
+from compatctl.evaluation.options import VerifyOptions
+from compatctl.evaluation.pairs import measure_pairs
+from compatctl.evaluation.protocol import Arena, Judged, union, without
+from compatctl.evaluation.query_report import Answered
+from compatctl.evaluation.search_scope import GalleryImages, searched_gallery
+from compatctl.evaluation.searched_gallery import Searched
+from compatctl.evaluation.verdict import lost_judgments
+from compatctl.evaluation.versions import chain_of
+from compatctl.progress import Progress
+from compatctl.report import AnnHealth, PairsResult, SearchedGallery
+
+MakePairs = Callable[[Sampling], tuple[list[Measurement], PairsResult | None]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Question:
+    """What a verification is asked, before any model runs."""
+
+    data: Dataset
+    groups: Groups
+    seen: Seen | None
+    policy: Policy
+    options: VerifyOptions
+
+    def judged(self) -> Judged | None:
+        """The user's judgments."""
+        return read_qrels(self.options.qrels) if self.options.qrels else None
+
+    def with_near_vectors(self, both: Compared) -> Question:
+        """The same, with the near-copies that show by the old model's vectors only."""
+        if self.seen is None:
+            return self
+        groups = self.groups
+        rows = np.setdiff1d(union(groups.arenas, part="queries"), groups.trained)
+        rows = rows[both.old.holds(rows)]
+        searched = both.searched
+        passed = np.flatnonzero(self.seen.passed(searched.ids))
+        own = searched.rows_of(self.data)[rows]
+        near = rows[near_vectors(both.old.at(rows), own, searched.vectors, passed)]
+        groups = with_near(groups, near, self.data, self.seen, self.options)
+        return replace(self, groups=groups)
+
+    def run(self, name: str, where: Field, sides: Sides, scale: ScoreMap | None) -> Trial:
+        """One group, put to both models."""
+        return run(
+            name,
+            where,
+            sides,
+            self.policy,
+            thresholds=self.options.thresholds(scale),
+            calibrate=self.options.calibration(scale),
+        )
+
+    def answered(self, arena: Arena, searched: Searched, trial: Trial) -> list[Answered]:
+        """What the queries of a group found, where a file of it was asked for."""
+        if self.options.queries_file is None:
+            return []
+        rows = arena.queries[trial.kept]
+        items = [self.data.items[row] for row in rows]
+        one = Answered(
+            group=arena.name,
+            ids=[item.id for item in items],
+            labels=[item.label for item in items],
+            columns=columns_of(self.data, rows, self.options.columns),
+            gallery_ids=searched.ids,
+            gallery_labels=searched.labels,
+            tests=(trial.evidence.old_old, trial.evidence.new_old),
+        )
+        return [one]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Findings:
+    """What was found on each group, on the real index, and along the chain of versions.
+
+    ``both``: the features, and ``sent``: queries to try the index with; they are large, and gone
+    once the index is loaded.
+    """
+
+    groups: Groups
+    trials: list[Trial]
+    searched: SearchedGallery
+    bad: set[int]
+    chain: list[ChainEvidence] = field(default_factory=list)
+    unchecked: tuple[str, ...] = ()
+    """What was not asked for, judgments without effect, items without a value of a column."""
+    answered: list[Answered] = field(default_factory=list)
+    both: Compared | None = None
+    sent: AnnQueries | None = None
+    ann: AnnHealth | None = None
+
+    @classmethod
+    def of(
+        cls,
+        asked: Question,
+        encoders: tuple[Encoder, Encoder],
+        gallery: DeployedGallery | None,
+        progress: Progress,
+    ) -> Findings:
+        both = compared(
+            asked.data,
+            asked.groups.arenas,
+            encoders=encoders,
+            gallery=gallery,
+            pairs=asked.groups.pair_rows,
+            self_test=asked.options.self_test,
+            skip_bad=asked.options.skip_bad,
+            progress=progress,
+        )
+        asked = asked.with_near_vectors(both)
+        judged = asked.judged()
+        images = GalleryImages.of(asked.data, both.searched, bad=both.bad)
+        trials: list[Trial] = []
+        found = cls(
+            groups=asked.groups,
+            trials=trials,
+            searched=searched_gallery(both.searched, both.new_rows),
+            bad=both.bad,
+            both=both,
+        )
+        for one in asked.groups.arenas:
+            arena = without(one, both.bad)
+            where = both.searched.truth(asked.data, arena, judged, asked.seen)
+            shared = both.searched.shared(asked.data, arena, asked.options.ignore_same)
+            where = replace(ignoring(where, shared), same_image=images.hold(arena.queries))
+            sides = both.sides(arena)
+            trial = asked.run(one.name, where, sides, scale_of(gallery))
+            if not trials:
+                found = replace(found, unchecked=unknown_values(shared))
+            trials.append(trial)
+            found.answered.extend(asked.answered(arena, both.searched, trial))
+            if gallery is not None and one.name == DECIDING_GROUP and trial.kept.any():
+                part = where.queries(trial.kept), sides.queries(trial.kept)
+                rows = arena.queries[trial.kept]
+                found = found._in_store(asked, gallery, *part, rows, progress)
+        lost = lost_judgments(judged, trials[0]) if judged else ()
+        return replace(found, unchecked=asked.options.unchecked() + lost + found.unchecked)
+
+    def _in_store(  # noqa: PLR0917
+        self,
+        asked: Question,
+        gallery: DeployedGallery,
+        where: Field,
+        sides: Sides,
+        rows: Rows,
+        progress: Progress,
+    ) -> Findings:
+        """The same with what the store is asked besides: the chain of versions, and queries for the
+        index. ``rows`` (Q,): those of the data that query."""
+        both = self.both
+        assert both is not None
+        chain = chain_of(
+            gallery,
+            both.searched,
+            asked.data,
+            where,
+            asked=rows,
+            queries={both.old_sha256: sides.old_queries},
+            new=sides.new_queries,
+            policy=asked.policy,
+            progress=named(progress, "earlier model"),
+        )
+        sent = AnnQueries.of(gallery, both.searched, sides.new_queries)
+        return replace(self, chain=chain, sent=sent)
+
+    def pairs(self, asked: Question) -> MakePairs:
+        """How the user's pairs are measured; it holds what their items need, and no more."""
+        both, groups = self.both, asked.groups
+        if groups.pairs is None or both is None:
+            return lambda how: ([], None)
+        good = [not {a, b} & both.bad for a, b in zip(*groups.pairs[:2], strict=True)]
+        first, second, same = (column[np.array(good, bool)] for column in groups.pairs)
+        rows = np.union1d(first, second)
+        make = partial(
+            measure_pairs,
+            asked.policy,
+            queries=(both.old.at(rows), both.new.at(rows)),
+            gallery=both.stored(asked.data, rows),
+            rows=(np.searchsorted(rows, first), np.searchsorted(rows, second), same),
+            labels=[asked.data.labels[row] for row in rows],
+            cluster=columns_of(asked.data, rows, asked.options.cluster),
+        )
+
+        def measured(how: Sampling) -> tuple[list[Measurement], PairsResult | None]:
+            found, result = make(draw=how.draw, replicates=how.replicates)
+            found = [replace(one, may_decide=not groups.pairs_seen) for one in found]
+            return found, replace(result, seen=groups.pairs_seen)
+
+        return measured
+
+    def without_features(self) -> Findings:
+        """The same, less the features. Where nothing else holds them they are gone: the rows of the
+        gallery are in memory once, as themselves or in the index."""
+        return replace(self, both=None)
+
+    def on_index(self, gallery: DeployedGallery | None) -> Findings:
+        """The same with what the real index finds."""
+        found = replace(self, sent=None)
+        if gallery is None or self.sent is None:
+            return found
+        ann, shares = self.sent.ask(gallery)
+        trials = [
+            replace(one, evidence=replace(one.evidence, ann_found=shares))
+            if one.evidence.name == DECIDING_GROUP
+            else one
+            for one in self.trials
+        ]
+        return replace(found, ann=ann, trials=trials)

@@ -1,0 +1,131 @@
+"""Which held-out queries decide: those of classes that the candidate never saw.
+
+Items that were trained on are found by id and by the digest of their bytes, and are an error unless
+they are asked to be reported apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from compatctl.core.arrays import Bools, Rows
+from compatctl.core.evidence import DECIDING_GROUP
+from compatctl.data import Dataset, read_pairs
+from compatctl.deployment.training_record import Seen
+from compatctl.errors import InputError
+from compatctl.evaluation.clusters import columns_of
+from compatctl.evaluation.near_copies import near_copies
+from compatctl.evaluation.options import VerifyOptions
+from compatctl.evaluation.pairs import rows_of
+from compatctl.evaluation.protocol import Arena, arena_of, has_roles, query_rows, union
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Groups:
+    """The groups of queries, the deciding one first, and the user's pairs."""
+
+    arenas: tuple[Arena, ...]
+    pairs: tuple[Rows, Rows, Bools] | None = None
+    near: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Held-out queries that are nearly an item that went through the new model"""
+    near_by_vector: int = 0
+    """Those of them that only the old model's vector shows"""
+    trained: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Held-out queries that trained, where they are allowed"""
+    held_out: int = 0
+    """Held-out queries, with these and without those that trained"""
+    pairs_seen: bool = False
+    """Whether items or classes of the pairs were trained on: then they have no say."""
+
+    @property
+    def pair_rows(self) -> Rows:
+        """Rows of the items that stand in pairs."""
+        if self.pairs is None:
+            return np.zeros(0, np.int64)
+        return np.union1d(self.pairs[0], self.pairs[1])
+
+    @property
+    def n_slices(self) -> int:
+        """Slices of the deciding group."""
+        return len(self.arenas[0].slices)
+
+
+def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Groups:
+    """Held-out queries by what the candidate saw: unseen classes, seen classes, trained items.
+
+    Raises:
+        InputError: a held-out item, or an item of a pair, was trained on (without ``allow_seen``);
+            a slice names no column; a pair names no item.
+    """
+    columns_of(data, (), options.slices)  # or an error that names the columns
+    pairs = rows_of(read_pairs(options.pairs), data.ids) if options.pairs else None
+    held_out = query_rows(data, "test")
+    if seen is None:
+        arena = arena_of(DECIDING_GROUP, data, held_out, options.slices, options.cluster)
+        return Groups(arenas=(arena,), pairs=pairs, held_out=len(held_out))
+    in_pairs = np.zeros(0, np.int64) if pairs is None else np.union1d(pairs[0], pairs[1])
+    used = _refuse_trained(data, in_pairs, seen, options, "items of pairs")
+    if not has_roles(data):  # every item queries: one that anchored must not
+        keep = [row for row in held_out if not seen.anchored(data.items[row].id)]
+        held_out = np.array(keep, np.int64)
+    trained = _refuse_trained(data, held_out, seen, options, "held-out queries")
+    left = np.setdiff1d(held_out, trained)
+    near = near_copies(data, left, seen)
+    return Groups(
+        arenas=_by_class(data, seen, np.setdiff1d(left, near), (trained, near), options),
+        pairs=pairs,
+        near=near,
+        trained=trained,
+        held_out=len(left),
+        pairs_seen=len(used) > 0 or any(seen.knows_class(data.labels[row]) for row in in_pairs),
+    )
+
+
+def with_near(
+    groups: Groups, rows: Rows, data: Dataset, seen: Seen, options: VerifyOptions
+) -> Groups:
+    """The same where these held-out queries, too, are near-copies: their vectors show it."""
+    if not len(rows):
+        return groups
+    near = np.union1d(groups.near, rows)
+    every = union(groups.arenas, part="queries")
+    fresh = np.setdiff1d(every, np.union1d(groups.trained, near))
+    return replace(
+        groups,
+        arenas=_by_class(data, seen, fresh, (groups.trained, near), options),
+        near=near,
+        near_by_vector=len(near) - len(groups.near),
+    )
+
+
+def _by_class(
+    data: Dataset, seen: Seen, fresh: Rows, beside: tuple[Rows, Rows], options: VerifyOptions
+) -> tuple[Arena, ...]:
+    labels = np.array([seen.knows_class(data.items[row].label) for row in fresh], bool)
+    unseen = fresh[~labels]
+    groups = [arena_of(DECIDING_GROUP, data, unseen, options.slices, options.cluster)]
+    if labels.any():
+        groups.append(arena_of("seen", data, fresh[labels], (), options.cluster))
+    for name, rows in zip(("trained", "near copies"), beside, strict=True):
+        if len(rows):
+            groups.append(arena_of(name, data, rows, (), options.cluster))
+    return tuple(groups)
+
+
+def _refuse_trained(
+    data: Dataset, rows: Rows, seen: Seen, options: VerifyOptions, what: str
+) -> Rows:
+    """Those of ``rows`` that were trained on, where they are allowed."""
+    trained = np.array(
+        [row for row in rows if seen.trained_on(data.items[row].id, data.digest(int(row)))],
+        np.int64,
+    )
+    if len(trained) and not options.allow_seen:
+        names = ", ".join(data.items[row].id for row in trained[:3])
+        raise InputError(
+            f"{len(trained)} of {len(rows)} {what} were trained on: {names} ...",
+            tip="hold out other items, or pass --allow-seen to report them apart",
+        )
+    return trained

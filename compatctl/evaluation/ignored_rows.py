@@ -1,0 +1,115 @@
+"""``--ignore-same COLUMN``: gallery items of the query's label that share the query's value of a
+column with it do not count, as in the protocol of person re-identification.
+
+Where relevance was judged pair by pair a label says nothing, and every item that shares the value
+is ignored. An item without a value, or of no known label, shares it with nobody, and counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from compatctl.core.arrays import Rows
+from compatctl.core.ignored import Ignored
+from compatctl.data import Dataset
+from compatctl.errors import InputError
+from compatctl.evaluation.clusters import columns_of
+from compatctl.evaluation.comparison import Field
+
+_BLOCK = 2**16
+"""Judged pairs looked up at once."""
+
+Column = tuple[Sequence[str], Sequence[str]]
+"""Values of the Q queries and of the G gallery rows; an empty one is none."""
+
+
+def ignored_rows(
+    columns: Mapping[str, Column], query_labels: Rows, gallery_labels: Rows, *, judged: bool
+) -> Ignored | None:
+    """What each of the Q queries ignores of G gallery rows; None where no column is named.
+
+    Args:
+        columns: name of each column -> its values.
+        query_labels, gallery_labels: (Q,) and (G,) codes; one below 0 is of a row that nobody knows
+            the label of.
+        judged: whether relevance was judged pair by pair.
+
+    Raises:
+        InputError: no gallery item has a value of a column.
+    """
+    if not columns:
+        return None
+    codes = []
+    for name, (of_queries, of_rows) in columns.items():
+        known = {value: at for at, value in enumerate(sorted({*of_rows} - {""}))}
+        if not known:
+            raise InputError(
+                f"no item of the gallery has a value of the column {name}",
+                tip="--ignore-same names a column that queries and gallery items have",
+            )
+        sides = [
+            np.array([known.get(value, -1) for value in values], np.int64)
+            for values in (of_queries, of_rows)
+        ]
+        if not judged:
+            sides = [
+                np.where((side < 0) | (labels < 0), -1, labels * len(known) + side)
+                for side, labels in zip(sides, (query_labels, gallery_labels), strict=True)
+            ]
+        codes.append((sides[0], sides[1]))
+    return Ignored.of(*codes, n_queries=len(query_labels), n_rows=len(gallery_labels))
+
+
+def ignoring(where: Field, columns: Mapping[str, Column]) -> Field:
+    """The field with what its queries ignore; judged pairs that do not count are no longer in it.
+
+    Raises:
+        InputError: no gallery item has a value of a column, or no judged pair is left.
+    """
+    labels = where.query_labels, where.gallery_labels
+    ignored = ignored_rows(columns, *labels, judged=where.judged is not None)
+    if ignored is None or where.judged is None:
+        return replace(where, ignored=ignored)
+    query, row = where.judged
+    blocks = [slice(at, at + _BLOCK) for at in range(0, len(query), _BLOCK)]
+    lost = np.concatenate(
+        [ignored.of_queries(query[part]).holds(row[part, None])[:, 0] for part in blocks]
+    )
+    if lost.all():
+        raise InputError(
+            f"all {len(lost)} judged pairs share the query's value of an ignored column",
+            tip="judge pairs that do not, or leave --ignore-same out",
+        )
+    return replace(where, ignored=ignored, judged=(query[~lost], row[~lost]))
+
+
+def shared_columns(
+    data: Dataset, names: Sequence[str], queries: Rows, gallery: Rows
+) -> dict[str, Column]:
+    """Name -> values of rows of the data: of the queries (Q,), and of the gallery (G,), in which
+    -1 is an item that the data do not hold, without a value.
+
+    Raises:
+        InputError: no item has the column.
+    """
+    known = columns_of(data, range(len(data)), names)
+    return {
+        name: ([of[row] for row in queries], ["" if row < 0 else of[row] for row in gallery])
+        for name, of in known.items()
+    }
+
+
+def unknown_values(columns: Mapping[str, Column]) -> tuple[str, ...]:
+    """A sentence for each column of which gallery items or queries have no value: they count."""
+    found = []
+    for name, (of_queries, of_rows) in columns.items():
+        lost = [sum(value == "" for value in values) for values in (of_rows, of_queries)]
+        if any(lost):
+            found.append(
+                f"same {name}: {lost[0]} of {len(of_rows)} gallery items and {lost[1]} of "
+                f"{len(of_queries)} queries have no value; these pairs count"
+            )
+    return tuple(found)

@@ -1,0 +1,92 @@
+"""Near-copies: other bytes and another id, and yet the image that was trained on or anchored.
+
+They show by the look of the image, or by the vector that the old model makes of it: either is
+enough. Re-compression moves a vector far, and the look hardly; a record without looks leaves the
+vectors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from compatctl.core.arrays import Bools, Rows, Vectors
+from compatctl.core.looks import alike
+from compatctl.core.piecewise_search import search_pieces, some_pieces
+from compatctl.data import Dataset, looks_of
+from compatctl.deployment.training_record import Seen
+
+NEAR = 0.005
+"""Two vectors are of near-copies where 1 - cosine is below this share of its mean over all pairs of
+queries and rows; measured in docs/verify.md. Of a mean cosine of 0 that is a cosine of .995."""
+_SAMPLE = 10_000
+"""Rows that the mean is taken of."""
+
+
+def with_looks(record: dict[str, Any], *sources: Dataset | None) -> dict[str, Any]:
+    """The record with a look of every item and anchor whose image decodes, of the first of the
+    ``sources`` that has its id."""
+    looks: dict[str, str] = {}
+    wanted = {one["id"] for part in ("items", "anchors") for one in record[part]}
+    for data in sources:
+        if data is not None:
+            rows = [row for row, one in enumerate(data.ids) if one in wanted and one not in looks]
+            found, good = looks_of(data, rows)
+            names = (data.ids[rows[at]] for at in good)
+            looks |= dict(zip(names, (one.tobytes().hex() for one in found), strict=True))
+    parts = {
+        part: [
+            one | ({"look": looks[one["id"]]} if one["id"] in looks else {}) for one in record[part]
+        ]
+        for part in ("items", "anchors")
+    }
+    return {**record, **parts}
+
+
+def entries_of(data: Dataset, rows: Rows) -> dict[str, Any]:
+    """The record of items that a map was fitted on, with their looks.
+
+    Training items are items, of classes that were seen; gallery items of other splits are anchors,
+    whose label nobody looked at.
+    """
+    items: list[dict[str, str]] = []
+    anchors: list[dict[str, str]] = []
+    classes: set[str] = set()
+    for row in rows:
+        item = data.items[row]
+        entry = {"id": item.id, "sha256": data.digest(int(row))}
+        (items if item.split == "train" else anchors).append(entry)
+        classes |= {item.label} if item.split == "train" else set()
+    found = {"items": items, "anchors": anchors, "classes": sorted(classes)}
+    return with_looks(found, data)
+
+
+def near_copies(data: Dataset, rows: Rows, seen: Seen) -> Rows:
+    """Those of ``rows`` (n,) that look like an item that went through the new model.
+
+    An image that does not decode looks like none.
+    """
+    if not len(seen.looks) or not len(rows):
+        return np.zeros(0, np.int64)
+    found, good = looks_of(data, rows.tolist())
+    near: Rows = rows[good[alike(found, seen.looks)]]
+    return near
+
+
+def near_vectors(queries: Vectors, own_row: Rows, gallery: Vectors, rows: Rows) -> Bools:
+    """(Q,) queries (Q, D) whose vector is nearly that of one of the ``rows`` (n,), ascending, of a
+    gallery (G, D): those that went through the new model.
+
+    ``own_row`` (Q,): the gallery row that is the query's own item, -1: none. Unit rows, all of the
+    old model; a row that an earlier one embedded is of another direction, and is near none.
+    """
+    if not len(queries) or not len(rows):
+        return np.zeros(len(queries), bool)
+    sample = gallery[rows[:: -(-len(rows) // _SAMPLE)]]
+    mean = float(queries.mean(axis=0, dtype=np.float64) @ sample.mean(axis=0, dtype=np.float64))
+    at = np.searchsorted(rows, own_row)
+    own = np.where(rows[np.minimum(at, len(rows) - 1)] == own_row, at, -1)
+    found = search_pieces(queries, some_pieces(gallery, rows), 1, own)
+    near: Bools = 1 - found.scores[:, 0] < NEAR * (1 - mean)
+    return near

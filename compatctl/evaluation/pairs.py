@@ -1,0 +1,156 @@
+"""Pairs given by the user, as in face verification: both models on exactly these pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.core.arrays import Bools, Rows, Vectors
+from compatctl.core.class_sums import row_products
+from compatctl.core.estimate import Estimate
+from compatctl.core.evidence import Draw
+from compatctl.core.gate import Measurement
+from compatctl.core.policy import Policy
+from compatctl.core.resampling import estimate_pairs
+from compatctl.core.thresholds import (
+    Roc,
+    crossvalidated_accuracy,
+    equal_error_rate,
+    roc,
+    tar_at_far,
+)
+from compatctl.data import Pair
+from compatctl.errors import InputError
+from compatctl.evaluation.adaptive_resampling import PAIRS
+from compatctl.evaluation.clusters import drawn
+from compatctl.report import PairsResult
+
+FOLDS = 10
+FARS = (0.0001, 0.001, 0.01, 0.1)
+POINTS = 100
+MIN_PAIRS = FOLDS
+"""Pairs of each kind: one for each fold."""
+
+
+def rows_of(pairs: Sequence[Pair], ids: Sequence[str]) -> tuple[Rows, Rows, Bools]:
+    """Rows of both items of every pair, and whether it is of one class.
+
+    Raises:
+        InputError: an id that the data does not have, or too few pairs of either kind.
+    """
+    row = {name: at for at, name in enumerate(ids)}
+    unknown = [one for pair in pairs for one in (pair.first, pair.second) if one not in row]
+    if unknown:
+        raise InputError(
+            f"{len(unknown)} ids of the pairs are not in the data: {', '.join(unknown[:3])} ..."
+        )
+    same = np.array([pair.same for pair in pairs], bool)
+    if min(same.sum(), (~same).sum()) < MIN_PAIRS:
+        raise InputError(
+            f"the pairs need at least {MIN_PAIRS} of each kind, got {same.sum()} of one class and "
+            f"{(~same).sum()} of two"
+        )
+    first, second = (
+        np.array([row[getattr(pair, side)] for pair in pairs], np.int64)
+        for side in ("first", "second")
+    )
+    return first, second, same
+
+
+def measure_pairs(
+    policy: Policy,
+    *,
+    queries: tuple[Vectors, Vectors],
+    gallery: Vectors,
+    rows: tuple[Rows, Rows, Bools],
+    labels: Sequence[str],
+    cluster: Mapping[str, Sequence[str]],
+    draw: Draw,
+    replicates: int,
+) -> tuple[list[Measurement], PairsResult]:
+    """Inequalities, accuracy, TAR and ROC; the first item of a pair queries, the second is stored.
+
+    ``queries`` are old and new features (N, D), ``gallery`` the old ones; the classes of both items
+    are what is resampled, and the units of the ``cluster`` columns: name -> N values.
+    """
+    first, second, same = rows
+    old, new = (row_products(one, first, gallery, second) for one in queries)
+    used = np.concatenate([first, second])
+    codes = np.unique([labels[row] for row in used], return_inverse=True)[1].astype(np.int64)
+    units = drawn(codes, {name: [of[row] for row in used] for name, of in cluster.items()})
+    a, b = units.classes[: len(first)], units.classes[len(first) :]
+
+    def estimate(values: NDArray[np.float64], kind: Bools, harm: int = 0) -> Estimate:
+        return estimate_pairs(values[kind], a[kind], b[kind], replicates, draw(), harm=harm)
+
+    def measured(name: str, found: Estimate, n: int, detail: str) -> Measurement:
+        return Measurement(
+            name=name,
+            group=PAIRS,
+            estimate=found,
+            n=n,
+            n_queries=n,
+            may_decide=True,
+            unit=units.unit,
+            detail=detail,
+        )
+
+    curves = roc(old, same), roc(new, same)
+    gained, far = _accepted_gain(policy, curves, old, new)
+    change = new - old
+    found = [
+        measured("same_class", estimate(change, same), int(same.sum()),
+                     "The mean cosine of the given pairs of one class moves by "
+                     f"{change[same].mean():+.5f}, and should not fall (1a)"),
+        measured("different_class", estimate(-change, ~same), int((~same).sum()),
+                     "The mean cosine of the given pairs of two classes moves by "
+                     f"{change[~same].mean():+.5f}, and may rise by a margin (1b)"),
+        measured("pair_tar_gain", estimate(gained, same, -1), int(same.sum()) if far else 0,
+                     f"Pairs of one class accepted at FAR {policy.pair_far:g}: their share moves "
+                     f"{gained[same].mean():+.4f}"),
+    ]  # fmt: skip
+    return found, _result(old, new, same, curves)
+
+
+def _accepted_gain(
+    policy: Policy,
+    curves: tuple[Roc, Roc],
+    old: NDArray[np.float64],
+    new: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], bool]:
+    """(P,) accepted by new less accepted by old, each at its threshold; whether FAR resolves."""
+    at = [tar_at_far(curve, policy.pair_far) for curve in curves]
+    gained = (new >= at[1].threshold).astype(np.float64) - (old >= at[0].threshold)
+    return gained, all(one.resolved for one in at)
+
+
+def _result(
+    old: NDArray[np.float64], new: NDArray[np.float64], same: Bools, curves: tuple[Roc, Roc]
+) -> PairsResult:
+    folds = np.zeros(len(same), np.int64)
+    for kind in (same, ~same):  # both kinds are spread over all folds
+        folds[kind] = np.arange(kind.sum()) % FOLDS
+    names = ("old", "new")
+    scores = dict(zip(names, (old, new), strict=True))
+    lines = dict(zip(names, curves, strict=True))
+    return PairsResult(
+        n_same=int(same.sum()),
+        n_diff=int((~same).sum()),
+        accuracy={name: crossvalidated_accuracy(one, same, folds) for name, one in scores.items()},
+        equal_error_rate={name: equal_error_rate(one) for name, one in lines.items()},
+        tar={name: {f"{far:g}": _tar(one, far) for far in FARS} for name, one in lines.items()},
+        roc={name: _points(one) for name, one in lines.items()},
+    )
+
+
+def _tar(curve: Roc, far: float) -> float | None:
+    found = tar_at_far(curve, far)
+    return found.tar if found.resolved else None
+
+
+def _points(curve: Roc) -> tuple[tuple[float, float], ...]:
+    """At most POINTS points of the curve, its ends among them."""
+    at = np.unique(np.linspace(0, len(curve.far) - 1, POINTS).round().astype(int))
+    return tuple((float(curve.far[i]), float(curve.tar[i])) for i in at)

@@ -1,0 +1,182 @@
+"""What every rewriting of the gallery (backfill, lift) has in common.
+
+Held-out queries decide it, by the gate or against it; what became of it is told in one form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, Self
+
+from compatctl.core.arrays import Rows, Vectors, as_rows
+from compatctl.data import Dataset
+from compatctl.deployment.training_record import Seen
+from compatctl.encoder import Encoder
+from compatctl.errors import EvidenceError
+from compatctl.evaluation.ann import Asked, sample
+from compatctl.evaluation.clusters import columns_of, drawn
+from compatctl.evaluation.comparison import Field
+from compatctl.evaluation.groups import groups_of
+from compatctl.evaluation.ignored_rows import ignoring
+from compatctl.evaluation.options import VerifyOptions
+from compatctl.manifest import Catalog
+from compatctl.report import AnnHealth
+
+Outcome = Literal["nothing to do", "not measured", "pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeldOut:
+    """Held-out queries: their features (Q, D), ids and classes; ``labels``: class by item id;
+    ``cluster``: column -> Q values, by which they are resampled besides their classes;
+    ``columns``: name -> value by item id, of those that an item may not share with the query."""
+
+    features: Vectors
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: dict[str, str]
+    cluster: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def embedded(
+        cls,
+        encoder: Encoder,
+        data: Dataset,
+        rows: Rows,
+        *,
+        skip_bad: bool,
+        cluster: tuple[str, ...] = (),
+        ignore_same: tuple[str, ...] = (),
+    ) -> Self:
+        """The queries at ``rows`` (Q,) of the data; errors as ``Encoder.embed``, and an InputError
+        where no item has a column of ``cluster`` or ``ignore_same``."""
+        done = encoder.embed(data.take(rows), skip_bad=skip_bad)
+        return cls.of(
+            data, rows[done.rows], done.features, cluster=cluster, ignore_same=ignore_same
+        )
+
+    @classmethod
+    def of(
+        cls,
+        data: Dataset,
+        rows: Rows,
+        features: Vectors,
+        *,
+        cluster: tuple[str, ...] = (),
+        ignore_same: tuple[str, ...] = (),
+    ) -> Self:
+        """The queries at ``rows`` (Q,) of the data, whose features (Q, D) are at hand; an
+        InputError as ``embedded``."""
+        shared = columns_of(data, range(len(data)), ignore_same)
+        queries = data.take(rows)
+        return cls(
+            features=features,
+            ids=queries.ids,
+            classes=queries.labels,
+            labels=dict(zip(data.ids, data.labels, strict=True)),
+            cluster=columns_of(queries, range(len(queries)), cluster),
+            columns={
+                name: dict(zip(data.ids, values, strict=True)) for name, values in shared.items()
+            },
+        )
+
+    def field(self, catalog: Catalog) -> Field:
+        """These queries, and all rows of the store: what is relevant to what.
+
+        A row's class is that of the data; the catalogue's for an item that the data does not hold.
+        """
+        of_rows = [
+            self.labels.get(item, label)
+            for item, label in zip(catalog.ids, catalog.labels, strict=True)
+        ]
+        code = {name: at for at, name in enumerate(sorted({*of_rows, *self.classes}))}
+        row_of = {item: row for row, item in enumerate(catalog.ids)}
+        labels = as_rows(code[name] for name in self.classes)
+        units = drawn(labels, self.cluster)
+        where = Field(
+            classes=units.classes,
+            unit=units.unit,
+            query_labels=labels,
+            gallery_labels=as_rows(code[name] for name in of_rows),
+            own_row=as_rows(row_of.get(item, -1) for item in self.ids),
+        )
+        shared = {
+            name: ([of[item] for item in self.ids], [of.get(item, "") for item in catalog.ids])
+            for name, of in self.columns.items()
+        }
+        return ignoring(where, shared)
+
+    def asked(self, rows: Vectors, catalog: Catalog) -> Asked:
+        """A sample of the queries, to try an index of ``rows`` (N, D), the catalogue's, with."""
+        return Asked.of(self.features[sample(len(self.ids))], rows, catalog.keys)
+
+
+def deciding(data: Dataset, seen: Seen | None) -> Rows:
+    """The queries that decide, as in verify: of the test split, and of classes that are not among
+    the ``seen`` ones, where there is a record of them.
+
+    Raises:
+        InputError: there is a record, and a query's image cannot be read.
+    """
+    return groups_of(data, seen, VerifyOptions(allow_seen=True)).arenas[0].queries
+
+
+def need_queries(n: int, *, forced_reason: str | None, without: str) -> None:
+    """Refuse to rewrite with no query, unless that is forced; ``without``: what is then not known.
+
+    Raises:
+        EvidenceError: no query, and no reason to force.
+    """
+    if not n and forced_reason is None:
+        raise EvidenceError(
+            f"the data has no held-out query: {without}",
+            tip="give items of the test split (role query), or --force --reason '...', which is "
+            "recorded",
+        )
+
+
+def goes_ahead(outcome: Outcome, forced_reason: str | None) -> bool:
+    """Whether the gallery is to be rewritten: the gate says so, or it is overruled."""
+    return outcome == "pass" or forced_reason is not None
+
+
+class Rewritten(Protocol):
+    """What the result of every rewriting says."""
+
+    @property
+    def generation(self) -> int: ...
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def forced_reason(self) -> str | None: ...
+    @property
+    def written(self) -> bool: ...
+    @property
+    def ann(self) -> AnnHealth | None: ...
+    @property
+    def ef_search(self) -> int: ...
+
+
+def exit_code(done: Rewritten) -> int:
+    """3 where the gate says no, 4 where it cannot tell, unless it was overruled; else 0."""
+    if done.forced_reason is not None:
+        return 0
+    return {"fail": 3, "inconclusive": 4}.get(done.outcome, 0)
+
+
+def sentence(done: Rewritten, rows: str) -> str:
+    """The outcome, the generation, what became of the ``rows``, and the new index, for people."""
+    forced = "" if done.forced_reason is None else ", forced"
+    state = f"generation {done.generation}" if done.written else "nothing was written"
+    return f"{done.outcome}{forced}: {state}; {rows}{_index(done)}"
+
+
+def _index(done: Rewritten) -> str:
+    if done.ann is None:
+        return ""
+    return (
+        f"; ANN recall@{done.ann.k} of the new index {done.ann.recall_needed:.4f} at ef "
+        f"{done.ef_search}"
+    )

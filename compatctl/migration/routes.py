@@ -1,0 +1,327 @@
+"""Every route from the deployed gallery to the new backbone, tried on features that are at hand.
+
+A route ends in query features, or in a gallery that is rewritten too. Heads are trained by
+``train.train`` on ready backbone features; nothing here reads an image. What a route leaves open (a
+weight, a ridge strength) is chosen on some classes and judged on others.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
+from compatctl.data import Dataset
+from compatctl.evaluation.clusters import columns_of, drawn
+from compatctl.evaluation.comparison import Field
+from compatctl.evaluation.ignored_rows import ignoring, shared_columns
+from compatctl.migration.adapters import KINDS, every_map
+from compatctl.migration.selection import Chooser, Chosen, Fold, Measured, Option, each
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Junction, Objective, Recipe
+
+if TYPE_CHECKING:
+    from compatctl.train import Features, Reference, Trained
+
+WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SHARES = (0.25, 0.5, 0.75, 1.0)
+SCALE = 16.0
+"""Of the free model's softmax, where the recipe has none."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ground:
+    """What the routes start from.
+
+    ``data``: items of the split ``train`` train, ``validation`` queries choose among a recipe's
+    trials. ``reference``: the deployed gallery, whose every item has its image in ``data``, and the
+    deployed encoder's features of all other items that are used. ``features``: what the new
+    backbone makes of all of them.
+    """
+
+    data: Dataset
+    reference: Reference
+    recipe: Recipe
+    base: Path
+    features: Features
+    asked: Rows
+    """(Q,) rows of ``data`` that query"""
+    ignore_same: tuple[str, ...] = ()
+    """Columns whose value a gallery item of the query's label may not share, or does not count"""
+    cluster: tuple[str, ...] = ()
+    """Columns by whose values queries are resampled, besides their classes"""
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Item id -> row of the data."""
+        return {item: row for row, item in enumerate(self.data.ids)}
+
+    @cached_property
+    def gallery(self) -> Rows:
+        """(G,) rows of the data, in the order of the reference."""
+        return as_rows(self.row_of[item] for item in self.reference.gallery_ids)
+
+    @cached_property
+    def where(self) -> Field:
+        """Queries and gallery in numbers."""
+        names: dict[str, int] = {}
+        gallery = {item: at for at, item in enumerate(self.reference.gallery_ids)}
+        for label in sorted({*(self.data.labels[i] for i in self.asked), *self._labels}):
+            names[label] = len(names)
+        labels = as_rows(names[self.data.labels[i]] for i in self.asked)
+        units = drawn(labels, columns_of(self.data, self.asked, self.cluster))
+        where = Field(
+            classes=units.classes,
+            unit=units.unit,
+            query_labels=labels,
+            gallery_labels=as_rows(names[label] for label in self._labels),
+            own_row=as_rows(gallery.get(self.data.ids[i], -1) for i in self.asked),
+        )
+        shared = shared_columns(self.data, self.ignore_same, self.asked, self.gallery)
+        return ignoring(where, shared)
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return self.reference.gallery_labels
+
+    @cached_property
+    def pairs(self) -> Rows:
+        """(N,) rows that both models may learn from each other by: the gallery's items and the
+        training items, but no item that asks, nor one whose image has the bytes of one that does.
+        """
+        training = as_rows(i for i, item in enumerate(self.data.items) if item.split == "train")
+        rows = np.setdiff1d(np.union1d(training, self.gallery), self.asked)
+        asked = {self.data.digest(int(row)) for row in self.asked}
+        return as_rows(row for row in rows if self.data.digest(int(row)) not in asked)
+
+    def old(self, rows: Rows) -> Vectors:
+        """(n, D) the deployed model's features of rows of the data."""
+        found, _ = self.reference.old_features([self.data.ids[int(row)] for row in rows])
+        return found
+
+    def new(self, trained: Trained, rows: Rows) -> Vectors:
+        """(n, D) a trained model's features of rows of the data."""
+        return self.features.embedded(trained.network, self.data, rows.tolist())
+
+    def counted(self) -> Bools:
+        """(Q,) whether the gallery holds another item of the query's class, which counts."""
+        where = self.where
+        sizes = np.bincount(where.gallery_labels, minlength=int(where.query_labels.max()) + 1)
+        left = sizes[where.query_labels] - (where.own_row >= 0)
+        for query, row in () if where.ignored is None else where.ignored.blocks():
+            left -= np.bincount(query[where.own_row[query] != row], minlength=len(left))
+        return np.asarray(left > 0)
+
+
+def measure(
+    ground: Ground,
+    folds: Sequence[Fold],
+    progress: Progress = silent,
+    baselines: bool = False,
+) -> list[Measured]:
+    """Try every route. ``keep`` (old queries) is the first, ``re-embed`` (the ceiling) the second.
+
+    ``baselines``: what a result stands beside, too.
+
+    Raises:
+        InputError: see ``train.train``.
+    """
+    stored = ground.reference.gallery_features
+    pick = Chooser(counted=ground.counted(), where=ground.where, folds=tuple(folds))
+    old = Option(queries=ground.old(ground.asked), gallery=stored, encoders=("old",))
+    heads = pick(_heads(ground, progress))
+    tuned = fit(ground, ground.recipe, ground.reference, progress).option(stored)
+    fuse = pick(fusions(old, tuned))
+    bridge = pick.after(heads, lambda head: bridges(ground, head, progress))
+    hedged = pick.after(bridge, lambda one: fusions(old, one))
+    lift = pick.after(heads, lambda head: lifts(ground, head, progress))
+    best = pick.after(fuse, lambda one: embedding(tuned, one))
+    again = [(share, each(best, backfilled(ground, share))) for share in SHARES]
+    found = [
+        pick.measured("keep", pick.only(old)),
+        pick.measured("re-embed", heads, rewritten=1.0),
+        pick.measured("finetune", pick.only(tuned)),
+        pick.measured("fuse", fuse),
+        pick.measured("bridge", bridge),
+        pick.measured("bridge + fuse", hedged),
+        pick.measured("lift", lift, rewritten=1.0),
+        *(pick.measured(f"backfill {s:.0%}", one, rewritten=s) for s, one in again),
+    ]
+    return found + (_baselines(ground, pick, old, heads, progress) if baselines else [])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """A trained model's features of the queries (Q, D) and of the gallery (G, D)."""
+
+    model: Trained
+    recipe: Recipe
+    queries: Vectors
+    gallery: Vectors
+    seconds: float
+
+    def option(self, searched: Vectors, setting: str = "") -> Option:
+        """Its queries on a gallery (G, D)."""
+        return Option(
+            queries=self.queries,
+            gallery=searched,
+            setting=setting,
+            made=self.gallery,
+            trained=self.model,
+            recipe=self.recipe,
+            seconds=self.seconds,
+        )
+
+
+def _heads(ground: Ground, progress: Progress) -> list[Option]:
+    """The model without a gallery, with the recipe's head and a linear one, re-embedding all."""
+    recipe = free_recipe(ground.recipe, ground.reference.dim)
+    found = []
+    for one in dict.fromkeys((recipe.junction, Junction())):
+        head = fit(ground, replace(recipe, junction=one), None, progress)
+        found.append(head.option(head.gallery, f"{one.kind} head"))
+    return found
+
+
+def fit(
+    ground: Ground,
+    recipe: Recipe,
+    reference: Reference | None = None,
+    progress: Progress = silent,
+) -> Fitted:
+    """Train by ``recipe`` against ``reference``; None: a model that knows no gallery.
+
+    Raises:
+        InputError: see ``train.train``.
+    """
+    from compatctl.train import train
+
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as work:
+        model = train(
+            recipe=recipe,
+            base=ground.base,
+            data=ground.data,
+            reference=reference,
+            work=Path(work),
+            features=ground.features,
+            progress=progress,
+        )
+    return Fitted(
+        model=model,
+        recipe=recipe,
+        queries=ground.new(model, ground.asked),
+        gallery=ground.new(model, ground.gallery),
+        seconds=time.monotonic() - began,
+    )
+
+
+def free_recipe(recipe: Recipe, dim: int) -> Recipe:
+    """The same backbone, head, data and epochs with no thought of the gallery."""
+    objective = Objective(
+        frame=("free",), lambda_=(1.0,), scale=recipe.objective.scale or SCALE, dim=dim
+    )
+    return replace(recipe, objective=objective)
+
+
+def fused(old: Vectors, new: Vectors, weight: float) -> Vectors:
+    """Unit means of old and new features (N, D), by the weight of the new."""
+    return _unit((1 - weight) * old + weight * new)
+
+
+def fusions(old: Option, new: Option) -> Iterator[Option]:
+    """Old and new queries in one, by weight. What ``old`` searches is what its model made of the
+    items, and the old part of what the fused one would make.
+    """
+    for weight in WEIGHTS:
+        yield replace(
+            new,
+            setting=f"weight {weight}",
+            queries=fused(old.queries, new.queries, weight),
+            made=None if new.made is None else fused(old.gallery, new.made, weight),
+            encoders=("old", "new"),
+        )
+
+
+def bridges(
+    ground: Ground, head: Option, progress: Progress = silent, kinds: Sequence[str] = KINDS
+) -> Iterator[Option]:
+    """The free model's queries through every map to the old features; labels are not looked at."""
+    old, new = _pairs(ground, head)
+    seed, gallery = ground.recipe.seed, ground.reference.gallery_features
+    for name, through in every_map(new, old, kinds=kinds, seed=seed, progress=progress):
+        queries = through(head.queries)
+        yield replace(head, setting=name, queries=queries, gallery=gallery, made=None)
+
+
+def lifts(ground: Ground, head: Option, progress: Progress = silent) -> Iterator[Option]:
+    """The stored vectors through every map to the free model's features, from the same pairs."""
+    old, new = _pairs(ground, head)
+    seed, gallery = ground.recipe.seed, ground.reference.gallery_features
+    for name, through in every_map(old, new, seed=seed, progress=progress):
+        yield replace(head, setting=name, gallery=through(gallery), made=None)
+
+
+def embedding(tuned: Option, fuse: Option) -> tuple[Option, Option]:
+    """The routes that leave the gallery as it is and whose model can embed items, told apart."""
+    return (
+        replace(tuned, setting="of finetune"),
+        replace(fuse, setting=f"of fuse, {fuse.setting}"),
+    )
+
+
+def backfilled(ground: Ground, share: float) -> Callable[[Option], Option]:
+    """A model on the gallery of which it re-embeds a share, by the hash of the id."""
+    keys = [sha256(item.encode()).digest() for item in ground.reference.gallery_ids]
+    place = np.empty(len(keys), np.int64)
+    place[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+    again = (place < round(share * len(keys)))[:, None]
+
+    def change(one: Option) -> Option:
+        assert one.made is not None
+        return replace(one, gallery=np.where(again, one.made, one.gallery))
+
+    return change
+
+
+def _baselines(
+    ground: Ground, pick: Chooser, old: Option, heads: Chosen, progress: Progress
+) -> list[Measured]:
+    """Naive swap, linear maps alone, SLERP, and BCT's influence loss."""
+    stored = ground.reference.gallery_features
+    plain = replace(ground.recipe.objective, frame=("prototypes",), lambda_=(1.0,), anchors=None)
+    bct = fit(ground, replace(ground.recipe, objective=plain), ground.reference, progress)
+    turned = pick.after(heads, lambda one: bridges(ground, one, kinds=("orthogonal",)))
+    ridges = pick.after(heads, lambda one: bridges(ground, one, kinds=("ridge", "low-rank")))
+
+    def half(one: Option) -> Option:
+        return replace(one, queries=fused(old.queries, one.queries, 0.5), encoders=("old", "new"))
+
+    return [
+        pick.measured("naive swap", each(heads, lambda one: replace(one, gallery=stored))),
+        pick.measured("procrustes", turned),
+        pick.measured("ridge", ridges),
+        pick.measured("procrustes + SLERP", each(turned, half)),
+        pick.measured("prototypes", pick.only(bct.option(stored))),
+    ]
+
+
+@lru_cache(maxsize=2)
+def _pairs(ground: Ground, head: Option) -> tuple[Vectors, Vectors]:
+    """(N, D) old and new features of the pairs: each image is read for its digest, so bridges and
+    lifts of the same head, of which there are two, share them."""
+    assert head.trained is not None
+    return ground.old(ground.pairs), ground.new(head.trained, ground.pairs)
+
+
+def _unit(rows: Vectors) -> Vectors:
+    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit

@@ -1,0 +1,187 @@
+"""Which way a route is gone: options, chosen by some queries and measured with others.
+
+For each fold and for all queries that choose there is one choice, made apart from the others. Where
+one choice leads to further options (a head, then a map of its feature, then a weight), each choice
+goes on with its own: no query that is judged has chosen anything that it is measured with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compatctl.core.arrays import Bools, Vectors
+from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence
+from compatctl.core.policy import Policy
+from compatctl.core.retrieval import Retrieval
+from compatctl.evaluation.comparison import (
+    MAP_K,
+    Field,
+    Sides,
+    depths,
+    retrieval,
+    retrieval_by_part,
+)
+from compatctl.evaluation.group_runs import Trial, run
+
+if TYPE_CHECKING:
+    from compatctl.recipe import Recipe
+    from compatctl.train import Trained
+
+Fold = tuple[Bools, Bools]
+"""(Q,) queries that choose, and (Q,) queries that are judged by the choice."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Option:
+    """One way that a route can be gone; unit rows."""
+
+    queries: Vectors
+    """(Q, D)"""
+    gallery: Vectors
+    """(G, D) what they search"""
+    setting: str = ""
+    """What tells it from the route's other options"""
+    encoders: tuple[str, ...] = ("new",)
+    """Which backbones a query runs"""
+    made: Vectors | None = None
+    """(G, D) what the query model makes of the gallery's items; None: not at hand"""
+    trained: Trained | None = None
+    recipe: Recipe | None = None
+    """What finetune runs for it; None where nothing is trained"""
+    seconds: float = 0.0
+    """Training, fitting and choosing, beyond one pass of the backbone"""
+
+
+Chosen = tuple[Option, ...]
+"""The choice of each fold and, as the last, that of all queries that choose."""
+
+
+def each(chosen: Chosen, change: Callable[[Option], Option]) -> Chosen:
+    """Every choice changed, equal ones once."""
+    changed = {one: change(one) for one in dict.fromkeys(chosen)}
+    return tuple(changed[one] for one in chosen)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """One route. ``queries`` (Q, D) are each judged by a choice that did not look at them.
+
+    ``searched``: which of them (Q,) search which gallery (G, D), a part a fold; ``rewritten``: the
+    share of the stored vectors that is replaced. ``setting`` and all after it are of the choice by
+    all queries that choose, as an ``Option`` has them.
+    """
+
+    name: str
+    queries: Vectors
+    searched: tuple[tuple[Bools, Vectors], ...]
+    rewritten: float
+    encoders: tuple[str, ...]
+    setting: str
+    made: Vectors | None
+    seconds: float
+    recipe: Recipe | None
+
+    def retrieval(self, where: Field, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
+        """recall@k and mAP of its queries, ``where`` in numbers."""
+        return retrieval_by_part(where, self.queries, self.searched, ks, map_k)
+
+    def trial(self, where: Field, old: Vectors, stored: Vectors, policy: Policy) -> Trial:
+        """Beside old queries (Q, D) on the stored gallery (G, D), as ``verify`` puts it; where the
+        gallery is rewritten, without the inequalities, which are about the stored vectors."""
+        if self.rewritten == 0.0:
+            sides = Sides(
+                old_queries=old, new_queries=self.queries, old_gallery=stored, new_gallery=None
+            )
+            return run(DECIDING_GROUP, where, sides, policy)
+        evidence = GroupEvidence(
+            name=DECIDING_GROUP,
+            classes=where.classes,
+            unit=where.unit,
+            old_old=retrieval(where, old, stored, depths(policy)),
+            new_old=self.retrieval(where, depths(policy)),
+        )
+        return Trial(evidence=evidence, kept=np.ones(len(self.queries), dtype=bool))
+
+    def asked(self, rows: Bools) -> Measured:
+        """The route with no other queries than these (Q,)."""
+        parts = tuple((part[rows], gallery) for part, gallery in self.searched)
+        return replace(self, queries=self.queries[rows], searched=parts)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chooser:
+    """Chooses among a route's options by recall@1 on some queries, for others.
+
+    ``counted`` (Q,): queries that have something to find. ``folds``: each query that is measured is
+    judged in one of them.
+    """
+
+    where: Field
+    counted: Bools
+    folds: tuple[Fold, ...]
+
+    def __call__(self, options: Iterable[Option]) -> Chosen:
+        """The first of those with most right answers; options are looked at one by one."""
+        best = self._best(options, range(len(self._choosing)))
+        return tuple(best[at] for at in range(len(self._choosing)))
+
+    def only(self, option: Option) -> Chosen:
+        """Where there is nothing to choose."""
+        return (option,) * len(self._choosing)
+
+    def after(self, before: Chosen, then: Callable[[Option], Iterable[Option]]) -> Chosen:
+        """Each choice goes on with the options that its own one leads to."""
+        found: dict[int, Option] = {}
+        for option in dict.fromkeys(before):
+            mine = [at for at, one in enumerate(before) if one is option]
+            found |= self._best(then(option), mine)
+        return tuple(found[at] for at in range(len(before)))
+
+    def measured(self, name: str, chosen: Chosen, *, rewritten: float = 0.0) -> Measured:
+        """The route: the queries that each fold judges, by the fold's choice."""
+        queries = np.full_like(chosen[-1].queries, np.nan)
+        for (_, judged), option in zip(self.folds, chosen, strict=False):
+            queries[judged] = option.queries[judged]
+        return Measured(
+            name=name,
+            queries=queries,
+            searched=tuple(
+                (judged, option.gallery)
+                for (_, judged), option in zip(self.folds, chosen, strict=False)
+            ),
+            rewritten=rewritten,
+            encoders=chosen[-1].encoders,
+            setting=chosen[-1].setting,
+            made=chosen[-1].made,
+            seconds=chosen[-1].seconds,
+            recipe=chosen[-1].recipe,
+        )
+
+    @cached_property
+    def _choosing(self) -> list[Bools]:
+        """(Q,) the queries behind each choice."""
+        choosing = [one & self.counted for one, _ in self.folds]
+        return [*choosing, np.logical_or.reduce(choosing)]
+
+    def _best(self, options: Iterable[Option], mine: Sequence[int]) -> dict[int, Option]:
+        """For some of the choices: their first best option. What this took is added to it."""
+        began, best = time.monotonic(), dict[int, tuple[int, Option]]()
+        choosing = self._choosing
+        for option in options:
+            right = retrieval(self.where, option.queries, option.gallery, (1,), map_k=1).hit1
+            for at in mine:
+                found = int((right & choosing[at]).sum())
+                if at not in best or found > best[at][0]:
+                    best[at] = found, option
+        spent = time.monotonic() - began
+        timed = {
+            one: replace(one, seconds=one.seconds + spent)
+            for one in dict.fromkeys(option for _, option in best.values())
+        }
+        return {at: timed[option] for at, (_, option) in best.items()}
