@@ -20,7 +20,7 @@ from compatctl.data import load
 from compatctl.encoder import Encoder
 
 ROOT = Path(__file__).parents[2]
-EMOJI = ROOT / "tests" / "features" / "emoji.npz"
+EMOJI = ROOT / "tests" / "fixtures" / "features" / "emoji.npz"
 
 
 def judged(shop: Shop, new: Path, *more: object) -> tuple[int, dict[str, Any]]:

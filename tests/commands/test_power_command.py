@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from shop_kit import run
 
-EMOJI = Path(__file__).parents[1] / "features" / "emoji.npz"
+EMOJI = Path(__file__).parents[1] / "fixtures" / "features" / "emoji.npz"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.score_counts import ScoreCounts, score_counts
 from compatctl.errors import InputError
 
-EMOJI = Path(__file__).parents[1] / "features" / "emoji.npz"
+EMOJI = Path(__file__).parents[1] / "fixtures" / "features" / "emoji.npz"
 
 
 def unit(rows):

@@ -21,7 +21,7 @@ from compatctl.index import (
     reduced,
 )
 
-FEATURES = Path(__file__).parent.parent / "features" / "kanji.npz"
+FEATURES = Path(__file__).parent.parent / "fixtures" / "features" / "kanji.npz"
 N = 1200
 
 

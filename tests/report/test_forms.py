@@ -24,7 +24,7 @@ from compatctl.evaluation.options import VerifyOptions
 from compatctl.files import canonical_json, sha256_bytes
 from compatctl.report import Report, junit, markdown, openmetrics, read_bound
 
-EMOJI = Path(__file__).parents[1] / "features" / "emoji.npz"
+EMOJI = Path(__file__).parents[1] / "fixtures" / "features" / "emoji.npz"
 HOSTILE = {
     "control": "a\x00b\x1b[31mc\x7f",
     "cdata": "]]><failure/>",

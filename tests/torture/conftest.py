@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "commands"))
-
 from kit import LONG, Fault, Machine, fresh_copy, machine
 from laws import Tally, Try, verify
 from scenarios import SCENARIOS, Stage, stage

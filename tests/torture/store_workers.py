@@ -59,7 +59,7 @@ HANGS_S = 20
 def start(verb: str, *, env: dict[str, str] | None = None, **request: Any) -> subprocess.Popen[str]:
     """A fresh process of this interpreter that runs a verb with the package of these tests."""
     package = str(Path(compatctl.__file__).parent.parent)
-    beside = str(Path(__file__).parent.parent / "commands")
+    beside = str(Path(__file__).parent.parent / "kits")
     clean = {key: value for key, value in os.environ.items() if not key.startswith("COMPATCTL")}
     one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     path = {"PYTHONPATH": os.pathsep.join([package, beside])}

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "commands"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "kits"))
 
 from shop_kit import write_encoder
 

@@ -17,7 +17,7 @@ from compatctl.data import load
 from compatctl.deployment.training_record import Seen
 from compatctl.encoder import Encoder
 
-FEATURES = Path(__file__).parents[1] / "features" / "emoji.npz"
+FEATURES = Path(__file__).parents[1] / "fixtures" / "features" / "emoji.npz"
 
 
 def _verify(shop: Shop, *more: object) -> tuple[int, dict[str, object], str]:

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from shop_kit import Result, Shop, run
 
-EMOJI = Path(__file__).parents[1] / "features" / "emoji.npz"
+EMOJI = Path(__file__).parents[1] / "fixtures" / "features" / "emoji.npz"
 CLASSES = 60
 Table = dict[str, Any]
 Array = NDArray[Any]

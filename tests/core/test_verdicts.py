@@ -1,7 +1,7 @@
 """What the gate says of encoders of known quality, on real emoji and kanji features.
 
-The deployed encoder is EfficientNet-lite0 (tests/features/build.py); the candidates are made from
-its features, so that the right verdict is known.
+The deployed encoder is EfficientNet-lite0 (tests/fixtures/features/build.py); the candidates are
+made from its features, so that the right verdict is known.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from compatctl.cli.app import app
 
-FEATURES = Path(__file__).parents[1] / "features"
+FEATURES = Path(__file__).parents[1] / "fixtures" / "features"
 SETS = ("emoji", "kanji")
 CODE = {"pass": 0, "fail": 3, "inconclusive": 4}
 

@@ -16,7 +16,7 @@ from shop_kit import Result, Shop, run
 from compatctl.data import load
 from compatctl.encoder import Encoder
 
-EMOJI = Path(__file__).parents[1] / "features" / "emoji.npz"
+EMOJI = Path(__file__).parents[1] / "fixtures" / "features" / "emoji.npz"
 CLASSES = 60
 HOSTILE = ['a "quoted" one', "two\nlines", "a,comma", "=1+1", "é👩‍🚀", " space "]
 

@@ -13,7 +13,7 @@ from shop_kit import Result, Shop, run, write_encoder
 
 from compatctl.core.calibration import ScoreMap
 
-EMOJI = Path(__file__).parents[1] / "features" / "emoji.npz"
+EMOJI = Path(__file__).parents[1] / "fixtures" / "features" / "emoji.npz"
 CLASSES = 150
 Array = NDArray[Any]
 
