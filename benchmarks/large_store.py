@@ -65,9 +65,9 @@ def make(folder: Path, rows: int, dim: int, added: int) -> None:
     """A project folder with a store of that many random rows, two encoders and new images."""
     import numpy as np
 
-    from compatctl.deployment.creation import begin, first_catalog
-    from compatctl.deployment.model_file import Candidate
-    from compatctl.deployment.rehearsal import Papers
+    from compatctl.deployment.artifacts import ModelArtifacts
+    from compatctl.deployment.creation import create_store, first_catalog
+    from compatctl.deployment.model_file import ModelFile
     from compatctl.index import HnswIndex, HnswParams
 
     folder.mkdir()
@@ -81,13 +81,13 @@ def make(folder: Path, rows: int, dim: int, added: int) -> None:
         part = rng.standard_normal((len(keys), dim), dtype=np.float32)
         part /= np.linalg.norm(part, axis=1, keepdims=True)
         index.add(part, keys, threads=os.cpu_count() or 1)
-    model = Candidate.read(folder / "old.onnx")
+    model = ModelFile.read(folder / "old.onnx")
     ids = tuple(f"item-{row:09d}" for row in range(rows))
     labels = tuple(f"class-{row % 1000:04d}" for row in range(rows))
-    begin(
+    create_store(
         folder / "store",
         model=model,
-        papers=Papers(registry=None, memory=None),
+        artifacts=ModelArtifacts(registry=None, memory=None),
         index=index.save,
         params=params,
         catalog=first_catalog(ids, labels, index.keys(), model.encoder.sha256),

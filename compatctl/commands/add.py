@@ -17,8 +17,8 @@ from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import Embedding, give_back_memory
 from compatctl.deployment.changed_items import Changes
 from compatctl.deployment.data import load_data
-from compatctl.deployment.gallery import open_index, params_of, serving
-from compatctl.deployment.project import now, open_store
+from compatctl.deployment.gallery import index_params, load_query_model, open_index
+from compatctl.deployment.project import open_store, utc_now
 from compatctl.evaluation.protocol import gallery_rows
 from compatctl.index import HnswIndex, rebuilt
 from compatctl.manifest import Catalog, Manifest
@@ -28,7 +28,7 @@ from compatctl.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Added:
+class AddResult:
     """``added`` items are new; ``present`` ones were in the store by their id.
 
     Of these ``changed`` (ids) have another image and were embedded again, ``relabelled`` (ids) took
@@ -55,7 +55,7 @@ def add(
     skip_bad: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
-) -> Added:
+) -> AddResult:
     """Index the gallery items of the project's data that the store does not hold yet.
 
     ``changed``: items whose image or class is another than the indexed one are brought up to date,
@@ -67,14 +67,14 @@ def add(
     """
     store = open_store(project)
     manifest = store.manifest
-    work = _Work.of(store, load_data(project), progress)
+    work = _AddWork.of(store, load_data(project), progress)
     if not changed:
         work.changes.refuse()
-    encoder = serving(store, manifest)
+    encoder = load_query_model(store, manifest)
     with Embedding.of(encoder, work.items, skip_bad=skip_bad, progress=progress) as done:
         del encoder
         plan = work.plan(done)
-        result = Added(
+        result = AddResult(
             generation=manifest.generation,
             added=len(plan.new),
             present=work.present,
@@ -95,7 +95,7 @@ def add(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Work:
+class _AddWork:
     """What is to be embedded: ``items``, of which the first ``n_new`` are new, the others changed.
 
     ``row_of``: item id -> row of the catalogue.
@@ -126,12 +126,12 @@ class _Work:
             next_key=catalog.next_key,
         )
 
-    def plan(self, done: Embedding) -> _Plan:
+    def plan(self, done: Embedding) -> _AddPlan:
         """What goes where, of the items that were embedded."""
         rows, digests = np.array(done.rows, np.int64), done.image_digests()
         new = rows < self.n_new
         relabelled = self.changes.labels
-        return _Plan(
+        return _AddPlan(
             done=done,
             new=self.items.take(rows[new]),
             new_digests=digests[new],
@@ -145,7 +145,7 @@ class _Work:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Plan:
+class _AddPlan:
     """Features in ``done``: of ``new`` items (n), then of ``changed`` ones (m), which the catalogue
     has at rows ``changed_at`` (m,); digests (n, 32) and (m, 32); ``labels`` for ``relabelled_at``.
     """
@@ -168,7 +168,7 @@ class _Plan:
         else:
             index = rebuilt(
                 store.verified("indexes", manifest.index.sha256, fresh=True),
-                params_of(manifest.index),
+                index_params(manifest.index),
                 manifest.index.count,
                 keys=store.catalog().keys[self.changed_at],
                 rows_at=lambda places: self.done.at(places + n),
@@ -186,7 +186,7 @@ class _Plan:
         return found.extended(self.new.ids, self.new.labels, model, self.new_digests)
 
 
-def _commit(store: Store, grown: list[HnswIndex], plan: _Plan) -> Manifest:
+def _commit(store: Store, grown: list[HnswIndex], plan: _AddPlan) -> Manifest:
     """The next generation. ``grown`` holds the index, where it is another one, and is emptied
     before the catalogue is read: the two are not in memory at one time. An item that was removed
     once is an item again."""
@@ -205,7 +205,7 @@ def _commit(store: Store, grown: list[HnswIndex], plan: _Plan) -> Manifest:
             changes["erased"] = tx.put("erasures", erased.without(again).write)
         return tx.commit(
             operation="add",
-            created_at=now(),
+            created_at=utc_now(),
             index=info,
             catalog=tx.put("catalogs", catalog.write),
             models=tuple(

@@ -17,8 +17,8 @@ from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import Embedding, give_back_memory
 from compatctl.deployment.data import load_data
-from compatctl.deployment.gallery import params_of, serving
-from compatctl.deployment.project import now, open_store
+from compatctl.deployment.gallery import index_params, load_query_model
+from compatctl.deployment.project import open_store, utc_now
 from compatctl.evaluation.ann import Asked, health_of
 from compatctl.index import HnswIndex, rebuilt
 from compatctl.manifest import Catalog, Manifest
@@ -176,7 +176,7 @@ class _Work:
     ) -> Backfilled:
         """Embed, measure, and write where that is to be."""
         skip_bad, manifest = self.asked.skip_bad, self.store.manifest
-        encoder = serving(self.store, manifest)
+        encoder = load_query_model(self.store, manifest)
         asking = HeldOut.embedded(
             encoder,
             data,
@@ -237,7 +237,7 @@ class _Work:
         info = self.store.manifest.index
         return rebuilt(
             self.store.verified("indexes", info.sha256, fresh=True),
-            params_of(info),
+            index_params(info),
             info.count,
             keys=self.catalog.keys[rows],
             rows_at=done.at,
@@ -288,7 +288,7 @@ def _commit(
         counts = catalog.counts()
         return tx.commit(
             operation="backfill",
-            created_at=now(),
+            created_at=utc_now(),
             index=replace(manifest.index, sha256=sha256, ef_search=result.ef_search),
             catalog=tx.put("catalogs", catalog.write),
             models=tuple(

@@ -21,7 +21,7 @@ from compatctl.deployment import training_record
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import open_store
-from compatctl.deployment.training_record import Seen, seen_of
+from compatctl.deployment.training_record import TrainingRecord, seen_of
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import CompatError, InputError, UsageError
 from compatctl.evaluation.near_copies import entries_of
@@ -94,7 +94,7 @@ def bridge(
         raise InputError(f"no folder {output.parent} to write {output.name} to")
     sealed = onnx_files.sealed_bytes(new)
     encoder = Encoder.of(sealed, new)
-    seen = training_record.find(new, encoder, named=training, candidate=project.candidate)
+    seen = training_record.find_record(new, encoder, named=training, candidate=project.candidate)
     data, gallery = load_data(project), DeployedGallery.open(open_store(project))
     pairs = pair_rows(data, gallery, share, skip_bad=skip_bad)
     ground = ground_of(data, gallery, encoder, pairs, skip_bad=skip_bad, progress=progress)
@@ -162,7 +162,7 @@ def parity_of(data: Dataset, bridged: Encoder, new: Encoder, through: Map) -> fl
 
 def _check(kind: str, share: float, new: Path, output: Path) -> None:
     check_asked(kind, share)
-    beside = training_record.record_of
+    beside = training_record.record_path
     if beside(output).resolve() == beside(new).resolve():
         raise UsageError(
             f"{output} would replace the new encoder, or its training record",
@@ -170,15 +170,17 @@ def _check(kind: str, share: float, new: Path, output: Path) -> None:
         )
 
 
-def _seen(new: Seen | None, entries: dict[str, Any], parity: float) -> Seen:
+def _seen(new: TrainingRecord | None, entries: dict[str, Any], parity: float) -> TrainingRecord:
     """What verify must take as seen: the pairs, and all that the new encoder has seen; of one that
     has no record nobody knows that. The deployed gallery keeps its own class registry."""
     pairs = replace(seen_of(entries), parity=parity)
-    before = new or Seen(whole=False)
+    before = new or TrainingRecord(whole=False)
     return replace(before, registry=None, memory_sha256=None).together(pairs)
 
 
-def _record(entries: dict[str, Any], done: Bridged, new: tuple[str, Seen | None]) -> dict[str, Any]:
+def _record(
+    entries: dict[str, Any], done: Bridged, new: tuple[str, TrainingRecord | None]
+) -> dict[str, Any]:
     """The same for people, as far as the new encoder's names are at hand."""
     names = training_record.names_of(new[1])
     before = names.pop("first")
@@ -214,7 +216,7 @@ def _write(output: Path, model: bytes, record: dict[str, Any]) -> None:
     Raises:
         CompatError: there was no room, or no permission; both files are as they were.
     """
-    paths = training_record.record_of(output), output
+    paths = training_record.record_path(output), output
     earlier = [path.read_bytes() if path.is_file() else None for path in paths]
     try:
         for path, data in zip(paths, (canonical_json(record), model), strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 
 from compatctl.deployment.erasure import erasure_problems
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.project import now, open_store
+from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.rehearsal import stored_memory
 from compatctl.errors import CompatError
 from compatctl.evaluation.attempts import lost_attempts, put_back
@@ -74,4 +74,4 @@ def check(
         return found
     if lost:
         put_back(store)  # before a report goes that knows of them
-    return collect(store, keep=keep, at=now(), deep=False)
+    return collect(store, keep=keep, at=utc_now(), deep=False)

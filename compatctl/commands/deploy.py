@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from compatctl.deployment.artifacts import ModelArtifacts, find_artifacts
 from compatctl.deployment.erasure import refuse_erased_vectors
-from compatctl.deployment.gallery import serves_alike
-from compatctl.deployment.model_file import Candidate
-from compatctl.deployment.project import REPORT_KEY, now, open_store, report_key
+from compatctl.deployment.gallery import matches_canary
+from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.project import REPORT_KEY, open_store, report_key, utc_now
 from compatctl.deployment.provenance import as_proven, refuse_unproven
-from compatctl.deployment.rehearsal import Papers, papers_of
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, GateError, InputError, UsageError
 from compatctl.evaluation.attempts import refuse_uncounted
@@ -29,7 +29,7 @@ from compatctl.store import Store, rolled_back
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deployed:
+class DeployResult:
     """The new generation. ``index_sha256`` is the same before and after.
 
     ``signature`` of the report: ``checked``; ``not checked`` where there is no key here; ``none``.
@@ -56,7 +56,7 @@ def deploy(
     forced_reason: str | None = None,
     again_reason: str | None = None,
     dry_run: bool = False,
-) -> Deployed:
+) -> DeployResult:
     """Switch the store's query model to the one that the report verified.
 
     With ``forced_reason`` the report's verdict, the question and the past do not matter; with
@@ -89,9 +89,9 @@ def deploy(
         refuse_other_question(bound.report, project)
         _refuse_spent(store, encoder.sha256, again_reason)
         refuse_uncounted(store.path, bound.report, write=not dry_run)
-    papers = papers_of(project, chosen.path, encoder, bound) if not done else None
+    artifacts = find_artifacts(project, chosen.path, encoder, bound) if not done else None
     ef_search = max(manifest.index.ef_search, (bound.ef_search if bound else None) or 0)
-    result = Deployed(
+    result = DeployResult(
         generation=manifest.generation + (not done),
         query_model_before=manifest.query_model,
         query_model=encoder.sha256,
@@ -105,16 +105,16 @@ def deploy(
         or (done and manifest.calibration is not None),
         written=not dry_run and not done,
     )
-    if result.written and papers is not None:
-        _commit(store, result, chosen, papers, bound, policy)
+    if result.written and artifacts is not None:
+        _commit(store, result, chosen, artifacts, bound, policy)
     return result
 
 
 def _commit(  # noqa: PLR0917
     store: Store,
-    result: Deployed,
-    model: Candidate,
-    papers: Papers,
+    result: DeployResult,
+    model: ModelFile,
+    artifacts: ModelArtifacts,
     bound: Bound | None,
     policy: str,
 ) -> None:
@@ -123,7 +123,7 @@ def _commit(  # noqa: PLR0917
     with store.transaction(manifest, operation="deploy") as tx:
         tx.commit(
             operation="deploy",
-            created_at=now(),
+            created_at=utc_now(),
             query_model=result.query_model,
             index=replace(manifest.index, ef_search=result.ef_search),
             models=with_model(known, model.put(tx, rows=0)),
@@ -132,7 +132,7 @@ def _commit(  # noqa: PLR0917
             forced_reason=result.forced_reason,
             again_reason=result.again_reason,
             calibration=_calibration(bound, manifest, result.query_model),
-            **papers.put(tx, manifest, store.erasures()),
+            **artifacts.put(tx, manifest, store.erasures()),
         )
 
 
@@ -147,19 +147,19 @@ def _calibration(
 
 
 def _is_deployed(
-    store: Store, model: Candidate, bound: Bound | None, reasons: tuple[str | None, str | None]
+    store: Store, model: ModelFile, bound: Bound | None, reasons: tuple[str | None, str | None]
 ) -> bool:
     """Whether this very deploy was committed already, by a run that was killed before it said so.
 
     A model whose canary comes out otherwise today is a new deploy, which takes a new canary.
     """
-    now = store.manifest
+    current = store.manifest
     report = bound.sha256 if bound else None
-    if (now.query_model, now.report) != (model.encoder.sha256, report):
+    if (current.query_model, current.report) != (model.encoder.sha256, report):
         return False
-    if (now.forced_reason, now.again_reason) != reasons:
+    if (current.forced_reason, current.again_reason) != reasons:
         return False
-    return serves_alike(store, now, model.encoder)
+    return matches_canary(store, current, model.encoder)
 
 
 def _refuse_spent(store: Store, model: str, again_reason: str | None) -> None:
@@ -246,7 +246,7 @@ def with_model(manifest: Manifest, new: ModelShare) -> tuple[ModelShare, ...]:
     return (*known, replace(new, rows=rows))
 
 
-def _of_dimension(model: Candidate, dim: int) -> Encoder:
+def _of_dimension(model: ModelFile, dim: int) -> Encoder:
     if model.encoder.dim != dim:
         raise InputError(
             f"{model.path} ends in {model.encoder.dim} numbers; the gallery has {dim}",
@@ -261,16 +261,16 @@ def _report(project: Project, *, required: bool) -> Bound | None:
     return read_bound(project.report)
 
 
-def _candidate(project: Project, model: Path | None, bound: Bound | None) -> Candidate:
+def _candidate(project: Project, model: Path | None, bound: Bound | None) -> ModelFile:
     """The model to deploy: the one named, else the verified one where it lies."""
     if model is not None:
-        return Candidate.read(model)
+        return ModelFile.read(model)
     if bound is None:
         raise InputError("there is no report to say which model to deploy", tip="pass --model")
     folder = project.report.parent
     for path in (folder / bound.new_name, project.output, project.candidate / "model.onnx"):
         if path.is_file():
-            found = Candidate.read(path)
+            found = ModelFile.read(path)
             if sha256_bytes(found.data) == bound.new_sha256:
                 return found
     raise GateError(

@@ -15,8 +15,8 @@ from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, Preprocessing, prepare
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.project import need, open_store
-from compatctl.deployment.rehearsal import any_store, keep, rehearsed
+from compatctl.deployment.project import find_store, open_store, require
+from compatctl.deployment.rehearsal import rehearsal_items, write_memory
 from compatctl.deployment.training_record import FILE, REGISTRY_FILE, seen_of
 from compatctl.encoder import Encoder, EncoderInput, refuse_unsteady
 from compatctl.errors import InputError
@@ -115,7 +115,7 @@ def finetune(
     """
     trainer, recipe, data, gallery = inputs(project, base, seed)
     data, skipped = data.readable() if skip_bad else (data, ())
-    earlier = rehearsed(project, recipe, data, gallery, memory)
+    earlier = rehearsal_items(project, recipe, data, gallery, memory)
     reference = _reference(trainer, recipe, (data, earlier), gallery, progress) if gallery else None
     if shuffle_map and reference is not None:
         order = np.random.default_rng(recipe.seed).permutation(len(reference.gallery_ids))
@@ -132,7 +132,7 @@ def finetune(
         progress=progress,
     )
     record = with_looks(dict(trained.record), data, earlier)
-    keep(project, recipe, data, earlier, record)
+    write_memory(project, recipe, data, earlier, record)
     _write_weights(trainer, trained, project.candidate / WEIGHTS_FILE)
     made, encoder = export(trainer, trained, recipe, data, record)
     _write(project, trained, record, made)
@@ -228,20 +228,20 @@ def inputs(
     """Everything that a run starts from; no gallery where the recipe's frame is ``free``, nor for a
     model that is born on a simplex: its recipe says D, and there is no store yet."""
     trainer = _trainer()
-    recipe = Recipe.load(need(project.recipe, "recipe"), project.factories)
+    recipe = Recipe.load(require(project.recipe, "recipe"), project.factories)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     if not base.is_file():
         raise InputError(f"no checkpoint at {base}")
     gallery, frames = None, set(recipe.objective.frame)
     first = frames <= {"free", "simplex"} and recipe.objective.dim is not None
     born = "simplex" in frames <= {"free", "simplex"}
-    if born and recipe.objective.dim is None and any_store(project) is None:
+    if born and recipe.objective.dim is None and find_store(project) is None:
         raise InputError(
             f"there is no store at {project.store}, and the recipe has no objective.dim",
             tip="a model that is born on a simplex needs dim: 128, for example; every other one a "
             "gallery: name the --store, or begin one with compatctl init",
         )
-    if frames != {"free"} and not (first and any_store(project) is None):
+    if frames != {"free"} and not (first and find_store(project) is None):
         gallery = DeployedGallery.open(open_store(project))
     return trainer, recipe, load_data(project), gallery
 
@@ -257,7 +257,7 @@ def plan(
     trainer, recipe, data, gallery = inputs(project, base, seed)
     training = data.where(split="train")
     held = gallery.catalog.ids if gallery else ()
-    earlier = rehearsed(project, recipe, data, gallery, memory)
+    earlier = rehearsal_items(project, recipe, data, gallery, memory)
     return Planned(
         recipe_sha256=recipe.digest,
         frames=recipe.objective.frame,

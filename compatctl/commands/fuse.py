@@ -19,7 +19,7 @@ from compatctl.data import Dataset
 from compatctl.deployment import training_record
 from compatctl.deployment.data import load_data
 from compatctl.deployment.project import open_store
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.comparison import retrieval
@@ -104,7 +104,7 @@ def fuse(
         output.parent.mkdir(parents=True, exist_ok=True)
         if before is not None:
             record = _record(before, sha256, weight, parity)
-            write_atomic(training_record.record_of(output), canonical_json(record))
+            write_atomic(training_record.record_path(output), canonical_json(record))
         write_atomic(output, data_of)
     return Fused(
         output=str(output),
@@ -184,18 +184,18 @@ def _parts(
     old: tuple[Path, Encoder],
     new: tuple[Path, Encoder],
     training: Path | None,
-) -> tuple[Seen, Seen | None] | None:
+) -> tuple[TrainingRecord, TrainingRecord | None] | None:
     """What the new and the old encoder have seen; null where nobody says it of the new one.
 
     An old one without a record is the measure of what is gained only where it is the store's.
     """
     where = project.candidate
     path, encoder = new
-    seen = training_record.find(path, encoder, named=training, candidate=where)
+    seen = training_record.find_record(path, encoder, named=training, candidate=where)
     path, encoder = old
-    before = training_record.find(path, encoder, named=None, candidate=where)
+    before = training_record.find_record(path, encoder, named=None, candidate=where)
     if before is None and _is_foreign(project, encoder.sha256):
-        before = Seen(whole=False)
+        before = TrainingRecord(whole=False)
     return None if seen is None else (seen, before)
 
 
@@ -207,7 +207,7 @@ def _is_foreign(project: Project, sha256: str) -> bool:
     return sha256 not in {manifest.query_model, *(one.sha256 for one in manifest.models)}
 
 
-def _seen(before: tuple[Seen, Seen | None], parity: float) -> Seen:
+def _seen(before: tuple[TrainingRecord, TrainingRecord | None], parity: float) -> TrainingRecord:
     """What either has seen, the fused one has seen."""
     new, old = before
     both = new.together(old) if old else new
@@ -215,7 +215,7 @@ def _seen(before: tuple[Seen, Seen | None], parity: float) -> Seen:
 
 
 def _record(
-    before: tuple[Seen, Seen | None], sha256: str, weight: float, parity: float
+    before: tuple[TrainingRecord, TrainingRecord | None], sha256: str, weight: float, parity: float
 ) -> dict[str, Any]:
     """The same for people, as far as the names are at hand."""
     names = training_record.names_of(*before)

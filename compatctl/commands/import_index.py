@@ -14,13 +14,18 @@ from numpy.typing import NDArray
 
 from compatctl.core.arrays import as_rows
 from compatctl.data import csv_rows
+from compatctl.deployment.artifacts import ModelArtifacts, find_artifacts
 from compatctl.deployment.changed_items import digests_of
-from compatctl.deployment.creation import begin, begun_already, first_catalog, refuse_other_papers
+from compatctl.deployment.creation import (
+    create_store,
+    existing_store,
+    first_catalog,
+    refuse_other_registry,
+)
 from compatctl.deployment.data import load_data
-from compatctl.deployment.model_file import Candidate
-from compatctl.deployment.project import now
+from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.project import utc_now
 from compatctl.deployment.provenance import CLOSE, Agreement, compare, is_proven
-from compatctl.deployment.rehearsal import Papers, papers_of
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import DamagedError, InputError
 from compatctl.files import sha256_file
@@ -46,7 +51,7 @@ _LARGEST_KEY = 2**64 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adopted:
+class ImportResult:
     """The adopted index. ``agreement``: least cosine of stored vectors and what the model makes of
     the same items' images, over at most 32 of them, and ``in_top_3`` the share of them that found
     their own vector among the first three; None where no image is at hand. ``proven`` is false
@@ -79,7 +84,7 @@ def import_index(
     drop_deleted: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
-) -> Adopted:
+) -> ImportResult:
     """Begin a store with the rows of a deployed hnswlib file.
 
     ``items`` says which item each hnswlib label is (CSV: key, id, label); without it the ids are
@@ -92,7 +97,7 @@ def import_index(
             table does not name exactly its keys, or the vectors are another model's.
         DamagedError: the file is damaged, or has rows marked deleted.
     """
-    chosen = Candidate.read(model, preprocessing)
+    chosen = ModelFile.read(model, preprocessing)
     encoder = chosen.encoder
     header = read_header(index)
     if header.dim != encoder.dim:
@@ -104,10 +109,12 @@ def import_index(
     with _source(index, params, drop_deleted=drop_deleted, progress=progress) as source:
         catalog = _catalog(source.index, items, encoder.sha256, source.dropped)
         catalog, agreement = _compared(project, encoder, source.index, catalog, progress)
-        papers = papers_of(project, model, encoder)
-        work = _Work(project=project, model=chosen, papers=papers, source=source, catalog=catalog)
+        artifacts = find_artifacts(project, model, encoder)
+        work = _Work(
+            project=project, model=chosen, artifacts=artifacts, source=source, catalog=catalog
+        )
         done = work.written(proven=agreement is not None, dry_run=dry_run)
-    return Adopted(
+    return ImportResult(
         store=str(project.store),
         generation=done.generation,
         query_model=encoder.sha256,
@@ -181,8 +188,8 @@ class _Work:
     """One import of which everything was looked at."""
 
     project: Project
-    model: Candidate
-    papers: Papers
+    model: ModelFile
+    artifacts: ModelArtifacts
     source: _Source
     catalog: Catalog
 
@@ -190,7 +197,7 @@ class _Work:
         """Begin the store; or mark one that was adopted unseen as compared; or find it done."""
         if dry_run:
             return _Done(generation=1, proven=proven, written=False)
-        there = _adopted_already(self.project, self.source.sha256, self.catalog, self.papers)
+        there = _adopted_already(self.project, self.source.sha256, self.catalog, self.artifacts)
         if there is None:
             self._begin(proven=proven)
             return _Done(generation=1, proven=proven, written=True)
@@ -201,10 +208,10 @@ class _Work:
 
     def _begin(self, *, proven: bool) -> None:
         source = self.source
-        begin(
+        create_store(
             self.project.store,
             model=self.model,
-            papers=self.papers,
+            artifacts=self.artifacts,
             index=source.path,
             sha256=source.sha256,
             params=source.index.params,
@@ -220,7 +227,7 @@ def _believed(store: Store, catalog: Catalog) -> int:
     with store.transaction(manifest, operation="import") as tx:
         after = tx.commit(
             operation="import",
-            created_at=now(),
+            created_at=utc_now(),
             catalog=tx.put("catalogs", catalog.write),
             models=tuple(replace(one, proven=True) for one in manifest.models),
         )
@@ -228,17 +235,17 @@ def _believed(store: Store, catalog: Catalog) -> int:
 
 
 def _adopted_already(
-    project: Project, sha256: str, catalog: Catalog, papers: Papers
+    project: Project, sha256: str, catalog: Catalog, artifacts: ModelArtifacts
 ) -> Store | None:
     """The store, where an earlier run adopted this very index."""
-    there = begun_already(project.store, "import", catalog.models[0])
+    there = existing_store(project.store, "import", catalog.models[0])
     if there is None:
         return None
     if there.manifest.index.sha256 != sha256 or there.catalog().ids != catalog.ids:
         raise InputError(
             f"{project.store} is already a store, of another index", tip="name another folder"
         )
-    refuse_other_papers(there, papers)
+    refuse_other_registry(there, artifacts)
     return there
 
 

@@ -7,13 +7,18 @@ from pathlib import Path
 
 from compatctl.core.arrays import as_rows
 from compatctl.data import Dataset
+from compatctl.deployment.artifacts import find_artifacts
 from compatctl.deployment.bulk_embedding import Embedding
 from compatctl.deployment.changed_items import Changes
-from compatctl.deployment.creation import begin, begun_already, first_catalog, refuse_other_papers
+from compatctl.deployment.creation import (
+    create_store,
+    existing_store,
+    first_catalog,
+    refuse_other_registry,
+)
 from compatctl.deployment.data import load_data
-from compatctl.deployment.model_file import Candidate
-from compatctl.deployment.project import need
-from compatctl.deployment.rehearsal import papers_of
+from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.project import require
 from compatctl.encoder import refuse_unsteady
 from compatctl.errors import InputError
 from compatctl.evaluation.protocol import gallery_rows
@@ -41,7 +46,7 @@ report: report.json          # where verify writes the verdict that deploy asks 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begun:
+class InitResult:
     """A new store at generation 1. ``skipped``: ids of items whose image does not decode.
 
     ``written`` is false for a dry run, and where an earlier run of the same made it already.
@@ -69,14 +74,14 @@ def init(
     skip_bad: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
-) -> Begun:
+) -> InitResult:
     """Begin a store with every gallery item of the project's data, embedded by ``model``.
 
     Raises:
         InputError: bad data or model, the store's folder is in use, or what finetune wrote with the
             model is not there.
     """
-    chosen = Candidate.read(model, preprocessing)
+    chosen = ModelFile.read(model, preprocessing)
     encoder = chosen.encoder
     params = HnswParams(dim=encoder.dim, M=m, ef_construction=ef_construction, ef_search=ef_search)
     data = load_data(project)
@@ -85,10 +90,10 @@ def init(
         raise InputError(
             "the data has no item with the role gallery", tip="look at its role column"
         )
-    papers = papers_of(project, model, encoder)
-    if there := begun_already(project.store, "init", encoder.sha256):
-        refuse_other_papers(there, papers)
-        found = _there(project, there, gallery, params, skip_bad=skip_bad)
+    artifacts = find_artifacts(project, model, encoder)
+    if there := existing_store(project.store, "init", encoder.sha256):
+        refuse_other_registry(there, artifacts)
+        found = _existing_result(project, there, gallery, params, skip_bad=skip_bad)
         if not dry_run:
             _scaffold(project)
         return found
@@ -101,10 +106,10 @@ def init(
     catalog = first_catalog(items.ids, items.labels, index.keys(), encoder.sha256, digests)
     sha256 = ""
     if not dry_run:
-        made = begin(
+        made = create_store(
             project.store,
             model=chosen,
-            papers=papers,
+            artifacts=artifacts,
             index=index.save,
             params=params,
             catalog=catalog,
@@ -113,12 +118,12 @@ def init(
         sha256 = made.index.sha256
         _scaffold(project)
     bad = tuple(done.bad)
-    return _begun(project, catalog, encoder.dim, sha256, skipped=bad, written=not dry_run)
+    return _result(project, catalog, encoder.dim, sha256, skipped=bad, written=not dry_run)
 
 
-def _there(
+def _existing_result(
     project: Project, store: Store, gallery: Dataset, params: HnswParams, *, skip_bad: bool
-) -> Begun:
+) -> InitResult:
     """The store that a run killed after its commit left, once it is found to be what is asked."""
     info, catalog = store.manifest.index, store.catalog()
     asked = (params.M, params.ef_construction, params.ef_search)
@@ -137,10 +142,10 @@ def _there(
     row_of = {item: row for row, item in enumerate(catalog.ids)}
     at = as_rows(row_of[gallery.ids[row]] for row in held)
     Changes.of(gallery, as_rows(held), at, catalog).refuse()
-    return _begun(project, catalog, info.dim, info.sha256, skipped=bad, written=False)
+    return _result(project, catalog, info.dim, info.sha256, skipped=bad, written=False)
 
 
-def _begun(
+def _result(
     project: Project,
     catalog: Catalog,
     dim: int,
@@ -148,8 +153,8 @@ def _begun(
     *,
     skipped: tuple[str, ...],
     written: bool,
-) -> Begun:
-    return Begun(
+) -> InitResult:
+    return InitResult(
         store=str(project.store),
         generation=1,
         query_model=catalog.models[0],
@@ -167,7 +172,7 @@ def _scaffold(project: Project) -> None:
     path = project.store.parent / PROJECT_FILE
     if path.exists() or Path(PROJECT_FILE).exists():
         return
-    data = need(project.data, "data").resolve()
+    data = require(project.data, "data").resolve()
     text = SCAFFOLD.format(store=project.store.name, data=_relative(data, path.parent.resolve()))
     write_atomic(path, text.encode())
 

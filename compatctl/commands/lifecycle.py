@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from compatctl.deployment.project import now, open_store
+from compatctl.deployment.project import open_store, utc_now
 from compatctl.errors import UsageError
 from compatctl.manifest import Manifest
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store, manifest_digest, restore, rollback_plan, space_of
 
-Keeping = Literal["auto", "keep", "drop"]
+AddedItemsPolicy = Literal["auto", "keep", "drop"]
 """What becomes of items that were indexed after the generation that a rollback restores."""
 
 
@@ -77,7 +77,7 @@ class History:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolledBack:
+class RollbackResult:
     """``generation`` restores ``restored``; no item is lost without being named.
 
     Of the ``added`` items that were indexed since then, ``kept`` keep their vectors,
@@ -132,17 +132,17 @@ def status(project: Project) -> Status:
 
 def history(project: Project) -> History:
     """Every generation of the store."""
-    return History(generations=tuple(_line(one) for one in open_store(project).history()))
+    return History(generations=tuple(_generation(one) for one in open_store(project).history()))
 
 
 def rollback(
     project: Project,
     *,
     to: int | None,
-    added: Keeping = "auto",
+    added: AddedItemsPolicy = "auto",
     dry_run: bool,
     progress: Progress = silent,
-) -> RolledBack:
+) -> RollbackResult:
     """Restore generation ``to`` (default: the one before the last deploy) as a new generation.
 
     ``added`` says what becomes of items that were indexed since: ``auto`` keeps those whose vectors
@@ -159,17 +159,17 @@ def rollback(
     before = store.manifest
     plan = rollback_plan(store, to=to)
     model = before.restorable_model(plan.target)
-    moved = _Moved(after=before)
+    moved = _Outcome(after=before)
     if not plan.done:
         if not plan.gallery:
-            moved = _over_today(store, plan.target, added, dry_run=dry_run)
+            moved = _roll_back_model(store, plan.target, added, dry_run=dry_run)
         elif plan.target.catalog == before.catalog:
-            moved = _Moved(after=before if dry_run else restore(store, plan.target, at=now()))
+            moved = _Outcome(after=before if dry_run else restore(store, plan.target, at=utc_now()))
         else:
-            moved = _with_added(
+            moved = _roll_back_gallery(
                 project, store, plan.target, added, dry_run=dry_run, progress=progress
             )
-    return RolledBack(
+    return RollbackResult(
         generation=moved.after.generation,
         before=before.generation,
         restored=plan.target.generation,
@@ -186,7 +186,7 @@ def rollback(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Moved:
+class _Outcome:
     after: Manifest
     kept: int = 0
     re_embedded: int = 0
@@ -194,29 +194,35 @@ class _Moved:
     reverted: tuple[str, ...] = ()
 
 
-def _over_today(store: Store, target: Manifest, keeping: Keeping, *, dry_run: bool) -> _Moved:
+def _roll_back_model(
+    store: Store, target: Manifest, keeping: AddedItemsPolicy, *, dry_run: bool
+) -> _Outcome:
     """The rollback to a generation whose gallery held items that were erased since."""
-    from compatctl.deployment.carry_over import after_an_erasure
+    from compatctl.deployment.carry_over import rollback_after_erasure
 
-    after, foreign = after_an_erasure(
+    after, foreign = rollback_after_erasure(
         store, target, keep=keeping == "keep", drop=keeping == "drop", dry_run=dry_run
     )
-    return _Moved(after=after, kept=foreign)
+    return _Outcome(after=after, kept=foreign)
 
 
-def _with_added(
+def _roll_back_gallery(
     project: Project,
     store: Store,
     target: Manifest,
-    keeping: Keeping,
+    keeping: AddedItemsPolicy,
     *,
     dry_run: bool,
     progress: Progress,
-) -> _Moved:
+) -> _Outcome:
     """The rollback where the galleries differ; what it needs is loaded here, and only then."""
-    from compatctl.deployment.carry_over import Added, bring_along, keep_gallery
+    from compatctl.deployment.carry_over import (
+        AddedItems,
+        rollback_query_model,
+        rollback_with_items,
+    )
 
-    added = Added.since(store, target)
+    added = AddedItems.since(store, target)
     known, foreign = len(added.known), len(added.foreign)
     if keeping == "keep" and space_of(store, store.manifest) != space_of(store, target):
         raise UsageError(
@@ -226,17 +232,17 @@ def _with_added(
             "restores the gallery at once and names them",
         )
     if keeping == "keep":
-        after = store.manifest if dry_run else keep_gallery(store, target)
-        return _Moved(after=after, kept=known + foreign)
+        after = store.manifest if dry_run else rollback_query_model(store, target)
+        return _Outcome(after=after, kept=known + foreign)
     if keeping == "drop" or not known + foreign:
-        after = store.manifest if dry_run else restore(store, target, at=now())
+        after = store.manifest if dry_run else restore(store, target, at=utc_now())
         dropped = (*added.ids(added.known), *added.ids(added.foreign))
-        return _Moved(after=after, dropped=dropped, reverted=added.reverted)
-    after = bring_along(project, store, target, added, dry_run=dry_run, progress=progress)
-    return _Moved(after=after, kept=known, re_embedded=foreign, reverted=added.reverted)
+        return _Outcome(after=after, dropped=dropped, reverted=added.reverted)
+    after = rollback_with_items(project, store, target, added, dry_run=dry_run, progress=progress)
+    return _Outcome(after=after, kept=known, re_embedded=foreign, reverted=added.reverted)
 
 
-def _line(manifest: Manifest) -> Generation:
+def _generation(manifest: Manifest) -> Generation:
     reasons = {"forced": manifest.forced_reason, "again": manifest.again_reason}
     return Generation(
         generation=manifest.generation,

@@ -17,9 +17,9 @@ from compatctl.deployment import training_record
 from compatctl.deployment.bulk_embedding import give_back_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.erasure import refuse_erased_vectors
-from compatctl.deployment.gallery import DeployedGallery, params_of
-from compatctl.deployment.model_file import Candidate
-from compatctl.deployment.project import now, open_store
+from compatctl.deployment.gallery import DeployedGallery, index_params
+from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.project import open_store, utc_now
 from compatctl.encoder import refuse_unsteady
 from compatctl.errors import UsageError
 from compatctl.evaluation.ann import Asked, health_of
@@ -75,7 +75,7 @@ def lift(
     """
     asked = options or LiftOptions()
     check_asked(asked.kind, asked.share)
-    store, policy, model = open_store(project), load_policy(project.policy), Candidate.read(new)
+    store, policy, model = open_store(project), load_policy(project.policy), ModelFile.read(new)
     result = _as_it_is(store.manifest, model, asked)
     if _is_lifted(store, model.encoder.sha256):
         return result
@@ -109,7 +109,7 @@ class _Work:
 
     project: Project
     store: Store
-    model: Candidate
+    model: ModelFile
     policy: Policy
     asked: LiftOptions
 
@@ -117,7 +117,7 @@ class _Work:
         """Fit, choose and measure; beside the result what is needed to write it."""
         asked, new = self.asked, self.model
         data, gallery = load_data(self.project), DeployedGallery.open(self.store)
-        seen = training_record.find(
+        seen = training_record.find_record(
             new.path,
             new.encoder,
             named=asked.training,
@@ -140,7 +140,7 @@ class _Work:
         )
         owners = owners_of(gallery, data, fitted.through, pairs)
         trial, index_asked = self._measured(data, gallery, queries, fitted)
-        new.rest()
+        new.release()
         outcome: Outcome = trial.verdict.outcome if trial else "not measured"
         go = rewrite_gate.goes_ahead(outcome, asked.forced_reason)
         found = replace(
@@ -186,7 +186,7 @@ class _Work:
         info = self.store.manifest.index
         return mapped(
             self.store.verified("indexes", info.sha256, fresh=True),
-            params_of(info),
+            index_params(info),
             info.count,
             through=plan.fitted.through,
             dim=self.model.dim,
@@ -206,7 +206,7 @@ class _Work:
             )
             return tx.commit(
                 operation="lift",
-                created_at=now(),
+                created_at=utc_now(),
                 query_model=result.query_model,
                 index=replace(
                     manifest.index, dim=result.dim, sha256=sha256, ef_search=result.ef_search
@@ -219,7 +219,7 @@ class _Work:
             )
 
 
-def _as_it_is(manifest: Manifest, model: Candidate, asked: LiftOptions) -> Lifted:
+def _as_it_is(manifest: Manifest, model: ModelFile, asked: LiftOptions) -> Lifted:
     return Lifted(
         generation=manifest.generation,
         query_model_before=manifest.query_model,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from compatctl.deployment.erasure_files import candidates_with_erased
 from compatctl.deployment.project import open_store
 from compatctl.deployment.removal import Removal
-from compatctl.deployment.removal_result import Removed
+from compatctl.deployment.removal_result import RemovalResult
 from compatctl.errors import UsageError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -26,7 +26,7 @@ def remove(
     missing_ok: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
-) -> Removed:
+) -> RemovalResult:
     """Erase items: rows, catalogue entries, images in the memory, vectors that encoders hold.
 
     The same command again finds it done, and finishes what a killed one left. All of every gallery

@@ -11,7 +11,7 @@ import numpy as np
 from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.data import from_files
 from compatctl.deployment.data import load_data
-from compatctl.deployment.gallery import DeployedGallery, scale_of
+from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.project import open_store
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import columns_of
@@ -43,7 +43,7 @@ class Query:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchResult:
     """The answers, and the model and index that gave them.
 
     ``left_out``: gallery items that were no answer because of their column; ``unknown``: those of
@@ -66,7 +66,7 @@ def search(
     k: int,
     model: Path | None = None,
     ignore_same: Sequence[tuple[str, str]] = (),
-) -> Found:
+) -> SearchResult:
     """Embed the images with the store's query model and search its index.
 
     ``ignore_same``: (column, the queries' value); gallery items that the project's data give this
@@ -87,7 +87,7 @@ def search(
     features = gallery.encoder.embed(from_files(images)).features
     left_out, unknown = _left_out(project, gallery.catalog, ignore_same)
     rows, scores = _nearest(gallery, features, k, left_out)
-    scale = scale_of(gallery)
+    scale = score_map(gallery)
     shown = scores if scale is None else scale(scores)
     answers = [
         Query(
@@ -105,7 +105,7 @@ def search(
         )
         for image, found, told, near in zip(images, rows, shown, scores, strict=True)
     ]
-    return Found(
+    return SearchResult(
         generation=manifest.generation,
         query_model=manifest.query_model,
         calibrated=manifest.calibration is not None,

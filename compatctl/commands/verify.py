@@ -12,10 +12,10 @@ from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment import training_record
 from compatctl.deployment.data import load_data
-from compatctl.deployment.gallery import DeployedGallery, scale_of
+from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.project import report_key
 from compatctl.deployment.provenance import prove, unproven
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError, UnsteadyError
 from compatctl.evaluation.acceptance import scale_warnings
@@ -128,7 +128,7 @@ def _verify_models(  # noqa: PLR0917
     stated = verdict_fields(policy, verdict, how, found.trials, steps)
     stated["warnings"] += () if gallery else NO_STORE
     stated["warnings"] += leak_warnings(seen, groups, data, options)
-    stated["warnings"] += scale_warnings(scale_of(gallery), calibrate=options.calibrate)
+    stated["warnings"] += scale_warnings(score_map(gallery), calibrate=options.calibrate)
     stated["warnings"] += warnings_of(found.searched, found.trials[0], groups.arenas[0])
     return Report(
         **inputs.entries(),
@@ -143,8 +143,12 @@ def _verify_models(  # noqa: PLR0917
     )
 
 
-def _seen(project: Project, new: Path, encoder: Encoder, options: VerifyOptions) -> Seen | None:
-    return training_record.find(new, encoder, named=options.training, candidate=project.candidate)
+def _seen(
+    project: Project, new: Path, encoder: Encoder, options: VerifyOptions
+) -> TrainingRecord | None:
+    return training_record.find_record(
+        new, encoder, named=options.training, candidate=project.candidate
+    )
 
 
 def _inputs(
@@ -179,7 +183,7 @@ def _latency(
     return measure_latency(data, rows, *encoders)
 
 
-def _unsampled(seen: Seen | None, latency: Latency | None) -> list[Measurement]:
+def _unsampled(seen: TrainingRecord | None, latency: Latency | None) -> list[Measurement]:
     """Latency, and the largest difference that the training record holds for this very file."""
     found = [] if latency is None else [latency_measurement(latency)]
     if seen is None or seen.parity is None:
@@ -230,7 +234,7 @@ def _store_id(gallery: DeployedGallery | None) -> StoreId | None:
 
 
 def _unchecked(
-    seen: Seen | None,
+    seen: TrainingRecord | None,
     gallery: DeployedGallery | None,
     latency: Latency | None,
     chain: list[ChainEvidence],

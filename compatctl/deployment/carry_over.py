@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.deployment.data import load_data
-from compatctl.deployment.gallery import open_index, serving
-from compatctl.deployment.project import now
+from compatctl.deployment.gallery import load_query_model, open_index
+from compatctl.deployment.project import utc_now
 from compatctl.errors import ConflictError, UsageError
 from compatctl.manifest import Catalog, Manifest, unknown_digests
 from compatctl.progress import Progress, silent
@@ -20,7 +20,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Added:
+class AddedItems:
     """Today's items that the target does not have, by row of today's catalogue (n,).
 
     ``known``: embedded by a model that the target's gallery or queries used too, ordered by model;
@@ -34,7 +34,7 @@ class Added:
     reverted: tuple[str, ...]
 
     @classmethod
-    def since(cls, store: Store, target: Manifest) -> Added:
+    def since(cls, store: Store, target: Manifest) -> AddedItems:
         """What was added since ``target``."""
         today = store.catalog()
         then = store.catalog(target)
@@ -59,9 +59,9 @@ class Added:
 def _differing(today: Catalog, then: Catalog, row_then: dict[str, int]) -> tuple[str, ...]:
     """Ids that both catalogues have, of another image, where both know it, or another class."""
     pairs = [(row, row_then[item]) for row, item in enumerate(today.ids) if item in row_then]
-    now, before = np.array(pairs, np.int64).reshape(-1, 2).T
-    other = (today.digests[now] != then.digests[before]).any(axis=1)
-    other &= today.known[now] & then.known[before]
+    current, before = np.array(pairs, np.int64).reshape(-1, 2).T
+    other = (today.digests[current] != then.digests[before]).any(axis=1)
+    other &= today.known[current] & then.known[before]
     return tuple(
         today.ids[row]
         for (row, earlier), image in zip(pairs, other, strict=True)
@@ -69,7 +69,7 @@ def _differing(today: Catalog, then: Catalog, row_then: dict[str, int]) -> tuple
     )
 
 
-def keep_gallery(store: Store, target: Manifest) -> Manifest:
+def rollback_query_model(store: Store, target: Manifest) -> Manifest:
     """Restore the query model, and leave every row where it is; nothing is embedded or rewritten.
 
     The rehearsal memory is that of today where the target's held items that were erased since.
@@ -89,7 +89,7 @@ def keep_gallery(store: Store, target: Manifest) -> Manifest:
     with store.transaction(today, operation="rollback") as tx:
         return tx.commit(
             operation="rollback",
-            created_at=now(),
+            created_at=utc_now(),
             restores=target.generation,
             index=replace(today.index, ef_search=ef_search),
             models=(*others, replace(share, rows=rows)),
@@ -97,7 +97,7 @@ def keep_gallery(store: Store, target: Manifest) -> Manifest:
         )
 
 
-def after_an_erasure(
+def rollback_after_erasure(
     store: Store, target: Manifest, *, keep: bool, drop: bool, dry_run: bool
 ) -> tuple[Manifest, int]:
     """Restore the query model of a generation whose gallery was let go; and how many rows of today
@@ -128,14 +128,14 @@ def after_an_erasure(
             tip="--added keep restores its query model at once; compatctl backfill then embeds the "
             "rows again",
         )
-    return (store.manifest if dry_run else keep_gallery(store, target)), foreign
+    return (store.manifest if dry_run else rollback_query_model(store, target)), foreign
 
 
-def bring_along(
+def rollback_with_items(
     project: Project,
     store: Store,
     target: Manifest,
-    added: Added,
+    added: AddedItems,
     *,
     dry_run: bool,
     progress: Progress = silent,
@@ -168,7 +168,7 @@ def bring_along(
         counts = catalog.counts()
         return tx.commit(
             operation="rollback",
-            created_at=now(),
+            created_at=utc_now(),
             restores=target.generation,
             index=replace(target.index, count=len(index), sha256=sha256),
             catalog=tx.put("catalogs", catalog.write),
@@ -179,7 +179,7 @@ def bring_along(
 
 def _extended(
     catalog: Catalog,
-    added: Added,
+    added: AddedItems,
     rows: NDArray[np.int64],
     model: str,
     digests: NDArray[np.uint8],
@@ -189,7 +189,7 @@ def _extended(
 
 
 def _embed(
-    project: Project, store: Store, target: Manifest, added: Added, progress: Progress
+    project: Project, store: Store, target: Manifest, added: AddedItems, progress: Progress
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """The foreign items (n, D), embedded by the target's query model, and their digests (n, 32)."""
     if not len(added.foreign):
@@ -207,6 +207,6 @@ def _embed(
             tip="--data with their images re-embeds them; --added keep restores the query model at "
             "once and leaves every row as it is (not across a lift); --added drop lets them go",
         )
-    encoder = serving(store, target)
+    encoder = load_query_model(store, target)
     done = encoder.embed(data.take([row_of[item] for item in wanted]), progress=progress)
     return done.features, done.digests

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.deployment.model_file import Candidate
-from compatctl.deployment.project import now
-from compatctl.deployment.rehearsal import Papers
+from compatctl.deployment.artifacts import ModelArtifacts
+from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.project import utc_now
 from compatctl.errors import ConflictError, InputError
 from compatctl.files import sha256_bytes
 from compatctl.index import HnswParams
@@ -19,11 +19,11 @@ from compatctl.manifest import Catalog, IndexInfo, Manifest, unknown_digests
 from compatctl.store import Store
 
 
-def begin(
+def create_store(
     path: Path,
     *,
-    model: Candidate,
-    papers: Papers,
+    model: ModelFile,
+    artifacts: ModelArtifacts,
     index: Path | Callable[[Path], None],
     sha256: str | None = None,
     params: HnswParams,
@@ -33,10 +33,11 @@ def begin(
 ) -> Manifest:
     """Write generation 1.
 
-    ``index`` is a file to take byte for byte, or what writes one; ``sha256`` the digest that the
-    file had when it was looked at; ``papers`` what was written with the model, where finetune made
-    it: a gallery of a model that was born on a simplex keeps the class registry; ``proven``:
-    whether the model is known to have made the rows.
+    Args:
+        index: a file to copy byte for byte, or a function that writes one.
+        sha256: the digest that the file had when it was checked.
+        artifacts: the registry and memory that finetune wrote with the model, where it did.
+        proven: whether the model is known to have embedded the rows.
 
     Raises:
         InputError: the folder is in use, or the file changed since.
@@ -49,16 +50,16 @@ def begin(
         share = replace(model.put(tx, rows=len(catalog)), proven=proven)
         return tx.commit(
             operation=operation,
-            created_at=now(),
+            created_at=utc_now(),
             query_model=share.sha256,
             index=index_info(params, found, len(catalog)),
             catalog=tx.put("catalogs", catalog.write),
             models=(share,),
-            **papers.put(tx, None),
+            **artifacts.put(tx, None),
         )
 
 
-def begun_already(path: Path, operation: str, model: str) -> Store | None:
+def existing_store(path: Path, operation: str, model: str) -> Store | None:
     """The store at ``path``, where this operation with this model made it and nothing came after.
 
     A run that was killed after its commit is repeated by people and pipelines: it finds its own
@@ -82,13 +83,13 @@ def begun_already(path: Path, operation: str, model: str) -> Store | None:
     return store
 
 
-def refuse_other_papers(store: Store, papers: Papers) -> None:
+def refuse_other_registry(store: Store, artifacts: ModelArtifacts) -> None:
     """Refuse to take a store for what this command made, where it would make it otherwise.
 
     Raises:
         ConflictError: the store has another class registry than was written with the model.
     """
-    wanted = None if papers.registry is None else sha256_bytes(papers.registry.encode())
+    wanted = None if artifacts.registry is None else sha256_bytes(artifacts.registry.encode())
     found = store.manifest.registry
     if wanted != found:
         raise ConflictError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from compatctl.data import Dataset, SplitRule, load
-from compatctl.deployment.project import need
+from compatctl.deployment.project import require
 from compatctl.recipe import Project
 
 
 def load_data(project: Project) -> Dataset:
     """The project's data, split by its rule where the data does not say."""
-    return load(need(project.data, "data"), split_rule(project), data_root=project.data_root)
+    return load(require(project.data, "data"), split_rule(project), data_root=project.data_root)
 
 
 def split_rule(project: Project) -> SplitRule:

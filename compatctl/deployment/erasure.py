@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from compatctl.core.arrays import Checksums
 from compatctl.deployment import training_record
-from compatctl.deployment.gallery import params_of
+from compatctl.deployment.gallery import index_params
 from compatctl.deployment.rehearsal import stored_memory
 from compatctl.encoder import HeldVectors, held_vectors, record_of
 from compatctl.errors import InputError
@@ -57,7 +57,7 @@ def traces_of(store: Store, ids: frozenset[str]) -> Traces:
         found.update(catalog.ids[row] for row in rows)
         if rows:
             path = store.verified("indexes", info.sha256, fresh=True)
-            vectors = read_rows(path, params_of(info), info.count, catalog.keys[rows])
+            vectors = read_rows(path, index_params(info), info.count, catalog.keys[rows])
             marks.append(marks_of_rows(vectors))
     for one in {one.memory: one for one in whole_generations(store)}.values():
         memory = stored_memory(store, one)
@@ -115,14 +115,14 @@ def in_gallery(
 ) -> NDArray[np.bool_]:
     """Which marks (n,) are of a row of a generation's gallery, rows under ``but`` (m,) left out."""
     path, info = store.verified("indexes", one.index.sha256), one.index
-    return held_marks(path, params_of(info), info.count, marks, but=but)
+    return held_marks(path, index_params(info), info.count, marks, but=but)
 
 
 def _anchors(project: Project, path: Path, sha256: str) -> list[str] | None:
     """The ids of a model's anchors in the order of its table, where its record is at hand."""
     beside = project.output if project.output.is_file() else path
     model = training_record.Carried(sha256=sha256, record=record_of(path))
-    seen = training_record.find(beside, model, named=None, candidate=project.candidate)
+    seen = training_record.find_record(beside, model, named=None, candidate=project.candidate)
     raw = read_json(seen.path, training_record.MAX_BYTES) if seen and seen.path else None
     anchors = raw.get("anchors") if isinstance(raw, dict) else None
     if not isinstance(anchors, list) or not all(isinstance(one, dict) for one in anchors):
@@ -176,7 +176,7 @@ def erasure_problems(store: Store) -> list[str]:
     found = []
     for one in _galleries(store):
         info, path = one.index, store.path_of("indexes", one.index.sha256)
-        keys = np.sort(read_keys(path, params_of(info), info.count))
+        keys = np.sort(read_keys(path, index_params(info), info.count))
         if not np.array_equal(keys, np.sort(store.catalog(one).keys)):
             found.append(f"{path} and the catalogue of generation {one.generation} have other keys")
     for one in {(one.memory, one.erased): one for one in whole_generations(store)}.values():

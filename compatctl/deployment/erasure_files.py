@@ -39,7 +39,7 @@ def clean_side_files(
     records = dict.fromkeys(
         (
             project.candidate / training_record.FILE,
-            training_record.record_of(project.output),
+            training_record.record_path(project.output),
             project.output.with_name(training_record.FILE),
         )
     )

@@ -36,7 +36,7 @@ class StoredVectors:
     models: tuple[str, ...]
 
 
-def params_of(info: IndexInfo) -> HnswParams:
+def index_params(info: IndexInfo) -> HnswParams:
     """The index's parameters as the manifest records them."""
     return HnswParams(
         space=info.space,
@@ -73,7 +73,7 @@ class DeployedGallery:
             DamagedError: its file or its canary is missing, or other bytes than the manifest's.
             InputError: its canary comes out otherwise than when it was taken into the store.
         """
-        return serving(self.store, self.manifest)
+        return load_query_model(self.store, self.manifest)
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -96,7 +96,7 @@ class DeployedGallery:
         return stored_rows(self.store, self.manifest, self.catalog, room=room)
 
 
-def scale_of(gallery: DeployedGallery | None) -> ScoreMap | None:
+def score_map(gallery: DeployedGallery | None) -> ScoreMap | None:
     """The map from the query model's cosines to the scores that callers know; None: they are the
     cosines."""
     if gallery is None or gallery.manifest.calibration is None:
@@ -104,7 +104,7 @@ def scale_of(gallery: DeployedGallery | None) -> ScoreMap | None:
     return ScoreMap(knots=gallery.manifest.calibration)
 
 
-def serving(store: Store, manifest: Manifest) -> Encoder:
+def load_query_model(store: Store, manifest: Manifest) -> Encoder:
     """The query model of a generation, ready to serve; errors as ``DeployedGallery.encoder``."""
     canary = _canary(store, manifest)
     encoder = Encoder.load(store.verified("models", manifest.query_model))
@@ -118,7 +118,7 @@ def serving(store: Store, manifest: Manifest) -> Encoder:
     return encoder
 
 
-def serves_alike(store: Store, manifest: Manifest, encoder: Encoder) -> bool:
+def matches_canary(store: Store, manifest: Manifest, encoder: Encoder) -> bool:
     """Whether an encoder gives the vectors that the generation's query model once gave."""
     canary = _canary(store, manifest)
     return encoder.dim == manifest.index.dim and canary.difference(encoder) <= CANARY_LIMIT
@@ -143,7 +143,7 @@ def open_index(
     info = manifest.index
     path = store.verified("indexes", info.sha256, fresh=fresh)
     checked = not fresh and noted(path, info.sha256, LAYOUT)
-    found = HnswIndex.load(path, params_of(info), info.count, checked=checked, room=room)
+    found = HnswIndex.load(path, index_params(info), info.count, checked=checked, room=room)
     if not checked:
         note(path, info.sha256, LAYOUT)
     return found
@@ -158,7 +158,7 @@ def stored_rows(store: Store, manifest: Manifest, catalog: Catalog, *, room: int
     info = manifest.index
     path = store.verified("indexes", info.sha256)
     checked = noted(path, info.sha256, LAYOUT)
-    found = read_all(path, params_of(info), catalog.keys, checked=checked, room=room)
+    found = read_all(path, index_params(info), catalog.keys, checked=checked, room=room)
     if not checked:
         note(path, info.sha256, LAYOUT)
     return found

@@ -13,14 +13,14 @@ from compatctl.store import Transaction
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Candidate:
+class ModelFile:
     """A model's sealed bytes, and the file that they were read from."""
 
     path: Path
     data: bytes
 
     @classmethod
-    def read(cls, path: Path, preprocessing: Path | None = None) -> Candidate:
+    def read(cls, path: Path, preprocessing: Path | None = None) -> ModelFile:
         """The model in a file.
 
         Raises:
@@ -52,7 +52,7 @@ class Candidate:
         refuse_unsteady(self.encoder)
         return Canary.of(self.encoder)
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Take what ``put`` needs of the running model, and let go of that."""
         _ = self.dim, self.canary
         self.__dict__.pop("encoder", None)

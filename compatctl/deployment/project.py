@@ -25,7 +25,7 @@ def project_for(file: Path | None, **flags: Any) -> Project:
     return replace(project, **{key: value for key, value in flags.items() if value is not None})
 
 
-def need(value: Path | None, entry: str) -> Path:
+def require(value: Path | None, entry: str) -> Path:
     """``value``, or the error that says where it could have come from."""
     if value is None:
         raise UsageError(
@@ -39,6 +39,11 @@ def need(value: Path | None, entry: str) -> Path:
 def open_store(project: Project) -> Store:
     """The project's store, at its current generation."""
     return Store.open(project.store)
+
+
+def find_store(project: Project) -> Store | None:
+    """The project's store, where there is one already."""
+    return open_store(project) if (project.store / "manifest.json").exists() else None
 
 
 REPORT_KEY = "COMPATCTL_REPORT_KEY"
@@ -61,6 +66,6 @@ def report_key() -> bytes | None:
     return key or None
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time, UTC, ISO 8601 to the second: the one clock of the program."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -15,11 +15,11 @@ from compatctl.core.arrays import Checksums
 from compatctl.data import memory_bytes
 from compatctl.deployment.erasure import Masks, Traces, in_gallery, removed_vectors, traces_of
 from compatctl.deployment.erasure_files import clean_side_files, without_ids
-from compatctl.deployment.gallery import params_of
-from compatctl.deployment.model_file import Candidate
-from compatctl.deployment.project import now, open_store
+from compatctl.deployment.gallery import index_params
+from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.rehearsal import stored_memory
-from compatctl.deployment.removal_result import Removed, RewrittenModel, listed
+from compatctl.deployment.removal_result import RemovalResult, RewrittenModel, listed
 from compatctl.encoder import Canary, held_vectors, without_vectors
 from compatctl.errors import InputError
 from compatctl.index import HnswIndex, marks_of_rows, reduced
@@ -34,7 +34,7 @@ class _Rewrite:
     """A model that stays, and its file without the removed vectors."""
 
     share: ModelShare
-    candidate: Candidate
+    candidate: ModelFile
     told: RewrittenModel
     marks: Checksums
 
@@ -95,12 +95,14 @@ class Removal:
     def _way_back(self) -> dict[str, _Rewrite | None]:
         """By digest, the models that only a rollback needs and that cannot stay as they are; None
         where nobody can say which vectors are to go."""
-        now = self.store.manifest
-        kept = [one for one in self.store.history() if one.generation >= now.oldest]
+        current = self.store.manifest
+        kept = [one for one in self.store.history() if one.generation >= current.oldest]
         shares = {
-            model.sha256: model for one in kept if (model := now.restorable_model(one)) is not None
+            model.sha256: model
+            for one in kept
+            if (model := current.restorable_model(one)) is not None
         }
-        shares |= {one.model.sha256: one.model for one in now.stand_ins}
+        shares |= {one.model.sha256: one.model for one in current.stand_ins}
         found: dict[str, _Rewrite | None] = {}
         for sha256 in shares.keys() - {one.sha256 for one in self.shares}:
             try:
@@ -130,7 +132,7 @@ class Removal:
             return None
         path = self.store.path_of("models", share.sha256)
         data = without_vectors(path.read_bytes(), Path(share.name), masks)
-        made = Candidate(path=Path(share.name), data=data)
+        made = ModelFile(path=Path(share.name), data=data)
         canary = Canary.read(self.store.verified("canaries", share.canary))
         told = RewrittenModel(
             name=share.name,
@@ -139,7 +141,7 @@ class Removal:
             vectors=count,
             difference=canary.difference(made.encoder),
         )
-        made.rest()
+        made.release()
         marks = [
             marks_of_rows(one.vectors[masks[one.name]])
             for one in held_vectors(path.read_bytes(), path)
@@ -159,27 +161,29 @@ class Removal:
     @cached_property
     def erased_models(self) -> tuple[str, ...]:
         """The models that may not be kept, those of before among them."""
-        now = {*self._way_back, *(one.told.before for one in self.rewrites)}
-        return tuple(sorted(now | set(self.store.manifest.erased_models)))
+        current = {*self._way_back, *(one.told.before for one in self.rewrites)}
+        return tuple(sorted(current | set(self.store.manifest.erased_models)))
 
-    def planned(self, *, dry_run: bool) -> Removed:
+    def planned(self, *, dry_run: bool) -> RemovalResult:
         """The result as far as it is known before anything is written."""
-        now, memory = self.store.manifest, stored_memory(self.store, self.store.manifest)
+        current, memory = self.store.manifest, stored_memory(self.store, self.store.manifest)
         goes = bool(self.traces.found)
         told = tuple(one.told for one in self.rewrites) if goes else ()
-        model = {one.before: one.sha256 for one in told}.get(now.query_model, now.query_model)
-        return Removed(
-            generation=now.generation + (goes and not dry_run),
+        model = {one.before: one.sha256 for one in told}.get(
+            current.query_model, current.query_model
+        )
+        return RemovalResult(
+            generation=current.generation + (goes and not dry_run),
             removed=len(self.rows),
             from_memory=len(self.ids.intersection(memory.ids)) if memory is not None else 0,
             already=len(self.ids) - len(self.traces.found) - len(self.missing),
             missing=self.missing,
-            rows=now.index.count - len(self.rows),
-            query_model_before=now.query_model,
+            rows=current.index.count - len(self.rows),
+            query_model_before=current.query_model,
             query_model=model,
             rewritten=told,
-            whole_from=now.generation + 1 if goes else now.whole_from,
-            erased_models=self.erased_models if goes else now.erased_models,
+            whole_from=current.generation + 1 if goes else current.whole_from,
+            erased_models=self.erased_models if goes else current.erased_models,
             same_image=self._same_image(),
             side_files=(),
             candidates=(),
@@ -232,7 +236,7 @@ class Removal:
             erased = self.erased.extended(self.ids - set(self.missing), marks)
             tx.commit(
                 operation="remove",
-                created_at=now(),
+                created_at=utc_now(),
                 erased_models=models,
                 stand_ins=self._stand_ins(new),
                 whole_from=manifest.generation + 1,
@@ -268,7 +272,7 @@ class Removal:
         info = self.store.manifest.index
         return reduced(
             self.store.verified("indexes", info.sha256, fresh=True),
-            params_of(info),
+            index_params(info),
             info.count,
             keys=self.catalog.keys[self.rows],
             progress=progress,
@@ -301,8 +305,8 @@ class Removal:
 
     def clean(self, *, dry_run: bool) -> tuple[str, ...]:
         """Take the items out of the files beside the store too; the files changed."""
-        now = open_store(self.project).manifest
-        names = {one.of: one.model.sha256 for one in now.stand_ins}
+        current = open_store(self.project).manifest
+        names = {one.of: one.model.sha256 for one in current.stand_ins}
         if dry_run and self.traces.found:
             names |= {one.told.before: one.told.sha256 for one in self.rewrites}
         return clean_side_files(self.project, self.ids.__contains__, names, dry_run=dry_run)

@@ -23,7 +23,7 @@ class RewrittenModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Removed:
+class RemovalResult:
     """What left the store; for a dry run what would.
 
     ``removed`` rows of the gallery and ``from_memory`` images of the rehearsal memory; ``already``
@@ -56,7 +56,7 @@ class Removed:
     written: bool
     warnings: tuple[str, ...] = ()
 
-    def warned(self) -> Removed:
+    def warned(self) -> RemovalResult:
         """The same, with what a person must know or do besides."""
         found = []
         if self.same_image:

@@ -43,7 +43,7 @@ def _no_looks() -> Looks:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Seen:
+class TrainingRecord:
     """Trained items, gallery anchors and trained classes, eight bytes of each name and digest.
 
     ``parity``: largest difference of any number between the ONNX file and what was trained.
@@ -96,11 +96,11 @@ class Seen:
         names = np.fromiter(map(prefix_of, ids), np.uint64, len(ids))
         return self.ids.hold(names) | self.anchor_ids.hold(names)
 
-    def knowing(self, labels: Iterable[str]) -> Seen:
+    def knowing(self, labels: Iterable[str]) -> TrainingRecord:
         """The same, and these classes besides."""
         return replace(self, classes=self.classes | Prefixes.of(map(prefix_of, labels)))
 
-    def together(self, other: Seen) -> Seen:
+    def together(self, other: TrainingRecord) -> TrainingRecord:
         """What either has seen; memory and registry are this one's, as is where it is from."""
         found = {name: getattr(self, name) | getattr(other, name) for name in _SETS}
         parities = [one for one in (self.parity, other.parity) if one is not None]
@@ -128,7 +128,7 @@ class Seen:
         return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def seen_of(raw: Mapping[str, Any], registry: str | None = None) -> Seen:
+def seen_of(raw: Mapping[str, Any], registry: str | None = None) -> TrainingRecord:
     """What the entries of a training.json say; ``registry``: the class registry's text.
 
     Raises:
@@ -139,7 +139,7 @@ def seen_of(raw: Mapping[str, Any], registry: str | None = None) -> Seen:
     if any(len(one) != WIDTH for one in looks):
         raise ValueError("a look is of another length")
     rows = np.frombuffer(b"".join(looks), np.uint8).reshape(-1, WIDTH)
-    return Seen(
+    return TrainingRecord(
         ids=Prefixes.of(prefix_of(one["id"]) for one in items),
         digests=Prefixes.of(prefix_of_digest(one["sha256"]) for one in items),
         anchor_ids=Prefixes.of(prefix_of(one["id"]) for one in anchors),
@@ -153,7 +153,7 @@ def seen_of(raw: Mapping[str, Any], registry: str | None = None) -> Seen:
     )
 
 
-def names_of(*parts: Seen | None) -> dict[str, Any]:
+def names_of(*parts: TrainingRecord | None) -> dict[str, Any]:
     """``items``, ``anchors`` and ``classes`` by their names, of the parts that have a file for
     people; ``partial`` where one has none. ``first``: the whole of the first one's file."""
     files = [read_json(one.path, MAX_BYTES) if one and one.path else None for one in parts]
@@ -176,7 +176,7 @@ def names_of(*parts: Seen | None) -> dict[str, Any]:
     return found | {"first": files[0] if isinstance(files[0], dict) else {}}
 
 
-def read_carried(text: str, path: Path) -> Seen:
+def read_carried(text: str, path: Path) -> TrainingRecord:
     """The record that the model at ``path`` carries.
 
     Raises:
@@ -189,7 +189,7 @@ def read_carried(text: str, path: Path) -> Seen:
         sets: dict[str, Any] = {name: Prefixes.of_steps(_rows(raw[name], 8)) for name in _SETS}
         if raw["registry"] is not None:
             Registry.from_json(raw["registry"])
-        return Seen(
+        return TrainingRecord(
             **sets,
             looks=_rows(raw["looks"], WIDTH),
             parity=_parity(raw["parity"]),
@@ -258,7 +258,9 @@ class Carried:
     record: str | None
 
 
-def find(path: Path, model: Carrier, *, named: Path | None, candidate: Path) -> Seen | None:
+def find_record(
+    path: Path, model: Carrier, *, named: Path | None, candidate: Path
+) -> TrainingRecord | None:
     """What the model has seen: by the record that it carries, else by a file that names it.
 
     ``named``: a training.json; where it is not given one is looked for beside the model and in the
@@ -269,7 +271,7 @@ def find(path: Path, model: Carrier, *, named: Path | None, candidate: Path) -> 
             record that the model carries do not agree.
     """
     carried = read_carried(model.record, path) if model.record is not None else None
-    beside = (record_of(path), path.with_name(FILE), candidate / FILE)
+    beside = (record_path(path), path.with_name(FILE), candidate / FILE)
     for file in (named,) if named else beside:
         if file.is_file():
             raw = read_json(file, MAX_BYTES)
@@ -288,12 +290,14 @@ def find(path: Path, model: Carrier, *, named: Path | None, candidate: Path) -> 
     return carried
 
 
-def record_of(model: Path) -> Path:
+def record_path(model: Path) -> Path:
     """Where the record of a model outside the candidate's folder lies: beside it, by its name."""
     return model.with_suffix(".training.json")
 
 
-def _agreed(carried: Seen | None, beside: Seen, *, partial: bool) -> Seen:
+def _agreed(
+    carried: TrainingRecord | None, beside: TrainingRecord, *, partial: bool
+) -> TrainingRecord:
     """The record that the model carries, and where the file for people is.
 
     Which memory lies beside the model the file says: items can leave it (``compatctl remove``).
@@ -309,7 +313,7 @@ def _agreed(carried: Seen | None, beside: Seen, *, partial: bool) -> Seen:
     return replace(carried, path=beside.path, memory_sha256=beside.memory_sha256)
 
 
-def _differ(beside: Seen, how: str) -> InputError:
+def _differ(beside: TrainingRecord, how: str) -> InputError:
     return InputError(
         f"{beside.path} and the record that the model carries differ: {how}",
         tip="the model's own record counts; take the file away, or restore it",
@@ -332,7 +336,7 @@ def _registry_beside(path: Path, sha256: str | None) -> str | None:
 _FORM = "items and anchors are lists of {id, sha256}, and classes is a list of labels"
 
 
-def _beside(path: Path, raw: Mapping[str, Any]) -> Seen:
+def _beside(path: Path, raw: Mapping[str, Any]) -> TrainingRecord:
     try:
         found = seen_of(raw, _registry_beside(path, _digest(raw.get("registry_sha256"))))
     except KeyError as missing:

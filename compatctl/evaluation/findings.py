@@ -14,8 +14,8 @@ from compatctl.core.evidence import DECIDING_GROUP, ChainEvidence
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, read_qrels
-from compatctl.deployment.gallery import DeployedGallery, scale_of
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.gallery import DeployedGallery, score_map
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.evaluation.adaptive_resampling import Sampling
 from compatctl.evaluation.ann import AnnQueries
@@ -46,7 +46,7 @@ class Question:
 
     data: Dataset
     groups: Groups
-    seen: Seen | None
+    seen: TrainingRecord | None
     policy: Policy
     options: VerifyOptions
 
@@ -152,7 +152,7 @@ class Findings:
             shared = both.searched.shared(asked.data, arena, asked.options.ignore_same)
             where = replace(ignoring(where, shared), same_image=images.hold(arena.queries))
             sides = both.sides(arena)
-            trial = asked.run(one.name, where, sides, scale_of(gallery))
+            trial = asked.run(one.name, where, sides, score_map(gallery))
             if not trials:
                 found = replace(found, unchecked=unknown_values(shared))
             trials.append(trial)

@@ -13,7 +13,7 @@ import numpy as np
 from compatctl.core.arrays import Bools, Rows
 from compatctl.core.evidence import DECIDING_GROUP
 from compatctl.data import Dataset, read_pairs
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import columns_of
 from compatctl.evaluation.near_copies import near_copies
@@ -52,7 +52,7 @@ class Groups:
         return len(self.arenas[0].slices)
 
 
-def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Groups:
+def groups_of(data: Dataset, seen: TrainingRecord | None, options: VerifyOptions) -> Groups:
     """Held-out queries by what the candidate saw: unseen classes, seen classes, trained items.
 
     Raises:
@@ -84,7 +84,7 @@ def groups_of(data: Dataset, seen: Seen | None, options: VerifyOptions) -> Group
 
 
 def with_near(
-    groups: Groups, rows: Rows, data: Dataset, seen: Seen, options: VerifyOptions
+    groups: Groups, rows: Rows, data: Dataset, seen: TrainingRecord, options: VerifyOptions
 ) -> Groups:
     """The same where these held-out queries, too, are near-copies: their vectors show it."""
     if not len(rows):
@@ -101,7 +101,11 @@ def with_near(
 
 
 def _by_class(
-    data: Dataset, seen: Seen, fresh: Rows, beside: tuple[Rows, Rows], options: VerifyOptions
+    data: Dataset,
+    seen: TrainingRecord,
+    fresh: Rows,
+    beside: tuple[Rows, Rows],
+    options: VerifyOptions,
 ) -> tuple[Arena, ...]:
     labels = np.array([seen.knows_class(data.items[row].label) for row in fresh], bool)
     unseen = fresh[~labels]
@@ -115,7 +119,7 @@ def _by_class(
 
 
 def _refuse_trained(
-    data: Dataset, rows: Rows, seen: Seen, options: VerifyOptions, what: str
+    data: Dataset, rows: Rows, seen: TrainingRecord, options: VerifyOptions, what: str
 ) -> Rows:
     """Those of ``rows`` that were trained on, where they are allowed."""
     trained = np.array(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compatctl.core.gate import Measurement
 from compatctl.data import Dataset
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.evaluation.groups import Groups
 from compatctl.evaluation.options import VerifyOptions
 
@@ -16,7 +16,7 @@ _MEANS = (
 
 
 def leak_measurements(
-    seen: Seen | None, groups: Groups, data: Dataset, options: VerifyOptions
+    seen: TrainingRecord | None, groups: Groups, data: Dataset, options: VerifyOptions
 ) -> list[Measurement]:
     """Whether what the model has seen is known, and how many queries look like some of it."""
     why = _unknown(seen, options)
@@ -44,7 +44,7 @@ def leak_measurements(
 
 
 def leak_warnings(
-    seen: Seen | None, groups: Groups, data: Dataset, options: VerifyOptions
+    seen: TrainingRecord | None, groups: Groups, data: Dataset, options: VerifyOptions
 ) -> tuple[str, ...]:
     """What a person must know of it, in sentences."""
     why = _unknown(seen, options)
@@ -54,7 +54,7 @@ def leak_warnings(
     return tuple(found)
 
 
-def leaks_unchecked(seen: Seen | None) -> tuple[str, ...]:
+def leaks_unchecked(seen: TrainingRecord | None) -> tuple[str, ...]:
     """What could not be looked for, for ``not_checked``."""
     found = []
     if seen is None:
@@ -70,7 +70,7 @@ def leaks_unchecked(seen: Seen | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _unknown(seen: Seen | None, options: VerifyOptions) -> str:
+def _unknown(seen: TrainingRecord | None, options: VerifyOptions) -> str:
     """Why it is not known what the model has seen; empty where it is."""
     if seen is None:
         return "the new model carries no training record"
@@ -81,7 +81,7 @@ def _unknown(seen: Seen | None, options: VerifyOptions) -> str:
     return ""
 
 
-def _known(seen: Seen | None) -> str:
+def _known(seen: TrainingRecord | None) -> str:
     assert seen is not None
     where = "the model carries its record" if seen.carried else "a named file is its record"
     return (

@@ -15,7 +15,7 @@ from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.looks import alike
 from compatctl.core.piecewise_search import search_pieces, some_pieces
 from compatctl.data import Dataset, looks_of
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.training_record import TrainingRecord
 
 NEAR = 0.005
 """Two vectors are of near-copies where 1 - cosine is below this share of its mean over all pairs of
@@ -62,7 +62,7 @@ def entries_of(data: Dataset, rows: Rows) -> dict[str, Any]:
     return with_looks(found, data)
 
 
-def near_copies(data: Dataset, rows: Rows, seen: Seen) -> Rows:
+def near_copies(data: Dataset, rows: Rows, seen: TrainingRecord) -> Rows:
     """Those of ``rows`` (n,) that look like an item that went through the new model.
 
     An image that does not decode looks like none.

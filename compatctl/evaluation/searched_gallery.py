@@ -19,7 +19,7 @@ from compatctl.core.evidence import DECIDING_GROUP
 from compatctl.core.touched import Touched, share_by_class, share_judged
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.evaluation.clusters import all_columns, column_codes, columns_of, drawn
 from compatctl.evaluation.comparison import Field, half_of
@@ -127,7 +127,9 @@ class Searched:
         found[self.of_data[here]] = here
         return found
 
-    def truth(self, data: Dataset, arena: Arena, judged: Judged | None, seen: Seen | None) -> Field:
+    def truth(
+        self, data: Dataset, arena: Arena, judged: Judged | None, seen: TrainingRecord | None
+    ) -> Field:
         """What is relevant to the arena's queries, and what nobody knows.
 
         With ``judged`` pairs relevance is theirs alone, and a row that the data does not hold and
@@ -180,7 +182,11 @@ class Searched:
         return found
 
     def _touched(
-        self, seen: Seen, query_labels: Rows, own_row: Rows, judged: tuple[Rows, Rows] | None
+        self,
+        seen: TrainingRecord,
+        query_labels: Rows,
+        own_row: Rows,
+        judged: tuple[Rows, Rows] | None,
     ) -> Touched:
         """Which share of each query's relevant rows training passed through the new model, and of
         the rows that can be relevant to any of them: those of classes that it did not train on."""

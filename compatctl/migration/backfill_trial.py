@@ -61,7 +61,7 @@ def held_out(project: Project, store: Store, data: Dataset) -> Rows:
     """The queries that decide, by the query model's training record where there is one."""
     wanted = store.manifest.query_model
     model = next(one for one in store.manifest.models if one.sha256 == wanted)
-    seen = training_record.find(
+    seen = training_record.find_record(
         project.report.parent / model.name,
         training_record.Carried(sha256=wanted, record=record_of(store.verified("models", wanted))),
         named=None,

@@ -16,7 +16,7 @@ from compatctl.core.maps import Map
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import stored_rows
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import Asked
 from compatctl.evaluation.comparison import depths, retrieval
@@ -45,11 +45,11 @@ class LiftTrial:
     verdict: Verdict
 
 
-def held_out(data: Dataset, seen: Seen | None, pairs: Rows) -> Rows:
+def held_out(data: Dataset, seen: TrainingRecord | None, pairs: Rows) -> Rows:
     """The queries that decide: of classes that neither the new encoder (``seen``: its record) nor
     the map saw: those of the training items among the pairs."""
     labels = frozenset(data.labels[row] for row in pairs if data.items[row].split == "train")
-    return deciding(data, (seen or Seen()).knowing(labels))
+    return deciding(data, (seen or TrainingRecord()).knowing(labels))
 
 
 def try_lift(

@@ -16,8 +16,8 @@ from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.maps import Map
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.model_file import Candidate
-from compatctl.deployment.training_record import Seen, read_carried, seen_of
+from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.training_record import TrainingRecord, read_carried, seen_of
 from compatctl.encoder import CANARY_LIMIT, Encoder
 from compatctl.errors import InputError
 from compatctl.evaluation.near_copies import entries_of
@@ -50,7 +50,7 @@ class Owner:
     """A lifted model, and the file that is put into the store."""
 
     told: LiftedModel
-    candidate: Candidate
+    candidate: ModelFile
 
 
 def owners_of(gallery: DeployedGallery, data: Dataset, through: Map, pairs: Rows) -> list[Owner]:
@@ -67,16 +67,20 @@ def owners_of(gallery: DeployedGallery, data: Dataset, through: Map, pairs: Rows
 
 
 def _lifted(
-    gallery: DeployedGallery, share: ModelShare, data: Dataset, through: Map, fitted_on: Seen
+    gallery: DeployedGallery,
+    share: ModelShare,
+    data: Dataset,
+    through: Map,
+    fitted_on: TrainingRecord,
 ) -> Owner:
     path = gallery.store.verified("models", share.sha256)
     name = Path(f"{Path(share.name).stem}.lifted.onnx")
     record = onnx_files.record_of(path)
-    before = read_carried(record, path) if record is not None else Seen(whole=False)
+    before = read_carried(record, path) if record is not None else TrainingRecord(whole=False)
     before = replace(before, registry=None, memory_sha256=None)
     file = onnx_files.bridge(path.read_bytes(), path, through)
     file = onnx_files.with_record(file, name, before.together(fitted_on).text())
-    made = Candidate(path=name, data=file)
+    made = ModelFile(path=name, data=file)
     rows, vectors = _at_hand(gallery, share.sha256, data)
     done = made.encoder.embed(data.take(rows), skip_bad=True)
     wanted, stored = through(vectors[done.rows]), len(done.rows) > 0
@@ -94,7 +98,7 @@ def _lifted(
         stored=stored,
         difference=difference,
     )
-    made.rest()
+    made.release()
     return Owner(told=told, candidate=made)
 
 

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, Self
 
 from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.data import Dataset
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError
 from compatctl.evaluation.ann import Asked, sample
@@ -113,7 +113,7 @@ class HeldOut:
         return Asked.of(self.features[sample(len(self.ids))], rows, catalog.keys)
 
 
-def deciding(data: Dataset, seen: Seen | None) -> Rows:
+def deciding(data: Dataset, seen: TrainingRecord | None) -> Rows:
     """The queries that decide, as in verify: of the test split, and of classes that are not among
     the ``seen`` ones, where there is a record of them.
 

@@ -16,7 +16,13 @@ from shop_kit import Shop, carry, write_encoder
 from compatctl.core.looks import LIMIT
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, load, look_of
-from compatctl.deployment.training_record import Carried, Seen, find, read_carried, seen_of
+from compatctl.deployment.training_record import (
+    Carried,
+    TrainingRecord,
+    find_record,
+    read_carried,
+    seen_of,
+)
 from compatctl.encoder import Encoder, with_record
 from compatctl.errors import InputError
 from compatctl.evaluation.near_copies import with_looks
@@ -187,7 +193,7 @@ def test_near_copies_do_not_decide_and_too_many_hold_up_a_pass(shop: Shop) -> No
 )
 def test_a_carried_record_that_lies_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     """Another format, sets of other sizes, other entries: an InputError that names the model."""
-    text = Seen(parity=0.1).knowing(["a", "b"]).text()
+    text = TrainingRecord(parity=0.1).knowing(["a", "b"]).text()
     assert read_carried(text, tmp_path).text() == text
     for bad in (json.dumps(json.loads(text) | change), "[]", "{", "\ud800", "{" * 2000):
         with pytest.raises(InputError, match="training record that it carries"):
@@ -198,9 +204,9 @@ def test_one_record_in_a_file(shop: Shop) -> None:
     """A record takes the place of the one before; the same record gives the same bytes."""
     path = shop.path("new.onnx")
     before = path.read_bytes()
-    carry(path, Seen().knowing(["a"]))
+    carry(path, TrainingRecord().knowing(["a"]))
     changed = path.read_bytes()
-    carry(path, Seen())
+    carry(path, TrainingRecord())
     assert path.read_bytes() == before != changed
     with pytest.raises(InputError, match="over"):
         with_record(before, path, "x" * (257 << 20))
@@ -210,7 +216,7 @@ def test_bridge_and_fuse_carry_on_what_their_parts_have_seen(shop: Shop) -> None
     """Pairs and all that the encoders behind have seen; of one without a record nobody knows."""
     data = load(shop.data())
     train = data.where(split="train")
-    carry(shop.path("new.onnx"), Seen(parity=1e-6).knowing(["only new"]))
+    carry(shop.path("new.onnx"), TrainingRecord(parity=1e-6).knowing(["only new"]))
     fused, bridged = shop.path("fused.onnx"), shop.path("bridged.onnx")
     models = shop.path("old.onnx"), shop.path("new.onnx")
     assert shop.run("fuse", *models, "-o", fused, "--weight", "0.5").code == 0
@@ -237,7 +243,7 @@ def test_a_store_takes_the_class_registry_that_the_model_carries(shop: Shop, emo
     alone = shop.path("moved") / "old.onnx"
     alone.parent.mkdir()
     alone.write_bytes(shop.path("old.onnx").read_bytes())
-    carry(alone, Seen(registry=registry.to_json()))
+    carry(alone, TrainingRecord(registry=registry.to_json()))
     store = shop.path("second")
     asked = ("init", "--model", alone, "--store", store)
     assert shop.run(*asked).code == 0
@@ -297,6 +303,6 @@ def test_a_record_of_another_form_is_no_record(shop: Shop, more: dict[str, Any],
     told = shop.path("told.json")
     told.write_text(json.dumps(record(models=[Encoder.load(bare).sha256]) | more))
     with pytest.raises(InputError, match=says) as found:
-        find(bare, Carried(sha256=Encoder.load(bare).sha256, record=None), named=told,
+        find_record(bare, Carried(sha256=Encoder.load(bare).sha256, record=None), named=told,
              candidate=shop.path("none"))  # fmt: skip
     assert "told.json is not a training record" in found.value.message

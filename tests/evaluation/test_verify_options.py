@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shop_kit import Shop, carry, run, write_encoder
 
 from compatctl.data import load
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 
 Array = NDArray[Any]
@@ -460,7 +460,7 @@ def test_parity_of_the_training_record_decides(
     """The difference that the record holds for this file is held against the policy's limit."""
     model = tmp_path / "new.onnx"
     model.write_bytes((begun / "new.onnx").read_bytes())
-    carry(model, Seen(parity=parity))
+    carry(model, TrainingRecord(parity=parity))
     done = verify(begun, tmp_path, new=str(model))
     one = done.check("parity", "export")
     assert (done.code, one["outcome"], one["decides"]) == (code, outcome, True)

@@ -14,7 +14,7 @@ import pytest
 from shop_kit import Shop, carry, run
 
 from compatctl.data import load
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 
 FEATURES = Path(__file__).parents[1] / "fixtures" / "features" / "emoji.npz"
@@ -94,7 +94,7 @@ def test_pairs_of_trained_classes_have_no_say(shop: Shop) -> None:
     pairs = shop.path("pairs.csv")
     pairs.write_text("id_a,id_b,same\n" + "\n".join(lines) + "\n")
     for classes, decides in (([], True), ([labels[0]], False)):
-        carry(shop.path("new.onnx"), Seen().knowing(classes))
+        carry(shop.path("new.onnx"), TrainingRecord().knowing(classes))
         _, report, _ = _verify(shop, "--pairs", pairs)
         found = [
             check["decides"]

@@ -18,7 +18,7 @@ from compatctl.cli.app import app
 from compatctl.core.maps import Affine
 from compatctl.data import Preprocessing
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.training_record import Seen
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import EncoderInput, seal
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -100,7 +100,7 @@ def write_encoder(
     seal(raw, path, (EncoderInput(name="image", preprocessing=size_told),))
     raw.unlink()
     if recorded:
-        carry(path, Seen())
+        carry(path, TrainingRecord())
     return path
 
 
@@ -131,7 +131,7 @@ def write_attending(path: Path, vectors: NDArray[np.float32], *, noise: float = 
     return path
 
 
-def carry(path: Path, seen: Seen) -> None:
+def carry(path: Path, seen: TrainingRecord) -> None:
     """Put a training record into an encoder's file."""
     path.write_bytes(onnx_files.with_record(path.read_bytes(), path, seen.text()))
 
@@ -191,5 +191,5 @@ def turned(shop: Shop, name: str, *, of: str, dim: int = DIM, recorded: bool = T
     path = shop.path(of)
     shop.path(name).write_bytes(onnx_files.bridge(path.read_bytes(), path, through))
     if recorded:
-        carry(shop.path(name), Seen())
+        carry(shop.path(name), TrainingRecord())
     return shop.path(name)

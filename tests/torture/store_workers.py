@@ -160,7 +160,7 @@ def snapshot(root: Path) -> dict[str, str | bytes]:
 
 
 def build(folder: Path, *, other: bool = False) -> None:
-    """A real project in four generations: init, add, deploy with its papers, rollback.
+    """A real project in four generations: init, add, deploy with its artifacts, rollback.
 
     ``other``: other models over other items.
     """
@@ -177,7 +177,7 @@ def build(folder: Path, *, other: bool = False) -> None:
     ):
         done = command(folder, *line)
         assert done.code == 0, done.stderr
-    _deploy_with_papers(Store.open(folder / "store"), folder / "new.onnx", other=other)
+    _deploy_with_artifacts(Store.open(folder / "store"), folder / "new.onnx", other=other)
     done = command(folder, "rollback")
     assert done.code == 0, done.stderr
 
@@ -206,14 +206,14 @@ def _write_items(folder: Path, skip: int) -> None:
         (folder / name).write_text("\n".join(["id,path,label,split,role", *lines, ""]))
 
 
-def _deploy_with_papers(store: Store, model: Path, *, other: bool) -> None:
+def _deploy_with_artifacts(store: Store, model: Path, *, other: bool) -> None:
     """A deploy with report, registry and memory, as a verified candidate's has."""
     from compatctl.commands.deploy import with_model
-    from compatctl.deployment.model_file import Candidate
+    from compatctl.deployment.model_file import ModelFile
 
     now = store.manifest
     with store.transaction(now, operation="deploy") as tx:
-        share = Candidate.read(model).put(tx, rows=0)
+        share = ModelFile.read(model).put(tx, rows=0)
         tx.commit(
             operation="deploy",
             created_at=AT,

@@ -1,0 +1,101 @@
+"""What finetune writes with a model and the store keeps: class registry and rehearsal memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from compatctl.data import memory_bytes, read_memory
+from compatctl.deployment.training_record import MEMORY_FILE, find_record
+from compatctl.encoder import Encoder
+from compatctl.errors import InputError
+from compatctl.files import sha256_file
+from compatctl.manifest import Erasures, Manifest
+from compatctl.recipe import Project
+from compatctl.report import Bound
+from compatctl.store import Transaction
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelArtifacts:
+    """What goes into the store with a model, where finetune wrote it: class registry and memory."""
+
+    registry: str | None
+    memory: Path | None
+
+    def put(
+        self, tx: Transaction, before: Manifest | None, erased: Erasures | None = None
+    ) -> dict[str, str | None]:
+        """Write them into the store: the manifest's entries, else those that it has.
+
+        Images of items that were ``erased`` from the store since the memory was written are left
+        out of it.
+        """
+        registry = before.registry if before else None
+        memory = before.memory if before else None
+        return {
+            "registry": tx.put("registries", self._registry) if self.registry else registry,
+            "memory": self._memory(tx, erased) if self.memory else memory,
+        }
+
+    def _registry(self, path: Path) -> None:
+        _write((self.registry or "").encode(), path)
+
+    def _memory(self, tx: Transaction, erased: Erasures | None) -> str | None:
+        assert self.memory is not None
+        held = read_memory(self.memory) if erased is not None else None
+        gone = set(erased.holding(held.ids)) if held is not None and erased is not None else set()
+        if held is None or not gone:
+            return tx.put("memories", self.memory)
+        kept = held.take([row for row, one in enumerate(held.ids) if one not in gone])
+        if not len(kept):
+            return None
+        return tx.put("memories", partial(_write, memory_bytes(kept)))
+
+
+def _write(data: bytes, path: Path) -> None:
+    path.write_bytes(data)
+
+
+def find_artifacts(
+    project: Project, model: Path, encoder: Encoder, bound: Bound | None = None
+) -> ModelArtifacts:
+    """The class registry that the model carries, and the memory that its record names.
+
+    Raises:
+        InputError: the memory is not there, has another digest, or is no memory; the report is of
+            a model with another registry.
+    """
+    seen = find_record(model, encoder, named=None, candidate=project.candidate)
+    if bound is not None and bound.new_sha256 == encoder.sha256:
+        own = seen.registry_sha256 if seen else None
+        if bound.registry_sha256 != own:
+            raise InputError(
+                f"the report is of a model with the class registry {bound.registry_sha256}; this "
+                f"one's is {own}",
+                tip="keep the candidate's folder as finetune wrote it until it is deployed",
+            )
+    memory = seen.memory_sha256 if seen else None
+    folder = seen.path.parent if seen and seen.path else model.parent
+    found = ModelArtifacts(
+        registry=seen.registry if seen else None,
+        memory=_memory(project, folder, memory),
+    )
+    if found.memory is not None:
+        read_memory(found.memory)
+    return found
+
+
+def _memory(project: Project, beside: Path, sha256: str | None) -> Path | None:
+    if sha256 is None:
+        return None
+    for folder in (beside, project.candidate):
+        path = folder / MEMORY_FILE
+        if path.is_file() and sha256_file(path) == sha256:
+            return path
+    raise InputError(
+        f"{project.candidate / MEMORY_FILE} is not the rehearsal memory {sha256[:12]} that was "
+        "written with the candidate",
+        tip="keep the candidate's folder as finetune wrote it until it is deployed",
+    )
