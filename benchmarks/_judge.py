@@ -136,7 +136,7 @@ def subset(where: Field, rows: Bools) -> Field:
         where,
         classes=where.classes[rows],
         query_labels=where.query_labels[rows],
-        own_row=where.own_row[rows],
+        self_row=where.self_row[rows],
     )
 
 
@@ -176,8 +176,8 @@ def _by_part(trial: Trial, parts: dict[str, Bools]) -> dict[str, dict[str, float
     old, new = trial.evidence.old_old, trial.evidence.new_old
     return {
         name: {
-            "old": float(old.hit1[rows & old.counted].mean()),
-            "new": float(new.hit1[rows & old.counted].mean()),
+            "old": float(old.hit1[rows & old.has_match].mean()),
+            "new": float(new.hit1[rows & old.has_match].mean()),
         }
         for name, rows in parts.items()
     }

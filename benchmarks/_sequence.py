@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compatctl.core.nearest import search
+from compatctl.core.nearest import exact_search
 from compatctl.core.retrieval import evaluate
 from compatctl.core.simplex import simplex
 from compatctl.errors import InputError
@@ -319,7 +319,7 @@ def found(queries: Floats, gallery: Floats, test: Test) -> float:
     hits = 0
     for start in range(0, C - C % ways, ways):
         mine = (labels >= start) & (labels < start + ways)
-        near = search(queries[mine], gallery[start : start + ways], 1)
+        near = exact_search(queries[mine], gallery[start : start + ways], 1)
         result = evaluate(near, labels[mine] - start, np.arange(ways), ks=(1,), map_k=1)
         hits += int(result.hit1.sum())
     return hits / int((labels < C - C % ways).sum())

@@ -182,7 +182,7 @@ def ablate(
 def _asking(ground: Ground) -> Bools:
     """(Q,) queries of validation classes that have something to find."""
     split = np.array([ground.data.items[int(row)].split for row in ground.asked])
-    found: Bools = (split == "validation") & ground.counted()
+    found: Bools = (split == "validation") & ground.has_match()
     return found
 
 

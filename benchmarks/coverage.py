@@ -23,10 +23,10 @@ import _dependence as dependence
 import _simulate as simulate
 import numpy as np
 
-from compatctl.core.estimate import Estimate, Skew
+from compatctl.core.estimate import Estimate, SkewCorrection
 from compatctl.core.evidence import GroupEvidence, measure
-from compatctl.core.gate import Check, Measurement, Needed, judge
-from compatctl.core.policy import Policy, rules
+from compatctl.core.gate import Check, Measurement, SampleSizeNeeded, judge
+from compatctl.core.policy import Policy
 from compatctl.core.retrieval import NEVER, Retrieval
 
 Row = dict[str, Any]
@@ -168,7 +168,7 @@ def family(runs: int, seed: int, slices: int = 10) -> Row:
     """200 classes of 10 queries, the gain and all slices exactly at their limit of -.1."""
     rng = simulate.generator(seed, "family")
     policy = Policy(**{**OPEN, "min_recall_gain": -0.1, "min_slice_gain": -0.1})
-    limit, nominal = rules(policy)["slice_gain"].limit, policy.alpha / 2
+    limit, nominal = policy.rules["slice_gain"].limit, policy.alpha / 2
     wrong = np.zeros(4)
     for _ in range(runs):
         sizes = np.full(200, 10)
@@ -254,14 +254,16 @@ def needed(gain: float, kind: str, pilot: int, runs: int, seed: int) -> Row:
     }
 
 
-def _typical(found: Sequence[Skew | None]) -> Skew:
+def _typical(found: Sequence[SkewCorrection | None]) -> SkewCorrection:
     """The mean of the corrections of many pilots."""
     rows = [(one.error, one.skewness, one.shift) for one in found if one is not None]
     error, skewness, shift = np.mean(rows, axis=0)
-    return Skew(error=float(error), skewness=float(skewness), shift=float(shift))
+    return SkewCorrection(error=float(error), skewness=float(skewness), shift=float(shift))
 
 
-def _settled(gain: float, kind: str, asked: Needed, runs: int, rng: simulate.Generator) -> float:
+def _settled(
+    gain: float, kind: str, asked: SampleSizeNeeded, runs: int, rng: simulate.Generator
+) -> float:
     checks = decided(gains(gain, kind, asked.classes, runs, rng), Policy(**OPEN), asked.queries)
     return float(np.mean([check.outcome == asked.to_show for check in checks]))
 

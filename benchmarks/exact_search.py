@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 
-from compatctl.core.nearest import search
+from compatctl.core.nearest import exact_search
 
 SHAPES = [(rows, columns) for rows in (256, 1024, 2048, 4096) for columns in (1024, 4096, 8192)]
 """Tiles tried: queries x gallery rows."""
@@ -76,7 +76,7 @@ def main() -> None:
     shape = fastest_shape(queries, gallery)
     sides: dict[str, Callable[[], object]] = {
         "product": lambda: product(queries, gallery, shape),
-        "search": lambda: search(queries, gallery, options.k),
+        "search": lambda: exact_search(queries, gallery, options.k),
     }
     work = 2e-9 * options.queries * options.gallery * options.dim
     speeds: dict[str, list[float]] = {name: [] for name in sides}

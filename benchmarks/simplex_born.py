@@ -50,7 +50,7 @@ from _born_docs import (
 from _cases import KANJI, known
 from numpy.typing import NDArray
 
-from compatctl.core.nearest import search
+from compatctl.core.nearest import exact_search
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, evaluate
 from compatctl.core.simplex import Registry
@@ -194,7 +194,7 @@ def judged(ground: Ground, group: str, features: dict[str, NDArray[np.float32]])
     _, labels = np.unique(ground.everything.labels, return_inverse=True)
 
     def found(queries: str, gallery: str) -> Retrieval:
-        near = search(features[queries][rows], features[gallery][stored], 1)
+        near = exact_search(features[queries][rows], features[gallery][stored], 1)
         return evaluate(near, labels[rows], labels[stored], ks=(1,), map_k=1)
 
     results = {name: found(name, "old on old") for name in features}
@@ -219,7 +219,7 @@ def judged(ground: Ground, group: str, features: dict[str, NDArray[np.float32]])
 
 def _interval(classes: NDArray[np.int64], old: Retrieval, new: Retrieval) -> tuple[float, float]:
     """Of the gain in recall@1 from one to the other, 95%, over classes."""
-    gain = hit_change(classes, old.hit1, new.hit1, old.counted)
+    gain = hit_change(classes, old.hit1, new.hit1, old.has_match)
     return estimate_ratios([gain], REPLICATES, np.random.default_rng(0))[0].interval(0.95)
 
 

@@ -34,7 +34,7 @@ SCAFFOLD = """\
 format: 1
 store: {store}
 data: {data}
-policy: default              # or strict, canary, or a file
+policy: default              # or strict, lenient, or a file
 # recipe: recipe.yaml        # how finetune trains
 candidate: build/candidate   # where finetune writes the model and its training record
 output: new.onnx             # where finetune copies the model

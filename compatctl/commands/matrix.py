@@ -154,9 +154,9 @@ def _cells(
     for i in range(T):
         for j in range(i + 1):
             found = retrieval(where, queries[i], galleries[j], (1,), map_k=1)
-            right = (found.hit1 & found.counted).astype(np.float64)
+            right = (found.hit1 & found.has_match).astype(np.float64)
             totals[:, i, j] = np.bincount(where.classes, right, minlength=C)
-            counts[:] = np.bincount(where.classes, found.counted, minlength=C)
+            counts[:] = np.bincount(where.classes, found.has_match, minlength=C)
     return totals, counts
 
 

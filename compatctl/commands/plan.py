@@ -271,7 +271,7 @@ def _sheet(
                 low=low,
                 high=high,
                 kept=(at_hand[one.name] - at_hand[KEEP]) / ceiling if ceiling > 0.0 else None,
-                negative_flips=flips(before.hit1, test.hit1, before.counted).negative,
+                negative_flips=flips(before.hit1, test.hit1, before.has_match).negative,
                 verdict=_verdict(ground, gallery, one, strict, how) if one.name in judged else None,
                 encoders=len(one.encoders),
                 query_ms=cost.query_ms(one),
@@ -295,6 +295,6 @@ def _interval(
     where: Field, old: Retrieval, new: Retrieval, policy: Policy, how: Sampling
 ) -> tuple[float, float]:
     """Of the gain in recall@1, at the policy's level."""
-    gain = hit_change(where.classes, old.hit1, new.hit1, old.counted)
+    gain = hit_change(where.classes, old.hit1, new.hit1, old.has_match)
     estimate = estimate_ratios([gain], how.replicates, how.draw())[0]
     return estimate.interval(1 - policy.alpha)

@@ -11,7 +11,7 @@ import numpy as np
 
 from compatctl.core.arrays import Bools
 from compatctl.core.dependence import intraclass
-from compatctl.core.policy import Policy, rules
+from compatctl.core.policy import Policy
 from compatctl.core.power import Asked, HeldOutSet, Kind, Scatter, least_gain, times_needed
 from compatctl.deployment.data import load_data
 from compatctl.errors import InputError, UsageError
@@ -123,7 +123,7 @@ def power(project: Project, options: PowerOptions | None = None) -> Power:
             "no held-out query has anything to find",
             tip="hold out whole classes, with at least two images each",
         )
-    rule = rules(policy)["recall_gain"]
+    rule = policy.rules["recall_gain"]
     wanted = Asked(limit=rule.limit, level=policy.alpha / 2, power=policy.power)
     recall = OLD_RECALL if known.old_recall is None else known.old_recall
     names = [kind.name for kind in known.held_out.kinds]
@@ -208,7 +208,7 @@ def _counted(where: Field) -> Bools:
     """(Q,) whether a query has an item of its class to find, its own row left out."""
     most = int(max(where.query_labels.max(initial=0), where.gallery_labels.max(initial=0)))
     sizes = np.bincount(where.gallery_labels, minlength=most + 1)
-    found: Bools = sizes[where.query_labels] - (where.own_row >= 0) > 0
+    found: Bools = sizes[where.query_labels] - (where.self_row >= 0) > 0
     return found
 
 
@@ -224,22 +224,22 @@ def _of_tables(
     asking, searched = ranked(tables, queries, gallery, similarity, galleries=1)
     tests = [retrieval(where, one, searched[0], (policy.recall_at,), 1) for one in asking]
     old, k = tests[0], policy.recall_at
-    known = _with(HeldOutSet.of(where.classes, where.unit, old.counted), earlier)
+    known = _with(HeldOutSet.of(where.classes, where.unit, old.has_match), earlier)
     changed, icc = known.changed, known.icc
-    if len(tests) == 2 and old.counted.any():
-        change = (tests[1].hit(k).astype(np.float64) - old.hit(k))[old.counted]
+    if len(tests) == 2 and old.has_match.any():
+        change = (tests[1].hit(k).astype(np.float64) - old.hit(k))[old.has_match]
         changed = float(np.abs(change).mean())
-        icc = _iccs(change, where, old.counted)
+        icc = _iccs(change, where, old.has_match)
     return _Known(
         held_out=known.held_out, old_recall=old.recall[k], changed=changed or None, icc=icc
     )
 
 
-def _iccs(change: np.ndarray, where: Field, counted: Bools) -> dict[str, float]:
+def _iccs(change: np.ndarray, where: Field, has_match: Bools) -> dict[str, float]:
     """Of every kind of unit; 0 where each unit has one query."""
     columns = where.classes[:, None] if where.classes.ndim == 1 else where.classes
     found = {}
-    for name, column in zip(where.unit, columns[counted].T, strict=True):
+    for name, column in zip(where.unit, columns[has_match].T, strict=True):
         units = np.unique(column, return_inverse=True)[1]
         n = int(units.max(initial=-1)) + 1
         found[name] = intraclass(change, units) if 1 < n < len(change) else 0.0

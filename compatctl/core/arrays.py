@@ -92,14 +92,14 @@ def as_labels(labels: Codes, n: int, name: str) -> Codes:
     return labels.astype(np.int64, copy=False)
 
 
-def as_own_row(own_row: Codes | None, Q: int, G: int) -> Codes:
+def as_self_row(self_row: Codes | None, Q: int, G: int) -> Codes:
     """(Q,) int64 gallery rows or -1, all -1 for None; InputError where out of range."""
-    if own_row is None:
+    if self_row is None:
         return np.full(Q, -1, dtype=np.int64)
-    own = as_labels(own_row, Q, "own_row")
+    own = as_labels(self_row, Q, "self_row")
     if len(own) and not -1 <= own.min() <= own.max() < G:
         raise InputError(
-            f"own_row must lie in -1 to {G - 1}, got {own.min()} to {own.max()}",
+            f"self_row must lie in -1 to {G - 1}, got {own.min()} to {own.max()}",
         )
     return own
 

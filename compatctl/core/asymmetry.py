@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compatctl.core.arrays import Floats
-from compatctl.core.estimate import SYMMETRIC, Rare, Skew
+from compatctl.core.estimate import SYMMETRIC, RareChangeBound, SkewCorrection
 from compatctl.core.units import UnitSet, powers
 
 UNSEEN = 0.25
@@ -28,13 +28,13 @@ FEW = 5
 no more classes than this that changed at all, the binomial bounds what was not seen."""
 
 
-def rare_changes(totals: Floats, counts: Floats) -> Rare | None:
+def rare_changes(totals: Floats, counts: Floats) -> RareChangeBound | None:
     """Where few of the units (C,) changed: how many for the worse, of Kish's effective number."""
     if int((totals != 0).sum()) > FEW or counts.sum() == 0:
         return None
     fell, rose = int((totals < 0).sum()), int((totals > 0).sum())
     effective = int(counts.sum() ** 2 / (counts**2).sum())
-    return Rare(fell=min(fell, effective), rose=min(rose, effective), n=effective)
+    return RareChangeBound(fell=min(fell, effective), rose=min(rose, effective), n=effective)
 
 
 def skew_of(
@@ -44,7 +44,7 @@ def skew_of(
     *,
     size: float = 0.0,
     worst: float = 0.0,
-) -> Skew | None:
+) -> SkewCorrection | None:
     """The error and the skewness of ``sum of totals / sum of counts`` over cells (C,).
 
     ``size``: how many queries a unit has that was not seen, ``worst``: their mean; a share of
@@ -59,7 +59,7 @@ def skew_of(
     scatter = float(np.sqrt(second))
     if scatter <= SYMMETRIC * (abs(totals).sum() + unseen):
         return None
-    return Skew(
+    return SkewCorrection(
         error=scatter / n,
         # Of kinds that cross, third moments may exceed what a scatter allows.
         skewness=float(np.clip(third / scatter**3, -MOST_SKEWED, MOST_SKEWED)),

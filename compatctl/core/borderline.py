@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from compatctl.core.estimate import Estimate
 from compatctl.core.gate import Check, Measurement, Verdict
-from compatctl.core.policy import Policy, Rule, rules
+from compatctl.core.policy import Policy, Rule
 
 SIGMAS = 4.0
 """Standard deviations of a p-value within which the draw could decide."""
@@ -23,14 +23,14 @@ Key = tuple[str, str]
 def unsure(policy: Policy, found: Iterable[Measurement], verdict: Verdict) -> set[Key]:
     """Names and groups of the deciding checks whose outcome another draw could turn."""
     checks = {(check.name, check.group): check for check in verdict.checks}
-    ruled = rules(policy)
+    rules = policy.rules
     return {
         key
         for one in found
         if (key := (one.name, one.group)) in checks
         and checks[key].decides
         and isinstance(one.estimate, Estimate)
-        and _close(policy, one.estimate, checks[key], ruled[one.name])
+        and _close(policy, one.estimate, checks[key], rules[one.name])
     }
 
 

@@ -20,7 +20,7 @@ from compatctl.core.arrays import (
     Floats,
     as_features,
     as_labels,
-    as_own_row,
+    as_self_row,
     check_dimensions,
     ratio,
 )
@@ -130,7 +130,7 @@ def query_sums(  # noqa: PLR0917
     gallery: Features,
     judged_query: Codes,
     judged_row: Codes,
-    own_row: Codes | None = None,
+    self_row: Codes | None = None,
     ignored: Ignored | None = None,
 ) -> QuerySums:
     """Sums by query, in O((Q + G + J) D) for J relevant pairs.
@@ -140,10 +140,10 @@ def query_sums(  # noqa: PLR0917
         gallery: (G, D) unit rows.
         judged_query: (J,) query positions, and
         judged_row: (J,) gallery rows, of the pairs that are relevant; none that does not count.
-        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         ignored: pairs that do not count besides; None for none.
     """
-    own = as_own_row(own_row, len(queries), len(gallery))
+    own = as_self_row(self_row, len(queries), len(gallery))
     lost, n_lost = np.zeros(len(queries)), np.zeros(len(queries), dtype=np.int64)
     for query, row in uncounted(own, ignored):
         lost += np.bincount(query, row_products(queries, query, gallery, row), len(queries))
@@ -164,14 +164,14 @@ def labelled_query_sums(  # noqa: PLR0917
     query_labels: Codes,
     gallery: Features,
     gallery_labels: Codes,
-    own_row: Codes | None = None,
+    self_row: Codes | None = None,
     ignored: Ignored | None = None,
 ) -> QuerySums:
     """``query_sums`` where the pairs of one class are the relevant ones; arguments and errors as
     ``class_sums``. In O((Q + G) D)."""
     query_labels = as_labels(query_labels, len(queries), "query_labels")
     gallery_labels = as_labels(gallery_labels, len(gallery), "gallery_labels")
-    own = as_own_row(own_row, len(queries), len(gallery))
+    own = as_self_row(self_row, len(queries), len(gallery))
     codes, at = np.unique(query_labels, return_inverse=True)
     sums, counts = sums_at(gallery, _position(gallery_labels, codes), len(codes) + 1)
     same, n_same = row_products(queries, np.arange(len(queries)), sums, at), counts[at]
@@ -191,7 +191,7 @@ def class_sums(  # noqa: PLR0917
     query_labels: Codes,
     gallery: Features,
     gallery_labels: Codes,
-    own_row: Codes | None = None,
+    self_row: Codes | None = None,
     ignored: Ignored | None = None,
 ) -> ClassSums:
     """Sums by class, in one pass over queries and gallery: O((Q + G) D).
@@ -201,7 +201,7 @@ def class_sums(  # noqa: PLR0917
         query_labels: (Q,) integer codes.
         gallery: (G, D) unit rows.
         gallery_labels: (G,) integer codes; a row of ``NO_CLASS`` is in no pair.
-        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         ignored: pairs that do not count besides; None for none.
 
     Raises:
@@ -210,7 +210,7 @@ def class_sums(  # noqa: PLR0917
     check_dimensions(queries, gallery, "queries", "gallery")
     query_labels = as_labels(query_labels, len(queries), "query_labels")
     gallery_labels = as_labels(gallery_labels, len(gallery), "gallery_labels")
-    own = as_own_row(own_row, len(queries), len(gallery))
+    own = as_self_row(self_row, len(queries), len(gallery))
     codes = np.unique(query_labels)
     at = np.searchsorted(codes, query_labels)
     A, n_query = sums_at(queries, at, len(codes))
@@ -282,7 +282,7 @@ def pair_means(
     query_labels: Codes,
     gallery: Features,
     gallery_labels: Codes,
-    own_row: Codes | None = None,
+    self_row: Codes | None = None,
 ) -> PairMeans:
     """Exact mean cosine of same-class and of different-class pairs, in O((Q + G) D).
 
@@ -295,14 +295,14 @@ def pair_means(
         query_labels: (Q,) integer codes.
         gallery: (G, D) unit rows.
         gallery_labels: (G,) integer codes.
-        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
 
     Raises:
         InputError: wrong shapes or types, rows that are not finite and of length 1, an own row
             outside the gallery.
     """
     queries, gallery = as_features(queries, "queries"), as_features(gallery, "gallery")
-    return class_sums(queries, query_labels, gallery, gallery_labels, own_row).means()
+    return class_sums(queries, query_labels, gallery, gallery_labels, self_row).means()
 
 
 def _position(labels: Codes, codes: Codes) -> Codes:

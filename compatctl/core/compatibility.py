@@ -13,7 +13,7 @@ scatter: judge it with a margin. And both may hold while retrieval gets worse, s
 the retrieval criterion and never replace it.
 
 Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions. Features are unit rows in any float
-type, labels are integer class codes. ``own_row[i]`` is the gallery row of query ``i``'s own item,
+type, labels are integer class codes. ``self_row[i]`` is the gallery row of query ``i``'s own item,
 or -1 where the gallery does not hold it; that pair (i = j) is in no mean and in no share.
 """
 
@@ -27,7 +27,7 @@ from compatctl.core.arrays import (
     Codes,
     Features,
     as_features,
-    as_own_row,
+    as_self_row,
     check_positive,
     ratio,
 )
@@ -74,7 +74,7 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
     query_labels: Codes,
     old_gallery: Features,
     gallery_labels: Codes,
-    own_row: Codes | None = None,
+    self_row: Codes | None = None,
     *,
     ignored: Ignored | None = None,
     block: int = 2048,
@@ -89,7 +89,7 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
         query_labels: (Q,) integer codes.
         old_gallery: (G, D) unit rows, by the deployed model.
         gallery_labels: (G,) integer codes; a row of ``NO_CLASS`` is in no pair.
-        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         ignored: pairs that are in no mean and in no share besides; None for none.
         block: side of the tiles of pairs that the shares hold in memory, >= 1.
         shares: also count single pairs, which takes O(Q G D); False leaves them NaN.
@@ -107,12 +107,12 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
         )
     check_positive(block, "block")
     old_gallery = as_features(old_gallery, "old_gallery")
-    own = as_own_row(own_row, len(old_queries), len(old_gallery))
+    own = as_self_row(self_row, len(old_queries), len(old_gallery))
     old = class_sums(old_queries, query_labels, old_gallery, gallery_labels, own, ignored)
     truth = PairTruth(
         query_labels=np.asarray(query_labels),
         gallery_labels=np.asarray(gallery_labels),
-        own_row=own,
+        self_row=own,
         ignored=ignored,
     )
     sums = _change(old, new_queries, old_gallery, truth)
@@ -135,7 +135,7 @@ def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged 
     old_gallery: Features,
     judged_query: Codes,
     judged_row: Codes,
-    own_row: Codes | None = None,
+    self_row: Codes | None = None,
     *,
     ignored: Ignored | None = None,
 ) -> Inequalities:
@@ -147,10 +147,10 @@ def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged 
         old_gallery: (G, D) unit rows.
         judged_query: (J,) query positions, and
         judged_row: (J,) gallery rows, of the relevant pairs, each once; none that does not count.
-        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         ignored: pairs that do not count besides; None for none.
     """
-    pairs = (judged_query, judged_row, own_row, ignored)
+    pairs = (judged_query, judged_row, self_row, ignored)
     old = query_sums(old_queries, old_gallery, *pairs)
     new = query_sums(new_queries, old_gallery, *pairs)
     return _of(old, _less(new, old), shares=(float("nan"), float("nan")), drift_mean=None)
@@ -199,9 +199,9 @@ def _change(
     """
     C, at = len(old.codes), np.searchsorted(old.codes, truth.query_labels)
     A, _ = sums_at(new_queries, at, C)
-    assert truth.own_row is not None
+    assert truth.self_row is not None
     labels = truth.query_labels, truth.gallery_labels
-    pairs = uncounted(truth.own_row, truth.ignored)
+    pairs = uncounted(truth.self_row, truth.ignored)
     same, _, diff, _ = uncounted_sums(new_queries, at, gallery, labels, pairs, C)
     return replace(
         old, queries=A - old.queries, own_same=same - old.own_same, own_diff=diff - old.own_diff

@@ -52,7 +52,7 @@ class Dependence:
 
 def dependences(  # noqa: PLR0917 - what happened, and what it may depend on
     change: Floats,
-    counted: Bools,
+    has_match: Bools,
     classes: Codes,
     unit: tuple[str, ...],
     columns: Mapping[str, Codes],
@@ -62,17 +62,17 @@ def dependences(  # noqa: PLR0917 - what happened, and what it may depend on
 
     Args:
         change: (Q,) new hit less old hit.
-        counted: (Q,) the queries that have something to find.
+        has_match: (Q,) the queries that have something to find.
         classes: (Q,) or (Q, K) codes of what is resampled, and
         unit: the name of each kind.
         columns: name -> (Q,) codes.
         rng: draws the signs; a fixed seed keeps a report the same.
     """
-    taken, n = classes[counted], int(counted.sum())
-    beyond = change[counted] - (change[counted].mean() if n else 0.0)
+    taken, n = classes[has_match], int(has_match.sum())
+    beyond = change[has_match] - (change[has_match].mean() if n else 0.0)
     found = []
     for name, codes in columns.items():
-        column = np.unique(codes[counted], return_inverse=True)[1]
+        column = np.unique(codes[has_match], return_inverse=True)[1]
         sizes = np.bincount(column)
         if not 1 < len(sizes) < n:
             continue

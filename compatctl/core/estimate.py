@@ -19,7 +19,7 @@ LEAST_TIMES, MOST_TIMES = 1e-6, 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rare:
+class RareChangeBound:
     """Classes that changed, of how many: what too few changes hide, in either direction."""
 
     fell: int
@@ -28,7 +28,7 @@ class Rare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skew:
+class SkewCorrection:
     """How far an estimate's error is from symmetric: half-samples do not see it.
 
     Hall's cubic transformation (Journal of the Royal Statistical Society B 54, 1992) of the
@@ -47,10 +47,10 @@ class Skew:
         t, s = (distance + self.shift) / self.error, self.skewness
         return NormalDist().cdf(t + s * (t**2 / 3 + 1 / 6) + s**2 * t**3 / 27)
 
-    def of(self, times: float) -> Skew:
+    def of(self, times: float) -> SkewCorrection:
         """The same of ``times`` as many classes, drawn alike."""
         root = math.sqrt(times)
-        return Skew(
+        return SkewCorrection(
             error=self.error / root, skewness=self.skewness / root, shift=self.shift / times
         )
 
@@ -78,10 +78,10 @@ class Estimate:
     """The values that the estimate can take."""
     least_p: float = 0.0
     """With this probability a replicate leaves every class out, whatever was drawn."""
-    rare: Rare | None = None
-    skew_low: Skew | None = None
+    rare: RareChangeBound | None = None
+    skew_low: SkewCorrection | None = None
     """What bounds the lower end, and p-values of lying above, besides the replicates."""
-    skew_high: Skew | None = None
+    skew_high: SkewCorrection | None = None
     """The same of the upper end."""
 
     def interval(self, level: float) -> tuple[float, float]:

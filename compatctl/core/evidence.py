@@ -28,7 +28,7 @@ from compatctl.core.resampling import (
 from compatctl.core.retrieval import Flips, Retrieval, flips
 from compatctl.core.thresholds import Accepts
 from compatctl.core.touched import Touched
-from compatctl.core.units import counted_units
+from compatctl.core.units import count_units
 from compatctl.core.unjudged import Unjudged
 from compatctl.errors import InputError
 
@@ -92,18 +92,18 @@ class GroupEvidence:
     @property
     def kept(self) -> Bools | Floats:
         """(Q,) the queries in the means, weighted to the gallery's mixture of touched rows."""
-        counted = self.old_old.counted
-        return counted if self.touched is None else self.touched.weighted(counted)
+        has_match = self.old_old.has_match
+        return has_match if self.touched is None else self.touched.weighted(has_match)
 
     @property
     def flips(self) -> Flips:
         """From ``old_old`` to ``new_old``."""
-        return flips(self.old_old.hit1, self.new_old.hit1, self.old_old.counted)
+        return flips(self.old_old.hit1, self.new_old.hit1, self.old_old.has_match)
 
     @property
     def n_classes(self) -> int:
         """Classes among the queries that have something to find; units of the scarcest kind."""
-        return counted_units(self.classes, self.old_old.counted)
+        return count_units(self.classes, self.old_old.has_match)
 
     @property
     def mcnemar(self) -> float:
@@ -155,7 +155,7 @@ def measure(
                 group=_group(group, part),
                 estimate=estimate,
                 n=n,
-                n_queries=n if part or name in OWN_COUNT else group.old_old.n_counted,
+                n_queries=n if part or name in OWN_COUNT else group.old_old.n_with_match,
                 may_decide=group.name == DECIDING_GROUP,
                 unit=group.unit,
                 detail=detail,
@@ -165,7 +165,7 @@ def measure(
         group=group.name,
         classes=group.classes,
         unit=group.unit,
-        n_queries=group.old_old.n_counted,
+        n_queries=group.old_old.n_with_match,
         may_decide=group.name == DECIDING_GROUP,
     )
     if group.inequalities is not None:
@@ -196,8 +196,8 @@ def measure_chain(link: ChainEvidence, k: int, draw: Draw, replicates: int) -> M
         name="chain_gain",
         group=link.name,
         estimate=estimate_ratios([gain], replicates, draw())[0],
-        n=link.own.n_counted,
-        n_queries=link.own.n_counted,
+        n=link.own.n_with_match,
+        n_queries=link.own.n_with_match,
         may_decide=True,
         unit=link.unit,
         detail=f"On the rows which that version embedded, recall@{k} is {new:.4f} with new queries "
@@ -227,8 +227,8 @@ def measure_mixed(
         name="mixed_gain",
         group=DECIDING_GROUP,
         estimate=estimate_ratios([_gain(classes, before, after, k)], replicates, draw())[0],
-        n=before.n_counted,
-        n_queries=before.n_counted,
+        n=before.n_with_match,
+        n_queries=before.n_with_match,
         may_decide=True,
         unit=unit,
         detail=f"Recall@{k} of the query model is {after.recall[k]:.4f} on the gallery that would "
@@ -239,7 +239,7 @@ def measure_mixed(
 def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int, str]]:
     """(Check, slice) -> statistic, n and a sentence."""
     old, new, k = group.old_old, group.new_old, policy.recall_at
-    n = old.n_counted
+    n = old.n_with_match
     found: dict[Key, tuple[Ratio, int, str]] = {}
     for name, at in (("recall_gain", k), ("wide_recall_gain", policy.wide_recall_at)):
         sentence = _two(f"Recall@{at} {group.where}", new.recall[at], old.recall[at])
@@ -254,7 +254,7 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
     lost = (old.hit1 & ~new.hit1).astype(np.float64)
     found["negative_flips", ""] = (
         query_ratio(
-            group.classes, lost, group.kept, (0.0, 1.0), 1, (0.0, _share(old.hit1, old.counted))
+            group.classes, lost, group.kept, (0.0, 1.0), 1, (0.0, _share(old.hit1, old.has_match))
         ),
         n,
         f"A share of {group.flips.negative:.4f} of the queries turned from right to wrong and "
@@ -263,11 +263,11 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
     found |= _other_galleries(group, k)
     for name, mask in group.slices.items():
         found["slice_gain", name] = (
-            _gain(group.classes, old, new, k, mask & old.counted),
-            int((mask & old.counted).sum()),
+            _gain(group.classes, old, new, k, mask & old.has_match),
+            int((mask & old.has_match).sum()),
             f"Recall@{k} of the queries with {name} moves from "
-            f"{_share(old.hit(k), old.counted & mask):.4f} to "
-            f"{_share(new.hit(k), old.counted & mask):.4f}",
+            f"{_share(old.hit(k), old.has_match & mask):.4f} to "
+            f"{_share(new.hit(k), old.has_match & mask):.4f}",
         )
     return found
 
@@ -275,7 +275,7 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
 def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int, str]]:
     """Self-test, mixed gallery, real index and threshold, as far as they were measured."""
     old, new = group.at_hand or (group.old_old, group.new_old)
-    n = old.n_counted
+    n = old.n_with_match
     found: dict[Key, tuple[Ratio, int, str]] = {}
     if group.new_new is not None:
         found["self_test_gain", ""] = (
@@ -307,8 +307,8 @@ def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int
 def _gain(
     classes: Codes, old: Retrieval, new: Retrieval, k: int, kept: Bools | Floats | None = None
 ) -> Ratio:
-    """The difference of two hit rates at k over the counted queries, or over those of ``kept``."""
-    return hit_change(classes, old.hit(k), new.hit(k), old.counted if kept is None else kept)
+    """The difference of two hit rates at k over the queries with a match, or those of ``kept``."""
+    return hit_change(classes, old.hit(k), new.hit(k), old.has_match if kept is None else kept)
 
 
 def _share(values: Bools | Floats, where: Bools) -> float:
@@ -337,5 +337,5 @@ def _check_test(where: str, test: Retrieval, first: Retrieval, ks: tuple[int, ..
                 f"{where}: the policy asks for recall@{k}, "
                 f"but the evidence holds recall at {computed}"
             )
-    if not np.array_equal(test.counted, first.counted):
+    if not np.array_equal(test.has_match, first.has_match):
         raise InputError(f"{where}: not every test was made on the same queries")

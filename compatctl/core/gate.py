@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from compatctl.core.estimate import Estimate
-from compatctl.core.policy import Policy, Rule, rules
+from compatctl.core.policy import Policy, Rule
 from compatctl.errors import InputError
 
 Outcome = Literal["pass", "fail", "inconclusive"]
@@ -74,7 +74,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needed:
+class SampleSizeNeeded:
     """How much would settle an inconclusive check, if the estimate is the truth."""
 
     classes: int
@@ -123,7 +123,7 @@ class Check:
     """The same of failing."""
     outcome: Outcome = "inconclusive"
     decides: bool = False
-    needed: Needed | None = None
+    needed: SampleSizeNeeded | None = None
     detail: str
     """One sentence for people."""
 
@@ -143,13 +143,13 @@ def judge(policy: Policy, measurements: Iterable[Measurement], *, attempt: int =
         InputError: one check of one group twice.
     """
     found = tuple(measurements)
-    ruled = rules(policy)
-    numbers = [_numbers(policy, one, ruled.get(one.name)) for one in found]
+    rules = policy.rules
+    numbers = [_numbers(policy, one, rules.get(one.name)) for one in found]
     verdict = settle(policy, numbers, attempt=attempt)
     adjusted = _adjusted([one for one in verdict.checks if one.decides], attempt)
     unsettled = sum(min(pair) > policy.alpha / 2 for pair in adjusted.values())
     checks = tuple(
-        replace(check, needed=_needed(policy, one, check, ruled, attempt * max(1, unsettled)))
+        replace(check, needed=_needed(policy, one, check, rules, attempt * max(1, unsettled)))
         for check, one in zip(verdict.checks, found, strict=True)
     )
     return replace(verdict, checks=checks)
@@ -173,11 +173,11 @@ def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verd
     names = [(one.name, one.group) for one in checks]
     if len(set(names)) != len(names):
         raise InputError(f"each group is judged once, got {', '.join(map(str, sorted(names)))}")
-    ruled = rules(policy)
-    have_say = [replace(one, decides=decides(policy, one, ruled)) for one in checks]
+    rules = policy.rules
+    have_say = [replace(one, decides=decides(policy, one, rules)) for one in checks]
     adjusted = _adjusted([one for one in have_say if one.decides], attempt)
     found = tuple(
-        _settled(policy, one, ruled.get(one.name), adjusted.get((one.name, one.group)))
+        _settled(policy, one, rules.get(one.name), adjusted.get((one.name, one.group)))
         for one in have_say
     )
     outcomes = {check.outcome for check in found if check.decides}
@@ -186,10 +186,10 @@ def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verd
     return Verdict(outcome="fail" if "fail" in outcomes else outcome, checks=found)
 
 
-def decides(policy: Policy, one: Check, ruled: dict[str, Rule]) -> bool:
+def decides(policy: Policy, one: Check, rules: dict[str, Rule]) -> bool:
     """Whether a check has a say: a rule, a deciding group, and no slice that is too small."""
     small = one.name in CAN_BE_SMALL and one.n_queries < policy.slice_min_queries
-    return one.name in ruled and one.may_decide and not small
+    return one.name in rules and one.may_decide and not small
 
 
 def units(n: int, unit: tuple[str, ...]) -> str:
@@ -300,13 +300,13 @@ def _gap(policy: Policy, one: Check) -> str:
 
 
 def _needed(
-    policy: Policy, one: Measurement, check: Check, ruled: dict[str, Rule], unsettled: int
-) -> Needed | None:
+    policy: Policy, one: Measurement, check: Check, rules: dict[str, Rule], unsettled: int
+) -> SampleSizeNeeded | None:
     """Classes that would settle the check with the policy's power, were the estimate the truth.
 
     At the level that Holm's method leaves it while ``unsettled`` checks are open.
     """
-    sample, rule = one.estimate, ruled.get(one.name)
+    sample, rule = one.estimate, rules.get(one.name)
     if not isinstance(sample, Estimate) or rule is None:
         return None
     if check.estimate is None or check.outcome != "inconclusive":
@@ -318,7 +318,7 @@ def _needed(
     at_least = max(math.ceil(classes), policy.min_classes, sample.n_classes + 1)
     queries = math.ceil(at_least * one.n_queries / sample.n_classes)
     beyond = (sample.value > rule.limit) == rule.above
-    return Needed(
+    return SampleSizeNeeded(
         classes=at_least,
         queries=max(queries, policy.min_queries),
         to_show="pass" if beyond else "fail",

@@ -21,7 +21,7 @@ from compatctl.core.arrays import (
     Features,
     Scores,
     as_features,
-    as_own_row,
+    as_self_row,
     check_dimensions,
     check_positive,
 )
@@ -57,11 +57,11 @@ class Neighbours:
         return Neighbours(rows=self.rows[queries], scores=self.scores[queries])
 
 
-def search(
+def exact_search(
     queries: Features,
     gallery: Features,
     k: int,
-    own_row: Codes | None = None,
+    self_row: Codes | None = None,
     block: int = 1024,
     *,
     ignored: Ignored | None = None,
@@ -77,7 +77,7 @@ def search(
         queries: (Q, D) unit rows.
         gallery: (G, D) unit rows, G >= 0.
         k: how many, >= 1; may exceed G.
-        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         block: queries scored at once, >= 1; fewer when k is large.
         ignored: rows that are no answer to a query besides; None for none.
 
@@ -86,7 +86,7 @@ def search(
     """
     queries, gallery = as_features(queries, "queries"), as_features(gallery, "gallery")
     check_dimensions(queries, gallery, "queries", "gallery")
-    own = as_own_row(own_row, len(queries), len(gallery))
+    own = as_self_row(self_row, len(queries), len(gallery))
     check_positive(k, "k")
     check_positive(block, "block")
     rows = np.full((len(queries), k), -1, dtype=np.int64)

@@ -18,7 +18,7 @@ from compatctl.core.arrays import (
     Features,
     as_features,
     as_labels,
-    as_own_row,
+    as_self_row,
     check_dimensions,
     check_positive,
 )
@@ -36,7 +36,7 @@ class PairTruth:
     """(Q,) integer codes."""
     gallery_labels: Codes
     """(G,) integer codes; pairs of a row of ``NO_CLASS`` are of neither kind."""
-    own_row: Codes | None = None
+    self_row: Codes | None = None
     """(Q,) gallery row that is the query's own item, or -1; that pair is of neither kind."""
     ignored: Ignored | None = None
     """Pairs that are of neither kind besides."""
@@ -53,7 +53,7 @@ class PairTruth:
         return replace(
             self,
             query_labels=self.query_labels[which],
-            own_row=None if self.own_row is None else self.own_row[which],
+            self_row=None if self.self_row is None else self.self_row[which],
             judged=judged,
             ignored=self.ignored and self.ignored.of_queries(which),
         )
@@ -90,7 +90,7 @@ def kinds(
     """
     query_labels = as_labels(truth.query_labels, Q, "query_labels")
     gallery_labels = as_labels(truth.gallery_labels, G, "gallery_labels")
-    own = as_own_row(truth.own_row, Q, G)
+    own = as_self_row(truth.self_row, Q, G)
     for top in range(0, Q, block):
         rows = slice(top, top + block)
         relevant = None if truth.judged is None else _of_queries(truth.judged, top, top + block)

@@ -8,7 +8,7 @@ import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.ignored import Ignored
-from compatctl.core.nearest import Neighbours, search
+from compatctl.core.nearest import Neighbours, exact_search
 
 Piece = tuple[int, Vectors]
 """The number of the first of some gallery rows that follow each other, and these rows (n, D)."""
@@ -20,19 +20,21 @@ def search_pieces(
     queries: Vectors,
     pieces: Iterable[Piece],
     k: int,
-    own_row: Rows,
+    self_row: Rows,
     ignored: Ignored | None = None,
 ) -> Neighbours:
     """``search`` of queries (Q, D) in a gallery of pieces, which follow each other.
 
-    ``own_row`` (Q,): the gallery row that is no answer, -1: none; ``ignored``: further such rows.
+    ``self_row`` (Q,): the gallery row that is no answer, -1: none; ``ignored``: further such rows.
     """
     rows = np.full((len(queries), 0), -1, np.int64)
     scores = np.full((len(queries), 0), -np.inf, np.float32)
     for first, gallery in pieces:
-        own = np.where((own_row >= first) & (own_row < first + len(gallery)), own_row - first, -1)
+        own = np.where(
+            (self_row >= first) & (self_row < first + len(gallery)), self_row - first, -1
+        )
         left_out = ignored and ignored.of_rows(first, first + len(gallery))
-        found = search(queries, gallery, k, own, ignored=left_out)
+        found = exact_search(queries, gallery, k, own, ignored=left_out)
         here = np.where(found.rows >= 0, found.rows + first, -1)
         rows = np.concatenate([rows, here], axis=1)
         scores = np.concatenate([scores, found.scores], axis=1)

@@ -41,6 +41,52 @@ RANGES = {
 NEVER_NULL = ("alpha", "power", "min_recall_gain", "pair_far")
 MIN_REPLICATES, MAX_REPLICATES = 999, 1_000_000
 
+_LOWER_LIMITS = {
+    "recall_gain": "min_recall_gain",
+    "wide_recall_gain": "min_wide_recall_gain",
+    "map_gain": "min_map_gain",
+    "self_test_gain": "min_self_test_gain",
+    "slice_gain": "min_slice_gain",
+    "chain_gain": "min_chain_gain",
+    "mixed_gain": "min_mixed_gain",
+    "ann_recall": "min_ann_recall",
+    "pair_tar_gain": "min_pair_tar_gain",
+    "untouched_gain": "min_untouched_gain",
+    "unjudged_gain": "min_unjudged_gain",
+    "stored_share": "min_stored_share",
+    "matched_share": "min_matched_share",
+    "old_recall": "min_old_recall",
+}
+"""Check -> the key of the value that the check must exceed."""
+
+_MARGINS = {"same_class": "same_class_margin", "different_class": "different_class_margin"}
+"""Check -> the key of the margin by which its estimate may lie below 0."""
+
+_UPPER_LIMITS = {
+    "negative_flips": "max_negative_flips",
+    "far_ratio": "max_far_ratio",
+    "frr_increase": "max_frr_increase",
+    "parity": "max_parity_error",
+    "latency_ratio": "max_latency_ratio",
+    "near_copies": "max_near_copies",
+    "design_effect": "max_design_effect",
+}
+"""Check -> the key of the value that the check must stay below."""
+
+EVIDENCE_CHECKS = frozenset(
+    {
+        "unjudged_gain",
+        "stored_share",
+        "matched_share",
+        "old_recall",
+        "proven_store",
+        "training_record",
+        "near_copies",
+        "design_effect",
+    }
+)
+"""Checks of the evidence itself: they pass or are inconclusive, and never fail."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -148,6 +194,31 @@ class Policy:
         if self.min_recall_gain >= 1:
             raise InputError("policy: min_recall_gain must be below 1: no gain exceeds it")
 
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """Check name -> how the policy judges it; checks that it only measures are not in it."""
+        rules = {}
+        for check, key in _LOWER_LIMITS.items():
+            least = getattr(self, key)
+            if least is not None:
+                rules[check] = _gain(float(least))
+        for check, key in _MARGINS.items():
+            margin = getattr(self, key)
+            if margin is not None:
+                rules[check] = _gain(-margin)
+        for check, key in _UPPER_LIMITS.items():
+            most = getattr(self, key)
+            if most is not None:
+                rules[check] = Rule(threshold=float(most), margin=None, above=False)
+        if self.require_proven_store:
+            rules["proven_store"] = _gain(1.0)
+        if self.require_training_record:
+            rules["training_record"] = _gain(0.5)
+        return {
+            check: replace(rule, may_fail=check not in EVIDENCE_CHECKS)
+            for check, rule in rules.items()
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
@@ -166,59 +237,11 @@ class Rule:
         return self.threshold - (self.margin or 0.0)
 
 
-def rules(policy: Policy) -> dict[str, Rule]:
-    """Check name -> how the policy judges it; checks that it only measures are not in it."""
-    gains = {
-        "recall_gain": policy.min_recall_gain,
-        "wide_recall_gain": policy.min_wide_recall_gain,
-        "map_gain": policy.min_map_gain,
-        "same_class": _negative(policy.same_class_margin),
-        "different_class": _negative(policy.different_class_margin),
-        "self_test_gain": policy.min_self_test_gain,
-        "slice_gain": policy.min_slice_gain,
-        "chain_gain": policy.min_chain_gain,
-        "mixed_gain": policy.min_mixed_gain,
-        "ann_recall": policy.min_ann_recall,
-        "pair_tar_gain": policy.min_pair_tar_gain,
-        "untouched_gain": policy.min_untouched_gain,
-    }
-    evidence = {
-        "unjudged_gain": policy.min_unjudged_gain,
-        "stored_share": policy.min_stored_share,
-        "matched_share": policy.min_matched_share,
-        "old_recall": policy.min_old_recall,
-        "proven_store": 1.0 if policy.require_proven_store else None,
-        "training_record": 0.5 if policy.require_training_record else None,
-    }
-    limits = {
-        "negative_flips": policy.max_negative_flips,
-        "far_ratio": policy.max_far_ratio,
-        "frr_increase": policy.max_frr_increase,
-        "parity": policy.max_parity_error,
-        "latency_ratio": policy.max_latency_ratio,
-        "near_copies": policy.max_near_copies,
-        "design_effect": policy.max_design_effect,
-    }
-    found = {name: _gain(least) for name, least in gains.items() if least is not None}
-    for name, most in limits.items():
-        if most is not None:
-            may_fail = name not in {"near_copies", "design_effect"}
-            found[name] = Rule(threshold=float(most), margin=None, above=False, may_fail=may_fail)
-    for name, least in evidence.items():
-        if least is not None:
-            found[name] = replace(_gain(least), may_fail=False)
-    return found
-
-
 def _gain(least: float) -> Rule:
     """A gain's least value; one below 0, or an inequality's margin, is a margin to 0."""
     if least > 0:
         return Rule(threshold=float(least), margin=None, above=True)
     return Rule(threshold=0.0, margin=float(-least) if least < 0 else None, above=True)
-
-
-def _negative(margin: float | None) -> float | None:
-    return None if margin is None else -margin
 
 
 def _check_format(value: object) -> None:

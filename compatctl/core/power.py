@@ -19,7 +19,7 @@ import numpy as np
 
 from compatctl.core.arrays import Bools, Codes
 from compatctl.core.asymmetry import UNSEEN
-from compatctl.core.estimate import Skew
+from compatctl.core.estimate import SkewCorrection
 
 _NORMAL = NormalDist()
 _STEPS = 60
@@ -45,9 +45,9 @@ class HeldOutSet:
     kinds: tuple[Kind, ...]
 
     @classmethod
-    def of(cls, classes: Codes, unit: tuple[str, ...], counted: Bools) -> HeldOutSet:
+    def of(cls, classes: Codes, unit: tuple[str, ...], has_match: Bools) -> HeldOutSet:
         """From codes (Q,) or (Q, K), the kinds' names, and which queries count (Q,)."""
-        columns = (classes[:, None] if classes.ndim == 1 else classes)[counted]
+        columns = (classes[:, None] if classes.ndim == 1 else classes)[has_match]
         kinds = []
         for name, column in zip(unit, columns.T, strict=True):
             sizes = np.unique(column, return_counts=True)[1].astype(np.float64)
@@ -102,7 +102,9 @@ def chance(
     # Moments of the mean with a part of a unit besides that lost all: those of ``skew_of``.
     second = variance * (units / (units + UNSEEN)) ** 2 + UNSEEN * (lost / (units + UNSEEN)) ** 2
     third = UNSEEN * (lost / (units + UNSEEN)) ** 3
-    skew = Skew(error=math.sqrt(second), skewness=third / second**1.5, shift=weight * lost)
+    skew = SkewCorrection(
+        error=math.sqrt(second), skewness=third / second**1.5, shift=weight * lost
+    )
     beyond = max(
         _NORMAL.inv_cdf(1 - asked.level) * error,
         skew.distance(1 - asked.level),

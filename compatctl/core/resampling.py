@@ -25,7 +25,7 @@ import numpy as np
 from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.core.asymmetry import rare_changes, skew_of
 from compatctl.core.class_sums import ClassSums, QuerySums
-from compatctl.core.estimate import Estimate, Rare
+from compatctl.core.estimate import Estimate, RareChangeBound
 from compatctl.core.units import UnitSet, cells, powers, unit_sets
 from compatctl.errors import InputError
 
@@ -97,19 +97,21 @@ def ratio_of(
 def query_ratio(  # noqa: PLR0917 - what a mean over queries is
     classes: Codes,
     values: Floats,
-    counted: Bools | Floats,
+    has_match: Bools | Floats,
     bounds: tuple[float, float],
     harm: int,
     room: tuple[float, float] | None = None,
 ) -> Ratio:
-    """The mean of the values (Q,) of the counted queries (Q,) bool, as a ratio over the classes
-    of ``classes`` (Q,), or units (Q, K); the rest as in ``Ratio``. ``counted`` may hold weights."""
-    weights = counted.astype(np.float64)
+    """The mean of the values (Q,) over queries with a match, as a ratio of sums by class.
+
+    ``classes`` is (Q,), or (Q, K) for units that cross. ``has_match`` (Q,) may hold weights.
+    """
+    weights = has_match.astype(np.float64)
     return ratio_of(classes, values * weights, weights, bounds, harm=harm, room=room)
 
 
 def hit_change(
-    classes: Codes, before: Bools, after: Bools, counted: Bools | Floats | None = None
+    classes: Codes, before: Bools, after: Bools, has_match: Bools | Floats | None = None
 ) -> Ratio:
     """The change of a hit rate from one model to the other on the same queries, in [-1, 1].
 
@@ -120,16 +122,16 @@ def hit_change(
         classes: (Q,) int64 codes of the queries' classes, any; (Q, K) of units that cross.
         before: (Q,) bool, the query found an item of its class.
         after: (Q,) bool, the same query did with the other model, or on the other gallery.
-        counted: (Q,) bool, ``Retrieval.counted`` or a part of it, or its weights; None for all.
+        has_match: (Q,) bool, ``Retrieval.has_match`` or a part of it, or its weights; None for all.
 
     Raises:
         InputError: different lengths.
     """
-    kept = np.ones(len(classes)) if counted is None else counted.astype(np.float64)
+    kept = np.ones(len(classes)) if has_match is None else has_match.astype(np.float64)
     if not len(classes) == len(before) == len(after) == len(kept):
         raise InputError(
             f"a change of hits is of the same queries, got {len(classes)} classes, {len(before)} "
-            f"outcomes before, {len(after)} after and {len(kept)} counted"
+            f"outcomes before, {len(after)} after and {len(kept)} has_match"
         )
     change = after.astype(np.float64) - before
     found = float((before * kept).sum() / kept.sum()) if kept.any() else 0.0
@@ -293,7 +295,7 @@ def estimate_pairs(
     drawn = np.zeros(replicates)
     bounds = (-1.0, 1.0) if harm else (-2.0, 2.0)
     n_classes: list[int] = []
-    rare: list[Rare] = []
+    rare: list[RareChangeBound] = []
     for a, b in zip(ends[0].T, ends[1].T, strict=True):
         C = int(max(a.max(initial=-1), b.max(initial=-1))) + 1
         n_classes.append(len(np.union1d(a, b)))
@@ -324,7 +326,7 @@ def _estimate(
     drawn: Floats,
     n_classes: int,
     bounds: tuple[float, float],
-    rare: Sequence[Rare] = (),
+    rare: Sequence[RareChangeBound] = (),
 ) -> Estimate:
     """One estimate of its replicates, NaN where they are empty; ``rare`` by kinds of units."""
     empty = np.isnan(drawn)

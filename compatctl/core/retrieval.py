@@ -1,7 +1,7 @@
 """Retrieval quality that follows from the neighbours that were found.
 
 Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions. Features are unit rows in any float
-type, labels are integer class codes. ``own_row[i]`` is the gallery row of query ``i``'s own item,
+type, labels are integer class codes. ``self_row[i]`` is the gallery row of query ``i``'s own item,
 or -1 where the gallery does not hold it; that row is never an answer to that query.
 
 Two definitions are worth stating, because libraries differ in them. *recall@k* is the hit rate
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import Bools, Codes, Floats, as_labels, as_own_row, check_positive
+from compatctl.core.arrays import Bools, Codes, Floats, as_labels, as_self_row, check_positive
 from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import Neighbours
 from compatctl.errors import InputError
@@ -52,7 +52,7 @@ class Retrieval:
     """(Q,) its cosine; -inf where there was none."""
 
     @property
-    def counted(self) -> Bools:
+    def has_match(self) -> Bools:
         """(Q,) the queries that are in the means: those with R > 0."""
         return ~np.isnan(self.average_precision)
 
@@ -66,7 +66,7 @@ class Retrieval:
         return self.first_hit <= k
 
     @property
-    def n_counted(self) -> int:
+    def n_with_match(self) -> int:
         """How many queries are in the means."""
         return self.n_queries - self.n_without_match
 
@@ -86,7 +86,7 @@ def evaluate(
     neighbours: Neighbours,
     query_labels: Codes,
     gallery_labels: Codes,
-    own_row: Codes | None = None,
+    self_row: Codes | None = None,
     *,
     ignored: Ignored | None = None,
     ks: Sequence[int] = (1, 5),
@@ -99,11 +99,11 @@ def evaluate(
     at k is ``sum_{r <= k, hit at r} precision@r / min(R, k)``.
 
     Args:
-        neighbours: found with the same ``own_row``; at least ``max(ks)`` and ``map_k`` columns,
+        neighbours: found with the same ``self_row``; at least ``max(ks)`` and ``map_k`` columns,
             or as many as the gallery has rows.
         query_labels: (Q,) integer codes.
         gallery_labels: (G,) integer codes.
-        own_row: (Q,) as given to ``search``.
+        self_row: (Q,) as given to ``search``.
         ignored: as given to ``search``.
         ks: the k of each recall, each >= 1.
         map_k: the k of mAP, >= 1; None for ``min(100, G)``.
@@ -113,7 +113,7 @@ def evaluate(
             same row found twice for one query.
     """
     query_labels, gallery_labels = _labels(neighbours, query_labels, gallery_labels)
-    own = as_own_row(own_row, len(query_labels), len(gallery_labels))
+    own = as_self_row(self_row, len(query_labels), len(gallery_labels))
     if map_k is None:
         map_k = max(1, min(100, len(gallery_labels)))
     _check_columns(neighbours, (*ks, map_k), len(gallery_labels))
@@ -173,14 +173,14 @@ def _retrieval(
     neighbours: Neighbours, hits: Bools, relevant: Codes, ks: Sequence[int], map_k: int
 ) -> Retrieval:
     """From (Q, k) neighbours, which of them are hits, and (Q,) R."""
-    counted = relevant > 0
+    has_match = relevant > 0
     precisions = _average_precision(hits[:, :map_k], relevant, map_k)
     first = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, NEVER).astype(np.int64)
     return Retrieval(
         n_queries=len(hits),
-        n_without_match=int((~counted).sum()),
-        recall={int(k): _mean(first[counted] <= k) for k in ks},
-        map_at_k=_mean(precisions[counted]),
+        n_without_match=int((~has_match).sum()),
+        recall={int(k): _mean(first[has_match] <= k) for k in ks},
+        map_at_k=_mean(precisions[has_match]),
         map_k=map_k,
         first_hit=first,
         average_precision=precisions,
@@ -199,31 +199,31 @@ def cmc(found: Retrieval, max_k: int = 10) -> Floats:
         InputError: ``max_k`` is not a whole number >= 1.
     """
     check_positive(max_k, "max_k")
-    first = found.first_hit[found.counted]
+    first = found.first_hit[found.has_match]
     return np.array([_mean(first <= k) for k in range(1, max_k + 1)], dtype=np.float64)
 
 
 def flips(
     old_hit1: Bools,
     new_hit1: Bools,
-    counted: Bools | None = None,
+    has_match: Bools | None = None,
 ) -> Flips:
     """Shares of the same queries that went from right to wrong, and from wrong to right.
 
     Args:
         old_hit1: (Q,) bool, the first answer was right with the old query model.
         new_hit1: (Q,) bool, the same queries with the new one.
-        counted: (Q,) bool, ``Retrieval.counted``; None for all queries.
+        has_match: (Q,) bool, ``Retrieval.has_match``; None for all queries.
 
     Raises:
         InputError: another type than bool, or different lengths.
     """
     old, new = _as_bools(old_hit1, "old_hit1"), _as_bools(new_hit1, "new_hit1")
-    kept = np.ones(len(old), dtype=bool) if counted is None else _as_bools(counted, "counted")
+    kept = np.ones(len(old), dtype=bool) if has_match is None else _as_bools(has_match, "has_match")
     if not len(old) == len(new) == len(kept):
         raise InputError(
             "flips compare the same queries, "
-            f"got {len(old)} old, {len(new)} new and {len(kept)} counted"
+            f"got {len(old)} old, {len(new)} new and {len(kept)} has_match"
         )
     return Flips(
         negative=_mean((old & ~new)[kept]), positive=_mean((~old & new)[kept]), n=int(kept.sum())
@@ -257,7 +257,7 @@ def _check_rows(rows: Codes, own: Codes, ignored: Ignored | None) -> None:
         )
     if ((rows == own[:, None]) & (rows >= 0)).any():
         raise InputError(
-            "a query found its own item", tip="search and evaluate with the same own_row"
+            "a query found its own item", tip="search and evaluate with the same self_row"
         )
     ordered = np.sort(rows, axis=1)
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():

@@ -51,16 +51,16 @@ def _unjudged(
 ) -> list[Measurement]:
     if group.unjudged is None:
         return []
-    k, counted = policy.recall_at, group.old_old.counted
-    shares = group.unjudged.shares(counted)
+    k, has_match = policy.recall_at, group.old_old.has_match
+    shares = group.unjudged.shares(has_match)
     ratio = hit_change(group.classes, *group.unjudged.worst, group.kept)
     return [
         Measurement(
             name="unjudged_gain",
             group=group.name,
             estimate=estimate_ratios([ratio], replicates, draw())[0],
-            n=group.old_old.n_counted,
-            n_queries=group.old_old.n_counted,
+            n=group.old_old.n_with_match,
+            n_queries=group.old_old.n_with_match,
             may_decide=True,
             unit=group.unit,
             detail=f"Of the first {k} answers {shares['old'][str(k)]:.2%} of old and "
@@ -76,7 +76,7 @@ def _untouched(
     if group.touched is None or group.touched.of_gallery >= 1.0:
         return []
     old, new, k = group.old_old, group.new_old, policy.recall_at
-    kept = old.counted & group.touched.untouched
+    kept = old.has_match & group.touched.untouched
     n = int(kept.sum())
     before, after = ((one.hit(k) & kept).sum() / max(1, n) for one in (old, new))
     ratio = hit_change(group.classes, old.hit(k), new.hit(k), kept)
@@ -106,12 +106,12 @@ def _untouched(
 def _plain(policy: Policy, group: GroupEvidence) -> list[Measurement]:
     old, k = group.old_old, policy.recall_at
     asked = old.n_queries if group.asked is None else int(group.asked.sum())
-    lost = asked - old.n_counted
+    lost = asked - old.n_with_match
     return [
         Measurement(
             name="matched_share",
             group=group.name,
-            estimate=old.n_counted / max(1, asked),
+            estimate=old.n_with_match / max(1, asked),
             n=asked,
             n_queries=asked,
             may_decide=True,
@@ -122,8 +122,8 @@ def _plain(policy: Policy, group: GroupEvidence) -> list[Measurement]:
             name="old_recall",
             group=group.name,
             estimate=old.recall[k],
-            n=old.n_counted,
-            n_queries=old.n_counted,
+            n=old.n_with_match,
+            n_queries=old.n_with_match,
             may_decide=True,
             unit=group.unit,
             detail=f"Recall@{k} of the old model on its own gallery is {old.recall[k]:.4f}; where "

@@ -9,7 +9,7 @@ no more different-class pairs than the old one did.
 
 Shapes: ``P`` labelled pairs: ``scores`` (P,) finite floats, ``same`` (P,) bool, the pair is of one
 class. ``Q`` queries, ``G`` gallery rows, ``D`` dimensions: unit rows in any float type, integer
-class codes; ``own_row[i]`` is the gallery row of query ``i``'s own item, or -1 where the gallery
+class codes; ``self_row[i]`` is the gallery row of query ``i``'s own item, or -1 where the gallery
 does not hold it, and that pair is never counted. Their scores are products of float32 matrices, as
 a server computes them: last bits may differ between sizes of ``block``, so keep to one size.
 """
@@ -203,7 +203,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
     gallery: Features,
     gallery_labels: Codes,
     threshold: float | Floats,
-    own_row: Codes | None = None,
+    self_row: Codes | None = None,
     *,
     judged: JudgedPairs | None = None,
     ignored: Ignored | None = None,
@@ -218,7 +218,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
         queries, gallery: (Q, D) and (G, D) unit rows.
         query_labels, gallery_labels: (Q,) and (G,) integer codes.
         threshold: any number, infinities included; or one for each query (Q,).
-        own_row: (Q,) gallery row that is the query's own item, or -1; None for none.
+        self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         judged, ignored: as ``PairTruth``.
         block: side of the tiles of pairs held in memory, >= 1.
 
@@ -234,7 +234,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
     truth = PairTruth(
         query_labels=query_labels,
         gallery_labels=gallery_labels,
-        own_row=own_row,
+        self_row=self_row,
         judged=judged,
         ignored=ignored,
     )
@@ -253,7 +253,7 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
     gallery: Features,
     gallery_labels: Codes,
     accepted: int,
-    own_row: Codes | None = None,
+    self_row: Codes | None = None,
     *,
     judged: JudgedPairs | None = None,
     ignored: Ignored | None = None,
@@ -277,7 +277,7 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
     truth = PairTruth(
         query_labels=query_labels,
         gallery_labels=gallery_labels,
-        own_row=own_row,
+        self_row=self_row,
         judged=judged,
         ignored=ignored,
     )

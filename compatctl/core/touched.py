@@ -32,25 +32,25 @@ class Touched:
         found: Bools = self.of_query == 0
         return found
 
-    def weights(self, counted: Bools) -> Floats | None:
+    def weights(self, has_match: Bools) -> Floats | None:
         """(Q,) weights by which the counted queries are of the gallery's mixture; their mean over
         these is 1. None where the queries are of one kind only, which no weight can change."""
-        here = float(self.of_query[counted].mean()) if counted.any() else 0.0
+        here = float(self.of_query[has_match].mean()) if has_match.any() else 0.0
         if not 0.0 < here < 1.0:
             return None
         share = np.nan_to_num(self.of_query)
         found: Floats = share * self.of_gallery / here
         return found + (1 - share) * (1 - self.of_gallery) / (1 - here)
 
-    def weighted(self, counted: Bools) -> Bools | Floats:
-        """``counted`` (Q,) as it is, or with these weights."""
-        found = self.weights(counted)
-        return counted if found is None else counted * found
+    def weighted(self, has_match: Bools) -> Bools | Floats:
+        """``has_match`` (Q,) as it is, or with these weights."""
+        found = self.weights(has_match)
+        return has_match if found is None else has_match * found
 
-    def parts(self, values: Floats, counted: Bools) -> tuple[float, float]:
+    def parts(self, values: Floats, has_match: Bools) -> tuple[float, float]:
         """The mean of the values (Q,) over the touched part of the counted queries, and over their
         untouched part; NaN where there is no such part. Weighted means are made of the two."""
-        share, values = self.of_query[counted], values[counted]
+        share, values = self.of_query[has_match], values[has_match]
         return (
             ratio(float((share * values).sum()), float(share.sum())),
             ratio(float(((1 - share) * values).sum()), float((1 - share).sum())),
@@ -58,24 +58,24 @@ class Touched:
 
 
 def share_by_class(
-    query_labels: Codes, gallery_labels: Codes, own_row: Codes, touched: Bools
+    query_labels: Codes, gallery_labels: Codes, self_row: Codes, touched: Bools
 ) -> Floats:
     """(Q,) share of the gallery rows of each query's class, its own row apart, that were touched.
 
     Args:
         query_labels: (Q,) codes from 0.
         gallery_labels: (G,) codes from 0, or ``NO_CLASS``.
-        own_row: (Q,) the query's own gallery row, -1: none.
+        self_row: (Q,) the query's own gallery row, -1: none.
         touched: (G,) rows that were.
     """
     known = gallery_labels != NO_CLASS
     n = int(max(query_labels.max(initial=-1), gallery_labels.max(initial=-1))) + 1
     rows = np.bincount(gallery_labels[known], minlength=n)[query_labels]
     part = np.bincount(gallery_labels[known & touched], minlength=n)[query_labels]
-    own = np.flatnonzero(own_row >= 0)
-    own = own[gallery_labels[own_row[own]] == query_labels[own]]
+    own = np.flatnonzero(self_row >= 0)
+    own = own[gallery_labels[self_row[own]] == query_labels[own]]
     rows[own] -= 1
-    part[own] -= touched[own_row[own]]
+    part[own] -= touched[self_row[own]]
     return _share(part, rows)
 
 

@@ -39,10 +39,10 @@ def cells(classes: Codes) -> tuple[Codes, Codes]:
     return np.stack(kinds, axis=1).astype(np.int64), at.astype(np.int64)
 
 
-def counted_units(classes: Codes, counted: Bools) -> int:
+def count_units(classes: Codes, has_match: Bools) -> int:
     """How many units the counted queries (Q,) bool are of; of the kind that has fewest."""
     columns = classes[:, None] if classes.ndim == 1 else classes
-    return min(len(np.unique(column[counted])) for column in columns.T)
+    return min(len(np.unique(column[has_match])) for column in columns.T)
 
 
 def crossed(columns: Sequence[Codes]) -> tuple[Codes, tuple[int, ...]]:

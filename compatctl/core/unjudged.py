@@ -34,11 +34,11 @@ class Unjudged:
     answers: dict[int, Codes]
     """k -> (Q,) how many first answers there are: k, or the rows of a smaller gallery."""
 
-    def shares(self, counted: Bools) -> dict[str, dict[str, float]]:
+    def shares(self, has_match: Bools) -> dict[str, dict[str, float]]:
         """``old`` and ``new`` -> k -> share of the first k answers of unknown relevance."""
         return {
             name: {
-                str(k): float(found[counted].sum() / max(1, self.answers[k][counted].sum()))
+                str(k): float(found[has_match].sum() / max(1, self.answers[k][has_match].sum()))
                 for k, found in sides.items()
             }
             for name, sides in (("old", self.old), ("new", self.new))

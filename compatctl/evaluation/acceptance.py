@@ -129,7 +129,7 @@ def error_rates(
             gallery,
             labels[1],
             threshold,
-            truth.own_row,
+            truth.self_row,
             judged=truth.judged,
             ignored=truth.ignored,
         )
@@ -145,7 +145,7 @@ def error_rates(
         gallery,
         labels[1],
         int(old.diff_accepted.sum()),
-        truth.own_row,
+        truth.self_row,
         judged=truth.judged,
         ignored=truth.ignored,
     )

@@ -17,7 +17,7 @@ from compatctl.core.borderline import Key, unsure
 from compatctl.core.class_sums import ClassSums
 from compatctl.core.evidence import ChainEvidence, Draw, GroupEvidence, measure, measure_chain
 from compatctl.core.gate import UNSAMPLED, Measurement, Verdict, judge
-from compatctl.core.policy import Policy, rules
+from compatctl.core.policy import Policy
 from compatctl.core.scope import with_scope
 from compatctl.evaluation.group_runs import Trial
 from compatctl.report import Attempts
@@ -53,7 +53,7 @@ def sampling(
     policy: Policy, seed: int, n_slices: int, n_chain: int, attempt: Attempts | None = None
 ) -> Sampling:
     """As many replicates as the policy says, and enough for Holm's smallest level."""
-    estimated = [one for one in rules(policy) if one not in UNSAMPLED]
+    estimated = [one for one in policy.rules if one not in UNSAMPLED]
     checks, number = len(estimated) + n_slices + n_chain, attempt.number if attempt else 1
     least = max(policy.replicates, math.ceil(10 * checks / policy.alpha))
     enough = min(least * number, max(least, LONG))  # for hundreds of attempts, in bounded time

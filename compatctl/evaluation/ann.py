@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.core.arrays import Vectors
-from compatctl.core.nearest import search
+from compatctl.core.nearest import exact_search
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.evaluation.searched_gallery import Searched
 from compatctl.index import HnswIndex, shares_found, tune_ef
@@ -31,7 +31,7 @@ class Asked:
     def of(cls, queries: Vectors, rows: Vectors, keys: NDArray[np.uint64]) -> Self:
         """The queries (q, D), searched exactly in the rows (N, D) that are under ``keys`` (N,)."""
         k = min(K, len(keys))
-        return cls(queries=queries, nearest=keys[search(queries, rows, k).rows])
+        return cls(queries=queries, nearest=keys[exact_search(queries, rows, k).rows])
 
 
 def sample(n: int) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.ignored import Ignored
-from compatctl.core.nearest import Neighbours, search
+from compatctl.core.nearest import Neighbours, exact_search
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.piecewise_search import mixed_pieces, search_pieces, some_pieces
 from compatctl.core.policy import Policy
@@ -34,7 +34,7 @@ class Field:
     """(Q,) what is resampled: class codes; (Q, K) where K kinds of units cross."""
     query_labels: Rows
     gallery_labels: Rows
-    own_row: Rows
+    self_row: Rows
     """(Q,) each query's own gallery row, -1: none."""
     judged: tuple[Rows, Rows] | None = None
     """(J,) query positions and gallery rows judged relevant; then labels do not count."""
@@ -69,7 +69,7 @@ class Field:
             self,
             classes=self.classes[kept],
             query_labels=self.query_labels[kept],
-            own_row=self.own_row[kept],
+            self_row=self.self_row[kept],
             judged=judged,
             slices={name: mask[kept] for name, mask in self.slices.items()},
             ignored=self.ignored and self.ignored.of_queries(kept),
@@ -91,7 +91,7 @@ class Field:
         return replace(
             self,
             gallery_labels=self.gallery_labels[rows],
-            own_row=np.where(self.own_row >= 0, position[self.own_row], -1),
+            self_row=np.where(self.self_row >= 0, position[self.self_row], -1),
             judged=judged,
             ignored=self.ignored and self.ignored.part(position),
             half=None if self.half is None else self.half[rows],
@@ -115,7 +115,7 @@ class Field:
         return PairTruth(
             query_labels=self.query_labels,
             gallery_labels=self.gallery_labels,
-            own_row=self.own_row,
+            self_row=self.self_row,
             judged=self.judged,
             ignored=self.ignored,
         )
@@ -155,7 +155,7 @@ def retrieval(
 ) -> Retrieval:
     """recall@k and mAP of queries (Q, D) on a gallery (G, D), exactly."""
     map_k = max(1, min(map_k, len(gallery)))
-    found = search(queries, gallery, max(map_k, *ks), where.own_row, ignored=where.ignored)
+    found = exact_search(queries, gallery, max(map_k, *ks), where.self_row, ignored=where.ignored)
     return _evaluate(where, found, ks, map_k)
 
 
@@ -173,7 +173,7 @@ def retrieval_by_part(
     scores = np.full((len(queries), k), -np.inf, np.float32)
     for part, gallery in searched:
         ignored = where.ignored and where.ignored.of_queries(part)
-        found = search(queries[part], gallery, k, where.own_row[part], ignored=ignored)
+        found = exact_search(queries[part], gallery, k, where.self_row[part], ignored=ignored)
         rows[part], scores[part] = found.rows, found.scores
     return _evaluate(where, Neighbours(rows=rows, scores=scores), ks, map_k)
 
@@ -185,13 +185,13 @@ def retrieval_of_rows(
     ``where`` is of these rows."""
     map_k = max(1, min(MAP_K, len(rows)))
     pieces = some_pieces(gallery, rows)
-    found = search_pieces(queries, pieces, max(map_k, *ks), where.own_row, where.ignored)
+    found = search_pieces(queries, pieces, max(map_k, *ks), where.self_row, where.ignored)
     return _evaluate(where, found, ks, map_k)
 
 
 def found_in(where: Field, queries: Vectors, gallery: Vectors, policy: Policy) -> Neighbours:
     k = max(_map_k(gallery), *depths(policy))
-    return search(queries, gallery, k, where.own_row, ignored=where.ignored)
+    return exact_search(queries, gallery, k, where.self_row, ignored=where.ignored)
 
 
 def evaluated(where: Field, found: Neighbours, policy: Policy) -> Retrieval:
@@ -210,7 +210,7 @@ def _evaluate(where: Field, found: Neighbours, ks: tuple[int, ...], map_k: int) 
         found,
         where.query_labels,
         where.gallery_labels,
-        where.own_row,
+        where.self_row,
         ignored=where.ignored,
         ks=ks,
         map_k=map_k,
@@ -230,7 +230,7 @@ def mixed(
     ks = depths(policy)
     map_k = max(1, min(MAP_K, len(where.half)))
     pieces = mixed_pieces(old, new, where.half)
-    found = search_pieces(queries, pieces, max(map_k, *ks), where.own_row, where.ignored)
+    found = search_pieces(queries, pieces, max(map_k, *ks), where.self_row, where.ignored)
     if not len(old):
         return _evaluate(where, found, ks, map_k), float("nan")
     first = found.rows[:, :CURVE]

@@ -157,7 +157,7 @@ def table_field(
         classes=units.classes,
         query_labels=codes[queries],
         gallery_labels=codes[gallery],
-        own_row=position[queries],
+        self_row=position[queries],
         judged=judged,
         half=half_of(table.ids[row] for row in gallery),
         slices=slices_of(_columns(table, queries, options.slices)),

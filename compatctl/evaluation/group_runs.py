@@ -122,7 +122,7 @@ def _dependence(
         return None
     change = new.hit(k).astype(np.float64) - old.hit(k)
     signs = np.random.default_rng(0)
-    return dependences(change, old.counted, where.classes, where.unit, where.columns, signs)
+    return dependences(change, old.has_match, where.classes, where.unit, where.columns, signs)
 
 
 def twins(where: Field, sides: Sides, old: Neighbours) -> Bools:
@@ -195,7 +195,7 @@ def _points(where: Field, sides: Sides, *, asked: bool) -> tuple[OperatingPoint,
 def _inequalities(where: Field, sides: Sides) -> Inequalities:
     old, new, gallery = sides.old_queries, sides.new_queries, sides.old_gallery
     if where.judged is not None:
-        pairs = (*where.judged, where.own_row)
+        pairs = (*where.judged, where.self_row)
         return judged_inequalities(old, new, gallery, *pairs, ignored=where.ignored)
     return inequalities(
         old,
@@ -203,7 +203,7 @@ def _inequalities(where: Field, sides: Sides) -> Inequalities:
         where.query_labels,
         gallery,
         where.gallery_labels,
-        where.own_row,
+        where.self_row,
         ignored=where.ignored,
         shares=len(old) * len(gallery) <= SHARES_UP_TO,
         by_query=where.unit != ("class",),

@@ -74,19 +74,19 @@ def near_copies(data: Dataset, rows: Rows, seen: TrainingRecord) -> Rows:
     return near
 
 
-def near_vectors(queries: Vectors, own_row: Rows, gallery: Vectors, rows: Rows) -> Bools:
+def near_vectors(queries: Vectors, self_row: Rows, gallery: Vectors, rows: Rows) -> Bools:
     """(Q,) queries (Q, D) whose vector is nearly that of one of the ``rows`` (n,), ascending, of a
     gallery (G, D): those that went through the new model.
 
-    ``own_row`` (Q,): the gallery row that is the query's own item, -1: none. Unit rows, all of the
+    ``self_row`` (Q,): the gallery row that is the query's own item, -1: none. Unit rows, all of the
     old model; a row that an earlier one embedded is of another direction, and is near none.
     """
     if not len(queries) or not len(rows):
         return np.zeros(len(queries), bool)
     sample = gallery[rows[:: -(-len(rows) // _SAMPLE)]]
     mean = float(queries.mean(axis=0, dtype=np.float64) @ sample.mean(axis=0, dtype=np.float64))
-    at = np.searchsorted(rows, own_row)
-    own = np.where(rows[np.minimum(at, len(rows) - 1)] == own_row, at, -1)
+    at = np.searchsorted(rows, self_row)
+    own = np.where(rows[np.minimum(at, len(rows) - 1)] == self_row, at, -1)
     found = search_pieces(queries, some_pieces(gallery, rows), 1, own)
     near: Bools = 1 - found.scores[:, 0] < NEAR * (1 - mean)
     return near

@@ -125,7 +125,7 @@ def _outcomes(old: Retrieval, new: Retrieval) -> Rows:
     """(Q,) the place of each query's outcome in ``OUTCOMES``."""
     before, after = old.hit1, new.hit1
     code = np.select([before & ~after, ~before & ~after, ~before & after], [0, 1, 2], default=3)
-    return np.where(old.counted, code, 4).astype(np.int64)
+    return np.where(old.has_match, code, 4).astype(np.int64)
 
 
 def _order(outcome: Rows, tests: tuple[Retrieval, Retrieval], by_id: Rows) -> list[int]:

@@ -21,7 +21,7 @@ def group_of(trial: Trial, policy: Policy) -> Group:
     nan = float("nan")
     return Group(
         name=found.name,
-        n_queries=found.old_old.n_counted,
+        n_queries=found.old_old.n_with_match,
         n_classes=found.n_classes,
         unit=found.unit,
         n_without_match=found.old_old.n_without_match,
@@ -45,10 +45,10 @@ def group_of(trial: Trial, policy: Policy) -> Group:
         operating_points=trial.points,
         dependence=found.dependence or (),
         slices={
-            name: int((mask & found.old_old.counted).sum()) for name, mask in found.slices.items()
+            name: int((mask & found.old_old.has_match).sum()) for name, mask in found.slices.items()
         },
         n_same_image=int((~trial.kept).sum()),
-        unjudged=found.unjudged.shares(found.old_old.counted) if found.unjudged else {},
+        unjudged=found.unjudged.shares(found.old_old.has_match) if found.unjudged else {},
         touched=_touched(found, policy),
     )
 
@@ -69,8 +69,8 @@ def _touched(found: GroupEvidence, policy: Policy) -> TouchedRows | None:
     if found.touched is None:
         return None
     old, new, touched = found.old_old, found.new_old, found.touched
-    counted = old.counted
-    alone = counted & touched.untouched
+    has_match = old.has_match
+    alone = has_match & touched.untouched
 
     def gain(k: int) -> Floats:
         return new.hit(k).astype(np.float64) - old.hit(k)
@@ -83,10 +83,10 @@ def _touched(found: GroupEvidence, policy: Policy) -> TouchedRows | None:
     }
     return TouchedRows(
         of_gallery=touched.of_gallery,
-        of_queries=float(touched.of_query[counted].mean()) if counted.any() else 0.0,
+        of_queries=float(touched.of_query[has_match].mean()) if has_match.any() else 0.0,
         untouched_queries=int(alone.sum()),
         untouched_recall=(_recall(old, alone, policy), _recall(new, alone, policy)),
-        parts={name: touched.parts(change, counted) for name, change in changes.items()},
+        parts={name: touched.parts(change, has_match) for name, change in changes.items()},
     )
 
 

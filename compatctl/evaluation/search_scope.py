@@ -102,7 +102,7 @@ def warnings_of(searched: SearchedGallery, trial: Trial, arena: Arena) -> tuple[
     """What a reader must know before he believes the figures of the group that decides."""
     found = list(left_out(trial))
     old = trial.evidence.old_old
-    lost = old.n_queries - old.n_counted
+    lost = old.n_queries - old.n_with_match
     if lost > MANY * old.n_queries:
         found.append(
             f"{lost} of {old.n_queries} queries have nothing to find in the gallery, and are in no "

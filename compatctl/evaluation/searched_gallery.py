@@ -137,7 +137,7 @@ class Searched:
         group that decides.
         """
         query_labels = as_rows(self._code[data.labels[row]] for row in arena.queries)
-        own_row = self.rows_of(data)[arena.queries]
+        self_row = self.rows_of(data)[arena.queries]
         pairs = asked = None
         unjudged = self.codes == NO_CLASS
         if judged is not None:
@@ -150,14 +150,14 @@ class Searched:
             unjudged &= ~np.fromiter((one in named for one in self.ids), bool, len(self))
         touched = None
         if seen is not None and arena.name == DECIDING_GROUP:
-            touched = self._touched(seen, query_labels, own_row, pairs)
+            touched = self._touched(seen, query_labels, self_row, pairs)
         columns = columns_of(data, arena.queries, arena.cluster)
         units = drawn(query_labels, columns, judged=judged is not None)
         return Field(
             classes=units.classes,
             query_labels=query_labels,
             gallery_labels=self.codes,
-            own_row=own_row,
+            self_row=self_row,
             judged=pairs,
             half=self.half,
             slices=arena.slices,
@@ -185,7 +185,7 @@ class Searched:
         self,
         seen: TrainingRecord,
         query_labels: Rows,
-        own_row: Rows,
+        self_row: Rows,
         judged: tuple[Rows, Rows] | None,
     ) -> Touched:
         """Which share of each query's relevant rows training passed through the new model, and of
@@ -194,7 +194,7 @@ class Searched:
         trained = as_rows(at for at, name in enumerate(self.names) if seen.knows_class(name))
         others = rows[~np.isin(self.codes, trained)]
         if judged is None:
-            of_query = share_by_class(query_labels, self.codes, own_row, rows)
+            of_query = share_by_class(query_labels, self.codes, self_row, rows)
         else:
             of_query = share_judged(*judged, rows, len(query_labels))
         share = float(others.mean()) if len(others) else 1.0

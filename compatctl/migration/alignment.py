@@ -149,7 +149,7 @@ def _refuse_empty(found: Ground) -> None:
         )
     where = found.where
     sizes = np.bincount(where.gallery_labels, minlength=int(where.query_labels.max(initial=0)) + 1)
-    if not (sizes[where.query_labels] - (where.own_row >= 0) > 0).any():
+    if not (sizes[where.query_labels] - (where.self_row >= 0) > 0).any():
         raise InputError(
             "there is no validation query with an item of its class in the gallery, to choose the "
             "map with",

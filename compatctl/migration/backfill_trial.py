@@ -10,7 +10,7 @@ from compatctl.core.arrays import Bools, Rows
 from compatctl.core.evidence import measure_mixed
 from compatctl.core.gate import Check, Measurement, judge
 from compatctl.core.policy import Policy
-from compatctl.core.units import counted_units
+from compatctl.core.units import count_units
 from compatctl.data import Dataset
 from compatctl.deployment import training_record
 from compatctl.deployment.bulk_embedding import Embedding
@@ -112,8 +112,8 @@ def try_mixed(
         unit=where.unit,
     )
     found = MixedTrial(
-        n_queries=before.n_counted,
-        n_classes=counted_units(where.classes, before.counted),
+        n_queries=before.n_with_match,
+        n_classes=count_units(where.classes, before.has_match),
         recall_at=k,
         check=_judged(policy, gain),
         rank_bias=bias,

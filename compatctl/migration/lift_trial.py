@@ -86,7 +86,7 @@ def try_lift(
     )
     how = sampling(policy, 0, 0, 0)
     found = LiftTrial(
-        n_queries=before.n_counted,
+        n_queries=before.n_with_match,
         n_classes=group.n_classes,
         recall_at=k,
         old_recall=before.recall[k],

@@ -100,7 +100,7 @@ class HeldOut:
             unit=units.unit,
             query_labels=labels,
             gallery_labels=as_rows(code[name] for name in of_rows),
-            own_row=as_rows(row_of.get(item, -1) for item in self.ids),
+            self_row=as_rows(row_of.get(item, -1) for item in self.ids),
         )
         shared = {
             name: ([of[item] for item in self.ids], [of.get(item, "") for item in catalog.ids])

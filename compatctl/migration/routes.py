@@ -83,7 +83,7 @@ class Ground:
             unit=units.unit,
             query_labels=labels,
             gallery_labels=as_rows(names[label] for label in self._labels),
-            own_row=as_rows(gallery.get(self.data.ids[i], -1) for i in self.asked),
+            self_row=as_rows(gallery.get(self.data.ids[i], -1) for i in self.asked),
         )
         shared = shared_columns(self.data, self.ignore_same, self.asked, self.gallery)
         return ignoring(where, shared)
@@ -111,13 +111,13 @@ class Ground:
         """(n, D) a trained model's features of rows of the data."""
         return self.features.embedded(trained.network, self.data, rows.tolist())
 
-    def counted(self) -> Bools:
+    def has_match(self) -> Bools:
         """(Q,) whether the gallery holds another item of the query's class, which counts."""
         where = self.where
         sizes = np.bincount(where.gallery_labels, minlength=int(where.query_labels.max()) + 1)
-        left = sizes[where.query_labels] - (where.own_row >= 0)
+        left = sizes[where.query_labels] - (where.self_row >= 0)
         for query, row in () if where.ignored is None else where.ignored.blocks():
-            left -= np.bincount(query[where.own_row[query] != row], minlength=len(left))
+            left -= np.bincount(query[where.self_row[query] != row], minlength=len(left))
         return np.asarray(left > 0)
 
 
@@ -135,7 +135,7 @@ def measure(
         InputError: see ``train.train``.
     """
     stored = ground.reference.gallery_features
-    pick = Chooser(counted=ground.counted(), where=ground.where, folds=tuple(folds))
+    pick = Chooser(has_match=ground.has_match(), where=ground.where, folds=tuple(folds))
     old = Option(queries=ground.old(ground.asked), gallery=stored, encoders=("old",))
     heads = pick(_heads(ground, progress))
     tuned = fit(ground, ground.recipe, ground.reference, progress).option(stored)

@@ -118,12 +118,12 @@ class Measured:
 class Chooser:
     """Chooses among a route's options by recall@1 on some queries, for others.
 
-    ``counted`` (Q,): queries that have something to find. ``folds``: each query that is measured is
+    ``has_match`` (Q,): queries with a match to find. ``folds``: each query that is measured is
     judged in one of them.
     """
 
     where: Field
-    counted: Bools
+    has_match: Bools
     folds: tuple[Fold, ...]
 
     def __call__(self, options: Iterable[Option]) -> Chosen:
@@ -166,7 +166,7 @@ class Chooser:
     @cached_property
     def _choosing(self) -> list[Bools]:
         """(Q,) the queries behind each choice."""
-        choosing = [one & self.counted for one, _ in self.folds]
+        choosing = [one & self.has_match for one, _ in self.folds]
         return [*choosing, np.logical_or.reduce(choosing)]
 
     def _best(self, options: Iterable[Option], mine: Sequence[int]) -> dict[int, Option]:

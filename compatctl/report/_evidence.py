@@ -18,7 +18,7 @@ from compatctl.core.dependence import worst_effect
 from compatctl.core.evidence import DECIDING_GROUP
 from compatctl.core.gate import UNSAMPLED, Check, settle
 from compatctl.core.knots import knots_problem
-from compatctl.core.policy import Policy, Rule, rules
+from compatctl.core.policy import Policy, Rule
 from compatctl.report._report import Group, Report
 from compatctl.report._summary import summary
 
@@ -60,7 +60,7 @@ _Key = tuple[str, str]
 def contradictions(report: Report) -> Iterator[str]:
     """What in a report cannot be what ``verify`` found: nothing, where it was not edited."""
     verdict = report.verdict
-    ruled = rules(report.policy)
+    rules = report.policy.rules
     attempt = report.attempt.number if report.attempt else 1
     if report.attempt and attempt != len(report.attempt.earlier) + 1:
         yield f"it is attempt {attempt}, after {len(report.attempt.earlier)} earlier ones"
@@ -77,13 +77,13 @@ def contradictions(report: Report) -> Iterator[str]:
         yield f"it was drawn with seed {report.seed}, and asked with {report.asked.get('seed')}"
     for check in verdict.checks:
         where = f"{check.name} of {check.group}"
-        yield from (f"{where}: {what}" for what in _of_check(check, ruled.get(check.name)))
-        if check.name in ruled and not check.may_decide and _deciding(check, report):
+        yield from (f"{where}: {what}" for what in _of_check(check, rules.get(check.name)))
+        if check.name in rules and not check.may_decide and _deciding(check, report):
             yield f"{where} has a say"
     yield from _of_calibration(report)
     yield from _of_index(report)
     there = {(check.name, check.group) for check in verdict.checks}
-    for name, group in sorted(_demanded(report, ruled) - there):
+    for name, group in sorted(_demanded(report, rules) - there):
         yield f"the check {name} of {group} is not there"
     yield from _of_groups(report)
     yield from _unsaid(report, {name for name, _ in there})
@@ -154,12 +154,12 @@ def _deciding(check: Check, report: Report) -> bool:
     return named not in beside
 
 
-def _demanded(report: Report, ruled: Mapping[str, Rule]) -> set[_Key]:
+def _demanded(report: Report, rules: Mapping[str, Rule]) -> set[_Key]:
     """(name, group) of every check that the policy asks for, where there is something to ask."""
     asked, unseen = report.asked, DECIDING_GROUP
     found = {(name, unseen) for name in ALWAYS}
     if asked.get("self_test", True):
-        found |= {(name, unseen) for name in ("self_test_gain", "mixed_gain") if name in ruled}
+        found |= {(name, unseen) for name in ("self_test_gain", "mixed_gain") if name in rules}
     if asked.get("threshold") is not None:
         found |= {(name, unseen) for name in OF_PAIRS}
     if asked.get("pairs") is not None:
@@ -173,7 +173,7 @@ def _demanded(report: Report, ruled: Mapping[str, Rule]) -> set[_Key]:
     found |= {(name, unseen) for name in ("matched_share", "old_recall")}
     if report.store is not None and report.training_record_sha256 is not None:
         found.add(("near_copies", "training"))
-    if report.latency is not None or "latency_ratio" in ruled:
+    if report.latency is not None or "latency_ratio" in rules:
         found.add(("latency_ratio", "latency"))
     for group in report.groups:
         found |= {(name, group.name) for name in _figures(report.policy, group)}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compatctl.core.arrays import Rows
-from compatctl.core.nearest import search
+from compatctl.core.nearest import exact_search
 from compatctl.core.retrieval import evaluate
 from compatctl.recipe import Frame
 from compatctl.train import losses
@@ -112,12 +112,12 @@ def validate(run: Run) -> float | None:
     run.setup.network.eval()
     with torch.no_grad():
         features = unit(run.setup.network.project(run.feed.validation())).cpu().numpy()
-    found = search(features, validation.gallery, 1, own_row=validation.own_row)
+    found = exact_search(features, validation.gallery, 1, self_row=validation.self_row)
     result = evaluate(
         found,
         validation.query_labels,
         validation.gallery_labels,
-        own_row=validation.own_row,
+        self_row=validation.self_row,
         ks=(1,),
         map_k=1,
     )

@@ -29,7 +29,7 @@ class Validation:
     """(G, D) float32 unit rows"""
     gallery_labels: Rows
     """(G,) int64"""
-    own_row: Rows
+    self_row: Rows
     """(Q,) int64: the query's own gallery row, or -1"""
 
 
@@ -163,5 +163,5 @@ def _validation(data: Dataset, reference: Reference) -> Validation | None:
         query_labels=codes[: len(asking)].astype(np.int64),
         gallery=reference.gallery_features,
         gallery_labels=codes[len(asking) :].astype(np.int64),
-        own_row=np.array([stored.get(data.items[i].id, -1) for i in asking], np.int64),
+        self_row=np.array([stored.get(data.items[i].id, -1) for i in asking], np.int64),
     )

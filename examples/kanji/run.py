@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from compatctl.commands.finetune import export
-from compatctl.core.nearest import search
+from compatctl.core.nearest import exact_search
 from compatctl.core.retrieval import evaluate
 from compatctl.data import load
 from compatctl.encoder import Encoder
@@ -101,7 +101,7 @@ def fonts(folder: Path) -> None:
         stored[name], asked[name] = encoder.embed(gallery).features, encoder.embed(queries).features
     print(f"\n{'recall@1, query on gallery':28s}{'mean':>10s}" + "".join(f"{x:>15s}" for x in HARD))
     for q, g in (("old", "old"), ("new", "old"), ("new", "new")):
-        found = search(asked[q], stored[g], 1)
+        found = exact_search(asked[q], stored[g], 1)
         hit = evaluate(found, codes[len(gallery) :], codes[: len(gallery)], ks=(1,), map_k=1).hit1
         figures = "".join(f"{hit[at == font].mean():15.3f}" for font in HARD)
         print(f"{q + ' on ' + g:28s}{hit.mean():10.3f}{figures}")

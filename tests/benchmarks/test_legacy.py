@@ -19,7 +19,7 @@ import _legacy_docs as docs  # noqa: E402
 import ablation  # noqa: E402
 import legacy  # noqa: E402
 
-from compatctl.core.nearest import search  # noqa: E402
+from compatctl.core.nearest import exact_search  # noqa: E402
 from compatctl.data import Dataset, load  # noqa: E402
 from compatctl.migration import routes  # noqa: E402
 from compatctl.migration.routes import Ground  # noqa: E402
@@ -99,7 +99,7 @@ def test_the_ground_is_a_gallery_of_one_vendor_and_held_out_queries(
     assert {*reference.gallery_ids, *reference.encoded_ids} == {*emoji.ids}
     asked = {(emoji.items[row].split, emoji.items[row].role) for row in ground.asked}
     assert asked == {("validation", "query"), ("test", "query")}
-    assert ground.counted().all()
+    assert ground.has_match().all()
 
 
 def test_what_was_made_is_kept(shop: cases.Workshop, ground: Ground) -> None:
@@ -120,7 +120,7 @@ def test_lines_are_recalls_and_gains_on_test_classes(
 
     def right(queries: np.ndarray, split: str) -> np.ndarray:
         rows = [at for at, row in enumerate(ground.asked) if data.items[row].split == split]
-        found = search(queries[rows], gallery, 1).rows[:, 0]
+        found = exact_search(queries[rows], gallery, 1).rows[:, 0]
         return named[found] == np.array([data.labels[ground.asked[at]] for at in rows])
 
     old = right(ground.old(ground.asked), "test")
@@ -187,7 +187,7 @@ def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(ground: Gro
     """Rows of items that anchored stay as they were stored, the others are the model's own."""
     everyone = np.ones(len(ground.asked), bool)
     fold = (everyone, everyone)
-    pick = Chooser(where=ground.where, counted=ground.counted(), folds=(fold,))
+    pick = Chooser(where=ground.where, has_match=ground.has_match(), folds=(fold,))
     fitted = routes.fit(ground, ground.recipe, ground.reference)
     made = fitted.option(ground.reference.gallery_features)
     tuned = pick.measured("finetune", pick.only(made))
@@ -214,7 +214,7 @@ def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
     assert ablation.ablate("emoji", [ground], settings, shop) == rows
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     asked = [i for i, row in enumerate(ground.asked) if ground.data.items[row].split == "validation"
-             and ground.counted()[i]]  # fmt: skip
+             and ground.has_match()[i]]  # fmt: skip
     assert [one.gain for one in rows[:1]] == [0.0]
     assert all(one.queries == len(asked) for one in rows)
     change = settings["no anchors"](ground.recipe)

@@ -33,7 +33,7 @@ def sides():
     better = unit(old + 0.4 * means[labels])
     new = unit(np.hstack([better, np.full((len(old), 1), 2.0)]))  # every cosine shrinks
     flat = np.hstack([old, np.zeros((len(old), 1), np.float32)])
-    truth = PairTruth(query_labels=labels, gallery_labels=labels, own_row=np.arange(len(old)))
+    truth = PairTruth(query_labels=labels, gallery_labels=labels, self_row=np.arange(len(old)))
     return flat, new, flat, truth
 
 

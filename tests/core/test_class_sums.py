@@ -116,7 +116,7 @@ def test_bad_shapes_are_refused():
         class_sums(rows, labels[:1], rows, labels)
     with pytest.raises(InputError, match="gallery_labels"):
         class_sums(rows, labels, rows, np.array([0.0, 1.0]))
-    with pytest.raises(InputError, match="own_row"):
+    with pytest.raises(InputError, match="self_row"):
         class_sums(rows, labels, rows, labels, np.array([0, 2]))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from compatctl.core.class_sums import pair_means
 from compatctl.core.compatibility import inequalities
-from compatctl.core.nearest import search
+from compatctl.core.nearest import exact_search
 from compatctl.core.retrieval import evaluate
 from compatctl.errors import InputError
 
@@ -167,8 +167,8 @@ def test_both_means_hold_while_retrieval_falls():
     got = inequalities(old, new, labels, old, labels, own)
     assert got.same_gain > 0
     assert got.diff_gain > 0
-    before = evaluate(search(old, old, 100, own), labels, labels, own).recall[1]
-    after = evaluate(search(new, old, 100, own), labels, labels, own).recall[1]
+    before = evaluate(exact_search(old, old, 100, own), labels, labels, own).recall[1]
+    after = evaluate(exact_search(new, old, 100, own), labels, labels, own).recall[1]
     assert before > 0.995
     assert after == pytest.approx(0.9, abs=0.01)
 
@@ -188,5 +188,5 @@ def test_bad_arguments_are_refused(scene):
         pair_means(old, query_labels, unit(gallery[:, :4]), gallery_labels, own)
     with pytest.raises(InputError, match="gallery_labels"):
         pair_means(old, query_labels, gallery, gallery_labels[:-1], own)
-    with pytest.raises(InputError, match="own_row"):
+    with pytest.raises(InputError, match="self_row"):
         pair_means(old, query_labels, gallery, gallery_labels, own + 1)

@@ -28,9 +28,9 @@ def queries(seed, users, spread):
     return classes, user, (toss < 0.3 + effect / 2) * 1.0 - (toss > 0.7 + effect / 2)
 
 
-def found(classes, change, unit=("class",), counted=None, **columns):
+def found(classes, change, unit=("class",), has_match=None, **columns):
     """Column -> what is said of it."""
-    every = np.ones(len(change), dtype=bool) if counted is None else counted
+    every = np.ones(len(change), dtype=bool) if has_match is None else has_match
     return {one.column: one for one in dependences(change, every, classes, unit, columns, rng(1))}
 
 
@@ -96,12 +96,12 @@ def test_columns_that_say_nothing_are_left_out():
     """One value, one value a query, and queries that do not count."""
     classes, user, change = queries(5, 40, (0, 0.5))
     n = len(change)
-    counted = rng(6).random(n) < 0.7
+    has_match = rng(6).random(n) < 0.7
     assert found(classes, change, one=np.zeros(n, int), each=np.arange(n)) == {}
-    some = found(classes, change, counted=counted, user=user)["user"]
-    alone = found(classes[counted], change[counted], user=user[counted])["user"]
+    some = found(classes, change, has_match=has_match, user=user)["user"]
+    alone = found(classes[has_match], change[has_match], user=user[has_match])["user"]
     assert some == alone
-    assert found(classes, change, counted=np.zeros(n, bool), user=user) == {}
+    assert found(classes, change, has_match=np.zeros(n, bool), user=user) == {}
     assert not found(classes, np.zeros(n), user=user)["user"].carries
 
 

@@ -33,14 +33,14 @@ def draw():
     return np.random.default_rng(77)
 
 
-def retrieval(rng, counted, ks=(1, 5)):
+def retrieval(rng, has_match, ks=(1, 5)):
     """Random outcomes of as many queries; what was not counted looks like a hit at times."""
-    first = rng.choice([1, 1, 2, 3, 5, 6, NEVER], len(counted)).astype(np.int64)
-    precision = np.where(counted, rng.random(len(counted)), np.nan)
-    kept = np.flatnonzero(counted)
+    first = rng.choice([1, 1, 2, 3, 5, 6, NEVER], len(has_match)).astype(np.int64)
+    precision = np.where(has_match, rng.random(len(has_match)), np.nan)
+    kept = np.flatnonzero(has_match)
     return Retrieval(
-        n_queries=len(counted),
-        n_without_match=int((~counted).sum()),
+        n_queries=len(has_match),
+        n_without_match=int((~has_match).sum()),
         recall={k: float(np.mean([first[i] <= k for i in kept])) for k in ks},
         map_at_k=float(np.mean([precision[i] for i in kept])),
         map_k=100,
@@ -62,16 +62,16 @@ def accepted(rng):
 def group_of(seed, name="unseen"):
     """A group of 90 queries of 12 classes, one in six without anything to find."""
     rng = np.random.default_rng(seed)
-    counted = rng.random(Q) < 5 / 6
+    has_match = rng.random(Q) < 5 / 6
     found = rng.random(Q)
     return GroupEvidence(
         name=name,
         classes=rng.integers(100, 112, Q),
-        old_old=retrieval(rng, counted),
-        new_old=retrieval(rng, counted),
-        new_new=retrieval(rng, counted),
-        old_mixed=retrieval(rng, counted),
-        new_mixed=retrieval(rng, counted),
+        old_old=retrieval(rng, has_match),
+        new_old=retrieval(rng, has_match),
+        new_new=retrieval(rng, has_match),
+        old_mixed=retrieval(rng, has_match),
+        new_mixed=retrieval(rng, has_match),
         accepts=(accepted(rng), accepted(rng)),
         ann_found=np.where(rng.random(Q) < 0.7, found, np.nan),
         slices={
@@ -293,7 +293,7 @@ def test_queries_without_a_match_are_left_out_everywhere():
     group = replace(group_of(5), accepts=None, ann_found=None)
 
     def other(test):
-        first = np.where(test.counted, test.first_hit, 8 - test.first_hit % 7)
+        first = np.where(test.has_match, test.first_hit, 8 - test.first_hit % 7)
         return replace(test, first_hit=first)
 
     names = ("old_old", "new_old", "new_new", "old_mixed", "new_mixed")
@@ -423,11 +423,15 @@ def test_tests_on_different_queries_are_refused(name):
     """More queries, fewer, or others with something to find are not the same test."""
     group = group_of(11)
     rng = np.random.default_rng(12)
-    turned = np.roll(group.old_old.counted, 1)
-    assert turned.sum() == group.old_old.n_counted
-    for counted in (turned, group.old_old.counted[:-1], np.append(group.old_old.counted, True)):
+    turned = np.roll(group.old_old.has_match, 1)
+    assert turned.sum() == group.old_old.n_with_match
+    for has_match in (
+        turned,
+        group.old_old.has_match[:-1],
+        np.append(group.old_old.has_match, True),
+    ):
         with pytest.raises(InputError, match="group unseen: not every test was made on the same"):
-            measure(POLICY, replace(group, **{name: retrieval(rng, counted)}), draw, B)
+            measure(POLICY, replace(group, **{name: retrieval(rng, has_match)}), draw, B)
 
 
 def test_no_query_at_all_is_measured_as_undefined():
@@ -503,7 +507,7 @@ def test_chain_on_different_queries_is_refused():
     """Two tests of other queries, or without the recall asked for, are no comparison."""
     group = group_of(14)
     rng = np.random.default_rng(15)
-    other = retrieval(rng, np.roll(group.old_old.counted, 1))
+    other = retrieval(rng, np.roll(group.old_old.has_match, 1))
     link = ChainEvidence(name="v1", classes=group.classes, own=group.old_old, new=other)
     with pytest.raises(InputError, match="v1"):
         measure_chain(link, 1, draw, B)

@@ -16,7 +16,7 @@ from compatctl.core.compatibility import inequalities
 from compatctl.core.estimate import Estimate
 from compatctl.core.evidence import ChainEvidence, GroupEvidence, measure, measure_chain
 from compatctl.core.gate import Check, Measurement, holm, judge
-from compatctl.core.nearest import search
+from compatctl.core.nearest import exact_search
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import Ratio, estimate_ratios
 from compatctl.core.retrieval import evaluate
@@ -103,7 +103,7 @@ def evidence(new, labels=LABELS, name="unseen", policy=POLICY):
     """What is measured when ``new`` queries search the gallery that ``OLD`` embedded."""
 
     def test(queries, gallery):
-        found = search(queries, gallery, 100, OWN)
+        found = exact_search(queries, gallery, 100, OWN)
         return evaluate(found, labels, labels, OWN, ks=(1, 5))
 
     group = GroupEvidence(
@@ -173,7 +173,7 @@ def test_no_query_never_passes():
     )
     none = np.zeros((0, 40), dtype=np.float32)
     labels = np.zeros(0, dtype=np.int64)
-    nothing = evaluate(search(none, OLD, 100), labels, LABELS, ks=(1, 5))
+    nothing = evaluate(exact_search(none, OLD, 100), labels, LABELS, ks=(1, 5))
     group = GroupEvidence(
         name="unseen",
         classes=labels,

@@ -11,7 +11,7 @@ from compatctl.core import ignored as module
 from compatctl.core.class_sums import pair_means, query_sums
 from compatctl.core.compatibility import inequalities, judged_inequalities
 from compatctl.core.ignored import Ignored
-from compatctl.core.nearest import search
+from compatctl.core.nearest import exact_search
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.resampling import estimate_diff, half_samples
 from compatctl.core.retrieval import NEVER, evaluate, evaluate_judged
@@ -69,7 +69,7 @@ class Scene:
         return PairTruth(
             query_labels=self.labels,
             gallery_labels=self.gallery_labels,
-            own_row=self.own,
+            self_row=self.own,
             ignored=self.ignored,
         )
 
@@ -109,7 +109,7 @@ def test_every_form_of_what_is_ignored_says_the_same(seed, monkeypatch):
 def test_what_is_ignored_is_never_found(seed, block):
     """The k nearest are those of a sorted list of the rows that count, ties and all."""
     scene = Scene(seed)
-    found = search(scene.old, scene.gallery, 12, scene.own, block, ignored=scene.ignored)
+    found = exact_search(scene.old, scene.gallery, 12, scene.own, block, ignored=scene.ignored)
     scores = scene.old.astype(np.float64) @ scene.gallery.T.astype(np.float64)
     for q in range(Q):
         rows = [g for g in range(G) if scene.counts(q, g)]
@@ -126,7 +126,7 @@ def test_what_is_ignored_is_never_found_in_many_tiles(n, monkeypatch):
     rng = np.random.default_rng(0)
     queries, gallery = unit(rng.normal(size=(40, D))), unit(rng.normal(size=(3000, D)))
     a, b = rng.integers(0, n, 40), rng.integers(0, n, 3000)
-    found = search(
+    found = exact_search(
         queries, gallery, 5, None, 16, ignored=Ignored.of((a, b), n_queries=40, n_rows=3000)
     )
     scores = queries.astype(np.float64) @ gallery.T.astype(np.float64)
@@ -139,7 +139,7 @@ def test_recall_and_precision_are_of_the_rows_that_count(seed):
     """First right answers, average precision and R are those of a loop over what is left."""
     scene = Scene(seed)
     sides = scene.labels, scene.gallery_labels, scene.own
-    found = search(scene.old, scene.gallery, G, scene.own, ignored=scene.ignored)
+    found = exact_search(scene.old, scene.gallery, G, scene.own, ignored=scene.ignored)
     got = evaluate(found, *sides, ignored=scene.ignored, ks=(1, 5), map_k=10)
     scores = scene.old.astype(np.float64) @ scene.gallery.T.astype(np.float64)
     without = 0
@@ -155,7 +155,9 @@ def test_recall_and_precision_are_of_the_rows_that_count(seed):
             assert got.average_precision[q] == pytest.approx(wanted)
     assert got.n_without_match == without
     with pytest.raises(InputError, match="an item that it ignores"):
-        evaluate(search(scene.old, scene.gallery, G, scene.own), *sides, ignored=scene.ignored)
+        evaluate(
+            exact_search(scene.old, scene.gallery, G, scene.own), *sides, ignored=scene.ignored
+        )
 
 
 @pytest.mark.parametrize("block", [5, 2048])
@@ -213,7 +215,7 @@ def test_judged_pairs_are_less_what_is_ignored():
         scene.old, scene.new, scene.gallery, *judged.T, scene.own, ignored=scene.ignored
     )
     assert got.old_old.n_same == len(judged)
-    found = search(scene.old, scene.gallery, G, scene.own, ignored=scene.ignored)
+    found = exact_search(scene.old, scene.gallery, G, scene.own, ignored=scene.ignored)
     right = evaluate_judged(found, *judged.T, G, ks=(1,))
     for q in range(Q):
         here = sorted((g for g in range(G) if scene.counts(q, g)), key=lambda g, q=q: -scores[q, g])
@@ -253,8 +255,8 @@ def test_where_nothing_is_shared_nothing_changes():
     )
     sides = scene.old, scene.labels, scene.gallery, scene.gallery_labels
     assert [len(query) for query, _ in none.blocks()] == [0]
-    found = search(scene.old, scene.gallery, 9, scene.own, ignored=none)
-    assert np.array_equal(found.rows, search(scene.old, scene.gallery, 9, scene.own).rows)
+    found = exact_search(scene.old, scene.gallery, 9, scene.own, ignored=none)
+    assert np.array_equal(found.rows, exact_search(scene.old, scene.gallery, 9, scene.own).rows)
     assert accepts(*sides, 0.0, ignored=none).far == accepts(*sides, 0.0).far
     plain = inequalities(scene.old, scene.new, *sides[1:])
     assert inequalities(scene.old, scene.new, *sides[1:], ignored=none) == plain

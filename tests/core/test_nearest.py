@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compatctl.core import nearest
-from compatctl.core.nearest import search
+from compatctl.core.nearest import exact_search
 
 
 def unit_rows(rng, n, d, dtype=np.float32):
@@ -19,15 +19,15 @@ def unit_rows(rng, n, d, dtype=np.float32):
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(dtype)
 
 
-def check(queries, gallery, k, own_row=None, **keywords):
+def check(queries, gallery, k, self_row=None, **keywords):
     """``search`` returns what a full sort by (float64 score rounded to float32, row) returns."""
-    found = search(queries, gallery, k, own_row, **keywords)
+    found = exact_search(queries, gallery, k, self_row, **keywords)
     assert found.rows.shape == found.scores.shape == (len(queries), k)
     assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
     for i, query in enumerate(queries.astype(np.float64)):
         rows = np.arange(len(gallery))
-        if own_row is not None:
-            rows = rows[rows != own_row[i]]
+        if self_row is not None:
+            rows = rows[rows != self_row[i]]
         exact = (gallery[rows].astype(np.float64) * query).sum(axis=1).astype(np.float32)
         order = np.lexsort((rows, -exact))[:k]
         missing = k - len(order)
@@ -89,7 +89,7 @@ def test_k_up_to_and_beyond_the_gallery(small_tiles, k):
     rng = np.random.default_rng(3)
     gallery = unit_rows(rng, 50, 8)
     check(gallery[:9], gallery, k)
-    check(gallery[:9], gallery, k, own_row=np.arange(9) * 6 - 1)
+    check(gallery[:9], gallery, k, self_row=np.arange(9) * 6 - 1)
 
 
 def test_nothing_to_search():
@@ -108,7 +108,7 @@ def test_sorted_gallery(small_tiles, turn):
     queries = unit_rows(rng, 1, 12) + rng.normal(scale=1e-5, size=(6, 12)).astype(np.float32)
     gallery = gallery[np.argsort(gallery @ queries[0])[::turn]]
     check(queries, gallery, 5)
-    check(queries, gallery, 5, own_row=np.array([399, 398, 0, 1, -1, 200]))
+    check(queries, gallery, 5, self_row=np.array([399, 398, 0, 1, -1, 200]))
 
 
 def test_best_rows_where_the_quick_bound_is_blind(small_tiles):
@@ -136,7 +136,7 @@ def test_identical_rows_in_bounded_memory():
         patch.setattr(nearest, "_CELLS", 2**18)
         patch.setattr(nearest, "_EXACT", 2**12)
         tracemalloc.start()
-        found = search(queries, gallery, 3, own_row=np.arange(200) - 1)
+        found = exact_search(queries, gallery, 3, self_row=np.arange(200) - 1)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     expected = [[row for row in range(4) if row != i - 1][:3] for i in range(200)]
@@ -152,7 +152,7 @@ def test_no_copy_of_a_contiguous_gallery():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nearest, "_CELLS", 2**17)
         tracemalloc.start()
-        search(gallery[:64], gallery, 5)
+        exact_search(gallery[:64], gallery, 5)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < gallery.nbytes / 3

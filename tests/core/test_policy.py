@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from compatctl.core.policy import COUNTS, FLAGS, NEVER_NULL, RANGES, Policy, Rule, rules
+from compatctl.core.policy import COUNTS, FLAGS, NEVER_NULL, RANGES, Policy, Rule
 from compatctl.errors import InputError
 
 NAN, INF = float("nan"), float("inf")
@@ -121,23 +121,23 @@ def test_a_policy_survives_json():
 @pytest.mark.parametrize(("key", "check"), GAINS.items())
 def test_rules_of_gains(key, check):
     """A least gain above 0 is a threshold, one below 0 a margin to 0, and 0 has no margin."""
-    above = rules(Policy(**NOTHING | {key: 0.02}))[check]
+    above = Policy(**NOTHING | {key: 0.02}).rules[check]
     assert above == Rule(threshold=0.02, margin=None, above=True)
     assert above.limit == 0.02
-    below = rules(Policy(**NOTHING | {key: -0.02}))[check]
+    below = Policy(**NOTHING | {key: -0.02}).rules[check]
     assert below == Rule(threshold=0.0, margin=0.02, above=True)
     assert below.limit == -0.02
-    at = rules(Policy(**NOTHING | {key: 0}))[check]
+    at = Policy(**NOTHING | {key: 0}).rules[check]
     assert (at.threshold, at.margin, at.above, at.limit) == (0.0, None, True, 0.0)
 
 
 @pytest.mark.parametrize(("key", "check"), MARGINS.items())
 def test_rules_of_inequalities(key, check):
     """An inequality is held to 0 with its margin, and to 0 exactly where the margin is 0."""
-    wide = rules(Policy(**NOTHING | {key: 0.03}))[check]
+    wide = Policy(**NOTHING | {key: 0.03}).rules[check]
     assert wide == Rule(threshold=0.0, margin=0.03, above=True)
     assert wide.limit == -0.03
-    exact = rules(Policy(**NOTHING | {key: 0.0}))[check]
+    exact = Policy(**NOTHING | {key: 0.0}).rules[check]
     assert (exact.threshold, exact.margin, exact.limit) == (0.0, None, 0.0)
 
 
@@ -145,35 +145,35 @@ def test_rules_of_inequalities(key, check):
 def test_rules_of_limits(key, check):
     """A greatest value is a threshold without a margin that the measurement has to be below."""
     for value in (0, 0.5, 1):
-        rule = rules(Policy(**NOTHING | {key: value}))[check]
+        rule = Policy(**NOTHING | {key: value}).rules[check]
         assert rule == Rule(threshold=float(value), margin=None, above=False)
         assert rule.limit == value
 
 
 def test_rule_of_the_real_index():
     """The least ANN recall is a threshold that the measurement has to be above."""
-    rule = rules(Policy(**NOTHING | {"min_ann_recall": 0.95}))["ann_recall"]
+    rule = Policy(**NOTHING | {"min_ann_recall": 0.95}).rules["ann_recall"]
     assert rule == Rule(threshold=0.95, margin=None, above=True)
 
 
 @pytest.mark.parametrize(("key", "check"), EVIDENCE.items())
 def test_rules_of_evidence_cannot_fail(key, check):
     """A least share that says whether the evidence is good makes no failure where it is missed."""
-    rule = rules(Policy(**NOTHING | {key: 0.5}))[check]
+    rule = Policy(**NOTHING | {key: 0.5}).rules[check]
     assert rule == Rule(threshold=0.5, margin=None, above=True, may_fail=False)
 
 
 def test_the_rule_of_unjudged_answers_cannot_fail():
     """What is left of the gain if unknown answers speak against the candidate has a margin too."""
     for least, margin in ((-0.02, 0.02), (0.0, None)):
-        rule = rules(Policy(**NOTHING | {"min_unjudged_gain": least}))["unjudged_gain"]
+        rule = Policy(**NOTHING | {"min_unjudged_gain": least}).rules["unjudged_gain"]
         assert rule == Rule(threshold=0.0, margin=margin, above=True, may_fail=False)
 
 
 def test_null_leaves_a_rule_out():
     """With every key null that may be, the gain in recall is the only rule."""
-    assert set(rules(Policy(**NOTHING))) == {"recall_gain"}
-    assert set(rules(Policy(**NOTHING | {"require_proven_store": True}))) == {
+    assert set(Policy(**NOTHING).rules) == {"recall_gain"}
+    assert set(Policy(**NOTHING | {"require_proven_store": True}).rules) == {
         "recall_gain",
         "proven_store",
     }
@@ -182,13 +182,13 @@ def test_null_leaves_a_rule_out():
     both = GAINS | MARGINS | LIMITS | EVIDENCE
     both |= CEILINGS | {"min_ann_recall": "ann_recall", "min_unjudged_gain": "unjudged_gain"}
     for key in set(NOTHING) - set(FLAGS):
-        found = rules(Policy(**NOTHING | {key: 2.0 if key == "max_design_effect" else 0.5}))
+        found = Policy(**NOTHING | {key: 2.0 if key == "max_design_effect" else 0.5}).rules
         assert set(found) == {"recall_gain", both[key]}
 
 
 def test_rules_of_the_default_policy():
     """The default asks for a gain strictly above 0 and tells which checks have a say besides."""
-    found = rules(Policy())
+    found = Policy().rules
     assert set(found) == {
         "recall_gain",
         "different_class",

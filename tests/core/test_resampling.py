@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from compatctl.core import resampling
 from compatctl.core.binomial import tail, upper_limit
 from compatctl.core.class_sums import QuerySums, class_sums, labelled_query_sums, query_sums
-from compatctl.core.estimate import Estimate, Rare
+from compatctl.core.estimate import Estimate, RareChangeBound
 from compatctl.core.resampling import (
     Ratio,
     estimate_diff,
@@ -126,11 +126,11 @@ def test_a_change_of_hits_equals_a_loop(seed, Q, every):
     """Totals are hits won less hits lost, query by query, and counts the counted queries."""
     draw = rng(seed)
     classes = draw.choice([7, -3, 100, 12], Q)
-    before, after, counted = (draw.random(Q) < share for share in (0.5, 0.6, 0.7))
-    found = hit_change(classes, before, after, None if every else counted)
+    before, after, has_match = (draw.random(Q) < share for share in (0.5, 0.6, 0.7))
+    found = hit_change(classes, before, after, None if every else has_match)
     codes = sorted({int(code) for code in classes})
     totals, counts = dict.fromkeys(codes, 0), dict.fromkeys(codes, 0)
-    for code, old, new, kept in zip(classes, before, after, counted, strict=True):
+    for code, old, new, kept in zip(classes, before, after, has_match, strict=True):
         if every or kept:
             totals[int(code)] += int(new and not old) - int(old and not new)
             counts[int(code)] += 1
@@ -513,7 +513,7 @@ def test_identical_outcomes():
 def test_no_flips_give_the_binomial_limit(C):
     """With no negative flip in C classes as much may be hidden as Clopper and Pearson allow."""
     estimate = one(np.zeros(C), bounds=(0.0, 1.0), harm=1)
-    assert estimate.rare == Rare(fell=0, rose=0, n=C)
+    assert estimate.rare == RareChangeBound(fell=0, rose=0, n=C)
     limit = upper_limit(0, C, 0.025)
     assert estimate.interval(0.95) == (0.0, pytest.approx(limit, rel=1e-9))
     assert estimate.p_below(0.5 * limit) == pytest.approx(tail(0, C, 0.5 * limit))
@@ -528,7 +528,7 @@ def test_five_changed_classes_are_bounded_and_six_are_not():
         totals[:changed] = 2.0
         totals[:harmed] = -1.0
         estimate = one(totals, harm=-1)
-        assert estimate.rare == Rare(fell=harmed, rose=changed - harmed, n=60)
+        assert estimate.rare == RareChangeBound(fell=harmed, rose=changed - harmed, n=60)
         low, high = estimate.interval(0.95)
         assert low <= -upper_limit(harmed, 60, 0.025) + 1e-12
         assert high >= upper_limit(changed - harmed, 60, 0.025) - 1e-12
@@ -546,7 +546,7 @@ def test_rare_harm_counts_effective_classes():
     counts = np.array([1000.0, *np.ones(50)])
     statistic = ratio(np.zeros(51), counts=counts, harm=-1)
     estimate = estimate_ratios([statistic], 999, rng())[0]
-    assert estimate.rare == Rare(fell=0, rose=0, n=int(1050**2 / (1000**2 + 50)))
+    assert estimate.rare == RareChangeBound(fell=0, rose=0, n=int(1050**2 / (1000**2 + 50)))
     assert estimate.interval(0.95)[0] == pytest.approx(-upper_limit(0, 1, 0.025))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compatctl.core import nearest
-from compatctl.core.nearest import Neighbours, search
+from compatctl.core.nearest import Neighbours, exact_search
 from compatctl.core.retrieval import cmc, evaluate, evaluate_judged, flips
 from compatctl.errors import InputError
 
@@ -62,7 +62,7 @@ def test_search_equals_loop(k):
     rng = np.random.default_rng(k)
     queries, gallery = unit_rows(rng, 9, 7), unit_rows(rng, 30, 7)
     own = np.array([-1, 0, 29, 4, -1, 4, 7, 8, 9])
-    found = search(queries, gallery, k, own_row=own, block=4)
+    found = exact_search(queries, gallery, k, self_row=own, block=4)
     assert found.rows.shape == found.scores.shape == (9, k)
     assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
     for i in range(9):
@@ -82,7 +82,7 @@ def test_ties_go_to_the_lower_row_across_the_boundary(seed, k, block):
     few = unit_rows(rng, 4, 33)
     gallery = few[rng.integers(0, 4, size=21)]
     queries = unit_rows(rng, 5, 33)
-    found = search(queries, gallery, k, block=block)
+    found = exact_search(queries, gallery, k, block=block)
     for i in range(5):
         wanted = ranked_by_loop(queries[i], gallery, -1)[:k]
         assert found.rows[i, : len(wanted)].tolist() == wanted
@@ -91,7 +91,7 @@ def test_ties_go_to_the_lower_row_across_the_boundary(seed, k, block):
 def test_all_rows_equal():
     """When every row ties, the first k rows are found, and the own one is skipped."""
     gallery = np.tile(unit_rows(np.random.default_rng(0), 1, 129), (1000, 1))
-    found = search(gallery[:3], gallery, 4, own_row=np.array([-1, 0, 2]))
+    found = exact_search(gallery[:3], gallery, 4, self_row=np.array([-1, 0, 2]))
     assert found.rows.tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [0, 1, 3, 4]]
 
 
@@ -99,10 +99,10 @@ def test_answers_do_not_depend_on_block(monkeypatch):
     """One query at a time, all at once, or limited by memory: the same rows and the same bits."""
     rng = np.random.default_rng(5)
     queries, gallery = unit_rows(rng, 33, 64), unit_rows(rng, 257, 64)
-    whole = search(queries, gallery, 10)
-    single = search(queries, gallery, 10, block=1)
+    whole = exact_search(queries, gallery, 10)
+    single = exact_search(queries, gallery, 10, block=1)
     monkeypatch.setattr(nearest, "_CELLS", 600)
-    small = search(queries, gallery, 10)
+    small = exact_search(queries, gallery, 10)
     for other in (single, small):
         assert np.array_equal(whole.rows, other.rows)
         assert np.array_equal(whole.scores, other.scores)
@@ -111,11 +111,11 @@ def test_answers_do_not_depend_on_block(monkeypatch):
 def test_empty_gallery_finds_nothing():
     """A gallery without rows gives -1 and -inf, and recall over no query is NaN."""
     queries = unit_rows(np.random.default_rng(0), 2, 3)
-    found = search(queries, np.zeros((0, 3), np.float32), 2)
+    found = exact_search(queries, np.zeros((0, 3), np.float32), 2)
     assert found.rows.tolist() == [[-1, -1], [-1, -1]]
     assert np.isneginf(found.scores).all()
     result = evaluate(found, np.array([0, 1]), np.array([], dtype=np.int64))
-    assert (result.n_queries, result.n_without_match, result.n_counted) == (2, 2, 0)
+    assert (result.n_queries, result.n_without_match, result.n_with_match) == (2, 2, 0)
     assert np.isnan(result.recall[1])
     assert np.isnan(result.map_at_k)
 
@@ -130,16 +130,16 @@ def test_metrics_equal_loop(seed, map_k):
     query_labels[0], gallery_labels[0] = 3, 3  # at least one query has something to find
     own = rng.integers(-1, 15, 12)
     own[0] = -1
-    found = search(queries, gallery, 20, own_row=own)
-    result = evaluate(found, query_labels, gallery_labels, own_row=own, ks=(1, 5, 20), map_k=map_k)
+    found = exact_search(queries, gallery, 20, self_row=own)
+    result = evaluate(found, query_labels, gallery_labels, self_row=own, ks=(1, 5, 20), map_k=map_k)
     recall, mean_ap, without = metrics_by_loop(
         found.rows, query_labels, gallery_labels, own, ks=(1, 5, 20), map_k=map_k
     )
     assert result.recall == pytest.approx(recall)
     assert result.map_at_k == pytest.approx(mean_ap)
     assert result.n_without_match == without
-    assert result.counted.sum() == result.n_counted == 12 - without
-    assert np.array_equal(np.isnan(result.average_precision), ~result.counted)
+    assert result.has_match.sum() == result.n_with_match == 12 - without
+    assert np.array_equal(np.isnan(result.average_precision), ~result.has_match)
 
 
 def test_average_precision_by_hand():
@@ -158,9 +158,9 @@ def test_own_row_is_not_among_the_relevant():
     """A query whose class has only its own item in the gallery has R = 0 and is left out."""
     features = unit_rows(np.random.default_rng(1), 3, 4)
     labels, own = np.array([0, 1, 1]), np.array([0, 1, 2])
-    result = evaluate(search(features, features, 3, own), labels, labels, own, ks=(1, 2))
+    result = evaluate(exact_search(features, features, 3, own), labels, labels, own, ks=(1, 2))
     assert result.n_without_match == 1
-    assert result.counted.tolist() == [False, True, True]
+    assert result.has_match.tolist() == [False, True, True]
     assert result.recall[2] == 1.0
 
 
@@ -170,14 +170,14 @@ def test_map_k_defaults_to_100_or_the_gallery():
     queries = unit_rows(rng, 2, 4)
     for size, wanted in ((7, 7), (130, 100)):
         labels = np.zeros(size, np.int64)
-        found = search(queries, unit_rows(rng, size, 4), 100)
+        found = exact_search(queries, unit_rows(rng, size, 4), 100)
         assert evaluate(found, np.zeros(2, np.int64), labels).map_k == wanted
 
 
 def test_cmc_equals_recall_at_each_k():
     """The match curve is the hit rate at every k, and never falls."""
     rng = np.random.default_rng(3)
-    found = search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
+    found = exact_search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
     query_labels, gallery_labels = rng.integers(0, 9, 40), rng.integers(0, 9, 60)
     curve = cmc(evaluate(found, query_labels, gallery_labels, map_k=1), max_k=12)
     for k in range(1, 13):
@@ -193,7 +193,7 @@ def test_flips_count_both_directions():
     new = np.array([False, False, True, True, False])
     both = flips(old, new)
     assert (both.negative, both.positive, both.n) == (0.4, 0.2, 5)
-    some = flips(old, new, counted=np.array([True, False, True, True, False]))
+    some = flips(old, new, has_match=np.array([True, False, True, True, False]))
     assert (some.negative, some.positive, some.n) == (pytest.approx(1 / 3), pytest.approx(1 / 3), 3)
     none = flips(old[:0], new[:0])
     assert np.isnan(none.negative)
@@ -216,15 +216,15 @@ NAN[2, 1] = np.nan
         ((GOOD, np.ones((2, 3), np.int64), 1), r"\(N, D\) floats"),
         ((GOOD, GOOD, 0), "k must be"),
         ((GOOD, GOOD, True), "k must be"),
-        ((GOOD, GOOD, 1, np.array([0, 1, 2, 4])), "own_row must lie"),
-        ((GOOD, GOOD, 1, np.array([0, 1])), r"own_row must be \(4,\)"),
+        ((GOOD, GOOD, 1, np.array([0, 1, 2, 4])), "self_row must lie"),
+        ((GOOD, GOOD, 1, np.array([0, 1])), r"self_row must be \(4,\)"),
         ((GOOD, GOOD, 1, None, 0), "block must be"),
     ],
 )
 def test_search_refuses(arguments, message):
     """What is not unit features of one dimension, or not a row, is refused by name."""
     with pytest.raises(InputError, match=message):
-        search(*arguments)
+        exact_search(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_search_refuses(arguments, message):
         ([[0], [1]], {"ks": (1,)}, "needs as many neighbours"),
         ([[0, 1, 2, 3], [0, 1, 2, 4]], {}, "gallery rows 0 to 3"),
         ([[0, 1, 2, 2], [0, 1, 2, 3]], {}, "found twice"),
-        ([[0, 1, 2, 3], [0, 1, 2, 3]], {"own_row": np.array([-1, 1])}, "own item"),
+        ([[0, 1, 2, 3], [0, 1, 2, 3]], {"self_row": np.array([-1, 1])}, "own item"),
         ([[0, 1, 2, 3], [0, 1, 2, 3]], {"ks": (0,)}, "k must be"),
     ],
 )
@@ -247,7 +247,7 @@ def test_evaluate_refuses(rows, keywords, message):
 
 def test_labels_and_shapes_are_checked():
     """Text labels, lengths that differ, and answers that are not bool are refused."""
-    found = search(GOOD, GOOD, 4)
+    found = exact_search(GOOD, GOOD, 4)
     with pytest.raises(InputError, match="integer codes"):
         evaluate(found, np.array(["a", "b", "c", "d"]), np.arange(4))
     with pytest.raises(InputError, match="query_labels"):
@@ -262,7 +262,7 @@ def test_judged_relevance_equals_relevance_by_class():
     """Judging every pair of one class relevant gives the figures that the classes give."""
     rng = np.random.default_rng(4)
     query_labels, gallery_labels = rng.integers(0, 9, 40), rng.integers(0, 7, 60)
-    found = search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
+    found = exact_search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
     pairs = np.argwhere(query_labels[:, None] == gallery_labels[None, :])
     pairs = pairs[rng.permutation(len(pairs))]
     judged = evaluate_judged(found, pairs[:, 0], pairs[:, 1], 60, ks=(1, 5), map_k=12)
@@ -275,7 +275,7 @@ def test_judged_relevance_equals_relevance_by_class():
 
 def test_bad_judgments_are_refused():
     """A pair judged twice, or a judgment of a row that is not there, is refused."""
-    found = search(GOOD, GOOD, 4)
+    found = exact_search(GOOD, GOOD, 4)
     with pytest.raises(InputError, match="judged once"):
         evaluate_judged(found, np.array([0, 0]), np.array([1, 1]), 4)
     with pytest.raises(InputError, match="rows below 4"):

@@ -11,7 +11,7 @@ from compatctl.core.arrays import NO_CLASS
 from compatctl.core.class_sums import class_sums
 from compatctl.core.compatibility import inequalities
 from compatctl.core.ignored import Ignored
-from compatctl.core.nearest import search
+from compatctl.core.nearest import exact_search
 from compatctl.core.piecewise_search import mixed_pieces, search_pieces, some_pieces
 from compatctl.core.touched import Touched, share_by_class, share_judged
 from compatctl.core.unjudged import unjudged_of
@@ -48,8 +48,8 @@ def test_shares_are_of_the_counted_queries():
     rows = np.array([[0, 1, -1], [1, 0, -1]])
     hits = np.zeros(2, bool), np.zeros(2, bool)
     found = unjudged_of(rows, rows[::-1], hits, np.array([True, False]), 3)
-    counted = np.array([True, False])
-    assert found.shares(counted) == {"old": {"1": 1.0, "3": 0.5}, "new": {"1": 0.0, "3": 0.5}}
+    has_match = np.array([True, False])
+    assert found.shares(has_match) == {"old": {"1": 1.0, "3": 0.5}, "new": {"1": 0.0, "3": 0.5}}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -72,16 +72,16 @@ def test_touched_shares_equal_a_loop(seed):
 def test_weights_make_the_gallerys_mixture():
     """A weighted mean is that of the touched and the untouched part, by the gallery's shares."""
     rng = np.random.default_rng(0)
-    of_query, counted = rng.choice([0.0, 0.5, 1.0], 50), rng.random(50) < 0.8
+    of_query, has_match = rng.choice([0.0, 0.5, 1.0], 50), rng.random(50) < 0.8
     values = rng.normal(size=50)
     touched = Touched(of_query=of_query, of_gallery=0.9)
-    weights = touched.weights(counted)
-    assert weights[counted].mean() == pytest.approx(1.0)
-    first, second = touched.parts(values, counted)
-    weighted = (weights * values)[counted].sum() / weights[counted].sum()
+    weights = touched.weights(has_match)
+    assert weights[has_match].mean() == pytest.approx(1.0)
+    first, second = touched.parts(values, has_match)
+    weighted = (weights * values)[has_match].sum() / weights[has_match].sum()
     assert weighted == pytest.approx(0.9 * first + 0.1 * second)
     one_kind = Touched(of_query=np.zeros(50), of_gallery=0.9)
-    assert one_kind.weights(counted) is None
+    assert one_kind.weights(has_match) is None
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -96,7 +96,7 @@ def test_pieces_are_searched_as_one_gallery(seed, monkeypatch):
     codes = rng.integers(-1, 3, 9), rng.integers(-1, 3, 40)
     ignored = Ignored.of(codes, n_queries=9, n_rows=40)
     mixture = np.where(half[:, None], new, old)
-    whole = search(queries, mixture, 50, own, ignored=ignored)
+    whole = exact_search(queries, mixture, 50, own, ignored=ignored)
     found = search_pieces(queries, mixed_pieces(old, new, half), 50, own, ignored)
     np.testing.assert_array_equal(found.rows, whole.rows)
     position = np.full(40, -1)
@@ -107,7 +107,7 @@ def test_pieces_are_searched_as_one_gallery(seed, monkeypatch):
         (q, position[g]) for q, g in zip(*ignored.cells(slice(0, 9)), strict=True)
         if position[g] >= 0
     }  # fmt: skip
-    there = search(queries, old[rows], 50, mine, ignored=part)
+    there = exact_search(queries, old[rows], 50, mine, ignored=part)
     again = search_pieces(queries, some_pieces(old, rows), 50, mine, part)
     np.testing.assert_array_equal(again.rows, there.rows)
     np.testing.assert_array_equal(again.scores, there.scores)

@@ -28,7 +28,7 @@ def scene(seed, judged):
     truth = PairTruth(
         query_labels=labels,
         gallery_labels=gallery_labels,
-        own_row=own,
+        self_row=own,
         judged=tuple(np.array(cells).T) if judged else None,
     )
     scores = queries @ gallery.T
@@ -94,7 +94,7 @@ def test_judged_pairs_are_what_is_accepted_and_rejected(block):
     """With judgments FRR is over the judged pairs; other pairs of one label are in no rate."""
     queries, gallery, truth, pairs = scene(4, judged=True)
     sides = queries, truth.query_labels, gallery, truth.gallery_labels
-    got = accepts(*sides, 0.2, truth.own_row, judged=truth.judged, block=block)
+    got = accepts(*sides, 0.2, truth.self_row, judged=truth.judged, block=block)
     wanted = np.zeros((4, Q), int)
     for q, score, kind in pairs:
         wanted[0 if kind else 2, q] += score >= 0.2
@@ -102,5 +102,5 @@ def test_judged_pairs_are_what_is_accepted_and_rejected(block):
     counts = np.array([got.same_accepted, got.same_pairs, got.diff_accepted, got.diff_pairs])
     assert counts.tolist() == wanted.tolist()
     diff = np.sort([score for _, score, kind in pairs if not kind])[::-1].astype(np.float32)
-    keeping = threshold_keeping_far(*sides, 5, truth.own_row, judged=truth.judged, block=block)
+    keeping = threshold_keeping_far(*sides, 5, truth.self_row, judged=truth.judged, block=block)
     assert keeping == float(np.nextafter(diff[5], np.float32(np.inf)))

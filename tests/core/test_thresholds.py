@@ -458,7 +458,7 @@ def test_bad_count_is_refused(accepted):
         ({1: np.zeros(8, dtype=int)}, "query_labels must be"),
         ({2: np.zeros((11, 8), dtype=int)}, "gallery must be"),
         ({3: np.zeros(11)}, "gallery_labels must be"),
-        ({5: np.full(9, 11)}, "own_row must lie in -1 to 10"),
+        ({5: np.full(9, 11)}, "self_row must lie in -1 to 10"),
     ],
 )
 @pytest.mark.parametrize("function", [accepts, threshold_keeping_far])

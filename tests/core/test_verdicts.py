@@ -118,7 +118,7 @@ def test_the_identical_encoder_never_passes(tmp_path, name):
 def test_an_encoder_of_another_space_fails(tmp_path, name, kind):
     """Random features and rotated ones fail, also under the policy that asks for least."""
     real = Real(name)
-    for policy in ("default", "canary"):
+    for policy in ("default", "lenient"):
         report = verdict(tmp_path, real, getattr(real, kind)(), "--policy", policy)
         assert report["verdict"]["outcome"] == "fail"
     group = report["groups"][0]

@@ -212,7 +212,7 @@ def test_what_is_judged_does_not_choose(ground: Ground) -> None:
         Option(queries=old, gallery=stored, setting="a"),
         Option(queries=_unit(old + rng.standard_normal(old.shape)), gallery=stored, setting="b"),
     ]
-    pick = Chooser(where=ground.where, counted=ground.counted(), folds=((first, second),))
+    pick = Chooser(where=ground.where, has_match=ground.has_match(), folds=((first, second),))
     plain = pick.measured("x", pick(options))
     assert plain.setting == "a"
     assert np.array_equal(plain.queries[second], old[second])
@@ -231,7 +231,7 @@ def test_what_is_judged_does_not_choose(ground: Ground) -> None:
 def test_each_choice_goes_on_with_its_own(ground: Ground) -> None:
     """A second choice starts from what the same queries chose first, not from the other half's."""
     (first, second), stored = _folds(ground)[0], ground.reference.gallery_features
-    pick = Chooser(where=ground.where, counted=ground.counted(), folds=tuple(_folds(ground)))
+    pick = Chooser(where=ground.where, has_match=ground.has_match(), folds=tuple(_folds(ground)))
     old = ground.old(ground.asked)
     lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
     halves = [
@@ -278,7 +278,7 @@ def test_a_backfill_goes_on_with_the_route_that_finds_more(
 
 def test_a_backfill_is_of_finetune_where_fusing_finds_no_more(ground: Ground) -> None:
     """Equal on the queries that choose, the route with one encoder is taken; worse, too."""
-    pick = Chooser(where=ground.where, counted=ground.counted(), folds=tuple(_folds(ground)))
+    pick = Chooser(where=ground.where, has_match=ground.has_match(), folds=tuple(_folds(ground)))
     old, stored = ground.old(ground.asked), ground.reference.gallery_features
     tuned = Option(queries=old, gallery=stored, made=stored[::-1])
     lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
@@ -369,7 +369,7 @@ def test_what_shares_a_column_is_left_out_of_every_route(ground: Ground) -> None
     found = retrieval(
         asking.where, asking.old(asking.asked), asking.reference.gallery_features, (1,), map_k=1
     )
-    counted = asking.counted()
+    has_match = asking.has_match()
     scores = asking.old(asking.asked) @ asking.reference.gallery_features.T
     for at, row in enumerate(asking.asked):
         one = data.items[row]
@@ -378,7 +378,7 @@ def test_what_shares_a_column_is_left_out_of_every_route(ground: Ground) -> None
             for g, other in enumerate(stored)
             if other.label != one.label or other.slices["day"] != one.slices["day"]
         ]
-        assert counted[at] == any(stored[g].label == one.label for g in left)
+        assert has_match[at] == any(stored[g].label == one.label for g in left)
         first = max(left, key=lambda g, at=at: scores[at, g])
         assert found.hit1[at] == (stored[first].label == one.label)
-    assert np.array_equal(found.counted, counted)
+    assert np.array_equal(found.has_match, has_match)

@@ -233,7 +233,7 @@ def test_a_bad_project_is_refused(tmp_path: Path) -> None:
 
 def test_policies_load_by_name_and_by_path(tmp_path: Path) -> None:
     """The shipped policies load by name; a copy by path; an unknown name lists what there is."""
-    assert shipped_policies() == ("canary", "default", "strict")
+    assert shipped_policies() == ("default", "lenient", "strict")
     default, strict = load_policy("default"), load_policy("strict")
     assert (default.name, strict.name) == ("default", "strict")
     assert strict.same_class_margin == 0.0
@@ -242,7 +242,7 @@ def test_policies_load_by_name_and_by_path(tmp_path: Path) -> None:
     assert load_policy(tmp_path / "mine.yaml").min_queries == 7
     with pytest.raises(InputError, match="no policy called lax") as caught:
         load_policy("lax")
-    assert "default, strict" in caught.value.tip
+    assert "default, lenient, strict" in caught.value.tip
     (tmp_path / "mine.yaml").write_text("format: 3\nmin_recall_gain: low\n")
     with pytest.raises(InputError, match="min_recall_gain"):
         load_policy(tmp_path / "mine.yaml")
