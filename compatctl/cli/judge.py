@@ -317,7 +317,7 @@ def search(
 @command
 def status(project: ProjectFile = None, store: StorePath = None, as_json: Json = False) -> None:
     """Say which model answers, over which gallery."""
-    from compatctl.commands import lifecycle as verb
+    from compatctl.commands import status as verb
     from compatctl.render import warn
 
     found = verb.status(project_of(project, store=store))
@@ -328,7 +328,7 @@ def status(project: ProjectFile = None, store: StorePath = None, as_json: Json =
 @command
 def history(project: ProjectFile = None, store: StorePath = None, as_json: Json = False) -> None:
     """List every generation."""
-    from compatctl.commands import lifecycle as verb
+    from compatctl.commands import history as verb
 
     show(verb.history(project_of(project, store=store)), as_json=as_json)
 

@@ -168,7 +168,7 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Go back to an earlier generation, by a new one; by default to before the last deploy."""
-    from compatctl.commands import lifecycle as verb
+    from compatctl.commands import rollback as verb
     from compatctl.render import progress
 
     with progress() as report:

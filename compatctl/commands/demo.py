@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
 
-from compatctl.commands import demo_models
 from compatctl.commands.deploy import deploy
 from compatctl.commands.finetune import finetune
 from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
-from compatctl.commands.lifecycle import rollback
+from compatctl.commands.rollback import rollback
 from compatctl.commands.search import search
 from compatctl.commands.verify import verify
 from compatctl.deployment.project import open_store
@@ -30,7 +29,7 @@ from compatctl.evaluation.options import VerifyOptions
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.report import Report
-from compatctl.samples import emoji_source, unpack_emoji
+from compatctl.samples import emoji_source, unpack_emoji, write_demo_project
 
 OLD_CLASSES = 300
 SAMPLE = 400
@@ -132,7 +131,7 @@ def prepare(folder: Path, *, seed: int, progress: Progress) -> Project:
     progress("unpacking images", 0, 1)
     table = unpack_emoji(emoji_source(), folder / "data")
     progress("unpacking images", 1, 1)
-    demo_models.write_files(folder)
+    write_demo_project(folder)
     _old_classes(table, folder / "data" / "old.csv")
     legacy = Project.load(folder / "legacy.yaml")
     finetune(legacy, base=folder / "old.ckpt", seed=seed, progress=progress)

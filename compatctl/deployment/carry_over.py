@@ -1,12 +1,14 @@
-"""rollback where items were added since: they are kept, re-embedded, or let go by name."""
+"""Rollback when items were added since: they are kept, re-embedded, or dropped by id."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.arrays import Rows, as_rows
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import load_query_model, open_index
 from compatctl.deployment.project import utc_now
@@ -16,119 +18,125 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import OF_THE_MODEL, Store, space_of
 
+AddedItemsPolicy = Literal["auto", "keep", "drop"]
+"""What happens to items that were added after the generation that a rollback restores."""
+
 SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AddedItems:
-    """Today's items that the target does not have, by row of today's catalogue (n,).
+    """Items of the current catalogue that the target generation lacks, by row (n,).
 
-    ``known``: embedded by a model that the target's gallery or queries used too, ordered by model;
-    their vectors can stay. ``foreign``: by another one, against which none of those was verified.
-    ``reverted``: ids of items that the target has too, of another image or class.
+    Attributes:
+        known: rows of a model that the target's gallery or queries use too, ordered by model.
+            Their vectors can stay.
+        foreign: rows of other models, which were never verified against the target's models.
+        reverted: ids of items that the target has with another image or class.
     """
 
-    today: Catalog
-    known: NDArray[np.int64]
-    foreign: NDArray[np.int64]
+    current: Catalog
+    known: Rows
+    foreign: Rows
     reverted: tuple[str, ...]
 
     @classmethod
     def since(cls, store: Store, target: Manifest) -> AddedItems:
-        """What was added since ``target``."""
-        today = store.catalog()
-        then = store.catalog(target)
-        had = {item: row for row, item in enumerate(then.ids)}
-        rows = np.array([row for row, item in enumerate(today.ids) if item not in had], np.int64)
-        models = {one.sha256 for one in target.models}
-        fine = np.array([model in models for model in today.models], bool)
-        rows = rows[np.argsort(today.model_of[rows], kind="stable")]
-        known = fine[today.model_of[rows]]
+        """Find what was added since ``target``."""
+        current, earlier = store.catalog(), store.catalog(target)
+        row_of = {item: row for row, item in enumerate(earlier.ids)}
+        rows = as_rows(row for row, item in enumerate(current.ids) if item not in row_of)
+        shared = {model.sha256 for model in target.models}
+        is_shared = np.array([model in shared for model in current.models], bool)
+        rows = rows[np.argsort(current.model_of[rows], kind="stable")]
+        known = is_shared[current.model_of[rows]]
         return cls(
-            today=today,
+            current=current,
             known=rows[known],
             foreign=rows[~known],
-            reverted=_differing(today, then, had),
+            reverted=_reverted(current, earlier, row_of),
         )
 
-    def ids(self, rows: NDArray[np.int64]) -> tuple[str, ...]:
+    def ids(self, rows: Rows) -> tuple[str, ...]:
         """The item ids of rows (n,)."""
-        return tuple(self.today.ids[row] for row in rows)
+        return tuple(self.current.ids[row] for row in rows)
 
 
-def _differing(today: Catalog, then: Catalog, row_then: dict[str, int]) -> tuple[str, ...]:
-    """Ids that both catalogues have, of another image, where both know it, or another class."""
-    pairs = [(row, row_then[item]) for row, item in enumerate(today.ids) if item in row_then]
-    current, before = np.array(pairs, np.int64).reshape(-1, 2).T
-    other = (today.digests[current] != then.digests[before]).any(axis=1)
-    other &= today.known[current] & then.known[before]
+def _reverted(current: Catalog, earlier: Catalog, row_of: dict[str, int]) -> tuple[str, ...]:
+    """Ids in both catalogues whose class differs, or whose image does where both are known."""
+    pairs = [(row, row_of[item]) for row, item in enumerate(current.ids) if item in row_of]
+    here, there = np.array(pairs, np.int64).reshape(-1, 2).T
+    differs = (current.digests[here] != earlier.digests[there]).any(axis=1)
+    differs &= current.known[here] & earlier.known[there]
     return tuple(
-        today.ids[row]
-        for (row, earlier), image in zip(pairs, other, strict=True)
-        if image or today.labels[row] != then.labels[earlier]
+        current.ids[row]
+        for (row, earlier_row), image in zip(pairs, differs, strict=True)
+        if image or current.labels[row] != earlier.labels[earlier_row]
     )
 
 
 def rollback_query_model(store: Store, target: Manifest) -> Manifest:
-    """Restore the query model, and leave every row where it is; nothing is embedded or rewritten.
+    """Restore the query model and leave every row where it is. Nothing is embedded or rewritten.
 
-    The rehearsal memory is that of today where the target's held items that were erased since.
+    If the target's memory held items that were erased since, the current memory stays.
 
     Raises:
         ConflictError, DamagedError, CompatError: as ``Transaction``.
     """
-    today = store.manifest
-    share = today.restorable_model(target)
-    assert share is not None, "refused by the plan"
-    rows = sum(one.rows for one in today.models if one.sha256 == share.sha256)
-    others = [one for one in today.models if one.rows > 0 and one.sha256 != share.sha256]
-    ef_search = max(today.index.ef_search, target.index.ef_search)
+    current = store.manifest
+    share = current.restorable_model(target)
+    assert share is not None, "the plan refuses this"
+    rows = sum(model.rows for model in current.models if model.sha256 == share.sha256)
+    others = [m for m in current.models if m.rows > 0 and m.sha256 != share.sha256]
+    ef_search = max(current.index.ef_search, target.index.ef_search)
     restored = {name: getattr(target, name) for name in OF_THE_MODEL}
-    if target.generation < today.whole_from:
-        restored |= {"memory": today.memory, "query_model": share.sha256}
-    with store.transaction(today, operation="rollback") as tx:
+    if target.generation < current.whole_from:
+        restored |= {"memory": current.memory, "query_model": share.sha256}
+    with store.transaction(current, operation="rollback") as tx:
         return tx.commit(
             operation="rollback",
             created_at=utc_now(),
             restores=target.generation,
-            index=replace(today.index, ef_search=ef_search),
+            index=replace(current.index, ef_search=ef_search),
             models=(*others, replace(share, rows=rows)),
             **restored,
         )
 
 
 def rollback_after_erasure(
-    store: Store, target: Manifest, *, keep: bool, drop: bool, dry_run: bool
+    store: Store, target: Manifest, policy: AddedItemsPolicy, *, dry_run: bool
 ) -> tuple[Manifest, int]:
-    """Restore the query model of a generation whose gallery was let go; and how many rows of today
-    are of models that it does not have.
+    """Restore the query model of a generation whose gallery was deleted by an erasure.
+
+    Returns the manifest, and how many current rows are of models that the target lacks.
 
     Raises:
-        UsageError: rows are to be dropped, or the gallery was lifted since.
-        ConflictError: there are such rows, and nobody asked to ``keep`` them.
+        UsageError: the policy is ``drop``, or the gallery was lifted since.
+        ConflictError: there are such rows, and the policy is not ``keep``.
     """
-    today = store.manifest
-    models = {one.sha256 for one in target.models}
-    models |= {one.model.sha256 for one in today.stand_ins if one.of in models}
-    foreign = sum(one.rows for one in today.models if one.sha256 not in models)
-    why = f"items were erased since generation {target.generation}, and its gallery with them"
-    if drop:
+    current = store.manifest
+    models = {model.sha256 for model in target.models}
+    models |= {entry.model.sha256 for entry in current.stand_ins if entry.of in models}
+    foreign = sum(model.rows for model in current.models if model.sha256 not in models)
+    reason = f"items were erased since generation {target.generation}, and its gallery with them"
+    if policy == "drop":
         raise UsageError(
-            f"{why}: there is nothing to drop rows for",
-            tip="--added keep restores its query model over the rows of today",
+            f"{reason}: there is nothing to drop rows for",
+            tip="--added keep restores its query model over the current rows",
         )
-    if space_of(store, store.manifest) != space_of(store, target):
+    if space_of(store, current) != space_of(store, target):
         raise UsageError(
-            f"{why}; the gallery was lifted in between: its query model cannot search today's rows",
+            f"{reason}; the gallery was lifted in between: its query model cannot search the "
+            "current rows",
             tip="compatctl deploy makes another model the query model",
         )
-    if foreign and not keep:
+    if foreign and policy != "keep":
         raise ConflictError(
-            f"{why}; {foreign} rows of today are of models that it does not have",
-            tip="--added keep restores its query model at once; compatctl backfill then embeds the "
-            "rows again",
+            f"{reason}; {foreign} current rows are of models that it does not have",
+            tip="--added keep restores its query model at once; compatctl backfill then re-embeds "
+            "the rows",
         )
-    return (store.manifest if dry_run else rollback_query_model(store, target)), foreign
+    return (current if dry_run else rollback_query_model(store, target)), foreign
 
 
 def rollback_with_items(
@@ -140,29 +148,26 @@ def rollback_with_items(
     dry_run: bool,
     progress: Progress = silent,
 ) -> Manifest:
-    """Restore model, index and catalogue, and take the items added since along.
+    """Restore model, index and catalogue, and keep the items added since.
 
-    Those of a known model keep their vectors; the others are embedded by the restored model.
+    Items of a known model keep their vectors; the restored model embeds the others.
 
     Raises:
-        ConflictError: the project's data does not hold every item to embed; or as ``Transaction``.
+        ConflictError: the project's data lacks an item to embed; or as ``Transaction``.
         InputError: an image does not decode.
     """
-    fresh, digests = _embed(project, store, target, added, progress)
+    vectors, digests = _embed_foreign(project, store, target, added, progress)
     if dry_run:
         return store.manifest
-    stay = np.zeros((0, target.index.dim), np.float32)
-    if len(added.known):  # rows of a model are in its own space, whatever was lifted since
-        stay = open_index(store, store.manifest, fresh=True).vectors(added.today.keys[added.known])
-    before = store.catalog(target)
-    catalog = before
-    model_of = added.today.model_of[added.known]
-    for model in np.unique(model_of):
-        rows, name = added.known[model_of == model], added.today.models[model]
-        catalog = _extended(catalog, added, rows, name, added.today.digests[rows])
-    catalog = _extended(catalog, added, added.foreign, target.query_model, digests)
-    index = open_index(store, target, fresh=True, room=len(stay) + len(fresh))
-    index.add(np.concatenate([stay, fresh]), catalog.keys[len(before) :], progress)
+    kept = np.zeros((0, target.index.dim), np.float32)
+    if len(added.known):  # a lift leaves the rows of each model in that model's own space
+        index = open_index(store, store.manifest, fresh=True)
+        kept = index.vectors(added.current.keys[added.known])
+        del index
+    earlier = store.catalog(target)
+    catalog = _extended(earlier, added, target.query_model, digests)
+    index = open_index(store, target, fresh=True, room=len(kept) + len(vectors))
+    index.add(np.concatenate([kept, vectors]), catalog.keys[len(earlier) :], progress)
     with store.transaction(store.manifest, operation="rollback") as tx:
         sha256 = tx.put("indexes", index.save)
         counts = catalog.counts()
@@ -172,41 +177,51 @@ def rollback_with_items(
             restores=target.generation,
             index=replace(target.index, count=len(index), sha256=sha256),
             catalog=tx.put("catalogs", catalog.write),
-            models=tuple(replace(one, rows=counts.get(one.sha256, 0)) for one in target.models),
+            models=tuple(replace(m, rows=counts.get(m.sha256, 0)) for m in target.models),
             **{name: getattr(target, name) for name in OF_THE_MODEL},
         )
 
 
 def _extended(
-    catalog: Catalog,
-    added: AddedItems,
-    rows: NDArray[np.int64],
-    model: str,
-    digests: NDArray[np.uint8],
+    catalog: Catalog, added: AddedItems, query_model: str, digests: NDArray[np.uint8]
 ) -> Catalog:
-    labels = [added.today.labels[row] for row in rows]
-    return catalog.extended(added.ids(rows), labels, model, digests) if len(rows) else catalog
+    """The catalogue with the known items, model by model, and then the foreign ones.
+
+    ``digests`` (n, 32): of the images of the foreign items.
+    """
+    current = added.current
+    model_of = current.model_of[added.known]
+    parts = [
+        (rows, current.models[model], current.digests[rows])
+        for model in np.unique(model_of)
+        for rows in (added.known[model_of == model],)
+    ]
+    for rows, model, images in (*parts, (added.foreign, query_model, digests)):
+        if len(rows):
+            labels = [current.labels[row] for row in rows]
+            catalog = catalog.extended(added.ids(rows), labels, model, images)
+    return catalog
 
 
-def _embed(
+def _embed_foreign(
     project: Project, store: Store, target: Manifest, added: AddedItems, progress: Progress
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """The foreign items (n, D), embedded by the target's query model, and their digests (n, 32)."""
+    """Embed the foreign items with the target's query model: vectors (n, D), digests (n, 32)."""
     if not len(added.foreign):
         return np.zeros((0, target.index.dim), np.float32), unknown_digests(0)
     data = load_data(project) if project.data else None
     row_of = {item: row for row, item in enumerate(data.ids)} if data else {}
-    wanted = added.ids(added.foreign)
-    if data is None or any(item not in row_of for item in wanted):
-        missing = [item for item in wanted if item not in row_of]
+    ids = added.ids(added.foreign)
+    missing = [item for item in ids if item not in row_of]
+    if data is None or missing:
         more = "" if len(missing) <= SHOWN else f" and {len(missing) - SHOWN} more"
         raise ConflictError(
-            f"{len(wanted)} items were added since generation {target.generation} by a model that "
+            f"{len(ids)} items were added since generation {target.generation} by a model that "
             f"it does not have, and {project.data or 'no data'} holds the images of "
-            f"{len(wanted) - len(missing)}; missing: {', '.join(missing[:SHOWN])}{more}",
+            f"{len(ids) - len(missing)}; missing: {', '.join(missing[:SHOWN])}{more}",
             tip="--data with their images re-embeds them; --added keep restores the query model at "
-            "once and leaves every row as it is (not across a lift); --added drop lets them go",
+            "once and leaves every row as it is (not across a lift); --added drop drops them",
         )
     encoder = load_query_model(store, target)
-    done = encoder.embed(data.take([row_of[item] for item in wanted]), progress=progress)
-    return done.features, done.digests
+    embedded = encoder.embed(data.take([row_of[item] for item in ids]), progress=progress)
+    return embedded.features, embedded.digests

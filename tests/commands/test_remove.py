@@ -184,7 +184,7 @@ def test_rows_of_a_later_model_are_named_before_the_old_one_searches_them(
     removed(shop, *ids_of(shop))
     refused = shop.run("rollback")
     assert refused.code == 6
-    assert "1 rows of today are of models that it does not have" in refused.stderr
+    assert "1 current rows are of models that it does not have" in refused.stderr
     assert shop.run("rollback", "--added", "keep").json["kept"] == 1
     assert shop.run("check").code == 0
 

@@ -1,0 +1,153 @@
+"""rollback: restore an earlier generation, with or without the items added since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compatctl.deployment.project import open_store, utc_now
+from compatctl.errors import UsageError
+from compatctl.manifest import Manifest
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Project
+from compatctl.store import Store, restore, rollback_plan, space_of
+
+if TYPE_CHECKING:
+    from compatctl.deployment.carry_over import AddedItemsPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollbackResult:
+    """``generation`` restores generation ``restored``. Nothing disappears silently.
+
+    Attributes:
+        before: the generation that was current; a rollback to it undoes this one.
+        added: items that were indexed after the restored generation. Of these, ``kept`` keep
+            their vectors, ``re_embedded`` were embedded with the restored model, and ``dropped``
+            (ids) left the index.
+        reverted: ids of items that had another image or class before the rollback. They have the
+            restored vector and class again; ``compatctl add --changed`` brings them up to date.
+        written: false for a dry run, and if the store was in the requested state already.
+    """
+
+    generation: int
+    before: int
+    restored: int
+    query_model_before: str
+    query_model: str
+    index_sha256: str
+    added: int
+    kept: int
+    re_embedded: int
+    dropped: tuple[str, ...]
+    reverted: tuple[str, ...]
+    written: bool
+
+
+def rollback(
+    project: Project,
+    *,
+    to: int | None,
+    added: AddedItemsPolicy = "auto",
+    dry_run: bool,
+    progress: Progress = silent,
+) -> RollbackResult:
+    """Restore generation ``to`` as a new generation. Default: the one before the last deploy.
+
+    If items were erased since, only the query model is restored, over the current rows.
+
+    Args:
+        added: what happens to items that were indexed since. ``auto`` keeps the vectors of models
+            that the target has too, and embeds the other items with the restored model; ``keep``
+            restores the query model and leaves every row as it is; ``drop`` restores the whole
+            gallery.
+
+    Raises:
+        UsageError: no such generation, nothing to undo, or ``keep`` across a lift.
+        ConflictError: the project's data lacks items to re-embed; or the store is locked.
+        DamagedError: a file that the generation needs is missing.
+    """
+    store = open_store(project)
+    before = store.manifest
+    plan = rollback_plan(store, to=to)
+    model = before.restorable_model(plan.target)
+    outcome = _Outcome(after=before)
+    if not plan.done:
+        if not plan.gallery:
+            outcome = _roll_back_model(store, plan.target, added, dry_run=dry_run)
+        elif plan.target.catalog == before.catalog:
+            after = before if dry_run else restore(store, plan.target, at=utc_now())
+            outcome = _Outcome(after=after)
+        else:
+            outcome = _roll_back_gallery(
+                project, store, plan.target, added, dry_run=dry_run, progress=progress
+            )
+    return RollbackResult(
+        generation=outcome.after.generation,
+        before=before.generation,
+        restored=plan.target.generation,
+        query_model_before=before.query_model,
+        query_model=model.sha256 if model else plan.target.query_model,
+        index_sha256=outcome.after.index.sha256,
+        added=outcome.kept + outcome.re_embedded + len(outcome.dropped),
+        kept=outcome.kept,
+        re_embedded=outcome.re_embedded,
+        dropped=outcome.dropped,
+        reverted=outcome.reverted,
+        written=not dry_run and not plan.done,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    after: Manifest
+    kept: int = 0
+    re_embedded: int = 0
+    dropped: tuple[str, ...] = ()
+    reverted: tuple[str, ...] = ()
+
+
+def _roll_back_model(
+    store: Store, target: Manifest, policy: AddedItemsPolicy, *, dry_run: bool
+) -> _Outcome:
+    """Roll back to a generation whose gallery held items that were erased since."""
+    from compatctl.deployment.carry_over import rollback_after_erasure
+
+    after, foreign = rollback_after_erasure(store, target, policy, dry_run=dry_run)
+    return _Outcome(after=after, kept=foreign)
+
+
+def _roll_back_gallery(
+    project: Project,
+    store: Store,
+    target: Manifest,
+    policy: AddedItemsPolicy,
+    *,
+    dry_run: bool,
+    progress: Progress,
+) -> _Outcome:
+    """Roll back to a generation with another gallery."""
+    from compatctl.deployment.carry_over import (
+        AddedItems,
+        rollback_query_model,
+        rollback_with_items,
+    )
+
+    added = AddedItems.since(store, target)
+    known, foreign = len(added.known), len(added.foreign)
+    if policy == "keep" and space_of(store, store.manifest) != space_of(store, target):
+        raise UsageError(
+            f"the gallery was lifted between generation {target.generation} and now: the query "
+            f"model of generation {target.generation} cannot search the current rows",
+            tip="--added auto with --data re-embeds the items added since; --added drop restores "
+            "the gallery at once and lists them",
+        )
+    if policy == "keep":
+        after = store.manifest if dry_run else rollback_query_model(store, target)
+        return _Outcome(after=after, kept=known + foreign)
+    if policy == "drop" or not known + foreign:
+        after = store.manifest if dry_run else restore(store, target, at=utc_now())
+        dropped = (*added.ids(added.known), *added.ids(added.foreign))
+        return _Outcome(after=after, dropped=dropped, reverted=added.reverted)
+    after = rollback_with_items(project, store, target, added, dry_run=dry_run, progress=progress)
+    return _Outcome(after=after, kept=known, re_embedded=foreign, reverted=added.reverted)

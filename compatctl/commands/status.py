@@ -1,0 +1,85 @@
+"""status: which model answers, over which gallery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compatctl.deployment.project import open_store
+from compatctl.recipe import Project
+from compatctl.store import manifest_digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """The current generation.
+
+    Attributes:
+        shares: digest of a model -> its share of the gallery's rows, in [0, 1].
+        registry, memory: digests of the class registry and of the rehearsal memory.
+        proven: false if adopted rows were never compared with their model's embeddings.
+        calibrated: ``search`` maps the query model's scores to the scale of an earlier model.
+        head: digest of the generation; it pins every earlier one.
+        oldest: the first generation that can be restored.
+        whole_from: the first generation whose gallery can be restored. Items were erased after
+            the generations before it.
+    """
+
+    store: str
+    generation: int
+    operation: str
+    created_at: str
+    query_model: str
+    rows: int
+    dim: int
+    shares: dict[str, float]
+    index_sha256: str
+    ef_search: int
+    report: str | None
+    forced_reason: str | None
+    again_reason: str | None
+    registry: str | None
+    memory: str | None
+    proven: bool
+    calibrated: bool
+    head: str
+    oldest: int
+    whole_from: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user must know."""
+        unproven = "the index was adopted and never compared with what its model makes"
+        return () if self.proven else (f"{unproven}: compatctl verify compares them",)
+
+
+def status(project: Project) -> Status:
+    """Read the current generation from the manifest.
+
+    Raises:
+        InputError: there is no store.
+        DamagedError: the manifest cannot be read.
+    """
+    manifest = open_store(project).manifest
+    rows = max(1, manifest.index.count)
+    return Status(
+        store=str(project.store),
+        generation=manifest.generation,
+        operation=manifest.operation,
+        created_at=manifest.created_at,
+        query_model=manifest.query_model,
+        rows=manifest.index.count,
+        dim=manifest.index.dim,
+        shares={model.sha256: model.rows / rows for model in manifest.models},
+        index_sha256=manifest.index.sha256,
+        ef_search=manifest.index.ef_search,
+        report=manifest.report,
+        forced_reason=manifest.forced_reason,
+        again_reason=manifest.again_reason,
+        registry=manifest.registry,
+        memory=manifest.memory,
+        proven=all(model.proven for model in manifest.models if model.rows),
+        calibrated=manifest.calibration is not None,
+        head=manifest_digest(manifest),
+        oldest=manifest.oldest,
+        whole_from=manifest.whole_from,
+    )
