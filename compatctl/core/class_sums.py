@@ -18,7 +18,6 @@ from compatctl.core.arrays import (
     Codes,
     Features,
     Floats,
-    as_features,
     as_labels,
     as_self_row,
     check_dimensions,
@@ -275,34 +274,6 @@ def uncounted_sums(  # noqa: PLR0917
         diff.append((cosines[~same], query[~same], row[~same]))
     values, query, row = map(np.concatenate, zip(*diff, strict=True))
     return total, number, values, (query, row)
-
-
-def pair_means(
-    queries: Features,
-    query_labels: Codes,
-    gallery: Features,
-    gallery_labels: Codes,
-    self_row: Codes | None = None,
-) -> PairMeans:
-    """Exact mean cosine of same-class and of different-class pairs, in O((Q + G) D).
-
-    With A_c and B_c the sums of the queries and of the gallery rows of class c, and A, B their
-    totals, the cosines of all same-class pairs add up to ``sum_c A_c . B_c`` and those of all
-    other pairs to ``A . B - sum_c A_c . B_c``; own pairs are taken off again. Sums are float64.
-
-    Args:
-        queries: (Q, D) unit rows.
-        query_labels: (Q,) integer codes.
-        gallery: (G, D) unit rows.
-        gallery_labels: (G,) integer codes.
-        self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
-
-    Raises:
-        InputError: wrong shapes or types, rows that are not finite and of length 1, an own row
-            outside the gallery.
-    """
-    queries, gallery = as_features(queries, "queries"), as_features(gallery, "gallery")
-    return class_sums(queries, query_labels, gallery, gallery_labels, self_row).means()
 
 
 def _position(labels: Codes, codes: Codes) -> Codes:

@@ -96,7 +96,7 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
         by_query: keep the sums of every query, where something else than classes is resampled.
 
     Raises:
-        InputError: as ``pair_means``, or old and new queries of different shapes.
+        InputError: as ``class_sums``, or old and new queries of different shapes.
     """
     old_queries = as_features(old_queries, "old_queries")
     new_queries = as_features(new_queries, "new_queries")

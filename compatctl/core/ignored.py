@@ -109,17 +109,6 @@ class Ignored:
             n_rows=self.n_rows, groups=self.groups, first=begin, last=begin + last - first
         )
 
-    def of_some_rows(self, rows: Codes) -> Ignored:
-        """The same of some gallery rows, ascending ``rows`` (n,), which are then 0 to n - 1."""
-        position = np.full(self.n_rows, -1, dtype=np.int64)
-        position[rows + self.first] = np.arange(len(rows))
-        wide, groups = max(self.n_rows, 1), []
-        for queries, keys in self.groups:
-            place = position[keys % wide]
-            kept = place >= 0
-            groups.append((queries, (keys // wide)[kept] * max(len(rows), 1) + place[kept]))
-        return Ignored(n_rows=len(rows), groups=tuple(groups))
-
     def part(self, position: Codes) -> Ignored:
         """The same of some of the rows, each at the place that ``position`` (G,) says, -1: not
         among them; their order is kept."""

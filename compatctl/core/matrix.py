@@ -1,4 +1,4 @@
-"""Compatibility over many versions: AC, AA, ACA, and the gain of an upgrade.
+"""Compatibility over many versions: AC, AA and ACA of a matrix.
 
 ``M[i][j]``, i >= j, is the retrieval quality of queries of version i on the gallery of version j:
 self-tests on the diagonal, cross-tests below it.
@@ -31,8 +31,6 @@ class MatrixSummary:
     """Mean of the lower triangle with its diagonal."""
     aca: float | None
     """Mean of the cross-tests, the incompatible ones as 0; None for one version."""
-    gains: tuple[float, ...]
-    """``gains[i-1]`` is M[i][i-1] - M[i-1][i-1], the gain of each update; empty for one version."""
 
 
 def summarise(values: NDArray[np.floating[Any]]) -> MatrixSummary:
@@ -61,7 +59,6 @@ def summarise(values: NDArray[np.floating[Any]]) -> MatrixSummary:
         ac=float(samples.ac[0]) if T > 1 else None,
         aa=float(samples.aa[0]),
         aca=float(samples.aca[0]) if T > 1 else None,
-        gains=tuple(update_gain(M[t, t - 1], M[t - 1, t - 1]) for t in range(1, T)),
     )
 
 
@@ -88,8 +85,3 @@ def summarise_samples(values: NDArray[np.floating[Any]]) -> MatrixSamples:
         aa=M[:, rows, columns].mean(axis=1),
         aca=(cross * better).mean(axis=1) if T > 1 else none,
     )
-
-
-def update_gain(new_old: float, old_old: float) -> float:
-    """M(new, old) - M(old, old): what new queries gain while the gallery stays as it is."""
-    return float(new_old - old_old)

@@ -223,7 +223,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
         block: side of the tiles of pairs held in memory, >= 1.
 
     Raises:
-        InputError: as ``pair_means``, or a NaN threshold.
+        InputError: as ``score_tiles``, or a NaN threshold.
     """
     counts = np.zeros((4, len(as_features(queries, "queries"))), dtype=np.int64)
     if not isinstance(threshold, np.ndarray):
@@ -270,7 +270,7 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
     Args: as ``accepts``, but ``accepted``: different-class pairs to accept at most, 0 to all.
 
     Raises:
-        InputError: as ``pair_means``, or ``accepted`` out of range.
+        InputError: as ``score_tiles``, or ``accepted`` out of range.
     """
     if isinstance(accepted, bool) or not isinstance(accepted, int | np.integer):
         raise InputError(f"accepted must be a whole number of pairs, got {accepted!r}")

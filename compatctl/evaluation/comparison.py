@@ -14,9 +14,14 @@ import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.ignored import Ignored
-from compatctl.core.nearest import Neighbours, exact_search
+from compatctl.core.nearest import (
+    Neighbours,
+    exact_search,
+    exact_search_pieces,
+    mixed_pieces,
+    row_pieces,
+)
 from compatctl.core.pair_tiles import PairTruth
-from compatctl.core.piecewise_search import mixed_pieces, search_pieces, some_pieces
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, evaluate, evaluate_judged
 from compatctl.core.touched import Touched
@@ -184,8 +189,8 @@ def retrieval_of_rows(
     """The same on some ``rows`` (n,), ascending, of a gallery (G, D), which are not copied at once;
     ``where`` is of these rows."""
     map_k = max(1, min(MAP_K, len(rows)))
-    pieces = some_pieces(gallery, rows)
-    found = search_pieces(queries, pieces, max(map_k, *ks), where.self_row, where.ignored)
+    pieces = row_pieces(gallery, rows)
+    found = exact_search_pieces(queries, pieces, max(map_k, *ks), where.self_row, where.ignored)
     return _evaluate(where, found, ks, map_k)
 
 
@@ -230,7 +235,7 @@ def mixed(
     ks = depths(policy)
     map_k = max(1, min(MAP_K, len(where.half)))
     pieces = mixed_pieces(old, new, where.half)
-    found = search_pieces(queries, pieces, max(map_k, *ks), where.self_row, where.ignored)
+    found = exact_search_pieces(queries, pieces, max(map_k, *ks), where.self_row, where.ignored)
     if not len(old):
         return _evaluate(where, found, ks, map_k), float("nan")
     first = found.rows[:, :CURVE]

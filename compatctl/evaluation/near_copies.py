@@ -13,7 +13,7 @@ import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.looks import alike
-from compatctl.core.piecewise_search import search_pieces, some_pieces
+from compatctl.core.nearest import exact_search_pieces, row_pieces
 from compatctl.data import Dataset, looks_of
 from compatctl.deployment.training_record import TrainingRecord
 
@@ -87,6 +87,6 @@ def near_vectors(queries: Vectors, self_row: Rows, gallery: Vectors, rows: Rows)
     mean = float(queries.mean(axis=0, dtype=np.float64) @ sample.mean(axis=0, dtype=np.float64))
     at = np.searchsorted(rows, self_row)
     own = np.where(rows[np.minimum(at, len(rows) - 1)] == self_row, at, -1)
-    found = search_pieces(queries, some_pieces(gallery, rows), 1, own)
+    found = exact_search_pieces(queries, row_pieces(gallery, rows), 1, own)
     near: Bools = 1 - found.scores[:, 0] < NEAR * (1 - mean)
     return near

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compatctl.core.class_sums import pair_means
+from compatctl.core.class_sums import class_sums
 from compatctl.core.compatibility import inequalities
 from compatctl.core.nearest import exact_search
 from compatctl.core.retrieval import evaluate
@@ -51,7 +51,7 @@ def scene():
 def test_means_equal_double_loop(scene):
     """The sums over classes give the mean of every pair, own pairs excluded, to 1e-12."""
     old, _, query_labels, gallery, gallery_labels, own = scene
-    got = pair_means(old, query_labels, gallery, gallery_labels, own)
+    got = class_sums(old, query_labels, gallery, gallery_labels, own).means()
     same, diff = pairs_by_loop(old, query_labels, gallery, gallery_labels, own)
     assert (got.n_same, got.n_diff) == (len(same), len(diff))
     assert got.cos_same == pytest.approx(same.mean(), abs=1e-12)
@@ -67,7 +67,7 @@ def test_means_equal_double_loop_on_any_layout(seed, Q, G, C):
     queries, gallery = unit(rng.normal(size=(Q, 3))), unit(rng.normal(size=(G, 3)))
     query_labels, gallery_labels = rng.integers(-C, C, Q), rng.integers(-C, C, G)
     own = rng.integers(-1, G, Q)
-    got = pair_means(queries, query_labels, gallery, gallery_labels, own)
+    got = class_sums(queries, query_labels, gallery, gallery_labels, own).means()
     same, diff = pairs_by_loop(queries, query_labels, gallery, gallery_labels, own)
     for mean, n, pairs in ((got.cos_same, got.n_same, same), (got.cos_diff, got.n_diff, diff)):
         assert n == len(pairs)
@@ -80,7 +80,7 @@ def test_formula_for_one_set_of_items():
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(5), [1, 2, 3, 4, 5])
     old, new = unit(rng.normal(size=(15, 6))), unit(rng.normal(size=(15, 6)))
-    got = pair_means(new, labels, old, labels, np.arange(15))
+    got = class_sums(new, labels, old, labels, np.arange(15)).means()
     sums = [(new[labels == c].sum(axis=0), old[labels == c].sum(axis=0)) for c in range(5)]
     within = sum(float(a @ b) for a, b in sums)
     assert got.n_same == sum(n * (n - 1) for n in (1, 2, 3, 4, 5))
@@ -134,7 +134,7 @@ def test_large_sets_keep_precision():
     labels = rng.integers(0, 50, 20_000)
     centre = rng.normal(size=8)
     features = unit(rng.normal(size=(20_000, 8)) + centre)
-    got = pair_means(features, labels, features[:500], labels[:500])
+    got = class_sums(features, labels, features[:500], labels[:500]).means()
     cosines = features.astype(np.float64) @ features[:500].astype(np.float64).T
     same = labels[:, None] == labels[None, :500]
     assert got.cos_same == pytest.approx(cosines[same].mean(), abs=1e-9)
@@ -185,8 +185,8 @@ def test_bad_arguments_are_refused(scene):
     with pytest.raises(InputError, match="block"):
         inequalities(old, new, query_labels, gallery, gallery_labels, own, block=0)
     with pytest.raises(InputError, match="dimensions"):
-        pair_means(old, query_labels, unit(gallery[:, :4]), gallery_labels, own)
+        class_sums(old, query_labels, unit(gallery[:, :4]), gallery_labels, own)
     with pytest.raises(InputError, match="gallery_labels"):
-        pair_means(old, query_labels, gallery, gallery_labels[:-1], own)
+        class_sums(old, query_labels, gallery, gallery_labels[:-1], own)
     with pytest.raises(InputError, match="self_row"):
-        pair_means(old, query_labels, gallery, gallery_labels, own + 1)
+        class_sums(old, query_labels, gallery, gallery_labels, own + 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compatctl.core import ignored as module
-from compatctl.core.class_sums import pair_means, query_sums
+from compatctl.core.class_sums import class_sums, query_sums
 from compatctl.core.compatibility import inequalities, judged_inequalities
 from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import exact_search
@@ -98,7 +98,9 @@ def test_every_form_of_what_is_ignored_says_the_same(seed, monkeypatch):
     wanted = {(q // 3, g - 12) for q, g in scene.pairs if q % 3 == 0 and 12 <= g < 19}
     assert set(zip(*map(np.ndarray.tolist, part.cells(slice(None))), strict=True)) == wanted
     rows = np.array([1, 2, 5, 6])
-    few = window.of_some_rows(rows)
+    position = np.full(7, -1)
+    position[rows] = np.arange(len(rows))
+    few = window.part(position)
     wanted_few = {(q, rows.tolist().index(g - 12)) for q, g in scene.pairs if g - 12 in rows}
     assert set(zip(*map(np.ndarray.tolist, few.cells(slice(None))), strict=True)) == wanted_few
     assert part.holds(np.tile(np.arange(7), (some.sum(), 1))).sum() == len(wanted)
@@ -260,4 +262,4 @@ def test_where_nothing_is_shared_nothing_changes():
     assert accepts(*sides, 0.0, ignored=none).far == accepts(*sides, 0.0).far
     plain = inequalities(scene.old, scene.new, *sides[1:])
     assert inequalities(scene.old, scene.new, *sides[1:], ignored=none) == plain
-    assert plain.old_old == pair_means(*sides)
+    assert plain.old_old == class_sums(*sides).means()

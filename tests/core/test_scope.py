@@ -11,8 +11,7 @@ from compatctl.core.arrays import NO_CLASS
 from compatctl.core.class_sums import class_sums
 from compatctl.core.compatibility import inequalities
 from compatctl.core.ignored import Ignored
-from compatctl.core.nearest import exact_search
-from compatctl.core.piecewise_search import mixed_pieces, search_pieces, some_pieces
+from compatctl.core.nearest import exact_search, exact_search_pieces, mixed_pieces, row_pieces
 from compatctl.core.touched import Touched, share_by_class, share_judged
 from compatctl.core.unjudged import unjudged_of
 
@@ -87,7 +86,7 @@ def test_weights_make_the_gallerys_mixture():
 @pytest.mark.parametrize("seed", range(4))
 def test_pieces_are_searched_as_one_gallery(seed, monkeypatch):
     """Small pieces of a part, or of a mixture, give the answers of one array, ties included."""
-    monkeypatch.setattr("compatctl.core.piecewise_search._CHUNK", 7)
+    monkeypatch.setattr("compatctl.core.nearest._PIECE_ROWS", 7)
     rng = np.random.default_rng(seed)
     old, new, queries = unit(rng, 40), unit(rng, 40), unit(rng, 9)
     old[20:30] = old[:10]
@@ -97,7 +96,7 @@ def test_pieces_are_searched_as_one_gallery(seed, monkeypatch):
     ignored = Ignored.of(codes, n_queries=9, n_rows=40)
     mixture = np.where(half[:, None], new, old)
     whole = exact_search(queries, mixture, 50, own, ignored=ignored)
-    found = search_pieces(queries, mixed_pieces(old, new, half), 50, own, ignored)
+    found = exact_search_pieces(queries, mixed_pieces(old, new, half), 50, own, ignored)
     np.testing.assert_array_equal(found.rows, whole.rows)
     position = np.full(40, -1)
     position[rows] = np.arange(len(rows))
@@ -108,7 +107,7 @@ def test_pieces_are_searched_as_one_gallery(seed, monkeypatch):
         if position[g] >= 0
     }  # fmt: skip
     there = exact_search(queries, old[rows], 50, mine, ignored=part)
-    again = search_pieces(queries, some_pieces(old, rows), 50, mine, part)
+    again = exact_search_pieces(queries, row_pieces(old, rows), 50, mine, part)
     np.testing.assert_array_equal(again.rows, there.rows)
     np.testing.assert_array_equal(again.scores, there.scores)
 
