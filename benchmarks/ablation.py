@@ -25,11 +25,12 @@ from _cases import CASES, CNNS, KANJI, WIDE, Case, Workshop, chosen
 from _pages import row
 
 from compatctl.core.arrays import Bools, Rows, Vectors
+from compatctl.core.fusion import fuse_rows
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.data import prepare
 from compatctl.evaluation.comparison import retrieval
 from compatctl.files import write_atomic
-from compatctl.migration.routes import Ground, fit, fused
+from compatctl.migration.routes import Ground, fit
 from compatctl.recipe import Anchors, Augmentation, Junction, Recipe
 from compatctl.train import embed, train
 from compatctl.train.images import preprocessing
@@ -214,7 +215,7 @@ def _hits(ground: Ground, recipe: Recipe) -> tuple[Bools, Bools]:
         made = _whole(ground, recipe)
     else:
         made = fit(ground, recipe, ground.reference).queries
-    return _found(ground, made), _found(ground, fused(ground.old(ground.asked), made, 0.5))
+    return _found(ground, made), _found(ground, fuse_rows(ground.old(ground.asked), made, 0.5))
 
 
 def _whole(ground: Ground, recipe: Recipe) -> Vectors:

@@ -13,7 +13,6 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import sha1
 from pathlib import Path
 
 from compatctl.commands.deploy import deploy
@@ -23,6 +22,7 @@ from compatctl.commands.init import init
 from compatctl.commands.rollback import rollback
 from compatctl.commands.search import search
 from compatctl.commands.verify import verify
+from compatctl.core.hash_order import hash_fraction
 from compatctl.deployment.project import open_store
 from compatctl.errors import InputError
 from compatctl.evaluation.options import VerifyOptions
@@ -207,7 +207,7 @@ def _old_classes(table: Path, target: Path) -> None:
         reader = csv.DictReader(lines)
         names, rows = list(reader.fieldnames or ()), [*reader]
     train = {row["label"] for row in rows if row["split"] == "train"}
-    known = set(sorted(train, key=lambda label: sha1(label.encode()).digest())[:OLD_CLASSES])
+    known = set(sorted(train, key=hash_fraction)[:OLD_CLASSES])
     with target.open("w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, names)
         writer.writeheader()

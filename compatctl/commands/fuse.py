@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from compatctl import encoder as onnx_files
-from compatctl.core.arrays import Vectors
+from compatctl.core.fusion import fuse_rows
 from compatctl.data import Dataset
 from compatctl.deployment import training_record
 from compatctl.deployment.data import load_data
@@ -25,7 +25,7 @@ from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.comparison import retrieval
 from compatctl.evaluation.embedding import deployed, features_of, load_pair
 from compatctl.evaluation.ignored_rows import ignoring, shared_columns
-from compatctl.evaluation.protocol import Features, arena_of, field_of, query_rows, without
+from compatctl.evaluation.protocol import arena_of, field_of, query_rows, without
 from compatctl.files import canonical_json, sha256_bytes, write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -146,12 +146,15 @@ def search_weight(
     shared = shared_columns(data, project.ignore_same, arena.queries, arena.gallery)
     where = ignoring(field_of(data, arena), shared)
     gallery = both.old.gallery[arena.gallery]
-    trials = tuple(
-        Trial(weight=weight, recall=retrieval(where, fused, gallery, (1,), map_k=1).recall[1])
-        for weight in WEIGHTS
-        for fused in (mean(both.old, both.new, arena.queries, weight),)
-    )
-    return trials, len(arena.queries)
+    old_queries, new_queries = (one.query[arena.queries] for one in (both.old, both.new))
+
+    def trial(weight: float) -> Trial:
+        fused = fuse_rows(old_queries, new_queries, weight)
+        return Trial(
+            weight=weight, recall=retrieval(where, fused, gallery, (1,), map_k=1).recall[1]
+        )
+
+    return tuple(map(trial, WEIGHTS)), len(arena.queries)
 
 
 def parity_of(
@@ -164,19 +167,11 @@ def parity_of(
     """
     images = data.take(range(0, len(data), max(1, len(data) // PARITY_IMAGES)))
     found = [one.embed(images, skip_bad=True).features for one in (*parts, fused)]
-    wanted = (1.0 - weight) * found[0] + weight * found[1]
-    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    wanted = fuse_rows(found[0], found[1], weight)
     parity = float(np.abs(wanted - found[2]).max(initial=0.0))
     if not parity <= PARITY_LIMIT:
         raise InputError(f"the fused file differs from its parts by {parity:.2g}, over 0.001")
     return parity
-
-
-def mean(old: Features, new: Features, rows: np.ndarray, weight: float) -> Vectors:
-    """Unit features (n, D) of ``(1 - weight) old + weight new``."""
-    mixed = (1.0 - weight) * old.query[rows] + weight * new.query[rows]
-    unit: Vectors = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
-    return unit
 
 
 def _parts(

@@ -17,10 +17,10 @@ import numpy as np
 
 from compatctl.commands import finetune as tuning
 from compatctl.core.arrays import Vectors
+from compatctl.core.hash_order import hash_fraction
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
-from compatctl.data import unit_hash
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import Sampling, sampling, verdict_of
 from compatctl.evaluation.comparison import Field, retrieval
@@ -230,7 +230,7 @@ def _anchored(recipe: Recipe, split: Split) -> Recipe:
     here = {split.data.ids[int(row)] for row in split.gallery}
     if anchors is None or not (anchors.ids or asked & here):
         return recipe
-    order = anchors.ids or tuple(sorted(here, key=unit_hash))
+    order = anchors.ids or tuple(sorted(here, key=hash_fraction))
     ids = tuple(one for one in order if one in here - asked)
     return replace(recipe, objective=replace(recipe.objective, anchors=replace(anchors, ids=ids)))
 
@@ -238,7 +238,7 @@ def _anchored(recipe: Recipe, split: Split) -> Recipe:
 def _halves(ground: Ground) -> list[Fold]:
     """The planning classes in two halves, by hash: what one chooses, the other is judged by."""
     labels = [ground.data.labels[int(row)] for row in ground.asked]
-    first = np.array([unit_hash(f"half {label}") < 0.5 for label in labels], bool)
+    first = np.array([hash_fraction(f"half {label}") < 0.5 for label in labels], bool)
     return [(first, ~first), (~first, first)]
 
 

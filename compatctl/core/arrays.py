@@ -104,6 +104,12 @@ def as_self_row(self_row: Codes | None, Q: int, G: int) -> Codes:
     return own
 
 
+def unit_rows(rows: Vectors) -> Vectors:
+    """The rows (N, D) divided by their lengths; a zero row stays zero."""
+    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
 def ratio(total: Any, n: Any) -> float:
     """``total / n``, NaN where ``n`` is 0."""
     return float(total / n) if n else float("nan")

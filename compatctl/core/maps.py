@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import Floats
+from compatctl.core.arrays import Floats, unit_rows
 from compatctl.errors import InputError
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -93,8 +93,7 @@ def _through(layers: tuple[Layer, ...], x: NDArray[np.floating[Any]]) -> NDArray
         raw = np.asarray(x[start : start + _BLOCK], np.float32)
         for at, (matrix, bias) in enumerate(layers):
             raw = (np.maximum(raw, 0.0) if at else raw) @ matrix + bias
-        raw /= np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12)
-        found[start : start + _BLOCK] = raw
+        found[start : start + _BLOCK] = unit_rows(raw)
     return found
 
 

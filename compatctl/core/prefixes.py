@@ -6,7 +6,6 @@ a million entries and ten thousand questions, once in two thousand million such 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -14,6 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.hash_order import hash_key
 from compatctl.errors import InputError
 
 _WIDTH = 8
@@ -21,7 +21,7 @@ _WIDTH = 8
 
 def prefix_of(name: str) -> int:
     """The first eight bytes of the sha256 of a name, as a number."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:_WIDTH], "big")
+    return int.from_bytes(hash_key(name)[:_WIDTH], "big")
 
 
 def prefix_of_digest(digest: str) -> int:

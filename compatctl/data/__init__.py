@@ -5,7 +5,7 @@ pillow's one home. Nothing is decoded until it is read, and importing this loads
 
 from __future__ import annotations
 
-from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule, unit_hash
+from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
 from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_qrels
 from compatctl.data._load import from_files, load
@@ -42,6 +42,5 @@ __all__ = [
     "read_qrels",
     "remembered",
     "together",
-    "unit_hash",
     "unpack",
 ]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.core.arrays import Pixels
+from compatctl.core.hash_order import hash_fraction
 from compatctl.data._pixels import BAD_IMAGE_TIP, decode, from_array
 from compatctl.errors import InputError
 from compatctl.files.npz import open_regular
@@ -66,16 +67,10 @@ class SplitRule:
 
     def split_of(self, label: str, item_id: str) -> Split:
         """The split of one item, from the sha1 of its label and, for held-out items, of its id."""
-        at = unit_hash(label)
+        at = hash_fraction(label)
         if at < self.train:
-            return "test" if unit_hash(item_id) < self.hold_out_items else "train"
+            return "test" if hash_fraction(item_id) < self.hold_out_items else "train"
         return "validation" if at < self.train + self.validation else "test"
-
-
-def unit_hash(text: str) -> float:
-    """The first 8 bytes of the sha1, big endian, as a number in [0, 1)."""
-    first = hashlib.sha1(text.encode(), usedforsecurity=False).digest()[:8]
-    return int.from_bytes(first, "big") / 2**64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.hash_order import hash_key
 from compatctl.data._dataset import Dataset, Item, Source
 from compatctl.data._pixels import MAX_PIXELS
 from compatctl.errors import CompatError, InputError
@@ -49,8 +50,7 @@ def remembered(ids: Sequence[str], labels: Sequence[str], per_class: int) -> tup
     """
     by_class: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
     for row, (one, label) in enumerate(zip(ids, labels, strict=True)):
-        hashed = hashlib.sha256(one.encode("utf-8", "surrogatepass")).digest()
-        by_class[label].append((hashed, row))
+        by_class[label].append((hash_key(one), row))
     return tuple(sorted(row for found in by_class.values() for _, row in sorted(found)[:per_class]))
 
 

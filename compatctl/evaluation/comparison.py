@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field, replace
-from hashlib import sha1
 
 import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors
+from compatctl.core.hash_order import hash_fraction
 from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import (
     Neighbours,
@@ -147,7 +147,7 @@ class Sides:
 
 def half_of(ids: Iterable[str]) -> Bools:
     """(G,) about half of the items, by a hash of their ids: the same in every run."""
-    return np.array([sha1(one.encode()).digest()[0] < 128 for one in ids], dtype=bool)
+    return np.array([hash_fraction(one) < 0.5 for one in ids], dtype=bool)
 
 
 def depths(policy: Policy) -> tuple[int, ...]:

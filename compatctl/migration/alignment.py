@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import sha256
 
 import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
+from compatctl.core.hash_order import hash_order
 from compatctl.core.maps import Map
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
@@ -77,7 +77,7 @@ def pair_rows(
     id, whatever their split, and the training items outside the gallery. No validation or test
     query is among them, nor an item whose image has the bytes of one.
     """
-    names = sorted(gallery.catalog.ids, key=lambda one: sha256(one.encode()).digest())
+    names = hash_order(gallery.catalog.ids)
     held, chosen = set(names), set(names[: round(share * len(names))])
     asking = np.union1d(query_rows(data, "validation"), query_rows(data, "test"))
     queries = {data.items[row].id for row in asking}

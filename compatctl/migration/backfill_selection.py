@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from compatctl.core.arrays import Bools, Rows
+from compatctl.core.hash_order import hash_key
 from compatctl.data import Dataset
 from compatctl.errors import InputError, UsageError
 from compatctl.manifest import Catalog
@@ -53,7 +53,8 @@ class Wanted:
         have = np.isin(catalog.model_of, codes)
         rank = {item: at for at, item in enumerate(first)}
         rows = np.flatnonzero(~have).tolist()
-        rows.sort(key=lambda row: (rank.get(catalog.ids[row], len(rank)), _hash(catalog.ids[row])))
+        ids = catalog.ids
+        rows.sort(key=lambda row: (rank.get(ids[row], len(rank)), hash_key(ids[row])))
         wanted = math.ceil(share * len(catalog) - 1e-9)
         return cls(
             have=have,
@@ -106,7 +107,3 @@ def named(ids: Sequence[str]) -> str:
     """The first few ids, and how many more there are."""
     more = "" if len(ids) <= SHOWN else f" and {len(ids) - SHOWN} more"
     return f"{', '.join(ids[:SHOWN])}{more}"
-
-
-def _hash(item: str) -> str:
-    return sha256(item.encode("utf-8", "surrogatepass")).hexdigest()

@@ -14,8 +14,9 @@ import numpy as np
 
 from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.class_sums import sums_at
+from compatctl.core.hash_order import hash_fraction
 from compatctl.core.simplex import Registry, angles
-from compatctl.data import Dataset, Item, unit_hash
+from compatctl.data import Dataset, Item
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.errors import InputError
 
@@ -80,8 +81,8 @@ def planning_split(data: Dataset, stored: Sequence[str], most: int, *, choosing:
     """
     validation = {one.label for one in data.items if one.split == "validation"}
     training = {one.label for one in data.items if one.split == "train"} - validation
-    trained = _within(data, sorted(training, key=unit_hash), most)
-    asking = {one for one in validation if not choosing or unit_hash(f"ask {one}") < 0.5}
+    trained = _within(data, sorted(training, key=hash_fraction), most)
+    asking = {one for one in validation if not choosing or hash_fraction(f"ask {one}") < 0.5}
     searched = _searched(data, set(stored), validation, most)
     rows: list[int] = []
     items: list[Item] = []
@@ -115,7 +116,7 @@ def _searched(data: Dataset, stored: set[str], held: set[str], most: int) -> set
     """Ids of the gallery items with an image: all of the held classes', others up to ``most``."""
     there = [one for one in data.items if one.id in stored]
     wanted = [one.id for one in there if one.label in held]
-    others = sorted((one.id for one in there if one.label not in held), key=unit_hash)
+    others = sorted((one.id for one in there if one.label not in held), key=hash_fraction)
     return {*wanted, *others[: max(0, most - len(wanted))]}
 
 

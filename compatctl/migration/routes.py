@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
+from compatctl.core.fusion import fuse_rows
+from compatctl.core.hash_order import hash_key
 from compatctl.data import Dataset
 from compatctl.evaluation.clusters import columns_of, drawn
 from compatctl.evaluation.comparison import Field
@@ -232,11 +233,6 @@ def free_recipe(recipe: Recipe, dim: int) -> Recipe:
     return replace(recipe, objective=objective)
 
 
-def fused(old: Vectors, new: Vectors, weight: float) -> Vectors:
-    """Unit means of old and new features (N, D), by the weight of the new."""
-    return _unit((1 - weight) * old + weight * new)
-
-
 def fusions(old: Option, new: Option) -> Iterator[Option]:
     """Old and new queries in one, by weight. What ``old`` searches is what its model made of the
     items, and the old part of what the fused one would make.
@@ -245,8 +241,8 @@ def fusions(old: Option, new: Option) -> Iterator[Option]:
         yield replace(
             new,
             setting=f"weight {weight}",
-            queries=fused(old.queries, new.queries, weight),
-            made=None if new.made is None else fused(old.gallery, new.made, weight),
+            queries=fuse_rows(old.queries, new.queries, weight),
+            made=None if new.made is None else fuse_rows(old.gallery, new.made, weight),
             encoders=("old", "new"),
         )
 
@@ -280,7 +276,7 @@ def embedding(tuned: Option, fuse: Option) -> tuple[Option, Option]:
 
 def backfilled(ground: Ground, share: float) -> Callable[[Option], Option]:
     """A model on the gallery of which it re-embeds a share, by the hash of the id."""
-    keys = [sha256(item.encode()).digest() for item in ground.reference.gallery_ids]
+    keys = [hash_key(item) for item in ground.reference.gallery_ids]
     place = np.empty(len(keys), np.int64)
     place[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
     again = (place < round(share * len(keys)))[:, None]
@@ -303,7 +299,8 @@ def _baselines(
     ridges = pick.after(heads, lambda one: bridges(ground, one, kinds=("ridge", "low-rank")))
 
     def half(one: Option) -> Option:
-        return replace(one, queries=fused(old.queries, one.queries, 0.5), encoders=("old", "new"))
+        queries = fuse_rows(old.queries, one.queries, 0.5)
+        return replace(one, queries=queries, encoders=("old", "new"))
 
     return [
         pick.measured("naive swap", each(heads, lambda one: replace(one, gallery=stored))),
@@ -320,8 +317,3 @@ def _pairs(ground: Ground, head: Option) -> tuple[Vectors, Vectors]:
     lifts of the same head, of which there are two, share them."""
     assert head.trained is not None
     return ground.old(ground.pairs), ground.new(head.trained, ground.pairs)
-
-
-def _unit(rows: Vectors) -> Vectors:
-    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return unit
