@@ -28,7 +28,7 @@ from compatctl.migration.backfill_trial import MixedTrial, held_out, try_mixed
 from compatctl.migration.rewrite_gate import HeldOut, Outcome
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
-from compatctl.report import AnnHealth
+from compatctl.report import AnnRecall
 from compatctl.store import Store
 
 STALE = (
@@ -59,7 +59,7 @@ class Backfilled:
     missing: tuple[str, ...]
     skipped: tuple[str, ...]
     measured: MixedTrial | None
-    ann: AnnHealth | None
+    ann: AnnRecall | None
     ef_search: int
     outcome: Outcome
     forced_reason: str | None

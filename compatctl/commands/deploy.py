@@ -24,7 +24,7 @@ from compatctl.evaluation.question import refuse_other_question
 from compatctl.files import sha256_bytes
 from compatctl.manifest import Manifest, ModelShare
 from compatctl.recipe import Project, load_policy
-from compatctl.report import Bound, policy_sha256, read_bound, refuse_other_signature
+from compatctl.report import VerifiedReport, policy_sha256, read_report, refuse_other_signature
 from compatctl.store import Store, rolled_back
 
 
@@ -115,7 +115,7 @@ def _commit(  # noqa: PLR0917
     result: DeployResult,
     model: ModelFile,
     artifacts: ModelArtifacts,
-    bound: Bound | None,
+    bound: VerifiedReport | None,
     policy: str,
 ) -> None:
     manifest = store.manifest
@@ -137,7 +137,7 @@ def _commit(  # noqa: PLR0917
 
 
 def _calibration(
-    bound: Bound | None, manifest: Manifest, model: str
+    bound: VerifiedReport | None, manifest: Manifest, model: str
 ) -> tuple[tuple[float, float], ...] | None:
     """The map of scores, where it was fitted from this very model to the one that is deployed."""
     if bound is None or bound.report.calibration is None:
@@ -147,7 +147,10 @@ def _calibration(
 
 
 def _is_deployed(
-    store: Store, model: ModelFile, bound: Bound | None, reasons: tuple[str | None, str | None]
+    store: Store,
+    model: ModelFile,
+    bound: VerifiedReport | None,
+    reasons: tuple[str | None, str | None],
 ) -> bool:
     """Whether this very deploy was committed already, by a run that was killed before it said so.
 
@@ -178,7 +181,7 @@ def _refuse_spent(store: Store, model: str, again_reason: str | None) -> None:
 
 
 def _signature(
-    project: Project, bound: Bound | None, *, forced: bool
+    project: Project, bound: VerifiedReport | None, *, forced: bool
 ) -> Literal["checked", "not checked", "none"]:
     """What can be said of the report's signature.
 
@@ -200,7 +203,7 @@ def _signature(
 
 
 def refuse_unless_bound(
-    bound: Bound, manifest: Manifest, new_sha256: str, policy_digest: str
+    bound: VerifiedReport, manifest: Manifest, new_sha256: str, policy_digest: str
 ) -> None:
     """Raise unless the report passes and is for exactly this store, candidate and policy."""
     again = "compatctl verify old.onnx new.onnx"
@@ -255,13 +258,13 @@ def _of_dimension(model: ModelFile, dim: int) -> Encoder:
     return model.encoder
 
 
-def _report(project: Project, *, required: bool) -> Bound | None:
+def _report(project: Project, *, required: bool) -> VerifiedReport | None:
     if not required and not project.report.is_file():
         return None
-    return read_bound(project.report)
+    return read_report(project.report)
 
 
-def _candidate(project: Project, model: Path | None, bound: Bound | None) -> ModelFile:
+def _candidate(project: Project, model: Path | None, bound: VerifiedReport | None) -> ModelFile:
     """The model to deploy: the one named, else the verified one where it lies."""
     if model is not None:
         return ModelFile.read(model)

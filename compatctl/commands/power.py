@@ -21,7 +21,7 @@ from compatctl.evaluation.feature_tables import check_same, table_field, table_r
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.protocol import arena_of, field_of, query_rows
 from compatctl.recipe import Project, load_policy
-from compatctl.report import Report, read_bound
+from compatctl.report import Report, read_report
 
 GAINS = (0.01, 0.02, 0.05)
 CHANGED = (0.05, 0.15, 0.3)
@@ -182,7 +182,7 @@ def _too_few(held_out: HeldOutSet, policy: Policy) -> str:
 
 def _known(project: Project, policy: Policy, asked: PowerOptions) -> _Known:
     cluster = asked.cluster or project.cluster
-    earlier = None if asked.report is None else _of_report(read_bound(asked.report).report)
+    earlier = None if asked.report is None else _of_report(read_report(asked.report).report)
     if asked.tables:
         return _of_tables(asked.tables, policy, cluster, earlier)
     if earlier is not None and project.data is None:

@@ -13,7 +13,7 @@ from compatctl.errors import InputError
 from compatctl.files import sha256_file
 from compatctl.manifest import Erasures, Manifest
 from compatctl.recipe import Project
-from compatctl.report import Bound
+from compatctl.report import VerifiedReport
 from compatctl.store import Transaction
 
 
@@ -59,7 +59,7 @@ def _write(data: bytes, path: Path) -> None:
 
 
 def find_artifacts(
-    project: Project, model: Path, encoder: Encoder, bound: Bound | None = None
+    project: Project, model: Path, encoder: Encoder, bound: VerifiedReport | None = None
 ) -> ModelArtifacts:
     """The class registry that the model carries, and the memory that its record names.
 

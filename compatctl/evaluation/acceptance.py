@@ -156,8 +156,8 @@ def error_rates(
         calibrated=calibration is not None,
         far={"old": old.far, "new": new.far},
         frr={"old": old.frr, "new": new.frr},
-        keeping_threshold=keeping,
-        keeping_frr=of(queries[1], keeping).frr,
+        same_far_threshold=keeping,
+        same_far_frr=of(queries[1], keeping).frr,
     )
 
 
@@ -216,7 +216,7 @@ def threshold_step(policy: Policy, stands: set[str], rates: ErrorRates | None) -
         return ""
     if rates.calibrated and rates.far["old"] > 0:
         return ""  # the map keeps the false accept rate as well as any threshold
-    if stands == {"frr_increase"} and not rates.keeping_frr < rates.frr["new"]:
+    if stands == {"frr_increase"} and not rates.same_far_frr < rates.frr["new"]:
         return ""  # no lower threshold keeps the false accept rate
     if not rates.far["old"] > 0 and "far_ratio" in stands:
         return (
@@ -224,17 +224,17 @@ def threshold_step(policy: Policy, stands: set[str], rates: ErrorRates | None) -
             "ratio of false accepts is not defined: hold out more classes"
         )
     # Rounded up, because below it more would be accepted; a cosine has no threshold beyond 1.
-    keeping = max(-1.0, min(1.0, math.ceil(rates.keeping_threshold * 10_000) / 10_000))
+    keeping = max(-1.0, min(1.0, math.ceil(rates.same_far_threshold * 10_000) / 10_000))
     most = policy.max_frr_increase
-    rise = rates.keeping_frr - rates.frr["old"]
+    rise = rates.same_far_frr - rates.frr["old"]
     if most is not None and rise > most:
         return (
             "keep the old model, or find another: at the threshold that keeps the false accept "
             f"rate, {keeping:.4f}, the false reject rate moves from {rates.frr['old']:.4f} to "
-            f"{rates.keeping_frr:.4f}"
+            f"{rates.same_far_frr:.4f}"
         )
     return (
         f"accept new ones at {keeping:.4f}, which keeps the false accept rate (false reject rate "
-        f"{rates.frr['old']:.4f} before, {rates.keeping_frr:.4f} then); verify again with "
+        f"{rates.frr['old']:.4f} before, {rates.same_far_frr:.4f} then); verify again with "
         f"--calibrate, which keeps your threshold, or with --new-threshold {keeping:.4f}"
     )

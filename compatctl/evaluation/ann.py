@@ -13,7 +13,7 @@ from compatctl.core.nearest import exact_search
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.evaluation.searched_gallery import Searched
 from compatctl.index import HnswIndex, shares_found, tune_ef
-from compatctl.report import AnnHealth
+from compatctl.report import AnnRecall
 
 K = 10
 TARGET = 0.95
@@ -55,7 +55,7 @@ class AnnQueries:
         asked = Asked.of(queries[taken], rows, np.asarray(gallery.catalog.keys))
         return cls(n=len(queries), taken=taken, asked=asked)
 
-    def ask(self, gallery: DeployedGallery) -> tuple[AnnHealth, NDArray[np.float64]]:
+    def ask(self, gallery: DeployedGallery) -> tuple[AnnRecall, NDArray[np.float64]]:
         """``health_of`` the deployed index. Beside it (Q,): the share that each query finds at the
         ef needed, NaN where it was not taken."""
         health, shares = health_of(gallery.index, gallery.manifest.index.ef_search, self.asked)
@@ -64,7 +64,7 @@ class AnnQueries:
         return health, found
 
 
-def health_of(index: HnswIndex, now: int, asked: Asked) -> tuple[AnnHealth, NDArray[np.float64]]:
+def health_of(index: HnswIndex, now: int, asked: Asked) -> tuple[AnnRecall, NDArray[np.float64]]:
     """ANN recall@10 of an index against exact search, at the ef of now and at the one needed.
 
     ``ef_needed`` is the smallest ef of the sweep that reaches the target, never under ``now``.
@@ -73,15 +73,15 @@ def health_of(index: HnswIndex, now: int, asked: Asked) -> tuple[AnnHealth, NDAr
     sent, exact = asked.queries, asked.nearest
     k = exact.shape[1]
     shares = shares_found(index, sent, exact, k, now)
-    recall_now = float(shares.mean())
+    recall_current = float(shares.mean())
     tuned = tune_ef(index, sent, exact, k, TARGET)
-    needed = now if recall_now >= TARGET or tuned.ef <= now else tuned.ef
+    needed = now if recall_current >= TARGET or tuned.ef <= now else tuned.ef
     if needed != now:
         shares = shares_found(index, sent, exact, k, needed)
-    health = AnnHealth(
+    health = AnnRecall(
         k=k,
-        ef_now=now,
-        recall_now=recall_now,
+        ef_current=now,
+        recall_current=recall_current,
         ef_needed=needed,
         recall_needed=float(shares.mean()),
         target=TARGET,

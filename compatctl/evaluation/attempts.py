@@ -19,7 +19,7 @@ from compatctl.report import (
     Report,
     StoreId,
     policy_sha256,
-    read_bound,
+    read_report,
 )
 from compatctl.store import Attempt, Store, attempts_of, count_attempt
 
@@ -45,7 +45,7 @@ class Inputs:
             data=report.data,
             store=report.store,
             policy=report.policy,
-            asked=report.asked,
+            asked=report.options,
             training_record_sha256=report.training_record_sha256,
         )
 
@@ -56,7 +56,7 @@ class Inputs:
             "new": self.models[1],
             "data": self.data,
             "store": self.store,
-            "asked": dict(self.asked),
+            "options": dict(self.asked),
             "training_record_sha256": self.training_record_sha256,
         }
 
@@ -68,7 +68,7 @@ class Inputs:
             "policy": self.policy.name,
             "policy_sha256": policy_sha256(self.policy),
             "index_sha256": self.store.index_sha256 if self.store else "",
-            "asked": dict(self.asked),
+            "options": dict(self.asked),
         }
         besides = {
             "old": self.models[0].sha256,
@@ -168,7 +168,7 @@ def lost_attempts(
         if not judged or one.report is None or candidate not in (None, one.query_model):
             continue
         try:
-            report = read_bound(store.path_of("reports", one.report)).report
+            report = read_report(store.path_of("reports", one.report)).report
         except CompatError:  # gc deleted it; what is damaged is found by its digest
             continue
         inputs = Inputs.of(report)

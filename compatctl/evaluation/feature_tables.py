@@ -91,7 +91,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         old=_model(old, tables[0]),
         new=_model(new, tables[1]),
         data=_data(tables[0], similarity),
-        asked=options.bound(),
+        options=options.bound(),
         store=None,
         pairs=pairs,
         ann=None,

@@ -35,7 +35,7 @@ from compatctl.evaluation.searched_gallery import Searched
 from compatctl.evaluation.verdict import lost_judgments
 from compatctl.evaluation.versions import chain_of
 from compatctl.progress import Progress
-from compatctl.report import AnnHealth, PairsResult, SearchedGallery
+from compatctl.report import AnnRecall, PairsResult, SearchedGallery
 
 MakePairs = Callable[[Sampling], tuple[list[Measurement], PairsResult | None]]
 
@@ -115,7 +115,7 @@ class Findings:
     answered: list[Answered] = field(default_factory=list)
     both: Compared | None = None
     sent: AnnQueries | None = None
-    ann: AnnHealth | None = None
+    ann: AnnRecall | None = None
 
     @classmethod
     def of(

@@ -61,7 +61,7 @@ def refuse_other_question(report: Report, project: Project) -> None:
         InputError: a file that the project names, or its data, cannot be read.
     """
     options = VerifyOptions().within(project)
-    wanted, found = options.bound(), report.asked
+    wanted, found = options.bound(), report.options
     for name in sorted(wanted.keys() | found.keys()):
         if found.get(name) != wanted.get(name) or (name in found) != (name in wanted):
             flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")

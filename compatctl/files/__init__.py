@@ -8,7 +8,7 @@ temporary whose name starts with ``.new-``. Nothing here loads numpy.
 from __future__ import annotations
 
 from compatctl.files._errors import clear_errors
-from compatctl.files._json import canonical_json, parse_json, read_json
+from compatctl.files._json import canonical_json, json_safe, parse_json, read_json
 from compatctl.files._lock import Lock
 from compatctl.files._seen import has_digest, note, noted
 from compatctl.files._write import (
@@ -33,6 +33,7 @@ __all__ = [
     "clear_errors",
     "copy",
     "has_digest",
+    "json_safe",
     "make_folder",
     "note",
     "noted",

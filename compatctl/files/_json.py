@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +20,20 @@ def canonical_json(value: object) -> bytes:
     """
     text = json.dumps(value, sort_keys=True, allow_nan=False, indent=2)
     return text.encode("ascii") + b"\n"
+
+
+def json_safe(value: Any) -> Any:
+    """``value`` as JSON can hold it: dataclasses as objects, tuples as lists, NaN and infinity as
+    None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return json_safe(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): json_safe(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def read_json(path: Path, max_bytes: int, *, error: type[CompatError] = InputError) -> object:

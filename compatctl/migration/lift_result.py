@@ -9,7 +9,7 @@ from compatctl.migration.adapters import MapTrial
 from compatctl.migration.lift_trial import LiftTrial
 from compatctl.migration.lifted_models import LiftedModel
 from compatctl.migration.rewrite_gate import Outcome
-from compatctl.report import AnnHealth
+from compatctl.report import AnnRecall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Lifted:
     map: LiftMap | None
     models: tuple[LiftedModel, ...]
     measured: LiftTrial | None
-    ann: AnnHealth | None
+    ann: AnnRecall | None
     ef_search: int
     outcome: Outcome
     forced_reason: str | None

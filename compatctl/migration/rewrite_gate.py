@@ -21,7 +21,7 @@ from compatctl.evaluation.groups import groups_of
 from compatctl.evaluation.ignored_rows import ignoring
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.manifest import Catalog
-from compatctl.report import AnnHealth
+from compatctl.report import AnnRecall
 
 Outcome = Literal["nothing to do", "not measured", "pass", "fail", "inconclusive"]
 
@@ -154,7 +154,7 @@ class Rewritten(Protocol):
     @property
     def written(self) -> bool: ...
     @property
-    def ann(self) -> AnnHealth | None: ...
+    def ann(self) -> AnnRecall | None: ...
     @property
     def ef_search(self) -> int: ...
 

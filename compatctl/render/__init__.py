@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from compatctl.errors import CompatError
+from compatctl.files import json_safe
 from compatctl.printable import printable
 from compatctl.progress import Progress, silent
 from compatctl.render import _sheets
-from compatctl.render._basics import cell, fields, make_console, plain
+from compatctl.render._basics import cell, fields, make_console
 from compatctl.render._report import report_sheet
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def error(problem: CompatError, *, as_json: bool) -> None:
             "exit_code": problem.exit_code,
         }
         if problem.details:
-            entry["details"] = plain(problem.details)
+            entry["details"] = json_safe(problem.details)
         print(json.dumps({"error": entry}, indent=2, sort_keys=True))
 
 
@@ -48,7 +49,7 @@ def warn(lines: Sequence[str]) -> None:
 def result(value: object, *, as_json: bool) -> None:
     """One result: JSON of the dataclass, or its table."""
     if as_json:
-        print(json.dumps(plain(value), indent=2, sort_keys=True, allow_nan=False))
+        print(json.dumps(json_safe(value), indent=2, sort_keys=True, allow_nan=False))
         return
     console = make_console()
     show = _TABLES.get(type(value).__name__, fields)

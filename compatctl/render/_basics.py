@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from compatctl.files import json_safe
 from compatctl.printable import printable
 
 if TYPE_CHECKING:
@@ -34,19 +34,6 @@ def make_console() -> Console:
     on_screen = sys.stdout.isatty()
     width = None if on_screen or "COLUMNS" in os.environ else LOG_WIDTH
     return Harmless(highlight=False, soft_wrap=not on_screen, emoji=False, width=width)
-
-
-def plain(value: Any) -> Any:
-    """JSON values only; a number that is not defined becomes null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, float) and value - value != 0.0:
-        return None
-    return value
 
 
 def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -78,7 +65,7 @@ def cell(entry: object) -> str:
 
 def fields(console: Console, value: Any) -> None:
     """The plain sheet: one line a field."""
-    for name, entry in plain(value).items():
+    for name, entry in json_safe(value).items():
         if isinstance(entry, list):
             shown = ", ".join(map(cell, entry[:8])) + (" ..." if len(entry) > 8 else "")
         else:

@@ -43,8 +43,8 @@ def report_sheet(console: Console, report: Any) -> None:
         _pairs(console, report.pairs)
     if report.ann is not None:
         console.print(
-            f"ANN recall@{report.ann.k} of the new queries: {report.ann.recall_now:.4f} at ef "
-            f"{report.ann.ef_now}; ef for {report.ann.target}: {report.ann.ef_needed}"
+            f"ANN recall@{report.ann.k} of the new queries: {report.ann.recall_current:.4f} at ef "
+            f"{report.ann.ef_current}; ef for {report.ann.target}: {report.ann.ef_needed}"
         )
     if report.latency is not None:
         console.print(
@@ -135,8 +135,8 @@ def _error_rates(console: Console, rates: Any) -> None:
     console.print(
         f"accepted at {rates.old_threshold:g} by old, {rates.new_threshold:g} by new queries: "
         f"FAR {rates.far['old']:.3g}, {rates.far['new']:.3g}; FRR {rates.frr['old']:.4f}, "
-        f"{rates.frr['new']:.4f}; threshold that keeps the FAR: {rates.keeping_threshold:.4f} "
-        f"(FRR {rates.keeping_frr:.4f})"
+        f"{rates.frr['new']:.4f}; threshold that keeps the FAR: {rates.same_far_threshold:.4f} "
+        f"(FRR {rates.same_far_frr:.4f})"
     )
     if rates.calibrated:
         console.print(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from compatctl.render._basics import cell, fields, plain, table
+from compatctl.files import json_safe
+from compatctl.render._basics import cell, fields, table
 from compatctl.render._report import checks_table
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def demo_sheet(console: Console, demo: Any) -> None:
 def bridged_sheet(console: Console, done: Any) -> None:
     rows = [(trial.kind, trial.setting, trial.recall) for trial in done.trials]
     table(console, ("map", "setting", "recall@1"), rows)
-    fields(console, {key: entry for key, entry in plain(done).items() if key != "trials"})
+    fields(console, {key: entry for key, entry in json_safe(done).items() if key != "trials"})
 
 
 def _preflight(console: Console, facts: Any) -> None:

@@ -6,11 +6,11 @@ from compatctl.report._evidence import NEXT_STEP
 from compatctl.report._junit import junit
 from compatctl.report._markdown import markdown
 from compatctl.report._metrics import openmetrics
-from compatctl.report._reading import Bound, read_bound
+from compatctl.report._reading import VerifiedReport, read_report
 from compatctl.report._refusal import refusal
 from compatctl.report._report import (
     FORMAT,
-    AnnHealth,
+    AnnRecall,
     Attempts,
     Calibration,
     DataId,
@@ -26,7 +26,6 @@ from compatctl.report._report import (
     Signature,
     StoreId,
     TouchedRows,
-    finite,
     policy_sha256,
 )
 from compatctl.report._signature import refuse_other_signature, signed
@@ -35,9 +34,9 @@ from compatctl.report._summary import attempt_sentence, summary
 __all__ = [
     "FORMAT",
     "NEXT_STEP",
-    "AnnHealth",
+    "AnnRecall",
     "Attempts",
-    "Bound",
+    "VerifiedReport",
     "Calibration",
     "DataId",
     "EarlierAttempt",
@@ -53,12 +52,11 @@ __all__ = [
     "StoreId",
     "TouchedRows",
     "attempt_sentence",
-    "finite",
     "junit",
     "markdown",
     "openmetrics",
     "policy_sha256",
-    "read_bound",
+    "read_report",
     "refusal",
     "refuse_other_signature",
     "signed",

@@ -73,8 +73,8 @@ def contradictions(report: Report) -> Iterator[str]:
         yield "its next step is not that of its verdict"
     if report.replicates < report.policy.replicates:
         yield f"{report.replicates} replicates, and the policy asks for {report.policy.replicates}"
-    if report.seed != (report.asked.get("seed") or 0):
-        yield f"it was drawn with seed {report.seed}, and asked with {report.asked.get('seed')}"
+    if report.seed != (report.options.get("seed") or 0):
+        yield f"it was drawn with seed {report.seed}; the options say {report.options.get('seed')}"
     for check in verdict.checks:
         where = f"{check.name} of {check.group}"
         yield from (f"{where}: {what}" for what in _of_check(check, rules.get(check.name)))
@@ -91,7 +91,7 @@ def contradictions(report: Report) -> Iterator[str]:
 
 def _of_calibration(report: Report) -> Iterator[str]:
     found = report.calibration
-    if (found is not None) != bool(report.asked.get("calibrate")):
+    if (found is not None) != bool(report.options.get("calibrate")):
         yield "a calibration of scores is there without being asked for, or the other way round"
     if found is not None and (problem := knots_problem(found.knots)):
         yield f"its calibration is no score map, which {problem}"
@@ -105,7 +105,7 @@ def _of_index(report: Report) -> Iterator[str]:
         if any(check.estimate is not None for check in found):
             yield "it judges the index, and does not say at which ef"
         return
-    if ann.ef_needed != ann.ef_now and ann.ef_needed not in {ef for ef, _ in ann.sweep}:
+    if ann.ef_needed != ann.ef_current and ann.ef_needed not in {ef for ef, _ in ann.sweep}:
         yield f"the ef {ann.ef_needed} that it names was not tried"
     for check in found:
         if not _same(check.estimate, ann.recall_needed):
@@ -156,13 +156,13 @@ def _deciding(check: Check, report: Report) -> bool:
 
 def _demanded(report: Report, rules: Mapping[str, Rule]) -> set[_Key]:
     """(name, group) of every check that the policy asks for, where there is something to ask."""
-    asked, unseen = report.asked, DECIDING_GROUP
+    options, unseen = report.options, DECIDING_GROUP
     found = {(name, unseen) for name in ALWAYS}
-    if asked.get("self_test", True):
+    if options.get("self_test", True):
         found |= {(name, unseen) for name in ("self_test_gain", "mixed_gain") if name in rules}
-    if asked.get("threshold") is not None:
+    if options.get("threshold") is not None:
         found |= {(name, unseen) for name in OF_PAIRS}
-    if asked.get("pairs") is not None:
+    if options.get("pairs") is not None:
         found |= {(name, "pairs") for name in ("same_class", "different_class", "pair_tar_gain")}
     if report.store is not None and report.groups and _queries(report.groups[0]):
         found.add(("ann_recall", unseen))
@@ -191,9 +191,9 @@ def _of_groups(report: Report) -> Iterator[str]:
     names = [group.name for group in report.groups]
     if names[:1] != [DECIDING_GROUP] or len(set(names)) != len(names):
         yield "its groups do not begin with the one that decides, each once"
-    asked = report.asked.get("slices") or ()
+    requested = report.options.get("slices") or ()
     columns = {name.split("=")[0] for group in report.groups[:1] for name in group.slices}
-    if not columns <= {str(one).split("=")[0] for one in asked}:
+    if not columns <= {str(name).split("=")[0] for name in requested}:
         yield "it has slices that were not asked for"
     for group in report.groups:
         figures = _figures(report.policy, group)
@@ -267,7 +267,7 @@ def _of_gallery(report: Report, checks: Mapping[_Key, Check]) -> Iterator[str]:
     expected = {}
     if report.store is not None and searched is not None:
         expected["stored_share"] = searched.stored / searched.rows
-    if report.asked.get("qrels") is None:
+    if report.options.get("qrels") is None:
         expected["matched_share"] = group.n_queries / max(1, _queries(group))
     for name, share in expected.items():
         check = checks.get((name, group.name))
@@ -290,13 +290,13 @@ def _same(stated: float | None, expected: float) -> bool:
 
 def _unsaid(report: Report, checks: set[str]) -> Iterator[str]:
     """What was not checked, and is not said to be: the entry ``not_checked`` was shortened."""
-    asked: Mapping[str, Any] = report.asked
+    options: Mapping[str, Any] = report.options
     missing = {
         "parity": "parity" not in checks,
         "latency": report.latency is None,
-        "false accepts": asked.get("threshold") is None,
-        "slices": not asked.get("slices"),
-        "self-test": not asked.get("self_test", True),
+        "false accepts": options.get("threshold") is None,
+        "slices": not options.get("slices"),
+        "self-test": not options.get("self_test", True),
         "ANN recall": report.store is None,
         "attempts": report.attempt is None,
         "leaks": report.store is not None and report.training_record_sha256 is None,

@@ -31,7 +31,7 @@ _NAME = re.compile(r"[^/\\\0\ud800-\udfff]{1,255}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bound:
+class VerifiedReport:
     """What deploy needs of a report: its outcome and the digests that it binds."""
 
     outcome: str
@@ -51,7 +51,7 @@ class Bound:
         target.write_bytes(self.report.to_bytes())
 
 
-def read_bound(path: Path) -> Bound:
+def read_report(path: Path) -> VerifiedReport:
     """Read and check a report.
 
     Raises:
@@ -78,10 +78,10 @@ def read_bound(path: Path) -> Bound:
     try:
         checksum = str(raw.pop(CHECKSUM))
         report = from_json(Report, raw, "the report")
-        bound = _bound(report, data)
+        verified = _verified(report, data)
         if report.to_bytes(checksum) != data:
             raise ValueError("its bytes are not those that verify writes")
-        if sha256_bytes(canonical_json(raw["policy"])) != bound.policy_sha256:
+        if sha256_bytes(canonical_json(raw["policy"])) != verified.policy_sha256:
             raise ValueError("its policy is not the one whose digest it names")
         wrong = next(contradictions(report), "")
         if not wrong and checksum != report.checksum:
@@ -92,13 +92,13 @@ def read_bound(path: Path) -> Bound:
         ) from None
     if wrong:
         raise InputError(f"{path} contradicts itself: {wrong}", tip=_EDITED)
-    return bound
+    return verified
 
 
-def _bound(report: Report, data: bytes) -> Bound:
+def _verified(report: Report, data: bytes) -> VerifiedReport:
     """What deploy compares, after its digests and the model's name were found to be such."""
     store, ann = report.store, report.ann
-    bound = Bound(
+    verified = VerifiedReport(
         outcome=report.verdict.outcome,
         old_sha256=report.old.sha256,
         new_sha256=report.new.sha256,
@@ -111,8 +111,8 @@ def _bound(report: Report, data: bytes) -> Bound:
         sha256=sha256_bytes(data),
         report=report,
     )
-    _check_types(bound)
-    return bound
+    _check_types(verified)
+    return verified
 
 
 def _read(path: Path) -> bytes:
@@ -123,16 +123,16 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _check_types(bound: Bound) -> None:
+def _check_types(verified: VerifiedReport) -> None:
     """Digests are digests, and a model's name names no other folder."""
-    digests = {key: value for key, value in vars(bound).items() if key.endswith("sha256")}
-    digests["question_sha256"] = bound.report.data.question_sha256
-    if (signature := bound.report.signature) is not None:
+    digests = {key: value for key, value in vars(verified).items() if key.endswith("sha256")}
+    digests["question_sha256"] = verified.report.data.question_sha256
+    if (signature := verified.report.signature) is not None:
         digests["signature"] = signature.hmac_sha256
     for key, value in digests.items():
         absent = value is None and key in {"index_sha256", "catalog_sha256", "registry_sha256"}
         if not absent and not (isinstance(value, str) and _DIGEST.fullmatch(value)):
             raise ValueError(f"{key} is no sha256")
-    name = bound.new_name
+    name = verified.new_name
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {".", ".."}:
         raise ValueError(f"the new model's name {str(name)[:80]!r} is not a file's name")

@@ -13,9 +13,9 @@ from compatctl import __version__
 from compatctl.core.dependence import Dependence
 from compatctl.core.gate import Verdict
 from compatctl.core.policy import Policy
-from compatctl.files import canonical_json, sha256_bytes
+from compatctl.files import canonical_json, json_safe, sha256_bytes
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +72,15 @@ class SearchedGallery:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnHealth:
+class AnnRecall:
     """ANN recall@k of the new queries on the real index at its ef, and the ef that they need.
 
     ``sweep``: (ef, recall) from k upwards until the target is reached.
     """
 
     k: int
-    ef_now: int
-    recall_now: float
+    ef_current: int
+    recall_current: float
     ef_needed: int
     recall_needed: float
     target: float
@@ -93,7 +93,7 @@ class ErrorRates:
     """FAR and FRR of old and new queries on the old gallery at the thresholds that are used.
 
     ``cosines`` are what these thresholds mean of old and new queries, another number where scores
-    are calibrated. ``keeping_threshold`` is the lowest cosine at which new queries have no higher
+    are calibrated. ``same_far_threshold`` is the lowest cosine at which new queries have no higher
     FAR than old ones.
     """
 
@@ -103,8 +103,8 @@ class ErrorRates:
     calibrated: bool
     far: dict[str, float]
     frr: dict[str, float]
-    keeping_threshold: float
-    keeping_frr: float
+    same_far_threshold: float
+    same_far_frr: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +237,7 @@ class EarlierAttempt:
     policy: str
     policy_sha256: str
     index_sha256: str
-    asked: dict[str, Any]
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,13 +264,13 @@ CHECKSUM = "checksum"
 class Report:
     """Everything that verify found, in the form that is written, printed and deployed.
 
-    ``asked`` is the question: every option that can change a verdict, files by their digests.
+    ``options``: every option that can change a verdict, files by their digests.
     """
 
     old: ModelId
     new: ModelId
     data: DataId
-    asked: dict[str, Any]
+    options: dict[str, Any]
     store: StoreId | None
     policy: Policy
     policy_sha256: str
@@ -279,7 +279,7 @@ class Report:
     groups: tuple[Group, ...]
     pairs: PairsResult | None
     verdict: Verdict
-    ann: AnnHealth | None
+    ann: AnnRecall | None
     latency: Latency | None
     calibration: Calibration | None
     training_record_sha256: str | None
@@ -299,26 +299,15 @@ class Report:
     def checksum(self) -> str:
         """sha256 (hex) of all that is said, but for the signature: no proof, since whoever edits
         the file can make it again, and yet what a word replaced in the file does not fit."""
-        return sha256_bytes(canonical_json(finite(asdict(replace(self, signature=None)))))
+        return sha256_bytes(canonical_json(json_safe(replace(self, signature=None))))
 
     def to_bytes(self, checksum: str | None = None) -> bytes:
         """The file's bytes, or those with another ``checksum``; a number that is not defined is
         null."""
         stated = self.checksum if checksum is None else checksum
-        return canonical_json({**finite(asdict(self)), CHECKSUM: stated})
+        return canonical_json({**json_safe(self), CHECKSUM: stated})
 
 
 def policy_sha256(policy: Policy) -> str:
     """The digest that deploy compares: changing a threshold changes it."""
     return sha256_bytes(canonical_json(asdict(policy)))
-
-
-def finite(value: Any) -> Any:
-    """``value`` with every NaN and infinity replaced by None: JSON has neither."""
-    if isinstance(value, dict):
-        return {str(key): finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    if isinstance(value, float) and value - value != 0.0:
-        return None
-    return value

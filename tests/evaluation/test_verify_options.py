@@ -168,17 +168,17 @@ def test_error_rates_are_those_of_all_pairs(begun: Path, slow: Slow, tmp_path: P
 
 
 @pytest.mark.parametrize("at", [0.2, 0.8])
-def test_the_keeping_threshold_is_the_lowest(
+def test_the_same_far_threshold_is_the_lowest(
     begun: Path, slow: Slow, tmp_path: Path, at: float
 ) -> None:
     """At it new queries are accepted no more often in error than old ones; under it, more often."""
     done = verify(begun, tmp_path, "--threshold", at)
-    keeping = done.group["error_rates"]["keeping_threshold"]
+    keeping = done.group["error_rates"]["same_far_threshold"]
     allowed = slow.accepted(slow.old, at)[0]
     assert slow.accepted(slow.new, keeping + 2e-6)[0] <= allowed
     assert slow.accepted(slow.new, keeping - 2e-6)[0] > allowed
     _, _, true, same = slow.accepted(slow.new, keeping)
-    assert done.group["error_rates"]["keeping_frr"] == pytest.approx(1 - true / same, abs=2 / same)
+    assert done.group["error_rates"]["same_far_frr"] == pytest.approx(1 - true / same, abs=2 / same)
 
 
 def test_following_the_advice_on_the_threshold_passes(
@@ -448,8 +448,8 @@ def test_the_index_is_swept_upwards(slow: Slow, plain: Done) -> None:
     assert efs == sorted(set(efs))
     assert efs[0] >= ann["k"] == 10
     assert all(0.0 <= recall <= 1.0 for _, recall in ann["sweep"])
-    assert ann["ef_needed"] >= ann["ef_now"]
-    assert ann["recall_now"] > 0.95  # 155 rows: ef 64 finds nearly everything
+    assert ann["ef_needed"] >= ann["ef_current"]
+    assert ann["recall_current"] > 0.95  # 155 rows: ef 64 finds nearly everything
     assert ann["n_queries"] == len(slow.query_ids)
 
 

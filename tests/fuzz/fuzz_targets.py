@@ -38,7 +38,7 @@ from compatctl.files.npz import read_npz
 from compatctl.index import HnswIndex, HnswParams, check_layout, read_header
 from compatctl.manifest import Catalog, Erasures, IndexInfo, Manifest, ModelShare
 from compatctl.recipe import Project, Recipe, load_policy
-from compatctl.report import read_bound
+from compatctl.report import read_report
 
 ROOT = Path(__file__).parent.parent.parent
 _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -266,7 +266,7 @@ TARGETS = {
     "recipe": Target(".yaml", Recipe.load, _files("recipes/default.yaml")),
     "policy": Target(".yaml", load_policy, _files("compatctl/policies/default.yaml")),
     "project": Target(".yaml", Project.load, _texts(_PROJECT)),
-    "report": Target(".json", read_bound, _report),
+    "report": Target(".json", read_report, _report),
     "registry": Target(
         ".json",
         lambda path: Registry.from_json(path.read_bytes().decode("utf-8", "replace")),

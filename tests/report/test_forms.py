@@ -22,7 +22,7 @@ from compatctl.errors import GateError, InputError
 from compatctl.evaluation.feature_tables import verify_features
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.files import canonical_json, sha256_bytes
-from compatctl.report import Report, junit, markdown, openmetrics, read_bound
+from compatctl.report import Report, junit, markdown, openmetrics, read_report
 
 EMOJI = Path(__file__).parents[1] / "fixtures" / "features" / "emoji.npz"
 HOSTILE = {
@@ -325,12 +325,12 @@ def test_metrics_leave_out_what_is_not_a_number(tmp_path: Path) -> None:
 
 
 def test_report_json_is_canonical(report: Report) -> None:
-    """ASCII, sorted keys, no NaN, format 3; writing what was read gives the same bytes."""
+    """ASCII, sorted keys, no NaN, format 4; writing what was read gives the same bytes."""
     body = report.to_bytes()
     body.decode("ascii")
     raw = json.loads(body, parse_constant=pytest.fail)
     assert canonical_json(raw) == body
-    assert raw["format"] == 3
+    assert raw["format"] == 4
     groups = [one["group"] for one in raw["verdict"]["checks"]]
     assert f"unseen, control={HOSTILE['control']}" in groups
     assert raw["policy_sha256"] == sha256_bytes(canonical_json(raw["policy"]))
@@ -359,19 +359,19 @@ def edited(path: Path, report: Report, **entries: Any) -> Path:
 def test_what_was_written_can_be_read(tmp_path: Path, report: Report) -> None:
     """read_bound gives the outcome and the digests that the report binds."""
     path = edited(tmp_path / "report.json", report)
-    bound = read_bound(path)
-    assert bound.outcome == report.verdict.outcome
-    assert (bound.old_sha256, bound.new_sha256) == (report.old.sha256, report.new.sha256)
-    assert bound.sha256 == sha256_bytes(path.read_bytes())
+    verified = read_report(path)
+    assert verified.outcome == report.verdict.outcome
+    assert (verified.old_sha256, verified.new_sha256) == (report.old.sha256, report.new.sha256)
+    assert verified.sha256 == sha256_bytes(path.read_bytes())
     with pytest.raises(GateError, match="nothing was verified"):
-        read_bound(tmp_path / "none.json")
+        read_report(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize("kind", [2, 4, "3", None, 3.5, True])
 def test_another_format_is_refused(tmp_path: Path, report: Report, kind: Any) -> None:
     """A report of an older or newer format, or of none, is not read."""
     with pytest.raises(InputError, match=r"format|not a report"):
-        read_bound(edited(tmp_path / "report.json", report, format=kind))
+        read_report(edited(tmp_path / "report.json", report, format=kind))
 
 
 def test_an_edited_outcome_is_refused(tmp_path: Path, report: Report) -> None:
@@ -383,7 +383,7 @@ def test_an_edited_outcome_is_refused(tmp_path: Path, report: Report) -> None:
     for verdict in verdicts:
         path = edited(tmp_path / "report.json", report, verdict=verdict)
         with pytest.raises(InputError, match="own checks"):
-            read_bound(path)
+            read_report(path)
 
 
 def test_a_pass_without_the_criterion_is_refused(tmp_path: Path) -> None:
@@ -394,14 +394,14 @@ def test_a_pass_without_the_criterion_is_refused(tmp_path: Path) -> None:
         one["decides"] = one["decides"] and one["outcome"] == "pass"
     path = edited(tmp_path / "report.json", found, verdict={**verdict, "outcome": "pass"})
     with pytest.raises(InputError, match="own checks"):
-        read_bound(path)
+        read_report(path)
 
 
 def test_an_edited_policy_is_refused(tmp_path: Path, report: Report) -> None:
     """A policy that is not the one whose digest stands beside it is found."""
     policy = {**asdict(report.policy), "min_recall_gain": -0.5}
     with pytest.raises(InputError, match="digest"):
-        read_bound(edited(tmp_path / "report.json", report, policy=policy))
+        read_report(edited(tmp_path / "report.json", report, policy=policy))
 
 
 @pytest.mark.parametrize("entry", ["old", "new", "verdict", "policy", "store", "policy_sha256"])
@@ -411,9 +411,9 @@ def test_a_missing_entry_is_refused(tmp_path: Path, report: Report, entry: str) 
     path = tmp_path / "report.json"
     path.write_bytes(canonical_json({key: one for key, one in raw.items() if key != entry}))
     with pytest.raises(InputError):
-        read_bound(path)
+        read_report(path)
     with pytest.raises(InputError):
-        read_bound(edited(path, report, **{entry: 7}))
+        read_report(edited(path, report, **{entry: 7}))
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_a_models_name_names_no_other_folder(tmp_path: Path, report: Report, nam
     """deploy looks for the model beside the report by this name: it must be a bare file name."""
     new = {**json.loads(report.to_bytes())["new"], "name": name}
     with pytest.raises(InputError, match=r"not a file's name|of another type"):
-        read_bound(edited(tmp_path / "report.json", report, new=new))
+        read_report(edited(tmp_path / "report.json", report, new=new))
 
 
 @pytest.mark.parametrize("digest", ["../../x", "A" * 64, "a" * 63, ["a" * 64], None])
@@ -431,7 +431,7 @@ def test_a_digest_is_a_digest(tmp_path: Path, report: Report, digest: object) ->
     """What would be a file's name in the store must be 64 hex digits."""
     new = {**json.loads(report.to_bytes())["new"], "sha256": digest}
     with pytest.raises(InputError, match=r"no sha256|of another type"):
-        read_bound(edited(tmp_path / "report.json", report, new=new))
+        read_report(edited(tmp_path / "report.json", report, new=new))
 
 
 @pytest.mark.parametrize("policy", ["[" * 400 + "]" * 400, "1e999", "9" * 5000])
@@ -440,7 +440,7 @@ def test_values_that_cannot_be_written_again(tmp_path: Path, report: Report, pol
     text = edited(tmp_path / "report.json", report, policy="HERE").read_text()
     (tmp_path / "report.json").write_text(text.replace('"HERE"', policy))
     with pytest.raises(InputError):
-        read_bound(tmp_path / "report.json")
+        read_report(tmp_path / "report.json")
 
 
 def test_hostile_names_through_the_command_line(tmp_path: Path) -> None:

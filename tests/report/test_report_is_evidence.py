@@ -23,7 +23,7 @@ from compatctl.encoder import Encoder
 from compatctl.evaluation.options import PRESENTATION, VerifyOptions
 from compatctl.files import canonical_json, sha256_bytes
 from compatctl.recipe import Gate, Project
-from compatctl.report import NEXT_STEP, Report, read_bound, summary
+from compatctl.report import NEXT_STEP, Report, read_report, summary
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -70,7 +70,7 @@ def _check(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _forged(shop: Shop, change: Callable[[Check], Check | None]) -> Report:
     """The worse model's report with changed checks, its verdict and sentences made to fit."""
-    report = read_bound(shop.path("worse.json")).report
+    report = read_report(shop.path("worse.json")).report
     checks = [one for one in map(change, report.verdict.checks) if one is not None]
     verdict = settle(report.policy, checks)
     return replace(report, verdict=verdict, summary=summary(verdict), next_step=NEXT_STEP)
@@ -109,7 +109,7 @@ def test_a_policy_that_was_softened_with_its_digest_is_another_policy(seller: Sh
     """Whole and consistent under a policy that asks for nothing, it is not the project's."""
     from compatctl.report import policy_sha256
 
-    report = read_bound(seller.path("report.json")).report
+    report = read_report(seller.path("report.json")).report
     soft = replace(report.policy, min_old_recall=0.0)
     verdict = settle(soft, report.verdict.checks)
     changed = replace(report, policy=soft, policy_sha256=policy_sha256(soft), verdict=verdict)
@@ -133,7 +133,7 @@ def test_a_policy_that_was_softened_with_its_digest_is_another_policy(seller: Sh
         (lambda raw: _check(raw, "recall_gain").update(n=True), "another type"),
         (lambda raw: _check(raw, "recall_gain").update(note="x"), "'note'"),
         (lambda raw: raw["verdict"].pop("checks"), "checks"),
-        (lambda raw: raw.pop("asked"), "asked"),
+        (lambda raw: raw.pop("options"), "options"),
         (lambda raw: raw["verdict"]["checks"].append(raw["verdict"]["checks"][0]), "once"),
         (lambda raw: raw.update(policy_sha256="a" * 64), "policy"),
     ],
@@ -368,7 +368,7 @@ def test_every_question_about_a_candidate_is_counted_once(begun: Path, tmp_path:
     third = _verified(shop, "--policy", "lenient", "--slice", "vendor")
     assert [one["seed"] for one in third["attempt"]["earlier"]] == [0, 1]
     assert third["attempt"]["earlier"][1]["policy"] == "default"
-    assert third["attempt"]["earlier"][1]["asked"]["slices"] == []
+    assert third["attempt"]["earlier"][1]["options"]["slices"] == []
     assert _verified(shop, model="worse.onnx")["attempt"]["number"] == 1
     assert _verified(shop)["attempt"]["number"] == 1
     assert shop.path("report.json").read_bytes() == bytes_of_first
@@ -411,7 +411,7 @@ def test_an_attempt_is_not_forgotten_by_leaving_it_out(begun: Path, tmp_path: Pa
     _verified(shop, "--seed", "1")
     done = shop.run("deploy", "--report", copy.path("report.json"))
     assert (done.code, "it is attempt 2" in done.stderr) == (3, True)
-    first = read_bound(copy.path("report.json")).report
+    first = read_report(copy.path("report.json")).report
     none = replace(first, attempt=None, not_checked=(*first.not_checked, "attempts: none"))
     shop.path("report.json").write_bytes(none.to_bytes())
     _refused(shop, "report.json", "it is attempt 2", code=3)

@@ -30,7 +30,7 @@ COUNTERS, TURNS = 4, 12
 
 def attempt(name: str) -> Attempt:
     """A question of its own."""
-    return Attempt(key=sha256_bytes(name.encode()), told={"seed": 0, "policy": name, "asked": {}})
+    return Attempt(key=sha256_bytes(name.encode()), told={"seed": 0, "policy": name, "options": {}})
 
 
 @pytest.fixture
