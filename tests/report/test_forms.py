@@ -357,7 +357,7 @@ def edited(path: Path, report: Report, **entries: Any) -> Path:
 
 
 def test_what_was_written_can_be_read(tmp_path: Path, report: Report) -> None:
-    """read_bound gives the outcome and the digests that the report binds."""
+    """read_report gives the outcome and the digests that the report binds."""
     path = edited(tmp_path / "report.json", report)
     verified = read_report(path)
     assert verified.outcome == report.verdict.outcome
@@ -367,7 +367,7 @@ def test_what_was_written_can_be_read(tmp_path: Path, report: Report) -> None:
         read_report(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("kind", [2, 4, "3", None, 3.5, True])
+@pytest.mark.parametrize("kind", [3, 5, "4", None, 4.5, True])
 def test_another_format_is_refused(tmp_path: Path, report: Report, kind: Any) -> None:
     """A report of an older or newer format, or of none, is not read."""
     with pytest.raises(InputError, match=r"format|not a report"):
