@@ -14,24 +14,21 @@ from typing import Any
 import numpy as np
 
 from compatctl import encoder as onnx_files
-from compatctl._version import __version__
 from compatctl.core.maps import Map
 from compatctl.data import Dataset
-from compatctl.deployment import training_record
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import open_store
-from compatctl.deployment.training_record import TrainingRecord, seen_of
+from compatctl.deployment.record_files import find_record, record_path, write_model
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, refuse_unsteady
-from compatctl.errors import CompatError, InputError, UsageError
-from compatctl.evaluation.near_copies import entries_of
-from compatctl.files import canonical_json, sha256_bytes, write_atomic
+from compatctl.errors import InputError, UsageError
+from compatctl.files import sha256_bytes
 from compatctl.migration.adapters import AUTO, MapTrial, check_asked, fit
 from compatctl.migration.alignment import ground_of, pair_rows
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
-RECORD_FORMAT = 1
 PARITY_IMAGES = 64
 PARITY_LIMIT = 1e-3
 
@@ -94,7 +91,7 @@ def bridge(
         raise InputError(f"no folder {output.parent} to write {output.name} to")
     sealed = onnx_files.sealed_bytes(new)
     encoder = Encoder.of(sealed, new)
-    seen = training_record.find_record(new, encoder, named=training, candidate=project.candidate)
+    before = find_record(new, encoder, named=training, candidate=project.candidate, with_names=True)
     data, gallery = load_data(project), DeployedGallery.open(open_store(project))
     pairs = pair_rows(data, gallery, share, skip_bad=skip_bad)
     ground = ground_of(data, gallery, encoder, pairs, skip_bad=skip_bad, progress=progress)
@@ -106,9 +103,9 @@ def bridge(
         seed=seed,
         progress=progress,
     )
-    entries = entries_of(data, ground.pairs)
     made, parity = _made(sealed, data, (new, encoder), fitted.through)
-    made = onnx_files.with_record(made, output, _seen(seen, entries, parity).text())
+    record = _record(before, TrainingRecord.of_pairs(data, ground.pairs), parity)
+    made = onnx_files.with_record(made, output, record.to_text())
     done = Bridged(
         output=str(output),
         sha256=sha256_bytes(made),
@@ -126,7 +123,8 @@ def bridge(
         skipped=ground.skipped,
     )
     if not dry_run:
-        _write(output, made, _record(entries, done, (encoder.sha256, seen)))
+        details = _details(done, encoder.sha256, before)
+        write_model(output, made, replace(record, details=details))
     return done
 
 
@@ -162,74 +160,37 @@ def parity_of(data: Dataset, bridged: Encoder, new: Encoder, through: Map) -> fl
 
 def _check(kind: str, share: float, new: Path, output: Path) -> None:
     check_asked(kind, share)
-    beside = training_record.record_path
-    if beside(output).resolve() == beside(new).resolve():
+    if record_path(output).resolve() == record_path(new).resolve():
         raise UsageError(
             f"{output} would replace the new encoder, or its training record",
             tip="name another file for --output",
         )
 
 
-def _seen(new: TrainingRecord | None, entries: dict[str, Any], parity: float) -> TrainingRecord:
-    """What verify must take as seen: the pairs, and all that the new encoder has seen; of one that
-    has no record nobody knows that. The deployed gallery keeps its own class registry."""
-    pairs = replace(seen_of(entries), parity=parity)
-    before = new or TrainingRecord(whole=False)
-    return replace(before, registry=None, memory_sha256=None).together(pairs)
+def _record(before: TrainingRecord | None, pairs: TrainingRecord, parity: float) -> TrainingRecord:
+    """Everything that the new encoder has seen, and the pairs.
+
+    The deployed gallery keeps its own class registry and rehearsal memory.
+    """
+    encoder = before or TrainingRecord(whole=False)
+    encoder = replace(encoder, registry=None, memory_sha256=None)
+    return encoder.merge(replace(pairs, parity=parity))
 
 
-def _record(
-    entries: dict[str, Any], done: Bridged, new: tuple[str, TrainingRecord | None]
-) -> dict[str, Any]:
-    """The same for people, as far as the new encoder's names are at hand."""
-    names = training_record.names_of(new[1])
-    before = names.pop("first")
+def _details(done: Bridged, new_sha256: str, before: TrainingRecord | None) -> dict[str, Any]:
+    """How the bridge was made, for its training.json."""
     return {
-        "format": RECORD_FORMAT,
-        "tool": f"compatctl {__version__}",
         "route": "bridge",
-        "models": [done.sha256],
-        **names,
-        "items": _once([*names["items"], *entries["items"]]),
-        "anchors": _once([*names["anchors"], *entries["anchors"]]),
-        "classes": sorted({*names["classes"], *entries["classes"]}),
-        "whole": new[1] is not None and new[1].whole,
-        "parity": max(done.parity, (new[1].parity if new[1] else None) or 0.0),
         "old_features": done.pairs,
         "kind": done.kind,
         "setting": done.setting,
-        "trials": [asdict(one) for one in done.trials],
+        "trials": [asdict(trial) for trial in done.trials],
         "validation_recall_at_1": done.recall,
         "validation_queries": done.validation_queries,
         "new": {
-            "sha256": new[0],
-            "record_sha256": new[1].sha256 if new[1] else None,
-            "recipe": before.get("recipe"),
-            "base": before.get("base"),
+            "sha256": new_sha256,
+            "record_sha256": before.sha256 if before else None,
+            "recipe": before.details.get("recipe") if before else None,
+            "base": before.details.get("base") if before else None,
         },
     }
-
-
-def _write(output: Path, model: bytes, record: dict[str, Any]) -> None:
-    """The record first: a model without one would be judged as if it had seen nothing.
-
-    Raises:
-        CompatError: there was no room, or no permission; both files are as they were.
-    """
-    paths = training_record.record_path(output), output
-    earlier = [path.read_bytes() if path.is_file() else None for path in paths]
-    try:
-        for path, data in zip(paths, (canonical_json(record), model), strict=True):
-            write_atomic(path, data)
-    except CompatError:
-        for path, before in zip(paths, earlier, strict=True):
-            if before is None and path.is_file():
-                path.unlink()
-            elif before is not None and path.read_bytes() != before:
-                write_atomic(path, before)
-        raise
-
-
-def _once(entries: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Each item once, by id and digest."""
-    return list({(one["id"], one["sha256"]): one for one in entries}.values())

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,12 +16,12 @@ from compatctl.data import Dataset, Preprocessing, prepare
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import find_store, open_store, require
+from compatctl.deployment.record_files import FILE, write_model
 from compatctl.deployment.rehearsal import rehearsal_items, write_memory
-from compatctl.deployment.training_record import FILE, REGISTRY_FILE, seen_of
+from compatctl.deployment.training_record import REGISTRY_FILE, TrainingRecord
 from compatctl.encoder import Encoder, EncoderInput, refuse_unsteady
 from compatctl.errors import InputError
-from compatctl.evaluation.near_copies import with_looks
-from compatctl.files import canonical_json, sha256_bytes, write_atomic
+from compatctl.files import write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe
 
@@ -131,11 +131,12 @@ def finetune(
         memory=earlier,
         progress=progress,
     )
-    record = with_looks(dict(trained.record), data, earlier)
-    write_memory(project, recipe, data, earlier, record)
+    registry = trained.registry.to_json() if trained.registry else None
+    record = TrainingRecord.from_json(trained.record, registry).with_looks(data, earlier)
+    record = write_memory(project, recipe, data, earlier, record)
     _write_weights(trainer, trained, project.candidate / WEIGHTS_FILE)
-    made, encoder = export(trainer, trained, recipe, data, record)
-    _write(project, trained, record, made)
+    made, encoder, record = export(trainer, trained, recipe, data, record)
+    _write(project, record, made)
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
         project.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
@@ -143,10 +144,10 @@ def finetune(
 
 
 def export(
-    trainer: ModuleType, trained: Trained, recipe: Recipe, data: Dataset, record: dict[str, Any]
-) -> tuple[bytes, Encoder]:
+    trainer: ModuleType, trained: Trained, recipe: Recipe, data: Dataset, record: TrainingRecord
+) -> tuple[bytes, Encoder, TrainingRecord]:
     """The network as a sealed ONNX file that carries the record, after both were compared on real
-    images. ``record`` gets the parity and the digest of the file.
+    images. The record is returned with the parity.
 
     Raises:
         InputError: the two differ by more than 1e-3 in some number.
@@ -170,13 +171,9 @@ def export(
                 f"the exported ONNX file differs from the trained network by {parity:.2g}",
                 tip="the backbone uses an operation that does not export faithfully",
             )
-        record["parity"] = parity
-        registry = trained.registry.to_json() if trained.registry else None
-        text = seen_of(record, registry).text()
-        made = onnx_files.with_record(sealed.read_bytes(), sealed, text)
-    encoder = Encoder.of(made, Path(MODEL_FILE))
-    record["models"] = [encoder.sha256]
-    return made, encoder
+        record = replace(record, parity=parity)
+        made = onnx_files.with_record(sealed.read_bytes(), sealed, record.to_text())
+    return made, Encoder.of(made, Path(MODEL_FILE)), record
 
 
 def _write_weights(trainer: ModuleType, trained: Trained, target: Path) -> None:
@@ -186,28 +183,30 @@ def _write_weights(trainer: ModuleType, trained: Trained, target: Path) -> None:
 
 
 def _result(
-    project: Project, encoder: Encoder, record: dict[str, Any], skipped: tuple[str, ...]
+    project: Project, encoder: Encoder, record: TrainingRecord, skipped: tuple[str, ...]
 ) -> FineTuned:
+    details = record.details
+    assert record.parity is not None, "export measured it"
     return FineTuned(
         model=str(project.candidate / MODEL_FILE),
         output=str(project.output),
         weights=str(project.candidate / WEIGHTS_FILE),
         sha256=encoder.sha256,
         dim=encoder.dim,
-        frame=record["classifier"]["frame"],
-        items=len(record["items"]),
-        classes=len(record["classes"]),
-        anchors=len(record["anchors"]),
-        rehearsed=record["memory_items"],
-        remembered=record["remembered"],
-        old_features=record["old_features"],
-        validation_recall=record["validation_recall_at_1"],
-        parity=record["parity"],
-        random=tuple(record["base"]["missing"]),
-        missing_keys=len(record["base"]["missing"]),
-        unexpected_keys=len(record["base"]["unexpected"]),
-        device=record["device"],
-        seconds=record["seconds"],
+        frame=details["classifier"]["frame"],
+        items=len(record.items),
+        classes=len(record.labels),
+        anchors=len(record.anchors),
+        rehearsed=details["memory_items"],
+        remembered=details["remembered"],
+        old_features=details["old_features"],
+        validation_recall=details["validation_recall_at_1"],
+        parity=record.parity,
+        random=tuple(details["base"]["missing"]),
+        missing_keys=len(details["base"]["missing"]),
+        unexpected_keys=len(details["base"]["unexpected"]),
+        device=details["device"],
+        seconds=details["seconds"],
         skipped=skipped,
     )
 
@@ -313,13 +312,10 @@ def registry_of(gallery: DeployedGallery) -> tuple[Registry | None, int | None]:
     return registry, registry.K
 
 
-def _write(project: Project, trained: Trained, record: dict[str, Any], model: bytes) -> None:
-    """training.json, and registry.json where the frame has vertices; then the model."""
+def _write(project: Project, record: TrainingRecord, model: bytes) -> None:
+    """registry.json where the frame has vertices, training.json, and then the model."""
     registry = project.candidate / REGISTRY_FILE
     registry.unlink(missing_ok=True)
-    if trained.registry is not None:
-        text = trained.registry.to_json().encode()
-        write_atomic(registry, text)
-        record["registry_sha256"] = sha256_bytes(text)
-    write_atomic(project.candidate / FILE, canonical_json(record))
-    write_atomic(project.candidate / MODEL_FILE, model)
+    if record.registry is not None:
+        write_atomic(registry, record.registry.encode())
+    write_model(project.candidate / MODEL_FILE, model, record, at=project.candidate / FILE)

@@ -9,16 +9,15 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from compatctl import encoder as onnx_files
 from compatctl.core.fusion import fuse_rows
 from compatctl.data import Dataset
-from compatctl.deployment import training_record
 from compatctl.deployment.data import load_data
 from compatctl.deployment.project import open_store
+from compatctl.deployment.record_files import find_record, write_model
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError, UsageError
@@ -26,7 +25,7 @@ from compatctl.evaluation.comparison import retrieval
 from compatctl.evaluation.embedding import deployed, features_of, load_pair
 from compatctl.evaluation.ignored_rows import ignoring, shared_columns
 from compatctl.evaluation.protocol import arena_of, field_of, query_rows, without
-from compatctl.files import canonical_json, sha256_bytes, write_atomic
+from compatctl.files import sha256_bytes
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
@@ -96,16 +95,18 @@ def fuse(
         refuse_unsteady(fused, data)
         parity = parity_of(data, fused, (old_encoder, new_encoder), weight)
         data_of = made.read_bytes()
-    before = _parts(project, (old, old_encoder), (new, new_encoder), training)
-    if before is not None:
-        data_of = onnx_files.with_record(data_of, output, _seen(before, parity).text())
+    record = _record(project, (old, old_encoder), (new, new_encoder), training)
+    if record is not None:
+        record = replace(
+            record,
+            parity=max(parity, record.parity or 0.0),
+            details={**record.details, "fused_weight": weight},
+        )
+        data_of = onnx_files.with_record(data_of, output, record.to_text())
     sha256 = sha256_bytes(data_of)
     if not dry_run:
         output.parent.mkdir(parents=True, exist_ok=True)
-        if before is not None:
-            record = _record(before, sha256, weight, parity)
-            write_atomic(training_record.record_path(output), canonical_json(record))
-        write_atomic(output, data_of)
+        write_model(output, data_of, record)
     return Fused(
         output=str(output),
         sha256=sha256,
@@ -174,24 +175,25 @@ def parity_of(
     return parity
 
 
-def _parts(
+def _record(
     project: Project,
     old: tuple[Path, Encoder],
     new: tuple[Path, Encoder],
     training: Path | None,
-) -> tuple[TrainingRecord, TrainingRecord | None] | None:
-    """What the new and the old encoder have seen; null where nobody says it of the new one.
+) -> TrainingRecord | None:
+    """What either encoder has seen; None if the new one has no record.
 
-    An old one without a record is the measure of what is gained only where it is the store's.
+    The old encoder may lack a record only if it is a model of the store.
     """
-    where = project.candidate
-    path, encoder = new
-    seen = training_record.find_record(path, encoder, named=training, candidate=where)
-    path, encoder = old
-    before = training_record.find_record(path, encoder, named=None, candidate=where)
-    if before is None and _is_foreign(project, encoder.sha256):
-        before = TrainingRecord(whole=False)
-    return None if seen is None else (seen, before)
+    old_record, new_record = (
+        find_record(path, encoder, named=named, candidate=project.candidate, with_names=True)
+        for (path, encoder), named in ((old, None), (new, training))
+    )
+    if old_record is None and _is_foreign(project, old[1].sha256):
+        old_record = TrainingRecord(whole=False)
+    if new_record is None or old_record is None:
+        return new_record
+    return new_record.merge(old_record)
 
 
 def _is_foreign(project: Project, sha256: str) -> bool:
@@ -200,27 +202,3 @@ def _is_foreign(project: Project, sha256: str) -> bool:
         return False
     manifest = open_store(project).manifest
     return sha256 not in {manifest.query_model, *(one.sha256 for one in manifest.models)}
-
-
-def _seen(before: tuple[TrainingRecord, TrainingRecord | None], parity: float) -> TrainingRecord:
-    """What either has seen, the fused one has seen."""
-    new, old = before
-    both = new.together(old) if old else new
-    return replace(both, parity=max(parity, both.parity or 0.0))
-
-
-def _record(
-    before: tuple[TrainingRecord, TrainingRecord | None], sha256: str, weight: float, parity: float
-) -> dict[str, Any]:
-    """The same for people, as far as the names are at hand."""
-    names = training_record.names_of(*before)
-    first = names.pop("first")
-    return {
-        **first,
-        **names,
-        "models": [sha256],
-        "fused_weight": weight,
-        "parity": _seen(before, parity).parity,
-        "registry_sha256": before[0].registry_sha256,
-        "memory_sha256": before[0].memory_sha256,
-    }

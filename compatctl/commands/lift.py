@@ -13,13 +13,13 @@ from pathlib import Path
 from compatctl.core.arrays import Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
-from compatctl.deployment import training_record
 from compatctl.deployment.bulk_embedding import give_back_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.erasure import refuse_erased_vectors
 from compatctl.deployment.gallery import DeployedGallery, index_params
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store, utc_now
+from compatctl.deployment.record_files import find_record
 from compatctl.encoder import refuse_unsteady
 from compatctl.errors import UsageError
 from compatctl.evaluation.ann import Asked, health_of
@@ -117,7 +117,7 @@ class _Work:
         """Fit, choose and measure; beside the result what is needed to write it."""
         asked, new = self.asked, self.model
         data, gallery = load_data(self.project), DeployedGallery.open(self.store)
-        seen = training_record.find_record(
+        seen = find_record(
             new.path,
             new.encoder,
             named=asked.training,

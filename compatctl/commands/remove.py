@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from compatctl.deployment.erasure_files import candidates_with_erased
+from compatctl.deployment.erasure import candidates_with_erased
 from compatctl.deployment.project import open_store
-from compatctl.deployment.removal import Removal
-from compatctl.deployment.removal_result import RemovalResult
+from compatctl.deployment.removal import Removal, RemovalResult
 from compatctl.errors import UsageError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project

@@ -10,11 +10,11 @@ from compatctl.core.evidence import ChainEvidence
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
-from compatctl.deployment import training_record
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.project import report_key
 from compatctl.deployment.provenance import prove, unproven
+from compatctl.deployment.record_files import find_record
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError, UnsteadyError
@@ -146,9 +146,7 @@ def _verify_models(  # noqa: PLR0917
 def _seen(
     project: Project, new: Path, encoder: Encoder, options: VerifyOptions
 ) -> TrainingRecord | None:
-    return training_record.find_record(
-        new, encoder, named=options.training, candidate=project.candidate
-    )
+    return find_record(new, encoder, named=options.training, candidate=project.candidate)
 
 
 def _inputs(

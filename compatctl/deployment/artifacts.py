@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from compatctl.data import memory_bytes, read_memory
-from compatctl.deployment.training_record import MEMORY_FILE, find_record
+from compatctl.deployment.record_files import find_record
+from compatctl.deployment.training_record import MEMORY_FILE
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.files import sha256_file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,16 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.core.arrays import Checksums
-from compatctl.deployment import training_record
+from compatctl.data import Dataset, memory_bytes, read_memory
 from compatctl.deployment.gallery import index_params
+from compatctl.deployment.record_files import (
+    FILE,
+    ModelHeader,
+    find_record,
+    record_path,
+    without_erased_items,
+)
 from compatctl.deployment.rehearsal import stored_memory
-from compatctl.encoder import HeldVectors, held_vectors, record_of
-from compatctl.errors import InputError
-from compatctl.files import read_json, sha256_bytes
+from compatctl.deployment.training_record import MEMORY_FILE
+from compatctl.encoder import HeldVectors, held_vectors, record_of, sealed_bytes
+from compatctl.errors import CompatError, InputError
+from compatctl.files import sha256_bytes, write_atomic
 from compatctl.index import held_marks, marks_of_rows, read_keys, read_rows
 from compatctl.manifest import Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store
+
+Holds = Callable[[str], bool]
+"""Whether an id was erased."""
 
 Masks = dict[str, NDArray[np.bool_]]
 """(S,) by the name of a table: which of its rows are of removed items."""
@@ -87,7 +98,7 @@ def removed_vectors(
     tables = held_vectors(path.read_bytes(), path)
     found = {one.name: np.isin(marks_of_rows(one.vectors), marks) for one in tables}
     ours = [one for one in tables if one.ours]
-    anchors = _anchors(project, path, sha256) if len(ours) == 1 else None
+    anchors = _anchor_ids(project, path, sha256) if len(ours) == 1 else None
     for one in ours:
         if anchors is not None and len(anchors) >= len(one.vectors):
             found[one.name] |= np.array([item in ids for item in anchors[: len(one.vectors)]], bool)
@@ -118,16 +129,14 @@ def in_gallery(
     return held_marks(path, index_params(info), info.count, marks, but=but)
 
 
-def _anchors(project: Project, path: Path, sha256: str) -> list[str] | None:
-    """The ids of a model's anchors in the order of its table, where its record is at hand."""
-    beside = project.output if project.output.is_file() else path
-    model = training_record.Carried(sha256=sha256, record=record_of(path))
-    seen = training_record.find_record(beside, model, named=None, candidate=project.candidate)
-    raw = read_json(seen.path, training_record.MAX_BYTES) if seen and seen.path else None
-    anchors = raw.get("anchors") if isinstance(raw, dict) else None
-    if not isinstance(anchors, list) or not all(isinstance(one, dict) for one in anchors):
+def _anchor_ids(project: Project, path: Path, sha256: str) -> tuple[str, ...] | None:
+    """The ids of a model's anchors in the order of its table; None without a training.json."""
+    model = ModelHeader(sha256=sha256, record=record_of(path))
+    near = project.output if project.output.is_file() else path
+    record = find_record(near, model, named=None, candidate=project.candidate, with_names=True)
+    if record is None or record.path is None:
         return None
-    return [str(one.get("id")) for one in anchors]
+    return tuple(item.id for item in record.anchors)
 
 
 def refuse_erased_vectors(store: Store, data: bytes, path: Path) -> None:
@@ -200,3 +209,68 @@ def _restorable_models(store: Store) -> set[str]:
         elif one.generation >= now.oldest and (share := now.restorable_model(one)) is not None:
             found.add(share.sha256)
     return found | {one.model.sha256 for one in now.stand_ins}
+
+
+def without_ids(items: Dataset, gone: Holds) -> Dataset:
+    """The other items."""
+    return items.take([row for row, one in enumerate(items.ids) if not gone(one)])
+
+
+def clean_side_files(
+    project: Project, gone: Holds, rewritten: Mapping[str, str], *, dry_run: bool
+) -> tuple[str, ...]:
+    """Take erased items out of the candidate's memory and of training records; the files changed.
+
+    ``rewritten``: digest -> digest of models whose files were written again; a record that is of
+    one is of the other too. The record is written before the memory that it names by digest: a run
+    that was killed in between is finished by the next.
+    """
+    memory, digest = _memory(project.candidate / MEMORY_FILE, gone)
+    changed = []
+    records = dict.fromkeys(
+        (
+            project.candidate / FILE,
+            record_path(project.output),
+            project.output.with_name(FILE),
+        )
+    )
+    for path in records:
+        own = digest if path.parent == project.candidate else None
+        data = without_erased_items(path, gone, rewritten=rewritten, memory_sha256=own)
+        if data is not None:
+            changed.append(str(path))
+            if not dry_run:
+                write_atomic(path, data)
+    if memory is not None:
+        path = project.candidate / MEMORY_FILE
+        changed.append(str(path))
+        if not dry_run and memory:
+            write_atomic(path, memory)
+        elif not dry_run:
+            path.unlink()
+    return tuple(changed)
+
+
+def candidates_with_erased(project: Project, store: Store) -> tuple[str, ...]:
+    """The project's candidate files that hold erased vectors: deploy refuses them."""
+    found = []
+    for path in (project.output, project.candidate / "model.onnx"):
+        try:
+            if path.is_file() and erased_vectors(store, sealed_bytes(path), path):
+                found.append(str(path))
+        except CompatError:  # not a model that could be deployed
+            continue
+    return tuple(found)
+
+
+def _memory(path: Path, gone: Holds) -> tuple[bytes | None, str | None]:
+    """The bytes of a memory without erased items, None where it has none (empty: nothing is left),
+    and their digest."""
+    if not path.is_file():
+        return None, None
+    held = read_memory(path)
+    kept = without_ids(held, gone)
+    if len(kept) == len(held):
+        return None, None
+    data = memory_bytes(kept) if len(kept) else b""
+    return data, sha256_bytes(data) if data else None

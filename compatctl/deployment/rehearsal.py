@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from compatctl.data import Dataset, load, memory_bytes, read_memory, remembered, together
 from compatctl.deployment.data import split_rule
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import find_store
-from compatctl.deployment.training_record import MEMORY_FILE
+from compatctl.deployment.training_record import MEMORY_FILE, TrainingRecord
 from compatctl.errors import DamagedError, InputError
 from compatctl.files import sha256_bytes, write_atomic
 from compatctl.manifest import Manifest
@@ -70,30 +70,29 @@ def write_memory(
     recipe: Recipe,
     data: Dataset,
     earlier: Dataset | None,
-    record: dict[str, Any],
-) -> None:
-    """Write the candidate's memory: of each class some items that trained now or earlier.
+    record: TrainingRecord,
+) -> TrainingRecord:
+    """Write the candidate's memory: items of each class that trained now or earlier.
 
-    ``record`` gets its digest and the number of its items; where the recipe rehearses nothing there
-    is no memory, and the store's stays what it is.
+    Returns the record with the memory's digest and, in its details, the number of its items. If
+    the recipe has no rehearsal, the candidate has no memory, and the store's memory stays.
 
     Raises:
         InputError: an image changed since it was trained on, or the images are too large.
     """
     path = project.candidate / MEMORY_FILE
     path.unlink(missing_ok=True)
-    record["memory_sha256"], record["remembered"] = None, 0
     if recipe.rehearsal is None:
-        return
-    trained = {item["id"]: item["sha256"] for item in record["items"]}
+        return replace(record, memory_sha256=None, details={**record.details, "remembered": 0})
+    trained = {item.id: item.sha256 for item in record.items}
     new = data.where(split="train")
-    new = new.take(row for row, one in enumerate(new.ids) if one in trained)
-    found = together(new, *([earlier] if earlier is not None else []))
-    found = found.take(remembered(found.ids, found.labels, recipe.rehearsal.per_class))
-    for row, one in enumerate(found.ids):
-        if one in trained and trained[one] != found.digest(row):
-            raise InputError(f"the image of {one} changed since it was trained on")
-    held = memory_bytes(found)
-    write_atomic(path, held)
-    record["memory_sha256"] = sha256_bytes(held)
-    record["remembered"] = len(found)
+    new = new.take(row for row, item in enumerate(new.ids) if item in trained)
+    memory = together(*((new, earlier) if earlier is not None else (new,)))
+    memory = memory.take(remembered(memory.ids, memory.labels, recipe.rehearsal.per_class))
+    for row, item in enumerate(memory.ids):
+        if item in trained and trained[item] != memory.digest(row):
+            raise InputError(f"the image of {item} changed since it was trained on")
+    content = memory_bytes(memory)
+    write_atomic(path, content)
+    details = {**record.details, "remembered": len(memory)}
+    return replace(record, memory_sha256=sha256_bytes(content), details=details)

@@ -62,7 +62,7 @@ class Question:
         rows = np.setdiff1d(union(groups.arenas, part="queries"), groups.trained)
         rows = rows[both.old.holds(rows)]
         searched = both.searched
-        passed = np.flatnonzero(self.seen.passed(searched.ids))
+        passed = np.flatnonzero(self.seen.has_seen(searched.ids))
         own = searched.rows_of(self.data)[rows]
         near = rows[near_vectors(both.old.at(rows), own, searched.vectors, passed)]
         groups = with_near(groups, near, self.data, self.seen, self.options)

@@ -68,7 +68,7 @@ def groups_of(data: Dataset, seen: TrainingRecord | None, options: VerifyOptions
     in_pairs = np.zeros(0, np.int64) if pairs is None else np.union1d(pairs[0], pairs[1])
     used = _refuse_trained(data, in_pairs, seen, options, "items of pairs")
     if not has_roles(data):  # every item queries: one that anchored must not
-        keep = [row for row in held_out if not seen.anchored(data.items[row].id)]
+        keep = [row for row in held_out if not seen.is_anchor(data.items[row].id)]
         held_out = np.array(keep, np.int64)
     trained = _refuse_trained(data, held_out, seen, options, "held-out queries")
     left = np.setdiff1d(held_out, trained)

@@ -190,7 +190,7 @@ class Searched:
     ) -> Touched:
         """Which share of each query's relevant rows training passed through the new model, and of
         the rows that can be relevant to any of them: those of classes that it did not train on."""
-        rows = seen.passed(self.ids)
+        rows = seen.has_seen(self.ids)
         trained = as_rows(at for at, name in enumerate(self.names) if seen.knows_class(name))
         others = rows[~np.isin(self.codes, trained)]
         if judged is None:

@@ -12,9 +12,9 @@ from compatctl.core.gate import Check, Measurement, judge
 from compatctl.core.policy import Policy
 from compatctl.core.units import count_units
 from compatctl.data import Dataset
-from compatctl.deployment import training_record
 from compatctl.deployment.bulk_embedding import Embedding
 from compatctl.deployment.gallery import stored_rows
+from compatctl.deployment.record_files import ModelHeader, find_record
 from compatctl.encoder import record_of
 from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import Asked
@@ -61,9 +61,9 @@ def held_out(project: Project, store: Store, data: Dataset) -> Rows:
     """The queries that decide, by the query model's training record where there is one."""
     wanted = store.manifest.query_model
     model = next(one for one in store.manifest.models if one.sha256 == wanted)
-    seen = training_record.find_record(
+    seen = find_record(
         project.report.parent / model.name,
-        training_record.Carried(sha256=wanted, record=record_of(store.verified("models", wanted))),
+        ModelHeader(sha256=wanted, record=record_of(store.verified("models", wanted))),
         named=None,
         candidate=project.candidate,
     )

@@ -49,7 +49,7 @@ def held_out(data: Dataset, seen: TrainingRecord | None, pairs: Rows) -> Rows:
     """The queries that decide: of classes that neither the new encoder (``seen``: its record) nor
     the map saw: those of the training items among the pairs."""
     labels = frozenset(data.labels[row] for row in pairs if data.items[row].split == "train")
-    return deciding(data, (seen or TrainingRecord()).knowing(labels))
+    return deciding(data, (seen or TrainingRecord()).with_classes(labels))
 
 
 def try_lift(

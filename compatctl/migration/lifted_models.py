@@ -17,10 +17,9 @@ from compatctl.core.maps import Map
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.model_file import ModelFile
-from compatctl.deployment.training_record import TrainingRecord, read_carried, seen_of
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import CANARY_LIMIT, Encoder
 from compatctl.errors import InputError
-from compatctl.evaluation.near_copies import entries_of
 from compatctl.manifest import ModelShare
 
 IMAGES = 64
@@ -61,7 +60,7 @@ def owners_of(gallery: DeployedGallery, data: Dataset, through: Map, pairs: Rows
         InputError: a file gives other vectors than the mapped ones, by more than ``LIMIT``.
         DamagedError: a model's file is missing or changed.
     """
-    fitted_on = seen_of(entries_of(data, pairs))
+    fitted_on = TrainingRecord.of_pairs(data, pairs)
     shares = [one for one in gallery.manifest.models if one.rows]
     return [_lifted(gallery, one, data, through, fitted_on) for one in shares]
 
@@ -76,10 +75,14 @@ def _lifted(
     path = gallery.store.verified("models", share.sha256)
     name = Path(f"{Path(share.name).stem}.lifted.onnx")
     record = onnx_files.record_of(path)
-    before = read_carried(record, path) if record is not None else TrainingRecord(whole=False)
+    before = (
+        TrainingRecord.from_text(record, path)
+        if record is not None
+        else TrainingRecord(whole=False)
+    )
     before = replace(before, registry=None, memory_sha256=None)
     file = onnx_files.bridge(path.read_bytes(), path, through)
-    file = onnx_files.with_record(file, name, before.together(fitted_on).text())
+    file = onnx_files.with_record(file, name, before.merge(fitted_on).to_text())
     made = ModelFile(path=name, data=file)
     rows, vectors = _at_hand(gallery, share.sha256, data)
     done = made.encoder.embed(data.take(rows), skip_bad=True)

@@ -12,7 +12,7 @@ import pytest
 from shop_kit import Shop, carry, run, write_encoder
 
 from compatctl.data import load
-from compatctl.deployment.training_record import seen_of
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 
 
@@ -296,7 +296,7 @@ def test_trained_items_are_found_in_the_held_out_data(shop: Shop) -> None:
         "anchors": [],
         "classes": [],
     }
-    carry(shop.path("new.onnx"), seen_of(record))
+    carry(shop.path("new.onnx"), TrainingRecord.from_json(record))
     report = shop.path("report.json")
     refused = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
     assert (refused.code, "trained on" in refused.stderr) == (5, True)

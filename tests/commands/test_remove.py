@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 
 from compatctl.cli.app import app
 from compatctl.data import load, memory_bytes, read_memory
-from compatctl.deployment.training_record import seen_of
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, fuse, held_vectors
 from compatctl.errors import InputError
 from compatctl.manifest import Erasures
@@ -275,7 +275,7 @@ def test_images_leave_the_memory_of_the_store_and_of_the_candidate(shop: Shop) -
     assert gone[0] not in [item["id"] for item in now["items"]]
     assert now["memory_sha256"] == kept.manifest.memory
 
-    carry(shop.path("new.onnx"), seen_of(record))
+    carry(shop.path("new.onnx"), TrainingRecord.from_json(record))
     record["models"] = [Encoder.load(shop.path("new.onnx")).sha256]
     (candidate / "memory.npz").write_bytes(held)
     (candidate / "training.json").write_text(json.dumps(record))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,10 @@ from shop_kit import Shop, carry, write_encoder
 from compatctl.core.looks import LIMIT
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, load, look_of
-from compatctl.deployment.training_record import (
-    Carried,
-    TrainingRecord,
-    find_record,
-    read_carried,
-    seen_of,
-)
+from compatctl.deployment.record_files import ModelHeader, find_record
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, with_record
 from compatctl.errors import InputError
-from compatctl.evaluation.near_copies import with_looks
 
 
 def queries(data: Dataset) -> list[int]:
@@ -54,7 +49,7 @@ def test_the_record_goes_where_the_file_goes(shop: Shop, tmp_path: Path) -> None
     """Moved alone to another folder under another name, the model still says what it trained on."""
     data = load(shop.data())
     row = queries(data)[11]
-    carry(shop.path("new.onnx"), seen_of(record(items=entries(data, [row]))))
+    carry(shop.path("new.onnx"), TrainingRecord.from_json(record(items=entries(data, [row]))))
     moved = tmp_path / "elsewhere" / "copy.onnx"
     moved.parent.mkdir()
     moved.write_bytes(shop.path("new.onnx").read_bytes())
@@ -100,7 +95,7 @@ def test_file_and_model_must_agree(shop: Shop, change: dict[str, Any]) -> None:
     data = load(shop.data())
     train = [i for i, one in enumerate(data.items) if one.split == "train"][:5]
     told = record(anchors=entries(data, train), classes=["a", "b"])
-    carry(shop.path("new.onnx"), seen_of(told))
+    carry(shop.path("new.onnx"), TrainingRecord.from_json(told))
     told["models"] = [Encoder.load(shop.path("new.onnx")).sha256]
     path = shop.path("new.training.json")
     path.write_text(json.dumps(told))
@@ -159,11 +154,10 @@ def test_near_copies_do_not_decide_and_too_many_hold_up_a_pass(shop: Shop) -> No
         rows = asked[: round(share * len(asked))]
         images = tuple(np.asarray(jpeg(60)(data.read(row))) for row in rows)
         copies = Dataset(items=tuple(data.items[row] for row in rows), sources=images)
-        named = [f"copy {at}" for at in range(len(rows))]
-        told = with_looks(record(items=entries(copies, range(len(rows)))), copies)
-        for one, name in zip(told["items"], named, strict=True):
-            one["id"] = name
-        carry(shop.path("new.onnx"), seen_of(told))
+        found = TrainingRecord.from_json(record(items=entries(copies, range(len(rows)))))
+        items = found.with_looks(copies).items
+        renamed = [replace(item, id=f"copy {number}") for number, item in enumerate(items)]
+        carry(shop.path("new.onnx"), TrainingRecord.of(items=renamed, parity=found.parity))
         done = verify(shop, shop.path("new.onnx"))
         assert done.code == code, done.stderr
         sizes = {one["name"]: one["n_queries"] for one in done.json["groups"]}
@@ -193,18 +187,18 @@ def test_near_copies_do_not_decide_and_too_many_hold_up_a_pass(shop: Shop) -> No
 )
 def test_a_carried_record_that_lies_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     """Another format, sets of other sizes, other entries: an InputError that names the model."""
-    text = TrainingRecord(parity=0.1).knowing(["a", "b"]).text()
-    assert read_carried(text, tmp_path).text() == text
+    text = TrainingRecord(parity=0.1).with_classes(["a", "b"]).to_text()
+    assert TrainingRecord.from_text(text, tmp_path).to_text() == text
     for bad in (json.dumps(json.loads(text) | change), "[]", "{", "\ud800", "{" * 2000):
         with pytest.raises(InputError, match="training record that it carries"):
-            read_carried(bad, tmp_path / "model.onnx")
+            TrainingRecord.from_text(bad, tmp_path / "model.onnx")
 
 
 def test_one_record_in_a_file(shop: Shop) -> None:
     """A record takes the place of the one before; the same record gives the same bytes."""
     path = shop.path("new.onnx")
     before = path.read_bytes()
-    carry(path, TrainingRecord().knowing(["a"]))
+    carry(path, TrainingRecord().with_classes(["a"]))
     changed = path.read_bytes()
     carry(path, TrainingRecord())
     assert path.read_bytes() == before != changed
@@ -216,23 +210,23 @@ def test_bridge_and_fuse_carry_on_what_their_parts_have_seen(shop: Shop) -> None
     """Pairs and all that the encoders behind have seen; of one without a record nobody knows."""
     data = load(shop.data())
     train = data.where(split="train")
-    carry(shop.path("new.onnx"), TrainingRecord(parity=1e-6).knowing(["only new"]))
+    carry(shop.path("new.onnx"), TrainingRecord(parity=1e-6).with_classes(["only new"]))
     fused, bridged = shop.path("fused.onnx"), shop.path("bridged.onnx")
     models = shop.path("old.onnx"), shop.path("new.onnx")
     assert shop.run("fuse", *models, "-o", fused, "--weight", "0.5").code == 0
-    seen = read_carried(Encoder.load(fused).record or "", fused)
+    seen = TrainingRecord.from_text(Encoder.load(fused).record or "", fused)
     assert (seen.knows_class("only new"), seen.whole) == (True, True)
     shop.path("fused.training.json").unlink()
     done = shop.run("bridge", fused, "-o", bridged, "--kind", "orthogonal")
     assert done.code == 0, done.stderr
-    seen = read_carried(Encoder.load(bridged).record or "", bridged)
+    seen = TrainingRecord.from_text(Encoder.load(bridged).record or "", bridged)
     assert all(seen.knows_class(one) for one in ("only new", train.labels[0]))
-    assert seen.passed(train.ids).all()
-    assert not seen.passed([data.ids[row] for row in queries(data)]).any()
+    assert seen.has_seen(train.ids).all()
+    assert not seen.has_seen([data.ids[row] for row in queries(data)]).any()
     assert verify(shop, bridged).code != 5
     bare = write_encoder(shop.path("bare.onnx"), noise=0.05, recorded=False)
     assert shop.run("bridge", bare, "-o", bridged, "--kind", "orthogonal").code == 0
-    assert not read_carried(Encoder.load(bridged).record or "", bridged).whole
+    assert not TrainingRecord.from_text(Encoder.load(bridged).record or "", bridged).whole
     done = verify(shop, bridged)
     assert (done.code, "made of one that carries no training record" in done.stderr) == (4, True)
 
@@ -303,6 +297,6 @@ def test_a_record_of_another_form_is_no_record(shop: Shop, more: dict[str, Any],
     told = shop.path("told.json")
     told.write_text(json.dumps(record(models=[Encoder.load(bare).sha256]) | more))
     with pytest.raises(InputError, match=says) as found:
-        find_record(bare, Carried(sha256=Encoder.load(bare).sha256, record=None), named=told,
+        find_record(bare, ModelHeader(sha256=Encoder.load(bare).sha256, record=None), named=told,
              candidate=shop.path("none"))  # fmt: skip
     assert "told.json is not a training record" in found.value.message

@@ -94,7 +94,7 @@ def test_pairs_of_trained_classes_have_no_say(shop: Shop) -> None:
     pairs = shop.path("pairs.csv")
     pairs.write_text("id_a,id_b,same\n" + "\n".join(lines) + "\n")
     for classes, decides in (([], True), ([labels[0]], False)):
-        carry(shop.path("new.onnx"), TrainingRecord().knowing(classes))
+        carry(shop.path("new.onnx"), TrainingRecord().with_classes(classes))
         _, report, _ = _verify(shop, "--pairs", pairs)
         found = [
             check["decides"]

@@ -133,7 +133,7 @@ def write_attending(path: Path, vectors: NDArray[np.float32], *, noise: float = 
 
 def carry(path: Path, seen: TrainingRecord) -> None:
     """Put a training record into an encoder's file."""
-    path.write_bytes(onnx_files.with_record(path.read_bytes(), path, seen.text()))
+    path.write_bytes(onnx_files.with_record(path.read_bytes(), path, seen.to_text()))
 
 
 def store_files(shop: Shop) -> dict[str, bytes]:

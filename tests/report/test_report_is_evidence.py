@@ -18,7 +18,7 @@ from shop_kit import Shop, carry, run
 
 from compatctl.core.gate import Check, settle
 from compatctl.data import load
-from compatctl.deployment.training_record import seen_of
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.evaluation.options import PRESENTATION, VerifyOptions
 from compatctl.files import canonical_json, sha256_bytes
@@ -532,7 +532,10 @@ def test_a_model_that_anchored_a_part_of_the_gallery_deploys(seller: Shop) -> No
     data = load(seller.data())
     rows = [i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "gallery")]
     anchors = [{"id": data.ids[i], "sha256": data.digest(i)} for i in rows[: len(rows) // 4]]
-    carry(seller.path("new.onnx"), seen_of({"items": [], "anchors": anchors, "classes": []}))
+    carry(
+        seller.path("new.onnx"),
+        TrainingRecord.from_json({"items": [], "anchors": anchors, "classes": []}),
+    )
     report = _verified(seller)
     group = report["groups"][0]
     assert 0 < group["touched"]["of_queries"] < 1
