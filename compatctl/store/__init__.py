@@ -25,17 +25,8 @@ from compatctl.store._attempts import Attempt, attempts_of, count_attempt
 from compatctl.store._check import CheckReport, check
 from compatctl.store._gc import collect, sweep
 from compatctl.store._layout import KINDS, manifest_digest
-from compatctl.store._rollback import (
-    OF_THE_MODEL,
-    RollbackPlan,
-    added_since,
-    restore,
-    rollback,
-    rollback_plan,
-    rolled_back,
-    space_of,
-    spaces,
-)
+from compatctl.store._lineage import OF_THE_MODEL, rolled_back, space_of, spaces
+from compatctl.store._rollback import RollbackPlan, restore, rollback_plan
 from compatctl.store._store import Store
 from compatctl.store._transaction import Transaction
 
@@ -47,14 +38,12 @@ __all__ = [
     "RollbackPlan",
     "Store",
     "Transaction",
-    "added_since",
     "attempts_of",
     "check",
     "collect",
     "count_attempt",
     "manifest_digest",
     "restore",
-    "rollback",
     "rollback_plan",
     "rolled_back",
     "space_of",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from compatctl.manifest import Manifest
-from compatctl.store._rollback import OF_THE_MODEL
+from compatctl.store._lineage import OF_THE_MODEL
 
 
 def replay(generations: Sequence[Manifest]) -> list[str]:

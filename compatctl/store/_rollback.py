@@ -1,31 +1,14 @@
-"""The way back: which generation a rollback restores, and which items that one does not have."""
+"""Rollback: which generation it restores, and the generation that restores it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from compatctl.errors import ConflictError, DamagedError, UsageError
+from compatctl.errors import DamagedError, UsageError
 from compatctl.manifest import Manifest
 from compatctl.store._layout import need_blobs
+from compatctl.store._lineage import OF_THE_GALLERY, OF_THE_MODEL, lineage
 from compatctl.store._store import Store
-
-OF_THE_MODEL = (
-    "query_model",
-    "registry",
-    "memory",
-    "calibration",
-    "report",
-    "policy",
-    "forced_reason",
-    "again_reason",
-)
-"""What a rollback restores of the query model."""
-
-OF_THE_GALLERY = ("index", "catalog", "models")
-"""What it restores of the gallery besides, when it restores all."""
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,20 +68,6 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
     return RollbackPlan(target=target, done=False, gallery=gallery)
 
 
-def added_since(store: Store, target: Manifest) -> tuple[str, ...]:
-    """The ids of today's items that ``target`` does not have, in the order of the rows.
-
-    No catalogue is read where both generations have the same one.
-
-    Raises:
-        DamagedError: a catalogue is missing or changed.
-    """
-    if target.catalog == store.manifest.catalog:
-        return ()
-    had = set(store.catalog(target).ids)
-    return tuple(item for item in store.catalog().ids if item not in had)
-
-
 def restore(store: Store, target: Manifest, *, at: str, timeout_s: float = 10.0) -> Manifest:
     """Make a new generation that restores ``target`` whole; neither index nor model is read.
 
@@ -118,34 +87,6 @@ def restore(store: Store, target: Manifest, *, at: str, timeout_s: float = 10.0)
         return tx.commit(
             operation="rollback", created_at=at, restores=target.generation, **restored
         )
-
-
-def rollback(
-    store: Store,
-    *,
-    at: str,
-    to: int | None = None,
-    discard_added: bool = False,
-    timeout_s: float = 10.0,
-) -> Manifest:
-    """Restore whole what ``rollback_plan`` says; the current manifest where that is done already.
-
-    Raises:
-        UsageError, DamagedError: as ``rollback_plan``.
-        ConflictError: items were added since and ``discard_added`` is false; or as ``Transaction``.
-    """
-    plan = rollback_plan(store, to=to)
-    if plan.done:
-        return store.manifest
-    if plan.gallery and not discard_added and (added := added_since(store, plan.target)):
-        more = "" if len(added) <= _SHOWN else f" and {len(added) - _SHOWN} more"
-        raise ConflictError(
-            f"generation {plan.target.generation} does not have {len(added)} of the "
-            f"{store.manifest.index.count} items of today, which were added after it: "
-            f"{', '.join(added[:_SHOWN])}{more}",
-            tip="keep, re-embed or drop them: compatctl rollback --help",
-        )
-    return restore(store, plan.target, at=at, timeout_s=timeout_s)
 
 
 def _undone(store: Store) -> Manifest | None:
@@ -180,92 +121,3 @@ def _before_last_deploy(store: Store) -> Manifest:
         "no earlier generation had another query model: there is no deploy to undo",
         tip="compatctl history lists the generations; --to restores any of them",
     )
-
-
-def lineage(store: Store, start: Manifest) -> Iterator[Manifest]:
-    """The states that led to ``start``, newest first, without what rollbacks undid.
-
-    A generation that restored N whole counts as N; one that kept rows beside it is a state of its
-    own, after which N follows.
-    """
-    state = start
-    while True:
-        if state.restores is None or not _whole(store, state, state.restores):
-            yield state
-        before = _before(state)
-        if not before:
-            return
-        state = store.generation(before)
-
-
-def rolled_back(store: Store) -> dict[str, int]:
-    """Query models that a rollback took out of service -> the generation that did.
-
-    A model that was put back since, by a deploy or by a rollback to it, is none of them.
-
-    Raises:
-        DamagedError: a generation is missing or changed.
-    """
-    found: dict[str, int] = {}
-    for state in store.history()[1:]:
-        before = store.generation(state.generation - 1)
-        if state.restores is not None:
-            path = [one.generation for one in lineage(store, before)]
-            root = _root(store, state.restores)
-            undone = path[: path.index(root)] if root in path else []
-            found |= {store.generation(one).query_model: state.generation for one in undone}
-        if state.query_model != before.query_model:
-            found.pop(state.query_model, None)
-    return found
-
-
-def _root(store: Store, generation: int) -> int:
-    """The generation whose state this one has: itself, or what it restored whole."""
-    state = store.generation(generation)
-    while state.restores is not None and _whole(store, state, state.restores):
-        state = store.generation(state.restores)
-    return state.generation
-
-
-def space_of(store: Store, state: Manifest) -> int:
-    """The generation of the last lift that led to ``state``, 0 where none did.
-
-    Of two states, rows and queries may be put together only where this is the same: a lift gives
-    every row other numbers, and as many as the new model's.
-    """
-    return _space(store, state, {})
-
-
-def spaces(store: Store) -> tuple[int, ...]:
-    """``space_of`` every generation, in the order of ``Store.history``, in one pass over it.
-
-    Raises:
-        DamagedError: a generation is missing or changed.
-    """
-    found: dict[int, int] = {}
-    for state in store.history():
-        found[state.generation] = _space(store, state, found)
-    return tuple(found.values())
-
-
-def _space(store: Store, state: Manifest, known: Mapping[int, int]) -> int:
-    """``space_of``; ``known`` has the spaces, by generation, of states that need no more walk."""
-    while state.operation != "lift":
-        before = _before(state)
-        if not before:
-            return 0
-        if before in known:
-            return known[before]
-        state = store.generation(before)
-    return state.generation
-
-
-def _before(state: Manifest) -> int:
-    """The generation that ``state`` was made from: the one that it restores, else the one before;
-    0 where it is the first."""
-    return state.generation - 1 if state.restores is None else state.restores
-
-
-def _whole(store: Store, state: Manifest, restored: int) -> bool:
-    target = store.generation(restored)
-    return all(getattr(state, name) == getattr(target, name) for name in OF_THE_GALLERY)

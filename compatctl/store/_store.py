@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import has_digest, sha256_file
 from compatctl.manifest import Catalog, Erasures, Manifest
-from compatctl.progress import Progress, silent
 from compatctl.store._layout import (
     blob_path,
     generation_path,
@@ -20,9 +19,6 @@ from compatctl.store._layout import (
     read_generation,
 )
 from compatctl.store._transaction import Transaction
-
-if TYPE_CHECKING:
-    from compatctl.store._check import CheckReport
 
 
 @dataclass(frozen=True)
@@ -170,30 +166,3 @@ class Store:
                 its current generation is another one.
         """
         return Transaction(self.path, expected, operation=operation, timeout_s=timeout_s)
-
-    def rollback(self, *, at: str, to: int | None = None, discard_added: bool = False) -> Manifest:
-        """Restore whole what ``rollback_plan`` says; the current manifest where that is done.
-
-        Neither an index nor a model is read or written; ``at`` is the time, ISO 8601, UTC.
-
-        Raises:
-            UsageError, ConflictError, DamagedError: as ``rollback``.
-        """
-        from compatctl.store._rollback import rollback
-
-        return rollback(self, at=at, to=to, discard_added=discard_added)
-
-    def check(
-        self, *, gc: bool = False, deep: bool = True, progress: Progress = silent
-    ) -> CheckReport:
-        """Look at everything, as ``check`` does; with ``gc``, delete what no generation names.
-
-        Raises:
-            ConflictError: ``gc`` needs the lock, and another process holds it.
-        """
-        from compatctl.store._check import check
-        from compatctl.store._gc import collect
-
-        if gc:
-            return collect(type(self).open(self.path), deep=deep, progress=progress)
-        return check(self.path, deep=deep, progress=progress)

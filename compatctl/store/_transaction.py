@@ -48,7 +48,7 @@ class Transaction:
     """One writer's work on a store; made by ``Store.create`` and ``Store.transaction``.
 
     Used as a context manager. Leaving it without ``commit`` changes nothing: the files that were
-    put stay unreferenced until ``check(gc=True)``.
+    put stay unreferenced until gc.
 
     Raises:
         ConflictError: on entering, the store is locked, or its generation is not the expected one.

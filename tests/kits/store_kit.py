@@ -15,7 +15,7 @@ import numpy as np
 import compatctl
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Catalog, IndexInfo, Manifest, ModelShare
-from compatctl.store import Store, Transaction
+from compatctl.store import Store, Transaction, restore, rollback_plan
 
 AT = "2026-01-31T12:00:00Z"
 PARAMS = HnswParams(dim=8, M=4, ef_construction=20, ef_search=10)
@@ -181,6 +181,12 @@ def snapshot(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.name != "LOCK"
     }
+
+
+def rollback(store: Store, *, to: int | None = None) -> Manifest:
+    """Restore the planned generation whole; the current manifest where that is done already."""
+    plan = rollback_plan(store, to=to)
+    return store.manifest if plan.done else restore(store, plan.target, at=AT)
 
 
 @contextmanager

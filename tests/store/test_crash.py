@@ -13,7 +13,7 @@ import pytest
 from store_kit import AT, deploy, python, snapshot, writes
 
 from compatctl.errors import CompatError
-from compatctl.store import Store
+from compatctl.store import Store, check, collect
 
 KILLER = """
 import os, signal, sys, traceback
@@ -126,12 +126,12 @@ def test_a_commit_killed_at_any_step_leaves_one_whole_generation(
             killed = run(root, len(seen) + 1)
             after = Store.open(root)
             seen.append(after.manifest.generation)
-            assert after.check().ok
+            assert check(after.path).ok
             assert (after.manifest == store.manifest) == (after.manifest.generation == 1)
             again = deploy(after, b"model C")
             assert again.manifest.generation == after.manifest.generation + 1
-            assert again.check(gc=True).ok
-            assert again.check().unreferenced == ()
+            assert collect(Store.open(again.path)).ok
+            assert check(again.path).unreferenced == ()
     assert seen == sorted(seen)
     assert set(seen) == {1, 2}
     assert len(seen) > 20
@@ -149,8 +149,8 @@ def test_a_creation_killed_at_any_step_opens_whole_or_not_at_all(tmp_path: Path)
             if not opened[-1]:
                 assert not run(root, 1_000_000)
             assert Store.open(root).manifest.generation == 1
-            assert Store.open(root).check(deep=False, gc=True).ok
-            assert Store.open(root).check(deep=False).unreferenced == ()
+            assert collect(Store.open(root), deep=False).ok
+            assert check(root, deep=False).unreferenced == ()
     assert opened == sorted(opened)
     assert opened[-2:] == [True, True]
     assert len(opened) > 20
@@ -169,7 +169,7 @@ def test_of_two_writers_one_wins_and_one_is_told(store: Store) -> None:
     said = sorted(one.communicate()[0] for one in racers)
     assert said[0] == "committed 2\n"
     assert "moved on to generation 2" in said[1]
-    assert Store.open(store.path).check().ok
+    assert check(store.path).ok
     assert len(Store.open(store.path).history()) == 2
 
 
@@ -201,4 +201,4 @@ def test_no_room_for_the_manifest_is_no_commit(store: Store) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     after = Store.open(store.path)
     assert after.manifest == store.manifest
-    assert after.check().ok
+    assert check(after.path).ok

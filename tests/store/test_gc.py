@@ -62,7 +62,7 @@ def test_gc_after_a_commit_that_was_killed(store: Store, keep: int | None, kills
     assert not [name for name in done.deleted if (store.path / name).exists()]
     assert not store.path_of("indexes", killed.index.sha256).exists()
     assert len(list((store.path / "history").iterdir())) == after.manifest.generation
-    assert add(after, 1, 9).check().ok
+    assert check(add(after, 1, 9).path).ok
 
 
 def test_the_next_commit_takes_the_place_of_a_killed_one(store: Store) -> None:
@@ -72,7 +72,7 @@ def test_the_next_commit_takes_the_place_of_a_killed_one(store: Store) -> None:
     assert deployed.manifest.operation == "deploy"
     path = store.path / "history" / "000002.json"
     assert path.read_bytes() == manifest_bytes(deployed.manifest)
-    assert deployed.check().ok
+    assert check(deployed.path).ok
 
 
 def test_what_a_killed_commit_left_of_the_history_goes_before_its_files(store: Store) -> None:
@@ -104,7 +104,7 @@ def test_an_older_manifest_put_back_is_found_before_it_is_written_over(store: St
     assert snapshot(store.path) == before
     shutil.copy(store.path / "history" / "000003.json", store.path / "manifest.json")
     assert Store.open(store.path).manifest == newest.manifest
-    assert Store.open(store.path).check().ok
+    assert check(store.path).ok
 
 
 def test_a_file_of_the_history_that_names_nothing_before_it_is_swept(store: Store) -> None:
@@ -113,7 +113,7 @@ def test_a_file_of_the_history_that_names_nothing_before_it_is_swept(store: Stor
         write_atomic(store.path / "history" / f"{number:06d}.json", b"{}\n")
     done = collect(store, at=AT)
     assert done.deleted == ("history/000002.json", "history/000003.json")
-    assert Store.open(store.path).check().ok
+    assert check(store.path).ok
 
 
 def test_blobs_of_a_killed_process_that_the_next_one_names_stay(store: Store) -> None:
@@ -125,4 +125,4 @@ def test_blobs_of_a_killed_process_that_the_next_one_names_stay(store: Store) ->
     deployed = deploy(store, b"model B")
     done = collect(deployed, keep=1, at=AT)
     assert len(done.deleted) == 1
-    assert Store.open(store.path).check().ok
+    assert check(store.path).ok

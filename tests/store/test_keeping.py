@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store_kit import AT, add, backfill, begin, deploy, lift, snapshot, writes
+from store_kit import AT, add, backfill, begin, deploy, lift, rollback, snapshot, writes
 
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import canonical_json, sha256_bytes
@@ -40,7 +40,7 @@ def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
     after = Store.open(store.path)
     assert (after.manifest.operation, after.manifest.oldest) == ("gc", 4)
     assert after.manifest.index == grown.manifest.index
-    assert after.check().ok
+    assert check(after.path).ok
     assert len(after.history()) == 7
     assert rollback_plan(after, to=4).target.index.count == 26
     with pytest.raises(UsageError, match="let go"):
@@ -51,8 +51,8 @@ def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
     assert kept.oldest == 7
     back = Store.open(store.path)
     assert rollback_plan(back).target.generation == 7
-    assert back.rollback(at=AT, discard_added=True).query_model == store.manifest.query_model
-    assert back.check().ok
+    assert rollback(back).query_model == store.manifest.query_model
+    assert check(back.path).ok
 
 
 def test_gc_repeated_deletes_nothing_more(store: Store) -> None:
@@ -90,7 +90,7 @@ def test_an_edited_generation_is_found_before_it_is_used(store: Store, number: i
     _edit(path, created_at="2020-01-01T00:00:00Z")
     assert path.name in " ".join(check(store.path).problems)
     with pytest.raises(DamagedError, match=path.name):
-        Store.open(store.path).rollback(at=AT, to=1, discard_added=True)
+        rollback(Store.open(store.path), to=1)
 
 
 def test_a_manifest_that_is_not_the_newest_of_the_history_does_not_open(store: Store) -> None:
@@ -231,7 +231,7 @@ def test_a_linked_blob_or_a_pipe_is_no_file_of_the_store(store: Store, tmp_path:
 def test_a_store_may_be_reached_by_a_link(store: Store, tmp_path: Path) -> None:
     """The folder itself may be a link: people move stores to other disks."""
     (tmp_path / "by-link").symlink_to(store.path)
-    assert deploy(Store.open(tmp_path / "by-link"), b"model B").check().ok
+    assert check(deploy(Store.open(tmp_path / "by-link"), b"model B").path).ok
 
 
 def test_what_a_generation_made_of_a_foreign_catalogue_is_refused(store: Store) -> None:

@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 import store_kit
-from store_kit import AT, add, backfill, begin, deploy, info, lift, python, snapshot, writes
+from store_kit import (
+    AT,
+    add,
+    backfill,
+    begin,
+    deploy,
+    info,
+    lift,
+    python,
+    rollback,
+    snapshot,
+    writes,
+)
 
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import Lock, sha256_bytes, sha256_file
@@ -17,18 +29,19 @@ from compatctl.store import (
     OF_THE_MODEL,
     RollbackPlan,
     Store,
-    added_since,
+    check,
+    collect,
     rollback_plan,
     space_of,
     spaces,
 )
-from compatctl.store._rollback import lineage
+from compatctl.store._lineage import lineage
 
 
 def test_a_new_store_is_complete(store: Store) -> None:
     """Creation makes generation 1 without a parent, and every file is there and intact."""
     assert (store.manifest.generation, store.manifest.parent) == (1, None)
-    report = store.check()
+    report = check(store.path)
     assert report.ok
     assert (report.generations, report.files, report.unreferenced) == (1, 4, ())
     assert store.history() == (store.manifest,)
@@ -101,11 +114,11 @@ def test_leaving_without_a_commit_changes_nothing(store: Store) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert Store.open(store.path).manifest == store.manifest
-    left = store.check()
+    left = check(store.path)
     assert left.ok
     assert left.unreferenced == (f"models/{sha256_bytes(b'model B')}.onnx",)
-    assert store.check(gc=True).deleted == left.unreferenced
-    assert store.check().unreferenced == ()
+    assert collect(Store.open(store.path)).deleted == left.unreferenced
+    assert check(store.path).unreferenced == ()
 
 
 def test_a_stale_generation_is_a_conflict(store: Store) -> None:
@@ -164,9 +177,9 @@ def test_an_orphan_of_a_killed_commit_is_overwritten(store: Store) -> None:
     orphan = store.path / "history" / "000002.json"
     orphan.write_bytes(b"half a manif")
     assert store.history() == (store.manifest,)
-    assert store.check().unreferenced == ("history/000002.json",)
+    assert check(store.path).unreferenced == ("history/000002.json",)
     after = deploy(store, b"model B")
-    assert after.check().ok
+    assert check(after.path).ok
     assert len(after.history()) == 2
 
 
@@ -180,7 +193,7 @@ def test_a_changed_manifest_is_refused_with_the_way_back(store: Store) -> None:
             Store.open(store.path)
         assert "history" in caught.value.tip
     shutil.copy(store.path / "history" / "000001.json", path)
-    assert Store.open(store.path).check().ok
+    assert check(store.path).ok
 
 
 def test_rollback_restores_the_very_bytes(store: Store) -> None:
@@ -188,7 +201,7 @@ def test_rollback_restores_the_very_bytes(store: Store) -> None:
     first = store.manifest
     second = deploy(store, b"model B")
     before = snapshot(store.path)
-    third = second.rollback(at=AT)
+    third = rollback(second)
     assert (third.generation, third.restores, third.operation) == (3, 1, "rollback")
     for name in ("query_model", "index", "catalog", "models", "registry", "report", "policy"):
         assert getattr(third, name) == getattr(first, name)
@@ -198,7 +211,7 @@ def test_rollback_restores_the_very_bytes(store: Store) -> None:
     }  # fmt: skip
     again = Store.open(store.path)
     assert sha256_file(again.verified("indexes", third.index.sha256)) == first.index.sha256
-    assert again.check().ok
+    assert check(again.path).ok
 
 
 def test_a_rollback_that_is_repeated_undoes_one_deploy(store: Store) -> None:
@@ -206,41 +219,41 @@ def test_a_rollback_that_is_repeated_undoes_one_deploy(store: Store) -> None:
     a = store.manifest.query_model
     b = deploy(store, b"model B")
     c = deploy(b, b"model C")
-    fourth = c.rollback(at=AT)
+    fourth = rollback(c)
     assert (fourth.query_model, fourth.restores) == (b.manifest.query_model, 2)
     again = Store.open(store.path)
-    assert again.rollback(at=AT) == again.rollback(at=AT, to=2) == fourth
+    assert rollback(again) == rollback(again, to=2) == fourth
     assert rollback_plan(again) == RollbackPlan(target=b.manifest, done=True)
-    fifth = again.rollback(at=AT, to=1)
+    fifth = rollback(again, to=1)
     assert (fifth.query_model, fifth.restores) == (a, 1)
-    assert Store.open(store.path).rollback(at=AT) == fifth
-    sixth = Store.open(store.path).rollback(at=AT, to=3)
+    assert rollback(Store.open(store.path)) == fifth
+    sixth = rollback(Store.open(store.path), to=3)
     assert sixth.query_model == c.manifest.query_model
-    assert Store.open(store.path).rollback(at=AT).query_model == b.manifest.query_model
+    assert rollback(Store.open(store.path)).query_model == b.manifest.query_model
 
 
 def test_rollback_after_deploying_again_undoes_that_deploy(store: Store) -> None:
     """A, B, rollback, C, rollback: the state before C is A, not B."""
     b = deploy(store, b"model B")
-    b.rollback(at=AT)
+    rollback(b)
     c = deploy(Store.open(store.path), b"model C")
-    assert c.rollback(at=AT).query_model == store.manifest.query_model
+    assert rollback(c).query_model == store.manifest.query_model
 
 
 def test_going_back_behind_a_backfill_undoes_no_deploy(store: Store) -> None:
     """B, backfill, back to B, backfill: the next rollback undoes B, with the second or without."""
     deployed = deploy(store, b"model B")
     filled = backfill(deployed, 8)
-    back = filled.rollback(at=AT, to=2)
+    back = rollback(filled, to=2)
     assert (back.index, back.catalog) == (deployed.manifest.index, deployed.manifest.catalog)
     assert rollback_plan(Store.open(store.path)).target == store.manifest
     backfill(Store.open(store.path), 12)
-    undone = Store.open(store.path).rollback(at=AT)
+    undone = rollback(Store.open(store.path))
     for name in ("query_model", "index", "catalog", "models"):
         assert getattr(undone, name) == getattr(store.manifest, name), name
     again = Store.open(store.path)
-    assert again.rollback(at=AT) == undone
-    assert again.check().ok
+    assert rollback(again) == undone
+    assert check(again.path).ok
 
 
 def test_states_on_two_sides_of_a_lift_are_of_two_spaces(store: Store) -> None:
@@ -250,30 +263,30 @@ def test_states_on_two_sides_of_a_lift_are_of_two_spaces(store: Store) -> None:
     later = deploy(up, b"model D")
     spaces = [space_of(later, one) for one in later.history()]
     assert spaces == [0, 0, 3, 3]
-    later.rollback(at=AT, to=2)
+    rollback(later, to=2)
     assert space_of(Store.open(store.path), Store.open(store.path).manifest) == 0
-    Store.open(store.path).rollback(at=AT, to=4)
+    rollback(Store.open(store.path), to=4)
     again = Store.open(store.path)
     assert space_of(again, again.manifest) == 3
     assert space_of(again, first) == 0
-    assert again.check().ok
+    assert check(again.path).ok
 
 
 def test_spaces_of_all_generations_are_those_of_each(store: Store) -> None:
     """Over two lifts, states restored whole, restored once more, and with rows that were kept."""
     up = deploy(lift(deploy(store, b"model B"), b"model C"), b"model D")
-    up.rollback(at=AT, to=2)
-    add(Store.open(store.path), 3).rollback(at=AT, to=4, discard_added=True)
+    rollback(up, to=2)
+    rollback(add(Store.open(store.path), 3), to=4)
     grown = add(Store.open(store.path), 5)
-    grown.rollback(at=AT, to=5, discard_added=True)
+    rollback(grown, to=5)
     back = Store.open(store.path)
     with back.transaction(back.manifest, operation="rollback") as tx:
         had = {name: getattr(grown.manifest, name) for name in ("index", "catalog", "models")}
         model = {name: getattr(up.manifest, name) for name in OF_THE_MODEL}
         tx.commit(operation="rollback", created_at=AT, restores=4, **had, **model)
-    lift(Store.open(store.path), b"model E", dim=4).rollback(at=AT, to=10)
+    rollback(lift(Store.open(store.path), b"model E", dim=4), to=10)
     again = Store.open(store.path)
-    again.rollback(at=AT, to=9, discard_added=True)
+    rollback(again, to=9)
     last = Store.open(store.path)
     assert spaces(last) == (0, 0, 3, 3, 0, 0, 3, 3, 0, 3, 11, 3, 0)
     assert spaces(last) == tuple(space_of(last, one) for one in last.history())
@@ -281,33 +294,16 @@ def test_spaces_of_all_generations_are_those_of_each(store: Store) -> None:
     lifts = [[one for one in lineage(last, each) if one.operation == "lift"]
              for each in last.history()]  # fmt: skip
     assert spaces(last) == tuple(one[0].generation if one else 0 for one in lifts)
-    assert last.check().ok
+    assert check(last.path).ok
 
 
-def test_rollback_refuses_to_drop_added_rows(store: Store) -> None:
-    """Items added since the target are named and kept, unless they may be discarded."""
-    second = deploy(store, b"model B")
-    third = add(second, 5)
-    with pytest.raises(ConflictError, match="5 of the 25 items"):
-        third.rollback(at=AT)
-    assert Store.open(store.path).manifest == third.manifest
-    assert added_since(third, store.manifest) == tuple(f"added-2-{at}" for at in range(5))
-    fourth = third.rollback(at=AT, discard_added=True)
+def test_a_rollback_restores_the_rows_of_then(store: Store) -> None:
+    """Items added since the target are in no row of it, and come back with their generation."""
+    third = add(deploy(store, b"model B"), 5)
+    fourth = rollback(third)
     assert fourth.index == store.manifest.index
-    assert Store.open(store.path).check().ok
-    forward = Store.open(store.path)
-    assert added_since(forward, third.manifest) == ()
-    assert forward.rollback(at=AT, to=3).index.count == 25
-
-
-def test_rows_of_another_branch_are_not_taken_for_these(store: Store) -> None:
-    """Going to a branch with as many other rows drops today's, and is refused."""
-    branch = add(store, 5)
-    branch.rollback(at=AT, to=1, discard_added=True)
-    today = add(Store.open(store.path), 5, seed=4)
-    assert today.manifest.index.count == branch.manifest.index.count
-    with pytest.raises(ConflictError, match="5 of the 25 items"):
-        today.rollback(at=AT, to=2)
+    assert check(store.path).ok
+    assert rollback(Store.open(store.path), to=3).index.count == 25
 
 
 def test_rollback_before_the_commit_needs_the_files(store: Store) -> None:
@@ -316,7 +312,7 @@ def test_rollback_before_the_commit_needs_the_files(store: Store) -> None:
     path = store.path_of("models", store.manifest.query_model)
     path.write_bytes(b"")
     with pytest.raises(DamagedError, match=path.name):
-        second.rollback(at=AT)
+        rollback(second)
     assert Store.open(store.path).manifest == second.manifest
 
 
@@ -325,15 +321,17 @@ def test_rollback_to_no_older_generation_is_a_usage_error(store: Store, to: int)
     """A generation that is not there, or is the current one, cannot be restored."""
     second = deploy(store, b"model B")
     with pytest.raises(UsageError, match=str(to)):
-        second.rollback(at=AT, to=to)
+        rollback(second, to=to)
 
 
 def test_reading_and_rollback_load_no_numpy(store: Store) -> None:
     """Status, history and rollback work from the manifests alone, in a fresh process."""
     deploy(store, b"model B")
     code = (
-        "import sys; from pathlib import Path; from compatctl.store import Store\n"
-        "s = Store.open(Path(sys.argv[1])); s.history(); s.rollback(at='2026-02-01T00:00:00Z')\n"
+        "import sys; from pathlib import Path\n"
+        "from compatctl.store import Store, restore, rollback_plan\n"
+        "s = Store.open(Path(sys.argv[1])); s.history()\n"
+        "restore(s, rollback_plan(s).target, at='2026-02-01T00:00:00Z')\n"
         "print({'numpy', 'hnswlib', 'onnx', 'torch'} & set(sys.modules))"
     )
     with python(code, store.path) as process:
@@ -349,7 +347,7 @@ def test_reading_writes_nothing(store: Store) -> None:
     Store.open(store.path).history()
     second.catalog()
     rollback_plan(second)
-    assert second.check().ok
+    assert check(second.path).ok
     assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == times
 
 
@@ -363,20 +361,20 @@ def test_check_names_a_flipped_bit_in_any_file(store: Store) -> None:
         whole = path.read_bytes()
         middle = len(whole) // 2
         path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-        report = second.check()
+        report = check(second.path)
         assert not report.ok
         assert name in " ".join(report.problems)
         path.write_bytes(whole)
-    assert second.check().ok
+    assert check(second.path).ok
 
 
 def test_a_shallow_check_sees_missing_files_only(store: Store) -> None:
     """Without ``deep`` no file is read: a missing one is found, a changed one is not."""
     path = store.path_of("models", store.manifest.query_model)
     path.write_bytes(b"model X")
-    assert store.check(deep=False).ok
+    assert check(store.path, deep=False).ok
     path.unlink()
-    assert not store.check(deep=False).ok
+    assert not check(store.path, deep=False).ok
 
 
 def test_check_compares_the_catalogue_with_the_manifest(store: Store) -> None:
@@ -391,7 +389,7 @@ def test_check_compares_the_catalogue_with_the_manifest(store: Store) -> None:
     with store.transaction(store.manifest) as tx:  # as if an older version had put it there
         tx.commit(operation="add", created_at=AT, catalog=digest)
     again = Store.open(store.path)
-    report = again.check()
+    report = check(again.path)
     assert not report.ok
     assert "1 rows, the index 20" in " ".join(report.problems)
     with pytest.raises(DamagedError, match="has 1 rows"):
@@ -400,13 +398,13 @@ def test_check_compares_the_catalogue_with_the_manifest(store: Store) -> None:
 
 def test_gc_keeps_every_generation_and_what_others_put_there(store: Store) -> None:
     """Only what no generation names is deleted; a person's own files are not touched."""
-    deploy(store, b"model B").rollback(at=AT)
+    rollback(deploy(store, b"model B"))
     keep = snapshot(store.path)
     (store.path / "models" / "README").write_bytes(b"mine")
     (store.path / "models" / ".new-0123").write_bytes(b"half")
     (store.path / ".new-4567.json").write_bytes(b"half")
     (store.path / "indexes" / f"{'0' * 64}.hnsw").write_bytes(b"left")
-    report = store.check(gc=True)
+    report = collect(Store.open(store.path))
     assert report.ok
     assert len(report.deleted) == 3
     assert report.freed_bytes == 12
@@ -418,7 +416,7 @@ def test_gc_deletes_nothing_while_a_generation_is_unreadable(store: Store) -> No
     second = deploy(store, b"model B")
     (store.path / "history" / "000001.json").write_bytes(b"{}")
     (store.path / "models" / ".new-0123").write_bytes(b"half")
-    report = second.check(gc=True)
+    report = collect(Store.open(second.path))
     assert report.deleted == ()
     assert "nothing was deleted" in " ".join(report.problems)
     assert (store.path / "models" / ".new-0123").exists()
@@ -431,7 +429,7 @@ def test_a_broken_chain_is_found(store: Store) -> None:
     shutil.copy(other.path / "history" / "000001.json", store.path / "history" / "000001.json")
     with pytest.raises(DamagedError, match="parent"):
         second.history()
-    assert "parent" in " ".join(second.check().problems)
+    assert "parent" in " ".join(check(second.path).problems)
 
 
 def test_a_creation_from_a_deployed_index_needs_its_model(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ from compatctl.store import (
     collect,
     count_attempt,
     manifest_digest,
+    restore,
+    rollback_plan,
 )
 
 AT = "2026-01-31T12:00:00Z"
@@ -662,7 +664,8 @@ def _roll_back(store: Store, rng: random.Random) -> Manifest:
     oldest = max(now.oldest, now.generation - 6)
     if oldest >= now.generation:
         return now
-    return store.rollback(at=AT, to=rng.randrange(oldest, now.generation), discard_added=True)
+    plan = rollback_plan(store, to=rng.randrange(oldest, now.generation))
+    return now if plan.done else restore(store, plan.target, at=AT)
 
 
 def _collect(store: Store) -> Manifest:

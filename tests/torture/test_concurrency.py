@@ -20,7 +20,7 @@ from store_workers import add_items, answer, begin, let_go, start, work
 from compatctl.errors import ConflictError
 from compatctl.files._lock import locks_stay_local
 from compatctl.manifest import Manifest
-from compatctl.store import Store, collect, manifest_digest
+from compatctl.store import Store, check, collect, manifest_digest, restore, rollback_plan
 
 SECONDS = 60 if LONG else 12
 WRITERS = READERS = 8
@@ -70,9 +70,9 @@ def test_writers_and_readers_at_once(scratch: Path, tally: Tally) -> None:
         assert told[one.generation][0] == manifest_digest(one)
     assert set(store.catalog().ids) == _expected(history, items, told)
     workers.read_once(store.path, store.manifest.generation)
-    assert store.check().ok
+    assert check(store.path).ok
     assert collect(store, at=workers.AT).ok
-    assert store.check().unreferenced == ()
+    assert check(store.path).unreferenced == ()
 
     assert not any("other conflicts" in one["counts"] for one in read)
     counts = sum((Counter(one["counts"]) for one in (*wrote, *read)), Counter[str]())
@@ -147,7 +147,7 @@ def test_the_lock_of_a_killed_writer_is_free_at_once(scratch: Path) -> None:
     holder.communicate()
     left = json.loads((store.path / "LOCK").read_bytes())
     assert (left["pid"], left["operation"]) == (holder.pid, "a long put")
-    found = store.check()
+    found = check(store.path)
     assert found.ok
     assert [name.split("/")[0] for name in found.unreferenced] == ["models", "reports"]
     began = time.monotonic()
@@ -155,8 +155,8 @@ def test_the_lock_of_a_killed_writer_is_free_at_once(scratch: Path) -> None:
         pass
     assert time.monotonic() - began < 1.0
     add_items(Store.open(store.path), ("after",), timeout_s=0)
-    assert store.check(gc=True).deleted == found.unreferenced
-    after = Store.open(store.path).check()
+    assert collect(Store.open(store.path)).deleted == found.unreferenced
+    after = check(store.path)
     assert after.ok
     assert after.unreferenced == ()
     assert len(list((store.path / "models").iterdir())) == 1
@@ -203,7 +203,7 @@ def test_a_rollback_whose_target_was_let_go_meanwhile_is_a_conflict(scratch: Pat
     stale = Store.open(store.path)
     assert collect(store, keep=1, at=workers.AT).oldest == 6
     with pytest.raises(ConflictError, match="let go of the files of generation 2"):
-        stale.rollback(at=workers.AT, to=2, discard_added=True)
+        restore(stale, rollback_plan(stale, to=2).target, at=workers.AT)
     with pytest.raises(ConflictError, match="let go of the files of generation 2"):
         stale.catalog(stale.generation(2))
 

@@ -22,7 +22,7 @@ from compatctl.errors import CompatError, DamagedError
 from compatctl.files import has_digest
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.manifest import Catalog, IndexInfo, ModelShare
-from compatctl.store import Store
+from compatctl.store import Store, check
 
 FLIPS = 5000 if LONG else 500
 EVERY = 10
@@ -289,7 +289,7 @@ def test_a_remembered_digest_is_not_fooled_by_times(big: Store, cache: Path) -> 
         _verify(big)
     path.write_bytes(whole)
     assert _verify(big) == path
-    assert big.check().ok
+    assert check(big.path).ok
 
 
 def _spoilt(entry: bytes) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from kit import LONG, Fault, Kind, Machine, fresh_copy
 from laws import OPEN, Tally, Try, verify
 from scenarios import GC, NAMES, SCENARIOS, Stage
 
-from compatctl.store import Store
+from compatctl.store import check
 
 NO_ROOM = "gc needs room on the disk"
 Stages = Callable[[str], Stage]
@@ -118,4 +118,4 @@ def test_gc_makes_room_on_a_full_disk(
     small_disk(_used(folder))
     outcome = shell.run(folder, GC)
     assert outcome.status == 0, outcome.stderr
-    assert Store.open(folder / "store").check().unreferenced == ()
+    assert check(folder / "store").unreferenced == ()
