@@ -14,7 +14,7 @@ import numpy as np
 
 from compatctl.core.arrays import Rows, as_rows
 from compatctl.data import Dataset
-from compatctl.deployment.bulk_embedding import Embedding, give_back_memory
+from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.changed_items import Changes
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import index_params, load_query_model, open_index
@@ -71,7 +71,7 @@ def add(
     if not changed:
         work.changes.refuse()
     encoder = load_query_model(store, manifest)
-    with Embedding.of(encoder, work.items, skip_bad=skip_bad, progress=progress) as done:
+    with BulkEmbedding.of(encoder, work.items, skip_bad=skip_bad, progress=progress) as done:
         del encoder
         plan = work.plan(done)
         result = AddResult(
@@ -88,7 +88,7 @@ def add(
         )
         if not result.written:
             return result
-        give_back_memory()
+        release_memory()
         grown = [plan.index(store, progress)] if len(done.rows) else []
     after = _commit(store, grown, plan)
     return replace(result, generation=after.generation, index_sha256=after.index.sha256)
@@ -126,7 +126,7 @@ class _AddWork:
             next_key=catalog.next_key,
         )
 
-    def plan(self, done: Embedding) -> _AddPlan:
+    def plan(self, done: BulkEmbedding) -> _AddPlan:
         """What goes where, of the items that were embedded."""
         rows, digests = np.array(done.rows, np.int64), done.image_digests()
         new = rows < self.n_new
@@ -150,7 +150,7 @@ class _AddPlan:
     has at rows ``changed_at`` (m,); digests (n, 32) and (m, 32); ``labels`` for ``relabelled_at``.
     """
 
-    done: Embedding
+    done: BulkEmbedding
     new: Dataset
     new_digests: np.ndarray
     changed: Dataset
@@ -171,7 +171,7 @@ class _AddPlan:
                 index_params(manifest.index),
                 manifest.index.count,
                 keys=store.catalog().keys[self.changed_at],
-                rows_at=lambda places: self.done.at(places + n),
+                rows_at=lambda places: self.done.features_at(places + n),
                 progress=progress,
             )
             index.reserve(n)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from compatctl.core.arrays import Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
-from compatctl.deployment.bulk_embedding import Embedding, give_back_memory
+from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import index_params, load_query_model
 from compatctl.deployment.project import open_store, utc_now
@@ -186,16 +186,18 @@ class _Work:
             ignore_same=self.ignore_same,
         )
         _need(len(asking.ids), self.asked)
-        with Embedding.of(encoder, self.chosen.items, skip_bad=skip_bad, progress=progress) as done:
+        with BulkEmbedding.of(
+            encoder, self.chosen.items, skip_bad=skip_bad, progress=progress
+        ) as done:
             del encoder
-            give_back_memory()
+            release_memory()
             result = replace(result, skipped=tuple(done.bad))
             if not done.rows:
                 return result
             result, index_asked = self._measured(result, done, asking, policy)
             if not result.written:
                 return result
-            give_back_memory()
+            release_memory()
             rows = self.chosen.rows[done.rows]
             built = [self._rebuilt(rows, done, progress)]
         if index_asked is not None:
@@ -205,7 +207,7 @@ class _Work:
         return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
     def _measured(
-        self, result: Backfilled, done: Embedding, asking: HeldOut, policy: Policy
+        self, result: Backfilled, done: BulkEmbedding, asking: HeldOut, policy: Policy
     ) -> tuple[Backfilled, Asked | None]:
         """The result with what was measured, and whether it is to be written."""
         trial: MixedTrial | None = None
@@ -232,7 +234,7 @@ class _Work:
         )
         return found, index_asked
 
-    def _rebuilt(self, rows: Rows, done: Embedding, progress: Progress) -> HnswIndex:
+    def _rebuilt(self, rows: Rows, done: BulkEmbedding, progress: Progress) -> HnswIndex:
         """The index with ``rows`` (n,) of the catalogue replaced; all of the old one is read."""
         info = self.store.manifest.index
         return rebuilt(

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import as_rows
 from compatctl.data import csv_rows
 from compatctl.deployment.artifacts import ModelArtifacts, find_artifacts
-from compatctl.deployment.changed_items import digests_of
+from compatctl.deployment.changed_items import image_digests
 from compatctl.deployment.creation import (
     create_store,
     existing_store,
@@ -23,6 +22,7 @@ from compatctl.deployment.creation import (
     refuse_other_registry,
 )
 from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import indexed_rows
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import utc_now
 from compatctl.deployment.provenance import CLOSE, Agreement, compare, is_proven
@@ -290,8 +290,7 @@ def _compared(
         return catalog, None
     data = load_data(project)
     refuse_unsteady(encoder, data)
-    row_of = {item: row for row, item in enumerate(catalog.ids)}
-    rows = as_rows(row for row, item in enumerate(data.ids) if item in row_of)
+    rows, catalog_rows = indexed_rows(data, catalog)
     if not len(rows):
         raise InputError(
             f"no item of {project.data} is in the index by its id",
@@ -299,5 +298,5 @@ def _compared(
         )
     agreement = compare(encoder, index, catalog, data, rows)
     digests = catalog.digests.copy()
-    digests[[row_of[data.ids[row]] for row in rows]] = digests_of(data, rows, progress)
+    digests[catalog_rows] = image_digests(data, rows, progress)
     return replace(catalog, digests=digests), agreement

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from compatctl.core.arrays import as_rows
 from compatctl.data import Dataset
 from compatctl.deployment.artifacts import find_artifacts
-from compatctl.deployment.bulk_embedding import Embedding
+from compatctl.deployment.bulk_embedding import BulkEmbedding
 from compatctl.deployment.changed_items import Changes
 from compatctl.deployment.creation import (
     create_store,
@@ -17,6 +16,7 @@ from compatctl.deployment.creation import (
     refuse_other_registry,
 )
 from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import indexed_rows
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import require
 from compatctl.encoder import refuse_unsteady
@@ -98,7 +98,7 @@ def init(
             _scaffold(project)
         return found
     refuse_unsteady(encoder, gallery)
-    with Embedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as done:
+    with BulkEmbedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as done:
         index = HnswIndex.begin(params, max(1, len(done.rows)))
         done.add_to(index, 0, progress)
     items = gallery.take(done.rows)
@@ -138,10 +138,7 @@ def _existing_result(
             f"{project.store} is already a store, of other items or another index",
             tip="name another folder; compatctl add indexes more items in this one",
         )
-    held = [row for row, item in enumerate(gallery.ids) if item in ids]
-    row_of = {item: row for row, item in enumerate(catalog.ids)}
-    at = as_rows(row_of[gallery.ids[row]] for row in held)
-    Changes.of(gallery, as_rows(held), at, catalog).refuse()
+    Changes.of(gallery, *indexed_rows(gallery, catalog), catalog).refuse()
     return _result(project, catalog, info.dim, info.sha256, skipped=bad, written=False)
 
 

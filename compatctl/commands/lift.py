@@ -13,7 +13,7 @@ from pathlib import Path
 from compatctl.core.arrays import Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
-from compatctl.deployment.bulk_embedding import give_back_memory
+from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.erasure import refuse_erased_vectors
 from compatctl.deployment.gallery import DeployedGallery, index_params
@@ -85,7 +85,7 @@ def lift(
     result, plan = work.tried(result, progress)
     if not result.written:
         return result
-    give_back_memory()
+    release_memory()
     built = [work.mapped(plan, progress)]
     if plan.index_asked is not None:
         ann, _ = health_of(built[0], store.manifest.index.ef_search, plan.index_asked)

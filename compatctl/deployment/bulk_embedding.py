@@ -1,6 +1,7 @@
-"""Items into an index: all are embedded first, then all are added; many features wait on disk.
+"""Embed many items and add them to an index, with little memory.
 
-So encoder and index are never in memory together, and features never all at once.
+All items are embedded first, then all are indexed; many features wait on disk. So encoder and index
+are never in memory together, and features never all at once.
 """
 
 from __future__ import annotations
@@ -22,23 +23,24 @@ from compatctl.index import HnswIndex
 from compatctl.manifest import DIGEST_BYTES
 from compatctl.progress import Progress, silent
 
-AT_ONCE = 4096
-"""Items that are embedded, and features that are added, at once."""
+BATCH = 4096
+"""How many items are embedded, and features indexed, at once."""
 
 IN_MEMORY = 32 << 20
-"""Bytes of features that wait in memory; more wait on disk."""
+"""Bytes of features that are kept in memory; beyond that, all are on disk."""
 
 _M_MMAP_THRESHOLD, _MAPPED = -3, 1 << 18
-"""mallopt's option, and the bytes from which on an array is mapped, and unmapped when freed."""
+"""An option of mallopt; and the size in bytes from which arrays are mapped and unmapped."""
 
 
 @dataclass(kw_only=True, eq=False)
-class Embedding:
-    """Features (n, D) of items, in memory, or in a temporary file that ends with it.
+class BulkEmbedding:
+    """Features (n, D) of items, in memory or in a temporary file; a context manager.
 
-    ``rows`` are the positions of the embedded items in the data set, in the order of the features;
-    ``digests`` (32 bytes each) are of their images; ``bad`` the ids of those whose image does not
-    decode. Used as a context manager.
+    Attributes:
+        rows: rows of the embedded items in the data set, in the order of the features.
+        digests: the sha256 of their images, 32 bytes each.
+        bad: ids of items whose image does not decode.
     """
 
     dim: int
@@ -59,22 +61,22 @@ class Embedding:
         """Embed the items.
 
         Raises:
-            InputError: an image does not decode (unless ``skip_bad``), or its row is not finite and
-                of unit length.
-            CompatError: there is no room in the temporary folder.
+            InputError: an image does not decode (unless ``skip_bad``), or its feature is not finite
+                and of unit length.
+            CompatError: no space in the temporary folder.
         """
-        waiting = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
-        found = cls(dim=encoder.dim, rows=[], digests=bytearray(), bad=[], file=waiting)
-        for start in range(0, len(items), AT_ONCE):
-            part = np.arange(start, min(start + AT_ONCE, len(items)))
-            done = encoder.embed(items.take(part), skip_bad=skip_bad)
-            found.bad += [item.id for item in done.bad]
-            found.rows += part[done.rows].tolist()
-            found.digests += done.digests.tobytes()
+        file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+        result = cls(dim=encoder.dim, rows=[], digests=bytearray(), bad=[], file=file)
+        for start in range(0, len(items), BATCH):
+            part = np.arange(start, min(start + BATCH, len(items)))
+            embedded = encoder.embed(items.take(part), skip_bad=skip_bad)
+            result.bad += [item.id for item in embedded.bad]
+            result.rows += part[embedded.rows].tolist()
+            result.digests += embedded.digests.tobytes()
             with clear_errors("writing", Path("features, to a temporary file")):
-                found.file.write(done.features.tobytes())
-            progress("items embedded", len(found.rows) + len(found.bad), len(items))
-        return found
+                result.file.write(embedded.features.tobytes())
+            progress("items embedded", len(result.rows) + len(result.bad), len(items))
+        return result
 
     def add_to(
         self,
@@ -84,16 +86,17 @@ class Embedding:
         *,
         count: int | None = None,
     ) -> None:
-        """Add the features, or the first ``count`` of them, under the keys from ``first_key`` on;
-        in memory only.
+        """Add the first ``count`` features (default: all) under keys that start at ``first_key``.
+
+        The index changes in memory only.
 
         Raises:
-            InputError: a key is there already; the dimension is another.
+            InputError: a key exists already, or the dimensions differ.
         """
         self.file.seek(0)
         total = len(self.rows) if count is None else count
-        for start in range(0, total, AT_ONCE):
-            n = min(AT_ONCE, total - start)
+        for start in range(0, total, BATCH):
+            n = min(BATCH, total - start)
             raw = self.file.read(n * self.dim * 4)
             features = np.frombuffer(raw, np.float32).reshape(n, self.dim)
             index.add(features, np.arange(n, dtype=np.uint64) + np.uint64(first_key + start))
@@ -103,13 +106,13 @@ class Embedding:
         """The sha256 (n, 32) of the images, in the order of ``rows``."""
         return np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
-    def at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The features (n, D) at ``places`` (n,), in any order, of those in ``rows``."""
-        found = np.empty((len(places), self.dim), np.float32)
-        for number, place in enumerate(places.tolist()):
-            self.file.seek(place * self.dim * 4)
-            found[number] = np.frombuffer(self.file.read(self.dim * 4), np.float32)
-        return found
+    def features_at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The features (n, D) at ``positions`` (n,) in ``rows``, in any order."""
+        features = np.empty((len(positions), self.dim), np.float32)
+        for row, position in enumerate(positions.tolist()):
+            self.file.seek(position * self.dim * 4)
+            features[row] = np.frombuffer(self.file.read(self.dim * 4), np.float32)
+        return features
 
     def __enter__(self) -> Self:
         return self
@@ -123,11 +126,11 @@ class Embedding:
         self.file.close()
 
 
-def give_back_memory() -> None:
-    """What was freed goes back to the system, and so does what is freed from now on.
+def release_memory() -> None:
+    """Return freed memory to the system, now and from now on.
 
-    glibc keeps it otherwise, and an index comes next: without a fixed threshold every large array
-    that is freed raises the size up to which glibc keeps the next one (mallopt(3)).
+    Otherwise glibc keeps it: without a fixed threshold, freeing a large array raises the size up to
+    which glibc keeps the next one (mallopt(3)).
     """
     libc = ctypes.CDLL(None)
     trim, option = getattr(libc, "malloc_trim", None), getattr(libc, "mallopt", None)

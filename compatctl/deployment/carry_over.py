@@ -44,8 +44,7 @@ class AddedItems:
     def since(cls, store: Store, target: Manifest) -> AddedItems:
         """Find what was added since ``target``."""
         current, earlier = store.catalog(), store.catalog(target)
-        row_of = {item: row for row, item in enumerate(earlier.ids)}
-        rows = as_rows(row for row, item in enumerate(current.ids) if item not in row_of)
+        rows = as_rows(row for row, item in enumerate(current.ids) if item not in earlier.row_of)
         shared = {model.sha256 for model in target.models}
         is_shared = np.array([model in shared for model in current.models], bool)
         rows = rows[np.argsort(current.model_of[rows], kind="stable")]
@@ -54,7 +53,7 @@ class AddedItems:
             current=current,
             known=rows[known],
             foreign=rows[~known],
-            reverted=_reverted(current, earlier, row_of),
+            reverted=_reverted(current, earlier),
         )
 
     def ids(self, rows: Rows) -> tuple[str, ...]:
@@ -62,8 +61,9 @@ class AddedItems:
         return tuple(self.current.ids[row] for row in rows)
 
 
-def _reverted(current: Catalog, earlier: Catalog, row_of: dict[str, int]) -> tuple[str, ...]:
+def _reverted(current: Catalog, earlier: Catalog) -> tuple[str, ...]:
     """Ids in both catalogues whose class differs, or whose image does where both are known."""
+    row_of = earlier.row_of
     pairs = [(row, row_of[item]) for row, item in enumerate(current.ids) if item in row_of]
     here, there = np.array(pairs, np.int64).reshape(-1, 2).T
     differs = (current.digests[here] != earlier.digests[there]).any(axis=1)

@@ -1,4 +1,4 @@
-"""Items that are not what was indexed under their ids: another image, or another label."""
+"""Items whose image or label is not the one that was indexed under their id."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from compatctl.errors import InputError
 from compatctl.manifest import DIGEST_BYTES, Catalog
 from compatctl.progress import Progress, silent
 
-AT_ONCE = 4096
+BATCH = 4096
 SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Changes:
-    """What became of items that the store holds by their id.
+    """Changes of items that the store has.
 
-    ``images``: items (n,) of the data whose image has other bytes than the one that was embedded,
-    by row of the data; ``labels`` those whose class is another. ``unknown``: how many could not be
-    compared, since the store has no digest of them or their image cannot be read now.
+    Attributes:
+        images: rows (n,) of the data whose image has other bytes than the embedded one.
+        labels: rows (m,) of the data whose class differs.
+        unknown: how many items could not be compared: the store has no digest of their image, or
+            it cannot be read now.
     """
 
     data: Dataset
@@ -35,46 +37,49 @@ class Changes:
 
     @classmethod
     def of(
-        cls, data: Dataset, rows: Rows, at: Rows, catalog: Catalog, progress: Progress = silent
+        cls,
+        data: Dataset,
+        rows: Rows,
+        catalog_rows: Rows,
+        catalog: Catalog,
+        progress: Progress = silent,
     ) -> Self:
-        """Compare the items at ``rows`` (n,) of the data with the catalogue's rows ``at`` (n,).
+        """Compare ``rows`` (n,) of the data with ``catalog_rows`` (n,) of the catalogue.
 
-        Every image's bytes are read once; none is decoded. A class that the catalogue does not know
+        Each image's bytes are read once; none is decoded. A class that the catalogue does not know
         (empty) is not compared.
         """
-        found = digests_of(data, rows, progress)
-        had, known = catalog.digests[at], catalog.known[at] & found.any(axis=1)
-        other = known & (found != had).any(axis=1)
-        labels = [
+        digests = image_digests(data, rows, progress)
+        known = catalog.known[catalog_rows] & digests.any(axis=1)
+        differs = known & (digests != catalog.digests[catalog_rows]).any(axis=1)
+        labels = as_rows(
             int(row)
-            for row, there in zip(rows, at, strict=True)
-            if catalog.labels[there] not in {"", data.labels[row]}
-        ]
-        return cls(
-            data=data, images=rows[other], labels=as_rows(labels), unknown=int((~known).sum())
+            for row, catalog_row in zip(rows, catalog_rows, strict=True)
+            if catalog.labels[catalog_row] not in {"", data.labels[row]}
         )
+        return cls(data=data, images=rows[differs], labels=labels, unknown=int((~known).sum()))
 
     def ids(self, rows: Rows) -> tuple[str, ...]:
         """The ids of rows (n,) of the data."""
         return tuple(self.data.ids[row] for row in rows)
 
     def refuse(self) -> None:
-        """Refuse to go on as if nothing had changed.
+        """Refuse changed items.
 
         Raises:
-            InputError: something did.
+            InputError: an image or a label changed.
         """
         if not len(self.images) + len(self.labels):
             return
         parts = [
-            f"{len(rows)} have another {what} ({_some(self.ids(rows))})"
-            for what, rows in (("image", self.images), ("label", self.labels))
+            f"{len(rows)} have another {field} ({_shorten(self.ids(rows))})"
+            for field, rows in (("image", self.images), ("label", self.labels))
             if len(rows)
         ]
         raise InputError(
             "items of the data are not what was indexed under their ids: " + ", ".join(parts),
-            tip="compatctl add --changed embeds them again and takes their labels; where they are "
-            "new items, give them ids of their own",
+            tip="compatctl add --changed re-embeds them and takes their labels; if they are new "
+            "items, give them ids of their own",
             details={
                 "changed_images": list(self.ids(self.images)),
                 "changed_labels": list(self.ids(self.labels)),
@@ -82,9 +87,9 @@ class Changes:
         )
 
 
-def digests_of(data: Dataset, rows: Rows, progress: Progress = silent) -> np.ndarray:
-    """The sha256 (n, 32) uint8 of the images at ``rows`` (n,); zero where one cannot be read."""
-    found = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
+def image_digests(data: Dataset, rows: Rows, progress: Progress = silent) -> np.ndarray:
+    """The sha256 (n, 32) uint8 of the images at ``rows`` (n,); zero for unreadable images."""
+    digests = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
 
     def digest(row: int) -> bytes:
         try:
@@ -93,14 +98,14 @@ def digests_of(data: Dataset, rows: Rows, progress: Progress = silent) -> np.nda
             return bytes(DIGEST_BYTES)
 
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compatctl-hash") as pool:
-        for start in range(0, len(rows), AT_ONCE):
-            part = b"".join(pool.map(digest, rows[start : start + AT_ONCE].tolist()))
+        for start in range(0, len(rows), BATCH):
+            part = b"".join(pool.map(digest, rows[start : start + BATCH].tolist()))
             read = np.frombuffer(part, np.uint8).reshape(-1, DIGEST_BYTES)
-            found[start : start + len(read)] = read
+            digests[start : start + len(read)] = read
             progress("images compared", start + len(read), len(rows))
-    return found
+    return digests
 
 
-def _some(ids: tuple[str, ...]) -> str:
+def _shorten(ids: tuple[str, ...]) -> str:
     more = "" if len(ids) <= SHOWN else f" and {len(ids) - SHOWN} more"
     return ", ".join(ids[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""The first generation of a store, whether its gallery was embedded here or adopted."""
+"""The first generation of a store, from embedded items or from an adopted index."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def create_store(
         proven: whether the model is known to have embedded the rows.
 
     Raises:
-        InputError: the folder is in use, or the file changed since.
-        CompatError: there was no room or no permission; there is no store then.
+        InputError: the folder is in use, or the file changed since it was checked.
+        CompatError: no space or no permission; there is no store then.
     """
     with Store.create(path, operation=operation) as tx:
-        found = tx.put("indexes", index)
-        if sha256 is not None and found != sha256:
+        written = tx.put("indexes", index)
+        if sha256 is not None and written != sha256:
             raise InputError(f"{index} changed while it was read", tip="run it again")
         share = replace(model.put(tx, rows=len(catalog)), proven=proven)
         return tx.commit(
             operation=operation,
             created_at=utc_now(),
             query_model=share.sha256,
-            index=index_info(params, found, len(catalog)),
+            index=index_info(params, written, len(catalog)),
             catalog=tx.put("catalogs", catalog.write),
             models=(share,),
             **artifacts.put(tx, None),
@@ -60,46 +60,47 @@ def create_store(
 
 
 def existing_store(path: Path, operation: str, model: str) -> Store | None:
-    """The store at ``path``, where this operation with this model made it and nothing came after.
+    """The store at ``path``, if this operation with this model created it and nothing came after.
 
-    A run that was killed after its commit is repeated by people and pipelines: it finds its own
-    work done. The caller compares the rest.
+    Repeating a command that was killed after its commit is no error. The caller compares the rest.
 
     Raises:
-        InputError: there is a store that was made otherwise.
-        DamagedError: there is one, and its manifest is not what was written.
+        InputError: another operation or model created the store, or it has later generations.
+        DamagedError: the store's manifest is damaged.
     """
     if not (path / "manifest.json").exists():
         return None
     store = Store.open(path)
-    found = store.manifest
-    # an import that compared what an earlier one adopted unseen is a generation of its own
-    first = found.generation == 1 or operation == "import"
-    if not first or (found.operation, found.query_model) != (operation, model):
+    manifest = store.manifest
+    # comparing what an earlier import adopted without a comparison makes a second generation
+    first = manifest.generation == 1 or operation == "import"
+    if not first or (manifest.operation, manifest.query_model) != (operation, model):
         raise InputError(
-            f"{path} is already a store, at generation {found.generation} ({found.operation})",
+            f"{path} is already a store, at generation {manifest.generation} "
+            f"({manifest.operation})",
             tip="name another folder; compatctl add indexes more items in this one",
         )
     return store
 
 
 def refuse_other_registry(store: Store, artifacts: ModelArtifacts) -> None:
-    """Refuse to take a store for what this command made, where it would make it otherwise.
+    """Refuse a store whose class registry is not the model's.
 
     Raises:
-        ConflictError: the store has another class registry than was written with the model.
+        ConflictError: the store has another class registry than the model.
     """
-    wanted = None if artifacts.registry is None else sha256_bytes(artifacts.registry.encode())
-    found = store.manifest.registry
-    if wanted != found:
+    own = None if artifacts.registry is None else sha256_bytes(artifacts.registry.encode())
+    stored = store.manifest.registry
+    if own != stored:
         raise ConflictError(
-            f"the store has {_named(found)}, and with this model was written {_named(wanted)}: "
-            "classes would move to other vertices",
-            tip="delete the store's folder and begin it again, with the model as finetune wrote it",
+            f"the store has {_describe(stored)}, and the model has {_describe(own)}: classes would "
+            "move to other vertices",
+            tip="delete the store's folder and create it again, with the model as finetune wrote "
+            "it",
         )
 
 
-def _named(registry: str | None) -> str:
+def _describe(registry: str | None) -> str:
     return f"the class registry {registry[:12]}" if registry else "no class registry"
 
 
@@ -110,8 +111,10 @@ def first_catalog(
     model: str,
     digests: NDArray[np.uint8] | None = None,
 ) -> Catalog:
-    """The catalogue of a gallery that one model embedded, in the order of the keys (N,);
-    ``digests`` (N, 32) are of its images, where they were read."""
+    """The catalogue of a gallery that one model embedded, in the order of the keys (N,).
+
+    ``digests`` (N, 32): of the images, if they were read.
+    """
     return Catalog(
         ids=ids,
         labels=labels,
@@ -123,7 +126,7 @@ def first_catalog(
 
 
 def index_info(params: HnswParams, sha256: str, count: int) -> IndexInfo:
-    """What the manifest records of an index."""
+    """The manifest's entry for an index."""
     return IndexInfo(
         engine="hnswlib",
         space=params.space,

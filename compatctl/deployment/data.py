@@ -1,4 +1,4 @@
-"""The project's data set, split by the project's rule."""
+"""The project's data set."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from compatctl.recipe import Project
 
 
 def load_data(project: Project) -> Dataset:
-    """The project's data, split by its rule where the data does not say."""
+    """Load the project's data. The project's split rule applies to items without a split."""
     return load(require(project.data, "data"), split_rule(project), data_root=project.data_root)
 
 
 def split_rule(project: Project) -> SplitRule:
-    """The project's split, for data that does not say."""
+    """The project's split rule, for items without a split."""
     return SplitRule(
         train=project.split.train,
         validation=project.split.validation,

@@ -1,4 +1,4 @@
-"""The deployed gallery, opened: manifest, catalogue and index together."""
+"""The deployed gallery: manifest, catalogue, index and query model of one generation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import Rows, Vectors
+from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.calibration import ScoreMap
 from compatctl.data import Dataset
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
@@ -20,7 +20,7 @@ from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.store import Store
 
 LAYOUT = "hnsw layout 1"
-"""The fact that the links, keys and rows of an index file were found to be in order."""
+"""The name under which the result of checking an index file's layout is remembered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class StoredVectors:
 
 
 def index_params(info: IndexInfo) -> HnswParams:
-    """The index's parameters as the manifest records them."""
+    """The parameters of the index that the manifest records."""
     return HnswParams(
         space=info.space,
         dim=info.dim,
@@ -50,7 +50,7 @@ def index_params(info: IndexInfo) -> HnswParams:
 
 @dataclass(frozen=True)
 class DeployedGallery:
-    """One generation of a store; the index is hashed, checked and loaded when first needed."""
+    """One generation of a store. Index and query model are checked and loaded on first use."""
 
     store: Store
     manifest: Manifest
@@ -67,51 +67,51 @@ class DeployedGallery:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The query model, after it was found to give the vectors that it once gave.
+        """The query model, checked by its digest and its canary.
 
         Raises:
-            DamagedError: its file or its canary is missing, or other bytes than the manifest's.
-            InputError: its canary comes out otherwise than when it was taken into the store.
+            DamagedError: its file or its canary is missing, or differs from the manifest's digest.
+            InputError: it embeds its canary otherwise than when it entered the store.
         """
         return load_query_model(self.store, self.manifest)
 
     @cached_property
     def catalog(self) -> Catalog:
-        """Row -> item id, class, key in the index, and which model embedded it."""
+        """Item id, class, key in the index and embedding model of each row."""
         return self.store.catalog()
 
     @cached_property
     def index(self) -> HnswIndex:
-        """The index, after its bytes were found to be the manifest's.
+        """The index, checked by its digest.
 
-        A large file that was hashed and looked through before is not again, until it changes.
+        A large file is hashed and checked once, and again only when it changed.
 
         Raises:
-            DamagedError: the file is missing, or other bytes than the manifest's.
+            DamagedError: the file is missing, or differs from the manifest's digest.
         """
         return open_index(self.store, self.manifest)
 
     def vectors(self, room: int = 0) -> Vectors:
-        """``stored_rows`` of this generation, read anew at every call: they are large."""
+        """``stored_rows`` of this generation. They are large, and read again at each call."""
         return stored_rows(self.store, self.manifest, self.catalog, room=room)
 
 
 def score_map(gallery: DeployedGallery | None) -> ScoreMap | None:
-    """The map from the query model's cosines to the scores that callers know; None: they are the
-    cosines."""
+    """The map from the query model's cosines to the scale that callers know; None if it is the
+    cosine."""
     if gallery is None or gallery.manifest.calibration is None:
         return None
     return ScoreMap(knots=gallery.manifest.calibration)
 
 
 def load_query_model(store: Store, manifest: Manifest) -> Encoder:
-    """The query model of a generation, ready to serve; errors as ``DeployedGallery.encoder``."""
+    """The query model of a generation; errors as ``DeployedGallery.encoder``."""
     canary = _canary(store, manifest)
     encoder = Encoder.load(store.verified("models", manifest.query_model))
     if encoder.dim != manifest.index.dim:
         raise DamagedError(
-            f"the query model {encoder.name} ends in {encoder.dim} numbers, the index holds rows "
-            f"of {manifest.index.dim}",
+            f"the query model {encoder.name} has {encoder.dim} dimensions, the index has "
+            f"{manifest.index.dim}",
             tip="compatctl rollback restores the model before",
         )
     canary.refuse_another(encoder)
@@ -119,65 +119,75 @@ def load_query_model(store: Store, manifest: Manifest) -> Encoder:
 
 
 def matches_canary(store: Store, manifest: Manifest, encoder: Encoder) -> bool:
-    """Whether an encoder gives the vectors that the generation's query model once gave."""
+    """Whether an encoder embeds the canary as the generation's query model did."""
     canary = _canary(store, manifest)
     return encoder.dim == manifest.index.dim and canary.difference(encoder) <= CANARY_LIMIT
 
 
 def _canary(store: Store, manifest: Manifest) -> Canary:
-    share = next(one for one in manifest.models if one.sha256 == manifest.query_model)
+    share = next(model for model in manifest.models if model.sha256 == manifest.query_model)
     return Canary.read(store.verified("canaries", share.canary))
 
 
 def open_index(
     store: Store, manifest: Manifest, *, fresh: bool = False, room: int = 0
 ) -> HnswIndex:
-    """The index of a generation, in memory, its bytes compared with the manifest's digest.
+    """Load the index of a generation and check its digest.
 
-    ``fresh``: all bytes are read and looked through, whatever is remembered of the file; for what
-    is written into another generation. ``room``: for that many more rows.
+    Args:
+        fresh: hash and check all bytes, whatever is remembered of the file. Required for an index
+            that is written into another generation.
+        room: capacity for that many more rows.
 
     Raises:
-        DamagedError: the file is missing, other bytes than the manifest's, or no sound index.
+        DamagedError: the file is missing, differs from the manifest's digest, or is corrupt.
     """
     info = manifest.index
     path = store.verified("indexes", info.sha256, fresh=fresh)
     checked = not fresh and noted(path, info.sha256, LAYOUT)
-    found = HnswIndex.load(path, index_params(info), info.count, checked=checked, room=room)
+    index = HnswIndex.load(path, index_params(info), info.count, checked=checked, room=room)
     if not checked:
         note(path, info.sha256, LAYOUT)
-    return found
+    return index
 
 
 def stored_rows(store: Store, manifest: Manifest, catalog: Catalog, *, room: int = 0) -> Vectors:
-    """Every row (N, D) float32 of a generation, in the order of its catalogue, and ``room`` for
-    more at the end.
+    """Every row (N + room, D) float32 of a generation, in the order of its catalogue.
 
-    They are read from the file; the index itself is not loaded. Errors as ``open_index``.
+    The last ``room`` rows are empty. The index itself is not loaded. Errors as ``open_index``.
     """
     info = manifest.index
     path = store.verified("indexes", info.sha256)
     checked = noted(path, info.sha256, LAYOUT)
-    found = read_all(path, index_params(info), catalog.keys, checked=checked, room=room)
+    rows = read_all(path, index_params(info), catalog.keys, checked=checked, room=room)
     if not checked:
         note(path, info.sha256, LAYOUT)
-    return found
+    return rows
+
+
+def indexed_rows(data: Dataset, catalog: Catalog, rows: Rows | None = None) -> tuple[Rows, Rows]:
+    """Of ``rows`` (n,) of the data, default all: those that the catalogue has, and where.
+
+    Returns rows of the data (m,) and rows of the catalogue (m,).
+    """
+    row_of = catalog.row_of
+    candidates = range(len(data)) if rows is None else rows.tolist()
+    held = as_rows(row for row in candidates if data.ids[row] in row_of)
+    return held, as_rows(row_of[data.ids[row]] for row in held)
 
 
 def stored_vectors(gallery: DeployedGallery, data: Dataset, rows: Rows) -> StoredVectors:
-    """The deployed vectors of those rows of ``data`` whose item id the catalogue holds."""
-    row_of = {item: at for at, item in enumerate(gallery.catalog.ids)}
-    pairs = [(int(row), row_of.get(data.items[row].id)) for row in rows]
-    held = [(row, at) for row, at in pairs if at is not None]
-    at_rows = np.array([at for _, at in held], np.int64)
+    """The deployed vectors of those ``rows`` (n,) of the data that the catalogue has."""
+    catalog = gallery.catalog
+    held, catalog_rows = indexed_rows(data, catalog, rows)
     vectors = (
-        gallery.index.vectors(np.asarray(gallery.catalog.keys)[at_rows])
-        if held
+        gallery.index.vectors(catalog.keys[catalog_rows])
+        if len(held)
         else np.zeros((0, gallery.manifest.index.dim), np.float32)
     )
     return StoredVectors(
-        rows=np.array([row for row, _ in held], np.int64),
+        rows=held,
         vectors=vectors,
-        model_of=np.asarray(gallery.catalog.model_of)[at_rows],
-        models=gallery.catalog.models,
+        model_of=catalog.model_of[catalog_rows],
+        models=catalog.models,
     )

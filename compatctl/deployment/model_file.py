@@ -1,4 +1,4 @@
-"""A model that is taken into a store: its bytes, read once, and its canary."""
+"""A model on its way into a store: its bytes, read once, and its canary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class ModelFile:
         """The model in a file.
 
         Raises:
-            InputError: no such file, not ONNX, or foreign without a usable preprocessing file.
+            InputError: no such file, not ONNX, or an unsealed model without a usable preprocessing
+                file.
         """
         return cls(path=path, data=sealed_bytes(path, preprocessing))
 
@@ -33,35 +34,35 @@ class ModelFile:
         """The model, checked and ready to run.
 
         Raises:
-            InputError: it is not what its metadata says.
+            InputError: it does not match its metadata.
         """
         return Encoder.of(self.data, self.path)
 
     @cached_property
     def dim(self) -> int:
-        """The length of its feature; errors as ``encoder``."""
+        """The dimension of its embedding; errors as ``encoder``."""
         return self.encoder.dim
 
     @cached_property
     def canary(self) -> Canary:
-        """What the model makes of a few images, here and now.
+        """The model's embeddings of a few images, computed here and now.
 
         Raises:
-            InputError: it has more than one answer for one image.
+            InputError: it gives different embeddings for the same image.
         """
         refuse_unsteady(self.encoder)
         return Canary.of(self.encoder)
 
     def release(self) -> None:
-        """Take what ``put`` needs of the running model, and let go of that."""
+        """Compute what ``put`` needs, and unload the model."""
         _ = self.dim, self.canary
         self.__dict__.pop("encoder", None)
 
     def put(self, tx: Transaction, rows: int) -> ModelShare:
-        """Write model and canary into the store: the manifest's entry for it, with its rows.
+        """Write model and canary into the store and return the manifest's entry.
 
         Raises:
-            InputError: as ``canary``; nothing was written then.
+            InputError: as ``canary``; nothing is written then.
         """
         canary = self.canary
         return ModelShare(

@@ -1,4 +1,4 @@
-"""What every command needs first: the project's entries, the store, the time."""
+"""What every command needs first: the project's settings, the store, the time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from compatctl.store import Store
 
 
 def project_for(file: Path | None, **flags: Any) -> Project:
-    """The project of ``file`` (default: ./compatctl.yaml where there is one), flags winning.
+    """The project of ``file`` (default: ./compatctl.yaml, if it exists). Flags override it.
 
     Raises:
-        InputError: the file was named and is not there, or it has an unknown or badly typed entry.
+        InputError: the named file does not exist, or has an unknown or badly typed entry.
     """
     if file is not None and not file.is_file():
         raise InputError(f"no project file at {file}", tip="compatctl init writes one")
@@ -26,7 +26,11 @@ def project_for(file: Path | None, **flags: Any) -> Project:
 
 
 def require(value: Path | None, entry: str) -> Path:
-    """``value``, or the error that says where it could have come from."""
+    """Return ``value``.
+
+    Raises:
+        UsageError: it is None; the tip says how to give it.
+    """
     if value is None:
         raise UsageError(
             f"no {entry} given",
@@ -42,7 +46,7 @@ def open_store(project: Project) -> Store:
 
 
 def find_store(project: Project) -> Store | None:
-    """The project's store, where there is one already."""
+    """The project's store, if it exists."""
     return open_store(project) if (project.store / "manifest.json").exists() else None
 
 
@@ -52,7 +56,7 @@ SHORTEST_KEY = 16
 
 
 def report_key() -> bytes | None:
-    """The key that reports are signed with, where the environment holds one.
+    """The key that signs reports, if the environment has one.
 
     Raises:
         UsageError: it is shorter than ``SHORTEST_KEY`` bytes.
@@ -67,5 +71,5 @@ def report_key() -> bytes | None:
 
 
 def utc_now() -> str:
-    """The time, UTC, ISO 8601 to the second: the one clock of the program."""
+    """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""Did this model make these vectors? An adopted index is believed only once it was compared."""
+"""Check that an adopted index holds the vectors of its model, by embedding some items again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compatctl.core.arrays import Rows, as_rows
+from compatctl.core.arrays import Rows
 from compatctl.core.gate import Measurement
 from compatctl.data import Dataset
-from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.gallery import DeployedGallery, indexed_rows
 from compatctl.encoder import Encoder
 from compatctl.errors import GateError, InputError
 from compatctl.index import HnswIndex
@@ -19,20 +19,20 @@ from compatctl.progress import Progress
 from compatctl.report import Report
 
 ITEMS = 32
-"""Items that are embedded again, from all over the data."""
+"""How many items are embedded again, spread over the data."""
 
 LEAST_COSINE = 0.99
-"""Of a stored vector and what the model makes of the item's image here. It is less strict than the
-canary's limit (0.9999995), which asks for the same libraries: vectors of half precision, of another
-image decoder or of a GPU have cosines of 0.995 and more, and such an index may be adopted. By the
-cosine alone a wrong preprocessing can pass: features with a large mean are all alike."""
+"""The least cosine between a stored vector and today's embedding of the item's image. The limit of
+the canary (0.9999995) requires the same libraries; vectors in half precision, of another image
+decoder or of a GPU have cosines of 0.995 and more, and such an index may be adopted. The cosine
+alone can miss a wrong preprocessing: features with a large mean all resemble each other."""
 
 TOP = 3
 MOST_BEYOND = 0.1
-"""Share of the items that may have ``TOP`` other images nearer than their own vector."""
+"""The largest share of items with ``TOP`` other items nearer than their own vector."""
 
 CLOSE = 0.999
-"""Below this cosine a user should know that stored vectors are not quite those of today."""
+"""Below this cosine, import warns that stored vectors differ from today's embeddings."""
 
 _TIES = 1e-4
 CHECK = "proven_store"
@@ -40,8 +40,10 @@ CHECK = "proven_store"
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """``items`` were embedded again: the least cosine to their stored vector, and the share that
-    found their own vector among the first three."""
+    """How well ``items`` that were embedded again agree with their stored vectors.
+
+    ``in_top``: the share whose own vector is among the ``TOP`` nearest.
+    """
 
     items: int
     least_cosine: float
@@ -51,52 +53,51 @@ class Agreement:
 def compare(
     encoder: Encoder, index: HnswIndex, catalog: Catalog, data: Dataset, rows: Rows
 ) -> Agreement | None:
-    """Embed a sample of the items at ``rows`` of the data, all in the catalogue, and compare.
+    """Embed a sample of ``rows`` (n,) of the data, all in the catalogue, and compare.
 
-    None where there is no row whose image can be read.
+    Returns None if no image can be read.
 
     Raises:
-        InputError: the vectors are another model's, or of another preprocessing.
+        InputError: the vectors are of another model or another preprocessing.
     """
-    key_of = dict(zip(catalog.ids, catalog.keys.tolist(), strict=True))
     sample = rows[np.unique(np.linspace(0, len(rows) - 1, ITEMS).astype(np.int64))[: len(rows)]]
-    done = encoder.embed(data.take(sample), skip_bad=True)
-    if not len(done.rows):
+    embedded = encoder.embed(data.take(sample), skip_bad=True)
+    if not len(embedded.rows):
         return None
-    ids = [data.ids[row] for row in sample[done.rows]]
-    own = index.vectors(np.array([key_of[item] for item in ids], np.uint64))
-    cosines = np.einsum("nd,nd->n", done.features, own)
-    scores = index.search(done.features, TOP)[1]
+    rows, catalog_rows = indexed_rows(data, catalog, sample[embedded.rows])
+    stored = index.vectors(catalog.keys[catalog_rows])
+    cosines = np.einsum("nd,nd->n", embedded.features, stored)
+    scores = index.search(embedded.features, TOP)[1]
     beyond = (scores > cosines[:, None] + _TIES).sum(axis=1) >= TOP
-    found = Agreement(
-        items=len(ids), least_cosine=float(cosines.min()), in_top=float(1.0 - beyond.mean())
+    agreement = Agreement(
+        items=len(rows), least_cosine=float(cosines.min()), in_top=float(1.0 - beyond.mean())
     )
-    _refuse(encoder, found, ids[int(np.argmin(cosines))])
-    return found
+    _refuse(encoder, agreement, data.ids[rows[int(np.argmin(cosines))]])
+    return agreement
 
 
-def _refuse(encoder: Encoder, found: Agreement, item: str) -> None:
-    why = ""
-    if not found.least_cosine >= LEAST_COSINE:
-        why = (
+def _refuse(encoder: Encoder, agreement: Agreement, item: str) -> None:
+    reason = ""
+    if not agreement.least_cosine >= LEAST_COSINE:
+        reason = (
             f"a stored and a new vector of the same item ({item}) have the cosine "
-            f"{found.least_cosine:.4f}; the least is {LEAST_COSINE:g}"
+            f"{agreement.least_cosine:.4f}; the least is {LEAST_COSINE:g}"
         )
-    elif found.in_top < 1.0 - MOST_BEYOND:
-        why = (
-            f"only {found.in_top:.0%} of {found.items} images find their own stored vector among "
-            f"the first {TOP}"
+    elif agreement.in_top < 1.0 - MOST_BEYOND:
+        reason = (
+            f"only {agreement.in_top:.0%} of {agreement.items} images find their own stored vector "
+            f"among the first {TOP}"
         )
-    if why:
+    if reason:
         raise InputError(
-            f"{encoder.name} did not fill this index: {why}",
+            f"{encoder.name} did not fill this index: {reason}",
             tip="name the model, the preprocessing and the items that belong to this index",
         )
 
 
 def is_proven(manifest: Manifest) -> bool:
-    """Whether every row was embedded here, or is of a model that was compared with its rows."""
-    return all(one.proven for one in manifest.models if one.rows)
+    """Whether every row was embedded here, or was compared with its model."""
+    return all(model.proven for model in manifest.models if model.rows)
 
 
 def prove(
@@ -105,45 +106,43 @@ def prove(
     encoders: Sequence[Encoder],
     progress: Progress,
 ) -> list[Measurement]:
-    """Compare rows that were adopted unseen with images of the data, where there are any.
+    """Compare rows that were adopted without a comparison with images of the data.
 
-    Nothing where the store is proven already. ``encoders`` are taken where they are the rows'.
+    Returns no measurement if the store is proven already. ``encoders`` that are loaded already are
+    used; others are loaded from the store.
 
     Raises:
-        InputError: the rows are not of the model that they are said to be of.
+        InputError: the rows are not of the model that the manifest names.
     """
     if gallery is None or is_proven(gallery.manifest):
         return []
-    catalog, found = gallery.catalog, []
-    row_of = {item: row for row, item in enumerate(catalog.ids)}
-    here = as_rows(row for row, item in enumerate(data.ids) if item in row_of)
-    model_of = np.array([catalog.model_of[row_of[data.ids[row]]] for row in here], np.int64)
-    open_to_proof = [one for one in gallery.manifest.models if one.rows and not one.proven]
-    for share in open_to_proof:
-        at = catalog.models.index(share.sha256)
+    catalog, agreements = gallery.catalog, list[Agreement | None]()
+    rows, catalog_rows = indexed_rows(data, catalog)
+    model_of = catalog.model_of[catalog_rows]
+    unproven = [model for model in gallery.manifest.models if model.rows and not model.proven]
+    for share in unproven:
         encoder = next((one for one in encoders if one.sha256 == share.sha256), None)
         if encoder is None:
             encoder = Encoder.load(gallery.store.verified("models", share.sha256))
-        rows = here[model_of == at]
-        done = compare(encoder, gallery.index, catalog, data, rows) if len(rows) else None
-        found.append(done)
-        progress("adopted rows compared", len(found), len(open_to_proof))
-    return [_measured(found)]
+        own = rows[model_of == catalog.models.index(share.sha256)]
+        agreements.append(compare(encoder, gallery.index, catalog, data, own) if len(own) else None)
+        progress("adopted rows compared", len(agreements), len(unproven))
+    return [_measurement(agreements)]
 
 
-def _measured(found: Sequence[Agreement | None]) -> Measurement:
-    there = [one for one in found if one is not None]
-    all_there = len(there) == len(found)
-    items = sum(one.items for one in there)
+def _measurement(agreements: Sequence[Agreement | None]) -> Measurement:
+    all_compared = None not in agreements
+    items = sum(agreement.items for agreement in agreements if agreement is not None)
     detail = (
-        f"The index was adopted unseen; {items} images of its items agree with their stored vectors"
-        if all_there
-        else "The index was adopted without a comparison, and the data hold no image of its items"
+        f"The index was adopted without a comparison; {items} images of its items agree with their "
+        "stored vectors"
+        if all_compared
+        else "The index was adopted without a comparison, and the data has no image of its items"
     )
     return Measurement(
         name=CHECK,
         group="store",
-        estimate=float(all_there),
+        estimate=float(all_compared),
         n=max(1, items),
         n_queries=items,
         may_decide=True,
@@ -152,16 +151,17 @@ def _measured(found: Sequence[Agreement | None]) -> Measurement:
 
 
 def unproven(measured: Sequence[Measurement]) -> tuple[str, ...]:
-    """What could not be checked, for the report."""
-    open_one = any(one.name == CHECK and one.estimate == 0.0 for one in measured)
-    return ("adopted index: it was never compared with what its model makes",) * open_one
+    """What was not checked, for the report."""
+    is_open = any(check.name == CHECK and check.estimate == 0.0 for check in measured)
+    return ("adopted index: it was never compared with what its model makes",) * is_open
 
 
 def refuse_unproven(report: Report, manifest: Manifest) -> None:
-    """Raise where the store was adopted unseen, and the report does not say that it was compared.
+    """Refuse an unproven store.
 
     Raises:
-        GateError: it does not, and the policy asks for it.
+        GateError: the policy requires a proven store, this one was adopted without a comparison,
+            and the report has none either.
     """
     if report.policy.require_proven_store and not is_proven(manifest) and not _agrees(report):
         raise GateError(
@@ -172,11 +172,12 @@ def refuse_unproven(report: Report, manifest: Manifest) -> None:
 
 
 def as_proven(manifest: Manifest, report: Report | None) -> Manifest:
-    """The manifest, its adopted rows believed from now on where the report compared them."""
+    """The manifest, with all rows marked as proven if the report compared them."""
     if report is None or not _agrees(report):
         return manifest
-    return replace(manifest, models=tuple(replace(one, proven=True) for one in manifest.models))
+    models = tuple(replace(model, proven=True) for model in manifest.models)
+    return replace(manifest, models=models)
 
 
 def _agrees(report: Report) -> bool:
-    return any(one.name == CHECK and one.estimate == 1.0 for one in report.verdict.checks)
+    return any(check.name == CHECK and check.estimate == 1.0 for check in report.verdict.checks)

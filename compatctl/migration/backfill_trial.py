@@ -12,7 +12,7 @@ from compatctl.core.gate import Check, Measurement, judge
 from compatctl.core.policy import Policy
 from compatctl.core.units import count_units
 from compatctl.data import Dataset
-from compatctl.deployment.bulk_embedding import Embedding
+from compatctl.deployment.bulk_embedding import BulkEmbedding
 from compatctl.deployment.gallery import stored_rows
 from compatctl.deployment.record_files import ModelHeader, find_record
 from compatctl.encoder import record_of
@@ -76,7 +76,7 @@ def try_mixed(
     *,
     have: Bools,
     rows: Rows,
-    done: Embedding,
+    done: BulkEmbedding,
     queries: HeldOut,
     policy: Policy,
 ) -> tuple[MixedTrial, Asked]:
@@ -92,7 +92,7 @@ def try_mixed(
     """
     old = stored_rows(store, store.manifest, catalog)
     new = old.copy()
-    new[rows] = done.at(np.arange(len(rows)))
+    new[rows] = done.features_at(np.arange(len(rows)))
     where, k = queries.field(catalog), policy.recall_at
     before = retrieval(where, queries.features, old, depths(policy))
     curve = [CurvePoint(share=float(have.mean()), recall=before.recall[k])]

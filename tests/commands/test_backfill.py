@@ -117,7 +117,7 @@ def test_features_that_wait_on_disk_are_those_of_memory(
 ) -> None:
     """Where features are more than may wait in memory, every key gets its own item's row."""
     monkeypatch.setattr(bulk_embedding, "IN_MEMORY", 1000)
-    monkeypatch.setattr(bulk_embedding, "AT_ONCE", 7)
+    monkeypatch.setattr(bulk_embedding, "BATCH", 7)
     assert deployed.run("backfill", "--share", 0.4).code == 0
     ids = sorted(_of_query_model(deployed))
     wanted = _embedded(deployed, "new.onnx", ids, load(deployed.data()))
