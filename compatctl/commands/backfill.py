@@ -242,7 +242,7 @@ class _Work:
             index_params(info),
             info.count,
             keys=self.catalog.keys[rows],
-            rows_at=done.at,
+            rows_at=done.features_at,
             progress=progress,
         )
 
