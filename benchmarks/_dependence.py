@@ -16,7 +16,7 @@ from _simulate import Generator, Numbers
 from compatctl.core.estimate import Estimate
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import Ratio, estimate_ratios, half_samples, hit_change, ratio_of
-from compatctl.core.units import crossed
+from compatctl.core.units import minimal_kinds
 
 Row = dict[str, Any]
 
@@ -134,7 +134,7 @@ def _estimate(
     if product:
         return pigeonhole(codes, new.astype(float) - old, 999, rng)
     if columns is not None:
-        codes, _ = crossed([codes[:, at] for at in columns])
+        codes, _ = minimal_kinds([codes[:, at] for at in columns])
     one: Ratio = hit_change(codes, old, new)
     if plain:
         change = new.astype(np.float64) - old

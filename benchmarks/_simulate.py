@@ -71,7 +71,7 @@ class Sample:
     counts: Numbers
     bounds: tuple[float, float] = (-1.0, 1.0)
     harm: int = -1
-    room: tuple[float, float] | None = None
+    class_bounds: tuple[float, float] | None = None
 
     @property
     def totals(self) -> Numbers:
@@ -84,7 +84,7 @@ def hit_changes(sizes: Numbers, gain: float, rng: Generator, **background: float
     better, worse = chances(sizes.shape, gain, rng, **background)
     up = rng.binomial(sizes, better)
     down = rng.binomial(sizes - up, np.minimum(1, worse / (1 - better)))
-    return Sample(up=up, down=down, counts=sizes, room=(-FOUND, 1 - FOUND))
+    return Sample(up=up, down=down, counts=sizes, class_bounds=(-FOUND, 1 - FOUND))
 
 
 def chances(
@@ -121,7 +121,13 @@ def estimates(sample: Sample, rng: Generator, replicates: int = REPLICATES) -> l
     found: list[Estimate] = []
     for rows in blocks(len(sample.counts)):
         ratios = [
-            Ratio(totals=t, counts=n, bounds=sample.bounds, harm=sample.harm, room=sample.room)
+            Ratio(
+                totals=t,
+                counts=n,
+                bounds=sample.bounds,
+                harm=sample.harm,
+                class_bounds=sample.class_bounds,
+            )
             for t, n in zip(
                 sample.totals[rows].astype(np.float64),
                 sample.counts[rows].astype(np.float64),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from compatctl import encoder as onnx_files
-from compatctl.core.maps import Map
+from compatctl.core.maps import Adapter
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
@@ -129,7 +129,7 @@ def bridge(
 
 
 def _made(
-    sealed: bytes, data: Dataset, new: tuple[Path, Encoder], through: Map
+    sealed: bytes, data: Dataset, new: tuple[Path, Encoder], through: Adapter
 ) -> tuple[bytes, float]:
     """The new encoder with the map behind it, with one answer for one image, and its parity."""
     path, encoder = new
@@ -139,7 +139,7 @@ def _made(
     return made, parity_of(data, bridged, encoder, through)
 
 
-def parity_of(data: Dataset, bridged: Encoder, new: Encoder, through: Map) -> float:
+def parity_of(data: Dataset, bridged: Encoder, new: Encoder, through: Adapter) -> float:
     """How far the bridged file is from the map of the new encoder's features, on real images.
 
     Raises:

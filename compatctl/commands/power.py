@@ -12,7 +12,14 @@ import numpy as np
 from compatctl.core.arrays import Bools
 from compatctl.core.dependence import intraclass
 from compatctl.core.policy import Policy
-from compatctl.core.power import Asked, HeldOutSet, Kind, Scatter, least_gain, times_needed
+from compatctl.core.power import (
+    HeldOutSet,
+    PowerTarget,
+    Scatter,
+    UnitKind,
+    min_detectable_gain,
+    times_needed,
+)
 from compatctl.deployment.data import load_data
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.comparison import Field, retrieval
@@ -124,7 +131,7 @@ def power(project: Project, options: PowerOptions | None = None) -> Power:
             tip="hold out whole classes, with at least two images each",
         )
     rule = policy.rules["recall_gain"]
-    wanted = Asked(limit=rule.limit, level=policy.alpha / 2, power=policy.power)
+    wanted = PowerTarget(limit=rule.limit, level=policy.alpha / 2, power=policy.power)
     recall = OLD_RECALL if known.old_recall is None else known.old_recall
     names = [kind.name for kind in known.held_out.kinds]
     scatters = (
@@ -150,18 +157,24 @@ def power(project: Project, options: PowerOptions | None = None) -> Power:
 
 
 def _row(
-    held_out: HeldOutSet, scatter: Scatter, gains: Sequence[float], wanted: Asked, policy: Policy
+    held_out: HeldOutSet,
+    scatter: Scatter,
+    gains: Sequence[float],
+    wanted: PowerTarget,
+    policy: Policy,
 ) -> PowerRow:
     return PowerRow(
         changed=scatter.changed,
         icc=dict(scatter.icc),
-        least_gain=None if _too_few(held_out, policy) else least_gain(held_out, scatter, wanted),
+        least_gain=None
+        if _too_few(held_out, policy)
+        else min_detectable_gain(held_out, scatter, wanted),
         needed=tuple(_shown(held_out, scatter, gain, wanted, policy) for gain in gains),
     )
 
 
 def _shown(
-    held_out: HeldOutSet, scatter: Scatter, gain: float, wanted: Asked, policy: Policy
+    held_out: HeldOutSet, scatter: Scatter, gain: float, wanted: PowerTarget, policy: Policy
 ) -> Shown:
     times = times_needed(held_out, scatter, gain, wanted)
     if times is None:
@@ -254,7 +267,7 @@ def _of_report(report: Report) -> _Known:
     return _Known(
         held_out=HeldOutSet(
             n_queries=group.n_queries,
-            kinds=tuple(Kind(name=name, n=group.n_classes, size=size) for name in group.unit),
+            kinds=tuple(UnitKind(name=name, n=group.n_classes, size=size) for name in group.unit),
         ),
         old_recall=group.recall["old_old"]["1"],
         changed=group.negative_flips + group.positive_flips or None,

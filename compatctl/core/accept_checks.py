@@ -9,7 +9,7 @@ from compatctl.core.resampling import Ratio, ratio_of
 from compatctl.core.thresholds import Accepts
 
 
-def at_thresholds(
+def threshold_statistics(
     classes: Codes, n_classes: int, before: Accepts, after: Accepts
 ) -> dict[tuple[str, str], tuple[Ratio, int, str]]:
     """Check -> statistic, pairs and a sentence: false accepts as a ratio, and false rejects as a
@@ -23,8 +23,8 @@ def at_thresholds(
     far = ratio_of(classes, a, b, (0.0, float("inf")), n_classes=n_classes)
     rejected = (before.same_accepted - after.same_accepted).astype(np.float64)
     asked = before.same_pairs.astype(np.float64)
-    room = (-before.frr, 1.0 - before.frr) if asked.sum() else None
-    frr = ratio_of(classes, rejected, asked, (-1.0, 1.0), harm=1, room=room)
+    class_bounds = (-before.frr, 1.0 - before.frr) if asked.sum() else None
+    frr = ratio_of(classes, rejected, asked, (-1.0, 1.0), harm=1, class_bounds=class_bounds)
     undefined = "" if before.far > 0 else "; a ratio to no false accept is not defined"
     return {
         ("far_ratio", ""): (far, int(before.diff_pairs.sum()), moved + undefined),

@@ -13,7 +13,7 @@ import numpy as np
 
 from compatctl.core.arrays import Floats
 from compatctl.core.estimate import SYMMETRIC, RareChangeBound, SkewCorrection
-from compatctl.core.units import UnitSet, powers
+from compatctl.core.units import UnitSet, crossed_moments
 
 UNSEEN = 0.25
 """Units thought of that were not seen. One would be Gaffke's bound (2005), which for hits and
@@ -37,7 +37,7 @@ def rare_changes(totals: Floats, counts: Floats) -> RareChangeBound | None:
     return RareChangeBound(fell=min(fell, effective), rose=min(rose, effective), n=effective)
 
 
-def skew_of(
+def skew_correction(
     totals: Floats,
     counts: Floats,
     sets: Sequence[UnitSet],
@@ -53,7 +53,7 @@ def skew_of(
     unseen = UNSEEN * size
     n = counts.sum() + unseen
     value = (totals.sum() + unseen * worst) / n
-    second, third, _ = powers(sets, totals - value * counts)
+    second, third, _ = crossed_moments(sets, totals - value * counts)
     second += UNSEEN * (size * (worst - value)) ** 2
     third += UNSEEN * (size * (worst - value)) ** 3
     scatter = float(np.sqrt(second))

@@ -20,7 +20,7 @@ Key = tuple[str, str]
 """A check's name and its group."""
 
 
-def unsure(policy: Policy, found: Iterable[Measurement], verdict: Verdict) -> set[Key]:
+def borderline_checks(policy: Policy, found: Iterable[Measurement], verdict: Verdict) -> set[Key]:
     """Names and groups of the deciding checks whose outcome another draw could turn."""
     checks = {(check.name, check.group): check for check in verdict.checks}
     rules = policy.rules
@@ -37,7 +37,7 @@ def unsure(policy: Policy, found: Iterable[Measurement], verdict: Verdict) -> se
 def _close(policy: Policy, estimate: Estimate, check: Check, rule: Rule) -> bool:
     if check.raw_p is None or check.p is None or check.p_fail is None:
         return False
-    drawn = estimate.drawn_p(rule.limit)
+    drawn = estimate.replicate_p_values(rule.limit)
     sides = (drawn, drawn[::-1])[not rule.above]
     for p, raw, adjusted in zip(sides, check.raw_p, (check.p, check.p_fail), strict=True):
         level = policy.alpha / 2 * raw / adjusted if adjusted > 0 else policy.alpha / 2

@@ -19,7 +19,7 @@ from compatctl.core.knots import MAX_KNOTS, knots_problem
 from compatctl.core.score_counts import ScoreCounts
 from compatctl.errors import InputError
 
-LEAST_PAIRS = 1000
+MIN_PAIRS = 1000
 """Different-class pairs of each model below which no map is fitted."""
 
 _TAIL = 20
@@ -71,9 +71,9 @@ def fit_score_map(old: ScoreCounts, new: ScoreCounts) -> ScoreMap:
         InputError: fewer than ``LEAST_PAIRS`` pairs of two classes.
     """
     pairs = int(min(old.diff.sum(), new.diff.sum()))
-    if pairs < LEAST_PAIRS:
+    if pairs < MIN_PAIRS:
         raise InputError(
-            f"scores are calibrated by pairs of two classes: {pairs} are there, {LEAST_PAIRS} are "
+            f"scores are calibrated by pairs of two classes: {pairs} are there, {MIN_PAIRS} are "
             "needed",
             tip="hold out more classes, or leave --calibrate out",
         )

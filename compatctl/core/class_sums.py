@@ -64,34 +64,37 @@ class ClassSums:
     other: Floats
     """(D,) sum of the gallery rows of all other classes."""
     n_other: int
-    own_same: Floats
+    excluded_same: Floats
     """(C,) summed cosine of the pairs that do not count, own and ignored ones."""
-    n_own_same: Codes
+    n_excluded_same: Codes
     """(C,)"""
-    own_diff: Floats
+    excluded_diff: Floats
     """(M,) cosine of each such pair whose two labels differ."""
-    own_diff_at: Codes
+    excluded_diff_classes: Codes
     """(M, 2) where its two classes stand: the query's, the gallery row's or -1 if no query's."""
 
     @property
     def same(self) -> tuple[Floats, Codes]:
         """(C,) summed cosine and (C,) number of same-class pairs of each class of queries."""
-        total = np.einsum("cd,cd->c", self.queries, self.gallery) - self.own_same
-        return total, self.n_queries * self.n_gallery - self.n_own_same
+        total = np.einsum("cd,cd->c", self.queries, self.gallery) - self.excluded_same
+        return total, self.n_queries * self.n_gallery - self.n_excluded_same
 
     def negated(self) -> ClassSums:
         """The same of minus the queries."""
         return replace(
-            self, queries=-self.queries, own_same=-self.own_same, own_diff=-self.own_diff
+            self,
+            queries=-self.queries,
+            excluded_same=-self.excluded_same,
+            excluded_diff=-self.excluded_diff,
         )
 
     def means(self) -> PairMeans:
         """The exact means over all pairs."""
         same, n_same = self.same
         everything = self.queries.sum(axis=0) @ (self.gallery.sum(axis=0) + self.other)
-        diff = everything - same.sum() - self.own_same.sum() - self.own_diff.sum()
+        diff = everything - same.sum() - self.excluded_same.sum() - self.excluded_diff.sum()
         n = self.n_queries.sum() * (self.n_gallery.sum() + self.n_other)
-        n_diff = n - (self.n_queries * self.n_gallery).sum() - len(self.own_diff)
+        n_diff = n - (self.n_queries * self.n_gallery).sum() - len(self.excluded_diff)
         return PairMeans(
             cos_same=ratio(same.sum(), n_same.sum()),
             cos_diff=ratio(diff, n_diff),
@@ -144,13 +147,13 @@ def query_sums(  # noqa: PLR0917
     """
     own = as_self_row(self_row, len(queries), len(gallery))
     lost, n_lost = np.zeros(len(queries)), np.zeros(len(queries), dtype=np.int64)
-    for query, row in uncounted(own, ignored):
+    for query, row in excluded_pairs(own, ignored):
         lost += np.bincount(query, row_products(queries, query, gallery, row), len(queries))
         n_lost += np.bincount(query, minlength=len(queries))
     cosines = row_products(queries, judged_query, gallery, judged_row)
     same = np.bincount(judged_query, cosines, minlength=len(queries)).astype(np.float64)
     n_same = np.bincount(judged_query, minlength=len(queries)).astype(np.int64)
-    total, _ = sums_at(gallery, np.zeros(len(gallery), dtype=np.int64), 1)
+    total, _ = sums_by_position(gallery, np.zeros(len(gallery), dtype=np.int64), 1)
     everything = queries.astype(np.float64) @ total[0]
     return QuerySums(
         same=(same, n_same),
@@ -172,11 +175,11 @@ def labelled_query_sums(  # noqa: PLR0917
     gallery_labels = as_labels(gallery_labels, len(gallery), "gallery_labels")
     own = as_self_row(self_row, len(queries), len(gallery))
     codes, at = np.unique(query_labels, return_inverse=True)
-    sums, counts = sums_at(gallery, _position(gallery_labels, codes), len(codes) + 1)
+    sums, counts = sums_by_position(gallery, _position(gallery_labels, codes), len(codes) + 1)
     same, n_same = row_products(queries, np.arange(len(queries)), sums, at), counts[at]
     diff = queries.astype(np.float64) @ sums.sum(axis=0) - same
     n_diff = len(gallery) - n_same
-    for query, row in uncounted(own, ignored):
+    for query, row in excluded_pairs(own, ignored):
         cosines = row_products(queries, query, gallery, row)
         alike = query_labels[query] == gallery_labels[row]
         for kept, totals, numbers in ((alike, same, n_same), (~alike, diff, n_diff)):
@@ -212,13 +215,13 @@ def class_sums(  # noqa: PLR0917
     own = as_self_row(self_row, len(queries), len(gallery))
     codes = np.unique(query_labels)
     at = np.searchsorted(codes, query_labels)
-    A, n_query = sums_at(queries, at, len(codes))
+    A, n_query = sums_by_position(queries, at, len(codes))
     position = _position(gallery_labels, codes)
     position[gallery_labels == NO_CLASS] = len(codes) + 1
-    B, n_gallery = sums_at(gallery, position, len(codes) + 2)
+    B, n_gallery = sums_by_position(gallery, position, len(codes) + 2)
     labels = query_labels, gallery_labels
-    own_same, n_own_same, own_diff, pairs = uncounted_sums(
-        queries, at, gallery, labels, uncounted(own, ignored), len(codes)
+    excluded_same, n_excluded_same, excluded_diff, pairs = excluded_sums(
+        queries, at, gallery, labels, excluded_pairs(own, ignored), len(codes)
     )
     theirs = _position(gallery_labels[pairs[1]], codes)
     theirs[theirs == len(codes)] = -1
@@ -230,14 +233,14 @@ def class_sums(  # noqa: PLR0917
         n_gallery=n_gallery[:-2],
         other=B[-2],
         n_other=int(n_gallery[-2]),
-        own_same=own_same,
-        n_own_same=n_own_same,
-        own_diff=own_diff,
-        own_diff_at=np.stack([at[pairs[0]], theirs], axis=1),
+        excluded_same=excluded_same,
+        n_excluded_same=n_excluded_same,
+        excluded_diff=excluded_diff,
+        excluded_diff_classes=np.stack([at[pairs[0]], theirs], axis=1),
     )
 
 
-def uncounted(own: Codes, ignored: Ignored | None) -> Iterator[tuple[Codes, Codes]]:
+def excluded_pairs(own: Codes, ignored: Ignored | None) -> Iterator[tuple[Codes, Codes]]:
     """Blocks of (n,) queries and (n,) rows of the pairs that do not count, each once.
 
     ``own``: (Q,) gallery row that is the query's own item, or -1.
@@ -249,7 +252,7 @@ def uncounted(own: Codes, ignored: Ignored | None) -> Iterator[tuple[Codes, Code
         yield query[others], row[others]
 
 
-def uncounted_sums(  # noqa: PLR0917
+def excluded_sums(  # noqa: PLR0917
     queries: Features,
     at: Codes,
     gallery: Features,
@@ -284,7 +287,7 @@ def _position(labels: Codes, codes: Codes) -> Codes:
     return np.where(known, at, len(codes))
 
 
-def sums_at(features: Features, position: Codes, n: int) -> tuple[Floats, Codes]:
+def sums_by_position(features: Features, position: Codes, n: int) -> tuple[Floats, Codes]:
     """(n, D) float64 sums and (n,) counts of the rows at each position.
 
     Rows are sorted by position; then the first row of every position is added at once, the second

@@ -36,15 +36,15 @@ from compatctl.core.class_sums import (
     PairMeans,
     QuerySums,
     class_sums,
+    excluded_pairs,
+    excluded_sums,
     labelled_query_sums,
     query_sums,
     row_products,
-    sums_at,
-    uncounted,
-    uncounted_sums,
+    sums_by_position,
 )
 from compatctl.core.ignored import Ignored
-from compatctl.core.pair_tiles import PairTruth, kinds
+from compatctl.core.pair_tiles import PairTruth, pair_kinds
 from compatctl.errors import InputError
 
 
@@ -198,13 +198,16 @@ def _change(
     that of the old ones.
     """
     C, at = len(old.codes), np.searchsorted(old.codes, truth.query_labels)
-    A, _ = sums_at(new_queries, at, C)
+    A, _ = sums_by_position(new_queries, at, C)
     assert truth.self_row is not None
     labels = truth.query_labels, truth.gallery_labels
-    pairs = uncounted(truth.self_row, truth.ignored)
-    same, _, diff, _ = uncounted_sums(new_queries, at, gallery, labels, pairs, C)
+    pairs = excluded_pairs(truth.self_row, truth.ignored)
+    same, _, diff, _ = excluded_sums(new_queries, at, gallery, labels, pairs, C)
     return replace(
-        old, queries=A - old.queries, own_same=same - old.own_same, own_diff=diff - old.own_diff
+        old,
+        queries=A - old.queries,
+        excluded_same=same - old.excluded_same,
+        excluded_diff=diff - old.excluded_diff,
     )
 
 
@@ -217,7 +220,7 @@ def _shares(
     exactly, and a tie satisfies both.
     """
     counts = np.zeros((2, 2), dtype=np.int64)  # [same, diff] x [satisfied, all]
-    for rows, columns, same, diff in kinds(len(old), len(gallery), truth, block):
+    for rows, columns, same, diff in pair_kinds(len(old), len(gallery), truth, block):
         change = new[rows].astype(np.float64) - old[rows].astype(np.float64)
         moved = change @ gallery[columns].astype(np.float64).T
         for kind, (pairs, holds) in enumerate(((same, moved >= 0), (diff, moved <= 0))):

@@ -9,13 +9,13 @@ import numpy as np
 
 from compatctl.core.arrays import Codes
 from compatctl.core.compatibility import Inequalities
-from compatctl.core.dependence import Dependence, said, worst_effect
+from compatctl.core.dependence import Dependence, describe_dependence, worst_design_effect
 from compatctl.core.gate import Measurement
 from compatctl.core.resampling import estimate_diff, estimate_same
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Asked:
+class GroupSample:
     """Whose cosines: a group's name, what is resampled of its queries, and how many count."""
 
     group: str
@@ -28,7 +28,7 @@ class Asked:
 
 def cosine_measurements(
     both: Inequalities,
-    asked: Asked,
+    asked: GroupSample,
     draw: Callable[[], np.random.Generator],
     replicates: int,
     only: Container[tuple[str, str]] | None = None,
@@ -71,14 +71,14 @@ def cosine_measurements(
     ]
 
 
-def design_effect(found: Sequence[Dependence], asked: Asked, min_classes: int) -> Measurement:
+def design_effect(found: Sequence[Dependence], asked: GroupSample, min_classes: int) -> Measurement:
     """What the column that queries depend on each other by most would do to the variance."""
     return Measurement(
         name="design_effect",
         group=asked.group,
-        estimate=worst_effect(found, min_classes),
+        estimate=worst_design_effect(found, min_classes),
         n=asked.n_queries,
         n_queries=asked.n_queries,
         may_decide=asked.may_decide,
-        detail=said(found, min_classes),
+        detail=describe_dependence(found, min_classes),
     )

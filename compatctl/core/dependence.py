@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compatctl.core.arrays import Bools, Codes, Floats
-from compatctl.core.units import cells, powers, unit_sets
+from compatctl.core.units import crossed_moments, unit_cells, unit_sets
 
 FLIPS = 60
 """Draws of signs; their scatter is known to a tenth."""
@@ -45,12 +45,12 @@ class Dependence:
     """Whether it is resampled."""
 
     @property
-    def carries(self) -> bool:
+    def unmodelled(self) -> bool:
         """Whether it carries dependence that is not resampled."""
         return not self.used and self.sigmas >= SIGMAS and self.design_effect >= LEAST_EFFECT
 
 
-def dependences(  # noqa: PLR0917 - what happened, and what it may depend on
+def measure_dependence(  # noqa: PLR0917 - what happened, and what it may depend on
     change: Floats,
     has_match: Bools,
     classes: Codes,
@@ -90,17 +90,17 @@ def dependences(  # noqa: PLR0917 - what happened, and what it may depend on
     return tuple(found)
 
 
-def worst_effect(found: Iterable[Dependence], least_units: int) -> float:
+def worst_design_effect(found: Iterable[Dependence], least_units: int) -> float:
     """The largest design effect of a column that carries dependence and has units enough to be
     resampled; 1 where none does."""
     return max(
-        (o.design_effect for o in found if o.carries and o.n_units >= least_units), default=1.0
+        (o.design_effect for o in found if o.unmodelled and o.n_units >= least_units), default=1.0
     )
 
 
-def said(found: Iterable[Dependence], least_units: int) -> str:
+def describe_dependence(found: Iterable[Dependence], least_units: int) -> str:
     """What the design effect is of, for people."""
-    names = [one.column for one in found if one.carries and one.n_units >= least_units]
+    names = [one.column for one in found if one.unmodelled and one.n_units >= least_units]
     if not names:
         return "No column carries dependence beyond what is resampled"
     return f"The variance of the gain is larger where {', '.join(names)} is resampled besides"
@@ -124,11 +124,11 @@ def _beyond(
 ) -> tuple[float, float]:
     """The design effect of the column, and its distance from chance in standard deviations."""
     base = taken[:, None] if taken.ndim == 1 else taken
-    kinds, at = cells(np.concatenate([base, column[:, None]], axis=1))
+    kinds, at = unit_cells(np.concatenate([base, column[:, None]], axis=1))
     sums = np.bincount(at, beyond).astype(np.float64)
     sets, K = unit_sets(kinds), base.shape[1]
     new = [(sign, units) for sign, members, units in sets if K in members]
-    without, _, _ = powers(unit_sets(kinds[:, :K]), sums)
+    without, _, _ = crossed_moments(unit_sets(kinds[:, :K]), sums)
 
     def added(values: Floats) -> float:
         return sum(sign * float((np.bincount(units, values) ** 2).sum()) for sign, units in new)

@@ -42,19 +42,19 @@ class SkewCorrection:
     shift: float = 0.0
     """How far what was not seen would move the estimate."""
 
-    def level(self, distance: float) -> float:
+    def cdf(self, distance: float) -> float:
         """P(the estimate is this far above the truth or less), ``distance`` being signed."""
         t, s = (distance + self.shift) / self.error, self.skewness
         return NormalDist().cdf(t + s * (t**2 / 3 + 1 / 6) + s**2 * t**3 / 27)
 
-    def of(self, times: float) -> SkewCorrection:
+    def scaled_to(self, times: float) -> SkewCorrection:
         """The same of ``times`` as many classes, drawn alike."""
         root = math.sqrt(times)
         return SkewCorrection(
             error=self.error / root, skewness=self.skewness / root, shift=self.shift / times
         )
 
-    def distance(self, level: float) -> float:
+    def quantile(self, level: float) -> float:
         """The inverse of ``level``."""
         z, s = NormalDist().inv_cdf(level), self.skewness
         if abs(s) < SYMMETRIC:
@@ -76,7 +76,7 @@ class Estimate:
     n_classes: int
     bounds: tuple[float, float]
     """The values that the estimate can take."""
-    least_p: float = 0.0
+    min_p: float = 0.0
     """With this probability a replicate leaves every class out, whatever was drawn."""
     rare: RareChangeBound | None = None
     skew_low: SkewCorrection | None = None
@@ -93,7 +93,7 @@ class Estimate:
         B = len(self.replicates)
         k = int(alpha / 2 * (B + 1) + 1e-9)
         low, high = self.bounds
-        if k > self.n_empty and self.least_p <= alpha / 2 + 1e-12:
+        if k > self.n_empty and self.min_p <= alpha / 2 + 1e-12:
             low = float(self.replicates[k - 1])
             high = float(self.replicates[B - 1 - (k - self.n_empty - 1)])
         if self.rare is not None:
@@ -101,13 +101,13 @@ class Estimate:
                 low = min(low, -upper_limit(self.rare.fell, self.rare.n, alpha / 2))
             high = max(high, upper_limit(self.rare.rose, self.rare.n, alpha / 2))
         if self.skew_low is not None:
-            low = min(low, self.value - self.skew_low.distance(1 - alpha / 2))
+            low = min(low, self.value - self.skew_low.quantile(1 - alpha / 2))
         if self.skew_high is not None:
-            high = max(high, self.value - self.skew_high.distance(alpha / 2))
+            high = max(high, self.value - self.skew_high.quantile(alpha / 2))
         low, high = max(low, self.bounds[0]), min(high, self.bounds[1])
         return float(min(low, self.value)), float(max(high, self.value))
 
-    def drawn_p(self, threshold: float) -> tuple[float, float]:
+    def replicate_p_values(self, threshold: float) -> tuple[float, float]:
         """What the replicates alone say of the truth being ``threshold`` or less, and of its being
         as much or more: two p-values."""
         B = len(self.replicates)
@@ -117,18 +117,18 @@ class Estimate:
 
     def p_above(self, threshold: float) -> float:
         """p-value of the hypothesis that the truth is ``threshold`` or less."""
-        p = max(self.drawn_p(threshold)[0], self.least_p)
+        p = max(self.replicate_p_values(threshold)[0], self.min_p)
         if self.skew_low is not None:
-            p = max(p, 1 - self.skew_low.level(self.value - threshold))
+            p = max(p, 1 - self.skew_low.cdf(self.value - threshold))
         if self.rare is not None and self.bounds[0] < 0:
             p = max(p, tail(self.rare.fell, self.rare.n, -threshold))
         return 1.0 if self.value <= threshold else min(p, 1.0)
 
     def p_below(self, threshold: float) -> float:
         """p-value of the hypothesis that the truth is ``threshold`` or more."""
-        p = max(self.drawn_p(threshold)[1], self.least_p)
+        p = max(self.replicate_p_values(threshold)[1], self.min_p)
         if self.skew_high is not None:
-            p = max(p, self.skew_high.level(self.value - threshold))
+            p = max(p, self.skew_high.cdf(self.value - threshold))
         if self.rare is not None:
             p = max(p, tail(self.rare.rose, self.rare.n, threshold))
         return 1.0 if self.value >= threshold else min(p, 1.0)
@@ -155,7 +155,7 @@ class Estimate:
             error = spread / math.sqrt(times)
             beyond = z * error
             if skew is not None:
-                scaled = skew.of(times).distance(1 - level if distance > 0 else level)
+                scaled = skew.scaled_to(times).quantile(1 - level if distance > 0 else level)
                 beyond = max(beyond, math.copysign(1.0, distance) * scaled)
             return abs(distance) >= beyond + luck * error
 

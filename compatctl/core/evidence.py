@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from compatctl.core.accept_checks import at_thresholds
+from compatctl.core.accept_checks import threshold_statistics
 from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.core.binomial import mcnemar
 from compatctl.core.compatibility import Inequalities
-from compatctl.core.cosine_checks import Asked, cosine_measurements, design_effect
+from compatctl.core.cosine_checks import GroupSample, cosine_measurements, design_effect
 from compatctl.core.dependence import Dependence
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
@@ -37,7 +37,7 @@ DECIDING_GROUP = "unseen"
 Key = tuple[str, str]
 """A check's name and the slice it is of, or ''."""
 
-OWN_COUNT = {"ann_recall", "self_test_gain", "mixed_gain"}
+PARTIAL_CHECKS = {"ann_recall", "self_test_gain", "mixed_gain"}
 """Checks of a part of the queries or of the gallery: the least evidence is asked of that part."""
 
 
@@ -69,7 +69,7 @@ class GroupEvidence:
     """New queries on the same."""
     accepts: tuple[Accepts, Accepts] | None = None
     """Old and new, each at the threshold that is used with it."""
-    ann_found: Floats | None = None
+    ann_recall: Floats | None = None
     """(Q,) share of the exact neighbours that the real index finds; NaN where it was not asked."""
     slices: Mapping[str, Bools] = field(default_factory=dict)
     """Name -> (Q,) the queries in it."""
@@ -155,13 +155,13 @@ def measure(
                 group=_group(group, part),
                 estimate=estimate,
                 n=n,
-                n_queries=n if part or name in OWN_COUNT else group.old_old.n_with_match,
+                n_queries=n if part or name in PARTIAL_CHECKS else group.old_old.n_with_match,
                 may_decide=group.name == DECIDING_GROUP,
                 unit=group.unit,
                 detail=detail,
             )
         )
-    asked = Asked(
+    asked = GroupSample(
         group=group.name,
         classes=group.classes,
         unit=group.unit,
@@ -291,16 +291,16 @@ def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int
             f"With half of the gallery embedded by the new model, recall@{k} of new queries is "
             f"{group.new_mixed.recall[k]:.4f}, after {new.recall[k]:.4f}",
         )
-    if group.ann_found is not None:
-        asked = ~np.isnan(group.ann_found)
+    if group.ann_recall is not None:
+        asked = ~np.isnan(group.ann_recall)
         found["ann_recall", ""] = (
-            query_ratio(group.classes, np.nan_to_num(group.ann_found), asked, (0.0, 1.0), 0),
+            query_ratio(group.classes, np.nan_to_num(group.ann_recall), asked, (0.0, 1.0), 0),
             int(asked.sum()),
-            f"The real index finds a share of {_share(group.ann_found, asked):.4f} of the nearest "
+            f"The real index finds a share of {_share(group.ann_recall, asked):.4f} of the nearest "
             "rows of new queries at the ef they need",
         )
     if group.accepts is not None:
-        found |= at_thresholds(group.classes, group.n_classes, *group.accepts)
+        found |= threshold_statistics(group.classes, group.n_classes, *group.accepts)
     return found
 
 

@@ -30,7 +30,7 @@ from compatctl.errors import InputError
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
-UNSAMPLED = (
+CHECKS_WITHOUT_INTERVAL = (
     "parity",
     "latency_ratio",
     "stored_share",
@@ -43,7 +43,7 @@ UNSAMPLED = (
 )
 """Checks whose estimate may be no sample: it has no interval then, and the limit alone decides."""
 
-CAN_BE_SMALL = ("slice_gain", "chain_gain")
+SMALL_SAMPLE_CHECKS = ("slice_gain", "chain_gain")
 """Checks that do not decide where they have fewer queries than ``slice_min_queries``."""
 
 _MOST = 10**9
@@ -65,7 +65,7 @@ class Measurement:
     """Queries behind it, for the policy's least evidence."""
     may_decide: bool
     """False for groups that are reported beside the deciding one."""
-    at_best: Estimate | None = None
+    best_case: Estimate | None = None
     """The estimate with everything that is unknown counted for the candidate: a failure must hold
     there too. None: nothing is unknown."""
     unit: tuple[str, ...] = ("class",)
@@ -188,11 +188,11 @@ def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verd
 
 def decides(policy: Policy, one: Check, rules: dict[str, Rule]) -> bool:
     """Whether a check has a say: a rule, a deciding group, and no slice that is too small."""
-    small = one.name in CAN_BE_SMALL and one.n_queries < policy.slice_min_queries
+    small = one.name in SMALL_SAMPLE_CHECKS and one.n_queries < policy.slice_min_queries
     return one.name in rules and one.may_decide and not small
 
 
-def units(n: int, unit: tuple[str, ...]) -> str:
+def describe_units(n: int, unit: tuple[str, ...]) -> str:
     """``n`` units in words: ``12 classes``, ``12 values of user``; of kinds that cross, of each."""
     known = {"class": "classes", "query": "single queries"}
     words = [known.get(one, f"values of {one}") for one in unit]
@@ -233,7 +233,7 @@ def _numbers(policy: Policy, one: Measurement, rule: Rule | None) -> Check:
         low=low,
         high=high,
         raw_p=_p_values(sample, rule) if sample and rule else None,
-        fail_p_at_best=_p_values(one.at_best, rule)[1] if one.at_best and rule else None,
+        fail_p_at_best=_p_values(one.best_case, rule)[1] if one.best_case and rule else None,
         n=int(one.n),
         n_queries=int(one.n_queries),
         n_classes=sample.n_classes if sample else None,
@@ -260,8 +260,8 @@ def _settled(
     outcome: Outcome = "inconclusive"
     if rule and one.estimate is not None and not _gap(policy, one):
         outcome = _outcome(policy, one.estimate, rule, p)
-        at_best = one.fail_p_at_best is None or one.fail_p_at_best <= policy.alpha / 2
-        if outcome == "fail" and not (rule.may_fail and at_best):
+        best_case = one.fail_p_at_best is None or one.fail_p_at_best <= policy.alpha / 2
+        if outcome == "fail" and not (rule.may_fail and best_case):
             outcome = "inconclusive"
     return replace(
         one,
@@ -294,7 +294,7 @@ def _gap(policy: Policy, one: Check) -> str:
     if one.n_queries < least:
         return f"only {one.n_queries} of the {least} queries asked for had a match to find"
     if one.n_classes < policy.min_classes and not part:
-        there = units(one.n_classes, one.unit)
+        there = describe_units(one.n_classes, one.unit)
         return f"the queries are of {there} and {policy.min_classes} are asked for"
     return ""
 

@@ -38,7 +38,7 @@ class Ignored:
     last: int | None = None
 
     @classmethod
-    def of(cls, *codes: tuple[Codes, Codes], n_queries: int, n_rows: int) -> Ignored:
+    def from_groups(cls, *codes: tuple[Codes, Codes], n_queries: int, n_rows: int) -> Ignored:
         """From (Q,) codes of queries and (G,) codes of gallery rows, of each grouping; a code below
         0 is of no group.
 
@@ -54,7 +54,7 @@ class Ignored:
             groups.append((queries, np.sort(rows[held] * max(n_rows, 1) + held)))
         return cls(n_rows=n_rows, groups=tuple(groups))
 
-    def cells(self, queries: slice, first: int = 0, last: int | None = None) -> tuple[Codes, Codes]:
+    def pairs(self, queries: slice, first: int = 0, last: int | None = None) -> tuple[Codes, Codes]:
         """(n,) places of queries in the slice and (n,) rows from ``first`` to ``last`` that they
         ignore, each pair once, in the order of the queries."""
         last = self._rows if last is None else min(last, self._rows)
@@ -81,10 +81,10 @@ class Ignored:
         block = (np.cumsum(most) - most) // _CELLS
         starts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), self._queries]
         for start, stop in pairwise(starts):
-            place, row = self.cells(slice(start, stop))
+            place, row = self.pairs(slice(start, stop))
             yield place + start, row
 
-    def holds(self, rows: Codes) -> Bools:
+    def contains(self, rows: Codes) -> Bools:
         """(Q, k) whether the query ignores each of the rows (Q, k); -1 is no row."""
         wide = max(self.n_rows, 1)
         found = np.zeros(rows.shape, dtype=bool)
@@ -95,12 +95,12 @@ class Ignored:
                 found |= (keys[at] == wanted) & (rows >= 0) & (group[:, None] >= 0)
         return found
 
-    def of_queries(self, which: Bools | Codes) -> Ignored:
+    def select_queries(self, which: Bools | Codes) -> Ignored:
         """The same of some of the queries: a mask (Q,) or positions."""
         groups = tuple((group[which], keys) for group, keys in self.groups)
         return Ignored(n_rows=self.n_rows, groups=groups, first=self.first, last=self.last)
 
-    def of_rows(self, first: int, last: int) -> Ignored:
+    def row_range(self, first: int, last: int) -> Ignored:
         """The same of the gallery rows ``first`` to ``last``, which are then rows from 0 on."""
         if not 0 <= first <= last <= self._rows:
             raise InputError(f"rows {first} to {last} are not among {self._rows}")
@@ -109,7 +109,7 @@ class Ignored:
             n_rows=self.n_rows, groups=self.groups, first=begin, last=begin + last - first
         )
 
-    def part(self, position: Codes) -> Ignored:
+    def remap_rows(self, position: Codes) -> Ignored:
         """The same of some of the rows, each at the place that ``position`` (G,) says, -1: not
         among them; their order is kept."""
         wide, n = max(self.n_rows, 1), int((position >= 0).sum())

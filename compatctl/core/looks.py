@@ -28,7 +28,7 @@ BLOCK = 1 << 20
 """Pairs that are compared at once."""
 
 
-def alike(asked: Looks, known: Looks, limit: int = LIMIT) -> NDArray[np.bool_]:
+def matches_any_look(asked: Looks, known: Looks, limit: int = LIMIT) -> NDArray[np.bool_]:
     """(Q,) whether a row of ``asked`` (Q, 24) looks like one of ``known`` (T, 24), both uint8.
 
     Rows are sorted into cells by the mean brightness of their four quarters, and compared with what

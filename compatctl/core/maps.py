@@ -33,7 +33,7 @@ Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
 """A matrix (in, out) and a bias (out,)."""
 
 
-class Map(Protocol):
+class Adapter(Protocol):
     """``unit(... relu(x @ matrix + bias) ...)``: layers, with a ReLU between one and the next."""
 
     @property

@@ -63,7 +63,7 @@ class Neighbours:
     scores: NDArray[np.float32]
     """(Q, k) cosines in [-1, 1], not increasing along a row."""
 
-    def of(self, queries: NDArray[np.bool_]) -> Neighbours:
+    def select_queries(self, queries: NDArray[np.bool_]) -> Neighbours:
         """The same of some of the queries (Q,)."""
         return Neighbours(rows=self.rows[queries], scores=self.scores[queries])
 
@@ -133,7 +133,7 @@ def exact_search_pieces(
         own = np.where(
             (self_row >= first) & (self_row < first + len(gallery)), self_row - first, -1
         )
-        left_out = ignored and ignored.of_rows(first, first + len(gallery))
+        left_out = ignored and ignored.row_range(first, first + len(gallery))
         found = exact_search(queries, gallery, k, own, ignored=left_out)
         here = np.where(found.rows >= 0, found.rows + first, -1)
         rows = np.concatenate([rows, here], axis=1)
@@ -176,7 +176,7 @@ class _LeftOut:
         mine = np.flatnonzero((self.own >= start) & (self.own < start + scores.shape[1]))
         scores[mine, self.own[mine] - start] = -np.inf
         if self.ignored is not None:
-            query, row = self.ignored.cells(self.queries, start, start + scores.shape[1])
+            query, row = self.ignored.pairs(self.queries, start, start + scores.shape[1])
             scores[query, row - start] = -np.inf
 
 

@@ -44,7 +44,7 @@ class PairTruth:
     """The relevant pairs, where they were judged: these and no others are then of one class, and a
     pair of one label that is not among them is of neither kind."""
 
-    def of_queries(self, which: Bools) -> PairTruth:
+    def select_queries(self, which: Bools) -> PairTruth:
         """The same of some of the queries, ``which`` (Q,)."""
         judged = self.judged
         if judged is not None:
@@ -55,11 +55,11 @@ class PairTruth:
             query_labels=self.query_labels[which],
             self_row=None if self.self_row is None else self.self_row[which],
             judged=judged,
-            ignored=self.ignored and self.ignored.of_queries(which),
+            ignored=self.ignored and self.ignored.select_queries(which),
         )
 
 
-def tiles(
+def score_tiles(
     queries: Features, gallery: Features, truth: PairTruth, block: int
 ) -> Iterator[tuple[slice, NDArray[np.float32], Bools, Bools]]:
     """Rows of queries, and of the tile of pairs: scores, same class, different class.
@@ -74,12 +74,12 @@ def tiles(
     queries, gallery = as_features(queries, "queries"), as_features(gallery, "gallery")
     check_dimensions(queries, gallery, "queries", "gallery")
     check_positive(block, "block")
-    for rows, columns, same, diff in kinds(len(queries), len(gallery), truth, block):
+    for rows, columns, same, diff in pair_kinds(len(queries), len(gallery), truth, block):
         left = queries[rows].astype(np.float32, copy=False)
         yield rows, left @ gallery[columns].astype(np.float32, copy=False).T, same, diff
 
 
-def kinds(
+def pair_kinds(
     Q: int, G: int, truth: PairTruth, block: int
 ) -> Iterator[tuple[slice, slice, Bools, Bools]]:
     """Rows and columns of each tile of Q queries and G gallery rows, and what its pairs are: of one
@@ -107,7 +107,7 @@ def kinds(
             mine = np.flatnonzero((column >= 0) & (column < same.shape[1]))
             same[mine, column[mine]] = diff[mine, column[mine]] = False
             if truth.ignored is not None:
-                query, row = truth.ignored.cells(rows, left, left + same.shape[1])
+                query, row = truth.ignored.pairs(rows, left, left + same.shape[1])
                 same[query, row - left] = diff[query, row - left] = False
             yield rows, columns, same, diff
 

@@ -23,12 +23,12 @@ from compatctl.core.estimate import SkewCorrection
 
 _NORMAL = NormalDist()
 _STEPS = 60
-MOST_TIMES = 1e7
+MAX_TIMES = 1e7
 """A set that would have to be larger by more than this shows nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class UnitKind:
     """One kind of unit: how many there are, and of how many queries a query's own is, in the mean
     over queries."""
 
@@ -42,7 +42,7 @@ class HeldOutSet:
     """A set of queries that have something to find, and what is resampled of them."""
 
     n_queries: int
-    kinds: tuple[Kind, ...]
+    kinds: tuple[UnitKind, ...]
 
     @classmethod
     def of(cls, classes: Codes, unit: tuple[str, ...], has_match: Bools) -> HeldOutSet:
@@ -52,7 +52,7 @@ class HeldOutSet:
         for name, column in zip(unit, columns.T, strict=True):
             sizes = np.unique(column, return_counts=True)[1].astype(np.float64)
             size = float((sizes**2).sum() / max(sizes.sum(), 1.0))
-            kinds.append(Kind(name=name, n=len(sizes), size=size))
+            kinds.append(UnitKind(name=name, n=len(sizes), size=size))
         return cls(n_queries=len(columns), kinds=tuple(kinds))
 
     @property
@@ -78,7 +78,7 @@ class Scatter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class PowerTarget:
     """What the policy asks for: the gain must be shown to lie above ``limit``, one-sided at
     ``level``, and is to be shown with this ``power``."""
 
@@ -87,8 +87,8 @@ class Asked:
     power: float
 
 
-def chance(
-    held_out: HeldOutSet, scatter: Scatter, gain: float, asked: Asked, times: float = 1.0
+def pass_probability(
+    held_out: HeldOutSet, scatter: Scatter, gain: float, asked: PowerTarget, times: float = 1.0
 ) -> float:
     """Probability that the gate passes a true ``gain`` on a set ``times`` as large, drawn alike."""
     if not held_out.n_queries:
@@ -107,33 +107,35 @@ def chance(
     )
     beyond = max(
         _NORMAL.inv_cdf(1 - asked.level) * error,
-        skew.distance(1 - asked.level),
+        skew.quantile(1 - asked.level),
     )
     return _NORMAL.cdf((gain - asked.limit - beyond) / error)
 
 
-def least_gain(held_out: HeldOutSet, scatter: Scatter, asked: Asked) -> float | None:
+def min_detectable_gain(held_out: HeldOutSet, scatter: Scatter, asked: PowerTarget) -> float | None:
     """The least gain that is shown with the power asked for; None where no possible one is."""
     most = min(scatter.changed, 1 - scatter.old_recall) if scatter.old_recall < 1 else 0.0
 
     def shown(gain: float) -> bool:
-        return chance(held_out, scatter, gain, asked) >= asked.power
+        return pass_probability(held_out, scatter, gain, asked) >= asked.power
 
     if most <= asked.limit or not shown(most):
         return None
     return _least(shown, asked.limit, most)
 
 
-def times_needed(held_out: HeldOutSet, scatter: Scatter, gain: float, asked: Asked) -> float | None:
+def times_needed(
+    held_out: HeldOutSet, scatter: Scatter, gain: float, asked: PowerTarget
+) -> float | None:
     """How many times as large a set, drawn alike, shows the gain with the power asked for; below 1
     where a smaller one does. None where none does, or where so few queries change."""
     if gain <= asked.limit or gain > scatter.changed or not held_out.n_queries:
         return None
 
     def shown(log: float) -> bool:
-        return chance(held_out, scatter, gain, asked, math.exp(log)) >= asked.power
+        return pass_probability(held_out, scatter, gain, asked, math.exp(log)) >= asked.power
 
-    low, high = -math.log(held_out.n_queries), math.log(MOST_TIMES)
+    low, high = -math.log(held_out.n_queries), math.log(MAX_TIMES)
     return math.exp(_least(shown, low, high)) if shown(high) else None
 
 

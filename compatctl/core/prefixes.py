@@ -54,7 +54,7 @@ class Prefixes:
         at = int(np.searchsorted(self.rows, wanted))
         return at < len(self.rows) and bool(self.rows[at] == wanted)
 
-    def hold(self, numbers: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    def contains(self, numbers: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """(n,) whether each of the ``numbers`` (n,) is in the set."""
         return np.isin(numbers, self.rows)
 
@@ -69,21 +69,21 @@ class Prefixes:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def steps(self) -> NDArray[np.uint8]:
+    def deltas(self) -> NDArray[np.uint8]:
         """(n, 8) bytes, big endian: from each number to the next, which are small and pack well."""
-        steps = np.diff(self.rows, prepend=np.uint64(0)).astype(">u8")
-        return steps.view(np.uint8).reshape(-1, _WIDTH)
+        deltas = np.diff(self.rows, prepend=np.uint64(0)).astype(">u8")
+        return deltas.view(np.uint8).reshape(-1, _WIDTH)
 
     @classmethod
-    def of_steps(cls, steps: NDArray[np.uint8]) -> Self:
-        """The set of which ``steps`` gave (n, 8) bytes.
+    def from_deltas(cls, deltas: NDArray[np.uint8]) -> Self:
+        """The set of which ``deltas`` gave (n, 8) bytes.
 
         Raises:
             InputError: it is of none.
         """
-        if steps.ndim != 2 or steps.shape[1] != _WIDTH:
-            raise InputError(f"a set of digests is of eight bytes each, got {steps.shape}")
-        rows = np.cumsum(np.ascontiguousarray(steps).view(">u8").reshape(-1), dtype=np.uint64)
+        if deltas.ndim != 2 or deltas.shape[1] != _WIDTH:
+            raise InputError(f"a set of digests is of eight bytes each, got {deltas.shape}")
+        rows = np.cumsum(np.ascontiguousarray(deltas).view(">u8").reshape(-1), dtype=np.uint64)
         if (rows[1:] <= rows[:-1]).any():
             raise InputError("a set of digests must ascend")
         return cls(rows)

@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compatctl.core.arrays import Bools, Codes, Floats
-from compatctl.core.asymmetry import rare_changes, skew_of
+from compatctl.core.asymmetry import rare_changes, skew_correction
 from compatctl.core.class_sums import ClassSums, QuerySums
 from compatctl.core.estimate import Estimate, RareChangeBound
-from compatctl.core.units import UnitSet, cells, powers, unit_sets
+from compatctl.core.units import UnitSet, crossed_moments, unit_cells, unit_sets
 from compatctl.errors import InputError
 
 _CELLS = 2**22
@@ -59,7 +59,7 @@ class Ratio:
     bounds: tuple[float, float]
     kinds: Codes | None = None
     """(C, K) the units of each cell, of K kinds that cross; None: each entry is a unit."""
-    room: tuple[float, float] | None = None
+    class_bounds: tuple[float, float] | None = None
     """The least and the greatest mean that one class could have, as far as is known: one that was
     never found cannot be lost. None: ``bounds``."""
     n_classes: int | None = None
@@ -76,12 +76,12 @@ def ratio_of(
     bounds: tuple[float, float],
     *,
     harm: int = 0,
-    room: tuple[float, float] | None = None,
+    class_bounds: tuple[float, float] | None = None,
     n_classes: int | None = None,
 ) -> Ratio:
     """Totals (Q,) over counts (Q,) of queries whose classes are codes (Q,), any, or (Q, K) of
     units of K kinds that cross; the rest as in ``Ratio``."""
-    kinds, at = cells(classes)
+    kinds, at = unit_cells(classes)
     C = len(kinds)
     return Ratio(
         totals=np.bincount(at, totals, minlength=C).astype(np.float64),
@@ -89,7 +89,7 @@ def ratio_of(
         bounds=bounds,
         kinds=kinds if kinds.shape[1] > 1 else None,
         harm=harm,
-        room=room,
+        class_bounds=class_bounds,
         n_classes=n_classes,
     )
 
@@ -100,14 +100,16 @@ def query_ratio(  # noqa: PLR0917 - what a mean over queries is
     has_match: Bools | Floats,
     bounds: tuple[float, float],
     harm: int,
-    room: tuple[float, float] | None = None,
+    class_bounds: tuple[float, float] | None = None,
 ) -> Ratio:
     """The mean of the values (Q,) over queries with a match, as a ratio of sums by class.
 
     ``classes`` is (Q,), or (Q, K) for units that cross. ``has_match`` (Q,) may hold weights.
     """
     weights = has_match.astype(np.float64)
-    return ratio_of(classes, values * weights, weights, bounds, harm=harm, room=room)
+    return ratio_of(
+        classes, values * weights, weights, bounds, harm=harm, class_bounds=class_bounds
+    )
 
 
 def hit_change(
@@ -183,7 +185,7 @@ def _replicates(
 
 def _scale(sets: Sequence[UnitSet], beyond: Floats) -> float:
     """What brings draws of each kind on its own, added up, to the scatter of all together."""
-    second, _, alone = powers(sets, beyond)
+    second, _, alone = crossed_moments(sets, beyond)
     return float(np.sqrt(second / alone.sum())) if alone.sum() > 0 else 1.0
 
 
@@ -206,7 +208,8 @@ def _ratio_estimate(
     # No unit that was not seen is thought of where values are continuous and harm is not counted.
     size = float(counts.sum()) / least if one.harm else 0.0
     low, high = (
-        skew_of(totals, counts, sets, size=size, worst=worst) for worst in one.room or one.bounds
+        skew_correction(totals, counts, sets, size=size, worst=worst)
+        for worst in one.class_bounds or one.bounds
     )
     return replace(estimate, skew_low=low, skew_high=high)
 
@@ -254,7 +257,7 @@ def estimate_diff(
     nq, ng = sums.n_queries.astype(np.float64), sums.n_gallery.astype(np.float64)
     inner = np.einsum("cd,cd->c", sums.queries, sums.gallery)
     pairs = nq * ng
-    first, second = sums.own_diff_at.T
+    first, second = sums.excluded_diff_classes.T
     drawn = []
     for W in half_samples(len(nq), replicates, rng, width=sums.queries.shape[1]):
         total = np.einsum("bd,bd->b", W @ sums.queries, W @ sums.gallery + sums.other)
@@ -265,7 +268,7 @@ def estimate_diff(
             part = slice(start, start + step)
             theirs = np.where(second[part] < 0, 1.0, W[:, second[part]])
             weights = W[:, first[part]] * theirs
-            total -= weights @ sums.own_diff[part]
+            total -= weights @ sums.excluded_diff[part]
             count -= weights.sum(axis=1)
         drawn.append(_quotient(total, count))
     means = sums.means()
@@ -335,7 +338,7 @@ def _estimate(
         replicates=np.sort(np.where(empty, -np.inf, drawn)),
         n_empty=int(empty.sum()),
         n_classes=n_classes,
-        least_p=0.5**n_classes,
+        min_p=0.5**n_classes,
         bounds=bounds,
         rare=min(rare, key=lambda one: one.n, default=None),
     )

@@ -251,7 +251,7 @@ def _check_columns(neighbours: Neighbours, ks: Sequence[int], G: int) -> None:
 
 
 def _check_rows(rows: Codes, own: Codes, ignored: Ignored | None) -> None:
-    if ignored is not None and ignored.holds(rows).any():
+    if ignored is not None and ignored.contains(rows).any():
         raise InputError(
             "a query found an item that it ignores", tip="search and evaluate with the same ignored"
         )

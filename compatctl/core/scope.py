@@ -15,7 +15,7 @@ from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 
 
-def with_scope(
+def add_gallery_checks(
     policy: Policy,
     group: GroupEvidence,
     found: Sequence[Measurement],
@@ -43,7 +43,7 @@ def _at_best(
         return list(found)
     ratio = hit_change(group.classes, *group.unjudged.best, group.kept)
     best = estimate_ratios([ratio], replicates, draw())[0]
-    return [replace(one, at_best=best) if one.name == "recall_gain" else one for one in found]
+    return [replace(one, best_case=best) if one.name == "recall_gain" else one for one in found]
 
 
 def _unjudged(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compatctl.core.arrays import Codes, Features, Floats, ratio
-from compatctl.core.pair_tiles import PairTruth, tiles
+from compatctl.core.pair_tiles import PairTruth, score_tiles
 
 _SCALE = 2**14
 _LOWEST = -_SCALE - 64
@@ -72,7 +72,7 @@ def score_counts(
         InputError: as ``tiles``.
     """
     every, same, left_out = np.zeros((3, _BINS), dtype=np.int64)
-    for _, scores, alike, diff in tiles(queries, gallery, truth, block):
+    for _, scores, alike, diff in score_tiles(queries, gallery, truth, block):
         # A power of two scales exactly, so a score never moves to the bin beside.
         at = np.floor(scores * np.float32(_SCALE)).astype(np.intp).reshape(-1)
         at -= _LOWEST

@@ -31,30 +31,30 @@ _BLOCK = 8192
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Reduction:
+class CosineReduction:
     """``centre`` (D,) is subtracted and the rest divided by ``scale``, then, for l2, the column is
-    appended; ``most`` is the largest norm of a gallery row after that."""
+    appended; ``max_norm`` is the largest norm of a gallery row after that."""
 
     similarity: Similarity
     centre: Floats
     scale: float
-    most: float
+    max_norm: float
 
     @classmethod
-    def of(cls, similarity: Similarity, galleries: Sequence[Features]) -> Self:
+    def fit(cls, similarity: Similarity, galleries: Sequence[Features]) -> Self:
         """The reduction for galleries (G, D) of finite rows, each with at least one row."""
         dim = galleries[0].shape[1]
         centre, scale = np.zeros(dim), 1.0
         if similarity == "l2":
             centre = np.asarray(galleries[0].mean(axis=0, dtype=np.float64))
             scale = max(_longest(one, centre) for one in galleries) or 1.0
-        first = cls(similarity=similarity, centre=centre, scale=scale, most=1.0)
-        most = max(
+        first = cls(similarity=similarity, centre=centre, scale=scale, max_norm=1.0)
+        max_norm = max(
             float(np.linalg.norm(first._gallery(one[at : at + _BLOCK]), axis=1).max())
             for one in galleries
             for at in range(0, len(one), _BLOCK)
         )
-        return cls(similarity=similarity, centre=centre, scale=scale, most=most or 1.0)
+        return cls(similarity=similarity, centre=centre, scale=scale, max_norm=max_norm or 1.0)
 
     def queries(self, rows: Features) -> NDArray[np.float32]:
         """Unit rows (Q, D') of queries (Q, D), none of them zero."""
@@ -62,7 +62,7 @@ class Reduction:
 
     def gallery(self, rows: Features) -> NDArray[np.float32]:
         """Unit rows (G, D') of gallery rows (G, D), of those that the reduction was made of."""
-        return self._blocks(rows, lambda part: _lifted(self._gallery(part) / self.most))
+        return self._blocks(rows, lambda part: _lifted(self._gallery(part) / self.max_norm))
 
     def _blocks(self, rows: Features, of: Callable[[Features], Floats]) -> NDArray[np.float32]:
         extra = 2 if self.similarity == "l2" else 1
@@ -90,7 +90,7 @@ class Reduction:
 
 
 def _lifted(rows: Floats) -> Floats:
-    """Rows of norm at most 1 with a coordinate that makes them unit rows."""
+    """Rows of norm at max_norm 1 with a coordinate that makes them unit rows."""
     rest = np.sqrt(np.maximum(0.0, 1.0 - np.einsum("nd,nd->n", rows, rows)))
     return np.hstack([rows, rest[:, None]])
 

@@ -216,7 +216,7 @@ def _check_label(label: object) -> None:
         raise InputError(f"class {label!r} cannot be written as UTF-8") from None
 
 
-def angles(means: NDArray[np.floating[Any]]) -> tuple[float, float]:
+def cosine_spread(means: NDArray[np.floating[Any]]) -> tuple[float, float]:
     """Mean and spread (standard deviation) of the cosines between different rows (C, D), C >= 2.
 
     Rows of a simplex of C vertices have the mean -1/(C-1) and the spread 0; rows in random

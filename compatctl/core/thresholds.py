@@ -32,7 +32,7 @@ from compatctl.core.arrays import (
     ratio,
 )
 from compatctl.core.ignored import Ignored
-from compatctl.core.pair_tiles import JudgedPairs, PairTruth, tiles
+from compatctl.core.pair_tiles import JudgedPairs, PairTruth, score_tiles
 from compatctl.errors import InputError
 
 ACCEPT_ALL = -1.01
@@ -197,7 +197,7 @@ def equal_error_rate(roc: Roc) -> float:
     return float((false_accepts[at] / roc.n_diff + false_rejects[at] / roc.n_same) / 2)
 
 
-def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshold
+def count_accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshold
     queries: Features,
     query_labels: Codes,
     gallery: Features,
@@ -238,7 +238,7 @@ def accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshol
         judged=judged,
         ignored=ignored,
     )
-    for rows, scores, same, diff in tiles(queries, gallery, truth, block):
+    for rows, scores, same, diff in score_tiles(queries, gallery, truth, block):
         passed = scores >= least[rows]
         for kind, counted in enumerate((same & passed, same, diff & passed, diff)):
             counts[kind, rows] += np.count_nonzero(counted, axis=1)
@@ -282,7 +282,7 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
         ignored=ignored,
     )
     upper = np.zeros(2**16, dtype=np.int64)
-    for _, scores, _, diff in tiles(queries, gallery, truth, block):
+    for _, scores, _, diff in score_tiles(queries, gallery, truth, block):
         upper += np.bincount((_flip(scores[diff]) >> 16) + 2**15, minlength=2**16)
     n_diff = int(upper.sum())
     if not 0 <= accepted <= n_diff:
@@ -291,7 +291,7 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
         return ACCEPT_ALL
     high, position = _bin_at(upper, n_diff - int(accepted) - 1)
     lower = np.zeros(2**16, dtype=np.int64)
-    for _, scores, _, diff in tiles(queries, gallery, truth, block):
+    for _, scores, _, diff in score_tiles(queries, gallery, truth, block):
         keys = _flip(scores[diff])
         inside = keys[(keys >> 16) + 2**15 == high]
         lower += np.bincount(inside & (2**16 - 1), minlength=2**16)

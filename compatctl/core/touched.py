@@ -57,7 +57,7 @@ class Touched:
         )
 
 
-def share_by_class(
+def touched_share_by_class(
     query_labels: Codes, gallery_labels: Codes, self_row: Codes, touched: Bools
 ) -> Floats:
     """(Q,) share of the gallery rows of each query's class, its own row apart, that were touched.
@@ -79,7 +79,7 @@ def share_by_class(
     return _share(part, rows)
 
 
-def share_judged(judged_query: Codes, judged_row: Codes, touched: Bools, Q: int) -> Floats:
+def touched_share_judged(judged_query: Codes, judged_row: Codes, touched: Bools, Q: int) -> Floats:
     """(Q,) the same where relevance was judged: pairs (J,) of query positions and gallery rows."""
     rows = np.bincount(judged_query, minlength=Q)
     part = np.bincount(judged_query[touched[judged_row]], minlength=Q)

@@ -18,14 +18,14 @@ import numpy as np
 from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.errors import InputError
 
-MOST_KINDS = 4
+MAX_KINDS = 4
 """Kinds of units that may cross: every set of them is summed by."""
 
 UnitSet = tuple[int, tuple[int, ...], Codes]
 """Sign, members and (C,) units of a set of kinds."""
 
 
-def cells(classes: Codes) -> tuple[Codes, Codes]:
+def unit_cells(classes: Codes) -> tuple[Codes, Codes]:
     """(C, K) codes from 0 of each kind by cell, in the order of the codes, and (Q,) each query's
     cell; ``classes`` is (Q,) for one kind, or (Q, K)."""
     columns = classes[:, None] if classes.ndim == 1 else classes
@@ -45,7 +45,7 @@ def count_units(classes: Codes, has_match: Bools) -> int:
     return min(len(np.unique(column[has_match])) for column in columns.T)
 
 
-def crossed(columns: Sequence[Codes]) -> tuple[Codes, tuple[int, ...]]:
+def minimal_kinds(columns: Sequence[Codes]) -> tuple[Codes, tuple[int, ...]]:
     """The columns (Q,) of codes that are needed, as (Q,) or (Q, K), and their positions.
 
     One whose units each lie within a unit of another says nothing besides it: drawn whole, the
@@ -61,14 +61,14 @@ def crossed(columns: Sequence[Codes]) -> tuple[Codes, tuple[int, ...]]:
             j
             for j, other in enumerate(columns)
             if j != i
-            and int(cells(np.stack([one, other], axis=1))[1].max(initial=-1)) + 1 == sizes[i]
+            and int(unit_cells(np.stack([one, other], axis=1))[1].max(initial=-1)) + 1 == sizes[i]
             and (sizes[j] < sizes[i] or j < i)
         ]
         if not within:
             kept.append(i)
-    if len(kept) > MOST_KINDS:
+    if len(kept) > MAX_KINDS:
         raise InputError(
-            f"at most {MOST_KINDS} kinds of units can cross, got {len(kept)}",
+            f"at most {MAX_KINDS} kinds of units can cross, got {len(kept)}",
             tip="name fewer columns: those that carry most dependence",
         )
     if len(kept) == 1:
@@ -76,7 +76,7 @@ def crossed(columns: Sequence[Codes]) -> tuple[Codes, tuple[int, ...]]:
     return np.stack([columns[i] for i in kept], axis=1), tuple(kept)
 
 
-def powers(sets: Sequence[UnitSet], beyond: Floats) -> tuple[float, float, Floats]:
+def crossed_moments(sets: Sequence[UnitSet], beyond: Floats) -> tuple[float, float, Floats]:
     """Second and third moment of the total of contributions ``beyond`` (C,) of cells, and (K,) the
     second moments by each kind alone; ``sets`` as ``unit_sets`` gives them.
 
@@ -98,7 +98,7 @@ def unit_sets(kinds: Codes) -> list[UnitSet]:
     """Every set of the kinds (C, K) by which cells are summed."""
     K = kinds.shape[1]
     return [
-        ((-1) ** (size + 1), members, cells(kinds[:, members])[1])
+        ((-1) ** (size + 1), members, unit_cells(kinds[:, members])[1])
         for size in range(1, K + 1)
         for members in combinations(range(K), size)
     ]

@@ -50,7 +50,9 @@ class Unjudged:
         return any(bool(found.any()) for side in (self.old, self.new) for found in side.values())
 
 
-def unjudged_of(old_rows: Codes, new_rows: Codes, hits: Hits, unknown: Bools, k: int) -> Unjudged:
+def bound_unjudged(
+    old_rows: Codes, new_rows: Codes, hits: Hits, unknown: Bools, k: int
+) -> Unjudged:
     """The bounds at k, and how many answers are unknown at 1 and at k.
 
     Args:

@@ -160,7 +160,7 @@ class TrainingRecord:
     def has_seen(self, ids: Sequence[str]) -> Bools:
         """(n,) whether each item trained, was an anchor, or was a pair of an adapter."""
         names = np.fromiter(map(prefix_of, ids), np.uint64, len(ids))
-        return self.ids.hold(names) | self.anchor_ids.hold(names)
+        return self.ids.contains(names) | self.anchor_ids.contains(names)
 
     def with_classes(self, labels: Iterable[str]) -> Self:
         """The record with more trained classes."""
@@ -204,7 +204,7 @@ class TrainingRecord:
     def to_text(self) -> str:
         """The text that a model carries. Equal records give equal texts."""
         sets = {name: getattr(self, name) for name in SETS}
-        value: dict[str, Any] = {name: [len(one), pack(one.steps())] for name, one in sets.items()}
+        value: dict[str, Any] = {name: [len(one), pack(one.deltas())] for name, one in sets.items()}
         value |= {
             "format": FORMAT,
             "tool": f"compatctl {__version__}",
@@ -228,7 +228,9 @@ class TrainingRecord:
             raw = parse_json(data, path)
             if not isinstance(raw, dict) or set(raw) != _CARRIED_KEYS or raw["format"] != FORMAT:
                 raise InputError("it has other entries, or another format")
-            sets: dict[str, Any] = {name: Prefixes.of_steps(_rows(raw[name], 8)) for name in SETS}
+            sets: dict[str, Any] = {
+                name: Prefixes.from_deltas(_rows(raw[name], 8)) for name in SETS
+            }
             if raw["registry"] is not None:
                 Registry.from_json(raw["registry"])
             return cls(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from compatctl.core.maps import Map
+from compatctl.core.maps import Adapter
 from compatctl.data import Preprocessing
 from compatctl.encoder import contract
 from compatctl.encoder.contract import OUTPUT, Contract, EncoderInput
@@ -17,7 +17,7 @@ from compatctl.encoder.sealing import inlined, prefixed, sealed
 from compatctl.errors import InputError
 
 
-def bridge(data: bytes, path: Path, through: Map) -> bytes:
+def bridge(data: bytes, path: Path, through: Adapter) -> bytes:
     """The sealed bytes of an encoder whose feature is ``through`` of the one of ``data``.
 
     ``data``: the sealed bytes of a model (F numbers); ``path``: where they were read, for errors.
@@ -46,7 +46,7 @@ def bridge(data: bytes, path: Path, through: Map) -> bytes:
     return sealed(assembled(merged, [model], made), made)
 
 
-def _append(merged: onnx.GraphProto, value: str, through: Map) -> str:
+def _append(merged: onnx.GraphProto, value: str, through: Adapter) -> str:
     """Add the map's layers behind ``value``; the name of what comes out, not yet a unit row."""
     for at, (matrix, bias) in enumerate(through.layers):
         if not (np.isfinite(matrix).all() and np.isfinite(bias).all()):

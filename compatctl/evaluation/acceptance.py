@@ -13,7 +13,7 @@ from compatctl.core.compatibility import Inequalities
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.policy import Policy
 from compatctl.core.score_counts import score_counts
-from compatctl.core.thresholds import Accepts, accepts, threshold_keeping_far
+from compatctl.core.thresholds import Accepts, count_accepts, threshold_keeping_far
 from compatctl.report import Calibration, ErrorRates, OperatingPoint
 
 FARS = (0.01, 0.001)
@@ -89,7 +89,7 @@ def calibrated(
     half = np.unique(first, return_inverse=True)[1] % 2
     parts = [half == one for one in (0, 1)]
     old, new = (
-        [score_counts(one[part], gallery, truth.of_queries(part)) for part in parts]
+        [score_counts(one[part], gallery, truth.select_queries(part)) for part in parts]
         for one in queries
     )
     raw = [fit_score_map(old[one], new[one]) for one in (1, 0)]
@@ -123,7 +123,7 @@ def error_rates(
     labels = truth.query_labels, truth.gallery_labels
 
     def of(features: Features, threshold: float | Floats) -> Accepts:
-        return accepts(
+        return count_accepts(
             features,
             labels[0],
             gallery,

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compatctl.core.borderline import Key, unsure
+from compatctl.core.borderline import Key, borderline_checks
 from compatctl.core.class_sums import ClassSums
 from compatctl.core.evidence import ChainEvidence, Draw, GroupEvidence, measure, measure_chain
-from compatctl.core.gate import UNSAMPLED, Measurement, Verdict, judge
+from compatctl.core.gate import CHECKS_WITHOUT_INTERVAL, Measurement, Verdict, judge
 from compatctl.core.policy import Policy
-from compatctl.core.scope import with_scope
+from compatctl.core.scope import add_gallery_checks
 from compatctl.evaluation.group_runs import Trial
 from compatctl.report import Attempts
 
@@ -53,7 +53,7 @@ def sampling(
     policy: Policy, seed: int, n_slices: int, n_chain: int, attempt: Attempts | None = None
 ) -> Sampling:
     """As many replicates as the policy says, and enough for Holm's smallest level."""
-    estimated = [one for one in policy.rules if one not in UNSAMPLED]
+    estimated = [one for one in policy.rules if one not in CHECKS_WITHOUT_INTERVAL]
     checks, number = len(estimated) + n_slices + n_chain, attempt.number if attempt else 1
     least = max(policy.replicates, math.ceil(10 * checks / policy.alpha))
     enough = min(least * number, max(least, LONG))  # for hundreds of attempts, in bounded time
@@ -72,13 +72,15 @@ def verdict_of(  # noqa: PLR0917 - all that is judged, and how
     found: list[Measurement] = []
     for trial in trials:
         measured = measure(policy, trial.evidence, how.draw, how.replicates)
-        found += with_scope(policy, trial.evidence, measured, how.draw, how.replicates)
+        found += add_gallery_checks(policy, trial.evidence, measured, how.draw, how.replicates)
     for link in chain:
         found.append(measure_chain(link, policy.recall_at, how.draw, how.replicates))
     found += others
     settled: set[Key] = set()
     while (
-        close := unsure(policy, found, verdict := judge(policy, found, attempt=how.attempt))
+        close := borderline_checks(
+            policy, found, verdict := judge(policy, found, attempt=how.attempt)
+        )
         - settled
     ):
         again = [*_longer(policy, trials, chain, close, how.replicates)]
@@ -106,7 +108,7 @@ def _longer(
         for start in range(0, len(names), AT_ONCE):
             some = set(names[start : start + AT_ONCE])
             again = measure(policy, evidence, how.draw, how.replicates, some)
-            yield from with_scope(policy, evidence, again, how.draw, how.replicates)
+            yield from add_gallery_checks(policy, evidence, again, how.draw, how.replicates)
         if cosines:
             how = _last(_width(evidence), COSINE_CELLS, least)
             yield from measure(policy, evidence, how.draw, how.replicates, cosines)

@@ -10,7 +10,7 @@ import numpy as np
 from compatctl.core.arrays import Rows
 from compatctl.core.dependence import Dependence
 from compatctl.core.policy import Policy
-from compatctl.core.units import crossed
+from compatctl.core.units import minimal_kinds
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 
@@ -38,7 +38,7 @@ def drawn(labels: Rows, columns: Mapping[str, Sequence[str]], *, judged: bool = 
         del kinds[CLASS]
     if not kinds:
         return Drawn(classes=np.arange(len(labels)), unit=(QUERY,))
-    classes, kept = crossed(list(kinds.values()))
+    classes, kept = minimal_kinds(list(kinds.values()))
     names = list(kinds)
     return Drawn(classes=classes, unit=tuple(names[at] for at in kept))
 
@@ -75,7 +75,7 @@ def columns_of(data: Dataset, rows: Iterable[int], names: Iterable[str]) -> dict
 
 def enough(policy: Policy, one: Dependence) -> bool:
     """Whether a column carries dependence and has values enough to be resampled."""
-    return one.carries and one.n_units >= policy.min_classes
+    return one.unmodelled and one.n_units >= policy.min_classes
 
 
 def dependence_warnings(policy: Policy, found: Iterable[Dependence]) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def dependence_warnings(policy: Policy, found: Iterable[Dependence]) -> tuple[st
             else f"with {one.n_units} values only, judge them one by one with --slice {one.column}"
         )
         for one in found
-        if one.carries
+        if one.unmodelled
     )
 
 

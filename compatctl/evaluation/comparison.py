@@ -77,7 +77,7 @@ class Field:
             self_row=self.self_row[kept],
             judged=judged,
             slices={name: mask[kept] for name, mask in self.slices.items()},
-            ignored=self.ignored and self.ignored.of_queries(kept),
+            ignored=self.ignored and self.ignored.select_queries(kept),
             columns=self.columns and {name: one[kept] for name, one in self.columns.items()},
             asked=None if self.asked is None else self.asked[kept],
             touched=touched and replace(touched, of_query=touched.of_query[kept]),
@@ -98,7 +98,7 @@ class Field:
             gallery_labels=self.gallery_labels[rows],
             self_row=np.where(self.self_row >= 0, position[self.self_row], -1),
             judged=judged,
-            ignored=self.ignored and self.ignored.part(position),
+            ignored=self.ignored and self.ignored.remap_rows(position),
             half=None if self.half is None else self.half[rows],
             unjudged=None,
             touched=None,
@@ -177,7 +177,7 @@ def retrieval_by_part(
     rows = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     for part, gallery in searched:
-        ignored = where.ignored and where.ignored.of_queries(part)
+        ignored = where.ignored and where.ignored.select_queries(part)
         found = exact_search(queries[part], gallery, k, where.self_row[part], ignored=ignored)
         rows[part], scores[part] = found.rows, found.scores
     return _evaluate(where, Neighbours(rows=rows, scores=scores), ks, map_k)

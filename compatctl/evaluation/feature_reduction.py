@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from compatctl.core.arrays import Rows, Vectors
-from compatctl.core.similarity import Reduction, Similarity
+from compatctl.core.similarity import CosineReduction, Similarity
 from compatctl.data import FeatureTable, load_features
 from compatctl.errors import InputError
 
@@ -53,7 +53,7 @@ def ranked(
     asking = [_part(table, queries) for table in tables]
     searched = [_part(table, gallery) for table in tables[:galleries]]
     if similarity != "cosine":
-        reduction = Reduction.of(similarity, searched)
+        reduction = CosineReduction.fit(similarity, searched)
         asking = [reduction.queries(one) for one in asking]
         searched = [reduction.gallery(one) for one in searched]
     return asking, searched

@@ -228,7 +228,7 @@ class Findings:
             return found
         ann, shares = self.sent.ask(gallery)
         trials = [
-            replace(one, evidence=replace(one.evidence, ann_found=shares))
+            replace(one, evidence=replace(one.evidence, ann_recall=shares))
             if one.evidence.name == DECIDING_GROUP
             else one
             for one in self.trials

@@ -10,12 +10,12 @@ import numpy as np
 from compatctl.core.arrays import Bools
 from compatctl.core.class_sums import row_products
 from compatctl.core.compatibility import Inequalities, inequalities, judged_inequalities
-from compatctl.core.dependence import Dependence, dependences
+from compatctl.core.dependence import Dependence, measure_dependence
 from compatctl.core.evidence import GroupEvidence
 from compatctl.core.nearest import Neighbours
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
-from compatctl.core.unjudged import Unjudged, unjudged_of
+from compatctl.core.unjudged import Unjudged, bound_unjudged
 from compatctl.evaluation.acceptance import (
     Calibrate,
     Thresholds,
@@ -79,7 +79,7 @@ def run(
     old = found_in(where, sides.old_queries, sides.old_gallery, policy)
     kept = ~twins(where, sides, old)
     if not kept.all():
-        where, sides, old = where.queries(kept), sides.queries(kept), old.of(kept)
+        where, sides, old = where.queries(kept), sides.queries(kept), old.select_queries(kept)
     new = found_in(where, sides.new_queries, sides.old_gallery, policy)
     old_old, new_old = evaluated(where, old, policy), evaluated(where, new, policy)
     others, bias = _new_galleries(where, sides, policy)
@@ -122,7 +122,9 @@ def _dependence(
         return None
     change = new.hit(k).astype(np.float64) - old.hit(k)
     signs = np.random.default_rng(0)
-    return dependences(change, old.has_match, where.classes, where.unit, where.columns, signs)
+    return measure_dependence(
+        change, old.has_match, where.classes, where.unit, where.columns, signs
+    )
 
 
 def twins(where: Field, sides: Sides, old: Neighbours) -> Bools:
@@ -180,7 +182,7 @@ def _unjudged(
     if where.unjudged is None:
         return None
     hits = tests[0].hit(k), tests[1].hit(k)
-    bounds = unjudged_of(found[0].rows, found[1].rows, hits, where.unjudged, k)
+    bounds = bound_unjudged(found[0].rows, found[1].rows, hits, where.unjudged, k)
     return bounds if bounds.any else None
 
 

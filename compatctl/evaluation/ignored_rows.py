@@ -60,7 +60,7 @@ def ignored_rows(
                 for side, labels in zip(sides, (query_labels, gallery_labels), strict=True)
             ]
         codes.append((sides[0], sides[1]))
-    return Ignored.of(*codes, n_queries=len(query_labels), n_rows=len(gallery_labels))
+    return Ignored.from_groups(*codes, n_queries=len(query_labels), n_rows=len(gallery_labels))
 
 
 def ignoring(where: Field, columns: Mapping[str, Column]) -> Field:
@@ -76,7 +76,7 @@ def ignoring(where: Field, columns: Mapping[str, Column]) -> Field:
     query, row = where.judged
     blocks = [slice(at, at + _BLOCK) for at in range(0, len(query), _BLOCK)]
     lost = np.concatenate(
-        [ignored.of_queries(query[part]).holds(row[part, None])[:, 0] for part in blocks]
+        [ignored.select_queries(query[part]).contains(row[part, None])[:, 0] for part in blocks]
     )
     if lost.all():
         raise InputError(

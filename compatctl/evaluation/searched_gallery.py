@@ -16,7 +16,7 @@ import numpy as np
 
 from compatctl.core.arrays import NO_CLASS, Bools, Rows, Vectors, as_rows
 from compatctl.core.evidence import DECIDING_GROUP
-from compatctl.core.touched import Touched, share_by_class, share_judged
+from compatctl.core.touched import Touched, touched_share_by_class, touched_share_judged
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_record import TrainingRecord
@@ -194,9 +194,9 @@ class Searched:
         trained = as_rows(at for at, name in enumerate(self.names) if seen.knows_class(name))
         others = rows[~np.isin(self.codes, trained)]
         if judged is None:
-            of_query = share_by_class(query_labels, self.codes, self_row, rows)
+            of_query = touched_share_by_class(query_labels, self.codes, self_row, rows)
         else:
-            of_query = share_judged(*judged, rows, len(query_labels))
+            of_query = touched_share_judged(*judged, rows, len(query_labels))
         share = float(others.mean()) if len(others) else 1.0
         return Touched(of_query=of_query, of_gallery=share)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from compatctl.core.arrays import Vectors
-from compatctl.core.maps import STRENGTHS, Map, Moments, low_rank, orthogonal, ridge
+from compatctl.core.maps import STRENGTHS, Adapter, Moments, low_rank, orthogonal, ridge
 from compatctl.errors import InputError, UsageError
 from compatctl.progress import Progress
 
@@ -35,7 +35,7 @@ class Fitted:
     """The map that finds most, of equals the first; every trial; the kinds that were left out, and
     why."""
 
-    through: Map
+    through: Adapter
     best: MapTrial
     trials: tuple[MapTrial, ...]
     left_out: tuple[str, ...]
@@ -57,7 +57,7 @@ def fit(
     source: Vectors,
     target: Vectors,
     *,
-    judge: Callable[[Map], float],
+    judge: Callable[[Adapter], float],
     kind: str,
     seed: int,
     progress: Progress,
@@ -70,7 +70,7 @@ def fit(
         InputError: ``kind`` is mlp and torch is not installed, or features that are not finite.
     """
     wanted = KINDS if kind == AUTO else (kind,)
-    found: list[tuple[MapTrial, Map]] = []
+    found: list[tuple[MapTrial, Adapter]] = []
     for name, setting, through in _linear(Moments.of(source, target), wanted):
         found.append((MapTrial(kind=name, setting=setting, recall=judge(through)), through))
     left_out: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ def every_map(
     kinds: Sequence[str] = KINDS,
     seed: int,
     progress: Progress,
-) -> Iterator[tuple[str, Map]]:
+) -> Iterator[tuple[str, Adapter]]:
     """Maps with their names, the simplest kind first; the mlp after each epoch of its fit.
 
     Fitted to pairs, source (N, F) to target (N, D). ``seed``: of the mlp, which needs torch.
@@ -114,8 +114,12 @@ def every_map(
 
 
 def _perceptron(
-    source: Vectors, target: Vectors, judge: Callable[[Map], float], seed: int, progress: Progress
-) -> tuple[MapTrial, Map]:
+    source: Vectors,
+    target: Vectors,
+    judge: Callable[[Adapter], float],
+    seed: int,
+    progress: Progress,
+) -> tuple[MapTrial, Adapter]:
     from compatctl.train import fit_perceptron
 
     fitted = fit_perceptron(source, target, judge=judge, seed=seed, progress=progress)
@@ -123,7 +127,7 @@ def _perceptron(
     return MapTrial(kind="mlp", setting=setting, recall=fitted.recall), fitted.through
 
 
-def _linear(moments: Moments, wanted: Sequence[str]) -> Iterator[tuple[str, str, Map]]:
+def _linear(moments: Moments, wanted: Sequence[str]) -> Iterator[tuple[str, str, Adapter]]:
     """Kind, setting and map, for every strength and rank."""
     if "orthogonal" in wanted:
         yield "orthogonal", "", orthogonal(moments)

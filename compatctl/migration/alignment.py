@@ -12,7 +12,7 @@ import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.core.hash_order import hash_order
-from compatctl.core.maps import Map
+from compatctl.core.maps import Adapter
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
@@ -62,7 +62,7 @@ class Ground:
         """recall@1 on the deployed gallery of queries (Q, D), items themselves left out."""
         return float(retrieval(self.where, queries, self.gallery, (1,), map_k=1).recall[1])
 
-    def lifted_recall(self, through: Map) -> float:
+    def lifted_recall(self, through: Adapter) -> float:
         """recall@1 of the new model's queries on ``through`` of the gallery: (G, D) to (G, F)."""
         lifted = through(self.gallery)
         return float(retrieval(self.where, self.queries, lifted, (1,), map_k=1).recall[1])

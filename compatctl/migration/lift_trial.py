@@ -12,7 +12,7 @@ import numpy as np
 from compatctl.core.arrays import Rows
 from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence, measure
 from compatctl.core.gate import Verdict, judge
-from compatctl.core.maps import Map
+from compatctl.core.maps import Adapter
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import stored_rows
@@ -55,7 +55,7 @@ def held_out(data: Dataset, seen: TrainingRecord | None, pairs: Rows) -> Rows:
 def try_lift(
     store: Store,
     catalog: Catalog,
-    through: Map,
+    through: Adapter,
     *,
     old: HeldOut,
     new: HeldOut,

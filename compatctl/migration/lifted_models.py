@@ -13,7 +13,7 @@ import numpy as np
 
 from compatctl import encoder as onnx_files
 from compatctl.core.arrays import Rows, Vectors, as_rows
-from compatctl.core.maps import Map
+from compatctl.core.maps import Adapter
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.model_file import ModelFile
@@ -52,7 +52,9 @@ class Owner:
     candidate: ModelFile
 
 
-def owners_of(gallery: DeployedGallery, data: Dataset, through: Map, pairs: Rows) -> list[Owner]:
+def owners_of(
+    gallery: DeployedGallery, data: Dataset, through: Adapter, pairs: Rows
+) -> list[Owner]:
     """Every model that rows of the gallery are of, with the map behind it. A file carries what its
     embedder has seen, and the ``pairs`` (n,) that the map was fitted on.
 
@@ -69,7 +71,7 @@ def _lifted(
     gallery: DeployedGallery,
     share: ModelShare,
     data: Dataset,
-    through: Map,
+    through: Adapter,
     fitted_on: TrainingRecord,
 ) -> Owner:
     path = gallery.store.verified("models", share.sha256)

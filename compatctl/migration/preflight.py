@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 
 from compatctl.core.arrays import Rows, Vectors, as_rows
-from compatctl.core.class_sums import sums_at
+from compatctl.core.class_sums import sums_by_position
 from compatctl.core.hash_order import hash_fraction
-from compatctl.core.simplex import Registry, angles
+from compatctl.core.simplex import Registry, cosine_spread
 from compatctl.data import Dataset, Item
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.errors import InputError
@@ -129,8 +129,8 @@ def preflight(
     training = {item.label for item in data.items if item.split == "train"}
     labels = np.array([data.labels[int(row)] for row in split.gallery])
     names, codes = np.unique(labels, return_inverse=True)
-    means = sums_at(vectors, codes, len(names))[0][:MOST_MEANS]
-    mean, spread = angles(means) if len(means) > 1 else (float("nan"), float("nan"))
+    means = sums_by_position(vectors, codes, len(names))[0][:MOST_MEANS]
+    mean, spread = cosine_spread(means) if len(means) > 1 else (float("nan"), float("nan"))
     return Preflight(
         gallery_rows=len(deployed.catalog),
         gallery_classes=len(in_gallery),

@@ -61,9 +61,9 @@ def report_sheet(console: Console, report: Any) -> None:
 
 
 def _units(group: Any) -> str:
-    from compatctl.core.gate import units
+    from compatctl.core.gate import describe_units
 
-    return cell(units(group.n_classes, group.unit))
+    return cell(describe_units(group.n_classes, group.unit))
 
 
 def _searched(gallery: Any) -> str:

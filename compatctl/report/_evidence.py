@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from compatctl.core.dependence import worst_effect
+from compatctl.core.dependence import worst_design_effect
 from compatctl.core.evidence import DECIDING_GROUP
-from compatctl.core.gate import UNSAMPLED, Check, settle
+from compatctl.core.gate import CHECKS_WITHOUT_INTERVAL, Check, settle
 from compatctl.core.knots import knots_problem
 from compatctl.core.policy import Policy, Rule
 from compatctl.report._report import Group, Report
@@ -114,7 +114,7 @@ def _of_index(report: Report) -> Iterator[str]:
 
 def _of_check(check: Check, rule: Rule | None) -> Iterator[str]:
     """Estimate, interval, p-values and sizes of one check, held against each other."""
-    if check.n_classes is None and check.name not in UNSAMPLED:
+    if check.n_classes is None and check.name not in CHECKS_WITHOUT_INTERVAL:
         yield "it has no interval"
     if check.n < 0 or check.n_queries < 0 or (check.n_classes or 0) < 0:
         yield "a number of queries or classes is below 0"
@@ -236,7 +236,7 @@ def _figures(policy: Policy, group: Group) -> dict[str, float]:
     if touched is not None and 0.0 < touched.of_queries < 1.0:
         found |= {name: touched.mean(name, touched.of_gallery) for name in found}
     if group.dependence:  # of the queries as they are
-        found["design_effect"] = worst_effect(group.dependence, policy.min_classes)
+        found["design_effect"] = worst_design_effect(group.dependence, policy.min_classes)
     if group.name == DECIDING_GROUP:
         found["old_recall"] = recall.get("old_old", {}).get(k, nan)
         if touched is not None and touched.of_gallery < 1.0:

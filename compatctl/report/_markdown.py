@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from compatctl.core.gate import Check, units
+from compatctl.core.gate import Check, describe_units
 from compatctl.printable import printable
 from compatctl.report._report import Group, Report
 from compatctl.report._summary import attempt_sentence
@@ -46,7 +46,7 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _retrieval(group: Group) -> Iterator[str]:
     ks = sorted(group.recall["old_old"], key=int)
-    of = units(group.n_classes, group.unit)
+    of = describe_units(group.n_classes, group.unit)
     yield f"{group.n_queries} queries of {_text(of)} ({_text(group.name)})"
     yield ""
     yield "| query / gallery | " + " | ".join(f"recall@{k}" for k in ks) + " |"
@@ -75,9 +75,9 @@ def _checks(title: str, checks: list[Check]) -> Iterator[str]:
             yield f"- {_text(one.name)}: {_text(one.detail)}"
             if one.needed:
                 yield (
-                    f"  About {_text(units(one.needed.classes, one.unit))} ({one.needed.queries} "
-                    "queries) would "
-                    f"settle it, were the estimate the truth."
+                    f"  About {_text(describe_units(one.needed.classes, one.unit))} "
+                    f"({one.needed.queries} queries) would settle it, "
+                    "were the estimate the truth."
                 )
     yield ""
 

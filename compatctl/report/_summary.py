@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compatctl.core.gate import Check, Verdict, units
+from compatctl.core.gate import Check, Verdict, describe_units
 from compatctl.report._report import Attempts
 
 
@@ -53,4 +53,4 @@ def _needed(checks: Sequence[Check]) -> str:
     if not wanted:
         return ""
     most, unit = max(wanted, key=lambda one: one[0].classes)
-    return f" About {units(most.classes, unit)} with {most.queries} queries would."
+    return f" About {describe_units(most.classes, unit)} with {most.queries} queries would."

@@ -42,7 +42,7 @@ def test_a_threshold_keeps_its_false_accepts_on_other_classes(sides):
     old, new, gallery, truth = sides
     halves = [truth.query_labels % 2 == half for half in (0, 1)]
     counts = [
-        [score_counts(one[half], gallery, truth.of_queries(half)) for half in halves]
+        [score_counts(one[half], gallery, truth.select_queries(half)) for half in halves]
         for one in (old, new)
     ]
     for fitted, judged in ((0, 1), (1, 0)):
@@ -90,7 +90,7 @@ def test_maps_follow_each_other():
 def test_too_few_pairs_are_refused(sides):
     """Where fewer than a thousand pairs of two classes are there, no map is made up."""
     old, _, gallery, truth = sides
-    few = truth.of_queries(np.arange(len(old)) < 1)
+    few = truth.select_queries(np.arange(len(old)) < 1)
     counts = score_counts(old[:1], gallery, few)
     with pytest.raises(InputError, match="are needed") as caught:
         fit_score_map(counts, counts)

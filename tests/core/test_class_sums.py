@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compatctl.core import class_sums as module
-from compatctl.core.class_sums import class_sums, query_sums, row_products, sums_at
+from compatctl.core.class_sums import class_sums, query_sums, row_products, sums_by_position
 from compatctl.errors import InputError
 
 
@@ -43,8 +43,8 @@ def test_every_sum_equals_a_loop():
             mine = [i for i in asked if own[i] >= 0]
             same = [i for i in mine if gallery_labels[own[i]] == code]
             total = sum(float(queries[i] @ gallery[own[i]]) for i in same)
-            assert sums.own_same[c] == pytest.approx(total, abs=1e-12)
-            assert sums.n_own_same[c] == len(same)
+            assert sums.excluded_same[c] == pytest.approx(total, abs=1e-12)
+            assert sums.n_excluded_same[c] == len(same)
             cosines = [float(queries[i] @ gallery[j]) for i in asked for j in stored if own[i] != j]
             assert sums.same[0][c] == pytest.approx(sum(cosines), abs=1e-12)
             assert sums.same[1][c] == len(cosines)
@@ -77,7 +77,7 @@ def test_sums_by_query_equal_a_loop(seed, Q, G):
 def test_positions_without_a_row_are_zero():
     """A position that no row has sums to 0, and rows of half precision are added in float64."""
     rows = np.full((12, 2), 0.1, dtype=np.float16)
-    sums, counts = sums_at(rows, np.array([3] * 7 + [0] * 5), 5)
+    sums, counts = sums_by_position(rows, np.array([3] * 7 + [0] * 5), 5)
     assert sums.dtype == np.float64
     assert counts.tolist() == [5, 0, 0, 7, 0]
     np.testing.assert_allclose(sums[:, 0], float(np.float16(0.1)) * counts, rtol=1e-12)

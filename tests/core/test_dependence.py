@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compatctl.core.dependence import dependences, intraclass, worst_effect
+from compatctl.core.dependence import intraclass, measure_dependence, worst_design_effect
 
 CLASSES, SIZE = 80, 8
 
@@ -31,7 +31,9 @@ def queries(seed, users, spread):
 def found(classes, change, unit=("class",), has_match=None, **columns):
     """Column -> what is said of it."""
     every = np.ones(len(change), dtype=bool) if has_match is None else has_match
-    return {one.column: one for one in dependences(change, every, classes, unit, columns, rng(1))}
+    return {
+        one.column: one for one in measure_dependence(change, every, classes, unit, columns, rng(1))
+    }
 
 
 def design_effect(classes, user, change):
@@ -58,11 +60,11 @@ def test_users_that_move_together_are_found():
     strong = [
         found(c, v, user=u)["user"] for c, u, v in (queries(s, 40, (0, 0.5)) for s in range(40))
     ]
-    assert np.mean([one.carries for one in strong]) > 0.9
+    assert np.mean([one.unmodelled for one in strong]) > 0.9
     assert np.mean([one.design_effect for one in strong]) > 2
     assert 0.05 < np.mean([one.icc for one in strong]) < 0.3
-    assert worst_effect(strong, 20) == max(one.design_effect for one in strong)
-    assert worst_effect(strong, 41) == 1.0
+    assert worst_design_effect(strong, 20) == max(one.design_effect for one in strong)
+    assert worst_design_effect(strong, 41) == 1.0
 
 
 @pytest.mark.parametrize("spread", [(0.0, 0.0), (0.5, 0.0)])
@@ -72,7 +74,7 @@ def test_chance_is_not_taken_for_dependence(spread):
     for seed in range(100):
         classes, user, change = queries(seed, 25, spread)
         few = rng(seed + 1000).integers(0, 300, len(change))
-        spoken += sum(one.carries for one in found(classes, change, user=user, few=few).values())
+        spoken += sum(one.unmodelled for one in found(classes, change, user=user, few=few).values())
     assert spoken <= 2
 
 
@@ -84,12 +86,12 @@ def test_what_is_resampled_or_lies_within_it_carries_nothing():
     change = np.sign(draw.normal(size=20))[group] * (draw.random(len(classes)) < 0.8)
     columns = {"class": classes, "part": np.arange(len(classes)) // 2, "group": group}
     by = found(classes, change, **columns)
-    assert [by[name].carries for name in columns] == [False, False, True]
+    assert [by[name].unmodelled for name in columns] == [False, False, True]
     assert by["part"].design_effect == 1.0
     assert by["class"].used
     assert by["class"].icc > 0.5
     again = found(group, change, unit=("group",), **columns)
-    assert not any(one.carries for one in again.values())
+    assert not any(one.unmodelled for one in again.values())
 
 
 def test_columns_that_say_nothing_are_left_out():
@@ -102,7 +104,7 @@ def test_columns_that_say_nothing_are_left_out():
     alone = found(classes[has_match], change[has_match], user=user[has_match])["user"]
     assert some == alone
     assert found(classes, change, has_match=np.zeros(n, bool), user=user) == {}
-    assert not found(classes, np.zeros(n), user=user)["user"].carries
+    assert not found(classes, np.zeros(n), user=user)["user"].unmodelled
 
 
 def test_the_intraclass_correlation_is_known():

@@ -73,7 +73,7 @@ def group_of(seed, name="unseen"):
         old_mixed=retrieval(rng, has_match),
         new_mixed=retrieval(rng, has_match),
         accepts=(accepted(rng), accepted(rng)),
-        ann_found=np.where(rng.random(Q) < 0.7, found, np.nan),
+        ann_recall=np.where(rng.random(Q) < 0.7, found, np.nan),
         slices={
             "large": rng.random(Q) < 0.5,
             "small": np.arange(Q) < 20,
@@ -165,8 +165,8 @@ def test_real_index_equals_a_loop(seed):
     """The share of neighbours that the index found, over the queries that it was asked."""
     group = group_of(seed)
     one = measured(group)["ann_recall", "unseen"]
-    asked = [i for i in range(Q) if not math.isnan(group.ann_found[i])]
-    check(one, group, lambda i: float(group.ann_found[i]), asked)
+    asked = [i for i in range(Q) if not math.isnan(group.ann_recall[i])]
+    check(one, group, lambda i: float(group.ann_recall[i]), asked)
     assert one.n == len(asked) < Q
 
 
@@ -174,7 +174,7 @@ def test_real_index_is_as_much_evidence_as_queries_were_asked():
     """Where the index was asked few queries, these are what the least evidence is held against."""
     group = group_of(1)
     few = np.where(np.arange(Q) < 7, 1.0, np.nan)
-    assert measured(replace(group, ann_found=few))["ann_recall", "unseen"].n_queries == 7
+    assert measured(replace(group, ann_recall=few))["ann_recall", "unseen"].n_queries == 7
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -290,7 +290,7 @@ def test_the_least_slice_is_not_small():
 
 def test_queries_without_a_match_are_left_out_everywhere():
     """Whatever a query without an item of its class found changes no measurement of retrieval."""
-    group = replace(group_of(5), accepts=None, ann_found=None)
+    group = replace(group_of(5), accepts=None, ann_recall=None)
 
     def other(test):
         first = np.where(test.has_match, test.first_hit, 8 - test.first_hit % 7)

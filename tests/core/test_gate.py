@@ -453,7 +453,7 @@ def test_a_loss_if_unknown_answers_are_wrong_cannot_tell():
 @pytest.mark.parametrize(("best", "outcome"), [(0.1, "inconclusive"), (-0.1, "fail")])
 def test_a_failure_must_hold_at_best(best, outcome):
     """A loss that unknown answers could undo is no failure; one that they could not is."""
-    loss = replace(WORSE, at_best=gain(changes(best)).estimate)
+    loss = replace(WORSE, best_case=gain(changes(best)).estimate)
     assert judge(POLICY, [loss]).outcome == outcome
 
 

@@ -16,7 +16,7 @@ from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.resampling import estimate_diff, half_samples
 from compatctl.core.retrieval import NEVER, evaluate, evaluate_judged
 from compatctl.core.score_counts import score_counts
-from compatctl.core.thresholds import accepts, threshold_keeping_far
+from compatctl.core.thresholds import count_accepts, threshold_keeping_far
 from compatctl.errors import InputError
 
 Q, G, D = 23, 37, 6
@@ -41,7 +41,7 @@ class Scene:
         self.labels, self.gallery_labels = rng.integers(0, 4, Q), rng.integers(0, 5, G)
         self.own = rng.integers(-1, G, Q)
         self.codes = [(rng.integers(-1, n, Q), rng.integers(-1, n, G)) for n in (3, 9)]
-        self.ignored = Ignored.of(*self.codes, n_queries=Q, n_rows=G)
+        self.ignored = Ignored.from_groups(*self.codes, n_queries=Q, n_rows=G)
         self.pairs = {
             (q, g)
             for q in range(Q)
@@ -79,7 +79,7 @@ def test_every_form_of_what_is_ignored_says_the_same(seed, monkeypatch):
     """Cells of a window, blocks, membership, parts of queries and of rows: those of the loop."""
     scene = Scene(seed)
     for first, last, top, stop in ((0, None, 0, Q), (5, 21, 3, 11), (36, 99, 0, Q), (7, 7, 0, 4)):
-        query, row = scene.ignored.cells(slice(top, stop), first, last)
+        query, row = scene.ignored.pairs(slice(top, stop), first, last)
         found = list(zip(query.tolist(), row.tolist(), strict=True))
         end = G if last is None else last
         wanted = [(q - top, g) for q, g in scene.pairs if top <= q < stop and first <= g < end]
@@ -91,19 +91,19 @@ def test_every_form_of_what_is_ignored_says_the_same(seed, monkeypatch):
         pairs = [pair for q, g in blocks for pair in zip(q.tolist(), g.tolist(), strict=True)]
         assert pairs == sorted(scene.pairs)
     rows = np.tile(np.arange(-1, G), (Q, 1))
-    held = scene.ignored.holds(rows)
+    held = scene.ignored.contains(rows)
     assert {(q, g - 1) for q, g in np.argwhere(held).tolist()} == scene.pairs
-    some, window = np.arange(Q) % 3 == 0, scene.ignored.of_rows(10, 30).of_rows(2, 9)
-    part = window.of_queries(some)
+    some, window = np.arange(Q) % 3 == 0, scene.ignored.row_range(10, 30).row_range(2, 9)
+    part = window.select_queries(some)
     wanted = {(q // 3, g - 12) for q, g in scene.pairs if q % 3 == 0 and 12 <= g < 19}
-    assert set(zip(*map(np.ndarray.tolist, part.cells(slice(None))), strict=True)) == wanted
+    assert set(zip(*map(np.ndarray.tolist, part.pairs(slice(None))), strict=True)) == wanted
     rows = np.array([1, 2, 5, 6])
     position = np.full(7, -1)
     position[rows] = np.arange(len(rows))
-    few = window.part(position)
+    few = window.remap_rows(position)
     wanted_few = {(q, rows.tolist().index(g - 12)) for q, g in scene.pairs if g - 12 in rows}
-    assert set(zip(*map(np.ndarray.tolist, few.cells(slice(None))), strict=True)) == wanted_few
-    assert part.holds(np.tile(np.arange(7), (some.sum(), 1))).sum() == len(wanted)
+    assert set(zip(*map(np.ndarray.tolist, few.pairs(slice(None))), strict=True)) == wanted_few
+    assert part.contains(np.tile(np.arange(7), (some.sum(), 1))).sum() == len(wanted)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -129,7 +129,12 @@ def test_what_is_ignored_is_never_found_in_many_tiles(n, monkeypatch):
     queries, gallery = unit(rng.normal(size=(40, D))), unit(rng.normal(size=(3000, D)))
     a, b = rng.integers(0, n, 40), rng.integers(0, n, 3000)
     found = exact_search(
-        queries, gallery, 5, None, 16, ignored=Ignored.of((a, b), n_queries=40, n_rows=3000)
+        queries,
+        gallery,
+        5,
+        None,
+        16,
+        ignored=Ignored.from_groups((a, b), n_queries=40, n_rows=3000),
     )
     scores = queries.astype(np.float64) @ gallery.T.astype(np.float64)
     scores[a[:, None] == b[None]] = -2
@@ -230,7 +235,7 @@ def test_a_threshold_is_of_the_pairs_that_count(block):
     """Accepted pairs, the threshold that keeps them and counts of scores, against loops."""
     scene = Scene(7)
     sides = scene.old, scene.labels, scene.gallery, scene.gallery_labels
-    got = accepts(*sides, 0.1, scene.own, ignored=scene.ignored, block=block)
+    got = count_accepts(*sides, 0.1, scene.own, ignored=scene.ignored, block=block)
     scores = scene.old @ scene.gallery.T
     wanted = np.zeros((4, Q), int)
     for at, kind in ((0, True), (2, False)):
@@ -249,7 +254,7 @@ def test_a_threshold_is_of_the_pairs_that_count(block):
 def test_where_nothing_is_shared_nothing_changes():
     """Codes below 0, or that no gallery row has, give the figures of no ignored row at all."""
     scene = Scene(8)
-    none = Ignored.of(
+    none = Ignored.from_groups(
         (np.full(Q, -1), np.full(G, -1)),
         (np.arange(Q), np.arange(G) + Q),
         n_queries=Q,
@@ -259,7 +264,7 @@ def test_where_nothing_is_shared_nothing_changes():
     assert [len(query) for query, _ in none.blocks()] == [0]
     found = exact_search(scene.old, scene.gallery, 9, scene.own, ignored=none)
     assert np.array_equal(found.rows, exact_search(scene.old, scene.gallery, 9, scene.own).rows)
-    assert accepts(*sides, 0.0, ignored=none).far == accepts(*sides, 0.0).far
+    assert count_accepts(*sides, 0.0, ignored=none).far == count_accepts(*sides, 0.0).far
     plain = inequalities(scene.old, scene.new, *sides[1:])
     assert inequalities(scene.old, scene.new, *sides[1:], ignored=none) == plain
     assert plain.old_old == class_sums(*sides).means()

@@ -5,10 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compatctl.core.power import Asked, HeldOutSet, Scatter, chance, least_gain, times_needed
+from compatctl.core.power import (
+    HeldOutSet,
+    PowerTarget,
+    Scatter,
+    min_detectable_gain,
+    pass_probability,
+    times_needed,
+)
 from compatctl.core.resampling import estimate_ratios, hit_change
 
-ASKED = Asked(limit=0.0, level=0.025, power=0.8)
+ASKED = PowerTarget(limit=0.0, level=0.025, power=0.8)
 RUNS = 200
 
 
@@ -55,7 +62,9 @@ def test_the_promised_power_is_that_of_the_gate(classes, size, gain, flips, spre
     actual, changed = passes(codes, gain, (spread,), flips)
     icc = spread**2 / 3 / (changed - gain**2)
     scatter = Scatter(changed=changed, icc={"class": icc}, old_recall=0.5)
-    assert chance(held_out(classes, size), scatter, gain, ASKED) == pytest.approx(actual, abs=0.1)
+    assert pass_probability(held_out(classes, size), scatter, gain, ASKED) == pytest.approx(
+        actual, abs=0.1
+    )
 
 
 def test_crossed_units_count_each():
@@ -66,21 +75,21 @@ def test_crossed_units_count_each():
     icc = dict.fromkeys(("class", "user"), 0.15**2 / 3 / (changed - 0.08**2))
     both = HeldOutSet.of(codes, ("class", "user"), np.ones(640, dtype=bool))
     scatter = Scatter(changed=changed, icc=icc, old_recall=0.5)
-    assert chance(both, scatter, 0.08, ASKED) == pytest.approx(actual, abs=0.1)
+    assert pass_probability(both, scatter, 0.08, ASKED) == pytest.approx(actual, abs=0.1)
     alone = HeldOutSet.of(codes[:, 0], ("class",), np.ones(640, dtype=bool))
-    assert chance(alone, scatter, 0.08, ASKED) > actual + 0.1
+    assert pass_probability(alone, scatter, 0.08, ASKED) > actual + 0.1
 
 
 def test_what_is_needed_has_the_power():
     """The least gain and the times needed are where the chance is the power asked for."""
     one = held_out(80, 10)
     scatter = Scatter(changed=0.2, icc={"class": 0.1}, old_recall=0.6)
-    least = least_gain(one, scatter, ASKED)
+    least = min_detectable_gain(one, scatter, ASKED)
     assert 0 < least < 0.2
-    assert chance(one, scatter, least, ASKED) == pytest.approx(0.8, abs=1e-6)
+    assert pass_probability(one, scatter, least, ASKED) == pytest.approx(0.8, abs=1e-6)
     for gain in (0.01, 0.02, 0.05):
         times = times_needed(one, scatter, gain, ASKED)
-        assert chance(one, scatter, gain, ASKED, times) == pytest.approx(0.8, abs=1e-6)
+        assert pass_probability(one, scatter, gain, ASKED, times) == pytest.approx(0.8, abs=1e-6)
         assert (times < 1) == (gain > least)
 
 
@@ -89,21 +98,25 @@ def test_what_no_set_can_show():
     one = held_out(80, 10)
     few = Scatter(changed=0.02, icc={}, old_recall=0.5)
     assert times_needed(one, few, 0.03, ASKED) is None
-    assert least_gain(held_out(5, 2), few, ASKED) is None
-    assert least_gain(one, Scatter(changed=0.2, icc={}, old_recall=1.0), ASKED) is None
+    assert min_detectable_gain(held_out(5, 2), few, ASKED) is None
+    assert min_detectable_gain(one, Scatter(changed=0.2, icc={}, old_recall=1.0), ASKED) is None
     none = HeldOutSet.of(np.zeros(0, int), ("class",), np.zeros(0, bool))
-    assert (none.n_queries, chance(none, few, 0.01, ASKED)) == (0, 0.0)
+    assert (none.n_queries, pass_probability(none, few, 0.01, ASKED)) == (0, 0.0)
 
 
 def test_dependence_and_size_cost_power():
     """More queries a class help less the more alike they are; unequal classes less than equal."""
     scatter = [Scatter(changed=0.2, icc={"class": r}, old_recall=0.5) for r in (0.0, 0.3)]
     small, large = held_out(60, 5), held_out(60, 50)
-    gained = [least_gain(small, s, ASKED) / least_gain(large, s, ASKED) for s in scatter]
+    gained = [
+        min_detectable_gain(small, s, ASKED) / min_detectable_gain(large, s, ASKED) for s in scatter
+    ]
     assert gained[0] > 2
     assert 1.3 > gained[1] > 1
     sizes = np.append(np.ones(59, int), 241)
     unequal = HeldOutSet.of(np.repeat(np.arange(60), sizes), ("class",), np.ones(300, dtype=bool))
     assert unequal.kinds[0].size == pytest.approx((sizes**2).sum() / 300)
     assert unequal.design_effect({"class": 0.3}) > 10 * small.design_effect({"class": 0.3})
-    assert chance(unequal, scatter[1], 0.1, ASKED) < chance(small, scatter[1], 0.1, ASKED)
+    assert pass_probability(unequal, scatter[1], 0.1, ASKED) < pass_probability(
+        small, scatter[1], 0.1, ASKED
+    )

@@ -25,7 +25,7 @@ from compatctl.core.resampling import (
     hit_change,
     query_ratio,
 )
-from compatctl.core.units import crossed
+from compatctl.core.units import minimal_kinds
 from compatctl.errors import InputError
 
 ONE = (-1.0, 1.0)
@@ -448,7 +448,7 @@ def test_intervals_and_p_values_agree(estimate, alpha, data):
             assume(guard == 1.0 or abs(abs(t) - guard) > 1e-9)
     for skew, level in ((estimate.skew_low, 1 - alpha / 2), (estimate.skew_high, alpha / 2)):
         if skew is not None:
-            end = estimate.value - skew.distance(level)
+            end = estimate.value - skew.quantile(level)
             assume(abs(t - end) > 1e-6 * max(1.0, abs(end)))
     assert (low > t) == (estimate.p_above(t) <= alpha / 2)
     assert (high < t) == (estimate.p_below(t) <= alpha / 2)
@@ -612,8 +612,10 @@ def test_room_bounds_what_an_unseen_class_can_lose():
     """Where the old model finds a tenth, an unseen class loses a tenth at most."""
     totals = rng(30).integers(-3, 4, 60).astype(np.float64)
     wide, tight = (
-        estimate_ratios([replace(ratio(totals, harm=-1), room=room)], 1999, rng(31))[0]
-        for room in (None, (-0.1, 0.9))
+        estimate_ratios(
+            [replace(ratio(totals, harm=-1), class_bounds=class_bounds)], 1999, rng(31)
+        )[0]
+        for class_bounds in (None, (-0.1, 0.9))
     )
     for skew, worst in ((tight.skew_low, -0.1), (tight.skew_high, 0.9), (wide.skew_low, -1.0)):
         assert skew.shift == pytest.approx(0.25 * (worst - tight.value) / 60.25)
@@ -668,14 +670,14 @@ def test_units_within_units_say_nothing():
     """Users of one class each, and a copy of the classes, leave the classes alone."""
     classes = np.repeat(np.arange(10), 6)
     users = np.arange(60) // 2
-    assert crossed([classes, users, classes.copy()])[1] == (0,)
-    assert crossed([users, classes])[1] == (1,)
+    assert minimal_kinds([classes, users, classes.copy()])[1] == (0,)
+    assert minimal_kinds([users, classes])[1] == (1,)
     across = np.arange(60) % 4
-    kept, at = crossed([classes, users, across])
+    kept, at = minimal_kinds([classes, users, across])
     assert at == (0, 2)
     assert np.array_equal(kept, np.stack([classes, across], axis=1))
     with pytest.raises(InputError, match="at most 4 kinds"):
-        crossed([rng(k).integers(0, 5, 60) for k in range(5)])
+        minimal_kinds([rng(k).integers(0, 5, 60) for k in range(5)])
 
 
 def test_sums_of_queries_equal_those_of_classes():

@@ -12,8 +12,8 @@ from compatctl.core.class_sums import class_sums
 from compatctl.core.compatibility import inequalities
 from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import exact_search, exact_search_pieces, mixed_pieces, row_pieces
-from compatctl.core.touched import Touched, share_by_class, share_judged
-from compatctl.core.unjudged import unjudged_of
+from compatctl.core.touched import Touched, touched_share_by_class, touched_share_judged
+from compatctl.core.unjudged import bound_unjudged
 
 
 def unit(rng, n, D=8):
@@ -30,7 +30,7 @@ def test_bounds_are_those_of_every_assignment(seed):
     known = rng.random(G) < 0.4
     old, new = (np.array([rng.permutation(G)[:5] for _ in range(6)]) for _ in range(2))
     hits = tuple((known & ~unknown)[rows[:, :k]].any(axis=1) for rows in (old, new))
-    found = unjudged_of(old, new, hits, unknown, k)
+    found = bound_unjudged(old, new, hits, unknown, k)
     for q in range(6):
         changes = []
         for given in product([False, True], repeat=int(unknown.sum())):
@@ -46,7 +46,7 @@ def test_shares_are_of_the_counted_queries():
     """The share of first answers of unknown relevance, and no answer beyond a small gallery."""
     rows = np.array([[0, 1, -1], [1, 0, -1]])
     hits = np.zeros(2, bool), np.zeros(2, bool)
-    found = unjudged_of(rows, rows[::-1], hits, np.array([True, False]), 3)
+    found = bound_unjudged(rows, rows[::-1], hits, np.array([True, False]), 3)
     has_match = np.array([True, False])
     assert found.shares(has_match) == {"old": {"1": 1.0, "3": 0.5}, "new": {"1": 0.0, "3": 0.5}}
 
@@ -59,9 +59,9 @@ def test_touched_shares_equal_a_loop(seed):
     rows[rng.random(20) < 0.2] = NO_CLASS
     own = np.where(rng.random(12) < 0.5, rng.integers(0, 20, 12), -1)
     touched = rng.random(20) < 0.5
-    found = share_by_class(queries, rows, own, touched)
+    found = touched_share_by_class(queries, rows, own, touched)
     pairs = [(q, g) for q in range(12) for g in range(20) if rows[g] == queries[q] and g != own[q]]
-    judged = share_judged(*np.array(pairs).T, touched, 12)
+    judged = touched_share_judged(*np.array(pairs).T, touched, 12)
     for q in range(12):
         mine = [touched[g] for at, g in pairs if at == q]
         expected = np.mean(mine) if mine else np.nan
@@ -93,7 +93,7 @@ def test_pieces_are_searched_as_one_gallery(seed, monkeypatch):
     half, rows = rng.random(40) < 0.5, np.flatnonzero(rng.random(40) < 0.7)
     own = np.where(rng.random(9) < 0.5, rng.integers(0, 40, 9), -1)
     codes = rng.integers(-1, 3, 9), rng.integers(-1, 3, 40)
-    ignored = Ignored.of(codes, n_queries=9, n_rows=40)
+    ignored = Ignored.from_groups(codes, n_queries=9, n_rows=40)
     mixture = np.where(half[:, None], new, old)
     whole = exact_search(queries, mixture, 50, own, ignored=ignored)
     found = exact_search_pieces(queries, mixed_pieces(old, new, half), 50, own, ignored)
@@ -101,9 +101,9 @@ def test_pieces_are_searched_as_one_gallery(seed, monkeypatch):
     position = np.full(40, -1)
     position[rows] = np.arange(len(rows))
     mine = np.where(own >= 0, position[own], -1)
-    part = ignored.part(position)
-    assert {*zip(*part.cells(slice(0, 9)), strict=True)} == {
-        (q, position[g]) for q, g in zip(*ignored.cells(slice(0, 9)), strict=True)
+    part = ignored.remap_rows(position)
+    assert {*zip(*part.pairs(slice(0, 9)), strict=True)} == {
+        (q, position[g]) for q, g in zip(*ignored.pairs(slice(0, 9)), strict=True)
         if position[g] >= 0
     }  # fmt: skip
     there = exact_search(queries, old[rows], 50, mine, ignored=part)

@@ -7,7 +7,7 @@ import pytest
 
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.score_counts import score_counts
-from compatctl.core.thresholds import accepts, threshold_keeping_far
+from compatctl.core.thresholds import count_accepts, threshold_keeping_far
 
 Q, G = 13, 17
 
@@ -94,7 +94,7 @@ def test_judged_pairs_are_what_is_accepted_and_rejected(block):
     """With judgments FRR is over the judged pairs; other pairs of one label are in no rate."""
     queries, gallery, truth, pairs = scene(4, judged=True)
     sides = queries, truth.query_labels, gallery, truth.gallery_labels
-    got = accepts(*sides, 0.2, truth.self_row, judged=truth.judged, block=block)
+    got = count_accepts(*sides, 0.2, truth.self_row, judged=truth.judged, block=block)
     wanted = np.zeros((4, Q), int)
     for q, score, kind in pairs:
         wanted[0 if kind else 2, q] += score >= 0.2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compatctl.core.simplex import (
     Registry,
-    angles,
+    cosine_spread,
     frame_digest,
     frame_in,
     rotate_onto,
@@ -264,13 +264,13 @@ def test_angles_tell_a_simplex_from_other_class_means() -> None:
         for j in range(7)
         if i != j
     ]
-    assert angles(rows) == pytest.approx((np.mean(cosines), np.std(cosines)))
+    assert cosine_spread(rows) == pytest.approx((np.mean(cosines), np.std(cosines)))
     turn = np.linalg.qr(rng.standard_normal((30, 30)))[0]
-    mean, spread = angles(frame_in(20, 30) @ turn * rng.uniform(0.5, 2.0, (20, 1)))
+    mean, spread = cosine_spread(frame_in(20, 30) @ turn * rng.uniform(0.5, 2.0, (20, 1)))
     assert mean == pytest.approx(-1 / 19)
     assert spread < 1e-9
-    _, apart = angles(rng.standard_normal((300, 64)))
+    _, apart = cosine_spread(rng.standard_normal((300, 64)))
     assert apart == pytest.approx(64**-0.5, rel=0.05)
     for wrong in (rows[:1], np.zeros((3, 4)), np.full((3, 4), np.nan)):
         with pytest.raises(InputError, match="two or more rows"):
-            angles(wrong)
+            cosine_spread(wrong)

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 from onnx_models import DIM, SIDE, UNIT, by_hand, metadata, projection, save
 
-from compatctl.core.maps import Affine, Map, Perceptron
+from compatctl.core.maps import Adapter, Affine, Perceptron
 from compatctl.data import Dataset, Preprocessing
 from compatctl.encoder import Encoder, EncoderInput, bridge, fuse, seal, sealed_bytes
 from compatctl.errors import InputError
@@ -44,14 +44,14 @@ def small(exports: tuple[Path, Path], out: Path, seed: int = 0, **change: object
     return out
 
 
-def bridged(path: Path, through: Map) -> Encoder:
+def bridged(path: Path, through: Adapter) -> Encoder:
     """The encoder at ``path`` with the map behind it."""
     return Encoder.of(bridge(sealed_bytes(path), path, through), path)
 
 
 @pytest.mark.parametrize("through", [affine(), affine(gives=30), perceptron()])
 def test_the_feature_is_the_map_of_the_encoders(
-    exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset, through: Map
+    exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset, through: Adapter
 ) -> None:
     """On real images, to fewer and to more numbers, equal to numpy's within 1e-5; the preprocessing
     is kept."""

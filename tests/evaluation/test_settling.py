@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compatctl.core.borderline import unsure
+from compatctl.core.borderline import borderline_checks
 from compatctl.core.evidence import GroupEvidence, measure
 from compatctl.core.gate import judge
 from compatctl.core.policy import Policy
@@ -88,11 +88,11 @@ def test_only_close_calls_are_drawn_again():
     lengths = {}
     for gain in (0.3, 0.0):
         found = measure(POLICY, trial(1, gain).evidence, lambda: np.random.default_rng(0), 999)
-        lengths[gain] = unsure(POLICY, found, judge(POLICY, found))
+        lengths[gain] = borderline_checks(POLICY, found, judge(POLICY, found))
     assert lengths == {0.3: set(), 0.0: set()}
     (close,) = borderline(1)
     found = measure(POLICY, close.evidence, lambda: np.random.default_rng(0), 999)
-    assert unsure(POLICY, found, judge(POLICY, found)) == {("recall_gain", "unseen")}
+    assert borderline_checks(POLICY, found, judge(POLICY, found)) == {("recall_gain", "unseen")}
     only = measure(
         POLICY, close.evidence, lambda: np.random.default_rng(0), 999, {("recall_gain", "unseen")}
     )
@@ -108,7 +108,7 @@ def test_a_p_value_that_the_draw_does_not_move_is_no_close_call(side):
     one = found[0].estimate
     skew = replace(one.skew_low, shift=-1.0) if side > 0 else one.skew_low
     held = replace(found[0], estimate=replace(one, skew_low=skew))
-    assert unsure(POLICY, [held], judge(POLICY, [held])) == (
+    assert borderline_checks(POLICY, [held], judge(POLICY, [held])) == (
         set() if side > 0 else {("recall_gain", "unseen")}
     )
 
