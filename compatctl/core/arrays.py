@@ -1,4 +1,4 @@
-"""What every function of core/ refuses: other shapes and types, rows that are not unit rows.
+"""Array types by meaning, and the checks that every function of core/ makes on its arguments.
 
 Shapes: ``N`` rows, ``Q`` queries, ``G`` gallery rows, ``D`` dimensions.
 """
@@ -13,51 +13,58 @@ from numpy.typing import NDArray
 
 from compatctl.errors import InputError
 
+AnyFloats = NDArray[np.floating[Any]]
+"""Floats of any width."""
 Features = NDArray[np.floating[Any]]
 """(N, D) unit rows of any floating type."""
 Vectors = NDArray[np.float32]
-"""(N, D) unit rows as they are stored, or what a network computes with."""
+"""(N, D) unit rows as they are stored, or the input and output of a network."""
 Scores = NDArray[np.float32]
 """Cosines."""
 Floats = NDArray[np.float64]
 """Statistics."""
 Rows = NDArray[np.int64]
-"""Row numbers of a table, a data set or a gallery; -1 means no row."""
+"""Row positions in a table, a data set or a gallery; -1 means no row."""
 Codes = NDArray[np.int64]
-"""Labels as numbers: equal codes are one class."""
+"""Labels as integers: equal codes are one class."""
 Bools = NDArray[np.bool_]
 Keys = NDArray[np.uint64]
-"""Keys of an index: one a row, never used twice."""
+"""Keys of an index: one per row, never reused."""
 Checksums = NDArray[np.uint64]
 """64 bits of a row's bytes."""
+Words = NDArray[np.uint64]
+"""64 bits that stand for eight bytes."""
+Bits = NDArray[np.int32]
+"""The bits of float32 values."""
 Pixels = NDArray[np.uint8]
 """(H, W, 3) or (N, H, W, 3)."""
+Bytes = NDArray[np.uint8]
 Looks = NDArray[np.uint8]
 """(N, 24): see core/looks.py."""
 
 NO_CLASS = int(np.iinfo(np.int64).min)
-"""The label of a gallery row whose class nobody knows: relevant to no query, and in no pair."""
+"""The label of a gallery row of unknown class: relevant to no query, and in no pair."""
 
 NORM_TOLERANCE = 1e-3
-"""How far a row's length may be from 1: half precision passes, an unnormalised row does not."""
+"""Largest distance of a row's length from 1: half precision passes, unnormalised rows do not."""
 
 
 def as_rows(values: Iterable[int]) -> Rows:
-    """int64 row numbers (N,)."""
+    """(N,) int64 row positions."""
     return np.fromiter(values, np.int64)
 
 
 def check_positive(value: int, name: str) -> None:
-    """Raise InputError unless ``value`` is a whole number >= 1 (True is not one)."""
+    """Raise InputError unless ``value`` is an integer >= 1. True is not one."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def as_features(array: Features, name: str) -> Features:
-    """``array`` itself, once known to be (N, D) finite floats of unit rows, D >= 1.
+    """Return ``array`` if it is (N, D) finite floats with unit rows, D >= 1.
 
     Raises:
-        InputError: anything else; the message names the first bad row.
+        InputError: it is not; the message names the first bad row.
     """
     array = np.asarray(array)
     if array.ndim != 2 or array.shape[1] == 0 or not np.issubdtype(array.dtype, np.floating):
@@ -78,12 +85,12 @@ def check_dimensions(a: Features, b: Features, a_name: str, b_name: str) -> None
     if a.shape[1] != b.shape[1]:
         raise InputError(
             f"{a_name} have {a.shape[1]} dimensions, {b_name} has {b.shape[1]}",
-            tip="a query model must end in as many numbers as the gallery's vectors have",
+            tip="a query model must return as many dimensions as the gallery's vectors have",
         )
 
 
 def as_labels(labels: Codes, n: int, name: str) -> Codes:
-    """(n,) int64 codes, or InputError."""
+    """Return ``labels`` as (n,) int64 codes, or raise InputError."""
     labels = np.asarray(labels)
     if labels.size == 0 and labels.shape == (n,):
         return np.zeros(0, dtype=np.int64)
@@ -93,7 +100,7 @@ def as_labels(labels: Codes, n: int, name: str) -> Codes:
 
 
 def as_self_row(self_row: Codes | None, Q: int, G: int) -> Codes:
-    """(Q,) int64 gallery rows or -1, all -1 for None; InputError where out of range."""
+    """Return (Q,) int64 gallery rows or -1; None means all -1. InputError if out of range."""
     if self_row is None:
         return np.full(Q, -1, dtype=np.int64)
     own = as_labels(self_row, Q, "self_row")

@@ -9,12 +9,10 @@ Brennan, Test Equating, 2014, chapter 2). It rises strictly, so no ranking chang
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compatctl.core.arrays import Floats
+from compatctl.core.arrays import AnyFloats, Floats
 from compatctl.core.knots import MAX_KNOTS, knots_problem
 from compatctl.core.score_counts import ScoreCounts
 from compatctl.errors import InputError
@@ -46,7 +44,7 @@ class ScoreMap:
         if problem := knots_problem(self.knots):
             raise InputError(f"a score map {problem}")
 
-    def __call__(self, scores: NDArray[np.floating[Any]] | float) -> Floats:
+    def __call__(self, scores: AnyFloats | float) -> Floats:
         """The scores on the other scale, float64; beyond -1 and 1 the ends."""
         x, y = zip(*self.knots, strict=True)
         return np.asarray(np.interp(scores, x, y), dtype=np.float64)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compatctl.core.arrays import Bools, Codes, as_labels
 from compatctl.errors import InputError
@@ -130,4 +129,4 @@ class Ignored:
         return len(self.groups[0][0]) if self.groups else 0
 
 
-_NONE: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+_NONE: Codes = np.zeros(0, dtype=np.int64)

@@ -10,9 +10,8 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compatctl.core.arrays import Looks
+from compatctl.core.arrays import Bools, Floats, Looks, Rows
 
 FIELDS = 4
 """Fields a side whose mean brightness is in a look."""
@@ -28,7 +27,7 @@ BLOCK = 1 << 20
 """Pairs that are compared at once."""
 
 
-def matches_any_look(asked: Looks, known: Looks, limit: int = LIMIT) -> NDArray[np.bool_]:
+def matches_any_look(asked: Looks, known: Looks, limit: int = LIMIT) -> Bools:
     """(Q,) whether a row of ``asked`` (Q, 24) looks like one of ``known`` (T, 24), both uint8.
 
     Rows are sorted into cells by the mean brightness of their four quarters, and compared with what
@@ -51,27 +50,27 @@ def matches_any_look(asked: Looks, known: Looks, limit: int = LIMIT) -> NDArray[
     return found
 
 
-def _quarters(looks: Looks) -> NDArray[np.float64]:
+def _quarters(looks: Looks) -> Floats:
     """(N, 4) mean brightness of each quarter: two looks within a limit have these within it."""
     half = FIELDS // 2
     fields = looks[:, : FIELDS * FIELDS].reshape(-1, 2, half, 2, half)
-    means: NDArray[np.float64] = fields.mean(axis=(2, 4)).reshape(-1, 4)
+    means: Floats = fields.mean(axis=(2, 4)).reshape(-1, 4)
     return means
 
 
-def _cell(quarters: NDArray[np.float64], limit: int) -> NDArray[np.int64]:
+def _cell(quarters: Floats, limit: int) -> Rows:
     """The number of a cell of 2 ``limit`` + 1 levels a side."""
     at = np.floor(quarters / (2 * limit + 1)).astype(np.int64) + 1
-    cell: NDArray[np.int64] = at @ np.array([1 << 30, 1 << 20, 1 << 10, 1], np.int64)
+    cell: Rows = at @ np.array([1 << 30, 1 << 20, 1 << 10, 1], np.int64)
     return cell
 
 
 def _pairs(
-    rows: NDArray[np.int64],
-    first: NDArray[np.int64],
-    last: NDArray[np.int64],
-    found: NDArray[np.bool_],
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    rows: Rows,
+    first: Rows,
+    last: Rows,
+    found: Bools,
+) -> Iterator[tuple[Rows, Rows]]:
     """Rows with all of their range, in blocks; rows that were ``found`` meanwhile are left out."""
     while len(rows):
         take = np.minimum(last - first, max(1, BLOCK // len(rows)))

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compatctl.core.arrays import Floats, unit_rows
+from compatctl.core.arrays import AnyFloats, Floats, Vectors, unit_rows
 from compatctl.errors import InputError
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -29,7 +28,7 @@ _ROUNDING = 1e-12
 _BLOCK = 4096
 """Rows that go through a map at once."""
 
-Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
+Layer = tuple[Vectors, Vectors]
 """A matrix (in, out) and a bias (out,)."""
 
 
@@ -40,7 +39,7 @@ class Adapter(Protocol):
     def layers(self) -> tuple[Layer, ...]:
         """From the source feature's F numbers to the target's D."""
 
-    def __call__(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def __call__(self, features: AnyFloats) -> Vectors:
         """(N, D) float32 unit rows for (N, F) features."""
 
 
@@ -48,9 +47,9 @@ class Adapter(Protocol):
 class Affine:
     """``unit(x @ matrix + bias)``."""
 
-    matrix: NDArray[np.float32]
+    matrix: Vectors
     """(F, D)"""
-    bias: NDArray[np.float32]
+    bias: Vectors
     """(D,)"""
 
     @property
@@ -58,7 +57,7 @@ class Affine:
         """The one layer."""
         return ((self.matrix, self.bias),)
 
-    def __call__(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def __call__(self, features: AnyFloats) -> Vectors:
         """(N, D) float32 unit rows for (N, F) features."""
         return _through(self.layers, features)
 
@@ -67,13 +66,13 @@ class Affine:
 class Perceptron:
     """``unit(relu(x @ hidden + hidden_bias) @ matrix + bias)``: one hidden layer of H numbers."""
 
-    hidden: NDArray[np.float32]
+    hidden: Vectors
     """(F, H)"""
-    hidden_bias: NDArray[np.float32]
+    hidden_bias: Vectors
     """(H,)"""
-    matrix: NDArray[np.float32]
+    matrix: Vectors
     """(H, D)"""
-    bias: NDArray[np.float32]
+    bias: Vectors
     """(D,)"""
 
     @property
@@ -81,12 +80,12 @@ class Perceptron:
         """Both layers."""
         return (self.hidden, self.hidden_bias), (self.matrix, self.bias)
 
-    def __call__(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def __call__(self, features: AnyFloats) -> Vectors:
         """(N, D) float32 unit rows for (N, F) features."""
         return _through(self.layers, features)
 
 
-def _through(layers: tuple[Layer, ...], x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+def _through(layers: tuple[Layer, ...], x: AnyFloats) -> Vectors:
     """In blocks of rows: a hidden layer is wider than what goes in and what comes out."""
     found = np.empty((len(x), layers[-1][0].shape[1]), np.float32)
     for start in range(0, len(x), _BLOCK):
@@ -112,7 +111,7 @@ class Moments:
     """(F, D) sum of x y^T"""
 
     @classmethod
-    def of(cls, source: NDArray[Any], target: NDArray[Any], block: int = 4096) -> Moments:
+    def of(cls, source: AnyFloats, target: AnyFloats, block: int = 4096) -> Moments:
         """Sums in float64 over pairs: source (N, F), target (N, D).
 
         Raises:

@@ -10,11 +10,10 @@ not compatible (as in iamcl2r; CoReS and CL2R let it pass), and a true 0 counts 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compatctl.core.arrays import AnyFloats, Floats
 from compatctl.errors import InputError
 
 _ROUNDING = 1e-12
@@ -33,7 +32,7 @@ class MatrixSummary:
     """Mean of the cross-tests, the incompatible ones as 0; None for one version."""
 
 
-def summarise(values: NDArray[np.floating[Any]]) -> MatrixSummary:
+def summarise(values: AnyFloats) -> MatrixSummary:
     """Summary of M (T, T), T >= 1; only the lower triangle, i >= j, is read.
 
     AC = 2 / (T (T - 1)) * #{i > j : M[i][j] > M[j][j]}; AA is the mean of the lower triangle with
@@ -66,12 +65,12 @@ def summarise(values: NDArray[np.floating[Any]]) -> MatrixSummary:
 class MatrixSamples:
     """AC, AA and ACA of many matrices, (B,) each; NaN for one version, AA excepted."""
 
-    ac: NDArray[np.float64]
-    aa: NDArray[np.float64]
-    aca: NDArray[np.float64]
+    ac: Floats
+    aa: Floats
+    aca: Floats
 
 
-def summarise_samples(values: NDArray[np.floating[Any]]) -> MatrixSamples:
+def summarise_samples(values: AnyFloats) -> MatrixSamples:
     """``summarise`` of (B, T, T) matrices at once, for the replicates of a resampling."""
     M = values.astype(np.float64)
     T = M.shape[1]

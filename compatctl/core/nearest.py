@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compatctl.core.arrays import (
     NORM_TOLERANCE,
+    Bits,
     Bools,
     Codes,
     Features,
     Rows,
     Scores,
     Vectors,
+    Words,
     as_features,
     as_self_row,
     check_dimensions,
@@ -58,12 +59,12 @@ _PIECE_ROWS = 2**16
 class Neighbours:
     """Found rows, best first. Where fewer than k exist: row -1 with score -inf."""
 
-    rows: NDArray[np.int64]
+    rows: Rows
     """(Q, k) gallery rows, or -1."""
-    scores: NDArray[np.float32]
+    scores: Scores
     """(Q, k) cosines in [-1, 1], not increasing along a row."""
 
-    def select_queries(self, queries: NDArray[np.bool_]) -> Neighbours:
+    def select_queries(self, queries: Bools) -> Neighbours:
         """The same of some of the queries (Q,)."""
         return Neighbours(rows=self.rows[queries], scores=self.scores[queries])
 
@@ -313,7 +314,7 @@ class _Tiles:
                 query, column, score = _cells(scores, words[part], hits[part])
                 pool.add(query, column + start, score)
 
-    def compare(self, scores: Scores, pool: _Pool) -> tuple[Codes, NDArray[np.uint64]]:
+    def compare(self, scores: Scores, pool: _Pool) -> tuple[Codes, Words]:
         """(n,) words of eight neighbouring scores with a candidate, and eight flags for each."""
         words, hits = [], []
         for first in range(0, len(scores), self.step):
@@ -329,7 +330,7 @@ class _Tiles:
         return np.concatenate(words), np.concatenate(hits)
 
 
-def _cells(scores: Scores, words: Codes, hits: NDArray[np.uint64]) -> tuple[Codes, Codes, Scores]:
+def _cells(scores: Scores, words: Codes, hits: Words) -> tuple[Codes, Codes, Scores]:
     """(n,) rows, columns and values of the scores that are flagged in these words."""
     hit = np.flatnonzero(hits.view(np.bool_))
     cell = words[hit >> 3] * 8 + (hit & 7)
@@ -361,6 +362,6 @@ def _scores_of(query: Codes, keys: Codes) -> Scores:
     return _ordered(((query << 32) - keys).astype(np.int32)).view(np.float32)
 
 
-def _ordered(bits: NDArray[np.int32]) -> NDArray[np.int32]:
+def _ordered(bits: Bits) -> Bits:
     """The bits of float32 numbers as integers in the same order, and back again."""
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compatctl.core.arrays import (
     NO_CLASS,
     Bools,
     Codes,
     Features,
+    Scores,
     as_features,
     as_labels,
     as_self_row,
@@ -61,7 +61,7 @@ class PairTruth:
 
 def score_tiles(
     queries: Features, gallery: Features, truth: PairTruth, block: int
-) -> Iterator[tuple[slice, NDArray[np.float32], Bools, Bools]]:
+) -> Iterator[tuple[slice, Scores, Bools, Bools]]:
     """Rows of queries, and of the tile of pairs: scores, same class, different class.
 
     Scores are products of float32 matrices of (Q, D) queries and (G, D) gallery rows. Memory: a

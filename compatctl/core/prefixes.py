@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compatctl.core.arrays import Bools, Bytes, Words
 from compatctl.core.hash_order import hash_key
 from compatctl.errors import InputError
 
@@ -39,7 +39,7 @@ def prefix_of_digest(digest: str) -> int:
 class Prefixes:
     """``rows`` (n,) uint64, ascending, none twice."""
 
-    rows: NDArray[np.uint64]
+    rows: Words
 
     @classmethod
     def of(cls, numbers: Iterable[int] = ()) -> Self:
@@ -54,7 +54,7 @@ class Prefixes:
         at = int(np.searchsorted(self.rows, wanted))
         return at < len(self.rows) and bool(self.rows[at] == wanted)
 
-    def contains(self, numbers: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    def contains(self, numbers: Words) -> Bools:
         """(n,) whether each of the ``numbers`` (n,) is in the set."""
         return np.isin(numbers, self.rows)
 
@@ -69,13 +69,13 @@ class Prefixes:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def deltas(self) -> NDArray[np.uint8]:
+    def deltas(self) -> Bytes:
         """(n, 8) bytes, big endian: from each number to the next, which are small and pack well."""
         deltas = np.diff(self.rows, prepend=np.uint64(0)).astype(">u8")
         return deltas.view(np.uint8).reshape(-1, _WIDTH)
 
     @classmethod
-    def from_deltas(cls, deltas: NDArray[np.uint8]) -> Self:
+    def from_deltas(cls, deltas: Bytes) -> Self:
         """The set of which ``deltas`` gave (n, 8) bytes.
 
         Raises:

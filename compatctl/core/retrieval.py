@@ -17,9 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compatctl.core.arrays import Bools, Codes, Floats, as_labels, as_self_row, check_positive
+from compatctl.core.arrays import (
+    Bools,
+    Codes,
+    Floats,
+    Scores,
+    as_labels,
+    as_self_row,
+    check_positive,
+)
 from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import Neighbours
 from compatctl.errors import InputError
@@ -48,7 +55,7 @@ class Retrieval:
     """(Q,) in [0, 1]; NaN where R = 0."""
     first_row: Codes | None = None
     """(Q,) gallery row of the first answer, right or wrong; -1 where there was none."""
-    first_score: NDArray[np.float32] | None = None
+    first_score: Scores | None = None
     """(Q,) its cosine; -inf where there was none."""
 
     @property

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compatctl.core.arrays import Features, Floats
+from compatctl.core.arrays import Features, Floats, Vectors
 
 Similarity = Literal["cosine", "dot", "l2"]
 SIMILARITIES: tuple[Similarity, ...] = ("cosine", "dot", "l2")
@@ -56,15 +55,15 @@ class CosineReduction:
         )
         return cls(similarity=similarity, centre=centre, scale=scale, max_norm=max_norm or 1.0)
 
-    def queries(self, rows: Features) -> NDArray[np.float32]:
+    def queries(self, rows: Features) -> Vectors:
         """Unit rows (Q, D') of queries (Q, D), none of them zero."""
         return self._blocks(rows, self._query)
 
-    def gallery(self, rows: Features) -> NDArray[np.float32]:
+    def gallery(self, rows: Features) -> Vectors:
         """Unit rows (G, D') of gallery rows (G, D), of those that the reduction was made of."""
         return self._blocks(rows, lambda part: _lifted(self._gallery(part) / self.max_norm))
 
-    def _blocks(self, rows: Features, of: Callable[[Features], Floats]) -> NDArray[np.float32]:
+    def _blocks(self, rows: Features, of: Callable[[Features], Floats]) -> Vectors:
         extra = 2 if self.similarity == "l2" else 1
         found = np.empty((len(rows), rows.shape[1] + extra), np.float32)
         for at in range(0, len(rows), _BLOCK):

@@ -13,11 +13,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from compatctl.core.arrays import AnyFloats, Floats, Rows
 from compatctl.errors import InputError
 
 CONSTRUCTION = "d-simplex, unit vectors and alpha * ones, centred, unit rows"
@@ -26,7 +25,7 @@ MAX_VERTICES = 16_384
 """A frame of so many vertices takes 2 GiB."""
 
 
-def simplex(K: int) -> NDArray[np.float64]:
+def simplex(K: int) -> Floats:
     """(K, K - 1) float64: K unit rows whose pairwise cosines are all ``-1 / (K - 1)``.
 
     With d = K - 1, rows 1 .. d are the unit vectors and row K is ``alpha * ones`` with
@@ -39,11 +38,11 @@ def simplex(K: int) -> NDArray[np.float64]:
     d = K - 1
     rows = np.vstack([np.eye(d), np.full((1, d), (1.0 - np.sqrt(d + 1.0)) / d)])
     rows -= rows.mean(axis=0)
-    unit: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Floats = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return unit
 
 
-def frame_in(K: int, D: int) -> NDArray[np.float64]:
+def frame_in(K: int, D: int) -> Floats:
     """(K, D) float64: the simplex of K vertices in the first K - 1 of D dimensions, then zeros.
 
     Raises:
@@ -52,9 +51,7 @@ def frame_in(K: int, D: int) -> NDArray[np.float64]:
     return _padded(simplex(K), D)
 
 
-def rotate_onto(
-    frame: NDArray[np.float64], means: NDArray[np.floating[Any]], own: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def rotate_onto(frame: Floats, means: AnyFloats, own: Rows) -> Floats:
     """``frame`` (K, d) in D >= d dimensions, its rows ``own`` turned nearest to the ``means``.
 
     Orthogonal Procrustes (Schönemann 1966): among all rotations and reflections of R^D, the one
@@ -92,11 +89,11 @@ def rotate_onto(
     if not usable.all() or not np.isfinite(rows).all():
         raise InputError("rotating needs finite rows, and means that are not zero")
     left, _, right = np.linalg.svd(rows[own].T @ (means / lengths))
-    rotated: NDArray[np.float64] = rows @ (left @ right)
+    rotated: Floats = rows @ (left @ right)
     return rotated
 
 
-def frame_digest(rows: NDArray[np.floating[Any]]) -> str:
+def frame_digest(rows: AnyFloats) -> str:
     """sha256 (hex) of frozen rows (R, D) as little-endian float32: construction, order, rotation.
 
     Raises:
@@ -181,7 +178,7 @@ class Registry:
         return cls(tuple(raw["vertices"]), raw["K"])
 
 
-def _padded(rows: NDArray[Any], D: int) -> NDArray[np.float64]:
+def _padded(rows: AnyFloats, D: int) -> Floats:
     K, d = rows.shape
     if isinstance(D, bool) or not isinstance(D, int) or d > D:
         raise InputError(
@@ -216,7 +213,7 @@ def _check_label(label: object) -> None:
         raise InputError(f"class {label!r} cannot be written as UTF-8") from None
 
 
-def cosine_spread(means: NDArray[np.floating[Any]]) -> tuple[float, float]:
+def cosine_spread(means: AnyFloats) -> tuple[float, float]:
     """Mean and spread (standard deviation) of the cosines between different rows (C, D), C >= 2.
 
     Rows of a simplex of C vertices have the mean -1/(C-1) and the spread 0; rows in random

@@ -17,16 +17,17 @@ a server computes them: last bits may differ between sizes of ``block``, so keep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compatctl.core.arrays import (
+    AnyFloats,
+    Bits,
     Bools,
     Codes,
     Features,
     Floats,
+    Scores,
     as_features,
     as_labels,
     ratio,
@@ -92,7 +93,7 @@ class Accepts:
         return ratio((self.same_pairs - self.same_accepted).sum(), self.same_pairs.sum())
 
 
-def roc(scores: NDArray[np.floating[Any]], same: Bools) -> Roc:
+def roc(scores: AnyFloats, same: Bools) -> Roc:
     """FAR and TAR of (P,) pairs at every threshold that makes a difference.
 
     Raises:
@@ -152,7 +153,7 @@ def accuracy(roc: Roc) -> Accuracy:
     )
 
 
-def accuracy_at(scores: NDArray[np.floating[Any]], same: Bools, threshold: float) -> float:
+def accuracy_at(scores: AnyFloats, same: Bools, threshold: float) -> float:
     """Share of (P,) pairs that ``score >= threshold``, which may be infinite, decides rightly.
 
     Raises:
@@ -162,7 +163,7 @@ def accuracy_at(scores: NDArray[np.floating[Any]], same: Bools, threshold: float
     return float(((scores >= _as_number(threshold, "threshold")) == same).mean())
 
 
-def crossvalidated_accuracy(scores: NDArray[np.floating[Any]], same: Bools, folds: Codes) -> float:
+def crossvalidated_accuracy(scores: AnyFloats, same: Bools, folds: Codes) -> float:
     """Mean accuracy over folds, each at the best threshold of all the others (LFW's protocol).
 
     The threshold is that of ``accuracy``: a score of the other folds or +inf, of equally good ones
@@ -301,7 +302,7 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
     return float(np.nextafter(score, np.float32(np.inf))[0])
 
 
-def _flip(scores: NDArray[np.float32]) -> NDArray[np.int32]:
+def _flip(scores: Scores) -> Bits:
     """int32 keys in the order of the scores; the bits of keys give those of the scores back."""
     bits = scores.view(np.int32)
     return bits ^ ((bits >> 31) & np.int32(2**31 - 1))
@@ -328,7 +329,7 @@ def _as_number(value: float, name: str) -> float:
     return float(value)
 
 
-def _as_pairs(scores: NDArray[np.floating[Any]], same: Bools) -> tuple[Floats, Bools]:
+def _as_pairs(scores: AnyFloats, same: Bools) -> tuple[Floats, Bools]:
     """(P,) float64 scores and (P,) bool, P >= 1, or InputError."""
     scores, same = np.asarray(scores), np.asarray(same)
     if scores.ndim != 1 or len(scores) == 0 or not np.issubdtype(scores.dtype, np.floating):

@@ -95,15 +95,28 @@ def test_a_gain_of_one_cannot_be_asked_for():
     assert Policy(min_recall_gain=0.999).min_recall_gain == 0.999
 
 
-@pytest.mark.parametrize("key", list(RANGES))
-def test_both_ends_of_a_range_are_allowed(key):
-    """The ends themselves pass, as whole numbers too where they are whole."""
-    low, high = RANGES[key]
-    ends = (low,) if key == "min_recall_gain" else (low, high)
-    for end in ends:
+@pytest.mark.parametrize(
+    ("key", "low", "high"),
+    [
+        ("alpha", 0.0001, 0.5),
+        ("power", 0.5, 0.999),
+        ("min_recall_gain", -1, 0.999),
+        ("min_slice_gain", -1, 1),
+        ("min_pair_tar_gain", -1, 1),
+        ("different_class_margin", 0, 2),
+        ("max_negative_flips", 0, 1),
+        ("min_stored_share", 0, 1),
+        ("max_frr_increase", 0, 1),
+        ("max_parity_error", 0, 2),
+        ("max_design_effect", 1, 1e6),
+    ],
+)
+def test_a_range_includes_its_ends_and_nothing_beyond(key, low, high):
+    """The documented ends are accepted, as integers too; the next value beyond is refused."""
+    for end, beyond in ((low, low - 1e-6), (high, high + 2e-3)):
         assert getattr(Policy(**{key: end}), key) == end
-        if float(end).is_integer():
-            assert getattr(Policy(**{key: int(end)}), key) == end
+        with pytest.raises(InputError, match=key):
+            Policy(**{key: beyond})
 
 
 def test_every_field_is_checked():
