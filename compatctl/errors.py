@@ -1,16 +1,16 @@
-"""Every error that a user can meet, and its exit code.
+"""Every error that a user can see, and its exit code.
 
-    CompatError                exit  what happened
+    CompatError                exit  meaning
     ├── UsageError             2     the call itself is wrong
-    ├── GateError              3     the gate says no
+    ├── GateError              3     the gate refuses
     ├── EvidenceError          4     the gate cannot tell: too little evidence
     ├── InputError             5     data, model, recipe or policy from outside is bad
-    │   └── UnsteadyError      5     a model has more than one answer for one image
+    │   └── UnsteadyError      5     a model gives several answers for one image
     ├── DamagedError           5     the store is not what its manifest says
-    └── ConflictError          6     somebody else is writing, or wrote first: retry
+    └── ConflictError          6     another process is writing, or wrote first: retry
 
-Errors of other libraries are turned into these at the one place where that library is called.
-Anything else that escapes is a bug of ours: a traceback and exit code 1.
+Each module that calls another library turns that library's errors into these. Anything else that
+escapes is a bug in compatctl: a traceback and exit code 1.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from collections.abc import Mapping
 
 
 class CompatError(Exception):
-    """What, expected, got in ``message``; the next thing to do in ``tip``; what is too long for
-    people in ``details``, for ``--json``."""
+    """An error for the user.
+
+    ``message`` says what, expected and got; ``tip`` says what to do next; ``details`` holds what is
+    too long for the terminal and goes into ``--json``.
+    """
 
     exit_code = 5
 
@@ -58,7 +61,7 @@ class InputError(CompatError):
 
 
 class UnsteadyError(InputError):
-    """A model's answer for an image depends on the batch that the image is in, or on chance."""
+    """A model's answer for an image depends on the rest of the batch, or on chance."""
 
 
 class DamagedError(CompatError):
@@ -68,6 +71,6 @@ class DamagedError(CompatError):
 
 
 class ConflictError(CompatError):
-    """The store is locked, or its generation moved on since this command read it."""
+    """The store is locked, or its generation changed since this command read it."""
 
     exit_code = 6

@@ -1,40 +1,40 @@
-"""Text from elsewhere, made harmless for a terminal, a log and a page: one place for all of it.
+"""Make untrusted text safe to print on a terminal, in a log or on a page.
 
-An id, a label or a file name may hold escape sequences, line breaks, or marks that turn the order
-of what follows. A terminal acts on them: a hostile name could colour, overwrite or forge a line.
+An id, a label or a file name may hold escape sequences, line breaks, or marks that reverse the
+reading direction. A hostile name could otherwise colour, overwrite or forge a line.
 """
 
 from __future__ import annotations
 
-_TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks of the Unicode bidirectional algorithm (UAX 9)."""
 _BREAKS = "\u2028\u2029"
-_HIDDEN = "\u200b\u2060\ufeff"
-"""Of no width; the joiner of emoji (U+200D) stays."""
+_ZERO_WIDTH = "\u200b\u2060\ufeff"
+"""Invisible characters. The joiner of emoji (U+200D) is harmless and stays."""
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """``text`` with every character that is an order to a terminal written out, as ``\\x1b``.
+    """``text`` with every character that controls a terminal escaped, such as ``\\x1b``.
 
-    These are control characters (C0, DEL, C1), marks of direction, separators of lines and of
-    nothing, tags (U+E0000 to U+E007F), and halves of characters. ``lines``: line feeds stay.
+    These are control characters (C0, DEL, C1), direction marks, line separators, zero-width
+    characters, tags (U+E0000 to U+E007F) and lone surrogates. ``lines`` keeps line feeds.
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(one if _harmless(one, lines) else _written_out(one) for one in text)
+    return "".join(char if _harmless(char, lines) else _escaped(char) for char in text)
 
 
-def _harmless(one: str, lines: bool) -> bool:
-    code = ord(one)
+def _harmless(char: str, lines: bool) -> bool:
+    code = ord(char)
     if code < 0x20 or 0x7F <= code < 0xA0:
-        return lines and one == "\n"
+        return lines and char == "\n"
     tag = 0xE0000 <= code <= 0xE007F
-    return not (tag or 0xD800 <= code <= 0xDFFF or one in _TURNING + _BREAKS + _HIDDEN)
+    return not (tag or 0xD800 <= code <= 0xDFFF or char in _BIDI + _BREAKS + _ZERO_WIDTH)
 
 
-def _written_out(one: str) -> str:
-    code = ord(one)
-    short = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(one)
+def _escaped(char: str) -> str:
+    code = ord(char)
+    short = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(char)
     if short:
         return short
     if code < 0x100:

@@ -1,8 +1,8 @@
-"""What half-samples do not see: harm that is rare, and contributions that are not symmetric.
+"""Corrections for what half-samples miss: rare harm, and skewed contributions.
 
-Half-samples are exact for contributions that are symmetric about the truth. Where most classes win
-a little and few, or large ones, lose much, they are too sure as long as fewer of those are in the
-sample than there should be.
+Half-samples are exact when the classes' contributions are symmetric about the truth. When most
+classes gain a little and a few lose much, and the sample holds fewer of those few than it should,
+half-samples alone are too confident.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ from compatctl.core.estimate import SYMMETRIC, RareChangeBound, SkewCorrection
 from compatctl.core.units import UnitSet, crossed_moments
 
 UNSEEN = 0.25
-"""Units thought of that were not seen. One would be Gaffke's bound (2005), which for hits and
-misses is Clopper's and Pearson's, and errs on the safe side. A quarter is the least with which no
-more than .035 passed wrongly in simulations of 50 to 200 classes of which 2 or 4% are lost."""
+"""u, the number of unseen units that are assumed. u = 1 gives Gaffke's bound (2005), which for hits
+and misses is that of Clopper and Pearson, and is conservative. In simulations of 50 to 200 classes
+of which 2 or 4% are lost, u = 0.25 is the smallest value with at most .035 wrong passes."""
 
-MOST_SKEWED = UNSEEN**-0.5
-"""What the skewness of a part of a unit alone is."""
+MAX_SKEWNESS = UNSEEN**-0.5
+"""The skewness that one part of a unit alone has."""
 
 FEW = 5
-"""Half-samples leave five classes out with probability 1/32, more than an interval of 95% may: with
-no more classes than this that changed at all, the binomial bounds what was not seen."""
+"""Half-samples leave five classes out with probability 1/32, which is more than a 95% interval
+allows. If no more classes than this changed, the binomial bounds what was not seen."""
 
 
 def rare_changes(totals: Floats, counts: Floats) -> RareChangeBound | None:
-    """Where few of the units (C,) changed: how many for the worse, of Kish's effective number."""
+    """How many of few changed units (C,) got worse, of Kish's effective number of units.
+
+    None if more than ``FEW`` units changed, or nothing was counted.
+    """
     if int((totals != 0).sum()) > FEW or counts.sum() == 0:
         return None
     fell, rose = int((totals < 0).sum()), int((totals > 0).sum())
@@ -45,10 +48,10 @@ def skew_correction(
     size: float = 0.0,
     worst: float = 0.0,
 ) -> SkewCorrection | None:
-    """The error and the skewness of ``sum of totals / sum of counts`` over cells (C,).
+    """Error and skewness of ``sum(totals) / sum(counts)`` over cells (C,).
 
-    ``size``: how many queries a unit has that was not seen, ``worst``: their mean; a share of
-    ``UNSEEN`` of it is thought of besides. None where nothing scatters.
+    ``UNSEEN`` units of ``size`` queries with the mean ``worst`` are added to the sample. None if
+    nothing varies.
     """
     unseen = UNSEEN * size
     n = counts.sum() + unseen
@@ -61,7 +64,7 @@ def skew_correction(
         return None
     return SkewCorrection(
         error=scatter / n,
-        # Of kinds that cross, third moments may exceed what a scatter allows.
-        skewness=float(np.clip(third / scatter**3, -MOST_SKEWED, MOST_SKEWED)),
+        # With crossed kinds the third moment may exceed what this scatter allows.
+        skewness=float(np.clip(third / scatter**3, -MAX_SKEWNESS, MAX_SKEWNESS)),
         shift=float(value - totals.sum() / counts.sum()) if unseen else 0.0,
     )

@@ -1,7 +1,7 @@
-"""Which verdicts hang on the draw: checks whose p-value lies within chance of the level.
+"""Checks whose outcome another seed could change: their p-value is too near the level.
 
-A p-value of B replicates is known to ``sqrt(p (1 - p) / B)``. Where the level lies within a few of
-these, another seed could turn the outcome, and a longer draw has the last word.
+With B replicates a p-value p has the standard error ``sqrt(p (1 - p) / B)``. If the level lies
+within a few of these, the outcome depends on the draw, and a longer draw must decide.
 """
 
 from __future__ import annotations
@@ -14,35 +14,37 @@ from compatctl.core.gate import Check, Measurement, Verdict
 from compatctl.core.policy import Policy, Rule
 
 SIGMAS = 4.0
-"""Standard deviations of a p-value within which the draw could decide."""
+"""Standard errors of a p-value within which the draw could decide."""
 
 Key = tuple[str, str]
 """A check's name and its group."""
 
 
-def borderline_checks(policy: Policy, found: Iterable[Measurement], verdict: Verdict) -> set[Key]:
-    """Names and groups of the deciding checks whose outcome another draw could turn."""
+def borderline_checks(
+    policy: Policy, measurements: Iterable[Measurement], verdict: Verdict
+) -> set[Key]:
+    """Names and groups of the deciding checks whose outcome another draw could change."""
     checks = {(check.name, check.group): check for check in verdict.checks}
     rules = policy.rules
     return {
         key
-        for one in found
-        if (key := (one.name, one.group)) in checks
+        for measurement in measurements
+        if (key := (measurement.name, measurement.group)) in checks
         and checks[key].decides
-        and isinstance(one.estimate, Estimate)
-        and _close(policy, one.estimate, checks[key], rules[one.name])
+        and isinstance(measurement.estimate, Estimate)
+        and _is_close(policy, measurement.estimate, checks[key], rules[measurement.name])
     }
 
 
-def _close(policy: Policy, estimate: Estimate, check: Check, rule: Rule) -> bool:
+def _is_close(policy: Policy, estimate: Estimate, check: Check, rule: Rule) -> bool:
     if check.raw_p is None or check.p is None or check.p_fail is None:
         return False
-    drawn = estimate.replicate_p_values(rule.limit)
-    sides = (drawn, drawn[::-1])[not rule.above]
-    for p, raw, adjusted in zip(sides, check.raw_p, (check.p, check.p_fail), strict=True):
+    above, below = estimate.replicate_p_values(rule.limit)
+    drawn = (above, below) if rule.above else (below, above)
+    for p, raw, adjusted in zip(drawn, check.raw_p, (check.p, check.p_fail), strict=True):
         level = policy.alpha / 2 * raw / adjusted if adjusted > 0 else policy.alpha / 2
         error = math.sqrt(level * (1 - level) / len(estimate.replicates))
-        # A p-value that is larger for another reason than the draw does not move with it.
+        # A correction raised this p-value above the drawn one, so another draw does not move it.
         fixed = raw > level and raw > p * (1 + 1e-9)
         if abs(p - level) <= SIGMAS * error and not fixed:
             return True
