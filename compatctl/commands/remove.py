@@ -1,8 +1,8 @@
-"""remove: items leave the store for good, in one generation, and no rollback brings them back.
+"""remove: erase items from the store in one generation. No rollback restores them.
 
-What only earlier generations name is deleted in the same command, after the commit. A process that
-is killed in between has committed the erasure: the manifest says which galleries are not to be
-restored, and the next removal, or gc, deletes the rest.
+After the commit, the command deletes the files that only earlier generations name. If it is killed
+in between, the erasure is committed: the manifest says which galleries cannot be restored, and the
+next removal or gc deletes the rest.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ def remove(
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> RemovalResult:
-    """Erase items: rows, catalogue entries, images in the memory, vectors that encoders hold.
+    """Erase items: rows, catalogue entries, images in the memory, vectors in encoders.
 
-    The same command again finds it done, and finishes what a killed one left. All of every gallery
-    that is kept is read, and the index is built anew.
+    Repeating the command changes nothing, but finishes what a killed one left. It reads every kept
+    gallery and rebuilds the index.
 
     Raises:
         UsageError: no id is given.
-        InputError: an id is not there and was not erased before (unless ``missing_ok``); no row
-            would stay; a model holds vectors of which nobody knows whose they are.
-        DamagedError: a file of the store is missing or changed.
-        ConflictError: the store is locked, or moved on meanwhile: run it again.
+        InputError: an id is not in the store and was not erased before (unless ``missing_ok``); no
+            row would remain; or nothing says to which items the vectors in a model belong.
+        DamagedError: a file of the store is missing or damaged.
+        ConflictError: the store is locked, or changed meanwhile.
     """
     if not ids:
         raise UsageError("no id to remove", tip="name them, or pass --ids FILE (- for stdin)")
-    work = Removal(
+    removal = Removal(
         project=project, store=open_store(project), ids=frozenset(ids), missing_ok=missing_ok
     )
-    work.refuse()
-    result = work.planned(dry_run=dry_run)
+    removal.refuse()
+    result = removal.planned(dry_run=dry_run)
     if dry_run:
-        return replace(result, side_files=work.clean(dry_run=True)).warned()
-    swept = work.commit(progress) if work.traces.found else work.finish()
+        return replace(result, side_files=removal.clean(dry_run=True)).warned()
+    swept = removal.commit(progress) if removal.traces.found else removal.finish()
     after = open_store(project)
     return replace(
         result,
         generation=after.manifest.generation,
-        side_files=work.clean(dry_run=False),
+        side_files=removal.clean(dry_run=False),
         candidates=candidates_with_erased(project, after),
         deleted=len(swept.deleted),
         freed_bytes=swept.freed_bytes,
-        written=bool(work.traces.found),
+        written=bool(removal.traces.found),
     ).warned()

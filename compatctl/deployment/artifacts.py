@@ -20,7 +20,7 @@ from compatctl.store import Transaction
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArtifacts:
-    """What goes into the store with a model, where finetune wrote it: class registry and memory."""
+    """The class registry (JSON text) and the rehearsal memory (file) of a model, if it has them."""
 
     registry: str | None
     memory: Path | None
@@ -28,10 +28,10 @@ class ModelArtifacts:
     def put(
         self, tx: Transaction, before: Manifest | None, erased: Erasures | None = None
     ) -> dict[str, str | None]:
-        """Write them into the store: the manifest's entries, else those that it has.
+        """Write them into the store and return the manifest's entries.
 
-        Images of items that were ``erased`` from the store since the memory was written are left
-        out of it.
+        The entries of ``before`` stay where the model has none. Items that were ``erased`` from the
+        store since the memory was written are left out of it.
         """
         registry = before.registry if before else None
         memory = before.memory if before else None
@@ -45,11 +45,10 @@ class ModelArtifacts:
 
     def _memory(self, tx: Transaction, erased: Erasures | None) -> str | None:
         assert self.memory is not None
-        held = read_memory(self.memory) if erased is not None else None
-        gone = set(erased.holding(held.ids)) if held is not None and erased is not None else set()
-        if held is None or not gone:
+        items = read_memory(self.memory) if erased is not None else None
+        if items is None or erased is None or not (gone := set(erased.holding(items.ids))):
             return tx.put("memories", self.memory)
-        kept = held.take([row for row, one in enumerate(held.ids) if one not in gone])
+        kept = items.take([row for row, item in enumerate(items.ids) if item not in gone])
         if not len(kept):
             return None
         return tx.put("memories", partial(_write, memory_bytes(kept)))
@@ -62,30 +61,30 @@ def _write(data: bytes, path: Path) -> None:
 def find_artifacts(
     project: Project, model: Path, encoder: Encoder, bound: VerifiedReport | None = None
 ) -> ModelArtifacts:
-    """The class registry that the model carries, and the memory that its record names.
+    """Find the class registry that the model carries, and the memory that its record names.
 
     Raises:
-        InputError: the memory is not there, has another digest, or is no memory; the report is of
+        InputError: the memory is missing, has another digest, or is no memory; or the report is of
             a model with another registry.
     """
-    seen = find_record(model, encoder, named=None, candidate=project.candidate)
+    record = find_record(model, encoder, named=None, candidate=project.candidate)
     if bound is not None and bound.new_sha256 == encoder.sha256:
-        own = seen.registry_sha256 if seen else None
+        own = record.registry_sha256 if record else None
         if bound.registry_sha256 != own:
             raise InputError(
                 f"the report is of a model with the class registry {bound.registry_sha256}; this "
                 f"one's is {own}",
                 tip="keep the candidate's folder as finetune wrote it until it is deployed",
             )
-    memory = seen.memory_sha256 if seen else None
-    folder = seen.path.parent if seen and seen.path else model.parent
-    found = ModelArtifacts(
-        registry=seen.registry if seen else None,
+    memory = record.memory_sha256 if record else None
+    folder = record.path.parent if record and record.path else model.parent
+    artifacts = ModelArtifacts(
+        registry=record.registry if record else None,
         memory=_memory(project, folder, memory),
     )
-    if found.memory is not None:
-        read_memory(found.memory)
-    return found
+    if artifacts.memory is not None:
+        read_memory(artifacts.memory)
+    return artifacts
 
 
 def _memory(project: Project, beside: Path, sha256: str | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""Where removed items are still held: kept galleries, memories, and models with stored vectors."""
+"""Find and erase removed items in kept galleries, memories, models and the files beside a store."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from compatctl.manifest import Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store
 
-Holds = Callable[[str], bool]
-"""Whether an id was erased."""
+IsErased = Callable[[str], bool]
+"""Whether the item with an id was erased."""
 
 Masks = dict[str, NDArray[np.bool_]]
-"""(S,) by the name of a table: which of its rows are of removed items."""
+"""Name of a table in a model -> (S,) which of its rows belong to removed items."""
 
 _NO_MARKS = np.zeros(0, np.uint64)
 _SHOWN = 5
@@ -41,91 +41,92 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Traces:
-    """What kept generations hold of some items: ``found`` (ids), and the ``marks`` of their
-    vectors in any of those galleries."""
+    """What kept generations hold of some items: their ``found`` ids, and the checksums
+    (``marks``) of their vectors in those galleries."""
 
     found: frozenset[str]
     marks: Checksums
 
 
 def whole_generations(store: Store) -> tuple[Manifest, ...]:
-    """The generations of which galleries and memories are kept, oldest first."""
+    """The generations whose galleries and memories are kept, oldest first."""
     first = max(store.manifest.oldest, store.manifest.whole_from)
-    return tuple(one for one in store.history() if one.generation >= first)
+    return tuple(manifest for manifest in store.history() if manifest.generation >= first)
 
 
 def traces_of(store: Store, ids: frozenset[str]) -> Traces:
-    """Look for items in every gallery and memory that is kept; each file is read once.
+    """Look for items in every kept gallery and memory. Each file is read once.
 
     Raises:
         DamagedError: a file is missing or changed.
     """
     found: set[str] = set()
     marks = [_NO_MARKS]
-    for one in _galleries(store):
-        catalog, info = store.catalog(one), one.index
+    for manifest in _galleries(store):
+        catalog, info = store.catalog(manifest), manifest.index
         rows = [row for row, item in enumerate(catalog.ids) if item in ids]
         found.update(catalog.ids[row] for row in rows)
         if rows:
             path = store.verified("indexes", info.sha256, fresh=True)
             vectors = read_rows(path, index_params(info), info.count, catalog.keys[rows])
             marks.append(marks_of_rows(vectors))
-    for one in {one.memory: one for one in whole_generations(store)}.values():
-        memory = stored_memory(store, one)
+    for manifest in {m.memory: m for m in whole_generations(store)}.values():
+        memory = stored_memory(store, manifest)
         found.update(ids.intersection(memory.ids) if memory is not None else ())
     return Traces(found=frozenset(found), marks=np.unique(np.concatenate(marks)))
 
 
 def _galleries(store: Store) -> Iterator[Manifest]:
-    """A generation for each gallery that is kept."""
-    once = {(one.catalog, one.index.sha256): one for one in whole_generations(store)}
-    yield from once.values()
+    """One generation for each kept gallery."""
+    yield from {(m.catalog, m.index.sha256): m for m in whole_generations(store)}.values()
 
 
 def removed_vectors(
     project: Project, store: Store, sha256: str, *, ids: frozenset[str], marks: Checksums, name: str
 ) -> Masks:
-    """Which rows of a stored model's tables are of the items with these ids and marks.
+    """Which rows of a stored model's tables belong to the items with these ids and marks.
 
-    A row is known by its mark, by the model's training record, or because it is still in a gallery
-    that is kept, where it is somebody else's.
+    A row is identified by its mark, by the model's training record, or as another item's row that
+    is in a kept gallery.
 
     Raises:
-        InputError: a row is none of these: nothing says whose it is.
-        DamagedError: the model, or a gallery, is missing or changed.
+        InputError: nothing identifies a row.
+        DamagedError: the model or a gallery is missing or damaged.
     """
     path = store.verified("models", sha256)
     tables = held_vectors(path.read_bytes(), path)
-    found = {one.name: np.isin(marks_of_rows(one.vectors), marks) for one in tables}
-    ours = [one for one in tables if one.ours]
+    masks = {table.name: np.isin(marks_of_rows(table.vectors), marks) for table in tables}
+    ours = [table for table in tables if table.ours]
     anchors = _anchor_ids(project, path, sha256) if len(ours) == 1 else None
-    for one in ours:
-        if anchors is not None and len(anchors) >= len(one.vectors):
-            found[one.name] |= np.array([item in ids for item in anchors[: len(one.vectors)]], bool)
-        elif unknown := int((~found[one.name] & ~_in_a_gallery(store, one)).sum()):
-            raise InputError(
-                f"{name} holds {len(one.vectors)} stored vectors of gallery items, and nothing "
-                f"says whose {unknown} of them are: they may be of what is to be removed",
-                tip="put training.json, as finetune wrote it, into the candidate's folder; or "
-                "fine-tune again without these items, deploy that, and remove them then",
+    for table in ours:
+        if anchors is not None and len(anchors) >= len(table.vectors):
+            masks[table.name] |= np.array(
+                [item in ids for item in anchors[: len(table.vectors)]], bool
             )
-    return found
+        elif unknown := int((~masks[table.name] & ~_in_a_gallery(store, table)).sum()):
+            raise InputError(
+                f"{name} holds {len(table.vectors)} stored vectors of gallery items, and nothing "
+                f"says whose {unknown} of them are: they may belong to items to remove",
+                tip="put training.json, as finetune wrote it, into the candidate's folder; or "
+                "fine-tune again without these items, deploy that model, and then remove them",
+            )
+    return masks
 
 
 def _in_a_gallery(store: Store, table: HeldVectors) -> NDArray[np.bool_]:
-    """Which rows (S,) of a table are those of an item in a gallery that is kept."""
+    """Which rows (S,) of a table are rows of a kept gallery."""
     marks = marks_of_rows(table.vectors)
     known = np.zeros(len(marks), bool)
-    for one in _galleries(store):
-        known |= in_gallery(store, one, marks)
+    for manifest in _galleries(store):
+        known |= in_gallery(store, manifest, marks)
     return known
 
 
 def in_gallery(
-    store: Store, one: Manifest, marks: Checksums, *, but: NDArray[np.uint64] | None = None
+    store: Store, manifest: Manifest, marks: Checksums, *, but: NDArray[np.uint64] | None = None
 ) -> NDArray[np.bool_]:
-    """Which marks (n,) are of a row of a generation's gallery, rows under ``but`` (m,) left out."""
-    path, info = store.verified("indexes", one.index.sha256), one.index
+    """Which marks (n,) belong to a row of a generation's gallery, keys ``but`` (m,) left out."""
+    path, info = store.verified("indexes", manifest.index.sha256), manifest.index
     return held_marks(path, index_params(info), info.count, marks, but=but)
 
 
@@ -140,92 +141,97 @@ def _anchor_ids(project: Project, path: Path, sha256: str) -> tuple[str, ...] | 
 
 
 def refuse_erased_vectors(store: Store, data: bytes, path: Path) -> None:
-    """Refuse to take in a model that holds vectors of items that were removed from the store.
+    """Refuse a model that holds vectors of items that were removed from the store.
 
     Raises:
         InputError: it does.
     """
     if sha256_bytes(data) in store.manifest.erased_models:
         raise InputError(
-            f"{path.name} is a model that was let go when items were removed from the store: it "
-            "holds vectors of them, or of nobody knows whom",
-            tip="fine-tune again: its anchors are drawn from the gallery of today",
+            f"{path.name} was erased when items were removed from the store: it holds vectors of "
+            "them, or vectors that nothing identifies",
+            tip="fine-tune again: anchors are drawn from the current gallery",
         )
     if count := erased_vectors(store, data, path):
         raise InputError(
             f"{path.name} holds the stored vectors of {count} items that were removed from the "
             "store",
-            tip="fine-tune again: its anchors are drawn from the gallery of today",
+            tip="fine-tune again: anchors are drawn from the current gallery",
         )
 
 
 def erased_vectors(store: Store, data: bytes, path: Path) -> int:
-    """How many vectors an encoder holds that were erased and are of no row of today."""
+    """How many vectors in an encoder were erased and belong to no current row."""
     erased = store.erasures()
     if erased is None or not len(erased.marks):
         return 0
     tables = held_vectors(data, path)
-    marks = np.concatenate([_NO_MARKS, *(marks_of_rows(one.vectors) for one in tables)])
+    marks = np.concatenate([_NO_MARKS, *(marks_of_rows(table.vectors) for table in tables)])
     marks = np.intersect1d(marks, erased.marks)
     return int((~in_gallery(store, store.manifest, marks)).sum()) if len(marks) else 0
 
 
 def erasure_problems(store: Store) -> list[str]:
-    """What of erased items is still in a file that is kept; the store's own check looks through
-    the catalogues.
+    """Find erased items in kept files; the store's own check covers the catalogues.
 
-    Every index has the keys of its catalogue and no other; no memory has an erased id; no model
-    that can serve or be restored holds an erased vector.
+    Every index must have the keys of its catalogue and no others; no memory may have an erased id;
+    no model that serves or can be restored may hold an erased vector.
 
     Raises:
         DamagedError: a file is missing or changed.
     """
     if store.manifest.erased is None:
         return []
-    found = []
-    for one in _galleries(store):
-        info, path = one.index, store.path_of("indexes", one.index.sha256)
+    problems = []
+    for manifest in _galleries(store):
+        info = manifest.index
+        path = store.path_of("indexes", info.sha256)
         keys = np.sort(read_keys(path, index_params(info), info.count))
-        if not np.array_equal(keys, np.sort(store.catalog(one).keys)):
-            found.append(f"{path} and the catalogue of generation {one.generation} have other keys")
-    for one in {(one.memory, one.erased): one for one in whole_generations(store)}.values():
-        memory, erased = stored_memory(store, one), store.erasures(one)
-        back = erased.holding(memory.ids) if memory is not None and erased is not None else ()
-        if back:
-            path = store.path_of("memories", one.memory or "")
-            found.append(f"{path} has {len(back)} erased items: {', '.join(back[:_SHOWN])}")
+        if not np.array_equal(keys, np.sort(store.catalog(manifest).keys)):
+            problems.append(
+                f"{path} and the catalogue of generation {manifest.generation} have other keys"
+            )
+    for manifest in {(m.memory, m.erased): m for m in whole_generations(store)}.values():
+        memory, erased = stored_memory(store, manifest), store.erasures(manifest)
+        erased_ids = erased.holding(memory.ids) if memory is not None and erased is not None else ()
+        if erased_ids:
+            path = store.path_of("memories", manifest.memory or "")
+            problems.append(
+                f"{path} has {len(erased_ids)} erased items: {', '.join(erased_ids[:_SHOWN])}"
+            )
     for sha256 in sorted(_restorable_models(store)):
         path = store.verified("models", sha256)
         if count := erased_vectors(store, path.read_bytes(), path):
-            found.append(f"{path} holds {count} vectors of erased items")
-    return found
+            problems.append(f"{path} holds {count} vectors of erased items")
+    return problems
 
 
 def _restorable_models(store: Store) -> set[str]:
-    now, found = store.manifest, set()
-    for one in store.history():
-        if one.generation >= max(now.oldest, now.whole_from):
-            found |= {model.sha256 for model in one.models}
-        elif one.generation >= now.oldest and (share := now.restorable_model(one)) is not None:
-            found.add(share.sha256)
-    return found | {one.model.sha256 for one in now.stand_ins}
+    current, digests = store.manifest, set[str]()
+    for manifest in store.history():
+        if manifest.generation >= max(current.oldest, current.whole_from):
+            digests |= {model.sha256 for model in manifest.models}
+        elif manifest.generation >= current.oldest:
+            share = current.restorable_model(manifest)
+            digests |= {share.sha256} if share is not None else set()
+    return digests | {entry.model.sha256 for entry in current.stand_ins}
 
 
-def without_ids(items: Dataset, gone: Holds) -> Dataset:
-    """The other items."""
-    return items.take([row for row, one in enumerate(items.ids) if not gone(one)])
+def without_erased(items: Dataset, is_erased: IsErased) -> Dataset:
+    """The items that were not erased."""
+    return items.take([row for row, item in enumerate(items.ids) if not is_erased(item)])
 
 
 def clean_side_files(
-    project: Project, gone: Holds, rewritten: Mapping[str, str], *, dry_run: bool
+    project: Project, is_erased: IsErased, rewritten: Mapping[str, str], *, dry_run: bool
 ) -> tuple[str, ...]:
-    """Take erased items out of the candidate's memory and of training records; the files changed.
+    """Remove erased items from the candidate's memory and from training records.
 
-    ``rewritten``: digest -> digest of models whose files were written again; a record that is of
-    one is of the other too. The record is written before the memory that it names by digest: a run
-    that was killed in between is finished by the next.
+    Returns the files that changed. ``rewritten``: digest -> new digest of rewritten model files.
+    The record is written before the memory that it names by digest, so a repeated run finishes
+    what a killed one left.
     """
-    memory, digest = _memory(project.candidate / MEMORY_FILE, gone)
+    memory, digest = _memory(project.candidate / MEMORY_FILE, is_erased)
     changed = []
     records = dict.fromkeys(
         (
@@ -236,7 +242,7 @@ def clean_side_files(
     )
     for path in records:
         own = digest if path.parent == project.candidate else None
-        data = without_erased_items(path, gone, rewritten=rewritten, memory_sha256=own)
+        data = without_erased_items(path, is_erased, rewritten=rewritten, memory_sha256=own)
         if data is not None:
             changed.append(str(path))
             if not dry_run:
@@ -252,24 +258,26 @@ def clean_side_files(
 
 
 def candidates_with_erased(project: Project, store: Store) -> tuple[str, ...]:
-    """The project's candidate files that hold erased vectors: deploy refuses them."""
-    found = []
+    """The project's candidate files that hold erased vectors; deploy refuses them."""
+    files = []
     for path in (project.output, project.candidate / "model.onnx"):
         try:
             if path.is_file() and erased_vectors(store, sealed_bytes(path), path):
-                found.append(str(path))
+                files.append(str(path))
         except CompatError:  # not a model that could be deployed
             continue
-    return tuple(found)
+    return tuple(files)
 
 
-def _memory(path: Path, gone: Holds) -> tuple[bytes | None, str | None]:
-    """The bytes of a memory without erased items, None where it has none (empty: nothing is left),
-    and their digest."""
+def _memory(path: Path, is_erased: IsErased) -> tuple[bytes | None, str | None]:
+    """The bytes and the digest of a memory without erased items.
+
+    Both are None if it has no erased item; the bytes are empty if nothing is left.
+    """
     if not path.is_file():
         return None, None
     held = read_memory(path)
-    kept = without_ids(held, gone)
+    kept = without_erased(held, is_erased)
     if len(kept) == len(held):
         return None, None
     data = memory_bytes(kept) if len(kept) else b""

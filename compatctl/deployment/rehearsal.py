@@ -1,4 +1,4 @@
-"""The rehearsal memory's way: from the store into a fine-tuning, and with its model back again."""
+"""The rehearsal memory: items of earlier fine-tunings that a new one trains on again."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from compatctl.store import Store
 
 
 def stored_memory(store: Store, manifest: Manifest) -> Dataset | None:
-    """The memory of a generation, as training items; null where it has none.
+    """The memory of a generation, as training items; None without one.
 
     Raises:
-        DamagedError: its file is missing, changed, or no memory.
+        DamagedError: its file is missing, damaged, or no memory.
     """
     if manifest.memory is None:
         return None
@@ -35,14 +35,13 @@ def rehearsal_items(
     gallery: DeployedGallery | None,
     named: Path | None,
 ) -> Dataset | None:
-    """Earlier items to rehearse: those of ``named``, and those that the store's memory holds.
+    """Earlier items to rehearse, from the ``named`` data and from the store's memory.
 
-    At most ``per_class`` of a class, none of which trains anyway; where both have an id, the named
-    data say what it is. Null where there are none: the first fine-tuning of a store's life.
+    At most ``per_class`` items of each class, and none that trains anyway. If both sources have an
+    id, the named data win. None if there are no such items, as in the first fine-tuning.
 
     Raises:
-        InputError: data are named and the recipe rehearses nothing, or they hold nothing but items
-            that train anyway.
+        InputError: data are named but the recipe has no rehearsal, or all of them train anyway.
         DamagedError: the store's memory is damaged.
     """
     if named is None and recipe.rehearsal is None:

@@ -1,4 +1,4 @@
-"""One removal: what is to leave, what holds it, and the generation without it."""
+"""One removal: which items leave, which files hold them, and the generation without them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compatctl.core.arrays import Checksums
+from compatctl.core.arrays import Checksums, Rows, as_rows
 from compatctl.data import memory_bytes
 from compatctl.deployment.erasure import (
     Masks,
@@ -20,7 +20,7 @@ from compatctl.deployment.erasure import (
     in_gallery,
     removed_vectors,
     traces_of,
-    without_ids,
+    without_erased,
 )
 from compatctl.deployment.gallery import index_params
 from compatctl.deployment.model_file import ModelFile
@@ -41,7 +41,7 @@ _SHOWN = 20
 class RewrittenModel:
     """A model whose file held ``vectors`` of removed items, and the file without them.
 
-    ``difference``: the largest L2 distance between the two files' answers to the canary's images.
+    ``difference``: the largest L2 distance between the two files' embeddings of the canary.
     """
 
     name: str
@@ -53,16 +53,21 @@ class RewrittenModel:
 
 @dataclass(frozen=True, kw_only=True)
 class RemovalResult:
-    """What left the store; for a dry run what would.
+    """What left the store, or in a dry run what would leave.
 
-    ``removed`` rows of the gallery and ``from_memory`` images of the rehearsal memory; ``already``
-    ids were erased before; ``missing`` (ids) were not there. ``rows`` are left. Generations before
-    ``whole_from`` can be restored as query models only. Where that is one of ``erased_models``
-    (digests), which held vectors of removed items, the ``rewritten`` file takes its place, and the
-    generation cannot be restored where there is none.
-    ``same_image``: ids that stay and have the very image of a removed one. ``side_files`` beside
-    the store were changed; ``candidates`` hold vectors of erased items and will not be deployed;
-    ``reports`` (digests) in the store name a removed id, and stay. ``deleted`` files went.
+    Attributes:
+        removed: rows that left the gallery; ``rows`` remain.
+        from_memory: images that left the rehearsal memory.
+        already: how many ids were erased before.
+        missing: ids that the store does not have.
+        whole_from: earlier generations can be restored as query models only.
+        erased_models: digests of models that held vectors of removed items. A ``rewritten`` file
+            replaces such a model; without one, its generations cannot be restored.
+        same_image: ids that stay and have the same image as a removed item.
+        side_files: changed files beside the store.
+        candidates: files that hold vectors of erased items; deploy refuses them.
+        reports: digests of reports in the store that name a removed id, and stay.
+        deleted: how many files were deleted.
     """
 
     generation: int
@@ -86,40 +91,40 @@ class RemovalResult:
     warnings: tuple[str, ...] = ()
 
     def warned(self) -> RemovalResult:
-        """The same, with what a person must know or do besides."""
-        found = []
+        """The result with warnings: what the user must know or do."""
+        warnings = []
         if self.same_image:
-            found.append(f"other items with the very same image stay: {listed(self.same_image)}")
+            warnings.append(f"other items with the same image stay: {listed(self.same_image)}")
         if self.query_model != self.query_model_before:
-            found.append(
-                "the query model's file was written again without the removed items' vectors: its "
-                "answers differ by up to "
-                f"{max(one.difference for one in self.rewritten):.3g} on the canary's images; "
-                "verify measures what that means"
+            warnings.append(
+                "the query model's file was rewritten without the removed items' vectors: its "
+                "embeddings differ by up to "
+                f"{max(model.difference for model in self.rewritten):.3g} on the canary's images; "
+                "verify measures the effect"
             )
         if self.candidates:
-            found.append(
+            warnings.append(
                 f"{listed(self.candidates)} holds vectors of removed items and will not be "
                 "deployed: fine-tune again"
             )
         if self.reports:
-            found.append(f"{len(self.reports)} reports in the store name a removed id, and stay")
-        return replace(self, warnings=tuple(found))
+            warnings.append(f"{len(self.reports)} reports in the store name a removed id, and stay")
+        return replace(self, warnings=tuple(warnings))
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and how many more there are, as text."""
     more = "" if len(names) <= _SHOWN else f" and {len(names) - _SHOWN} more"
     return ", ".join(names[:_SHOWN]) + more
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Rewrite:
-    """A model that stays, and its file without the removed vectors."""
+    """A model that stays, its file without the removed vectors, and their checksums."""
 
     share: ModelShare
-    candidate: ModelFile
-    told: RewrittenModel
+    file: ModelFile
+    summary: RewrittenModel
     marks: Checksums
 
 
@@ -141,10 +146,9 @@ class Removal:
         return self.store.catalog()
 
     @cached_property
-    def rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The rows of today's catalogue that leave."""
-        found = [row for row, one in enumerate(self.catalog.ids) if one in self.ids]
-        return np.array(found, np.int64)
+    def rows(self) -> Rows:
+        """The rows of the current catalogue that leave."""
+        return as_rows(row for row, item in enumerate(self.catalog.ids) if item in self.ids)
 
     @cached_property
     def erased(self) -> Erasures:
@@ -164,73 +168,75 @@ class Removal:
             )
         if len(self.rows) and len(self.rows) == len(self.catalog):
             raise InputError(
-                f"all {len(self.rows)} rows would go: a gallery needs one at least",
-                tip="delete the store's folder, and begin another with compatctl init",
+                f"all {len(self.rows)} rows would be removed: a gallery needs at least one",
+                tip="delete the store's folder, and create another with compatctl init",
             )
 
     @cached_property
     def rewrites(self) -> tuple[_Rewrite, ...]:
-        """The models that stay and hold vectors of removed items, by the order of the manifest;
-        then those of earlier generations, where the vectors can be taken out of them."""
-        today = [found for one in self.shares if (found := self._rewrite(one)) is not None]
-        return (*today, *(one for one in self._way_back.values() if one is not None))
+        """Models that hold vectors of removed items: current ones, then those of earlier
+        generations whose vectors can be taken out."""
+        current = [rewrite for share in self.shares if (rewrite := self._rewrite(share))]
+        return (*current, *(rewrite for rewrite in self._earlier.values() if rewrite is not None))
 
     @cached_property
-    def _way_back(self) -> dict[str, _Rewrite | None]:
-        """By digest, the models that only a rollback needs and that cannot stay as they are; None
-        where nobody can say which vectors are to go."""
+    def _earlier(self) -> dict[str, _Rewrite | None]:
+        """Digest -> rewrite of each model that only a rollback needs and that cannot stay as it is.
+
+        None if nothing says which vectors must go.
+        """
         current = self.store.manifest
-        kept = [one for one in self.store.history() if one.generation >= current.oldest]
+        kept = [m for m in self.store.history() if m.generation >= current.oldest]
         shares = {
-            model.sha256: model
-            for one in kept
-            if (model := current.restorable_model(one)) is not None
+            share.sha256: share
+            for manifest in kept
+            if (share := current.restorable_model(manifest)) is not None
         }
-        shares |= {one.model.sha256: one.model for one in current.stand_ins}
-        found: dict[str, _Rewrite | None] = {}
-        for sha256 in shares.keys() - {one.sha256 for one in self.shares}:
+        shares |= {entry.model.sha256: entry.model for entry in current.stand_ins}
+        rewrites: dict[str, _Rewrite | None] = {}
+        for sha256 in shares.keys() - {share.sha256 for share in self.shares}:
             try:
-                made = self._rewrite(shares[sha256])
+                rewrite = self._rewrite(shares[sha256])
             except InputError:  # nothing says whose its vectors are, or none would be left
-                found[sha256] = None
+                rewrites[sha256] = None
                 continue
-            if made is not None:
-                found[sha256] = made
-        return found
+            if rewrite is not None:
+                rewrites[sha256] = rewrite
+        return rewrites
 
     @cached_property
     def shares(self) -> tuple[ModelShare, ...]:
-        """The models that stay, with the rows that they then have."""
+        """The models that stay, with their remaining rows."""
         manifest = self.store.manifest
         counts = self.catalog.without(self.rows).counts()
         return tuple(
-            replace(one, rows=counts.get(one.sha256, 0))
-            for one in manifest.models
-            if counts.get(one.sha256) or one.sha256 == manifest.query_model
+            replace(share, rows=counts.get(share.sha256, 0))
+            for share in manifest.models
+            if counts.get(share.sha256) or share.sha256 == manifest.query_model
         )
 
     def _rewrite(self, share: ModelShare) -> _Rewrite | None:
         masks = self._masks(share.sha256, share.name)
-        count = sum(int(gone.sum()) for gone in masks.values())
+        count = sum(int(removed.sum()) for removed in masks.values())
         if not count:
             return None
         path = self.store.path_of("models", share.sha256)
         data = without_vectors(path.read_bytes(), Path(share.name), masks)
-        made = ModelFile(path=Path(share.name), data=data)
+        file = ModelFile(path=Path(share.name), data=data)
         canary = Canary.read(self.store.verified("canaries", share.canary))
-        told = RewrittenModel(
+        summary = RewrittenModel(
             name=share.name,
             before=share.sha256,
-            sha256=made.encoder.sha256,
+            sha256=file.encoder.sha256,
             vectors=count,
-            difference=canary.difference(made.encoder),
+            difference=canary.difference(file.encoder),
         )
-        made.release()
+        file.release()
         marks = [
-            marks_of_rows(one.vectors[masks[one.name]])
-            for one in held_vectors(path.read_bytes(), path)
+            marks_of_rows(table.vectors[masks[table.name]])
+            for table in held_vectors(path.read_bytes(), path)
         ]
-        return _Rewrite(share=share, candidate=made, told=told, marks=np.concatenate(marks))
+        return _Rewrite(share=share, file=file, summary=summary, marks=np.concatenate(marks))
 
     def _masks(self, sha256: str, name: str) -> Masks:
         return removed_vectors(
@@ -244,20 +250,20 @@ class Removal:
 
     @cached_property
     def erased_models(self) -> tuple[str, ...]:
-        """The models that may not be kept, those of before among them."""
-        current = {*self._way_back, *(one.told.before for one in self.rewrites)}
+        """Digests of all models that may not be kept, of this removal and earlier ones."""
+        current = {*self._earlier, *(rewrite.summary.before for rewrite in self.rewrites)}
         return tuple(sorted(current | set(self.store.manifest.erased_models)))
 
     def planned(self, *, dry_run: bool) -> RemovalResult:
-        """The result as far as it is known before anything is written."""
+        """The result, as far as it is known before anything is written."""
         current, memory = self.store.manifest, stored_memory(self.store, self.store.manifest)
-        goes = bool(self.traces.found)
-        told = tuple(one.told for one in self.rewrites) if goes else ()
-        model = {one.before: one.sha256 for one in told}.get(
+        changes = bool(self.traces.found)
+        rewritten = tuple(rewrite.summary for rewrite in self.rewrites) if changes else ()
+        model = {model.before: model.sha256 for model in rewritten}.get(
             current.query_model, current.query_model
         )
         return RemovalResult(
-            generation=current.generation + (goes and not dry_run),
+            generation=current.generation + (changes and not dry_run),
             removed=len(self.rows),
             from_memory=len(self.ids.intersection(memory.ids)) if memory is not None else 0,
             already=len(self.ids) - len(self.traces.found) - len(self.missing),
@@ -265,9 +271,9 @@ class Removal:
             rows=current.index.count - len(self.rows),
             query_model_before=current.query_model,
             query_model=model,
-            rewritten=told,
-            whole_from=current.generation + 1 if goes else current.whole_from,
-            erased_models=self.erased_models if goes else current.erased_models,
+            rewritten=rewritten,
+            whole_from=current.generation + 1 if changes else current.whole_from,
+            erased_models=self.erased_models if changes else current.erased_models,
             same_image=self._same_image(),
             side_files=(),
             candidates=(),
@@ -278,42 +284,43 @@ class Removal:
         )
 
     def _same_image(self) -> tuple[str, ...]:
-        """Ids that stay, and whose image has the very bytes of a removed one's."""
-        digests, gone = self.catalog.digests, set(self.rows.tolist())
+        """Ids that stay and whose image has the same bytes as a removed item's."""
+        digests, removed = self.catalog.digests, set(self.rows.tolist())
         known = self.catalog.known
-        images = {digests[row].tobytes() for row in gone if known[row]}
+        images = {digests[row].tobytes() for row in removed if known[row]}
         if not images:
             return ()
         return tuple(
             item
             for row, item in enumerate(self.catalog.ids)
-            if row not in gone and known[row] and digests[row].tobytes() in images
+            if row not in removed and known[row] and digests[row].tobytes() in images
         )
 
     def _reports(self) -> tuple[str, ...]:
-        """Reports of kept generations in which a removed id is written."""
-        names = {json.dumps(one).encode() for one in self.ids}
-        names |= {json.dumps(one, ensure_ascii=False).encode() for one in self.ids}
-        kept = [one for one in self.store.history() if one.generation >= self.store.manifest.oldest]
-        digests = sorted({one.report for one in kept if one.report is not None})
-        texts = {one: self.store.verified("reports", one).read_bytes() for one in digests}
-        return tuple(one for one, text in texts.items() if any(name in text for name in names))
+        """Digests of reports of kept generations that name a removed id."""
+        names = {json.dumps(item).encode() for item in self.ids}
+        names |= {json.dumps(item, ensure_ascii=False).encode() for item in self.ids}
+        oldest = self.store.manifest.oldest
+        kept = [m for m in self.store.history() if m.generation >= oldest]
+        digests = sorted({m.report for m in kept if m.report is not None})
+        texts = {sha256: self.store.verified("reports", sha256).read_bytes() for sha256 in digests}
+        return tuple(sha256 for sha256, text in texts.items() if any(n in text for n in names))
 
     def marks(self) -> Checksums:
-        """Those marks of removed vectors that are of no row which stays."""
-        held = [self.traces.marks, *(one.marks for one in self.rewrites)]
+        """Checksums of removed vectors that belong to no remaining row."""
+        held = [self.traces.marks, *(rewrite.marks for rewrite in self.rewrites)]
         marks = np.unique(np.concatenate(held))
         stays = in_gallery(self.store, self.store.manifest, marks, but=self.catalog.keys[self.rows])
-        found: Checksums = marks[~stays]
-        return found
+        erased: Checksums = marks[~stays]
+        return erased
 
     def commit(self, progress: Progress) -> CheckReport:
-        """The next generation, and then the deletion of what only earlier ones name."""
+        """Write the next generation, and then delete what only earlier generations name."""
         manifest, marks, models = self.store.manifest, self.marks(), self.erased_models
         rewrites = self.rewrites
         built = self._built(progress) if len(self.rows) else None
         with self.store.transaction(manifest, operation="remove") as tx:
-            new = {one.told.before: self._put(tx, one) for one in rewrites}
+            new = {rewrite.summary.before: self._put(tx, rewrite) for rewrite in rewrites}
             changes = self._gallery(tx, built, new)
             del built
             changes |= self._memory(tx)
@@ -329,26 +336,24 @@ class Removal:
             )
             return sweep(self.store.path)
 
-    def _put(self, tx: Transaction, one: _Rewrite) -> ModelShare:
-        return replace(
-            one.candidate.put(tx, rows=one.share.rows),
-            proven=one.share.proven,
-            name=one.share.name,
-        )
+    def _put(self, tx: Transaction, rewrite: _Rewrite) -> ModelShare:
+        share = rewrite.share
+        entry = rewrite.file.put(tx, rows=share.rows)
+        return replace(entry, proven=share.proven, name=share.name)
 
     def _stand_ins(self, new: Mapping[str, ModelShare]) -> tuple[StandIn, ...]:
-        """Of every erased model, what stands in its place: one that was written again now, or the
-        one of before where that may stay."""
-        found = {one: replace(model, rows=0) for one, model in new.items()}
-        for one in self.store.manifest.stand_ins:
-            if one.model.sha256 in new:
-                found[one.of] = found[one.model.sha256]
-            elif one.model.sha256 not in self.erased_models:
-                found[one.of] = one.model
-        return tuple(StandIn(of=one, model=model) for one, model in sorted(found.items()))
+        """The replacement of each erased model: its file rewritten now, or an earlier replacement
+        that may stay."""
+        models = {sha256: replace(share, rows=0) for sha256, share in new.items()}
+        for entry in self.store.manifest.stand_ins:
+            if entry.model.sha256 in new:
+                models[entry.of] = models[entry.model.sha256]
+            elif entry.model.sha256 not in self.erased_models:
+                models[entry.of] = entry.model
+        return tuple(StandIn(of=sha256, model=model) for sha256, model in sorted(models.items()))
 
     def finish(self) -> CheckReport:
-        """Delete what an earlier removal that was killed has left; no generation is made."""
+        """Delete what a killed removal left. No generation is made."""
         with self.store.transaction(self.store.manifest, operation="remove"):
             return sweep(self.store.path)
 
@@ -365,12 +370,12 @@ class Removal:
     def _gallery(
         self, tx: Transaction, built: HnswIndex | None, new: Mapping[str, ModelShare]
     ) -> dict[str, Any]:
-        """The manifest's entries of index, catalogue and models."""
+        """The manifest's entries for index, catalogue and models."""
         manifest, changes = self.store.manifest, dict[str, Any]()
         if built is not None:
             sha256 = tx.put("indexes", built.save)
             changes["index"] = replace(manifest.index, count=len(built), sha256=sha256)
-        shares = [new.get(one.sha256, one) for one in self.shares]
+        shares = [new.get(share.sha256, share) for share in self.shares]
         names = {old.sha256: new.sha256 for old, new in zip(self.shares, shares, strict=True)}
         catalog = self.catalog.without(self.rows)
         if names.keys() & new.keys():
@@ -384,19 +389,19 @@ class Removal:
         memory = stored_memory(self.store, self.store.manifest)
         if memory is None or not self.ids.intersection(memory.ids):
             return {}
-        kept = without_ids(memory, self.ids.__contains__)
-        return {"memory": tx.put("memories", _writing(memory_bytes(kept))) if len(kept) else None}
+        kept = without_erased(memory, self.ids.__contains__)
+        return {"memory": tx.put("memories", _writer(memory_bytes(kept))) if len(kept) else None}
 
     def clean(self, *, dry_run: bool) -> tuple[str, ...]:
-        """Take the items out of the files beside the store too; the files changed."""
+        """Remove the items from the files beside the store; returns the files that changed."""
         current = open_store(self.project).manifest
-        names = {one.of: one.model.sha256 for one in current.stand_ins}
+        names = {entry.of: entry.model.sha256 for entry in current.stand_ins}
         if dry_run and self.traces.found:
-            names |= {one.told.before: one.told.sha256 for one in self.rewrites}
+            names |= {rewrite.summary.before: rewrite.summary.sha256 for rewrite in self.rewrites}
         return clean_side_files(self.project, self.ids.__contains__, names, dry_run=dry_run)
 
 
-def _writing(data: bytes) -> Callable[[Path], None]:
+def _writer(data: bytes) -> Callable[[Path], None]:
     def write(target: Path) -> None:
         target.write_bytes(data)
 
