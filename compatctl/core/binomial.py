@@ -1,4 +1,4 @@
-"""Exact binomial tails, and what follows from them: Clopper-Pearson's limit and McNemar's test."""
+"""Exact binomial tails, Clopper and Pearson's limit, and McNemar's test."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 _STEPS = 60
-"""Bisections: the limit is exact to the last bits of a float64."""
+"""Bisection steps: the limit is exact to the last bits of a float64."""
 
 
 def tail(k: int, n: int, p: float) -> float:
-    """P(X <= k) of n trials with probability p (clipped to [0, 1]); summed in logarithms."""
+    """P(X <= k) for n trials with probability p, clipped to [0, 1]; summed in logarithms."""
     if p <= 0 or k >= n:
         return 1.0
     if p >= 1:
@@ -24,9 +24,9 @@ def tail(k: int, n: int, p: float) -> float:
 
 
 def upper_limit(k: int, n: int, alpha: float) -> float:
-    """The largest p under which k or fewer of n are not rarer than ``alpha``; 1 where k >= n.
+    """The largest p with P(X <= k) > alpha for n trials; 1 if k >= n.
 
-    The one-sided limit of Clopper and Pearson (Biometrika 26, 1934).
+    This is the one-sided limit of Clopper and Pearson (Biometrika 26, 1934).
     """
     if k >= n:
         return 1.0
@@ -38,10 +38,10 @@ def upper_limit(k: int, n: int, alpha: float) -> float:
 
 
 def mcnemar(worse: int, better: int) -> float:
-    """Exact two-sided p-value of McNemar's test: of the queries whose first answer changed between
-    right and wrong, ``worse`` turned wrong and ``better`` right; 1 where none changed.
+    """Exact two-sided p-value of McNemar's test; 1 if no query changed.
 
-    It takes queries as independent: where a class has many, the class-resampled interval decides.
+    ``worse`` queries turned from right to wrong, ``better`` from wrong to right. The test assumes
+    independent queries; if classes have several, the class-resampled interval decides.
     """
     n = worse + better
     return min(1.0, 2 * tail(min(worse, better), n, 0.5)) if n else 1.0

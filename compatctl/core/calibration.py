@@ -1,9 +1,9 @@
 """A monotone map from one model's scores to another's scale, so that thresholds keep their meaning.
 
-A caller's threshold was set on the scores of one query model. The map takes the next model's scores
-to that scale: at every threshold that enough pairs reach, as large a share of the items of other
-classes is accepted as before (quantile matching, as equipercentile equating of two tests; Kolen and
-Brennan, Test Equating, 2014, chapter 2). It rises strictly, so no ranking changes.
+A caller sets a threshold on the scores of one query model. The map takes the next model's scores to
+that scale by quantile matching: at every threshold that enough pairs reach, the false accept rate
+is the same as before (equipercentile equating; Kolen and Brennan, Test Equating, 2014, chapter 2).
+The map is strictly increasing, so no ranking changes.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from compatctl.core.score_counts import ScoreCounts
 from compatctl.errors import InputError
 
 MIN_PAIRS = 1000
-"""Different-class pairs of each model below which no map is fitted."""
+"""Fewest different-class pairs of each model from which a map is fitted."""
 
 _TAIL = 20
-"""Pairs that reach the last knot: beyond it a share is a matter of chance."""
-_APART = 1e-6
-"""Knots are at least this far apart, in both directions."""
+"""Pairs that reach the last knot: beyond it the false accept rate is noise."""
+_MIN_STEP = 1e-6
+"""Smallest distance between knots, on both axes."""
 _BULK = (0.99, 0.9, 0.75)
-"""False accept rates of the first knots; from .5 on they fall geometrically."""
+"""False accept rates of the first knots; from .5 on the rates fall geometrically."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreMap:
-    """A strictly rising map of [-1, 1] onto itself, linear between its knots.
+    """A strictly increasing map of [-1, 1] onto itself, linear between its knots.
 
     Raises:
-        InputError: fewer than 2 or more than 64 knots, other ends than -1 and 1, or knots that do
-            not rise.
+        InputError: fewer than 2 or more than 64 knots, ends other than -1 and 1, or knots that
+            do not increase.
     """
 
     knots: tuple[tuple[float, float], ...]
@@ -45,25 +45,24 @@ class ScoreMap:
             raise InputError(f"a score map {problem}")
 
     def __call__(self, scores: AnyFloats | float) -> Floats:
-        """The scores on the other scale, float64; beyond -1 and 1 the ends."""
+        """The scores on the other scale, float64; scores beyond -1 and 1 map to the ends."""
         x, y = zip(*self.knots, strict=True)
         return np.asarray(np.interp(scores, x, y), dtype=np.float64)
 
     def inverse(self, score: float) -> float:
-        """The score that the map takes to ``score``; beyond -1 and 1 the ends."""
+        """The score that the map takes to ``score``; beyond -1 and 1, the end."""
         x, y = zip(*self.knots, strict=True)
         return float(np.interp(score, y, x))
 
     def then(self, other: ScoreMap) -> ScoreMap:
-        """This map and then ``other``, exact at this one's knots."""
-        made = [(x, float(other(y))) for x, y in self.knots]
-        return ScoreMap(knots=_apart(made))
+        """Apply this map, then ``other``; exact at this map's knots."""
+        return ScoreMap(knots=_thinned([(x, float(other(y))) for x, y in self.knots]))
 
 
 def fit_score_map(old: ScoreCounts, new: ScoreCounts) -> ScoreMap:
-    """The map from new scores to old ones that keeps every false accept rate.
+    """The map from new scores to old scores that keeps every false accept rate.
 
-    Beyond the score that 20 pairs of two classes reach it is a straight line to (1, 1).
+    Above the score that 20 different-class pairs reach it is a straight line to (1, 1).
 
     Raises:
         InputError: fewer than ``LEAST_PAIRS`` pairs of two classes.
@@ -78,22 +77,22 @@ def fit_score_map(old: ScoreCounts, new: ScoreCounts) -> ScoreMap:
     falling = np.geomspace(0.5, _TAIL / pairs, MAX_KNOTS - 2 - len(_BULK))
     levels = [*_BULK, *falling.tolist()]
     points = zip(_quantiles(new, levels), _quantiles(old, levels), strict=True)
-    return ScoreMap(knots=_apart([(-1.0, -1.0), *points, (1.0, 1.0)]))
+    return ScoreMap(knots=_thinned([(-1.0, -1.0), *points, (1.0, 1.0)]))
 
 
 def _quantiles(counts: ScoreCounts, levels: list[float]) -> list[float]:
-    """The score that each share of the different-class pairs reaches."""
+    """The score at which each false accept rate is reached."""
     far = counts.far[::-1]
-    kept = np.append(True, far[1:] > far[:-1])  # empty bins have no say
-    found = np.interp(levels, far[kept], counts.edges[::-1][kept])
-    return [float(one) for one in found]
+    kept = np.append(True, far[1:] > far[:-1])  # skip empty bins
+    scores = np.interp(levels, far[kept], counts.edges[::-1][kept])
+    return [float(score) for score in scores]
 
 
-def _apart(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """Points that are too near to the one before, or to the last one, left out."""
+def _thinned(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The points without those too near to the one before, or to the last."""
     kept = [points[0]]
     for x, y in points[1:-1]:
-        rises = x - kept[-1][0] >= _APART and y - kept[-1][1] >= _APART
-        if rises and x <= 1 - _APART and y <= 1 - _APART:
+        rises = x - kept[-1][0] >= _MIN_STEP and y - kept[-1][1] >= _MIN_STEP
+        if rises and x <= 1 - _MIN_STEP and y <= 1 - _MIN_STEP:
             kept.append((x, y))
     return (*kept, points[-1])

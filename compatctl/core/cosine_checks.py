@@ -16,69 +16,75 @@ from compatctl.core.resampling import estimate_diff, estimate_same
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupSample:
-    """Whose cosines: a group's name, what is resampled of its queries, and how many count."""
+    """A group of queries and what is resampled of it."""
 
     group: str
     classes: Codes
-    """(Q,), or (Q, K) of units of K kinds that cross."""
+    """(Q,), or (Q, K) for K crossed kinds of units."""
     unit: tuple[str, ...]
     n_queries: int
+    """Queries with a match."""
     may_decide: bool
 
 
 def cosine_measurements(
-    both: Inequalities,
-    asked: GroupSample,
+    inequalities: Inequalities,
+    sample: GroupSample,
     draw: Callable[[], np.random.Generator],
     replicates: int,
     only: Container[tuple[str, str]] | None = None,
 ) -> list[Measurement]:
-    """The change of the mean cosine to items of the same class (1a), and of other classes (1b);
-    ``only`` those of these names and groups."""
+    """The change of the mean cosine to items of the same class (1a) and of other classes (1b).
 
-    def measured(name: str, negated: bool, n: int, detail: str) -> Measurement:
-        sums = both.sums.negated() if negated else both.sums
+    ``only`` keeps the measurements with these names and groups.
+    """
+
+    def measure(name: str, negated: bool, n: int, detail: str) -> Measurement:
+        sums = inequalities.sums.negated() if negated else inequalities.sums
         estimate = estimate_diff if negated else estimate_same
         return Measurement(
             name=name,
-            group=asked.group,
-            estimate=estimate(sums, replicates, draw(), asked.classes),
+            group=sample.group,
+            estimate=estimate(sums, replicates, draw(), sample.classes),
             n=n,
-            n_queries=asked.n_queries,
-            may_decide=asked.may_decide,
-            unit=asked.unit,
+            n_queries=sample.n_queries,
+            may_decide=sample.may_decide,
+            unit=sample.unit,
             detail=detail,
         )
 
-    wanted = {
+    checks = {
         "same_class": (
             False,
-            both.new_old.n_same,
+            inequalities.new_old.n_same,
             "The mean cosine to old gallery items of the query's class moves by "
-            f"{both.same_gain:+.5f} from old to new queries, and should not fall (1a)",
+            f"{inequalities.same_gain:+.5f} from old to new queries, and should not fall (1a)",
         ),
         "different_class": (
             True,
-            both.new_old.n_diff,
+            inequalities.new_old.n_diff,
             "The mean cosine to old gallery items of other classes moves by "
-            f"{-both.diff_gain:+.5f} from old to new queries, and may rise by a margin (1b)",
+            f"{-inequalities.diff_gain:+.5f} from old to new queries, "
+            "and may rise by a margin (1b)",
         ),
     }
     return [
-        measured(name, *what)
-        for name, what in wanted.items()
-        if only is None or (name, asked.group) in only
+        measure(name, *arguments)
+        for name, arguments in checks.items()
+        if only is None or (name, sample.group) in only
     ]
 
 
-def design_effect(found: Sequence[Dependence], asked: GroupSample, min_classes: int) -> Measurement:
-    """What the column that queries depend on each other by most would do to the variance."""
+def design_effect(
+    dependences: Sequence[Dependence], sample: GroupSample, min_classes: int
+) -> Measurement:
+    """The design effect of the column on which queries depend most."""
     return Measurement(
         name="design_effect",
-        group=asked.group,
-        estimate=worst_design_effect(found, min_classes),
-        n=asked.n_queries,
-        n_queries=asked.n_queries,
-        may_decide=asked.may_decide,
-        detail=describe_dependence(found, min_classes),
+        group=sample.group,
+        estimate=worst_design_effect(dependences, min_classes),
+        n=sample.n_queries,
+        n_queries=sample.n_queries,
+        may_decide=sample.may_decide,
+        detail=describe_dependence(dependences, min_classes),
     )

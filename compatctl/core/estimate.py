@@ -1,4 +1,4 @@
-"""An estimate with its replicates: intervals and p-values that always say the same."""
+"""An estimate and its replicates: intervals and p-values that always agree."""
 
 from __future__ import annotations
 
@@ -12,50 +12,54 @@ from compatctl.core.arrays import Floats
 from compatctl.core.binomial import tail, upper_limit
 
 SYMMETRIC = 1e-9
-"""Below this a skewness, or a scatter for the totals, is rounding."""
+"""A smaller skewness, or scatter relative to the totals, is rounding error."""
 
-LEAST_TIMES, MOST_TIMES = 1e-6, 1e9
-"""Between these it is looked for how many times as many classes would show something."""
+MIN_TIMES, MAX_TIMES = 1e-6, 1e9
+"""The range in which ``times_needed`` searches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RareChangeBound:
-    """Classes that changed, of how many: what too few changes hide, in either direction."""
+    """Few changed classes: a binomial bound on what the sample missed, in either direction."""
 
     fell: int
+    """Classes that got worse."""
     rose: int
+    """Classes that got better."""
     n: int
+    """Classes in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkewCorrection:
-    """How far an estimate's error is from symmetric: half-samples do not see it.
+    """The skewness of an estimate's error, which half-samples miss.
 
-    Hall's cubic transformation (Journal of the Royal Statistical Society B 54, 1992) of the
-    studentised estimate is normal up to its skewness, and monotone.
+    With t the studentised error and s its skewness, ``t + s (t^2 / 3 + 1 / 6) + s^2 t^3 / 27`` is
+    normal to the order of s, and increasing in t (Hall, Journal of the Royal Statistical Society B
+    54, 1992).
     """
 
     error: float
-    """Standard error, of the classes' contributions less the estimate's share; > 0."""
+    """Standard error, > 0: root sum of squares of the classes' residuals over the total count."""
     skewness: float
-    """Third moment of the same over error^3."""
+    """Third moment of the residuals over error^3."""
     shift: float = 0.0
-    """How far what was not seen would move the estimate."""
+    """How far unseen units would move the estimate."""
 
     def cdf(self, distance: float) -> float:
-        """P(the estimate is this far above the truth or less), ``distance`` being signed."""
+        """P(estimate - truth <= distance); ``distance`` is signed."""
         t, s = (distance + self.shift) / self.error, self.skewness
         return NormalDist().cdf(t + s * (t**2 / 3 + 1 / 6) + s**2 * t**3 / 27)
 
     def scaled_to(self, times: float) -> SkewCorrection:
-        """The same of ``times`` as many classes, drawn alike."""
+        """The correction with ``times`` as many classes from the same distribution."""
         root = math.sqrt(times)
         return SkewCorrection(
             error=self.error / root, skewness=self.skewness / root, shift=self.shift / times
         )
 
     def quantile(self, level: float) -> float:
-        """The inverse of ``level``."""
+        """The distance whose ``cdf`` is ``level``."""
         z, s = NormalDist().inv_cdf(level), self.skewness
         if abs(s) < SYMMETRIC:
             return z * self.error - self.shift
@@ -66,28 +70,28 @@ class SkewCorrection:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Estimate:
-    """An estimate and its replicates, from which intervals and p-values follow alike."""
+    """An estimate with the replicates from which its intervals and p-values follow."""
 
     value: float
-    """NaN where it is not defined."""
+    """NaN if undefined."""
     replicates: Floats
-    """(B,) ascending; -inf where a replicate was empty, counted at both ends."""
+    """(B,) ascending. An empty replicate is -inf and counts at both ends."""
     n_empty: int
     n_classes: int
     bounds: tuple[float, float]
-    """The values that the estimate can take."""
+    """The smallest and largest possible value."""
     min_p: float = 0.0
-    """With this probability a replicate leaves every class out, whatever was drawn."""
+    """Smallest possible p-value: the probability that a replicate leaves every class out."""
     rare: RareChangeBound | None = None
     skew_low: SkewCorrection | None = None
-    """What bounds the lower end, and p-values of lying above, besides the replicates."""
+    """Also bounds the lower end and ``p_above``."""
     skew_high: SkewCorrection | None = None
-    """The same of the upper end."""
+    """Also bounds the upper end and ``p_below``."""
 
     def interval(self, level: float) -> tuple[float, float]:
-        """The two-sided interval of confidence ``level`` in (0, 1); it holds the estimate.
+        """The two-sided interval with confidence ``level`` in (0, 1); it contains the estimate.
 
-        An end beyond which the replicates say nothing is the end of the possible values.
+        If there are too few replicates for an end, that end is the bound of possible values.
         """
         alpha = 1 - level
         B = len(self.replicates)
@@ -108,15 +112,15 @@ class Estimate:
         return float(min(low, self.value)), float(max(high, self.value))
 
     def replicate_p_values(self, threshold: float) -> tuple[float, float]:
-        """What the replicates alone say of the truth being ``threshold`` or less, and of its being
-        as much or more: two p-values."""
+        """p-values of "the truth is <= ``threshold``" and of ">= ``threshold``", from the
+        replicates alone."""
         B = len(self.replicates)
         against = int(np.searchsorted(self.replicates, threshold, side="right"))
         under = int(np.searchsorted(self.replicates, threshold, side="left"))
         return (1 + against) / (1 + B), (1 + B - under + self.n_empty) / (1 + B)
 
     def p_above(self, threshold: float) -> float:
-        """p-value of the hypothesis that the truth is ``threshold`` or less."""
+        """p-value of the hypothesis that the truth is at most ``threshold``."""
         p = max(self.replicate_p_values(threshold)[0], self.min_p)
         if self.skew_low is not None:
             p = max(p, 1 - self.skew_low.cdf(self.value - threshold))
@@ -125,7 +129,7 @@ class Estimate:
         return 1.0 if self.value <= threshold else min(p, 1.0)
 
     def p_below(self, threshold: float) -> float:
-        """p-value of the hypothesis that the truth is ``threshold`` or more."""
+        """p-value of the hypothesis that the truth is at least ``threshold``."""
         p = max(self.replicate_p_values(threshold)[1], self.min_p)
         if self.skew_high is not None:
             p = max(p, self.skew_high.cdf(self.value - threshold))
@@ -135,21 +139,22 @@ class Estimate:
 
     @property
     def spread(self) -> float:
-        """Half the replicates' 68% interval: the standard error, where there is one."""
+        """Half the width of the replicates' 68% interval: the standard error."""
         low, high = replace(self, skew_low=None, skew_high=None).interval(0.6827)
         return (high - low) / 2
 
     def times_needed(self, threshold: float, level: float, power: float) -> float:
-        """How many times as many classes would show, at a one-sided ``level``, that the truth lies
-        on the estimate's side of the threshold, with this ``power`` were the estimate the truth.
+        """How many times as many classes are needed if the estimate is the truth.
 
-        Infinite where nothing does, NaN where the spread is not known.
+        Needed, that is, to show with this ``power``, at a one-sided ``level``, that the truth lies
+        on the estimate's side of the threshold. Infinite if no number does; NaN if the spread is
+        unknown.
         """
         distance, spread = self.value - threshold, self.spread
         if not distance or not math.isfinite(spread + distance):
             return math.inf if math.isfinite(spread) else math.nan
         skew = self.skew_low if distance > 0 else self.skew_high
-        z, luck = NormalDist().inv_cdf(1 - level), NormalDist().inv_cdf(power)
+        z, z_power = NormalDist().inv_cdf(1 - level), NormalDist().inv_cdf(power)
 
         def shown(times: float) -> bool:
             error = spread / math.sqrt(times)
@@ -157,10 +162,10 @@ class Estimate:
             if skew is not None:
                 scaled = skew.scaled_to(times).quantile(1 - level if distance > 0 else level)
                 beyond = max(beyond, math.copysign(1.0, distance) * scaled)
-            return abs(distance) >= beyond + luck * error
+            return abs(distance) >= beyond + z_power * error
 
-        low, high = math.log(LEAST_TIMES), math.log(MOST_TIMES)
-        if not shown(MOST_TIMES):
+        low, high = math.log(MIN_TIMES), math.log(MAX_TIMES)
+        if not shown(MAX_TIMES):
             return math.inf
         for _ in range(60):
             middle = (low + high) / 2

@@ -3,8 +3,8 @@
 ``M[i][j]``, i >= j, is the retrieval quality of queries of version i on the gallery of version j:
 self-tests on the diagonal, cross-tests below it.
 
-Sources: TPAMI 2026 (arXiv 2606.12488) and repository miccunifi/iamcl2r. Stated deviation: a tie is
-not compatible (as in iamcl2r; CoReS and CL2R let it pass), and a true 0 counts in AA.
+Sources: TPAMI 2026 (arXiv 2606.12488) and the repository miccunifi/iamcl2r. Deviations: a tie is
+not compatible (as in iamcl2r; CoReS and CL2R accept it), and a measured 0 counts in AA.
 """
 
 from __future__ import annotations
@@ -17,30 +17,29 @@ from compatctl.core.arrays import AnyFloats, Floats
 from compatctl.errors import InputError
 
 _ROUNDING = 1e-12
-"""Two equal rates may differ by their last bit; a gain this small is none."""
+"""Equal rates may differ in their last bit; a smaller gain counts as none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixSummary:
-    """The numbers of one compatibility matrix, in its unit (shares or percent)."""
+    """AC, AA and ACA of one matrix, in its unit (shares or percent)."""
 
     ac: float | None
     """Share of cross-tests that beat their gallery's self-test, in [0, 1]; None for one version."""
     aa: float
     """Mean of the lower triangle with its diagonal."""
     aca: float | None
-    """Mean of the cross-tests, the incompatible ones as 0; None for one version."""
+    """Mean of the cross-tests with incompatible ones as 0; None for one version."""
 
 
 def summarise(values: AnyFloats) -> MatrixSummary:
-    """Summary of M (T, T), T >= 1; only the lower triangle, i >= j, is read.
+    """Summarise M (T, T), T >= 1; only the lower triangle, i >= j, is read.
 
     AC = 2 / (T (T - 1)) * #{i > j : M[i][j] > M[j][j]}; AA is the mean of the lower triangle with
     its diagonal; ACA = 2 / (T (T - 1)) * sum over i > j of M[i][j] where M[i][j] > M[j][j].
 
     Raises:
-        InputError: M is not square, is empty, is not of numbers, or is NaN or infinite somewhere
-            in its lower triangle.
+        InputError: M is not square, empty, not numeric, or not finite in its lower triangle.
     """
     M = np.asarray(values)
     if M.ndim != 2 or M.shape[0] != M.shape[1] or not len(M):
@@ -63,7 +62,7 @@ def summarise(values: AnyFloats) -> MatrixSummary:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MatrixSamples:
-    """AC, AA and ACA of many matrices, (B,) each; NaN for one version, AA excepted."""
+    """(B,) AC, AA and ACA of B matrices. With one version AC and ACA are NaN."""
 
     ac: Floats
     aa: Floats
@@ -71,7 +70,7 @@ class MatrixSamples:
 
 
 def summarise_samples(values: AnyFloats) -> MatrixSamples:
-    """``summarise`` of (B, T, T) matrices at once, for the replicates of a resampling."""
+    """``summarise`` of (B, T, T) matrices, such as the replicates of a resampling."""
     M = values.astype(np.float64)
     T = M.shape[1]
     new, old = np.tril_indices(T, -1)

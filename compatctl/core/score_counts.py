@@ -1,7 +1,7 @@
-"""How often every score occurs, by kind of pair: one pass, and every threshold's rates follow.
+"""Histograms of scores by kind of pair: one pass gives the rates at every threshold.
 
-Scores are counted in bins of 2^-14, from -1 to 1, whose edges are exact in float32: the rates at
-an edge are exact, and a threshold between two edges is the next edge above it.
+The bins are 2^-14 wide, from -1 to 1. Their edges are exact in float32, so the rates at an edge are
+exact; a threshold between two edges counts as the edge above it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from compatctl.core.pair_tiles import PairTruth, score_tiles
 
 _SCALE = 2**14
 _LOWEST = -_SCALE - 64
-"""The bin below the lowest product of two rows that pass for unit rows."""
+"""A bin below the lowest product of two rows that pass as unit rows."""
 _BINS = 2 * _SCALE + 128 + 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreCounts:
-    """(BINS,) pairs of one class and of two whose score lies in each bin, ascending."""
+    """(BINS,) same-class and different-class pairs by score, ascending."""
 
     same: Codes
     diff: Codes
@@ -31,30 +31,32 @@ class ScoreCounts:
 
     @property
     def edges(self) -> Floats:
-        """(BINS,) the lower edge of each bin."""
+        """(BINS,) lower edge of each bin."""
         return (np.arange(_BINS) + _LOWEST) / _SCALE
 
     @property
     def far(self) -> Floats:
-        """(BINS,) share of the different-class pairs that each edge accepts; NaN: no pair."""
+        """(BINS,) share of different-class pairs that each edge accepts; NaN if there is none."""
         return _accepted(self.diff)
 
     @property
     def frr(self) -> Floats:
-        """(BINS,) share of the same-class pairs that each edge does not accept."""
+        """(BINS,) share of same-class pairs that each edge rejects."""
         return 1 - _accepted(self.same)
 
     def accepted(self, threshold: float) -> int:
-        """Different-class pairs that a threshold accepts, to the edge next above it."""
+        """Different-class pairs at or above the first edge at or above ``threshold``."""
         return int(self.diff[np.searchsorted(self.edges, threshold) :].sum())
 
     def far_at(self, threshold: float) -> float:
-        """Their share of all, NaN where there is none."""
+        """The share of different-class pairs that ``threshold`` accepts; NaN if there is none."""
         return ratio(self.accepted(threshold), self.diff.sum())
 
     def at_far(self, far: float) -> tuple[float, float] | None:
-        """The lowest edge at which no larger share than ``far`` of the different-class pairs is
-        accepted, and its FRR; None where there are too few pairs to tell such a share."""
+        """The lowest edge whose FAR is at most ``far``, and its FRR.
+
+        None if there are too few pairs to measure such a rate.
+        """
         if far * self.diff.sum() < 1 or not self.same.sum():
             return None
         allowed = np.flatnonzero(self.far <= far)
@@ -69,17 +71,17 @@ def score_counts(
     """Count the scores of all pairs of a query (Q, D) and a gallery row (G, D).
 
     Raises:
-        InputError: as ``tiles``.
+        InputError: as ``score_tiles``.
     """
-    every, same, left_out = np.zeros((3, _BINS), dtype=np.int64)
+    every, same, neither = np.zeros((3, _BINS), dtype=np.int64)
     for _, scores, alike, diff in score_tiles(queries, gallery, truth, block):
-        # A power of two scales exactly, so a score never moves to the bin beside.
-        at = np.floor(scores * np.float32(_SCALE)).astype(np.intp).reshape(-1)
-        at -= _LOWEST
-        every += np.bincount(at, minlength=_BINS)
-        same += np.bincount(at[np.flatnonzero(alike)], minlength=_BINS)
-        left_out += np.bincount(at[np.flatnonzero(~(alike | diff))], minlength=_BINS)
-    return ScoreCounts(same=same, diff=every - same - left_out)
+        # Scaling by a power of two is exact, so no score moves to a neighbouring bin.
+        bins = np.floor(scores * np.float32(_SCALE)).astype(np.intp).reshape(-1)
+        bins -= _LOWEST
+        every += np.bincount(bins, minlength=_BINS)
+        same += np.bincount(bins[np.flatnonzero(alike)], minlength=_BINS)
+        neither += np.bincount(bins[np.flatnonzero(~(alike | diff))], minlength=_BINS)
+    return ScoreCounts(same=same, diff=every - same - neither)
 
 
 def _accepted(counts: Codes) -> Floats:

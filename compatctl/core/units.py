@@ -1,11 +1,11 @@
-"""What is drawn: classes, or units of several kinds that cross, such as classes and users.
+"""What is resampled: classes, or crossed kinds of units such as classes and users.
 
-Queries that share a class are not independent, nor are those that share a user. Where both matter
-the scatter of a total is that of the sums by class and of the sums by user, less that of the sums
-by both at once, which is in each of them (Cameron, Gelbach and Miller, Journal of Business and
-Economic Statistics 29, 2011): a pair of queries counts once, whatever it shares.
+Queries of one class are not independent, nor are queries of one user. If both matter, the variance
+of a total is ``V(class) + V(user) - V(class x user)``, where ``V(k)`` is the sum of squared totals
+by unit of kind k (Cameron, Gelbach and Miller, Journal of Business and Economic Statistics 29,
+2011). A pair of queries then counts once, whatever it shares.
 
-Shapes: ``Q`` queries, ``K`` kinds of units, ``C`` cells (combinations that occur).
+Shapes: ``Q`` queries, ``K`` kinds of units, ``C`` cells (combinations of units that occur).
 """
 
 from __future__ import annotations
@@ -19,52 +19,55 @@ from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.errors import InputError
 
 MAX_KINDS = 4
-"""Kinds of units that may cross: every set of them is summed by."""
+"""Kinds of units that may cross; sums are taken by each of their 2^K - 1 subsets."""
 
 UnitSet = tuple[int, tuple[int, ...], Codes]
-"""Sign, members and (C,) units of a set of kinds."""
+"""A set of kinds: its sign in the sum, its members, and (C,) the unit of each cell."""
 
 
 def unit_cells(classes: Codes) -> tuple[Codes, Codes]:
-    """(C, K) codes from 0 of each kind by cell, in the order of the codes, and (Q,) each query's
-    cell; ``classes`` is (Q,) for one kind, or (Q, K)."""
+    """Split ``classes``, (Q,) or (Q, K), into cells.
+
+    Returns:
+        (C, K) unit codes from 0 of each cell, and (Q,) each query's cell.
+    """
     columns = classes[:, None] if classes.ndim == 1 else classes
-    at = np.zeros(len(columns), dtype=np.int64)
+    cell = np.zeros(len(columns), dtype=np.int64)
     for column in columns.T:
         codes = np.unique(column, return_inverse=True)[1]
-        at = np.unique(at * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)[1]
-    first = np.zeros(int(at.max(initial=-1)) + 1, dtype=np.int64)
-    first[at[::-1]] = np.arange(len(at))[::-1]
+        cell = np.unique(cell * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)[1]
+    first = np.zeros(int(cell.max(initial=-1)) + 1, dtype=np.int64)
+    first[cell[::-1]] = np.arange(len(cell))[::-1]
     kinds = [np.unique(column[first], return_inverse=True)[1] for column in columns.T]
-    return np.stack(kinds, axis=1).astype(np.int64), at.astype(np.int64)
+    return np.stack(kinds, axis=1).astype(np.int64), cell.astype(np.int64)
 
 
 def count_units(classes: Codes, has_match: Bools) -> int:
-    """How many units the counted queries (Q,) bool are of; of the kind that has fewest."""
+    """Units among the queries with a match, of the kind that has fewest."""
     columns = classes[:, None] if classes.ndim == 1 else classes
     return min(len(np.unique(column[has_match])) for column in columns.T)
 
 
 def minimal_kinds(columns: Sequence[Codes]) -> tuple[Codes, tuple[int, ...]]:
-    """The columns (Q,) of codes that are needed, as (Q,) or (Q, K), and their positions.
+    """The columns (Q,) of codes that must be resampled, as (Q,) or (Q, K), and their positions.
 
-    One whose units each lie within a unit of another says nothing besides it: drawn whole, the
-    larger unit takes it along. Of equal ones the first is kept.
+    A column is redundant if each of its units lies within one unit of another column: resampling
+    the larger unit includes it. Of equal columns the first is kept.
 
     Raises:
-        InputError: more than ``MOST_KINDS`` kinds are left.
+        InputError: more than ``MAX_KINDS`` columns are left.
     """
-    sizes = [len(np.unique(one)) for one in columns]
+    sizes = [len(np.unique(column)) for column in columns]
     kept = []
-    for i, one in enumerate(columns):
-        within = [
-            j
-            for j, other in enumerate(columns)
-            if j != i
-            and int(unit_cells(np.stack([one, other], axis=1))[1].max(initial=-1)) + 1 == sizes[i]
+    for i, column in enumerate(columns):
+        redundant = any(
+            j != i
+            and int(unit_cells(np.stack([column, other], axis=1))[1].max(initial=-1)) + 1
+            == sizes[i]
             and (sizes[j] < sizes[i] or j < i)
-        ]
-        if not within:
+            for j, other in enumerate(columns)
+        )
+        if not redundant:
             kept.append(i)
     if len(kept) > MAX_KINDS:
         raise InputError(
@@ -76,16 +79,17 @@ def minimal_kinds(columns: Sequence[Codes]) -> tuple[Codes, tuple[int, ...]]:
     return np.stack([columns[i] for i in kept], axis=1), tuple(kept)
 
 
-def crossed_moments(sets: Sequence[UnitSet], beyond: Floats) -> tuple[float, float, Floats]:
-    """Second and third moment of the total of contributions ``beyond`` (C,) of cells, and (K,) the
-    second moments by each kind alone; ``sets`` as ``unit_sets`` gives them.
+def crossed_moments(sets: Sequence[UnitSet], contributions: Floats) -> tuple[float, float, Floats]:
+    """Moments of the total of ``contributions`` (C,) of cells; ``sets`` is from ``unit_sets``.
 
-    The second is not less than by any kind alone.
+    Returns:
+        The second moment, at least that of each kind alone; the third moment; and (K,) the second
+        moments of each kind alone.
     """
     second = third = 0.0
     alone = np.zeros(sum(len(members) == 1 for _, members, _ in sets))
-    for sign, members, at in sets:
-        sums = np.bincount(at, beyond)
+    for sign, members, unit in sets:
+        sums = np.bincount(unit, contributions)
         squares = float((sums**2).sum())
         second += sign * squares
         third += sign * float((sums**3).sum())
@@ -95,7 +99,7 @@ def crossed_moments(sets: Sequence[UnitSet], beyond: Floats) -> tuple[float, flo
 
 
 def unit_sets(kinds: Codes) -> list[UnitSet]:
-    """Every set of the kinds (C, K) by which cells are summed."""
+    """Every nonempty subset of the kinds (C, K), with its sign and the cells' units."""
     K = kinds.shape[1]
     return [
         ((-1) ** (size + 1), members, unit_cells(kinds[:, members])[1])
