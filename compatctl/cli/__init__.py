@@ -1,14 +1,14 @@
-"""The command line: parse, call one function of ``commands``, render, exit.
+"""The command line: parse the arguments, call one verb of ``commands``, print, exit.
 
-Nothing heavy is imported here: every command imports what it needs when it runs.
+Nothing heavy is imported here: each command imports what it needs when it runs.
 """
 
 from __future__ import annotations
 
-from compatctl.cli import erase, judge, make, switch
+from compatctl.cli import build, evaluate, operate
 from compatctl.cli.app import app
 
-__all__ = ["erase", "judge", "main", "make", "switch"]
+__all__ = ["build", "evaluate", "main", "operate"]
 
 
 def main() -> None:

@@ -250,3 +250,20 @@ def test_usage_errors_are_exit_2_and_help_is_0() -> None:
         )
         assert done.returncode == code
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (("check", "--dry-run"), "--dry-run"),
+        (("finetune", "--base", "x.pt", "--dry-run", "--resume"), "--resume"),
+        (("finetune", "--base", "x.pt", "--dry-run", "--skip-bad"), "--skip-bad"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    shop: Shop, arguments: tuple[str, ...], flag: str
+) -> None:
+    """An option that could do nothing is a usage error that names it."""
+    outcome = shop.run(*arguments)
+    assert outcome.code == 2
+    assert flag in outcome.stderr

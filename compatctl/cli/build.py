@@ -1,0 +1,233 @@
+"""Commands that create a store or a candidate: init, import, finetune, fuse, bridge, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compatctl.cli.app import VERDICT_EXIT_CODES, Outcome, command
+from compatctl.cli.options import (
+    AdapterKind,
+    AdapterSeed,
+    DryRun,
+    EfSearch,
+    IndependentEncoder,
+    PairShare,
+    PreprocessingFile,
+    RecipeSeed,
+    SkipBad,
+    TrainingRecordFile,
+    with_project,
+)
+from compatctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from compatctl.recipe import Project
+
+
+@command
+@with_project("store", "data", "data_root")
+def init(
+    model: Annotated[Path, typer.Option("--model", help="The deployed encoder, an ONNX file.")],
+    project: Project,
+    preprocessing: PreprocessingFile = None,
+    m: Annotated[int, typer.Option("--M", help="hnswlib: links of a node.")] = 16,
+    ef_construction: Annotated[
+        int, typer.Option(help="hnswlib: candidates kept while the index is built.")
+    ] = 200,
+    ef_search: EfSearch = 64,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Create a store: embed the gallery once and build its index."""
+    from compatctl.commands.init import init
+    from compatctl.render import progress
+
+    with progress() as report_progress:
+        result = init(
+            project,
+            model=model,
+            preprocessing=preprocessing,
+            m=m,
+            ef_construction=ef_construction,
+            ef_search=ef_search,
+            skip_bad=skip_bad,
+            dry_run=dry_run,
+            progress=report_progress,
+        )
+    return Outcome(result=result)
+
+
+@command
+@with_project("store", "data", "data_root")
+def import_(
+    index: Annotated[Path, typer.Argument(help="The deployed hnswlib file.")],
+    model: Annotated[
+        Path, typer.Option("--model", help="The encoder whose features the index holds.")
+    ],
+    project: Project,
+    items: Annotated[
+        Path | None,
+        typer.Option("--items", help="CSV of key,id,label: the item behind each hnswlib label."),
+    ] = None,
+    space: Annotated[str, typer.Option(help="Space of the index: ip, cosine or l2.")] = "ip",
+    ef_search: EfSearch = 64,
+    drop_deleted: Annotated[
+        bool,
+        typer.Option(
+            "--drop-deleted", help="Leave out rows that are marked deleted, and rebuild the index."
+        ),
+    ] = False,
+    preprocessing: PreprocessingFile = None,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Create a store from a deployed hnswlib index. Embeds nothing."""
+    from compatctl.commands.import_index import import_index
+    from compatctl.render import progress
+
+    with progress() as report_progress:
+        result = import_index(
+            project,
+            index=index,
+            model=model,
+            items=items,
+            space=space,
+            ef_search=ef_search,
+            preprocessing=preprocessing,
+            drop_deleted=drop_deleted,
+            dry_run=dry_run,
+            progress=report_progress,
+        )
+    return Outcome(result=result, warnings=result.warnings)
+
+
+@command
+@with_project("store", "data", "data_root", "recipe", "candidate", "output")
+def finetune(
+    base: Annotated[
+        Path,
+        typer.Option("--base", help="The incoming checkpoint: a torch state dict or safetensors."),
+    ],
+    project: Project,
+    seed: RecipeSeed = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    memory: Annotated[
+        Path | None,
+        typer.Option("--memory", help="Data to rehearse, in addition to the store's memory."),
+    ] = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Fine-tune the new backbone against the deployed gallery, and export it to ONNX."""
+    from compatctl.commands.finetune import finetune, plan
+    from compatctl.render import progress
+
+    if dry_run and (resume or skip_bad):
+        flag = "--resume" if resume else "--skip-bad"
+        raise UsageError(f"{flag} has no effect with --dry-run, which trains and decodes nothing")
+    if dry_run:
+        return Outcome(result=plan(project, base=base, seed=seed, memory=memory))
+    with progress() as report_progress:
+        result = finetune(
+            project,
+            base=base,
+            seed=seed,
+            resume=resume,
+            memory=memory,
+            skip_bad=skip_bad,
+            progress=report_progress,
+        )
+    return Outcome(result=result, warnings=result.warnings)
+
+
+@command
+@with_project("store", "data", "data_root")
+def fuse(
+    old: Annotated[Path, typer.Argument(help="The deployed encoder.")],
+    new: Annotated[Path, typer.Argument(help="The candidate.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The fused ONNX file.")],
+    project: Project,
+    weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the new feature. Default: the best of several on validation classes."
+        ),
+    ] = None,
+    training: TrainingRecordFile = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Combine both encoders in one ONNX file. Its feature is their weighted mean."""
+    from compatctl.commands.fuse import fuse
+    from compatctl.render import progress
+
+    with progress() as report_progress:
+        result = fuse(
+            project,
+            old=old,
+            new=new,
+            output=output,
+            weight=weight,
+            training=training,
+            skip_bad=skip_bad,
+            dry_run=dry_run,
+            progress=report_progress,
+        )
+    return Outcome(result=result)
+
+
+@command
+@with_project("store", "data", "data_root")
+def bridge(
+    new: IndependentEncoder,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bridged ONNX file.")],
+    project: Project,
+    kind: AdapterKind = "auto",
+    share: PairShare = 1.0,
+    seed: AdapterSeed = 0,
+    training: TrainingRecordFile = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Map an independent encoder's feature into the deployed gallery's space. Needs no labels."""
+    from compatctl.commands.bridge import bridge
+    from compatctl.render import progress
+
+    with progress() as report_progress:
+        result = bridge(
+            project,
+            new=new,
+            output=output,
+            kind=kind,
+            share=share,
+            seed=seed,
+            training=training,
+            skip_bad=skip_bad,
+            dry_run=dry_run,
+            progress=report_progress,
+        )
+    return Outcome(result=result)
+
+
+@command
+def demo(
+    sabotage: Annotated[
+        bool,
+        typer.Option(
+            "--sabotage", help="Train with a shuffled class-to-vertex map; must end in exit 3."
+        ),
+    ] = False,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", help="Leave the demo's project in this folder.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of both trainings.")] = 0,
+) -> Outcome:
+    """Run a whole upgrade on real images: train, verify, deploy, search, roll back."""
+    from compatctl.commands.demo import demo
+    from compatctl.render import progress
+
+    with progress() as report_progress:
+        result = demo(keep=keep, seed=seed, sabotage=sabotage, progress=report_progress)
+    return Outcome(result=result, exit_code=VERDICT_EXIT_CODES[result.verdict])

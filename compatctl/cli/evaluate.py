@@ -1,0 +1,246 @@
+"""Commands that measure models and change nothing in a store: verify, power, matrix, plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compatctl.cli.app import VERDICT_EXIT_CODES, Outcome, command
+from compatctl.cli.options import (
+    Cluster,
+    DryRun,
+    RecipeSeed,
+    ResamplingSeed,
+    SkipBad,
+    TrainingRecordFile,
+    with_project,
+)
+
+if TYPE_CHECKING:
+    from compatctl.recipe import Project
+
+
+def _output(flag: str, text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        flag, envvar=f"COMPATCTL_{flag.removeprefix('--').upper()}", help=text
+    )
+    return option
+
+
+@command
+@with_project("store", "data", "data_root", "policy", "report")
+def verify(
+    old: Annotated[Path, typer.Argument(help="The deployed encoder, or its features (.npz).")],
+    new: Annotated[Path, typer.Argument(help="The candidate, or its features (.npz).")],
+    project: Project,
+    junit: Annotated[
+        Path | None, _output("--junit", "Write JUnit XML, one test case for each check.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, _output("--markdown", "Write a Markdown summary for a pipeline's job page.")
+    ] = None,
+    metrics: Annotated[Path | None, _output("--metrics", "Write OpenMetrics text.")] = None,
+    queries: Annotated[
+        Path | None,
+        _output("--queries", "Write one line for each query: .csv, .jsonl or .parquet."),
+    ] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slice",
+            envvar="COMPATCTL_SLICES",
+            help="A column whose values are each judged separately; repeatable.",
+        ),
+    ] = None,
+    cluster: Cluster = None,
+    ignore_same: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore-same",
+            envvar="COMPATCTL_IGNORE_SAME",
+            help="A column, such as camera. Gallery items with the query's label and the query's "
+            "value in this column do not count, neither for nor against; repeatable.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            envvar="COMPATCTL_THRESHOLD",
+            help="The cosine at which the deployed system accepts a match.",
+        ),
+    ] = None,
+    new_threshold: Annotated[
+        float | None,
+        typer.Option("--new-threshold", help="The threshold for new queries. Default: the same."),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Map the scores of new queries to the old scale, so that thresholds keep their "
+            "meaning. deploy puts the map into the store, and search applies it.",
+        ),
+    ] = False,
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="Verification pairs: CSV of id_a,id_b,same.")
+    ] = None,
+    similarity: Annotated[
+        str | None,
+        typer.Option(
+            "--similarity",
+            help="Similarity of feature tables that do not name one: cosine, dot or l2.",
+        ),
+    ] = None,
+    qrels: Annotated[
+        Path | None, typer.Option("--qrels", help="Relevance judgments in TREC format.")
+    ] = None,
+    training: TrainingRecordFile = None,
+    allow_seen: Annotated[
+        bool,
+        typer.Option(
+            "--allow-seen",
+            help="Report held-out items that were used in training as a separate group.",
+        ),
+    ] = False,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency", help="Time both encoders; the report then differs from run to run."
+        ),
+    ] = False,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test/--no-self-test",
+            help="Embed the gallery with the new model too, to test it on its own and on a mixed "
+            "gallery.",
+        ),
+    ] = True,
+    seed: ResamplingSeed = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Test whether the new model may answer queries on the old gallery. Exit code 0 means pass, 3
+    fail, 4 too little evidence."""
+    from compatctl.commands.verify import verify
+    from compatctl.evaluation.options import VerifyOptions
+    from compatctl.evaluation.verdict import Outputs
+    from compatctl.render import progress
+
+    options = VerifyOptions(
+        training=training,
+        allow_seen=allow_seen,
+        skip_bad=skip_bad,
+        threshold=threshold,
+        new_threshold=new_threshold,
+        calibrate=calibrate,
+        slices=tuple(slices or ()),
+        cluster=tuple(cluster or ()),
+        ignore_same=tuple(ignore_same or ()),
+        pairs=pairs,
+        qrels=qrels,
+        similarity=similarity,
+        latency=latency,
+        self_test=self_test,
+        seed=seed,
+        dry_run=dry_run,
+        outputs=Outputs(junit=junit, markdown=markdown, metrics=metrics, queries=queries),
+    )
+    with progress() as report_progress:
+        report = verify(project, old=old, new=new, options=options, progress=report_progress)
+    return Outcome(
+        result=report,
+        warnings=report.warnings,
+        exit_code=VERDICT_EXIT_CODES[report.verdict.outcome],
+    )
+
+
+@command
+@with_project("data", "data_root", "policy")
+def power(
+    project: Project,
+    tables: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Feature tables (.npz) to use instead of data: old, or old and new."),
+    ] = None,
+    cluster: Cluster = None,
+    gains: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--gain", help="A gain in recall to detect; repeatable. Default: .01, .02, .05."
+        ),
+    ] = None,
+    report_file: Annotated[
+        Path | None,
+        typer.Option("--report", help="An earlier report, to take the observed variance from."),
+    ] = None,
+) -> Outcome:
+    """Report which gain the held-out queries can detect, and how many queries would detect a
+    smaller one. No model runs."""
+    from compatctl.commands.power import GAINS, PowerOptions, power
+
+    options = PowerOptions(
+        tables=tuple(tables or ()),
+        report=report_file,
+        gains=tuple(gains or GAINS),
+        cluster=tuple(cluster or ()),
+    )
+    return Outcome(result=power(project, options))
+
+
+@command
+@with_project("store", "data", "data_root")
+def matrix(
+    project: Project,
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Model versions, oldest first. Default: the store's query models."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resampling.")] = 0,
+    skip_bad: SkipBad = False,
+) -> Outcome:
+    """Test each version's queries on each earlier version's gallery. Prints the compatibility
+    matrix, AC, AA and ACA."""
+    from compatctl.commands.matrix import matrix
+    from compatctl.render import progress
+
+    with progress() as report_progress:
+        result = matrix(
+            project, models=models or [], seed=seed, skip_bad=skip_bad, progress=report_progress
+        )
+    warnings = []
+    if result.let_go:
+        names = ", ".join(sha256[:12] for sha256 in result.let_go)
+        count = len(result.let_go)
+        warnings = [f"{count} earlier query models are not kept, and left out: {names}"]
+    return Outcome(result=result, warnings=warnings)
+
+
+@command
+@with_project("store", "data", "data_root", "recipe", "policy")
+def plan(
+    base: Annotated[Path, typer.Option("--base", help="The incoming checkpoint.")],
+    project: Project,
+    limit: Annotated[
+        int, typer.Option(min=100, help="At most this many gallery and training items are used.")
+    ] = 20_000,
+    seed: RecipeSeed = None,
+    skip_bad: SkipBad = False,
+) -> Outcome:
+    """Estimate the gain of every route on validation classes, and recommend one, or none."""
+    from compatctl.commands.plan import plan
+    from compatctl.render import progress
+
+    with progress() as report_progress:
+        result = plan(
+            project,
+            base=base,
+            seed=seed,
+            limit=limit,
+            skip_bad=skip_bad,
+            progress=report_progress,
+        )
+    return Outcome(result=result, warnings=result.warnings)

@@ -1,0 +1,340 @@
+"""Commands on a store in service: deploy, rollback, backfill, lift, add, remove, search, check."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from compatctl.cli.app import Outcome, command
+from compatctl.cli.options import (
+    AdapterKind,
+    AdapterSeed,
+    DryRun,
+    ForceWrite,
+    IndependentEncoder,
+    PairShare,
+    Reason,
+    SkipBad,
+    TrainingRecordFile,
+    with_project,
+)
+from compatctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from compatctl.recipe import Project
+
+
+@command
+@with_project("store", "data", "data_root", "policy", "report")
+def deploy(
+    project: Project,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Default: the model that the report verified.")
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Deploy although the gate does not pass; needs --reason."),
+    ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Deploy a model that was rolled back; needs --reason."),
+    ] = False,
+    reason: Reason = None,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Make the verified candidate the query model. The index does not change."""
+    from compatctl.commands.deploy import deploy
+
+    result = deploy(
+        project,
+        model=model,
+        forced_reason=None if again else _forced_reason(force, reason),
+        again_reason=_again_reason(force, reason) if again else None,
+        dry_run=dry_run,
+    )
+    return Outcome(result=result)
+
+
+@command
+@with_project("store", "data", "data_root")
+def rollback(
+    project: Project,
+    to: Annotated[int | None, typer.Option("--to", help="The generation to restore.")] = None,
+    added: Annotated[
+        Literal["auto", "keep", "drop"],
+        typer.Option(
+            "--added",
+            help="Items added since then. auto: keep those that a model of that generation "
+            "embedded, re-embed the others with the restored model (from --data). keep: leave "
+            "every row as it is. drop: restore the gallery of that generation, and list the "
+            "dropped ids.",
+        ),
+    ] = "auto",
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Restore an earlier generation, as a new one. Default: the one before the last deploy."""
+    from compatctl.commands.rollback import rollback
+    from compatctl.render import progress
+
+    with progress() as report_progress:
+        result = rollback(project, to=to, added=added, dry_run=dry_run, progress=report_progress)
+    return Outcome(result=result)
+
+
+@command
+@with_project("store", "data", "data_root", "policy")
+def backfill(
+    project: Project,
+    share: Annotated[
+        float,
+        typer.Option(
+            "--share", help="Target fraction of rows embedded by the query model, in (0, 1]."
+        ),
+    ] = 1.0,
+    order: Annotated[
+        Path | None,
+        typer.Option(
+            "--order",
+            help="A file of item ids, one per line, most important first; the other items follow "
+            "in the order of a hash of their id.",
+        ),
+    ] = None,
+    force: ForceWrite = False,
+    reason: Reason = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Re-embed part of the gallery with the query model, if it passes a test on held-out
+    queries."""
+    from compatctl.commands.backfill import BackfillOptions, backfill
+    from compatctl.render import progress
+
+    options = BackfillOptions(
+        share=share,
+        order=order,
+        forced_reason=_forced_reason(force, reason),
+        skip_bad=skip_bad,
+        dry_run=dry_run,
+    )
+    with progress() as report_progress:
+        result = backfill(project, options=options, progress=report_progress)
+    return Outcome(result=result, warnings=result.warnings, exit_code=result.exit_code)
+
+
+@command
+@with_project("store", "data", "data_root", "policy")
+def lift(
+    new: IndependentEncoder,
+    project: Project,
+    kind: AdapterKind = "auto",
+    share: PairShare = 1.0,
+    seed: AdapterSeed = 0,
+    training: TrainingRecordFile = None,
+    force: ForceWrite = False,
+    reason: Reason = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Map the stored vectors to an independent encoder's space, if it passes a test on held-out
+    queries."""
+    from compatctl.commands.lift import LiftOptions, lift
+    from compatctl.render import progress
+
+    options = LiftOptions(
+        kind=kind,
+        share=share,
+        seed=seed,
+        training=training,
+        forced_reason=_forced_reason(force, reason),
+        skip_bad=skip_bad,
+        dry_run=dry_run,
+    )
+    with progress() as report_progress:
+        result = lift(project, new=new, options=options, progress=report_progress)
+    return Outcome(result=result, exit_code=result.exit_code)
+
+
+@command
+@with_project("store", "data", "data_root")
+def add(
+    project: Project,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--changed",
+            help="Also re-embed items whose image differs from the indexed one, and update "
+            "changed labels. Without it, such items are an error.",
+        ),
+    ] = False,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Embed and index the gallery items of --data that the store does not hold yet."""
+    from compatctl.commands.add import add
+    from compatctl.render import progress
+
+    with progress() as report_progress:
+        result = add(
+            project, changed=changed, skip_bad=skip_bad, dry_run=dry_run, progress=report_progress
+        )
+    return Outcome(result=result)
+
+
+@command
+@with_project("store")
+def remove(
+    project: Project,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of items.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--ids", help="A file of item ids, one per line; - for stdin.", allow_dash=True
+        ),
+    ] = None,
+    missing_ok: Annotated[
+        bool, typer.Option("--missing-ok", help="Ignore ids that are not in the store.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Erase items for good. No rollback restores them, and check proves it."""
+    from compatctl.commands.remove import remove
+    from compatctl.render import progress
+
+    all_ids = [*(ids or ()), *(_read_ids(file) if file is not None else ())]
+    with progress() as report_progress:
+        result = remove(
+            project,
+            ids=all_ids,
+            missing_ok=missing_ok,
+            dry_run=dry_run,
+            progress=report_progress,
+        )
+    return Outcome(result=result, warnings=result.warnings)
+
+
+@command
+@with_project("store", "data", "data_root")
+def search(
+    images: Annotated[list[Path], typer.Argument(help="Query images.")],
+    project: Project,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of items to find.")] = 5,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Fail unless this file is the store's query model."),
+    ] = None,
+    ignore_same: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore-same",
+            help="COLUMN=VALUE of the queries, such as camera=c3: leave out gallery items that "
+            "have this value in the data; repeatable.",
+        ),
+    ] = None,
+) -> Outcome:
+    """Find the gallery items nearest to query images, with the deployed query model."""
+    from compatctl.commands.search import search
+
+    pairs = [text.partition("=") for text in ignore_same or ()]
+    for text, (name, sign, value) in zip(ignore_same or (), pairs, strict=True):
+        if not (name and sign and value):
+            raise UsageError(f"--ignore-same of search is COLUMN=VALUE, got {text!r}")
+    result = search(
+        project,
+        images=images,
+        k=k,
+        model=model,
+        ignore_same=[(name, value) for name, _, value in pairs],
+    )
+    warnings = []
+    if pairs and not result.left_out:
+        warnings.append("no gallery item shares a value that was given: nothing is left out")
+    if result.unknown:
+        warnings.append(
+            f"{result.unknown} gallery items have no value in the data, and are searched"
+        )
+    return Outcome(result=result, warnings=warnings)
+
+
+@command
+@with_project("store")
+def check(
+    project: Project,
+    gc: Annotated[
+        bool, typer.Option("--gc", help="Delete files that no generation refers to.")
+    ] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep",
+            min=1,
+            help="With --gc: keep this many generations (and what a rollback needs) restorable, "
+            "and delete the files of older ones. Default: all.",
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head", help="A head that status printed earlier; it must be in the history."
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+) -> Outcome:
+    """Check every byte of the store: files, history, index and model. Exit code 5 means damage."""
+    from compatctl.commands.check import check
+    from compatctl.render import progress
+
+    if keep is not None and not gc:
+        raise UsageError("--keep goes with --gc (and --dry-run, to see what would go)")
+    if dry_run and not gc:
+        raise UsageError("--dry-run goes with --gc: check alone writes nothing")
+    with progress() as report_progress:
+        result = check(
+            project, gc=gc and not dry_run, keep=keep, head=head, progress=report_progress
+        )
+    return Outcome(result=result, exit_code=0 if result.ok else 5)
+
+
+@command
+@with_project("store")
+def status(project: Project) -> Outcome:
+    """Show which model answers queries, and over which gallery."""
+    from compatctl.commands.status import status
+
+    result = status(project)
+    return Outcome(result=result, warnings=result.warnings)
+
+
+@command
+@with_project("store")
+def history(project: Project) -> Outcome:
+    """List every generation of the store."""
+    from compatctl.commands.history import history
+
+    return Outcome(result=history(project))
+
+
+def _read_ids(file: Path) -> tuple[str, ...]:
+    from compatctl.recipe import read_ids
+
+    if str(file) == "-":
+        return tuple(line for line in sys.stdin.read().splitlines() if line.strip())
+    return read_ids(file)
+
+
+def _forced_reason(force: bool, reason: str | None) -> str | None:
+    if force and not (reason and reason.strip()):
+        raise UsageError("--force needs --reason: it is recorded in the manifest")
+    if reason and not force:
+        raise UsageError("--reason goes with --force, or with --again of deploy")
+    return reason
+
+
+def _again_reason(force: bool, reason: str | None) -> str:
+    if force:
+        raise UsageError("--force needs no --again: it deploys whatever happened before")
+    if not (reason and reason.strip()):
+        raise UsageError("--again needs --reason: it is recorded in the manifest")
+    return reason

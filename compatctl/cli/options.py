@@ -1,0 +1,148 @@
+"""Every option that several commands share, once; a command's own are in its signature.
+
+``@with_project("store", "data")`` adds ``--project`` and the named options to a command, which
+receives the ``Project`` that they make. The other options are annotated types.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _setting(flag: str, text: str) -> Any:
+    """An option that the environment may also give, as COMPATCTL_NAME."""
+    variable = flag.removeprefix("--").replace("-", "_").upper()
+    return typer.Option(flag, envvar=f"COMPATCTL_{variable}", help=text)
+
+
+PROJECT_OPTIONS: dict[str, Any] = {
+    "store": Annotated[Path | None, _setting("--store", "Folder of the store.")],
+    "data": Annotated[
+        Path | None,
+        _setting("--data", "A folder of class folders, a .csv or .jsonl table, or an .npz file."),
+    ],
+    "data_root": Annotated[
+        Path | None,
+        _setting("--data-root", "Folder that may hold images, in addition to the data's own."),
+    ],
+    "policy": Annotated[
+        str | None, _setting("--policy", "Name of a shipped policy, or a YAML file.")
+    ],
+    "report": Annotated[Path | None, _setting("--report", "The report file of verify.")],
+    "recipe": Annotated[Path | None, _setting("--recipe", "The training recipe, a YAML file.")],
+    "candidate": Annotated[
+        Path | None, typer.Option("--candidate", help="Folder to write the candidate to.")
+    ],
+    "output": Annotated[
+        Path | None, typer.Option("--output", help="File to copy the candidate's ONNX model to.")
+    ],
+}
+
+ProjectFile = Annotated[
+    Path | None, _setting("--project", "The project file. Default: ./compatctl.yaml.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out images that do not decode, and count them.")
+]
+
+PreprocessingFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--preprocessing", help="Preprocessing JSON of an ONNX file that compatctl did not export."
+    ),
+]
+EfSearch = Annotated[
+    int,
+    typer.Option(help="hnswlib: candidates kept in a search. More find more and take longer."),
+]
+
+Cluster = Annotated[
+    list[str] | None,
+    _setting(
+        "--cluster",
+        "A column, such as user, whose values are resampled as units; repeatable.",
+    ),
+]
+ResamplingSeed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Seed of the resampling.")
+]
+RecipeSeed = Annotated[int | None, typer.Option(help="Overrides the seed of the recipe.")]
+TrainingRecordFile = Annotated[
+    Path | None, typer.Option("--training", help="Training record of the new encoder.")
+]
+
+IndependentEncoder = Annotated[
+    Path, typer.Argument(help="The new encoder, trained without the gallery.")
+]
+AdapterKind = Annotated[
+    str, typer.Option(help="The adapter: orthogonal, ridge, low-rank, mlp; auto tries each.")
+]
+PairShare = Annotated[
+    float, typer.Option(help="Share of the gallery's items that the adapter may be fitted on.")
+]
+AdapterSeed = Annotated[int, typer.Option(help="Seed of the mlp adapter's training.")]
+
+ForceWrite = Annotated[
+    bool, typer.Option("--force", help="Write although the gate does not pass; needs --reason.")
+]
+Reason = Annotated[
+    str | None, typer.Option(help="Why the gate is overridden; recorded in the manifest.")
+]
+
+
+def with_project(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command ``--project`` and the options ``names``, and pass it the Project they make."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(**arguments: Any) -> Any:
+            from compatctl.deployment.project import project_for
+
+            file = arguments.pop("project_file")
+            flags = {name: arguments.pop(f"project_{name}") for name in names}
+            return function(project=project_for(file, **flags), **arguments)
+
+        options = {f"project_{name}": (PROJECT_OPTIONS[name], None) for name in names}
+        add_parameters(run, function, {"project_file": (ProjectFile, None), **options}, "project")
+        return run
+
+    return decorate
+
+
+def add_parameters(
+    run: Callable[..., Any],
+    function: Callable[..., Any],
+    added: Mapping[str, tuple[Any, Any]],
+    without: str = "",
+) -> None:
+    """Make ``run`` look like ``function``, with more parameters: name -> (type, default).
+
+    ``without``: a parameter of ``function`` that ``run`` fills in.
+    """
+    signature = inspect.signature(function)
+    names = [name for name in signature.parameters if name != without]
+    if hasattr(function, "__signature__"):
+        hints = {name: signature.parameters[name].annotation for name in names}
+    else:
+        unevaluated = {"Project": object, "Outcome": object}
+        hints = typing.get_type_hints(function, localns=unevaluated, include_extras=True)
+    defaults = {name: signature.parameters[name].default for name in names}
+    types = {name: hints[name] for name in names} | {key: kind for key, (kind, _) in added.items()}
+    defaults |= {key: default for key, (_, default) in added.items()}
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__annotations__ = types
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=kind
+            )
+            for name, kind in types.items()
+        ]
+    )
