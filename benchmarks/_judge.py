@@ -10,8 +10,8 @@ import numpy as np
 from compatctl.core.arrays import Bools
 from compatctl.core.policy import Policy
 from compatctl.evaluation.adaptive_resampling import sampling, verdict_of
-from compatctl.evaluation.comparison import Field
-from compatctl.evaluation.group_runs import Trial
+from compatctl.evaluation.comparison import GroundTruth
+from compatctl.evaluation.group_runs import GroupResult
 from compatctl.migration.routes import Ground
 from compatctl.migration.selection import Measured
 from compatctl.train.reference import anchor_ids
@@ -93,15 +93,15 @@ def judge(
     ground: Ground, measured: Sequence[Measured], test: Bools, policy: Policy
 ) -> tuple[Line, ...]:
     """A line a route; ``test`` (Q,) are the queries that are judged, the others chose."""
-    where, chosen = subset(ground.where, test), subset(ground.where, ~test)
-    recalls = {one.name: _recall(where, one, test) for one in measured}
+    truth, chosen = subset(ground.truth, test), subset(ground.truth, ~test)
+    recalls = {one.name: _recall(truth, one, test) for one in measured}
     validation = {one.name: _recall(chosen, one, ~test) for one in measured}
     old, free = recalls["keep"], recalls["re-embed"]
-    parts = _parts(ground, where)
+    parts = _parts(ground, truth)
     asking, stored = ground.old(ground.asked)[test], ground.reference.gallery_features
     lines = []
     for one in measured:
-        trial = one.asked(test).trial(where, asking, stored, policy)
+        trial = one.asked(test).trial(truth, asking, stored, policy)
         verdict = verdict_of(policy, [trial], (), (), sampling(policy, 0, 0, 0))
         check = next(found for found in verdict.checks if found.name == "recall_gain")
         gain = recalls[one.name] - old
@@ -130,18 +130,18 @@ def _end(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def subset(where: Field, rows: Bools) -> Field:
+def subset(truth: GroundTruth, rows: Bools) -> GroundTruth:
     """The queries of ``rows`` (Q,) on the same gallery."""
     return replace(
-        where,
-        classes=where.classes[rows],
-        query_labels=where.query_labels[rows],
-        self_row=where.self_row[rows],
+        truth,
+        classes=truth.classes[rows],
+        query_labels=truth.query_labels[rows],
+        self_row=truth.self_row[rows],
     )
 
 
-def _recall(where: Field, one: Measured, rows: Bools) -> float:
-    return float(one.asked(rows).retrieval(where, (1,), map_k=1).recall[1])
+def _recall(truth: GroundTruth, one: Measured, rows: Bools) -> float:
+    return float(one.asked(rows).retrieval(truth, (1,), map_k=1).recall[1])
 
 
 def later(ground: Ground, measured: Sequence[Measured]) -> list[Measured]:
@@ -163,16 +163,16 @@ def _anchored(ground: Ground) -> Bools:
     return np.array([one in used for one in ground.reference.gallery_ids], bool)
 
 
-def _parts(ground: Ground, where: Field) -> dict[str, Bools]:
+def _parts(ground: Ground, truth: GroundTruth) -> dict[str, Bools]:
     """(Q,) test queries whose class has an anchor in the gallery, and the others; by name."""
     anchored = _anchored(ground)
     if anchored.all() or not anchored.any():
         return {}
-    mine = np.isin(where.query_labels, where.gallery_labels[anchored])
+    mine = np.isin(truth.query_labels, truth.gallery_labels[anchored])
     return {"used": mine, "not used": ~mine}
 
 
-def _by_part(trial: Trial, parts: dict[str, Bools]) -> dict[str, dict[str, float]]:
+def _by_part(trial: GroupResult, parts: dict[str, Bools]) -> dict[str, dict[str, float]]:
     old, new = trial.evidence.old_old, trial.evidence.new_old
     return {
         name: {

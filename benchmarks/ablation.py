@@ -239,7 +239,7 @@ def _whole(ground: Ground, recipe: Recipe) -> Vectors:
 def _found(ground: Ground, queries: Vectors) -> Bools:
     asking = _asking(ground)
     hits: Bools = retrieval(
-        ground.where, queries, ground.reference.gallery_features, (1,), map_k=1
+        ground.truth, queries, ground.reference.gallery_features, (1,), map_k=1
     ).hit1[asking]
     return hits
 
@@ -254,7 +254,7 @@ def _row(
     mine, shipped = ([np.concatenate(part) for part in zip(*one, strict=True)] for one in hits)
     asking = [_asking(one) for one in grounds]
     classes = np.concatenate(
-        [one.where.classes[mask] for one, mask in zip(grounds, asking, strict=True)]
+        [one.truth.classes[mask] for one, mask in zip(grounds, asking, strict=True)]
     )
     old = np.concatenate([_found(one, one.old(one.asked)) for one in grounds])
     gains = [_gain(classes, a, b) for a, b in zip(mine, shipped, strict=True)]

@@ -90,7 +90,7 @@ def run_case(ground: Ground, case: Case, anchors: float) -> Result:
         share=case.share,
         anchors=anchors,
         queries=int((test & ground.has_match()).sum()),
-        classes=len(np.unique(ground.where.classes[test & ground.has_match()])),
+        classes=len(np.unique(ground.truth.classes[test & ground.has_match()])),
         old=next(one.recall for one in lines if one.route == "keep"),
         free=next(one.recall for one in lines if one.route == "re-embed"),
         lines=lines,

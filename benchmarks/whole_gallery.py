@@ -77,11 +77,11 @@ def main() -> None:
             made = "import sys; from pathlib import Path; from {0} import {1} as f; f({2})"
             store = f"Path({str(folder)!r}), {rows}, {given.dim}, 1"
             queries = f"Path({str(folder / 'queries.npz')!r}), {given.queries}"
-            for where, what, arguments in (
+            for truth, what, arguments in (
                 ("large_store", "make", store),
                 ("whole_gallery", "write_queries", queries),
             ):
-                code = made.format(where, what, arguments)
+                code = made.format(truth, what, arguments)
                 here = Path(__file__).parent
                 subprocess.run([sys.executable, "-c", code], check=True, cwd=here)
             found[side] = {"rows": rows, **judge(folder)}

@@ -19,7 +19,7 @@ from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import index_params, load_query_model
 from compatctl.deployment.project import open_store, utc_now
-from compatctl.evaluation.ann import Asked, health_of
+from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, rebuilt
 from compatctl.manifest import Catalog, Manifest
 from compatctl.migration import rewrite_gate
@@ -201,17 +201,17 @@ class _Work:
             rows = self.chosen.rows[done.rows]
             built = [self._rebuilt(rows, done, progress)]
         if index_asked is not None:
-            ann, _ = health_of(built[0], manifest.index.ef_search, index_asked)
+            ann, _ = measure_ann_recall(built[0], manifest.index.ef_search, index_asked)
             result = replace(result, ann=ann, ef_search=ann.ef_needed)
         after = _commit(self.store, built, rows, done.image_digests(), result)
         return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
     def _measured(
         self, result: Backfilled, done: BulkEmbedding, asking: HeldOut, policy: Policy
-    ) -> tuple[Backfilled, Asked | None]:
+    ) -> tuple[Backfilled, AnnQueries | None]:
         """The result with what was measured, and whether it is to be written."""
         trial: MixedTrial | None = None
-        index_asked: Asked | None = None
+        index_asked: AnnQueries | None = None
         if len(asking.ids):
             trial, index_asked = try_mixed(
                 self.store,

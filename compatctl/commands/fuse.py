@@ -22,9 +22,9 @@ from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.comparison import retrieval
-from compatctl.evaluation.embedding import deployed, features_of, load_pair
+from compatctl.evaluation.embedding import features_of, load_encoders, open_deployed
 from compatctl.evaluation.ignored_rows import ignoring, shared_columns
-from compatctl.evaluation.protocol import arena_of, field_of, query_rows, without
+from compatctl.evaluation.protocol import drop_rows, ground_truth, query_group, query_rows
 from compatctl.files import sha256_bytes
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -80,7 +80,7 @@ def fuse(
     if weight is not None and not 0.0 < weight < 1.0:
         raise UsageError(f"the weight of the new feature must lie between 0 and 1, got {weight}")
     data = load_data(project)
-    old_encoder, new_encoder = load_pair(old, new, data)
+    old_encoder, new_encoder = load_encoders(old, new, data)
     trials: tuple[Trial, ...] = ()
     queries = 0
     if weight is None:
@@ -128,34 +128,34 @@ def search_weight(
     progress: Progress,
 ) -> tuple[tuple[Trial, ...], int]:
     """recall@1 on the deployed gallery for every weight; held-out classes are never looked at."""
-    arena = arena_of("validation", data, query_rows(data, "validation"))
-    if not len(arena.queries):
+    group = query_group("validation", data, query_rows(data, "validation"))
+    if not len(group.queries):
         raise InputError(
             "there is no validation query to choose the weight with",
             tip="give the data validation classes, or pass --weight",
         )
     both = features_of(
         data,
-        [arena],
+        [group],
         encoders=(old, new),
         new_gallery=False,
-        gallery=deployed(project, old),
+        gallery=open_deployed(project, old),
         skip_bad=skip_bad,
         progress=progress,
     )
-    arena = without(arena, both.bad)
-    shared = shared_columns(data, project.ignore_same, arena.queries, arena.gallery)
-    where = ignoring(field_of(data, arena), shared)
-    gallery = both.old.gallery[arena.gallery]
-    old_queries, new_queries = (one.query[arena.queries] for one in (both.old, both.new))
+    group = drop_rows(group, both.bad)
+    shared = shared_columns(data, project.ignore_same, group.queries, group.gallery)
+    truth = ignoring(ground_truth(data, group), shared)
+    gallery = both.old.gallery[group.gallery]
+    old_queries, new_queries = (one.query[group.queries] for one in (both.old, both.new))
 
     def trial(weight: float) -> Trial:
         fused = fuse_rows(old_queries, new_queries, weight)
         return Trial(
-            weight=weight, recall=retrieval(where, fused, gallery, (1,), map_k=1).recall[1]
+            weight=weight, recall=retrieval(truth, fused, gallery, (1,), map_k=1).recall[1]
         )
 
-    return tuple(map(trial, WEIGHTS)), len(arena.queries)
+    return tuple(map(trial, WEIGHTS)), len(group.queries)
 
 
 def parity_of(

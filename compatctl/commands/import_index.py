@@ -270,14 +270,14 @@ def _catalog(
 def _named(path: Path) -> dict[int, tuple[str, str]]:
     """key -> (id, label) of a CSV with the columns key, id and label."""
     found: dict[int, tuple[str, str]] = {}
-    for where, line in csv_rows(path, ("key", "id", "label")):
+    for truth, line in csv_rows(path, ("key", "id", "label")):
         key, item, label = line["key"] or "", line["id"], line["label"]
         if not _KEY.fullmatch(key) or not item or label is None:
-            raise InputError(f"{where}: an incomplete line")
+            raise InputError(f"{truth}: an incomplete line")
         if int(key) > _LARGEST_KEY:
-            raise InputError(f"{where}: the key {key} is larger than {_LARGEST_KEY}")
+            raise InputError(f"{truth}: the key {key} is larger than {_LARGEST_KEY}")
         if int(key) in found:
-            raise InputError(f"{where}: the key is there twice")
+            raise InputError(f"{truth}: the key is there twice")
         found[int(key)] = (item, label)
     return found
 

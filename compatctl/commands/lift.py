@@ -22,7 +22,7 @@ from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.record_files import find_record
 from compatctl.encoder import refuse_unsteady
 from compatctl.errors import UsageError
-from compatctl.evaluation.ann import Asked, health_of
+from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, mapped
 from compatctl.manifest import Manifest
 from compatctl.migration import rewrite_gate
@@ -88,7 +88,7 @@ def lift(
     release_memory()
     built = [work.mapped(plan, progress)]
     if plan.index_asked is not None:
-        ann, _ = health_of(built[0], store.manifest.index.ef_search, plan.index_asked)
+        ann, _ = measure_ann_recall(built[0], store.manifest.index.ef_search, plan.index_asked)
         result = replace(result, ann=ann, ef_search=ann.ef_needed)
     after = work.commit(built, plan, result)
     return replace(result, generation=after.generation, index_sha256=after.index.sha256)
@@ -100,7 +100,7 @@ class _Plan:
 
     fitted: Fitted
     owners: list[Owner]
-    index_asked: Asked | None
+    index_asked: AnnQueries | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,7 +156,7 @@ class _Work:
 
     def _measured(
         self, data: Dataset, gallery: DeployedGallery, rows: Rows, fitted: Fitted
-    ) -> tuple[LiftTrial | None, Asked | None]:
+    ) -> tuple[LiftTrial | None, AnnQueries | None]:
         old, new = (
             HeldOut.embedded(
                 one,

@@ -17,17 +17,17 @@ from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import open_store
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError
-from compatctl.evaluation.comparison import Field, retrieval
-from compatctl.evaluation.embedding import named
+from compatctl.evaluation.comparison import GroundTruth, retrieval
+from compatctl.evaluation.embedding import prefixed
 from compatctl.evaluation.ignored_rows import ignoring, shared_columns
 from compatctl.evaluation.protocol import (
-    Arena,
-    arena_of,
+    QueryGroup,
+    drop_rows,
     embed_rows,
-    field_of,
+    ground_truth,
+    query_group,
     query_rows,
     same_dimension,
-    without,
 )
 from compatctl.evaluation.searched_gallery import Embedded, Searched
 from compatctl.progress import Progress, silent
@@ -91,28 +91,28 @@ def compatibility_matrix(
         InputError: no model, no held-out query with anything to find, or models of different
             dimensions.
     """
-    arena = arena_of("held out", data, query_rows(data, "test"))
-    if not models or not len(arena.queries):
+    group = query_group("held out", data, query_rows(data, "test"))
+    if not models or not len(group.queries):
         raise InputError(
-            f"{len(models)} models and {len(arena.queries)} held-out queries: one of each is needed"
+            f"{len(models)} models and {len(group.queries)} held-out queries: one of each is needed"
         )
     encoders = [Encoder.load(path) for path in models]
     for other in encoders[1:]:
         same_dimension(encoders[0].dim, other.dim)
     for encoder in encoders:
         refuse_unsteady(encoder, data)
-    rows = np.union1d(arena.queries, arena.gallery)
+    rows = np.union1d(group.queries, group.gallery)
     features, bad = _features(encoders, data, rows, skip_bad=skip_bad, progress=progress)
-    arena = without(arena, bad)
-    shared = shared_columns(data, ignore_same, arena.queries, arena.gallery)
+    group = drop_rows(group, bad)
+    shared = shared_columns(data, ignore_same, group.queries, group.gallery)
     totals, counts = _cells(
-        ignoring(field_of(data, arena), shared),
-        [one[arena.queries] for one in features],
-        [one[arena.gallery] for one in features],
+        ignoring(ground_truth(data, group), shared),
+        [one[group.queries] for one in features],
+        [one[group.gallery] for one in features],
     )
     if not counts.sum():
         raise InputError(
-            f"none of the {len(arena.queries)} held-out queries has an item of its class to find"
+            f"none of the {len(group.queries)} held-out queries has an item of its class to find"
         )
     found = _matrix(
         totals,
@@ -121,42 +121,42 @@ def compatibility_matrix(
         versions=tuple(path.name for path in models),
         sha256=tuple(encoder.sha256 for encoder in encoders),
     )
-    found = replace(found, gallery_rows=len(arena.gallery))
+    found = replace(found, gallery_rows=len(group.gallery))
     if store is None or store.manifest.index.dim != encoders[0].dim:
         return found
-    asked = [one[arena.queries] for one in features]
-    on_store = _on_store(store, data, arena, asked, ignore_same)
+    asked = [one[group.queries] for one in features]
+    on_store = _on_store(store, data, group, asked, ignore_same)
     return replace(found, stored_rows=store.manifest.index.count, on_store=on_store)
 
 
 def _on_store(
     store: DeployedGallery,
     data: Dataset,
-    arena: Arena,
+    group: QueryGroup,
     queries: Sequence[Vectors],
     ignore_same: Sequence[str],
 ) -> tuple[float, ...]:
     """recall@1 of each version's queries (Q, D) on every stored row."""
     nothing = np.zeros((0, store.manifest.index.dim), np.float32)
     searched = Searched.of(data, store, Embedded(rows=as_rows(()), features=nothing))
-    where = searched.truth(data, arena, None, None)
-    where = ignoring(where, searched.shared(data, arena, ignore_same))
-    found = [retrieval(where, one, searched.vectors, (1,), map_k=1) for one in queries]
+    truth = searched.truth(data, group, None, None)
+    truth = ignoring(truth, searched.shared(data, group, ignore_same))
+    found = [retrieval(truth, one, searched.vectors, (1,), map_k=1) for one in queries]
     return tuple(float(one.recall[1]) for one in found)
 
 
 def _cells(
-    where: Field, queries: Sequence[Vectors], galleries: Sequence[Vectors]
+    truth: GroundTruth, queries: Sequence[Vectors], galleries: Sequence[Vectors]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(C, T, T) right answers of each class for query version i and gallery j, (C,) queries."""
-    T, C = len(queries), int(where.classes.max(initial=-1)) + 1
+    T, C = len(queries), int(truth.classes.max(initial=-1)) + 1
     totals, counts = np.zeros((C, T, T)), np.zeros(C)
     for i in range(T):
         for j in range(i + 1):
-            found = retrieval(where, queries[i], galleries[j], (1,), map_k=1)
+            found = retrieval(truth, queries[i], galleries[j], (1,), map_k=1)
             right = (found.hit1 & found.has_match).astype(np.float64)
-            totals[:, i, j] = np.bincount(where.classes, right, minlength=C)
-            counts[:] = np.bincount(where.classes, found.has_match, minlength=C)
+            totals[:, i, j] = np.bincount(truth.classes, right, minlength=C)
+            counts[:] = np.bincount(truth.classes, found.has_match, minlength=C)
     return totals, counts
 
 
@@ -221,7 +221,7 @@ def _features(
     features: list[Vectors] = []
     bad: set[str] = set()
     for at, encoder in enumerate(encoders):
-        say = named(progress, f"version {at + 1}")
+        say = prefixed(progress, f"version {at + 1}")
         done, failed = embed_rows(encoder, data, rows, skip_bad=skip_bad, progress=say)
         features.append(done)
         bad.update(failed)

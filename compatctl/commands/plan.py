@@ -23,7 +23,7 @@ from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import Sampling, sampling, verdict_of
-from compatctl.evaluation.comparison import Field, retrieval
+from compatctl.evaluation.comparison import GroundTruth, retrieval
 from compatctl.migration import routes
 from compatctl.migration.preflight import Preflight, Split, planning_split, preflight
 from compatctl.migration.recommendation import CEILING, KEEP, LIFT, NEXT, Expected, recommend
@@ -119,13 +119,13 @@ def _commands(route: str, **files: Path) -> tuple[str, ...]:
 class _Gallery:
     """What the planning queries search: what is relevant, and the stored vectors (N, D)."""
 
-    where: Field
+    truth: GroundTruth
     stored: Vectors
 
     @classmethod
     def at_hand(cls, ground: Ground) -> _Gallery:
         """The rows whose images the plan has: any route can be tried on them."""
-        return cls(where=ground.where, stored=ground.reference.gallery_features)
+        return cls(truth=ground.truth, stored=ground.reference.gallery_features)
 
     @classmethod
     def whole(cls, ground: Ground, deployed: DeployedGallery, facts: Preflight) -> _Gallery:
@@ -140,11 +140,11 @@ class _Gallery:
             cluster=ground.cluster,
             ignore_same=ground.ignore_same,
         )
-        return cls(where=asking.field(deployed.catalog), stored=deployed.vectors())
+        return cls(truth=asking.field(deployed.catalog), stored=deployed.vectors())
 
     def test(self, route: Measured) -> Retrieval:
         """The first answers of a route that leaves these rows as they are."""
-        return retrieval(self.where, route.queries, self.stored, (1,), map_k=1)
+        return retrieval(self.truth, route.queries, self.stored, (1,), map_k=1)
 
 
 def _sampled(facts: Preflight) -> tuple[str, ...]:
@@ -253,14 +253,14 @@ def _sheet(
     strict = replace(policy, alpha=policy.alpha / max(1, len(judged)))
     how = sampling(strict, 0, 0, 0)
     old = {True: whole.test(keep), False: part.test(keep)}
-    at_hand = {one.name: one.retrieval(part.where, (1,), map_k=1).recall[1] for one in found}
+    at_hand = {one.name: one.retrieval(part.truth, (1,), map_k=1).recall[1] for one in found}
     ceiling = at_hand[CEILING] - at_hand[KEEP]
     sheet = []
     for one in found:
         as_it_is = one.rewritten == 0.0
         gallery, before = whole if as_it_is else part, old[as_it_is]
-        test = gallery.test(one) if as_it_is else one.retrieval(part.where, (1,), map_k=1)
-        low, high = _interval(gallery.where, before, test, strict, how)
+        test = gallery.test(one) if as_it_is else one.retrieval(part.truth, (1,), map_k=1)
+        low, high = _interval(gallery.truth, before, test, strict, how)
         sheet.append(
             Expected(
                 name=one.name,
@@ -287,14 +287,14 @@ def _verdict(
     ground: Ground, gallery: _Gallery, route: Measured, policy: Policy, how: Sampling
 ) -> str:
     """The gate's word on the planning queries; of lift, as ``lift`` itself is judged."""
-    trial = route.trial(gallery.where, ground.old(ground.asked), gallery.stored, policy)
+    trial = route.trial(gallery.truth, ground.old(ground.asked), gallery.stored, policy)
     return verdict_of(policy, [trial], [], [], how).outcome
 
 
 def _interval(
-    where: Field, old: Retrieval, new: Retrieval, policy: Policy, how: Sampling
+    truth: GroundTruth, old: Retrieval, new: Retrieval, policy: Policy, how: Sampling
 ) -> tuple[float, float]:
     """Of the gain in recall@1, at the policy's level."""
-    gain = hit_change(where.classes, old.hit1, new.hit1, old.has_match)
+    gain = hit_change(truth.classes, old.hit1, new.hit1, old.has_match)
     estimate = estimate_ratios([gain], how.replicates, how.draw())[0]
     return estimate.interval(1 - policy.alpha)

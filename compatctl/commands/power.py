@@ -22,11 +22,11 @@ from compatctl.core.power import (
 )
 from compatctl.deployment.data import load_data
 from compatctl.errors import InputError, UsageError
-from compatctl.evaluation.comparison import Field, retrieval
+from compatctl.evaluation.comparison import GroundTruth, retrieval
 from compatctl.evaluation.feature_reduction import load_alike, ranked
 from compatctl.evaluation.feature_tables import check_same, table_field, table_rows
 from compatctl.evaluation.options import VerifyOptions
-from compatctl.evaluation.protocol import arena_of, field_of, query_rows
+from compatctl.evaluation.protocol import ground_truth, query_group, query_rows
 from compatctl.recipe import Project, load_policy
 from compatctl.report import Report, read_report
 
@@ -201,8 +201,8 @@ def _known(project: Project, policy: Policy, asked: PowerOptions) -> _Known:
     if earlier is not None and project.data is None:
         return earlier
     data = load_data(project)
-    where = field_of(data, arena_of("power", data, query_rows(data, "test"), (), cluster))
-    return _with(HeldOutSet.of(where.classes, where.unit, _counted(where)), earlier)
+    truth = ground_truth(data, query_group("power", data, query_rows(data, "test"), (), cluster))
+    return _with(HeldOutSet.of(truth.classes, truth.unit, _counted(truth)), earlier)
 
 
 def _with(held_out: HeldOutSet, earlier: _Known | None) -> _Known:
@@ -217,11 +217,11 @@ def _with(held_out: HeldOutSet, earlier: _Known | None) -> _Known:
     )
 
 
-def _counted(where: Field) -> Bools:
+def _counted(truth: GroundTruth) -> Bools:
     """(Q,) whether a query has an item of its class to find, its own row left out."""
-    most = int(max(where.query_labels.max(initial=0), where.gallery_labels.max(initial=0)))
-    sizes = np.bincount(where.gallery_labels, minlength=most + 1)
-    found: Bools = sizes[where.query_labels] - (where.self_row >= 0) > 0
+    most = int(max(truth.query_labels.max(initial=0), truth.gallery_labels.max(initial=0)))
+    sizes = np.bincount(truth.gallery_labels, minlength=most + 1)
+    found: Bools = sizes[truth.query_labels] - (truth.self_row >= 0) > 0
     return found
 
 
@@ -232,27 +232,27 @@ def _of_tables(
     if len(tables) == 2:
         check_same(tables[0], tables[1], paths[0], paths[1])
     queries, gallery = table_rows(tables[0], paths[0])
-    where = table_field(tables[0], queries, gallery, None, VerifyOptions(cluster=cluster))
+    truth = table_field(tables[0], queries, gallery, None, VerifyOptions(cluster=cluster))
 
     asking, searched = ranked(tables, queries, gallery, similarity, galleries=1)
-    tests = [retrieval(where, one, searched[0], (policy.recall_at,), 1) for one in asking]
+    tests = [retrieval(truth, one, searched[0], (policy.recall_at,), 1) for one in asking]
     old, k = tests[0], policy.recall_at
-    known = _with(HeldOutSet.of(where.classes, where.unit, old.has_match), earlier)
+    known = _with(HeldOutSet.of(truth.classes, truth.unit, old.has_match), earlier)
     changed, icc = known.changed, known.icc
     if len(tests) == 2 and old.has_match.any():
         change = (tests[1].hit(k).astype(np.float64) - old.hit(k))[old.has_match]
         changed = float(np.abs(change).mean())
-        icc = _iccs(change, where, old.has_match)
+        icc = _iccs(change, truth, old.has_match)
     return _Known(
         held_out=known.held_out, old_recall=old.recall[k], changed=changed or None, icc=icc
     )
 
 
-def _iccs(change: np.ndarray, where: Field, has_match: Bools) -> dict[str, float]:
+def _iccs(change: np.ndarray, truth: GroundTruth, has_match: Bools) -> dict[str, float]:
     """Of every kind of unit; 0 where each unit has one query."""
-    columns = where.classes[:, None] if where.classes.ndim == 1 else where.classes
+    columns = truth.classes[:, None] if truth.classes.ndim == 1 else truth.classes
     found = {}
-    for name, column in zip(where.unit, columns[has_match].T, strict=True):
+    for name, column in zip(truth.unit, columns[has_match].T, strict=True):
         units = np.unique(column, return_inverse=True)[1]
         n = int(units.max(initial=-1)) + 1
         found[name] = intraclass(change, units) if 1 < n < len(change) else 0.0

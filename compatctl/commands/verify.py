@@ -21,7 +21,7 @@ from compatctl.errors import InputError, UnsteadyError
 from compatctl.evaluation.acceptance import scale_warnings
 from compatctl.evaluation.adaptive_resampling import sampling, verdict_of
 from compatctl.evaluation.attempts import Inputs, attempts_in, uncounted
-from compatctl.evaluation.embedding import deployed, load_pair
+from compatctl.evaluation.embedding import load_encoders, open_deployed
 from compatctl.evaluation.feature_tables import features_policy, verify_features
 from compatctl.evaluation.findings import Findings, Question
 from compatctl.evaluation.groups import Groups, groups_of
@@ -102,9 +102,9 @@ def _verify_models(  # noqa: PLR0917
     progress: Progress,
 ) -> Report:
     data = load_data(project)
-    encoders = load_pair(old, new, data)
+    encoders = load_encoders(old, new, data)
     seen = _seen(project, new, encoders[1], options)
-    gallery = deployed(project, encoders[0])
+    gallery = open_deployed(project, encoders[0])
     asked = Question(
         data=data, groups=groups_of(data, seen, options), seen=seen, policy=policy, options=options
     )
@@ -129,7 +129,7 @@ def _verify_models(  # noqa: PLR0917
     stated["warnings"] += () if gallery else NO_STORE
     stated["warnings"] += leak_warnings(seen, groups, data, options)
     stated["warnings"] += scale_warnings(score_map(gallery), calibrate=options.calibrate)
-    stated["warnings"] += warnings_of(found.searched, found.trials[0], groups.arenas[0])
+    stated["warnings"] += warnings_of(found.searched, found.trials[0], groups.query_groups[0])
     return Report(
         **inputs.entries(),
         attempt=attempt,
@@ -175,7 +175,7 @@ def _latency(
     options: VerifyOptions,
 ) -> Latency | None:
     """Only where it was asked for, or the policy limits it: it is not the same twice."""
-    rows = union(groups.arenas, part="queries")
+    rows = union(groups.query_groups, part="queries")
     if not len(rows) or not (options.latency or policy.max_latency_ratio is not None):
         return None
     return measure_latency(data, rows, *encoders)
@@ -208,7 +208,8 @@ def data_id(
     data: Dataset, groups: Groups, bad: set[int], source: Path | None, options: VerifyOptions
 ) -> DataId:
     """Identity of the compared items: their descriptions and the digests of their bytes."""
-    rows = np.union1d(union(groups.arenas, part="queries"), union(groups.arenas, part="gallery"))
+    every = groups.query_groups
+    rows = np.union1d(union(every, part="queries"), union(every, part="gallery"))
     rows = np.union1d(rows, groups.pair_rows)
     kept = [int(row) for row in rows if int(row) not in bad]
     return DataId(

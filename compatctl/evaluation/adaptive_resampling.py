@@ -19,7 +19,7 @@ from compatctl.core.evidence import ChainEvidence, Draw, GroupEvidence, measure,
 from compatctl.core.gate import CHECKS_WITHOUT_INTERVAL, Measurement, Verdict, judge
 from compatctl.core.policy import Policy
 from compatctl.core.scope import add_gallery_checks
-from compatctl.evaluation.group_runs import Trial
+from compatctl.evaluation.group_runs import GroupResult
 from compatctl.report import Attempts
 
 PAIRS = "pairs"
@@ -62,7 +62,7 @@ def sampling(
 
 def verdict_of(  # noqa: PLR0917 - all that is judged, and how
     policy: Policy,
-    trials: Sequence[Trial],
+    trials: Sequence[GroupResult],
     chain: Sequence[ChainEvidence],
     others: Sequence[Measurement],
     how: Sampling,
@@ -95,7 +95,7 @@ def verdict_of(  # noqa: PLR0917 - all that is judged, and how
 
 def _longer(
     policy: Policy,
-    trials: Sequence[Trial],
+    trials: Sequence[GroupResult],
     chain: Sequence[ChainEvidence],
     close: set[Key],
     least: int,

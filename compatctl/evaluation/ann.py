@@ -1,4 +1,4 @@
-"""Does the real index find what is nearest to the queries, and at which ef?"""
+"""Recall of the deployed index against exact search, and the ef that reaches the target."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MAX_QUERIES = 1000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Asked:
-    """Queries (q, D) that are put to an index, and the keys (q, k) of their exact nearest rows."""
+class AnnQueries:
+    """Queries (q, D) and the keys (q, k) of their exact nearest rows."""
 
     queries: Vectors
     nearest: NDArray[np.uint64]
@@ -40,52 +40,57 @@ def sample(n: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AnnQueries:
+class AnnCheck:
     """At most 1,000 of Q queries, ``taken``, and their exact nearest rows of the store."""
 
     n: int
     taken: NDArray[np.int64]
-    asked: Asked
+    queries: AnnQueries
 
     @classmethod
     def of(cls, gallery: DeployedGallery, searched: Searched, queries: Vectors) -> Self:
         """The queries (Q, D), searched exactly in the store's rows; the index is not loaded."""
         taken = sample(len(queries))
         rows = searched.vectors[: searched.n_stored]
-        asked = Asked.of(queries[taken], rows, np.asarray(gallery.catalog.keys))
-        return cls(n=len(queries), taken=taken, asked=asked)
+        ann_queries = AnnQueries.of(queries[taken], rows, np.asarray(gallery.catalog.keys))
+        return cls(n=len(queries), taken=taken, queries=ann_queries)
 
-    def ask(self, gallery: DeployedGallery) -> tuple[AnnRecall, NDArray[np.float64]]:
-        """``health_of`` the deployed index. Beside it (Q,): the share that each query finds at the
-        ef needed, NaN where it was not taken."""
-        health, shares = health_of(gallery.index, gallery.manifest.index.ef_search, self.asked)
-        found = np.full(self.n, np.nan)
-        found[self.taken] = shares
-        return health, found
+    def measure(self, gallery: DeployedGallery) -> tuple[AnnRecall, NDArray[np.float64]]:
+        """``measure_ann_recall`` of the deployed index.
+
+        Beside it (Q,): the recall of each query at the ef needed, NaN where it was not taken.
+        """
+        ef = gallery.manifest.index.ef_search
+        recall, by_query = measure_ann_recall(gallery.index, ef, self.queries)
+        every = np.full(self.n, np.nan)
+        every[self.taken] = by_query
+        return recall, every
 
 
-def health_of(index: HnswIndex, now: int, asked: Asked) -> tuple[AnnRecall, NDArray[np.float64]]:
-    """ANN recall@10 of an index against exact search, at the ef of now and at the one needed.
+def measure_ann_recall(
+    index: HnswIndex, ef: int, queries: AnnQueries
+) -> tuple[AnnRecall, NDArray[np.float64]]:
+    """ANN recall@10 of an index against exact search, at the current ``ef`` and at the one needed.
 
-    ``ef_needed`` is the smallest ef of the sweep that reaches the target, never under ``now``.
-    Beside it (q,): the share that each query finds at that ef.
+    ``ef_needed`` is the smallest ef of the sweep that reaches the target, never below ``ef``.
+    Beside it (q,): the recall of each query at that ef.
     """
-    sent, exact = asked.queries, asked.nearest
+    vectors, exact = queries.queries, queries.nearest
     k = exact.shape[1]
-    shares = shares_found(index, sent, exact, k, now)
-    recall_current = float(shares.mean())
-    tuned = tune_ef(index, sent, exact, k, TARGET)
-    needed = now if recall_current >= TARGET or tuned.ef <= now else tuned.ef
-    if needed != now:
-        shares = shares_found(index, sent, exact, k, needed)
-    health = AnnRecall(
+    by_query = shares_found(index, vectors, exact, k, ef)
+    recall_current = float(by_query.mean())
+    tuned = tune_ef(index, vectors, exact, k, TARGET)
+    needed = ef if recall_current >= TARGET or tuned.ef <= ef else tuned.ef
+    if needed != ef:
+        by_query = shares_found(index, vectors, exact, k, needed)
+    recall = AnnRecall(
         k=k,
-        ef_current=now,
+        ef_current=ef,
         recall_current=recall_current,
         ef_needed=needed,
-        recall_needed=float(shares.mean()),
+        recall_needed=float(by_query.mean()),
         target=TARGET,
-        n_queries=len(sent),
+        n_queries=len(vectors),
         sweep=tuned.sweep,
     )
-    return health, shares
+    return recall, by_query

@@ -27,12 +27,12 @@ from compatctl.core.retrieval import Retrieval, evaluate, evaluate_judged
 from compatctl.core.touched import Touched
 
 MAP_K = 100
-CURVE = 10
+CMC_MAX_K = 10
 """Places of the match curve, and neighbours that the rank bias looks at."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Field:
+class GroundTruth:
     """Q queries and G gallery rows in numbers: what is relevant to what, and what is resampled."""
 
     classes: Rows
@@ -63,7 +63,7 @@ class Field:
     unseen_image: Bools | None = None
     """(G,) rows whose image nobody looked at: that it is a query's shows in its vector only."""
 
-    def queries(self, kept: Bools) -> Field:
+    def queries(self, kept: Bools) -> GroundTruth:
         """The same of some queries, ``kept`` (Q,)."""
         judged = self.judged
         if judged is not None:
@@ -84,7 +84,7 @@ class Field:
             same_image=None if self.same_image is None else self.same_image[kept],
         )
 
-    def part(self, rows: Rows) -> Field:
+    def part(self, rows: Rows) -> GroundTruth:
         """The same of some gallery rows, ascending ``rows`` (n,); what is said of the whole gallery
         is left out."""
         position = np.full(len(self.gallery_labels), -1, np.int64)
@@ -127,7 +127,7 @@ class Field:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sides:
+class PairedEmbeddings:
     """Unit features: queries (Q, D) of both models, gallery (G, D) of both; None: not embedded.
 
     ``new_rows``: the ascending gallery rows that ``new_gallery`` (n, D) is of; None: all.
@@ -139,91 +139,91 @@ class Sides:
     new_gallery: Vectors | None
     new_rows: Rows | None = None
 
-    def queries(self, kept: Bools) -> Sides:
+    def queries(self, kept: Bools) -> PairedEmbeddings:
         """The same of some queries, ``kept`` (Q,)."""
         old, new = self.old_queries[kept], self.new_queries[kept]
         return replace(self, old_queries=old, new_queries=new)
 
 
-def half_of(ids: Iterable[str]) -> Bools:
+def reembedded_half(ids: Iterable[str]) -> Bools:
     """(G,) about half of the items, by a hash of their ids: the same in every run."""
     return np.array([hash_fraction(one) < 0.5 for one in ids], dtype=bool)
 
 
-def depths(policy: Policy) -> tuple[int, ...]:
+def recall_ks(policy: Policy) -> tuple[int, ...]:
     """Every k at which recall is measured."""
-    return tuple(sorted({1, 5, CURVE, policy.recall_at, policy.wide_recall_at}))
+    return tuple(sorted({1, 5, CMC_MAX_K, policy.recall_at, policy.wide_recall_at}))
 
 
 def retrieval(
-    where: Field, queries: Vectors, gallery: Vectors, ks: tuple[int, ...], map_k: int = MAP_K
+    truth: GroundTruth, queries: Vectors, gallery: Vectors, ks: tuple[int, ...], map_k: int = MAP_K
 ) -> Retrieval:
     """recall@k and mAP of queries (Q, D) on a gallery (G, D), exactly."""
     map_k = max(1, min(map_k, len(gallery)))
-    found = exact_search(queries, gallery, max(map_k, *ks), where.self_row, ignored=where.ignored)
-    return _evaluate(where, found, ks, map_k)
+    found = exact_search(queries, gallery, max(map_k, *ks), truth.self_row, ignored=truth.ignored)
+    return _evaluate(truth, found, ks, map_k)
 
 
 def retrieval_by_part(
-    where: Field,
+    truth: GroundTruth,
     queries: Vectors,
     searched: Iterable[tuple[Bools, Vectors]],
     ks: tuple[int, ...],
     map_k: int = MAP_K,
 ) -> Retrieval:
     """The same where parts of the queries (Q,) search galleries (G, D) of the same items."""
-    map_k = max(1, min(map_k, len(where.gallery_labels)))
+    map_k = max(1, min(map_k, len(truth.gallery_labels)))
     k = max(map_k, *ks)
     rows = np.full((len(queries), k), -1, np.int64)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     for part, gallery in searched:
-        ignored = where.ignored and where.ignored.select_queries(part)
-        found = exact_search(queries[part], gallery, k, where.self_row[part], ignored=ignored)
+        ignored = truth.ignored and truth.ignored.select_queries(part)
+        found = exact_search(queries[part], gallery, k, truth.self_row[part], ignored=ignored)
         rows[part], scores[part] = found.rows, found.scores
-    return _evaluate(where, Neighbours(rows=rows, scores=scores), ks, map_k)
+    return _evaluate(truth, Neighbours(rows=rows, scores=scores), ks, map_k)
 
 
 def retrieval_of_rows(
-    where: Field, queries: Vectors, gallery: Vectors, rows: Rows, ks: tuple[int, ...]
+    truth: GroundTruth, queries: Vectors, gallery: Vectors, rows: Rows, ks: tuple[int, ...]
 ) -> Retrieval:
     """The same on some ``rows`` (n,), ascending, of a gallery (G, D), which are not copied at once;
     ``where`` is of these rows."""
     map_k = max(1, min(MAP_K, len(rows)))
     pieces = row_pieces(gallery, rows)
-    found = exact_search_pieces(queries, pieces, max(map_k, *ks), where.self_row, where.ignored)
-    return _evaluate(where, found, ks, map_k)
+    found = exact_search_pieces(queries, pieces, max(map_k, *ks), truth.self_row, truth.ignored)
+    return _evaluate(truth, found, ks, map_k)
 
 
-def found_in(where: Field, queries: Vectors, gallery: Vectors, policy: Policy) -> Neighbours:
-    k = max(_map_k(gallery), *depths(policy))
-    return exact_search(queries, gallery, k, where.self_row, ignored=where.ignored)
+def found_in(truth: GroundTruth, queries: Vectors, gallery: Vectors, policy: Policy) -> Neighbours:
+    k = max(_map_k(gallery), *recall_ks(policy))
+    return exact_search(queries, gallery, k, truth.self_row, ignored=truth.ignored)
 
 
-def evaluated(where: Field, found: Neighbours, policy: Policy) -> Retrieval:
-    return _evaluate(where, found, depths(policy), _map_k(where.gallery_labels))
+def evaluated(truth: GroundTruth, found: Neighbours, policy: Policy) -> Retrieval:
+    return _evaluate(truth, found, recall_ks(policy), _map_k(truth.gallery_labels))
 
 
 def _map_k(gallery: Sized) -> int:
     return max(1, min(MAP_K, len(gallery)))
 
 
-def _evaluate(where: Field, found: Neighbours, ks: tuple[int, ...], map_k: int) -> Retrieval:
-    if where.judged is not None:
-        n = len(where.gallery_labels)
-        return evaluate_judged(found, *where.judged, n, ks=ks, map_k=map_k)
+def _evaluate(truth: GroundTruth, found: Neighbours, ks: tuple[int, ...], map_k: int) -> Retrieval:
+    if truth.judged is not None:
+        n = len(truth.gallery_labels)
+        return evaluate_judged(found, *truth.judged, n, ks=ks, map_k=map_k)
     return evaluate(
         found,
-        where.query_labels,
-        where.gallery_labels,
-        where.self_row,
-        ignored=where.ignored,
+        truth.query_labels,
+        truth.gallery_labels,
+        truth.self_row,
+        ignored=truth.ignored,
         ks=ks,
         map_k=map_k,
     )
 
 
 def mixed(
-    where: Field, old: Vectors, new: Vectors, queries: Vectors, policy: Policy
+    truth: GroundTruth, old: Vectors, new: Vectors, queries: Vectors, policy: Policy
 ) -> tuple[Retrieval, float]:
     """Quality on the gallery that has rows of ``new`` where ``half`` says so, else of ``old``, and
     the rank bias: the share of re-embedded rows among the first ten answers, less that of all.
@@ -231,14 +231,14 @@ def mixed(
     Queries (Q, D), ``old`` and ``new`` (G, D), unit rows; a row that is not taken is not read. Of
     an empty gallery the bias is NaN.
     """
-    assert where.half is not None
-    ks = depths(policy)
-    map_k = max(1, min(MAP_K, len(where.half)))
-    pieces = mixed_pieces(old, new, where.half)
-    found = exact_search_pieces(queries, pieces, max(map_k, *ks), where.self_row, where.ignored)
+    assert truth.half is not None
+    ks = recall_ks(policy)
+    map_k = max(1, min(MAP_K, len(truth.half)))
+    pieces = mixed_pieces(old, new, truth.half)
+    found = exact_search_pieces(queries, pieces, max(map_k, *ks), truth.self_row, truth.ignored)
     if not len(old):
-        return _evaluate(where, found, ks, map_k), float("nan")
-    first = found.rows[:, :CURVE]
-    by_new = where.half[first] & (first >= 0)
-    bias = by_new.sum() / max(1, (first >= 0).sum()) - where.half.sum() / max(1, len(where.half))
-    return _evaluate(where, found, ks, map_k), float(bias)
+        return _evaluate(truth, found, ks, map_k), float("nan")
+    first = found.rows[:, :CMC_MAX_K]
+    by_new = truth.half[first] & (first >= 0)
+    bias = by_new.sum() / max(1, (first >= 0).sum()) - truth.half.sum() / max(1, len(truth.half))
+    return _evaluate(truth, found, ks, map_k), float(bias)

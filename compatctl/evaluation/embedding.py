@@ -15,8 +15,14 @@ from compatctl.deployment.gallery import DeployedGallery, StoredVectors, stored_
 from compatctl.deployment.project import open_store
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError
-from compatctl.evaluation.comparison import Sides
-from compatctl.evaluation.protocol import Arena, Features, embed_rows, same_dimension, union
+from compatctl.evaluation.comparison import PairedEmbeddings
+from compatctl.evaluation.protocol import (
+    PairFeatures,
+    QueryGroup,
+    embed_rows,
+    same_dimension,
+    union,
+)
 from compatctl.evaluation.searched_gallery import Embedded, Searched, stored_rows_of
 from compatctl.progress import Progress
 from compatctl.recipe import Project
@@ -26,8 +32,8 @@ from compatctl.recipe import Project
 class Both:
     """Features of both models, the rows whose image is bad, and the vectors that were stored."""
 
-    old: Features
-    new: Features
+    old: PairFeatures
+    new: PairFeatures
     bad: set[int]
     stored: StoredVectors | None
     old_sha256: str
@@ -35,7 +41,7 @@ class Both:
 
 def features_of(
     data: Dataset,
-    arenas: Sequence[Arena],
+    groups: Sequence[QueryGroup],
     *,
     encoders: tuple[Encoder, Encoder],
     gallery: DeployedGallery | None,
@@ -44,22 +50,22 @@ def features_of(
     new_gallery: bool = True,
     extra: Rows | None = None,
 ) -> Both:
-    """Features of what the arenas need; nothing is embedded twice, nor what the store holds.
+    """Features of what the groups need; nothing is embedded twice, nor what the store holds.
 
     Without ``new_gallery`` the new model embeds the queries only. ``extra`` rows query and are
     searched besides.
     """
     old, new = encoders
     more = np.zeros(0, np.int64) if extra is None else extra
-    queries = np.union1d(union(arenas, part="queries"), more)
-    searched = np.union1d(union(arenas, part="gallery"), more)
+    queries = np.union1d(union(groups, part="queries"), more)
+    searched = np.union1d(union(groups, part="gallery"), more)
     stored = stored_vectors(gallery, data, searched) if gallery else None
     lacking = searched if stored is None else np.setdiff1d(searched, stored.rows)
     by_old = np.union1d(queries, lacking)
     by_new = np.union1d(queries, searched) if new_gallery else queries
-    say = named(progress, "old model")
+    say = prefixed(progress, "old model")
     old_all, bad_old = embed_rows(old, data, by_old, skip_bad=skip_bad, progress=say)
-    say = named(progress, "new model")
+    say = prefixed(progress, "new model")
     new_all, bad_new = embed_rows(new, data, by_new, skip_bad=skip_bad, progress=say)
     old_gallery = old_all
     if stored is not None and len(stored.rows):
@@ -67,8 +73,8 @@ def features_of(
         old_gallery[stored.rows] = stored.vectors
     ids = {*bad_old, *bad_new}
     return Both(
-        old=Features(query=old_all, gallery=old_gallery),
-        new=Features(query=new_all, gallery=new_all),
+        old=PairFeatures(query=old_all, gallery=old_gallery),
+        new=PairFeatures(query=new_all, gallery=new_all),
         bad={int(row) for row in np.union1d(by_old, by_new) if data.items[row].id in ids},
         stored=stored,
         old_sha256=old.sha256,
@@ -89,15 +95,15 @@ class Compared:
     """Rows of the data whose image could not be embedded."""
     old_sha256: str
 
-    def sides(self, arena: Arena) -> Sides:
+    def paired(self, group: QueryGroup) -> PairedEmbeddings:
         """The features of one group."""
         gallery = rows = None
         if self.new_rows is not None:
             gallery = self.new.at(self.searched.of_data[self.new_rows])
             rows = self.new_rows if len(self.new_rows) < len(self.searched) else None
-        return Sides(
-            old_queries=self.old.at(arena.queries),
-            new_queries=self.new.at(arena.queries),
+        return PairedEmbeddings(
+            old_queries=self.old.at(group.queries),
+            new_queries=self.new.at(group.queries),
             old_gallery=self.searched.vectors,
             new_gallery=gallery,
             new_rows=rows,
@@ -115,7 +121,7 @@ class Compared:
 
 def compared(
     data: Dataset,
-    arenas: Sequence[Arena],
+    groups: Sequence[QueryGroup],
     *,
     encoders: tuple[Encoder, Encoder],
     gallery: DeployedGallery | None,
@@ -124,22 +130,22 @@ def compared(
     skip_bad: bool,
     progress: Progress,
 ) -> Compared:
-    """Embed what the arenas need; nothing twice, nor by the old model what the store holds.
+    """Embed what the groups need; nothing twice, nor by the old model what the store holds.
 
     The gallery is the store's, all of it, and what else the data has in the role gallery.
     """
     old, new = encoders
     of_data = stored_rows_of(data, gallery)
     held = of_data[of_data >= 0]
-    lacking = np.setdiff1d(union(arenas, part="gallery"), held)
-    asked = np.union1d(union(arenas, part="queries"), pairs)
+    lacking = np.setdiff1d(union(groups, part="gallery"), held)
+    asked = np.union1d(union(groups, part="queries"), pairs)
     by_old = np.union1d(asked, lacking)
     by_new = np.union1d(asked, np.union1d(held, lacking)) if self_test else asked
-    say = named(progress, "old model")
+    say = prefixed(progress, "old model")
     made = Embedded.of(old, data, by_old, skip_bad=skip_bad, progress=say)
     beside = lacking[made.holds(lacking)]
     searched = Searched.of(data, gallery, Embedded(rows=beside, features=made.at(beside)))
-    say = named(progress, "new model")
+    say = prefixed(progress, "new model")
     answers = Embedded.of(new, data, by_new, skip_bad=skip_bad, progress=say)
     ids = {*made.bad, *answers.bad}
     at_hand = (searched.of_data >= 0) & answers.holds(searched.of_data)
@@ -153,7 +159,7 @@ def compared(
     )
 
 
-def load_pair(old: Path, new: Path, data: Dataset) -> tuple[Encoder, Encoder]:
+def load_encoders(old: Path, new: Path, data: Dataset) -> tuple[Encoder, Encoder]:
     """Both encoders, of one dimension, each with one answer for one image of the data.
 
     Raises:
@@ -167,7 +173,7 @@ def load_pair(old: Path, new: Path, data: Dataset) -> tuple[Encoder, Encoder]:
     return pair
 
 
-def deployed(project: Project, old: Encoder) -> DeployedGallery | None:
+def open_deployed(project: Project, old: Encoder) -> DeployedGallery | None:
     """The project's store, where it has one; ``old`` must be its query model.
 
     Raises:
@@ -186,6 +192,6 @@ def deployed(project: Project, old: Encoder) -> DeployedGallery | None:
     return gallery
 
 
-def named(progress: Progress, name: str) -> Progress:
+def prefixed(progress: Progress, name: str) -> Progress:
     """The same progress, each stage called by a model's name."""
     return lambda stage, done, total: progress(f"{name}: {stage}", done, total)

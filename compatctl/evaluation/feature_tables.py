@@ -17,13 +17,13 @@ from compatctl.data import FeatureTable, read_pairs, read_qrels
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import Sampling, sampling, verdict_of
 from compatctl.evaluation.clusters import column_codes, drawn
-from compatctl.evaluation.comparison import Field, Sides, half_of
+from compatctl.evaluation.comparison import GroundTruth, PairedEmbeddings, reembedded_half
 from compatctl.evaluation.feature_reduction import load_alike, no_cosines, ranked
-from compatctl.evaluation.group_runs import Trial, run
+from compatctl.evaluation.group_runs import GroupResult, compare
 from compatctl.evaluation.ignored_rows import Column, ignoring, unknown_values
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.pairs import measure_pairs, rows_of
-from compatctl.evaluation.protocol import Judged, judged_rows, same_dimension, slices_of
+from compatctl.evaluation.protocol import RelevancePairs, judged_rows, same_dimension, slices_of
 from compatctl.evaluation.query_report import Answered, write_queries
 from compatctl.evaluation.search_scope import left_out
 from compatctl.evaluation.verdict import lost_judgments, verdict_fields
@@ -70,17 +70,17 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     queries, gallery = table_rows(tables[0], old)
     judged = read_qrels(options.qrels) if options.qrels else None
     shared = _shared(tables[0], queries, gallery, options.ignore_same)
-    where = ignoring(table_field(tables[0], queries, gallery, judged, options), shared)
+    truth = ignoring(table_field(tables[0], queries, gallery, judged, options), shared)
     if options.self_test and not only_ranks:  # by the old model's alone its hits were left out
-        where = replace(where, unseen_image=np.ones(len(gallery), dtype=bool))
-    sides = _sides(tables, queries, gallery, similarity, self_test=options.self_test)
+        truth = replace(truth, unseen_image=np.ones(len(gallery), dtype=bool))
+    embeddings = _sides(tables, queries, gallery, similarity, self_test=options.self_test)
     at, calibrate = options.thresholds(), options.calibration()
-    ask = partial(run, thresholds=at, calibrate=calibrate, cosines=not only_ranks)
-    trial = ask("unseen", where, sides, policy)
+    ask = partial(compare, thresholds=at, calibrate=calibrate, cosines=not only_ranks)
+    trial = ask("unseen", truth, embeddings, policy)
     write_queries(
         options.queries_file, [_answered(tables[0], queries[trial.kept], gallery, trial, options)]
     )
-    how = sampling(policy, options.seed or 0, len(where.slices), 0)
+    how = sampling(policy, options.seed or 0, len(truth.slices), 0)
     make_pairs = partial(_pairs, tables, policy, options)
     others, pairs = make_pairs(how)
     verdict = verdict_of(policy, [trial], [], others, how, make_pairs)
@@ -110,11 +110,11 @@ def _sides(
     similarity: Similarity,
     *,
     self_test: bool,
-) -> Sides:
+) -> PairedEmbeddings:
     """Rows that rank as the tables' similarity does."""
     both = 2 if self_test else 1
     asking, searched = ranked(tables, queries, gallery, similarity, galleries=both)
-    return Sides(
+    return PairedEmbeddings(
         old_queries=asking[0],
         new_queries=asking[1],
         old_gallery=searched[0],
@@ -141,9 +141,9 @@ def table_field(
     table: FeatureTable,
     queries: Rows,
     gallery: Rows,
-    judgments: Judged | None,
+    judgments: RelevancePairs | None,
     options: VerifyOptions,
-) -> Field:
+) -> GroundTruth:
     codes = np.unique(np.array(table.labels), return_inverse=True)[1].astype(np.int64)
     position = np.full(len(table.ids), -1, np.int64)
     position[gallery] = np.arange(len(gallery))
@@ -153,13 +153,13 @@ def table_field(
         judged = judged_rows(judgments, ids[queries].tolist(), ids[gallery].tolist())
     cluster = _columns(table, queries, options.cluster)
     units = drawn(codes[queries], cluster, judged=judged is not None)
-    return Field(
+    return GroundTruth(
         classes=units.classes,
         query_labels=codes[queries],
         gallery_labels=codes[gallery],
         self_row=position[queries],
         judged=judged,
-        half=half_of(table.ids[row] for row in gallery),
+        half=reembedded_half(table.ids[row] for row in gallery),
         slices=slices_of(_columns(table, queries, options.slices)),
         unit=units.unit,
         columns=column_codes(codes[queries], _columns(table, queries, tuple(table.slices))),
@@ -167,7 +167,7 @@ def table_field(
 
 
 def _answered(
-    table: FeatureTable, queries: Rows, gallery: Rows, trial: Trial, options: VerifyOptions
+    table: FeatureTable, queries: Rows, gallery: Rows, trial: GroupResult, options: VerifyOptions
 ) -> Answered:
     return Answered(
         group=trial.evidence.name,

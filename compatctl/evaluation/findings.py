@@ -18,17 +18,17 @@ from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.evaluation.adaptive_resampling import Sampling
-from compatctl.evaluation.ann import AnnQueries
+from compatctl.evaluation.ann import AnnCheck
 from compatctl.evaluation.clusters import columns_of
-from compatctl.evaluation.comparison import Field, Sides
-from compatctl.evaluation.embedding import Compared, compared, named
-from compatctl.evaluation.group_runs import Trial, run
+from compatctl.evaluation.comparison import GroundTruth, PairedEmbeddings
+from compatctl.evaluation.embedding import Compared, compared, prefixed
+from compatctl.evaluation.group_runs import GroupResult, compare
 from compatctl.evaluation.groups import Groups, with_near
 from compatctl.evaluation.ignored_rows import ignoring, unknown_values
 from compatctl.evaluation.near_copies import near_vectors
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.pairs import measure_pairs
-from compatctl.evaluation.protocol import Arena, Judged, union, without
+from compatctl.evaluation.protocol import QueryGroup, RelevancePairs, drop_rows, union
 from compatctl.evaluation.query_report import Answered
 from compatctl.evaluation.search_scope import GalleryImages, searched_gallery
 from compatctl.evaluation.searched_gallery import Searched
@@ -50,7 +50,7 @@ class Question:
     policy: Policy
     options: VerifyOptions
 
-    def judged(self) -> Judged | None:
+    def judged(self) -> RelevancePairs | None:
         """The user's judgments."""
         return read_qrels(self.options.qrels) if self.options.qrels else None
 
@@ -59,7 +59,7 @@ class Question:
         if self.seen is None:
             return self
         groups = self.groups
-        rows = np.setdiff1d(union(groups.arenas, part="queries"), groups.trained)
+        rows = np.setdiff1d(union(groups.query_groups, part="queries"), groups.trained)
         rows = rows[both.old.holds(rows)]
         searched = both.searched
         passed = np.flatnonzero(self.seen.has_seen(searched.ids))
@@ -68,25 +68,27 @@ class Question:
         groups = with_near(groups, near, self.data, self.seen, self.options)
         return replace(self, groups=groups)
 
-    def run(self, name: str, where: Field, sides: Sides, scale: ScoreMap | None) -> Trial:
+    def compare(
+        self, name: str, truth: GroundTruth, embeddings: PairedEmbeddings, scale: ScoreMap | None
+    ) -> GroupResult:
         """One group, put to both models."""
-        return run(
+        return compare(
             name,
-            where,
-            sides,
+            truth,
+            embeddings,
             self.policy,
             thresholds=self.options.thresholds(scale),
             calibrate=self.options.calibration(scale),
         )
 
-    def answered(self, arena: Arena, searched: Searched, trial: Trial) -> list[Answered]:
+    def answered(self, group: QueryGroup, searched: Searched, trial: GroupResult) -> list[Answered]:
         """What the queries of a group found, where a file of it was asked for."""
         if self.options.queries_file is None:
             return []
-        rows = arena.queries[trial.kept]
+        rows = group.queries[trial.kept]
         items = [self.data.items[row] for row in rows]
         one = Answered(
-            group=arena.name,
+            group=group.name,
             ids=[item.id for item in items],
             labels=[item.label for item in items],
             columns=columns_of(self.data, rows, self.options.columns),
@@ -106,7 +108,7 @@ class Findings:
     """
 
     groups: Groups
-    trials: list[Trial]
+    trials: list[GroupResult]
     searched: SearchedGallery
     bad: set[int]
     chain: list[ChainEvidence] = field(default_factory=list)
@@ -114,7 +116,7 @@ class Findings:
     """What was not asked for, judgments without effect, items without a value of a column."""
     answered: list[Answered] = field(default_factory=list)
     both: Compared | None = None
-    sent: AnnQueries | None = None
+    sent: AnnCheck | None = None
     ann: AnnRecall | None = None
 
     @classmethod
@@ -127,7 +129,7 @@ class Findings:
     ) -> Findings:
         both = compared(
             asked.data,
-            asked.groups.arenas,
+            asked.groups.query_groups,
             encoders=encoders,
             gallery=gallery,
             pairs=asked.groups.pair_rows,
@@ -138,7 +140,7 @@ class Findings:
         asked = asked.with_near_vectors(both)
         judged = asked.judged()
         images = GalleryImages.of(asked.data, both.searched, bad=both.bad)
-        trials: list[Trial] = []
+        trials: list[GroupResult] = []
         found = cls(
             groups=asked.groups,
             trials=trials,
@@ -146,20 +148,20 @@ class Findings:
             bad=both.bad,
             both=both,
         )
-        for one in asked.groups.arenas:
-            arena = without(one, both.bad)
-            where = both.searched.truth(asked.data, arena, judged, asked.seen)
-            shared = both.searched.shared(asked.data, arena, asked.options.ignore_same)
-            where = replace(ignoring(where, shared), same_image=images.hold(arena.queries))
-            sides = both.sides(arena)
-            trial = asked.run(one.name, where, sides, score_map(gallery))
+        for one in asked.groups.query_groups:
+            group = drop_rows(one, both.bad)
+            truth = both.searched.truth(asked.data, group, judged, asked.seen)
+            shared = both.searched.shared(asked.data, group, asked.options.ignore_same)
+            truth = replace(ignoring(truth, shared), same_image=images.hold(group.queries))
+            embeddings = both.paired(group)
+            trial = asked.compare(one.name, truth, embeddings, score_map(gallery))
             if not trials:
                 found = replace(found, unchecked=unknown_values(shared))
             trials.append(trial)
-            found.answered.extend(asked.answered(arena, both.searched, trial))
+            found.answered.extend(asked.answered(group, both.searched, trial))
             if gallery is not None and one.name == DECIDING_GROUP and trial.kept.any():
-                part = where.queries(trial.kept), sides.queries(trial.kept)
-                rows = arena.queries[trial.kept]
+                part = truth.queries(trial.kept), embeddings.queries(trial.kept)
+                rows = group.queries[trial.kept]
                 found = found._in_store(asked, gallery, *part, rows, progress)
         lost = lost_judgments(judged, trials[0]) if judged else ()
         return replace(found, unchecked=asked.options.unchecked() + lost + found.unchecked)
@@ -168,8 +170,8 @@ class Findings:
         self,
         asked: Question,
         gallery: DeployedGallery,
-        where: Field,
-        sides: Sides,
+        truth: GroundTruth,
+        embeddings: PairedEmbeddings,
         rows: Rows,
         progress: Progress,
     ) -> Findings:
@@ -181,14 +183,14 @@ class Findings:
             gallery,
             both.searched,
             asked.data,
-            where,
+            truth,
             asked=rows,
-            queries={both.old_sha256: sides.old_queries},
-            new=sides.new_queries,
+            queries={both.old_sha256: embeddings.old_queries},
+            new=embeddings.new_queries,
             policy=asked.policy,
-            progress=named(progress, "earlier model"),
+            progress=prefixed(progress, "earlier model"),
         )
-        sent = AnnQueries.of(gallery, both.searched, sides.new_queries)
+        sent = AnnCheck.of(gallery, both.searched, embeddings.new_queries)
         return replace(self, chain=chain, sent=sent)
 
     def pairs(self, asked: Question) -> MakePairs:
@@ -226,7 +228,7 @@ class Findings:
         found = replace(self, sent=None)
         if gallery is None or self.sent is None:
             return found
-        ann, shares = self.sent.ask(gallery)
+        ann, shares = self.sent.measure(gallery)
         trials = [
             replace(one, evidence=replace(one.evidence, ann_recall=shares))
             if one.evidence.name == DECIDING_GROUP

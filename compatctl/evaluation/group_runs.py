@@ -24,12 +24,12 @@ from compatctl.evaluation.acceptance import (
     operating_points,
 )
 from compatctl.evaluation.comparison import (
-    Field,
-    Sides,
-    depths,
+    GroundTruth,
+    PairedEmbeddings,
     evaluated,
     found_in,
     mixed,
+    recall_ks,
     retrieval,
 )
 from compatctl.report import Calibration, ErrorRates, OperatingPoint
@@ -41,7 +41,7 @@ TWIN = 0.99999
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trial:
+class GroupResult:
     """The evidence of one group, and what is reported beside it."""
 
     evidence: GroupEvidence
@@ -60,153 +60,159 @@ class Trial:
     """Gallery rows that the new model embedded; None: all, or none was to be."""
 
 
-def run(
+def compare(
     name: str,
-    where: Field,
-    sides: Sides,
+    truth: GroundTruth,
+    embeddings: PairedEmbeddings,
     policy: Policy,
     *,
     thresholds: Thresholds | None = None,
     calibrate: Calibrate | None = None,
     cosines: bool = True,
-) -> Trial:
+) -> GroupResult:
     """Search every gallery with both models' queries; measure what the policy may ask for.
 
     Without ``cosines`` the features only rank: their products are of no use by themselves. Queries
     whose own image lies in the gallery under another id are left out: to find it again shows
     nothing.
     """
-    old = found_in(where, sides.old_queries, sides.old_gallery, policy)
-    kept = ~twins(where, sides, old)
+    old = found_in(truth, embeddings.old_queries, embeddings.old_gallery, policy)
+    kept = ~twins(truth, embeddings, old)
     if not kept.all():
-        where, sides, old = where.queries(kept), sides.queries(kept), old.select_queries(kept)
-    new = found_in(where, sides.new_queries, sides.old_gallery, policy)
-    old_old, new_old = evaluated(where, old, policy), evaluated(where, new, policy)
-    others, bias = _new_galleries(where, sides, policy)
+        truth, embeddings, old = (
+            truth.queries(kept),
+            embeddings.queries(kept),
+            old.select_queries(kept),
+        )
+    new = found_in(truth, embeddings.new_queries, embeddings.old_gallery, policy)
+    old_old, new_old = evaluated(truth, old, policy), evaluated(truth, new, policy)
+    others, bias = _new_galleries(truth, embeddings, policy)
     accepted = rates = None
-    pairs = (sides.old_queries, sides.new_queries), sides.old_gallery, where.pairs
-    fitted = None if calibrate is None else calibrated(*pairs, where.classes, calibrate.scale)
+    pairs = (embeddings.old_queries, embeddings.new_queries), embeddings.old_gallery, truth.pairs
+    fitted = None if calibrate is None else calibrated(*pairs, truth.classes, calibrate.scale)
     if thresholds is not None:
         accepted, rates = error_rates(*pairs, thresholds, fitted)
-    return Trial(
+    return GroupResult(
         evidence=GroupEvidence(
             name=name,
-            classes=where.classes,
+            classes=truth.classes,
             old_old=old_old,
             new_old=new_old,
-            inequalities=_inequalities(where, sides) if cosines else None,
+            inequalities=_inequalities(truth, embeddings) if cosines else None,
             accepts=accepted,
-            slices=where.slices,
-            unit=where.unit,
-            dependence=_dependence(where, old_old, new_old, policy.recall_at),
-            asked=where.asked,
-            unjudged=_unjudged(where, (old, new), (old_old, new_old), policy.recall_at),
-            touched=where.touched,
+            slices=truth.slices,
+            unit=truth.unit,
+            dependence=_dependence(truth, old_old, new_old, policy.recall_at),
+            asked=truth.asked,
+            unjudged=_unjudged(truth, (old, new), (old_old, new_old), policy.recall_at),
+            touched=truth.touched,
             **others,
         ),
         rank_bias=bias,
         rates=rates,
         calibration=None if fitted is None else fitted.reported,
-        points=_points(where, sides, asked=thresholds is not None) if cosines else (),
-        n_judged=0 if where.judged is None else len(where.judged[0]),
+        points=_points(truth, embeddings, asked=thresholds is not None) if cosines else (),
+        n_judged=0 if truth.judged is None else len(truth.judged[0]),
         kept=kept,
-        n_at_hand=None if sides.new_rows is None else len(sides.new_rows),
+        n_at_hand=None if embeddings.new_rows is None else len(embeddings.new_rows),
     )
 
 
 def _dependence(
-    where: Field, old: Retrieval, new: Retrieval, k: int
+    truth: GroundTruth, old: Retrieval, new: Retrieval, k: int
 ) -> tuple[Dependence, ...] | None:
     """What the columns say of the change of hits at k; None where the data have none to look at."""
-    if where.columns is None:
+    if truth.columns is None:
         return None
     change = new.hit(k).astype(np.float64) - old.hit(k)
     signs = np.random.default_rng(0)
     return measure_dependence(
-        change, old.has_match, where.classes, where.unit, where.columns, signs
+        change, old.has_match, truth.classes, truth.unit, truth.columns, signs
     )
 
 
-def twins(where: Field, sides: Sides, old: Neighbours) -> Bools:
+def twins(truth: GroundTruth, embeddings: PairedEmbeddings, old: Neighbours) -> Bools:
     """(Q,) queries whose image lies in the gallery under another id.
 
     Where the image of a row was looked at, its bytes say so; of the other rows the vector does: one
     of the query's class, nearer than ``TWIN`` to what the old model makes of the query, and to what
     the new one makes of it where there is a vector of the new one.
     """
-    found = np.zeros(len(sides.old_queries), dtype=bool)
-    if where.same_image is not None:
-        found |= where.same_image
-    if where.unseen_image is None:
+    found = np.zeros(len(embeddings.old_queries), dtype=bool)
+    if truth.same_image is not None:
+        found |= truth.same_image
+    if truth.unseen_image is None:
         return found
     near = (old.scores > TWIN) & (old.rows >= 0)
-    near &= where.unseen_image[old.rows] & where.relevant(old.rows)
+    near &= truth.unseen_image[old.rows] & truth.relevant(old.rows)
     query, at = np.nonzero(near)
-    if sides.new_gallery is not None and sides.new_rows is None:
+    if embeddings.new_gallery is not None and embeddings.new_rows is None:
         rows = old.rows[query, at]
-        again = row_products(sides.new_queries, query, sides.new_gallery, rows) > TWIN
+        again = row_products(embeddings.new_queries, query, embeddings.new_gallery, rows) > TWIN
         query = query[again]
     found[query] = True
     return found
 
 
 def _new_galleries(
-    where: Field, sides: Sides, policy: Policy
+    truth: GroundTruth, embeddings: PairedEmbeddings, policy: Policy
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Tests on galleries that the new model embedded, whole or in part; the rank biases."""
-    if sides.new_gallery is None:
+    if embeddings.new_gallery is None:
         return {}, {}
-    old, new, gallery = sides.old_queries, sides.new_queries, sides.new_gallery
+    old, new, gallery = embeddings.old_queries, embeddings.new_queries, embeddings.new_gallery
     found: dict[str, Any] = {}
-    stored = sides.old_gallery
-    if sides.new_rows is not None:
-        where, stored = where.part(sides.new_rows), stored[sides.new_rows]
-        tests = (retrieval(where, one, stored, depths(policy)) for one in (old, new))
+    stored = embeddings.old_gallery
+    if embeddings.new_rows is not None:
+        truth, stored = truth.part(embeddings.new_rows), stored[embeddings.new_rows]
+        tests = (retrieval(truth, one, stored, recall_ks(policy)) for one in (old, new))
         found["at_hand"] = tuple(tests)
-    found["new_new"] = retrieval(where, new, gallery, depths(policy))
-    found["old_new"] = retrieval(where, old, gallery, depths(policy))
+    found["new_new"] = retrieval(truth, new, gallery, recall_ks(policy))
+    found["old_new"] = retrieval(truth, old, gallery, recall_ks(policy))
     bias: dict[str, float] = {}
-    if where.half is not None:
-        found["old_mixed"], bias["old"] = mixed(where, stored, gallery, old, policy)
-        found["new_mixed"], bias["new"] = mixed(where, stored, gallery, new, policy)
+    if truth.half is not None:
+        found["old_mixed"], bias["old"] = mixed(truth, stored, gallery, old, policy)
+        found["new_mixed"], bias["new"] = mixed(truth, stored, gallery, new, policy)
     return found, bias
 
 
 def _unjudged(
-    where: Field,
+    truth: GroundTruth,
     found: tuple[Neighbours, Neighbours],
     tests: tuple[Retrieval, Retrieval],
     k: int,
 ) -> Unjudged | None:
     """What rows of unknown relevance could change; None where none is among the first answers."""
-    if where.unjudged is None:
+    if truth.unjudged is None:
         return None
     hits = tests[0].hit(k), tests[1].hit(k)
-    bounds = bound_unjudged(found[0].rows, found[1].rows, hits, where.unjudged, k)
+    bounds = bound_unjudged(found[0].rows, found[1].rows, hits, truth.unjudged, k)
     return bounds if bounds.any else None
 
 
-def _points(where: Field, sides: Sides, *, asked: bool) -> tuple[OperatingPoint, ...]:
+def _points(
+    truth: GroundTruth, embeddings: PairedEmbeddings, *, asked: bool
+) -> tuple[OperatingPoint, ...]:
     """Where a threshold was asked about, or pairs are few: each model takes a matrix product."""
-    if not asked and len(sides.old_queries) * len(sides.old_gallery) > SHARES_UP_TO:
+    if not asked and len(embeddings.old_queries) * len(embeddings.old_gallery) > SHARES_UP_TO:
         return ()
-    queries = sides.old_queries, sides.new_queries
-    return operating_points(queries, sides.old_gallery, where.pairs)
+    queries = embeddings.old_queries, embeddings.new_queries
+    return operating_points(queries, embeddings.old_gallery, truth.pairs)
 
 
-def _inequalities(where: Field, sides: Sides) -> Inequalities:
-    old, new, gallery = sides.old_queries, sides.new_queries, sides.old_gallery
-    if where.judged is not None:
-        pairs = (*where.judged, where.self_row)
-        return judged_inequalities(old, new, gallery, *pairs, ignored=where.ignored)
+def _inequalities(truth: GroundTruth, embeddings: PairedEmbeddings) -> Inequalities:
+    old, new, gallery = embeddings.old_queries, embeddings.new_queries, embeddings.old_gallery
+    if truth.judged is not None:
+        pairs = (*truth.judged, truth.self_row)
+        return judged_inequalities(old, new, gallery, *pairs, ignored=truth.ignored)
     return inequalities(
         old,
         new,
-        where.query_labels,
+        truth.query_labels,
         gallery,
-        where.gallery_labels,
-        where.self_row,
-        ignored=where.ignored,
+        truth.gallery_labels,
+        truth.self_row,
+        ignored=truth.ignored,
         shares=len(old) * len(gallery) <= SHARES_UP_TO,
-        by_query=where.unit != ("class",),
+        by_query=truth.unit != ("class",),
     )

@@ -19,14 +19,14 @@ from compatctl.evaluation.clusters import columns_of
 from compatctl.evaluation.near_copies import near_copies
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.pairs import rows_of
-from compatctl.evaluation.protocol import Arena, arena_of, has_roles, query_rows, union
+from compatctl.evaluation.protocol import QueryGroup, has_roles, query_group, query_rows, union
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Groups:
     """The groups of queries, the deciding one first, and the user's pairs."""
 
-    arenas: tuple[Arena, ...]
+    query_groups: tuple[QueryGroup, ...]
     pairs: tuple[Rows, Rows, Bools] | None = None
     near: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
     """Held-out queries that are nearly an item that went through the new model"""
@@ -49,7 +49,7 @@ class Groups:
     @property
     def n_slices(self) -> int:
         """Slices of the deciding group."""
-        return len(self.arenas[0].slices)
+        return len(self.query_groups[0].slices)
 
 
 def groups_of(data: Dataset, seen: TrainingRecord | None, options: VerifyOptions) -> Groups:
@@ -63,8 +63,8 @@ def groups_of(data: Dataset, seen: TrainingRecord | None, options: VerifyOptions
     pairs = rows_of(read_pairs(options.pairs), data.ids) if options.pairs else None
     held_out = query_rows(data, "test")
     if seen is None:
-        arena = arena_of(DECIDING_GROUP, data, held_out, options.slices, options.cluster)
-        return Groups(arenas=(arena,), pairs=pairs, held_out=len(held_out))
+        group = query_group(DECIDING_GROUP, data, held_out, options.slices, options.cluster)
+        return Groups(query_groups=(group,), pairs=pairs, held_out=len(held_out))
     in_pairs = np.zeros(0, np.int64) if pairs is None else np.union1d(pairs[0], pairs[1])
     used = _refuse_trained(data, in_pairs, seen, options, "items of pairs")
     if not has_roles(data):  # every item queries: one that anchored must not
@@ -74,7 +74,7 @@ def groups_of(data: Dataset, seen: TrainingRecord | None, options: VerifyOptions
     left = np.setdiff1d(held_out, trained)
     near = near_copies(data, left, seen)
     return Groups(
-        arenas=_by_class(data, seen, np.setdiff1d(left, near), (trained, near), options),
+        query_groups=_by_class(data, seen, np.setdiff1d(left, near), (trained, near), options),
         pairs=pairs,
         near=near,
         trained=trained,
@@ -90,11 +90,11 @@ def with_near(
     if not len(rows):
         return groups
     near = np.union1d(groups.near, rows)
-    every = union(groups.arenas, part="queries")
+    every = union(groups.query_groups, part="queries")
     fresh = np.setdiff1d(every, np.union1d(groups.trained, near))
     return replace(
         groups,
-        arenas=_by_class(data, seen, fresh, (groups.trained, near), options),
+        query_groups=_by_class(data, seen, fresh, (groups.trained, near), options),
         near=near,
         near_by_vector=len(near) - len(groups.near),
     )
@@ -106,15 +106,15 @@ def _by_class(
     fresh: Rows,
     beside: tuple[Rows, Rows],
     options: VerifyOptions,
-) -> tuple[Arena, ...]:
+) -> tuple[QueryGroup, ...]:
     labels = np.array([seen.knows_class(data.items[row].label) for row in fresh], bool)
     unseen = fresh[~labels]
-    groups = [arena_of(DECIDING_GROUP, data, unseen, options.slices, options.cluster)]
+    groups = [query_group(DECIDING_GROUP, data, unseen, options.slices, options.cluster)]
     if labels.any():
-        groups.append(arena_of("seen", data, fresh[labels], (), options.cluster))
+        groups.append(query_group("seen", data, fresh[labels], (), options.cluster))
     for name, rows in zip(("trained", "near copies"), beside, strict=True):
         if len(rows):
-            groups.append(arena_of(name, data, rows, (), options.cluster))
+            groups.append(query_group(name, data, rows, (), options.cluster))
     return tuple(groups)
 
 

@@ -17,7 +17,7 @@ from compatctl.core.ignored import Ignored
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import columns_of
-from compatctl.evaluation.comparison import Field
+from compatctl.evaluation.comparison import GroundTruth
 
 _BLOCK = 2**16
 """Judged pairs looked up at once."""
@@ -50,30 +50,30 @@ def ignored_rows(
                 f"no item of the gallery has a value of the column {name}",
                 tip="--ignore-same names a column that queries and gallery items have",
             )
-        sides = [
+        embeddings = [
             np.array([known.get(value, -1) for value in values], np.int64)
             for values in (of_queries, of_rows)
         ]
         if not judged:
-            sides = [
+            embeddings = [
                 np.where((side < 0) | (labels < 0), -1, labels * len(known) + side)
-                for side, labels in zip(sides, (query_labels, gallery_labels), strict=True)
+                for side, labels in zip(embeddings, (query_labels, gallery_labels), strict=True)
             ]
-        codes.append((sides[0], sides[1]))
+        codes.append((embeddings[0], embeddings[1]))
     return Ignored.from_groups(*codes, n_queries=len(query_labels), n_rows=len(gallery_labels))
 
 
-def ignoring(where: Field, columns: Mapping[str, Column]) -> Field:
+def ignoring(truth: GroundTruth, columns: Mapping[str, Column]) -> GroundTruth:
     """The field with what its queries ignore; judged pairs that do not count are no longer in it.
 
     Raises:
         InputError: no gallery item has a value of a column, or no judged pair is left.
     """
-    labels = where.query_labels, where.gallery_labels
-    ignored = ignored_rows(columns, *labels, judged=where.judged is not None)
-    if ignored is None or where.judged is None:
-        return replace(where, ignored=ignored)
-    query, row = where.judged
+    labels = truth.query_labels, truth.gallery_labels
+    ignored = ignored_rows(columns, *labels, judged=truth.judged is not None)
+    if ignored is None or truth.judged is None:
+        return replace(truth, ignored=ignored)
+    query, row = truth.judged
     blocks = [slice(at, at + _BLOCK) for at in range(0, len(query), _BLOCK)]
     lost = np.concatenate(
         [ignored.select_queries(query[part]).contains(row[part, None])[:, 0] for part in blocks]
@@ -83,7 +83,7 @@ def ignoring(where: Field, columns: Mapping[str, Column]) -> Field:
             f"all {len(lost)} judged pairs share the query's value of an ignored column",
             tip="judge pairs that do not, or leave --ignore-same out",
         )
-    return replace(where, ignored=ignored, judged=(query[~lost], row[~lost]))
+    return replace(truth, ignored=ignored, judged=(query[~lost], row[~lost]))
 
 
 def shared_columns(

@@ -83,9 +83,9 @@ def _unknown(seen: TrainingRecord | None, options: VerifyOptions) -> str:
 
 def _known(seen: TrainingRecord | None) -> str:
     assert seen is not None
-    where = "the model carries its record" if seen.carried else "a named file is its record"
+    truth = "the model carries its record" if seen.carried else "a named file is its record"
     return (
-        f"{where[0].upper()}{where[1:]}: {len(seen.ids)} items of {len(seen.classes)} classes "
+        f"{truth[0].upper()}{truth[1:]}: {len(seen.ids)} items of {len(seen.classes)} classes "
         f"trained, {len(seen.anchor_ids)} items anchored"
     )
 

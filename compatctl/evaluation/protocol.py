@@ -17,18 +17,18 @@ from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import all_columns, column_codes, columns_of, drawn
-from compatctl.evaluation.comparison import Field, half_of
+from compatctl.evaluation.comparison import GroundTruth, reembedded_half
 from compatctl.progress import Progress, silent
 
 MAX_SLICES = 500
 """Every one is a check with thousands of replicates, and Holm's method divides the level by all."""
 
-Judged = Sequence[tuple[str, str]]
+RelevancePairs = Sequence[tuple[str, str]]
 """(query id, item id) of pairs judged relevant."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arena:
+class QueryGroup:
     """Rows of one data set that query and that are searched; ``name`` is the group's name.
 
     ``slices``: name -> (len(queries),) which queries are in it; ``cluster``: columns by whose
@@ -43,7 +43,7 @@ class Arena:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class PairFeatures:
     """Unit features (N, D) float32 of a data set's rows; rows that were not needed are NaN."""
 
     query: Vectors
@@ -71,13 +71,13 @@ def has_roles(data: Dataset) -> bool:
     return any(item.role is not None for item in data.items)
 
 
-def arena_of(
+def query_group(
     name: str,
     data: Dataset,
     queries: Rows,
     slice_columns: Sequence[str] = (),
     cluster: tuple[str, ...] = (),
-) -> Arena:
+) -> QueryGroup:
     """The group of these queries, which search the whole gallery of the data.
 
     Items of trained classes are in it: they are what a new model drags unseen queries towards.
@@ -86,7 +86,7 @@ def arena_of(
         column: [data.items[row].slices.get(column, "") for row in queries]
         for column in slice_columns
     }
-    return Arena(
+    return QueryGroup(
         name=name,
         queries=queries,
         gallery=gallery_rows(data),
@@ -137,44 +137,49 @@ def embed_rows(
     return features, ()
 
 
-def without(arena: Arena, bad: set[int]) -> Arena:
-    """The arena less the rows that could not be embedded."""
+def drop_rows(group: QueryGroup, bad: set[int]) -> QueryGroup:
+    """The group less the rows that could not be embedded."""
     if not bad:
-        return arena
-    keep = np.array([row not in bad for row in arena.queries], bool)
-    return Arena(
-        name=arena.name,
-        queries=arena.queries[keep],
-        gallery=as_rows(row for row in arena.gallery if row not in bad),
-        slices={name: mask[keep] for name, mask in arena.slices.items()},
-        cluster=arena.cluster,
+        return group
+    keep = np.array([row not in bad for row in group.queries], bool)
+    return QueryGroup(
+        name=group.name,
+        queries=group.queries[keep],
+        gallery=as_rows(row for row in group.gallery if row not in bad),
+        slices={name: mask[keep] for name, mask in group.slices.items()},
+        cluster=group.cluster,
     )
 
 
-def field_of(data: Dataset, arena: Arena, judged: Judged | None = None) -> Field:
-    """An arena in numbers; codes are shared by queries and gallery, in the order of the labels."""
-    ids = [data.items[row].id for row in arena.gallery]
-    position = {int(row): at for at, row in enumerate(arena.gallery)}
-    names = sorted({data.items[i].label for i in (*arena.queries, *arena.gallery)})
+def ground_truth(
+    data: Dataset, group: QueryGroup, judged: RelevancePairs | None = None
+) -> GroundTruth:
+    """What is relevant to the queries of a group.
+
+    Queries and gallery share their codes, in the order of the labels.
+    """
+    ids = [data.items[row].id for row in group.gallery]
+    position = {int(row): at for at, row in enumerate(group.gallery)}
+    names = sorted({data.items[i].label for i in (*group.queries, *group.gallery)})
     code = {name: at for at, name in enumerate(names)}
-    labels = as_rows(code[data.items[i].label] for i in arena.queries)
-    queries = [data.items[row].id for row in arena.queries]
-    units = drawn(labels, columns_of(data, arena.queries, arena.cluster), judged=judged is not None)
-    return Field(
+    labels = as_rows(code[data.items[i].label] for i in group.queries)
+    queries = [data.items[row].id for row in group.queries]
+    units = drawn(labels, columns_of(data, group.queries, group.cluster), judged=judged is not None)
+    return GroundTruth(
         classes=units.classes,
         query_labels=labels,
-        gallery_labels=as_rows(code[data.items[i].label] for i in arena.gallery),
-        self_row=as_rows(position.get(int(i), -1) for i in arena.queries),
+        gallery_labels=as_rows(code[data.items[i].label] for i in group.gallery),
+        self_row=as_rows(position.get(int(i), -1) for i in group.queries),
         judged=None if judged is None else judged_rows(judged, queries, ids),
-        half=half_of(ids),
-        slices=arena.slices,
+        half=reembedded_half(ids),
+        slices=group.slices,
         unit=units.unit,
-        columns=column_codes(labels, all_columns(data, arena.queries)),
+        columns=column_codes(labels, all_columns(data, group.queries)),
     )
 
 
 def judged_rows(
-    judged: Judged, queries: Sequence[str], gallery: Sequence[str]
+    judged: RelevancePairs, queries: Sequence[str], gallery: Sequence[str]
 ) -> tuple[Rows, Rows]:
     """Positions of the judged pairs whose query and item are both here; others have no effect."""
     query_at = {name: at for at, name in enumerate(queries)}
@@ -202,7 +207,7 @@ def same_dimension(old: int, new: int) -> None:
         )
 
 
-def union(arenas: Sequence[Arena], *, part: str) -> Rows:
+def union(groups: Sequence[QueryGroup], *, part: str) -> Rows:
     """Every row that queries (``part='queries'``) or is searched (``'gallery'``), once, sorted."""
-    parts = [getattr(arena, part) for arena in arenas]
+    parts = [getattr(group, part) for group in groups]
     return np.unique(np.concatenate(parts)) if parts else as_rows(())

@@ -8,12 +8,12 @@ from compatctl.core.arrays import Bools, Floats, ratio
 from compatctl.core.evidence import GroupEvidence
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, cmc
-from compatctl.evaluation.comparison import CURVE
-from compatctl.evaluation.group_runs import Trial
+from compatctl.evaluation.comparison import CMC_MAX_K
+from compatctl.evaluation.group_runs import GroupResult
 from compatctl.report import Group, TouchedRows
 
 
-def group_of(trial: Trial, policy: Policy) -> Group:
+def group_of(trial: GroupResult, policy: Policy) -> Group:
     """The numbers of one group, without the arrays behind them."""
     found, pairs = trial.evidence, _pairs(trial.evidence)
     both, flips = found.inequalities, found.flips
@@ -29,7 +29,7 @@ def group_of(trial: Trial, policy: Policy) -> Group:
             pair: {str(k): value for k, value in test.recall.items()}
             for pair, test in pairs.items()
         },
-        cmc={pair: tuple(map(float, cmc(test, CURVE))) for pair, test in pairs.items()},
+        cmc={pair: tuple(map(float, cmc(test, CMC_MAX_K))) for pair, test in pairs.items()},
         map_at_k={pair: test.map_at_k for pair, test in pairs.items()},
         map_k=found.old_old.map_k,
         negative_flips=flips.negative,

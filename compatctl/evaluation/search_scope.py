@@ -12,8 +12,8 @@ from compatctl.core.arrays import Bools, Rows
 from compatctl.core.evidence import DECIDING_GROUP
 from compatctl.core.gate import Measurement
 from compatctl.data import Dataset
-from compatctl.evaluation.group_runs import Trial
-from compatctl.evaluation.protocol import Arena
+from compatctl.evaluation.group_runs import GroupResult
+from compatctl.evaluation.protocol import QueryGroup
 from compatctl.evaluation.searched_gallery import Searched
 from compatctl.report import SearchedGallery
 
@@ -86,7 +86,7 @@ def stored_share(searched: SearchedGallery, *, has_store: bool) -> list[Measurem
     ]
 
 
-def left_out(trial: Trial) -> tuple[str, ...]:
+def left_out(trial: GroupResult) -> tuple[str, ...]:
     """The sentence about queries that lie in the gallery themselves, where there are such."""
     twins = int((~trial.kept).sum())
     if not twins:
@@ -98,7 +98,9 @@ def left_out(trial: Trial) -> tuple[str, ...]:
     )
 
 
-def warnings_of(searched: SearchedGallery, trial: Trial, arena: Arena) -> tuple[str, ...]:
+def warnings_of(
+    searched: SearchedGallery, trial: GroupResult, group: QueryGroup
+) -> tuple[str, ...]:
     """What a reader must know before he believes the figures of the group that decides."""
     found = list(left_out(trial))
     old = trial.evidence.old_old

@@ -22,9 +22,9 @@ from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.evaluation.clusters import all_columns, column_codes, columns_of, drawn
-from compatctl.evaluation.comparison import Field, half_of
+from compatctl.evaluation.comparison import GroundTruth, reembedded_half
 from compatctl.evaluation.ignored_rows import Column, shared_columns
-from compatctl.evaluation.protocol import Arena, Judged, judged_rows
+from compatctl.evaluation.protocol import QueryGroup, RelevancePairs, judged_rows
 from compatctl.progress import Progress, silent
 
 
@@ -128,20 +128,24 @@ class Searched:
         return found
 
     def truth(
-        self, data: Dataset, arena: Arena, judged: Judged | None, seen: TrainingRecord | None
-    ) -> Field:
-        """What is relevant to the arena's queries, and what nobody knows.
+        self,
+        data: Dataset,
+        group: QueryGroup,
+        judged: RelevancePairs | None,
+        seen: TrainingRecord | None,
+    ) -> GroundTruth:
+        """What is relevant to the group's queries, and what nobody knows.
 
         With ``judged`` pairs relevance is theirs alone, and a row that the data does not hold and
         that no pair names is of unknown relevance. ``seen`` says which rows were touched, for the
         group that decides.
         """
-        query_labels = as_rows(self._code[data.labels[row]] for row in arena.queries)
-        self_row = self.rows_of(data)[arena.queries]
+        query_labels = as_rows(self._code[data.labels[row]] for row in group.queries)
+        self_row = self.rows_of(data)[group.queries]
         pairs = asked = None
         unjudged = self.codes == NO_CLASS
         if judged is not None:
-            names = [data.items[row].id for row in arena.queries]
+            names = [data.items[row].id for row in group.queries]
             pairs = judged_rows(judged, names, self.ids)
             ever = {query for query, _ in judged}
             asked = np.array([name in ever for name in names], bool)
@@ -149,36 +153,36 @@ class Searched:
             unjudged = self.of_data < 0
             unjudged &= ~np.fromiter((one in named for one in self.ids), bool, len(self))
         touched = None
-        if seen is not None and arena.name == DECIDING_GROUP:
+        if seen is not None and group.name == DECIDING_GROUP:
             touched = self._touched(seen, query_labels, self_row, pairs)
-        columns = columns_of(data, arena.queries, arena.cluster)
+        columns = columns_of(data, group.queries, group.cluster)
         units = drawn(query_labels, columns, judged=judged is not None)
-        return Field(
+        return GroundTruth(
             classes=units.classes,
             query_labels=query_labels,
             gallery_labels=self.codes,
             self_row=self_row,
             judged=pairs,
             half=self.half,
-            slices=arena.slices,
+            slices=group.slices,
             unit=units.unit,
-            columns=column_codes(query_labels, all_columns(data, arena.queries)),
+            columns=column_codes(query_labels, all_columns(data, group.queries)),
             asked=asked,
             unjudged=unjudged if unjudged.any() else None,
             touched=touched,
             unseen_image=None if (self.of_data >= 0).all() else self.of_data < 0,
         )
 
-    def shared(self, data: Dataset, arena: Arena, names: Sequence[str]) -> dict[str, Column]:
-        """``shared_columns`` of the arena's queries and of the searched rows."""
-        return shared_columns(data, names, arena.queries, self.of_data)
+    def shared(self, data: Dataset, group: QueryGroup, names: Sequence[str]) -> dict[str, Column]:
+        """``shared_columns`` of the group's queries and of the searched rows."""
+        return shared_columns(data, names, group.queries, self.of_data)
 
     @cached_property
     def half(self) -> Bools:
         """(G,) about half of the rows whose image is at hand: the others cannot be re-embedded."""
         found = np.zeros(len(self), dtype=bool)
         here = np.flatnonzero(self.of_data >= 0)
-        found[here] = half_of(self.ids[row] for row in here)
+        found[here] = reembedded_half(self.ids[row] for row in here)
         return found
 
     def _touched(

@@ -12,8 +12,8 @@ from compatctl.core.policy import Policy
 from compatctl.evaluation.acceptance import shift_warnings, threshold_step
 from compatctl.evaluation.adaptive_resampling import Sampling
 from compatctl.evaluation.clusters import dependence_warnings, enough
-from compatctl.evaluation.group_runs import Trial
-from compatctl.evaluation.protocol import Judged
+from compatctl.evaluation.group_runs import GroupResult
+from compatctl.evaluation.protocol import RelevancePairs
 from compatctl.evaluation.report_entries import group_of
 from compatctl.files import write_atomic
 from compatctl.report import (
@@ -77,7 +77,7 @@ def verdict_fields(
     policy: Policy,
     verdict: Verdict,
     how: Sampling,
-    trials: Sequence[Trial],
+    trials: Sequence[GroupResult],
     next_steps: Mapping[str, str],
 ) -> dict[str, Any]:
     """The entries of a report that follow from the trials and the verdict."""
@@ -110,7 +110,7 @@ def write(report: Report, path: Path, outputs: Outputs) -> None:
             write_atomic(target, text(report))
 
 
-def lost_judgments(judged: Judged, trial: Trial) -> tuple[str, ...]:
+def lost_judgments(judged: RelevancePairs, trial: GroupResult) -> tuple[str, ...]:
     """A sentence where judgments name no held-out query or no gallery item: they had no effect."""
     lost = len(judged) - trial.n_judged
     return (f"{lost} of {len(judged)} judgments: not of held-out queries and gallery",) * (lost > 0)
@@ -127,7 +127,7 @@ def _evidence_step(stands: set[str], n_queries: int) -> str:
     return "; ".join(steps)
 
 
-def _own_step(policy: Policy, verdict: Verdict, trials: Sequence[Trial]) -> str:
+def _own_step(policy: Policy, verdict: Verdict, trials: Sequence[GroupResult]) -> str:
     """What to do where checks of one kind alone stand in the way; empty elsewhere."""
     stands = {check.name for check in verdict.checks if check.decides and check.outcome != "pass"}
     if stands == {"design_effect"}:

@@ -12,7 +12,7 @@ from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
-from compatctl.evaluation.comparison import Field, depths, retrieval_of_rows
+from compatctl.evaluation.comparison import GroundTruth, recall_ks, retrieval_of_rows
 from compatctl.evaluation.searched_gallery import Embedded, Searched
 from compatctl.progress import Progress
 
@@ -21,7 +21,7 @@ def chain_of(
     gallery: DeployedGallery,
     searched: Searched,
     data: Dataset,
-    where: Field,
+    truth: GroundTruth,
     *,
     asked: Rows,
     queries: Mapping[str, Vectors],
@@ -47,9 +47,9 @@ def chain_of(
         if own is None:
             encoder = Encoder.load(gallery.store.verified("models", sha256))
             own = Embedded.of(encoder, data, asked, progress=progress).at(asked)
-        part = where.part(rows)
+        part = truth.part(rows)
         own_test, new_test = (
-            retrieval_of_rows(part, one, searched.vectors, rows, depths(policy))
+            retrieval_of_rows(part, one, searched.vectors, rows, recall_ks(policy))
             for one in (own, new)
         )
         links.append(

@@ -17,9 +17,16 @@ from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
-from compatctl.evaluation.comparison import Field, retrieval
-from compatctl.evaluation.embedding import features_of, named
-from compatctl.evaluation.protocol import Arena, arena_of, embed_rows, field_of, query_rows, without
+from compatctl.evaluation.comparison import GroundTruth, retrieval
+from compatctl.evaluation.embedding import features_of, prefixed
+from compatctl.evaluation.protocol import (
+    QueryGroup,
+    drop_rows,
+    embed_rows,
+    ground_truth,
+    query_group,
+    query_rows,
+)
 from compatctl.progress import Progress
 
 
@@ -44,7 +51,7 @@ class Ground:
     """(Q, D)"""
     gallery: Vectors
     """(G, D)"""
-    where: Field
+    truth: GroundTruth
     skipped: tuple[str, ...]
     """Ids of items that were left out because their image does not decode"""
 
@@ -60,12 +67,12 @@ class Ground:
 
     def recall(self, queries: Vectors) -> float:
         """recall@1 on the deployed gallery of queries (Q, D), items themselves left out."""
-        return float(retrieval(self.where, queries, self.gallery, (1,), map_k=1).recall[1])
+        return float(retrieval(self.truth, queries, self.gallery, (1,), map_k=1).recall[1])
 
     def lifted_recall(self, through: Adapter) -> float:
         """recall@1 of the new model's queries on ``through`` of the gallery: (G, D) to (G, F)."""
         lifted = through(self.gallery)
-        return float(retrieval(self.where, self.queries, lifted, (1,), map_k=1).recall[1])
+        return float(retrieval(self.truth, self.queries, lifted, (1,), map_k=1).recall[1])
 
 
 def pair_rows(
@@ -107,18 +114,18 @@ def ground_of(
         InputError: no pair, or no validation query with an item of its class in the gallery; an
             image that does not decode, without ``skip_bad``.
     """
-    asking = arena_of("validation", data, query_rows(data, "validation"))
+    asking = query_group("validation", data, query_rows(data, "validation"))
     both = features_of(
         data,
-        [asking, Arena(name="pairs", queries=as_rows(()), gallery=pairs)],
+        [asking, QueryGroup(name="pairs", queries=as_rows(()), gallery=pairs)],
         encoders=(gallery.encoder, new),
         gallery=gallery,
         new_gallery=False,
         skip_bad=skip_bad,
         progress=progress,
     )
-    asking = without(asking, both.bad)
-    say = named(progress, "new model")
+    asking = drop_rows(asking, both.bad)
+    say = prefixed(progress, "new model")
     answers, bad = embed_rows(
         new, data, pairs, skip_bad=skip_bad, progress=say, into=both.new.query
     )
@@ -133,7 +140,7 @@ def ground_of(
         queries=both.new.query[asking.queries],
         old_queries=both.old.query[asking.queries],
         gallery=both.old.gallery[asking.gallery],
-        where=field_of(data, asking),
+        truth=ground_truth(data, asking),
         skipped=tuple(sorted({*bad, *(data.items[row].id for row in both.bad)})),
     )
     _refuse_empty(found)
@@ -147,9 +154,9 @@ def _refuse_empty(found: Ground) -> None:
             "gallery item",
             tip="give the gallery's own images as --data, by the ids that the store holds",
         )
-    where = found.where
-    sizes = np.bincount(where.gallery_labels, minlength=int(where.query_labels.max(initial=0)) + 1)
-    if not (sizes[where.query_labels] - (where.self_row >= 0) > 0).any():
+    truth = found.truth
+    sizes = np.bincount(truth.gallery_labels, minlength=int(truth.query_labels.max(initial=0)) + 1)
+    if not (sizes[truth.query_labels] - (truth.self_row >= 0) > 0).any():
         raise InputError(
             "there is no validation query with an item of its class in the gallery, to choose the "
             "map with",

@@ -17,8 +17,8 @@ from compatctl.deployment.gallery import stored_rows
 from compatctl.deployment.record_files import ModelHeader, find_record
 from compatctl.encoder import record_of
 from compatctl.evaluation.adaptive_resampling import sampling
-from compatctl.evaluation.ann import Asked
-from compatctl.evaluation.comparison import depths, mixed, retrieval
+from compatctl.evaluation.ann import AnnQueries
+from compatctl.evaluation.comparison import mixed, recall_ks, retrieval
 from compatctl.manifest import Catalog
 from compatctl.migration.rewrite_gate import HeldOut, deciding
 from compatctl.recipe import Project
@@ -79,7 +79,7 @@ def try_mixed(
     done: BulkEmbedding,
     queries: HeldOut,
     policy: Policy,
-) -> tuple[MixedTrial, Asked]:
+) -> tuple[MixedTrial, AnnQueries]:
     """Search both galleries exactly; all rows of the store (N, D) are in memory meanwhile, twice.
 
     ``have`` (N,): the rows that the query model embedded; ``rows`` (n,): those that ``done`` holds.
@@ -93,27 +93,27 @@ def try_mixed(
     old = stored_rows(store, store.manifest, catalog)
     new = old.copy()
     new[rows] = done.features_at(np.arange(len(rows)))
-    where, k = queries.field(catalog), policy.recall_at
-    before = retrieval(where, queries.features, old, depths(policy))
+    truth, k = queries.field(catalog), policy.recall_at
+    before = retrieval(truth, queries.features, old, recall_ks(policy))
     curve = [CurvePoint(share=float(have.mean()), recall=before.recall[k])]
     after, bias = before, 0.0
     for half in _stages(have, rows):
-        staged = replace(where, half=half)
+        staged = replace(truth, half=half)
         after, bias = mixed(staged, old, new, queries.features, policy)
         curve.append(CurvePoint(share=float(half.mean()), recall=after.recall[k]))
     how = sampling(policy, 0, 0, 0)
     gain = measure_mixed(
-        where.classes,
+        truth.classes,
         before,
         after,
         k=k,
         draw=how.draw,
         replicates=how.replicates,
-        unit=where.unit,
+        unit=truth.unit,
     )
     found = MixedTrial(
         n_queries=before.n_with_match,
-        n_classes=count_units(where.classes, before.has_match),
+        n_classes=count_units(truth.classes, before.has_match),
         recall_at=k,
         check=_judged(policy, gain),
         rank_bias=bias,

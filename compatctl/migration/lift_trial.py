@@ -18,8 +18,8 @@ from compatctl.data import Dataset
 from compatctl.deployment.gallery import stored_rows
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.evaluation.adaptive_resampling import sampling
-from compatctl.evaluation.ann import Asked
-from compatctl.evaluation.comparison import depths, retrieval
+from compatctl.evaluation.ann import AnnQueries
+from compatctl.evaluation.comparison import recall_ks, retrieval
 from compatctl.manifest import Catalog
 from compatctl.migration.rewrite_gate import HeldOut, deciding
 from compatctl.store import Store
@@ -60,7 +60,7 @@ def try_lift(
     old: HeldOut,
     new: HeldOut,
     policy: Policy,
-) -> tuple[LiftTrial, Asked]:
+) -> tuple[LiftTrial, AnnQueries]:
     """Search both galleries exactly; all rows of the store are in memory meanwhile, as they are
     (N, D) and mapped (N, F). ``old`` and ``new``: the same queries, by both models.
 
@@ -69,17 +69,17 @@ def try_lift(
     Raises:
         DamagedError: as ``stored_rows``.
     """
-    where, k = old.field(catalog), policy.recall_at
+    truth, k = old.field(catalog), policy.recall_at
     rows = stored_rows(store, store.manifest, catalog)
-    before = retrieval(where, old.features, rows, depths(policy))
+    before = retrieval(truth, old.features, rows, recall_ks(policy))
     rows = through(rows)
-    after = retrieval(where, new.features, rows, depths(policy))
+    after = retrieval(truth, new.features, rows, recall_ks(policy))
     both = through(old.features) + new.features
     both /= np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12)
     group = GroupEvidence(
         name=DECIDING_GROUP,
-        classes=where.classes,
-        unit=where.unit,
+        classes=truth.classes,
+        unit=truth.unit,
         old_old=before,
         new_old=after,
         where=WHERE,
@@ -91,7 +91,7 @@ def try_lift(
         recall_at=k,
         old_recall=before.recall[k],
         new_recall=after.recall[k],
-        fused_recall=retrieval(where, both, rows, (k,), map_k=1).recall[k],
+        fused_recall=retrieval(truth, both, rows, (k,), map_k=1).recall[k],
         verdict=judge(policy, measure(policy, group, how.draw, how.replicates)),
     )
     return found, new.asked(rows, catalog)

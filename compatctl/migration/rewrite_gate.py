@@ -14,9 +14,9 @@ from compatctl.data import Dataset
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError
-from compatctl.evaluation.ann import Asked, sample
+from compatctl.evaluation.ann import AnnQueries, sample
 from compatctl.evaluation.clusters import columns_of, drawn
-from compatctl.evaluation.comparison import Field
+from compatctl.evaluation.comparison import GroundTruth
 from compatctl.evaluation.groups import groups_of
 from compatctl.evaluation.ignored_rows import ignoring
 from compatctl.evaluation.options import VerifyOptions
@@ -82,7 +82,7 @@ class HeldOut:
             },
         )
 
-    def field(self, catalog: Catalog) -> Field:
+    def field(self, catalog: Catalog) -> GroundTruth:
         """These queries, and all rows of the store: what is relevant to what.
 
         A row's class is that of the data; the catalogue's for an item that the data does not hold.
@@ -95,7 +95,7 @@ class HeldOut:
         row_of = {item: row for row, item in enumerate(catalog.ids)}
         labels = as_rows(code[name] for name in self.classes)
         units = drawn(labels, self.cluster)
-        where = Field(
+        truth = GroundTruth(
             classes=units.classes,
             unit=units.unit,
             query_labels=labels,
@@ -106,11 +106,11 @@ class HeldOut:
             name: ([of[item] for item in self.ids], [of.get(item, "") for item in catalog.ids])
             for name, of in self.columns.items()
         }
-        return ignoring(where, shared)
+        return ignoring(truth, shared)
 
-    def asked(self, rows: Vectors, catalog: Catalog) -> Asked:
+    def asked(self, rows: Vectors, catalog: Catalog) -> AnnQueries:
         """A sample of the queries, to try an index of ``rows`` (N, D), the catalogue's, with."""
-        return Asked.of(self.features[sample(len(self.ids))], rows, catalog.keys)
+        return AnnQueries.of(self.features[sample(len(self.ids))], rows, catalog.keys)
 
 
 def deciding(data: Dataset, seen: TrainingRecord | None) -> Rows:
@@ -120,7 +120,7 @@ def deciding(data: Dataset, seen: TrainingRecord | None) -> Rows:
     Raises:
         InputError: there is a record, and a query's image cannot be read.
     """
-    return groups_of(data, seen, VerifyOptions(allow_seen=True)).arenas[0].queries
+    return groups_of(data, seen, VerifyOptions(allow_seen=True)).query_groups[0].queries
 
 
 def need_queries(n: int, *, forced_reason: str | None, without: str) -> None:

@@ -22,7 +22,7 @@ from compatctl.core.fusion import fuse_rows
 from compatctl.core.hash_order import hash_key
 from compatctl.data import Dataset
 from compatctl.evaluation.clusters import columns_of, drawn
-from compatctl.evaluation.comparison import Field
+from compatctl.evaluation.comparison import GroundTruth
 from compatctl.evaluation.ignored_rows import ignoring, shared_columns
 from compatctl.migration.adapters import KINDS, every_map
 from compatctl.migration.selection import Chooser, Chosen, Fold, Measured, Option, each
@@ -71,7 +71,7 @@ class Ground:
         return as_rows(self.row_of[item] for item in self.reference.gallery_ids)
 
     @cached_property
-    def where(self) -> Field:
+    def truth(self) -> GroundTruth:
         """Queries and gallery in numbers."""
         names: dict[str, int] = {}
         gallery = {item: at for at, item in enumerate(self.reference.gallery_ids)}
@@ -79,7 +79,7 @@ class Ground:
             names[label] = len(names)
         labels = as_rows(names[self.data.labels[i]] for i in self.asked)
         units = drawn(labels, columns_of(self.data, self.asked, self.cluster))
-        where = Field(
+        known = GroundTruth(
             classes=units.classes,
             unit=units.unit,
             query_labels=labels,
@@ -87,7 +87,7 @@ class Ground:
             self_row=as_rows(gallery.get(self.data.ids[i], -1) for i in self.asked),
         )
         shared = shared_columns(self.data, self.ignore_same, self.asked, self.gallery)
-        return ignoring(where, shared)
+        return ignoring(known, shared)
 
     @property
     def _labels(self) -> tuple[str, ...]:
@@ -114,11 +114,11 @@ class Ground:
 
     def has_match(self) -> Bools:
         """(Q,) whether the gallery holds another item of the query's class, which counts."""
-        where = self.where
-        sizes = np.bincount(where.gallery_labels, minlength=int(where.query_labels.max()) + 1)
-        left = sizes[where.query_labels] - (where.self_row >= 0)
-        for query, row in () if where.ignored is None else where.ignored.blocks():
-            left -= np.bincount(query[where.self_row[query] != row], minlength=len(left))
+        truth = self.truth
+        sizes = np.bincount(truth.gallery_labels, minlength=int(truth.query_labels.max()) + 1)
+        left = sizes[truth.query_labels] - (truth.self_row >= 0)
+        for query, row in () if truth.ignored is None else truth.ignored.blocks():
+            left -= np.bincount(query[truth.self_row[query] != row], minlength=len(left))
         return np.asarray(left > 0)
 
 
@@ -136,7 +136,7 @@ def measure(
         InputError: see ``train.train``.
     """
     stored = ground.reference.gallery_features
-    pick = Chooser(has_match=ground.has_match(), where=ground.where, folds=tuple(folds))
+    pick = Chooser(has_match=ground.has_match(), truth=ground.truth, folds=tuple(folds))
     old = Option(queries=ground.old(ground.asked), gallery=stored, encoders=("old",))
     heads = pick(_heads(ground, progress))
     tuned = fit(ground, ground.recipe, ground.reference, progress).option(stored)

@@ -21,13 +21,13 @@ from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
 from compatctl.evaluation.comparison import (
     MAP_K,
-    Field,
-    Sides,
-    depths,
+    GroundTruth,
+    PairedEmbeddings,
+    recall_ks,
     retrieval,
     retrieval_by_part,
 )
-from compatctl.evaluation.group_runs import Trial, run
+from compatctl.evaluation.group_runs import GroupResult, compare
 
 if TYPE_CHECKING:
     from compatctl.recipe import Recipe
@@ -87,26 +87,28 @@ class Measured:
     seconds: float
     recipe: Recipe | None
 
-    def retrieval(self, where: Field, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
+    def retrieval(self, truth: GroundTruth, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
         """recall@k and mAP of its queries, ``where`` in numbers."""
-        return retrieval_by_part(where, self.queries, self.searched, ks, map_k)
+        return retrieval_by_part(truth, self.queries, self.searched, ks, map_k)
 
-    def trial(self, where: Field, old: Vectors, stored: Vectors, policy: Policy) -> Trial:
+    def trial(
+        self, truth: GroundTruth, old: Vectors, stored: Vectors, policy: Policy
+    ) -> GroupResult:
         """Beside old queries (Q, D) on the stored gallery (G, D), as ``verify`` puts it; where the
         gallery is rewritten, without the inequalities, which are about the stored vectors."""
         if self.rewritten == 0.0:
-            sides = Sides(
+            embeddings = PairedEmbeddings(
                 old_queries=old, new_queries=self.queries, old_gallery=stored, new_gallery=None
             )
-            return run(DECIDING_GROUP, where, sides, policy)
+            return compare(DECIDING_GROUP, truth, embeddings, policy)
         evidence = GroupEvidence(
             name=DECIDING_GROUP,
-            classes=where.classes,
-            unit=where.unit,
-            old_old=retrieval(where, old, stored, depths(policy)),
-            new_old=self.retrieval(where, depths(policy)),
+            classes=truth.classes,
+            unit=truth.unit,
+            old_old=retrieval(truth, old, stored, recall_ks(policy)),
+            new_old=self.retrieval(truth, recall_ks(policy)),
         )
-        return Trial(evidence=evidence, kept=np.ones(len(self.queries), dtype=bool))
+        return GroupResult(evidence=evidence, kept=np.ones(len(self.queries), dtype=bool))
 
     def asked(self, rows: Bools) -> Measured:
         """The route with no other queries than these (Q,)."""
@@ -122,7 +124,7 @@ class Chooser:
     judged in one of them.
     """
 
-    where: Field
+    truth: GroundTruth
     has_match: Bools
     folds: tuple[Fold, ...]
 
@@ -174,7 +176,7 @@ class Chooser:
         began, best = time.monotonic(), dict[int, tuple[int, Option]]()
         choosing = self._choosing
         for option in options:
-            right = retrieval(self.where, option.queries, option.gallery, (1,), map_k=1).hit1
+            right = retrieval(self.truth, option.queries, option.gallery, (1,), map_k=1).hit1
             for at in mine:
                 found = int((right & choosing[at]).sum())
                 if at not in best or found > best[at][0]:

@@ -13,7 +13,7 @@ from compatctl.core.gate import judge
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import NEVER, Retrieval
 from compatctl.evaluation.adaptive_resampling import LONG, sampling, verdict_of
-from compatctl.evaluation.group_runs import Trial
+from compatctl.evaluation.group_runs import GroupResult
 
 POLICY = Policy(min_queries=1, different_class_margin=None, max_design_effect=None, replicates=999)
 CLASSES, SIZE, SEEDS = 60, 6, 3
@@ -46,7 +46,7 @@ def trial(seed, gain=0.09):
     evidence = GroupEvidence(
         name="unseen", classes=classes, old_old=retrieval(old), new_old=retrieval(new)
     )
-    return Trial(evidence=evidence, kept=np.ones(len(evidence.classes), bool))
+    return GroupResult(evidence=evidence, kept=np.ones(len(evidence.classes), bool))
 
 
 def borderline(n):
