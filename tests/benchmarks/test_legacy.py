@@ -187,7 +187,7 @@ def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(ground: Gro
     """Rows of items that anchored stay as they were stored, the others are the model's own."""
     everyone = np.ones(len(ground.asked), bool)
     fold = (everyone, everyone)
-    pick = Chooser(where=ground.where, has_match=ground.has_match(), folds=(fold,))
+    pick = Chooser(truth=ground.truth, has_match=ground.has_match(), folds=(fold,))
     fitted = routes.fit(ground, ground.recipe, ground.reference)
     made = fitted.option(ground.reference.gallery_features)
     tuned = pick.measured("finetune", pick.only(made))

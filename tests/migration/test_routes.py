@@ -131,7 +131,7 @@ def test_every_route_is_measured(ground: Ground, measured: dict[str, Measured]) 
         assert sum(part.sum() for part, _ in one.searched) == len(one.queries)
         for _, gallery in one.searched:
             assert (one.rewritten == 0.0) == np.array_equal(gallery, stored)
-        found = one.retrieval(ground.where, (1,), map_k=1)
+        found = one.retrieval(ground.truth, (1,), map_k=1)
         assert found.recall[1] == pytest.approx(_recall(ground, one))
     assert _recall(ground, measured["re-embed"]) > _recall(ground, measured["keep"]) + 0.1
     assert _recall(ground, measured["naive swap"]) < _recall(ground, measured["bridge"])
@@ -196,7 +196,7 @@ def test_no_route_looks_at_the_queries_that_it_is_judged_by(
         for row, label in zip(rows, rng.permutation([items[i].label for i in rows]), strict=True):
             items[row] = replace(items[row], label=str(label))
         other = replace(ground, data=replace(ground.data, items=tuple(items)))
-        assert (other.where.query_labels != ground.where.query_labels)[judged].any()
+        assert (other.truth.query_labels != ground.truth.query_labels)[judged].any()
         for one in routes.measure(other, [(choosing, judged)], baselines=True):
             before = measured[one.name]
             assert np.array_equal(one.queries[judged], before.queries[judged]), one.name
@@ -212,26 +212,26 @@ def test_what_is_judged_does_not_choose(ground: Ground) -> None:
         Option(queries=old, gallery=stored, setting="a"),
         Option(queries=_unit(old + rng.standard_normal(old.shape)), gallery=stored, setting="b"),
     ]
-    pick = Chooser(where=ground.where, has_match=ground.has_match(), folds=((first, second),))
+    pick = Chooser(truth=ground.truth, has_match=ground.has_match(), folds=((first, second),))
     plain = pick.measured("x", pick(options))
     assert plain.setting == "a"
     assert np.array_equal(plain.queries[second], old[second])
-    labels = ground.where.query_labels.copy()
+    labels = ground.truth.query_labels.copy()
     labels[second] = rng.permutation(labels[second])
-    other = replace(pick, where=replace(ground.where, query_labels=labels))
+    other = replace(pick, truth=replace(ground.truth, query_labels=labels))
     again = other.measured("x", other(options))
     assert np.array_equal(again.queries[second], plain.queries[second])
-    wrong = ground.where.query_labels.copy()
+    wrong = ground.truth.query_labels.copy()
     nearest = np.argmax(options[1].queries @ stored.T, axis=1)
-    wrong[first] = ground.where.gallery_labels[nearest[first]]
-    turned = replace(pick, where=replace(ground.where, query_labels=wrong))
+    wrong[first] = ground.truth.gallery_labels[nearest[first]]
+    turned = replace(pick, truth=replace(ground.truth, query_labels=wrong))
     assert turned.measured("x", turned(options)).setting == "b"
 
 
 def test_each_choice_goes_on_with_its_own(ground: Ground) -> None:
     """A second choice starts from what the same queries chose first, not from the other half's."""
     (first, second), stored = _folds(ground)[0], ground.reference.gallery_features
-    pick = Chooser(where=ground.where, has_match=ground.has_match(), folds=tuple(_folds(ground)))
+    pick = Chooser(truth=ground.truth, has_match=ground.has_match(), folds=tuple(_folds(ground)))
     old = ground.old(ground.asked)
     lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
     halves = [
@@ -278,7 +278,7 @@ def test_a_backfill_goes_on_with_the_route_that_finds_more(
 
 def test_a_backfill_is_of_finetune_where_fusing_finds_no_more(ground: Ground) -> None:
     """Equal on the queries that choose, the route with one encoder is taken; worse, too."""
-    pick = Chooser(where=ground.where, has_match=ground.has_match(), folds=tuple(_folds(ground)))
+    pick = Chooser(truth=ground.truth, has_match=ground.has_match(), folds=tuple(_folds(ground)))
     old, stored = ground.old(ground.asked), ground.reference.gallery_features
     tuned = Option(queries=old, gallery=stored, made=stored[::-1])
     lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
@@ -306,15 +306,15 @@ def test_the_gate_judges_lift_by_what_each_model_finds_on_its_own_gallery(
 ) -> None:
     """Rows and queries of a space of their own pass if they find all; the same rows mixed up fail;
     with the old model's rows and queries there is nothing to tell."""
-    where = ground.where
+    truth = ground.truth
     ours = np.eye(CLASSES, dtype=np.float32)
     everyone = np.ones(len(ground.asked), bool)
-    gallery = ours[where.gallery_labels]
+    gallery = ours[truth.gallery_labels]
     keep, lift = measured["keep"], measured["lift"]
     policy = replace(load_policy("default"), min_queries=60, min_classes=16)
     for queries, searched, word in (
-        (ours[where.query_labels], gallery, "pass"),
-        (ours[where.query_labels], np.roll(gallery, 1, axis=1), "fail"),
+        (ours[truth.query_labels], gallery, "pass"),
+        (ours[truth.query_labels], np.roll(gallery, 1, axis=1), "fail"),
         (keep.queries, ground.reference.gallery_features, "inconclusive"),
     ):
         tried = replace(lift, queries=queries, searched=((everyone, searched),))
@@ -367,7 +367,7 @@ def test_what_shares_a_column_is_left_out_of_every_route(ground: Ground) -> None
     asking = replace(ground, data=data, ignore_same=("day",))
     stored = [data.items[row] for row in asking.gallery]
     found = retrieval(
-        asking.where, asking.old(asking.asked), asking.reference.gallery_features, (1,), map_k=1
+        asking.truth, asking.old(asking.asked), asking.reference.gallery_features, (1,), map_k=1
     )
     has_match = asking.has_match()
     scores = asking.old(asking.asked) @ asking.reference.gallery_features.T
