@@ -21,7 +21,7 @@ from compatctl.deployment.gallery import index_params, load_query_model, open_in
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.evaluation.protocol import gallery_rows
 from compatctl.index import HnswIndex, rebuilt
-from compatctl.manifest import Catalog, Manifest
+from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -167,7 +167,7 @@ class _AddPlan:
             index = open_index(store, manifest, fresh=True, room=n)
         else:
             index = rebuilt(
-                store.verified("indexes", manifest.index.sha256, fresh=True),
+                store.verified_path("indexes", manifest.index.sha256, fresh=True),
                 index_params(manifest.index),
                 manifest.index.count,
                 keys=store.catalog().keys[self.changed_at],
@@ -192,7 +192,7 @@ def _commit(store: Store, grown: list[HnswIndex], plan: _AddPlan) -> Manifest:
     once is an item again."""
     manifest = store.manifest
     model, info = manifest.query_model, manifest.index
-    with store.transaction(manifest, operation="add") as tx:
+    with store.transaction(manifest, operation=Operation.ADD) as tx:
         if grown:
             count = len(grown[0])
             info = replace(info, count=count, sha256=tx.put("indexes", grown[0].save))
@@ -202,9 +202,9 @@ def _commit(store: Store, grown: list[HnswIndex], plan: _AddPlan) -> Manifest:
         changes = dict[str, str]()
         erased = store.erasures()
         if erased is not None and (again := erased.holding(plan.new.ids)):
-            changes["erased"] = tx.put("erasures", erased.without(again).write)
+            changes["erasures"] = tx.put("erasures", erased.without(again).write)
         return tx.commit(
-            operation="add",
+            operation=Operation.ADD,
             created_at=utc_now(),
             index=info,
             catalog=tx.put("catalogs", catalog.write),

@@ -21,7 +21,7 @@ from compatctl.deployment.gallery import index_params, load_query_model
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, rebuilt
-from compatctl.manifest import Catalog, Manifest
+from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.migration import rewrite_gate
 from compatctl.migration.backfill_selection import Chosen, Wanted, order_of
 from compatctl.migration.backfill_trial import MixedTrial, held_out, try_mixed
@@ -238,7 +238,7 @@ class _Work:
         """The index with ``rows`` (n,) of the catalogue replaced; all of the old one is read."""
         info = self.store.manifest.index
         return rebuilt(
-            self.store.verified("indexes", info.sha256, fresh=True),
+            self.store.verified_path("indexes", info.sha256, fresh=True),
             index_params(info),
             info.count,
             keys=self.catalog.keys[rows],
@@ -283,13 +283,13 @@ def _commit(
     model = manifest.query_model
     why = result.forced_reason
     reasons = [manifest.forced_reason, why and f"backfill: {why}"]
-    with store.transaction(manifest, operation="backfill") as tx:
+    with store.transaction(manifest, operation=Operation.BACKFILL) as tx:
         sha256 = tx.put("indexes", built[0].save)
         built.clear()
         catalog = store.catalog().reassigned(rows, model, digests)
         counts = catalog.counts()
         return tx.commit(
-            operation="backfill",
+            operation=Operation.BACKFILL,
             created_at=utc_now(),
             index=replace(manifest.index, sha256=sha256, ef_search=result.ef_search),
             catalog=tx.put("catalogs", catalog.write),

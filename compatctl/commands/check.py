@@ -14,8 +14,9 @@ from compatctl.errors import CompatError
 from compatctl.evaluation.attempts import lost_attempts, put_back
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import CheckReport, collect
+from compatctl.store import CheckReport
 from compatctl.store import check as check_files
+from compatctl.store import gc as run_gc
 
 _UNFINISHED = (
     "a removal was killed before it had deleted every file that held the removed items: "
@@ -74,4 +75,4 @@ def check(
         return found
     if lost:
         put_back(store)  # before a report goes that knows of them
-    return collect(store, keep=keep, at=utc_now(), deep=False)
+    return run_gc(store, keep=keep, at=utc_now(), deep=False)

@@ -22,7 +22,7 @@ from compatctl.errors import EvidenceError, GateError, InputError, UsageError
 from compatctl.evaluation.attempts import refuse_uncounted
 from compatctl.evaluation.question import refuse_other_question
 from compatctl.files import sha256_bytes
-from compatctl.manifest import Manifest, ModelShare
+from compatctl.manifest import Manifest, ModelShare, Operation
 from compatctl.recipe import Project, load_policy
 from compatctl.report import VerifiedReport, policy_sha256, read_report, refuse_other_signature
 from compatctl.store import Store, rolled_back
@@ -120,9 +120,9 @@ def _commit(  # noqa: PLR0917
 ) -> None:
     manifest = store.manifest
     known = as_proven(manifest, bound.report if bound and result.forced_reason is None else None)
-    with store.transaction(manifest, operation="deploy") as tx:
+    with store.transaction(manifest, operation=Operation.DEPLOY) as tx:
         tx.commit(
-            operation="deploy",
+            operation=Operation.DEPLOY,
             created_at=utc_now(),
             query_model=result.query_model,
             index=replace(manifest.index, ef_search=result.ef_search),

@@ -307,7 +307,7 @@ def registry_of(gallery: DeployedGallery) -> tuple[Registry | None, int | None]:
     sha256 = gallery.manifest.registry
     if sha256 is None:
         return None, None
-    path = gallery.store.verified("registries", sha256)
+    path = gallery.store.verified_path("registries", sha256)
     registry = Registry.from_json(path.read_text(encoding="utf-8"))
     return registry, registry.K
 

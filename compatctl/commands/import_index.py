@@ -37,7 +37,7 @@ from compatctl.index import (
     live,
     read_header,
 )
-from compatctl.manifest import Catalog
+from compatctl.manifest import Catalog, Operation
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -216,7 +216,7 @@ class _Work:
             sha256=source.sha256,
             params=source.index.params,
             catalog=self.catalog,
-            operation="import",
+            operation=Operation.IMPORT,
             proven=proven,
         )
 
@@ -224,9 +224,9 @@ class _Work:
 def _believed(store: Store, catalog: Catalog) -> int:
     """Mark rows that were adopted unseen as compared; the generation."""
     manifest = store.manifest
-    with store.transaction(manifest, operation="import") as tx:
+    with store.transaction(manifest, operation=Operation.IMPORT) as tx:
         after = tx.commit(
-            operation="import",
+            operation=Operation.IMPORT,
             created_at=utc_now(),
             catalog=tx.put("catalogs", catalog.write),
             models=tuple(replace(one, proven=True) for one in manifest.models),

@@ -24,7 +24,7 @@ from compatctl.errors import InputError
 from compatctl.evaluation.protocol import gallery_rows
 from compatctl.files import write_atomic
 from compatctl.index import HnswIndex, HnswParams
-from compatctl.manifest import Catalog
+from compatctl.manifest import Catalog, Operation
 from compatctl.progress import Progress, silent
 from compatctl.recipe import PROJECT_FILE, Project
 from compatctl.store import Store
@@ -113,7 +113,7 @@ def init(
             index=index.save,
             params=params,
             catalog=catalog,
-            operation="init",
+            operation=Operation.INIT,
         )
         sha256 = made.index.sha256
         _scaffold(project)

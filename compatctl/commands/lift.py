@@ -24,7 +24,7 @@ from compatctl.encoder import refuse_unsteady
 from compatctl.errors import UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, mapped
-from compatctl.manifest import Manifest
+from compatctl.manifest import Manifest, Operation
 from compatctl.migration import rewrite_gate
 from compatctl.migration.adapters import AUTO, Fitted, check_asked, fit
 from compatctl.migration.alignment import Ground, ground_of, pair_rows
@@ -35,7 +35,7 @@ from compatctl.migration.rewrite_gate import HeldOut, Outcome
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import policy_sha256
-from compatctl.store import Store, space_of
+from compatctl.store import Store, embedding_space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ class _Work:
         """The new index; all of the old one is read."""
         info = self.store.manifest.index
         return mapped(
-            self.store.verified("indexes", info.sha256, fresh=True),
+            self.store.verified_path("indexes", info.sha256, fresh=True),
             index_params(info),
             info.count,
             through=plan.fitted.through,
@@ -197,7 +197,7 @@ class _Work:
         """The next generation. ``built`` holds the index, and is emptied before the catalogue is
         read. What was known of the old space (class registry, report) does not hold any more."""
         manifest = self.store.manifest
-        with self.store.transaction(manifest, operation="lift") as tx:
+        with self.store.transaction(manifest, operation=Operation.LIFT) as tx:
             sha256 = tx.put("indexes", built[0].save)
             built.clear()
             shares = {one.told.of: one.candidate.put(tx, rows=one.told.rows) for one in plan.owners}
@@ -205,7 +205,7 @@ class _Work:
                 {model: share.sha256 for model, share in shares.items()}
             )
             return tx.commit(
-                operation="lift",
+                operation=Operation.LIFT,
                 created_at=utc_now(),
                 query_model=result.query_model,
                 index=replace(
@@ -258,7 +258,7 @@ def _is_lifted(store: Store, sha256: str) -> bool:
     """Whether the gallery is in the space of the model with this digest, by an earlier lift."""
     if store.manifest.query_model != sha256:
         return False
-    at = space_of(store, store.manifest)
+    at = embedding_space(store, store.manifest)
     return at > 0 and store.generation(at).query_model == sha256
 
 

@@ -10,7 +10,7 @@ from compatctl.errors import UsageError
 from compatctl.manifest import Manifest
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import Store, restore, rollback_plan, space_of
+from compatctl.store import Store, embedding_space, restore, rollback_plan
 
 if TYPE_CHECKING:
     from compatctl.deployment.carry_over import AddedItemsPolicy
@@ -135,7 +135,9 @@ def _roll_back_gallery(
 
     added = AddedItems.since(store, target)
     known, foreign = len(added.known), len(added.foreign)
-    if policy == "keep" and space_of(store, store.manifest) != space_of(store, target):
+    if policy == "keep" and embedding_space(store, store.manifest) != embedding_space(
+        store, target
+    ):
         raise UsageError(
             f"the gallery was lifted between generation {target.generation} and now: the query "
             f"model of generation {target.generation} cannot search the current rows",

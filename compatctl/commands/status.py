@@ -19,8 +19,8 @@ class Status:
         proven: false if adopted rows were never compared with their model's embeddings.
         calibrated: ``search`` maps the query model's scores to the scale of an earlier model.
         head: digest of the generation; it pins every earlier one.
-        oldest: the first generation that can be restored.
-        whole_from: the first generation whose gallery can be restored. Items were erased after
+        oldest_restorable: the first generation that can be restored.
+        oldest_gallery: the first generation whose gallery can be restored. Items were erased after
             the generations before it.
     """
 
@@ -42,8 +42,8 @@ class Status:
     proven: bool
     calibrated: bool
     head: str
-    oldest: int
-    whole_from: int
+    oldest_restorable: int
+    oldest_gallery: int
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -80,6 +80,6 @@ def status(project: Project) -> Status:
         proven=all(model.proven for model in manifest.models if model.rows),
         calibrated=manifest.calibration is not None,
         head=manifest_digest(manifest),
-        oldest=manifest.oldest,
-        whole_from=manifest.whole_from,
+        oldest_restorable=manifest.oldest_restorable,
+        oldest_gallery=manifest.oldest_gallery,
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
-from compatctl.files import clear_errors
+from compatctl.files import os_errors
 from compatctl.index import HnswIndex
 from compatctl.manifest import DIGEST_BYTES
 from compatctl.progress import Progress, silent
@@ -73,7 +73,7 @@ class BulkEmbedding:
             result.bad += [item.id for item in embedded.bad]
             result.rows += part[embedded.rows].tolist()
             result.digests += embedded.digests.tobytes()
-            with clear_errors("writing", Path("features, to a temporary file")):
+            with os_errors("writing", Path("features, to a temporary file")):
                 result.file.write(embedded.features.tobytes())
             progress("items embedded", len(result.rows) + len(result.bad), len(items))
         return result

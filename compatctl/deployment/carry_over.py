@@ -13,10 +13,10 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import load_query_model, open_index
 from compatctl.deployment.project import utc_now
 from compatctl.errors import ConflictError, UsageError
-from compatctl.manifest import Catalog, Manifest, unknown_digests
+from compatctl.manifest import Catalog, Manifest, Operation, unknown_digests
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import OF_THE_MODEL, Store, space_of
+from compatctl.store import MODEL_FIELDS, Store, embedding_space
 
 AddedItemsPolicy = Literal["auto", "keep", "drop"]
 """What happens to items that were added after the generation that a rollback restores."""
@@ -89,12 +89,12 @@ def rollback_query_model(store: Store, target: Manifest) -> Manifest:
     rows = sum(model.rows for model in current.models if model.sha256 == share.sha256)
     others = [m for m in current.models if m.rows > 0 and m.sha256 != share.sha256]
     ef_search = max(current.index.ef_search, target.index.ef_search)
-    restored = {name: getattr(target, name) for name in OF_THE_MODEL}
-    if target.generation < current.whole_from:
+    restored = {name: getattr(target, name) for name in MODEL_FIELDS}
+    if target.generation < current.oldest_gallery:
         restored |= {"memory": current.memory, "query_model": share.sha256}
-    with store.transaction(current, operation="rollback") as tx:
+    with store.transaction(current, operation=Operation.ROLLBACK) as tx:
         return tx.commit(
-            operation="rollback",
+            operation=Operation.ROLLBACK,
             created_at=utc_now(),
             restores=target.generation,
             index=replace(current.index, ef_search=ef_search),
@@ -116,7 +116,7 @@ def rollback_after_erasure(
     """
     current = store.manifest
     models = {model.sha256 for model in target.models}
-    models |= {entry.model.sha256 for entry in current.stand_ins if entry.of in models}
+    models |= {entry.model.sha256 for entry in current.stand_ins if entry.replaces in models}
     foreign = sum(model.rows for model in current.models if model.sha256 not in models)
     reason = f"items were erased since generation {target.generation}, and its gallery with them"
     if policy == "drop":
@@ -124,7 +124,7 @@ def rollback_after_erasure(
             f"{reason}: there is nothing to drop rows for",
             tip="--added keep restores its query model over the current rows",
         )
-    if space_of(store, current) != space_of(store, target):
+    if embedding_space(store, current) != embedding_space(store, target):
         raise UsageError(
             f"{reason}; the gallery was lifted in between: its query model cannot search the "
             "current rows",
@@ -168,17 +168,17 @@ def rollback_with_items(
     catalog = _extended(earlier, added, target.query_model, digests)
     index = open_index(store, target, fresh=True, room=len(kept) + len(vectors))
     index.add(np.concatenate([kept, vectors]), catalog.keys[len(earlier) :], progress)
-    with store.transaction(store.manifest, operation="rollback") as tx:
+    with store.transaction(store.manifest, operation=Operation.ROLLBACK) as tx:
         sha256 = tx.put("indexes", index.save)
         counts = catalog.counts()
         return tx.commit(
-            operation="rollback",
+            operation=Operation.ROLLBACK,
             created_at=utc_now(),
             restores=target.generation,
             index=replace(target.index, count=len(index), sha256=sha256),
             catalog=tx.put("catalogs", catalog.write),
             models=tuple(replace(m, rows=counts.get(m.sha256, 0)) for m in target.models),
-            **{name: getattr(target, name) for name in OF_THE_MODEL},
+            **{name: getattr(target, name) for name in MODEL_FIELDS},
         )
 
 

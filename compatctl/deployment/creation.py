@@ -15,7 +15,7 @@ from compatctl.deployment.project import utc_now
 from compatctl.errors import ConflictError, InputError
 from compatctl.files import sha256_bytes
 from compatctl.index import HnswParams
-from compatctl.manifest import Catalog, IndexInfo, Manifest, unknown_digests
+from compatctl.manifest import Catalog, IndexInfo, Manifest, Operation, unknown_digests
 from compatctl.store import Store
 
 
@@ -73,7 +73,7 @@ def existing_store(path: Path, operation: str, model: str) -> Store | None:
     store = Store.open(path)
     manifest = store.manifest
     # comparing what an earlier import adopted without a comparison makes a second generation
-    first = manifest.generation == 1 or operation == "import"
+    first = manifest.generation == 1 or operation == Operation.IMPORT
     if not first or (manifest.operation, manifest.query_model) != (operation, model):
         raise InputError(
             f"{path} is already a store, at generation {manifest.generation} "

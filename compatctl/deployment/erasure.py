@@ -50,7 +50,7 @@ class Traces:
 
 def whole_generations(store: Store) -> tuple[Manifest, ...]:
     """The generations whose galleries and memories are kept, oldest first."""
-    first = max(store.manifest.oldest, store.manifest.whole_from)
+    first = max(store.manifest.oldest_restorable, store.manifest.oldest_gallery)
     return tuple(manifest for manifest in store.history() if manifest.generation >= first)
 
 
@@ -67,7 +67,7 @@ def traces_of(store: Store, ids: frozenset[str]) -> Traces:
         rows = [row for row, item in enumerate(catalog.ids) if item in ids]
         found.update(catalog.ids[row] for row in rows)
         if rows:
-            path = store.verified("indexes", info.sha256, fresh=True)
+            path = store.verified_path("indexes", info.sha256, fresh=True)
             vectors = read_rows(path, index_params(info), info.count, catalog.keys[rows])
             marks.append(marks_of_rows(vectors))
     for manifest in {m.memory: m for m in whole_generations(store)}.values():
@@ -93,7 +93,7 @@ def removed_vectors(
         InputError: nothing identifies a row.
         DamagedError: the model or a gallery is missing or damaged.
     """
-    path = store.verified("models", sha256)
+    path = store.verified_path("models", sha256)
     tables = held_vectors(path.read_bytes(), path)
     masks = {table.name: np.isin(marks_of_rows(table.vectors), marks) for table in tables}
     ours = [table for table in tables if table.ours]
@@ -126,7 +126,7 @@ def in_gallery(
     store: Store, manifest: Manifest, marks: Checksums, *, but: NDArray[np.uint64] | None = None
 ) -> NDArray[np.bool_]:
     """Which marks (n,) belong to a row of a generation's gallery, keys ``but`` (m,) left out."""
-    path, info = store.verified("indexes", manifest.index.sha256), manifest.index
+    path, info = store.verified_path("indexes", manifest.index.sha256), manifest.index
     return held_marks(path, index_params(info), info.count, marks, but=but)
 
 
@@ -180,7 +180,7 @@ def erasure_problems(store: Store) -> list[str]:
     Raises:
         DamagedError: a file is missing or changed.
     """
-    if store.manifest.erased is None:
+    if store.manifest.erasures is None:
         return []
     problems = []
     for manifest in _galleries(store):
@@ -200,7 +200,7 @@ def erasure_problems(store: Store) -> list[str]:
                 f"{path} has {len(erased_ids)} erased items: {', '.join(erased_ids[:_SHOWN])}"
             )
     for sha256 in sorted(_restorable_models(store)):
-        path = store.verified("models", sha256)
+        path = store.verified_path("models", sha256)
         if count := erased_vectors(store, path.read_bytes(), path):
             problems.append(f"{path} holds {count} vectors of erased items")
     return problems
@@ -209,9 +209,9 @@ def erasure_problems(store: Store) -> list[str]:
 def _restorable_models(store: Store) -> set[str]:
     current, digests = store.manifest, set[str]()
     for manifest in store.history():
-        if manifest.generation >= max(current.oldest, current.whole_from):
+        if manifest.generation >= max(current.oldest_restorable, current.oldest_gallery):
             digests |= {model.sha256 for model in manifest.models}
-        elif manifest.generation >= current.oldest:
+        elif manifest.generation >= current.oldest_restorable:
             share = current.restorable_model(manifest)
             digests |= {share.sha256} if share is not None else set()
     return digests | {entry.model.sha256 for entry in current.stand_ins}

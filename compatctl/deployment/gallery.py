@@ -14,7 +14,6 @@ from compatctl.core.calibration import ScoreMap
 from compatctl.data import Dataset
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
 from compatctl.errors import DamagedError
-from compatctl.files import note, noted
 from compatctl.index import HnswIndex, HnswParams, read_all
 from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.store import Store
@@ -107,7 +106,7 @@ def score_map(gallery: DeployedGallery | None) -> ScoreMap | None:
 def load_query_model(store: Store, manifest: Manifest) -> Encoder:
     """The query model of a generation; errors as ``DeployedGallery.encoder``."""
     canary = _canary(store, manifest)
-    encoder = Encoder.load(store.verified("models", manifest.query_model))
+    encoder = Encoder.load(store.verified_path("models", manifest.query_model))
     if encoder.dim != manifest.index.dim:
         raise DamagedError(
             f"the query model {encoder.name} has {encoder.dim} dimensions, the index has "
@@ -126,7 +125,7 @@ def matches_canary(store: Store, manifest: Manifest, encoder: Encoder) -> bool:
 
 def _canary(store: Store, manifest: Manifest) -> Canary:
     share = next(model for model in manifest.models if model.sha256 == manifest.query_model)
-    return Canary.read(store.verified("canaries", share.canary))
+    return Canary.read(store.verified_path("canaries", share.canary))
 
 
 def open_index(
@@ -143,11 +142,11 @@ def open_index(
         DamagedError: the file is missing, differs from the manifest's digest, or is corrupt.
     """
     info = manifest.index
-    path = store.verified("indexes", info.sha256, fresh=fresh)
-    checked = not fresh and noted(path, info.sha256, LAYOUT)
+    path = store.verified_path("indexes", info.sha256, fresh=fresh)
+    checked = not fresh and is_remembered(path, info.sha256, LAYOUT)
     index = HnswIndex.load(path, index_params(info), info.count, checked=checked, room=room)
     if not checked:
-        note(path, info.sha256, LAYOUT)
+        remember(path, info.sha256, LAYOUT)
     return index
 
 
@@ -157,11 +156,11 @@ def stored_rows(store: Store, manifest: Manifest, catalog: Catalog, *, room: int
     The last ``room`` rows are empty. The index itself is not loaded. Errors as ``open_index``.
     """
     info = manifest.index
-    path = store.verified("indexes", info.sha256)
-    checked = noted(path, info.sha256, LAYOUT)
+    path = store.verified_path("indexes", info.sha256)
+    checked = is_remembered(path, info.sha256, LAYOUT)
     rows = read_all(path, index_params(info), catalog.keys, checked=checked, room=room)
     if not checked:
-        note(path, info.sha256, LAYOUT)
+        remember(path, info.sha256, LAYOUT)
     return rows
 
 

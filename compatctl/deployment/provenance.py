@@ -123,7 +123,7 @@ def prove(
     for share in unproven:
         encoder = next((one for one in encoders if one.sha256 == share.sha256), None)
         if encoder is None:
-            encoder = Encoder.load(gallery.store.verified("models", share.sha256))
+            encoder = Encoder.load(gallery.store.verified_path("models", share.sha256))
         own = rows[model_of == catalog.models.index(share.sha256)]
         agreements.append(compare(encoder, gallery.index, catalog, data, own) if len(own) else None)
         progress("adopted rows compared", len(agreements), len(unproven))

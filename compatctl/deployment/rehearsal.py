@@ -25,7 +25,7 @@ def stored_memory(store: Store, manifest: Manifest) -> Dataset | None:
     """
     if manifest.memory is None:
         return None
-    return read_memory(store.verified("memories", manifest.memory), error=DamagedError)
+    return read_memory(store.verified_path("memories", manifest.memory), error=DamagedError)
 
 
 def rehearsal_items(

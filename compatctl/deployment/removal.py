@@ -29,10 +29,10 @@ from compatctl.deployment.rehearsal import stored_memory
 from compatctl.encoder import Canary, held_vectors, without_vectors
 from compatctl.errors import InputError
 from compatctl.index import HnswIndex, marks_of_rows, reduced
-from compatctl.manifest import Catalog, Erasures, ModelShare, StandIn
+from compatctl.manifest import Catalog, Erasures, ModelShare, Operation, StandIn
 from compatctl.progress import Progress
 from compatctl.recipe import Project
-from compatctl.store import OF_THE_MODEL, CheckReport, Store, Transaction, sweep
+from compatctl.store import MODEL_FIELDS, CheckReport, Store, Transaction, sweep
 
 _SHOWN = 20
 
@@ -60,7 +60,7 @@ class RemovalResult:
         from_memory: images that left the rehearsal memory.
         already: how many ids were erased before.
         missing: ids that the store does not have.
-        whole_from: earlier generations can be restored as query models only.
+        oldest_gallery: earlier generations can be restored as query models only.
         erased_models: digests of models that held vectors of removed items. A ``rewritten`` file
             replaces such a model; without one, its generations cannot be restored.
         same_image: ids that stay and have the same image as a removed item.
@@ -79,7 +79,7 @@ class RemovalResult:
     query_model_before: str
     query_model: str
     rewritten: tuple[RewrittenModel, ...]
-    whole_from: int
+    oldest_gallery: int
     erased_models: tuple[str, ...]
     same_image: tuple[str, ...]
     side_files: tuple[str, ...]
@@ -186,7 +186,7 @@ class Removal:
         None if nothing says which vectors must go.
         """
         current = self.store.manifest
-        kept = [m for m in self.store.history() if m.generation >= current.oldest]
+        kept = [m for m in self.store.history() if m.generation >= current.oldest_restorable]
         shares = {
             share.sha256: share
             for manifest in kept
@@ -223,7 +223,7 @@ class Removal:
         path = self.store.path_of("models", share.sha256)
         data = without_vectors(path.read_bytes(), Path(share.name), masks)
         file = ModelFile(path=Path(share.name), data=data)
-        canary = Canary.read(self.store.verified("canaries", share.canary))
+        canary = Canary.read(self.store.verified_path("canaries", share.canary))
         summary = RewrittenModel(
             name=share.name,
             before=share.sha256,
@@ -272,7 +272,7 @@ class Removal:
             query_model_before=current.query_model,
             query_model=model,
             rewritten=rewritten,
-            whole_from=current.generation + 1 if changes else current.whole_from,
+            oldest_gallery=current.generation + 1 if changes else current.oldest_gallery,
             erased_models=self.erased_models if changes else current.erased_models,
             same_image=self._same_image(),
             side_files=(),
@@ -300,10 +300,12 @@ class Removal:
         """Digests of reports of kept generations that name a removed id."""
         names = {json.dumps(item).encode() for item in self.ids}
         names |= {json.dumps(item, ensure_ascii=False).encode() for item in self.ids}
-        oldest = self.store.manifest.oldest
+        oldest = self.store.manifest.oldest_restorable
         kept = [m for m in self.store.history() if m.generation >= oldest]
         digests = sorted({m.report for m in kept if m.report is not None})
-        texts = {sha256: self.store.verified("reports", sha256).read_bytes() for sha256 in digests}
+        texts = {
+            sha256: self.store.verified_path("reports", sha256).read_bytes() for sha256 in digests
+        }
         return tuple(sha256 for sha256, text in texts.items() if any(n in text for n in names))
 
     def marks(self) -> Checksums:
@@ -319,20 +321,20 @@ class Removal:
         manifest, marks, models = self.store.manifest, self.marks(), self.erased_models
         rewrites = self.rewrites
         built = self._built(progress) if len(self.rows) else None
-        with self.store.transaction(manifest, operation="remove") as tx:
+        with self.store.transaction(manifest, operation=Operation.REMOVE) as tx:
             new = {rewrite.summary.before: self._put(tx, rewrite) for rewrite in rewrites}
             changes = self._gallery(tx, built, new)
             del built
             changes |= self._memory(tx)
             erased = self.erased.extended(self.ids - set(self.missing), marks)
             tx.commit(
-                operation="remove",
+                operation=Operation.REMOVE,
                 created_at=utc_now(),
                 erased_models=models,
                 stand_ins=self._stand_ins(new),
-                whole_from=manifest.generation + 1,
-                erased=tx.put("erasures", erased.write),
-                **{name: getattr(manifest, name) for name in OF_THE_MODEL} | changes,
+                oldest_gallery=manifest.generation + 1,
+                erasures=tx.put("erasures", erased.write),
+                **{name: getattr(manifest, name) for name in MODEL_FIELDS} | changes,
             )
             return sweep(self.store.path)
 
@@ -354,13 +356,13 @@ class Removal:
 
     def finish(self) -> CheckReport:
         """Delete what a killed removal left. No generation is made."""
-        with self.store.transaction(self.store.manifest, operation="remove"):
+        with self.store.transaction(self.store.manifest, operation=Operation.REMOVE):
             return sweep(self.store.path)
 
     def _built(self, progress: Progress) -> HnswIndex:
         info = self.store.manifest.index
         return reduced(
-            self.store.verified("indexes", info.sha256, fresh=True),
+            self.store.verified_path("indexes", info.sha256, fresh=True),
             index_params(info),
             info.count,
             keys=self.catalog.keys[self.rows],

@@ -20,7 +20,7 @@ import onnx
 from google.protobuf.message import Message
 
 from compatctl.errors import InputError, UnsteadyError
-from compatctl.files import clear_errors
+from compatctl.files import os_errors
 from compatctl.files.npz import open_regular
 
 MAX_FILE_BYTES = (1 << 31) - 1
@@ -270,7 +270,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         InputError: missing, no regular file, or larger than ``MAX_FILE_BYTES``.
     """
-    with clear_errors("reading", path), open_regular(path) as file:
+    with os_errors("reading", path), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_FILE_BYTES:
             raise InputError(f"{path}: {size} bytes; an ONNX file has at most {MAX_FILE_BYTES}")

@@ -11,6 +11,7 @@ from typing import Any
 from compatctl.core.policy import Policy
 from compatctl.errors import CompatError, GateError, InputError
 from compatctl.files import canonical_json, sha256_bytes
+from compatctl.manifest import Operation
 from compatctl.report import (
     Attempts,
     DataId,
@@ -63,21 +64,21 @@ class Inputs:
     @property
     def attempt(self) -> Attempt:
         """These as the store keeps them."""
-        told = {
+        settings = {
             "seed": self.asked.get("seed") or 0,
             "policy": self.policy.name,
             "policy_sha256": policy_sha256(self.policy),
             "index_sha256": self.store.index_sha256 if self.store else "",
             "options": dict(self.asked),
         }
-        besides = {
+        context = {
             "old": self.models[0].sha256,
             "catalog": self.store.catalog_sha256 if self.store else "",
             "data": self.data.sha256,
             "training_record": self.training_record_sha256,
         }
-        key = sha256_bytes(canonical_json({"told": told, "besides": besides}))
-        return Attempt(key=key, told=told)
+        key = sha256_bytes(canonical_json({"settings": settings, "context": context}))
+        return Attempt(key=key, settings=settings)
 
 
 def attempts_in(root: Path, inputs: Inputs, *, write: bool) -> Attempts | None:
@@ -137,7 +138,7 @@ def refuse_uncounted(root: Path, report: Report, *, write: bool) -> None:
 
 
 def _told(found: tuple[Attempt, ...]) -> Attempts:
-    earlier = tuple(EarlierAttempt(**one.told) for one in found[:-1])
+    earlier = tuple(EarlierAttempt(**one.settings) for one in found[:-1])
     return Attempts(number=len(found), earlier=earlier)
 
 
@@ -164,7 +165,7 @@ def lost_attempts(
         DamagedError: a file of attempts is damaged, or the history is.
     """
     for one in store.history():
-        judged = one.operation == "deploy" and one.forced_reason is None
+        judged = one.operation == Operation.DEPLOY and one.forced_reason is None
         if not judged or one.report is None or candidate not in (None, one.query_model):
             continue
         try:
@@ -175,11 +176,11 @@ def lost_attempts(
         found = attempts_of(store.path, report.new.sha256, report.data.question_sha256)
         if inputs.attempt.key in {known.key for known in found}:
             continue
-        earlier = [asdict(told) for told in (report.attempt.earlier if report.attempt else ())]
+        earlier = [asdict(entry) for entry in (report.attempt.earlier if report.attempt else ())]
         lost = [
-            Attempt(key=sha256_bytes(canonical_json([number, told])), told=told)
-            for number, told in enumerate(earlier, 1)
-            if told not in [known.told for known in found]
+            Attempt(key=sha256_bytes(canonical_json([number, settings])), settings=settings)
+            for number, settings in enumerate(earlier, 1)
+            if settings not in [known.settings for known in found]
         ]
         yield one.generation, inputs, (*lost, inputs.attempt)
 

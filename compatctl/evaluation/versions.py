@@ -45,7 +45,7 @@ def chain_of(
         rows = np.flatnonzero(model_of == owner)
         own = queries.get(sha256)
         if own is None:
-            encoder = Encoder.load(gallery.store.verified("models", sha256))
+            encoder = Encoder.load(gallery.store.verified_path("models", sha256))
             own = Embedded.of(encoder, data, asked, progress=progress).at(asked)
         part = truth.part(rows)
         own_test, new_test = (

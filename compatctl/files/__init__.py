@@ -7,21 +7,21 @@ temporary whose name starts with ``.new-``. Nothing here loads numpy.
 
 from __future__ import annotations
 
-from compatctl.files._errors import clear_errors
+from compatctl.files._digest_cache import has_digest, is_remembered, remember
+from compatctl.files._errors import os_errors
 from compatctl.files._json import canonical_json, json_safe, parse_json, read_json
 from compatctl.files._lock import Lock
-from compatctl.files._seen import has_digest, note, noted
 from compatctl.files._write import (
     FOLDER_MODE,
     TEMPORARY,
     Blob,
     copy,
     make_folder,
-    publish,
     sha256_bytes,
     sha256_file,
     sync,
     write_atomic,
+    write_blob,
 )
 
 __all__ = [
@@ -30,18 +30,18 @@ __all__ = [
     "Blob",
     "Lock",
     "canonical_json",
-    "clear_errors",
     "copy",
     "has_digest",
+    "is_remembered",
     "json_safe",
     "make_folder",
-    "note",
-    "noted",
+    "os_errors",
     "parse_json",
-    "publish",
     "read_json",
+    "remember",
     "sha256_bytes",
     "sha256_file",
     "sync",
     "write_atomic",
+    "write_blob",
 ]

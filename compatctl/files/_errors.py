@@ -14,7 +14,7 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextlib.contextmanager
-def clear_errors(doing: str, path: Path) -> Iterator[None]:
+def os_errors(doing: str, path: Path) -> Iterator[None]:
     """Turn an OSError of the block into a CompatError that says what was done to which file.
 
     Raises:

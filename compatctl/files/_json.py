@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from compatctl.errors import CompatError, InputError
-from compatctl.files._errors import clear_errors
+from compatctl.files._errors import os_errors
 
 
 def canonical_json(value: object) -> bytes:
@@ -43,7 +43,7 @@ def read_json(path: Path, max_bytes: int, *, error: type[CompatError] = InputErr
         InputError: the file is missing or must not be read.
         CompatError: of the class ``error``: too large, not UTF-8, not JSON, a key twice, a NaN.
     """
-    with clear_errors("reading", path), path.open("rb") as file:
+    with os_errors("reading", path), path.open("rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise error(f"{path}: larger than the {max_bytes} bytes that such a file may have")

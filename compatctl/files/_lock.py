@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from compatctl.errors import ConflictError, DamagedError, InputError
-from compatctl.files._errors import clear_errors
+from compatctl.files._errors import os_errors
 from compatctl.files._json import canonical_json
 
 MOUNTS = Path("/proc/self/mountinfo")
@@ -63,7 +63,7 @@ class Lock:
     def __enter__(self) -> Self:
         if why := locks_stay_local(self._path.parent):
             raise self._useless(why)
-        with clear_errors("locking", self._path):
+        with os_errors("locking", self._path):
             fd = self._open()
             try:
                 self._wait(fd)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compatctl.errors import CompatError, DamagedError
-from compatctl.files._errors import clear_errors
+from compatctl.files._errors import os_errors
 
 TEMPORARY = ".new-"
 """How the name of every temporary file begins."""
@@ -46,7 +46,7 @@ def sha256_file(path: Path) -> str:
     Raises:
         InputError: the file is missing, a folder, or must not be read.
     """
-    with clear_errors("reading", path), path.open("rb") as file:
+    with os_errors("reading", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -60,7 +60,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         DamagedError: what was read back is not what was written.
     """
     temporary = _temporary(path.parent, path.suffix)
-    with clear_errors("writing", path):
+    with os_errors("writing", path):
         try:
             with temporary.open("xb") as file:
                 file.write(data)
@@ -74,7 +74,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             raise DamagedError(f"{path}: read back other bytes than were written")
 
 
-def publish(folder: Path, suffix: str, write: Callable[[Path], None]) -> Blob:
+def write_blob(folder: Path, suffix: str, write: Callable[[Path], None]) -> Blob:
     """Let ``write`` make a file, and move it to ``folder/<sha256><suffix>``, read-only.
 
     ``write`` gets a path in ``folder`` where no file is yet. Where the same bytes are already
@@ -84,7 +84,7 @@ def publish(folder: Path, suffix: str, write: Callable[[Path], None]) -> Blob:
         CompatError: there was no room, no permission, or ``write`` made no file.
         DamagedError: what was read back from the disk is not what was written.
     """
-    with clear_errors("writing into", folder):
+    with os_errors("writing into", folder):
         make_folder(folder)
         temporary = _temporary(folder, suffix)
         try:
@@ -128,7 +128,7 @@ def _settle(temporary: Path, folder: Path, suffix: str) -> Blob:
 
 def copy(source: Path, target: Path) -> None:
     """Copy a file's bytes, and nothing else of it, to a new file."""
-    with clear_errors("copying", source), source.open("rb") as src, target.open("xb") as out:
+    with os_errors("copying", source), source.open("rb") as src, target.open("xb") as out:
         while piece := src.read(1 << 20):
             out.write(piece)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from compatctl.core.arrays import Checksums, Keys, Vectors
 from compatctl.errors import CompatError, InputError
-from compatctl.files import clear_errors
+from compatctl.files import os_errors
 from compatctl.index.checks import check_stored, first_duplicate
 from compatctl.index.layout import StoredRows, check_unit
 from compatctl.index.params import HnswParams
@@ -173,7 +173,7 @@ class HnswIndex:
         """
         if len(self) == 0:
             raise InputError("an index needs at least one row", tip="add rows before it is saved")
-        with clear_errors("writing", path):
+        with os_errors("writing", path):
             if path.exists() or not path.parent.is_dir():
                 why = "the file exists already" if path.exists() else "there is no such folder"
                 raise InputError(f"writing {path}: {why}")

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from compatctl.core.arrays import Keys, Vectors
 from compatctl.errors import CompatError, DamagedError, InputError
-from compatctl.files import clear_errors
+from compatctl.files import os_errors
 
 UNIT_TOLERANCE = 1e-3
 """How far from 1 a row's norm may be: float32 rows are within 1e-6, float16 ones within 1e-3."""
@@ -88,7 +88,7 @@ def read_header(path: Path) -> HnswHeader:
         DamagedError: its numbers contradict each other or the file's size: it is cut short,
             changed, or no hnswlib index.
     """
-    with clear_errors("reading", path), path.open("rb") as file:
+    with os_errors("reading", path), path.open("rb") as file:
         raw = file.read(_HEADER.size)
         size = path.stat().st_size
     if len(raw) < _HEADER.size:
@@ -148,7 +148,7 @@ class StoredRows:
             DamagedError: see ``read_header``.
         """
         header = read_header(path)
-        with clear_errors("reading", path), path.open("rb") as file:
+        with os_errors("reading", path), path.open("rb") as file:
             try:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError:

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from compatctl.manifest._catalog import DIGEST_BYTES, Catalog, unknown_digests
 from compatctl.manifest._erasures import Erasures
-from compatctl.manifest._manifest import FORMAT, IndexInfo, Manifest, ModelShare, StandIn, is_digest
+from compatctl.manifest._manifest import (
+    FORMAT,
+    IndexInfo,
+    Manifest,
+    ModelShare,
+    Operation,
+    StandIn,
+    is_digest,
+)
 
 __all__ = [
     "DIGEST_BYTES",
@@ -17,6 +25,7 @@ __all__ = [
     "IndexInfo",
     "Manifest",
     "ModelShare",
+    "Operation",
     "StandIn",
     "is_digest",
     "unknown_digests",

@@ -5,20 +5,32 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any, Self
 
 from compatctl._version import __version__
 from compatctl.core.knots import knots_problem
 from compatctl.errors import DamagedError, InputError
 
-FORMAT = 3
+FORMAT = 4
 """The newest manifest format that this version reads, and the one that it writes."""
-
-_OPTIONAL = ("memory", "calibration")
-"""Entries that are not in the file where they are null."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+
+
+class Operation(StrEnum):
+    """What made a generation."""
+
+    INIT = "init"
+    IMPORT = "import"
+    ADD = "add"
+    DEPLOY = "deploy"
+    BACKFILL = "backfill"
+    LIFT = "lift"
+    REMOVE = "remove"
+    ROLLBACK = "rollback"
+    GC = "gc"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +71,9 @@ class ModelShare:
 
 @dataclass(frozen=True, kw_only=True)
 class StandIn:
-    """The model that stands in the place of the erased one with the digest ``of``."""
+    """The model that stands in for the erased model with the digest ``replaces``."""
 
-    of: str
+    replaces: str
     model: ModelShare
 
 
@@ -69,29 +81,33 @@ class StandIn:
 class Manifest:
     """One immutable generation of a store; every file is named by its sha256.
 
-    ``parent`` is the digest of the previous generation's manifest, ``policy`` that of the policy
-    which judged the query model, ``created_at`` ISO 8601 in UTC. ``restores`` is the generation
-    that a rollback went back to: what it says of the model is said again, and of the gallery too,
-    but for rows that were added since and are kept. ``oldest`` is the first generation whose files
-    are kept; what only earlier ones name may have been deleted. ``again_reason`` says why a model
-    that was rolled back serves again. ``memory`` is the digest of the
-    rehearsal memory; where there is none the entry is left out of the file, so that stores made
-    before there were memories are read as they stand, and their digests stay what they are.
-    ``erased`` is the digest of the list of what was erased, and ``whole_from`` the generation of
-    the last erasure, 1 where there was none: of generations before it only what a rollback needs
-    of the query model is kept, because index, catalogue and memory held what was erased.
-    ``erased_models`` are the digests of models whose files held vectors of what was erased: they
-    are not kept. ``stand_ins`` are the same models without these vectors, where they could be taken
-    out: a rollback to a generation before ``whole_from`` that queried with an erased model restores
-    its stand-in, and is refused where there is none.
-    ``calibration`` are the knots of the map from the query model's scores to the scale that callers
-    know (core/calibration.py), left out where there is none.
+    Attributes:
+        parent: the digest of the previous generation's manifest.
+        created_at: ISO 8601, UTC.
+        memory: the digest of the rehearsal memory.
+        calibration: the knots of the map from the query model's scores to the scale that callers
+            know (core/calibration.py).
+        policy: the digest of the policy that judged the query model.
+        again_reason: why a model that was rolled back serves again.
+        restores: the generation that a rollback restored. This generation repeats what that one
+            says of the model, and of the gallery except for items added since and kept.
+        oldest_restorable: the first generation whose files are kept. Files that only earlier
+            generations name may have been deleted.
+        erasures: the digest of the list of erased ids and vectors.
+        oldest_gallery: the generation of the last erasure, 1 if there was none. Index, catalogue
+            and memory of earlier generations held erased items: only what a rollback of the query
+            model needs is kept of them.
+        erased_models: the digests of models whose files held vectors of erased items. They are
+            deleted.
+        stand_ins: the erased models without these vectors, where they could be taken out. A
+            rollback to a generation before ``oldest_gallery`` that queried with an erased model
+            restores its stand-in, and is refused if there is none.
     """
 
     format: int = FORMAT
     generation: int
     parent: str | None
-    operation: str
+    operation: Operation
     created_at: str
     query_model: str
     index: IndexInfo
@@ -105,17 +121,16 @@ class Manifest:
     forced_reason: str | None = None
     again_reason: str | None = None
     restores: int | None = None
-    oldest: int = 1
-    erased: str | None = None
-    whole_from: int = 1
+    oldest_restorable: int = 1
+    erasures: str | None = None
+    oldest_gallery: int = 1
     erased_models: tuple[str, ...] = ()
     stand_ins: tuple[StandIn, ...] = ()
     tool_version: str = __version__
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON values."""
-        found = asdict(self)
-        return {key: one for key, one in found.items() if key not in _OPTIONAL or one is not None}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, raw: object, where: str) -> Self:
@@ -138,7 +153,6 @@ class Manifest:
                 f"{where}: manifest format {version}, of a version that was never released",
                 tip="begin the store again: compatctl init (or import)",
             )
-        raw = {**dict.fromkeys(_OPTIONAL), **raw}
         _check(raw, _MANIFEST, cls, where)
         _check(raw["index"], _INDEX, IndexInfo, f"{where}: index")
         for at, model in enumerate(raw["models"]):
@@ -149,12 +163,13 @@ class Manifest:
         found = cls(
             **{
                 **raw,
+                "operation": Operation(raw["operation"]),
                 "index": IndexInfo(**raw["index"]),
                 "models": tuple(ModelShare(**model) for model in raw["models"]),
                 "erased_models": tuple(raw["erased_models"]),
                 "calibration": raw["calibration"] and tuple(map(tuple, raw["calibration"])),
                 "stand_ins": tuple(
-                    StandIn(of=one["of"], model=ModelShare(**one["model"]))
+                    StandIn(replaces=one["replaces"], model=ModelShare(**one["model"]))
                     for one in raw["stand_ins"]
                 ),
             }
@@ -179,16 +194,16 @@ class Manifest:
                 found.append(f"model {model.name} has {model.dim} dimensions, not {self.index.dim}")
         if self.restores is not None and self.restores >= self.generation:
             found.append(f"generation {self.generation} restores {self.restores}, a later one")
-        if self.oldest > self.generation:
-            found.append(f"generation {self.generation} keeps files from {self.oldest} on only")
-        if self.whole_from > self.generation:
-            found.append(f"generation {self.generation} is whole from {self.whole_from} on only")
-        if (self.erased is None) != (self.whole_from == 1):
-            found.append("what was erased is not known, or nothing was")
+        if self.oldest_restorable > self.generation:
+            found.append(f"keeps files from {self.oldest_restorable} on, a later generation")
+        if self.oldest_gallery > self.generation:
+            found.append(f"keeps galleries from {self.oldest_gallery} on, a later generation")
+        if (self.erasures is None) != (self.oldest_gallery == 1):
+            found.append("it has a list of erasures without an erasure, or the reverse")
         held = {*names, *(one.model.sha256 for one in self.stand_ins)}
         if held & set(self.erased_models):
             found.append("it has a model whose file held what was erased")
-        if not {one.of for one in self.stand_ins} <= set(self.erased_models):
+        if not {one.replaces for one in self.stand_ins} <= set(self.erased_models):
             found.append("a model stands in for one that was not erased")
         if (self.parent is None) != (self.generation == 1):
             found.append("generation 1, and only it, has no parent")
@@ -203,7 +218,7 @@ class Manifest:
             ("registries", self.registry),
             ("memories", self.memory),
             ("reports", self.report),
-            ("erasures", self.erased),
+            ("erasures", self.erasures),
         )
         return (
             *models,
@@ -218,7 +233,7 @@ class Manifest:
         or its stand-in where it was erased; None where there is none."""
         if earlier.query_model not in self.erased_models:
             return next(one for one in earlier.models if one.sha256 == earlier.query_model)
-        found = (one.model for one in self.stand_ins if one.of == earlier.query_model)
+        found = (one.model for one in self.stand_ins if one.replaces == earlier.query_model)
         return next(found, None)
 
     def model_blobs(self, earlier: Manifest) -> tuple[tuple[str, str], ...]:
@@ -272,7 +287,7 @@ _MODEL: dict[str, _Rule] = {
     "proven": ("true or false", lambda value: type(value) is bool),
 }
 _STAND_IN: dict[str, _Rule] = {
-    "of": _SHA256,
+    "replaces": _SHA256,
     "model": ("an object", lambda value: isinstance(value, dict)),
 }
 _INDEX: dict[str, _Rule] = {
@@ -290,16 +305,17 @@ _MANIFEST: dict[str, _Rule] = {
     "models": ("a list", lambda value: isinstance(value, list)),
     **dict.fromkeys(("query_model", "catalog"), _SHA256),
     **dict.fromkeys(
-        ("parent", "registry", "memory", "report", "policy", "erased"), _or_null(_SHA256)
+        ("parent", "registry", "memory", "report", "policy", "erasures"), _or_null(_SHA256)
     ),
-    **dict.fromkeys(("operation", "tool_version"), _TEXT),
+    "operation": (", ".join(Operation), lambda value: value in list(Operation)),
+    "tool_version": _TEXT,
     "created_at": _WHEN,
     "calibration": ("the knots of a score map, or null", _is_calibration),
     "forced_reason": _or_null(_TEXT),
     "again_reason": _or_null(_TEXT),
     "restores": _or_null(_whole(1)),
-    "oldest": _whole(1),
-    "whole_from": _whole(1),
+    "oldest_restorable": _whole(1),
+    "oldest_gallery": _whole(1),
     "stand_ins": ("a list", lambda value: isinstance(value, list)),
     "erased_models": (
         "a list of sha256",

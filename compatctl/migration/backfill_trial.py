@@ -63,7 +63,7 @@ def held_out(project: Project, store: Store, data: Dataset) -> Rows:
     model = next(one for one in store.manifest.models if one.sha256 == wanted)
     seen = find_record(
         project.report.parent / model.name,
-        ModelHeader(sha256=wanted, record=record_of(store.verified("models", wanted))),
+        ModelHeader(sha256=wanted, record=record_of(store.verified_path("models", wanted))),
         named=None,
         candidate=project.candidate,
     )

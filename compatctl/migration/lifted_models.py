@@ -74,7 +74,7 @@ def _lifted(
     through: Adapter,
     fitted_on: TrainingRecord,
 ) -> Owner:
-    path = gallery.store.verified("models", share.sha256)
+    path = gallery.store.verified_path("models", share.sha256)
     name = Path(f"{Path(share.name).stem}.lifted.onnx")
     record = onnx_files.record_of(path)
     before = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compatctl.errors import CompatError, GateError, InputError
-from compatctl.files import canonical_json, clear_errors, parse_json, sha256_bytes
+from compatctl.files import canonical_json, os_errors, parse_json, sha256_bytes
 from compatctl.files.npz import open_regular
 from compatctl.report._evidence import contradictions
 from compatctl.report._refusal import refuse_refusal
@@ -116,7 +116,7 @@ def _verified(report: Report, data: bytes) -> VerifiedReport:
 
 
 def _read(path: Path) -> bytes:
-    with clear_errors("reading", path), open_regular(path) as file:
+    with os_errors("reading", path), open_regular(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise InputError(f"{path}: larger than the {MAX_BYTES} bytes that a report may have")

@@ -23,16 +23,16 @@ from __future__ import annotations
 
 from compatctl.store._attempts import Attempt, attempts_of, count_attempt
 from compatctl.store._check import CheckReport, check
-from compatctl.store._gc import collect, sweep
+from compatctl.store._gc import gc, sweep
 from compatctl.store._layout import KINDS, manifest_digest
-from compatctl.store._lineage import OF_THE_MODEL, rolled_back, space_of, spaces
+from compatctl.store._lineage import MODEL_FIELDS, embedding_space, rolled_back, spaces
 from compatctl.store._rollback import RollbackPlan, restore, rollback_plan
 from compatctl.store._store import Store
 from compatctl.store._transaction import Transaction
 
 __all__ = [
     "KINDS",
-    "OF_THE_MODEL",
+    "MODEL_FIELDS",
     "Attempt",
     "CheckReport",
     "RollbackPlan",
@@ -40,13 +40,13 @@ __all__ = [
     "Transaction",
     "attempts_of",
     "check",
-    "collect",
     "count_attempt",
+    "embedding_space",
+    "gc",
     "manifest_digest",
     "restore",
     "rollback_plan",
     "rolled_back",
-    "space_of",
     "spaces",
     "sweep",
 ]

@@ -19,8 +19,8 @@ from compatctl.files import (
     TEMPORARY,
     Lock,
     canonical_json,
-    clear_errors,
     make_folder,
+    os_errors,
     read_json,
     sha256_bytes,
     write_atomic,
@@ -28,17 +28,17 @@ from compatctl.files import (
 from compatctl.manifest import is_digest
 from compatctl.store._layout import ATTEMPTS, LOCK, is_plain, refuse_links
 
-FORMAT = 1
+FORMAT = 2
 _MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One question: ``key`` is the digest of all that can change the answer, ``told`` is for people
-    (JSON values)."""
+    """One question: ``key`` is the digest of all that can change the answer, ``settings`` is for
+    people (JSON values)."""
 
     key: str
-    told: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
 
 def attempts_of(root: Path, candidate: str, question: str) -> tuple[Attempt, ...]:
@@ -62,7 +62,7 @@ def count_attempt(
         InputError: the store must not be written to; its cause is the system's error.
     """
     refuse_links(root)
-    with clear_errors("writing into", root / ATTEMPTS):
+    with os_errors("writing into", root / ATTEMPTS):
         make_folder(root / ATTEMPTS)
     with Lock(root / ATTEMPTS / LOCK, timeout_s, "verify"):
         found = attempts_of(root, candidate, question)
@@ -119,7 +119,7 @@ def sweep_attempts(root: Path) -> tuple[list[Path], int]:
 def _sweep(root: Path) -> tuple[list[Path], int]:
     """As ``sweep_attempts``; whoever has the lock is the only one who writes here."""
     left, freed = unfinished_attempts(root), 0
-    with clear_errors("deleting in", root / ATTEMPTS):
+    with os_errors("deleting in", root / ATTEMPTS):
         for path in left:
             freed += path.stat().st_size
             path.unlink()

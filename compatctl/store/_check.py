@@ -11,7 +11,7 @@ from typing import Literal
 
 from compatctl.errors import CompatError, UsageError
 from compatctl.files import TEMPORARY, sha256_file
-from compatctl.manifest import Manifest, is_digest
+from compatctl.manifest import Manifest, Operation, is_digest
 from compatctl.progress import Progress, silent
 from compatctl.store._attempts import attempts_problems, unfinished_attempts
 from compatctl.store._layout import (
@@ -39,20 +39,22 @@ _LOOKS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """What a check found; paths are relative to the store.
+    """What a check found; paths are relative to the store. After a gc: the state that it left.
 
-    ``head`` is the digest of the newest generation, which pins all before it; ``oldest`` the first
-    generation whose files are kept; ``files`` and ``bytes`` are of what the kept ones need,
-    ``unreferenced`` is what none of them needs (the remains of a killed process among it). After a
-    gc everything is of the state that it left, and ``deleted`` is what it removed. ``erasure``:
-    whether items were erased, and whether files that held them are still there: a removal that was
-    killed is finished by the next one, or by gc.
+    Attributes:
+        head: the digest of the newest generation; it pins every earlier one.
+        oldest_restorable: the first generation whose files are kept.
+        files: number of files that the kept generations need; ``bytes`` is their size.
+        unreferenced: files that no kept generation needs, the remains of killed processes included.
+        deleted: files that gc deleted; ``freed_bytes`` is their size.
+        erasure: whether items were erased. ``unfinished`` if files that held them still exist:
+            a removal was killed, and the next removal or gc finishes it.
     """
 
     ok: bool
     head: str
     generations: int
-    oldest: int
+    oldest_restorable: int
     files: int
     bytes: int
     problems: tuple[str, ...]
@@ -106,10 +108,10 @@ def _look(
             f"no generation of {root} has the digest {head}: its history was rewritten, or it is "
             "another store"
         )
-    oldest = current.oldest
+    oldest = current.oldest_restorable
     if keep is not None and not problems:
         oldest = oldest_kept(Store(root, current), keep)
-    kept = [one for one in generations if one.generation >= current.oldest]
+    kept = [one for one in generations if one.generation >= current.oldest_restorable]
     problems += _files(root, _blobs(kept, current), deep=deep, progress=progress)
     if deep:
         problems += catalog_problems(root, current)
@@ -120,7 +122,7 @@ def _look(
         ok=not problems,
         head=manifest_digest(current),
         generations=current.generation,
-        oldest=oldest,
+        oldest_restorable=oldest,
         files=len(needed),
         bytes=sum(_size(blob_path(root, kind, digest)) for kind, digest in needed),
         problems=tuple(problems),
@@ -141,11 +143,11 @@ def oldest_kept(store: Store, keep: int) -> int:
     """
     if keep < 1:
         raise UsageError(f"--keep must be at least 1, got {keep}")
-    states = [one.generation for one in store.history() if one.operation != "gc"]
+    states = [one.generation for one in store.history() if one.operation != Operation.GC]
     oldest = states[-keep] if len(states) >= keep else 1
     with contextlib.suppress(UsageError):  # there is no deploy to undo
         oldest = min(oldest, rollback_plan(store).target.generation)
-    return max(oldest, store.manifest.oldest)
+    return max(oldest, store.manifest.oldest_restorable)
 
 
 def _history(root: Path, current: Manifest) -> tuple[list[Manifest], list[str]]:
@@ -180,7 +182,10 @@ def _blobs(generations: Iterable[Manifest], current: Manifest) -> list[tuple[str
 def erased_files(root: Path, generations: Iterable[Manifest], current: Manifest) -> set[Path]:
     """Those files that generations before the last erasure named, and that no kept one needs."""
     before = {
-        blob for one in generations if one.generation < current.whole_from for blob in one.blobs()
+        blob
+        for one in generations
+        if one.generation < current.oldest_gallery
+        for blob in one.blobs()
     }
     left = before - set(_blobs(generations, current))
     return {path for path in (blob_path(root, *blob) for blob in left) if path.exists()}
@@ -189,15 +194,15 @@ def erased_files(root: Path, generations: Iterable[Manifest], current: Manifest)
 def _erasure(
     root: Path, generations: list[Manifest], current: Manifest
 ) -> Literal["none", "done", "unfinished"]:
-    if current.erased is None:
+    if current.erasures is None:
         return "none"
     return "unfinished" if erased_files(root, generations, current) else "done"
 
 
 def _erased_rows(root: Path, kept: list[Manifest], current: Manifest) -> list[str]:
     """That a gallery which is kept has rows that were erased before it was made."""
-    whole = [one for one in kept if one.generation >= current.whole_from]
-    once = {(one.catalog, one.erased): one for one in whole}
+    whole = [one for one in kept if one.generation >= current.oldest_gallery]
+    once = {(one.catalog, one.erasures): one for one in whole}
     return [problem for one in once.values() for problem in erasure_problems(root, one)]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from compatctl.files import clear_errors, sync
+from compatctl.files import os_errors, sync
+from compatctl.manifest import Operation
 from compatctl.progress import Progress, silent
 from compatctl.store._attempts import sweep_attempts
 from compatctl.store._check import CheckReport, check, erased_files, oldest_kept
@@ -13,7 +14,7 @@ from compatctl.store._layout import ATTEMPTS, HISTORY
 from compatctl.store._store import Store
 
 
-def collect(
+def gc(
     store: Store,
     *,
     keep: int | None = None,
@@ -33,13 +34,13 @@ def collect(
         ConflictError: the store is locked, or moved on.
         UsageError: ``keep`` is less than 1.
     """
-    oldest = store.manifest.oldest if keep is None else oldest_kept(store, keep)
+    oldest = store.manifest.oldest_restorable if keep is None else oldest_kept(store, keep)
     with store.transaction(store.manifest, operation="check --gc") as tx:
         found = check(store.path, deep=deep, keep=keep, progress=progress)
         if not found.ok:
             return _nothing_deleted(found)
-        if oldest > store.manifest.oldest:
-            tx.commit(operation="gc", created_at=at, oldest=oldest)
+        if oldest > store.manifest.oldest_restorable:
+            tx.commit(operation=Operation.GC, created_at=at, oldest_restorable=oldest)
         return sweep(store.path)
 
 
@@ -75,7 +76,7 @@ def sweep(root: Path) -> CheckReport:
         unreferenced=(),
         deleted=tuple(sorted(str(path.relative_to(root)) for path in (*paths, *counted))),
         freed_bytes=freed,
-        erasure="none" if store.manifest.erased is None else "done",
+        erasure="none" if store.manifest.erasures is None else "done",
     )
 
 
@@ -90,10 +91,10 @@ def _delete(paths: list[Path]) -> int:
     """Delete files; how many bytes that freed."""
     freed = 0
     for path in paths:
-        with clear_errors("deleting", path):
+        with os_errors("deleting", path):
             freed += path.stat().st_size
             path.unlink()
     for folder in sorted({path.parent for path in paths}):
-        with clear_errors("deleting in", folder):
+        with os_errors("deleting in", folder):
             sync(folder)
     return freed

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from compatctl.errors import CompatError, DamagedError, InputError
-from compatctl.files import canonical_json, clear_errors, parse_json, sha256_bytes, sha256_file
+from compatctl.files import canonical_json, os_errors, parse_json, sha256_bytes, sha256_file
 from compatctl.manifest import Catalog, Erasures, Manifest
 
 KINDS = {
@@ -66,7 +66,7 @@ def read_current(root: Path) -> Manifest:
             f"{written}, which holds the same as {root / MANIFEST}, is missing",
             tip="restore it from a backup, or copy manifest.json there if it is known to be right",
         )
-    with clear_errors("reading", written), written.open("rb") as file:
+    with os_errors("reading", written), written.open("rb") as file:
         if file.read(_MAX_BYTES + 1) != manifest_bytes(found):
             raise DamagedError(
                 f"{root / MANIFEST} and {written} differ: one of them was changed",
@@ -208,7 +208,7 @@ def _not_own(path: Path, what: str) -> DamagedError:
 
 
 def _read(path: Path) -> Manifest:
-    with clear_errors("reading", path), path.open("rb") as file:
+    with os_errors("reading", path), path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise DamagedError(f"{path}: larger than the {_MAX_BYTES} bytes a manifest may have")
@@ -237,12 +237,12 @@ def catalog_problems(root: Path, manifest: Manifest) -> list[str]:
 
 def erasure_problems(root: Path, manifest: Manifest) -> list[str]:
     """That a generation's catalogue has rows that were erased before; empty where it has none."""
-    if manifest.erased is None:
+    if manifest.erasures is None:
         return []
     try:
-        listed = blob_path(root, "erasures", manifest.erased)
+        listed = blob_path(root, "erasures", manifest.erasures)
         erased = Erasures.read(listed)
-        if sha256_file(listed) != manifest.erased:
+        if sha256_file(listed) != manifest.erasures:
             return [f"{listed} was changed: its bytes are not those of its name"]
         path = blob_path(root, "catalogs", manifest.catalog)
         back = erased.holding(Catalog.read(path).ids)
@@ -254,14 +254,14 @@ def erasure_problems(root: Path, manifest: Manifest) -> list[str]:
 def kept_blobs(one: Manifest, current: Manifest) -> Blobs:
     """(kind, sha256) of the files that are kept of a generation: all, those of its query model
     where items were erased since, or none."""
-    if one.generation < current.oldest:
+    if one.generation < current.oldest_restorable:
         return ()
-    if one.generation >= current.whole_from:
+    if one.generation >= current.oldest_gallery:
         return one.blobs()
     return current.model_blobs(one)
 
 
-def need_blobs(root: Path, manifest: Manifest, blobs: Blobs | None = None) -> None:
+def require_blobs(root: Path, manifest: Manifest, blobs: Blobs | None = None) -> None:
     """Refuse a generation one of whose files is not there; their bytes are not read.
 
     ``blobs``: those of them that are needed; default: all.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from compatctl.manifest import Manifest
+from compatctl.manifest import Manifest, Operation
 from compatctl.store._store import Store
 
-OF_THE_MODEL = (
+MODEL_FIELDS = (
     "query_model",
     "registry",
     "memory",
@@ -19,7 +19,7 @@ OF_THE_MODEL = (
 )
 """What a rollback restores of the query model."""
 
-OF_THE_GALLERY = ("index", "catalog", "models")
+GALLERY_FIELDS = ("index", "catalog", "models")
 """What it restores of the gallery besides, when it restores all."""
 
 
@@ -68,7 +68,7 @@ def _root(store: Store, generation: int) -> int:
     return state.generation
 
 
-def space_of(store: Store, state: Manifest) -> int:
+def embedding_space(store: Store, state: Manifest) -> int:
     """The generation of the last lift that led to ``state``, 0 where none did.
 
     Of two states, rows and queries may be put together only where this is the same: a lift gives
@@ -78,7 +78,7 @@ def space_of(store: Store, state: Manifest) -> int:
 
 
 def spaces(store: Store) -> tuple[int, ...]:
-    """``space_of`` every generation, in the order of ``Store.history``, in one pass over it.
+    """``embedding_space`` every generation, in the order of ``Store.history``, in one pass over it.
 
     Raises:
         DamagedError: a generation is missing or changed.
@@ -90,8 +90,8 @@ def spaces(store: Store) -> tuple[int, ...]:
 
 
 def _space(store: Store, state: Manifest, known: Mapping[int, int]) -> int:
-    """``space_of``; ``known`` has the spaces, by generation, of states that need no more walk."""
-    while state.operation != "lift":
+    """``embedding_space``; ``known`` maps generations to spaces found before."""
+    while state.operation != Operation.LIFT:
         before = _before(state)
         if not before:
             return 0
@@ -109,4 +109,4 @@ def _before(state: Manifest) -> int:
 
 def _whole(store: Store, state: Manifest, restored: int) -> bool:
     target = store.generation(restored)
-    return all(getattr(state, name) == getattr(target, name) for name in OF_THE_GALLERY)
+    return all(getattr(state, name) == getattr(target, name) for name in GALLERY_FIELDS)

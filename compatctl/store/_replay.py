@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from compatctl.manifest import Manifest
-from compatctl.store._lineage import OF_THE_MODEL
+from compatctl.manifest import Manifest, Operation
+from compatctl.store._lineage import MODEL_FIELDS
 
 
 def replay(generations: Sequence[Manifest]) -> list[str]:
@@ -24,44 +24,46 @@ def replay(generations: Sequence[Manifest]) -> list[str]:
 def _kept(before: Manifest, one: Manifest) -> list[str]:
     """What a generation says otherwise of files that are kept, and of what was erased."""
     found = []
-    if one.oldest < before.oldest:
-        found.append(f"keeps files from {one.oldest} on, which {before.generation} let go")
-    if one.operation != "remove" and one.whole_from != before.whole_from:
-        found.append(f"erased by {one.operation!r}")
+    if one.oldest_restorable < before.oldest_restorable:
+        found.append(
+            f"keeps files from {one.oldest_restorable} on, which {before.generation} dropped"
+        )
+    if one.operation != Operation.REMOVE and one.oldest_gallery != before.oldest_gallery:
+        found.append(f"erased by '{one.operation}'")
     models = [(state.erased_models, state.stand_ins) for state in (before, one)]
-    if one.operation != "remove" and models[0] != models[1]:
-        found.append(f"changed the models that were erased by {one.operation!r}")
-    if one.operation not in ("remove", "add") and one.erased != before.erased:
-        found.append(f"changed the list of what was erased by {one.operation!r}")
+    if one.operation != Operation.REMOVE and models[0] != models[1]:
+        found.append(f"changed the models that were erased by '{one.operation}'")
+    if one.operation not in (Operation.REMOVE, Operation.ADD) and one.erasures != before.erasures:
+        found.append(f"changed the list of what was erased by '{one.operation}'")
     return found
 
 
 def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[str]:
-    if one.operation == "remove":
+    if one.operation == Operation.REMOVE:
         return [] if _removed(before, one) else ["is a removal, but did more than erase"]
     found = []
     if one.restores is not None:
-        target = known.get(one.restores, one)  # one that is not there is told elsewhere
-        if target.generation < one.whole_from:  # its memory, and maybe its model, was erased
+        target = known.get(one.restores, one)  # a missing one is reported elsewhere
+        if target.generation < one.oldest_gallery:  # its memory, and maybe its model, was erased
             share = before.restorable_model(target)
             model = share.sha256 if share else target.query_model
             target = replace(target, memory=before.memory, query_model=model)
-        names = [name for name in OF_THE_MODEL if getattr(one, name) != getattr(target, name)]
+        names = [name for name in MODEL_FIELDS if getattr(one, name) != getattr(target, name)]
         if names:
             found.append(f"went back to {one.restores}, but has another {names[0]}")
-    elif one.operation == "deploy":
+    elif one.operation == Operation.DEPLOY:
         same = replace(one.index, ef_search=before.index.ef_search) == before.index
         if not same or one.catalog != before.catalog:
             found.append("is a deploy, but has another index or catalogue than the one before")
-    elif one.operation == "lift":
+    elif one.operation == Operation.LIFT:
         found += ["is a lift, but did more than map every row"] if not _lifted(before, one) else []
     elif one.query_model != before.query_model:
-        found.append(f"changed the query model by {one.operation!r}")
+        found.append(f"changed the query model by '{one.operation}'")
     elif one.memory != before.memory:
-        found.append(f"changed the rehearsal memory by {one.operation!r}")
+        found.append(f"changed the rehearsal memory by '{one.operation}'")
     elif one.calibration != before.calibration:
-        found.append(f"changed the calibration of scores by {one.operation!r}")
-    elif one.operation == "backfill" and not _backfilled(before, one):
+        found.append(f"changed the calibration of scores by '{one.operation}'")
+    elif one.operation == Operation.BACKFILL and not _backfilled(before, one):
         found.append("is a backfill, but did more than give rows to the query model")
     return found
 
@@ -105,7 +107,7 @@ def _removed(before: Manifest, one: Manifest) -> bool:
     index = replace(one.index, count=before.index.count, sha256=before.index.sha256)
     gone = before.query_model not in {model.sha256 for model in one.models}
     rows = [sorted(model.rows for model in state.models) for state in (before, one)]
-    same = set(OF_THE_MODEL) - {"query_model", "memory"}
+    same = set(MODEL_FIELDS) - {"query_model", "memory"}
     return (
         index == before.index
         and one.index.count <= before.index.count
@@ -114,8 +116,8 @@ def _removed(before: Manifest, one: Manifest) -> bool:
         and (one.query_model == before.query_model or gone)
         and all(getattr(one, name) == getattr(before, name) for name in same)
         and one.restores is None
-        and one.whole_from == one.generation
-        and one.oldest == before.oldest
+        and one.oldest_gallery == one.generation
+        and one.oldest_restorable == before.oldest_restorable
         and set(before.erased_models) <= set(one.erased_models)
-        and one.erased is not None
+        and one.erasures is not None
     )

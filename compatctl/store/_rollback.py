@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compatctl.errors import DamagedError, UsageError
-from compatctl.manifest import Manifest
-from compatctl.store._layout import need_blobs
-from compatctl.store._lineage import OF_THE_GALLERY, OF_THE_MODEL, lineage
+from compatctl.manifest import Manifest, Operation
+from compatctl.store._layout import require_blobs
+from compatctl.store._lineage import GALLERY_FIELDS, MODEL_FIELDS, lineage
 from compatctl.store._store import Store
 
 
@@ -46,8 +46,8 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
     target = store.generation(to) if to is not None else _before_last_deploy(store)
     if now.restores is not None and to == now.restores:
         return RollbackPlan(target=target, done=True)
-    gallery = target.generation >= now.whole_from
-    let_go = target.generation < now.oldest or now.restorable_model(target) is None
+    gallery = target.generation >= now.oldest_gallery
+    let_go = target.generation < now.oldest_restorable or now.restorable_model(target) is None
     if not gallery and let_go:
         raise UsageError(
             f"generation {target.generation} cannot be restored: items were erased since, which "
@@ -55,13 +55,13 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
             tip="compatctl history lists the generations; another model: compatctl deploy",
         )
     try:
-        need_blobs(store.path, target, None if gallery else now.model_blobs(target))
+        require_blobs(store.path, target, None if gallery else now.model_blobs(target))
     except DamagedError:
-        store.refuse_let_go()
-        if target.generation < now.oldest:
+        store.raise_if_collected()
+        if target.generation < now.oldest_restorable:
             raise UsageError(
                 f"generation {target.generation} cannot be restored: its files were let go, those "
-                f"from generation {now.oldest} on are kept",
+                f"from generation {now.oldest_restorable} on are kept",
                 tip="compatctl history lists the generations",
             ) from None
         raise
@@ -77,15 +77,15 @@ def restore(store: Store, target: Manifest, *, at: str, timeout_s: float = 10.0)
         UsageError: its gallery is not kept: it held items that were erased since.
         ConflictError, DamagedError, CompatError: as ``Transaction``.
     """
-    if target.generation < store.manifest.whole_from:
+    if target.generation < store.manifest.oldest_gallery:
         raise UsageError(
             f"the gallery of generation {target.generation} held items that were erased since",
             tip="--added keep restores its query model over the rows of today",
         )
-    with store.transaction(store.manifest, operation="rollback", timeout_s=timeout_s) as tx:
-        restored = {name: getattr(target, name) for name in (*OF_THE_MODEL, *OF_THE_GALLERY)}
+    with store.transaction(store.manifest, operation=Operation.ROLLBACK, timeout_s=timeout_s) as tx:
+        restored = {name: getattr(target, name) for name in (*MODEL_FIELDS, *GALLERY_FIELDS)}
         return tx.commit(
-            operation="rollback", created_at=at, restores=target.generation, **restored
+            operation=Operation.ROLLBACK, created_at=at, restores=target.generation, **restored
         )
 
 
@@ -94,7 +94,7 @@ def _undone(store: Store) -> Manifest | None:
     state = store.manifest
     while state.generation > 1:
         before = store.generation(state.generation - 1)
-        if state.operation == "remove":  # it may have rewritten the query model, and changed none
+        if state.operation == Operation.REMOVE:  # same model, maybe rewritten
             state = before
             continue
         if state.restores is not None and before.query_model == state.query_model:
@@ -116,7 +116,7 @@ def _before_last_deploy(store: Store) -> Manifest:
             model = state.query_model
         if state.query_model != model:
             return state
-        rewritten = state.operation == "remove"
+        rewritten = state.operation == Operation.REMOVE
     raise UsageError(
         "no earlier generation had another query model: there is no deploy to undo",
         tip="compatctl history lists the generations; --to restores any of them",

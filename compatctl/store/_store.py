@@ -92,7 +92,7 @@ class Store:
         """Where the file of that kind (models, indexes, ...) and digest is; it is not opened."""
         return blob_path(self.path, kind, sha256)
 
-    def verified(self, kind: str, sha256: str, *, fresh: bool = False) -> Path:
+    def verified_path(self, kind: str, sha256: str, *, fresh: bool = False) -> Path:
         """``path_of``, after the file's bytes were found to have that digest.
 
         A large file that was hashed before and not written to since is not read again, unless
@@ -113,20 +113,20 @@ class Store:
             same = False
         if same:
             return path
-        self.refuse_let_go()
+        self.raise_if_collected()
         raise DamagedError(
             f"{path} is missing or was changed",
             tip="restore the file from a backup; compatctl check lists all that is wrong",
         )
 
-    def refuse_let_go(self) -> None:
+    def raise_if_collected(self) -> None:
         """Tell a file that is gone because gc ran since this store was opened from damage.
 
         Raises:
             ConflictError: a generation that was asked for here was let go meanwhile.
         """
         newest, asked = read_current(self.path), self._chain[-1].generation
-        limits = [max(one.oldest, one.whole_from) for one in (newest, self.manifest)]
+        limits = [max(one.oldest_restorable, one.oldest_gallery) for one in (newest, self.manifest)]
         if limits[0] > max(asked, limits[1]):
             raise ConflictError(
                 f"{self.path} moved on to generation {newest.generation} and let go of the files "
@@ -141,7 +141,7 @@ class Store:
             DamagedError: the file is missing, changed, or of another number of rows.
         """
         manifest = of or self.manifest
-        path = self.verified("catalogs", manifest.catalog, fresh=True)
+        path = self.verified_path("catalogs", manifest.catalog, fresh=True)
         found = Catalog.read(path)
         if len(found) != manifest.index.count:
             raise DamagedError(f"{path} has {len(found)} rows, the manifest {manifest.index.count}")
@@ -153,8 +153,8 @@ class Store:
         Raises:
             DamagedError: the file is missing or changed.
         """
-        digest = (of or self.manifest).erased
-        return None if digest is None else Erasures.read(self.verified("erasures", digest))
+        digest = (of or self.manifest).erasures
+        return None if digest is None else Erasures.read(self.verified_path("erasures", digest))
 
     def transaction(
         self, expected: Manifest, *, operation: str = "", timeout_s: float = 10.0

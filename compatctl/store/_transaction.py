@@ -16,14 +16,14 @@ from compatctl.files import (
     FOLDER_MODE,
     TEMPORARY,
     Lock,
-    clear_errors,
     copy,
     make_folder,
+    os_errors,
     parse_json,
-    publish,
     sha256_file,
     sync,
     write_atomic,
+    write_blob,
 )
 from compatctl.manifest import FORMAT, Manifest
 from compatctl.store._layout import (
@@ -36,11 +36,11 @@ from compatctl.store._layout import (
     generation_path,
     manifest_bytes,
     manifest_digest,
-    need_blobs,
     read_current,
     refuse_headless,
     refuse_links,
     refuse_put_back,
+    require_blobs,
 )
 
 
@@ -93,10 +93,10 @@ class Transaction:
         """
         folder = self._root / kind
         if callable(source):
-            blob = publish(folder, KINDS[kind], source)
+            blob = write_blob(folder, KINDS[kind], source)
         else:
             digest = sha256_file(source)
-            blob = publish(folder, KINDS[kind], partial(copy, source))
+            blob = write_blob(folder, KINDS[kind], partial(copy, source))
             if blob.sha256 != digest:
                 raise InputError(f"{source} changed while it was copied", tip="run it again")
         if not blob.bytes:
@@ -119,7 +119,7 @@ class Transaction:
         """
         after = self._next(operation, created_at, changes)
         _refuse(after.contradictions())
-        need_blobs(self._root, after)
+        require_blobs(self._root, after)
         if after.catalog in self._new_catalogs:
             _refuse(catalog_problems(self._root, after))
         if self._current is not None and after.catalog != self._current.catalog:
@@ -127,7 +127,7 @@ class Transaction:
         data = manifest_bytes(after)
         path = generation_path(self._root, after.generation)
         Manifest.from_json(parse_json(data, path), "the new generation")
-        with clear_errors("creating", path.parent):
+        with os_errors("creating", path.parent):
             make_folder(path.parent)
         write_atomic(path, data)
         write_atomic(self._root / MANIFEST, data)
@@ -167,7 +167,7 @@ class Transaction:
         refuse_links(self._root)
         refuse_headless(self._root)
         own = {LOCK, HISTORY, *KINDS}
-        with clear_errors("reading", self._root):
+        with os_errors("reading", self._root):
             names = {path.name for path in self._root.iterdir()}
         if other := sorted(name for name in names - own if not name.startswith(TEMPORARY)):
             raise InputError(
@@ -176,7 +176,7 @@ class Transaction:
 
     def _make_folder(self) -> None:
         """The folder, refused before a lock file is left in it when it is somebody's."""
-        with clear_errors("creating", self._root):
+        with os_errors("creating", self._root):
             if self._root.exists() and not self._root.is_dir():
                 raise InputError(f"{self._root} is a file", tip="name a new, empty folder")
             self._root.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)

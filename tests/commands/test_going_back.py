@@ -130,7 +130,7 @@ def test_gc_on_the_command_line_keeps_the_way_back(shop: Shop, emoji: Path) -> N
     done = shop.run("check", "--gc", "--keep", 1).json
     assert planned["unreferenced"] == done["deleted"]
     assert len(done["deleted"]) == 2
-    assert Store.open(shop.path("store")).manifest.oldest == 2
+    assert Store.open(shop.path("store")).manifest.oldest_restorable == 2
     assert shop.run("check", "--head", head).code == 0
     assert shop.run("check", "--head", "0" * 64).code == 5
     assert shop.run("check", "--keep", 1).code == 2

@@ -101,7 +101,11 @@ def test_what_is_removed_is_in_no_file_of_the_store(shop: Shop) -> None:
     told = removed(shop, *ids)
     now = shop.manifest()
     assert (told["removed"], told["rows"], told["generation"]) == (3, len(stay), 3)
-    assert (now["operation"], now["whole_from"], now["index"]["count"]) == ("remove", 3, len(stay))
+    assert (now["operation"], now["oldest_gallery"], now["index"]["count"]) == (
+        "remove",
+        3,
+        len(stay),
+    )
     assert told["deleted"] == 2
     same = ("query_model", "report", "policy", "forced_reason")
     assert [now[name] for name in same] == [first[name] for name in same]
@@ -164,7 +168,7 @@ def test_rollback_restores_the_model_and_not_the_items(shop: Shop) -> None:
     back = shop.run("rollback")
     assert back.code == 0, back.stderr
     now = shop.manifest()
-    assert (now["query_model"], now["restores"], now["whole_from"]) == (old, 1, 3)
+    assert (now["query_model"], now["restores"], now["oldest_gallery"]) == (old, 1, 3)
     assert_gone(shop, ids, vectors)
     assert shop.run("rollback").json["written"] is False
     force(shop, "new.onnx")
@@ -267,7 +271,7 @@ def test_images_leave_the_memory_of_the_store_and_of_the_candidate(shop: Shop) -
     assert told["from_memory"] == 1
     assert len(told["side_files"]) == 2  # type: ignore[arg-type]
     kept = store_of(shop)
-    path = kept.verified("memories", kept.manifest.memory or "")
+    path = kept.verified_path("memories", kept.manifest.memory or "")
     assert read_memory(path).ids == read_memory(candidate / "memory.npz").ids
     assert len(read_memory(path)) == 5
     assert all(image not in one for one in store_files(shop).values())
@@ -282,7 +286,7 @@ def test_images_leave_the_memory_of_the_store_and_of_the_candidate(shop: Shop) -
     (candidate / "registry.json").write_text("{}")
     force(shop, "new.onnx")
     again = store_of(shop)
-    assert len(read_memory(again.verified("memories", again.manifest.memory or ""))) == 5
+    assert len(read_memory(again.verified_path("memories", again.manifest.memory or ""))) == 5
     assert shop.run("check").code == 0
 
 
@@ -308,7 +312,7 @@ def test_a_model_is_written_again_without_the_vectors_that_it_held(shop: Shop) -
     assert not shop.path(f"store/models/{held}.onnx").exists()
     assert_gone(shop, ids, vectors)
     assert_gone(shop, ids[:2], table[-2:])
-    path = store_of(shop).verified("models", now["query_model"])
+    path = store_of(shop).verified_path("models", now["query_model"])
     keys = numpy_helper.to_array(
         next(one for one in onnx.load(path).graph.initializer if one.name == "permute")
     )
@@ -358,7 +362,7 @@ def test_a_model_that_finetune_made_is_written_again(shop: Shop, fused: bool) ->
     (rewritten,) = told["rewritten"]  # type: ignore[misc]
     assert rewritten["vectors"] == 2
     assert_gone(shop, ids, vectors)
-    path = store_of(shop).verified("models", str(told["query_model"]))
+    path = store_of(shop).verified_path("models", str(told["query_model"]))
     (table,) = held_vectors(path.read_bytes(), path)
     assert table.ours
     assert len(table.vectors) == len(record["anchors"]) - 2
@@ -383,14 +387,14 @@ def test_the_way_back_is_written_again_too(shop: Shop) -> None:
         assert_gone(shop, [item], table[4 + number : 5 + number])
     assert shop.run("check", "--gc", "--keep", "1").code == 0
     now = shop.manifest()
-    assert {one["of"] for one in now["stand_ins"]} == set(now["erased_models"])
+    assert {one["replaces"] for one in now["stand_ins"]} == set(now["erased_models"])
     assert held in now["erased_models"]
     planned = shop.run("rollback", "--dry-run").json["query_model"]
     back = shop.run("rollback")
     assert back.code == 0, back.stderr
     serving = shop.manifest()["query_model"]
     assert serving == planned == back.json["query_model"] == now["stand_ins"][0]["model"]["sha256"]
-    path = store_of(shop).verified("models", serving)
+    path = store_of(shop).verified_path("models", serving)
     (keys,) = (
         numpy_helper.to_array(one)
         for one in onnx.load(path).graph.initializer
@@ -446,7 +450,7 @@ def test_vectors_of_which_nobody_knows_whose_they_are(shop: Shop) -> None:
     shop.path("build/candidate").mkdir(parents=True)
     shop.path("build/candidate/training.json").write_text(json.dumps(record))
     told = removed(shop, *ids)
-    path = store_of(shop).verified("models", str(told["query_model"]))
+    path = store_of(shop).verified_path("models", str(told["query_model"]))
     (table,) = held_vectors(path.read_bytes(), path)
     assert np.array_equal(table.vectors, foreign[[0, 1, 3]])
     assert_gone(shop, ids, foreign[[2]])
@@ -488,7 +492,7 @@ def test_check_finds_what_should_be_gone(shop: Shop) -> None:
     store = store_of(shop)
     first, catalog = store.manifest, store.catalog()
     vectors = stored_rows(shop, ids)
-    index = store.verified("indexes", first.index.sha256).read_bytes()
+    index = store.verified_path("indexes", first.index.sha256).read_bytes()
     removed(shop, *ids)
     store = store_of(shop)
     with store.transaction(store.manifest) as tx:
@@ -514,8 +518,8 @@ def test_check_finds_what_should_be_gone(shop: Shop) -> None:
             tx.commit(
                 operation="remove",
                 created_at=AT,
-                whole_from=store.manifest.generation + 1,
-                erased=tx.put("erasures", erased.write),
+                oldest_gallery=store.manifest.generation + 1,
+                erasures=tx.put("erasures", erased.write),
             )
         done = shop.run("check")
         assert done.code == 5
@@ -548,12 +552,12 @@ def test_replay_knows_a_removal(shop: Shop) -> None:
         replace(now, index=replace(now.index, M=9)),
         replace(now, index=replace(now.index, count=before.index.count + 1)),
         replace(now, policy="e" * 64),
-        replace(now, whole_from=1, erased=None),
+        replace(now, oldest_gallery=1, erasures=None),
         replace(now, query_model="e" * 64),
     ):
         assert "more than erase" in " ".join(replay([before, wrong]))
     assert "erased by 'add'" in " ".join(replay([before, replace(now, operation="add")]))
-    changed = replace(now, generation=3, operation="gc", erased="e" * 64)
+    changed = replace(now, generation=3, operation="gc", erasures="e" * 64)
     assert "list of what was erased" in " ".join(replay([now, changed]))
 
 

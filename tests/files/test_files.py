@@ -20,11 +20,11 @@ from compatctl.files import (
     Lock,
     canonical_json,
     make_folder,
-    publish,
     read_json,
     sha256_bytes,
     sha256_file,
     write_atomic,
+    write_blob,
 )
 
 HOLD = """
@@ -110,7 +110,7 @@ def test_files_may_be_read_as_the_umask_allows(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         write_atomic(tmp_path / "a", b"x")
-        blob = publish(tmp_path / "blobs", ".bin", writes(b"x"))
+        blob = write_blob(tmp_path / "blobs", ".bin", writes(b"x"))
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
@@ -122,7 +122,7 @@ def test_nothing_is_writable_for_everybody(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         write_atomic(tmp_path / "a", b"x")
-        blob = publish(tmp_path / "blobs", ".bin", writes(b"x"))
+        blob = write_blob(tmp_path / "blobs", ".bin", writes(b"x"))
         with Lock(tmp_path / "LOCK"):
             pass
     finally:
@@ -133,19 +133,19 @@ def test_nothing_is_writable_for_everybody(tmp_path: Path) -> None:
 
 def test_publish_names_by_content(tmp_path: Path) -> None:
     """The published name is the digest of the bytes, and the folder is made where it is missing."""
-    blob = publish(tmp_path / "blobs", ".bin", writes(b"abc"))
+    blob = write_blob(tmp_path / "blobs", ".bin", writes(b"abc"))
     assert blob.path == tmp_path / "blobs" / f"{sha256_bytes(b'abc')}.bin"
     assert (blob.sha256, blob.bytes) == (sha256_bytes(b"abc"), 3)
 
 
 def test_publish_keeps_an_intact_file_and_repairs_a_damaged_one(tmp_path: Path) -> None:
     """The same bytes again change nothing, unless the file under their name was changed."""
-    first = publish(tmp_path, ".bin", writes(b"abc"))
+    first = write_blob(tmp_path, ".bin", writes(b"abc"))
     inode = first.path.stat().st_ino
-    publish(tmp_path, ".bin", writes(b"abc"))
+    write_blob(tmp_path, ".bin", writes(b"abc"))
     assert first.path.stat().st_ino == inode
     first.path.write_bytes(b"abX")
-    publish(tmp_path, ".bin", writes(b"abc"))
+    write_blob(tmp_path, ".bin", writes(b"abc"))
     assert first.path.read_bytes() == b"abc"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -153,14 +153,14 @@ def test_publish_keeps_an_intact_file_and_repairs_a_damaged_one(tmp_path: Path) 
 def test_publish_refuses_a_writer_that_wrote_nothing(tmp_path: Path) -> None:
     """A library that says nothing when it could not write is found out."""
     with pytest.raises(CompatError, match="no file was written"):
-        publish(tmp_path, ".bin", lambda path: None)
+        write_blob(tmp_path, ".bin", lambda path: None)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_publish_without_room_leaves_nothing(tmp_path: Path) -> None:
     """A blob that does not fit is a clear error and leaves no part of it."""
     with file_size_limit(1000), pytest.raises(CompatError, match="no room"):
-        publish(tmp_path, ".bin", writes(b"x" * 2000))
+        write_blob(tmp_path, ".bin", writes(b"x" * 2000))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -101,7 +101,9 @@ def add(store: Store, rows: int, seed: int = 9) -> Store:
     ids = [f"added-{now.generation}-{i}" for i in range(rows)]
     grown = catalog.extended(ids, ["new"] * rows, now.query_model)
     params = replace(PARAMS, dim=now.index.dim)
-    index = HnswIndex.load(store.verified("indexes", now.index.sha256), params, now.index.count)
+    index = HnswIndex.load(
+        store.verified_path("indexes", now.index.sha256), params, now.index.count
+    )
     index.add(cut(unit_rows(rows, seed), params.dim), grown.keys[len(catalog) :])
     with store.transaction(now, operation="add") as tx:
         tx.commit(

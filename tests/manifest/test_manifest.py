@@ -47,9 +47,15 @@ def test_unknown_and_missing_entries_are_refused() -> None:
         Manifest.from_json(short, "here")
 
 
-def test_a_manifest_without_a_memory_is_the_one_of_before_there_were_memories() -> None:
-    """The entry is in the file only where there is a memory, so that old digests stay valid."""
-    assert "memory" not in _raw()
+def test_an_older_format_is_refused_with_the_way_on() -> None:
+    """A store of a format before the first stable one has to be created again."""
+    with pytest.raises(InputError, match=f"manifest format {FORMAT - 1}") as caught:
+        Manifest.from_json(_raw(format=FORMAT - 1), "here")
+    assert "begin the store again" in caught.value.tip
+
+
+def test_a_memory_is_one_of_the_files_that_a_generation_needs() -> None:
+    """A manifest without a memory needs one file less."""
     assert Manifest.from_json(_raw(), "here").memory is None
     one = manifest(memory="e" * 64)
     again = Manifest.from_json(json.loads(canonical_json(one.to_json())), "here")
@@ -58,8 +64,7 @@ def test_a_manifest_without_a_memory_is_the_one_of_before_there_were_memories() 
 
 
 def test_a_calibration_is_read_as_it_was_written() -> None:
-    """The knots of a score map come back the same; where there is none the entry is left out."""
-    assert "calibration" not in _raw()
+    """The knots of a score map come back the same."""
     one = manifest(calibration=((-1.0, -1.0), (0.25, 0.5), (1.0, 1.0)))
     again = Manifest.from_json(json.loads(canonical_json(one.to_json())), "here")
     assert again == one
@@ -84,6 +89,7 @@ def test_a_calibration_is_read_as_it_was_written() -> None:
         ("created_at", "yesterday"),
         ("created_at", "2026-01-31T12:00:00"),
         ("operation", 3),
+        ("operation", "resize"),
         ("restores", 0),
         ("index", []),
         ("index", {"engine": "hnswlib"}),
@@ -108,7 +114,7 @@ def test_what_is_no_object_is_no_manifest(raw: object) -> None:
 def test_contradictions_are_found() -> None:
     """Rows, dimensions, the query model and the generation's parent must agree."""
     share = ModelShare(sha256="e" * 64, dim=9, rows=1, name="odd", canary="d" * 64)
-    odd = manifest(models=(share, share), restores=5, oldest=2, parent="f" * 64)
+    odd = manifest(models=(share, share), restores=5, oldest_restorable=2, parent="f" * 64)
     text = "; ".join(odd.contradictions())
     expected = ("twice", "query model", "2 rows, the index 3", "9 dim", "restores", "from 2", "par")
     for part in expected:

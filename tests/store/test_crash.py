@@ -13,7 +13,7 @@ import pytest
 from store_kit import AT, deploy, python, snapshot, writes
 
 from compatctl.errors import CompatError
-from compatctl.store import Store, check, collect
+from compatctl.store import Store, check, gc
 
 KILLER = """
 import os, signal, sys, traceback
@@ -130,7 +130,7 @@ def test_a_commit_killed_at_any_step_leaves_one_whole_generation(
             assert (after.manifest == store.manifest) == (after.manifest.generation == 1)
             again = deploy(after, b"model C")
             assert again.manifest.generation == after.manifest.generation + 1
-            assert collect(Store.open(again.path)).ok
+            assert gc(Store.open(again.path)).ok
             assert check(again.path).unreferenced == ()
     assert seen == sorted(seen)
     assert set(seen) == {1, 2}
@@ -149,7 +149,7 @@ def test_a_creation_killed_at_any_step_opens_whole_or_not_at_all(tmp_path: Path)
             if not opened[-1]:
                 assert not run(root, 1_000_000)
             assert Store.open(root).manifest.generation == 1
-            assert collect(Store.open(root), deep=False).ok
+            assert gc(Store.open(root), deep=False).ok
             assert check(root, deep=False).unreferenced == ()
     assert opened == sorted(opened)
     assert opened[-2:] == [True, True]

@@ -14,7 +14,7 @@ from store_kit import AT, add, backfill, begin, deploy, lift, rollback, snapshot
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import canonical_json, sha256_bytes
 from compatctl.manifest import Manifest
-from compatctl.store import Store, check, collect, rollback_plan
+from compatctl.store import Store, check, gc, rollback_plan
 from compatctl.store._replay import replay
 
 
@@ -34,11 +34,11 @@ def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
     before = check(grown.path)
     planned = check(grown.path, keep=3)
     assert before.unreferenced == ()
-    done = collect(grown, keep=3, at=AT)
+    done = gc(grown, keep=3, at=AT)
     assert done.deleted == planned.unreferenced
-    assert (done.generations, done.oldest, _files(grown, "indexes")) == (7, 4, 3)
+    assert (done.generations, done.oldest_restorable, _files(grown, "indexes")) == (7, 4, 3)
     after = Store.open(store.path)
-    assert (after.manifest.operation, after.manifest.oldest) == ("gc", 4)
+    assert (after.manifest.operation, after.manifest.oldest_restorable) == ("gc", 4)
     assert after.manifest.index == grown.manifest.index
     assert check(after.path).ok
     assert len(after.history()) == 7
@@ -47,8 +47,8 @@ def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
         rollback_plan(after, to=3)
 
     deployed = _grown(deploy(after, b"model B"), 4)
-    kept = collect(deployed, keep=1, at=AT)
-    assert kept.oldest == 7
+    kept = gc(deployed, keep=1, at=AT)
+    assert kept.oldest_restorable == 7
     back = Store.open(store.path)
     assert rollback_plan(back).target.generation == 7
     assert rollback(back).query_model == store.manifest.query_model
@@ -57,21 +57,21 @@ def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
 
 def test_gc_repeated_deletes_nothing_more(store: Store) -> None:
     """Its own generations are no states: a nightly gc does not eat what it kept last night."""
-    collect(_grown(store, 5), keep=3, at=AT)
+    gc(_grown(store, 5), keep=3, at=AT)
     before = snapshot(store.path)
     for _ in range(4):
-        assert collect(Store.open(store.path), keep=3, at=AT).deleted == ()
+        assert gc(Store.open(store.path), keep=3, at=AT).deleted == ()
     assert snapshot(store.path) == before
 
 
 def test_a_reader_whose_files_were_let_go_is_told_to_open_again(store: Store) -> None:
     """A store opened before the gc finds its index gone: a conflict, and no damage."""
     grown = _grown(store, 3)
-    collect(grown, keep=1, at=AT)
+    gc(grown, keep=1, at=AT)
     with pytest.raises(ConflictError, match="let go of the files of generation 1"):
-        store.verified("indexes", store.manifest.index.sha256)
+        store.verified_path("indexes", store.manifest.index.sha256)
     with pytest.raises(UsageError, match="at least 1"):
-        collect(Store.open(store.path), keep=0, at=AT)
+        gc(Store.open(store.path), keep=0, at=AT)
 
 
 def _edit(path: Path, **changes: object) -> str:
@@ -171,7 +171,7 @@ def test_a_story_that_no_operation_can_have_written_is_found(store: Store) -> No
     assert "changed the query model by 'add'" in story(
         first, grown, replace(deployed, operation="add")
     )
-    assert "let go" in story(first, replace(grown, oldest=2), deployed)
+    assert "dropped" in story(first, replace(grown, oldest_restorable=2), deployed)
     assert story(first, grown, deployed, filled) == ""
     assert story(first, grown, deployed, replace(filled, models=filled.models[::-1])) == ""
     more = "did more than give rows to the query model"
@@ -221,7 +221,7 @@ def test_a_linked_blob_or_a_pipe_is_no_file_of_the_store(store: Store, tmp_path:
     path.symlink_to(tmp_path / "model")
     assert "missing" in " ".join(check(store.path).problems)
     with pytest.raises(DamagedError, match="missing or was changed"):
-        store.verified("models", store.manifest.query_model)
+        store.verified_path("models", store.manifest.query_model)
     (store.path / "manifest.json").unlink()
     os.mkfifo(store.path / "manifest.json")
     with pytest.raises(DamagedError, match=r"manifest\.json"):

@@ -26,13 +26,13 @@ from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import Lock, sha256_bytes, sha256_file
 from compatctl.manifest import ModelShare
 from compatctl.store import (
-    OF_THE_MODEL,
+    MODEL_FIELDS,
     RollbackPlan,
     Store,
     check,
-    collect,
+    embedding_space,
+    gc,
     rollback_plan,
-    space_of,
     spaces,
 )
 from compatctl.store._lineage import lineage
@@ -117,7 +117,7 @@ def test_leaving_without_a_commit_changes_nothing(store: Store) -> None:
     left = check(store.path)
     assert left.ok
     assert left.unreferenced == (f"models/{sha256_bytes(b'model B')}.onnx",)
-    assert collect(Store.open(store.path)).deleted == left.unreferenced
+    assert gc(Store.open(store.path)).deleted == left.unreferenced
     assert check(store.path).unreferenced == ()
 
 
@@ -151,9 +151,9 @@ def test_a_generation_that_contradicts_itself_is_refused(store: Store) -> None:
         with pytest.raises(InputError, match="rows"):
             tx.commit(operation="add", created_at=AT, index=replace(index, count=7))
         with pytest.raises(DamagedError, match="missing or empty"):
-            tx.commit(operation="x", created_at=AT, report="0" * 64)
+            tx.commit(operation="add", created_at=AT, report="0" * 64)
         with pytest.raises(DamagedError, match="created_at"):
-            tx.commit(operation="x", created_at="now")
+            tx.commit(operation="add", created_at="now")
         with pytest.raises(InputError, match="empty"):
             tx.put("models", writes(b""))
     assert snapshot(store.path).items() >= before.items()
@@ -210,7 +210,7 @@ def test_rollback_restores_the_very_bytes(store: Store) -> None:
         "manifest.json", "history/000003.json",
     }  # fmt: skip
     again = Store.open(store.path)
-    assert sha256_file(again.verified("indexes", third.index.sha256)) == first.index.sha256
+    assert sha256_file(again.verified_path("indexes", third.index.sha256)) == first.index.sha256
     assert check(again.path).ok
 
 
@@ -261,14 +261,14 @@ def test_states_on_two_sides_of_a_lift_are_of_two_spaces(store: Store) -> None:
     first = store.manifest
     up = lift(deploy(store, b"model B"), b"model C")
     later = deploy(up, b"model D")
-    spaces = [space_of(later, one) for one in later.history()]
+    spaces = [embedding_space(later, one) for one in later.history()]
     assert spaces == [0, 0, 3, 3]
     rollback(later, to=2)
-    assert space_of(Store.open(store.path), Store.open(store.path).manifest) == 0
+    assert embedding_space(Store.open(store.path), Store.open(store.path).manifest) == 0
     rollback(Store.open(store.path), to=4)
     again = Store.open(store.path)
-    assert space_of(again, again.manifest) == 3
-    assert space_of(again, first) == 0
+    assert embedding_space(again, again.manifest) == 3
+    assert embedding_space(again, first) == 0
     assert check(again.path).ok
 
 
@@ -282,14 +282,14 @@ def test_spaces_of_all_generations_are_those_of_each(store: Store) -> None:
     back = Store.open(store.path)
     with back.transaction(back.manifest, operation="rollback") as tx:
         had = {name: getattr(grown.manifest, name) for name in ("index", "catalog", "models")}
-        model = {name: getattr(up.manifest, name) for name in OF_THE_MODEL}
+        model = {name: getattr(up.manifest, name) for name in MODEL_FIELDS}
         tx.commit(operation="rollback", created_at=AT, restores=4, **had, **model)
     rollback(lift(Store.open(store.path), b"model E", dim=4), to=10)
     again = Store.open(store.path)
     rollback(again, to=9)
     last = Store.open(store.path)
     assert spaces(last) == (0, 0, 3, 3, 0, 0, 3, 3, 0, 3, 11, 3, 0)
-    assert spaces(last) == tuple(space_of(last, one) for one in last.history())
+    assert spaces(last) == tuple(embedding_space(last, one) for one in last.history())
     assert spaces(again) == spaces(last)[:-1]
     lifts = [[one for one in lineage(last, each) if one.operation == "lift"]
              for each in last.history()]  # fmt: skip
@@ -404,7 +404,7 @@ def test_gc_keeps_every_generation_and_what_others_put_there(store: Store) -> No
     (store.path / "models" / ".new-0123").write_bytes(b"half")
     (store.path / ".new-4567.json").write_bytes(b"half")
     (store.path / "indexes" / f"{'0' * 64}.hnsw").write_bytes(b"left")
-    report = collect(Store.open(store.path))
+    report = gc(Store.open(store.path))
     assert report.ok
     assert len(report.deleted) == 3
     assert report.freed_bytes == 12
@@ -416,7 +416,7 @@ def test_gc_deletes_nothing_while_a_generation_is_unreadable(store: Store) -> No
     second = deploy(store, b"model B")
     (store.path / "history" / "000001.json").write_bytes(b"{}")
     (store.path / "models" / ".new-0123").write_bytes(b"half")
-    report = collect(Store.open(second.path))
+    report = gc(Store.open(second.path))
     assert report.deleted == ()
     assert "nothing was deleted" in " ".join(report.problems)
     assert (store.path / "models" / ".new-0123").exists()

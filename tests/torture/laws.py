@@ -157,10 +157,10 @@ def _only_what_is_named(folder: Path) -> None:
     assert len(generations) == current["generation"]
     wanted = {"LOCK", "manifest.json"} | {f"history/{path.name}" for path in generations}
     head = Manifest.from_json(current, "manifest.json")
-    for path in generations[current["oldest"] - 1 :]:
+    for path in generations[current["oldest_restorable"] - 1 :]:
         one = Manifest.from_json(json.loads(path.read_bytes()), str(path))
         named = one.blobs()
-        if one.generation < current["whole_from"]:
+        if one.generation < current["oldest_gallery"]:
             named = head.model_blobs(one)
         wanted |= {f"{kind}/{digest}{KINDS[kind]}" for kind, digest in named}
     wanted |= {f"attempts/{name}" for name in attempts(folder)}
@@ -334,6 +334,9 @@ def _said_what_is(store: Path, done: Outcome) -> None:
     said, current = done.json, (store / "manifest.json").read_bytes()
     assert said["head"] == hashlib.sha256(current).hexdigest()
     now = json.loads(current)
-    assert (said["generations"], said["oldest"]) == (now["generation"], now["oldest"])
+    assert (said["generations"], said["oldest_restorable"]) == (
+        now["generation"],
+        now["oldest_restorable"],
+    )
     assert said["unreferenced"] == []
     assert not [name for name in said["deleted"] if (store / name).exists()]

@@ -105,7 +105,7 @@ def read_state(store: Store) -> State:
         ef_search=index.ef_search,
         seed=index.seed,
     )
-    opened = HnswIndex.load(store.verified("indexes", index.sha256), params, index.count)
+    opened = HnswIndex.load(store.verified_path("indexes", index.sha256), params, index.count)
     vectors = opened.vectors(catalog.keys)
     keys, scores = opened.search(vectors, 1, index.ef_search, threads=1)
     assert np.array_equal(keys[:, 0], catalog.keys), "an item does not find itself"

@@ -40,8 +40,8 @@ from compatctl.store import (
     Store,
     Transaction,
     check,
-    collect,
     count_attempt,
+    gc,
     manifest_digest,
     restore,
     rollback_plan,
@@ -561,10 +561,10 @@ def do_commands(folder: str, names: list[str], drop: bool = False) -> list[dict[
     return [vars(command(project, *argv_of(name, project))) for name in names]
 
 
-def do_verified(store: str, kind: str, digest: str) -> list[str]:
+def do_verified_path(store: str, kind: str, digest: str) -> list[str]:
     """Verify a file of the store twice; where a memory of it would lie."""
     opened = Store.open(Path(store))
-    return [str(opened.verified(kind, digest)) for _ in range(2)]
+    return [str(opened.verified_path(kind, digest)) for _ in range(2)]
 
 
 # --------------------------------------------------------------------------------------------
@@ -624,7 +624,7 @@ def begin(path: Path, rows: int = 40) -> Store:
 
 def _index(store: Store) -> HnswIndex:
     now = store.manifest.index
-    return HnswIndex.load(store.verified("indexes", now.sha256), PARAMS, now.count)
+    return HnswIndex.load(store.verified_path("indexes", now.sha256), PARAMS, now.count)
 
 
 def add_items(store: Store, items: tuple[str, ...], timeout_s: float = 10.0) -> Manifest:
@@ -661,7 +661,7 @@ def _deploy(store: Store, model: bytes) -> Manifest:
 
 def _roll_back(store: Store, rng: random.Random) -> Manifest:
     now = store.manifest
-    oldest = max(now.oldest, now.generation - 6)
+    oldest = max(now.oldest_restorable, now.generation - 6)
     if oldest >= now.generation:
         return now
     plan = rollback_plan(store, to=rng.randrange(oldest, now.generation))
@@ -669,7 +669,7 @@ def _roll_back(store: Store, rng: random.Random) -> Manifest:
 
 
 def _collect(store: Store) -> Manifest:
-    found = collect(store, keep=3, at=AT)
+    found = gc(store, keep=3, at=AT)
     assert found.ok, found.problems
     if found.head == manifest_digest(store.manifest):
         return store.manifest
@@ -803,7 +803,7 @@ def do_count(root: str, question: tuple[str, str], counter: int, turns: int) -> 
     given = {}
     for turn in range(turns):
         name = f"{counter}-{turn}"
-        one = Attempt(key=hashlib.sha256(name.encode()).hexdigest(), told={"policy": name})
+        one = Attempt(key=hashlib.sha256(name.encode()).hexdigest(), settings={"policy": name})
         given[name] = len(count_attempt(Path(root), *question, one, timeout_s=HANGS_S * 5))
     return given
 

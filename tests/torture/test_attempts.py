@@ -19,7 +19,7 @@ from store_workers import answer, let_go, start
 import compatctl
 from compatctl.errors import DamagedError
 from compatctl.files import Lock, sha256_bytes
-from compatctl.store import Attempt, Store, attempts_of, collect, count_attempt
+from compatctl.store import Attempt, Store, attempts_of, count_attempt, gc
 from compatctl.store._attempts import attempts_problems
 
 Stages = Callable[[str], Stage]
@@ -30,7 +30,9 @@ COUNTERS, TURNS = 4, 12
 
 def attempt(name: str) -> Attempt:
     """A question of its own."""
-    return Attempt(key=sha256_bytes(name.encode()), told={"seed": 0, "policy": name, "options": {}})
+    return Attempt(
+        key=sha256_bytes(name.encode()), settings={"seed": 0, "policy": name, "options": {}}
+    )
 
 
 @pytest.fixture
@@ -113,9 +115,9 @@ def test_gc_leaves_the_file_of_a_verify_that_counts(stages: Stages, scratch: Pat
     being_written = store.path / "attempts" / ".new-0123456789abcdef.json"
     being_written.write_bytes(b"{")
     with Lock(store.path / "attempts" / "LOCK"):
-        assert collect(Store.open(store.path)).deleted == ()
+        assert gc(Store.open(store.path)).deleted == ()
     assert being_written.exists()
-    assert collect(Store.open(store.path)).deleted == (f"attempts/{being_written.name}",)
+    assert gc(Store.open(store.path)).deleted == (f"attempts/{being_written.name}",)
 
 
 def test_processes_that_count_at_once_lose_nothing(scratch: Path) -> None:
@@ -126,7 +128,7 @@ def test_processes_that_count_at_once_lose_nothing(scratch: Path) -> None:
     ]
     let_go(processes)
     given = {name: place for one in processes for name, place in answer(one).items()}
-    found = [one.told["policy"] for one in attempts_of(scratch, CANDIDATE, QUESTION)]
+    found = [one.settings["policy"] for one in attempts_of(scratch, CANDIDATE, QUESTION)]
     assert len(found) == COUNTERS * TURNS
     assert {name: at for at, name in enumerate(found, 1)} == given
 

@@ -20,7 +20,7 @@ from store_workers import add_items, answer, begin, let_go, start, work
 from compatctl.errors import ConflictError
 from compatctl.files._lock import locks_stay_local
 from compatctl.manifest import Manifest
-from compatctl.store import Store, check, collect, manifest_digest, restore, rollback_plan
+from compatctl.store import Store, check, gc, manifest_digest, restore, rollback_plan
 
 SECONDS = 60 if LONG else 12
 WRITERS = READERS = 8
@@ -71,7 +71,7 @@ def test_writers_and_readers_at_once(scratch: Path, tally: Tally) -> None:
     assert set(store.catalog().ids) == _expected(history, items, told)
     workers.read_once(store.path, store.manifest.generation)
     assert check(store.path).ok
-    assert collect(store, at=workers.AT).ok
+    assert gc(store, at=workers.AT).ok
     assert check(store.path).unreferenced == ()
 
     assert not any("other conflicts" in one["counts"] for one in read)
@@ -155,7 +155,7 @@ def test_the_lock_of_a_killed_writer_is_free_at_once(scratch: Path) -> None:
         pass
     assert time.monotonic() - began < 1.0
     add_items(Store.open(store.path), ("after",), timeout_s=0)
-    assert collect(Store.open(store.path)).deleted == found.unreferenced
+    assert gc(Store.open(store.path)).deleted == found.unreferenced
     after = check(store.path)
     assert after.ok
     assert after.unreferenced == ()
@@ -201,7 +201,7 @@ def test_a_rollback_whose_target_was_let_go_meanwhile_is_a_conflict(scratch: Pat
         add_items(store, (f"a{at}",))
         store = Store.open(store.path)
     stale = Store.open(store.path)
-    assert collect(store, keep=1, at=workers.AT).oldest == 6
+    assert gc(store, keep=1, at=workers.AT).oldest_restorable == 6
     with pytest.raises(ConflictError, match="let go of the files of generation 2"):
         restore(stale, rollback_plan(stale, to=2).target, at=workers.AT)
     with pytest.raises(ConflictError, match="let go of the files of generation 2"):

@@ -242,7 +242,7 @@ def _index(store: Store) -> Path:
 
 
 def _verify(store: Store) -> Path:
-    return store.verified("indexes", store.manifest.index.sha256)
+    return store.verified_path("indexes", store.manifest.index.sha256)
 
 
 def test_a_large_file_is_hashed_once_but_not_while_it_is_new(big: Store, cache: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_large_file_is_hashed_once_but_not_while_it_is_new(big: Store, cache: 
     assert len(list(cache.iterdir())) == 1
     assert _read_bytes(lambda: _verify(big)) < size // 10
     digest = big.manifest.index.sha256
-    assert _read_bytes(lambda: big.verified("indexes", digest, fresh=True)) >= size
+    assert _read_bytes(lambda: big.verified_path("indexes", digest, fresh=True)) >= size
     assert _read_bytes(big.check) >= size
 
 

@@ -51,23 +51,23 @@ def has_digest(path: Path, sha256: str) -> bool:
     if sha256_file(path) != sha256:
         return False
     if before is not None and before == _state(path):
-        _remember(path, before, _Known(sha256=sha256))
+        _write(path, before, _Known(sha256=sha256))
     return True
 
 
-def noted(path: Path, sha256: str, fact: str) -> bool:
-    """Whether ``note`` was told this fact about these bytes, unchanged since."""
+def is_remembered(path: Path, sha256: str, fact: str) -> bool:
+    """Whether ``remember`` was told this fact about these bytes, unchanged since."""
     known = _recall(path)
     return known.sha256 == sha256 and fact in known.facts
 
 
-def note(path: Path, sha256: str, fact: str) -> None:
+def remember(path: Path, sha256: str, fact: str) -> None:
     """Remember a fact about the bytes of a file whose digest is remembered; else do nothing."""
     known = _recall(path)
     state = _state(path)
     if known.sha256 == sha256 and state is not None:
         facts = tuple(sorted({*known.facts, fact}))
-        _remember(path, state, _Known(sha256=sha256, facts=facts))
+        _write(path, state, _Known(sha256=sha256, facts=facts))
 
 
 def _folder() -> Path | None:
@@ -111,7 +111,7 @@ def _recall(path: Path) -> _Known:
         return _Known()
 
 
-def _remember(path: Path, state: list[int], known: _Known) -> None:
+def _write(path: Path, state: list[int], known: _Known) -> None:
     entry = _entry(state)
     if entry is None:
         return
