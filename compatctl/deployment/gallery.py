@@ -14,6 +14,7 @@ from compatctl.core.calibration import ScoreMap
 from compatctl.data import Dataset
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
 from compatctl.errors import DamagedError
+from compatctl.files import is_remembered, remember
 from compatctl.index import HnswIndex, HnswParams, read_all
 from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.store import Store
