@@ -191,7 +191,7 @@ def erasure_problems(store: Store) -> list[str]:
             problems.append(
                 f"{path} and the catalogue of generation {manifest.generation} have other keys"
             )
-    for manifest in {(m.memory, m.erased): m for m in whole_generations(store)}.values():
+    for manifest in {(m.memory, m.erasures): m for m in whole_generations(store)}.values():
         memory, erased = stored_memory(store, manifest), store.erasures(manifest)
         erased_ids = erased.holding(memory.ids) if memory is not None and erased is not None else ()
         if erased_ids:

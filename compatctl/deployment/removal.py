@@ -349,10 +349,12 @@ class Removal:
         models = {sha256: replace(share, rows=0) for sha256, share in new.items()}
         for entry in self.store.manifest.stand_ins:
             if entry.model.sha256 in new:
-                models[entry.of] = models[entry.model.sha256]
+                models[entry.replaces] = models[entry.model.sha256]
             elif entry.model.sha256 not in self.erased_models:
-                models[entry.of] = entry.model
-        return tuple(StandIn(of=sha256, model=model) for sha256, model in sorted(models.items()))
+                models[entry.replaces] = entry.model
+        return tuple(
+            StandIn(replaces=sha256, model=model) for sha256, model in sorted(models.items())
+        )
 
     def finish(self) -> CheckReport:
         """Delete what a killed removal left. No generation is made."""
@@ -397,7 +399,7 @@ class Removal:
     def clean(self, *, dry_run: bool) -> tuple[str, ...]:
         """Remove the items from the files beside the store; returns the files that changed."""
         current = open_store(self.project).manifest
-        names = {entry.of: entry.model.sha256 for entry in current.stand_ins}
+        names = {entry.replaces: entry.model.sha256 for entry in current.stand_ins}
         if dry_run and self.traces.found:
             names |= {rewrite.summary.before: rewrite.summary.sha256 for rewrite in self.rewrites}
         return clean_side_files(self.project, self.ids.__contains__, names, dry_run=dry_run)
