@@ -5,19 +5,15 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compatctl import encoder as onnx_files
-from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, Preprocessing, prepare
-from compatctl.deployment.data import load_data
-from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.project import find_store, open_store, require
 from compatctl.deployment.record_files import FILE, write_model
 from compatctl.deployment.rehearsal import rehearsal_items, write_memory
+from compatctl.deployment.training_inputs import embed_reference, load_inputs
 from compatctl.deployment.training_record import REGISTRY_FILE, TrainingRecord
 from compatctl.encoder import Encoder, EncoderInput, refuse_unsteady
 from compatctl.errors import InputError
@@ -26,7 +22,7 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe
 
 if TYPE_CHECKING:
-    from compatctl.train import Reference, Trained
+    from compatctl.train import Trained
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.safetensors"
@@ -113,15 +109,18 @@ def finetune(
         InputError: bad recipe, data or checkpoint; the exported file differs from what was
             trained; or torch is not installed.
     """
-    trainer, recipe, data, gallery = inputs(project, base, seed)
-    data, skipped = data.readable() if skip_bad else (data, ())
+    inputs = load_inputs(project, base, seed)
+    recipe, gallery = inputs.recipe, inputs.gallery
+    from compatctl.train import train
+
+    data, skipped = inputs.data.readable() if skip_bad else (inputs.data, ())
     earlier = rehearsal_items(project, recipe, data, gallery, memory)
-    reference = _reference(trainer, recipe, (data, earlier), gallery, progress) if gallery else None
+    reference = embed_reference(recipe, data, earlier, gallery, progress) if gallery else None
     if shuffle_map and reference is not None:
         order = np.random.default_rng(recipe.seed).permutation(len(reference.gallery_ids))
         reference = replace(reference, gallery_features=reference.gallery_features[order])
     project.candidate.mkdir(parents=True, exist_ok=True)
-    trained = trainer.train(
+    trained = train(
         recipe=recipe,
         base=base,
         data=data,
@@ -134,9 +133,9 @@ def finetune(
     registry = trained.registry.to_json() if trained.registry else None
     record = TrainingRecord.from_json(trained.record, registry).with_looks(data, earlier)
     record = write_memory(project, recipe, data, earlier, record)
-    _write_weights(trainer, trained, project.candidate / WEIGHTS_FILE)
-    made, encoder, record = export(trainer, trained, recipe, data, record)
-    _write(project, record, made)
+    _write_weights(trained, project.candidate / WEIGHTS_FILE)
+    model, encoder, record = export(trained, recipe, data, record)
+    _write(project, record, model)
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
         project.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
@@ -144,7 +143,7 @@ def finetune(
 
 
 def export(
-    trainer: ModuleType, trained: Trained, recipe: Recipe, data: Dataset, record: TrainingRecord
+    trained: Trained, recipe: Recipe, data: Dataset, record: TrainingRecord
 ) -> tuple[bytes, Encoder, TrainingRecord]:
     """The network as a sealed ONNX file that carries the record, after both were compared on real
     images. The record is returned with the parity.
@@ -152,33 +151,37 @@ def export(
     Raises:
         InputError: the two differ by more than 1e-3 in some number.
     """
-    told = recipe.backbone.input
-    size = Preprocessing(height=told.height, width=told.width, resize=told.resize, fit=told.fit)
+    from compatctl.train import embed
+    from compatctl.train import export as export_onnx
+
+    image = recipe.backbone.input
+    size = Preprocessing(height=image.height, width=image.width, resize=image.resize, fit=image.fit)
     with tempfile.TemporaryDirectory() as scratch:
         raw, sealed = Path(scratch) / "raw.onnx", Path(scratch) / "sealed.onnx"
-        trainer.export(trained.network, raw, told.height, told.width)
+        export_onnx(trained.network, raw, image.height, image.width)
         onnx_files.seal(raw, sealed, (EncoderInput(name="image", preprocessing=size),))
         encoder = Encoder.load(sealed)
         refuse_unsteady(encoder, data)
         step = max(1, len(data) // PARITY_IMAGES)
         rows = range(0, len(data), step)[:PARITY_IMAGES]
         images = np.stack([prepare(data.read(row), size) for row in rows])
-        parity = float(
-            np.abs(encoder.run({"image": images}) - trainer.embed(trained.network, images)).max()
-        )
+        exported = encoder.run({"image": images})
+        parity = float(np.abs(exported - embed(trained.network, images)).max())
         if not parity <= PARITY_LIMIT:
             raise InputError(
                 f"the exported ONNX file differs from the trained network by {parity:.2g}",
                 tip="the backbone uses an operation that does not export faithfully",
             )
         record = replace(record, parity=parity)
-        made = onnx_files.with_record(sealed.read_bytes(), sealed, record.to_text())
-    return made, Encoder.of(made, Path(MODEL_FILE)), record
+        model = onnx_files.with_record(sealed.read_bytes(), sealed, record.to_text())
+    return model, Encoder.of(model, Path(MODEL_FILE)), record
 
 
-def _write_weights(trainer: ModuleType, trained: Trained, target: Path) -> None:
+def _write_weights(trained: Trained, target: Path) -> None:
+    from compatctl.train import save_weights
+
     with tempfile.TemporaryDirectory() as scratch:
-        trainer.save_weights(trained.network, Path(scratch) / target.name)
+        save_weights(trained.network, Path(scratch) / target.name)
         write_atomic(target, (Path(scratch) / target.name).read_bytes())
 
 
@@ -211,40 +214,6 @@ def _result(
     )
 
 
-def _trainer() -> ModuleType:
-    try:
-        from compatctl import train
-    except ImportError as error:
-        raise InputError(
-            f"finetune needs torch: {error}", tip="pip install 'compatctl[train]'"
-        ) from None
-    return train
-
-
-def inputs(
-    project: Project, base: Path, seed: int | None
-) -> tuple[ModuleType, Recipe, Dataset, DeployedGallery | None]:
-    """Everything that a run starts from; no gallery where the recipe's frame is ``free``, nor for a
-    model that is born on a simplex: its recipe says D, and there is no store yet."""
-    trainer = _trainer()
-    recipe = Recipe.load(require(project.recipe, "recipe"), project.factories)
-    recipe = recipe if seed is None else replace(recipe, seed=seed)
-    if not base.is_file():
-        raise InputError(f"no checkpoint at {base}")
-    gallery, frames = None, set(recipe.objective.frame)
-    first = frames <= {"free", "simplex"} and recipe.objective.dim is not None
-    born = "simplex" in frames <= {"free", "simplex"}
-    if born and recipe.objective.dim is None and find_store(project) is None:
-        raise InputError(
-            f"there is no store at {project.store}, and the recipe has no objective.dim",
-            tip="a model that is born on a simplex needs dim: 128, for example; every other one a "
-            "gallery: name the --store, or begin one with compatctl init",
-        )
-    if frames != {"free"} and not (first and find_store(project) is None):
-        gallery = DeployedGallery.open(open_store(project))
-    return trainer, recipe, load_data(project), gallery
-
-
 def plan(
     project: Project, *, base: Path, seed: int | None = None, memory: Path | None = None
 ) -> Planned:
@@ -253,7 +222,10 @@ def plan(
     Raises:
         InputError: as ``finetune``, for what can be seen without training.
     """
-    trainer, recipe, data, gallery = inputs(project, base, seed)
+    inputs = load_inputs(project, base, seed)
+    recipe, data, gallery = inputs.recipe, inputs.data, inputs.gallery
+    from compatctl.train import items_to_encode
+
     training = data.where(split="train")
     held = gallery.catalog.ids if gallery else ()
     earlier = rehearsal_items(project, recipe, data, gallery, memory)
@@ -265,51 +237,8 @@ def plan(
         validation_items=len(data.where(split="validation")),
         rehearsed_items=len(earlier) if earlier else 0,
         gallery_rows=len(held),
-        to_embed_with_the_old_model=len(trainer.items_to_encode(recipe, data, held, earlier)),
+        to_embed_with_the_old_model=len(items_to_encode(recipe, data, held, earlier)),
     )
-
-
-def _reference(
-    trainer: ModuleType,
-    recipe: Recipe,
-    sources: tuple[Dataset, Dataset | None],
-    gallery: DeployedGallery,
-    progress: Progress,
-) -> Reference:
-    """The deployed gallery, and the deployed encoder's output for training items outside it."""
-    catalog = gallery.catalog
-    wanted = trainer.items_to_encode(recipe, sources[0], catalog.ids, sources[1])
-    encoded = np.zeros((len(wanted), gallery.manifest.index.dim), np.float32)
-    if wanted:
-        encoder, at = (
-            gallery.encoder,
-            {one: i for i, one in enumerate(wanted)},
-        )
-        for data in (one for one in sources if one is not None):
-            rows = [row for row, item in enumerate(data.ids) if item in at]
-            done = encoder.embed(data.take(rows), progress=progress)
-            encoded[[at[data.ids[row]] for row in rows]] = done.features
-    registry, vertices = registry_of(gallery)
-    reference: Reference = trainer.Reference(
-        gallery_ids=catalog.ids,
-        gallery_labels=catalog.labels,
-        gallery_features=gallery.index.vectors(catalog.keys),
-        encoded_ids=wanted,
-        encoded_features=encoded,
-        registry=registry,
-        K=vertices,
-    )
-    return reference
-
-
-def registry_of(gallery: DeployedGallery) -> tuple[Registry | None, int | None]:
-    """The store's class registry and its K, where the deployed model was trained on a simplex."""
-    sha256 = gallery.manifest.registry
-    if sha256 is None:
-        return None, None
-    path = gallery.store.verified_path("registries", sha256)
-    registry = Registry.from_json(path.read_text(encoding="utf-8"))
-    return registry, registry.K
 
 
 def _write(project: Project, record: TrainingRecord, model: bytes) -> None:

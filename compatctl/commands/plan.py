@@ -10,17 +10,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compatctl.commands import finetune as tuning
 from compatctl.core.arrays import Vectors
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
+from compatctl.deployment.training_inputs import build_reference, load_inputs
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import Sampling, sampling, verdict_of
 from compatctl.evaluation.comparison import GroundTruth, retrieval
@@ -71,7 +70,10 @@ def plan(
             classes to plan with.
     """
     began = time.monotonic()
-    trainer, recipe, data, deployed = tuning.inputs(project, base, seed)
+    inputs = load_inputs(project, base, seed)
+    recipe, data, deployed = inputs.recipe, inputs.data, inputs.gallery
+    from compatctl.train import trials
+
     if deployed is None or recipe.train != "head":
         raise InputError(
             "a plan trains heads against a gallery; the recipe has "
@@ -80,11 +82,9 @@ def plan(
         )
     if skip_bad:
         data, _ = data.readable()
-    choosing = len(trainer.trials(recipe)) > 1
+    choosing = len(trials(recipe)) > 1
     split = planning_split(data, deployed.catalog.ids, limit, choosing=choosing)
-    ground, old_ms, new_ms = _ground(
-        trainer, split, deployed, (recipe, base), project.ignore_same, progress
-    )
+    ground, old_ms, new_ms = _ground(split, deployed, (recipe, base), project.ignore_same, progress)
     ground = replace(ground, cluster=project.cluster)
     facts = preflight(deployed, split, ground.reference.gallery_features, ground.reference.registry)
     found = routes.measure(ground, _halves(ground), progress)
@@ -182,8 +182,7 @@ class _Cost:
         return round(route.rewritten * self.rows) * 4 * dim
 
 
-def _ground(  # noqa: PLR0917
-    trainer: ModuleType,
+def _ground(
     split: Split,
     deployed: DeployedGallery,
     new: tuple[Recipe, Path],
@@ -191,6 +190,8 @@ def _ground(  # noqa: PLR0917
     progress: Progress,
 ) -> tuple[Ground, float, float]:
     """Both models' features of everything that takes part, and each one's milliseconds an image."""
+    from compatctl.train import Features
+
     (recipe, base), data, catalog = new, split.data, deployed.catalog
     at = {item: row for row, item in enumerate(catalog.ids)}
     places = np.array([at[data.ids[int(row)]] for row in split.gallery])
@@ -198,18 +199,10 @@ def _ground(  # noqa: PLR0917
     began = time.monotonic()
     encoded = deployed.encoder.embed(data.take(others), progress=progress).features
     old_s = time.monotonic() - began
-    registry, vertices = tuning.registry_of(deployed)
-    reference = trainer.Reference(
-        gallery_ids=tuple(data.ids[int(row)] for row in split.gallery),
-        gallery_labels=tuple(catalog.labels[int(at_row)] for at_row in places),
-        gallery_features=deployed.index.vectors(np.asarray(catalog.keys)[places]),
-        encoded_ids=tuple(data.ids[int(row)] for row in others),
-        encoded_features=encoded,
-        registry=registry,
-        K=vertices,
-    )
+    encoded_ids = tuple(data.ids[int(row)] for row in others)
+    reference = build_reference(deployed, encoded_ids, encoded, places)
     began = time.monotonic()
-    features = trainer.Features.extract(recipe, base, data, range(len(data)), progress)
+    features = Features.extract(recipe, base, data, range(len(data)), progress)
     new_s = time.monotonic() - began
     ground = Ground(
         data=data,

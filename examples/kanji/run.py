@@ -28,6 +28,7 @@ from compatctl.commands.finetune import export
 from compatctl.core.nearest import exact_search
 from compatctl.core.retrieval import evaluate
 from compatctl.data import load
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.recipe import Recipe
 
@@ -75,8 +76,9 @@ def pretrain(folder: Path, seed: int) -> None:
     data = load(folder / "elsewhere.npz")
     trained = train.train(recipe=recipe, base=None, data=data, reference=None, work=folder)
     torch.save({"state_dict": trained.network.backbone.state_dict()}, folder / "new.ckpt")
-    made, _ = export(train, trained, recipe, data, dict(trained.record))
-    (folder / "independent.onnx").write_bytes(made)
+    record = TrainingRecord.from_json(trained.record, None)
+    model, _, _ = export(trained, recipe, data, record)
+    (folder / "independent.onnx").write_bytes(model)
 
 
 def compatctl(folder: Path, *words: str, expected: int = 0) -> None:

@@ -144,6 +144,15 @@ def test_a_dry_run_counts_and_writes_nothing(shop: Shop) -> None:
     assert not shop.path("build").exists()
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--skip-bad"])
+def test_a_dry_run_refuses_options_without_effect(shop: Shop, flag: str) -> None:
+    """--dry-run with --resume or --skip-bad is exit 2, and the message names the option."""
+    _recipe(shop)
+    refused = shop.run("finetune", "--base", shop.path("new.ckpt"), "--dry-run", flag)
+    assert refused.code == 2
+    assert flag in refused.stderr
+
+
 def test_earlier_items_are_rehearsed(shop: Shop, emoji: Path) -> None:
     """--memory adds the given number of earlier images of each class; the recipe must rehearse."""
     recipe = _recipe(shop)

@@ -1,0 +1,134 @@
+"""What a training run starts from: the recipe, the data, the deployed gallery and its features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compatctl.core.arrays import Rows, Vectors
+from compatctl.core.simplex import Registry
+from compatctl.data import Dataset
+from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.project import find_store, open_store, require
+from compatctl.errors import InputError
+from compatctl.progress import Progress
+from compatctl.recipe import Project, Recipe
+
+if TYPE_CHECKING:
+    from compatctl.train import Reference
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingInputs:
+    """The recipe, the data and the deployed gallery of one run."""
+
+    recipe: Recipe
+    data: Dataset
+    gallery: DeployedGallery | None
+    """None where the frame is ``free``, or the first model is trained on a simplex: the recipe
+    gives D, and there is no store yet."""
+
+
+def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInputs:
+    """Read the recipe and the table, and open the store where the recipe needs one.
+
+    Raises:
+        InputError: torch is not installed; there is no recipe, checkpoint or store; or one of them
+            is invalid.
+    """
+    require_torch()
+    recipe = Recipe.load(require(project.recipe, "recipe"), project.factories)
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    if not base.is_file():
+        raise InputError(f"no checkpoint at {base}")
+    gallery, frames = None, set(recipe.objective.frame)
+    first = frames <= {"free", "simplex"} and recipe.objective.dim is not None
+    born = "simplex" in frames <= {"free", "simplex"}
+    if born and recipe.objective.dim is None and find_store(project) is None:
+        raise InputError(
+            f"there is no store at {project.store}, and the recipe has no objective.dim",
+            tip="a model that is born on a simplex needs dim: 128, for example; every other one a "
+            "gallery: name the --store, or begin one with compatctl init",
+        )
+    if frames != {"free"} and not (first and find_store(project) is None):
+        gallery = DeployedGallery.open(open_store(project))
+    return TrainingInputs(recipe=recipe, data=load_data(project), gallery=gallery)
+
+
+def require_torch() -> None:
+    """Raise ``InputError`` unless ``compatctl.train`` can be imported."""
+    try:
+        import compatctl.train  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"finetune needs torch: {error}", tip="pip install 'compatctl[train]'"
+        ) from None
+
+
+def embed_reference(
+    recipe: Recipe,
+    data: Dataset,
+    memory: Dataset | None,
+    gallery: DeployedGallery,
+    progress: Progress,
+) -> Reference:
+    """The whole deployed gallery, and the deployed encoder's output for training items outside it.
+
+    Only the items whose old feature the recipe needs are embedded (``items_to_encode``).
+    """
+    from compatctl.train import items_to_encode
+
+    ids = items_to_encode(recipe, data, gallery.catalog.ids, memory)
+    encoded = np.zeros((len(ids), gallery.manifest.index.dim), np.float32)
+    positions = {item_id: position for position, item_id in enumerate(ids)}
+    for dataset in (data, memory):
+        rows = (
+            [r for r, item_id in enumerate(dataset.ids) if item_id in positions] if dataset else []
+        )
+        if dataset and rows:
+            embedded = gallery.encoder.embed(dataset.take(rows), progress=progress)
+            encoded[[positions[dataset.ids[row]] for row in rows]] = embedded.features
+    return build_reference(gallery, ids, encoded)
+
+
+def build_reference(
+    gallery: DeployedGallery,
+    encoded_ids: tuple[str, ...],
+    encoded_features: Vectors,
+    rows: Rows | None = None,
+) -> Reference:
+    """The deployed gallery as training sees it.
+
+    Args:
+        gallery: the deployed store.
+        encoded_ids: items outside ``rows`` that the deployed encoder embedded.
+        encoded_features: (E, D) float32 unit rows, their embeddings.
+        rows: catalog rows to keep, all of them by default.
+    """
+    from compatctl.train import Reference
+
+    catalog = gallery.catalog
+    rows = np.arange(len(catalog.ids)) if rows is None else rows
+    registry = load_registry(gallery)
+    return Reference(
+        gallery_ids=tuple(catalog.ids[int(row)] for row in rows),
+        gallery_labels=tuple(catalog.labels[int(row)] for row in rows),
+        gallery_features=gallery.index.vectors(np.asarray(catalog.keys)[rows]),
+        encoded_ids=encoded_ids,
+        encoded_features=encoded_features,
+        registry=registry,
+        K=registry.K if registry else None,
+    )
+
+
+def load_registry(gallery: DeployedGallery) -> Registry | None:
+    """The store's class registry, where the deployed model was trained on a simplex."""
+    sha256 = gallery.manifest.registry
+    if sha256 is None:
+        return None
+    path = gallery.store.verified_path("registries", sha256)
+    return Registry.from_json(path.read_text(encoding="utf-8"))
