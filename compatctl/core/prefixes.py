@@ -1,7 +1,7 @@
-"""Sets of names and digests, eight bytes of each: what a model has seen, small enough to carry.
+"""Sets of names and digests as eight-byte prefixes: small enough for a model to carry.
 
-Of n entries a name that is not among them is taken for one of them with probability n / 2^64: with
-a million entries and ten thousand questions, once in two thousand million such runs.
+A name outside a set of n entries is taken for a member with probability n / 2^64. With a million
+entries and ten thousand lookups, that happens once in two thousand million runs.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _WIDTH = 8
 
 
 def prefix_of(name: str) -> int:
-    """The first eight bytes of the sha256 of a name, as a number."""
+    """The first eight bytes of the sha256 of a name, as an integer."""
     return int.from_bytes(hash_key(name)[:_WIDTH], "big")
 
 
 def prefix_of_digest(digest: str) -> int:
-    """The first eight bytes of a sha256 in hex, as a number.
+    """The first eight bytes of a sha256 in hex, as an integer.
 
     Raises:
-        ValueError: it is no such digest.
+        ValueError: it is not a sha256.
     """
     if len(digest) != 64:
         raise ValueError(f"{digest!r} is no sha256")
@@ -37,13 +37,14 @@ def prefix_of_digest(digest: str) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Prefixes:
-    """``rows`` (n,) uint64, ascending, none twice."""
+    """A set of 64-bit integers."""
 
     rows: Words
+    """(n,) strictly ascending."""
 
     @classmethod
     def of(cls, numbers: Iterable[int] = ()) -> Self:
-        """The set of these numbers."""
+        """The set of these integers."""
         return cls(np.unique(np.fromiter(numbers, np.uint64)))
 
     def __len__(self) -> int:
@@ -55,7 +56,7 @@ class Prefixes:
         return at < len(self.rows) and bool(self.rows[at] == wanted)
 
     def contains(self, numbers: Words) -> Bools:
-        """(n,) whether each of the ``numbers`` (n,) is in the set."""
+        """(n,) whether each of ``numbers`` (n,) is in the set."""
         return np.isin(numbers, self.rows)
 
     def __or__(self, other: Prefixes) -> Prefixes:
@@ -70,16 +71,16 @@ class Prefixes:
     __hash__ = None  # type: ignore[assignment]
 
     def deltas(self) -> Bytes:
-        """(n, 8) bytes, big endian: from each number to the next, which are small and pack well."""
+        """(n, 8) big-endian differences between neighbours, which are small and pack well."""
         deltas = np.diff(self.rows, prepend=np.uint64(0)).astype(">u8")
         return deltas.view(np.uint8).reshape(-1, _WIDTH)
 
     @classmethod
     def from_deltas(cls, deltas: Bytes) -> Self:
-        """The set of which ``deltas`` gave (n, 8) bytes.
+        """The set whose ``deltas`` are these (n, 8) bytes.
 
         Raises:
-            InputError: it is of none.
+            InputError: no set has these deltas.
         """
         if deltas.ndim != 2 or deltas.shape[1] != _WIDTH:
             raise InputError(f"a set of digests is of eight bytes each, got {deltas.shape}")

@@ -1,16 +1,16 @@
-"""The dot product and the L2 distance as cosines of other rows, so that one search serves all.
+"""Reduce the dot product and the L2 distance to the cosine, so that one search serves all.
 
-Search ranks unit rows by their cosine. Both reductions give rows with a coordinate or two more,
-for which that ranking is the one asked for, exactly (float64 arithmetic, float32 rows):
+Search ranks unit rows by cosine. Each reduction adds one or two coordinates, after which that
+ranking equals the requested one (computed in float64, stored as float32):
 
-- dot: ``g -> (g / M, sqrt(1 - |g / M|^2))``, ``q -> (q / |q|, 0)``, M the largest norm of a
+- dot: ``g -> (g / M, sqrt(1 - |g / M|^2))``, ``q -> (q / |q|, 0)``, with M the largest norm of a
   gallery row (Bachrach et al., "Speeding Up the Xbox Recommender System Using a Euclidean
   Transformation for Inner-Product Spaces", RecSys 2014, section 3).
 - l2: ``|q - g|^2 = |q|^2 - 2 (q g - |g|^2 / 2)``, which ranks as the dot product of ``(q, 1)`` and
-  ``(g, -|g|^2 / 2)`` does. Rows are centred and scaled before, which changes no order of distances
-  and keeps rows that are far from the origin apart.
+  ``(g, -|g|^2 / 2)`` does. Rows are centred and scaled first, which keeps the order of distances
+  and keeps rows far from the origin apart.
 
-Galleries that are searched together, or whose scores are put beside each other, need one reduction.
+Galleries that are searched together, or whose scores are compared, must share one reduction.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ _BLOCK = 8192
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CosineReduction:
-    """``centre`` (D,) is subtracted and the rest divided by ``scale``, then, for l2, the column is
-    appended; ``max_norm`` is the largest norm of a gallery row after that."""
+    """Subtract ``centre`` (D,), divide by ``scale`` and, for l2, append the extra column.
+
+    ``max_norm`` is the largest norm of a gallery row after that.
+    """
 
     similarity: Similarity
     centre: Floats
@@ -41,51 +43,51 @@ class CosineReduction:
 
     @classmethod
     def fit(cls, similarity: Similarity, galleries: Sequence[Features]) -> Self:
-        """The reduction for galleries (G, D) of finite rows, each with at least one row."""
+        """Fit the reduction to galleries (G, D) of finite rows, each with at least one row."""
         dim = galleries[0].shape[1]
         centre, scale = np.zeros(dim), 1.0
         if similarity == "l2":
             centre = np.asarray(galleries[0].mean(axis=0, dtype=np.float64))
-            scale = max(_longest(one, centre) for one in galleries) or 1.0
+            scale = max(_longest(gallery, centre) for gallery in galleries) or 1.0
         first = cls(similarity=similarity, centre=centre, scale=scale, max_norm=1.0)
         max_norm = max(
-            float(np.linalg.norm(first._gallery(one[at : at + _BLOCK]), axis=1).max())
-            for one in galleries
-            for at in range(0, len(one), _BLOCK)
+            float(np.linalg.norm(first._gallery(gallery[start : start + _BLOCK]), axis=1).max())
+            for gallery in galleries
+            for start in range(0, len(gallery), _BLOCK)
         )
         return cls(similarity=similarity, centre=centre, scale=scale, max_norm=max_norm or 1.0)
 
     def queries(self, rows: Features) -> Vectors:
-        """Unit rows (Q, D') of queries (Q, D), none of them zero."""
+        """(Q, D') unit rows for queries (Q, D), none of them zero."""
         return self._blocks(rows, self._query)
 
     def gallery(self, rows: Features) -> Vectors:
-        """Unit rows (G, D') of gallery rows (G, D), of those that the reduction was made of."""
+        """(G, D') unit rows for gallery rows (G, D) that the reduction was fitted to."""
         return self._blocks(rows, lambda part: _lifted(self._gallery(part) / self.max_norm))
 
-    def _blocks(self, rows: Features, of: Callable[[Features], Floats]) -> Vectors:
+    def _blocks(self, rows: Features, convert: Callable[[Features], Floats]) -> Vectors:
         extra = 2 if self.similarity == "l2" else 1
-        found = np.empty((len(rows), rows.shape[1] + extra), np.float32)
-        for at in range(0, len(rows), _BLOCK):
-            found[at : at + _BLOCK] = of(rows[at : at + _BLOCK])
-        return found
+        unit = np.empty((len(rows), rows.shape[1] + extra), np.float32)
+        for start in range(0, len(rows), _BLOCK):
+            unit[start : start + _BLOCK] = convert(rows[start : start + _BLOCK])
+        return unit
 
     def _moved(self, rows: Features) -> Floats:
         return (rows.astype(np.float64) - self.centre) / self.scale
 
     def _query(self, rows: Features) -> Floats:
-        found = self._moved(rows)
+        moved = self._moved(rows)
         if self.similarity == "l2":
-            found = np.hstack([found, np.ones((len(rows), 1))])
-        found /= np.linalg.norm(found, axis=1, keepdims=True)
-        return np.hstack([found, np.zeros((len(rows), 1))])
+            moved = np.hstack([moved, np.ones((len(rows), 1))])
+        moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+        return np.hstack([moved, np.zeros((len(rows), 1))])
 
     def _gallery(self, rows: Features) -> Floats:
-        found = self._moved(rows)
+        moved = self._moved(rows)
         if self.similarity == "l2":
-            half = -0.5 * np.einsum("nd,nd->n", found, found)
-            found = np.hstack([found, half[:, None]])
-        return found
+            half = -0.5 * np.einsum("nd,nd->n", moved, moved)
+            moved = np.hstack([moved, half[:, None]])
+        return moved
 
 
 def _lifted(rows: Floats) -> Floats:
@@ -96,6 +98,6 @@ def _lifted(rows: Floats) -> Floats:
 
 def _longest(rows: Features, centre: Floats) -> float:
     return max(
-        float(np.linalg.norm(rows[at : at + _BLOCK] - centre, axis=1).max())
-        for at in range(0, len(rows), _BLOCK)
+        float(np.linalg.norm(rows[start : start + _BLOCK] - centre, axis=1).max())
+        for start in range(0, len(rows), _BLOCK)
     )

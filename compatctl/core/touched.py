@@ -1,9 +1,9 @@
-"""Rows of a gallery that training passed through the new model, and rows that it did not.
+"""Gallery rows that training passed through the new model ("touched"), and rows that it did not.
 
-A model finds what it was trained to find: anchors and pairs of a bridge answer better than the
-rest of the gallery. A query's part in either is the share of its relevant rows that were touched.
-The gain on the gallery as it is, is the gain of the touched part and that of the untouched part,
-each by its share of the rows: where the queries at hand are of another mixture, they are weighted.
+A model answers best for what it trained on: anchors, and pairs of a bridge, are easier to find than
+the rest of the gallery. Let t_q be the share of query q's relevant rows that are touched, and t the
+share of touched rows in the gallery. The gain on the gallery as it is weighs the touched part by t
+and the untouched part by 1 - t; queries with another mixture are weighted accordingly.
 
 Shapes: ``Q`` queries, ``G`` gallery rows, ``J`` judged pairs.
 """
@@ -19,37 +19,42 @@ from compatctl.core.arrays import NO_CLASS, Bools, Codes, Floats, ratio
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Touched:
-    """What of the queries' relevant rows, and of the gallery, was touched."""
+    """Shares of touched rows, by query and in the gallery."""
 
     of_query: Floats
-    """(Q,) share of each query's relevant rows, in [0, 1]; NaN where it has none."""
+    """(Q,) t_q, in [0, 1]; NaN if the query has no relevant row."""
     of_gallery: float
-    """Share of the gallery's rows, in [0, 1]."""
+    """t, in [0, 1]."""
 
     @property
     def untouched(self) -> Bools:
         """(Q,) queries that have relevant rows, none of them touched."""
-        found: Bools = self.of_query == 0
-        return found
+        untouched: Bools = self.of_query == 0
+        return untouched
 
     def weights(self, has_match: Bools) -> Floats | None:
-        """(Q,) weights by which the counted queries are of the gallery's mixture; their mean over
-        these is 1. None where the queries are of one kind only, which no weight can change."""
-        here = float(self.of_query[has_match].mean()) if has_match.any() else 0.0
-        if not 0.0 < here < 1.0:
+        """(Q,) weights with mean 1 that give the queries with a match the gallery's mixture.
+
+        With m the mean of t_q over these queries, query q weighs
+        ``t_q t / m + (1 - t_q) (1 - t) / (1 - m)``. None if m is 0 or 1: no weight helps.
+        """
+        mean = float(self.of_query[has_match].mean()) if has_match.any() else 0.0
+        if not 0.0 < mean < 1.0:
             return None
         share = np.nan_to_num(self.of_query)
-        found: Floats = share * self.of_gallery / here
-        return found + (1 - share) * (1 - self.of_gallery) / (1 - here)
+        touched: Floats = share * self.of_gallery / mean
+        return touched + (1 - share) * (1 - self.of_gallery) / (1 - mean)
 
     def weighted(self, has_match: Bools) -> Bools | Floats:
-        """``has_match`` (Q,) as it is, or with these weights."""
-        found = self.weights(has_match)
-        return has_match if found is None else has_match * found
+        """``has_match`` (Q,) multiplied by the weights, or unchanged if there are none."""
+        weights = self.weights(has_match)
+        return has_match if weights is None else has_match * weights
 
     def parts(self, values: Floats, has_match: Bools) -> tuple[float, float]:
-        """The mean of the values (Q,) over the touched part of the counted queries, and over their
-        untouched part; NaN where there is no such part. Weighted means are made of the two."""
+        """Means of the values (Q,) over the touched and the untouched part; NaN for an empty part.
+
+        A weighted mean over the queries is a mixture of these two.
+        """
         share, values = self.of_query[has_match], values[has_match]
         return (
             ratio(float((share * values).sum()), float(share.sum())),
@@ -60,13 +65,13 @@ class Touched:
 def touched_share_by_class(
     query_labels: Codes, gallery_labels: Codes, self_row: Codes, touched: Bools
 ) -> Floats:
-    """(Q,) share of the gallery rows of each query's class, its own row apart, that were touched.
+    """(Q,) share of touched rows among the gallery rows of each query's class, without its own.
 
     Args:
         query_labels: (Q,) codes from 0.
         gallery_labels: (G,) codes from 0, or ``NO_CLASS``.
-        self_row: (Q,) the query's own gallery row, -1: none.
-        touched: (G,) rows that were.
+        self_row: (Q,) gallery row that is the query's own item, or -1.
+        touched: (G,) touched rows.
     """
     known = gallery_labels != NO_CLASS
     n = int(max(query_labels.max(initial=-1), gallery_labels.max(initial=-1))) + 1
@@ -80,7 +85,10 @@ def touched_share_by_class(
 
 
 def touched_share_judged(judged_query: Codes, judged_row: Codes, touched: Bools, Q: int) -> Floats:
-    """(Q,) the same where relevance was judged: pairs (J,) of query positions and gallery rows."""
+    """(Q,) share of touched rows among each query's relevant rows.
+
+    The relevant pairs are ``judged_query`` (J,), positions of queries, and ``judged_row`` (J,).
+    """
     rows = np.bincount(judged_query, minlength=Q)
     part = np.bincount(judged_query[touched[judged_row]], minlength=Q)
     return _share(part, rows)

@@ -1,10 +1,10 @@
-"""What answers of unknown relevance could change in a comparison of two models.
+"""Bounds on how far answers of unknown relevance could change a comparison of two models.
 
-Rows of a gallery may have no label, or stand in no judgment. They are searched like all others, and
-count as wrong where they are found. The bounds here say how far that could have turned the result.
+Gallery rows may have no label, or appear in no judgment. They are searched like all others, and
+count as wrong if they are found.
 
 Shapes: ``Q`` queries, ``k`` first answers, ``G`` gallery rows. The relevance of a row to a query is
-one fact: where both models found the same row it is right for both or for neither.
+one fact: a row that both models find is right for both, or wrong for both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from compatctl.core.arrays import Bools, Codes
 
 Hits = tuple[Bools, Bools]
-"""(Q,) whether old queries found something right, and whether new ones did."""
+"""(Q,) whether old queries hit, and whether new queries hit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,73 +26,77 @@ class Unjudged:
     worst: Hits
     """With every unknown answer counted against the new model."""
     best: Hits
-    """With every unknown answer counted for it."""
+    """With every unknown answer counted for the new model."""
     old: dict[int, Codes]
-    """k -> (Q,) how many of the first k answers of old queries are of unknown relevance."""
+    """k -> (Q,) unknown answers among the first k of old queries."""
     new: dict[int, Codes]
-    """The same of new queries."""
+    """The same for new queries."""
     answers: dict[int, Codes]
-    """k -> (Q,) how many first answers there are: k, or the rows of a smaller gallery."""
+    """k -> (Q,) number of first answers: k, or the rows of a smaller gallery."""
 
     def shares(self, has_match: Bools) -> dict[str, dict[str, float]]:
-        """``old`` and ``new`` -> k -> share of the first k answers of unknown relevance."""
+        """``old`` and ``new`` -> k -> share of unknown answers among the first k."""
         return {
             name: {
-                str(k): float(found[has_match].sum() / max(1, self.answers[k][has_match].sum()))
-                for k, found in sides.items()
+                str(k): float(unknown[has_match].sum() / max(1, self.answers[k][has_match].sum()))
+                for k, unknown in counts.items()
             }
-            for name, sides in (("old", self.old), ("new", self.new))
+            for name, counts in (("old", self.old), ("new", self.new))
         }
 
     @property
     def any(self) -> bool:
-        """Whether there is an answer of unknown relevance at all."""
-        return any(bool(found.any()) for side in (self.old, self.new) for found in side.values())
+        """Whether any answer is of unknown relevance."""
+        return any(
+            bool(unknown.any()) for counts in (self.old, self.new) for unknown in counts.values()
+        )
 
 
 def bound_unjudged(
     old_rows: Codes, new_rows: Codes, hits: Hits, unknown: Bools, k: int
 ) -> Unjudged:
-    """The bounds at k, and how many answers are unknown at 1 and at k.
+    """Bounds at k, and the unknown answers at 1 and at k.
 
     Args:
-        old_rows: (Q, >= k) gallery rows that old queries found, best first, -1: none.
-        new_rows: (Q, >= k) those of new queries.
+        old_rows: (Q, >= k) gallery rows found by old queries, best first; -1 is no row.
+        new_rows: (Q, >= k) gallery rows found by new queries.
         hits: whether one of the first k is known to be right.
         unknown: (G,) rows of unknown relevance.
         k: the first answers that count, >= 1.
     """
-    first, second = old_rows[:, :k], new_rows[:, :k]
-    best_new, best_old = _against(second, first, (hits[1], hits[0]), unknown)
+    old, new = old_rows[:, :k], new_rows[:, :k]
+    best_new, best_old = _favour(new, old, (hits[1], hits[0]), unknown)
     ks = sorted({1, k})
     return Unjudged(
-        worst=_against(first, second, hits, unknown),
+        worst=_favour(old, new, hits, unknown),
         best=(best_old, best_new),
-        old={at: _unknown(first[:, :at], unknown).sum(axis=1) for at in ks},
-        new={at: _unknown(second[:, :at], unknown).sum(axis=1) for at in ks},
-        answers={at: (first[:, :at] >= 0).sum(axis=1) for at in ks},
+        old={n: _is_unknown(old[:, :n], unknown).sum(axis=1) for n in ks},
+        new={n: _is_unknown(new[:, :n], unknown).sum(axis=1) for n in ks},
+        answers={n: (old[:, :n] >= 0).sum(axis=1) for n in ks},
     )
 
 
-def _against(mine: Codes, theirs: Codes, hits: Hits, unknown: Bools) -> Hits:
-    """Both hits with the unknown answers as good for the first model, against the second, as they
-    can be: one that only the first found is right; one that both found is right for both, which
-    makes no difference between them but where only the second was known to be right."""
-    open_ones = _unknown(mine, unknown)
-    alone = open_ones & ~_found_too(mine, theirs, len(unknown))
-    shared = ~hits[0] & open_ones.any(axis=1) & ~alone.any(axis=1)
-    return hits[0] | open_ones.any(axis=1), hits[1] | shared
+def _favour(rows: Codes, other_rows: Codes, hits: Hits, unknown: Bools) -> Hits:
+    """Both models' hits if the unknown answers favour the first model as far as they can.
+
+    An unknown answer that only the first model found is right. One that both found is right for
+    both, which matters only if the first model has no other hit.
+    """
+    unknown_found = _is_unknown(rows, unknown)
+    alone = unknown_found & ~_found_by_both(rows, other_rows, len(unknown))
+    shared = ~hits[0] & unknown_found.any(axis=1) & ~alone.any(axis=1)
+    return hits[0] | unknown_found.any(axis=1), hits[1] | shared
 
 
-def _unknown(rows: Codes, unknown: Bools) -> Bools:
+def _is_unknown(rows: Codes, unknown: Bools) -> Bools:
     if not len(unknown):
         return np.zeros(rows.shape, dtype=bool)
-    found: Bools = unknown[rows] & (rows >= 0)
-    return found
+    is_unknown: Bools = unknown[rows] & (rows >= 0)
+    return is_unknown
 
 
-def _found_too(mine: Codes, theirs: Codes, G: int) -> Bools:
+def _found_by_both(rows: Codes, other_rows: Codes, G: int) -> Bools:
     """(Q, k) whether the other model found the same row for the same query."""
-    query = np.arange(len(mine))[:, None] * (G + 1)
-    found: Bools = np.isin(query + mine, query + theirs)
-    return found
+    query = np.arange(len(rows))[:, None] * (G + 1)
+    both: Bools = np.isin(query + rows, query + other_rows)
+    return both
