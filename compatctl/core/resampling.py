@@ -1,16 +1,16 @@
-"""How sure an estimate is: resampling of classes, and what it says of a threshold.
+"""Uncertainty of an estimate by resampling classes.
 
-Items of one class are not independent, so the class is what is drawn. A replicate gives every class
-the weight 0 or 2 by the toss of a coin and keeps the items of a drawn class together: the bootstrap
-with half-sampling weights, which are exchangeable and have mean and variance 1 (Praestgaard and
-Wellner, Annals of Probability 21, 1993). Its percentile interval is Hartigan's (JASA 64, 1969): for
-independent contributions that are symmetric about the truth it is exact for any number of classes,
-where the percentile, BCa and studentised intervals of the multinomial bootstrap are too short for
-few classes or unequal sizes. Drawing items within a drawn class besides would count the scatter
+Items of one class are not independent, so classes are resampled. A replicate gives every class c a
+weight w_c of 0 or 2, each with probability 1/2, and keeps its items together: the bootstrap with
+half-sampling weights, which are exchangeable with mean and variance 1 (Praestgaard and Wellner,
+Annals of Probability 21, 1993). Its percentile interval is Hartigan's (JASA 64, 1969). For
+independent contributions that are symmetric about the truth it is exact for any number of classes;
+the percentile, BCa and studentised intervals of the multinomial bootstrap are too short for few
+classes or unequal sizes. Resampling items within a drawn class as well would count the variance
 within classes twice (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8).
 
-A replicate re-weights class sums and per-query outcomes; no search runs again. Both models are in
-one replicate with the same weights: all comparisons are paired. The gallery is taken as it is.
+A replicate re-weights class sums and per-query outcomes; no search runs again. Both models share
+the weights, so all comparisons are paired. The gallery is fixed.
 
 Shapes: ``C`` classes, ``B`` replicates, ``D`` dimensions, ``S`` statistics.
 """
@@ -36,9 +36,9 @@ _CELLS = 2**22
 def half_samples(
     n_classes: int, replicates: int, rng: np.random.Generator, *, width: int = 1
 ) -> Iterator[Floats]:
-    """(b, C) float64 weights, 0 or 2, in blocks that add up to ``replicates`` rows.
+    """(b, C) float64 weights, 0 or 2, in blocks of ``replicates`` rows in all.
 
-    ``width``: columns of what the caller makes of each row; blocks shrink until that fits too.
+    ``width`` is the number of columns that the caller computes per row; blocks shrink to fit it.
     """
     step = max(1, min(replicates, _CELLS // max(n_classes, width, 1)))
     for start in range(0, replicates, step):
@@ -50,23 +50,24 @@ def half_samples(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ratio:
-    """A statistic ``sum of totals / sum of counts`` over classes, such as a mean over queries."""
+    """A statistic ``sum(totals) / sum(counts)`` over classes, such as a mean over queries."""
 
     totals: Floats
-    """(C,) what each class, or cell of units that cross, adds up to."""
+    """(C,) total of each class, or of each cell of crossed units."""
     counts: Floats
-    """(C,) over how many."""
+    """(C,) count of each."""
     bounds: tuple[float, float]
+    """The smallest and largest possible value of the statistic."""
     kinds: Codes | None = None
-    """(C, K) the units of each cell, of K kinds that cross; None: each entry is a unit."""
+    """(C, K) the units of each cell, of K crossed kinds; None: each entry is a unit."""
     class_bounds: tuple[float, float] | None = None
-    """The least and the greatest mean that one class could have, as far as is known: one that was
-    never found cannot be lost. None: ``bounds``."""
+    """The smallest and largest mean that an unseen class could have: a query that was never found
+    cannot be lost. None: ``bounds``."""
     n_classes: int | None = None
-    """Classes that were drawn; None: those with a count."""
+    """Resampled classes; None: those with a count."""
     harm: int = 0
-    """-1: a class with a negative total is harmed; 1: one with a positive; 0: values are continuous
-    and no count of harmed classes bounds them."""
+    """The sign of a harmed class's total. 0: values are continuous, and no count of harmed classes
+    bounds them."""
 
 
 def ratio_of(
@@ -79,13 +80,15 @@ def ratio_of(
     class_bounds: tuple[float, float] | None = None,
     n_classes: int | None = None,
 ) -> Ratio:
-    """Totals (Q,) over counts (Q,) of queries whose classes are codes (Q,), any, or (Q, K) of
-    units of K kinds that cross; the rest as in ``Ratio``."""
-    kinds, at = unit_cells(classes)
+    """The ratio of totals (Q,) to counts (Q,) of queries.
+
+    ``classes`` is (Q,) codes, or (Q, K) for K crossed kinds; the rest is as in ``Ratio``.
+    """
+    kinds, cell = unit_cells(classes)
     C = len(kinds)
     return Ratio(
-        totals=np.bincount(at, totals, minlength=C).astype(np.float64),
-        counts=np.bincount(at, counts, minlength=C).astype(np.float64),
+        totals=np.bincount(cell, totals, minlength=C).astype(np.float64),
+        counts=np.bincount(cell, counts, minlength=C).astype(np.float64),
         bounds=bounds,
         kinds=kinds if kinds.shape[1] > 1 else None,
         harm=harm,
@@ -121,10 +124,10 @@ def hit_change(
     difference. A class that loses more queries than it wins is harmed.
 
     Args:
-        classes: (Q,) int64 codes of the queries' classes, any; (Q, K) of units that cross.
-        before: (Q,) bool, the query found an item of its class.
-        after: (Q,) bool, the same query did with the other model, or on the other gallery.
-        has_match: (Q,) bool, ``Retrieval.has_match`` or a part of it, or its weights; None for all.
+        classes: (Q,) int64 class codes, or (Q, K) for crossed kinds.
+        before: (Q,) bool, hits with the first model or gallery.
+        after: (Q,) bool, hits of the same queries with the other.
+        has_match: (Q,) bool or weights: the queries in the mean; None for all.
 
     Raises:
         InputError: different lengths.
@@ -143,7 +146,7 @@ def hit_change(
 def estimate_ratios(
     ratios: Sequence[Ratio], replicates: int, rng: np.random.Generator
 ) -> list[Estimate]:
-    """Estimates of statistics of the same C classes, by the same replicates.
+    """Estimates of statistics of the same C classes, from the same replicates.
 
     Raises:
         InputError: statistics of different numbers of classes, or fewer than one replicate.
@@ -184,7 +187,7 @@ def _replicates(
 
 
 def _scale(sets: Sequence[UnitSet], beyond: Floats) -> float:
-    """What brings draws of each kind on its own, added up, to the scatter of all together."""
+    """The factor from the summed draws of each kind alone to the scatter of the crossed kinds."""
     second, _, alone = crossed_moments(sets, beyond)
     return float(np.sqrt(second / alone.sum())) if alone.sum() > 0 else 1.0
 
@@ -192,7 +195,7 @@ def _scale(sets: Sequence[UnitSet], beyond: Floats) -> float:
 def _ratio_estimate(
     one: Ratio, value: float, drawn: Floats, kinds: Codes, sets: Sequence[UnitSet]
 ) -> Estimate:
-    """One statistic of its draws (B,), with what half-samples do not see."""
+    """The estimate of one statistic from its draws (B,), with the corrections of ``asymmetry``."""
     totals, counts = one.totals.astype(np.float64), one.counts.astype(np.float64)
     by_kind = [tuple(_sums(at, one) for one in (totals, counts)) for at in kinds.T]
     there = [int((n > 0).sum()) for _, n in by_kind]
@@ -205,7 +208,7 @@ def _ratio_estimate(
     one_way = not totals.min(initial=0) < 0 < totals.max(initial=0)
     if rare or not (one.harm or one_way) or not counts.sum():
         return estimate
-    # No unit that was not seen is thought of where values are continuous and harm is not counted.
+    # If values are continuous and harm is not counted, no unseen unit is assumed.
     size = float(counts.sum()) / least if one.harm else 0.0
     low, high = (
         skew_correction(totals, counts, sets, size=size, worst=worst)
@@ -215,7 +218,7 @@ def _ratio_estimate(
 
 
 def _sums(units: Codes, values: Floats) -> Floats:
-    """The values (C,) of each unit's cells together."""
+    """Sums of the values (C,) by unit."""
     return np.bincount(units, values).astype(np.float64)
 
 
@@ -225,9 +228,9 @@ def estimate_same(
     rng: np.random.Generator,
     classes: Codes | None = None,
 ) -> Estimate:
-    """The mean over same-class pairs of the cosine, or of its change: ``sums`` says of what.
+    """The mean over same-class pairs of the cosine, or of its change, depending on ``sums``.
 
-    ``classes``: (Q,) or (Q, K), what is drawn where the sums are of Q queries; None: each query.
+    For sums by query, ``classes`` (Q,) or (Q, K) is what is resampled; None: each query.
     """
     totals, counts = sums.same
     if classes is None or isinstance(sums, ClassSums):
@@ -242,11 +245,11 @@ def estimate_diff(
     rng: np.random.Generator,
     classes: Codes | None = None,
 ) -> Estimate:
-    """The mean over different-class pairs of the cosine, or of its change.
+    """The mean over different-class pairs of the cosine, or of its change, in O(B C D).
 
-    A class is drawn with its queries and its gallery rows, so a replicate weighs the pairs of
-    classes c and c' by w_c w_c'; gallery rows of other classes keep the weight 1. Where the sums
-    are of queries, the gallery stays; ``classes`` as in ``estimate_same``. In O(B C D).
+    A class is resampled with its queries and its gallery rows, so a replicate weighs the pairs of
+    classes c and c' by w_c w_c'. Gallery rows of classes without a query keep the weight 1. For
+    sums by query the gallery is fixed, and ``classes`` is as in ``estimate_same``.
     """
     if isinstance(sums, QuerySums):
         totals, counts = sums.diff
@@ -284,13 +287,13 @@ def estimate_pairs(
     *,
     harm: int = 0,
 ) -> Estimate:
-    """The mean of (P,) values of pairs, each between two classes given as codes from 0.
+    """The mean of (P,) values of pairs between classes ``first`` and ``second``, codes from 0.
 
-    A pair weighs w_a w_b, and w_a where both items are of class a: Owen's pigeonhole bootstrap
-    (Annals of Applied Statistics 1, 2007), too wide where hardly two pairs share a class. ``harm``
-    as in ``Ratio``, counted by the first class, with values from -1 to 1. Codes (P, K) are of units
-    of K kinds: each kind is drawn on its own, and what they move the mean by is added up, which is
-    too wide where two pairs share a unit of both kinds.
+    A pair of classes a and b weighs w_a w_b, or w_a if a = b: Owen's pigeonhole bootstrap (Annals
+    of Applied Statistics 1, 2007), which is conservative if hardly two pairs share a class.
+    ``harm`` is as in ``Ratio``, counted by the first class, with values from -1 to 1. Codes (P, K)
+    are of K kinds: each is resampled alone and the deviations are added, which is conservative if
+    two pairs share units of both kinds.
     """
     _check_replicates(replicates)
     ends = [one[:, None] if one.ndim == 1 else one for one in (first, second)]
@@ -312,7 +315,7 @@ def estimate_pairs(
 def _pair_replicates(
     values: Floats, first: Codes, second: Codes, weights: Iterator[Floats]
 ) -> Floats:
-    """(B,) means of the values (P,) of pairs of units, under each of the weights (B, C)."""
+    """(B,) means of the values (P,) of pairs of units, one for each row of weights (B, C)."""
     one_class = first == second
     drawn = []
     for W in weights:
@@ -331,7 +334,7 @@ def _estimate(
     bounds: tuple[float, float],
     rare: Sequence[RareChangeBound] = (),
 ) -> Estimate:
-    """One estimate of its replicates, NaN where they are empty; ``rare`` by kinds of units."""
+    """The estimate with these replicates, NaN if empty; ``rare`` has a bound per kind of unit."""
     empty = np.isnan(drawn)
     return Estimate(
         value=float(value),
@@ -350,6 +353,6 @@ def _check_replicates(replicates: int) -> None:
 
 
 def _quotient(total: Floats, count: Floats) -> Floats:
-    """``total / count``, NaN where the count is 0."""
+    """``total / count``, NaN if the count is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(count > 0, total / count, np.nan)
