@@ -1,20 +1,19 @@
-"""The gate: a policy's thresholds applied to measurements, and a verdict of three values.
+"""The gate: apply a policy's thresholds to measurements, and return one of three verdicts.
 
-A check passes where its whole confidence interval lies beyond the policy's limit, fails where it
-lies on the other side, and is inconclusive otherwise, so that an estimate alone decides nothing.
-p-values of all checks that decide are adjusted by Holm's method (Scandinavian Journal of Statistics
-6, 1979), those for passing and those for failing apart.
+A check passes if its whole confidence interval lies beyond the policy's limit, fails if the whole
+interval lies on the other side, and is inconclusive otherwise. An estimate alone decides nothing.
+The p-values of all deciding checks are adjusted by Holm's method (Scandinavian Journal of
+Statistics 6, 1979), separately for passing and for failing.
 
 The deciding check is the empirical criterion of Shen et al. (BCT, CVPR 2020, arXiv 2003.11942): new
-queries on the old gallery must beat old queries on it, strictly. The two compatibility inequalities
+queries on the old gallery must strictly beat old queries on it. The two compatibility inequalities
 (CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488) are judged in the mean and with a
 margin, because (1b) moves by the order of 1/(K-1) for K classes.
 
-What cannot be told is never a pass: with too few queries or classes, or an estimate that is not
-defined, a check is inconclusive.
+With too few queries or classes, or an undefined estimate, a check is inconclusive, never a pass.
 
-``settle`` makes every outcome from the numbers that a report holds. ``verify`` calls it on what it
-measured, and ``deploy`` calls it again on what the report says.
+``settle`` derives every outcome from the numbers in a report. ``verify`` calls it on its
+measurements, and ``deploy`` calls it again on the report.
 """
 
 from __future__ import annotations
@@ -41,86 +40,83 @@ CHECKS_WITHOUT_INTERVAL = (
     "training_record",
     "near_copies",
 )
-"""Checks whose estimate may be no sample: it has no interval then, and the limit alone decides."""
+"""Checks whose estimate may be no sample: then there is no interval, and the limit decides."""
 
 SMALL_SAMPLE_CHECKS = ("slice_gain", "chain_gain")
-"""Checks that do not decide where they have fewer queries than ``slice_min_queries``."""
+"""Checks that do not decide if they have fewer queries than ``slice_min_queries``."""
 
-_MOST = 10**9
-"""Where more classes than this are needed, nothing but a larger effect settles the check."""
+_MAX_CLASSES = 10**9
+"""If a check needs more classes than this, only a larger effect can settle it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Measurement:
-    """One quantity of one group, before any policy looks at it."""
+    """One quantity of one group, before a policy is applied."""
 
     name: str
-    """The check's name, which a rule of the policy is for."""
+    """The check's name, as in ``Policy.rules``."""
     group: str
     estimate: Estimate | float
-    """A plain number is not a sample: it has no interval, and the limit alone decides."""
+    """A plain float is not a sample: it has no interval, and the limit alone decides."""
     n: int
-    """Queries or pairs that the estimate is a mean of."""
+    """Queries or pairs in the mean."""
     n_queries: int
-    """Queries behind it, for the policy's least evidence."""
+    """Queries behind the estimate, to compare with the policy's minimum."""
     may_decide: bool
-    """False for groups that are reported beside the deciding one."""
+    """False for groups that are only reported."""
     best_case: Estimate | None = None
-    """The estimate with everything that is unknown counted for the candidate: a failure must hold
-    there too. None: nothing is unknown."""
+    """The estimate if everything unknown counts for the candidate: a failure must hold there too.
+    None: nothing is unknown."""
     unit: tuple[str, ...] = ("class",)
-    """What was resampled: ``class``, ``query`` or a column; several where they cross."""
+    """What was resampled: ``class``, ``query`` or a column; several if they are crossed."""
     detail: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSizeNeeded:
-    """How much would settle an inconclusive check, if the estimate is the truth."""
+    """The sample that would settle an inconclusive check if the estimate is the truth."""
 
     classes: int
     queries: int
-    """At as many queries a class as there are now."""
+    """With as many queries per class as now."""
     to_show: Literal["pass", "fail"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One named test of one group: what was measured, and what ``settle`` makes of it."""
+    """One check of one group: what was measured, and the outcome from ``settle``."""
 
     name: str
     group: str
     estimate: float | None
-    """What was measured; None where it is not defined."""
+    """What was measured; None if undefined."""
     low: float | None
-    """Lower end of the estimate's confidence interval; None where it is not defined."""
+    """Lower end of the confidence interval; None without one."""
     high: float | None
-    """Upper end of the same."""
+    """Upper end."""
     raw_p: tuple[float, float] | None
-    """p-values of passing and of failing, before any adjustment; None without an interval or a
-    threshold."""
+    """Unadjusted p-values of passing and of failing; None without an interval or a threshold."""
     fail_p_at_best: float | None
-    """p-value of failing with everything that is unknown counted for the candidate: a failure must
-    hold there too. None: nothing is unknown."""
+    """p-value of failing if everything unknown counts for the candidate: a failure must hold there
+    too. None: nothing is unknown."""
     n: int
-    """Queries, or pairs for the inequalities, that the estimate is a mean of."""
+    """Queries, or pairs for the inequalities, in the mean."""
     n_queries: int
-    """Queries behind it, for the policy's least evidence."""
+    """Queries behind the estimate, to compare with the policy's minimum."""
     n_classes: int | None
-    """Classes, or other units, that were resampled; of several kinds the scarcest one's. None
-    where there is no interval."""
+    """Resampled classes or other units, of the kind that has fewest; None without an interval."""
     may_decide: bool
-    """False for groups that are reported beside the deciding one."""
+    """False for groups that are only reported."""
     unit: tuple[str, ...] = ("class",)
-    """What was resampled: ``class``, ``query`` or a column; several where they cross."""
+    """What was resampled: ``class``, ``query`` or a column; several if they are crossed."""
     threshold: float | None = None
-    """What the estimate is held against; None where the policy sets nothing."""
+    """What the estimate is compared with; None if the policy sets nothing."""
     margin: float | None = None
-    """How far the estimate may miss the threshold; None where the test has no margin."""
+    """How far the estimate may miss the threshold; None without a margin."""
     p: float | None = None
-    """p-value of passing, Holm-adjusted where the check decides; None without an interval or a
-    threshold."""
+    """p-value of passing, Holm-adjusted if the check decides; None as for ``raw_p``."""
     p_fail: float | None = None
-    """The same of failing."""
+    """p-value of failing, likewise."""
     outcome: Outcome = "inconclusive"
     decides: bool = False
     needed: SampleSizeNeeded | None = None
@@ -130,7 +126,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The outcome of the deciding checks, and every check."""
+    """The outcome of the deciding checks together, and every check."""
 
     outcome: Outcome
     checks: tuple[Check, ...]
@@ -142,30 +138,30 @@ def judge(policy: Policy, measurements: Iterable[Measurement], *, attempt: int =
     Raises:
         InputError: one check of one group twice.
     """
-    found = tuple(measurements)
+    taken = tuple(measurements)
     rules = policy.rules
-    numbers = [_numbers(policy, one, rules.get(one.name)) for one in found]
-    verdict = settle(policy, numbers, attempt=attempt)
+    unsettled_checks = [_as_check(policy, one, rules.get(one.name)) for one in taken]
+    verdict = settle(policy, unsettled_checks, attempt=attempt)
     adjusted = _adjusted([one for one in verdict.checks if one.decides], attempt)
     unsettled = sum(min(pair) > policy.alpha / 2 for pair in adjusted.values())
     checks = tuple(
         replace(check, needed=_needed(policy, one, check, rules, attempt * max(1, unsettled)))
-        for check, one in zip(verdict.checks, found, strict=True)
+        for check, one in zip(verdict.checks, taken, strict=True)
     )
     return replace(verdict, checks=checks)
 
 
 def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verdict:
-    """The outcome of every check by its numbers, and the verdict; what they said before is ignored.
+    """The outcome of every check from its numbers, and the verdict; earlier outcomes are ignored.
 
     At the k-th ``attempt`` of one candidate on the same data, p-values of passing are multiplied by
-    k before Holm's method, so that who asks often enough is not answered yes by chance.
+    k before Holm's method, so that repeating ``verify`` does not pass a candidate by chance.
 
-    A deciding check that fails makes the verdict ``fail``; else one that is inconclusive, or no
-    deciding check at all, makes it ``inconclusive``; else it is ``pass``. A check without a
-    threshold in the policy is measured, stays ``inconclusive`` and does not decide. One that asks
-    whether the evidence is good (``Rule.may_fail``) passes or is inconclusive. The empirical
-    criterion has to be among the checks that decide, or the verdict is inconclusive.
+    The verdict is ``fail`` if a deciding check fails, else ``inconclusive`` if one is inconclusive
+    or none decides, else ``pass``. The empirical criterion must be among the deciding checks, or
+    the verdict is not a pass. A check without a threshold in the policy is measured, stays
+    ``inconclusive`` and does not decide. A check of the evidence itself (``Rule.may_fail`` is
+    False) passes or is inconclusive.
 
     Raises:
         InputError: one check of one group twice.
@@ -174,11 +170,11 @@ def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verd
     if len(set(names)) != len(names):
         raise InputError(f"each group is judged once, got {', '.join(map(str, sorted(names)))}")
     rules = policy.rules
-    have_say = [replace(one, decides=decides(policy, one, rules)) for one in checks]
-    adjusted = _adjusted([one for one in have_say if one.decides], attempt)
+    marked = [replace(one, decides=decides(policy, one, rules)) for one in checks]
+    adjusted = _adjusted([one for one in marked if one.decides], attempt)
     found = tuple(
         _settled(policy, one, rules.get(one.name), adjusted.get((one.name, one.group)))
-        for one in have_say
+        for one in marked
     )
     outcomes = {check.outcome for check in found if check.decides}
     criterion = any(check.decides and check.name == "recall_gain" for check in found)
@@ -187,25 +183,25 @@ def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verd
 
 
 def decides(policy: Policy, one: Check, rules: dict[str, Rule]) -> bool:
-    """Whether a check has a say: a rule, a deciding group, and no slice that is too small."""
+    """Whether a check decides: it has a rule, its group decides, and it is not too small."""
     small = one.name in SMALL_SAMPLE_CHECKS and one.n_queries < policy.slice_min_queries
     return one.name in rules and one.may_decide and not small
 
 
 def describe_units(n: int, unit: tuple[str, ...]) -> str:
-    """``n`` units in words: ``12 classes``, ``12 values of user``; of kinds that cross, of each."""
+    """``n`` units in words: ``12 classes``, ``12 values of user``, or of each crossed kind."""
     known = {"class": "classes", "query": "single queries"}
     words = [known.get(one, f"values of {one}") for one in unit]
     return f"{n} {words[0]}" if len(words) == 1 else f"{n} each of {' and '.join(words)}"
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm-adjusted p-values, in the order given; each at least the given one and at most 1."""
-    order = sorted(range(len(p)), key=lambda at: p[at])
+    """Holm-adjusted p-values, in the order of ``p``; each at least the raw one and at most 1."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
     adjusted, highest = [0.0] * len(p), 0.0
-    for rank, at in enumerate(order):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[at]))
-        adjusted[at] = highest
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = highest
     return adjusted
 
 
@@ -220,8 +216,8 @@ def _adjusted(
     return {(one.name, one.group): pair for one, pair in zip(sampled, both, strict=True)}
 
 
-def _numbers(policy: Policy, one: Measurement, rule: Rule | None) -> Check:
-    """A measurement as the numbers from which ``settle`` goes on."""
+def _as_check(policy: Policy, one: Measurement, rule: Rule | None) -> Check:
+    """A measurement as a check without an outcome, the input of ``settle``."""
     sample = one.estimate if isinstance(one.estimate, Estimate) else None
     value = sample.value if sample else float(one.estimate)  # type: ignore[arg-type]
     defined = math.isfinite(value) and one.n > 0
@@ -254,7 +250,7 @@ def _p_values(estimate: Estimate, rule: Rule) -> tuple[float, float]:
 def _settled(
     policy: Policy, one: Check, rule: Rule | None, adjusted: tuple[float, float] | None
 ) -> Check:
-    """One check, inconclusive where there is too little evidence, no estimate or no threshold."""
+    """One check with its outcome: inconclusive without enough evidence, estimate or threshold."""
     defined = one.estimate is not None
     p = adjusted or one.raw_p
     outcome: Outcome = "inconclusive"
@@ -284,7 +280,7 @@ def _outcome(policy: Policy, value: float, rule: Rule, p: tuple[float, float] | 
 
 
 def _gap(policy: Policy, one: Check) -> str:
-    """What is missing before the check can decide anything; empty when nothing is."""
+    """What is missing before the check can decide anything; empty if nothing is."""
     if one.estimate is None:
         return "nothing was there to compare"
     if one.n_classes is None:
@@ -302,9 +298,9 @@ def _gap(policy: Policy, one: Check) -> str:
 def _needed(
     policy: Policy, one: Measurement, check: Check, rules: dict[str, Rule], unsettled: int
 ) -> SampleSizeNeeded | None:
-    """Classes that would settle the check with the policy's power, were the estimate the truth.
+    """The sample that would settle the check with the policy's power if the estimate is the truth.
 
-    At the level that Holm's method leaves it while ``unsettled`` checks are open.
+    The level is the one that Holm's method leaves while ``unsettled`` checks are open.
     """
     sample, rule = one.estimate, rules.get(one.name)
     if not isinstance(sample, Estimate) or rule is None:
@@ -313,7 +309,7 @@ def _needed(
         return None
     level = policy.alpha / 2 / max(1, unsettled)
     classes = sample.n_classes * sample.times_needed(rule.limit, level, policy.power)
-    if not 0 < classes <= _MOST:
+    if not 0 < classes <= _MAX_CLASSES:
         return None
     at_least = max(math.ceil(classes), policy.min_classes, sample.n_classes + 1)
     queries = math.ceil(at_least * one.n_queries / sample.n_classes)
