@@ -1,9 +1,9 @@
-"""Sums of features by class: the exact mean cosine over all pairs, without looking at a pair.
+"""Sums of features by class: the exact mean cosine over all pairs, in linear time.
 
 With A_c and B_c the sums of the queries and of the gallery rows of class c, and A, B their totals,
 the cosines of all same-class pairs add up to ``sum_c A_c . B_c`` and those of all other pairs to
-``A . B - sum_c A_c . B_c``; pairs that do not count are taken off again: own ones (query and
-gallery row of one item) and those that a query ignores.
+``A . B - sum_c A_c . B_c``. Excluded pairs are then subtracted: a query with its own gallery row,
+and with the rows that it ignores.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from compatctl.core.arrays import (
 from compatctl.core.ignored import Ignored
 
 _ROWS = 4096
-"""Rows taken at once: the features are never copied whole."""
+"""Rows processed at once, so that the features are never copied whole."""
 
 _MANY = 64
-"""Rows of one class from which on it is summed by itself."""
+"""A class with more rows than this is summed on its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairMeans:
-    """Mean cosines, in [-1, 1], of the pairs (query, gallery row) of two kinds."""
+    """Mean cosines, in [-1, 1], of same-class and different-class (query, gallery row) pairs."""
 
     cos_same: float
-    """Over pairs of one class; NaN where there is none."""
+    """Over same-class pairs; NaN if there is none."""
     cos_diff: float
-    """Over pairs of different classes; NaN where there is none."""
+    """Over different-class pairs; NaN if there is none."""
     n_same: int
     n_diff: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassSums:
-    """All that the means over pairs need, by class of the queries (C of them).
+    """What the means over pairs need, by class of the queries (C classes), in float64.
 
-    Gallery rows of other classes are never resampled, so their total is enough. Sums are float64.
+    Gallery rows of other classes are never resampled, so their total is enough.
     """
 
     codes: Codes
@@ -65,22 +65,22 @@ class ClassSums:
     """(D,) sum of the gallery rows of all other classes."""
     n_other: int
     excluded_same: Floats
-    """(C,) summed cosine of the pairs that do not count, own and ignored ones."""
+    """(C,) summed cosine of excluded same-class pairs."""
     n_excluded_same: Codes
     """(C,)"""
     excluded_diff: Floats
-    """(M,) cosine of each such pair whose two labels differ."""
+    """(M,) cosine of each excluded different-class pair."""
     excluded_diff_classes: Codes
-    """(M, 2) where its two classes stand: the query's, the gallery row's or -1 if no query's."""
+    """(M, 2) position of the query's class, and of the row's class or -1 if no query has it."""
 
     @property
     def same(self) -> tuple[Floats, Codes]:
-        """(C,) summed cosine and (C,) number of same-class pairs of each class of queries."""
+        """(C,) summed cosine and (C,) number of same-class pairs."""
         total = np.einsum("cd,cd->c", self.queries, self.gallery) - self.excluded_same
         return total, self.n_queries * self.n_gallery - self.n_excluded_same
 
     def negated(self) -> ClassSums:
-        """The same of minus the queries."""
+        """The sums of the negated queries."""
         return replace(
             self,
             queries=-self.queries,
@@ -105,15 +105,15 @@ class ClassSums:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuerySums:
-    """The same query by query, where relevance was judged pair by pair or no class is drawn."""
+    """Sums by query, for judged relevance or if classes are not resampled."""
 
     same: tuple[Floats, Codes]
-    """(Q,) summed cosine and (Q,) number of the pairs judged relevant, or of one class."""
+    """(Q,) summed cosine and (Q,) number of relevant, or same-class, pairs."""
     diff: tuple[Floats, Codes]
-    """(Q,) the same of all other pairs."""
+    """(Q,) summed cosine and (Q,) number of all other pairs."""
 
     def negated(self) -> QuerySums:
-        """The same of minus the queries."""
+        """The sums of the negated queries."""
         return QuerySums(same=(-self.same[0], self.same[1]), diff=(-self.diff[0], self.diff[1]))
 
     def means(self) -> PairMeans:
@@ -140,10 +140,10 @@ def query_sums(  # noqa: PLR0917
     Args:
         queries: (Q, D) finite rows; not checked.
         gallery: (G, D) unit rows.
-        judged_query: (J,) query positions, and
-        judged_row: (J,) gallery rows, of the pairs that are relevant; none that does not count.
+        judged_query: (J,) query positions of the relevant pairs.
+        judged_row: (J,) gallery rows of these pairs; none may be excluded.
         self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
-        ignored: pairs that do not count besides; None for none.
+        ignored: further excluded pairs; None for none.
     """
     own = as_self_row(self_row, len(queries), len(gallery))
     lost, n_lost = np.zeros(len(queries)), np.zeros(len(queries), dtype=np.int64)
@@ -169,8 +169,10 @@ def labelled_query_sums(  # noqa: PLR0917
     self_row: Codes | None = None,
     ignored: Ignored | None = None,
 ) -> QuerySums:
-    """``query_sums`` where the pairs of one class are the relevant ones; arguments and errors as
-    ``class_sums``. In O((Q + G) D)."""
+    """``query_sums`` with same-class pairs as the relevant ones, in O((Q + G) D).
+
+    Arguments and errors are as in ``class_sums``.
+    """
     query_labels = as_labels(query_labels, len(queries), "query_labels")
     gallery_labels = as_labels(gallery_labels, len(gallery), "gallery_labels")
     own = as_self_row(self_row, len(queries), len(gallery))
@@ -204,7 +206,7 @@ def class_sums(  # noqa: PLR0917
         gallery: (G, D) unit rows.
         gallery_labels: (G,) integer codes; a row of ``NO_CLASS`` is in no pair.
         self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
-        ignored: pairs that do not count besides; None for none.
+        ignored: further excluded pairs; None for none.
 
     Raises:
         InputError: wrong shapes or types, or an own row outside the gallery.
@@ -241,9 +243,9 @@ def class_sums(  # noqa: PLR0917
 
 
 def excluded_pairs(own: Codes, ignored: Ignored | None) -> Iterator[tuple[Codes, Codes]]:
-    """Blocks of (n,) queries and (n,) rows of the pairs that do not count, each once.
+    """Yield blocks of (n,) queries and (n,) rows of the excluded pairs, each pair once.
 
-    ``own``: (Q,) gallery row that is the query's own item, or -1.
+    ``own`` (Q,) is the gallery row of the query's own item, or -1.
     """
     mine = np.flatnonzero(own >= 0)
     yield mine, own[mine]
@@ -260,10 +262,13 @@ def excluded_sums(  # noqa: PLR0917
     pairs: Iterable[tuple[Codes, Codes]],
     C: int,
 ) -> tuple[Floats, Codes, Floats, tuple[Codes, Codes]]:
-    """Of pairs that do not count: (C,) summed cosine and (C,) number of those of one class, (M,)
-    cosines of those of two, and their (M,) queries and (M,) rows.
+    """Sums over the excluded pairs.
 
-    ``at``: (Q,) place of each query's class among the C; ``labels``: of queries and gallery rows.
+    ``at`` (Q,) is the position of each query's class; ``labels`` are those of queries and gallery.
+
+    Returns:
+        (C,) summed cosine and (C,) number of same-class pairs, (M,) cosines of different-class
+        pairs, and the (M,) queries and (M,) rows of the latter.
     """
     total, number = np.zeros(C), np.zeros(C, dtype=np.int64)
     diff: list[tuple[Floats, Codes, Codes]] = []
@@ -280,7 +285,7 @@ def excluded_sums(  # noqa: PLR0917
 
 
 def _position(labels: Codes, codes: Codes) -> Codes:
-    """(n,) where each label stands in the sorted ``codes``; ``len(codes)`` where it does not."""
+    """(n,) position of each label in the sorted ``codes``, or ``len(codes)``."""
     at = np.searchsorted(codes, labels)
     at[at == len(codes)] = 0
     known = codes[at] == labels if len(codes) else np.zeros(len(labels), dtype=bool)
@@ -290,8 +295,8 @@ def _position(labels: Codes, codes: Codes) -> Codes:
 def sums_by_position(features: Features, position: Codes, n: int) -> tuple[Floats, Codes]:
     """(n, D) float64 sums and (n,) counts of the rows at each position.
 
-    Rows are sorted by position; then the first row of every position is added at once, the second
-    of every position that has one, and so on; positions with many rows are summed one by one.
+    Rows are sorted by position. The first rows of all positions are added at once, then the second
+    rows, and so on; positions with many rows are summed one by one.
     """
     sums = np.zeros((n, features.shape[1]), dtype=np.float64)
     counts = np.bincount(position, minlength=n).astype(np.int64)

@@ -1,20 +1,20 @@
 """The two compatibility inequalities, measured exactly over all pairs.
 
-An old (deployed) model k and a new model t with unit-norm features h are compatible when, for
-items i != j, with the distance ``d(a, b) = 1 - a.b`` (CVPR 2024, arXiv 2405.02581; TPAMI 2026,
+An old (deployed) model k and a new model t with unit-norm features h are compatible if, for items
+i != j and the distance ``d(a, b) = 1 - a.b`` (CVPR 2024, arXiv 2405.02581; TPAMI 2026,
 arXiv 2606.12488; first stated by Shen et al., BCT, CVPR 2020, arXiv 2003.11942):
 
     (1a)  same class:       d(h_i^t, h_j^k) <= d(h_i^k, h_j^k)
     (1b)  different class:  d(h_i^t, h_j^k) >= d(h_i^k, h_j^k)
 
-The theorems hold in expectation, so the means are what is tested; the shares of single pairs are
-information. (1b) moves its mean by the order of 1/(K-1) for K classes, far less than single pairs
-scatter: judge it with a margin. And both may hold while retrieval gets worse, so they stand beside
-the retrieval criterion and never replace it.
+The theorems hold in expectation, so the means are tested; the shares of single pairs are only
+reported. (1b) moves its mean by the order of 1/(K-1) for K classes, far less than single pairs
+vary, so it needs a margin. Both may hold while retrieval gets worse: they complement the retrieval
+criterion and never replace it.
 
 Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions. Features are unit rows in any float
 type, labels are integer class codes. ``self_row[i]`` is the gallery row of query ``i``'s own item,
-or -1 where the gallery does not hold it; that pair (i = j) is in no mean and in no share.
+or -1 if the gallery lacks it; that pair (i = j) is in no mean and in no share.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from compatctl.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Inequalities:
-    """Both inequalities of new queries against old ones, on the old gallery."""
+    """Both inequalities for new and old queries on the old gallery."""
 
     old_old: PairMeans
     new_old: PairMeans
@@ -59,13 +59,13 @@ class Inequalities:
     diff_gain: float
     """cos_diff(old, old) - cos_diff(new, old): (1b) holds in the mean iff >= 0; NaN: no pair."""
     share_same: float
-    """Share of same-class pairs that satisfy (1a), in [0, 1]; NaN: not asked for, or no pair."""
+    """Share of same-class pairs that satisfy (1a), in [0, 1]; NaN if not computed, or no pair."""
     share_diff: float
     """Share of different-class pairs that satisfy (1b), in [0, 1]; NaN as above."""
     drift_mean: float | None
-    """Mean distance of a new query to its own old gallery row, in [0, 2]; None: it has none."""
+    """Mean distance of a new query to its own old gallery row, in [0, 2]; None: no such row."""
     sums: ClassSums | QuerySums = field(repr=False, compare=False)
-    """What the resampling of classes re-weights."""
+    """Sums of the change, which resampling re-weights."""
 
 
 def inequalities(  # noqa: PLR0917 - two models of queries on one labelled gallery
@@ -90,10 +90,10 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
         old_gallery: (G, D) unit rows, by the deployed model.
         gallery_labels: (G,) integer codes; a row of ``NO_CLASS`` is in no pair.
         self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
-        ignored: pairs that are in no mean and in no share besides; None for none.
+        ignored: further pairs that are in no mean and in no share; None for none.
         block: side of the tiles of pairs that the shares hold in memory, >= 1.
         shares: also count single pairs, which takes O(Q G D); False leaves them NaN.
-        by_query: keep the sums of every query, where something else than classes is resampled.
+        by_query: keep sums by query, to resample something other than classes.
 
     Raises:
         InputError: as ``class_sums``, or old and new queries of different shapes.
@@ -124,7 +124,7 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
     drift_mean = float(drift.mean()) if len(mine) else None
     if by_query:
         where = query_labels, old_gallery, gallery_labels, own, ignored
-        each = [labelled_query_sums(one, *where) for one in (old_queries, new_queries)]
+        each = [labelled_query_sums(side, *where) for side in (old_queries, new_queries)]
         return _of(each[0], _less(each[1], each[0]), shares=kept, drift_mean=drift_mean)
     return _of(old, sums, shares=kept, drift_mean=drift_mean)
 
@@ -139,16 +139,16 @@ def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged 
     *,
     ignored: Ignored | None = None,
 ) -> Inequalities:
-    """``inequalities`` where a pair is of one class when it was judged relevant; no shares.
+    """``inequalities`` with the pairs judged relevant as same-class pairs; without shares.
 
     Args:
         old_queries: (Q, D) unit rows.
         new_queries: (Q, D) unit rows, the same queries by the candidate.
         old_gallery: (G, D) unit rows.
-        judged_query: (J,) query positions, and
-        judged_row: (J,) gallery rows, of the relevant pairs, each once; none that does not count.
+        judged_query: (J,) query positions of the relevant pairs.
+        judged_row: (J,) gallery rows of these pairs; each pair once, none excluded.
         self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
-        ignored: pairs that do not count besides; None for none.
+        ignored: further excluded pairs; None for none.
     """
     pairs = (judged_query, judged_row, self_row, ignored)
     old = query_sums(old_queries, old_gallery, *pairs)
@@ -157,7 +157,7 @@ def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged 
 
 
 def _less(new: QuerySums, old: QuerySums) -> QuerySums:
-    """The change of the same pairs."""
+    """The change of the sums over the same pairs."""
     return QuerySums(
         same=(new.same[0] - old.same[0], old.same[1]), diff=(new.diff[0] - old.diff[0], old.diff[1])
     )
@@ -192,10 +192,9 @@ def _of(
 def _change(
     old: ClassSums, new_queries: Features, gallery: Features, truth: PairTruth
 ) -> ClassSums:
-    """The sums of the queries' change, new minus old, on the same gallery, which is not read again.
+    """The sums of the queries' change, new minus old; the gallery is not summed again.
 
-    The difference is taken of the float64 sums; what does not count is that of the new queries less
-    that of the old ones.
+    Sums and excluded pairs are subtracted in float64.
     """
     C, at = len(old.codes), np.searchsorted(old.codes, truth.query_labels)
     A, _ = sums_by_position(new_queries, at, C)
@@ -216,8 +215,8 @@ def _shares(
 ) -> tuple[float, float]:
     """Shares of same-class and of different-class pairs that satisfy their inequality.
 
-    The sign of ``(new_i - old_i) . gallery_j`` decides, so that a query which did not change ties
-    exactly, and a tie satisfies both.
+    The sign of ``(new_i - old_i) . gallery_j`` decides, so an unchanged query ties exactly. A tie
+    satisfies both.
     """
     counts = np.zeros((2, 2), dtype=np.int64)  # [same, diff] x [satisfied, all]
     for rows, columns, same, diff in pair_kinds(len(old), len(gallery), truth, block):

@@ -1,13 +1,13 @@
-"""Retrieval quality that follows from the neighbours that were found.
+"""Retrieval quality of search results: recall@k, mAP@k and negative flips.
 
 Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions. Features are unit rows in any float
 type, labels are integer class codes. ``self_row[i]`` is the gallery row of query ``i``'s own item,
-or -1 where the gallery does not hold it; that row is never an answer to that query.
+or -1 if the gallery lacks it; that row is never an answer to that query.
 
-Two definitions are worth stating, because libraries differ in them. *recall@k* is the hit rate
-(CMC@k): the share of queries with an item of their class among the first k, which is what the
-papers on compatible features report (BCT, arXiv 2003.11942; CVPR 2024, arXiv 2405.02581). *mAP@k*
-divides a query's sum of precisions by ``min(R, k)``, R being the gallery items of its class.
+Libraries differ in two definitions. Here *recall@k* is the hit rate (CMC@k): the share of queries
+with an item of their class among the first k, as in the papers on compatible features (BCT, arXiv
+2003.11942; CVPR 2024, arXiv 2405.02581). *mAP@k* divides a query's sum of precisions by
+``min(R, k)``, with R the number of gallery items of its class.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from compatctl.core.nearest import Neighbours
 from compatctl.errors import InputError
 
 NEVER = np.iinfo(np.int64).max
-"""``first_hit`` of a query that found nothing of its class."""
+"""``first_hit`` of a query without a hit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,52 +40,52 @@ class Retrieval:
     """Retrieval quality of one query model on one gallery."""
 
     n_queries: int
-    """Q: every query asked, with or without an item of its class to find."""
+    """Q: all queries, with or without a match."""
     n_without_match: int
-    """Queries with R = 0: nothing could be found, so they are in no mean."""
+    """Queries with R = 0, which are in no mean."""
     recall: dict[int, float]
-    """k -> hit rate in [0, 1]; NaN where every query has R = 0."""
+    """k -> hit rate in [0, 1]; NaN if every query has R = 0."""
     map_at_k: float
-    """Mean average precision in [0, 1]; NaN where every query has R = 0."""
+    """Mean average precision in [0, 1]; NaN if every query has R = 0."""
     map_k: int
     """The k of ``map_at_k``."""
     first_hit: Codes
-    """(Q,) place, from 1, of the first answer of the query's class; ``NEVER`` where none was."""
+    """(Q,) rank, from 1, of the first hit, or ``NEVER``."""
     average_precision: Floats
-    """(Q,) in [0, 1]; NaN where R = 0."""
+    """(Q,) in [0, 1]; NaN if R = 0."""
     first_row: Codes | None = None
-    """(Q,) gallery row of the first answer, right or wrong; -1 where there was none."""
+    """(Q,) gallery row of the first answer, right or wrong; -1 if there is none."""
     first_score: Scores | None = None
-    """(Q,) its cosine; -inf where there was none."""
+    """(Q,) cosine of that answer; -inf if there is none."""
 
     @property
     def has_match(self) -> Bools:
-        """(Q,) the queries that are in the means: those with R > 0."""
+        """(Q,) queries with R > 0, which are in the means."""
         return ~np.isnan(self.average_precision)
 
     @property
     def hit1(self) -> Bools:
-        """(Q,) whether the first answer is of the query's class."""
+        """(Q,) whether the first answer is a hit."""
         return self.hit(1)
 
     def hit(self, k: int) -> Bools:
-        """(Q,) whether one of the first k answers is; ``k`` at most what was searched for."""
+        """(Q,) whether one of the first k answers is a hit; ``k`` at most the columns searched."""
         return self.first_hit <= k
 
     @property
     def n_with_match(self) -> int:
-        """How many queries are in the means."""
+        """Number of queries in the means."""
         return self.n_queries - self.n_without_match
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flips:
-    """Queries whose first answer changed between right and wrong; shares of ``n``, in [0, 1]."""
+    """Shares of ``n`` queries whose first answer changed between right and wrong, in [0, 1]."""
 
     negative: float
-    """Right before, wrong now (the negative flip rate); NaN where ``n`` is 0."""
+    """Right before, wrong now (the negative flip rate); NaN if ``n`` is 0."""
     positive: float
-    """Wrong before, right now; NaN where ``n`` is 0."""
+    """Wrong before, right now; NaN if ``n`` is 0."""
     n: int
 
 
@@ -99,25 +99,25 @@ def evaluate(
     ks: Sequence[int] = (1, 5),
     map_k: int | None = None,
 ) -> Retrieval:
-    """Recall@k and mAP@k of what ``search`` found.
+    """Recall@k and mAP@k of the result of ``exact_search``.
 
-    R, the number of gallery items of a query's class, excludes its own row and those that it
-    ignores. Queries with R = 0 are left out of every mean and counted. A query's average precision
-    at k is ``sum_{r <= k, hit at r} precision@r / min(R, k)``.
+    R, the number of gallery items of a query's class, excludes its own row and the rows that it
+    ignores. Queries with R = 0 are in no mean. A query's average precision at k is
+    ``sum_{r <= k, hit at r} precision@r / min(R, k)``.
 
     Args:
-        neighbours: found with the same ``self_row``; at least ``max(ks)`` and ``map_k`` columns,
-            or as many as the gallery has rows.
+        neighbours: searched with the same ``self_row`` and ``ignored``; at least ``max(ks)`` and
+            ``map_k`` columns, or as many as the gallery has rows.
         query_labels: (Q,) integer codes.
         gallery_labels: (G,) integer codes.
-        self_row: (Q,) as given to ``search``.
-        ignored: as given to ``search``.
+        self_row: (Q,) as given to ``exact_search``.
+        ignored: as given to ``exact_search``.
         ks: the k of each recall, each >= 1.
         map_k: the k of mAP, >= 1; None for ``min(100, G)``.
 
     Raises:
-        InputError: wrong shapes or types, too few columns, an own row among the found ones, the
-            same row found twice for one query.
+        InputError: wrong shapes or types, too few columns, an own or ignored row among the
+            answers, a row twice for one query.
     """
     query_labels, gallery_labels = _labels(neighbours, query_labels, gallery_labels)
     own = as_self_row(self_row, len(query_labels), len(gallery_labels))
@@ -143,13 +143,13 @@ def evaluate_judged(
     ks: Sequence[int] = (1, 5),
     map_k: int | None = None,
 ) -> Retrieval:
-    """``evaluate`` where relevance was judged pair by pair, and no class says it.
+    """``evaluate`` with relevance judged pair by pair instead of by class.
 
     Args:
         neighbours: as ``evaluate``.
-        judged_query: (J,) positions of queries, of the pairs that are relevant.
-        judged_row: (J,) the gallery row of each of these pairs; a pair may stand once only, own and
-            ignored ones not among them.
+        judged_query: (J,) query positions of the relevant pairs.
+        judged_row: (J,) gallery rows of these pairs. No pair may appear twice, be a query's own
+            row, or be ignored.
         n_gallery: G, the gallery's rows.
         ks: the k of each recall, each >= 1.
         map_k: the k of mAP, >= 1; None for ``min(100, G)``.
@@ -179,7 +179,7 @@ def evaluate_judged(
 def _retrieval(
     neighbours: Neighbours, hits: Bools, relevant: Codes, ks: Sequence[int], map_k: int
 ) -> Retrieval:
-    """From (Q, k) neighbours, which of them are hits, and (Q,) R."""
+    """From (Q, k) neighbours, (Q, k) hits and (Q,) R."""
     has_match = relevant > 0
     precisions = _average_precision(hits[:, :map_k], relevant, map_k)
     first = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, NEVER).astype(np.int64)
@@ -199,8 +199,8 @@ def _retrieval(
 def cmc(found: Retrieval, max_k: int = 10) -> Floats:
     """The cumulative match curve: (max_k,) hit rates in [0, 1] at k = 1 .. max_k, not decreasing.
 
-    Queries with R = 0 are left out; NaN where that leaves none. ``max_k`` must not exceed what was
-    searched for.
+    Queries with R = 0 are left out; NaN if none is left. ``max_k`` must not exceed the columns
+    searched.
 
     Raises:
         InputError: ``max_k`` is not a whole number >= 1.
@@ -215,11 +215,11 @@ def flips(
     new_hit1: Bools,
     has_match: Bools | None = None,
 ) -> Flips:
-    """Shares of the same queries that went from right to wrong, and from wrong to right.
+    """Shares of queries that went from right to wrong, and from wrong to right.
 
     Args:
-        old_hit1: (Q,) bool, the first answer was right with the old query model.
-        new_hit1: (Q,) bool, the same queries with the new one.
+        old_hit1: (Q,) bool, first answers of the old query model that are right.
+        new_hit1: (Q,) bool, the same for the new query model.
         has_match: (Q,) bool, ``Retrieval.has_match``; None for all queries.
 
     Raises:
@@ -279,12 +279,12 @@ def _hits(rows: Codes, query_labels: Codes, gallery_labels: Codes) -> Bools:
 
 
 def _relevant(query_labels: Codes, gallery_labels: Codes, own: Codes) -> Codes:
-    """(Q,) R: gallery items of the query's class, its own one not among them."""
+    """(Q,) R: gallery items of the query's class, without its own."""
     ordered = np.sort(gallery_labels)
     first = np.searchsorted(ordered, query_labels, side="left")
     last = np.searchsorted(ordered, query_labels, side="right")
-    mine = _hits(own[:, None], query_labels, gallery_labels)[:, 0]
-    return (last - first - mine).astype(np.int64)
+    own_hit = _hits(own[:, None], query_labels, gallery_labels)[:, 0]
+    return (last - first - own_hit).astype(np.int64)
 
 
 def _average_precision(hits: Bools, R: Codes, k: int) -> Floats:
