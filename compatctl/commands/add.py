@@ -1,8 +1,7 @@
-"""add: embed new items with the query model and index them: a new generation, a new index file.
+"""add: embed new items with the query model and index them, as a new generation.
 
-Items that the store holds are compared by their image's bytes and their class. Those that changed
-are refused, or embedded again with ``changed``: the old vector would stand for an image that is
-gone.
+Items that the store has are compared by their image's bytes and their class. Changed items are
+refused, or re-embedded with ``changed``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.changed_items import Changes
 from compatctl.deployment.data import load_data
-from compatctl.deployment.gallery import index_params, load_query_model, open_index
+from compatctl.deployment.gallery import index_params, indexed_rows, load_query_model, open_index
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.evaluation.protocol import gallery_rows
 from compatctl.index import HnswIndex, rebuilt
@@ -29,11 +28,16 @@ from compatctl.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class AddResult:
-    """``added`` items are new; ``present`` ones were in the store by their id.
+    """What was added.
 
-    Of these ``changed`` (ids) have another image and were embedded again, ``relabelled`` (ids) took
-    another class, and ``uncompared`` could not be compared: the store has no digest of their image,
-    or it cannot be read now.
+    Attributes:
+        added: how many items are new.
+        present: how many items of the data were in the store already.
+        changed: ids of items whose image changed and that were re-embedded.
+        relabelled: ids of items that took another class.
+        uncompared: how many items could not be compared: the store has no digest of their image,
+            or it cannot be read now.
+        skipped: ids of items whose image does not decode.
     """
 
     generation: int
@@ -56,14 +60,14 @@ def add(
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> AddResult:
-    """Index the gallery items of the project's data that the store does not hold yet.
+    """Index the gallery items of the project's data that the store does not have yet.
 
-    ``changed``: items whose image or class is another than the indexed one are brought up to date,
-    in the same generation. Where an image changed, the index is built anew, as by a backfill.
+    ``changed``: update items whose image or class differs from the indexed one, in the same
+    generation. If an image changed, the index is rebuilt, as by a backfill.
 
     Raises:
-        InputError: bad data; an item changed, without ``changed``.
-        ConflictError: the store is locked, or moved on meanwhile: run it again.
+        InputError: bad data; or an item changed, without ``changed``.
+        ConflictError: the store is locked, or changed meanwhile.
     """
     store = open_store(project)
     manifest = store.manifest
@@ -71,9 +75,9 @@ def add(
     if not changed:
         work.changes.refuse()
     encoder = load_query_model(store, manifest)
-    with BulkEmbedding.of(encoder, work.items, skip_bad=skip_bad, progress=progress) as done:
+    with BulkEmbedding.of(encoder, work.items, skip_bad=skip_bad, progress=progress) as embedded:
         del encoder
-        plan = work.plan(done)
+        plan = work.plan(embedded)
         result = AddResult(
             generation=manifest.generation,
             added=len(plan.new),
@@ -81,22 +85,22 @@ def add(
             changed=plan.changed.ids,
             relabelled=work.changes.ids(work.changes.labels),
             uncompared=work.changes.unknown,
-            skipped=tuple(done.bad),
+            skipped=tuple(embedded.bad),
             rows=manifest.index.count + len(plan.new),
             index_sha256=manifest.index.sha256,
-            written=bool(len(done.rows) or len(work.changes.labels)) and not dry_run,
+            written=bool(len(embedded.rows) or len(work.changes.labels)) and not dry_run,
         )
         if not result.written:
             return result
         release_memory()
-        grown = [plan.index(store, progress)] if len(done.rows) else []
-    after = _commit(store, grown, plan)
+        indexes = [plan.index(store, progress)] if len(embedded.rows) else []
+    after = _commit(store, indexes, plan)
     return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _AddWork:
-    """What is to be embedded: ``items``, of which the first ``n_new`` are new, the others changed.
+    """The ``items`` to embed: the first ``n_new`` are new, the others changed.
 
     ``row_of``: item id -> row of the catalogue.
     """
@@ -110,35 +114,34 @@ class _AddWork:
 
     @classmethod
     def of(cls, store: Store, data: Dataset, progress: Progress) -> Self:
-        """The new items of the data, and those that the store holds otherwise."""
+        """Find the new and the changed items of the data."""
         catalog = store.catalog()
-        row_of = {item: row for row, item in enumerate(catalog.ids)}
         rows = gallery_rows(data)
-        held = np.array([data.ids[row] in row_of for row in rows], bool)
-        at = as_rows(row_of[data.ids[row]] for row in rows[held])
-        changes = Changes.of(data, rows[held], at, catalog, progress)
+        held, catalog_rows = indexed_rows(data, catalog, rows)
+        new = rows[~np.isin(rows, held)]
+        changes = Changes.of(data, held, catalog_rows, catalog, progress)
         return cls(
-            items=data.take([*rows[~held], *changes.images]),
-            n_new=int((~held).sum()),
-            present=len(at),
+            items=data.take([*new, *changes.images]),
+            n_new=len(new),
+            present=len(held),
             changes=changes,
-            row_of=row_of,
+            row_of=catalog.row_of,
             next_key=catalog.next_key,
         )
 
-    def plan(self, done: BulkEmbedding) -> _AddPlan:
-        """What goes where, of the items that were embedded."""
-        rows, digests = np.array(done.rows, np.int64), done.image_digests()
+    def plan(self, embedded: BulkEmbedding) -> _AddPlan:
+        """Where the embedded items go."""
+        rows, digests = np.array(embedded.rows, np.int64), embedded.image_digests()
         new = rows < self.n_new
         relabelled = self.changes.labels
         return _AddPlan(
-            done=done,
+            embedded=embedded,
             new=self.items.take(rows[new]),
             new_digests=digests[new],
             changed=self.items.take(rows[~new]),
             changed_at=as_rows(self.row_of[self.items.ids[row]] for row in rows[~new]),
             changed_digests=digests[~new],
-            relabelled_at=as_rows(self.row_of[one] for one in self.changes.ids(relabelled)),
+            relabelled_at=as_rows(self.row_of[item] for item in self.changes.ids(relabelled)),
             labels=tuple(self.changes.data.labels[row] for row in relabelled),
             first_key=self.next_key,
         )
@@ -146,11 +149,13 @@ class _AddWork:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _AddPlan:
-    """Features in ``done``: of ``new`` items (n), then of ``changed`` ones (m), which the catalogue
-    has at rows ``changed_at`` (m,); digests (n, 32) and (m, 32); ``labels`` for ``relabelled_at``.
+    """The ``embedded`` features of ``new`` items (n), then of ``changed`` items (m).
+
+    ``changed_at`` (m,): their rows in the catalogue; digests: (n, 32) and (m, 32); ``labels``: the
+    new classes of the rows ``relabelled_at``.
     """
 
-    done: BulkEmbedding
+    embedded: BulkEmbedding
     new: Dataset
     new_digests: np.ndarray
     changed: Dataset
@@ -161,7 +166,7 @@ class _AddPlan:
     first_key: int
 
     def index(self, store: Store, progress: Progress) -> HnswIndex:
-        """The next index: the present one with the changed rows replaced, and the new ones."""
+        """The next index: changed rows replaced, new rows appended."""
         manifest, n = store.manifest, len(self.new)
         if not len(self.changed):
             index = open_index(store, manifest, fresh=True, room=n)
@@ -171,32 +176,34 @@ class _AddPlan:
                 index_params(manifest.index),
                 manifest.index.count,
                 keys=store.catalog().keys[self.changed_at],
-                rows_at=lambda places: self.done.features_at(places + n),
+                rows_at=lambda positions: self.embedded.features_at(positions + n),
                 progress=progress,
             )
             index.reserve(n)
-        self.done.add_to(index, self.first_key, progress, count=n)
+        self.embedded.add_to(index, self.first_key, progress, count=n)
         return index
 
     def catalog(self, before: Catalog, model: str) -> Catalog:
-        """The next catalogue."""
-        found = before.relabelled(self.relabelled_at, self.labels)
+        """The next catalogue: labels, changed rows and new rows."""
+        catalog = before.relabelled(self.relabelled_at, self.labels)
         if len(self.changed):
-            found = found.reassigned(self.changed_at, model, self.changed_digests)
-        return found.extended(self.new.ids, self.new.labels, model, self.new_digests)
+            catalog = catalog.reassigned(self.changed_at, model, self.changed_digests)
+        return catalog.extended(self.new.ids, self.new.labels, model, self.new_digests)
 
 
-def _commit(store: Store, grown: list[HnswIndex], plan: _AddPlan) -> Manifest:
-    """The next generation. ``grown`` holds the index, where it is another one, and is emptied
-    before the catalogue is read: the two are not in memory at one time. An item that was removed
-    once is an item again."""
+def _commit(store: Store, indexes: list[HnswIndex], plan: _AddPlan) -> Manifest:
+    """Write the next generation.
+
+    ``indexes`` holds the new index, if there is one. It is emptied before the catalogue is read, so
+    that the two are not in memory together. An item that was removed earlier can be added again.
+    """
     manifest = store.manifest
     model, info = manifest.query_model, manifest.index
     with store.transaction(manifest, operation=Operation.ADD) as tx:
-        if grown:
-            count = len(grown[0])
-            info = replace(info, count=count, sha256=tx.put("indexes", grown[0].save))
-            grown.clear()
+        if indexes:
+            count = len(indexes[0])
+            info = replace(info, count=count, sha256=tx.put("indexes", indexes[0].save))
+            indexes.clear()
         catalog = plan.catalog(store.catalog(), model)
         counts = catalog.counts()
         changes = dict[str, str]()
@@ -209,9 +216,9 @@ def _commit(store: Store, grown: list[HnswIndex], plan: _AddPlan) -> Manifest:
             index=info,
             catalog=tx.put("catalogs", catalog.write),
             models=tuple(
-                replace(one, rows=counts.get(one.sha256, 0))
-                for one in manifest.models
-                if counts.get(one.sha256) or one.sha256 == model
+                replace(share, rows=counts.get(share.sha256, 0))
+                for share in manifest.models
+                if counts.get(share.sha256) or share.sha256 == model
             ),
             **changes,
         )

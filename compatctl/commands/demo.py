@@ -1,9 +1,9 @@
-"""demo: the whole story on real images, in a temporary folder, without a network.
+"""demo: one upgrade on real images, in a temporary folder, without a network.
 
-Old: a head on EfficientNet-lite0, trained on some of the classes; nobody thought of compatibility.
-New: EfficientNet-lite2, fine-tuned against the old model's gallery. There are two routes: the
-fine-tuned model alone, or fused with the old one. The one that finds more on validation classes
-goes to the gate; what both give on the held-out classes is shown.
+The old model is a head on EfficientNet-lite0, trained on some of the classes without regard to
+compatibility. The new one is EfficientNet-lite2, fine-tuned against the old model's gallery. There
+are two routes: the fine-tuned model alone, or fused with the old one. The route with the better
+recall on validation classes goes to the gate; the demo shows the held-out results of both.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ UNSEEN = "unseen"
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """What one route gave on the unseen classes: recall@1, and the gate's word."""
+    """Recall@1 of one route on the unseen classes, and the gate's verdict."""
 
     name: str
     new_old: float
@@ -49,7 +49,7 @@ class Route:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """Share of sample queries whose nearest item in the real index has the right label."""
+    """Share of sample queries whose nearest item in the deployed index has the right label."""
 
     queries: int
     before: float
@@ -59,8 +59,10 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """recall@1 on unseen classes; ``new_old`` and ``new_new`` are the deployed route's, or the
-    last tried where none passed."""
+    """Recall@1 on unseen classes.
+
+    ``new_old`` and ``new_new`` belong to the deployed route, or to the last one if none passed.
+    """
 
     old_old: float
     new_old: float
@@ -87,7 +89,7 @@ def demo(
     sabotage: bool = False,
     progress: Progress = silent,
 ) -> Demo:
-    """Play the story; with ``sabotage`` the candidate learns a shuffled class-to-vertex map.
+    """Run the upgrade. With ``sabotage``, the candidate learns a shuffled class-to-vertex map.
 
     Raises:
         InputError: ``keep`` is not empty, or the demo's backbones are not installed.
@@ -127,7 +129,7 @@ def demo(
 
 
 def prepare(folder: Path, *, seed: int, progress: Progress) -> Project:
-    """The project folder as it is on the day before the upgrade: data, old model, store."""
+    """Make the project folder before the upgrade: data, old model, store."""
     progress("unpacking images", 0, 1)
     table = unpack_emoji(emoji_source(), folder / "data")
     progress("unpacking images", 1, 1)
@@ -148,18 +150,18 @@ def _routes(
     sabotage: bool,
     progress: Progress,
 ) -> tuple[list[Route], Report]:
-    """Every route's figures, and the report of the chosen one, which alone stays on disk.
+    """The results of all routes, and the report of the chosen one, which alone stays on disk.
 
-    ``validation``: recall@1 of the fine-tuned model on validation classes; the fused model must
-    beat it there to be chosen. A sabotaged candidate is judged alone.
+    ``validation``: recall@1 of the fine-tuned model on validation classes; the fused model is
+    chosen only if it is better. A sabotaged candidate is verified alone.
     """
     old, new, both = (folder / name for name in ("old.onnx", "new.onnx", "fused.onnx"))
     alone = verify(project, old=old, new=new, progress=progress)
     routes = [_route("fine-tuned", alone)]
     if sabotage:
         return routes, alone
-    made = fuse(project, old=old, new=new, output=both, progress=progress)
-    enough = (validation or 0.0) >= max(trial.recall for trial in made.trials)
+    fusion = fuse(project, old=old, new=new, output=both, progress=progress)
+    enough = (validation or 0.0) >= max(trial.recall for trial in fusion.trials)
     fused = verify(
         project, old=old, new=both, options=VerifyOptions(dry_run=enough), progress=progress
     )
@@ -168,7 +170,7 @@ def _routes(
 
 
 def _switch(project: Project, folder: Path, report: Report) -> tuple[Served, str, str]:
-    """Deploy, ask the same queries before and after, roll back, ask again."""
+    """Deploy and roll back; search the same queries before, between and after."""
     images = _sample(folder / "data" / "items.csv")
     before = _served(project, images)
     deploy(project, model=folder / report.new.name)
@@ -181,7 +183,7 @@ def _switch(project: Project, folder: Path, report: Report) -> tuple[Served, str
 
 
 def _served(project: Project, images: list[tuple[Path, str]]) -> float:
-    """Share of queries whose first hit, through the store's own model and index, is right."""
+    """Share of queries whose first hit in the deployed index has the right label."""
     found = search(project, images=[image for image, _ in images], k=1)
     right = [
         answer.hits[0].label == label
@@ -191,7 +193,7 @@ def _served(project: Project, images: list[tuple[Path, str]]) -> float:
 
 
 def _sample(table: Path) -> list[tuple[Path, str]]:
-    """Every n-th held-out query of the demo's table, so that SAMPLE of them are asked."""
+    """At most SAMPLE held-out queries of the table, evenly spaced."""
     with table.open(newline="", encoding="utf-8") as lines:
         queries = [
             (table.parent / row["path"], row["label"])
@@ -202,7 +204,7 @@ def _sample(table: Path) -> list[tuple[Path, str]]:
 
 
 def _old_classes(table: Path, target: Path) -> None:
-    """The table of the classes that the old model knew: the first OLD_CLASSES by hash."""
+    """Write the table of the old model's classes: the first OLD_CLASSES by hash."""
     with table.open(newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines)
         names, rows = list(reader.fieldnames or ()), [*reader]
@@ -215,7 +217,7 @@ def _old_classes(table: Path, target: Path) -> None:
 
 
 def _route(name: str, report: Report) -> Route:
-    group = next(one for one in report.groups if one.name == UNSEEN)
+    group = next(group for group in report.groups if group.name == UNSEEN)
     return Route(
         name=name,
         new_old=group.recall["new_old"]["1"],
@@ -237,14 +239,14 @@ def _result(
     kept: Path | None,
     seconds: float,
 ) -> Demo:
-    group = next(one for one in report.groups if one.name == UNSEEN)
+    group = next(group for group in report.groups if group.name == UNSEEN)
     chosen = _route("", report)
     passed = report.verdict.outcome == "pass"
     name = routes[0 if report.new.name == "new.onnx" else -1].name
     story = [report.summary]
     if served is not None:
         story.append(
-            f"the same {served.queries} held-out queries through the whole index, right at the "
+            f"the same {served.queries} held-out queries on the whole index, share with the right "
             f"first hit: before {served.before:.4f}, deployed {served.after:.4f}, rolled back "
             f"{served.rolled_back:.4f}"
         )

@@ -1,4 +1,4 @@
-"""import: adopt a deployed hnswlib file as a store. Nothing is embedded, no byte of it changes."""
+"""import: adopt a deployed hnswlib file as a store. Its bytes stay; nothing is re-embedded."""
 
 from __future__ import annotations
 
@@ -52,11 +52,15 @@ _LARGEST_KEY = 2**64 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class ImportResult:
-    """The adopted index. ``agreement``: least cosine of stored vectors and what the model makes of
-    the same items' images, over at most 32 of them, and ``in_top_3`` the share of them that found
-    their own vector among the first three; None where no image is at hand. ``proven`` is false
-    then: nobody knows that this model made these vectors. ``dropped`` rows were marked deleted and
-    are left out."""
+    """The adopted index.
+
+    Attributes:
+        agreement: the least cosine between stored vectors and the model's embeddings of the same
+            items, over at most 32 items; None without images.
+        in_top_3: the share of these items whose own vector is among the first three.
+        proven: false without images: nothing shows that this model made these vectors.
+        dropped: how many rows were marked deleted and are left out.
+    """
 
     store: str
     generation: int
@@ -85,25 +89,28 @@ def import_index(
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> ImportResult:
-    """Begin a store with the rows of a deployed hnswlib file.
+    """Create a store with the rows of a deployed hnswlib file.
 
-    ``items`` says which item each hnswlib label is (CSV: key, id, label); without it the ids are
-    the labels' digits and no class is known. Where the project has data, a few items are embedded
-    to see that this model made these vectors; else the store is marked as unproven.
-    ``drop_deleted``: rows that are marked deleted are left out, and the index is built anew.
+    If the project has data, a few items are embedded to check that this model made these vectors;
+    otherwise the store is marked as unproven.
+
+    Args:
+        items: a CSV (key, id, label) that names the item of each hnswlib key. Without it, the
+            keys' digits are the ids, and no class is known.
+        drop_deleted: leave out rows that are marked deleted, and rebuild the index.
 
     Raises:
-        InputError: the file's dimension is not the model's, its rows are not of unit length, the
-            table does not name exactly its keys, or the vectors are another model's.
+        InputError: the file's dimension is not the model's; its rows are not of unit length; the
+            table does not name exactly its keys; or the vectors are another model's.
         DamagedError: the file is damaged, or has rows marked deleted.
     """
-    chosen = ModelFile.read(model, preprocessing)
-    encoder = chosen.encoder
+    model_file = ModelFile.read(model, preprocessing)
+    encoder = model_file.encoder
     header = read_header(index)
     if header.dim != encoder.dim:
         raise InputError(
-            f"{index} has {header.dim} dimensions, {model} ends in {encoder.dim}",
-            tip="is it the model that filled this index?",
+            f"{index} has {header.dim} dimensions, {model} has {encoder.dim}",
+            tip="name the model that filled this index",
         )
     params = HnswParams.of(header, space=space, ef_search=ef_search)
     with _source(index, params, drop_deleted=drop_deleted, progress=progress) as source:
@@ -111,12 +118,12 @@ def import_index(
         catalog, agreement = _compared(project, encoder, source.index, catalog, progress)
         artifacts = find_artifacts(project, model, encoder)
         work = _Work(
-            project=project, model=chosen, artifacts=artifacts, source=source, catalog=catalog
+            project=project, model=model_file, artifacts=artifacts, source=source, catalog=catalog
         )
-        done = work.written(proven=agreement is not None, dry_run=dry_run)
+        written = work.write(proven=agreement is not None, dry_run=dry_run)
     return ImportResult(
         store=str(project.store),
-        generation=done.generation,
+        generation=written.generation,
         query_model=encoder.sha256,
         index_sha256="" if dry_run else source.sha256,
         rows=len(source.index),
@@ -124,29 +131,29 @@ def import_index(
         dim=encoder.dim,
         agreement=agreement.least_cosine if agreement else None,
         in_top_3=agreement.in_top if agreement else None,
-        proven=done.proven,
-        warnings=_warnings(agreement, proven=done.proven),
-        written=done.written,
+        proven=written.proven,
+        warnings=_warnings(agreement, proven=written.proven),
+        written=written.written,
     )
 
 
 def _warnings(agreement: Agreement | None, *, proven: bool) -> tuple[str, ...]:
     if not proven:
         return (
-            "model and index were never compared, for no image of an item is at hand: nothing "
+            "model and index were never compared, as no image of an item is available: nothing "
             "shows that this model made these vectors; import with --data compares them",
         )
     if agreement is not None and agreement.least_cosine < CLOSE:
         return (
-            "stored vectors are not quite what the model makes here (least cosine "
-            f"{agreement.least_cosine:.4f}): by other libraries, or in half precision?",
+            "stored vectors differ slightly from the model's embeddings here (least cosine "
+            f"{agreement.least_cosine:.4f}): other libraries, or half precision?",
         )
     return ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Source:
-    """The file to adopt, its digest, its rows, and the keys (n,) that were left out."""
+    """The file to adopt, its digest, its rows, and the keys (n,) that are left out."""
 
     path: Path
     sha256: str
@@ -158,7 +165,7 @@ class _Source:
 def _source(
     path: Path, params: HnswParams, *, drop_deleted: bool, progress: Progress
 ) -> Iterator[_Source]:
-    """The file itself; or one that is built of its rows, where some are marked deleted."""
+    """The file itself, or one rebuilt from its rows if some are marked deleted."""
     dropped = np.zeros(0, np.uint64)
     with ExitStack() as stack:
         if drop_deleted and (marked := count_deleted(path)):
@@ -177,7 +184,7 @@ def _source(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Done:
+class _Written:
     generation: int
     proven: bool
     written: bool
@@ -185,7 +192,7 @@ class _Done:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Work:
-    """One import of which everything was looked at."""
+    """One import, after all checks."""
 
     project: Project
     model: ModelFile
@@ -193,20 +200,20 @@ class _Work:
     source: _Source
     catalog: Catalog
 
-    def written(self, *, proven: bool, dry_run: bool) -> _Done:
-        """Begin the store; or mark one that was adopted unseen as compared; or find it done."""
+    def write(self, *, proven: bool, dry_run: bool) -> _Written:
+        """Create the store, mark an unproven one as proven, or find it done."""
         if dry_run:
-            return _Done(generation=1, proven=proven, written=False)
-        there = _adopted_already(self.project, self.source.sha256, self.catalog, self.artifacts)
-        if there is None:
-            self._begin(proven=proven)
-            return _Done(generation=1, proven=proven, written=True)
-        known = is_proven(there.manifest)
+            return _Written(generation=1, proven=proven, written=False)
+        store = _adopted_store(self.project, self.source.sha256, self.catalog, self.artifacts)
+        if store is None:
+            self._create(proven=proven)
+            return _Written(generation=1, proven=proven, written=True)
+        known = is_proven(store.manifest)
         if known or not proven:
-            return _Done(generation=there.manifest.generation, proven=known, written=False)
-        return _Done(generation=_believed(there, self.catalog), proven=True, written=True)
+            return _Written(generation=store.manifest.generation, proven=known, written=False)
+        return _Written(generation=_mark_proven(store, self.catalog), proven=True, written=True)
 
-    def _begin(self, *, proven: bool) -> None:
+    def _create(self, *, proven: bool) -> None:
         source = self.source
         create_store(
             self.project.store,
@@ -221,32 +228,32 @@ class _Work:
         )
 
 
-def _believed(store: Store, catalog: Catalog) -> int:
-    """Mark rows that were adopted unseen as compared; the generation."""
+def _mark_proven(store: Store, catalog: Catalog) -> int:
+    """Mark all rows as proven, and return the new generation."""
     manifest = store.manifest
     with store.transaction(manifest, operation=Operation.IMPORT) as tx:
         after = tx.commit(
             operation=Operation.IMPORT,
             created_at=utc_now(),
             catalog=tx.put("catalogs", catalog.write),
-            models=tuple(replace(one, proven=True) for one in manifest.models),
+            models=tuple(replace(model, proven=True) for model in manifest.models),
         )
     return after.generation
 
 
-def _adopted_already(
+def _adopted_store(
     project: Project, sha256: str, catalog: Catalog, artifacts: ModelArtifacts
 ) -> Store | None:
-    """The store, where an earlier run adopted this very index."""
-    there = existing_store(project.store, "import", catalog.models[0])
-    if there is None:
+    """The store, if an earlier run adopted this same index."""
+    store = existing_store(project.store, "import", catalog.models[0])
+    if store is None:
         return None
-    if there.manifest.index.sha256 != sha256 or there.catalog().ids != catalog.ids:
+    if store.manifest.index.sha256 != sha256 or store.catalog().ids != catalog.ids:
         raise InputError(
             f"{project.store} is already a store, of another index", tip="name another folder"
         )
-    refuse_other_registry(there, artifacts)
-    return there
+    refuse_other_registry(store, artifacts)
+    return store
 
 
 def _catalog(
@@ -256,36 +263,36 @@ def _catalog(
     if items is None:
         names = {int(key): (str(key), "") for key in keys}
     else:
-        names = {key: name for key, name in _named(items).items() if key not in gone}
-        lacking = [int(key) for key in keys if int(key) not in names]
-        if lacking or len(names) != len(keys):
+        names = {key: name for key, name in _read_items(items).items() if key not in gone}
+        missing = [int(key) for key in keys if int(key) not in names]
+        if missing or len(names) != len(keys):
             raise InputError(
                 f"{items} names {len(names)} keys, the index has {len(keys)} rows; "
-                f"{f'the key {lacking[0]} has no line' if lacking else 'it names too many'}"
+                f"{f'the key {missing[0]} has no line' if missing else 'it names too many'}"
             )
     ids = tuple(names[int(key)][0] for key in keys)
     return first_catalog(ids, tuple(names[int(key)][1] for key in keys), keys, model)
 
 
-def _named(path: Path) -> dict[int, tuple[str, str]]:
+def _read_items(path: Path) -> dict[int, tuple[str, str]]:
     """key -> (id, label) of a CSV with the columns key, id and label."""
-    found: dict[int, tuple[str, str]] = {}
-    for truth, line in csv_rows(path, ("key", "id", "label")):
+    items: dict[int, tuple[str, str]] = {}
+    for position, line in csv_rows(path, ("key", "id", "label")):
         key, item, label = line["key"] or "", line["id"], line["label"]
         if not _KEY.fullmatch(key) or not item or label is None:
-            raise InputError(f"{truth}: an incomplete line")
+            raise InputError(f"{position}: an incomplete line")
         if int(key) > _LARGEST_KEY:
-            raise InputError(f"{truth}: the key {key} is larger than {_LARGEST_KEY}")
-        if int(key) in found:
-            raise InputError(f"{truth}: the key is there twice")
-        found[int(key)] = (item, label)
-    return found
+            raise InputError(f"{position}: the key {key} is larger than {_LARGEST_KEY}")
+        if int(key) in items:
+            raise InputError(f"{position}: the key is there twice")
+        items[int(key)] = (item, label)
+    return items
 
 
 def _compared(
     project: Project, encoder: Encoder, index: HnswIndex, catalog: Catalog, progress: Progress
 ) -> tuple[Catalog, Agreement | None]:
-    """The catalogue with the digests of the images at hand, and how well some of them agree."""
+    """The catalogue with the digests of the available images, and how well some items agree."""
     if project.data is None:
         return catalog, None
     data = load_data(project)

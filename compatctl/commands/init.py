@@ -1,4 +1,4 @@
-"""init: embed the gallery once, build its index, begin a store."""
+"""init: embed the gallery, build its index and create a store."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ policy: default              # or strict, lenient, or a file
 candidate: build/candidate   # where finetune writes the model and its training record
 output: new.onnx             # where finetune copies the model
 report: report.json          # where verify writes the verdict that deploy asks for
-# junit: verify.xml          # the same for a pipeline; besides it markdown: and metrics:
+# junit: verify.xml          # the same for a pipeline; markdown: and metrics: exist too
 # slices: [tenant]           # columns of the data whose values verify judges one by one
 # threshold: 0.62            # the cosine at which the deployed system accepts
 """
@@ -47,9 +47,11 @@ report: report.json          # where verify writes the verdict that deploy asks 
 
 @dataclass(frozen=True, kw_only=True)
 class InitResult:
-    """A new store at generation 1. ``skipped``: ids of items whose image does not decode.
+    """A new store at generation 1.
 
-    ``written`` is false for a dry run, and where an earlier run of the same made it already.
+    Attributes:
+        skipped: ids of items whose image does not decode.
+        written: false for a dry run, and if an earlier run of the same command created the store.
     """
 
     store: str
@@ -75,14 +77,14 @@ def init(
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> InitResult:
-    """Begin a store with every gallery item of the project's data, embedded by ``model``.
+    """Create a store with every gallery item of the project's data, embedded by ``model``.
 
     Raises:
-        InputError: bad data or model, the store's folder is in use, or what finetune wrote with the
-            model is not there.
+        InputError: bad data or model; the store's folder is in use; or a file that finetune wrote
+            with the model is missing.
     """
-    chosen = ModelFile.read(model, preprocessing)
-    encoder = chosen.encoder
+    model_file = ModelFile.read(model, preprocessing)
+    encoder = model_file.encoder
     params = HnswParams(dim=encoder.dim, M=m, ef_construction=ef_construction, ef_search=ef_search)
     data = load_data(project)
     gallery = data.take(gallery_rows(data))
@@ -91,46 +93,50 @@ def init(
             "the data has no item with the role gallery", tip="look at its role column"
         )
     artifacts = find_artifacts(project, model, encoder)
-    if there := existing_store(project.store, "init", encoder.sha256):
-        refuse_other_registry(there, artifacts)
-        found = _existing_result(project, there, gallery, params, skip_bad=skip_bad)
+    if store := existing_store(project.store, "init", encoder.sha256):
+        refuse_other_registry(store, artifacts)
+        result = _existing_result(project, store, gallery, params, skip_bad=skip_bad)
         if not dry_run:
             _scaffold(project)
-        return found
+        return result
     refuse_unsteady(encoder, gallery)
-    with BulkEmbedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as done:
-        index = HnswIndex.begin(params, max(1, len(done.rows)))
-        done.add_to(index, 0, progress)
-    items = gallery.take(done.rows)
-    digests = done.image_digests()
+    with BulkEmbedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as embedded:
+        index = HnswIndex.begin(params, max(1, len(embedded.rows)))
+        embedded.add_to(index, 0, progress)
+    items = gallery.take(embedded.rows)
+    digests = embedded.image_digests()
     catalog = first_catalog(items.ids, items.labels, index.keys(), encoder.sha256, digests)
     sha256 = ""
     if not dry_run:
-        made = create_store(
+        manifest = create_store(
             project.store,
-            model=chosen,
+            model=model_file,
             artifacts=artifacts,
             index=index.save,
             params=params,
             catalog=catalog,
             operation=Operation.INIT,
         )
-        sha256 = made.index.sha256
+        sha256 = manifest.index.sha256
         _scaffold(project)
-    bad = tuple(done.bad)
+    bad = tuple(embedded.bad)
     return _result(project, catalog, encoder.dim, sha256, skipped=bad, written=not dry_run)
 
 
 def _existing_result(
     project: Project, store: Store, gallery: Dataset, params: HnswParams, *, skip_bad: bool
 ) -> InitResult:
-    """The store that a run killed after its commit left, once it is found to be what is asked."""
+    """The result for a store that an earlier run of the same command created.
+
+    Raises:
+        InputError: it has other items or another index.
+    """
     info, catalog = store.manifest.index, store.catalog()
-    asked = (params.M, params.ef_construction, params.ef_search)
+    requested = (params.M, params.ef_construction, params.ef_search)
     ids = set(catalog.ids)
     bad = tuple(item for item in gallery.ids if item not in ids)
     if (
-        asked != (info.M, info.ef_construction, info.ef_search)
+        requested != (info.M, info.ef_construction, info.ef_search)
         or not ids <= set(gallery.ids)
         or (bad and not skip_bad)
     ):
@@ -165,7 +171,7 @@ def _result(
 
 
 def _scaffold(project: Project) -> None:
-    """A first compatctl.yaml beside the store, where there is none."""
+    """Write a first compatctl.yaml beside the store, if there is none."""
     path = project.store.parent / PROJECT_FILE
     if path.exists() or Path(PROJECT_FILE).exists():
         return

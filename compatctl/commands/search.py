@@ -1,4 +1,4 @@
-"""search: the nearest gallery items of query images, by the deployed query model."""
+"""search: find the nearest gallery items of query images with the deployed query model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from compatctl.recipe import Project
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A gallery item, higher is nearer.
+    """A gallery item.
 
-    ``score`` is what a threshold is held against: the cosine, or where the store calibrates scores
-    what the cosine is on the scale that callers know.
+    ``score`` is what a threshold applies to: the cosine or, if the store calibrates scores, the
+    cosine mapped to the scale that callers know. Higher is nearer.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One query image and what it found, nearest first."""
+    """One query image and its hits, nearest first."""
 
     image: str
     hits: tuple[Hit, ...]
@@ -44,10 +44,11 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The answers, and the model and index that gave them.
+    """The hits of each query, and the model and index that were used.
 
-    ``left_out``: gallery items that were no answer because of their column; ``unknown``: those of
-    which the data do not say it, and which were.
+    Attributes:
+        left_out: how many gallery items ``ignore_same`` left out.
+        unknown: how many gallery items have no value in the data, and were searched.
     """
 
     generation: int
@@ -69,26 +70,26 @@ def search(
 ) -> SearchResult:
     """Embed the images with the store's query model and search its index.
 
-    ``ignore_same``: (column, the queries' value); gallery items that the project's data give this
-    value are no answers, whatever their label: that of a query is not known here.
+    ``ignore_same``: pairs of a column and the queries' value. Gallery items with this value in the
+    project's data are left out, whatever their label.
 
     Raises:
-        InputError: an image does not decode, ``model`` is not the store's query model, or that
-            gives other vectors here than when it was taken in, or no item has a column.
-        DamagedError: the index or the model is not what the manifest says.
+        InputError: an image does not decode; ``model`` is not the store's query model; the query
+            model fails its canary; or no item has a column.
+        DamagedError: the index or the model differs from the manifest's digest.
     """
     gallery = DeployedGallery.open(open_store(project))
     manifest = gallery.manifest
     if model is not None and sha256_file(model) != manifest.query_model:
         raise InputError(
             f"{model} is not the store's query model {manifest.query_model[:12]}",
-            tip="leave --model out: the store decides which model embeds a query",
+            tip="omit --model: the store decides which model embeds a query",
         )
     features = gallery.encoder.embed(from_files(images)).features
     left_out, unknown = _left_out(project, gallery.catalog, ignore_same)
     rows, scores = _nearest(gallery, features, k, left_out)
     scale = score_map(gallery)
-    shown = scores if scale is None else scale(scores)
+    mapped = scores if scale is None else scale(scores)
     answers = [
         Query(
             image=str(image),
@@ -99,11 +100,11 @@ def search(
                     score=float(score),
                     cosine=float(cosine),
                 )
-                for row, score, cosine in zip(found, told, near, strict=True)
+                for row, score, cosine in zip(item_rows, item_scores, cosines, strict=True)
                 if row >= 0
             ),
         )
-        for image, found, told, near in zip(images, rows, shown, scores, strict=True)
+        for image, item_rows, item_scores, cosines in zip(images, rows, mapped, scores, strict=True)
     ]
     return SearchResult(
         generation=manifest.generation,
@@ -119,35 +120,35 @@ def search(
 def _left_out(
     project: Project, catalog: Catalog, ignore_same: Sequence[tuple[str, str]]
 ) -> tuple[Bools, int]:
-    """(N,) rows that share one of the values, and of how many rows one is not known."""
-    found, known = np.zeros(len(catalog), bool), np.ones(len(catalog), bool)
+    """(N,) which rows share one of the values, and how many rows have an unknown value."""
+    left_out, known = np.zeros(len(catalog), bool), np.ones(len(catalog), bool)
     if not ignore_same:
-        return found, 0
+        return left_out, 0
     data = load_data(project)
     columns = columns_of(data, range(len(data)), [name for name, _ in ignore_same])
     for name, value in ignore_same:
-        of = dict(zip(data.ids, columns[name], strict=True))
-        values = [of.get(item, "") for item in catalog.ids]
-        found |= np.array([one == value for one in values], bool)
-        known &= np.array([one != "" for one in values], bool)
-    return found, int((~known & ~found).sum())
+        value_of = dict(zip(data.ids, columns[name], strict=True))
+        values = [value_of.get(item, "") for item in catalog.ids]
+        left_out |= np.array([other == value for other in values], bool)
+        known &= np.array([other != "" for other in values], bool)
+    return left_out, int((~known & ~left_out).sum())
 
 
 def _nearest(
     gallery: DeployedGallery, features: Vectors, k: int, left_out: Bools
 ) -> tuple[Rows, Vectors]:
-    """(Q, k) rows that are not left out and their cosines, nearest first; -1 where there is none.
+    """(Q, k) rows that are not left out and their cosines, nearest first; -1 fills up.
 
-    The index is asked for more and more rows until enough are left, all of them at last.
+    The search is repeated for more rows, up to all of them, until enough are left.
     """
-    n, asked = len(left_out), k
+    n, count = len(left_out), k
     while True:
-        keys, scores = gallery.index.search(features, asked, gallery.manifest.index.ef_search)
+        keys, scores = gallery.index.search(features, count, gallery.manifest.index.ef_search)
         rows = gallery.catalog.rows_of(keys)
         kept = ~left_out[rows]
-        if asked >= n or (kept.sum(axis=1) >= k).all():
+        if count >= n or (kept.sum(axis=1) >= k).all():
             break
-        asked = min(n, 2 * asked)
+        count = min(n, 2 * count)
     order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
     rows = np.where(kept, rows, -1)
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
