@@ -246,7 +246,7 @@ def _result(
     story = [report.summary]
     if served is not None:
         story.append(
-            f"the same {served.queries} held-out queries on the whole index, share with the right "
+            f"the same {served.queries} held-out queries through the whole index, right at the "
             f"first hit: before {served.before:.4f}, deployed {served.after:.4f}, rolled back "
             f"{served.rolled_back:.4f}"
         )
