@@ -1,8 +1,8 @@
-"""deploy: the verified candidate becomes the query model; the index is not touched.
+"""deploy: make the verified candidate the query model. The index does not change.
 
-Nothing here reads the gallery, so its time does not depend on the gallery's size. The report has
-to agree with itself, with the store, and with what the project says of how verify is asked; of the
-data the descriptions are read, and the images of held-out queries.
+Nothing here reads the gallery, so the time does not depend on its size. The report must agree with
+itself, with the store, and with the project's settings of verify. Of the data, deploy reads the
+descriptions and the images of held-out queries.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from compatctl.store import Store, rolled_back
 
 @dataclass(frozen=True, kw_only=True)
 class DeployResult:
-    """The new generation. ``index_sha256`` is the same before and after.
+    """The new generation. The index is the same before and after.
 
-    ``signature`` of the report: ``checked``; ``not checked`` where there is no key here; ``none``.
-    ``calibrated``: its scores are mapped to the scale that callers know.
+    Attributes:
+        signature: of the report: ``checked``, ``not checked`` (there is no key here), or ``none``.
+        calibrated: scores are mapped to the scale that callers know.
     """
 
     generation: int
@@ -57,31 +58,32 @@ def deploy(
     again_reason: str | None = None,
     dry_run: bool = False,
 ) -> DeployResult:
-    """Switch the store's query model to the one that the report verified.
+    """Make the model that the report verified the store's query model.
 
-    With ``forced_reason`` the report's verdict, the question and the past do not matter; with
-    ``again_reason`` it does not matter that the model was rolled back.
+    Args:
+        forced_reason: deploy whatever the report's verdict, options and the history say.
+        again_reason: deploy although the model was rolled back.
 
     Raises:
-        GateError: no report, a failing one, one for other models, index, policy or data, or one
-            that was asked otherwise than the project says; its signature is wrong, or missing
-            where the project requires one; the model was rolled back.
-        UsageError: ``again_reason`` for a model that was not.
+        GateError: no report; a failing one; one of other models, index, policy, data or options
+            than the project's; a wrong signature, or a missing one that the project requires; or
+            the model was rolled back.
+        UsageError: ``again_reason`` for a model that was not rolled back.
         EvidenceError: the report is inconclusive.
-        InputError: the model's dimension is not the gallery's, it holds vectors of removed items,
-            or the class registry or the memory that was written with it is not there.
-        ConflictError: the store is locked or moved on meanwhile.
+        InputError: the model's dimension is not the gallery's; it holds vectors of removed items;
+            or its class registry or rehearsal memory is missing.
+        ConflictError: the store is locked, or changed meanwhile.
     """
     store = open_store(project)
     manifest = store.manifest
     bound = _report(project, required=forced_reason is None)
     signature = _signature(project, bound, forced=forced_reason is not None)
-    chosen = _candidate(project, model, bound)
-    encoder = _of_dimension(chosen, manifest.index.dim)
+    model_file = _candidate(project, model, bound)
+    encoder = _of_dimension(model_file, manifest.index.dim)
     policy = policy_sha256(load_policy(project.policy))
-    done = _is_deployed(store, chosen, bound, (forced_reason, again_reason))
+    done = _is_deployed(store, model_file, bound, (forced_reason, again_reason))
     if not done:
-        refuse_erased_vectors(store, chosen.data, chosen.path)
+        refuse_erased_vectors(store, model_file.data, model_file.path)
     if forced_reason is None and not done:
         assert bound is not None
         refuse_unless_bound(bound, manifest, encoder.sha256, policy)
@@ -89,7 +91,7 @@ def deploy(
         refuse_other_question(bound.report, project)
         _refuse_spent(store, encoder.sha256, again_reason)
         refuse_uncounted(store.path, bound.report, write=not dry_run)
-    artifacts = find_artifacts(project, chosen.path, encoder, bound) if not done else None
+    artifacts = find_artifacts(project, model_file.path, encoder, bound) if not done else None
     ef_search = max(manifest.index.ef_search, (bound.ef_search if bound else None) or 0)
     result = DeployResult(
         generation=manifest.generation + (not done),
@@ -106,7 +108,7 @@ def deploy(
         written=not dry_run and not done,
     )
     if result.written and artifacts is not None:
-        _commit(store, result, chosen, artifacts, bound, policy)
+        _commit(store, result, model_file, artifacts, bound, policy)
     return result
 
 
@@ -119,14 +121,14 @@ def _commit(  # noqa: PLR0917
     policy: str,
 ) -> None:
     manifest = store.manifest
-    known = as_proven(manifest, bound.report if bound and result.forced_reason is None else None)
+    proven = as_proven(manifest, bound.report if bound and result.forced_reason is None else None)
     with store.transaction(manifest, operation=Operation.DEPLOY) as tx:
         tx.commit(
             operation=Operation.DEPLOY,
             created_at=utc_now(),
             query_model=result.query_model,
             index=replace(manifest.index, ef_search=result.ef_search),
-            models=with_model(known, model.put(tx, rows=0)),
+            models=with_model(proven, model.put(tx, rows=0)),
             report=tx.put("reports", bound.write) if bound else None,
             policy=policy,
             forced_reason=result.forced_reason,
@@ -139,7 +141,7 @@ def _commit(  # noqa: PLR0917
 def _calibration(
     bound: VerifiedReport | None, manifest: Manifest, model: str
 ) -> tuple[tuple[float, float], ...] | None:
-    """The map of scores, where it was fitted from this very model to the one that is deployed."""
+    """The score map, if it was fitted from the current query model to the new one."""
     if bound is None or bound.report.calibration is None:
         return None
     fits = (bound.old_sha256, bound.new_sha256) == (manifest.query_model, model)
@@ -152,9 +154,9 @@ def _is_deployed(
     bound: VerifiedReport | None,
     reasons: tuple[str | None, str | None],
 ) -> bool:
-    """Whether this very deploy was committed already, by a run that was killed before it said so.
+    """Whether this same deploy was committed already, by a run that was killed afterwards.
 
-    A model whose canary comes out otherwise today is a new deploy, which takes a new canary.
+    If the model embeds its canary differently now, this is a new deploy with a new canary.
     """
     current = store.manifest
     report = bound.sha256 if bound else None
@@ -166,28 +168,25 @@ def _is_deployed(
 
 
 def _refuse_spent(store: Store, model: str, again_reason: str | None) -> None:
-    """A model that was rolled back needs a person's word, whatever a new report says."""
+    """Refuse a model that was rolled back, unless there is an ``again_reason``."""
     spent = rolled_back(store).get(model)
     if spent is not None and again_reason is None:
         raise GateError(
-            f"the model {model[:12]} was rolled back by generation {spent}: a report that was made "
-            "before or since does not bring it back",
-            tip="keep the model that serves, or say why: deploy --again --reason '...'",
+            f"generation {spent} rolled the model {model[:12]} back: no report brings it back",
+            tip="keep the current model, or give a reason: deploy --again --reason '...'",
         )
     if spent is None and again_reason is not None:
-        raise UsageError(
-            f"--again: the model {model[:12]} was not rolled back", tip="leave --again out"
-        )
+        raise UsageError(f"--again: the model {model[:12]} was not rolled back", tip="omit --again")
 
 
 def _signature(
     project: Project, bound: VerifiedReport | None, *, forced: bool
 ) -> Literal["checked", "not checked", "none"]:
-    """What can be said of the report's signature.
+    """Check the report's signature.
 
     Raises:
-        GateError: it is wrong, or missing where the project requires one.
-        UsageError: the project requires one, and there is no key here.
+        GateError: it is wrong, or missing although the project requires one.
+        UsageError: the project requires one, and the environment has no key.
     """
     key, required = report_key(), project.gate.require_signature and not forced
     there = bound is not None and bound.report.signature is not None
@@ -205,7 +204,11 @@ def _signature(
 def refuse_unless_bound(
     bound: VerifiedReport, manifest: Manifest, new_sha256: str, policy_digest: str
 ) -> None:
-    """Raise unless the report passes and is for exactly this store, candidate and policy."""
+    """Refuse a report that does not pass, or is not of this store, candidate and policy.
+
+    Raises:
+        GateError, EvidenceError, InputError: as ``deploy``.
+    """
     again = "compatctl verify old.onnx new.onnx"
     if bound.outcome == "inconclusive":
         raise EvidenceError("the report is inconclusive: the gate could not tell", tip=again)
@@ -232,8 +235,8 @@ def refuse_unless_bound(
                 f"the report is for another {name}: it says {found[:12]}, here is {wanted[:12]}",
                 tip=f"{again}, {with_what}",
             )
-    owners = {f"gallery of {one.sha256[:12]}" for one in manifest.models if one.rows}
-    judged = {one.group for one in bound.report.verdict.checks if one.name == "chain_gain"}
+    owners = {f"gallery of {share.sha256[:12]}" for share in manifest.models if share.rows}
+    judged = {check.group for check in bound.report.verdict.checks if check.name == "chain_gain"}
     if len(owners) > 1 and not owners <= judged:
         raise InputError(
             "the report does not judge the rows of every version in the gallery: it lacks the "
@@ -243,16 +246,16 @@ def refuse_unless_bound(
 
 
 def with_model(manifest: Manifest, new: ModelShare) -> tuple[ModelShare, ...]:
-    """The manifest's models and ``new``, with the rows that it embedded; idle models are let go."""
-    known = [one for one in manifest.models if one.rows > 0 and one.sha256 != new.sha256]
-    rows = sum(one.rows for one in manifest.models if one.sha256 == new.sha256)
-    return (*known, replace(new, rows=rows))
+    """The manifest's models with rows, and ``new`` with the rows that it embedded."""
+    others = [share for share in manifest.models if share.rows > 0 and share.sha256 != new.sha256]
+    rows = sum(share.rows for share in manifest.models if share.sha256 == new.sha256)
+    return (*others, replace(new, rows=rows))
 
 
 def _of_dimension(model: ModelFile, dim: int) -> Encoder:
     if model.encoder.dim != dim:
         raise InputError(
-            f"{model.path} ends in {model.encoder.dim} numbers; the gallery has {dim}",
+            f"{model.path} has {model.encoder.dim} dimensions; the gallery has {dim}",
             tip="compatctl finetune makes an encoder of the gallery's dimension",
         )
     return model.encoder
@@ -265,7 +268,7 @@ def _report(project: Project, *, required: bool) -> VerifiedReport | None:
 
 
 def _candidate(project: Project, model: Path | None, bound: VerifiedReport | None) -> ModelFile:
-    """The model to deploy: the one named, else the verified one where it lies."""
+    """The named model, else the file of the verified one."""
     if model is not None:
         return ModelFile.read(model)
     if bound is None:
@@ -273,9 +276,9 @@ def _candidate(project: Project, model: Path | None, bound: VerifiedReport | Non
     folder = project.report.parent
     for path in (folder / bound.new_name, project.output, project.candidate / "model.onnx"):
         if path.is_file():
-            found = ModelFile.read(path)
-            if sha256_bytes(found.data) == bound.new_sha256:
-                return found
+            model_file = ModelFile.read(path)
+            if sha256_bytes(model_file.data) == bound.new_sha256:
+                return model_file
     raise GateError(
         f"no file holds the verified model {bound.new_sha256[:12]} ({bound.new_name})",
         tip="pass --model, or verify again",
