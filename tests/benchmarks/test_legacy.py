@@ -221,7 +221,7 @@ def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
     assert change.objective.anchors is None
     found = routes.fit(ground, change, ground.reference).queries[asked]
     nearest = (found @ ground.reference.gallery_features.T).argmax(axis=1)
-    right = np.mean(ground.where.gallery_labels[nearest] == ground.where.query_labels[asked])
+    right = np.mean(ground.truth.gallery_labels[nearest] == ground.truth.query_labels[asked])
     assert rows[1].recall == pytest.approx(right)
     assert rows[1].gain == pytest.approx(right - rows[0].recall)
     text = ablation.page(rows)

@@ -94,8 +94,8 @@ def test_an_import_with_images_proves_what_one_without_adopted(shop: Shop, deplo
 def test_another_model_is_found_out_by_verify(shop: Shop, deployed: Path) -> None:
     """Adopted unseen with a model that did not fill it: exit 5 before anything is judged."""
     assert _adopt(shop, deployed, model="turned.onnx").code == 0
-    truth = ("--report", shop.path("r.json"), "--store", shop.path("adopted"))
-    done = shop.run("verify", shop.path("turned.onnx"), shop.path("new.onnx"), *truth)
+    flags = ("--report", shop.path("r.json"), "--store", shop.path("adopted"))
+    done = shop.run("verify", shop.path("turned.onnx"), shop.path("new.onnx"), *flags)
     assert done.code == 5
     assert "did not fill this index" in done.stderr
     assert not shop.path("r.json").exists()

@@ -146,8 +146,8 @@ def test_one_image_in_every_class_is_never_a_pass(tmp_path: Path, emoji: Path) -
     lines = [f"{one.id},{emoji}/images/{one.id}.png,{one.label},test" for one in rows]
     table = tmp_path / "single.csv"
     table.write_text("id,path,label,split\n" + "\n".join(lines) + "\n")
-    truth = ("--data", table, "--data-root", emoji)
-    done = run("verify", old, new, *truth, "--report", tmp_path / "r.json")
+    flags = ("--data", table, "--data-root", emoji)
+    done = run("verify", old, new, *flags, "--report", tmp_path / "r.json")
     assert done.code == 4, done.stderr
 
 

@@ -301,10 +301,10 @@ def test_a_record_beside_the_model_is_found(stock: Stock, tmp_path: Path, shop: 
     """By the model's name, by its folder's, and in the candidate's folder: each finds the leak."""
     name = stock.ids(stock.queries)[0]
     body = record(tmp_path, stock.sha256, items=trained([name])).read_bytes()
-    for truth in ("bare.training.json", "training.json", "build/candidate/training.json"):
-        path = shop.path(truth)
+    for place in ("bare.training.json", "training.json", "build/candidate/training.json"):
+        path = shop.path(place)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
         done = shop.run("verify", shop.path("old.onnx"), shop.path(BARE))
-        assert (done.code, name in done.stderr) == (5, True), truth
+        assert (done.code, name in done.stderr) == (5, True), place
         path.unlink()
