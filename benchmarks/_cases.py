@@ -23,7 +23,7 @@ import torch
 from compatctl.core.arrays import as_rows
 from compatctl.data import Dataset, Preprocessing, load, prepare
 from compatctl.files import sha256_file
-from compatctl.migration.routes import Ground
+from compatctl.migration.routes import RouteInputs
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
 from compatctl.samples import CHECKPOINTS, emoji_source, unpack_emoji
@@ -111,7 +111,7 @@ class Workshop:
     sets: dict[str, tuple[Dataset, str]] = field(default_factory=dict)
     """Data sets read so far, with their digests"""
 
-    def ground(self, case: Case) -> Ground:
+    def ground(self, case: Case) -> RouteInputs:
         """What the routes start from.
 
         Raises:
@@ -123,7 +123,7 @@ class Workshop:
         recipe = self.recipe(case)
         asked = (i for i, item in enumerate(data.items)
                  if item.role == "query" and item.split != "train")  # fmt: skip
-        return Ground(
+        return RouteInputs(
             data=data,
             reference=reference(data, old),
             recipe=recipe,

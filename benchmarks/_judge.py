@@ -12,8 +12,8 @@ from compatctl.core.policy import Policy
 from compatctl.evaluation.adaptive_resampling import sampling, verdict_of
 from compatctl.evaluation.comparison import GroundTruth
 from compatctl.evaluation.group_runs import GroupResult
-from compatctl.migration.routes import Ground
-from compatctl.migration.selection import Measured
+from compatctl.migration.routes import RouteInputs
+from compatctl.migration.selection import RouteResult
 from compatctl.train.reference import anchor_ids
 
 ROUTES = ("finetune", "bridge", "fuse", "bridge + fuse")
@@ -90,7 +90,7 @@ def best_of(routes: Sequence[str], lines: Sequence[Line]) -> Line:
 
 
 def judge(
-    ground: Ground, measured: Sequence[Measured], test: Bools, policy: Policy
+    ground: RouteInputs, measured: Sequence[RouteResult], test: Bools, policy: Policy
 ) -> tuple[Line, ...]:
     """A line a route; ``test`` (Q,) are the queries that are judged, the others chose."""
     truth, chosen = subset(ground.truth, test), subset(ground.truth, ~test)
@@ -140,11 +140,11 @@ def subset(truth: GroundTruth, rows: Bools) -> GroundTruth:
     )
 
 
-def _recall(truth: GroundTruth, one: Measured, rows: Bools) -> float:
+def _recall(truth: GroundTruth, one: RouteResult, rows: Bools) -> float:
     return float(one.asked(rows).retrieval(truth, (1,), map_k=1).recall[1])
 
 
-def later(ground: Ground, measured: Sequence[Measured]) -> list[Measured]:
+def later(ground: RouteInputs, measured: Sequence[RouteResult]) -> list[RouteResult]:
     """The gallery items that did not anchor embedded by the fine-tuned model, as new ones will be;
     nothing where all or none anchored."""
     anchored = _anchored(ground)
@@ -158,12 +158,12 @@ def later(ground: Ground, measured: Sequence[Measured]) -> list[Measured]:
     return [replace(tuned, name="others added later", searched=searched, rewritten=share)]
 
 
-def _anchored(ground: Ground) -> Bools:
+def _anchored(ground: RouteInputs) -> Bools:
     used = set(anchor_ids(ground.recipe, ground.data, ground.reference))
     return np.array([one in used for one in ground.reference.gallery_ids], bool)
 
 
-def _parts(ground: Ground, truth: GroundTruth) -> dict[str, Bools]:
+def _parts(ground: RouteInputs, truth: GroundTruth) -> dict[str, Bools]:
     """(Q,) test queries whose class has an anchor in the gallery, and the others; by name."""
     anchored = _anchored(ground)
     if anchored.all() or not anchored.any():

@@ -30,7 +30,7 @@ from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.data import prepare
 from compatctl.evaluation.comparison import retrieval
 from compatctl.files import write_atomic
-from compatctl.migration.routes import Ground, fit
+from compatctl.migration.routes import RouteInputs, fit
 from compatctl.recipe import Anchors, Augmentation, Junction, Recipe
 from compatctl.train import embed, train
 from compatctl.train.images import preprocessing
@@ -161,7 +161,7 @@ def _settings(case: Case) -> Mapping[str, Change]:
 
 def ablate(
     case: str,
-    grounds: Sequence[Ground],
+    grounds: Sequence[RouteInputs],
     settings: Mapping[str, Change],
     shop: Workshop | None = None,
 ) -> list[Row]:
@@ -180,14 +180,14 @@ def ablate(
     return rows
 
 
-def _asking(ground: Ground) -> Bools:
+def _asking(ground: RouteInputs) -> Bools:
     """(Q,) queries of validation classes that have something to find."""
     split = np.array([ground.data.items[int(row)].split for row in ground.asked])
     found: Bools = (split == "validation") & ground.has_match()
     return found
 
 
-def _kept(shop: Workshop | None, ground: Ground, recipe: Recipe) -> tuple[Bools, Bools]:
+def _kept(shop: Workshop | None, ground: RouteInputs, recipe: Recipe) -> tuple[Bools, Bools]:
     """``_hits``, computed once for everything that decides them."""
     if shop is None:
         return _hits(ground, recipe)
@@ -201,7 +201,7 @@ def _kept(shop: Workshop | None, ground: Ground, recipe: Recipe) -> tuple[Bools,
 
 
 @cache
-def _deciding(ground: Ground) -> tuple[str | None, str, str]:
+def _deciding(ground: RouteInputs) -> tuple[str | None, str, str]:
     """Digests of all but the recipe that decides what is found."""
     given, old = ground.reference, hashlib.sha256()
     for part in (given.gallery_features, given.encoded_features, ground.asked):
@@ -209,7 +209,7 @@ def _deciding(ground: Ground) -> tuple[str | None, str, str]:
     return ground.features.base_sha256, ground.data.digest_all(), old.hexdigest()
 
 
-def _hits(ground: Ground, recipe: Recipe) -> tuple[Bools, Bools]:
+def _hits(ground: RouteInputs, recipe: Recipe) -> tuple[Bools, Bools]:
     """(Q,) whether the fine-tuned query, and its mean with the old one, finds its class first."""
     if recipe.train == "full":
         made = _whole(ground, recipe)
@@ -218,7 +218,7 @@ def _hits(ground: Ground, recipe: Recipe) -> tuple[Bools, Bools]:
     return _found(ground, made), _found(ground, fuse_rows(ground.old(ground.asked), made, 0.5))
 
 
-def _whole(ground: Ground, recipe: Recipe) -> Vectors:
+def _whole(ground: RouteInputs, recipe: Recipe) -> Vectors:
     """(Q, D) queries by a network that was trained whole, on the images themselves."""
     with tempfile.TemporaryDirectory() as work:
         made = train(
@@ -236,7 +236,7 @@ def _whole(ground: Ground, recipe: Recipe) -> Vectors:
     return np.concatenate(parts)
 
 
-def _found(ground: Ground, queries: Vectors) -> Bools:
+def _found(ground: RouteInputs, queries: Vectors) -> Bools:
     asking = _asking(ground)
     hits: Bools = retrieval(
         ground.truth, queries, ground.reference.gallery_features, (1,), map_k=1
@@ -247,7 +247,7 @@ def _found(ground: Ground, queries: Vectors) -> Bools:
 def _row(
     case: str,
     name: str,
-    grounds: Sequence[Ground],
+    grounds: Sequence[RouteInputs],
     hits: tuple[Sequence[tuple[Bools, Bools]], Sequence[tuple[Bools, Bools]]],
 ) -> Row:
     """``hits``: by seed, of this setting and of the shipped recipe."""

@@ -29,7 +29,7 @@ from _judge import ROUTES, SINGLE, Line, Result, judge, later
 from _legacy_docs import figure, page, summary
 
 from compatctl.files import write_atomic
-from compatctl.migration.routes import Ground, measure
+from compatctl.migration.routes import RouteInputs, measure
 from compatctl.recipe import load_policy
 
 
@@ -78,7 +78,7 @@ def _cases(given: argparse.Namespace) -> Sequence[Case]:
     return [one for one in asked if one.data != "kanji"]
 
 
-def run_case(ground: Ground, case: Case, anchors: float) -> Result:
+def run_case(ground: RouteInputs, case: Case, anchors: float) -> Result:
     """Every route of one case with one seed."""
     test = np.array([ground.data.items[int(row)].split == "test" for row in ground.asked])
     measured = measure(ground, [(~test, np.ones_like(test))], baselines=True)

@@ -23,9 +23,9 @@ from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, rebuilt
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.migration import rewrite_gate
-from compatctl.migration.backfill_selection import Chosen, Wanted, order_of
+from compatctl.migration.backfill_selection import BackfillRows, BackfillTarget, priority_ids
 from compatctl.migration.backfill_trial import MixedTrial, held_out, try_mixed
-from compatctl.migration.rewrite_gate import HeldOut, Outcome
+from compatctl.migration.rewrite_gate import HeldOutQueries, Outcome
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import AnnRecall
@@ -82,7 +82,7 @@ class Backfilled:
                 f"nothing to do: {self.share:.4f} of {self.rows} rows are of the query model{why}; "
                 f"asked for: {self.share_wanted:g}"
             )
-        return rewrite_gate.sentence(
+        return rewrite_gate.summary(
             self,
             f"rows of the query model, of {self.rows}: {self.share_before:.4f} before, "
             f"{self.share:.4f} with {self.embedded} re-embedded",
@@ -127,12 +127,14 @@ def backfill(
     asked = options or BackfillOptions()
     store, policy = open_store(project), load_policy(project.policy)
     catalog = store.catalog()
-    wanted = Wanted.of(catalog, store.manifest.query_model, asked.share, order_of(asked.order))
+    wanted = BackfillTarget.of(
+        catalog, store.manifest.query_model, asked.share, priority_ids(asked.order)
+    )
     result = _as_it_is(store.manifest, wanted, asked)
-    if not wanted.lacking:
+    if not wanted.remaining:
         return result
     data = load_data(project)
-    chosen = Chosen.of(wanted, catalog, data)
+    chosen = BackfillRows.of(wanted, catalog, data)
     result = replace(result, missing=chosen.missing)
     if not len(chosen.rows):
         return result
@@ -151,7 +153,7 @@ def backfill(
 
 
 def _need(queries: int, asked: BackfillOptions) -> None:
-    rewrite_gate.need_queries(
+    rewrite_gate.require_queries(
         queries,
         forced_reason=asked.forced_reason,
         without="what a backfill gains cannot be measured, and a mixed gallery can find less than "
@@ -165,8 +167,8 @@ class _Work:
 
     store: Store
     catalog: Catalog
-    wanted: Wanted
-    chosen: Chosen
+    wanted: BackfillTarget
+    chosen: BackfillRows
     asked: BackfillOptions
     cluster: tuple[str, ...]
     ignore_same: tuple[str, ...]
@@ -177,7 +179,7 @@ class _Work:
         """Embed, measure, and write where that is to be."""
         skip_bad, manifest = self.asked.skip_bad, self.store.manifest
         encoder = load_query_model(self.store, manifest)
-        asking = HeldOut.embedded(
+        asking = HeldOutQueries.embedded(
             encoder,
             data,
             queries,
@@ -207,7 +209,7 @@ class _Work:
         return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
     def _measured(
-        self, result: Backfilled, done: BulkEmbedding, asking: HeldOut, policy: Policy
+        self, result: Backfilled, done: BulkEmbedding, asking: HeldOutQueries, policy: Policy
     ) -> tuple[Backfilled, AnnQueries | None]:
         """The result with what was measured, and whether it is to be written."""
         trial: MixedTrial | None = None
@@ -223,7 +225,7 @@ class _Work:
                 policy=policy,
             )
         outcome: Outcome = trial.check.outcome if trial else "not measured"
-        go = rewrite_gate.goes_ahead(outcome, self.asked.forced_reason)
+        go = rewrite_gate.should_write(outcome, self.asked.forced_reason)
         found = replace(
             result,
             embedded=len(done.rows),
@@ -247,7 +249,7 @@ class _Work:
         )
 
 
-def _as_it_is(manifest: Manifest, wanted: Wanted, asked: BackfillOptions) -> Backfilled:
+def _as_it_is(manifest: Manifest, wanted: BackfillTarget, asked: BackfillOptions) -> Backfilled:
     share = float(wanted.have.mean())
     return Backfilled(
         generation=manifest.generation,
@@ -265,7 +267,7 @@ def _as_it_is(manifest: Manifest, wanted: Wanted, asked: BackfillOptions) -> Bac
         outcome="nothing to do",
         forced_reason=asked.forced_reason,
         index_sha256=manifest.index.sha256,
-        warnings=(STALE,) * (manifest.calibration is not None and wanted.lacking > 0),
+        warnings=(STALE,) * (manifest.calibration is not None and wanted.remaining > 0),
         written=False,
     )
 

@@ -25,7 +25,7 @@ from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError, UsageError
 from compatctl.files import sha256_bytes
 from compatctl.migration.adapters import AUTO, MapTrial, check_asked, fit
-from compatctl.migration.alignment import ground_of, pair_rows
+from compatctl.migration.alignment import alignment_set, pair_rows
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
@@ -94,22 +94,22 @@ def bridge(
     before = find_record(new, encoder, named=training, candidate=project.candidate, with_names=True)
     data, gallery = load_data(project), DeployedGallery.open(open_store(project))
     pairs = pair_rows(data, gallery, share, skip_bad=skip_bad)
-    ground = ground_of(data, gallery, encoder, pairs, skip_bad=skip_bad, progress=progress)
+    ground = alignment_set(data, gallery, encoder, pairs, skip_bad=skip_bad, progress=progress)
     fitted = fit(
         ground.source,
         ground.target,
-        judge=lambda through: ground.recall(through(ground.queries)),
+        judge=lambda adapter: ground.recall(adapter(ground.queries)),
         kind=kind,
         seed=seed,
         progress=progress,
     )
-    made, parity = _made(sealed, data, (new, encoder), fitted.through)
+    made, parity = _made(sealed, data, (new, encoder), fitted.adapter)
     record = _record(before, TrainingRecord.of_pairs(data, ground.pairs), parity)
     made = onnx_files.with_record(made, output, record.to_text())
     done = Bridged(
         output=str(output),
         sha256=sha256_bytes(made),
-        dim=fitted.through.layers[-1][0].shape[1],
+        dim=fitted.adapter.layers[-1][0].shape[1],
         new_dim=encoder.dim,
         **asdict(fitted.best),
         old_recall=ground.recall(ground.old_queries),
@@ -129,24 +129,24 @@ def bridge(
 
 
 def _made(
-    sealed: bytes, data: Dataset, new: tuple[Path, Encoder], through: Adapter
+    sealed: bytes, data: Dataset, new: tuple[Path, Encoder], adapter: Adapter
 ) -> tuple[bytes, float]:
     """The new encoder with the map behind it, with one answer for one image, and its parity."""
     path, encoder = new
-    made = onnx_files.bridge(sealed, path, through)
+    made = onnx_files.bridge(sealed, path, adapter)
     bridged = Encoder.of(made, path)
     refuse_unsteady(bridged, data)
-    return made, parity_of(data, bridged, encoder, through)
+    return made, parity_of(data, bridged, encoder, adapter)
 
 
-def parity_of(data: Dataset, bridged: Encoder, new: Encoder, through: Adapter) -> float:
+def parity_of(data: Dataset, bridged: Encoder, new: Encoder, adapter: Adapter) -> float:
     """How far the bridged file is from the map of the new encoder's features, on real images.
 
     Raises:
         InputError: further than ``PARITY_LIMIT``: the file would not answer as it was judged.
     """
     images = data.take(range(0, len(data), max(1, len(data) // PARITY_IMAGES)))
-    wanted = through(new.embed(images, skip_bad=True).features)
+    wanted = adapter(new.embed(images, skip_bad=True).features)
     found = bridged.embed(images, skip_bad=True).features
     parity = float(np.abs(wanted - found).max(initial=0.0))
     if not parity <= PARITY_LIMIT:

@@ -27,11 +27,11 @@ from compatctl.index import HnswIndex, mapped
 from compatctl.manifest import Manifest, Operation
 from compatctl.migration import rewrite_gate
 from compatctl.migration.adapters import AUTO, Fitted, check_asked, fit
-from compatctl.migration.alignment import Ground, ground_of, pair_rows
+from compatctl.migration.alignment import AlignmentSet, alignment_set, pair_rows
 from compatctl.migration.lift_result import Lifted, LiftMap
 from compatctl.migration.lift_trial import LiftTrial, held_out, try_lift
-from compatctl.migration.lifted_models import Owner, owners_of
-from compatctl.migration.rewrite_gate import HeldOut, Outcome
+from compatctl.migration.lifted_models import LiftedModelFile, lifted_model_files
+from compatctl.migration.rewrite_gate import HeldOutQueries, Outcome
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import policy_sha256
@@ -99,7 +99,7 @@ class _Plan:
     """The map, the files that the mapped rows are of, and queries to try the new index with."""
 
     fitted: Fitted
-    owners: list[Owner]
+    owners: list[LiftedModelFile]
     index_asked: AnnQueries | None
 
 
@@ -127,7 +127,7 @@ class _Work:
         pairs = pair_rows(data, gallery, asked.share, skip_bad=asked.skip_bad)
         queries = held_out(data, seen, pairs)
         self._need(len(queries))
-        ground = ground_of(
+        ground = alignment_set(
             data, gallery, new.encoder, pairs, skip_bad=asked.skip_bad, progress=progress
         )
         fitted = fit(
@@ -138,11 +138,11 @@ class _Work:
             seed=asked.seed,
             progress=progress,
         )
-        owners = owners_of(gallery, data, fitted.through, pairs)
+        owners = lifted_model_files(gallery, data, fitted.adapter, pairs)
         trial, index_asked = self._measured(data, gallery, queries, fitted)
         new.release()
         outcome: Outcome = trial.verdict.outcome if trial else "not measured"
-        go = rewrite_gate.goes_ahead(outcome, asked.forced_reason)
+        go = rewrite_gate.should_write(outcome, asked.forced_reason)
         found = replace(
             result,
             map=_told(data, ground, fitted),
@@ -158,7 +158,7 @@ class _Work:
         self, data: Dataset, gallery: DeployedGallery, rows: Rows, fitted: Fitted
     ) -> tuple[LiftTrial | None, AnnQueries | None]:
         old, new = (
-            HeldOut.embedded(
+            HeldOutQueries.embedded(
                 one,
                 data,
                 rows,
@@ -171,11 +171,11 @@ class _Work:
         self._need(len(old.ids))
         if not len(old.ids):
             return None, None
-        through, catalog = fitted.through, gallery.catalog
-        return try_lift(self.store, catalog, through, old=old, new=new, policy=self.policy)
+        adapter, catalog = fitted.adapter, gallery.catalog
+        return try_lift(self.store, catalog, adapter, old=old, new=new, policy=self.policy)
 
     def _need(self, queries: int) -> None:
-        rewrite_gate.need_queries(
+        rewrite_gate.require_queries(
             queries,
             forced_reason=self.asked.forced_reason,
             without="what a lift gains cannot be measured",
@@ -188,7 +188,7 @@ class _Work:
             self.store.verified_path("indexes", info.sha256, fresh=True),
             index_params(info),
             info.count,
-            through=plan.fitted.through,
+            adapter=plan.fitted.adapter,
             dim=self.model.dim,
             progress=progress,
         )
@@ -240,7 +240,7 @@ def _as_it_is(manifest: Manifest, model: ModelFile, asked: LiftOptions) -> Lifte
     )
 
 
-def _told(data: Dataset, ground: Ground, fitted: Fitted) -> LiftMap:
+def _told(data: Dataset, ground: AlignmentSet, fitted: Fitted) -> LiftMap:
     return LiftMap(
         kind=fitted.best.kind,
         setting=fitted.best.setting,

@@ -25,10 +25,10 @@ from compatctl.evaluation.adaptive_resampling import Sampling, sampling, verdict
 from compatctl.evaluation.comparison import GroundTruth, retrieval
 from compatctl.migration import routes
 from compatctl.migration.preflight import Preflight, Split, planning_split, preflight
-from compatctl.migration.recommendation import CEILING, KEEP, LIFT, NEXT, Expected, recommend
-from compatctl.migration.rewrite_gate import HeldOut
-from compatctl.migration.routes import Ground
-from compatctl.migration.selection import Fold, Measured
+from compatctl.migration.recommendation import CEILING, KEEP, LIFT, NEXT, RouteEstimate, recommend
+from compatctl.migration.rewrite_gate import HeldOutQueries
+from compatctl.migration.routes import RouteInputs
+from compatctl.migration.selection import Fold, RouteResult
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe, load_policy
 
@@ -45,7 +45,7 @@ class Plan:
     would run for it (None for ``keep``); ``commands`` make and judge the candidate."""
 
     preflight: Preflight
-    routes: tuple[Expected, ...]
+    routes: tuple[RouteEstimate, ...]
     recommended: str
     reason: str
     commands: tuple[str, ...]
@@ -123,17 +123,17 @@ class _Gallery:
     stored: Vectors
 
     @classmethod
-    def at_hand(cls, ground: Ground) -> _Gallery:
+    def at_hand(cls, ground: RouteInputs) -> _Gallery:
         """The rows whose images the plan has: any route can be tried on them."""
         return cls(truth=ground.truth, stored=ground.reference.gallery_features)
 
     @classmethod
-    def whole(cls, ground: Ground, deployed: DeployedGallery, facts: Preflight) -> _Gallery:
+    def whole(cls, ground: RouteInputs, deployed: DeployedGallery, facts: Preflight) -> _Gallery:
         """Every row of the store: what serves the routes that leave the gallery as it is."""
         if facts.gallery_images >= facts.gallery_rows:
             return cls.at_hand(ground)
         data = ground.data
-        asking = HeldOut.of(
+        asking = HeldOutQueries.of(
             data,
             ground.asked,
             ground.old(ground.asked),
@@ -142,7 +142,7 @@ class _Gallery:
         )
         return cls(truth=asking.field(deployed.catalog), stored=deployed.vectors())
 
-    def test(self, route: Measured) -> Retrieval:
+    def test(self, route: RouteResult) -> Retrieval:
         """The first answers of a route that leaves these rows as they are."""
         return retrieval(self.truth, route.queries, self.stored, (1,), map_k=1)
 
@@ -167,17 +167,17 @@ class _Cost:
     rows: int
     training: int
 
-    def query_ms(self, route: Measured) -> float:
+    def query_ms(self, route: RouteResult) -> float:
         return sum(self.old_ms if one == "old" else self.new_ms for one in route.encoders)
 
-    def make_s(self, route: Measured) -> float:
+    def one_time_s(self, route: RouteResult) -> float:
         if route.name == KEEP:
             return 0.0
         passes = self.training + (self.rows if route.name != CEILING else 0)
         again = route.rewritten * self.rows if route.name != LIFT else 0.0
         return route.seconds + (passes * self.new_ms + again * self.query_ms(route)) / 1000
 
-    def rewritten_bytes(self, route: Measured) -> int:
+    def rewritten_bytes(self, route: RouteResult) -> int:
         dim: int = route.queries.shape[1]
         return round(route.rewritten * self.rows) * 4 * dim
 
@@ -188,7 +188,7 @@ def _ground(
     new: tuple[Recipe, Path],
     ignore_same: tuple[str, ...],
     progress: Progress,
-) -> tuple[Ground, float, float]:
+) -> tuple[RouteInputs, float, float]:
     """Both models' features of everything that takes part, and each one's milliseconds an image."""
     from compatctl.train import Features
 
@@ -204,7 +204,7 @@ def _ground(
     began = time.monotonic()
     features = Features.extract(recipe, base, data, range(len(data)), progress)
     new_s = time.monotonic() - began
-    ground = Ground(
+    ground = RouteInputs(
         data=data,
         reference=reference,
         recipe=_anchored(recipe, split),
@@ -228,7 +228,7 @@ def _anchored(recipe: Recipe, split: Split) -> Recipe:
     return replace(recipe, objective=replace(recipe.objective, anchors=replace(anchors, ids=ids)))
 
 
-def _halves(ground: Ground) -> list[Fold]:
+def _halves(ground: RouteInputs) -> list[Fold]:
     """The planning classes in two halves, by hash: what one chooses, the other is judged by."""
     labels = [ground.data.labels[int(row)] for row in ground.asked]
     first = np.array([hash_fraction(f"half {label}") < 0.5 for label in labels], bool)
@@ -236,8 +236,8 @@ def _halves(ground: Ground) -> list[Fold]:
 
 
 def _sheet(
-    ground: Ground, whole: _Gallery, found: Sequence[Measured], policy: Policy, cost: _Cost
-) -> tuple[Expected, ...]:
+    ground: RouteInputs, whole: _Gallery, found: Sequence[RouteResult], policy: Policy, cost: _Cost
+) -> tuple[RouteEstimate, ...]:
     """The routes that leave the gallery as it is search ``whole``, the others what is at hand."""
     part, keep = _Gallery.at_hand(ground), found[0]
     judged = [
@@ -255,7 +255,7 @@ def _sheet(
         test = gallery.test(one) if as_it_is else one.retrieval(part.truth, (1,), map_k=1)
         low, high = _interval(gallery.truth, before, test, strict, how)
         sheet.append(
-            Expected(
+            RouteEstimate(
                 name=one.name,
                 setting=one.setting,
                 rows=len(gallery.stored),
@@ -263,21 +263,23 @@ def _sheet(
                 gain=test.recall[1] - before.recall[1],
                 low=low,
                 high=high,
-                kept=(at_hand[one.name] - at_hand[KEEP]) / ceiling if ceiling > 0.0 else None,
+                gain_retained=(at_hand[one.name] - at_hand[KEEP]) / ceiling
+                if ceiling > 0.0
+                else None,
                 negative_flips=flips(before.hit1, test.hit1, before.has_match).negative,
                 verdict=_verdict(ground, gallery, one, strict, how) if one.name in judged else None,
                 encoders=len(one.encoders),
                 query_ms=cost.query_ms(one),
-                make_s=cost.make_s(one),
+                one_time_s=cost.one_time_s(one),
                 rewritten_bytes=cost.rewritten_bytes(one),
             )
         )
     shown = next(one for one in sheet if one.name == CEILING).low > 0.0
-    return tuple(one if shown else replace(one, kept=None) for one in sheet)
+    return tuple(one if shown else replace(one, gain_retained=None) for one in sheet)
 
 
 def _verdict(
-    ground: Ground, gallery: _Gallery, route: Measured, policy: Policy, how: Sampling
+    ground: RouteInputs, gallery: _Gallery, route: RouteResult, policy: Policy, how: Sampling
 ) -> str:
     """The gate's word on the planning queries; of lift, as ``lift`` itself is judged."""
     trial = route.trial(gallery.truth, ground.old(ground.asked), gallery.stored, policy)

@@ -17,7 +17,7 @@ from compatctl.encoder.sealing import inlined, prefixed, sealed
 from compatctl.errors import InputError
 
 
-def bridge(data: bytes, path: Path, through: Adapter) -> bytes:
+def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
     """The sealed bytes of an encoder whose feature is ``through`` of the one of ``data``.
 
     ``data``: the sealed bytes of a model (F numbers); ``path``: where they were read, for errors.
@@ -31,24 +31,24 @@ def bridge(data: bytes, path: Path, through: Adapter) -> bytes:
     told = contract.read(path, model)
     contract.check_signature(path, model, told)
     model = inlined(path, model)
-    takes = through.layers[0][0].shape[0]
+    takes = adapter.layers[0][0].shape[0]
     if told.dim != takes:
         raise InputError(f"{path} ends in {told.dim} numbers; the map takes {takes}")
     merged = onnx.GraphProto(name="encoder")
     names: dict[Preprocessing, str] = {}
     join(merged, "new", prefixed(model, "new/"), told, names)
-    last = _append(merged, f"new/{OUTPUT}", through)
+    last = _append(merged, f"new/{OUTPUT}", adapter)
     merged.node.append(helper.make_node("LpNormalization", [last], [OUTPUT]))
     made = Contract(
-        dim=through.layers[-1][0].shape[1],
+        dim=adapter.layers[-1][0].shape[1],
         inputs=tuple(EncoderInput(name=name, preprocessing=size) for size, name in names.items()),
     )
     return sealed(assembled(merged, [model], made), made)
 
 
-def _append(merged: onnx.GraphProto, value: str, through: Adapter) -> str:
+def _append(merged: onnx.GraphProto, value: str, adapter: Adapter) -> str:
     """Add the map's layers behind ``value``; the name of what comes out, not yet a unit row."""
-    for at, (matrix, bias) in enumerate(through.layers):
+    for at, (matrix, bias) in enumerate(adapter.layers):
         if not (np.isfinite(matrix).all() and np.isfinite(bias).all()):
             raise InputError("the map has numbers that are not finite")
         for name, numbers in ((f"map_{at}", matrix), (f"bias_{at}", bias)):

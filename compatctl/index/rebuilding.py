@@ -77,7 +77,7 @@ def mapped(
     params: HnswParams,
     count: int,
     *,
-    through: Callable[[Vectors], Vectors],
+    adapter: Callable[[Vectors], Vectors],
     dim: int,
     progress: Progress = silent,
 ) -> HnswIndex:
@@ -89,7 +89,7 @@ def mapped(
         DamagedError, CompatError: as ``rebuilt``.
     """
     stored = _opened(path, params, count)
-    return _built(stored, replace(params, dim=dim), lambda _, rows: through(rows), progress)
+    return _built(stored, replace(params, dim=dim), lambda _, rows: adapter(rows), progress)
 
 
 def count_deleted(path: Path) -> int:

@@ -35,7 +35,7 @@ class Fitted:
     """The map that finds most, of equals the first; every trial; the kinds that were left out, and
     why."""
 
-    through: Adapter
+    adapter: Adapter
     best: MapTrial
     trials: tuple[MapTrial, ...]
     left_out: tuple[str, ...]
@@ -71,8 +71,8 @@ def fit(
     """
     wanted = KINDS if kind == AUTO else (kind,)
     found: list[tuple[MapTrial, Adapter]] = []
-    for name, setting, through in _linear(Moments.of(source, target), wanted):
-        found.append((MapTrial(kind=name, setting=setting, recall=judge(through)), through))
+    for name, setting, adapter in _linear(Moments.of(source, target), wanted):
+        found.append((MapTrial(kind=name, setting=setting, recall=judge(adapter)), adapter))
     left_out: tuple[str, ...] = ()
     if "mlp" in wanted:
         try:
@@ -83,12 +83,12 @@ def fit(
                     f"the kind mlp needs torch: {error}", tip="pip install 'compatctl[train]'"
                 ) from None
             left_out = (NO_TORCH,)
-    best, through = max(found, key=lambda one: one[0].recall)
+    best, adapter = max(found, key=lambda one: one[0].recall)
     trials = tuple(one for one, _ in found)
-    return Fitted(through=through, best=best, trials=trials, left_out=left_out)
+    return Fitted(adapter=adapter, best=best, trials=trials, left_out=left_out)
 
 
-def every_map(
+def iter_adapters(
     source: Vectors,
     target: Vectors,
     *,
@@ -103,8 +103,8 @@ def every_map(
     Raises:
         InputError: features that are not finite, or no pair.
     """
-    for kind, setting, through in _linear(Moments.of(source, target), kinds):
-        yield f"{kind}, {setting}" if setting else kind, through
+    for kind, setting, adapter in _linear(Moments.of(source, target), kinds):
+        yield f"{kind}, {setting}" if setting else kind, adapter
     if "mlp" in kinds:
         from compatctl.train import perceptrons
 
@@ -123,8 +123,8 @@ def _perceptron(
     from compatctl.train import fit_perceptron
 
     fitted = fit_perceptron(source, target, judge=judge, seed=seed, progress=progress)
-    setting = f"hidden {len(fitted.through.hidden_bias)}, epoch {fitted.epoch}"
-    return MapTrial(kind="mlp", setting=setting, recall=fitted.recall), fitted.through
+    setting = f"hidden {len(fitted.adapter.hidden_bias)}, epoch {fitted.epoch}"
+    return MapTrial(kind="mlp", setting=setting, recall=fitted.recall), fitted.adapter
 
 
 def _linear(moments: Moments, wanted: Sequence[str]) -> Iterator[tuple[str, str, Adapter]]:

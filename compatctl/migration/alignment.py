@@ -31,7 +31,7 @@ from compatctl.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ground:
+class AlignmentSet:
     """N pairs, and Q validation queries with the G gallery rows that they search.
 
     Features are float32 unit rows: F numbers of the new model, D of the deployed one.
@@ -69,9 +69,9 @@ class Ground:
         """recall@1 on the deployed gallery of queries (Q, D), items themselves left out."""
         return float(retrieval(self.truth, queries, self.gallery, (1,), map_k=1).recall[1])
 
-    def lifted_recall(self, through: Adapter) -> float:
+    def lifted_recall(self, adapter: Adapter) -> float:
         """recall@1 of the new model's queries on ``through`` of the gallery: (G, D) to (G, F)."""
-        lifted = through(self.gallery)
+        lifted = adapter(self.gallery)
         return float(retrieval(self.truth, self.queries, lifted, (1,), map_k=1).recall[1])
 
 
@@ -99,7 +99,7 @@ def pair_rows(
     return as_rows(row for row, one in zip(rows, digests, strict=True) if one not in asked)
 
 
-def ground_of(
+def alignment_set(
     data: Dataset,
     gallery: DeployedGallery,
     new: Encoder,
@@ -107,7 +107,7 @@ def ground_of(
     *,
     skip_bad: bool,
     progress: Progress,
-) -> Ground:
+) -> AlignmentSet:
     """Features of both models: stored vectors by id, and by the encoders only what is not stored.
 
     Raises:
@@ -132,7 +132,7 @@ def ground_of(
     sources, targets = answers[pairs], both.old.gallery[pairs]
     whole = np.isfinite(sources[:, 0]) & np.isfinite(targets[:, 0])
     held = as_rows(()) if both.stored is None else both.stored.rows
-    found = Ground(
+    found = AlignmentSet(
         pairs=pairs[whole],
         stored=np.isin(pairs, held)[whole],
         source=sources[whole],
@@ -147,7 +147,7 @@ def ground_of(
     return found
 
 
-def _refuse_empty(found: Ground) -> None:
+def _refuse_empty(found: AlignmentSet) -> None:
     if not len(found.pairs):
         raise InputError(
             "there is no item that both models can embed: no training item, and no image of a "

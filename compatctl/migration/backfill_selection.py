@@ -21,13 +21,13 @@ SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Wanted:
+class BackfillTarget:
     """``have`` (N,): the rows that the query model embedded; ``order`` (n,): the others, the most
-    wanted first; ``lacking`` of them are to be re-embedded until the share is reached."""
+    wanted first; ``remaining`` of them are to be re-embedded until the share is reached."""
 
     have: Bools
     order: Rows
-    lacking: int
+    remaining: int
 
     @classmethod
     def of(cls, catalog: Catalog, model: str, share: float, first: Sequence[str] = ()) -> Self:
@@ -59,12 +59,12 @@ class Wanted:
         return cls(
             have=have,
             order=np.array(rows, np.int64),
-            lacking=max(0, wanted - int(have.sum())),
+            remaining=max(0, wanted - int(have.sum())),
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Chosen:
+class BackfillRows:
     """The catalogue's rows (n,) to re-embed and their items; ``missing``: the ids of those that
     were passed over, because the data has no image of them."""
 
@@ -73,8 +73,8 @@ class Chosen:
     missing: tuple[str, ...]
 
     @classmethod
-    def of(cls, wanted: Wanted, catalog: Catalog, data: Dataset) -> Self:
-        """As many rows as are lacking, in their order, as far as the data holds them.
+    def of(cls, wanted: BackfillTarget, catalog: Catalog, data: Dataset) -> Self:
+        """As many rows as are remaining, in their order, as far as the data holds them.
 
         Raises:
             InputError: the data holds not one item of the store.
@@ -83,7 +83,7 @@ class Chosen:
         rows: list[int] = []
         missing: list[str] = []
         for row in wanted.order.tolist():
-            if len(rows) == wanted.lacking:
+            if len(rows) == wanted.remaining:
                 break
             if catalog.ids[row] in at:
                 rows.append(row)
@@ -98,7 +98,7 @@ class Chosen:
         return cls(rows=np.array(rows, np.int64), items=items, missing=tuple(missing))
 
 
-def order_of(path: Path | None) -> tuple[str, ...]:
+def priority_ids(path: Path | None) -> tuple[str, ...]:
     """The ids in a file, the most wanted first; none without a file. Errors as ``read_ids``."""
     return () if path is None else read_ids(path)
 

@@ -20,7 +20,7 @@ from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import AnnQueries
 from compatctl.evaluation.comparison import mixed, recall_ks, retrieval
 from compatctl.manifest import Catalog
-from compatctl.migration.rewrite_gate import HeldOut, deciding
+from compatctl.migration.rewrite_gate import HeldOutQueries, deciding_queries
 from compatctl.recipe import Project
 from compatctl.store import Store
 
@@ -67,7 +67,7 @@ def held_out(project: Project, store: Store, data: Dataset) -> Rows:
         named=None,
         candidate=project.candidate,
     )
-    return deciding(data, seen)
+    return deciding_queries(data, seen)
 
 
 def try_mixed(
@@ -77,7 +77,7 @@ def try_mixed(
     have: Bools,
     rows: Rows,
     done: BulkEmbedding,
-    queries: HeldOut,
+    queries: HeldOutQueries,
     policy: Policy,
 ) -> tuple[MixedTrial, AnnQueries]:
     """Search both galleries exactly; all rows of the store (N, D) are in memory meanwhile, twice.

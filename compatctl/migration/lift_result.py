@@ -70,7 +70,7 @@ class Lifted:
         """What was found and what was done, for people."""
         if self.outcome == "nothing to do":
             return "nothing to do: the gallery is lifted to this model already"
-        return rewrite_gate.sentence(
+        return rewrite_gate.summary(
             self,
             f"{self.rows} rows of {self.dim_before} numbers "
             f"{'were' if self.written else 'would be'} mapped to {self.dim}",

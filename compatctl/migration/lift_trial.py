@@ -21,7 +21,7 @@ from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import AnnQueries
 from compatctl.evaluation.comparison import recall_ks, retrieval
 from compatctl.manifest import Catalog
-from compatctl.migration.rewrite_gate import HeldOut, deciding
+from compatctl.migration.rewrite_gate import HeldOutQueries, deciding_queries
 from compatctl.store import Store
 
 WHERE = "of each model on its gallery, stored or lifted,"
@@ -49,16 +49,16 @@ def held_out(data: Dataset, seen: TrainingRecord | None, pairs: Rows) -> Rows:
     """The queries that decide: of classes that neither the new encoder (``seen``: its record) nor
     the map saw: those of the training items among the pairs."""
     labels = frozenset(data.labels[row] for row in pairs if data.items[row].split == "train")
-    return deciding(data, (seen or TrainingRecord()).with_classes(labels))
+    return deciding_queries(data, (seen or TrainingRecord()).with_classes(labels))
 
 
 def try_lift(
     store: Store,
     catalog: Catalog,
-    through: Adapter,
+    adapter: Adapter,
     *,
-    old: HeldOut,
-    new: HeldOut,
+    old: HeldOutQueries,
+    new: HeldOutQueries,
     policy: Policy,
 ) -> tuple[LiftTrial, AnnQueries]:
     """Search both galleries exactly; all rows of the store are in memory meanwhile, as they are
@@ -72,9 +72,9 @@ def try_lift(
     truth, k = old.field(catalog), policy.recall_at
     rows = stored_rows(store, store.manifest, catalog)
     before = retrieval(truth, old.features, rows, recall_ks(policy))
-    rows = through(rows)
+    rows = adapter(rows)
     after = retrieval(truth, new.features, rows, recall_ks(policy))
-    both = through(old.features) + new.features
+    both = adapter(old.features) + new.features
     both /= np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12)
     group = GroupEvidence(
         name=DECIDING_GROUP,

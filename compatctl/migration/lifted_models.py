@@ -45,16 +45,16 @@ class LiftedModel:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Owner:
+class LiftedModelFile:
     """A lifted model, and the file that is put into the store."""
 
     told: LiftedModel
     candidate: ModelFile
 
 
-def owners_of(
-    gallery: DeployedGallery, data: Dataset, through: Adapter, pairs: Rows
-) -> list[Owner]:
+def lifted_model_files(
+    gallery: DeployedGallery, data: Dataset, adapter: Adapter, pairs: Rows
+) -> list[LiftedModelFile]:
     """Every model that rows of the gallery are of, with the map behind it. A file carries what its
     embedder has seen, and the ``pairs`` (n,) that the map was fitted on.
 
@@ -64,16 +64,16 @@ def owners_of(
     """
     fitted_on = TrainingRecord.of_pairs(data, pairs)
     shares = [one for one in gallery.manifest.models if one.rows]
-    return [_lifted(gallery, one, data, through, fitted_on) for one in shares]
+    return [_lifted(gallery, one, data, adapter, fitted_on) for one in shares]
 
 
 def _lifted(
     gallery: DeployedGallery,
     share: ModelShare,
     data: Dataset,
-    through: Adapter,
+    adapter: Adapter,
     fitted_on: TrainingRecord,
-) -> Owner:
+) -> LiftedModelFile:
     path = gallery.store.verified_path("models", share.sha256)
     name = Path(f"{Path(share.name).stem}.lifted.onnx")
     record = onnx_files.record_of(path)
@@ -83,16 +83,16 @@ def _lifted(
         else TrainingRecord(whole=False)
     )
     before = replace(before, registry=None, memory_sha256=None)
-    file = onnx_files.bridge(path.read_bytes(), path, through)
+    file = onnx_files.bridge(path.read_bytes(), path, adapter)
     file = onnx_files.with_record(file, name, before.merge(fitted_on).to_text())
     made = ModelFile(path=name, data=file)
     rows, vectors = _at_hand(gallery, share.sha256, data)
     done = made.encoder.embed(data.take(rows), skip_bad=True)
-    wanted, stored = through(vectors[done.rows]), len(done.rows) > 0
+    wanted, stored = adapter(vectors[done.rows]), len(done.rows) > 0
     if not stored:
         items = data.take(_even(np.arange(len(data))))
         done = made.encoder.embed(items, skip_bad=True)
-        wanted = through(Encoder.load(path).embed(items, skip_bad=True).features)
+        wanted = adapter(Encoder.load(path).embed(items, skip_bad=True).features)
     difference = float(np.linalg.norm(wanted - done.features, axis=1).max(initial=0.0))
     _refuse_another(difference, len(done.rows), share, stored=stored)
     told = LiftedModel(
@@ -104,7 +104,7 @@ def _lifted(
         difference=difference,
     )
     made.release()
-    return Owner(told=told, candidate=made)
+    return LiftedModelFile(told=told, candidate=made)
 
 
 def _at_hand(gallery: DeployedGallery, sha256: str, data: Dataset) -> tuple[Rows, Vectors]:

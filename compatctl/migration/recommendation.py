@@ -36,14 +36,14 @@ NEXT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
+class RouteEstimate:
     """One route on the planning classes; recall is recall@1, whose gain is over the old queries.
 
     ``rows``: gallery rows that are searched: all of the store's where the route leaves them as they
-    are, else those whose images are at hand. ``kept``: share of the gain that re-embedding
+    are, else those whose images are at hand. ``gain_retained``: share of the gain that re-embedding
     everything would give, on the latter; None where that is not shown to gain. ``verdict``: the
     gate's, for lift and the routes that leave the gallery as it is, at a level that allows for the
-    number of them. ``query_ms``: the encoders' time, one image; ``make_s``: all that is computed
+    number of them. ``query_ms``: the encoders' time, one image; ``one_time_s``: all that is computed
     once, for the whole gallery.
     """
 
@@ -54,16 +54,16 @@ class Expected:
     gain: float
     low: float
     high: float
-    kept: float | None
+    gain_retained: float | None
     negative_flips: float
     verdict: str | None
     encoders: int
     query_ms: float
-    make_s: float
+    one_time_s: float
     rewritten_bytes: int
 
 
-def recommend(sheet: Sequence[Expected]) -> tuple[str, str]:
+def recommend(sheet: Sequence[RouteEstimate]) -> tuple[str, str]:
     """The passing route that gains most, else ``keep``, and why; lift only where no route that
     leaves the gallery as it is passes.
 
@@ -86,8 +86,10 @@ def recommend(sheet: Sequence[Expected]) -> tuple[str, str]:
     return KEEP, why
 
 
-def _named(best: Expected) -> tuple[str, str]:
-    again = f", {best.kept:.0%} of what re-embedding would give" if best.kept else ""
+def _named(best: RouteEstimate) -> tuple[str, str]:
+    again = (
+        f", {best.gain_retained:.0%} of what re-embedding would give" if best.gain_retained else ""
+    )
     why = f"it gains {_gain(best)}{again}"
     if best.name == LIFT:
         why = (
@@ -97,5 +99,5 @@ def _named(best: Expected) -> tuple[str, str]:
     return best.name, why
 
 
-def _gain(route: Expected) -> str:
+def _gain(route: RouteEstimate) -> str:
     return f"{route.gain:+.4f} ({route.low:+.4f} to {route.high:+.4f})"

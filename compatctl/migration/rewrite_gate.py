@@ -27,7 +27,7 @@ Outcome = Literal["nothing to do", "not measured", "pass", "fail", "inconclusive
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class HeldOut:
+class HeldOutQueries:
     """Held-out queries: their features (Q, D), ids and classes; ``labels``: class by item id;
     ``cluster``: column -> Q values, by which they are resampled besides their classes;
     ``columns``: name -> value by item id, of those that an item may not share with the query."""
@@ -113,7 +113,7 @@ class HeldOut:
         return AnnQueries.of(self.features[sample(len(self.ids))], rows, catalog.keys)
 
 
-def deciding(data: Dataset, seen: TrainingRecord | None) -> Rows:
+def deciding_queries(data: Dataset, seen: TrainingRecord | None) -> Rows:
     """The queries that decide, as in verify: of the test split, and of classes that are not among
     the ``seen`` ones, where there is a record of them.
 
@@ -123,7 +123,7 @@ def deciding(data: Dataset, seen: TrainingRecord | None) -> Rows:
     return groups_of(data, seen, VerifyOptions(allow_seen=True)).query_groups[0].queries
 
 
-def need_queries(n: int, *, forced_reason: str | None, without: str) -> None:
+def require_queries(n: int, *, forced_reason: str | None, without: str) -> None:
     """Refuse to rewrite with no query, unless that is forced; ``without``: what is then not known.
 
     Raises:
@@ -137,7 +137,7 @@ def need_queries(n: int, *, forced_reason: str | None, without: str) -> None:
         )
 
 
-def goes_ahead(outcome: Outcome, forced_reason: str | None) -> bool:
+def should_write(outcome: Outcome, forced_reason: str | None) -> bool:
     """Whether the gallery is to be rewritten: the gate says so, or it is overruled."""
     return outcome == "pass" or forced_reason is not None
 
@@ -166,7 +166,7 @@ def exit_code(done: Rewritten) -> int:
     return {"fail": 3, "inconclusive": 4}.get(done.outcome, 0)
 
 
-def sentence(done: Rewritten, rows: str) -> str:
+def summary(done: Rewritten, rows: str) -> str:
     """The outcome, the generation, what became of the ``rows``, and the new index, for people."""
     forced = "" if done.forced_reason is None else ", forced"
     state = f"generation {done.generation}" if done.written else "nothing was written"

@@ -24,8 +24,15 @@ from compatctl.data import Dataset
 from compatctl.evaluation.clusters import columns_of, drawn
 from compatctl.evaluation.comparison import GroundTruth
 from compatctl.evaluation.ignored_rows import ignoring, shared_columns
-from compatctl.migration.adapters import KINDS, every_map
-from compatctl.migration.selection import Chooser, Chosen, Fold, Measured, Option, each
+from compatctl.migration.adapters import KINDS, iter_adapters
+from compatctl.migration.selection import (
+    CrossFitSelector,
+    Fold,
+    RouteResult,
+    Selection,
+    Variant,
+    map_selection,
+)
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Junction, Objective, Recipe
 
@@ -39,7 +46,7 @@ SCALE = 16.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ground:
+class RouteInputs:
     """What the routes start from.
 
     ``data``: items of the split ``train`` train, ``validation`` queries choose among a recipe's
@@ -123,11 +130,11 @@ class Ground:
 
 
 def measure(
-    ground: Ground,
+    ground: RouteInputs,
     folds: Sequence[Fold],
     progress: Progress = silent,
     baselines: bool = False,
-) -> list[Measured]:
+) -> list[RouteResult]:
     """Try every route. ``keep`` (old queries) is the first, ``re-embed`` (the ceiling) the second.
 
     ``baselines``: what a result stands beside, too.
@@ -136,20 +143,20 @@ def measure(
         InputError: see ``train.train``.
     """
     stored = ground.reference.gallery_features
-    pick = Chooser(has_match=ground.has_match(), truth=ground.truth, folds=tuple(folds))
-    old = Option(queries=ground.old(ground.asked), gallery=stored, encoders=("old",))
+    pick = CrossFitSelector(has_match=ground.has_match(), truth=ground.truth, folds=tuple(folds))
+    old = Variant(queries=ground.old(ground.asked), gallery=stored, encoders=("old",))
     heads = pick(_heads(ground, progress))
     tuned = fit(ground, ground.recipe, ground.reference, progress).option(stored)
     fuse = pick(fusions(old, tuned))
-    bridge = pick.after(heads, lambda head: bridges(ground, head, progress))
-    hedged = pick.after(bridge, lambda one: fusions(old, one))
-    lift = pick.after(heads, lambda head: lifts(ground, head, progress))
-    best = pick.after(fuse, lambda one: embedding(tuned, one))
-    again = [(share, each(best, backfilled(ground, share))) for share in SHARES]
+    bridge = pick.refine(heads, lambda head: bridges(ground, head, progress))
+    hedged = pick.refine(bridge, lambda one: fusions(old, one))
+    lift = pick.refine(heads, lambda head: lifts(ground, head, progress))
+    best = pick.refine(fuse, lambda one: embedding(tuned, one))
+    again = [(share, map_selection(best, backfilled(ground, share))) for share in SHARES]
     found = [
-        pick.measured("keep", pick.only(old)),
+        pick.measured("keep", pick.fixed(old)),
         pick.measured("re-embed", heads, rewritten=1.0),
-        pick.measured("finetune", pick.only(tuned)),
+        pick.measured("finetune", pick.fixed(tuned)),
         pick.measured("fuse", fuse),
         pick.measured("bridge", bridge),
         pick.measured("bridge + fuse", hedged),
@@ -169,9 +176,9 @@ class Fitted:
     gallery: Vectors
     seconds: float
 
-    def option(self, searched: Vectors, setting: str = "") -> Option:
+    def option(self, searched: Vectors, setting: str = "") -> Variant:
         """Its queries on a gallery (G, D)."""
-        return Option(
+        return Variant(
             queries=self.queries,
             gallery=searched,
             setting=setting,
@@ -182,7 +189,7 @@ class Fitted:
         )
 
 
-def _heads(ground: Ground, progress: Progress) -> list[Option]:
+def _heads(ground: RouteInputs, progress: Progress) -> list[Variant]:
     """The model without a gallery, with the recipe's head and a linear one, re-embedding all."""
     recipe = free_recipe(ground.recipe, ground.reference.dim)
     found = []
@@ -193,7 +200,7 @@ def _heads(ground: Ground, progress: Progress) -> list[Option]:
 
 
 def fit(
-    ground: Ground,
+    ground: RouteInputs,
     recipe: Recipe,
     reference: Reference | None = None,
     progress: Progress = silent,
@@ -233,7 +240,7 @@ def free_recipe(recipe: Recipe, dim: int) -> Recipe:
     return replace(recipe, objective=objective)
 
 
-def fusions(old: Option, new: Option) -> Iterator[Option]:
+def fusions(old: Variant, new: Variant) -> Iterator[Variant]:
     """Old and new queries in one, by weight. What ``old`` searches is what its model made of the
     items, and the old part of what the fused one would make.
     """
@@ -248,25 +255,25 @@ def fusions(old: Option, new: Option) -> Iterator[Option]:
 
 
 def bridges(
-    ground: Ground, head: Option, progress: Progress = silent, kinds: Sequence[str] = KINDS
-) -> Iterator[Option]:
+    ground: RouteInputs, head: Variant, progress: Progress = silent, kinds: Sequence[str] = KINDS
+) -> Iterator[Variant]:
     """The free model's queries through every map to the old features; labels are not looked at."""
     old, new = _pairs(ground, head)
     seed, gallery = ground.recipe.seed, ground.reference.gallery_features
-    for name, through in every_map(new, old, kinds=kinds, seed=seed, progress=progress):
-        queries = through(head.queries)
+    for name, adapter in iter_adapters(new, old, kinds=kinds, seed=seed, progress=progress):
+        queries = adapter(head.queries)
         yield replace(head, setting=name, queries=queries, gallery=gallery, made=None)
 
 
-def lifts(ground: Ground, head: Option, progress: Progress = silent) -> Iterator[Option]:
+def lifts(ground: RouteInputs, head: Variant, progress: Progress = silent) -> Iterator[Variant]:
     """The stored vectors through every map to the free model's features, from the same pairs."""
     old, new = _pairs(ground, head)
     seed, gallery = ground.recipe.seed, ground.reference.gallery_features
-    for name, through in every_map(old, new, seed=seed, progress=progress):
-        yield replace(head, setting=name, gallery=through(gallery), made=None)
+    for name, adapter in iter_adapters(old, new, seed=seed, progress=progress):
+        yield replace(head, setting=name, gallery=adapter(gallery), made=None)
 
 
-def embedding(tuned: Option, fuse: Option) -> tuple[Option, Option]:
+def embedding(tuned: Variant, fuse: Variant) -> tuple[Variant, Variant]:
     """The routes that leave the gallery as it is and whose model can embed items, told apart."""
     return (
         replace(tuned, setting="of finetune"),
@@ -274,14 +281,14 @@ def embedding(tuned: Option, fuse: Option) -> tuple[Option, Option]:
     )
 
 
-def backfilled(ground: Ground, share: float) -> Callable[[Option], Option]:
+def backfilled(ground: RouteInputs, share: float) -> Callable[[Variant], Variant]:
     """A model on the gallery of which it re-embeds a share, by the hash of the id."""
     keys = [hash_key(item) for item in ground.reference.gallery_ids]
     place = np.empty(len(keys), np.int64)
     place[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
     again = (place < round(share * len(keys)))[:, None]
 
-    def change(one: Option) -> Option:
+    def change(one: Variant) -> Variant:
         assert one.made is not None
         return replace(one, gallery=np.where(again, one.made, one.gallery))
 
@@ -289,30 +296,30 @@ def backfilled(ground: Ground, share: float) -> Callable[[Option], Option]:
 
 
 def _baselines(
-    ground: Ground, pick: Chooser, old: Option, heads: Chosen, progress: Progress
-) -> list[Measured]:
+    ground: RouteInputs, pick: CrossFitSelector, old: Variant, heads: Selection, progress: Progress
+) -> list[RouteResult]:
     """Naive swap, linear maps alone, SLERP, and BCT's influence loss."""
     stored = ground.reference.gallery_features
     plain = replace(ground.recipe.objective, frame=("prototypes",), lambda_=(1.0,), anchors=None)
     bct = fit(ground, replace(ground.recipe, objective=plain), ground.reference, progress)
-    turned = pick.after(heads, lambda one: bridges(ground, one, kinds=("orthogonal",)))
-    ridges = pick.after(heads, lambda one: bridges(ground, one, kinds=("ridge", "low-rank")))
+    turned = pick.refine(heads, lambda one: bridges(ground, one, kinds=("orthogonal",)))
+    ridges = pick.refine(heads, lambda one: bridges(ground, one, kinds=("ridge", "low-rank")))
 
-    def half(one: Option) -> Option:
+    def half(one: Variant) -> Variant:
         queries = fuse_rows(old.queries, one.queries, 0.5)
         return replace(one, queries=queries, encoders=("old", "new"))
 
     return [
-        pick.measured("naive swap", each(heads, lambda one: replace(one, gallery=stored))),
+        pick.measured("naive swap", map_selection(heads, lambda one: replace(one, gallery=stored))),
         pick.measured("procrustes", turned),
         pick.measured("ridge", ridges),
-        pick.measured("procrustes + SLERP", each(turned, half)),
-        pick.measured("prototypes", pick.only(bct.option(stored))),
+        pick.measured("procrustes + SLERP", map_selection(turned, half)),
+        pick.measured("prototypes", pick.fixed(bct.option(stored))),
     ]
 
 
 @lru_cache(maxsize=2)
-def _pairs(ground: Ground, head: Option) -> tuple[Vectors, Vectors]:
+def _pairs(ground: RouteInputs, head: Variant) -> tuple[Vectors, Vectors]:
     """(N, D) old and new features of the pairs: each image is read for its digest, so bridges and
     lifts of the same head, of which there are two, share them."""
     assert head.trained is not None

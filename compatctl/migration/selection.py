@@ -38,7 +38,7 @@ Fold = tuple[Bools, Bools]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Option:
+class Variant:
     """One way that a route can be gone; unit rows."""
 
     queries: Vectors
@@ -58,18 +58,18 @@ class Option:
     """Training, fitting and choosing, beyond one pass of the backbone"""
 
 
-Chosen = tuple[Option, ...]
+Selection = tuple[Variant, ...]
 """The choice of each fold and, as the last, that of all queries that choose."""
 
 
-def each(chosen: Chosen, change: Callable[[Option], Option]) -> Chosen:
+def map_selection(chosen: Selection, change: Callable[[Variant], Variant]) -> Selection:
     """Every choice changed, equal ones once."""
     changed = {one: change(one) for one in dict.fromkeys(chosen)}
     return tuple(changed[one] for one in chosen)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Measured:
+class RouteResult:
     """One route. ``queries`` (Q, D) are each judged by a choice that did not look at them.
 
     ``searched``: which of them (Q,) search which gallery (G, D), a part a fold; ``rewritten``: the
@@ -110,14 +110,14 @@ class Measured:
         )
         return GroupResult(evidence=evidence, kept=np.ones(len(self.queries), dtype=bool))
 
-    def asked(self, rows: Bools) -> Measured:
+    def asked(self, rows: Bools) -> RouteResult:
         """The route with no other queries than these (Q,)."""
         parts = tuple((part[rows], gallery) for part, gallery in self.searched)
         return replace(self, queries=self.queries[rows], searched=parts)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Chooser:
+class CrossFitSelector:
     """Chooses among a route's options by recall@1 on some queries, for others.
 
     ``has_match`` (Q,): queries with a match to find. ``folds``: each query that is measured is
@@ -128,29 +128,29 @@ class Chooser:
     has_match: Bools
     folds: tuple[Fold, ...]
 
-    def __call__(self, options: Iterable[Option]) -> Chosen:
+    def __call__(self, options: Iterable[Variant]) -> Selection:
         """The first of those with most right answers; options are looked at one by one."""
         best = self._best(options, range(len(self._choosing)))
         return tuple(best[at] for at in range(len(self._choosing)))
 
-    def only(self, option: Option) -> Chosen:
+    def fixed(self, variant: Variant) -> Selection:
         """Where there is nothing to choose."""
-        return (option,) * len(self._choosing)
+        return (variant,) * len(self._choosing)
 
-    def after(self, before: Chosen, then: Callable[[Option], Iterable[Option]]) -> Chosen:
+    def refine(self, before: Selection, then: Callable[[Variant], Iterable[Variant]]) -> Selection:
         """Each choice goes on with the options that its own one leads to."""
-        found: dict[int, Option] = {}
+        found: dict[int, Variant] = {}
         for option in dict.fromkeys(before):
             mine = [at for at, one in enumerate(before) if one is option]
             found |= self._best(then(option), mine)
         return tuple(found[at] for at in range(len(before)))
 
-    def measured(self, name: str, chosen: Chosen, *, rewritten: float = 0.0) -> Measured:
+    def measured(self, name: str, chosen: Selection, *, rewritten: float = 0.0) -> RouteResult:
         """The route: the queries that each fold judges, by the fold's choice."""
         queries = np.full_like(chosen[-1].queries, np.nan)
         for (_, judged), option in zip(self.folds, chosen, strict=False):
             queries[judged] = option.queries[judged]
-        return Measured(
+        return RouteResult(
             name=name,
             queries=queries,
             searched=tuple(
@@ -171,9 +171,9 @@ class Chooser:
         choosing = [one & self.has_match for one, _ in self.folds]
         return [*choosing, np.logical_or.reduce(choosing)]
 
-    def _best(self, options: Iterable[Option], mine: Sequence[int]) -> dict[int, Option]:
+    def _best(self, options: Iterable[Variant], mine: Sequence[int]) -> dict[int, Variant]:
         """For some of the choices: their first best option. What this took is added to it."""
-        began, best = time.monotonic(), dict[int, tuple[int, Option]]()
+        began, best = time.monotonic(), dict[int, tuple[int, Variant]]()
         choosing = self._choosing
         for option in options:
             right = retrieval(self.truth, option.queries, option.gallery, (1,), map_k=1).hit1

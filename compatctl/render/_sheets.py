@@ -186,11 +186,11 @@ def plan_sheet(console: Console, plan: Any) -> None:
             one.name,
             one.recall,
             f"{one.gain:+.4f} ({one.low:+.4f} to {one.high:+.4f})",
-            None if one.kept is None else f"{one.kept:.0%}",
+            None if one.gain_retained is None else f"{one.gain_retained:.0%}",
             one.negative_flips,
             one.verdict,
             f"{one.query_ms:.1f}",
-            f"{one.make_s:.0f}",
+            f"{one.one_time_s:.0f}",
             f"{one.rewritten_bytes / 1e6:.1f}",
         )
         for one in plan.routes

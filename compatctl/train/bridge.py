@@ -40,7 +40,7 @@ WEIGHT_DECAY = 0.01
 class FittedPerceptron:
     """The map of the best epoch, its number from 1, and what it was judged to be."""
 
-    through: Perceptron
+    adapter: Perceptron
     epoch: int
     recall: float
 
@@ -71,10 +71,10 @@ def fit_perceptron(
     """
     best: FittedPerceptron | None = None
     fitted = perceptrons(source, target, hidden=hidden, epochs=epochs, seed=seed, progress=progress)
-    for epoch, through in enumerate(fitted, start=1):
-        recall = judge(through)
+    for epoch, adapter in enumerate(fitted, start=1):
+        recall = judge(adapter)
         if best is None or recall > best.recall:
-            best = FittedPerceptron(through=through, epoch=epoch, recall=recall)
+            best = FittedPerceptron(adapter=adapter, epoch=epoch, recall=recall)
     assert best is not None
     return best
 

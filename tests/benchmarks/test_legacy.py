@@ -22,8 +22,8 @@ import legacy  # noqa: E402
 from compatctl.core.nearest import exact_search  # noqa: E402
 from compatctl.data import Dataset, load  # noqa: E402
 from compatctl.migration import routes  # noqa: E402
-from compatctl.migration.routes import Ground  # noqa: E402
-from compatctl.migration.selection import Chooser  # noqa: E402
+from compatctl.migration.routes import RouteInputs  # noqa: E402
+from compatctl.migration.selection import CrossFitSelector  # noqa: E402
 from compatctl.samples import emoji_source, unpack_emoji  # noqa: E402
 
 CASE = cases.Case(data="emoji", old="cnn", new="larger", share=0.5)
@@ -54,13 +54,13 @@ def shop(emoji: Dataset, tmp_path_factory: pytest.TempPathFactory) -> cases.Work
 
 
 @pytest.fixture(scope="module")
-def ground(shop: cases.Workshop) -> Ground:
+def ground(shop: cases.Workshop) -> RouteInputs:
     """The case's ground."""
     return shop.ground(CASE)
 
 
 @pytest.fixture(scope="module")
-def result(ground: Ground) -> judging.Result:
+def result(ground: RouteInputs) -> judging.Result:
     """Every route on it."""
     return legacy.run_case(ground, CASE, 0.5)
 
@@ -91,7 +91,7 @@ def test_cases_are_chosen_by_name(
 
 
 def test_the_ground_is_a_gallery_of_one_vendor_and_held_out_queries(
-    ground: Ground, emoji: Dataset
+    ground: RouteInputs, emoji: Dataset
 ) -> None:
     """Every item is in the gallery or encoded, and no training item asks."""
     reference = ground.reference
@@ -102,7 +102,7 @@ def test_the_ground_is_a_gallery_of_one_vendor_and_held_out_queries(
     assert ground.has_match().all()
 
 
-def test_what_was_made_is_kept(shop: cases.Workshop, ground: Ground) -> None:
+def test_what_was_made_is_kept(shop: cases.Workshop, ground: RouteInputs) -> None:
     """The same case again writes nothing and gives the same features; another seed does not."""
     before = {path: path.stat().st_mtime_ns for path in shop.work.iterdir()}
     again = shop.ground(CASE)
@@ -112,7 +112,7 @@ def test_what_was_made_is_kept(shop: cases.Workshop, ground: Ground) -> None:
 
 
 def test_lines_are_recalls_and_gains_on_test_classes(
-    ground: Ground, result: judging.Result
+    ground: RouteInputs, result: judging.Result
 ) -> None:
     """Recall, validation recall, share kept and negative flips are those of a plain search."""
     data, gallery = ground.data, ground.reference.gallery_features
@@ -183,14 +183,14 @@ def test_results_of_earlier_runs_stand_beside_new_ones(result: judging.Result) -
     assert f" of {worth} |" in row
 
 
-def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(ground: Ground) -> None:
+def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(ground: RouteInputs) -> None:
     """Rows of items that anchored stay as they were stored, the others are the model's own."""
     everyone = np.ones(len(ground.asked), bool)
     fold = (everyone, everyone)
-    pick = Chooser(truth=ground.truth, has_match=ground.has_match(), folds=(fold,))
+    pick = CrossFitSelector(truth=ground.truth, has_match=ground.has_match(), folds=(fold,))
     fitted = routes.fit(ground, ground.recipe, ground.reference)
     made = fitted.option(ground.reference.gallery_features)
-    tuned = pick.measured("finetune", pick.only(made))
+    tuned = pick.measured("finetune", pick.fixed(made))
     (later,) = judging.later(ground, [tuned])
     ((part, gallery),) = later.searched
     anchored = judging._anchored(ground)
@@ -202,7 +202,7 @@ def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(ground: Gro
 
 
 def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
-    shop: cases.Workshop, ground: Ground
+    shop: cases.Workshop, ground: RouteInputs
 ) -> None:
     """The shipped recipe gains nothing over itself, another one what a loop counts, on the page;
     what a recipe found is kept."""

@@ -134,9 +134,9 @@ def _alike(shop: Shop, name: str, of: str) -> Path:
     """An encoder whose features are all alike: the one of ``of``, far from the origin."""
     bias = np.zeros(DIM, np.float32)
     bias[0] = 12.0
-    through = Affine(matrix=np.eye(DIM, dtype=np.float32), bias=bias)
+    adapter = Affine(matrix=np.eye(DIM, dtype=np.float32), bias=bias)
     path = shop.path(of)
-    shop.path(name).write_bytes(onnx_files.bridge(path.read_bytes(), path, through))
+    shop.path(name).write_bytes(onnx_files.bridge(path.read_bytes(), path, adapter))
     return shop.path(name)
 
 

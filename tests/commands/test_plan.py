@@ -18,7 +18,7 @@ from compatctl.data import load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
 from compatctl.migration.preflight import Preflight, planning_split
-from compatctl.migration.recommendation import NEXT, Expected, recommend
+from compatctl.migration.recommendation import NEXT, RouteEstimate, recommend
 from compatctl.recipe import Recipe
 from compatctl.store import Store
 
@@ -42,8 +42,8 @@ def _recipe(shop: Shop, objective: str = ANCHORED, train: str = "head") -> Path:
     return path
 
 
-def _expected(name: str, gain: float, low: float, verdict: str | None) -> Expected:
-    return Expected(
+def _expected(name: str, gain: float, low: float, verdict: str | None) -> RouteEstimate:
+    return RouteEstimate(
         name=name,
         setting="",
         rows=100,
@@ -51,12 +51,12 @@ def _expected(name: str, gain: float, low: float, verdict: str | None) -> Expect
         gain=gain,
         low=low,
         high=gain + 0.1,
-        kept=0.5,
+        gain_retained=0.5,
         negative_flips=0.0,
         verdict=verdict,
         encoders=1,
         query_ms=1.0,
-        make_s=1.0,
+        one_time_s=1.0,
         rewritten_bytes=0,
     )
 
@@ -69,7 +69,7 @@ def test_the_sheet_of_a_real_project(shop: Shop) -> None:
     sheet = {one["name"]: one for one in done.json["routes"]}
     assert list(sheet)[:2] == ["keep", "re-embed"]
     keep, ceiling = sheet["keep"], sheet["re-embed"]
-    assert (keep["gain"], keep["make_s"], keep["rewritten_bytes"]) == (0.0, 0.0, 0)
+    assert (keep["gain"], keep["one_time_s"], keep["rewritten_bytes"]) == (0.0, 0.0, 0)
     facts = done.json["preflight"]
     assert ceiling["rewritten_bytes"] == facts["gallery_rows"] * DIM * 4
     assert facts["dim"] == DIM

@@ -44,23 +44,23 @@ def small(exports: tuple[Path, Path], out: Path, seed: int = 0, **change: object
     return out
 
 
-def bridged(path: Path, through: Adapter) -> Encoder:
+def bridged(path: Path, adapter: Adapter) -> Encoder:
     """The encoder at ``path`` with the map behind it."""
-    return Encoder.of(bridge(sealed_bytes(path), path, through), path)
+    return Encoder.of(bridge(sealed_bytes(path), path, adapter), path)
 
 
 @pytest.mark.parametrize("through", [affine(), affine(gives=30), perceptron()])
 def test_the_feature_is_the_map_of_the_encoders(
-    exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset, through: Adapter
+    exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset, adapter: Adapter
 ) -> None:
     """On real images, to fewer and to more numbers, equal to numpy's within 1e-5; the preprocessing
     is kept."""
     path = small(exports, tmp_path / "new.onnx", fit="pad", resize="bilinear")
     new = Encoder.load(path)
-    found = bridged(path, through)
-    assert found.dim == through.layers[-1][0].shape[1]
+    found = bridged(path, adapter)
+    assert found.dim == adapter.layers[-1][0].shape[1]
     assert [one.preprocessing for one in found.inputs] == [one.preprocessing for one in new.inputs]
-    expected = through(new.embed(dataset).features)
+    expected = adapter(new.embed(dataset).features)
     assert np.abs(found.embed(dataset).features - expected).max() < 1e-5
 
 
@@ -100,9 +100,9 @@ def test_foreign_and_old_files_are_bridged(tmp_path: Path, dataset: Dataset) -> 
     side.write_text(f'{{"format": 1, "height": {SIDE}, "width": {SIDE}}}')
     old = save(by_hand([UNIT], opset=13), tmp_path / "old.onnx")
     for path in (foreign, old):
-        for through in (affine(), perceptron()):
-            expected = through(Encoder.load(path).embed(dataset).features)
-            found = bridged(path, through).embed(dataset).features
+        for adapter in (affine(), perceptron()):
+            expected = adapter(Encoder.load(path).embed(dataset).features)
+            found = bridged(path, adapter).embed(dataset).features
             assert np.abs(found - expected).max() < 1e-5
 
 
@@ -110,9 +110,9 @@ def test_bridging_is_deterministic(exports: tuple[Path, Path], tmp_path: Path) -
     """The same file, exported in two folders, with the same map is one model; another map another;
     nothing outside the file is needed."""
     made = []
-    for folder, through in ((0, affine()), (1, affine()), (0, affine(7)), (0, perceptron())):
+    for folder, adapter in ((0, affine()), (1, affine()), (0, affine(7)), (0, perceptron())):
         path = small((exports[folder], exports[folder]), tmp_path / f"{folder}.onnx")
-        made.append(bridge(sealed_bytes(path), path, through))
+        made.append(bridge(sealed_bytes(path), path, adapter))
     assert made[0] == made[1]
     assert len(set(made)) == 3
     model = onnx.ModelProto.FromString(made[0])

@@ -85,7 +85,7 @@ def test_it_finds_more_than_rows_that_are_updated_in_place(saved: Path, half: np
 def test_mapped_rows_are_under_their_keys(saved: Path, tmp_path: Path) -> None:
     """Every row through a map to fewer numbers: rows, keys and bytes are those of ``build``."""
     cut = np.random.default_rng(5).standard_normal((OLD.shape[1], 40)).astype(np.float32)
-    index = mapped(saved, PARAMS, N, through=lambda rows: _unit(rows @ cut), dim=40)
+    index = mapped(saved, PARAMS, N, adapter=lambda rows: _unit(rows @ cut), dim=40)
     wanted = np.concatenate([_unit(row[None] @ cut) for row in OLD])
     np.testing.assert_array_equal(index.keys(), KEYS)
     np.testing.assert_allclose(index.vectors(KEYS), wanted, atol=1e-6)
@@ -94,9 +94,9 @@ def test_mapped_rows_are_under_their_keys(saved: Path, tmp_path: Path) -> None:
     HnswIndex.build(index.vectors(KEYS), KEYS, params).save(tmp_path / "b.hnsw")
     assert (tmp_path / "a.hnsw").read_bytes() == (tmp_path / "b.hnsw").read_bytes()
     with pytest.raises(InputError, match="norm"):
-        mapped(saved, PARAMS, N, through=lambda rows: rows @ cut, dim=40)
+        mapped(saved, PARAMS, N, adapter=lambda rows: rows @ cut, dim=40)
     with pytest.raises(DamagedError):
-        mapped(saved, PARAMS, N - 1, through=lambda rows: _unit(rows @ cut), dim=40)
+        mapped(saved, PARAMS, N - 1, adapter=lambda rows: _unit(rows @ cut), dim=40)
 
 
 def test_nothing_to_replace_gives_the_same_file(saved: Path, tmp_path: Path) -> None:

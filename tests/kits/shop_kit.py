@@ -187,9 +187,9 @@ def turned(shop: Shop, name: str, *, of: str, dim: int = DIM, recorded: bool = T
     rng = np.random.default_rng(7)
     largest = max(DIM, dim)
     matrix = np.linalg.qr(rng.standard_normal((largest, largest)))[0][:DIM, :dim]
-    through = Affine(matrix=matrix.astype(np.float32), bias=np.zeros(dim, np.float32))
+    adapter = Affine(matrix=matrix.astype(np.float32), bias=np.zeros(dim, np.float32))
     path = shop.path(of)
-    shop.path(name).write_bytes(onnx_files.bridge(path.read_bytes(), path, through))
+    shop.path(name).write_bytes(onnx_files.bridge(path.read_bytes(), path, adapter))
     if recorded:
         carry(shop.path(name), TrainingRecord())
     return shop.path(name)

@@ -13,8 +13,8 @@ from compatctl.commands.plan import _Cost, _Gallery, _sheet
 from compatctl.data import Dataset, Item
 from compatctl.evaluation.comparison import retrieval
 from compatctl.migration import routes
-from compatctl.migration.routes import Ground
-from compatctl.migration.selection import Chooser, Fold, Measured, Option
+from compatctl.migration.routes import RouteInputs
+from compatctl.migration.selection import CrossFitSelector, Fold, RouteResult, Variant
 from compatctl.recipe import Recipe, load_policy
 from compatctl.train import Features, Reference
 
@@ -35,7 +35,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+def ground(tmp_path_factory: pytest.TempPathFactory) -> RouteInputs:
     """Classes are directions; the old model sees them noisily, the new backbone well."""
     from tiny_backbone import build
 
@@ -73,7 +73,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
         encoded_features=old[others],
     )
     asked = [i for i in others if items[i].split == "validation"]
-    return Ground(
+    return RouteInputs(
         data=data,
         reference=reference,
         recipe=recipe,
@@ -90,23 +90,23 @@ def _wide(rows: np.ndarray, width: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def measured(ground: Ground) -> dict[str, Measured]:
+def measured(ground: RouteInputs) -> dict[str, RouteResult]:
     """Every route and every baseline on it, by name."""
     return {one.name: one for one in routes.measure(ground, _folds(ground), baselines=True)}
 
 
 @pytest.fixture(scope="module")
-def heads(ground: Ground) -> list[Option]:
+def heads(ground: RouteInputs) -> list[Variant]:
     """The model without a gallery, with each head."""
     return routes._heads(ground, lambda *_: None)
 
 
-def _folds(ground: Ground) -> list[Fold]:
+def _folds(ground: RouteInputs) -> list[Fold]:
     first = np.arange(len(ground.asked)) % 8 < 4
     return [(first, ~first), (~first, first)]
 
 
-def _right(ground: Ground, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+def _right(ground: RouteInputs, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     """(Q,) whether the first answer has the query's label, by an explicit loop."""
     labels = [ground.data.labels[row] for row in ground.asked]
     named = ground.reference.gallery_labels
@@ -114,7 +114,7 @@ def _right(ground: Ground, queries: np.ndarray, gallery: np.ndarray) -> np.ndarr
     return np.array([one == label for one, label in zip(found, labels, strict=True)])
 
 
-def _recall(ground: Ground, route: Measured) -> float:
+def _recall(ground: RouteInputs, route: RouteResult) -> float:
     """recall@1, each part of the queries on the gallery that it searches."""
     right = sum(
         _right(ground, route.queries, gallery)[part].sum() for part, gallery in route.searched
@@ -122,7 +122,7 @@ def _recall(ground: Ground, route: Measured) -> float:
     return right / len(route.queries)
 
 
-def test_every_route_is_measured(ground: Ground, measured: dict[str, Measured]) -> None:
+def test_every_route_is_measured(ground: RouteInputs, measured: dict[str, RouteResult]) -> None:
     """The better backbone wins where all is re-embedded; unit rows; galleries as they should be."""
     assert list(measured)[:2] == ["keep", "re-embed"]
     stored = ground.reference.gallery_features
@@ -140,7 +140,7 @@ def test_every_route_is_measured(ground: Ground, measured: dict[str, Measured]) 
 
 
 def test_lift_is_the_free_model_on_a_gallery_that_is_mapped_to_it(
-    ground: Ground, measured: dict[str, Measured], heads: list[Option]
+    ground: RouteInputs, measured: dict[str, RouteResult], heads: list[Variant]
 ) -> None:
     """Its queries are those that re-embedding has; its rows are made of the stored vectors."""
     lift, free = measured["lift"], measured["re-embed"]
@@ -156,7 +156,7 @@ def test_lift_is_the_free_model_on_a_gallery_that_is_mapped_to_it(
         assert not np.allclose(one.gallery[1], one.gallery[2], atol=1e-3)
 
 
-def test_an_image_that_asks_is_in_no_pair(ground: Ground) -> None:
+def test_an_image_that_asks_is_in_no_pair(ground: RouteInputs) -> None:
     """Neither as a query nor under another id; every other training and gallery item is."""
     data = ground.data
     held = set(ground.asked.tolist())
@@ -170,7 +170,7 @@ def test_an_image_that_asks_is_in_no_pair(ground: Ground) -> None:
 
 
 def test_the_mlp_and_its_epoch_are_chosen_by_the_queries_that_choose(
-    ground: Ground, measured: dict[str, Measured], heads: list[Option]
+    ground: RouteInputs, measured: dict[str, RouteResult], heads: list[Variant]
 ) -> None:
     """A loop over every map finds the same ones, which here are epochs of the mlp."""
     for name, options in (("bridge", routes.bridges), ("lift", routes.lifts)):
@@ -187,7 +187,7 @@ def test_the_mlp_and_its_epoch_are_chosen_by_the_queries_that_choose(
 
 
 def test_no_route_looks_at_the_queries_that_it_is_judged_by(
-    ground: Ground, measured: dict[str, Measured]
+    ground: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """With other labels for the judged half, and without the other fold, all is as it was."""
     for at, (choosing, judged) in enumerate(_folds(ground)):
@@ -203,16 +203,18 @@ def test_no_route_looks_at_the_queries_that_it_is_judged_by(
             assert np.array_equal(one.searched[0][1], before.searched[at][1]), one.name
 
 
-def test_what_is_judged_does_not_choose(ground: Ground) -> None:
+def test_what_is_judged_does_not_choose(ground: RouteInputs) -> None:
     """Other labels for one half of the queries change what is chosen for the other half only."""
     first, second = _folds(ground)[0]
     old, stored = ground.old(ground.asked), ground.reference.gallery_features
     rng = np.random.default_rng(1)
     options = [
-        Option(queries=old, gallery=stored, setting="a"),
-        Option(queries=_unit(old + rng.standard_normal(old.shape)), gallery=stored, setting="b"),
+        Variant(queries=old, gallery=stored, setting="a"),
+        Variant(queries=_unit(old + rng.standard_normal(old.shape)), gallery=stored, setting="b"),
     ]
-    pick = Chooser(truth=ground.truth, has_match=ground.has_match(), folds=((first, second),))
+    pick = CrossFitSelector(
+        truth=ground.truth, has_match=ground.has_match(), folds=((first, second),)
+    )
     plain = pick.measured("x", pick(options))
     assert plain.setting == "a"
     assert np.array_equal(plain.queries[second], old[second])
@@ -228,25 +230,27 @@ def test_what_is_judged_does_not_choose(ground: Ground) -> None:
     assert turned.measured("x", turned(options)).setting == "b"
 
 
-def test_each_choice_goes_on_with_its_own(ground: Ground) -> None:
+def test_each_choice_goes_on_with_its_own(ground: RouteInputs) -> None:
     """A second choice starts from what the same queries chose first, not from the other half's."""
     (first, second), stored = _folds(ground)[0], ground.reference.gallery_features
-    pick = Chooser(truth=ground.truth, has_match=ground.has_match(), folds=tuple(_folds(ground)))
+    pick = CrossFitSelector(
+        truth=ground.truth, has_match=ground.has_match(), folds=tuple(_folds(ground))
+    )
     old = ground.old(ground.asked)
     lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
     halves = [
-        Option(queries=np.where(part[:, None], old, lost), gallery=stored, setting=name)
+        Variant(queries=np.where(part[:, None], old, lost), gallery=stored, setting=name)
         for part, name in ((first, "first"), (second, "second"))
     ]
     chosen = pick(halves)
     assert [one.setting for one in chosen[:2]] == ["first", "second"]
     seen: list[str] = []
 
-    def then(one: Option) -> list[Option]:
+    def then(one: Variant) -> list[Variant]:
         seen.append(one.setting)
         return [replace(one, queries=lost), replace(one, setting=f"{one.setting}, again")]
 
-    after = pick.after(chosen, then)
+    after = pick.refine(chosen, then)
     assert sorted(seen) == ["first", "second"]
     assert [one.setting for one in after[:2]] == ["first, again", "second, again"]
     made = pick.measured("x", after)
@@ -255,7 +259,7 @@ def test_each_choice_goes_on_with_its_own(ground: Ground) -> None:
 
 
 def test_a_backfill_goes_on_with_the_route_that_finds_more(
-    ground: Ground, measured: dict[str, Measured]
+    ground: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """Its queries are those of fuse or of finetune, its new rows what that model makes of items."""
     stored, tuned = ground.reference.gallery_features, measured["finetune"]
@@ -276,24 +280,26 @@ def test_a_backfill_goes_on_with_the_route_that_finds_more(
         assert np.array_equal(quarter.searched[at][1][changed], gallery[changed])
 
 
-def test_a_backfill_is_of_finetune_where_fusing_finds_no_more(ground: Ground) -> None:
+def test_a_backfill_is_of_finetune_where_fusing_finds_no_more(ground: RouteInputs) -> None:
     """Equal on the queries that choose, the route with one encoder is taken; worse, too."""
-    pick = Chooser(truth=ground.truth, has_match=ground.has_match(), folds=tuple(_folds(ground)))
+    pick = CrossFitSelector(
+        truth=ground.truth, has_match=ground.has_match(), folds=tuple(_folds(ground))
+    )
     old, stored = ground.old(ground.asked), ground.reference.gallery_features
-    tuned = Option(queries=old, gallery=stored, made=stored[::-1])
+    tuned = Variant(queries=old, gallery=stored, made=stored[::-1])
     lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
     for queries in (old, lost):
         fuse = replace(tuned, queries=queries, setting="weight 0.5", encoders=("old", "new"))
-        best = pick.after(pick.only(fuse), lambda one: routes.embedding(tuned, one))
+        best = pick.refine(pick.fixed(fuse), lambda one: routes.embedding(tuned, one))
         assert {one.setting for one in best} == {"of finetune"}
         assert {one.encoders for one in best} == {("new",)}
     fuse = replace(tuned, setting="weight 0.5")
     worse = replace(tuned, queries=lost)
-    best = pick.after(pick.only(fuse), lambda one: routes.embedding(worse, one))
+    best = pick.refine(pick.fixed(fuse), lambda one: routes.embedding(worse, one))
     assert {one.setting for one in best} == {"of fuse, weight 0.5"}
 
 
-def test_the_free_recipe_knows_no_gallery(ground: Ground) -> None:
+def test_the_free_recipe_knows_no_gallery(ground: RouteInputs) -> None:
     """It keeps backbone, head and epochs, and drops frame, anchors and old features."""
     free = routes.free_recipe(ground.recipe, DIM)
     assert free.objective.frame == ("free",)
@@ -302,7 +308,7 @@ def test_the_free_recipe_knows_no_gallery(ground: Ground) -> None:
 
 
 def test_the_gate_judges_lift_by_what_each_model_finds_on_its_own_gallery(
-    ground: Ground, measured: dict[str, Measured]
+    ground: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """Rows and queries of a space of their own pass if they find all; the same rows mixed up fail;
     with the old model's rows and queries there is nothing to tell."""
@@ -325,7 +331,7 @@ def test_the_gate_judges_lift_by_what_each_model_finds_on_its_own_gallery(
 
 
 def test_the_level_allows_for_every_route_that_is_judged(
-    ground: Ground, measured: dict[str, Measured]
+    ground: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """Five are judged, lift among them: without it, the same intervals take four fifths."""
     policy = load_policy("default")
@@ -345,9 +351,9 @@ def test_the_level_allows_for_every_route_that_is_judged(
         assert one.verdict == now.verdict
 
 
-def test_what_a_route_costs_once(measured: dict[str, Measured]) -> None:
+def test_what_a_route_costs_once(measured: dict[str, RouteResult]) -> None:
     """Each item that is embedded counts by the encoders that do it; a lift embeds pairs only."""
-    made = {name: COST.make_s(one) - one.seconds for name, one in measured.items()}
+    made = {name: COST.one_time_s(one) - one.seconds for name, one in measured.items()}
     passes = (1000 + 500) * 20 / 1000
     assert made["lift"] == pytest.approx(passes)
     assert made["finetune"] == pytest.approx(passes)
@@ -358,7 +364,7 @@ def test_what_a_route_costs_once(measured: dict[str, Measured]) -> None:
     assert COST.rewritten_bytes(measured["fuse"]) == 0
 
 
-def test_what_shares_a_column_is_left_out_of_every_route(ground: Ground) -> None:
+def test_what_shares_a_column_is_left_out_of_every_route(ground: RouteInputs) -> None:
     """Queries that have nothing left to find are not counted, and no ignored item is an answer."""
     items = tuple(
         replace(item, slices={"day": str(row % 3)}) for row, item in enumerate(ground.data.items)

@@ -26,9 +26,9 @@ def pairs(n: int = 400, F: int = 10, D: int = 6) -> tuple[Rows, Rows]:
                  for one in (x, y))  # type: ignore[return-value]  # fmt: skip
 
 
-def cosine(through: Any, x: Rows, y: Rows) -> float:
+def cosine(adapter: Any, x: Rows, y: Rows) -> float:
     """The mean cosine of answers and targets, by a loop."""
-    return float(np.mean([a @ b for a, b in zip(through(x), y, strict=True)]))
+    return float(np.mean([a @ b for a, b in zip(adapter(x), y, strict=True)]))
 
 
 def test_it_learns_what_no_linear_map_can() -> None:
@@ -38,10 +38,10 @@ def test_it_learns_what_no_linear_map_can() -> None:
         x[:300], y[:300], judge=lambda one: cosine(one, x[300:], y[300:]), hidden=128
     )
     linear = max(cosine(one, x[300:], y[300:]) for one in ridge(Moments.of(x[:300], y[:300])))
-    assert fitted.recall == pytest.approx(cosine(fitted.through, x[300:], y[300:]))
+    assert fitted.recall == pytest.approx(cosine(fitted.adapter, x[300:], y[300:]))
     assert fitted.recall > linear + 0.2
-    assert fitted.through.hidden.shape == (10, 128)
-    assert fitted.through.matrix.shape == (128, 6)
+    assert fitted.adapter.hidden.shape == (10, 128)
+    assert fitted.adapter.matrix.shape == (128, 6)
 
 
 def test_the_first_best_epoch_is_kept() -> None:
@@ -49,13 +49,13 @@ def test_the_first_best_epoch_is_kept() -> None:
     x, y = pairs(n=40)
     answers, seen = iter([0.1, 0.5, 0.2, 0.5, 0.4]), []
 
-    def judge(through: Perceptron) -> float:
-        seen.append(through(x))
+    def judge(adapter: Perceptron) -> float:
+        seen.append(adapter(x))
         return next(answers)
 
     fitted = fit_perceptron(x, y, judge=judge, hidden=8, epochs=5)
     assert (len(seen), fitted.epoch, fitted.recall) == (5, 2, 0.5)
-    np.testing.assert_array_equal(fitted.through(x), seen[1])
+    np.testing.assert_array_equal(fitted.adapter(x), seen[1])
     assert not np.array_equal(seen[1], seen[3])
 
 
@@ -68,8 +68,8 @@ def test_the_seed_decides_and_torchs_own_generator_is_left_alone() -> None:
         before = torch.get_rng_state()
         made.append(fit_perceptron(x, y, judge=lambda _: 0.0, hidden=8, epochs=1, seed=seed))
         assert torch.equal(torch.get_rng_state(), before)
-    np.testing.assert_array_equal(made[0].through.matrix, made[1].through.matrix)
-    assert not np.array_equal(made[0].through.matrix, made[2].through.matrix)
+    np.testing.assert_array_equal(made[0].adapter.matrix, made[1].adapter.matrix)
+    assert not np.array_equal(made[0].adapter.matrix, made[2].adapter.matrix)
 
 
 @pytest.mark.parametrize("n", [1, 2, 17])
@@ -77,7 +77,7 @@ def test_few_pairs_are_fitted_too(n: int) -> None:
     """One pair, two, and a last batch that is smaller: finite unit answers."""
     x, y = pairs(n=n)
     fitted = fit_perceptron(x, y, judge=lambda _: 0.0, hidden=8, epochs=2)
-    np.testing.assert_allclose(np.linalg.norm(fitted.through(x), axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(fitted.adapter(x), axis=1), 1.0, atol=1e-5)
 
 
 def test_what_is_no_pairs_is_refused() -> None:
