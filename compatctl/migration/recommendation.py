@@ -43,8 +43,8 @@ class RouteEstimate:
     are, else those whose images are at hand. ``gain_retained``: share of the gain that re-embedding
     everything would give, on the latter; None where that is not shown to gain. ``verdict``: the
     gate's, for lift and the routes that leave the gallery as it is, at a level that allows for the
-    number of them. ``query_ms``: the encoders' time, one image; ``one_time_s``: all that is computed
-    once, for the whole gallery.
+    number of them. ``query_ms``: the encoders' time, one image; ``one_time_s``: all that is
+    computed once, for the whole gallery.
     """
 
     name: str

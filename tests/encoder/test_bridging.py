@@ -49,7 +49,7 @@ def bridged(path: Path, adapter: Adapter) -> Encoder:
     return Encoder.of(bridge(sealed_bytes(path), path, adapter), path)
 
 
-@pytest.mark.parametrize("through", [affine(), affine(gives=30), perceptron()])
+@pytest.mark.parametrize("adapter", [affine(), affine(gives=30), perceptron()])
 def test_the_feature_is_the_map_of_the_encoders(
     exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset, adapter: Adapter
 ) -> None:
