@@ -1,4 +1,4 @@
-"""The layers of docs/architecture.md, read from the imports."""
+"""The layers of CONTRIBUTING.md, read from the imports."""
 
 from __future__ import annotations
 
