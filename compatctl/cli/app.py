@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 
 from compatctl import _version
 from compatctl.cli.options import Json, add_parameters
 from compatctl.errors import CompatError
+
+if TYPE_CHECKING:
+    from compatctl.render.console import Table
 
 app = typer.Typer(
     name="compatctl",
@@ -25,16 +28,21 @@ app = typer.Typer(
 VERDICT_EXIT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """The result that a command prints on stdout, its warnings for stderr, its exit code."""
+T = TypeVar("T")
 
-    result: object
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Generic[T]):
+    """What a command prints: the result by its ``table`` (None: a line for each field) or as JSON
+    on stdout, the warnings on stderr; and its exit code."""
+
+    result: T
+    table: Table[T] | None = None
     warnings: Sequence[str] = ()
     exit_code: int = 0
 
 
-def command(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]]:
     """Register a command, with ``--json``; a CompatError becomes a message and its exit code."""
 
     def run(*, as_json: bool, **arguments: Any) -> None:
@@ -43,7 +51,7 @@ def command(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         try:
             outcome = function(**arguments)
             render.warn(outcome.warnings)
-            render.result(outcome.result, as_json=as_json)
+            render.result(outcome.result, outcome.table or render.fields_table, as_json=as_json)
         except CompatError as error:
             render.error(error, as_json=as_json)
             raise typer.Exit(error.exit_code) from None

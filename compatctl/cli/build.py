@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,7 +40,7 @@ def init(
     ef_search: EfSearch = 64,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Create a store: embed the gallery once and build its index."""
     from compatctl.commands.init import init
     from compatctl.render import progress
@@ -82,7 +82,7 @@ def import_(
     ] = False,
     preprocessing: PreprocessingFile = None,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Create a store from a deployed hnswlib index. Embeds nothing."""
     from compatctl.commands.import_index import import_index
     from compatctl.render import progress
@@ -119,7 +119,7 @@ def finetune(
     ] = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Fine-tune the new backbone against the deployed gallery, and export it to ONNX."""
     from compatctl.commands.finetune import finetune, plan
     from compatctl.render import progress
@@ -158,7 +158,7 @@ def fuse(
     training: TrainingRecordFile = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Combine both encoders in one ONNX file. Its feature is their weighted mean."""
     from compatctl.commands.fuse import fuse
     from compatctl.render import progress
@@ -190,10 +190,11 @@ def bridge(
     training: TrainingRecordFile = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Map an independent encoder's feature into the deployed gallery's space. Needs no labels."""
     from compatctl.commands.bridge import bridge
     from compatctl.render import progress
+    from compatctl.render.tables import bridge_table
 
     with progress() as report_progress:
         result = bridge(
@@ -208,7 +209,7 @@ def bridge(
             dry_run=dry_run,
             progress=report_progress,
         )
-    return Outcome(result=result)
+    return Outcome(result=result, table=bridge_table)
 
 
 @command
@@ -223,11 +224,12 @@ def demo(
         Path | None, typer.Option("--keep", help="Leave the demo's project in this folder.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of both trainings.")] = 0,
-) -> Outcome:
+) -> Outcome[Any]:
     """Run a whole upgrade on real images: train, verify, deploy, search, roll back."""
     from compatctl.commands.demo import demo
     from compatctl.render import progress
+    from compatctl.render.tables import demo_table
 
     with progress() as report_progress:
         result = demo(keep=keep, seed=seed, sabotage=sabotage, progress=report_progress)
-    return Outcome(result=result, exit_code=VERDICT_EXIT_CODES[result.verdict])
+    return Outcome(result=result, table=demo_table, exit_code=VERDICT_EXIT_CODES[result.verdict])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -122,13 +122,14 @@ def verify(
     seed: ResamplingSeed = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Test whether the new model may answer queries on the old gallery. Exit code 0 means pass, 3
     fail, 4 too little evidence."""
     from compatctl.commands.verify import verify
     from compatctl.evaluation.options import VerifyOptions
     from compatctl.evaluation.verdict import Outputs
     from compatctl.render import progress
+    from compatctl.render.report_table import report_table
 
     options = VerifyOptions(
         training=training,
@@ -153,6 +154,7 @@ def verify(
         report = verify(project, old=old, new=new, options=options, progress=report_progress)
     return Outcome(
         result=report,
+        table=report_table,
         warnings=report.warnings,
         exit_code=VERDICT_EXIT_CODES[report.verdict.outcome],
     )
@@ -177,10 +179,11 @@ def power(
         Path | None,
         typer.Option("--report", help="An earlier report, to take the observed variance from."),
     ] = None,
-) -> Outcome:
+) -> Outcome[Any]:
     """Report which gain the held-out queries can detect, and how many queries would detect a
     smaller one. No model runs."""
     from compatctl.commands.power import GAINS, PowerOptions, power
+    from compatctl.render.tables import power_table
 
     options = PowerOptions(
         tables=tuple(tables or ()),
@@ -188,7 +191,7 @@ def power(
         gains=tuple(gains or GAINS),
         cluster=tuple(cluster or ()),
     )
-    return Outcome(result=power(project, options))
+    return Outcome(result=power(project, options), table=power_table)
 
 
 @command
@@ -201,11 +204,12 @@ def matrix(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resampling.")] = 0,
     skip_bad: SkipBad = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Test each version's queries on each earlier version's gallery. Prints the compatibility
     matrix, AC, AA and ACA."""
     from compatctl.commands.matrix import matrix
     from compatctl.render import progress
+    from compatctl.render.tables import matrix_table
 
     with progress() as report_progress:
         result = matrix(
@@ -216,7 +220,7 @@ def matrix(
         names = ", ".join(sha256[:12] for sha256 in result.let_go)
         count = len(result.let_go)
         warnings = [f"{count} earlier query models are not kept, and left out: {names}"]
-    return Outcome(result=result, warnings=warnings)
+    return Outcome(result=result, table=matrix_table, warnings=warnings)
 
 
 @command
@@ -229,10 +233,11 @@ def plan(
     ] = 20_000,
     seed: RecipeSeed = None,
     skip_bad: SkipBad = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Estimate the gain of every route on validation classes, and recommend one, or none."""
     from compatctl.commands.plan import plan
     from compatctl.render import progress
+    from compatctl.render.tables import plan_table
 
     with progress() as report_progress:
         result = plan(
@@ -243,4 +248,4 @@ def plan(
             skip_bad=skip_bad,
             progress=report_progress,
         )
-    return Outcome(result=result, warnings=result.warnings)
+    return Outcome(result=result, table=plan_table, warnings=result.warnings)

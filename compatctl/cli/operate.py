@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -44,7 +44,7 @@ def deploy(
     ] = False,
     reason: Reason = None,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Make the verified candidate the query model. The index does not change."""
     from compatctl.commands.deploy import deploy
 
@@ -74,7 +74,7 @@ def rollback(
         ),
     ] = "auto",
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Restore an earlier generation, as a new one. Default: the one before the last deploy."""
     from compatctl.commands.rollback import rollback
     from compatctl.render import progress
@@ -106,11 +106,12 @@ def backfill(
     reason: Reason = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Re-embed part of the gallery with the query model, if it passes a test on held-out
     queries."""
     from compatctl.commands.backfill import BackfillOptions, backfill
     from compatctl.render import progress
+    from compatctl.render.tables import backfill_table
 
     options = BackfillOptions(
         share=share,
@@ -121,7 +122,9 @@ def backfill(
     )
     with progress() as report_progress:
         result = backfill(project, options=options, progress=report_progress)
-    return Outcome(result=result, warnings=result.warnings, exit_code=result.exit_code)
+    return Outcome(
+        result=result, table=backfill_table, warnings=result.warnings, exit_code=result.exit_code
+    )
 
 
 @command
@@ -137,11 +140,12 @@ def lift(
     reason: Reason = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Map the stored vectors to an independent encoder's space, if it passes a test on held-out
     queries."""
     from compatctl.commands.lift import LiftOptions, lift
     from compatctl.render import progress
+    from compatctl.render.tables import lift_table
 
     options = LiftOptions(
         kind=kind,
@@ -154,7 +158,7 @@ def lift(
     )
     with progress() as report_progress:
         result = lift(project, new=new, options=options, progress=report_progress)
-    return Outcome(result=result, exit_code=result.exit_code)
+    return Outcome(result=result, table=lift_table, exit_code=result.exit_code)
 
 
 @command
@@ -171,7 +175,7 @@ def add(
     ] = False,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Embed and index the gallery items of --data that the store does not hold yet."""
     from compatctl.commands.add import add
     from compatctl.render import progress
@@ -198,7 +202,7 @@ def remove(
         bool, typer.Option("--missing-ok", help="Ignore ids that are not in the store.")
     ] = False,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Erase items for good. No rollback restores them, and check proves it."""
     from compatctl.commands.remove import remove
     from compatctl.render import progress
@@ -233,9 +237,10 @@ def search(
             "have this value in the data; repeatable.",
         ),
     ] = None,
-) -> Outcome:
+) -> Outcome[Any]:
     """Find the gallery items nearest to query images, with the deployed query model."""
     from compatctl.commands.search import search
+    from compatctl.render.tables import search_table
 
     pairs = [text.partition("=") for text in ignore_same or ()]
     for text, (name, sign, value) in zip(ignore_same or (), pairs, strict=True):
@@ -255,7 +260,7 @@ def search(
         warnings.append(
             f"{result.unknown} gallery items have no value in the data, and are searched"
         )
-    return Outcome(result=result, warnings=warnings)
+    return Outcome(result=result, table=search_table, warnings=warnings)
 
 
 @command
@@ -281,7 +286,7 @@ def check(
         ),
     ] = None,
     dry_run: DryRun = False,
-) -> Outcome:
+) -> Outcome[Any]:
     """Check every byte of the store: files, history, index and model. Exit code 5 means damage."""
     from compatctl.commands.check import check
     from compatctl.render import progress
@@ -299,7 +304,7 @@ def check(
 
 @command
 @with_project("store")
-def status(project: Project) -> Outcome:
+def status(project: Project) -> Outcome[Any]:
     """Show which model answers queries, and over which gallery."""
     from compatctl.commands.status import status
 
@@ -309,11 +314,12 @@ def status(project: Project) -> Outcome:
 
 @command
 @with_project("store")
-def history(project: Project) -> Outcome:
+def history(project: Project) -> Outcome[Any]:
     """List every generation of the store."""
     from compatctl.commands.history import history
+    from compatctl.render.tables import history_table
 
-    return Outcome(result=history(project))
+    return Outcome(result=history(project), table=history_table)
 
 
 def _read_ids(file: Path) -> tuple[str, ...]:

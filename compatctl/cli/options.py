@@ -131,8 +131,7 @@ def add_parameters(
     if hasattr(function, "__signature__"):
         hints = {name: signature.parameters[name].annotation for name in names}
     else:
-        unevaluated = {"Project": object, "Outcome": object}
-        hints = typing.get_type_hints(function, localns=unevaluated, include_extras=True)
+        hints = typing.get_type_hints(function, localns={"Project": object}, include_extras=True)
     defaults = {name: signature.parameters[name].default for name in names}
     types = {name: hints[name] for name in names} | {key: kind for key, (kind, _) in added.items()}
     defaults |= {key: default for key, (_, default) in added.items()}

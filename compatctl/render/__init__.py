@@ -1,11 +1,11 @@
-"""Results as tables or JSON on stdout; progress and errors on stderr. The one home of rich."""
+"""Results as tables or JSON on stdout; progress and errors on stderr. Only render uses rich."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,19 @@ from compatctl.errors import CompatError
 from compatctl.files import json_safe
 from compatctl.printable import printable
 from compatctl.progress import Progress, silent
-from compatctl.render import _sheets
-from compatctl.render._basics import cell, fields, make_console
-from compatctl.render._report import report_sheet
+from compatctl.render.console import T, cell, fields_table, make_console
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from compatctl.render.console import Table
+
+__all__ = ["error", "fields_table", "progress", "result", "warn"]
 
 SHOW_AFTER_S = 2.0
+"""A stage that lasts longer gets a progress bar."""
 
 
 def error(problem: CompatError, *, as_json: bool) -> None:
-    """The message and what to do next, on stderr; with ``as_json`` the same on stdout besides."""
+    """Print the message and its tip on stderr; with ``as_json`` also as JSON on stdout."""
     print(f"compatctl: {printable(problem.message)}", file=sys.stderr)
     if problem.tip:
         print(f"  next: {printable(problem.tip)}", file=sys.stderr)
@@ -41,24 +42,22 @@ def error(problem: CompatError, *, as_json: bool) -> None:
 
 
 def warn(lines: Sequence[str]) -> None:
-    """What a user must know of a result, on stderr."""
+    """Print warnings on stderr."""
     for line in lines:
         print(f"compatctl: warning: {printable(line)}", file=sys.stderr)
 
 
-def result(value: object, *, as_json: bool) -> None:
-    """One result: JSON of the dataclass, or its table."""
+def result(value: T, table: Table[T], *, as_json: bool) -> None:
+    """Print a result on stdout: as JSON, or by its table."""
     if as_json:
         print(json.dumps(json_safe(value), indent=2, sort_keys=True, allow_nan=False))
         return
-    console = make_console()
-    show = _TABLES.get(type(value).__name__, fields)
-    show(console, value)
+    table(make_console(), value)
 
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A bar on stderr for every stage that lasts over two seconds; nothing without a terminal."""
+    """Show a bar on stderr for each stage over two seconds; nothing without a terminal."""
     if not sys.stderr.isatty():
         yield silent
         return
@@ -72,12 +71,12 @@ def progress() -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    began: dict[str, float] = {}
+    start_times: dict[str, float] = {}
     tasks: dict[str, Any] = {}
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
 
         def report(stage: str, done: int, total: int) -> None:
-            started = began.setdefault(stage, time.monotonic())
+            started = start_times.setdefault(stage, time.monotonic())
             if stage not in tasks and time.monotonic() - started >= SHOW_AFTER_S:
                 tasks[stage] = bars.add_task(cell(stage), total=total)
             if stage in tasks:
@@ -85,20 +84,6 @@ def progress() -> Iterator[Progress]:
                 if done >= total:
                     bars.remove_task(tasks.pop(stage))
             if done >= total:
-                began.pop(stage, None)
+                start_times.pop(stage, None)
 
         yield report
-
-
-_TABLES: dict[str, Callable[[Console, Any], None]] = {
-    "Bridged": _sheets.bridged_sheet,
-    "Report": report_sheet,
-    "CompatibilityMatrix": _sheets.matrix_sheet,
-    "Power": _sheets.power_sheet,
-    "History": _sheets.history_sheet,
-    "Found": _sheets.found_sheet,
-    "Plan": _sheets.plan_sheet,
-    "Demo": _sheets.demo_sheet,
-    "Backfilled": _sheets.backfilled_sheet,
-    "Lifted": _sheets.lifted_sheet,
-}

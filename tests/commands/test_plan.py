@@ -138,7 +138,7 @@ def test_the_sheet_names_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> 
     """Settings stand under the table, equal ones once: of which model the backfilled rows are."""
     from rich.console import Console
 
-    from compatctl.render._sheets import plan_sheet
+    from compatctl.render.tables import plan_table
 
     routes = [
         replace(_expected("keep", 0.0, 0.0, None), high=0.0),
@@ -171,7 +171,7 @@ def test_the_sheet_names_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> 
         recipe=None,
         seconds=1.0,
     )
-    plan_sheet(Console(width=120), done)
+    plan_table(Console(width=120), done)
     shown = capsys.readouterr().out.splitlines()
     assert "lift: mlp, epoch 3" in shown
     assert "backfill 25%, backfill 50%: of fuse, weight 0.5" in shown

@@ -1,14 +1,24 @@
-"""The verdict and what it stands on."""
+"""The table of verify: the verdict, and the measurements behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from compatctl.render._basics import cell, table
+from compatctl.render.console import cell, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from compatctl.core.gate import Check
+    from compatctl.report import (
+        ErrorRates,
+        Group,
+        OperatingPoint,
+        PairsResult,
+        Report,
+        SearchedGallery,
+    )
 
 _TESTS = {
     "old_old": "old / old",
@@ -22,7 +32,7 @@ _TESTS = {
 }
 
 
-def report_sheet(console: Console, report: Any) -> None:
+def report_table(console: Console, report: Report) -> None:
     if report.searched is not None:
         console.print(f"{_searched(report.searched)}\n")
     for group in report.groups:
@@ -37,7 +47,7 @@ def report_sheet(console: Console, report: Any) -> None:
         if not check.decides and check.group.startswith((first, "pairs"))
     ]
     if others:
-        console.print("measured, without a say in the policy or with too few queries:")
+        console.print("measured; these do not decide, by the policy or for lack of queries:")
         checks_table(console, others)
     if report.pairs is not None:
         _pairs(console, report.pairs)
@@ -60,22 +70,22 @@ def report_sheet(console: Console, report: Any) -> None:
     console.print(f"next: {report.next_step}")
 
 
-def _units(group: Any) -> str:
+def _units(group: Group) -> str:
     from compatctl.core.gate import describe_units
 
     return cell(describe_units(group.n_classes, group.unit))
 
 
-def _searched(gallery: Any) -> str:
-    found = f"searched: {gallery.rows} rows"
+def _searched(gallery: SearchedGallery) -> str:
+    text = f"searched: {gallery.rows} rows"
     if gallery.stored:
-        found += f", {gallery.stored} of the store and {gallery.embedded} embedded for this test"
+        text += f", {gallery.stored} of the store and {gallery.embedded} embedded for this test"
     if gallery.unlabelled:
-        found += f"; nobody knows the class of {gallery.unlabelled} of them"
-    return found
+        text += f"; the class of {gallery.unlabelled} of them is unknown"
+    return text
 
 
-def _group(console: Console, group: Any) -> None:
+def _group(console: Console, group: Group) -> None:
     console.print(
         f"{cell(group.name)}: {group.n_queries} queries of {_units(group)}"
         f"{_left_out(group.n_without_match)}"
@@ -98,8 +108,8 @@ def _group(console: Console, group: Any) -> None:
         "same",
         "diff",
     )
-    table(console, columns, rows)
-    line = f"queries that become wrong {group.negative_flips:.4f}, right {group.positive_flips:.4f}"
+    print_table(console, columns, rows)
+    line = f"queries that turn wrong {group.negative_flips:.4f}, right {group.positive_flips:.4f}"
     if group.rank_bias:
         line += (
             f"; rank bias towards re-embedded items: {group.rank_bias['old']:+.4f} of old, "
@@ -113,25 +123,25 @@ def _group(console: Console, group: Any) -> None:
     console.print("")
 
 
-def _scope(console: Console, group: Any) -> None:
-    """What of the gallery nobody knows, what training touched, and who was left out."""
+def _scope(console: Console, group: Group) -> None:
+    """Unknown relevance, rows that training used, and queries that are left out."""
     if group.unjudged:
         shares = ", ".join(
-            f"{side} {found['1']:.2%}" for side, found in sorted(group.unjudged.items())
+            f"{side} {share['1']:.2%}" for side, share in sorted(group.unjudged.items())
         )
         console.print(f"first answers of unknown relevance: {shares}")
     if group.touched is not None:
         rows = group.touched
         console.print(
-            f"training passed {rows.of_gallery:.2%} of the gallery's rows of such classes through "
-            f"the new model, and {rows.of_queries:.2%} of what the queries ask for; "
-            f"{rows.untouched_queries} queries ask for other rows alone"
+            f"training used {rows.of_gallery:.2%} of the gallery's rows of these classes, and "
+            f"{rows.of_queries:.2%} of the rows that are correct answers; "
+            f"for {rows.untouched_queries} queries it used none of them"
         )
     if group.n_same_image:
         console.print(f"left out: {group.n_same_image} queries whose image is in the gallery")
 
 
-def _error_rates(console: Console, rates: Any) -> None:
+def _error_rates(console: Console, rates: ErrorRates) -> None:
     console.print(
         f"accepted at {rates.old_threshold:g} by old, {rates.new_threshold:g} by new queries: "
         f"FAR {rates.far['old']:.3g}, {rates.far['new']:.3g}; FRR {rates.frr['old']:.4f}, "
@@ -146,23 +156,26 @@ def _error_rates(console: Console, rates: Any) -> None:
         )
 
 
-def _operating_points(console: Console, points: Sequence[Any]) -> None:
+def _operating_points(console: Console, points: Sequence[OperatingPoint]) -> None:
     if not points:
         return
     rows = [
-        (f"{one.far:g}", *(part[of] for part in (one.threshold, one.frr) for of in ("old", "new")))
-        for one in points
+        (
+            f"{point.far:g}",
+            *(part[model] for part in (point.threshold, point.frr) for model in ("old", "new")),
+        )
+        for point in points
     ]
     columns = ("at a FAR of", "threshold, old", "threshold, new", "FRR, old", "FRR, new")
-    table(console, columns, rows)
+    print_table(console, columns, rows)
 
 
-def _named(check: Any) -> str:
+def _named(check: Check) -> str:
     part = check.group.removeprefix("unseen").removeprefix(", ")
     return f"{check.name} ({part})" if part else str(check.name)
 
 
-def checks_table(console: Console, checks: Sequence[Any]) -> None:
+def checks_table(console: Console, checks: Sequence[Check]) -> None:
     rows = [
         (
             _named(check),
@@ -174,11 +187,13 @@ def checks_table(console: Console, checks: Sequence[Any]) -> None:
         )
         for check in checks
     ]
-    table(console, ("check", "estimate", "interval", "limit", "n", "outcome"), rows)
+    print_table(console, ("check", "estimate", "interval", "limit", "n", "outcome"), rows)
 
 
-def _pairs(console: Console, pairs: Any) -> None:
-    console.print(f"given pairs: {pairs.n_same} of one class, {pairs.n_diff} of two")
+def _pairs(console: Console, pairs: PairsResult) -> None:
+    console.print(
+        f"given pairs: {pairs.n_same} of the same class, {pairs.n_diff} of different classes"
+    )
     fars = list(pairs.tar["old"])
     rows = [
         (
@@ -190,7 +205,7 @@ def _pairs(console: Console, pairs: Any) -> None:
         for name in ("old", "new")
     ]
     columns = ("query model", "accuracy", "EER", *(f"TAR@{far}" for far in fars))
-    table(console, columns, rows)
+    print_table(console, columns, rows)
 
 
 def _left_out(count: int) -> str:

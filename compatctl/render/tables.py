@@ -1,25 +1,36 @@
-"""One sheet for each result that is more than a list of fields."""
+"""One table for each result that is more than a list of fields; a command passes its own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compatctl.files import json_safe
-from compatctl.render._basics import cell, fields, table
-from compatctl.render._report import checks_table
+from compatctl.render.console import cell, fields_table, print_table
+from compatctl.render.report_table import checks_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from compatctl.commands.backfill import Backfilled
+    from compatctl.commands.bridge import Bridged
+    from compatctl.commands.demo import Demo
+    from compatctl.commands.history import History
+    from compatctl.commands.matrix import CompatibilityMatrix
+    from compatctl.commands.plan import Plan
+    from compatctl.commands.power import Power
+    from compatctl.commands.search import SearchResult
+    from compatctl.migration.lift_result import Lifted
+    from compatctl.migration.preflight import Preflight
 
-def matrix_sheet(console: Console, matrix: Any) -> None:
+
+def matrix_table(console: Console, matrix: CompatibilityMatrix) -> None:
     columns = ("query \\ gallery", *map(cell, matrix.versions))
     size = len(matrix.versions)
     rows = [
         (name, *row, *([""] * (size - len(row))))
         for name, row in zip(matrix.versions, matrix.values, strict=True)
     ]
-    table(console, columns, rows)
+    print_table(console, columns, rows)
     for name in ("ac", "aa", "aca"):
         ends = getattr(matrix, f"{name}_interval")
         between = "" if ends is None else f" ({ends[0]:.4f} to {ends[1]:.4f})"
@@ -29,21 +40,21 @@ def matrix_sheet(console: Console, matrix: Any) -> None:
         f"{matrix.gallery_rows} gallery items of the data; 95% intervals"
     )
     if matrix.on_store:
-        found = zip(matrix.versions, matrix.on_store, strict=True)
+        pairs = zip(matrix.versions, matrix.on_store, strict=True)
         console.print(
             f"on all {matrix.stored_rows} rows of the store, as they are: "
-            + ", ".join(f"{cell(name)} {value:.4f}" for name, value in found)
+            + ", ".join(f"{cell(name)} {value:.4f}" for name, value in pairs)
         )
 
 
-def power_sheet(console: Console, found: Any) -> None:
-    kinds = " and ".join(found.unit)
+def power_table(console: Console, power: Power) -> None:
+    kinds = " and ".join(power.unit)
     console.print(
-        f"{found.n_queries} held-out queries have something to find, of {found.n_classes} units "
-        f"({cell(kinds)})\npolicy {cell(found.policy)}: the gain in recall@{found.recall_at} must "
-        f"be more than {found.limit:g}; shown with power {found.power:g}"
+        f"{power.n_queries} held-out queries have something to find, of {power.n_classes} units "
+        f"({cell(kinds)})\npolicy {cell(power.policy)}: the gain in recall@{power.recall_at} must "
+        f"be more than {power.limit:g}; shown with power {power.power:g}"
     )
-    gains = [one.gain for one in found.rows[0].needed]
+    gains = [one.gain for one in power.rows[0].needed]
     rows = [
         (
             f"{row.changed:.3f}",
@@ -54,20 +65,20 @@ def power_sheet(console: Console, found: Any) -> None:
                 for one in row.needed
             ),
         )
-        for row in found.rows
+        for row in power.rows
     ]
     columns = ("share that changes", "correlation", "least gain shown")
-    table(console, (*columns, *(f"units (queries) for {gain:g}" for gain in gains)), rows)
-    if found.too_few:
-        console.print(f"the gate cannot tell anything here: {cell(found.too_few)}")
-    if not found.measured:
+    print_table(console, (*columns, *(f"units (queries) for {gain:g}" for gain in gains)), rows)
+    if power.too_few:
+        console.print(f"the gate cannot tell anything here: {cell(power.too_few)}")
+    if not power.measured:
         console.print(
             "shares and correlations are assumed; two feature tables, or --report of an earlier "
             "verification, measure them"
         )
 
 
-def history_sheet(console: Console, history: Any) -> None:
+def history_table(console: Console, history: History) -> None:
     rows = [
         (
             entry.generation,
@@ -79,65 +90,68 @@ def history_sheet(console: Console, history: Any) -> None:
         )
         for entry in history.generations
     ]
-    table(console, ("generation", "operation", "at", "query model", "rows", "note"), rows)
+    print_table(console, ("generation", "operation", "at", "query model", "rows", "note"), rows)
 
 
-def found_sheet(console: Console, found: Any) -> None:
-    for query in found.queries:
+def search_table(console: Console, result: SearchResult) -> None:
+    for query in result.queries:
         console.print(cell(query.image))
-        scores = ("cosine", "score") if found.calibrated else ("cosine",)
+        scores = ("cosine", "score") if result.calibrated else ("cosine",)
         rows = [(hit.id, hit.label, *(getattr(hit, name) for name in scores)) for hit in query.hits]
-        table(console, ("item", "label", *scores), rows)
+        print_table(console, ("item", "label", *scores), rows)
 
 
-def backfilled_sheet(console: Console, done: Any) -> None:
-    if (trial := done.measured) is not None:
+def backfill_table(console: Console, result: Backfilled) -> None:
+    if (trial := result.measured) is not None:
         curve = [(point.share, point.recall) for point in trial.curve]
-        table(console, ("share of the query model", f"recall@{trial.recall_at}"), curve)
+        print_table(console, ("share of the query model", f"recall@{trial.recall_at}"), curve)
         checks_table(console, [trial.check])
         console.print(f"rank bias towards rows of the query model: {trial.rank_bias:+.4f}\n")
-    for why, ids in (("have no image in the data", done.missing), ("do not decode", done.skipped)):
+    for why, ids in (
+        ("have no image in the data", result.missing),
+        ("do not decode", result.skipped),
+    ):
         if ids:
             more = " ..." if len(ids) > 8 else ""
             console.print(f"{len(ids)} items {why}: {cell(', '.join(ids[:8]))}{more}")
-    console.print(cell(done.summary))
-    if done.next_step:
-        console.print(f"next: {cell(done.next_step)}")
+    console.print(cell(result.summary))
+    if result.next_step:
+        console.print(f"next: {cell(result.next_step)}")
 
 
-def lifted_sheet(console: Console, done: Any) -> None:
-    if (chosen := done.map) is not None:
+def lift_table(console: Console, result: Lifted) -> None:
+    if (chosen := result.map) is not None:
         rows = [(trial.kind, trial.setting, trial.recall) for trial in chosen.trials]
-        table(console, ("map", "setting", "recall@1"), rows)
+        print_table(console, ("map", "setting", "recall@1"), rows)
         kept = " ".join(one for one in (chosen.kind, chosen.setting) if one)
         console.print(
             f"kept: {kept}; recall@1 of {chosen.validation_queries} validation queries "
             f"{chosen.recall:.4f}, of the deployed model's {chosen.old_recall:.4f}"
         )
         console.print(
-            f"fitted on {chosen.pairs['gallery']} of {done.rows} rows and on "
+            f"fitted on {chosen.pairs['gallery']} of {result.rows} rows and on "
             f"{chosen.pairs['encoder']} items outside the gallery"
         )
-    for model in done.models:
+    for model in result.models:
         against = "their mapped vectors" if model.stored else "the map of its own features"
         console.print(
             f"{model.rows} rows of {model.of[:12]} become rows of {model.sha256[:12]}, which "
             f"differs from {against} by {model.difference:.2g} at most ({model.images} images)"
         )
-    if (trial := done.measured) is not None:
+    if (trial := result.measured) is not None:
         checks_table(console, trial.verdict.checks)
         console.print(
             f"for information: recall@{trial.recall_at} of the mean of the lifted old and the new "
             f"feature {trial.fused_recall:.4f} (compatctl fuse)"
         )
-    if done.skipped:
-        console.print(f"{len(done.skipped)} items do not decode")
-    console.print(cell(done.summary))
-    if done.next_step:
-        console.print(f"next: {cell(done.next_step)}")
+    if result.skipped:
+        console.print(f"{len(result.skipped)} items do not decode")
+    console.print(cell(result.summary))
+    if result.next_step:
+        console.print(f"next: {cell(result.next_step)}")
 
 
-def demo_sheet(console: Console, demo: Any) -> None:
+def demo_table(console: Console, demo: Demo) -> None:
     routes = [
         (route.name, route.new_old, route.new_old - demo.old_old, route.new_new, route.verdict)
         for route in demo.routes
@@ -146,7 +160,9 @@ def demo_sheet(console: Console, demo: Any) -> None:
         f"recall@1 on {demo.classes} classes that no model was trained on, {demo.queries} queries; "
         f"today: {demo.old_old:.4f}"
     )
-    table(console, ("route", "new on old gallery", "gain", "new on new gallery", "verdict"), routes)
+    print_table(
+        console, ("route", "new on old gallery", "gain", "new on new gallery", "verdict"), routes
+    )
     for line in demo.story:
         console.print(cell(line))
     console.print(
@@ -154,17 +170,19 @@ def demo_sheet(console: Console, demo: Any) -> None:
     )
 
 
-def bridged_sheet(console: Console, done: Any) -> None:
-    rows = [(trial.kind, trial.setting, trial.recall) for trial in done.trials]
-    table(console, ("map", "setting", "recall@1"), rows)
-    fields(console, {key: entry for key, entry in json_safe(done).items() if key != "trials"})
+def bridge_table(console: Console, result: Bridged) -> None:
+    rows = [(trial.kind, trial.setting, trial.recall) for trial in result.trials]
+    print_table(console, ("map", "setting", "recall@1"), rows)
+    fields_table(
+        console, {key: entry for key, entry in json_safe(result).items() if key != "trials"}
+    )
 
 
-def _preflight(console: Console, facts: Any) -> None:
+def _preflight(console: Console, facts: Preflight) -> None:
     born = "on a simplex" if facts.born_on_simplex else "not on a simplex, as far as is known"
     console.print(
         f"gallery: {facts.gallery_rows} rows of {facts.gallery_classes} classes, {facts.dim} "
-        f"numbers each, born {born}; cosines of class means {facts.cosine_mean:.3f} +- "
+        f"values each, born {born}; cosines of class means {facts.cosine_mean:.3f} +- "
         f"{facts.cosine_spread:.3f} (random directions: 0 +- {facts.random_spread:.3f})"
     )
     if facts.vertices is not None:
@@ -178,7 +196,7 @@ def _preflight(console: Console, facts: Any) -> None:
     )
 
 
-def plan_sheet(console: Console, plan: Any) -> None:
+def plan_table(console: Console, plan: Plan) -> None:
     """The gallery, the routes, the recommendation and what to run next."""
     _preflight(console, plan.preflight)
     rows = [
@@ -209,7 +227,7 @@ def plan_sheet(console: Console, plan: Any) -> None:
         "s once",
         "MB new",
     )
-    table(console, names, rows)
+    print_table(console, names, rows)
     for setting in dict.fromkeys(one.setting for one in plan.routes if one.setting):
         alike = ", ".join(one.name for one in plan.routes if one.setting == setting)
         console.print(f"{alike}: {cell(setting)}")
