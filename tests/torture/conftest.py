@@ -101,7 +101,7 @@ def torture(shell: Machine, tally: Tally, scratch: Path) -> Try:
             outcome = shell.run(folder, stage.scenario.argv, fault)
             tally.count(fault, outcome)
             try:
-                verify(shell, stage, folder, fault, outcome, tally=tally)
+                verify(shell, stage, folder, fault, outcome)
             except Exception as error:  # noqa: BLE001 - a store that does not open is a loss too
                 where = f"{outcome.hit.name} {outcome.hit.path}" if outcome.hit else ""
                 broken.append(f"{stage.scenario.name}, {fault}, {where}: {error!r}")
@@ -115,12 +115,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How much was tried, and what was lost."""
     total: Counter[str] = Counter()
     calls: Counter[str] = Counter()
-    known: Counter[str] = Counter()
     losses: list[str] = []
     for entry in _entries(terminalreporter):
         losses += entry["losses"]
         calls.update(entry["boundaries"])
-        known.update(entry["known"])
         total.update({name: n for name, n in entry.items() if isinstance(n, int | float)})
     if not total:
         return
@@ -132,8 +130,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         f"{total['seconds']:.0f} s of tests, losses {len(losses)}"
     )
     tell("faults by call: " + ", ".join(f"{name} {n}" for name, n in calls.most_common()))
-    for defect, n in known.most_common():
-        tell(f"known and open: {defect} ({n} times)")
 
 
 def _entries(terminalreporter: Any) -> Iterator[dict[str, Any]]:

@@ -21,13 +21,6 @@ from compatctl.files import sha256_file
 from compatctl.manifest import Manifest
 from compatctl.store import KINDS, Store
 
-# ---------------------------------------------------------------------------------------------
-# Defects that are known and not mended yet. Each is looked for, counted, and told in the summary;
-# nothing else is let through. Remove the line of one that is mended: its test is then strict.
-OPEN: frozenset[str] = frozenset()
-# ---------------------------------------------------------------------------------------------
-
-NO_HISTORY = "a generation is not in history/"
 LOCKS = {"LOCK", "attempts/LOCK"}
 HANDLED = (5, 6)
 """The exit codes of a command that could not write."""
@@ -47,14 +40,7 @@ class Tally:
     other: int = 0
     cuts: int = 0
     losses: list[str] = field(default_factory=list)
-    known: dict[str, int] = field(default_factory=dict)
     boundaries: dict[str, int] = field(default_factory=dict)
-
-    def excuse(self, defect: str) -> bool:
-        """Whether this is a defect that is known; it is counted."""
-        if defect in OPEN:
-            self.known[defect] = self.known.get(defect, 0) + 1
-        return defect in OPEN
 
     def count(self, fault: Fault, outcome: Outcome) -> None:
         """Note one fault, and at which call it was."""
@@ -98,7 +84,7 @@ def committed(stage: Stage, folder: Path) -> bool:
     store = Store.open(path)
     store.history()
     kept = [path / "history" / f"{at + 1:06d}.json" for at in range(store.manifest.generation)]
-    assert all(one.is_file() for one in kept), NO_HISTORY
+    assert all(one.is_file() for one in kept), "a generation is not in history/"
     current = (path / "manifest.json").read_bytes()
     assert kept[-1].read_bytes() == current, "history/ ends in another generation"
     for kind, digest in store.manifest.blobs():
@@ -125,14 +111,10 @@ def checked(machine: Machine, folder: Path, *flags: str) -> dict[str, object]:
     return found
 
 
-def _repeat(machine: Machine, stage: Stage, folder: Path, new: bool, tally: Tally) -> None:
+def _repeat(machine: Machine, stage: Stage, folder: Path, new: bool) -> None:
     """The same command once more, without a fault, ends in the new state."""
     was = Store.open(folder / "store").manifest.generation if new else 0
     again = machine.run(folder, stage.scenario.argv)
-    refused = new and stage.before is None and again.status == 5
-    if refused and tally.excuse("init and import, repeated after their commit, are refused"):
-        assert "already a store" in again.stderr
-        return
     assert again.status == 0, f"repeated: exit {again.status}: {again.stderr}"
     store = Store.open(folder / "store")
     assert read_state(store) == stage.after, "repeated: not the new state"
@@ -141,9 +123,6 @@ def _repeat(machine: Machine, stage: Stage, folder: Path, new: bool, tally: Tall
         assert (folder / name).read_bytes() == data, f"repeated: {name} is not as it writes it"
     if new and stage.scenario.makes_generation:
         repeated = again.json.get("written") or store.manifest.generation != was
-        why = "deploy and rollback, repeated after their commit, make a further generation"
-        if repeated and stage.scenario.name in ("deploy", "rollback") and tally.excuse(why):
-            return
         assert not repeated, "repeated after its commit, it made a further generation"
     elif not new:
         assert store.manifest.generation == stage.generation
@@ -189,18 +168,12 @@ def _says_uncounted(folder: Path) -> bool:
     return report["attempt"] is None and why in report["not_checked"]
 
 
-def _message(stage: Stage, outcome: Outcome, tally: Tally) -> None:
+def _message(outcome: Outcome) -> None:
     """A command that failed without being killed said what happened and what to do next."""
     said = outcome.stderr
-    if stage.scenario.name == "gc" and outcome.status == 1 and "in sync\n" in said:
-        assert tally.excuse("gc: a folder that cannot be synced is a traceback"), said
-        return
     assert "Traceback" not in said, said
     assert outcome.status in HANDLED, f"exit {outcome.status}: {said}"
     assert said.startswith("compatctl: "), said
-    if "Input/output error" in said and "next: " not in said:
-        assert tally.excuse("a device error does not say what to do"), said
-        return
     assert "next: " in said, f"it does not say what to do: {said}"
 
 
@@ -211,7 +184,6 @@ def verify(
     fault: Fault,
     outcome: Outcome,
     *,
-    tally: Tally,
     cut: bool = False,
 ) -> None:
     """Every law, after ``fault`` ended the scenario's command in ``folder`` with ``outcome``.
@@ -225,7 +197,7 @@ def verify(
         told = counted(stage, folder) or (fault.arg == EACCES and _says_uncounted(folder))
         assert told, "it reported success, and the attempt is not counted"
     elif not outcome.killed:
-        _message(stage, outcome, tally)
+        _message(outcome)
     renamed = [call for call in performed(outcome, fault) if call.name == "rename"]
     if stage.scenario.makes_generation and fault.kill_after_s is None and not cut:
         at = any(call.other == str(folder / "store" / "manifest.json") for call in renamed)
@@ -238,7 +210,7 @@ def verify(
         _unfinished_at_most(machine, folder)
     elif new:
         checked(machine, folder)
-    _repeat(machine, stage, folder, new, tally)
+    _repeat(machine, stage, folder, new)
     checked(machine, folder, "--gc")
     assert checked(machine, folder)["unreferenced"] == []
     _only_what_is_named(folder)
