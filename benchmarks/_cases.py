@@ -188,7 +188,7 @@ class Workshop:
         recipe = _scratch(name, model, seed=100 + seed, epochs=EPOCHS[name])
 
         def make(path: Path) -> None:
-            _save(self._train(recipe, data.where(split="train")), path)
+            _save(self._train(recipe, data.filter(split="train")), path)
 
         return self.kept("base", [recipe.digest, digest], ".ckpt", make)
 

@@ -65,7 +65,7 @@ def grow(side: str, path: Path, rows: int, dim: int, added: int) -> None:
         bare.add_items(new, keys, num_threads=1)
         bare.save_index(str(after))
         return
-    index = HnswIndex.load(path, params_of(dim), rows, checked=side != "compatctl")
+    index = HnswIndex.load(path, params_of(dim), rows, prevalidated=side != "compatctl")
     index.reserve(added)
     index.add(new, keys)
     index.save(after)

@@ -19,7 +19,7 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import index_params, indexed_rows, load_query_model, open_index
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.evaluation.protocol import gallery_rows
-from compatctl.index import HnswIndex, rebuilt
+from compatctl.index import HnswIndex, build_with_replacements
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -169,9 +169,9 @@ class _AddPlan:
         """The next index: changed rows replaced, new rows appended."""
         manifest, n = store.manifest, len(self.new)
         if not len(self.changed):
-            index = open_index(store, manifest, fresh=True, room=n)
+            index = open_index(store, manifest, fresh=True, extra_capacity=n)
         else:
-            index = rebuilt(
+            index = build_with_replacements(
                 store.verified_path("indexes", manifest.index.sha256, fresh=True),
                 index_params(manifest.index),
                 manifest.index.count,

@@ -20,7 +20,7 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import index_params, load_query_model
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
-from compatctl.index import HnswIndex, rebuilt
+from compatctl.index import HnswIndex, build_with_replacements
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.migration import rewrite_gate
 from compatctl.migration.backfill_selection import BackfillRows, BackfillTarget, priority_ids
@@ -239,7 +239,7 @@ class _Work:
     def _rebuilt(self, rows: Rows, done: BulkEmbedding, progress: Progress) -> HnswIndex:
         """The index with ``rows`` (n,) of the catalogue replaced; all of the old one is read."""
         info = self.store.manifest.index
-        return rebuilt(
+        return build_with_replacements(
             self.store.verified_path("indexes", info.sha256, fresh=True),
             index_params(info),
             info.count,

@@ -89,8 +89,8 @@ def bridge(
     _check(kind, share, new, output)
     if not dry_run and not output.parent.is_dir():
         raise InputError(f"no folder {output.parent} to write {output.name} to")
-    sealed = onnx_files.sealed_bytes(new)
-    encoder = Encoder.of(sealed, new)
+    sealed = onnx_files.read_model_bytes(new)
+    encoder = Encoder.from_bytes(sealed, new)
     before = find_record(new, encoder, named=training, candidate=project.candidate, with_names=True)
     data, gallery = load_data(project), DeployedGallery.open(open_store(project))
     pairs = pair_rows(data, gallery, share, skip_bad=skip_bad)
@@ -134,7 +134,7 @@ def _made(
     """The new encoder with the map behind it, with one answer for one image, and its parity."""
     path, encoder = new
     made = onnx_files.bridge(sealed, path, adapter)
-    bridged = Encoder.of(made, path)
+    bridged = Encoder.from_bytes(made, path)
     refuse_unsteady(bridged, data)
     return made, parity_of(data, bridged, encoder, adapter)
 

@@ -174,7 +174,7 @@ def export(
             )
         record = replace(record, parity=parity)
         model = onnx_files.with_record(sealed.read_bytes(), sealed, record.to_text())
-    return model, Encoder.of(model, Path(MODEL_FILE)), record
+    return model, Encoder.from_bytes(model, Path(MODEL_FILE)), record
 
 
 def _write_weights(trained: Trained, target: Path) -> None:
@@ -226,7 +226,7 @@ def plan(
     recipe, data, gallery = inputs.recipe, inputs.data, inputs.gallery
     from compatctl.train import items_to_encode
 
-    training = data.where(split="train")
+    training = data.filter(split="train")
     held = gallery.catalog.ids if gallery else ()
     earlier = rehearsal_items(project, recipe, data, gallery, memory)
     return Planned(
@@ -234,7 +234,7 @@ def plan(
         frames=recipe.objective.frame,
         training_items=len(training),
         training_classes=len(set(training.labels)),
-        validation_items=len(data.where(split="validation")),
+        validation_items=len(data.filter(split="validation")),
         rehearsed_items=len(earlier) if earlier else 0,
         gallery_rows=len(held),
         to_embed_with_the_old_model=len(items_to_encode(recipe, data, held, earlier)),

@@ -33,8 +33,8 @@ from compatctl.index import (
     HnswIndex,
     HnswParams,
     NotUnitError,
+    build_without_deleted,
     count_deleted,
-    live,
     read_header,
 )
 from compatctl.manifest import Catalog, Operation
@@ -170,7 +170,7 @@ def _source(
     with ExitStack() as stack:
         if drop_deleted and (marked := count_deleted(path)):
             scratch = stack.enter_context(tempfile.TemporaryDirectory())
-            index, dropped = live(path, params, progress)
+            index, dropped = build_without_deleted(path, params, progress)
             path = Path(scratch) / f"{marked} rows dropped.bin"
             index.save(path)
         progress("reading the index", 0, 1)

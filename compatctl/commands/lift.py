@@ -23,7 +23,7 @@ from compatctl.deployment.record_files import find_record
 from compatctl.encoder import refuse_unsteady
 from compatctl.errors import UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
-from compatctl.index import HnswIndex, mapped
+from compatctl.index import HnswIndex, build_mapped
 from compatctl.manifest import Manifest, Operation
 from compatctl.migration import rewrite_gate
 from compatctl.migration.adapters import AUTO, Fitted, check_asked, fit
@@ -86,7 +86,7 @@ def lift(
     if not result.written:
         return result
     release_memory()
-    built = [work.mapped(plan, progress)]
+    built = [work.build_mapped(plan, progress)]
     if plan.index_asked is not None:
         ann, _ = measure_ann_recall(built[0], store.manifest.index.ef_search, plan.index_asked)
         result = replace(result, ann=ann, ef_search=ann.ef_needed)
@@ -181,10 +181,10 @@ class _Work:
             without="what a lift gains cannot be measured",
         )
 
-    def mapped(self, plan: _Plan, progress: Progress) -> HnswIndex:
+    def build_mapped(self, plan: _Plan, progress: Progress) -> HnswIndex:
         """The new index; all of the old one is read."""
         info = self.store.manifest.index
-        return mapped(
+        return build_mapped(
             self.store.verified_path("indexes", info.sha256, fresh=True),
             index_params(info),
             info.count,

@@ -98,7 +98,7 @@ class Dataset:
         """N labels."""
         return tuple(item.label for item in self.items)
 
-    def where(self, *, split: Split | None = None, role: Role | None = None) -> Dataset:
+    def filter(self, *, split: Split | None = None, role: Role | None = None) -> Dataset:
         """The items of that split and that role, in the same order; None asks for any."""
         return self.take(
             i

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from compatctl.data._tables import Cells, csv_rows, open_table, text_lines
+from compatctl.data._tables import CellBudget, csv_rows, open_table, text_lines
 from compatctl.errors import InputError
 
 _COLUMNS = ("id_a", "id_b", "same")
@@ -62,7 +62,7 @@ def read_qrels(path: Path) -> tuple[tuple[str, str], ...]:
         InputError: no such file, a line of another form, a pair judged twice, or nothing relevant.
     """
     judged: dict[tuple[str, str], int] = {}
-    cells_left = Cells(path)
+    cells_left = CellBudget(path)
     try:
         with open_table(path) as file:
             for number, line in enumerate(text_lines(file, path), 1):

@@ -13,8 +13,8 @@ import numpy as np
 
 from compatctl.core.arrays import Pixels
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
-from compatctl.data._roots import Roots
-from compatctl.data._tables import Cells, open_table, raw_lines, text_lines
+from compatctl.data._roots import AllowedRoots
+from compatctl.data._tables import CellBudget, open_table, raw_lines, text_lines
 from compatctl.errors import InputError
 from compatctl.files.npz import read_npz
 
@@ -59,7 +59,7 @@ def load(path: Path, rule: SplitRule | None = None, *, data_root: Path | None = 
     """
     rule = rule or SplitRule()
     if path.is_dir():
-        return _read(_folder(path, roots := Roots(path, data_root)), path, rule, roots)
+        return _read(_folder(path, roots := AllowedRoots(path, data_root)), path, rule, roots)
     readers: dict[str, Callable[[Path], Iterator[_Row]]] = {
         ".csv": _csv,
         ".jsonl": _jsonl,
@@ -70,7 +70,7 @@ def load(path: Path, rule: SplitRule | None = None, *, data_root: Path | None = 
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path} is not a form of data that is known", tip=f"data is {_FORMS}")
-    return _read(reader(path), path, rule, Roots(path.parent, data_root))
+    return _read(reader(path), path, rule, AllowedRoots(path.parent, data_root))
 
 
 def from_files(images: Sequence[Path]) -> Dataset:
@@ -125,7 +125,7 @@ class _Row:
             slices={key: value for key, value in slices.items() if value},
         )
 
-    def image(self, folder: Path, roots: Roots) -> Path | Pixels:
+    def image(self, folder: Path, roots: AllowedRoots) -> Path | Pixels:
         """The image's array, or its file, a relative path taken from ``folder``."""
         if self.source is not None:
             return self.source
@@ -134,14 +134,14 @@ class _Row:
         return roots.check(folder / self.text("path"), self.where)
 
 
-def _read(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: Roots) -> Dataset:
+def _read(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: AllowedRoots) -> Dataset:
     try:
         return _collected(rows, path, rule, roots)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _collected(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: Roots) -> Dataset:
+def _collected(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: AllowedRoots) -> Dataset:
     first: dict[str, str] = {}
     items, sources = [], []
     for row in rows:
@@ -156,7 +156,7 @@ def _collected(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: Roots) 
     return Dataset(items=tuple(items), sources=tuple(sources))
 
 
-def _folder(path: Path, roots: Roots) -> Iterator[_Row]:
+def _folder(path: Path, roots: AllowedRoots) -> Iterator[_Row]:
     for file in sorted(_files(path, roots), key=lambda one: one.relative_to(path).as_posix()):
         parts = file.relative_to(path).parts
         if len(parts) == 1:
@@ -168,7 +168,7 @@ def _folder(path: Path, roots: Roots) -> Iterator[_Row]:
         yield _Row(str(file), {"id": item_id, "label": parts[0]}, file)
 
 
-def _files(top: Path, roots: Roots) -> Iterator[Path]:
+def _files(top: Path, roots: AllowedRoots) -> Iterator[Path]:
     """Every image file that is not hidden; a linked folder is gone into, each folder once."""
     waiting, seen = [top], {roots.real(top)}
     while waiting:
@@ -186,7 +186,7 @@ def _files(top: Path, roots: Roots) -> Iterator[Path]:
 
 
 def _csv(path: Path) -> Iterator[_Row]:
-    cells_left = Cells(path)
+    cells_left = CellBudget(path)
     with open_table(path) as file:
         reader = csv.reader(text_lines(file, path), strict=True)
         try:
@@ -205,7 +205,7 @@ def _csv(path: Path) -> Iterator[_Row]:
 
 
 def _jsonl(path: Path) -> Iterator[_Row]:
-    cells_left = Cells(path)
+    cells_left = CellBudget(path)
     with open_table(path) as file:
         for number, line in enumerate(raw_lines(file, path), 1):
             if not line.strip():

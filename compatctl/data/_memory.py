@@ -43,7 +43,7 @@ _ENTRY = {"id", "label", "sha256", "bytes", "shape"}
 _TIP = "lower rehearsal.per_class in the recipe, or rehearse smaller images"
 
 
-def remembered(ids: Sequence[str], labels: Sequence[str], per_class: int) -> tuple[int, ...]:
+def sample_per_class(ids: Sequence[str], labels: Sequence[str], per_class: int) -> tuple[int, ...]:
     """Rows of at most ``per_class`` items of each class: those whose ids hash lowest, ascending.
 
     Chosen again from what was chosen before and from new items it is the choice from all of them.
@@ -54,7 +54,7 @@ def remembered(ids: Sequence[str], labels: Sequence[str], per_class: int) -> tup
     return tuple(sorted(row for found in by_class.values() for _, row in sorted(found)[:per_class]))
 
 
-def together(*parts: Dataset) -> Dataset:
+def merge(*parts: Dataset) -> Dataset:
     """All items of data sets, each id once: as the first one that has it says."""
     first = {item.id: (item, source) for part in reversed(parts)
              for item, source in zip(part.items, part.sources, strict=True)}  # fmt: skip

@@ -11,7 +11,7 @@ from compatctl.errors import InputError
 _OPEN_ENDS = {"", ".."}
 
 
-class Roots:
+class AllowedRoots:
     """The folders in which images may lie: the data's own, and ``data_root`` where one is given.
 
     Links and ``..`` are followed before the comparison, so that a name inside that leads outside is

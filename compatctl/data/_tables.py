@@ -71,7 +71,7 @@ def _bounded(length: int, path: Path, number: int) -> None:
         raise InputError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes")
 
 
-class Cells:
+class CellBudget:
     """A count of a table's cells that refuses too many."""
 
     def __init__(self, path: Path) -> None:
@@ -97,7 +97,7 @@ def csv_rows(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, dict[str,
     Raises:
         InputError: no such file, no CSV, a needed column is missing, or more than the limits.
     """
-    cells_left = Cells(path)
+    cells_left = CellBudget(path)
     try:
         with open_table(path) as file:
             reader = csv.DictReader(text_lines(file, path), strict=True)

@@ -166,7 +166,7 @@ def rollback_with_items(
         del index
     earlier = store.catalog(target)
     catalog = _extended(earlier, added, target.query_model, digests)
-    index = open_index(store, target, fresh=True, room=len(kept) + len(vectors))
+    index = open_index(store, target, fresh=True, extra_capacity=len(kept) + len(vectors))
     index.add(np.concatenate([kept, vectors]), catalog.keys[len(earlier) :], progress)
     with store.transaction(store.manifest, operation=Operation.ROLLBACK) as tx:
         sha256 = tx.put("indexes", index.save)

@@ -21,10 +21,10 @@ from compatctl.deployment.record_files import (
 )
 from compatctl.deployment.rehearsal import stored_memory
 from compatctl.deployment.training_record import MEMORY_FILE
-from compatctl.encoder import HeldVectors, held_vectors, record_of, sealed_bytes
+from compatctl.encoder import HeldVectors, held_vectors, read_model_bytes, read_record
 from compatctl.errors import CompatError, InputError
 from compatctl.files import sha256_bytes, write_atomic
-from compatctl.index import held_marks, marks_of_rows, read_keys, read_rows
+from compatctl.index import checksums_of, find_checksums, read_keys, read_rows
 from compatctl.manifest import Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -69,7 +69,7 @@ def traces_of(store: Store, ids: frozenset[str]) -> Traces:
         if rows:
             path = store.verified_path("indexes", info.sha256, fresh=True)
             vectors = read_rows(path, index_params(info), info.count, catalog.keys[rows])
-            marks.append(marks_of_rows(vectors))
+            marks.append(checksums_of(vectors))
     for manifest in {m.memory: m for m in whole_generations(store)}.values():
         memory = stored_memory(store, manifest)
         found.update(ids.intersection(memory.ids) if memory is not None else ())
@@ -95,7 +95,7 @@ def removed_vectors(
     """
     path = store.verified_path("models", sha256)
     tables = held_vectors(path.read_bytes(), path)
-    masks = {table.name: np.isin(marks_of_rows(table.vectors), marks) for table in tables}
+    masks = {table.name: np.isin(checksums_of(table.vectors), marks) for table in tables}
     ours = [table for table in tables if table.ours]
     anchors = _anchor_ids(project, path, sha256) if len(ours) == 1 else None
     for table in ours:
@@ -115,7 +115,7 @@ def removed_vectors(
 
 def _in_a_gallery(store: Store, table: HeldVectors) -> NDArray[np.bool_]:
     """Which rows (S,) of a table are rows of a kept gallery."""
-    marks = marks_of_rows(table.vectors)
+    marks = checksums_of(table.vectors)
     known = np.zeros(len(marks), bool)
     for manifest in _galleries(store):
         known |= in_gallery(store, manifest, marks)
@@ -127,12 +127,12 @@ def in_gallery(
 ) -> NDArray[np.bool_]:
     """Which marks (n,) belong to a row of a generation's gallery, keys ``but`` (m,) left out."""
     path, info = store.verified_path("indexes", manifest.index.sha256), manifest.index
-    return held_marks(path, index_params(info), info.count, marks, but=but)
+    return find_checksums(path, index_params(info), info.count, marks, but=but)
 
 
 def _anchor_ids(project: Project, path: Path, sha256: str) -> tuple[str, ...] | None:
     """The ids of a model's anchors in the order of its table; None without a training.json."""
-    model = ModelHeader(sha256=sha256, record=record_of(path))
+    model = ModelHeader(sha256=sha256, record=read_record(path))
     near = project.output if project.output.is_file() else path
     record = find_record(near, model, named=None, candidate=project.candidate, with_names=True)
     if record is None or record.path is None:
@@ -166,7 +166,7 @@ def erased_vectors(store: Store, data: bytes, path: Path) -> int:
     if erased is None or not len(erased.marks):
         return 0
     tables = held_vectors(data, path)
-    marks = np.concatenate([_NO_MARKS, *(marks_of_rows(table.vectors) for table in tables)])
+    marks = np.concatenate([_NO_MARKS, *(checksums_of(table.vectors) for table in tables)])
     marks = np.intersect1d(marks, erased.marks)
     return int((~in_gallery(store, store.manifest, marks)).sum()) if len(marks) else 0
 
@@ -262,7 +262,7 @@ def candidates_with_erased(project: Project, store: Store) -> tuple[str, ...]:
     files = []
     for path in (project.output, project.candidate / "model.onnx"):
         try:
-            if path.is_file() and erased_vectors(store, sealed_bytes(path), path):
+            if path.is_file() and erased_vectors(store, read_model_bytes(path), path):
                 files.append(str(path))
         except CompatError:  # not a model that could be deployed
             continue

@@ -91,9 +91,9 @@ class DeployedGallery:
         """
         return open_index(self.store, self.manifest)
 
-    def vectors(self, room: int = 0) -> Vectors:
+    def vectors(self, extra_capacity: int = 0) -> Vectors:
         """``stored_rows`` of this generation. They are large, and read again at each call."""
-        return stored_rows(self.store, self.manifest, self.catalog, room=room)
+        return stored_rows(self.store, self.manifest, self.catalog, extra_capacity=extra_capacity)
 
 
 def score_map(gallery: DeployedGallery | None) -> ScoreMap | None:
@@ -114,7 +114,7 @@ def load_query_model(store: Store, manifest: Manifest) -> Encoder:
             f"{manifest.index.dim}",
             tip="compatctl rollback restores the model before",
         )
-    canary.refuse_another(encoder)
+    canary.check_unchanged(encoder)
     return encoder
 
 
@@ -130,37 +130,53 @@ def _canary(store: Store, manifest: Manifest) -> Canary:
 
 
 def open_index(
-    store: Store, manifest: Manifest, *, fresh: bool = False, room: int = 0
+    store: Store, manifest: Manifest, *, fresh: bool = False, extra_capacity: int = 0
 ) -> HnswIndex:
     """Load the index of a generation and check its digest.
 
     Args:
         fresh: hash and check all bytes, whatever is remembered of the file. Required for an index
             that is written into another generation.
-        room: capacity for that many more rows.
+        extra_capacity: capacity for that many more rows.
 
     Raises:
         DamagedError: the file is missing, differs from the manifest's digest, or is corrupt.
     """
     info = manifest.index
     path = store.verified_path("indexes", info.sha256, fresh=fresh)
-    checked = not fresh and is_remembered(path, info.sha256, LAYOUT)
-    index = HnswIndex.load(path, index_params(info), info.count, checked=checked, room=room)
-    if not checked:
+    prevalidated = not fresh and is_remembered(path, info.sha256, LAYOUT)
+    index = HnswIndex.load(
+        path,
+        index_params(info),
+        info.count,
+        prevalidated=prevalidated,
+        extra_capacity=extra_capacity,
+    )
+    if not prevalidated:
         remember(path, info.sha256, LAYOUT)
     return index
 
 
-def stored_rows(store: Store, manifest: Manifest, catalog: Catalog, *, room: int = 0) -> Vectors:
-    """Every row (N + room, D) float32 of a generation, in the order of its catalogue.
+def stored_rows(
+    store: Store, manifest: Manifest, catalog: Catalog, *, extra_capacity: int = 0
+) -> Vectors:
+    """Every row (N + extra_capacity, D) float32 of a generation, in the catalogue's order.
 
-    The last ``room`` rows are empty. The index itself is not loaded. Errors as ``open_index``.
+    The last ``extra_capacity`` rows are empty. The index itself is not loaded.
+
+    Raises as ``open_index``.
     """
     info = manifest.index
     path = store.verified_path("indexes", info.sha256)
-    checked = is_remembered(path, info.sha256, LAYOUT)
-    rows = read_all(path, index_params(info), catalog.keys, checked=checked, room=room)
-    if not checked:
+    prevalidated = is_remembered(path, info.sha256, LAYOUT)
+    rows = read_all(
+        path,
+        index_params(info),
+        catalog.keys,
+        prevalidated=prevalidated,
+        extra_capacity=extra_capacity,
+    )
+    if not prevalidated:
         remember(path, info.sha256, LAYOUT)
     return rows
 

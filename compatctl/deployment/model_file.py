@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from compatctl.encoder import Canary, Encoder, refuse_unsteady, sealed_bytes
+from compatctl.encoder import Canary, Encoder, read_model_bytes, refuse_unsteady
 from compatctl.manifest import ModelShare
 from compatctl.store import Transaction
 
@@ -27,7 +27,7 @@ class ModelFile:
             InputError: no such file, not ONNX, or an unsealed model without a usable preprocessing
                 file.
         """
-        return cls(path=path, data=sealed_bytes(path, preprocessing))
+        return cls(path=path, data=read_model_bytes(path, preprocessing))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -36,7 +36,7 @@ class ModelFile:
         Raises:
             InputError: it does not match its metadata.
         """
-        return Encoder.of(self.data, self.path)
+        return Encoder.from_bytes(self.data, self.path)
 
     @cached_property
     def dim(self) -> int:

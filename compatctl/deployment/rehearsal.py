@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from compatctl.data import Dataset, load, memory_bytes, read_memory, remembered, together
+from compatctl.data import Dataset, load, memory_bytes, merge, read_memory, sample_per_class
 from compatctl.deployment.data import split_rule
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import find_store
@@ -51,16 +51,16 @@ def rehearsal_items(
             "--memory is given, and the recipe has no rehearsal",
             tip="write rehearsal: {per_class: 20} into the recipe, or leave --memory out",
         )
-    parts, training = [], set(data.where(split="train").ids)
+    parts, training = [], set(data.filter(split="train").ids)
     if named is not None:
-        parts.append(load(named, split_rule(project)).where(split="train"))
+        parts.append(load(named, split_rule(project)).filter(split="train"))
         if training.issuperset(parts[0].ids):
             raise InputError(f"the memory {named} holds nothing but items that train anyway")
     store = gallery.store if gallery else find_store(project)
     held = stored_memory(store, store.manifest) if store else None
-    found = together(*parts, *([held] if held is not None else []))
+    found = merge(*parts, *([held] if held is not None else []))
     found = found.take(row for row, one in enumerate(found.ids) if one not in training)
-    found = found.take(remembered(found.ids, found.labels, recipe.rehearsal.per_class))
+    found = found.take(sample_per_class(found.ids, found.labels, recipe.rehearsal.per_class))
     return found if len(found) else None
 
 
@@ -84,10 +84,10 @@ def write_memory(
     if recipe.rehearsal is None:
         return replace(record, memory_sha256=None, details={**record.details, "remembered": 0})
     trained = {item.id: item.sha256 for item in record.items}
-    new = data.where(split="train")
+    new = data.filter(split="train")
     new = new.take(row for row, item in enumerate(new.ids) if item in trained)
-    memory = together(*((new, earlier) if earlier is not None else (new,)))
-    memory = memory.take(remembered(memory.ids, memory.labels, recipe.rehearsal.per_class))
+    memory = merge(*((new, earlier) if earlier is not None else (new,)))
+    memory = memory.take(sample_per_class(memory.ids, memory.labels, recipe.rehearsal.per_class))
     for row, item in enumerate(memory.ids):
         if item in trained and trained[item] != memory.digest(row):
             raise InputError(f"the image of {item} changed since it was trained on")

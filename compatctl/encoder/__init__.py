@@ -5,11 +5,11 @@ from __future__ import annotations
 from compatctl.encoder.bridging import bridge
 from compatctl.encoder.canary import LIMIT as CANARY_LIMIT
 from compatctl.encoder.canary import Canary
-from compatctl.encoder.carrying import record_of, with_record
+from compatctl.encoder.carrying import read_record, with_record
 from compatctl.encoder.contract import EncoderInput
-from compatctl.encoder.foreign import admit, sealed_bytes
 from compatctl.encoder.fusing import fuse
 from compatctl.encoder.held_vectors import HeldVectors, held_vectors, without_vectors
+from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.runtime import BadItem, Embedded, Encoder
 from compatctl.encoder.sealing import seal
 from compatctl.encoder.steadiness import refuse_unsteady
@@ -22,14 +22,13 @@ __all__ = [
     "Encoder",
     "EncoderInput",
     "HeldVectors",
-    "admit",
     "bridge",
     "fuse",
     "held_vectors",
-    "record_of",
+    "read_model_bytes",
+    "read_record",
     "refuse_unsteady",
     "seal",
-    "sealed_bytes",
     "with_record",
     "without_vectors",
 ]

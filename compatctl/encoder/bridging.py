@@ -28,15 +28,15 @@ def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
             are not finite.
     """
     model = contract.parse(path, data)
-    told = contract.read(path, model)
-    contract.check_signature(path, model, told)
+    spec = contract.read(path, model)
+    contract.check_signature(path, model, spec)
     model = inlined(path, model)
     takes = adapter.layers[0][0].shape[0]
-    if told.dim != takes:
-        raise InputError(f"{path} ends in {told.dim} numbers; the map takes {takes}")
+    if spec.dim != takes:
+        raise InputError(f"{path} ends in {spec.dim} numbers; the map takes {takes}")
     merged = onnx.GraphProto(name="encoder")
     names: dict[Preprocessing, str] = {}
-    join(merged, "new", prefixed(model, "new/"), told, names)
+    join(merged, "new", prefixed(model, "new/"), spec, names)
     last = _append(merged, f"new/{OUTPUT}", adapter)
     merged.node.append(helper.make_node("LpNormalization", [last], [OUTPUT]))
     made = Contract(

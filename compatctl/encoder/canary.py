@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from compatctl.data import Dataset, Item
 from compatctl.encoder.runtime import Encoder
-from compatctl.encoder.steadiness import SIZES, made_image
+from compatctl.encoder.steadiness import SIZES, synthetic_image
 from compatctl.errors import DamagedError, InputError
 from compatctl.files.npz import read_npz
 
@@ -43,7 +43,7 @@ class Canary:
         Raises:
             InputError: the encoder does not give finite unit rows.
         """
-        images = tuple(made_image(at, *size) for at, size in enumerate(SIZES))
+        images = tuple(synthetic_image(at, *size) for at, size in enumerate(SIZES))
         return cls(images=images, rows=_embed(encoder, images), runtime=_runtime())
 
     def write(self, path: Path) -> None:
@@ -92,7 +92,7 @@ class Canary:
             float(np.linalg.norm(rows - self.rows, axis=1).max()) for rows in (together, alone)
         )
 
-    def refuse_another(self, encoder: Encoder) -> None:
+    def check_unchanged(self, encoder: Encoder) -> None:
         """Refuse to serve with an encoder that gives other vectors than it once did.
 
         Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from compatctl.encoder import contract, safety
+from compatctl.encoder import contract, onnx_safety
 from compatctl.errors import InputError
 
 RECORD_KEY = "compatctl.record"
@@ -33,16 +33,16 @@ def with_record(data: bytes, path: Path, record: str) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def record_of(path: Path) -> str | None:
+def read_record(path: Path) -> str | None:
     """The record that the sealed encoder in a file carries; it is not run.
 
     Raises:
         InputError: no such file, no encoder, or as ``record_in``.
     """
-    return record_in(path, contract.parse(path, safety.read_bytes(path)))
+    return carried_record(path, contract.parse(path, onnx_safety.read_bytes(path)))
 
 
-def record_in(path: Path, model: onnx.ModelProto) -> str | None:
+def carried_record(path: Path, model: onnx.ModelProto) -> str | None:
     """The record that a model carries; None: it carries none.
 
     Raises:

@@ -16,8 +16,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from compatctl.data import Preprocessing
-from compatctl.encoder import safety
-from compatctl.encoder.safety import DOMAINS
+from compatctl.encoder import onnx_safety
+from compatctl.encoder.onnx_safety import DOMAINS
 from compatctl.errors import InputError
 from compatctl.files import parse_json
 
@@ -63,10 +63,10 @@ def parse(path: Path, data: bytes) -> onnx.ModelProto:
     """The model in ``data``, refused where it is not one self-contained file of standard operators.
 
     Raises:
-        InputError: not ONNX, or something that ``safety`` refuses: external data anywhere in it,
-            custom operators, text, more structure than an encoder has.
+        InputError: not ONNX, or something that ``onnx_safety`` refuses: external data
+            anywhere in it, custom operators, text, more structure than an encoder has.
     """
-    safety.check_structure(path, memoryview(data))
+    onnx_safety.check_structure(path, memoryview(data))
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -75,7 +75,7 @@ def parse(path: Path, data: bytes) -> onnx.ModelProto:
     standard = [one for one in model.opset_import if one.domain in DOMAINS]
     if not model.graph.node or not model.graph.output or not standard:
         raise InputError(f"{path} is not an ONNX model: it has no graph")
-    safety.check(path, model)
+    onnx_safety.check(path, model)
     return model
 
 
@@ -94,7 +94,7 @@ def read(path: Path, model: onnx.ModelProto) -> Contract:
     if len(texts) != 1:
         raise InputError(
             f"{path} carries no preprocessing in its metadata: compatctl did not make it",
-            tip=f"pass --preprocessing FILE, or put {side_of(path).name} beside it",
+            tip=f"pass --preprocessing FILE, or put {sidecar_path(path).name} beside it",
         )
     if len(texts[0]) > MAX_METADATA:
         raise InputError(f"{path}: its metadata is longer than {MAX_METADATA} characters")
@@ -119,7 +119,7 @@ def read(path: Path, model: onnx.ModelProto) -> Contract:
     return Contract(dim=dim, inputs=found)
 
 
-def side_of(path: Path) -> Path:
+def sidecar_path(path: Path) -> Path:
     """Where a foreign file's preprocessing is looked for: NAME.preprocessing.json beside it."""
     return path.with_suffix(".preprocessing.json")
 
@@ -134,8 +134,8 @@ def _input(path: Path, entry: object) -> EncoderInput:
         raise InputError(f"{path}: {error.message}") from None
 
 
-def check_signature(path: Path, model: onnx.ModelProto, told: Contract) -> None:
-    """The graph's inputs and output must be what ``told`` says, the batch free.
+def check_signature(path: Path, model: onnx.ModelProto, spec: Contract) -> None:
+    """The graph's inputs and output must be what ``spec`` says, the batch free.
 
     Raises:
         InputError: another name, type or size, or a fixed batch.
@@ -143,7 +143,7 @@ def check_signature(path: Path, model: onnx.ModelProto, told: Contract) -> None:
     found = {one.name: _kind(one) for one in graph_inputs(model.graph)}
     wanted = {
         one.name: f"uint8 (batch, {one.preprocessing.height}, {one.preprocessing.width}, 3)"
-        for one in told.inputs
+        for one in spec.inputs
     }
     if found != wanted:
         raise InputError(
@@ -151,7 +151,7 @@ def check_signature(path: Path, model: onnx.ModelProto, told: Contract) -> None:
             f"{_listed(wanted)}"
         )
     results = {one.name: _kind(one) for one in model.graph.output}
-    expected = {OUTPUT: f"float32 (batch, {told.dim})"}
+    expected = {OUTPUT: f"float32 (batch, {spec.dim})"}
     if results != expected:
         raise InputError(
             f"{path}: its outputs are {_listed(results)}; expected {_listed(expected)}"

@@ -9,9 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from compatctl.data import Preprocessing
-from compatctl.encoder import contract, safety
+from compatctl.encoder import contract, onnx_safety
 from compatctl.encoder.contract import BATCH, OUTPUT, Contract, EncoderInput
-from compatctl.encoder.foreign import IMAGE, sealed_bytes
+from compatctl.encoder.import_onnx import IMAGE, read_model_bytes
 from compatctl.encoder.sealing import image_input, inlined, prefixed, sealed
 from compatctl.errors import InputError
 from compatctl.files import write_atomic
@@ -27,21 +27,21 @@ def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
     """
     if not 0.0 < weight < 1.0:
         raise InputError(f"the weight of the new feature must lie between 0 and 1, got {weight}")
-    models, told = [], []
+    models, spec = [], []
     for path in (old, new):
-        model = contract.parse(path, sealed_bytes(path))
-        told.append(contract.read(path, model))
-        contract.check_signature(path, model, told[-1])
+        model = contract.parse(path, read_model_bytes(path))
+        spec.append(contract.read(path, model))
+        contract.check_signature(path, model, spec[-1])
         models.append(inlined(path, model))
-    if told[0].dim != told[1].dim:
+    if spec[0].dim != spec[1].dim:
         raise InputError(
-            f"{old} ends in {told[0].dim} numbers, {new} in {told[1].dim}: they have no mean"
+            f"{old} ends in {spec[0].dim} numbers, {new} in {spec[1].dim}: they have no mean"
         )
     models = _same_opset((old, new), models)
     merged = onnx.GraphProto(name="encoder")
     names: dict[Preprocessing, str] = {}
     for which, share, model, one in zip(
-        ("old", "new"), (1.0 - weight, weight), models, told, strict=True
+        ("old", "new"), (1.0 - weight, weight), models, spec, strict=True
     ):
         join(merged, which, prefixed(model, f"{which}/"), one, names)
         factor = numpy_helper.from_array(np.array(share, np.float32), f"{which}_weight")
@@ -51,19 +51,19 @@ def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
     merged.node.append(helper.make_node("Add", ["old_share", "new_share"], ["mixed"]))
     merged.node.append(helper.make_node("LpNormalization", ["mixed"], [OUTPUT]))
     both = Contract(
-        dim=told[0].dim,
+        dim=spec[0].dim,
         inputs=tuple(EncoderInput(name=name, preprocessing=size) for size, name in names.items()),
     )
     write_atomic(out, sealed(assembled(merged, models, both), both))
 
 
 def assembled(
-    merged: onnx.GraphProto, models: list[onnx.ModelProto], told: Contract
+    merged: onnx.GraphProto, models: list[onnx.ModelProto], spec: Contract
 ) -> onnx.ModelProto:
-    """A model of the graph, with inputs and output as ``told`` says; versions are the models'."""
-    for one in told.inputs:
+    """A model of the graph, with inputs and output as ``spec`` says; versions are the models'."""
+    for one in spec.inputs:
         merged.input.append(image_input(one.name, one.preprocessing))
-    feature = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, told.dim])
+    feature = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, spec.dim])
     merged.output.append(feature)
     made = onnx.ModelProto(
         ir_version=max(model.ir_version for model in models),
@@ -77,11 +77,11 @@ def join(
     merged: onnx.GraphProto,
     which: str,
     graph: onnx.GraphProto,
-    told: Contract,
+    spec: Contract,
     names: dict[Preprocessing, str],
 ) -> None:
     """Append an encoder's prefixed graph; its inputs become copies of the shared ones."""
-    for one in told.inputs:
+    for one in spec.inputs:
         fresh = IMAGE if not names else f"{IMAGE}_{len(names) + 1}"
         shared = names.setdefault(one.preprocessing, fresh)
         merged.node.append(helper.make_node("Identity", [shared], [f"{which}/{one.name}"]))
@@ -95,7 +95,7 @@ def join(
 def _same_opset(paths: tuple[Path, Path], models: list[onnx.ModelProto]) -> list[onnx.ModelProto]:
     """Both models at the newer of their two operator sets."""
     versions = [
-        max(one.version for one in model.opset_import if one.domain in safety.DOMAINS)
+        max(one.version for one in model.opset_import if one.domain in onnx_safety.DOMAINS)
         for model in models
     ]
     newest = max(versions)

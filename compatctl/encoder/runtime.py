@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from compatctl.core.arrays import Pixels, Vectors
 from compatctl.data import Dataset, prepare
-from compatctl.encoder import contract, safety
-from compatctl.encoder.carrying import record_in
+from compatctl.encoder import contract, onnx_safety
+from compatctl.encoder.carrying import carried_record
 from compatctl.encoder.contract import EncoderInput
-from compatctl.encoder.foreign import sealed_bytes
+from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.session import Session
 from compatctl.errors import InputError
 from compatctl.files import sha256_bytes
@@ -69,15 +69,15 @@ class Encoder:
         *,
         session: Session,
         sha256: str,
-        told: contract.Contract,
+        spec: contract.Contract,
         name: str,
         operators: frozenset[str],
         record: str | None,
     ) -> None:
         self._session = session
         self.sha256 = sha256
-        self.dim = told.dim
-        self.inputs: tuple[EncoderInput, ...] = told.inputs
+        self.dim = spec.dim
+        self.inputs: tuple[EncoderInput, ...] = spec.inputs
         self.name = name
         self.operators = operators
         self.record = record
@@ -95,29 +95,29 @@ class Encoder:
         Raises:
             InputError: missing, not ONNX, not self-contained, or not what its metadata says.
         """
-        return cls.of(sealed_bytes(path, preprocessing), path, threads)
+        return cls.from_bytes(read_model_bytes(path, preprocessing), path, threads)
 
     @classmethod
-    def of(cls, data: bytes, path: Path, threads: int | None = None) -> Encoder:
+    def from_bytes(cls, data: bytes, path: Path, threads: int | None = None) -> Encoder:
         """The encoder in the sealed bytes of a model; ``path`` is where they were read.
 
         Raises:
             InputError: as ``load``.
         """
         model = contract.parse(path, data)
-        told = contract.read(path, model)
-        contract.check_signature(path, model, told)
-        session = Session(path, data, threads, nodes=safety.node_count(path, model))
-        found = session.dim(told.inputs)
-        if found != told.dim:
-            raise InputError(f"{path} gives {found} numbers; its metadata says {told.dim}")
+        spec = contract.read(path, model)
+        contract.check_signature(path, model, spec)
+        session = Session(path, data, threads, nodes=onnx_safety.node_count(path, model))
+        found = session.dim(spec.inputs)
+        if found != spec.dim:
+            raise InputError(f"{path} gives {found} numbers; its metadata says {spec.dim}")
         return cls(
             session=session,
             sha256=sha256_bytes(data),
-            told=told,
+            spec=spec,
             name=path.name,
-            operators=safety.operators(model),
-            record=record_in(path, model),
+            operators=onnx_safety.operators(model),
+            record=carried_record(path, model),
         )
 
     def run(self, images: Mapping[str, Pixels]) -> Vectors:

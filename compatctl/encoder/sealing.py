@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, inliner
 
 from compatctl.data import Preprocessing
-from compatctl.encoder import contract, safety
+from compatctl.encoder import contract, onnx_safety
 from compatctl.encoder.contract import BATCH, KEY, OUTPUT, Contract, EncoderInput
 from compatctl.errors import InputError
 from compatctl.files import write_atomic
@@ -33,9 +33,9 @@ def seal(raw: Path, out: Path, inputs: Sequence[EncoderInput]) -> None:
     model = inlined(raw, contract.parse(raw, model.SerializeToString()))
     shape = [one for one in model.graph.output if one.name == OUTPUT]
     dims = shape[0].type.tensor_type.shape.dim if shape else []
-    told = Contract(dim=dims[1].dim_value if len(dims) == 2 else 0, inputs=tuple(inputs))
-    contract.check_signature(raw, model, told)
-    write_atomic(out, sealed(model, told))
+    spec = Contract(dim=dims[1].dim_value if len(dims) == 2 else 0, inputs=tuple(inputs))
+    contract.check_signature(raw, model, spec)
+    write_atomic(out, sealed(model, spec))
 
 
 def inlined(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -52,11 +52,11 @@ def inlined(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
         raise InputError(f"{path}: its local functions cannot be put in: {error}") from error
 
 
-def sealed(model: onnx.ModelProto, told: Contract) -> bytes:
+def sealed(model: onnx.ModelProto, spec: Contract) -> bytes:
     """The one serialisation of a graph and its contract: what does not compute is left out."""
     clean = onnx.ModelProto()
     clean.ir_version = model.ir_version
-    opset = max(one.version for one in model.opset_import if one.domain in safety.DOMAINS)
+    opset = max(one.version for one in model.opset_import if one.domain in onnx_safety.DOMAINS)
     clean.opset_import.add(domain="", version=opset)
     clean.graph.CopyFrom(model.graph)
     clean.DiscardUnknownFields()
@@ -73,7 +73,7 @@ def sealed(model: onnx.ModelProto, told: Contract) -> bytes:
     clean.graph.name = "encoder"
     for value in (*contract.graph_inputs(clean.graph), *clean.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
-    clean.metadata_props.add(key=KEY, value=told.to_json())
+    clean.metadata_props.add(key=KEY, value=spec.to_json())
     return bytes(clean.SerializeToString(deterministic=True))
 
 

@@ -48,7 +48,7 @@ class Difference:
     distance: float
 
 
-def differences(encoder: Encoder, images: Dataset) -> Iterator[Difference]:
+def iter_differences(encoder: Encoder, images: Dataset) -> Iterator[Difference]:
     """How far the answers for up to 32 images part, asked in several ways, one by one.
 
     Each is alone, in a batch of 64 (or the most that the encoder takes) in which every image is
@@ -90,7 +90,7 @@ def refuse_unsteady(encoder: Encoder, data: Dataset | None = None) -> float:
             they were asked, and by how much.
     """
     found = 0.0
-    for one in differences(encoder, sample(data)):
+    for one in iter_differences(encoder, sample(data)):
         if np.isnan(one.distance):
             raise UnsteadyError(
                 f"{encoder.name} gives vectors that are not finite, or not one for every image: "
@@ -114,12 +114,14 @@ def sample(data: Dataset | None) -> Dataset:
     if data is not None and len(data):
         real = data.take(np.unique(np.linspace(0, len(data) - 1, REAL).astype(np.int64)))
     made = range(IMAGES - len(real))
-    images = tuple(made_image(at, *SIZES[at % 4]) // (1 + at % 3) + 5 * (at % 16) for at in made)
+    images = tuple(
+        synthetic_image(at, *SIZES[at % 4]) // (1 + at % 3) + 5 * (at % 16) for at in made
+    )
     items = tuple(Item(id=f"made {at}", label="", split="test") for at in made)
     return Dataset(items=(*items, *real.items), sources=(*images, *real.sources))
 
 
-def made_image(number: int, height: int, width: int) -> NDArray[np.uint8]:
+def synthetic_image(number: int, height: int, width: int) -> NDArray[np.uint8]:
     """Ramps, a chequered field and noise, from whole numbers only: the same on every machine."""
     y, x = np.indices((height, width), np.int64)
     ramp = (x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height))

@@ -12,7 +12,7 @@ from compatctl.core.arrays import Vectors
 from compatctl.core.nearest import exact_search
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.evaluation.searched_gallery import Searched
-from compatctl.index import HnswIndex, shares_found, tune_ef
+from compatctl.index import HnswIndex, recall_per_query, tune_ef
 from compatctl.report import AnnRecall
 
 K = 10
@@ -77,12 +77,12 @@ def measure_ann_recall(
     """
     vectors, exact = queries.queries, queries.nearest
     k = exact.shape[1]
-    by_query = shares_found(index, vectors, exact, k, ef)
+    by_query = recall_per_query(index, vectors, exact, k, ef)
     recall_current = float(by_query.mean())
     tuned = tune_ef(index, vectors, exact, k, TARGET)
     needed = ef if recall_current >= TARGET or tuned.ef <= ef else tuned.ef
     if needed != ef:
-        by_query = shares_found(index, vectors, exact, k, needed)
+        by_query = recall_per_query(index, vectors, exact, k, needed)
     recall = AnnRecall(
         k=k,
         ef_current=ef,

@@ -90,7 +90,7 @@ class Searched:
         labels, conflicts = _labels(data, stored_ids, theirs, of_data)
         n, vectors = len(stored_ids), beside.features
         if gallery is not None:
-            vectors = gallery.vectors(room=len(beside.rows))
+            vectors = gallery.vectors(extra_capacity=len(beside.rows))
             vectors[n:] = beside.features
         return cls(
             ids=(*stored_ids, *(data.items[row].id for row in beside.rows)),

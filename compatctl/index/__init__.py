@@ -5,11 +5,17 @@ from __future__ import annotations
 from compatctl.index.checks import check_layout
 from compatctl.index.hnsw import HnswIndex
 from compatctl.index.layout import HnswHeader, NotUnitError, read_header
-from compatctl.index.marks import held_marks, marks_of_rows, read_keys, read_rows
+from compatctl.index.marks import checksums_of, find_checksums, read_keys, read_rows
 from compatctl.index.params import HnswParams
 from compatctl.index.reading import read_all
-from compatctl.index.rebuilding import count_deleted, live, mapped, rebuilt, reduced
-from compatctl.index.tuning import EfTuning, recall_at, shares_found, tune_ef
+from compatctl.index.rebuilding import (
+    build_mapped,
+    build_with_replacements,
+    build_without,
+    build_without_deleted,
+    count_deleted,
+)
+from compatctl.index.tuning import EfTuning, recall_at, recall_per_query, tune_ef
 
 __all__ = [
     "EfTuning",
@@ -17,19 +23,19 @@ __all__ = [
     "HnswIndex",
     "HnswParams",
     "NotUnitError",
+    "build_mapped",
+    "build_with_replacements",
+    "build_without",
+    "build_without_deleted",
     "check_layout",
+    "checksums_of",
     "count_deleted",
-    "held_marks",
-    "live",
-    "mapped",
-    "marks_of_rows",
+    "find_checksums",
     "read_all",
     "read_header",
     "read_keys",
     "read_rows",
-    "rebuilt",
     "recall_at",
-    "reduced",
-    "shares_found",
+    "recall_per_query",
     "tune_ef",
 ]

@@ -20,7 +20,7 @@ from compatctl.index.layout import (
     NotUnitError,
     StoredRows,
     check_unit,
-    damaged,
+    damaged_error,
 )
 
 _NOT_ZERO = re.compile(rb"[^\0]")
@@ -58,7 +58,7 @@ def check_stored(stored: StoredRows, *, keys: bool = True, deleted: bool = False
         _check_level0(block, first, header, path, deleted=deleted)
         check_unit(block["row"], f"{path}: stored row", NotUnitError, first=first)
     if keys and (twice := first_duplicate(stored.read_keys())) is not None:
-        raise damaged(path, f"the key {twice} is there twice")
+        raise damaged_error(path, f"the key {twice} is there twice")
 
 
 def first_duplicate(keys: Keys) -> int | None:
@@ -105,11 +105,11 @@ def upper_lists(
         if row == header.count:
             break
         if at >= words:
-            raise damaged(path, "it is cut short")
+            raise damaged_error(path, "it is cut short")
         size = int.from_bytes(tail[4 * at : 4 * at + 4], "little")
         levels, rest = divmod(size, bytes_per_level)
         if rest or levels > header.max_level:
-            raise damaged(path, f"row {row} has upper links of {size} bytes")
+            raise damaged_error(path, f"row {row} has upper links of {size} bytes")
         level[row] = levels
         begins.append(4 * at + 4)
         row, at = row + 1, at + 1 + size // 4
@@ -117,9 +117,11 @@ def upper_lists(
             done(4 * before, min(4 * at, len(tail)))
             before = at
     if 4 * at != len(tail):
-        raise damaged(path, f"its rows end {abs(len(tail) - 4 * at)} bytes from the file's end")
+        raise damaged_error(
+            path, f"its rows end {abs(len(tail) - 4 * at)} bytes from the file's end"
+        )
     if level[header.entry] != header.max_level:
-        raise damaged(path, f"its entry {header.entry} is not on the highest level")
+        raise damaged_error(path, f"its entry {header.entry} is not on the highest level")
     return UpperLists(level=np.frombuffer(level, np.uint8), begins=np.array(begins, np.int64))
 
 
@@ -135,10 +137,10 @@ def _check_level0(
             tip="compatctl import --drop-deleted builds it again from its live rows",
         )
     if (block["deleted"] != marked).any() or block["unused"].any():
-        raise damaged(path, f"a flag near row {first} that hnswlib does not have")
+        raise damaged_error(path, f"a flag near row {first} that hnswlib does not have")
     used = _used(block["links"], 2 * header.M, path)
     if (block["to"][used] >= header.count).any():
-        raise damaged(path, f"a link near row {first} leads to no row")
+        raise damaged_error(path, f"a link near row {first} leads to no row")
 
 
 def _check_upper(stored: StoredRows, upper: UpperLists) -> None:
@@ -155,12 +157,12 @@ def _check_upper(stored: StoredRows, upper: UpperLists) -> None:
             lists = words[begins[start : start + step, None] + np.arange(size)]
             to = lists[:, 1:][_used(lists[:, 0] & 0xFFFF, header.M, path)]
             if (to >= header.count).any() or (upper.level[to] < level).any():
-                raise damaged(path, f"a link of level {level} leads to no row of that level")
+                raise damaged_error(path, f"a link of level {level} leads to no row of that level")
             stored.release_tail(0, 4 * int(begins[min(start + step, len(begins)) - 1] + size))
 
 
 def _used(counts: NDArray[Any], room: int, path: Path) -> NDArray[np.bool_]:
     """Which of the ``room`` places of each list (n, room) hold a link."""
     if (counts > room).any():
-        raise damaged(path, f"a row has {int(counts.max())} links where {room} are the most")
+        raise damaged_error(path, f"a row has {int(counts.max())} links where {room} are the most")
     return np.arange(room) < counts[:, None]

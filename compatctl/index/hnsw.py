@@ -22,7 +22,7 @@ from compatctl.files import os_errors
 from compatctl.index.checks import check_stored, first_duplicate
 from compatctl.index.layout import StoredRows, check_unit
 from compatctl.index.params import HnswParams
-from compatctl.index.readback import check_written, row_marks
+from compatctl.index.readback import check_written, row_checksums
 from compatctl.progress import Progress, silent
 
 _ADD_BATCH = 2048
@@ -96,16 +96,16 @@ class HnswIndex:
         params: HnswParams,
         count: int | None = None,
         *,
-        checked: bool = False,
-        room: int = 0,
+        prevalidated: bool = False,
+        extra_capacity: int = 0,
     ) -> Self:
         """The index in a file, after every number in it that hnswlib trusts was checked.
 
         The file's digest is the caller's to compare: a changed bit inside a row that leaves it
-        of unit length cannot be seen here. ``checked`` is the caller's word that exactly these
+        of unit length cannot be seen here. ``prevalidated`` is the caller's word that exactly these
         bytes, by their digest, passed ``check_layout`` before: then only the header is read
         beforehand. A wrong word hands hnswlib an unchecked file, which can end the process.
-        ``room`` is what ``reserve`` makes, with less memory on the way.
+        ``extra_capacity`` is what ``reserve`` makes, with less memory on the way.
 
         Raises:
             InputError: the file is missing or must not be read.
@@ -114,11 +114,11 @@ class HnswIndex:
         """
         stored = StoredRows.open(path)
         params.expect(stored.header, count, path)
-        if not checked:
+        if not prevalidated:
             check_stored(stored)
         with _hnswlib(f"loading {path}"):
             engine = _engine(params)
-            engine.load_index(str(path), max_elements=stored.header.count + room)
+            engine.load_index(str(path), max_elements=stored.header.count + extra_capacity)
         return cls(engine, params, stored)
 
     def __len__(self) -> int:
@@ -155,8 +155,8 @@ class HnswIndex:
         for start in range(0, len(given), _ADD_BATCH):
             check_unit(_copied(given[start : start + _ADD_BATCH]), "row", first=start)
         self._check_new(new)
-        if (room := self._engine.get_max_elements()) < len(self) + len(new):
-            self._resize(max(len(self) + len(new), room + room // 16))
+        if (capacity := self._engine.get_max_elements()) < len(self) + len(new):
+            self._resize(max(len(self) + len(new), capacity + capacity // 16))
         for start in range(0, len(given), _ADD_BATCH):
             progress("building the index", start, len(given))
             block = slice(start, start + _ADD_BATCH)
@@ -297,13 +297,13 @@ class HnswIndex:
         with _hnswlib("adding rows"):
             self._engine.add_items(rows, keys, num_threads=threads)
         self._added.append(keys.copy())
-        self._marks.append(row_marks(rows))
+        self._marks.append(row_checksums(rows))
         self._count += len(keys)
         self._top = max(self._top, keys.max())
 
-    def _resize(self, room: int) -> None:
+    def _resize(self, capacity: int) -> None:
         with _hnswlib("making room"):
-            self._engine.resize_index(room)
+            self._engine.resize_index(capacity)
 
     def _shaped(self, values: Vectors, what: str) -> Vectors:
         shape = np.shape(values)

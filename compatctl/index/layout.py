@@ -92,7 +92,7 @@ def read_header(path: Path) -> HnswHeader:
         raw = file.read(_HEADER.size)
         size = path.stat().st_size
     if len(raw) < _HEADER.size:
-        raise damaged(path, f"{size} bytes are less than a header")
+        raise damaged_error(path, f"{size} bytes are less than a header")
     (level0, capacity, count, record, label_at, data_at) = _HEADER.unpack(raw)[:6]
     (max_level, entry, max_m, max_m0, m, mult, ef_construction) = _HEADER.unpack(raw)[6:]
     dim, rest = divmod(label_at - data_at, 4)
@@ -106,15 +106,15 @@ def read_header(path: Path) -> HnswHeader:
         or record != label_at + 8
         or not abs(mult * math.log(m) - 1.0) <= 1e-6
     ):
-        raise damaged(path, "its header is not that of an hnswlib index of float32 rows")
+        raise damaged_error(path, "its header is not that of an hnswlib index of float32 rows")
     if capacity > MAX_ROWS or capacity * record > MAX_ROOM_BYTES:
-        raise damaged(path, f"its header asks for room for {capacity} rows of {record} bytes")
+        raise damaged_error(path, f"its header asks for room for {capacity} rows of {record} bytes")
     if not 1 <= ef_construction <= MAX_EF_CONSTRUCTION:
-        raise damaged(path, f"its header has ef_construction {ef_construction}")
+        raise damaged_error(path, f"its header has ef_construction {ef_construction}")
     if not 1 <= count <= capacity or not 0 <= entry < count or not 0 <= max_level < 64:
-        raise damaged(path, f"its header names {count} rows and entry {entry}")
+        raise damaged_error(path, f"its header names {count} rows and entry {entry}")
     if size < _HEADER.size + count * (record + 4):
-        raise damaged(path, f"{size} bytes are too few for {count} rows of {record} bytes")
+        raise damaged_error(path, f"{size} bytes are too few for {count} rows of {record} bytes")
     return HnswHeader(
         dim=dim,
         count=count,
@@ -152,9 +152,9 @@ class StoredRows:
             try:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError:
-                raise damaged(path, "it changed while it was read") from None
+                raise damaged_error(path, "it changed while it was read") from None
         if len(mapped) != header.file_bytes:
-            raise damaged(path, "it changed while it was read")
+            raise damaged_error(path, "it changed while it was read")
         return cls(path=path, header=header, mapped=mapped)
 
     def __len__(self) -> int:
@@ -226,15 +226,15 @@ class StoredRows:
         return found
 
     @cached_property
-    def _order(self) -> KeyOrder:
-        return KeyOrder(self.keys)
+    def _order(self) -> KeyLookup:
+        return KeyLookup(self.keys)
 
     def _release_rows(self, first: int, last: int) -> None:
         size = self.header.record_bytes
         self.release(_HEADER.size + first * size, _HEADER.size + last * size)
 
 
-class KeyOrder:
+class KeyLookup:
     """Where each of the keys (N,), all different, is; keys that ascend need no second table."""
 
     def __init__(self, keys: Keys) -> None:
@@ -292,7 +292,7 @@ def _record(header: HnswHeader) -> np.dtype[Any]:
     )
 
 
-def damaged(path: Path, why: str) -> DamagedError:
+def damaged_error(path: Path, why: str) -> DamagedError:
     """The error for a file that hnswlib cannot have written so."""
     return DamagedError(
         f"{path} is not an intact hnswlib index: {why}", tip="take it from a backup, or build it"

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.core.arrays import Checksums, Keys, Vectors
-from compatctl.index.layout import KeyOrder, StoredRows
+from compatctl.index.layout import KeyLookup, StoredRows
 from compatctl.index.params import HnswParams
-from compatctl.index.readback import row_marks
+from compatctl.index.readback import row_checksums
 
 
 def read_rows(path: Path, params: HnswParams, count: int, keys: Keys) -> Vectors:
@@ -24,13 +24,13 @@ def read_rows(path: Path, params: HnswParams, count: int, keys: Keys) -> Vectors
     return stored.rows(stored.find(keys))
 
 
-def marks_of_rows(rows: Vectors) -> Checksums:
+def checksums_of(rows: Vectors) -> Checksums:
     """The mark (n,) uint64 of each row (n, D): equal rows have equal ones; two others have, of
     all, one chance in 2^63 or so."""
-    return row_marks(np.ascontiguousarray(rows, np.float32))
+    return row_checksums(np.ascontiguousarray(rows, np.float32))
 
 
-def held_marks(
+def find_checksums(
     path: Path, params: HnswParams, count: int, marks: Checksums, *, but: Keys | None = None
 ) -> NDArray[np.bool_]:
     """Which of the marks (n,) are of a row in the file, in one pass; rows under ``but`` (m,) are
@@ -45,10 +45,10 @@ def held_marks(
     if not len(marks):
         return found
     order = np.argsort(marks, kind="stable")
-    wanted, passed = marks[order], KeyOrder(np.zeros(0, np.uint64) if but is None else but)
+    wanted, passed = marks[order], KeyLookup(np.zeros(0, np.uint64) if but is None else but)
     seen = np.zeros(0, np.uint64)
     for _, block in stored.blocks():
-        here = row_marks(block["row"].copy())[passed.find(block["key"].copy()) < 0]
+        here = row_checksums(block["row"].copy())[passed.find(block["key"].copy()) < 0]
         at = np.minimum(np.searchsorted(wanted, here), len(wanted) - 1)
         seen = np.union1d(seen, here[wanted[at] == here])
     found[order] = np.isin(wanted, seen)

@@ -23,12 +23,12 @@ import numpy as np
 from compatctl.core.arrays import Checksums, Keys, Vectors
 from compatctl.errors import DamagedError
 from compatctl.index.checks import check_stored
-from compatctl.index.layout import KeyOrder, StoredRows
+from compatctl.index.layout import KeyLookup, StoredRows
 
 _MARKED = 2048
 
 
-def row_marks(rows: Vectors) -> Checksums:
+def row_checksums(rows: Vectors) -> Checksums:
     """The mark (n,) uint64 of each row (n, D) float32."""
     found = np.empty(len(rows), np.uint64)
     weights = _weights(rows.shape[1])
@@ -60,12 +60,12 @@ def check_written(path: Path, before: StoredRows | None, keys: Keys, marks: Chec
         if written.header.record_bytes != before.header.record_bytes:
             raise _other(path, "rows")
         _check_same(written, before)
-    seen, order = np.zeros(len(keys), np.bool_), KeyOrder(keys)
+    seen, order = np.zeros(len(keys), np.bool_), KeyLookup(keys)
     for _, block in written.blocks(start):
         at = order.find(np.ascontiguousarray(block["key"]))
         if (at < 0).any():
             raise _other(path, "keys")
-        if (marks[at] != row_marks(block["row"])).any():
+        if (marks[at] != row_checksums(block["row"])).any():
             raise _other(path, "rows")
         seen[at] = True
     if not seen.all():

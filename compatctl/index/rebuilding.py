@@ -27,7 +27,7 @@ from compatctl.core.arrays import Keys, Vectors
 from compatctl.errors import InputError
 from compatctl.index.checks import check_stored, first_duplicate
 from compatctl.index.hnsw import HnswIndex
-from compatctl.index.layout import KeyOrder, StoredRows
+from compatctl.index.layout import KeyLookup, StoredRows
 from compatctl.index.params import HnswParams
 from compatctl.progress import Progress, silent
 
@@ -37,7 +37,7 @@ RowsAt = Callable[[NDArray[np.int64]], Vectors]
 """Positions (n,) among the replaced keys -> their new rows (n, D) float32, unit rows."""
 
 
-def rebuilt(
+def build_with_replacements(
     path: Path,
     params: HnswParams,
     count: int,
@@ -59,7 +59,7 @@ def rebuilt(
     """
     if (twice := first_duplicate(keys.copy())) is not None:
         raise InputError(f"the key {twice} is to be replaced twice")
-    stored, order = _opened(path, params, count), KeyOrder(keys)
+    stored, order = _opened(path, params, count), KeyLookup(keys)
     if len(lost := keys[stored.find(keys) < 0]):
         raise InputError(f"the index has no row under the key {lost[0]}")
 
@@ -72,7 +72,7 @@ def rebuilt(
     return _built(stored, params, replaced, progress)
 
 
-def mapped(
+def build_mapped(
     path: Path,
     params: HnswParams,
     count: int,
@@ -102,7 +102,9 @@ def count_deleted(path: Path) -> int:
     return sum(int((block["deleted"] & 1).sum()) for _, block in stored.blocks())
 
 
-def live(path: Path, params: HnswParams, progress: Progress = silent) -> tuple[HnswIndex, Keys]:
+def build_without_deleted(
+    path: Path, params: HnswParams, progress: Progress = silent
+) -> tuple[HnswIndex, Keys]:
     """A new index of the rows in a file that are not marked deleted, under their keys and in their
     order, and the keys (n,) of those that are.
 
@@ -119,7 +121,7 @@ def live(path: Path, params: HnswParams, progress: Progress = silent) -> tuple[H
     return _of_rows(stored, params, ~marked, progress), stored.keys[marked]
 
 
-def reduced(
+def build_without(
     path: Path,
     params: HnswParams,
     count: int,

@@ -25,7 +25,7 @@ class EfTuning:
     sweep: tuple[tuple[int, float], ...]
 
 
-def shares_found(
+def recall_per_query(
     index: HnswIndex, queries: Vectors, exact_keys: Keys, k: int, ef: int
 ) -> NDArray[np.float64]:
     """(Q,) share of the exact k nearest rows of each query that a search with ``ef`` finds.
@@ -41,8 +41,8 @@ def shares_found(
 
 
 def recall_at(index: HnswIndex, queries: Vectors, exact_keys: Keys, k: int, ef: int) -> float:
-    """ANN recall@k: the mean of ``shares_found``."""
-    return float(shares_found(index, queries, exact_keys, k, ef).mean())
+    """ANN recall@k: the mean of ``recall_per_query``."""
+    return float(recall_per_query(index, queries, exact_keys, k, ef).mean())
 
 
 def tune_ef(

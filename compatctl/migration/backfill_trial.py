@@ -15,7 +15,7 @@ from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import BulkEmbedding
 from compatctl.deployment.gallery import stored_rows
 from compatctl.deployment.record_files import ModelHeader, find_record
-from compatctl.encoder import record_of
+from compatctl.encoder import read_record
 from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import AnnQueries
 from compatctl.evaluation.comparison import mixed, recall_ks, retrieval
@@ -63,7 +63,7 @@ def held_out(project: Project, store: Store, data: Dataset) -> Rows:
     model = next(one for one in store.manifest.models if one.sha256 == wanted)
     seen = find_record(
         project.report.parent / model.name,
-        ModelHeader(sha256=wanted, record=record_of(store.verified_path("models", wanted))),
+        ModelHeader(sha256=wanted, record=read_record(store.verified_path("models", wanted))),
         named=None,
         candidate=project.candidate,
     )

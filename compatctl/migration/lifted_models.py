@@ -76,7 +76,7 @@ def _lifted(
 ) -> LiftedModelFile:
     path = gallery.store.verified_path("models", share.sha256)
     name = Path(f"{Path(share.name).stem}.lifted.onnx")
-    record = onnx_files.record_of(path)
+    record = onnx_files.read_record(path)
     before = (
         TrainingRecord.from_text(record, path)
         if record is not None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.core.arrays import Rows, Vectors
-from compatctl.data import Dataset, remembered
+from compatctl.data import Dataset, sample_per_class
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
 from compatctl.train.images import Picture
@@ -137,7 +137,7 @@ def _remembered(recipe: Recipe, memory: Dataset | None, fresh: set[str]) -> Data
             tip="write rehearsal: {per_class: 20}, for example, or pass no memory",
         )
     others = memory.take(i for i, one in enumerate(memory.ids) if one not in fresh)
-    return others.take(remembered(others.ids, others.labels, recipe.rehearsal.per_class))
+    return others.take(sample_per_class(others.ids, others.labels, recipe.rehearsal.per_class))
 
 
 def _validation(data: Dataset, reference: Reference) -> Validation | None:

@@ -102,7 +102,7 @@ def items_to_encode(
     """
     if min(recipe.objective.lambda_) >= 1.0:
         return ()
-    wanted = set(data.where(split="train").ids) | (set(memory.ids) if memory else set())
+    wanted = set(data.filter(split="train").ids) | (set(memory.ids) if memory else set())
     return tuple(sorted(wanted - set(gallery_ids)))
 
 

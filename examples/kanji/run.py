@@ -94,7 +94,7 @@ def compatctl(folder: Path, *words: str, expected: int = 0) -> None:
 def fonts(folder: Path) -> None:
     """recall@1 of the test characters, all fonts together and the three hard ones apart."""
     data = load(folder / "kanji.npz")
-    gallery, queries = data.where(role="gallery"), data.where(split="test", role="query")
+    gallery, queries = data.filter(role="gallery"), data.filter(split="test", role="query")
     codes = np.unique([*gallery.labels, *queries.labels], return_inverse=True)[1]
     at = np.array([item.slices["font"] for item in queries.items])
     old, new = (Encoder.load(folder / name) for name in ("old.onnx", "new.onnx"))

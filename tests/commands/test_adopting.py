@@ -144,7 +144,7 @@ def test_a_cosine_alone_is_no_agreement(shop: Shop) -> None:
     """Where all features are alike, another model has cosines over 0.99: its own images do not
     find their vectors, and it is refused; the right one is taken, with digests of the images."""
     mine, other = _alike(shop, "mine.onnx", "old.onnx"), _alike(shop, "other.onnx", "turned.onnx")
-    data: Dataset = load(shop.data()).where(role="gallery")
+    data: Dataset = load(shop.data()).filter(role="gallery")
     rows = Encoder.load(mine).embed(data).features
     assert (Encoder.load(other).embed(data).features * rows).sum(axis=1).min() > 0.985
     _index(shop.path("alike.bin"), rows)
@@ -175,7 +175,7 @@ def _index(
 def test_rows_that_are_marked_deleted_can_be_dropped(shop: Shop) -> None:
     """Without the flag the tip names it; with it they are gone and counted, whether the table names
     them or not, and the same command again finds its work done."""
-    data: Dataset = load(shop.data()).where(role="gallery")
+    data: Dataset = load(shop.data()).filter(role="gallery")
     rows = Encoder.load(shop.path("old.onnx")).embed(data).features
     gone = (0, 3, len(rows) - 1)
     path = shop.path("marked.bin")

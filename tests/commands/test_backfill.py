@@ -60,7 +60,7 @@ def _embedded(shop: Shop, name: str, ids: list[str], data: Dataset) -> NDArray[n
 def _slow_recall(shop: Shop, name: str, gallery: NDArray[np.float32], data: Dataset) -> float:
     """recall@1 of held-out queries on the catalogue's rows (N, D), one query at a time."""
     labels, right, asked = _catalog(shop).labels, 0, 0
-    queries = data.where(split="test", role="query")
+    queries = data.filter(split="test", role="query")
     features = Encoder.load(shop.path(name)).embed(queries).features
     for label, feature in zip(queries.labels, features, strict=True):
         if label in labels:
@@ -263,7 +263,7 @@ def test_a_loss_is_refused_and_can_be_forced(shop: Shop) -> None:
 
 def test_too_few_queries_cannot_tell(deployed: Shop) -> None:
     """With 40 held-out queries the gain is shown, and the exit code is 4; nothing is written."""
-    queries = [item.id for item in load(deployed.data()).where(split="test", role="query").items]
+    queries = [item.id for item in load(deployed.data()).filter(split="test", role="query").items]
     kept = set(queries[:40])
     table = _table(deployed, lambda row: row["role"] == "gallery" or row["id"] in kept)
     files = store_files(deployed)
@@ -411,7 +411,7 @@ def test_ef_is_raised_to_what_the_new_index_needs(begun: Path, shop: Shop, tmp_p
     assert other.manifest()["index"]["ef_search"] == told["ef_search"] == ann["ef_needed"] > 10
     gallery = DeployedGallery.open(Store.open(other.path("store")))
     vectors, keys = gallery.index.vectors(), gallery.index.keys()
-    data = load(shop.data()).where(split="test", role="query")
+    data = load(shop.data()).filter(split="test", role="query")
     queries = Encoder.load(begun / "new.onnx").embed(data).features
     for ef, recall in ((10, ann["recall_current"]), (told["ef_search"], ann["recall_needed"])):
         shares = []

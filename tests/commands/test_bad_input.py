@@ -142,7 +142,7 @@ def test_one_image_in_every_class_is_never_a_pass(tmp_path: Path, emoji: Path) -
     """Leave-one-out with nothing to find ends in exit 4."""
     old = write_encoder(tmp_path / "old.onnx", noise=0.3)
     new = write_encoder(tmp_path / "new.onnx", noise=0.1)
-    rows = load(emoji / "items.csv").where(split="test", role="gallery").items
+    rows = load(emoji / "items.csv").filter(split="test", role="gallery").items
     lines = [f"{one.id},{emoji}/images/{one.id}.png,{one.label},test" for one in rows]
     table = tmp_path / "single.csv"
     table.write_text("id,path,label,split\n" + "\n".join(lines) + "\n")

@@ -40,9 +40,9 @@ def record(shop: Shop) -> Any:
 def recall(shop: Shop, model: Path, split: str) -> float:
     """recall@1 of a split's queries on the stored gallery, by an explicit loop."""
     data = load(shop.data())
-    gallery = data.where(role="gallery")
+    gallery = data.filter(role="gallery")
     stored = stored_rows(shop, list(gallery.ids))
-    queries = data.where(split=split, role="query")  # type: ignore[arg-type]
+    queries = data.filter(split=split, role="query")  # type: ignore[arg-type]
     right = counted = 0
     for label, row in zip(queries.labels, Encoder.load(model).embed(queries).features, strict=True):
         counted += label in gallery.labels
@@ -126,7 +126,7 @@ def test_the_record_says_what_was_seen(shop: Shop) -> None:
     shop.path("wide.training.json").write_text(json.dumps({**own, "recipe": {"seed": 1}}))
     made, data = bridge(shop, new, "--kind", "orthogonal"), load(shop.data())
     found = record(shop)
-    train = data.where(split="train")
+    train = data.filter(split="train")
     assert {one["id"] for one in found["items"]} == {*train.ids, "elsewhere"}
     digests = {one["id"]: one["sha256"] for one in found["items"]}
     assert digests[train.ids[3]] == train.digest(3)
@@ -138,8 +138,8 @@ def test_the_record_says_what_was_seen(shop: Shop) -> None:
     assert (found["models"], found["parity"]) == ([made["sha256"]], 5e-4)
     assert (found["new"]["sha256"], found["new"]["recipe"]) == (sha256, {"seed": 1})
     assert made["anchors"] == len(anchors)
-    stored = len(data.where(role="gallery"))
-    outside = len(train.where(role="query"))
+    stored = len(data.filter(role="gallery"))
+    outside = len(train.filter(role="query"))
     assert made["pairs"] == {"gallery": stored, "encoder": outside}
 
 
@@ -149,11 +149,11 @@ def test_the_share_is_of_the_gallery_by_the_hash_of_the_id(shop: Shop, share: fl
     bridge(shop, shop.path("turned.onnx"), "--kind", "orthogonal", "--share", share)
     data, found = load(shop.data()), record(shop)
     gallery = sorted(
-        data.where(role="gallery").ids, key=lambda one: hashlib.sha256(one.encode()).hexdigest()
+        data.filter(role="gallery").ids, key=lambda one: hashlib.sha256(one.encode()).hexdigest()
     )
     used = {one["id"] for one in (*found["items"], *found["anchors"])}
     assert used & set(gallery) == set(gallery[: round(share * len(gallery))])
-    assert used - set(gallery) == set(data.where(split="train", role="query").ids)
+    assert used - set(gallery) == set(data.filter(split="train", role="query").ids)
 
 
 def test_held_out_queries_have_no_part_in_the_fit(shop: Shop) -> None:
@@ -195,7 +195,7 @@ def test_without_roles_training_items_alone_are_pairs(shop: Shop) -> None:
     made = bridge(shop, shop.path("turned.onnx"), "--kind", "orthogonal", *flat)
     assert made["anchors"] == 0
     assert {one["id"] for one in record(shop)["items"]} == set(
-        load(shop.data()).where(split="train").ids
+        load(shop.data()).filter(split="train").ids
     )
 
 

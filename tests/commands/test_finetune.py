@@ -47,14 +47,14 @@ def test_the_candidate_and_its_record(shop: Shop) -> None:
     assert output.read_bytes() == model.read_bytes()
     assert made["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()  # type: ignore[index]
     record = json.loads(shop.path("build/candidate/training.json").read_bytes())
-    train = load(shop.data()).where(split="train")
+    train = load(shop.data()).filter(split="train")
     assert {item["id"] for item in record["items"]} == set(train.ids)
     digests = {item["id"]: item["sha256"] for item in record["items"]}
     assert digests[train.ids[5]] == train.digest(5)
     assert record["classes"] == sorted(set(train.labels))
     counts = {
-        "gallery": len(train.where(role="gallery")),
-        "encoder": len(train.where(role="query")),
+        "gallery": len(train.filter(role="gallery")),
+        "encoder": len(train.filter(role="query")),
     }
     assert record["old_features"] == counts
     assert record["parity"] < 1e-4
@@ -138,9 +138,9 @@ def test_a_dry_run_counts_and_writes_nothing(shop: Shop) -> None:
     """--dry-run tells how many items would train and be embedded; no candidate appears."""
     recipe = _recipe(shop)
     planned = _finetune(shop, recipe, "--dry-run")
-    train = load(shop.data()).where(split="train")
+    train = load(shop.data()).filter(split="train")
     assert planned["training_items"] == len(train)  # type: ignore[index]
-    assert planned["to_embed_with_the_old_model"] == len(train.where(role="query"))  # type: ignore[index]
+    assert planned["to_embed_with_the_old_model"] == len(train.filter(role="query"))  # type: ignore[index]
     assert not shop.path("build").exists()
 
 

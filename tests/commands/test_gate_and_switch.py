@@ -178,7 +178,7 @@ def test_dry_runs_write_nothing(shop: Shop) -> None:
 
 def test_search_finds_a_gallery_image_and_refuses_another_model(shop: Shop, emoji: Path) -> None:
     """A gallery image finds itself first; --model other than the query model is exit 5."""
-    item = load(shop.data()).where(role="gallery").items[0]
+    item = load(shop.data()).filter(role="gallery").items[0]
     image = emoji / "images" / f"{item.id}.png"
     found = shop.run("search", image).json["queries"][0]["hits"]
     assert found[0]["id"] == item.id
@@ -191,7 +191,7 @@ def test_import_adopts_the_file_byte_for_byte(shop: Shop, tmp_path: Path, emoji:
     manifest = shop.manifest()
     index = shop.path(f"store/indexes/{manifest['index']['sha256']}.hnsw")
     data = load(emoji / "items.csv")
-    gallery = data.where(role="gallery")
+    gallery = data.filter(role="gallery")
     items = tmp_path / "items.csv"
     lines = [f"{key},{one.id},{one.label}" for key, one in enumerate(gallery.items)]
     items.write_text("key,id,label\n" + "\n".join(lines) + "\n")

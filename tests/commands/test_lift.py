@@ -72,7 +72,7 @@ def _images(shop: Shop, ids: list[str]) -> Any:
 def _slow_recall(shop: Shop, models: list[Encoder], gallery: NDArray[np.float32]) -> float:
     """recall@1 of held-out queries, by the models' mean, on the catalogue's rows, one by one."""
     labels, right, asked = _catalog(shop).labels, 0, 0
-    queries = load(shop.data()).where(split="test", role="query")
+    queries = load(shop.data()).filter(split="test", role="query")
     features = np.sum([one.embed(queries).features for one in models], axis=0)
     for label, feature in zip(queries.labels, features, strict=True):
         if label in labels:
@@ -150,7 +150,7 @@ def test_the_store_goes_on_after_a_lift(lifted: Shop) -> None:
     """search, add, status, fuse, verify, deploy, bridge, matrix and backfill work on the lifted
     rows; an encoder of the old length is refused, and the same lift again does nothing."""
     new = lifted.path("wide.onnx")
-    image = load(lifted.data()).where(split="test", role="query").sources[0]
+    image = load(lifted.data()).filter(split="test", role="query").sources[0]
     assert lifted.run("search", image).json["queries"][0]["hits"]
     table = _fresh(lifted, "a")
     assert lifted.run("add", "--data", table).json["added"] == 1
@@ -282,7 +282,7 @@ def test_a_loss_is_refused_and_can_be_forced(shop: Shop) -> None:
 def test_too_little_evidence_cannot_tell(shop: Shop, wide: Path, raised: Path) -> None:
     """40 held-out queries, and none at all: exit 4, nothing written; a dry run measures as the run
     that writes does, and tells the table."""
-    queries = [item.id for item in load(shop.data()).where(split="test", role="query").items]
+    queries = [item.id for item in load(shop.data()).filter(split="test", role="query").items]
     files = store_files(shop)
     for kept in (set(queries[:40]), set()):
         asks = set(queries) - kept

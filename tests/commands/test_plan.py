@@ -195,7 +195,7 @@ def test_the_same_plan_twice(shop: Shop) -> None:
 def test_only_validation_classes_ask_and_only_training_classes_train(shop: Shop) -> None:
     """Nothing of the test split but gallery items takes part; those that choose do not ask."""
     data = load(shop.data())
-    stored = data.where(role="gallery").ids
+    stored = data.filter(role="gallery").ids
     before = {one.id: one for one in data.items}
     for most, choosing in ((10_000, False), (10_000, True), (100, False)):
         split = planning_split(data, stored, most, choosing=choosing)

@@ -78,8 +78,8 @@ def test_a_csv_table_with_splits_roles_and_slices(tmp_path: Path) -> None:
     assert (first.split, first.role, dict(first.slices)) == ("test", "query", {"vendor": "one"})
     assert (second.label, second.split, second.role) == ("a, b", "train", None)
     assert dict(second.slices) == {}
-    assert data.where(role="query").ids == ("x",)
-    assert data.where(split="train").ids == ("y",)
+    assert data.filter(role="query").ids == ("x",)
+    assert data.filter(split="train").ids == ("y",)
     assert np.array_equal(np.asarray(data.read(1)), np.asarray(picture(1)))
 
 
@@ -220,7 +220,7 @@ def test_the_split_is_the_hash_of_the_class(folder: Path) -> None:
     for item in data.items:
         at = int.from_bytes(hashlib.sha1(item.label.encode()).digest()[:8], "big") / 2**64
         assert item.split == ("train" if at < 0.5 else "validation" if at < 0.7 else "test")
-    parts = [set(data.where(split=split).labels) for split in ("train", "validation", "test")]
+    parts = [set(data.filter(split=split).labels) for split in ("train", "validation", "test")]
     assert sum(map(len, parts)) == len(LABELS)
 
 
@@ -235,7 +235,7 @@ def test_held_out_items_are_of_training_classes(folder: Path) -> None:
     ]
     assert moved
     assert set(moved) == {("train", "test")}
-    assert set(held.where(split="train").labels) & set(held.where(split="test").labels)
+    assert set(held.filter(split="train").labels) & set(held.filter(split="test").labels)
 
 
 @pytest.mark.parametrize(

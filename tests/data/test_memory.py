@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compatctl.data import Dataset, Item, memory_bytes, read_memory, remembered, together
+from compatctl.data import Dataset, Item, memory_bytes, merge, read_memory, sample_per_class
 from compatctl.errors import DamagedError, InputError
 
 
@@ -68,7 +68,7 @@ def test_a_choice_from_choices_is_the_choice_from_all(per_class: int) -> None:
     held: list[int] = []
     for part in np.array_split(np.arange(200), 7):
         held += part.tolist()
-        kept = remembered([ids[i] for i in held], [labels[i] for i in held], per_class)
+        kept = sample_per_class([ids[i] for i in held], [labels[i] for i in held], per_class)
         held = [held[i] for i in kept]
     by_hash = sorted(range(200), key=lambda i: hashlib.sha256(ids[i].encode()).hexdigest())
     slow = {i for label in set(labels)
@@ -79,7 +79,7 @@ def test_a_choice_from_choices_is_the_choice_from_all(per_class: int) -> None:
 def test_the_first_data_set_says_what_an_item_is() -> None:
     """Of two data sets that share an id, the item and image of the first are taken."""
     one, two = (np.full((2, 2), value, np.uint8) for value in (1, 2))
-    found = together(
+    found = merge(
         Dataset(items=_items("a", label="new"), sources=(one,)),
         Dataset(items=_items("a", "b", label="old"), sources=(two, two)),
     )

@@ -209,7 +209,7 @@ def test_one_record_in_a_file(shop: Shop) -> None:
 def test_bridge_and_fuse_carry_on_what_their_parts_have_seen(shop: Shop) -> None:
     """Pairs and all that the encoders behind have seen; of one without a record nobody knows."""
     data = load(shop.data())
-    train = data.where(split="train")
+    train = data.filter(split="train")
     carry(shop.path("new.onnx"), TrainingRecord(parity=1e-6).with_classes(["only new"]))
     fused, bridged = shop.path("fused.onnx"), shop.path("bridged.onnx")
     models = shop.path("old.onnx"), shop.path("new.onnx")

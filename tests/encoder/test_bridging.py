@@ -12,7 +12,7 @@ from onnx_models import DIM, SIDE, UNIT, by_hand, metadata, projection, save
 
 from compatctl.core.maps import Adapter, Affine, Perceptron
 from compatctl.data import Dataset, Preprocessing
-from compatctl.encoder import Encoder, EncoderInput, bridge, fuse, seal, sealed_bytes
+from compatctl.encoder import Encoder, EncoderInput, bridge, fuse, read_model_bytes, seal
 from compatctl.errors import InputError
 
 
@@ -46,7 +46,7 @@ def small(exports: tuple[Path, Path], out: Path, seed: int = 0, **change: object
 
 def bridged(path: Path, adapter: Adapter) -> Encoder:
     """The encoder at ``path`` with the map behind it."""
-    return Encoder.of(bridge(sealed_bytes(path), path, adapter), path)
+    return Encoder.from_bytes(bridge(read_model_bytes(path), path, adapter), path)
 
 
 @pytest.mark.parametrize("adapter", [affine(), affine(gives=30), perceptron()])
@@ -74,7 +74,7 @@ def test_fused_and_bridged_models_are_bridged(
     both = tmp_path / "both.onnx"
     fuse(a, b, 0.4, both)
     once, twice = affine(gives=DIM), perceptron()
-    (tmp_path / "once.onnx").write_bytes(bridge(sealed_bytes(both), both, once))
+    (tmp_path / "once.onnx").write_bytes(bridge(read_model_bytes(both), both, once))
     found = bridged(tmp_path / "once.onnx", twice)
     assert len(found.inputs) == 2
     expected = twice(once(Encoder.load(both).embed(dataset).features))
@@ -112,7 +112,7 @@ def test_bridging_is_deterministic(exports: tuple[Path, Path], tmp_path: Path) -
     made = []
     for folder, adapter in ((0, affine()), (1, affine()), (0, affine(7)), (0, perceptron())):
         path = small((exports[folder], exports[folder]), tmp_path / f"{folder}.onnx")
-        made.append(bridge(sealed_bytes(path), path, adapter))
+        made.append(bridge(read_model_bytes(path), path, adapter))
     assert made[0] == made[1]
     assert len(set(made)) == 3
     model = onnx.ModelProto.FromString(made[0])
@@ -123,7 +123,7 @@ def test_bridging_is_deterministic(exports: tuple[Path, Path], tmp_path: Path) -
 def test_what_cannot_be_bridged_is_refused(tmp_path: Path) -> None:
     """A map of other numbers, a map with NaN, a file that is no encoder."""
     path = save(by_hand([UNIT]), tmp_path / "m.onnx", metadata())
-    data = sealed_bytes(path)
+    data = read_model_bytes(path)
     with pytest.raises(InputError, match=r"ends in 8 numbers; the map takes 9"):
         bridge(data, path, affine(takes=9))
     broken = Affine(matrix=np.full((DIM, 3), np.nan, np.float32), bias=np.zeros(3, np.float32))

@@ -31,7 +31,7 @@ def test_a_canary_comes_out_as_it_was(encoder: Encoder, tmp_path: Path) -> None:
     assert all(np.array_equal(*both) for both in zip(read.images, made.images, strict=True))
     assert "onnxruntime" in read.runtime
     assert read.difference(encoder) <= 1e-6
-    read.refuse_another(encoder)
+    read.check_unchanged(encoder)
 
 
 def test_its_images_are_four_and_not_one(encoder: Encoder) -> None:
@@ -57,9 +57,9 @@ def test_the_limit_is_an_l2_distance(encoder: Encoder, angle: float, refused: bo
     assert turned.difference(encoder) == pytest.approx(angle, rel=0.02)
     if refused:
         with pytest.raises(InputError, match=f"differs by {angle:.1g}"):
-            turned.refuse_another(encoder)
+            turned.check_unchanged(encoder)
     else:
-        turned.refuse_another(encoder)
+        turned.check_unchanged(encoder)
 
 
 def test_what_is_no_canary_is_refused(encoder: Encoder, tmp_path: Path) -> None:

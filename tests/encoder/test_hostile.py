@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import DIM, SIDE, UNIT, by_hand, metadata, save
 
-from compatctl.encoder import Encoder, contract, safety
+from compatctl.encoder import Encoder, contract, onnx_safety
 from compatctl.errors import InputError
 
 
@@ -151,7 +151,7 @@ def test_sparse_weights_that_are_huge_when_dense(tmp_path: Path) -> None:
 
 def test_a_file_that_is_small_and_parses_to_gigabytes(tmp_path: Path) -> None:
     """Two bytes make an empty operator of a hundred: too many of them are not parsed."""
-    nodes = b"\x0a\x00" * (safety.MAX_STRUCTURE_BYTES // 64 + 1)
+    nodes = b"\x0a\x00" * (onnx_safety.MAX_STRUCTURE_BYTES // 64 + 1)
     size, length = len(nodes), b""
     while size > 127:
         length, size = length + bytes([size & 127 | 128]), size >> 7
@@ -164,7 +164,7 @@ def test_a_file_over_the_limit_and_a_pipe_are_not_read(tmp_path: Path) -> None:
     """2 GiB are protobuf's limit; a named pipe is not waited for."""
     path = tmp_path / "m.onnx"
     with path.open("wb") as file:
-        file.truncate(safety.MAX_FILE_BYTES + 1)
+        file.truncate(onnx_safety.MAX_FILE_BYTES + 1)
     with pytest.raises(InputError, match="at most"):
         Encoder.load(path)
     path.unlink()

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_models import DIM, UNIT, by_hand, save, value
 
 from compatctl.data import Dataset
-from compatctl.encoder import Canary, Encoder, refuse_unsteady, sealed_bytes
+from compatctl.encoder import Canary, Encoder, read_model_bytes, refuse_unsteady
 from compatctl.errors import InputError, UnsteadyError
 
 node = helper.make_node
@@ -181,7 +181,7 @@ def test_chance_and_training_mode_are_refused_by_name(
     last = [*nodes, node("Add", ["raw", "noise"], ["noisy"]), _unit("noisy")]
     model = by_hand(last, {**ones, **weights}, opset=opset)
     path = save(model, tmp_path / "m.onnx")
-    for read in (Encoder.load, sealed_bytes):
+    for read in (Encoder.load, read_model_bytes):
         with pytest.raises(UnsteadyError, match=rf"operator {name} is (random|in training)") as got:
             read(path)
         assert "eval()" in got.value.tip
@@ -205,7 +205,7 @@ def test_what_is_hidden_in_a_branch_or_a_function_is_found(tmp_path: Path) -> No
     called.opset_import.append(helper.make_opsetid("mine", 1))
     for model, name in ((hidden, "RandomNormal"), (called, "Bernoulli")):
         with pytest.raises(UnsteadyError, match=name):
-            sealed_bytes(save(model, tmp_path / "m.onnx"))
+            read_model_bytes(save(model, tmp_path / "m.onnx"))
 
 
 def test_dropout_and_batch_norm_that_are_off_are_taken(tmp_path: Path) -> None:
@@ -228,4 +228,4 @@ def test_a_canary_is_asked_alone_too(tmp_path: Path) -> None:
     made = Canary.of(encoder)
     assert made.difference(encoder) > 0.01
     with pytest.raises(InputError, match="canary differs"):
-        made.refuse_another(encoder)
+        made.check_unchanged(encoder)

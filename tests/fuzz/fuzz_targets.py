@@ -31,7 +31,7 @@ from compatctl.data import (
     read_pairs,
     read_qrels,
 )
-from compatctl.encoder import Canary, contract, foreign, safety
+from compatctl.encoder import Canary, contract, import_onnx, onnx_safety
 from compatctl.errors import CompatError
 from compatctl.files import parse_json, read_json
 from compatctl.files.npz import read_npz
@@ -173,7 +173,7 @@ def _onnx() -> list[bytes]:
 
 
 def _read_onnx(path: Path) -> None:
-    model = contract.parse(path, safety.read_bytes(path))
+    model = contract.parse(path, onnx_safety.read_bytes(path))
     contract.check_signature(path, model, contract.read(path, model))
 
 
@@ -262,7 +262,7 @@ TARGETS = {
         lambda path: list(csv_rows(path, ("key", "id", "label"))),
         _texts("key,id,label\n0,a,x\n18446744073709551615,b,\n"),
     ),
-    "preprocessing": Target(".json", foreign.read_side, _texts(_SIDE)),
+    "preprocessing": Target(".json", import_onnx.read_spec, _texts(_SIDE)),
     "recipe": Target(".yaml", Recipe.load, _files("recipes/default.yaml")),
     "policy": Target(".yaml", load_policy, _files("compatctl/policies/default.yaml")),
     "project": Target(".yaml", Project.load, _texts(_PROJECT)),

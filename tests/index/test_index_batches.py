@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import compatctl
 from compatctl.errors import CompatError, DamagedError, InputError
 from compatctl.index import HnswIndex, HnswParams, hnsw, read_header
-from compatctl.index.readback import row_marks
+from compatctl.index.readback import row_checksums
 
 PARAMS = HnswParams(dim=8, M=4, ef_construction=20)
 N = 600
@@ -61,10 +61,10 @@ def test_batches_added_to_a_file_give_the_same_bytes(saved: Path, tmp_path: Path
     """At once, in batches, with room reserved, or after a look at the file: one result."""
     more, keys = unit(300, 1), np.arange(300, dtype=np.uint64)
     found = []
-    for number, (size, reserve, checked) in enumerate(
+    for number, (size, reserve, prevalidated) in enumerate(
         [(300, 0, False), (50, 0, False), (50, 300, True), (50, 5000, True)]
     ):
-        index = HnswIndex.load(saved, PARAMS, N, checked=checked)
+        index = HnswIndex.load(saved, PARAMS, N, prevalidated=prevalidated)
         index.reserve(reserve)
         in_batches(index, more, keys, size).save(tmp_path / f"{number}.hnsw")
         found.append((tmp_path / f"{number}.hnsw").read_bytes())
@@ -93,7 +93,7 @@ def test_room_is_made_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_keys_of_the_file_and_of_earlier_batches_are_refused(saved: Path) -> None:
     """A key that is anywhere already stops a batch before any row of it is in."""
-    for index in (HnswIndex.load(saved, PARAMS, checked=True), HnswIndex.begin(PARAMS, N)):
+    for index in (HnswIndex.load(saved, PARAMS, prevalidated=True), HnswIndex.begin(PARAMS, N)):
         index.add(unit(3, 1), np.array([5, 2**64 - 1, 7], np.uint64))
         held, before = index.keys(), len(index)
         for key in (5, 7, 2**64 - 1, int(held[0]), int(held[-1])):
@@ -115,7 +115,7 @@ def test_a_batch_does_not_look_at_the_rows_that_are_there(
         raise AssertionError("the file's records were read")
 
     monkeypatch.setattr(hnsw.StoredRows, "records", property(refuse))
-    index = HnswIndex.load(saved, PARAMS, N, checked=True)
+    index = HnswIndex.load(saved, PARAMS, N, prevalidated=True)
     assert len(index) == N
     index.add(unit(50, 1), np.arange(50))
     assert len(index) == N + 50
@@ -126,7 +126,10 @@ def test_a_batch_does_not_look_at_the_rows_that_are_there(
 
 def test_what_was_checked_before_behaves_the_same(saved: Path) -> None:
     """Keys, rows, answers and refusals of both ways to load are equal."""
-    one, other = (HnswIndex.load(saved, PARAMS, N, checked=checked) for checked in (False, True))
+    one, other = (
+        HnswIndex.load(saved, PARAMS, N, prevalidated=prevalidated)
+        for prevalidated in (False, True)
+    )
     for index in (one, other):
         index.add(unit(20, 3), np.arange(20))
         np.testing.assert_array_equal(index.keys(), np.concatenate([KEYS, np.arange(20)]))
@@ -139,7 +142,7 @@ def test_what_was_checked_before_behaves_the_same(saved: Path) -> None:
     for a, b in zip(one.search(ROWS, 5), other.search(ROWS, 5), strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(DamagedError, match="count 600, expected 601"):
-        HnswIndex.load(saved, PARAMS, N + 1, checked=True)
+        HnswIndex.load(saved, PARAMS, N + 1, prevalidated=True)
 
 
 def test_the_header_is_always_checked(saved: Path, tmp_path: Path) -> None:
@@ -147,10 +150,10 @@ def test_the_header_is_always_checked(saved: Path, tmp_path: Path) -> None:
     whole = saved.read_bytes()
     (tmp_path / "a").write_bytes(whole[:500])
     with pytest.raises(DamagedError, match="too few"):
-        HnswIndex.load(tmp_path / "a", PARAMS, checked=True)
+        HnswIndex.load(tmp_path / "a", PARAMS, prevalidated=True)
     (tmp_path / "b").write_bytes(whole[:8] + (10**9).to_bytes(8, "little") + whole[16:])
-    for checked in (False, True):
-        index = HnswIndex.load(tmp_path / "b", PARAMS, N, checked=checked)
+    for prevalidated in (False, True):
+        index = HnswIndex.load(tmp_path / "b", PARAMS, N, prevalidated=prevalidated)
         assert index._engine.get_max_elements() == N
 
 
@@ -246,23 +249,24 @@ def test_a_mark_is_the_sum_it_says_and_any_word_changes_it(
     """In exact integers; every change of one word shows, whatever the bits are."""
     row = np.array([words], np.uint32).view(np.float32)
     weights = [
-        int(row_marks(one[None].view(np.float32))[0]) for one in np.eye(len(words), dtype=np.uint32)
+        int(row_checksums(one[None].view(np.float32))[0])
+        for one in np.eye(len(words), dtype=np.uint32)
     ]
     assert all(weight % 2 for weight in weights)
     total = sum(word * weight for word, weight in zip(words, weights, strict=True))
-    assert int(row_marks(row)[0]) == total % 2**64
+    assert int(row_checksums(row)[0]) == total % 2**64
     at = data.draw(st.integers(0, len(words) - 1))
     other = data.draw(st.integers(0, 2**32 - 1))
     assume(other != words[at])
     changed = np.array([[*words[:at], other, *words[at + 1 :]]], np.uint32).view(np.float32)
-    assert row_marks(changed)[0] != row_marks(row)[0]
+    assert row_checksums(changed)[0] != row_checksums(row)[0]
 
 
 def test_marks_do_not_depend_on_blocks() -> None:
     """Many rows at once have the marks of each alone."""
     rows = unit(5000, 3)
-    one = np.concatenate([row_marks(rows[at : at + 1]) for at in range(0, 5000, 37)])
-    np.testing.assert_array_equal(row_marks(rows)[::37], one)
+    one = np.concatenate([row_checksums(rows[at : at + 1]) for at in range(0, 5000, 37)])
+    np.testing.assert_array_equal(row_checksums(rows)[::37], one)
 
 
 PEAK = """

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from compatctl.errors import DamagedError, InputError
 from compatctl.index import HnswIndex, HnswParams, check_layout, checks, layout, read_header
 from compatctl.index.checks import first_duplicate, upper_lists
-from compatctl.index.layout import HnswHeader, KeyOrder, StoredRows
+from compatctl.index.layout import HnswHeader, KeyLookup, StoredRows
 
 PARAMS = HnswParams(dim=8, M=4, ef_construction=20)
 N = 500
@@ -196,7 +196,7 @@ def test_rows_anywhere_in_a_file_are_copied(saved: Path) -> None:
 def test_keys_are_found_where_they_are(keys: list[int], data: st.DataObject) -> None:
     """Ascending or not, empty too, also where float64 cannot tell keys apart."""
     wanted = data.draw(st.lists(st.sampled_from([*keys, 0, 2**63, 2**64 - 1]), max_size=20))
-    found = KeyOrder(np.array(keys, np.uint64)).find(np.array(wanted, np.uint64))
+    found = KeyLookup(np.array(keys, np.uint64)).find(np.array(wanted, np.uint64))
     assert found.tolist() == [keys.index(key) if key in keys else -1 for key in wanted]
     twice = [key for key in sorted(set(wanted)) if wanted.count(key) > 1]
     assert first_duplicate(np.array(wanted, np.uint64)) == (twice[0] if twice else None)

@@ -11,14 +11,14 @@ from compatctl.errors import DamagedError, InputError
 from compatctl.index import (
     HnswIndex,
     HnswParams,
-    held_marks,
-    mapped,
-    marks_of_rows,
+    build_mapped,
+    build_with_replacements,
+    build_without,
+    checksums_of,
+    find_checksums,
     read_keys,
     read_rows,
-    rebuilt,
     recall_at,
-    reduced,
 )
 
 FEATURES = Path(__file__).parent.parent / "fixtures" / "features" / "kanji.npz"
@@ -56,7 +56,9 @@ def test_the_file_is_that_of_an_index_built_of_the_new_rows(
 ) -> None:
     """Keys in any order: keys, rows and bytes are those of ``build``, and the old file stays."""
     before = saved.read_bytes()
-    index = rebuilt(saved, PARAMS, N, keys=KEYS[half], rows_at=lambda at: NEW[half][at])
+    index = build_with_replacements(
+        saved, PARAMS, N, keys=KEYS[half], rows_at=lambda at: NEW[half][at]
+    )
     mixed = OLD.copy()
     mixed[half] = NEW[half]
     np.testing.assert_array_equal(index.keys(), KEYS)
@@ -69,7 +71,9 @@ def test_the_file_is_that_of_an_index_built_of_the_new_rows(
 
 def test_it_finds_more_than_rows_that_are_updated_in_place(saved: Path, half: np.ndarray) -> None:
     """ANN recall@10 of new queries at a small ef, against hnswlib's own update of the same rows."""
-    index = rebuilt(saved, PARAMS, N, keys=KEYS[half], rows_at=lambda at: NEW[half][at])
+    index = build_with_replacements(
+        saved, PARAMS, N, keys=KEYS[half], rows_at=lambda at: NEW[half][at]
+    )
     updated = HnswIndex.load(saved, PARAMS, N)
     updated._engine.add_items(NEW[half], KEYS[half], num_threads=1)
     mixed = OLD.copy()
@@ -85,7 +89,7 @@ def test_it_finds_more_than_rows_that_are_updated_in_place(saved: Path, half: np
 def test_mapped_rows_are_under_their_keys(saved: Path, tmp_path: Path) -> None:
     """Every row through a map to fewer numbers: rows, keys and bytes are those of ``build``."""
     cut = np.random.default_rng(5).standard_normal((OLD.shape[1], 40)).astype(np.float32)
-    index = mapped(saved, PARAMS, N, adapter=lambda rows: _unit(rows @ cut), dim=40)
+    index = build_mapped(saved, PARAMS, N, adapter=lambda rows: _unit(rows @ cut), dim=40)
     wanted = np.concatenate([_unit(row[None] @ cut) for row in OLD])
     np.testing.assert_array_equal(index.keys(), KEYS)
     np.testing.assert_allclose(index.vectors(KEYS), wanted, atol=1e-6)
@@ -94,15 +98,17 @@ def test_mapped_rows_are_under_their_keys(saved: Path, tmp_path: Path) -> None:
     HnswIndex.build(index.vectors(KEYS), KEYS, params).save(tmp_path / "b.hnsw")
     assert (tmp_path / "a.hnsw").read_bytes() == (tmp_path / "b.hnsw").read_bytes()
     with pytest.raises(InputError, match="norm"):
-        mapped(saved, PARAMS, N, adapter=lambda rows: rows @ cut, dim=40)
+        build_mapped(saved, PARAMS, N, adapter=lambda rows: rows @ cut, dim=40)
     with pytest.raises(DamagedError):
-        mapped(saved, PARAMS, N - 1, adapter=lambda rows: _unit(rows @ cut), dim=40)
+        build_mapped(saved, PARAMS, N - 1, adapter=lambda rows: _unit(rows @ cut), dim=40)
 
 
 def test_nothing_to_replace_gives_the_same_file(saved: Path, tmp_path: Path) -> None:
     """Without a key the rebuilt file has the bytes of the old one."""
     none = np.zeros(0, np.uint64)
-    rebuilt(saved, PARAMS, N, keys=none, rows_at=lambda at: NEW[at]).save(tmp_path / "a.hnsw")
+    build_with_replacements(saved, PARAMS, N, keys=none, rows_at=lambda at: NEW[at]).save(
+        tmp_path / "a.hnsw"
+    )
     assert (tmp_path / "a.hnsw").read_bytes() == saved.read_bytes()
 
 
@@ -113,22 +119,24 @@ def test_what_cannot_be_replaced_is_refused(saved: Path, tmp_path: Path) -> None
         return NEW[at]
 
     with pytest.raises(InputError, match="no row under the key 7"):
-        rebuilt(saved, PARAMS, N, keys=np.array([KEYS[0], 7], np.uint64), rows_at=rows)
+        build_with_replacements(
+            saved, PARAMS, N, keys=np.array([KEYS[0], 7], np.uint64), rows_at=rows
+        )
     with pytest.raises(InputError, match="replaced twice"):
-        rebuilt(saved, PARAMS, N, keys=KEYS[[0, 1, 0]], rows_at=rows)
+        build_with_replacements(saved, PARAMS, N, keys=KEYS[[0, 1, 0]], rows_at=rows)
     with pytest.raises(InputError, match="norm"):
-        rebuilt(saved, PARAMS, N, keys=KEYS[:3], rows_at=lambda at: 2 * NEW[at])
+        build_with_replacements(saved, PARAMS, N, keys=KEYS[:3], rows_at=lambda at: 2 * NEW[at])
     with pytest.raises(DamagedError):
-        rebuilt(saved, PARAMS, N + 1, keys=KEYS[:3], rows_at=rows)
+        build_with_replacements(saved, PARAMS, N + 1, keys=KEYS[:3], rows_at=rows)
     cut = tmp_path / "cut.hnsw"
     cut.write_bytes(saved.read_bytes()[:-100])
     with pytest.raises(DamagedError):
-        rebuilt(cut, PARAMS, N, keys=KEYS[:3], rows_at=rows)
+        build_with_replacements(cut, PARAMS, N, keys=KEYS[:3], rows_at=rows)
 
 
 def test_rows_left_out_leave_no_trace(saved: Path, tmp_path: Path, half: np.ndarray) -> None:
     """The file is that of an index built of the other rows; no row that left is in it."""
-    index = reduced(saved, PARAMS, N, keys=KEYS[half])
+    index = build_without(saved, PARAMS, N, keys=KEYS[half])
     stay = np.setdiff1d(np.arange(N), half)
     index.save(tmp_path / "a.hnsw")
     HnswIndex.build(OLD[stay], KEYS[stay], PARAMS).save(tmp_path / "b.hnsw")
@@ -136,11 +144,11 @@ def test_rows_left_out_leave_no_trace(saved: Path, tmp_path: Path, half: np.ndar
     assert data == (tmp_path / "b.hnsw").read_bytes()
     assert not any(OLD[row].tobytes() in data for row in half[:20])
     with pytest.raises(InputError, match="no row would stay"):
-        reduced(saved, PARAMS, N, keys=KEYS)
+        build_without(saved, PARAMS, N, keys=KEYS)
     with pytest.raises(InputError, match="no row under the key 7"):
-        reduced(saved, PARAMS, N, keys=np.array([7], np.uint64))
+        build_without(saved, PARAMS, N, keys=np.array([7], np.uint64))
     with pytest.raises(InputError, match="removed twice"):
-        reduced(saved, PARAMS, N, keys=KEYS[[0, 0]])
+        build_without(saved, PARAMS, N, keys=KEYS[[0, 0]])
 
 
 def test_marks_find_the_rows_that_a_loop_finds(saved: Path, half: np.ndarray) -> None:
@@ -149,7 +157,7 @@ def test_marks_find_the_rows_that_a_loop_finds(saved: Path, half: np.ndarray) ->
     but = KEYS[half[:10]]
     passed = set(but.tolist())
     for keys, excepted in ((None, set()), (but, passed)):
-        found = held_marks(saved, PARAMS, N, marks_of_rows(vectors), but=keys)
+        found = find_checksums(saved, PARAMS, N, checksums_of(vectors), but=keys)
         wanted = [
             any(
                 np.array_equal(vector, row) and int(key) not in excepted

@@ -51,7 +51,7 @@ def test_an_image_that_does_not_decode_is_named(tmp_path: Path) -> None:
         for i in range(2):
             Image.new("RGB", (16, 16), (40 * i, 9, 7)).save(tmp_path / "set" / label / f"{i}.png")
     data = load(tmp_path / "set")
-    bad = data.where(split="train").ids[0]
+    bad = data.filter(split="train").ids[0]
     reference = kit.gallery(data, dim=4, every=1)
     (tmp_path / "set" / bad).write_bytes(b"no image")
     with pytest.raises(InputError, match=bad):

@@ -52,7 +52,7 @@ def test_training_pulls_features_towards_the_deployed_gallery(tmp_path: Path, fr
     long = kit.recipe(
         tmp_path, objective=line, optimiser="optimiser: {epochs: 40, batch_size: 16, lr: 0.02}"
     )
-    base, items = kit.base(tmp_path), data.where(split="train")
+    base, items = kit.base(tmp_path), data.filter(split="train")
     near = [
         _cosine_to_own_class(
             kit.features(
@@ -74,7 +74,7 @@ def test_a_wrong_class_map_loses_clearly(tmp_path: Path) -> None:
     moved = dict(zip(names, names[1:] + names[:1], strict=True))
     wrong = replace(reference, gallery_labels=tuple(moved[one] for one in reference.gallery_labels))
     recipe = kit.recipe(tmp_path, optimiser="optimiser: {epochs: 40, batch_size: 16, lr: 0.02}")
-    items = data.where(split="train")
+    items = data.filter(split="train")
     stored = np.array(reference.gallery_labels)
     recall = []
     for one in (reference, wrong):
@@ -90,7 +90,7 @@ def test_anchors_move_items_to_their_stored_vectors_without_labels(tmp_path: Pat
     """Gallery items of test classes come nearer to their own stored vectors when they anchor."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data, dim=16)
-    unseen = data.where(split="test")
+    unseen = data.filter(split="test")
     rows = [i for i, one in enumerate(unseen.ids) if one in reference.gallery_ids]
     assert rows
     unseen = unseen.take(rows)
@@ -225,7 +225,7 @@ def test_the_grid_is_searched_on_validation_classes(tmp_path: Path) -> None:
     ]
     recalls = [one["validation_recall_at_1"] for one in trials]
     assert trained.record["choice"] == int(np.argmax(recalls))
-    asked = data.where(split="validation")
+    asked = data.filter(split="validation")
     found = kit.features(trained, asked) @ reference.gallery_features.T
     for i, one in enumerate(asked.ids):
         if one in reference.gallery_ids:
@@ -241,7 +241,7 @@ def test_the_record_names_every_item_and_class(tmp_path: Path) -> None:
     recipe = kit.recipe(tmp_path, objective="objective: {lambda: 0.1}")
     base = kit.base(tmp_path)
     record = train(recipe=recipe, base=base, data=data, reference=reference, work=tmp_path).record
-    items = data.where(split="train")
+    items = data.filter(split="train")
     assert json.loads(json.dumps(record)) == record
     assert [one["id"] for one in record["items"]] == list(items.ids)
     assert [one["sha256"] for one in record["items"]] == [
@@ -261,7 +261,7 @@ def test_only_items_without_a_stored_vector_need_the_old_encoder(tmp_path: Path)
     """With a contrastive term these are the training items outside the gallery; without, none."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data)
-    items = set(data.where(split="train").ids)
+    items = set(data.filter(split="train").ids)
     contrast = kit.recipe(tmp_path, objective="objective: {lambda: [0.1, 1.0]}")
     assert set(items_to_encode(contrast, data, reference.gallery_ids)) == items - set(
         reference.gallery_ids
@@ -279,7 +279,7 @@ def test_classes_outside_the_gallery_are_dropped_and_counted(tmp_path: Path) -> 
     """With prototypes, a class that the gallery does not hold has no row and does not train."""
     data = kit.dataset(tmp_path)
     full = kit.gallery(data)
-    gone = data.where(split="train").labels[0]
+    gone = data.filter(split="train").labels[0]
     keep = [i for i, label in enumerate(full.gallery_labels) if label != gone]
     reference = replace(
         full,
@@ -303,7 +303,7 @@ def test_classes_outside_the_gallery_are_dropped_and_counted(tmp_path: Path) -> 
 def test_vertices_are_owned_for_ever(tmp_path: Path) -> None:
     """New classes take the vertices after the deployed registry's, whose own do not move."""
     data = kit.dataset(tmp_path)
-    mine = sorted(set(data.where(split="train").labels))
+    mine = sorted(set(data.filter(split="train").labels))
     before = Registry(()).extend(["elsewhere", mine[2]], 17)
     reference = replace(kit.gallery(data, dim=16), registry=before, K=17)
     line = "objective: {frame: simplex, lambda: 1.0}"
@@ -392,7 +392,7 @@ def test_a_free_model_needs_no_gallery_and_can_be_a_base(tmp_path: Path) -> None
 def test_rehearsal_keeps_some_images_of_earlier_classes(tmp_path: Path) -> None:
     """Two of eight images a remembered class train along, and the record counts them."""
     data = kit.dataset(tmp_path)
-    classes = sorted(set(data.where(split="train").labels))
+    classes = sorted(set(data.filter(split="train").labels))
     early, late = classes[: len(classes) // 2], classes[len(classes) // 2 :]
     new = data.take([i for i, one in enumerate(data.labels) if one not in early])
     memory = data.take([i for i, one in enumerate(data.labels) if one in early])
@@ -423,7 +423,7 @@ def test_rehearsal_keeps_some_images_of_earlier_classes(tmp_path: Path) -> None:
 
 def test_a_choice_without_validation_is_refused(tmp_path: Path) -> None:
     """Lists and no validation query that could choose: an error, not the first trial."""
-    data = kit.dataset(tmp_path).where(split="train")
+    data = kit.dataset(tmp_path).filter(split="train")
     with pytest.raises(InputError, match="2 trials to choose from"):
         train(
             recipe=kit.recipe(tmp_path, objective="objective: {lambda: [0.1, 1.0]}"),

@@ -12,12 +12,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compatctl.data import Fit, Preprocessing, Resize
-from compatctl.encoder import contract, safety
+from compatctl.encoder import contract, onnx_safety
 from compatctl.encoder.contract import BATCH, OUTPUT, Contract, EncoderInput
 from compatctl.encoder.sealing import image_input, inlined, prefixed, sealed
 from compatctl.encoder.session import Session
 from compatctl.errors import InputError
-from compatctl.files import read_json, write_atomic
+from compatctl.files import read_json
 
 IMAGE = "image"
 MAX_SIDE_BYTES = 1 << 16
@@ -34,7 +34,7 @@ _PREFIX = "model/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Foreign:
+class ImportSpec:
     """A preprocessing file: ``(pixels * scale - mean) / std`` in the model's own layout.
 
     Pixels are 0 .. 255; ``mean`` and ``std`` are in the order of ``channels``; ``output`` names the
@@ -82,7 +82,7 @@ class Foreign:
         return Preprocessing(height=self.height, width=self.width, resize=self.resize, fit=self.fit)
 
 
-def sealed_bytes(path: Path, preprocessing: Path | None = None) -> bytes:
+def read_model_bytes(path: Path, preprocessing: Path | None = None) -> bytes:
     """The bytes that are the model: the file's own, or those of the wrapped foreign file.
 
     ``preprocessing`` describes a foreign file; where it is not given, NAME.preprocessing.json
@@ -91,7 +91,7 @@ def sealed_bytes(path: Path, preprocessing: Path | None = None) -> bytes:
     Raises:
         InputError: no such file, not ONNX, or foreign without a usable preprocessing file.
     """
-    data = safety.read_bytes(path)
+    data = onnx_safety.read_bytes(path)
     model = contract.parse(path, data)
     if contract.carries_metadata(model):
         if preprocessing is not None:
@@ -100,24 +100,13 @@ def sealed_bytes(path: Path, preprocessing: Path | None = None) -> bytes:
                 tip="leave the preprocessing file out",
             )
         return data
-    side = preprocessing or contract.side_of(path)
+    side = preprocessing or contract.sidecar_path(path)
     if preprocessing is None and not side.is_file():
         contract.read(path, model)  # says what is missing
-    return wrapped(path, model, read_side(side))
+    return wrap(path, model, read_spec(side))
 
 
-def admit(path: Path, side: Path, out: Path) -> None:
-    """Wrap a foreign encoder: layout, scaling, mean, std and norm go into the graph; then seal.
-
-    The same two files give the same bytes.
-
-    Raises:
-        InputError: the preprocessing file or the model is not usable.
-    """
-    write_atomic(out, sealed_bytes(path, side))
-
-
-def read_side(path: Path) -> Foreign:
+def read_spec(path: Path) -> ImportSpec:
     """A preprocessing file.
 
     Raises:
@@ -126,7 +115,7 @@ def read_side(path: Path) -> Foreign:
     raw = read_json(path, MAX_SIDE_BYTES)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a preprocessing file is one JSON object")
-    known = [one.name for one in fields(Foreign)]
+    known = [one.name for one in fields(ImportSpec)]
     unknown = sorted(set(raw) - set(known))
     missing = [name for name in known[:3] if name not in raw]
     if unknown or missing:
@@ -136,54 +125,54 @@ def read_side(path: Path) -> Foreign:
         )
     entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
     try:
-        told = Foreign(**entries)
-        _ = told.preprocessing
+        spec = ImportSpec(**entries)
+        _ = spec.preprocessing
     except InputError as error:
         raise InputError(f"{path}: {error.message}", tip=error.tip) from None
-    return told
+    return spec
 
 
-def wrapped(path: Path, model: onnx.ModelProto, told: Foreign) -> bytes:
-    """The sealed bytes of a foreign model between the nodes that ``told`` asks for."""
+def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
+    """The sealed bytes of a foreign model between the nodes that ``spec`` asks for."""
     model = inlined(path, model)
-    opset = max(one.version for one in model.opset_import if one.domain in safety.DOMAINS)
+    opset = max(one.version for one in model.opset_import if one.domain in onnx_safety.DOMAINS)
     if opset < OLDEST_OPSET:
         raise InputError(
             f"{path}: operator set {opset} is too old, the oldest that can be wrapped is "
             f"{OLDEST_OPSET}",
             tip="export it again, or raise its operator set with onnx.version_converter",
         )
-    target, gives = _ends(path, model, told)
+    target, gives = _ends(path, model, spec)
     graph = prefixed(model, _PREFIX)
-    last = helper.make_node("LpNormalization" if told.normalise else "Identity", [gives], [OUTPUT])
-    nodes = [*_before(told, target), *graph.node, last]
+    last = helper.make_node("LpNormalization" if spec.normalise else "Identity", [gives], [OUTPUT])
+    nodes = [*_before(spec, target), *graph.node, last]
     for field in ("node", "input", "output"):
         graph.ClearField(field)
     graph.node.extend(nodes)
-    graph.initializer.extend(_constants(told))
-    size = told.preprocessing
+    graph.initializer.extend(_constants(spec))
+    size = spec.preprocessing
     graph.input.append(image_input(IMAGE, size))
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, None]))
     made = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     made.graph.CopyFrom(graph)
     inputs = (EncoderInput(name=IMAGE, preprocessing=size),)
     data = made.SerializeToString()
-    dim = Session(path, data, nodes=safety.node_count(path, made)).dim(inputs)
+    dim = Session(path, data, nodes=onnx_safety.node_count(path, made)).dim(inputs)
     made.graph.output[0].type.tensor_type.shape.dim[1].dim_value = dim
     return sealed(made, Contract(dim=dim, inputs=inputs))
 
 
-def _ends(path: Path, model: onnx.ModelProto, told: Foreign) -> tuple[str, str]:
+def _ends(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> tuple[str, str]:
     """The prefixed names of the value to feed and of the embedding."""
     takes, gives = contract.graph_inputs(model.graph), [one.name for one in model.graph.output]
-    if told.output is None and len(gives) == 1:
+    if spec.output is None and len(gives) == 1:
         output = gives[0]
-    elif told.output in gives:
-        output = cast("str", told.output)
+    elif spec.output in gives:
+        output = cast("str", spec.output)
     else:
         raise InputError(
             f"{path}: its outputs are {', '.join(gives)}; the preprocessing file says "
-            f"{told.output!r}",
+            f"{spec.output!r}",
             tip='name the embedding in the preprocessing file: "output": "..."',
         )
     if len(takes) != 1 or takes[0].type.tensor_type.elem_type != TensorProto.FLOAT:
@@ -191,34 +180,34 @@ def _ends(path: Path, model: onnx.ModelProto, told: Foreign) -> tuple[str, str]:
             f"{path}: expected one input, images in float32; it has "
             f"{', '.join(one.name for one in takes) or 'none'}"
         )
-    sides = {"C": 3, "H": told.height, "W": told.width}
+    sides = {"C": 3, "H": spec.height, "W": spec.width}
     axes = takes[0].type.tensor_type.shape.dim
     fixed = [axis.dim_value if axis.HasField("dim_value") else None for axis in axes]
-    wanted = [sides.get(letter) for letter in told.layout]
+    wanted = [sides.get(letter) for letter in spec.layout]
     if axes and (
         len(axes) != 4
         or any(a not in {None, b} for a, b in zip(fixed[1:], wanted[1:], strict=True))
     ):
         raise InputError(
-            f"{path}: its input is {fixed}; the preprocessing file says {told.layout} {wanted[1:]}"
+            f"{path}: its input is {fixed}; the preprocessing file says {spec.layout} {wanted[1:]}"
         )
     return _PREFIX + takes[0].name, _PREFIX + output
 
 
-def _constants(told: Foreign) -> list[onnx.TensorProto]:
+def _constants(spec: ImportSpec) -> list[onnx.TensorProto]:
     values = {
-        "scale": np.array(told.scale, np.float32),
-        "mean": np.array(told.mean, np.float32),
-        "std": np.array(told.std, np.float32),
+        "scale": np.array(spec.scale, np.float32),
+        "mean": np.array(spec.mean, np.float32),
+        "std": np.array(spec.std, np.float32),
     }
-    if told.channels == "BGR":
+    if spec.channels == "BGR":
         values["order"] = np.array([2, 1, 0], np.int64)
     return [numpy_helper.from_array(value, name) for name, value in values.items()]
 
 
-def _before(told: Foreign, target: str) -> list[onnx.NodeProto]:
+def _before(spec: ImportSpec, target: str) -> list[onnx.NodeProto]:
     """From uint8 NHWC RGB to what the foreign graph takes."""
-    swap = told.channels == "BGR"
+    swap = spec.channels == "BGR"
     nodes = [helper.make_node("Gather", [IMAGE, "order"], ["ordered"], axis=3)] if swap else []
     nodes += [
         helper.make_node("Cast", ["ordered" if swap else IMAGE], ["pixels"], to=TensorProto.FLOAT),
@@ -226,7 +215,7 @@ def _before(told: Foreign, target: str) -> list[onnx.NodeProto]:
         helper.make_node("Sub", ["scaled", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "std"], ["ready"]),
     ]
-    if told.layout == "NCHW":
+    if spec.layout == "NCHW":
         return [*nodes, helper.make_node("Transpose", ["ready"], [target], perm=[0, 3, 1, 2])]
     return [*nodes, helper.make_node("Identity", ["ready"], [target])]
 
