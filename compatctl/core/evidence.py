@@ -1,4 +1,4 @@
-"""From outcomes of queries to measurements: every statistic of a group, by the same replicates.
+"""From query outcomes to measurements: every statistic of a group from the same replicates.
 
 A group is a set of held-out queries. Old and new queries are the same items, so every statistic is
 a sum over classes of paired differences, and one resampling of classes serves all of them.
@@ -35,25 +35,24 @@ from compatctl.errors import InputError
 DECIDING_GROUP = "unseen"
 
 Key = tuple[str, str]
-"""A check's name and the slice it is of, or ''."""
+"""A check's name and its slice, or ''."""
 
 PARTIAL_CHECKS = {"ann_recall", "self_test_gain", "mixed_gain"}
-"""Checks of a part of the queries or of the gallery: the least evidence is asked of that part."""
+"""Checks on part of the queries or gallery: that part must meet the minimum of queries."""
 
 
 Draw = Callable[[], np.random.Generator]
-"""A new generator of the same seed: every statistic of a group sees the same replicates."""
+"""Returns a new generator with the same seed, so all statistics share the replicates."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupEvidence:
-    """Everything measured on one group of Q held-out queries."""
+    """The evidence of one group of Q held-out queries."""
 
     name: str
-    """``unseen`` decides; any other name, such as ``seen``, is reported."""
+    """``unseen`` decides; other groups, such as ``seen``, are only reported."""
     classes: Codes
-    """(Q,) what is resampled: the queries' classes, or each query for itself; (Q, K): units of K
-    kinds that cross."""
+    """(Q,) what is resampled: the queries' classes, or single queries; (Q, K): K crossed kinds."""
     old_old: Retrieval
     """Old queries on the old gallery."""
     new_old: Retrieval
@@ -62,36 +61,36 @@ class GroupEvidence:
     """New queries on a new gallery: the self-test."""
     inequalities: Inequalities | None = None
     old_new: Retrieval | None = None
-    """Old queries on a new gallery: what is left of them once everything is re-embedded."""
+    """Old queries on a new gallery: what old clients get once everything is re-embedded."""
     old_mixed: Retrieval | None = None
-    """Old queries on a gallery of which the new model has embedded a half."""
+    """Old queries on a gallery half of which the new model embedded."""
     new_mixed: Retrieval | None = None
-    """New queries on the same."""
+    """New queries on the same gallery."""
     accepts: tuple[Accepts, Accepts] | None = None
-    """Old and new, each at the threshold that is used with it."""
+    """Old and new, each at its own threshold."""
     ann_recall: Floats | None = None
-    """(Q,) share of the exact neighbours that the real index finds; NaN where it was not asked."""
+    """(Q,) share of the exact neighbours that the real index finds; NaN if not searched."""
     slices: Mapping[str, Bools] = field(default_factory=dict)
-    """Name -> (Q,) the queries in it."""
+    """Slice -> (Q,) the queries in it."""
     at_hand: tuple[Retrieval, Retrieval] | None = None
-    """Old and new queries on that part of the old gallery which the new model embedded too: what
-    ``new_new`` and the mixed gallery stand beside. None: the whole one."""
+    """Old and new queries on the part of the old gallery that the new model embedded too: the
+    baseline of ``new_new`` and of the mixed gallery. None: the whole gallery."""
     asked: Bools | None = None
     """(Q,) queries that should have a match; None: all."""
     unjudged: Unjudged | None = None
-    """What rows of unknown relevance could change; None: there are none."""
+    """Bounds for rows of unknown relevance; None: there are none."""
     touched: Touched | None = None
-    """What of the gallery training passed through the new model; None: nobody knows."""
+    """Shares of touched rows; None if unknown."""
     where: str = "on the old gallery"
-    """What ``old_old`` and ``new_old`` search, for the sentences."""
+    """What ``old_old`` and ``new_old`` search, as it reads in a sentence."""
     unit: tuple[str, ...] = ("class",)
-    """What each kind of unit is: ``class``, ``query``, or a column of the data."""
+    """The name of each kind of unit: ``class``, ``query``, or a column of the data."""
     dependence: tuple[Dependence, ...] | None = None
-    """What the class and the columns of the data say of the gain; None: nobody looked."""
+    """Dependence of the gain on the class and on columns; None if not measured."""
 
     @property
     def kept(self) -> Bools | Floats:
-        """(Q,) the queries in the means, weighted to the gallery's mixture of touched rows."""
+        """(Q,) queries in the means, weighted to the gallery's mixture of touched rows."""
         has_match = self.old_old.has_match
         return has_match if self.touched is None else self.touched.weighted(has_match)
 
@@ -102,21 +101,21 @@ class GroupEvidence:
 
     @property
     def n_classes(self) -> int:
-        """Classes among the queries that have something to find; units of the scarcest kind."""
+        """Classes among the queries with a match; of several kinds, the fewest units."""
         return count_units(self.classes, self.old_old.has_match)
 
     @property
     def mcnemar(self) -> float:
         """Exact two-sided p-value of McNemar's test of the first answers."""
-        both = self.flips
-        if not both.n:
+        flips = self.flips
+        if not flips.n:
             return 1.0
-        return mcnemar(round(both.negative * both.n), round(both.positive * both.n))
+        return mcnemar(round(flips.negative * flips.n), round(flips.positive * flips.n))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChainEvidence:
-    """One version that owns rows of the gallery: its queries and the new ones on these rows."""
+    """A version that owns rows of the gallery: its queries and the new queries on these rows."""
 
     name: str
     classes: Codes
@@ -134,11 +133,11 @@ def measure(
     replicates: int,
     only: Container[tuple[str, str]] | None = None,
 ) -> list[Measurement]:
-    """Every measurement of a group and of its slices; ``only`` those of these names and groups.
+    """Every measurement of a group and its slices; ``only`` keeps these names and groups.
 
     Raises:
-        InputError: a recall that the policy names was not searched for, or the tests of the group
-            were not made on the same queries.
+        InputError: a recall that the policy names is missing, or the tests of the group are of
+            different queries.
     """
     _check_group(policy, group)
     named = {
@@ -180,13 +179,13 @@ def _group(group: GroupEvidence, part: str) -> str:
 
 
 def measure_chain(link: ChainEvidence, k: int, draw: Draw, replicates: int) -> Measurement:
-    """The gain of new queries over a version's own, on the rows which that version embedded.
+    """The gain of new queries over a version's own queries, on the rows that version embedded.
 
-    Where fewer queries than the policy's ``slice_min_queries`` have anything to find there it does
-    not decide: a version that embedded a handful of rows would else leave every verdict open.
+    With fewer matched queries than the policy's ``slice_min_queries`` it does not decide, so that a
+    version with a handful of rows does not leave every verdict open.
 
     Raises:
-        InputError: recall at k was not searched for, or the two tests are of different queries.
+        InputError: recall@k is missing, or the two tests are of different queries.
     """
     _check_test(f"version {link.name}", link.own, link.own, (k,))
     _check_test(f"version {link.name}", link.new, link.own, (k,))
@@ -215,11 +214,12 @@ def measure_mixed(
     replicates: int,
     unit: tuple[str, ...] = ("class",),
 ) -> Measurement:
-    """The gain in recall@k of one model's queries (Q,) when rows of the gallery are re-embedded;
-    ``classes`` and ``unit`` as in ``GroupEvidence``.
+    """The gain in recall@k of one model's queries (Q,) if rows of the gallery are re-embedded.
+
+    ``classes`` and ``unit`` are as in ``GroupEvidence``.
 
     Raises:
-        InputError: recall at k was not searched for, or the two tests are of different queries.
+        InputError: recall@k is missing, or the two tests are of different queries.
     """
     for test in (before, after):
         _check_test("the mixed gallery", test, before, (k,))
@@ -273,7 +273,7 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
 
 
 def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int, str]]:
-    """Self-test, mixed gallery, real index and threshold, as far as they were measured."""
+    """Self-test, mixed gallery, real index and thresholds, if they were measured."""
     old, new = group.at_hand or (group.old_old, group.new_old)
     n = old.n_with_match
     found: dict[Key, tuple[Ratio, int, str]] = {}

@@ -1,7 +1,9 @@
-"""Maps from one model's features to another's, fitted on items that both have embedded: no labels.
+"""Adapters: maps from one model's features x to another's y, fitted on items both have embedded.
 
-Shapes: ``N`` items, ``F`` numbers of the source feature, ``D`` of the target. Everything follows
-from sums over the items, ``(F, F)`` and ``(F, D)``; nothing grows with the square of N.
+No labels are needed. Everything follows from the sums ``sum x x^T`` (F, F) and ``sum x y^T`` (F, D)
+over the items, so the cost is linear in N.
+
+Shapes: ``N`` items, ``F`` dimensions of the source feature, ``D`` of the target.
 
 Sources: orthogonal Procrustes, Schönemann (Psychometrika 31, 1966); ridge, Hoerl and Kennard
 (Technometrics 12, 1970); reduced rank, Izenman (Journal of Multivariate Analysis 5, 1975); all
@@ -20,24 +22,24 @@ from compatctl.core.arrays import AnyFloats, Floats, Vectors, unit_rows
 from compatctl.errors import InputError
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
-"""Ridge penalties that are tried, in units of the mean variance of a source feature's number."""
+"""Ridge penalties to try, in units of the mean variance of a source dimension."""
 
 _ROUNDING = 1e-12
-"""Of the sums: a variance under this share of the mean square is none."""
+"""A variance below this share of the mean square is rounding error."""
 
 _BLOCK = 4096
-"""Rows that go through a map at once."""
+"""Rows mapped at once."""
 
 Layer = tuple[Vectors, Vectors]
 """A matrix (in, out) and a bias (out,)."""
 
 
 class Adapter(Protocol):
-    """``unit(... relu(x @ matrix + bias) ...)``: layers, with a ReLU between one and the next."""
+    """``unit(... relu(x @ matrix + bias) ...)``: layers with a ReLU between them."""
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """From the source feature's F numbers to the target's D."""
+        """The layers, from F dimensions to D."""
 
     def __call__(self, features: AnyFloats) -> Vectors:
         """(N, D) float32 unit rows for (N, F) features."""
@@ -64,7 +66,7 @@ class Affine:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Perceptron:
-    """``unit(relu(x @ hidden + hidden_bias) @ matrix + bias)``: one hidden layer of H numbers."""
+    """``unit(relu(x @ hidden + hidden_bias) @ matrix + bias)``: one hidden layer of H units."""
 
     hidden: Vectors
     """(F, H)"""
@@ -86,19 +88,19 @@ class Perceptron:
 
 
 def _through(layers: tuple[Layer, ...], x: AnyFloats) -> Vectors:
-    """In blocks of rows: a hidden layer is wider than what goes in and what comes out."""
-    found = np.empty((len(x), layers[-1][0].shape[1]), np.float32)
+    """Apply the layers in blocks of rows, because a hidden layer may be wide."""
+    mapped = np.empty((len(x), layers[-1][0].shape[1]), np.float32)
     for start in range(0, len(x), _BLOCK):
         raw = np.asarray(x[start : start + _BLOCK], np.float32)
-        for at, (matrix, bias) in enumerate(layers):
-            raw = (np.maximum(raw, 0.0) if at else raw) @ matrix + bias
-        found[start : start + _BLOCK] = unit_rows(raw)
-    return found
+        for depth, (matrix, bias) in enumerate(layers):
+            raw = (np.maximum(raw, 0.0) if depth else raw) @ matrix + bias
+        mapped[start : start + _BLOCK] = unit_rows(raw)
+    return mapped
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Moments:
-    """What N pairs add up to, from which every linear map follows."""
+    """The sums over N pairs that determine every linear map."""
 
     n: int
     source_mean: Floats
@@ -140,22 +142,21 @@ class Moments:
 def orthogonal(moments: Moments) -> Affine:
     """The (semi-)orthogonal map A with the largest sum of ``x A . y``; without a bias.
 
-    With F > D the columns are orthonormal, with F < D the rows. With F <= D it keeps the lengths,
-    and so is the one with the least squared error besides; with F > D it need not be.
+    With F > D its columns are orthonormal, with F < D its rows. With F <= D it keeps lengths, so it
+    also has the least squared error; with F > D it need not.
     """
     left, _, right = np.linalg.svd(moments.cross, full_matrices=False)
     return _affine(left @ right, np.zeros(moments.cross.shape[1]))
 
 
 def ridge(moments: Moments, strengths: Sequence[float] = STRENGTHS) -> list[Affine]:
-    """The affine maps with the least squared error plus a penalty, one a strength; by one
-    decomposition.
+    """Affine maps with the least squared error plus a penalty, one per strength.
 
-    The penalty is ``strength * v`` times the squared numbers of the matrix, v the mean over the
-    source feature's numbers of their squared deviations, summed over the pairs.
+    The penalty is ``strength * v * |A|^2``, with A the matrix and v the mean over source dimensions
+    of the squared deviations, summed over the pairs. One decomposition serves all strengths.
 
     Raises:
-        InputError: a strength that is not over 0.
+        InputError: a strength is not above 0.
     """
     if not strengths or min(strengths) <= 0.0:
         raise InputError(f"the strengths of a ridge map must be over 0, got {list(strengths)}")
@@ -172,10 +173,10 @@ def ridge(moments: Moments, strengths: Sequence[float] = STRENGTHS) -> list[Affi
 
 
 def low_rank(moments: Moments, fitted: Affine, ranks: Sequence[int]) -> list[Affine]:
-    """An affine map cut down to the directions of its answers that vary most, one a rank.
+    """The map restricted to the ``rank`` output directions with the most variance, one per rank.
 
     Raises:
-        InputError: a rank under 1, or over what the map has.
+        InputError: a rank is below 1, or above that of the map.
     """
     matrix = fitted.matrix.astype(np.float64)
     most = min(matrix.shape)
@@ -192,7 +193,7 @@ def low_rank(moments: Moments, fitted: Affine, ranks: Sequence[int]) -> list[Aff
 
 
 def _centred(moments: Moments) -> tuple[Floats, Floats]:
-    """(F, F) and (F, D) sums of the pairs less their means."""
+    """(F, F) and (F, D) sums over the centred pairs."""
     x, y, n = moments.source_mean, moments.target_mean, moments.n
     return moments.inner - n * np.outer(x, x), moments.cross - n * np.outer(x, y)
 

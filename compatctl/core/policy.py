@@ -1,4 +1,4 @@
-"""The policy: what a candidate must show, fixed before the result is seen."""
+"""The policy: what a candidate must show, fixed before the result is known."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ EVIDENCE_CHECKS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What a candidate must show; every threshold is checked when the policy is made.
+    """What a candidate must show; construction checks every threshold.
 
-    A gain's least value below 0 makes its check one of non-inferiority with that margin. None means
-    measured and shown, without a say.
+    A minimum gain below 0 makes its check one of non-inferiority with that margin. A check whose
+    key is None is measured and shown, and does not decide.
 
     Raises:
         InputError: a value of another type or outside its range, or another format.
@@ -102,20 +102,20 @@ class Policy:
     name: str = "default"
     format: int = POLICY_FORMAT
     alpha: float = 0.05
-    """Intervals have the confidence 1 - alpha, and decide: a check passes where its whole interval
-    lies beyond the limit, so a candidate at the limit passes with probability alpha / 2."""
+    """Intervals have confidence 1 - alpha, and a check passes if its whole interval lies beyond the
+    limit. So a candidate at the limit passes with probability alpha / 2."""
     power: float = 0.8
-    """With this probability the needed number of classes would settle an open check."""
+    """Probability with which the needed number of classes would settle an open check."""
     replicates: int = 2000
-    """Resampled sets of classes, 999 to 1,000,000; more are drawn where many checks decide."""
+    """Resampled sets of classes, 999 to 1,000,000; more are drawn if many checks decide."""
     min_queries: int = 200
-    """Queries with something to find, >= 1; with fewer the gate cannot tell."""
+    """Queries with a match, >= 1; with fewer the gate cannot tell."""
     min_classes: int = 20
     """Classes among the queries, >= 1; with fewer the gate cannot tell."""
     recall_at: int = 1
     """The k of the recall that decides, >= 1."""
     min_recall_gain: float = 0.0
-    """recall(new, old) - recall(old, old) must be shown to be greater, in [-1, 1)."""
+    """recall(new, old) - recall(old, old) must exceed this, in [-1, 1)."""
     wide_recall_at: int = 5
     """The k of a second recall, >= 1."""
     min_wide_recall_gain: float | None = None
@@ -128,21 +128,21 @@ class Policy:
     max_negative_flips: float | None = None
     """Largest share of queries that turn from right to wrong, in [0, 1]."""
     min_self_test_gain: float | None = None
-    """recall(new, new) - recall(old, old) must be shown to be greater."""
+    """recall(new, new) - recall(old, old) must exceed this."""
     slice_min_queries: int = 100
     """Slices, and versions in the gallery, with fewer queries are shown and do not decide, >= 1."""
     min_slice_gain: float | None = -0.1
-    """The gain in recall of every slice must be shown to be greater."""
+    """The gain in recall of every slice must exceed this."""
     min_chain_gain: float | None = -0.05
     """The gain on the rows of every version in the gallery, over that version's own queries."""
     min_mixed_gain: float | None = None
-    """recall(new, half re-embedded) - recall(new, old) must be shown to be greater."""
+    """recall(new, half re-embedded) - recall(new, old) must exceed this."""
     min_untouched_gain: float | None = -0.05
     """The gain of the queries all of whose matches are rows that no training passed through the new
-    model must be shown to be greater."""
+    model must exceed this."""
     min_unjudged_gain: float | None = 0.0
-    """The gain that is left if every first answer of unknown relevance speaks against the new model
-    must be shown to be greater; else the gate cannot tell."""
+    """The gain if every first answer of unknown relevance counts against the new model must exceed
+    this; else the gate cannot tell."""
     min_stored_share: float | None = 0.95
     """Share of the searched rows that are the store's own; below it the gate cannot tell."""
     min_matched_share: float | None = 0.5
@@ -150,8 +150,8 @@ class Policy:
     min_old_recall: float | None = 0.05
     """recall(old, old); below it something is wrong, and the gate cannot tell."""
     require_proven_store: bool = True
-    """An index that was adopted unseen must agree with what its model makes of some images; where
-    no image is at hand the gate cannot tell."""
+    """An imported index must agree with what its model returns for some images; without images the
+    gate cannot tell."""
     min_ann_recall: float | None = 0.9
     """ANN recall@10 of the new queries on the real index at the ef they need."""
     max_far_ratio: float | None = 1.5
@@ -161,19 +161,19 @@ class Policy:
     pair_far: float = 0.001
     """The false accept rate at which pairs given by the user are compared, in [0, 1]."""
     min_pair_tar_gain: float | None = None
-    """The gain in the true accept rate at that rate must be shown to be greater."""
+    """The gain in the true accept rate at that rate must exceed this."""
     max_parity_error: float | None = 0.001
     """Largest difference between the ONNX file and what was trained."""
     require_training_record: bool = True
     """Whether the gate cannot tell without a record of what the new model has seen."""
     max_near_copies: float | None = 0.1
-    """Share of the held-out queries that are nearly an item that trained, by look or by vector;
-    above it the gate cannot tell. None of them decides."""
+    """Largest share of held-out queries that nearly equal a trained item, by look or by vector; above
+    it the gate cannot tell. These queries never decide."""
     max_latency_ratio: float | None = None
     """Median time of the new encoder over that of the old one."""
     max_design_effect: float | None = 1.5
-    """How many times the variance of the gain would be, were a column of the data resampled besides
-    what is; above it the gate cannot tell."""
+    """Variance of the gain with one more column resampled, over that without; above it the gate
+    cannot tell."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -222,23 +222,23 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How one check is judged: the estimate must lie beyond ``threshold`` less ``margin``."""
+    """How one check is judged: the estimate must lie beyond ``threshold - margin``."""
 
     threshold: float
     margin: float | None
     above: bool
     """Whether more is better."""
     may_fail: bool = True
-    """False for what says whether the evidence is good: where it is not, the gate cannot tell."""
+    """False for checks of the evidence itself: if one is missed, the gate cannot tell."""
 
     @property
     def limit(self) -> float:
-        """What the interval must lie beyond."""
+        """``threshold - margin``: what the interval must lie beyond."""
         return self.threshold - (self.margin or 0.0)
 
 
 def _gain(least: float) -> Rule:
-    """A gain's least value; one below 0, or an inequality's margin, is a margin to 0."""
+    """The rule for a minimum gain; a minimum below 0 is a margin to the threshold 0."""
     if least > 0:
         return Rule(threshold=float(least), margin=None, above=True)
     return Rule(threshold=0.0, margin=float(-least) if least < 0 else None, above=True)

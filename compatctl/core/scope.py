@@ -1,7 +1,7 @@
-"""What the gallery that was searched says of the evidence: which of its rows, and for whom.
+"""Measurements of whether the searched gallery is good evidence.
 
-Four measurements beside those of ``evidence``: the gain of the queries of untouched rows, the gain
-that unknown answers leave, the share of queries that have a match, and the recall of old queries.
+They are the gain of queries whose matches are untouched, the gain that is left if unknown answers
+count against the new model, the share of queries with a match, and the recall of old queries.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def add_gallery_checks(
     draw: Draw,
     replicates: int,
 ) -> list[Measurement]:
-    """What was ``found`` for a group, and these measurements where it is the one that decides.
+    """``found`` with these measurements added, if the group decides.
 
-    Where answers are of unknown relevance, a failure of the gain must hold at best as well.
+    If answers are of unknown relevance, a failure of the gain must hold in the best case as well.
     """
     if group.name != DECIDING_GROUP:
         return list(found)
