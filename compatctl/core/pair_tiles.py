@@ -1,4 +1,4 @@
-"""All pairs of a query and a gallery row, tile by tile: their scores and what they are.
+"""All pairs of a query and a gallery row, tile by tile: their scores and kinds.
 
 Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions, ``J`` judged pairs.
 """
@@ -30,22 +30,22 @@ JudgedPairs = tuple[Codes, Codes]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairTruth:
-    """What each pair of a query and a gallery row is: of one class, of two, or neither."""
+    """What makes a (query, gallery row) pair same-class, different-class or neither."""
 
     query_labels: Codes
     """(Q,) integer codes."""
     gallery_labels: Codes
-    """(G,) integer codes; pairs of a row of ``NO_CLASS`` are of neither kind."""
+    """(G,) integer codes; rows of ``NO_CLASS`` are in neither kind."""
     self_row: Codes | None = None
-    """(Q,) gallery row that is the query's own item, or -1; that pair is of neither kind."""
+    """(Q,) gallery row of the query's own item, or -1; that pair is in neither kind."""
     ignored: Ignored | None = None
-    """Pairs that are of neither kind besides."""
+    """Further pairs in neither kind."""
     judged: JudgedPairs | None = None
-    """The relevant pairs, where they were judged: these and no others are then of one class, and a
-    pair of one label that is not among them is of neither kind."""
+    """The relevant pairs, if judged: only these are same-class; other pairs with equal labels
+    are in neither kind."""
 
     def select_queries(self, which: Bools) -> PairTruth:
-        """The same of some of the queries, ``which`` (Q,)."""
+        """The same for the queries ``which`` (Q,)."""
         judged = self.judged
         if judged is not None:
             here = which[judged[0]]
@@ -62,7 +62,7 @@ class PairTruth:
 def score_tiles(
     queries: Features, gallery: Features, truth: PairTruth, block: int
 ) -> Iterator[tuple[slice, Scores, Bools, Bools]]:
-    """Rows of queries, and of the tile of pairs: scores, same class, different class.
+    """Yield for each tile its rows of queries, its scores, and its same- and different-class pairs.
 
     Scores are products of float32 matrices of (Q, D) queries and (G, D) gallery rows. Memory: a
     few tiles of ``block`` x ``block``.
@@ -82,8 +82,9 @@ def score_tiles(
 def pair_kinds(
     Q: int, G: int, truth: PairTruth, block: int
 ) -> Iterator[tuple[slice, slice, Bools, Bools]]:
-    """Rows and columns of each tile of Q queries and G gallery rows, and what its pairs are: of one
-    class, of two, or where both are False not counted.
+    """Yield for each tile its rows, its columns, and its same- and different-class pairs.
+
+    Pairs in neither mask are not counted.
 
     Raises:
         InputError: wrong shapes or types, an own row outside the gallery.

@@ -167,8 +167,8 @@ class Policy:
     require_training_record: bool = True
     """Whether the gate cannot tell without a record of what the new model has seen."""
     max_near_copies: float | None = 0.1
-    """Largest share of held-out queries that nearly equal a trained item, by look or by vector; above
-    it the gate cannot tell. These queries never decide."""
+    """Largest share of held-out queries that nearly equal a trained item, by look or by vector;
+    above it the gate cannot tell. These queries never decide."""
     max_latency_ratio: float | None = None
     """Median time of the new encoder over that of the old one."""
     max_design_effect: float | None = 1.5

@@ -1,9 +1,11 @@
-"""The d-Simplex fixed classifier, and the register of which class owns which vertex.
+"""The d-Simplex fixed classifier, and the registry of which class owns which vertex.
+
+A simplex of K vertices is K unit vectors whose pairwise cosines are all -1/(K-1). Every class owns
+one vertex permanently. Another order of classes, or another rotation of the frame, would silently
+break compatibility, so both have digests.
 
 Sources: CVPR 2024 (arXiv 2405.02581); TPAMI 2026 (arXiv 2606.12488); repository
-miccunifi/iamcl2r, ``src/iamcl2r/models/__init__.py``. Every class owns one vertex for ever; another
-order of classes, or another rotation of the frame, breaks compatibility without a word, which is
-why both have digests.
+miccunifi/iamcl2r, ``src/iamcl2r/models/__init__.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from compatctl.errors import InputError
 CONSTRUCTION = "d-simplex, unit vectors and alpha * ones, centred, unit rows"
 
 MAX_VERTICES = 16_384
-"""A frame of so many vertices takes 2 GiB."""
+"""A frame of this many vertices takes 2 GiB."""
 
 
 def simplex(K: int) -> Floats:
@@ -32,7 +34,7 @@ def simplex(K: int) -> Floats:
     ``alpha = (1 - sqrt(d + 1)) / d``; the mean row is subtracted and each row normalised.
 
     Raises:
-        InputError: K is no whole number, under 2 or over 16,384.
+        InputError: K is not an integer from 2 to 16,384.
     """
     _check_vertices(K)
     d = K - 1
@@ -46,31 +48,30 @@ def frame_in(K: int, D: int) -> Floats:
     """(K, D) float64: the simplex of K vertices in the first K - 1 of D dimensions, then zeros.
 
     Raises:
-        InputError: as ``simplex``, or D is under K - 1.
+        InputError: as ``simplex``, or D < K - 1.
     """
     return _padded(simplex(K), D)
 
 
 def rotate_onto(frame: Floats, means: AnyFloats, own: Rows) -> Floats:
-    """``frame`` (K, d) in D >= d dimensions, its rows ``own`` turned nearest to the ``means``.
+    """Rotate ``frame`` (K, d) in D >= d dimensions to bring its rows ``own`` nearest to ``means``.
 
     Orthogonal Procrustes (Schönemann 1966): among all rotations and reflections of R^D, the one
-    that maximises the summed cosines of ``frame[own[i]]`` and ``means[i]``. Angles between rows do
-    not change. Directions that the means leave free (C < d, for one) are filled in by singular
-    vectors, which may differ from one linear algebra library to the next: keep the rows, and
-    pin them with ``frame_digest``, rather than compute them again.
+    that maximises ``sum_i cos(frame[own[i]], means[i])``. Angles between rows do not change.
+    Directions that the means leave free (as with C < d) depend on the linear algebra library, so
+    store the rows and pin them with ``frame_digest`` instead of computing them again.
 
     Args:
-        frame: (K, d) finite; narrower than the means, it is padded with zeros.
-        means: (C, D) class means, C >= 1; their lengths do not count but must not be 0.
-        own: (C,) which row of the frame each mean belongs to, each row at most once.
+        frame: (K, d) finite; padded with zeros to D columns.
+        means: (C, D) class means, C >= 1, of any length but 0.
+        own: (C,) the frame row of each mean, each row at most once.
 
     Returns:
         (K, D) float64.
 
     Raises:
-        InputError: shapes that do not fit, d over D, a row outside the frame or given twice, a
-            mean that is zero or not finite.
+        InputError: wrong shapes, d > D, a row outside the frame or given twice, a mean that is
+            zero or not finite.
     """
     frame, means, own = np.asarray(frame), np.asarray(means), np.asarray(own)
     if frame.ndim != 2 or means.ndim != 2 or own.shape != means.shape[:1] or not len(own):
@@ -94,7 +95,7 @@ def rotate_onto(frame: Floats, means: AnyFloats, own: Rows) -> Floats:
 
 
 def frame_digest(rows: AnyFloats) -> str:
-    """sha256 (hex) of frozen rows (R, D) as little-endian float32: construction, order, rotation.
+    """sha256 (hex) of rows (R, D) as little-endian float32; it pins construction, order, rotation.
 
     Raises:
         InputError: the rows are not two-dimensional and finite.
@@ -107,16 +108,16 @@ def frame_digest(rows: AnyFloats) -> str:
 
 @dataclass(frozen=True)
 class Registry:
-    """``vertices[i]`` is the class that owns vertex i. Append-only; ``K`` vertices in all.
+    """Which class owns which vertex: ``vertices[i]`` owns vertex i. Append-only.
 
     Raises:
-        InputError: a class that is no text, is empty, or is there twice; more classes than K; K
+        InputError: a class is not a string, is empty, or appears twice; more classes than K; K
             out of range.
     """
 
     vertices: tuple[str, ...]
     K: int | None = None
-    """Size of the simplex; None until the first classes are given vertices."""
+    """Number of vertices; None until the first classes get theirs."""
 
     def __post_init__(self) -> None:
         for label in self.vertices:
@@ -131,13 +132,13 @@ class Registry:
     @cached_property
     def vertex_of(self) -> dict[str, int]:
         """Class -> vertex."""
-        return {label: at for at, label in enumerate(self.vertices)}
+        return {label: vertex for vertex, label in enumerate(self.vertices)}
 
     def extend(self, labels: Sequence[str], K: int) -> Registry:
-        """The registry with new classes on the next free vertices, in the order given.
+        """The registry with new classes on the next free vertices, in order.
 
         Raises:
-            InputError: a class is there already or twice, K changes, or the vertices run out.
+            InputError: a class exists already or appears twice, K changes, or no vertex is free.
         """
         if self.K not in {None, K}:
             raise InputError(
@@ -160,10 +161,10 @@ class Registry:
 
     @classmethod
     def from_json(cls, text: str) -> Registry:
-        """What ``to_json`` wrote.
+        """Read the text that ``to_json`` wrote.
 
         Raises:
-            InputError: it is not that.
+            InputError: the text is anything else.
         """
         try:
             raw = json.loads(text)
@@ -216,11 +217,11 @@ def _check_label(label: object) -> None:
 def cosine_spread(means: AnyFloats) -> tuple[float, float]:
     """Mean and spread (standard deviation) of the cosines between different rows (C, D), C >= 2.
 
-    Rows of a simplex of C vertices have the mean -1/(C-1) and the spread 0; rows in random
-    directions the mean 0 and the spread 1/sqrt(D). Their lengths do not count.
+    A simplex of C vertices has mean -1/(C-1) and spread 0; random directions have mean 0 and spread
+    1/sqrt(D). Lengths do not matter.
 
     Raises:
-        InputError: fewer than two rows, or one without a direction.
+        InputError: fewer than two rows, or a row that is zero or not finite.
     """
     rows = np.asarray(means, np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)

@@ -1,17 +1,17 @@
-"""What a deployed similarity threshold lets through, and verification metrics on labelled pairs.
+"""What a deployed similarity threshold accepts, and verification metrics on labelled pairs.
 
-A pair is accepted when its cosine >= the threshold. FAR is the accepted share of different-class
-pairs, TAR that of same-class pairs, and FRR is 1 - TAR.
+A pair is accepted if its cosine >= the threshold. FAR is the accepted share of different-class
+pairs, TAR that of same-class pairs, and FRR = 1 - TAR.
 
-A threshold set for one query model means something else for the next: ``accepts`` counts what it
-lets through with each, and ``threshold_keeping_far`` gives the one at which the new model accepts
+A threshold set for one query model means something else for the next. ``count_accepts`` counts what
+it accepts with each; ``threshold_keeping_far`` finds the threshold at which the new model accepts
 no more different-class pairs than the old one did.
 
-Shapes: ``P`` labelled pairs: ``scores`` (P,) finite floats, ``same`` (P,) bool, the pair is of one
-class. ``Q`` queries, ``G`` gallery rows, ``D`` dimensions: unit rows in any float type, integer
-class codes; ``self_row[i]`` is the gallery row of query ``i``'s own item, or -1 where the gallery
-does not hold it, and that pair is never counted. Their scores are products of float32 matrices, as
-a server computes them: last bits may differ between sizes of ``block``, so keep to one size.
+Shapes: ``P`` labelled pairs with ``scores`` (P,) finite floats and ``same`` (P,) bool. ``Q``
+queries, ``G`` gallery rows, ``D`` dimensions: unit rows in any float type, integer class codes.
+``self_row[i]`` is the gallery row of query ``i``'s own item, or -1 if the gallery lacks it; that
+pair is never counted. Scores are products of float32 matrices, as a server computes them. Their
+last bits may depend on ``block``, so use one value of it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from compatctl.core.pair_tiles import JudgedPairs, PairTruth, score_tiles
 from compatctl.errors import InputError
 
 ACCEPT_ALL = -1.01
-"""A threshold below every product of two rows that pass for unit rows."""
+"""A threshold below every product of two rows that pass as unit rows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,19 +54,19 @@ class Roc:
 
 @dataclass(frozen=True, kw_only=True)
 class TarAtFar:
-    """The point of a curve for an asked FAR; its threshold is +inf where TAR is 0."""
+    """The point of a curve at a requested FAR; its threshold is +inf if TAR is 0."""
 
     tar: float
     threshold: float
     far: float
-    """The one reached, never above the asked one."""
+    """The FAR reached, at most the requested one."""
     resolved: bool
-    """False where the asked FAR is below 1 / n_diff: then it is FAR 0 that was measured."""
+    """False if the requested FAR is below 1 / n_diff: then FAR 0 was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """The largest share of pairs decided rightly, and a threshold that reaches it."""
+    """The largest share of correctly decided pairs, and a threshold that reaches it."""
 
     accuracy: float
     threshold: float
@@ -74,8 +74,10 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Accepts:
-    """(Q,) gallery rows of each query's class and of others, own rows in neither, and how many
-    of them a threshold accepts."""
+    """(Q,) same-class and different-class pairs of each query, and how many a threshold accepts.
+
+    Pairs with the query's own row are in neither.
+    """
 
     same_accepted: Codes
     same_pairs: Codes
@@ -84,17 +86,17 @@ class Accepts:
 
     @property
     def far(self) -> float:
-        """Share of all different-class pairs that are accepted; NaN where there is none."""
+        """Share of different-class pairs that are accepted; NaN if there is none."""
         return ratio(self.diff_accepted.sum(), self.diff_pairs.sum())
 
     @property
     def frr(self) -> float:
-        """Share of all same-class pairs that are not accepted; NaN where there is none."""
+        """Share of same-class pairs that are rejected; NaN if there is none."""
         return ratio((self.same_pairs - self.same_accepted).sum(), self.same_pairs.sum())
 
 
 def roc(scores: AnyFloats, same: Bools) -> Roc:
-    """FAR and TAR of (P,) pairs at every threshold that makes a difference.
+    """FAR and TAR of (P,) pairs at every distinct threshold.
 
     Raises:
         InputError: wrong shapes or types, a score that is not finite, no pair of either kind.
@@ -118,9 +120,9 @@ def roc(scores: AnyFloats, same: Bools) -> Roc:
 
 
 def tar_at_far(roc: Roc, far: float) -> TarAtFar:
-    """The largest TAR among the points whose FAR does not exceed ``far``; nothing is interpolated.
+    """The largest TAR among the points with FAR <= ``far``, without interpolation.
 
-    Of points with that TAR it is the one with the highest threshold, so the lowest FAR.
+    Of points with that TAR it takes the highest threshold, so the lowest FAR.
 
     Raises:
         InputError: ``far`` is not a number in [0, 1].
@@ -139,10 +141,10 @@ def tar_at_far(roc: Roc, far: float) -> TarAtFar:
 
 
 def accuracy(roc: Roc) -> Accuracy:
-    """The largest share of pairs decided rightly, over all thresholds, classes as they are mixed.
+    """The largest share of correctly decided pairs over all thresholds.
 
-    Of equally good thresholds it is the median one; of an even number, the higher of the middle
-    two. It may be +inf, which accepts nothing.
+    Of equally good thresholds it takes the median; of an even number, the higher of the middle two.
+    It may be +inf, which accepts nothing.
     """
     true_accepts, false_accepts = _counts(roc)
     right = true_accepts + roc.n_diff - false_accepts
@@ -154,7 +156,7 @@ def accuracy(roc: Roc) -> Accuracy:
 
 
 def accuracy_at(scores: AnyFloats, same: Bools, threshold: float) -> float:
-    """Share of (P,) pairs that ``score >= threshold``, which may be infinite, decides rightly.
+    """Share of (P,) pairs that ``score >= threshold`` decides correctly; it may be infinite.
 
     Raises:
         InputError: wrong shapes or types, no pair, a score that is not finite, a NaN threshold.
@@ -164,10 +166,9 @@ def accuracy_at(scores: AnyFloats, same: Bools, threshold: float) -> float:
 
 
 def crossvalidated_accuracy(scores: AnyFloats, same: Bools, folds: Codes) -> float:
-    """Mean accuracy over folds, each at the best threshold of all the others (LFW's protocol).
+    """Mean accuracy over folds, each at the best threshold of the others (LFW's protocol).
 
-    The threshold is that of ``accuracy``: a score of the other folds or +inf, of equally good ones
-    the median. Every fold weighs the same, whatever its size.
+    The threshold is that of ``accuracy`` on the other folds. Every fold weighs the same.
 
     Raises:
         InputError: as ``roc`` of the other folds, or ``folds`` not (P,) integers, fewer than two.
@@ -188,8 +189,8 @@ def crossvalidated_accuracy(scores: AnyFloats, same: Bools, folds: Codes) -> flo
 def equal_error_rate(roc: Roc) -> float:
     """The error rate where FAR and FRR cross, in [0, 1].
 
-    It is their midpoint at the point of the curve where they are nearest to each other, of such
-    points the one with the highest threshold; nothing is interpolated.
+    It is their midpoint at the point of the curve where they are nearest, without interpolation; of
+    several such points, at the highest threshold.
     """
     true_accepts, false_accepts = _counts(roc)
     false_rejects = roc.n_same - true_accepts
@@ -210,10 +211,10 @@ def count_accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a th
     ignored: Ignored | None = None,
     block: int = 1024,
 ) -> Accepts:
-    """Count what a threshold accepts of all pairs of a query and a gallery row.
+    """Count the (query, gallery row) pairs that a threshold accepts.
 
-    Scores are the products of float32 matrices; each is compared with ``threshold`` exactly, which
-    is not rounded to float32. Memory: a few tiles of ``block`` x ``block``.
+    Scores are products of float32 matrices; ``threshold`` stays float64. Memory: a few tiles of
+    ``block`` x ``block``.
 
     Args:
         queries, gallery: (Q, D) and (G, D) unit rows.
@@ -262,13 +263,13 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
 ) -> float:
     """The lowest float32 threshold that accepts at most ``accepted`` different-class pairs.
 
-    That is the float32 next above the (accepted + 1)-th largest different-class score, found
-    exactly; where that score ties with larger ones, fewer pairs are accepted. Where ``accepted``
-    is all of them, also where there is none, it is ``ACCEPT_ALL``. Two passes over the scores each
-    count 2^16 bins: of the upper halves of their bits, then of the lower halves within the bin
-    that matters. So memory depends on ``block`` only, with which ``accepts`` sees the same scores.
+    That is the float32 just above the (accepted + 1)-th largest different-class score, found
+    exactly; if that score ties with larger ones, fewer pairs are accepted. If ``accepted`` is all
+    of them, it is ``ACCEPT_ALL``. Two passes over the scores each count 2^16 bins: of the upper
+    half of their bits, then of the lower half within the bin that matters. So memory depends on
+    ``block`` only. With the same ``block``, ``count_accepts`` sees the same scores.
 
-    Args: as ``accepts``, but ``accepted``: different-class pairs to accept at most, 0 to all.
+    Args: as ``count_accepts``, but ``accepted`` is the largest number of accepted pairs.
 
     Raises:
         InputError: as ``score_tiles``, or ``accepted`` out of range.
@@ -303,13 +304,13 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
 
 
 def _flip(scores: Scores) -> Bits:
-    """int32 keys in the order of the scores; the bits of keys give those of the scores back."""
+    """int32 keys in the order of the scores; applied to the keys, it gives the scores' bits."""
     bits = scores.view(np.int32)
     return bits ^ ((bits >> 31) & np.int32(2**31 - 1))
 
 
 def _bin_at(counts: Codes, position: int) -> tuple[int, int]:
-    """The bin that holds the value at ``position`` in ascending order, and its place in there."""
+    """The bin of the value at ``position`` in ascending order, and its position in that bin."""
     totals = np.cumsum(counts)
     # The last bin at most, should a second pass round a score to the other side of a bin's edge.
     found = min(int(np.searchsorted(totals, position, side="right")), len(counts) - 1)
