@@ -1,11 +1,11 @@
-"""Gallery rows that do not count for a query, neither for it nor against.
+"""Gallery rows that a query ignores: neither right nor wrong answers.
 
-In person re-identification an item of the query's person from the query's own camera is neither a
-right answer nor a wrong one (Zheng et al., Market-1501, ICCV 2015): it is taken out before anything
-is ranked. The same holds of frames of one shot, images of one product, copies of one file.
+In person re-identification an item of the query's person from the query's own camera is removed
+before ranking (Zheng et al., Market-1501, ICCV 2015). The same applies to frames of one shot,
+images of one product and copies of one file.
 
-Rows are kept in groups, sorted once; what a query ignores is one range of each. Memory is that of
-the gallery's codes, whatever the groups' sizes.
+Rows are sorted once by group, so a query ignores one range of each grouping. Memory is that of the
+gallery's codes, whatever the group sizes.
 
 Shapes: ``Q`` queries, ``G`` gallery rows.
 """
@@ -22,24 +22,24 @@ from compatctl.core.arrays import Bools, Codes, as_labels
 from compatctl.errors import InputError
 
 _CELLS = 2**22
-"""Pairs handed out at once, or those of one query."""
+"""Pairs yielded at once, unless one query has more."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ignored:
-    """For every query the rows of its own group, in one or more groupings."""
+    """Each query ignores the rows of its own group, in one or more groupings."""
 
     n_rows: int
-    """G, by which keys are made; ``first`` to ``last`` of them are looked at."""
+    """G, the factor in keys; only rows ``first`` to ``last`` are considered."""
     groups: tuple[tuple[Codes, Codes], ...]
-    """(Q,) each query's group, below 0 for none, and the sorted keys ``group * G + row``."""
+    """For each grouping (Q,) each query's group, negative for none, and sorted keys
+    ``group * G + row``."""
     first: int = 0
     last: int | None = None
 
     @classmethod
     def from_groups(cls, *codes: tuple[Codes, Codes], n_queries: int, n_rows: int) -> Ignored:
-        """From (Q,) codes of queries and (G,) codes of gallery rows, of each grouping; a code below
-        0 is of no group.
+        """From (Q,) query codes and (G,) gallery codes of each grouping; negative is no group.
 
         Raises:
             InputError: wrong shapes or types.
@@ -48,14 +48,16 @@ class Ignored:
         for of_queries, of_rows in codes:
             queries = as_labels(of_queries, n_queries, "query groups")
             rows = as_labels(of_rows, n_rows, "gallery groups")
-            # Only groups that a query is of: other rows are never asked for.
+            # Only rows in the group of some query matter.
             held = np.flatnonzero((rows >= 0) & np.isin(rows, queries))
             groups.append((queries, np.sort(rows[held] * max(n_rows, 1) + held)))
         return cls(n_rows=n_rows, groups=tuple(groups))
 
     def pairs(self, queries: slice, first: int = 0, last: int | None = None) -> tuple[Codes, Codes]:
-        """(n,) places of queries in the slice and (n,) rows from ``first`` to ``last`` that they
-        ignore, each pair once, in the order of the queries."""
+        """Ignored pairs of a slice of queries and the rows ``first`` to ``last``, each once.
+
+        Returns (n,) positions in the slice, ascending, and (n,) rows.
+        """
         last = self._rows if last is None else min(last, self._rows)
         wide = max(self.n_rows, 1)
         found = []
@@ -71,7 +73,7 @@ class Ignored:
         return pairs // wide, pairs % wide - self.first
 
     def blocks(self) -> Iterator[tuple[Codes, Codes]]:
-        """All (n,) queries and (n,) rows of ignored pairs, each once, some 2^22 at a time."""
+        """Yield (n,) queries and (n,) rows of all ignored pairs, each once, 2^22 at a time."""
         most = np.zeros(self._queries, dtype=np.int64)
         wide = max(self.n_rows, 1)
         for group, keys in self.groups:
@@ -84,7 +86,7 @@ class Ignored:
             yield place + start, row
 
     def contains(self, rows: Codes) -> Bools:
-        """(Q, k) whether the query ignores each of the rows (Q, k); -1 is no row."""
+        """(Q, k) whether each query ignores each of its ``rows`` (Q, k); -1 is no row."""
         wide = max(self.n_rows, 1)
         found = np.zeros(rows.shape, dtype=bool)
         for group, keys in self.groups:
@@ -95,12 +97,12 @@ class Ignored:
         return found
 
     def select_queries(self, which: Bools | Codes) -> Ignored:
-        """The same of some of the queries: a mask (Q,) or positions."""
+        """The same for some queries, given as a mask (Q,) or as positions."""
         groups = tuple((group[which], keys) for group, keys in self.groups)
         return Ignored(n_rows=self.n_rows, groups=groups, first=self.first, last=self.last)
 
     def row_range(self, first: int, last: int) -> Ignored:
-        """The same of the gallery rows ``first`` to ``last``, which are then rows from 0 on."""
+        """The same for the gallery rows ``first`` to ``last``, renumbered from 0."""
         if not 0 <= first <= last <= self._rows:
             raise InputError(f"rows {first} to {last} are not among {self._rows}")
         begin = self.first + first
@@ -109,8 +111,10 @@ class Ignored:
         )
 
     def remap_rows(self, position: Codes) -> Ignored:
-        """The same of some of the rows, each at the place that ``position`` (G,) says, -1: not
-        among them; their order is kept."""
+        """The same with row g moved to ``position[g]``, or dropped if that is -1.
+
+        ``position`` is (G,); it must keep the order of the rows.
+        """
         wide, n = max(self.n_rows, 1), int((position >= 0).sum())
         groups = []
         for of_queries, keys in self.groups:

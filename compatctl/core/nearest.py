@@ -1,10 +1,10 @@
 """Exact nearest-neighbour search by cosine, at nearly the speed of the matrix product it needs.
 
-Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions. The scores of a block of queries and a
-tile of the gallery are one float32 product into a buffer that is used again. One comparison with
-each query's bound on its k-th best score leaves few candidates, and these go into a pool. The
-bound rises when a tile brings too many, and when the pool has grown. Memory is the buffer and the
-pool, never Q x G and never a copy of a contiguous float32 gallery.
+Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions. One float32 product scores a block of
+queries against a tile of the gallery, into a reused buffer. A comparison with each query's lower
+bound on its k-th best score leaves few candidates, which go into a pool. The bound rises if a tile
+yields too many candidates, and when the pool has grown. Memory is the buffer and the pool, never
+Q x G and never a copy of a contiguous float32 gallery.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _CELLS = 2**23
 """Scores of one tile: 32 MiB of float32."""
 
 _SLAB = 2**18
-"""Scores compared at once: what passed is looked through while it is in the cache."""
+"""Scores compared at once, so that the result is still in the cache when it is scanned."""
 
 _POOL = 2**18
-"""Answers of one block of queries, block x k; the pool holds at most some eight times as many."""
+"""Answers of one block of queries, block x k; the pool holds at most about eight times as many."""
 
 _EXACT = 2**16
-"""Products scored at once in float64: two buffers of 512 KiB stay in the cache."""
+"""Values multiplied at once in float64: two buffers of 512 KiB stay in the cache."""
 
 _LOWEST = np.finfo(np.float32).min
-"""The bound that every score passes and -inf does not."""
+"""A bound that every score passes and -inf does not."""
 
 
 Piece = tuple[int, Vectors]
-"""The number of the first of some gallery rows that follow each other, and these rows (n, D)."""
+"""Consecutive gallery rows: the position of the first, and the rows (n, D)."""
 
 _PIECE_ROWS = 2**16
 """Rows of a piece that ``mixed_pieces`` and ``row_pieces`` yield."""
@@ -57,15 +57,15 @@ _PIECE_ROWS = 2**16
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Neighbours:
-    """Found rows, best first. Where fewer than k exist: row -1 with score -inf."""
+    """The nearest rows of each query, best first; missing ones are row -1 with score -inf."""
 
     rows: Rows
     """(Q, k) gallery rows, or -1."""
     scores: Scores
-    """(Q, k) cosines in [-1, 1], not increasing along a row."""
+    """(Q, k) cosines in [-1, 1], non-increasing along a row."""
 
     def select_queries(self, queries: Bools) -> Neighbours:
-        """The same of some of the queries (Q,)."""
+        """The neighbours of the selected queries (Q,)."""
         return Neighbours(rows=self.rows[queries], scores=self.scores[queries])
 
 
@@ -80,18 +80,18 @@ def exact_search(
 ) -> Neighbours:
     """The k nearest gallery rows of each query, exactly.
 
-    Equal scores go to the lower row, also across the k-th place. A float32 matrix product may
-    score two identical rows differently in its last bit, so it only chooses candidates, with a
-    margin wider than its rounding error; these are scored again in float64 and ranked by that
-    score rounded to float32. The answer therefore does not depend on ``block``.
+    Ties go to the lower row, also at the k-th place. A float32 matrix product may score identical
+    rows differently in the last bit, so it only selects candidates, with a margin wider than its
+    rounding error. Candidates are scored again in float64 and ranked by that score rounded to
+    float32. The answer therefore does not depend on ``block``.
 
     Args:
         queries: (Q, D) unit rows.
         gallery: (G, D) unit rows, G >= 0.
-        k: how many, >= 1; may exceed G.
+        k: neighbours per query, >= 1; may exceed G.
         self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         block: queries scored at once, >= 1; fewer when k is large.
-        ignored: rows that are no answer to a query besides; None for none.
+        ignored: further rows that are no answer to a query; None for none.
 
     Raises:
         InputError: wrong shapes, NaN or infinite or non-unit rows, k < 1, rows out of range.
@@ -103,14 +103,14 @@ def exact_search(
     check_positive(block, "block")
     rows = np.full((len(queries), k), -1, dtype=np.int64)
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    wanted = min(k, len(gallery))
-    if wanted and len(queries):
+    k = min(k, len(gallery))
+    if k and len(queries):
         tiled = np.ascontiguousarray(gallery, dtype=np.float32)
-        step = max(1, min(block, len(queries), _POOL // wanted))
+        step = max(1, min(block, len(queries), _POOL // k))
         tiles = _Tiles(tiled, step)
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
-            pool = _Pool(queries[part], gallery, wanted)
+            pool = _Pool(queries[part], gallery, k)
             left_out = _LeftOut(own=own[part], ignored=ignored, queries=part)
             tiles.walk(np.ascontiguousarray(queries[part], dtype=np.float32), left_out, pool)
             pool.write(rows[part], scores[part])
@@ -124,9 +124,9 @@ def exact_search_pieces(
     self_row: Rows,
     ignored: Ignored | None = None,
 ) -> Neighbours:
-    """``search`` of queries (Q, D) in a gallery of pieces, which follow each other.
+    """``exact_search`` of queries (Q, D) in a gallery given in consecutive pieces.
 
-    ``self_row`` (Q,): the gallery row that is no answer, -1: none; ``ignored``: further such rows.
+    The result equals that of the whole array; arguments are as in ``exact_search``.
     """
     rows = np.full((len(queries), 0), -1, np.int64)
     scores = np.full((len(queries), 0), -np.inf, np.float32)
@@ -139,7 +139,7 @@ def exact_search_pieces(
         here = np.where(found.rows >= 0, found.rows + first, -1)
         rows = np.concatenate([rows, here], axis=1)
         scores = np.concatenate([scores, found.scores], axis=1)
-        # Stable: of equal scores the earlier piece, so the lower row, comes first.
+        # A stable sort puts the earlier piece, so the lower row, first among equal scores.
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         rows = np.take_along_axis(rows, order, axis=1)
         scores = np.take_along_axis(scores, order, axis=1)
@@ -151,7 +151,7 @@ def exact_search_pieces(
 
 
 def mixed_pieces(old: Vectors, new: Vectors, half: Bools) -> Iterator[Piece]:
-    """Rows of ``new`` where ``half`` (G,) says so, else of ``old``, (G, D) both."""
+    """Yield a gallery with rows of ``new`` where ``half`` (G,) is set, else of ``old``; (G, D)."""
     for start in range(0, len(old), _PIECE_ROWS):
         part = slice(start, start + _PIECE_ROWS)
         rows = np.where(half[part, None], new[part], old[part])
@@ -159,21 +159,21 @@ def mixed_pieces(old: Vectors, new: Vectors, half: Bools) -> Iterator[Piece]:
 
 
 def row_pieces(gallery: Vectors, rows: Rows) -> Iterator[Piece]:
-    """The given ``rows`` (n,), ascending, of a gallery (G, D), numbered from 0."""
+    """Yield the ascending ``rows`` (n,) of a gallery (G, D), renumbered from 0."""
     for start in range(0, len(rows), _PIECE_ROWS):
         yield start, gallery[rows[start : start + _PIECE_ROWS]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _LeftOut:
-    """What is no answer to a block of queries: their own rows (B,), and the ignored ones."""
+    """Rows that are no answer to a block of queries: their own rows (B,), and ignored rows."""
 
     own: Codes
     ignored: Ignored | None
     queries: slice
 
     def strike(self, scores: Scores, start: int) -> None:
-        """Set the scores (B, T) of these rows, T from ``start`` on, below every other."""
+        """Set the scores (B, T) of these rows to -inf; the T columns begin at row ``start``."""
         mine = np.flatnonzero((self.own >= start) & (self.own < start + scores.shape[1]))
         scores[mine, self.own[mine] - start] = -np.inf
         if self.ignored is not None:
@@ -182,18 +182,17 @@ class _LeftOut:
 
 
 class _Pool:
-    """Candidates of one block of queries, and what a score must reach to become one.
+    """Candidates of one block of queries, and the bounds that a score must reach.
 
-    ``least`` is (B, 1) float32: no row scored below it by a float32 product is an answer. For one
-    query the candidates are in the order of their rows: tiles are walked upwards, and whatever
-    drops candidates keeps the order of the others.
+    ``least`` is (B, 1) float32: a row with a float32 product below it is no answer. The candidates
+    of a query stay in row order: tiles are walked upwards, and dropping keeps the order.
     """
 
     def __init__(self, queries: Features, gallery: Features, k: int) -> None:
         D = gallery.shape[1]
         self.queries, self.gallery, self.k = queries.astype(np.float64), gallery, k
-        # Either of two scores may be off by D unit roundoffs (rows have length 1) and two more
-        # where the features are float64, plus the rounding of the float64 score to float32.
+        # Each of two scores may be off by D unit roundoffs (rows have length 1), two more for
+        # float64 features, and the rounding of the float64 score to float32.
         self.margin = np.float32((2 * D + 8) * 2.0**-24 * (1 + NORM_TOLERANCE) ** 2)
         self.least = np.full((len(queries), 1), _LOWEST, dtype=np.float32)
         self.size = len(queries) * k
@@ -203,21 +202,21 @@ class _Pool:
         self.held = 0
 
     def add(self, query: Codes, row: Codes, score: Scores) -> None:
-        """Take (n,) candidates: positions in the block, gallery rows and float32 products."""
+        """Add (n,) candidates: positions in the block, gallery rows and float32 products."""
         self.new.append((query, row, score))
         self.held += len(query)
         if self.held > 3 * self.size:
             self.tighten()
-            if self.held > 2 * self.size:  # ties, which no bound can part
+            if self.held > 2 * self.size:  # ties, which no bound separates
                 best, _ = self.best()
                 self.keep(np.sort(best))
 
     def raise_to(self, kth: Scores, queries: Any = slice(None)) -> None:
-        """Know that the k-th best scores of these queries are at least ``kth``."""
+        """Raise the bounds of these queries, whose k-th best scores are at least ``kth``."""
         self.least[queries, 0] = np.maximum(self.least[queries, 0], kth - self.margin)
 
     def learn(self, scores: Scores, bins: int) -> None:
-        """Raise the bounds to what (B, T) scores show, if they are of enough rows."""
+        """Raise the bounds to the k-th best of (B, T) scores, if T >= k."""
         if self.k <= scores.shape[1]:
             self.raise_to(_kth_at_least(scores, self.k, bins))
 
@@ -232,14 +231,14 @@ class _Pool:
         self.keep(np.flatnonzero(self.score >= self.least[self.query, 0]))
 
     def best(self) -> tuple[Codes, Codes]:
-        """(n,) candidates that are among the k exact best of their query, and their ranks.
+        """(n,) candidates among the exact k best of their query, and their ranks.
 
-        Puts exact scores in the place of products. They are as good in a bound: they differ from
-        the true cosine by less than products do.
+        This replaces products by exact scores, which are valid in a bound: they are closer to the
+        true cosine.
         """
         self.gather()
         self.rescore()
-        # Stable, so that of equal scores the lower row comes first.
+        # A stable sort puts the lower row first among equal scores.
         order = np.argsort(_keys(self.query, self.score), kind="stable")
         query = self.query[order]
         counts = np.bincount(query, minlength=len(self.least))
@@ -253,15 +252,15 @@ class _Pool:
         step = max(1, _EXACT // self.gallery.shape[1])
         for start in range(0, self.held, step):
             part = slice(start, start + step)
-            # The product of two float32 numbers is exact in float64, and a sum along a contiguous
-            # axis adds in the same order for every row: identical rows get identical scores.
-            # einsum is a little faster, and does not: it cuts long rows.
+            # A product of two float32 values is exact in float64, and a sum along a contiguous axis
+            # has the same order for every row, so identical rows get identical scores. einsum is
+            # slightly faster but splits long rows.
             products = self.gallery[self.row[part]].astype(np.float64)
             products *= self.queries[self.query[part]]
             self.score[part] = products.sum(axis=1)
 
     def gather(self) -> None:
-        """Join what was added since the last time."""
+        """Concatenate the candidates added since the last call."""
         if self.new:
             parts = [(self.query, self.row, self.score), *self.new]
             self.query, self.row, self.score = map(np.concatenate, zip(*parts, strict=True))
@@ -287,8 +286,8 @@ class _Tiles:
         self.gallery = gallery
         self.width = max(1, min(len(gallery), _CELLS // block))
         self.scores = np.empty(block * self.width, dtype=np.float32)
-        # Queries compared at once, a multiple of eight so that the parts begin with a whole word,
-        # and their answers, a little longer to end with one.
+        # Queries compared at once, a multiple of eight so that parts begin at a whole word, and
+        # their results, padded to end with one.
         self.step = max(1, _SLAB // self.width // 8) * 8
         passed = min(block, self.step) * self.width
         self.passed = np.zeros(-(-passed // 8) * 8, dtype=np.bool_)
@@ -315,14 +314,14 @@ class _Tiles:
                 pool.add(query, column + start, score)
 
     def compare(self, scores: Scores, pool: _Pool) -> tuple[Codes, Words]:
-        """(n,) words of eight neighbouring scores with a candidate, and eight flags for each."""
+        """(n,) words of eight neighbouring scores that hold a candidate, and their eight flags."""
         words, hits = [], []
         for first in range(0, len(scores), self.step):
             part = scores[first : first + self.step]
             passed = self.passed[: part.size].reshape(part.shape)
             np.greater_equal(part, pool.least[first : first + self.step], out=passed)
             self.passed[part.size :][:8] = False
-            # Eight at a time: looking for the few candidates costs as much as comparing.
+            # Eight at a time, because finding the few candidates costs as much as comparing.
             flags = self.passed[: -(-part.size // 8) * 8].view(np.uint64)
             found = np.flatnonzero(flags != 0)
             words.append(found + first * scores.shape[1] // 8)
@@ -331,7 +330,7 @@ class _Tiles:
 
 
 def _cells(scores: Scores, words: Codes, hits: Words) -> tuple[Codes, Codes, Scores]:
-    """(n,) rows, columns and values of the scores that are flagged in these words."""
+    """(n,) rows, columns and values of the scores flagged in these words."""
     hit = np.flatnonzero(hits.view(np.bool_))
     cell = words[hit >> 3] * 8 + (hit & 7)
     row = cell // scores.shape[1]
@@ -339,10 +338,10 @@ def _cells(scores: Scores, words: Codes, hits: Words) -> tuple[Codes, Codes, Sco
 
 
 def _kth_at_least(scores: Scores, k: int, bins: int) -> Scores:
-    """(B,) bounds from below on the k-th highest of each row of (B, T): exact from T bins on.
+    """(B,) lower bounds on the k-th highest of each row of (B, T); exact if ``bins`` >= T.
 
-    The k-th highest of the maxima of ``bins`` >= k groups of columns: k columns reach it. Far
-    cheaper than sorting out all columns, and close where bins is several times k.
+    The bound is the k-th highest of the maxima of ``bins`` >= k groups of columns, which k columns
+    reach. It is far cheaper than partitioning all columns, and close if bins is several times k.
     """
     groups = scores.shape[1] // bins
     if groups > 1:
@@ -353,15 +352,15 @@ def _kth_at_least(scores: Scores, k: int, bins: int) -> Scores:
 
 
 def _keys(query: Codes, score: Scores) -> Codes:
-    """(n,) int64 in the order of query, then of falling score; -0 and 0 are one score."""
+    """(n,) int64 keys that sort by query, then by descending score; -0 and 0 are equal."""
     return (query << 32) - _ordered((score + np.float32(0)).view(np.int32))
 
 
 def _scores_of(query: Codes, keys: Codes) -> Scores:
-    """(n,) scores from which ``_keys`` made these."""
+    """(n,) the scores that ``_keys`` encoded."""
     return _ordered(((query << 32) - keys).astype(np.int32)).view(np.float32)
 
 
 def _ordered(bits: Bits) -> Bits:
-    """The bits of float32 numbers as integers in the same order, and back again."""
+    """The bits of float32 values as integers in the same order, and back."""
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
