@@ -123,7 +123,7 @@ def test_scores_that_are_all_alike_make_a_map_all_the_same():
         tuple((x, x) for x in np.linspace(-1, 1, 65).tolist()),
     ],
 )
-def test_what_is_no_map_is_refused(knots):
+def test_invalid_knots_are_refused(knots):
     """Knots that fall, repeat, are no numbers, are too many, or do not go from end to end."""
     with pytest.raises(InputError, match="a score map"):
         ScoreMap(knots=knots)

@@ -197,7 +197,7 @@ def test_users_are_covered_where_they_are_resampled(
     assert cells[1]["passed"] <= ALPHA
 
 
-def test_a_column_that_says_nothing_costs_little(
+def test_resampling_an_independent_column_costs_little(
     dependence: ModuleType, simulate: ModuleType
 ) -> None:
     """Neither matters: crossing users with classes lengthens the interval by a sixth at most."""

@@ -78,7 +78,7 @@ def test_chance_is_not_taken_for_dependence(spread):
     assert spoken <= 2
 
 
-def test_what_is_resampled_or_lies_within_it_carries_nothing():
+def test_resampled_columns_and_columns_within_them_are_not_reported():
     """The class itself, its parts, and users that are resampled; larger groups of classes do."""
     draw = rng(3)
     classes = np.repeat(np.arange(CLASSES), SIZE)
@@ -94,7 +94,7 @@ def test_what_is_resampled_or_lies_within_it_carries_nothing():
     assert not any(one.unmodelled for one in again.values())
 
 
-def test_columns_that_say_nothing_are_left_out():
+def test_constant_and_unique_columns_are_left_out():
     """One value, one value a query, and queries that do not count."""
     classes, user, change = queries(5, 40, (0, 0.5))
     n = len(change)

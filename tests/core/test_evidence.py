@@ -378,7 +378,7 @@ def test_inequalities_equal_a_loop():
 
 
 @pytest.mark.parametrize("C", [None, 3, 7])
-def test_the_second_inequality_is_turned_round(C):
+def test_the_second_inequality_is_negated(C):
     """Swapping old and new mirrors (1b), also where some replicates hold no pair of two classes."""
     group, (old, new, labels, gallery, gallery_labels, own) = scene(8, C)
     back = inequalities(new, old, labels, gallery, gallery_labels, own)

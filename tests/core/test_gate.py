@@ -311,7 +311,7 @@ def test_slices_have_their_own_least_number():
     assert "only 59 of the 60 queries" in check.detail
 
 
-def test_a_small_slice_has_no_say():
+def test_a_small_slice_does_not_decide():
     """A slice below the least size is shown, and neither fails nor holds up the verdict."""
     part = gain(changes(-0.3, C=12), "slice_gain", "unseen, dark", harm=0, n_queries=30)
     verdict = judge(POLICY, [BETTER, part])
@@ -646,7 +646,7 @@ def test_needed_power_and_confidence():
     assert classes(alpha=0.1) < classes(alpha=0.05) < classes(alpha=0.01)
 
 
-def test_needed_says_what_would_be_shown():
+def test_needed_names_the_outcome_that_would_be_shown():
     """On the far side of the limit more classes would show a fail, whichever side is better."""
     assert only(judge(POLICY, [gain(changes(-0.02))])).needed.to_show == "fail"
     flips = {"name": "negative_flips", "harm": 0, "bounds": (0.0, 1.0)}

@@ -75,7 +75,7 @@ class Scene:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_form_of_what_is_ignored_says_the_same(seed, monkeypatch):
+def test_all_views_of_ignored_pairs_agree(seed, monkeypatch):
     """Cells of a window, blocks, membership, parts of queries and of rows: those of the loop."""
     scene = Scene(seed)
     for first, last, top, stop in ((0, None, 0, Q), (5, 21, 3, 11), (36, 99, 0, Q), (7, 7, 0, 4)):

@@ -69,7 +69,7 @@ def test_a_million_entries_take_eight_megabytes() -> None:
     assert len(pack(Prefixes(np.unique(rows)).deltas())) < 8_000_000
 
 
-def test_rows_that_lie_are_refused() -> None:
+def test_inconsistent_deltas_are_refused() -> None:
     """Other sizes than they say, bombs, other bytes, and sets that do not ascend."""
     packed = pack(np.zeros((10, 8), np.uint8))
     wrong = ((packed, 9), (packed, 11), (packed, -1), (packed, 2**40), ("AAAA", 1), ("é", 1))

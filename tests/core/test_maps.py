@@ -66,7 +66,7 @@ def test_moments_equal_loops_whatever_the_block(block):
         (np.ones((3, 2)), np.full((3, 2), np.nan)),
     ],
 )
-def test_what_is_no_pairs_is_refused(x, y):
+def test_arrays_that_are_not_pairs_are_refused(x, y):
     """No pair, other lengths, no matrix, no number, and NaN on either side."""
     with pytest.raises(InputError, match="a map needs"):
         Moments.of(x.astype(np.float32), y.astype(np.float32))
@@ -169,7 +169,7 @@ def test_a_cut_to_the_rank_of_the_truth_loses_nothing():
     assert np.abs(one(x) - whole(x)).max() > 0.1
 
 
-def test_settings_that_are_none_are_refused():
+def test_invalid_strengths_and_ranks_are_refused():
     """Strengths of 0 and under, ranks of 0 and over what there is, and no setting at all."""
     moments = Moments.of(*noisy_pairs(F=7, D=5))
     (whole,) = ridge(moments, (1.0,))

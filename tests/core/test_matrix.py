@@ -89,7 +89,7 @@ def test_percentages_give_percentages():
         (np.array([["a"]]), "holds numbers"),
     ],
 )
-def test_what_is_no_matrix_is_refused(M, message):
+def test_invalid_matrices_are_refused(M, message):
     """A result that is missing in the lower triangle is named, not averaged over."""
     with pytest.raises(InputError, match=message):
         summarise(M)

@@ -584,7 +584,7 @@ def test_intervals_of_few_unequal_classes_hold_the_truth():
     assert 5 < missed < 47
 
 
-def test_asymmetric_changes_are_skewed_and_the_interval_says_so():
+def test_the_interval_of_asymmetric_changes_is_skewed():
     """The interval is Hall's at least, with a quarter of a class that lost or won all it could."""
     totals = np.zeros(200)
     totals[:12] = 1.0
@@ -666,7 +666,7 @@ def test_crossed_units_equal_a_loop(K):
         assert found.n_classes == 14
 
 
-def test_units_within_units_say_nothing():
+def test_units_within_larger_units_are_dropped():
     """Users of one class each, and a copy of the classes, leave the classes alone."""
     classes = np.repeat(np.arange(10), 6)
     users = np.arange(60) // 2

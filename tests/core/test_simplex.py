@@ -199,7 +199,7 @@ def test_registry_digest_pins_order_and_size():
     assert kinds[0].digest == hashlib.sha256(kinds[0].to_json().encode()).hexdigest()
 
 
-def test_running_out_of_vertices_says_what_to_do():
+def test_running_out_of_vertices_gives_a_tip():
     """One class over K is an error that names both numbers and a way on."""
     full = Registry(("a", "b", "c"), 3)
     with pytest.raises(InputError, match="4 classes and 3 vertices") as caught:
@@ -248,7 +248,7 @@ def test_a_changed_registry_file_is_refused(change):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"K": 3}', "[" * 100_000])
-def test_what_is_no_registry_is_refused(text):
+def test_text_that_is_not_a_registry_is_refused(text):
     """Text that is not the JSON of a registry is bad input, not a crash."""
     with pytest.raises(InputError, match="registry"):
         Registry.from_json(text)
