@@ -76,39 +76,39 @@ def deploy(
     """
     store = open_store(project)
     manifest = store.manifest
-    bound = _report(project, required=forced_reason is None)
-    signature = _signature(project, bound, forced=forced_reason is not None)
-    model_file = _candidate(project, model, bound)
+    verified = _report(project, required=forced_reason is None)
+    signature = _signature(project, verified, forced=forced_reason is not None)
+    model_file = _candidate(project, model, verified)
     encoder = _of_dimension(model_file, manifest.index.dim)
     policy = policy_sha256(load_policy(project.policy))
-    done = _is_deployed(store, model_file, bound, (forced_reason, again_reason))
-    if not done:
+    already = _is_deployed(store, model_file, verified, (forced_reason, again_reason))
+    if not already:
         refuse_erased_vectors(store, model_file.data, model_file.path)
-    if forced_reason is None and not done:
-        assert bound is not None
-        refuse_unless_bound(bound, manifest, encoder.sha256, policy)
-        refuse_unproven(bound.report, manifest)
-        refuse_other_question(bound.report, project)
+    if forced_reason is None and not already:
+        assert verified is not None
+        refuse_unverified(verified, manifest, encoder.sha256, policy)
+        refuse_unproven(verified.report, manifest)
+        refuse_other_question(verified.report, project)
         _refuse_spent(store, encoder.sha256, again_reason)
-        refuse_uncounted(store.path, bound.report, write=not dry_run)
-    artifacts = find_artifacts(project, model_file.path, encoder, bound) if not done else None
-    ef_search = max(manifest.index.ef_search, (bound.ef_search if bound else None) or 0)
+        refuse_uncounted(store.path, verified.report, write=not dry_run)
+    artifacts = find_artifacts(project, model_file.path, encoder, verified) if not already else None
+    ef_search = max(manifest.index.ef_search, (verified.ef_search if verified else None) or 0)
     result = DeployResult(
-        generation=manifest.generation + (not done),
+        generation=manifest.generation + (not already),
         query_model_before=manifest.query_model,
         query_model=encoder.sha256,
         index_sha256=manifest.index.sha256,
         ef_search=ef_search,
-        report=bound.sha256 if bound else None,
+        report=verified.sha256 if verified else None,
         signature=signature,
         forced_reason=forced_reason,
         again_reason=again_reason,
-        calibrated=_calibration(bound, manifest, encoder.sha256) is not None
-        or (done and manifest.calibration is not None),
-        written=not dry_run and not done,
+        calibrated=_calibration(verified, manifest, encoder.sha256) is not None
+        or (already and manifest.calibration is not None),
+        written=not dry_run and not already,
     )
     if result.written and artifacts is not None:
-        _commit(store, result, model_file, artifacts, bound, policy)
+        _commit(store, result, model_file, artifacts, verified, policy)
     return result
 
 
@@ -117,11 +117,13 @@ def _commit(  # noqa: PLR0917
     result: DeployResult,
     model: ModelFile,
     artifacts: ModelArtifacts,
-    bound: VerifiedReport | None,
+    verified: VerifiedReport | None,
     policy: str,
 ) -> None:
     manifest = store.manifest
-    proven = as_proven(manifest, bound.report if bound and result.forced_reason is None else None)
+    proven = as_proven(
+        manifest, verified.report if verified and result.forced_reason is None else None
+    )
     with store.transaction(manifest, operation=Operation.DEPLOY) as tx:
         tx.commit(
             operation=Operation.DEPLOY,
@@ -129,29 +131,29 @@ def _commit(  # noqa: PLR0917
             query_model=result.query_model,
             index=replace(manifest.index, ef_search=result.ef_search),
             models=with_model(proven, model.put(tx, rows=0)),
-            report=tx.put("reports", bound.write) if bound else None,
+            report=tx.put("reports", verified.write) if verified else None,
             policy=policy,
             forced_reason=result.forced_reason,
             again_reason=result.again_reason,
-            calibration=_calibration(bound, manifest, result.query_model),
+            calibration=_calibration(verified, manifest, result.query_model),
             **artifacts.put(tx, manifest, store.erasures()),
         )
 
 
 def _calibration(
-    bound: VerifiedReport | None, manifest: Manifest, model: str
+    verified: VerifiedReport | None, manifest: Manifest, model: str
 ) -> tuple[tuple[float, float], ...] | None:
     """The score map, if it was fitted from the current query model to the new one."""
-    if bound is None or bound.report.calibration is None:
+    if verified is None or verified.report.calibration is None:
         return None
-    fits = (bound.old_sha256, bound.new_sha256) == (manifest.query_model, model)
-    return bound.report.calibration.knots if fits else None
+    fits = (verified.old_sha256, verified.new_sha256) == (manifest.query_model, model)
+    return verified.report.calibration.knots if fits else None
 
 
 def _is_deployed(
     store: Store,
     model: ModelFile,
-    bound: VerifiedReport | None,
+    verified: VerifiedReport | None,
     reasons: tuple[str | None, str | None],
 ) -> bool:
     """Whether this same deploy was committed already, by a run that was killed afterwards.
@@ -159,7 +161,7 @@ def _is_deployed(
     If the model embeds its canary differently now, this is a new deploy with a new canary.
     """
     current = store.manifest
-    report = bound.sha256 if bound else None
+    report = verified.sha256 if verified else None
     if (current.query_model, current.report) != (model.encoder.sha256, report):
         return False
     if (current.forced_reason, current.again_reason) != reasons:
@@ -180,7 +182,7 @@ def _refuse_spent(store: Store, model: str, again_reason: str | None) -> None:
 
 
 def _signature(
-    project: Project, bound: VerifiedReport | None, *, forced: bool
+    project: Project, verified: VerifiedReport | None, *, forced: bool
 ) -> Literal["checked", "not checked", "none"]:
     """Check the report's signature.
 
@@ -189,20 +191,20 @@ def _signature(
         UsageError: the project requires one, and the environment has no key.
     """
     key, required = report_key(), project.gate.require_signature and not forced
-    there = bound is not None and bound.report.signature is not None
+    there = verified is not None and verified.report.signature is not None
     if required and key is None:
         raise UsageError(
             f"the project requires signed reports, and {REPORT_KEY} is not set",
             tip=f"set {REPORT_KEY} to the key that verify signs with",
         )
-    if bound is None or key is None or not (there or required):
+    if verified is None or key is None or not (there or required):
         return "not checked" if there else "none"
-    refuse_other_signature(bound.report, key)
+    refuse_other_signature(verified.report, key)
     return "checked"
 
 
-def refuse_unless_bound(
-    bound: VerifiedReport, manifest: Manifest, new_sha256: str, policy_digest: str
+def refuse_unverified(
+    verified: VerifiedReport, manifest: Manifest, new_sha256: str, policy_digest: str
 ) -> None:
     """Refuse a report that does not pass, or is not of this store, candidate and policy.
 
@@ -210,33 +212,33 @@ def refuse_unless_bound(
         GateError, EvidenceError, InputError: as ``deploy``.
     """
     again = "compatctl verify old.onnx new.onnx"
-    if bound.outcome == "inconclusive":
+    if verified.outcome == "inconclusive":
         raise EvidenceError("the report is inconclusive: the gate could not tell", tip=again)
-    if bound.outcome != "pass":
+    if verified.outcome != "pass":
         raise GateError(
-            f"the report's verdict is {bound.outcome!r}",
+            f"the report's verdict is {verified.outcome!r}",
             tip="keep the old model, or --force --reason '...', which is recorded",
         )
-    for name, found, wanted in (
-        ("old model", bound.old_sha256, manifest.query_model),
-        ("new model", bound.new_sha256, new_sha256),
-        ("policy", bound.policy_sha256, policy_digest),
-        ("index", bound.index_sha256, manifest.index.sha256),
-        ("catalogue", bound.catalog_sha256, manifest.catalog),
+    for name, reported, actual in (
+        ("old model", verified.old_sha256, manifest.query_model),
+        ("new model", verified.new_sha256, new_sha256),
+        ("policy", verified.policy_sha256, policy_digest),
+        ("index", verified.index_sha256, manifest.index.sha256),
+        ("catalogue", verified.catalog_sha256, manifest.catalog),
     ):
-        if found is None:
+        if reported is None:
             raise GateError(
                 "the report is of no store: the gallery of its data was searched",
                 tip=f"{again}, against this store",
             )
-        if found != wanted:
+        if reported != actual:
             with_what = "with this policy" if name == "policy" else "against this store"
             raise GateError(
-                f"the report is for another {name}: it says {found[:12]}, here is {wanted[:12]}",
+                f"the report is for another {name}: it says {reported[:12]}, here is {actual[:12]}",
                 tip=f"{again}, {with_what}",
             )
     owners = {f"gallery of {share.sha256[:12]}" for share in manifest.models if share.rows}
-    judged = {check.group for check in bound.report.verdict.checks if check.name == "chain_gain"}
+    judged = {check.group for check in verified.report.verdict.checks if check.name == "chain_gain"}
     if len(owners) > 1 and not owners <= judged:
         raise InputError(
             "the report does not judge the rows of every version in the gallery: it lacks the "
@@ -267,19 +269,19 @@ def _report(project: Project, *, required: bool) -> VerifiedReport | None:
     return read_report(project.report)
 
 
-def _candidate(project: Project, model: Path | None, bound: VerifiedReport | None) -> ModelFile:
+def _candidate(project: Project, model: Path | None, verified: VerifiedReport | None) -> ModelFile:
     """The named model, else the file of the verified one."""
     if model is not None:
         return ModelFile.read(model)
-    if bound is None:
+    if verified is None:
         raise InputError("there is no report to say which model to deploy", tip="pass --model")
     folder = project.report.parent
-    for path in (folder / bound.new_name, project.output, project.candidate / "model.onnx"):
+    for path in (folder / verified.new_name, project.output, project.candidate / "model.onnx"):
         if path.is_file():
             model_file = ModelFile.read(path)
-            if sha256_bytes(model_file.data) == bound.new_sha256:
+            if sha256_bytes(model_file.data) == verified.new_sha256:
                 return model_file
     raise GateError(
-        f"no file holds the verified model {bound.new_sha256[:12]} ({bound.new_name})",
+        f"no file holds the verified model {verified.new_sha256[:12]} ({verified.new_name})",
         tip="pass --model, or verify again",
     )

@@ -176,11 +176,11 @@ def _source(
         progress("reading the index", 0, 1)
         before = sha256_file(path)
         try:
-            found = HnswIndex.load(path, params)
+            index = HnswIndex.load(path, params)
         except NotUnitError as error:
             raise DamagedError(error.message, tip=_NOT_UNIT) from None
         progress("reading the index", 1, 1)
-        yield _Source(path=path, sha256=before, index=found, dropped=dropped)
+        yield _Source(path=path, sha256=before, index=index, dropped=dropped)
 
 
 @dataclass(frozen=True, kw_only=True)

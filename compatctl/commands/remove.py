@@ -47,7 +47,7 @@ def remove(
     result = removal.planned(dry_run=dry_run)
     if dry_run:
         return replace(result, side_files=removal.clean(dry_run=True)).warned()
-    swept = removal.commit(progress) if removal.traces.found else removal.finish()
+    swept = removal.commit(progress) if removal.traces.ids else removal.finish()
     after = open_store(project)
     return replace(
         result,
@@ -56,5 +56,5 @@ def remove(
         candidates=candidates_with_erased(project, after),
         deleted=len(swept.deleted),
         freed_bytes=swept.freed_bytes,
-        written=bool(removal.traces.found),
+        written=bool(removal.traces.ids),
     ).warned()

@@ -59,7 +59,7 @@ def _write(data: bytes, path: Path) -> None:
 
 
 def find_artifacts(
-    project: Project, model: Path, encoder: Encoder, bound: VerifiedReport | None = None
+    project: Project, model: Path, encoder: Encoder, verified: VerifiedReport | None = None
 ) -> ModelArtifacts:
     """Find the class registry that the model carries, and the memory that its record names.
 
@@ -68,12 +68,12 @@ def find_artifacts(
             a model with another registry.
     """
     record = find_record(model, encoder, named=None, candidate=project.candidate)
-    if bound is not None and bound.new_sha256 == encoder.sha256:
+    if verified is not None and verified.new_sha256 == encoder.sha256:
         own = record.registry_sha256 if record else None
-        if bound.registry_sha256 != own:
+        if verified.registry_sha256 != own:
             raise InputError(
-                f"the report is of a model with the class registry {bound.registry_sha256}; this "
-                f"one's is {own}",
+                f"the report is of a model with the class registry {verified.registry_sha256}, and "
+                f"this model has {own}",
                 tip="keep the candidate's folder as finetune wrote it until it is deployed",
             )
     memory = record.memory_sha256 if record else None

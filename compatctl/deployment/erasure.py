@@ -41,10 +41,10 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Traces:
-    """What kept generations hold of some items: their ``found`` ids, and the checksums
+    """What kept generations hold of some items: their ``ids``, and the checksums
     (``marks``) of their vectors in those galleries."""
 
-    found: frozenset[str]
+    ids: frozenset[str]
     marks: Checksums
 
 
@@ -60,20 +60,20 @@ def traces_of(store: Store, ids: frozenset[str]) -> Traces:
     Raises:
         DamagedError: a file is missing or changed.
     """
-    found: set[str] = set()
+    held: set[str] = set()
     marks = [_NO_MARKS]
     for manifest in _galleries(store):
         catalog, info = store.catalog(manifest), manifest.index
         rows = [row for row, item in enumerate(catalog.ids) if item in ids]
-        found.update(catalog.ids[row] for row in rows)
+        held.update(catalog.ids[row] for row in rows)
         if rows:
             path = store.verified_path("indexes", info.sha256, fresh=True)
             vectors = read_rows(path, index_params(info), info.count, catalog.keys[rows])
             marks.append(checksums_of(vectors))
     for manifest in {m.memory: m for m in whole_generations(store)}.values():
         memory = stored_memory(store, manifest)
-        found.update(ids.intersection(memory.ids) if memory is not None else ())
-    return Traces(found=frozenset(found), marks=np.unique(np.concatenate(marks)))
+        held.update(ids.intersection(memory.ids) if memory is not None else ())
+    return Traces(ids=frozenset(held), marks=np.unique(np.concatenate(marks)))
 
 
 def _galleries(store: Store) -> Iterator[Manifest]:

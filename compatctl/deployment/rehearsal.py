@@ -58,10 +58,10 @@ def rehearsal_items(
             raise InputError(f"the memory {named} holds nothing but items that train anyway")
     store = gallery.store if gallery else find_store(project)
     held = stored_memory(store, store.manifest) if store else None
-    found = merge(*parts, *([held] if held is not None else []))
-    found = found.take(row for row, one in enumerate(found.ids) if one not in training)
-    found = found.take(sample_per_class(found.ids, found.labels, recipe.rehearsal.per_class))
-    return found if len(found) else None
+    items = merge(*parts, *([held] if held is not None else []))
+    items = items.take(row for row, item in enumerate(items.ids) if item not in training)
+    items = items.take(sample_per_class(items.ids, items.labels, recipe.rehearsal.per_class))
+    return items if len(items) else None
 
 
 def write_memory(

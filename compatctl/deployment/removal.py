@@ -157,7 +157,7 @@ class Removal:
 
     @cached_property
     def missing(self) -> tuple[str, ...]:
-        return tuple(sorted(self.ids - self.traces.found - set(self.erased.holding(self.ids))))
+        return tuple(sorted(self.ids - self.traces.ids - set(self.erased.holding(self.ids))))
 
     def refuse(self) -> None:
         if self.missing and not self.missing_ok:
@@ -257,7 +257,7 @@ class Removal:
     def planned(self, *, dry_run: bool) -> RemovalResult:
         """The result, as far as it is known before anything is written."""
         current, memory = self.store.manifest, stored_memory(self.store, self.store.manifest)
-        changes = bool(self.traces.found)
+        changes = bool(self.traces.ids)
         rewritten = tuple(rewrite.summary for rewrite in self.rewrites) if changes else ()
         model = {model.before: model.sha256 for model in rewritten}.get(
             current.query_model, current.query_model
@@ -266,7 +266,7 @@ class Removal:
             generation=current.generation + (changes and not dry_run),
             removed=len(self.rows),
             from_memory=len(self.ids.intersection(memory.ids)) if memory is not None else 0,
-            already=len(self.ids) - len(self.traces.found) - len(self.missing),
+            already=len(self.ids) - len(self.traces.ids) - len(self.missing),
             missing=self.missing,
             rows=current.index.count - len(self.rows),
             query_model_before=current.query_model,
@@ -400,7 +400,7 @@ class Removal:
         """Remove the items from the files beside the store; returns the files that changed."""
         current = open_store(self.project).manifest
         names = {entry.replaces: entry.model.sha256 for entry in current.stand_ins}
-        if dry_run and self.traces.found:
+        if dry_run and self.traces.ids:
             names |= {rewrite.summary.before: rewrite.summary.sha256 for rewrite in self.rewrites}
         return clean_side_files(self.project, self.ids.__contains__, names, dry_run=dry_run)
 

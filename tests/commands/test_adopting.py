@@ -53,7 +53,7 @@ def _check(done: Result) -> dict[str, object]:
     return next(one for one in checks if one["name"] == "proven_store")
 
 
-def test_without_images_an_index_is_marked_until_verify_has_compared_it(
+def test_an_index_adopted_without_images_is_unproven_until_verify_compares_it(
     shop: Shop, deployed: Path
 ) -> None:
     """Said on stderr, in the JSON and by status; verify compares, and deploy remembers it."""
@@ -76,7 +76,7 @@ def test_without_images_an_index_is_marked_until_verify_has_compared_it(
     }
 
 
-def test_an_import_with_images_proves_what_one_without_adopted(shop: Shop, deployed: Path) -> None:
+def test_a_second_import_with_images_proves_the_store(shop: Shop, deployed: Path) -> None:
     """The same import with ``--data`` is a generation that is proven and knows the images; a third
     one finds its work done, and one without images changes nothing."""
     assert _adopt(shop, deployed).code == 0
@@ -91,7 +91,7 @@ def test_an_import_with_images_proves_what_one_without_adopted(shop: Shop, deplo
     assert run("check", "--store", shop.path("adopted")).code == 0
 
 
-def test_another_model_is_found_out_by_verify(shop: Shop, deployed: Path) -> None:
+def test_verify_refuses_a_model_that_did_not_fill_the_index(shop: Shop, deployed: Path) -> None:
     """Adopted unseen with a model that did not fill it: exit 5 before anything is judged."""
     assert _adopt(shop, deployed, model="turned.onnx").code == 0
     flags = ("--report", shop.path("r.json"), "--store", shop.path("adopted"))
@@ -101,7 +101,9 @@ def test_another_model_is_found_out_by_verify(shop: Shop, deployed: Path) -> Non
     assert not shop.path("r.json").exists()
 
 
-def test_where_no_image_is_at_hand_the_gate_cannot_tell(shop: Shop, deployed: Path) -> None:
+def test_without_images_of_an_unproven_index_verify_is_inconclusive(
+    shop: Shop, deployed: Path
+) -> None:
     """Exit 4 and a line in not_checked; a policy may do without."""
     catalog = Store.open(shop.path("store")).catalog()
     strange = tuple(f"sku {item}" for item in catalog.ids)
@@ -116,7 +118,9 @@ def test_where_no_image_is_at_hand_the_gate_cannot_tell(shop: Shop, deployed: Pa
     assert _check(_verify(shop, "--policy", policy))["decides"] is False
 
 
-def test_a_report_without_the_comparison_deploys_nothing(shop: Shop, deployed: Path) -> None:
+def test_deploy_requires_a_report_that_compared_an_unproven_index(
+    shop: Shop, deployed: Path
+) -> None:
     """A report from which the check was taken out is refused."""
     assert _adopt(shop, deployed).code == 0
     assert _verify(shop).code == 0
@@ -140,7 +144,7 @@ def _alike(shop: Shop, name: str, of: str) -> Path:
     return shop.path(name)
 
 
-def test_a_cosine_alone_is_no_agreement(shop: Shop) -> None:
+def test_import_refuses_vectors_whose_neighbours_differ(shop: Shop) -> None:
     """Where all features are alike, another model has cosines over 0.99: its own images do not
     find their vectors, and it is refused; the right one is taken, with digests of the images."""
     mine, other = _alike(shop, "mine.onnx", "old.onnx"), _alike(shop, "other.onnx", "turned.onnx")
@@ -217,7 +221,7 @@ def test_an_index_in_which_every_row_is_deleted_is_refused(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("space", ["ip", "l2"])
-def test_rows_of_other_lengths_say_a_way_on(shop: Shop, space: str) -> None:
+def test_rows_that_are_not_unit_length_are_refused_with_a_tip(shop: Shop, space: str) -> None:
     """An index of the dot product whose rows have norms is refused, and what to do is said."""
     rows = np.random.default_rng(0).standard_normal((50, DIM)).astype(np.float32)
     _index(shop.path("raw.bin"), rows, space=space)
@@ -232,7 +236,7 @@ def test_rows_of_other_lengths_say_a_way_on(shop: Shop, space: str) -> None:
     [(8, 2**62), (8, 2**63 - 1), (8, 2**40), (88, 0), (88, 2**62)],
     ids=["room 2^62", "room 2^63", "room 2^40", "no ef", "ef 2^62"],
 )
-def test_numbers_that_no_header_has_are_refused(
+def test_impossible_header_values_are_refused(
     shop: Shop, deployed: Path, at: int, value: int
 ) -> None:
     """A capacity or a width beyond all memory is damage, by import as by every reader."""
@@ -260,7 +264,7 @@ OF_BYTES = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
     ],
     ids=["torchvision", "mean", "std", "of bytes", "halves"],
 )
-def test_mean_and_std_of_other_pixels_are_refused(
+def test_mean_and_std_of_another_pixel_range_are_refused(
     shop: Shop, numbers: dict[str, object], tip: str
 ) -> None:
     """The constants that everybody copies go with one range of pixels; the right entry is named,
@@ -288,7 +292,7 @@ def test_mean_and_std_of_other_pixels_are_refused(
         {"mean": [127.5] * 3, "std": [128.0] * 3},
     ],
 )
-def test_the_usual_preprocessings_are_taken(shop: Shop, numbers: dict[str, object]) -> None:
+def test_common_preprocessings_are_accepted(shop: Shop, numbers: dict[str, object]) -> None:
     """Those of torchvision, timm, Keras and Caffe, in either range of pixels."""
     told = shop.path("told.json")
     told.write_text(json.dumps(_SIZE | numbers))

@@ -53,7 +53,7 @@ def test_missing_files_are_named(tmp_path: Path, model: Path, folder: Path) -> N
     assert not (tmp_path / "s").exists()
 
 
-def test_what_is_not_an_onnx_file(tmp_path: Path, folder: Path) -> None:
+def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path, folder: Path) -> None:
     """A text file under the name of a model is refused."""
     path = tmp_path / "text.onnx"
     path.write_text("not a model")
@@ -88,7 +88,9 @@ def test_nan_and_zero_embeddings_are_refused(
     assert not (tmp_path / "store" / "manifest.json").exists()
 
 
-def test_an_image_that_does_not_decode(tmp_path: Path, model: Path, folder: Path) -> None:
+def test_an_image_that_does_not_decode_is_refused_or_skipped(
+    tmp_path: Path, model: Path, folder: Path
+) -> None:
     """It is named; with --skip-bad it is left out and counted."""
     (folder / "class1" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     code, stderr = _init(tmp_path, model, folder)
@@ -107,7 +109,7 @@ def test_an_image_that_does_not_decode(tmp_path: Path, model: Path, folder: Path
     assert (done.code, done.json["skipped"], done.json["rows"]) == (0, ["class1/broken.png"], 6)
 
 
-def test_tables_that_are_wrong(tmp_path: Path, model: Path, folder: Path) -> None:
+def test_malformed_tables_are_refused(tmp_path: Path, model: Path, folder: Path) -> None:
     """A duplicate id, an unknown split and role, an empty label, a table without lines: exit 5."""
     image = next(folder.rglob("*.png"))
     for at, (text, word) in enumerate(
@@ -125,7 +127,7 @@ def test_tables_that_are_wrong(tmp_path: Path, model: Path, folder: Path) -> Non
         assert (code, word in stderr) == (5, True), stderr
 
 
-def test_an_empty_folder_and_a_store_that_is_there(
+def test_an_empty_folder_and_an_existing_store_are_refused(
     tmp_path: Path, model: Path, folder: Path
 ) -> None:
     """No image at all is an error; a second init finds its work done, another one is an error."""
@@ -138,7 +140,7 @@ def test_an_empty_folder_and_a_store_that_is_there(
     assert (code, "already a store" in stderr) == (5, True)
 
 
-def test_one_image_in_every_class_is_never_a_pass(tmp_path: Path, emoji: Path) -> None:
+def test_one_image_per_class_is_inconclusive(tmp_path: Path, emoji: Path) -> None:
     """Leave-one-out with nothing to find ends in exit 4."""
     old = write_encoder(tmp_path / "old.onnx", noise=0.3)
     new = write_encoder(tmp_path / "new.onnx", noise=0.1)
@@ -151,7 +153,7 @@ def test_one_image_in_every_class_is_never_a_pass(tmp_path: Path, emoji: Path) -
     assert done.code == 4, done.stderr
 
 
-def test_models_of_different_dimension(tmp_path: Path, shop: Shop) -> None:
+def test_models_of_different_dimension_are_refused(tmp_path: Path, shop: Shop) -> None:
     """verify refuses a candidate that does not end in the gallery's dimension."""
     wide = onnx.load(shop.path("new.onnx"))
     for tensor in wide.graph.initializer:
@@ -169,7 +171,7 @@ def test_models_of_different_dimension(tmp_path: Path, shop: Shop) -> None:
     assert (done.code, str(2 * DIM) in done.stderr) == (5, True), done.stderr
 
 
-def test_yaml_that_is_wrong(tmp_path: Path, shop: Shop) -> None:
+def test_malformed_yaml_is_refused(tmp_path: Path, shop: Shop) -> None:
     """An unknown key or a wrong type in compatctl.yaml or a policy ends in exit 5."""
     project = shop.path("compatctl.yaml")
     good = project.read_text()
@@ -216,7 +218,7 @@ def test_a_damaged_index_is_exit_5_without_a_crash(shop: Shop, emoji: Path) -> N
     assert shop.run("check").code == 0
 
 
-def test_a_checkpoint_that_would_run_code_does_not(shop: Shop, tmp_path: Path) -> None:
+def test_a_checkpoint_cannot_run_code(shop: Shop, tmp_path: Path) -> None:
     """A pickle with a payload is refused with exit 5, and the payload did not run."""
     marker = tmp_path / "ran"
     base = tmp_path / "evil.ckpt"

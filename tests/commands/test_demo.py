@@ -27,7 +27,7 @@ def _compatctl(*arguments: str | Path, cwd: Path) -> tuple[int, Any]:
     return done.returncode, json.loads(done.stdout)
 
 
-def test_the_demo_gains_switches_and_goes_back(tmp_path: Path) -> None:
+def test_the_demo_gains_deploys_and_rolls_back(tmp_path: Path) -> None:
     """new_old > old_old on unseen classes, one index throughout, and its project works on."""
     code, demo = _compatctl("demo", "--keep", tmp_path / "kept", cwd=tmp_path)
     assert (code, demo["verdict"], demo["rolled_back"]) == (0, "pass", True)

@@ -27,7 +27,7 @@ def _deployable(shop: Shop) -> None:
     assert code == 0, report["verdict"]
 
 
-def test_a_better_compatible_model_passes_and_its_figures_are_the_slow_ones(shop: Shop) -> None:
+def test_a_better_compatible_model_passes_with_the_reference_figures(shop: Shop) -> None:
     """A denoised model passes, and its recall@1 is what an explicit loop over images finds."""
     code, report = _verify(shop, "new.onnx")
     assert code == 0
@@ -69,7 +69,7 @@ def test_equal_worse_and_incompatible_models_never_pass(
     assert report["verdict"]["outcome"] == outcome  # type: ignore[index]
 
 
-def test_too_few_queries_cannot_tell(shop: Shop, tmp_path: Path) -> None:
+def test_too_few_queries_are_inconclusive(shop: Shop, tmp_path: Path) -> None:
     """With fewer held-out queries than the policy asks for the exit code is 4, not a pass."""
     policy = tmp_path / "strict.yaml"
     policy.write_text("format: 3\nname: many\nmin_queries: 100000\n")
@@ -86,7 +86,7 @@ def test_the_same_inputs_give_the_same_report(shop: Shop) -> None:
     assert shop.path("report.json").read_bytes() == first
 
 
-def test_the_whole_story_leaves_the_index_as_it_is(shop: Shop) -> None:
+def test_deploy_and_rollback_leave_the_index_unchanged(shop: Shop) -> None:
     """verify, deploy, status and rollback switch the query model; the index keeps its bytes."""
     before = shop.manifest()
     index = shop.path(f"store/indexes/{before['index']['sha256']}.hnsw")
@@ -130,7 +130,7 @@ def test_deploy_refuses_an_inconclusive_report(shop: Shop, tmp_path: Path) -> No
     assert shop.run("deploy", "--policy", policy).code == 4
 
 
-def test_deploy_notices_every_digest_that_changed(shop: Shop, tmp_path: Path) -> None:
+def test_deploy_refuses_a_report_with_another_digest(shop: Shop, tmp_path: Path) -> None:
     """Another model, another policy, another store end in exit 3; the same deploy twice in 0."""
     _deployable(shop)
     other = shop.run("deploy", "--model", shop.path("worse.onnx"))
@@ -149,7 +149,7 @@ def test_deploy_notices_every_digest_that_changed(shop: Shop, tmp_path: Path) ->
     assert (again.code, "another old model" in again.stderr) == (3, True)
 
 
-def test_deploy_notices_rows_added_since_the_report(shop: Shop, emoji: Path) -> None:
+def test_deploy_refuses_a_report_from_before_an_add(shop: Shop, emoji: Path) -> None:
     """A report is for one index: after an add it no longer deploys."""
     _deployable(shop)
     table = shop.path("more.csv")
@@ -222,9 +222,7 @@ def test_import_adopts_the_file_byte_for_byte(shop: Shop, tmp_path: Path, emoji:
     ],
     ids=["endless digits", "beyond uint64", "a power", "negative", "short", "a huge cell", "twice"],
 )
-def test_import_refuses_keys_that_are_none(
-    shop: Shop, tmp_path: Path, line: str, says: str
-) -> None:
+def test_import_refuses_malformed_keys(shop: Shop, tmp_path: Path, line: str, says: str) -> None:
     """A key that hnswlib cannot have is an input error that names the line."""
     index = shop.path(f"store/indexes/{shop.manifest()['index']['sha256']}.hnsw")
     items = tmp_path / "items.csv"
@@ -234,7 +232,7 @@ def test_import_refuses_keys_that_are_none(
     assert (done.code, "items.csv" in done.stderr, says in done.stderr) == (5, True, True)
 
 
-def test_data_root_is_a_flag_a_variable_and_an_entry(
+def test_data_root_can_be_a_flag_a_variable_or_a_project_entry(
     shop: Shop, tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images outside the table's folder need --data-root, COMPATCTL_DATA_ROOT or data_root."""

@@ -33,7 +33,9 @@ def _add(shop: Shop, table: Path) -> None:
     assert done.code == 0, done.stderr
 
 
-def test_items_of_the_new_model_are_embedded_by_the_old_one(shop: Shop, emoji: Path) -> None:
+def test_rollback_re_embeds_items_of_the_new_model_with_the_old_one(
+    shop: Shop, emoji: Path
+) -> None:
     """Their vectors become the old model's; everything else is as in the old generation."""
     first = shop.manifest()
     _deploy(shop)
@@ -54,7 +56,7 @@ def test_items_of_the_new_model_are_embedded_by_the_old_one(shop: Shop, emoji: P
     assert shop.run("search", load(table).sources[0]).json["queries"][0]["hits"][0]["score"] > 0.999
 
 
-def test_items_of_a_known_model_keep_their_vectors(shop: Shop, emoji: Path) -> None:
+def test_rollback_keeps_the_vectors_of_a_shared_model(shop: Shop, emoji: Path) -> None:
     """Added by the old model before the deploy, by the new one after: one is kept, one embedded."""
     _add(shop, _table(shop, emoji, "a"))
     before = stored_rows(shop, ["fresh-a"])
@@ -70,7 +72,7 @@ def test_items_of_a_known_model_keep_their_vectors(shop: Shop, emoji: Path) -> N
     assert (repeated.code, repeated.json["written"]) == (0, False)
 
 
-def test_without_their_images_nothing_is_changed_and_they_are_named(
+def test_rollback_without_images_lists_the_items_and_changes_nothing(
     shop: Shop, emoji: Path
 ) -> None:
     """Exit 6 with the ids and what can be done; the store is as it was."""
@@ -105,7 +107,7 @@ def test_keep_restores_the_query_model_and_moves_no_row(shop: Shop, emoji: Path)
     assert stored_rows(shop, ["fresh-a", "fresh-b"]).shape[0] == 2
 
 
-def test_drop_lists_what_it_drops_and_can_be_taken_back(shop: Shop, emoji: Path) -> None:
+def test_drop_lists_the_dropped_ids_and_can_be_undone(shop: Shop, emoji: Path) -> None:
     """Every dropped id is in the answer, and a rollback to the generation before brings it back."""
     first = shop.manifest()
     _deploy(shop)
@@ -119,7 +121,7 @@ def test_drop_lists_what_it_drops_and_can_be_taken_back(shop: Shop, emoji: Path)
     np.testing.assert_array_equal(stored_rows(shop, ["fresh-a", "fresh-b", "fresh-c"]), rows)
 
 
-def test_gc_on_the_command_line_keeps_the_way_back(shop: Shop, emoji: Path) -> None:
+def test_gc_keeps_what_a_rollback_needs(shop: Shop, emoji: Path) -> None:
     """check --gc --keep 1 after a deploy and two adds: a dry run says it, and rollback works."""
     _add(shop, _table(shop, emoji, "a"))
     _deploy(shop)
@@ -139,7 +141,7 @@ def test_gc_on_the_command_line_keeps_the_way_back(shop: Shop, emoji: Path) -> N
 
 
 @pytest.mark.parametrize("command", [("search",), ("add", "--data"), ("check",)])
-def test_a_runtime_that_gives_other_vectors_is_refused(
+def test_a_runtime_that_fails_the_canary_is_refused(
     shop: Shop, emoji: Path, command: tuple[str, ...]
 ) -> None:
     """A canary that comes out otherwise: exit 5 with the measured difference, before any answer.

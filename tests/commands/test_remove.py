@@ -89,7 +89,7 @@ def by_hand(plain: Path, keys: Floats, vectors: Floats, images: NDArray[np.uint8
     return np.array(rows, np.float32)
 
 
-def test_what_is_removed_is_in_no_file_of_the_store(shop: Shop) -> None:
+def test_no_file_of_the_store_holds_a_removed_item(shop: Shop) -> None:
     """Rows, ids and every earlier copy go in one generation, however many held them; the other
     items are as they were."""
     ids = ids_of(shop)
@@ -114,7 +114,7 @@ def test_what_is_removed_is_in_no_file_of_the_store(shop: Shop) -> None:
     assert shop.run("check", "--gc", "--keep", "1").json["erasure"] == "done"
 
 
-def test_the_same_removal_again_finds_it_done(shop: Shop) -> None:
+def test_a_repeated_removal_changes_nothing(shop: Shop) -> None:
     """No further generation, exit 0; an id that was never there is an error that names it, and
     nothing is removed unless that is asked for."""
     ids = ids_of(shop)
@@ -130,7 +130,7 @@ def test_the_same_removal_again_finds_it_done(shop: Shop) -> None:
     assert (told["removed"], told["missing"]) == (1, ["nobody"])
 
 
-def test_a_dry_run_says_the_same_and_writes_nothing(shop: Shop) -> None:
+def test_a_dry_run_gives_the_same_result_and_writes_nothing(shop: Shop) -> None:
     """Ids come from arguments and a file, or from stdin."""
     ids = ids_of(shop)
     shop.path("gone.txt").write_text("\n".join(["", *ids[1:], ""]))
@@ -176,9 +176,7 @@ def test_rollback_restores_the_model_and_not_the_items(shop: Shop) -> None:
     assert_gone(shop, ids, vectors)
 
 
-def test_rows_of_a_later_model_are_named_before_the_old_one_searches_them(
-    shop: Shop, emoji: Path
-) -> None:
+def test_rollback_after_an_erasure_counts_rows_of_a_later_model(shop: Shop, emoji: Path) -> None:
     """Added by the new model, then an erasure: rollback names them (exit 6), --added keep works."""
     force(shop, "new.onnx")
     images = sorted((emoji / "images" / "twemoji").iterdir())
@@ -193,7 +191,7 @@ def test_rows_of_a_later_model_are_named_before_the_old_one_searches_them(
     assert shop.run("check").code == 0
 
 
-def test_no_way_back_across_a_lift_after_an_erasure(shop: Shop) -> None:
+def test_rollback_across_a_lift_is_refused_after_an_erasure(shop: Shop) -> None:
     """The gallery of before is gone, and its query model cannot search mapped rows: it is said, and
     the lifted store goes on, its models written again where they held what was removed."""
     ids = ids_of(shop, 1)
@@ -229,7 +227,7 @@ def test_an_item_of_an_earlier_generation_alone_can_be_removed(shop: Shop, emoji
     assert_gone(shop, ["late-one"], vectors)
 
 
-def test_a_removed_id_may_come_again(shop: Shop) -> None:
+def test_a_removed_id_can_be_added_again(shop: Shop) -> None:
     """add takes it in as a new item; check no longer looks for it, and still for the others."""
     ids = ids_of(shop)
     removed(shop, *ids)
@@ -290,7 +288,7 @@ def test_images_leave_the_memory_of_the_store_and_of_the_candidate(shop: Shop) -
     assert shop.run("check").code == 0
 
 
-def test_a_model_is_written_again_without_the_vectors_that_it_held(shop: Shop) -> None:
+def test_a_model_is_rewritten_without_removed_vectors(shop: Shop) -> None:
     """The file that serves holds them no more, gives what the sum over the other anchors gives, and
     its rows in the gallery are its own; going back leads to the model before it."""
     old = shop.manifest()["query_model"]
@@ -342,7 +340,7 @@ rehearsal: {per_class: 2}
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_model_that_finetune_made_is_written_again(shop: Shop, fused: bool) -> None:
+def test_a_finetuned_model_is_rewritten_without_removed_vectors(shop: Shop, fused: bool) -> None:
     """With the attention that recipes turn on: its anchors are known by their stored vectors, with
     no record at hand, and in a fused file too."""
     torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
@@ -371,7 +369,7 @@ def test_a_model_that_finetune_made_is_written_again(shop: Shop, fused: bool) ->
     assert shop.run("search", image).code == 0
 
 
-def test_the_way_back_is_written_again_too(shop: Shop) -> None:
+def test_an_earlier_query_model_is_rewritten_too(shop: Shop) -> None:
     """An earlier query model that held a removed vector, and no row of the gallery: a rollback
     restores its file without the vector, also after a further removal and a gc."""
     ids = ids_of(shop, 2)
@@ -407,7 +405,7 @@ def test_the_way_back_is_written_again_too(shop: Shop) -> None:
     assert_gone(shop, ids, table[4:])
 
 
-def test_a_way_back_of_which_nobody_knows_whose_its_vectors_are(shop: Shop) -> None:
+def test_an_earlier_model_with_unidentified_vectors_cannot_be_restored(shop: Shop) -> None:
     """It holds no one up: the removal goes on, that model goes, and rollback says why it cannot."""
     foreign = np.eye(4, DIM, dtype=np.float32)
     held = Encoder.load(write_attending(shop.path("attending.onnx"), foreign)).sha256
@@ -428,7 +426,7 @@ def test_a_way_back_of_which_nobody_knows_whose_its_vectors_are(shop: Shop) -> N
     assert shop.run("check").code == 0
 
 
-def test_vectors_of_which_nobody_knows_whose_they_are(shop: Shop) -> None:
+def test_removal_refuses_unidentified_vectors_in_the_query_model(shop: Shop) -> None:
     """A model whose anchors are in no gallery that is kept is refused by name, and nothing happens;
     with its training record the rows are known by their place."""
     ids = ids_of(shop, 1)
@@ -474,7 +472,7 @@ def test_a_candidate_that_holds_erased_vectors_is_not_deployed(shop: Shop) -> No
     assert shop.manifest()["operation"] == "remove"
 
 
-def test_all_anchors_cannot_be_removed_from_a_file(shop: Shop) -> None:
+def test_removing_all_anchors_of_a_model_is_refused(shop: Shop) -> None:
     """A table needs a row: the model is named, and what to do."""
     ids = ids_of(shop, 2)
     write_attending(shop.path("attending.onnx"), stored_rows(shop, ids))
@@ -485,7 +483,7 @@ def test_all_anchors_cannot_be_removed_from_a_file(shop: Shop) -> None:
     assert "fine-tune again" in done.stderr
 
 
-def test_check_finds_what_should_be_gone(shop: Shop) -> None:
+def test_check_finds_erased_items_in_kept_files(shop: Shop) -> None:
     """A list of erasures that names an item of the gallery, an image of the memory or a vector of a
     model: each is told; a generation that brings a row back is not committed."""
     ids = ids_of(shop, 2)
@@ -526,7 +524,7 @@ def test_check_finds_what_should_be_gone(shop: Shop) -> None:
         assert says in " ".join(done.json["problems"])
 
 
-def test_another_item_with_the_same_image_is_named(shop: Shop) -> None:
+def test_removal_lists_other_items_with_the_same_image(shop: Shop) -> None:
     """Who erases an item by its id is told which ids have its very image."""
     first, *_ = ids_of(shop, 1)
     data = load(shop.data())
@@ -540,7 +538,7 @@ def test_another_item_with_the_same_image_is_named(shop: Shop) -> None:
     assert shop.run("check").code == 0
 
 
-def test_replay_knows_a_removal(shop: Shop) -> None:
+def test_check_replays_a_removal(shop: Shop) -> None:
     """Generations that say that they removed and did something else are found."""
     from compatctl.store._replay import replay
 
@@ -561,7 +559,7 @@ def test_replay_knows_a_removal(shop: Shop) -> None:
     assert "list of what was erased" in " ".join(replay([now, changed]))
 
 
-def test_the_command_line_says_what_was_done(shop: Shop) -> None:
+def test_the_command_line_reports_the_removal(shop: Shop) -> None:
     """Without --json: the fields as lines, exit 0."""
     done = run("remove", *shop.args, *ids_of(shop, 1))
     assert done.code == 0

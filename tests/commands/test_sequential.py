@@ -157,7 +157,7 @@ def life(born: Path, tmp_path: Path) -> Life:
     return _life(Path(shutil.copytree(born, tmp_path / "shop")))
 
 
-def test_a_life_of_four_versions(life: Life) -> None:
+def test_four_versions_in_sequence(life: Life) -> None:
     """Each version rehearses from the store alone, keeps the vertices, and is held to the chain."""
     shop, first = life.shop, life.shop.manifest()
     assert life.vertices() == life.classes("v1")
@@ -257,7 +257,7 @@ def _chained(report: Any, owners: dict[str, int]) -> None:
     assert not any("chain of versions" in line for line in report["not_checked"])
 
 
-def test_the_vertices_run_out(life: Life) -> None:
+def test_more_classes_than_vertices_are_refused(life: Life) -> None:
     """One class more than there are vertices is refused by number; nothing of it is written."""
     before = life.shop.path("build/candidate/training.json").read_bytes()
     first, stop = SHARES["v1"]
@@ -271,7 +271,7 @@ def test_the_vertices_run_out(life: Life) -> None:
     assert life.shop.path("build/candidate/training.json").read_bytes() == before
 
 
-def test_a_memory_that_is_not_the_candidates_is_refused(life: Life) -> None:
+def test_a_memory_of_another_candidate_is_refused(life: Life) -> None:
     """deploy: a memory that is gone, or another one, is exit 5, and the store stays as it was."""
     shop, path = life.shop, life.shop.path("build/candidate/memory.npz")
     model = shop.path("build/candidate/model.onnx")

@@ -38,7 +38,7 @@ def test_tampered_weights_in_the_store_are_refused(shop: Shop, emoji: Path) -> N
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format": 1}', "null"])
-def test_a_corrupt_manifest_is_not_answered_by_starting_again(shop: Shop, text: str) -> None:
+def test_no_command_reads_or_overwrites_a_corrupt_manifest(shop: Shop, text: str) -> None:
     """No command reads past it, and init writes nothing over it."""
     shop.path("store/manifest.json").write_text(text)
     before = _tree(shop.path("store"))

@@ -75,7 +75,7 @@ def _label_of(shop: Shop, item: str) -> str:
     return catalog.labels[catalog.ids.index(item)]
 
 
-def test_init_keeps_the_digest_of_every_image(own: Shop) -> None:
+def test_init_stores_the_digest_of_every_image(own: Shop) -> None:
     """Each row of a new store has the sha256 of the file that it was made of."""
     data = load(own.data())
     row_of = {item: row for row, item in enumerate(data.ids)}
@@ -85,7 +85,7 @@ def test_init_keeps_the_digest_of_every_image(own: Shop) -> None:
         assert digest == data.digest(row_of[item])
 
 
-def test_an_exchanged_image_or_label_is_an_error_that_names_it(own: Shop) -> None:
+def test_a_changed_image_or_label_is_refused_by_id(own: Shop) -> None:
     """Exit 5, the ids on stderr and in the JSON, nothing written; by add, and by init again."""
     rows = _table(own)
     gallery = [row for row in rows if row["role"] == "gallery"]
@@ -105,7 +105,7 @@ def test_an_exchanged_image_or_label_is_an_error_that_names_it(own: Shop) -> Non
     assert store_files(own) == before
 
 
-def test_changed_items_are_brought_up_to_date_in_one_generation(own: Shop) -> None:
+def test_changed_items_are_updated_in_one_generation(own: Shop) -> None:
     """``--changed`` embeds changed images again, takes new labels and new items, and nothing else
     moves; the same command again does nothing; the generation before has the old vectors."""
     rows = _table(own)
@@ -142,7 +142,7 @@ def test_changed_items_are_brought_up_to_date_in_one_generation(own: Shop) -> No
     assert own.run("add").code == 5
 
 
-def test_a_changed_label_alone_leaves_the_index(own: Shop) -> None:
+def test_a_changed_label_leaves_the_index_unchanged(own: Shop) -> None:
     """Nothing is embedded and the index stays byte for byte; only the catalogue is another."""
     rows = _table(own)
     gallery = [row for row in rows if row["role"] == "gallery"]
@@ -155,7 +155,7 @@ def test_a_changed_label_alone_leaves_the_index(own: Shop) -> None:
     assert _label_of(own, gallery[2]["id"]) == "renamed"
 
 
-def test_a_changed_item_is_embedded_by_todays_model(own: Shop) -> None:
+def test_a_changed_item_is_embedded_by_the_query_model(own: Shop) -> None:
     """After a deploy its row goes to the new model, and the manifest's counts follow."""
     deployed = own.run("deploy", "--model", own.path("new.onnx"), "--force", "--reason", "drill")
     assert deployed.code == 0, deployed.stderr
@@ -169,7 +169,7 @@ def test_a_changed_item_is_embedded_by_todays_model(own: Shop) -> None:
     assert own.run("check").code == 0
 
 
-def test_a_backfill_takes_the_image_as_it_is_now(own: Shop) -> None:
+def test_a_backfill_embeds_the_current_image(own: Shop) -> None:
     """A re-embedded row has the digest of the image that it was re-embedded from."""
     own.run("deploy", "--model", own.path("new.onnx"), "--force", "--reason", "drill")
     gallery = _gallery(own)
@@ -180,7 +180,7 @@ def test_a_backfill_takes_the_image_as_it_is_now(own: Shop) -> None:
     assert own.run("add").code == 0
 
 
-def test_items_whose_image_is_gone_are_counted_and_stay(own: Shop) -> None:
+def test_items_without_an_image_are_counted_and_stay(own: Shop) -> None:
     """An image that cannot be read any more is no change: the item was not compared."""
     gallery = _gallery(own)
     (own.data().parent / gallery[0]["path"]).unlink()

@@ -45,7 +45,7 @@ def verify(shop: Shop, model: Path, *more: object) -> Any:
     )
 
 
-def test_the_record_goes_where_the_file_goes(shop: Shop, tmp_path: Path) -> None:
+def test_a_moved_model_keeps_its_training_record(shop: Shop, tmp_path: Path) -> None:
     """Moved alone to another folder under another name, the model still says what it trained on."""
     data = load(shop.data())
     row = queries(data)[11]
@@ -57,7 +57,7 @@ def test_the_record_goes_where_the_file_goes(shop: Shop, tmp_path: Path) -> None
     assert (done.code, data.ids[row] in done.stderr) == (5, True)
 
 
-def test_without_a_record_the_gate_cannot_tell(shop: Shop) -> None:
+def test_a_better_model_without_a_record_is_inconclusive(shop: Shop) -> None:
     """Exit 4 and a warning for a better model, which deploy refuses; exit 3 for a worse one; the
     project's policy, or a file that it names, can say otherwise."""
     good = write_encoder(shop.path("good.onnx"), noise=0.05, recorded=False)
@@ -146,7 +146,7 @@ def test_near_copies_of_held_out_queries_are_found(
     assert near.mean() >= 0.97
 
 
-def test_near_copies_do_not_decide_and_too_many_hold_up_a_pass(shop: Shop) -> None:
+def test_near_copies_do_not_decide_but_too_many_are_inconclusive(shop: Shop) -> None:
     """They are a group of their own; over the policy's share the gate cannot tell."""
     data = load(shop.data())
     asked = queries(data)
@@ -185,7 +185,7 @@ def test_near_copies_do_not_decide_and_too_many_hold_up_a_pass(shop: Shop) -> No
         {"memory_sha256": "x"},
     ],
 )
-def test_a_carried_record_that_lies_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_malformed_carried_record_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     """Another format, sets of other sizes, other entries: an InputError that names the model."""
     text = TrainingRecord(parity=0.1).with_classes(["a", "b"]).to_text()
     assert TrainingRecord.from_text(text, tmp_path).to_text() == text
@@ -194,7 +194,7 @@ def test_a_carried_record_that_lies_is_refused(tmp_path: Path, change: dict[str,
             TrainingRecord.from_text(bad, tmp_path / "model.onnx")
 
 
-def test_one_record_in_a_file(shop: Shop) -> None:
+def test_a_model_carries_exactly_one_record(shop: Shop) -> None:
     """A record takes the place of the one before; the same record gives the same bytes."""
     path = shop.path("new.onnx")
     before = path.read_bytes()
@@ -206,7 +206,7 @@ def test_one_record_in_a_file(shop: Shop) -> None:
         with_record(before, path, "x" * (257 << 20))
 
 
-def test_bridge_and_fuse_carry_on_what_their_parts_have_seen(shop: Shop) -> None:
+def test_bridge_and_fuse_merge_the_records_of_their_parts(shop: Shop) -> None:
     """Pairs and all that the encoders behind have seen; of one without a record nobody knows."""
     data = load(shop.data())
     train = data.filter(split="train")
@@ -231,7 +231,7 @@ def test_bridge_and_fuse_carry_on_what_their_parts_have_seen(shop: Shop) -> None
     assert (done.code, "made of one that carries no training record" in done.stderr) == (4, True)
 
 
-def test_a_store_takes_the_class_registry_that_the_model_carries(shop: Shop, emoji: Path) -> None:
+def test_a_store_takes_the_registry_of_its_model(shop: Shop, emoji: Path) -> None:
     """Alone, from any folder; where a store that is there has another one that is a conflict."""
     registry = Registry(("a", "b"), 8)
     alone = shop.path("moved") / "old.onnx"
@@ -265,7 +265,7 @@ def test_a_repeated_init_with_another_registry_is_a_conflict(shop: Shop) -> None
     assert (done.code, "class registry" in done.stderr) == (5, True)
 
 
-def test_a_fused_model_does_not_hide_a_part_without_a_record(shop: Shop) -> None:
+def test_a_fused_model_shows_that_a_part_has_no_record(shop: Shop) -> None:
     """Whatever is fused as the old model: only the store's own may have no record."""
     write_encoder(shop.path("leaky.onnx"), noise=0.05, recorded=False)
     fused = shop.path("fused.onnx")
@@ -291,7 +291,7 @@ def test_a_fused_model_does_not_hide_a_part_without_a_record(shop: Shop) -> None
         ({"registry_sha256": 5}, "no sha256"),
     ],
 )
-def test_a_record_of_another_form_is_no_record(shop: Shop, more: dict[str, Any], says: str) -> None:
+def test_a_malformed_training_json_is_refused(shop: Shop, more: dict[str, Any], says: str) -> None:
     """A text in the place of a list would be read as other classes, a mapping as no item."""
     bare = write_encoder(shop.path("bare.onnx"), noise=0.05, recorded=False)
     told = shop.path("told.json")
