@@ -1,4 +1,4 @@
-"""The report of verify, in every form that it is written in: JSON, JUnit, Markdown, OpenMetrics."""
+"""The report of verify, and its forms: JSON, JUnit XML, Markdown, OpenMetrics."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Does a report hold what its own numbers say? What deploy does before it believes one.
+"""Check that a report agrees with its own numbers, before deploy accepts it.
 
-Outcomes, p-values and the verdict are made again by ``core.gate.settle``, which ``verify`` used;
-estimates are compared with their intervals, with the groups' own figures and with the sizes that
-the policy asks for; and every check that the policy and the question demand has to be there. What
-is changed in all of these places at once, as far as they agree, can be told by a signature or by
-a new ``verify`` only.
+Outcomes, p-values and the verdict are derived again by ``core.gate.settle``, which ``verify`` used.
+Estimates are compared with their intervals, with the figures of the groups and with the policy's
+minimum sizes. Every check that the policy and the options require must be present. Only a signature
+or a new ``verify`` detects an edit that changes all of these places consistently.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from compatctl.report._report import Group, Report
 from compatctl.report._summary import summary
 
 ROUNDING = 1e-6
-"""What float32 features and the order of a sum may make of one figure in two places."""
+"""Two copies of one figure may differ by this much: float32 features, the order of a sum."""
 
 NEXT_STEP = "compatctl deploy"
-"""Of a report that passes and has a store."""
+"""The next step of a report that passes and has a store."""
 
 ALWAYS = (
     "recall_gain",
@@ -37,7 +36,7 @@ ALWAYS = (
     "negative_flips",
     "design_effect",
 )
-"""What is measured on every set of queries."""
+"""Checks that are measured on every set of queries."""
 
 OWN_COUNT = frozenset(
     {
@@ -49,42 +48,42 @@ OWN_COUNT = frozenset(
         "mixed_gain",
     }
 )
-"""Checks of another number of queries, or of rows, than the group has queries."""
+"""Checks whose n is not the number of the group's queries."""
 
 OF_PAIRS = ("far_ratio", "frr_increase")
-"""What is measured where a threshold was given, over pairs of queries and gallery items."""
+"""Checks that a threshold adds, over pairs of queries and gallery items."""
 
 _Key = tuple[str, str]
 
 
 def contradictions(report: Report) -> Iterator[str]:
-    """What in a report cannot be what ``verify`` found: nothing, where it was not edited."""
+    """Each contradiction in a report; none if it is as ``verify`` wrote it."""
     verdict = report.verdict
     rules = report.policy.rules
     attempt = report.attempt.number if report.attempt else 1
     if report.attempt and attempt != len(report.attempt.earlier) + 1:
         yield f"it is attempt {attempt}, after {len(report.attempt.earlier)} earlier ones"
     if settle(report.policy, verdict.checks, attempt=attempt) != verdict:
-        yield "its outcomes are not what its own checks give"
+        yield "its outcomes do not follow from its own checks"
     elif summary(verdict) != report.summary:
-        yield "its summary is not that of its verdict"
+        yield "its summary does not fit its verdict"
     passes = verdict.outcome == "pass"
     if report.store is not None and passes != (report.next_step == NEXT_STEP):
-        yield "its next step is not that of its verdict"
+        yield "its next step does not fit its verdict"
     if report.replicates < report.policy.replicates:
-        yield f"{report.replicates} replicates, and the policy asks for {report.policy.replicates}"
+        yield f"{report.replicates} replicates; the policy requires {report.policy.replicates}"
     if report.seed != (report.options.get("seed") or 0):
         yield f"it was drawn with seed {report.seed}; the options say {report.options.get('seed')}"
     for check in verdict.checks:
         where = f"{check.name} of {check.group}"
         yield from (f"{where}: {what}" for what in _of_check(check, rules.get(check.name)))
         if check.name in rules and not check.may_decide and _deciding(check, report):
-            yield f"{where} has a say"
+            yield f"{where} decides"
     yield from _of_calibration(report)
     yield from _of_index(report)
     there = {(check.name, check.group) for check in verdict.checks}
     for name, group in sorted(_demanded(report, rules) - there):
-        yield f"the check {name} of {group} is not there"
+        yield f"the check {name} of {group} is missing"
     yield from _of_groups(report)
     yield from _unsaid(report, {name for name, _ in there})
 
@@ -92,44 +91,44 @@ def contradictions(report: Report) -> Iterator[str]:
 def _of_calibration(report: Report) -> Iterator[str]:
     found = report.calibration
     if (found is not None) != bool(report.options.get("calibrate")):
-        yield "a calibration of scores is there without being asked for, or the other way round"
+        yield "it has a calibration that the options do not name, or lacks one that they name"
     if found is not None and (problem := knots_problem(found.knots)):
-        yield f"its calibration is no score map, which {problem}"
+        yield f"its calibration is not a score map, which {problem}"
 
 
 def _of_index(report: Report) -> Iterator[str]:
-    """The ef that deploy sets, and what was found at it."""
+    """Check the ef that deploy sets, and the recall at it."""
     ann = report.ann
     found = [check for check in report.verdict.checks if check.name == "ann_recall"]
     if ann is None:
         if any(check.estimate is not None for check in found):
-            yield "it judges the index, and does not say at which ef"
+            yield "it has a recall of the index and no ef"
         return
     if ann.ef_needed != ann.ef_current and ann.ef_needed not in {ef for ef, _ in ann.sweep}:
-        yield f"the ef {ann.ef_needed} that it names was not tried"
+        yield f"the ef {ann.ef_needed} that it names is not in its sweep"
     for check in found:
         if not _same(check.estimate, ann.recall_needed):
             yield f"ann_recall: the check says {check.estimate}, the index {ann.recall_needed:g}"
 
 
 def _of_check(check: Check, rule: Rule | None) -> Iterator[str]:
-    """Estimate, interval, p-values and sizes of one check, held against each other."""
+    """Compare estimate, interval, p-values and sizes of one check."""
     if check.n_classes is None and check.name not in CHECKS_WITHOUT_INTERVAL:
         yield "it has no interval"
     if check.n < 0 or check.n_queries < 0 or (check.n_classes or 0) < 0:
         yield "a number of queries or classes is below 0"
     sampled = check.n_classes is not None
     if (check.raw_p is not None) != (sampled and rule is not None):
-        yield "p-values are there without a limit, or a limit without them"
-    both = [one for one in (*(check.raw_p or ()), check.fail_p_at_best) if one is not None]
-    if not all(0.0 <= one <= 1.0 for one in both):
+        yield "it has p-values without a limit, or a limit without p-values"
+    p_values = [p for p in (*(check.raw_p or ()), check.fail_p_at_best) if p is not None]
+    if not all(0.0 <= p <= 1.0 for p in p_values):
         yield "a p-value does not lie between 0 and 1"
     if check.estimate is None:
         if (check.low, check.high) != (None, None):
-            yield "an interval of nothing"
+            yield "it has an interval and no estimate"
         return
     if not math.isfinite(check.estimate) or check.n < 1:
-        yield "its estimate is of nothing"
+        yield "its estimate is not finite, or has no queries"
     if not sampled:
         return
     low = -math.inf if check.low is None else check.low  # JSON has no infinity
@@ -146,7 +145,7 @@ def _of_check(check: Check, rule: Rule | None) -> Iterator[str]:
 
 
 def _deciding(check: Check, report: Report) -> bool:
-    """Whether a check is of what decides, whatever it says itself."""
+    """Whether a check belongs to a deciding group, whatever its own entry says."""
     if check.group == "pairs":
         return report.pairs is None or not report.pairs.seen
     beside = {one.name for one in report.groups if one.name != DECIDING_GROUP}
@@ -155,7 +154,7 @@ def _deciding(check: Check, report: Report) -> bool:
 
 
 def _demanded(report: Report, rules: Mapping[str, Rule]) -> set[_Key]:
-    """(name, group) of every check that the policy asks for, where there is something to ask."""
+    """(name, group) of every check that the policy and the options require."""
     options, unseen = report.options, DECIDING_GROUP
     found = {(name, unseen) for name in ALWAYS}
     if options.get("self_test", True):
@@ -186,15 +185,15 @@ def _queries(group: Group) -> int:
 
 
 def _of_groups(report: Report) -> Iterator[str]:
-    """The checks of each group, held against the group's own figures."""
+    """Compare the checks of each group with the group's own figures."""
     checks = {(check.name, check.group): check for check in report.verdict.checks}
     names = [group.name for group in report.groups]
     if names[:1] != [DECIDING_GROUP] or len(set(names)) != len(names):
-        yield "its groups do not begin with the one that decides, each once"
+        yield "its groups do not start with the deciding one, or one occurs twice"
     requested = report.options.get("slices") or ()
     columns = {name.split("=")[0] for group in report.groups[:1] for name in group.slices}
     if not columns <= {str(name).split("=")[0] for name in requested}:
-        yield "it has slices that were not asked for"
+        yield "it has slices that the options do not name"
     for group in report.groups:
         figures = _figures(report.policy, group)
         for name, expected in figures.items():
@@ -205,22 +204,22 @@ def _of_groups(report: Report) -> Iterator[str]:
             if not _same(check.estimate, expected):
                 yield f"{where}: the check says {check.estimate}, the group {expected:g}"
             if name not in {*OF_PAIRS, *OWN_COUNT} and check.n not in {group.n_queries, 0}:
-                yield f"{where}: it is of {check.n} queries, the group of {group.n_queries}"
+                yield f"{where}: it has {check.n} queries, the group {group.n_queries}"
             if check.n_classes is not None and check.n_classes > max(1, group.n_classes):
-                yield f"{where}: it is of {check.n_classes} classes, the group {group.n_classes}"
+                yield f"{where}: it has {check.n_classes} classes, the group {group.n_classes}"
         for name, n in group.slices.items():
             check = checks.get(("slice_gain", f"{group.name}, {name}"))
             if check is not None and not check.n == check.n_queries == n <= group.n_queries:
-                yield f"slice_gain of {check.group}: it is of {check.n} queries, the slice of {n}"
+                yield f"slice_gain of {check.group}: it has {check.n} queries, the slice {n}"
     yield from _of_gallery(report, checks)
     for check in report.verdict.checks:
-        mine = next((one for one in report.groups if one.name == check.group), None)
-        if mine and check.name not in OWN_COUNT and check.n_queries != mine.n_queries:
-            yield f"{check.name} of {check.group} is not of the group's {mine.n_queries} queries"
+        own = next((group for group in report.groups if group.name == check.group), None)
+        if own and check.name not in OWN_COUNT and check.n_queries != own.n_queries:
+            yield f"{check.name} of {check.group} does not have the group's {own.n_queries} queries"
 
 
 def _figures(policy: Policy, group: Group) -> dict[str, float]:
-    """Check -> its estimate by the figures of the group, of those that these say again."""
+    """Check name -> the estimate that the figures of the group give, where they give one."""
     recall, k, nan = group.recall, str(policy.recall_at), float("nan")
 
     def gain(new: str, old: str, at: str = k) -> float:
@@ -255,14 +254,14 @@ def _figures(policy: Policy, group: Group) -> dict[str, float]:
 
 
 def _of_gallery(report: Report, checks: Mapping[_Key, Check]) -> Iterator[str]:
-    """What is said of the searched rows and of those that training touched, against the figures."""
+    """Compare the counts of searched rows, and of rows that training used, with the figures."""
     searched, group = report.searched, report.groups[0]
     if report.store is not None:
         if searched is None or searched.stored != report.store.stored_vectors:
-            yield "it does not say that the store's rows were searched"
+            yield "its searched rows are not those of the store"
             return
         if searched.rows != searched.stored + searched.embedded or searched.rows < 1:
-            yield "its searched rows are not those of the store and those embedded"
+            yield "its searched rows are not the sum of stored and embedded rows"
             return
     expected = {}
     if report.store is not None and searched is not None:
@@ -274,12 +273,12 @@ def _of_gallery(report: Report, checks: Mapping[_Key, Check]) -> Iterator[str]:
         if check is not None and check.n > 0 and not _same(check.estimate, share):
             yield f"{name}: the check says {check.estimate}, the report {share:g}"
     if (group.touched is None) != (report.training_record_sha256 is None):
-        yield "what it says of touched rows is not what a training record says"
+        yield "it has rows that training used without a training record, or the reverse"
     if group.touched is not None and group.n_queries:
         plain = _figures(report.policy, replace(group, touched=None))
         for name in group.touched.parts:
             if not _same(group.touched.mean(name, group.touched.of_queries), plain[name]):
-                yield f"{name}: its touched and untouched parts do not make it"
+                yield f"{name}: it is not the mean of its touched and untouched parts"
 
 
 def _same(stated: float | None, expected: float) -> bool:
@@ -289,7 +288,7 @@ def _same(stated: float | None, expected: float) -> bool:
 
 
 def _unsaid(report: Report, checks: set[str]) -> Iterator[str]:
-    """What was not checked, and is not said to be: the entry ``not_checked`` was shortened."""
+    """Name what was not checked and is missing from ``not_checked``."""
     options: Mapping[str, Any] = report.options
     missing = {
         "parity": "parity" not in checks,
@@ -303,4 +302,4 @@ def _unsaid(report: Report, checks: set[str]) -> Iterator[str]:
     }
     for word, lacks in missing.items():
         if lacks and not any(word in sentence.split(":")[0] for sentence in report.not_checked):
-            yield f"it does not say that {word} was not checked"
+            yield f"not_checked does not name {word}"

@@ -9,8 +9,8 @@ from compatctl.report._report import Report
 
 
 def junit(report: Report) -> bytes:
-    """One suite. A deciding check that fails is a failure; one that is inconclusive is an error,
-    because the pipeline must not go on; a check that only measures is skipped."""
+    """One test suite. A deciding check that fails is a failure, an inconclusive one an error (the
+    pipeline must stop), and a check that does not decide is skipped."""
     checks = report.verdict.checks
     deciding = [check for check in checks if check.decides]
     counts = {
@@ -20,8 +20,8 @@ def junit(report: Report) -> bytes:
         "skipped": len(checks) - len(deciding),
     }
     red = any(check.outcome != "pass" for check in deciding)
-    unsaid = not deciding or (not red and report.verdict.outcome != "pass")
-    if unsaid:  # no check says why: never a green suite
+    unexplained = not deciding or (not red and report.verdict.outcome != "pass")
+    if unexplained:  # no check explains the verdict: never a green suite
         counts["tests"] += 1
         counts["errors"] += 1
     attributes = {key: str(value) for key, value in counts.items()}
@@ -29,7 +29,7 @@ def junit(report: Report) -> bytes:
     _properties(suite, report)
     for check in checks:
         _case(suite, check)
-    if unsaid:
+    if unexplained:
         case = ET.SubElement(suite, "testcase", classname="compatctl", name="verdict")
         ET.SubElement(case, "error", message=_clean(report.summary), type="inconclusive")
     root = ET.Element("testsuites")
@@ -58,7 +58,7 @@ def _case(suite: ET.Element, check: Check) -> None:
     case = ET.SubElement(suite, "testcase", classname=_clean(f"compatctl.{check.group}"), name=name)
     detail = _clean(check.detail)
     if not check.decides:
-        ET.SubElement(case, "skipped", message="the policy gives this check no say")
+        ET.SubElement(case, "skipped", message="the policy does not let this check decide")
     elif check.outcome == "fail":
         ET.SubElement(case, "failure", message=detail, type=check.name)
     elif check.outcome == "inconclusive":
@@ -68,7 +68,7 @@ def _case(suite: ET.Element, check: Check) -> None:
 
 
 def _clean(text: str) -> str:
-    """XML 1.0 has no control characters, and a name from the user's data may."""
+    """Replace characters that XML 1.0 does not allow; names come from the user's data."""
     return "".join(
         one if one in "\t\n" or (ord(one) >= 32 and not 0xD800 <= ord(one) <= 0xDFFF
                                  and ord(one) not in {0xFFFE, 0xFFFF}) else "?"

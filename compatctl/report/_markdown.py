@@ -1,4 +1,4 @@
-"""Markdown for the summary page of a pipeline's job."""
+"""Markdown for a pipeline's job page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MARK = {"pass": "pass", "fail": "**FAIL**", "inconclusive": "*cannot tell*"}
 
 
 def markdown(report: Report) -> bytes:
-    """The verdict in one sentence, the deciding checks, what was measured, what was not."""
+    """The verdict, the deciding checks, the other checks, and what was not checked."""
     return ("\n".join(_lines(report)) + "\n").encode(errors="replace")
 
 
@@ -31,9 +31,9 @@ def _lines(report: Report) -> Iterator[str]:
         yield ""
     for group in report.groups[:1]:
         yield from _retrieval(group)
-    yield from _checks("What decides", [one for one in report.verdict.checks if one.decides])
+    yield from _checks("Deciding checks", [one for one in report.verdict.checks if one.decides])
     others = [one for one in report.verdict.checks if not one.decides]
-    yield "<details><summary>What was measured besides</summary>"
+    yield "<details><summary>What else was measured</summary>"
     yield ""
     yield from _checks("Measured", others)
     yield "</details>"
@@ -87,7 +87,7 @@ def _number(value: float | None) -> str:
 
 
 def _text(text: str) -> str:
-    """Text from the user's data cannot begin a table cell, a tag, a link or a new line."""
+    """Escape text from the user's data: it starts no table cell, tag, link or line."""
     for sign in "\\`*_[]<>|~&":
         text = text.replace(sign, f"\\{sign}")
     text = text.replace("://", ":\\//").replace("www.", "www\\.")

@@ -1,7 +1,4 @@
-"""OpenMetrics text, for a dashboard that watches verification over time.
-
-Written after the OpenMetrics 1.0 specification: gauges, labels escaped, an end mark.
-"""
+"""OpenMetrics 1.0 text, for a dashboard: gauges with escaped labels, and an end mark."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ _OUTCOMES = {"pass": 1, "inconclusive": 0, "fail": -1}
 
 
 def openmetrics(report: Report) -> bytes:
-    """Verdict, every check's estimate, interval ends and outcome, and every group's recall."""
+    """The verdict, each check's estimate, interval and outcome, and each group's recall."""
     return ("\n".join(_lines(report)) + "\n").encode(errors="replace")
 
 

@@ -1,4 +1,4 @@
-"""A report as deploy reads it: strictly, and only where it is what its own numbers say."""
+"""Read a report strictly, and refuse one that contradicts its own numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compatctl.report._report import CHECKSUM, FORMAT, Report
 from compatctl.report._typed import from_json
 
 MAX_BYTES = 64 << 20
-"""The largest report."""
+"""The largest report file."""
 
 _EDITED = "the file was edited, or written by another program: verify again"
 _NOT_A_REPORT = (
@@ -32,7 +32,7 @@ _NAME = re.compile(r"[^/\\\0\ud800-\udfff]{1,255}")
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedReport:
-    """What deploy needs of a report: its outcome and the digests that it binds."""
+    """A report that was checked: its outcome and the digests it is bound to."""
 
     outcome: str
     old_sha256: str
@@ -47,7 +47,7 @@ class VerifiedReport:
     report: Report
 
     def write(self, target: Path) -> None:
-        """Write the report, as it was read and checked."""
+        """Write the report's bytes to a file."""
         target.write_bytes(self.report.to_bytes())
 
 
@@ -55,9 +55,9 @@ def read_report(path: Path) -> VerifiedReport:
     """Read and check a report.
 
     Raises:
-        GateError: there is no report, or it says that the model was refused.
-        InputError: it is not a report, of another format, or it contradicts itself: an outcome,
-            figure or sentence is not what its numbers give.
+        GateError: there is no report, or it records that verify refused the model.
+        InputError: the file is not a report, has another format, or contradicts itself: an
+            outcome, figure or sentence does not follow from its numbers.
     """
     if not path.is_file():
         raise GateError(
@@ -80,15 +80,15 @@ def read_report(path: Path) -> VerifiedReport:
         report = from_json(Report, raw, "the report")
         verified = _verified(report, data)
         if report.to_bytes(checksum) != data:
-            raise ValueError("its bytes are not those that verify writes")
+            raise ValueError("its bytes are not in the form that verify writes")
         if sha256_bytes(canonical_json(raw["policy"])) != verified.policy_sha256:
-            raise ValueError("its policy is not the one whose digest it names")
+            raise ValueError("its policy does not have the digest that it names")
         wrong = next(contradictions(report), "")
         if not wrong and checksum != report.checksum:
-            wrong = "its checksum is not that of what it says"
+            wrong = "its checksum does not match its content"
     except (CompatError, *_NOT_A_REPORT) as problem:
         raise InputError(
-            f"{path} is no report as verify writes it: {problem}", tip=_EDITED
+            f"{path} is not a report that verify wrote: {problem}", tip=_EDITED
         ) from None
     if wrong:
         raise InputError(f"{path} contradicts itself: {wrong}", tip=_EDITED)
@@ -96,7 +96,7 @@ def read_report(path: Path) -> VerifiedReport:
 
 
 def _verified(report: Report, data: bytes) -> VerifiedReport:
-    """What deploy compares, after its digests and the model's name were found to be such."""
+    """The report with what deploy compares, after its digests and file name are validated."""
     store, ann = report.store, report.ann
     verified = VerifiedReport(
         outcome=report.verdict.outcome,
@@ -119,12 +119,12 @@ def _read(path: Path) -> bytes:
     with os_errors("reading", path), open_regular(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise InputError(f"{path}: larger than the {MAX_BYTES} bytes that a report may have")
+        raise InputError(f"{path}: larger than {MAX_BYTES} bytes, the limit for a report")
     return data
 
 
 def _check_types(verified: VerifiedReport) -> None:
-    """Digests are digests, and a model's name names no other folder."""
+    """Validate that digests are sha256, and that the model's name is a file name."""
     digests = {key: value for key, value in vars(verified).items() if key.endswith("sha256")}
     digests["question_sha256"] = verified.report.data.question_sha256
     if (signature := verified.report.signature) is not None:
@@ -132,7 +132,7 @@ def _check_types(verified: VerifiedReport) -> None:
     for key, value in digests.items():
         absent = value is None and key in {"index_sha256", "catalog_sha256", "registry_sha256"}
         if not absent and not (isinstance(value, str) and _DIGEST.fullmatch(value)):
-            raise ValueError(f"{key} is no sha256")
+            raise ValueError(f"{key} is not a sha256")
     name = verified.new_name
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {".", ".."}:
         raise ValueError(f"the new model's name {str(name)[:80]!r} is not a file's name")

@@ -1,4 +1,4 @@
-"""What stands in a report's place where a model was refused before it could be judged."""
+"""The file that replaces a report when verify refuses a model before judging it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _KEY = "refused"
 
 
 def refusal(error: CompatError, kind: int) -> bytes:
-    """The file, of the report format ``kind``: no earlier verdict may stand beside a refusal."""
-    told = {"kind": type(error).__name__, "message": error.message, "tip": error.tip}
-    return canonical_json({"format": kind, _KEY: told, "exit_code": error.exit_code})
+    """The file's bytes, in report format ``kind``; it replaces any earlier verdict."""
+    problem = {"kind": type(error).__name__, "message": error.message, "tip": error.tip}
+    return canonical_json({"format": kind, _KEY: problem, "exit_code": error.exit_code})
 
 
 def refuse_refusal(raw: dict[str, Any], where: str) -> None:
-    """Raise where the report ``raw`` says that the model was refused.
+    """Raise if the report ``raw`` records a refusal.
 
     Raises:
-        GateError: it does.
+        GateError: verify refused the model.
     """
-    told = raw.get(_KEY)
-    if told is not None:
-        why = told.get("message") if isinstance(told, dict) else told
+    problem = raw.get(_KEY)
+    if problem is not None:
+        message = problem.get("message") if isinstance(problem, dict) else problem
         raise GateError(
-            f"{where}: verify refused the model: {str(why)[:1000]}",
+            f"{where}: verify refused the model: {str(message)[:1000]}",
             tip="verify another model",
         )

@@ -1,4 +1,4 @@
-"""A report's signature: HMAC-SHA256 by a key that both sides hold and no file does."""
+"""Sign reports: HMAC-SHA256 with a key that both sides know and that is in no file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compatctl.report._report import Report, Signature
 
 
 def signed(report: Report, key: bytes) -> Report:
-    """The report with its signature by ``key``."""
+    """The report, signed with ``key``."""
     return replace(report, signature=_signature(report, key))
 
 
@@ -19,7 +19,7 @@ def refuse_other_signature(report: Report, key: bytes) -> None:
     """Raise unless the report is signed by ``key``.
 
     Raises:
-        GateError: it is signed by another key, or its signature is not that of its bytes.
+        GateError: it is not signed, is signed with another key, or was edited.
     """
     found, expected = report.signature, _signature(report, key)
     if found is None:
@@ -31,7 +31,7 @@ def refuse_other_signature(report: Report, key: bytes) -> None:
         )
     if not hmac.compare_digest(found.hmac_sha256.encode(), expected.hmac_sha256.encode()):
         raise GateError(
-            "the report's signature is not that of its bytes: it was edited", tip=_AGAIN
+            "the report's signature does not match its bytes: it was edited", tip=_AGAIN
         )
 
 
@@ -39,7 +39,7 @@ _AGAIN = "verify again, with the key of the deploying side in COMPATCTL_REPORT_K
 
 
 def _signature(report: Report, key: bytes) -> Signature:
-    """Of the bytes that the report has without a signature."""
+    """The signature of the report's bytes without a signature."""
     body = replace(report, signature=None).to_bytes()
     return Signature(
         key_id=sha256_bytes(key)[:8], hmac_sha256=hmac.new(key, body, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What a verdict means, in one sentence."""
+"""The verdict in one sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compatctl.report._report import Attempts
 
 
 def summary(verdict: Verdict) -> str:
-    """What the verdict means, in one sentence."""
+    """The verdict in one sentence, with the gain, the failed checks, or the open ones."""
     deciding = [check for check in verdict.checks if check.decides]
     if verdict.outcome == "pass":
         gain = next(check for check in deciding if check.name == "recall_gain")
@@ -32,8 +32,10 @@ def summary(verdict: Verdict) -> str:
 
 
 def attempt_sentence(attempt: Attempts) -> str:
-    """Which attempt it is and what the earlier ones were asked with."""
-    earlier = "; ".join(f"seed {one.seed}, policy {one.policy}" for one in attempt.earlier[-5:])
+    """The number of the attempt, and seed and policy of the earlier ones."""
+    earlier = "; ".join(
+        f"seed {entry.seed}, policy {entry.policy}" for entry in attempt.earlier[-5:]
+    )
     return (
         f"Attempt {attempt.number} of this candidate on these data (earlier: {earlier}): p-values "
         f"of passing are multiplied by {attempt.number}."
@@ -49,8 +51,8 @@ def _name(check: Check) -> str:
 
 
 def _needed(checks: Sequence[Check]) -> str:
-    wanted = [(check.needed, check.unit) for check in checks if check.needed]
-    if not wanted:
+    sizes = [(check.needed, check.unit) for check in checks if check.needed]
+    if not sizes:
         return ""
-    most, unit = max(wanted, key=lambda one: one[0].classes)
+    most, unit = max(sizes, key=lambda size: size[0].classes)
     return f" About {describe_units(most.classes, unit)} with {most.queries} queries would."

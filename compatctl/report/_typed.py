@@ -1,4 +1,4 @@
-"""JSON values as the dataclasses that wrote them: the same entries, of the same types."""
+"""Read JSON values back as the dataclasses that wrote them; entries and types must match."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ T = TypeVar("T")
 
 
 def from_json(kind: type[T], value: object, where: str) -> T:
-    """``value`` as dataclass ``kind``; a null where a number stands is a NaN.
+    """``value`` as dataclass ``kind``; null for a float becomes NaN.
 
     Raises:
         ValueError: an entry is missing, unknown or of another type; ``where`` begins the message.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is no object")
+        raise ValueError(f"{where} is not an object")
     hints = typing.get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if value.keys() != names:

@@ -430,7 +430,7 @@ def test_a_models_name_names_no_other_folder(tmp_path: Path, report: Report, nam
 def test_a_digest_is_a_digest(tmp_path: Path, report: Report, digest: object) -> None:
     """What would be a file's name in the store must be 64 hex digits."""
     new = {**json.loads(report.to_bytes())["new"], "sha256": digest}
-    with pytest.raises(InputError, match=r"no sha256|of another type"):
+    with pytest.raises(InputError, match=r"not a sha256|of another type"):
         read_report(edited(tmp_path / "report.json", report, new=new))
 
 
