@@ -1,8 +1,8 @@
-"""Files that survive: atomic writes, digests, strict JSON, the lock.
+"""Durable files: atomic writes, digests, strict JSON, the lock.
 
-Every byte that a store holds passes through here. Identity is content: a blob's name is the sha256
-of its bytes. A process that is killed anywhere leaves the old file or the new one, and at most a
-temporary whose name starts with ``.new-``. Nothing here loads numpy.
+Every byte of a store is written here. A blob is named by the sha256 of its bytes. A process that is
+killed anywhere leaves the old file or the new one, and at most a temporary file whose name starts
+with ``.new-``. Only ``files.npz`` loads numpy.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Digests that were computed before: a large file is hashed once, not at every command.
+"""A cache of digests: a large file is hashed once, not by every command.
 
-What is remembered is that the file with this device, inode, size, mtime and ctime had this digest.
-ctime cannot be set by anybody, so that a file that was written to since is hashed again whatever
-its mtime says. What a disk does to a file without writing to it is not seen here: ``check``, and
-every command that copies a file into a new generation, read all bytes and remember nothing.
+An entry says that the file with this device, inode, size, mtime and ctime had this digest. Nobody
+can set ctime, so a file that was written to is hashed again whatever its mtime says. Changes by a
+failing disk are not seen here: ``check``, and every command that copies a file into a new
+generation, read all bytes and do not use the cache.
 
-The memory lies in COMPATCTL_CACHE, XDG_CACHE_HOME/compatctl or ~/.cache/compatctl, one small file
-for each remembered file; without such a folder nothing is remembered. It may be deleted any time.
+The cache is in COMPATCTL_CACHE, XDG_CACHE_HOME/compatctl or ~/.cache/compatctl, one small file an
+entry; without such a folder there is no cache. It can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from pathlib import Path
 from compatctl.files._write import sha256_file
 
 SMALLEST = 1 << 20
-"""Bytes; a smaller file is hashed sooner than remembered."""
+"""Bytes; smaller files are not cached."""
 RECENT_NS = 2_000_000_000
-"""A file that changed so shortly ago could change again without another mtime."""
+"""A file changed this recently could change again within the same mtime."""
 MOST = 256
-"""Files that are remembered; the longest unused are forgotten."""
+"""Maximum number of entries; the oldest are deleted."""
 
 _FIELDS = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What is remembered of a file; nothing where ``sha256`` is empty."""
+    """An entry of the cache; empty if ``sha256`` is."""
 
     sha256: str = ""
     facts: tuple[str, ...] = ()
 
 
 def has_digest(path: Path, sha256: str) -> bool:
-    """Whether the file has this sha256: hashed, or as remembered where it did not change since.
+    """Whether the file has this sha256: as cached, or hashed if it is not cached or changed.
 
     Raises:
         InputError: the file is missing or must not be read.
@@ -81,7 +81,7 @@ def _folder() -> Path | None:
 
 
 def _state(path: Path) -> list[int] | None:
-    """What the file system says of a file that is large and old enough to be remembered."""
+    """The metadata of a file; None unless it is large and old enough to be cached."""
     try:
         found = path.stat()
     except OSError:

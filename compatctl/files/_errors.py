@@ -1,4 +1,4 @@
-"""What the operating system says, as errors that a user can act on."""
+"""Errors of the operating system, as errors that a user can act on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @contextlib.contextmanager
 def os_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a CompatError that says what was done to which file.
+    """Turn an OSError into a CompatError that names the file and what was done to it.
 
     Raises:
-        CompatError: the disk, a quota or the file size limit is exhausted, or the device failed.
+        CompatError: the disk, a quota or the file size limit is full, or the device failed.
         InputError: no permission, or no such file or folder.
     """
     try:

@@ -1,4 +1,4 @@
-"""JSON as machines write it: one form for one value, and nothing lenient when it is read."""
+"""Canonical JSON to write, strict JSON to read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compatctl.files._errors import os_errors
 
 
 def canonical_json(value: object) -> bytes:
-    """``value`` as JSON whose bytes depend on nothing else: sorted keys, ASCII, indented by 2.
+    """``value`` as canonical JSON: sorted keys, ASCII, indented by 2.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON does not have.
@@ -23,8 +23,7 @@ def canonical_json(value: object) -> bytes:
 
 
 def json_safe(value: Any) -> Any:
-    """``value`` as JSON can hold it: dataclasses as objects, tuples as lists, NaN and infinity as
-    None."""
+    """``value`` as JSON values: dataclasses become dicts, tuples lists, NaN and infinity None."""
     if is_dataclass(value) and not isinstance(value, type):
         return json_safe(asdict(value))
     if isinstance(value, dict):
@@ -37,7 +36,7 @@ def json_safe(value: Any) -> Any:
 
 
 def read_json(path: Path, max_bytes: int, *, error: type[CompatError] = InputError) -> object:
-    """The value in a JSON file of at most ``max_bytes`` bytes.
+    """Read a JSON file of at most ``max_bytes`` bytes, strictly.
 
     Raises:
         InputError: the file is missing or must not be read.
@@ -51,7 +50,7 @@ def read_json(path: Path, max_bytes: int, *, error: type[CompatError] = InputErr
 
 
 def parse_json(data: bytes, path: Path, *, error: type[CompatError] = InputError) -> object:
-    """The value of JSON ``data``, strictly; ``path`` is where it was read, for the message."""
+    """Parse JSON ``data`` strictly; ``path`` names its file in messages."""
     try:
         return json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant

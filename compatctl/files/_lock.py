@@ -1,4 +1,4 @@
-"""One writer at a time, and the refusal of folders in which nobody could promise that."""
+"""The lock of a single writer; folders where locks do not hold are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOCAL_ONLY = {
     "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.goofys", "fuse.rclone", "fuse.blobfuse",
     "fuse.blobfuse2", "fuse.mountpoint-s3",
 }  # fmt: skip
-"""File systems over a network whose locks, where they take them, hold on one machine only."""
+"""Network file systems whose locks hold on one machine only."""
 _LOCAL_OPTIONS = {
     "nfs": {"nolock", "local_lock=flock", "local_lock=all"},
     "nfs4": {"nolock", "local_lock=flock", "local_lock=all"},
@@ -33,23 +33,23 @@ _LOCAL_OPTIONS = {
     "smb3": {"nobrl"},
     "lustre": {"localflock"},
 }
-"""Mount options with which locks are kept from the other machines (nfs(5), mount.cifs(8))."""
+"""Mount options that keep locks on one machine (nfs(5), mount.cifs(8))."""
 
 
 class Lock:
-    """One writer at a time: an flock(2) on ``path``, which ends with the process that holds it.
+    """A lock for one writer: an flock(2) on ``path``, released when its process ends.
 
-    The file stays, and names the holder for the message of those who wait. After the lock was got
-    it is tried from a second descriptor, which must be turned away: where it is not, the file
-    system says yes to everybody, and the folder is refused.
+    The file stays, and names the holder to those who wait. After locking, a second descriptor
+    tries to lock too and must fail: otherwise the file system does not lock, and the folder is
+    refused.
 
     Args:
-        path: the lock file, made where it is missing; its folder must be there.
+        path: the lock file, created if missing; its folder must exist.
         timeout_s: how long to wait for another holder, in seconds; 0 tries once.
-        operation: what the holder does, for the others' message.
+        operation: what the holder does, for the message to others.
 
     Raises:
-        ConflictError: on entering, when another process still holds it after ``timeout_s``.
+        ConflictError: on entering, another process still holds it after ``timeout_s``.
         InputError: on entering, locks do not hold in this folder.
         DamagedError: on entering, ``path`` is a symbolic link.
     """
@@ -126,7 +126,7 @@ class Lock:
         return True
 
     def _probe(self) -> None:
-        """A second descriptor must not get what the first one holds."""
+        """Check that a second descriptor cannot take the lock."""
         fd = self._open()
         try:
             if self._try(fd):
@@ -151,9 +151,9 @@ class Lock:
 
 
 def locks_stay_local(folder: Path, mounts: Path = MOUNTS) -> str:
-    """Why other machines would not see a lock in ``folder``, or nothing; by proc_pid_mountinfo(5).
+    """Why other machines would not see a lock in ``folder``; empty if they would.
 
-    A local disk is seen by one machine only, so that nothing is amiss there.
+    Read from proc_pid_mountinfo(5). A local disk is used by one machine only, so it is fine.
     """
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""Every byte that is written: temporary file, fsync, rename, read back, fsync of the folder."""
+"""Durable writes: temporary file, fsync, rename, read back, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from compatctl.errors import CompatError, DamagedError
 from compatctl.files._errors import os_errors
 
 TEMPORARY = ".new-"
-"""How the name of every temporary file begins."""
+"""Prefix of the name of every temporary file."""
 
 FOLDER_MODE = 0o775
-"""Of a folder made here, before the umask: never writable for everybody."""
+"""Mode of new folders, before the umask: not writable for everybody."""
 
 _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
-"""What chmod answers on a file system that has no modes."""
+"""Errors of chmod on a file system without modes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """A published file: its digest (hex), where it is, its size in bytes."""
+    """A file named by its digest: digest (hex), path, size in bytes."""
 
     sha256: str
     path: Path
@@ -51,13 +51,13 @@ def sha256_file(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``: another process sees the old bytes or the new ones, whole.
+    """Replace the content of ``path``; other processes see all old bytes or all new ones.
 
-    Whatever the umask, the file is not writable for everybody.
+    The file is not writable for everybody, whatever the umask.
 
     Raises:
-        CompatError: there was no room, no permission, or no such folder; ``path`` is as before.
-        DamagedError: what was read back is not what was written.
+        CompatError: no space, no permission, or no such folder; ``path`` is unchanged.
+        DamagedError: the bytes read back are not those written.
     """
     temporary = _temporary(path.parent, path.suffix)
     with os_errors("writing", path):
@@ -75,14 +75,14 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_blob(folder: Path, suffix: str, write: Callable[[Path], None]) -> Blob:
-    """Let ``write`` make a file, and move it to ``folder/<sha256><suffix>``, read-only.
+    """Have ``write`` make a file, and move it to ``folder/<sha256><suffix>``, read-only.
 
-    ``write`` gets a path in ``folder`` where no file is yet. Where the same bytes are already
-    published and intact, they stay; a damaged file of that name is replaced.
+    ``write`` gets the path of a new file in ``folder``. An intact file of the same name stays; a
+    damaged one is replaced.
 
     Raises:
-        CompatError: there was no room, no permission, or ``write`` made no file.
-        DamagedError: what was read back from the disk is not what was written.
+        CompatError: no space, no permission, or ``write`` made no file.
+        DamagedError: the bytes read back are not those written.
     """
     with os_errors("writing into", folder):
         make_folder(folder)
@@ -97,9 +97,9 @@ def write_blob(folder: Path, suffix: str, write: Callable[[Path], None]) -> Blob
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder where there is none, and have its name on the disk.
+    """Make a folder unless it exists, and sync its parent.
 
-    Synced even where it was there: a killed process may have made it and got no further.
+    The parent is synced even if the folder exists: a killed process may have made it unsynced.
     """
     folder.mkdir(mode=FOLDER_MODE, exist_ok=True)  # another process may make it at this instant
     sync(folder.parent)
@@ -110,7 +110,7 @@ def _settle(temporary: Path, folder: Path, suffix: str) -> Blob:
     size = temporary.stat().st_size
     final = folder / f"{digest}{suffix}"
     if final.is_file() and not final.is_symlink() and sha256_file(final) == digest:
-        # A killed process may have renamed it and not synced the folder.
+        # A killed process may have renamed it without syncing the folder.
         sync(final)
         sync(folder)
         return Blob(sha256=digest, path=final, bytes=size)
@@ -127,14 +127,14 @@ def _settle(temporary: Path, folder: Path, suffix: str) -> Blob:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file's bytes, and nothing else of it, to a new file."""
+    """Copy a file's bytes, without its metadata, to a new file."""
     with os_errors("copying", source), source.open("rb") as src, target.open("xb") as out:
         while piece := src.read(1 << 20):
             out.write(piece)
 
 
 def sync(path: Path) -> None:
-    """fsync a file or folder; a file's cached pages are dropped, so that a read is of the disk."""
+    """fsync a file or folder, and drop its cached pages so that a read comes from the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         if sys.platform == "darwin":
@@ -147,7 +147,7 @@ def sync(path: Path) -> None:
 
 
 def _withdraw(path: Path, bits: int) -> None:
-    """Take permissions away from a file, where it has them."""
+    """Remove permission bits from a file."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & bits:
         try:

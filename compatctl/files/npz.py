@@ -1,9 +1,9 @@
-"""Reading an .npz file of a stranger: everything is checked before an array is allocated.
+"""Reading an untrusted .npz file: everything is checked before an array is allocated.
 
-An .npz is a zip of .npy members. Both say how large they are, and either may lie: a few kilobytes
-can ask for terabytes, two members can share the same bytes, a dtype can be a pickle. So the zip's
-directory, every member's place and every .npy header are held against each other first; the bytes
-are then read straight into the array, which is held once.
+An .npz is a zip of .npy members. Both state sizes, and either may lie: a few kilobytes can claim
+terabytes, two members can share bytes, a dtype can be a pickle. So the zip's directory, each
+member's place and its .npy header are compared first. Then the bytes are read straight into the
+array, which is in memory once.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ MAX_RATIO = 100
 """The most bytes of arrays for each byte of the file, beyond ``FREE_BYTES``."""
 
 FREE_BYTES = 1 << 30
-"""What the arrays may have however small the file is: equal strings compress by a factor of 1000.
-"""
+"""Bytes of arrays allowed for any file: equal strings compress by a factor of 1000."""
 
 MAX_MEMBERS = 1024
 """The most arrays in one file."""
@@ -47,7 +46,7 @@ MAX_DIRECTORY = 1 << 20
 """The most bytes of the zip's directory, and of any other part of it that is read whole."""
 
 MAX_HEADER = 10_000
-"""The longest header of one array, in bytes."""
+"""The most bytes of the header of one array."""
 
 MAX_DIMENSIONS = 32
 """The most axes of one array."""
@@ -64,7 +63,7 @@ BROKEN = (
     ValueError, ArithmeticError, LookupError, EOFError, TypeError, AttributeError, RuntimeError,
     SyntaxError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What zipfile, zlib, struct and ast raise on bytes that are not what they seem."""
+"""What zipfile, zlib, struct and ast raise on malformed bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ class _Member:
 
 @dataclass(frozen=True, kw_only=True)
 class _Header:
-    """What one array says of itself, and how many bytes it took to say it."""
+    """The header of one array, and its length in bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -93,20 +92,20 @@ class _Header:
 def read_npz(
     path: Path, *, max_bytes: int | None = None, error: type[CompatError] = InputError
 ) -> dict[str, NDArray[Any]]:
-    """Every array of an .npz file by name: numbers, booleans and text, none of them pickled.
+    """The arrays of an .npz file by name: numbers, booleans and text, none pickled.
 
-    Each array is held once, in the file's byte order; an array in Fortran order comes as the
+    Each array is in memory once, in the file's byte order; an array in Fortran order is the
     transpose of one in C order.
 
     Args:
         path: a regular file.
         max_bytes: the most bytes that the arrays may have together; default: ``MAX_BYTES``, or
             ``MEMORY_SHARE`` of the machine's memory where that is less.
-        error: the class of what is raised.
+        error: the class of the error to raise.
 
     Raises:
-        CompatError: of the class ``error``: no file that can be read, no .npz file, damaged, larger
-            than the limits, or with an array of objects, records or bytes.
+        CompatError: of the class ``error``: unreadable, not an .npz file, damaged, larger than the
+            limits, or with an array of objects, records or bytes.
     """
     limit = default_limit() if max_bytes is None else max_bytes
     try:
@@ -129,7 +128,7 @@ def default_limit() -> int:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """A file, open for reading; a named pipe or a device would be waited for without end.
+    """Open a regular file for reading. A named pipe or device would block for ever.
 
     Raises:
         OSError: it is missing, must not be read, or is no regular file.
@@ -160,7 +159,7 @@ class _Cautious:
 def zip_entries(
     file: io.BufferedReader, max_directory: int = MAX_DIRECTORY
 ) -> tuple[list[zipfile.ZipInfo], int]:
-    """The entries of a zip's directory, and where it begins; nothing is unpacked.
+    """The entries of a zip's directory, and its offset; nothing is unpacked.
 
     Raises:
         ValueError: the directory has more than ``max_directory`` bytes, or something else that
@@ -171,7 +170,7 @@ def zip_entries(
 
 
 def _members(file: io.BufferedReader) -> list[_Member]:
-    """The places of all arrays, none of which overlaps another or the directory."""
+    """The places of all arrays; none overlaps another or the directory."""
     entries, end = zip_entries(file)
     if len(entries) > MAX_MEMBERS:
         raise ValueError(f"{len(entries)} arrays; at most {MAX_MEMBERS} are read")
@@ -228,7 +227,7 @@ def _bounded(members: list[_Member], bytes_on_disk: int, limit: int) -> None:
 
 
 class _Stream:
-    """The unpacked bytes of one member, in order, never more than were asked for."""
+    """The unpacked bytes of one member, in order, never more than requested."""
 
     def __init__(self, file: io.BufferedReader, member: _Member) -> None:
         file.seek(member.start)
@@ -245,7 +244,7 @@ class _Stream:
         return bytes(data)
 
     def fill(self, target: memoryview) -> None:
-        """Fill ``target``; EOFError where there are not that many bytes."""
+        """Fill ``target``; raise EOFError if there are fewer bytes."""
         at = 0
         while at < len(target):
             part = target[at : at + _CHUNK]
@@ -256,7 +255,7 @@ class _Stream:
             at += got
 
     def end(self) -> None:
-        """Find that nothing is left over and that the checksum is right."""
+        """Check that no byte is left over and that the checksum is right."""
         over = self._left
         if self._unpack is not None:
             over += len(self._inflate(1)) + len(self._unpack.unused_data)
@@ -292,7 +291,7 @@ class _Stream:
 
 
 def _header(stream: _Stream, member: _Member, limit: int) -> _Header:
-    """An array's header, whose shape and dtype must give exactly the bytes that the member has."""
+    """Read an array's header; its shape and dtype must give the member's number of bytes."""
     name = member.name
     form = _PREFIXES.get(stream.read(8))
     if form is None:
@@ -312,35 +311,35 @@ def _header(stream: _Stream, member: _Member, limit: int) -> _Header:
         raise ValueError(f"{name} has no shape: {str(shape)[:80]}")
     digits = int(dtype.lstrip("<>|=")[1:])
     itemsize = 4 * digits if "U" in dtype else digits
-    told = _Header(dtype=dtype, shape=shape, fortran=fortran is True, length=8 + width + length)
+    header = _Header(dtype=dtype, shape=shape, fortran=fortran is True, length=8 + width + length)
     filled = itemsize * math.prod(one for one in shape if one)
     if len(shape) > MAX_DIMENSIONS or filled > limit or type(fortran) is not bool:
         raise ValueError(f"{name} has an impossible shape: {str(shape)[:80]}")
-    if told.length + itemsize * math.prod(shape) != member.size:
+    if header.length + itemsize * math.prod(shape) != member.size:
         raise ValueError(f"{name} is {shape} {dtype}, which are not the bytes that it has")
-    return told
+    return header
 
 
-def _array(stream: _Stream, told: _Header) -> NDArray[Any]:
-    """The array behind a header that was checked."""
+def _array(stream: _Stream, header: _Header) -> NDArray[Any]:
+    """Read the array after a checked header."""
     import numpy as np
 
-    stream.read(told.length)
-    dtype = np.dtype(told.dtype)
-    buffer = np.empty(math.prod(told.shape) * dtype.itemsize, np.uint8)
+    stream.read(header.length)
+    dtype = np.dtype(header.dtype)
+    buffer = np.empty(math.prod(header.shape) * dtype.itemsize, np.uint8)
     stream.fill(buffer.data)
     stream.end()
     if dtype.kind == "b" and buffer.size and buffer.max() > 1:
         raise ValueError("a boolean is neither true nor false")
     if dtype.kind == "U":
         _check_text(buffer.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder)))
-    shape = told.shape[::-1] if told.fortran else told.shape
+    shape = header.shape[::-1] if header.fortran else header.shape
     array: NDArray[Any] = buffer.view(dtype).reshape(shape)
-    return array.T if told.fortran else array
+    return array.T if header.fortran else array
 
 
 def _check_text(characters: NDArray[Any]) -> None:
-    """Numbers beyond Unicode would end in a ValueError wherever the text is looked at."""
+    """Refuse code points beyond Unicode, which would raise wherever the text is used."""
     for start in range(0, len(characters), _CHUNK):
         if characters[start : start + _CHUNK].max() > _LARGEST_CHARACTER:
             raise ValueError("a text in it has a character that is none")

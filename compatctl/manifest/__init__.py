@@ -1,6 +1,6 @@
-"""What a generation says, and what a row of the gallery is: two strict formats, no files' layout.
+"""The formats of a generation: its manifest, the catalogue of its rows, the list of erasures.
 
-Nothing here imports numpy before a catalogue is opened: status and rollback read manifests only.
+numpy is imported only to open a catalogue or erasures: status and rollback read manifests only.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""What a row of the gallery is: item, class, key in the index, the model that embedded it, and the
-digest of the image that it was made of."""
+"""The catalogue: for each gallery row its item, class, key in the index, model and image digest."""
 
 from __future__ import annotations
 
@@ -29,11 +28,11 @@ class Catalog:
 
     ``ids`` and ``labels`` (N,); ``keys`` (N,) uint64, each row's key in the index; ``model_of``
     (N,) int32, the position in ``models`` (digests) of the model that embedded the row; ``digests``
-    (N, 32) uint8, the sha256 of the image's bytes (``Dataset.digest``), all zero where nobody knows
-    them: rows of an adopted index whose images were not at hand. Without ``digests`` none is known.
+    (N, 32) uint8, the sha256 of the image's bytes (``Dataset.digest``), all zero if unknown:
+    rows of an imported index whose images were not available. Without ``digests`` all are unknown.
 
     Raises:
-        InputError: an id is empty or there twice, a key is there twice, or the lengths differ.
+        InputError: an id is empty or repeated, a key is repeated, or the lengths differ.
     """
 
     ids: tuple[str, ...]
@@ -79,7 +78,7 @@ class Catalog:
         return {item: row for row, item in enumerate(self.ids)}
 
     def counts(self) -> dict[str, int]:
-        """How many rows each listed model embedded, by the model's digest."""
+        """The number of rows that each listed model embedded, by its digest."""
         found = Counter(self.model_of.tolist())
         return {model: found[at] for at, model in enumerate(self.models)}
 
@@ -103,12 +102,12 @@ class Catalog:
 
     @property
     def next_key(self) -> int:
-        """The key of the next new row: one more than the largest."""
+        """The key of the next new row: the largest key plus one."""
         return int(self.keys.max()) + 1 if len(self) else 0
 
     @property
     def known(self) -> NDArray[np.bool_]:
-        """Of which rows (N,) the image's digest is known."""
+        """(N,): whether the digest of the row's image is known."""
         import numpy as np
 
         return np.asarray(self.digests.any(axis=1), bool)
@@ -120,10 +119,10 @@ class Catalog:
         model: str,
         digests: NDArray[np.uint8] | None = None,
     ) -> Catalog:
-        """This catalogue and new rows that ``model`` (a digest) embedded, under unused keys.
+        """This catalogue with new rows that ``model`` (a digest) embedded, under unused keys.
 
-        The new rows are the last ``len(ids)``; their keys count on from the largest key.
-        ``digests`` (n, 32) uint8 are those of the images; without them none is known.
+        The new rows come last; their keys follow the largest key. ``digests`` (n, 32) uint8 are
+        those of the images. Default: unknown.
 
         Raises:
             InputError: an id is already there, or no key is left.
@@ -159,7 +158,7 @@ class Catalog:
         return replace(self, model_of=model_of, models=models, digests=of_images)
 
     def without(self, rows: NDArray[np.int64]) -> Catalog:
-        """The other rows, in their order; models of which no row is left are not listed."""
+        """The other rows, in order; models with no remaining rows are not listed."""
         import numpy as np
 
         stay = np.ones(len(self), bool)
@@ -183,9 +182,9 @@ class Catalog:
         return replace(self, labels=tuple(named))
 
     def renamed(self, models: Mapping[str, str]) -> Catalog:
-        """The same items and keys, each row of the model that stands in place of its own.
+        """The same items and keys, with each model replaced by another.
 
-        ``models``: digest -> digest, for every model that has a row; no two to the same.
+        ``models``: digest -> digest, one to one, for every model that has a row.
         """
         import numpy as np
 
@@ -225,7 +224,7 @@ class Catalog:
 
 
 def unknown_digests(n: int) -> NDArray[np.uint8]:
-    """(n, 32) of rows whose images nobody knows."""
+    """(n, 32) digests of rows with unknown images."""
     import numpy as np
 
     return np.zeros((n, DIGEST_BYTES), np.uint8)

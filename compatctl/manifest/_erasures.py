@@ -1,4 +1,4 @@
-"""What was erased from a store, in a form that proves it is gone and does not say what it was."""
+"""The list of what was erased from a store: salted digests that do not reveal the items."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 _SALT_BYTES = 16
 _ID_BYTES = 16
-"""Of the digest of an id: 128 bits, so that no id that is there is taken for one that was."""
+"""Length of the digest of an id: at 128 bits no other id is mistaken for an erased one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Erasures:
     """The ids and vectors that must not be in a store any more.
 
-    ``ids``: of each id the first 16 bytes of sha256(salt, id); ``salt`` is drawn once a store, so
-    that no table made in advance and no other store's list fits. Who has the file and guesses an id
-    can confirm the guess: ids that can be guessed are pseudonyms here, not secrets. ``marks`` (V,)
-    uint64, ascending: of each vector a 64-bit sum of its numbers, from which it cannot be made.
+    Attributes:
+        ids: the first 16 bytes of sha256(salt, id) for each id. Whoever has the file and guesses an
+            id can confirm the guess: guessable ids are pseudonyms here, not secrets.
+        salt: drawn once a store, so that no precomputed table and no other store's list matches.
+        marks: (V,) uint64, ascending: a 64-bit checksum of each vector, which does not reveal it.
     """
 
     salt: bytes
@@ -37,18 +38,18 @@ class Erasures:
 
     @classmethod
     def none(cls) -> Self:
-        """Nothing was erased yet; a new salt."""
+        """An empty list with a new salt."""
         import numpy as np
 
         salt = secrets.token_bytes(_SALT_BYTES)
         return cls(salt=salt, ids=frozenset(), marks=np.zeros(0, np.uint64))
 
     def holding(self, ids: Iterable[str]) -> tuple[str, ...]:
-        """Those of the ids that were erased, in their order."""
+        """The ids that were erased, in their order."""
         return tuple(one for one in ids if self._digest(one) in self.ids)
 
     def extended(self, ids: Iterable[str], marks: NDArray[np.uint64]) -> Erasures:
-        """These and more."""
+        """This list with more ids and checksums."""
         import numpy as np
 
         return replace(
@@ -58,7 +59,7 @@ class Erasures:
         )
 
     def without(self, ids: Iterable[str]) -> Erasures:
-        """These, but for ids that were taken in again."""
+        """This list without ids that were added again."""
         return replace(self, ids=self.ids - {self._digest(one) for one in ids})
 
     def write(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a generation says: one strict format."""
+"""The manifest of a generation: one strict format."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from compatctl.core.knots import knots_problem
 from compatctl.errors import DamagedError, InputError
 
 FORMAT = 4
-"""The newest manifest format that this version reads, and the one that it writes."""
+"""The manifest format that this version reads and writes."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
 class Operation(StrEnum):
-    """What made a generation."""
+    """The operation that made a generation."""
 
     INIT = "init"
     IMPORT = "import"
@@ -35,7 +35,7 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class IndexInfo:
-    """An ANN index: what must be known before its file may be opened.
+    """An ANN index: the parameters needed to open its file.
 
     ``dim`` is the length of a row, ``count`` the number of rows, ``sha256`` the file's digest; M,
     ef_construction, ef_search (the size of the search's candidate list) and seed are hnswlib's.
@@ -56,8 +56,8 @@ class IndexInfo:
 class ModelShare:
     """A model and the number of gallery rows that it embedded; ``name`` is for people only.
 
-    ``canary`` is the digest of a few inputs and what the model made of them when it was taken in.
-    ``proven`` is false where the rows were adopted and never compared with what the model makes of
+    ``canary`` is the digest of a few images and the model's embeddings of them at admission.
+    ``proven`` is false if the rows were imported and never compared with the model's embeddings of
     the items' images.
     """
 
@@ -134,7 +134,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, raw: object, where: str) -> Self:
-        """The manifest in the JSON value ``raw``; ``where`` is its place, for the message.
+        """Read the manifest from the JSON value ``raw``; ``where`` names its place in messages.
 
         Raises:
             InputError: it is of a newer format than this version reads.
@@ -179,7 +179,7 @@ class Manifest:
         return found
 
     def contradictions(self) -> tuple[str, ...]:
-        """What in this manifest contradicts itself; empty when nothing does."""
+        """The contradictions in this manifest; empty if there are none."""
         found = []
         names = [model.sha256 for model in self.models]
         rows = sum(model.rows for model in self.models)
@@ -210,7 +210,7 @@ class Manifest:
         return tuple(found)
 
     def blobs(self) -> tuple[tuple[str, str], ...]:
-        """(kind, sha256) of every file that this generation needs; the kind is the folder."""
+        """(kind, sha256) of every file that this generation needs; the kind is its folder."""
         shares = (*self.models, *(one.model for one in self.stand_ins))
         models = tuple(dict.fromkeys(("models", model.sha256) for model in shares))
         canaries = tuple(("canaries", model.canary) for model in shares)
@@ -229,16 +229,16 @@ class Manifest:
         )
 
     def restorable_model(self, earlier: Manifest) -> ModelShare | None:
-        """The model that a rollback from here to the query model of ``earlier`` restores: that one,
-        or its stand-in where it was erased; None where there is none."""
+        """The model that a rollback from here to ``earlier`` restores for queries: its query model,
+        the stand-in if that was erased, or None if there is none."""
         if earlier.query_model not in self.erased_models:
             return next(one for one in earlier.models if one.sha256 == earlier.query_model)
         found = (one.model for one in self.stand_ins if one.replaces == earlier.query_model)
         return next(found, None)
 
     def model_blobs(self, earlier: Manifest) -> tuple[tuple[str, str], ...]:
-        """Those of the ``blobs`` of ``earlier`` that a rollback from here to its query model alone
-        needs; none where it cannot be restored."""
+        """The ``blobs`` of ``earlier`` that a rollback to its query model alone needs; none if it
+        cannot be restored."""
         share = self.restorable_model(earlier)
         if share is None:
             return ()

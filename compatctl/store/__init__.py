@@ -4,19 +4,22 @@
       manifest.json              the current generation, whole: one read tells a server everything
       history/000007.json        every generation, immutable, each with the digest of the one before
       models/<sha256>.onnx       one self-contained file a model
-      canaries/<sha256>.npz      a few inputs, and what a model made of them when it was taken in
+      canaries/<sha256>.npz      a few images and a model's embeddings of them, to compare later
       indexes/<sha256>.hnsw
       catalogs/<sha256>.npz      row -> item id, class, key in the index, which model embedded it
       reports/<sha256>.json
       registries/<sha256>.json
       memories/<sha256>.npz      training images of every class so far, for the next fine-tuning
-      erasures/<sha256>.npz      digests of what was removed for good
-      attempts/<digest>.json     how often a candidate was judged on the same data; of no generation
+      erasures/<sha256>.npz      digests of erased ids and vectors
+      attempts/<digest>.json     verifications of a candidate on the same data; of no generation
       LOCK                       held by the one writer
 
-Replacing manifest.json is the commit: a process killed before it has changed nothing, and what it
-left behind is unreferenced. Reading writes nothing, but that verify counts itself. Neither numpy
-nor an index is loaded here, but for the catalogue.
+Replacing manifest.json is the commit. A process killed before it changed nothing; the files it
+left are unreferenced. Reading writes nothing, except that verify counts itself. numpy is loaded
+only to read a catalogue or erasures, and no index is ever opened here.
+
+Modules, lowest first: _layout (paths, strict reading), _transaction (commits), _store (readers),
+_lineage (how a state came about), _rollback, _check (with _replay), _gc. _attempts is by itself.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How often one candidate was judged on the same data: ``attempts/<digest>.json``, one file each.
+"""Attempts: the verifications of one candidate on the same data, one ``attempts/<digest>.json``.
 
-Who asks again, with another seed or policy, has another chance of a pass that is none; so every
-question is kept, in the order in which it was put first, and the gate counts them. A question that
-is put again is found and not counted twice. These files are no generation and belong to none: gc
-leaves them, a rollback does not undo them. Each carries the digest of what it says.
+Each verification with another seed or policy is a further chance of a false pass, so the gate
+counts them. Every attempt is kept, in the order of its first run; a repeated one counts once. The
+files belong to no generation: gc keeps them, and a rollback does not undo them. Each file contains
+the digest of its content.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _MAX_BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One question: ``key`` is the digest of all that can change the answer, ``settings`` is for
-    people (JSON values)."""
+    """One verification: ``key`` is the digest of everything that can change its outcome,
+    ``settings`` (JSON values) describe it to people."""
 
     key: str
     settings: Mapping[str, Any]
 
 
 def attempts_of(root: Path, candidate: str, question: str) -> tuple[Attempt, ...]:
-    """The attempts of a candidate (sha256) on data (sha256 of what they ask), oldest first.
+    """The attempts of a candidate (sha256) on a question (sha256 of the data), oldest first.
 
     Raises:
         DamagedError: the file is not what this program wrote.
@@ -54,12 +54,12 @@ def attempts_of(root: Path, candidate: str, question: str) -> tuple[Attempt, ...
 def count_attempt(
     root: Path, candidate: str, question: str, attempt: Attempt, *, timeout_s: float = 10.0
 ) -> tuple[Attempt, ...]:
-    """The attempts up to this one, which is written where it is new.
+    """Record an attempt unless it is known; return the attempts up to and including it.
 
     Raises:
-        ConflictError: another process counts for longer than ``timeout_s`` seconds.
+        ConflictError: another process holds the lock for longer than ``timeout_s`` seconds.
         DamagedError: the file is not what this program wrote.
-        InputError: the store must not be written to; its cause is the system's error.
+        InputError: no permission to write into the store; its cause is the system's error.
     """
     refuse_links(root)
     with os_errors("writing into", root / ATTEMPTS):
@@ -76,16 +76,16 @@ def count_attempt(
 
 
 def attempts_problems(root: Path) -> Iterator[str]:
-    """What is wrong with the files of attempts."""
+    """The problems of the files of attempts."""
     folder = root / ATTEMPTS
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        if path.name.startswith(TEMPORARY):  # a killed process left it, or one writes it now
+        if path.name.startswith(TEMPORARY):  # of a killed process, or being written
             continue
         try:
             raw = _raw(path)
             names = (raw.get("candidate"), raw.get("question")) if isinstance(raw, dict) else ()
             if len(names) != 2 or not all(map(is_digest, names)):
-                yield f"{path} is no file of attempts"
+                yield f"{path} is not a file of attempts"
             elif path != _path(root, str(names[0]), str(names[1])):
                 yield f"{path} is of another candidate or other data than its name says"
             else:
@@ -95,14 +95,14 @@ def attempts_problems(root: Path) -> Iterator[str]:
 
 
 def unfinished_attempts(root: Path) -> list[Path]:
-    """The temporary files of processes that write attempts, or were killed while they did."""
+    """Temporary files of processes that are writing attempts, or were killed doing it."""
     return sorted(path for path in (root / ATTEMPTS).glob(f"{TEMPORARY}*") if is_plain(path))
 
 
 def sweep_attempts(root: Path) -> tuple[list[Path], int]:
-    """Delete what killed processes left among the attempts: which files, and their bytes.
+    """Delete temporary files of killed processes; return their paths and total size in bytes.
 
-    Nothing is deleted while somebody counts, whose file may be one of them.
+    Nothing is deleted while another process holds the lock: it may be writing one of them.
 
     Raises:
         CompatError: a file cannot be deleted.
@@ -117,7 +117,7 @@ def sweep_attempts(root: Path) -> tuple[list[Path], int]:
 
 
 def _sweep(root: Path) -> tuple[list[Path], int]:
-    """As ``sweep_attempts``; whoever has the lock is the only one who writes here."""
+    """``sweep_attempts`` for a caller that holds the lock."""
     left, freed = unfinished_attempts(root), 0
     with os_errors("deleting in", root / ATTEMPTS):
         for path in left:
@@ -141,7 +141,7 @@ def _bytes(candidate: str, question: str, attempts: tuple[Attempt, ...]) -> byte
 
 
 def _raw(path: Path) -> object:
-    if not is_plain(path):  # nor is a pipe opened, which would wait for ever
+    if not is_plain(path):  # opening a pipe would wait for ever
         raise _damaged(path)
     return read_json(path, _MAX_BYTES, error=DamagedError)
 

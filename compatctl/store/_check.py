@@ -1,4 +1,4 @@
-"""Is everything there and unchanged, and what is there that no generation needs?"""
+"""check: find missing and changed files, and files that no generation needs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from compatctl.store._rollback import rollback_plan
 from compatctl.store._store import Store
 
 _LOOKS = 5
-"""How often a store that writers move on is looked at before its problems are believed."""
+"""Checks of a store that writers keep changing before its problems are reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +72,15 @@ def check(
     head: str | None = None,
     progress: Progress = silent,
 ) -> CheckReport:
-    """Look at everything: the history, the files, with ``deep`` their bytes and the catalogue.
+    """Check the history and that every file exists. Nothing is written.
 
-    With ``keep``, ``unreferenced`` is what no generation that gc would keep with that number names;
-    ``head`` is the digest that some generation must have. Nothing is written, and no digest is
-    taken from memory. Where problems were found and a writer has moved the store on meanwhile, the
-    look is taken again: files that gc deleted under a reader are no damage.
+    If a writer changed the store meanwhile, problems are checked again: files that gc deleted
+    during the check are no damage.
+
+    Args:
+        deep: also hash every file, never trusting the digest cache, and read the catalogue.
+        keep: report as unreferenced what ``gc`` would delete with this ``keep``.
+        head: a digest that some generation must have.
 
     Raises:
         InputError: there is no store.
@@ -134,9 +137,9 @@ def _look(
 
 
 def oldest_kept(store: Store, keep: int) -> int:
-    """The oldest generation to keep: ``keep`` states, gc's own generations not counted.
+    """The oldest of the newest ``keep`` generations, not counting those that gc made.
 
-    The generation that a rollback would restore is always among them.
+    The generation that a rollback would restore is always kept too.
 
     Raises:
         UsageError: ``keep`` is less than 1.
@@ -174,13 +177,13 @@ def _history(root: Path, current: Manifest) -> tuple[list[Manifest], list[str]]:
 
 
 def _blobs(generations: Iterable[Manifest], current: Manifest) -> list[tuple[str, str]]:
-    """(kind, sha256) of every file that is kept of the generations and the current one, once."""
+    """(kind, sha256) of every file kept for these generations and the current one, each once."""
     kept = {blob for one in generations for blob in kept_blobs(one, current)}
     return sorted(kept | set(current.blobs()))
 
 
 def erased_files(root: Path, generations: Iterable[Manifest], current: Manifest) -> set[Path]:
-    """Those files that generations before the last erasure named, and that no kept one needs."""
+    """Existing files of generations before the last erasure that no kept generation needs."""
     before = {
         blob
         for one in generations
@@ -200,7 +203,7 @@ def _erasure(
 
 
 def _erased_rows(root: Path, kept: list[Manifest], current: Manifest) -> list[str]:
-    """That a gallery which is kept has rows that were erased before it was made."""
+    """Problems: a kept gallery contains rows that were erased before it was made."""
     whole = [one for one in kept if one.generation >= current.oldest_gallery]
     once = {(one.catalog, one.erasures): one for one in whole}
     return [problem for one in once.values() for problem in erasure_problems(root, one)]
@@ -243,7 +246,7 @@ def _unreferenced(root: Path, current: Manifest, needed: list[tuple[str, str]]) 
 
 
 def _written_by_us(root: Path) -> Iterable[Path]:
-    """Every file whose name only this program would give; others' files are left alone."""
+    """Every file that is named as only this program names files; others are not touched."""
     for folder, suffix in ((root, None), (root / HISTORY, None), *_folders(root)):
         if not folder.is_dir():
             continue

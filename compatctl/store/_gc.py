@@ -1,4 +1,4 @@
-"""gc: delete what no kept generation names. What goes is read off the store as it is committed."""
+"""gc: delete the files that no kept generation names."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ def gc(
     deep: bool = True,
     progress: Progress = silent,
 ) -> CheckReport:
-    """Check, and delete under the lock what no kept generation names.
+    """Check, then delete under the lock the files that no kept generation names.
 
-    With ``keep``, the newest ``keep`` states are kept, and what a rollback would restore; older
-    ones can no longer be restored, but stay in the history. That is committed as a generation of
-    its own before the first file goes, so that a process killed anywhere has deleted nothing that
-    a kept generation names, and the next run deletes the rest. While anything is damaged nothing
-    is deleted: what a damaged generation names is unknown. ``at`` is the time, ISO 8601, UTC.
+    Nothing is deleted if anything is damaged: what a damaged generation names is unknown.
+
+    Args:
+        keep: keep the newest ``keep`` states and the one a rollback would restore. Older ones stay
+            in the history but cannot be restored. This is committed as a generation before the
+            first deletion, so a killed gc has deleted only what no kept generation names, and the
+            next one deletes the rest. Default: keep every state.
+        at: the time, ISO 8601, UTC.
 
     Raises:
         ConflictError: the store is locked, or moved on.
@@ -45,11 +48,11 @@ def gc(
 
 
 def sweep(root: Path) -> CheckReport:
-    """Delete what no kept generation names, and give the state that this leaves.
+    """Delete the files that no kept generation names; return the state after that.
 
-    Under the lock, after the last commit: what goes is found on the disk as it is now. A list that
-    was made before a commit can hold that commit's own files, because a killed commit leaves a
-    generation of the very name that the next one takes.
+    Call it under the lock, after the last commit. The files are listed anew: a list made before a
+    commit can include that commit's own files, because a killed commit leaves a generation of the
+    same name.
 
     Raises:
         CompatError: a file cannot be deleted.
@@ -57,14 +60,13 @@ def sweep(root: Path) -> CheckReport:
     found = check(root, deep=False)
     if not found.ok:
         return _nothing_deleted(found)
-    counted, freed = sweep_attempts(root)  # under their own lock: a verify may be writing one
+    counted, freed = sweep_attempts(root)  # under their own lock
     paths = [root / name for name in found.unreferenced]
     paths = [path for path in paths if path.parent.name != ATTEMPTS]
     store = Store.open(root)
     erased = erased_files(root, store.history(), store.manifest)
-    # What killed commits left of the history goes first: it never names a file that is gone. What
-    # the history names of before an erasure goes last: while one such file is there, the erasure
-    # is seen to be unfinished.
+    # Generations of killed commits first, so that none names a deleted file. Files from before an
+    # erasure last: as long as one exists, the erasure counts as unfinished.
     for group in (
         [path for path in paths if path.parent.name == HISTORY],
         [path for path in paths if path.parent.name != HISTORY and path not in erased],
@@ -88,7 +90,7 @@ def _nothing_deleted(found: CheckReport) -> CheckReport:
 
 
 def _delete(paths: list[Path]) -> int:
-    """Delete files; how many bytes that freed."""
+    """Delete files; return the number of bytes freed."""
     freed = 0
     for path in paths:
         with os_errors("deleting", path):

@@ -1,4 +1,4 @@
-"""Where a store keeps what, and how a generation is read: strictly, and only as it was written."""
+"""The paths in a store, and the strict reading of a generation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = {
     "memories": ".npz",
     "erasures": ".npz",
 }
-"""The kinds of files: each kind's folder, and how its files' names end."""
+"""Kinds of files: folder and file name suffix."""
 
 Blobs = tuple[tuple[str, str], ...]
 """(kind, sha256) of files."""
@@ -33,12 +33,12 @@ _FROM_BACKUP = "restore the file from a backup; compatctl check lists all that i
 
 
 def blob_path(root: Path, kind: str, sha256: str) -> Path:
-    """Where a file of this kind and digest is, or would be."""
+    """The path of a file of this kind and digest, whether or not it exists."""
     return root / kind / f"{sha256}{KINDS[kind]}"
 
 
 def generation_path(root: Path, generation: int) -> Path:
-    """Where a generation's manifest is kept for ever."""
+    """The path of a generation's manifest in the history."""
     return root / HISTORY / f"{generation:06d}.json"
 
 
@@ -53,7 +53,7 @@ def manifest_digest(manifest: Manifest) -> str:
 
 
 def read_current(root: Path) -> Manifest:
-    """The current generation, after manifest.json was found to be the newest of history/.
+    """The current generation; manifest.json must equal the newest file of history/.
 
     Raises:
         InputError: there is no store, its creation did not finish, or it is of a newer format.
@@ -77,7 +77,7 @@ def read_current(root: Path) -> Manifest:
 
 
 def read_manifest(root: Path) -> Manifest:
-    """What manifest.json says, which ``read_current`` compares with history/ besides.
+    """The manifest in manifest.json, not compared with history/.
 
     Raises:
         InputError, DamagedError: as ``read_current``.
@@ -94,7 +94,7 @@ def read_manifest(root: Path) -> Manifest:
     except DamagedError as error:
         error.tip = _newest_again(root)
         raise
-    except InputError as error:  # of another format, unless its history is of this one
+    except InputError as error:  # another format; damaged if its history has this one
         newest = max((root / HISTORY).glob("*.json"), default=path)
         try:
             _read(newest)
@@ -104,7 +104,7 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def refuse_headless(root: Path) -> None:
-    """Refuse a store that lost its manifest.json; a killed creation leaves one generation at most.
+    """Refuse a store without a manifest.json; a killed creation leaves at most one generation.
 
     Raises:
         DamagedError: history/ holds a second generation.
@@ -115,10 +115,10 @@ def refuse_headless(root: Path) -> None:
 
 
 def put_back(root: Path, current: Manifest) -> list[str]:
-    """That manifest.json was replaced by an older one, as a problem; empty where it was not.
+    """The problem that an older manifest.json replaced a newer one; empty if none did.
 
     A killed commit leaves one generation after the current one, never two that name each other:
-    the first must have been committed before the second was begun.
+    the first is committed before the second begins.
     """
     try:
         after = read_generation(root, current.generation + 1)
@@ -134,7 +134,7 @@ def put_back(root: Path, current: Manifest) -> list[str]:
 
 
 def refuse_put_back(root: Path, current: Manifest) -> None:
-    """Refuse to write into a store whose manifest.json is an older one; under the lock.
+    """Refuse to write into a store whose manifest.json is an older one. Call under the lock.
 
     Raises:
         DamagedError: its history goes on after ``current``.
@@ -175,7 +175,7 @@ def read_generation(root: Path, generation: int) -> Manifest:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether a file is there, and is no link, device or pipe."""
+    """Whether the path is a regular file, not a link, device or pipe."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -183,7 +183,7 @@ def is_plain(path: Path) -> bool:
 
 
 def refuse_links(root: Path) -> None:
-    """Refuse a store whose parts are not its own: a link would lead reads and writes elsewhere.
+    """Refuse links inside a store: reads and writes would go elsewhere.
 
     The store's folder itself may be a link.
 
@@ -219,7 +219,7 @@ def _read(path: Path) -> Manifest:
 
 
 def catalog_problems(root: Path, manifest: Manifest) -> list[str]:
-    """What the catalogue of a generation says otherwise than its manifest: rows, by model."""
+    """Differences between a generation's catalogue and its manifest: rows, by model."""
     path = blob_path(root, "catalogs", manifest.catalog)
     try:
         counts = Catalog.read(path).counts()
@@ -236,7 +236,7 @@ def catalog_problems(root: Path, manifest: Manifest) -> list[str]:
 
 
 def erasure_problems(root: Path, manifest: Manifest) -> list[str]:
-    """That a generation's catalogue has rows that were erased before; empty where it has none."""
+    """Problems: the catalogue of a generation contains rows that were erased before."""
     if manifest.erasures is None:
         return []
     try:
@@ -252,8 +252,8 @@ def erasure_problems(root: Path, manifest: Manifest) -> list[str]:
 
 
 def kept_blobs(one: Manifest, current: Manifest) -> Blobs:
-    """(kind, sha256) of the files that are kept of a generation: all, those of its query model
-    where items were erased since, or none."""
+    """(kind, sha256) of the kept files of a generation: all, none, or, if items were erased since,
+    those of its query model."""
     if one.generation < current.oldest_restorable:
         return ()
     if one.generation >= current.oldest_gallery:
@@ -262,9 +262,9 @@ def kept_blobs(one: Manifest, current: Manifest) -> Blobs:
 
 
 def require_blobs(root: Path, manifest: Manifest, blobs: Blobs | None = None) -> None:
-    """Refuse a generation one of whose files is not there; their bytes are not read.
+    """Refuse a generation with a missing file; the files are not read.
 
-    ``blobs``: those of them that are needed; default: all.
+    ``blobs``: the files that are needed. Default: all.
 
     Raises:
         DamagedError: a file is missing or empty.

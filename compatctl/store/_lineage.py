@@ -17,17 +17,17 @@ MODEL_FIELDS = (
     "forced_reason",
     "again_reason",
 )
-"""What a rollback restores of the query model."""
+"""The fields of a manifest that a rollback restores with the query model."""
 
 GALLERY_FIELDS = ("index", "catalog", "models")
-"""What it restores of the gallery besides, when it restores all."""
+"""The further fields that it restores if it restores the gallery too."""
 
 
 def lineage(store: Store, start: Manifest) -> Iterator[Manifest]:
     """The states that led to ``start``, newest first, without what rollbacks undid.
 
-    A generation that restored N whole counts as N; one that kept rows beside it is a state of its
-    own, after which N follows.
+    A generation that restored all of N counts as N. One that kept items added since is a state of
+    its own, and N follows it.
     """
     state = start
     while True:
@@ -40,9 +40,9 @@ def lineage(store: Store, start: Manifest) -> Iterator[Manifest]:
 
 
 def rolled_back(store: Store) -> dict[str, int]:
-    """Query models that a rollback took out of service -> the generation that did.
+    """Query models that a rollback took out of service, each with that rollback's generation.
 
-    A model that was put back since, by a deploy or by a rollback to it, is none of them.
+    A model that serves again, through a deploy or a rollback to it, is not among them.
 
     Raises:
         DamagedError: a generation is missing or changed.
@@ -61,7 +61,7 @@ def rolled_back(store: Store) -> dict[str, int]:
 
 
 def _root(store: Store, generation: int) -> int:
-    """The generation whose state this one has: itself, or what it restored whole."""
+    """The generation whose whole state this one has: itself, or the one that it restored."""
     state = store.generation(generation)
     while state.restores is not None and _whole(store, state, state.restores):
         state = store.generation(state.restores)
@@ -69,16 +69,16 @@ def _root(store: Store, generation: int) -> int:
 
 
 def embedding_space(store: Store, state: Manifest) -> int:
-    """The generation of the last lift that led to ``state``, 0 where none did.
+    """The embedding space of a state: the generation of the last lift that led to it, or 0.
 
-    Of two states, rows and queries may be put together only where this is the same: a lift gives
-    every row other numbers, and as many as the new model's.
+    Rows and queries of two states are comparable only if they share it: a lift maps every row into
+    the new model's space, with its dimension.
     """
     return _space(store, state, {})
 
 
 def spaces(store: Store) -> tuple[int, ...]:
-    """``embedding_space`` every generation, in the order of ``Store.history``, in one pass over it.
+    """The embedding space of every generation, in the order of ``Store.history``, in one pass.
 
     Raises:
         DamagedError: a generation is missing or changed.
@@ -102,8 +102,8 @@ def _space(store: Store, state: Manifest, known: Mapping[int, int]) -> int:
 
 
 def _before(state: Manifest) -> int:
-    """The generation that ``state`` was made from: the one that it restores, else the one before;
-    0 where it is the first."""
+    """The generation that ``state`` was made from: the one it restores, else the one before; 0 if
+    it is the first."""
     return state.generation - 1 if state.restores is None else state.restores
 
 

@@ -1,4 +1,4 @@
-"""Does the history tell a story that this program could have written?"""
+"""Check that each generation is a valid transition from the one before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compatctl.store._lineage import MODEL_FIELDS
 
 
 def replay(generations: Sequence[Manifest]) -> list[str]:
-    """What in the generations, oldest first, no operation can have made of the one before."""
+    """The problems of the generations (oldest first) that no operation can have made."""
     known = {one.generation: one for one in generations}
     found = []
     for one in generations:
@@ -22,7 +22,7 @@ def replay(generations: Sequence[Manifest]) -> list[str]:
 
 
 def _kept(before: Manifest, one: Manifest) -> list[str]:
-    """What a generation says otherwise of files that are kept, and of what was erased."""
+    """Invalid changes of what is kept and of what was erased."""
     found = []
     if one.oldest_restorable < before.oldest_restorable:
         found.append(
@@ -69,8 +69,8 @@ def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[
 
 
 def _lifted(before: Manifest, one: Manifest) -> bool:
-    """As many rows, of as many other models, in an index of the same kind, for a query model that
-    had none and has none; what was known of the old space is forgotten, the images are not."""
+    """Whether a generation is a lift: as many rows of as many new models in the same kind of index;
+    registry, calibration and report are dropped, the rehearsal memory is kept."""
     index = replace(
         one.index,
         dim=before.index.dim,
@@ -89,7 +89,7 @@ def _lifted(before: Manifest, one: Manifest) -> bool:
 
 
 def _backfilled(before: Manifest, one: Manifest) -> bool:
-    """The same items in an index of the same kind, with more of the query model and of no other."""
+    """Whether a generation is a backfill: no model but the query model has more rows."""
     had = {model.sha256: model.rows for model in before.models}
     others = [model for model in one.models if model.sha256 != one.query_model]
     return (
@@ -102,8 +102,8 @@ def _backfilled(before: Manifest, one: Manifest) -> bool:
 
 
 def _removed(before: Manifest, one: Manifest) -> bool:
-    """Fewer rows or as many in an index of the same kind, of no more of any model; the query model
-    is the same, or stands in the place of one that is not there any more."""
+    """Whether a generation is a removal: no model has more rows, the index is of the same kind, and
+    the query model is the same or replaces one that is gone."""
     index = replace(one.index, count=before.index.count, sha256=before.index.sha256)
     gone = before.query_model not in {model.sha256 for model in one.models}
     rows = [sorted(model.rows for model in state.models) for state in (before, one)]

@@ -13,10 +13,10 @@ from compatctl.store._store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackPlan:
-    """The generation that a rollback restores; ``done`` where the store is as it says already.
+    """The generation that a rollback restores; ``done`` if the store is in that state already.
 
-    ``gallery``: whether its gallery is kept too. It is not where items were erased since: then
-    only its query model can be restored, over the rows of today.
+    ``gallery``: whether its gallery can be restored. If items were erased since, only its query
+    model can be, over the current rows.
     """
 
     target: Manifest
@@ -25,16 +25,15 @@ class RollbackPlan:
 
 
 def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
-    """What a rollback would restore; nothing is written.
+    """Find the generation that a rollback would restore; nothing is written.
 
-    Without ``to`` it is the state before the last change of the query model that still stands.
-    Where that was undone already, there is nothing to do: a command that is run twice, because
-    the first was killed after its commit or because two people answered the pager, undoes one
-    deploy. ``to`` goes further.
+    ``to``: the generation. Default: the state before the last deploy that still stands. If that
+    deploy was undone already, there is nothing to do: running the command twice, after a kill or
+    by two people, undoes one deploy.
 
     Raises:
-        UsageError: there is no generation ``to``, it is the current one, its files were let go, or
-            nothing is to undo.
+        UsageError: there is no generation ``to``, it is the current one, its files were deleted, or
+            there is nothing to undo.
         DamagedError: a file that the target needs is missing.
     """
     now = store.manifest
@@ -60,7 +59,7 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
         store.raise_if_collected()
         if target.generation < now.oldest_restorable:
             raise UsageError(
-                f"generation {target.generation} cannot be restored: its files were let go, those "
+                f"generation {target.generation} cannot be restored: its files were deleted, those "
                 f"from generation {now.oldest_restorable} on are kept",
                 tip="compatctl history lists the generations",
             ) from None
@@ -69,12 +68,12 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
 
 
 def restore(store: Store, target: Manifest, *, at: str, timeout_s: float = 10.0) -> Manifest:
-    """Make a new generation that restores ``target`` whole; neither index nor model is read.
+    """Commit a generation that restores all of ``target``; neither index nor model is read.
 
     ``at`` is the time, ISO 8601, UTC.
 
     Raises:
-        UsageError: its gallery is not kept: it held items that were erased since.
+        UsageError: its gallery was deleted, because it held items that were erased since.
         ConflictError, DamagedError, CompatError: as ``Transaction``.
     """
     if target.generation < store.manifest.oldest_gallery:
@@ -90,7 +89,7 @@ def restore(store: Store, target: Manifest, *, at: str, timeout_s: float = 10.0)
 
 
 def _undone(store: Store) -> Manifest | None:
-    """The generation that was gone back to, when the query model did not change since then."""
+    """The generation that a rollback restored, if the query model did not change since."""
     state = store.manifest
     while state.generation > 1:
         before = store.generation(state.generation - 1)

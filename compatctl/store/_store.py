@@ -1,4 +1,4 @@
-"""A store as readers see it, and where writers begin."""
+"""Reading a store, and beginning a transaction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compatctl.store._transaction import Transaction
 
 @dataclass(frozen=True)
 class Store:
-    """A store at one generation: ``manifest`` stays what it was when the store was opened."""
+    """A store at one generation: ``manifest`` is that of the time of opening."""
 
     path: Path
     manifest: Manifest
@@ -32,8 +32,8 @@ class Store:
     def create(cls, path: Path, *, operation: str = "init", timeout_s: float = 10.0) -> Transaction:
         """Begin a store: a transaction whose ``commit`` makes generation 1.
 
-        ``path`` must be new, empty, or what a killed creation left. Until the commit there is no
-        manifest.json, so that nothing half made opens.
+        ``path`` must be new, empty, or left by a killed creation. There is no manifest.json before
+        the commit, so nothing half made opens.
 
         Raises:
             InputError: on entering, ``path`` is a store already or holds something else.
@@ -52,7 +52,7 @@ class Store:
         return cls(Path(path), read_current(Path(path)))
 
     def generation(self, number: int) -> Manifest:
-        """An older generation, or this one, after each on the way to it named the one before.
+        """This generation or an older one; the chain of parents down to it is verified.
 
         Raises:
             UsageError: there is no such generation.
@@ -80,7 +80,7 @@ class Store:
         return [self.manifest]
 
     def history(self) -> tuple[Manifest, ...]:
-        """Every generation, oldest first, after each was found to name the digest of the last.
+        """Every generation, oldest first; the chain of parents is verified.
 
         Raises:
             DamagedError: one is missing or changed.
@@ -89,18 +89,18 @@ class Store:
         return tuple(reversed(self._chain))
 
     def path_of(self, kind: str, sha256: str) -> Path:
-        """Where the file of that kind (models, indexes, ...) and digest is; it is not opened."""
+        """The path of a file of this kind (models, indexes, ...) and digest; it is not opened."""
         return blob_path(self.path, kind, sha256)
 
     def verified_path(self, kind: str, sha256: str, *, fresh: bool = False) -> Path:
-        """``path_of``, after the file's bytes were found to have that digest.
+        """``path_of``, for a file whose bytes are verified to have that digest.
 
         A large file that was hashed before and not written to since is not read again, unless
-        ``fresh``: what goes into another generation is read whole.
+        ``fresh``. Use ``fresh`` for what goes into another generation.
 
         Raises:
             DamagedError: it is missing, or holds other bytes.
-            ConflictError: it was deleted, as this generation is not kept any more.
+            ConflictError: gc deleted it, because this generation is no longer kept.
         """
         path = blob_path(self.path, kind, sha256)
         try:
@@ -120,16 +120,16 @@ class Store:
         )
 
     def raise_if_collected(self) -> None:
-        """Tell a file that is gone because gc ran since this store was opened from damage.
+        """Raise if gc deleted files of a generation that was read since this store was opened.
 
         Raises:
-            ConflictError: a generation that was asked for here was let go meanwhile.
+            ConflictError: it did, so that a missing file is no damage.
         """
         newest, asked = read_current(self.path), self._chain[-1].generation
         limits = [max(one.oldest_restorable, one.oldest_gallery) for one in (newest, self.manifest)]
         if limits[0] > max(asked, limits[1]):
             raise ConflictError(
-                f"{self.path} moved on to generation {newest.generation} and let go of the files "
+                f"{self.path} moved on to generation {newest.generation} and deleted the files "
                 f"of generation {asked}, which was being read",
                 tip="run the command again",
             )
@@ -148,7 +148,7 @@ class Store:
         return found
 
     def erasures(self, of: Manifest | None = None) -> Erasures | None:
-        """What was erased before this generation, or another; None: nothing ever was.
+        """The erased ids and vectors as of this generation, or another; None if nothing was erased.
 
         Raises:
             DamagedError: the file is missing or changed.

@@ -1,4 +1,4 @@
-"""Files first, then the generation that names them: all or nothing, one writer at a time."""
+"""A commit: files first, then the generation that names them. All or nothing, one writer."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ from compatctl.store._layout import (
 
 
 class Transaction:
-    """One writer's work on a store; made by ``Store.create`` and ``Store.transaction``.
+    """One writer's work on a store; begin it with ``Store.create`` or ``Store.transaction``.
 
-    Used as a context manager. Leaving it without ``commit`` changes nothing: the files that were
-    put stay unreferenced until gc.
+    A context manager. Leaving it without ``commit`` changes nothing: the files that were put are
+    unreferenced, and gc deletes them.
 
     Raises:
         ConflictError: on entering, the store is locked, or its generation is not the expected one.
@@ -85,11 +85,11 @@ class Transaction:
         self._stack.close()
 
     def put(self, kind: str, source: Path | Callable[[Path], None]) -> str:
-        """Store a file's copy, or what ``source(path)`` writes to a new file; give its sha256.
+        """Store a copy of a file, or what ``source(path)`` writes to a new file; return its sha256.
 
         Raises:
             InputError: the file is missing or empty, or changed while it was copied.
-            CompatError: there was no room or no permission.
+            CompatError: no space, or no permission.
         """
         folder = self._root / kind
         if callable(source):
@@ -108,14 +108,14 @@ class Transaction:
     def commit(self, *, operation: str, created_at: str, **changes: Any) -> Manifest:
         """Make the next generation: the current one with ``changes``, fields of ``Manifest``.
 
-        A change of ``query_model`` forgets calibration, report, policy and the reasons unless they
-        are given; ``restores`` is of this generation only. ``created_at`` is ISO 8601, UTC, ending
+        A change of ``query_model`` resets calibration, report, policy and the reasons unless they
+        are given; ``restores`` is not inherited. ``created_at`` is ISO 8601, UTC, ending
         in Z.
 
         Raises:
             InputError: the generation would contradict itself, or its catalogue contradicts it.
             DamagedError: a file that it names is missing.
-            CompatError: there was no room or no permission; the store is as it was.
+            CompatError: no space, or no permission; the store is unchanged.
         """
         after = self._next(operation, created_at, changes)
         _refuse(after.contradictions())
@@ -161,7 +161,7 @@ class Transaction:
         refuse_put_back(self._root, current)
 
     def _refuse_content(self) -> None:
-        """What a killed creation left is taken over; anything else is somebody's."""
+        """Take over what a killed creation left; refuse any other content."""
         if (self._root / MANIFEST).exists():
             raise InputError(f"{self._root} is already a store", tip="name another folder")
         refuse_links(self._root)
@@ -175,7 +175,7 @@ class Transaction:
             )
 
     def _make_folder(self) -> None:
-        """The folder, refused before a lock file is left in it when it is somebody's."""
+        """Make the folder; refuse one with other content before a lock file is made in it."""
         with os_errors("creating", self._root):
             if self._root.exists() and not self._root.is_dir():
                 raise InputError(f"{self._root} is a file", tip="name a new, empty folder")

@@ -226,7 +226,7 @@ def test_digests_of_images_survive_and_grow_with_the_rows(tmp_path: Path) -> Non
 
 
 def test_renamed_models_keep_their_rows() -> None:
-    """Each row is of the model that stands in its own one's place; one without rows is let go."""
+    """Each row is of the model that replaces its own; a model without rows is dropped."""
     mixed = _catalog().reassigned(np.array([0, 2]), "b" * 64).reassigned(np.array([1]), "c" * 64)
     found = mixed.renamed({"b" * 64: "d" * 64, "c" * 64: "e" * 64})
     assert found.counts() == {"d" * 64: 2, "e" * 64: 1}

@@ -755,7 +755,7 @@ def do_read(store: str, seconds: float, gallery: bool) -> dict[str, Any]:
             newest = read_once(Path(store), newest, gallery=gallery)
             counts["reads"] += 1
         except ConflictError as error:
-            counts["let go" if "let go" in error.message else "other conflicts"] += 1
+            counts["deleted" if "deleted the files" in error.message else "other conflicts"] += 1
         except (CompatError, AssertionError) as error:
             broken.append(f"{type(error).__name__}: {error} ({getattr(error, 'tip', '')})")
     return {"counts": counts, "broken": broken, "newest": newest}

@@ -202,9 +202,9 @@ def test_a_rollback_whose_target_was_let_go_meanwhile_is_a_conflict(scratch: Pat
         store = Store.open(store.path)
     stale = Store.open(store.path)
     assert gc(store, keep=1, at=workers.AT).oldest_restorable == 6
-    with pytest.raises(ConflictError, match="let go of the files of generation 2"):
+    with pytest.raises(ConflictError, match="deleted the files of generation 2"):
         restore(stale, rollback_plan(stale, to=2).target, at=workers.AT)
-    with pytest.raises(ConflictError, match="let go of the files of generation 2"):
+    with pytest.raises(ConflictError, match="deleted the files of generation 2"):
         stale.catalog(stale.generation(2))
 
 
