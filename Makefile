@@ -5,8 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-COMPARED   := encoder_throughput exact_search index_memory inequalities large_features large_store step_time whole_gallery
-STUDIED    := $(filter-out $(COMPARED),$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
+COMPARED   := $(basename $(notdir $(wildcard benchmarks/speed/[a-z]*.py)))
+STUDIED    := $(basename $(notdir $(wildcard benchmarks/studies/[a-z]*.py)))
 CHARACTERS := examples/kanji/data/kanji.npz
 
 .PHONY: demo test torture lint types bench studies wheel-test clean
@@ -28,10 +28,10 @@ types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)                ## comparisons, minutes each: both sides in one run, the ratio printed
-	for name in $(COMPARED); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in $(COMPARED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name || exit 1; done
 
 studies: $(READY) $(CHARACTERS) ## every other benchmark: long training runs and simulations; writes no page
-	for name in $(STUDIED); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in $(STUDIED); do echo "== $$name"; $(BIN)/python -m benchmarks.studies.$$name || exit 1; done
 
 wheel-test: $(READY)           ## build the wheel, install it alone, run the gate's commands from it
 	$(BIN)/python tests/wheel/run.py

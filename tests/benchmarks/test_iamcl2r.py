@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,21 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-
-import _cnn  # noqa: E402
-import _resnet  # noqa: E402
-import _sequence as protocol  # noqa: E402
-import _sequence_data as given  # noqa: E402
-import _sequence_docs as docs  # noqa: E402
-import _sequence_methods as methods  # noqa: E402
-import iamcl2r  # noqa: E402
-
-from compatctl.core.matrix import summarise  # noqa: E402
-from compatctl.core.simplex import simplex  # noqa: E402
-from compatctl.errors import InputError  # noqa: E402
-from compatctl.recipe import Augmentation, InputSpec  # noqa: E402
+from benchmarks.common import cnn, resnet
+from benchmarks.common import sequence as protocol
+from benchmarks.common import sequence_data as given
+from benchmarks.common import sequence_docs as docs
+from benchmarks.common import sequence_methods as methods
+from benchmarks.studies import iamcl2r
+from compatctl.core.matrix import summarise
+from compatctl.core.simplex import simplex
+from compatctl.errors import InputError
+from compatctl.recipe import Augmentation, InputSpec
 
 SIDE = given.SIDE
 
@@ -139,7 +133,7 @@ def _material() -> given.Material:
 def ground() -> protocol.Ground:
     """Sixteen noise patterns, a tiny network, two epochs."""
     settings = methods.Settings(K=16, epochs=2, batch=8, elsewhere_epochs=(2, 2, 2), memory=1)
-    build: Callable[[], torch.nn.Module] = partial(_cnn.build, width=4, features=8, pool=False)
+    build: Callable[[], torch.nn.Module] = partial(cnn.build, width=4, features=8, pool=False)
     return protocol.Ground(
         material=_material(), settings=settings, build=build, seed=0, device=torch.device("cpu")
     )
@@ -238,8 +232,8 @@ def test_a_change_leaves_images_in_their_range() -> None:
 
 def test_the_resnet_gives_512_numbers() -> None:
     """And has the 11.2 million weights of a ResNet-18 without its classifier."""
-    network = _resnet.build().eval()
-    assert network(torch.zeros(2, 3, SIDE, SIDE)).shape == (2, _resnet.FEATURES)
+    network = resnet.build().eval()
+    assert network(torch.zeros(2, 3, SIDE, SIDE)).shape == (2, resnet.FEATURES)
     assert sum(one.numel() for one in network.parameters()) == 11_176_512
 
 

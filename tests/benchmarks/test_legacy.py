@@ -10,21 +10,18 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from benchmarks.common import cases
+from benchmarks.common import judge as judging
+from benchmarks.common import legacy_docs as docs
+from benchmarks.studies import ablation, legacy
+from compatctl.core.nearest import exact_search
+from compatctl.data import Dataset, load
+from compatctl.migration import routes
+from compatctl.migration.routes import RouteInputs
+from compatctl.migration.selection import CrossFitSelector
+from compatctl.samples import emoji_source, unpack_emoji
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-
-import _cases as cases  # noqa: E402
-import _judge as judging  # noqa: E402
-import _legacy_docs as docs  # noqa: E402
-import ablation  # noqa: E402
-import legacy  # noqa: E402
-
-from compatctl.core.nearest import exact_search  # noqa: E402
-from compatctl.data import Dataset, load  # noqa: E402
-from compatctl.migration import routes  # noqa: E402
-from compatctl.migration.routes import RouteInputs  # noqa: E402
-from compatctl.migration.selection import CrossFitSelector  # noqa: E402
-from compatctl.samples import emoji_source, unpack_emoji  # noqa: E402
 
 CASE = cases.Case(data="emoji", old="cnn", new="larger", share=0.5)
 SPLITS = {"train": 40, "validation": 12, "test": 25}

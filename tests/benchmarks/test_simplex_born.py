@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-
-import simplex_born as born  # noqa: E402
-
-from compatctl.data import Dataset, Item  # noqa: E402
+from benchmarks.studies import simplex_born as born
+from compatctl.data import Dataset, Item
 
 
 def _item(label: str, font: str) -> Item:

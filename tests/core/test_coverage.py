@@ -1,62 +1,31 @@
 """Intervals hold the truth and verdicts err as rarely as they claim, in simulations of known truth.
 
-The full tables are those of ``benchmarks/coverage.py``, whose functions these are.
+The full tables are those of ``benchmarks/studies/coverage.py``, whose functions these are.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from benchmarks.common import dependence, simulate
+from benchmarks.studies import coverage as benchmark
 from compatctl.core.estimate import Estimate
 from compatctl.core.policy import Policy
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 ALPHA = Policy().alpha
 RUNS = 1000
 
 
-def _module(name: str, known_as: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(known_as, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[known_as] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def simulate() -> ModuleType:
-    """What draws held-out sets of known truth."""
-    return _module("_simulate", "_simulate")
-
-
-@pytest.fixture(scope="module")
-def dependence(simulate: ModuleType) -> ModuleType:
-    """Held-out sets in which harm is lopsided, or queries depend on more than their class."""
-    return _module("_dependence", "_dependence")
-
-
-@pytest.fixture(scope="module")
-def benchmark(dependence: ModuleType) -> ModuleType:
-    """The benchmark, imported and not run."""
-    return _module("coverage", "coverage_benchmark")
-
-
-def _gains(simulate: ModuleType, kind: str, classes: int, gain: float = 0.0) -> list[Estimate]:
+def _gains(kind: str, classes: int, gain: float = 0.0) -> list[Estimate]:
     """Estimates of a recall gain; the stream is the cell's own."""
     rng = simulate.generator(1, f"{kind} {classes} {gain}")
     sizes = simulate.class_sizes(kind, (RUNS, classes), rng)
     return simulate.estimates(simulate.hit_changes(sizes, gain, rng), rng)
 
 
-def _assert_covers(simulate: ModuleType, found: list[Estimate], truth: float) -> None:
+def _assert_covers(found: list[Estimate], truth: float) -> None:
     """At least 95% of the intervals hold the truth, within three Monte-Carlo standard errors."""
     covered = simulate.covered(found, truth)
     assert covered.coverage >= 0.95 - 3 * covered.error, covered
@@ -72,59 +41,51 @@ def _shrunk(found: list[Estimate]) -> list[Estimate]:
 
 @pytest.mark.parametrize("gain", [0.0, 0.1])
 @pytest.mark.parametrize(("kind", "classes"), [("equal", 20), ("unequal", 20), ("heavy", 50)])
-def test_intervals_of_a_gain_hold_the_truth(
-    simulate: ModuleType, kind: str, classes: int, gain: float
-) -> None:
+def test_intervals_of_a_gain_hold_the_truth(kind: str, classes: int, gain: float) -> None:
     """Few classes, unequal ones, and a few large ones among many small."""
-    _assert_covers(simulate, _gains(simulate, kind, classes, gain), gain)
+    _assert_covers(_gains(kind, classes, gain), gain)
 
 
 @pytest.mark.parametrize(("kind", "classes"), [("equal", 20), ("unequal", 20), ("heavy", 50)])
-def test_intervals_that_are_too_short_are_caught(
-    simulate: ModuleType, kind: str, classes: int
-) -> None:
+def test_intervals_that_are_too_short_are_caught(kind: str, classes: int) -> None:
     """With replicates half as far away, the same assertion fails."""
     with pytest.raises(AssertionError, match="Coverage"):
-        _assert_covers(simulate, _shrunk(_gains(simulate, kind, classes)), 0.0)
+        _assert_covers(_shrunk(_gains(kind, classes)), 0.0)
 
 
 @pytest.mark.parametrize("classes", [20, 200])
-def test_intervals_of_rare_flips_hold_the_truth(simulate: ModuleType, classes: int) -> None:
+def test_intervals_of_rare_flips_hold_the_truth(classes: int) -> None:
     """Two flips in 1,000 queries: most runs see none, and their interval is no point at 0."""
     rng = simulate.generator(1, f"flips {classes}")
     sizes = simulate.class_sizes("equal", (RUNS // 2, classes), rng)
     found = simulate.estimates(simulate.flips(sizes, 0.002, rng), rng)
-    _assert_covers(simulate, found, 0.002)
+    _assert_covers(found, 0.002)
     unguarded = [replace(one, rare=None) for one in found]
     with pytest.raises(AssertionError, match="Coverage"):
-        _assert_covers(simulate, unguarded, 0.002)
+        _assert_covers(unguarded, 0.002)
 
 
 @pytest.mark.parametrize(("roles", "kind"), [(False, "unequal"), (True, "equal")])
-def test_intervals_of_mean_cosines_hold_the_truth(
-    simulate: ModuleType, roles: bool, kind: str
-) -> None:
+def test_intervals_of_mean_cosines_hold_the_truth(roles: bool, kind: str) -> None:
     """From features: every item query and gallery item at once, or each of them one."""
     rng = simulate.generator(1, f"cosines {roles}")
     both = simulate.cosine_estimates(50, kind, roles, 300, rng=rng, replicates=999)
     for found, truth in zip(both, simulate.true_gains(), strict=True):
-        _assert_covers(simulate, found, truth)
+        _assert_covers(found, truth)
         with pytest.raises(AssertionError, match="Coverage"):
-            _assert_covers(simulate, _shrunk(found), truth)
+            _assert_covers(_shrunk(found), truth)
 
 
 @pytest.mark.parametrize("kind", ["equal", "heavy"])
 @pytest.mark.parametrize("what", [0, 1])
-def test_a_check_at_its_limit_rarely_passes(benchmark: ModuleType, what: int, kind: str) -> None:
+def test_a_check_at_its_limit_rarely_passes(what: int, kind: str) -> None:
     """No gain where one is asked for, and a loss of just the margin; the nominal share is .025."""
     assert benchmark.false_passes(what, kind, 50, 400, 1)["passed"] <= ALPHA
 
 
-def test_a_gate_on_short_intervals_would_pass_too_often(
-    simulate: ModuleType, benchmark: ModuleType
-) -> None:
+def test_a_gate_on_short_intervals_would_pass_too_often() -> None:
     """The count of false passes tells a sound interval from one that is half as long."""
-    policy, found = Policy(**benchmark.OPEN), _gains(simulate, "equal", 50)
+    policy, found = Policy(**benchmark.OPEN), _gains("equal", 50)
     sound, short = (
         sum(check.outcome == "pass" for check in benchmark.decided(those, policy, 200)) / RUNS
         for those in (found, _shrunk(found))
@@ -132,7 +93,7 @@ def test_a_gate_on_short_intervals_would_pass_too_often(
     assert sound <= ALPHA < short
 
 
-def test_many_slices_at_their_limit_do_not_add_up(benchmark: ModuleType) -> None:
+def test_many_slices_at_their_limit_do_not_add_up() -> None:
     """Eleven checks at their limit: any of them errs as rarely as one, and not so without Holm."""
     found = benchmark.family(150, 1)
     assert found["any_passes"] <= ALPHA
@@ -140,16 +101,14 @@ def test_many_slices_at_their_limit_do_not_add_up(benchmark: ModuleType) -> None
     assert found["any_passes_unadjusted"] > 2 * ALPHA
 
 
-def test_a_gain_of_a_tenth_is_seen_with_200_classes(benchmark: ModuleType) -> None:
+def test_a_gain_of_a_tenth_is_seen_with_200_classes() -> None:
     """Nine of ten runs pass with 200 classes, and fewer with 50."""
     assert benchmark.power(0.1, 200, 400, 1)["passed"] >= 0.9
     assert benchmark.power(0.1, 50, 400, 1)["passed"] < 0.9
 
 
 @pytest.mark.parametrize(("gain", "kind"), [(0.1, "equal"), (0.1, "heavy"), (-0.1, "equal")])
-def test_the_needed_classes_settle_an_open_check(
-    benchmark: ModuleType, gain: float, kind: str
-) -> None:
+def test_the_needed_classes_settle_an_open_check(gain: float, kind: str) -> None:
     """About four of five runs of that size settle it, which is the policy's power."""
     found = benchmark.needed(gain, kind, 20, RUNS, 1)
     assert found["classes"] > 20
@@ -161,7 +120,7 @@ def test_the_needed_classes_settle_an_open_check(
     ("classes", "share", "large"), [(100, 0.04, False), (100, 0.02, False), (100, 0.05, True)]
 )
 def test_harm_in_few_or_in_large_classes_rarely_passes(
-    dependence: ModuleType, simulate: ModuleType, classes: int, share: float, large: bool
+    classes: int, share: float, large: bool
 ) -> None:
     """At most .035 of runs pass a truth of 0, and half-samples alone pass twice as many."""
     passed = {}
@@ -174,18 +133,16 @@ def test_harm_in_few_or_in_large_classes_rarely_passes(
     assert passed[True] >= max(0.05, 2 * passed[False])
 
 
-def test_the_guard_of_lopsided_harm_costs_little_elsewhere(simulate: ModuleType) -> None:
+def test_the_guard_of_lopsided_harm_costs_little_elsewhere() -> None:
     """Equal classes of four queries: intervals are less than a tenth longer than without it."""
     for classes in (20, 50, 200):
-        found = _gains(simulate, "equal", classes)
+        found = _gains("equal", classes)
         alone = [replace(one, skew_low=None, skew_high=None) for one in found]
         lengths = [simulate.covered(those, 0.0).length for those in (found, alone)]
         assert 1.0 <= lengths[0] / lengths[1] < 1.1
 
 
-def test_users_are_covered_where_they_are_resampled(
-    dependence: ModuleType, simulate: ModuleType
-) -> None:
+def test_users_are_covered_where_they_are_resampled() -> None:
     """Users matter and classes do not: classes alone are far too short, both together are not."""
     cells = [
         dependence.units((0.0, 0.4), 250, simulate.generator(1, "users"), columns=columns)
@@ -197,9 +154,7 @@ def test_users_are_covered_where_they_are_resampled(
     assert cells[1]["passed"] <= ALPHA
 
 
-def test_resampling_an_independent_column_costs_little(
-    dependence: ModuleType, simulate: ModuleType
-) -> None:
+def test_resampling_an_independent_column_costs_little() -> None:
     """Neither matters: crossing users with classes lengthens the interval by a sixth at most."""
     lengths = [
         dependence.units((0.0, 0.0), 60, simulate.generator(1, "neither"), columns=columns)[
@@ -210,9 +165,7 @@ def test_resampling_an_independent_column_costs_little(
     assert lengths[1] < 1.17 * lengths[0]
 
 
-def test_half_sampling_covers_where_the_multinomial_bootstrap_does_not(
-    simulate: ModuleType,
-) -> None:
+def test_half_sampling_covers_where_the_multinomial_bootstrap_does_not() -> None:
     """Ten classes, few of them large: BCa is too short on the same data, percentiles shorter."""
     rng = simulate.generator(1, "compare")
     by = simulate.alternatives(simulate.hit_changes, 0.0, "heavy", 10, runs=500, rng=rng)
@@ -221,7 +174,7 @@ def test_half_sampling_covers_where_the_multinomial_bootstrap_does_not(
     assert by["percentile"].coverage < by["half-sampling"].coverage
 
 
-def test_tables_are_repeatable(benchmark: ModuleType) -> None:
+def test_tables_are_repeatable() -> None:
     """The same seed gives the same numbers, another seed others."""
     first, again, other = (next(benchmark.coverage_rows(50, seed)) for seed in (3, 3, 4))
     assert first == again

@@ -1,7 +1,8 @@
 """Five versions in a row on one store, on characters: fine-tuned, fine-tuned, replaced, fine-tuned.
 
     python examples/kanji/build.py       once: the characters
-    python benchmarks/sequential.py [--lives hoc,none,ce] [--seed 0] [--data FILE] [--threads 1]
+    python -m benchmarks.studies.sequential [--lives hoc,none,ce] [--seed 0] [--data FILE]
+                                           [--threads 1]
                                     [--json FILE] [--docs docs/sequential.md]
 
 Version 1 is born on the d-Simplex from random weights. Versions 2, 3 and 5 are fine-tuned from the
@@ -30,10 +31,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from _cases import KANJI, KANJI_FONTS
-from _cnn import build
 from numpy.typing import NDArray
 
+from benchmarks.common.cases import KANJI, KANJI_FONTS
+from benchmarks.common.cnn import build
 from compatctl import train
 from compatctl.commands.add import add
 from compatctl.commands.check import check
@@ -70,7 +71,7 @@ RECIPE = """\
 format: 1
 seed: {seed}
 backbone:
-  factory: "_cnn:build"
+  factory: "benchmarks.common.cnn:build"
   args: {args}
   input: {{height: 32, width: 32, fit: stretch, mean: [127.5, 127.5, 127.5], std: [127.5, 127.5, 127.5]}}
 objective: {{{objective}}}

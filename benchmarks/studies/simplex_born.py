@@ -1,7 +1,8 @@
 """Two models born on one simplex: what should the new one be pulled to when it takes over?
 
     python examples/kanji/build.py       once: the characters
-    python benchmarks/simplex_born.py [--seeds 0,1,2] [--json FILE] [--docs docs/simplex-born.md]
+    python -m benchmarks.studies.simplex_born [--seeds 0,1,2] [--json FILE]
+                                             [--docs docs/simplex-born.md]
 
 The deployed model was trained on local characters with the frozen d-Simplex as its classifier. The
 new one, a wider network, was trained elsewhere on other characters, which own other vertices of the
@@ -34,7 +35,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _born_docs import (
+from numpy.typing import NDArray
+
+from benchmarks.common.born_docs import (
     ARMS,
     ELSEWHERE,
     GROUPS,
@@ -47,9 +50,7 @@ from _born_docs import (
     page,
     table,
 )
-from _cases import KANJI, known
-from numpy.typing import NDArray
-
+from benchmarks.common.cases import KANJI, known
 from compatctl.core.nearest import exact_search
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, evaluate
@@ -232,10 +233,10 @@ def _recipe(
         format=1,
         seed=seed,
         backbone=Backbone(
-            factory="_cnn:build",
+            factory="benchmarks.common.cnn:build",
             args={"width": width, "features": 8 * width, "pool": False},
             input=InputSpec(height=32, width=32, fit="stretch", mean=grey, std=grey),
-            factories=("_cnn:build",),
+            factories=("benchmarks.common.cnn:build",),
         ),
         objective=Objective(frame=("simplex",), lambda_=(weight,), K=K, dim=K - 1),
         train="full",

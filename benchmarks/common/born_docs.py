@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from _pages import head, row, shares
+from benchmarks.common.pages import head, row, shares
 
 K = 768
 """Vertices: LOCAL + NEW + ELSEWHERE of them are given out."""
@@ -112,7 +112,7 @@ train; unseen ones ({UNSEEN}) in five. Means of the seeds, each in brackets; int
 classes) that lie above or below 0 are counted.
 
     python examples/kanji/build.py
-    python benchmarks/simplex_born.py --docs docs/simplex-born.md
+    python -m benchmarks.studies.simplex_born --docs docs/simplex-born.md
 """
 
 FINDINGS = """\

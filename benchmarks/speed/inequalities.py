@@ -1,6 +1,6 @@
 """Inequality means with 1,000 replicates: by sums over classes, against all pairs in blocks.
 
-    python benchmarks/inequalities.py [--items N] [--dim D] [--classes C] [--replicates B]
+    python -m benchmarks.speed.inequalities [--items N] [--dim D] [--classes C] [--replicates B]
 
 All sides take the same features, leave-one-out, and the same half-samples of the classes, and must
 agree. ``all pairs`` weighs the pairs of every block by each replicate's weights of their two items,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import mean
 
 import numpy as np
-from _pages import drawing, head, row, share, shares, text
-from _sequence import replacements
 from numpy.typing import NDArray
 
+from benchmarks.common.pages import drawing, head, row, share, shares, text
+from benchmarks.common.sequence import replacements
 from compatctl.core.matrix import MatrixSummary, summarise
 
 TESTS = {
@@ -170,8 +170,8 @@ Representations" (CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488; rep
 miccunifi/iamcl2r).
 
     python examples/kanji/build.py
-    python benchmarks/iamcl2r.py --tasks 7 --seeds 0,1 --json docs/iamcl2r.json
-    python benchmarks/iamcl2r.py --tasks 31 --json docs/iamcl2r.json --docs docs/iamcl2r.md
+    python -m benchmarks.studies.iamcl2r --tasks 7 --seeds 0,1 --json docs/iamcl2r.json
+    python -m benchmarks.studies.iamcl2r --tasks 31 --json docs/iamcl2r.json --docs docs/iamcl2r.md
 """
 COMMON = """\
 ## What is as in the authors' code, and what is not

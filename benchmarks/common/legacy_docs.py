@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import ceil, floor
 from statistics import mean, median
 
-from _judge import ROUTES, SINGLE, WORTH, Line, Result
-from _pages import drawing, head, row, share, text
+from benchmarks.common.judge import ROUTES, SINGLE, WORTH, Line, Result
+from benchmarks.common.pages import drawing, head, row, share, text
 
 WORDS = {"cnn": "small CNN", "larger": "larger CNN", "lite0": "lite0", "lite2": "lite2"}
 COLUMNS = (
@@ -32,10 +32,10 @@ the new backbone while it trains. Passes are those of the default gate of the ve
 them.
 
     python examples/kanji/build.py
-    python benchmarks/legacy.py --json docs/legacy.json
-    python benchmarks/legacy.py --json docs/legacy.json --anchors 0.5 --seeds 0 \\
+    python -m benchmarks.studies.legacy --json docs/legacy.json
+    python -m benchmarks.studies.legacy --json docs/legacy.json --anchors 0.5 --seeds 0 \\
         --cases emoji-lite0-lite2,emoji-cnn-larger,kanji-cnn-larger
-    python benchmarks/legacy.py --json docs/legacy.json --docs docs/legacy.md
+    python -m benchmarks.studies.legacy --json docs/legacy.json --docs docs/legacy.md
 """
 NOTES = """\
 - **re-embedded**: the free model on a gallery of its own: the recipe's two-layer head or a linear

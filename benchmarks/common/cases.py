@@ -30,7 +30,7 @@ from compatctl.samples import CHECKPOINTS, emoji_source, unpack_emoji
 from compatctl.train import Features, Reference, Trained, train
 from compatctl.train.images import Picture
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
 KANJI_CLASSES = 900
 """Training characters that take part, of 1,802: heads train in half of the time."""
@@ -300,10 +300,10 @@ def _backbone(name: Name, model: Model) -> Backbone:
         grey = (127.5, 127.5, 127.5)
         given = InputSpec(height=32, width=32, fit="stretch", mean=grey, std=grey)
         return Backbone(
-            factory="_cnn:build",
+            factory="benchmarks.common.cnn:build",
             args=dict(CNNS[model]),
             input=given,
-            factories=("_cnn:build",),
+            factories=("benchmarks.common.cnn:build",),
         )
     side = PIXELS[name][model]
     mean, std = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)

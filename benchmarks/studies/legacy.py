@@ -1,7 +1,7 @@
 """Upgrades of galleries that were not born on a simplex, on real images, by every route.
 
     python examples/kanji/build.py       once: the characters
-    python benchmarks/legacy.py [--cases emoji-lite0-lite2,...] [--seeds 0,1,2] [--work DIR]
+    python -m benchmarks.studies.legacy [--cases emoji-lite0-lite2,...] [--seeds 0,1,2] [--work DIR]
                                 [--anchors 1.0] [--json FILE] [--docs docs/legacy.md]
 
 A case with a seed is an old model, a new backbone and a gallery (``_cases.py``). Validation classes
@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _cases import CASES, KANJI, Case, Workshop, chosen
-from _judge import ROUTES, SINGLE, Line, Result, judge, later
-from _legacy_docs import figure, page, summary
 
+from benchmarks.common.cases import CASES, KANJI, Case, Workshop, chosen
+from benchmarks.common.judge import ROUTES, SINGLE, Line, Result, judge, later
+from benchmarks.common.legacy_docs import figure, page, summary
 from compatctl.files import write_atomic
 from compatctl.migration.routes import RouteInputs, measure
 from compatctl.recipe import load_policy

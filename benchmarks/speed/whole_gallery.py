@@ -1,6 +1,7 @@
 """verify on a whole store: how long, and how much memory beside the stored vectors.
 
-    python benchmarks/whole_gallery.py [--rows 100000] [--small 1000] [--dim 256] [--queries 2000]
+    python -m benchmarks.speed.whole_gallery [--rows 100000] [--small 1000] [--dim 256]
+                                             [--queries 2000]
 
 Makes two stores, small and large, and runs ``compatctl verify`` with the same queries on both, each
 as a process of its own. The peak of the large one is held against the bytes of its stored vectors;
@@ -23,6 +24,8 @@ from typing import Any
 
 SIDE = 16
 CLASSES = 1000
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_queries(path: Path, queries: int) -> None:
@@ -77,13 +80,12 @@ def main() -> None:
             made = "import sys; from pathlib import Path; from {0} import {1} as f; f({2})"
             store = f"Path({str(folder)!r}), {rows}, {given.dim}, 1"
             queries = f"Path({str(folder / 'queries.npz')!r}), {given.queries}"
-            for truth, what, arguments in (
-                ("large_store", "make", store),
-                ("whole_gallery", "write_queries", queries),
+            for module, function, arguments in (
+                ("benchmarks.speed.large_store", "make", store),
+                ("benchmarks.speed.whole_gallery", "write_queries", queries),
             ):
-                code = made.format(truth, what, arguments)
-                here = Path(__file__).parent
-                subprocess.run([sys.executable, "-c", code], check=True, cwd=here)
+                code = made.format(module, function, arguments)
+                subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
             found[side] = {"rows": rows, **judge(folder)}
     vectors = given.rows * given.dim * 4
     found["vectors_bytes"] = vectors

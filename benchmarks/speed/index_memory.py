@@ -1,6 +1,6 @@
 """Memory of adding to a large index: compatctl against hnswlib alone.
 
-    python benchmarks/index_memory.py [--rows 1000000] [--dim 128] [--added 1000]
+    python -m benchmarks.speed.index_memory [--rows 1000000] [--dim 128] [--added 1000]
 
 Builds an index once in a process of its own (few candidates, all processors: its links do not
 matter here, their number does). Then each side loads the file, makes room, adds rows and saves, in

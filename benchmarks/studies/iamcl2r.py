@@ -1,11 +1,11 @@
 """A sequence of fine-tunings with two replacements, by the authors' protocol IAM-CL2R.
 
     python examples/kanji/build.py       once: the characters
-    python benchmarks/iamcl2r.py [--tasks 7,31] [--seeds 0] [--methods ER,...] [--json FILE]
+    python -m benchmarks.studies.iamcl2r [--tasks 7,31] [--seeds 0] [--methods ER,...] [--json FILE]
                                  [--work DIR] [--docs docs/iamcl2r.md] [--device cpu|cuda]
                                  [--split validation] [--lr 0.03] [--epochs 10] [--memory 4]
                                  [--elsewhere 60,30,15]
-    python benchmarks/iamcl2r.py --cifar DIR --device cuda
+    python -m benchmarks.studies.iamcl2r --cifar DIR --device cuda
 
 What is fine-tuned, replaced and searched is in ``_sequence_data.py``, the protocol and its sources
 in ``_sequence.py``. ``--cifar DIR`` holds ``cifar-100-binary`` and ``cifar-10-batches-bin``, and
@@ -25,19 +25,18 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import _cnn
-import _resnet
 import torch
-from _sequence import Ground, pretrained, untrained, walk
-from _sequence_data import cifar, kanji
-from _sequence_docs import Result, figure, page, table
-from _sequence_methods import METHODS, Settings
 from safetensors.torch import load_file
 
+from benchmarks.common import cnn, resnet
+from benchmarks.common.sequence import Ground, pretrained, untrained, walk
+from benchmarks.common.sequence_data import cifar, kanji
+from benchmarks.common.sequence_docs import Result, figure, page, table
+from benchmarks.common.sequence_methods import METHODS, Settings
 from compatctl.files import write_atomic
 from compatctl.train import Network, save_weights
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
 SMALL = Settings(epochs=10, lr=0.03, memory=4, elsewhere_epochs=(60, 30, 15))
 """Of the characters, whose tasks are thirty times smaller than the authors'."""
@@ -87,10 +86,10 @@ def settings(given: argparse.Namespace) -> Settings:
 def ground(given: argparse.Namespace, chosen: Settings, seed: int) -> Ground:
     """Images and network of the command."""
     if given.cifar:
-        material, build = cifar(given.cifar, seed), _resnet.build
+        material, build = cifar(given.cifar, seed), resnet.build
     else:
         material = kanji(given.kanji, seed, split=given.split)
-        build = partial(_cnn.build, width=16, features=128, pool=False)
+        build = partial(cnn.build, width=16, features=128, pool=False)
     return Ground(
         material=material,
         settings=chosen,

@@ -1,6 +1,6 @@
 """A million features through verify: how much memory beyond the features themselves.
 
-    python benchmarks/large_features.py [--items 1000000] [--dim 512] [--queries 10000]
+    python -m benchmarks.speed.large_features [--items 1000000] [--dim 512] [--queries 10000]
 
 Writes two feature tables of gallery items and queries, runs ``compatctl verify old.npz new.npz`` on
 them as a process of its own, and prints its seconds and its peak memory against the bytes of both

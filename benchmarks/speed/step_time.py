@@ -9,7 +9,7 @@ that a busy machine slows both. Then ``finetune``'s own loop: seconds an epoch o
 whose backbone runs once before the first epoch, and of ``train: full``, which reads the images and
 runs the backbone in every epoch.
 
-    python benchmarks/step_time.py [--batches N ...] [--size PIXELS] [--rounds N] [--items N]
+    python -m benchmarks.speed.step_time [--batches N ...] [--size PIXELS] [--rounds N] [--items N]
         [--threads N] [--json]
 """
 

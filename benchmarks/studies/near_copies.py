@@ -5,7 +5,7 @@ rows of the pooled 1,280 numbers; nothing is trained). 200 held-out drawings are
 held-out drawing is compared with all the others of other classes, as they are. Needs the extra
 ``demo``.
 
-    python benchmarks/near_copies.py
+    python -m benchmarks.studies.near_copies
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Both sides read, decode and resize the same files with the same code; both overl
 network, with as many threads. EfficientNet-lite0 at 128 px, ``(x - 127) / 128`` inside, mean pool,
 unit norm. The sides take turns, so that a busy machine slows both.
 
-    python benchmarks/encoder_throughput.py [--images FOLDER] [--count N] [--threads N]
+    python -m benchmarks.speed.encoder_throughput [--images FOLDER] [--count N] [--threads N]
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ A search needs every score once, so the product is the floor under its time. The
 tiles of several shapes, nothing is kept of it, and the fastest shape is what search is held
 against. The sides take turns, so that a busy machine slows both.
 
-    python benchmarks/exact_search.py [--queries N] [--gallery N] [--dim N] [--k N] [--rounds N]
+    python -m benchmarks.speed.exact_search [--queries N] [--gallery N] [--dim N] [--k N]
+                                            [--rounds N]
 """
 
 from __future__ import annotations

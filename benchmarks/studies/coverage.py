@@ -6,7 +6,7 @@ their limit; harm in few or in large classes; queries that depend on each other 
 what ``needed`` promises. With ``--compare``, other ways to resample, on the
 same data. Tables that go through features or through ``measure`` take half of the runs.
 
-    python benchmarks/coverage.py [--runs N] [--seed S] [--json] [--compare]
+    python -m benchmarks.studies.coverage [--runs N] [--seed S] [--json] [--compare]
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from dataclasses import asdict
 from statistics import NormalDist
 from typing import Any
 
-import _dependence as dependence
-import _simulate as simulate
 import numpy as np
 
+from benchmarks.common import dependence, simulate
 from compatctl.core.estimate import Estimate, SkewCorrection
 from compatctl.core.evidence import GroupEvidence, measure
 from compatctl.core.gate import Check, Measurement, SampleSizeNeeded, judge

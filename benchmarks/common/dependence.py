@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import _simulate as simulate
 import numpy as np
-from _simulate import Generator, Numbers
 
+from benchmarks.common import simulate
+from benchmarks.common.simulate import Generator, Numbers
 from compatctl.core.estimate import Estimate
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import Ratio, estimate_ratios, half_samples, hit_change, ratio_of

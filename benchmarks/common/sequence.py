@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from _sequence_data import Images, Material, Test, tasks
-from _sequence_methods import Method, Settings
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.common.sequence_data import Images, Material, Test, tasks
+from benchmarks.common.sequence_methods import Method, Settings
 from compatctl.core.nearest import exact_search
 from compatctl.core.retrieval import evaluate
 from compatctl.core.simplex import simplex

@@ -1,6 +1,6 @@
 """A store of a million items: do deploy and rollback read it, and how much memory takes add?
 
-    python benchmarks/large_store.py [--rows 1000000] [--small 1000] [--dim 128] [--added 200]
+    python -m benchmarks.speed.large_store [--rows 1000000] [--small 1000] [--dim 128] [--added 200]
 
 Makes two stores, small and large, with two small encoders. ``compatctl deploy`` and ``compatctl
 rollback`` run on both in turn, each as a process of its own, and the medians of their seconds are

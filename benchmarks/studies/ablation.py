@@ -1,6 +1,7 @@
 """What each part of the fine-tuning objective earns: the shipped recipe with one thing changed.
 
-    python benchmarks/ablation.py [--cases emoji-lite0-lite2,...] [--seeds 0,1,2] [--work DIR]
+    python -m benchmarks.studies.ablation [--cases emoji-lite0-lite2,...] [--seeds 0,1,2]
+                                         [--work DIR]
                                   [--threads N] [--json FILE] [--docs docs/ablation.md]
 
 recall@1 on the deployed gallery, of the fine-tuned query and of its mean with the old one, over the
@@ -21,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _cases import CASES, CNNS, KANJI, WIDE, Case, Workshop, chosen
-from _pages import row
 
+from benchmarks.common.cases import CASES, CNNS, KANJI, WIDE, Case, Workshop, chosen
+from benchmarks.common.pages import row
 from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.fusion import fuse_rows
 from compatctl.core.resampling import estimate_ratios, hit_change
@@ -286,7 +287,7 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# What each part of the objective earns",
         "",
-        "`python benchmarks/ablation.py --cases "
+        "`python -m benchmarks.studies.ablation --cases "
         + ",".join(dict.fromkeys(one.case for one in rows))
         + " --seeds "
         + ",".join(map(str, first.seeds))

@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m benchmarks.speed.NAME`` and ``python -m benchmarks.studies.NAME``."""

@@ -1,0 +1,1 @@
+"""What several benchmarks need: cases, networks, pages."""

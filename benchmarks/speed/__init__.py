@@ -1,0 +1,1 @@
+"""Comparisons: both sides in one run, and the ratio."""

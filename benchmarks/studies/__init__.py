@@ -1,0 +1,1 @@
+"""Long studies: training runs and simulations."""
