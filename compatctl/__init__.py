@@ -1,6 +1,6 @@
 """Swap the model behind an embedding store without re-embedding the gallery.
 
-The public API is eight names; each is imported when it is first asked for.
+The public API is eight names; each is imported on first use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """report.json: the verdict, bound by digests to the models, the data, the index and the policy.
 
-It holds no time and no absolute path: the same inputs give the same bytes. (Latency, where it was
-asked for, is a measurement of the machine and the one exception.)
+It has no time and no absolute path: the same inputs give the same bytes. Latency, if requested, is
+the one exception: it is measured on the machine.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class StoreId:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchedGallery:
-    """The rows that every query searched: ``stored`` ones and, besides, ``embedded`` ones, which
-    the store does not hold. ``unlabelled``: rows whose class nobody knows, ``conflicts`` among
+    """The rows that every query searched: ``stored`` ones, and ``embedded`` ones not in the store.
+    ``unlabelled``: rows of unknown class, ``conflicts`` among
     them: those that data and catalogue label differently. ``self_test_rows``: rows that the new
-    model embedded, for new / new and the mixed gallery; None: that was not asked for. Ids are
+    model embedded, for new / new and the mixed gallery; None: not requested. Ids are
     examples.
     """
 
@@ -203,11 +203,11 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class PairsResult:
-    """Verification on the pairs that the user gave; ``old`` and ``new`` in each.
+    """Verification on the user's pairs; ``old`` and ``new`` in each.
 
     ``accuracy`` is cross-validated over ten folds of the pairs; ``tar`` at each FAR of its keys,
     None where there are too few pairs to resolve it; ``roc``: (far, tar) points, at most 100.
-    ``seen``: the candidate saw items or classes of the pairs, and then they have no say.
+    ``seen``: the candidate was trained on items or classes of the pairs; they then do not decide.
     """
 
     n_same: int
@@ -231,7 +231,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlierAttempt:
-    """An earlier question about the same candidate and data: what it was asked with."""
+    """An earlier verification of the same candidate on the same data, and its options."""
 
     seed: int
     policy: str
@@ -262,9 +262,9 @@ CHECKSUM = "checksum"
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that verify found, in the form that is written, printed and deployed.
+    """Everything that verify measured and decided; the content of report.json.
 
-    ``options``: every option that can change a verdict, files by their digests.
+    ``options``: every option that can change a verdict; files are given by their digests.
     """
 
     old: ModelId
@@ -297,13 +297,12 @@ class Report:
 
     @property
     def checksum(self) -> str:
-        """sha256 (hex) of all that is said, but for the signature: no proof, since whoever edits
-        the file can make it again, and yet what a word replaced in the file does not fit."""
+        """sha256 (hex) of all entries but the signature. It finds accidental edits; it is no proof,
+        since anyone can compute it again."""
         return sha256_bytes(canonical_json(json_safe(replace(self, signature=None))))
 
     def to_bytes(self, checksum: str | None = None) -> bytes:
-        """The file's bytes, or those with another ``checksum``; a number that is not defined is
-        null."""
+        """The file's bytes, with ``checksum`` if given; NaN and infinity become null."""
         stated = self.checksum if checksum is None else checksum
         return canonical_json({**json_safe(self), CHECKSUM: stated})
 
