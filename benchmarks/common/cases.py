@@ -28,7 +28,7 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
 from compatctl.samples import CHECKPOINTS, emoji_source, unpack_emoji
 from compatctl.train import Features, Reference, Trained, train
-from compatctl.train.images import Picture
+from compatctl.train.images import ImageRef
 
 ROOT = Path(__file__).resolve().parents[2]
 KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
@@ -226,7 +226,7 @@ class Workshop:
 
             def make(path: Path, rows: range = rows) -> None:
                 np.save(path, Features.extract(recipe, base, data, rows).of(
-                    [Picture(dataset=data, row=row) for row in rows]
+                    [ImageRef(dataset=data, row=row) for row in rows]
                 ).numpy())  # fmt: skip
 
             parts.append(np.load(self.kept("features", [*key, start], ".npy", make)))

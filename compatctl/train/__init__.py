@@ -7,12 +7,12 @@ gives a network with a record of all that went into it; ``export`` writes the ne
 
 from __future__ import annotations
 
-from compatctl.train._run import Trained, train
-from compatctl.train.bridge import FittedPerceptron, fit_perceptron, perceptrons
 from compatctl.train.features import Features
+from compatctl.train.grid_search import trials
+from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, perceptrons
 from compatctl.train.network import Network, embed, export
 from compatctl.train.reference import Reference, items_to_encode
-from compatctl.train.search import trials
+from compatctl.train.run import Trained, train
 from compatctl.train.weights import save_weights
 
 __all__ = [

@@ -15,13 +15,13 @@ from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
-from compatctl.train.images import Picture, Reader
+from compatctl.train.images import ImageRef, Reader
 from compatctl.train.network import Network, unit
-from compatctl.train.setup import default_device, make_network, own_randomness
+from compatctl.train.setup import default_device, isolated_rng, make_network
 
 BATCH_PIXELS = 32 * 160 * 160
 """Pixels of one inference batch: larger ones spend their time on memory (measured: three times
-slower a picture at twice the size)."""
+slower an image at twice the size)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,25 +54,25 @@ class Features:
         first: dict[str, int] = {}
         for row in rows:
             first.setdefault(data.digest(row), row)
-        with own_randomness(device), Reader(recipe.backbone.input, Augmentation()) as reader:
-            network, loaded = make_network(recipe, base, 1)
-            pictures = [Picture(dataset=data, row=row) for row in first.values()]
-            table = run_backbone(network.to(device), reader, pictures, progress)
+        with isolated_rng(device), Reader(recipe.backbone.input, Augmentation()) as reader:
+            network, match = make_network(recipe, base, 1)
+            images = [ImageRef(dataset=data, row=row) for row in first.values()]
+            table = run_backbone(network.to(device), reader, images, progress)
         return cls(
             backbone=recipe.backbone,
-            base_sha256=loaded.sha256,
+            base_sha256=match.sha256,
             row_of={digest: at for at, digest in enumerate(first)},
             table=table,
         )
 
-    def of(self, pictures: Sequence[Picture]) -> Tensor:
-        """(n, F) float32 features of unchanged pictures.
+    def of(self, images: Sequence[ImageRef]) -> Tensor:
+        """(n, F) float32 features of unchanged images.
 
         Raises:
             InputError: one of them did not go through the backbone.
         """
-        found = [self.row_of.get(one.dataset.digest(one.row)) for one in pictures]
-        lacking = [one for one, row in zip(pictures, found, strict=True) if row is None]
+        found = [self.row_of.get(one.dataset.digest(one.row)) for one in images]
+        lacking = [one for one, row in zip(images, found, strict=True) if row is None]
         if lacking:
             name = lacking[0].dataset.ids[lacking[0].row]
             raise InputError(f"{len(lacking)} images have no features, {name} the first")
@@ -80,24 +80,24 @@ class Features:
 
     def embedded(self, network: Network, data: Dataset, rows: Sequence[int]) -> NDArray[np.float32]:
         """(n, D) float32 unit rows: what a network on this backbone makes of rows of the data."""
-        pictures = [Picture(dataset=data, row=row) for row in rows]
+        images = [ImageRef(dataset=data, row=row) for row in rows]
         network.cpu().eval()
         with torch.no_grad():
-            out: NDArray[np.float32] = unit(network.project(self.of(pictures))).numpy()
+            out: NDArray[np.float32] = unit(network.project(self.of(images))).numpy()
         return out
 
 
 def run_backbone(
-    network: Network, reader: Reader, pictures: Sequence[Picture], progress: Progress
+    network: Network, reader: Reader, images: Sequence[ImageRef], progress: Progress
 ) -> Tensor:
     """(N, F) float32 features on the CPU, without gradient; the network stays where it is."""
     spec: InputSpec = reader.spec
     device = network.mean.device
     size = min(256, max(1, BATCH_PIXELS // (spec.height * spec.width)))
-    batches = [pictures[i : i + size] for i in range(0, len(pictures), size)]
+    batches = [images[i : i + size] for i in range(0, len(images), size)]
     done: list[Tensor] = []
     with torch.no_grad():
-        for images in reader.batches(batches):
-            done.append(network.features(torch.from_numpy(images).to(device)).float().cpu())
-            progress("backbone", min(len(done) * size, len(pictures)), len(pictures))
+        for pixels in reader.batches(batches):
+            done.append(network.features(torch.from_numpy(pixels).to(device)).float().cpu())
+            progress("backbone", min(len(done) * size, len(images)), len(images))
     return torch.cat(done) if done else torch.zeros(0, 0)

@@ -1,7 +1,7 @@
 """Images into batches: decoded by threads while the network works, changed at random by seed.
 
 A change depends on (seed, epoch, item) and on nothing else, so that a resumed run sees the same
-pictures as one that was never stopped.
+images as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One image to read: row of a data set; ``key`` seeds its random change, null leaves it be."""
+class ImageRef:
+    """A row of a data set. ``key`` seeds the image's random change; None: unchanged."""
 
     dataset: Dataset
     row: int
@@ -36,7 +36,7 @@ def preprocessing(spec: InputSpec) -> Preprocessing:
 
 
 class Reader:
-    """Reads pictures with a pool of threads; a context manager."""
+    """Reads images with a pool of threads; a context manager."""
 
     def __init__(self, spec: InputSpec, change: Augmentation) -> None:
         self.spec = spec
@@ -50,7 +50,7 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def batches(self, batches: Sequence[Sequence[Picture]]) -> Iterator[Pixels]:
+    def batches(self, batches: Sequence[Sequence[ImageRef]]) -> Iterator[Pixels]:
         """(B, H, W, 3) uint8 for each batch in order, the next ``AHEAD`` already on their way.
 
         Raises:
@@ -58,16 +58,16 @@ class Reader:
         """
         waiting: list[list[Future[Pixels]]] = []
         for batch in batches:
-            waiting.append([self._pool.submit(self._one, picture) for picture in batch])
+            waiting.append([self._pool.submit(self._one, ref) for ref in batch])
             if len(waiting) > AHEAD:
                 yield np.stack([future.result() for future in waiting.pop(0)])
         for rest in waiting:
             yield np.stack([future.result() for future in rest])
 
-    def _one(self, picture: Picture) -> Pixels:
-        image = picture.dataset.read(picture.row)
-        if picture.key is not None:
-            image = augment(image, self._change, np.random.default_rng(picture.key))
+    def _one(self, ref: ImageRef) -> Pixels:
+        image = ref.dataset.read(ref.row)
+        if ref.key is not None:
+            image = augment(image, self._change, np.random.default_rng(ref.key))
         pixels: Pixels = prepare(image, self._preprocessing)
         return pixels
 
@@ -76,7 +76,7 @@ def augment(image: Image.Image, change: Augmentation, rng: np.random.Generator) 
     """A random variant of an RGB image: crop, mirror, rotation and shift, colours, in this order.
 
     What comes into the frame from outside has the colour of the upper left pixel. The same ``rng``
-    state gives the same picture.
+    state gives the same image.
     """
     corner = image.getpixel((0, 0))
     fill = tuple(int(one) for one in corner) if isinstance(corner, tuple) else (0, 0, 0)

@@ -19,8 +19,8 @@ from compatctl.core.nearest import exact_search
 from compatctl.core.retrieval import evaluate
 from compatctl.recipe import Frame
 from compatctl.train import losses
+from compatctl.train.batches import Batches, Step
 from compatctl.train.checkpoint import Checkpoint
-from compatctl.train.feed import Feed, Step
 from compatctl.train.frames import Classifier
 from compatctl.train.network import unit
 from compatctl.train.setup import Setup
@@ -44,10 +44,10 @@ class Run:
     """What a trial works on."""
 
     setup: Setup
-    feed: Feed
+    batches: Batches
     classifier: Classifier
     rows_of: Rows
-    """(N,) classifier row of each item of the plan, -1: none"""
+    """(N,) classifier row of each item of the training set, -1: none"""
     anchor_of: Rows
     """(N,) which anchor is the same image, -1: none"""
 
@@ -63,13 +63,13 @@ def fit(
     if state.epoch:
         _restore(run, rows, state)
         optimiser.load_state_dict(state.optimiser)
-    stored = torch.from_numpy(run.setup.plan.stored).to(run.setup.device)
+    stored = torch.from_numpy(run.setup.training_set.stored).to(run.setup.device)
     for epoch in range(state.epoch, recipe.optimiser.epochs):
         _training_mode(run)
         torch.manual_seed(_seed(recipe.seed, trial.index, epoch, 1))
         steps = list(_steps(run, _generator(recipe.seed, trial.index, epoch)))
         total = torch.zeros((), device=run.setup.device)
-        for i, inputs in enumerate(run.feed.steps(steps)):
+        for i, inputs in enumerate(run.batches.steps(steps)):
             _schedule(optimiser, epoch * len(steps) + i, recipe.optimiser.epochs * len(steps))
             loss = _loss(run, trial, steps[i], (rows, stored), inputs)
             optimiser.zero_grad()
@@ -98,7 +98,7 @@ def weights(run: Run, rows: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def put(run: Run, state: dict[str, Tensor]) -> None:
+def load_weights(run: Run, state: dict[str, Tensor]) -> None:
     """Load what ``weights`` copied into the network."""
     changed = {key: one for key, one in state.items() if key != CLASSIFIER}
     run.setup.network.load_state_dict({**run.setup.network.state_dict(), **changed})
@@ -106,12 +106,12 @@ def put(run: Run, state: dict[str, Tensor]) -> None:
 
 def validate(run: Run) -> float | None:
     """recall@1 of the new queries on the deployed gallery, on validation classes; null: none."""
-    validation = run.setup.plan.validation
+    validation = run.setup.training_set.validation
     if validation is None:
         return None
     run.setup.network.eval()
     with torch.no_grad():
-        features = unit(run.setup.network.project(run.feed.validation())).cpu().numpy()
+        features = unit(run.setup.network.project(run.batches.validation())).cpu().numpy()
     found = exact_search(features, validation.gallery, 1, self_row=validation.self_row)
     result = evaluate(
         found,
@@ -138,8 +138,8 @@ def _loss(
         z = _project(run, step, torch.cat([items, anchors]))
     z = z.float()
     old = None
-    if run.setup.plan.old is not None:
-        old = torch.from_numpy(run.setup.plan.old[step.items]).to(run.setup.device)
+    if run.setup.training_set.old is not None:
+        old = torch.from_numpy(run.setup.training_set.old[step.items]).to(run.setup.device)
     loss = losses.total(
         z=z[:n],
         labels=torch.from_numpy(run.rows_of[step.items]).to(run.setup.device),
@@ -174,7 +174,7 @@ def _attended(run: Run, step: Step, slots: int) -> tuple[Tensor, Tensor]:
     """
     device = run.setup.device
     held = step.table[step.table < slots]
-    place = np.full(len(run.setup.plan.anchors) + 1, -1, np.int64)
+    place = np.full(len(run.setup.training_set.anchors) + 1, -1, np.int64)
     place[held] = np.arange(len(held))
     drawn = step.anchors.copy()
     drawn[: len(step.transfer)] = -1
@@ -185,7 +185,7 @@ def _attended(run: Run, step: Step, slots: int) -> tuple[Tensor, Tensor]:
 def _steps(run: Run, rng: np.random.Generator) -> Iterator[Step]:
     """The epoch's batches: every new item once; with a memory, half of each batch is from it."""
     known = np.flatnonzero(run.rows_of >= 0)
-    first_memory = len(run.setup.plan.pictures) - run.setup.plan.n_memory
+    first_memory = len(run.setup.training_set.images) - run.setup.training_set.n_memory
     fresh, memory = known[known < first_memory], known[known >= first_memory]
     size = run.setup.recipe.optimiser.batch_size
     anchors = run.setup.recipe.objective.anchors
@@ -196,7 +196,7 @@ def _steps(run: Run, rng: np.random.Generator) -> Iterator[Step]:
     pairs = _pairs(run) if anchors is not None and anchors.transfer > 0.0 else []
     order = rng.permutation(fresh)
     count = max(1, len(order) // size)
-    a = len(run.setup.plan.anchors)
+    a = len(run.setup.training_set.anchors)
     for batch in np.array_split(order, count):
         items = batch
         if len(memory):
@@ -215,11 +215,14 @@ def _steps(run: Run, rng: np.random.Generator) -> Iterator[Step]:
 
 def _pairs(run: Run) -> list[tuple[Rows, Rows]]:
     """For every class with both: its training items outside the gallery, and those in it."""
-    plan, found = run.setup.plan, []
-    labels = np.array(plan.labels)
-    for label in plan.classes:
+    training_set, found = run.setup.training_set, []
+    labels = np.array(training_set.labels)
+    for label in training_set.classes:
         mine = labels == label
-        others, held = (np.flatnonzero(mine & one) for one in (~plan.stored_too, plan.stored_too))
+        others, held = (
+            np.flatnonzero(mine & one)
+            for one in (~training_set.stored_too, training_set.stored_too)
+        )
         if len(others) and len(held):
             found.append((others, held))
     return found
@@ -259,7 +262,7 @@ def _training_mode(run: Run) -> None:
 
 
 def _restore(run: Run, rows: nn.Parameter, state: Checkpoint) -> None:
-    put(run, state.model)
+    load_weights(run, state.model)
     if run.classifier.learns:
         with torch.no_grad():
             rows.copy_(state.model[CLASSIFIER])

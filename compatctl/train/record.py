@@ -12,15 +12,16 @@ from compatctl._version import __version__
 from compatctl.core.simplex import frame_digest
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.frames import Classifier
-from compatctl.train.plan import described
 from compatctl.train.setup import Setup
+from compatctl.train.training_set import describe_images
+from compatctl.train.weights import CheckpointMatch
 
 RECORD_FORMAT = 1
 
 
 def record(setup: Setup, rows: Classifier, state: Checkpoint) -> dict[str, Any]:
     """JSON-able; ``rows`` is the chosen trial's classifier."""
-    trained = [i for i, label in enumerate(setup.plan.labels) if label in rows.row_of]
+    trained = [i for i, label in enumerate(setup.training_set.labels) if label in rows.row_of]
     best = state.trials[state.best_trial]
     return {
         "format": RECORD_FORMAT,
@@ -31,21 +32,16 @@ def record(setup: Setup, rows: Classifier, state: Checkpoint) -> dict[str, Any]:
         "seconds": round(state.seconds, 1),
         "recipe": setup.recipe.to_json(),
         "recipe_sha256": setup.recipe.digest,
-        "base": {
-            "sha256": setup.loaded.sha256,
-            "matched": setup.loaded.matched,
-            "missing": list(setup.loaded.missing),
-            "unexpected": list(setup.loaded.unexpected),
-            "prefix": setup.loaded.prefix,
-            "junction": setup.loaded.junction,
-        },
+        "base": _base(setup.match),
         "reference_sha256": setup.reference.digest if setup.reference else None,
-        "items": described([setup.plan.pictures[i] for i in trained]),
-        "classes": [label for label in setup.plan.classes if label in rows.row_of],
+        "items": describe_images([setup.training_set.images[i] for i in trained]),
+        "classes": [label for label in setup.training_set.classes if label in rows.row_of],
         "dropped_classes": list(rows.dropped),
-        "memory_items": sum(i >= len(setup.plan.pictures) - setup.plan.n_memory for i in trained),
-        "anchors": described(setup.plan.anchors),
-        "old_features": _counts(setup.plan.sources),
+        "memory_items": sum(
+            i >= len(setup.training_set.images) - setup.training_set.n_memory for i in trained
+        ),
+        "anchors": describe_images(setup.training_set.anchors),
+        "old_features": _counts(setup.training_set.sources),
         "classifier": {
             "frame": rows.frame,
             "rows": len(rows.rows),
@@ -55,10 +51,24 @@ def record(setup: Setup, rows: Classifier, state: Checkpoint) -> dict[str, Any]:
         "trials": state.trials,
         "choice": state.best_trial,
         "validation_recall_at_1": best["validation_recall_at_1"],
-        "validation_queries": len(setup.plan.validation.pictures) if setup.plan.validation else 0,
+        "validation_queries": len(setup.training_set.validation.images)
+        if setup.training_set.validation
+        else 0,
     }
 
 
 def _counts(sources: Sequence[str]) -> dict[str, int]:
     found = Counter(sources)
     return {"gallery": found["gallery"], "encoder": found["encoder"]}
+
+
+def _base(match: CheckpointMatch) -> dict[str, Any]:
+    """Which tensors of the base checkpoint the network took."""
+    return {
+        "sha256": match.sha256,
+        "matched": match.matched,
+        "missing": list(match.missing),
+        "unexpected": list(match.unexpected),
+        "prefix": match.prefix,
+        "junction": match.junction,
+    }

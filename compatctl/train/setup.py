@@ -16,9 +16,9 @@ from compatctl.errors import InputError
 from compatctl.recipe import Recipe
 from compatctl.train.factory import make_backbone
 from compatctl.train.network import Network, feature_width, junction
-from compatctl.train.plan import Plan, data_digest
 from compatctl.train.reference import Reference
-from compatctl.train.weights import Loaded, load_base, load_junction
+from compatctl.train.training_set import TrainingSet, data_digest
+from compatctl.train.weights import CheckpointMatch, load_base, load_junction
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,10 +26,10 @@ class Setup:
     """One run, before its first step."""
 
     recipe: Recipe
-    plan: Plan
+    training_set: TrainingSet
     reference: Reference | None
     network: Network
-    loaded: Loaded
+    match: CheckpointMatch
     """What the base file gave the network"""
     device: torch.device
     dim: int
@@ -48,8 +48,8 @@ class Setup:
             __version__,
             torch.__version__,
             self.recipe.digest,
-            self.loaded.sha256,
-            data_digest(self.plan),
+            self.match.sha256,
+            data_digest(self.training_set),
             self.reference.digest if self.reference else None,
             self.device.type,
         ]
@@ -75,7 +75,7 @@ def dimension(recipe: Recipe, reference: Reference | None) -> int:
     return reference.dim
 
 
-def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, Loaded]:
+def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, CheckpointMatch]:
     """Backbone with its weights, and a junction drawn by the seed unless the base brings one.
 
     torch's global generator is set: call it where that is given back.
@@ -83,10 +83,12 @@ def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, 
     torch.manual_seed(recipe.seed)
     backbone = make_backbone(recipe.backbone)
     spec = recipe.backbone.input
-    loaded = Loaded(sha256=None, matched=0, missing=(), unexpected=(), prefix="", junction=False)
+    match = CheckpointMatch(
+        sha256=None, matched=0, missing=(), unexpected=(), prefix="", junction=False
+    )
     tensors: dict[str, torch.Tensor] = {}
     if base is not None:
-        loaded, tensors = load_base(
+        match, tensors = load_base(
             backbone,
             base,
             part=recipe.backbone.part,
@@ -96,7 +98,7 @@ def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, 
     torch.manual_seed(recipe.seed)
     head = junction(recipe.junction, width, dim)
     network = Network(backbone, recipe.backbone.method, head, spec).eval()
-    return network, replace(loaded, junction=load_junction(network, tensors))
+    return network, replace(match, junction=load_junction(network, tensors))
 
 
 def default_device() -> torch.device:
@@ -105,7 +107,7 @@ def default_device() -> torch.device:
 
 
 @contextlib.contextmanager
-def own_randomness(device: torch.device) -> Iterator[None]:
+def isolated_rng(device: torch.device) -> Iterator[None]:
     """torch's global generators, given back afterwards as they were."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

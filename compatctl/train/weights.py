@@ -44,7 +44,7 @@ UNREADABLE = (*BROKEN, AssertionError, ImportError, pickle.PickleError, tarfile.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class CheckpointMatch:
     """What a base file gave the backbone, by name of tensor."""
 
     sha256: str | None
@@ -59,7 +59,7 @@ class Loaded:
 
 def load_base(
     backbone: nn.Module, path: Path, *, part: str | None = None, least_share: float = 0.9
-) -> tuple[Loaded, dict[str, Tensor]]:
+) -> tuple[CheckpointMatch, dict[str, Tensor]]:
     """Put the file's weights into ``backbone``; also give the file's tensors for a junction.
 
     ``path`` may be one shard of several: the others are read from beside it. ``part``: what the
@@ -96,7 +96,7 @@ def load_base(
         )
     backbone.load_state_dict(found, strict=False)
     taken = {prefix + one for one in found}
-    loaded = Loaded(
+    match = CheckpointMatch(
         sha256=sha256_of(*shards),
         matched=len(found),
         missing=tuple(key for key in wanted if key not in found),
@@ -104,7 +104,7 @@ def load_base(
         prefix=prefix,
         junction=False,
     )
-    return loaded, tensors
+    return match, tensors
 
 
 def shards_of(path: Path) -> tuple[Path, ...]:

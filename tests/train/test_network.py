@@ -78,7 +78,7 @@ def test_a_backbone_that_does_not_fit_its_input_is_refused(tmp_path: Path) -> No
 
 
 def test_random_changes_follow_their_generator() -> None:
-    """The same generator gives the same picture, another one another; none of them: no change."""
+    """The same generator gives the same ref, another one another; none of them: no change."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8))
     change = Augmentation(flip=True, crop=0.5, rotate=30.0, shift=0.1, colour=0.4)
@@ -93,7 +93,7 @@ def test_random_changes_follow_their_generator() -> None:
 
 
 def test_mirroring_alone_mirrors_about_half_of_the_images() -> None:
-    """Every picture is the image or its mirror image, and both occur."""
+    """Every ref is the image or its mirror image, and both occur."""
     image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
     plain = np.asarray(image)
     mirrored = [

@@ -17,12 +17,12 @@ from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.progress import silent
 from compatctl.train import Reference, items_to_encode, save_weights, train
-from compatctl.train.feed import HeadFeed
+from compatctl.train.batches import CachedBatches
+from compatctl.train.grid_search import classifiers
 from compatctl.train.images import Reader
 from compatctl.train.loop import Run, _steps
-from compatctl.train.plan import make_plan
-from compatctl.train.search import classifiers
 from compatctl.train.setup import Setup, make_network
+from compatctl.train.training_set import select_training_set
 
 
 def _same(one: object, other: object) -> bool:
@@ -131,38 +131,40 @@ def test_anchors_are_changed_as_images_of_one_class_differ(tmp_path: Path) -> No
     reference = kit.gallery(data)
     line = "objective: {lambda: 1.0, anchors: {batch: 12, transfer: 0.5}}"
     recipe = kit.recipe(tmp_path, objective=line)
-    plan = make_plan(recipe, data, reference, None)
-    network, loaded = make_network(recipe, kit.base(tmp_path), reference.dim)
+    training_set = select_training_set(recipe, data, reference, None)
+    network, match = make_network(recipe, kit.base(tmp_path), reference.dim)
     setup = Setup(
         recipe=recipe,
-        plan=plan,
+        training_set=training_set,
         reference=reference,
         network=network,
-        loaded=loaded,
+        match=match,
         device=torch.device("cpu"),
         dim=reference.dim,
     )
     with Reader(recipe.backbone.input, recipe.augmentation) as reader:
-        feed = HeadFeed(setup, reader, silent)
+        batches = CachedBatches(setup, reader, silent)
     rows = classifiers(setup)["prototypes"]
-    codes = np.array([rows.row_of[label] for label in plan.labels])
+    codes = np.array([rows.row_of[label] for label in training_set.labels])
     nowhere = np.full(len(codes), -1)
-    run = Run(setup=setup, feed=feed, classifier=rows, rows_of=codes, anchor_of=nowhere)
+    run = Run(setup=setup, batches=batches, classifier=rows, rows_of=codes, anchor_of=nowhere)
     steps = list(_steps(run, np.random.default_rng(0)))
     held = set(reference.gallery_ids)
-    for step, (items, anchors) in zip(steps, feed.steps(steps), strict=True):
+    for step, (items, anchors) in zip(steps, batches.steps(steps), strict=True):
         assert len(step.transfer) == 6
         assert len(items) == len(step.items)
         for k, at in enumerate(step.anchors):
-            row = data.ids.index(plan.anchor_ids[at])
+            row = data.ids.index(training_set.anchor_ids[at])
             image = torch.from_numpy(kit.pixels(data.take([row])))
             expected = network.features(image)[0]
             if k < 6:
                 to, away = step.transfer[k]
-                assert plan.labels[to] == plan.labels[away]
-                assert plan.ids[to] not in held
-                assert plan.ids[away] in held
-                both = kit.pixels(data.take([data.ids.index(plan.ids[i]) for i in (to, away)]))
+                assert training_set.labels[to] == training_set.labels[away]
+                assert training_set.ids[to] not in held
+                assert training_set.ids[away] in held
+                both = kit.pixels(
+                    data.take([data.ids.index(training_set.ids[i]) for i in (to, away)])
+                )
                 features = network.features(torch.from_numpy(both))
                 expected = (expected + features[0] - features[1]).clamp_min(0)
             assert torch.allclose(anchors[k], expected, atol=1e-5)

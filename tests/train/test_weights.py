@@ -38,9 +38,9 @@ def test_wrappings_and_prefixes_are_taken_off(tmp_path: Path, key: str | None, p
     path = tmp_path / "new.ckpt"
     torch.save({key: state, "epoch": 3} if key else state, path)
     target = kit.Small()
-    loaded, _ = load_base(target, path)
-    assert (loaded.missing, loaded.unexpected, loaded.prefix) == ((), (), prefix)
-    assert loaded.matched == len(state)
+    match, _ = load_base(target, path)
+    assert (match.missing, match.unexpected, match.prefix) == ((), (), prefix)
+    assert match.matched == len(state)
     assert torch.equal(target.two.weight, source.two.weight)
 
 
@@ -51,9 +51,9 @@ def test_safetensors_load_and_differences_are_reported(tmp_path: Path) -> None:
     save_file({**state, "old_head.weight": torch.zeros(3)}, tmp_path / "new.safetensors")
     target = kit.Small()
     own = target.one.bias.clone()
-    loaded, _ = load_base(target, tmp_path / "new.safetensors")
-    assert loaded.missing == ("one.bias",)
-    assert loaded.unexpected == ("old_head.weight",)
+    match, _ = load_base(target, tmp_path / "new.safetensors")
+    assert match.missing == ("one.bias",)
+    assert match.unexpected == ("old_head.weight",)
     assert torch.equal(target.one.bias, own)
     assert torch.equal(target.one.weight, source.one.weight)
 
@@ -245,8 +245,8 @@ def test_two_networks_in_one_file_are_refused_by_name(
         part = main.get(name, name.replace("/", "."))
         assert repr(part) in refused.value.message
         network = kit.Small()
-        loaded, _ = load_base(network, path, part=part)
-        assert (loaded.prefix, loaded.missing) == (part, ())
+        match, _ = load_base(network, path, part=part)
+        assert (match.prefix, match.missing) == (part, ())
         assert torch.equal(network.two.weight, state["two.weight"])
 
 
@@ -271,8 +271,8 @@ def test_a_base_that_fits_by_less_than_its_share_is_refused(tmp_path: Path) -> N
     torch.save({k: v for k, v in state.items() if not k.startswith("unused")}, path)
     with pytest.raises(InputError, match=r"unused\.weight, unused\.bias"):
         load_base(kit.Small(), path)
-    loaded, _ = load_base(kit.Small(), path, least_share=0.8)
-    assert loaded.missing == ("unused.weight", "unused.bias")
+    match, _ = load_base(kit.Small(), path, least_share=0.8)
+    assert match.missing == ("unused.weight", "unused.bias")
     torch.save({k: v for k, v in state.items() if k != "two.weight"}, path)
     with pytest.raises(InputError, match=r"17% of their numbers.*two\.weight"):
         load_base(kit.Small(), path)
@@ -290,9 +290,9 @@ def test_shards_are_read_together_or_not_at_all(tmp_path: Path) -> None:
     digests = set()
     for file in files:
         network = kit.Small()
-        loaded, _ = load_base(network, file)
-        digests.add(loaded.sha256)
-        assert loaded.missing == ()
+        match, _ = load_base(network, file)
+        digests.add(match.sha256)
+        assert match.missing == ()
         assert all(torch.equal(network.state_dict()[name], state[name]) for name in names)
     assert len(digests) == 1
     save_file({names[0]: other[names[0]]}, files[1])

@@ -15,10 +15,10 @@ import numpy as np
 from compatctl.errors import InputError
 from compatctl.progress import Progress
 from compatctl.recipe import Recipe
+from compatctl.train.batches import Batches
 from compatctl.train.checkpoint import Checkpoint
-from compatctl.train.feed import Feed
 from compatctl.train.frames import Classifier, classifier
-from compatctl.train.loop import Run, Trial, fit, put, validate
+from compatctl.train.loop import Run, Trial, fit, load_weights, validate
 from compatctl.train.setup import Setup
 
 
@@ -40,13 +40,13 @@ def classifiers(setup: Setup) -> dict[str, Classifier]:
         InputError: see ``classifier``; or there are trials and nothing to choose by.
     """
     count = len(trials(setup.recipe))
-    if count > 1 and setup.plan.validation is None:
+    if count > 1 and setup.training_set.validation is None:
         raise InputError(
             f"{count} trials to choose from, and no validation query has an item of its class in "
             "the gallery",
             tip="give one value for frame, lambda and mu, or a larger split.validation",
         )
-    objective, classes = setup.recipe.objective, setup.plan.classes
+    objective, classes = setup.recipe.objective, setup.training_set.classes
     return {
         frame: classifier(frame, objective, classes, setup.reference, setup.dim)
         for frame in objective.frame
@@ -55,12 +55,12 @@ def classifiers(setup: Setup) -> dict[str, Classifier]:
 
 def search(
     setup: Setup,
-    feed: Feed,
+    batches: Batches,
     state: Checkpoint,
     save: Callable[[Checkpoint], None],
     progress: Progress,
 ) -> Classifier:
-    """Run the trials that ``state`` has not finished, put the best one's weights into the network.
+    """Run the trials that ``state`` has not finished, load the best one's weights into the network.
 
     ``save`` is called after every epoch. Gives the best trial's classifier.
     """
@@ -75,28 +75,28 @@ def search(
         progress("training", now.trial * epochs + now.epoch, len(grid) * epochs)
 
     for trial in grid[state.trial :]:
-        run = _run(setup, feed, rows[trial.frame])
+        run = _run(setup, batches, rows[trial.frame])
         setup.network.load_state_dict(start)
         if state.epoch == epochs:
-            put(run, state.model)
+            load_weights(run, state.model)
         fit(run, trial, state, after_epoch)
         _judge(run, trial, state)
     best = rows[grid[state.best_trial].frame]
     setup.network.load_state_dict(start)
-    put(_run(setup, feed, best), state.best)
+    load_weights(_run(setup, batches, best), state.best)
     return best
 
 
-def _run(setup: Setup, feed: Feed, rows: Classifier) -> Run:
-    plan = setup.plan
-    rows_of = [rows.row_of.get(label, -1) for label in plan.labels]
-    anchors = {item: at for at, item in enumerate(plan.anchor_ids)}
+def _run(setup: Setup, batches: Batches, rows: Classifier) -> Run:
+    training_set = setup.training_set
+    rows_of = [rows.row_of.get(label, -1) for label in training_set.labels]
+    anchors = {item: at for at, item in enumerate(training_set.anchor_ids)}
     return Run(
         setup=setup,
-        feed=feed,
+        batches=batches,
         classifier=rows,
         rows_of=np.array(rows_of, np.int64),
-        anchor_of=np.array([anchors.get(item, -1) for item in plan.ids], np.int64),
+        anchor_of=np.array([anchors.get(item, -1) for item in training_set.ids], np.int64),
     )
 
 

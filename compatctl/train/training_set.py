@@ -14,7 +14,7 @@ from compatctl.core.arrays import Rows, Vectors
 from compatctl.data import Dataset, sample_per_class
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
-from compatctl.train.images import Picture
+from compatctl.train.images import ImageRef
 from compatctl.train.reference import Reference, Source, anchor_ids
 
 
@@ -22,7 +22,7 @@ from compatctl.train.reference import Reference, Source, anchor_ids
 class Validation:
     """Queries of validation classes against the deployed gallery, their own items left out."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageRef, ...]
     query_labels: Rows
     """(Q,) int64"""
     gallery: Vectors
@@ -34,10 +34,10 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
+class TrainingSet:
     """Everything of one training run but the network and the frame. N training items, A anchors."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageRef, ...]
     """N, the new items first, then the rehearsed ones"""
     ids: tuple[str, ...]
     labels: tuple[str, ...]
@@ -49,16 +49,16 @@ class Plan:
     old: Vectors | None
     """(N, D) old features, where some trial needs them"""
     sources: tuple[Source, ...]
-    anchors: tuple[Picture, ...]
+    anchors: tuple[ImageRef, ...]
     anchor_ids: tuple[str, ...]
     stored: Vectors
     """(A, D) stored vectors of the anchors"""
     validation: Validation | None
 
 
-def make_plan(
+def select_training_set(
     recipe: Recipe, data: Dataset, reference: Reference | None, memory: Dataset | None
-) -> Plan:
+) -> TrainingSet:
     """Choose the items of a run.
 
     Raises:
@@ -67,10 +67,10 @@ def make_plan(
     """
     fresh = [i for i, item in enumerate(data.items) if item.split == "train"]
     kept = _remembered(recipe, memory, {data.ids[i] for i in fresh})
-    pictures = [Picture(dataset=data, row=i) for i in fresh]
-    pictures += [Picture(dataset=kept, row=i) for i in range(len(kept))] if kept else []
-    ids = tuple(_id(one) for one in pictures)
-    labels = tuple(one.dataset.labels[one.row] for one in pictures)
+    images = [ImageRef(dataset=data, row=i) for i in fresh]
+    images += [ImageRef(dataset=kept, row=i) for i in range(len(kept))] if kept else []
+    ids = tuple(_id(one) for one in images)
+    labels = tuple(one.dataset.labels[one.row] for one in images)
     if len(set(labels)) < 2:
         raise InputError(
             f"{len(ids)} training items of {len(set(labels))} classes: at least 2 are needed",
@@ -88,43 +88,45 @@ def make_plan(
     if reference and chosen:
         stored, _ = reference.old_features(chosen)
     at = {one: i for i, one in enumerate(data.ids)}
-    return Plan(
-        pictures=tuple(pictures),
+    return TrainingSet(
+        images=tuple(images),
         ids=ids,
         labels=labels,
-        n_memory=len(pictures) - len(fresh),
+        n_memory=len(images) - len(fresh),
         stored_too=np.isin(np.array(ids), np.array(reference.gallery_ids if reference else ())),
         classes=tuple(sorted(set(labels))),
         old=old,
         sources=sources,
-        anchors=tuple(Picture(dataset=data, row=at[one]) for one in chosen),
+        anchors=tuple(ImageRef(dataset=data, row=at[one]) for one in chosen),
         anchor_ids=chosen,
         stored=stored,
         validation=_validation(data, reference) if reference else None,
     )
 
 
-def data_digest(plan: Plan) -> str:
+def data_digest(training_set: TrainingSet) -> str:
     """sha256 over the ids, labels and pixels of everything that trains or chooses."""
     total = hashlib.sha256()
-    for picture, label in zip(plan.pictures, plan.labels, strict=True):
-        total.update(f"{_id(picture)}\0{label}\0{_digest(picture)}\n".encode())
-    for picture in plan.anchors + (plan.validation.pictures if plan.validation else ()):
-        total.update(f"{_id(picture)}\0{_digest(picture)}\n".encode())
+    for ref, label in zip(training_set.images, training_set.labels, strict=True):
+        total.update(f"{_id(ref)}\0{label}\0{_digest(ref)}\n".encode())
+    for ref in training_set.anchors + (
+        training_set.validation.images if training_set.validation else ()
+    ):
+        total.update(f"{_id(ref)}\0{_digest(ref)}\n".encode())
     return total.hexdigest()
 
 
-def described(pictures: Sequence[Picture]) -> list[dict[str, str]]:
-    """Id and digest of each picture, for the record."""
-    return [{"id": _id(picture), "sha256": _digest(picture)} for picture in pictures]
+def describe_images(images: Sequence[ImageRef]) -> list[dict[str, str]]:
+    """Id and digest of each image, for the record."""
+    return [{"id": _id(ref), "sha256": _digest(ref)} for ref in images]
 
 
-def _id(picture: Picture) -> str:
-    return picture.dataset.ids[picture.row]
+def _id(ref: ImageRef) -> str:
+    return ref.dataset.ids[ref.row]
 
 
-def _digest(picture: Picture) -> str:
-    return picture.dataset.digest(picture.row)
+def _digest(ref: ImageRef) -> str:
+    return ref.dataset.digest(ref.row)
 
 
 def _remembered(recipe: Recipe, memory: Dataset | None, fresh: set[str]) -> Dataset | None:
@@ -159,7 +161,7 @@ def _validation(data: Dataset, reference: Reference) -> Validation | None:
     names, codes = np.unique(np.array([*labels, *reference.gallery_labels]), return_inverse=True)
     del names
     return Validation(
-        pictures=tuple(Picture(dataset=data, row=i) for i in asking),
+        images=tuple(ImageRef(dataset=data, row=i) for i in asking),
         query_labels=codes[: len(asking)].astype(np.int64),
         gallery=reference.gallery_features,
         gallery_labels=codes[len(asking) :].astype(np.int64),

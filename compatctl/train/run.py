@@ -15,17 +15,17 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Recipe
 from compatctl.train import checkpoint as checkpoints
 from compatctl.train.attention import Attention
+from compatctl.train.batches import Batches, CachedBatches, ImageBatches
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.features import Features
-from compatctl.train.feed import Feed, HeadFeed, ImageFeed
 from compatctl.train.frames import Classifier
+from compatctl.train.grid_search import classifiers, search
 from compatctl.train.images import Reader
 from compatctl.train.network import Network
-from compatctl.train.plan import make_plan
 from compatctl.train.record import record
 from compatctl.train.reference import Reference
-from compatctl.train.search import classifiers, search
-from compatctl.train.setup import Setup, default_device, dimension, make_network, own_randomness
+from compatctl.train.setup import Setup, default_device, dimension, isolated_rng, make_network
+from compatctl.train.training_set import select_training_set
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,21 +70,21 @@ def train(
         progress: told of each batch of the backbone's pass and of each epoch.
 
     Raises:
-        InputError: see ``make_plan``, ``classifier``, ``make_backbone`` and ``load_base``.
+        InputError: see ``select_training_set``, ``classifier``, ``make_backbone``, ``load_base``.
         ConflictError: the checkpoint to resume is another run's.
     """
     device = default_device()
     dim = dimension(recipe, reference)
-    plan = make_plan(recipe, data, reference, memory)
-    with own_randomness(device):
-        network, loaded = make_network(recipe, base, dim)
+    training_set = select_training_set(recipe, data, reference, memory)
+    with isolated_rng(device):
+        network, match = make_network(recipe, base, dim)
         network.to(device)
         setup = Setup(
             recipe=recipe,
-            plan=plan,
+            training_set=training_set,
             reference=reference,
             network=network,
-            loaded=loaded,
+            match=match,
             device=device,
             dim=dim,
         )
@@ -113,24 +113,24 @@ def _train(
         checkpoints.remove(work)
     state = state or Checkpoint()
     with Reader(setup.recipe.backbone.input, setup.recipe.augmentation) as reader:
-        feed: Feed
+        batches: Batches
         if setup.recipe.train == "head":
-            feed = HeadFeed(setup, reader, progress, features)
-            _attend(setup, feed)
+            batches = CachedBatches(setup, reader, progress, features)
+            _attend(setup, batches)
         elif features is not None:
             raise InputError("features of a frozen backbone, and train: full, which changes it")
         else:
-            feed = ImageFeed(setup, reader)
-        rows = search(setup, feed, state, lambda now: checkpoints.save(work, key, now), progress)
+            batches = ImageBatches(setup, reader)
+        rows = search(setup, batches, state, lambda now: checkpoints.save(work, key, now), progress)
     return rows, state
 
 
-def _attend(setup: Setup, feed: HeadFeed) -> None:
+def _attend(setup: Setup, batches: CachedBatches) -> None:
     """Give the network its attention to the first anchors, where the recipe wants it."""
     anchors = setup.recipe.objective.anchors
-    if anchors is None or anchors.attention is None or not len(feed.anchors):
+    if anchors is None or anchors.attention is None or not len(batches.anchors):
         return
     torch.manual_seed(setup.recipe.seed)
-    stored = torch.from_numpy(setup.plan.stored[: anchors.slots])
-    held = Attention(feed.anchors[: anchors.slots], stored, anchors.attention)
+    stored = torch.from_numpy(setup.training_set.stored[: anchors.slots])
+    held = Attention(batches.anchors[: anchors.slots], stored, anchors.attention)
     setup.network.attention = held.to(setup.device)

@@ -16,13 +16,13 @@ from compatctl.core.arrays import Rows
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.train.features import Features, run_backbone
-from compatctl.train.images import Picture, Reader
+from compatctl.train.images import ImageRef, Reader
 from compatctl.train.setup import Setup
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Rows of the plan that one step trains on."""
+    """Rows of the training set that one step trains on."""
 
     items: Rows
     """(B,) int64 training items"""
@@ -37,8 +37,8 @@ class Step:
     the two differs from the second"""
 
 
-class Feed(Protocol):
-    """What the loop asks for."""
+class Batches(Protocol):
+    """The source of a run's batches: cached features, or images that go through the backbone."""
 
     def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
         """Features of each step's items (B, F) and anchors (R, F), differentiable if trained."""
@@ -47,23 +47,23 @@ class Feed(Protocol):
         """(Q, F) features of the validation queries, unchanged."""
 
 
-class HeadFeed:
+class CachedBatches:
     """The backbone is frozen: every image goes through it once, ``views`` times if it trains.
 
-    ``anchors``: (A, F) float32 features of the plan's anchors, on the CPU.
+    ``anchors``: (A, F) float32 features of the training set's anchors, on the CPU.
     """
 
     def __init__(
         self, setup: Setup, reader: Reader, progress: Progress, known: Features | None = None
     ) -> None:
-        plan, recipe = setup.plan, setup.recipe
+        training_set, recipe = setup.training_set, setup.recipe
         views = recipe.augmentation.views
-        queries = plan.validation.pictures if plan.validation else ()
-        plain = {_source(one): one for one in plan.pictures + plan.anchors + queries}
+        queries = training_set.validation.images if training_set.validation else ()
+        plain = {_source(one): one for one in training_set.images + training_set.anchors + queries}
         changed = [
-            replace(picture, key=(recipe.seed, view, i))
+            replace(ref, key=(recipe.seed, view, i))
             for view in range(1, views)
-            for i, picture in enumerate(plan.pictures)
+            for i, ref in enumerate(training_set.images)
         ]
         if known is None:
             table = run_backbone(setup.network, reader, [*plain.values(), *changed], progress)
@@ -73,10 +73,10 @@ class HeadFeed:
                 made = run_backbone(setup.network, reader, changed, progress)
                 table = torch.cat([table, made])
         at = {source: i for i, source in enumerate(plain)}
-        first = table[[at[_source(one)] for one in plan.pictures]]
+        first = table[[at[_source(one)] for one in training_set.images]]
         others = torch.split(table[len(plain) :], len(first)) if changed else ()
         self._items = torch.stack([first, *others])
-        self.anchors = table[[at[_source(one)] for one in plan.anchors]]
+        self.anchors = table[[at[_source(one)] for one in training_set.anchors]]
         self._signed = bool((table < 0.0).any())
         self._validation = table[[at[_source(one)] for one in queries]]
         self._device = setup.device
@@ -109,7 +109,7 @@ class HeadFeed:
         return self._validation.to(self._device)
 
 
-class ImageFeed:
+class ImageBatches:
     """The backbone trains: images are read, changed and run through it in every step."""
 
     def __init__(self, setup: Setup, reader: Reader) -> None:
@@ -118,7 +118,7 @@ class ImageFeed:
 
     def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass of the backbone over the step's items and anchors together."""
-        batches = [self._pictures(step) for step in steps]
+        batches = [self._images(step) for step in steps]
         for step, images in zip(steps, self._reader.batches(batches), strict=True):
             pixels = torch.from_numpy(images).to(self._setup.device)
             with torch.autocast(self._setup.device.type, torch.bfloat16, enabled=self._setup.amp):
@@ -127,22 +127,28 @@ class ImageFeed:
 
     def validation(self) -> Tensor:
         """The backbone in its present state over the validation queries."""
-        queries = self._setup.plan.validation.pictures if self._setup.plan.validation else ()
+        queries = (
+            self._setup.training_set.validation.images
+            if self._setup.training_set.validation
+            else ()
+        )
         self._setup.network.eval()
         out = run_backbone(self._setup.network, self._reader, queries, silent)
         return out.to(self._setup.device)
 
-    def _pictures(self, step: Step) -> list[Picture]:
+    def _images(self, step: Step) -> list[ImageRef]:
         items = [
-            replace(self._setup.plan.pictures[i], key=(self._setup.recipe.seed, int(view), int(i)))
+            replace(
+                self._setup.training_set.images[i], key=(self._setup.recipe.seed, int(view), int(i))
+            )
             for i, view in zip(step.items, step.views, strict=True)
         ]
-        return items + [self._setup.plan.anchors[i] for i in step.anchors]
+        return items + [self._setup.training_set.anchors[i] for i in step.anchors]
 
 
-def _source(picture: Picture) -> tuple[int, int]:
-    """What makes two pictures the same image: an anchor may train with its label, too."""
-    return id(picture.dataset), picture.row
+def _source(ref: ImageRef) -> tuple[int, int]:
+    """What makes two references the same image: an anchor may train with its label, too."""
+    return id(ref.dataset), ref.row
 
 
 def _known(setup: Setup, known: Features) -> Features:
@@ -151,7 +157,10 @@ def _known(setup: Setup, known: Features) -> Features:
     Raises:
         InputError: they are another's.
     """
-    theirs, ours = (known.backbone, known.base_sha256), (setup.recipe.backbone, setup.loaded.sha256)
+    theirs, ours = (
+        (known.backbone, known.base_sha256),
+        (setup.recipe.backbone, setup.match.sha256),
+    )
     if theirs != ours:
         raise InputError("the features are of another backbone, or of other weights")
     return known
