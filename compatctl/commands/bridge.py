@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compatctl import encoder as onnx_files
 from compatctl.core.maps import Adapter
 from compatctl.data import Dataset
@@ -28,9 +26,6 @@ from compatctl.migration.adapters import AUTO, MapTrial, check_asked, fit
 from compatctl.migration.alignment import alignment_set, pair_rows
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-
-PARITY_IMAGES = 64
-PARITY_LIMIT = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,19 +138,15 @@ def parity_of(data: Dataset, bridged: Encoder, new: Encoder, adapter: Adapter) -
     """How far the bridged file is from the map of the new encoder's features, on real images.
 
     Raises:
-        InputError: further than ``PARITY_LIMIT``: the file would not answer as it was judged.
+        InputError: further than the limit: the file would not answer as it was judged.
     """
-    images = data.take(range(0, len(data), max(1, len(data) // PARITY_IMAGES)))
-    wanted = adapter(new.embed(images, skip_bad=True).features)
-    found = bridged.embed(images, skip_bad=True).features
-    parity = float(np.abs(wanted - found).max(initial=0.0))
-    if not parity <= PARITY_LIMIT:
-        raise InputError(
-            f"the bridged file differs from the map that was fitted by {parity:.2g}, over "
-            f"{PARITY_LIMIT}",
-            tip="another --kind may do: its numbers are smaller",
-        )
-    return parity
+    images = onnx_files.parity_images(data)
+    return onnx_files.check_parity(
+        bridged.embed(images, skip_bad=True).features,
+        adapter(new.embed(images, skip_bad=True).features),
+        "the bridged file differs from the map that was fitted",
+        tip="another --kind may do: its numbers are smaller",
+    )
 
 
 def _check(kind: str, share: float, new: Path, output: Path) -> None:

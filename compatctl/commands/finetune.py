@@ -16,7 +16,6 @@ from compatctl.deployment.rehearsal import rehearsal_items, write_memory
 from compatctl.deployment.training_inputs import embed_reference, load_inputs
 from compatctl.deployment.training_record import REGISTRY_FILE, TrainingRecord
 from compatctl.encoder import Encoder, EncoderInput, refuse_unsteady
-from compatctl.errors import InputError
 from compatctl.files import write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.safetensors"
 """Backbone and junction: the base of the next fine-tuning of this very model."""
-PARITY_IMAGES = 32
-PARITY_LIMIT = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,16 +159,14 @@ def export(
         onnx_files.seal(raw, sealed, (EncoderInput(name="image", preprocessing=size),))
         encoder = Encoder.load(sealed)
         refuse_unsteady(encoder, data)
-        step = max(1, len(data) // PARITY_IMAGES)
-        rows = range(0, len(data), step)[:PARITY_IMAGES]
-        images = np.stack([prepare(data.read(row), size) for row in rows])
-        exported = encoder.run({"image": images})
-        parity = float(np.abs(exported - embed(trained.network, images)).max())
-        if not parity <= PARITY_LIMIT:
-            raise InputError(
-                f"the exported ONNX file differs from the trained network by {parity:.2g}",
-                tip="the backbone uses an operation that does not export faithfully",
-            )
+        sample = onnx_files.parity_images(data)
+        images = np.stack([prepare(sample.read(row), size) for row in range(len(sample))])
+        parity = onnx_files.check_parity(
+            encoder.run({"image": images}),
+            embed(trained.network, images),
+            "the exported ONNX file differs from the trained network",
+            tip="the backbone uses an operation that does not export faithfully",
+        )
         record = replace(record, parity=parity)
         model = onnx_files.with_record(sealed.read_bytes(), sealed, record.to_text())
     return model, Encoder.from_bytes(model, Path(MODEL_FILE)), record

@@ -10,8 +10,6 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from compatctl import encoder as onnx_files
 from compatctl.core.fusion import fuse_rows
 from compatctl.data import Dataset
@@ -29,8 +27,6 @@ from compatctl.files import sha256_bytes
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
-PARITY_IMAGES = 64
-PARITY_LIMIT = 1e-3
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -164,15 +160,12 @@ def parity_of(
     """How far the fused file is from the mean of its parts, over images that decode.
 
     Raises:
-        InputError: further than ``PARITY_LIMIT``: the file would not answer as it was judged.
+        InputError: further than the limit: the file would not answer as it was judged.
     """
-    images = data.take(range(0, len(data), max(1, len(data) // PARITY_IMAGES)))
-    found = [one.embed(images, skip_bad=True).features for one in (*parts, fused)]
-    wanted = fuse_rows(found[0], found[1], weight)
-    parity = float(np.abs(wanted - found[2]).max(initial=0.0))
-    if not parity <= PARITY_LIMIT:
-        raise InputError(f"the fused file differs from its parts by {parity:.2g}, over 0.001")
-    return parity
+    images = onnx_files.parity_images(data)
+    rows = [encoder.embed(images, skip_bad=True).features for encoder in (*parts, fused)]
+    expected = fuse_rows(rows[0], rows[1], weight)
+    return onnx_files.check_parity(rows[2], expected, "the fused file differs from its parts")
 
 
 def _record(

@@ -10,6 +10,7 @@ from compatctl.encoder.contract import EncoderInput
 from compatctl.encoder.fusing import fuse
 from compatctl.encoder.held_vectors import HeldVectors, held_vectors, without_vectors
 from compatctl.encoder.import_onnx import read_model_bytes
+from compatctl.encoder.parity import check_parity, parity_images
 from compatctl.encoder.runtime import BadItem, Embedded, Encoder
 from compatctl.encoder.sealing import seal
 from compatctl.encoder.steadiness import refuse_unsteady
@@ -23,8 +24,10 @@ __all__ = [
     "EncoderInput",
     "HeldVectors",
     "bridge",
+    "check_parity",
     "fuse",
     "held_vectors",
+    "parity_images",
     "read_model_bytes",
     "read_record",
     "refuse_unsteady",

@@ -17,11 +17,9 @@ _TIE = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class EfTuning:
-    """``recall`` at ``ef``, whether that is the target, and the ``sweep`` of (ef, recall)."""
+    """The chosen ``ef``, and the ``sweep`` of (ef, recall@k) that led to it."""
 
     ef: int
-    recall: float
-    reached: bool
     sweep: tuple[tuple[int, float], ...]
 
 
@@ -63,4 +61,4 @@ def tune_ef(
             break
         ef = min(2 * ef, len(index))
     best = max(sweep, key=lambda point: (point[1], -point[0]))
-    return EfTuning(ef=best[0], recall=best[1], reached=best[1] >= target, sweep=tuple(sweep))
+    return EfTuning(ef=best[0], sweep=tuple(sweep))
