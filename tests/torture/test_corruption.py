@@ -257,7 +257,7 @@ def test_a_large_file_is_hashed_once_but_not_while_it_is_new(big: Store, cache: 
     assert _read_bytes(lambda: _verify(big)) < size // 10
     digest = big.manifest.index.sha256
     assert _read_bytes(lambda: big.verified_path("indexes", digest, fresh=True)) >= size
-    assert _read_bytes(big.check) >= size
+    assert _read_bytes(lambda: check(big.path)) >= size
 
 
 def test_a_remembered_digest_is_not_fooled_by_times(big: Store, cache: Path) -> None:
@@ -337,7 +337,7 @@ def test_without_a_home_nothing_is_remembered(big: Store, home: str) -> None:
     before = workers.snapshot(big.path)
     env = {"HOME": home, "XDG_CACHE_HOME": ""}
     digest = big.manifest.index.sha256
-    found = work("verified", env=env, store=big.path, kind="indexes", digest=digest)
+    found = work("verified_path", env=env, store=big.path, kind="indexes", digest=digest)
     assert found == [str(_index(big))] * 2
     assert workers.snapshot(big.path) == before
 
