@@ -18,7 +18,7 @@ from compatctl.errors import InputError
 
 
 def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
-    """The sealed bytes of an encoder whose feature is ``through`` of the one of ``data``.
+    """The sealed bytes of an encoder whose feature is ``adapter`` of the one of ``data``.
 
     ``data``: the sealed bytes of a model (F numbers); ``path``: where they were read, for errors.
     The same bytes and the same map give the same bytes.

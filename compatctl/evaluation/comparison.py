@@ -187,7 +187,7 @@ def retrieval_of_rows(
     truth: GroundTruth, queries: Vectors, gallery: Vectors, rows: Rows, ks: tuple[int, ...]
 ) -> Retrieval:
     """The same on some ``rows`` (n,), ascending, of a gallery (G, D), which are not copied at once;
-    ``where`` is of these rows."""
+    ``truth`` is of these rows."""
     map_k = max(1, min(MAP_K, len(rows)))
     pieces = row_pieces(gallery, rows)
     found = exact_search_pieces(queries, pieces, max(map_k, *ks), truth.self_row, truth.ignored)

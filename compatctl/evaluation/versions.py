@@ -31,7 +31,7 @@ def chain_of(
 ) -> list[ChainEvidence]:
     """One link for each version that owns rows of the store; none where one owns them all.
 
-    ``where``: the queries (Q,) on the searched gallery; ``asked``: their rows of the data.
+    ``truth``: the queries (Q,) on the searched gallery; ``asked``: their rows of the data.
     ``queries``: (Q, D) features by the digest of models that already ran; the others run here.
     ``new``: (Q, D) features of the candidate.
     """

@@ -81,7 +81,7 @@ def build_mapped(
     dim: int,
     progress: Progress = silent,
 ) -> HnswIndex:
-    """A new index of ``through`` of the ``count`` rows in a file: (n, D) in, (n, dim) unit rows
+    """A new index of ``adapter`` of the ``count`` rows in a file: (n, D) in, (n, dim) unit rows
     out, in blocks. Every row keeps its key and its place in the order.
 
     Raises:

@@ -70,7 +70,7 @@ class AlignmentSet:
         return float(retrieval(self.truth, queries, self.gallery, (1,), map_k=1).recall[1])
 
     def lifted_recall(self, adapter: Adapter) -> float:
-        """recall@1 of the new model's queries on ``through`` of the gallery: (G, D) to (G, F)."""
+        """recall@1 of the new model's queries on ``adapter`` of the gallery: (G, D) to (G, F)."""
         lifted = adapter(self.gallery)
         return float(retrieval(self.truth, self.queries, lifted, (1,), map_k=1).recall[1])
 

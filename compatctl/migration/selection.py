@@ -74,7 +74,7 @@ class RouteResult:
 
     ``searched``: which of them (Q,) search which gallery (G, D), a part a fold; ``rewritten``: the
     share of the stored vectors that is replaced. ``setting`` and all after it are of the choice by
-    all queries that choose, as an ``Option`` has them.
+    all queries that choose, as a ``Variant`` has them.
     """
 
     name: str
@@ -88,7 +88,7 @@ class RouteResult:
     recipe: Recipe | None
 
     def retrieval(self, truth: GroundTruth, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
-        """recall@k and mAP of its queries, ``where`` in numbers."""
+        """recall@k and mAP of its queries."""
         return retrieval_by_part(truth, self.queries, self.searched, ks, map_k)
 
     def trial(
