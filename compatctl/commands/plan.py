@@ -193,8 +193,7 @@ def _ground(
     from compatctl.train import Features
 
     (recipe, base), data, catalog = new, split.data, deployed.catalog
-    at = {item: row for row, item in enumerate(catalog.ids)}
-    places = np.array([at[data.ids[int(row)]] for row in split.gallery])
+    places = np.array([catalog.row_of[data.ids[int(row)]] for row in split.gallery])
     others = np.setdiff1d(np.arange(len(data)), split.gallery)
     began = time.monotonic()
     encoded = deployed.encoder.embed(data.take(others), progress=progress).features

@@ -85,11 +85,9 @@ def embed_reference(
     ids = items_to_encode(recipe, data, gallery.catalog.ids, memory)
     encoded = np.zeros((len(ids), gallery.manifest.index.dim), np.float32)
     positions = {item_id: position for position, item_id in enumerate(ids)}
-    for dataset in (data, memory):
-        rows = (
-            [r for r, item_id in enumerate(dataset.ids) if item_id in positions] if dataset else []
-        )
-        if dataset and rows:
+    for dataset in (data, memory) if memory else (data,):
+        rows = [row for row, item_id in enumerate(dataset.ids) if item_id in positions]
+        if rows:
             embedded = gallery.encoder.embed(dataset.take(rows), progress=progress)
             encoded[[positions[dataset.ids[row]] for row in rows]] = embedded.features
     return build_reference(gallery, ids, encoded)
