@@ -25,10 +25,9 @@ from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.migration import rewrite_gate
 from compatctl.migration.backfill_selection import BackfillRows, BackfillTarget, priority_ids
 from compatctl.migration.backfill_trial import MixedTrial, held_out, try_mixed
-from compatctl.migration.rewrite_gate import HeldOutQueries, Outcome
+from compatctl.migration.rewrite_gate import HeldOutQueries, Outcome, RewriteOutcome
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
-from compatctl.report import AnnRecall
 from compatctl.store import Store
 
 STALE = (
@@ -38,18 +37,16 @@ STALE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backfilled:
+class Backfilled(RewriteOutcome):
     """``share`` of the ``rows`` are of the query model; ``share_before`` were, ``share_wanted`` are
     asked for.
 
     ``embedded`` rows were re-embedded (for a dry run and a refusal: would be), most wanted first;
     ``missing`` (ids) were passed over because the data has no image of them, ``skipped`` because
-    theirs does not decode. ``measured`` is None where there was nothing to measure. ``ann`` is of
-    the new index and the held-out queries; ``ef_search`` is raised to the ef that they need.
+    theirs does not decode. ``measured`` is None where there was nothing to measure.
     ``warnings``: where scores are calibrated, by rows that these took the place of.
     """
 
-    generation: int
     query_model: str
     rows: int
     share_before: float
@@ -59,18 +56,8 @@ class Backfilled:
     missing: tuple[str, ...]
     skipped: tuple[str, ...]
     measured: MixedTrial | None
-    ann: AnnRecall | None
-    ef_search: int
-    outcome: Outcome
-    forced_reason: str | None
     index_sha256: str
     warnings: tuple[str, ...]
-    written: bool
-
-    @property
-    def exit_code(self) -> int:
-        """3 where the gate says no, 4 where it cannot tell, unless it was overruled; else 0."""
-        return rewrite_gate.exit_code(self)
 
     @property
     def summary(self) -> str:
@@ -82,8 +69,7 @@ class Backfilled:
                 f"nothing to do: {self.share:.4f} of {self.rows} rows are of the query model{why}; "
                 f"asked for: {self.share_wanted:g}"
             )
-        return rewrite_gate.summary(
-            self,
+        return self._summary(
             f"rows of the query model, of {self.rows}: {self.share_before:.4f} before, "
             f"{self.share:.4f} with {self.embedded} re-embedded",
         )

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compatctl.migration import rewrite_gate
 from compatctl.migration.adapters import MapTrial
 from compatctl.migration.lift_trial import LiftTrial
 from compatctl.migration.lifted_models import LiftedModel
-from compatctl.migration.rewrite_gate import Outcome
-from compatctl.report import AnnRecall
+from compatctl.migration.rewrite_gate import RewriteOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +31,15 @@ class LiftMap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lifted:
+class Lifted(RewriteOutcome):
     """``rows`` rows of ``dim_before`` numbers become (for a dry run and a refusal: would become)
     rows of ``dim``.
 
     ``models``: the files that they then are of. ``map`` is None where there was nothing to do,
-    ``measured`` besides where no query was held out. ``ann`` is of the new index and the held-out
-    queries; ``ef_search`` is raised to the ef that they need. ``skipped``: ids of images that do
-    not decode.
+    ``measured`` besides where no query was held out. ``skipped``: ids of images
+    that do not decode.
     """
 
-    generation: int
     query_model_before: str
     query_model: str
     rows: int
@@ -52,26 +48,15 @@ class Lifted:
     map: LiftMap | None
     models: tuple[LiftedModel, ...]
     measured: LiftTrial | None
-    ann: AnnRecall | None
-    ef_search: int
-    outcome: Outcome
-    forced_reason: str | None
     index_sha256: str
     skipped: tuple[str, ...]
-    written: bool
-
-    @property
-    def exit_code(self) -> int:
-        """3 where the gate says no, 4 where it cannot tell, unless it was overruled; else 0."""
-        return rewrite_gate.exit_code(self)
 
     @property
     def summary(self) -> str:
         """What was found and what was done, for people."""
         if self.outcome == "nothing to do":
             return "nothing to do: the gallery is lifted to this model already"
-        return rewrite_gate.summary(
-            self,
+        return self._summary(
             f"{self.rows} rows of {self.dim_before} numbers "
             f"{'were' if self.written else 'would be'} mapped to {self.dim}",
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.data import Dataset
@@ -92,7 +92,6 @@ class HeldOutQueries:
             for item, label in zip(catalog.ids, catalog.labels, strict=True)
         ]
         code = {name: at for at, name in enumerate(sorted({*of_rows, *self.classes}))}
-        row_of = {item: row for row, item in enumerate(catalog.ids)}
         labels = as_rows(code[name] for name in self.classes)
         units = drawn(labels, self.cluster)
         truth = GroundTruth(
@@ -100,7 +99,7 @@ class HeldOutQueries:
             unit=units.unit,
             query_labels=labels,
             gallery_labels=as_rows(code[name] for name in of_rows),
-            self_row=as_rows(row_of.get(item, -1) for item in self.ids),
+            self_row=as_rows(catalog.row_of.get(item, -1) for item in self.ids),
         )
         shared = {
             name: ([of[item] for item in self.ids], [of.get(item, "") for item in catalog.ids])
@@ -142,41 +141,38 @@ def should_write(outcome: Outcome, forced_reason: str | None) -> bool:
     return outcome == "pass" or forced_reason is not None
 
 
-class Rewritten(Protocol):
-    """What the result of every rewriting says."""
+@dataclass(frozen=True, kw_only=True)
+class RewriteOutcome:
+    """What became of a rewriting: whether it was ``written``, and as which ``generation``.
+
+    ``ann`` is of the new index and the held-out queries; ``ef_search`` is raised to the ef that
+    they need.
+    """
+
+    generation: int
+    outcome: Outcome
+    forced_reason: str | None
+    written: bool
+    ann: AnnRecall | None
+    ef_search: int
 
     @property
-    def generation(self) -> int: ...
-    @property
-    def outcome(self) -> Outcome: ...
-    @property
-    def forced_reason(self) -> str | None: ...
-    @property
-    def written(self) -> bool: ...
-    @property
-    def ann(self) -> AnnRecall | None: ...
-    @property
-    def ef_search(self) -> int: ...
+    def exit_code(self) -> int:
+        """3 where the gate says no, 4 where it cannot tell, unless it was overruled; else 0."""
+        if self.forced_reason is not None:
+            return 0
+        return {"fail": 3, "inconclusive": 4}.get(self.outcome, 0)
 
-
-def exit_code(done: Rewritten) -> int:
-    """3 where the gate says no, 4 where it cannot tell, unless it was overruled; else 0."""
-    if done.forced_reason is not None:
-        return 0
-    return {"fail": 3, "inconclusive": 4}.get(done.outcome, 0)
-
-
-def summary(done: Rewritten, rows: str) -> str:
-    """The outcome, the generation, what became of the ``rows``, and the new index, for people."""
-    forced = "" if done.forced_reason is None else ", forced"
-    state = f"generation {done.generation}" if done.written else "nothing was written"
-    return f"{done.outcome}{forced}: {state}; {rows}{_index(done)}"
-
-
-def _index(done: Rewritten) -> str:
-    if done.ann is None:
-        return ""
-    return (
-        f"; ANN recall@{done.ann.k} of the new index {done.ann.recall_needed:.4f} at ef "
-        f"{done.ef_search}"
-    )
+    def _summary(self, rows: str) -> str:
+        """The outcome, the generation, what became of the ``rows``, and the new index."""
+        forced = "" if self.forced_reason is None else ", forced"
+        state = f"generation {self.generation}" if self.written else "nothing was written"
+        index = (
+            ""
+            if self.ann is None
+            else (
+                f"; ANN recall@{self.ann.k} of the new index {self.ann.recall_needed:.4f} at ef "
+                f"{self.ef_search}"
+            )
+        )
+        return f"{self.outcome}{forced}: {state}; {rows}{index}"
