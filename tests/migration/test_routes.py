@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -349,6 +351,19 @@ def test_the_level_allows_for_every_route_that_is_judged(
         now = five[one.name]
         assert (one.low, one.high) == pytest.approx((now.low, now.high))
         assert one.verdict == now.verdict
+
+
+def test_the_recipe_of_a_route_is_a_file_that_trains_it(
+    measured: dict[str, RouteResult], tmp_path: Path
+) -> None:
+    """What plan prints for a route reads back as the recipe that the route was measured with."""
+    recipes = {name: one.recipe for name, one in measured.items() if one.recipe is not None}
+    assert set(recipes) == set(measured) - {"keep"}
+    path = tmp_path / "recipe.yaml"
+    for name, recipe in recipes.items():
+        path.write_text(json.dumps(recipe.to_json()), encoding="utf-8")
+        assert Recipe.load(path, recipe.backbone.factories) == recipe, name
+    assert recipes["finetune"] != recipes["lift"]
 
 
 def test_what_a_route_costs_once(measured: dict[str, RouteResult]) -> None:
