@@ -9,7 +9,7 @@ COMPARED   := $(basename $(notdir $(wildcard benchmarks/speed/[a-z]*.py)))
 STUDIED    := $(basename $(notdir $(wildcard benchmarks/studies/[a-z]*.py)))
 CHARACTERS := examples/kanji/data/kanji.npz
 
-.PHONY: demo test torture lint types bench studies wheel-test clean
+.PHONY: demo test torture lint types docs bench studies wheel-test clean
 
 demo: $(READY)                 ## the whole story on real images, in a temporary folder
 	$(BIN)/compatctl demo
@@ -26,6 +26,10 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+docs: $(READY)                 ## the files that are written from the settings of the recipe
+	$(BIN)/python -c "import compatctl.recipe as r; print(r.recipe_yaml(), end='')" > recipes/default.yaml
+	$(BIN)/python -c "import compatctl.recipe as r; print(r.recipe_page(), end='')" > docs/recipe.md
 
 bench: $(READY)                ## comparisons, minutes each: both sides in one run, the ratio printed
 	for name in $(COMPARED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name || exit 1; done

@@ -29,6 +29,7 @@ from compatctl.recipe._recipe import (
     Rehearsal,
     read_ids,
 )
+from compatctl.recipe._template import recipe_page, recipe_yaml
 from compatctl.recipe._typed import read_bounded
 
 __all__ = [
@@ -51,5 +52,7 @@ __all__ = [
     "load_policy",
     "read_bounded",
     "read_ids",
+    "recipe_page",
+    "recipe_yaml",
     "shipped_policies",
 ]

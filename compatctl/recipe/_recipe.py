@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compatctl.errors import InputError
-from compatctl.recipe._typed import between, build, load_yaml, plain, read_bounded
+from compatctl.recipe._typed import build, load_yaml, plain, read_bounded, setting
 
 LOCAL = "."
 """In a list of factories: the files of the working folder."""
@@ -38,141 +38,329 @@ Frame = Literal["prototypes", "simplex", "anchored", "free"]
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How an image becomes the backbone's input: resized to pixels, then ``(x - mean) / std``.
+    """How an image becomes the backbone's input: resized, then ``(x - mean) / std``."""
 
-    ``mean`` and ``std`` are for red, green and blue on the scale 0 .. 255.
-    """
-
-    height: int = field(metadata=between(1, 4096))
-    width: int = field(metadata=between(1, 4096))
-    resize: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
-    fit: Literal["stretch", "crop", "pad"] = "crop"
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = field(default=(255.0, 255.0, 255.0), metadata=between(1e-6))
+    height: int = field(metadata=setting("Pixels.", 1, 4096))
+    width: int = field(metadata=setting("Pixels.", 1, 4096))
+    resize: Literal["bilinear", "bicubic", "lanczos"] = field(
+        default="bicubic", metadata=setting("The filter that resizes the image.")
+    )
+    fit: Literal["stretch", "crop", "pad"] = field(
+        default="crop",
+        metadata=setting(
+            "How an image of another shape fits: stretched, cropped to its middle, or padded with "
+            "white."
+        ),
+    )
+    mean: tuple[float, float, float] = field(
+        default=(0.0, 0.0, 0.0),
+        metadata=setting("Subtracted from red, green and blue, on the scale 0 to 255."),
+    )
+    std: tuple[float, float, float] = field(
+        default=(255.0, 255.0, 255.0),
+        metadata=setting("Divides what is left, on the same scale.", 1e-6),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """``factory`` ("module:callable") called with ``args`` gives a torch module.
+    """The pre-trained network. ``factories`` is what the project permits; no recipe sets it."""
 
-    Its ``method`` takes float32 (N, 3, H, W) and returns (N, F), or (N, F, h, w) which is averaged
-    over h and w. ``part``: what the base's names begin with, where it holds several networks;
-    ``least_share``: of the backbone's tensors, and of their numbers, that the base must have.
-    ``factories``: what the project permits as a factory; a recipe does not say it.
-    """
-
-    factory: str
-    args: dict[str, Any] = field(default_factory=dict)
-    method: str = "forward"
-    input: InputSpec
-    part: str | None = None
-    least_share: float = field(default=0.9, metadata=between(0.0, 1.0))
+    factory: str = field(
+        metadata=setting(
+            "A callable, as module:callable, that returns a torch module. It may be in a file of "
+            "the working folder. The project lists the packages that are allowed (factories in "
+            "compatctl.yaml)."
+        )
+    )
+    args: dict[str, Any] = field(
+        default_factory=dict, metadata=setting("Keyword arguments of the callable.")
+    )
+    method: str = field(
+        default="forward",
+        metadata=setting(
+            "The module's method that maps float32 (N, 3, height, width) to (N, F), or to "
+            "(N, F, h, w), which is averaged over h and w."
+        ),
+    )
+    input: InputSpec = field(metadata=setting("How an image becomes the input of the backbone."))
+    part: str | None = field(
+        default=None,
+        metadata=setting(
+            "The prefix of the tensor names to load, if the base holds several networks, such as "
+            "a student and a teacher, or an average of the weights."
+        ),
+    )
+    least_share: float = field(
+        default=0.9,
+        metadata=setting(
+            "The least share of the backbone's tensors, and of their values, that the base must "
+            "contain. Missing tensors start from random values.",
+            0.0,
+            1.0,
+        ),
+    )
     factories: tuple[str, ...] = field(default=FACTORIES, metadata={"key": ""})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Junction:
-    """From the backbone's F numbers to the gallery's D: one matrix without bias, or two layers."""
+    """The layers from the backbone's F features to the gallery's D dimensions."""
 
-    kind: Literal["linear", "mlp"] = "linear"
-    hidden: int = field(default=1024, metadata=between(1, 65536))
-    dropout: float = field(default=0.0, metadata=between(0.0, 0.95))
+    kind: Literal["linear", "mlp"] = field(
+        default="mlp", metadata=setting("One matrix without bias, or two layers.")
+    )
+    hidden: int = field(
+        default=1024, metadata=setting("The width between the two layers of the mlp.", 1, 65536)
+    )
+    dropout: float = field(
+        default=0.5, metadata=setting("Dropout between the two layers of the mlp.", 0.0, 0.95)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anchors:
-    """Deployed gallery items that join the training unlabelled, each as a class of its own.
+    """Gallery items that train without labels: each is a class, and its stored vector the target.
 
-    ``share`` of the gallery; ``order``: ``random``, or a text file with one item id a line, the
-    most wanted first; ``batch`` anchors go through the network in one step and are told apart from
-    ``rows`` stored vectors (all of them where there are fewer); ``weight`` of the term; ``scale``
-    of its softmax over cosines. ``transfer``: share of the drawn anchors that are changed as two
-    images of a training class differ (head only). ``attention``: the width of the keys by which the
-    encoder attends to the first ``slots`` anchors, whose stored vectors it then holds; null: it
-    does not (head only). ``ids`` is the content of the order's file.
+    ``ids`` is the content of the file that ``order`` names.
     """
 
-    share: float = field(default=1.0, metadata=between(0.0, 1.0))
-    order: str = "random"
-    batch: int = field(default=512, metadata=between(2, 65536))
-    rows: int = field(default=8192, metadata=between(2, 1 << 20))
-    weight: float = field(default=1.0, metadata=between(0.0, 1e6))
-    scale: float = field(default=16.0, metadata=between(1e-3, 1e3))
-    transfer: float = field(default=0.0, metadata=between(0.0, 1.0))
-    attention: int | None = field(default=None, metadata=between(1, 4096))
-    slots: int = field(default=65536, metadata=between(1, 1 << 20))
+    share: float = field(
+        default=1.0,
+        metadata=setting(
+            "The share of the gallery to use. Each item is passed once through the new backbone.",
+            0.0,
+            1.0,
+        ),
+    )
+    order: str = field(
+        default="random",
+        metadata=setting(
+            "Which items come first: random, or a text file beside the recipe with one item id a "
+            "line."
+        ),
+    )
+    batch: int = field(default=512, metadata=setting("Anchors in one training step.", 2, 65536))
+    rows: int = field(
+        default=8192,
+        metadata=setting("Stored vectors that each anchor is contrasted with.", 2, 1 << 20),
+    )
+    weight: float = field(default=3.0, metadata=setting("The weight of the term.", 0.0, 1e6))
+    scale: float = field(
+        default=16.0, metadata=setting("The scale of the softmax over cosines.", 1e-3, 1e3)
+    )
+    transfer: float = field(
+        default=0.5,
+        metadata=setting(
+            "The share of the anchors in a step whose features are shifted by the difference "
+            "between two images of one training class, one in the gallery and one outside. This "
+            "shows the model what queries of unlabelled items look like. Only with train: head.",
+            0.0,
+            1.0,
+        ),
+    )
+    attention: int | None = field(
+        default=256,
+        metadata=setting(
+            "The width of the keys by which the encoder attends to anchors. It then contains "
+            "their stored vectors, and a query's embedding takes from those it is near to. Only "
+            "with train: head.",
+            1,
+            4096,
+        ),
+    )
+    slots: int = field(
+        default=65536,
+        metadata=setting("How many anchors the encoder contains, the first ones.", 1, 1 << 20),
+    )
     ids: tuple[str, ...] = field(default=(), metadata={"key": ""})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """``L = lambda * CE + (1 - lambda) * NCE`` (+ anchors); validation classes choose from lists.
+    """``L = lambda * CE + (1 - lambda) * NCE + anchors.weight * anchors``."""
 
-    ``scale``: of a softmax over cosines; null takes raw ``z . w``, as the authors do. ``K``: number
-    of vertices of the simplex; ``dim``: D where no gallery dictates it.
-    """
-
-    frame: tuple[Frame, ...] = ("prototypes",)
-    contrast: Literal["hoc", "infonce"] = "hoc"
-    lambda_: tuple[float, ...] = field(default=(0.1,), metadata=between(0.0, 1.0, key="lambda"))
-    mu: tuple[float, ...] = field(default=(10.0,), metadata=between(1e-3, 1e3))
-    scale: float | None = field(default=None, metadata=between(1e-3, 1e3))
-    K: int | None = field(default=None, metadata=between(2, 65536))
-    dim: int | None = field(default=None, metadata=between(1, 65536))
-    anchors: Anchors | None = None
+    frame: tuple[Frame, ...] = field(
+        default=("prototypes",),
+        metadata=setting(
+            "The fixed class vectors of the cross-entropy CE:\n"
+            "  prototypes  the class means of the deployed gallery\n"
+            "  simplex     the d-Simplex (CVPR 2024, arXiv 2405.02581), if the deployed model was\n"
+            "              trained on the same one\n"
+            "  anchored    the d-Simplex, rotated onto the gallery's class means\n"
+            "  free        vectors that are learned: the model ignores the gallery"
+        ),
+    )
+    contrast: Literal["hoc", "infonce"] = field(
+        default="hoc",
+        metadata=setting(
+            "The form of NCE: the authors' code, or the equation of the paper (TPAMI 2026, arXiv "
+            "2606.12488)."
+        ),
+    )
+    lambda_: tuple[float, ...] = field(
+        default=(1.0,),
+        metadata=setting(
+            "The weight of CE. The papers use 0.1, for a gallery on the same simplex. 1.0 is CE "
+            "alone, which is better for prototypes and needs no old features.",
+            0.0,
+            1.0,
+            key="lambda",
+        ),
+    )
+    mu: tuple[float, ...] = field(
+        default=(10.0,), metadata=setting("The inverse temperature of NCE.", 1e-3, 1e3)
+    )
+    scale: float | None = field(
+        default=16.0,
+        metadata=setting(
+            "CE is a softmax over scale * cosine. null: over raw products, as the authors do on a "
+            "simplex.",
+            1e-3,
+            1e3,
+        ),
+    )
+    K: int | None = field(
+        default=None,
+        metadata=setting(
+            "The number of vertices of the simplex, at most D + 1. null: D + 1. More classes than "
+            "vertices is an error.",
+            2,
+            65536,
+        ),
+    )
+    dim: int | None = field(
+        default=None,
+        metadata=setting("The dimension D, if there is no gallery that fixes it.", 1, 65536),
+    )
+    anchors: Anchors | None = field(
+        default=Anchors(),
+        metadata=setting(
+            "Gallery items that train without labels: each is a class of its own, with its stored "
+            "vector as the target. The new model then finds these items; others gain little. "
+            "null: none. If a recipe does not mention them, they are used where they can be: with "
+            "train: head, a scale, and a frame that knows the gallery."
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """AdamW with a cosine schedule; ``frozen_norm`` keeps BatchNorm statistics as loaded (full)."""
+    """AdamW; learning rates fall along half a cosine to 0."""
 
-    epochs: int = field(default=20, metadata=between(1, 100_000))
-    batch_size: int = field(default=256, metadata=between(2, 65536))
-    lr: float = field(default=0.002, metadata=between(0.0, 100.0))
-    backbone_lr: float = field(default=0.0001, metadata=between(0.0, 100.0))
-    weight_decay: float = field(default=0.01, metadata=between(0.0, 100.0))
-    frozen_norm: bool = True
+    epochs: int = field(default=20, metadata=setting("Passes over the data.", 1, 100_000))
+    batch_size: int = field(default=256, metadata=setting("Items in one step.", 2, 65536))
+    lr: float = field(
+        default=0.002, metadata=setting("The learning rate of the junction.", 0.0, 100.0)
+    )
+    backbone_lr: float = field(
+        default=0.0001,
+        metadata=setting("The learning rate of the backbone, with train: full.", 0.0, 100.0),
+    )
+    weight_decay: float = field(
+        default=0.01, metadata=setting("The decoupled weight decay.", 0.0, 100.0)
+    )
+    frozen_norm: bool = field(
+        default=True,
+        metadata=setting("Keep the BatchNorm statistics of the base, with train: full."),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random changes to a training image.
+    """Random changes to training images."""
 
-    ``views``: how many a head caches of each image, the first one unchanged; training the whole
-    network draws a new one each time. ``crop``: least share of the area kept (1 keeps all);
-    ``rotate``: degrees either way; ``shift``: share of the side; ``colour``: strength of
-    brightness, contrast and saturation; ``flip``: mirror.
-    """
-
-    views: int = field(default=1, metadata=between(1, 64))
-    flip: bool = False
-    crop: float = field(default=1.0, metadata=between(0.05, 1.0))
-    rotate: float = field(default=0.0, metadata=between(0.0, 180.0))
-    shift: float = field(default=0.0, metadata=between(0.0, 0.5))
-    colour: float = field(default=0.0, metadata=between(0.0, 1.0))
+    views: int = field(
+        default=1,
+        metadata=setting(
+            "With train: head, how many variants of an image are cached, the first one unchanged. "
+            "With train: full, every epoch draws a new one.",
+            1,
+            64,
+        ),
+    )
+    flip: bool = field(default=False, metadata=setting("Mirror half of the images."))
+    crop: float = field(
+        default=1.0, metadata=setting("The least share of the area to keep.", 0.05, 1.0)
+    )
+    rotate: float = field(
+        default=0.0, metadata=setting("The largest angle in degrees, either way.", 0.0, 180.0)
+    )
+    shift: float = field(
+        default=0.0, metadata=setting("The largest shift, as a share of the side.", 0.0, 0.5)
+    )
+    colour: float = field(
+        default=0.0,
+        metadata=setting("The strength of changes to brightness, contrast, saturation.", 0.0, 1.0),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """Sequential fine-tuning: ``per_class`` remembered images; batches half memory, half new."""
+    """The memory of a sequence of fine-tunings."""
 
-    per_class: int = field(default=20, metadata=between(1, 100_000))
+    per_class: int = field(
+        default=20, metadata=setting("How many images of each class to keep.", 1, 100_000)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The whole recipe: ``Recipe.load(path)`` reads one, ``digest`` identifies it."""
 
-    format: Literal[1]
-    seed: int = field(default=0, metadata=between(0, 2**31 - 1))
-    backbone: Backbone
-    junction: Junction = Junction()
-    objective: Objective = Objective()
-    train: Literal["head", "full"] = "head"
-    optimiser: Optimiser = Optimiser()
-    augmentation: Augmentation = Augmentation()
-    rehearsal: Rehearsal | None = None
-    amp: Literal["auto", "off"] = "auto"
+    format: Literal[1] = field(default=1, metadata=setting("The version of this file's layout."))
+    seed: int = field(
+        default=0,
+        metadata=setting(
+            "Seeds everything that is random. On a CPU the same seed gives the same weights.",
+            0,
+            2**31 - 1,
+        ),
+    )
+    backbone: Backbone = field(
+        metadata=setting("The pre-trained network. Its weights come from --base.")
+    )
+    junction: Junction = field(
+        default=Junction(),
+        metadata=setting(
+            "The layers from the backbone's F features to the gallery's D dimensions."
+        ),
+    )
+    objective: Objective = field(
+        default=Objective(),
+        metadata=setting(
+            "L = lambda * CE + (1 - lambda) * NCE + anchors.weight * anchors. If frame, lambda or "
+            "mu is a list, every combination is trained, and the one with the best recall@1 of "
+            "new queries on the old gallery is kept, measured on the validation classes and never "
+            "on the test classes."
+        ),
+    )
+    train: Literal["head", "full"] = field(
+        default="head",
+        metadata=setting(
+            "head: the backbone is frozen and runs once over each image; training takes seconds. "
+            "full: the backbone is trained too."
+        ),
+    )
+    optimiser: Optimiser = field(
+        default=Optimiser(),
+        metadata=setting("AdamW; learning rates fall along half a cosine to 0."),
+    )
+    augmentation: Augmentation = field(
+        default=Augmentation(), metadata=setting("Random changes to training images.")
+    )
+    rehearsal: Rehearsal | None = field(
+        default=None,
+        metadata=setting(
+            "Sequential fine-tuning: half of a batch are new items, half are items of a memory "
+            "with per_class images of each earlier class. deploy keeps that memory in the store; "
+            "--memory adds data of earlier runs. null: no memory."
+        ),
+    )
+    amp: Literal["auto", "off"] = field(
+        default="auto",
+        metadata=setting("auto: bfloat16 on a GPU that has it. off: float32 everywhere."),
+    )
 
     @classmethod
     def load(cls, path: Path, factories: tuple[str, ...] = FACTORIES) -> Recipe:
@@ -184,6 +372,8 @@ class Recipe:
         _refuse_newer(value, path, 1)
         recipe = build(cls, value, str(path))
         recipe = replace(recipe, backbone=replace(recipe.backbone, factories=factories))
+        if not _mentions_anchors(value) and not recipe.can_anchor:
+            recipe = replace(recipe, objective=replace(recipe.objective, anchors=None))
         anchors = recipe.objective.anchors
         _check_anchors(recipe, path)
         if anchors is None or anchors.order == "random":
@@ -199,11 +389,23 @@ class Recipe:
         return written
 
     @property
+    def can_anchor(self) -> bool:
+        """Whether the default anchors work here: a frozen backbone, cosines, and a gallery."""
+        objective = self.objective
+        gallery = "free" not in objective.frame and objective.dim is None
+        return self.train == "head" and objective.scale is not None and gallery
+
+    @property
     def digest(self) -> str:
         """sha256 (hex) of the recipe's values and of its anchors' order."""
         anchors = self.objective.anchors
         content = {"recipe": self.to_json(), "ids": list(anchors.ids) if anchors else []}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _mentions_anchors(value: Any) -> bool:
+    objective = value.get("objective") if isinstance(value, dict) else None
+    return isinstance(objective, dict) and "anchors" in objective
 
 
 def _check_anchors(recipe: Recipe, path: Path) -> None:

@@ -40,6 +40,16 @@ def between(low: float | None = None, high: float | None = None, **more: Any) ->
     return {"low": low, "high": high, **more}
 
 
+def setting(
+    sentence: str, low: float | None = None, high: float | None = None, **more: Any
+) -> dict[str, Any]:
+    """Field metadata: what a setting does, in one place for the file's comment and the docs.
+
+    ``low`` and ``high`` are the closed range of a number, or of every number of a list.
+    """
+    return {"sentence": sentence, "low": low, "high": high, **more}
+
+
 def load_yaml(path: Path) -> Any:
     """The plain value of a YAML file: mappings, lists, text, numbers, booleans and null.
 
@@ -82,7 +92,7 @@ def build(kind: type[T], value: Any, where: str) -> T:
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a mapping of keys, got {_shown(value)}")
     hints = typing.get_type_hints(kind)
-    fields = {_key(f): f for f in dataclasses.fields(kind) if _key(f)}  # type: ignore[arg-type]
+    fields = {key_of(f): f for f in dataclasses.fields(kind) if key_of(f)}  # type: ignore[arg-type]
     unknown = [str(key) for key in value if key not in fields]
     if unknown:
         raise InputError(
@@ -104,7 +114,7 @@ def plain(value: Any) -> Any:
     """The JSON-able value that ``build`` reads back into an equal dataclass."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            _key(f): plain(getattr(value, f.name)) for f in dataclasses.fields(value) if _key(f)
+            key_of(f): plain(getattr(value, f.name)) for f in dataclasses.fields(value) if key_of(f)
         }
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]
@@ -113,8 +123,8 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _key(field: dataclasses.Field[Any]) -> str:
-    """The key of a field in the file; empty for a field that is not read from it."""
+def key_of(field: dataclasses.Field[Any]) -> str:
+    """The key of a field in the file; empty if the file does not hold it."""
     return str(field.metadata.get("key", field.name))
 
 
