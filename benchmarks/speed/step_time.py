@@ -45,7 +45,8 @@ FAMILY = {
 }
 PAIRS = (("lite0", "lite2"), ("lite0", "lite0"))
 """Old and new."""
-OBJECTIVE = Objective(frame=("prototypes",), contrast="hoc", lambda_=(0.1,), mu=(10.0,))
+OBJECTIVE = Objective(lambda_=(0.1,), scale=None, anchors=None)
+"""The papers' loss"""
 TARGET = 1.25
 
 Step = Callable[[], float]

@@ -47,7 +47,7 @@ def _objective(**changes: object) -> Change:
 
 def _anchors(**changes: object) -> Change:
     def change(one: Recipe) -> Recipe:
-        held = one.objective.anchors or Anchors()
+        held = one.objective.anchors or Anchors(transfer=0.0, attention=None)
         return _objective(anchors=replace(held, **changes))(one)  # type: ignore[arg-type]
 
     return change
@@ -77,7 +77,7 @@ SETTINGS: Mapping[str, Change] = {
     "a quarter of the gallery anchors": _anchors(share=0.25),
     "keys of 64 numbers": _anchors(attention=64),
     "anchors weigh 1": _anchors(weight=1.0),
-    "linear junction": lambda one: replace(one, junction=Junction()),
+    "linear junction": lambda one: replace(one, junction=Junction(kind="linear")),
     "no dropout": lambda one: replace(one, junction=replace(one.junction, dropout=0.0)),
     "hoc, lambda .1": _objective(lambda_=(0.1,), contrast="hoc"),
     "hoc, lambda .5": _objective(lambda_=(0.5,), contrast="hoc"),

@@ -74,13 +74,14 @@ backbone:
   factory: "benchmarks.common.cnn:build"
   args: {args}
   input: {{height: 32, width: 32, fit: stretch, mean: [127.5, 127.5, 127.5], std: [127.5, 127.5, 127.5]}}
+junction: {{kind: linear}}
 objective: {{{objective}}}
 train: full
 optimiser: {{epochs: {epochs}, batch_size: 128, lr: {lr}, backbone_lr: {lr}, weight_decay: 0.05, frozen_norm: false}}
 augmentation: {{rotate: 5.0, shift: 0.06}}
 rehearsal: {rehearsal}
 """  # noqa: E501
-SIMPLEX = f"frame: simplex, dim: {sum(NEW) - 1}"
+SIMPLEX = f"frame: simplex, scale: null, dim: {sum(NEW) - 1}"
 
 Arrays = dict[str, NDArray[Any]]
 

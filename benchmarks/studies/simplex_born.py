@@ -57,7 +57,15 @@ from compatctl.core.retrieval import Retrieval, evaluate
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, Item, load
 from compatctl.files import write_atomic
-from compatctl.recipe import Augmentation, Backbone, InputSpec, Objective, Optimiser, Recipe
+from compatctl.recipe import (
+    Augmentation,
+    Backbone,
+    InputSpec,
+    Junction,
+    Objective,
+    Optimiser,
+    Recipe,
+)
 from compatctl.train import Network, Reference, save_weights, train
 
 GALLERY = "ipa-mincho"
@@ -238,7 +246,10 @@ def _recipe(
             input=InputSpec(height=32, width=32, fit="stretch", mean=grey, std=grey),
             factories=("benchmarks.common.cnn:build",),
         ),
-        objective=Objective(frame=("simplex",), lambda_=(weight,), K=K, dim=K - 1),
+        junction=Junction(kind="linear"),
+        objective=Objective(
+            frame=("simplex",), lambda_=(weight,), scale=None, K=K, dim=K - 1, anchors=None
+        ),
         train="full",
         optimiser=Optimiser(
             epochs=epochs,

@@ -103,6 +103,14 @@ def import_(
     return Outcome(result=result, warnings=result.warnings)
 
 
+def _print_recipe(requested: bool) -> None:
+    if requested:
+        from compatctl.recipe import recipe_yaml
+
+        print(recipe_yaml(), end="")
+        raise typer.Exit
+
+
 @command
 @with_project("store", "data", "data_root", "recipe", "candidate", "output")
 def finetune(
@@ -119,6 +127,15 @@ def finetune(
     ] = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
+    print_recipe: Annotated[
+        bool,
+        typer.Option(
+            "--print-recipe",
+            callback=_print_recipe,
+            is_eager=True,
+            help="Print a recipe with every setting and its default, and exit.",
+        ),
+    ] = False,
 ) -> Outcome[Any]:
     """Fine-tune the new backbone against the deployed gallery, and export it to ONNX."""
     from compatctl.commands.finetune import finetune, plan

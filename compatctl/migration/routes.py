@@ -193,7 +193,7 @@ def _heads(ground: RouteInputs, progress: Progress) -> list[Variant]:
     """The model without a gallery, with the recipe's head and a linear one, re-embedding all."""
     recipe = free_recipe(ground.recipe, ground.reference.dim)
     found = []
-    for one in dict.fromkeys((recipe.junction, Junction())):
+    for one in dict.fromkeys((recipe.junction, Junction(kind="linear"))):
         head = fit(ground, replace(recipe, junction=one), None, progress)
         found.append(head.option(head.gallery, f"{one.kind} head"))
     return found
@@ -235,7 +235,11 @@ def fit(
 def free_recipe(recipe: Recipe, dim: int) -> Recipe:
     """The same backbone, head, data and epochs with no thought of the gallery."""
     objective = Objective(
-        frame=("free",), lambda_=(1.0,), scale=recipe.objective.scale or SCALE, dim=dim
+        frame=("free",),
+        lambda_=(1.0,),
+        scale=recipe.objective.scale or SCALE,
+        dim=dim,
+        anchors=None,
     )
     return replace(recipe, objective=objective)
 

@@ -14,6 +14,7 @@ from shop_kit import write_encoder
 
 from compatctl.samples import emoji_source, unpack_emoji
 
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(sys.executable).parent / "compatctl"
 
 
@@ -45,6 +46,9 @@ def main(folder: Path) -> None:
     assert call(folder, 0, "rollback")["query_model"] == begun["query_model"]
     assert call(folder, 0, "check")["ok"]
     call(folder, 5, "finetune", "--base", "new.onnx")
+    recipe = [SCRIPT, "finetune", "--print-recipe"]
+    printed = subprocess.run(recipe, capture_output=True, check=True).stdout
+    assert printed == (ROOT / "recipes" / "default.yaml").read_bytes()
     print(
         "the installed wheel: init, verify, deploy, search, rollback and check work without torch"
     )
