@@ -15,11 +15,16 @@ from compatctl.cli.options import (
     ResamplingSeed,
     SkipBad,
     TrainingRecordFile,
+    refuse_given,
     with_project,
 )
 
 if TYPE_CHECKING:
     from compatctl.recipe import Project
+
+
+MODEL_OPTIONS = {"project_store", "project_data", "project_data_root", "skip_bad", "allow_seen"}
+"""Parameters of verify that need models, images or a store."""
 
 
 def _output(flag: str, text: str) -> typer.models.OptionInfo:
@@ -35,6 +40,7 @@ def verify(
     old: Annotated[Path, typer.Argument(help="The deployed encoder, or its features (.npz).")],
     new: Annotated[Path, typer.Argument(help="The candidate, or its features (.npz).")],
     project: Project,
+    context: typer.Context,
     junit: Annotated[
         Path | None, _output("--junit", "Write JUnit XML, one test case for each check.")
     ] = None,
@@ -131,6 +137,10 @@ def verify(
     from compatctl.render import progress
     from compatctl.render.report_table import report_table
 
+    if ".npz" in {old.suffix.lower(), new.suffix.lower()}:
+        refuse_given(
+            context, MODEL_OPTIONS, "feature tables are compared without a store or images"
+        )
     options = VerifyOptions(
         training=training,
         allow_seen=allow_seen,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from compatctl.errors import UsageError
 
 
 def _setting(flag: str, text: str) -> Any:
@@ -114,6 +116,18 @@ def with_project(*names: str) -> Callable[[Callable[..., Any]], Callable[..., An
         return run
 
     return decorate
+
+
+def refuse_given(context: typer.Context, parameters: Collection[str], reason: str) -> None:
+    """Refuse options that were written on the command line.
+
+    Raises:
+        UsageError: one of ``parameters`` was; entries of the project and the environment pass.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in parameters and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"{parameter.opts[0]} has no effect: {reason}", tip="leave it out")
 
 
 def add_parameters(

@@ -260,6 +260,11 @@ def test_usage_errors_are_exit_2_and_help_is_0() -> None:
         (("check", "--dry-run"), "--dry-run"),
         (("finetune", "--base", "x.pt", "--dry-run", "--resume"), "--resume"),
         (("finetune", "--base", "x.pt", "--dry-run", "--skip-bad"), "--skip-bad"),
+        (("verify", "old.npz", "new.npz", "--store", "store"), "--store"),
+        (("verify", "old.npz", "new.npz", "--data", "items.csv"), "--data"),
+        (("verify", "old.npz", "new.npz", "--data-root", "images"), "--data-root"),
+        (("verify", "old.npz", "new.npz", "--skip-bad"), "--skip-bad"),
+        (("verify", "old.npz", "new.npz", "--allow-seen"), "--allow-seen"),
     ],
 )
 def test_options_without_effect_are_refused(
