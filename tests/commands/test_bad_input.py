@@ -226,7 +226,7 @@ def test_a_checkpoint_cannot_run_code(shop: Shop, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "format: 1\nbackbone:\n  factory: torch.nn:Flatten\n  input: {height: 16, width: 16}\n"
-        "objective: {frame: prototypes, lambda: 1.0, scale: 16.0}\n"
+        "objective: {frame: prototypes, lambda: 1.0, scale: 16.0, anchors: null}\n"
     )
     done = shop.run("finetune", "--base", base, "--recipe", recipe)
     assert done.code == 5, done.stderr

@@ -20,7 +20,7 @@ format: 1
 backbone:
   factory: "tiny_backbone:build"
   input: {{height: 32, width: 32, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}}
-junction: {{kind: mlp, hidden: 64}}
+junction: {{kind: mlp, hidden: 64, dropout: 0.0}}
 objective: {{frame: {frame}, lambda: {weight}, scale: {scale}, anchors: {anchors}}}
 optimiser: {{epochs: 3, batch_size: 64, lr: 0.003}}
 """

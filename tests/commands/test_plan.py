@@ -26,12 +26,15 @@ format: 1
 backbone:
   factory: "tiny_backbone:build"
   input: {{height: 32, width: 32, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}}
-junction: {{kind: mlp, hidden: 64}}
+junction: {{kind: mlp, hidden: 64, dropout: 0.0}}
 objective: {objective}
 train: {train}
 optimiser: {{epochs: 3, batch_size: 64, lr: 0.003}}
 """
-ANCHORED = "{frame: prototypes, lambda: 1.0, scale: 16.0, anchors: {rows: 128, batch: 64}}"
+ANCHORED = (
+    "{frame: prototypes, lambda: 1.0, scale: 16.0, "
+    "anchors: {rows: 128, batch: 64, transfer: 0.0, attention: null}}"
+)
 
 
 def _recipe(shop: Shop, objective: str = ANCHORED, train: str = "head") -> Path:

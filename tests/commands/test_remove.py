@@ -331,9 +331,9 @@ format: 1
 backbone:
   factory: "tiny_backbone:build"
   input: {height: 16, width: 16, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}
-junction: {kind: mlp, hidden: 16}
+junction: {kind: mlp, hidden: 16, dropout: 0.0}
 objective:
-  {frame: prototypes, lambda: 1.0, scale: 16.0, anchors: {share: 0.5, rows: 64, attention: 8}}
+  anchors: {share: 0.5, rows: 64, attention: 8, transfer: 0.0}
 optimiser: {epochs: 1, batch_size: 64, lr: 0.003}
 rehearsal: {per_class: 2}
 """

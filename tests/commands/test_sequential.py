@@ -32,7 +32,8 @@ backbone:
   factory: "tiny_backbone:build"
   args: {{width: {width}}}
   input: {{height: 16, width: 16, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}}
-objective: {{frame: simplex, lambda: {weight}, dim: {dim}}}
+junction: {{kind: linear}}
+objective: {{frame: simplex, lambda: {weight}, scale: null, dim: {dim}}}
 optimiser: {{epochs: 1, batch_size: 64, lr: 0.003}}
 rehearsal: {{per_class: {per_class}}}
 """

@@ -25,7 +25,8 @@ format: 1
 backbone:
   factory: "tiny_backbone:build"
   input: {height: 32, width: 32, fit: stretch}
-objective: {frame: prototypes, lambda: 1.0, scale: 16.0, anchors: {rows: 64, batch: 32}}
+junction: {kind: linear}
+objective: {anchors: {rows: 64, batch: 32, transfer: 0.0, attention: null}}
 optimiser: {epochs: 8, batch_size: 32, lr: 0.01}
 """
 CLASSES, EACH, WIDTH, DIM = 40, 6, 48, 16

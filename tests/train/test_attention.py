@@ -77,7 +77,7 @@ def test_unseen_classes_come_nearer_to_their_stored_vectors(tmp_path: Path) -> N
     reference = kit.gallery(data)
     unseen = [i for i, item in enumerate(data.items) if item.split != "train" and i % 2]
     near = []
-    for keys in ("", ", attention: 8"):
+    for keys in (", attention: null", ", attention: 8"):
         found = kit.features(trained(tmp_path, keys), data)
         near.append(
             np.mean(

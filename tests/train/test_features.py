@@ -14,7 +14,10 @@ from compatctl.errors import InputError
 from compatctl.train import Features, train
 
 TWO_LAYERS = "junction: {kind: mlp, hidden: 16, dropout: 0.5}"
-ANCHORED = "objective: {frame: prototypes, lambda: 0.5, scale: 16.0, anchors: {transfer: 0.5}}"
+ANCHORED = (
+    "objective: {frame: prototypes, lambda: 0.5, scale: 16.0, "
+    "anchors: {transfer: 0.5, attention: null}}"
+)
 
 
 @pytest.mark.parametrize("views", [1, 2])

@@ -45,10 +45,13 @@ def test_a_killed_run_resumes_to_the_same_weights(
     """SIGKILL in a trial, at its end, and in the next one: the resumed weights are the same."""
     line = (
         "objective: {frame: prototypes, lambda: [0.1, 1.0], scale: 16.0, "
-        "anchors: {batch: 8, attention: 6}}"
+        "anchors: {batch: 8, transfer: 0.0, attention: 6}}"
     )
     if mode == "full":
-        line = "objective: {frame: prototypes, lambda: 0.1, anchors: {batch: 8}}"
+        line = (
+            "objective: {frame: prototypes, lambda: 0.1, scale: null, "
+            "anchors: {batch: 8, transfer: 0.0, attention: null}}"
+        )
     recipe = kit.recipe(
         tmp_path,
         train=f"train: {mode}",

@@ -45,7 +45,7 @@ def test_training_pulls_features_towards_the_deployed_gallery(tmp_path: Path, fr
     """After training, training items lie nearer to their class in the gallery than before."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data, dim=16)
-    line = f"objective: {{frame: {frame}, lambda: 1.0, scale: 16.0}}"
+    line = f"objective: {{frame: {frame}, lambda: 1.0, scale: 16.0, anchors: null}}"
     short = kit.recipe(
         tmp_path, objective=line, optimiser="optimiser: {epochs: 1, batch_size: 16, lr: 0.0}"
     )
@@ -97,10 +97,10 @@ def test_anchors_move_items_to_their_stored_vectors_without_labels(tmp_path: Pat
     own, sources = reference.old_features(unseen.ids)
     assert set(sources) == {"gallery"}
     cosine = []
-    for anchors in ("null", "{share: 1.0, batch: 16, rows: 64, weight: 3.0}"):
+    for anchors in ("null", "{share: 1.0, batch: 16, rows: 64, transfer: 0.0, attention: null}"):
         line = f"objective: {{lambda: 1.0, scale: 16.0, anchors: {anchors}}}"
         optimiser = "optimiser: {epochs: 60, batch_size: 16, lr: 0.02}"
-        junction = "junction: {kind: mlp, hidden: 64}"
+        junction = "junction: {kind: mlp, hidden: 64, dropout: 0.0}"
         recipe = kit.recipe(tmp_path, objective=line, optimiser=optimiser, junction=junction)
         trained = train(
             recipe=recipe, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path
@@ -117,7 +117,10 @@ def test_the_share_and_the_order_say_which_items_anchor(tmp_path: Path) -> None:
     reference = kit.gallery(data)
     order = sorted(reference.gallery_ids, reverse=True)
     (tmp_path / "order.txt").write_text("\n".join(order))
-    line = "objective: {lambda: 1.0, anchors: {share: 0.5, order: order.txt, batch: 8}}"
+    line = (
+        "objective: {lambda: 1.0, scale: null, anchors: {share: 0.5, order: order.txt, batch: 8, "
+        "transfer: 0.0, attention: null}}"
+    )
     recipe = kit.recipe(tmp_path, objective=line)
     trained = train(
         recipe=recipe, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path
@@ -129,7 +132,10 @@ def test_anchors_are_changed_as_images_of_one_class_differ(tmp_path: Path) -> No
     """The first half of the anchors gets, exactly, the difference of two items of a class."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data)
-    line = "objective: {lambda: 1.0, anchors: {batch: 12, transfer: 0.5}}"
+    line = (
+        "objective: {lambda: 1.0, scale: null, "
+        "anchors: {batch: 12, transfer: 0.5, attention: null}}"
+    )
     recipe = kit.recipe(tmp_path, objective=line)
     training_set = select_training_set(recipe, data, reference, None)
     network, match = make_network(recipe, kit.base(tmp_path), reference.dim)
@@ -240,7 +246,7 @@ def test_the_record_names_every_item_and_class(tmp_path: Path) -> None:
     """Ids, digests, classes, sources, base and digests are there, and JSON can hold them."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data)
-    recipe = kit.recipe(tmp_path, objective="objective: {lambda: 0.1}")
+    recipe = kit.recipe(tmp_path, objective=f"objective: {{lambda: 0.1, {kit.PLAIN}}}")
     base = kit.base(tmp_path)
     record = train(recipe=recipe, base=base, data=data, reference=reference, work=tmp_path).record
     items = data.filter(split="train")
@@ -264,7 +270,7 @@ def test_only_items_without_a_stored_vector_need_the_old_encoder(tmp_path: Path)
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data)
     items = set(data.filter(split="train").ids)
-    contrast = kit.recipe(tmp_path, objective="objective: {lambda: [0.1, 1.0]}")
+    contrast = kit.recipe(tmp_path, objective=f"objective: {{lambda: [0.1, 1.0], {kit.PLAIN}}}")
     assert set(items_to_encode(contrast, data, reference.gallery_ids)) == items - set(
         reference.gallery_ids
     )
@@ -308,7 +314,7 @@ def test_vertices_are_owned_for_ever(tmp_path: Path) -> None:
     mine = sorted(set(data.filter(split="train").labels))
     before = Registry(()).extend(["elsewhere", mine[2]], 17)
     reference = replace(kit.gallery(data, dim=16), registry=before, K=17)
-    line = "objective: {frame: simplex, lambda: 1.0}"
+    line = f"objective: {{frame: simplex, lambda: 1.0, {kit.PLAIN}}}"
     trained = train(
         recipe=kit.recipe(tmp_path, objective=line),
         base=kit.base(tmp_path),
@@ -326,9 +332,12 @@ def test_vertices_are_owned_for_ever(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("objective: {frame: simplex, lambda: 1.0, K: 4}", "classes and only 4 vertices"),
-        ("objective: {frame: simplex, lambda: 1.0, K: 99}", "needs 98 dimensions"),
-        ("objective: {frame: prototypes, lambda: 1.0, dim: 7}", "has 16 dimensions"),
+        (
+            f"objective: {{frame: simplex, lambda: 1.0, K: 4, {kit.PLAIN}}}",
+            "classes and only 4 vertices",
+        ),
+        (f"objective: {{frame: simplex, lambda: 1.0, K: 99, {kit.PLAIN}}}", "needs 98 dimensions"),
+        ("objective: {frame: prototypes, lambda: 1.0, dim: 7, scale: null}", "has 16 dimensions"),
     ],
 )
 def test_impossible_frames_are_refused(tmp_path: Path, line: str, says: str) -> None:
@@ -352,7 +361,8 @@ def test_a_deployed_simplex_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="15 vertices, the recipe says 17"):
         train(
             recipe=kit.recipe(
-                tmp_path, objective="objective: {frame: simplex, lambda: 1.0, K: 17}"
+                tmp_path,
+                objective=f"objective: {{frame: simplex, lambda: 1.0, K: 17, {kit.PLAIN}}}",
             ),
             base=kit.base(tmp_path),
             data=data,
@@ -383,7 +393,9 @@ def test_a_free_model_needs_no_gallery_and_can_be_a_base(tmp_path: Path) -> None
     assert _same(first, second)
     with pytest.raises(InputError, match=r"no objective\.dim"):
         train(
-            recipe=kit.recipe(tmp_path, objective="objective: {frame: free, lambda: 1.0}"),
+            recipe=kit.recipe(
+                tmp_path, objective="objective: {frame: free, lambda: 1.0, scale: null}"
+            ),
             base=None,
             data=data,
             reference=None,
@@ -399,7 +411,9 @@ def test_rehearsal_keeps_some_images_of_earlier_classes(tmp_path: Path) -> None:
     new = data.take([i for i, one in enumerate(data.labels) if one not in early])
     memory = data.take([i for i, one in enumerate(data.labels) if one in early])
     recipe = kit.recipe(
-        tmp_path, rehearsal="rehearsal: {per_class: 2}", objective="objective: {lambda: 0.1}"
+        tmp_path,
+        rehearsal="rehearsal: {per_class: 2}",
+        objective=f"objective: {{lambda: 0.1, {kit.PLAIN}}}",
     )
     reference = kit.gallery(data)
     trained = train(
@@ -428,7 +442,9 @@ def test_a_choice_without_validation_is_refused(tmp_path: Path) -> None:
     data = kit.dataset(tmp_path).filter(split="train")
     with pytest.raises(InputError, match="2 trials to choose from"):
         train(
-            recipe=kit.recipe(tmp_path, objective="objective: {lambda: [0.1, 1.0]}"),
+            recipe=kit.recipe(
+                tmp_path, objective=f"objective: {{lambda: [0.1, 1.0], {kit.PLAIN}}}"
+            ),
             base=kit.base(tmp_path),
             data=data,
             reference=kit.gallery(data),

@@ -24,9 +24,13 @@ backbone:
   method: extract
   input: {height: 16, width: 16, fit: stretch, mean: [127, 127, 127], std: [64, 64, 64]}
 junction: {kind: linear}
-objective: {frame: prototypes, lambda: 1.0, scale: 16.0}
+objective: {frame: prototypes, lambda: 1.0, scale: 16.0, anchors: null}
 optimiser: {epochs: 6, batch_size: 16, lr: 0.02}
 """
+
+
+PLAIN = "scale: null, anchors: null"
+"""Raw products and no anchors: the papers' loss."""
 
 
 class Small(nn.Module):
