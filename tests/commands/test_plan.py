@@ -33,7 +33,7 @@ optimiser: {{epochs: 3, batch_size: 64, lr: 0.003}}
 """
 ANCHORED = (
     "{frame: prototypes, lambda: 1.0, scale: 16.0, "
-    "anchors: {rows: 128, batch: 64, transfer: 0.0, attention: null}}"
+    "anchors: {rows: 128, batch: 64, weight: 1.0, transfer: 0.0, attention: null}}"
 )
 
 

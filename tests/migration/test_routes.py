@@ -26,7 +26,7 @@ backbone:
   factory: "tiny_backbone:build"
   input: {height: 32, width: 32, fit: stretch}
 junction: {kind: linear}
-objective: {anchors: {rows: 64, batch: 32, transfer: 0.0, attention: null}}
+objective: {anchors: {rows: 64, batch: 32, weight: 1.0, transfer: 0.0, attention: null}}
 optimiser: {epochs: 8, batch_size: 32, lr: 0.01}
 """
 CLASSES, EACH, WIDTH, DIM = 40, 6, 48, 16
