@@ -155,4 +155,6 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 def _dataclass_in(hint: Any) -> type[Any] | None:
     """The dataclass that a hint names, or that it allows beside None."""
     kinds = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
-    return next((one for one in kinds if dataclasses.is_dataclass(one)), None)
+    return next(
+        (kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None
+    )
