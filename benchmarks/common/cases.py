@@ -255,14 +255,7 @@ class Workshop:
 def reference(data: Dataset, old: np.ndarray) -> Reference:
     """The deployed gallery, and the old model's features (N, D) of all other items."""
     stored = [i for i, item in enumerate(data.items) if item.role == "gallery"]
-    others = [i for i, item in enumerate(data.items) if item.role != "gallery"]
-    return Reference(
-        gallery_ids=tuple(data.ids[i] for i in stored),
-        gallery_labels=tuple(data.labels[i] for i in stored),
-        gallery_features=old[stored],
-        encoded_ids=tuple(data.ids[i] for i in others),
-        encoded_features=old[others],
-    )
+    return Reference.from_arrays(data, old, stored)
 
 
 def _short(key: object) -> str:

@@ -190,14 +190,7 @@ def head_and_full(data: Dataset, size: int) -> dict[str, dict[str, float]]:
     """Both ways to train, on the same items against the same gallery: one vendor's drawings."""
     features = embed(network_of("lite0", size), pixels_of(data, size))
     stored = [row for row, item in enumerate(data.items) if item.role == "gallery"]
-    others = [row for row in range(len(data)) if row not in set(stored)]
-    reference = Reference(
-        gallery_ids=tuple(data.ids[row] for row in stored),
-        gallery_labels=tuple(data.labels[row] for row in stored),
-        gallery_features=features[stored],
-        encoded_ids=tuple(data.ids[row] for row in others),
-        encoded_features=features[others],
-    )
+    reference = Reference.from_arrays(data, features, stored)
     ways: tuple[Way, ...] = ("head", "full")
     return {mode: epochs(mode, data, reference, size) for mode in ways}
 

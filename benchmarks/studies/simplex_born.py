@@ -267,16 +267,8 @@ def _reference(
     ground: Ground, features: NDArray[np.float32], registry: Registry | None
 ) -> Reference:
     """Stored vectors of the gallery and outputs for all other items, all of one model."""
-    data, stored = ground.everything, ground.gallery
-    others = np.setdiff1d(np.arange(len(data)), stored)
-    return Reference(
-        gallery_ids=tuple(data.ids[i] for i in stored),
-        gallery_labels=tuple(data.labels[i] for i in stored),
-        gallery_features=features[stored],
-        encoded_ids=tuple(data.ids[i] for i in others),
-        encoded_features=features[others],
-        registry=registry,
-        K=K,
+    return Reference.from_arrays(
+        ground.everything, features, ground.gallery, registry=registry, K=K
     )
 
 

@@ -165,7 +165,7 @@ def _record(before: TrainingRecord | None, pairs: TrainingRecord, parity: float)
     """
     encoder = before or TrainingRecord(whole=False)
     encoder = replace(encoder, registry=None, memory_sha256=None)
-    return encoder.merge(replace(pairs, parity=parity))
+    return encoder.including(replace(pairs, parity=parity))
 
 
 def _details(done: Bridged, new_sha256: str, before: TrainingRecord | None) -> dict[str, Any]:

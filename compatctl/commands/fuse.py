@@ -186,7 +186,7 @@ def _record(
         old_record = TrainingRecord(whole=False)
     if new_record is None or old_record is None:
         return new_record
-    return new_record.merge(old_record)
+    return new_record.including(old_record)
 
 
 def _is_foreign(project: Project, sha256: str) -> bool:

@@ -10,7 +10,7 @@ from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_qrels
 from compatctl.data._load import from_files, load
 from compatctl.data._looks import look_of, looks_of
-from compatctl.data._memory import memory_bytes, merge, read_memory, sample_per_class
+from compatctl.data._memory import memory_bytes, merge_items, read_memory, sample_per_class
 from compatctl.data._packed import pack, unpack
 from compatctl.data._pixels import MAX_PIXELS, Fit, Preprocessing, Resize, decode, prepare
 from compatctl.data._tables import csv_rows
@@ -35,7 +35,7 @@ __all__ = [
     "look_of",
     "looks_of",
     "memory_bytes",
-    "merge",
+    "merge_items",
     "pack",
     "prepare",
     "read_memory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,11 @@ class FeatureTable:
     role: tuple[str, ...] | None
     slices: dict[str, tuple[str, ...]] = field(default_factory=dict)
     similarity: str | None = None
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Item id -> row."""
+        return {item_id: row for row, item_id in enumerate(self.ids)}
 
 
 def load_features(path: Path, similarity: str | None = None) -> FeatureTable:

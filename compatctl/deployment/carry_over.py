@@ -210,7 +210,7 @@ def _embed_foreign(
     if not len(added.foreign):
         return np.zeros((0, target.index.dim), np.float32), unknown_digests(0)
     data = load_data(project) if project.data else None
-    row_of = {item: row for row, item in enumerate(data.ids)} if data else {}
+    row_of = data.row_of if data else {}
     ids = added.ids(added.foreign)
     missing = [item for item in ids if item not in row_of]
     if data is None or missing:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from compatctl.data import Dataset, load, memory_bytes, merge, read_memory, sample_per_class
+from compatctl.data import (
+    Dataset,
+    load,
+    memory_bytes,
+    merge_items,
+    read_memory,
+    sample_per_class,
+)
 from compatctl.deployment.data import split_rule
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import find_store
@@ -58,7 +65,7 @@ def rehearsal_items(
             raise InputError(f"the memory {named} holds nothing but items that train anyway")
     store = gallery.store if gallery else find_store(project)
     held = stored_memory(store, store.manifest) if store else None
-    items = merge(*parts, *([held] if held is not None else []))
+    items = merge_items(*parts, *([held] if held is not None else []))
     items = items.take(row for row, item in enumerate(items.ids) if item not in training)
     items = items.take(sample_per_class(items.ids, items.labels, recipe.rehearsal.per_class))
     return items if len(items) else None
@@ -86,7 +93,7 @@ def write_memory(
     trained = {item.id: item.sha256 for item in record.items}
     new = data.filter(split="train")
     new = new.take(row for row, item in enumerate(new.ids) if item in trained)
-    memory = merge(*((new, earlier) if earlier is not None else (new,)))
+    memory = merge_items(*((new, earlier) if earlier is not None else (new,)))
     memory = memory.take(sample_per_class(memory.ids, memory.labels, recipe.rehearsal.per_class))
     for row, item in enumerate(memory.ids):
         if item in trained and trained[item] != memory.digest(row):

@@ -185,7 +185,7 @@ class TrainingRecord:
         )
         return replace(self, items=items, anchors=anchors, looks=_looks((*items, *anchors)))
 
-    def merge(self, other: Self) -> Self:
+    def including(self, other: Self) -> Self:
         """Everything that either record has. Details, memory, registry and path are this one's."""
         prefixes = {name: getattr(self, name) | getattr(other, name) for name in SETS}
         parities = [parity for parity in (self.parity, other.parity) if parity is not None]

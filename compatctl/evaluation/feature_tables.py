@@ -207,7 +207,7 @@ def _pairs(
 ) -> tuple[list[Measurement], PairsResult | None]:
     if options.pairs is None:
         return [], None
-    rows = rows_of(read_pairs(options.pairs), tables[0].ids)
+    rows = rows_of(read_pairs(options.pairs), tables[0].row_of)
     return measure_pairs(
         policy,
         queries=(tables[0].features, tables[1].features),

@@ -60,7 +60,7 @@ def groups_of(data: Dataset, seen: TrainingRecord | None, options: VerifyOptions
             a slice names no column; a pair names no item.
     """
     columns_of(data, (), options.slices)  # or an error that names the columns
-    pairs = rows_of(read_pairs(options.pairs), data.ids) if options.pairs else None
+    pairs = rows_of(read_pairs(options.pairs), data.row_of) if options.pairs else None
     held_out = query_rows(data, "test")
     if seen is None:
         group = query_group(DECIDING_GROUP, data, held_out, options.slices, options.cluster)

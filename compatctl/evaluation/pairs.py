@@ -34,13 +34,14 @@ MIN_PAIRS = FOLDS
 """Pairs of each kind: one for each fold."""
 
 
-def rows_of(pairs: Sequence[Pair], ids: Sequence[str]) -> tuple[Rows, Rows, Bools]:
+def rows_of(pairs: Sequence[Pair], row: Mapping[str, int]) -> tuple[Rows, Rows, Bools]:
     """Rows of both items of every pair, and whether it is of one class.
+
+    ``row``: item id -> row of the data.
 
     Raises:
         InputError: an id that the data does not have, or too few pairs of either kind.
     """
-    row = {name: at for at, name in enumerate(ids)}
     unknown = [one for pair in pairs for one in (pair.first, pair.second) if one not in row]
     if unknown:
         raise InputError(

@@ -35,7 +35,7 @@ def question_sha256(data: Dataset, options: VerifyOptions) -> str:
     """
     rows = query_rows(data, "test")
     if options.pairs is not None:
-        first, second, _ = rows_of(read_pairs(options.pairs), data.ids)
+        first, second, _ = rows_of(read_pairs(options.pairs), data.row_of)
         rows = np.union1d(rows, np.union1d(first, second))
     images = {int(row): _image(data, int(row)) for row in rows}
     lines = sorted(

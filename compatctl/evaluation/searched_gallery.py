@@ -209,7 +209,7 @@ def stored_rows_of(data: Dataset, gallery: DeployedGallery | None) -> Rows:
     """(N,) the row of the data that is the item of each stored row, -1: none; empty: no store."""
     if gallery is None:
         return as_rows(())
-    return places(gallery.catalog.ids, {item: row for row, item in enumerate(data.ids)})
+    return places(gallery.catalog.ids, data.row_of)
 
 
 def places(ids: Iterable[str], of: Mapping[str, int]) -> Rows:

@@ -79,22 +79,21 @@ class BackfillRows:
         Raises:
             InputError: the data holds not one item of the store.
         """
-        at = {item: row for row, item in enumerate(data.ids)}
         rows: list[int] = []
         missing: list[str] = []
         for row in wanted.order.tolist():
             if len(rows) == wanted.remaining:
                 break
-            if catalog.ids[row] in at:
+            if catalog.ids[row] in data.row_of:
                 rows.append(row)
             else:
                 missing.append(catalog.ids[row])
-        if not rows and not any(item in at for item in catalog.ids):
+        if not rows and not any(item in data.row_of for item in catalog.ids):
             raise InputError(
                 f"the data has no image of the store's items: {named(missing)}",
                 tip="--data must name the images of the gallery, under the ids of the store",
             )
-        items = data.take(at[catalog.ids[row]] for row in rows)
+        items = data.take(data.row_of[catalog.ids[row]] for row in rows)
         return cls(rows=np.array(rows, np.int64), items=items, missing=tuple(missing))
 
 

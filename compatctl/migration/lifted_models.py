@@ -84,7 +84,7 @@ def _lifted(
     )
     before = replace(before, registry=None, memory_sha256=None)
     file = onnx_files.bridge(path.read_bytes(), path, adapter)
-    file = onnx_files.with_record(file, name, before.merge(fitted_on).to_text())
+    file = onnx_files.with_record(file, name, before.including(fitted_on).to_text())
     made = ModelFile(path=name, data=file)
     rows, vectors = _at_hand(gallery, share.sha256, data)
     done = made.encoder.embed(data.take(rows), skip_bad=True)
@@ -110,10 +110,9 @@ def _lifted(
 def _at_hand(gallery: DeployedGallery, sha256: str, data: Dataset) -> tuple[Rows, Vectors]:
     """Rows (n,) of the data whose vector (n, D) is stored, made by that model; 64 or more."""
     catalog = gallery.catalog
-    at = {item: row for row, item in enumerate(data.ids)}
     own = np.flatnonzero(catalog.model_of == catalog.models.index(sha256))
-    held = _even(as_rows(row for row in own.tolist() if catalog.ids[row] in at))
-    rows = as_rows(at[catalog.ids[row]] for row in held)
+    held = _even(as_rows(row for row in own.tolist() if catalog.ids[row] in data.row_of))
+    rows = as_rows(data.row_of[catalog.ids[row]] for row in held)
     return rows, gallery.index.vectors(catalog.keys[held])
 
 

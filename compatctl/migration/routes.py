@@ -68,20 +68,14 @@ class RouteInputs:
     """Columns by whose values queries are resampled, besides their classes"""
 
     @cached_property
-    def row_of(self) -> dict[str, int]:
-        """Item id -> row of the data."""
-        return {item: row for row, item in enumerate(self.data.ids)}
-
-    @cached_property
     def gallery(self) -> Rows:
         """(G,) rows of the data, in the order of the reference."""
-        return as_rows(self.row_of[item] for item in self.reference.gallery_ids)
+        return as_rows(self.data.row_of[item] for item in self.reference.gallery_ids)
 
     @cached_property
     def truth(self) -> GroundTruth:
         """Queries and gallery in numbers."""
         names: dict[str, int] = {}
-        gallery = {item: at for at, item in enumerate(self.reference.gallery_ids)}
         for label in sorted({*(self.data.labels[i] for i in self.asked), *self._labels}):
             names[label] = len(names)
         labels = as_rows(names[self.data.labels[i]] for i in self.asked)
@@ -91,7 +85,7 @@ class RouteInputs:
             unit=units.unit,
             query_labels=labels,
             gallery_labels=as_rows(names[label] for label in self._labels),
-            self_row=as_rows(gallery.get(self.data.ids[i], -1) for i in self.asked),
+            self_row=as_rows(self.reference.row_of.get(self.data.ids[i], -1) for i in self.asked),
         )
         shared = shared_columns(self.data, self.ignore_same, self.asked, self.gallery)
         return ignoring(known, shared)

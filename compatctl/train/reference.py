@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal, Self
 
 import numpy as np
 
-from compatctl.core.arrays import Vectors
+from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset
 from compatctl.errors import InputError
@@ -54,6 +55,30 @@ class Reference:
             if len(rows) and not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3):
                 raise InputError(f"reference: {name} features are not unit rows")
 
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Item id -> row of the gallery."""
+        return {item_id: row for row, item_id in enumerate(self.gallery_ids)}
+
+    @classmethod
+    def from_arrays(
+        cls, data: Dataset, features: Vectors, gallery: Sequence[int] | Rows, **fields: Any
+    ) -> Self:
+        """The reference of a data set: ``gallery`` rows are stored, all others are encoded.
+
+        ``features``: (N, D) float32 unit rows of the deployed model, one for each item.
+        """
+        stored = np.asarray(gallery, np.int64)
+        others = np.setdiff1d(np.arange(len(data)), stored)
+        return cls(
+            gallery_ids=tuple(data.ids[row] for row in stored),
+            gallery_labels=tuple(data.labels[row] for row in stored),
+            gallery_features=features[stored],
+            encoded_ids=tuple(data.ids[row] for row in others),
+            encoded_features=features[others],
+            **fields,
+        )
+
     @property
     def dim(self) -> int:
         """D, the gallery's dimension, which a new encoder must keep."""
@@ -75,7 +100,7 @@ class Reference:
         Raises:
             InputError: an item is neither in the gallery nor among the encoded ones.
         """
-        stored = {one: i for i, one in enumerate(self.gallery_ids)}
+        stored = self.row_of
         encoded = {one: i for i, one in enumerate(self.encoded_ids)}
         lacking = [one for one in ids if one not in stored and one not in encoded]
         if lacking:

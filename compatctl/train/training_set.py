@@ -87,7 +87,6 @@ def select_training_set(
     stored = np.zeros((0, 0), np.float32)
     if reference and chosen:
         stored, _ = reference.old_features(chosen)
-    at = {one: i for i, one in enumerate(data.ids)}
     return TrainingSet(
         images=tuple(images),
         ids=ids,
@@ -97,7 +96,7 @@ def select_training_set(
         classes=tuple(sorted(set(labels))),
         old=old,
         sources=sources,
-        anchors=tuple(ImageRef(dataset=data, row=at[one]) for one in chosen),
+        anchors=tuple(ImageRef(dataset=data, row=data.row_of[one]) for one in chosen),
         anchor_ids=chosen,
         stored=stored,
         validation=_validation(data, reference) if reference else None,
@@ -150,7 +149,6 @@ def _validation(data: Dataset, reference: Reference) -> Validation | None:
         for i, item in enumerate(data.items)
         if item.split == "validation" and (not roles or item.role == "query")
     ]
-    stored = {one: i for i, one in enumerate(reference.gallery_ids)}
     owners: dict[str, set[str]] = defaultdict(set)
     for one, label in zip(reference.gallery_ids, reference.gallery_labels, strict=True):
         owners[label].add(one)
@@ -165,5 +163,5 @@ def _validation(data: Dataset, reference: Reference) -> Validation | None:
         query_labels=codes[: len(asking)].astype(np.int64),
         gallery=reference.gallery_features,
         gallery_labels=codes[len(asking) :].astype(np.int64),
-        self_row=np.array([stored.get(data.items[i].id, -1) for i in asking], np.int64),
+        self_row=np.array([reference.row_of.get(data.items[i].id, -1) for i in asking], np.int64),
     )

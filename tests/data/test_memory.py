@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compatctl.data import Dataset, Item, memory_bytes, merge, read_memory, sample_per_class
+from compatctl.data import (
+    Dataset,
+    Item,
+    memory_bytes,
+    merge_items,
+    read_memory,
+    sample_per_class,
+)
 from compatctl.errors import DamagedError, InputError
 
 
@@ -79,7 +86,7 @@ def test_a_choice_from_choices_is_the_choice_from_all(per_class: int) -> None:
 def test_the_first_data_set_says_what_an_item_is() -> None:
     """Of two data sets that share an id, the item and image of the first are taken."""
     one, two = (np.full((2, 2), value, np.uint8) for value in (1, 2))
-    found = merge(
+    found = merge_items(
         Dataset(items=_items("a", label="new"), sources=(one,)),
         Dataset(items=_items("a", "b", label="old"), sources=(two, two)),
     )

@@ -68,13 +68,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> RouteInputs:
     )
     stored = [i for i, item in enumerate(items) if item.role == "gallery"]
     others = [i for i, item in enumerate(items) if item.role == "query"]
-    reference = Reference(
-        gallery_ids=tuple(data.ids[i] for i in stored),
-        gallery_labels=tuple(data.labels[i] for i in stored),
-        gallery_features=old[stored],
-        encoded_ids=tuple(data.ids[i] for i in others),
-        encoded_features=old[others],
-    )
+    reference = Reference.from_arrays(data, old, stored)
     asked = [i for i in others if items[i].split == "validation"]
     return RouteInputs(
         data=data,

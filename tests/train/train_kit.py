@@ -106,12 +106,4 @@ def gallery(data: Dataset, dim: int = 8, every: int = 2) -> Reference:
     described = np.concatenate([flat.mean(1), flat.std(1)], axis=1)
     vectors = np.sin(described @ rng.standard_normal((6, dim)))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    stored = list(range(0, len(data), every))
-    others = [i for i in range(len(data)) if i % every]
-    return Reference(
-        gallery_ids=tuple(data.ids[i] for i in stored),
-        gallery_labels=tuple(data.labels[i] for i in stored),
-        gallery_features=vectors[stored].astype(np.float32),
-        encoded_ids=tuple(data.ids[i] for i in others),
-        encoded_features=vectors[others].astype(np.float32),
-    )
+    return Reference.from_arrays(data, vectors.astype(np.float32), range(0, len(data), every))
