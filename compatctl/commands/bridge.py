@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compatctl import encoder as onnx_files
-from compatctl.core.maps import Adapter
+from compatctl.core.adapters import Adapter
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery

@@ -24,7 +24,7 @@ from compatctl.evaluation.question import refuse_other_question
 from compatctl.files import sha256_bytes
 from compatctl.manifest import Manifest, ModelShare, Operation
 from compatctl.recipe import Project, load_policy
-from compatctl.report import VerifiedReport, policy_sha256, read_report, refuse_other_signature
+from compatctl.report import VerifiedReport, check_signature, policy_sha256, read_report
 from compatctl.store import Store, rolled_back
 
 
@@ -199,7 +199,7 @@ def _signature(
         )
     if verified is None or key is None or not (there or required):
         return "not checked" if there else "none"
-    refuse_other_signature(verified.report, key)
+    check_signature(verified.report, key)
     return "checked"
 
 

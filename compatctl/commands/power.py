@@ -14,8 +14,8 @@ from compatctl.core.dependence import intraclass
 from compatctl.core.policy import Policy
 from compatctl.core.power import (
     HeldOutSet,
+    PowerAssumptions,
     PowerTarget,
-    Scatter,
     UnitKind,
     min_detectable_gain,
     times_needed,
@@ -96,7 +96,7 @@ class Power:
     unit: tuple[str, ...]
     """What is resampled; ``n_classes`` are units of the kind that there is fewest of."""
     measured: bool
-    """Whether the scatter is that of two models, and not assumed."""
+    """Whether the expected change is that of two models, and not assumed."""
     old_recall: float
     rows: tuple[PowerRow, ...]
     too_few: str
@@ -135,10 +135,10 @@ def power(project: Project, options: PowerOptions | None = None) -> Power:
     recall = OLD_RECALL if known.old_recall is None else known.old_recall
     names = [kind.name for kind in known.held_out.kinds]
     scatters = (
-        [Scatter(changed=c, icc=dict.fromkeys(names, r), old_recall=recall)
+        [PowerAssumptions(changed=c, icc=dict.fromkeys(names, r), old_recall=recall)
          for c in CHANGED for r in ICCS]
         if known.changed is None
-        else [Scatter(changed=known.changed, icc=known.icc, old_recall=recall)]
+        else [PowerAssumptions(changed=known.changed, icc=known.icc, old_recall=recall)]
     )  # fmt: skip
     return Power(
         policy=policy.name,
@@ -158,25 +158,29 @@ def power(project: Project, options: PowerOptions | None = None) -> Power:
 
 def _row(
     held_out: HeldOutSet,
-    scatter: Scatter,
+    expected: PowerAssumptions,
     gains: Sequence[float],
     wanted: PowerTarget,
     policy: Policy,
 ) -> PowerRow:
     return PowerRow(
-        changed=scatter.changed,
-        icc=dict(scatter.icc),
+        changed=expected.changed,
+        icc=dict(expected.icc),
         least_gain=None
         if _too_few(held_out, policy)
-        else min_detectable_gain(held_out, scatter, wanted),
-        needed=tuple(_shown(held_out, scatter, gain, wanted, policy) for gain in gains),
+        else min_detectable_gain(held_out, expected, wanted),
+        needed=tuple(_shown(held_out, expected, gain, wanted, policy) for gain in gains),
     )
 
 
 def _shown(
-    held_out: HeldOutSet, scatter: Scatter, gain: float, wanted: PowerTarget, policy: Policy
+    held_out: HeldOutSet,
+    expected: PowerAssumptions,
+    gain: float,
+    wanted: PowerTarget,
+    policy: Policy,
 ) -> Shown:
-    times = times_needed(held_out, scatter, gain, wanted)
+    times = times_needed(held_out, expected, gain, wanted)
     if times is None:
         return Shown(gain=gain, classes=None, queries=None)
     classes = max(math.ceil(held_out.n_units * times), policy.min_classes)
@@ -202,7 +206,7 @@ def _known(project: Project, policy: Policy, asked: PowerOptions) -> _Known:
         return earlier
     data = load_data(project)
     truth = ground_truth(data, query_group("power", data, query_rows(data, "test"), (), cluster))
-    return _with(HeldOutSet.of(truth.classes, truth.unit, _counted(truth)), earlier)
+    return _with(HeldOutSet.from_codes(truth.classes, truth.unit, _counted(truth)), earlier)
 
 
 def _with(held_out: HeldOutSet, earlier: _Known | None) -> _Known:
@@ -237,7 +241,7 @@ def _of_tables(
     asking, searched = ranked(tables, queries, gallery, similarity, galleries=1)
     tests = [retrieval(truth, one, searched[0], (policy.recall_at,), 1) for one in asking]
     old, k = tests[0], policy.recall_at
-    known = _with(HeldOutSet.of(truth.classes, truth.unit, old.has_match), earlier)
+    known = _with(HeldOutSet.from_codes(truth.classes, truth.unit, old.has_match), earlier)
     changed, icc = known.changed, known.icc
     if len(tests) == 2 and old.has_match.any():
         change = (tests[1].hit(k).astype(np.float64) - old.hit(k))[old.has_match]

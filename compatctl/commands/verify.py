@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.core.evidence import ChainEvidence
 from compatctl.core.gate import Measurement
+from compatctl.core.measurements import ChainEvidence
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
@@ -45,7 +45,7 @@ from compatctl.report import (
     Report,
     StoreId,
     refusal,
-    signed,
+    sign_report,
 )
 
 
@@ -87,7 +87,7 @@ def verify(
                 write_atomic(project.report, refusal(error, FORMAT))
             raise
     if key := report_key():
-        report = signed(report, key)
+        report = sign_report(report, key)
     if not options.dry_run:
         write(report, project.report, options.outputs)
     return report

@@ -39,7 +39,7 @@ Bits = NDArray[np.int32]
 Pixels = NDArray[np.uint8]
 """(H, W, 3) or (N, H, W, 3)."""
 Bytes = NDArray[np.uint8]
-Looks = NDArray[np.uint8]
+PerceptualHashes = NDArray[np.uint8]
 """(N, 24): see core/looks.py."""
 
 NO_CLASS = int(np.iinfo(np.int64).min)

@@ -14,7 +14,7 @@ import numpy as np
 
 from compatctl.core.arrays import AnyFloats, Floats
 from compatctl.core.knots import MAX_KNOTS, knots_problem
-from compatctl.core.score_counts import ScoreCounts
+from compatctl.core.score_histogram import ScoreHistogram
 from compatctl.errors import InputError
 
 MIN_PAIRS = 1000
@@ -59,7 +59,7 @@ class ScoreMap:
         return ScoreMap(knots=_thinned([(x, float(other(y))) for x, y in self.knots]))
 
 
-def fit_score_map(old: ScoreCounts, new: ScoreCounts) -> ScoreMap:
+def fit_score_map(old: ScoreHistogram, new: ScoreHistogram) -> ScoreMap:
     """The map from new scores to old scores that keeps every false accept rate.
 
     Above the score that 20 different-class pairs reach it is a straight line to (1, 1).
@@ -80,7 +80,7 @@ def fit_score_map(old: ScoreCounts, new: ScoreCounts) -> ScoreMap:
     return ScoreMap(knots=_thinned([(-1.0, -1.0), *points, (1.0, 1.0)]))
 
 
-def _quantiles(counts: ScoreCounts, levels: list[float]) -> list[float]:
+def _quantiles(counts: ScoreHistogram, levels: list[float]) -> list[float]:
     """The score at which each false accept rate is reached."""
     far = counts.far[::-1]
     kept = np.append(True, far[1:] > far[:-1])  # skip empty bins

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compatctl.core.arrays import Bools, Codes, Floats
-from compatctl.core.units import crossed_moments, unit_cells, unit_sets
+from compatctl.core.sampling_units import crossed_moments, unit_cells, unit_sets
 
 FLIPS = 60
 """Draws of signs; 60 give their scatter to within a tenth."""

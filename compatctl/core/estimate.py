@@ -1,8 +1,14 @@
-"""An estimate and its replicates: intervals and p-values that always agree."""
+"""An estimate and its replicates: intervals and p-values that always agree.
+
+Half-samples are exact if the classes' contributions are symmetric about the truth. If most classes
+gain a little and a few lose much, and the sample holds too few of those, half-samples alone are too
+confident. Two corrections widen the interval: for rare changes, and for skewed contributions.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -10,9 +16,22 @@ import numpy as np
 
 from compatctl.core.arrays import Floats
 from compatctl.core.binomial import tail, upper_limit
+from compatctl.core.sampling_units import UnitSet, crossed_moments
 
 SYMMETRIC = 1e-9
 """A smaller skewness, or scatter relative to the totals, is rounding error."""
+
+UNSEEN_UNITS = 0.25
+"""u, the number of unseen units that are assumed. u = 1 gives Gaffke's bound (2005), which for hits
+and misses is that of Clopper and Pearson, and is conservative. In simulations of 50 to 200 classes
+of which 2 or 4% are lost, u = 0.25 is the smallest value with at most .035 wrong passes."""
+
+MAX_SKEWNESS = UNSEEN_UNITS**-0.5
+"""The skewness that one part of a unit alone has."""
+
+MAX_RARE_CHANGES = 5
+"""Half-samples leave five classes out with probability 1/32, which is more than a 95% interval
+allows. If no more classes than this changed, the binomial bounds what was not seen."""
 
 MIN_TIMES, MAX_TIMES = 1e-6, 1e9
 """The range in which ``times_needed`` searches."""
@@ -171,3 +190,45 @@ class Estimate:
             middle = (low + high) / 2
             low, high = (low, middle) if shown(math.exp(middle)) else (middle, high)
         return math.exp(high)
+
+
+def rare_change_bound(totals: Floats, counts: Floats) -> RareChangeBound | None:
+    """How many of few changed units (C,) got worse, of Kish's effective number of units.
+
+    None if more than ``FEW`` units changed, or nothing was counted.
+    """
+    if int((totals != 0).sum()) > MAX_RARE_CHANGES or counts.sum() == 0:
+        return None
+    fell, rose = int((totals < 0).sum()), int((totals > 0).sum())
+    effective = int(counts.sum() ** 2 / (counts**2).sum())
+    return RareChangeBound(fell=min(fell, effective), rose=min(rose, effective), n=effective)
+
+
+def skew_correction(
+    totals: Floats,
+    counts: Floats,
+    sets: Sequence[UnitSet],
+    *,
+    size: float = 0.0,
+    worst: float = 0.0,
+) -> SkewCorrection | None:
+    """Error and skewness of ``sum(totals) / sum(counts)`` over cells (C,).
+
+    ``UNSEEN`` units of ``size`` queries with the mean ``worst`` are added to the sample. None if
+    nothing varies.
+    """
+    unseen = UNSEEN_UNITS * size
+    n = counts.sum() + unseen
+    value = (totals.sum() + unseen * worst) / n
+    second, third, _ = crossed_moments(sets, totals - value * counts)
+    second += UNSEEN_UNITS * (size * (worst - value)) ** 2
+    third += UNSEEN_UNITS * (size * (worst - value)) ** 3
+    scatter = float(np.sqrt(second))
+    if scatter <= SYMMETRIC * (abs(totals).sum() + unseen):
+        return None
+    return SkewCorrection(
+        error=scatter / n,
+        # With crossed kinds the third moment may exceed what this scatter allows.
+        skewness=float(np.clip(third / scatter**3, -MAX_SKEWNESS, MAX_SKEWNESS)),
+        shift=float(value - totals.sum() / counts.sum()) if unseen else 0.0,
+    )

@@ -45,6 +45,12 @@ CHECKS_WITHOUT_INTERVAL = (
 SMALL_SAMPLE_CHECKS = ("slice_gain", "chain_gain")
 """Checks that do not decide if they have fewer queries than ``slice_min_queries``."""
 
+BORDERLINE_SIGMAS = 4.0
+"""Standard errors of a p-value within which the draw could decide."""
+
+CheckKey = tuple[str, str]
+"""A check's name and its group."""
+
 _MAX_CLASSES = 10**9
 """If a check needs more classes than this, only a larger effect can settle it."""
 
@@ -319,3 +325,38 @@ def _needed(
         queries=max(queries, policy.min_queries),
         to_show="pass" if beyond else "fail",
     )
+
+
+def borderline_checks(
+    policy: Policy, measurements: Iterable[Measurement], verdict: Verdict
+) -> set[CheckKey]:
+    """The deciding checks whose outcome another seed could change, so a longer draw must decide.
+
+    With B replicates a p-value p has the standard error ``sqrt(p (1 - p) / B)``. A check is
+    borderline if the level lies within ``BORDERLINE_SIGMAS`` of these.
+    """
+    checks = {(check.name, check.group): check for check in verdict.checks}
+    rules = policy.rules
+    return {
+        key
+        for measurement in measurements
+        if (key := (measurement.name, measurement.group)) in checks
+        and checks[key].decides
+        and isinstance(measurement.estimate, Estimate)
+        and _is_close(policy, measurement.estimate, checks[key], rules[measurement.name])
+    }
+
+
+def _is_close(policy: Policy, estimate: Estimate, check: Check, rule: Rule) -> bool:
+    if check.raw_p is None or check.p is None or check.p_fail is None:
+        return False
+    above, below = estimate.replicate_p_values(rule.limit)
+    drawn = (above, below) if rule.above else (below, above)
+    for p, raw, adjusted in zip(drawn, check.raw_p, (check.p, check.p_fail), strict=True):
+        level = policy.alpha / 2 * raw / adjusted if adjusted > 0 else policy.alpha / 2
+        error = math.sqrt(level * (1 - level) / len(estimate.replicates))
+        # A correction raised this p-value above the drawn one, so another draw does not move it.
+        fixed = raw > level and raw > p * (1 + 1e-9)
+        if abs(p - level) <= BORDERLINE_SIGMAS * error and not fixed:
+            return True
+    return False

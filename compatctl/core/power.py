@@ -18,8 +18,7 @@ from statistics import NormalDist
 import numpy as np
 
 from compatctl.core.arrays import Bools, Codes
-from compatctl.core.asymmetry import UNSEEN
-from compatctl.core.estimate import SkewCorrection
+from compatctl.core.estimate import UNSEEN_UNITS, SkewCorrection
 
 _NORMAL = NormalDist()
 _STEPS = 60
@@ -46,7 +45,7 @@ class HeldOutSet:
     kinds: tuple[UnitKind, ...]
 
     @classmethod
-    def of(cls, classes: Codes, unit: tuple[str, ...], has_match: Bools) -> HeldOutSet:
+    def from_codes(cls, classes: Codes, unit: tuple[str, ...], has_match: Bools) -> HeldOutSet:
         """From codes (Q,) or (Q, K), the kinds' names, and which queries (Q,) have a match."""
         columns = (classes[:, None] if classes.ndim == 1 else classes)[has_match]
         kinds = []
@@ -67,7 +66,7 @@ class HeldOutSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scatter:
+class PowerAssumptions:
     """How a new model changes the hits of single queries."""
 
     changed: float
@@ -88,20 +87,24 @@ class PowerTarget:
 
 
 def pass_probability(
-    held_out: HeldOutSet, scatter: Scatter, gain: float, target: PowerTarget, times: float = 1.0
+    held_out: HeldOutSet,
+    expected: PowerAssumptions,
+    gain: float,
+    target: PowerTarget,
+    times: float = 1.0,
 ) -> float:
     """Probability that the gate passes a true ``gain`` on a similar set ``times`` as large."""
     if not held_out.n_queries:
         return 0.0
     n, units = held_out.n_queries * times, held_out.n_units * times
-    changed = max(scatter.changed, abs(gain))
-    variance = max(changed - gain**2, 1e-12) * held_out.design_effect(scatter.icc) / n
+    changed = max(expected.changed, abs(gain))
+    variance = max(changed - gain**2, 1e-12) * held_out.design_effect(expected.icc) / n
     error = math.sqrt(variance)
-    lost = -(scatter.old_recall + gain)
-    weight = UNSEEN / (units + UNSEEN)
+    lost = -(expected.old_recall + gain)
+    weight = UNSEEN_UNITS / (units + UNSEEN_UNITS)
     # Moments of the mean with a part of an unseen unit that lost all, as ``skew_correction`` has.
-    second = variance * (units / (units + UNSEEN)) ** 2 + UNSEEN * (lost / (units + UNSEEN)) ** 2
-    third = UNSEEN * (lost / (units + UNSEEN)) ** 3
+    second = variance * (1 - weight) ** 2 + UNSEEN_UNITS * (lost / (units + UNSEEN_UNITS)) ** 2
+    third = UNSEEN_UNITS * (lost / (units + UNSEEN_UNITS)) ** 3
     skew = SkewCorrection(
         error=math.sqrt(second), skewness=third / second**1.5, shift=weight * lost
     )
@@ -113,13 +116,13 @@ def pass_probability(
 
 
 def min_detectable_gain(
-    held_out: HeldOutSet, scatter: Scatter, target: PowerTarget
+    held_out: HeldOutSet, expected: PowerAssumptions, target: PowerTarget
 ) -> float | None:
     """The smallest gain that is shown with the target's power; None if none is."""
-    most = min(scatter.changed, 1 - scatter.old_recall) if scatter.old_recall < 1 else 0.0
+    most = min(expected.changed, 1 - expected.old_recall) if expected.old_recall < 1 else 0.0
 
     def shown(gain: float) -> bool:
-        return pass_probability(held_out, scatter, gain, target) >= target.power
+        return pass_probability(held_out, expected, gain, target) >= target.power
 
     if most <= target.limit or not shown(most):
         return None
@@ -127,17 +130,17 @@ def min_detectable_gain(
 
 
 def times_needed(
-    held_out: HeldOutSet, scatter: Scatter, gain: float, target: PowerTarget
+    held_out: HeldOutSet, expected: PowerAssumptions, gain: float, target: PowerTarget
 ) -> float | None:
     """How many times as large a similar set must be to show the gain with the target's power.
 
     Below 1 if a smaller set is enough. None if no set is, or if too few queries change.
     """
-    if gain <= target.limit or gain > scatter.changed or not held_out.n_queries:
+    if gain <= target.limit or gain > expected.changed or not held_out.n_queries:
         return None
 
     def shown(log: float) -> bool:
-        return pass_probability(held_out, scatter, gain, target, math.exp(log)) >= target.power
+        return pass_probability(held_out, expected, gain, target, math.exp(log)) >= target.power
 
     low, high = -math.log(held_out.n_queries), math.log(MAX_TIMES)
     return math.exp(_least(shown, low, high)) if shown(high) else None

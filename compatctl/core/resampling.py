@@ -23,10 +23,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compatctl.core.arrays import Bools, Codes, Floats
-from compatctl.core.asymmetry import rare_changes, skew_correction
 from compatctl.core.class_sums import ClassSums, QuerySums
-from compatctl.core.estimate import Estimate, RareChangeBound
-from compatctl.core.units import UnitSet, crossed_moments, unit_cells, unit_sets
+from compatctl.core.estimate import (
+    Estimate,
+    RareChangeBound,
+    rare_change_bound,
+    skew_correction,
+)
+from compatctl.core.sampling_units import UnitSet, crossed_moments, unit_cells, unit_sets
 from compatctl.errors import InputError
 
 _CELLS = 2**22
@@ -195,12 +199,12 @@ def _scale(sets: Sequence[UnitSet], beyond: Floats) -> float:
 def _ratio_estimate(
     one: Ratio, value: float, drawn: Floats, kinds: Codes, sets: Sequence[UnitSet]
 ) -> Estimate:
-    """The estimate of one statistic from its draws (B,), with the corrections of ``asymmetry``."""
+    """The estimate of one statistic from its draws (B,)."""
     totals, counts = one.totals.astype(np.float64), one.counts.astype(np.float64)
     by_kind = [tuple(_sums(at, one) for one in (totals, counts)) for at in kinds.T]
     there = [int((n > 0).sum()) for _, n in by_kind]
     least = min(there)
-    rare = [found for t, n in by_kind if one.harm and (found := rare_changes(t, n))]
+    rare = [found for t, n in by_kind if one.harm and (found := rare_change_bound(t, n))]
     estimate = replace(
         _estimate(value, drawn, least, one.bounds, rare),
         n_classes=least if one.n_classes is None else one.n_classes,
@@ -307,7 +311,7 @@ def estimate_pairs(
         n_classes.append(len(np.union1d(a, b)))
         drawn += _pair_replicates(values, a, b, half_samples(C, replicates, rng)) - whole
         if harm:
-            found = rare_changes(_sums(a, values), _sums(a, np.ones(len(a))))
+            found = rare_change_bound(_sums(a, values), _sums(a, np.ones(len(a))))
             rare += [found] if found else []
     return _estimate(whole, whole + drawn, min(n_classes), bounds, rare)
 

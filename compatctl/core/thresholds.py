@@ -73,7 +73,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Accepts:
+class AcceptCounts:
     """(Q,) same-class and different-class pairs of each query, and how many a threshold accepts.
 
     Pairs with the query's own row are in neither.
@@ -210,7 +210,7 @@ def count_accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a th
     judged: JudgedPairs | None = None,
     ignored: Ignored | None = None,
     block: int = 1024,
-) -> Accepts:
+) -> AcceptCounts:
     """Count the (query, gallery row) pairs that a threshold accepts.
 
     Scores are products of float32 matrices; ``threshold`` stays float64. Memory: a few tiles of
@@ -244,7 +244,7 @@ def count_accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a th
         passed = scores >= least[rows]
         for kind, counted in enumerate((same & passed, same, diff & passed, diff)):
             counts[kind, rows] += np.count_nonzero(counted, axis=1)
-    return Accepts(
+    return AcceptCounts(
         same_accepted=counts[0], same_pairs=counts[1], diff_accepted=counts[2], diff_pairs=counts[3]
     )
 

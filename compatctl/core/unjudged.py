@@ -20,7 +20,7 @@ Hits = tuple[Bools, Bools]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Unjudged:
+class UnjudgedBounds:
     """Bounds on the hits among the first k answers of old and of new queries, (Q,) each."""
 
     worst: Hits
@@ -54,7 +54,7 @@ class Unjudged:
 
 def bound_unjudged(
     old_rows: Codes, new_rows: Codes, hits: Hits, unknown: Bools, k: int
-) -> Unjudged:
+) -> UnjudgedBounds:
     """Bounds at k, and the unknown answers at 1 and at k.
 
     Args:
@@ -67,7 +67,7 @@ def bound_unjudged(
     old, new = old_rows[:, :k], new_rows[:, :k]
     best_new, best_old = _favour(new, old, (hits[1], hits[0]), unknown)
     ks = sorted({1, k})
-    return Unjudged(
+    return UnjudgedBounds(
         worst=_favour(old, new, hits, unknown),
         best=(best_old, best_new),
         old={n: _is_unknown(old[:, :n], unknown).sum(axis=1) for n in ks},

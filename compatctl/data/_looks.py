@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compatctl.core.arrays import Looks
-from compatctl.core.looks import COLOURS, FIELDS, WIDTH
+from compatctl.core.arrays import PerceptualHashes
+from compatctl.core.perceptual_hash import COLOURS, FIELDS, WIDTH
 from compatctl.data._dataset import Dataset
 from compatctl.errors import InputError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def look_of(image: Image.Image) -> Looks:
+def look_of(image: Image.Image) -> PerceptualHashes:
     """(24,) uint8: the mean brightness of 4 x 4 fields and the two mean colours of 2 x 2."""
     from PIL import Image
 
@@ -29,7 +29,7 @@ def look_of(image: Image.Image) -> Looks:
     return np.concatenate(parts)
 
 
-def looks_of(data: Dataset, rows: Sequence[int]) -> tuple[Looks, np.ndarray]:
+def looks_of(data: Dataset, rows: Sequence[int]) -> tuple[PerceptualHashes, np.ndarray]:
     """Looks (n, 24) uint8 of the rows whose image decodes, and (n,) their places in ``rows``."""
     found = np.zeros((len(rows), WIDTH), np.uint8)
     good = np.zeros(len(rows), bool)

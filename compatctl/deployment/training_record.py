@@ -17,9 +17,9 @@ from typing import Any, Self
 import numpy as np
 
 from compatctl._version import __version__
-from compatctl.core.arrays import Bools, Looks, Rows
-from compatctl.core.looks import WIDTH
-from compatctl.core.prefixes import Prefixes, prefix_of, prefix_of_digest
+from compatctl.core.arrays import Bools, PerceptualHashes, Rows
+from compatctl.core.digest_prefixes import DigestPrefixes, digest_prefix, name_prefix
+from compatctl.core.perceptual_hash import WIDTH
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, looks_of, pack, unpack
 from compatctl.errors import InputError
@@ -37,7 +37,7 @@ _FILE_KEYS = {
 }
 
 
-def _no_looks() -> Looks:
+def _no_looks() -> PerceptualHashes:
     return np.zeros((0, WIDTH), np.uint8)
 
 
@@ -75,12 +75,12 @@ class TrainingRecord:
         carried: whether the model's file carries the record.
     """
 
-    ids: Prefixes = field(default_factory=Prefixes.of)
-    digests: Prefixes = field(default_factory=Prefixes.of)
-    anchor_ids: Prefixes = field(default_factory=Prefixes.of)
-    anchor_digests: Prefixes = field(default_factory=Prefixes.of)
-    classes: Prefixes = field(default_factory=Prefixes.of)
-    looks: Looks = field(default_factory=_no_looks)
+    ids: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
+    digests: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
+    anchor_ids: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
+    anchor_digests: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
+    classes: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
+    looks: PerceptualHashes = field(default_factory=_no_looks)
     items: tuple[RecordedItem, ...] = ()
     anchors: tuple[RecordedItem, ...] = ()
     labels: tuple[str, ...] = ()
@@ -109,11 +109,11 @@ class TrainingRecord:
             ValueError: a digest is no sha256, or a look has another length.
         """
         return cls(
-            ids=Prefixes.of(prefix_of(item.id) for item in items),
-            digests=Prefixes.of(prefix_of_digest(item.sha256) for item in items),
-            anchor_ids=Prefixes.of(prefix_of(item.id) for item in anchors),
-            anchor_digests=Prefixes.of(prefix_of_digest(item.sha256) for item in anchors),
-            classes=Prefixes.of(map(prefix_of, labels)),
+            ids=DigestPrefixes.from_ints(name_prefix(item.id) for item in items),
+            digests=DigestPrefixes.from_ints(digest_prefix(item.sha256) for item in items),
+            anchor_ids=DigestPrefixes.from_ints(name_prefix(item.id) for item in anchors),
+            anchor_digests=DigestPrefixes.from_ints(digest_prefix(item.sha256) for item in anchors),
+            classes=DigestPrefixes.from_ints(map(name_prefix, labels)),
             looks=_looks((*items, *anchors)),
             items=tuple(items),
             anchors=tuple(anchors),
@@ -144,27 +144,31 @@ class TrainingRecord:
 
     def trained_on(self, item_id: str, digest: str) -> bool:
         """Whether the item trained, or its image trained or was an anchor: no held-out query."""
-        image = prefix_of_digest(digest)
+        image = digest_prefix(digest)
         return (
-            prefix_of(item_id) in self.ids or image in self.digests or image in self.anchor_digests
+            name_prefix(item_id) in self.ids
+            or image in self.digests
+            or image in self.anchor_digests
         )
 
     def is_anchor(self, item_id: str) -> bool:
         """Whether the gallery item was an anchor, or a pair of a bridge."""
-        return prefix_of(item_id) in self.anchor_ids
+        return name_prefix(item_id) in self.anchor_ids
 
     def knows_class(self, label: str) -> bool:
         """Whether an item of this class trained."""
-        return prefix_of(label) in self.classes
+        return name_prefix(label) in self.classes
 
     def has_seen(self, ids: Sequence[str]) -> Bools:
         """(n,) whether each item trained, was an anchor, or was a pair of an adapter."""
-        names = np.fromiter(map(prefix_of, ids), np.uint64, len(ids))
+        names = np.fromiter(map(name_prefix, ids), np.uint64, len(ids))
         return self.ids.contains(names) | self.anchor_ids.contains(names)
 
     def with_classes(self, labels: Iterable[str]) -> Self:
         """The record with more trained classes."""
-        return replace(self, classes=self.classes | Prefixes.of(map(prefix_of, labels)))
+        return replace(
+            self, classes=self.classes | DigestPrefixes.from_ints(map(name_prefix, labels))
+        )
 
     def with_looks(self, *sources: Dataset | None) -> Self:
         """The record with the look of each item and anchor whose image decodes.
@@ -229,7 +233,7 @@ class TrainingRecord:
             if not isinstance(raw, dict) or set(raw) != _CARRIED_KEYS or raw["format"] != FORMAT:
                 raise InputError("it has other entries, or another format")
             sets: dict[str, Any] = {
-                name: Prefixes.from_deltas(_rows(raw[name], 8)) for name in SETS
+                name: DigestPrefixes.from_deltas(_rows(raw[name], 8)) for name in SETS
             }
             if raw["registry"] is not None:
                 Registry.from_json(raw["registry"])
@@ -293,14 +297,14 @@ def _unique(items: Sequence[RecordedItem]) -> tuple[RecordedItem, ...]:
     return tuple({(item.id, item.sha256): item for item in items}.values())
 
 
-def _looks(items: Sequence[RecordedItem]) -> Looks:
+def _looks(items: Sequence[RecordedItem]) -> PerceptualHashes:
     looks = [bytes.fromhex(item.look) for item in items if item.look is not None]
     if any(len(look) != WIDTH for look in looks):
         raise ValueError("a look has another length")
     return np.unique(np.frombuffer(b"".join(looks), np.uint8).reshape(-1, WIDTH), axis=0)
 
 
-def _rows(value: Any, width: int) -> Looks:
+def _rows(value: Any, width: int) -> PerceptualHashes:
     n, packed = value
     return unpack(packed, n, width)
 
@@ -346,5 +350,5 @@ def digest_or_none(value: Any) -> str | None:
     """
     if value is None:
         return None
-    prefix_of_digest(str(value))
+    digest_prefix(str(value))
     return str(value)

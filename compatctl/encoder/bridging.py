@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from compatctl.core.maps import Adapter
+from compatctl.core.adapters import Adapter
 from compatctl.data import Preprocessing
 from compatctl.encoder import contract
 from compatctl.encoder.contract import OUTPUT, Contract, EncoderInput

@@ -12,8 +12,8 @@ from compatctl.core.calibration import ScoreMap, fit_score_map
 from compatctl.core.compatibility import Inequalities
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.policy import Policy
-from compatctl.core.score_counts import score_counts
-from compatctl.core.thresholds import Accepts, count_accepts, threshold_keeping_far
+from compatctl.core.score_histogram import score_histogram
+from compatctl.core.thresholds import AcceptCounts, count_accepts, threshold_keeping_far
 from compatctl.report import Calibration, ErrorRates, OperatingPoint
 
 FARS = (0.01, 0.001)
@@ -89,7 +89,7 @@ def calibrated(
     half = np.unique(first, return_inverse=True)[1] % 2
     parts = [half == one for one in (0, 1)]
     old, new = (
-        [score_counts(one[part], gallery, truth.select_queries(part)) for part in parts]
+        [score_histogram(one[part], gallery, truth.select_queries(part)) for part in parts]
         for one in queries
     )
     raw = [fit_score_map(old[one], new[one]) for one in (1, 0)]
@@ -117,12 +117,12 @@ def error_rates(
     truth: PairTruth,
     at: Thresholds,
     calibration: Calibrated | None = None,
-) -> tuple[tuple[Accepts, Accepts], ErrorRates]:
+) -> tuple[tuple[AcceptCounts, AcceptCounts], ErrorRates]:
     """False accepts and false rejects of old and new queries, and the threshold that keeps the
     FAR of the old ones. With a ``calibration`` new queries are held to the old threshold by it."""
     labels = truth.query_labels, truth.gallery_labels
 
-    def of(features: Features, threshold: float | Floats) -> Accepts:
+    def of(features: Features, threshold: float | Floats) -> AcceptCounts:
         return count_accepts(
             features,
             labels[0],
@@ -165,7 +165,7 @@ def operating_points(
     queries: tuple[Features, Features], gallery: Features, truth: PairTruth
 ) -> tuple[OperatingPoint, ...]:
     """Thresholds and FRR of old and new queries at a few false accept rates."""
-    old, new = (score_counts(one, gallery, truth) for one in queries)
+    old, new = (score_histogram(one, gallery, truth) for one in queries)
     counts = {"old": old, "new": new}
     found = []
     for far in FARS:

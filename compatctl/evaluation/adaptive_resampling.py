@@ -13,12 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compatctl.core.borderline import Key, borderline_checks
 from compatctl.core.class_sums import ClassSums
-from compatctl.core.evidence import ChainEvidence, Draw, GroupEvidence, measure, measure_chain
-from compatctl.core.gate import CHECKS_WITHOUT_INTERVAL, Measurement, Verdict, judge
+from compatctl.core.gallery_checks import add_gallery_checks
+from compatctl.core.gate import (
+    CHECKS_WITHOUT_INTERVAL,
+    CheckKey,
+    Measurement,
+    Verdict,
+    borderline_checks,
+    judge,
+)
+from compatctl.core.measurements import ChainEvidence, Draw, GroupEvidence, measure, measure_chain
 from compatctl.core.policy import Policy
-from compatctl.core.scope import add_gallery_checks
 from compatctl.evaluation.group_runs import GroupResult
 from compatctl.report import Attempts
 
@@ -76,7 +82,7 @@ def verdict_of(  # noqa: PLR0917 - all that is judged, and how
     for link in chain:
         found.append(measure_chain(link, policy.recall_at, how.draw, how.replicates))
     found += others
-    settled: set[Key] = set()
+    settled: set[CheckKey] = set()
     while (
         close := borderline_checks(
             policy, found, verdict := judge(policy, found, attempt=how.attempt)
@@ -97,7 +103,7 @@ def _longer(
     policy: Policy,
     trials: Sequence[GroupResult],
     chain: Sequence[ChainEvidence],
-    close: set[Key],
+    close: set[CheckKey],
     least: int,
 ) -> Iterable[Measurement]:
     """The close ones, of more replicates."""

@@ -10,7 +10,7 @@ import numpy as np
 from compatctl.core.arrays import Rows
 from compatctl.core.dependence import Dependence
 from compatctl.core.policy import Policy
-from compatctl.core.units import minimal_kinds
+from compatctl.core.sampling_units import minimal_kinds
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 

@@ -24,7 +24,7 @@ from compatctl.core.nearest import (
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, evaluate, evaluate_judged
-from compatctl.core.touched import Touched
+from compatctl.core.training_overlap import TrainingOverlap
 
 MAP_K = 100
 CMC_MAX_K = 10
@@ -56,7 +56,7 @@ class GroundTruth:
     """(Q,) queries that should have a match; None: all."""
     unjudged: Bools | None = None
     """(G,) rows of unknown relevance; None: there are none."""
-    touched: Touched | None = None
+    training_overlap: TrainingOverlap | None = None
     """What of the gallery training passed through the new model; None: nobody knows."""
     same_image: Bools | None = None
     """(Q,) queries whose image lies in the gallery under another id; None: none is known to."""
@@ -69,7 +69,7 @@ class GroundTruth:
         if judged is not None:
             here, position = kept[judged[0]], np.cumsum(kept) - 1
             judged = position[judged[0][here]], judged[1][here]
-        touched = self.touched
+        touched = self.training_overlap
         return replace(
             self,
             classes=self.classes[kept],
@@ -80,7 +80,7 @@ class GroundTruth:
             ignored=self.ignored and self.ignored.select_queries(kept),
             columns=self.columns and {name: one[kept] for name, one in self.columns.items()},
             asked=None if self.asked is None else self.asked[kept],
-            touched=touched and replace(touched, of_query=touched.of_query[kept]),
+            training_overlap=touched and replace(touched, of_query=touched.of_query[kept]),
             same_image=None if self.same_image is None else self.same_image[kept],
         )
 
@@ -101,7 +101,7 @@ class GroundTruth:
             ignored=self.ignored and self.ignored.remap_rows(position),
             half=None if self.half is None else self.half[rows],
             unjudged=None,
-            touched=None,
+            training_overlap=None,
             unseen_image=None,
         )
 

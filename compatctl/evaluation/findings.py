@@ -10,8 +10,8 @@ import numpy as np
 
 from compatctl.core.arrays import Rows
 from compatctl.core.calibration import ScoreMap
-from compatctl.core.evidence import DECIDING_GROUP, ChainEvidence
 from compatctl.core.gate import Measurement
+from compatctl.core.measurements import DECIDING_GROUP, ChainEvidence
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, read_qrels
 from compatctl.deployment.gallery import DeployedGallery, score_map

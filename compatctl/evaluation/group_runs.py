@@ -11,11 +11,11 @@ from compatctl.core.arrays import Bools
 from compatctl.core.class_sums import row_products
 from compatctl.core.compatibility import Inequalities, inequalities, judged_inequalities
 from compatctl.core.dependence import Dependence, measure_dependence
-from compatctl.core.evidence import GroupEvidence
+from compatctl.core.measurements import GroupEvidence
 from compatctl.core.nearest import Neighbours
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
-from compatctl.core.unjudged import Unjudged, bound_unjudged
+from compatctl.core.unjudged import UnjudgedBounds, bound_unjudged
 from compatctl.evaluation.acceptance import (
     Calibrate,
     Thresholds,
@@ -105,7 +105,7 @@ def compare(
             dependence=_dependence(truth, old_old, new_old, policy.recall_at),
             asked=truth.asked,
             unjudged=_unjudged(truth, (old, new), (old_old, new_old), policy.recall_at),
-            touched=truth.touched,
+            training_overlap=truth.training_overlap,
             **others,
         ),
         rank_bias=bias,
@@ -181,7 +181,7 @@ def _unjudged(
     found: tuple[Neighbours, Neighbours],
     tests: tuple[Retrieval, Retrieval],
     k: int,
-) -> Unjudged | None:
+) -> UnjudgedBounds | None:
     """What rows of unknown relevance could change; None where none is among the first answers."""
     if truth.unjudged is None:
         return None

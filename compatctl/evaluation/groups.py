@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from compatctl.core.arrays import Bools, Rows
-from compatctl.core.evidence import DECIDING_GROUP
+from compatctl.core.measurements import DECIDING_GROUP
 from compatctl.data import Dataset, read_pairs
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.errors import InputError

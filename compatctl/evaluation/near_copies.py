@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors
-from compatctl.core.looks import matches_any_look
 from compatctl.core.nearest import exact_search_pieces, row_pieces
+from compatctl.core.perceptual_hash import matches_any_hash
 from compatctl.data import Dataset, looks_of
 from compatctl.deployment.training_record import TrainingRecord
 
@@ -30,7 +30,7 @@ def near_copies(data: Dataset, rows: Rows, seen: TrainingRecord) -> Rows:
     if not len(seen.looks) or not len(rows):
         return np.zeros(0, np.int64)
     found, good = looks_of(data, rows.tolist())
-    near: Rows = rows[good[matches_any_look(found, seen.looks)]]
+    near: Rows = rows[good[matches_any_hash(found, seen.looks)]]
     return near
 
 

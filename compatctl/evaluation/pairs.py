@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.class_sums import row_products
 from compatctl.core.estimate import Estimate
-from compatctl.core.evidence import Draw
 from compatctl.core.gate import Measurement
+from compatctl.core.measurements import Draw
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_pairs
 from compatctl.core.thresholds import (

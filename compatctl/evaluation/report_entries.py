@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from compatctl.core.arrays import Bools, Floats, ratio
-from compatctl.core.evidence import GroupEvidence
+from compatctl.core.measurements import GroupEvidence
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, cmc
 from compatctl.evaluation.comparison import CMC_MAX_K
 from compatctl.evaluation.group_runs import GroupResult
-from compatctl.report import Group, TouchedRows
+from compatctl.report import Group, TrainingOverlapEntry
 
 
 def group_of(trial: GroupResult, policy: Policy) -> Group:
@@ -49,7 +49,7 @@ def group_of(trial: GroupResult, policy: Policy) -> Group:
         },
         n_same_image=int((~trial.kept).sum()),
         unjudged=found.unjudged.shares(found.old_old.has_match) if found.unjudged else {},
-        touched=_touched(found, policy),
+        training_overlap=_touched(found, policy),
     )
 
 
@@ -65,10 +65,10 @@ def _pairs(found: GroupEvidence) -> dict[str, Retrieval]:
     return pairs
 
 
-def _touched(found: GroupEvidence, policy: Policy) -> TouchedRows | None:
-    if found.touched is None:
+def _touched(found: GroupEvidence, policy: Policy) -> TrainingOverlapEntry | None:
+    if found.training_overlap is None:
         return None
-    old, new, touched = found.old_old, found.new_old, found.touched
+    old, new, touched = found.old_old, found.new_old, found.training_overlap
     has_match = old.has_match
     alone = has_match & touched.untouched
 
@@ -81,7 +81,7 @@ def _touched(found: GroupEvidence, policy: Policy) -> TouchedRows | None:
         "map_gain": new.average_precision - old.average_precision,
         "negative_flips": (old.hit1 & ~new.hit1).astype(np.float64),
     }
-    return TouchedRows(
+    return TrainingOverlapEntry(
         of_gallery=touched.of_gallery,
         of_queries=float(touched.of_query[has_match].mean()) if has_match.any() else 0.0,
         untouched_queries=int(alone.sum()),

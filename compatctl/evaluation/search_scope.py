@@ -9,8 +9,8 @@ from typing import Self
 import numpy as np
 
 from compatctl.core.arrays import Bools, Rows
-from compatctl.core.evidence import DECIDING_GROUP
 from compatctl.core.gate import Measurement
+from compatctl.core.measurements import DECIDING_GROUP
 from compatctl.data import Dataset
 from compatctl.evaluation.group_runs import GroupResult
 from compatctl.evaluation.protocol import QueryGroup

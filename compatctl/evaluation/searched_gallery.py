@@ -15,8 +15,12 @@ from typing import Self
 import numpy as np
 
 from compatctl.core.arrays import NO_CLASS, Bools, Rows, Vectors, as_rows
-from compatctl.core.evidence import DECIDING_GROUP
-from compatctl.core.touched import Touched, touched_share_by_class, touched_share_judged
+from compatctl.core.measurements import DECIDING_GROUP
+from compatctl.core.training_overlap import (
+    TrainingOverlap,
+    trained_share_by_class,
+    trained_share_judged,
+)
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_record import TrainingRecord
@@ -169,7 +173,7 @@ class Searched:
             columns=column_codes(query_labels, all_columns(data, group.queries)),
             asked=asked,
             unjudged=unjudged if unjudged.any() else None,
-            touched=touched,
+            training_overlap=touched,
             unseen_image=None if (self.of_data >= 0).all() else self.of_data < 0,
         )
 
@@ -191,18 +195,18 @@ class Searched:
         query_labels: Rows,
         self_row: Rows,
         judged: tuple[Rows, Rows] | None,
-    ) -> Touched:
+    ) -> TrainingOverlap:
         """Which share of each query's relevant rows training passed through the new model, and of
         the rows that can be relevant to any of them: those of classes that it did not train on."""
         rows = seen.has_seen(self.ids)
         trained = as_rows(at for at, name in enumerate(self.names) if seen.knows_class(name))
         others = rows[~np.isin(self.codes, trained)]
         if judged is None:
-            of_query = touched_share_by_class(query_labels, self.codes, self_row, rows)
+            of_query = trained_share_by_class(query_labels, self.codes, self_row, rows)
         else:
-            of_query = touched_share_judged(*judged, rows, len(query_labels))
+            of_query = trained_share_judged(*judged, rows, len(query_labels))
         share = float(others.mean()) if len(others) else 1.0
-        return Touched(of_query=of_query, of_gallery=share)
+        return TrainingOverlap(of_query=of_query, of_gallery=share)
 
 
 def stored_rows_of(data: Dataset, gallery: DeployedGallery | None) -> Rows:

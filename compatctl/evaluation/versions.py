@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from compatctl.core.arrays import Rows, Vectors
-from compatctl.core.evidence import ChainEvidence
+from compatctl.core.measurements import ChainEvidence
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery

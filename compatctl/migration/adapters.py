@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from compatctl.core.adapters import STRENGTHS, Adapter, Moments, low_rank, orthogonal, ridge
 from compatctl.core.arrays import Vectors
-from compatctl.core.maps import STRENGTHS, Adapter, Moments, low_rank, orthogonal, ridge
 from compatctl.errors import InputError, UsageError
 from compatctl.progress import Progress
 
@@ -71,7 +71,7 @@ def fit(
     """
     wanted = KINDS if kind == AUTO else (kind,)
     found: list[tuple[MapTrial, Adapter]] = []
-    for name, setting, adapter in _linear(Moments.of(source, target), wanted):
+    for name, setting, adapter in _linear(Moments.from_pairs(source, target), wanted):
         found.append((MapTrial(kind=name, setting=setting, recall=judge(adapter)), adapter))
     left_out: tuple[str, ...] = ()
     if "mlp" in wanted:
@@ -103,7 +103,7 @@ def iter_adapters(
     Raises:
         InputError: features that are not finite, or no pair.
     """
-    for kind, setting, adapter in _linear(Moments.of(source, target), kinds):
+    for kind, setting, adapter in _linear(Moments.from_pairs(source, target), kinds):
         yield f"{kind}, {setting}" if setting else kind, adapter
     if "mlp" in kinds:
         from compatctl.train import perceptrons

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compatctl.core.adapters import Adapter
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.core.hash_order import hash_order
-from compatctl.core.maps import Adapter
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder

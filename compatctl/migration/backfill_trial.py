@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compatctl.core.arrays import Bools, Rows
-from compatctl.core.evidence import measure_mixed
 from compatctl.core.gate import Check, Measurement, judge
+from compatctl.core.measurements import measure_mixed
 from compatctl.core.policy import Policy
-from compatctl.core.units import count_units
+from compatctl.core.sampling_units import count_units
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import BulkEmbedding
 from compatctl.deployment.gallery import stored_rows

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compatctl.core.adapters import Adapter
 from compatctl.core.arrays import Rows
-from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence, measure
 from compatctl.core.gate import Verdict, judge
-from compatctl.core.maps import Adapter
+from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence, measure
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import stored_rows

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from compatctl import encoder as onnx_files
+from compatctl.core.adapters import Adapter
 from compatctl.core.arrays import Rows, Vectors, as_rows
-from compatctl.core.maps import Adapter
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.model_file import ModelFile

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compatctl.core.arrays import Bools, Vectors
-from compatctl.core.evidence import DECIDING_GROUP, GroupEvidence
+from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
 from compatctl.evaluation.comparison import (

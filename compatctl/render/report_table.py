@@ -130,8 +130,8 @@ def _scope(console: Console, group: Group) -> None:
             f"{side} {share['1']:.2%}" for side, share in sorted(group.unjudged.items())
         )
         console.print(f"first answers of unknown relevance: {shares}")
-    if group.touched is not None:
-        rows = group.touched
+    if group.training_overlap is not None:
+        rows = group.training_overlap
         console.print(
             f"training used {rows.of_gallery:.2%} of the gallery's rows of these classes, and "
             f"{rows.of_queries:.2%} of the rows that are correct answers; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compatctl.report._evidence import NEXT_STEP
+from compatctl.report._contradictions import NEXT_STEP
 from compatctl.report._junit import junit
 from compatctl.report._markdown import markdown
 from compatctl.report._metrics import openmetrics
@@ -25,10 +25,10 @@ from compatctl.report._report import (
     SearchedGallery,
     Signature,
     StoreId,
-    TouchedRows,
+    TrainingOverlapEntry,
     policy_sha256,
 )
-from compatctl.report._signature import refuse_other_signature, signed
+from compatctl.report._signature import check_signature, sign_report
 from compatctl.report._summary import attempt_sentence, summary
 
 __all__ = [
@@ -49,16 +49,16 @@ __all__ = [
     "SearchedGallery",
     "Signature",
     "StoreId",
-    "TouchedRows",
+    "TrainingOverlapEntry",
     "VerifiedReport",
     "attempt_sentence",
+    "check_signature",
     "junit",
     "markdown",
     "openmetrics",
     "policy_sha256",
     "read_report",
     "refusal",
-    "refuse_other_signature",
-    "signed",
+    "sign_report",
     "summary",
 ]

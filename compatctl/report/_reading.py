@@ -9,10 +9,10 @@ from pathlib import Path
 from compatctl.errors import CompatError, GateError, InputError
 from compatctl.files import canonical_json, os_errors, parse_json, sha256_bytes
 from compatctl.files.npz import open_regular
-from compatctl.report._evidence import contradictions
-from compatctl.report._refusal import refuse_refusal
+from compatctl.report._contradictions import contradictions
+from compatctl.report._from_json import from_json
+from compatctl.report._refusal import raise_if_refused
 from compatctl.report._report import CHECKSUM, FORMAT, Report
-from compatctl.report._typed import from_json
 
 MAX_BYTES = 64 << 20
 """The largest report file."""
@@ -74,7 +74,7 @@ def read_report(path: Path) -> VerifiedReport:
             f"{path} has report format {kind}; this version reads {FORMAT}",
             tip="install the version of compatctl that wrote it, or verify again",
         )
-    refuse_refusal(raw, str(path))
+    raise_if_refused(raw, str(path))
     try:
         checksum = str(raw.pop(CHECKSUM))
         report = from_json(Report, raw, "the report")

@@ -16,7 +16,7 @@ def refusal(error: CompatError, kind: int) -> bytes:
     return canonical_json({"format": kind, _KEY: problem, "exit_code": error.exit_code})
 
 
-def refuse_refusal(raw: dict[str, Any], where: str) -> None:
+def raise_if_refused(raw: dict[str, Any], where: str) -> None:
     """Raise if the report ``raw`` records a refusal.
 
     Raises:

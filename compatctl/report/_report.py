@@ -131,7 +131,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TouchedRows:
+class TrainingOverlapEntry:
     """Rows that training passed through the new model: their share of the gallery's rows of classes
     that it was not trained on, their share of what the queries ask for, and how many queries ask
     for untouched rows alone. ``parts``: check -> its mean over the touched and over the untouched
@@ -197,7 +197,7 @@ class Group:
     """Queries that are left out: the gallery holds the same image under another id."""
     unjudged: dict[str, dict[str, float]] = field(default_factory=dict)
     """``old``, ``new`` -> k -> share of the first k answers of unknown relevance; empty: none."""
-    touched: TouchedRows | None = None
+    training_overlap: TrainingOverlapEntry | None = None
     """None: no record says which rows training passed through the new model."""
 
 

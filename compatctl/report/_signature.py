@@ -10,12 +10,12 @@ from compatctl.files import sha256_bytes
 from compatctl.report._report import Report, Signature
 
 
-def signed(report: Report, key: bytes) -> Report:
+def sign_report(report: Report, key: bytes) -> Report:
     """The report, signed with ``key``."""
     return replace(report, signature=_signature(report, key))
 
 
-def refuse_other_signature(report: Report, key: bytes) -> None:
+def check_signature(report: Report, key: bytes) -> None:
     """Raise unless the report is signed by ``key``.
 
     Raises:

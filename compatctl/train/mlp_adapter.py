@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compatctl.core.maps import Perceptron
+from compatctl.core.adapters import Perceptron
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.train.losses import anchor_loss

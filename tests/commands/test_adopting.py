@@ -11,7 +11,7 @@ import pytest
 from shop_kit import DIM, Result, Shop, run
 
 from compatctl import encoder as onnx_files
-from compatctl.core.maps import Affine
+from compatctl.core.adapters import Affine
 from compatctl.data import Dataset, load
 from compatctl.encoder import Encoder
 from compatctl.store import Store

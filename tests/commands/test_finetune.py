@@ -77,7 +77,7 @@ def test_anchored_items_are_reported_apart(shop: Shop) -> None:
     assert done.code in {0, 3}, done.stderr
     group, near = done.json["groups"]
     assert (group["name"], near["name"]) == ("unseen", "near copies")
-    touched = group["touched"]
+    touched = group["training_overlap"]
     assert 0 < touched["untouched_queries"] < group["n_queries"]
     assert 0.3 < touched["of_gallery"] < 0.7
     names = {one["name"] for one in done.json["verdict"]["checks"] if one["decides"]}

@@ -10,7 +10,7 @@ import pytest
 from compatctl.core.calibration import ScoreMap, fit_score_map
 from compatctl.core.knots import MAX_KNOTS
 from compatctl.core.pair_tiles import PairTruth
-from compatctl.core.score_counts import ScoreCounts, score_counts
+from compatctl.core.score_histogram import ScoreHistogram, score_histogram
 from compatctl.errors import InputError
 
 EMOJI = Path(__file__).parents[1] / "fixtures" / "features" / "emoji.npz"
@@ -42,7 +42,7 @@ def test_a_threshold_keeps_its_false_accepts_on_other_classes(sides):
     old, new, gallery, truth = sides
     halves = [truth.query_labels % 2 == half for half in (0, 1)]
     counts = [
-        [score_counts(one[half], gallery, truth.select_queries(half)) for half in halves]
+        [score_histogram(one[half], gallery, truth.select_queries(half)) for half in halves]
         for one in (old, new)
     ]
     for fitted, judged in ((0, 1), (1, 0)):
@@ -61,7 +61,7 @@ def test_a_threshold_keeps_its_false_accepts_on_other_classes(sides):
 def test_no_ranking_changes(sides):
     """Two scores that differ differ in the same direction on the other scale."""
     old, new, gallery, truth = sides
-    to_old = fit_score_map(*(score_counts(one, gallery, truth) for one in (old, new)))
+    to_old = fit_score_map(*(score_histogram(one, gallery, truth) for one in (old, new)))
     assert len(to_old.knots) <= MAX_KNOTS
     scores = np.sort(np.unique((new[:50] @ gallery.T).reshape(-1)))
     assert (np.diff(to_old(scores)) > 0).all()
@@ -72,7 +72,7 @@ def test_no_ranking_changes(sides):
 def test_the_same_scores_are_left_alone(sides):
     """The map of a model to itself is the identity, to the width of a bin."""
     old, _, gallery, truth = sides
-    counts = score_counts(old, gallery, truth)
+    counts = score_histogram(old, gallery, truth)
     found = fit_score_map(counts, counts)
     for score in np.linspace(-1, 1, 101):
         assert float(found(score)) == pytest.approx(score, abs=2**-13)
@@ -91,7 +91,7 @@ def test_too_few_pairs_are_refused(sides):
     """Where fewer than a thousand pairs of two classes are there, no map is made up."""
     old, _, gallery, truth = sides
     few = truth.select_queries(np.arange(len(old)) < 1)
-    counts = score_counts(old[:1], gallery, few)
+    counts = score_histogram(old[:1], gallery, few)
     with pytest.raises(InputError, match="are needed") as caught:
         fit_score_map(counts, counts)
     assert "--calibrate" in caught.value.tip
@@ -99,10 +99,10 @@ def test_too_few_pairs_are_refused(sides):
 
 def test_scores_that_are_all_alike_make_a_map_all_the_same():
     """Where every pair has one score there is a map, which rises."""
-    counts = np.zeros(len(ScoreCounts(same=np.zeros(0), diff=np.zeros(0)).edges), np.int64)
+    counts = np.zeros(len(ScoreHistogram(same=np.zeros(0), diff=np.zeros(0)).edges), np.int64)
     one, other = counts.copy(), counts.copy()
     one[20000], other[30000] = 5000, 5000
-    found = fit_score_map(ScoreCounts(same=one, diff=one), ScoreCounts(same=one, diff=other))
+    found = fit_score_map(ScoreHistogram(same=one, diff=one), ScoreHistogram(same=one, diff=other))
     assert found.knots[0] == (-1, -1)
     assert float(found(0.9)) > float(found(0.8))
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from compatctl.core.binomial import upper_limit
 from compatctl.core.compatibility import inequalities
 from compatctl.core.estimate import Estimate
-from compatctl.core.evidence import ChainEvidence, GroupEvidence, measure, measure_chain
 from compatctl.core.gate import Check, Measurement, holm, judge
+from compatctl.core.measurements import ChainEvidence, GroupEvidence, measure, measure_chain
 from compatctl.core.nearest import exact_search
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import Ratio, estimate_ratios

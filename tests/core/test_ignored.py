@@ -15,7 +15,7 @@ from compatctl.core.nearest import exact_search
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.resampling import estimate_diff, half_samples
 from compatctl.core.retrieval import NEVER, evaluate, evaluate_judged
-from compatctl.core.score_counts import score_counts
+from compatctl.core.score_histogram import score_histogram
 from compatctl.core.thresholds import count_accepts, threshold_keeping_far
 from compatctl.errors import InputError
 
@@ -247,7 +247,7 @@ def test_a_threshold_is_of_the_pairs_that_count(block):
     diff = np.sort([scores[pair] for pair in scene.kept(False)])[::-1]
     keeping = threshold_keeping_far(*sides, 9, scene.own, ignored=scene.ignored, block=block)
     assert keeping == pytest.approx(float(diff[9]), abs=1e-6)
-    found = score_counts(scene.old, scene.gallery, scene.truth, block=block)
+    found = score_histogram(scene.old, scene.gallery, scene.truth, block=block)
     assert (found.same.sum(), found.diff.sum()) == (len(scene.kept(True)), len(diff))
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from compatctl.core.power import (
     HeldOutSet,
+    PowerAssumptions,
     PowerTarget,
-    Scatter,
     min_detectable_gain,
     pass_probability,
     times_needed,
@@ -22,7 +22,7 @@ RUNS = 200
 def held_out(classes, size):
     """A set of equal classes."""
     labels = np.repeat(np.arange(classes), size)
-    return HeldOutSet.of(labels, ("class",), np.ones(len(labels), dtype=bool))
+    return HeldOutSet.from_codes(labels, ("class",), np.ones(len(labels), dtype=bool))
 
 
 def passes(codes, gain, spread, flips, runs=RUNS):
@@ -61,7 +61,7 @@ def test_the_promised_power_is_that_of_the_gate(classes, size, gain, flips, spre
     codes = np.repeat(np.arange(classes), size)[:, None]
     actual, changed = passes(codes, gain, (spread,), flips)
     icc = spread**2 / 3 / (changed - gain**2)
-    scatter = Scatter(changed=changed, icc={"class": icc}, old_recall=0.5)
+    scatter = PowerAssumptions(changed=changed, icc={"class": icc}, old_recall=0.5)
     assert pass_probability(held_out(classes, size), scatter, gain, ASKED) == pytest.approx(
         actual, abs=0.1
     )
@@ -73,17 +73,17 @@ def test_crossed_units_count_each():
     codes = np.stack([np.repeat(np.arange(80), 8), rng.integers(0, 40, 640)], axis=1)
     actual, changed = passes(codes, 0.08, (0.15, 0.15), 0.1)
     icc = dict.fromkeys(("class", "user"), 0.15**2 / 3 / (changed - 0.08**2))
-    both = HeldOutSet.of(codes, ("class", "user"), np.ones(640, dtype=bool))
-    scatter = Scatter(changed=changed, icc=icc, old_recall=0.5)
+    both = HeldOutSet.from_codes(codes, ("class", "user"), np.ones(640, dtype=bool))
+    scatter = PowerAssumptions(changed=changed, icc=icc, old_recall=0.5)
     assert pass_probability(both, scatter, 0.08, ASKED) == pytest.approx(actual, abs=0.1)
-    alone = HeldOutSet.of(codes[:, 0], ("class",), np.ones(640, dtype=bool))
+    alone = HeldOutSet.from_codes(codes[:, 0], ("class",), np.ones(640, dtype=bool))
     assert pass_probability(alone, scatter, 0.08, ASKED) > actual + 0.1
 
 
 def test_what_is_needed_has_the_power():
     """The least gain and the times needed are where the chance is the power asked for."""
     one = held_out(80, 10)
-    scatter = Scatter(changed=0.2, icc={"class": 0.1}, old_recall=0.6)
+    scatter = PowerAssumptions(changed=0.2, icc={"class": 0.1}, old_recall=0.6)
     least = min_detectable_gain(one, scatter, ASKED)
     assert 0 < least < 0.2
     assert pass_probability(one, scatter, least, ASKED) == pytest.approx(0.8, abs=1e-6)
@@ -96,17 +96,20 @@ def test_what_is_needed_has_the_power():
 def test_what_no_set_can_show():
     """More than changes, or than is left to find; and nothing without a query."""
     one = held_out(80, 10)
-    few = Scatter(changed=0.02, icc={}, old_recall=0.5)
+    few = PowerAssumptions(changed=0.02, icc={}, old_recall=0.5)
     assert times_needed(one, few, 0.03, ASKED) is None
     assert min_detectable_gain(held_out(5, 2), few, ASKED) is None
-    assert min_detectable_gain(one, Scatter(changed=0.2, icc={}, old_recall=1.0), ASKED) is None
-    none = HeldOutSet.of(np.zeros(0, int), ("class",), np.zeros(0, bool))
+    assert (
+        min_detectable_gain(one, PowerAssumptions(changed=0.2, icc={}, old_recall=1.0), ASKED)
+        is None
+    )
+    none = HeldOutSet.from_codes(np.zeros(0, int), ("class",), np.zeros(0, bool))
     assert (none.n_queries, pass_probability(none, few, 0.01, ASKED)) == (0, 0.0)
 
 
 def test_dependence_and_size_cost_power():
     """More queries a class help less the more alike they are; unequal classes less than equal."""
-    scatter = [Scatter(changed=0.2, icc={"class": r}, old_recall=0.5) for r in (0.0, 0.3)]
+    scatter = [PowerAssumptions(changed=0.2, icc={"class": r}, old_recall=0.5) for r in (0.0, 0.3)]
     small, large = held_out(60, 5), held_out(60, 50)
     gained = [
         min_detectable_gain(small, s, ASKED) / min_detectable_gain(large, s, ASKED) for s in scatter
@@ -114,7 +117,9 @@ def test_dependence_and_size_cost_power():
     assert gained[0] > 2
     assert 1.3 > gained[1] > 1
     sizes = np.append(np.ones(59, int), 241)
-    unequal = HeldOutSet.of(np.repeat(np.arange(60), sizes), ("class",), np.ones(300, dtype=bool))
+    unequal = HeldOutSet.from_codes(
+        np.repeat(np.arange(60), sizes), ("class",), np.ones(300, dtype=bool)
+    )
     assert unequal.kinds[0].size == pytest.approx((sizes**2).sum() / 300)
     assert unequal.design_effect({"class": 0.3}) > 10 * small.design_effect({"class": 0.3})
     assert pass_probability(unequal, scatter[1], 0.1, ASKED) < pass_probability(

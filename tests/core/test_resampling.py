@@ -25,7 +25,7 @@ from compatctl.core.resampling import (
     hit_change,
     query_ratio,
 )
-from compatctl.core.units import minimal_kinds
+from compatctl.core.sampling_units import minimal_kinds
 from compatctl.errors import InputError
 
 ONE = (-1.0, 1.0)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from shop_kit import Shop, carry, write_encoder
 
-from compatctl.core.looks import LIMIT
+from compatctl.core.perceptual_hash import LIMIT
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, load, look_of
 from compatctl.deployment.record_files import ModelHeader, find_record

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 from onnx_models import DIM, SIDE, UNIT, by_hand, metadata, projection, save
 
-from compatctl.core.maps import Adapter, Affine, Perceptron
+from compatctl.core.adapters import Adapter, Affine, Perceptron
 from compatctl.data import Dataset, Preprocessing
 from compatctl.encoder import Encoder, EncoderInput, bridge, fuse, read_model_bytes, seal
 from compatctl.errors import InputError

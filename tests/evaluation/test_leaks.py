@@ -187,7 +187,7 @@ def test_anchored_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
     every = len(stock.queries)
     assert done.sizes == {"unseen": every}
     (group,) = done.report["groups"]
-    touched, recall = group["touched"], group["recall"]
+    touched, recall = group["training_overlap"], group["recall"]
     assert touched["untouched_queries"] == every - n
     assert touched["of_queries"] == pytest.approx(n / every)
     whole = recall["new_old"]["1"] - recall["old_old"]["1"]

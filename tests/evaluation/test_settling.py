@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compatctl.core.borderline import borderline_checks
-from compatctl.core.evidence import GroupEvidence, measure
-from compatctl.core.gate import judge
+from compatctl.core.gate import borderline_checks, judge
+from compatctl.core.measurements import GroupEvidence, measure
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import NEVER, Retrieval
 from compatctl.evaluation.adaptive_resampling import LONG, sampling, verdict_of

@@ -125,7 +125,7 @@ def test_what_training_left_out_is_judged_by_itself(tmp_path: Path) -> None:
     policy.write_text("format: 3\nname: small\nslice_min_queries: 30\nmin_queries: 100\n")
     world = touched(tmp_path, 12)
     _, report = world.verify(tmp_path / "all.npz", "--policy", policy)
-    rows, found = report["groups"][0]["touched"], check(report, "untouched_gain")
+    rows, found = report["groups"][0]["training_overlap"], check(report, "untouched_gain")
     assert check(report, "recall_gain")["estimate"] > 0
     assert rows["untouched_queries"] == found["n"] == 60
     assert rows["of_gallery"] == pytest.approx(0.8)
@@ -152,7 +152,7 @@ def test_gains_are_weighted_to_the_stores_shares(tmp_path: Path) -> None:
     dropped = {f"q{at}" for at in range(200, 300) if at % 5 != 0}
     table = world.save("fewer.npz", lambda one: one in fewer and one not in dropped)
     _, report = world.verify(table)
-    rows = report["groups"][0]["touched"]
+    rows = report["groups"][0]["training_overlap"]
     recall = report["groups"][0]["recall"]
     plain = recall["new_old"]["1"] - recall["old_old"]["1"]
     weighted = check(report, "recall_gain")["estimate"]

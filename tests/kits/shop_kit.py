@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from compatctl import encoder as onnx_files
 from compatctl.cli.app import app
-from compatctl.core.maps import Affine
+from compatctl.core.adapters import Affine
 from compatctl.data import Preprocessing
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_record import TrainingRecord

@@ -538,7 +538,7 @@ def test_a_model_that_anchored_a_part_of_the_gallery_deploys(seller: Shop) -> No
     )
     report = _verified(seller)
     group = report["groups"][0]
-    assert 0 < group["touched"]["of_queries"] < 1
+    assert 0 < group["training_overlap"]["of_queries"] < 1
     assert group["dependence"]
     assert report["verdict"]["outcome"] == "pass"
     done = seller.run("deploy", "--report", seller.path("report.json"))

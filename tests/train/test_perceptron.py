@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from compatctl.core.maps import Moments, Perceptron, ridge
+from compatctl.core.adapters import Moments, Perceptron, ridge
 from compatctl.errors import InputError
 from compatctl.train import fit_perceptron
 
@@ -37,7 +37,9 @@ def test_it_learns_what_no_linear_map_can() -> None:
     fitted = fit_perceptron(
         x[:300], y[:300], judge=lambda one: cosine(one, x[300:], y[300:]), hidden=128
     )
-    linear = max(cosine(one, x[300:], y[300:]) for one in ridge(Moments.of(x[:300], y[:300])))
+    linear = max(
+        cosine(one, x[300:], y[300:]) for one in ridge(Moments.from_pairs(x[:300], y[:300]))
+    )
     assert fitted.recall == pytest.approx(cosine(fitted.adapter, x[300:], y[300:]))
     assert fitted.recall > linear + 0.2
     assert fitted.adapter.hidden.shape == (10, 128)

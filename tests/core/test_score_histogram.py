@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compatctl.core.pair_tiles import PairTruth
-from compatctl.core.score_counts import score_counts
+from compatctl.core.score_histogram import score_histogram
 from compatctl.core.thresholds import count_accepts, threshold_keeping_far
 
 Q, G = 13, 17
@@ -47,7 +47,7 @@ def scene(seed, judged):
 def test_counts_at_every_edge_equal_a_loop(judged, block):
     """FAR and FRR at an edge are shares of the single pairs that count, exactly."""
     queries, gallery, truth, pairs = scene(1, judged)
-    found = score_counts(queries, gallery, truth, block=block)
+    found = score_histogram(queries, gallery, truth, block=block)
     same = np.array([score for _, score, kind in pairs if kind])
     diff = np.array([score for _, score, kind in pairs if not kind])
     assert (found.same.sum(), found.diff.sum()) == (len(same), len(diff))
@@ -61,7 +61,7 @@ def test_counts_at_every_edge_equal_a_loop(judged, block):
 def test_the_threshold_of_a_false_accept_rate_is_the_lowest_edge(judged):
     """It keeps the rate, the edge below does not, and its FRR is that of the pairs."""
     queries, gallery, truth, pairs = scene(3, judged)
-    found = score_counts(queries, gallery, truth)
+    found = score_histogram(queries, gallery, truth)
     same = np.array([score for _, score, kind in pairs if kind])
     diff = np.array([score for _, score, kind in pairs if not kind])
     for far in (0.05, 0.3, 0.8):
@@ -76,7 +76,7 @@ def test_scores_on_an_edge_are_in_the_bin_above_it():
     queries = np.array([[1, 0], [0, 1]], np.float32)
     gallery = np.array([[1, 0], [-1, 0], [0, -1], [0.6, 0.8]], np.float32)
     truth = PairTruth(query_labels=np.zeros(2, np.int64), gallery_labels=np.ones(4, np.int64))
-    found = score_counts(queries, gallery, truth)
+    found = score_histogram(queries, gallery, truth)
     for edge, wanted in ((1.0, 1), (0.0, 6), (-1.0, 8), (2**-14, 3)):
         at = int(np.flatnonzero(found.edges == edge)[0])
         assert found.far[at] * 8 == wanted
@@ -86,7 +86,7 @@ def test_counts_of_nothing_are_not_a_rate():
     """Without a pair of either kind there is no point to report."""
     one = np.array([[1, 0]], np.float32)
     truth = PairTruth(query_labels=np.zeros(1, np.int64), gallery_labels=np.zeros(1, np.int64))
-    assert score_counts(one, one, truth).at_far(0.5) is None
+    assert score_histogram(one, one, truth).at_far(0.5) is None
 
 
 @pytest.mark.parametrize("block", [3, 1024])

@@ -113,7 +113,7 @@ class Moments:
     """(F, D) sum of x y^T"""
 
     @classmethod
-    def of(cls, source: AnyFloats, target: AnyFloats, block: int = 4096) -> Moments:
+    def from_pairs(cls, source: AnyFloats, target: AnyFloats, block: int = 4096) -> Moments:
         """Sums in float64 over pairs: source (N, F), target (N, D).
 
         Raises:

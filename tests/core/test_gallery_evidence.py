@@ -12,7 +12,11 @@ from compatctl.core.class_sums import class_sums
 from compatctl.core.compatibility import inequalities
 from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import exact_search, exact_search_pieces, mixed_pieces, row_pieces
-from compatctl.core.touched import Touched, touched_share_by_class, touched_share_judged
+from compatctl.core.training_overlap import (
+    TrainingOverlap,
+    trained_share_by_class,
+    trained_share_judged,
+)
 from compatctl.core.unjudged import bound_unjudged
 
 
@@ -59,9 +63,9 @@ def test_touched_shares_equal_a_loop(seed):
     rows[rng.random(20) < 0.2] = NO_CLASS
     own = np.where(rng.random(12) < 0.5, rng.integers(0, 20, 12), -1)
     touched = rng.random(20) < 0.5
-    found = touched_share_by_class(queries, rows, own, touched)
+    found = trained_share_by_class(queries, rows, own, touched)
     pairs = [(q, g) for q in range(12) for g in range(20) if rows[g] == queries[q] and g != own[q]]
-    judged = touched_share_judged(*np.array(pairs).T, touched, 12)
+    judged = trained_share_judged(*np.array(pairs).T, touched, 12)
     for q in range(12):
         mine = [touched[g] for at, g in pairs if at == q]
         expected = np.mean(mine) if mine else np.nan
@@ -73,13 +77,13 @@ def test_weights_make_the_gallerys_mixture():
     rng = np.random.default_rng(0)
     of_query, has_match = rng.choice([0.0, 0.5, 1.0], 50), rng.random(50) < 0.8
     values = rng.normal(size=50)
-    touched = Touched(of_query=of_query, of_gallery=0.9)
+    touched = TrainingOverlap(of_query=of_query, of_gallery=0.9)
     weights = touched.weights(has_match)
     assert weights[has_match].mean() == pytest.approx(1.0)
     first, second = touched.parts(values, has_match)
     weighted = (weights * values)[has_match].sum() / weights[has_match].sum()
     assert weighted == pytest.approx(0.9 * first + 0.1 * second)
-    one_kind = Touched(of_query=np.zeros(50), of_gallery=0.9)
+    one_kind = TrainingOverlap(of_query=np.zeros(50), of_gallery=0.9)
     assert one_kind.weights(has_match) is None
 
 

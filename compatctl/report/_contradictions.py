@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from compatctl.core.dependence import worst_design_effect
-from compatctl.core.evidence import DECIDING_GROUP
 from compatctl.core.gate import CHECKS_WITHOUT_INTERVAL, Check, settle
 from compatctl.core.knots import knots_problem
+from compatctl.core.measurements import DECIDING_GROUP
 from compatctl.core.policy import Policy, Rule
 from compatctl.report._report import Group, Report
 from compatctl.report._summary import summary
@@ -231,7 +231,7 @@ def _figures(policy: Policy, group: Group) -> dict[str, float]:
         "map_gain": group.map_at_k.get("new_old", nan) - group.map_at_k.get("old_old", nan),
         "negative_flips": group.negative_flips,
     }
-    touched = group.touched
+    touched = group.training_overlap
     if touched is not None and 0.0 < touched.of_queries < 1.0:
         found |= {name: touched.mean(name, touched.of_gallery) for name in found}
     if group.dependence:  # of the queries as they are
@@ -272,12 +272,13 @@ def _of_gallery(report: Report, checks: Mapping[_Key, Check]) -> Iterator[str]:
         check = checks.get((name, group.name))
         if check is not None and check.n > 0 and not _same(check.estimate, share):
             yield f"{name}: the check says {check.estimate}, the report {share:g}"
-    if (group.touched is None) != (report.training_record_sha256 is None):
+    if (group.training_overlap is None) != (report.training_record_sha256 is None):
         yield "it has rows that training used without a training record, or the reverse"
-    if group.touched is not None and group.n_queries:
-        plain = _figures(report.policy, replace(group, touched=None))
-        for name in group.touched.parts:
-            if not _same(group.touched.mean(name, group.touched.of_queries), plain[name]):
+    overlap = group.training_overlap
+    if overlap is not None and group.n_queries:
+        plain = _figures(report.policy, replace(group, training_overlap=None))
+        for name in overlap.parts:
+            if not _same(overlap.mean(name, overlap.of_queries), plain[name]):
                 yield f"{name}: it is not the mean of its touched and untouched parts"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from compatctl.core.arrays import Bools, Floats, Looks, Rows
+from compatctl.core.arrays import Bools, Floats, PerceptualHashes, Rows
 
 FIELDS = 4
 """Fields per side whose mean brightness is in a look."""
@@ -28,7 +28,7 @@ BLOCK = 1 << 20
 """Pairs compared at once."""
 
 
-def matches_any_look(looks: Looks, known: Looks, limit: int = LIMIT) -> Bools:
+def matches_any_hash(looks: PerceptualHashes, known: PerceptualHashes, limit: int = LIMIT) -> Bools:
     """(Q,) whether a row of ``looks`` (Q, 24) looks like a row of ``known`` (T, 24), both uint8.
 
     Rows are sorted into cells by the mean brightness of their four quarters, and compared with the
@@ -51,7 +51,7 @@ def matches_any_look(looks: Looks, known: Looks, limit: int = LIMIT) -> Bools:
     return matched
 
 
-def _quarters(looks: Looks) -> Floats:
+def _quarters(looks: PerceptualHashes) -> Floats:
     """(N, 4) mean brightness of each quarter; it differs by at most what the bytes differ by."""
     half = FIELDS // 2
     fields = looks[:, : FIELDS * FIELDS].reshape(-1, 2, half, 2, half)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compatctl.core.maps import STRENGTHS, Affine, Moments, Perceptron, low_rank, orthogonal, ridge
+from compatctl.core.adapters import (
+    STRENGTHS,
+    Affine,
+    Moments,
+    Perceptron,
+    low_rank,
+    orthogonal,
+    ridge,
+)
 from compatctl.errors import InputError
 
 
@@ -43,7 +51,7 @@ def by_lstsq(x, y, penalty):
 def test_moments_equal_loops_whatever_the_block(block):
     """The sums are those of a loop over pairs, and none depends on how they are cut."""
     x, y = noisy_pairs(n=50)
-    found = Moments.of(x, y, block=block)
+    found = Moments.from_pairs(x, y, block=block)
     inner, cross = np.zeros((7, 7)), np.zeros((7, 5))
     for a, b in zip(x.astype(np.float64), y.astype(np.float64), strict=True):
         inner += np.outer(a, a)
@@ -69,7 +77,7 @@ def test_moments_equal_loops_whatever_the_block(block):
 def test_arrays_that_are_not_pairs_are_refused(x, y):
     """No pair, other lengths, no matrix, no number, and NaN on either side."""
     with pytest.raises(InputError, match="a map needs"):
-        Moments.of(x.astype(np.float32), y.astype(np.float32))
+        Moments.from_pairs(x.astype(np.float32), y.astype(np.float32))
 
 
 @pytest.mark.parametrize(("F", "D"), [(6, 6), (4, 6)])
@@ -77,7 +85,7 @@ def test_a_known_rotation_is_recovered(F, D):
     """Between equal dimensions, and into a larger one, the rotation itself comes out."""
     rng = np.random.default_rng(1)
     x, rotation = unit_rows(rng, 100, F), turn(rng, F, D)
-    found = orthogonal(Moments.of(x, x @ rotation))
+    found = orthogonal(Moments.from_pairs(x, x @ rotation))
     np.testing.assert_allclose(found.matrix, rotation, atol=1e-5)
     assert not found.bias.any()
     np.testing.assert_allclose(found(x), x @ rotation, atol=1e-5)
@@ -89,7 +97,7 @@ def test_the_orthogonal_map_is_orthogonal_and_the_best_one(F, D):
     where lengths are kept none has a smaller squared error."""
     rng = np.random.default_rng(2)
     x, y = noisy_pairs(F=F, D=D)
-    A = orthogonal(Moments.of(x, y)).matrix.astype(np.float64)
+    A = orthogonal(Moments.from_pairs(x, y)).matrix.astype(np.float64)
     small = A.T @ A if F >= D else A @ A.T
     np.testing.assert_allclose(small, np.eye(min(F, D)), atol=1e-6)
 
@@ -116,7 +124,7 @@ def test_ridge_equals_lstsq(n, F, D):
     x, y = noisy_pairs(n=n, F=F, D=D)
     centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
     unit = sum(float(row @ row) for row in centred) / F
-    for strength, found in zip(STRENGTHS, ridge(Moments.of(x, y)), strict=True):
+    for strength, found in zip(STRENGTHS, ridge(Moments.from_pairs(x, y)), strict=True):
         matrix, bias = by_lstsq(x, y, strength * unit)
         np.testing.assert_allclose(found.matrix, matrix, atol=1e-5)
         np.testing.assert_allclose(found.bias, bias, atol=1e-5)
@@ -131,7 +139,7 @@ def test_sources_that_do_not_vary_give_the_mean_target(n):
     rng = np.random.default_rng(3)
     x, y = np.repeat(unit_rows(rng, 1, 6), n, axis=0), unit_rows(rng, n, 4)
     mean = y.mean(axis=0) / np.linalg.norm(y.mean(axis=0))
-    for found in ridge(Moments.of(x, y)):
+    for found in ridge(Moments.from_pairs(x, y)):
         np.testing.assert_allclose(found(x), np.tile(mean, (n, 1)), atol=1e-4)
 
 
@@ -140,7 +148,7 @@ def test_the_rank_is_really_cut():
     fixed directions it is the nearest to the whole map's answers."""
     rng = np.random.default_rng(4)
     x, y = noisy_pairs(F=8, D=6)
-    moments = Moments.of(x, y)
+    moments = Moments.from_pairs(x, y)
     (whole,) = ridge(moments, (0.1,))
     answers = x @ whole.matrix + whole.bias
     for rank, cut in zip((1, 2, 5, 6), low_rank(moments, whole, (1, 2, 5, 6)), strict=True):
@@ -162,7 +170,7 @@ def test_a_cut_to_the_rank_of_the_truth_loses_nothing():
     rng = np.random.default_rng(4)
     x = rng.normal(size=(200, 7)).astype(np.float32)
     y = x @ rng.normal(size=(7, 2)) @ rng.normal(size=(2, 5))
-    moments = Moments.of(x, y)
+    moments = Moments.from_pairs(x, y)
     (whole,) = ridge(moments, (1e-6,))
     one, two = low_rank(moments, whole, (1, 2))
     np.testing.assert_allclose(two(x), whole(x), atol=1e-3)
@@ -171,7 +179,7 @@ def test_a_cut_to_the_rank_of_the_truth_loses_nothing():
 
 def test_invalid_strengths_and_ranks_are_refused():
     """Strengths of 0 and under, ranks of 0 and over what there is, and no setting at all."""
-    moments = Moments.of(*noisy_pairs(F=7, D=5))
+    moments = Moments.from_pairs(*noisy_pairs(F=7, D=5))
     (whole,) = ridge(moments, (1.0,))
     for strengths in ((), (0.0,), (1.0, -1.0)):
         with pytest.raises(InputError, match="over 0"):

@@ -20,14 +20,14 @@ _BINS = 2 * _SCALE + 128 + 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ScoreCounts:
+class ScoreHistogram:
     """(BINS,) same-class and different-class pairs by score, ascending."""
 
     same: Codes
     diff: Codes
 
-    def __add__(self, other: ScoreCounts) -> ScoreCounts:
-        return ScoreCounts(same=self.same + other.same, diff=self.diff + other.diff)
+    def __add__(self, other: ScoreHistogram) -> ScoreHistogram:
+        return ScoreHistogram(same=self.same + other.same, diff=self.diff + other.diff)
 
     @property
     def edges(self) -> Floats:
@@ -65,9 +65,9 @@ class ScoreCounts:
         return float(self.edges[allowed[0]]), float(self.frr[allowed[0]])
 
 
-def score_counts(
+def score_histogram(
     queries: Features, gallery: Features, truth: PairTruth, *, block: int = 1024
-) -> ScoreCounts:
+) -> ScoreHistogram:
     """Count the scores of all pairs of a query (Q, D) and a gallery row (G, D).
 
     Raises:
@@ -81,7 +81,7 @@ def score_counts(
         every += np.bincount(bins, minlength=_BINS)
         same += np.bincount(bins[np.flatnonzero(alike)], minlength=_BINS)
         neither += np.bincount(bins[np.flatnonzero(~(alike | diff))], minlength=_BINS)
-    return ScoreCounts(same=same, diff=every - same - neither)
+    return ScoreHistogram(same=same, diff=every - same - neither)
 
 
 def _accepted(counts: Codes) -> Floats:

@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from compatctl.core.looks import LIMIT, WIDTH, matches_any_look
-from compatctl.core.prefixes import Prefixes, prefix_of, prefix_of_digest
+from compatctl.core.digest_prefixes import DigestPrefixes, digest_prefix, name_prefix
+from compatctl.core.perceptual_hash import LIMIT, WIDTH, matches_any_hash
 from compatctl.data import pack, unpack
 from compatctl.errors import InputError
 
@@ -31,42 +31,45 @@ def test_looks_are_found_as_by_comparing_all(seed: int, spread: int) -> None:
     other = rng.integers(0, 256, (100, WIDTH))
     asked = np.clip(np.concatenate([moved, far, other]), 0, 255).astype(np.uint8)
     for limit in (0, 3, LIMIT):
-        assert np.array_equal(matches_any_look(asked, known, limit), slow(asked, known, limit))
-    assert not matches_any_look(asked, known[:0]).any()
-    assert len(matches_any_look(asked[:0], known)) == 0
+        assert np.array_equal(matches_any_hash(asked, known, limit), slow(asked, known, limit))
+    assert not matches_any_hash(asked, known[:0]).any()
+    assert len(matches_any_hash(asked[:0], known)) == 0
 
 
 def test_a_crowd_of_looks_is_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The size of a block changes nothing."""
     rng = np.random.default_rng(0)
     known, asked = (rng.integers(90, 130, (n, WIDTH)).astype(np.uint8) for n in (900, 300))
-    whole = matches_any_look(asked, known, 12)
-    monkeypatch.setattr("compatctl.core.looks.BLOCK", 7)
-    assert np.array_equal(matches_any_look(asked, known, 12), whole)
+    whole = matches_any_hash(asked, known, 12)
+    monkeypatch.setattr("compatctl.core.perceptual_hash.BLOCK", 7)
+    assert np.array_equal(matches_any_hash(asked, known, 12), whole)
 
 
 def test_prefixes_are_those_of_the_names() -> None:
     """A set holds what it was made of and nothing else; text and back is the same set."""
     names = [f"item {at}" for at in range(2000)]
-    found = Prefixes.of(map(prefix_of, names))
+    found = DigestPrefixes.from_ints(map(name_prefix, names))
     assert len(found) == 2000
-    assert all(prefix_of(one) in found for one in names)
-    assert not any(prefix_of(f"other {at}") in found for at in range(2000))
+    assert all(name_prefix(one) in found for one in names)
+    assert not any(name_prefix(f"other {at}") in found for at in range(2000))
     digest = hashlib.sha256(b"item 3").hexdigest()
-    assert prefix_of_digest(digest) == prefix_of("item 3")
-    back = Prefixes.from_deltas(unpack(pack(found.deltas()), len(found), 8))
+    assert digest_prefix(digest) == name_prefix("item 3")
+    back = DigestPrefixes.from_deltas(unpack(pack(found.deltas()), len(found), 8))
     assert back == found
-    half = Prefixes.of(map(prefix_of, names[:1000]))
+    half = DigestPrefixes.from_ints(map(name_prefix, names[:1000]))
     assert half <= found
     assert not found <= half
-    assert half | Prefixes.of(map(prefix_of, names[1000:])) == found
-    assert Prefixes.from_deltas(unpack(pack(Prefixes.of().deltas()), 0, 8)) == Prefixes.of()
+    assert half | DigestPrefixes.from_ints(map(name_prefix, names[1000:])) == found
+    assert (
+        DigestPrefixes.from_deltas(unpack(pack(DigestPrefixes.from_ints().deltas()), 0, 8))
+        == DigestPrefixes.from_ints()
+    )
 
 
 def test_a_million_entries_take_eight_megabytes() -> None:
     """Text of one set of a million: under eight letters an entry."""
     rows = np.random.default_rng(0).integers(0, 2**64, 1_000_000, np.uint64)
-    assert len(pack(Prefixes(np.unique(rows)).deltas())) < 8_000_000
+    assert len(pack(DigestPrefixes(np.unique(rows)).deltas())) < 8_000_000
 
 
 def test_inconsistent_deltas_are_refused() -> None:
@@ -80,4 +83,4 @@ def test_inconsistent_deltas_are_refused() -> None:
     with pytest.raises(InputError):
         unpack(bomb, 100, 8)
     with pytest.raises(InputError, match="ascend"):
-        Prefixes.from_deltas(unpack(packed, 10, 8))
+        DigestPrefixes.from_deltas(unpack(packed, 10, 8))

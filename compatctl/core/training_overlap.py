@@ -18,7 +18,7 @@ from compatctl.core.arrays import NO_CLASS, Bools, Codes, Floats, ratio
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Touched:
+class TrainingOverlap:
     """Shares of touched rows, by query and in the gallery."""
 
     of_query: Floats
@@ -62,7 +62,7 @@ class Touched:
         )
 
 
-def touched_share_by_class(
+def trained_share_by_class(
     query_labels: Codes, gallery_labels: Codes, self_row: Codes, touched: Bools
 ) -> Floats:
     """(Q,) share of touched rows among the gallery rows of each query's class, without its own.
@@ -84,7 +84,7 @@ def touched_share_by_class(
     return _share(part, rows)
 
 
-def touched_share_judged(judged_query: Codes, judged_row: Codes, touched: Bools, Q: int) -> Floats:
+def trained_share_judged(judged_query: Codes, judged_row: Codes, touched: Bools, Q: int) -> Floats:
     """(Q,) share of touched rows among each query's relevant rows.
 
     The relevant pairs are ``judged_query`` (J,), positions of queries, and ``judged_row`` (J,).

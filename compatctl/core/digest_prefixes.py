@@ -19,12 +19,12 @@ from compatctl.errors import InputError
 _WIDTH = 8
 
 
-def prefix_of(name: str) -> int:
+def name_prefix(name: str) -> int:
     """The first eight bytes of the sha256 of a name, as an integer."""
     return int.from_bytes(hash_key(name)[:_WIDTH], "big")
 
 
-def prefix_of_digest(digest: str) -> int:
+def digest_prefix(digest: str) -> int:
     """The first eight bytes of a sha256 in hex, as an integer.
 
     Raises:
@@ -36,14 +36,14 @@ def prefix_of_digest(digest: str) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Prefixes:
+class DigestPrefixes:
     """A set of 64-bit integers."""
 
     rows: Words
     """(n,) strictly ascending."""
 
     @classmethod
-    def of(cls, numbers: Iterable[int] = ()) -> Self:
+    def from_ints(cls, numbers: Iterable[int] = ()) -> Self:
         """The set of these integers."""
         return cls(np.unique(np.fromiter(numbers, np.uint64)))
 
@@ -59,13 +59,13 @@ class Prefixes:
         """(n,) whether each of ``numbers`` (n,) is in the set."""
         return np.isin(numbers, self.rows)
 
-    def __or__(self, other: Prefixes) -> Prefixes:
-        return Prefixes(np.union1d(self.rows, other.rows))
+    def __or__(self, other: DigestPrefixes) -> DigestPrefixes:
+        return DigestPrefixes(np.union1d(self.rows, other.rows))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Prefixes) and np.array_equal(self.rows, other.rows)
+        return isinstance(other, DigestPrefixes) and np.array_equal(self.rows, other.rows)
 
-    def __le__(self, other: Prefixes) -> bool:
+    def __le__(self, other: DigestPrefixes) -> bool:
         return bool(np.isin(self.rows, other.rows).all())
 
     __hash__ = None  # type: ignore[assignment]

@@ -6,30 +6,31 @@ a sum over classes of paired differences, and one resampling of classes serves a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from compatctl.core.accept_checks import threshold_statistics
 from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.core.binomial import mcnemar
 from compatctl.core.compatibility import Inequalities
-from compatctl.core.cosine_checks import GroupSample, cosine_measurements, design_effect
-from compatctl.core.dependence import Dependence
+from compatctl.core.dependence import Dependence, describe_dependence, worst_design_effect
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import (
     Ratio,
+    estimate_diff,
     estimate_ratios,
+    estimate_same,
     hit_change,
     query_ratio,
+    ratio_of,
 )
 from compatctl.core.retrieval import Flips, Retrieval, flips
-from compatctl.core.thresholds import Accepts
-from compatctl.core.touched import Touched
-from compatctl.core.units import count_units
-from compatctl.core.unjudged import Unjudged
+from compatctl.core.sampling_units import count_units
+from compatctl.core.thresholds import AcceptCounts
+from compatctl.core.training_overlap import TrainingOverlap
+from compatctl.core.unjudged import UnjudgedBounds
 from compatctl.errors import InputError
 
 DECIDING_GROUP = "unseen"
@@ -66,7 +67,7 @@ class GroupEvidence:
     """Old queries on a gallery half of which the new model embedded."""
     new_mixed: Retrieval | None = None
     """New queries on the same gallery."""
-    accepts: tuple[Accepts, Accepts] | None = None
+    accepts: tuple[AcceptCounts, AcceptCounts] | None = None
     """Old and new, each at its own threshold."""
     ann_recall: Floats | None = None
     """(Q,) share of the exact neighbours that the real index finds; NaN if not searched."""
@@ -77,10 +78,10 @@ class GroupEvidence:
     baseline of ``new_new`` and of the mixed gallery. None: the whole gallery."""
     asked: Bools | None = None
     """(Q,) queries that should have a match; None: all."""
-    unjudged: Unjudged | None = None
+    unjudged: UnjudgedBounds | None = None
     """Bounds for rows of unknown relevance; None: there are none."""
-    touched: Touched | None = None
-    """Shares of touched rows; None if unknown."""
+    training_overlap: TrainingOverlap | None = None
+    """None: unknown."""
     where: str = "on the old gallery"
     """What ``old_old`` and ``new_old`` search, as it reads in a sentence."""
     unit: tuple[str, ...] = ("class",)
@@ -92,7 +93,8 @@ class GroupEvidence:
     def kept(self) -> Bools | Floats:
         """(Q,) queries in the means, weighted to the gallery's mixture of touched rows."""
         has_match = self.old_old.has_match
-        return has_match if self.touched is None else self.touched.weighted(has_match)
+        overlap = self.training_overlap
+        return has_match if overlap is None else overlap.weighted(has_match)
 
     @property
     def flips(self) -> Flips:
@@ -168,9 +170,9 @@ def measure(
         may_decide=group.name == DECIDING_GROUP,
     )
     if group.inequalities is not None:
-        found += cosine_measurements(group.inequalities, asked, draw, replicates, only)
+        found += _cosine_measurements(group.inequalities, asked, draw, replicates, only)
     if group.dependence is not None and only is None:
-        found.append(design_effect(group.dependence, asked, policy.min_classes))
+        found.append(_design_effect(group.dependence, asked, policy.min_classes))
     return found
 
 
@@ -300,7 +302,7 @@ def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int
             "rows of new queries at the ef they need",
         )
     if group.accepts is not None:
-        found |= threshold_statistics(group.classes, group.n_classes, *group.accepts)
+        found |= _threshold_statistics(group.classes, group.n_classes, *group.accepts)
     return found
 
 
@@ -339,3 +341,105 @@ def _check_test(where: str, test: Retrieval, first: Retrieval, ks: tuple[int, ..
             )
     if not np.array_equal(test.has_match, first.has_match):
         raise InputError(f"{where}: not every test was made on the same queries")
+
+
+def _threshold_statistics(
+    classes: Codes, n_classes: int, before: AcceptCounts, after: AcceptCounts
+) -> dict[tuple[str, str], tuple[Ratio, int, str]]:
+    """(Check, "") -> statistic, number of pairs and a sentence.
+
+    ``far_ratio`` is FAR(after) / FAR(before), ``frr_increase`` is FRR(after) - FRR(before), over
+    the same pairs. ``classes`` is (Q,) or (Q, K); ``n_classes`` of them have a match.
+    """
+    detail = (
+        "The false accept rate at the thresholds used moves from "
+        f"{before.far:.3g} to {after.far:.3g}, the false reject rate from {before.frr:.4f} to "
+        f"{after.frr:.4f}"
+    )
+    new, old = (side.diff_accepted.astype(np.float64) for side in (after, before))
+    far = ratio_of(classes, new, old, (0.0, float("inf")), n_classes=n_classes)
+    rejected = (before.same_accepted - after.same_accepted).astype(np.float64)
+    same_pairs = before.same_pairs.astype(np.float64)
+    class_bounds = (-before.frr, 1.0 - before.frr) if same_pairs.sum() else None
+    frr = ratio_of(classes, rejected, same_pairs, (-1.0, 1.0), harm=1, class_bounds=class_bounds)
+    undefined = "" if before.far > 0 else "; a ratio to no false accept is not defined"
+    return {
+        ("far_ratio", ""): (far, int(before.diff_pairs.sum()), detail + undefined),
+        ("frr_increase", ""): (frr, int(before.same_pairs.sum()), detail),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupSample:
+    """A group of queries and what is resampled of it."""
+
+    group: str
+    classes: Codes
+    """(Q,), or (Q, K) for K crossed kinds of units."""
+    unit: tuple[str, ...]
+    n_queries: int
+    """Queries with a match."""
+    may_decide: bool
+
+
+def _cosine_measurements(
+    inequalities: Inequalities,
+    sample: GroupSample,
+    draw: Callable[[], np.random.Generator],
+    replicates: int,
+    only: Container[tuple[str, str]] | None = None,
+) -> list[Measurement]:
+    """The change of the mean cosine to items of the same class (1a) and of other classes (1b).
+
+    ``only`` keeps the measurements with these names and groups.
+    """
+
+    def measure(name: str, negated: bool, n: int, detail: str) -> Measurement:
+        sums = inequalities.sums.negated() if negated else inequalities.sums
+        estimate = estimate_diff if negated else estimate_same
+        return Measurement(
+            name=name,
+            group=sample.group,
+            estimate=estimate(sums, replicates, draw(), sample.classes),
+            n=n,
+            n_queries=sample.n_queries,
+            may_decide=sample.may_decide,
+            unit=sample.unit,
+            detail=detail,
+        )
+
+    checks = {
+        "same_class": (
+            False,
+            inequalities.new_old.n_same,
+            "The mean cosine to old gallery items of the query's class moves by "
+            f"{inequalities.same_gain:+.5f} from old to new queries, and should not fall (1a)",
+        ),
+        "different_class": (
+            True,
+            inequalities.new_old.n_diff,
+            "The mean cosine to old gallery items of other classes moves by "
+            f"{-inequalities.diff_gain:+.5f} from old to new queries, "
+            "and may rise by a margin (1b)",
+        ),
+    }
+    return [
+        measure(name, *arguments)
+        for name, arguments in checks.items()
+        if only is None or (name, sample.group) in only
+    ]
+
+
+def _design_effect(
+    dependences: Sequence[Dependence], sample: GroupSample, min_classes: int
+) -> Measurement:
+    """The design effect of the column on which queries depend most."""
+    return Measurement(
+        name="design_effect",
+        group=sample.group,
+        estimate=worst_design_effect(dependences, min_classes),
+        n=sample.n_queries,
+        n_queries=sample.n_queries,
+        may_decide=sample.may_decide,
+        detail=describe_dependence(dependences, min_classes),
+    )

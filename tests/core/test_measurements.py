@@ -10,18 +10,18 @@ import pytest
 
 from compatctl.core.binomial import mcnemar
 from compatctl.core.compatibility import inequalities
-from compatctl.core.evidence import (
+from compatctl.core.gate import judge
+from compatctl.core.measurements import (
     ChainEvidence,
     GroupEvidence,
     measure,
     measure_chain,
     measure_mixed,
 )
-from compatctl.core.gate import judge
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import half_samples
 from compatctl.core.retrieval import NEVER, Retrieval
-from compatctl.core.thresholds import Accepts
+from compatctl.core.thresholds import AcceptCounts
 from compatctl.errors import InputError
 
 Q, B = 90, 199
@@ -51,7 +51,7 @@ def retrieval(rng, has_match, ks=(1, 5)):
 
 def accepted(rng):
     """Random counts of accepted pairs, of 30 and of 400 a query."""
-    return Accepts(
+    return AcceptCounts(
         same_accepted=rng.integers(0, 31, Q),
         same_pairs=np.full(Q, 30),
         diff_accepted=rng.integers(0, 5, Q),

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from compatctl.core.evidence import DECIDING_GROUP, Draw, GroupEvidence
 from compatctl.core.gate import Measurement
+from compatctl.core.measurements import DECIDING_GROUP, Draw, GroupEvidence
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 
@@ -73,10 +73,11 @@ def _unjudged(
 def _untouched(
     policy: Policy, group: GroupEvidence, draw: Draw, replicates: int
 ) -> list[Measurement]:
-    if group.touched is None or group.touched.of_gallery >= 1.0:
+    overlap = group.training_overlap
+    if overlap is None or overlap.of_gallery >= 1.0:
         return []
     old, new, k = group.old_old, group.new_old, policy.recall_at
-    kept = old.has_match & group.touched.untouched
+    kept = old.has_match & overlap.untouched
     n = int(kept.sum())
     before, after = ((one.hit(k) & kept).sum() / max(1, n) for one in (old, new))
     ratio = hit_change(group.classes, old.hit(k), new.hit(k), kept)
@@ -86,7 +87,7 @@ def _untouched(
     )
     if not n:
         said = (
-            f"A share of {1 - group.touched.of_gallery:.2%} of the gallery is rows that training "
+            f"A share of {1 - overlap.of_gallery:.2%} of the gallery is rows that training "
             "did not pass through the new model, and no query asks for them alone"
         )
     return [
