@@ -44,7 +44,7 @@ def unit_rows(seed: int, n: int, dim: int) -> np.ndarray:
 
 def build(path: Path, rows: int, dim: int) -> None:
     """An index of that many rows, in batches."""
-    index = HnswIndex.begin(params_of(dim), rows)
+    index = HnswIndex.create(params_of(dim), rows)
     for start in range(0, rows, BATCH):
         keys = np.arange(start, min(start + BATCH, rows), dtype=np.uint64)
         index.add(unit_rows(start, len(keys), dim), keys, threads=os.cpu_count() or 1)

@@ -74,7 +74,7 @@ def make(folder: Path, rows: int, dim: int, added: int) -> None:
     for seed, name in enumerate(("old.onnx", "new.onnx")):
         write_encoder(folder / name, dim, seed)
     params = HnswParams(dim=dim, M=16, ef_construction=20)
-    index = HnswIndex.begin(params, rows)
+    index = HnswIndex.create(params, rows)
     rng = np.random.default_rng(0)
     for start in range(0, rows, BATCH):
         keys = np.arange(start, min(start + BATCH, rows), dtype=np.uint64)

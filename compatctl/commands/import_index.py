@@ -112,7 +112,7 @@ def import_index(
             f"{index} has {header.dim} dimensions, {model} has {encoder.dim}",
             tip="name the model that filled this index",
         )
-    params = HnswParams.of(header, space=space, ef_search=ef_search)
+    params = HnswParams.from_header(header, space=space, ef_search=ef_search)
     with _source(index, params, drop_deleted=drop_deleted, progress=progress) as source:
         catalog = _catalog(source.index, items, encoder.sha256, source.dropped)
         catalog, agreement = _compared(project, encoder, source.index, catalog, progress)

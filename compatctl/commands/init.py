@@ -101,7 +101,7 @@ def init(
         return result
     refuse_unsteady(encoder, gallery)
     with BulkEmbedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as embedded:
-        index = HnswIndex.begin(params, max(1, len(embedded.rows)))
+        index = HnswIndex.create(params, max(1, len(embedded.rows)))
         embedded.add_to(index, 0, progress)
     items = gallery.take(embedded.rows)
     digests = embedded.image_digests()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.files import os_errors
-from compatctl.index import HnswIndex
+from compatctl.index import VectorIndex
 from compatctl.manifest import DIGEST_BYTES
 from compatctl.progress import Progress, silent
 
@@ -80,7 +80,7 @@ class BulkEmbedding:
 
     def add_to(
         self,
-        index: HnswIndex,
+        index: VectorIndex,
         first_key: int,
         progress: Progress = silent,
         *,

@@ -24,7 +24,7 @@ from compatctl.deployment.training_record import MEMORY_FILE
 from compatctl.encoder import HeldVectors, held_vectors, read_model_bytes, read_record
 from compatctl.errors import CompatError, InputError
 from compatctl.files import sha256_bytes, write_atomic
-from compatctl.index import checksums_of, find_checksums, read_keys, read_rows
+from compatctl.index import find_checksums, read_keys, read_rows, row_checksums
 from compatctl.manifest import Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -69,7 +69,7 @@ def traces_of(store: Store, ids: frozenset[str]) -> Traces:
         if rows:
             path = store.verified_path("indexes", info.sha256, fresh=True)
             vectors = read_rows(path, index_params(info), info.count, catalog.keys[rows])
-            marks.append(checksums_of(vectors))
+            marks.append(row_checksums(vectors))
     for manifest in {m.memory: m for m in whole_generations(store)}.values():
         memory = stored_memory(store, manifest)
         held.update(ids.intersection(memory.ids) if memory is not None else ())
@@ -95,7 +95,7 @@ def removed_vectors(
     """
     path = store.verified_path("models", sha256)
     tables = held_vectors(path.read_bytes(), path)
-    masks = {table.name: np.isin(checksums_of(table.vectors), marks) for table in tables}
+    masks = {table.name: np.isin(row_checksums(table.vectors), marks) for table in tables}
     ours = [table for table in tables if table.ours]
     anchors = _anchor_ids(project, path, sha256) if len(ours) == 1 else None
     for table in ours:
@@ -115,7 +115,7 @@ def removed_vectors(
 
 def _in_a_gallery(store: Store, table: HeldVectors) -> NDArray[np.bool_]:
     """Which rows (S,) of a table are rows of a kept gallery."""
-    marks = checksums_of(table.vectors)
+    marks = row_checksums(table.vectors)
     known = np.zeros(len(marks), bool)
     for manifest in _galleries(store):
         known |= in_gallery(store, manifest, marks)
@@ -166,7 +166,7 @@ def erased_vectors(store: Store, data: bytes, path: Path) -> int:
     if erased is None or not len(erased.marks):
         return 0
     tables = held_vectors(data, path)
-    marks = np.concatenate([_NO_MARKS, *(checksums_of(table.vectors) for table in tables)])
+    marks = np.concatenate([_NO_MARKS, *(row_checksums(table.vectors) for table in tables)])
     marks = np.intersect1d(marks, erased.marks)
     return int((~in_gallery(store, store.manifest, marks)).sum()) if len(marks) else 0
 

@@ -13,7 +13,7 @@ from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery, indexed_rows
 from compatctl.encoder import Encoder
 from compatctl.errors import GateError, InputError
-from compatctl.index import HnswIndex
+from compatctl.index import VectorIndex
 from compatctl.manifest import Catalog, Manifest
 from compatctl.progress import Progress
 from compatctl.report import Report
@@ -51,7 +51,7 @@ class Agreement:
 
 
 def compare(
-    encoder: Encoder, index: HnswIndex, catalog: Catalog, data: Dataset, rows: Rows
+    encoder: Encoder, index: VectorIndex, catalog: Catalog, data: Dataset, rows: Rows
 ) -> Agreement | None:
     """Embed a sample of ``rows`` (n,) of the data, all in the catalogue, and compare.
 

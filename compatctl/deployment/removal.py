@@ -28,7 +28,7 @@ from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.rehearsal import stored_memory
 from compatctl.encoder import Canary, held_vectors, without_vectors
 from compatctl.errors import InputError
-from compatctl.index import HnswIndex, build_without, checksums_of
+from compatctl.index import HnswIndex, build_without, row_checksums
 from compatctl.manifest import Catalog, Erasures, ModelShare, Operation, StandIn
 from compatctl.progress import Progress
 from compatctl.recipe import Project
@@ -233,7 +233,7 @@ class Removal:
         )
         file.release()
         marks = [
-            checksums_of(table.vectors[masks[table.name]])
+            row_checksums(table.vectors[masks[table.name]])
             for table in held_vectors(path.read_bytes(), path)
         ]
         return _Rewrite(share=share, file=file, summary=summary, marks=np.concatenate(marks))

@@ -12,7 +12,7 @@ from compatctl.core.arrays import Vectors
 from compatctl.core.nearest import exact_search
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.evaluation.searched_gallery import Searched
-from compatctl.index import HnswIndex, recall_per_query, tune_ef
+from compatctl.index import VectorIndex, recall_per_query, tune_ef
 from compatctl.report import AnnRecall
 
 K = 10
@@ -68,7 +68,7 @@ class AnnCheck:
 
 
 def measure_ann_recall(
-    index: HnswIndex, ef: int, queries: AnnQueries
+    index: VectorIndex, ef: int, queries: AnnQueries
 ) -> tuple[AnnRecall, NDArray[np.float64]]:
     """ANN recall@10 of an index against exact search, at the current ``ef`` and at the one needed.
 

@@ -1,41 +1,43 @@
-"""The ANN index: hnswlib behind checks that it does not make itself."""
+"""The ANN index: one subpackage an engine, behind ``VectorIndex``."""
 
 from __future__ import annotations
 
-from compatctl.index.checks import check_layout
-from compatctl.index.hnsw import HnswIndex
-from compatctl.index.layout import HnswHeader, NotUnitError, read_header
-from compatctl.index.marks import checksums_of, find_checksums, read_keys, read_rows
-from compatctl.index.params import HnswParams
-from compatctl.index.reading import read_all
-from compatctl.index.rebuilding import (
+from compatctl.index.hnswlib.index import HnswIndex
+from compatctl.index.hnswlib.layout import read_header
+from compatctl.index.hnswlib.params import HnswParams
+from compatctl.index.hnswlib.reading import (
+    count_deleted,
+    find_checksums,
+    read_all,
+    read_keys,
+    read_rows,
+)
+from compatctl.index.hnswlib.rebuilding import (
     build_mapped,
     build_with_replacements,
     build_without,
     build_without_deleted,
-    count_deleted,
 )
-from compatctl.index.tuning import EfTuning, recall_at, recall_per_query, tune_ef
+from compatctl.index.protocol import VectorIndex
+from compatctl.index.rows import NotUnitError, row_checksums
+from compatctl.index.tuning import recall_per_query, tune_ef
 
 __all__ = [
-    "EfTuning",
-    "HnswHeader",
     "HnswIndex",
     "HnswParams",
     "NotUnitError",
+    "VectorIndex",
     "build_mapped",
     "build_with_replacements",
     "build_without",
     "build_without_deleted",
-    "check_layout",
-    "checksums_of",
     "count_deleted",
     "find_checksums",
     "read_all",
     "read_header",
     "read_keys",
     "read_rows",
-    "recall_at",
     "recall_per_query",
+    "row_checksums",
     "tune_ef",
 ]

@@ -1,18 +1,17 @@
-"""Which ef_search the queries of a model need: it was tuned for another model's."""
+"""The ef_search that a model's queries need: that of another model may be too low or too high."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compatctl.core.arrays import Keys, Vectors
+from compatctl.core.arrays import Floats, Keys, Vectors
 from compatctl.errors import InputError
-from compatctl.index.hnsw import HnswIndex
+from compatctl.index.protocol import VectorIndex
 
 _TIE = 1e-5
-"""Cosines that differ by less are of rows that are equally near."""
+"""Rows whose cosines differ by less are equally near."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,29 +23,24 @@ class EfTuning:
 
 
 def recall_per_query(
-    index: HnswIndex, queries: Vectors, exact_keys: Keys, k: int, ef: int
-) -> NDArray[np.float64]:
-    """(Q,) share of the exact k nearest rows of each query that a search with ``ef`` finds.
+    index: VectorIndex, queries: Vectors, exact_keys: Keys, k: int, ef: int
+) -> Floats:
+    """ANN recall@k (Q,): the share of the k nearest rows that a search with ``ef`` finds.
 
-    ``exact_keys`` (Q, k or more) are the true nearest of ``queries`` (Q, D), nearest first. A
-    found row counts when it is as near as the k-th true one, so that ties cost nothing.
+    ``exact_keys`` (Q, k or more) are the true nearest rows of ``queries`` (Q, D), nearest first. A
+    result counts when it is as near as the k-th true one, so ties cost nothing.
     """
     k = min(k, len(index))
     kth = np.einsum("qd,qd->q", queries, index.vectors(np.asarray(exact_keys)[:, k - 1]))
     _, scores = index.search(queries, k, ef)
-    shares: NDArray[np.float64] = (scores >= kth[:, None] - _TIE).mean(axis=1)
-    return shares
-
-
-def recall_at(index: HnswIndex, queries: Vectors, exact_keys: Keys, k: int, ef: int) -> float:
-    """ANN recall@k: the mean of ``recall_per_query``."""
-    return float(recall_per_query(index, queries, exact_keys, k, ef).mean())
+    recall: Floats = (scores >= kth[:, None] - _TIE).mean(axis=1)
+    return recall
 
 
 def tune_ef(
-    index: HnswIndex, queries: Vectors, exact_keys: Keys, k: int, target: float
+    index: VectorIndex, queries: Vectors, exact_keys: Keys, k: int, target: float
 ) -> EfTuning:
-    """The first ef of k, 2k, 4k, ... that reaches ``target`` recall@k; N, or the best, if none.
+    """The first ef of k, 2k, 4k, ..., N that reaches ``target`` recall@k; the best one if none.
 
     Raises:
         InputError: there is no query.
@@ -56,9 +50,10 @@ def tune_ef(
     sweep: list[tuple[int, float]] = []
     ef = min(k, len(index))
     while True:
-        sweep.append((ef, recall_at(index, queries, exact_keys, k, ef)))
-        if sweep[-1][1] >= target or ef >= len(index):
+        recall = float(recall_per_query(index, queries, exact_keys, k, ef).mean())
+        sweep.append((ef, recall))
+        if recall >= target or ef >= len(index):
             break
         ef = min(2 * ef, len(index))
-    best = max(sweep, key=lambda point: (point[1], -point[0]))
-    return EfTuning(ef=best[0], sweep=tuple(sweep))
+    best, _ = max(sweep, key=lambda point: (point[1], -point[0]))
+    return EfTuning(ef=best, sweep=tuple(sweep))

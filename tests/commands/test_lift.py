@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from index_kit import build_index
 from numpy.typing import NDArray
 from shop_kit import DIM, Shop, run, store_files, stored_rows, turned
 
 from compatctl.data import load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
-from compatctl.index import HnswIndex, HnswParams
+from compatctl.index import HnswParams
 from compatctl.manifest import Catalog
 from compatctl.store import Store
 
@@ -248,7 +249,7 @@ def test_vectors_that_their_model_does_not_give_are_not_lifted(shop: Shop, wide:
     catalog, rows = gallery.catalog, gallery.index.vectors(gallery.catalog.keys)
     rows = rows + 0.015 * np.random.default_rng(0).standard_normal(rows.shape).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    HnswIndex.build(rows, catalog.keys, HnswParams(dim=DIM)).save(shop.path("off.bin"))
+    build_index(rows, catalog.keys, HnswParams(dim=DIM)).save(shop.path("off.bin"))
     lines = [
         f"{key},{item},{label}"
         for key, item, label in zip(catalog.keys, catalog.ids, catalog.labels, strict=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from index_kit import build_index
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -35,7 +36,9 @@ from compatctl.encoder import Canary, contract, import_onnx, onnx_safety
 from compatctl.errors import CompatError
 from compatctl.files import parse_json, read_json
 from compatctl.files.npz import read_npz
-from compatctl.index import HnswIndex, HnswParams, check_layout, read_header
+from compatctl.index import HnswParams, read_header
+from compatctl.index.hnswlib.checks import check_layout
+from compatctl.index.hnswlib.layout import StoredRows
 from compatctl.manifest import Catalog, Erasures, IndexInfo, Manifest, ModelShare
 from compatctl.recipe import Project, Recipe, load_policy
 from compatctl.report import read_report
@@ -141,7 +144,7 @@ def _index() -> list[bytes]:
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     path = _FOLDER / "seed.hnsw"
     path.unlink(missing_ok=True)
-    HnswIndex.build(rows, np.arange(6, dtype=np.uint64), HnswParams(dim=4, M=2)).save(path)
+    build_index(rows, np.arange(6, dtype=np.uint64), HnswParams(dim=4, M=2)).save(path)
     return [path.read_bytes()]
 
 
@@ -285,7 +288,7 @@ TARGETS = {
     "memory": Target(".npz", lambda path: read_memory(path).readable(), _memory),
     "canary": Target(".npz", Canary.read, _canary),
     "header": Target(".hnsw", read_header, _index),
-    "rows": Target(".hnsw", check_layout, _index),
+    "rows": Target(".hnsw", lambda path: check_layout(StoredRows.open(path)), _index),
     "onnx": Target(".onnx", _read_onnx, _onnx),
     "picture": Target(".img", _read_picture, _picture),
     "torch": Target(".pt", _read_weights, lambda: _checkpoints()[:2]),

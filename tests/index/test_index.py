@@ -8,9 +8,10 @@ from pathlib import Path
 import hnswlib
 import numpy as np
 import pytest
+from index_kit import build_index
 
 from compatctl.errors import CompatError, DamagedError, InputError
-from compatctl.index import HnswIndex, HnswParams, read_header, recall_at, tune_ef
+from compatctl.index import HnswIndex, HnswParams, read_header, recall_per_query, tune_ef
 
 PARAMS = HnswParams(dim=16, M=8, ef_construction=60, ef_search=40)
 N = 1500
@@ -33,7 +34,7 @@ def exact(queries: np.ndarray, k: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def index() -> HnswIndex:
     """An index of 1,500 rows, not to be changed."""
-    return HnswIndex.build(ROWS, KEYS, PARAMS)
+    return build_index(ROWS, KEYS, PARAMS)
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +82,16 @@ def test_rows_and_keys_come_back_to_the_bit(index: HnswIndex, saved: Path) -> No
 
 def test_one_thread_builds_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     """Building again from the same rows gives the same file; another seed gives another."""
-    HnswIndex.build(ROWS, KEYS, PARAMS).save(tmp_path / "b.hnsw")
+    build_index(ROWS, KEYS, PARAMS).save(tmp_path / "b.hnsw")
     assert (tmp_path / "b.hnsw").read_bytes() == saved.read_bytes()
     other = HnswParams(dim=16, M=8, ef_construction=60, ef_search=40, seed=5)
-    HnswIndex.build(ROWS, KEYS, other).save(tmp_path / "c.hnsw")
+    build_index(ROWS, KEYS, other).save(tmp_path / "c.hnsw")
     assert (tmp_path / "c.hnsw").read_bytes() != saved.read_bytes()
 
 
 def test_many_threads_build_an_index_that_saves_and_loads(tmp_path: Path) -> None:
     """With threads the order in the file is any, but keys and rows belong together."""
-    HnswIndex.build(ROWS, KEYS, PARAMS, threads=4).save(tmp_path / "t.hnsw")
+    build_index(ROWS, KEYS, PARAMS, threads=4).save(tmp_path / "t.hnsw")
     again = HnswIndex.load(tmp_path / "t.hnsw", PARAMS, N)
     np.testing.assert_array_equal(again.vectors(KEYS), ROWS)
 
@@ -114,7 +115,7 @@ def test_adding_changes_memory_and_not_the_file(saved: Path, tmp_path: Path) -> 
 def test_the_callers_arrays_are_copied(tmp_path: Path) -> None:
     """Changing an array after it was added does not change what the index holds."""
     rows, keys = unit(50), np.arange(50, dtype=np.uint64)
-    index = HnswIndex.build(rows, keys, PARAMS)
+    index = build_index(rows, keys, PARAMS)
     rows[:], keys[:] = 0, 0
     np.testing.assert_array_equal(index.vectors(), unit(50))
     index.keys()[:] = 0
@@ -139,14 +140,14 @@ def bad(row: int, value: float) -> np.ndarray:
 )
 def test_bad_rows_are_refused_by_number_and_nothing_is_added(rows: np.ndarray, what: str) -> None:
     """NaN, infinite, zero and non-unit rows and queries are refused, and the row is named."""
-    index = HnswIndex.build(unit(10, seed=4), np.arange(10), PARAMS)
+    index = build_index(unit(10, seed=4), np.arange(10), PARAMS)
     with pytest.raises(InputError, match=what):
         index.add(rows, np.arange(10, 15))
     assert len(index) == 10
     with pytest.raises(InputError, match=what.replace("row", "query")):
         index.search(rows, 1)
     with pytest.raises(InputError, match=what):
-        HnswIndex.build(rows, np.arange(5), PARAMS)
+        build_index(rows, np.arange(5), PARAMS)
 
 
 @pytest.mark.parametrize("shape", [(5, 15), (5, 17), (16,), (1, 5, 16)])
@@ -155,7 +156,7 @@ def test_wrong_shapes_are_refused(index: HnswIndex, shape: tuple[int, ...]) -> N
     with pytest.raises(InputError, match=r"must be \(n, 16\)"):
         index.search(np.ones(shape, np.float32), 1)
     with pytest.raises(InputError, match=r"must be \(n, 16\)"):
-        HnswIndex.build(np.ones(shape, np.float32), np.arange(shape[0]), PARAMS)
+        build_index(np.ones(shape, np.float32), np.arange(shape[0]), PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_wrong_shapes_are_refused(index: HnswIndex, shape: tuple[int, ...]) -> N
 )
 def test_wrong_keys_are_refused(keys: list[object]) -> None:
     """Keys that are there already, twice, negative, no whole numbers, or too few, are refused."""
-    index = HnswIndex.build(unit(3), np.array([5, 6, 9]), PARAMS)
+    index = build_index(unit(3), np.array([5, 6, 9]), PARAMS)
     with pytest.raises(InputError, match="key"):
         index.add(unit(2, seed=5), np.array(keys))
     assert index.keys().tolist() == [5, 6, 9]
@@ -171,7 +172,7 @@ def test_wrong_keys_are_refused(keys: list[object]) -> None:
 
 def test_more_rows_than_there_are_cannot_be_asked_for() -> None:
     """k beyond the rows gives all rows, best first, where hnswlib raises; k = 0 is refused."""
-    index = HnswIndex.build(unit(3), np.array([5, 6, 9]), PARAMS)
+    index = build_index(unit(3), np.array([5, 6, 9]), PARAMS)
     keys, scores = index.search(unit(3), 10)
     assert keys.shape == scores.shape == (3, 3)
     assert keys[:, 0].tolist() == [5, 6, 9]
@@ -179,14 +180,14 @@ def test_more_rows_than_there_are_cannot_be_asked_for() -> None:
     with pytest.raises(InputError, match="k must"):
         index.search(unit(3), 0)
     with pytest.raises(InputError, match="at least one row"):
-        HnswIndex.build(unit(0), np.arange(0), PARAMS)
+        HnswIndex.create(PARAMS, 0)
 
 
 def test_rows_that_the_graph_cannot_reach_are_found_exactly() -> None:
     """Where hnswlib returns fewer than k (many equal rows, small M) the exact answer is given."""
     params = HnswParams(dim=16, M=2, ef_construction=2, ef_search=1)
     rows = np.vstack([np.repeat(unit(5), 300, axis=0), unit(50, seed=8)])
-    index = HnswIndex.build(rows, np.arange(len(rows)), params)
+    index = build_index(rows, np.arange(len(rows)), params)
     raw = index._engine
     raw.set_ef(len(rows))
     with pytest.raises(RuntimeError):
@@ -206,7 +207,7 @@ def test_files_of_hnswlib_itself_are_adopted(space: str, tmp_path: Path) -> None
     raw.save_index(str(tmp_path / "old.hnsw"))
     header = read_header(tmp_path / "old.hnsw")
     assert (header.dim, header.count, header.capacity) == (16, N, 2 * N)
-    index = HnswIndex.load(tmp_path / "old.hnsw", HnswParams.of(header, space=space), N)
+    index = HnswIndex.load(tmp_path / "old.hnsw", HnswParams.from_header(header, space=space), N)
     keys, scores = index.search(QUERIES, 3, ef=300)
     assert (keys == exact(QUERIES, 3)).mean() > 0.99
     np.testing.assert_allclose(scores[:, 0], (QUERIES @ ROWS.T).max(1), atol=1e-3)
@@ -326,15 +327,15 @@ def test_an_unreachable_target_says_so(index: HnswIndex) -> None:
 def test_ties_do_not_cost_recall() -> None:
     """Equal rows are equally right: finding another one than the exact search is no miss."""
     rows = np.repeat(unit(40), 5, axis=0)
-    index = HnswIndex.build(rows, np.arange(200), PARAMS)
+    index = build_index(rows, np.arange(200), PARAMS)
     last = (np.arange(40) * 5 + 4)[:, None]
-    assert recall_at(index, unit(40), last, 1, 200) == 1.0
+    assert recall_per_query(index, unit(40), last, 1, 200).mean() == 1.0
 
 
 def test_progress_tells_rows(tmp_path: Path) -> None:
     """Building in batches reports rows done of rows in all, ending with all."""
     said: list[tuple[int, int]] = []
-    HnswIndex.build(
+    build_index(
         unit(5000, dim=4), np.arange(5000), HnswParams(dim=4, M=4, ef_construction=10),
         lambda stage, done, total: said.append((done, total)),
     )  # fmt: skip

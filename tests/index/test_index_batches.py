@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from index_kit import build_index
 
 import compatctl
 from compatctl.errors import CompatError, DamagedError, InputError
-from compatctl.index import HnswIndex, HnswParams, hnsw, read_header
-from compatctl.index.readback import row_checksums
+from compatctl.index import HnswIndex, HnswParams, read_header
+from compatctl.index.hnswlib.layout import StoredRows
+from compatctl.index.rows import row_checksums
 
 PARAMS = HnswParams(dim=8, M=4, ef_construction=20)
 N = 600
@@ -35,7 +37,7 @@ KEYS = np.random.default_rng(5).permutation(N).astype(np.uint64) + 2**60
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of 600 rows built at once, not to be changed."""
     path = tmp_path_factory.mktemp("index") / "a.hnsw"
-    HnswIndex.build(ROWS, KEYS, PARAMS).save(path)
+    build_index(ROWS, KEYS, PARAMS).save(path)
     return path
 
 
@@ -50,7 +52,7 @@ def test_batches_build_the_same_bytes(
     saved: Path, tmp_path: Path, size: int, capacity: int
 ) -> None:
     """Whatever the batches and the room at the start, one thread gives the file of ``build``."""
-    index = in_batches(HnswIndex.begin(PARAMS, capacity), ROWS, KEYS, size)
+    index = in_batches(HnswIndex.create(PARAMS, capacity), ROWS, KEYS, size)
     np.testing.assert_array_equal(index.keys(), KEYS)
     np.testing.assert_array_equal(index.vectors(), ROWS)
     index.save(tmp_path / "b.hnsw")
@@ -87,13 +89,13 @@ def test_room_is_made_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None
     sizes.clear()
     in_batches(HnswIndex.load(saved, PARAMS), unit(N, 1), np.arange(N, dtype=np.uint64), 1)
     assert len(sizes) < 20
-    with pytest.raises(InputError, match="-1 rows"):
+    with pytest.raises(InputError, match="got -1"):
         index.reserve(-1)
 
 
 def test_keys_of_the_file_and_of_earlier_batches_are_refused(saved: Path) -> None:
     """A key that is anywhere already stops a batch before any row of it is in."""
-    for index in (HnswIndex.load(saved, PARAMS, prevalidated=True), HnswIndex.begin(PARAMS, N)):
+    for index in (HnswIndex.load(saved, PARAMS, prevalidated=True), HnswIndex.create(PARAMS, N)):
         index.add(unit(3, 1), np.array([5, 2**64 - 1, 7], np.uint64))
         held, before = index.keys(), len(index)
         for key in (5, 7, 2**64 - 1, int(held[0]), int(held[-1])):
@@ -114,7 +116,7 @@ def test_a_batch_does_not_look_at_the_rows_that_are_there(
     def refuse(*_: Any) -> None:
         raise AssertionError("the file's records were read")
 
-    monkeypatch.setattr(hnsw.StoredRows, "records", property(refuse))
+    monkeypatch.setattr(StoredRows, "records", property(refuse))
     index = HnswIndex.load(saved, PARAMS, N, prevalidated=True)
     assert len(index) == N
     index.add(unit(50, 1), np.arange(50))
@@ -159,27 +161,27 @@ def test_the_header_is_always_checked(saved: Path, tmp_path: Path) -> None:
 
 def test_an_empty_index_answers_and_is_not_saved(tmp_path: Path) -> None:
     """It has no keys, finds nothing, and has no file; there is none without room."""
-    index = HnswIndex.begin(PARAMS, 10)
+    index = HnswIndex.create(PARAMS, 10)
     assert (len(index), len(index.keys()), index.vectors().shape) == (0, 0, (0, 8))
     assert [part.shape for part in index.search(ROWS[:3], 5)] == [(3, 0), (3, 0)]
     index.add(ROWS[:0], KEYS[:0])
     with pytest.raises(InputError, match="at least one row"):
         index.save(tmp_path / "a")
     assert not (tmp_path / "a").exists()
-    with pytest.raises(InputError, match="room for at least one row"):
-        HnswIndex.begin(PARAMS, 0)
+    with pytest.raises(InputError, match="capacity of at least one row"):
+        HnswIndex.create(PARAMS, 0)
 
 
 def test_room_that_the_machine_does_not_have_is_a_clear_error() -> None:
     """hnswlib's own words, or that memory is short; never a bare RuntimeError or MemoryError."""
     with pytest.raises(CompatError, match="hnswlib, making an index"):
-        HnswIndex.begin(PARAMS, 2**50)
+        HnswIndex.create(PARAMS, 2**50)
 
 
 def test_rows_of_other_types_are_converted_batch_by_batch() -> None:
     """float64 and lists are taken as their float32, and the caller's array stays."""
     wide = ROWS.astype(np.float64)
-    index = HnswIndex.build(wide, KEYS, PARAMS)
+    index = build_index(wide, KEYS, PARAMS)
     np.testing.assert_array_equal(index.vectors(KEYS), ROWS)
     index.add(wide[:2].tolist(), np.array([1, 2]))  # type: ignore[arg-type]
     np.testing.assert_array_equal(index.vectors(np.array([1, 2])), ROWS[:2])
@@ -232,7 +234,7 @@ def test_the_read_back_sees_any_changed_row_or_key(
 
 def test_the_read_back_sees_swapped_rows(tmp_path: Path) -> None:
     """Two rows under each other's keys have the same words in all, and other marks."""
-    index = HnswIndex.build(ROWS, KEYS, PARAMS)
+    index = build_index(ROWS, KEYS, PARAMS)
     rows = [(96 + at * SIZE + 36, ROWS[5 - at].tobytes()) for at in (2, 3)]
     index._engine = Tampering(index._engine, rows)
     with pytest.raises(DamagedError, match="read back other rows"):
@@ -273,19 +275,20 @@ PEAK = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from compatctl.index import HnswIndex, HnswParams, check_layout
-from compatctl.index.layout import StoredRows
-from compatctl.index.readback import check_written
+from compatctl.index import HnswIndex, HnswParams
+from compatctl.index.hnswlib.checks import check_layout, check_written
+from compatctl.index.hnswlib.layout import StoredRows
 
 def peak():  # ru_maxrss would begin at the parent's
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 
 path = Path(sys.argv[1])
-few = HnswIndex.build(np.eye(16, 512, dtype=np.float32), np.arange(16), HnswParams(dim=512))
+few = HnswIndex.create(HnswParams(dim=512), 16)
+few.add(np.eye(16, 512, dtype=np.float32), np.arange(16))
 few.save(path.with_name("few"))
 before = peak()
-check_layout(path)
 stored = StoredRows.open(path)
+check_layout(stored)
 check_written(path, stored, np.zeros(0, np.uint64), np.zeros(0, np.uint64))
 stored.rows(stored.find(stored.keys[::8]))
 print(peak() - before)
@@ -299,7 +302,7 @@ def test_reading_a_file_does_not_bring_it_into_memory(tmp_path: Path) -> None:
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     params = HnswParams(dim=512, M=2, ef_construction=2)
     path = tmp_path / "a.hnsw"
-    HnswIndex.build(rows, np.arange(len(rows)), params, threads=2).save(path)
+    build_index(rows, np.arange(len(rows)), params, threads=2).save(path)
     where = str(Path(compatctl.__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(path)],

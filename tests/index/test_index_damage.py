@@ -19,7 +19,8 @@ from compatctl.index import HnswIndex, HnswParams
 rows = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
 rows /= np.linalg.norm(rows, axis=1, keepdims=True)
 params = HnswParams(dim=8, M=4, ef_construction=20)
-index = HnswIndex.build(rows, np.arange(200), params)
+index = HnswIndex.create(params, 200)
+index.add(rows, np.arange(200))
 folder = Path(sys.argv[1])
 """
 FLIPS = (

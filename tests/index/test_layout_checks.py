@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from index_kit import build_index
 
 from compatctl.errors import DamagedError, InputError
-from compatctl.index import HnswIndex, HnswParams, check_layout, checks, layout, read_header
-from compatctl.index.checks import first_duplicate, upper_lists
-from compatctl.index.layout import HnswHeader, KeyLookup, StoredRows
+from compatctl.index import HnswIndex, HnswParams, read_header
+from compatctl.index.hnswlib import checks, layout
+from compatctl.index.hnswlib.checks import check_layout, upper_lists
+from compatctl.index.hnswlib.layout import HnswHeader, StoredRows
+from compatctl.index.rows import KeyLookup, first_duplicate
 
 PARAMS = HnswParams(dim=8, M=4, ef_construction=20)
 N = 500
@@ -33,7 +36,7 @@ KEYS = np.random.default_rng(5).permutation(N).astype(np.uint64) * 3
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of 500 rows whose keys do not ascend, not to be changed."""
     path = tmp_path_factory.mktemp("index") / "a.hnsw"
-    HnswIndex.build(ROWS, KEYS, PARAMS).save(path)
+    build_index(ROWS, KEYS, PARAMS).save(path)
     return path
 
 
@@ -137,12 +140,12 @@ def test_a_real_file_has_the_levels_of_the_walk(saved: Path) -> None:
     assert same_as_walked(saved.read_bytes()[stored.end :], head)
 
 
-def test_the_public_check_gives_the_header_or_refuses(saved: Path, tmp_path: Path) -> None:
-    """``check_layout`` accepts what hnswlib wrote, and refuses every kind of wrong number."""
-    assert check_layout(saved) == read_header(saved)
-    with pytest.raises(InputError, match="missing"):
-        check_layout(tmp_path / "missing")
+def test_every_kind_of_wrong_value_is_refused(saved: Path, tmp_path: Path) -> None:
+    """``check_layout`` accepts a file of hnswlib and refuses a wrong link, flag, row or key."""
     whole, stored = saved.read_bytes(), StoredRows.open(saved)
+    check_layout(stored)
+    with pytest.raises(InputError, match="missing"):
+        StoredRows.open(tmp_path / "missing")
     size = stored.header.record_bytes
     record = 96 + 400 * size
     upper = int(upper_lists(memoryview(whole)[stored.end :], stored.header, saved).begins[-1])
@@ -162,7 +165,7 @@ def test_the_public_check_gives_the_header_or_refuses(saved: Path, tmp_path: Pat
         path = tmp_path / "b.hnsw"
         path.write_bytes(whole[:at] + new + whole[at + len(new) :])
         with pytest.raises(DamagedError, match=why):
-            check_layout(path)
+            check_layout(StoredRows.open(path))
 
 
 def test_blocks_of_any_size_check_and_read_the_same(
@@ -174,7 +177,7 @@ def test_blocks_of_any_size_check_and_read_the_same(
         for module in (layout, checks):
             monkeypatch.setattr(module, "BLOCK_BYTES", most)
         monkeypatch.setattr(layout, "_DONTNEED", advice)
-        assert check_layout(saved).count == N
+        check_layout(StoredRows.open(saved))
         index = HnswIndex.load(saved, PARAMS)
         np.testing.assert_array_equal(index.vectors(), ROWS)
         np.testing.assert_array_equal(index.keys(), KEYS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from index_kit import build_index
 
 from compatctl.errors import DamagedError
 from compatctl.index import HnswIndex, HnswParams, read_all
@@ -19,7 +20,7 @@ def test_rows_are_those_of_the_loaded_index(tmp_path: Path, ascend: bool) -> Non
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     keys = np.arange(500, dtype=np.uint64) if ascend else rng.permutation(500).astype(np.uint64)
     params = HnswParams(dim=16)
-    HnswIndex.build(rows, keys, params).save(tmp_path / "i.hnsw")
+    build_index(rows, keys, params).save(tmp_path / "i.hnsw")
     asked = rng.permutation(keys)
     found = read_all(tmp_path / "i.hnsw", params, asked)
     loaded = HnswIndex.load(tmp_path / "i.hnsw", params)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from index_kit import build_index
 
 from compatctl.errors import DamagedError, InputError
 from compatctl.index import (
@@ -14,11 +15,11 @@ from compatctl.index import (
     build_mapped,
     build_with_replacements,
     build_without,
-    checksums_of,
     find_checksums,
     read_keys,
     read_rows,
-    recall_at,
+    recall_per_query,
+    row_checksums,
 )
 
 FEATURES = Path(__file__).parent.parent / "fixtures" / "features" / "kanji.npz"
@@ -41,7 +42,7 @@ PARAMS = HnswParams(dim=OLD.shape[1], M=8, ef_construction=50)
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of the old rows, not to be changed."""
     path = tmp_path_factory.mktemp("index") / "old.hnsw"
-    HnswIndex.build(OLD, KEYS, PARAMS).save(path)
+    build_index(OLD, KEYS, PARAMS).save(path)
     return path
 
 
@@ -64,7 +65,7 @@ def test_the_file_is_that_of_an_index_built_of_the_new_rows(
     np.testing.assert_array_equal(index.keys(), KEYS)
     np.testing.assert_array_equal(index.vectors(KEYS), mixed)
     index.save(tmp_path / "a.hnsw")
-    HnswIndex.build(mixed, KEYS, PARAMS).save(tmp_path / "b.hnsw")
+    build_index(mixed, KEYS, PARAMS).save(tmp_path / "b.hnsw")
     assert (tmp_path / "a.hnsw").read_bytes() == (tmp_path / "b.hnsw").read_bytes()
     assert saved.read_bytes() == before
 
@@ -83,7 +84,7 @@ def test_it_finds_more_than_rows_that_are_updated_in_place(saved: Path, half: np
     found = np.mean(
         [len({*a} & {*b}) for a, b in zip(in_place.tolist(), exact.tolist(), strict=True)]
     )
-    assert recall_at(index, NEW, exact, 10, 16) > found / 10
+    assert recall_per_query(index, NEW, exact, 10, 16).mean() > found / 10
 
 
 def test_mapped_rows_are_under_their_keys(saved: Path, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_mapped_rows_are_under_their_keys(saved: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(index.vectors(KEYS), wanted, atol=1e-6)
     index.save(tmp_path / "a.hnsw")
     params = HnswParams(dim=40, M=PARAMS.M, ef_construction=PARAMS.ef_construction)
-    HnswIndex.build(index.vectors(KEYS), KEYS, params).save(tmp_path / "b.hnsw")
+    build_index(index.vectors(KEYS), KEYS, params).save(tmp_path / "b.hnsw")
     assert (tmp_path / "a.hnsw").read_bytes() == (tmp_path / "b.hnsw").read_bytes()
     with pytest.raises(InputError, match="norm"):
         build_mapped(saved, PARAMS, N, adapter=lambda rows: rows @ cut, dim=40)
@@ -139,7 +140,7 @@ def test_rows_left_out_leave_no_trace(saved: Path, tmp_path: Path, half: np.ndar
     index = build_without(saved, PARAMS, N, keys=KEYS[half])
     stay = np.setdiff1d(np.arange(N), half)
     index.save(tmp_path / "a.hnsw")
-    HnswIndex.build(OLD[stay], KEYS[stay], PARAMS).save(tmp_path / "b.hnsw")
+    build_index(OLD[stay], KEYS[stay], PARAMS).save(tmp_path / "b.hnsw")
     data = (tmp_path / "a.hnsw").read_bytes()
     assert data == (tmp_path / "b.hnsw").read_bytes()
     assert not any(OLD[row].tobytes() in data for row in half[:20])
@@ -157,7 +158,7 @@ def test_marks_find_the_rows_that_a_loop_finds(saved: Path, half: np.ndarray) ->
     but = KEYS[half[:10]]
     passed = set(but.tolist())
     for keys, excepted in ((None, set()), (but, passed)):
-        found = find_checksums(saved, PARAMS, N, checksums_of(vectors), but=keys)
+        found = find_checksums(saved, PARAMS, N, row_checksums(vectors), but=keys)
         wanted = [
             any(
                 np.array_equal(vector, row) and int(key) not in excepted

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from index_kit import build_index
 
 import compatctl
 from compatctl.index import HnswIndex, HnswParams
@@ -43,7 +44,7 @@ def info(sha256: str, count: int) -> IndexInfo:
 def begin(path: Path, rows: int = 20, model: bytes = b"model A") -> Store:
     """A store of one generation, with a real index and catalogue."""
     keys = np.arange(rows, dtype=np.uint64)
-    index = HnswIndex.build(unit_rows(rows), keys, PARAMS)
+    index = build_index(unit_rows(rows), keys, PARAMS)
     with Store.create(path) as tx:
         sha = tx.put("models", writes(model))
         catalog = Catalog(
@@ -124,7 +125,7 @@ def backfill(store: Store, rows: int) -> Store:
     catalog = store.catalog()
     vectors = unit_rows(len(catalog))
     vectors[:rows] = unit_rows(rows, 3)
-    index = HnswIndex.build(vectors, catalog.keys, PARAMS)
+    index = build_index(vectors, catalog.keys, PARAMS)
     filled = catalog.reassigned(np.arange(rows), now.query_model)
     counts = filled.counts()
     with store.transaction(now, operation="backfill") as tx:
@@ -144,7 +145,7 @@ def lift(store: Store, model: bytes, dim: int = 5) -> Store:
     now = store.manifest
     catalog = store.catalog()
     vectors = cut(unit_rows(len(catalog)), dim)
-    index = HnswIndex.build(vectors, catalog.keys, replace(PARAMS, dim=dim))
+    index = build_index(vectors, catalog.keys, replace(PARAMS, dim=dim))
     with store.transaction(now, operation="lift") as tx:
         had = [one for one in now.models if one.rows]
         names = {one.sha256: tx.put("models", writes(one.sha256.encode() + model)) for one in had}

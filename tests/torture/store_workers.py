@@ -604,7 +604,8 @@ def begin(path: Path, rows: int = 40) -> Store:
     """A store of one generation whose rows are those of ``vector``."""
     items = tuple(f"first-{at}" for at in range(rows))
     keys = np.arange(rows, dtype=np.uint64)
-    index = HnswIndex.build(vectors(items), keys, PARAMS)
+    index = HnswIndex.create(PARAMS, rows)
+    index.add(vectors(items), keys)
     with Store.create(path) as tx:
         share = _share(tx, MODELS[0], rows)
         catalog = Catalog(

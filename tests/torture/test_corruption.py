@@ -200,7 +200,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = rng.standard_normal((3000, 64)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     keys = np.arange(3000, dtype=np.uint64)
-    index = HnswIndex.build(rows, keys, params)
+    index = HnswIndex.create(params, len(rows))
+    index.add(rows, keys)
     with Store.create(path) as tx:
         model = tx.put("models", lambda to: to.write_bytes(b"model") and None)
         canary = tx.put("canaries", lambda to: to.write_bytes(b"canary") and None)

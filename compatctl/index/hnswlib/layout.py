@@ -1,17 +1,17 @@
-"""An hnswlib file, read without hnswlib: what must hold before hnswlib may open it.
+"""The file format of hnswlib, read without hnswlib.
 
 The layout is that of ``saveIndex`` in nmslib/hnswlib, hnswlib/hnswalg.h (0.8.0), little endian:
 a header of 96 bytes; ``count`` records of ``record_bytes`` (the links of level 0, the row as
 float32, the key as uint64); then for each row the size of its upper links as uint32, and these.
 A list of links is a uint16 count, a byte whose lowest bit marks the row deleted (level 0 only), an
-unused byte, and room for 2 M (level 0) or M row numbers as uint32.
+unused byte, and space for 2 M (level 0) or M row numbers as uint32.
 
 hnswlib checks none of it: another dimension or a wrong link reads outside the allocated memory.
 ``check_layout`` (checks.py) does.
 
-A mapped page counts as memory of the process once it was read. So files are read in blocks, and the
-pages of a block are given back when the next one is asked for (where the platform can): 1,000,000
-rows of 128 dimensions are 660 MB that would stand beside hnswlib's own 800 MB.
+A mapped page counts as memory of the process once it is read. So files are read in blocks, and the
+pages of a block are released when the next one is requested (where the platform can): 1,000,000
+rows of 128 dimensions are 660 MB, in addition to hnswlib's own 800 MB.
 """
 
 from __future__ import annotations
@@ -28,34 +28,32 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import Keys, Vectors
-from compatctl.errors import CompatError, DamagedError, InputError
+from compatctl.core.arrays import Keys, Rows, Vectors
+from compatctl.errors import DamagedError
 from compatctl.files import os_errors
-
-UNIT_TOLERANCE = 1e-3
-"""How far from 1 a row's norm may be: float32 rows are within 1e-6, float16 ones within 1e-3."""
+from compatctl.index.rows import KeyLookup
 
 MAX_ROWS = (1 << 32) - 1
-"""The most rows of an index: hnswlib numbers them in 32 bits."""
+"""hnswlib numbers rows in 32 bits."""
 
-MAX_ROOM_BYTES = 1 << 40
-"""The most bytes that a header may ask for, whatever the file has: who opens the file without a
-number of rows allocates its capacity."""
+MAX_CAPACITY_BYTES = 1 << 40
+"""A loader that gives no number of rows allocates the capacity of the header, whatever the file
+holds."""
 
 MAX_EF_CONSTRUCTION = 1_000_000
 
 BLOCK = 16384
 """The most rows of a block."""
 
-_NEIGHBOURS = max(mmap.PAGESIZE, 1 << 21)
-"""Bytes: what is mapped where one byte is read: 64 KiB (fault_around_bytes), or a huge page where
-the file system caches the file in such (seen with Linux 6.18 and ext4)."""
-
 BLOCK_BYTES = 2**18
-"""The most bytes of a block, unless one row is more."""
+"""The most bytes of a block, unless one row has more."""
+
+_NEIGHBOURS = max(mmap.PAGESIZE, 1 << 21)
+"""Bytes that reading one byte may map: 64 KiB (fault_around_bytes), or a huge page where the file
+system caches the file in such (seen with Linux 6.18 and ext4)."""
 
 _SCATTERED = 16
-"""Rows anywhere in a file that are read at once: each may map ``_NEIGHBOURS`` around it."""
+"""Rows at any positions that are read at once: each may map ``_NEIGHBOURS`` around it."""
 
 _DONTNEED: int | None = getattr(mmap, "MADV_DONTNEED", None)
 _HEADER = struct.Struct("<QQQQQQiIQQQdQ")
@@ -63,10 +61,11 @@ _HEADER = struct.Struct("<QQQQQQiIQQQdQ")
 
 @dataclass(frozen=True, kw_only=True)
 class HnswHeader:
-    """The header of an hnswlib file; the space is not recorded in it.
+    """The header of an hnswlib file, which does not record the space.
 
-    ``dim`` is a row's length, ``count`` the number of rows and ``capacity`` the room for them,
-    ``record_bytes`` the size of a row's record, ``file_bytes`` that of the file.
+    ``dim`` is a row's length, ``count`` the number of rows, ``capacity`` how many it has space
+    for, ``entry`` the row where a search starts, ``record_bytes`` the size of a row's record,
+    ``file_bytes`` that of the file.
     """
 
     dim: int
@@ -85,8 +84,8 @@ def read_header(path: Path) -> HnswHeader:
 
     Raises:
         InputError: the file is missing or must not be read.
-        DamagedError: its numbers contradict each other or the file's size: it is cut short,
-            changed, or no hnswlib index.
+        DamagedError: it contradicts itself or the file's size: the file is cut short, changed, or
+            no hnswlib index.
     """
     with os_errors("reading", path), path.open("rb") as file:
         raw = file.read(_HEADER.size)
@@ -107,12 +106,12 @@ def read_header(path: Path) -> HnswHeader:
         or not abs(mult * math.log(m) - 1.0) <= 1e-6
     ):
         raise damaged_error(path, "its header is not that of an hnswlib index of float32 rows")
-    if capacity > MAX_ROWS or capacity * record > MAX_ROOM_BYTES:
-        raise damaged_error(path, f"its header asks for room for {capacity} rows of {record} bytes")
+    if capacity > MAX_ROWS or capacity * record > MAX_CAPACITY_BYTES:
+        raise damaged_error(path, f"its header has a capacity of {capacity} rows of {record} bytes")
     if not 1 <= ef_construction <= MAX_EF_CONSTRUCTION:
         raise damaged_error(path, f"its header has ef_construction {ef_construction}")
     if not 1 <= count <= capacity or not 0 <= entry < count or not 0 <= max_level < 64:
-        raise damaged_error(path, f"its header names {count} rows and entry {entry}")
+        raise damaged_error(path, f"its header has {count} rows and the entry {entry}")
     if size < _HEADER.size + count * (record + 4):
         raise damaged_error(path, f"{size} bytes are too few for {count} rows of {record} bytes")
     return HnswHeader(
@@ -130,9 +129,9 @@ def read_header(path: Path) -> HnswHeader:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredRows:
-    """The rows of an hnswlib file, mapped and read in blocks; nothing of it is kept but keys.
+    """The rows of an hnswlib file, mapped and read in blocks; only the keys are kept in memory.
 
-    The file may be deleted meanwhile; it must not be written to.
+    The file may be deleted meanwhile but must not be changed.
     """
 
     path: Path
@@ -141,11 +140,10 @@ class StoredRows:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Map a file whose header was checked here, and nothing else.
+        """Map a file; only its header is checked.
 
         Raises:
-            InputError: the file is missing or must not be read.
-            DamagedError: see ``read_header``.
+            InputError, DamagedError: as ``read_header``.
         """
         header = read_header(path)
         with os_errors("reading", path), path.open("rb") as file:
@@ -162,21 +160,21 @@ class StoredRows:
 
     @property
     def end(self) -> int:
-        """Where the records end, and the sizes and links of the upper levels begin, in bytes."""
+        """The byte where the records end and the upper levels begin."""
         return _HEADER.size + self.header.count * self.header.record_bytes
 
     @property
     def records(self) -> NDArray[Any]:
         """Every record (N,) with ``links``, ``deleted``, ``unused``, ``to`` (2 M,), ``row`` (D,)
-        and ``key``, in the mapped file: what is read of it stays in memory until ``release``."""
+        and ``key``, in the mapped file: what is read stays in memory until ``release``."""
         return np.frombuffer(self.mapped, _record(self.header), len(self), _HEADER.size)
 
     def blocks(
         self, start: int = 0, stop: int | None = None, most: int = BLOCK
     ) -> Iterator[tuple[int, NDArray[Any]]]:
-        """The number of the first row, and the records (n,), of each block of rows start..stop.
+        """The first row and the records (n,) of each block of rows start..stop.
 
-        A block is to be read before the next one is asked for, and copied if it is kept.
+        A block is valid until the next one is requested: copy it to keep it.
         """
         records = self.records
         stop = len(self) if stop is None else stop
@@ -187,96 +185,62 @@ class StoredRows:
             self._release_rows(first, last)
 
     def release(self, start: int, stop: int) -> None:
-        """Give the pages of the bytes start..stop back; they are read again when needed.
+        """Release the pages of bytes start..stop, and those shortly before, which Linux maps too.
 
-        So are those shortly before: where one is read, Linux maps its neighbours.
+        They are read again when needed.
         """
         if _DONTNEED is not None:
             page = start - start % _NEIGHBOURS
             self.mapped.madvise(_DONTNEED, page, stop - page)
 
     def release_tail(self, start: int, stop: int) -> None:
-        """``release`` of bytes that are counted from ``end``."""
+        """``release`` bytes counted from ``end``."""
         self.release(self.end + start, self.end + stop)
 
     @cached_property
     def keys(self) -> Keys:
-        """Every key (N,) uint64 in the order of the rows, read when first needed, and kept."""
+        """Every key (N,) uint64 in the order of the rows."""
         return self.read_keys()
 
     def read_keys(self) -> Keys:
-        """A copy of every key (N,) uint64 in the order of the rows."""
-        found = np.empty(len(self), np.uint64)
+        """A copy of every key (N,) uint64 in the order of the rows, not cached."""
+        keys = np.empty(len(self), np.uint64)
         for first, block in self.blocks():
-            found[first : first + len(block)] = block["key"]
-        return found
+            keys[first : first + len(block)] = block["key"]
+        return keys
 
-    def find(self, keys: Keys) -> NDArray[np.int64]:
+    def find(self, keys: Keys) -> Rows:
         """The row (n,) of each key (n,), -1 where there is none."""
-        return self._order.find(keys)
+        return self._lookup.find(keys)
 
-    def rows(self, at: NDArray[np.int64]) -> Vectors:
+    def require(self, keys: Keys) -> Rows:
+        """The row (n,) of each key (n,).
+
+        Raises:
+            DamagedError: there is none of a key.
+        """
+        rows = self.find(keys)
+        if (rows < 0).any():
+            raise damaged_error(self.path, f"there is no row under the key {keys[rows < 0][0]}")
+        return rows
+
+    def rows(self, positions: Rows) -> Vectors:
         """A copy (n, D) of the rows at positions (n,), in any order."""
-        found = np.empty((len(at), self.header.dim), np.float32)
-        rows, order = self.records["row"], np.argsort(at, kind="stable")
-        for start in range(0, len(at), _SCATTERED):
-            here = order[start : start + _SCATTERED]
-            found[here] = rows[at[here]]
-            self._release_rows(int(at[here[0]]), int(at[here[-1]]) + 1)
-        return found
+        vectors = np.empty((len(positions), self.header.dim), np.float32)
+        stored, order = self.records["row"], np.argsort(positions, kind="stable")
+        for start in range(0, len(positions), _SCATTERED):
+            chunk = order[start : start + _SCATTERED]
+            vectors[chunk] = stored[positions[chunk]]
+            self._release_rows(int(positions[chunk[0]]), int(positions[chunk[-1]]) + 1)
+        return vectors
 
     @cached_property
-    def _order(self) -> KeyLookup:
+    def _lookup(self) -> KeyLookup:
         return KeyLookup(self.keys)
 
     def _release_rows(self, first: int, last: int) -> None:
         size = self.header.record_bytes
         self.release(_HEADER.size + first * size, _HEADER.size + last * size)
-
-
-class KeyLookup:
-    """Where each of the keys (N,), all different, is; keys that ascend need no second table."""
-
-    def __init__(self, keys: Keys) -> None:
-        ascend = bool((keys[1:] > keys[:-1]).all())
-        self._order = None if ascend else np.argsort(keys, kind="stable")
-        self._keys = keys if self._order is None else keys[self._order]
-
-    def find(self, keys: Keys) -> NDArray[np.int64]:
-        """The position (n,) of each key (n,), -1 where there is none."""
-        if len(self._keys) == 0:
-            return np.full(len(keys), -1)
-        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        there = self._keys[at] == keys
-        return np.where(there, at if self._order is None else self._order[at], -1)
-
-
-class NotUnitError(DamagedError):
-    """A stored row is not finite or not of unit length: damaged, or of a space without norms."""
-
-
-def check_unit(
-    rows: Vectors, what: str, error: type[CompatError] = InputError, *, first: int = 0
-) -> None:
-    """Refuse rows (N, D) that are not finite or not of norm 1, by the number of the first.
-
-    ``first`` is the number of ``rows[0]``.
-
-    Raises:
-        CompatError: of the class ``error``.
-    """
-    for start in range(0, len(rows), BLOCK):
-        block = rows[start : start + BLOCK]
-        with np.errstate(over="ignore", invalid="ignore"):
-            norms = np.sqrt(np.einsum("nd,nd->n", block, block))
-            bad = ~(np.abs(norms - 1.0) <= UNIT_TOLERANCE)
-        if bad.any():
-            at = int(np.argmax(bad))
-            finite = bool(np.isfinite(block[at]).all())
-            found = f"has the norm {norms[at]:.6g}, not 1" if finite else "is not finite"
-            raise error(
-                f"{what} {first + start + at} {found}", tip="rows must be finite and of unit length"
-            )
 
 
 def _record(header: HnswHeader) -> np.dtype[Any]:
@@ -293,7 +257,7 @@ def _record(header: HnswHeader) -> np.dtype[Any]:
 
 
 def damaged_error(path: Path, why: str) -> DamagedError:
-    """The error for a file that hnswlib cannot have written so."""
+    """The error for a file that hnswlib cannot have written."""
     return DamagedError(
         f"{path} is not an intact hnswlib index: {why}", tip="take it from a backup, or build it"
     )

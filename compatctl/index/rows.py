@@ -1,0 +1,90 @@
+"""Rows and keys, whatever engine stores them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from compatctl.core.arrays import NORM_TOLERANCE, Checksums, Keys, Rows, Vectors
+from compatctl.errors import CompatError, DamagedError, InputError
+
+_BLOCK = 16384
+_CHECKSUM_BLOCK = 2048
+
+
+class NotUnitError(DamagedError):
+    """A stored row is not finite or not of unit length: damaged, or of a space without norms."""
+
+
+def check_unit(
+    rows: Vectors, name: str, error: type[CompatError] = InputError, *, first: int = 0
+) -> None:
+    """Refuse rows (N, D) that are not finite or not of norm 1.
+
+    The message has ``name`` and the number of the row; ``first`` is the number of ``rows[0]``.
+
+    Raises:
+        CompatError: of the class ``error``.
+    """
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = np.sqrt(np.einsum("nd,nd->n", block, block))
+            bad = ~(np.abs(norms - 1.0) <= NORM_TOLERANCE)
+        if bad.any():
+            row = int(np.argmax(bad))
+            finite = bool(np.isfinite(block[row]).all())
+            defect = f"has the norm {norms[row]:.6g}, not 1" if finite else "is not finite"
+            raise error(
+                f"{name} {first + start + row} {defect}",
+                tip="rows must be finite and of unit length",
+            )
+
+
+def first_duplicate(keys: Keys) -> int | None:
+    """The smallest key that occurs twice in ``keys`` (N,), or None; sorts them in place."""
+    keys.sort()
+    same = keys[1:] == keys[:-1]
+    return int(keys[np.argmax(same)]) if same.any() else None
+
+
+class KeyLookup:
+    """Positions of distinct keys (N,). Ascending keys need no second table."""
+
+    def __init__(self, keys: Keys) -> None:
+        ascending = bool((keys[1:] > keys[:-1]).all())
+        self._order = None if ascending else np.argsort(keys, kind="stable")
+        self._keys = keys if self._order is None else keys[self._order]
+
+    def find(self, keys: Keys) -> Rows:
+        """The position (n,) of each key (n,), -1 where there is none."""
+        if len(self._keys) == 0:
+            return np.full(len(keys), -1)
+        nearest = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        positions = nearest if self._order is None else self._order[nearest]
+        return np.where(self._keys[nearest] == keys, positions, -1)
+
+
+def row_checksums(rows: Vectors) -> Checksums:
+    """A checksum (n,) uint64 of each row (n, D), taken as float32.
+
+    It is the sum of the row's words (its float32 as uint32), each times a fixed odd weight for its
+    position, mod 2^64. An odd weight has an inverse mod 2^64, so a difference in one word always
+    changes the checksum. A difference in several words goes unseen only if the products cancel:
+    with random weights the chance is at most 2^-32 (where only the highest bits differ), mostly
+    near 2^-63. That protects against disks; against an attacker the store has digests.
+    """
+    checksums = np.empty(len(rows), np.uint64)
+    weights = _weights(rows.shape[1])
+    for start in range(0, len(rows), _CHECKSUM_BLOCK):
+        block = np.ascontiguousarray(rows[start : start + _CHECKSUM_BLOCK], np.float32)
+        checksums[start : start + _CHECKSUM_BLOCK] = (
+            block.view(np.uint32).astype(np.uint64) @ weights
+        )
+    return checksums
+
+
+@lru_cache(maxsize=8)
+def _weights(dim: int) -> Checksums:
+    return np.random.default_rng(2**61 - 1).integers(0, 2**64, dim, np.uint64) | np.uint64(1)
