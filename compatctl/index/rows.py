@@ -9,7 +9,6 @@ import numpy as np
 from compatctl.core.arrays import NORM_TOLERANCE, Checksums, Keys, Rows, Vectors
 from compatctl.errors import CompatError, DamagedError, InputError
 
-_BLOCK = 16384
 _CHECKSUM_BLOCK = 2048
 
 
@@ -27,19 +26,14 @@ def check_unit(
     Raises:
         CompatError: of the class ``error``.
     """
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        with np.errstate(over="ignore", invalid="ignore"):
-            norms = np.sqrt(np.einsum("nd,nd->n", block, block))
-            bad = ~(np.abs(norms - 1.0) <= NORM_TOLERANCE)
-        if bad.any():
-            row = int(np.argmax(bad))
-            finite = bool(np.isfinite(block[row]).all())
-            defect = f"has the norm {norms[row]:.6g}, not 1" if finite else "is not finite"
-            raise error(
-                f"{name} {first + start + row} {defect}",
-                tip="rows must be finite and of unit length",
-            )
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+        bad = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))
+    if len(bad):
+        row = int(bad[0])
+        finite = bool(np.isfinite(rows[row]).all())
+        defect = f"has the norm {norms[row]:.6g}, not 1" if finite else "is not finite"
+        raise error(f"{name} {first + row} {defect}", tip="rows must be finite and of unit length")
 
 
 def first_duplicate(keys: Keys) -> int | None:

@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 from compatctl.core.arrays import Bools, Checksums, Keys
 from compatctl.errors import DamagedError
 from compatctl.index.hnswlib.layout import BLOCK_BYTES, HnswHeader, StoredRows, damaged_error
-from compatctl.index.rows import (
-    KeyLookup,
-    NotUnitError,
-    check_unit,
-    first_duplicate,
-    row_checksums,
-)
+from compatctl.index.rows import KeyLookup, NotUnitError, check_unit, first_duplicate, row_checksums
 
 _NOT_ZERO = re.compile(rb"[^\0]")
 _LISTS_AT_ONCE = 64
@@ -31,9 +25,8 @@ _LISTS_AT_ONCE = 64
 def check_layout(stored: StoredRows, *, keys: bool = True, deleted: bool = False) -> None:
     """Check every value that hnswlib trusts, reading the file in blocks.
 
-    ``keys``: refuse duplicate keys; a caller that compares every key with the expected ones need
-    not. ``deleted``: rows may be marked deleted. To skip this check later, remember the digest of
-    the file: it covers these bytes only.
+    ``keys``: refuse duplicate keys. ``deleted``: rows may be marked deleted. To skip this check
+    later, remember the digest of the file: it covers these bytes only.
 
     Raises:
         DamagedError: a link, a key or a flag that hnswlib cannot have written, or a deleted row.
@@ -68,9 +61,8 @@ def upper_lists(
 
     ``release`` gets the bytes of the tail, from and to, that are not read again.
 
-    Each size says where the next one is, so they are read one after the other. Nearly all are 0
-    (15 of 16 with M = 16): a search for the next byte that is not 0 skips a whole run. Allowed
-    sizes are multiples of 4, so every position is a word.
+    Each size says where the next one is. Nearly all are 0 (15 of 16 with M = 16): a search for the
+    next byte that is not 0 skips a whole run. Allowed sizes are multiples of 4.
 
     Raises:
         DamagedError: a size is not that of whole levels, or the sizes end elsewhere than the file.

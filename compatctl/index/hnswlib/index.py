@@ -26,7 +26,6 @@ from compatctl.index.rows import check_unit, first_duplicate, row_checksums
 from compatctl.progress import Progress, silent
 
 _ADD_BATCH = 2048
-_EXACT_BLOCK = 4096
 _FETCH_BATCH = 512
 """hnswlib makes a Python float of every component of the rows that it returns."""
 
@@ -77,10 +76,9 @@ class HnswIndex:
         """Load a file after checking every value in it that hnswlib trusts.
 
         The caller compares the file's digest: a changed bit that leaves a row of unit length is
-        not visible here. ``prevalidated`` says that exactly these bytes, by their digest, passed
-        ``check_layout`` before; then only the header is checked. If that is wrong, hnswlib gets an
-        unchecked file, which can end the process. ``extra_capacity`` does what ``reserve`` does,
-        with less memory on the way.
+        not visible here. ``prevalidated``: exactly these bytes, by their digest, passed
+        ``check_layout`` before, so only the header is checked; an unchecked file can end the
+        process. ``extra_capacity`` does what ``reserve`` does, with less memory on the way.
 
         Raises:
             InputError: the file is missing or must not be read.
@@ -232,11 +230,11 @@ class HnswIndex:
     def _blocks(self) -> Iterator[tuple[Keys, Vectors]]:
         """Keys (n,) and rows (n, D) of every block, in order, valid until the next one."""
         if self._stored is not None:
-            for _, block in self._stored.blocks(most=_EXACT_BLOCK):
+            for _, block in self._stored.blocks():
                 yield block["key"], block["row"]
         added = _joined(self._added)
-        for start in range(0, len(added), _EXACT_BLOCK):
-            keys = added[start : start + _EXACT_BLOCK]
+        for start in range(0, len(added), _ADD_BATCH):
+            keys = added[start : start + _ADD_BATCH]
             yield keys, self._fetch(keys)
 
     def _fetch(self, keys: Keys) -> Vectors:

@@ -10,8 +10,7 @@ hnswlib checks none of it: another dimension or a wrong link reads outside the a
 ``check_layout`` (checks.py) does.
 
 A mapped page counts as memory of the process once it is read. So files are read in blocks, and the
-pages of a block are released when the next one is requested (where the platform can): 1,000,000
-rows of 128 dimensions are 660 MB, in addition to hnswlib's own 800 MB.
+pages of a block are released when the next one is requested, where the platform can.
 """
 
 from __future__ import annotations
@@ -42,11 +41,8 @@ holds."""
 
 MAX_EF_CONSTRUCTION = 1_000_000
 
-BLOCK = 16384
-"""The most rows of a block."""
-
 BLOCK_BYTES = 2**18
-"""The most bytes of a block, unless one row has more."""
+"""The most bytes of a block of rows, unless one row has more."""
 
 _NEIGHBOURS = max(mmap.PAGESIZE, 1 << 21)
 """Bytes that reading one byte may map: 64 KiB (fault_around_bytes), or a huge page where the file
@@ -169,16 +165,14 @@ class StoredRows:
         and ``key``, in the mapped file: what is read stays in memory until ``release``."""
         return np.frombuffer(self.mapped, _record(self.header), len(self), _HEADER.size)
 
-    def blocks(
-        self, start: int = 0, stop: int | None = None, most: int = BLOCK
-    ) -> Iterator[tuple[int, NDArray[Any]]]:
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
         """The first row and the records (n,) of each block of rows start..stop.
 
         A block is valid until the next one is requested: copy it to keep it.
         """
         records = self.records
         stop = len(self) if stop is None else stop
-        step = max(1, min(most, BLOCK_BYTES // self.header.record_bytes))
+        step = max(1, BLOCK_BYTES // self.header.record_bytes)
         for first in range(start, stop, step):
             last = min(first + step, stop)
             yield first, records[first:last]

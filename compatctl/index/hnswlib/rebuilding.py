@@ -1,15 +1,12 @@
 """New indexes from the rows of a file: some replaced, all mapped, or some left out.
 
-hnswlib replaces a row in place (``updatePoint`` in hnswlib/hnswalg.h): the new row keeps the old
-one's level, its neighbours of one and two steps are linked again, and links of rows further away
-stay. The graph then depends on its history, and rows can become unreachable ("Enhancing HNSW Index
-for Real-Time Updates: Addressing Unreachable Points and Performance Degradation", arXiv
-2407.07871); hnswlib's author would rather build anew (nmslib/hnswlib, issue 303). Measured on 3,500
-rows of real features, half of them replaced (M 16, ef_construction 200): ANN recall@10 at ef 16 is
-.966 after updates and .984 built anew, at ef 64 .9988 and .9990. With M 8 and ef_construction 50,
-once all rows had been updated, up to 6 no longer found themselves at ef 400; built anew, all did.
-An update costs about as much as four insertions, so building anew is slower only where fewer than
-one row in four is replaced.
+hnswlib's update in place (``updatePoint``) keeps the old row's level and the links of rows further
+away. The graph then depends on its history, and rows can become unreachable (arXiv 2407.07871;
+nmslib/hnswlib, issue 303). Measured on 3,500 rows of real features, half of them replaced (M 16,
+ef_construction 200): ANN recall@10 at ef 16 is .966 after updates and .984 built anew, at ef 64
+.9988 and .9990. With M 8 and ef_construction 50, after an update of all rows up to 6 no longer
+found themselves at ef 400; built anew, all did. An update costs about as much as four insertions,
+so building anew is slower only where fewer than one row in four is replaced.
 
 It needs no more memory than the new index: the old file is read in blocks.
 """
@@ -31,8 +28,6 @@ from compatctl.index.hnswlib.params import HnswParams
 from compatctl.index.hnswlib.reading import open_stored
 from compatctl.index.rows import KeyLookup, first_duplicate
 from compatctl.progress import Progress, silent
-
-_BLOCK = 2048
 
 RowsAt = Callable[[Rows], Vectors]
 """Positions (n,) among the replaced keys -> their new unit rows (n, D) float32."""
@@ -61,13 +56,13 @@ def build_with_replacements(
     stored, lookup = open_stored(path, params, count), KeyLookup(keys)
     _find_all(stored, keys, "replaced")
 
-    def replaced(block_keys: Keys, rows: Vectors) -> Vectors:
+    def replaced(_: int, block_keys: Keys, rows: Vectors) -> tuple[Keys, Vectors]:
         positions = lookup.find(block_keys)
         if (new := positions >= 0).any():
             rows[new] = rows_at(positions[new])
-        return rows
+        return block_keys, rows
 
-    return _build(stored, params, replaced, progress)
+    return _build(stored, params, count, replaced, progress)
 
 
 def build_mapped(
@@ -88,8 +83,8 @@ def build_mapped(
         InputError: a new row that is not finite or not of unit length; the file is missing.
         DamagedError, CompatError: as ``build_with_replacements``.
     """
-    stored = open_stored(path, params, count)
-    return _build(stored, replace(params, dim=dim), lambda _, rows: adapter(rows), progress)
+    stored, mapped = open_stored(path, params, count), replace(params, dim=dim)
+    return _build(stored, mapped, count, lambda _, keys, rows: (keys, adapter(rows)), progress)
 
 
 def build_without_deleted(
@@ -146,30 +141,31 @@ def _find_all(stored: StoredRows, keys: Keys, participle: str) -> Rows:
     return rows
 
 
+def _build(
+    stored: StoredRows,
+    params: HnswParams,
+    count: int,
+    change: Callable[[int, Keys, Vectors], tuple[Keys, Vectors]],
+    progress: Progress,
+) -> HnswIndex:
+    """An index of ``count`` rows: what ``change`` makes of each block, given its first row, keys
+    (n,) and rows (n, D) as copies."""
+    index = HnswIndex.create(params, count)
+    for first, block in stored.blocks():
+        progress("building the index", first, len(stored))
+        keys, rows = change(first, block["key"].copy(), block["row"].copy())
+        index.add(rows, keys)
+    progress("building the index", len(stored), len(stored))
+    return index
+
+
 def _build_kept(
     stored: StoredRows, params: HnswParams, keep: Bools, progress: Progress
 ) -> HnswIndex:
     """An index of the stored rows in the mask ``keep`` (N,), in their order."""
-    index = HnswIndex.create(params, int(keep.sum()))
-    for first, block in stored.blocks(most=_BLOCK):
-        progress("building the index", first, len(stored))
-        kept = keep[first : first + len(block)]
-        index.add(block["row"][kept].copy(), block["key"][kept].copy())
-    progress("building the index", len(stored), len(stored))
-    return index
 
+    def kept(first: int, keys: Keys, rows: Vectors) -> tuple[Keys, Vectors]:
+        block = keep[first : first + len(keys)]
+        return keys[block], rows[block]
 
-def _build(
-    stored: StoredRows,
-    params: HnswParams,
-    new_rows: Callable[[Keys, Vectors], Vectors],
-    progress: Progress,
-) -> HnswIndex:
-    """An index of ``new_rows`` of the stored keys (n,) and copies of their rows (n, D)."""
-    index = HnswIndex.create(params, len(stored))
-    for first, block in stored.blocks(most=_BLOCK):
-        progress("building the index", first, len(stored))
-        keys = block["key"].copy()
-        index.add(new_rows(keys, block["row"].copy()), keys)
-    progress("building the index", len(stored), len(stored))
-    return index
+    return _build(stored, params, int(keep.sum()), kept, progress)
