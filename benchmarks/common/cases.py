@@ -27,7 +27,7 @@ from compatctl.migration.routes import RouteInputs
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
 from compatctl.samples import CHECKPOINTS, emoji_source, unpack_emoji
-from compatctl.train import Features, Reference, Trained, train
+from compatctl.train import Features, Reference, TrainResult, train
 from compatctl.train.images import ImageRef
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,7 +173,7 @@ class Workshop:
                 weights = self.kept("old", [recipe.digest, digest, sorted(classes)], ".ckpt",
                                      lambda file: _save(trained, file))  # fmt: skip
                 features = Features.extract(recipe, weights, data, range(len(data)))
-            np.save(path, features.embedded(trained.network, data, range(len(data))))
+            np.save(path, features.embed(trained.network, data, range(len(data))))
 
         found: np.ndarray = np.load(
             self.kept("old", [recipe.digest, digest, sorted(classes)], ".npy", make)
@@ -198,7 +198,7 @@ class Workshop:
         data: Dataset,
         base: Path | None = None,
         features: Features | None = None,
-    ) -> Trained:
+    ) -> TrainResult:
         """A run that was broken off goes on at its last epoch."""
         work = self.work / f"training-{_short([recipe.digest, data.digest_all()])}"
         work.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ class Workshop:
             rows = range(start, min(start + BLOCK, len(data)))
 
             def make(path: Path, rows: range = rows) -> None:
-                np.save(path, Features.extract(recipe, base, data, rows).of(
+                np.save(path, Features.extract(recipe, base, data, rows).lookup(
                     [ImageRef(dataset=data, row=row) for row in rows]
                 ).numpy())  # fmt: skip
 
@@ -333,7 +333,7 @@ def _scratch(name: Name, model: Model, *, seed: int, epochs: int) -> Recipe:
     )
 
 
-def _save(trained: Trained, path: Path) -> None:
+def _save(trained: TrainResult, path: Path) -> None:
     """The backbone's weights alone."""
     with path.open("wb") as file:
         torch.save({"state_dict": trained.network.backbone.state_dict()}, file)

@@ -25,7 +25,7 @@ from compatctl.core.retrieval import evaluate
 from compatctl.core.simplex import simplex
 from compatctl.errors import InputError
 from compatctl.recipe import Augmentation
-from compatctl.train.losses import total
+from compatctl.train.losses import total_loss
 from compatctl.train.network import Network, feature_width, unit
 
 Floats = NDArray[np.float32]
@@ -162,7 +162,7 @@ def _fine_tuned(ground: Ground, method: Method, state: _State, order: Sequence[r
             if method.contrast:
                 with torch.no_grad():
                     old = past(pixels)
-            loss = total(
+            loss = total_loss(
                 z=z, labels=codes[labels], rows=rows, old=old, mu=given.mu, form="hoc", scale=None,
                 weight=given.weight if method.contrast else 1.0,
             )  # fmt: skip

@@ -1,6 +1,6 @@
 """A training step with stored old features, against one with the old network in the loop.
 
-One step of ``train: full`` on the demo's images: forward, ``losses.total`` (lambda 0.1, mu 10,
+One step of ``train: full`` on the demo's images: forward, ``losses.total_loss`` (lambda 0.1, mu 10,
 hoc), backward, AdamW. On the one side the old features are rows of a table, as ``finetune`` has
 them; on the other the old network runs on the step's images without gradient, as in the authors'
 code (repository miccunifi/iamcl2r, ``src/iamcl2r/train.py``). Both sides have the same weights,
@@ -106,7 +106,7 @@ def step_of(
         if isinstance(old, Network):
             with torch.no_grad():
                 before = old(images)
-        loss = losses.total(
+        loss = losses.total_loss(
             z=network.project(network.features(images)).float(),
             labels=codes,
             rows=rows,

@@ -21,7 +21,7 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe
 
 if TYPE_CHECKING:
-    from compatctl.train import Trained
+    from compatctl.train import TrainResult
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.safetensors"
@@ -140,7 +140,7 @@ def finetune(
 
 
 def export(
-    trained: Trained, recipe: Recipe, data: Dataset, record: TrainingRecord
+    trained: TrainResult, recipe: Recipe, data: Dataset, record: TrainingRecord
 ) -> tuple[bytes, Encoder, TrainingRecord]:
     """The network as a sealed ONNX file that carries the record, after both were compared on real
     images. The record is returned with the parity.
@@ -172,7 +172,7 @@ def export(
     return model, Encoder.from_bytes(model, Path(MODEL_FILE)), record
 
 
-def _write_weights(trained: Trained, target: Path) -> None:
+def _write_weights(trained: TrainResult, target: Path) -> None:
     from compatctl.train import save_weights
 
     with tempfile.TemporaryDirectory() as scratch:

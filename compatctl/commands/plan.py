@@ -72,7 +72,7 @@ def plan(
     began = time.monotonic()
     inputs = load_inputs(project, base, seed)
     recipe, data, deployed = inputs.recipe, inputs.data, inputs.gallery
-    from compatctl.train import trials
+    from compatctl.train import make_trials
 
     if deployed is None or recipe.train != "head":
         raise InputError(
@@ -82,7 +82,7 @@ def plan(
         )
     if skip_bad:
         data, _ = data.readable()
-    choosing = len(trials(recipe)) > 1
+    choosing = len(make_trials(recipe)) > 1
     split = planning_split(data, deployed.catalog.ids, limit, choosing=choosing)
     ground, old_ms, new_ms = _ground(split, deployed, (recipe, base), project.ignore_same, progress)
     ground = replace(ground, cluster=project.cluster)

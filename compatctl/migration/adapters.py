@@ -106,9 +106,9 @@ def iter_adapters(
     for kind, setting, adapter in _linear(Moments.from_pairs(source, target), kinds):
         yield f"{kind}, {setting}" if setting else kind, adapter
     if "mlp" in kinds:
-        from compatctl.train import perceptrons
+        from compatctl.train import iter_perceptrons
 
-        fitted = perceptrons(source, target, seed=seed, progress=progress)
+        fitted = iter_perceptrons(source, target, seed=seed, progress=progress)
         for epoch, network in enumerate(fitted, start=1):
             yield f"mlp, epoch {epoch}", network
 

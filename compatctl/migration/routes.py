@@ -37,7 +37,7 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Junction, Objective, Recipe
 
 if TYPE_CHECKING:
-    from compatctl.train import Features, Reference, Trained
+    from compatctl.train import Features, Reference, TrainResult
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -109,9 +109,9 @@ class RouteInputs:
         found, _ = self.reference.old_features([self.data.ids[int(row)] for row in rows])
         return found
 
-    def new(self, trained: Trained, rows: Rows) -> Vectors:
+    def new(self, trained: TrainResult, rows: Rows) -> Vectors:
         """(n, D) a trained model's features of rows of the data."""
-        return self.features.embedded(trained.network, self.data, rows.tolist())
+        return self.features.embed(trained.network, self.data, rows.tolist())
 
     def has_match(self) -> Bools:
         """(Q,) whether the gallery holds another item of the query's class, which counts."""
@@ -164,7 +164,7 @@ def measure(
 class Fitted:
     """A trained model's features of the queries (Q, D) and of the gallery (G, D)."""
 
-    model: Trained
+    model: TrainResult
     recipe: Recipe
     queries: Vectors
     gallery: Vectors

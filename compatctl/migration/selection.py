@@ -31,7 +31,7 @@ from compatctl.evaluation.group_runs import GroupResult, compare
 
 if TYPE_CHECKING:
     from compatctl.recipe import Recipe
-    from compatctl.train import Trained
+    from compatctl.train import TrainResult
 
 Fold = tuple[Bools, Bools]
 """(Q,) queries that choose, and (Q,) queries that are judged by the choice."""
@@ -51,7 +51,7 @@ class Variant:
     """Which backbones a query runs"""
     made: Vectors | None = None
     """(G, D) what the query model makes of the gallery's items; None: not at hand"""
-    trained: Trained | None = None
+    trained: TrainResult | None = None
     recipe: Recipe | None = None
     """What finetune runs for it; None where nothing is trained"""
     seconds: float = 0.0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compatctl.errors import InputError
-from compatctl.recipe._typed import build, load_yaml, plain, read_bounded, setting
+from compatctl.recipe._typed import build, load_yaml, read_bounded, setting, to_plain
 
 LOCAL = "."
 """In a list of factories: the files of the working folder."""
@@ -385,7 +385,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as it would be written, defaults filled in."""
-        written: dict[str, Any] = plain(self)
+        written: dict[str, Any] = to_plain(self)
         return written
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from compatctl.recipe._recipe import Backbone, InputSpec, Recipe
-from compatctl.recipe._typed import key_of, plain
+from compatctl.recipe._typed import to_plain, yaml_key
 
 WIDTH = 98
 
@@ -70,17 +70,17 @@ def _lines(spec: Any, depth: int) -> Iterator[str]:
         for line in _sentence(field, hints[field.name], WIDTH - len(indent)):
             yield f"{indent}# {line}"
         if dataclasses.is_dataclass(value):
-            yield f"{indent}{key_of(field)}:"
+            yield f"{indent}{yaml_key(field)}:"
             yield from _lines(value, depth + 1)
         else:
-            yield f"{indent}{key_of(field)}: {_flow(value)}"
+            yield f"{indent}{yaml_key(field)}: {_flow(value)}"
 
 
 def _rows(kind: type[Any], prefix: str) -> Iterator[str]:
     """A line of the table for each setting, nested ones under dotted names."""
     hints = typing.get_type_hints(kind)
     for field in _settings(kind):
-        name, hint = prefix + key_of(field), hints[field.name]
+        name, hint = prefix + yaml_key(field), hints[field.name]
         inner = _dataclass_in(hint)
         default = _default(field)
         shown = "" if default is None else f"`{default}`"
@@ -92,7 +92,7 @@ def _rows(kind: type[Any], prefix: str) -> Iterator[str]:
 
 
 def _settings(kind: type[Any]) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(kind) if key_of(field)]
+    return [field for field in dataclasses.fields(kind) if yaml_key(field)]
 
 
 def _sentence(field: dataclasses.Field[Any], hint: Any, width: int) -> Iterator[str]:
@@ -106,15 +106,15 @@ def _sentence(field: dataclasses.Field[Any], hint: Any, width: int) -> Iterator[
 
 def _default(field: dataclasses.Field[Any]) -> str | None:
     if field.default is not dataclasses.MISSING:
-        return _flow(plain(field.default))
+        return _flow(to_plain(field.default))
     if field.default_factory is not dataclasses.MISSING:
-        return _flow(plain(field.default_factory()))
+        return _flow(to_plain(field.default_factory()))
     return None
 
 
 def _flow(value: Any) -> str:
     """A value as YAML on one line; a list of one as its element."""
-    value = plain(value)
+    value = to_plain(value)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     text: str = yaml.safe_dump(value, default_flow_style=True, width=1 << 16, sort_keys=False)

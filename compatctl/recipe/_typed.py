@@ -92,7 +92,7 @@ def build(kind: type[T], value: Any, where: str) -> T:
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a mapping of keys, got {_shown(value)}")
     hints = typing.get_type_hints(kind)
-    fields = {key_of(f): f for f in dataclasses.fields(kind) if key_of(f)}  # type: ignore[arg-type]
+    fields = {yaml_key(f): f for f in dataclasses.fields(kind) if yaml_key(f)}  # type: ignore[arg-type]
     unknown = [str(key) for key in value if key not in fields]
     if unknown:
         raise InputError(
@@ -110,20 +110,22 @@ def build(kind: type[T], value: Any, where: str) -> T:
     return kind(**arguments)
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """The JSON-able value that ``build`` reads back into an equal dataclass."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            key_of(f): plain(getattr(value, f.name)) for f in dataclasses.fields(value) if key_of(f)
+            yaml_key(f): to_plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if yaml_key(f)
         }
     if isinstance(value, tuple | list):
-        return [plain(one) for one in value]
+        return [to_plain(one) for one in value]
     if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: to_plain(one) for key, one in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
-def key_of(field: dataclasses.Field[Any]) -> str:
+def yaml_key(field: dataclasses.Field[Any]) -> str:
     """The key of a field in the file; empty if the file does not hold it."""
     return str(field.metadata.get("key", field.name))
 

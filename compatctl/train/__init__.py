@@ -8,11 +8,11 @@ gives a network with a record of all that went into it; ``export`` writes the ne
 from __future__ import annotations
 
 from compatctl.train.features import Features
-from compatctl.train.grid_search import trials
-from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, perceptrons
+from compatctl.train.grid_search import make_trials
+from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, iter_perceptrons
 from compatctl.train.network import Network, embed, export
 from compatctl.train.reference import Reference, items_to_encode
-from compatctl.train.run import Trained, train
+from compatctl.train.run import TrainResult, train
 from compatctl.train.weights import save_weights
 
 __all__ = [
@@ -20,13 +20,13 @@ __all__ = [
     "FittedPerceptron",
     "Network",
     "Reference",
-    "Trained",
+    "TrainResult",
     "embed",
     "export",
     "fit_perceptron",
     "items_to_encode",
-    "perceptrons",
+    "iter_perceptrons",
+    "make_trials",
     "save_weights",
     "train",
-    "trials",
 ]

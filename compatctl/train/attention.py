@@ -29,20 +29,20 @@ class Attention(nn.Module):
     stored: Tensor
     keys: Tensor
 
-    def __init__(self, features: Tensor, stored: Tensor, width: int) -> None:
+    def __init__(self, features: Tensor, stored: Tensor, key_dim: int) -> None:
         super().__init__()
-        self.key = nn.Linear(features.shape[1], width, bias=False)
+        self.key = nn.Linear(features.shape[1], key_dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
         self.log_weight = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("features", features, persistent=False)
         self.register_buffer("stored", stored)
-        self.register_buffer("keys", torch.zeros(len(features), width))
+        self.register_buffer("keys", torch.zeros(len(features), key_dim))
 
     def forward(self, z: Tensor, features: Tensor) -> Tensor:
         """(N, D) for the junction's answers ``z`` (N, D) to backbone features (N, F)."""
         return self._sum(z, self._scores(features, self.keys), self.stored)
 
-    def learn(self, z: Tensor, features: Tensor, slots: Tensor, own: Tensor) -> Tensor:
+    def forward_training(self, z: Tensor, features: Tensor, slots: Tensor, own: Tensor) -> Tensor:
         """``forward`` with the keys of the anchors ``slots`` (M,) alone, as they are being learned.
 
         ``own`` (N,) int64: which of the slots is the row's own image, which it may not attend to;
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         with torch.no_grad():
             self.keys.copy_(self._keys(self.features))
 
-    def finish(self) -> None:
+    def drop_features(self) -> None:
         """Let go of what only training needs."""
         self.features = self.features.new_zeros((0, self.features.shape[1]))
 

@@ -16,7 +16,7 @@ from compatctl.core.arrays import Rows
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.train.features import Features, run_backbone
-from compatctl.train.images import ImageRef, Reader
+from compatctl.train.images import ImageReader, ImageRef
 from compatctl.train.setup import Setup
 
 
@@ -28,10 +28,10 @@ class Step:
     """(B,) int64 training items"""
     views: Rows
     """(B,) int64: seeds (full) or, modulo their number, the cached views (head) of the items"""
-    table: Rows
+    contrasted: Rows
     """(R,) int64 anchors whose stored vectors are told apart"""
     anchors: Rows
-    """(A,) the first of ``table``: those that go through the network"""
+    """(A,) the first of ``contrasted``: those that go through the network"""
     transfer: Rows
     """(T, 2) training items of one class, T <= A: the first T anchors are changed as the first of
     the two differs from the second"""
@@ -54,21 +54,21 @@ class CachedBatches:
     """
 
     def __init__(
-        self, setup: Setup, reader: Reader, progress: Progress, known: Features | None = None
+        self, setup: Setup, reader: ImageReader, progress: Progress, known: Features | None = None
     ) -> None:
         training_set, recipe = setup.training_set, setup.recipe
         views = recipe.augmentation.views
         queries = training_set.validation.images if training_set.validation else ()
         plain = {_source(one): one for one in training_set.images + training_set.anchors + queries}
         changed = [
-            replace(ref, key=(recipe.seed, view, i))
+            replace(ref, seed=(recipe.seed, view, i))
             for view in range(1, views)
             for i, ref in enumerate(training_set.images)
         ]
         if known is None:
             table = run_backbone(setup.network, reader, [*plain.values(), *changed], progress)
         else:
-            table = _known(setup, known).of([*plain.values()])
+            table = _known(setup, known).lookup([*plain.values()])
             if changed:
                 made = run_backbone(setup.network, reader, changed, progress)
                 table = torch.cat([table, made])
@@ -112,7 +112,7 @@ class CachedBatches:
 class ImageBatches:
     """The backbone trains: images are read, changed and run through it in every step."""
 
-    def __init__(self, setup: Setup, reader: Reader) -> None:
+    def __init__(self, setup: Setup, reader: ImageReader) -> None:
         self._setup = setup
         self._reader = reader
 
@@ -139,7 +139,8 @@ class ImageBatches:
     def _images(self, step: Step) -> list[ImageRef]:
         items = [
             replace(
-                self._setup.training_set.images[i], key=(self._setup.recipe.seed, int(view), int(i))
+                self._setup.training_set.images[i],
+                seed=(self._setup.recipe.seed, int(view), int(i)),
             )
             for i, view in zip(step.items, step.views, strict=True)
         ]
@@ -159,7 +160,7 @@ def _known(setup: Setup, known: Features) -> Features:
     """
     theirs, ours = (
         (known.backbone, known.base_sha256),
-        (setup.recipe.backbone, setup.match.sha256),
+        (setup.recipe.backbone, setup.base_match.sha256),
     )
     if theirs != ours:
         raise InputError("the features are of another backbone, or of other weights")

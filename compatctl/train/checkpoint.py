@@ -17,8 +17,8 @@ from compatctl.errors import ConflictError, InputError
 from compatctl.files import write_atomic
 from compatctl.train.weights import UNREADABLE, check_file
 
-FILE = "checkpoint.pt"
-State = dict[str, torch.Tensor]
+CHECKPOINT_FILE = "checkpoint.pt"
+StateDict = dict[str, torch.Tensor]
 
 
 @dataclass(kw_only=True)
@@ -27,11 +27,11 @@ class Checkpoint:
 
     trial: int = 0
     epoch: int = 0
-    model: State = field(default_factory=dict)
+    model: StateDict = field(default_factory=dict)
     optimiser: dict[str, Any] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     trials: list[dict[str, Any]] = field(default_factory=list)
-    best: State = field(default_factory=dict)
+    best: StateDict = field(default_factory=dict)
     best_trial: int = -1
     seconds: float = 0.0
 
@@ -40,7 +40,7 @@ def save(folder: Path, key: str, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint in ``folder``: a kill leaves the one before, or this one, whole."""
     buffer = io.BytesIO()
     torch.save({"key": key, **vars(checkpoint)}, buffer)
-    write_atomic(folder / FILE, buffer.getvalue())
+    write_atomic(folder / CHECKPOINT_FILE, buffer.getvalue())
 
 
 def load(folder: Path, key: str) -> Checkpoint | None:
@@ -50,7 +50,7 @@ def load(folder: Path, key: str) -> Checkpoint | None:
         ConflictError: it belongs to another recipe, base, data, gallery, version or device.
         InputError: it is damaged.
     """
-    path = folder / FILE
+    path = folder / CHECKPOINT_FILE
     if not path.is_file():
         return None
     try:
@@ -72,7 +72,7 @@ def load(folder: Path, key: str) -> Checkpoint | None:
 
 def remove(folder: Path) -> None:
     """Forget the checkpoint: a new run begins, or this one has ended."""
-    (folder / FILE).unlink(missing_ok=True)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
 def _typed(checkpoint: Checkpoint) -> Checkpoint:

@@ -15,7 +15,7 @@ from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
-from compatctl.train.images import ImageRef, Reader
+from compatctl.train.images import ImageReader, ImageRef
 from compatctl.train.network import Network, unit
 from compatctl.train.setup import default_device, isolated_rng, make_network
 
@@ -54,7 +54,7 @@ class Features:
         first: dict[str, int] = {}
         for row in rows:
             first.setdefault(data.digest(row), row)
-        with isolated_rng(device), Reader(recipe.backbone.input, Augmentation()) as reader:
+        with isolated_rng(device), ImageReader(recipe.backbone.input, Augmentation()) as reader:
             network, match = make_network(recipe, base, 1)
             images = [ImageRef(dataset=data, row=row) for row in first.values()]
             table = run_backbone(network.to(device), reader, images, progress)
@@ -65,7 +65,7 @@ class Features:
             table=table,
         )
 
-    def of(self, images: Sequence[ImageRef]) -> Tensor:
+    def lookup(self, images: Sequence[ImageRef]) -> Tensor:
         """(n, F) float32 features of unchanged images.
 
         Raises:
@@ -78,17 +78,17 @@ class Features:
             raise InputError(f"{len(lacking)} images have no features, {name} the first")
         return self.table[torch.tensor(found, dtype=torch.long)]
 
-    def embedded(self, network: Network, data: Dataset, rows: Sequence[int]) -> NDArray[np.float32]:
+    def embed(self, network: Network, data: Dataset, rows: Sequence[int]) -> NDArray[np.float32]:
         """(n, D) float32 unit rows: what a network on this backbone makes of rows of the data."""
         images = [ImageRef(dataset=data, row=row) for row in rows]
         network.cpu().eval()
         with torch.no_grad():
-            out: NDArray[np.float32] = unit(network.project(self.of(images))).numpy()
+            out: NDArray[np.float32] = unit(network.project(self.lookup(images))).numpy()
         return out
 
 
 def run_backbone(
-    network: Network, reader: Reader, images: Sequence[ImageRef], progress: Progress
+    network: Network, reader: ImageReader, images: Sequence[ImageRef], progress: Progress
 ) -> Tensor:
     """(N, F) float32 features on the CPU, without gradient; the network stays where it is."""
     spec: InputSpec = reader.spec

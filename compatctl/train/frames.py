@@ -44,7 +44,7 @@ class Classifier:
         return self.frame == "free"
 
 
-def classifier(
+def build_classifier(
     frame: Frame,
     objective: Objective,
     classes: Sequence[str],

@@ -17,12 +17,12 @@ from compatctl.progress import Progress
 from compatctl.recipe import Recipe
 from compatctl.train.batches import Batches
 from compatctl.train.checkpoint import Checkpoint
-from compatctl.train.frames import Classifier, classifier
-from compatctl.train.loop import Run, Trial, fit, load_weights, validate
+from compatctl.train.frames import Classifier, build_classifier
+from compatctl.train.loop import Trial, TrialContext, fit, load_weights, validate
 from compatctl.train.setup import Setup
 
 
-def trials(recipe: Recipe) -> list[Trial]:
+def make_trials(recipe: Recipe) -> list[Trial]:
     """The grid in the order of the recipe's lists; mu does not matter where lambda is 1."""
     objective = recipe.objective
     grid = itertools.product(objective.frame, objective.lambda_, objective.mu)
@@ -33,13 +33,13 @@ def trials(recipe: Recipe) -> list[Trial]:
     ]
 
 
-def classifiers(setup: Setup) -> dict[str, Classifier]:
+def build_classifiers(setup: Setup) -> dict[str, Classifier]:
     """The rows of every frame of the recipe.
 
     Raises:
         InputError: see ``classifier``; or there are trials and nothing to choose by.
     """
-    count = len(trials(setup.recipe))
+    count = len(make_trials(setup.recipe))
     if count > 1 and setup.training_set.validation is None:
         raise InputError(
             f"{count} trials to choose from, and no validation query has an item of its class in "
@@ -48,7 +48,7 @@ def classifiers(setup: Setup) -> dict[str, Classifier]:
         )
     objective, classes = setup.recipe.objective, setup.training_set.classes
     return {
-        frame: classifier(frame, objective, classes, setup.reference, setup.dim)
+        frame: build_classifier(frame, objective, classes, setup.reference, setup.dim)
         for frame in objective.frame
     }
 
@@ -65,7 +65,7 @@ def search(
     ``save`` is called after every epoch. Gives the best trial's classifier.
     """
     began = time.monotonic() - state.seconds
-    grid, rows = trials(setup.recipe), classifiers(setup)
+    grid, rows = make_trials(setup.recipe), build_classifiers(setup)
     start = {key: one.cpu().clone() for key, one in setup.network.state_dict().items()}
     epochs = setup.recipe.optimiser.epochs
 
@@ -87,20 +87,20 @@ def search(
     return best
 
 
-def _run(setup: Setup, batches: Batches, rows: Classifier) -> Run:
+def _run(setup: Setup, batches: Batches, rows: Classifier) -> TrialContext:
     training_set = setup.training_set
     rows_of = [rows.row_of.get(label, -1) for label in training_set.labels]
     anchors = {item: at for at, item in enumerate(training_set.anchor_ids)}
-    return Run(
+    return TrialContext(
         setup=setup,
         batches=batches,
         classifier=rows,
-        rows_of=np.array(rows_of, np.int64),
-        anchor_of=np.array([anchors.get(item, -1) for item in training_set.ids], np.int64),
+        class_rows=np.array(rows_of, np.int64),
+        anchor_rows=np.array([anchors.get(item, -1) for item in training_set.ids], np.int64),
     )
 
 
-def _judge(run: Run, trial: Trial, state: Checkpoint) -> None:
+def _judge(run: TrialContext, trial: Trial, state: Checkpoint) -> None:
     """Record the trial that has ended, keep it if it is the best, make room for the next."""
     recall = validate(run)
     before = [one["validation_recall_at_1"] for one in state.trials]

@@ -23,11 +23,11 @@ AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRef:
-    """A row of a data set. ``key`` seeds the image's random change; None: unchanged."""
+    """A row of a data set. ``seed`` seeds the image's random change; None: unchanged."""
 
     dataset: Dataset
     row: int
-    key: tuple[int, ...] | None = None
+    seed: tuple[int, ...] | None = None
 
 
 def preprocessing(spec: InputSpec) -> Preprocessing:
@@ -35,7 +35,7 @@ def preprocessing(spec: InputSpec) -> Preprocessing:
     return Preprocessing(height=spec.height, width=spec.width, resize=spec.resize, fit=spec.fit)
 
 
-class Reader:
+class ImageReader:
     """Reads images with a pool of threads; a context manager."""
 
     def __init__(self, spec: InputSpec, change: Augmentation) -> None:
@@ -44,7 +44,7 @@ class Reader:
         self._change = change
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="compatctl-read")
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> ImageReader:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,8 +66,8 @@ class Reader:
 
     def _one(self, ref: ImageRef) -> Pixels:
         image = ref.dataset.read(ref.row)
-        if ref.key is not None:
-            image = augment(image, self._change, np.random.default_rng(ref.key))
+        if ref.seed is not None:
+            image = augment(image, self._change, np.random.default_rng(ref.seed))
         pixels: Pixels = prepare(image, self._preprocessing)
         return pixels
 

@@ -40,20 +40,20 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class TrialContext:
     """What a trial works on."""
 
     setup: Setup
     batches: Batches
     classifier: Classifier
-    rows_of: Rows
+    class_rows: Rows
     """(N,) classifier row of each item of the training set, -1: none"""
-    anchor_of: Rows
+    anchor_rows: Rows
     """(N,) which anchor is the same image, -1: none"""
 
 
 def fit(
-    run: Run, trial: Trial, state: Checkpoint, after_epoch: Callable[[Checkpoint], None]
+    run: TrialContext, trial: Trial, state: Checkpoint, after_epoch: Callable[[Checkpoint], None]
 ) -> None:
     """Train the network from ``state`` to the last epoch; ``state`` follows."""
     recipe = run.setup.recipe
@@ -63,7 +63,7 @@ def fit(
     if state.epoch:
         _restore(run, rows, state)
         optimiser.load_state_dict(state.optimiser)
-    stored = torch.from_numpy(run.setup.training_set.stored).to(run.setup.device)
+    stored = torch.from_numpy(run.setup.training_set.anchor_vectors).to(run.setup.device)
     for epoch in range(state.epoch, recipe.optimiser.epochs):
         _training_mode(run)
         torch.manual_seed(_seed(recipe.seed, trial.index, epoch, 1))
@@ -80,12 +80,12 @@ def fit(
         state.epoch = epoch + 1
         if run.setup.network.attention is not None:
             run.setup.network.attention.refresh()
-        state.model = weights(run, rows)
+        state.model = trained_weights(run, rows)
         state.optimiser = optimiser.state_dict()
         after_epoch(state)
 
 
-def weights(run: Run, rows: Tensor) -> dict[str, Tensor]:
+def trained_weights(run: TrialContext, rows: Tensor) -> dict[str, Tensor]:
     """A copy of what training changes, on the CPU."""
     full = run.setup.recipe.train == "full"
     found = {
@@ -98,13 +98,13 @@ def weights(run: Run, rows: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def load_weights(run: Run, state: dict[str, Tensor]) -> None:
+def load_weights(run: TrialContext, state: dict[str, Tensor]) -> None:
     """Load what ``weights`` copied into the network."""
     changed = {key: one for key, one in state.items() if key != CLASSIFIER}
     run.setup.network.load_state_dict({**run.setup.network.state_dict(), **changed})
 
 
-def validate(run: Run) -> float | None:
+def validate(run: TrialContext) -> float | None:
     """recall@1 of the new queries on the deployed gallery, on validation classes; null: none."""
     validation = run.setup.training_set.validation
     if validation is None:
@@ -125,7 +125,11 @@ def validate(run: Run) -> float | None:
 
 
 def _loss(
-    run: Run, trial: Trial, step: Step, frozen: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor]
+    run: TrialContext,
+    trial: Trial,
+    step: Step,
+    frozen: tuple[Tensor, Tensor],
+    inputs: tuple[Tensor, Tensor],
 ) -> Tensor:
     """The labelled term, and the anchors' where there are any.
 
@@ -138,11 +142,11 @@ def _loss(
         z = _project(run, step, torch.cat([items, anchors]))
     z = z.float()
     old = None
-    if run.setup.training_set.old is not None:
-        old = torch.from_numpy(run.setup.training_set.old[step.items]).to(run.setup.device)
-    loss = losses.total(
+    if run.setup.training_set.old_features is not None:
+        old = torch.from_numpy(run.setup.training_set.old_features[step.items]).to(run.setup.device)
+    loss = losses.total_loss(
         z=z[:n],
-        labels=torch.from_numpy(run.rows_of[step.items]).to(run.setup.device),
+        labels=torch.from_numpy(run.class_rows[step.items]).to(run.setup.device),
         rows=rows,
         old=old,
         weight=trial.weight,
@@ -152,39 +156,39 @@ def _loss(
     )
     if objective.anchors is None or not len(step.anchors):
         return loss
-    table = torch.from_numpy(step.table).to(run.setup.device)
+    table = torch.from_numpy(step.contrasted).to(run.setup.device)
     own = torch.arange(len(step.anchors), device=run.setup.device)
     term = losses.anchor_loss(unit(z[n:]), stored[table], own, objective.anchors.scale)
     return loss + objective.anchors.weight * term
 
 
-def _project(run: Run, step: Step, features: Tensor) -> Tensor:
+def _project(run: TrialContext, step: Step, features: Tensor) -> Tensor:
     """(N, D) raw outputs for the step's backbone features (N, F), as they are trained."""
     network, anchors = run.setup.network, run.setup.recipe.objective.anchors
     if network.attention is None or anchors is None:
         return network.project(features)
     z: Tensor = network.junction(features)
-    return network.attention.learn(z, features, *_attended(run, step, anchors.slots))
+    return network.attention.forward_training(z, features, *_attended(run, step, anchors.slots))
 
 
-def _attended(run: Run, step: Step, slots: int) -> tuple[Tensor, Tensor]:
+def _attended(run: TrialContext, step: Step, slots: int) -> tuple[Tensor, Tensor]:
     """The anchors that the step attends to, and which of them each row of it is (-1: none).
 
     A changed anchor is another image than the one that the gallery holds.
     """
     device = run.setup.device
-    held = step.table[step.table < slots]
+    held = step.contrasted[step.contrasted < slots]
     place = np.full(len(run.setup.training_set.anchors) + 1, -1, np.int64)
     place[held] = np.arange(len(held))
     drawn = step.anchors.copy()
     drawn[: len(step.transfer)] = -1
-    own = place[np.concatenate([run.anchor_of[step.items], drawn])]
+    own = place[np.concatenate([run.anchor_rows[step.items], drawn])]
     return torch.from_numpy(held).to(device), torch.from_numpy(own).to(device)
 
 
-def _steps(run: Run, rng: np.random.Generator) -> Iterator[Step]:
+def _steps(run: TrialContext, rng: np.random.Generator) -> Iterator[Step]:
     """The epoch's batches: every new item once; with a memory, half of each batch is from it."""
-    known = np.flatnonzero(run.rows_of >= 0)
+    known = np.flatnonzero(run.class_rows >= 0)
     first_memory = len(run.setup.training_set.images) - run.setup.training_set.n_memory
     fresh, memory = known[known < first_memory], known[known >= first_memory]
     size = run.setup.recipe.optimiser.batch_size
@@ -210,10 +214,10 @@ def _steps(run: Run, rng: np.random.Generator) -> Iterator[Step]:
         chosen = [pairs[i] for i in rng.integers(0, max(1, len(pairs)), changed)]
         drawn_pairs = [[one[rng.integers(len(one))] for one in pair] for pair in chosen]
         transfer = np.array(drawn_pairs, np.int64).reshape(-1, 2)
-        yield Step(items=items, anchors=drawn, table=table, views=views, transfer=transfer)
+        yield Step(items=items, anchors=drawn, contrasted=table, views=views, transfer=transfer)
 
 
-def _pairs(run: Run) -> list[tuple[Rows, Rows]]:
+def _pairs(run: TrialContext) -> list[tuple[Rows, Rows]]:
     """For every class with both: its training items outside the gallery, and those in it."""
     training_set, found = run.setup.training_set, []
     labels = np.array(training_set.labels)
@@ -221,14 +225,14 @@ def _pairs(run: Run) -> list[tuple[Rows, Rows]]:
         mine = labels == label
         others, held = (
             np.flatnonzero(mine & one)
-            for one in (~training_set.stored_too, training_set.stored_too)
+            for one in (~training_set.in_gallery, training_set.in_gallery)
         )
         if len(others) and len(held):
             found.append((others, held))
     return found
 
 
-def _optimiser(run: Run, rows: nn.Parameter) -> torch.optim.Optimizer:
+def _optimiser(run: TrialContext, rows: nn.Parameter) -> torch.optim.Optimizer:
     """AdamW; the base rate of each group is kept beside it for the schedule."""
     recipe = run.setup.recipe.optimiser
     network = run.setup.network
@@ -251,7 +255,7 @@ def _schedule(optimiser: torch.optim.Optimizer, step: int, steps: int) -> None:
         group["lr"] = group["base_lr"] * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
-def _training_mode(run: Run) -> None:
+def _training_mode(run: TrialContext) -> None:
     run.setup.network.train()
     if run.setup.recipe.train == "head":
         run.setup.network.backbone.eval()
@@ -261,7 +265,7 @@ def _training_mode(run: Run) -> None:
                 module.eval()
 
 
-def _restore(run: Run, rows: nn.Parameter, state: Checkpoint) -> None:
+def _restore(run: TrialContext, rows: nn.Parameter, state: Checkpoint) -> None:
     load_weights(run, state.model)
     if run.classifier.learns:
         with torch.no_grad():

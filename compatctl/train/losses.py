@@ -16,7 +16,7 @@ from torch.nn import functional
 Contrast = Literal["hoc", "infonce"]
 
 
-def contrast(new: Tensor, old: Tensor, labels: Tensor, mu: float, form: Contrast) -> Tensor:
+def contrastive_loss(new: Tensor, old: Tensor, labels: Tensor, mu: float, form: Contrast) -> Tensor:
     """The higher-order term: each new feature against the old features of the batch, averaged.
 
     With ``s_ij = mu * old_i . new_j``, y the class and ``m_i = #{j : y_j = y_i}``:
@@ -76,7 +76,7 @@ def anchor_loss(new: Tensor, stored: Tensor, own: Tensor, scale: float) -> Tenso
     return functional.cross_entropy(scale * new @ stored.T, own)
 
 
-def total(
+def total_loss(
     *,
     z: Tensor,
     labels: Tensor,
@@ -95,5 +95,5 @@ def total(
     entropy = functional.cross_entropy(logits(z, rows, scale), labels)
     if weight == 1.0 or old is None:
         return entropy
-    nce = contrast(functional.normalize(z), old, labels, mu, form)
+    nce = contrastive_loss(functional.normalize(z), old, labels, mu, form)
     return weight * entropy + (1.0 - weight) * nce

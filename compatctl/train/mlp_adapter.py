@@ -70,7 +70,9 @@ def fit_perceptron(
         InputError: no pair, other lengths, or values that are not finite.
     """
     best: FittedPerceptron | None = None
-    fitted = perceptrons(source, target, hidden=hidden, epochs=epochs, seed=seed, progress=progress)
+    fitted = iter_perceptrons(
+        source, target, hidden=hidden, epochs=epochs, seed=seed, progress=progress
+    )
     for epoch, adapter in enumerate(fitted, start=1):
         recall = judge(adapter)
         if best is None or recall > best.recall:
@@ -79,7 +81,7 @@ def fit_perceptron(
     return best
 
 
-def perceptrons(
+def iter_perceptrons(
     source: NDArray[np.floating[Any]],
     target: NDArray[np.floating[Any]],
     *,

@@ -64,7 +64,7 @@ def unit(z: Tensor) -> Tensor:
     return out
 
 
-def junction(recipe: Junction, width: int, dim: int) -> nn.Module:
+def make_junction(recipe: Junction, width: int, dim: int) -> nn.Module:
     """The map from ``width`` to ``dim``: linear without bias, or two layers with dropout."""
     if recipe.kind == "linear":
         return nn.Linear(width, dim, bias=False)

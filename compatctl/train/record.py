@@ -32,7 +32,7 @@ def record(setup: Setup, rows: Classifier, state: Checkpoint) -> dict[str, Any]:
         "seconds": round(state.seconds, 1),
         "recipe": setup.recipe.to_json(),
         "recipe_sha256": setup.recipe.digest,
-        "base": _base(setup.match),
+        "base": _base(setup.base_match),
         "reference_sha256": setup.reference.digest if setup.reference else None,
         "items": describe_images([setup.training_set.images[i] for i in trained]),
         "classes": [label for label in setup.training_set.classes if label in rows.row_of],
@@ -41,7 +41,7 @@ def record(setup: Setup, rows: Classifier, state: Checkpoint) -> dict[str, Any]:
             i >= len(setup.training_set.images) - setup.training_set.n_memory for i in trained
         ),
         "anchors": describe_images(setup.training_set.anchors),
-        "old_features": _counts(setup.training_set.sources),
+        "old_features": _counts(setup.training_set.old_sources),
         "classifier": {
             "frame": rows.frame,
             "rows": len(rows.rows),

@@ -19,17 +19,17 @@ from compatctl.train.batches import Batches, CachedBatches, ImageBatches
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.features import Features
 from compatctl.train.frames import Classifier
-from compatctl.train.grid_search import classifiers, search
-from compatctl.train.images import Reader
+from compatctl.train.grid_search import build_classifiers, search
+from compatctl.train.images import ImageReader
 from compatctl.train.network import Network
 from compatctl.train.record import record
 from compatctl.train.reference import Reference
-from compatctl.train.setup import Setup, default_device, dimension, isolated_rng, make_network
+from compatctl.train.setup import Setup, default_device, embedding_dim, isolated_rng, make_network
 from compatctl.train.training_set import select_training_set
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trained:
+class TrainResult:
     """The network (on the CPU, in evaluation mode) and everything that says where it is from."""
 
     network: Network
@@ -54,7 +54,7 @@ def train(
     memory: Dataset | None = None,
     features: Features | None = None,
     progress: Progress = silent,
-) -> Trained:
+) -> TrainResult:
     """Train by ``recipe`` and choose the best trial on validation classes.
 
     Args:
@@ -74,7 +74,7 @@ def train(
         ConflictError: the checkpoint to resume is another run's.
     """
     device = default_device()
-    dim = dimension(recipe, reference)
+    dim = embedding_dim(recipe, reference)
     training_set = select_training_set(recipe, data, reference, memory)
     with isolated_rng(device):
         network, match = make_network(recipe, base, dim)
@@ -84,18 +84,18 @@ def train(
             training_set=training_set,
             reference=reference,
             network=network,
-            match=match,
+            base_match=match,
             device=device,
             dim=dim,
         )
-        classifiers(setup)  # refuse an impossible frame before the images are read
+        build_classifiers(setup)  # refuse an impossible frame before the images are read
         rows, state = _train(setup, work, features, resume=resume, progress=progress)
     network.cpu().eval()
     if network.attention is not None:
-        network.attention.finish()
+        network.attention.drop_features()
     made = record(setup, rows, state)
     checkpoints.remove(work)
-    return Trained(
+    return TrainResult(
         network=network,
         record=made,
         registry=rows.registry,
@@ -112,7 +112,7 @@ def _train(
     if state is None:
         checkpoints.remove(work)
     state = state or Checkpoint()
-    with Reader(setup.recipe.backbone.input, setup.recipe.augmentation) as reader:
+    with ImageReader(setup.recipe.backbone.input, setup.recipe.augmentation) as reader:
         batches: Batches
         if setup.recipe.train == "head":
             batches = CachedBatches(setup, reader, progress, features)
@@ -131,6 +131,6 @@ def _attend(setup: Setup, batches: CachedBatches) -> None:
     if anchors is None or anchors.attention is None or not len(batches.anchors):
         return
     torch.manual_seed(setup.recipe.seed)
-    stored = torch.from_numpy(setup.training_set.stored[: anchors.slots])
+    stored = torch.from_numpy(setup.training_set.anchor_vectors[: anchors.slots])
     held = Attention(batches.anchors[: anchors.slots], stored, anchors.attention)
     setup.network.attention = held.to(setup.device)

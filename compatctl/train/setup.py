@@ -15,7 +15,7 @@ from compatctl._version import __version__
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
 from compatctl.train.factory import make_backbone
-from compatctl.train.network import Network, feature_width, junction
+from compatctl.train.network import Network, feature_width, make_junction
 from compatctl.train.reference import Reference
 from compatctl.train.training_set import TrainingSet, data_digest
 from compatctl.train.weights import CheckpointMatch, load_base, load_junction
@@ -29,7 +29,7 @@ class Setup:
     training_set: TrainingSet
     reference: Reference | None
     network: Network
-    match: CheckpointMatch
+    base_match: CheckpointMatch
     """What the base file gave the network"""
     device: torch.device
     dim: int
@@ -48,7 +48,7 @@ class Setup:
             __version__,
             torch.__version__,
             self.recipe.digest,
-            self.match.sha256,
+            self.base_match.sha256,
             data_digest(self.training_set),
             self.reference.digest if self.reference else None,
             self.device.type,
@@ -56,7 +56,7 @@ class Setup:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def dimension(recipe: Recipe, reference: Reference | None) -> int:
+def embedding_dim(recipe: Recipe, reference: Reference | None) -> int:
     """D: the gallery's, for ever; the recipe's only where there is no gallery.
 
     Raises:
@@ -96,7 +96,7 @@ def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, 
         )
     width = feature_width(backbone, recipe.backbone.method, spec)
     torch.manual_seed(recipe.seed)
-    head = junction(recipe.junction, width, dim)
+    head = make_junction(recipe.junction, width, dim)
     network = Network(backbone, recipe.backbone.method, head, spec).eval()
     return network, replace(match, junction=load_junction(network, tensors))
 

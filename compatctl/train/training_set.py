@@ -19,7 +19,7 @@ from compatctl.train.reference import Reference, Source, anchor_ids
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Validation:
+class ValidationSet:
     """Queries of validation classes against the deployed gallery, their own items left out."""
 
     images: tuple[ImageRef, ...]
@@ -42,18 +42,18 @@ class TrainingSet:
     ids: tuple[str, ...]
     labels: tuple[str, ...]
     n_memory: int
-    stored_too: NDArray[np.bool_]
+    in_gallery: NDArray[np.bool_]
     """(N,) whether the item is in the deployed gallery"""
     classes: tuple[str, ...]
     """Their classes, sorted"""
-    old: Vectors | None
+    old_features: Vectors | None
     """(N, D) old features, where some trial needs them"""
-    sources: tuple[Source, ...]
+    old_sources: tuple[Source, ...]
     anchors: tuple[ImageRef, ...]
     anchor_ids: tuple[str, ...]
-    stored: Vectors
+    anchor_vectors: Vectors
     """(A, D) stored vectors of the anchors"""
-    validation: Validation | None
+    validation: ValidationSet | None
 
 
 def select_training_set(
@@ -92,13 +92,13 @@ def select_training_set(
         ids=ids,
         labels=labels,
         n_memory=len(images) - len(fresh),
-        stored_too=np.isin(np.array(ids), np.array(reference.gallery_ids if reference else ())),
+        in_gallery=np.isin(np.array(ids), np.array(reference.gallery_ids if reference else ())),
         classes=tuple(sorted(set(labels))),
-        old=old,
-        sources=sources,
+        old_features=old,
+        old_sources=sources,
         anchors=tuple(ImageRef(dataset=data, row=data.row_of[one]) for one in chosen),
         anchor_ids=chosen,
-        stored=stored,
+        anchor_vectors=stored,
         validation=_validation(data, reference) if reference else None,
     )
 
@@ -141,7 +141,7 @@ def _remembered(recipe: Recipe, memory: Dataset | None, fresh: set[str]) -> Data
     return others.take(sample_per_class(others.ids, others.labels, recipe.rehearsal.per_class))
 
 
-def _validation(data: Dataset, reference: Reference) -> Validation | None:
+def _validation(data: Dataset, reference: Reference) -> ValidationSet | None:
     """Null where no validation query has another item of its class in the gallery."""
     roles = any(item.role is not None for item in data.items)
     asking = [
@@ -158,7 +158,7 @@ def _validation(data: Dataset, reference: Reference) -> Validation | None:
     labels = [data.items[i].label for i in asking]
     names, codes = np.unique(np.array([*labels, *reference.gallery_labels]), return_inverse=True)
     del names
-    return Validation(
+    return ValidationSet(
         images=tuple(ImageRef(dataset=data, row=i) for i in asking),
         query_labels=codes[: len(asking)].astype(np.int64),
         gallery=reference.gallery_features,

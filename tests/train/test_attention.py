@@ -11,13 +11,13 @@ import torch
 import train_kit as kit
 
 from compatctl.errors import InputError
-from compatctl.train import Trained, embed, export, save_weights, train
+from compatctl.train import TrainResult, embed, export, save_weights, train
 from compatctl.train.attention import Attention
 
 LINE = "objective: {{lambda: 1.0, scale: 16.0, anchors: {{batch: 12, transfer: 0.5{}}}}}"
 
 
-def trained(folder: Path, keys: str) -> Trained:
+def trained(folder: Path, keys: str) -> TrainResult:
     """A small run with the anchors' ``keys`` besides."""
     data = kit.dataset(folder)
     recipe = kit.recipe(
@@ -57,7 +57,7 @@ def test_it_is_the_sum_that_a_loop_computes() -> None:
     """Both forms agree with a loop: all anchors, and some of them without the row's own image."""
     torch.manual_seed(0)
     stored = torch.nn.functional.normalize(torch.randn(9, 5))
-    held = Attention(torch.rand(9, 7), stored, width=4)
+    held = Attention(torch.rand(9, 7), stored, key_dim=4)
     with torch.no_grad():
         held.log_weight.fill_(0.7)
     held.refresh()
@@ -66,7 +66,7 @@ def test_it_is_the_sum_that_a_loop_computes() -> None:
     found = held(z, x).detach().numpy()
     assert np.abs(found - by_a_loop(held, z, x, list(range(9)), nowhere)).max() < 1e-5
     slots, own = [7, 2, 5, 0], [0, -1, 3, -1, 2, 1]
-    found = held.learn(z, x, torch.tensor(slots), torch.tensor(own)).detach().numpy()
+    found = held.forward_training(z, x, torch.tensor(slots), torch.tensor(own)).detach().numpy()
     assert np.abs(found - by_a_loop(held, z, x, slots, own)).max() < 1e-5
     assert np.abs(found - by_a_loop(held, z, x, slots, nowhere)).max() > 1e-3
 

@@ -48,7 +48,7 @@ def test_features_and_junction_give_what_the_network_gives(tmp_path: Path) -> No
     known = Features.extract(recipe, base, data, range(len(data)))
     trained = train(recipe=recipe, base=base, data=data, reference=kit.gallery(data), work=tmp_path)
     rows = [5, 0, 17]
-    found = known.embedded(trained.network, data, rows)
+    found = known.embed(trained.network, data, rows)
     assert np.allclose(found, kit.features(trained, data)[rows], atol=1e-5)
     assert len(known.table) == len(data) == len(known.row_of)
 

@@ -37,7 +37,7 @@ def test_the_contrastive_term_is_the_formula(form: losses.Contrast, labels: list
     """The vectorised term equals the double loop, with mates, without, and with mates only."""
     rng = np.random.default_rng(0)
     new, old = _unit(rng, 7, 5), _unit(rng, 7, 5)
-    found = losses.contrast(new, old, torch.tensor(labels), 10.0, form)
+    found = losses.contrastive_loss(new, old, torch.tensor(labels), 10.0, form)
     assert float(found) == pytest.approx(_loop(new, old, labels, 10.0, form), rel=1e-5, abs=1e-5)
 
 
@@ -45,10 +45,10 @@ def test_the_code_form_may_be_negative_and_the_strict_form_not() -> None:
     """On features that agree with the old ones hoc nears log(B) - mu, infonce stays above 0."""
     labels = torch.arange(16)
     old = torch.eye(16)
-    assert float(losses.contrast(old, old, labels, 10.0, "hoc")) == pytest.approx(
+    assert float(losses.contrastive_loss(old, old, labels, 10.0, "hoc")) == pytest.approx(
         math.log(16) - 10.0, abs=1e-4
     )
-    assert float(losses.contrast(old, old, labels, 10.0, "infonce")) > 0.0
+    assert float(losses.contrastive_loss(old, old, labels, 10.0, "infonce")) > 0.0
 
 
 def test_the_gradient_of_the_contrastive_term_is_finite_where_everything_is_masked() -> None:
@@ -57,7 +57,7 @@ def test_the_gradient_of_the_contrastive_term_is_finite_where_everything_is_mask
     rows = new / new.norm(dim=1, keepdim=True)
     for form in ("hoc", "infonce"):
         torch.autograd.backward(
-            losses.contrast(
+            losses.contrastive_loss(
                 rows, _unit(np.random.default_rng(1), 4, 3), torch.zeros(4), 10.0, form
             ),
             retain_graph=True,
@@ -82,7 +82,7 @@ def test_lambda_weighs_the_cross_entropy(scale: float | None) -> None:
     entropy /= len(labels)
     nce = _loop(normed, old, labels.tolist(), 7.0, "hoc")
     for weight in (0.1, 1.0):
-        found = losses.total(
+        found = losses.total_loss(
             z=z, labels=labels, rows=rows, old=old, weight=weight, mu=7.0, form="hoc", scale=scale
         )
         expected = weight * entropy + (1 - weight) * nce

@@ -16,7 +16,7 @@ import train_kit as kit
 
 from compatctl.errors import CompatError, ConflictError, InputError
 from compatctl.train import train
-from compatctl.train.checkpoint import FILE, Checkpoint, load, save
+from compatctl.train.checkpoint import CHECKPOINT_FILE, Checkpoint, load, save
 
 RUN = """
 import sys, time
@@ -63,7 +63,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     work = tmp_path / "work"
     work.mkdir()
     _kill_after(tmp_path, killed_after)
-    assert (work / FILE).is_file()
+    assert (work / CHECKPOINT_FILE).is_file()
     epochs: list[int] = []
 
     def count(stage: str, done: int, total: int) -> None:
@@ -73,7 +73,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     given = {"recipe": recipe, "base": base, "data": data, "reference": kit.gallery(data)}
     resumed = train(**given, work=work, resume=True, progress=count)
     assert epochs[0] > killed_after
-    assert not (work / FILE).exists()
+    assert not (work / CHECKPOINT_FILE).exists()
     whole = train(**given, work=work)
     for key, one in whole.network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[key], one), key
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     for other in others:
         with pytest.raises(ConflictError, match="another recipe, base, data or gallery"):
             train(**{**given, **other}, work=tmp_path, resume=True)
-    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:500])
+    (tmp_path / CHECKPOINT_FILE).write_bytes((tmp_path / CHECKPOINT_FILE).read_bytes()[:500])
     with pytest.raises(InputError, match="is not a checkpoint that can be read") as caught:
         train(**given, work=tmp_path, resume=True)
     assert isinstance(caught.value, CompatError)
@@ -148,7 +148,7 @@ def _kill_after(folder: Path, epochs: int) -> None:
 )
 def test_a_checkpoint_of_another_form_is_refused(tmp_path: Path, value: object) -> None:
     """A file that torch reads, and that is no checkpoint: a list, other types, other entries."""
-    torch.save(value, tmp_path / FILE)
+    torch.save(value, tmp_path / CHECKPOINT_FILE)
     with pytest.raises(InputError, match="is not a checkpoint that can be read"):
         load(tmp_path, "k")
 

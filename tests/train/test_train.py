@@ -18,9 +18,9 @@ from compatctl.errors import InputError
 from compatctl.progress import silent
 from compatctl.train import Reference, items_to_encode, save_weights, train
 from compatctl.train.batches import CachedBatches
-from compatctl.train.grid_search import classifiers
-from compatctl.train.images import Reader
-from compatctl.train.loop import Run, _steps
+from compatctl.train.grid_search import build_classifiers
+from compatctl.train.images import ImageReader
+from compatctl.train.loop import TrialContext, _steps
 from compatctl.train.setup import Setup, make_network
 from compatctl.train.training_set import select_training_set
 
@@ -144,16 +144,18 @@ def test_anchors_are_changed_as_images_of_one_class_differ(tmp_path: Path) -> No
         training_set=training_set,
         reference=reference,
         network=network,
-        match=match,
+        base_match=match,
         device=torch.device("cpu"),
         dim=reference.dim,
     )
-    with Reader(recipe.backbone.input, recipe.augmentation) as reader:
+    with ImageReader(recipe.backbone.input, recipe.augmentation) as reader:
         batches = CachedBatches(setup, reader, silent)
-    rows = classifiers(setup)["prototypes"]
+    rows = build_classifiers(setup)["prototypes"]
     codes = np.array([rows.row_of[label] for label in training_set.labels])
     nowhere = np.full(len(codes), -1)
-    run = Run(setup=setup, batches=batches, classifier=rows, rows_of=codes, anchor_of=nowhere)
+    run = TrialContext(
+        setup=setup, batches=batches, classifier=rows, class_rows=codes, anchor_rows=nowhere
+    )
     steps = list(_steps(run, np.random.default_rng(0)))
     held = set(reference.gallery_ids)
     for step, (items, anchors) in zip(steps, batches.steps(steps), strict=True):
