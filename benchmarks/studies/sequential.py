@@ -335,7 +335,7 @@ def _memory(project: Project) -> dict[str, int]:
     store = Store.open(project.store)
     if store.manifest.memory is None:
         return {"memory_items": 0, "memory_bytes": 0}
-    path = store.path_of("memories", store.manifest.memory)
+    path = store.blob_path("memories", store.manifest.memory)
     return {"memory_items": len(read_memory(path)), "memory_bytes": path.stat().st_size}
 
 

@@ -208,8 +208,8 @@ def _commit(store: Store, indexes: list[HnswIndex], plan: _AddPlan) -> Manifest:
         counts = catalog.counts()
         changes = dict[str, str]()
         erased = store.erasures()
-        if erased is not None and (again := erased.holding(plan.new.ids)):
-            changes["erasures"] = tx.put("erasures", erased.without(again).write)
+        if erased is not None and (again := erased.matching(plan.new.ids)):
+            changes["erasures"] = tx.put("erasures", erased.drop(again).write)
         return tx.commit(
             operation=Operation.ADD,
             created_at=utc_now(),

@@ -78,4 +78,4 @@ def check(
         return report
     if lost:
         put_back(store)  # before a report goes that knows of them
-    return run_gc(store, keep=keep, at=utc_now(), deep=False)
+    return run_gc(store, keep=keep, created_at=utc_now(), deep=False)

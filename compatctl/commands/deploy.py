@@ -25,7 +25,7 @@ from compatctl.files import sha256_bytes
 from compatctl.manifest import Manifest, ModelShare, Operation
 from compatctl.recipe import Project, load_policy
 from compatctl.report import VerifiedReport, check_signature, policy_sha256, read_report
-from compatctl.store import Store, rolled_back
+from compatctl.store import Store, rolled_back_models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ def _is_deployed(
 
 def _refuse_spent(store: Store, model: str, again_reason: str | None) -> None:
     """Refuse a model that was rolled back, unless there is an ``again_reason``."""
-    spent = rolled_back(store).get(model)
+    spent = rolled_back_models(store).get(model)
     if spent is not None and again_reason is None:
         raise GateError(
             f"generation {spent} rolled the model {model[:12]} back: no report brings it back",

@@ -201,7 +201,7 @@ class _Work:
             sha256 = tx.put("indexes", built[0].save)
             built.clear()
             shares = {one.told.of: one.candidate.put(tx, rows=one.told.rows) for one in plan.owners}
-            catalog = self.store.catalog().renamed(
+            catalog = self.store.catalog().with_models(
                 {model: share.sha256 for model, share in shares.items()}
             )
             return tx.commit(

@@ -32,7 +32,7 @@ from compatctl.evaluation.protocol import (
 from compatctl.evaluation.searched_gallery import Embedded, Searched
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import Store, spaces
+from compatctl.store import Store, embedding_spaces
 
 REPLICATES = 2000
 LEVEL = 0.95
@@ -261,10 +261,10 @@ def _gallery(project: Project) -> DeployedGallery | None:
 def _versions(store: Store) -> tuple[list[Path], tuple[str, ...]]:
     """The files of the query models since the last lift, in order, and the digests of those whose
     file went with its generation."""
-    found, files, let_go = spaces(store), dict[Path, None](), dict[str, None]()
+    found, files, let_go = embedding_spaces(store), dict[Path, None](), dict[str, None]()
     for state, space in zip(store.history(), found, strict=True):
         share = store.manifest.restorable_model(state)
-        path = share and store.path_of("models", share.sha256)
+        path = share and store.blob_path("models", share.sha256)
         if space == found[-1] and path and path.exists():
             files[path] = None
         elif space == found[-1]:

@@ -72,11 +72,11 @@ def rollback(
     plan = rollback_plan(store, to=to)
     model = before.restorable_model(plan.target)
     outcome = _Outcome(after=before)
-    if not plan.done:
+    if not plan.already_restored:
         if not plan.gallery:
             outcome = _roll_back_model(store, plan.target, added, dry_run=dry_run)
         elif plan.target.catalog == before.catalog:
-            after = before if dry_run else restore(store, plan.target, at=utc_now())
+            after = before if dry_run else restore(store, plan.target, created_at=utc_now())
             outcome = _Outcome(after=after)
         else:
             outcome = _roll_back_gallery(
@@ -94,7 +94,7 @@ def rollback(
         re_embedded=outcome.re_embedded,
         dropped=outcome.dropped,
         reverted=outcome.reverted,
-        written=not dry_run and not plan.done,
+        written=not dry_run and not plan.already_restored,
     )
 
 
@@ -148,7 +148,7 @@ def _roll_back_gallery(
         after = store.manifest if dry_run else rollback_query_model(store, target)
         return _Outcome(after=after, kept=known + foreign)
     if policy == "drop" or not known + foreign:
-        after = store.manifest if dry_run else restore(store, target, at=utc_now())
+        after = store.manifest if dry_run else restore(store, target, created_at=utc_now())
         dropped = (*added.ids(added.known), *added.ids(added.foreign))
         return _Outcome(after=after, dropped=dropped, reverted=added.reverted)
     after = rollback_with_items(project, store, target, added, dry_run=dry_run, progress=progress)

@@ -46,7 +46,7 @@ class ModelArtifacts:
     def _memory(self, tx: Transaction, erased: Erasures | None) -> str | None:
         assert self.memory is not None
         items = read_memory(self.memory) if erased is not None else None
-        if items is None or erased is None or not (gone := set(erased.holding(items.ids))):
+        if items is None or erased is None or not (gone := set(erased.matching(items.ids))):
             return tx.put("memories", self.memory)
         kept = items.take([row for row, item in enumerate(items.ids) if item not in gone])
         if not len(kept):

@@ -67,7 +67,7 @@ def _reverted(current: Catalog, earlier: Catalog) -> tuple[str, ...]:
     pairs = [(row, row_of[item]) for row, item in enumerate(current.ids) if item in row_of]
     here, there = np.array(pairs, np.int64).reshape(-1, 2).T
     differs = (current.digests[here] != earlier.digests[there]).any(axis=1)
-    differs &= current.known[here] & earlier.known[there]
+    differs &= current.digest_known[here] & earlier.digest_known[there]
     return tuple(
         current.ids[row]
         for (row, earlier_row), image in zip(pairs, differs, strict=True)

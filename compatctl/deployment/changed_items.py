@@ -50,7 +50,7 @@ class Changes:
         (empty) is not compared.
         """
         digests = image_digests(data, rows, progress)
-        known = catalog.known[catalog_rows] & digests.any(axis=1)
+        known = catalog.digest_known[catalog_rows] & digests.any(axis=1)
         differs = known & (digests != catalog.digests[catalog_rows]).any(axis=1)
         labels = as_rows(
             int(row)

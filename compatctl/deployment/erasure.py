@@ -163,11 +163,11 @@ def refuse_erased_vectors(store: Store, data: bytes, path: Path) -> None:
 def erased_vectors(store: Store, data: bytes, path: Path) -> int:
     """How many vectors in an encoder were erased and belong to no current row."""
     erased = store.erasures()
-    if erased is None or not len(erased.marks):
+    if erased is None or not len(erased.checksums):
         return 0
     tables = held_vectors(data, path)
     marks = np.concatenate([_NO_MARKS, *(row_checksums(table.vectors) for table in tables)])
-    marks = np.intersect1d(marks, erased.marks)
+    marks = np.intersect1d(marks, erased.checksums)
     return int((~in_gallery(store, store.manifest, marks)).sum()) if len(marks) else 0
 
 
@@ -185,7 +185,7 @@ def erasure_problems(store: Store) -> list[str]:
     problems = []
     for manifest in _galleries(store):
         info = manifest.index
-        path = store.path_of("indexes", info.sha256)
+        path = store.blob_path("indexes", info.sha256)
         keys = np.sort(read_keys(path, index_params(info), info.count))
         if not np.array_equal(keys, np.sort(store.catalog(manifest).keys)):
             problems.append(
@@ -193,9 +193,11 @@ def erasure_problems(store: Store) -> list[str]:
             )
     for manifest in {(m.memory, m.erasures): m for m in whole_generations(store)}.values():
         memory, erased = stored_memory(store, manifest), store.erasures(manifest)
-        erased_ids = erased.holding(memory.ids) if memory is not None and erased is not None else ()
+        erased_ids = (
+            erased.matching(memory.ids) if memory is not None and erased is not None else ()
+        )
         if erased_ids:
-            path = store.path_of("memories", manifest.memory or "")
+            path = store.blob_path("memories", manifest.memory or "")
             problems.append(
                 f"{path} has {len(erased_ids)} erased items: {', '.join(erased_ids[:_SHOWN])}"
             )

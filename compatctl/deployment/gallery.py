@@ -63,7 +63,7 @@ class DeployedGallery:
     @property
     def model_path(self) -> Path:
         """The query model's file."""
-        return self.store.path_of("models", self.manifest.query_model)
+        return self.store.blob_path("models", self.manifest.query_model)
 
     @cached_property
     def encoder(self) -> Encoder:

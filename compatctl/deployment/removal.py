@@ -153,11 +153,11 @@ class Removal:
     @cached_property
     def erased(self) -> Erasures:
         """What was erased before."""
-        return self.store.erasures() or Erasures.none()
+        return self.store.erasures() or Erasures.empty()
 
     @cached_property
     def missing(self) -> tuple[str, ...]:
-        return tuple(sorted(self.ids - self.traces.ids - set(self.erased.holding(self.ids))))
+        return tuple(sorted(self.ids - self.traces.ids - set(self.erased.matching(self.ids))))
 
     def refuse(self) -> None:
         if self.missing and not self.missing_ok:
@@ -208,7 +208,7 @@ class Removal:
     def shares(self) -> tuple[ModelShare, ...]:
         """The models that stay, with their remaining rows."""
         manifest = self.store.manifest
-        counts = self.catalog.without(self.rows).counts()
+        counts = self.catalog.drop_rows(self.rows).counts()
         return tuple(
             replace(share, rows=counts.get(share.sha256, 0))
             for share in manifest.models
@@ -220,7 +220,7 @@ class Removal:
         count = sum(int(removed.sum()) for removed in masks.values())
         if not count:
             return None
-        path = self.store.path_of("models", share.sha256)
+        path = self.store.blob_path("models", share.sha256)
         data = without_vectors(path.read_bytes(), Path(share.name), masks)
         file = ModelFile(path=Path(share.name), data=data)
         canary = Canary.read(self.store.verified_path("canaries", share.canary))
@@ -286,7 +286,7 @@ class Removal:
     def _same_image(self) -> tuple[str, ...]:
         """Ids that stay and whose image has the same bytes as a removed item's."""
         digests, removed = self.catalog.digests, set(self.rows.tolist())
-        known = self.catalog.known
+        known = self.catalog.digest_known
         images = {digests[row].tobytes() for row in removed if known[row]}
         if not images:
             return ()
@@ -381,9 +381,9 @@ class Removal:
             changes["index"] = replace(manifest.index, count=len(built), sha256=sha256)
         shares = [new.get(share.sha256, share) for share in self.shares]
         names = {old.sha256: new.sha256 for old, new in zip(self.shares, shares, strict=True)}
-        catalog = self.catalog.without(self.rows)
+        catalog = self.catalog.drop_rows(self.rows)
         if names.keys() & new.keys():
-            catalog = catalog.renamed(names)
+            catalog = catalog.with_models(names)
             changes["query_model"] = names[manifest.query_model]
         if len(self.rows) or "query_model" in changes:
             changes["catalog"] = tx.put("catalogs", catalog.write)

@@ -22,7 +22,7 @@ from compatctl.report import (
     policy_sha256,
     read_report,
 )
-from compatctl.store import Attempt, Store, attempts_of, count_attempt
+from compatctl.store import Attempt, Store, read_attempts, record_attempt
 
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -98,7 +98,7 @@ def attempts_in(root: Path, inputs: Inputs, *, write: bool) -> Attempts | None:
     candidate, data = inputs.models[1].sha256, inputs.data.question_sha256
     try:
         put_back(Store.open(root), candidate)
-        return _told(count_attempt(root, candidate, data, inputs.attempt))
+        return _told(record_attempt(root, candidate, data, inputs.attempt))
     except InputError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in _DENIED:
@@ -144,7 +144,7 @@ def _told(found: tuple[Attempt, ...]) -> Attempts:
 
 def _peek(root: Path, inputs: Inputs) -> tuple[Attempt, ...]:
     candidate, question = inputs.models[1].sha256, inputs.data.question_sha256
-    known = {one.key: one for one in attempts_of(root, candidate, question)}
+    known = {one.key: one for one in read_attempts(root, candidate, question)}
     for _, told, lost in lost_attempts(Store.open(root), candidate):
         if told.data.question_sha256 == question:
             known.update((one.key, one) for one in lost)
@@ -169,11 +169,11 @@ def lost_attempts(
         if not judged or one.report is None or candidate not in (None, one.query_model):
             continue
         try:
-            report = read_report(store.path_of("reports", one.report)).report
+            report = read_report(store.blob_path("reports", one.report)).report
         except CompatError:  # gc deleted it; what is damaged is found by its digest
             continue
         inputs = Inputs.of(report)
-        found = attempts_of(store.path, report.new.sha256, report.data.question_sha256)
+        found = read_attempts(store.path, report.new.sha256, report.data.question_sha256)
         if inputs.attempt.key in {known.key for known in found}:
             continue
         earlier = [asdict(entry) for entry in (report.attempt.earlier if report.attempt else ())]
@@ -193,4 +193,4 @@ def put_back(store: Store, candidate: str | None = None) -> None:
     """
     for _, inputs, lost in lost_attempts(store, candidate):
         for one in lost:
-            count_attempt(store.path, inputs.models[1].sha256, inputs.data.question_sha256, one)
+            record_attempt(store.path, inputs.models[1].sha256, inputs.data.question_sha256, one)

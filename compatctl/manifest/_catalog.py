@@ -106,7 +106,7 @@ class Catalog:
         return int(self.keys.max()) + 1 if len(self) else 0
 
     @property
-    def known(self) -> NDArray[np.bool_]:
+    def digest_known(self) -> NDArray[np.bool_]:
         """(N,): whether the digest of the row's image is known."""
         import numpy as np
 
@@ -157,7 +157,7 @@ class Catalog:
             of_images[rows] = digests
         return replace(self, model_of=model_of, models=models, digests=of_images)
 
-    def without(self, rows: NDArray[np.int64]) -> Catalog:
+    def drop_rows(self, rows: NDArray[np.int64]) -> Catalog:
         """The other rows, in order; models with no remaining rows are not listed."""
         import numpy as np
 
@@ -181,7 +181,7 @@ class Catalog:
             named[row] = label
         return replace(self, labels=tuple(named))
 
-    def renamed(self, models: Mapping[str, str]) -> Catalog:
+    def with_models(self, models: Mapping[str, str]) -> Catalog:
         """The same items and keys, with each model replaced by another.
 
         ``models``: digest -> digest, one to one, for every model that has a row.

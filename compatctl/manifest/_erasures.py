@@ -29,36 +29,36 @@ class Erasures:
         ids: the first 16 bytes of sha256(salt, id) for each id. Whoever has the file and guesses an
             id can confirm the guess: guessable ids are pseudonyms here, not secrets.
         salt: drawn once a store, so that no precomputed table and no other store's list matches.
-        marks: (V,) uint64, ascending: a 64-bit checksum of each vector, which does not reveal it.
+        checksums: (V,) uint64, ascending: 64 bits of each vector, which they do not reveal.
     """
 
     salt: bytes
     ids: frozenset[bytes]
-    marks: NDArray[np.uint64]
+    checksums: NDArray[np.uint64]
 
     @classmethod
-    def none(cls) -> Self:
+    def empty(cls) -> Self:
         """An empty list with a new salt."""
         import numpy as np
 
         salt = secrets.token_bytes(_SALT_BYTES)
-        return cls(salt=salt, ids=frozenset(), marks=np.zeros(0, np.uint64))
+        return cls(salt=salt, ids=frozenset(), checksums=np.zeros(0, np.uint64))
 
-    def holding(self, ids: Iterable[str]) -> tuple[str, ...]:
+    def matching(self, ids: Iterable[str]) -> tuple[str, ...]:
         """The ids that were erased, in their order."""
         return tuple(one for one in ids if self._digest(one) in self.ids)
 
-    def extended(self, ids: Iterable[str], marks: NDArray[np.uint64]) -> Erasures:
+    def extended(self, ids: Iterable[str], checksums: NDArray[np.uint64]) -> Erasures:
         """This list with more ids and checksums."""
         import numpy as np
 
         return replace(
             self,
             ids=self.ids | {self._digest(one) for one in ids},
-            marks=np.union1d(self.marks, marks),
+            checksums=np.union1d(self.checksums, checksums),
         )
 
-    def without(self, ids: Iterable[str]) -> Erasures:
+    def drop(self, ids: Iterable[str]) -> Erasures:
         """This list without ids that were added again."""
         return replace(self, ids=self.ids - {self._digest(one) for one in ids})
 
@@ -71,7 +71,7 @@ class Erasures:
                 file,
                 salt=np.frombuffer(self.salt, np.uint8),
                 ids=np.frombuffer(b"".join(sorted(self.ids)), np.uint8),
-                marks=self.marks,
+                checksums=self.checksums,
             )
 
     @classmethod
@@ -83,7 +83,7 @@ class Erasures:
         """
         found = read_npz(path, error=DamagedError)
         kinds = {name: (str(one.dtype), one.ndim) for name, one in found.items()}
-        if kinds != {"salt": ("uint8", 1), "ids": ("uint8", 1), "marks": ("uint64", 1)} or (
+        if kinds != {"salt": ("uint8", 1), "ids": ("uint8", 1), "checksums": ("uint64", 1)} or (
             len(found["salt"]) != _SALT_BYTES or len(found["ids"]) % _ID_BYTES
         ):
             raise DamagedError(
@@ -91,7 +91,7 @@ class Erasures:
             )
         raw = found["ids"].tobytes()
         parts = [raw[at : at + _ID_BYTES] for at in range(0, len(raw), _ID_BYTES)]
-        return cls(salt=found["salt"].tobytes(), ids=frozenset(parts), marks=found["marks"])
+        return cls(salt=found["salt"].tobytes(), ids=frozenset(parts), checksums=found["checksums"])
 
     def _digest(self, one: str) -> bytes:
         text = one.encode("utf-8", "surrogatepass")

@@ -19,16 +19,21 @@ left are unreferenced. Reading writes nothing, except that verify counts itself.
 only to read a catalogue or erasures, and no index is ever opened here.
 
 Modules, lowest first: _layout (paths, strict reading), _transaction (commits), _store (readers),
-_lineage (how a state came about), _rollback, _check (with _replay), _gc. _attempts is by itself.
+_lineage (how a state came about), _rollback, _transitions, _check, _gc. _attempts is independent.
 """
 
 from __future__ import annotations
 
-from compatctl.store._attempts import Attempt, attempts_of, count_attempt
+from compatctl.store._attempts import Attempt, read_attempts, record_attempt
 from compatctl.store._check import CheckReport, check
 from compatctl.store._gc import gc, sweep
 from compatctl.store._layout import KINDS, manifest_digest
-from compatctl.store._lineage import MODEL_FIELDS, embedding_space, rolled_back, spaces
+from compatctl.store._lineage import (
+    MODEL_FIELDS,
+    embedding_space,
+    embedding_spaces,
+    rolled_back_models,
+)
 from compatctl.store._rollback import RollbackPlan, restore, rollback_plan
 from compatctl.store._store import Store
 from compatctl.store._transaction import Transaction
@@ -41,15 +46,15 @@ __all__ = [
     "RollbackPlan",
     "Store",
     "Transaction",
-    "attempts_of",
     "check",
-    "count_attempt",
     "embedding_space",
+    "embedding_spaces",
     "gc",
     "manifest_digest",
+    "read_attempts",
+    "record_attempt",
     "restore",
     "rollback_plan",
-    "rolled_back",
-    "spaces",
+    "rolled_back_models",
     "sweep",
 ]

@@ -1,9 +1,8 @@
 """Attempts: the verifications of one candidate on the same data, one ``attempts/<digest>.json``.
 
-Each verification with another seed or policy is a further chance of a false pass, so the gate
-counts them. Every attempt is kept, in the order of its first run; a repeated one counts once. The
-files belong to no generation: gc keeps them, and a rollback does not undo them. Each file contains
-the digest of its content.
+Each verification with another seed or policy is another chance of a false pass, so the gate counts
+them. Every attempt is kept, in the order of its first run; a repeated one counts once. The files
+belong to no generation: gc keeps them, and a rollback does not undo them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compatctl.errors import CompatError, ConflictError, DamagedError
+from compatctl._version import __version__
+from compatctl.errors import CompatError, ConflictError, DamagedError, InputError
 from compatctl.files import (
     TEMPORARY,
     Lock,
@@ -26,9 +26,10 @@ from compatctl.files import (
     write_atomic,
 )
 from compatctl.manifest import is_digest
-from compatctl.store._layout import ATTEMPTS, LOCK, is_plain, refuse_links
+from compatctl.store._layout import ATTEMPTS, LOCK, is_regular_file, refuse_links
 
 FORMAT = 2
+"""The format of the files of attempts that this version reads and writes."""
 _MAX_BYTES = 64 << 20
 
 
@@ -41,17 +42,18 @@ class Attempt:
     settings: Mapping[str, Any]
 
 
-def attempts_of(root: Path, candidate: str, question: str) -> tuple[Attempt, ...]:
+def read_attempts(root: Path, candidate: str, question: str) -> tuple[Attempt, ...]:
     """The attempts of a candidate (sha256) on a question (sha256 of the data), oldest first.
 
     Raises:
+        InputError: the file is of another format.
         DamagedError: the file is not what this program wrote.
     """
     path = _path(root, candidate, question)
     return _read(path, candidate, question) if os.path.lexists(path) else ()
 
 
-def count_attempt(
+def record_attempt(
     root: Path, candidate: str, question: str, attempt: Attempt, *, timeout_s: float = 10.0
 ) -> tuple[Attempt, ...]:
     """Record an attempt unless it is known; return the attempts up to and including it.
@@ -59,20 +61,21 @@ def count_attempt(
     Raises:
         ConflictError: another process holds the lock for longer than ``timeout_s`` seconds.
         DamagedError: the file is not what this program wrote.
-        InputError: no permission to write into the store; its cause is the system's error.
+        InputError: the file is of another format, or the store is not writable; in the second case
+            the cause is the system's error.
     """
     refuse_links(root)
     with os_errors("writing into", root / ATTEMPTS):
         make_folder(root / ATTEMPTS)
     with Lock(root / ATTEMPTS / LOCK, timeout_s, "verify"):
-        found = attempts_of(root, candidate, question)
-        keys = [one.key for one in found]
+        attempts = read_attempts(root, candidate, question)
+        keys = [known.key for known in attempts]
         _sweep(root)
         if attempt.key in keys:
-            return found[: keys.index(attempt.key) + 1]
-        found = (*found, attempt)
-        write_atomic(_path(root, candidate, question), _bytes(candidate, question, found))
-    return found
+            return attempts[: keys.index(attempt.key) + 1]
+        attempts = (*attempts, attempt)
+        write_atomic(_path(root, candidate, question), _bytes(candidate, question, attempts))
+    return attempts
 
 
 def attempts_problems(root: Path) -> Iterator[str]:
@@ -82,7 +85,7 @@ def attempts_problems(root: Path) -> Iterator[str]:
         if path.name.startswith(TEMPORARY):  # of a killed process, or being written
             continue
         try:
-            raw = _raw(path)
+            raw = _read_json(path)
             names = (raw.get("candidate"), raw.get("question")) if isinstance(raw, dict) else ()
             if len(names) != 2 or not all(map(is_digest, names)):
                 yield f"{path} is not a file of attempts"
@@ -95,8 +98,8 @@ def attempts_problems(root: Path) -> Iterator[str]:
 
 
 def unfinished_attempts(root: Path) -> list[Path]:
-    """Temporary files of processes that are writing attempts, or were killed doing it."""
-    return sorted(path for path in (root / ATTEMPTS).glob(f"{TEMPORARY}*") if is_plain(path))
+    """Temporary files of processes that are writing attempts, or were killed while writing."""
+    return sorted(path for path in (root / ATTEMPTS).glob(f"{TEMPORARY}*") if is_regular_file(path))
 
 
 def sweep_attempts(root: Path) -> tuple[list[Path], int]:
@@ -118,12 +121,12 @@ def sweep_attempts(root: Path) -> tuple[list[Path], int]:
 
 def _sweep(root: Path) -> tuple[list[Path], int]:
     """``sweep_attempts`` for a caller that holds the lock."""
-    left, freed = unfinished_attempts(root), 0
+    paths, freed = unfinished_attempts(root), 0
     with os_errors("deleting in", root / ATTEMPTS):
-        for path in left:
+        for path in paths:
             freed += path.stat().st_size
             path.unlink()
-    return left, freed
+    return paths, freed
 
 
 def _path(root: Path, candidate: str, question: str) -> Path:
@@ -131,29 +134,57 @@ def _path(root: Path, candidate: str, question: str) -> Path:
 
 
 def _bytes(candidate: str, question: str, attempts: tuple[Attempt, ...]) -> bytes:
+    """The bytes of a file of attempts; it contains the digest of its content."""
     content = {
         "format": FORMAT,
         "candidate": candidate,
         "question": question,
-        "attempts": [asdict(one) for one in attempts],
+        "attempts": [asdict(attempt) for attempt in attempts],
     }
-    return canonical_json({**content, "sha256": sha256_bytes(canonical_json(content))})
+    return canonical_json({**content, "sha256": _digest(content)})
 
 
-def _raw(path: Path) -> object:
-    if not is_plain(path):  # opening a pipe would wait for ever
+def _digest(content: Mapping[str, Any]) -> str:
+    return sha256_bytes(canonical_json(content))
+
+
+def _read_json(path: Path) -> object:
+    if not is_regular_file(path):  # opening a pipe would wait for ever
         raise _damaged(path)
-    return read_json(path, _MAX_BYTES, error=DamagedError)
+    raw = read_json(path, _MAX_BYTES, error=DamagedError)
+    if isinstance(raw, dict) and raw.get("format") != FORMAT:
+        _refuse_format(raw, path)
+    return raw
+
+
+def _refuse_format(raw: Mapping[str, Any], path: Path) -> None:
+    """Raise if the file is intact and of another format; a wrong digest is damage."""
+    version = raw.get("format")
+    try:
+        digest = _digest({name: value for name, value in raw.items() if name != "sha256"})
+    except (ValueError, RecursionError):
+        return
+    if type(version) is not int or raw.get("sha256") != digest:
+        return
+    if version > FORMAT:
+        raise InputError(
+            f"{path}: attempts format {version}; compatctl {__version__} reads up to {FORMAT}",
+            tip="install a newer version of compatctl",
+        )
+    raise InputError(
+        f"{path}: attempts format {version}, of a version that was never released",
+        tip="create the store again: compatctl init (or import)",
+    )
 
 
 def _read(path: Path, candidate: str, question: str) -> tuple[Attempt, ...]:
-    raw = _raw(path)
+    raw = _read_json(path)
     try:
-        found = tuple(Attempt(**one) for one in raw["attempts"])  # type: ignore[index]
-        keys = [one.key for one in found]
-        whole = all(map(is_digest, keys)) and len(set(keys)) == len(keys) > 0
-        if whole and path.read_bytes() == _bytes(candidate, question, found):
-            return found
+        attempts = tuple(Attempt(**entry) for entry in raw["attempts"])  # type: ignore[index]
+        keys = [attempt.key for attempt in attempts]
+        valid = all(map(is_digest, keys)) and len(set(keys)) == len(keys) > 0
+        if valid and path.read_bytes() == _bytes(candidate, question, attempts):
+            return attempts
     except (KeyError, TypeError, ValueError, RecursionError, OSError):
         pass
     raise _damaged(path)
@@ -162,5 +193,5 @@ def _read(path: Path, candidate: str, question: str) -> tuple[Attempt, ...]:
 def _damaged(path: Path) -> DamagedError:
     return DamagedError(
         f"{path} is not what verify wrote",
-        tip="restore the file from a backup; without it the attempts begin again",
+        tip="restore the file from a backup; without it the count of attempts starts again",
     )

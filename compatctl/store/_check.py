@@ -22,18 +22,18 @@ from compatctl.store._layout import (
     catalog_problems,
     erasure_problems,
     generation_path,
-    is_plain,
-    kept_blobs,
+    is_regular_file,
     manifest_digest,
-    put_back,
+    older_manifest_problems,
     read_generation,
     read_manifest,
+    retained_blobs,
 )
-from compatctl.store._replay import replay
 from compatctl.store._rollback import rollback_plan
 from compatctl.store._store import Store
+from compatctl.store._transitions import transition_problems
 
-_LOOKS = 5
+_MAX_CHECKS = 5
 """Checks of a store that writers keep changing before its problems are reported."""
 
 
@@ -86,15 +86,15 @@ def check(
         InputError: there is no store.
         DamagedError: manifest.json cannot be read.
     """
-    for _ in range(_LOOKS):
+    for _ in range(_MAX_CHECKS):
         current = read_manifest(root)
-        found = _look(root, current, deep=deep, keep=keep, head=head, progress=progress)
+        found = _check_once(root, current, deep=deep, keep=keep, head=head, progress=progress)
         if found.ok or read_manifest(root) == current:
             break
     return found
 
 
-def _look(
+def _check_once(
     root: Path,
     current: Manifest,
     *,
@@ -104,8 +104,8 @@ def _look(
     progress: Progress,
 ) -> CheckReport:
     generations, problems = _history(root, current)
-    problems += replay(sorted(generations, key=lambda one: one.generation))
-    problems += put_back(root, current)
+    problems += transition_problems(sorted(generations, key=lambda one: one.generation))
+    problems += older_manifest_problems(root, current)
     if head is not None and head not in {manifest_digest(one) for one in generations}:
         problems.append(
             f"no generation of {root} has the digest {head}: its history was rewritten, or it is "
@@ -115,12 +115,12 @@ def _look(
     if keep is not None and not problems:
         oldest = oldest_kept(Store(root, current), keep)
     kept = [one for one in generations if one.generation >= current.oldest_restorable]
-    problems += _files(root, _blobs(kept, current), deep=deep, progress=progress)
+    problems += _file_problems(root, _all_blobs(kept, current), deep=deep, progress=progress)
     if deep:
         problems += catalog_problems(root, current)
-        problems += _erased_rows(root, kept, current)
+        problems += _erased_row_problems(root, kept, current)
         problems += attempts_problems(root)
-    needed = _blobs([one for one in kept if one.generation >= oldest], current)
+    needed = _all_blobs([one for one in kept if one.generation >= oldest], current)
     return CheckReport(
         ok=not problems,
         head=manifest_digest(current),
@@ -176,9 +176,9 @@ def _history(root: Path, current: Manifest) -> tuple[list[Manifest], list[str]]:
     return found, problems
 
 
-def _blobs(generations: Iterable[Manifest], current: Manifest) -> list[tuple[str, str]]:
+def _all_blobs(generations: Iterable[Manifest], current: Manifest) -> list[tuple[str, str]]:
     """(kind, sha256) of every file kept for these generations and the current one, each once."""
-    kept = {blob for one in generations for blob in kept_blobs(one, current)}
+    kept = {blob for one in generations for blob in retained_blobs(one, current)}
     return sorted(kept | set(current.blobs()))
 
 
@@ -190,7 +190,7 @@ def erased_files(root: Path, generations: Iterable[Manifest], current: Manifest)
         if one.generation < current.oldest_gallery
         for blob in one.blobs()
     }
-    left = before - set(_blobs(generations, current))
+    left = before - set(_all_blobs(generations, current))
     return {path for path in (blob_path(root, *blob) for blob in left) if path.exists()}
 
 
@@ -202,26 +202,26 @@ def _erasure(
     return "unfinished" if erased_files(root, generations, current) else "done"
 
 
-def _erased_rows(root: Path, kept: list[Manifest], current: Manifest) -> list[str]:
+def _erased_row_problems(root: Path, kept: list[Manifest], current: Manifest) -> list[str]:
     """Problems: a kept gallery contains rows that were erased before it was made."""
     whole = [one for one in kept if one.generation >= current.oldest_gallery]
     once = {(one.catalog, one.erasures): one for one in whole}
     return [problem for one in once.values() for problem in erasure_problems(root, one)]
 
 
-def _files(
+def _file_problems(
     root: Path, needed: list[tuple[str, str]], *, deep: bool, progress: Progress
 ) -> list[str]:
     problems = []
     for at, (kind, digest) in enumerate(needed):
         progress("checking files", at, len(needed))
-        problems += _blob(blob_path(root, kind, digest), digest, deep=deep)
+        problems += _blob_problems(blob_path(root, kind, digest), digest, deep=deep)
     progress("checking files", len(needed), len(needed))
     return problems
 
 
-def _blob(path: Path, digest: str, *, deep: bool) -> list[str]:
-    if not is_plain(path):
+def _blob_problems(path: Path, digest: str, *, deep: bool) -> list[str]:
+    if not is_regular_file(path):
         return [f"{path} is missing"]
     if path.stat().st_size == 0:
         return [f"{path} is empty"]
@@ -235,17 +235,17 @@ def _blob(path: Path, digest: str, *, deep: bool) -> list[str]:
 
 
 def _size(path: Path) -> int:
-    return path.lstat().st_size if is_plain(path) else 0
+    return path.lstat().st_size if is_regular_file(path) else 0
 
 
 def _unreferenced(root: Path, current: Manifest, needed: list[tuple[str, str]]) -> list[Path]:
     keep = {blob_path(root, kind, digest) for kind, digest in needed}
     keep |= {generation_path(root, number + 1) for number in range(current.generation)}
-    left = (path for path in _written_by_us(root) if path not in keep)
+    left = (path for path in _own_files(root) if path not in keep)
     return sorted([*left, *unfinished_attempts(root)])
 
 
-def _written_by_us(root: Path) -> Iterable[Path]:
+def _own_files(root: Path) -> Iterable[Path]:
     """Every file that is named as only this program names files; others are not touched."""
     for folder, suffix in ((root, None), (root / HISTORY, None), *_folders(root)):
         if not folder.is_dir():

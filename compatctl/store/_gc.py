@@ -18,7 +18,7 @@ def gc(
     store: Store,
     *,
     keep: int | None = None,
-    at: str = "",
+    created_at: str = "",
     deep: bool = True,
     progress: Progress = silent,
 ) -> CheckReport:
@@ -31,7 +31,7 @@ def gc(
             in the history but cannot be restored. This is committed as a generation before the
             first deletion, so a killed gc has deleted only what no kept generation names, and the
             next one deletes the rest. Default: keep every state.
-        at: the time, ISO 8601, UTC.
+        created_at: the time, ISO 8601, UTC.
 
     Raises:
         ConflictError: the store is locked, or moved on.
@@ -43,7 +43,7 @@ def gc(
         if not found.ok:
             return _nothing_deleted(found)
         if oldest > store.manifest.oldest_restorable:
-            tx.commit(operation=Operation.GC, created_at=at, oldest_restorable=oldest)
+            tx.commit(operation=Operation.GC, created_at=created_at, oldest_restorable=oldest)
         return sweep(store.path)
 
 

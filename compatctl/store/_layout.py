@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 HISTORY = "history"
 ATTEMPTS = "attempts"
 _MAX_BYTES = 16 << 20
-_FROM_BACKUP = "restore the file from a backup; compatctl check lists all that is wrong"
+_RESTORE_TIP = "restore the file from a backup; compatctl check lists all that is wrong"
 
 
 def blob_path(root: Path, kind: str, sha256: str) -> Path:
@@ -61,7 +61,7 @@ def read_current(root: Path) -> Manifest:
     """
     found = read_manifest(root)
     written = generation_path(root, found.generation)
-    if not is_plain(written):
+    if not is_regular_file(written):
         raise DamagedError(
             f"{written}, which holds the same as {root / MANIFEST}, is missing",
             tip="restore it from a backup, or copy manifest.json there if it is known to be right",
@@ -85,14 +85,14 @@ def read_manifest(root: Path) -> Manifest:
     refuse_links(root)
     path = root / MANIFEST
     if not path.exists():
-        refuse_headless(root)
+        refuse_missing_manifest(root)
         begun = (root / HISTORY).is_dir()
         what = "a store whose creation did not finish" if begun else "no store"
         raise InputError(f"{root}: {what}", tip="compatctl init (or import) makes one")
     try:
         return _read(path)
     except DamagedError as error:
-        error.tip = _newest_again(root)
+        error.tip = _recovery_tip(root)
         raise
     except InputError as error:  # another format; damaged if its history has this one
         newest = max((root / HISTORY).glob("*.json"), default=path)
@@ -100,10 +100,10 @@ def read_manifest(root: Path) -> Manifest:
             _read(newest)
         except CompatError:
             raise error from None
-        raise DamagedError(error.message, tip=_newest_again(root)) from None
+        raise DamagedError(error.message, tip=_recovery_tip(root)) from None
 
 
-def refuse_headless(root: Path) -> None:
+def refuse_missing_manifest(root: Path) -> None:
     """Refuse a store without a manifest.json; a killed creation leaves at most one generation.
 
     Raises:
@@ -111,10 +111,10 @@ def refuse_headless(root: Path) -> None:
     """
     path = root / MANIFEST
     if not path.exists() and generation_path(root, 2).exists():
-        raise DamagedError(f"{path} is missing", tip=_newest_again(root))
+        raise DamagedError(f"{path} is missing", tip=_recovery_tip(root))
 
 
-def put_back(root: Path, current: Manifest) -> list[str]:
+def older_manifest_problems(root: Path, current: Manifest) -> list[str]:
     """The problem that an older manifest.json replaced a newer one; empty if none did.
 
     A killed commit leaves one generation after the current one, never two that name each other:
@@ -133,21 +133,21 @@ def put_back(root: Path, current: Manifest) -> list[str]:
     ]
 
 
-def refuse_put_back(root: Path, current: Manifest) -> None:
+def refuse_older_manifest(root: Path, current: Manifest) -> None:
     """Refuse to write into a store whose manifest.json is an older one. Call under the lock.
 
     Raises:
         DamagedError: its history goes on after ``current``.
     """
-    if problems := put_back(root, current):
+    if problems := older_manifest_problems(root, current):
         raise DamagedError(
             problems[0],
-            tip=f"{_newest_again(root)}; where the older one is meant, move the later files of "
+            tip=f"{_recovery_tip(root)}; where the older one is meant, move the later files of "
             "history/ elsewhere",
         )
 
 
-def _newest_again(root: Path) -> str:
+def _recovery_tip(root: Path) -> str:
     return (
         f"every generation is kept in {root / HISTORY}: the newest intact one, copied over "
         f"{root / MANIFEST}, is the store again"
@@ -162,19 +162,19 @@ def read_generation(root: Path, generation: int) -> Manifest:
         DamagedError: it is missing, or not what this program wrote.
     """
     path = generation_path(root, generation)
-    if not is_plain(path):
-        raise DamagedError(f"{path} is missing", tip=_FROM_BACKUP)
+    if not is_regular_file(path):
+        raise DamagedError(f"{path} is missing", tip=_RESTORE_TIP)
     try:
         found = _read(path)
     except DamagedError as error:
-        error.tip = _FROM_BACKUP
+        error.tip = _RESTORE_TIP
         raise
     if found.generation != generation:
-        raise DamagedError(f"{path} holds generation {found.generation}", tip=_FROM_BACKUP)
+        raise DamagedError(f"{path} holds generation {found.generation}", tip=_RESTORE_TIP)
     return found
 
 
-def is_plain(path: Path) -> bool:
+def is_regular_file(path: Path) -> bool:
     """Whether the path is a regular file, not a link, device or pipe."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
@@ -193,14 +193,14 @@ def refuse_links(root: Path) -> None:
     for name in (HISTORY, ATTEMPTS, *KINDS):
         path = root / name
         if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise _not_own(path, "folder")
+            raise _foreign_entry(path, "folder")
     for name in (MANIFEST, LOCK, f"{ATTEMPTS}/{LOCK}"):
         path = root / name
-        if path.is_symlink() or (path.exists() and not is_plain(path)):
-            raise _not_own(path, "file")
+        if path.is_symlink() or (path.exists() and not is_regular_file(path)):
+            raise _foreign_entry(path, "file")
 
 
-def _not_own(path: Path, what: str) -> DamagedError:
+def _foreign_entry(path: Path, what: str) -> DamagedError:
     return DamagedError(
         f"{path} is not a {what} of the store's own: a link, or something else",
         tip="put the real one in its place; to keep a store on another disk, move it whole",
@@ -245,13 +245,13 @@ def erasure_problems(root: Path, manifest: Manifest) -> list[str]:
         if sha256_file(listed) != manifest.erasures:
             return [f"{listed} was changed: its bytes are not those of its name"]
         path = blob_path(root, "catalogs", manifest.catalog)
-        back = erased.holding(Catalog.read(path).ids)
+        back = erased.matching(Catalog.read(path).ids)
     except CompatError as error:
         return [error.message]
     return [f"{path} has {len(back)} rows that were erased: {', '.join(back[:5])}"] if back else []
 
 
-def kept_blobs(one: Manifest, current: Manifest) -> Blobs:
+def retained_blobs(one: Manifest, current: Manifest) -> Blobs:
     """(kind, sha256) of the kept files of a generation: all, none, or, if items were erased since,
     those of its query model."""
     if one.generation < current.oldest_restorable:
@@ -271,7 +271,7 @@ def require_blobs(root: Path, manifest: Manifest, blobs: Blobs | None = None) ->
     """
     for kind, digest in manifest.blobs() if blobs is None else blobs:
         path = blob_path(root, kind, digest)
-        if not is_plain(path) or path.stat().st_size == 0:
+        if not is_regular_file(path) or path.stat().st_size == 0:
             raise DamagedError(
                 f"{path}, which generation {manifest.generation} needs, is missing or empty",
                 tip="restore the file from a backup; compatctl check lists all that is wrong",

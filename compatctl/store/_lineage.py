@@ -31,15 +31,15 @@ def lineage(store: Store, start: Manifest) -> Iterator[Manifest]:
     """
     state = start
     while True:
-        if state.restores is None or not _whole(store, state, state.restores):
+        if state.restores is None or not _restores_gallery(store, state, state.restores):
             yield state
-        before = _before(state)
+        before = _predecessor(state)
         if not before:
             return
         state = store.generation(before)
 
 
-def rolled_back(store: Store) -> dict[str, int]:
+def rolled_back_models(store: Store) -> dict[str, int]:
     """Query models that a rollback took out of service, each with that rollback's generation.
 
     A model that serves again, through a deploy or a rollback to it, is not among them.
@@ -52,7 +52,7 @@ def rolled_back(store: Store) -> dict[str, int]:
         before = store.generation(state.generation - 1)
         if state.restores is not None:
             path = [one.generation for one in lineage(store, before)]
-            root = _root(store, state.restores)
+            root = _origin(store, state.restores)
             undone = path[: path.index(root)] if root in path else []
             found |= {store.generation(one).query_model: state.generation for one in undone}
         if state.query_model != before.query_model:
@@ -60,10 +60,10 @@ def rolled_back(store: Store) -> dict[str, int]:
     return found
 
 
-def _root(store: Store, generation: int) -> int:
+def _origin(store: Store, generation: int) -> int:
     """The generation whose whole state this one has: itself, or the one that it restored."""
     state = store.generation(generation)
-    while state.restores is not None and _whole(store, state, state.restores):
+    while state.restores is not None and _restores_gallery(store, state, state.restores):
         state = store.generation(state.restores)
     return state.generation
 
@@ -74,10 +74,10 @@ def embedding_space(store: Store, state: Manifest) -> int:
     Rows and queries of two states are comparable only if they share it: a lift maps every row into
     the new model's space, with its dimension.
     """
-    return _space(store, state, {})
+    return _find_space(store, state, {})
 
 
-def spaces(store: Store) -> tuple[int, ...]:
+def embedding_spaces(store: Store) -> tuple[int, ...]:
     """The embedding space of every generation, in the order of ``Store.history``, in one pass.
 
     Raises:
@@ -85,14 +85,14 @@ def spaces(store: Store) -> tuple[int, ...]:
     """
     found: dict[int, int] = {}
     for state in store.history():
-        found[state.generation] = _space(store, state, found)
+        found[state.generation] = _find_space(store, state, found)
     return tuple(found.values())
 
 
-def _space(store: Store, state: Manifest, known: Mapping[int, int]) -> int:
+def _find_space(store: Store, state: Manifest, known: Mapping[int, int]) -> int:
     """``embedding_space``; ``known`` maps generations to spaces found before."""
     while state.operation != Operation.LIFT:
-        before = _before(state)
+        before = _predecessor(state)
         if not before:
             return 0
         if before in known:
@@ -101,12 +101,12 @@ def _space(store: Store, state: Manifest, known: Mapping[int, int]) -> int:
     return state.generation
 
 
-def _before(state: Manifest) -> int:
+def _predecessor(state: Manifest) -> int:
     """The generation that ``state`` was made from: the one it restores, else the one before; 0 if
     it is the first."""
     return state.generation - 1 if state.restores is None else state.restores
 
 
-def _whole(store: Store, state: Manifest, restored: int) -> bool:
+def _restores_gallery(store: Store, state: Manifest, restored: int) -> bool:
     target = store.generation(restored)
     return all(getattr(state, name) == getattr(target, name) for name in GALLERY_FIELDS)

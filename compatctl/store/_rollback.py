@@ -13,14 +13,14 @@ from compatctl.store._store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackPlan:
-    """The generation that a rollback restores; ``done`` if the store is in that state already.
+    """The generation that a rollback restores.
 
-    ``gallery``: whether its gallery can be restored. If items were erased since, only its query
-    model can be, over the current rows.
+    ``already_restored``: whether the store is in that state. ``gallery``: whether its gallery can
+    be restored too; if items were erased since, only its query model can, over the current rows.
     """
 
     target: Manifest
-    done: bool
+    already_restored: bool
     gallery: bool = True
 
 
@@ -41,10 +41,10 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
         raise UsageError(f"generation {to} is the current one: there is nothing to restore")
     undone = _undone(store) if to is None else None
     if undone is not None:
-        return RollbackPlan(target=undone, done=True)
+        return RollbackPlan(target=undone, already_restored=True)
     target = store.generation(to) if to is not None else _before_last_deploy(store)
     if now.restores is not None and to == now.restores:
-        return RollbackPlan(target=target, done=True)
+        return RollbackPlan(target=target, already_restored=True)
     gallery = target.generation >= now.oldest_gallery
     let_go = target.generation < now.oldest_restorable or now.restorable_model(target) is None
     if not gallery and let_go:
@@ -64,13 +64,15 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
                 tip="compatctl history lists the generations",
             ) from None
         raise
-    return RollbackPlan(target=target, done=False, gallery=gallery)
+    return RollbackPlan(target=target, already_restored=False, gallery=gallery)
 
 
-def restore(store: Store, target: Manifest, *, at: str, timeout_s: float = 10.0) -> Manifest:
+def restore(
+    store: Store, target: Manifest, *, created_at: str, timeout_s: float = 10.0
+) -> Manifest:
     """Commit a generation that restores all of ``target``; neither index nor model is read.
 
-    ``at`` is the time, ISO 8601, UTC.
+    ``created_at`` is the time, ISO 8601, UTC.
 
     Raises:
         UsageError: its gallery was deleted, because it held items that were erased since.
@@ -84,7 +86,10 @@ def restore(store: Store, target: Manifest, *, at: str, timeout_s: float = 10.0)
     with store.transaction(store.manifest, operation=Operation.ROLLBACK, timeout_s=timeout_s) as tx:
         restored = {name: getattr(target, name) for name in (*MODEL_FIELDS, *GALLERY_FIELDS)}
         return tx.commit(
-            operation=Operation.ROLLBACK, created_at=at, restores=target.generation, **restored
+            operation=Operation.ROLLBACK,
+            created_at=created_at,
+            restores=target.generation,
+            **restored,
         )
 
 

@@ -13,7 +13,7 @@ from compatctl.manifest import Catalog, Erasures, Manifest
 from compatctl.store._layout import (
     blob_path,
     generation_path,
-    is_plain,
+    is_regular_file,
     manifest_digest,
     read_current,
     read_generation,
@@ -88,12 +88,12 @@ class Store:
         self.generation(1)
         return tuple(reversed(self._chain))
 
-    def path_of(self, kind: str, sha256: str) -> Path:
+    def blob_path(self, kind: str, sha256: str) -> Path:
         """The path of a file of this kind (models, indexes, ...) and digest; it is not opened."""
         return blob_path(self.path, kind, sha256)
 
     def verified_path(self, kind: str, sha256: str, *, fresh: bool = False) -> Path:
-        """``path_of``, for a file whose bytes are verified to have that digest.
+        """``blob_path``, for a file whose bytes are verified to have that digest.
 
         A large file that was hashed before and not written to since is not read again, unless
         ``fresh``. Use ``fresh`` for what goes into another generation.
@@ -104,11 +104,11 @@ class Store:
         """
         path = blob_path(self.path, kind, sha256)
         try:
-            same = is_plain(path) and (
+            same = is_regular_file(path) and (
                 sha256_file(path) == sha256 if fresh else has_digest(path, sha256)
             )
         except InputError:
-            if is_plain(path):
+            if is_regular_file(path):
                 raise
             same = False
         if same:

@@ -37,9 +37,9 @@ from compatctl.store._layout import (
     manifest_bytes,
     manifest_digest,
     read_current,
-    refuse_headless,
     refuse_links,
-    refuse_put_back,
+    refuse_missing_manifest,
+    refuse_older_manifest,
     require_blobs,
 )
 
@@ -118,12 +118,12 @@ class Transaction:
             CompatError: no space, or no permission; the store is unchanged.
         """
         after = self._next(operation, created_at, changes)
-        _refuse(after.contradictions())
+        _refuse_problems(after.contradictions())
         require_blobs(self._root, after)
         if after.catalog in self._new_catalogs:
-            _refuse(catalog_problems(self._root, after))
+            _refuse_problems(catalog_problems(self._root, after))
         if self._current is not None and after.catalog != self._current.catalog:
-            _refuse(erasure_problems(self._root, after))
+            _refuse_problems(erasure_problems(self._root, after))
         data = manifest_bytes(after)
         path = generation_path(self._root, after.generation)
         Manifest.from_json(parse_json(data, path), "the new generation")
@@ -158,14 +158,14 @@ class Transaction:
                 f"while this was computed from generation {expected.generation}",
                 tip="run the command again",
             )
-        refuse_put_back(self._root, current)
+        refuse_older_manifest(self._root, current)
 
     def _refuse_content(self) -> None:
         """Take over what a killed creation left; refuse any other content."""
         if (self._root / MANIFEST).exists():
             raise InputError(f"{self._root} is already a store", tip="name another folder")
         refuse_links(self._root)
-        refuse_headless(self._root)
+        refuse_missing_manifest(self._root)
         own = {LOCK, HISTORY, *KINDS}
         with os_errors("reading", self._root):
             names = {path.name for path in self._root.iterdir()}
@@ -184,6 +184,6 @@ class Transaction:
         self._refuse_content()
 
 
-def _refuse(problems: Sequence[str]) -> None:
+def _refuse_problems(problems: Sequence[str]) -> None:
     if problems:
         raise InputError(f"the new generation would be wrong: {'; '.join(problems)}")

@@ -22,7 +22,7 @@ def deployed(shop: Shop) -> Path:
     """The store's index as a file of its own, beside the table keys.csv of its items."""
     store = Store.open(shop.path("store"))
     path = shop.path("deployed.bin")
-    path.write_bytes(store.path_of("indexes", store.manifest.index.sha256).read_bytes())
+    path.write_bytes(store.blob_path("indexes", store.manifest.index.sha256).read_bytes())
     catalog = store.catalog()
     _table(shop, catalog.keys.tolist(), catalog.ids, catalog.labels)
     return path
@@ -84,7 +84,7 @@ def test_a_second_import_with_images_proves_the_store(shop: Shop, deployed: Path
     done = _adopt(shop, deployed, *images)
     assert (done.code, done.json["written"], done.json["generation"]) == (0, True, 2), done.stderr
     assert _proven(shop)
-    assert Store.open(shop.path("adopted")).catalog().known.all()
+    assert Store.open(shop.path("adopted")).catalog().digest_known.all()
     for again in (_adopt(shop, deployed, *images), _adopt(shop, deployed)):
         assert (again.code, again.json["written"], again.json["generation"]) == (0, False, 2)
     assert _proven(shop)
@@ -161,7 +161,7 @@ def test_import_refuses_vectors_whose_neighbours_differ(shop: Shop) -> None:
     assert right.code == 0, right.stderr
     assert (right.json["in_top_3"], right.json["proven"], right.json["warnings"]) == (1.0, True, [])
     catalog = Store.open(shop.path("adopted")).catalog()
-    assert catalog.known.all()
+    assert catalog.digest_known.all()
     assert catalog.digests[0].tobytes().hex() == data.digest(data.ids.index(catalog.ids[0]))
 
 

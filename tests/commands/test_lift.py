@@ -61,7 +61,7 @@ def _catalog(shop: Shop) -> Catalog:
 
 
 def _model(shop: Shop, sha256: str) -> Encoder:
-    return Encoder.load(Store.open(shop.path("store")).path_of("models", sha256))
+    return Encoder.load(Store.open(shop.path("store")).blob_path("models", sha256))
 
 
 def _images(shop: Shop, ids: list[str]) -> Any:

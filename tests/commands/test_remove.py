@@ -239,7 +239,7 @@ def test_a_removed_id_can_be_added_again(shop: Shop) -> None:
     assert shop.run("add", "--data", again).json["added"] == 1
     erased = store_of(shop).erasures()
     assert erased is not None
-    assert erased.holding(ids) == tuple(ids[1:])
+    assert erased.matching(ids) == tuple(ids[1:])
     assert shop.run("check").code == 0
     assert removed(shop, ids[0])["removed"] == 1
 
@@ -510,7 +510,7 @@ def test_check_finds_erased_items_in_kept_files(shop: Shop) -> None:
     assert_gone(shop, ids, vectors)
     there = store.catalog().ids[3]
     for erased, says in (
-        (Erasures.none().extended([there], np.zeros(0, np.uint64)), "were erased"),
+        (Erasures.empty().extended([there], np.zeros(0, np.uint64)), "were erased"),
     ):
         with store.transaction(store.manifest) as tx:
             tx.commit(
@@ -540,12 +540,12 @@ def test_removal_lists_other_items_with_the_same_image(shop: Shop) -> None:
 
 def test_check_replays_a_removal(shop: Shop) -> None:
     """Generations that say that they removed and did something else are found."""
-    from compatctl.store._replay import replay
+    from compatctl.store._transitions import transition_problems
 
     before = store_of(shop).manifest
     removed(shop, *ids_of(shop))
     now = store_of(shop).manifest
-    assert replay([before, now]) == []
+    assert transition_problems([before, now]) == []
     for wrong in (
         replace(now, index=replace(now.index, M=9)),
         replace(now, index=replace(now.index, count=before.index.count + 1)),
@@ -553,10 +553,12 @@ def test_check_replays_a_removal(shop: Shop) -> None:
         replace(now, oldest_gallery=1, erasures=None),
         replace(now, query_model="e" * 64),
     ):
-        assert "more than erase" in " ".join(replay([before, wrong]))
-    assert "erased by 'add'" in " ".join(replay([before, replace(now, operation="add")]))
+        assert "more than erase" in " ".join(transition_problems([before, wrong]))
+    assert "erased by 'add'" in " ".join(
+        transition_problems([before, replace(now, operation="add")])
+    )
     changed = replace(now, generation=3, operation="gc", erasures="e" * 64)
-    assert "list of what was erased" in " ".join(replay([now, changed]))
+    assert "list of what was erased" in " ".join(transition_problems([now, changed]))
 
 
 def test_the_command_line_reports_the_removal(shop: Shop) -> None:

@@ -52,7 +52,9 @@ def _digests(shop: Shop) -> dict[str, str]:
     catalog = Store.open(shop.path("store")).catalog()
     return {
         item: digest.tobytes().hex() if known else ""
-        for item, digest, known in zip(catalog.ids, catalog.digests, catalog.known, strict=True)
+        for item, digest, known in zip(
+            catalog.ids, catalog.digests, catalog.digest_known, strict=True
+        )
     }
 
 

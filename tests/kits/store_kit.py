@@ -156,7 +156,7 @@ def lift(store: Store, model: bytes, dim: int = 5) -> Store:
             created_at=AT,
             query_model=query.sha256,
             index=replace(now.index, dim=dim, sha256=tx.put("indexes", index.save)),
-            catalog=tx.put("catalogs", catalog.renamed(names).write),
+            catalog=tx.put("catalogs", catalog.with_models(names).write),
             models=(*shares, query),
             registry=None,
         )
@@ -189,7 +189,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
 def rollback(store: Store, *, to: int | None = None) -> Manifest:
     """Restore the planned generation whole; the current manifest where that is done already."""
     plan = rollback_plan(store, to=to)
-    return store.manifest if plan.done else restore(store, plan.target, at=AT)
+    return store.manifest if plan.already_restored else restore(store, plan.target, created_at=AT)
 
 
 @contextmanager

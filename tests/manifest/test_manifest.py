@@ -216,10 +216,10 @@ def test_digests_of_images_survive_and_grow_with_the_rows(tmp_path: Path) -> Non
     one = _catalog().extended(["n1", "n2"], ["y", "y"], "b" * 64, some)
     one.write(tmp_path / "c.npz")
     again = Catalog.read(tmp_path / "c.npz")
-    assert again.known.tolist() == [False, False, False, True, True]
+    assert again.digest_known.tolist() == [False, False, False, True, True]
     assert (again.digests[3:] == some).all()
     moved = again.reassigned(np.array([0, 3]), "b" * 64, some)
-    assert moved.known.tolist() == [True, False, False, True, True]
+    assert moved.digest_known.tolist() == [True, False, False, True, True]
     assert moved.relabelled(np.array([1]), ["z"]).labels == ("x", "z", "x", "y", "y")
     with pytest.raises(InputError, match="digests"):
         _catalog(digests=np.zeros((3, 20), np.uint8))
@@ -228,7 +228,7 @@ def test_digests_of_images_survive_and_grow_with_the_rows(tmp_path: Path) -> Non
 def test_renamed_models_keep_their_rows() -> None:
     """Each row is of the model that replaces its own; a model without rows is dropped."""
     mixed = _catalog().reassigned(np.array([0, 2]), "b" * 64).reassigned(np.array([1]), "c" * 64)
-    found = mixed.renamed({"b" * 64: "d" * 64, "c" * 64: "e" * 64})
+    found = mixed.with_models({"b" * 64: "d" * 64, "c" * 64: "e" * 64})
     assert found.counts() == {"d" * 64: 2, "e" * 64: 1}
     assert found.model_of.tolist() == [0, 1, 0]
     assert (found.ids, found.keys.tolist()) == (mixed.ids, mixed.keys.tolist())

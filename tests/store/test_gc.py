@@ -49,7 +49,7 @@ def test_gc_after_a_commit_that_was_killed(store: Store, keep: int | None, kills
     for seed in range(kills):
         killed = _killed_before_manifest(store, 7 + seed)
     assert "history/000004.json" in check(store.path, keep=keep).unreferenced
-    done = gc(Store.open(store.path), keep=keep, at=AT)
+    done = gc(Store.open(store.path), keep=keep, created_at=AT)
     after = Store.open(store.path)
     assert (done.ok, done.generations, done.head) == (
         True,
@@ -60,7 +60,7 @@ def test_gc_after_a_commit_that_was_killed(store: Store, keep: int | None, kills
     assert done.oldest_restorable == after.manifest.oldest_restorable == (3 if keep else 1)
     assert done.unreferenced == check(store.path).unreferenced == ()
     assert not [name for name in done.deleted if (store.path / name).exists()]
-    assert not store.path_of("indexes", killed.index.sha256).exists()
+    assert not store.blob_path("indexes", killed.index.sha256).exists()
     assert len(list((store.path / "history").iterdir())) == after.manifest.generation
     assert check(add(after, 1, 9).path).ok
 
@@ -82,9 +82,9 @@ def test_what_a_killed_commit_left_of_the_history_goes_before_its_files(store: S
     with python(KILLED_AT_THE_SECOND_UNLINK, store.path) as process:
         assert process.wait() == -signal.SIGKILL
     assert not (store.path / "history" / "000002.json").exists()
-    assert store.path_of("catalogs", killed.catalog).is_file()
+    assert store.blob_path("catalogs", killed.catalog).is_file()
     assert check(store.path).ok
-    assert gc(Store.open(store.path), at=AT).deleted
+    assert gc(Store.open(store.path), created_at=AT).deleted
 
 
 def test_an_older_manifest_put_back_is_found_before_it_is_written_over(store: Store) -> None:
@@ -100,7 +100,7 @@ def test_an_older_manifest_put_back_is_found_before_it_is_written_over(store: St
         pass
     assert "history" in (found.value.tip or "")
     with pytest.raises(DamagedError, match="put back"):
-        gc(old, keep=1, at=AT)
+        gc(old, keep=1, created_at=AT)
     assert snapshot(store.path) == before
     shutil.copy(store.path / "history" / "000003.json", store.path / "manifest.json")
     assert Store.open(store.path).manifest == newest.manifest
@@ -111,7 +111,7 @@ def test_a_file_of_the_history_that_names_nothing_before_it_is_swept(store: Stor
     """Two later generations that do not follow this one are no history: gc sweeps them."""
     for number in (2, 3):
         write_atomic(store.path / "history" / f"{number:06d}.json", b"{}\n")
-    done = gc(store, at=AT)
+    done = gc(store, created_at=AT)
     assert done.deleted == ("history/000002.json", "history/000003.json")
     assert check(store.path).ok
 
@@ -123,6 +123,6 @@ def test_blobs_of_a_killed_process_that_the_next_one_names_stay(store: Store) ->
         tx.put("models", writes(b"model C"))
     assert len(check(store.path).unreferenced) == 2
     deployed = deploy(store, b"model B")
-    done = gc(deployed, keep=1, at=AT)
+    done = gc(deployed, keep=1, created_at=AT)
     assert len(done.deleted) == 1
     assert check(store.path).ok

@@ -15,7 +15,7 @@ from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import canonical_json, sha256_bytes
 from compatctl.manifest import Manifest
 from compatctl.store import Store, check, gc, rollback_plan
-from compatctl.store._replay import replay
+from compatctl.store._transitions import transition_problems
 
 
 def _grown(store: Store, times: int) -> Store:
@@ -34,7 +34,7 @@ def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
     before = check(grown.path)
     planned = check(grown.path, keep=3)
     assert before.unreferenced == ()
-    done = gc(grown, keep=3, at=AT)
+    done = gc(grown, keep=3, created_at=AT)
     assert done.deleted == planned.unreferenced
     assert (done.generations, done.oldest_restorable, _files(grown, "indexes")) == (7, 4, 3)
     after = Store.open(store.path)
@@ -47,7 +47,7 @@ def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
         rollback_plan(after, to=3)
 
     deployed = _grown(deploy(after, b"model B"), 4)
-    kept = gc(deployed, keep=1, at=AT)
+    kept = gc(deployed, keep=1, created_at=AT)
     assert kept.oldest_restorable == 7
     back = Store.open(store.path)
     assert rollback_plan(back).target.generation == 7
@@ -57,21 +57,21 @@ def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
 
 def test_gc_repeated_deletes_nothing_more(store: Store) -> None:
     """Its own generations are no states: a nightly gc does not eat what it kept last night."""
-    gc(_grown(store, 5), keep=3, at=AT)
+    gc(_grown(store, 5), keep=3, created_at=AT)
     before = snapshot(store.path)
     for _ in range(4):
-        assert gc(Store.open(store.path), keep=3, at=AT).deleted == ()
+        assert gc(Store.open(store.path), keep=3, created_at=AT).deleted == ()
     assert snapshot(store.path) == before
 
 
 def test_a_reader_whose_files_were_let_go_is_told_to_open_again(store: Store) -> None:
     """A store opened before the gc finds its index gone: a conflict, and no damage."""
     grown = _grown(store, 3)
-    gc(grown, keep=1, at=AT)
+    gc(grown, keep=1, created_at=AT)
     with pytest.raises(ConflictError, match="deleted the files of generation 1"):
         store.verified_path("indexes", store.manifest.index.sha256)
     with pytest.raises(UsageError, match="at least 1"):
-        gc(Store.open(store.path), keep=0, at=AT)
+        gc(Store.open(store.path), keep=0, created_at=AT)
 
 
 def _edit(path: Path, **changes: object) -> str:
@@ -189,7 +189,7 @@ def test_the_story_of_a_lift(store: Store) -> None:
     old space that stays are told."""
     first, up = store.manifest, lift(store, b"model B").manifest
     assert check(store.path).problems == ()
-    assert replay([first, up]) == []
+    assert transition_problems([first, up]) == []
     fewer = replace(up, index=replace(up.index, count=19))
     for wrong in (
         replace(up, index=replace(up.index, M=8)),
@@ -197,7 +197,7 @@ def test_the_story_of_a_lift(store: Store) -> None:
         replace(up, models=(replace(first.models[0], dim=5), up.models[1])),
         replace(up, report="e" * 64),
     ):
-        assert "more than map every row" in " ".join(replay([first, wrong]))
+        assert "more than map every row" in " ".join(transition_problems([first, wrong]))
 
 
 @pytest.mark.parametrize("name", ["models", "history", "manifest.json", "LOCK", "indexes"])
@@ -216,7 +216,7 @@ def test_a_link_inside_the_store_is_refused(store: Store, tmp_path: Path, name: 
 
 def test_a_linked_blob_or_a_pipe_is_no_file_of_the_store(store: Store, tmp_path: Path) -> None:
     """A link with the right bytes behind it is damage; a pipe in a file's place does not hang."""
-    path = store.path_of("models", store.manifest.query_model)
+    path = store.blob_path("models", store.manifest.query_model)
     shutil.move(path, tmp_path / "model")
     path.symlink_to(tmp_path / "model")
     assert "missing" in " ".join(check(store.path).problems)
@@ -249,8 +249,8 @@ def test_put_replaces_a_planted_link_and_does_not_follow_it(store: Store, tmp_pa
     outside = tmp_path / "outside"
     outside.write_bytes(b"model B")
     digest = sha256_bytes(b"model B")
-    store.path_of("models", digest).symlink_to(outside)
+    store.blob_path("models", digest).symlink_to(outside)
     with store.transaction(store.manifest) as tx:
         assert tx.put("models", writes(b"model B")) == digest
-    assert not store.path_of("models", digest).is_symlink()
+    assert not store.blob_path("models", digest).is_symlink()
     assert outside.read_bytes() == b"model B"

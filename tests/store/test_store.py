@@ -31,9 +31,9 @@ from compatctl.store import (
     Store,
     check,
     embedding_space,
+    embedding_spaces,
     gc,
     rollback_plan,
-    spaces,
 )
 from compatctl.store._lineage import lineage
 
@@ -167,7 +167,7 @@ def test_a_file_is_copied_not_moved(store: Store, tmp_path: Path) -> None:
     with store.transaction(store.manifest) as tx:
         digest = tx.put("models", source)
     assert source.read_bytes() == b"model B"
-    assert sha256_file(store.path_of("models", digest)) == digest
+    assert sha256_file(store.blob_path("models", digest)) == digest
     with store.transaction(store.manifest) as tx, pytest.raises(InputError, match="missing"):
         tx.put("models", tmp_path / "missing.onnx")
 
@@ -223,7 +223,7 @@ def test_a_rollback_that_is_repeated_undoes_one_deploy(store: Store) -> None:
     assert (fourth.query_model, fourth.restores) == (b.manifest.query_model, 2)
     again = Store.open(store.path)
     assert rollback(again) == rollback(again, to=2) == fourth
-    assert rollback_plan(again) == RollbackPlan(target=b.manifest, done=True)
+    assert rollback_plan(again) == RollbackPlan(target=b.manifest, already_restored=True)
     fifth = rollback(again, to=1)
     assert (fifth.query_model, fifth.restores) == (a, 1)
     assert rollback(Store.open(store.path)) == fifth
@@ -261,8 +261,8 @@ def test_states_on_two_sides_of_a_lift_are_of_two_spaces(store: Store) -> None:
     first = store.manifest
     up = lift(deploy(store, b"model B"), b"model C")
     later = deploy(up, b"model D")
-    spaces = [embedding_space(later, one) for one in later.history()]
-    assert spaces == [0, 0, 3, 3]
+    embedding_spaces = [embedding_space(later, one) for one in later.history()]
+    assert embedding_spaces == [0, 0, 3, 3]
     rollback(later, to=2)
     assert embedding_space(Store.open(store.path), Store.open(store.path).manifest) == 0
     rollback(Store.open(store.path), to=4)
@@ -288,12 +288,12 @@ def test_spaces_of_all_generations_are_those_of_each(store: Store) -> None:
     again = Store.open(store.path)
     rollback(again, to=9)
     last = Store.open(store.path)
-    assert spaces(last) == (0, 0, 3, 3, 0, 0, 3, 3, 0, 3, 11, 3, 0)
-    assert spaces(last) == tuple(embedding_space(last, one) for one in last.history())
-    assert spaces(again) == spaces(last)[:-1]
+    assert embedding_spaces(last) == (0, 0, 3, 3, 0, 0, 3, 3, 0, 3, 11, 3, 0)
+    assert embedding_spaces(last) == tuple(embedding_space(last, one) for one in last.history())
+    assert embedding_spaces(again) == embedding_spaces(last)[:-1]
     lifts = [[one for one in lineage(last, each) if one.operation == "lift"]
              for each in last.history()]  # fmt: skip
-    assert spaces(last) == tuple(one[0].generation if one else 0 for one in lifts)
+    assert embedding_spaces(last) == tuple(one[0].generation if one else 0 for one in lifts)
     assert check(last.path).ok
 
 
@@ -309,7 +309,7 @@ def test_a_rollback_restores_the_rows_of_then(store: Store) -> None:
 def test_rollback_before_the_commit_needs_the_files(store: Store) -> None:
     """When a file of the target is gone, nothing is written, and the file is named."""
     second = deploy(store, b"model B")
-    path = store.path_of("models", store.manifest.query_model)
+    path = store.blob_path("models", store.manifest.query_model)
     path.write_bytes(b"")
     with pytest.raises(DamagedError, match=path.name):
         rollback(second)
@@ -331,7 +331,7 @@ def test_reading_and_rollback_load_no_numpy(store: Store) -> None:
         "import sys; from pathlib import Path\n"
         "from compatctl.store import Store, restore, rollback_plan\n"
         "s = Store.open(Path(sys.argv[1])); s.history()\n"
-        "restore(s, rollback_plan(s).target, at='2026-02-01T00:00:00Z')\n"
+        "restore(s, rollback_plan(s).target, created_at='2026-02-01T00:00:00Z')\n"
         "print({'numpy', 'hnswlib', 'onnx', 'torch'} & set(sys.modules))"
     )
     with python(code, store.path) as process:
@@ -370,7 +370,7 @@ def test_check_names_a_flipped_bit_in_any_file(store: Store) -> None:
 
 def test_a_shallow_check_sees_missing_files_only(store: Store) -> None:
     """Without ``deep`` no file is read: a missing one is found, a changed one is not."""
-    path = store.path_of("models", store.manifest.query_model)
+    path = store.blob_path("models", store.manifest.query_model)
     path.write_bytes(b"model X")
     assert check(store.path, deep=False).ok
     path.unlink()

@@ -88,7 +88,7 @@ def committed(stage: Stage, folder: Path) -> bool:
     current = (path / "manifest.json").read_bytes()
     assert kept[-1].read_bytes() == current, "history/ ends in another generation"
     for kind, digest in store.manifest.blobs():
-        blob = store.path_of(kind, digest)
+        blob = store.blob_path(kind, digest)
         assert sha256_file(blob) == digest, f"{blob} has other bytes"
     new = not stage.scenario.makes_generation or store.manifest != stage.before_manifest
     if new and stage.scenario.makes_generation:

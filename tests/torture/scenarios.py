@@ -278,7 +278,7 @@ def _with_index(machine: Machine, folder: Path) -> None:
     """A deployed hnswlib file and its table, and no store."""
     _begun(machine, folder)
     store = Store.open(folder / "store")
-    shutil.copy(store.path_of("indexes", store.manifest.index.sha256), folder / "deployed.bin")
+    shutil.copy(store.blob_path("indexes", store.manifest.index.sha256), folder / "deployed.bin")
     catalog = store.catalog()
     rows = zip(catalog.keys, catalog.ids, catalog.labels, strict=True)
     lines = [f"{key},{item},{label}" for key, item, label in rows]

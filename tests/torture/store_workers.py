@@ -40,9 +40,9 @@ from compatctl.store import (
     Store,
     Transaction,
     check,
-    count_attempt,
     gc,
     manifest_digest,
+    record_attempt,
     restore,
     rollback_plan,
 )
@@ -292,8 +292,8 @@ def target(root: Path, name: str) -> Target:
         "registries": (registry, "reports", report, ()),
         "memories": (deployed.memory or "", "catalogs", now.catalog, ()),
     }[name]
-    swap = store.path_of(swap_kind, swap_digest)
-    return Target(name=name, path=store.path_of(name, used), sampled=sampled, swap=(swap,))
+    swap = store.blob_path(swap_kind, swap_digest)
+    return Target(name=name, path=store.blob_path(name, used), sampled=sampled, swap=(swap,))
 
 
 @dataclass
@@ -666,11 +666,11 @@ def _roll_back(store: Store, rng: random.Random) -> Manifest:
     if oldest >= now.generation:
         return now
     plan = rollback_plan(store, to=rng.randrange(oldest, now.generation))
-    return now if plan.done else restore(store, plan.target, at=AT)
+    return now if plan.already_restored else restore(store, plan.target, created_at=AT)
 
 
 def _collect(store: Store) -> Manifest:
-    found = gc(store, keep=3, at=AT)
+    found = gc(store, keep=3, created_at=AT)
     assert found.ok, found.problems
     if found.head == manifest_digest(store.manifest):
         return store.manifest
@@ -805,7 +805,7 @@ def do_count(root: str, question: tuple[str, str], counter: int, turns: int) -> 
     for turn in range(turns):
         name = f"{counter}-{turn}"
         one = Attempt(key=hashlib.sha256(name.encode()).hexdigest(), settings={"policy": name})
-        given[name] = len(count_attempt(Path(root), *question, one, timeout_s=HANGS_S * 5))
+        given[name] = len(record_attempt(Path(root), *question, one, timeout_s=HANGS_S * 5))
     return given
 
 

@@ -17,9 +17,9 @@ from scenarios import VERIFY, Stage
 from store_workers import answer, let_go, start
 
 import compatctl
-from compatctl.errors import DamagedError
-from compatctl.files import Lock, sha256_bytes
-from compatctl.store import Attempt, Store, attempts_of, count_attempt, gc
+from compatctl.errors import DamagedError, InputError
+from compatctl.files import Lock, canonical_json, sha256_bytes
+from compatctl.store import Attempt, Store, gc, read_attempts, record_attempt
 from compatctl.store._attempts import attempts_problems
 
 Stages = Callable[[str], Stage]
@@ -39,16 +39,16 @@ def attempt(name: str) -> Attempt:
 def counted(scratch: Path) -> tuple[Path, Path]:
     """A folder in which two attempts were counted, and their file."""
     for name in ("first", "second"):
-        count_attempt(scratch, CANDIDATE, QUESTION, attempt(name))
+        record_attempt(scratch, CANDIDATE, QUESTION, attempt(name))
     (file,) = scratch.glob("attempts/*.json")
     return scratch, file
 
 
 def _is_found(root: Path, file: Path) -> None:
     with pytest.raises(DamagedError, match=file.name):
-        attempts_of(root, CANDIDATE, QUESTION)
+        read_attempts(root, CANDIDATE, QUESTION)
     with pytest.raises(DamagedError, match=file.name):
-        count_attempt(root, CANDIDATE, QUESTION, attempt("third"))
+        record_attempt(root, CANDIDATE, QUESTION, attempt("third"))
     (problem,) = attempts_problems(root)
     assert file.name in problem
 
@@ -63,7 +63,7 @@ def test_any_flipped_bit_is_found(counted: tuple[Path, Path]) -> None:
         flipped[bit // 8] ^= 1 << bit % 8
         file.write_bytes(flipped)
         with pytest.raises(DamagedError):
-            attempts_of(root, CANDIDATE, QUESTION)
+            read_attempts(root, CANDIDATE, QUESTION)
         assert len(list(attempts_problems(root))) == 1, bit
     _is_found(root, file)
 
@@ -87,6 +87,37 @@ def test_any_truncation_and_anything_else_in_its_place_is_found(
         file.rmdir() if file.is_dir() else file.unlink()
         put()
         _is_found(root, file)
+
+
+@pytest.mark.parametrize(
+    ("version", "message", "tip"),
+    [
+        (1, "attempts format 1, of a version that was never released", "compatctl init"),
+        (3, "attempts format 3; compatctl .* reads up to 2", "newer version"),
+    ],
+)
+def test_another_format_is_refused_by_its_number(
+    counted: tuple[Path, Path], version: int, message: str, tip: str
+) -> None:
+    """An intact file of another format is named as such; with a wrong digest it is damaged."""
+    root, file = counted
+    content = json.loads(file.read_bytes())
+    digest = content.pop("sha256")
+    content["format"] = version
+    whole = canonical_json({**content, "sha256": sha256_bytes(canonical_json(content))})
+    file.write_bytes(whole)
+    for call in (
+        lambda: read_attempts(root, CANDIDATE, QUESTION),
+        lambda: record_attempt(root, CANDIDATE, QUESTION, attempt("third")),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            call()
+        assert tip in caught.value.tip
+    (problem,) = attempts_problems(root)
+    assert f"format {version}" in problem
+    assert file.read_bytes() == whole
+    file.write_bytes(canonical_json({**content, "sha256": digest}))
+    _is_found(root, file)
 
 
 def test_half_a_file_of_a_killed_verify_is_no_damage(
@@ -128,7 +159,7 @@ def test_processes_that_count_at_once_lose_nothing(scratch: Path) -> None:
     ]
     let_go(processes)
     given = {name: place for one in processes for name, place in answer(one).items()}
-    found = [one.settings["policy"] for one in attempts_of(scratch, CANDIDATE, QUESTION)]
+    found = [one.settings["policy"] for one in read_attempts(scratch, CANDIDATE, QUESTION)]
     assert len(found) == COUNTERS * TURNS
     assert {name: at for at, name in enumerate(found, 1)} == given
 

@@ -71,7 +71,7 @@ def test_writers_and_readers_at_once(scratch: Path, tally: Tally) -> None:
     assert set(store.catalog().ids) == _expected(history, items, told)
     workers.read_once(store.path, store.manifest.generation)
     assert check(store.path).ok
-    assert gc(store, at=workers.AT).ok
+    assert gc(store, created_at=workers.AT).ok
     assert check(store.path).unreferenced == ()
 
     assert not any("other conflicts" in one["counts"] for one in read)
@@ -201,9 +201,9 @@ def test_a_rollback_whose_target_was_let_go_meanwhile_is_a_conflict(scratch: Pat
         add_items(store, (f"a{at}",))
         store = Store.open(store.path)
     stale = Store.open(store.path)
-    assert gc(store, keep=1, at=workers.AT).oldest_restorable == 6
+    assert gc(store, keep=1, created_at=workers.AT).oldest_restorable == 6
     with pytest.raises(ConflictError, match="deleted the files of generation 2"):
-        restore(stale, rollback_plan(stale, to=2).target, at=workers.AT)
+        restore(stale, rollback_plan(stale, to=2).target, created_at=workers.AT)
     with pytest.raises(ConflictError, match="deleted the files of generation 2"):
         stale.catalog(stale.generation(2))
 

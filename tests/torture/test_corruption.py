@@ -239,7 +239,7 @@ def _read_bytes(call: Callable[[], object]) -> int:
 
 
 def _index(store: Store) -> Path:
-    return store.path_of("indexes", store.manifest.index.sha256)
+    return store.blob_path("indexes", store.manifest.index.sha256)
 
 
 def _verify(store: Store) -> Path:

@@ -9,19 +9,19 @@ from compatctl.manifest import Manifest, Operation
 from compatctl.store._lineage import MODEL_FIELDS
 
 
-def replay(generations: Sequence[Manifest]) -> list[str]:
+def transition_problems(generations: Sequence[Manifest]) -> list[str]:
     """The problems of the generations (oldest first) that no operation can have made."""
     known = {one.generation: one for one in generations}
     found = []
     for one in generations:
         before = known.get(one.generation - 1)
         if before is not None:
-            wrong = (*_kept(before, one), *_wrong(before, one, known))
+            wrong = (*_retention_problems(before, one), *_change_problems(before, one, known))
             found += [f"generation {one.generation} {what}" for what in wrong]
     return found
 
 
-def _kept(before: Manifest, one: Manifest) -> list[str]:
+def _retention_problems(before: Manifest, one: Manifest) -> list[str]:
     """Invalid changes of what is kept and of what was erased."""
     found = []
     if one.oldest_restorable < before.oldest_restorable:
@@ -38,9 +38,9 @@ def _kept(before: Manifest, one: Manifest) -> list[str]:
     return found
 
 
-def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[str]:
+def _change_problems(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[str]:
     if one.operation == Operation.REMOVE:
-        return [] if _removed(before, one) else ["is a removal, but did more than erase"]
+        return [] if _is_removal(before, one) else ["is a removal, but did more than erase"]
     found = []
     if one.restores is not None:
         target = known.get(one.restores, one)  # a missing one is reported elsewhere
@@ -56,19 +56,19 @@ def _wrong(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[
         if not same or one.catalog != before.catalog:
             found.append("is a deploy, but has another index or catalogue than the one before")
     elif one.operation == Operation.LIFT:
-        found += ["is a lift, but did more than map every row"] if not _lifted(before, one) else []
+        found += ["is a lift, but did more than map every row"] if not _is_lift(before, one) else []
     elif one.query_model != before.query_model:
         found.append(f"changed the query model by '{one.operation}'")
     elif one.memory != before.memory:
         found.append(f"changed the rehearsal memory by '{one.operation}'")
     elif one.calibration != before.calibration:
         found.append(f"changed the calibration of scores by '{one.operation}'")
-    elif one.operation == Operation.BACKFILL and not _backfilled(before, one):
+    elif one.operation == Operation.BACKFILL and not _is_backfill(before, one):
         found.append("is a backfill, but did more than give rows to the query model")
     return found
 
 
-def _lifted(before: Manifest, one: Manifest) -> bool:
+def _is_lift(before: Manifest, one: Manifest) -> bool:
     """Whether a generation is a lift: as many rows of as many new models in the same kind of index;
     registry, calibration and report are dropped, the rehearsal memory is kept."""
     index = replace(
@@ -88,7 +88,7 @@ def _lifted(before: Manifest, one: Manifest) -> bool:
     )
 
 
-def _backfilled(before: Manifest, one: Manifest) -> bool:
+def _is_backfill(before: Manifest, one: Manifest) -> bool:
     """Whether a generation is a backfill: no model but the query model has more rows."""
     had = {model.sha256: model.rows for model in before.models}
     others = [model for model in one.models if model.sha256 != one.query_model]
@@ -101,7 +101,7 @@ def _backfilled(before: Manifest, one: Manifest) -> bool:
     )
 
 
-def _removed(before: Manifest, one: Manifest) -> bool:
+def _is_removal(before: Manifest, one: Manifest) -> bool:
     """Whether a generation is a removal: no model has more rows, the index is of the same kind, and
     the query model is the same or replaces one that is gone."""
     index = replace(one.index, count=before.index.count, sha256=before.index.sha256)
