@@ -9,9 +9,9 @@ import numpy as np
 
 from compatctl.core.arrays import Bools
 from compatctl.core.policy import Policy
-from compatctl.evaluation.adaptive_resampling import sampling, verdict_of
-from compatctl.evaluation.comparison import GroundTruth
-from compatctl.evaluation.group_runs import GroupResult
+from compatctl.evaluation.adaptive_resampling import adaptive_verdict, sampling
+from compatctl.evaluation.comparison import GroupResult
+from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.migration.routes import RouteInputs
 from compatctl.migration.selection import RouteResult
 from compatctl.train.reference import anchor_ids
@@ -102,7 +102,7 @@ def judge(
     lines = []
     for one in measured:
         trial = one.asked(test).trial(truth, asking, stored, policy)
-        verdict = verdict_of(policy, [trial], (), (), sampling(policy, 0, 0, 0))
+        verdict = adaptive_verdict(policy, [trial], (), (), sampling(policy, 0, 0, 0))
         check = next(found for found in verdict.checks if found.name == "recall_gain")
         gain = recalls[one.name] - old
         lines.append(

@@ -29,7 +29,7 @@ from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.fusion import fuse_rows
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.data import prepare
-from compatctl.evaluation.comparison import retrieval
+from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.files import write_atomic
 from compatctl.migration.routes import RouteInputs, fit
 from compatctl.recipe import Anchors, Augmentation, Junction, Recipe

@@ -25,7 +25,7 @@ from PIL import Image
 from compatctl.core.arrays import PerceptualHashes
 from compatctl.core.perceptual_hash import LIMIT
 from compatctl.data import load, look_of, pack
-from compatctl.evaluation.near_copies import NEAR, near_vectors
+from compatctl.evaluation.groups import NEAR, near_vectors
 from compatctl.samples import emoji_source, unpack_emoji
 
 N, SIDE, BATCH = 200, 128, 32

@@ -11,7 +11,7 @@ from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.rehearsal import stored_memory
 from compatctl.errors import CompatError
-from compatctl.evaluation.attempts import lost_attempts, put_back
+from compatctl.evaluation.attempts import missing_attempts, restore_attempts
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import CheckReport
@@ -62,7 +62,7 @@ def check(
         lost = [
             f"{store.path}/attempts does not know of the attempt that generation {number} was "
             f"deployed by: {_COUNTED_AGAIN}"
-            for number, *_ in lost_attempts(store)
+            for number, *_ in missing_attempts(store)
         ]
     except CompatError as error:
         return replace(report, ok=False, problems=(*report.problems, error.message))
@@ -77,5 +77,5 @@ def check(
     if not gc:
         return report
     if lost:
-        put_back(store)  # before a report goes that knows of them
+        restore_attempts(store)  # before a report goes that knows of them
     return run_gc(store, keep=keep, created_at=utc_now(), deep=False)

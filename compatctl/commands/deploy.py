@@ -19,8 +19,8 @@ from compatctl.deployment.project import REPORT_KEY, open_store, report_key, utc
 from compatctl.deployment.provenance import as_proven, refuse_unproven
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, GateError, InputError, UsageError
-from compatctl.evaluation.attempts import refuse_uncounted
-from compatctl.evaluation.question import refuse_other_question
+from compatctl.evaluation.attempts import require_counted_attempt
+from compatctl.evaluation.report_match import require_matching_report
 from compatctl.files import sha256_bytes
 from compatctl.manifest import Manifest, ModelShare, Operation
 from compatctl.recipe import Project, load_policy
@@ -88,9 +88,9 @@ def deploy(
         assert verified is not None
         refuse_unverified(verified, manifest, encoder.sha256, policy)
         refuse_unproven(verified.report, manifest)
-        refuse_other_question(verified.report, project)
+        require_matching_report(verified.report, project)
         _refuse_spent(store, encoder.sha256, again_reason)
-        refuse_uncounted(store.path, verified.report, write=not dry_run)
+        require_counted_attempt(store.path, verified.report, write=not dry_run)
     artifacts = find_artifacts(project, model_file.path, encoder, verified) if not already else None
     ef_search = max(manifest.index.ef_search, (verified.ef_search if verified else None) or 0)
     result = DeployResult(

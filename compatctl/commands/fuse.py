@@ -19,9 +19,9 @@ from compatctl.deployment.record_files import find_record, write_model
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError, UsageError
-from compatctl.evaluation.comparison import retrieval
-from compatctl.evaluation.embedding import features_of, load_encoders, open_deployed
-from compatctl.evaluation.ignored_rows import ignoring, shared_columns
+from compatctl.evaluation.embedding import embed_pair, load_encoders, open_deployed
+from compatctl.evaluation.exact_retrieval import retrieval
+from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
 from compatctl.evaluation.protocol import drop_rows, ground_truth, query_group, query_rows
 from compatctl.files import sha256_bytes
 from compatctl.progress import Progress, silent
@@ -130,7 +130,7 @@ def search_weight(
             "there is no validation query to choose the weight with",
             tip="give the data validation classes, or pass --weight",
         )
-    both = features_of(
+    both = embed_pair(
         data,
         [group],
         encoders=(old, new),
@@ -141,7 +141,7 @@ def search_weight(
     )
     group = drop_rows(group, both.bad)
     shared = shared_columns(data, project.ignore_same, group.queries, group.gallery)
-    truth = ignoring(ground_truth(data, group), shared)
+    truth = with_ignored_rows(ground_truth(data, group), shared)
     gallery = both.old.gallery[group.gallery]
     old_queries, new_queries = (one.query[group.queries] for one in (both.old, both.new))
 

@@ -17,9 +17,11 @@ from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import open_store
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError
-from compatctl.evaluation.comparison import GroundTruth, retrieval
 from compatctl.evaluation.embedding import prefixed
-from compatctl.evaluation.ignored_rows import ignoring, shared_columns
+from compatctl.evaluation.exact_retrieval import retrieval
+from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
+from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
 from compatctl.evaluation.protocol import (
     QueryGroup,
     drop_rows,
@@ -29,7 +31,6 @@ from compatctl.evaluation.protocol import (
     query_rows,
     same_dimension,
 )
-from compatctl.evaluation.searched_gallery import Embedded, Searched
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store, embedding_spaces
@@ -106,7 +107,7 @@ def compatibility_matrix(
     group = drop_rows(group, bad)
     shared = shared_columns(data, ignore_same, group.queries, group.gallery)
     totals, counts = _cells(
-        ignoring(ground_truth(data, group), shared),
+        with_ignored_rows(ground_truth(data, group), shared),
         [one[group.queries] for one in features],
         [one[group.gallery] for one in features],
     )
@@ -138,9 +139,9 @@ def _on_store(
 ) -> tuple[float, ...]:
     """recall@1 of each version's queries (Q, D) on every stored row."""
     nothing = np.zeros((0, store.manifest.index.dim), np.float32)
-    searched = Searched.of(data, store, Embedded(rows=as_rows(()), features=nothing))
+    searched = EvaluationGallery.of(data, store, EmbeddedRows(rows=as_rows(()), features=nothing))
     truth = searched.truth(data, group, None, None)
-    truth = ignoring(truth, searched.shared(data, group, ignore_same))
+    truth = with_ignored_rows(truth, searched.shared(data, group, ignore_same))
     found = [retrieval(truth, one, searched.vectors, (1,), map_k=1) for one in queries]
     return tuple(float(one.recall[1]) for one in found)
 

@@ -21,8 +21,9 @@ from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
 from compatctl.deployment.training_inputs import build_reference, load_inputs
 from compatctl.errors import InputError
-from compatctl.evaluation.adaptive_resampling import Sampling, sampling, verdict_of
-from compatctl.evaluation.comparison import GroundTruth, retrieval
+from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
+from compatctl.evaluation.exact_retrieval import retrieval
+from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.migration import routes
 from compatctl.migration.preflight import Preflight, Split, planning_split, preflight
 from compatctl.migration.recommendation import CEILING, KEEP, LIFT, NEXT, RouteEstimate, recommend
@@ -282,7 +283,7 @@ def _verdict(
 ) -> str:
     """The gate's word on the planning queries; of lift, as ``lift`` itself is judged."""
     trial = route.trial(gallery.truth, ground.old(ground.asked), gallery.stored, policy)
-    return verdict_of(policy, [trial], [], [], how).outcome
+    return adaptive_verdict(policy, [trial], [], [], how).outcome
 
 
 def _interval(

@@ -22,9 +22,15 @@ from compatctl.core.power import (
 )
 from compatctl.deployment.data import load_data
 from compatctl.errors import InputError, UsageError
-from compatctl.evaluation.comparison import GroundTruth, retrieval
-from compatctl.evaluation.feature_reduction import load_alike, ranked
-from compatctl.evaluation.feature_tables import check_same, table_field, table_rows
+from compatctl.evaluation.exact_retrieval import retrieval
+from compatctl.evaluation.feature_tables import (
+    check_same,
+    load_alike,
+    rank_equivalent,
+    table_rows,
+    table_truth,
+)
+from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.protocol import ground_truth, query_group, query_rows
 from compatctl.recipe import Project, load_policy
@@ -236,9 +242,9 @@ def _of_tables(
     if len(tables) == 2:
         check_same(tables[0], tables[1], paths[0], paths[1])
     queries, gallery = table_rows(tables[0], paths[0])
-    truth = table_field(tables[0], queries, gallery, None, VerifyOptions(cluster=cluster))
+    truth = table_truth(tables[0], queries, gallery, None, VerifyOptions(cluster=cluster))
 
-    asking, searched = ranked(tables, queries, gallery, similarity, galleries=1)
+    asking, searched = rank_equivalent(tables, queries, gallery, similarity, galleries=1)
     tests = [retrieval(truth, one, searched[0], (policy.recall_at,), 1) for one in asking]
     old, k = tests[0], policy.recall_at
     known = _with(HeldOutSet.from_codes(truth.classes, truth.unit, old.has_match), earlier)

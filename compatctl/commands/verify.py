@@ -19,20 +19,26 @@ from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError, UnsteadyError
 from compatctl.evaluation.acceptance import scale_warnings
-from compatctl.evaluation.adaptive_resampling import sampling, verdict_of
-from compatctl.evaluation.attempts import Inputs, attempts_in, uncounted
+from compatctl.evaluation.adaptive_resampling import adaptive_verdict, sampling
+from compatctl.evaluation.attempts import VerifyInputs, current_attempt, uncounted_note
 from compatctl.evaluation.embedding import load_encoders, open_deployed
 from compatctl.evaluation.feature_tables import features_policy, verify_features
-from compatctl.evaluation.findings import Findings, Question
-from compatctl.evaluation.groups import Groups, groups_of
+from compatctl.evaluation.findings import Findings, VerifySetup
+from compatctl.evaluation.gallery_report import gallery_warnings, stored_share_check
+from compatctl.evaluation.groups import Groups, query_groups
 from compatctl.evaluation.latency import latency_measurement, measure_latency
 from compatctl.evaluation.leak_checks import leak_measurements, leak_warnings, leaks_unchecked
 from compatctl.evaluation.options import VerifyOptions
-from compatctl.evaluation.protocol import union
+from compatctl.evaluation.protocol import group_rows
 from compatctl.evaluation.query_report import check_form, write_queries
-from compatctl.evaluation.question import question_sha256
-from compatctl.evaluation.search_scope import stored_share, warnings_of
-from compatctl.evaluation.verdict import NEXT_STEPS, NO_STORE, WITHOUT_STORE, verdict_fields, write
+from compatctl.evaluation.report_match import evaluation_set_sha256
+from compatctl.evaluation.verdict import (
+    NEXT_STEPS,
+    NO_STORE,
+    WITHOUT_STORE,
+    verdict_fields,
+    write_report,
+)
 from compatctl.files import write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
@@ -89,7 +95,7 @@ def verify(
     if key := report_key():
         report = sign_report(report, key)
     if not options.dry_run:
-        write(report, project.report, options.outputs)
+        write_report(report, project.report, options.outputs)
     return report
 
 
@@ -105,31 +111,29 @@ def _verify_models(  # noqa: PLR0917
     encoders = load_encoders(old, new, data)
     seen = _seen(project, new, encoders[1], options)
     gallery = open_deployed(project, encoders[0])
-    asked = Question(
-        data=data, groups=groups_of(data, seen, options), seen=seen, policy=policy, options=options
-    )
+    groups = query_groups(data, seen, options)
+    asked = VerifySetup(data=data, groups=groups, seen=seen, policy=policy, options=options)
     found = Findings.of(asked, encoders, gallery, progress)
     groups = found.groups
     identity = data_id(data, groups, found.bad, project.data, options)
     inputs = _inputs((old, new), encoders, gallery, asked, identity)
-    attempt = attempts_in(project.store, inputs, write=not options.dry_run)
+    attempt = current_attempt(project.store, inputs, write=not options.dry_run)
     how = sampling(policy, options.seed or 0, groups.n_slices, len(found.chain), attempt)
     others, pairs = (make_pairs := found.pairs(asked))(how)
     found = found.without_features()
     found = found.on_index(gallery)
     latency = _latency(data, groups, encoders, policy, options)
     others += _unsampled(seen, latency) + prove(gallery, data, encoders, progress)
-    others += stored_share(found.searched, has_store=gallery is not None)
+    others += stored_share_check(found.searched, has_store=gallery is not None)
     others += leak_measurements(seen, groups, data, options)
-    verdict = verdict_of(policy, found.trials, found.chain, others, how, make_pairs)
+    verdict = adaptive_verdict(policy, found.trials, found.chain, others, how, make_pairs)
     write_queries(options.queries_file, found.answered)
     unchecked = _unchecked(seen, gallery, latency, found.chain, attempt) + found.unchecked
     steps = NEXT_STEPS if gallery else WITHOUT_STORE
     stated = verdict_fields(policy, verdict, how, found.trials, steps)
-    stated["warnings"] += () if gallery else NO_STORE
-    stated["warnings"] += leak_warnings(seen, groups, data, options)
+    stated["warnings"] += (() if gallery else NO_STORE) + leak_warnings(seen, groups, data, options)
     stated["warnings"] += scale_warnings(score_map(gallery), calibrate=options.calibrate)
-    stated["warnings"] += warnings_of(found.searched, found.trials[0], groups.query_groups[0])
+    stated["warnings"] += gallery_warnings(found.searched, found.trials[0], groups.query_groups[0])
     return Report(
         **inputs.entries(),
         attempt=attempt,
@@ -153,11 +157,11 @@ def _inputs(
     paths: tuple[Path, Path],
     encoders: tuple[Encoder, Encoder],
     gallery: DeployedGallery | None,
-    asked: Question,
+    asked: VerifySetup,
     data: DataId,
-) -> Inputs:
+) -> VerifyInputs:
     old, new = (model_id(path, one) for path, one in zip(paths, encoders, strict=True))
-    return Inputs(
+    return VerifyInputs(
         models=(old, new),
         data=data,
         store=_store_id(gallery),
@@ -175,7 +179,7 @@ def _latency(
     options: VerifyOptions,
 ) -> Latency | None:
     """Only where it was asked for, or the policy limits it: it is not the same twice."""
-    rows = union(groups.query_groups, part="queries")
+    rows = group_rows(groups.query_groups, part="queries")
     if not len(rows) or not (options.latency or policy.max_latency_ratio is not None):
         return None
     return measure_latency(data, rows, *encoders)
@@ -209,13 +213,13 @@ def data_id(
 ) -> DataId:
     """Identity of the compared items: their descriptions and the digests of their bytes."""
     every = groups.query_groups
-    rows = np.union1d(union(every, part="queries"), union(every, part="gallery"))
+    rows = np.union1d(group_rows(every, part="queries"), group_rows(every, part="gallery"))
     rows = np.union1d(rows, groups.pair_rows)
     kept = [int(row) for row in rows if int(row) not in bad]
     return DataId(
         name=source.name if source else "",
         sha256=data.take(kept).digest_all(),
-        question_sha256=question_sha256(data, options),
+        evaluation_set_sha256=evaluation_set_sha256(data, options),
         items=len(kept),
         skipped=tuple(data.items[row].id for row in sorted(bad)),
     )
@@ -239,7 +243,7 @@ def _unchecked(
     chain: list[ChainEvidence],
     attempt: Attempts | None,
 ) -> tuple[str, ...]:
-    found = [*uncounted(attempt, gallery is not None), *leaks_unchecked(seen)]
+    found = [*uncounted_note(attempt, gallery is not None), *leaks_unchecked(seen)]
     if seen is None:
         found.append("untouched rows: no record says which rows training passed through the model")
     if gallery is None:

@@ -36,14 +36,14 @@ class Thresholds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrate:
+class CalibrationRequest:
     """That scores are to be calibrated; ``scale`` as ``Thresholds``."""
 
     scale: ScoreMap | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Calibrated:
+class CrossFitCalibration:
     """The map from new queries' cosines to the scores that callers know, and one for each half of
     the classes that was fitted on the other half, so that no class is judged by its own map."""
 
@@ -66,13 +66,13 @@ class Calibrated:
         return np.asarray(of_half[self.half], dtype=np.float64)
 
 
-def calibrated(
+def fit_calibration(
     queries: tuple[Features, Features],
     gallery: Features,
     truth: PairTruth,
     classes: Codes,
     scale: ScoreMap | None = None,
-) -> Calibrated:
+) -> CrossFitCalibration:
     """Fit the map that keeps every false accept rate from old to new queries.
 
     Args:
@@ -103,7 +103,7 @@ def calibrated(
             pairs = sum(int(one.diff.sum()) for one in new)
             far[f"{asked:g}"] = {"old": (old[0] + old[1]).far_at(point[0]), "new": accepted / pairs}
     by_second, by_first = (one if scale is None else one.then(scale) for one in raw)
-    return Calibrated(
+    return CrossFitCalibration(
         of_all=of_all if scale is None else of_all.then(scale),
         of_others=(by_second, by_first),
         half=half.astype(np.int64),
@@ -116,7 +116,7 @@ def error_rates(
     gallery: Features,
     truth: PairTruth,
     at: Thresholds,
-    calibration: Calibrated | None = None,
+    calibration: CrossFitCalibration | None = None,
 ) -> tuple[tuple[AcceptCounts, AcceptCounts], ErrorRates]:
     """False accepts and false rejects of old and new queries, and the threshold that keeps the
     FAR of the old ones. With a ``calibration`` new queries are held to the old threshold by it."""

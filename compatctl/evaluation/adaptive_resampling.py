@@ -25,7 +25,7 @@ from compatctl.core.gate import (
 )
 from compatctl.core.measurements import ChainEvidence, Draw, GroupEvidence, measure, measure_chain
 from compatctl.core.policy import Policy
-from compatctl.evaluation.group_runs import GroupResult
+from compatctl.evaluation.comparison import GroupResult
 from compatctl.report import Attempts
 
 PAIRS = "pairs"
@@ -66,7 +66,7 @@ def sampling(
     return Sampling(seed=seed, replicates=enough, attempt=number)
 
 
-def verdict_of(  # noqa: PLR0917 - all that is judged, and how
+def adaptive_verdict(  # noqa: PLR0917 - all that is judged, and how
     policy: Policy,
     trials: Sequence[GroupResult],
     chain: Sequence[ChainEvidence],

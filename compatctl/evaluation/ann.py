@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from compatctl.core.arrays import Vectors
 from compatctl.core.nearest import exact_search
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.evaluation.searched_gallery import Searched
+from compatctl.evaluation.gallery import EvaluationGallery
 from compatctl.index import VectorIndex, recall_per_query, tune_ef
 from compatctl.report import AnnRecall
 
@@ -34,7 +34,7 @@ class AnnQueries:
         return cls(queries=queries, nearest=keys[exact_search(queries, rows, k).rows])
 
 
-def sample(n: int) -> NDArray[np.int64]:
+def sample_queries(n: int) -> NDArray[np.int64]:
     """At most 1,000 of n queries, evenly taken."""
     return np.arange(0, n, max(1, n // MAX_QUERIES))[:MAX_QUERIES]
 
@@ -48,9 +48,9 @@ class AnnCheck:
     queries: AnnQueries
 
     @classmethod
-    def of(cls, gallery: DeployedGallery, searched: Searched, queries: Vectors) -> Self:
+    def of(cls, gallery: DeployedGallery, searched: EvaluationGallery, queries: Vectors) -> Self:
         """The queries (Q, D), searched exactly in the store's rows; the index is not loaded."""
-        taken = sample(len(queries))
+        taken = sample_queries(len(queries))
         rows = searched.vectors[: searched.n_stored]
         ann_queries = AnnQueries.of(queries[taken], rows, np.asarray(gallery.catalog.keys))
         return cls(n=len(queries), taken=taken, queries=ann_queries)

@@ -28,7 +28,7 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class VerifyInputs:
     """All that can change a report; ``models``: the old one and the candidate."""
 
     models: tuple[ModelId, ModelId]
@@ -39,7 +39,7 @@ class Inputs:
     training_record_sha256: str | None
 
     @classmethod
-    def of(cls, report: Report) -> Inputs:
+    def of(cls, report: Report) -> VerifyInputs:
         """Those of a report."""
         return cls(
             models=(report.old, report.new),
@@ -81,7 +81,7 @@ class Inputs:
         return Attempt(key=key, settings=settings)
 
 
-def attempts_in(root: Path, inputs: Inputs, *, write: bool) -> Attempts | None:
+def current_attempt(root: Path, inputs: VerifyInputs, *, write: bool) -> Attempts | None:
     """Which attempt this is in the store, and the earlier ones.
 
     Without ``write`` it is told and not counted. None where there is no store, or where it must not
@@ -95,9 +95,9 @@ def attempts_in(root: Path, inputs: Inputs, *, write: bool) -> Attempts | None:
         return None
     if not write:
         return _told(_peek(root, inputs))
-    candidate, data = inputs.models[1].sha256, inputs.data.question_sha256
+    candidate, data = inputs.models[1].sha256, inputs.data.evaluation_set_sha256
     try:
-        put_back(Store.open(root), candidate)
+        restore_attempts(Store.open(root), candidate)
         return _told(record_attempt(root, candidate, data, inputs.attempt))
     except InputError as error:
         cause = error.__cause__
@@ -106,7 +106,7 @@ def attempts_in(root: Path, inputs: Inputs, *, write: bool) -> Attempts | None:
         raise
 
 
-def uncounted(attempt: Attempts | None, store: bool) -> tuple[str, ...]:
+def uncounted_note(attempt: Attempts | None, store: bool) -> tuple[str, ...]:
     """A sentence where an attempt could not be counted."""
     if attempt is not None:
         return ()
@@ -114,7 +114,7 @@ def uncounted(attempt: Attempts | None, store: bool) -> tuple[str, ...]:
     return (f"attempts: {why}",)
 
 
-def refuse_uncounted(root: Path, report: Report, *, write: bool) -> None:
+def require_counted_attempt(root: Path, report: Report, *, write: bool) -> None:
     """Raise unless the report was judged as the attempt that the store says it is, or a later one.
 
     With ``write`` one that the store does not know yet is counted: a report that could not be
@@ -122,9 +122,9 @@ def refuse_uncounted(root: Path, report: Report, *, write: bool) -> None:
 
     Raises:
         GateError: the store knows of earlier attempts that the report does not.
-        ConflictError, DamagedError: as ``attempts_in``.
+        ConflictError, DamagedError: as ``current_attempt``.
     """
-    inputs = Inputs.of(report)
+    inputs = VerifyInputs.of(report)
     stated = report.attempt.number if report.attempt else 1
     here = len(_peek(root, inputs))
     if stated < here:
@@ -134,7 +134,7 @@ def refuse_uncounted(root: Path, report: Report, *, write: bool) -> None:
             tip="compatctl verify old.onnx new.onnx, where the store can be written",
         )
     if write:
-        attempts_in(root, inputs, write=True)
+        current_attempt(root, inputs, write=True)
 
 
 def _told(found: tuple[Attempt, ...]) -> Attempts:
@@ -142,19 +142,19 @@ def _told(found: tuple[Attempt, ...]) -> Attempts:
     return Attempts(number=len(found), earlier=earlier)
 
 
-def _peek(root: Path, inputs: Inputs) -> tuple[Attempt, ...]:
-    candidate, question = inputs.models[1].sha256, inputs.data.question_sha256
+def _peek(root: Path, inputs: VerifyInputs) -> tuple[Attempt, ...]:
+    candidate, question = inputs.models[1].sha256, inputs.data.evaluation_set_sha256
     known = {one.key: one for one in read_attempts(root, candidate, question)}
-    for _, told, lost in lost_attempts(Store.open(root), candidate):
-        if told.data.question_sha256 == question:
+    for _, told, lost in missing_attempts(Store.open(root), candidate):
+        if told.data.evaluation_set_sha256 == question:
             known.update((one.key, one) for one in lost)
     found, mine = tuple(known.values()), inputs.attempt
     return found[: list(known).index(mine.key) + 1] if mine.key in known else (*found, mine)
 
 
-def lost_attempts(
+def missing_attempts(
     store: Store, candidate: str | None = None
-) -> Iterator[tuple[int, Inputs, tuple[Attempt, ...]]]:
+) -> Iterator[tuple[int, VerifyInputs, tuple[Attempt, ...]]]:
     """What deployed reports tell of attempts and the files of attempts do not know: they were
     deleted, or put back from an older copy. The generation, what was asked, and the attempts.
 
@@ -172,8 +172,8 @@ def lost_attempts(
             report = read_report(store.blob_path("reports", one.report)).report
         except CompatError:  # gc deleted it; what is damaged is found by its digest
             continue
-        inputs = Inputs.of(report)
-        found = read_attempts(store.path, report.new.sha256, report.data.question_sha256)
+        inputs = VerifyInputs.of(report)
+        found = read_attempts(store.path, report.new.sha256, report.data.evaluation_set_sha256)
         if inputs.attempt.key in {known.key for known in found}:
             continue
         earlier = [asdict(entry) for entry in (report.attempt.earlier if report.attempt else ())]
@@ -185,12 +185,14 @@ def lost_attempts(
         yield one.generation, inputs, (*lost, inputs.attempt)
 
 
-def put_back(store: Store, candidate: str | None = None) -> None:
+def restore_attempts(store: Store, candidate: str | None = None) -> None:
     """Count what ``lost_attempts`` finds.
 
     Raises:
-        ConflictError, DamagedError, InputError: as ``count_attempt``.
+        ConflictError, DamagedError, InputError: as ``store.record_attempt``.
     """
-    for _, inputs, lost in lost_attempts(store, candidate):
+    for _, inputs, lost in missing_attempts(store, candidate):
         for one in lost:
-            record_attempt(store.path, inputs.models[1].sha256, inputs.data.question_sha256, one)
+            record_attempt(
+                store.path, inputs.models[1].sha256, inputs.data.evaluation_set_sha256, one
+            )

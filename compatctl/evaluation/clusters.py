@@ -18,14 +18,16 @@ CLASS, QUERY = "class", "query"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drawn:
+class ResamplingUnits:
     """``classes`` (Q,), or (Q, K) where K kinds of units cross; ``unit`` says what each kind is."""
 
     classes: Rows
     unit: tuple[str, ...]
 
 
-def drawn(labels: Rows, columns: Mapping[str, Sequence[str]], *, judged: bool = False) -> Drawn:
+def resampling_units(
+    labels: Rows, columns: Mapping[str, Sequence[str]], *, judged: bool = False
+) -> ResamplingUnits:
     """What is drawn of queries with these class codes (Q,) and values (Q,) of each cluster column.
 
     A query without a value is a unit of its own. Classes are always drawn as well, unless each lies
@@ -37,10 +39,10 @@ def drawn(labels: Rows, columns: Mapping[str, Sequence[str]], *, judged: bool = 
     if judged and len(np.unique(labels)) < 2:
         del kinds[CLASS]
     if not kinds:
-        return Drawn(classes=np.arange(len(labels)), unit=(QUERY,))
+        return ResamplingUnits(classes=np.arange(len(labels)), unit=(QUERY,))
     classes, kept = minimal_kinds(list(kinds.values()))
     names = list(kinds)
-    return Drawn(classes=classes, unit=tuple(names[at] for at in kept))
+    return ResamplingUnits(classes=classes, unit=tuple(names[at] for at in kept))
 
 
 def column_codes(labels: Rows, columns: Mapping[str, Sequence[str]]) -> dict[str, Rows]:
@@ -73,7 +75,7 @@ def columns_of(data: Dataset, rows: Iterable[int], names: Iterable[str]) -> dict
     return {name: [data.items[row].slices.get(name, "") for row in rows] for name in wanted}
 
 
-def enough(policy: Policy, one: Dependence) -> bool:
+def can_resample(policy: Policy, one: Dependence) -> bool:
     """Whether a column carries dependence and has values enough to be resampled."""
     return one.unmodelled and one.n_units >= policy.min_classes
 
@@ -85,7 +87,7 @@ def dependence_warnings(policy: Policy, found: Iterable[Dependence]) -> tuple[st
         f"{one.icc:.2f}, design effect {one.design_effect:.2f}): "
         + (
             f"verify --cluster {one.column}"
-            if enough(policy, one)
+            if can_resample(policy, one)
             else f"with {one.n_units} values only, judge them one by one with --slice {one.column}"
         )
         for one in found

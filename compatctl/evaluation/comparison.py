@@ -1,129 +1,42 @@
-"""One group of held-out queries put to both models: from features to the evidence of the gate.
-
-Images and ready features end here alike: old and new features of queries and gallery, and a field
-that says what is relevant to what.
-"""
+"""One group of held-out queries put to both models: what is searched, and what is left out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors
-from compatctl.core.hash_order import hash_fraction
-from compatctl.core.ignored import Ignored
-from compatctl.core.nearest import (
-    Neighbours,
-    exact_search,
-    exact_search_pieces,
-    mixed_pieces,
-    row_pieces,
-)
-from compatctl.core.pair_tiles import PairTruth
+from compatctl.core.class_sums import row_products
+from compatctl.core.compatibility import Inequalities, inequalities, judged_inequalities
+from compatctl.core.dependence import Dependence, measure_dependence
+from compatctl.core.measurements import GroupEvidence
+from compatctl.core.nearest import Neighbours
 from compatctl.core.policy import Policy
-from compatctl.core.retrieval import Retrieval, evaluate, evaluate_judged
-from compatctl.core.training_overlap import TrainingOverlap
+from compatctl.core.retrieval import Retrieval
+from compatctl.core.unjudged import UnjudgedBounds, bound_unjudged
+from compatctl.evaluation.acceptance import (
+    CalibrationRequest,
+    Thresholds,
+    error_rates,
+    fit_calibration,
+    operating_points,
+)
+from compatctl.evaluation.exact_retrieval import (
+    exact_neighbours,
+    mixed_retrieval,
+    recall_ks,
+    retrieval,
+    score_neighbours,
+)
+from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.report import Calibration, ErrorRates, OperatingPoint
 
-MAP_K = 100
-CMC_MAX_K = 10
-"""Places of the match curve, and neighbours that the rank bias looks at."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class GroundTruth:
-    """Q queries and G gallery rows in numbers: what is relevant to what, and what is resampled."""
-
-    classes: Rows
-    """(Q,) what is resampled: class codes; (Q, K) where K kinds of units cross."""
-    query_labels: Rows
-    gallery_labels: Rows
-    self_row: Rows
-    """(Q,) each query's own gallery row, -1: none."""
-    judged: tuple[Rows, Rows] | None = None
-    """(J,) query positions and gallery rows judged relevant; then labels do not count."""
-    ignored: Ignored | None = None
-    """Rows that do not count for a query besides; no judged pair is among them."""
-    half: Bools | None = None
-    """(G,) the part of a mixed gallery that is re-embedded; in verify, a half."""
-    slices: Mapping[str, Bools] = field(default_factory=dict)
-    unit: tuple[str, ...] = ("class",)
-    """What each kind of unit that is resampled is: ``class``, ``query`` or a column of the data."""
-    columns: Mapping[str, Rows] | None = None
-    """Name -> (Q,) codes of every column of the data, which queries may depend on each other by."""
-    asked: Bools | None = None
-    """(Q,) queries that should have a match; None: all."""
-    unjudged: Bools | None = None
-    """(G,) rows of unknown relevance; None: there are none."""
-    training_overlap: TrainingOverlap | None = None
-    """What of the gallery training passed through the new model; None: nobody knows."""
-    same_image: Bools | None = None
-    """(Q,) queries whose image lies in the gallery under another id; None: none is known to."""
-    unseen_image: Bools | None = None
-    """(G,) rows whose image nobody looked at: that it is a query's shows in its vector only."""
-
-    def queries(self, kept: Bools) -> GroundTruth:
-        """The same of some queries, ``kept`` (Q,)."""
-        judged = self.judged
-        if judged is not None:
-            here, position = kept[judged[0]], np.cumsum(kept) - 1
-            judged = position[judged[0][here]], judged[1][here]
-        touched = self.training_overlap
-        return replace(
-            self,
-            classes=self.classes[kept],
-            query_labels=self.query_labels[kept],
-            self_row=self.self_row[kept],
-            judged=judged,
-            slices={name: mask[kept] for name, mask in self.slices.items()},
-            ignored=self.ignored and self.ignored.select_queries(kept),
-            columns=self.columns and {name: one[kept] for name, one in self.columns.items()},
-            asked=None if self.asked is None else self.asked[kept],
-            training_overlap=touched and replace(touched, of_query=touched.of_query[kept]),
-            same_image=None if self.same_image is None else self.same_image[kept],
-        )
-
-    def part(self, rows: Rows) -> GroundTruth:
-        """The same of some gallery rows, ascending ``rows`` (n,); what is said of the whole gallery
-        is left out."""
-        position = np.full(len(self.gallery_labels), -1, np.int64)
-        position[rows] = np.arange(len(rows))
-        judged = self.judged
-        if judged is not None:
-            here = position[judged[1]] >= 0
-            judged = judged[0][here], position[judged[1][here]]
-        return replace(
-            self,
-            gallery_labels=self.gallery_labels[rows],
-            self_row=np.where(self.self_row >= 0, position[self.self_row], -1),
-            judged=judged,
-            ignored=self.ignored and self.ignored.remap_rows(position),
-            half=None if self.half is None else self.half[rows],
-            unjudged=None,
-            training_overlap=None,
-            unseen_image=None,
-        )
-
-    def relevant(self, rows: Rows) -> Bools:
-        """(Q, k) whether the gallery rows (Q, k) found for each query are known to be relevant."""
-        if self.judged is None:
-            same: Bools = self.gallery_labels[rows] == self.query_labels[:, None]
-            return same
-        n = len(self.gallery_labels)
-        query = np.arange(len(rows))[:, None]
-        return np.isin(query * n + rows, self.judged[0] * n + self.judged[1])
-
-    @property
-    def pairs(self) -> PairTruth:
-        """What each pair of a query and a gallery row is."""
-        return PairTruth(
-            query_labels=self.query_labels,
-            gallery_labels=self.gallery_labels,
-            self_row=self.self_row,
-            judged=self.judged,
-            ignored=self.ignored,
-        )
+SHARES_UP_TO = 50_000_000
+"""Pairs of queries and gallery rows up to which single pairs are counted as well."""
+TWIN = 0.99999
+"""Cosine from which on two vectors of one model are those of the same image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,100 +58,179 @@ class PairedEmbeddings:
         return replace(self, old_queries=old, new_queries=new)
 
 
-def reembedded_half(ids: Iterable[str]) -> Bools:
-    """(G,) about half of the items, by a hash of their ids: the same in every run."""
-    return np.array([hash_fraction(one) < 0.5 for one in ids], dtype=bool)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupResult:
+    """The evidence of one group, and what is reported beside it."""
+
+    evidence: GroupEvidence
+    rank_bias: dict[str, float] = field(default_factory=dict)
+    """Of old and new queries: share of the first ten answers that the new model embedded, less that
+    share of the gallery; 0 where the models' scores are alike."""
+    rates: ErrorRates | None = None
+    points: tuple[OperatingPoint, ...] = ()
+    calibration: Calibration | None = None
+    n_judged: int = 0
+    """Judgments that are of its queries and gallery rows."""
+    kept: Bools
+    """(Q,) of the queries that were given, those in the evidence: whose image does not lie in the
+    gallery under another id."""
+    n_at_hand: int | None = None
+    """Gallery rows that the new model embedded; None: all, or none was to be."""
 
 
-def recall_ks(policy: Policy) -> tuple[int, ...]:
-    """Every k at which recall is measured."""
-    return tuple(sorted({1, 5, CMC_MAX_K, policy.recall_at, policy.wide_recall_at}))
-
-
-def retrieval(
-    truth: GroundTruth, queries: Vectors, gallery: Vectors, ks: tuple[int, ...], map_k: int = MAP_K
-) -> Retrieval:
-    """recall@k and mAP of queries (Q, D) on a gallery (G, D), exactly."""
-    map_k = max(1, min(map_k, len(gallery)))
-    found = exact_search(queries, gallery, max(map_k, *ks), truth.self_row, ignored=truth.ignored)
-    return _evaluate(truth, found, ks, map_k)
-
-
-def retrieval_by_part(
+def compare(
+    name: str,
     truth: GroundTruth,
-    queries: Vectors,
-    searched: Iterable[tuple[Bools, Vectors]],
-    ks: tuple[int, ...],
-    map_k: int = MAP_K,
-) -> Retrieval:
-    """The same where parts of the queries (Q,) search galleries (G, D) of the same items."""
-    map_k = max(1, min(map_k, len(truth.gallery_labels)))
-    k = max(map_k, *ks)
-    rows = np.full((len(queries), k), -1, np.int64)
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    for part, gallery in searched:
-        ignored = truth.ignored and truth.ignored.select_queries(part)
-        found = exact_search(queries[part], gallery, k, truth.self_row[part], ignored=ignored)
-        rows[part], scores[part] = found.rows, found.scores
-    return _evaluate(truth, Neighbours(rows=rows, scores=scores), ks, map_k)
+    embeddings: PairedEmbeddings,
+    policy: Policy,
+    *,
+    thresholds: Thresholds | None = None,
+    calibrate: CalibrationRequest | None = None,
+    cosines: bool = True,
+) -> GroupResult:
+    """Search every gallery with both models' queries; measure what the policy may ask for.
 
-
-def retrieval_of_rows(
-    truth: GroundTruth, queries: Vectors, gallery: Vectors, rows: Rows, ks: tuple[int, ...]
-) -> Retrieval:
-    """The same on some ``rows`` (n,), ascending, of a gallery (G, D), which are not copied at once;
-    ``truth`` is of these rows."""
-    map_k = max(1, min(MAP_K, len(rows)))
-    pieces = row_pieces(gallery, rows)
-    found = exact_search_pieces(queries, pieces, max(map_k, *ks), truth.self_row, truth.ignored)
-    return _evaluate(truth, found, ks, map_k)
-
-
-def found_in(truth: GroundTruth, queries: Vectors, gallery: Vectors, policy: Policy) -> Neighbours:
-    k = max(_map_k(gallery), *recall_ks(policy))
-    return exact_search(queries, gallery, k, truth.self_row, ignored=truth.ignored)
-
-
-def evaluated(truth: GroundTruth, found: Neighbours, policy: Policy) -> Retrieval:
-    return _evaluate(truth, found, recall_ks(policy), _map_k(truth.gallery_labels))
-
-
-def _map_k(gallery: Sized) -> int:
-    return max(1, min(MAP_K, len(gallery)))
-
-
-def _evaluate(truth: GroundTruth, found: Neighbours, ks: tuple[int, ...], map_k: int) -> Retrieval:
-    if truth.judged is not None:
-        n = len(truth.gallery_labels)
-        return evaluate_judged(found, *truth.judged, n, ks=ks, map_k=map_k)
-    return evaluate(
-        found,
-        truth.query_labels,
-        truth.gallery_labels,
-        truth.self_row,
-        ignored=truth.ignored,
-        ks=ks,
-        map_k=map_k,
+    Without ``cosines`` the features only rank: their products are of no use by themselves. Queries
+    whose own image lies in the gallery under another id are left out: to find it again shows
+    nothing.
+    """
+    old = exact_neighbours(truth, embeddings.old_queries, embeddings.old_gallery, policy)
+    kept = ~twins(truth, embeddings, old)
+    if not kept.all():
+        truth, embeddings, old = (
+            truth.queries(kept),
+            embeddings.queries(kept),
+            old.select_queries(kept),
+        )
+    new = exact_neighbours(truth, embeddings.new_queries, embeddings.old_gallery, policy)
+    old_old, new_old = score_neighbours(truth, old, policy), score_neighbours(truth, new, policy)
+    others, bias = _new_galleries(truth, embeddings, policy)
+    accepted = rates = None
+    pairs = (embeddings.old_queries, embeddings.new_queries), embeddings.old_gallery, truth.pairs
+    fitted = None if calibrate is None else fit_calibration(*pairs, truth.classes, calibrate.scale)
+    if thresholds is not None:
+        accepted, rates = error_rates(*pairs, thresholds, fitted)
+    return GroupResult(
+        evidence=GroupEvidence(
+            name=name,
+            classes=truth.classes,
+            old_old=old_old,
+            new_old=new_old,
+            inequalities=_inequalities(truth, embeddings) if cosines else None,
+            accepts=accepted,
+            slices=truth.slices,
+            unit=truth.unit,
+            dependence=_dependence(truth, old_old, new_old, policy.recall_at),
+            asked=truth.asked,
+            unjudged=_unjudged(truth, (old, new), (old_old, new_old), policy.recall_at),
+            training_overlap=truth.training_overlap,
+            **others,
+        ),
+        rank_bias=bias,
+        rates=rates,
+        calibration=None if fitted is None else fitted.reported,
+        points=_points(truth, embeddings, asked=thresholds is not None) if cosines else (),
+        n_judged=0 if truth.judged is None else len(truth.judged[0]),
+        kept=kept,
+        n_at_hand=None if embeddings.new_rows is None else len(embeddings.new_rows),
     )
 
 
-def mixed(
-    truth: GroundTruth, old: Vectors, new: Vectors, queries: Vectors, policy: Policy
-) -> tuple[Retrieval, float]:
-    """Quality on the gallery that has rows of ``new`` where ``half`` says so, else of ``old``, and
-    the rank bias: the share of re-embedded rows among the first ten answers, less that of all.
+def _dependence(
+    truth: GroundTruth, old: Retrieval, new: Retrieval, k: int
+) -> tuple[Dependence, ...] | None:
+    """What the columns say of the change of hits at k; None where the data have none to look at."""
+    if truth.columns is None:
+        return None
+    change = new.hit(k).astype(np.float64) - old.hit(k)
+    signs = np.random.default_rng(0)
+    return measure_dependence(
+        change, old.has_match, truth.classes, truth.unit, truth.columns, signs
+    )
 
-    Queries (Q, D), ``old`` and ``new`` (G, D), unit rows; a row that is not taken is not read. Of
-    an empty gallery the bias is NaN.
+
+def twins(truth: GroundTruth, embeddings: PairedEmbeddings, old: Neighbours) -> Bools:
+    """(Q,) queries whose image lies in the gallery under another id.
+
+    Where the image of a row was looked at, its bytes say so; of the other rows the vector does: one
+    of the query's class, nearer than ``TWIN`` to what the old model makes of the query, and to what
+    the new one makes of it where there is a vector of the new one.
     """
-    assert truth.half is not None
-    ks = recall_ks(policy)
-    map_k = max(1, min(MAP_K, len(truth.half)))
-    pieces = mixed_pieces(old, new, truth.half)
-    found = exact_search_pieces(queries, pieces, max(map_k, *ks), truth.self_row, truth.ignored)
-    if not len(old):
-        return _evaluate(truth, found, ks, map_k), float("nan")
-    first = found.rows[:, :CMC_MAX_K]
-    by_new = truth.half[first] & (first >= 0)
-    bias = by_new.sum() / max(1, (first >= 0).sum()) - truth.half.sum() / max(1, len(truth.half))
-    return _evaluate(truth, found, ks, map_k), float(bias)
+    found = np.zeros(len(embeddings.old_queries), dtype=bool)
+    if truth.same_image is not None:
+        found |= truth.same_image
+    if truth.unseen_image is None:
+        return found
+    near = (old.scores > TWIN) & (old.rows >= 0)
+    near &= truth.unseen_image[old.rows] & truth.relevant(old.rows)
+    query, at = np.nonzero(near)
+    if embeddings.new_gallery is not None and embeddings.new_rows is None:
+        rows = old.rows[query, at]
+        again = row_products(embeddings.new_queries, query, embeddings.new_gallery, rows) > TWIN
+        query = query[again]
+    found[query] = True
+    return found
+
+
+def _new_galleries(
+    truth: GroundTruth, embeddings: PairedEmbeddings, policy: Policy
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Tests on galleries that the new model embedded, whole or in part; the rank biases."""
+    if embeddings.new_gallery is None:
+        return {}, {}
+    old, new, gallery = embeddings.old_queries, embeddings.new_queries, embeddings.new_gallery
+    found: dict[str, Any] = {}
+    stored = embeddings.old_gallery
+    if embeddings.new_rows is not None:
+        truth, stored = truth.part(embeddings.new_rows), stored[embeddings.new_rows]
+        tests = (retrieval(truth, one, stored, recall_ks(policy)) for one in (old, new))
+        found["at_hand"] = tuple(tests)
+    found["new_new"] = retrieval(truth, new, gallery, recall_ks(policy))
+    found["old_new"] = retrieval(truth, old, gallery, recall_ks(policy))
+    bias: dict[str, float] = {}
+    if truth.reembedded is not None:
+        found["old_mixed"], bias["old"] = mixed_retrieval(truth, stored, gallery, old, policy)
+        found["new_mixed"], bias["new"] = mixed_retrieval(truth, stored, gallery, new, policy)
+    return found, bias
+
+
+def _unjudged(
+    truth: GroundTruth,
+    found: tuple[Neighbours, Neighbours],
+    tests: tuple[Retrieval, Retrieval],
+    k: int,
+) -> UnjudgedBounds | None:
+    """What rows of unknown relevance could change; None where none is among the first answers."""
+    if truth.unjudged is None:
+        return None
+    hits = tests[0].hit(k), tests[1].hit(k)
+    bounds = bound_unjudged(found[0].rows, found[1].rows, hits, truth.unjudged, k)
+    return bounds if bounds.any else None
+
+
+def _points(
+    truth: GroundTruth, embeddings: PairedEmbeddings, *, asked: bool
+) -> tuple[OperatingPoint, ...]:
+    """Where a threshold was asked about, or pairs are few: each model takes a matrix product."""
+    if not asked and len(embeddings.old_queries) * len(embeddings.old_gallery) > SHARES_UP_TO:
+        return ()
+    queries = embeddings.old_queries, embeddings.new_queries
+    return operating_points(queries, embeddings.old_gallery, truth.pairs)
+
+
+def _inequalities(truth: GroundTruth, embeddings: PairedEmbeddings) -> Inequalities:
+    old, new, gallery = embeddings.old_queries, embeddings.new_queries, embeddings.old_gallery
+    if truth.judged is not None:
+        pairs = (*truth.judged, truth.self_row)
+        return judged_inequalities(old, new, gallery, *pairs, ignored=truth.ignored)
+    return inequalities(
+        old,
+        new,
+        truth.query_labels,
+        gallery,
+        truth.gallery_labels,
+        truth.self_row,
+        ignored=truth.ignored,
+        shares=len(old) * len(gallery) <= SHARES_UP_TO,
+        by_query=truth.unit != ("class",),
+    )

@@ -16,20 +16,20 @@ from compatctl.deployment.project import open_store
 from compatctl.encoder import Encoder, refuse_unsteady
 from compatctl.errors import InputError
 from compatctl.evaluation.comparison import PairedEmbeddings
+from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery, stored_rows_of
 from compatctl.evaluation.protocol import (
     PairFeatures,
     QueryGroup,
     embed_rows,
+    group_rows,
     same_dimension,
-    union,
 )
-from compatctl.evaluation.searched_gallery import Embedded, Searched, stored_rows_of
 from compatctl.progress import Progress
 from compatctl.recipe import Project
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Both:
+class EmbeddedPair:
     """Features of both models, the rows whose image is bad, and the vectors that were stored."""
 
     old: PairFeatures
@@ -39,7 +39,7 @@ class Both:
     old_sha256: str
 
 
-def features_of(
+def embed_pair(
     data: Dataset,
     groups: Sequence[QueryGroup],
     *,
@@ -49,7 +49,7 @@ def features_of(
     progress: Progress,
     new_gallery: bool = True,
     extra: Rows | None = None,
-) -> Both:
+) -> EmbeddedPair:
     """Features of what the groups need; nothing is embedded twice, nor what the store holds.
 
     Without ``new_gallery`` the new model embeds the queries only. ``extra`` rows query and are
@@ -57,8 +57,8 @@ def features_of(
     """
     old, new = encoders
     more = np.zeros(0, np.int64) if extra is None else extra
-    queries = np.union1d(union(groups, part="queries"), more)
-    searched = np.union1d(union(groups, part="gallery"), more)
+    queries = np.union1d(group_rows(groups, part="queries"), more)
+    searched = np.union1d(group_rows(groups, part="gallery"), more)
     stored = stored_vectors(gallery, data, searched) if gallery else None
     lacking = searched if stored is None else np.setdiff1d(searched, stored.rows)
     by_old = np.union1d(queries, lacking)
@@ -72,7 +72,7 @@ def features_of(
         old_gallery = old_all.copy()
         old_gallery[stored.rows] = stored.vectors
     ids = {*bad_old, *bad_new}
-    return Both(
+    return EmbeddedPair(
         old=PairFeatures(query=old_all, gallery=old_gallery),
         new=PairFeatures(query=new_all, gallery=new_all),
         bad={int(row) for row in np.union1d(by_old, by_new) if data.items[row].id in ids},
@@ -82,13 +82,13 @@ def features_of(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Compared:
+class VerifyEmbeddings:
     """What a verification embeds: the queries (and items of pairs) by both models, the gallery that
     is searched, and by the new model that part of it whose images are at hand."""
 
-    old: Embedded
-    new: Embedded
-    searched: Searched
+    old: EmbeddedRows
+    new: EmbeddedRows
+    searched: EvaluationGallery
     new_rows: Rows | None
     """(n,) gallery rows, ascending, that the new model embedded; None: it was not to."""
     bad: set[int]
@@ -119,7 +119,7 @@ class Compared:
         return found
 
 
-def compared(
+def embed_for_verify(
     data: Dataset,
     groups: Sequence[QueryGroup],
     *,
@@ -129,7 +129,7 @@ def compared(
     self_test: bool,
     skip_bad: bool,
     progress: Progress,
-) -> Compared:
+) -> VerifyEmbeddings:
     """Embed what the groups need; nothing twice, nor by the old model what the store holds.
 
     The gallery is the store's, all of it, and what else the data has in the role gallery.
@@ -137,19 +137,21 @@ def compared(
     old, new = encoders
     of_data = stored_rows_of(data, gallery)
     held = of_data[of_data >= 0]
-    lacking = np.setdiff1d(union(groups, part="gallery"), held)
-    asked = np.union1d(union(groups, part="queries"), pairs)
+    lacking = np.setdiff1d(group_rows(groups, part="gallery"), held)
+    asked = np.union1d(group_rows(groups, part="queries"), pairs)
     by_old = np.union1d(asked, lacking)
     by_new = np.union1d(asked, np.union1d(held, lacking)) if self_test else asked
     say = prefixed(progress, "old model")
-    made = Embedded.of(old, data, by_old, skip_bad=skip_bad, progress=say)
+    made = EmbeddedRows.of(old, data, by_old, skip_bad=skip_bad, progress=say)
     beside = lacking[made.holds(lacking)]
-    searched = Searched.of(data, gallery, Embedded(rows=beside, features=made.at(beside)))
+    searched = EvaluationGallery.of(
+        data, gallery, EmbeddedRows(rows=beside, features=made.at(beside))
+    )
     say = prefixed(progress, "new model")
-    answers = Embedded.of(new, data, by_new, skip_bad=skip_bad, progress=say)
+    answers = EmbeddedRows.of(new, data, by_new, skip_bad=skip_bad, progress=say)
     ids = {*made.bad, *answers.bad}
     at_hand = (searched.of_data >= 0) & answers.holds(searched.of_data)
-    return Compared(
+    return VerifyEmbeddings(
         old=made,
         new=answers,
         searched=searched,

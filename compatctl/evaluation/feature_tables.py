@@ -6,26 +6,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from compatctl.core.arrays import Rows
+from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
-from compatctl.core.similarity import Similarity
-from compatctl.data import FeatureTable, read_pairs, read_qrels
+from compatctl.core.similarity import CosineReduction, Similarity
+from compatctl.data import FeatureTable, load_features, read_pairs, read_qrels
 from compatctl.errors import InputError
-from compatctl.evaluation.adaptive_resampling import Sampling, sampling, verdict_of
-from compatctl.evaluation.clusters import column_codes, drawn
-from compatctl.evaluation.comparison import GroundTruth, PairedEmbeddings, reembedded_half
-from compatctl.evaluation.feature_reduction import load_alike, no_cosines, ranked
-from compatctl.evaluation.group_runs import GroupResult, compare
-from compatctl.evaluation.ignored_rows import Column, ignoring, unknown_values
+from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
+from compatctl.evaluation.clusters import column_codes, resampling_units
+from compatctl.evaluation.comparison import GroupResult, PairedEmbeddings, compare
+from compatctl.evaluation.gallery_report import duplicate_warnings
+from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half
+from compatctl.evaluation.ignored_rows import Column, missing_value_notes, with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
-from compatctl.evaluation.pairs import measure_pairs, rows_of
-from compatctl.evaluation.protocol import RelevancePairs, judged_rows, same_dimension, slices_of
-from compatctl.evaluation.query_report import Answered, write_queries
-from compatctl.evaluation.search_scope import left_out
+from compatctl.evaluation.pairs import measure_pairs, resolve_pairs
+from compatctl.evaluation.protocol import RelevancePairs, judged_rows, same_dimension, slice_masks
+from compatctl.evaluation.query_report import QueryAnswers, write_queries
 from compatctl.evaluation.verdict import lost_judgments, verdict_fields
 from compatctl.files import canonical_json, sha256_bytes, sha256_file
 from compatctl.report import DataId, ModelId, PairsResult, Report
@@ -70,7 +70,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     queries, gallery = table_rows(tables[0], old)
     judged = read_qrels(options.qrels) if options.qrels else None
     shared = _shared(tables[0], queries, gallery, options.ignore_same)
-    truth = ignoring(table_field(tables[0], queries, gallery, judged, options), shared)
+    truth = with_ignored_rows(table_truth(tables[0], queries, gallery, judged, options), shared)
     if options.self_test and not only_ranks:  # by the old model's alone its hits were left out
         truth = replace(truth, unseen_image=np.ones(len(gallery), dtype=bool))
     embeddings = _sides(tables, queries, gallery, similarity, self_test=options.self_test)
@@ -83,10 +83,10 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     how = sampling(policy, options.seed or 0, len(truth.slices), 0)
     make_pairs = partial(_pairs, tables, policy, options)
     others, pairs = make_pairs(how)
-    verdict = verdict_of(policy, [trial], [], others, how, make_pairs)
-    unchecked = (*_unchecked(options, similarity), *unknown_values(shared))
+    verdict = adaptive_verdict(policy, [trial], [], others, how, make_pairs)
+    unchecked = (*_unchecked(options, similarity), *missing_value_notes(shared))
     stated = verdict_fields(policy, verdict, how, [trial], NEXT)
-    stated["warnings"] += left_out(trial)
+    stated["warnings"] += duplicate_warnings(trial)
     return Report(
         old=_model(old, tables[0]),
         new=_model(new, tables[1]),
@@ -113,7 +113,7 @@ def _sides(
 ) -> PairedEmbeddings:
     """Rows that rank as the tables' similarity does."""
     both = 2 if self_test else 1
-    asking, searched = ranked(tables, queries, gallery, similarity, galleries=both)
+    asking, searched = rank_equivalent(tables, queries, gallery, similarity, galleries=both)
     return PairedEmbeddings(
         old_queries=asking[0],
         new_queries=asking[1],
@@ -137,7 +137,7 @@ def table_rows(table: FeatureTable, path: Path) -> tuple[Rows, Rows]:
     return queries, gallery
 
 
-def table_field(
+def table_truth(
     table: FeatureTable,
     queries: Rows,
     gallery: Rows,
@@ -152,15 +152,15 @@ def table_field(
         ids = np.array(table.ids, dtype=object)
         judged = judged_rows(judgments, ids[queries].tolist(), ids[gallery].tolist())
     cluster = _columns(table, queries, options.cluster)
-    units = drawn(codes[queries], cluster, judged=judged is not None)
+    units = resampling_units(codes[queries], cluster, judged=judged is not None)
     return GroundTruth(
         classes=units.classes,
         query_labels=codes[queries],
         gallery_labels=codes[gallery],
         self_row=position[queries],
         judged=judged,
-        half=reembedded_half(table.ids[row] for row in gallery),
-        slices=slices_of(_columns(table, queries, options.slices)),
+        reembedded=reembedded_half(table.ids[row] for row in gallery),
+        slices=slice_masks(_columns(table, queries, options.slices)),
         unit=units.unit,
         columns=column_codes(codes[queries], _columns(table, queries, tuple(table.slices))),
     )
@@ -168,8 +168,8 @@ def table_field(
 
 def _answered(
     table: FeatureTable, queries: Rows, gallery: Rows, trial: GroupResult, options: VerifyOptions
-) -> Answered:
-    return Answered(
+) -> QueryAnswers:
+    return QueryAnswers(
         group=trial.evidence.name,
         ids=[table.ids[row] for row in queries],
         labels=[table.labels[row] for row in queries],
@@ -207,7 +207,7 @@ def _pairs(
 ) -> tuple[list[Measurement], PairsResult | None]:
     if options.pairs is None:
         return [], None
-    rows = rows_of(read_pairs(options.pairs), tables[0].row_of)
+    rows = resolve_pairs(read_pairs(options.pairs), tables[0].row_of)
     return measure_pairs(
         policy,
         queries=(tables[0].features, tables[1].features),
@@ -260,7 +260,69 @@ def _data(table: FeatureTable, similarity: Similarity) -> DataId:
     return DataId(
         name="features" if similarity == "cosine" else f"features, {similarity}",
         sha256=digest,
-        question_sha256=digest,
+        evaluation_set_sha256=digest,
         items=len(table.ids),
         skipped=(),
     )
+
+
+def load_alike(
+    paths: Sequence[Path], asked: str | None = None
+) -> tuple[tuple[FeatureTable, ...], Similarity]:
+    """The tables, and how their vectors are compared: one similarity, for new queries search the
+    old gallery. ``asked``: what the user says of tables that do not say it.
+
+    Raises:
+        InputError: a table that cannot be read, or two similarities.
+    """
+    tables = [load_features(path, asked) for path in paths]
+    told = {one.similarity for one in tables} - {None}
+    if len(told) > 1:
+        raise InputError(
+            f"{paths[0]} is compared by {tables[0].similarity}, {paths[1]} by "
+            f"{tables[1].similarity}",
+            tip="new queries search the old gallery: both need one similarity",
+        )
+    similarity = cast("Similarity", told.pop() if told else "cosine")
+    if similarity != "cosine":  # a table of equal norms, which said nothing, was normalised
+        tables = [
+            load_features(path, similarity) if one.similarity is None else one
+            for path, one in zip(paths, tables, strict=True)
+        ]
+    return tuple(tables), similarity
+
+
+def rank_equivalent(
+    tables: Sequence[FeatureTable],
+    queries: Rows,
+    gallery: Rows,
+    similarity: Similarity,
+    *,
+    galleries: int,
+) -> tuple[list[Vectors], list[Vectors]]:
+    """Queries of every table, and the gallery of the first ``galleries`` ones: unit rows whose
+    cosine ranks as the similarity does."""
+    asking = [_part(table, queries) for table in tables]
+    searched = [_part(table, gallery) for table in tables[:galleries]]
+    if similarity != "cosine":
+        reduction = CosineReduction.fit(similarity, searched)
+        asking = [reduction.queries(one) for one in asking]
+        searched = [reduction.gallery(one) for one in searched]
+    return asking, searched
+
+
+def no_cosines(similarity: Similarity) -> tuple[str, ...]:
+    """What is not checked where vectors are not compared by the cosine."""
+    if similarity == "cosine":
+        return ()
+    return (
+        f"inequalities, operating points: they are of cosines, the tables of {similarity}",
+        "queries that lie in the gallery under another id: they are found by the cosine",
+    )
+
+
+def _part(table: FeatureTable, rows: Rows) -> Vectors:
+    """The rows' features; the table's own memory where the rows follow each other."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+        return table.features[rows[0] : rows[-1] + 1]
+    return np.asarray(table.features[rows])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from compatctl.core.arrays import Rows
+from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.calibration import ScoreMap
 from compatctl.core.gate import Measurement
 from compatctl.core.measurements import DECIDING_GROUP, ChainEvidence
@@ -20,20 +20,19 @@ from compatctl.encoder import Encoder
 from compatctl.evaluation.adaptive_resampling import Sampling
 from compatctl.evaluation.ann import AnnCheck
 from compatctl.evaluation.clusters import columns_of
-from compatctl.evaluation.comparison import GroundTruth, PairedEmbeddings
-from compatctl.evaluation.embedding import Compared, compared, prefixed
-from compatctl.evaluation.group_runs import GroupResult, compare
-from compatctl.evaluation.groups import Groups, with_near
-from compatctl.evaluation.ignored_rows import ignoring, unknown_values
-from compatctl.evaluation.near_copies import near_vectors
+from compatctl.evaluation.comparison import GroupResult, PairedEmbeddings, compare
+from compatctl.evaluation.embedding import VerifyEmbeddings, embed_for_verify, prefixed
+from compatctl.evaluation.exact_retrieval import recall_ks, retrieval_of_rows
+from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
+from compatctl.evaluation.gallery_report import GalleryImages, gallery_entry
+from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.evaluation.groups import Groups, near_vectors, with_near_copies
+from compatctl.evaluation.ignored_rows import missing_value_notes, with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.pairs import measure_pairs
-from compatctl.evaluation.protocol import QueryGroup, RelevancePairs, drop_rows, union
-from compatctl.evaluation.query_report import Answered
-from compatctl.evaluation.search_scope import GalleryImages, searched_gallery
-from compatctl.evaluation.searched_gallery import Searched
+from compatctl.evaluation.protocol import QueryGroup, RelevancePairs, drop_rows, group_rows
+from compatctl.evaluation.query_report import QueryAnswers
 from compatctl.evaluation.verdict import lost_judgments
-from compatctl.evaluation.versions import chain_of
 from compatctl.progress import Progress
 from compatctl.report import AnnRecall, PairsResult, SearchedGallery
 
@@ -41,7 +40,7 @@ MakePairs = Callable[[Sampling], tuple[list[Measurement], PairsResult | None]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Question:
+class VerifySetup:
     """What a verification is asked, before any model runs."""
 
     data: Dataset
@@ -54,18 +53,18 @@ class Question:
         """The user's judgments."""
         return read_qrels(self.options.qrels) if self.options.qrels else None
 
-    def with_near_vectors(self, both: Compared) -> Question:
+    def with_near_vectors(self, both: VerifyEmbeddings) -> VerifySetup:
         """The same, with the near-copies that show by the old model's vectors only."""
         if self.seen is None:
             return self
         groups = self.groups
-        rows = np.setdiff1d(union(groups.query_groups, part="queries"), groups.trained)
+        rows = np.setdiff1d(group_rows(groups.query_groups, part="queries"), groups.trained)
         rows = rows[both.old.holds(rows)]
         searched = both.searched
         passed = np.flatnonzero(self.seen.has_seen(searched.ids))
         own = searched.rows_of(self.data)[rows]
         near = rows[near_vectors(both.old.at(rows), own, searched.vectors, passed)]
-        groups = with_near(groups, near, self.data, self.seen, self.options)
+        groups = with_near_copies(groups, near, self.data, self.seen, self.options)
         return replace(self, groups=groups)
 
     def compare(
@@ -81,13 +80,15 @@ class Question:
             calibrate=self.options.calibration(scale),
         )
 
-    def answered(self, group: QueryGroup, searched: Searched, trial: GroupResult) -> list[Answered]:
+    def answered(
+        self, group: QueryGroup, searched: EvaluationGallery, trial: GroupResult
+    ) -> list[QueryAnswers]:
         """What the queries of a group found, where a file of it was asked for."""
         if self.options.queries_file is None:
             return []
         rows = group.queries[trial.kept]
         items = [self.data.items[row] for row in rows]
-        one = Answered(
+        one = QueryAnswers(
             group=group.name,
             ids=[item.id for item in items],
             labels=[item.label for item in items],
@@ -114,20 +115,20 @@ class Findings:
     chain: list[ChainEvidence] = field(default_factory=list)
     unchecked: tuple[str, ...] = ()
     """What was not asked for, judgments without effect, items without a value of a column."""
-    answered: list[Answered] = field(default_factory=list)
-    both: Compared | None = None
+    answered: list[QueryAnswers] = field(default_factory=list)
+    both: VerifyEmbeddings | None = None
     sent: AnnCheck | None = None
     ann: AnnRecall | None = None
 
     @classmethod
     def of(
         cls,
-        asked: Question,
+        asked: VerifySetup,
         encoders: tuple[Encoder, Encoder],
         gallery: DeployedGallery | None,
         progress: Progress,
     ) -> Findings:
-        both = compared(
+        both = embed_for_verify(
             asked.data,
             asked.groups.query_groups,
             encoders=encoders,
@@ -144,7 +145,7 @@ class Findings:
         found = cls(
             groups=asked.groups,
             trials=trials,
-            searched=searched_gallery(both.searched, both.new_rows),
+            searched=gallery_entry(both.searched, both.new_rows),
             bad=both.bad,
             both=both,
         )
@@ -152,11 +153,11 @@ class Findings:
             group = drop_rows(one, both.bad)
             truth = both.searched.truth(asked.data, group, judged, asked.seen)
             shared = both.searched.shared(asked.data, group, asked.options.ignore_same)
-            truth = replace(ignoring(truth, shared), same_image=images.hold(group.queries))
+            truth = replace(with_ignored_rows(truth, shared), same_image=images.hold(group.queries))
             embeddings = both.paired(group)
             trial = asked.compare(one.name, truth, embeddings, score_map(gallery))
             if not trials:
-                found = replace(found, unchecked=unknown_values(shared))
+                found = replace(found, unchecked=missing_value_notes(shared))
             trials.append(trial)
             found.answered.extend(asked.answered(group, both.searched, trial))
             if gallery is not None and one.name == DECIDING_GROUP and trial.kept.any():
@@ -168,7 +169,7 @@ class Findings:
 
     def _in_store(  # noqa: PLR0917
         self,
-        asked: Question,
+        asked: VerifySetup,
         gallery: DeployedGallery,
         truth: GroundTruth,
         embeddings: PairedEmbeddings,
@@ -179,7 +180,7 @@ class Findings:
         index. ``rows`` (Q,): those of the data that query."""
         both = self.both
         assert both is not None
-        chain = chain_of(
+        chain = version_chain(
             gallery,
             both.searched,
             asked.data,
@@ -193,7 +194,7 @@ class Findings:
         sent = AnnCheck.of(gallery, both.searched, embeddings.new_queries)
         return replace(self, chain=chain, sent=sent)
 
-    def pairs(self, asked: Question) -> MakePairs:
+    def pairs(self, asked: VerifySetup) -> MakePairs:
         """How the user's pairs are measured; it holds what their items need, and no more."""
         both, groups = self.both, asked.groups
         if groups.pairs is None or both is None:
@@ -236,3 +237,50 @@ class Findings:
             for one in self.trials
         ]
         return replace(found, ann=ann, trials=trials)
+
+
+def version_chain(
+    gallery: DeployedGallery,
+    searched: EvaluationGallery,
+    data: Dataset,
+    truth: GroundTruth,
+    *,
+    asked: Rows,
+    queries: Mapping[str, Vectors],
+    new: Vectors,
+    policy: Policy,
+    progress: Progress,
+) -> list[ChainEvidence]:
+    """One link for each version that owns rows of the store; none where one owns them all.
+
+    ``truth``: the queries (Q,) on the searched gallery; ``asked``: their rows of the data.
+    ``queries``: (Q, D) features by the digest of models that already ran; the others run here.
+    ``new``: (Q, D) features of the candidate.
+    """
+    model_of = np.asarray(gallery.catalog.model_of)
+    owners = np.unique(model_of)
+    if len(owners) < 2:
+        return []
+    links = []
+    for owner in owners:
+        sha256 = gallery.catalog.models[owner]
+        rows = np.flatnonzero(model_of == owner)
+        own = queries.get(sha256)
+        if own is None:
+            encoder = Encoder.load(gallery.store.verified_path("models", sha256))
+            own = EmbeddedRows.of(encoder, data, asked, progress=progress).at(asked)
+        part = truth.part(rows)
+        own_test, new_test = (
+            retrieval_of_rows(part, one, searched.vectors, rows, recall_ks(policy))
+            for one in (own, new)
+        )
+        links.append(
+            ChainEvidence(
+                name=f"gallery of {sha256[:12]}",
+                classes=part.classes,
+                unit=part.unit,
+                own=own_test,
+                new=new_test,
+            )
+        )
+    return links

@@ -10,16 +10,23 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from compatctl.core.arrays import Bools, Rows
+from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.measurements import DECIDING_GROUP
-from compatctl.data import Dataset, read_pairs
+from compatctl.core.nearest import exact_search_pieces, row_pieces
+from compatctl.core.perceptual_hash import matches_any_hash
+from compatctl.data import Dataset, looks_of, read_pairs
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import columns_of
-from compatctl.evaluation.near_copies import near_copies
 from compatctl.evaluation.options import VerifyOptions
-from compatctl.evaluation.pairs import rows_of
-from compatctl.evaluation.protocol import QueryGroup, has_roles, query_group, query_rows, union
+from compatctl.evaluation.pairs import resolve_pairs
+from compatctl.evaluation.protocol import QueryGroup, group_rows, has_roles, query_group, query_rows
+
+NEAR = 0.005
+"""Two vectors are of near-copies where 1 - cosine is below this share of its mean over all pairs of
+queries and rows; measured in docs/verify.md. Of a mean cosine of 0 that is a cosine of .995."""
+_SAMPLE = 10_000
+"""Rows that the mean is taken of."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +59,7 @@ class Groups:
         return len(self.query_groups[0].slices)
 
 
-def groups_of(data: Dataset, seen: TrainingRecord | None, options: VerifyOptions) -> Groups:
+def query_groups(data: Dataset, seen: TrainingRecord | None, options: VerifyOptions) -> Groups:
     """Held-out queries by what the candidate saw: unseen classes, seen classes, trained items.
 
     Raises:
@@ -60,7 +67,7 @@ def groups_of(data: Dataset, seen: TrainingRecord | None, options: VerifyOptions
             a slice names no column; a pair names no item.
     """
     columns_of(data, (), options.slices)  # or an error that names the columns
-    pairs = rows_of(read_pairs(options.pairs), data.row_of) if options.pairs else None
+    pairs = resolve_pairs(read_pairs(options.pairs), data.row_of) if options.pairs else None
     held_out = query_rows(data, "test")
     if seen is None:
         group = query_group(DECIDING_GROUP, data, held_out, options.slices, options.cluster)
@@ -83,14 +90,14 @@ def groups_of(data: Dataset, seen: TrainingRecord | None, options: VerifyOptions
     )
 
 
-def with_near(
+def with_near_copies(
     groups: Groups, rows: Rows, data: Dataset, seen: TrainingRecord, options: VerifyOptions
 ) -> Groups:
     """The same where these held-out queries, too, are near-copies: their vectors show it."""
     if not len(rows):
         return groups
     near = np.union1d(groups.near, rows)
-    every = union(groups.query_groups, part="queries")
+    every = group_rows(groups.query_groups, part="queries")
     fresh = np.setdiff1d(every, np.union1d(groups.trained, near))
     return replace(
         groups,
@@ -133,3 +140,33 @@ def _refuse_trained(
             tip="hold out other items, or pass --allow-seen to report them apart",
         )
     return trained
+
+
+def near_copies(data: Dataset, rows: Rows, seen: TrainingRecord) -> Rows:
+    """Those of ``rows`` (n,) that look like an item that went through the new model.
+
+    An image that does not decode looks like none.
+    """
+    if not len(seen.looks) or not len(rows):
+        return np.zeros(0, np.int64)
+    found, good = looks_of(data, rows.tolist())
+    near: Rows = rows[good[matches_any_hash(found, seen.looks)]]
+    return near
+
+
+def near_vectors(queries: Vectors, self_row: Rows, gallery: Vectors, rows: Rows) -> Bools:
+    """(Q,) queries (Q, D) whose vector is nearly that of one of the ``rows`` (n,), ascending, of a
+    gallery (G, D): those that went through the new model.
+
+    ``self_row`` (Q,): the gallery row that is the query's own item, -1: none. Unit rows, all of the
+    old model; a row that an earlier one embedded is of another direction, and is near none.
+    """
+    if not len(queries) or not len(rows):
+        return np.zeros(len(queries), bool)
+    sample = gallery[rows[:: -(-len(rows) // _SAMPLE)]]
+    mean = float(queries.mean(axis=0, dtype=np.float64) @ sample.mean(axis=0, dtype=np.float64))
+    at = np.searchsorted(rows, self_row)
+    own = np.where(rows[np.minimum(at, len(rows) - 1)] == self_row, at, -1)
+    found = exact_search_pieces(queries, row_pieces(gallery, rows), 1, own)
+    near: Bools = 1 - found.scores[:, 0] < NEAR * (1 - mean)
+    return near

@@ -17,7 +17,7 @@ from compatctl.core.ignored import Ignored
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import columns_of
-from compatctl.evaluation.comparison import GroundTruth
+from compatctl.evaluation.ground_truth import GroundTruth
 
 _BLOCK = 2**16
 """Judged pairs looked up at once."""
@@ -63,7 +63,7 @@ def ignored_rows(
     return Ignored.from_groups(*codes, n_queries=len(query_labels), n_rows=len(gallery_labels))
 
 
-def ignoring(truth: GroundTruth, columns: Mapping[str, Column]) -> GroundTruth:
+def with_ignored_rows(truth: GroundTruth, columns: Mapping[str, Column]) -> GroundTruth:
     """The field with what its queries ignore; judged pairs that do not count are no longer in it.
 
     Raises:
@@ -102,7 +102,7 @@ def shared_columns(
     }
 
 
-def unknown_values(columns: Mapping[str, Column]) -> tuple[str, ...]:
+def missing_value_notes(columns: Mapping[str, Column]) -> tuple[str, ...]:
     """A sentence for each column of which gallery items or queries have no value: they count."""
     found = []
     for name, (of_queries, of_rows) in columns.items():

@@ -11,7 +11,7 @@ from compatctl.core.calibration import ScoreMap
 from compatctl.core.policy import Policy
 from compatctl.core.similarity import SIMILARITIES
 from compatctl.errors import UsageError
-from compatctl.evaluation.acceptance import Calibrate, Thresholds
+from compatctl.evaluation.acceptance import CalibrationRequest, Thresholds
 from compatctl.evaluation.verdict import Outputs
 from compatctl.files import sha256_file
 from compatctl.recipe import Project
@@ -182,9 +182,9 @@ class VerifyOptions:
         new = self.threshold if self.new_threshold is None else self.new_threshold
         return Thresholds(old=self.threshold, new=new, scale=scale)
 
-    def calibration(self, scale: ScoreMap | None = None) -> Calibrate | None:
+    def calibration(self, scale: ScoreMap | None = None) -> CalibrationRequest | None:
         """How scores are to be calibrated, where that was asked for."""
-        return Calibrate(scale=scale) if self.calibrate else None
+        return CalibrationRequest(scale=scale) if self.calibrate else None
 
     def unchecked(self) -> tuple[str, ...]:
         """What was not asked for."""

@@ -24,7 +24,7 @@ from compatctl.core.thresholds import (
 from compatctl.data import Pair
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import PAIRS
-from compatctl.evaluation.clusters import drawn
+from compatctl.evaluation.clusters import resampling_units
 from compatctl.report import PairsResult
 
 FOLDS = 10
@@ -34,7 +34,7 @@ MIN_PAIRS = FOLDS
 """Pairs of each kind: one for each fold."""
 
 
-def rows_of(pairs: Sequence[Pair], row: Mapping[str, int]) -> tuple[Rows, Rows, Bools]:
+def resolve_pairs(pairs: Sequence[Pair], row: Mapping[str, int]) -> tuple[Rows, Rows, Bools]:
     """Rows of both items of every pair, and whether it is of one class.
 
     ``row``: item id -> row of the data.
@@ -80,7 +80,9 @@ def measure_pairs(
     old, new = (row_products(one, first, gallery, second) for one in queries)
     used = np.concatenate([first, second])
     codes = np.unique([labels[row] for row in used], return_inverse=True)[1].astype(np.int64)
-    units = drawn(codes, {name: [of[row] for row in used] for name, of in cluster.items()})
+    units = resampling_units(
+        codes, {name: [of[row] for row in used] for name, of in cluster.items()}
+    )
     a, b = units.classes[: len(first)], units.classes[len(first) :]
 
     def estimate(values: NDArray[np.float64], kind: Bools, harm: int = 0) -> Estimate:

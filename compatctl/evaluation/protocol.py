@@ -16,8 +16,8 @@ from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
-from compatctl.evaluation.clusters import all_columns, column_codes, columns_of, drawn
-from compatctl.evaluation.comparison import GroundTruth, reembedded_half
+from compatctl.evaluation.clusters import all_columns, column_codes, columns_of, resampling_units
+from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half
 from compatctl.progress import Progress, silent
 
 MAX_SLICES = 500
@@ -90,12 +90,12 @@ def query_group(
         name=name,
         queries=queries,
         gallery=gallery_rows(data),
-        slices=slices_of(columns),
+        slices=slice_masks(columns),
         cluster=cluster,
     )
 
 
-def slices_of(columns: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bool_]]:
+def slice_masks(columns: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bool_]]:
     """Name -> (Q,) which queries are in it, of columns of Q values; an empty value is no slice.
 
     Raises:
@@ -164,14 +164,16 @@ def ground_truth(
     code = {name: at for at, name in enumerate(names)}
     labels = as_rows(code[data.items[i].label] for i in group.queries)
     queries = [data.items[row].id for row in group.queries]
-    units = drawn(labels, columns_of(data, group.queries, group.cluster), judged=judged is not None)
+    units = resampling_units(
+        labels, columns_of(data, group.queries, group.cluster), judged=judged is not None
+    )
     return GroundTruth(
         classes=units.classes,
         query_labels=labels,
         gallery_labels=as_rows(code[data.items[i].label] for i in group.gallery),
         self_row=as_rows(position.get(int(i), -1) for i in group.queries),
         judged=None if judged is None else judged_rows(judged, queries, ids),
-        half=reembedded_half(ids),
+        reembedded=reembedded_half(ids),
         slices=group.slices,
         unit=units.unit,
         columns=column_codes(labels, all_columns(data, group.queries)),
@@ -207,7 +209,7 @@ def same_dimension(old: int, new: int) -> None:
         )
 
 
-def union(groups: Sequence[QueryGroup], *, part: str) -> Rows:
+def group_rows(groups: Sequence[QueryGroup], *, part: str) -> Rows:
     """Every row that queries (``part='queries'``) or is searched (``'gallery'``), once, sorted."""
     parts = [getattr(group, part) for group in groups]
     return np.unique(np.concatenate(parts)) if parts else as_rows(())

@@ -31,7 +31,7 @@ _ANSWER = ("first_id", "first_label", "first_score", "rank")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answered:
+class QueryAnswers:
     """One group of Q queries, as both models answered them on the old gallery of G rows; a gallery
     label that nobody knows is empty."""
 
@@ -65,7 +65,7 @@ def check_form(path: Path | None) -> None:
         )
 
 
-def write_queries(path: Path | None, groups: Iterable[Answered]) -> None:
+def write_queries(path: Path | None, groups: Iterable[QueryAnswers]) -> None:
     """Write one line for each query, atomically; a query that is in several groups has the first.
 
     A rank is the place, from 1, of the first relevant item; empty (null) where none was among those
@@ -84,11 +84,11 @@ def write_queries(path: Path | None, groups: Iterable[Answered]) -> None:
     write_atomic(path, _FORMS[path.suffix](columns))
 
 
-def _by_id(group: Answered) -> list[int]:
+def _by_id(group: QueryAnswers) -> list[int]:
     return sorted(range(len(group.ids)), key=lambda at: group.ids[at])
 
 
-def _columns(group: Answered) -> dict[str, Sequence[Any]]:
+def _columns(group: QueryAnswers) -> dict[str, Sequence[Any]]:
     old, new = (_answer(group, side) for side in (0, 1))
     outcome = _outcomes(*group.tests)
     found: dict[str, Sequence[Any]] = {
@@ -106,7 +106,7 @@ def _columns(group: Answered) -> dict[str, Sequence[Any]]:
     return found
 
 
-def _answer(group: Answered, side: int) -> tuple[Sequence[Any], ...]:
+def _answer(group: QueryAnswers, side: int) -> tuple[Sequence[Any], ...]:
     """Ids, labels and cosines of the first answers, and ranks of the first relevant ones."""
     test = group.tests[side]
     assert test.first_row is not None

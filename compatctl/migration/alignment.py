@@ -17,8 +17,9 @@ from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
-from compatctl.evaluation.comparison import GroundTruth, retrieval
-from compatctl.evaluation.embedding import features_of, prefixed
+from compatctl.evaluation.embedding import embed_pair, prefixed
+from compatctl.evaluation.exact_retrieval import retrieval
+from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.protocol import (
     QueryGroup,
     drop_rows,
@@ -115,7 +116,7 @@ def alignment_set(
             image that does not decode, without ``skip_bad``.
     """
     asking = query_group("validation", data, query_rows(data, "validation"))
-    both = features_of(
+    both = embed_pair(
         data,
         [asking, QueryGroup(name="pairs", queries=as_rows(()), gallery=pairs)],
         encoders=(gallery.encoder, new),

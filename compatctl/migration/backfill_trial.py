@@ -18,7 +18,7 @@ from compatctl.deployment.record_files import ModelHeader, find_record
 from compatctl.encoder import read_record
 from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import AnnQueries
-from compatctl.evaluation.comparison import mixed, recall_ks, retrieval
+from compatctl.evaluation.exact_retrieval import mixed_retrieval, recall_ks, retrieval
 from compatctl.manifest import Catalog
 from compatctl.migration.rewrite_gate import HeldOutQueries, deciding_queries
 from compatctl.recipe import Project
@@ -98,8 +98,8 @@ def try_mixed(
     curve = [CurvePoint(share=float(have.mean()), recall=before.recall[k])]
     after, bias = before, 0.0
     for half in _stages(have, rows):
-        staged = replace(truth, half=half)
-        after, bias = mixed(staged, old, new, queries.features, policy)
+        staged = replace(truth, reembedded=half)
+        after, bias = mixed_retrieval(staged, old, new, queries.features, policy)
         curve.append(CurvePoint(share=float(half.mean()), recall=after.recall[k]))
     how = sampling(policy, 0, 0, 0)
     gain = measure_mixed(

@@ -19,7 +19,7 @@ from compatctl.deployment.gallery import stored_rows
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import AnnQueries
-from compatctl.evaluation.comparison import recall_ks, retrieval
+from compatctl.evaluation.exact_retrieval import recall_ks, retrieval
 from compatctl.manifest import Catalog
 from compatctl.migration.rewrite_gate import HeldOutQueries, deciding_queries
 from compatctl.store import Store

@@ -14,11 +14,11 @@ from compatctl.data import Dataset
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError
-from compatctl.evaluation.ann import AnnQueries, sample
-from compatctl.evaluation.clusters import columns_of, drawn
-from compatctl.evaluation.comparison import GroundTruth
-from compatctl.evaluation.groups import groups_of
-from compatctl.evaluation.ignored_rows import ignoring
+from compatctl.evaluation.ann import AnnQueries, sample_queries
+from compatctl.evaluation.clusters import columns_of, resampling_units
+from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.evaluation.groups import query_groups
+from compatctl.evaluation.ignored_rows import with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.manifest import Catalog
 from compatctl.report import AnnRecall
@@ -93,7 +93,7 @@ class HeldOutQueries:
         ]
         code = {name: at for at, name in enumerate(sorted({*of_rows, *self.classes}))}
         labels = as_rows(code[name] for name in self.classes)
-        units = drawn(labels, self.cluster)
+        units = resampling_units(labels, self.cluster)
         truth = GroundTruth(
             classes=units.classes,
             unit=units.unit,
@@ -105,11 +105,11 @@ class HeldOutQueries:
             name: ([of[item] for item in self.ids], [of.get(item, "") for item in catalog.ids])
             for name, of in self.columns.items()
         }
-        return ignoring(truth, shared)
+        return with_ignored_rows(truth, shared)
 
     def asked(self, rows: Vectors, catalog: Catalog) -> AnnQueries:
         """A sample of the queries, to try an index of ``rows`` (N, D), the catalogue's, with."""
-        return AnnQueries.of(self.features[sample(len(self.ids))], rows, catalog.keys)
+        return AnnQueries.of(self.features[sample_queries(len(self.ids))], rows, catalog.keys)
 
 
 def deciding_queries(data: Dataset, seen: TrainingRecord | None) -> Rows:
@@ -119,7 +119,7 @@ def deciding_queries(data: Dataset, seen: TrainingRecord | None) -> Rows:
     Raises:
         InputError: there is a record, and a query's image cannot be read.
     """
-    return groups_of(data, seen, VerifyOptions(allow_seen=True)).query_groups[0].queries
+    return query_groups(data, seen, VerifyOptions(allow_seen=True)).query_groups[0].queries
 
 
 def require_queries(n: int, *, forced_reason: str | None, without: str) -> None:

@@ -21,9 +21,9 @@ from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.core.fusion import fuse_rows
 from compatctl.core.hash_order import hash_key
 from compatctl.data import Dataset
-from compatctl.evaluation.clusters import columns_of, drawn
-from compatctl.evaluation.comparison import GroundTruth
-from compatctl.evaluation.ignored_rows import ignoring, shared_columns
+from compatctl.evaluation.clusters import columns_of, resampling_units
+from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
 from compatctl.migration.adapters import KINDS, iter_adapters
 from compatctl.migration.selection import (
     CrossFitSelector,
@@ -79,7 +79,7 @@ class RouteInputs:
         for label in sorted({*(self.data.labels[i] for i in self.asked), *self._labels}):
             names[label] = len(names)
         labels = as_rows(names[self.data.labels[i]] for i in self.asked)
-        units = drawn(labels, columns_of(self.data, self.asked, self.cluster))
+        units = resampling_units(labels, columns_of(self.data, self.asked, self.cluster))
         known = GroundTruth(
             classes=units.classes,
             unit=units.unit,
@@ -88,7 +88,7 @@ class RouteInputs:
             self_row=as_rows(self.reference.row_of.get(self.data.ids[i], -1) for i in self.asked),
         )
         shared = shared_columns(self.data, self.ignore_same, self.asked, self.gallery)
-        return ignoring(known, shared)
+        return with_ignored_rows(known, shared)
 
     @property
     def _labels(self) -> tuple[str, ...]:

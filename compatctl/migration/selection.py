@@ -19,15 +19,9 @@ from compatctl.core.arrays import Bools, Vectors
 from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
-from compatctl.evaluation.comparison import (
-    MAP_K,
-    GroundTruth,
-    PairedEmbeddings,
-    recall_ks,
-    retrieval,
-    retrieval_by_part,
-)
-from compatctl.evaluation.group_runs import GroupResult, compare
+from compatctl.evaluation.comparison import GroupResult, PairedEmbeddings, compare
+from compatctl.evaluation.exact_retrieval import MAP_K, recall_ks, retrieval, retrieval_by_part
+from compatctl.evaluation.ground_truth import GroundTruth
 
 if TYPE_CHECKING:
     from compatctl.recipe import Recipe

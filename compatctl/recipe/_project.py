@@ -35,7 +35,7 @@ class Gate:
     """How ``verify`` is asked, beside the entries that have a place of their own: deploy takes no
     report that was made otherwise.
 
-    ``data_sha256`` is the ``question_sha256`` of the report's data: with it deploy needs no data.
+    ``data_sha256`` is the report's ``data.evaluation_set_sha256``: with it deploy needs no data.
     With ``require_signature`` deploy takes no report that is not signed with its key.
     """
 

@@ -126,7 +126,7 @@ def _read(path: Path) -> bytes:
 def _check_types(verified: VerifiedReport) -> None:
     """Validate that digests are sha256, and that the model's name is a file name."""
     digests = {key: value for key, value in vars(verified).items() if key.endswith("sha256")}
-    digests["question_sha256"] = verified.report.data.question_sha256
+    digests["evaluation_set_sha256"] = verified.report.data.evaluation_set_sha256
     if (signature := verified.report.signature) is not None:
         digests["signature"] = signature.hmac_sha256
     for key, value in digests.items():

@@ -31,13 +31,13 @@ class ModelId:
 class DataId:
     """The items that were compared; ``sha256`` covers ids, labels, roles and the inputs' bytes.
 
-    ``question_sha256`` covers what the data ask: every item's description, and the images of the
-    held-out queries and of pairs. Deploy makes it again.
+    ``evaluation_set_sha256`` covers every item's description, and the images of the held-out
+    queries and of pairs. Deploy computes it again.
     """
 
     name: str
     sha256: str
-    question_sha256: str
+    evaluation_set_sha256: str
     items: int
     skipped: tuple[str, ...]
 

@@ -10,8 +10,8 @@ import pytest
 from painted import DIM, World, unit
 from test_whole_gallery import shop_of
 
-from compatctl.evaluation import near_copies
-from compatctl.evaluation.near_copies import NEAR, near_vectors
+from compatctl.evaluation import groups
+from compatctl.evaluation.groups import NEAR, near_vectors
 
 COPIES = 12
 
@@ -32,7 +32,7 @@ def test_near_vectors_against_every_pair(shift: float, monkeypatch: pytest.Monke
     expected = (1 - cosines).min(axis=1) < apart
     assert 10 < expected.sum() < 120
     assert np.array_equal(near_vectors(queries, own, gallery, rows), expected)
-    monkeypatch.setattr(near_copies, "_SAMPLE", 50)
+    monkeypatch.setattr(groups, "_SAMPLE", 50)
     assert np.mean(near_vectors(queries, own, gallery, rows) == expected) > 0.97
     assert not near_vectors(queries, own, gallery, rows[:0]).any()
 

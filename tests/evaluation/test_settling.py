@@ -11,8 +11,8 @@ from compatctl.core.gate import borderline_checks, judge
 from compatctl.core.measurements import GroupEvidence, measure
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import NEVER, Retrieval
-from compatctl.evaluation.adaptive_resampling import LONG, sampling, verdict_of
-from compatctl.evaluation.group_runs import GroupResult
+from compatctl.evaluation.adaptive_resampling import LONG, adaptive_verdict, sampling
+from compatctl.evaluation.comparison import GroupResult
 
 POLICY = Policy(min_queries=1, different_class_margin=None, max_design_effect=None, replicates=999)
 CLASSES, SIZE, SEEDS = 60, 6, 3
@@ -75,7 +75,7 @@ def test_a_seed_turns_no_close_call():
         return judge(POLICY, measure(POLICY, one.evidence, how.draw, how.replicates)).outcome
 
     def settled(one, seed):
-        return verdict_of(POLICY, [one], [], [], sampling(POLICY, seed, 0, 0)).outcome
+        return adaptive_verdict(POLICY, [one], [], [], sampling(POLICY, seed, 0, 0)).outcome
 
     assert turned(samples, once) >= 3
     assert turned(samples, settled) == 0

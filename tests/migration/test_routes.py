@@ -13,7 +13,7 @@ import torch
 
 from compatctl.commands.plan import _Cost, _Gallery, _sheet
 from compatctl.data import Dataset, Item
-from compatctl.evaluation.comparison import retrieval
+from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.migration import routes
 from compatctl.migration.routes import RouteInputs
 from compatctl.migration.selection import CrossFitSelector, Fold, RouteResult, Variant

@@ -242,7 +242,7 @@ def test_data_are_compared_by_what_they_ask(seller: Shop) -> None:
     _refused(seller, "report.json", "names no data", code=3)
     project.write_text("format: 1\nstore: store\ndata: gone.csv\n")
     _refused(seller, "report.json", "no data at", code=3)
-    digest = json.loads(seller.path("report.json").read_bytes())["data"]["question_sha256"]
+    digest = json.loads(seller.path("report.json").read_bytes())["data"]["evaluation_set_sha256"]
     pinned = "format: 1\nstore: store\ngate: {data_sha256: '%s'}\n"
     project.write_text(pinned % ("0" * 64))
     _refused(seller, "report.json", "other data", code=3)

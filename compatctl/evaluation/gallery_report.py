@@ -12,9 +12,9 @@ from compatctl.core.arrays import Bools, Rows
 from compatctl.core.gate import Measurement
 from compatctl.core.measurements import DECIDING_GROUP
 from compatctl.data import Dataset
-from compatctl.evaluation.group_runs import GroupResult
+from compatctl.evaluation.comparison import GroupResult
+from compatctl.evaluation.gallery import EvaluationGallery
 from compatctl.evaluation.protocol import QueryGroup
-from compatctl.evaluation.searched_gallery import Searched
 from compatctl.report import SearchedGallery
 
 NAMED = 5
@@ -34,7 +34,7 @@ class GalleryImages:
     """Digests of more than one row."""
 
     @classmethod
-    def of(cls, data: Dataset, searched: Searched, *, bad: set[int]) -> Self:
+    def of(cls, data: Dataset, searched: EvaluationGallery, *, bad: set[int]) -> Self:
         """Every image is read once; those of ``bad`` rows of the data are not."""
         row_of: dict[str, int] = {}
         repeated: set[str] = set()
@@ -52,7 +52,7 @@ class GalleryImages:
         return np.array(found, bool)
 
 
-def searched_gallery(searched: Searched, new_rows: Rows | None) -> SearchedGallery:
+def gallery_entry(searched: EvaluationGallery, new_rows: Rows | None) -> SearchedGallery:
     """The report's entry; ``new_rows``: what the new model embedded, None: nothing was to be."""
     return SearchedGallery(
         rows=len(searched),
@@ -66,7 +66,7 @@ def searched_gallery(searched: Searched, new_rows: Rows | None) -> SearchedGalle
     )
 
 
-def stored_share(searched: SearchedGallery, *, has_store: bool) -> list[Measurement]:
+def stored_share_check(searched: SearchedGallery, *, has_store: bool) -> list[Measurement]:
     """Which share of the searched rows is the store's own, where there is a store."""
     if not has_store:
         return []
@@ -86,7 +86,7 @@ def stored_share(searched: SearchedGallery, *, has_store: bool) -> list[Measurem
     ]
 
 
-def left_out(trial: GroupResult) -> tuple[str, ...]:
+def duplicate_warnings(trial: GroupResult) -> tuple[str, ...]:
     """The sentence about queries that lie in the gallery themselves, where there are such."""
     twins = int((~trial.kept).sum())
     if not twins:
@@ -98,11 +98,11 @@ def left_out(trial: GroupResult) -> tuple[str, ...]:
     )
 
 
-def warnings_of(
+def gallery_warnings(
     searched: SearchedGallery, trial: GroupResult, group: QueryGroup
 ) -> tuple[str, ...]:
     """What a reader must know before he believes the figures of the group that decides."""
-    found = list(left_out(trial))
+    found = list(duplicate_warnings(trial))
     old = trial.evidence.old_old
     lost = old.n_queries - old.n_with_match
     if lost > MANY * old.n_queries:

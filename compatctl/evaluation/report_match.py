@@ -16,7 +16,7 @@ from compatctl.data import Dataset, read_pairs
 from compatctl.deployment.data import load_data
 from compatctl.errors import GateError, InputError
 from compatctl.evaluation.options import VerifyOptions
-from compatctl.evaluation.pairs import rows_of
+from compatctl.evaluation.pairs import resolve_pairs
 from compatctl.evaluation.protocol import query_rows
 from compatctl.recipe import Project
 from compatctl.report import Report
@@ -25,7 +25,7 @@ _FLAGS = {"slices": "--slice", "self_test": "--no-self-test"}
 """Options whose flag is not called as they are."""
 
 
-def question_sha256(data: Dataset, options: VerifyOptions) -> str:
+def evaluation_set_sha256(data: Dataset, options: VerifyOptions) -> str:
     """sha256 (hex) of what the data ask: every item's description, and the images that query.
 
     Those are of the held-out queries and of the items in pairs; no other image is read.
@@ -35,7 +35,7 @@ def question_sha256(data: Dataset, options: VerifyOptions) -> str:
     """
     rows = query_rows(data, "test")
     if options.pairs is not None:
-        first, second, _ = rows_of(read_pairs(options.pairs), data.row_of)
+        first, second, _ = resolve_pairs(read_pairs(options.pairs), data.row_of)
         rows = np.union1d(rows, np.union1d(first, second))
     images = {int(row): _image(data, int(row)) for row in rows}
     lines = sorted(
@@ -53,7 +53,7 @@ def _image(data: Dataset, row: int) -> str:
         return ""
 
 
-def refuse_other_question(report: Report, project: Project) -> None:
+def require_matching_report(report: Report, project: Project) -> None:
     """Raise unless the report was made as the project says.
 
     Raises:
@@ -74,7 +74,7 @@ def refuse_other_question(report: Report, project: Project) -> None:
 
 
 def _refuse_other_data(report: Report, project: Project, options: VerifyOptions) -> None:
-    stated = report.data.question_sha256
+    stated = report.data.evaluation_set_sha256
     pinned = project.gate.data_sha256
     if pinned is None and (project.data is None or not project.data.exists()):
         raise GateError(
@@ -84,7 +84,7 @@ def _refuse_other_data(report: Report, project: Project, options: VerifyOptions)
             tip="pass --data, as to verify, or pin them: write gate: {data_sha256: "
             f"'{stated}'}} into compatctl.yaml",
         )
-    here = pinned or question_sha256(load_data(project), options)
+    here = pinned or evaluation_set_sha256(load_data(project), options)
     if here != stated:
         whose = "the project pins" if pinned else f"{project.data} has"
         raise GateError(

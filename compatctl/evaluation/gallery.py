@@ -25,15 +25,15 @@ from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
-from compatctl.evaluation.clusters import all_columns, column_codes, columns_of, drawn
-from compatctl.evaluation.comparison import GroundTruth, reembedded_half
+from compatctl.evaluation.clusters import all_columns, column_codes, columns_of, resampling_units
+from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half
 from compatctl.evaluation.ignored_rows import Column, shared_columns
 from compatctl.evaluation.protocol import QueryGroup, RelevancePairs, judged_rows
 from compatctl.progress import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Embedded:
+class EmbeddedRows:
     """Unit features (n, D) of ascending ``rows`` (n,) of a data set; ``bad``: ids that failed."""
 
     rows: Rows
@@ -69,7 +69,7 @@ class Embedded:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Searched:
+class EvaluationGallery:
     """G rows: those of the store in the catalogue's order, then those embedded by the old model.
 
     ``labels``: "" where nobody knows. ``of_data`` (G,): the row of the data that is the same item,
@@ -86,7 +86,7 @@ class Searched:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, data: Dataset, gallery: DeployedGallery | None, beside: Embedded) -> Self:
+    def of(cls, data: Dataset, gallery: DeployedGallery | None, beside: EmbeddedRows) -> Self:
         """The store's rows, and ``beside`` them items of the data that the store does not hold."""
         stored_ids = gallery.catalog.ids if gallery else ()
         of_data = np.concatenate([stored_rows_of(data, gallery), beside.rows])
@@ -160,14 +160,14 @@ class Searched:
         if seen is not None and group.name == DECIDING_GROUP:
             touched = self._touched(seen, query_labels, self_row, pairs)
         columns = columns_of(data, group.queries, group.cluster)
-        units = drawn(query_labels, columns, judged=judged is not None)
+        units = resampling_units(query_labels, columns, judged=judged is not None)
         return GroundTruth(
             classes=units.classes,
             query_labels=query_labels,
             gallery_labels=self.codes,
             self_row=self_row,
             judged=pairs,
-            half=self.half,
+            reembedded=self.reembedded,
             slices=group.slices,
             unit=units.unit,
             columns=column_codes(query_labels, all_columns(data, group.queries)),
@@ -182,7 +182,7 @@ class Searched:
         return shared_columns(data, names, group.queries, self.of_data)
 
     @cached_property
-    def half(self) -> Bools:
+    def reembedded(self) -> Bools:
         """(G,) about half of the rows whose image is at hand: the others cannot be re-embedded."""
         found = np.zeros(len(self), dtype=bool)
         here = np.flatnonzero(self.of_data >= 0)
