@@ -1,7 +1,7 @@
-"""Recipes, project files and policies: YAML's one home.
+"""Recipes, project files and policies: everything that people write in YAML.
 
-People write YAML, so every file is read into frozen dataclasses that refuse unknown keys and wrong
-types with a sentence that says what to write. Machines write JSON (``manifest.py``).
+Each file is read into frozen dataclasses; an unknown key or a wrong type is an error that says what
+to write.
 """
 
 from __future__ import annotations

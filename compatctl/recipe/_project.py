@@ -1,4 +1,4 @@
-"""``compatctl.yaml`` and the policies: which files the commands work on, and what a pass is."""
+"""``compatctl.yaml``, which names the files that commands work on, and the policies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compatctl.errors import InputError
-from compatctl.recipe._recipe import FACTORIES, _refuse_newer
+from compatctl.recipe._recipe import FACTORIES
 from compatctl.recipe._typed import between, build, load_yaml
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ POLICIES = Path(__file__).parent.parent / "policies"
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Shares of the CLASSES that train and that choose settings; what is left tests.
+    """Shares of the CLASSES for training and validation; the rest are test classes.
 
-    ``hold_out_items``: share of the images of training classes that test as well.
+    ``hold_out_items`` is the share of images of training classes that are test items, too.
     """
 
     train: float = field(default=0.6, metadata=between(0.0, 1.0))
@@ -32,11 +32,10 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """How ``verify`` is asked, beside the entries that have a place of their own: deploy takes no
-    report that was made otherwise.
+    """Options of ``verify`` without a key of their own; deploy refuses a report made with others.
 
-    ``data_sha256`` is the report's ``data.evaluation_set_sha256``: with it deploy needs no data.
-    With ``require_signature`` deploy takes no report that is not signed with its key.
+    ``data_sha256`` is the report's ``data.evaluation_set_sha256``: with it, deploy needs no data.
+    With ``require_signature``, deploy refuses a report that is not signed with its key.
     """
 
     new_threshold: float | None = field(default=None, metadata=between(-1.0, 1.0))
@@ -51,23 +50,21 @@ class Gate:
     require_signature: bool = False
 
     def resolved(self, folder: Path) -> Gate:
-        """The same with every relative path taken from ``folder``."""
+        """The same options with relative paths taken from ``folder``."""
         return replace(self, **_paths(self, folder))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """What ``compatctl.yaml`` says. Paths in the file are relative to it; here they are resolved.
+    """Content of ``compatctl.yaml``, with paths resolved relative to the file.
 
-    ``data_root`` is a folder besides that of the data in which its images may lie;
-    ``policy`` is the name of a shipped policy or the path of a file; ``slices`` are columns of the
-    data whose values are judged one by one; ``cluster`` are columns whose values are resampled as
-    units, besides classes; ``ignore_same`` are columns whose value a gallery item of the query's
-    label may not share with it, or it does not count; ``threshold`` is the cosine at which the
-    deployed system accepts, and ``calibrate`` keeps what it means by a map of the scores;
-    ``junit``, ``markdown``, ``metrics`` and ``queries`` are files that verify writes besides;
-    ``factories`` is the code that a recipe may name, modules and callables; ``gate`` is how verify
-    is asked besides.
+    ``data_root`` is a second folder that may hold the images of the data; ``policy`` is the name of
+    a shipped policy or a path. Columns of the data: ``slices`` are judged value by value,
+    ``cluster`` values are resampled as units (in addition to classes), and a gallery item that
+    shares an ``ignore_same`` value with the query is no match for it. ``threshold`` is the cosine
+    from which the deployed system accepts a match; ``calibrate`` keeps its meaning by a map of the
+    scores. ``junit``, ``markdown``, ``metrics`` and ``queries`` are optional outputs of verify.
+    ``factories`` lists the modules and callables that a recipe may name.
     """
 
     format: int = field(default=1, metadata=between(1, 1))
@@ -94,9 +91,8 @@ class Project:
 
     @classmethod
     def load(cls, path: Path) -> Project:
-        """The project in a file; ``InputError`` for an unknown key, a wrong type, a bad split."""
-        value = load_yaml(path)
-        _refuse_newer(value, path, 1)
+        """Read a file; ``InputError`` for an unknown key, a wrong type or a bad split."""
+        value = load_yaml(path, newest=1)
         project = build(cls, {} if value is None else value, str(path))
         split = project.split
         if split.train + split.validation > 1.0:
@@ -107,37 +103,37 @@ class Project:
 
     @classmethod
     def find(cls, folder: Path) -> Project:
-        """``compatctl.yaml`` of ``folder``, or the defaults where there is none."""
+        """``compatctl.yaml`` of ``folder``, or the defaults if there is none."""
         path = folder / PROJECT_FILE
         return cls.load(path) if path.is_file() else cls().resolved(folder)
 
     def resolved(self, folder: Path) -> Project:
-        """The same project with every relative path taken from ``folder``."""
-        named = self.policy in shipped_policies()
+        """The same project with relative paths taken from ``folder``."""
+        shipped = self.policy in shipped_policies()
         return replace(
             self,
             **_paths(self, folder),
-            policy=self.policy if named else str(folder / self.policy),
+            policy=self.policy if shipped else str(folder / self.policy),
             gate=self.gate.resolved(folder),
         )
 
 
 def _paths(entries: Project | Gate, folder: Path) -> dict[str, Any]:
-    """Every path among the entries, a relative one taken from ``folder``."""
+    """Every path among the entries, relative ones taken from ``folder``."""
     return {
-        one.name: folder / getattr(entries, one.name)
-        for one in fields(entries)
-        if isinstance(getattr(entries, one.name), Path)
+        entry.name: folder / getattr(entries, entry.name)
+        for entry in fields(entries)
+        if isinstance(getattr(entries, entry.name), Path)
     }
 
 
 def shipped_policies() -> tuple[str, ...]:
-    """Names of the policies that come with the package."""
-    return tuple(sorted(one.stem for one in POLICIES.glob("*.yaml")))
+    """Names of the policies in the package."""
+    return tuple(sorted(path.stem for path in POLICIES.glob("*.yaml")))
 
 
 def load_policy(name_or_path: str | Path) -> Policy:
-    """A shipped policy by name, else the policy in a YAML file.
+    """A shipped policy by name, or the policy in a YAML file.
 
     Raises ``InputError`` for an unknown name, an unknown key or a wrong type.
     """
@@ -150,6 +146,4 @@ def load_policy(name_or_path: str | Path) -> Policy:
         raise InputError(
             f"no policy called {name}", tip=f"shipped: {', '.join(known)}; or give a file's path"
         )
-    value = load_yaml(path)
-    _refuse_newer(value, path, POLICY_FORMAT)
-    return build(Policy, value, str(path))
+    return build(Policy, load_yaml(path, newest=POLICY_FORMAT), str(path))

@@ -6,8 +6,7 @@ import dataclasses
 import textwrap
 import typing
 from collections.abc import Iterator
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -26,11 +25,11 @@ EXAMPLE = Recipe(
         ),
     )
 )
-"""Every default, and a backbone as an example of what has none."""
+"""All defaults, and an example of a backbone, which has none."""
 
 _HEADER = """\
-# The default recipe: every setting with its default value. Only backbone must be written; the one
-# below is an example.
+# The default recipe: every setting with its default value. Only backbone is required; the one below
+# is an example.
 #
 #     compatctl finetune --base new.ckpt
 #
@@ -40,9 +39,9 @@ _HEADER = """\
 _PAGE = """\
 # The recipe
 
-A recipe is a YAML file that decides what `compatctl finetune` computes. Only `backbone` must be
-written. `compatctl finetune --print-recipe` prints a recipe with every setting and its default, the
-same file as [`recipes/default.yaml`](../recipes/default.yaml).
+A recipe is a YAML file that decides what `compatctl finetune` computes. Only `backbone` is
+required. `compatctl finetune --print-recipe` prints a recipe with every setting and its default:
+[`recipes/default.yaml`](../recipes/default.yaml).
 
 | setting | default | values | what it does |
 |---|---|---|---|
@@ -61,55 +60,75 @@ def recipe_page() -> str:
 
 def _lines(spec: Any, depth: int) -> Iterator[str]:
     """A dataclass as YAML: for each setting its sentence, its choices, and its value."""
-    hints = typing.get_type_hints(type(spec))
     indent = "  " * depth
-    for field in _settings(type(spec)):
+    for key, field, hint in _settings(type(spec)):
         value = getattr(spec, field.name)
         if not depth:
             yield ""
-        for line in _sentence(field, hints[field.name], WIDTH - len(indent)):
+        for line in _comment(_sentence(field, hint), hint, WIDTH - len(indent)):
             yield f"{indent}# {line}"
         if dataclasses.is_dataclass(value):
-            yield f"{indent}{yaml_key(field)}:"
+            yield f"{indent}{key}:"
             yield from _lines(value, depth + 1)
         else:
-            yield f"{indent}{yaml_key(field)}: {_flow(value)}"
+            yield f"{indent}{key}: {_flow(value)}"
 
 
 def _rows(kind: type[Any], prefix: str) -> Iterator[str]:
-    """A line of the table for each setting, nested ones under dotted names."""
+    """A row of the table for each setting, nested ones under dotted names."""
+    for key, field, hint in _settings(kind):
+        nested = _dataclass_in(hint)
+        sentence = _cell(_sentence(field, hint))
+        yield f"| `{prefix}{key}` | {_default(field)} | {_values(field, hint)} | {sentence} |"
+        if nested is not None:
+            yield from _rows(nested, f"{prefix}{key}.")
+
+
+def _settings(kind: type[Any]) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Key, field and type of each setting of a dataclass."""
     hints = typing.get_type_hints(kind)
-    for field in _settings(kind):
-        name, hint = prefix + yaml_key(field), hints[field.name]
-        inner = _dataclass_in(hint)
-        default = _default(field)
-        shown = "" if default is None else f"`{default}`"
-        if inner is not None:
-            shown = "`null`" if field.default is None else ""
-        yield f"| `{name}` | {shown} | {_values(field, hint)} | {_cell(field)} |"
-        if inner is not None:
-            yield from _rows(inner, f"{name}.")
+    for field in dataclasses.fields(kind):
+        if key := yaml_key(field):
+            yield key, field, hints[field.name]
 
 
-def _settings(kind: type[Any]) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(kind) if yaml_key(field)]
+def _sentence(field: dataclasses.Field[Any], hint: Any) -> str:
+    """What the setting does: its sentence, or the docstring of the dataclass that it is."""
+    nested = _dataclass_in(hint)
+    text = " ".join((nested.__doc__ or "").split()) if nested else field.metadata["sentence"]
+    return str(text)
 
 
-def _sentence(field: dataclasses.Field[Any], hint: Any, width: int) -> Iterator[str]:
-    """The sentence in lines; indented lines of it stay as they are."""
-    for paragraph in field.metadata["sentence"].split("\n"):
+def _comment(sentence: str, hint: Any, width: int) -> Iterator[str]:
+    """The sentence in lines, then the choices unless its indented lines list them."""
+    for paragraph in sentence.split("\n"):
         yield from [paragraph] if paragraph.startswith(" ") else textwrap.wrap(paragraph, width)
     choices = _choices(hint)
-    if len(choices) > 1 and "\n" not in field.metadata["sentence"]:
+    if len(choices) > 1 and "\n" not in sentence:
         yield f"One of: {', '.join(map(str, choices))}."
 
 
-def _default(field: dataclasses.Field[Any]) -> str | None:
-    if field.default is not dataclasses.MISSING:
-        return _flow(to_plain(field.default))
+def _cell(sentence: str) -> str:
+    """The sentence on one line; its lines of choices are separated by semicolons."""
+    first, *choices = sentence.split("\n")
+    entries: list[str] = []
+    for line in choices:
+        name, _, meaning = line.strip().partition("  ")
+        if meaning:
+            entries.append(f"`{name}`, {meaning.strip()}")
+        else:
+            entries[-1] += f" {name}"
+    return f"{first} {'; '.join(entries)}".strip()
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    """The default in backquotes; empty for a mapping of settings, and where there is none."""
+    default = field.default
     if field.default_factory is not dataclasses.MISSING:
-        return _flow(to_plain(field.default_factory()))
-    return None
+        default = field.default_factory()
+    if default is dataclasses.MISSING or dataclasses.is_dataclass(default):
+        return ""
+    return f"`{_flow(default)}`"
 
 
 def _flow(value: Any) -> str:
@@ -122,7 +141,7 @@ def _flow(value: Any) -> str:
 
 
 def _values(field: dataclasses.Field[Any], hint: Any) -> str:
-    """What a setting may be: its choices, or the range of a number."""
+    """The values that a setting may have: its choices, or the range of a number."""
     if choices := _choices(hint):
         return ", ".join(f"`{choice}`" for choice in choices)
     low, high = field.metadata.get("low"), field.metadata.get("high")
@@ -131,30 +150,15 @@ def _values(field: dataclasses.Field[Any], hint: Any) -> str:
     return f"at least {low}" if high is None else f"{low} to {high}"
 
 
-def _cell(field: dataclasses.Field[Any]) -> str:
-    """The sentence on one line; lines that list choices are separated by semicolons."""
-    first, *choices = field.metadata["sentence"].split("\n")
-    entries: list[str] = []
-    for line in choices:
-        name, _, meaning = line.strip().partition("  ")
-        if meaning:
-            entries.append(f"`{name}`, {meaning.strip()}")
-        else:
-            entries[-1] += f" {name}"
-    return f"{first} {'; '.join(entries)}".strip()
-
-
 def _choices(hint: Any) -> tuple[Any, ...]:
-    if get_origin(hint) is Literal:
-        return get_args(hint)
     if get_origin(hint) is tuple:
-        return _choices(get_args(hint)[0])
-    return ()
+        hint = get_args(hint)[0]
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def _dataclass_in(hint: Any) -> type[Any] | None:
-    """The dataclass that a hint names, or that it allows beside None."""
-    kinds = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
-    return next(
-        (kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None
-    )
+    """The dataclass that a type is, or that it allows beside None."""
+    for kind in (hint, *get_args(hint)):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            return kind
+    return None

@@ -1,8 +1,8 @@
-"""YAML for people, read into frozen dataclasses that refuse whatever they do not know.
+"""YAML read into frozen dataclasses: unknown keys and wrong types are refused.
 
-YAML reads ``1e-3`` as text, ``0123`` as 83 and ``on`` as true; it lets a key be written twice and
-lets twelve lines of aliases unfold into gigabytes. So: scalars must have the declared type, a key
-must be declared, may stand once, and anchors and aliases are refused.
+YAML reads ``1e-3`` as text, ``0123`` as 83 and ``on`` as true, accepts a repeated key, and expands
+twelve lines of aliases to gigabytes. So a scalar must have the declared type, a key must be
+declared and unique, and anchors and aliases are refused.
 """
 
 from __future__ import annotations
@@ -21,57 +21,57 @@ from compatctl.errors import InputError
 from compatctl.files.npz import open_regular
 
 MAX_BYTES = 1 << 18
-"""The largest YAML file."""
-
 MAX_DEPTH = 20
-"""The deepest nesting of one."""
-
 MAX_DIGITS = 40
-"""The longest whole number in one."""
-
-SHOWN = 10
-
+MAX_LISTED = 10
+"""Most unknown keys in a message."""
 
 T = TypeVar("T")
 
 
 def between(low: float | None = None, high: float | None = None, **more: Any) -> dict[str, Any]:
-    """Field metadata: the closed range of a number (or of every number of a list)."""
+    """Field metadata: the closed range of a number, or of every number of a list."""
     return {"low": low, "high": high, **more}
 
 
 def setting(
-    sentence: str, low: float | None = None, high: float | None = None, **more: Any
-) -> dict[str, Any]:
-    """Field metadata: what a setting does, in one place for the file's comment and the docs.
+    default: Any, sentence: str, low: float | None = None, high: float | None = None, **more: Any
+) -> Any:
+    """A dataclass field: its default, the sentence for YAML comment and docs, its closed range."""
+    return dataclasses.field(
+        default=default, metadata=between(low, high, sentence=sentence, **more)
+    )
 
-    ``low`` and ``high`` are the closed range of a number, or of every number of a list.
-    """
-    return {"sentence": sentence, "low": low, "high": high, **more}
 
-
-def load_yaml(path: Path) -> Any:
-    """The plain value of a YAML file: mappings, lists, text, numbers, booleans and null.
+def load_yaml(path: Path, *, newest: int) -> Any:
+    """The value of a YAML file: mappings, lists, text, numbers, booleans and None.
 
     Raises ``InputError`` for a file that cannot be read, is over 256 KiB, is not YAML, nests deeper
-    than 20, repeats a key, has an alias or a tag, or writes an integer with a leading zero.
+    than 20, repeats a key, has an alias or a tag, writes an integer with a leading zero, or has a
+    ``format`` above ``newest``.
     """
     raw = read_bounded(path, MAX_BYTES)
     try:
         text = raw.decode("utf-8")
         _refuse_unsafe(path, text)
-        return yaml.load(text, Loader=_Strict)
+        value = yaml.load(text, Loader=_Strict)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is not valid YAML: {_one_line(error)}") from error
+        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    version = value.get("format") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > newest:
+        raise InputError(
+            f"{path}: format {version}; this version reads up to {newest}", tip="upgrade compatctl"
+        )
+    return value
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
     """The bytes of a regular file of at most ``limit`` bytes.
 
     Raises:
-        InputError: it is larger, missing, must not be read, or no regular file.
+        InputError: it is larger, missing, unreadable, or not a regular file.
     """
     try:
         with open_regular(path) as file:
@@ -80,7 +80,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path}: cannot be read: {reason}") from error
     if len(raw) > limit:
-        raise InputError(f"{path}: more than the {limit} bytes that such a file may have")
+        raise InputError(f"{path}: larger than the limit of {limit} bytes")
     return raw
 
 
@@ -96,7 +96,7 @@ def build(kind: type[T], value: Any, where: str) -> T:
     unknown = [str(key) for key in value if key not in fields]
     if unknown:
         raise InputError(
-            f"{where}: unknown key {', '.join(sorted(unknown)[:SHOWN])}",
+            f"{where}: unknown key {', '.join(sorted(unknown)[:MAX_LISTED])}",
             tip=f"known keys here: {', '.join(fields)}",
         )
     arguments: dict[str, Any] = {}
@@ -111,7 +111,7 @@ def build(kind: type[T], value: Any, where: str) -> T:
 
 
 def to_plain(value: Any) -> Any:
-    """The JSON-able value that ``build`` reads back into an equal dataclass."""
+    """The JSON-serializable value that ``build`` reads back into an equal dataclass."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             yaml_key(f): to_plain(getattr(value, f.name))
@@ -119,14 +119,14 @@ def to_plain(value: Any) -> Any:
             if yaml_key(f)
         }
     if isinstance(value, tuple | list):
-        return [to_plain(one) for one in value]
+        return [to_plain(element) for element in value]
     if isinstance(value, dict):
-        return {key: to_plain(one) for key, one in value.items()}
+        return {key: to_plain(element) for key, element in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
 def yaml_key(field: dataclasses.Field[Any]) -> str:
-    """The key of a field in the file; empty if the file does not hold it."""
+    """The key of a field in the file; empty if the field is not part of the file."""
     return str(field.metadata.get("key", field.name))
 
 
@@ -135,7 +135,7 @@ def _convert(hint: Any, value: Any, where: str, meta: dict[str, Any]) -> Any:  #
     if origin in {Union, types.UnionType}:
         return _optional(hint, value, where, meta)
     if origin is Literal:
-        return _one_of(get_args(hint), value, where)
+        return _choice(get_args(hint), value, where)
     if origin is tuple:
         return _sequence(get_args(hint), value, where, meta)
     if origin is dict:
@@ -150,23 +150,23 @@ def _convert(hint: Any, value: Any, where: str, meta: dict[str, Any]) -> Any:  #
 
 
 def _optional(hint: Any, value: Any, where: str, meta: dict[str, Any]) -> Any:
-    members = [one for one in get_args(hint) if one is not type(None)]
+    members = [member for member in get_args(hint) if member is not type(None)]
     if value is None and len(members) < len(get_args(hint)):
         return None
     return _convert(members[0], value, where, meta)
 
 
-def _one_of(allowed: tuple[Any, ...], value: Any, where: str) -> Any:
+def _choice(allowed: tuple[Any, ...], value: Any, where: str) -> Any:
     if isinstance(value, bool) and True not in allowed:
         raise InputError(f"{where}: expected one of {_listed(allowed)}, got {value}", tip=_BOOLEAN)
-    for one in allowed:
-        if type(one) is type(value) and one == value:
-            return one
+    for choice in allowed:
+        if type(choice) is type(value) and choice == value:
+            return choice
     raise InputError(f"{where}: expected one of {_listed(allowed)}, got {_shown(value)}")
 
 
 def _sequence(members: tuple[Any, ...], value: Any, where: str, meta: dict[str, Any]) -> Any:
-    """A list; one bare scalar stands for a list of one where the length is free."""
+    """A list; where the length is free, a scalar stands for a list of one."""
     open_ended = len(members) == 2 and members[1] is Ellipsis
     if open_ended and not isinstance(value, list):
         value = [value]
@@ -180,7 +180,7 @@ def _sequence(members: tuple[Any, ...], value: Any, where: str, meta: dict[str, 
         raise InputError(f"{where}: the list names a value twice")
     kinds = [members[0]] * len(value) if open_ended else list(members)
     pairs = enumerate(zip(kinds, value, strict=True))
-    return tuple(_convert(kind, one, f"{where}[{i}]", meta) for i, (kind, one) in pairs)
+    return tuple(_convert(kind, member, f"{where}[{i}]", meta) for i, (kind, member) in pairs)
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _text(value: Any, where: str) -> str:
         raise InputError(f"{where}: expected text, got {value}", tip=_BOOLEAN)
     if not isinstance(value, str):
         raise InputError(f"{where}: expected text, got {_shown(value)}", tip="put it in quotes")
-    if not value.strip() or "\0" in value or any("\ud800" <= one <= "\udfff" for one in value):
+    if not value.strip() or "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
         raise InputError(f"{where}: expected text, got {value!r}")
     return value
 
@@ -249,15 +249,11 @@ def _shown(value: Any) -> str:
 
 
 def _listed(allowed: tuple[Any, ...]) -> str:
-    return ", ".join(str(one) for one in allowed)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return ", ".join(map(str, allowed))
 
 
 def _refuse_unsafe(path: Path, text: str) -> None:
-    """Aliases, anchors, tags and great depth are refused before anything is built from them."""
+    """Refuse aliases, anchors, tags and deep nesting before anything is built from them."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         where = f"{path}: line {event.start_mark.line + 1 if event.start_mark else '?'}"
@@ -276,15 +272,15 @@ def _refuse_unsafe(path: Path, text: str) -> None:
 
 
 class _Strict(yaml.SafeLoader):
-    """``SafeLoader`` that refuses a repeated key and an integer that YAML reads as octal."""
+    """``SafeLoader`` that refuses repeated keys and integers that YAML reads as octal."""
 
 
 def _strict_mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Hashable, Any]:
     seen: set[Hashable] = set()
-    for written, _ in node.value:
-        key = loader.construct_object(written, deep=True)
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable) or key in seen:
-            line = written.start_mark.line + 1
+            line = key_node.start_mark.line + 1
             raise yaml.YAMLError(f"line {line}: key {key!r} is repeated or not plain")
         seen.add(key)
     return loader.construct_mapping(node, deep=True)

@@ -176,7 +176,7 @@ def test_the_order_says_who_comes_first(deployed: Shop, tmp_path: Path) -> None:
     rest = [item for item in _by_hash(ids) if item not in listed]
     assert _of_query_model(deployed) == {*listed, *rest[:10]}
     files = store_files(deployed)
-    for text, says in (("nobody\n", "nobody"), ("a\na\n", "none twice"), ("", "one id a line")):
+    for text, says in (("nobody\n", "nobody"), ("a\na\n", "none twice"), ("", "one id per line")):
         order.write_text(text)
         refused = deployed.run("backfill", "--order", order)
         assert refused.code == 5

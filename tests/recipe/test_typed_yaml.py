@@ -194,7 +194,7 @@ def test_a_recipe_reads_no_file_outside_its_folder(tmp_path: Path, order: str) -
     (tmp_path / "ids.txt").write_text("a\nb\n")
     (folder / "link.txt").symlink_to(tmp_path / "ids.txt")
     text = "format: 1\n" + BACKBONE + f"objective: {{anchors: {{order: {order}}}}}\n"
-    with pytest.raises(InputError, match=r"outside of the recipe's folder|regular"):
+    with pytest.raises(InputError, match=r"outside the recipe's folder|regular"):
         _recipe(folder, text)
 
 
