@@ -1,7 +1,7 @@
-"""backfill: a share of the gallery, re-embedded by the query model: a new index, measured before.
+"""backfill: re-embed a share of the gallery with the query model and build a new index.
 
-The gain on held-out queries is measured first, because a mixed gallery can find less than one that
-is left alone: the query model's own rows attract its queries whether they are right or not.
+The gain on held-out queries is measured first, because a mixed gallery can have lower recall than
+one left alone: the query model's own rows attract its queries whether they are relevant or not.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from compatctl.core.arrays import Rows
+from compatctl.core.arrays import Bytes, Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
@@ -24,8 +21,8 @@ from compatctl.index import HnswIndex, build_with_replacements
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.migration import rewrite_gate
 from compatctl.migration.backfill_selection import BackfillRows, BackfillTarget, priority_ids
-from compatctl.migration.backfill_trial import MixedTrial, held_out, try_mixed
 from compatctl.migration.rewrite_gate import HeldOutQueries, Outcome, RewriteOutcome
+from compatctl.migration.rewrite_trials import MixedTrial, backfill_queries, try_backfill
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.store import Store
@@ -38,13 +35,13 @@ STALE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Backfilled(RewriteOutcome):
-    """``share`` of the ``rows`` are of the query model; ``share_before`` were, ``share_wanted`` are
-    asked for.
+    """The query model embedded ``share_before`` of the ``rows``, and now ``share`` of them;
+    ``share_wanted`` was requested.
 
-    ``embedded`` rows were re-embedded (for a dry run and a refusal: would be), most wanted first;
-    ``missing`` (ids) were passed over because the data has no image of them, ``skipped`` because
-    theirs does not decode. ``measured`` is None where there was nothing to measure.
-    ``warnings``: where scores are calibrated, by rows that these took the place of.
+    ``embedded`` rows were re-embedded (or would be, after a dry run or a refusal), in order of
+    priority. Passed over are ``missing`` ids, of which the data has no image, and ``skipped`` ids,
+    whose image does not decode. ``measured`` is None where there was nothing to measure.
+    ``warnings`` say that the score calibration is of the rows that were replaced.
     """
 
     query_model: str
@@ -61,13 +58,13 @@ class Backfilled(RewriteOutcome):
 
     @property
     def summary(self) -> str:
-        """What was found and what was done, for people."""
+        """What was measured and what was done, for people."""
         if self.outcome == "nothing to do":
-            left = self.share < self.share_wanted
-            why = ", and of the others no image can be embedded" if left else ""
+            incomplete = self.share < self.share_wanted
+            why = ", and of the others no image can be embedded" if incomplete else ""
             return (
                 f"nothing to do: {self.share:.4f} of {self.rows} rows are of the query model{why}; "
-                f"asked for: {self.share_wanted:g}"
+                f"requested: {self.share_wanted:g}"
             )
         return self._summary(
             f"rows of the query model, of {self.rows}: {self.share_before:.4f} before, "
@@ -76,18 +73,18 @@ class Backfilled(RewriteOutcome):
 
     @property
     def next_step(self) -> str:
-        """What can be done about a refusal; empty where there was none."""
+        """What to do about a refusal; empty where there was none."""
         if not self.exit_code:
             return ""
         if self.outcome == "fail":
-            return "another --share: a half can lose where the whole gains; or leave it as it is"
+            return "another --share (half can lose where all gains), or keep the gallery as it is"
         return "more held-out classes and images, another --share, or a lower min_mixed_gain"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackfillOptions:
-    """``share`` of all rows, above 0 and at most 1; ``order``: a file of ids, the most wanted
-    first; ``forced_reason``: write whatever the gate says, and why."""
+    """``share`` is the target share of all rows, in (0, 1]; ``order`` is a file of ids, highest
+    priority first. With ``forced_reason`` the gallery is rewritten whatever the gate says."""
 
     share: float = 1.0
     order: Path | None = None
@@ -99,49 +96,49 @@ class BackfillOptions:
 def backfill(
     project: Project, *, options: BackfillOptions | None = None, progress: Progress = silent
 ) -> Backfilled:
-    """Re-embed items that another model than the query model embedded, until the share is reached.
+    """Re-embed items of other models with the query model, until it embedded the requested share.
 
-    The same command again does nothing; a larger share goes on where a smaller one ended.
+    Running the same command again does nothing; a larger share continues where a smaller one ended.
 
     Raises:
         UsageError: the share is not in (0, 1], or no data is named.
         EvidenceError: the data has no held-out query, and no reason to force was given.
         InputError: bad data, policy or order; the data has no image of the store's items.
         DamagedError: a file of the store is missing or changed.
-        ConflictError: the store is locked, or moved on meanwhile: run it again.
+        ConflictError: the store is locked, or has changed in the meantime: run it again.
     """
-    asked = options or BackfillOptions()
+    options = options or BackfillOptions()
     store, policy = open_store(project), load_policy(project.policy)
     catalog = store.catalog()
-    wanted = BackfillTarget.of(
-        catalog, store.manifest.query_model, asked.share, priority_ids(asked.order)
+    target = BackfillTarget.of(
+        catalog, store.manifest.query_model, options.share, priority_ids(options.order)
     )
-    result = _as_it_is(store.manifest, wanted, asked)
-    if not wanted.remaining:
+    result = _unchanged(store.manifest, target, options)
+    if not target.remaining:
         return result
     data = load_data(project)
-    chosen = BackfillRows.of(wanted, catalog, data)
+    chosen = BackfillRows.of(target, catalog, data)
     result = replace(result, missing=chosen.missing)
     if not len(chosen.rows):
         return result
-    rows = held_out(project, store, data)
-    _need(len(rows), asked)
+    queries = backfill_queries(project, store, data)
+    _require_queries(len(queries), options)
     work = _Work(
+        project=project,
         store=store,
         catalog=catalog,
-        wanted=wanted,
+        target=target,
         chosen=chosen,
-        asked=asked,
-        cluster=project.cluster,
-        ignore_same=project.ignore_same,
+        options=options,
+        policy=policy,
     )
-    return work.run(result, data, rows, policy, progress)
+    return work.run(result, data, queries, progress)
 
 
-def _need(queries: int, asked: BackfillOptions) -> None:
+def _require_queries(queries: int, options: BackfillOptions) -> None:
     rewrite_gate.require_queries(
         queries,
-        forced_reason=asked.forced_reason,
+        forced_reason=options.forced_reason,
         without="what a backfill gains cannot be measured, and a mixed gallery can find less than "
         "one that is left alone",
     )
@@ -149,80 +146,80 @@ def _need(queries: int, asked: BackfillOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Work:
-    """One backfill of which it is known what to embed."""
+    """One backfill that has something to embed."""
 
+    project: Project
     store: Store
     catalog: Catalog
-    wanted: BackfillTarget
+    target: BackfillTarget
     chosen: BackfillRows
-    asked: BackfillOptions
-    cluster: tuple[str, ...]
-    ignore_same: tuple[str, ...]
+    options: BackfillOptions
+    policy: Policy
 
     def run(
-        self, result: Backfilled, data: Dataset, queries: Rows, policy: Policy, progress: Progress
+        self, result: Backfilled, data: Dataset, query_rows: Rows, progress: Progress
     ) -> Backfilled:
-        """Embed, measure, and write where that is to be."""
-        skip_bad, manifest = self.asked.skip_bad, self.store.manifest
+        """Embed, measure, and write if the gate passes or is overruled."""
+        skip_bad, manifest = self.options.skip_bad, self.store.manifest
         encoder = load_query_model(self.store, manifest)
-        asking = HeldOutQueries.embedded(
+        queries = HeldOutQueries.embed(
             encoder,
             data,
-            queries,
+            query_rows,
             skip_bad=skip_bad,
-            cluster=self.cluster,
-            ignore_same=self.ignore_same,
+            cluster=self.project.cluster,
+            ignore_same=self.project.ignore_same,
         )
-        _need(len(asking.ids), self.asked)
+        _require_queries(len(queries.ids), self.options)
         with BulkEmbedding.of(
             encoder, self.chosen.items, skip_bad=skip_bad, progress=progress
-        ) as done:
+        ) as embedded:
             del encoder
             release_memory()
-            result = replace(result, skipped=tuple(done.bad))
-            if not done.rows:
+            result = replace(result, skipped=tuple(embedded.bad))
+            if not embedded.rows:
                 return result
-            result, index_asked = self._measured(result, done, asking, policy)
+            result, ann_queries = self._measure(result, embedded, queries)
             if not result.written:
                 return result
             release_memory()
-            rows = self.chosen.rows[done.rows]
-            built = [self._rebuilt(rows, done, progress)]
-        if index_asked is not None:
-            ann, _ = measure_ann_recall(built[0], manifest.index.ef_search, index_asked)
+            rows = self.chosen.rows[embedded.rows]
+            built = [self._build_index(rows, embedded, progress)]
+        if ann_queries is not None:
+            ann, _ = measure_ann_recall(built[0], manifest.index.ef_search, ann_queries)
             result = replace(result, ann=ann, ef_search=ann.ef_needed)
-        after = _commit(self.store, built, rows, done.image_digests(), result)
+        after = _commit(self.store, built, rows, embedded.image_digests(), result)
         return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
-    def _measured(
-        self, result: Backfilled, done: BulkEmbedding, asking: HeldOutQueries, policy: Policy
+    def _measure(
+        self, result: Backfilled, embedded: BulkEmbedding, queries: HeldOutQueries
     ) -> tuple[Backfilled, AnnQueries | None]:
-        """The result with what was measured, and whether it is to be written."""
+        """The result with what was measured, and whether to write it."""
         trial: MixedTrial | None = None
-        index_asked: AnnQueries | None = None
-        if len(asking.ids):
-            trial, index_asked = try_mixed(
+        ann_queries: AnnQueries | None = None
+        if len(queries.ids):
+            trial, ann_queries = try_backfill(
                 self.store,
                 self.catalog,
-                have=self.wanted.have,
-                rows=self.chosen.rows[done.rows],
-                done=done,
-                queries=asking,
-                policy=policy,
+                have=self.target.have,
+                rows=self.chosen.rows[embedded.rows],
+                embedded=embedded,
+                queries=queries,
+                policy=self.policy,
             )
         outcome: Outcome = trial.check.outcome if trial else "not measured"
-        go = rewrite_gate.should_write(outcome, self.asked.forced_reason)
-        found = replace(
+        write = rewrite_gate.should_write(outcome, self.options.forced_reason)
+        result = replace(
             result,
-            embedded=len(done.rows),
-            share=(int(self.wanted.have.sum()) + len(done.rows)) / len(self.catalog),
+            embedded=len(embedded.rows),
+            share=(int(self.target.have.sum()) + len(embedded.rows)) / len(self.catalog),
             measured=trial,
             outcome=outcome,
-            written=go and not self.asked.dry_run,
+            written=write and not self.options.dry_run,
         )
-        return found, index_asked
+        return result, ann_queries
 
-    def _rebuilt(self, rows: Rows, done: BulkEmbedding, progress: Progress) -> HnswIndex:
+    def _build_index(self, rows: Rows, embedded: BulkEmbedding, progress: Progress) -> HnswIndex:
         """The index with ``rows`` (n,) of the catalogue replaced; all of the old one is read."""
         info = self.store.manifest.index
         return build_with_replacements(
@@ -230,20 +227,20 @@ class _Work:
             index_params(info),
             info.count,
             keys=self.catalog.keys[rows],
-            rows_at=done.features_at,
+            rows_at=embedded.features_at,
             progress=progress,
         )
 
 
-def _as_it_is(manifest: Manifest, wanted: BackfillTarget, asked: BackfillOptions) -> Backfilled:
-    share = float(wanted.have.mean())
+def _unchanged(manifest: Manifest, target: BackfillTarget, options: BackfillOptions) -> Backfilled:
+    share = float(target.have.mean())
     return Backfilled(
         generation=manifest.generation,
         query_model=manifest.query_model,
         rows=manifest.index.count,
         share_before=share,
         share=share,
-        share_wanted=asked.share,
+        share_wanted=options.share,
         embedded=0,
         missing=(),
         skipped=(),
@@ -251,9 +248,9 @@ def _as_it_is(manifest: Manifest, wanted: BackfillTarget, asked: BackfillOptions
         ann=None,
         ef_search=manifest.index.ef_search,
         outcome="nothing to do",
-        forced_reason=asked.forced_reason,
+        forced_reason=options.forced_reason,
         index_sha256=manifest.index.sha256,
-        warnings=(STALE,) * (manifest.calibration is not None and wanted.remaining > 0),
+        warnings=(STALE,) * (manifest.calibration is not None and target.remaining > 0),
         written=False,
     )
 
@@ -262,15 +259,16 @@ def _commit(
     store: Store,
     built: list[HnswIndex],
     rows: Rows,
-    digests: NDArray[np.uint8],
+    digests: Bytes,
     result: Backfilled,
 ) -> Manifest:
-    """The next generation. ``built`` holds the index, and is emptied before the catalogue is
-    changed. Models that no row is left of are let go; a reason is added to the query model's."""
+    """Write the next generation. Models with no remaining rows are dropped; a reason is appended.
+
+    ``built`` holds the index; it is emptied before the catalogue is changed.
+    """
     manifest = store.manifest
-    model = manifest.query_model
-    why = result.forced_reason
-    reasons = [manifest.forced_reason, why and f"backfill: {why}"]
+    model, reason = manifest.query_model, result.forced_reason
+    reasons = [manifest.forced_reason, reason and f"backfill: {reason}"]
     with store.transaction(manifest, operation=Operation.BACKFILL) as tx:
         sha256 = tx.put("indexes", built[0].save)
         built.clear()
@@ -282,9 +280,9 @@ def _commit(
             index=replace(manifest.index, sha256=sha256, ef_search=result.ef_search),
             catalog=tx.put("catalogs", catalog.write),
             models=tuple(
-                replace(one, rows=counts[one.sha256])
-                for one in manifest.models
-                if counts.get(one.sha256) or one.sha256 == model
+                replace(share, rows=counts[share.sha256])
+                for share in manifest.models
+                if counts.get(share.sha256) or share.sha256 == model
             ),
-            forced_reason="; ".join(one for one in reasons if one) or None,
+            forced_reason="; ".join(filter(None, reasons)) or None,
         )

@@ -1,8 +1,7 @@
-"""lift: the stored vectors mapped forward into an independent encoder's space: a new index.
+"""lift: map the stored vectors into an independent encoder's space and build a new index.
 
-The other way round than bridge, from the same pairs: the gallery moves, and the new encoder, as it
-is, becomes the query model. Nothing but the pairs is embedded. A mapped row's model is a file of
-its own: the one that embedded it, with the map behind it. Measured before anything is written.
+It uses bridge's pairs the other way round: the gallery moves, and the new encoder becomes the query
+model unchanged. Only the pairs are embedded. The gain is measured before anything is written.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compatctl.core.adapters import Adapter
 from compatctl.core.arrays import Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
@@ -26,12 +26,11 @@ from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, build_mapped
 from compatctl.manifest import Manifest, Operation
 from compatctl.migration import rewrite_gate
-from compatctl.migration.adapters import AUTO, Fitted, check_asked, fit
-from compatctl.migration.alignment import AlignmentSet, alignment_set, pair_rows
-from compatctl.migration.lift_result import Lifted, LiftMap
-from compatctl.migration.lift_trial import LiftTrial, held_out, try_lift
-from compatctl.migration.lifted_models import LiftedModelFile, lifted_model_files
-from compatctl.migration.rewrite_gate import HeldOutQueries, Outcome
+from compatctl.migration.adapters import AUTO, check_adapter_options, fit_adapter
+from compatctl.migration.alignment import AdapterReport, alignment_set, pair_rows
+from compatctl.migration.lifted_models import LiftedModel, LiftedModelFile, lifted_model_files
+from compatctl.migration.rewrite_gate import HeldOutQueries, Outcome, RewriteOutcome
+from compatctl.migration.rewrite_trials import LiftTrial, lift_queries, try_lift
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import policy_sha256
@@ -39,10 +38,49 @@ from compatctl.store import Store, embedding_space
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lifted(RewriteOutcome):
+    """``rows`` rows of dimension ``dim_before`` that are, or would be, mapped to dimension ``dim``.
+
+    ``models`` are the files of the mapped rows. ``map`` is None where there was nothing to do, and
+    ``measured`` also where there was no held-out query. ``skipped`` are the ids of images that do
+    not decode.
+    """
+
+    query_model_before: str
+    query_model: str
+    rows: int
+    dim_before: int
+    dim: int
+    map: AdapterReport | None
+    models: tuple[LiftedModel, ...]
+    measured: LiftTrial | None
+    index_sha256: str
+    skipped: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """What was measured and what was done, for people."""
+        if self.outcome == "nothing to do":
+            return "nothing to do: the gallery is lifted to this model already"
+        return self._summary(
+            f"{self.rows} rows of dimension {self.dim_before} "
+            f"{'were' if self.written else 'would be'} mapped to {self.dim}",
+        )
+
+    @property
+    def next_step(self) -> str:
+        """What to do about a refusal; empty where there was none."""
+        if not self.exit_code:
+            return ""
+        if self.outcome == "fail":
+            return "keep the old model; compatctl plan tries the other routes"
+        return "more held-out classes and images"
+
+
+@dataclass(frozen=True, kw_only=True)
 class LiftOptions:
-    """``share``: of the gallery's items that may be pairs, by the hash of the id; ``seed``: of the
-    mlp; ``training``: the new encoder's training record, where it is not beside it;
-    ``forced_reason``: write whatever the gate says, and why."""
+    """``kind``, ``share``, ``seed`` and ``training`` are those of ``bridge``. With
+    ``forced_reason`` the gallery is rewritten whatever the gate says."""
 
     kind: str = AUTO
     share: float = 1.0
@@ -60,149 +98,152 @@ def lift(
     options: LiftOptions | None = None,
     progress: Progress = silent,
 ) -> Lifted:
-    """Fit every map of the kind asked for, keep the one that finds most, map the gallery by it.
+    """Fit every adapter of the requested kind, keep the best, map the gallery with it.
 
-    The same command again does nothing.
+    Running the same command again does nothing.
 
     Raises:
-        UsageError: an unknown kind, a share outside 0 .. 1, or the new encoder is the query model,
+        UsageError: an unknown kind, a share outside 0 .. 1, or the new encoder is the query model
             or embedded rows of the gallery.
         EvidenceError: the data has no held-out query, and no reason to force was given.
         InputError: no store, bad data or model, no pair, no validation query to choose with, no
-            torch for the kind mlp; or a file does not give the vectors that it would stand for.
+            torch for the kind mlp; or a lifted file does not return the mapped vectors.
         DamagedError: a file of the store is missing or changed.
-        ConflictError: the store is locked, or moved on meanwhile: run it again.
+        ConflictError: the store is locked, or has changed in the meantime: run it again.
     """
-    asked = options or LiftOptions()
-    check_asked(asked.kind, asked.share)
+    options = options or LiftOptions()
+    check_adapter_options(options.kind, options.share)
     store, policy, model = open_store(project), load_policy(project.policy), ModelFile.read(new)
-    result = _as_it_is(store.manifest, model, asked)
+    result = _unchanged(store.manifest, model, options)
     if _is_lifted(store, model.encoder.sha256):
         return result
-    _refuse_own(store.manifest, model.encoder.sha256)
+    _refuse_gallery_model(store.manifest, model.encoder.sha256)
     refuse_erased_vectors(store, model.data, model.path)
-    work = _Work(project=project, store=store, model=model, policy=policy, asked=asked)
-    result, plan = work.tried(result, progress)
+    work = _Work(project=project, store=store, model=model, policy=policy, options=options)
+    result, plan = work.measure(result, progress)
     if not result.written:
         return result
     release_memory()
-    built = [work.build_mapped(plan, progress)]
-    if plan.index_asked is not None:
-        ann, _ = measure_ann_recall(built[0], store.manifest.index.ef_search, plan.index_asked)
+    built = [work.build_index(plan.adapter, progress)]
+    if plan.ann_queries is not None:
+        ann, _ = measure_ann_recall(built[0], store.manifest.index.ef_search, plan.ann_queries)
         result = replace(result, ann=ann, ef_search=ann.ef_needed)
-    after = work.commit(built, plan, result)
+    after = work.commit(built, plan.models, result)
     return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Plan:
-    """The map, the files that the mapped rows are of, and queries to try the new index with."""
+    """The adapter, the files of the mapped rows, and the queries that test the new index."""
 
-    fitted: Fitted
-    owners: list[LiftedModelFile]
-    index_asked: AnnQueries | None
+    adapter: Adapter
+    models: list[LiftedModelFile]
+    ann_queries: AnnQueries | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Work:
-    """One lift of which it is known that there is something to do."""
+    """One lift that has something to do."""
 
     project: Project
     store: Store
     model: ModelFile
     policy: Policy
-    asked: LiftOptions
+    options: LiftOptions
 
-    def tried(self, result: Lifted, progress: Progress) -> tuple[Lifted, _Plan]:
-        """Fit, choose and measure; beside the result what is needed to write it."""
-        asked, new = self.asked, self.model
+    def measure(self, result: Lifted, progress: Progress) -> tuple[Lifted, _Plan]:
+        """Fit, choose and measure; also return what is needed to write the result."""
+        options, new = self.options, self.model
         data, gallery = load_data(self.project), DeployedGallery.open(self.store)
-        seen = find_record(
-            new.path,
-            new.encoder,
-            named=asked.training,
-            candidate=self.project.candidate,
+        record = find_record(
+            new.path, new.encoder, named=options.training, candidate=self.project.candidate
         )
         refuse_unsteady(new.encoder, data)
-        pairs = pair_rows(data, gallery, asked.share, skip_bad=asked.skip_bad)
-        queries = held_out(data, seen, pairs)
-        self._need(len(queries))
-        ground = alignment_set(
-            data, gallery, new.encoder, pairs, skip_bad=asked.skip_bad, progress=progress
+        pairs = pair_rows(data, gallery, options.share, skip_bad=options.skip_bad)
+        queries = lift_queries(data, record, pairs)
+        self._require_queries(len(queries))
+        alignment = alignment_set(
+            data, gallery, new.encoder, pairs, skip_bad=options.skip_bad, progress=progress
         )
-        fitted = fit(
-            ground.target,
-            ground.source,
-            judge=ground.lifted_recall,
-            kind=asked.kind,
-            seed=asked.seed,
+        fitted = fit_adapter(
+            alignment.target,
+            alignment.source,
+            score=alignment.lifted_recall,
+            kind=options.kind,
+            seed=options.seed,
             progress=progress,
         )
-        owners = lifted_model_files(gallery, data, fitted.adapter, pairs)
-        trial, index_asked = self._measured(data, gallery, queries, fitted)
+        models = lifted_model_files(gallery, data, fitted.adapter, pairs)
+        trial, ann_queries = self._try_lift(data, gallery, queries, fitted.adapter)
         new.release()
         outcome: Outcome = trial.verdict.outcome if trial else "not measured"
-        go = rewrite_gate.should_write(outcome, asked.forced_reason)
-        found = replace(
+        result = replace(
             result,
-            map=_told(data, ground, fitted),
-            models=tuple(one.told for one in owners),
+            map=alignment.report(fitted, data),
+            models=tuple(lifted.model for lifted in models),
             measured=trial,
             outcome=outcome,
-            skipped=ground.skipped,
-            written=go and not asked.dry_run,
+            skipped=alignment.skipped,
+            written=rewrite_gate.should_write(outcome, options.forced_reason)
+            and not options.dry_run,
         )
-        return found, _Plan(fitted=fitted, owners=owners, index_asked=index_asked)
+        return result, _Plan(adapter=fitted.adapter, models=models, ann_queries=ann_queries)
 
-    def _measured(
-        self, data: Dataset, gallery: DeployedGallery, rows: Rows, fitted: Fitted
+    def _try_lift(
+        self, data: Dataset, gallery: DeployedGallery, rows: Rows, adapter: Adapter
     ) -> tuple[LiftTrial | None, AnnQueries | None]:
         old, new = (
-            HeldOutQueries.embedded(
-                one,
+            HeldOutQueries.embed(
+                encoder,
                 data,
                 rows,
-                skip_bad=self.asked.skip_bad,
+                skip_bad=self.options.skip_bad,
                 cluster=self.project.cluster,
                 ignore_same=self.project.ignore_same,
             )
-            for one in (gallery.encoder, self.model.encoder)
+            for encoder in (gallery.encoder, self.model.encoder)
         )
-        self._need(len(old.ids))
+        self._require_queries(len(old.ids))
         if not len(old.ids):
             return None, None
-        adapter, catalog = fitted.adapter, gallery.catalog
-        return try_lift(self.store, catalog, adapter, old=old, new=new, policy=self.policy)
+        return try_lift(self.store, gallery.catalog, adapter, old=old, new=new, policy=self.policy)
 
-    def _need(self, queries: int) -> None:
+    def _require_queries(self, queries: int) -> None:
         rewrite_gate.require_queries(
             queries,
-            forced_reason=self.asked.forced_reason,
+            forced_reason=self.options.forced_reason,
             without="what a lift gains cannot be measured",
         )
 
-    def build_mapped(self, plan: _Plan, progress: Progress) -> HnswIndex:
+    def build_index(self, adapter: Adapter, progress: Progress) -> HnswIndex:
         """The new index; all of the old one is read."""
         info = self.store.manifest.index
         return build_mapped(
             self.store.verified_path("indexes", info.sha256, fresh=True),
             index_params(info),
             info.count,
-            adapter=plan.fitted.adapter,
+            adapter=adapter,
             dim=self.model.dim,
             progress=progress,
         )
 
-    def commit(self, built: list[HnswIndex], plan: _Plan, result: Lifted) -> Manifest:
-        """The next generation. ``built`` holds the index, and is emptied before the catalogue is
-        read. What was known of the old space (class registry, report) does not hold any more."""
+    def commit(
+        self, built: list[HnswIndex], models: list[LiftedModelFile], result: Lifted
+    ) -> Manifest:
+        """Write the next generation, without the class registry and report of the old space.
+
+        ``built`` holds the index; it is emptied before the catalogue is read.
+        """
         manifest = self.store.manifest
         with self.store.transaction(manifest, operation=Operation.LIFT) as tx:
             sha256 = tx.put("indexes", built[0].save)
             built.clear()
-            shares = {one.told.of: one.candidate.put(tx, rows=one.told.rows) for one in plan.owners}
+            shares = {
+                lifted.model.source_sha256: lifted.file.put(tx, rows=lifted.model.rows)
+                for lifted in models
+            }
             catalog = self.store.catalog().with_models(
-                {model: share.sha256 for model, share in shares.items()}
+                {source: share.sha256 for source, share in shares.items()}
             )
             return tx.commit(
                 operation=Operation.LIFT,
@@ -219,7 +260,7 @@ class _Work:
             )
 
 
-def _as_it_is(manifest: Manifest, model: ModelFile, asked: LiftOptions) -> Lifted:
+def _unchanged(manifest: Manifest, model: ModelFile, options: LiftOptions) -> Lifted:
     return Lifted(
         generation=manifest.generation,
         query_model_before=manifest.query_model,
@@ -233,40 +274,27 @@ def _as_it_is(manifest: Manifest, model: ModelFile, asked: LiftOptions) -> Lifte
         ann=None,
         ef_search=manifest.index.ef_search,
         outcome="nothing to do",
-        forced_reason=asked.forced_reason,
+        forced_reason=options.forced_reason,
         index_sha256=manifest.index.sha256,
         skipped=(),
         written=False,
     )
 
 
-def _told(data: Dataset, ground: AlignmentSet, fitted: Fitted) -> LiftMap:
-    return LiftMap(
-        kind=fitted.best.kind,
-        setting=fitted.best.setting,
-        recall=fitted.best.recall,
-        old_recall=ground.recall(ground.old_queries),
-        validation_queries=len(ground.queries),
-        pairs=ground.origins,
-        anchors=ground.anchors(data),
-        trials=fitted.trials,
-        left_out=fitted.left_out,
-    )
-
-
 def _is_lifted(store: Store, sha256: str) -> bool:
-    """Whether the gallery is in the space of the model with this digest, by an earlier lift."""
+    """Whether an earlier lift moved the gallery into this model's space."""
     if store.manifest.query_model != sha256:
         return False
-    at = embedding_space(store, store.manifest)
-    return at > 0 and store.generation(at).query_model == sha256
+    generation = embedding_space(store, store.manifest)
+    return generation > 0 and store.generation(generation).query_model == sha256
 
 
-def _refuse_own(manifest: Manifest, sha256: str) -> None:
-    rows = sum(one.rows for one in manifest.models if one.sha256 == sha256)
+def _refuse_gallery_model(manifest: Manifest, sha256: str) -> None:
+    rows = sum(share.rows for share in manifest.models if share.sha256 == sha256)
     if rows or manifest.query_model == sha256:
         raise UsageError(
             f"this model is deployed over the gallery as it is, and embedded {rows} of its "
             f"{manifest.index.count} rows: it searches these rows, and needs no map of them",
-            tip="compatctl deploy and compatctl backfill go on; compatctl rollback undoes a deploy",
+            tip="continue with compatctl deploy and compatctl backfill; compatctl rollback undoes "
+            "a deploy",
         )

@@ -134,14 +134,14 @@ class _Gallery:
         if facts.gallery_images >= facts.gallery_rows:
             return cls.at_hand(ground)
         data = ground.data
-        asking = HeldOutQueries.of(
+        asking = HeldOutQueries.from_features(
             data,
             ground.asked,
             ground.old(ground.asked),
             cluster=ground.cluster,
             ignore_same=ground.ignore_same,
         )
-        return cls(truth=asking.field(deployed.catalog), stored=deployed.vectors())
+        return cls(truth=asking.ground_truth(deployed.catalog), stored=deployed.vectors())
 
     def test(self, route: RouteResult) -> Retrieval:
         """The first answers of a route that leaves these rows as they are."""

@@ -1,7 +1,7 @@
-"""Which map from one model's features to another's: every kind is fitted, what finds most is kept.
+"""Adapters between two models' features: fit every kind, keep the one with the best recall.
 
-Both ways round: new queries into the deployed gallery (bridge), the gallery to the new queries
-(lift). No label is looked at in the fit.
+Both directions use them: new queries into the deployed gallery (bridge) and the gallery into the
+new model's space (lift). Fitting uses no labels.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from compatctl.progress import Progress
 
 KINDS = ("orthogonal", "ridge", "low-rank", "mlp")
 AUTO = "auto"
-PARTS_OF_RANK = (8, 4, 2)
-"""The ranks that are tried are the target's dimension over these."""
+RANK_DIVISORS = (8, 4, 2)
+"""The ranks to try are the target's dimension divided by these."""
 NO_TORCH = "mlp: torch is not installed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapTrial:
-    """recall@1 of the validation queries with one map."""
+class AdapterTrial:
+    """recall@1 of the validation queries with one adapter."""
 
     kind: str
     setting: str
@@ -31,18 +31,18 @@ class MapTrial:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fitted:
-    """The map that finds most, of equals the first; every trial; the kinds that were left out, and
-    why."""
+class FittedAdapter:
+    """The adapter with the best recall (the first of equals), every trial, and the kinds that were
+    left out, each with its reason."""
 
     adapter: Adapter
-    best: MapTrial
-    trials: tuple[MapTrial, ...]
+    best: AdapterTrial
+    trials: tuple[AdapterTrial, ...]
     left_out: tuple[str, ...]
 
 
-def check_asked(kind: str, share: float) -> None:
-    """Refuse what cannot be asked for.
+def check_adapter_options(kind: str, share: float) -> None:
+    """Refuse an unknown kind or an impossible share.
 
     Raises:
         UsageError: an unknown kind, or a share of the pairs outside 0 .. 1.
@@ -53,39 +53,39 @@ def check_asked(kind: str, share: float) -> None:
         raise UsageError(f"the share of the gallery must lie between 0 and 1, got {share}")
 
 
-def fit(
+def fit_adapter(
     source: Vectors,
     target: Vectors,
     *,
-    judge: Callable[[Adapter], float],
+    score: Callable[[Adapter], float],
     kind: str,
     seed: int,
     progress: Progress,
-) -> Fitted:
-    """Fit every map of ``kind`` to pairs, source (N, F) to target (N, D), the simplest kind first.
+) -> FittedAdapter:
+    """Fit every adapter of ``kind`` to pairs, source (N, F) to target (N, D), simplest kind first.
 
-    ``judge``: recall@1 of the validation queries with a map. ``seed``: of the mlp.
+    ``score`` returns recall@1 of the validation queries with an adapter; ``seed`` is the mlp's.
 
     Raises:
         InputError: ``kind`` is mlp and torch is not installed, or features that are not finite.
     """
-    wanted = KINDS if kind == AUTO else (kind,)
-    found: list[tuple[MapTrial, Adapter]] = []
-    for name, setting, adapter in _linear(Moments.from_pairs(source, target), wanted):
-        found.append((MapTrial(kind=name, setting=setting, recall=judge(adapter)), adapter))
+    kinds = KINDS if kind == AUTO else (kind,)
+    scored: list[tuple[AdapterTrial, Adapter]] = []
+    for name, setting, adapter in _linear_adapters(Moments.from_pairs(source, target), kinds):
+        scored.append((AdapterTrial(kind=name, setting=setting, recall=score(adapter)), adapter))
     left_out: tuple[str, ...] = ()
-    if "mlp" in wanted:
+    if "mlp" in kinds:
         try:
-            found.append(_perceptron(source, target, judge, seed, progress))
+            scored.append(_fit_mlp(source, target, score, seed, progress))
         except ImportError as error:
             if kind == "mlp":
                 raise InputError(
                     f"the kind mlp needs torch: {error}", tip="pip install 'compatctl[train]'"
                 ) from None
             left_out = (NO_TORCH,)
-    best, adapter = max(found, key=lambda one: one[0].recall)
-    trials = tuple(one for one, _ in found)
-    return Fitted(adapter=adapter, best=best, trials=trials, left_out=left_out)
+    best, adapter = max(scored, key=lambda pair: pair[0].recall)
+    trials = tuple(trial for trial, _ in scored)
+    return FittedAdapter(adapter=adapter, best=best, trials=trials, left_out=left_out)
 
 
 def iter_adapters(
@@ -96,48 +96,49 @@ def iter_adapters(
     seed: int,
     progress: Progress,
 ) -> Iterator[tuple[str, Adapter]]:
-    """Maps with their names, the simplest kind first; the mlp after each epoch of its fit.
+    """Yield adapters with their names, the simplest kind first; the mlp once an epoch.
 
-    Fitted to pairs, source (N, F) to target (N, D). ``seed``: of the mlp, which needs torch.
+    They are fitted to pairs, source (N, F) to target (N, D). ``seed`` is the mlp's, which needs
+    torch.
 
     Raises:
         InputError: features that are not finite, or no pair.
     """
-    for kind, setting, adapter in _linear(Moments.from_pairs(source, target), kinds):
+    for kind, setting, adapter in _linear_adapters(Moments.from_pairs(source, target), kinds):
         yield f"{kind}, {setting}" if setting else kind, adapter
     if "mlp" in kinds:
         from compatctl.train import iter_perceptrons
 
-        fitted = iter_perceptrons(source, target, seed=seed, progress=progress)
-        for epoch, network in enumerate(fitted, start=1):
+        epochs = iter_perceptrons(source, target, seed=seed, progress=progress)
+        for epoch, network in enumerate(epochs, start=1):
             yield f"mlp, epoch {epoch}", network
 
 
-def _perceptron(
+def _fit_mlp(
     source: Vectors,
     target: Vectors,
-    judge: Callable[[Adapter], float],
+    score: Callable[[Adapter], float],
     seed: int,
     progress: Progress,
-) -> tuple[MapTrial, Adapter]:
+) -> tuple[AdapterTrial, Adapter]:
     from compatctl.train import fit_perceptron
 
-    fitted = fit_perceptron(source, target, judge=judge, seed=seed, progress=progress)
+    fitted = fit_perceptron(source, target, judge=score, seed=seed, progress=progress)
     setting = f"hidden {len(fitted.adapter.hidden_bias)}, epoch {fitted.epoch}"
-    return MapTrial(kind="mlp", setting=setting, recall=fitted.recall), fitted.adapter
+    return AdapterTrial(kind="mlp", setting=setting, recall=fitted.recall), fitted.adapter
 
 
-def _linear(moments: Moments, wanted: Sequence[str]) -> Iterator[tuple[str, str, Adapter]]:
-    """Kind, setting and map, for every strength and rank."""
-    if "orthogonal" in wanted:
+def _linear_adapters(moments: Moments, kinds: Sequence[str]) -> Iterator[tuple[str, str, Adapter]]:
+    """Kind, setting and adapter, for every strength and rank."""
+    if "orthogonal" in kinds:
         yield "orthogonal", "", orthogonal(moments)
-    ridges = ridge(moments) if {"ridge", "low-rank"} & set(wanted) else []
-    if "ridge" in wanted:
-        for strength, one in zip(STRENGTHS, ridges, strict=True):
-            yield "ridge", f"strength {strength:g}", one
-    if "low-rank" in wanted:
+    ridges = ridge(moments) if {"ridge", "low-rank"} & set(kinds) else []
+    if "ridge" in kinds:
+        for strength, adapter in zip(STRENGTHS, ridges, strict=True):
+            yield "ridge", f"strength {strength:g}", adapter
+    if "low-rank" in kinds:
         F, D = moments.cross.shape
-        ranks = sorted({min(F, max(1, D // part)) for part in PARTS_OF_RANK})
-        for strength, one in zip(STRENGTHS, ridges, strict=True):
-            for rank, cut in zip(ranks, low_rank(moments, one, ranks), strict=True):
-                yield "low-rank", f"strength {strength:g}, rank {rank}", cut
+        ranks = sorted({min(F, max(1, D // divisor)) for divisor in RANK_DIVISORS})
+        for strength, adapter in zip(STRENGTHS, ridges, strict=True):
+            for rank, reduced in zip(ranks, low_rank(moments, adapter, ranks), strict=True):
+                yield "low-rank", f"strength {strength:g}, rank {rank}", reduced

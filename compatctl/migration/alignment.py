@@ -1,6 +1,6 @@
-"""What a map is fitted and chosen on: items that both models know, and validation queries.
+"""The pairs an adapter is fitted on, and the validation queries that choose among adapters.
 
-Bridge maps source to target, lift target to source.
+Bridge maps source (new model) to target (deployed model); lift maps target to source.
 """
 
 from __future__ import annotations
@@ -28,14 +28,36 @@ from compatctl.evaluation.protocol import (
     query_group,
     query_rows,
 )
+from compatctl.migration.adapters import AdapterTrial, FittedAdapter
 from compatctl.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterReport:
+    """The chosen adapter and how it was chosen: recall@1 of validation queries with it.
+
+    ``old_recall`` is that of the deployed model's own queries on the stored gallery. ``pairs``
+    counts the pairs by the origin of the deployed model's vector, the gallery or its encoder;
+    ``anchors`` are pairs that are not training items. ``left_out`` names the kinds that were not
+    tried, and why.
+    """
+
+    kind: str
+    setting: str
+    recall: float
+    old_recall: float
+    validation_queries: int
+    pairs: dict[str, int]
+    anchors: int
+    trials: tuple[AdapterTrial, ...]
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AlignmentSet:
     """N pairs, and Q validation queries with the G gallery rows that they search.
 
-    Features are float32 unit rows: F numbers of the new model, D of the deployed one.
+    Features are float32 unit rows of dimension F (new model) and D (deployed model).
     """
 
     pairs: Rows
@@ -54,50 +76,59 @@ class AlignmentSet:
     """(G, D)"""
     truth: GroundTruth
     skipped: tuple[str, ...]
-    """Ids of items that were left out because their image does not decode"""
-
-    @property
-    def origins(self) -> dict[str, int]:
-        """How many pairs have their target from the gallery, and from the deployed encoder."""
-        stored = int(self.stored.sum())
-        return {"gallery": stored, "encoder": len(self.stored) - stored}
-
-    def anchors(self, data: Dataset) -> int:
-        """How many pairs are no training items of the data."""
-        return sum(data.items[row].split != "train" for row in self.pairs)
+    """Ids of items whose image does not decode"""
 
     def recall(self, queries: Vectors) -> float:
-        """recall@1 on the deployed gallery of queries (Q, D), items themselves left out."""
-        return float(retrieval(self.truth, queries, self.gallery, (1,), map_k=1).recall[1])
+        """recall@1 of queries (Q, D) on the deployed gallery, each query's own row excluded."""
+        return self._recall(queries, self.gallery)
 
     def lifted_recall(self, adapter: Adapter) -> float:
-        """recall@1 of the new model's queries on ``adapter`` of the gallery: (G, D) to (G, F)."""
-        lifted = adapter(self.gallery)
-        return float(retrieval(self.truth, self.queries, lifted, (1,), map_k=1).recall[1])
+        """recall@1 of the new model's queries on the mapped gallery, (G, D) to (G, F)."""
+        return self._recall(self.queries, adapter(self.gallery))
+
+    def _recall(self, queries: Vectors, gallery: Vectors) -> float:
+        return float(retrieval(self.truth, queries, gallery, (1,), map_k=1).recall[1])
+
+    def report(self, fitted: FittedAdapter, data: Dataset) -> AdapterReport:
+        """What was fitted on these pairs of ``data``."""
+        stored = int(self.stored.sum())
+        return AdapterReport(
+            kind=fitted.best.kind,
+            setting=fitted.best.setting,
+            recall=fitted.best.recall,
+            old_recall=self.recall(self.old_queries),
+            validation_queries=len(self.queries),
+            pairs={"gallery": stored, "encoder": len(self.stored) - stored},
+            anchors=sum(data.items[row].split != "train" for row in self.pairs),
+            trials=fitted.trials,
+            left_out=fitted.left_out,
+        )
 
 
 def pair_rows(
     data: Dataset, gallery: DeployedGallery, share: float, *, skip_bad: bool = False
 ) -> Rows:
-    """Rows of the data that both models may learn from each other by, ascending.
+    """Rows of the data that may be pairs, ascending.
 
-    They are the items of the gallery that are among the first ``share`` of it by the sha256 of the
-    id, whatever their split, and the training items outside the gallery. No validation or test
-    query is among them, nor an item whose image has the bytes of one.
+    They are gallery items of any split, the first ``share`` of the gallery by the sha256 of the id,
+    and training items outside the gallery. Validation and test queries are excluded, and so is
+    every item whose image is byte-identical to one of theirs.
     """
-    names = hash_order(gallery.catalog.ids)
-    held, chosen = set(names), set(names[: round(share * len(names))])
-    asking = np.union1d(query_rows(data, "validation"), query_rows(data, "test"))
-    queries = {data.items[row].id for row in asking}
+    ordered = hash_order(gallery.catalog.ids)
+    in_gallery, chosen = set(ordered), set(ordered[: round(share * len(ordered))])
+    held_out = np.union1d(query_rows(data, "validation"), query_rows(data, "test"))
+    held_out_ids = {data.items[row].id for row in held_out}
     rows = [
         row
         for row, item in enumerate(data.items)
-        if item.id not in queries
-        and (item.id in chosen if item.id in held else item.split == "train")
+        if item.id not in held_out_ids
+        and (item.id in chosen if item.id in in_gallery else item.split == "train")
     ]
-    asked = {one for one in _digests(data, asking, skip_bad=skip_bad) if one}
+    held_out_digests = {*_digests(data, held_out, skip_bad=skip_bad)} - {""}
     digests = _digests(data, rows, skip_bad=skip_bad)
-    return as_rows(row for row, one in zip(rows, digests, strict=True) if one not in asked)
+    return as_rows(
+        row for row, digest in zip(rows, digests, strict=True) if digest not in held_out_digests
+    )
 
 
 def alignment_set(
@@ -109,53 +140,57 @@ def alignment_set(
     skip_bad: bool,
     progress: Progress,
 ) -> AlignmentSet:
-    """Features of both models: stored vectors by id, and by the encoders only what is not stored.
+    """Both models' features: stored vectors by id; the encoders run only for what is not stored.
 
     Raises:
         InputError: no pair, or no validation query with an item of its class in the gallery; an
             image that does not decode, without ``skip_bad``.
     """
-    asking = query_group("validation", data, query_rows(data, "validation"))
+    validation = query_group("validation", data, query_rows(data, "validation"))
     both = embed_pair(
         data,
-        [asking, QueryGroup(name="pairs", queries=as_rows(()), gallery=pairs)],
+        [validation, QueryGroup(name="pairs", queries=as_rows(()), gallery=pairs)],
         encoders=(gallery.encoder, new),
         gallery=gallery,
         new_gallery=False,
         skip_bad=skip_bad,
         progress=progress,
     )
-    asking = drop_rows(asking, both.bad)
-    say = prefixed(progress, "new model")
-    answers, bad = embed_rows(
-        new, data, pairs, skip_bad=skip_bad, progress=say, into=both.new.query
+    validation = drop_rows(validation, both.bad)
+    new_features, bad = embed_rows(
+        new,
+        data,
+        pairs,
+        skip_bad=skip_bad,
+        progress=prefixed(progress, "new model"),
+        into=both.new.query,
     )
-    sources, targets = answers[pairs], both.old.gallery[pairs]
-    whole = np.isfinite(sources[:, 0]) & np.isfinite(targets[:, 0])
-    held = as_rows(()) if both.stored is None else both.stored.rows
-    found = AlignmentSet(
-        pairs=pairs[whole],
-        stored=np.isin(pairs, held)[whole],
-        source=sources[whole],
-        target=targets[whole],
-        queries=both.new.query[asking.queries],
-        old_queries=both.old.query[asking.queries],
-        gallery=both.old.gallery[asking.gallery],
-        truth=ground_truth(data, asking),
+    source, target = new_features[pairs], both.old.gallery[pairs]
+    complete = np.isfinite(source[:, 0]) & np.isfinite(target[:, 0])
+    stored = as_rows(()) if both.stored is None else both.stored.rows
+    alignment = AlignmentSet(
+        pairs=pairs[complete],
+        stored=np.isin(pairs, stored)[complete],
+        source=source[complete],
+        target=target[complete],
+        queries=both.new.query[validation.queries],
+        old_queries=both.old.query[validation.queries],
+        gallery=both.old.gallery[validation.gallery],
+        truth=ground_truth(data, validation),
         skipped=tuple(sorted({*bad, *(data.items[row].id for row in both.bad)})),
     )
-    _refuse_empty(found)
-    return found
+    _refuse_empty(alignment)
+    return alignment
 
 
-def _refuse_empty(found: AlignmentSet) -> None:
-    if not len(found.pairs):
+def _refuse_empty(alignment: AlignmentSet) -> None:
+    if not len(alignment.pairs):
         raise InputError(
             "there is no item that both models can embed: no training item, and no image of a "
             "gallery item",
-            tip="give the gallery's own images as --data, by the ids that the store holds",
+            tip="give the gallery's own images as --data, with the ids that the store holds",
         )
-    truth = found.truth
+    truth = alignment.truth
     sizes = np.bincount(truth.gallery_labels, minlength=int(truth.query_labels.max(initial=0)) + 1)
     if not (sizes[truth.query_labels] - (truth.self_row >= 0) > 0).any():
         raise InputError(
@@ -166,13 +201,13 @@ def _refuse_empty(found: AlignmentSet) -> None:
 
 
 def _digests(data: Dataset, rows: Iterable[int], *, skip_bad: bool) -> list[str]:
-    """The digest of each image; with ``skip_bad`` that of a file that cannot be read is empty."""
-    found = []
+    """The digest of each image; with ``skip_bad`` an empty one for a file that cannot be read."""
+    digests = []
     for row in rows:
         try:
-            found.append(data.digest(int(row)))
+            digests.append(data.digest(int(row)))
         except InputError:
             if not skip_bad:
                 raise
-            found.append("")
-    return found
+            digests.append("")
+    return digests

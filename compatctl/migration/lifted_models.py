@@ -1,7 +1,7 @@
-"""The models that lifted rows are of: each embedder of the gallery, with the map behind it, a file.
+"""The model files of lifted rows: each embedder of the gallery with the adapter behind it.
 
-A row's model is a file, by its digest. A mapped vector is what no embedder of the gallery gives, so
-its model is a new file that gives it, and that must be seen on real images before it may be said.
+The catalogue names a row's model by the digest of its file. No embedder of the gallery returns a
+mapped vector, so each mapped row gets a new model file that does, checked here on real images.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 
 from compatctl import encoder as onnx_files
 from compatctl.core.adapters import Adapter
-from compatctl.core.arrays import Rows, Vectors, as_rows
+from compatctl.core.arrays import Rows, Vectors
 from compatctl.data import Dataset
-from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.gallery import DeployedGallery, indexed_rows
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import CANARY_LIMIT, Encoder
@@ -24,20 +24,20 @@ from compatctl.manifest import ModelShare
 
 IMAGES = 64
 LIMIT = CANARY_LIMIT
-"""The largest L2 distance between a mapped stored vector and what the lifted file gives."""
+"""The largest L2 distance allowed between a mapped stored vector and the lifted file's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiftedModel:
-    """``sha256``: the file whose ``rows`` these are; ``of``: the model that embedded them before.
+    """The file ``sha256`` stands for ``rows`` rows that the model ``source_sha256`` embedded.
 
-    ``difference``: the largest L2 distance, over ``images`` images, between what the file gives and
-    the mapped vectors: the ``stored`` ones, or, where no image of such a row is at hand, what the
-    model gives now.
+    ``difference`` is the largest L2 distance, over ``images`` images, between the file's output and
+    the mapped vectors: the ``stored`` ones or, where no image of such a row is at hand, what the
+    source model returns now.
     """
 
     sha256: str
-    of: str
+    source_sha256: str
     rows: int
     images: int
     stored: bool
@@ -46,28 +46,31 @@ class LiftedModel:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LiftedModelFile:
-    """A lifted model, and the file that is put into the store."""
+    """A lifted model, and the file to put into the store."""
 
-    told: LiftedModel
-    candidate: ModelFile
+    model: LiftedModel
+    file: ModelFile
 
 
 def lifted_model_files(
     gallery: DeployedGallery, data: Dataset, adapter: Adapter, pairs: Rows
 ) -> list[LiftedModelFile]:
-    """Every model that rows of the gallery are of, with the map behind it. A file carries what its
-    embedder has seen, and the ``pairs`` (n,) that the map was fitted on.
+    """Every embedder of gallery rows, with the adapter behind it. A file carries its embedder's
+    training record and the ``pairs`` (n,) that the adapter was fitted on.
 
     Raises:
-        InputError: a file gives other vectors than the mapped ones, by more than ``LIMIT``.
+        InputError: a file's output differs from the mapped vectors by more than ``LIMIT``.
         DamagedError: a model's file is missing or changed.
     """
     fitted_on = TrainingRecord.of_pairs(data, pairs)
-    shares = [one for one in gallery.manifest.models if one.rows]
-    return [_lifted(gallery, one, data, adapter, fitted_on) for one in shares]
+    return [
+        _lifted_file(gallery, share, data, adapter, fitted_on)
+        for share in gallery.manifest.models
+        if share.rows
+    ]
 
 
-def _lifted(
+def _lifted_file(
     gallery: DeployedGallery,
     share: ModelShare,
     data: Dataset,
@@ -76,58 +79,55 @@ def _lifted(
 ) -> LiftedModelFile:
     path = gallery.store.verified_path("models", share.sha256)
     name = Path(f"{Path(share.name).stem}.lifted.onnx")
-    record = onnx_files.read_record(path)
-    before = (
-        TrainingRecord.from_text(record, path)
-        if record is not None
-        else TrainingRecord(whole=False)
-    )
-    before = replace(before, registry=None, memory_sha256=None)
-    file = onnx_files.bridge(path.read_bytes(), path, adapter)
-    file = onnx_files.with_record(file, name, before.including(fitted_on).to_text())
-    made = ModelFile(path=name, data=file)
-    rows, vectors = _at_hand(gallery, share.sha256, data)
-    done = made.encoder.embed(data.take(rows), skip_bad=True)
-    wanted, stored = adapter(vectors[done.rows]), len(done.rows) > 0
+    text = onnx_files.read_record(path)
+    record = TrainingRecord(whole=False) if text is None else TrainingRecord.from_text(text, path)
+    record = replace(record, registry=None, memory_sha256=None).including(fitted_on)
+    content = onnx_files.bridge(path.read_bytes(), path, adapter)
+    lifted = ModelFile(path=name, data=onnx_files.with_record(content, name, record.to_text()))
+    rows, vectors = _stored_examples(gallery, share.sha256, data)
+    embedded = lifted.encoder.embed(data.take(rows), skip_bad=True)
+    expected, stored = adapter(vectors[embedded.rows]), len(embedded.rows) > 0
     if not stored:
-        items = data.take(_even(np.arange(len(data))))
-        done = made.encoder.embed(items, skip_bad=True)
-        wanted = adapter(Encoder.load(path).embed(items, skip_bad=True).features)
-    difference = float(np.linalg.norm(wanted - done.features, axis=1).max(initial=0.0))
-    _refuse_another(difference, len(done.rows), share, stored=stored)
-    told = LiftedModel(
-        sha256=made.encoder.sha256,
-        of=share.sha256,
+        items = data.take(_evenly(np.arange(len(data))))
+        embedded = lifted.encoder.embed(items, skip_bad=True)
+        expected = adapter(Encoder.load(path).embed(items, skip_bad=True).features)
+    distances = np.linalg.norm(expected - embedded.features, axis=1)
+    model = LiftedModel(
+        sha256=lifted.encoder.sha256,
+        source_sha256=share.sha256,
         rows=share.rows,
-        images=len(done.rows),
+        images=len(embedded.rows),
         stored=stored,
-        difference=difference,
+        difference=float(distances.max(initial=0.0)),
     )
-    made.release()
-    return LiftedModelFile(told=told, candidate=made)
+    _check_difference(model, share.name)
+    lifted.release()
+    return LiftedModelFile(model=model, file=lifted)
 
 
-def _at_hand(gallery: DeployedGallery, sha256: str, data: Dataset) -> tuple[Rows, Vectors]:
-    """Rows (n,) of the data whose vector (n, D) is stored, made by that model; 64 or more."""
+def _stored_examples(gallery: DeployedGallery, sha256: str, data: Dataset) -> tuple[Rows, Vectors]:
+    """About 64 rows (n,) of the data that this model embedded, and their stored vectors (n, D)."""
     catalog = gallery.catalog
-    own = np.flatnonzero(catalog.model_of == catalog.models.index(sha256))
-    held = _even(as_rows(row for row in own.tolist() if catalog.ids[row] in data.row_of))
-    rows = as_rows(data.row_of[catalog.ids[row]] for row in held)
-    return rows, gallery.index.vectors(catalog.keys[held])
+    rows, catalog_rows = indexed_rows(data, catalog)
+    own = np.flatnonzero(catalog.model_of[catalog_rows] == catalog.models.index(sha256))
+    chosen = _evenly(own)
+    return rows[chosen], gallery.index.vectors(catalog.keys[catalog_rows[chosen]])
 
 
-def _even(rows: Rows) -> Rows:
+def _evenly(rows: Rows) -> Rows:
     return rows[:: max(1, len(rows) // IMAGES)][:IMAGES]
 
 
-def _refuse_another(difference: float, images: int, share: ModelShare, *, stored: bool) -> None:
-    if not images:
-        raise InputError(f"no image decodes to compare the lifted {share.name} on")
-    if not difference <= LIMIT:
-        what = "the mapped vectors of the gallery" if stored else "the map of its own features"
+def _check_difference(model: LiftedModel, name: str) -> None:
+    if not model.images:
+        raise InputError(f"no image decodes to compare the lifted {name} on")
+    if not model.difference <= LIMIT:
+        what = (
+            "the mapped vectors of the gallery" if model.stored else "the map of its own features"
+        )
         raise InputError(
-            f"the lifted file of {share.name} differs from {what} by {difference:.2g} (L2, over "
-            f"{images} images); the limit is {LIMIT:g}",
-            tip="another --kind may do: its numbers are smaller. Where the model no longer gives "
-            "the vectors that are stored, no file can stand for the mapped ones: re-embed",
+            f"the lifted file of {name} differs from {what} by {model.difference:.2g} (L2, over "
+            f"{model.images} images); the limit is {LIMIT:g}",
+            tip="another --kind may have smaller values. If the model no longer returns the stored "
+            "vectors, no file can stand for the mapped ones: re-embed the gallery",
         )

@@ -1,6 +1,6 @@
-"""What every rewriting of the gallery (backfill, lift) has in common.
+"""What backfill and lift share: both rewrite the gallery.
 
-Held-out queries decide it, by the gate or against it; what became of it is told in one form.
+Held-out queries decide through the gate, which a reason can overrule; the outcome has one form.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ Outcome = Literal["nothing to do", "not measured", "pass", "fail", "inconclusive
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeldOutQueries:
-    """Held-out queries: their features (Q, D), ids and classes; ``labels``: class by item id;
-    ``cluster``: column -> Q values, by which they are resampled besides their classes;
-    ``columns``: name -> value by item id, of those that an item may not share with the query."""
+    """Held-out queries: their features (Q, D), ids and classes.
+
+    ``labels`` gives each item's class by its id. ``cluster`` (column -> Q values) is resampled in
+    addition to classes. ``columns`` (name -> value by item id): a gallery item that shares such a
+    value with the query is ignored.
+    """
 
     features: Vectors
     ids: tuple[str, ...]
@@ -40,7 +43,7 @@ class HeldOutQueries:
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
-    def embedded(
+    def embed(
         cls,
         encoder: Encoder,
         data: Dataset,
@@ -50,15 +53,19 @@ class HeldOutQueries:
         cluster: tuple[str, ...] = (),
         ignore_same: tuple[str, ...] = (),
     ) -> Self:
-        """The queries at ``rows`` (Q,) of the data; errors as ``Encoder.embed``, and an InputError
-        where no item has a column of ``cluster`` or ``ignore_same``."""
-        done = encoder.embed(data.take(rows), skip_bad=skip_bad)
-        return cls.of(
-            data, rows[done.rows], done.features, cluster=cluster, ignore_same=ignore_same
+        """Embed the queries at ``rows`` (Q,) of the data.
+
+        Raises:
+            InputError: as ``Encoder.embed``; no item has a column of ``cluster`` or
+                ``ignore_same``.
+        """
+        embedded = encoder.embed(data.take(rows), skip_bad=skip_bad)
+        return cls.from_features(
+            data, rows[embedded.rows], embedded.features, cluster=cluster, ignore_same=ignore_same
         )
 
     @classmethod
-    def of(
+    def from_features(
         cls,
         data: Dataset,
         rows: Rows,
@@ -67,8 +74,11 @@ class HeldOutQueries:
         cluster: tuple[str, ...] = (),
         ignore_same: tuple[str, ...] = (),
     ) -> Self:
-        """The queries at ``rows`` (Q,) of the data, whose features (Q, D) are at hand; an
-        InputError as ``embedded``."""
+        """The queries at ``rows`` (Q,) of the data with their features (Q, D).
+
+        Raises:
+            InputError: no item has a column of ``cluster`` or ``ignore_same``.
+        """
         shared = columns_of(data, range(len(data)), ignore_same)
         queries = data.take(rows)
         return cls(
@@ -82,8 +92,8 @@ class HeldOutQueries:
             },
         )
 
-    def field(self, catalog: Catalog) -> GroundTruth:
-        """These queries, and all rows of the store: what is relevant to what.
+    def ground_truth(self, catalog: Catalog) -> GroundTruth:
+        """Which rows of the store are relevant to these queries.
 
         A row's class is that of the data; the catalogue's for an item that the data does not hold.
         """
@@ -107,23 +117,22 @@ class HeldOutQueries:
         }
         return with_ignored_rows(truth, shared)
 
-    def asked(self, rows: Vectors, catalog: Catalog) -> AnnQueries:
-        """A sample of the queries, to try an index of ``rows`` (N, D), the catalogue's, with."""
+    def ann_queries(self, rows: Vectors, catalog: Catalog) -> AnnQueries:
+        """A sample of the queries, to test an index of the catalogue's ``rows`` (N, D)."""
         return AnnQueries.of(self.features[sample_queries(len(self.ids))], rows, catalog.keys)
 
 
-def deciding_queries(data: Dataset, seen: TrainingRecord | None) -> Rows:
-    """The queries that decide, as in verify: of the test split, and of classes that are not among
-    the ``seen`` ones, where there is a record of them.
+def deciding_queries(data: Dataset, record: TrainingRecord | None) -> Rows:
+    """The queries that decide, as in verify: the test split, without classes in the ``record``.
 
     Raises:
         InputError: there is a record, and a query's image cannot be read.
     """
-    return query_groups(data, seen, VerifyOptions(allow_seen=True)).query_groups[0].queries
+    return query_groups(data, record, VerifyOptions(allow_seen=True)).query_groups[0].queries
 
 
 def require_queries(n: int, *, forced_reason: str | None, without: str) -> None:
-    """Refuse to rewrite with no query, unless that is forced; ``without``: what is then not known.
+    """Refuse to rewrite without a query unless forced; ``without`` says what is then unknown.
 
     Raises:
         EvidenceError: no query, and no reason to force.
@@ -137,16 +146,16 @@ def require_queries(n: int, *, forced_reason: str | None, without: str) -> None:
 
 
 def should_write(outcome: Outcome, forced_reason: str | None) -> bool:
-    """Whether the gallery is to be rewritten: the gate says so, or it is overruled."""
+    """Whether to rewrite the gallery: the gate passes it, or is overruled."""
     return outcome == "pass" or forced_reason is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteOutcome:
-    """What became of a rewriting: whether it was ``written``, and as which ``generation``.
+    """Whether the rewrite was ``written``, and as which ``generation``.
 
-    ``ann`` is of the new index and the held-out queries; ``ef_search`` is raised to the ef that
-    they need.
+    ``ann`` is the new index's recall on the held-out queries; ``ef_search`` is raised to the ef
+    that they need.
     """
 
     generation: int
@@ -158,13 +167,13 @@ class RewriteOutcome:
 
     @property
     def exit_code(self) -> int:
-        """3 where the gate says no, 4 where it cannot tell, unless it was overruled; else 0."""
+        """3 if the gate fails, 4 if it is inconclusive, 0 if it passes or is overruled."""
         if self.forced_reason is not None:
             return 0
         return {"fail": 3, "inconclusive": 4}.get(self.outcome, 0)
 
     def _summary(self, rows: str) -> str:
-        """The outcome, the generation, what became of the ``rows``, and the new index."""
+        """The outcome, the generation, what happened to the ``rows``, and the new index."""
         forced = "" if self.forced_reason is None else ", forced"
         state = f"generation {self.generation}" if self.written else "nothing was written"
         index = (

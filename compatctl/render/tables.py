@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from compatctl.commands.bridge import Bridged
     from compatctl.commands.demo import Demo
     from compatctl.commands.history import History
+    from compatctl.commands.lift import Lifted
     from compatctl.commands.matrix import CompatibilityMatrix
     from compatctl.commands.plan import Plan
     from compatctl.commands.power import Power
     from compatctl.commands.search import SearchResult
-    from compatctl.migration.lift_result import Lifted
     from compatctl.migration.preflight import Preflight
 
 
@@ -135,8 +135,9 @@ def lift_table(console: Console, result: Lifted) -> None:
     for model in result.models:
         against = "their mapped vectors" if model.stored else "the map of its own features"
         console.print(
-            f"{model.rows} rows of {model.of[:12]} become rows of {model.sha256[:12]}, which "
-            f"differs from {against} by {model.difference:.2g} at most ({model.images} images)"
+            f"{model.rows} rows of {model.source_sha256[:12]} become rows of {model.sha256[:12]}, "
+            f"which differs from {against} by {model.difference:.2g} at most "
+            f"({model.images} images)"
         )
     if (trial := result.measured) is not None:
         checks_table(console, trial.verdict.checks)

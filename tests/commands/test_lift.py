@@ -112,7 +112,7 @@ def test_every_row_is_what_its_own_file_gives(lifted: Shop, begun: Path) -> None
     (model,) = told["models"]
     before = Shop(begun).manifest()
     assert catalog.counts() == {model["sha256"]: len(catalog)}
-    assert (model["of"], model["rows"]) == (before["query_model"], len(catalog))
+    assert (model["source_sha256"], model["rows"]) == (before["query_model"], len(catalog))
     assert (model["stored"], model["images"]) == (True, 64)
     assert model["difference"] <= 1e-3
     ids = list(catalog.ids)
@@ -231,7 +231,7 @@ def test_each_model_of_a_mixed_gallery_gets_a_file_of_its_own(shop: Shop, wide: 
     had = {one["sha256"]: one["rows"] for one in shop.manifest()["models"]}
     done = shop.run("lift", wide, *RIDGE, *FORCE)
     assert done.code == 0, done.stderr
-    assert {one["of"]: one["rows"] for one in done.json["models"]} == had
+    assert {one["source_sha256"]: one["rows"] for one in done.json["models"]} == had
     catalog = _catalog(shop)
     for one in done.json["models"]:
         code = catalog.models.index(one["sha256"])
