@@ -117,6 +117,11 @@ def unit_rows(rows: Vectors) -> Vectors:
     return unit
 
 
+def ordered_bits(bits: Bits) -> Bits:
+    """The bits of float32 values as integers in the order of the values; also the inverse."""
+    return bits ^ ((bits >> 31) & np.int32(2**31 - 1))
+
+
 def ratio(total: Any, n: Any) -> float:
     """``total / n``, NaN where ``n`` is 0."""
     return float(total / n) if n else float("nan")

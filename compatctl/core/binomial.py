@@ -1,13 +1,22 @@
-"""Exact binomial tails, Clopper and Pearson's limit, and McNemar's test."""
+"""Exact binomial tails, Clopper and Pearson's limit, McNemar's test, and bisection."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-_STEPS = 60
-"""Bisection steps: the limit is exact to the last bits of a float64."""
+
+def bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """The smallest value in [low, high] at which ``holds`` is true, to the last bits of a float64.
+
+    ``holds`` is false below that value and true above it; if it is true nowhere, ``high``.
+    """
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def tail(k: int, n: int, p: float) -> float:
@@ -30,11 +39,7 @@ def upper_limit(k: int, n: int, alpha: float) -> float:
     """
     if k >= n:
         return 1.0
-    low, high = k / n, 1.0
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tail(k, n, middle) > alpha else (low, middle)
-    return high
+    return bisect(lambda p: tail(k, n, p) <= alpha, k / n, 1.0)
 
 
 def mcnemar(worse: int, better: int) -> float:

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from compatctl.core.arrays import Floats
-from compatctl.core.binomial import tail, upper_limit
+from compatctl.core.binomial import bisect, tail, upper_limit
 from compatctl.core.sampling_units import UnitSet, crossed_moments
 
 SYMMETRIC = 1e-9
@@ -183,13 +183,10 @@ class Estimate:
                 beyond = max(beyond, math.copysign(1.0, distance) * scaled)
             return abs(distance) >= beyond + z_power * error
 
-        low, high = math.log(MIN_TIMES), math.log(MAX_TIMES)
         if not shown(MAX_TIMES):
             return math.inf
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (low, middle) if shown(math.exp(middle)) else (middle, high)
-        return math.exp(high)
+        low, high = math.log(MIN_TIMES), math.log(MAX_TIMES)
+        return math.exp(bisect(lambda log: shown(math.exp(log)), low, high))
 
 
 def rare_change_bound(totals: Floats, counts: Floats) -> RareChangeBound | None:

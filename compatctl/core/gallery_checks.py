@@ -41,7 +41,7 @@ def _at_best(
 ) -> list[Measurement]:
     if group.unjudged is None:
         return list(found)
-    ratio = hit_change(group.classes, *group.unjudged.best, group.kept)
+    ratio = hit_change(group.classes, *group.unjudged.best, group.query_weights)
     best = estimate_ratios([ratio], replicates, draw())[0]
     return [replace(one, best_case=best) if one.name == "recall_gain" else one for one in found]
 
@@ -53,7 +53,7 @@ def _unjudged(
         return []
     k, has_match = policy.recall_at, group.old_old.has_match
     shares = group.unjudged.shares(has_match)
-    ratio = hit_change(group.classes, *group.unjudged.worst, group.kept)
+    ratio = hit_change(group.classes, *group.unjudged.worst, group.query_weights)
     return [
         Measurement(
             name="unjudged_gain",
@@ -106,7 +106,7 @@ def _untouched(
 
 def _plain(policy: Policy, group: GroupEvidence) -> list[Measurement]:
     old, k = group.old_old, policy.recall_at
-    asked = old.n_queries if group.asked is None else int(group.asked.sum())
+    asked = old.n_queries if group.answerable is None else int(group.answerable.sum())
     lost = asked - old.n_with_match
     return [
         Measurement(

@@ -73,16 +73,16 @@ class GroupEvidence:
     """(Q,) share of the exact neighbours that the real index finds; NaN if not searched."""
     slices: Mapping[str, Bools] = field(default_factory=dict)
     """Slice -> (Q,) the queries in it."""
-    at_hand: tuple[Retrieval, Retrieval] | None = None
+    subset_baseline: tuple[Retrieval, Retrieval] | None = None
     """Old and new queries on the part of the old gallery that the new model embedded too: the
     baseline of ``new_new`` and of the mixed gallery. None: the whole gallery."""
-    asked: Bools | None = None
+    answerable: Bools | None = None
     """(Q,) queries that should have a match; None: all."""
     unjudged: UnjudgedBounds | None = None
     """Bounds for rows of unknown relevance; None: there are none."""
     training_overlap: TrainingOverlap | None = None
     """None: unknown."""
-    where: str = "on the old gallery"
+    gallery_phrase: str = "on the old gallery"
     """What ``old_old`` and ``new_old`` search, as it reads in a sentence."""
     unit: tuple[str, ...] = ("class",)
     """The name of each kind of unit: ``class``, ``query``, or a column of the data."""
@@ -90,7 +90,7 @@ class GroupEvidence:
     """Dependence of the gain on the class and on columns; None if not measured."""
 
     @property
-    def kept(self) -> Bools | Floats:
+    def query_weights(self) -> Bools | Floats:
         """(Q,) queries in the means, weighted to the gallery's mixture of touched rows."""
         has_match = self.old_old.has_match
         overlap = self.training_overlap
@@ -244,19 +244,26 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
     n = old.n_with_match
     found: dict[Key, tuple[Ratio, int, str]] = {}
     for name, at in (("recall_gain", k), ("wide_recall_gain", policy.wide_recall_at)):
-        sentence = _two(f"Recall@{at} {group.where}", new.recall[at], old.recall[at])
-        found[name, ""] = (_gain(group.classes, old, new, at, group.kept), n, sentence)
+        sentence = _two(f"Recall@{at} {group.gallery_phrase}", new.recall[at], old.recall[at])
+        found[name, ""] = (_gain(group.classes, old, new, at, group.query_weights), n, sentence)
     change = np.nan_to_num(new.average_precision - old.average_precision)
     found_at = float(np.nan_to_num(old.map_at_k))
     found["map_gain", ""] = (
-        query_ratio(group.classes, change, group.kept, (-1.0, 1.0), -1, (-found_at, 1 - found_at)),
+        query_ratio(
+            group.classes, change, group.query_weights, (-1.0, 1.0), -1, (-found_at, 1 - found_at)
+        ),
         n,
-        _two(f"mAP@{old.map_k} {group.where}", new.map_at_k, old.map_at_k),
+        _two(f"mAP@{old.map_k} {group.gallery_phrase}", new.map_at_k, old.map_at_k),
     )
     lost = (old.hit1 & ~new.hit1).astype(np.float64)
     found["negative_flips", ""] = (
         query_ratio(
-            group.classes, lost, group.kept, (0.0, 1.0), 1, (0.0, _share(old.hit1, old.has_match))
+            group.classes,
+            lost,
+            group.query_weights,
+            (0.0, 1.0),
+            1,
+            (0.0, _share(old.hit1, old.has_match)),
         ),
         n,
         f"A share of {group.flips.negative:.4f} of the queries turned from right to wrong and "
@@ -276,7 +283,7 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int,
 
 def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int, str]]:
     """Self-test, mixed gallery, real index and thresholds, if they were measured."""
-    old, new = group.at_hand or (group.old_old, group.new_old)
+    old, new = group.subset_baseline or (group.old_old, group.new_old)
     n = old.n_with_match
     found: dict[Key, tuple[Ratio, int, str]] = {}
     if group.new_new is not None:
@@ -325,8 +332,8 @@ def _check_group(policy: Policy, group: GroupEvidence) -> None:
     ks = (policy.recall_at, policy.wide_recall_at)
     for name in ("old_old", "new_old", "new_new", "old_new", "old_mixed", "new_mixed"):
         test, first = getattr(group, name), group.old_old
-        if name not in {"old_old", "new_old"} and group.at_hand is not None:
-            first = group.at_hand[0]
+        if name not in {"old_old", "new_old"} and group.subset_baseline is not None:
+            first = group.subset_baseline[0]
         if test is not None:
             _check_test(f"group {group.name}", test, first, ks)
 

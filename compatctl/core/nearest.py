@@ -17,7 +17,6 @@ import numpy as np
 
 from compatctl.core.arrays import (
     NORM_TOLERANCE,
-    Bits,
     Bools,
     Codes,
     Features,
@@ -29,6 +28,7 @@ from compatctl.core.arrays import (
     as_self_row,
     check_dimensions,
     check_positive,
+    ordered_bits,
 )
 from compatctl.core.ignored import Ignored
 
@@ -353,14 +353,9 @@ def _kth_at_least(scores: Scores, k: int, bins: int) -> Scores:
 
 def _keys(query: Codes, score: Scores) -> Codes:
     """(n,) int64 keys that sort by query, then by descending score; -0 and 0 are equal."""
-    return (query << 32) - _ordered((score + np.float32(0)).view(np.int32))
+    return (query << 32) - ordered_bits((score + np.float32(0)).view(np.int32))
 
 
 def _scores_of(query: Codes, keys: Codes) -> Scores:
     """(n,) the scores that ``_keys`` encoded."""
-    return _ordered(((query << 32) - keys).astype(np.int32)).view(np.float32)
-
-
-def _ordered(bits: Bits) -> Bits:
-    """The bits of float32 values as integers in the same order, and back."""
-    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    return ordered_bits(((query << 32) - keys).astype(np.int32)).view(np.float32)

@@ -11,17 +11,17 @@ Shapes: ``Q`` queries, ``K`` kinds of resampled units.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
 from compatctl.core.arrays import Bools, Codes
+from compatctl.core.binomial import bisect
 from compatctl.core.estimate import UNSEEN_UNITS, SkewCorrection
 
 _NORMAL = NormalDist()
-_STEPS = 60
 MAX_TIMES = 1e7
 """The largest factor that ``times_needed`` considers."""
 
@@ -126,7 +126,7 @@ def min_detectable_gain(
 
     if most <= target.limit or not shown(most):
         return None
-    return _least(shown, target.limit, most)
+    return bisect(shown, target.limit, most)
 
 
 def times_needed(
@@ -143,12 +143,4 @@ def times_needed(
         return pass_probability(held_out, expected, gain, target, math.exp(log)) >= target.power
 
     low, high = -math.log(held_out.n_queries), math.log(MAX_TIMES)
-    return math.exp(_least(shown, low, high)) if shown(high) else None
-
-
-def _least(shown: Callable[[float], bool], low: float, high: float) -> float:
-    """The smallest value at which ``shown`` holds, by bisection."""
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if shown(middle) else (middle, high)
-    return high
+    return math.exp(bisect(shown, low, high)) if shown(high) else None

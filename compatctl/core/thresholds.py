@@ -22,18 +22,16 @@ import numpy as np
 
 from compatctl.core.arrays import (
     AnyFloats,
-    Bits,
     Bools,
     Codes,
     Features,
     Floats,
-    Scores,
     as_features,
     as_labels,
+    ordered_bits,
     ratio,
 )
-from compatctl.core.ignored import Ignored
-from compatctl.core.pair_tiles import JudgedPairs, PairTruth, score_tiles
+from compatctl.core.pair_tiles import PairTruth, score_tiles
 from compatctl.errors import InputError
 
 ACCEPT_ALL = -1.01
@@ -199,16 +197,12 @@ def equal_error_rate(roc: Roc) -> float:
     return float((false_accepts[at] / roc.n_diff + false_rejects[at] / roc.n_same) / 2)
 
 
-def count_accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a threshold
+def count_accepts(
     queries: Features,
-    query_labels: Codes,
     gallery: Features,
-    gallery_labels: Codes,
+    truth: PairTruth,
     threshold: float | Floats,
-    self_row: Codes | None = None,
     *,
-    judged: JudgedPairs | None = None,
-    ignored: Ignored | None = None,
     block: int = 1024,
 ) -> AcceptCounts:
     """Count the (query, gallery row) pairs that a threshold accepts.
@@ -218,10 +212,8 @@ def count_accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a th
 
     Args:
         queries, gallery: (Q, D) and (G, D) unit rows.
-        query_labels, gallery_labels: (Q,) and (G,) integer codes.
+        truth: the kind of each pair.
         threshold: any number, infinities included; or one for each query (Q,).
-        self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
-        judged, ignored: as ``PairTruth``.
         block: side of the tiles of pairs held in memory, >= 1.
 
     Raises:
@@ -233,13 +225,6 @@ def count_accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a th
     if threshold.shape != counts.shape[1:] or np.isnan(threshold).any():
         raise InputError(f"a threshold must be a number for each query, got {threshold.shape}")
     least = threshold.astype(np.float64)[:, None]  # compared as float64
-    truth = PairTruth(
-        query_labels=query_labels,
-        gallery_labels=gallery_labels,
-        self_row=self_row,
-        judged=judged,
-        ignored=ignored,
-    )
     for rows, scores, same, diff in score_tiles(queries, gallery, truth, block):
         passed = scores >= least[rows]
         for kind, counted in enumerate((same & passed, same, diff & passed, diff)):
@@ -249,17 +234,8 @@ def count_accepts(  # noqa: PLR0917 - labelled queries, a labelled gallery, a th
     )
 
 
-def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled gallery, a count
-    queries: Features,
-    query_labels: Codes,
-    gallery: Features,
-    gallery_labels: Codes,
-    accepted: int,
-    self_row: Codes | None = None,
-    *,
-    judged: JudgedPairs | None = None,
-    ignored: Ignored | None = None,
-    block: int = 1024,
+def threshold_keeping_far(
+    queries: Features, gallery: Features, truth: PairTruth, accepted: int, *, block: int = 1024
 ) -> float:
     """The lowest float32 threshold that accepts at most ``accepted`` different-class pairs.
 
@@ -276,16 +252,11 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
     """
     if isinstance(accepted, bool) or not isinstance(accepted, int | np.integer):
         raise InputError(f"accepted must be a whole number of pairs, got {accepted!r}")
-    truth = PairTruth(
-        query_labels=query_labels,
-        gallery_labels=gallery_labels,
-        self_row=self_row,
-        judged=judged,
-        ignored=ignored,
-    )
     upper = np.zeros(2**16, dtype=np.int64)
     for _, scores, _, diff in score_tiles(queries, gallery, truth, block):
-        upper += np.bincount((_flip(scores[diff]) >> 16) + 2**15, minlength=2**16)
+        upper += np.bincount(
+            (ordered_bits(scores[diff].view(np.int32)) >> 16) + 2**15, minlength=2**16
+        )
     n_diff = int(upper.sum())
     if not 0 <= accepted <= n_diff:
         raise InputError(f"accepted must lie in 0 to {n_diff}, got {accepted}")
@@ -294,19 +265,13 @@ def threshold_keeping_far(  # noqa: PLR0917 - labelled queries, a labelled galle
     high, position = _bin_at(upper, n_diff - int(accepted) - 1)
     lower = np.zeros(2**16, dtype=np.int64)
     for _, scores, _, diff in score_tiles(queries, gallery, truth, block):
-        keys = _flip(scores[diff])
+        keys = ordered_bits(scores[diff].view(np.int32))
         inside = keys[(keys >> 16) + 2**15 == high]
         lower += np.bincount(inside & (2**16 - 1), minlength=2**16)
     low, _ = _bin_at(lower, position)
     key = np.array([(high - 2**15) * 2**16 + low], dtype=np.int32)
-    score = _flip(key.view(np.float32)).view(np.float32)
+    score = ordered_bits(key).view(np.float32)
     return float(np.nextafter(score, np.float32(np.inf))[0])
-
-
-def _flip(scores: Scores) -> Bits:
-    """int32 keys in the order of the scores; applied to the keys, it gives the scores' bits."""
-    bits = scores.view(np.int32)
-    return bits ^ ((bits >> 31) & np.int32(2**31 - 1))
 
 
 def _bin_at(counts: Codes, position: int) -> tuple[int, int]:

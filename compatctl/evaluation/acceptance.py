@@ -120,35 +120,16 @@ def error_rates(
 ) -> tuple[tuple[AcceptCounts, AcceptCounts], ErrorRates]:
     """False accepts and false rejects of old and new queries, and the threshold that keeps the
     FAR of the old ones. With a ``calibration`` new queries are held to the old threshold by it."""
-    labels = truth.query_labels, truth.gallery_labels
 
     def of(features: Features, threshold: float | Floats) -> AcceptCounts:
-        return count_accepts(
-            features,
-            labels[0],
-            gallery,
-            labels[1],
-            threshold,
-            truth.self_row,
-            judged=truth.judged,
-            ignored=truth.ignored,
-        )
+        return count_accepts(features, gallery, truth, threshold)
 
     cosines = {"old": at.old if at.scale is None else at.scale.inverse(at.old), "new": at.new}
     used: float | Floats = at.new
     if calibration is not None:
         used, cosines["new"] = calibration.cosines(at.old), calibration.of_all.inverse(at.old)
     old, new = of(queries[0], cosines["old"]), of(queries[1], used)
-    keeping = threshold_keeping_far(
-        queries[1],
-        labels[0],
-        gallery,
-        labels[1],
-        int(old.diff_accepted.sum()),
-        truth.self_row,
-        judged=truth.judged,
-        ignored=truth.ignored,
-    )
+    keeping = threshold_keeping_far(queries[1], gallery, truth, int(old.diff_accepted.sum()))
     return (old, new), ErrorRates(
         old_threshold=at.old,
         new_threshold=at.new,

@@ -121,7 +121,7 @@ def compare(
             slices=truth.slices,
             unit=truth.unit,
             dependence=_dependence(truth, old_old, new_old, policy.recall_at),
-            asked=truth.asked,
+            answerable=truth.asked,
             unjudged=_unjudged(truth, (old, new), (old_old, new_old), policy.recall_at),
             training_overlap=truth.training_overlap,
             **others,
@@ -184,7 +184,7 @@ def _new_galleries(
     if embeddings.new_rows is not None:
         truth, stored = truth.part(embeddings.new_rows), stored[embeddings.new_rows]
         tests = (retrieval(truth, one, stored, recall_ks(policy)) for one in (old, new))
-        found["at_hand"] = tuple(tests)
+        found["subset_baseline"] = tuple(tests)
     found["new_new"] = retrieval(truth, new, gallery, recall_ks(policy))
     found["old_new"] = retrieval(truth, old, gallery, recall_ks(policy))
     bias: dict[str, float] = {}

@@ -193,8 +193,8 @@ def _pairs(found: GroupEvidence) -> dict[str, Retrieval]:
         test = getattr(found, name)
         if test is not None:
             pairs[name] = test
-    if found.at_hand is not None:
-        pairs["old_old_at_hand"], pairs["new_old_at_hand"] = found.at_hand
+    if found.subset_baseline is not None:
+        pairs["old_old_subset"], pairs["new_old_subset"] = found.subset_baseline
     return pairs
 
 

@@ -188,7 +188,7 @@ def try_lift(
         unit=truth.unit,
         old_old=before,
         new_old=after,
-        where=WHERE,
+        gallery_phrase=WHERE,
     )
     resampling = sampling(policy, 0, 0, 0)
     measurements = measure(policy, evidence, resampling.draw, resampling.replicates)

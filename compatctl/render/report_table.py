@@ -27,8 +27,8 @@ _TESTS = {
     "old_new": "old / new",
     "old_mixed": "old / mixed",
     "new_mixed": "new / mixed",
-    "old_old_at_hand": "old / old, at hand",
-    "new_old_at_hand": "new / old, at hand",
+    "old_old_subset": "old / old, subset",
+    "new_old_subset": "new / old, subset",
 }
 
 

@@ -240,7 +240,7 @@ def _figures(policy: Policy, group: Group) -> dict[str, float]:
         found["old_recall"] = recall.get("old_old", {}).get(k, nan)
         if touched is not None and touched.of_gallery < 1.0:
             found["untouched_gain"] = touched.untouched_gain
-    whole = "" if "old_old_at_hand" not in recall else "_at_hand"
+    whole = "" if "old_old_subset" not in recall else "_subset"
     if "new_new" in recall:
         found["self_test_gain"] = gain("new_new", f"old_old{whole}")
     if "new_mixed" in recall:

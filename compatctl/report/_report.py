@@ -162,8 +162,8 @@ class Group:
 
     Keys are query model and gallery: ``new_old`` is new queries on the old gallery, ``new_mixed``
     on one of which the new model embedded a half. Where the new model embedded a part of the
-    gallery only, all but the first two are of that part, and so are ``old_old_at_hand`` and
-    ``new_old_at_hand``. ``rank_bias``: share of the first ten answers there that the new model
+    gallery only, all but the first two are of that part, and so are ``old_old_subset`` and
+    ``new_old_subset``. ``rank_bias``: share of the first ten answers there that the new model
     embedded, less that share of the gallery. ``slices``: each slice's queries that have something
     to find. ``unit``: what was resampled, ``class``, ``query`` or columns of the data, which cross;
     ``n_classes``: units of the scarcest. ``dependence``: what the class and each column say of the

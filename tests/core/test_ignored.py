@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -234,8 +234,7 @@ def test_judged_pairs_are_less_what_is_ignored():
 def test_a_threshold_is_of_the_pairs_that_count(block):
     """Accepted pairs, the threshold that keeps them and counts of scores, against loops."""
     scene = Scene(7)
-    sides = scene.old, scene.labels, scene.gallery, scene.gallery_labels
-    got = count_accepts(*sides, 0.1, scene.own, ignored=scene.ignored, block=block)
+    got = count_accepts(scene.old, scene.gallery, scene.truth, 0.1, block=block)
     scores = scene.old @ scene.gallery.T
     wanted = np.zeros((4, Q), int)
     for at, kind in ((0, True), (2, False)):
@@ -245,7 +244,7 @@ def test_a_threshold_is_of_the_pairs_that_count(block):
     counts = np.array([got.same_accepted, got.same_pairs, got.diff_accepted, got.diff_pairs])
     assert counts.tolist() == wanted.tolist()
     diff = np.sort([scores[pair] for pair in scene.kept(False)])[::-1]
-    keeping = threshold_keeping_far(*sides, 9, scene.own, ignored=scene.ignored, block=block)
+    keeping = threshold_keeping_far(scene.old, scene.gallery, scene.truth, 9, block=block)
     assert keeping == pytest.approx(float(diff[9]), abs=1e-6)
     found = score_histogram(scene.old, scene.gallery, scene.truth, block=block)
     assert (found.same.sum(), found.diff.sum()) == (len(scene.kept(True)), len(diff))
@@ -264,7 +263,11 @@ def test_where_nothing_is_shared_nothing_changes():
     assert [len(query) for query, _ in none.blocks()] == [0]
     found = exact_search(scene.old, scene.gallery, 9, scene.own, ignored=none)
     assert np.array_equal(found.rows, exact_search(scene.old, scene.gallery, 9, scene.own).rows)
-    assert count_accepts(*sides, 0.0, ignored=none).far == count_accepts(*sides, 0.0).far
+    rates = [
+        count_accepts(scene.old, scene.gallery, replace(scene.truth, ignored=ignored), 0.0).far
+        for ignored in (none, None)
+    ]
+    assert rates[0] == rates[1]
     plain = inequalities(scene.old, scene.new, *sides[1:])
     assert inequalities(scene.old, scene.new, *sides[1:], ignored=none) == plain
     assert plain.old_old == class_sums(*sides).means()

@@ -93,8 +93,7 @@ def test_counts_of_nothing_are_not_a_rate():
 def test_judged_pairs_are_what_is_accepted_and_rejected(block):
     """With judgments FRR is over the judged pairs; other pairs of one label are in no rate."""
     queries, gallery, truth, pairs = scene(4, judged=True)
-    sides = queries, truth.query_labels, gallery, truth.gallery_labels
-    got = count_accepts(*sides, 0.2, truth.self_row, judged=truth.judged, block=block)
+    got = count_accepts(queries, gallery, truth, 0.2, block=block)
     wanted = np.zeros((4, Q), int)
     for q, score, kind in pairs:
         wanted[0 if kind else 2, q] += score >= 0.2
@@ -102,5 +101,5 @@ def test_judged_pairs_are_what_is_accepted_and_rejected(block):
     counts = np.array([got.same_accepted, got.same_pairs, got.diff_accepted, got.diff_pairs])
     assert counts.tolist() == wanted.tolist()
     diff = np.sort([score for _, score, kind in pairs if not kind])[::-1].astype(np.float32)
-    keeping = threshold_keeping_far(*sides, 5, truth.self_row, judged=truth.judged, block=block)
+    keeping = threshold_keeping_far(queries, gallery, truth, 5, block=block)
     assert keeping == float(np.nextafter(diff[5], np.float32(np.inf)))

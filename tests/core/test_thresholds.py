@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.thresholds import (
     ACCEPT_ALL,
     accuracy,
@@ -47,6 +48,12 @@ def tied(rng, n):
     for row in rows:
         row[rng.choice(8, 4, replace=False)] = rng.choice([-0.5, 0.5], 4)
     return rows
+
+
+def pair_inputs(queries, query_labels, gallery, gallery_labels, self_row=None):
+    """What both functions of all pairs take first: queries, gallery and the kinds of pairs."""
+    truth = PairTruth(query_labels=query_labels, gallery_labels=gallery_labels, self_row=self_row)
+    return queries, gallery, truth
 
 
 def curve_by_loop(pairs):
@@ -232,7 +239,9 @@ def test_accepts_equals_double_loop(seed, shape, threshold, block):
     queries, query_labels, gallery, gallery_labels, own = scene(seed, Q, max(G, 1), C)
     gallery, gallery_labels = gallery[:G], gallery_labels[:G]
     own = np.minimum(own, G - 1)
-    got = count_accepts(queries, query_labels, gallery, gallery_labels, threshold, own, block=block)
+    got = count_accepts(
+        *pair_inputs(queries, query_labels, gallery, gallery_labels, own), threshold, block=block
+    )
     wanted = np.zeros((4, Q), dtype=int)
     for i, score, same in pairs_by_loop(queries, query_labels, gallery, gallery_labels, own):
         wanted[0 if same else 2, i] += score >= threshold
@@ -251,7 +260,8 @@ def test_accepts_takes_any_float_type_and_no_own_row(dtype):
     """Half, single and double rows count alike where products are exact; own rows may be absent."""
     queries, query_labels, gallery, gallery_labels, _ = scene(3)
     got = count_accepts(
-        queries.astype(dtype), query_labels, gallery.astype(dtype), gallery_labels, 0.25
+        *pair_inputs(queries.astype(dtype), query_labels, gallery.astype(dtype), gallery_labels),
+        0.25,
     )
     scores, same = queries @ gallery.T, query_labels[:, None] == gallery_labels
     assert got.same_accepted.tolist() == ((scores >= 0.25) & same).sum(axis=1).tolist()
@@ -265,13 +275,13 @@ def test_threshold_is_not_rounded_to_float32():
     queries, gallery = np.array([[1, 0]], np.float32), np.array([[0.6, 0.8]], np.float32)
     labels = np.zeros(1, dtype=np.int64)
     for threshold, passes in ((0.6, 1), (score, 1), (np.nextafter(score, 1), 0)):
-        got = count_accepts(queries, labels, gallery, labels, threshold)
+        got = count_accepts(*pair_inputs(queries, labels, gallery, labels), threshold)
         assert got.same_accepted.tolist() == [passes]
 
 
 def check_keeps(arguments, own, accepted, scores, block):
     """The threshold is the next float32 above the (accepted + 1)-th largest of the scores."""
-    got = threshold_keeping_far(*arguments, accepted, own, block=block)
+    got = threshold_keeping_far(*pair_inputs(*arguments, own), accepted, block=block)
     ordered = np.sort(np.asarray(scores, dtype=np.float32))[::-1]
     if accepted == len(ordered):
         assert got == ACCEPT_ALL
@@ -279,7 +289,7 @@ def check_keeps(arguments, own, accepted, scores, block):
         assert got == float(np.nextafter(ordered[accepted], np.float32(INF)))
     let_in = int((ordered.astype(np.float64) >= got).sum())
     assert let_in <= accepted
-    counted = count_accepts(*arguments, got, own, block=block)
+    counted = count_accepts(*pair_inputs(*arguments, own), got, block=block)
     assert int(counted.diff_accepted.sum()) == let_in
 
 
@@ -307,8 +317,8 @@ def test_threshold_equals_explicit_sort_without_ties(block):
     assert len(np.unique(diff)) == len(diff)
     for accepted in range(len(diff) + 1):
         check_keeps(arguments, own, accepted, diff, block)
-        got = threshold_keeping_far(*arguments, accepted, own, block=block)
-        counted = count_accepts(*arguments, got, own, block=block)
+        got = threshold_keeping_far(*pair_inputs(*arguments, own), accepted, block=block)
+        counted = count_accepts(*pair_inputs(*arguments, own), got, block=block)
         assert counted.diff_accepted.sum() == accepted
 
 
@@ -316,33 +326,40 @@ def test_threshold_is_the_lowest_one():
     """One float32 lower, it would let in more different-class pairs than asked."""
     *arguments, own = scene(6, Q=30, G=40, make=random_rows)
     for accepted in (0, 1, 17, 400):
-        got = threshold_keeping_far(*arguments, accepted, own)
-        assert count_accepts(*arguments, got, own).diff_accepted.sum() == accepted
+        got = threshold_keeping_far(*pair_inputs(*arguments, own), accepted)
+        assert count_accepts(*pair_inputs(*arguments, own), got).diff_accepted.sum() == accepted
         lower = float(np.nextafter(np.float32(got), np.float32(-INF)))
-        assert count_accepts(*arguments, lower, own).diff_accepted.sum() == accepted + 1
+        assert (
+            count_accepts(*pair_inputs(*arguments, own), lower).diff_accepted.sum() == accepted + 1
+        )
 
 
 def test_threshold_where_every_pair_or_none_may_pass():
     """All pairs, or no different-class pair at all: the threshold below every score."""
     queries = np.array([[1.0, 0.0], [1.0, 0.0]], dtype=np.float32)
     opposite, labels = -queries, np.array([0, 0])
-    assert threshold_keeping_far(queries, labels, opposite, labels, 0) == ACCEPT_ALL
-    assert threshold_keeping_far(queries, labels, opposite, labels + 1, 4) == ACCEPT_ALL
-    assert count_accepts(queries, labels, opposite, labels + 1, ACCEPT_ALL).far == 1.0
-    tight = threshold_keeping_far(queries, labels, opposite, labels + 1, 3)
+    assert threshold_keeping_far(*pair_inputs(queries, labels, opposite, labels), 0) == ACCEPT_ALL
+    assert (
+        threshold_keeping_far(*pair_inputs(queries, labels, opposite, labels + 1), 4) == ACCEPT_ALL
+    )
+    assert count_accepts(*pair_inputs(queries, labels, opposite, labels + 1), ACCEPT_ALL).far == 1.0
+    tight = threshold_keeping_far(*pair_inputs(queries, labels, opposite, labels + 1), 3)
     assert tight == float(np.nextafter(np.float32(-1), np.float32(0)))
-    assert count_accepts(queries, labels, opposite, labels + 1, tight).far == 0.0
-    assert threshold_keeping_far(queries[:0], labels[:0], opposite, labels, 0) == ACCEPT_ALL
+    assert count_accepts(*pair_inputs(queries, labels, opposite, labels + 1), tight).far == 0.0
+    assert (
+        threshold_keeping_far(*pair_inputs(queries[:0], labels[:0], opposite, labels), 0)
+        == ACCEPT_ALL
+    )
 
 
 def test_new_model_keeps_the_deployed_far():
     """The use: count what the old model lets in, and the new one lets in no more."""
     old, labels, gallery, gallery_labels, own = scene(8, Q=30, G=40, make=random_rows)
     new = unit(old + 0.3)
-    before = count_accepts(old, labels, gallery, gallery_labels, 0.3, own)
+    before = count_accepts(*pair_inputs(old, labels, gallery, gallery_labels, own), 0.3)
     allowed = int(before.diff_accepted.sum())
-    kept = threshold_keeping_far(new, labels, gallery, gallery_labels, allowed, own)
-    after = count_accepts(new, labels, gallery, gallery_labels, kept, own)
+    kept = threshold_keeping_far(*pair_inputs(new, labels, gallery, gallery_labels, own), allowed)
+    after = count_accepts(*pair_inputs(new, labels, gallery, gallery_labels, own), kept)
     assert after.diff_accepted.sum() == allowed > 0
     assert after.far == before.far
 
@@ -358,8 +375,8 @@ def test_memory_is_bounded_by_the_block(tie):
     )
     labels = np.arange(2000)
     tracemalloc.start()
-    threshold_keeping_far(rows, labels, rows, -1 - labels, 2_000_000, block=128)
-    count_accepts(rows, labels, rows, labels, 0.5, block=128)
+    threshold_keeping_far(*pair_inputs(rows, labels, rows, -1 - labels), 2_000_000, block=128)
+    count_accepts(*pair_inputs(rows, labels, rows, labels), 0.5, block=128)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * 2**20  # the scores alone would take 15 MiB
@@ -425,7 +442,7 @@ def test_bad_threshold_is_refused(threshold):
     """A threshold is a number, and not NaN."""
     *arguments, own = scene(1)
     with pytest.raises(InputError, match="threshold must be a number"):
-        count_accepts(*arguments, threshold, own)
+        count_accepts(*pair_inputs(*arguments, own), threshold)
     with pytest.raises(InputError, match="threshold must be a number"):
         accuracy_at(np.zeros(3), SAME, threshold)
 
@@ -434,14 +451,14 @@ def test_each_query_may_have_a_threshold_of_its_own():
     """Counts at (Q,) thresholds are those of each query alone; other shapes and NaN are refused."""
     *arguments, own = scene(2, Q=30, G=40, make=random_rows)
     at = np.random.default_rng(3).uniform(-0.5, 0.5, 30)
-    got = count_accepts(*arguments, at, own, block=7)
+    got = count_accepts(*pair_inputs(*arguments, own), at, block=7)
     for q, threshold in enumerate(at):
-        alone = count_accepts(*arguments, float(threshold), own, block=7)
+        alone = count_accepts(*pair_inputs(*arguments, own), float(threshold), block=7)
         assert got.same_accepted[q] == alone.same_accepted[q]
         assert got.diff_accepted[q] == alone.diff_accepted[q]
     for bad in (at[:5], np.where(np.arange(30) == 4, np.nan, at)):
         with pytest.raises(InputError, match="threshold must be a number for each query"):
-            count_accepts(*arguments, bad, own)
+            count_accepts(*pair_inputs(*arguments, own), bad)
 
 
 @pytest.mark.parametrize("accepted", [-1, 10**9, 1.0, True, None])
@@ -449,7 +466,7 @@ def test_bad_count_is_refused(accepted):
     """The count of pairs is a whole number from 0 to all different-class pairs."""
     *arguments, own = scene(1)
     with pytest.raises(InputError, match="accepted must"):
-        threshold_keeping_far(*arguments, accepted, own)
+        threshold_keeping_far(*pair_inputs(*arguments, own), accepted)
 
 
 @pytest.mark.parametrize(
@@ -460,17 +477,17 @@ def test_bad_count_is_refused(accepted):
         ({1: np.zeros(8, dtype=int)}, "query_labels must be"),
         ({2: np.zeros((11, 8), dtype=int)}, "gallery must be"),
         ({3: np.zeros(11)}, "gallery_labels must be"),
-        ({5: np.full(9, 11)}, "self_row must lie in -1 to 10"),
+        ({4: np.full(9, 11)}, "self_row must lie in -1 to 10"),
     ],
 )
 @pytest.mark.parametrize("function", [count_accepts, threshold_keeping_far])
 def test_bad_features_are_refused(function, change, message):
     """Both functions of all pairs refuse what every function of core refuses."""
     *arguments, own = scene(1)
-    whole = [*arguments, 0, own]
+    changed = [*arguments, own]
     for position, value in change.items():
-        whole[position] = value
+        changed[position] = value
     with pytest.raises(InputError, match=message):
-        function(*whole)
+        function(*pair_inputs(*changed), 0)
     with pytest.raises(InputError, match="block must be"):
-        function(*arguments, 0, own, block=0)
+        function(*pair_inputs(*arguments, own), 0, block=0)

@@ -60,7 +60,7 @@ def test_rows_outside_the_table_are_searched(tmp_path: Path) -> None:
     for pair, model in (("old_old", "old"), ("new_old", "new")):
         assert recall[pair]["1"] == pytest.approx(truth(world, table, model), abs=1e-9)
     assert report["searched"]["self_test_rows"] == 120
-    assert recall["new_old_at_hand"]["1"] > recall["new_old"]["1"] + 0.3
+    assert recall["new_old_subset"]["1"] > recall["new_old"]["1"] + 0.3
     assert any("120 of 720 gallery items" in one for one in report["warnings"])
 
 
