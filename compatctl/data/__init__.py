@@ -5,12 +5,12 @@ pillow's one home. Nothing is decoded until it is read, and importing this loads
 
 from __future__ import annotations
 
-from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
+from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule, merge_items
 from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_qrels
 from compatctl.data._load import from_files, load
-from compatctl.data._looks import look_of, looks_of
-from compatctl.data._memory import memory_bytes, merge_items, read_memory, sample_per_class
+from compatctl.data._looks import look_of
+from compatctl.data._memory import memory_bytes, read_memory, sample_per_class
 from compatctl.data._packed import pack, unpack
 from compatctl.data._pixels import MAX_PIXELS, Fit, Preprocessing, Resize, decode, prepare
 from compatctl.data._tables import csv_rows
@@ -33,7 +33,6 @@ __all__ = [
     "load",
     "load_features",
     "look_of",
-    "looks_of",
     "memory_bytes",
     "merge_items",
     "pack",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +17,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import Pixels
+from compatctl.core.arrays import PerceptualHashes, Pixels, Rows
 from compatctl.core.hash_order import hash_fraction
+from compatctl.core.perceptual_hash import WIDTH
+from compatctl.data._facts import ImageFacts
+from compatctl.data._looks import look_of
 from compatctl.data._pixels import BAD_IMAGE_TIP, decode, from_array
 from compatctl.errors import InputError
 from compatctl.files.npz import open_regular
@@ -67,10 +73,10 @@ class SplitRule:
 
     def split_of(self, label: str, item_id: str) -> Split:
         """The split of one item, from the sha1 of its label and, for held-out items, of its id."""
-        at = hash_fraction(label)
-        if at < self.train:
+        fraction = hash_fraction(label)
+        if fraction < self.train:
             return "test" if hash_fraction(item_id) < self.hold_out_items else "train"
-        return "validation" if at < self.train + self.validation else "test"
+        return "validation" if fraction < self.train + self.validation else "test"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,13 +117,22 @@ class Dataset:
             if split in {None, item.split} and role in {None, item.role}
         )
 
+    @cached_property
+    def _facts(self) -> ImageFacts:
+        return ImageFacts.unknown(len(self))
+
     def take(self, rows: Iterable[int] | NDArray[np.int64]) -> Dataset:
-        """The items at ``rows``, in that order. No image is copied or read."""
+        """The items at ``rows``, in that order. No image is copied or read.
+
+        What is learnt of an image by one of the two data sets is known to the other.
+        """
         chosen = [int(row) for row in rows]
-        return Dataset(
+        taken = Dataset(
             items=tuple(self.items[row] for row in chosen),
             sources=tuple(self.sources[row] for row in chosen),
         )
+        taken.__dict__["_facts"] = self._facts.take(chosen)
+        return taken
 
     def read(self, row: int) -> Image.Image:
         """The image of one item: RGB, upright, transparency on white.
@@ -130,65 +145,82 @@ class Dataset:
             return from_array(source)
         if isinstance(source, bytes):
             return decode(io.BytesIO(source), self.items[row].id)
-        name = self._name(row, source)
-        try:
-            with open_regular(source) as file:
-                return decode(file, name)
-        except (OSError, ValueError) as error:
-            raise _unreadable(name, error) from error
+        with self._opened(row, source) as file:
+            return decode(file, self._name(row, source))
 
-    def read_hashed(self, row: int) -> tuple[Image.Image, bytes]:
-        """``read``, and the sha256 (32 bytes) of what was read: ``digest``, from the same open
-        file, so that no exchange in between can part the two.
+    def read_hashed(self, row: int, *, look: bool = False) -> tuple[Image.Image, bytes]:
+        """``read``, and the sha256 (32 bytes) of the very bytes that were decoded.
+
+        Both come from one open file, so an exchange of the file cannot part them. The digest is
+        remembered, and with ``look`` the image's look, for ``digest`` and ``looks``.
 
         Raises:
-            InputError: as ``read``.
+            InputError: as ``read``; or the file changed since its digest was remembered.
         """
         source = self.sources[row]
-        if not isinstance(source, Path):
-            return self.read(row), bytes.fromhex(self.digest(row))
-        name = self._name(row, source)
-        try:
-            with open_regular(source) as file:
-                image = decode(file, name)
+        if isinstance(source, Path):
+            with self._opened(row, source) as file:
+                image = decode(file, self._name(row, source))
                 file.seek(0)
-                return image, hashlib.file_digest(file, "sha256").digest()
-        except (OSError, ValueError) as error:
-            raise _unreadable(name, error) from error
+                digest = hashlib.file_digest(file, "sha256").digest()
+            self._remember(row, digest)
+        else:
+            image, digest = self.read(row), bytes.fromhex(self.digest(row))
+        if look and not self._facts.look(row).any():
+            self._facts.look(row)[:] = look_of(image)
+        return image, digest
 
     def digest(self, row: int) -> str:
-        """sha256 (hex) of the image file's bytes, or of the array's.
+        """sha256 (hex) of the image file's bytes, or of the array's: those that were read first.
 
         Raises:
             InputError: the file is missing or must not be read.
         """
-        source = self.sources[row]
-        if isinstance(source, np.ndarray):
-            return hashlib.sha256(source.tobytes()).hexdigest()
-        if isinstance(source, bytes):
-            return hashlib.sha256(source).hexdigest()
-        try:
-            with open_regular(source) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except (OSError, ValueError) as error:
-            raise _unreadable(self._name(row, source), error) from error
+        known, source = self._facts.digest(row), self.sources[row]
+        if known.any():
+            return known.tobytes().hex()
+        if isinstance(source, Path):
+            with self._opened(row, source) as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+        else:
+            data = source if isinstance(source, bytes) else source.tobytes()
+            digest = hashlib.sha256(data).digest()
+        known[:] = np.frombuffer(digest, np.uint8)
+        return digest.hex()
+
+    def looks(self, rows: Sequence[int]) -> tuple[PerceptualHashes, Rows]:
+        """Looks (n, 24) of those ``rows`` whose image decodes, and their positions (n,) in it.
+
+        Images whose look is not known are read by threads.
+        """
+
+        def learn(row: int) -> bool:
+            try:
+                return bool(self._facts.look(row).any() or self.read_hashed(row, look=True))
+            except InputError:
+                return False
+
+        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compatctl-look") as pool:
+            known = np.array(list(pool.map(learn, rows)), bool)
+        positions = np.flatnonzero(known)
+        looks = [self._facts.look(rows[int(position)]) for position in positions]
+        return np.array(looks, np.uint8).reshape(-1, WIDTH), positions
 
     def original(self, row: int, max_bytes: int) -> bytes | Pixels:
         """The bytes of the image's file, of which ``digest`` is, or its array.
 
         Raises:
-            InputError: the file is missing, must not be read, or has more than ``max_bytes``.
+            InputError: the file is missing, must not be read, has more than ``max_bytes``, or
+                changed since its digest was remembered.
         """
         source = self.sources[row]
         if not isinstance(source, Path):
             return source
-        try:
-            with open_regular(source) as file:
-                data = file.read(max_bytes + 1)
-        except (OSError, ValueError) as error:
-            raise _unreadable(self._name(row, source), error) from error
+        with self._opened(row, source) as file:
+            data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise InputError(f"{self._name(row, source)}: has more than {max_bytes} bytes")
+        self._remember(row, hashlib.sha256(data).digest())
         return data
 
     def digest_all(self) -> str:
@@ -204,18 +236,44 @@ class Dataset:
         keep, bad = [], []
         for row, item in enumerate(self.items):
             try:
-                self.read(row)
+                self.read_hashed(row)
             except InputError:
                 bad.append(item.id)
             else:
                 keep.append(row)
         return (self.take(keep) if bad else self), tuple(bad)
 
+    def _remember(self, row: int, digest: bytes) -> None:
+        """Remember a digest, or raise InputError if it is not the one that is known."""
+        known = self._facts.digest(row)
+        if known.any() and known.tobytes() != digest:
+            raise InputError(
+                f"the image of {self.items[row].id} changed while the command ran",
+                tip="run it again when nothing writes to the data",
+            )
+        known[:] = np.frombuffer(digest, np.uint8)
+
+    @contextmanager
+    def _opened(self, row: int, source: Path) -> Iterator[io.BufferedReader]:
+        try:
+            with open_regular(source) as file:
+                yield file
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            name = self._name(row, source)
+            raise InputError(f"{name}: cannot be read: {reason}", tip=BAD_IMAGE_TIP) from error
+
     def _name(self, row: int, source: Path) -> str:
         name = self.items[row].id
         return name if str(source).endswith(name) else f"{name} ({source})"
 
 
-def _unreadable(name: str, error: Exception) -> InputError:
-    reason = error.strerror if isinstance(error, OSError) else error
-    return InputError(f"{name}: cannot be read: {reason}", tip=BAD_IMAGE_TIP)
+def merge_items(*parts: Dataset) -> Dataset:
+    """All items of data sets, each id once: as the first one that has it says."""
+    parts = parts[::-1]
+    merged = Dataset(
+        items=tuple(item for part in parts for item in part.items),
+        sources=tuple(source for part in parts for source in part.sources),
+    )
+    merged.__dict__["_facts"] = ImageFacts.joined([part._facts for part in parts])
+    return merged.take(merged.row_of.values())

@@ -54,16 +54,6 @@ def sample_per_class(ids: Sequence[str], labels: Sequence[str], per_class: int) 
     return tuple(sorted(row for found in by_class.values() for _, row in sorted(found)[:per_class]))
 
 
-def merge_items(*parts: Dataset) -> Dataset:
-    """All items of data sets, each id once: as the first one that has it says."""
-    first = {item.id: (item, source) for part in reversed(parts)
-             for item, source in zip(part.items, part.sources, strict=True)}  # fmt: skip
-    return Dataset(
-        items=tuple(item for item, _ in first.values()),
-        sources=tuple(source for _, source in first.values()),
-    )
-
-
 def memory_bytes(items: Dataset) -> bytes:
     """The file that holds the images of ``items``; its bytes depend on nothing else.
 

@@ -88,7 +88,7 @@ def embed_reference(
     for dataset in (data, memory) if memory else (data,):
         rows = [row for row, item_id in enumerate(dataset.ids) if item_id in positions]
         if rows:
-            embedded = gallery.encoder.embed(dataset.take(rows), progress=progress)
+            embedded = gallery.encoder.embed(dataset.take(rows), progress=progress, looks=True)
             encoded[[positions[dataset.ids[row]] for row in rows]] = embedded.features
     return build_reference(gallery, ids, encoded)
 

@@ -1,8 +1,8 @@
 """What a model was trained on, as its file carries it and as training.json lists it.
 
-The model's file carries eight bytes of each id, digest and class name, and a look of each image
-(``core.prefixes``, ``core.looks``); the model's digest covers them. training.json has the full
-names.
+The model's file carries eight bytes of each id, digest and class name (``core.digest_prefixes``),
+and a look of each image (``core.perceptual_hash``). The model's digest covers them. training.json
+has the full names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from compatctl.core.arrays import Bools, PerceptualHashes, Rows
 from compatctl.core.digest_prefixes import DigestPrefixes, digest_prefix, name_prefix
 from compatctl.core.perceptual_hash import WIDTH
 from compatctl.core.simplex import Registry
-from compatctl.data import Dataset, looks_of, pack, unpack
+from compatctl.data import Dataset, pack, unpack
 from compatctl.errors import InputError
 from compatctl.files import parse_json, sha256_bytes
 
@@ -180,7 +180,7 @@ class TrainingRecord:
         for data in sources:
             if data is not None:
                 rows = [r for r, item in enumerate(data.ids) if item in ids and item not in looks]
-                computed, decoded = looks_of(data, rows)
+                computed, decoded = data.looks(rows)
                 for position, look in zip(decoded, computed, strict=True):
                     looks[data.ids[rows[position]]] = look.tobytes().hex()
         items, anchors = (

@@ -11,7 +11,7 @@ from compatctl.encoder.fusing import fuse
 from compatctl.encoder.held_vectors import HeldVectors, held_vectors, without_vectors
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.parity import check_parity, parity_images
-from compatctl.encoder.runtime import BadItem, Embedded, Encoder
+from compatctl.encoder.runtime import BadItem, Embedded, Encoder, embed_together
 from compatctl.encoder.sealing import seal
 from compatctl.encoder.steadiness import refuse_unsteady
 
@@ -25,6 +25,7 @@ __all__ = [
     "HeldVectors",
     "bridge",
     "check_parity",
+    "embed_together",
     "fuse",
     "held_vectors",
     "parity_images",

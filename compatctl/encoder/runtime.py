@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import Pixels, Vectors
+from compatctl.core.arrays import Pixels, Rows, Vectors
 from compatctl.data import Dataset, prepare
 from compatctl.encoder import contract, onnx_safety
 from compatctl.encoder.carrying import carried_record
@@ -134,36 +134,19 @@ class Encoder:
         batch_size: int = BATCH_SIZE,
         skip_bad: bool = False,
         progress: Progress = silent,
+        looks: bool = False,
     ) -> Embedded:
         """Features of every item; a few batches are decoded ahead, no more are held.
+
+        Digests, and with ``looks`` the looks, are learnt by the data set from the same reading.
 
         Raises:
             InputError: an image does not decode (unless ``skip_bad``), or its row is not finite or
                 not of unit norm; the message names the item.
         """
-        features = np.zeros((len(dataset), self.dim), np.float32)
-        digests = np.zeros((len(dataset), DIGEST_BYTES), np.uint8)
-        rows: list[int] = []
-        bad: list[BadItem] = []
-        for batch in self._decoded(dataset, min(batch_size, self.largest_batch)):
-            good = [one for one in batch if one.error is None]
-            for one in batch:
-                if one.error is not None and not skip_bad:
-                    raise one.error
-                if one.error is not None:
-                    bad.append(BadItem(id=one.id, reason=one.error.message))
-            if good:
-                here = slice(len(rows), len(rows) + len(good))
-                features[here] = self._unit_rows(good)
-                digests[here] = [np.frombuffer(one.digest, np.uint8) for one in good]
-                rows += [one.row for one in good]
-            progress("images embedded", len(rows) + len(bad), len(dataset))
-        return Embedded(
-            features=features[: len(rows)],
-            rows=np.array(rows, np.int64),
-            digests=digests[: len(rows)],
-            bad=tuple(bad),
-        )
+        run = _Run(self, np.arange(len(dataset)), batch_size, progress)
+        _embed(dataset, [run], skip_bad=skip_bad, looks=looks)
+        return run.embedded()
 
     @property
     def largest_batch(self) -> int:
@@ -171,56 +154,138 @@ class Encoder:
         sizes = [one.preprocessing for one in self.inputs]
         return max(1, BATCH_BYTES // sum(3 * one.height * one.width for one in sizes))
 
-    def _decoded(self, dataset: Dataset, batch_size: int) -> Iterator[list[_Decoded]]:
-        """Batches in order, the next ``AHEAD`` of them on their way in threads."""
-        waiting: deque[list[Future[_Decoded]]] = deque()
-        pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compatctl-decode")
-        try:
-            for first in range(0, len(dataset), batch_size):
-                last = min(first + batch_size, len(dataset))
-                waiting.append(
-                    [pool.submit(self._decode, dataset, row) for row in range(first, last)]
-                )
-                if len(waiting) > AHEAD:
-                    yield [future.result() for future in waiting.popleft()]
-            while waiting:
-                yield [future.result() for future in waiting.popleft()]
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def unit_rows(self, ids: Sequence[str], pixels: Sequence[tuple[Pixels, ...]]) -> Vectors:
+        """Checked features (n, D) of images with those ids; ``pixels``: one array an input.
 
-    def _decode(self, dataset: Dataset, row: int) -> _Decoded:
-        item_id = dataset.items[row].id
-        try:
-            image, digest = dataset.read_hashed(row)
-        except InputError as error:
-            return _Decoded(row=row, id=item_id, pixels=(), digest=b"", error=error)
-        pixels = tuple(prepare(image, one.preprocessing) for one in self.inputs)
-        return _Decoded(row=row, id=item_id, pixels=pixels, digest=digest, error=None)
-
-    def _unit_rows(self, batch: list[_Decoded]) -> Vectors:
-        """The rows of a batch of images that decoded."""
-        out = self.run(
-            {
-                one.name: np.stack([item.pixels[at] for item in batch])
-                for at, one in enumerate(self.inputs)
-            }
-        )
+        Raises:
+            InputError: a row is not finite or not of unit norm; the message names the item.
+        """
+        names = [spec.name for spec in self.inputs]
+        images = {
+            name: np.stack(arrays)
+            for name, arrays in zip(names, zip(*pixels, strict=True), strict=True)
+        }
+        out = self.run(images)
         norms = np.linalg.norm(out, axis=1)
         wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= UNIT_TOLERANCE))
         if len(wrong):
             first = int(wrong[0])
             raise InputError(
-                f"{self.name}: the embedding of item {batch[first].id!r} has the norm "
+                f"{self.name}: the embedding of item {ids[first]!r} has the norm "
                 f"{norms[first]:.4g}, expected 1",
                 tip="an encoder must give finite unit rows; look at its weights and preprocessing",
             )
         return out
 
 
+def embed_together(
+    encoders: Sequence[Encoder],
+    dataset: Dataset,
+    rows: Sequence[Rows],
+    *,
+    skip_bad: bool = False,
+    looks: bool = False,
+    progress: Sequence[Progress],
+) -> list[Embedded]:
+    """What several encoders make of their ``rows`` (n,), ascending; each image is decoded once.
+
+    ``rows`` and ``progress``: one for each encoder. Results and errors are as of ``Encoder.embed``,
+    with rows of ``dataset``.
+    """
+    runs = [
+        _Run(encoder, own_rows, BATCH_SIZE, report)
+        for encoder, own_rows, report in zip(encoders, rows, progress, strict=True)
+    ]
+    _embed(dataset, runs, skip_bad=skip_bad, looks=looks)
+    return [run.embedded() for run in runs]
+
+
+class _Run:
+    """One encoder on its way through the rows of a data set."""
+
+    def __init__(self, encoder: Encoder, rows: Rows, batch_size: int, progress: Progress) -> None:
+        self.encoder = encoder
+        self.wanted = rows
+        self.batch_size = min(batch_size, encoder.largest_batch)
+        self._progress = progress
+        self._features = np.zeros((len(rows), encoder.dim), np.float32)
+        self._digests = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
+        self._rows: list[int] = []
+        self._bad: list[BadItem] = []
+        self._waiting: list[tuple[str, tuple[Pixels, ...]]] = []
+
+    def take(self, row: int, decoded: _Decoded, taker: int) -> None:
+        """Take an image, or count a bad one; ``taker``: the position of the run's pixels in it."""
+        if decoded.error is not None:
+            self._bad.append(BadItem(id=decoded.id, reason=decoded.error.message))
+            return
+        self._digests[len(self._rows)] = np.frombuffer(decoded.digest, np.uint8)
+        self._rows.append(row)
+        self._waiting.append((decoded.id, decoded.pixels[taker]))
+        if len(self._waiting) == self.batch_size:
+            self._flush()
+
+    def embedded(self) -> Embedded:
+        """The result, after the last row."""
+        if self._waiting or self._bad:
+            self._flush()
+        n = len(self._rows)
+        return Embedded(
+            features=self._features[:n],
+            rows=np.array(self._rows, np.int64),
+            digests=self._digests[:n],
+            bad=tuple(self._bad),
+        )
+
+    def _flush(self) -> None:
+        if self._waiting:
+            ids, pixels = zip(*self._waiting, strict=True)
+            end = len(self._rows)
+            self._features[end - len(ids) : end] = self.encoder.unit_rows(ids, pixels)
+            self._waiting.clear()
+        self._progress("images embedded", len(self._rows) + len(self._bad), len(self.wanted))
+
+
+def _embed(dataset: Dataset, runs: Sequence[_Run], *, skip_bad: bool, looks: bool) -> None:
+    """Decode each wanted image once, by threads a few batches ahead, for all runs that want it."""
+    rows = np.unique(np.concatenate([run.wanted for run in runs]))
+    wanted = np.stack([np.isin(rows, run.wanted) for run in runs], axis=1)
+
+    def decode(position: int) -> _Decoded:
+        item_id = dataset.items[rows[position]].id
+        takers = [run for run, mine in zip(runs, wanted[position], strict=True) if mine]
+        try:
+            image, digest = dataset.read_hashed(int(rows[position]), look=looks)
+        except InputError as error:
+            return _Decoded(id=item_id, takers=takers, error=error)
+        pixels = [
+            tuple(prepare(image, spec.preprocessing) for spec in run.encoder.inputs)
+            for run in takers
+        ]
+        return _Decoded(id=item_id, takers=takers, pixels=pixels, digest=digest)
+
+    ahead = AHEAD * min(run.batch_size for run in runs)
+    pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compatctl-decode")
+    try:
+        waiting = deque(pool.submit(decode, position) for position in range(min(ahead, len(rows))))
+        for position, row in enumerate(rows.tolist()):
+            decoded = waiting.popleft().result()
+            if position + ahead < len(rows):
+                waiting.append(pool.submit(decode, position + ahead))
+            if decoded.error is not None and not skip_bad:
+                raise decoded.error
+            for taker, run in enumerate(decoded.takers):
+                run.take(row, decoded, taker)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Decoded:
-    row: int
+    """An image, ready for each run that takes it; or the error why there is none."""
+
     id: str
-    pixels: tuple[Pixels, ...]
-    digest: bytes
-    error: InputError | None
+    takers: list[_Run]
+    pixels: Sequence[tuple[Pixels, ...]] = ()
+    digest: bytes = b""
+    error: InputError | None = None

@@ -13,14 +13,13 @@ from compatctl.core.arrays import Rows, Vectors
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery, StoredVectors, stored_vectors
 from compatctl.deployment.project import open_store
-from compatctl.encoder import Encoder, refuse_unsteady
+from compatctl.encoder import Encoder, embed_together, refuse_unsteady
 from compatctl.errors import InputError
 from compatctl.evaluation.comparison import PairedEmbeddings
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery, stored_rows_of
 from compatctl.evaluation.protocol import (
     PairFeatures,
     QueryGroup,
-    embed_rows,
     group_rows,
     same_dimension,
 )
@@ -55,7 +54,6 @@ def embed_pair(
     Without ``new_gallery`` the new model embeds the queries only. ``extra`` rows query and are
     searched besides.
     """
-    old, new = encoders
     more = np.zeros(0, np.int64) if extra is None else extra
     queries = np.union1d(group_rows(groups, part="queries"), more)
     searched = np.union1d(group_rows(groups, part="gallery"), more)
@@ -63,21 +61,29 @@ def embed_pair(
     lacking = searched if stored is None else np.setdiff1d(searched, stored.rows)
     by_old = np.union1d(queries, lacking)
     by_new = np.union1d(queries, searched) if new_gallery else queries
-    say = prefixed(progress, "old model")
-    old_all, bad_old = embed_rows(old, data, by_old, skip_bad=skip_bad, progress=say)
-    say = prefixed(progress, "new model")
-    new_all, bad_new = embed_rows(new, data, by_new, skip_bad=skip_bad, progress=say)
+    embedded = embed_together(
+        encoders,
+        data,
+        (by_old, by_new),
+        skip_bad=skip_bad,
+        progress=(prefixed(progress, "old model"), prefixed(progress, "new model")),
+    )
+    old_all, new_all = (
+        np.full((len(data), encoder.dim), np.nan, np.float32) for encoder in encoders
+    )
+    for features, result in zip((old_all, new_all), embedded, strict=True):
+        features[result.rows] = result.features
     old_gallery = old_all
     if stored is not None and len(stored.rows):
         old_gallery = old_all.copy()
         old_gallery[stored.rows] = stored.vectors
-    ids = {*bad_old, *bad_new}
+    ids = {item.id for result in embedded for item in result.bad}
     return EmbeddedPair(
         old=PairFeatures(query=old_all, gallery=old_gallery),
         new=PairFeatures(query=new_all, gallery=new_all),
         bad={int(row) for row in np.union1d(by_old, by_new) if data.items[row].id in ids},
         stored=stored,
-        old_sha256=old.sha256,
+        old_sha256=encoders[0].sha256,
     )
 
 
@@ -134,21 +140,26 @@ def embed_for_verify(
 
     The gallery is the store's, all of it, and what else the data has in the role gallery.
     """
-    old, new = encoders
     of_data = stored_rows_of(data, gallery)
     held = of_data[of_data >= 0]
     lacking = np.setdiff1d(group_rows(groups, part="gallery"), held)
     asked = np.union1d(group_rows(groups, part="queries"), pairs)
     by_old = np.union1d(asked, lacking)
     by_new = np.union1d(asked, np.union1d(held, lacking)) if self_test else asked
-    say = prefixed(progress, "old model")
-    made = EmbeddedRows.of(old, data, by_old, skip_bad=skip_bad, progress=say)
+    made, answers = (
+        EmbeddedRows.read(result)
+        for result in embed_together(
+            encoders,
+            data,
+            (by_old, by_new),
+            skip_bad=skip_bad,
+            progress=(prefixed(progress, "old model"), prefixed(progress, "new model")),
+        )
+    )
     beside = lacking[made.holds(lacking)]
     searched = EvaluationGallery.of(
         data, gallery, EmbeddedRows(rows=beside, features=made.at(beside))
     )
-    say = prefixed(progress, "new model")
-    answers = EmbeddedRows.of(new, data, by_new, skip_bad=skip_bad, progress=say)
     ids = {*made.bad, *answers.bad}
     at_hand = (searched.of_data >= 0) & answers.holds(searched.of_data)
     return VerifyEmbeddings(
@@ -157,7 +168,7 @@ def embed_for_verify(
         searched=searched,
         new_rows=np.flatnonzero(at_hand) if self_test else None,
         bad={int(row) for row in np.union1d(by_old, by_new) if data.items[row].id in ids},
-        old_sha256=old.sha256,
+        old_sha256=encoders[0].sha256,
     )
 
 

@@ -24,7 +24,7 @@ from compatctl.core.training_overlap import (
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_record import TrainingRecord
-from compatctl.encoder import Encoder
+from compatctl.encoder import Embedded, Encoder, embed_together
 from compatctl.evaluation.clusters import all_columns, column_codes, columns_of, resampling_units
 from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half
 from compatctl.evaluation.ignored_rows import Column, shared_columns
@@ -51,11 +51,16 @@ class EmbeddedRows:
         progress: Progress = silent,
     ) -> Self:
         """The rows (n,), ascending, less those that failed; errors as ``Encoder.embed``."""
-        if not len(rows):
-            return cls(rows=rows, features=np.zeros((0, encoder.dim), np.float32))
-        done = encoder.embed(data.take(rows), skip_bad=skip_bad, progress=progress)
-        bad = tuple(item.id for item in done.bad)
-        return cls(rows=rows[done.rows], features=done.features, bad=bad)
+        (result,) = embed_together(
+            (encoder,), data, (rows,), skip_bad=skip_bad, progress=(progress,)
+        )
+        return cls.read(result)
+
+    @classmethod
+    def read(cls, result: Embedded) -> Self:
+        """An encoder's result on rows of a data set."""
+        bad = tuple(item.id for item in result.bad)
+        return cls(rows=result.rows, features=result.features, bad=bad)
 
     def holds(self, rows: Rows) -> Bools:
         """(m,) whether there is a feature of each of the rows (m,)."""

@@ -14,7 +14,7 @@ from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.measurements import DECIDING_GROUP
 from compatctl.core.nearest import exact_search_pieces, row_pieces
 from compatctl.core.perceptual_hash import matches_any_hash
-from compatctl.data import Dataset, looks_of, read_pairs
+from compatctl.data import Dataset, read_pairs
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import columns_of
@@ -77,9 +77,9 @@ def query_groups(data: Dataset, seen: TrainingRecord | None, options: VerifyOpti
     if not has_roles(data):  # every item queries: one that anchored must not
         keep = [row for row in held_out if not seen.is_anchor(data.items[row].id)]
         held_out = np.array(keep, np.int64)
+    near = near_copies(data, held_out, seen)  # first: the digests come from the same reading
     trained = _refuse_trained(data, held_out, seen, options, "held-out queries")
-    left = np.setdiff1d(held_out, trained)
-    near = near_copies(data, left, seen)
+    left, near = np.setdiff1d(held_out, trained), np.setdiff1d(near, trained)
     return Groups(
         query_groups=_by_class(data, seen, np.setdiff1d(left, near), (trained, near), options),
         pairs=pairs,
@@ -149,7 +149,7 @@ def near_copies(data: Dataset, rows: Rows, seen: TrainingRecord) -> Rows:
     """
     if not len(seen.looks) or not len(rows):
         return np.zeros(0, np.int64)
-    found, good = looks_of(data, rows.tolist())
+    found, good = data.looks(rows.tolist())
     near: Rows = rows[good[matches_any_hash(found, seen.looks)]]
     return near
 

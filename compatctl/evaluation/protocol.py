@@ -126,12 +126,16 @@ def embed_rows(
     skip_bad: bool = False,
     progress: Progress = silent,
     into: Vectors | None = None,
+    looks: bool = False,
 ) -> tuple[Vectors, tuple[str, ...]]:
-    """Features (N, D) with the given rows filled (into a copy of ``into``), and ids that failed."""
+    """Features (N, D) with the given rows filled (into a copy of ``into``), and ids that failed.
+
+    ``looks``: the data learns the looks of the images from the same reading.
+    """
     shape = (len(data), encoder.dim)
     features = np.full(shape, np.nan, np.float32) if into is None else into.copy()
     if len(rows):
-        done = encoder.embed(data.take(rows), skip_bad=skip_bad, progress=progress)
+        done = encoder.embed(data.take(rows), skip_bad=skip_bad, progress=progress, looks=looks)
         features[rows[done.rows]] = done.features
         return features, tuple(item.id for item in done.bad)
     return features, ()

@@ -164,6 +164,7 @@ def alignment_set(
         skip_bad=skip_bad,
         progress=prefixed(progress, "new model"),
         into=both.new.query,
+        looks=True,
     )
     source, target = new_features[pairs], both.old.gallery[pairs]
     complete = np.isfinite(source[:, 0]) & np.isfinite(target[:, 0])

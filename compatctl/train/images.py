@@ -65,8 +65,10 @@ class ImageReader:
             yield np.stack([future.result() for future in rest])
 
     def _one(self, ref: ImageRef) -> Pixels:
-        image = ref.dataset.read(ref.row)
-        if ref.seed is not None:
+        if ref.seed is None:
+            image, _ = ref.dataset.read_hashed(ref.row, look=True)
+        else:
+            image = ref.dataset.read(ref.row)
             image = augment(image, self._change, np.random.default_rng(ref.seed))
         pixels: Pixels = prepare(image, self._preprocessing)
         return pixels

@@ -62,8 +62,18 @@ def test_the_bytes_depend_on_the_items_alone(tmp_path: Path) -> None:
     data = _mixed(tmp_path)
     assert memory_bytes(data.take([3, 1, 0, 2])) == memory_bytes(data)
     Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
-    assert memory_bytes(data) != memory_bytes(data.take([1, 2, 3]))
-    assert memory_bytes(data) != memory_bytes(_mixed(tmp_path))
+    changed = Dataset(items=data.items, sources=data.sources)
+    assert memory_bytes(changed) != memory_bytes(changed.take([1, 2, 3]))
+    assert memory_bytes(changed) != memory_bytes(_mixed(tmp_path))
+
+
+def test_a_file_that_changed_since_it_was_hashed_is_not_remembered(tmp_path: Path) -> None:
+    """The memory holds the images that were trained on, or there is an error."""
+    data = _mixed(tmp_path)
+    data.take([0]).digest(0)
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="image of file changed while"):
+        memory_bytes(data)
 
 
 @pytest.mark.parametrize("per_class", [1, 3, 50])

@@ -135,10 +135,10 @@ def test_only_a_few_batches_are_read_ahead(encoder: Encoder, dataset: Dataset) -
     class Counted(Dataset):
         """A data set that counts what was asked of it."""
 
-        def read_hashed(self, row: int) -> tuple[Image.Image, bytes]:
+        def read_hashed(self, row: int, *, look: bool = False) -> tuple[Image.Image, bytes]:
             """The image and its digest, counted."""
             begun.append(row)
-            return super().read_hashed(row)
+            return super().read_hashed(row, look=look)
 
     many = [row % 15 for row in range(300)]
     counted = Counted(
