@@ -15,6 +15,7 @@ from compatctl.manifest._manifest import (
     Operation,
     StandIn,
     is_digest,
+    refuse_other_format,
 )
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "Operation",
     "StandIn",
     "is_digest",
+    "refuse_other_format",
     "unknown_digests",
 ]

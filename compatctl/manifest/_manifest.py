@@ -142,17 +142,7 @@ class Manifest:
         """
         if not isinstance(raw, dict):
             raise DamagedError(f"{where}: a manifest is a JSON object, got {type(raw).__name__}")
-        version = raw.get("format")
-        if type(version) is int and version > FORMAT:
-            raise InputError(
-                f"{where}: manifest format {version}; compatctl {__version__} reads up to {FORMAT}",
-                tip=f"install compatctl {raw.get('tool_version', 'of a newer version')}",
-            )
-        if type(version) is int and 0 < version < FORMAT:
-            raise InputError(
-                f"{where}: manifest format {version}, of a version that was never released",
-                tip="begin the store again: compatctl init (or import)",
-            )
+        refuse_other_format(raw, FORMAT, f"{where}: manifest")
         _check(raw, _MANIFEST, cls, where)
         _check(raw["index"], _INDEX, IndexInfo, f"{where}: index")
         for at, model in enumerate(raw["models"]):
@@ -247,6 +237,25 @@ class Manifest:
             ("models", share.sha256),
             ("canaries", share.canary),
             *((kind, digest) for kind, digest in single if digest is not None),
+        )
+
+
+def refuse_other_format(raw: Mapping[str, Any], known: int, what: str) -> None:
+    """Refuse a file of another format than ``known``; ``what`` names file and kind in messages.
+
+    Raises:
+        InputError: its format is a newer one, or one that was never released.
+    """
+    version = raw.get("format")
+    if type(version) is int and version > known:
+        raise InputError(
+            f"{what} format {version}; compatctl {__version__} reads up to {known}",
+            tip=f"install compatctl {raw.get('tool_version', 'of a newer version')}",
+        )
+    if type(version) is int and 0 < version < known:
+        raise InputError(
+            f"{what} format {version}, of a version that was never released",
+            tip="create the store again: compatctl init (or import)",
         )
 
 

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compatctl._version import __version__
-from compatctl.errors import CompatError, ConflictError, DamagedError, InputError
+from compatctl.errors import CompatError, ConflictError, DamagedError
 from compatctl.files import (
     TEMPORARY,
     Lock,
@@ -25,7 +24,7 @@ from compatctl.files import (
     sha256_bytes,
     write_atomic,
 )
-from compatctl.manifest import is_digest
+from compatctl.manifest import is_digest, refuse_other_format
 from compatctl.store._layout import ATTEMPTS, LOCK, is_regular_file, refuse_links
 
 FORMAT = 2
@@ -159,22 +158,12 @@ def _read_json(path: Path) -> object:
 
 def _refuse_format(raw: Mapping[str, Any], path: Path) -> None:
     """Raise if the file is intact and of another format; a wrong digest is damage."""
-    version = raw.get("format")
     try:
         digest = _digest({name: value for name, value in raw.items() if name != "sha256"})
     except (ValueError, RecursionError):
         return
-    if type(version) is not int or raw.get("sha256") != digest:
-        return
-    if version > FORMAT:
-        raise InputError(
-            f"{path}: attempts format {version}; compatctl {__version__} reads up to {FORMAT}",
-            tip="install a newer version of compatctl",
-        )
-    raise InputError(
-        f"{path}: attempts format {version}, of a version that was never released",
-        tip="create the store again: compatctl init (or import)",
-    )
+    if raw.get("sha256") == digest:
+        refuse_other_format(raw, FORMAT, f"{path}: attempts")
 
 
 def _read(path: Path, candidate: str, question: str) -> tuple[Attempt, ...]:

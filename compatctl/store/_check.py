@@ -11,7 +11,7 @@ from typing import Literal
 
 from compatctl.errors import CompatError, UsageError
 from compatctl.files import TEMPORARY, sha256_file
-from compatctl.manifest import Manifest, Operation, is_digest
+from compatctl.manifest import Manifest, Operation
 from compatctl.progress import Progress, silent
 from compatctl.store._attempts import attempts_problems, unfinished_attempts
 from compatctl.store._layout import (
@@ -20,6 +20,7 @@ from compatctl.store._layout import (
     MANIFEST,
     blob_path,
     catalog_problems,
+    changed_bytes,
     erasure_problems,
     generation_path,
     is_regular_file,
@@ -34,7 +35,7 @@ from compatctl.store._store import Store
 from compatctl.store._transitions import transition_problems
 
 _MAX_CHECKS = 5
-"""Checks of a store that writers keep changing before its problems are reported."""
+"""How often a store that writers keep changing is checked before its problems are reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +43,13 @@ class CheckReport:
     """What a check found; paths are relative to the store. After a gc: the state that it left.
 
     Attributes:
-        head: the digest of the newest generation; it pins every earlier one.
+        head: the digest of the newest generation, which fixes every earlier one too.
         oldest_restorable: the first generation whose files are kept.
         files: number of files that the kept generations need; ``bytes`` is their size.
         unreferenced: files that no kept generation needs, the remains of killed processes included.
         deleted: files that gc deleted; ``freed_bytes`` is their size.
-        erasure: whether items were erased. ``unfinished`` if files that held them still exist:
-            a removal was killed, and the next removal or gc finishes it.
+        erasure: whether items were erased. ``unfinished``: files that held them still exist,
+            because a removal was killed; the next removal or gc finishes it.
     """
 
     ok: bool
@@ -72,10 +73,10 @@ def check(
     head: str | None = None,
     progress: Progress = silent,
 ) -> CheckReport:
-    """Check the history and that every file exists. Nothing is written.
+    """Check the history, and that every file exists; nothing is written.
 
-    If a writer changed the store meanwhile, problems are checked again: files that gc deleted
-    during the check are no damage.
+    If there are problems and a writer changed the store meanwhile, the check is repeated: a file
+    that gc deleted during the check is no damage.
 
     Args:
         deep: also hash every file, never trusting the digest cache, and read the catalogue.
@@ -88,10 +89,10 @@ def check(
     """
     for _ in range(_MAX_CHECKS):
         current = read_manifest(root)
-        found = _check_once(root, current, deep=deep, keep=keep, head=head, progress=progress)
-        if found.ok or read_manifest(root) == current:
+        report = _check_once(root, current, deep=deep, keep=keep, head=head, progress=progress)
+        if report.ok or read_manifest(root) == current:
             break
-    return found
+    return report
 
 
 def _check_once(
@@ -104,9 +105,9 @@ def _check_once(
     progress: Progress,
 ) -> CheckReport:
     generations, problems = _history(root, current)
-    problems += transition_problems(sorted(generations, key=lambda one: one.generation))
+    problems += transition_problems(generations[::-1])
     problems += older_manifest_problems(root, current)
-    if head is not None and head not in {manifest_digest(one) for one in generations}:
+    if head is not None and head not in {manifest_digest(state) for state in generations}:
         problems.append(
             f"no generation of {root} has the digest {head}: its history was rewritten, or it is "
             "another store"
@@ -114,25 +115,30 @@ def _check_once(
     oldest = current.oldest_restorable
     if keep is not None and not problems:
         oldest = oldest_kept(Store(root, current), keep)
-    kept = [one for one in generations if one.generation >= current.oldest_restorable]
+    kept = [state for state in generations if state.generation >= current.oldest_restorable]
     problems += _file_problems(root, _all_blobs(kept, current), deep=deep, progress=progress)
     if deep:
         problems += catalog_problems(root, current)
         problems += _erased_row_problems(root, kept, current)
         problems += attempts_problems(root)
-    needed = _all_blobs([one for one in kept if one.generation >= oldest], current)
+    needed = _all_blobs([state for state in kept if state.generation >= oldest], current)
+    unfinished = current.erasures and erased_files(root, generations, current)
     return CheckReport(
         ok=not problems,
         head=manifest_digest(current),
         generations=current.generation,
         oldest_restorable=oldest,
         files=len(needed),
-        bytes=sum(_size(blob_path(root, kind, digest)) for kind, digest in needed),
+        bytes=sum(
+            path.lstat().st_size
+            for path in (blob_path(root, *blob) for blob in needed)
+            if is_regular_file(path)
+        ),
         problems=tuple(problems),
         unreferenced=tuple(
             str(path.relative_to(root)) for path in _unreferenced(root, current, needed)
         ),
-        erasure=_erasure(root, generations, current),
+        erasure="none" if not current.erasures else "unfinished" if unfinished else "done",
     )
 
 
@@ -146,75 +152,67 @@ def oldest_kept(store: Store, keep: int) -> int:
     """
     if keep < 1:
         raise UsageError(f"--keep must be at least 1, got {keep}")
-    states = [one.generation for one in store.history() if one.operation != Operation.GC]
-    oldest = states[-keep] if len(states) >= keep else 1
+    numbers = [state.generation for state in store.history() if state.operation != Operation.GC]
+    oldest = numbers[-keep] if len(numbers) >= keep else 1
     with contextlib.suppress(UsageError):  # there is no deploy to undo
         oldest = min(oldest, rollback_plan(store).target.generation)
     return max(oldest, store.manifest.oldest_restorable)
 
 
 def _history(root: Path, current: Manifest) -> tuple[list[Manifest], list[str]]:
-    found: list[Manifest] = []
+    """The readable generations, newest first, and the problems of the chain."""
+    generations: list[Manifest] = []
     problems: list[str] = []
     child = current
     for number in range(current.generation, 0, -1):
         try:
-            one = read_generation(root, number)
+            state = read_generation(root, number)
         except CompatError as error:
             newest = f": {root / MANIFEST} records it" if number == current.generation else ""
             problems.append(error.message + newest)
             continue
-        if number == current.generation and one != current:
+        if number == current.generation and state != current:
             problems.append(f"{generation_path(root, number)} differs from manifest.json")
-        if number == child.generation - 1 and child.parent != manifest_digest(one):
+        if number == child.generation - 1 and child.parent != manifest_digest(state):
             problems.append(
                 f"{generation_path(root, number)} is not the parent that generation "
                 f"{child.generation} records"
             )
-        found.append(one)
-        child = one
-    return found, problems
+        generations.append(state)
+        child = state
+    return generations, problems
 
 
 def _all_blobs(generations: Iterable[Manifest], current: Manifest) -> list[tuple[str, str]]:
     """(kind, sha256) of every file kept for these generations and the current one, each once."""
-    kept = {blob for one in generations for blob in retained_blobs(one, current)}
-    return sorted(kept | set(current.blobs()))
+    blobs = {blob for state in generations for blob in retained_blobs(state, current)}
+    return sorted(blobs | set(current.blobs()))
 
 
 def erased_files(root: Path, generations: Iterable[Manifest], current: Manifest) -> set[Path]:
     """Existing files of generations before the last erasure that no kept generation needs."""
-    before = {
-        blob
-        for one in generations
-        if one.generation < current.oldest_gallery
-        for blob in one.blobs()
-    }
-    left = before - set(_all_blobs(generations, current))
-    return {path for path in (blob_path(root, *blob) for blob in left) if path.exists()}
-
-
-def _erasure(
-    root: Path, generations: list[Manifest], current: Manifest
-) -> Literal["none", "done", "unfinished"]:
-    if current.erasures is None:
-        return "none"
-    return "unfinished" if erased_files(root, generations, current) else "done"
+    before = [state for state in generations if state.generation < current.oldest_gallery]
+    blobs = {blob for state in before for blob in state.blobs()}
+    blobs -= set(_all_blobs(generations, current))
+    return {path for path in (blob_path(root, *blob) for blob in blobs) if path.exists()}
 
 
 def _erased_row_problems(root: Path, kept: list[Manifest], current: Manifest) -> list[str]:
     """Problems: a kept gallery contains rows that were erased before it was made."""
-    whole = [one for one in kept if one.generation >= current.oldest_gallery]
-    once = {(one.catalog, one.erasures): one for one in whole}
-    return [problem for one in once.values() for problem in erasure_problems(root, one)]
+    galleries = {
+        (state.catalog, state.erasures): state
+        for state in kept
+        if state.generation >= current.oldest_gallery
+    }
+    return [problem for state in galleries.values() for problem in erasure_problems(root, state)]
 
 
 def _file_problems(
     root: Path, needed: list[tuple[str, str]], *, deep: bool, progress: Progress
 ) -> list[str]:
     problems = []
-    for at, (kind, digest) in enumerate(needed):
-        progress("checking files", at, len(needed))
+    for checked, (kind, digest) in enumerate(needed):
+        progress("checking files", checked, len(needed))
         problems += _blob_problems(blob_path(root, kind, digest), digest, deep=deep)
     progress("checking files", len(needed), len(needed))
     return problems
@@ -225,40 +223,28 @@ def _blob_problems(path: Path, digest: str, *, deep: bool) -> list[str]:
         return [f"{path} is missing"]
     if path.stat().st_size == 0:
         return [f"{path} is empty"]
-    if deep:
-        try:
-            if sha256_file(path) != digest:
-                return [f"{path} was changed: its bytes are not those of its name"]
-        except CompatError as error:
-            return [error.message]
+    try:
+        if deep and sha256_file(path) != digest:
+            return [changed_bytes(path)]
+    except CompatError as error:
+        return [error.message]
     return []
 
 
-def _size(path: Path) -> int:
-    return path.lstat().st_size if is_regular_file(path) else 0
-
-
 def _unreferenced(root: Path, current: Manifest, needed: list[tuple[str, str]]) -> list[Path]:
-    keep = {blob_path(root, kind, digest) for kind, digest in needed}
+    keep = {blob_path(root, *blob) for blob in needed}
     keep |= {generation_path(root, number + 1) for number in range(current.generation)}
-    left = (path for path in _own_files(root) if path not in keep)
-    return sorted([*left, *unfinished_attempts(root)])
+    paths = (path for path in _own_files(root) if path not in keep)
+    return sorted([*paths, *unfinished_attempts(root)])
 
 
 def _own_files(root: Path) -> Iterable[Path]:
-    """Every file that is named as only this program names files; others are not touched."""
-    for folder, suffix in ((root, None), (root / HISTORY, None), *_folders(root)):
-        if not folder.is_dir():
-            continue
-        for path in folder.iterdir():
-            temporary = path.name.startswith(TEMPORARY)
-            blob = suffix is not None and path.name.endswith(suffix)
-            named = (blob and is_digest(path.name.removesuffix(suffix or ""))) or (
-                folder.name == HISTORY and re.fullmatch(r"\d{6,}\.json", path.name) is not None
-            )
-            if (temporary or named) and path.is_file() and not path.is_symlink():
+    """Every file with a name that only this program gives; others are never touched."""
+    patterns = {"": "", HISTORY: r"\d{6,}\.json"}
+    patterns |= {kind: r"[0-9a-f]{64}" + re.escape(suffix) for kind, suffix in KINDS.items()}
+    for name, pattern in patterns.items():
+        folder = root / name
+        for path in folder.iterdir() if folder.is_dir() else ():
+            own = path.name.startswith(TEMPORARY) or re.fullmatch(pattern, path.name)
+            if own and is_regular_file(path):
                 yield path
-
-
-def _folders(root: Path) -> list[tuple[Path, str]]:
-    return [(root / kind, suffix) for kind, suffix in KINDS.items()]

@@ -24,13 +24,13 @@ def gc(
 ) -> CheckReport:
     """Check, then delete under the lock the files that no kept generation names.
 
-    Nothing is deleted if anything is damaged: what a damaged generation names is unknown.
+    If anything is damaged, nothing is deleted: what a damaged generation names is unknown.
 
     Args:
         keep: keep the newest ``keep`` states and the one a rollback would restore. Older ones stay
-            in the history but cannot be restored. This is committed as a generation before the
-            first deletion, so a killed gc has deleted only what no kept generation names, and the
-            next one deletes the rest. Default: keep every state.
+            in the history but cannot be restored. Default: keep every state. The decision is
+            committed as a generation before the first deletion, so a killed gc has deleted only
+            what no kept generation names, and the next one deletes the rest.
         created_at: the time, ISO 8601, UTC.
 
     Raises:
@@ -39,9 +39,9 @@ def gc(
     """
     oldest = store.manifest.oldest_restorable if keep is None else oldest_kept(store, keep)
     with store.transaction(store.manifest, operation="check --gc") as tx:
-        found = check(store.path, deep=deep, keep=keep, progress=progress)
-        if not found.ok:
-            return _nothing_deleted(found)
+        report = check(store.path, deep=deep, keep=keep, progress=progress)
+        if not report.ok:
+            return _nothing_deleted(report)
         if oldest > store.manifest.oldest_restorable:
             tx.commit(operation=Operation.GC, created_at=created_at, oldest_restorable=oldest)
         return sweep(store.path)
@@ -50,23 +50,23 @@ def gc(
 def sweep(root: Path) -> CheckReport:
     """Delete the files that no kept generation names; return the state after that.
 
-    Call it under the lock, after the last commit. The files are listed anew: a list made before a
-    commit can include that commit's own files, because a killed commit leaves a generation of the
+    Call it under the lock, after the last commit. The files are listed again: a list made before a
+    commit can contain that commit's own files, because a killed commit leaves a generation of the
     same name.
 
     Raises:
         CompatError: a file cannot be deleted.
     """
-    found = check(root, deep=False)
-    if not found.ok:
-        return _nothing_deleted(found)
-    counted, freed = sweep_attempts(root)  # under their own lock
-    paths = [root / name for name in found.unreferenced]
+    report = check(root, deep=False)
+    if not report.ok:
+        return _nothing_deleted(report)
+    attempts, freed = sweep_attempts(root)  # under their own lock
+    paths = [root / name for name in report.unreferenced]
     paths = [path for path in paths if path.parent.name != ATTEMPTS]
     store = Store.open(root)
     erased = erased_files(root, store.history(), store.manifest)
     # Generations of killed commits first, so that none names a deleted file. Files from before an
-    # erasure last: as long as one exists, the erasure counts as unfinished.
+    # erasure last: while one exists, the erasure counts as unfinished.
     for group in (
         [path for path in paths if path.parent.name == HISTORY],
         [path for path in paths if path.parent.name != HISTORY and path not in erased],
@@ -74,19 +74,19 @@ def sweep(root: Path) -> CheckReport:
     ):
         freed += _delete(group)
     return replace(
-        found,
+        report,
         unreferenced=(),
-        deleted=tuple(sorted(str(path.relative_to(root)) for path in (*paths, *counted))),
+        deleted=tuple(sorted(str(path.relative_to(root)) for path in (*paths, *attempts))),
         freed_bytes=freed,
         erasure="none" if store.manifest.erasures is None else "done",
     )
 
 
-def _nothing_deleted(found: CheckReport) -> CheckReport:
-    if not found.unreferenced:
-        return found
-    why = "nothing was deleted: a damaged generation may need it"
-    return replace(found, problems=(*found.problems, why))
+def _nothing_deleted(report: CheckReport) -> CheckReport:
+    if not report.unreferenced:
+        return report
+    problem = "nothing was deleted: a damaged generation may need it"
+    return replace(report, problems=(*report.problems, problem))
 
 
 def _delete(paths: list[Path]) -> int:

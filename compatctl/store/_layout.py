@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 HISTORY = "history"
 ATTEMPTS = "attempts"
 _MAX_BYTES = 16 << 20
-_RESTORE_TIP = "restore the file from a backup; compatctl check lists all that is wrong"
+RESTORE_TIP = "restore the file from a backup; compatctl check lists every problem"
 
 
 def blob_path(root: Path, kind: str, sha256: str) -> Path:
@@ -59,21 +59,21 @@ def read_current(root: Path) -> Manifest:
         InputError: there is no store, its creation did not finish, or it is of a newer format.
         DamagedError: manifest.json is not what this program wrote, or the store holds a link.
     """
-    found = read_manifest(root)
-    written = generation_path(root, found.generation)
-    if not is_regular_file(written):
+    manifest = read_manifest(root)
+    path = generation_path(root, manifest.generation)
+    if not is_regular_file(path):
         raise DamagedError(
-            f"{written}, which holds the same as {root / MANIFEST}, is missing",
+            f"{path}, a copy of {root / MANIFEST}, is missing",
             tip="restore it from a backup, or copy manifest.json there if it is known to be right",
         )
-    with os_errors("reading", written), written.open("rb") as file:
-        if file.read(_MAX_BYTES + 1) != manifest_bytes(found):
+    with os_errors("reading", path), path.open("rb") as file:
+        if file.read(_MAX_BYTES + 1) != manifest_bytes(manifest):
             raise DamagedError(
-                f"{root / MANIFEST} and {written} differ: one of them was changed",
-                tip="compatctl check says what else is wrong; restore the changed one from a "
-                "backup, or put the other in its place",
+                f"{root / MANIFEST} and {path} differ: one of them was changed",
+                tip="compatctl check lists every problem; restore the changed file from a backup, "
+                "or replace it with the other one",
             )
-    return found
+    return manifest
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -86,39 +86,32 @@ def read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     if not path.exists():
         refuse_missing_manifest(root)
-        begun = (root / HISTORY).is_dir()
-        what = "a store whose creation did not finish" if begun else "no store"
-        raise InputError(f"{root}: {what}", tip="compatctl init (or import) makes one")
+        unfinished = (root / HISTORY).is_dir()
+        what = "a store whose creation did not finish" if unfinished else "no store"
+        raise InputError(f"{root}: {what}", tip="compatctl init (or import) creates one")
     try:
-        return _read(path)
-    except DamagedError as error:
-        error.tip = _recovery_tip(root)
-        raise
+        return _read(path, _recovery_tip(root))
     except InputError as error:  # another format; damaged if its history has this one
-        newest = max((root / HISTORY).glob("*.json"), default=path)
         try:
-            _read(newest)
+            _read(max((root / HISTORY).glob("*.json"), default=path))
         except CompatError:
             raise error from None
         raise DamagedError(error.message, tip=_recovery_tip(root)) from None
 
 
 def refuse_missing_manifest(root: Path) -> None:
-    """Refuse a store without a manifest.json; a killed creation leaves at most one generation.
-
-    Raises:
-        DamagedError: history/ holds a second generation.
-    """
+    """Raise DamagedError if manifest.json is missing and history/ has a second generation; a killed
+    creation leaves at most one."""
     path = root / MANIFEST
     if not path.exists() and generation_path(root, 2).exists():
         raise DamagedError(f"{path} is missing", tip=_recovery_tip(root))
 
 
 def older_manifest_problems(root: Path, current: Manifest) -> list[str]:
-    """The problem that an older manifest.json replaced a newer one; empty if none did.
+    """The problem that an older manifest.json replaced a newer one, if one did.
 
-    A killed commit leaves one generation after the current one, never two that name each other:
-    the first is committed before the second begins.
+    A killed commit leaves one generation after the current one, never two in a chain: the first is
+    committed before the second begins.
     """
     try:
         after = read_generation(root, current.generation + 1)
@@ -129,28 +122,24 @@ def older_manifest_problems(root: Path, current: Manifest) -> list[str]:
         return []
     return [
         f"{root / MANIFEST} is of generation {current.generation}, and {root / HISTORY} goes on: "
-        f"an older manifest.json was put back over a newer one"
+        "an older manifest.json was put back over a newer one"
     ]
 
 
 def refuse_older_manifest(root: Path, current: Manifest) -> None:
-    """Refuse to write into a store whose manifest.json is an older one. Call under the lock.
-
-    Raises:
-        DamagedError: its history goes on after ``current``.
-    """
+    """Raise DamagedError if the history goes on after ``current``; call it under the lock."""
     if problems := older_manifest_problems(root, current):
         raise DamagedError(
             problems[0],
-            tip=f"{_recovery_tip(root)}; where the older one is meant, move the later files of "
+            tip=f"{_recovery_tip(root)}; if the older one is intended, move the later files of "
             "history/ elsewhere",
         )
 
 
 def _recovery_tip(root: Path) -> str:
     return (
-        f"every generation is kept in {root / HISTORY}: the newest intact one, copied over "
-        f"{root / MANIFEST}, is the store again"
+        f"every generation is kept in {root / HISTORY}: to recover the store, copy the newest "
+        f"intact one over {root / MANIFEST}"
     )
 
 
@@ -163,15 +152,11 @@ def read_generation(root: Path, generation: int) -> Manifest:
     """
     path = generation_path(root, generation)
     if not is_regular_file(path):
-        raise DamagedError(f"{path} is missing", tip=_RESTORE_TIP)
-    try:
-        found = _read(path)
-    except DamagedError as error:
-        error.tip = _RESTORE_TIP
-        raise
-    if found.generation != generation:
-        raise DamagedError(f"{path} holds generation {found.generation}", tip=_RESTORE_TIP)
-    return found
+        raise DamagedError(f"{path} is missing", tip=RESTORE_TIP)
+    manifest = _read(path)
+    if manifest.generation != generation:
+        raise DamagedError(f"{path} holds generation {manifest.generation}", tip=RESTORE_TIP)
+    return manifest
 
 
 def is_regular_file(path: Path) -> bool:
@@ -183,96 +168,97 @@ def is_regular_file(path: Path) -> bool:
 
 
 def refuse_links(root: Path) -> None:
-    """Refuse links inside a store: reads and writes would go elsewhere.
-
-    The store's folder itself may be a link.
+    """Refuse links inside a store: they lead elsewhere. The store's own folder may be one.
 
     Raises:
-        DamagedError: a folder of the store is a link or no folder, or a file no plain file.
+        DamagedError: a folder of the store is no real folder, or a file no regular file.
     """
-    for name in (HISTORY, ATTEMPTS, *KINDS):
+    expected = dict.fromkeys((HISTORY, ATTEMPTS, *KINDS), "folder")
+    expected |= dict.fromkeys((MANIFEST, LOCK, f"{ATTEMPTS}/{LOCK}"), "file")
+    for name, what in expected.items():
         path = root / name
-        if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise _foreign_entry(path, "folder")
-    for name in (MANIFEST, LOCK, f"{ATTEMPTS}/{LOCK}"):
-        path = root / name
-        if path.is_symlink() or (path.exists() and not is_regular_file(path)):
-            raise _foreign_entry(path, "file")
+        own = path.is_dir() if what == "folder" else is_regular_file(path)
+        if path.is_symlink() or (path.exists() and not own):
+            raise DamagedError(
+                f"{path} is not a {what} of the store's own: a link, or something else",
+                tip=f"replace it with the real {what}; to keep a store on another disk, move all "
+                "of it",
+            )
 
 
-def _foreign_entry(path: Path, what: str) -> DamagedError:
-    return DamagedError(
-        f"{path} is not a {what} of the store's own: a link, or something else",
-        tip="put the real one in its place; to keep a store on another disk, move it whole",
-    )
-
-
-def _read(path: Path) -> Manifest:
+def _read(path: Path, tip: str = RESTORE_TIP) -> Manifest:
     with os_errors("reading", path), path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise DamagedError(f"{path}: larger than the {_MAX_BYTES} bytes a manifest may have")
-    found = Manifest.from_json(parse_json(data, path, error=DamagedError), str(path))
-    if manifest_bytes(found) != data:
-        raise DamagedError(f"{path}: not the bytes that were written; was it edited by hand?")
-    return found
+    try:
+        if len(data) > _MAX_BYTES:
+            raise DamagedError(f"{path}: larger than the {_MAX_BYTES} bytes a manifest may have")
+        manifest = Manifest.from_json(parse_json(data, path, error=DamagedError), str(path))
+        if manifest_bytes(manifest) != data:
+            raise DamagedError(f"{path}: not the bytes that were written; was it edited by hand?")
+    except DamagedError as error:
+        error.tip = tip
+        raise
+    return manifest
 
 
 def catalog_problems(root: Path, manifest: Manifest) -> list[str]:
-    """Differences between a generation's catalogue and its manifest: rows, by model."""
+    """Differences between a generation's catalogue and its manifest: row counts, by model."""
     path = blob_path(root, "catalogs", manifest.catalog)
     try:
         counts = Catalog.read(path).counts()
     except CompatError as error:
         return [error.message]
-    rows, wanted = sum(counts.values()), manifest.index.count
-    found = [f"{path} has {rows} rows, the index {wanted}"] if rows != wanted else []
+    rows, count = sum(counts.values()), manifest.index.count
+    problems = [f"{path} has {rows} rows, the index {count}"] if rows != count else []
     for model in manifest.models:
-        held = counts.pop(model.sha256, 0)
-        if held != model.rows:
-            found.append(f"{path} has {held} rows of model {model.name}, not {model.rows}")
-    strangers = sorted(model for model, held in counts.items() if held)
-    return found + [f"{path} has rows of a model {model} that is not listed" for model in strangers]
+        rows = counts.pop(model.sha256, 0)
+        if rows != model.rows:
+            problems.append(f"{path} has {rows} rows of model {model.name}, not {model.rows}")
+    unlisted = sorted(model for model, rows in counts.items() if rows)
+    problems += [f"{path} has rows of a model {model} that is not listed" for model in unlisted]
+    return problems
 
 
 def erasure_problems(root: Path, manifest: Manifest) -> list[str]:
     """Problems: the catalogue of a generation contains rows that were erased before."""
     if manifest.erasures is None:
         return []
+    path = blob_path(root, "catalogs", manifest.catalog)
+    list_path = blob_path(root, "erasures", manifest.erasures)
     try:
-        listed = blob_path(root, "erasures", manifest.erasures)
-        erased = Erasures.read(listed)
-        if sha256_file(listed) != manifest.erasures:
-            return [f"{listed} was changed: its bytes are not those of its name"]
-        path = blob_path(root, "catalogs", manifest.catalog)
-        back = erased.matching(Catalog.read(path).ids)
+        erased = Erasures.read(list_path)
+        if sha256_file(list_path) != manifest.erasures:
+            return [changed_bytes(list_path)]
+        ids = erased.matching(Catalog.read(path).ids)
     except CompatError as error:
         return [error.message]
-    return [f"{path} has {len(back)} rows that were erased: {', '.join(back[:5])}"] if back else []
+    return [f"{path} has {len(ids)} rows that were erased: {', '.join(ids[:5])}"] if ids else []
 
 
-def retained_blobs(one: Manifest, current: Manifest) -> Blobs:
+def changed_bytes(path: Path) -> str:
+    """The problem that a file has another digest than its name says."""
+    return f"{path} was changed: its bytes are not those of its name"
+
+
+def retained_blobs(manifest: Manifest, current: Manifest) -> Blobs:
     """(kind, sha256) of the kept files of a generation: all, none, or, if items were erased since,
     those of its query model."""
-    if one.generation < current.oldest_restorable:
+    if manifest.generation < current.oldest_restorable:
         return ()
-    if one.generation >= current.oldest_gallery:
-        return one.blobs()
-    return current.model_blobs(one)
+    if manifest.generation >= current.oldest_gallery:
+        return manifest.blobs()
+    return current.model_blobs(manifest)
 
 
 def require_blobs(root: Path, manifest: Manifest, blobs: Blobs | None = None) -> None:
-    """Refuse a generation with a missing file; the files are not read.
+    """Raise DamagedError if a file of a generation is missing or empty; no file is read.
 
     ``blobs``: the files that are needed. Default: all.
-
-    Raises:
-        DamagedError: a file is missing or empty.
     """
     for kind, digest in manifest.blobs() if blobs is None else blobs:
         path = blob_path(root, kind, digest)
         if not is_regular_file(path) or path.stat().st_size == 0:
             raise DamagedError(
                 f"{path}, which generation {manifest.generation} needs, is missing or empty",
-                tip="restore the file from a backup; compatctl check lists all that is wrong",
+                tip=RESTORE_TIP,
             )

@@ -33,10 +33,10 @@ def lineage(store: Store, start: Manifest) -> Iterator[Manifest]:
     while True:
         if state.restores is None or not _restores_gallery(store, state, state.restores):
             yield state
-        before = _predecessor(state)
-        if not before:
+        number = _predecessor(state)
+        if not number:
             return
-        state = store.generation(before)
+        state = store.generation(number)
 
 
 def rolled_back_models(store: Store) -> dict[str, int]:
@@ -47,22 +47,23 @@ def rolled_back_models(store: Store) -> dict[str, int]:
     Raises:
         DamagedError: a generation is missing or changed.
     """
-    found: dict[str, int] = {}
+    models: dict[str, int] = {}
     for state in store.history()[1:]:
         before = store.generation(state.generation - 1)
         if state.restores is not None:
-            path = [one.generation for one in lineage(store, before)]
-            root = _origin(store, state.restores)
-            undone = path[: path.index(root)] if root in path else []
-            found |= {store.generation(one).query_model: state.generation for one in undone}
+            path = list(lineage(store, before))
+            numbers = [ancestor.generation for ancestor in path]
+            origin = _origin(store, state.restores)
+            undone = path[: numbers.index(origin)] if origin in numbers else []
+            models |= {ancestor.query_model: state.generation for ancestor in undone}
         if state.query_model != before.query_model:
-            found.pop(state.query_model, None)
-    return found
+            models.pop(state.query_model, None)
+    return models
 
 
-def _origin(store: Store, generation: int) -> int:
+def _origin(store: Store, number: int) -> int:
     """The generation whose whole state this one has: itself, or the one that it restored."""
-    state = store.generation(generation)
+    state = store.generation(number)
     while state.restores is not None and _restores_gallery(store, state, state.restores):
         state = store.generation(state.restores)
     return state.generation
@@ -83,27 +84,27 @@ def embedding_spaces(store: Store) -> tuple[int, ...]:
     Raises:
         DamagedError: a generation is missing or changed.
     """
-    found: dict[int, int] = {}
+    spaces: dict[int, int] = {}
     for state in store.history():
-        found[state.generation] = _find_space(store, state, found)
-    return tuple(found.values())
+        spaces[state.generation] = _find_space(store, state, spaces)
+    return tuple(spaces.values())
 
 
 def _find_space(store: Store, state: Manifest, known: Mapping[int, int]) -> int:
-    """``embedding_space``; ``known`` maps generations to spaces found before."""
+    """``embedding_space``; ``known`` maps earlier generations to their spaces."""
     while state.operation != Operation.LIFT:
-        before = _predecessor(state)
-        if not before:
+        number = _predecessor(state)
+        if not number:
             return 0
-        if before in known:
-            return known[before]
-        state = store.generation(before)
+        if number in known:
+            return known[number]
+        state = store.generation(number)
     return state.generation
 
 
 def _predecessor(state: Manifest) -> int:
-    """The generation that ``state`` was made from: the one it restores, else the one before; 0 if
-    it is the first."""
+    """The number of the generation that ``state`` was made from: the restored one, else the one
+    before; 0 for the first."""
     return state.generation - 1 if state.restores is None else state.restores
 
 

@@ -28,39 +28,38 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
     """Find the generation that a rollback would restore; nothing is written.
 
     ``to``: the generation. Default: the state before the last deploy that still stands. If that
-    deploy was undone already, there is nothing to do: running the command twice, after a kill or
-    by two people, undoes one deploy.
+    deploy was undone already, there is nothing to do: running the command twice undoes one deploy.
 
     Raises:
         UsageError: there is no generation ``to``, it is the current one, its files were deleted, or
             there is nothing to undo.
         DamagedError: a file that the target needs is missing.
     """
-    now = store.manifest
-    if to == now.generation:
+    current = store.manifest
+    if to == current.generation:
         raise UsageError(f"generation {to} is the current one: there is nothing to restore")
-    undone = _undone(store) if to is None else None
-    if undone is not None:
-        return RollbackPlan(target=undone, already_restored=True)
+    restored = _restored_by_rollback(store) if to is None else None
+    if restored is not None:
+        return RollbackPlan(target=restored, already_restored=True)
     target = store.generation(to) if to is not None else _before_last_deploy(store)
-    if now.restores is not None and to == now.restores:
+    if current.restores is not None and to == current.restores:
         return RollbackPlan(target=target, already_restored=True)
-    gallery = target.generation >= now.oldest_gallery
-    let_go = target.generation < now.oldest_restorable or now.restorable_model(target) is None
-    if not gallery and let_go:
+    gallery = target.generation >= current.oldest_gallery
+    dropped = target.generation < current.oldest_restorable
+    if not gallery and (dropped or current.restorable_model(target) is None):
         raise UsageError(
-            f"generation {target.generation} cannot be restored: items were erased since, which "
-            "its files held",
+            f"generation {target.generation} cannot be restored: its files held items that were "
+            "erased since",
             tip="compatctl history lists the generations; another model: compatctl deploy",
         )
     try:
-        require_blobs(store.path, target, None if gallery else now.model_blobs(target))
+        require_blobs(store.path, target, None if gallery else current.model_blobs(target))
     except DamagedError:
         store.raise_if_collected()
-        if target.generation < now.oldest_restorable:
+        if dropped:
             raise UsageError(
-                f"generation {target.generation} cannot be restored: its files were deleted, those "
-                f"from generation {now.oldest_restorable} on are kept",
+                f"generation {target.generation} cannot be restored: its files were deleted; those "
+                f"from generation {current.oldest_restorable} on are kept",
                 tip="compatctl history lists the generations",
             ) from None
         raise
@@ -81,7 +80,7 @@ def restore(
     if target.generation < store.manifest.oldest_gallery:
         raise UsageError(
             f"the gallery of generation {target.generation} held items that were erased since",
-            tip="--added keep restores its query model over the rows of today",
+            tip="--added keep restores its query model over the current rows",
         )
     with store.transaction(store.manifest, operation=Operation.ROLLBACK, timeout_s=timeout_s) as tx:
         restored = {name: getattr(target, name) for name in (*MODEL_FIELDS, *GALLERY_FIELDS)}
@@ -93,8 +92,8 @@ def restore(
         )
 
 
-def _undone(store: Store) -> Manifest | None:
-    """The generation that a rollback restored, if the query model did not change since."""
+def _restored_by_rollback(store: Store) -> Manifest | None:
+    """The generation that a rollback of a deploy restored, if the query model stayed since."""
     state = store.manifest
     while state.generation > 1:
         before = store.generation(state.generation - 1)
@@ -105,8 +104,8 @@ def _undone(store: Store) -> Manifest | None:
             state = store.generation(state.restores)  # it undid an add or a backfill, no deploy
             continue
         if state.restores is not None:
-            back = any(one.generation == state.restores for one in lineage(store, before))
-            return store.generation(state.restores) if back else None
+            target = store.generation(state.restores)
+            return target if target in lineage(store, before) else None
         if before.query_model != state.query_model:
             return None
         state = before
@@ -116,7 +115,7 @@ def _undone(store: Store) -> Manifest | None:
 def _before_last_deploy(store: Store) -> Manifest:
     model, rewritten = store.manifest.query_model, False
     for state in lineage(store, store.manifest):
-        if rewritten:  # the same model, before vectors of erased items were taken out of its file
+        if rewritten:  # the same model, before erased vectors were taken out of its file
             model = state.query_model
         if state.query_model != model:
             return state

@@ -11,6 +11,7 @@ from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import has_digest, sha256_file
 from compatctl.manifest import Catalog, Erasures, Manifest
 from compatctl.store._layout import (
+    RESTORE_TIP,
     blob_path,
     generation_path,
     is_regular_file,
@@ -32,8 +33,8 @@ class Store:
     def create(cls, path: Path, *, operation: str = "init", timeout_s: float = 10.0) -> Transaction:
         """Begin a store: a transaction whose ``commit`` makes generation 1.
 
-        ``path`` must be new, empty, or left by a killed creation. There is no manifest.json before
-        the commit, so nothing half made opens.
+        ``path`` must be new, empty, or left by a killed creation. manifest.json is written by the
+        commit, so an unfinished store does not open.
 
         Raises:
             InputError: on entering, ``path`` is a store already or holds something else.
@@ -43,10 +44,10 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The store at its current generation; manifest.json and its twin in history/ are read.
+        """The store at its current generation; manifest.json and its copy in history/ are read.
 
         Raises:
-            InputError: there is no store at ``path``, or it is of a newer format.
+            InputError: there is no store at ``path``, or it is of another format.
             DamagedError: its manifest is not what was written.
         """
         return cls(Path(path), read_current(Path(path)))
@@ -56,7 +57,7 @@ class Store:
 
         Raises:
             UsageError: there is no such generation.
-            DamagedError: its file, or a later one's, is missing or changed.
+            DamagedError: its file, or that of a later one, is missing or changed.
         """
         if not 1 <= number <= self.manifest.generation:
             raise UsageError(
@@ -69,7 +70,7 @@ class Store:
                 raise DamagedError(
                     f"{generation_path(self.path, before.generation)} is not the parent that "
                     f"generation {child.generation} records",
-                    tip="restore the file from a backup; compatctl check lists all that is wrong",
+                    tip=RESTORE_TIP,
                 )
             self._chain.append(before)
         return self._chain[self.manifest.generation - number]
@@ -95,8 +96,8 @@ class Store:
     def verified_path(self, kind: str, sha256: str, *, fresh: bool = False) -> Path:
         """``blob_path``, for a file whose bytes are verified to have that digest.
 
-        A large file that was hashed before and not written to since is not read again, unless
-        ``fresh``. Use ``fresh`` for what goes into another generation.
+        A large file that was hashed before and not written to since is not read again, except with
+        ``fresh``; use that for what goes into another generation.
 
         Raises:
             DamagedError: it is missing, or holds other bytes.
@@ -104,56 +105,51 @@ class Store:
         """
         path = blob_path(self.path, kind, sha256)
         try:
-            same = is_regular_file(path) and (
+            if is_regular_file(path) and (
                 sha256_file(path) == sha256 if fresh else has_digest(path, sha256)
-            )
+            ):
+                return path
         except InputError:
             if is_regular_file(path):
                 raise
-            same = False
-        if same:
-            return path
         self.raise_if_collected()
-        raise DamagedError(
-            f"{path} is missing or was changed",
-            tip="restore the file from a backup; compatctl check lists all that is wrong",
-        )
+        raise DamagedError(f"{path} is missing or was changed", tip=RESTORE_TIP)
 
     def raise_if_collected(self) -> None:
-        """Raise if gc deleted files of a generation that was read since this store was opened.
-
-        Raises:
-            ConflictError: it did, so that a missing file is no damage.
-        """
-        newest, asked = read_current(self.path), self._chain[-1].generation
-        limits = [max(one.oldest_restorable, one.oldest_gallery) for one in (newest, self.manifest)]
-        if limits[0] > max(asked, limits[1]):
+        """Raise ConflictError if gc deleted files of a generation that was read through this store:
+        a missing file is no damage then."""
+        newest, read = read_current(self.path), self._chain[-1].generation
+        oldest_now, oldest_then = (
+            max(state.oldest_restorable, state.oldest_gallery) for state in (newest, self.manifest)
+        )
+        if oldest_now > max(read, oldest_then):
             raise ConflictError(
                 f"{self.path} moved on to generation {newest.generation} and deleted the files "
-                f"of generation {asked}, which was being read",
+                f"of generation {read}, which was being read",
                 tip="run the command again",
             )
 
-    def catalog(self, of: Manifest | None = None) -> Catalog:
-        """The rows of this generation's gallery, or of another's.
+    def catalog(self, manifest: Manifest | None = None) -> Catalog:
+        """The rows of the gallery, of this generation by default.
 
         Raises:
-            DamagedError: the file is missing, changed, or of another number of rows.
+            DamagedError: the file is missing, changed, or has another number of rows.
         """
-        manifest = of or self.manifest
+        manifest = manifest or self.manifest
         path = self.verified_path("catalogs", manifest.catalog, fresh=True)
-        found = Catalog.read(path)
-        if len(found) != manifest.index.count:
-            raise DamagedError(f"{path} has {len(found)} rows, the manifest {manifest.index.count}")
-        return found
+        catalog = Catalog.read(path)
+        rows, count = len(catalog), manifest.index.count
+        if rows != count:
+            raise DamagedError(f"{path} has {rows} rows, the manifest {count}", tip=RESTORE_TIP)
+        return catalog
 
-    def erasures(self, of: Manifest | None = None) -> Erasures | None:
-        """The erased ids and vectors as of this generation, or another; None if nothing was erased.
+    def erasures(self, manifest: Manifest | None = None) -> Erasures | None:
+        """The erased ids and vectors, as of this generation by default; None if none were erased.
 
         Raises:
             DamagedError: the file is missing or changed.
         """
-        digest = (of or self.manifest).erasures
+        digest = (manifest or self.manifest).erasures
         return None if digest is None else Erasures.read(self.verified_path("erasures", digest))
 
     def transaction(

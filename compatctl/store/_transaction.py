@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from compatctl._version import __version__
@@ -47,7 +46,7 @@ from compatctl.store._layout import (
 class Transaction:
     """One writer's work on a store; begin it with ``Store.create`` or ``Store.transaction``.
 
-    A context manager. Leaving it without ``commit`` changes nothing: the files that were put are
+    A context manager. Leaving it without ``commit`` changes nothing: files stored by ``put`` are
     unreferenced, and gc deletes them.
 
     Raises:
@@ -76,12 +75,7 @@ class Transaction:
             self._stack = entering.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def put(self, kind: str, source: Path | Callable[[Path], None]) -> str:
@@ -100,7 +94,7 @@ class Transaction:
             if blob.sha256 != digest:
                 raise InputError(f"{source} changed while it was copied", tip="run it again")
         if not blob.bytes:
-            raise InputError(f"an empty file is not one of the {kind}")
+            raise InputError(f"{kind}: the file is empty")
         if kind == "catalogs":
             self._new_catalogs.add(blob.sha256)
         return blob.sha256
@@ -109,8 +103,7 @@ class Transaction:
         """Make the next generation: the current one with ``changes``, fields of ``Manifest``.
 
         A change of ``query_model`` resets calibration, report, policy and the reasons unless they
-        are given; ``restores`` is not inherited. ``created_at`` is ISO 8601, UTC, ending
-        in Z.
+        are given; ``restores`` is not inherited. ``created_at``: ISO 8601, UTC, ending in Z.
 
         Raises:
             InputError: the generation would contradict itself, or its catalogue contradicts it.
@@ -139,8 +132,8 @@ class Transaction:
         if self._current is None:
             return Manifest(generation=1, parent=None, **changes)
         if "query_model" in changes:
-            of_the_last = ("calibration", "report", "policy", "forced_reason", "again_reason")
-            changes = {**dict.fromkeys(of_the_last), **changes}
+            reset = ("calibration", "report", "policy", "forced_reason", "again_reason")
+            changes = {**dict.fromkeys(reset), **changes}
         return replace(
             self._current,
             **changes,
@@ -169,13 +162,13 @@ class Transaction:
         own = {LOCK, HISTORY, *KINDS}
         with os_errors("reading", self._root):
             names = {path.name for path in self._root.iterdir()}
-        if other := sorted(name for name in names - own if not name.startswith(TEMPORARY)):
+        if foreign := sorted(name for name in names - own if not name.startswith(TEMPORARY)):
             raise InputError(
-                f"{self._root} is not empty: it holds {other[0]}", tip="name a new, empty folder"
+                f"{self._root} is not empty: it holds {foreign[0]}", tip="name a new, empty folder"
             )
 
     def _make_folder(self) -> None:
-        """Make the folder; refuse one with other content before a lock file is made in it."""
+        """Create the folder; refuse one with other content before a lock file is made in it."""
         with os_errors("creating", self._root):
             if self._root.exists() and not self._root.is_dir():
                 raise InputError(f"{self._root} is a file", tip="name a new, empty folder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from compatctl.manifest import Manifest, Operation
@@ -11,113 +11,128 @@ from compatctl.store._lineage import MODEL_FIELDS
 
 def transition_problems(generations: Sequence[Manifest]) -> list[str]:
     """The problems of the generations (oldest first) that no operation can have made."""
-    known = {one.generation: one for one in generations}
-    found = []
-    for one in generations:
-        before = known.get(one.generation - 1)
+    by_number = {state.generation: state for state in generations}
+    problems = []
+    for state in generations:
+        before = by_number.get(state.generation - 1)
         if before is not None:
-            wrong = (*_retention_problems(before, one), *_change_problems(before, one, known))
-            found += [f"generation {one.generation} {what}" for what in wrong]
-    return found
+            problems += [
+                f"generation {state.generation} {problem}"
+                for problem in (
+                    *_retention_problems(before, state),
+                    *_change_problems(before, state, by_number),
+                )
+            ]
+    return problems
 
 
-def _retention_problems(before: Manifest, one: Manifest) -> list[str]:
-    """Invalid changes of what is kept and of what was erased."""
-    found = []
-    if one.oldest_restorable < before.oldest_restorable:
-        found.append(
-            f"keeps files from {one.oldest_restorable} on, which {before.generation} dropped"
+def _retention_problems(before: Manifest, state: Manifest) -> list[str]:
+    """Invalid changes of which files are kept and of what was erased."""
+    problems = []
+    if state.oldest_restorable < before.oldest_restorable:
+        problems.append(
+            f"keeps files from {state.oldest_restorable} on, which {before.generation} dropped"
         )
-    if one.operation != Operation.REMOVE and one.oldest_gallery != before.oldest_gallery:
-        found.append(f"erased by '{one.operation}'")
-    models = [(state.erased_models, state.stand_ins) for state in (before, one)]
-    if one.operation != Operation.REMOVE and models[0] != models[1]:
-        found.append(f"changed the models that were erased by '{one.operation}'")
-    if one.operation not in (Operation.REMOVE, Operation.ADD) and one.erasures != before.erasures:
-        found.append(f"changed the list of what was erased by '{one.operation}'")
-    return found
+    removal = state.operation == Operation.REMOVE
+    if not removal and state.oldest_gallery != before.oldest_gallery:
+        problems.append(f"erased by '{state.operation}'")
+    models = (before.erased_models, before.stand_ins)
+    if not removal and models != (state.erased_models, state.stand_ins):
+        problems.append(f"changed the models that were erased by '{state.operation}'")
+    if not removal and state.operation != Operation.ADD and state.erasures != before.erasures:
+        problems.append(f"changed the list of what was erased by '{state.operation}'")
+    return problems
 
 
-def _change_problems(before: Manifest, one: Manifest, known: dict[int, Manifest]) -> list[str]:
-    if one.operation == Operation.REMOVE:
-        return [] if _is_removal(before, one) else ["is a removal, but did more than erase"]
-    found = []
-    if one.restores is not None:
-        target = known.get(one.restores, one)  # a missing one is reported elsewhere
-        if target.generation < one.oldest_gallery:  # its memory, and maybe its model, was erased
+def _change_problems(
+    before: Manifest, state: Manifest, by_number: Mapping[int, Manifest]
+) -> list[str]:
+    if state.operation == Operation.REMOVE:
+        return [] if _is_removal(before, state) else ["is a removal, but did more than erase"]
+    problems = []
+    if state.restores is not None:
+        target = by_number.get(state.restores, state)  # a missing one is reported elsewhere
+        if target.generation < state.oldest_gallery:  # its memory, maybe its model, was erased
             share = before.restorable_model(target)
             model = share.sha256 if share else target.query_model
             target = replace(target, memory=before.memory, query_model=model)
-        names = [name for name in MODEL_FIELDS if getattr(one, name) != getattr(target, name)]
+        names = [name for name in MODEL_FIELDS if getattr(state, name) != getattr(target, name)]
         if names:
-            found.append(f"went back to {one.restores}, but has another {names[0]}")
-    elif one.operation == Operation.DEPLOY:
-        same = replace(one.index, ef_search=before.index.ef_search) == before.index
-        if not same or one.catalog != before.catalog:
-            found.append("is a deploy, but has another index or catalogue than the one before")
-    elif one.operation == Operation.LIFT:
-        found += ["is a lift, but did more than map every row"] if not _is_lift(before, one) else []
-    elif one.query_model != before.query_model:
-        found.append(f"changed the query model by '{one.operation}'")
-    elif one.memory != before.memory:
-        found.append(f"changed the rehearsal memory by '{one.operation}'")
-    elif one.calibration != before.calibration:
-        found.append(f"changed the calibration of scores by '{one.operation}'")
-    elif one.operation == Operation.BACKFILL and not _is_backfill(before, one):
-        found.append("is a backfill, but did more than give rows to the query model")
-    return found
+            problems.append(f"went back to {state.restores}, but has another {names[0]}")
+    elif state.operation == Operation.DEPLOY:
+        index = replace(state.index, ef_search=before.index.ef_search)
+        if index != before.index or state.catalog != before.catalog:
+            problems.append("is a deploy, but has another index or catalogue than the one before")
+    elif state.operation == Operation.LIFT:
+        if not _is_lift(before, state):
+            problems.append("is a lift, but did more than map every row")
+    elif state.query_model != before.query_model:
+        problems.append(f"changed the query model by '{state.operation}'")
+    elif state.memory != before.memory:
+        problems.append(f"changed the rehearsal memory by '{state.operation}'")
+    elif state.calibration != before.calibration:
+        problems.append(f"changed the calibration of scores by '{state.operation}'")
+    elif state.operation == Operation.BACKFILL and not _is_backfill(before, state):
+        problems.append("is a backfill, but did more than give rows to the query model")
+    return problems
 
 
-def _is_lift(before: Manifest, one: Manifest) -> bool:
-    """Whether a generation is a lift: as many rows of as many new models in the same kind of index;
-    registry, calibration and report are dropped, the rehearsal memory is kept."""
+def _is_lift(before: Manifest, state: Manifest) -> bool:
+    """Whether a generation is a lift: the same row counts under new models, in the same kind of
+    index; registry, calibration and report are dropped, the rehearsal memory is kept."""
     index = replace(
-        one.index,
+        state.index,
         dim=before.index.dim,
         sha256=before.index.sha256,
         ef_search=before.index.ef_search,
     )
-    had = {model.sha256 for model in before.models if model.rows}
-    rows = [sorted(model.rows for model in state.models if model.rows) for state in (before, one)]
+    used = {model.sha256 for model in before.models if model.rows}
     return (
         index == before.index
-        and rows[0] == rows[1]
-        and not had & {model.sha256 for model in one.models}
-        and (one.registry, one.calibration, one.report) == (None, None, None)
-        and one.memory == before.memory
+        and _row_counts(before, least=1) == _row_counts(state, least=1)
+        and not used & {model.sha256 for model in state.models}
+        and (state.registry, state.calibration, state.report) == (None, None, None)
+        and state.memory == before.memory
     )
 
 
-def _is_backfill(before: Manifest, one: Manifest) -> bool:
+def _is_backfill(before: Manifest, state: Manifest) -> bool:
     """Whether a generation is a backfill: no model but the query model has more rows."""
-    had = {model.sha256: model.rows for model in before.models}
-    others = [model for model in one.models if model.sha256 != one.query_model]
+    rows = {model.sha256: model.rows for model in before.models}
+    index = replace(state.index, sha256=before.index.sha256, ef_search=before.index.ef_search)
+    names = ("registry", "memory", "report", "policy")
     return (
-        replace(one.index, sha256=before.index.sha256, ef_search=before.index.ef_search)
-        == before.index
-        and (one.registry, one.memory, one.report, one.policy)
-        == (before.registry, before.memory, before.report, before.policy)
-        and all(model.rows <= had.get(model.sha256, 0) for model in others)
+        index == before.index
+        and all(getattr(state, name) == getattr(before, name) for name in names)
+        and all(
+            model.rows <= rows.get(model.sha256, 0)
+            for model in state.models
+            if model.sha256 != state.query_model
+        )
     )
 
 
-def _is_removal(before: Manifest, one: Manifest) -> bool:
+def _is_removal(before: Manifest, state: Manifest) -> bool:
     """Whether a generation is a removal: no model has more rows, the index is of the same kind, and
-    the query model is the same or replaces one that is gone."""
-    index = replace(one.index, count=before.index.count, sha256=before.index.sha256)
-    gone = before.query_model not in {model.sha256 for model in one.models}
-    rows = [sorted(model.rows for model in state.models) for state in (before, one)]
+    the query model is the same or replaces an erased one."""
+    index = replace(state.index, count=before.index.count, sha256=before.index.sha256)
+    erased = before.query_model not in {model.sha256 for model in state.models}
+    rows, rows_before = _row_counts(state), _row_counts(before)
     same = set(MODEL_FIELDS) - {"query_model", "memory"}
     return (
         index == before.index
-        and one.index.count <= before.index.count
-        and all(a <= b for a, b in zip(reversed(rows[1]), reversed(rows[0]), strict=False))
-        and len(rows[1]) <= len(rows[0])
-        and (one.query_model == before.query_model or gone)
-        and all(getattr(one, name) == getattr(before, name) for name in same)
-        and one.restores is None
-        and one.oldest_gallery == one.generation
-        and one.oldest_restorable == before.oldest_restorable
-        and set(before.erased_models) <= set(one.erased_models)
-        and one.erasures is not None
+        and state.index.count <= before.index.count
+        and all(a <= b for a, b in zip(reversed(rows), reversed(rows_before), strict=False))
+        and len(rows) <= len(rows_before)
+        and (state.query_model == before.query_model or erased)
+        and all(getattr(state, name) == getattr(before, name) for name in same)
+        and state.restores is None
+        and state.oldest_gallery == state.generation
+        and state.oldest_restorable == before.oldest_restorable
+        and set(before.erased_models) <= set(state.erased_models)
+        and state.erasures is not None
     )
+
+
+def _row_counts(state: Manifest, *, least: int = 0) -> list[int]:
+    return sorted(model.rows for model in state.models if model.rows >= least)

@@ -51,7 +51,7 @@ def test_an_older_format_is_refused_with_the_way_on() -> None:
     """A store of a format before the first stable one has to be created again."""
     with pytest.raises(InputError, match=f"manifest format {FORMAT - 1}") as caught:
         Manifest.from_json(_raw(format=FORMAT - 1), "here")
-    assert "begin the store again" in caught.value.tip
+    assert "create the store again" in caught.value.tip
 
 
 def test_a_memory_is_one_of_the_files_that_a_generation_needs() -> None:

@@ -93,7 +93,7 @@ def test_any_truncation_and_anything_else_in_its_place_is_found(
     ("version", "message", "tip"),
     [
         (1, "attempts format 1, of a version that was never released", "compatctl init"),
-        (3, "attempts format 3; compatctl .* reads up to 2", "newer version"),
+        (3, "attempts format 3; compatctl .* reads up to 2", "of a newer version"),
     ],
 )
 def test_another_format_is_refused_by_its_number(

@@ -125,7 +125,7 @@ def test_a_lock_that_is_no_file_is_refused(project: Path, kind: str) -> None:
 def _follow(root: Path, tip: str) -> str:
     """Do by hand what the tip of an error about manifest.json says; which advice it was."""
     current = root / "manifest.json"
-    if found := re.search(r"kept in (\S+): the newest intact one, copied over (\S+),", tip):
+    if found := re.search(r"kept in (\S+): .* copy the newest intact one over ([^;\s]+)", tip):
         for path in sorted(Path(found[1]).iterdir(), reverse=True):
             try:
                 json.loads(path.read_bytes())
@@ -133,7 +133,7 @@ def _follow(root: Path, tip: str) -> str:
                 continue
             shutil.copy(path, found[2])
             return "the newest of history"
-    assert "put the other in its place" in tip or "known to be right" in tip, tip
+    assert "replace it with the other one" in tip or "known to be right" in tip, tip
     newest = max((root / "history").iterdir())
     shutil.copy(newest, current)
     return "the other of the two" if "the other" in tip else "a backup"
