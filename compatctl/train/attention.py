@@ -1,10 +1,10 @@
-"""Attention to the anchors: the encoder holds what the gallery holds of them.
+"""Attention to anchors: the encoder contains the stored vectors of anchors and attends to them.
 
-A query's feature is the junction's answer plus the mean of the anchors' stored vectors, weighed by
-how near the query is to each anchor in the new backbone's eyes; the keys by which it is near are
+A query's embedding is the junction's output plus a weighted mean of the anchors' stored vectors.
+The weights are a softmax over cosines of keys, which are computed from backbone features and
 learned with the junction. Sources: Vinyals et al., "Matching Networks for One Shot Learning" (NIPS
-2016, arXiv 1606.04080), whose support set is the anchors here and whose labels are their stored
-vectors; as a regression, Nadaraya (Theory of Probability and Its Applications 9, 1964).
+2016, arXiv 1606.04080), with the anchors as support set and their stored vectors as labels; as a
+regression, Nadaraya (Theory of Probability and Its Applications 9, 1964).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SCALE = 16.0
-"""Of the softmax over cosines of keys, when training begins; it is learned."""
+"""Initial scale of the softmax over cosines of keys; it is learned."""
 
 
 class Attention(nn.Module):
-    """S anchors with F backbone features and D stored numbers each, compared by K numbers.
+    """S anchors: backbone features (S, F), stored vectors (S, D), keys (S, ``key_dim``).
 
-    ``features`` are needed while the keys are trained, and are no part of the state.
+    Only training needs ``features``; they are not part of the state dict.
     """
 
     features: Tensor
@@ -39,26 +39,25 @@ class Attention(nn.Module):
         self.register_buffer("keys", torch.zeros(len(features), key_dim))
 
     def forward(self, z: Tensor, features: Tensor) -> Tensor:
-        """(N, D) for the junction's answers ``z`` (N, D) to backbone features (N, F)."""
-        return self._sum(z, self._scores(features, self.keys), self.stored)
+        """(N, D) from the junction's outputs ``z`` (N, D) for backbone features (N, F)."""
+        return self._attend(z, self._scores(features, self.keys), self.stored)
 
     def forward_training(self, z: Tensor, features: Tensor, slots: Tensor, own: Tensor) -> Tensor:
-        """``forward`` with the keys of the anchors ``slots`` (M,) alone, as they are being learned.
+        """``forward`` with only the anchors ``slots`` (M,), whose keys get gradients.
 
-        ``own`` (N,) int64: which of the slots is the row's own image, which it may not attend to;
-        -1: none.
+        ``own`` (N,) int64: the slot that holds the row's own image, which is masked; -1: none.
         """
         scores = self._scores(features, self._keys(self.features[slots]))
-        itself = own[:, None] == torch.arange(len(slots), device=own.device)
-        return self._sum(z, scores.masked_fill(itself, -1e4), self.stored[slots])
+        is_own = own[:, None] == torch.arange(len(slots), device=own.device)
+        return self._attend(z, scores.masked_fill(is_own, -1e4), self.stored[slots])
 
     def refresh(self) -> None:
-        """Compute the keys that ``forward`` uses anew."""
+        """Recompute the keys that ``forward`` uses."""
         with torch.no_grad():
             self.keys.copy_(self._keys(self.features))
 
     def drop_features(self) -> None:
-        """Let go of what only training needs."""
+        """Drop the backbone features, which only training needs."""
         self.features = self.features.new_zeros((0, self.features.shape[1]))
 
     def _keys(self, features: Tensor) -> Tensor:
@@ -67,6 +66,6 @@ class Attention(nn.Module):
     def _scores(self, features: Tensor, keys: Tensor) -> Tensor:
         return self.log_scale.exp() * self._keys(features) @ keys.T
 
-    def _sum(self, z: Tensor, scores: Tensor, stored: Tensor) -> Tensor:
-        found = functional.normalize(scores.softmax(dim=1) @ stored)
-        return functional.normalize(z) + self.log_weight.exp() * found
+    def _attend(self, z: Tensor, scores: Tensor, stored: Tensor) -> Tensor:
+        mean = functional.normalize(scores.softmax(dim=1) @ stored)
+        return functional.normalize(z) + self.log_weight.exp() * mean

@@ -1,7 +1,4 @@
-"""Where a step's features come from: a cache (head) or the images themselves (full).
-
-Both give (B, F) float32 backbone features of training items, anchors and validation queries.
-"""
+"""Backbone features of each step: from a cache (``train: head``) or from the images (``full``)."""
 
 from __future__ import annotations
 
@@ -22,33 +19,33 @@ from compatctl.train.setup import Setup
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Rows of the training set that one step trains on."""
+    """The rows of the training set in one step."""
 
     items: Rows
     """(B,) int64 training items"""
     views: Rows
-    """(B,) int64: seeds (full) or, modulo their number, the cached views (head) of the items"""
+    """(B,) int64: seeds of the images (full) or, modulo their number, cached views (head)"""
     contrasted: Rows
-    """(R,) int64 anchors whose stored vectors are told apart"""
+    """(R,) int64 anchors whose stored vectors are the classes of the anchor loss"""
     anchors: Rows
-    """(A,) the first of ``contrasted``: those that go through the network"""
+    """(A,) int64: the first of ``contrasted``, which go through the network"""
     transfer: Rows
-    """(T, 2) training items of one class, T <= A: the first T anchors are changed as the first of
-    the two differs from the second"""
+    """(T, 2) int64 pairs of training items of one class, T <= A: the difference of each pair's
+    features is added to one of the first T anchors"""
 
 
 class Batches(Protocol):
-    """The source of a run's batches: cached features, or images that go through the backbone."""
+    """The backbone features of a run's steps."""
 
     def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features of each step's items (B, F) and anchors (R, F), differentiable if trained."""
+        """float32 features of each step's items (B, F) and anchors (A, F), on the run's device."""
 
     def validation(self) -> Tensor:
-        """(Q, F) features of the validation queries, unchanged."""
+        """(Q, F) features of the validation queries, without augmentation."""
 
 
 class CachedBatches:
-    """The backbone is frozen: every image goes through it once, ``views`` times if it trains.
+    """Features of a frozen backbone: each image passes once, training images once per view.
 
     ``anchors``: (A, F) float32 features of the training set's anchors, on the CPU.
     """
@@ -59,30 +56,32 @@ class CachedBatches:
         training_set, recipe = setup.training_set, setup.recipe
         views = recipe.augmentation.views
         queries = training_set.validation.images if training_set.validation else ()
-        plain = {_source(one): one for one in training_set.images + training_set.anchors + queries}
-        changed = [
+        originals = {
+            _source(ref): ref for ref in training_set.images + training_set.anchors + queries
+        }
+        augmented = [
             replace(ref, seed=(recipe.seed, view, i))
             for view in range(1, views)
             for i, ref in enumerate(training_set.images)
         ]
         if known is None:
-            table = run_backbone(setup.network, reader, [*plain.values(), *changed], progress)
+            table = run_backbone(setup.network, reader, [*originals.values(), *augmented], progress)
         else:
-            table = _known(setup, known).lookup([*plain.values()])
-            if changed:
-                made = run_backbone(setup.network, reader, changed, progress)
-                table = torch.cat([table, made])
-        at = {source: i for i, source in enumerate(plain)}
-        first = table[[at[_source(one)] for one in training_set.images]]
-        others = torch.split(table[len(plain) :], len(first)) if changed else ()
-        self._items = torch.stack([first, *others])
-        self.anchors = table[[at[_source(one)] for one in training_set.anchors]]
-        self._signed = bool((table < 0.0).any())
-        self._validation = table[[at[_source(one)] for one in queries]]
+            _check_backbone(setup, known)
+            table = known.lookup([*originals.values()])
+            if augmented:
+                views_table = run_backbone(setup.network, reader, augmented, progress)
+                table = torch.cat([table, views_table])
+        row_of = {source: row for row, source in enumerate(originals)}
+        first_view = table[[row_of[_source(ref)] for ref in training_set.images]]
+        others = torch.split(table[len(originals) :], len(first_view)) if augmented else ()
+        self._items = torch.stack([first_view, *others])
+        self.anchors = table[[row_of[_source(ref)] for ref in training_set.anchors]]
+        self._has_negatives = bool((table < 0.0).any())
+        self._validation = table[[row_of[_source(ref)] for ref in queries]]
         self._device = setup.device
 
     def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows of the cache."""
         for step in steps:
             views = torch.from_numpy(step.views % len(self._items))
             items = self._items[views, torch.from_numpy(step.items)]
@@ -92,32 +91,30 @@ class CachedBatches:
             yield items.to(self._device), anchors.to(self._device)
 
     def _transferred(self, anchors: Tensor, pairs: Tensor) -> Tensor:
-        """Features of images that nobody drew: an anchor in the manner of another class's images.
+        """The first anchors, each shifted by the difference of a pair of one class.
 
         Source: Hariharan and Girshick, "Low-shot Visual Recognition by Shrinking and Hallucinating
-        Features" (ICCV 2017, arXiv 1606.02819), without its generator: the difference is added.
+        Features" (ICCV 2017, arXiv 1606.02819), with a difference in place of their generator.
         Features that are never negative stay so.
         """
-        change = self._items[0, pairs[:, 0]] - self._items[0, pairs[:, 1]]
-        changed = anchors[: len(pairs)] + change
-        if not self._signed:
-            changed = changed.clamp_min(0.0)
-        return torch.cat([changed, anchors[len(pairs) :]])
+        shift = self._items[0, pairs[:, 0]] - self._items[0, pairs[:, 1]]
+        shifted = anchors[: len(pairs)] + shift
+        if not self._has_negatives:
+            shifted = shifted.clamp_min(0.0)
+        return torch.cat([shifted, anchors[len(pairs) :]])
 
     def validation(self) -> Tensor:
-        """Rows of the cache."""
         return self._validation.to(self._device)
 
 
 class ImageBatches:
-    """The backbone trains: images are read, changed and run through it in every step."""
+    """Features of a backbone that is trained: images are read and augmented in every step."""
 
     def __init__(self, setup: Setup, reader: ImageReader) -> None:
         self._setup = setup
         self._reader = reader
 
     def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass of the backbone over the step's items and anchors together."""
         batches = [self._images(step) for step in steps]
         for step, images in zip(steps, self._reader.batches(batches), strict=True):
             pixels = torch.from_numpy(images).to(self._setup.device)
@@ -126,42 +123,28 @@ class ImageBatches:
             yield features[: len(step.items)], features[len(step.items) :]
 
     def validation(self) -> Tensor:
-        """The backbone in its present state over the validation queries."""
-        queries = (
-            self._setup.training_set.validation.images
-            if self._setup.training_set.validation
-            else ()
-        )
+        validation = self._setup.training_set.validation
+        queries = validation.images if validation else ()
         self._setup.network.eval()
         out = run_backbone(self._setup.network, self._reader, queries, silent)
         return out.to(self._setup.device)
 
     def _images(self, step: Step) -> list[ImageRef]:
+        training_set, seed = self._setup.training_set, self._setup.recipe.seed
         items = [
-            replace(
-                self._setup.training_set.images[i],
-                seed=(self._setup.recipe.seed, int(view), int(i)),
-            )
+            replace(training_set.images[i], seed=(seed, int(view), int(i)))
             for i, view in zip(step.items, step.views, strict=True)
         ]
-        return items + [self._setup.training_set.anchors[i] for i in step.anchors]
+        return items + [training_set.anchors[i] for i in step.anchors]
 
 
 def _source(ref: ImageRef) -> tuple[int, int]:
-    """What makes two references the same image: an anchor may train with its label, too."""
+    """Identifies an image: an anchor may also be a training item."""
     return id(ref.dataset), ref.row
 
 
-def _known(setup: Setup, known: Features) -> Features:
-    """The features, if they are this run's backbone's.
-
-    Raises:
-        InputError: they are another's.
-    """
-    theirs, ours = (
-        (known.backbone, known.base_sha256),
-        (setup.recipe.backbone, setup.base_match.sha256),
-    )
-    if theirs != ours:
+def _check_backbone(setup: Setup, known: Features) -> None:
+    """Raise ``InputError`` unless the features are of this run's backbone and base."""
+    expected = (setup.recipe.backbone, setup.base_match.sha256)
+    if (known.backbone, known.base_sha256) != expected:
         raise InputError("the features are of another backbone, or of other weights")
-    return known

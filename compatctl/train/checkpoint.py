@@ -1,7 +1,7 @@
-"""The state after an epoch, so that a run that was killed goes on as if it had not been.
+"""The state after an epoch: a run that was killed and resumes gives the same result.
 
-All that is random is drawn from (seed, trial, epoch); the schedule is a function of the step. So
-the state is: weights, optimiser, losses, and what the finished trials gave.
+Random numbers are drawn from (seed, trial, epoch), and the schedule is a function of the step. So
+the state is: weights, optimiser, losses, and the results of finished trials.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ StateDict = dict[str, torch.Tensor]
 
 @dataclass(kw_only=True)
 class Checkpoint:
-    """``trial`` runs and has done ``epoch`` epochs; ``trials`` are the finished ones' records."""
+    """``epoch`` epochs of ``trial`` are done; ``trials`` are the records of finished trials."""
 
     trial: int = 0
     epoch: int = 0
@@ -37,14 +37,14 @@ class Checkpoint:
 
 
 def save(folder: Path, key: str, checkpoint: Checkpoint) -> None:
-    """Replace the checkpoint in ``folder``: a kill leaves the one before, or this one, whole."""
+    """Replace the checkpoint in ``folder`` atomically."""
     buffer = io.BytesIO()
     torch.save({"key": key, **vars(checkpoint)}, buffer)
     write_atomic(folder / CHECKPOINT_FILE, buffer.getvalue())
 
 
 def load(folder: Path, key: str) -> Checkpoint | None:
-    """The checkpoint in ``folder``, or null where there is none.
+    """The checkpoint in ``folder``, or None.
 
     Raises:
         ConflictError: it belongs to another recipe, base, data, gallery, version or device.
@@ -56,29 +56,28 @@ def load(folder: Path, key: str) -> Checkpoint | None:
     try:
         check_file(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
-        found = value.pop("key")
-        if found == key:
-            return _typed(Checkpoint(**value))
+        if value.pop("key") == key:
+            return _check_types(Checkpoint(**value))
     except (OSError, *UNREADABLE) as error:
         raise InputError(
-            f"{path}: is not a checkpoint that can be read: {error}",
+            f"{path}: is not a readable checkpoint: {error}",
             tip="start again without --resume",
         ) from error
     raise ConflictError(
-        f"{path}: is of a run with another recipe, base, data or gallery",
-        tip="start again without --resume, or restore what the run began with",
+        f"{path}: belongs to a run with another recipe, base, data or gallery",
+        tip="start again without --resume, or restore the files that the run began with",
     )
 
 
 def remove(folder: Path) -> None:
-    """Forget the checkpoint: a new run begins, or this one has ended."""
+    """Delete the checkpoint, if there is one."""
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
-def _typed(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, once each entry is of the type of its default."""
+def _check_types(checkpoint: Checkpoint) -> Checkpoint:
+    """Raise ``TypeError`` unless each entry has the type of its default."""
     for name, default in vars(Checkpoint()).items():
-        found = getattr(checkpoint, name)
-        if type(found) is not type(default):
-            raise TypeError(f"{name} is {type(found).__name__}, not {type(default).__name__}")
+        entry = getattr(checkpoint, name)
+        if type(entry) is not type(default):
+            raise TypeError(f"{name} is {type(entry).__name__}, not {type(default).__name__}")
     return checkpoint

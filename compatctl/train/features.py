@@ -1,4 +1,4 @@
-"""What the frozen backbone makes of images: one pass serves every head that is trained on it."""
+"""Features of a frozen backbone: one pass over the images serves every head trained on it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from torch import Tensor
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
-from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
+from compatctl.recipe import Augmentation, Backbone, Recipe
 from compatctl.train.images import ImageReader, ImageRef
 from compatctl.train.network import Network, unit
 from compatctl.train.setup import default_device, isolated_rng, make_network
 
 BATCH_PIXELS = 32 * 160 * 160
-"""Pixels of one inference batch: larger ones spend their time on memory (measured: three times
-slower an image at twice the size)."""
+"""Pixels of an inference batch; at twice the size, an image takes three times as long."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """The backbone's answers to unchanged images, F numbers each."""
+    """The backbone's features of images without augmentation."""
 
     backbone: Backbone
     base_sha256: str | None
-    """With ``backbone``: whose answers they are."""
+    """sha256 of the weights; with ``backbone`` it identifies the network"""
     row_of: dict[str, int]
     """Digest of an image -> row of ``table``"""
     table: Tensor
@@ -45,41 +44,40 @@ class Features:
         rows: Sequence[int],
         progress: Progress = silent,
     ) -> Features:
-        """One pass of the recipe's backbone, with the weights of ``base``, over rows of the data.
+        """Run the recipe's backbone, with the weights of ``base``, over rows of the data.
 
         Raises:
             InputError: see ``make_backbone`` and ``load_base``; an image does not decode.
         """
         device = default_device()
-        first: dict[str, int] = {}
+        row_by_digest: dict[str, int] = {}
         for row in rows:
-            first.setdefault(data.digest(row), row)
+            row_by_digest.setdefault(data.digest(row), row)
         with isolated_rng(device), ImageReader(recipe.backbone.input, Augmentation()) as reader:
             network, match = make_network(recipe, base, 1)
-            images = [ImageRef(dataset=data, row=row) for row in first.values()]
+            images = [ImageRef(dataset=data, row=row) for row in row_by_digest.values()]
             table = run_backbone(network.to(device), reader, images, progress)
         return cls(
             backbone=recipe.backbone,
             base_sha256=match.sha256,
-            row_of={digest: at for at, digest in enumerate(first)},
+            row_of={digest: i for i, digest in enumerate(row_by_digest)},
             table=table,
         )
 
     def lookup(self, images: Sequence[ImageRef]) -> Tensor:
-        """(n, F) float32 features of unchanged images.
+        """(n, F) float32 features of images.
 
         Raises:
-            InputError: one of them did not go through the backbone.
+            InputError: an image did not pass through the backbone.
         """
-        found = [self.row_of.get(one.dataset.digest(one.row)) for one in images]
-        lacking = [one for one, row in zip(images, found, strict=True) if row is None]
-        if lacking:
-            name = lacking[0].dataset.ids[lacking[0].row]
-            raise InputError(f"{len(lacking)} images have no features, {name} the first")
-        return self.table[torch.tensor(found, dtype=torch.long)]
+        rows = [self.row_of.get(ref.digest) for ref in images]
+        missing = [ref for ref, row in zip(images, rows, strict=True) if row is None]
+        if missing:
+            raise InputError(f"{len(missing)} images have no features, such as {missing[0].id}")
+        return self.table[torch.tensor(rows, dtype=torch.long)]
 
     def embed(self, network: Network, data: Dataset, rows: Sequence[int]) -> NDArray[np.float32]:
-        """(n, D) float32 unit rows: what a network on this backbone makes of rows of the data."""
+        """(n, D) float32 unit rows: rows of the data, embedded by a network on this backbone."""
         images = [ImageRef(dataset=data, row=row) for row in rows]
         network.cpu().eval()
         with torch.no_grad():
@@ -90,14 +88,13 @@ class Features:
 def run_backbone(
     network: Network, reader: ImageReader, images: Sequence[ImageRef], progress: Progress
 ) -> Tensor:
-    """(N, F) float32 features on the CPU, without gradient; the network stays where it is."""
-    spec: InputSpec = reader.spec
-    device = network.mean.device
+    """(N, F) float32 features on the CPU, without gradient; the network stays on its device."""
+    spec, device = reader.spec, network.mean.device
     size = min(256, max(1, BATCH_PIXELS // (spec.height * spec.width)))
     batches = [images[i : i + size] for i in range(0, len(images), size)]
-    done: list[Tensor] = []
+    features: list[Tensor] = []
     with torch.no_grad():
         for pixels in reader.batches(batches):
-            done.append(network.features(torch.from_numpy(pixels).to(device)).float().cpu())
-            progress("backbone", min(len(done) * size, len(images)), len(images))
-    return torch.cat(done) if done else torch.zeros(0, 0)
+            features.append(network.features(torch.from_numpy(pixels).to(device)).float().cpu())
+            progress("backbone", min(len(features) * size, len(images)), len(images))
+    return torch.cat(features) if features else torch.zeros(0, 0)

@@ -1,10 +1,9 @@
-"""The frozen classifier rows: which fixed frame the new features are pulled into.
+"""The frame: one target vector per class, the rows of the classifier.
 
     simplex     the d-Simplex, zero-padded to D: for a gallery whose model was trained on it
     anchored    the same simplex, rotated onto the gallery's class means (orthogonal Procrustes)
-    prototypes  the gallery's class means themselves (Shen et al., CVPR 2020, use the old
-                classifier so; the gallery's means need no old classifier)
-    free        rows that learn: a model with no reference to a gallery
+    prototypes  the gallery's class means (Shen et al., CVPR 2020, use the old classifier instead)
+    free        rows that are trained: a model without a gallery
 
 Sources: CVPR 2024 (arXiv 2405.02581); repository miccunifi/iamcl2r,
 ``src/iamcl2r/models/__init__.py``.
@@ -27,15 +26,15 @@ from compatctl.train.reference import Reference
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
-    """Rows to classify against, and which row is whose."""
+    """The rows to classify against, and the row of each class."""
 
     frame: Frame
     rows: Vectors
-    """(R, D) float32 unit rows; the start of training for ``free``."""
+    """(R, D) float32 unit rows; for ``free`` the initial values"""
     row_of: dict[str, int]
-    """Training class -> row."""
+    """Training class -> row"""
     dropped: tuple[str, ...]
-    """Training classes that have no row (no item in the gallery): they do not train."""
+    """Training classes without a row, as the gallery has no item of them: they do not train"""
     registry: Registry | None
 
     @property
@@ -51,11 +50,11 @@ def build_classifier(
     reference: Reference | None,
     dim: int,
 ) -> Classifier:
-    """The rows for sorted training ``classes`` in D = ``dim`` dimensions.
+    """The classifier for sorted training ``classes`` in D = ``dim`` dimensions.
 
     Raises:
-        InputError: the frame needs a gallery and there is none; more classes than vertices; K too
-            large for D, or not the deployed model's; no class has an item in the gallery.
+        InputError: the frame needs a gallery and there is none; more classes than vertices; K is
+            too large for D, or not the deployed model's; no class has an item in the gallery.
     """
     if frame == "free":
         rows = np.random.default_rng(0).standard_normal((len(classes), dim)).astype(np.float32)
@@ -67,21 +66,20 @@ def build_classifier(
         return _with_registry(frame, padded, registry, classes)
     if reference is None:
         raise InputError(f"frame {frame} needs a deployed gallery", tip="use free or simplex")
-    means, names = class_means(reference)
+    means, mean_row = class_means(reference)
     if frame == "anchored":
         padded, registry = _simplex(objective, classes, reference, dim)
-        at = {label: i for i, label in enumerate(names)}
-        shared = [one for one in registry.vertices if one in at]
+        shared = [label for label in registry.vertices if label in mean_row]
         if not shared:
             raise InputError("frame anchored: no class with a vertex has an item in the gallery")
-        own = np.array([registry.vertex_of[one] for one in shared])
-        rotated = rotate_onto(padded, means[[at[one] for one in shared]], own)
+        vertices = np.array([registry.vertex_of[label] for label in shared])
+        rotated = rotate_onto(padded, means[[mean_row[label] for label in shared]], vertices)
         return _with_registry(frame, rotated, registry, classes)
-    return _prototypes(means, names, classes)
+    return _prototypes(means, mean_row, classes)
 
 
-def class_means(reference: Reference) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """(C, D) unit class means of the gallery and their labels, sorted."""
+def class_means(reference: Reference) -> tuple[NDArray[np.float64], dict[str, int]]:
+    """(C, D) unit class means of the gallery in the order of their labels, and label -> row."""
     names, codes = np.unique(np.array(reference.gallery_labels), return_inverse=True)
     sums = np.zeros((len(names), reference.dim))
     np.add.at(sums, codes, reference.gallery_features.astype(np.float64))
@@ -89,24 +87,23 @@ def class_means(reference: Reference) -> tuple[NDArray[np.float64], tuple[str, .
     if (norms < 1e-9).any():
         label = names[int(norms.argmin())]
         raise InputError(f"the gallery vectors of class {label} cancel out: it has no mean")
-    return sums / norms, tuple(str(one) for one in names)
+    return sums / norms, {str(label): row for row, label in enumerate(names)}
 
 
 def _prototypes(
-    means: NDArray[np.float64], names: Sequence[str], classes: Sequence[str]
+    means: NDArray[np.float64], mean_row: dict[str, int], classes: Sequence[str]
 ) -> Classifier:
-    at = {label: i for i, label in enumerate(names)}
-    kept = [label for label in classes if label in at]
+    kept = [label for label in classes if label in mean_row]
     if not kept:
         raise InputError(
             f"frame prototypes: none of the {len(classes)} training classes is in the gallery",
-            tip="labels of the data and of the gallery must be the same words",
+            tip="labels of the data and of the gallery must be the same strings",
         )
     return Classifier(
         frame="prototypes",
-        rows=means[[at[label] for label in kept]].astype(np.float32),
+        rows=means[[mean_row[label] for label in kept]].astype(np.float32),
         row_of={label: i for i, label in enumerate(kept)},
-        dropped=tuple(label for label in classes if label not in at),
+        dropped=tuple(label for label in classes if label not in mean_row),
         registry=None,
     )
 
@@ -114,7 +111,7 @@ def _prototypes(
 def _simplex(
     objective: Objective, classes: Sequence[str], reference: Reference | None, dim: int
 ) -> tuple[NDArray[np.float64], Registry]:
-    """(K, D) float64 zero-padded rows, and the registry with the new classes at its end."""
+    """(K, D) float64 zero-padded rows, and the registry with new classes appended."""
     deployed = reference.K if reference else None
     K = objective.K or deployed or dim + 1
     if deployed and deployed != K:
@@ -127,8 +124,7 @@ def _simplex(
             f"a simplex of K = {K} vertices needs {K - 1} dimensions; the gallery has {dim}",
             tip=f"K may be at most {dim + 1}; or use frame: prototypes, which has no such limit",
         )
-    before = reference.registry if reference else None
-    registry = before or Registry(vertices=())
+    registry = (reference.registry if reference else None) or Registry(vertices=())
     new = [label for label in classes if label not in registry.vertex_of]
     if len(registry.vertices) + len(new) > K:
         raise InputError(

@@ -1,7 +1,6 @@
-"""The grid over frame, lambda and mu: every trial from the same beginning, the best kept.
+"""The grid over frame, lambda and mu: every trial starts from the same weights, the best is kept.
 
-Validation classes choose, by recall@1 of the new query on the deployed gallery; test classes are
-not looked at.
+The best has the highest recall@1 of new queries on the deployed gallery, on validation classes.
 """
 
 from __future__ import annotations
@@ -23,21 +22,24 @@ from compatctl.train.setup import Setup
 
 
 def make_trials(recipe: Recipe) -> list[Trial]:
-    """The grid in the order of the recipe's lists; mu does not matter where lambda is 1."""
+    """The grid in the order of the recipe's lists; lambda 1 has one trial, as mu has no effect."""
     objective = recipe.objective
-    grid = itertools.product(objective.frame, objective.lambda_, objective.mu)
-    kept = [one for one in grid if one[1] < 1.0 or one[2] == objective.mu[0]]
+    points = [
+        (frame, weight, mu)
+        for frame, weight, mu in itertools.product(objective.frame, objective.lambda_, objective.mu)
+        if weight < 1.0 or mu == objective.mu[0]
+    ]
     return [
         Trial(index=i, frame=frame, weight=weight, mu=mu)
-        for i, (frame, weight, mu) in enumerate(kept)
+        for i, (frame, weight, mu) in enumerate(points)
     ]
 
 
 def build_classifiers(setup: Setup) -> dict[str, Classifier]:
-    """The rows of every frame of the recipe.
+    """The classifier of each frame of the recipe.
 
     Raises:
-        InputError: see ``classifier``; or there are trials and nothing to choose by.
+        InputError: see ``build_classifier``; or there are several trials and no validation query.
     """
     count = len(make_trials(setup.recipe))
     if count > 1 and setup.training_set.validation is None:
@@ -60,51 +62,52 @@ def search(
     save: Callable[[Checkpoint], None],
     progress: Progress,
 ) -> Classifier:
-    """Run the trials that ``state`` has not finished, load the best one's weights into the network.
+    """Run the trials that ``state`` has not finished, and load the best weights into the network.
 
-    ``save`` is called after every epoch. Gives the best trial's classifier.
+    ``save`` is called after every epoch. Returns the best trial's classifier.
     """
-    began = time.monotonic() - state.seconds
-    grid, rows = make_trials(setup.recipe), build_classifiers(setup)
-    start = {key: one.cpu().clone() for key, one in setup.network.state_dict().items()}
+    started = time.monotonic() - state.seconds
+    trials, classifiers = make_trials(setup.recipe), build_classifiers(setup)
+    initial = {key: value.cpu().clone() for key, value in setup.network.state_dict().items()}
     epochs = setup.recipe.optimiser.epochs
 
-    def after_epoch(now: Checkpoint) -> None:
-        now.seconds = time.monotonic() - began
-        save(now)
-        progress("training", now.trial * epochs + now.epoch, len(grid) * epochs)
+    def after_epoch(state: Checkpoint) -> None:
+        state.seconds = time.monotonic() - started
+        save(state)
+        progress("training", state.trial * epochs + state.epoch, len(trials) * epochs)
 
-    for trial in grid[state.trial :]:
-        run = _run(setup, batches, rows[trial.frame])
-        setup.network.load_state_dict(start)
+    for trial in trials[state.trial :]:
+        context = _context(setup, batches, classifiers[trial.frame])
+        setup.network.load_state_dict(initial)
         if state.epoch == epochs:
-            load_weights(run, state.model)
-        fit(run, trial, state, after_epoch)
-        _judge(run, trial, state)
-    best = rows[grid[state.best_trial].frame]
-    setup.network.load_state_dict(start)
-    load_weights(_run(setup, batches, best), state.best)
-    return best
+            load_weights(context.setup.network, state.model)
+        fit(context, trial, state, after_epoch)
+        _finish_trial(context, trial, state)
+    setup.network.load_state_dict(initial)
+    load_weights(setup.network, state.best)
+    return classifiers[trials[state.best_trial].frame]
 
 
-def _run(setup: Setup, batches: Batches, rows: Classifier) -> TrialContext:
+def _context(setup: Setup, batches: Batches, classifier: Classifier) -> TrialContext:
     training_set = setup.training_set
-    rows_of = [rows.row_of.get(label, -1) for label in training_set.labels]
-    anchors = {item: at for at, item in enumerate(training_set.anchor_ids)}
+    class_rows = [classifier.row_of.get(label, -1) for label in training_set.labels]
+    anchor_row = {item_id: row for row, item_id in enumerate(training_set.anchor_ids)}
     return TrialContext(
         setup=setup,
         batches=batches,
-        classifier=rows,
-        class_rows=np.array(rows_of, np.int64),
-        anchor_rows=np.array([anchors.get(item, -1) for item in training_set.ids], np.int64),
+        classifier=classifier,
+        class_rows=np.array(class_rows, np.int64),
+        anchor_rows=np.array(
+            [anchor_row.get(item_id, -1) for item_id in training_set.ids], np.int64
+        ),
     )
 
 
-def _judge(run: TrialContext, trial: Trial, state: Checkpoint) -> None:
-    """Record the trial that has ended, keep it if it is the best, make room for the next."""
-    recall = validate(run)
-    before = [one["validation_recall_at_1"] for one in state.trials]
-    if state.best_trial < 0 or (recall or 0.0) > (before[state.best_trial] or 0.0):
+def _finish_trial(context: TrialContext, trial: Trial, state: Checkpoint) -> None:
+    """Record the trial, keep its weights if they are the best, and reset the state for the next."""
+    recall = validate(context)
+    recalls = [record["validation_recall_at_1"] for record in state.trials]
+    if state.best_trial < 0 or (recall or 0.0) > (recalls[state.best_trial] or 0.0):
         state.best_trial, state.best = trial.index, state.model
     state.trials.append(
         {

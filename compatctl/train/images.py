@@ -1,7 +1,7 @@
-"""Images into batches: decoded by threads while the network works, changed at random by seed.
+"""Batches of images: decoded by threads while the network runs, augmented by seed.
 
-A change depends on (seed, epoch, item) and on nothing else, so that a resumed run sees the same
-images as one that was never stopped.
+An augmentation depends only on its seed, so a resumed run sees the same images as an uninterrupted
+one.
 """
 
 from __future__ import annotations
@@ -23,25 +23,35 @@ AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRef:
-    """A row of a data set. ``seed`` seeds the image's random change; None: unchanged."""
+    """An image of a data set, augmented by ``seed``; None: not augmented."""
 
     dataset: Dataset
     row: int
     seed: tuple[int, ...] | None = None
 
+    @property
+    def id(self) -> str:
+        """The item's id."""
+        return self.dataset.ids[self.row]
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the image."""
+        return self.dataset.digest(self.row)
+
 
 def preprocessing(spec: InputSpec) -> Preprocessing:
-    """The part of the recipe's input that happens outside the network."""
+    """The part of the recipe's input processing that runs outside the network."""
     return Preprocessing(height=spec.height, width=spec.width, resize=spec.resize, fit=spec.fit)
 
 
 class ImageReader:
     """Reads images with a pool of threads; a context manager."""
 
-    def __init__(self, spec: InputSpec, change: Augmentation) -> None:
+    def __init__(self, spec: InputSpec, augmentation: Augmentation) -> None:
         self.spec = spec
         self._preprocessing = preprocessing(spec)
-        self._change = change
+        self._augmentation = augmentation
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="compatctl-read")
 
     def __enter__(self) -> ImageReader:
@@ -51,25 +61,25 @@ class ImageReader:
         self._pool.shutdown(cancel_futures=True)
 
     def batches(self, batches: Sequence[Sequence[ImageRef]]) -> Iterator[Pixels]:
-        """(B, H, W, 3) uint8 for each batch in order, the next ``AHEAD`` already on their way.
+        """(B, H, W, 3) uint8 for each batch in order; the next ``AHEAD`` are read meanwhile.
 
         Raises:
             InputError: an image does not decode; the message names it.
         """
-        waiting: list[list[Future[Pixels]]] = []
+        pending: list[list[Future[Pixels]]] = []
         for batch in batches:
-            waiting.append([self._pool.submit(self._one, ref) for ref in batch])
-            if len(waiting) > AHEAD:
-                yield np.stack([future.result() for future in waiting.pop(0)])
-        for rest in waiting:
-            yield np.stack([future.result() for future in rest])
+            pending.append([self._pool.submit(self._read, ref) for ref in batch])
+            if len(pending) > AHEAD:
+                yield np.stack([future.result() for future in pending.pop(0)])
+        for futures in pending:
+            yield np.stack([future.result() for future in futures])
 
-    def _one(self, ref: ImageRef) -> Pixels:
+    def _read(self, ref: ImageRef) -> Pixels:
         if ref.seed is None:
             image, _ = ref.dataset.read_hashed(ref.row, look=True)
         else:
             image = ref.dataset.read(ref.row)
-            image = augment(image, self._change, np.random.default_rng(ref.seed))
+            image = augment(image, self._augmentation, np.random.default_rng(ref.seed))
         pixels: Pixels = prepare(image, self._preprocessing)
         return pixels
 
@@ -77,11 +87,11 @@ class ImageReader:
 def augment(image: Image.Image, change: Augmentation, rng: np.random.Generator) -> Image.Image:
     """A random variant of an RGB image: crop, mirror, rotation and shift, colours, in this order.
 
-    What comes into the frame from outside has the colour of the upper left pixel. The same ``rng``
-    state gives the same image.
+    Uncovered areas take the colour of the upper left pixel. The same ``rng`` state gives the same
+    image.
     """
     corner = image.getpixel((0, 0))
-    fill = tuple(int(one) for one in corner) if isinstance(corner, tuple) else (0, 0, 0)
+    fill = tuple(int(channel) for channel in corner) if isinstance(corner, tuple) else (0, 0, 0)
     if change.crop < 1.0:
         image = _crop(image, change.crop, rng)
     if change.flip and rng.random() < 0.5:
@@ -100,9 +110,9 @@ def augment(image: Image.Image, change: Augmentation, rng: np.random.Generator) 
     return image
 
 
-def _crop(image: Image.Image, least: float, rng: np.random.Generator) -> Image.Image:
-    """A box of ``least`` .. 1 of the area and an aspect within 3/4 .. 4/3 of the image's own."""
-    area, aspect = rng.uniform(least, 1.0), np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
+def _crop(image: Image.Image, min_share: float, rng: np.random.Generator) -> Image.Image:
+    """A box of ``min_share`` .. 1 of the area, its aspect ratio 3/4 .. 4/3 of the image's."""
+    area, aspect = rng.uniform(min_share, 1.0), np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
     width = max(1, round(image.width * min(1.0, float(np.sqrt(area * aspect)))))
     height = max(1, round(image.height * min(1.0, float(np.sqrt(area / aspect)))))
     left = int(rng.integers(0, image.width - width + 1))

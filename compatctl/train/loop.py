@@ -1,7 +1,7 @@
-"""One trial: a junction (and a backbone) trained for some epochs against one frame.
+"""One trial: the training loop for one frame, lambda and mu.
 
-Source of the loss: ``losses.py``. Batches half of memory and half of new items for sequential
-fine-tuning: TPAMI 2026 (arXiv 2606.12488); repository miccunifi/iamcl2r, ``src/iamcl2r/train.py``.
+For the loss see ``losses.py``. In sequential fine-tuning half of each batch is from the memory:
+TPAMI 2026 (arXiv 2606.12488); repository miccunifi/iamcl2r, ``src/iamcl2r/train.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from compatctl.train import losses
 from compatctl.train.batches import Batches, Step
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.frames import Classifier
-from compatctl.train.network import unit
+from compatctl.train.network import Network, unit
 from compatctl.train.setup import Setup
 
 CLASSIFIER = "classifier"
@@ -41,80 +41,83 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrialContext:
-    """What a trial works on."""
+    """What a trial trains and on what."""
 
     setup: Setup
     batches: Batches
     classifier: Classifier
     class_rows: Rows
-    """(N,) classifier row of each item of the training set, -1: none"""
+    """(N,) int64 classifier row of each training item; -1: none"""
     anchor_rows: Rows
-    """(N,) which anchor is the same image, -1: none"""
+    """(N,) int64 anchor that is the same item; -1: none"""
 
 
 def fit(
-    run: TrialContext, trial: Trial, state: Checkpoint, after_epoch: Callable[[Checkpoint], None]
+    context: TrialContext,
+    trial: Trial,
+    state: Checkpoint,
+    after_epoch: Callable[[Checkpoint], None],
 ) -> None:
-    """Train the network from ``state`` to the last epoch; ``state`` follows."""
-    recipe = run.setup.recipe
-    rows = nn.Parameter(torch.from_numpy(run.classifier.rows).to(run.setup.device))
-    rows.requires_grad_(run.classifier.learns)
-    optimiser = _optimiser(run, rows)
+    """Train the network from ``state`` to the last epoch; ``state`` is updated in place."""
+    recipe = context.setup.recipe
+    rows = nn.Parameter(torch.from_numpy(context.classifier.rows).to(context.setup.device))
+    rows.requires_grad_(context.classifier.learns)
+    optimiser = _optimiser(context, rows)
     if state.epoch:
-        _restore(run, rows, state)
+        _restore(context, rows, state)
         optimiser.load_state_dict(state.optimiser)
-    stored = torch.from_numpy(run.setup.training_set.anchor_vectors).to(run.setup.device)
+    stored = torch.from_numpy(context.setup.training_set.anchor_vectors).to(context.setup.device)
     for epoch in range(state.epoch, recipe.optimiser.epochs):
-        _training_mode(run)
+        _training_mode(context.setup)
         torch.manual_seed(_seed(recipe.seed, trial.index, epoch, 1))
-        steps = list(_steps(run, _generator(recipe.seed, trial.index, epoch)))
-        total = torch.zeros((), device=run.setup.device)
-        for i, inputs in enumerate(run.batches.steps(steps)):
+        steps = list(_steps(context, _generator(recipe.seed, trial.index, epoch)))
+        total = torch.zeros((), device=context.setup.device)
+        for i, inputs in enumerate(context.batches.steps(steps)):
             _schedule(optimiser, epoch * len(steps) + i, recipe.optimiser.epochs * len(steps))
-            loss = _loss(run, trial, steps[i], (rows, stored), inputs)
+            loss = _loss(context, trial, steps[i], (rows, stored), inputs)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             optimiser.step()
             total += loss.detach()
         state.losses.append(float(total) / len(steps))
         state.epoch = epoch + 1
-        if run.setup.network.attention is not None:
-            run.setup.network.attention.refresh()
-        state.model = trained_weights(run, rows)
+        if context.setup.network.attention is not None:
+            context.setup.network.attention.refresh()
+        state.model = trained_weights(context, rows)
         state.optimiser = optimiser.state_dict()
         after_epoch(state)
 
 
-def trained_weights(run: TrialContext, rows: Tensor) -> dict[str, Tensor]:
-    """A copy of what training changes, on the CPU."""
-    full = run.setup.recipe.train == "full"
-    found = {
-        key: one.detach().cpu().clone()
-        for key, one in run.setup.network.state_dict().items()
+def trained_weights(context: TrialContext, rows: Tensor) -> dict[str, Tensor]:
+    """A copy, on the CPU, of the weights that training changes."""
+    full = context.setup.recipe.train == "full"
+    state = {
+        key: value.detach().cpu().clone()
+        for key, value in context.setup.network.state_dict().items()
         if full or not key.startswith("backbone.")
     }
-    if run.classifier.learns:
-        found[CLASSIFIER] = rows.detach().cpu().clone()
-    return found
+    if context.classifier.learns:
+        state[CLASSIFIER] = rows.detach().cpu().clone()
+    return state
 
 
-def load_weights(run: TrialContext, state: dict[str, Tensor]) -> None:
-    """Load what ``weights`` copied into the network."""
-    changed = {key: one for key, one in state.items() if key != CLASSIFIER}
-    run.setup.network.load_state_dict({**run.setup.network.state_dict(), **changed})
+def load_weights(network: Network, state: dict[str, Tensor]) -> None:
+    """Load the weights that ``trained_weights`` copied into the network."""
+    changed = {key: value for key, value in state.items() if key != CLASSIFIER}
+    network.load_state_dict({**network.state_dict(), **changed})
 
 
-def validate(run: TrialContext) -> float | None:
-    """recall@1 of the new queries on the deployed gallery, on validation classes; null: none."""
-    validation = run.setup.training_set.validation
+def validate(context: TrialContext) -> float | None:
+    """recall@1 of new queries on the deployed gallery; None without validation queries."""
+    validation = context.setup.training_set.validation
     if validation is None:
         return None
-    run.setup.network.eval()
+    context.setup.network.eval()
     with torch.no_grad():
-        features = unit(run.setup.network.project(run.batches.validation())).cpu().numpy()
-    found = exact_search(features, validation.gallery, 1, self_row=validation.self_row)
+        features = unit(context.setup.network.project(context.batches.validation())).cpu().numpy()
+    neighbours = exact_search(features, validation.gallery, 1, self_row=validation.self_row)
     result = evaluate(
-        found,
+        neighbours,
         validation.query_labels,
         validation.gallery_labels,
         self_row=validation.self_row,
@@ -125,28 +128,30 @@ def validate(run: TrialContext) -> float | None:
 
 
 def _loss(
-    run: TrialContext,
+    context: TrialContext,
     trial: Trial,
     step: Step,
-    frozen: tuple[Tensor, Tensor],
+    targets: tuple[Tensor, Tensor],
     inputs: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """The labelled term, and the anchors' where there are any.
+    """The loss of a step: ``total_loss`` of the items plus the weighted anchor loss.
 
-    ``frozen``: classifier rows (K, D) and all anchors' stored vectors (A, D); ``inputs``: backbone
+    ``targets``: classifier rows (K, D) and the stored vectors of all anchors; ``inputs``: backbone
     features of the step's items and anchors.
     """
-    (rows, stored), (items, anchors) = frozen, inputs
-    objective, n = run.setup.recipe.objective, len(items)
-    with torch.autocast(run.setup.device.type, torch.bfloat16, enabled=run.setup.amp):
-        z = _project(run, step, torch.cat([items, anchors]))
+    (rows, stored), (items, anchors) = targets, inputs
+    objective, n = context.setup.recipe.objective, len(items)
+    with torch.autocast(context.setup.device.type, torch.bfloat16, enabled=context.setup.amp):
+        z = _project(context, step, torch.cat([items, anchors]))
     z = z.float()
     old = None
-    if run.setup.training_set.old_features is not None:
-        old = torch.from_numpy(run.setup.training_set.old_features[step.items]).to(run.setup.device)
+    if context.setup.training_set.old_features is not None:
+        old = torch.from_numpy(context.setup.training_set.old_features[step.items]).to(
+            context.setup.device
+        )
     loss = losses.total_loss(
         z=z[:n],
-        labels=torch.from_numpy(run.class_rows[step.items]).to(run.setup.device),
+        labels=torch.from_numpy(context.class_rows[step.items]).to(context.setup.device),
         rows=rows,
         old=old,
         weight=trial.weight,
@@ -156,118 +161,120 @@ def _loss(
     )
     if objective.anchors is None or not len(step.anchors):
         return loss
-    table = torch.from_numpy(step.contrasted).to(run.setup.device)
-    own = torch.arange(len(step.anchors), device=run.setup.device)
-    term = losses.anchor_loss(unit(z[n:]), stored[table], own, objective.anchors.scale)
-    return loss + objective.anchors.weight * term
+    contrasted = stored[torch.from_numpy(step.contrasted).to(context.setup.device)]
+    own = torch.arange(len(step.anchors), device=context.setup.device)
+    anchor_loss = losses.anchor_loss(unit(z[n:]), contrasted, own, objective.anchors.scale)
+    return loss + objective.anchors.weight * anchor_loss
 
 
-def _project(run: TrialContext, step: Step, features: Tensor) -> Tensor:
-    """(N, D) raw outputs for the step's backbone features (N, F), as they are trained."""
-    network, anchors = run.setup.network, run.setup.recipe.objective.anchors
+def _project(context: TrialContext, step: Step, features: Tensor) -> Tensor:
+    """(N, D) raw training outputs for the step's backbone features (N, F)."""
+    network, anchors = context.setup.network, context.setup.recipe.objective.anchors
     if network.attention is None or anchors is None:
         return network.project(features)
     z: Tensor = network.junction(features)
-    return network.attention.forward_training(z, features, *_attended(run, step, anchors.slots))
+    return network.attention.forward_training(z, features, *_attended(context, step, anchors.slots))
 
 
-def _attended(run: TrialContext, step: Step, slots: int) -> tuple[Tensor, Tensor]:
-    """The anchors that the step attends to, and which of them each row of it is (-1: none).
+def _attended(context: TrialContext, step: Step, slots: int) -> tuple[Tensor, Tensor]:
+    """The anchors that the step attends to, and the position among them of each row's own image.
 
-    A changed anchor is another image than the one that the gallery holds.
+    -1: none. A shifted anchor is another image than the one in the gallery.
     """
-    device = run.setup.device
-    held = step.contrasted[step.contrasted < slots]
-    place = np.full(len(run.setup.training_set.anchors) + 1, -1, np.int64)
-    place[held] = np.arange(len(held))
-    drawn = step.anchors.copy()
-    drawn[: len(step.transfer)] = -1
-    own = place[np.concatenate([run.anchor_rows[step.items], drawn])]
-    return torch.from_numpy(held).to(device), torch.from_numpy(own).to(device)
+    device = context.setup.device
+    attended = step.contrasted[step.contrasted < slots]
+    position = np.full(len(context.setup.training_set.anchors) + 1, -1, np.int64)
+    position[attended] = np.arange(len(attended))
+    anchors = step.anchors.copy()
+    anchors[: len(step.transfer)] = -1
+    own = position[np.concatenate([context.anchor_rows[step.items], anchors])]
+    return torch.from_numpy(attended).to(device), torch.from_numpy(own).to(device)
 
 
-def _steps(run: TrialContext, rng: np.random.Generator) -> Iterator[Step]:
-    """The epoch's batches: every new item once; with a memory, half of each batch is from it."""
-    known = np.flatnonzero(run.class_rows >= 0)
-    first_memory = len(run.setup.training_set.images) - run.setup.training_set.n_memory
-    fresh, memory = known[known < first_memory], known[known >= first_memory]
-    size = run.setup.recipe.optimiser.batch_size
-    anchors = run.setup.recipe.objective.anchors
+def _steps(context: TrialContext, rng: np.random.Generator) -> Iterator[Step]:
+    """The steps of an epoch: every new item once; with a memory, half of each batch is from it."""
+    trainable = np.flatnonzero(context.class_rows >= 0)
+    first_memory = len(context.setup.training_set.images) - context.setup.training_set.n_memory
+    fresh, memory = trainable[trainable < first_memory], trainable[trainable >= first_memory]
+    size = context.setup.recipe.optimiser.batch_size
+    anchors = context.setup.recipe.objective.anchors
     if len(memory) and len(fresh):
         size = max(1, size // 2)
     elif len(memory):
         fresh, memory = memory, fresh
-    pairs = _pairs(run) if anchors is not None and anchors.transfer > 0.0 else []
+    pairs = _pairs(context) if anchors is not None and anchors.transfer > 0.0 else []
     order = rng.permutation(fresh)
     count = max(1, len(order) // size)
-    a = len(run.setup.training_set.anchors)
+    n_anchors = len(context.setup.training_set.anchors)
     for batch in np.array_split(order, count):
         items = batch
         if len(memory):
             items = np.concatenate([batch, rng.choice(memory, len(batch))])
-        table = np.zeros(0, np.int64)
-        if anchors is not None and a:
-            table = rng.permutation(a)[: max(anchors.rows, anchors.batch)]
-        drawn = table[: anchors.batch] if anchors is not None else table
+        contrasted = np.zeros(0, np.int64)
+        if anchors is not None and n_anchors:
+            contrasted = rng.permutation(n_anchors)[: max(anchors.rows, anchors.batch)]
+        drawn = contrasted[: anchors.batch] if anchors is not None else contrasted
         views = rng.integers(0, 2**31, len(items))
-        changed = round(anchors.transfer * len(drawn)) if anchors is not None and pairs else 0
-        chosen = [pairs[i] for i in rng.integers(0, max(1, len(pairs)), changed)]
-        drawn_pairs = [[one[rng.integers(len(one))] for one in pair] for pair in chosen]
-        transfer = np.array(drawn_pairs, np.int64).reshape(-1, 2)
-        yield Step(items=items, anchors=drawn, contrasted=table, views=views, transfer=transfer)
+        n_shifted = round(anchors.transfer * len(drawn)) if anchors is not None and pairs else 0
+        classes = [pairs[i] for i in rng.integers(0, max(1, len(pairs)), n_shifted)]
+        drawn_pairs = [[rows[rng.integers(len(rows))] for rows in pair] for pair in classes]
+        yield Step(
+            items=items,
+            anchors=drawn,
+            contrasted=contrasted,
+            views=views,
+            transfer=np.array(drawn_pairs, np.int64).reshape(-1, 2),
+        )
 
 
-def _pairs(run: TrialContext) -> list[tuple[Rows, Rows]]:
-    """For every class with both: its training items outside the gallery, and those in it."""
-    training_set, found = run.setup.training_set, []
+def _pairs(context: TrialContext) -> list[tuple[Rows, Rows]]:
+    """For each class with both: its training items outside the gallery, and those in it."""
+    training_set, pairs = context.setup.training_set, []
     labels = np.array(training_set.labels)
     for label in training_set.classes:
-        mine = labels == label
-        others, held = (
-            np.flatnonzero(mine & one)
-            for one in (~training_set.in_gallery, training_set.in_gallery)
-        )
-        if len(others) and len(held):
-            found.append((others, held))
-    return found
+        outside = np.flatnonzero((labels == label) & ~training_set.in_gallery)
+        inside = np.flatnonzero((labels == label) & training_set.in_gallery)
+        if len(outside) and len(inside):
+            pairs.append((outside, inside))
+    return pairs
 
 
-def _optimiser(run: TrialContext, rows: nn.Parameter) -> torch.optim.Optimizer:
-    """AdamW; the base rate of each group is kept beside it for the schedule."""
-    recipe = run.setup.recipe.optimiser
-    network = run.setup.network
-    head = list(network.junction.parameters()) + ([rows] if run.classifier.learns else [])
+def _optimiser(context: TrialContext, rows: nn.Parameter) -> torch.optim.Optimizer:
+    """AdamW; ``base_lr`` of each group is for the schedule."""
+    recipe, network = context.setup.recipe.optimiser, context.setup.network
+    full = context.setup.recipe.train == "full"
+    head = list(network.junction.parameters()) + ([rows] if context.classifier.learns else [])
     if network.attention is not None:
         head += network.attention.parameters()
     groups = [{"params": head, "lr": recipe.lr, "base_lr": recipe.lr}]
-    for parameter in run.setup.network.backbone.parameters():
-        parameter.requires_grad_(run.setup.recipe.train == "full")
-    if run.setup.recipe.train == "full":
-        backbone = list(run.setup.network.backbone.parameters())
+    backbone = list(network.backbone.parameters())
+    for parameter in backbone:
+        parameter.requires_grad_(full)
+    if full:
         rate = recipe.backbone_lr
         groups.append({"params": backbone, "lr": rate, "base_lr": rate})
     return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
 
 
 def _schedule(optimiser: torch.optim.Optimizer, step: int, steps: int) -> None:
-    """Half a cosine from the base rate to 0."""
+    """Set the learning rates: half a cosine from the base rate to 0."""
     for group in optimiser.param_groups:
         group["lr"] = group["base_lr"] * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
-def _training_mode(run: TrialContext) -> None:
-    run.setup.network.train()
-    if run.setup.recipe.train == "head":
-        run.setup.network.backbone.eval()
-    elif run.setup.recipe.optimiser.frozen_norm:
-        for module in run.setup.network.backbone.modules():
+def _training_mode(setup: Setup) -> None:
+    setup.network.train()
+    if setup.recipe.train == "head":
+        setup.network.backbone.eval()
+    elif setup.recipe.optimiser.frozen_norm:
+        for module in setup.network.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
 
-def _restore(run: TrialContext, rows: nn.Parameter, state: Checkpoint) -> None:
-    load_weights(run, state.model)
-    if run.classifier.learns:
+def _restore(context: TrialContext, rows: nn.Parameter, state: Checkpoint) -> None:
+    load_weights(context.setup.network, state.model)
+    if context.classifier.learns:
         with torch.no_grad():
             rows.copy_(state.model[CLASSIFIER])
 

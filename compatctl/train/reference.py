@@ -1,7 +1,7 @@
-"""The deployed gallery as training sees it, and which items take part in what.
+"""The reference: the deployed gallery, which new features are trained against.
 
-The reference is the deployed gallery itself: the stored vector of an item that is in it,
-else the deployed encoder's output. The old network never runs while training.
+An item's old feature is its stored vector, or the deployed encoder's output if it is not in the
+gallery. The old network never runs during training.
 """
 
 from __future__ import annotations
@@ -25,33 +25,36 @@ Source = Literal["gallery", "encoder"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reference:
-    """What is deployed. G gallery items, E items that the deployed encoder was run on."""
+    """G gallery items, and E items outside it that the deployed encoder embedded."""
 
     gallery_ids: tuple[str, ...]
     gallery_labels: tuple[str, ...]
     gallery_features: Vectors
-    """(G, D) float32 unit rows, as stored."""
+    """(G, D) float32 unit rows, as stored"""
     encoded_ids: tuple[str, ...] = ()
     encoded_features: Vectors = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """(E, D) float32 unit rows: the deployed encoder's output for items outside the gallery."""
+    """(E, D) float32 unit rows"""
     registry: Registry | None = None
-    """Class -> vertex of the deployed model, where it was trained on a simplex."""
+    """Class -> vertex of the deployed model, if it was trained on a simplex"""
     K: int | None = None
-    """Vertices of the deployed model's simplex; the recipe's K must agree."""
+    """Vertices of the deployed model's simplex; the recipe's K must agree"""
 
     def __post_init__(self) -> None:
-        g, e = self.gallery_features, self.encoded_features
-        if g.ndim != 2 or len(g) != len(self.gallery_ids) or len(g) != len(self.gallery_labels):
+        stored, encoded = self.gallery_features, self.encoded_features
+        n_items = len(self.gallery_ids)
+        if stored.ndim != 2 or not len(stored) == n_items == len(self.gallery_labels):
             raise InputError(
-                f"reference: {len(self.gallery_ids)} gallery ids, {len(self.gallery_labels)} "
-                f"labels, features {g.shape}"
+                f"reference: {n_items} gallery ids, {len(self.gallery_labels)} labels, "
+                f"features {stored.shape}"
             )
-        if len(self.encoded_ids) != len(e) or (len(e) and e.shape[1] != g.shape[1]):
+        if len(self.encoded_ids) != len(encoded) or (
+            len(encoded) and encoded.shape[1] != stored.shape[1]
+        ):
             raise InputError(
-                f"reference: {len(self.encoded_ids)} encoded ids, features {e.shape}, "
-                f"gallery {g.shape}"
+                f"reference: {len(self.encoded_ids)} encoded ids, features {encoded.shape}, "
+                f"gallery {stored.shape}"
             )
-        for name, rows in (("gallery", g), ("encoded", e)):
+        for name, rows in (("gallery", stored), ("encoded", encoded)):
             if len(rows) and not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3):
                 raise InputError(f"reference: {name} features are not unit rows")
 
@@ -81,7 +84,7 @@ class Reference:
 
     @property
     def dim(self) -> int:
-        """D, the gallery's dimension, which a new encoder must keep."""
+        """D of the gallery, which a new encoder must keep."""
         return int(self.gallery_features.shape[1])
 
     @property
@@ -101,54 +104,54 @@ class Reference:
             InputError: an item is neither in the gallery nor among the encoded ones.
         """
         stored = self.row_of
-        encoded = {one: i for i, one in enumerate(self.encoded_ids)}
-        lacking = [one for one in ids if one not in stored and one not in encoded]
-        if lacking:
+        encoded = {item_id: row for row, item_id in enumerate(self.encoded_ids)}
+        missing = [item_id for item_id in ids if item_id not in stored and item_id not in encoded]
+        if missing:
             raise InputError(
-                f"{len(lacking)} training items have no old feature, {lacking[0]} the first",
-                tip="embed them with the deployed encoder (items_to_encode names them)",
+                f"{len(missing)} training items have no old feature, such as {missing[0]}",
+                tip="embed them with the deployed encoder (items_to_encode lists them)",
             )
         sources: tuple[Source, ...] = tuple("gallery" if i in stored else "encoder" for i in ids)
-        rows = np.zeros((len(ids), self.dim), np.float32)
-        for i, one in enumerate(ids):
-            from_gallery = one in stored
-            table = self.gallery_features if from_gallery else self.encoded_features
-            rows[i] = table[stored[one] if from_gallery else encoded[one]]
-        return rows, sources
+        features = np.zeros((len(ids), self.dim), np.float32)
+        for i, item_id in enumerate(ids):
+            if item_id in stored:
+                features[i] = self.gallery_features[stored[item_id]]
+            else:
+                features[i] = self.encoded_features[encoded[item_id]]
+        return features, sources
 
 
 def items_to_encode(
     recipe: Recipe, data: Dataset, gallery_ids: Sequence[str], memory: Dataset | None = None
 ) -> tuple[str, ...]:
-    """Ids of the items whose old feature the deployed encoder must give, sorted.
+    """Sorted ids of the items whose old feature the deployed encoder must compute.
 
-    These are the training (and rehearsed) items outside the gallery, and only where some lambda is
-    under 1: the cross-entropy alone needs no old feature.
+    These are the training (and rehearsed) items outside the gallery if some lambda is below 1; the
+    cross-entropy alone needs no old features.
     """
     if min(recipe.objective.lambda_) >= 1.0:
         return ()
-    wanted = set(data.filter(split="train").ids) | (set(memory.ids) if memory else set())
-    return tuple(sorted(wanted - set(gallery_ids)))
+    ids = set(data.filter(split="train").ids) | (set(memory.ids) if memory else set())
+    return tuple(sorted(ids - set(gallery_ids)))
 
 
 def anchor_ids(recipe: Recipe, data: Dataset, reference: Reference) -> tuple[str, ...]:
-    """Ids of the gallery items that anchor: their share, in the recipe's order, images at hand.
+    """Ids of the anchors: the recipe's share of the gallery, in the recipe's order.
 
-    The share is of the whole gallery. ``random`` is an order drawn by the recipe's seed over the
-    sorted ids; items without an image in ``data`` are passed over.
+    ``random`` shuffles the sorted ids by the recipe's seed. Items without an image in ``data`` are
+    skipped, but count in the share.
     """
     anchors = recipe.objective.anchors
     if anchors is None or anchors.share == 0.0:
         return ()
-    readable = set(data.ids)
-    stored = set(reference.gallery_ids)
+    stored = reference.row_of
     if anchors.ids:
-        unknown = [one for one in anchors.ids if one not in stored]
+        unknown = [item_id for item_id in anchors.ids if item_id not in stored]
         if unknown:
             raise InputError(f"anchors.order: {unknown[0]} is not in the gallery")
         order: Sequence[str] = anchors.ids
     else:
         names = sorted(stored)
         order = [names[i] for i in np.random.default_rng(recipe.seed).permutation(len(names))]
-    wanted = round(anchors.share * len(stored))
-    return tuple(one for one in order if one in readable)[:wanted]
+    count = round(anchors.share * len(stored))
+    return tuple(item_id for item_id in order if item_id in data.row_of)[:count]

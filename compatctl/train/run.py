@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compatctl.core.simplex import Registry
+from compatctl._version import __version__
+from compatctl.core.simplex import Registry, frame_digest
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
@@ -22,23 +24,30 @@ from compatctl.train.frames import Classifier
 from compatctl.train.grid_search import build_classifiers, search
 from compatctl.train.images import ImageReader
 from compatctl.train.network import Network
-from compatctl.train.record import record
 from compatctl.train.reference import Reference
-from compatctl.train.setup import Setup, default_device, embedding_dim, isolated_rng, make_network
-from compatctl.train.training_set import select_training_set
+from compatctl.train.setup import (
+    Setup,
+    default_device,
+    embedding_dim,
+    isolated_rng,
+    make_network,
+)
+from compatctl.train.training_set import describe_images, select_training_set
+
+RECORD_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainResult:
-    """The network (on the CPU, in evaluation mode) and everything that says where it is from."""
+    """The network, on the CPU in evaluation mode, and the record of its training."""
 
     network: Network
     record: dict[str, Any]
-    """JSON-able: see ``record``"""
+    """JSON-serializable: see ``training_record``"""
     registry: Registry | None
-    """Class -> vertex, the new classes at its end; null for frames without a simplex"""
+    """Class -> vertex, new classes appended; None for frames without a simplex"""
     validation_recall: float | None
-    """recall@1 of validation queries on the deployed gallery; null where none could be asked"""
+    """recall@1 of validation queries on the deployed gallery; None without such queries"""
     dim: int
     """D of the embedding"""
 
@@ -59,19 +68,19 @@ def train(
 
     Args:
         recipe: what to compute.
-        base: the backbone's weights; null starts from random ones, drawn by the seed.
-        data: every split; the training part trains, validation queries choose among trials.
-        reference: the deployed gallery; null for a model that knows none (frame ``free``).
-        work: an existing folder for the checkpoint, which is removed when the run has ended.
-        resume: go on from the checkpoint in ``work``, if there is one; else begin anew.
+        base: the backbone's weights; None: random weights, drawn by the seed.
+        data: all splits; training items train, validation queries choose among trials.
+        reference: the deployed gallery; None for a model without one (frame ``free``).
+        work: an existing folder for the checkpoint, which is removed at the end of the run.
+        resume: continue from the checkpoint in ``work``, if there is one.
         memory: items of earlier runs to rehearse; needs ``rehearsal`` in the recipe.
-        features: what the base's backbone makes of every image that takes part, instead of a pass
-            over them; for ``train: head``.
-        progress: told of each batch of the backbone's pass and of each epoch.
+        features: backbone features of every image, instead of a pass; for ``train: head``.
+        progress: called after each batch of the backbone's pass and after each epoch.
 
     Raises:
-        InputError: see ``select_training_set``, ``classifier``, ``make_backbone``, ``load_base``.
-        ConflictError: the checkpoint to resume is another run's.
+        InputError: see ``select_training_set``, ``build_classifier``, ``make_backbone``,
+            ``load_base``.
+        ConflictError: the checkpoint to resume belongs to another run.
     """
     device = default_device()
     dim = embedding_dim(recipe, reference)
@@ -89,17 +98,17 @@ def train(
             dim=dim,
         )
         build_classifiers(setup)  # refuse an impossible frame before the images are read
-        rows, state = _train(setup, work, features, resume=resume, progress=progress)
+        classifier, state = _train(setup, work, features, resume=resume, progress=progress)
     network.cpu().eval()
     if network.attention is not None:
         network.attention.drop_features()
-    made = record(setup, rows, state)
+    record = training_record(setup, classifier, state)
     checkpoints.remove(work)
     return TrainResult(
         network=network,
-        record=made,
-        registry=rows.registry,
-        validation_recall=made["validation_recall_at_1"],
+        record=record,
+        registry=classifier.registry,
+        validation_recall=record["validation_recall_at_1"],
         dim=dim,
     )
 
@@ -116,21 +125,68 @@ def _train(
         batches: Batches
         if setup.recipe.train == "head":
             batches = CachedBatches(setup, reader, progress, features)
-            _attend(setup, batches)
+            _add_attention(setup, batches)
         elif features is not None:
-            raise InputError("features of a frozen backbone, and train: full, which changes it")
+            raise InputError("features of a frozen backbone do not go with train: full")
         else:
             batches = ImageBatches(setup, reader)
-        rows = search(setup, batches, state, lambda now: checkpoints.save(work, key, now), progress)
-    return rows, state
+
+        def save(state: Checkpoint) -> None:
+            checkpoints.save(work, key, state)
+
+        classifier = search(setup, batches, state, save, progress)
+    return classifier, state
 
 
-def _attend(setup: Setup, batches: CachedBatches) -> None:
-    """Give the network its attention to the first anchors, where the recipe wants it."""
+def _add_attention(setup: Setup, batches: CachedBatches) -> None:
+    """Add attention to the first anchors to the network, if the recipe says so."""
     anchors = setup.recipe.objective.anchors
     if anchors is None or anchors.attention is None or not len(batches.anchors):
         return
     torch.manual_seed(setup.recipe.seed)
     stored = torch.from_numpy(setup.training_set.anchor_vectors[: anchors.slots])
-    held = Attention(batches.anchors[: anchors.slots], stored, anchors.attention)
-    setup.network.attention = held.to(setup.device)
+    attention = Attention(batches.anchors[: anchors.slots], stored, anchors.attention)
+    setup.network.attention = attention.to(setup.device)
+
+
+def training_record(setup: Setup, classifier: Classifier, state: Checkpoint) -> dict[str, Any]:
+    """The JSON-serializable record: every item and class by id and digest, and the outcome.
+
+    ``classifier`` is that of the chosen trial.
+    """
+    training_set, match = setup.training_set, setup.base_match
+    row_of, n_images = classifier.row_of, len(training_set.images)
+    trained = [i for i, label in enumerate(training_set.labels) if label in row_of]
+    sources, validation = Counter(training_set.old_sources), training_set.validation
+    return {
+        "format": RECORD_FORMAT,
+        "tool": f"compatctl {__version__}",
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if setup.device.type == "cuda" else "cpu",
+        "seed": setup.recipe.seed,
+        "seconds": round(state.seconds, 1),
+        "recipe": setup.recipe.to_json(),
+        "recipe_sha256": setup.recipe.digest,
+        "base": {
+            **vars(match),
+            "missing": list(match.missing),
+            "unexpected": list(match.unexpected),
+        },
+        "reference_sha256": setup.reference.digest if setup.reference else None,
+        "items": describe_images([training_set.images[i] for i in trained]),
+        "classes": [label for label in training_set.classes if label in row_of],
+        "dropped_classes": list(classifier.dropped),
+        "memory_items": sum(i >= n_images - training_set.n_memory for i in trained),
+        "anchors": describe_images(training_set.anchors),
+        "old_features": {source: sources[source] for source in ("gallery", "encoder")},
+        "classifier": {
+            "frame": classifier.frame,
+            "rows": len(classifier.rows),
+            "sha256": frame_digest(classifier.rows),
+        },
+        "registry_sha256": classifier.registry.digest if classifier.registry else None,
+        "trials": state.trials,
+        "choice": state.best_trial,
+        "validation_recall_at_1": state.trials[state.best_trial]["validation_recall_at_1"],
+        "validation_queries": len(validation.images) if validation else 0,
+    }

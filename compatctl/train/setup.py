@@ -1,4 +1,4 @@
-"""What stays the same through a run: recipe, items, gallery, network, device."""
+"""What one run consists of: recipe, training set, reference, network, device."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from compatctl.train.weights import CheckpointMatch, load_base, load_junction
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Setup:
-    """One run, before its first step."""
+    """One run before its first step."""
 
     recipe: Recipe
     training_set: TrainingSet
     reference: Reference | None
     network: Network
     base_match: CheckpointMatch
-    """What the base file gave the network"""
+    """Which weights came from the base"""
     device: torch.device
     dim: int
     """D of the embedding"""
 
     @property
     def amp(self) -> bool:
-        """Whether steps run in bfloat16 where that is safe: on a GPU that has it, if allowed."""
-        wanted = self.recipe.amp == "auto" and self.device.type == "cuda"
-        return wanted and torch.cuda.is_bf16_supported()
+        """Whether steps use bfloat16 autocast: ``amp: auto`` on a GPU that supports it."""
+        auto = self.recipe.amp == "auto" and self.device.type == "cuda"
+        return auto and torch.cuda.is_bf16_supported()
 
     @property
     def key(self) -> str:
-        """What a checkpoint belongs to: a sha256 over all that decides the result."""
+        """sha256 over everything that decides the result; a checkpoint belongs to one key."""
         parts = [
             __version__,
             torch.__version__,
@@ -57,28 +57,28 @@ class Setup:
 
 
 def embedding_dim(recipe: Recipe, reference: Reference | None) -> int:
-    """D: the gallery's, for ever; the recipe's only where there is no gallery.
+    """D of the gallery, or of the recipe if there is no gallery.
 
     Raises:
-        InputError: neither says it, or they differ.
+        InputError: neither has it, or they differ.
     """
-    wanted = recipe.objective.dim
+    dim = recipe.objective.dim
     if reference is None:
-        if wanted is None:
+        if dim is None:
             raise InputError("no gallery and no objective.dim", tip="write dim: 128, for example")
-        return wanted
-    if wanted not in (None, reference.dim):
+        return dim
+    if dim not in (None, reference.dim):
         raise InputError(
-            f"objective.dim is {wanted}, the deployed gallery has {reference.dim} dimensions",
+            f"objective.dim is {dim}, the deployed gallery has {reference.dim} dimensions",
             tip="leave dim out: a gallery keeps its dimension",
         )
     return reference.dim
 
 
 def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, CheckpointMatch]:
-    """Backbone with its weights, and a junction drawn by the seed unless the base brings one.
+    """The backbone with the base's weights, and its junction, or one drawn by the recipe's seed.
 
-    torch's global generator is set: call it where that is given back.
+    This seeds torch's global generator: call it inside ``isolated_rng``.
     """
     torch.manual_seed(recipe.seed)
     backbone = make_backbone(recipe.backbone)
@@ -88,12 +88,8 @@ def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, 
     )
     tensors: dict[str, torch.Tensor] = {}
     if base is not None:
-        match, tensors = load_base(
-            backbone,
-            base,
-            part=recipe.backbone.part,
-            least_share=recipe.backbone.least_share,
-        )
+        part, least_share = recipe.backbone.part, recipe.backbone.least_share
+        match, tensors = load_base(backbone, base, part=part, least_share=least_share)
     width = feature_width(backbone, recipe.backbone.method, spec)
     torch.manual_seed(recipe.seed)
     head = make_junction(recipe.junction, width, dim)
@@ -102,13 +98,13 @@ def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, 
 
 
 def default_device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextlib.contextmanager
 def isolated_rng(device: torch.device) -> Iterator[None]:
-    """torch's global generators, given back afterwards as they were."""
+    """Restore torch's global random generators on exit."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield

@@ -1,4 +1,4 @@
-"""Who takes part: training items with their class and old feature, memory, anchors, validation."""
+"""The training set: items with class and old feature, rehearsed items, anchors, validation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compatctl.train.reference import Reference, Source, anchor_ids
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ValidationSet:
-    """Queries of validation classes against the deployed gallery, their own items left out."""
+    """Q queries of validation classes against the deployed gallery; no query finds itself."""
 
     images: tuple[ImageRef, ...]
     query_labels: Rows
@@ -35,24 +35,24 @@ class ValidationSet:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingSet:
-    """Everything of one training run but the network and the frame. N training items, A anchors."""
+    """N training items, A anchors and the validation queries of one run."""
 
     images: tuple[ImageRef, ...]
-    """N, the new items first, then the rehearsed ones"""
+    """The new items first, then ``n_memory`` rehearsed ones"""
     ids: tuple[str, ...]
     labels: tuple[str, ...]
     n_memory: int
     in_gallery: NDArray[np.bool_]
     """(N,) whether the item is in the deployed gallery"""
     classes: tuple[str, ...]
-    """Their classes, sorted"""
+    """The different labels, sorted"""
     old_features: Vectors | None
-    """(N, D) old features, where some trial needs them"""
+    """(N, D) float32 unit rows; None if lambda is 1 in every trial"""
     old_sources: tuple[Source, ...]
     anchors: tuple[ImageRef, ...]
     anchor_ids: tuple[str, ...]
     anchor_vectors: Vectors
-    """(A, D) stored vectors of the anchors"""
+    """(A, D) float32 unit rows: stored vectors of the anchors"""
     validation: ValidationSet | None
 
 
@@ -62,31 +62,32 @@ def select_training_set(
     """Choose the items of a run.
 
     Raises:
-        InputError: no training item; fewer than two classes; an item without an old feature; a
-            memory without ``rehearsal`` in the recipe.
+        InputError: fewer than two classes; an item without an old feature; a memory without
+            ``rehearsal`` in the recipe.
     """
     fresh = [i for i, item in enumerate(data.items) if item.split == "train"]
-    kept = _remembered(recipe, memory, {data.ids[i] for i in fresh})
+    rehearsed = _rehearsed(recipe, memory, {data.ids[i] for i in fresh})
     images = [ImageRef(dataset=data, row=i) for i in fresh]
-    images += [ImageRef(dataset=kept, row=i) for i in range(len(kept))] if kept else []
-    ids = tuple(_id(one) for one in images)
-    labels = tuple(one.dataset.labels[one.row] for one in images)
+    if rehearsed is not None:
+        images += [ImageRef(dataset=rehearsed, row=i) for i in range(len(rehearsed))]
+    ids = tuple(ref.id for ref in images)
+    labels = tuple(ref.dataset.labels[ref.row] for ref in images)
     if len(set(labels)) < 2:
         raise InputError(
             f"{len(ids)} training items of {len(set(labels))} classes: at least 2 are needed",
-            tip="look at split in compatctl.yaml, or the split column of the table",
+            tip="check split in compatctl.yaml, or the split column of the table",
         )
     contrast = min(recipe.objective.lambda_) < 1.0
     if contrast and reference is None:
-        raise InputError("lambda under 1 needs a deployed gallery", tip="write lambda: 1.0")
+        raise InputError("lambda below 1 needs a deployed gallery", tip="write lambda: 1.0")
     old: Vectors | None = None
     sources: tuple[Source, ...] = ()
     if contrast and reference is not None:
         old, sources = reference.old_features(ids)
-    chosen = anchor_ids(recipe, data, reference) if reference else ()
+    anchors = anchor_ids(recipe, data, reference) if reference else ()
     stored = np.zeros((0, 0), np.float32)
-    if reference and chosen:
-        stored, _ = reference.old_features(chosen)
+    if reference and anchors:
+        stored, _ = reference.old_features(anchors)
     return TrainingSet(
         images=tuple(images),
         ids=ids,
@@ -96,40 +97,31 @@ def select_training_set(
         classes=tuple(sorted(set(labels))),
         old_features=old,
         old_sources=sources,
-        anchors=tuple(ImageRef(dataset=data, row=data.row_of[one]) for one in chosen),
-        anchor_ids=chosen,
+        anchors=tuple(ImageRef(dataset=data, row=data.row_of[item_id]) for item_id in anchors),
+        anchor_ids=anchors,
         anchor_vectors=stored,
         validation=_validation(data, reference) if reference else None,
     )
 
 
 def data_digest(training_set: TrainingSet) -> str:
-    """sha256 over the ids, labels and pixels of everything that trains or chooses."""
+    """sha256 over ids, labels and images of the training set, anchors and validation queries."""
     total = hashlib.sha256()
     for ref, label in zip(training_set.images, training_set.labels, strict=True):
-        total.update(f"{_id(ref)}\0{label}\0{_digest(ref)}\n".encode())
-    for ref in training_set.anchors + (
-        training_set.validation.images if training_set.validation else ()
-    ):
-        total.update(f"{_id(ref)}\0{_digest(ref)}\n".encode())
+        total.update(f"{ref.id}\0{label}\0{ref.digest}\n".encode())
+    validation = training_set.validation
+    for ref in training_set.anchors + (validation.images if validation else ()):
+        total.update(f"{ref.id}\0{ref.digest}\n".encode())
     return total.hexdigest()
 
 
 def describe_images(images: Sequence[ImageRef]) -> list[dict[str, str]]:
     """Id and digest of each image, for the record."""
-    return [{"id": _id(ref), "sha256": _digest(ref)} for ref in images]
+    return [{"id": ref.id, "sha256": ref.digest} for ref in images]
 
 
-def _id(ref: ImageRef) -> str:
-    return ref.dataset.ids[ref.row]
-
-
-def _digest(ref: ImageRef) -> str:
-    return ref.dataset.digest(ref.row)
-
-
-def _remembered(recipe: Recipe, memory: Dataset | None, fresh: set[str]) -> Dataset | None:
-    """``per_class`` items of each class of the memory, by the hash of their ids; null: none."""
+def _rehearsed(recipe: Recipe, memory: Dataset | None, fresh: set[str]) -> Dataset | None:
+    """``per_class`` items of each class of the memory, by the hash of their ids."""
     if memory is None:
         return None
     if recipe.rehearsal is None:
@@ -137,31 +129,31 @@ def _remembered(recipe: Recipe, memory: Dataset | None, fresh: set[str]) -> Data
             "there is a memory of earlier items, and no rehearsal in the recipe",
             tip="write rehearsal: {per_class: 20}, for example, or pass no memory",
         )
-    others = memory.take(i for i, one in enumerate(memory.ids) if one not in fresh)
+    others = memory.take(i for i, item_id in enumerate(memory.ids) if item_id not in fresh)
     return others.take(sample_per_class(others.ids, others.labels, recipe.rehearsal.per_class))
 
 
 def _validation(data: Dataset, reference: Reference) -> ValidationSet | None:
-    """Null where no validation query has another item of its class in the gallery."""
-    roles = any(item.role is not None for item in data.items)
-    asking = [
-        i
-        for i, item in enumerate(data.items)
-        if item.split == "validation" and (not roles or item.role == "query")
+    """None if no validation query has another item of its class in the gallery."""
+    has_roles = any(item.role is not None for item in data.items)
+    gallery_ids: dict[str, set[str]] = defaultdict(set)
+    for item_id, label in zip(reference.gallery_ids, reference.gallery_labels, strict=True):
+        gallery_ids[label].add(item_id)
+    queries = [
+        row
+        for row, item in enumerate(data.items)
+        if item.split == "validation"
+        and (not has_roles or item.role == "query")
+        and gallery_ids[item.label] - {item.id}
     ]
-    owners: dict[str, set[str]] = defaultdict(set)
-    for one, label in zip(reference.gallery_ids, reference.gallery_labels, strict=True):
-        owners[label].add(one)
-    asking = [i for i in asking if owners[data.items[i].label] - {data.items[i].id}]
-    if not asking:
+    if not queries:
         return None
-    labels = [data.items[i].label for i in asking]
-    names, codes = np.unique(np.array([*labels, *reference.gallery_labels]), return_inverse=True)
-    del names
+    labels = [data.labels[row] for row in queries]
+    _, codes = np.unique(np.array([*labels, *reference.gallery_labels]), return_inverse=True)
     return ValidationSet(
-        images=tuple(ImageRef(dataset=data, row=i) for i in asking),
-        query_labels=codes[: len(asking)].astype(np.int64),
+        images=tuple(ImageRef(dataset=data, row=row) for row in queries),
+        query_labels=codes[: len(queries)].astype(np.int64),
         gallery=reference.gallery_features,
-        gallery_labels=codes[len(asking) :].astype(np.int64),
-        self_row=np.array([reference.row_of.get(data.items[i].id, -1) for i in asking], np.int64),
+        gallery_labels=codes[len(queries) :].astype(np.int64),
+        self_row=np.array([reference.row_of.get(data.ids[row], -1) for row in queries], np.int64),
     )

@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConflictError, match="another recipe, base, data or gallery"):
             train(**{**given, **other}, work=tmp_path, resume=True)
     (tmp_path / CHECKPOINT_FILE).write_bytes((tmp_path / CHECKPOINT_FILE).read_bytes()[:500])
-    with pytest.raises(InputError, match="is not a checkpoint that can be read") as caught:
+    with pytest.raises(InputError, match="is not a readable checkpoint") as caught:
         train(**given, work=tmp_path, resume=True)
     assert isinstance(caught.value, CompatError)
     assert train(**given, work=tmp_path).record["choice"] == 0
@@ -149,7 +149,7 @@ def _kill_after(folder: Path, epochs: int) -> None:
 def test_a_checkpoint_of_another_form_is_refused(tmp_path: Path, value: object) -> None:
     """A file that torch reads, and that is no checkpoint: a list, other types, other entries."""
     torch.save(value, tmp_path / CHECKPOINT_FILE)
-    with pytest.raises(InputError, match="is not a checkpoint that can be read"):
+    with pytest.raises(InputError, match="is not a readable checkpoint"):
         load(tmp_path, "k")
 
 
