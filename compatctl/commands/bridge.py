@@ -19,7 +19,7 @@ from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import open_store
 from compatctl.deployment.record_files import find_record, record_path, write_model
 from compatctl.deployment.training_record import TrainingRecord
-from compatctl.encoder import Encoder, refuse_unsteady
+from compatctl.encoder import Encoder, check_steady
 from compatctl.errors import InputError, UsageError
 from compatctl.files import sha256_bytes
 from compatctl.migration.adapters import AUTO, check_adapter_options, fit_adapter
@@ -90,7 +90,7 @@ def bridge(
     )
     content = onnx_files.bridge(new_model, new, fitted.adapter)
     bridged = Encoder.from_bytes(content, new)
-    refuse_unsteady(bridged, data)
+    check_steady(bridged, data)
     parity = parity_of(data, bridged, encoder, fitted.adapter)
     record = _record(before, TrainingRecord.of_pairs(data, alignment.pairs), parity)
     content = onnx_files.with_record(content, output, record.to_text())

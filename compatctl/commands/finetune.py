@@ -15,7 +15,7 @@ from compatctl.deployment.record_files import FILE, write_model
 from compatctl.deployment.rehearsal import rehearsal_items, write_memory
 from compatctl.deployment.training_inputs import embed_reference, load_inputs
 from compatctl.deployment.training_record import REGISTRY_FILE, TrainingRecord
-from compatctl.encoder import Encoder, EncoderInput, refuse_unsteady
+from compatctl.encoder import Encoder, EncoderInput, check_steady
 from compatctl.files import write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe
@@ -158,7 +158,7 @@ def export(
         export_onnx(trained.network, raw, image.height, image.width)
         onnx_files.seal(raw, sealed, (EncoderInput(name="image", preprocessing=size),))
         encoder = Encoder.load(sealed)
-        refuse_unsteady(encoder, data)
+        check_steady(encoder, data)
         sample = onnx_files.parity_images(data)
         images = np.stack([prepare(sample.read(row), size) for row in range(len(sample))])
         parity = onnx_files.check_parity(

@@ -17,7 +17,7 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.project import open_store
 from compatctl.deployment.record_files import find_record, write_model
 from compatctl.deployment.training_record import TrainingRecord
-from compatctl.encoder import Encoder, refuse_unsteady
+from compatctl.encoder import Encoder, check_steady
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.embedding import embed_pair, load_encoders, open_deployed
 from compatctl.evaluation.exact_retrieval import retrieval
@@ -88,7 +88,7 @@ def fuse(
         made = Path(scratch) / "fused.onnx"
         onnx_files.fuse(old, new, weight, made)
         fused = Encoder.load(made)
-        refuse_unsteady(fused, data)
+        check_steady(fused, data)
         parity = parity_of(data, fused, (old_encoder, new_encoder), weight)
         data_of = made.read_bytes()
     record = _record(project, (old, old_encoder), (new, new_encoder), training)

@@ -26,7 +26,7 @@ from compatctl.deployment.gallery import indexed_rows
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import utc_now
 from compatctl.deployment.provenance import CLOSE, Agreement, compare, is_proven
-from compatctl.encoder import Encoder, refuse_unsteady
+from compatctl.encoder import Encoder, check_steady
 from compatctl.errors import DamagedError, InputError
 from compatctl.files import sha256_file
 from compatctl.index import (
@@ -296,7 +296,7 @@ def _compared(
     if project.data is None:
         return catalog, None
     data = load_data(project)
-    refuse_unsteady(encoder, data)
+    check_steady(encoder, data)
     rows, catalog_rows = indexed_rows(data, catalog)
     if not len(rows):
         raise InputError(

@@ -19,7 +19,7 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import indexed_rows
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import require
-from compatctl.encoder import refuse_unsteady
+from compatctl.encoder import check_steady
 from compatctl.errors import InputError
 from compatctl.evaluation.protocol import gallery_rows
 from compatctl.files import write_atomic
@@ -99,7 +99,7 @@ def init(
         if not dry_run:
             _scaffold(project)
         return result
-    refuse_unsteady(encoder, gallery)
+    check_steady(encoder, gallery)
     with BulkEmbedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as embedded:
         index = HnswIndex.create(params, max(1, len(embedded.rows)))
         embedded.add_to(index, 0, progress)

@@ -20,7 +20,7 @@ from compatctl.deployment.gallery import DeployedGallery, index_params
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.record_files import find_record
-from compatctl.encoder import refuse_unsteady
+from compatctl.encoder import check_steady
 from compatctl.errors import UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, build_mapped
@@ -158,7 +158,7 @@ class _Work:
         record = find_record(
             new.path, new.encoder, named=options.training, candidate=self.project.candidate
         )
-        refuse_unsteady(new.encoder, data)
+        check_steady(new.encoder, data)
         pairs = pair_rows(data, gallery, options.share, skip_bad=options.skip_bad)
         queries = lift_queries(data, record, pairs)
         self._require_queries(len(queries))

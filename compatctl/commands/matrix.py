@@ -15,7 +15,7 @@ from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import open_store
-from compatctl.encoder import Encoder, refuse_unsteady
+from compatctl.encoder import Encoder, check_steady
 from compatctl.errors import InputError
 from compatctl.evaluation.embedding import prefixed
 from compatctl.evaluation.exact_retrieval import retrieval
@@ -101,7 +101,7 @@ def compatibility_matrix(
     for other in encoders[1:]:
         same_dimension(encoders[0].dim, other.dim)
     for encoder in encoders:
-        refuse_unsteady(encoder, data)
+        check_steady(encoder, data)
     rows = np.union1d(group.queries, group.gallery)
     features, bad = _features(encoders, data, rows, skip_bad=skip_bad, progress=progress)
     group = drop_rows(group, bad)

@@ -96,7 +96,7 @@ def removed_vectors(
     path = store.verified_path("models", sha256)
     tables = held_vectors(path.read_bytes(), path)
     masks = {table.name: np.isin(row_checksums(table.vectors), marks) for table in tables}
-    ours = [table for table in tables if table.ours]
+    ours = [table for table in tables if table.from_gallery]
     anchors = _anchor_ids(project, path, sha256) if len(ours) == 1 else None
     for table in ours:
         if anchors is not None and len(anchors) >= len(table.vectors):

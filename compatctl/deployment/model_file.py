@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from compatctl.encoder import Canary, Encoder, read_model_bytes, refuse_unsteady
+from compatctl.encoder import Canary, Encoder, check_steady, read_model_bytes
 from compatctl.manifest import ModelShare
 from compatctl.store import Transaction
 
@@ -50,8 +50,8 @@ class ModelFile:
         Raises:
             InputError: it gives different embeddings for the same image.
         """
-        refuse_unsteady(self.encoder)
-        return Canary.of(self.encoder)
+        check_steady(self.encoder)
+        return Canary.from_encoder(self.encoder)
 
     def release(self) -> None:
         """Compute what ``put`` needs, and unload the model."""

@@ -1,4 +1,4 @@
-"""Foreign ONNX files: wrapped by what their preprocessing file says, then sealed."""
+"""Image models that compatctl did not make: wrapped by their preprocessing file, and sealed."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compatctl.data import Fit, Preprocessing, Resize
-from compatctl.encoder import contract, onnx_safety
-from compatctl.encoder.contract import BATCH, OUTPUT, Contract, EncoderInput
-from compatctl.encoder.sealing import image_input, inlined, prefixed, sealed
+from compatctl.encoder.graphs import OUTPUT, graph_inputs, inline_functions, prefixed_graph
+from compatctl.encoder.images import BATCH, IMAGE, EncoderInput
+from compatctl.encoder.metadata import Contract, has_contract, read_contract, sidecar_path
+from compatctl.encoder.onnx_safety import node_count, opset_version, parse_model, read_bytes
+from compatctl.encoder.sealing import sealed_bytes
 from compatctl.encoder.session import Session
 from compatctl.errors import InputError
 from compatctl.files import read_json
 
-IMAGE = "image"
-MAX_SIDE_BYTES = 1 << 16
+MAX_SIDECAR_BYTES = 1 << 16
 OLDEST_OPSET = 7
-"""Before it, operators did not broadcast as numpy does."""
+"""Earlier operators do not broadcast as numpy does."""
 
-_OF_BYTES = 10.0
-"""Pixels that reach beyond it are taken for 0 .. 255, others for 0 .. 1."""
+_BYTE_RANGE = 10.0
+"""Scaled pixels above it are taken for 0 .. 255, others for 0 .. 1."""
 
 _WIDEST, _NARROWEST = 600.0, 0.5
-"""How wide the range of a model's input may be."""
+"""Limits on the width of a model's input range."""
 
 _PREFIX = "model/"
 
@@ -39,10 +40,10 @@ class ImportSpec:
 
     Pixels are 0 .. 255; ``mean`` and ``std`` are in the order of ``channels``; ``output`` names the
     embedding where there are several outputs; ``normalise``: divide each row by its norm, unless
-    the graph does so already; ``unusual``: numbers that look like a mistake are meant.
+    the graph does so already; ``unusual``: accept values that look like a mistake.
 
     Raises:
-        InputError: an entry of another type or range, or numbers that look like a mistake.
+        InputError: an entry of another type or range, or values that look like a mistake.
     """
 
     format: int
@@ -60,62 +61,61 @@ class ImportSpec:
     unusual: bool = False
 
     def __post_init__(self) -> None:
-        for name, right, expected in (
+        for name, valid, expected in (
             ("format", self.format == 1, "1, the one that this version reads"),
             ("layout", self.layout in {"NCHW", "NHWC"}, "NCHW or NHWC"),
             ("channels", self.channels in {"RGB", "BGR"}, "RGB or BGR"),
             ("scale", _numbers((self.scale,), 1) and self.scale != 0, "a number, not 0"),
             ("mean", _numbers(self.mean, 3), "3 numbers"),
-            ("std", _numbers(self.std, 3) and all(one > 0 for one in self.std), "3 numbers over 0"),
+            ("std", _numbers(self.std, 3) and min(self.std) > 0, "3 numbers over 0"),
             ("output", self.output is None or isinstance(self.output, str), "an output's name"),
             ("normalise", isinstance(self.normalise, bool), "true or false"),
             ("unusual", isinstance(self.unusual, bool), "true or false"),
         ):
-            if not right:
+            if not valid:
                 raise InputError(f"{name} must be {expected}; got {getattr(self, name)!r}")
         if not self.unusual:
-            _refuse_mistakes(self.scale, self.mean, self.std)
+            _check_range(self.scale, self.mean, self.std)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The part that stays outside the graph."""
+        """The part that cannot be in the graph."""
         return Preprocessing(height=self.height, width=self.width, resize=self.resize, fit=self.fit)
 
 
 def read_model_bytes(path: Path, preprocessing: Path | None = None) -> bytes:
-    """The bytes that are the model: the file's own, or those of the wrapped foreign file.
+    """The sealed bytes of a model: the file itself, or another model wrapped by ``preprocessing``.
 
-    ``preprocessing`` describes a foreign file; where it is not given, NAME.preprocessing.json
-    beside the model is taken if it is there. A sealed file needs none.
+    The default is NAME.preprocessing.json beside the file. A sealed file needs none.
 
     Raises:
-        InputError: no such file, not ONNX, or foreign without a usable preprocessing file.
+        InputError: no such file, not ONNX, or not sealed and without a usable preprocessing file.
     """
-    data = onnx_safety.read_bytes(path)
-    model = contract.parse(path, data)
-    if contract.carries_metadata(model):
+    data = read_bytes(path)
+    model = parse_model(path, data)
+    if has_contract(model):
         if preprocessing is not None:
             raise InputError(
                 f"{path} carries its own preprocessing, which {preprocessing} cannot replace",
                 tip="leave the preprocessing file out",
             )
         return data
-    side = preprocessing or contract.sidecar_path(path)
-    if preprocessing is None and not side.is_file():
-        contract.read(path, model)  # says what is missing
-    return wrap(path, model, read_spec(side))
+    sidecar = preprocessing or sidecar_path(path)
+    if preprocessing is None and not sidecar.is_file():
+        read_contract(path, model)  # raises the error that says what is missing
+    return wrap(path, model, read_spec(sidecar))
 
 
 def read_spec(path: Path) -> ImportSpec:
-    """A preprocessing file.
+    """Read a preprocessing file.
 
     Raises:
-        InputError: missing, not JSON, an unknown, missing or wrong entry.
+        InputError: it is missing or not JSON, or an entry is unknown, missing or wrong.
     """
-    raw = read_json(path, MAX_SIDE_BYTES)
+    raw = read_json(path, MAX_SIDECAR_BYTES)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a preprocessing file is one JSON object")
-    known = [one.name for one in fields(ImportSpec)]
+    known = [field.name for field in fields(ImportSpec)]
     unknown = sorted(set(raw) - set(known))
     missing = [name for name in known[:3] if name not in raw]
     if unknown or missing:
@@ -133,65 +133,66 @@ def read_spec(path: Path) -> ImportSpec:
 
 
 def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
-    """The sealed bytes of a foreign model between the nodes that ``spec`` asks for."""
-    model = inlined(path, model)
-    opset = max(one.version for one in model.opset_import if one.domain in onnx_safety.DOMAINS)
-    if opset < OLDEST_OPSET:
+    """The sealed bytes of ``model`` between the nodes that ``spec`` describes."""
+    model = inline_functions(path, model)
+    if (opset := opset_version(model)) < OLDEST_OPSET:
         raise InputError(
-            f"{path}: operator set {opset} is too old, the oldest that can be wrapped is "
+            f"{path}: operator set {opset} is too old; the oldest that can be wrapped is "
             f"{OLDEST_OPSET}",
             tip="export it again, or raise its operator set with onnx.version_converter",
         )
-    target, gives = _ends(path, model, spec)
-    graph = prefixed(model, _PREFIX)
-    last = helper.make_node("LpNormalization" if spec.normalise else "Identity", [gives], [OUTPUT])
-    nodes = [*_before(spec, target), *graph.node, last]
+    feed, embedding = _input_and_output(path, model, spec)
+    graph = prefixed_graph(model, _PREFIX)
+    operator = "LpNormalization" if spec.normalise else "Identity"
+    last = helper.make_node(operator, [embedding], [OUTPUT])
+    nodes = [*_preprocessing_nodes(spec, feed), *graph.node, last]
     for field in ("node", "input", "output"):
         graph.ClearField(field)
     graph.node.extend(nodes)
     graph.initializer.extend(_constants(spec))
-    size = spec.preprocessing
-    graph.input.append(image_input(IMAGE, size))
+    image = EncoderInput(name=IMAGE, preprocessing=spec.preprocessing)
+    graph.input.append(image.value_info())
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, None]))
-    made = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    made.graph.CopyFrom(graph)
-    inputs = (EncoderInput(name=IMAGE, preprocessing=size),)
-    data = made.SerializeToString()
-    dim = Session(path, data, nodes=onnx_safety.node_count(path, made)).dim(inputs)
-    made.graph.output[0].type.tensor_type.shape.dim[1].dim_value = dim
-    return sealed(made, Contract(dim=dim, inputs=inputs))
+    wrapped = onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, graph=graph
+    )
+    data = wrapped.SerializeToString()
+    dim = Session(path, data, nodes=node_count(path, wrapped)).dim((image,))
+    wrapped.graph.output[0].type.tensor_type.shape.dim[1].dim_value = dim
+    return sealed_bytes(wrapped, Contract(dim=dim, inputs=(image,)))
 
 
-def _ends(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> tuple[str, str]:
-    """The prefixed names of the value to feed and of the embedding."""
-    takes, gives = contract.graph_inputs(model.graph), [one.name for one in model.graph.output]
-    if spec.output is None and len(gives) == 1:
-        output = gives[0]
-    elif spec.output in gives:
+def _input_and_output(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> tuple[str, str]:
+    """The prefixed names of the model's input and of its embedding."""
+    inputs, outputs = graph_inputs(model.graph), [value.name for value in model.graph.output]
+    if spec.output is None and len(outputs) == 1:
+        output = outputs[0]
+    elif spec.output in outputs:
         output = cast("str", spec.output)
     else:
         raise InputError(
-            f"{path}: its outputs are {', '.join(gives)}; the preprocessing file says "
+            f"{path}: its outputs are {', '.join(outputs)}; the preprocessing file says "
             f"{spec.output!r}",
             tip='name the embedding in the preprocessing file: "output": "..."',
         )
-    if len(takes) != 1 or takes[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
         raise InputError(
             f"{path}: expected one input, images in float32; it has "
-            f"{', '.join(one.name for one in takes) or 'none'}"
+            f"{', '.join(value.name for value in inputs) or 'none'}"
         )
     sides = {"C": 3, "H": spec.height, "W": spec.width}
-    axes = takes[0].type.tensor_type.shape.dim
-    fixed = [axis.dim_value if axis.HasField("dim_value") else None for axis in axes]
-    wanted = [sides.get(letter) for letter in spec.layout]
+    axes = inputs[0].type.tensor_type.shape.dim
+    shape = [axis.dim_value if axis.HasField("dim_value") else None for axis in axes]
+    expected = [sides.get(letter) for letter in spec.layout]
     if axes and (
         len(axes) != 4
-        or any(a not in {None, b} for a, b in zip(fixed[1:], wanted[1:], strict=True))
+        or any(a not in {None, b} for a, b in zip(shape[1:], expected[1:], strict=True))
     ):
         raise InputError(
-            f"{path}: its input is {fixed}; the preprocessing file says {spec.layout} {wanted[1:]}"
+            f"{path}: its input is {shape}; the preprocessing file says {spec.layout} "
+            f"{expected[1:]}"
         )
-    return _PREFIX + takes[0].name, _PREFIX + output
+    return _PREFIX + inputs[0].name, _PREFIX + output
 
 
 def _constants(spec: ImportSpec) -> list[onnx.TensorProto]:
@@ -205,8 +206,8 @@ def _constants(spec: ImportSpec) -> list[onnx.TensorProto]:
     return [numpy_helper.from_array(value, name) for name, value in values.items()]
 
 
-def _before(spec: ImportSpec, target: str) -> list[onnx.NodeProto]:
-    """From uint8 NHWC RGB to what the foreign graph takes."""
+def _preprocessing_nodes(spec: ImportSpec, feed: str) -> list[onnx.NodeProto]:
+    """From uint8 NHWC RGB to ``feed``, the input of the wrapped graph."""
     swap = spec.channels == "BGR"
     nodes = [helper.make_node("Gather", [IMAGE, "order"], ["ordered"], axis=3)] if swap else []
     nodes += [
@@ -216,39 +217,39 @@ def _before(spec: ImportSpec, target: str) -> list[onnx.NodeProto]:
         helper.make_node("Div", ["centred", "std"], ["ready"]),
     ]
     if spec.layout == "NCHW":
-        return [*nodes, helper.make_node("Transpose", ["ready"], [target], perm=[0, 3, 1, 2])]
-    return [*nodes, helper.make_node("Identity", ["ready"], [target])]
+        return [*nodes, helper.make_node("Transpose", ["ready"], [feed], perm=[0, 3, 1, 2])]
+    return [*nodes, helper.make_node("Identity", ["ready"], [feed])]
 
 
-def _refuse_mistakes(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Refuse mean and std that were made for pixels of another range: everybody copies them.
+def _check_range(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Refuse mean and std copied from a model with pixels of another range.
 
-    What a model takes is a few units wide (torchvision: -2.1 to 2.6), or as wide as bytes are; and
-    a mean lies between the darkest and the brightest pixel.
+    A model's input is a few units wide (torchvision: -2.1 to 2.6), or as wide as bytes are; and a
+    mean lies between the darkest and the brightest pixel.
 
     Raises:
-        InputError: they do not go with ``scale``; the message says what may be meant.
+        InputError: they do not fit ``scale``; the message proposes a correction.
     """
     brightest = 255.0 * scale
     low, high = sorted((0.0, brightest))
-    widths = [abs(brightest) / one for one in std]
-    whole = abs(brightest) > _OF_BYTES
-    small_mean = whole and any(mean) and all(abs(one) <= 1.0 for one in mean)
-    outside = not all(low <= one <= high for one in mean)
+    widths = [abs(brightest) / deviation for deviation in std]
+    as_bytes = abs(brightest) > _BYTE_RANGE
+    small_mean = as_bytes and any(mean) and max(map(abs, mean)) <= 1.0
+    outside = not all(low <= value <= high for value in mean)
     if not (small_mean or outside or max(widths) > _WIDEST or min(widths) < _NARROWEST):
         return
-    if whole and all(abs(one) <= 1.0 for one in (*mean, *std)):
-        instead = f'"scale": {1 / 255}: the numbers are those of pixels 0 .. 1'
-    elif not whole and all(one <= 255.0 for one in mean):
-        instead = '"scale": 1: the numbers are those of pixels 0 .. 255'
+    if as_bytes and max(map(abs, (*mean, *std))) <= 1.0:
+        correction = f'"scale": {1 / 255}: mean and std are those of pixels 0 .. 1'
+    elif not as_bytes and max(mean) <= 255.0:
+        correction = '"scale": 1: mean and std are those of pixels 0 .. 255'
     else:
-        instead = "mean and std of the scaled pixels"
+        correction = "mean and std of the scaled pixels"
     raise InputError(
-        f"mean {list(mean)} and std {list(std)} do not go with pixels from 0 to {brightest:g}, "
-        f"which the scale {scale:g} gives: a pixel would become a number from "
+        f"mean {list(mean)} and std {list(std)} do not fit pixels from 0 to {brightest:g}, "
+        f"which the scale {scale:g} gives: a pixel would become a value from "
         f"{min((low - m) / s for m, s in zip(mean, std, strict=True)):.4g} to "
         f"{max((high - m) / s for m, s in zip(mean, std, strict=True)):.4g}",
-        tip=f'write {instead}; or "unusual": true, if the model was trained so',
+        tip=f'write {correction}; or "unusual": true, if the model was trained that way',
     )
 
 
@@ -256,5 +257,5 @@ def _numbers(values: object, count: int) -> bool:
     return (
         isinstance(values, tuple)
         and len(values) == count
-        and all(type(one) in {int, float} and math.isfinite(one) for one in values)
+        and all(type(value) in {int, float} and math.isfinite(value) for value in values)
     )

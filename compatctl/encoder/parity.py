@@ -1,4 +1,4 @@
-"""Parity: an encoder's file must give the vectors of what it was made from."""
+"""Parity: an encoder's file must give the embeddings of what it was made from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parity_images(data: Dataset) -> Dataset:
 def check_parity(actual: Vectors, expected: Vectors, mismatch: str, *, tip: str = "") -> float:
     """The largest absolute difference between two embeddings (n, D) of the same images.
 
-    ``mismatch`` begins the error's message: which file differs from what.
+    ``mismatch`` begins the message of the error: which file differs from what.
 
     Raises:
         InputError: the difference is over ``PARITY_LIMIT``, or is not a number.

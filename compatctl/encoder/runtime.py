@@ -1,7 +1,8 @@
-"""Running an encoder: images are decoded by threads while ONNX Runtime computes."""
+"""Running an encoder: threads decode images while ONNX Runtime computes."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -12,32 +13,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import Pixels, Rows, Vectors
+from compatctl.core.arrays import NORM_TOLERANCE, Pixels, Rows, Vectors
 from compatctl.data import Dataset, prepare
-from compatctl.encoder import contract, onnx_safety
-from compatctl.encoder.carrying import carried_record
-from compatctl.encoder.contract import EncoderInput
+from compatctl.encoder.graphs import parse_encoder
 from compatctl.encoder.import_onnx import read_model_bytes
+from compatctl.encoder.metadata import Contract, record_in
+from compatctl.encoder.onnx_safety import node_count, operators
 from compatctl.encoder.session import Session
 from compatctl.errors import InputError
 from compatctl.files import sha256_bytes
 from compatctl.progress import Progress, silent
 
-UNIT_TOLERANCE = 1e-3
-"""The largest distance from 1 of a row's norm."""
-
 DIGEST_BYTES = 32
 BATCH_SIZE = 64
 AHEAD = 2
-"""Batches that are decoded while one is computed."""
+"""Batches decoded while one is computed."""
 
 BATCH_BYTES = 1 << 28
-"""The most bytes of one batch's pixels; larger inputs make smaller batches."""
+"""The most bytes of the pixels of a batch; larger inputs make smaller batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadItem:
-    """An item that was left out, and why."""
+    """An item that was skipped, and why."""
 
     id: str
     reason: str
@@ -45,13 +43,13 @@ class BadItem:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embedded:
-    """``features`` (n, D) float32 unit rows of the data set's ``rows`` (n,) int64, ascending.
+    """``features`` (n, D) float32, unit rows, of the data set's ``rows`` (n,), ascending.
 
-    ``digests`` (n, 32) uint8: the sha256 of the bytes that each was made of (``Dataset.digest``).
+    ``digests`` (n, 32) uint8: the sha256 of each item's bytes (``Dataset.digest``).
     """
 
     features: Vectors
-    rows: NDArray[np.int64]
+    rows: Rows
     digests: NDArray[np.uint8]
     bad: tuple[BadItem, ...]
 
@@ -59,9 +57,9 @@ class Embedded:
 class Encoder:
     """A self-contained ONNX file: images in, unit rows (n, D) out.
 
-    ``sha256`` (hex) is its identity, ``dim`` its D, ``inputs`` what the graph takes, ``name`` the
-    file's name, for people, ``operators`` the kinds that are somewhere in the graph,
-    ``record`` the training record that it carries, as text.
+    ``sha256`` (hex) of the file is its identity, ``dim`` its D; ``inputs`` are those of the graph,
+    ``name`` is the file's name, ``operators`` the kinds in the graph, ``record`` the text of the
+    training record in the file.
     """
 
     def __init__(
@@ -69,15 +67,15 @@ class Encoder:
         *,
         session: Session,
         sha256: str,
-        spec: contract.Contract,
+        contract: Contract,
         name: str,
         operators: frozenset[str],
         record: str | None,
     ) -> None:
         self._session = session
         self.sha256 = sha256
-        self.dim = spec.dim
-        self.inputs: tuple[EncoderInput, ...] = spec.inputs
+        self.dim = contract.dim
+        self.inputs = contract.inputs
         self.name = name
         self.operators = operators
         self.record = record
@@ -88,9 +86,9 @@ class Encoder:
     ) -> Encoder:
         """Open and check an encoder, and run it on one batch.
 
-        A foreign file is wrapped by its preprocessing file: the one given, or
+        A file that is not sealed is wrapped by its preprocessing file: the one given, or
         NAME.preprocessing.json beside it. ``sha256`` is that of the sealed bytes, so the same two
-        files have one identity. ``threads`` compute a batch; default: all processors.
+        files have one identity. ``threads`` compute a batch; default: one a processor.
 
         Raises:
             InputError: missing, not ONNX, not self-contained, or not what its metadata says.
@@ -99,32 +97,30 @@ class Encoder:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: Path, threads: int | None = None) -> Encoder:
-        """The encoder in the sealed bytes of a model; ``path`` is where they were read.
+        """The encoder in the sealed bytes of a model; ``path`` is for messages.
 
         Raises:
             InputError: as ``load``.
         """
-        model = contract.parse(path, data)
-        spec = contract.read(path, model)
-        contract.check_signature(path, model, spec)
-        session = Session(path, data, threads, nodes=onnx_safety.node_count(path, model))
-        found = session.dim(spec.inputs)
-        if found != spec.dim:
-            raise InputError(f"{path} gives {found} numbers; its metadata says {spec.dim}")
+        model, contract = parse_encoder(path, data)
+        session = Session(path, data, threads, nodes=node_count(path, model))
+        dim = session.dim(contract.inputs)
+        if dim != contract.dim:
+            raise InputError(f"{path} gives {dim} dimensions; its metadata says {contract.dim}")
         return cls(
             session=session,
             sha256=sha256_bytes(data),
-            spec=spec,
+            contract=contract,
             name=path.name,
-            operators=onnx_safety.operators(model),
-            record=carried_record(path, model),
+            operators=operators(model),
+            record=record_in(path, model),
         )
 
     def run(self, images: Mapping[str, Pixels]) -> Vectors:
-        """(n, D) float32 rows for prepared pixels (n, H, W, 3) uint8 of every input, unchecked.
+        """Unchecked rows (n, D) float32 of prepared pixels (n, H, W, 3) uint8 of every input.
 
         Raises:
-            InputError: ONNX Runtime does not take the batch.
+            InputError: ONNX Runtime fails on the batch.
         """
         return self._session.run(images)
 
@@ -136,9 +132,9 @@ class Encoder:
         progress: Progress = silent,
         looks: bool = False,
     ) -> Embedded:
-        """Features of every item; a few batches are decoded ahead, no more are held.
+        """Embed every item; only a few batches are decoded ahead.
 
-        Digests, and with ``looks`` the looks, are learnt by the data set from the same reading.
+        The data set remembers the digests, and with ``looks`` the looks, from the same reading.
 
         Raises:
             InputError: an image does not decode (unless ``skip_bad``), or its row is not finite or
@@ -150,26 +146,21 @@ class Encoder:
 
     @property
     def largest_batch(self) -> int:
-        """The most images that are embedded at once, whatever is asked for."""
-        sizes = [one.preprocessing for one in self.inputs]
-        return max(1, BATCH_BYTES // sum(3 * one.height * one.width for one in sizes))
+        """The most images that are embedded at once, whatever the batch size."""
+        return max(1, BATCH_BYTES // sum(math.prod(source.shape) for source in self.inputs))
 
     def unit_rows(self, ids: Sequence[str], pixels: Sequence[tuple[Pixels, ...]]) -> Vectors:
-        """Checked features (n, D) of images with those ids; ``pixels``: one array an input.
+        """The embeddings (n, D) of images with these ids; ``pixels``: one array an input.
 
         Raises:
             InputError: a row is not finite or not of unit norm; the message names the item.
         """
-        names = [spec.name for spec in self.inputs]
-        images = {
-            name: np.stack(arrays)
-            for name, arrays in zip(names, zip(*pixels, strict=True), strict=True)
-        }
-        out = self.run(images)
+        inputs = zip(self.inputs, zip(*pixels, strict=True), strict=True)
+        out = self.run({source.name: np.stack(arrays) for source, arrays in inputs})
         norms = np.linalg.norm(out, axis=1)
-        wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= UNIT_TOLERANCE))
-        if len(wrong):
-            first = int(wrong[0])
+        bad = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))
+        if len(bad):
+            first = int(bad[0])
             raise InputError(
                 f"{self.name}: the embedding of item {ids[first]!r} has the norm "
                 f"{norms[first]:.4g}, expected 1",
@@ -187,10 +178,9 @@ def embed_together(
     looks: bool = False,
     progress: Sequence[Progress],
 ) -> list[Embedded]:
-    """What several encoders make of their ``rows`` (n,), ascending; each image is decoded once.
+    """Embed ``rows`` (n,), ascending, with each of several encoders; an image is decoded once.
 
-    ``rows`` and ``progress``: one for each encoder. Results and errors are as of ``Encoder.embed``,
-    with rows of ``dataset``.
+    ``rows`` and ``progress``: one for each encoder. Results and errors as ``Encoder.embed``.
     """
     runs = [
         _Run(encoder, own_rows, BATCH_SIZE, report)
@@ -201,7 +191,7 @@ def embed_together(
 
 
 class _Run:
-    """One encoder on its way through the rows of a data set."""
+    """One encoder's way through its rows of a data set."""
 
     def __init__(self, encoder: Encoder, rows: Rows, batch_size: int, progress: Progress) -> None:
         self.encoder = encoder
@@ -212,22 +202,22 @@ class _Run:
         self._digests = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
         self._rows: list[int] = []
         self._bad: list[BadItem] = []
-        self._waiting: list[tuple[str, tuple[Pixels, ...]]] = []
+        self._pending: list[tuple[str, tuple[Pixels, ...]]] = []
 
     def take(self, row: int, decoded: _Decoded, taker: int) -> None:
-        """Take an image, or count a bad one; ``taker``: the position of the run's pixels in it."""
+        """Take an image, or count a bad one; ``taker``: the position of the run's pixels."""
         if decoded.error is not None:
             self._bad.append(BadItem(id=decoded.id, reason=decoded.error.message))
             return
         self._digests[len(self._rows)] = np.frombuffer(decoded.digest, np.uint8)
         self._rows.append(row)
-        self._waiting.append((decoded.id, decoded.pixels[taker]))
-        if len(self._waiting) == self.batch_size:
+        self._pending.append((decoded.id, decoded.pixels[taker]))
+        if len(self._pending) == self.batch_size:
             self._flush()
 
     def embedded(self) -> Embedded:
         """The result, after the last row."""
-        if self._waiting or self._bad:
+        if self._pending or self._bad:
             self._flush()
         n = len(self._rows)
         return Embedded(
@@ -238,28 +228,28 @@ class _Run:
         )
 
     def _flush(self) -> None:
-        if self._waiting:
-            ids, pixels = zip(*self._waiting, strict=True)
+        if self._pending:
+            ids, pixels = zip(*self._pending, strict=True)
             end = len(self._rows)
             self._features[end - len(ids) : end] = self.encoder.unit_rows(ids, pixels)
-            self._waiting.clear()
+            self._pending.clear()
         self._progress("images embedded", len(self._rows) + len(self._bad), len(self.wanted))
 
 
 def _embed(dataset: Dataset, runs: Sequence[_Run], *, skip_bad: bool, looks: bool) -> None:
-    """Decode each wanted image once, by threads a few batches ahead, for all runs that want it."""
+    """Decode each image once, in threads a few batches ahead, for all runs that take it."""
     rows = np.unique(np.concatenate([run.wanted for run in runs]))
     wanted = np.stack([np.isin(rows, run.wanted) for run in runs], axis=1)
 
     def decode(position: int) -> _Decoded:
         item_id = dataset.items[rows[position]].id
-        takers = [run for run, mine in zip(runs, wanted[position], strict=True) if mine]
+        takers = [run for run, takes in zip(runs, wanted[position], strict=True) if takes]
         try:
             image, digest = dataset.read_hashed(int(rows[position]), look=looks)
         except InputError as error:
             return _Decoded(id=item_id, takers=takers, error=error)
         pixels = [
-            tuple(prepare(image, spec.preprocessing) for spec in run.encoder.inputs)
+            tuple(prepare(image, source.preprocessing) for source in run.encoder.inputs)
             for run in takers
         ]
         return _Decoded(id=item_id, takers=takers, pixels=pixels, digest=digest)
@@ -282,7 +272,7 @@ def _embed(dataset: Dataset, runs: Sequence[_Run], *, skip_bad: bool, looks: boo
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Decoded:
-    """An image, ready for each run that takes it; or the error why there is none."""
+    """The pixels of an image for each run that takes it, or an error."""
 
     id: str
     takers: list[_Run]

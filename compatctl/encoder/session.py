@@ -1,4 +1,4 @@
-"""ONNX Runtime: the one place where it is called, so that its errors become ours."""
+"""ONNX Runtime, called only here; its errors become InputError."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-from compatctl.encoder.contract import MAX_DIM, OUTPUT, EncoderInput
+from compatctl.core.arrays import Pixels, Vectors
+from compatctl.encoder.graphs import OUTPUT
+from compatctl.encoder.images import EncoderInput
+from compatctl.encoder.metadata import MAX_DIM
 from compatctl.errors import InputError
 
 FATAL_ONLY = 4
 MEMORY_SHARE = 0.5
-"""The share of the machine's memory that all encoders of the process may compute in together."""
+"""The share of the machine's memory that all encoders of the process compute in together."""
 
 FOLDED_BYTES = 4 << 30
-"""What ONNX Runtime may compute once, outside that memory, when it opens an encoder."""
+"""The most bytes of constants that ONNX Runtime folds, outside that memory, on loading."""
 
 
 def machine_bytes() -> int:
@@ -28,26 +30,23 @@ def machine_bytes() -> int:
 
 
 @functools.cache
-def _bounded_memory() -> None:
-    """Once for the process: the arena that every session allocates in, and its limit."""
-    where = ort.OrtMemoryInfo(
+def _limit_memory() -> None:
+    """Register the arena that every session of the process allocates in, with its limit."""
+    cpu = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )
     limit = ort.OrtArenaCfg({"max_mem": int(machine_bytes() * MEMORY_SHARE)})
-    ort.create_and_register_allocator(where, limit)
+    ort.create_and_register_allocator(cpu, limit)
 
 
 class Session:
-    """A model that is ready to run on the CPU.
+    """A model on the CPU.
 
-    Args:
-        path: for messages.
-        data: the model's bytes.
-        threads: how many compute one batch; default: as many as there are processors.
-        nodes: operators of the graph, which share ``FOLDED_BYTES``.
+    ``path`` is for messages, ``data`` the model's bytes; ``threads`` compute a batch (default: one
+    a processor); ``nodes``, the number of operators, share ``FOLDED_BYTES``.
 
     Raises:
-        InputError: ONNX Runtime does not take the model.
+        InputError: ONNX Runtime refuses the model.
     """
 
     def __init__(self, path: Path, data: bytes, threads: int | None = None, *, nodes: int) -> None:
@@ -61,50 +60,41 @@ class Session:
             str(FOLDED_BYTES // max(1, nodes)),
         )
         try:
-            _bounded_memory()
+            _limit_memory()
             self._session = ort.InferenceSession(
                 data,
                 options,
                 providers=["CPUExecutionProvider"],
-                enable_fallback=0,  # which would print to stdout and try the same again
+                enable_fallback=0,  # it would print to stdout and retry
             )
         except Exception as error:  # its errors share no base class
             raise InputError(f"{path}: ONNX Runtime refuses it: {error}") from error
 
-    def run(self, images: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """The output ``embedding`` for a batch of every input, (n, H, W, 3) uint8.
+    def run(self, images: Mapping[str, Pixels]) -> Vectors:
+        """The embeddings (n, D) of a batch of every input, (n, H, W, 3) uint8.
 
         Raises:
             InputError: ONNX Runtime fails on it.
         """
         try:
-            out: NDArray[np.float32] = self._session.run([OUTPUT], dict(images))[0]
+            out: Vectors = self._session.run([OUTPUT], dict(images))[0]
         except Exception as error:  # its errors share no base class
             raise InputError(f"{self._path}: ONNX Runtime fails on a batch: {error}") from error
         return out
 
     def dim(self, inputs: tuple[EncoderInput, ...]) -> int:
-        """D, from running two grey images: the shape is tested, not believed.
+        """D, from running two grey images: the declared shape may be wrong.
 
         Raises:
             InputError: the output is not (2, D) float32.
         """
-        grey = {
-            one.name: np.full(
-                (2, one.preprocessing.height, one.preprocessing.width, 3), 128, np.uint8
-            )
-            for one in inputs
-        }
-        out = self.run(grey)
-        right = isinstance(out, np.ndarray) and out.ndim == 2 and out.dtype == np.float32
-        if not right or len(out) != 2 or not 1 <= out.shape[1] <= MAX_DIM:
+        out = self.run({source.name: source.grey(2) for source in inputs})
+        valid = isinstance(out, np.ndarray) and out.ndim == 2 and out.dtype == np.float32
+        if not valid or len(out) != 2 or not 1 <= out.shape[1] <= MAX_DIM:
+            got = f"{out.shape} {out.dtype}" if isinstance(out, np.ndarray) else "no array"
             raise InputError(
-                f"{self._path}: two images came out as {_form(out)}, expected (2, D) float32 with "
-                f"D at most {MAX_DIM}",
+                f"{self._path}: two images came out as {got}, expected (2, D) float32 with D at "
+                f"most {MAX_DIM}",
                 tip="export it with a free batch axis, pooled to one vector an image",
             )
         return int(out.shape[1])
-
-
-def _form(value: object) -> str:
-    return f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else "no array"

@@ -13,7 +13,7 @@ from compatctl.core.arrays import Rows, Vectors
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery, StoredVectors, stored_vectors
 from compatctl.deployment.project import open_store
-from compatctl.encoder import Encoder, embed_together, refuse_unsteady
+from compatctl.encoder import Encoder, check_steady, embed_together
 from compatctl.errors import InputError
 from compatctl.evaluation.comparison import PairedEmbeddings
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery, stored_rows_of
@@ -182,7 +182,7 @@ def load_encoders(old: Path, new: Path, data: Dataset) -> tuple[Encoder, Encoder
     pair = Encoder.load(old), Encoder.load(new)
     same_dimension(pair[0].dim, pair[1].dim)
     for encoder in pair:
-        refuse_unsteady(encoder, data)
+        check_steady(encoder, data)
     return pair
 
 

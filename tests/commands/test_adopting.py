@@ -276,7 +276,7 @@ def test_mean_and_std_of_another_pixel_range_are_refused(
     assert done.code == 5
     assert tip in done.json["error"]["tip"]
     told.write_text(json.dumps(_SIZE | numbers | {"unusual": True}))
-    assert "do not go with pixels" not in shop.run(*words).stderr
+    assert "do not fit pixels" not in shop.run(*words).stderr
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tiny_backbone import build
 
 from compatctl.data import Dataset, from_files, load, read_memory
 from compatctl.encoder import parity_images
-from compatctl.encoder.steadiness import sample
+from compatctl.encoder.steadiness import sample_images
 from compatctl.errors import InputError
 
 RECIPE = """\
@@ -77,7 +77,7 @@ def test_opens_of_finetune_and_of_verify_with_looks(shop: Shop) -> None:
     recipe.write_text(RECIPE)
     torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
     data = load(shop.data())
-    tried = _once(sample(data))
+    tried = _once(sample_images(data))
     opens = _opens(shop, "finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
     memory = read_memory(shop.path("build/candidate/memory.npz"))
     extra = tried + _once(parity_images(data)) + _once(memory)

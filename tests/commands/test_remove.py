@@ -362,7 +362,7 @@ def test_a_finetuned_model_is_rewritten_without_removed_vectors(shop: Shop, fuse
     assert_gone(shop, ids, vectors)
     path = store_of(shop).verified_path("models", str(told["query_model"]))
     (table,) = held_vectors(path.read_bytes(), path)
-    assert table.ours
+    assert table.from_gallery
     assert len(table.vectors) == len(record["anchors"]) - 2
     assert removed(shop, record["anchors"][3]["id"])["rewritten"]
     image = load(shop.data()).sources[0]
@@ -479,7 +479,7 @@ def test_removing_all_anchors_of_a_model_is_refused(shop: Shop) -> None:
     force(shop, "attending.onnx")
     done = shop.run("remove", *ids)
     assert done.code == 5
-    assert "no row of it would stay" in done.stderr
+    assert "no row would stay" in done.stderr
     assert "fine-tune again" in done.stderr
 
 

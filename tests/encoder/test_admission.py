@@ -51,11 +51,11 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
 def test_weights_in_another_file_are_refused(exports: tuple[Path, Path]) -> None:
     """torch's default export keeps weights beside the file, where no digest covers them."""
     assert (exports[0] / "small1.onnx.data").is_file()
-    refuses(exports[0] / "small1.onnx", "lie in another file")
+    refuses(exports[0] / "small1.onnx", "are in another file")
 
 
 def outside(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    """The same tensor, said to lie in another file."""
+    """The same tensor, said to be in another file."""
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="weights.bin")
@@ -179,7 +179,7 @@ def test_what_does_not_run_on_a_batch_is_refused(tmp_path: Path) -> None:
         given=[value("image", TensorProto.UINT8, ["b", SIDE, SIDE, 3])],
         weights={"shape": np.array([-1, 3])},
     )
-    refuses(save(slim, tmp_path / "slim.onnx"), "gives 3 numbers|ONNX Runtime refuses")
+    refuses(save(slim, tmp_path / "slim.onnx"), "gives 3 dimensions|ONNX Runtime refuses")
 
 
 def test_a_graph_that_is_no_graph_is_refused(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_what_cannot_be_bridged_is_refused(tmp_path: Path) -> None:
     """A map of other numbers, a map with NaN, a file that is no encoder."""
     path = save(by_hand([UNIT]), tmp_path / "m.onnx", metadata())
     data = read_model_bytes(path)
-    with pytest.raises(InputError, match=r"ends in 8 numbers; the map takes 9"):
+    with pytest.raises(InputError, match=r"has 8 dimensions; the adapter takes 9"):
         bridge(data, path, affine(takes=9))
     broken = Affine(matrix=np.full((DIM, 3), np.nan, np.float32), bias=np.zeros(3, np.float32))
     with pytest.raises(InputError, match="not finite"):

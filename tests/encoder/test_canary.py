@@ -24,7 +24,7 @@ def encoder(tmp_path: Path) -> Encoder:
 
 def test_a_canary_comes_out_as_it_was(encoder: Encoder, tmp_path: Path) -> None:
     """Written and read, its images and rows are the same, and the same runtime agrees with them."""
-    made = Canary.of(encoder)
+    made = Canary.from_encoder(encoder)
     made.write(tmp_path / "c.npz")
     read = Canary.read(tmp_path / "c.npz")
     np.testing.assert_array_equal(read.rows, made.rows)
@@ -36,7 +36,7 @@ def test_a_canary_comes_out_as_it_was(encoder: Encoder, tmp_path: Path) -> None:
 
 def test_its_images_are_four_and_not_one(encoder: Encoder) -> None:
     """Many-coloured, of other sizes than the input, so that resizing is in it, and all unlike."""
-    made = Canary.of(encoder)
+    made = Canary.from_encoder(encoder)
     assert len({image.shape for image in made.images}) == len(made.images) == 4
     assert all(len(np.unique(image)) > 100 for image in made.images)
     size = Preprocessing(height=16, width=16, resize="bilinear", fit="stretch")
@@ -48,7 +48,7 @@ def test_its_images_are_four_and_not_one(encoder: Encoder) -> None:
 @pytest.mark.parametrize(("angle", "refused"), [(LIMIT / 2, False), (LIMIT * 2, True)])
 def test_the_limit_is_an_l2_distance(encoder: Encoder, angle: float, refused: bool) -> None:
     """One row turned by half the limit passes; by twice the limit it is refused, with figure."""
-    made = Canary.of(encoder)
+    made = Canary.from_encoder(encoder)
     rows = made.rows.astype(np.float64)
     aside = np.random.default_rng(0).standard_normal(rows.shape[1])
     aside -= (aside @ rows[0]) * rows[0]
@@ -64,7 +64,7 @@ def test_the_limit_is_an_l2_distance(encoder: Encoder, angle: float, refused: bo
 
 def test_what_is_no_canary_is_refused(encoder: Encoder, tmp_path: Path) -> None:
     """A missing array, another type, another length, rows of another dimension."""
-    made = Canary.of(encoder)
+    made = Canary.from_encoder(encoder)
     whole = {"rows": made.rows, "runtime": np.array("x")}
     images = {f"image_{at}": image for at, image in enumerate(made.images)}
     broken = (

@@ -118,7 +118,7 @@ def test_what_has_no_mean_is_refused(tmp_path: Path) -> None:
     twelve = save(wide, tmp_path / "12.onnx", metadata(dim=12))
     assert Encoder.load(twelve).dim == 12
     (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(InputError, match=r"ends in 8 numbers, .* in 12"):
+    with pytest.raises(InputError, match=r"has 8 dimensions, .* has 12"):
         fuse(eight, twelve, 0.5, tmp_path / "out.onnx")
     with pytest.raises(InputError, match="not an ONNX"):
         fuse(eight, tmp_path / "text.onnx", 0.5, tmp_path / "out.onnx")

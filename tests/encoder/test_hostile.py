@@ -15,14 +15,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import DIM, SIDE, UNIT, by_hand, metadata, save
 
-from compatctl.encoder import Encoder, contract, onnx_safety
+from compatctl.encoder import Encoder, onnx_safety
+from compatctl.encoder.metadata import CONTRACT_KEY, MAX_CONTRACT
+from compatctl.encoder.onnx_safety import parse_model
 from compatctl.errors import InputError
 
 
 def refused(model: onnx.ModelProto, path: Path, word: str) -> None:
     """Parsing is an InputError that names the file and says this."""
     with pytest.raises(InputError, match=word) as caught:
-        contract.parse(path, model.SerializeToString())
+        parse_model(path, model.SerializeToString())
     assert str(path) in caught.value.message
 
 
@@ -80,7 +82,7 @@ def test_external_data_is_found_wherever_it_is(tmp_path: Path, place: str) -> No
     """Weights in another file are refused at any depth."""
     model = by_hand([UNIT])
     HIDDEN[place](model)
-    refused(model, tmp_path / "m.onnx", "lie in another file")
+    refused(model, tmp_path / "m.onnx", "are in another file")
 
 
 def test_a_local_function_opens_no_domain(tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_a_local_function_opens_no_domain(tmp_path: Path) -> None:
     model = by_hand([UNIT])
     model.functions.append(local)
     model.graph.node.append(helper.make_node("Local", ["raw"], ["more"], domain="com.microsoft"))
-    contract.parse(tmp_path / "m.onnx", model.SerializeToString())
+    parse_model(tmp_path / "m.onnx", model.SerializeToString())
 
 
 def test_functions_that_unfold_without_end_are_refused(tmp_path: Path) -> None:
@@ -156,8 +158,8 @@ def test_a_file_that_is_small_and_parses_to_gigabytes(tmp_path: Path) -> None:
     while size > 127:
         length, size = length + bytes([size & 127 | 128]), size >> 7
     data = b"\x3a" + length + bytes([size]) + nodes
-    with pytest.raises(InputError, match="are no weights"):
-        contract.parse(tmp_path / "m.onnx", data)
+    with pytest.raises(InputError, match="are not weights"):
+        parse_model(tmp_path / "m.onnx", data)
 
 
 def test_a_file_over_the_limit_and_a_pipe_are_not_read(tmp_path: Path) -> None:
@@ -176,10 +178,10 @@ def test_a_file_over_the_limit_and_a_pipe_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"dim": 10**9}, "at most"),
-        ({"inputs": [{}] * 17}, "at most"),
+        ({"dim": 10**9}, "the limits are"),
+        ({"inputs": [{}] * 17}, "the limits are"),
         ({"height": 10**6}, "1 .. 4096"),
-        ({"padding": "x" * contract.MAX_METADATA}, "longer than"),
+        ({"padding": "x" * MAX_CONTRACT}, "longer than"),
     ],
 )
 def test_metadata_that_asks_for_too_much(
@@ -188,13 +190,13 @@ def test_metadata_that_asks_for_too_much(
     """The embedding's numbers, the inputs, their sides and the text itself are bounded."""
     path = save(by_hand([UNIT]), tmp_path / "m.onnx")
     model = onnx.load(path)
-    told = json.loads(next(one.value for one in model.metadata_props if one.key == contract.KEY))
+    told = json.loads(next(one.value for one in model.metadata_props if one.key == CONTRACT_KEY))
     if "height" in change:
         told["inputs"][0] |= change
     else:
         told |= change
     del model.metadata_props[:]
-    helper.set_model_props(model, {contract.KEY: json.dumps(told)})
+    helper.set_model_props(model, {CONTRACT_KEY: json.dumps(told)})
     onnx.save(model, path)
     with pytest.raises(InputError, match=word):
         Encoder.load(path)
@@ -256,7 +258,7 @@ def _body() -> onnx.GraphProto:
 def test_a_memory_bomb_ends_in_an_error(tmp_path: Path, kind: str) -> None:
     """A graph that asks for more than its share of the memory is an InputError, not a kill."""
     model = bomb(kind)
-    helper.set_model_props(model, {contract.KEY: metadata()})
+    helper.set_model_props(model, {CONTRACT_KEY: metadata()})
     onnx.save(model, tmp_path / "m.onnx")
     code = (
         "import resource, sys; from pathlib import Path\n"

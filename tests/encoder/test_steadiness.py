@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_models import DIM, UNIT, by_hand, save, value
 
 from compatctl.data import Dataset
-from compatctl.encoder import Canary, Encoder, read_model_bytes, refuse_unsteady
+from compatctl.encoder import Canary, Encoder, check_steady, read_model_bytes
 from compatctl.errors import InputError, UnsteadyError
 
 node = helper.make_node
@@ -121,7 +121,7 @@ def test_what_depends_on_the_batch_is_refused(
         with pytest.raises(
             UnsteadyError, match=r"in a batch of 64.*differ by \d.*limit is 0.001"
         ) as got:
-            refuse_unsteady(encoder, data)
+            check_steady(encoder, data)
         assert tip in got.value.tip
 
 
@@ -133,7 +133,7 @@ def test_the_same_quantisation_by_fixed_scales_is_taken(tmp_path: Path) -> None:
     ]
     weights: Weights = {"scale": np.float32(4.0), "zero": np.array(0, np.uint8)}
     encoder = Encoder.load(save(by_hand([*nodes, _unit("rounded")], weights), tmp_path / "m.onnx"))
-    assert refuse_unsteady(encoder) <= 1e-5
+    assert check_steady(encoder) <= 1e-5
 
 
 def test_vectors_that_are_not_finite_are_called_so(tmp_path: Path) -> None:
@@ -145,15 +145,15 @@ def test_vectors_that_are_not_finite_are_called_so(tmp_path: Path) -> None:
             one.CopyFrom(numpy_helper.from_array(numbers * np.float32("nan"), one.name))
     encoder = Encoder.load(save(model, tmp_path / "nan.onnx"))
     with pytest.raises(UnsteadyError, match="not finite"):
-        refuse_unsteady(encoder)
+        check_steady(encoder)
 
 
 def test_an_encoder_of_its_own_images_is_taken(tmp_path: Path, dataset: Dataset) -> None:
     """A steady encoder passes with a difference of rounding, whatever the data are."""
     encoder = Encoder.load(save(by_hand([UNIT]), tmp_path / "m.onnx"))
-    assert refuse_unsteady(encoder, dataset) <= 1e-5
-    assert refuse_unsteady(encoder, dataset.take([0] * 40)) <= 1e-5
-    assert refuse_unsteady(encoder, dataset.take([])) <= 1e-5
+    assert check_steady(encoder, dataset) <= 1e-5
+    assert check_steady(encoder, dataset.take([0] * 40)) <= 1e-5
+    assert check_steady(encoder, dataset.take([])) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -219,13 +219,13 @@ def test_dropout_and_batch_norm_that_are_off_are_taken(tmp_path: Path) -> None:
         node("BatchNormalization", ["again", "g", "b", "m", "v"], ["scaled"]),
     ]
     path = save(by_hand([*nodes, _unit("scaled")], {**ones, **off}), tmp_path / "m.onnx")
-    assert refuse_unsteady(Encoder.load(path)) <= 1e-5
+    assert check_steady(Encoder.load(path)) <= 1e-5
 
 
 def test_a_canary_is_asked_alone_too(tmp_path: Path) -> None:
     """An encoder that gives its canary in company, and something else alone, does not serve."""
     encoder = Encoder.load(save(_centred(), tmp_path / "m.onnx"))
-    made = Canary.of(encoder)
+    made = Canary.from_encoder(encoder)
     assert made.difference(encoder) > 0.01
     with pytest.raises(InputError, match="canary differs"):
         made.check_unchanged(encoder)

@@ -32,7 +32,9 @@ from compatctl.data import (
     read_pairs,
     read_qrels,
 )
-from compatctl.encoder import Canary, contract, import_onnx, onnx_safety
+from compatctl.encoder import Canary, import_onnx, onnx_safety
+from compatctl.encoder.graphs import parse_encoder
+from compatctl.encoder.metadata import CONTRACT_KEY
 from compatctl.errors import CompatError
 from compatctl.files import parse_json, read_json
 from compatctl.files.npz import read_npz
@@ -171,13 +173,12 @@ def _onnx() -> list[bytes]:
     local = helper.make_function("own", "Same", ["x"], ["y"], body, opsets[:1])
     model = helper.make_model(graph, opset_imports=opsets, functions=[local], ir_version=8)
     text = json.dumps({"format": 1, "dim": 3, "inputs": [told]})
-    helper.set_model_props(model, {contract.KEY: text})
+    helper.set_model_props(model, {CONTRACT_KEY: text})
     return [model.SerializeToString()]
 
 
 def _read_onnx(path: Path) -> None:
-    model = contract.parse(path, onnx_safety.read_bytes(path))
-    contract.check_signature(path, model, contract.read(path, model))
+    parse_encoder(path, onnx_safety.read_bytes(path))
 
 
 def _report() -> list[bytes]:

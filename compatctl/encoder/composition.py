@@ -1,0 +1,151 @@
+"""Encoders composed of others in one file: bridged through an adapter, or the mean of two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper, version_converter
+
+from compatctl.core.adapters import Adapter
+from compatctl.core.arrays import AnyFloats
+from compatctl.data import Preprocessing
+from compatctl.encoder.graphs import OUTPUT, inline_functions, parse_encoder, prefixed_graph
+from compatctl.encoder.images import BATCH, IMAGE, EncoderInput
+from compatctl.encoder.import_onnx import read_model_bytes
+from compatctl.encoder.metadata import Contract
+from compatctl.encoder.onnx_safety import opset_version
+from compatctl.encoder.sealing import sealed_bytes
+from compatctl.errors import InputError
+from compatctl.files import write_atomic
+
+
+def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
+    """The sealed bytes of an encoder whose embedding is ``adapter`` of that of ``data``.
+
+    ``data``: the sealed bytes of an encoder; ``path``: where they were read, for errors. The same
+    bytes and the same adapter give the same bytes.
+
+    Raises:
+        InputError: ``data`` is not an encoder, or of other dimensions than the adapter takes;
+            values of the adapter that are not finite.
+    """
+    model, contract = parse_encoder(path, data)
+    model = inline_functions(path, model)
+    dim = adapter.layers[0][0].shape[0]
+    if contract.dim != dim:
+        raise InputError(f"{path} has {contract.dim} dimensions; the adapter takes {dim}")
+    parts = _Parts()
+    parts.append("new", model, contract)
+    mapped = parts.append_adapter(f"new/{OUTPUT}", adapter)
+    return parts.sealed([model], mapped, adapter.layers[-1][0].shape[1])
+
+
+def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
+    """Write one file whose embedding is the unit of ``(1 - weight) old + weight new``.
+
+    Inputs with the same preprocessing become one input. Either file may itself be fused.
+
+    Raises:
+        InputError: a weight outside 0 .. 1, other dimensions, or a file that is not an encoder.
+    """
+    if not 0.0 < weight < 1.0:
+        raise InputError(f"the weight of the new embedding must lie between 0 and 1, got {weight}")
+    models, contracts = [], []
+    for path in (old, new):
+        model, contract = parse_encoder(path, read_model_bytes(path))
+        models.append(inline_functions(path, model))
+        contracts.append(contract)
+    dims = [contract.dim for contract in contracts]
+    if dims[0] != dims[1]:
+        raise InputError(f"{old} has {dims[0]} dimensions, {new} has {dims[1]}: they have no mean")
+    models = _same_opset((old, new), models)
+    parts = _Parts()
+    for name, share, model, contract in zip(
+        ("old", "new"), (1.0 - weight, weight), models, contracts, strict=True
+    ):
+        parts.append(name, model, contract)
+        parts.weight(f"{name}_weight", np.array(share, np.float32))
+        parts.node("Mul", [f"{name}/{OUTPUT}", f"{name}_weight"], f"{name}_share")
+    parts.node("Add", ["old_share", "new_share"], "mixed")
+    write_atomic(out, parts.sealed(models, "mixed", dims[0]))
+
+
+class _Parts:
+    """The graph of a new encoder, and its input for each distinct preprocessing."""
+
+    def __init__(self) -> None:
+        self.graph = onnx.GraphProto(name="encoder")
+        self._inputs: dict[Preprocessing, EncoderInput] = {}
+
+    def node(self, operator: str, inputs: list[str], output: str) -> None:
+        self.graph.node.append(helper.make_node(operator, inputs, [output]))
+
+    def weight(self, name: str, values: AnyFloats) -> None:
+        tensor = numpy_helper.from_array(np.asarray(values, np.float32, order="C"), name)
+        self.graph.initializer.append(tensor)
+
+    def append(self, name: str, model: onnx.ModelProto, contract: Contract) -> None:
+        """Append an encoder, its names prefixed by ``name/``; it copies the shared inputs."""
+        graph = prefixed_graph(model, f"{name}/")
+        for source in contract.inputs:
+            number = len(self._inputs) + 1
+            fresh = IMAGE if number == 1 else f"{IMAGE}_{number}"
+            shared = self._inputs.setdefault(
+                source.preprocessing, EncoderInput(name=fresh, preprocessing=source.preprocessing)
+            )
+            self.node("Identity", [shared.name], f"{name}/{source.name}")
+        for node in graph.node:  # unnamed nodes must not all be called by the prefix alone
+            node.ClearField("name")
+        self.graph.node.extend(graph.node)
+        self.graph.initializer.extend(graph.initializer)
+        self.graph.sparse_initializer.extend(graph.sparse_initializer)
+
+    def append_adapter(self, value: str, adapter: Adapter) -> str:
+        """Append the adapter's layers after ``value``; the name of their output, not normalised."""
+        for number, (matrix, bias) in enumerate(adapter.layers):
+            if not (np.isfinite(matrix).all() and np.isfinite(bias).all()):
+                raise InputError("the adapter has values that are not finite")
+            self.weight(f"map_{number}", matrix)
+            self.weight(f"bias_{number}", bias)
+            if number:
+                self.node("Relu", [value], f"hidden_{number}")
+                value = f"hidden_{number}"
+            self.node("Gemm", [value, f"map_{number}", f"bias_{number}"], f"mapped_{number}")
+            value = f"mapped_{number}"
+        return value
+
+    def sealed(self, models: list[onnx.ModelProto], value: str, dim: int) -> bytes:
+        """The sealed bytes of an encoder that gives ``value``, normalised; ``models`` are the parts
+        whose versions it needs."""
+        self.node("LpNormalization", [value], OUTPUT)
+        contract = Contract(dim=dim, inputs=tuple(self._inputs.values()))
+        for source in contract.inputs:
+            self.graph.input.append(source.value_info())
+        output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, dim])
+        self.graph.output.append(output)
+        merged = onnx.ModelProto(
+            ir_version=max(model.ir_version for model in models),
+            opset_import=models[0].opset_import,
+            graph=self.graph,
+        )
+        return sealed_bytes(merged, contract)
+
+
+def _same_opset(paths: tuple[Path, Path], models: list[onnx.ModelProto]) -> list[onnx.ModelProto]:
+    """Both models at the newer of their two operator sets."""
+    versions = [opset_version(model) for model in models]
+    newest = max(versions)
+    converted = []
+    for path, model, version in zip(paths, models, versions, strict=True):
+        try:
+            converted.append(
+                model if version == newest else version_converter.convert_version(model, newest)
+            )
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{path} is of operator set {version} and does not convert to {newest}: {error}",
+                tip="export both encoders with the same operator set",
+            ) from error
+    return converted

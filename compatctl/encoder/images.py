@@ -1,0 +1,78 @@
+"""The image modality: what an encoder takes as input, and images made for tests of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from onnx import TensorProto, ValueInfoProto, helper
+
+from compatctl.core.arrays import Pixels
+from compatctl.data import Preprocessing
+from compatctl.errors import InputError
+
+IMAGE = "image"
+"""The name of an encoder's first input."""
+
+BATCH = "batch"
+"""The name of the free first axis."""
+
+SYNTHETIC_SIZES = ((96, 128), (131, 97), (64, 64), (240, 180))
+"""Height and width of synthetic images: not those of any model, so that they must be resized."""
+
+_KEYS = {"name", "height", "width", "resize", "fit"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInput:
+    """A named input of the graph, uint8 NHWC, and the preprocessing that makes its pixels."""
+
+    name: str
+    preprocessing: Preprocessing
+
+    @classmethod
+    def from_json(cls, entry: object) -> Self:
+        """The input that ``to_json`` describes.
+
+        Raises:
+            InputError: an entry is missing, unknown or out of range.
+        """
+        if not isinstance(entry, dict) or set(entry) != _KEYS or type(entry["name"]) is not str:
+            raise InputError(f"an input in its metadata must have {sorted(_KEYS)}")
+        size = {key: value for key, value in entry.items() if key != "name"}
+        return cls(name=entry["name"], preprocessing=Preprocessing(**size))
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry in an encoder's metadata."""
+        return {"name": self.name, **asdict(self.preprocessing)}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, 3), of one image."""
+        return self.preprocessing.height, self.preprocessing.width, 3
+
+    @property
+    def signature(self) -> str:
+        """Type and shape of a batch, as ``graphs.check_signature`` describes them."""
+        height, width, channels = self.shape
+        return f"uint8 ({BATCH}, {height}, {width}, {channels})"
+
+    def value_info(self) -> ValueInfoProto:
+        """The input as a value of an ONNX graph."""
+        return helper.make_tensor_value_info(self.name, TensorProto.UINT8, [BATCH, *self.shape])
+
+    def grey(self, n: int) -> Pixels:
+        """``n`` grey images (n, H, W, 3) uint8."""
+        return np.full((n, *self.shape), 128, np.uint8)
+
+
+def synthetic_image(number: int, height: int, width: int) -> Pixels:
+    """Ramps, a chequered field and noise (H, W, 3), from integers only: the same everywhere."""
+    y, x = np.indices((height, width), np.int64)
+    ramps = (x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height))
+    field = ((x // 7 + y // 5 + number) % 2) * 90
+    noise = ((x * 73856093) ^ (y * 19349663) ^ ((number + 1) * 83492791)) % 64
+    patterns = [field if channel == number % 3 else noise for channel in range(3)]
+    planes = [(ramp + pattern) % 256 for ramp, pattern in zip(ramps, patterns, strict=True)]
+    return np.stack(planes, axis=-1).astype(np.uint8)

@@ -1,0 +1,138 @@
+"""What an encoder's file says about itself: its inputs and dimension, and its training record.
+
+Both are text in the metadata of the ONNX file, so that its digest covers them. Scaling, mean, std
+and the norm are inside the graph; resizing and cropping, which cannot be, are in the contract.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from compatctl.encoder.images import EncoderInput
+from compatctl.encoder.onnx_safety import parse_model, read_bytes
+from compatctl.errors import InputError
+from compatctl.files import parse_json
+
+CONTRACT_KEY = "compatctl"
+RECORD_KEY = "compatctl.record"
+FORMAT = 1
+MAX_CONTRACT = 1 << 16
+"""The most characters of a contract."""
+
+MAX_RECORD = 256 << 20
+"""The most characters of a training record: some six million items."""
+
+MAX_DIM = 65_536
+MAX_INPUTS = 16
+"""The most inputs of an encoder: one for each distinct preprocessing of those that were fused."""
+
+_KEYS = {"format", "dim", "inputs"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What an encoder takes and gives: its inputs, and unit rows of ``dim`` dimensions."""
+
+    dim: int
+    inputs: tuple[EncoderInput, ...]
+
+    def to_json(self) -> str:
+        """The text in the metadata; equal contracts have equal texts."""
+        inputs = [source.to_json() for source in self.inputs]
+        return json.dumps({"format": FORMAT, "dim": self.dim, "inputs": inputs}, sort_keys=True)
+
+
+def has_contract(model: onnx.ModelProto) -> bool:
+    """Whether the file says how its inputs are made."""
+    return bool(_entries(model, CONTRACT_KEY))
+
+
+def read_contract(path: Path, model: onnx.ModelProto) -> Contract:
+    """The contract in a model's metadata.
+
+    Raises:
+        InputError: there is none, it is of a newer format, or it has an unknown or wrong entry.
+    """
+    texts = _entries(model, CONTRACT_KEY)
+    if len(texts) != 1:
+        raise InputError(
+            f"{path} carries no preprocessing in its metadata: compatctl did not make it",
+            tip=f"pass --preprocessing FILE, or put {sidecar_path(path).name} beside it",
+        )
+    if len(texts[0]) > MAX_CONTRACT:
+        raise InputError(f"{path}: its metadata is longer than {MAX_CONTRACT} characters")
+    raw = parse_json(texts[0].encode("utf-8", "surrogatepass"), path)
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        format_ = raw.get("format") if isinstance(raw, dict) else raw
+        raise InputError(
+            f"{path}: its metadata has the format {format_!r}; this version reads {FORMAT}",
+            tip="use the version of compatctl that made it, or a later one",
+        )
+    dim, entries = raw.get("dim"), raw.get("inputs")
+    if set(raw) != _KEYS or type(dim) is not int or dim < 1 or not isinstance(entries, list):
+        raise InputError(f"{path}: its metadata must be {sorted(_KEYS)}, got {sorted(raw)}")
+    if dim > MAX_DIM or len(entries) > MAX_INPUTS:
+        raise InputError(
+            f"{path}: its metadata has {dim} dimensions and {len(entries)} inputs; the limits are "
+            f"{MAX_DIM} and {MAX_INPUTS}"
+        )
+    try:
+        inputs = tuple(EncoderInput.from_json(entry) for entry in entries)
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}") from None
+    if not inputs or len({source.name for source in inputs}) < len(inputs):
+        raise InputError(f"{path}: its metadata names no input, or one twice")
+    return Contract(dim=dim, inputs=inputs)
+
+
+def sidecar_path(path: Path) -> Path:
+    """NAME.preprocessing.json beside an ONNX file that compatctl did not make."""
+    return path.with_suffix(".preprocessing.json")
+
+
+def with_record(data: bytes, path: Path, record: str) -> bytes:
+    """The sealed bytes of an encoder with this training record, in place of an earlier one.
+
+    ``path``: where the bytes were read, for errors. The same bytes and record give the same bytes.
+
+    Raises:
+        InputError: ``data`` is no sealed encoder, or the record is longer than ``MAX_RECORD``.
+    """
+    if len(record) > MAX_RECORD:
+        raise InputError(f"the training record has {len(record)} characters, over {MAX_RECORD}")
+    model = parse_model(path, data)
+    read_contract(path, model)
+    others = [entry for entry in model.metadata_props if entry.key != RECORD_KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(others)
+    model.metadata_props.add(key=RECORD_KEY, value=record)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def read_record(path: Path) -> str | None:
+    """The training record in an encoder's file; the encoder does not run.
+
+    Raises:
+        InputError: no such file, no encoder, or as ``record_in``.
+    """
+    return record_in(path, parse_model(path, read_bytes(path)))
+
+
+def record_in(path: Path, model: onnx.ModelProto) -> str | None:
+    """The training record in a model's metadata, or None.
+
+    Raises:
+        InputError: there are two, or one is longer than ``MAX_RECORD``.
+    """
+    records = _entries(model, RECORD_KEY)
+    if len(records) > 1 or any(len(record) > MAX_RECORD for record in records):
+        raise InputError(f"{path}: its training record is there twice, or too long")
+    return records[0] if records else None
+
+
+def _entries(model: onnx.ModelProto, key: str) -> list[str]:
+    return [entry.value for entry in model.metadata_props if entry.key == key]
