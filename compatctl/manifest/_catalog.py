@@ -28,8 +28,8 @@ class Catalog:
 
     ``ids`` and ``labels`` (N,); ``keys`` (N,) uint64, each row's key in the index; ``model_of``
     (N,) int32, the position in ``models`` (digests) of the model that embedded the row; ``digests``
-    (N, 32) uint8, the sha256 of the image's bytes (``Dataset.digest``), all zero if unknown:
-    rows of an imported index whose images were not available. Without ``digests`` all are unknown.
+    (N, 32) uint8, the sha256 of the image's bytes, all zero if unknown, as in an index imported
+    without images. Default: all are unknown.
 
     Raises:
         InputError: an id is empty or repeated, a key is repeated, or the lengths differ.
@@ -47,8 +47,8 @@ class Catalog:
 
         if vars(self)["digests"] is None:
             object.__setattr__(self, "digests", unknown_digests(len(self.ids)))
-        for name, wanted in (("keys", np.uint64), ("model_of", np.int32), ("digests", np.uint8)):
-            column = np.array(getattr(self, name), wanted, ndmin=1)
+        for name, dtype in (("keys", np.uint64), ("model_of", np.int32), ("digests", np.uint8)):
+            column = np.array(getattr(self, name), dtype, ndmin=1)
             column.setflags(write=False)
             object.__setattr__(self, name, column)
         if self.digests.shape[1:] != (DIGEST_BYTES,):
@@ -58,10 +58,8 @@ class Catalog:
         if len(lengths) > 1:
             raise InputError(f"a catalogue's columns must be equally long, got {sorted(lengths)}")
         if len(set(self.ids)) < len(self.ids):
-            item, times = Counter(self.ids).most_common(1)[0]
-            raise InputError(
-                f"the item id {item!r} is there {times} times", tip="ids must be unique"
-            )
+            item, count = Counter(self.ids).most_common(1)[0]
+            raise InputError(f"the item id {item!r} occurs {count} times", tip="ids must be unique")
         if "" in self.ids:
             raise InputError(f"row {self.ids.index('')} has an empty item id")
         if len(np.unique(self.keys)) < len(self.keys):
@@ -79,26 +77,26 @@ class Catalog:
 
     def counts(self) -> dict[str, int]:
         """The number of rows that each listed model embedded, by its digest."""
-        found = Counter(self.model_of.tolist())
-        return {model: found[at] for at, model in enumerate(self.models)}
+        counts = Counter(self.model_of.tolist())
+        return {model: counts[position] for position, model in enumerate(self.models)}
 
     def rows_of(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The row of each key, in the shape of ``keys``.
 
         Raises:
-            DamagedError: the index knows a key that the catalogue does not.
+            DamagedError: a key is not in the catalogue.
         """
         import numpy as np
 
         order = np.argsort(self.keys, kind="stable")
         ordered = self.keys[order]
-        at = np.minimum(np.searchsorted(ordered, keys), len(self) - 1)
-        if (strange := ordered[at] != keys).any():
+        positions = np.minimum(np.searchsorted(ordered, keys), len(self) - 1)
+        if (unknown := ordered[positions] != keys).any():
             raise DamagedError(
-                f"the index has a row under the key {keys[strange][0]}, the catalogue has none",
-                tip="compatctl check says what is wrong; restore the store from a backup",
+                f"the index has a row under the key {keys[unknown][0]}, the catalogue has none",
+                tip="compatctl check lists every problem; restore the store from a backup",
             )
-        return order[at]
+        return order[positions]
 
     @property
     def next_key(self) -> int:
@@ -107,7 +105,7 @@ class Catalog:
 
     @property
     def digest_known(self) -> NDArray[np.bool_]:
-        """(N,): whether the digest of the row's image is known."""
+        """(N,): whether the digest of a row's image is known."""
         import numpy as np
 
         return np.asarray(self.digests.any(axis=1), bool)
@@ -119,10 +117,10 @@ class Catalog:
         model: str,
         digests: NDArray[np.uint8] | None = None,
     ) -> Catalog:
-        """This catalogue with new rows that ``model`` (a digest) embedded, under unused keys.
+        """This catalogue with new rows at the end that ``model`` (a digest) embedded.
 
-        The new rows come last; their keys follow the largest key. ``digests`` (n, 32) uint8 are
-        those of the images. Default: unknown.
+        Their keys follow the largest key. ``digests`` (n, 32) uint8 are those of the images.
+        Default: unknown.
 
         Raises:
             InputError: an id is already there, or no key is left.
@@ -132,65 +130,60 @@ class Catalog:
         models = self.models if model in self.models else (*self.models, model)
         if self.next_key + len(ids) > 1 << 64:
             raise InputError(f"there is no room for {len(ids)} keys after {self.next_key - 1}")
-        new_keys = np.arange(len(ids), dtype=np.uint64) + np.uint64(self.next_key)
-        new_models = np.full(len(ids), models.index(model), np.int32)
+        keys = np.arange(len(ids), dtype=np.uint64) + np.uint64(self.next_key)
+        model_of = np.full(len(ids), models.index(model), np.int32)
+        digests = unknown_digests(len(ids)) if digests is None else digests
         return Catalog(
             ids=(*self.ids, *ids),
             labels=(*self.labels, *labels),
-            keys=np.concatenate([self.keys, new_keys]),
-            model_of=np.concatenate([self.model_of, new_models]),
+            keys=np.concatenate([self.keys, keys]),
+            model_of=np.concatenate([self.model_of, model_of]),
             models=models,
-            digests=np.concatenate(
-                [self.digests, unknown_digests(len(ids)) if digests is None else digests]
-            ),
+            digests=np.concatenate([self.digests, digests]),
         )
 
     def reassigned(
         self, rows: NDArray[np.int64], model: str, digests: NDArray[np.uint8] | None = None
     ) -> Catalog:
         """The same items and keys, with ``rows`` (n,) now embedded by ``model`` (a digest) from
-        images of these ``digests`` (n, 32); without them the rows' digests stay."""
+        images with these ``digests`` (n, 32). Default: the digests are unchanged."""
         models = self.models if model in self.models else (*self.models, model)
-        model_of, of_images = self.model_of.copy(), self.digests.copy()
+        model_of, all_digests = self.model_of.copy(), self.digests.copy()
         model_of[rows] = models.index(model)
         if digests is not None:
-            of_images[rows] = digests
-        return replace(self, model_of=model_of, models=models, digests=of_images)
+            all_digests[rows] = digests
+        return replace(self, model_of=model_of, models=models, digests=all_digests)
 
     def drop_rows(self, rows: NDArray[np.int64]) -> Catalog:
         """The other rows, in order; models with no remaining rows are not listed."""
         import numpy as np
 
-        stay = np.ones(len(self), bool)
-        stay[rows] = False
-        kept = np.flatnonzero(stay).tolist()
-        codes, model_of = np.unique(self.model_of[stay], return_inverse=True)
+        kept = np.setdiff1d(np.arange(len(self)), rows)
+        used, model_of = np.unique(self.model_of[kept], return_inverse=True)
         return Catalog(
-            ids=tuple(self.ids[row] for row in kept),
-            labels=tuple(self.labels[row] for row in kept),
-            keys=self.keys[stay],
+            ids=tuple(self.ids[row] for row in kept.tolist()),
+            labels=tuple(self.labels[row] for row in kept.tolist()),
+            keys=self.keys[kept],
             model_of=model_of.astype(np.int32),
-            models=tuple(self.models[at] for at in codes),
-            digests=self.digests[stay],
+            models=tuple(self.models[position] for position in used),
+            digests=self.digests[kept],
         )
 
     def relabelled(self, rows: NDArray[np.int64], labels: Sequence[str]) -> Catalog:
-        """The same rows, with those at ``rows`` (n,) of these classes (n,)."""
-        named = list(self.labels)
+        """The same rows, with new ``labels`` (n,) for ``rows`` (n,)."""
+        all_labels = list(self.labels)
         for row, label in zip(rows.tolist(), labels, strict=True):
-            named[row] = label
-        return replace(self, labels=tuple(named))
+            all_labels[row] = label
+        return replace(self, labels=tuple(all_labels))
 
     def with_models(self, models: Mapping[str, str]) -> Catalog:
-        """The same items and keys, with each model replaced by another.
-
-        ``models``: digest -> digest, one to one, for every model that has a row.
-        """
+        """The same items and keys, with each model replaced by another; ``models`` maps digest to
+        digest, one to one, for every model that has a row."""
         import numpy as np
 
-        codes, model_of = np.unique(self.model_of, return_inverse=True)
-        names = tuple(models[self.models[at]] for at in codes)
-        return replace(self, model_of=model_of.astype(np.int32), models=names)
+        used, model_of = np.unique(self.model_of, return_inverse=True)
+        replaced = tuple(models[self.models[position]] for position in used)
+        return replace(self, model_of=model_of.astype(np.int32), models=replaced)
 
     def write(self, path: Path) -> None:
         """Write an npz to a new file; its bytes depend on the catalogue only."""
@@ -213,14 +206,12 @@ class Catalog:
         """Read what ``write`` wrote; nothing in the file is ever executed.
 
         Raises:
-            DamagedError: it is missing, not a catalogue, or of inconsistent columns.
+            DamagedError: it is missing, not a catalogue, or its columns are inconsistent.
         """
         try:
             return _catalog(read_npz(path, error=DamagedError))
-        except ValueError as error:
-            raise DamagedError(f"{path}: not a catalogue that can be read: {error}") from None
-        except InputError as error:
-            raise DamagedError(f"{path}: {error.message}") from None
+        except (ValueError, InputError) as error:
+            raise DamagedError(f"{path}: not a readable catalogue: {error}") from None
 
 
 def unknown_digests(n: int) -> NDArray[np.uint8]:
@@ -231,12 +222,11 @@ def unknown_digests(n: int) -> NDArray[np.uint8]:
 
 
 def _catalog(columns: dict[str, NDArray[Any]]) -> Catalog:
-    kinds = {"keys": "uint64", "model_of": "int32", "digests": "uint8"}
+    dtypes = {"keys": "uint64", "model_of": "int32", "digests": "uint8"}
     for name in ("ids", "labels", "models"):
-        kinds |= {name: "uint8", f"{name}_end": "int64"}
-    found = {name: str(column.dtype) for name, column in columns.items() if column.ndim == 1}
-    if found != kinds:
-        raise ValueError(f"expected the columns {sorted(kinds)}, got {sorted(columns)}")
+        dtypes |= {name: "uint8", f"{name}_end": "int64"}
+    if dtypes != {name: str(column.dtype) for name, column in columns.items() if column.ndim == 1}:
+        raise ValueError(f"expected the columns {sorted(dtypes)}, got {sorted(columns)}")
     return Catalog(
         ids=_texts(columns["ids"], columns["ids_end"]),
         labels=_texts(columns["labels"], columns["labels_end"]),
@@ -250,7 +240,7 @@ def _catalog(columns: dict[str, NDArray[Any]]) -> Catalog:
 def _texts(data: NDArray[Any], ends: NDArray[Any]) -> tuple[str, ...]:
     raw, bounds = data.tobytes(), [0, *ends.tolist()]
     if bounds != sorted(bounds) or bounds[-1] != len(raw):
-        raise ValueError("the texts' ends do not fit the texts")
+        raise ValueError("the ends of the texts do not match the texts")
     return tuple(
         raw[start:stop].decode("utf-8", "surrogatepass") for start, stop in pairwise(bounds)
     )

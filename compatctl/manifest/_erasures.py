@@ -1,4 +1,4 @@
-"""The list of what was erased from a store: salted digests that do not reveal the items."""
+"""The list of what was erased from a store, as salted digests that do not reveal the items."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SALT_BYTES = 16
 _ID_BYTES = 16
-"""Length of the digest of an id: at 128 bits no other id is mistaken for an erased one."""
+"""Length of the digest of an id: 128 bits, so that no other id is mistaken for an erased one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,9 +26,10 @@ class Erasures:
     """The ids and vectors that must not be in a store any more.
 
     Attributes:
-        ids: the first 16 bytes of sha256(salt, id) for each id. Whoever has the file and guesses an
-            id can confirm the guess: guessable ids are pseudonyms here, not secrets.
-        salt: drawn once a store, so that no precomputed table and no other store's list matches.
+        salt: drawn once for each store, so that neither a precomputed table nor another store's
+            list matches.
+        ids: the first 16 bytes of sha256(salt, id) for each id. Somebody who has the file and
+            guesses an id can confirm the guess: guessable ids are pseudonyms here, not secrets.
         checksums: (V,) uint64, ascending: 64 bits of each vector, which they do not reveal.
     """
 
@@ -46,7 +47,7 @@ class Erasures:
 
     def matching(self, ids: Iterable[str]) -> tuple[str, ...]:
         """The ids that were erased, in their order."""
-        return tuple(one for one in ids if self._digest(one) in self.ids)
+        return tuple(item for item in ids if self._digest(item) in self.ids)
 
     def extended(self, ids: Iterable[str], checksums: NDArray[np.uint64]) -> Erasures:
         """This list with more ids and checksums."""
@@ -54,13 +55,13 @@ class Erasures:
 
         return replace(
             self,
-            ids=self.ids | {self._digest(one) for one in ids},
+            ids=self.ids | {self._digest(item) for item in ids},
             checksums=np.union1d(self.checksums, checksums),
         )
 
     def drop(self, ids: Iterable[str]) -> Erasures:
         """This list without ids that were added again."""
-        return replace(self, ids=self.ids - {self._digest(one) for one in ids})
+        return replace(self, ids=self.ids - {self._digest(item) for item in ids})
 
     def write(self, path: Path) -> None:
         """Write an npz to a new file; its bytes depend on the content only."""
@@ -81,18 +82,18 @@ class Erasures:
         Raises:
             DamagedError: it is missing, or no list of erasures.
         """
-        found = read_npz(path, error=DamagedError)
-        kinds = {name: (str(one.dtype), one.ndim) for name, one in found.items()}
+        columns = read_npz(path, error=DamagedError)
+        kinds = {name: (str(column.dtype), column.ndim) for name, column in columns.items()}
         if kinds != {"salt": ("uint8", 1), "ids": ("uint8", 1), "checksums": ("uint64", 1)} or (
-            len(found["salt"]) != _SALT_BYTES or len(found["ids"]) % _ID_BYTES
+            len(columns["salt"]) != _SALT_BYTES or len(columns["ids"]) % _ID_BYTES
         ):
             raise DamagedError(
                 f"{path} is not a list of erasures", tip="restore the file from a backup"
             )
-        raw = found["ids"].tobytes()
-        parts = [raw[at : at + _ID_BYTES] for at in range(0, len(raw), _ID_BYTES)]
-        return cls(salt=found["salt"].tobytes(), ids=frozenset(parts), checksums=found["checksums"])
+        raw = columns["ids"].tobytes()
+        ids = frozenset(raw[i : i + _ID_BYTES] for i in range(0, len(raw), _ID_BYTES))
+        return cls(salt=columns["salt"].tobytes(), ids=ids, checksums=columns["checksums"])
 
-    def _digest(self, one: str) -> bytes:
-        text = one.encode("utf-8", "surrogatepass")
+    def _digest(self, item: str) -> bytes:
+        text = item.encode("utf-8", "surrogatepass")
         return hashlib.sha256(self.salt + text).digest()[:_ID_BYTES]

@@ -37,8 +37,8 @@ class Operation(StrEnum):
 class IndexInfo:
     """An ANN index: the parameters needed to open its file.
 
-    ``dim`` is the length of a row, ``count`` the number of rows, ``sha256`` the file's digest; M,
-    ef_construction, ef_search (the size of the search's candidate list) and seed are hnswlib's.
+    ``dim`` is the dimension of a row, ``count`` the number of rows, ``sha256`` the file's digest.
+    M, ef_construction, ef_search (the size of the candidate list) and seed are hnswlib's.
     """
 
     engine: str
@@ -57,8 +57,7 @@ class ModelShare:
     """A model and the number of gallery rows that it embedded; ``name`` is for people only.
 
     ``canary`` is the digest of a few images and the model's embeddings of them at admission.
-    ``proven`` is false if the rows were imported and never compared with the model's embeddings of
-    the items' images.
+    ``proven`` is false if the rows were imported and never compared with embeddings of the images.
     """
 
     sha256: str
@@ -89,16 +88,15 @@ class Manifest:
             know (core/calibration.py).
         policy: the digest of the policy that judged the query model.
         again_reason: why a model that was rolled back serves again.
-        restores: the generation that a rollback restored. This generation repeats what that one
-            says of the model, and of the gallery except for items added since and kept.
+        restores: the generation that a rollback restored: its model, and its gallery except for
+            items added since and kept.
         oldest_restorable: the first generation whose files are kept. Files that only earlier
-            generations name may have been deleted.
+            generations name may be deleted.
         erasures: the digest of the list of erased ids and vectors.
-        oldest_gallery: the generation of the last erasure, 1 if there was none. Index, catalogue
-            and memory of earlier generations held erased items: only what a rollback of the query
-            model needs is kept of them.
-        erased_models: the digests of models whose files held vectors of erased items. They are
-            deleted.
+        oldest_gallery: the generation of the last erasure, 1 if there was none. Earlier indexes,
+            catalogues and memories held erased items and are deleted; the files that a rollback of
+            the query model needs are kept.
+        erased_models: the digests of models that are deleted because they held erased vectors.
         stand_ins: the erased models without these vectors, where they could be taken out. A
             rollback to a generation before ``oldest_gallery`` that queried with an erased model
             restores its stand-in, and is refused if there is none.
@@ -134,10 +132,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, raw: object, where: str) -> Self:
-        """Read the manifest from the JSON value ``raw``; ``where`` names its place in messages.
+        """The manifest of the JSON value ``raw``; ``where`` names its place in messages.
 
         Raises:
-            InputError: it is of a newer format than this version reads.
+            InputError: it is of another format.
             DamagedError: an entry is unknown, missing, of a wrong type, or contradicts another.
         """
         if not isinstance(raw, dict):
@@ -145,12 +143,12 @@ class Manifest:
         refuse_other_format(raw, FORMAT, f"{where}: manifest")
         _check(raw, _MANIFEST, cls, where)
         _check(raw["index"], _INDEX, IndexInfo, f"{where}: index")
-        for at, model in enumerate(raw["models"]):
-            _check(model, _MODEL, ModelShare, f"{where}: models[{at}]")
-        for at, one in enumerate(raw["stand_ins"]):
-            _check(one, _STAND_IN, StandIn, f"{where}: stand_ins[{at}]")
-            _check(one["model"], _MODEL, ModelShare, f"{where}: stand_ins[{at}].model")
-        found = cls(
+        for i, model in enumerate(raw["models"]):
+            _check(model, _MODEL, ModelShare, f"{where}: models[{i}]")
+        for i, entry in enumerate(raw["stand_ins"]):
+            _check(entry, _STAND_IN, StandIn, f"{where}: stand_ins[{i}]")
+            _check(entry["model"], _MODEL, ModelShare, f"{where}: stand_ins[{i}].model")
+        manifest = cls(
             **{
                 **raw,
                 "operation": Operation(raw["operation"]),
@@ -159,51 +157,55 @@ class Manifest:
                 "erased_models": tuple(raw["erased_models"]),
                 "calibration": raw["calibration"] and tuple(map(tuple, raw["calibration"])),
                 "stand_ins": tuple(
-                    StandIn(replaces=one["replaces"], model=ModelShare(**one["model"]))
-                    for one in raw["stand_ins"]
+                    StandIn(replaces=entry["replaces"], model=ModelShare(**entry["model"]))
+                    for entry in raw["stand_ins"]
                 ),
             }
         )
-        if problems := found.contradictions():
+        if problems := manifest.contradictions():
             raise DamagedError(f"{where}: {'; '.join(problems)}")
-        return found
+        return manifest
 
     def contradictions(self) -> tuple[str, ...]:
         """The contradictions in this manifest; empty if there are none."""
-        found = []
-        names = [model.sha256 for model in self.models]
+        problems = []
+        digests = [model.sha256 for model in self.models]
         rows = sum(model.rows for model in self.models)
-        if len(set(names)) < len(names):
-            found.append("a model is listed twice")
-        if self.query_model not in names:
-            found.append(f"the query model {self.query_model[:12]} is not among its models")
+        if len(set(digests)) < len(digests):
+            problems.append("a model is listed twice")
+        if self.query_model not in digests:
+            problems.append(f"the query model {self.query_model[:12]} is not among its models")
         if rows != self.index.count:
-            found.append(f"models have {rows} rows, the index {self.index.count}")
+            problems.append(f"models have {rows} rows, the index {self.index.count}")
         for model in self.models:
             if model.dim != self.index.dim:
-                found.append(f"model {model.name} has {model.dim} dimensions, not {self.index.dim}")
+                problems.append(
+                    f"model {model.name} has {model.dim} dimensions, not {self.index.dim}"
+                )
         if self.restores is not None and self.restores >= self.generation:
-            found.append(f"generation {self.generation} restores {self.restores}, a later one")
+            problems.append(f"generation {self.generation} restores {self.restores}, a later one")
         if self.oldest_restorable > self.generation:
-            found.append(f"keeps files from {self.oldest_restorable} on, a later generation")
+            problems.append(f"keeps files from {self.oldest_restorable} on, a later generation")
         if self.oldest_gallery > self.generation:
-            found.append(f"keeps galleries from {self.oldest_gallery} on, a later generation")
+            problems.append(f"keeps galleries from {self.oldest_gallery} on, a later generation")
         if (self.erasures is None) != (self.oldest_gallery == 1):
-            found.append("it has a list of erasures without an erasure, or the reverse")
-        held = {*names, *(one.model.sha256 for one in self.stand_ins)}
-        if held & set(self.erased_models):
-            found.append("it has a model whose file held what was erased")
-        if not {one.replaces for one in self.stand_ins} <= set(self.erased_models):
-            found.append("a model stands in for one that was not erased")
+            problems.append(
+                "it has a list of erasures without an erasure, or an erasure without a list"
+            )
+        current = {*digests, *(stand_in.model.sha256 for stand_in in self.stand_ins)}
+        if current & set(self.erased_models):
+            problems.append("it has a model whose file held erased vectors")
+        if not {stand_in.replaces for stand_in in self.stand_ins} <= set(self.erased_models):
+            problems.append("a model stands in for one that was not erased")
         if (self.parent is None) != (self.generation == 1):
-            found.append("generation 1, and only it, has no parent")
-        return tuple(found)
+            problems.append("generation 1, and only it, has no parent")
+        return tuple(problems)
 
     def blobs(self) -> tuple[tuple[str, str], ...]:
         """(kind, sha256) of every file that this generation needs; the kind is its folder."""
-        shares = (*self.models, *(one.model for one in self.stand_ins))
-        models = tuple(dict.fromkeys(("models", model.sha256) for model in shares))
-        canaries = tuple(("canaries", model.canary) for model in shares)
+        shares = (*self.models, *(stand_in.model for stand_in in self.stand_ins))
+        models = dict.fromkeys(("models", share.sha256) for share in shares)
+        canaries = dict.fromkeys(("canaries", share.canary) for share in shares)
         single = (
             ("registries", self.registry),
             ("memories", self.memory),
@@ -212,22 +214,22 @@ class Manifest:
         )
         return (
             *models,
-            *dict.fromkeys(canaries),
+            *canaries,
             ("indexes", self.index.sha256),
             ("catalogs", self.catalog),
             *((kind, digest) for kind, digest in single if digest is not None),
         )
 
     def restorable_model(self, earlier: Manifest) -> ModelShare | None:
-        """The model that a rollback from here to ``earlier`` restores for queries: its query model,
-        the stand-in if that was erased, or None if there is none."""
-        if earlier.query_model not in self.erased_models:
-            return next(one for one in earlier.models if one.sha256 == earlier.query_model)
-        found = (one.model for one in self.stand_ins if one.replaces == earlier.query_model)
-        return next(found, None)
+        """The query model that a rollback to ``earlier`` restores; if it was erased, its stand-in,
+        or None without one."""
+        digest = earlier.query_model
+        if digest not in self.erased_models:
+            return next(share for share in earlier.models if share.sha256 == digest)
+        return next((entry.model for entry in self.stand_ins if entry.replaces == digest), None)
 
     def model_blobs(self, earlier: Manifest) -> tuple[tuple[str, str], ...]:
-        """The ``blobs`` of ``earlier`` that a rollback to its query model alone needs; none if it
+        """The ``blobs`` of ``earlier`` that a rollback of the query model alone needs; none if that
         cannot be restored."""
         share = self.restorable_model(earlier)
         if share is None:
@@ -241,11 +243,8 @@ class Manifest:
 
 
 def refuse_other_format(raw: Mapping[str, Any], known: int, what: str) -> None:
-    """Refuse a file of another format than ``known``; ``what`` names file and kind in messages.
-
-    Raises:
-        InputError: its format is a newer one, or one that was never released.
-    """
+    """Raise InputError if a file is of another format than ``known``; ``what`` is its name in
+    messages."""
     version = raw.get("format")
     if type(version) is int and version > known:
         raise InputError(
@@ -271,10 +270,6 @@ def _whole(least: int) -> _Rule:
     return f"a whole number >= {least}", lambda value: type(value) is int and value >= least
 
 
-def _is_calibration(value: object) -> bool:
-    return value is None or not knots_problem(value)
-
-
 def _or_null(rule: _Rule) -> _Rule:
     return f"{rule[0]}, or null", lambda value: value is None or rule[1](value)
 
@@ -287,6 +282,9 @@ _WHEN: _Rule = (
     lambda value: isinstance(value, str) and _TIME.fullmatch(value) is not None,
 )
 
+_OBJECT: _Rule = ("an object", lambda value: isinstance(value, dict))
+_LIST: _Rule = ("a list", lambda value: isinstance(value, list))
+
 _MODEL: dict[str, _Rule] = {
     "sha256": _SHA256,
     "dim": _whole(1),
@@ -297,7 +295,7 @@ _MODEL: dict[str, _Rule] = {
 }
 _STAND_IN: dict[str, _Rule] = {
     "replaces": _SHA256,
-    "model": ("an object", lambda value: isinstance(value, dict)),
+    "model": _OBJECT,
 }
 _INDEX: dict[str, _Rule] = {
     "engine": ("'hnswlib'", lambda value: value == "hnswlib"),
@@ -310,8 +308,8 @@ _INDEX: dict[str, _Rule] = {
 _MANIFEST: dict[str, _Rule] = {
     "format": (f"{FORMAT}", lambda value: type(value) is int and value == FORMAT),
     "generation": _whole(1),
-    "index": ("an object", lambda value: isinstance(value, dict)),
-    "models": ("a list", lambda value: isinstance(value, list)),
+    "index": _OBJECT,
+    **dict.fromkeys(("models", "stand_ins"), _LIST),
     **dict.fromkeys(("query_model", "catalog"), _SHA256),
     **dict.fromkeys(
         ("parent", "registry", "memory", "report", "policy", "erasures"), _or_null(_SHA256)
@@ -319,16 +317,13 @@ _MANIFEST: dict[str, _Rule] = {
     "operation": (", ".join(Operation), lambda value: value in list(Operation)),
     "tool_version": _TEXT,
     "created_at": _WHEN,
-    "calibration": ("the knots of a score map, or null", _is_calibration),
-    "forced_reason": _or_null(_TEXT),
-    "again_reason": _or_null(_TEXT),
+    "calibration": _or_null(("the knots of a score map", lambda value: not knots_problem(value))),
+    **dict.fromkeys(("forced_reason", "again_reason"), _or_null(_TEXT)),
     "restores": _or_null(_whole(1)),
-    "oldest_restorable": _whole(1),
-    "oldest_gallery": _whole(1),
-    "stand_ins": ("a list", lambda value: isinstance(value, list)),
+    **dict.fromkeys(("oldest_restorable", "oldest_gallery"), _whole(1)),
     "erased_models": (
         "a list of sha256",
-        lambda value: isinstance(value, list) and all(is_digest(one) for one in value),
+        lambda value: isinstance(value, list) and all(map(is_digest, value)),
     ),
 }
 

@@ -105,9 +105,6 @@ def sweep_attempts(root: Path) -> tuple[list[Path], int]:
     """Delete temporary files of killed processes; return their paths and total size in bytes.
 
     Nothing is deleted while another process holds the lock: it may be writing one of them.
-
-    Raises:
-        CompatError: a file cannot be deleted.
     """
     if not unfinished_attempts(root):
         return [], 0

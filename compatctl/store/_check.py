@@ -75,8 +75,8 @@ def check(
 ) -> CheckReport:
     """Check the history, and that every file exists; nothing is written.
 
-    If there are problems and a writer changed the store meanwhile, the check is repeated: a file
-    that gc deleted during the check is no damage.
+    If a writer changed the store meanwhile, problems are checked again: a file that gc deleted
+    during the check is no damage.
 
     Args:
         deep: also hash every file, never trusting the digest cache, and read the catalogue.
@@ -143,13 +143,8 @@ def _check_once(
 
 
 def oldest_kept(store: Store, keep: int) -> int:
-    """The oldest of the newest ``keep`` generations, not counting those that gc made.
-
-    The generation that a rollback would restore is always kept too.
-
-    Raises:
-        UsageError: ``keep`` is less than 1.
-    """
+    """The oldest of the newest ``keep`` generations, not counting those that gc made, or the one
+    that a rollback would restore if that is older; UsageError if ``keep`` is less than 1."""
     if keep < 1:
         raise UsageError(f"--keep must be at least 1, got {keep}")
     numbers = [state.generation for state in store.history() if state.operation != Operation.GC]
@@ -213,22 +208,18 @@ def _file_problems(
     problems = []
     for checked, (kind, digest) in enumerate(needed):
         progress("checking files", checked, len(needed))
-        problems += _blob_problems(blob_path(root, kind, digest), digest, deep=deep)
+        path = blob_path(root, kind, digest)
+        try:
+            if not is_regular_file(path):
+                problems.append(f"{path} is missing")
+            elif path.stat().st_size == 0:
+                problems.append(f"{path} is empty")
+            elif deep and sha256_file(path) != digest:
+                problems.append(changed_bytes(path))
+        except CompatError as error:
+            problems.append(error.message)
     progress("checking files", len(needed), len(needed))
     return problems
-
-
-def _blob_problems(path: Path, digest: str, *, deep: bool) -> list[str]:
-    if not is_regular_file(path):
-        return [f"{path} is missing"]
-    if path.stat().st_size == 0:
-        return [f"{path} is empty"]
-    try:
-        if deep and sha256_file(path) != digest:
-            return [changed_bytes(path)]
-    except CompatError as error:
-        return [error.message]
-    return []
 
 
 def _unreferenced(root: Path, current: Manifest, needed: list[tuple[str, str]]) -> list[Path]:

@@ -56,7 +56,7 @@ def read_current(root: Path) -> Manifest:
     """The current generation; manifest.json must equal the newest file of history/.
 
     Raises:
-        InputError: there is no store, its creation did not finish, or it is of a newer format.
+        InputError: there is no store, its creation did not finish, or it is of another format.
         DamagedError: manifest.json is not what this program wrote, or the store holds a link.
     """
     manifest = read_manifest(root)
@@ -77,11 +77,7 @@ def read_current(root: Path) -> Manifest:
 
 
 def read_manifest(root: Path) -> Manifest:
-    """The manifest in manifest.json, not compared with history/.
-
-    Raises:
-        InputError, DamagedError: as ``read_current``.
-    """
+    """The manifest in manifest.json, not compared with history/; errors as ``read_current``."""
     refuse_links(root)
     path = root / MANIFEST
     if not path.exists():
@@ -100,8 +96,7 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def refuse_missing_manifest(root: Path) -> None:
-    """Raise DamagedError if manifest.json is missing and history/ has a second generation; a killed
-    creation leaves at most one."""
+    """Raise DamagedError if only history/ has generations; a killed creation leaves at most one."""
     path = root / MANIFEST
     if not path.exists() and generation_path(root, 2).exists():
         raise DamagedError(f"{path} is missing", tip=_recovery_tip(root))
@@ -144,12 +139,7 @@ def _recovery_tip(root: Path) -> str:
 
 
 def read_generation(root: Path, generation: int) -> Manifest:
-    """A generation from history/.
-
-    Raises:
-        InputError: it is of a newer format.
-        DamagedError: it is missing, or not what this program wrote.
-    """
+    """A generation from history/; DamagedError if it is missing or not what was written."""
     path = generation_path(root, generation)
     if not is_regular_file(path):
         raise DamagedError(f"{path} is missing", tip=RESTORE_TIP)
@@ -168,11 +158,7 @@ def is_regular_file(path: Path) -> bool:
 
 
 def refuse_links(root: Path) -> None:
-    """Refuse links inside a store: they lead elsewhere. The store's own folder may be one.
-
-    Raises:
-        DamagedError: a folder of the store is no real folder, or a file no regular file.
-    """
+    """Raise DamagedError if a folder or file inside a store is a link: it leads elsewhere."""
     expected = dict.fromkeys((HISTORY, ATTEMPTS, *KINDS), "folder")
     expected |= dict.fromkeys((MANIFEST, LOCK, f"{ATTEMPTS}/{LOCK}"), "file")
     for name, what in expected.items():
@@ -208,8 +194,8 @@ def catalog_problems(root: Path, manifest: Manifest) -> list[str]:
         counts = Catalog.read(path).counts()
     except CompatError as error:
         return [error.message]
-    rows, count = sum(counts.values()), manifest.index.count
-    problems = [f"{path} has {rows} rows, the index {count}"] if rows != count else []
+    total, count = sum(counts.values()), manifest.index.count
+    problems = [f"{path} has {total} rows, the index {count}"] if total != count else []
     for model in manifest.models:
         rows = counts.pop(model.sha256, 0)
         if rows != model.rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from compatctl.manifest import Manifest, Operation
 from compatctl.store._store import Store
@@ -69,13 +70,22 @@ def _origin(store: Store, number: int) -> int:
     return state.generation
 
 
-def embedding_space(store: Store, state: Manifest) -> int:
+def embedding_space(
+    store: Store, state: Manifest, known: Mapping[int, int] = MappingProxyType({})
+) -> int:
     """The embedding space of a state: the generation of the last lift that led to it, or 0.
 
     Rows and queries of two states are comparable only if they share it: a lift maps every row into
-    the new model's space, with its dimension.
+    the new model's space, with its dimension. ``known``: the spaces of earlier generations.
     """
-    return _find_space(store, state, {})
+    while state.operation != Operation.LIFT:
+        number = _predecessor(state)
+        if not number:
+            return 0
+        if number in known:
+            return known[number]
+        state = store.generation(number)
+    return state.generation
 
 
 def embedding_spaces(store: Store) -> tuple[int, ...]:
@@ -86,20 +96,8 @@ def embedding_spaces(store: Store) -> tuple[int, ...]:
     """
     spaces: dict[int, int] = {}
     for state in store.history():
-        spaces[state.generation] = _find_space(store, state, spaces)
+        spaces[state.generation] = embedding_space(store, state, spaces)
     return tuple(spaces.values())
-
-
-def _find_space(store: Store, state: Manifest, known: Mapping[int, int]) -> int:
-    """``embedding_space``; ``known`` maps earlier generations to their spaces."""
-    while state.operation != Operation.LIFT:
-        number = _predecessor(state)
-        if not number:
-            return 0
-        if number in known:
-            return known[number]
-        state = store.generation(number)
-    return state.generation
 
 
 def _predecessor(state: Manifest) -> int:

@@ -154,7 +154,7 @@ def test_equal_catalogues_are_equal_bytes(tmp_path: Path) -> None:
 
 def test_duplicates_are_named() -> None:
     """An id that is there twice is an InputError that names it and says how often."""
-    with pytest.raises(InputError, match="'b' is there 2 times"):
+    with pytest.raises(InputError, match="'b' occurs 2 times"):
         _catalog(ids=("a", "b", "b"))
     with pytest.raises(InputError, match="same key"):
         _catalog(keys=np.array([1, 1, 2]))
