@@ -1,6 +1,6 @@
-"""Labelled images, features and judgments: where they lie, and how images become pixels.
+"""Labelled images, feature tables and relevance judgments; images are decoded when they are read.
 
-pillow's one home. Nothing is decoded until it is read, and importing this loads no pillow.
+A modality is one module: ``_pixels`` for images. Importing this package loads no pillow.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule, merge
 from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_qrels
 from compatctl.data._load import from_files, load
-from compatctl.data._looks import look_of
 from compatctl.data._memory import memory_bytes, read_memory, sample_per_class
 from compatctl.data._packed import pack, unpack
-from compatctl.data._pixels import MAX_PIXELS, Fit, Preprocessing, Resize, decode, prepare
+from compatctl.data._pixels import MAX_PIXELS, Fit, Preprocessing, Resize, decode, look_of, prepare
 from compatctl.data._tables import csv_rows
 
 __all__ = [

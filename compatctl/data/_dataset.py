@@ -21,8 +21,7 @@ from compatctl.core.arrays import PerceptualHashes, Pixels, Rows
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.perceptual_hash import WIDTH
 from compatctl.data._facts import ImageFacts
-from compatctl.data._looks import look_of
-from compatctl.data._pixels import BAD_IMAGE_TIP, decode, from_array
+from compatctl.data._pixels import BAD_IMAGE_TIP, decode, from_array, look_of
 from compatctl.errors import InputError
 from compatctl.files.npz import open_regular
 
@@ -32,27 +31,27 @@ if TYPE_CHECKING:
 Split = Literal["train", "validation", "test"]
 Role = Literal["query", "gallery"]
 Source = Path | bytes | Pixels
-"""Where an image is: its file, the bytes of an encoded file, or (H, W, 3) or (H, W) pixels."""
+"""An image: its file, the bytes of an encoded file, or (H, W, 3) or (H, W) pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One image's description; ``role`` is None where the data does not say who searches whom."""
+    """The description of one image; without a ``role`` it is query and gallery item."""
 
     id: str
     label: str
     split: Split
     role: Role | None = None
     slices: dict[str, str] = field(default_factory=dict)
-    """Column name -> value, of every further column that has one"""
+    """Column -> value, of further columns that are not empty"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
-    """Which split an item without one is of, by its class alone, so that classes are unseen.
+    """The split of items without one. It depends on the class, so test classes are unseen.
 
-    ``train`` and ``validation`` are shares of the classes, the rest is test; ``hold_out_items`` is
-    the share of the training classes' items that become test items (seen class, unseen image).
+    ``train`` and ``validation`` are shares of the classes, the rest is test. ``hold_out_items`` is
+    the share of training classes' items that become test items: seen class, unseen image.
 
     Raises:
         InputError: a share outside 0 .. 1, or ``train + validation`` over 1.
@@ -72,7 +71,7 @@ class SplitRule:
             raise InputError(f"split: train + validation must be at most 1, got {total:g}")
 
     def split_of(self, label: str, item_id: str) -> Split:
-        """The split of one item, from the sha1 of its label and, for held-out items, of its id."""
+        """The split of an item, by the sha1 of its label and, for held-out items, of its id."""
         fraction = hash_fraction(label)
         if fraction < self.train:
             return "test" if hash_fraction(item_id) < self.hold_out_items else "train"
@@ -81,8 +80,11 @@ class SplitRule:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """N items, and where each one's image is: a file, a file's bytes, or an (H, W, 3) or (H, W)
-    uint8 array."""
+    """N items and their images, which are read when they are needed.
+
+    It remembers what was learnt of an image in one reading, its digest and its look, so that a
+    command opens few files twice.
+    """
 
     items: tuple[Item, ...]
     sources: tuple[Source, ...]
@@ -96,12 +98,12 @@ class Dataset:
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        """N ids."""
+        """N item ids."""
         return tuple(item.id for item in self.items)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """N labels."""
+        """N class labels."""
         return tuple(item.label for item in self.items)
 
     @cached_property
@@ -110,7 +112,7 @@ class Dataset:
         return {item_id: row for row, item_id in enumerate(self.ids)}
 
     def filter(self, *, split: Split | None = None, role: Role | None = None) -> Dataset:
-        """The items of that split and that role, in the same order; None asks for any."""
+        """The items of a split and a role (None: of any), in the same order."""
         return self.take(
             i
             for i, item in enumerate(self.items)
@@ -122,10 +124,7 @@ class Dataset:
         return ImageFacts.unknown(len(self))
 
     def take(self, rows: Iterable[int] | NDArray[np.int64]) -> Dataset:
-        """The items at ``rows``, in that order. No image is copied or read.
-
-        What is learnt of an image by one of the two data sets is known to the other.
-        """
+        """The items at ``rows``, in that order. Both data sets remember what either learns."""
         chosen = [int(row) for row in rows]
         taken = Dataset(
             items=tuple(self.items[row] for row in chosen),
@@ -135,7 +134,7 @@ class Dataset:
         return taken
 
     def read(self, row: int) -> Image.Image:
-        """The image of one item: RGB, upright, transparency on white.
+        """The image of an item: RGB, upright, transparency on white.
 
         Raises:
             InputError: the file is missing or does not decode; the message names the item.
@@ -149,10 +148,10 @@ class Dataset:
             return decode(file, self._name(row, source))
 
     def read_hashed(self, row: int, *, look: bool = False) -> tuple[Image.Image, bytes]:
-        """``read``, and the sha256 (32 bytes) of the very bytes that were decoded.
+        """The image, and the sha256 (32 bytes) of the very bytes that were decoded.
 
-        Both come from one open file, so an exchange of the file cannot part them. The digest is
-        remembered, and with ``look`` the image's look, for ``digest`` and ``looks``.
+        Both come from one open file, so a file that is replaced cannot give the image of one and
+        the digest of the other. The digest, and with ``look`` the look, is remembered.
 
         Raises:
             InputError: as ``read``; or the file changed since its digest was remembered.
@@ -171,10 +170,10 @@ class Dataset:
         return image, digest
 
     def digest(self, row: int) -> str:
-        """sha256 (hex) of the image file's bytes, or of the array's: those that were read first.
+        """sha256 (hex) of the bytes of the image's file, or of its array, when first read.
 
         Raises:
-            InputError: the file is missing or must not be read.
+            InputError: the file is missing or unreadable.
         """
         known, source = self._facts.digest(row), self.sources[row]
         if known.any():
@@ -189,9 +188,9 @@ class Dataset:
         return digest.hex()
 
     def looks(self, rows: Sequence[int]) -> tuple[PerceptualHashes, Rows]:
-        """Looks (n, 24) of those ``rows`` whose image decodes, and their positions (n,) in it.
+        """Looks (n, 24) of the ``rows`` whose image decodes, and their positions (n,) in ``rows``.
 
-        Images whose look is not known are read by threads.
+        Threads read the images whose look is not known.
         """
 
         def learn(row: int) -> bool:
@@ -207,11 +206,11 @@ class Dataset:
         return np.array(looks, np.uint8).reshape(-1, WIDTH), positions
 
     def original(self, row: int, max_bytes: int) -> bytes | Pixels:
-        """The bytes of the image's file, of which ``digest`` is, or its array.
+        """The bytes of the image's file, or its array.
 
         Raises:
-            InputError: the file is missing, must not be read, has more than ``max_bytes``, or
-                changed since its digest was remembered.
+            InputError: the file is missing or unreadable, has more than ``max_bytes``, or changed
+                since its digest was remembered.
         """
         source = self.sources[row]
         if not isinstance(source, Path):
@@ -224,7 +223,7 @@ class Dataset:
         return data
 
     def digest_all(self) -> str:
-        """sha256 (hex) over every item's description and image, whatever their order."""
+        """sha256 (hex) over the descriptions and images of all items, in any order."""
         lines = sorted(
             json.dumps([i.id, i.label, i.split, i.role, i.slices, self.digest(row)], sort_keys=True)
             for row, i in enumerate(self.items)
@@ -232,7 +231,7 @@ class Dataset:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def readable(self) -> tuple[Dataset, tuple[str, ...]]:
-        """The items whose image decodes, and the ids of the others; every image is read once."""
+        """The items whose image decodes, and the ids of the others. Reads every image."""
         keep, bad = [], []
         for row, item in enumerate(self.items):
             try:
@@ -269,7 +268,7 @@ class Dataset:
 
 
 def merge_items(*parts: Dataset) -> Dataset:
-    """All items of data sets, each id once: as the first one that has it says."""
+    """The items of all data sets, each id once, from the first data set that has it."""
     parts = parts[::-1]
     merged = Dataset(
         items=tuple(item for part in parts for item in part.items),

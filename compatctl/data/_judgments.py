@@ -1,4 +1,4 @@
-"""Judgments by people: pairs of items that are or are not the same, and TREC relevance files."""
+"""Relevance judgments: pairs of items of one class or of two, and TREC qrels files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SAME = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no":
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two items, and whether they are of one class."""
+    """The ids of two items, and whether the items are of one class."""
 
     first: str
     second: str
@@ -24,19 +24,17 @@ class Pair:
 
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:
-    """The pairs of a CSV with the columns id_a, id_b and same (1 or 0, true or false).
+    """Read a CSV with the columns id_a, id_b and same (1 or 0, true or false).
 
     Raises:
         InputError: no such file, a missing column, another value, a pair of an item with itself, a
-            pair twice (in either order), or no pair; the message names the line.
+            repeated pair (in either order), or no pair; the message names the line.
     """
     seen: set[frozenset[str]] = set()
-    found: list[Pair] = []
-    for where, row in csv_rows(path, _COLUMNS):
-        found.append(_pair(row, where, seen))
-    if not found:
+    pairs = tuple(_pair(row, where, seen) for where, row in csv_rows(path, _COLUMNS))
+    if not pairs:
         raise InputError(f"{path}: there is no pair in it")
-    return tuple(found)
+    return pairs
 
 
 def _pair(row: dict[str, str | None], where: str, seen: set[frozenset[str]]) -> Pair:
@@ -53,15 +51,15 @@ def _pair(row: dict[str, str | None], where: str, seen: set[frozenset[str]]) -> 
 
 
 def read_qrels(path: Path) -> tuple[tuple[str, str], ...]:
-    """(query id, item id) of every pair that a TREC relevance file judges relevant.
+    """(query id, item id) of every relevant pair of a TREC qrels file.
 
-    Four columns, parted by blanks: query, iteration (not read), item, relevance (relevant where
-    greater than 0).
+    A line has four columns, separated by blanks: query, iteration (ignored), item, and grade
+    (relevant if above 0).
 
     Raises:
-        InputError: no such file, a line of another form, a pair judged twice, or nothing relevant.
+        InputError: no such file, a line of another form, a repeated pair, or nothing relevant.
     """
-    judged: dict[tuple[str, str], int] = {}
+    grades: dict[tuple[str, str], int] = {}
     cells_left = CellBudget(path)
     try:
         with open_table(path) as file:
@@ -69,22 +67,22 @@ def read_qrels(path: Path) -> tuple[tuple[str, str], ...]:
                 cells = line.split()
                 cells_left.take(len(cells))
                 if cells:
-                    pair = _judgment(cells, judged, f"{path}, line {number}")
-                    judged[pair] = int(cells[3])
+                    pair = _judgment(cells, grades, f"{path}, line {number}")
+                    grades[pair] = int(cells[3])
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    relevant = tuple(pair for pair, grade in judged.items() if grade > 0)
+    relevant = tuple(pair for pair, grade in grades.items() if grade > 0)
     if not relevant:
         raise InputError(f"{path}: no pair is judged relevant")
     return relevant
 
 
-def _judgment(cells: list[str], judged: dict[tuple[str, str], int], where: str) -> tuple[str, str]:
+def _judgment(cells: list[str], grades: dict[tuple[str, str], int], where: str) -> tuple[str, str]:
     if len(cells) != 4 or not _GRADE.fullmatch(cells[3]):
         raise InputError(
             f"{where}: expected query, iteration, item and relevance, got {' '.join(cells)[:80]!r}"
         )
     pair = (cells[0], cells[2])
-    if pair in judged:
+    if pair in grades:
         raise InputError(f"{where}: {pair[0]} {pair[1]} is judged twice")
     return pair

@@ -1,13 +1,14 @@
-"""The three forms of a data set on disk: class folders, a table, an ``.npz``."""
+"""Loading a data set: class folders, a table, or an ``.npz``."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 
@@ -16,25 +17,14 @@ from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
 from compatctl.data._roots import AllowedRoots
 from compatctl.data._tables import CellBudget, open_table, raw_lines, text_lines
 from compatctl.errors import InputError
+from compatctl.files import parse_json
 from compatctl.files.npz import read_npz
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jpeg",
-        ".jpg",
-        ".png",
-        ".ppm",
-        ".pgm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
-"""What counts as an image in a folder; other files there are left alone."""
+IMAGE_SUFFIXES = frozenset((
+    ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff",
+    ".webp",
+))  # fmt: skip
+"""Files with other suffixes in a folder are ignored."""
 
 _REQUIRED = ("id", "path", "label")
 _RESERVED = frozenset((*_REQUIRED, "split", "role"))
@@ -45,17 +35,20 @@ Record = Mapping[str, object]
 
 
 def load(path: Path, rule: SplitRule | None = None, *, data_root: Path | None = None) -> Dataset:
-    """The data set at ``path``; ``rule`` splits the items that do not say their split.
+    """Load the data set at ``path``; no image file is opened. It has one of these forms:
 
-    A folder of class folders (label = the sub-folder's name, id = path within the folder); a CSV or
-    JSONL table (columns id, path, label; split and role where known; every other column is a slice;
-    path relative to the table's folder); or an .npz file (arrays images (N, H, W, 3) or (N, H, W)
-    uint8, ids, labels, split, role, and slices). No image file is opened here. Images lie in the
-    folder of the data, or in ``data_root``.
+    - a folder of class folders: the label is the sub-folder's name, the id the path in the folder;
+    - a CSV or JSONL table with the columns id, path and label, and optionally split and role. Every
+      other column is a slice. Paths are relative to the table's folder;
+    - an .npz file with the arrays images (N, H, W, 3) or (N, H, W) uint8, ids and labels, and
+      optionally split, role, and slices.
+
+    ``rule`` splits items without a split. Images lie in the data's own folder or in ``data_root``.
 
     Raises:
-        InputError: missing, of no known form, empty, an id twice, an empty id or label, an unknown
-            split or role, an image outside of both folders; the message names the line.
+        InputError: there is nothing, or no item; the form is unknown; an id is repeated; an id or
+            label is empty; a split or role is unknown; or an image lies outside both folders. The
+            message names the line.
     """
     rule = rule or SplitRule()
     if path.is_dir():
@@ -69,20 +62,20 @@ def load(path: Path, rule: SplitRule | None = None, *, data_root: Path | None = 
         raise InputError(f"no data at {path}", tip=f"data is {_FORMS}")
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{path} is not a form of data that is known", tip=f"data is {_FORMS}")
+        raise InputError(f"{path}: an unknown form of data", tip=f"data is {_FORMS}")
     return _read(reader(path), path, rule, AllowedRoots(path.parent, data_root))
 
 
 def from_files(images: Sequence[Path]) -> Dataset:
-    """Query images without a class: id = the path as given, label empty; one may come twice."""
+    """Query images without a class. The id is the path as given, and may be repeated."""
     return Dataset(
-        items=tuple(Item(id=str(one), label="", split="test", role="query") for one in images),
+        items=tuple(Item(id=str(path), label="", split="test", role="query") for path in images),
         sources=tuple(images),
     )
 
 
 class _Row:
-    """One item before it is checked: where it stands, its fields, its image."""
+    """An unchecked item: its position for messages, its fields, and its image if it is an array."""
 
     def __init__(self, where: str, record: Record, source: Path | Pixels | None = None) -> None:
         self.where = where
@@ -90,27 +83,27 @@ class _Row:
         self.source = source
 
     def text(self, key: str) -> str:
-        """A field as text; a missing or null one is empty."""
+        """A field as text; empty if it is missing or None."""
         value = self.record.get(key)
         if value is None:
             return ""
         if isinstance(value, str):
             if key != "path" and not value.isascii() and _SURROGATE.search(value):
-                raise InputError(f"{self.where}: {key} is no text that can be written: {value!r}")
+                raise InputError(f"{self.where}: {key} is not writable text: {value!r}")
             return value
         if isinstance(value, int | float) and (key not in _RESERVED or type(value) is int):
             return json.dumps(value)
         raise InputError(f"{self.where}: {key} must be text, got {value!r}")
 
     def word(self, key: str, known: tuple[str, ...]) -> str | None:
-        """A field that is one of ``known``, or None where it is empty."""
+        """A field that is one of ``known``, or None if it is empty."""
         value = self.text(key)
         if value and value not in known:
             raise InputError(f"{self.where}: {key} is one of {', '.join(known)}; got {value!r}")
         return value or None
 
     def item(self, rule: SplitRule) -> Item:
-        """The checked item."""
+        """The item, after all checks of its fields."""
         for key in ("id", "label"):
             if not self.text(key).strip():
                 raise InputError(f"{self.where}: {key} is empty")
@@ -126,7 +119,7 @@ class _Row:
         )
 
     def image(self, folder: Path, roots: AllowedRoots) -> Path | Pixels:
-        """The image's array, or its file, a relative path taken from ``folder``."""
+        """The image's array or file; a relative path starts from ``folder``."""
         if self.source is not None:
             return self.source
         if not self.text("path"):
@@ -136,19 +129,19 @@ class _Row:
 
 def _read(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: AllowedRoots) -> Dataset:
     try:
-        return _collected(rows, path, rule, roots)
+        return _collect(rows, path, rule, roots)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _collected(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: AllowedRoots) -> Dataset:
-    first: dict[str, str] = {}
+def _collect(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: AllowedRoots) -> Dataset:
+    positions: dict[str, str] = {}
     items, sources = [], []
     for row in rows:
         item = row.item(rule)
-        if item.id in first:
-            raise InputError(f"{row.where}: the id {item.id!r} is already at {first[item.id]}")
-        first[item.id] = row.where
+        if item.id in positions:
+            raise InputError(f"{row.where}: the id {item.id!r} is already at {positions[item.id]}")
+        positions[item.id] = row.where
         items.append(item)
         sources.append(row.image(path.parent, roots))
     if not items:
@@ -157,32 +150,32 @@ def _collected(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: Allowed
 
 
 def _folder(path: Path, roots: AllowedRoots) -> Iterator[_Row]:
-    for file in sorted(_files(path, roots), key=lambda one: one.relative_to(path).as_posix()):
+    for file in sorted(_files(path, roots), key=lambda file: file.relative_to(path).as_posix()):
         parts = file.relative_to(path).parts
         if len(parts) == 1:
             raise InputError(
                 f"{file} lies in no class folder",
-                tip="put each image in a folder named as its class",
+                tip="put each image into a folder named after its class",
             )
         item_id = "/".join(parts)
         yield _Row(str(file), {"id": item_id, "label": parts[0]}, file)
 
 
 def _files(top: Path, roots: AllowedRoots) -> Iterator[Path]:
-    """Every image file that is not hidden; a linked folder is gone into, each folder once."""
+    """Every image file that is not hidden. Links to folders are followed, each folder once."""
     waiting, seen = [top], {roots.real(top)}
     while waiting:
-        for one in waiting.pop().iterdir():
-            if one.name.startswith("."):
+        for path in waiting.pop().iterdir():
+            if path.name.startswith("."):
                 continue
-            if one.is_dir():
-                real = roots.real(roots.check(one, str(top)))
+            if path.is_dir():
+                real = roots.real(roots.check(path, str(top)))
                 if real in seen:
-                    raise InputError(f"{top}: {one} leads to a folder that is there already")
+                    raise InputError(f"{top}: {path} leads to a folder that is there already")
                 seen.add(real)
-                waiting.append(one)
-            elif one.suffix.lower() in IMAGE_SUFFIXES and one.is_file():
-                yield roots.check(one, str(top))
+                waiting.append(path)
+            elif path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                yield roots.check(path, str(top))
 
 
 def _csv(path: Path) -> Iterator[_Row]:
@@ -211,10 +204,7 @@ def _jsonl(path: Path) -> Iterator[_Row]:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            try:
-                record = json.loads(line, object_pairs_hook=_pairs, parse_constant=_no_number)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{where}: not JSON: {error}") from error
+            record = parse_json(line.removeprefix(codecs.BOM_UTF8), where)
             if not isinstance(record, dict):
                 raise InputError(f"{where}: not a JSON object")
             missing = [name for name in _REQUIRED if name not in record]
@@ -224,26 +214,15 @@ def _jsonl(path: Path) -> Iterator[_Row]:
             yield _Row(where, record)
 
 
-def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        raise ValueError("a key is there twice")
-    return record
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
 def _columns(names: list[str], path: Path) -> None:
     missing = [name for name in _REQUIRED if name not in names]
     if missing:
         raise InputError(
             f"{path}: there is no column {', '.join(missing)}",
-            tip="a table has the columns id, path, label; split and role where known",
+            tip="a table has the columns id, path and label, and optionally split and role",
         )
     if len(set(names)) < len(names) or "" in names:
-        raise InputError(f"{path}: a column without a name, or two of the same name")
+        raise InputError(f"{path}: a column without a name, or two columns of one name")
 
 
 def _npz(path: Path) -> Iterator[_Row]:

@@ -1,9 +1,8 @@
-"""The rehearsal memory: a few training images of each class, which the store keeps with the model.
+"""The rehearsal memory: a few training images of each class, kept in the store with the model.
 
-One .npz of two arrays: ``items``, JSON that describes the images in order, and ``data``, their
-bytes one after the other: a file's as they are, an array's row by row. So the digest of each is the
-one that the training record has, the same images give the same bytes on every machine, and no
-encoder's version matters. It holds ids, classes and images; no path.
+It is an .npz with two arrays: ``items``, JSON that describes the images in order, and ``data``,
+their bytes one after the other. A file's bytes are copied, so the digests are those of the training
+record, and the same images give the same memory on every machine. It holds no path.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,16 @@ from compatctl.errors import CompatError, InputError
 from compatctl.files.npz import read_npz
 
 MAX_MEMORY_ITEMS = 1 << 19
-"""The most images of one memory."""
+"""Most images of a memory."""
 
 MAX_MEMORY_BYTES = 4 << 30
-"""The most bytes that the images of one memory have together."""
+"""Most bytes of all images of a memory."""
 
 MAX_IMAGE_BYTES = 3 * MAX_PIXELS
-"""The most bytes of one image, encoded or not."""
+"""Most bytes of one image, encoded or not."""
 
 MAX_DESCRIPTION = 1 << 27
-"""The most bytes of the description of all items."""
+"""Most bytes of the description of all items."""
 
 _FORMAT = 1
 _ENTRY = {"id", "label", "sha256", "bytes", "shape"}
@@ -44,21 +43,22 @@ _TIP = "lower rehearsal.per_class in the recipe, or rehearse smaller images"
 
 
 def sample_per_class(ids: Sequence[str], labels: Sequence[str], per_class: int) -> tuple[int, ...]:
-    """Rows of at most ``per_class`` items of each class: those whose ids hash lowest, ascending.
+    """Rows of at most ``per_class`` items of each class, ascending: those whose ids hash lowest.
 
-    Chosen again from what was chosen before and from new items it is the choice from all of them.
+    A sample of an earlier sample and new items is the sample of all items.
     """
     by_class: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
-    for row, (one, label) in enumerate(zip(ids, labels, strict=True)):
-        by_class[label].append((hash_key(one), row))
-    return tuple(sorted(row for found in by_class.values() for _, row in sorted(found)[:per_class]))
+    for row, (item_id, label) in enumerate(zip(ids, labels, strict=True)):
+        by_class[label].append((hash_key(item_id), row))
+    samples = (sorted(hashed)[:per_class] for hashed in by_class.values())
+    return tuple(sorted(row for sample in samples for _, row in sample))
 
 
 def memory_bytes(items: Dataset) -> bytes:
-    """The file that holds the images of ``items``; its bytes depend on nothing else.
+    """The memory of ``items``. Equal items in any order give equal bytes.
 
     Raises:
-        InputError: an image cannot be read, or they are more than the limits of this module.
+        InputError: an image is unreadable or changed since it was hashed, or a limit is exceeded.
     """
     if len(items) > MAX_MEMORY_ITEMS:
         raise InputError(
@@ -75,7 +75,7 @@ def memory_bytes(items: Dataset) -> bytes:
         if len(data) > MAX_IMAGE_BYTES or total > MAX_MEMORY_BYTES:
             raise InputError(
                 f"{len(items)} images have more than the {MAX_MEMORY_BYTES} bytes that a memory "
-                f"may have, or {items.ids[row]} more than {MAX_IMAGE_BYTES}",
+                f"may have, or {items.ids[row]} has more than {MAX_IMAGE_BYTES}",
                 tip=_TIP,
             )
         entries.append(
@@ -98,51 +98,50 @@ def memory_bytes(items: Dataset) -> bytes:
 
 
 def read_memory(path: Path, *, error: type[CompatError] = InputError) -> Dataset:
-    """What ``memory_bytes`` made, as training items; their images are decoded when they are read.
+    """The items of a memory, as training items.
 
     Raises:
-        CompatError: of the class ``error``: it cannot be read, is no memory, larger than the limits
-            of this module, or an image has another digest than its entry says.
+        CompatError: of the class ``error``: the file is unreadable, no memory, or over a limit; or
+            the digest of an image differs from its entry.
     """
     arrays = read_npz(path, max_bytes=MAX_MEMORY_BYTES + MAX_DESCRIPTION + (1 << 20), error=error)
     try:
         return _dataset(arrays)
     except (ValueError, KeyError, TypeError, RecursionError) as problem:
         raise error(
-            f"{path}: not a rehearsal memory that can be read: {problem}",
+            f"{path}: not a readable rehearsal memory: {problem}",
             tip="restore the file from a backup, or finetune again",
         ) from None
 
 
 def _dataset(arrays: dict[str, NDArray[Any]]) -> Dataset:
-    columns = {name: (one.dtype, one.ndim) for name, one in arrays.items()}
-    if columns != dict.fromkeys(("items", "data"), (np.dtype(np.uint8), 1)):
-        raise ValueError(f"expected the bytes items and data, got {sorted(columns)}")
+    types = {name: (array.dtype, array.ndim) for name, array in arrays.items()}
+    if types != dict.fromkeys(("items", "data"), (np.dtype(np.uint8), 1)):
+        raise ValueError(f"expected the bytes items and data, got {sorted(types)}")
     if arrays["items"].nbytes > MAX_DESCRIPTION:
         raise ValueError(f"its description has more than {MAX_DESCRIPTION} bytes")
-    told = json.loads(arrays["items"].tobytes())
-    if not isinstance(told, dict) or told.keys() != {"format", "items"}:
+    content = json.loads(arrays["items"].tobytes())
+    if not isinstance(content, dict) or content.keys() != {"format", "items"}:
         raise ValueError("its description is not known")
-    if told["format"] != _FORMAT or not isinstance(told["items"], list):
-        raise ValueError(f"format {str(told['format'])[:20]}; this version reads {_FORMAT}")
-    entries = [_checked(one) for one in told["items"]]
-    if len(entries) > MAX_MEMORY_ITEMS or len({one["id"] for one in entries}) < len(entries):
+    if content["format"] != _FORMAT or not isinstance(content["items"], list):
+        raise ValueError(f"format {str(content['format'])[:20]}; this version reads {_FORMAT}")
+    entries = [_checked(entry) for entry in content["items"]]
+    if len(entries) > MAX_MEMORY_ITEMS or len({entry["id"] for entry in entries}) < len(entries):
         raise ValueError("an id is there twice, or there are too many items")
-    ends = [0, *accumulate(one["bytes"] for one in entries)]
+    ends = [0, *accumulate(entry["bytes"] for entry in entries)]
     if ends[-1] != len(arrays["data"]):
         raise ValueError(f"its images have {len(arrays['data'])} bytes, not {ends[-1]}")
-    places = list(pairwise(ends))
     return Dataset(
-        items=tuple(Item(id=one["id"], label=one["label"], split="train") for one in entries),
+        items=tuple(Item(id=entry["id"], label=entry["label"], split="train") for entry in entries),
         sources=tuple(
-            _source(one, arrays["data"][start:stop])
-            for one, (start, stop) in zip(entries, places, strict=True)
+            _source(entry, arrays["data"][end - entry["bytes"] : end])
+            for entry, end in zip(entries, ends[1:], strict=True)
         ),
     )
 
 
 def _checked(entry: Any) -> dict[str, Any]:
-    """One item's description, each value of its type and in its limits."""
+    """An item's description, after a check of every type and limit."""
     if not isinstance(entry, dict) or entry.keys() != _ENTRY:
         raise ValueError(f"an item is {str(entry)[:80]}")
     texts = (entry["id"], entry["label"], entry["sha256"])
@@ -157,7 +156,7 @@ def _checked(entry: Any) -> dict[str, Any]:
 
 
 def _is_shape(shape: Any, size: int) -> bool:
-    """Whether it is (H, W) or (H, W, 3) of as many bytes."""
+    """Whether it is the shape (H, W) or (H, W, 3) of an array of ``size`` bytes."""
     if not isinstance(shape, list) or not all(type(side) is int and side > 0 for side in shape):
         return False
     return (len(shape) == 2 or shape[2:] == [3]) and int(np.prod(shape, dtype=object)) == size
@@ -165,5 +164,5 @@ def _is_shape(shape: Any, size: int) -> bool:
 
 def _source(entry: dict[str, Any], data: NDArray[np.uint8]) -> Source:
     if hashlib.sha256(data.data).hexdigest() != entry["sha256"]:
-        raise ValueError(f"{entry['id'][:80]} has another digest than its entry says")
+        raise ValueError(f"the digest of {entry['id'][:80]} differs from its entry")
     return data.tobytes() if entry["shape"] is None else data.reshape(entry["shape"])

@@ -1,4 +1,4 @@
-"""Rows of bytes as text, for a file that holds text: columns first, compressed, base64."""
+"""Rows of bytes as text: column by column, compressed, base64."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from compatctl.errors import InputError
 
 MAX_ROWS = 1 << 23
-"""The most rows that are unpacked."""
+"""Most rows that are unpacked."""
 
 
 def pack(rows: NDArray[np.uint8]) -> str:
-    """Rows (n, width) of bytes as text, column by column: columns of equal bytes take no room."""
+    """Rows (n, width) uint8 as text. Columns of equal bytes take almost no room."""
     return base64.b64encode(zlib.compress(np.ascontiguousarray(rows.T).tobytes(), 6)).decode()
 
 
 def unpack(text: str, n: int, width: int) -> NDArray[np.uint8]:
-    """What ``pack`` gave of rows (n, width); no more than that is ever unpacked.
+    """Rows (n, width) from what ``pack`` made of them; never more bytes than that.
 
     Raises:
-        InputError: it is not that, or ``n`` is over ``MAX_ROWS``.
+        InputError: the text is damaged or of other rows, or ``n`` is over ``MAX_ROWS``.
     """
     if type(n) is not int or not 0 <= n <= MAX_ROWS or not isinstance(text, str):
         raise InputError(f"packed rows are at most {MAX_ROWS}; it says {n!r}")

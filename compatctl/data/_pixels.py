@@ -1,17 +1,17 @@
-"""From a file's bytes to an RGB image, and from an RGB image to an encoder's input."""
+"""From a file's bytes to an RGB image, and from there to an encoder's input."""
 
 from __future__ import annotations
 
 import functools
-import struct
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
 import numpy as np
 
-from compatctl.core.arrays import Pixels
+from compatctl.core.arrays import PerceptualHashes, Pixels
+from compatctl.core.perceptual_hash import COLOURS, FIELDS
 from compatctl.errors import InputError
+from compatctl.files.npz import PARSE_ERRORS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,41 +20,27 @@ Resize = Literal["bilinear", "bicubic", "lanczos"]
 Fit = Literal["stretch", "crop", "pad"]
 
 MAX_PIXELS = 89_478_485
-"""The largest width x height that is decoded: 256 MiB of RGB."""
+"""Largest width x height that is decoded: 256 MiB of RGB."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""What is decoded, whatever the file's name says: pillow would run an EPS file in Ghostscript."""
+"""Formats that are decoded, whatever a file's name. Pillow would run EPS in Ghostscript."""
 
 MAX_SIDE = 4096
-"""The largest input height or width of an encoder, in pixels."""
+"""Largest input height or width of an encoder, in pixels."""
 
 WHITE = (255, 255, 255)
 
-BAD_IMAGE_TIP = "mend or remove it, or leave such items out with --skip-bad"
+BAD_IMAGE_TIP = "repair or remove it, or skip such items with --skip-bad"
 
-# What pillow's decoders raise on bytes that are not what they seem.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    ArithmeticError,
-    LookupError,
-    EOFError,
-    MemoryError,
-    AttributeError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
+_DECODER_ERRORS = (OSError, *PARSE_ERRORS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How an RGB image becomes the (height, width, 3) uint8 input of an encoder.
 
-    ``height`` and ``width`` are in pixels, 1 .. 4096. ``fit`` says what happens to another aspect:
-    ``stretch`` distorts it, ``crop`` keeps the largest centred box, ``pad`` adds white borders.
+    ``height`` and ``width`` are in pixels, 1 .. 4096. If the aspect differs, ``stretch`` distorts
+    the image, ``crop`` keeps the largest centred box, and ``pad`` adds white borders.
 
     Raises:
         InputError: a size out of range, or an unknown word.
@@ -78,7 +64,7 @@ class Preprocessing:
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """``image`` (RGB) at the encoder's size: (height, width, 3) uint8, 0 .. 255, contiguous."""
+    """An RGB image at the encoder's size: (height, width, 3) uint8, contiguous."""
     from PIL import Image, ImageOps
 
     size = (preprocessing.width, preprocessing.height)
@@ -98,13 +84,13 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
 
 
 def decode(file: BinaryIO, name: str) -> Image.Image:
-    """The first frame of an encoded image as RGB, upright by its EXIF, transparency on white.
+    """Decode the first frame to RGB: upright by its EXIF, transparency on white.
 
-    16-bit grey is brought to 8 bits by its range, not clipped.
+    16-bit grey is scaled to 8 bits.
 
     Raises:
-        InputError: it does not decode, is larger than ``MAX_PIXELS``, or has floating point pixels;
-            the message begins with ``name``.
+        InputError: it does not decode, has more than ``MAX_PIXELS``, or floating point pixels; the
+            message begins with ``name``.
     """
     from PIL import Image, ImageOps
 
@@ -126,11 +112,11 @@ def decode(file: BinaryIO, name: str) -> Image.Image:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that the installed pillow has."""
+    """The ``FORMATS`` that the installed pillow has."""
     from PIL import Image
 
     Image.init()
-    return tuple(one for one in FORMATS if one in Image.OPEN)
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _reason(error: Exception) -> str:
@@ -143,6 +129,20 @@ def from_array(pixels: Pixels) -> Image.Image:
     from PIL import Image
 
     return Image.fromarray(pixels).convert("RGB")
+
+
+def look_of(image: Image.Image) -> PerceptualHashes:
+    """(24,) uint8: the mean brightness of 4 x 4 fields and the two mean colours of 2 x 2.
+
+    No look is all zeros: no colour has both Cb and Cr near 0.
+    """
+    from PIL import Image
+
+    small = image.convert("YCbCr").resize((8 * FIELDS, 8 * FIELDS), Image.Resampling.BILINEAR)
+    brightness, *colours = small.split()
+    planes = [(brightness, FIELDS), *((plane, COLOURS) for plane in colours)]
+    means = [plane.resize((n, n), Image.Resampling.BOX) for plane, n in planes]
+    return np.concatenate([np.asarray(mean).reshape(-1) for mean in means])
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Where a data set's images may lie: a table from elsewhere must not name files of this machine."""
+"""Where images may lie: a table from elsewhere must not name arbitrary files of this machine."""
 
 from __future__ import annotations
 
@@ -12,37 +12,36 @@ _OPEN_ENDS = {"", ".."}
 
 
 class AllowedRoots:
-    """The folders in which images may lie: the data's own, and ``data_root`` where one is given.
+    """The folders in which images may lie: the data's own, and ``data_root``.
 
-    Links and ``..`` are followed before the comparison, so that a name inside that leads outside is
-    outside.
+    Links and ``..`` are resolved before the comparison.
     """
 
     def __init__(self, own: Path, data_root: Path | None = None) -> None:
         folders = [own] if data_root is None else [own, data_root]
-        self._roots = tuple(os.path.realpath(one) for one in folders)
-        self._begin = tuple(f"{one.rstrip('/')}/" for one in self._roots)
+        self._roots = tuple(os.path.realpath(folder) for folder in folders)
+        self._begin = tuple(f"{root.rstrip('/')}/" for root in self._roots)
         self._folder = lru_cache(maxsize=1 << 16)(os.path.realpath)
 
     def check(self, file: Path, where: str) -> Path:
-        """``file`` as it was given.
+        """Return ``file``.
 
         Raises:
-            InputError: it lies outside; the message begins with ``where``.
+            InputError: it lies outside the folders; the message begins with ``where``.
         """
         real = self.real(file)
         if real not in self._roots and not real.startswith(self._begin):
             raise InputError(
-                f"{where}: {file} lies outside of {' and '.join(self._roots)}",
+                f"{where}: {file} lies outside {' and '.join(self._roots)}",
                 tip="--data-root FOLDER allows images in another folder",
             )
         return file
 
     def real(self, file: Path) -> str:
-        """Where ``file`` leads, links followed; as it stands where it cannot be a file's name."""
+        """The path with links resolved; unresolved if it cannot be a file's name."""
         try:
             if file.name in _OPEN_ENDS or file.is_symlink():
                 return os.path.realpath(file)
             return f"{self._folder(file.parent).rstrip('/')}/{file.name}"
-        except ValueError:  # a NUL or half a character: opening it will say so
+        except ValueError:  # a NUL or half a character: opening it raises
             return os.path.normpath(Path.cwd() / file)

@@ -1,4 +1,4 @@
-"""Tables of text from strangers: bounded in bytes, in the length of a line, and in cells."""
+"""Untrusted text tables: bounded in bytes, in the length of a line, and in cells."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import AnyStr, BinaryIO
 
 from compatctl.errors import InputError
 from compatctl.files.npz import open_regular
 
 MAX_TABLE_BYTES = 4 << 30
-"""The largest CSV, JSONL or relevance file."""
+"""Size of the largest CSV, JSONL or qrels file."""
 
 MAX_LINE_BYTES = 1 << 20
-"""The longest line of one."""
+"""Length of the longest line."""
 
 MAX_CELLS = 100_000_000
-"""The most cells of one: a table is held in memory, at some 100 bytes a cell."""
+"""Most cells of a table, which is held in memory: some 100 bytes a cell."""
 
 
 @contextlib.contextmanager
 def open_table(path: Path) -> Iterator[BinaryIO]:
-    """A table's file, of a size that is read.
+    """Open a table's file.
 
     Raises:
-        OSError: it is missing, must not be read, or is no regular file.
+        OSError: it is missing, unreadable, or no regular file.
         InputError: it is larger than ``MAX_TABLE_BYTES``.
     """
     with open_regular(path) as file:
@@ -44,31 +44,26 @@ def raw_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
     Raises:
         InputError: a line is longer than ``MAX_LINE_BYTES``; the message names it.
     """
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        _bounded(len(line), path, number)
-        yield line
+    return _bounded(file.readline, path)
 
 
 def text_lines(file: BinaryIO, path: Path) -> Iterator[str]:
-    """The lines as text with their ends, a byte order mark left out.
+    """The lines as text with their ends, without a byte order mark.
 
     Raises:
         UnicodeDecodeError: the file is not UTF-8.
         InputError: a line is longer than ``MAX_LINE_BYTES`` characters; the message names it.
     """
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    return _bounded(io.TextIOWrapper(file, encoding="utf-8-sig", newline="").readline, path)
+
+
+def _bounded(readline: Callable[[int], AnyStr], path: Path) -> Iterator[AnyStr]:
     number = 0
-    while line := text.readline(MAX_LINE_BYTES + 1):
+    while line := readline(MAX_LINE_BYTES + 1):
         number += 1
-        _bounded(len(line), path, number)
+        if len(line) > MAX_LINE_BYTES:
+            raise InputError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes")
         yield line
-
-
-def _bounded(length: int, path: Path, number: int) -> None:
-    if length > MAX_LINE_BYTES:
-        raise InputError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes")
 
 
 class CellBudget:
@@ -92,10 +87,10 @@ class CellBudget:
 
 
 def csv_rows(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """(where it stands, column -> cell) of every row of a CSV; None where a line is too short.
+    """(position for messages, column -> cell) of every row of a CSV; None if a line is too short.
 
     Raises:
-        InputError: no such file, no CSV, a needed column is missing, or more than the limits.
+        InputError: no such file, no CSV, a missing column of ``needed``, or over the limits.
     """
     cells_left = CellBudget(path)
     try:

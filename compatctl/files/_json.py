@@ -49,8 +49,8 @@ def read_json(path: Path, max_bytes: int, *, error: type[CompatError] = InputErr
     return parse_json(data, path, error=error)
 
 
-def parse_json(data: bytes, path: Path, *, error: type[CompatError] = InputError) -> object:
-    """Parse JSON ``data`` strictly; ``path`` names its file in messages."""
+def parse_json(data: bytes, path: Path | str, *, error: type[CompatError] = InputError) -> object:
+    """Parse JSON strictly; ``path`` begins the message of an error of the class ``error``."""
     try:
         return json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
@@ -60,12 +60,12 @@ def parse_json(data: bytes, path: Path, *, error: type[CompatError] = InputError
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
-    return found
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} is there twice")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

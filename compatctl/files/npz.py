@@ -59,7 +59,7 @@ _NAME = re.compile(r"[^/\\\0-\x1f]{1,250}\.npy")
 _PREFIXES = {b"\x93NUMPY\x01\x00": "<H", b"\x93NUMPY\x02\x00": "<I"}
 _LARGEST_CHARACTER = 0x10FFFF
 
-BROKEN = (
+PARSE_ERRORS = (
     ValueError, ArithmeticError, LookupError, EOFError, TypeError, AttributeError, RuntimeError,
     SyntaxError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -116,7 +116,7 @@ def read_npz(
             return {one.name: _array(_Stream(file, one), headers[one.name]) for one in members}
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror or problem}") from problem
-    except BROKEN as problem:
+    except PARSE_ERRORS as problem:
         reason = "not enough memory" if isinstance(problem, MemoryError) else problem
         raise error(f"{path}: not an .npz file that can be read: {reason}") from problem
 

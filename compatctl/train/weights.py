@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compatctl.errors import InputError
-from compatctl.files.npz import BROKEN, default_limit, open_regular, zip_entries
+from compatctl.files.npz import PARSE_ERRORS, default_limit, open_regular, zip_entries
 from compatctl.train.network import Network
 
 WRAPPINGS = ("state_dict", "model_state_dict", "net", "model", "module")
@@ -39,7 +39,7 @@ MAX_GROWTH = 64 << 20
 MAX_DIRECTORY = 64 << 20
 """The most bytes of the zip's directory of a checkpoint."""
 
-UNREADABLE = (*BROKEN, AssertionError, ImportError, pickle.PickleError, tarfile.TarError)
+UNREADABLE = (*PARSE_ERRORS, AssertionError, ImportError, pickle.PickleError, tarfile.TarError)
 """What torch raises on a file that is not what it seems."""
 
 

@@ -70,7 +70,7 @@ def test_norms_that_say_something_ask_for_the_similarity(tmp_path: Path) -> None
     assert load_features(save(tmp_path, features=rows)).similarity is None
     with pytest.raises(InputError, match="similarity is cosine, dot, l2; got 'ip'"):
         load_features(save(tmp_path, similarity=np.array("ip")))
-    with pytest.raises(InputError, match="says that its similarity is dot; asked for: l2"):
+    with pytest.raises(InputError, match="has the similarity dot, --similarity is l2"):
         load_features(save(tmp_path, similarity=np.array("dot")), "l2")
 
 

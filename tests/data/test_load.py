@@ -99,7 +99,7 @@ def test_a_jsonl_table_reads_as_the_csv_does(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("id,label\nx,ant\n", "no column path"),
-        ("id,path,label,label\nx,img/0.png,ant,bee\n", "two of the same name"),
+        ("id,path,label,label\nx,img/0.png,ant,bee\n", "two columns of one name"),
         ("id,path,label\n", "no image in it"),
         ("", "no column id, path, label"),
         ("id,path,label\nx,img/0.png\n", "line 2: 2 cells under 3 columns"),
@@ -127,7 +127,7 @@ def test_a_bad_csv_is_refused_by_line(tmp_path: Path, text: str, message: str) -
         ('{"id": "x", "path": "img/0.png"}', "line 1: there is no label"),
         ("\n[1]", "line 2: not a JSON object"),
         ('{"id": "x",', "line 1: not JSON"),
-        ('{"id": "x", "id": "y", "path": "p", "label": "l"}', "a key is there twice"),
+        ('{"id": "x", "id": "y", "path": "p", "label": "l"}', "the key 'id' is there twice"),
         ('{"id": "x", "path": "img/0.png", "label": true}', "label must be text"),
         ('{"id": "x", "path": "img/0.png", "label": "ant", "tags": [1]}', "tags must be text"),
     ],
@@ -200,7 +200,7 @@ def test_what_is_no_data_at_all_is_refused(tmp_path: Path) -> None:
     """A missing path, an unknown form, an empty folder and a broken archive each say so."""
     for name, content, message in (
         ("missing", None, "no data at"),
-        ("notes.txt", b"x", "not a form of data"),
+        ("notes.txt", b"x", "an unknown form of data"),
         ("data.npz", b"PK\x03\x04 cut off", "not an .npz"),
         ("empty.npz", b"", "not an .npz"),
     ):

@@ -37,7 +37,7 @@ def table(own: Path, form: str, image: str) -> Path:
 
 def refused(path: Path, where: str, data_root: Path | None = None) -> None:
     """Loading is an InputError that names the place and says what would allow it."""
-    with pytest.raises(InputError, match="lies outside of") as caught:
+    with pytest.raises(InputError, match="lies outside ") as caught:
         load(path, data_root=data_root)
     assert where in caught.value.message
     assert "--data-root FOLDER" in caught.value.tip
