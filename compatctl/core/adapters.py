@@ -28,7 +28,7 @@ _ROUNDING = 1e-12
 """A variance below this share of the mean square is rounding error."""
 
 _BLOCK = 4096
-"""Rows mapped at once."""
+"""Rows mapped, or pairs summed, at once."""
 
 Layer = tuple[Vectors, Vectors]
 """A matrix (in, out) and a bias (out,)."""
@@ -43,10 +43,17 @@ class Adapter(Protocol):
 
     def __call__(self, features: AnyFloats) -> Vectors:
         """(N, D) float32 unit rows for (N, F) features."""
+        mapped = np.empty((len(features), self.layers[-1][0].shape[1]), np.float32)
+        for start in range(0, len(features), _BLOCK):  # a hidden layer may be wide
+            x = np.asarray(features[start : start + _BLOCK], np.float32)
+            for depth, (matrix, bias) in enumerate(self.layers):
+                x = (np.maximum(x, 0.0) if depth else x) @ matrix + bias
+            mapped[start : start + _BLOCK] = unit_rows(x)
+        return mapped
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Affine:
+class Affine(Adapter):
     """``unit(x @ matrix + bias)``."""
 
     matrix: Vectors
@@ -56,16 +63,12 @@ class Affine:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """The one layer."""
+        """The only layer."""
         return ((self.matrix, self.bias),)
-
-    def __call__(self, features: AnyFloats) -> Vectors:
-        """(N, D) float32 unit rows for (N, F) features."""
-        return _through(self.layers, features)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Perceptron:
+class Perceptron(Adapter):
     """``unit(relu(x @ hidden + hidden_bias) @ matrix + bias)``: one hidden layer of H units."""
 
     hidden: Vectors
@@ -81,21 +84,6 @@ class Perceptron:
     def layers(self) -> tuple[Layer, ...]:
         """Both layers."""
         return (self.hidden, self.hidden_bias), (self.matrix, self.bias)
-
-    def __call__(self, features: AnyFloats) -> Vectors:
-        """(N, D) float32 unit rows for (N, F) features."""
-        return _through(self.layers, features)
-
-
-def _through(layers: tuple[Layer, ...], x: AnyFloats) -> Vectors:
-    """Apply the layers in blocks of rows, because a hidden layer may be wide."""
-    mapped = np.empty((len(x), layers[-1][0].shape[1]), np.float32)
-    for start in range(0, len(x), _BLOCK):
-        raw = np.asarray(x[start : start + _BLOCK], np.float32)
-        for depth, (matrix, bias) in enumerate(layers):
-            raw = (np.maximum(raw, 0.0) if depth else raw) @ matrix + bias
-        mapped[start : start + _BLOCK] = unit_rows(raw)
-    return mapped
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,7 +101,7 @@ class Moments:
     """(F, D) sum of x y^T"""
 
     @classmethod
-    def from_pairs(cls, source: AnyFloats, target: AnyFloats, block: int = 4096) -> Moments:
+    def from_pairs(cls, source: AnyFloats, target: AnyFloats, block: int = _BLOCK) -> Moments:
         """Sums in float64 over pairs: source (N, F), target (N, D).
 
         Raises:
@@ -159,17 +147,17 @@ def ridge(moments: Moments, strengths: Sequence[float] = STRENGTHS) -> list[Affi
         InputError: a strength is not above 0.
     """
     if not strengths or min(strengths) <= 0.0:
-        raise InputError(f"the strengths of a ridge map must be over 0, got {list(strengths)}")
+        raise InputError(f"the strengths of a ridge map must be above 0, got {list(strengths)}")
     inner, cross = _centred(moments)
     values, vectors = np.linalg.eigh(inner)
     floor = _ROUNDING * float(np.trace(moments.inner)) / len(inner)
     unit = max(float(np.trace(inner)) / len(inner), floor, _ROUNDING)
-    turned = vectors.T @ cross
-    found = []
+    rotated = vectors.T @ cross
+    maps = []
     for strength in strengths:
-        matrix = vectors @ (turned / (np.maximum(values, 0.0) + strength * unit)[:, None])
-        found.append(_affine(matrix, moments.target_mean - moments.source_mean @ matrix))
-    return found
+        matrix = vectors @ (rotated / (np.maximum(values, 0.0) + strength * unit)[:, None])
+        maps.append(_affine(matrix, moments.target_mean - moments.source_mean @ matrix))
+    return maps
 
 
 def low_rank(moments: Moments, fitted: Affine, ranks: Sequence[int]) -> list[Affine]:
@@ -179,17 +167,18 @@ def low_rank(moments: Moments, fitted: Affine, ranks: Sequence[int]) -> list[Aff
         InputError: a rank is below 1, or above that of the map.
     """
     matrix = fitted.matrix.astype(np.float64)
-    most = min(matrix.shape)
-    if not ranks or min(ranks) < 1 or max(ranks) > most:
-        raise InputError(f"the rank of a map lies between 1 and {most}, got {list(ranks)}")
+    max_rank = min(matrix.shape)
+    if not ranks or min(ranks) < 1 or max(ranks) > max_rank:
+        raise InputError(f"the rank of a map must lie between 1 and {max_rank}, got {list(ranks)}")
     inner, _ = _centred(moments)
     _, directions = np.linalg.eigh(matrix.T @ inner @ matrix)
-    found = []
+    maps = []
     for rank in ranks:
-        kept = directions[:, -rank:]
-        cut = matrix @ kept @ kept.T
-        found.append(_affine(cut, moments.target_mean - moments.source_mean @ cut))
-    return found
+        basis = directions[:, -rank:]
+        projected = matrix @ basis @ basis.T
+        bias = moments.target_mean - moments.source_mean @ projected
+        maps.append(_affine(projected, bias))
+    return maps
 
 
 def _centred(moments: Moments) -> tuple[Floats, Floats]:

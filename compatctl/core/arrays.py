@@ -40,7 +40,7 @@ Pixels = NDArray[np.uint8]
 """(H, W, 3) or (N, H, W, 3)."""
 Bytes = NDArray[np.uint8]
 PerceptualHashes = NDArray[np.uint8]
-"""(N, 24): see core/looks.py."""
+"""(N, 24): see core/perceptual_hash.py."""
 
 NO_CLASS = int(np.iinfo(np.int64).min)
 """The label of a gallery row of unknown class: relevant to no query, and in no pair."""
@@ -103,12 +103,10 @@ def as_self_row(self_row: Codes | None, Q: int, G: int) -> Codes:
     """Return (Q,) int64 gallery rows or -1; None means all -1. InputError if out of range."""
     if self_row is None:
         return np.full(Q, -1, dtype=np.int64)
-    own = as_labels(self_row, Q, "self_row")
-    if len(own) and not -1 <= own.min() <= own.max() < G:
-        raise InputError(
-            f"self_row must lie in -1 to {G - 1}, got {own.min()} to {own.max()}",
-        )
-    return own
+    rows = as_labels(self_row, Q, "self_row")
+    if len(rows) and not -1 <= rows.min() <= rows.max() < G:
+        raise InputError(f"self_row must lie in -1 to {G - 1}, got {rows.min()} to {rows.max()}")
+    return rows
 
 
 def unit_rows(rows: Vectors) -> Vectors:

@@ -65,13 +65,12 @@ def fit_score_map(old: ScoreHistogram, new: ScoreHistogram) -> ScoreMap:
     Above the score that 20 different-class pairs reach it is a straight line to (1, 1).
 
     Raises:
-        InputError: fewer than ``LEAST_PAIRS`` pairs of two classes.
+        InputError: fewer than ``MIN_PAIRS`` pairs of two classes.
     """
     pairs = int(min(old.diff.sum(), new.diff.sum()))
     if pairs < MIN_PAIRS:
         raise InputError(
-            f"scores are calibrated by pairs of two classes: {pairs} are there, {MIN_PAIRS} are "
-            "needed",
+            f"calibration needs {MIN_PAIRS} pairs of two classes, got {pairs}",
             tip="hold out more classes, or leave --calibrate out",
         )
     falling = np.geomspace(0.5, _TAIL / pairs, MAX_KNOTS - 2 - len(_BULK))

@@ -29,7 +29,7 @@ _ROWS = 4096
 """Rows processed at once, so that the features are never copied whole."""
 
 _MANY = 64
-"""A class with more rows than this is summed on its own."""
+"""Rows of a class from which it is summed alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +145,11 @@ def query_sums(  # noqa: PLR0917
         self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
         ignored: further excluded pairs; None for none.
     """
-    own = as_self_row(self_row, len(queries), len(gallery))
-    lost, n_lost = np.zeros(len(queries)), np.zeros(len(queries), dtype=np.int64)
-    for query, row in excluded_pairs(own, ignored):
-        lost += np.bincount(query, row_products(queries, query, gallery, row), len(queries))
-        n_lost += np.bincount(query, minlength=len(queries))
+    self_row = as_self_row(self_row, len(queries), len(gallery))
+    excluded, n_excluded = np.zeros(len(queries)), np.zeros(len(queries), dtype=np.int64)
+    for query, row in excluded_pairs(self_row, ignored):
+        excluded += np.bincount(query, row_products(queries, query, gallery, row), len(queries))
+        n_excluded += np.bincount(query, minlength=len(queries))
     cosines = row_products(queries, judged_query, gallery, judged_row)
     same = np.bincount(judged_query, cosines, minlength=len(queries)).astype(np.float64)
     n_same = np.bincount(judged_query, minlength=len(queries)).astype(np.int64)
@@ -157,7 +157,7 @@ def query_sums(  # noqa: PLR0917
     everything = queries.astype(np.float64) @ total[0]
     return QuerySums(
         same=(same, n_same),
-        diff=(everything - same - lost, len(gallery) - n_same - n_lost),
+        diff=(everything - same - excluded, len(gallery) - n_same - n_excluded),
     )
 
 
@@ -175,18 +175,19 @@ def labelled_query_sums(  # noqa: PLR0917
     """
     query_labels = as_labels(query_labels, len(queries), "query_labels")
     gallery_labels = as_labels(gallery_labels, len(gallery), "gallery_labels")
-    own = as_self_row(self_row, len(queries), len(gallery))
-    codes, at = np.unique(query_labels, return_inverse=True)
+    self_row = as_self_row(self_row, len(queries), len(gallery))
+    codes, position = np.unique(query_labels, return_inverse=True)
     sums, counts = sums_by_position(gallery, _position(gallery_labels, codes), len(codes) + 1)
-    same, n_same = row_products(queries, np.arange(len(queries)), sums, at), counts[at]
+    same = row_products(queries, np.arange(len(queries)), sums, position)
+    n_same = counts[position]
     diff = queries.astype(np.float64) @ sums.sum(axis=0) - same
     n_diff = len(gallery) - n_same
-    for query, row in excluded_pairs(own, ignored):
+    for query, row in excluded_pairs(self_row, ignored):
         cosines = row_products(queries, query, gallery, row)
-        alike = query_labels[query] == gallery_labels[row]
-        for kept, totals, numbers in ((alike, same, n_same), (~alike, diff, n_diff)):
-            np.subtract.at(totals, query[kept], cosines[kept])
-            np.subtract.at(numbers, query[kept], 1)
+        same_class = query_labels[query] == gallery_labels[row]
+        for pairs, totals, n in ((same_class, same, n_same), (~same_class, diff, n_diff)):
+            np.subtract.at(totals, query[pairs], cosines[pairs])
+            np.subtract.at(n, query[pairs], 1)
     return QuerySums(same=(same, n_same), diff=(diff, n_diff))
 
 
@@ -209,24 +210,24 @@ def class_sums(  # noqa: PLR0917
         ignored: further excluded pairs; None for none.
 
     Raises:
-        InputError: wrong shapes or types, or an own row outside the gallery.
+        InputError: wrong shapes or types, or ``self_row`` outside the gallery.
     """
     check_dimensions(queries, gallery, "queries", "gallery")
     query_labels = as_labels(query_labels, len(queries), "query_labels")
     gallery_labels = as_labels(gallery_labels, len(gallery), "gallery_labels")
-    own = as_self_row(self_row, len(queries), len(gallery))
+    self_row = as_self_row(self_row, len(queries), len(gallery))
     codes = np.unique(query_labels)
-    at = np.searchsorted(codes, query_labels)
-    A, n_query = sums_by_position(queries, at, len(codes))
-    position = _position(gallery_labels, codes)
-    position[gallery_labels == NO_CLASS] = len(codes) + 1
-    B, n_gallery = sums_by_position(gallery, position, len(codes) + 2)
+    query_position = np.searchsorted(codes, query_labels)
+    A, n_query = sums_by_position(queries, query_position, len(codes))
+    row_position = _position(gallery_labels, codes)
+    row_position[gallery_labels == NO_CLASS] = len(codes) + 1
+    B, n_gallery = sums_by_position(gallery, row_position, len(codes) + 2)
     labels = query_labels, gallery_labels
     excluded_same, n_excluded_same, excluded_diff, pairs = excluded_sums(
-        queries, at, gallery, labels, excluded_pairs(own, ignored), len(codes)
+        queries, query_position, gallery, labels, excluded_pairs(self_row, ignored), len(codes)
     )
-    theirs = _position(gallery_labels[pairs[1]], codes)
-    theirs[theirs == len(codes)] = -1
+    other_position = _position(gallery_labels[pairs[1]], codes)
+    other_position[other_position == len(codes)] = -1
     return ClassSums(
         codes=codes,
         queries=A,
@@ -238,25 +239,25 @@ def class_sums(  # noqa: PLR0917
         excluded_same=excluded_same,
         n_excluded_same=n_excluded_same,
         excluded_diff=excluded_diff,
-        excluded_diff_classes=np.stack([at[pairs[0]], theirs], axis=1),
+        excluded_diff_classes=np.stack([query_position[pairs[0]], other_position], axis=1),
     )
 
 
-def excluded_pairs(own: Codes, ignored: Ignored | None) -> Iterator[tuple[Codes, Codes]]:
+def excluded_pairs(self_row: Codes, ignored: Ignored | None) -> Iterator[tuple[Codes, Codes]]:
     """Yield blocks of (n,) queries and (n,) rows of the excluded pairs, each pair once.
 
-    ``own`` (Q,) is the gallery row of the query's own item, or -1.
+    ``self_row`` (Q,) is the gallery row of the query's own item, or -1.
     """
-    mine = np.flatnonzero(own >= 0)
-    yield mine, own[mine]
+    in_gallery = np.flatnonzero(self_row >= 0)
+    yield in_gallery, self_row[in_gallery]
     for query, row in ignored.blocks() if ignored is not None else ():
-        others = own[query] != row
+        others = self_row[query] != row
         yield query[others], row[others]
 
 
 def excluded_sums(  # noqa: PLR0917
     queries: Features,
-    at: Codes,
+    query_position: Codes,
     gallery: Features,
     labels: tuple[Codes, Codes],
     pairs: Iterable[tuple[Codes, Codes]],
@@ -264,32 +265,33 @@ def excluded_sums(  # noqa: PLR0917
 ) -> tuple[Floats, Codes, Floats, tuple[Codes, Codes]]:
     """Sums over the excluded pairs.
 
-    ``at`` (Q,) is the position of each query's class; ``labels`` are those of queries and gallery.
+    ``query_position`` (Q,) is that of each query's class, below ``C``; ``labels`` are those of
+    queries and gallery.
 
     Returns:
         (C,) summed cosine and (C,) number of same-class pairs, (M,) cosines of different-class
         pairs, and the (M,) queries and (M,) rows of the latter.
     """
-    total, number = np.zeros(C), np.zeros(C, dtype=np.int64)
+    total, count = np.zeros(C), np.zeros(C, dtype=np.int64)
     diff: list[tuple[Floats, Codes, Codes]] = []
-    for every_query, every_row in pairs:
-        known = labels[1][every_row] != NO_CLASS
-        query, row = every_query[known], every_row[known]
+    for query, row in pairs:
+        labelled = labels[1][row] != NO_CLASS
+        query, row = query[labelled], row[labelled]  # noqa: PLW2901
         cosines = row_products(queries, query, gallery, row)
         same = labels[0][query] == labels[1][row]
-        total += np.bincount(at[query[same]], cosines[same], minlength=C)
-        number += np.bincount(at[query[same]], minlength=C)
+        total += np.bincount(query_position[query[same]], cosines[same], minlength=C)
+        count += np.bincount(query_position[query[same]], minlength=C)
         diff.append((cosines[~same], query[~same], row[~same]))
     values, query, row = map(np.concatenate, zip(*diff, strict=True))
-    return total, number, values, (query, row)
+    return total, count, values, (query, row)
 
 
 def _position(labels: Codes, codes: Codes) -> Codes:
     """(n,) position of each label in the sorted ``codes``, or ``len(codes)``."""
-    at = np.searchsorted(codes, labels)
-    at[at == len(codes)] = 0
-    known = codes[at] == labels if len(codes) else np.zeros(len(labels), dtype=bool)
-    return np.where(known, at, len(codes))
+    position = np.searchsorted(codes, labels)
+    position[position == len(codes)] = 0
+    known = codes[position] == labels if len(codes) else np.zeros(len(labels), dtype=bool)
+    return np.where(known, position, len(codes))
 
 
 def sums_by_position(features: Features, position: Codes, n: int) -> tuple[Floats, Codes]:
@@ -302,16 +304,16 @@ def sums_by_position(features: Features, position: Codes, n: int) -> tuple[Float
     counts = np.bincount(position, minlength=n).astype(np.int64)
     order = np.argsort(position, kind="stable")
     first = np.cumsum(counts) - counts
-    for one in np.flatnonzero(counts > _MANY):
-        rows = order[first[one] : first[one] + counts[one]]
+    for large in np.flatnonzero(counts > _MANY):
+        rows = order[first[large] : first[large] + counts[large]]
         for start in range(0, len(rows), _ROWS):
-            sums[one] += features[rows[start : start + _ROWS]].sum(axis=0, dtype=np.float64)
-    few = np.flatnonzero((counts > 0) & (counts <= _MANY))
-    for start in range(0, len(few), _ROWS):
-        at = few[start : start + _ROWS]
-        for place in range(int(counts[at].max())):
-            at = at[counts[at] > place]
-            sums[at] += features[order[first[at] + place]]
+            sums[large] += features[rows[start : start + _ROWS]].sum(axis=0, dtype=np.float64)
+    small = np.flatnonzero((counts > 0) & (counts <= _MANY))
+    for start in range(0, len(small), _ROWS):
+        positions = small[start : start + _ROWS]
+        for rank in range(int(counts[positions].max())):
+            positions = positions[counts[positions] > rank]
+            sums[positions] += features[order[first[positions] + rank]]
     return sums, counts
 
 

@@ -107,26 +107,27 @@ def inequalities(  # noqa: PLR0917 - two models of queries on one labelled galle
         )
     check_positive(block, "block")
     old_gallery = as_features(old_gallery, "old_gallery")
-    own = as_self_row(self_row, len(old_queries), len(old_gallery))
-    old = class_sums(old_queries, query_labels, old_gallery, gallery_labels, own, ignored)
+    self_row = as_self_row(self_row, len(old_queries), len(old_gallery))
+    old = class_sums(old_queries, query_labels, old_gallery, gallery_labels, self_row, ignored)
     truth = PairTruth(
         query_labels=np.asarray(query_labels),
         gallery_labels=np.asarray(gallery_labels),
-        self_row=own,
+        self_row=self_row,
         ignored=ignored,
     )
-    sums = _change(old, new_queries, old_gallery, truth)
-    kept = (float("nan"), float("nan"))
+    sums = _class_change(old, new_queries, old_gallery, truth)
+    satisfied = (float("nan"), float("nan"))
     if shares:
-        kept = _shares(old_queries, new_queries, old_gallery, truth, block=block)
-    mine = np.flatnonzero(own >= 0)
-    drift = 1 - row_products(new_queries, mine, old_gallery, own[mine])
-    drift_mean = float(drift.mean()) if len(mine) else None
+        satisfied = _shares(old_queries, new_queries, old_gallery, truth, block=block)
+    in_gallery = np.flatnonzero(self_row >= 0)
+    drift = 1 - row_products(new_queries, in_gallery, old_gallery, self_row[in_gallery])
+    drift_mean = float(drift.mean()) if len(in_gallery) else None
     if by_query:
-        where = query_labels, old_gallery, gallery_labels, own, ignored
-        each = [labelled_query_sums(side, *where) for side in (old_queries, new_queries)]
-        return _of(each[0], _less(each[1], each[0]), shares=kept, drift_mean=drift_mean)
-    return _of(old, sums, shares=kept, drift_mean=drift_mean)
+        pairs = query_labels, old_gallery, gallery_labels, self_row, ignored
+        before, after = (labelled_query_sums(q, *pairs) for q in (old_queries, new_queries))
+        change = _query_change(before, after)
+        return _inequalities(before, change, shares=satisfied, drift_mean=drift_mean)
+    return _inequalities(old, sums, shares=satisfied, drift_mean=drift_mean)
 
 
 def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged gallery
@@ -153,35 +154,36 @@ def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged 
     pairs = (judged_query, judged_row, self_row, ignored)
     old = query_sums(old_queries, old_gallery, *pairs)
     new = query_sums(new_queries, old_gallery, *pairs)
-    return _of(old, _less(new, old), shares=(float("nan"), float("nan")), drift_mean=None)
+    unknown = (float("nan"), float("nan"))
+    return _inequalities(old, _query_change(old, new), shares=unknown, drift_mean=None)
 
 
-def _less(new: QuerySums, old: QuerySums) -> QuerySums:
+def _query_change(old: QuerySums, new: QuerySums) -> QuerySums:
     """The change of the sums over the same pairs."""
     return QuerySums(
         same=(new.same[0] - old.same[0], old.same[1]), diff=(new.diff[0] - old.diff[0], old.diff[1])
     )
 
 
-def _of(
+def _inequalities(
     old: ClassSums | QuerySums,
     change: ClassSums | QuerySums,
     *,
     shares: tuple[float, float],
     drift_mean: float | None,
 ) -> Inequalities:
-    old_old, moved = old.means(), change.means()
+    old_old, gain = old.means(), change.means()
     new_old = PairMeans(
-        cos_same=old_old.cos_same + moved.cos_same,
-        cos_diff=old_old.cos_diff + moved.cos_diff,
+        cos_same=old_old.cos_same + gain.cos_same,
+        cos_diff=old_old.cos_diff + gain.cos_diff,
         n_same=old_old.n_same,
         n_diff=old_old.n_diff,
     )
     return Inequalities(
         old_old=old_old,
         new_old=new_old,
-        same_gain=moved.cos_same,
-        diff_gain=-moved.cos_diff,
+        same_gain=gain.cos_same,
+        diff_gain=-gain.cos_diff,
         share_same=shares[0],
         share_diff=shares[1],
         drift_mean=drift_mean,
@@ -189,19 +191,19 @@ def _of(
     )
 
 
-def _change(
+def _class_change(
     old: ClassSums, new_queries: Features, gallery: Features, truth: PairTruth
 ) -> ClassSums:
     """The sums of the queries' change, new minus old; the gallery is not summed again.
 
     Sums and excluded pairs are subtracted in float64.
     """
-    C, at = len(old.codes), np.searchsorted(old.codes, truth.query_labels)
-    A, _ = sums_by_position(new_queries, at, C)
+    C, position = len(old.codes), np.searchsorted(old.codes, truth.query_labels)
+    A, _ = sums_by_position(new_queries, position, C)
     assert truth.self_row is not None
     labels = truth.query_labels, truth.gallery_labels
     pairs = excluded_pairs(truth.self_row, truth.ignored)
-    same, _, diff, _ = excluded_sums(new_queries, at, gallery, labels, pairs, C)
+    same, _, diff, _ = excluded_sums(new_queries, position, gallery, labels, pairs, C)
     return replace(
         old,
         queries=A - old.queries,
@@ -221,7 +223,7 @@ def _shares(
     counts = np.zeros((2, 2), dtype=np.int64)  # [same, diff] x [satisfied, all]
     for rows, columns, same, diff in pair_kinds(len(old), len(gallery), truth, block):
         change = new[rows].astype(np.float64) - old[rows].astype(np.float64)
-        moved = change @ gallery[columns].astype(np.float64).T
-        for kind, (pairs, holds) in enumerate(((same, moved >= 0), (diff, moved <= 0))):
+        rise = change @ gallery[columns].astype(np.float64).T
+        for kind, (pairs, holds) in enumerate(((same, rise >= 0), (diff, rise <= 0))):
             counts[kind] += (pairs & holds).sum(), pairs.sum()
     return ratio(counts[0, 0], counts[0, 1]), ratio(counts[1, 0], counts[1, 1])

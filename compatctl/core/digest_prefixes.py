@@ -51,9 +51,8 @@ class DigestPrefixes:
         return len(self.rows)
 
     def __contains__(self, number: int) -> bool:
-        wanted = np.uint64(number)
-        at = int(np.searchsorted(self.rows, wanted))
-        return at < len(self.rows) and bool(self.rows[at] == wanted)
+        index = int(np.searchsorted(self.rows, np.uint64(number)))
+        return index < len(self.rows) and bool(self.rows[index] == np.uint64(number))
 
     def contains(self, numbers: Words) -> Bools:
         """(n,) whether each of ``numbers`` (n,) is in the set."""

@@ -13,7 +13,7 @@ Shapes: ``Q`` queries, ``G`` gallery rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -45,12 +45,12 @@ class Ignored:
             InputError: wrong shapes or types.
         """
         groups = []
-        for of_queries, of_rows in codes:
-            queries = as_labels(of_queries, n_queries, "query groups")
-            rows = as_labels(of_rows, n_rows, "gallery groups")
+        for query_codes, row_codes in codes:
+            queries = as_labels(query_codes, n_queries, "query groups")
+            rows = as_labels(row_codes, n_rows, "gallery groups")
             # Only rows in the group of some query matter.
-            held = np.flatnonzero((rows >= 0) & np.isin(rows, queries))
-            groups.append((queries, np.sort(rows[held] * max(n_rows, 1) + held)))
+            shared = np.flatnonzero((rows >= 0) & np.isin(rows, queries))
+            groups.append((queries, np.sort(rows[shared] * max(n_rows, 1) + shared)))
         return cls(n_rows=n_rows, groups=tuple(groups))
 
     def pairs(self, queries: slice, first: int = 0, last: int | None = None) -> tuple[Codes, Codes]:
@@ -59,70 +59,69 @@ class Ignored:
         Returns (n,) positions in the slice, ascending, and (n,) rows.
         """
         last = self._rows if last is None else min(last, self._rows)
-        wide = max(self.n_rows, 1)
-        found = []
-        for of_queries, keys in self.groups:
-            group = of_queries[queries]
-            low = np.searchsorted(keys, group * wide + self.first + first)
-            high = np.searchsorted(keys, group * wide + self.first + last)
+        factor = self._factor
+        parts = []
+        for query_groups, keys in self.groups:
+            group = query_groups[queries]
+            low = np.searchsorted(keys, group * factor + self.first + first)
+            high = np.searchsorted(keys, group * factor + self.first + last)
             counts = np.where(group >= 0, high - low, 0)
-            place = np.repeat(np.arange(len(group)), counts)
-            at = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts - low, counts)
-            found.append(place * wide + keys[at] % wide)
-        pairs = found[0] if len(found) == 1 else np.unique(np.concatenate(found or [_NONE]))
-        return pairs // wide, pairs % wide - self.first
+            query = np.repeat(np.arange(len(group)), counts)
+            index = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts - low, counts)
+            parts.append(query * factor + keys[index] % factor)
+        pairs = parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts or [_NONE]))
+        return pairs // factor, pairs % factor - self.first
 
     def blocks(self) -> Iterator[tuple[Codes, Codes]]:
         """Yield (n,) queries and (n,) rows of all ignored pairs, each once, 2^22 at a time."""
-        most = np.zeros(self._queries, dtype=np.int64)
-        wide = max(self.n_rows, 1)
+        counts = np.zeros(self._queries, dtype=np.int64)  # a pair of two groupings counts twice
         for group, keys in self.groups:
-            ends = [np.searchsorted(keys, (group + more) * wide) for more in (0, 1)]
-            most += np.where(group >= 0, ends[1] - ends[0], 0)
-        block = (np.cumsum(most) - most) // _CELLS
+            low, high = (np.searchsorted(keys, (group + i) * self._factor) for i in (0, 1))
+            counts += np.where(group >= 0, high - low, 0)
+        block = (np.cumsum(counts) - counts) // _CELLS
         starts = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), self._queries]
         for start, stop in pairwise(starts):
-            place, row = self.pairs(slice(start, stop))
-            yield place + start, row
+            query, row = self.pairs(slice(start, stop))
+            yield query + start, row
 
     def contains(self, rows: Codes) -> Bools:
         """(Q, k) whether each query ignores each of its ``rows`` (Q, k); -1 is no row."""
-        wide = max(self.n_rows, 1)
-        found = np.zeros(rows.shape, dtype=bool)
+        ignored = np.zeros(rows.shape, dtype=bool)
         for group, keys in self.groups:
-            wanted = group[:, None] * wide + rows + self.first
-            at = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
             if len(keys):
-                found |= (keys[at] == wanted) & (rows >= 0) & (group[:, None] >= 0)
-        return found
+                key = group[:, None] * self._factor + rows + self.first
+                index = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+                ignored |= (keys[index] == key) & (rows >= 0) & (group[:, None] >= 0)
+        return ignored
 
     def select_queries(self, which: Bools | Codes) -> Ignored:
         """The same for some queries, given as a mask (Q,) or as positions."""
-        groups = tuple((group[which], keys) for group, keys in self.groups)
-        return Ignored(n_rows=self.n_rows, groups=groups, first=self.first, last=self.last)
+        return replace(self, groups=tuple((group[which], keys) for group, keys in self.groups))
 
     def row_range(self, first: int, last: int) -> Ignored:
         """The same for the gallery rows ``first`` to ``last``, renumbered from 0."""
         if not 0 <= first <= last <= self._rows:
             raise InputError(f"rows {first} to {last} are not among {self._rows}")
-        begin = self.first + first
-        return Ignored(
-            n_rows=self.n_rows, groups=self.groups, first=begin, last=begin + last - first
-        )
+        return replace(self, first=self.first + first, last=self.first + last)
 
     def remap_rows(self, position: Codes) -> Ignored:
         """The same with row g moved to ``position[g]``, or dropped if that is -1.
 
         ``position`` is (G,); it must keep the order of the rows.
         """
-        wide, n = max(self.n_rows, 1), int((position >= 0).sum())
+        n = int((position >= 0).sum())
         groups = []
-        for of_queries, keys in self.groups:
-            row = keys % wide - self.first
-            here = (row >= 0) & (row < self._rows)
-            here[here] = position[row[here]] >= 0
-            groups.append((of_queries, keys[here] // wide * max(n, 1) + position[row[here]]))
+        for query_groups, keys in self.groups:
+            row = keys % self._factor - self.first
+            mask = (row >= 0) & (row < self._rows)
+            mask[mask] = position[row[mask]] >= 0
+            remapped = keys[mask] // self._factor * max(n, 1) + position[row[mask]]
+            groups.append((query_groups, remapped))
         return Ignored(n_rows=n, groups=tuple(groups))
+
+    @property
+    def _factor(self) -> int:
+        return max(self.n_rows, 1)
 
     @property
     def _rows(self) -> int:

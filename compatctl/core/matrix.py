@@ -75,8 +75,8 @@ def summarise_samples(values: AnyFloats) -> MatrixSamples:
     T = M.shape[1]
     new, old = np.tril_indices(T, -1)
     rows, columns = np.tril_indices(T)
-    cross, own = M[:, new, old], M[:, old, old]
-    better = cross > own + _ROUNDING
+    cross, self_test = M[:, new, old], M[:, old, old]
+    better = cross > self_test + _ROUNDING
     none = np.full(len(M), np.nan)
     return MatrixSamples(
         ac=better.mean(axis=1) if T > 1 else none,

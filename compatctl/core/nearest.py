@@ -98,7 +98,7 @@ def exact_search(
     """
     queries, gallery = as_features(queries, "queries"), as_features(gallery, "gallery")
     check_dimensions(queries, gallery, "queries", "gallery")
-    own = as_self_row(self_row, len(queries), len(gallery))
+    self_row = as_self_row(self_row, len(queries), len(gallery))
     check_positive(k, "k")
     check_positive(block, "block")
     rows = np.full((len(queries), k), -1, dtype=np.int64)
@@ -111,7 +111,7 @@ def exact_search(
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
             pool = _Pool(queries[part], gallery, k)
-            left_out = _LeftOut(own=own[part], ignored=ignored, queries=part)
+            left_out = _LeftOut(self_row=self_row[part], ignored=ignored, queries=part)
             tiles.walk(np.ascontiguousarray(queries[part], dtype=np.float32), left_out, pool)
             pool.write(rows[part], scores[part])
     return Neighbours(rows=rows, scores=scores)
@@ -131,14 +131,13 @@ def exact_search_pieces(
     rows = np.full((len(queries), 0), -1, np.int64)
     scores = np.full((len(queries), 0), -np.inf, np.float32)
     for first, gallery in pieces:
-        own = np.where(
-            (self_row >= first) & (self_row < first + len(gallery)), self_row - first, -1
-        )
-        left_out = ignored and ignored.row_range(first, first + len(gallery))
-        found = exact_search(queries, gallery, k, own, ignored=left_out)
-        here = np.where(found.rows >= 0, found.rows + first, -1)
-        rows = np.concatenate([rows, here], axis=1)
-        scores = np.concatenate([scores, found.scores], axis=1)
+        last = first + len(gallery)
+        piece_row = np.where((self_row >= first) & (self_row < last), self_row - first, -1)
+        piece_ignored = ignored and ignored.row_range(first, last)
+        nearest = exact_search(queries, gallery, k, piece_row, ignored=piece_ignored)
+        piece_rows = np.where(nearest.rows >= 0, nearest.rows + first, -1)
+        rows = np.concatenate([rows, piece_rows], axis=1)
+        scores = np.concatenate([scores, nearest.scores], axis=1)
         # A stable sort puts the earlier piece, so the lower row, first among equal scores.
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         rows = np.take_along_axis(rows, order, axis=1)
@@ -150,12 +149,11 @@ def exact_search_pieces(
     return Neighbours(rows=rows, scores=scores)
 
 
-def mixed_pieces(old: Vectors, new: Vectors, half: Bools) -> Iterator[Piece]:
-    """Yield a gallery with rows of ``new`` where ``half`` (G,) is set, else of ``old``; (G, D)."""
+def mixed_pieces(old: Vectors, new: Vectors, reembedded: Bools) -> Iterator[Piece]:
+    """Yield a gallery with rows of ``new`` where ``reembedded`` (G,), else of ``old``; (G, D)."""
     for start in range(0, len(old), _PIECE_ROWS):
         part = slice(start, start + _PIECE_ROWS)
-        rows = np.where(half[part, None], new[part], old[part])
-        yield start, rows
+        yield start, np.where(reembedded[part, None], new[part], old[part])
 
 
 def row_pieces(gallery: Vectors, rows: Rows) -> Iterator[Piece]:
@@ -166,18 +164,19 @@ def row_pieces(gallery: Vectors, rows: Rows) -> Iterator[Piece]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _LeftOut:
-    """Rows that are no answer to a block of queries: their own rows (B,), and ignored rows."""
+    """Rows that are no answer to a block of queries: ``self_row`` (B,), and ignored rows."""
 
-    own: Codes
+    self_row: Codes
     ignored: Ignored | None
     queries: slice
 
     def strike(self, scores: Scores, start: int) -> None:
         """Set the scores (B, T) of these rows to -inf; the T columns begin at row ``start``."""
-        mine = np.flatnonzero((self.own >= start) & (self.own < start + scores.shape[1]))
-        scores[mine, self.own[mine] - start] = -np.inf
+        stop = start + scores.shape[1]
+        query = np.flatnonzero((self.self_row >= start) & (self.self_row < stop))
+        scores[query, self.self_row[query] - start] = -np.inf
         if self.ignored is not None:
-            query, row = self.ignored.pairs(self.queries, start, start + scores.shape[1])
+            query, row = self.ignored.pairs(self.queries, start, stop)
             scores[query, row - start] = -np.inf
 
 
@@ -323,9 +322,9 @@ class _Tiles:
             self.passed[part.size :][:8] = False
             # Eight at a time, because finding the few candidates costs as much as comparing.
             flags = self.passed[: -(-part.size // 8) * 8].view(np.uint64)
-            found = np.flatnonzero(flags != 0)
-            words.append(found + first * scores.shape[1] // 8)
-            hits.append(flags[found])
+            nonzero = np.flatnonzero(flags != 0)
+            words.append(nonzero + first * scores.shape[1] // 8)
+            hits.append(flags[nonzero])
         return np.concatenate(words), np.concatenate(hits)
 
 

@@ -48,8 +48,8 @@ class PairTruth:
         """The same for the queries ``which`` (Q,)."""
         judged = self.judged
         if judged is not None:
-            here = which[judged[0]]
-            judged = (np.cumsum(which) - 1)[judged[0][here]], judged[1][here]
+            selected = which[judged[0]]
+            judged = (np.cumsum(which) - 1)[judged[0][selected]], judged[1][selected]
         return replace(
             self,
             query_labels=self.query_labels[which],
@@ -68,8 +68,8 @@ def score_tiles(
     few tiles of ``block`` x ``block``.
 
     Raises:
-        InputError: wrong shapes or types, rows that are not of length 1, an own row outside the
-            gallery.
+        InputError: wrong shapes or types, rows that are not of length 1, ``self_row`` outside
+            the gallery.
     """
     queries, gallery = as_features(queries, "queries"), as_features(gallery, "gallery")
     check_dimensions(queries, gallery, "queries", "gallery")
@@ -87,32 +87,32 @@ def pair_kinds(
     Pairs in neither mask are not counted.
 
     Raises:
-        InputError: wrong shapes or types, an own row outside the gallery.
+        InputError: wrong shapes or types, ``self_row`` outside the gallery.
     """
     query_labels = as_labels(truth.query_labels, Q, "query_labels")
     gallery_labels = as_labels(truth.gallery_labels, G, "gallery_labels")
-    own = as_self_row(truth.self_row, Q, G)
+    self_row = as_self_row(truth.self_row, Q, G)
     for top in range(0, Q, block):
         rows = slice(top, top + block)
-        relevant = None if truth.judged is None else _of_queries(truth.judged, top, top + block)
+        relevant = None if truth.judged is None else _select_judged(truth.judged, top, top + block)
         for left in range(0, G, block):
             columns = slice(left, left + block)
             same = query_labels[rows, None] == gallery_labels[None, columns]
             diff = ~same & (gallery_labels[None, columns] != NO_CLASS)
             if relevant is not None:
                 same[:] = False
-                here = (relevant[1] >= left) & (relevant[1] < left + same.shape[1])
-                cells = relevant[0][here] - top, relevant[1][here] - left
+                in_tile = (relevant[1] >= left) & (relevant[1] < left + same.shape[1])
+                cells = relevant[0][in_tile] - top, relevant[1][in_tile] - left
                 same[cells], diff[cells] = True, False
-            column = own[rows] - left
-            mine = np.flatnonzero((column >= 0) & (column < same.shape[1]))
-            same[mine, column[mine]] = diff[mine, column[mine]] = False
+            column = self_row[rows] - left
+            row = np.flatnonzero((column >= 0) & (column < same.shape[1]))
+            same[row, column[row]] = diff[row, column[row]] = False
             if truth.ignored is not None:
-                query, row = truth.ignored.pairs(rows, left, left + same.shape[1])
-                same[query, row - left] = diff[query, row - left] = False
+                row, column = truth.ignored.pairs(rows, left, left + same.shape[1])
+                same[row, column - left] = diff[row, column - left] = False
             yield rows, columns, same, diff
 
 
-def _of_queries(judged: JudgedPairs, first: int, last: int) -> JudgedPairs:
-    here = (judged[0] >= first) & (judged[0] < last)
-    return judged[0][here], judged[1][here]
+def _select_judged(judged: JudgedPairs, first: int, last: int) -> JudgedPairs:
+    selected = (judged[0] >= first) & (judged[0] < last)
+    return judged[0][selected], judged[1][selected]

@@ -116,21 +116,22 @@ def evaluate(
         map_k: the k of mAP, >= 1; None for ``min(100, G)``.
 
     Raises:
-        InputError: wrong shapes or types, too few columns, an own or ignored row among the
-            answers, a row twice for one query.
+        InputError: wrong shapes or types, too few columns, an ignored or ``self_row``
+            among the answers, a row twice for one query.
     """
     query_labels, gallery_labels = _labels(neighbours, query_labels, gallery_labels)
-    own = as_self_row(self_row, len(query_labels), len(gallery_labels))
+    self_row = as_self_row(self_row, len(query_labels), len(gallery_labels))
     if map_k is None:
         map_k = max(1, min(100, len(gallery_labels)))
     _check_columns(neighbours, (*ks, map_k), len(gallery_labels))
-    _check_rows(neighbours.rows, own, ignored)
+    _check_rows(neighbours.rows, self_row, ignored)
     hits = _hits(neighbours.rows, query_labels, gallery_labels)
-    relevant = _relevant(query_labels, gallery_labels, own)
+    relevant = _relevant(query_labels, gallery_labels, self_row)
     if ignored is not None:
         for query, row in ignored.blocks():
-            lost = (query_labels[query] == gallery_labels[row]) & (own[query] != row)
-            relevant -= np.bincount(query[lost], minlength=len(relevant))
+            same_class = query_labels[query] == gallery_labels[row]
+            excluded = query[same_class & (self_row[query] != row)]
+            relevant -= np.bincount(excluded, minlength=len(relevant))
     return _retrieval(neighbours, hits, relevant, ks, map_k)
 
 
@@ -164,15 +165,15 @@ def evaluate_judged(
     if n and not (
         query.min() >= 0 and query.max() < Q and row.min() >= 0 and row.max() < n_gallery
     ):
-        raise InputError(f"judgments must be of queries below {Q} and rows below {n_gallery}")
+        raise InputError(f"judgments must name queries below {Q} and rows below {n_gallery}")
     keys = np.unique(query * max(n_gallery, 1) + row)
     if len(keys) != n:
-        raise InputError(f"a pair is judged once, got {n - len(keys)} repeated judgments")
+        raise InputError(f"each pair must be judged once, got {n - len(keys)} repeated judgments")
     if map_k is None:
         map_k = max(1, min(100, n_gallery))
     _check_columns(neighbours, (*ks, map_k), n_gallery)
-    found = np.arange(Q)[:, None] * max(n_gallery, 1) + neighbours.rows
-    hits = np.isin(found, keys) & (neighbours.rows >= 0)
+    answers = np.arange(Q)[:, None] * max(n_gallery, 1) + neighbours.rows
+    hits = np.isin(answers, keys) & (neighbours.rows >= 0)
     return _retrieval(neighbours, hits, np.bincount(query, minlength=Q), ks, map_k)
 
 
@@ -196,7 +197,7 @@ def _retrieval(
     )
 
 
-def cmc(found: Retrieval, max_k: int = 10) -> Floats:
+def cmc(retrieval: Retrieval, max_k: int = 10) -> Floats:
     """The cumulative match curve: (max_k,) hit rates in [0, 1] at k = 1 .. max_k, not decreasing.
 
     Queries with R = 0 are left out; NaN if none is left. ``max_k`` must not exceed the columns
@@ -206,7 +207,7 @@ def cmc(found: Retrieval, max_k: int = 10) -> Floats:
         InputError: ``max_k`` is not a whole number >= 1.
     """
     check_positive(max_k, "max_k")
-    first = found.first_hit[found.has_match]
+    first = retrieval.first_hit[retrieval.has_match]
     return np.array([_mean(first <= k) for k in range(1, max_k + 1)], dtype=np.float64)
 
 
@@ -226,14 +227,14 @@ def flips(
         InputError: another type than bool, or different lengths.
     """
     old, new = _as_bools(old_hit1, "old_hit1"), _as_bools(new_hit1, "new_hit1")
-    kept = np.ones(len(old), dtype=bool) if has_match is None else _as_bools(has_match, "has_match")
-    if not len(old) == len(new) == len(kept):
+    mask = np.ones(len(old), dtype=bool) if has_match is None else _as_bools(has_match, "has_match")
+    if not len(old) == len(new) == len(mask):
         raise InputError(
             "flips compare the same queries, "
-            f"got {len(old)} old, {len(new)} new and {len(kept)} has_match"
+            f"got {len(old)} old, {len(new)} new and {len(mask)} has_match"
         )
     return Flips(
-        negative=_mean((old & ~new)[kept]), positive=_mean((~old & new)[kept]), n=int(kept.sum())
+        negative=_mean((old & ~new)[mask]), positive=_mean((~old & new)[mask]), n=int(mask.sum())
     )
 
 
@@ -250,25 +251,26 @@ def _check_columns(neighbours: Neighbours, ks: Sequence[int], G: int) -> None:
     columns = neighbours.rows.shape[1]
     if columns < min(max(ks), G):
         raise InputError(
-            f"recall or mAP at {max(ks)} needs as many neighbours a query, got {columns}",
+            f"recall or mAP at {max(ks)} needs that many neighbours per query, got {columns}",
             tip=f"search with k={max(ks)} or more",
         )
     if neighbours.rows.size and not -1 <= neighbours.rows.min() <= neighbours.rows.max() < G:
         raise InputError(f"neighbours must be gallery rows 0 to {G - 1} or -1")
 
 
-def _check_rows(rows: Codes, own: Codes, ignored: Ignored | None) -> None:
+def _check_rows(rows: Codes, self_row: Codes, ignored: Ignored | None) -> None:
     if ignored is not None and ignored.contains(rows).any():
         raise InputError(
-            "a query found an item that it ignores", tip="search and evaluate with the same ignored"
+            "an answer of a query is an item that it ignores",
+            tip="search and evaluate with the same ignored",
         )
-    if ((rows == own[:, None]) & (rows >= 0)).any():
+    if ((rows == self_row[:, None]) & (rows >= 0)).any():
         raise InputError(
-            "a query found its own item", tip="search and evaluate with the same self_row"
+            "an answer of a query is its own item", tip="search and evaluate with the same self_row"
         )
     ordered = np.sort(rows, axis=1)
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
-        raise InputError("the same gallery row was found twice for one query")
+        raise InputError("a gallery row is twice among the answers of one query")
 
 
 def _hits(rows: Codes, query_labels: Codes, gallery_labels: Codes) -> Bools:
@@ -278,13 +280,13 @@ def _hits(rows: Codes, query_labels: Codes, gallery_labels: Codes) -> Bools:
     return hits & (rows >= 0)
 
 
-def _relevant(query_labels: Codes, gallery_labels: Codes, own: Codes) -> Codes:
+def _relevant(query_labels: Codes, gallery_labels: Codes, self_row: Codes) -> Codes:
     """(Q,) R: gallery items of the query's class, without its own."""
     ordered = np.sort(gallery_labels)
     first = np.searchsorted(ordered, query_labels, side="left")
     last = np.searchsorted(ordered, query_labels, side="right")
-    own_hit = _hits(own[:, None], query_labels, gallery_labels)[:, 0]
-    return (last - first - own_hit).astype(np.int64)
+    self_hit = _hits(self_row[:, None], query_labels, gallery_labels)[:, 0]
+    return (last - first - self_hit).astype(np.int64)
 
 
 def _average_precision(hits: Bools, R: Codes, k: int) -> Floats:

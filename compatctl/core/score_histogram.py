@@ -73,15 +73,15 @@ def score_histogram(
     Raises:
         InputError: as ``score_tiles``.
     """
-    every, same, neither = np.zeros((3, _BINS), dtype=np.int64)
-    for _, scores, alike, diff in score_tiles(queries, gallery, truth, block):
+    total, same, neither = np.zeros((3, _BINS), dtype=np.int64)
+    for _, scores, same_pairs, diff_pairs in score_tiles(queries, gallery, truth, block):
         # Scaling by a power of two is exact, so no score moves to a neighbouring bin.
         bins = np.floor(scores * np.float32(_SCALE)).astype(np.intp).reshape(-1)
         bins -= _LOWEST
-        every += np.bincount(bins, minlength=_BINS)
-        same += np.bincount(bins[np.flatnonzero(alike)], minlength=_BINS)
-        neither += np.bincount(bins[np.flatnonzero(~(alike | diff))], minlength=_BINS)
-    return ScoreHistogram(same=same, diff=every - same - neither)
+        total += np.bincount(bins, minlength=_BINS)
+        same += np.bincount(bins[np.flatnonzero(same_pairs)], minlength=_BINS)
+        neither += np.bincount(bins[np.flatnonzero(~(same_pairs | diff_pairs))], minlength=_BINS)
+    return ScoreHistogram(same=same, diff=total - same - neither)
 
 
 def _accepted(counts: Codes) -> Floats:

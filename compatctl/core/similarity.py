@@ -48,10 +48,10 @@ class CosineReduction:
         centre, scale = np.zeros(dim), 1.0
         if similarity == "l2":
             centre = np.asarray(galleries[0].mean(axis=0, dtype=np.float64))
-            scale = max(_longest(gallery, centre) for gallery in galleries) or 1.0
-        first = cls(similarity=similarity, centre=centre, scale=scale, max_norm=1.0)
+            scale = max(_max_distance(gallery, centre) for gallery in galleries) or 1.0
+        unscaled = cls(similarity=similarity, centre=centre, scale=scale, max_norm=1.0)
         max_norm = max(
-            float(np.linalg.norm(first._gallery(gallery[start : start + _BLOCK]), axis=1).max())
+            float(np.linalg.norm(unscaled._gallery(gallery[start : start + _BLOCK]), axis=1).max())
             for gallery in galleries
             for start in range(0, len(gallery), _BLOCK)
         )
@@ -63,7 +63,7 @@ class CosineReduction:
 
     def gallery(self, rows: Features) -> Vectors:
         """(G, D') unit rows for gallery rows (G, D) that the reduction was fitted to."""
-        return self._blocks(rows, lambda part: _lifted(self._gallery(part) / self.max_norm))
+        return self._blocks(rows, lambda part: _augment(self._gallery(part) / self.max_norm))
 
     def _blocks(self, rows: Features, convert: Callable[[Features], Floats]) -> Vectors:
         extra = 2 if self.similarity == "l2" else 1
@@ -72,31 +72,31 @@ class CosineReduction:
             unit[start : start + _BLOCK] = convert(rows[start : start + _BLOCK])
         return unit
 
-    def _moved(self, rows: Features) -> Floats:
+    def _centred(self, rows: Features) -> Floats:
         return (rows.astype(np.float64) - self.centre) / self.scale
 
     def _query(self, rows: Features) -> Floats:
-        moved = self._moved(rows)
+        centred = self._centred(rows)
         if self.similarity == "l2":
-            moved = np.hstack([moved, np.ones((len(rows), 1))])
-        moved /= np.linalg.norm(moved, axis=1, keepdims=True)
-        return np.hstack([moved, np.zeros((len(rows), 1))])
+            centred = np.hstack([centred, np.ones((len(rows), 1))])
+        centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+        return np.hstack([centred, np.zeros((len(rows), 1))])
 
     def _gallery(self, rows: Features) -> Floats:
-        moved = self._moved(rows)
+        centred = self._centred(rows)
         if self.similarity == "l2":
-            half = -0.5 * np.einsum("nd,nd->n", moved, moved)
-            moved = np.hstack([moved, half[:, None]])
-        return moved
+            half = -0.5 * np.einsum("nd,nd->n", centred, centred)
+            centred = np.hstack([centred, half[:, None]])
+        return centred
 
 
-def _lifted(rows: Floats) -> Floats:
+def _augment(rows: Floats) -> Floats:
     """Rows of norm at max_norm 1 with a coordinate that makes them unit rows."""
-    rest = np.sqrt(np.maximum(0.0, 1.0 - np.einsum("nd,nd->n", rows, rows)))
-    return np.hstack([rows, rest[:, None]])
+    extra = np.sqrt(np.maximum(0.0, 1.0 - np.einsum("nd,nd->n", rows, rows)))
+    return np.hstack([rows, extra[:, None]])
 
 
-def _longest(rows: Features, centre: Floats) -> float:
+def _max_distance(rows: Features, centre: Floats) -> float:
     return max(
         float(np.linalg.norm(rows[start : start + _BLOCK] - centre, axis=1).max())
         for start in range(0, len(rows), _BLOCK)

@@ -53,18 +53,18 @@ def frame_in(K: int, D: int) -> Floats:
     return _padded(simplex(K), D)
 
 
-def rotate_onto(frame: Floats, means: AnyFloats, own: Rows) -> Floats:
+def rotate_onto(frame: Floats, means: AnyFloats, index: Rows) -> Floats:
     """Rotate ``frame`` (K, d) in D >= d dimensions to bring its rows ``own`` nearest to ``means``.
 
     Orthogonal Procrustes (Schönemann 1966): among all rotations and reflections of R^D, the one
-    that maximises ``sum_i cos(frame[own[i]], means[i])``. Angles between rows do not change.
+    that maximises ``sum_i cos(frame[index[i]], means[i])``. Angles between rows do not change.
     Directions that the means leave free (as with C < d) depend on the linear algebra library, so
     store the rows and pin them with ``frame_digest`` instead of computing them again.
 
     Args:
         frame: (K, d) finite; padded with zeros to D columns.
         means: (C, D) class means, C >= 1, of any length but 0.
-        own: (C,) the frame row of each mean, each row at most once.
+        index: (C,) the frame row of each mean, each row at most once.
 
     Returns:
         (K, D) float64.
@@ -73,23 +73,23 @@ def rotate_onto(frame: Floats, means: AnyFloats, own: Rows) -> Floats:
         InputError: wrong shapes, d > D, a row outside the frame or given twice, a mean that is
             zero or not finite.
     """
-    frame, means, own = np.asarray(frame), np.asarray(means), np.asarray(own)
-    if frame.ndim != 2 or means.ndim != 2 or own.shape != means.shape[:1] or not len(own):
+    frame, means, index = np.asarray(frame), np.asarray(means), np.asarray(index)
+    if frame.ndim != 2 or means.ndim != 2 or index.shape != means.shape[:1] or not len(index):
         raise InputError(
-            f"cannot rotate a frame {frame.shape} by means {means.shape} of rows {own.shape}: "
+            f"cannot rotate a frame {frame.shape} by means {means.shape} of rows {index.shape}: "
             "expected (K, d), (C, D) and (C,), C at least 1"
         )
-    if not np.issubdtype(own.dtype, np.integer) or len(np.unique(own)) != len(own):
-        raise InputError("each mean needs a frame row of its own, given as a whole number")
-    if own.min() < 0 or own.max() >= len(frame):
-        bad = own.min() if own.min() < 0 else own.max()
+    if not np.issubdtype(index.dtype, np.integer) or len(np.unique(index)) != len(index):
+        raise InputError("each mean needs its own frame row, given as a whole number")
+    if index.min() < 0 or index.max() >= len(frame):
+        bad = index.min() if index.min() < 0 else index.max()
         raise InputError(f"a frame of {len(frame)} rows has no row {bad}")
     rows = _padded(frame, means.shape[1])
     lengths = np.linalg.norm(means.astype(np.float64), axis=1, keepdims=True)
     usable = np.isfinite(lengths) & (lengths > 0)
     if not usable.all() or not np.isfinite(rows).all():
         raise InputError("rotating needs finite rows, and means that are not zero")
-    left, _, right = np.linalg.svd(rows[own].T @ (means / lengths))
+    left, _, right = np.linalg.svd(rows[index].T @ (means / lengths))
     rotated: Floats = rows @ (left @ right)
     return rotated
 
@@ -123,8 +123,8 @@ class Registry:
         for label in self.vertices:
             _check_label(label)
         if len(self.vertex_of) < len(self.vertices):
-            twice = next(one for i, one in enumerate(self.vertices) if self.vertex_of[one] != i)
-            raise InputError(f"a class owns one vertex: {twice!r} is there twice")
+            repeated = next(c for i, c in enumerate(self.vertices) if self.vertex_of[c] != i)
+            raise InputError(f"a class owns one vertex, but {repeated!r} is listed twice")
         if self.K is not None:
             _check_vertices(self.K)
             _check_room(len(self.vertices), self.K)

@@ -176,12 +176,12 @@ def crossvalidated_accuracy(scores: AnyFloats, same: Bools, folds: Codes) -> flo
     names = np.unique(folds)
     if len(names) < 2:
         raise InputError(f"cross-validation needs at least two folds, got {len(names)}")
-    found = []
+    accuracies = []
     for name in names:
-        here = folds == name
-        threshold = accuracy(roc(scores[~here], same[~here])).threshold
-        found.append(accuracy_at(scores[here], same[here], threshold))
-    return float(np.mean(found))
+        test = folds == name
+        threshold = accuracy(roc(scores[~test], same[~test])).threshold
+        accuracies.append(accuracy_at(scores[test], same[test], threshold))
+    return float(np.mean(accuracies))
 
 
 def equal_error_rate(roc: Roc) -> float:
@@ -193,8 +193,8 @@ def equal_error_rate(roc: Roc) -> float:
     true_accepts, false_accepts = _counts(roc)
     false_rejects = roc.n_same - true_accepts
     # Whole numbers: |FAR - FRR| times n_same times n_diff, so that ties are ties.
-    at = int(np.argmin(np.abs(false_accepts * roc.n_same - false_rejects * roc.n_diff)))
-    return float((false_accepts[at] / roc.n_diff + false_rejects[at] / roc.n_same) / 2)
+    i = int(np.argmin(np.abs(false_accepts * roc.n_same - false_rejects * roc.n_diff)))
+    return float((false_accepts[i] / roc.n_diff + false_rejects[i] / roc.n_same) / 2)
 
 
 def count_accepts(
@@ -224,9 +224,9 @@ def count_accepts(
         threshold = np.full(counts.shape[1], _as_number(threshold, "threshold"))
     if threshold.shape != counts.shape[1:] or np.isnan(threshold).any():
         raise InputError(f"a threshold must be a number for each query, got {threshold.shape}")
-    least = threshold.astype(np.float64)[:, None]  # compared as float64
+    threshold = threshold.astype(np.float64)[:, None]  # compared as float64
     for rows, scores, same, diff in score_tiles(queries, gallery, truth, block):
-        passed = scores >= least[rows]
+        passed = scores >= threshold[rows]
         for kind, counted in enumerate((same & passed, same, diff & passed, diff)):
             counts[kind, rows] += np.count_nonzero(counted, axis=1)
     return AcceptCounts(
@@ -278,8 +278,8 @@ def _bin_at(counts: Codes, position: int) -> tuple[int, int]:
     """The bin of the value at ``position`` in ascending order, and its position in that bin."""
     totals = np.cumsum(counts)
     # The last bin at most, should a second pass round a score to the other side of a bin's edge.
-    found = min(int(np.searchsorted(totals, position, side="right")), len(counts) - 1)
-    return found, position - int(totals[found] - counts[found])
+    index = min(int(np.searchsorted(totals, position, side="right")), len(counts) - 1)
+    return index, position - int(totals[index] - counts[index])
 
 
 def _counts(roc: Roc) -> tuple[Codes, Codes]:

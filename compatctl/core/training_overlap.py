@@ -1,9 +1,10 @@
-"""Gallery rows that training passed through the new model ("touched"), and rows that it did not.
+"""The overlap of gallery and training: rows that training passed through the new model.
 
-A model answers best for what it trained on: anchors, and pairs of a bridge, are easier to find than
-the rest of the gallery. Let t_q be the share of query q's relevant rows that are touched, and t the
-share of touched rows in the gallery. The gain on the gallery as it is weighs the touched part by t
-and the untouched part by 1 - t; queries with another mixture are weighted accordingly.
+Such rows are *touched*. A model answers best for them: anchors, and the pairs of a bridge, are
+easier to find than the rest of the gallery. Let t_q be the share of query q's relevant rows that
+are touched, and t the share of touched rows in the gallery. The gain on the gallery as it is weighs
+the touched part by t and the untouched part by 1 - t; queries with another mixture are weighted
+accordingly.
 
 Shapes: ``Q`` queries, ``G`` gallery rows, ``J`` judged pairs.
 """
@@ -75,13 +76,13 @@ def trained_share_by_class(
     """
     known = gallery_labels != NO_CLASS
     n = int(max(query_labels.max(initial=-1), gallery_labels.max(initial=-1))) + 1
-    rows = np.bincount(gallery_labels[known], minlength=n)[query_labels]
-    part = np.bincount(gallery_labels[known & touched], minlength=n)[query_labels]
-    own = np.flatnonzero(self_row >= 0)
-    own = own[gallery_labels[self_row[own]] == query_labels[own]]
-    rows[own] -= 1
-    part[own] -= touched[self_row[own]]
-    return _share(part, rows)
+    n_rows = np.bincount(gallery_labels[known], minlength=n)[query_labels]
+    n_touched = np.bincount(gallery_labels[known & touched], minlength=n)[query_labels]
+    with_self = np.flatnonzero(self_row >= 0)
+    with_self = with_self[gallery_labels[self_row[with_self]] == query_labels[with_self]]
+    n_rows[with_self] -= 1
+    n_touched[with_self] -= touched[self_row[with_self]]
+    return _share(n_touched, n_rows)
 
 
 def trained_share_judged(judged_query: Codes, judged_row: Codes, touched: Bools, Q: int) -> Floats:
@@ -89,10 +90,9 @@ def trained_share_judged(judged_query: Codes, judged_row: Codes, touched: Bools,
 
     The relevant pairs are ``judged_query`` (J,), positions of queries, and ``judged_row`` (J,).
     """
-    rows = np.bincount(judged_query, minlength=Q)
-    part = np.bincount(judged_query[touched[judged_row]], minlength=Q)
-    return _share(part, rows)
+    n_rows = np.bincount(judged_query, minlength=Q)
+    return _share(np.bincount(judged_query[touched[judged_row]], minlength=Q), n_rows)
 
 
-def _share(part: Codes, rows: Codes) -> Floats:
-    return np.where(rows > 0, part / np.maximum(rows, 1), np.nan)
+def _share(n_touched: Codes, n_rows: Codes) -> Floats:
+    return np.where(n_rows > 0, n_touched / np.maximum(n_rows, 1), np.nan)

@@ -98,5 +98,5 @@ def _is_unknown(rows: Codes, unknown: Bools) -> Bools:
 def _found_by_both(rows: Codes, other_rows: Codes, G: int) -> Bools:
     """(Q, k) whether the other model found the same row for the same query."""
     query = np.arange(len(rows))[:, None] * (G + 1)
-    both: Bools = np.isin(query + rows, query + other_rows)
-    return both
+    shared: Bools = np.isin(query + rows, query + other_rows)
+    return shared

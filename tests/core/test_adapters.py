@@ -182,7 +182,7 @@ def test_invalid_strengths_and_ranks_are_refused():
     moments = Moments.from_pairs(*noisy_pairs(F=7, D=5))
     (whole,) = ridge(moments, (1.0,))
     for strengths in ((), (0.0,), (1.0, -1.0)):
-        with pytest.raises(InputError, match="over 0"):
+        with pytest.raises(InputError, match="above 0"):
             ridge(moments, strengths)
     for ranks in ((), (0,), (2, 6)):
         with pytest.raises(InputError, match="between 1 and 5"):

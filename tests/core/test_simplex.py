@@ -210,8 +210,8 @@ def test_running_out_of_vertices_gives_a_tip():
 @pytest.mark.parametrize(
     ("labels", "K", "message"),
     [
-        (["a"], 5, "'a' is there twice"),
-        (["x", "x"], 5, "'x' is there twice"),
+        (["a"], 5, "'a' is listed twice"),
+        (["x", "x"], 5, "'x' is listed twice"),
         (["x"], 6, "of a simplex of 5 vertices, not 6"),
         ([""], 5, "not empty"),
         ([3], 5, "got 3"),
