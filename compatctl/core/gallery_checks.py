@@ -6,128 +6,100 @@ count against the new model, the share of queries with a match, and the recall o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from compatctl.core.gate import Measurement
 from compatctl.core.measurements import DECIDING_GROUP, Draw, GroupEvidence
 from compatctl.core.policy import Policy
-from compatctl.core.resampling import estimate_ratios, hit_change
+from compatctl.core.resampling import estimate_ratio, hit_change
 
 
 def add_gallery_checks(
     policy: Policy,
     group: GroupEvidence,
-    found: Sequence[Measurement],
+    measurements: Sequence[Measurement],
     draw: Draw,
     replicates: int,
 ) -> list[Measurement]:
-    """``found`` with these measurements added, if the group decides.
+    """``measurements`` with these added, if the group decides.
 
     If answers are of unknown relevance, a failure of the gain must hold in the best case as well.
     """
     if group.name != DECIDING_GROUP:
-        return list(found)
+        return list(measurements)
     return [
-        *_at_best(group, found, draw, replicates),
-        *_unjudged(policy, group, draw, replicates),
-        *_untouched(policy, group, draw, replicates),
-        *_plain(policy, group),
+        *_add_best_case(group, measurements, draw, replicates),
+        *_unjudged_gain(policy, group, draw, replicates),
+        *_untouched_gain(policy, group, draw, replicates),
+        *_match_checks(policy, group),
     ]
 
 
-def _at_best(
-    group: GroupEvidence, found: Sequence[Measurement], draw: Draw, replicates: int
+def _add_best_case(
+    group: GroupEvidence, measurements: Sequence[Measurement], draw: Draw, replicates: int
 ) -> list[Measurement]:
     if group.unjudged is None:
-        return list(found)
+        return list(measurements)
     ratio = hit_change(group.classes, *group.unjudged.best, group.query_weights)
-    best = estimate_ratios([ratio], replicates, draw())[0]
-    return [replace(one, best_case=best) if one.name == "recall_gain" else one for one in found]
+    best = estimate_ratio(ratio, replicates, draw())
+    return [replace(m, best_case=best) if m.name == "recall_gain" else m for m in measurements]
 
 
-def _unjudged(
+def _unjudged_gain(
     policy: Policy, group: GroupEvidence, draw: Draw, replicates: int
-) -> list[Measurement]:
+) -> Iterator[Measurement]:
     if group.unjudged is None:
-        return []
-    k, has_match = policy.recall_at, group.old_old.has_match
-    shares = group.unjudged.shares(has_match)
+        return
+    k = policy.recall_at
+    shares = group.unjudged.shares(group.old_old.has_match)
     ratio = hit_change(group.classes, *group.unjudged.worst, group.query_weights)
-    return [
-        Measurement(
-            name="unjudged_gain",
-            group=group.name,
-            estimate=estimate_ratios([ratio], replicates, draw())[0],
-            n=group.old_old.n_with_match,
-            n_queries=group.old_old.n_with_match,
-            may_decide=True,
-            unit=group.unit,
-            detail=f"Of the first {k} answers {shares['old'][str(k)]:.2%} of old and "
-            f"{shares['new'][str(k)]:.2%} of new queries are rows whose relevance nobody knows; "
-            "this is the gain if all of them speak against the new model",
-        )
-    ]
+    yield group.measurement(
+        "unjudged_gain",
+        estimate_ratio(ratio, replicates, draw()),
+        f"Of the first {k} answers, {shares['old'][str(k)]:.2%} of old and "
+        f"{shares['new'][str(k)]:.2%} of new queries are rows of unknown relevance; "
+        "this is the gain if all of them count against the new model",
+    )
 
 
-def _untouched(
+def _untouched_gain(
     policy: Policy, group: GroupEvidence, draw: Draw, replicates: int
-) -> list[Measurement]:
+) -> Iterator[Measurement]:
     overlap = group.training_overlap
     if overlap is None or overlap.of_gallery >= 1.0:
-        return []
+        return
     old, new, k = group.old_old, group.new_old, policy.recall_at
-    kept = old.has_match & overlap.untouched
-    n = int(kept.sum())
-    before, after = ((one.hit(k) & kept).sum() / max(1, n) for one in (old, new))
-    ratio = hit_change(group.classes, old.hit(k), new.hit(k), kept)
-    said = (
+    untouched = old.has_match & overlap.untouched
+    n = int(untouched.sum())
+    before, after = ((test.hit(k) & untouched).sum() / max(1, n) for test in (old, new))
+    detail = (
         f"Recall@{k} of the {n} queries all of whose matches are rows that training did not pass "
         f"through the new model is {after:.4f} with new queries and {before:.4f} with old ones"
     )
     if not n:
-        said = (
-            f"A share of {1 - overlap.of_gallery:.2%} of the gallery is rows that training "
-            "did not pass through the new model, and no query asks for them alone"
+        detail = (
+            f"Training did not pass {1 - overlap.of_gallery:.2%} of the gallery's rows through the "
+            "new model, and no query has matches among them alone"
         )
-    return [
-        Measurement(
-            name="untouched_gain",
-            group=group.name,
-            estimate=estimate_ratios([ratio], replicates, draw())[0],
-            n=n,
-            n_queries=n,
-            may_decide=True,
-            unit=group.unit,
-            detail=said,
-        )
-    ]
+    ratio = hit_change(group.classes, old.hit(k), new.hit(k), untouched)
+    estimate = estimate_ratio(ratio, replicates, draw())
+    yield group.measurement("untouched_gain", estimate, detail, n=n, n_queries=n)
 
 
-def _plain(policy: Policy, group: GroupEvidence) -> list[Measurement]:
+def _match_checks(policy: Policy, group: GroupEvidence) -> Iterator[Measurement]:
     old, k = group.old_old, policy.recall_at
-    asked = old.n_queries if group.answerable is None else int(group.answerable.sum())
-    lost = asked - old.n_with_match
-    return [
-        Measurement(
-            name="matched_share",
-            group=group.name,
-            estimate=old.n_with_match / max(1, asked),
-            n=asked,
-            n_queries=asked,
-            may_decide=True,
-            unit=group.unit,
-            detail=f"{lost} of {asked} queries have nothing to find in the gallery",
-        ),
-        Measurement(
-            name="old_recall",
-            group=group.name,
-            estimate=old.recall[k],
-            n=old.n_with_match,
-            n_queries=old.n_with_match,
-            may_decide=True,
-            unit=group.unit,
-            detail=f"Recall@{k} of the old model on its own gallery is {old.recall[k]:.4f}; where "
-            "it is next to nothing, labels, preprocessing or index are not those of the gallery",
-        ),
-    ]
+    n = old.n_queries if group.answerable is None else int(group.answerable.sum())
+    yield group.measurement(
+        "matched_share",
+        old.n_with_match / max(1, n),
+        f"{n - old.n_with_match} of {n} queries have no match in the gallery",
+        n=n,
+        n_queries=n,
+    )
+    yield group.measurement(
+        "old_recall",
+        old.recall[k],
+        f"Recall@{k} of the old model on its own gallery is {old.recall[k]:.4f}; if it is close to "
+        "0, labels, preprocessing or index are not those of the gallery",
+    )

@@ -1,4 +1,4 @@
-"""From query outcomes to measurements: every statistic of a group from the same replicates.
+"""Measurements for the gate: every statistic of a group of queries, from the same replicates.
 
 A group is a set of held-out queries. Old and new queries are the same items, so every statistic is
 a sum over classes of paired differences, and one resampling of classes serves all of them.
@@ -6,7 +6,7 @@ a sum over classes of paired differences, and one resampling of classes serves a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,11 +15,13 @@ from compatctl.core.arrays import Bools, Codes, Floats
 from compatctl.core.binomial import mcnemar
 from compatctl.core.compatibility import Inequalities
 from compatctl.core.dependence import Dependence, describe_dependence, worst_design_effect
+from compatctl.core.estimate import Estimate
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import (
     Ratio,
     estimate_diff,
+    estimate_ratio,
     estimate_ratios,
     estimate_same,
     hit_change,
@@ -36,7 +38,10 @@ from compatctl.errors import InputError
 DECIDING_GROUP = "unseen"
 
 Key = tuple[str, str]
-"""A check's name and its slice, or ''."""
+"""A check's name, and its slice or ''; in ``only``, its name and its group."""
+
+Statistic = tuple[Ratio, int, str]
+"""A statistic, the number of queries or pairs in it, and a sentence."""
 
 PARTIAL_CHECKS = {"ann_recall", "self_test_gain", "mixed_gain"}
 """Checks on part of the queries or gallery: that part must meet the minimum of queries."""
@@ -96,6 +101,33 @@ class GroupEvidence:
         overlap = self.training_overlap
         return has_match if overlap is None else overlap.weighted(has_match)
 
+    def slice_name(self, part: str) -> str:
+        """The group's name, with that of a slice unless ``part`` is empty."""
+        return f"{self.name}, {part}" if part else self.name
+
+    def measurement(
+        self,
+        name: str,
+        estimate: Estimate | float,
+        detail: str,
+        *,
+        part: str = "",
+        n: int | None = None,
+        n_queries: int | None = None,
+    ) -> Measurement:
+        """A measurement of this group; ``n`` and ``n_queries`` default to queries with a match."""
+        matched = self.old_old.n_with_match
+        return Measurement(
+            name=name,
+            group=self.slice_name(part),
+            estimate=estimate,
+            n=matched if n is None else n,
+            n_queries=matched if n_queries is None else n_queries,
+            may_decide=self.name == DECIDING_GROUP,
+            unit=self.unit,
+            detail=detail,
+        )
+
     @property
     def flips(self) -> Flips:
         """From ``old_old`` to ``new_old``."""
@@ -133,7 +165,7 @@ def measure(
     group: GroupEvidence,
     draw: Draw,
     replicates: int,
-    only: Container[tuple[str, str]] | None = None,
+    only: Container[Key] | None = None,
 ) -> list[Measurement]:
     """Every measurement of a group and its slices; ``only`` keeps these names and groups.
 
@@ -142,45 +174,35 @@ def measure(
             different queries.
     """
     _check_group(policy, group)
-    named = {
-        key: made
-        for key, made in _ratios(policy, group).items()
-        if only is None or (key[0], _group(group, key[1])) in only
+    statistics = {
+        key: statistic
+        for key, statistic in _ratios(policy, group).items()
+        if only is None or (key[0], group.slice_name(key[1])) in only
     }
-    estimates = estimate_ratios([ratio for ratio, _, _ in named.values()], replicates, draw())
-    found = []
-    for ((name, part), (_, n, detail)), estimate in zip(named.items(), estimates, strict=True):
-        found.append(
-            Measurement(
-                name=name,
-                group=_group(group, part),
-                estimate=estimate,
-                n=n,
-                n_queries=n if part or name in PARTIAL_CHECKS else group.old_old.n_with_match,
-                may_decide=group.name == DECIDING_GROUP,
-                unit=group.unit,
-                detail=detail,
-            )
+    estimates = estimate_ratios([ratio for ratio, _, _ in statistics.values()], replicates, draw())
+    measurements = [
+        group.measurement(
+            name,
+            estimate,
+            detail,
+            part=part,
+            n=n,
+            n_queries=n if part or name in PARTIAL_CHECKS else None,
         )
-    asked = GroupSample(
-        group=group.name,
-        classes=group.classes,
-        unit=group.unit,
-        n_queries=group.old_old.n_with_match,
-        may_decide=group.name == DECIDING_GROUP,
-    )
+        for ((name, part), (_, n, detail)), estimate in zip(
+            statistics.items(), estimates, strict=True
+        )
+    ]
     if group.inequalities is not None:
-        found += _cosine_measurements(group.inequalities, asked, draw, replicates, only)
+        measurements += _cosine_measurements(group.inequalities, group, draw, replicates, only)
     if group.dependence is not None and only is None:
-        found.append(_design_effect(group.dependence, asked, policy.min_classes))
-    return found
+        effect = worst_design_effect(group.dependence, policy.min_classes)
+        detail = describe_dependence(group.dependence, policy.min_classes)
+        measurements.append(group.measurement("design_effect", effect, detail))
+    return measurements
 
 
-def _group(group: GroupEvidence, part: str) -> str:
-    return f"{group.name}, {part}" if part else group.name
-
-
-def measure_chain(link: ChainEvidence, k: int, draw: Draw, replicates: int) -> Measurement:
+def measure_chain(version: ChainEvidence, k: int, draw: Draw, replicates: int) -> Measurement:
     """The gain of new queries over a version's own queries, on the rows that version embedded.
 
     With fewer matched queries than the policy's ``slice_min_queries`` it does not decide, so that a
@@ -189,18 +211,18 @@ def measure_chain(link: ChainEvidence, k: int, draw: Draw, replicates: int) -> M
     Raises:
         InputError: recall@k is missing, or the two tests are of different queries.
     """
-    _check_test(f"version {link.name}", link.own, link.own, (k,))
-    _check_test(f"version {link.name}", link.new, link.own, (k,))
-    gain = _gain(link.classes, link.own, link.new, k)
-    old, new = link.own.recall[k], link.new.recall[k]
+    _check_retrieval(f"version {version.name}", version.own, version.own, (k,))
+    _check_retrieval(f"version {version.name}", version.new, version.own, (k,))
+    gain = _gain(version.classes, version.own, version.new, k)
+    old, new = version.own.recall[k], version.new.recall[k]
     return Measurement(
         name="chain_gain",
-        group=link.name,
-        estimate=estimate_ratios([gain], replicates, draw())[0],
-        n=link.own.n_with_match,
-        n_queries=link.own.n_with_match,
+        group=version.name,
+        estimate=estimate_ratio(gain, replicates, draw()),
+        n=version.own.n_with_match,
+        n_queries=version.own.n_with_match,
         may_decide=True,
-        unit=link.unit,
+        unit=version.unit,
         detail=f"On the rows which that version embedded, recall@{k} is {new:.4f} with new queries "
         f"and {old:.4f} with its own",
     )
@@ -223,137 +245,136 @@ def measure_mixed(
     Raises:
         InputError: recall@k is missing, or the two tests are of different queries.
     """
-    for test in (before, after):
-        _check_test("the mixed gallery", test, before, (k,))
+    for retrieval in (before, after):
+        _check_retrieval("the mixed gallery", retrieval, before, (k,))
     return Measurement(
         name="mixed_gain",
         group=DECIDING_GROUP,
-        estimate=estimate_ratios([_gain(classes, before, after, k)], replicates, draw())[0],
+        estimate=estimate_ratio(_gain(classes, before, after, k), replicates, draw()),
         n=before.n_with_match,
         n_queries=before.n_with_match,
         may_decide=True,
         unit=unit,
-        detail=f"Recall@{k} of the query model is {after.recall[k]:.4f} on the gallery that would "
-        f"result and {before.recall[k]:.4f} on the one that is there",
+        detail=f"Recall@{k} of the query model is {after.recall[k]:.4f} on the resulting gallery "
+        f"and {before.recall[k]:.4f} on the present one",
     )
 
 
-def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, tuple[Ratio, int, str]]:
-    """(Check, slice) -> statistic, n and a sentence."""
+def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, Statistic]:
     old, new, k = group.old_old, group.new_old, policy.recall_at
-    n = old.n_with_match
-    found: dict[Key, tuple[Ratio, int, str]] = {}
-    for name, at in (("recall_gain", k), ("wide_recall_gain", policy.wide_recall_at)):
-        sentence = _two(f"Recall@{at} {group.gallery_phrase}", new.recall[at], old.recall[at])
-        found[name, ""] = (_gain(group.classes, old, new, at, group.query_weights), n, sentence)
+    n, weights, phrase = old.n_with_match, group.query_weights, group.gallery_phrase
+    statistics: dict[Key, Statistic] = {}
+    for name, at_k in (("recall_gain", k), ("wide_recall_gain", policy.wide_recall_at)):
+        sentence = _compare(f"Recall@{at_k} {phrase}", new.recall[at_k], old.recall[at_k])
+        statistics[name, ""] = (_gain(group.classes, old, new, at_k, weights), n, sentence)
     change = np.nan_to_num(new.average_precision - old.average_precision)
-    found_at = float(np.nan_to_num(old.map_at_k))
-    found["map_gain", ""] = (
-        query_ratio(
-            group.classes, change, group.query_weights, (-1.0, 1.0), -1, (-found_at, 1 - found_at)
-        ),
+    old_map = float(np.nan_to_num(old.map_at_k))
+    statistics["map_gain", ""] = (
+        query_ratio(group.classes, change, weights, (-1.0, 1.0), -1, (-old_map, 1 - old_map)),
         n,
-        _two(f"mAP@{old.map_k} {group.gallery_phrase}", new.map_at_k, old.map_at_k),
+        _compare(f"mAP@{old.map_k} {phrase}", new.map_at_k, old.map_at_k),
     )
-    lost = (old.hit1 & ~new.hit1).astype(np.float64)
-    found["negative_flips", ""] = (
-        query_ratio(
-            group.classes,
-            lost,
-            group.query_weights,
-            (0.0, 1.0),
-            1,
-            (0.0, _share(old.hit1, old.has_match)),
-        ),
+    flipped = (old.hit1 & ~new.hit1).astype(np.float64)
+    most = _share(old.hit1, old.has_match)
+    statistics["negative_flips", ""] = (
+        query_ratio(group.classes, flipped, weights, (0.0, 1.0), 1, (0.0, most)),
         n,
         f"A share of {group.flips.negative:.4f} of the queries turned from right to wrong and "
         f"{group.flips.positive:.4f} from wrong to right (McNemar's exact p {group.mcnemar:.3g})",
     )
-    found |= _other_galleries(group, k)
+    statistics |= _other_galleries(group, k)
     for name, mask in group.slices.items():
-        found["slice_gain", name] = (
-            _gain(group.classes, old, new, k, mask & old.has_match),
-            int((mask & old.has_match).sum()),
+        matched = mask & old.has_match
+        statistics["slice_gain", name] = (
+            _gain(group.classes, old, new, k, matched),
+            int(matched.sum()),
             f"Recall@{k} of the queries with {name} moves from "
-            f"{_share(old.hit(k), old.has_match & mask):.4f} to "
-            f"{_share(new.hit(k), old.has_match & mask):.4f}",
+            f"{_share(old.hit(k), matched):.4f} to {_share(new.hit(k), matched):.4f}",
         )
-    return found
+    return statistics
 
 
-def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, tuple[Ratio, int, str]]:
+def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, Statistic]:
     """Self-test, mixed gallery, real index and thresholds, if they were measured."""
     old, new = group.subset_baseline or (group.old_old, group.new_old)
     n = old.n_with_match
-    found: dict[Key, tuple[Ratio, int, str]] = {}
+    statistics: dict[Key, Statistic] = {}
     if group.new_new is not None:
-        found["self_test_gain", ""] = (
+        statistics["self_test_gain", ""] = (
             _gain(group.classes, old, group.new_new, k),
             n,
-            _two(f"Recall@{k} of each model on its own gallery", group.new_new.recall[k],
-                 old.recall[k]),
-        )  # fmt: skip
+            _compare(
+                f"Recall@{k} of each model on its own gallery",
+                group.new_new.recall[k],
+                old.recall[k],
+            ),
+        )
     if group.new_mixed is not None:
-        found["mixed_gain", ""] = (
+        statistics["mixed_gain", ""] = (
             _gain(group.classes, new, group.new_mixed, k),
             n,
             f"With half of the gallery embedded by the new model, recall@{k} of new queries is "
             f"{group.new_mixed.recall[k]:.4f}, after {new.recall[k]:.4f}",
         )
     if group.ann_recall is not None:
-        asked = ~np.isnan(group.ann_recall)
-        found["ann_recall", ""] = (
-            query_ratio(group.classes, np.nan_to_num(group.ann_recall), asked, (0.0, 1.0), 0),
-            int(asked.sum()),
-            f"The real index finds a share of {_share(group.ann_recall, asked):.4f} of the nearest "
-            "rows of new queries at the ef they need",
+        searched = ~np.isnan(group.ann_recall)
+        statistics["ann_recall", ""] = (
+            query_ratio(group.classes, np.nan_to_num(group.ann_recall), searched, (0.0, 1.0), 0),
+            int(searched.sum()),
+            f"The real index finds a share of {_share(group.ann_recall, searched):.4f} of the "
+            "nearest rows of new queries at the ef they need",
         )
     if group.accepts is not None:
-        found |= _threshold_statistics(group.classes, group.n_classes, *group.accepts)
-    return found
+        statistics |= _threshold_statistics(group.classes, group.n_classes, *group.accepts)
+    return statistics
 
 
 def _gain(
-    classes: Codes, old: Retrieval, new: Retrieval, k: int, kept: Bools | Floats | None = None
+    classes: Codes, old: Retrieval, new: Retrieval, k: int, weights: Bools | Floats | None = None
 ) -> Ratio:
-    """The difference of two hit rates at k over the queries with a match, or those of ``kept``."""
-    return hit_change(classes, old.hit(k), new.hit(k), old.has_match if kept is None else kept)
+    """The difference of two hit rates at k, with ``weights``, or over queries with a match."""
+    return hit_change(
+        classes, old.hit(k), new.hit(k), old.has_match if weights is None else weights
+    )
 
 
-def _share(values: Bools | Floats, where: Bools) -> float:
-    return float(np.mean(values[where])) if where.any() else float("nan")
+def _share(values: Bools | Floats, mask: Bools) -> float:
+    return float(np.mean(values[mask])) if mask.any() else float("nan")
 
 
-def _two(what: str, new: float, old: float) -> str:
-    return f"{what} is {new:.4f} with new queries and {old:.4f} with old ones ({new - old:+.4f})"
+def _compare(quantity: str, new: float, old: float) -> str:
+    return (
+        f"{quantity} is {new:.4f} with new queries and {old:.4f} with old ones ({new - old:+.4f})"
+    )
 
 
 def _check_group(policy: Policy, group: GroupEvidence) -> None:
     ks = (policy.recall_at, policy.wide_recall_at)
     for name in ("old_old", "new_old", "new_new", "old_new", "old_mixed", "new_mixed"):
-        test, first = getattr(group, name), group.old_old
+        retrieval, baseline = getattr(group, name), group.old_old
         if name not in {"old_old", "new_old"} and group.subset_baseline is not None:
-            first = group.subset_baseline[0]
-        if test is not None:
-            _check_test(f"group {group.name}", test, first, ks)
+            baseline = group.subset_baseline[0]
+        if retrieval is not None:
+            _check_retrieval(f"group {group.name}", retrieval, baseline, ks)
 
 
-def _check_test(where: str, test: Retrieval, first: Retrieval, ks: tuple[int, ...]) -> None:
+def _check_retrieval(
+    name: str, retrieval: Retrieval, baseline: Retrieval, ks: tuple[int, ...]
+) -> None:
     for k in ks:
-        if k not in test.recall:
-            computed = ", ".join(str(k) for k in test.recall)
+        if k not in retrieval.recall:
+            computed = ", ".join(map(str, retrieval.recall))
             raise InputError(
-                f"{where}: the policy asks for recall@{k}, "
-                f"but the evidence holds recall at {computed}"
+                f"{name}: the policy needs recall@{k}, but recall was computed at {computed}"
             )
-    if not np.array_equal(test.has_match, first.has_match):
-        raise InputError(f"{where}: not every test was made on the same queries")
+    if not np.array_equal(retrieval.has_match, baseline.has_match):
+        raise InputError(f"{name}: the retrievals are of different queries")
 
 
 def _threshold_statistics(
     classes: Codes, n_classes: int, before: AcceptCounts, after: AcceptCounts
-) -> dict[tuple[str, str], tuple[Ratio, int, str]]:
-    """(Check, "") -> statistic, number of pairs and a sentence.
+) -> dict[Key, Statistic]:
+    """Statistics of the deployed thresholds.
 
     ``far_ratio`` is FAR(after) / FAR(before), ``frr_increase`` is FRR(after) - FRR(before), over
     the same pairs. ``classes`` is (Q,) or (Q, K); ``n_classes`` of them have a match.
@@ -363,7 +384,7 @@ def _threshold_statistics(
         f"{before.far:.3g} to {after.far:.3g}, the false reject rate from {before.frr:.4f} to "
         f"{after.frr:.4f}"
     )
-    new, old = (side.diff_accepted.astype(np.float64) for side in (after, before))
+    new, old = (counts.diff_accepted.astype(np.float64) for counts in (after, before))
     far = ratio_of(classes, new, old, (0.0, float("inf")), n_classes=n_classes)
     rejected = (before.same_accepted - after.same_accepted).astype(np.float64)
     same_pairs = before.same_pairs.astype(np.float64)
@@ -376,77 +397,28 @@ def _threshold_statistics(
     }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class GroupSample:
-    """A group of queries and what is resampled of it."""
-
-    group: str
-    classes: Codes
-    """(Q,), or (Q, K) for K crossed kinds of units."""
-    unit: tuple[str, ...]
-    n_queries: int
-    """Queries with a match."""
-    may_decide: bool
-
-
 def _cosine_measurements(
     inequalities: Inequalities,
-    sample: GroupSample,
-    draw: Callable[[], np.random.Generator],
+    group: GroupEvidence,
+    draw: Draw,
     replicates: int,
-    only: Container[tuple[str, str]] | None = None,
-) -> list[Measurement]:
-    """The change of the mean cosine to items of the same class (1a) and of other classes (1b).
-
-    ``only`` keeps the measurements with these names and groups.
-    """
-
-    def measure(name: str, negated: bool, n: int, detail: str) -> Measurement:
-        sums = inequalities.sums.negated() if negated else inequalities.sums
-        estimate = estimate_diff if negated else estimate_same
-        return Measurement(
-            name=name,
-            group=sample.group,
-            estimate=estimate(sums, replicates, draw(), sample.classes),
-            n=n,
-            n_queries=sample.n_queries,
-            may_decide=sample.may_decide,
-            unit=sample.unit,
-            detail=detail,
-        )
-
-    checks = {
-        "same_class": (
-            False,
-            inequalities.new_old.n_same,
+    only: Container[Key] | None,
+) -> Iterator[Measurement]:
+    """The change of the mean cosine to items of the same class (1a) and of other classes (1b)."""
+    if only is None or ("same_class", group.name) in only:
+        yield group.measurement(
+            "same_class",
+            estimate_same(inequalities.sums, replicates, draw(), group.classes),
             "The mean cosine to old gallery items of the query's class moves by "
             f"{inequalities.same_gain:+.5f} from old to new queries, and should not fall (1a)",
-        ),
-        "different_class": (
-            True,
-            inequalities.new_old.n_diff,
+            n=inequalities.new_old.n_same,
+        )
+    if only is None or ("different_class", group.name) in only:
+        yield group.measurement(
+            "different_class",
+            estimate_diff(inequalities.sums.negated(), replicates, draw(), group.classes),
             "The mean cosine to old gallery items of other classes moves by "
             f"{-inequalities.diff_gain:+.5f} from old to new queries, "
             "and may rise by a margin (1b)",
-        ),
-    }
-    return [
-        measure(name, *arguments)
-        for name, arguments in checks.items()
-        if only is None or (name, sample.group) in only
-    ]
-
-
-def _design_effect(
-    dependences: Sequence[Dependence], sample: GroupSample, min_classes: int
-) -> Measurement:
-    """The design effect of the column on which queries depend most."""
-    return Measurement(
-        name="design_effect",
-        group=sample.group,
-        estimate=worst_design_effect(dependences, min_classes),
-        n=sample.n_queries,
-        n_queries=sample.n_queries,
-        may_decide=sample.may_decide,
-        detail=describe_dependence(dependences, min_classes),
-    )
+            n=inequalities.new_old.n_diff,
+        )

@@ -136,15 +136,15 @@ def hit_change(
     Raises:
         InputError: different lengths.
     """
-    kept = np.ones(len(classes)) if has_match is None else has_match.astype(np.float64)
-    if not len(classes) == len(before) == len(after) == len(kept):
+    weights = np.ones(len(classes)) if has_match is None else has_match.astype(np.float64)
+    if not len(classes) == len(before) == len(after) == len(weights):
         raise InputError(
-            f"a change of hits is of the same queries, got {len(classes)} classes, {len(before)} "
-            f"outcomes before, {len(after)} after and {len(kept)} has_match"
+            f"a change of hits needs the same queries, got {len(classes)} classes, {len(before)} "
+            f"outcomes before, {len(after)} after and {len(weights)} has_match"
         )
     change = after.astype(np.float64) - before
-    found = float((before * kept).sum() / kept.sum()) if kept.any() else 0.0
-    return query_ratio(classes, change, kept, (-1.0, 1.0), -1, (-found, 1.0 - found))
+    rate = float((before * weights).sum() / weights.sum()) if weights.any() else 0.0
+    return query_ratio(classes, change, weights, (-1.0, 1.0), -1, (-rate, 1.0 - rate))
 
 
 def estimate_ratios(
@@ -158,22 +158,28 @@ def estimate_ratios(
     if not ratios:
         return []
     C = len(ratios[0].totals)
-    if any(len(part) != C for one in ratios for part in (one.totals, one.counts)):
+    if any(len(part) != C for ratio in ratios for part in (ratio.totals, ratio.counts)):
         raise InputError("the statistics are of different numbers of classes")
     _check_replicates(replicates)
     kinds = np.arange(C)[:, None] if ratios[0].kinds is None else ratios[0].kinds
     sets = unit_sets(kinds)
-    totals = np.stack([one.totals for one in ratios], axis=1).astype(np.float64)
-    counts = np.stack([one.counts for one in ratios], axis=1).astype(np.float64)
-    whole = _quotient(totals.sum(axis=0), counts.sum(axis=0))
-    drawn = [_replicates(part, totals, counts, replicates, rng) for part in kinds.T]
+    totals = np.stack([ratio.totals for ratio in ratios], axis=1).astype(np.float64)
+    counts = np.stack([ratio.counts for ratio in ratios], axis=1).astype(np.float64)
+    values = _quotient(totals.sum(axis=0), counts.sum(axis=0))
+    drawn = [_replicates(units, totals, counts, replicates, rng) for units in kinds.T]
     if len(drawn) > 1:
-        beyond = totals - np.nan_to_num(whole) * counts
-        scale = np.array([_scale(sets, one) for one in beyond.T])
-        drawn = [whole + scale * sum(one - whole for one in drawn)]
+        residuals = totals - np.nan_to_num(values) * counts
+        scale = np.array([_scale(sets, residual) for residual in residuals.T])
+        drawn = [values + scale * sum(draws - values for draws in drawn)]
     return [
-        _ratio_estimate(one, whole[s], drawn[0][:, s], kinds, sets) for s, one in enumerate(ratios)
+        _ratio_estimate(ratio, values[s], drawn[0][:, s], kinds, sets)
+        for s, ratio in enumerate(ratios)
     ]
+
+
+def estimate_ratio(ratio: Ratio, replicates: int, rng: np.random.Generator) -> Estimate:
+    """The estimate of one statistic, as ``estimate_ratios``."""
+    return estimate_ratios([ratio], replicates, rng)[0]
 
 
 def _replicates(
@@ -183,40 +189,40 @@ def _replicates(
     n = int(units.max(initial=-1)) + 1
     if n < len(units):  # cells of several kinds of units
         totals, counts = (
-            np.stack([_sums(units, one) for one in part.T], axis=1) for part in (totals, counts)
+            np.stack([_sums(units, column) for column in part.T], axis=1)
+            for part in (totals, counts)
         )
     return np.concatenate(
         [_quotient(W @ totals, W @ counts) for W in half_samples(n, replicates, rng)]
     )
 
 
-def _scale(sets: Sequence[UnitSet], beyond: Floats) -> float:
+def _scale(sets: Sequence[UnitSet], residuals: Floats) -> float:
     """The factor from the summed draws of each kind alone to the scatter of the crossed kinds."""
-    second, _, alone = crossed_moments(sets, beyond)
+    second, _, alone = crossed_moments(sets, residuals)
     return float(np.sqrt(second / alone.sum())) if alone.sum() > 0 else 1.0
 
 
 def _ratio_estimate(
-    one: Ratio, value: float, drawn: Floats, kinds: Codes, sets: Sequence[UnitSet]
+    ratio: Ratio, value: float, drawn: Floats, kinds: Codes, sets: Sequence[UnitSet]
 ) -> Estimate:
     """The estimate of one statistic from its draws (B,)."""
-    totals, counts = one.totals.astype(np.float64), one.counts.astype(np.float64)
-    by_kind = [tuple(_sums(at, one) for one in (totals, counts)) for at in kinds.T]
-    there = [int((n > 0).sum()) for _, n in by_kind]
-    least = min(there)
-    rare = [found for t, n in by_kind if one.harm and (found := rare_change_bound(t, n))]
+    totals, counts = ratio.totals.astype(np.float64), ratio.counts.astype(np.float64)
+    by_kind = [(_sums(units, totals), _sums(units, counts)) for units in kinds.T]
+    n_units = min(int((n > 0).sum()) for _, n in by_kind)
+    rare = [bound for t, n in by_kind if ratio.harm and (bound := rare_change_bound(t, n))]
     estimate = replace(
-        _estimate(value, drawn, least, one.bounds, rare),
-        n_classes=least if one.n_classes is None else one.n_classes,
+        _estimate(value, drawn, n_units, ratio.bounds, rare),
+        n_classes=n_units if ratio.n_classes is None else ratio.n_classes,
     )
-    one_way = not totals.min(initial=0) < 0 < totals.max(initial=0)
-    if rare or not (one.harm or one_way) or not counts.sum():
+    one_sign = not totals.min(initial=0) < 0 < totals.max(initial=0)
+    if rare or not (ratio.harm or one_sign) or not counts.sum():
         return estimate
     # If values are continuous and harm is not counted, no unseen unit is assumed.
-    size = float(counts.sum()) / least if one.harm else 0.0
+    size = float(counts.sum()) / n_units if ratio.harm else 0.0
     low, high = (
         skew_correction(totals, counts, sets, size=size, worst=worst)
-        for worst in one.class_bounds or one.bounds
+        for worst in ratio.class_bounds or ratio.bounds
     )
     return replace(estimate, skew_low=low, skew_high=high)
 
@@ -239,8 +245,8 @@ def estimate_same(
     totals, counts = sums.same
     if classes is None or isinstance(sums, ClassSums):
         classes = np.arange(len(counts))
-    one = ratio_of(classes, totals, counts.astype(np.float64), (-2.0, 2.0))
-    return estimate_ratios([one], replicates, rng)[0]
+    ratio = ratio_of(classes, totals, counts.astype(np.float64), (-2.0, 2.0))
+    return estimate_ratio(ratio, replicates, rng)
 
 
 def estimate_diff(
@@ -257,9 +263,9 @@ def estimate_diff(
     """
     if isinstance(sums, QuerySums):
         totals, counts = sums.diff
-        every = np.arange(len(counts)) if classes is None else classes
-        one = ratio_of(every, totals, counts.astype(np.float64), (-2.0, 2.0))
-        return estimate_ratios([one], replicates, rng)[0]
+        units = np.arange(len(counts)) if classes is None else classes
+        ratio = ratio_of(units, totals, counts.astype(np.float64), (-2.0, 2.0))
+        return estimate_ratio(ratio, replicates, rng)
     _check_replicates(replicates)
     nq, ng = sums.n_queries.astype(np.float64), sums.n_gallery.astype(np.float64)
     inner = np.einsum("cd,cd->c", sums.queries, sums.gallery)
@@ -273,8 +279,7 @@ def estimate_diff(
         step = max(1, _CELLS // max(len(W), 1))
         for start in range(0, len(first), step):
             part = slice(start, start + step)
-            theirs = np.where(second[part] < 0, 1.0, W[:, second[part]])
-            weights = W[:, first[part]] * theirs
+            weights = W[:, first[part]] * np.where(second[part] < 0, 1.0, W[:, second[part]])
             total -= weights @ sums.excluded_diff[part]
             count -= weights.sum(axis=1)
         drawn.append(_quotient(total, count))
@@ -300,8 +305,8 @@ def estimate_pairs(
     two pairs share units of both kinds.
     """
     _check_replicates(replicates)
-    ends = [one[:, None] if one.ndim == 1 else one for one in (first, second)]
-    whole = float(values.mean()) if len(values) else float("nan")
+    ends = [codes[:, None] if codes.ndim == 1 else codes for codes in (first, second)]
+    value = float(values.mean()) if len(values) else float("nan")
     drawn = np.zeros(replicates)
     bounds = (-1.0, 1.0) if harm else (-2.0, 2.0)
     n_classes: list[int] = []
@@ -309,11 +314,11 @@ def estimate_pairs(
     for a, b in zip(ends[0].T, ends[1].T, strict=True):
         C = int(max(a.max(initial=-1), b.max(initial=-1))) + 1
         n_classes.append(len(np.union1d(a, b)))
-        drawn += _pair_replicates(values, a, b, half_samples(C, replicates, rng)) - whole
+        drawn += _pair_replicates(values, a, b, half_samples(C, replicates, rng)) - value
         if harm:
-            found = rare_change_bound(_sums(a, values), _sums(a, np.ones(len(a))))
-            rare += [found] if found else []
-    return _estimate(whole, whole + drawn, min(n_classes), bounds, rare)
+            bound = rare_change_bound(_sums(a, values), _sums(a, np.ones(len(a))))
+            rare += [bound] if bound else []
+    return _estimate(value, value + drawn, min(n_classes), bounds, rare)
 
 
 def _pair_replicates(
@@ -326,8 +331,8 @@ def _pair_replicates(
         step = max(1, _CELLS // max(len(values), 1))
         for start in range(0, len(W), step):
             w = W[start : start + step]
-            each = w[:, first] * np.where(one_class, 1.0, w[:, second])
-            drawn.append(_quotient(each @ values, each.sum(axis=1)))
+            weights_of_pairs = w[:, first] * np.where(one_class, 1.0, w[:, second])
+            drawn.append(_quotient(weights_of_pairs @ values, weights_of_pairs.sum(axis=1)))
     return np.concatenate(drawn)
 
 
@@ -347,7 +352,7 @@ def _estimate(
         n_classes=n_classes,
         min_p=0.5**n_classes,
         bounds=bounds,
-        rare=min(rare, key=lambda one: one.n, default=None),
+        rare=min(rare, key=lambda bound: bound.n, default=None),
     )
 
 

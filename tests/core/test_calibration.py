@@ -92,7 +92,7 @@ def test_too_few_pairs_are_refused(sides):
     old, _, gallery, truth = sides
     few = truth.select_queries(np.arange(len(old)) < 1)
     counts = score_histogram(old[:1], gallery, few)
-    with pytest.raises(InputError, match="are needed") as caught:
+    with pytest.raises(InputError, match="pairs of two classes") as caught:
         fit_score_map(counts, counts)
     assert "--calibrate" in caught.value.tip
 

@@ -410,11 +410,11 @@ def test_a_recall_that_was_not_searched_for_is_refused():
     """Both recalls that the policy names have to be there, in every test of the group."""
     group = group_of(10)
     for asked in ({"recall_at": 3}, {"wide_recall_at": 3}):
-        with pytest.raises(InputError, match="recall@3, but the evidence holds recall at 1, 5"):
+        with pytest.raises(InputError, match="recall@3, but recall was computed at 1, 5"):
             measure(replace(POLICY, **asked), group, draw, B)
     for name in ("old_old", "new_old", "new_new", "old_mixed", "new_mixed"):
         part = replace(getattr(group, name), recall={1: 0.5})
-        with pytest.raises(InputError, match="recall@5, but the evidence holds recall at 1"):
+        with pytest.raises(InputError, match="recall@5, but recall was computed at 1"):
             measure(POLICY, replace(group, **{name: part}), draw, B)
 
 
@@ -430,7 +430,9 @@ def test_tests_on_different_queries_are_refused(name):
         group.old_old.has_match[:-1],
         np.append(group.old_old.has_match, True),
     ):
-        with pytest.raises(InputError, match="group unseen: not every test was made on the same"):
+        with pytest.raises(
+            InputError, match="group unseen: the retrievals are of different queries"
+        ):
             measure(POLICY, replace(group, **{name: retrieval(rng, has_match)}), draw, B)
 
 
@@ -498,7 +500,7 @@ def test_the_gain_of_re_embedding_equals_a_loop():
         len(queries),
         len(queries),
     )
-    assert f"{after.recall[k]:.4f} on the gallery that would result" in one.detail
+    assert f"{after.recall[k]:.4f} on the resulting gallery" in one.detail
     with pytest.raises(InputError, match="recall@3"):
         measure_mixed(group.classes, before, after, k=3, draw=draw, replicates=B)
 

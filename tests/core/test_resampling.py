@@ -144,7 +144,7 @@ def test_a_change_of_hits_is_of_the_same_queries(short):
     """One class, outcome or mask for five queries is not stretched over them."""
     parts = [np.arange(5), *np.ones((3, 5), dtype=bool)]
     parts[short] = parts[short][:1]
-    with pytest.raises(InputError, match="of the same queries"):
+    with pytest.raises(InputError, match="needs the same queries"):
         hit_change(*parts)
 
 

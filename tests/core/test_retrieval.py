@@ -230,8 +230,8 @@ def test_search_refuses(arguments, message):
 @pytest.mark.parametrize(
     ("rows", "keywords", "message"),
     [
-        ([[0], [1]], {"ks": (1, 5), "map_k": 1}, "needs as many neighbours"),
-        ([[0], [1]], {"ks": (1,)}, "needs as many neighbours"),
+        ([[0], [1]], {"ks": (1, 5), "map_k": 1}, "needs that many neighbours"),
+        ([[0], [1]], {"ks": (1,)}, "needs that many neighbours"),
         ([[0, 1, 2, 3], [0, 1, 2, 4]], {}, "gallery rows 0 to 3"),
         ([[0, 1, 2, 2], [0, 1, 2, 3]], {}, "twice among the answers"),
         ([[0, 1, 2, 3], [0, 1, 2, 3]], {"self_row": np.array([-1, 1])}, "own item"),

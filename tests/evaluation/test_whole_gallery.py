@@ -141,7 +141,7 @@ def test_no_query_of_untouched_rows_cannot_tell(tmp_path: Path) -> None:
     code, report = world.verify(table)
     found = check(report, "untouched_gain")
     assert (code, found["outcome"], found["n"]) == (4, "inconclusive", 0)
-    assert "no query asks for them alone" in found["detail"]
+    assert "no query has matches among them alone" in found["detail"]
 
 
 def test_gains_are_weighted_to_the_stores_shares(tmp_path: Path) -> None:
