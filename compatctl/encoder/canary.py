@@ -60,21 +60,18 @@ class Canary:
             DamagedError: it is not a canary.
         """
         arrays = read_npz(path, max_bytes=_MAX_BYTES, error=DamagedError)
-        rows, runtime = arrays.pop("rows", None), arrays.pop("runtime", None)
+        rows, runtime = arrays.pop("rows", np.zeros(0)), arrays.pop("runtime", None)
         images = tuple(arrays.get(f"image_{i}", np.zeros(0)) for i in range(len(arrays)))
-        if (
-            not images
-            or any(image.dtype != np.uint8 or image.ndim != 3 or not image.size for image in images)
-            or any(image.shape[-1] != 3 for image in images)
-            or rows is None
-            or runtime is None
-            or rows.dtype != np.float32
-            or rows.shape[:1] != (len(images),)
-            or rows.ndim != 2
-        ):
-            raise DamagedError(
-                f"{path} is not a model's canary", tip="restore the file from a backup"
-            )
+        valid = (
+            len(images) > 0
+            and all(image.dtype == np.uint8 and image.size for image in images)
+            and all(image.shape[2:] == (3,) for image in images)
+            and (rows.dtype == np.float32 and rows.ndim == 2 and len(rows) == len(images))
+            and runtime is not None
+        )
+        if not valid:
+            tip = "restore the file from a backup"
+            raise DamagedError(f"{path} is not a model's canary", tip=tip)
         return cls(images=images, rows=rows, runtime=str(runtime))
 
     def difference(self, encoder: Encoder) -> float:

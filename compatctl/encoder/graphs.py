@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -11,7 +10,7 @@ from onnx import inliner
 
 from compatctl.encoder.images import BATCH
 from compatctl.encoder.metadata import Contract, read_contract
-from compatctl.encoder.onnx_safety import parse_model
+from compatctl.encoder.onnx_safety import iter_messages, parse_model
 from compatctl.errors import InputError
 
 OUTPUT = "embedding"
@@ -76,19 +75,9 @@ def graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [value for value in graph.input if value.name not in weights]
 
 
-def iter_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def all_graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
     """The graph and every graph inside its nodes."""
-    yield graph
-    yield from _inner_graphs(graph.node)
-
-
-def _inner_graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from iter_graphs(attribute.g)
-            for inner in attribute.graphs:
-                yield from iter_graphs(inner)
+    return [graph, *(part for part in iter_messages(graph) if isinstance(part, onnx.GraphProto))]
 
 
 def inline_functions(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -109,7 +98,7 @@ def prefixed_graph(model: onnx.ModelProto, prefix: str) -> onnx.GraphProto:
     """The model's graph with ``prefix`` before every name of a value and of a node, nested too."""
     copy = onnx.GraphProto()
     copy.CopyFrom(model.graph)
-    for graph in iter_graphs(copy):
+    for graph in all_graphs(copy):
         graph.ClearField("value_info")
         graph.ClearField("quantization_annotation")
         for node in graph.node:

@@ -39,16 +39,6 @@ DOMAINS = {"", "ai.onnx"}
 REFUSED = {"Unique"}
 """Standard operators that allocate outside the runtime's bounded memory."""
 
-RANDOM = {
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
-}
-"""Standard operators whose output differs from call to call."""
-
 _TRAINING_MODE_SINCE = 14
 """The operator set where BatchNormalization got the attribute training_mode; earlier, more than one
 output means training."""
@@ -167,15 +157,13 @@ def check_model(path: Path, model: onnx.ModelProto) -> None:
         elif isinstance(part, onnx.NodeProto):
             _check_node(path, part, local)
             _check_training(path, part, opset, false_values)
-        elif isinstance(part, onnx.AttributeProto):
-            _check_attribute(path, part)
+        elif isinstance(part, onnx.AttributeProto) and part.name.startswith("value_string"):
+            raise InputError(f"{path}: a constant is text, which no encoder needs")
         elif isinstance(part, onnx.SparseTensorProto):
             dense += math.prod(max(side, 0) for side in part.dims) * _WIDEST
     if dense > MAX_SPARSE_BYTES:
-        raise InputError(
-            f"{path}: its sparse weights may be {dense} bytes when dense; the limit is "
-            f"{MAX_SPARSE_BYTES}"
-        )
+        limit = f"{dense} bytes when dense; the limit is {MAX_SPARSE_BYTES}"
+        raise InputError(f"{path}: its sparse weights may be {limit}")
     node_count(path, model)
 
 
@@ -215,40 +203,27 @@ def _check_node(path: Path, node: onnx.NodeProto, local: set[tuple[str, str]]) -
             f"{path}: the operator {node.domain}.{node.op_type} is not one of ONNX itself",
             tip="export it with standard operators only",
         )
-    to_text = node.op_type == "Cast" and any(
-        attribute.i == onnx.TensorProto.STRING or attribute.ref_attr_name
-        for attribute in node.attribute
-        if attribute.name == "to"
-    )
+    types = [part for part in node.attribute if node.op_type == "Cast" and part.name == "to"]
+    to_text = any(part.i == onnx.TensorProto.STRING or part.ref_attr_name for part in types)
     if node.op_type in REFUSED or to_text:
-        raise InputError(
-            f"{path}: the operator {node.op_type}{' to text' if to_text else ''} is refused: its "
-            "memory cannot be bounded"
-        )
+        name = f"{node.op_type} to text" if to_text else node.op_type
+        raise InputError(f"{path}: the operator {name} is refused: its memory cannot be bounded")
 
 
 def _false_values(model: onnx.ModelProto) -> set[str]:
     """Names of constants that are false, in any graph."""
-    constants = [
-        (tensor.name, tensor)
-        for graph in iter_messages(model)
-        if isinstance(graph, onnx.GraphProto)
-        for tensor in graph.initializer
-    ]
-    constants += [
-        (node.output[0], attribute.t)
-        for node in iter_messages(model)
-        if isinstance(node, onnx.NodeProto) and node.op_type == "Constant" and node.output
-        for attribute in node.attribute
-        if attribute.name == "value"
-    ]
-    false: set[str] = set()
-    true: set[str] = set()
+    constants: list[tuple[str, onnx.TensorProto]] = []
+    for part in iter_messages(model):
+        if isinstance(part, onnx.GraphProto):
+            constants += [(tensor.name, tensor) for tensor in part.initializer]
+        elif isinstance(part, onnx.NodeProto) and part.op_type == "Constant" and part.output:
+            values = [attribute.t for attribute in part.attribute if attribute.name == "value"]
+            constants += [(part.output[0], value) for value in values]
+    names: dict[bool, set[str]] = {True: set(), False: set()}
     for name, tensor in constants:
         if tensor.data_type == onnx.TensorProto.BOOL:
-            is_true = any(tensor.int32_data) or any(tensor.raw_data)
-            (true if is_true else false).add(name)
-    return false - true
+            names[any(tensor.int32_data) or any(tensor.raw_data)].add(name)
+    return names[False] - names[True]
 
 
 def _check_training(path: Path, node: onnx.NodeProto, opset: int, false_values: set[str]) -> None:
@@ -263,8 +238,9 @@ def _check_training(path: Path, node: onnx.NodeProto, opset: int, false_values: 
     dropout = node.op_type == "Dropout" and (
         len(node.input) > 2 and node.input[2] != "" and node.input[2] not in false_values
     )
-    if batch_norm or dropout or node.op_type in RANDOM:
-        state = "is random" if node.op_type in RANDOM else "is in training mode"
+    random = node.op_type.startswith("Random") or node.op_type in {"Multinomial", "Bernoulli"}
+    if batch_norm or dropout or random:
+        state = "is random" if random else "is in training mode"
         raise UnsteadyError(
             f"{path}: the operator {node.op_type} {state}: the embedding of an image would differ "
             "from batch to batch or from call to call",
@@ -275,14 +251,8 @@ def _check_training(path: Path, node: onnx.NodeProto, opset: int, false_values: 
 
 def operators(model: onnx.ModelProto) -> frozenset[str]:
     """The kinds of operators in the model, its inner graphs and its functions."""
-    return frozenset(
-        part.op_type for part in iter_messages(model) if isinstance(part, onnx.NodeProto)
-    )
-
-
-def _check_attribute(path: Path, attribute: onnx.AttributeProto) -> None:
-    if attribute.name in {"value_string", "value_strings"}:
-        raise InputError(f"{path}: a constant is text, which no encoder needs")
+    nodes = (part for part in iter_messages(model) if isinstance(part, onnx.NodeProto))
+    return frozenset(node.op_type for node in nodes)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -10,10 +10,10 @@ from google.protobuf.message import DecodeError
 
 from compatctl.encoder.graphs import (
     OUTPUT,
+    all_graphs,
     check_signature,
     graph_inputs,
     inline_functions,
-    iter_graphs,
 )
 from compatctl.encoder.images import BATCH, EncoderInput
 from compatctl.encoder.metadata import CONTRACT_KEY, Contract
@@ -37,10 +37,9 @@ def seal(raw: Path, out: Path, inputs: Sequence[EncoderInput]) -> None:
     except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"{raw} is not an ONNX file that can be read: {error}") from None
     model = inline_functions(raw, parse_model(raw, model.SerializeToString()))
-    shapes = [
-        value.type.tensor_type.shape.dim for value in model.graph.output if value.name == OUTPUT
-    ]
-    dim = shapes[0][1].dim_value if shapes and len(shapes[0]) == 2 else 0
+    outputs = [value.type.tensor_type for value in model.graph.output if value.name == OUTPUT]
+    axes = outputs[0].shape.dim if outputs else []
+    dim = axes[1].dim_value if len(axes) == 2 else 0
     contract = Contract(dim=dim, inputs=tuple(inputs))
     check_signature(raw, model, contract)
     write_atomic(out, sealed_bytes(model, contract))
@@ -53,7 +52,7 @@ def sealed_bytes(model: onnx.ModelProto, contract: Contract) -> bytes:
     clean.opset_import.add(domain="", version=opset_version(model))
     clean.graph.CopyFrom(model.graph)
     clean.DiscardUnknownFields()
-    for graph in iter_graphs(clean.graph):
+    for graph in all_graphs(clean.graph):
         for field in ("doc_string", "value_info", "metadata_props", "quantization_annotation"):
             graph.ClearField(field)
         sparse = [part for pair in graph.sparse_initializer for part in (pair.values, pair.indices)]
