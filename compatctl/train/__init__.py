@@ -1,8 +1,8 @@
-"""Training: torch's one home (``pip install 'compatctl[train]'``).
+"""Training, the only layer that imports torch (``pip install 'compatctl[train]'``).
 
 ``train`` takes a recipe, a base checkpoint, data and the deployed gallery (``Reference``), and
-gives a network with a record of all that went into it; ``export`` writes the network as ONNX.
-``fit_perceptron`` needs no images and no labels: features of two models, of the same items.
+returns a network and its training record; ``export`` writes the network as ONNX.
+``fit_perceptron`` fits an adapter to the features of two models for the same items.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The terms of the loss, on torch tensors.
+"""The loss, on torch tensors: B items of a batch, D dimensions, K classes; float32.
 
 Sources: CVPR 2024 (arXiv 2405.02581); TPAMI 2026 (arXiv 2606.12488); the authors' code (repository
-miccunifi/iamcl2r, ``src/iamcl2r/methods/hoc.py`` and ``er.py`` beside it). All shapes: B
-items of a batch, D dimensions, K classes; features are unit rows, float32.
+miccunifi/iamcl2r, ``src/iamcl2r/methods/hoc.py`` and ``er.py``).
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ def contrastive_loss(new: Tensor, old: Tensor, labels: Tensor, mu: float, form: 
         infonce  L_i = -s_ii + log(exp(s_ii) + sum over j of another class of exp(s_ij))
 
     ``hoc`` is what the authors' code computes (a masked entry is multiplied by 0 and still adds
-    exp(0)), so it may be negative: its floor is about ``log(B) - mu``. ``infonce`` is the equation
-    of the paper and is never negative.
+    exp(0)); it may be negative, down to about ``log(B) - mu``. ``infonce`` is the equation of the
+    paper and is never negative.
 
     Args:
         new: (B, D) unit rows that are trained.
         old: (B, D) unit rows of the same items, frozen.
         labels: (B,) int64 class codes.
         mu: inverse temperature, > 0 (10 in the papers).
-        form: which of the two.
+        form: ``hoc`` or ``infonce``.
 
     Returns:
         A scalar, differentiable in ``new``.
@@ -42,19 +41,17 @@ def contrastive_loss(new: Tensor, old: Tensor, labels: Tensor, mu: float, form: 
     own = scores.diagonal()
     same = labels[:, None] == labels[None, :]
     if form == "hoc":
-        kept = torch.where(same, torch.zeros_like(scores), scores)
+        negatives = torch.where(same, torch.zeros_like(scores), scores)
     else:
-        kept = scores.masked_fill(same, float("-inf"))
-        kept = torch.where(
-            torch.eye(len(labels), dtype=torch.bool, device=new.device), scores, kept
-        )
-    return (torch.logsumexp(kept, dim=1) - own).mean()
+        is_own = torch.eye(len(labels), dtype=torch.bool, device=new.device)
+        negatives = scores.masked_fill(same & ~is_own, float("-inf"))
+    return (torch.logsumexp(negatives, dim=1) - own).mean()
 
 
 def logits(z: Tensor, rows: Tensor, scale: float | None) -> Tensor:
     """(B, K) class scores of raw features (B, D) against classifier rows (K, D).
 
-    ``scale`` null: ``z . w``, as in the papers. Else ``scale * cosine(z, w)``.
+    ``scale * cosine(z, w)``, or ``z . w`` as in the papers if ``scale`` is None.
     """
     if scale is None:
         return z @ rows.T
@@ -62,13 +59,13 @@ def logits(z: Tensor, rows: Tensor, scale: float | None) -> Tensor:
 
 
 def anchor_loss(new: Tensor, stored: Tensor, own: Tensor, scale: float) -> Tensor:
-    """Cross-entropy in which every anchor is its own class and its stored vector the frozen row.
+    """Cross-entropy in which each anchor is a class of its own, with its stored vector as the row.
 
     Args:
-        new: (B, D) unit rows: the anchors as the trained network sees them.
-        stored: (R, D) unit rows of the deployed gallery, theirs among them.
-        own: (B,) int64: which row of ``stored`` is whose.
-        scale: of the softmax over cosines, > 0.
+        new: (B, D) unit rows: the anchors, embedded by the trained network.
+        stored: (R, D) unit rows of the deployed gallery, the anchors' among them.
+        own: (B,) int64: the row of ``stored`` of each anchor.
+        scale: scale of the softmax over cosines, > 0.
 
     Returns:
         A scalar in [0, log R + 2 scale].
@@ -87,10 +84,10 @@ def total_loss(
     form: Contrast,
     scale: float | None,
 ) -> Tensor:
-    """``weight * CE + (1 - weight) * NCE``; ``weight`` is lambda, and 1 is the cross-entropy alone.
+    """``weight * CE + (1 - weight) * NCE``; ``weight`` is lambda, 1 for the cross-entropy alone.
 
-    ``z`` (B, D) raw outputs of the junction, ``labels`` (B,) int64 rows of ``rows`` (K, D), ``old``
-    (B, D) unit rows, needed unless ``weight`` is 1.
+    ``z`` (B, D): raw outputs of the junction; ``labels`` (B,) int64: rows of ``rows`` (K, D);
+    ``old`` (B, D): unit rows, required unless ``weight`` is 1.
     """
     entropy = functional.cross_entropy(logits(z, rows, scale), labels)
     if weight == 1.0 or old is None:

@@ -1,8 +1,8 @@
-"""A small network from one model's features to another's: one hidden layer, fitted without labels.
+"""The mlp adapter: one hidden layer from one model's features to another's, fitted without labels.
 
-Source: the MLP adapter of Vejendla (EMNLP 2025, arXiv 2509.23471). Here it is not residual, as F
-and D may differ, and it learns to tell items apart and not the squared error, which finds more:
-every item is a class of its own, whose frozen row is the item's deployed feature.
+Source: the MLP adapter of Vejendla (EMNLP 2025, arXiv 2509.23471). This one is not residual, as F
+and D may differ, and minimises ``anchor_loss`` instead of the squared error, which gives a higher
+recall: each item is a class of its own, with the deployed feature as its frozen row.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from compatctl.train.losses import anchor_loss
 HIDDEN = 1024
 EPOCHS = 30
 BATCH = 256
-LEAST_STEPS = 16
-"""Of an epoch: with few pairs batches are smaller."""
+MIN_STEPS = 16
+"""Steps of an epoch: with few pairs, batches are smaller"""
 ROWS = 4096
-"""Deployed features that a batch is told apart from."""
+"""Deployed features that a batch is contrasted with"""
 SCALE = 16.0
-"""Of the softmax over cosines."""
+"""Scale of the softmax over cosines"""
 RATE = 0.002
 WEIGHT_DECAY = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedPerceptron:
-    """The map of the best epoch, its number from 1, and what it was judged to be."""
+    """The adapter of the best epoch, counted from 1, and its recall."""
 
     adapter: Perceptron
     epoch: int
@@ -55,19 +55,19 @@ def fit_perceptron(
     seed: int = 0,
     progress: Progress = silent,
 ) -> FittedPerceptron:
-    """The map of ``perceptrons`` that ``judge`` finds best, of equals the first.
+    """The adapter of ``iter_perceptrons`` with the highest recall, the first of equals.
 
     Args:
         source: (N, F) features of the new model.
-        target: (N, D) features of the deployed one, the same items.
-        judge: recall of a map, higher is better; asked after each epoch.
-        hidden: H, numbers of the hidden layer.
+        target: (N, D) features of the deployed model, of the same items.
+        judge: recall of an adapter, called after each epoch.
+        hidden: H, width of the hidden layer.
         epochs: passes over the pairs, at least 1.
-        seed: of the first weights and of the order of the pairs.
-        progress: told of each epoch.
+        seed: for the initial weights and the order of the pairs.
+        progress: called after each epoch.
 
     Raises:
-        InputError: no pair, other lengths, or values that are not finite.
+        InputError: no pairs, different lengths, or values that are not finite.
     """
     best: FittedPerceptron | None = None
     fitted = iter_perceptrons(
@@ -92,30 +92,28 @@ def iter_perceptrons(
 ) -> Iterator[Perceptron]:
     """Fit ``unit(relu(x @ hidden + b) @ matrix + c)`` to the target by ``anchor_loss``, on the CPU.
 
-    The map after each epoch, each a copy of its own; arguments as in ``fit_perceptron``. The same
-    seed and number of threads give the same maps; torch's global generator is left as it was.
-
-    Raises:
-        InputError: when the first is asked for: no pair, other lengths, or values that are not
-            finite.
+    Yields a copy of the adapter after each epoch; arguments and errors as ``fit_perceptron``. The
+    same seed and number of threads give the same adapters; torch's global generator is not used.
     """
     x, y = _pairs(source, target)
     rng = torch.Generator().manual_seed(seed)
     centre = x.mean(dim=0)
     spread = float((x - centre).square().mean().sqrt().clamp_min(1e-6))
     x = (x - centre) / spread
-    weights = _first_weights(x.shape[1], hidden, y.shape[1], rng)
+    weights = _initial_weights(x.shape[1], hidden, y.shape[1], rng)
     optimiser = torch.optim.AdamW(weights, lr=RATE, weight_decay=WEIGHT_DECAY)
-    size = min(BATCH, max(1, len(x) // LEAST_STEPS))
+    size = min(BATCH, max(1, len(x) // MIN_STEPS))
     for epoch in range(epochs):
         order = torch.randperm(len(x), generator=rng)
         for start in range(0, len(x), size):
-            done = (epoch + start / len(x)) / epochs
-            optimiser.param_groups[0]["lr"] = RATE * 0.5 * (1.0 + math.cos(math.pi * done))
-            table = torch.roll(order, -start)[:ROWS]  # the batch comes first
-            _step(optimiser, weights, x[table[: min(size, len(x) - start)]], y[table])
+            progress_share = (epoch + start / len(x)) / epochs
+            optimiser.param_groups[0]["lr"] = (
+                RATE * 0.5 * (1.0 + math.cos(math.pi * progress_share))
+            )
+            contrasted = torch.roll(order, -start)[:ROWS]  # begins with the batch
+            _step(optimiser, weights, x[contrasted[: min(size, len(x) - start)]], y[contrasted])
         progress("fitting the mlp", epoch + 1, epochs)
-        yield _perceptron(weights, centre, spread)
+        yield _to_perceptron(weights, centre, spread)
 
 
 def _pairs(
@@ -123,14 +121,14 @@ def _pairs(
 ) -> tuple[Tensor, Tensor]:
     x, y = _tensor(source), _tensor(target)
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not x.numel():
-        raise InputError(f"a map needs pairs of rows, got {tuple(x.shape)}, {tuple(y.shape)}")
+        raise InputError(f"an adapter needs pairs of rows, got {tuple(x.shape)}, {tuple(y.shape)}")
     if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise InputError("a map needs features that are finite")
+        raise InputError("an adapter needs finite features")
     return x, y
 
 
 def _step(optimiser: torch.optim.Optimizer, weights: list[Tensor], x: Tensor, y: Tensor) -> None:
-    """One step on sources (B, F); the first B rows of ``y`` (R, D) are their targets."""
+    """One step on sources (B, F), whose targets are the first B rows of ``y`` (R, D)."""
     hidden, hidden_bias, matrix, bias = weights
     out = functional.normalize(torch.relu(x @ hidden + hidden_bias) @ matrix + bias)
     loss = anchor_loss(out, y, torch.arange(len(x)), SCALE)
@@ -139,21 +137,20 @@ def _step(optimiser: torch.optim.Optimizer, weights: list[Tensor], x: Tensor, y:
     optimiser.step()
 
 
-def _first_weights(F: int, H: int, D: int, rng: torch.Generator) -> list[Tensor]:
-    """(F, H), (H,), (H, D), (D,): uniform within one over the root of what goes in."""
-    found: list[Tensor] = []
-    for takes, shape in ((F, (F, H)), (F, (H,)), (H, (H, D)), (H, (D,))):
-        one = (2.0 * torch.rand(shape, generator=rng) - 1.0) / math.sqrt(takes)
-        found.append(nn.Parameter(one))
-    return found
+def _initial_weights(F: int, H: int, D: int, rng: torch.Generator) -> list[Tensor]:
+    """(F, H), (H,), (H, D), (D,): uniform within 1 / sqrt(fan-in)."""
+    return [
+        nn.Parameter((2.0 * torch.rand(shape, generator=rng) - 1.0) / math.sqrt(fan_in))
+        for fan_in, shape in ((F, (F, H)), (F, (H,)), (H, (H, D)), (H, (D,)))
+    ]
 
 
-def _perceptron(weights: list[Tensor], centre: Tensor, spread: float) -> Perceptron:
-    """The network with the centring and the scaling put into its first layer."""
+def _to_perceptron(weights: list[Tensor], centre: Tensor, spread: float) -> Perceptron:
+    """The adapter, with centring and scaling folded into the first layer."""
     with torch.no_grad():
         hidden = weights[0] / spread
-        parts = [hidden, weights[1] - centre @ hidden, weights[2], weights[3]]
-        first, first_bias, second, bias = (one.detach().clone().numpy() for one in parts)
+        layers = [hidden, weights[1] - centre @ hidden, weights[2], weights[3]]
+        first, first_bias, second, bias = (layer.detach().clone().numpy() for layer in layers)
     return Perceptron(hidden=first, hidden_bias=first_bias, matrix=second, bias=bias)
 
 

@@ -21,10 +21,9 @@ from compatctl.train.attention import Attention
 
 
 class Network(nn.Module):
-    """uint8 (N, H, W, 3) images in, float32 (N, D) unit rows out.
+    """Embeds uint8 (N, H, W, 3) images as float32 (N, D) unit rows.
 
-    ``features`` is the backbone's part, (N, F); ``project`` the junction's, raw (N, D), and that of
-    ``attention`` where there is one.
+    ``features`` runs the backbone; ``project`` the junction, and ``attention`` if there is one.
     """
 
     mean: Tensor
@@ -48,7 +47,7 @@ class Network(nn.Module):
         return out.mean((2, 3)) if out.ndim == 4 else out
 
     def project(self, features: Tensor) -> Tensor:
-        """(N, D) raw outputs of the junction for (N, F) backbone features."""
+        """(N, D) raw outputs for (N, F) backbone features."""
         out: Tensor = self.junction(features)
         return out if self.attention is None else self.attention(out, features)
 
@@ -65,7 +64,7 @@ def unit(z: Tensor) -> Tensor:
 
 
 def make_junction(recipe: Junction, width: int, dim: int) -> nn.Module:
-    """The map from ``width`` to ``dim``: linear without bias, or two layers with dropout."""
+    """The layers from ``width`` to ``dim``: linear without bias, or two layers with dropout."""
     if recipe.kind == "linear":
         return nn.Linear(width, dim, bias=False)
     return nn.Sequential(
@@ -77,7 +76,7 @@ def make_junction(recipe: Junction, width: int, dim: int) -> nn.Module:
 
 
 def feature_width(backbone: nn.Module, method: str, spec: InputSpec) -> int:
-    """F, found by running two blank images; ``InputError`` for an output of another shape."""
+    """F, measured on two blank images; ``InputError`` for an output of another shape."""
     probe = Network(backbone, method, nn.Identity(), spec).eval()
     images = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
     try:
@@ -95,7 +94,7 @@ def feature_width(backbone: nn.Module, method: str, spec: InputSpec) -> int:
 
 
 def embed(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, D) float32 unit rows of (N, H, W, 3) uint8 images, as torch computes them on the CPU."""
+    """(N, D) float32 unit rows of (N, H, W, 3) uint8 images, computed on the CPU."""
     network = network.cpu().eval()
     with torch.no_grad():
         out: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
@@ -105,11 +104,11 @@ def embed(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 def export(network: Network, path: Path, height: int, width: int) -> None:
     """Write ``network`` as ONNX: uint8 ``image`` (N, height, width, 3) -> ``embedding`` (N, D).
 
-    Scaling, mean and std, pooling, junction and the unit norm are inside the graph; N is dynamic;
-    all weights are in the one file. The file still needs sealing (source paths, metadata).
+    The graph contains normalization, pooling, junction and unit norm; N is dynamic. The file has
+    all weights, and still needs sealing (source paths, metadata).
     """
     network = network.cpu().eval()
-    # It warns that torchvision, which nothing here needs, is not installed.
+    # The exporter warns that torchvision is missing, which nothing here needs.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():

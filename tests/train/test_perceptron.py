@@ -86,5 +86,5 @@ def test_what_is_no_pairs_is_refused() -> None:
     """No pair, other lengths, and values that are not finite."""
     x, y = pairs(n=5)
     for source, target in ((x[:0], y[:0]), (x[:4], y), (x * np.nan, y), (x, y * np.inf)):
-        with pytest.raises(InputError, match="a map needs"):
+        with pytest.raises(InputError, match="an adapter needs"):
             fit_perceptron(source, target, judge=lambda _: 0.0)

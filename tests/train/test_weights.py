@@ -274,7 +274,7 @@ def test_a_base_that_fits_by_less_than_its_share_is_refused(tmp_path: Path) -> N
     match, _ = load_base(kit.Small(), path, least_share=0.8)
     assert match.missing == ("unused.weight", "unused.bias")
     torch.save({k: v for k, v in state.items() if k != "two.weight"}, path)
-    with pytest.raises(InputError, match=r"17% of their numbers.*two\.weight"):
+    with pytest.raises(InputError, match=r"17% of their values.*two\.weight"):
         load_base(kit.Small(), path)
     torch.save({k: v for k, v in state.items() if not k.endswith("tracked")}, path)
     assert load_base(kit.Small(), path)[0].missing == ("norm.num_batches_tracked",)
