@@ -129,6 +129,11 @@ class Check:
     detail: str
     """One sentence for people."""
 
+    @property
+    def key(self) -> CheckKey:
+        """Name and group, which no other check of a verdict has."""
+        return self.name, self.group
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -144,17 +149,16 @@ def judge(policy: Policy, measurements: Iterable[Measurement], *, attempt: int =
     Raises:
         InputError: one check of one group twice.
     """
-    taken = tuple(measurements)
-    rules = policy.rules
-    unsettled_checks = [_as_check(policy, one, rules.get(one.name)) for one in taken]
-    verdict = settle(policy, unsettled_checks, attempt=attempt)
-    adjusted = _adjusted([one for one in verdict.checks if one.decides], attempt)
+    measurements, rules = tuple(measurements), policy.rules
+    checks = [_as_check(policy, m, rules.get(m.name)) for m in measurements]
+    verdict = settle(policy, checks, attempt=attempt)
+    adjusted = _adjusted([check for check in verdict.checks if check.decides], attempt)
     unsettled = sum(min(pair) > policy.alpha / 2 for pair in adjusted.values())
-    checks = tuple(
-        replace(check, needed=_needed(policy, one, check, rules, attempt * max(1, unsettled)))
-        for check, one in zip(verdict.checks, taken, strict=True)
+    with_sizes = tuple(
+        replace(check, needed=_needed(policy, m, check, rules, attempt * max(1, unsettled)))
+        for check, m in zip(verdict.checks, measurements, strict=True)
     )
-    return replace(verdict, checks=checks)
+    return replace(verdict, checks=with_sizes)
 
 
 def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verdict:
@@ -172,32 +176,31 @@ def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verd
     Raises:
         InputError: one check of one group twice.
     """
-    names = [(one.name, one.group) for one in checks]
-    if len(set(names)) != len(names):
-        raise InputError(f"each group is judged once, got {', '.join(map(str, sorted(names)))}")
+    keys = [check.key for check in checks]
+    if len(set(keys)) != len(keys):
+        raise InputError(f"each group is judged once, got {', '.join(map(str, sorted(keys)))}")
     rules = policy.rules
-    marked = [replace(one, decides=decides(policy, one, rules)) for one in checks]
-    adjusted = _adjusted([one for one in marked if one.decides], attempt)
-    found = tuple(
-        _settled(policy, one, rules.get(one.name), adjusted.get((one.name, one.group)))
-        for one in marked
+    marked = [replace(check, decides=decides(policy, check, rules)) for check in checks]
+    adjusted = _adjusted([check for check in marked if check.decides], attempt)
+    settled = tuple(
+        _settled(policy, check, rules.get(check.name), adjusted.get(check.key)) for check in marked
     )
-    outcomes = {check.outcome for check in found if check.decides}
-    criterion = any(check.decides and check.name == "recall_gain" for check in found)
+    outcomes = {check.outcome for check in settled if check.decides}
+    criterion = any(check.decides and check.name == "recall_gain" for check in settled)
     outcome: Outcome = "pass" if outcomes == {"pass"} and criterion else "inconclusive"
-    return Verdict(outcome="fail" if "fail" in outcomes else outcome, checks=found)
+    return Verdict(outcome="fail" if "fail" in outcomes else outcome, checks=settled)
 
 
-def decides(policy: Policy, one: Check, rules: dict[str, Rule]) -> bool:
+def decides(policy: Policy, check: Check, rules: dict[str, Rule]) -> bool:
     """Whether a check decides: it has a rule, its group decides, and it is not too small."""
-    small = one.name in SMALL_SAMPLE_CHECKS and one.n_queries < policy.slice_min_queries
-    return one.name in rules and one.may_decide and not small
+    small = check.name in SMALL_SAMPLE_CHECKS and check.n_queries < policy.slice_min_queries
+    return check.name in rules and check.may_decide and not small
 
 
 def describe_units(n: int, unit: tuple[str, ...]) -> str:
     """``n`` units in words: ``12 classes``, ``12 values of user``, or of each crossed kind."""
-    known = {"class": "classes", "query": "single queries"}
-    words = [known.get(one, f"values of {one}") for one in unit]
+    plurals = {"class": "classes", "query": "single queries"}
+    words = [plurals.get(name, f"values of {name}") for name in unit]
     return f"{n} {words[0]}" if len(words) == 1 else f"{n} each of {' and '.join(words)}"
 
 
@@ -211,40 +214,39 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _adjusted(
-    deciding: Sequence[Check], attempt: int
-) -> dict[tuple[str, str], tuple[float, float]]:
-    """(name, group) -> adjusted p-values of passing and of failing."""
-    sampled = [one for one in deciding if one.raw_p is not None]
-    raw = [one.raw_p for one in sampled if one.raw_p is not None]
-    passing = holm([min(1.0, attempt * p) for p, _ in raw])
-    both = zip(passing, holm([p for _, p in raw]), strict=True)
-    return {(one.name, one.group): pair for one, pair in zip(sampled, both, strict=True)}
+def _adjusted(deciding: Sequence[Check], attempt: int) -> dict[CheckKey, tuple[float, float]]:
+    """The adjusted p-values of passing and of failing."""
+    raw = {check.key: check.raw_p for check in deciding if check.raw_p is not None}
+    passing = holm([min(1.0, attempt * p) for p, _ in raw.values()])
+    failing = holm([p for _, p in raw.values()])
+    return dict(zip(raw, zip(passing, failing, strict=True), strict=True))
 
 
-def _as_check(policy: Policy, one: Measurement, rule: Rule | None) -> Check:
+def _as_check(policy: Policy, measurement: Measurement, rule: Rule | None) -> Check:
     """A measurement as a check without an outcome, the input of ``settle``."""
-    sample = one.estimate if isinstance(one.estimate, Estimate) else None
-    value = sample.value if sample else float(one.estimate)  # type: ignore[arg-type]
-    defined = math.isfinite(value) and one.n > 0
+    estimate, best_case = measurement.estimate, measurement.best_case
+    sample = estimate if isinstance(estimate, Estimate) else None
+    value = estimate.value if isinstance(estimate, Estimate) else float(estimate)
+    defined = math.isfinite(value) and measurement.n > 0
     low, high = sample.interval(1 - policy.alpha) if sample and defined else (None, None)
     check = Check(
-        name=one.name,
-        group=one.group,
+        name=measurement.name,
+        group=measurement.group,
         estimate=value if defined else None,
         low=low,
         high=high,
         raw_p=_p_values(sample, rule) if sample and rule else None,
-        fail_p_at_best=_p_values(one.best_case, rule)[1] if one.best_case and rule else None,
-        n=int(one.n),
-        n_queries=int(one.n_queries),
+        fail_p_at_best=_p_values(best_case, rule)[1] if best_case and rule else None,
+        n=int(measurement.n),
+        n_queries=int(measurement.n_queries),
         n_classes=sample.n_classes if sample else None,
-        may_decide=bool(one.may_decide),
-        unit=one.unit,
+        may_decide=bool(measurement.may_decide),
+        unit=measurement.unit,
         detail="",
     )
-    gap = _gap(policy, check)
-    return replace(check, detail=f"{one.detail}{', but ' + gap if gap else ''}.")
+    shortfall = _shortfall(policy, check)
+    detail = f"{measurement.detail}, but {shortfall}." if shortfall else f"{measurement.detail}."
+    return replace(check, detail=detail)
 
 
 def _p_values(estimate: Estimate, rule: Rule) -> tuple[float, float]:
@@ -254,19 +256,19 @@ def _p_values(estimate: Estimate, rule: Rule) -> tuple[float, float]:
 
 
 def _settled(
-    policy: Policy, one: Check, rule: Rule | None, adjusted: tuple[float, float] | None
+    policy: Policy, check: Check, rule: Rule | None, adjusted: tuple[float, float] | None
 ) -> Check:
-    """One check with its outcome: inconclusive without enough evidence, estimate or threshold."""
-    defined = one.estimate is not None
-    p = adjusted or one.raw_p
+    """The check with its outcome: inconclusive without enough evidence, estimate or threshold."""
+    defined = check.estimate is not None
+    p = adjusted or check.raw_p
     outcome: Outcome = "inconclusive"
-    if rule and one.estimate is not None and not _gap(policy, one):
-        outcome = _outcome(policy, one.estimate, rule, p)
-        best_case = one.fail_p_at_best is None or one.fail_p_at_best <= policy.alpha / 2
-        if outcome == "fail" and not (rule.may_fail and best_case):
+    if rule and check.estimate is not None and not _shortfall(policy, check):
+        outcome = _outcome(policy, check.estimate, rule, p)
+        at_best = check.fail_p_at_best is None or check.fail_p_at_best <= policy.alpha / 2
+        if outcome == "fail" and not (rule.may_fail and at_best):
             outcome = "inconclusive"
     return replace(
-        one,
+        check,
         threshold=rule.threshold if rule else None,
         margin=rule.margin if rule else None,
         p=p[0] if p and defined else None,
@@ -285,30 +287,30 @@ def _outcome(policy: Policy, value: float, rule: Rule, p: tuple[float, float] | 
     return "fail" if p[1] <= policy.alpha / 2 else "inconclusive"
 
 
-def _gap(policy: Policy, one: Check) -> str:
+def _shortfall(policy: Policy, check: Check) -> str:
     """What is missing before the check can decide anything; empty if nothing is."""
-    if one.estimate is None:
+    if check.estimate is None:
         return "nothing was there to compare"
-    if one.n_classes is None:
+    if check.n_classes is None:
         return ""
-    part = one.name in {"slice_gain", "untouched_gain"}
-    least = policy.slice_min_queries if part else policy.min_queries
-    if one.n_queries < least:
-        return f"only {one.n_queries} of the {least} queries asked for had a match to find"
-    if one.n_classes < policy.min_classes and not part:
-        there = describe_units(one.n_classes, one.unit)
-        return f"the queries are of {there} and {policy.min_classes} are asked for"
+    part = check.name in {"slice_gain", "untouched_gain"}
+    min_queries = policy.slice_min_queries if part else policy.min_queries
+    if check.n_queries < min_queries:
+        return f"only {check.n_queries} of the {min_queries} required queries have a match"
+    if check.n_classes < policy.min_classes and not part:
+        units = describe_units(check.n_classes, check.unit)
+        return f"the queries are of {units}, and {policy.min_classes} are required"
     return ""
 
 
 def _needed(
-    policy: Policy, one: Measurement, check: Check, rules: dict[str, Rule], unsettled: int
+    policy: Policy, measurement: Measurement, check: Check, rules: dict[str, Rule], unsettled: int
 ) -> SampleSizeNeeded | None:
     """The sample that would settle the check with the policy's power if the estimate is the truth.
 
     The level is the one that Holm's method leaves while ``unsettled`` checks are open.
     """
-    sample, rule = one.estimate, rules.get(one.name)
+    sample, rule = measurement.estimate, rules.get(measurement.name)
     if not isinstance(sample, Estimate) or rule is None:
         return None
     if check.estimate is None or check.outcome != "inconclusive":
@@ -318,7 +320,7 @@ def _needed(
     if not 0 < classes <= _MAX_CLASSES:
         return None
     at_least = max(math.ceil(classes), policy.min_classes, sample.n_classes + 1)
-    queries = math.ceil(at_least * one.n_queries / sample.n_classes)
+    queries = math.ceil(at_least * measurement.n_queries / sample.n_classes)
     beyond = (sample.value > rule.limit) == rule.above
     return SampleSizeNeeded(
         classes=at_least,
@@ -335,13 +337,11 @@ def borderline_checks(
     With B replicates a p-value p has the standard error ``sqrt(p (1 - p) / B)``. A check is
     borderline if the level lies within ``BORDERLINE_SIGMAS`` of these.
     """
-    checks = {(check.name, check.group): check for check in verdict.checks}
-    rules = policy.rules
+    checks, rules = {check.key: check for check in verdict.checks if check.decides}, policy.rules
     return {
         key
         for measurement in measurements
         if (key := (measurement.name, measurement.group)) in checks
-        and checks[key].decides
         and isinstance(measurement.estimate, Estimate)
         and _is_close(policy, measurement.estimate, checks[key], rules[measurement.name])
     }

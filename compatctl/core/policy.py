@@ -38,40 +38,10 @@ RANGES = {
     "max_latency_ratio": (0.0, 1e6),
     "max_design_effect": (1.0, 1e6),
 }
+"""Key -> smallest and largest value. Keys ``min_CHECK`` and ``CHECK_margin`` set a lower limit of
+the check, ``max_CHECK`` an upper one."""
 NEVER_NULL = ("alpha", "power", "min_recall_gain", "pair_far")
 MIN_REPLICATES, MAX_REPLICATES = 999, 1_000_000
-
-_LOWER_LIMITS = {
-    "recall_gain": "min_recall_gain",
-    "wide_recall_gain": "min_wide_recall_gain",
-    "map_gain": "min_map_gain",
-    "self_test_gain": "min_self_test_gain",
-    "slice_gain": "min_slice_gain",
-    "chain_gain": "min_chain_gain",
-    "mixed_gain": "min_mixed_gain",
-    "ann_recall": "min_ann_recall",
-    "pair_tar_gain": "min_pair_tar_gain",
-    "untouched_gain": "min_untouched_gain",
-    "unjudged_gain": "min_unjudged_gain",
-    "stored_share": "min_stored_share",
-    "matched_share": "min_matched_share",
-    "old_recall": "min_old_recall",
-}
-"""Check -> the key of the value that the check must exceed."""
-
-_MARGINS = {"same_class": "same_class_margin", "different_class": "different_class_margin"}
-"""Check -> the key of the margin by which its estimate may lie below 0."""
-
-_UPPER_LIMITS = {
-    "negative_flips": "max_negative_flips",
-    "far_ratio": "max_far_ratio",
-    "frr_increase": "max_frr_increase",
-    "parity": "max_parity_error",
-    "latency_ratio": "max_latency_ratio",
-    "near_copies": "max_near_copies",
-    "design_effect": "max_design_effect",
-}
-"""Check -> the key of the value that the check must stay below."""
 
 EVIDENCE_CHECKS = frozenset(
     {
@@ -198,18 +168,17 @@ class Policy:
     def rules(self) -> dict[str, Rule]:
         """Check name -> how the policy judges it; checks that it only measures are not in it."""
         rules = {}
-        for check, key in _LOWER_LIMITS.items():
-            least = getattr(self, key)
-            if least is not None:
-                rules[check] = _gain(float(least))
-        for check, key in _MARGINS.items():
-            margin = getattr(self, key)
-            if margin is not None:
-                rules[check] = _gain(-margin)
-        for check, key in _UPPER_LIMITS.items():
-            most = getattr(self, key)
-            if most is not None:
-                rules[check] = Rule(threshold=float(most), margin=None, above=False)
+        for key in RANGES:
+            value = getattr(self, key)
+            if value is None:
+                continue
+            if key.startswith("min_"):
+                rules[key.removeprefix("min_")] = _gain(float(value))
+            elif key.endswith("_margin"):
+                rules[key.removesuffix("_margin")] = _gain(-float(value))
+            elif key.startswith("max_"):
+                check = key.removeprefix("max_").removesuffix("_error")
+                rules[check] = Rule(threshold=float(value), margin=None, above=False)
         if self.require_proven_store:
             rules["proven_store"] = _gain(1.0)
         if self.require_training_record:

@@ -282,8 +282,7 @@ def test_too_few_queries_cannot_tell():
         verdict = judge(POLICY, [found])
         assert verdict.outcome == only(verdict).outcome == "inconclusive"
         assert only(verdict).detail == (
-            "Something moves by something, but only 99 of the 100 queries asked for had a match "
-            "to find."
+            "Something moves by something, but only 99 of the 100 required queries have a match."
         )
         assert judge(POLICY, [replace(found, n_queries=100)]).outcome != "inconclusive"
 
@@ -294,7 +293,7 @@ def test_too_few_classes_cannot_tell():
     verdict = judge(POLICY, [few])
     assert verdict.outcome == "inconclusive"
     assert only(verdict).detail == (
-        "Something moves by something, but the queries are of 19 classes and 20 are asked for."
+        "Something moves by something, but the queries are of 19 classes, and 20 are required."
     )
     assert judge(POLICY, [enough]).outcome == "pass"
 
@@ -308,7 +307,7 @@ def test_slices_have_their_own_least_number():
     short = judge(policy, [BETTER, gain(changes(0.3, C=12), n_queries=59, **part)])
     check = only(short, "slice_gain", "unseen, dark")
     assert check.outcome == "inconclusive"
-    assert "only 59 of the 60 queries" in check.detail
+    assert "only 59 of the 60 required queries" in check.detail
 
 
 def test_a_small_slice_does_not_decide():

@@ -83,7 +83,7 @@ def test_two_columns_cross_and_a_finer_one_says_nothing(tmp_path: Path) -> None:
     assert gain(both) == gain(batches)
     assert (gain(both)["unit"], gain(both)["n_classes"]) == (["class", "batch"], 8)
     assert done.code == 4
-    assert "8 each of classes and values of batch and 20 are asked for" in gain(both)["detail"]
+    assert "8 each of classes and values of batch, and 20 are required" in gain(both)["detail"]
 
 
 def test_queries_without_a_value_are_units_of_their_own(tmp_path: Path) -> None:
