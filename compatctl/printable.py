@@ -6,6 +6,8 @@ reading direction. A hostile name could otherwise colour, overwrite or forge a l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks of the Unicode bidirectional algorithm (UAX 9)."""
 _BREAKS = "\u2028\u2029"
@@ -22,6 +24,12 @@ def printable(text: str, *, lines: bool = False) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(char if _harmless(char, lines) else _escaped(char) for char in text)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = "" if len(names) <= most else f" and {len(names) - most} more"
+    return ", ".join(names[:most]) + more
 
 
 def _harmless(char: str, lines: bool) -> bool:

@@ -242,4 +242,4 @@ def _write(project: Project, record: TrainingRecord, model: bytes) -> None:
     registry.unlink(missing_ok=True)
     if record.registry is not None:
         write_atomic(registry, record.registry.encode())
-    write_model(project.candidate / MODEL_FILE, model, record, at=project.candidate / FILE)
+    write_model(project.candidate / MODEL_FILE, model, record, record_file=project.candidate / FILE)

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,6 +122,11 @@ class Dataset:
     @cached_property
     def _facts(self) -> ImageFacts:
         return ImageFacts.unknown(len(self))
+
+    def without(self, is_excluded: Callable[[str], bool]) -> Dataset:
+        """The items whose id is not excluded; this data set itself if none is."""
+        rows = [row for row, item_id in enumerate(self.ids) if not is_excluded(item_id)]
+        return self if len(rows) == len(self) else self.take(rows)
 
     def take(self, rows: Iterable[int] | NDArray[np.int64]) -> Dataset:
         """The items at ``rows``, in that order. Both data sets remember what either learns."""

@@ -55,11 +55,13 @@ def sample_per_class(ids: Sequence[str], labels: Sequence[str], per_class: int) 
 
 
 def memory_bytes(items: Dataset) -> bytes:
-    """The memory of ``items``. Equal items in any order give equal bytes.
+    """The memory of ``items``; no bytes without items. Equal items in any order give equal bytes.
 
     Raises:
         InputError: an image is unreadable or changed since it was hashed, or a limit is exceeded.
     """
+    if not len(items):
+        return b""
     if len(items) > MAX_MEMORY_ITEMS:
         raise InputError(
             f"{len(items)} images; a memory has at most {MAX_MEMORY_ITEMS} of them", tip=_TIP

@@ -1,9 +1,8 @@
-"""What finetune writes with a model and the store keeps: class registry and rehearsal memory."""
+"""Class registry and rehearsal memory: finetune writes them with a model, the store keeps them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from compatctl.data import memory_bytes, read_memory
@@ -30,32 +29,29 @@ class ModelArtifacts:
     ) -> dict[str, str | None]:
         """Write them into the store and return the manifest's entries.
 
-        The entries of ``before`` stay where the model has none. Items that were ``erased`` from the
-        store since the memory was written are left out of it.
+        The entries of ``before`` stay if the model has none. Items that were ``erased`` from the
+        store since the memory was written are left out.
         """
         registry = before.registry if before else None
         memory = before.memory if before else None
         return {
-            "registry": tx.put("registries", self._registry) if self.registry else registry,
-            "memory": self._memory(tx, erased) if self.memory else memory,
+            "registry": _put_registry(tx, self.registry) if self.registry else registry,
+            "memory": _put_memory(tx, self.memory, erased) if self.memory else memory,
         }
 
-    def _registry(self, path: Path) -> None:
-        _write((self.registry or "").encode(), path)
 
-    def _memory(self, tx: Transaction, erased: Erasures | None) -> str | None:
-        assert self.memory is not None
-        items = read_memory(self.memory) if erased is not None else None
-        if items is None or erased is None or not (gone := set(erased.matching(items.ids))):
-            return tx.put("memories", self.memory)
-        kept = items.take([row for row, item in enumerate(items.ids) if item not in gone])
-        if not len(kept):
-            return None
-        return tx.put("memories", partial(_write, memory_bytes(kept)))
+def _put_registry(tx: Transaction, registry: str) -> str:
+    return tx.put("registries", lambda path: path.write_bytes(registry.encode()))
 
 
-def _write(data: bytes, path: Path) -> None:
-    path.write_bytes(data)
+def _put_memory(tx: Transaction, memory: Path, erased: Erasures | None) -> str | None:
+    """Store the memory without erased items; None if nothing remains."""
+    items = read_memory(memory)
+    erased_ids = set(erased.matching(items.ids)) if erased is not None else set()
+    if not erased_ids:
+        return tx.put("memories", memory)
+    data = memory_bytes(items.without(erased_ids.__contains__))
+    return tx.put("memories", lambda path: path.write_bytes(data)) if data else None
 
 
 def find_artifacts(

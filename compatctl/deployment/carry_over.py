@@ -14,14 +14,13 @@ from compatctl.deployment.gallery import load_query_model, open_index
 from compatctl.deployment.project import utc_now
 from compatctl.errors import ConflictError, UsageError
 from compatctl.manifest import Catalog, Manifest, Operation, unknown_digests
+from compatctl.printable import listed
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import MODEL_FIELDS, Store, embedding_space
 
 AddedItemsPolicy = Literal["auto", "keep", "drop"]
 """What happens to items that were added after the generation that a rollback restores."""
-
-SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,9 +64,9 @@ def _reverted(current: Catalog, earlier: Catalog) -> tuple[str, ...]:
     """Ids in both catalogues whose class differs, or whose image does where both are known."""
     row_of = earlier.row_of
     pairs = [(row, row_of[item]) for row, item in enumerate(current.ids) if item in row_of]
-    here, there = np.array(pairs, np.int64).reshape(-1, 2).T
-    differs = (current.digests[here] != earlier.digests[there]).any(axis=1)
-    differs &= current.digest_known[here] & earlier.digest_known[there]
+    rows, earlier_rows = np.array(pairs, np.int64).reshape(-1, 2).T
+    differs = (current.digests[rows] != earlier.digests[earlier_rows]).any(axis=1)
+    differs &= current.digest_known[rows] & earlier.digest_known[earlier_rows]
     return tuple(
         current.ids[row]
         for (row, earlier_row), image in zip(pairs, differs, strict=True)
@@ -159,15 +158,15 @@ def rollback_with_items(
     vectors, digests = _embed_foreign(project, store, target, added, progress)
     if dry_run:
         return store.manifest
-    kept = np.zeros((0, target.index.dim), np.float32)
+    stored = np.zeros((0, target.index.dim), np.float32)
     if len(added.known):  # a lift leaves the rows of each model in that model's own space
         index = open_index(store, store.manifest, fresh=True)
-        kept = index.vectors(added.current.keys[added.known])
+        stored = index.vectors(added.current.keys[added.known])
         del index
     earlier = store.catalog(target)
     catalog = _extended(earlier, added, target.query_model, digests)
-    index = open_index(store, target, fresh=True, extra_capacity=len(kept) + len(vectors))
-    index.add(np.concatenate([kept, vectors]), catalog.keys[len(earlier) :], progress)
+    index = open_index(store, target, fresh=True, extra_capacity=len(stored) + len(vectors))
+    index.add(np.concatenate([stored, vectors]), catalog.keys[len(earlier) :], progress)
     with store.transaction(store.manifest, operation=Operation.ROLLBACK) as tx:
         sha256 = tx.put("indexes", index.save)
         counts = catalog.counts()
@@ -214,11 +213,10 @@ def _embed_foreign(
     ids = added.ids(added.foreign)
     missing = [item for item in ids if item not in row_of]
     if data is None or missing:
-        more = "" if len(missing) <= SHOWN else f" and {len(missing) - SHOWN} more"
         raise ConflictError(
             f"{len(ids)} items were added since generation {target.generation} by a model that "
             f"it does not have, and {project.data or 'no data'} holds the images of "
-            f"{len(ids) - len(missing)}; missing: {', '.join(missing[:SHOWN])}{more}",
+            f"{len(ids) - len(missing)}; missing: {listed(missing)}",
             tip="--data with their images re-embeds them; --added keep restores the query model at "
             "once and leaves every row as it is (not across a lift); --added drop drops them",
         )

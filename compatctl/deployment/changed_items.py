@@ -13,10 +13,10 @@ from compatctl.core.arrays import Rows, as_rows
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.manifest import DIGEST_BYTES, Catalog
+from compatctl.printable import listed
 from compatctl.progress import Progress, silent
 
 BATCH = 4096
-SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +72,7 @@ class Changes:
         if not len(self.images) + len(self.labels):
             return
         parts = [
-            f"{len(rows)} have another {field} ({_shorten(self.ids(rows))})"
+            f"{len(rows)} have another {field} ({listed(self.ids(rows))})"
             for field, rows in (("image", self.images), ("label", self.labels))
             if len(rows)
         ]
@@ -104,8 +104,3 @@ def image_digests(data: Dataset, rows: Rows, progress: Progress = silent) -> np.
             digests[start : start + len(read)] = read
             progress("images compared", start + len(read), len(rows))
     return digests
-
-
-def _shorten(ids: tuple[str, ...]) -> str:
-    more = "" if len(ids) <= SHOWN else f" and {len(ids) - SHOWN} more"
-    return ", ".join(ids[:SHOWN]) + more

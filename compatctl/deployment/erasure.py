@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.core.arrays import Checksums
-from compatctl.data import Dataset, memory_bytes, read_memory
+from compatctl.data import memory_bytes, read_memory
 from compatctl.deployment.gallery import index_params
 from compatctl.deployment.record_files import (
     FILE,
@@ -26,6 +26,7 @@ from compatctl.errors import CompatError, InputError
 from compatctl.files import sha256_bytes, write_atomic
 from compatctl.index import find_checksums, read_keys, read_rows, row_checksums
 from compatctl.manifest import Manifest
+from compatctl.printable import listed
 from compatctl.recipe import Project
 from compatctl.store import Store
 
@@ -35,17 +36,15 @@ IsErased = Callable[[str], bool]
 Masks = dict[str, NDArray[np.bool_]]
 """Name of a table in a model -> (S,) which of its rows belong to removed items."""
 
-_NO_MARKS = np.zeros(0, np.uint64)
-_SHOWN = 5
+_NO_CHECKSUMS = np.zeros(0, np.uint64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Traces:
-    """What kept generations hold of some items: their ``ids``, and the checksums
-    (``marks``) of their vectors in those galleries."""
+    """What kept generations hold of items: their ``ids`` and the checksums of their vectors."""
 
     ids: frozenset[str]
-    marks: Checksums
+    checksums: Checksums
 
 
 def whole_generations(store: Store) -> tuple[Manifest, ...]:
@@ -61,7 +60,7 @@ def traces_of(store: Store, ids: frozenset[str]) -> Traces:
         DamagedError: a file is missing or changed.
     """
     held: set[str] = set()
-    marks = [_NO_MARKS]
+    checksums = [_NO_CHECKSUMS]
     for manifest in _galleries(store):
         catalog, info = store.catalog(manifest), manifest.index
         rows = [row for row, item in enumerate(catalog.ids) if item in ids]
@@ -69,11 +68,11 @@ def traces_of(store: Store, ids: frozenset[str]) -> Traces:
         if rows:
             path = store.verified_path("indexes", info.sha256, fresh=True)
             vectors = read_rows(path, index_params(info), info.count, catalog.keys[rows])
-            marks.append(row_checksums(vectors))
+            checksums.append(row_checksums(vectors))
     for manifest in {m.memory: m for m in whole_generations(store)}.values():
         memory = stored_memory(store, manifest)
         held.update(ids.intersection(memory.ids) if memory is not None else ())
-    return Traces(ids=frozenset(held), marks=np.unique(np.concatenate(marks)))
+    return Traces(ids=frozenset(held), checksums=np.unique(np.concatenate(checksums)))
 
 
 def _galleries(store: Store) -> Iterator[Manifest]:
@@ -82,12 +81,18 @@ def _galleries(store: Store) -> Iterator[Manifest]:
 
 
 def removed_vectors(
-    project: Project, store: Store, sha256: str, *, ids: frozenset[str], marks: Checksums, name: str
+    project: Project,
+    store: Store,
+    sha256: str,
+    *,
+    ids: frozenset[str],
+    checksums: Checksums,
+    name: str,
 ) -> Masks:
-    """Which rows of a stored model's tables belong to the items with these ids and marks.
+    """Which rows of a stored model's tables belong to the items with these ids and checksums.
 
-    A row is identified by its mark, by the model's training record, or as another item's row that
-    is in a kept gallery.
+    A row is identified by its checksum, by the model's training record, or by a kept gallery that
+    has it as another item's row.
 
     Raises:
         InputError: nothing identifies a row.
@@ -95,7 +100,7 @@ def removed_vectors(
     """
     path = store.verified_path("models", sha256)
     tables = held_vectors(path.read_bytes(), path)
-    masks = {table.name: np.isin(row_checksums(table.vectors), marks) for table in tables}
+    masks = {table.name: np.isin(row_checksums(table.vectors), checksums) for table in tables}
     ours = [table for table in tables if table.from_gallery]
     anchors = _anchor_ids(project, path, sha256) if len(ours) == 1 else None
     for table in ours:
@@ -115,19 +120,19 @@ def removed_vectors(
 
 def _in_a_gallery(store: Store, table: HeldVectors) -> NDArray[np.bool_]:
     """Which rows (S,) of a table are rows of a kept gallery."""
-    marks = row_checksums(table.vectors)
-    known = np.zeros(len(marks), bool)
+    checksums = row_checksums(table.vectors)
+    known = np.zeros(len(checksums), bool)
     for manifest in _galleries(store):
-        known |= in_gallery(store, manifest, marks)
+        known |= in_gallery(store, manifest, checksums)
     return known
 
 
 def in_gallery(
-    store: Store, manifest: Manifest, marks: Checksums, *, but: NDArray[np.uint64] | None = None
+    store: Store, manifest: Manifest, checksums: Checksums, *, but: NDArray[np.uint64] | None = None
 ) -> NDArray[np.bool_]:
-    """Which marks (n,) belong to a row of a generation's gallery, keys ``but`` (m,) left out."""
+    """Which checksums (n,) are of rows of a generation's gallery, without the keys ``but`` (m,)."""
     path, info = store.verified_path("indexes", manifest.index.sha256), manifest.index
-    return find_checksums(path, index_params(info), info.count, marks, but=but)
+    return find_checksums(path, index_params(info), info.count, checksums, but=but)
 
 
 def _anchor_ids(project: Project, path: Path, sha256: str) -> tuple[str, ...] | None:
@@ -166,9 +171,9 @@ def erased_vectors(store: Store, data: bytes, path: Path) -> int:
     if erased is None or not len(erased.checksums):
         return 0
     tables = held_vectors(data, path)
-    marks = np.concatenate([_NO_MARKS, *(row_checksums(table.vectors) for table in tables)])
-    marks = np.intersect1d(marks, erased.checksums)
-    return int((~in_gallery(store, store.manifest, marks)).sum()) if len(marks) else 0
+    checksums = np.concatenate([_NO_CHECKSUMS, *(row_checksums(table.vectors) for table in tables)])
+    checksums = np.intersect1d(checksums, erased.checksums)
+    return int((~in_gallery(store, store.manifest, checksums)).sum()) if len(checksums) else 0
 
 
 def erasure_problems(store: Store) -> list[str]:
@@ -198,9 +203,7 @@ def erasure_problems(store: Store) -> list[str]:
         )
         if erased_ids:
             path = store.blob_path("memories", manifest.memory or "")
-            problems.append(
-                f"{path} has {len(erased_ids)} erased items: {', '.join(erased_ids[:_SHOWN])}"
-            )
+            problems.append(f"{path} has {len(erased_ids)} erased items: {listed(erased_ids)}")
     for sha256 in sorted(_restorable_models(store)):
         path = store.verified_path("models", sha256)
         if count := erased_vectors(store, path.read_bytes(), path):
@@ -219,11 +222,6 @@ def _restorable_models(store: Store) -> set[str]:
     return digests | {entry.model.sha256 for entry in current.stand_ins}
 
 
-def without_erased(items: Dataset, is_erased: IsErased) -> Dataset:
-    """The items that were not erased."""
-    return items.take([row for row, item in enumerate(items.ids) if not is_erased(item)])
-
-
 def clean_side_files(
     project: Project, is_erased: IsErased, rewritten: Mapping[str, str], *, dry_run: bool
 ) -> tuple[str, ...]:
@@ -235,14 +233,8 @@ def clean_side_files(
     """
     memory, digest = _memory(project.candidate / MEMORY_FILE, is_erased)
     changed = []
-    records = dict.fromkeys(
-        (
-            project.candidate / FILE,
-            record_path(project.output),
-            project.output.with_name(FILE),
-        )
-    )
-    for path in records:
+    beside = record_path(project.output), project.output.with_name(FILE)
+    for path in dict.fromkeys((project.candidate / FILE, *beside)):
         own = digest if path.parent == project.candidate else None
         data = without_erased_items(path, is_erased, rewritten=rewritten, memory_sha256=own)
         if data is not None:
@@ -278,9 +270,9 @@ def _memory(path: Path, is_erased: IsErased) -> tuple[bytes | None, str | None]:
     """
     if not path.is_file():
         return None, None
-    held = read_memory(path)
-    kept = without_erased(held, is_erased)
-    if len(kept) == len(held):
+    items = read_memory(path)
+    remaining = items.without(is_erased)
+    if remaining is items:
         return None, None
-    data = memory_bytes(kept) if len(kept) else b""
+    data = memory_bytes(remaining)
     return data, sha256_bytes(data) if data else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +23,7 @@ class ModelFile:
         """The model in a file.
 
         Raises:
-            InputError: no such file, not ONNX, or an unsealed model without a usable preprocessing
-                file.
+            InputError: no such file, not ONNX, or not sealed and without a preprocessing file.
         """
         return cls(path=path, data=read_model_bytes(path, preprocessing))
 
@@ -66,16 +64,9 @@ class ModelFile:
         """
         canary = self.canary
         return ModelShare(
-            sha256=tx.put("models", _writing(self.data)),
+            sha256=tx.put("models", lambda path: path.write_bytes(self.data)),
             dim=self.dim,
             rows=rows,
             name=self.path.name,
             canary=tx.put("canaries", canary.write),
         )
-
-
-def _writing(data: bytes) -> Callable[[Path], None]:
-    def write(target: Path) -> None:
-        target.write_bytes(data)
-
-    return write

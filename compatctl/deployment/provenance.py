@@ -121,7 +121,7 @@ def prove(
     model_of = catalog.model_of[catalog_rows]
     unproven = [model for model in gallery.manifest.models if model.rows and not model.proven]
     for share in unproven:
-        encoder = next((one for one in encoders if one.sha256 == share.sha256), None)
+        encoder = next((e for e in encoders if e.sha256 == share.sha256), None)
         if encoder is None:
             encoder = Encoder.load(gallery.store.verified_path("models", share.sha256))
         own = rows[model_of == catalog.models.index(share.sha256)]

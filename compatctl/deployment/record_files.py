@@ -1,7 +1,7 @@
-"""Where a model's training record lies, and how it is written, found and edited.
+"""Writing, finding and editing training records.
 
-The record is in the model's file, and with full names in a training.json that names the model by
-its digest. If both exist, they must agree.
+A record is in the model's file, and with full names in a training.json that names the model by its
+digest. If both exist, they must agree.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def record_path(model: Path) -> Path:
 
 
 def write_model(
-    path: Path, model: bytes, record: TrainingRecord | None, *, at: Path | None = None
+    path: Path, model: bytes, record: TrainingRecord | None, *, record_file: Path | None = None
 ) -> None:
-    """Write a model's training.json (to ``at``, else beside the model), and then the model.
+    """Write a model's record (to ``record_file``, else beside the model), and then the model.
 
     The record comes first: a model without its record would be verified as if it had seen nothing.
 
@@ -59,7 +59,7 @@ def write_model(
     files = {path: model}
     if record is not None:
         content = canonical_json(record.to_json(sha256_bytes(model)))
-        files = {at or record_path(path): content, **files}
+        files = {record_file or record_path(path): content, **files}
     earlier = {file: file.read_bytes() if file.is_file() else None for file in files}
     try:
         for file, data in files.items():

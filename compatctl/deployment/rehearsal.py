@@ -66,7 +66,7 @@ def rehearsal_items(
     store = gallery.store if gallery else find_store(project)
     held = stored_memory(store, store.manifest) if store else None
     items = merge_items(*parts, *([held] if held is not None else []))
-    items = items.take(row for row, item in enumerate(items.ids) if item not in training)
+    items = items.without(training.__contains__)
     items = items.take(sample_per_class(items.ids, items.labels, recipe.rehearsal.per_class))
     return items if len(items) else None
 
@@ -91,9 +91,8 @@ def write_memory(
     if recipe.rehearsal is None:
         return replace(record, memory_sha256=None, details={**record.details, "remembered": 0})
     trained = {item.id: item.sha256 for item in record.items}
-    new = data.filter(split="train")
-    new = new.take(row for row, item in enumerate(new.ids) if item in trained)
-    memory = merge_items(*((new, earlier) if earlier is not None else (new,)))
+    new = data.filter(split="train").without(lambda item: item not in trained)
+    memory = merge_items(new, *([earlier] if earlier is not None else []))
     memory = memory.take(sample_per_class(memory.ids, memory.labels, recipe.rehearsal.per_class))
     for row, item in enumerate(memory.ids):
         if item in trained and trained[item] != memory.digest(row):

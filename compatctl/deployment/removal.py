@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,11 @@ import numpy as np
 from compatctl.core.arrays import Checksums, Rows, as_rows
 from compatctl.data import memory_bytes
 from compatctl.deployment.erasure import (
-    Masks,
     Traces,
     clean_side_files,
     in_gallery,
     removed_vectors,
     traces_of,
-    without_erased,
 )
 from compatctl.deployment.gallery import index_params
 from compatctl.deployment.model_file import ModelFile
@@ -29,12 +27,11 @@ from compatctl.deployment.rehearsal import stored_memory
 from compatctl.encoder import Canary, held_vectors, without_vectors
 from compatctl.errors import InputError
 from compatctl.index import HnswIndex, build_without, row_checksums
-from compatctl.manifest import Catalog, Erasures, ModelShare, Operation, StandIn
+from compatctl.manifest import Catalog, Erasures, Manifest, ModelShare, Operation, StandIn
+from compatctl.printable import listed
 from compatctl.progress import Progress
 from compatctl.recipe import Project
 from compatctl.store import MODEL_FIELDS, CheckReport, Store, Transaction, sweep
-
-_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +91,7 @@ class RemovalResult:
         """The result with warnings: what the user must know or do."""
         warnings = []
         if self.same_image:
-            warnings.append(f"other items with the same image stay: {listed(self.same_image)}")
+            warnings.append(f"other items with the same image stay: {listed(self.same_image, 20)}")
         if self.query_model != self.query_model_before:
             warnings.append(
                 "the query model's file was rewritten without the removed items' vectors: its "
@@ -104,18 +101,12 @@ class RemovalResult:
             )
         if self.candidates:
             warnings.append(
-                f"{listed(self.candidates)} holds vectors of removed items and will not be "
+                f"{listed(self.candidates, 20)} holds vectors of removed items and will not be "
                 "deployed: fine-tune again"
             )
         if self.reports:
             warnings.append(f"{len(self.reports)} reports in the store name a removed id, and stay")
         return replace(self, warnings=tuple(warnings))
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are, as text."""
-    more = "" if len(names) <= _SHOWN else f" and {len(names) - _SHOWN} more"
-    return ", ".join(names[:_SHOWN]) + more
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,7 +116,7 @@ class _Rewrite:
     share: ModelShare
     file: ModelFile
     summary: RewrittenModel
-    marks: Checksums
+    checksums: Checksums
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,7 +154,7 @@ class Removal:
         if self.missing and not self.missing_ok:
             raise InputError(
                 f"{len(self.missing)} of {len(self.ids)} ids are not in the store: "
-                f"{listed(self.missing)}",
+                f"{listed(self.missing, 20)}",
                 tip="nothing was removed; --missing-ok removes the others",
             )
         if len(self.rows) and len(self.rows) == len(self.catalog):
@@ -186,10 +177,9 @@ class Removal:
         None if nothing says which vectors must go.
         """
         current = self.store.manifest
-        kept = [m for m in self.store.history() if m.generation >= current.oldest_restorable]
         shares = {
             share.sha256: share
-            for manifest in kept
+            for manifest in self._restorable
             if (share := current.restorable_model(manifest)) is not None
         }
         shares |= {entry.model.sha256: entry.model for entry in current.stand_ins}
@@ -205,6 +195,11 @@ class Removal:
         return rewrites
 
     @cached_property
+    def _restorable(self) -> tuple[Manifest, ...]:
+        oldest = self.store.manifest.oldest_restorable
+        return tuple(m for m in self.store.history() if m.generation >= oldest)
+
+    @cached_property
     def shares(self) -> tuple[ModelShare, ...]:
         """The models that stay, with their remaining rows."""
         manifest = self.store.manifest
@@ -216,7 +211,14 @@ class Removal:
         )
 
     def _rewrite(self, share: ModelShare) -> _Rewrite | None:
-        masks = self._masks(share.sha256, share.name)
+        masks = removed_vectors(
+            self.project,
+            self.store,
+            share.sha256,
+            ids=self.ids,
+            checksums=self.traces.checksums,
+            name=share.name,
+        )
         count = sum(int(removed.sum()) for removed in masks.values())
         if not count:
             return None
@@ -232,20 +234,12 @@ class Removal:
             difference=canary.difference(file.encoder),
         )
         file.release()
-        marks = [
+        checksums = [
             row_checksums(table.vectors[masks[table.name]])
             for table in held_vectors(path.read_bytes(), path)
         ]
-        return _Rewrite(share=share, file=file, summary=summary, marks=np.concatenate(marks))
-
-    def _masks(self, sha256: str, name: str) -> Masks:
-        return removed_vectors(
-            self.project,
-            self.store,
-            sha256,
-            ids=self.ids,
-            marks=self.traces.marks,
-            name=name,
+        return _Rewrite(
+            share=share, file=file, summary=summary, checksums=np.concatenate(checksums)
         )
 
     @cached_property
@@ -300,25 +294,25 @@ class Removal:
         """Digests of reports of kept generations that name a removed id."""
         names = {json.dumps(item).encode() for item in self.ids}
         names |= {json.dumps(item, ensure_ascii=False).encode() for item in self.ids}
-        oldest = self.store.manifest.oldest_restorable
-        kept = [m for m in self.store.history() if m.generation >= oldest]
-        digests = sorted({m.report for m in kept if m.report is not None})
+        digests = sorted({m.report for m in self._restorable if m.report is not None})
         texts = {
             sha256: self.store.verified_path("reports", sha256).read_bytes() for sha256 in digests
         }
         return tuple(sha256 for sha256, text in texts.items() if any(n in text for n in names))
 
-    def marks(self) -> Checksums:
+    def checksums(self) -> Checksums:
         """Checksums of removed vectors that belong to no remaining row."""
-        held = [self.traces.marks, *(rewrite.marks for rewrite in self.rewrites)]
-        marks = np.unique(np.concatenate(held))
-        stays = in_gallery(self.store, self.store.manifest, marks, but=self.catalog.keys[self.rows])
-        erased: Checksums = marks[~stays]
+        held = [self.traces.checksums, *(rewrite.checksums for rewrite in self.rewrites)]
+        checksums = np.unique(np.concatenate(held))
+        stays = in_gallery(
+            self.store, self.store.manifest, checksums, but=self.catalog.keys[self.rows]
+        )
+        erased: Checksums = checksums[~stays]
         return erased
 
     def commit(self, progress: Progress) -> CheckReport:
         """Write the next generation, and then delete what only earlier generations name."""
-        manifest, marks, models = self.store.manifest, self.marks(), self.erased_models
+        manifest, checksums, models = self.store.manifest, self.checksums(), self.erased_models
         rewrites = self.rewrites
         built = self._built(progress) if len(self.rows) else None
         with self.store.transaction(manifest, operation=Operation.REMOVE) as tx:
@@ -326,7 +320,7 @@ class Removal:
             changes = self._gallery(tx, built, new)
             del built
             changes |= self._memory(tx)
-            erased = self.erased.extended(self.ids - set(self.missing), marks)
+            erased = self.erased.extended(self.ids - set(self.missing), checksums)
             tx.commit(
                 operation=Operation.REMOVE,
                 created_at=utc_now(),
@@ -393,8 +387,8 @@ class Removal:
         memory = stored_memory(self.store, self.store.manifest)
         if memory is None or not self.ids.intersection(memory.ids):
             return {}
-        kept = without_erased(memory, self.ids.__contains__)
-        return {"memory": tx.put("memories", _writer(memory_bytes(kept))) if len(kept) else None}
+        data = memory_bytes(memory.without(self.ids.__contains__))
+        return {"memory": tx.put("memories", lambda path: path.write_bytes(data)) if data else None}
 
     def clean(self, *, dry_run: bool) -> tuple[str, ...]:
         """Remove the items from the files beside the store; returns the files that changed."""
@@ -403,10 +397,3 @@ class Removal:
         if dry_run and self.traces.ids:
             names |= {rewrite.summary.before: rewrite.summary.sha256 for rewrite in self.rewrites}
         return clean_side_files(self.project, self.ids.__contains__, names, dry_run=dry_run)
-
-
-def _writer(data: bytes) -> Callable[[Path], None]:
-    def write(target: Path) -> None:
-        target.write_bytes(data)
-
-    return write

@@ -1,4 +1,4 @@
-"""What a training run starts from: the recipe, the data, the deployed gallery and its features."""
+"""Inputs of a training run: the recipe, the data, the deployed gallery and its features."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingInputs:
-    """The recipe, the data and the deployed gallery of one run."""
+    """The recipe, the data and the deployed gallery of a run.
+
+    ``gallery``: None for the frame ``free``, and for a first model on a simplex without a store.
+    """
 
     recipe: Recipe
     data: Dataset
     gallery: DeployedGallery | None
-    """None where the frame is ``free``, or the first model is trained on a simplex: the recipe
-    gives D, and there is no store yet."""
 
 
 def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInputs:
-    """Read the recipe and the table, and open the store where the recipe needs one.
+    """Read the recipe and the data, and open the store if the recipe needs one.
 
     Raises:
-        InputError: torch is not installed; there is no recipe, checkpoint or store; or one of them
-            is invalid.
+        InputError: torch is not installed; or the recipe, the checkpoint or the store is missing or
+            invalid.
     """
     require_torch()
     recipe = Recipe.load(require(project.recipe, "recipe"), project.factories)
@@ -46,15 +47,16 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
     if not base.is_file():
         raise InputError(f"no checkpoint at {base}")
     gallery, frames = None, set(recipe.objective.frame)
-    first = frames <= {"free", "simplex"} and recipe.objective.dim is not None
-    born = "simplex" in frames <= {"free", "simplex"}
-    if born and recipe.objective.dim is None and find_store(project) is None:
+    store = find_store(project)
+    needs_no_store = frames <= {"free", "simplex"}
+    if needs_no_store and "simplex" in frames and recipe.objective.dim is None and store is None:
         raise InputError(
             f"there is no store at {project.store}, and the recipe has no objective.dim",
-            tip="a model that is born on a simplex needs dim: 128, for example; every other one a "
-            "gallery: name the --store, or begin one with compatctl init",
+            tip="a first model on a simplex needs dim: 128, for example; every other one needs a "
+            "gallery: name the --store, or create one with compatctl init",
         )
-    if frames != {"free"} and not (first and find_store(project) is None):
+    first = needs_no_store and recipe.objective.dim is not None and store is None
+    if frames != {"free"} and not first:
         gallery = DeployedGallery.open(open_store(project))
     return TrainingInputs(recipe=recipe, data=load_data(project), gallery=gallery)
 
@@ -76,9 +78,9 @@ def embed_reference(
     gallery: DeployedGallery,
     progress: Progress,
 ) -> Reference:
-    """The whole deployed gallery, and the deployed encoder's output for training items outside it.
+    """The deployed gallery, and the deployed encoder's embeddings of training items outside it.
 
-    Only the items whose old feature the recipe needs are embedded (``items_to_encode``).
+    Only items whose old feature the recipe needs are embedded (``items_to_encode``).
     """
     from compatctl.train import items_to_encode
 
@@ -102,10 +104,9 @@ def build_reference(
     """The deployed gallery as training sees it.
 
     Args:
-        gallery: the deployed store.
-        encoded_ids: items outside ``rows`` that the deployed encoder embedded.
+        encoded_ids: E items outside ``rows`` that the deployed encoder embedded.
         encoded_features: (E, D) float32 unit rows, their embeddings.
-        rows: catalog rows to keep, all of them by default.
+        rows: rows of the catalogue. Default: all.
     """
     from compatctl.train import Reference
 
@@ -124,7 +125,7 @@ def build_reference(
 
 
 def load_registry(gallery: DeployedGallery) -> Registry | None:
-    """The store's class registry, where the deployed model was trained on a simplex."""
+    """The store's class registry, if the deployed model was trained on a simplex."""
     sha256 = gallery.manifest.registry
     if sha256 is None:
         return None

@@ -208,7 +208,7 @@ class TrainingRecord:
     def to_text(self) -> str:
         """The text that a model carries. Equal records give equal texts."""
         sets = {name: getattr(self, name) for name in SETS}
-        value: dict[str, Any] = {name: [len(one), pack(one.deltas())] for name, one in sets.items()}
+        value: dict[str, Any] = {name: [len(s), pack(s.deltas())] for name, s in sets.items()}
         value |= {
             "format": FORMAT,
             "tool": f"compatctl {__version__}",

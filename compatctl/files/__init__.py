@@ -1,8 +1,7 @@
 """Durable files: atomic writes, digests, strict JSON, the lock.
 
-Every byte of a store is written here. A blob is named by the sha256 of its bytes. A process that is
-killed anywhere leaves the old file or the new one, and at most a temporary file whose name starts
-with ``.new-``. Only ``files.npz`` loads numpy.
+A blob is a file named by the sha256 of its bytes. A killed process leaves the old file or the new
+one, and at most a temporary file whose name starts with ``.new-``. Only ``files.npz`` loads numpy.
 """
 
 from __future__ import annotations

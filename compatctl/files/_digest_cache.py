@@ -1,12 +1,11 @@
 """A cache of digests: a large file is hashed once, not by every command.
 
 An entry says that the file with this device, inode, size, mtime and ctime had this digest. Nobody
-can set ctime, so a file that was written to is hashed again whatever its mtime says. Changes by a
-failing disk are not seen here: ``check``, and every command that copies a file into a new
-generation, read all bytes and do not use the cache.
+can set ctime, so a file that was written to is hashed again. The cache does not see changes by a
+failing disk: ``check``, and commands that copy a file into a new generation, read all bytes.
 
 The cache is in COMPATCTL_CACHE, XDG_CACHE_HOME/compatctl or ~/.cache/compatctl, one small file an
-entry; without such a folder there is no cache. It can be deleted at any time.
+entry. It can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ class _Known:
 
 
 def has_digest(path: Path, sha256: str) -> bool:
-    """Whether the file has this sha256: as cached, or hashed if it is not cached or changed.
+    """Whether the file has this sha256: as cached, or else hashed.
 
     Raises:
-        InputError: the file is missing or must not be read.
+        InputError: the file is missing or unreadable.
     """
     if _recall(path).sha256 == sha256:
         return True
@@ -56,13 +55,13 @@ def has_digest(path: Path, sha256: str) -> bool:
 
 
 def is_remembered(path: Path, sha256: str, fact: str) -> bool:
-    """Whether ``remember`` was told this fact about these bytes, unchanged since."""
+    """Whether ``remember`` holds this fact about these bytes."""
     known = _recall(path)
     return known.sha256 == sha256 and fact in known.facts
 
 
 def remember(path: Path, sha256: str, fact: str) -> None:
-    """Remember a fact about the bytes of a file whose digest is remembered; else do nothing."""
+    """Remember a fact about a file whose digest is cached; do nothing for other files."""
     known = _recall(path)
     state = _state(path)
     if known.sha256 == sha256 and state is not None:
@@ -83,13 +82,13 @@ def _folder() -> Path | None:
 def _state(path: Path) -> list[int] | None:
     """The metadata of a file; None unless it is large and old enough to be cached."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    changed = max(found.st_mtime_ns, found.st_ctime_ns)
-    if found.st_size < SMALLEST or not changed < time.time_ns() - RECENT_NS:
+    changed = max(status.st_mtime_ns, status.st_ctime_ns)
+    if status.st_size < SMALLEST or not changed < time.time_ns() - RECENT_NS:
         return None
-    return [int(getattr(found, name)) for name in _FIELDS]
+    return [int(getattr(status, name)) for name in _FIELDS]
 
 
 def _entry(state: list[int]) -> Path | None:
@@ -103,10 +102,10 @@ def _recall(path: Path) -> _Known:
     if entry is None:
         return _Known()
     try:
-        found = json.loads(entry.read_bytes())
-        if found["state"] != state:
+        content = json.loads(entry.read_bytes())
+        if content["state"] != state:
             return _Known()
-        return _Known(sha256=str(found["sha256"]), facts=tuple(map(str, found["facts"])))
+        return _Known(sha256=str(content["sha256"]), facts=tuple(map(str, content["facts"])))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return _Known()
 
@@ -121,6 +120,6 @@ def _write(path: Path, state: list[int], known: _Known) -> None:
         text = json.dumps({**asdict(known), "state": state, "path": str(path)})
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(entry)
-        entries = sorted(entry.parent.glob("*.json"), key=lambda one: one.stat().st_mtime_ns)
+        entries = sorted(entry.parent.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
         for old in entries[:-MOST]:
             old.unlink(missing_ok=True)

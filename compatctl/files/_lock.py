@@ -39,9 +39,8 @@ _LOCAL_OPTIONS = {
 class Lock:
     """A lock for one writer: an flock(2) on ``path``, released when its process ends.
 
-    The file stays, and names the holder to those who wait. After locking, a second descriptor
-    tries to lock too and must fail: otherwise the file system does not lock, and the folder is
-    refused.
+    The file stays, and names the holder. After locking, a second descriptor must fail to lock:
+    otherwise locks do not hold here, and the folder is refused.
 
     Args:
         path: the lock file, created if missing; its folder must exist.
@@ -151,27 +150,27 @@ class Lock:
 
 
 def locks_stay_local(folder: Path, mounts: Path = MOUNTS) -> str:
-    """Why other machines would not see a lock in ``folder``; empty if they would.
+    """Why other machines would not see a lock in ``folder`` (proc_pid_mountinfo(5)); "" if they do.
 
-    Read from proc_pid_mountinfo(5). A local disk is used by one machine only, so it is fine.
+    A local disk is used by one machine only, so it is fine.
     """
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
-        here = str(folder.resolve())
-    except OSError:  # not Linux: what locks do is left to the probe
+        location = str(folder.resolve())
+    except OSError:  # not Linux: only the probe decides
         return ""
     kind, options, longest = "", set[str](), -1
     for line in lines:
         before, _, after = line.partition(" - ")
-        ours, theirs = before.split(" "), after.split(" ")
-        if len(ours) < 6 or len(theirs) < 3:
+        mount, system = before.split(" "), after.split(" ")
+        if len(mount) < 6 or len(system) < 3:
             continue
-        point = re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), ours[4])
-        within = here == point or here.startswith(point.rstrip("/") + "/")
+        point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), mount[4])
+        within = location == point or location.startswith(point.rstrip("/") + "/")
         if within and len(point) >= longest:
-            kind, longest = theirs[0], len(point)
-            options = {*ours[5].split(","), *theirs[2].split(",")}
+            kind, longest = system[0], len(point)
+            options = {*mount[5].split(","), *system[2].split(",")}
     if kind in _LOCAL_ONLY:
         return f"{kind} keeps them on this machine"
-    found = sorted(options & _LOCAL_OPTIONS.get(kind, set()))
-    return f"{kind} is mounted with {found[0]}" if found else ""
+    local = sorted(options & _LOCAL_OPTIONS.get(kind, set()))
+    return f"{kind} is mounted with {local[0]}" if local else ""

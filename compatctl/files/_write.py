@@ -74,7 +74,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             raise DamagedError(f"{path}: read back other bytes than were written")
 
 
-def write_blob(folder: Path, suffix: str, write: Callable[[Path], None]) -> Blob:
+def write_blob(folder: Path, suffix: str, write: Callable[[Path], object]) -> Blob:
     """Have ``write`` make a file, and move it to ``folder/<sha256><suffix>``, read-only.
 
     ``write`` gets the path of a new file in ``folder``. An intact file of the same name stays; a

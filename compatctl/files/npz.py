@@ -1,9 +1,8 @@
 """Reading an untrusted .npz file: everything is checked before an array is allocated.
 
 An .npz is a zip of .npy members. Both state sizes, and either may lie: a few kilobytes can claim
-terabytes, two members can share bytes, a dtype can be a pickle. So the zip's directory, each
-member's place and its .npy header are compared first. Then the bytes are read straight into the
-array, which is in memory once.
+terabytes, two members can share bytes, a dtype can be a pickle. So the directory, each member's
+position and its header are compared first. Then the bytes are read straight into the array.
 """
 
 from __future__ import annotations
@@ -28,28 +27,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_BYTES = 64 << 30
-"""The most bytes that the arrays of one file may have, where the machine has the memory."""
+"""Most bytes of all arrays of a file, if the machine has the memory."""
 
 MEMORY_SHARE = 0.75
-"""The share of the machine's memory that the arrays of one file may have."""
+"""Largest share of the machine's memory for the arrays of a file."""
 
 MAX_RATIO = 100
-"""The most bytes of arrays for each byte of the file, beyond ``FREE_BYTES``."""
+"""Most bytes of arrays for each byte of the file, beyond ``FREE_BYTES``."""
 
 FREE_BYTES = 1 << 30
 """Bytes of arrays allowed for any file: equal strings compress by a factor of 1000."""
 
 MAX_MEMBERS = 1024
-"""The most arrays in one file."""
+"""Most arrays in a file."""
 
 MAX_DIRECTORY = 1 << 20
-"""The most bytes of the zip's directory, and of any other part of it that is read whole."""
+"""Most bytes of the zip's directory."""
 
 MAX_HEADER = 10_000
-"""The most bytes of the header of one array."""
+"""Most bytes of the header of an array."""
 
 MAX_DIMENSIONS = 32
-"""The most axes of one array."""
+"""Most axes of an array."""
 
 _CHUNK = 1 << 20
 _LOCAL = struct.Struct("<4s5H3I2H")
@@ -63,12 +62,12 @@ PARSE_ERRORS = (
     ValueError, ArithmeticError, LookupError, EOFError, TypeError, AttributeError, RuntimeError,
     SyntaxError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What zipfile, zlib, struct and ast raise on malformed bytes."""
+"""What zipfile, zlib, struct, ast and pillow raise on malformed bytes, apart from OSError."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Member:
-    """One array's place in the file: ``packed`` bytes from ``start``, ``size`` when unpacked."""
+    """An array in the file: ``packed`` bytes from ``start``, ``size`` when unpacked."""
 
     name: str
     header: int
@@ -92,15 +91,13 @@ class _Header:
 def read_npz(
     path: Path, *, max_bytes: int | None = None, error: type[CompatError] = InputError
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file by name: numbers, booleans and text, none pickled.
+    """The arrays of an .npz file by name: numbers, booleans and text, in the file's byte order.
 
-    Each array is in memory once, in the file's byte order; an array in Fortran order is the
-    transpose of one in C order.
+    Each is in memory once; an array in Fortran order is the transpose of one in C order.
 
     Args:
         path: a regular file.
-        max_bytes: the most bytes that the arrays may have together; default: ``MAX_BYTES``, or
-            ``MEMORY_SHARE`` of the machine's memory where that is less.
+        max_bytes: most bytes of all arrays. Default: ``default_limit()``.
         error: the class of the error to raise.
 
     Raises:
@@ -112,8 +109,11 @@ def read_npz(
         with open_regular(path) as file:
             members = _members(file)
             _bounded(members, os.fstat(file.fileno()).st_size, limit)
-            headers = {one.name: _header(_Stream(file, one), one, limit) for one in members}
-            return {one.name: _array(_Stream(file, one), headers[one.name]) for one in members}
+            headers = [_header(_Stream(file, member), member, limit) for member in members]
+            return {
+                member.name: _array(_Stream(file, member), header)
+                for member, header in zip(members, headers, strict=True)
+            }
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror or problem}") from problem
     except PARSE_ERRORS as problem:
@@ -122,7 +122,7 @@ def read_npz(
 
 
 def default_limit() -> int:
-    """Bytes: ``MAX_BYTES``, or ``MEMORY_SHARE`` of the machine's memory where that is less."""
+    """Bytes: ``MAX_BYTES``, or ``MEMORY_SHARE`` of the machine's memory if that is less."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(MAX_BYTES, int(memory * MEMORY_SHARE))
 
@@ -131,7 +131,7 @@ def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file for reading. A named pipe or device would block for ever.
 
     Raises:
-        OSError: it is missing, must not be read, or is no regular file.
+        OSError: it is missing, unreadable, or no regular file.
         ValueError: its name has a NUL.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -142,7 +142,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 class _Cautious:
-    """A file of which no more than ``limit`` bytes are read at once, for ``zipfile``."""
+    """A file for ``zipfile``, of which at most ``limit`` bytes are read at once."""
 
     def __init__(self, file: io.BufferedReader, limit: int) -> None:
         self._file, self._limit = file, limit
@@ -162,26 +162,25 @@ def zip_entries(
     """The entries of a zip's directory, and its offset; nothing is unpacked.
 
     Raises:
-        ValueError: the directory has more than ``max_directory`` bytes, or something else that
-            ``zipfile`` raises on a file that is no zip.
+        PARSE_ERRORS: no zip, or the directory has more than ``max_directory`` bytes.
     """
     with zipfile.ZipFile(cast("BinaryIO", _Cautious(file, max_directory))) as archive:
         return archive.infolist(), archive.start_dir
 
 
 def _members(file: io.BufferedReader) -> list[_Member]:
-    """The places of all arrays; none overlaps another or the directory."""
+    """The positions of all arrays; none overlaps another or the directory."""
     entries, end = zip_entries(file)
     if len(entries) > MAX_MEMBERS:
         raise ValueError(f"{len(entries)} arrays; at most {MAX_MEMBERS} are read")
     members = [_member(file, entry) for entry in entries]
-    if len({one.name for one in members}) < len(members):
+    if len({member.name for member in members}) < len(members):
         raise ValueError("two arrays have one name")
     before = 0
-    for one in sorted(members, key=lambda one: one.header):
-        if one.header < before or one.start + one.packed > end:
-            raise ValueError(f"the array {one.name} shares its bytes with another part of the file")
-        before = one.start + one.packed
+    for member in sorted(members, key=lambda member: member.header):
+        if member.header < before or member.start + member.packed > end:
+            raise ValueError(f"the array {member.name} overlaps another part of the file")
+        before = member.start + member.packed
     return members
 
 
@@ -192,7 +191,7 @@ def _member(file: io.BufferedReader, entry: zipfile.ZipInfo) -> _Member:
     if entry.flag_bits & _ENCRYPTED:
         raise ValueError(f"{name} is encrypted")
     if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        raise ValueError(f"{name} is compressed in a way that is not known here")
+        raise ValueError(f"{name} has an unknown compression")
     if entry.header_offset < 0:
         raise ValueError(f"{name} lies before the file's begin")
     file.seek(entry.header_offset)
@@ -216,7 +215,7 @@ def _member(file: io.BufferedReader, entry: zipfile.ZipInfo) -> _Member:
 
 
 def _bounded(members: list[_Member], bytes_on_disk: int, limit: int) -> None:
-    total = sum(one.size for one in members)
+    total = sum(member.size for member in members)
     if total > limit:
         raise ValueError(f"its arrays have {total} bytes; at most {limit} are read")
     if total > FREE_BYTES + MAX_RATIO * bytes_on_disk:
@@ -245,14 +244,14 @@ class _Stream:
 
     def fill(self, target: memoryview) -> None:
         """Fill ``target``; raise EOFError if there are fewer bytes."""
-        at = 0
-        while at < len(target):
-            part = target[at : at + _CHUNK]
-            got = self._stored(part) if self._unpack is None else self._inflated(part)
-            if not got:
+        position = 0
+        while position < len(target):
+            part = target[position : position + _CHUNK]
+            count = self._stored(part) if self._unpack is None else self._inflated(part)
+            if not count:
                 raise EOFError(f"{self._member.name} ends too early")
-            self._crc = zlib.crc32(part[:got], self._crc)
-            at += got
+            self._crc = zlib.crc32(part[:count], self._crc)
+            position += count
 
     def end(self) -> None:
         """Check that no byte is left over and that the checksum is right."""
@@ -266,9 +265,9 @@ class _Stream:
             raise ValueError(f"{self._member.name} has another checksum than the directory says")
 
     def _stored(self, part: memoryview) -> int:
-        got = self._file.readinto(part[: self._left])
-        self._left -= got
-        return int(got)
+        count = self._file.readinto(part[: self._left])
+        self._left -= count
+        return int(count)
 
     def _inflated(self, part: memoryview) -> int:
         data = self._inflate(len(part))
@@ -291,7 +290,7 @@ class _Stream:
 
 
 def _header(stream: _Stream, member: _Member, limit: int) -> _Header:
-    """Read an array's header; its shape and dtype must give the member's number of bytes."""
+    """Read an array's header; its shape and dtype must agree with the member's size."""
     name = member.name
     form = _PREFIXES.get(stream.read(8))
     if form is None:
@@ -302,17 +301,17 @@ def _header(stream: _Stream, member: _Member, limit: int) -> _Header:
         raise ValueError(f"{name} has a header of {length} bytes; at most {MAX_HEADER} are read")
     raw = ast.literal_eval(stream.read(length).decode("latin1").strip())
     if not isinstance(raw, dict) or set(raw) != {"descr", "fortran_order", "shape"}:
-        raise ValueError(f"{name} has a header that is not known")
+        raise ValueError(f"{name} has an unknown header")
     dtype, shape, fortran = raw["descr"], raw["shape"], raw["fortran_order"]
     if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
         note = ", a pickle, which could run code" if "O" in str(dtype) else ""
         raise ValueError(f"{name} holds neither numbers nor text: {str(dtype)[:80]}{note}")
-    if not isinstance(shape, tuple) or not all(type(one) is int and one >= 0 for one in shape):
+    if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
         raise ValueError(f"{name} has no shape: {str(shape)[:80]}")
     digits = int(dtype.lstrip("<>|=")[1:])
     itemsize = 4 * digits if "U" in dtype else digits
     header = _Header(dtype=dtype, shape=shape, fortran=fortran is True, length=8 + width + length)
-    filled = itemsize * math.prod(one for one in shape if one)
+    filled = itemsize * math.prod(side for side in shape if side)
     if len(shape) > MAX_DIMENSIONS or filled > limit or type(fortran) is not bool:
         raise ValueError(f"{name} has an impossible shape: {str(shape)[:80]}")
     if header.length + itemsize * math.prod(shape) != member.size:
@@ -321,7 +320,7 @@ def _header(stream: _Stream, member: _Member, limit: int) -> _Header:
 
 
 def _array(stream: _Stream, header: _Header) -> NDArray[Any]:
-    """Read the array after a checked header."""
+    """Read the array whose header was checked."""
     import numpy as np
 
     stream.read(header.length)

@@ -78,7 +78,7 @@ class Transaction:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def put(self, kind: str, source: Path | Callable[[Path], None]) -> str:
+    def put(self, kind: str, source: Path | Callable[[Path], object]) -> str:
         """Store a copy of a file, or what ``source(path)`` writes to a new file; return its sha256.
 
         Raises:

@@ -184,7 +184,7 @@ def test_flags_and_methods_that_are_not_known(tmp_path: Path) -> None:
     for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         with zipfile.ZipFile(tmp_path / "odd.npz", "w", kind) as out:
             out.writestr("a.npy", data)
-        refused(tmp_path / "odd.npz", "compressed in a way")
+        refused(tmp_path / "odd.npz", "unknown compression")
     path = archive(tmp_path / "a.npz", ("a.npy", data))
     raw = bytearray(path.read_bytes())
     raw[raw.rindex(b"PK\x01\x02") + 8] |= 1
