@@ -111,7 +111,7 @@ class Workshop:
     sets: dict[str, tuple[Dataset, str]] = field(default_factory=dict)
     """Data sets read so far, with their digests"""
 
-    def ground(self, case: Case) -> RouteInputs:
+    def inputs(self, case: Case) -> RouteInputs:
         """What the routes start from.
 
         Raises:
@@ -121,7 +121,7 @@ class Workshop:
         old = self._old(case)
         base = self._base(case.data, case.new, case.seed)
         recipe = self.recipe(case)
-        asked = (i for i, item in enumerate(data.items)
+        queries = (i for i, item in enumerate(data.items)
                  if item.role == "query" and item.split != "train")  # fmt: skip
         return RouteInputs(
             data=data,
@@ -129,7 +129,7 @@ class Workshop:
             recipe=recipe,
             base=base,
             features=self._features(case.data, recipe, base),
-            asked=as_rows(asked),
+            query_rows=as_rows(queries),
         )
 
     def data(self, name: Name) -> tuple[Dataset, str]:

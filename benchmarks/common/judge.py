@@ -12,13 +12,13 @@ from compatctl.core.policy import Policy
 from compatctl.evaluation.adaptive_resampling import adaptive_verdict, sampling
 from compatctl.evaluation.comparison import GroupResult
 from compatctl.evaluation.ground_truth import GroundTruth
-from compatctl.migration.routes import RouteInputs
+from compatctl.migration.routes import Route, RouteInputs
 from compatctl.migration.selection import RouteResult
 from compatctl.train.reference import anchor_ids
 
-ROUTES = ("finetune", "bridge", "fuse", "bridge + fuse")
+ROUTES = (Route.FINETUNE, Route.BRIDGE, Route.FUSE, Route.BRIDGE_FUSE)
 """What a plan may propose while the gallery stays as it is."""
-SINGLE = ("finetune", "bridge")
+SINGLE = (Route.FINETUNE, Route.BRIDGE)
 """Those of which a query runs one encoder."""
 WORTH = 0.03
 """An upgrade is worth the while from this gain on, were everything re-embedded."""
@@ -35,7 +35,7 @@ class Line:
     """Over old queries on the stored gallery"""
     low: float
     high: float
-    kept: float | None
+    gain_retained: float | None
     """Share of the gain of re-embedding with the free model; None where that is under ``WORTH``"""
     negative_flips: float
     outcome: str
@@ -90,20 +90,20 @@ def best_of(routes: Sequence[str], lines: Sequence[Line]) -> Line:
 
 
 def judge(
-    ground: RouteInputs, measured: Sequence[RouteResult], test: Bools, policy: Policy
+    inputs: RouteInputs, measured: Sequence[RouteResult], test: Bools, policy: Policy
 ) -> tuple[Line, ...]:
     """A line a route; ``test`` (Q,) are the queries that are judged, the others chose."""
-    truth, chosen = subset(ground.truth, test), subset(ground.truth, ~test)
+    truth, chosen = subset(inputs.truth, test), subset(inputs.truth, ~test)
     recalls = {one.name: _recall(truth, one, test) for one in measured}
     validation = {one.name: _recall(chosen, one, ~test) for one in measured}
-    old, free = recalls["keep"], recalls["re-embed"]
-    parts = _parts(ground, truth)
-    asking, stored = ground.old(ground.asked)[test], ground.reference.gallery_features
+    old, free = recalls[Route.KEEP], recalls[Route.REEMBED]
+    parts = _parts(inputs, truth)
+    old_queries, stored = inputs.old_queries.queries[test], inputs.reference.gallery_features
     lines = []
     for one in measured:
-        trial = one.asked(test).trial(truth, asking, stored, policy)
+        trial = one.select_queries(test).compare(truth, old_queries, stored, policy)
         verdict = adaptive_verdict(policy, [trial], (), (), sampling(policy, 0, 0, 0))
-        check = next(found for found in verdict.checks if found.name == "recall_gain")
+        check = next(check for check in verdict.checks if check.name == "recall_gain")
         gain = recalls[one.name] - old
         lines.append(
             Line(
@@ -112,7 +112,7 @@ def judge(
                 gain=gain,
                 low=_end(check.low),
                 high=_end(check.high),
-                kept=gain / (free - old) if free - old >= WORTH else None,
+                gain_retained=gain / (free - old) if free - old >= WORTH else None,
                 negative_flips=trial.evidence.flips.negative,
                 outcome=verdict.outcome,
                 encoders=len(one.encoders),
@@ -141,31 +141,31 @@ def subset(truth: GroundTruth, rows: Bools) -> GroundTruth:
 
 
 def _recall(truth: GroundTruth, one: RouteResult, rows: Bools) -> float:
-    return float(one.asked(rows).retrieval(truth, (1,), map_k=1).recall[1])
+    return float(one.select_queries(rows).retrieval(truth, (1,), map_k=1).recall[1])
 
 
-def later(ground: RouteInputs, measured: Sequence[RouteResult]) -> list[RouteResult]:
+def later(inputs: RouteInputs, measured: Sequence[RouteResult]) -> list[RouteResult]:
     """The gallery items that did not anchor embedded by the fine-tuned model, as new ones will be;
     nothing where all or none anchored."""
-    anchored = _anchored(ground)
+    anchored = _anchored(inputs)
     if anchored.all() or not anchored.any():
         return []
-    tuned = next(one for one in measured if one.name == "finetune")
-    assert tuned.made is not None
-    gallery = np.where(anchored[:, None], ground.reference.gallery_features, tuned.made)
+    tuned = next(one for one in measured if one.name == Route.FINETUNE)
+    assert tuned.item_features is not None
+    gallery = np.where(anchored[:, None], inputs.reference.gallery_features, tuned.item_features)
     searched = tuple((part, gallery) for part, _ in tuned.searched)
     share = 1.0 - float(anchored.mean())
     return [replace(tuned, name="others added later", searched=searched, rewritten=share)]
 
 
-def _anchored(ground: RouteInputs) -> Bools:
-    used = set(anchor_ids(ground.recipe, ground.data, ground.reference))
-    return np.array([one in used for one in ground.reference.gallery_ids], bool)
+def _anchored(inputs: RouteInputs) -> Bools:
+    used = set(anchor_ids(inputs.recipe, inputs.data, inputs.reference))
+    return np.array([one in used for one in inputs.reference.gallery_ids], bool)
 
 
-def _parts(ground: RouteInputs, truth: GroundTruth) -> dict[str, Bools]:
+def _parts(inputs: RouteInputs, truth: GroundTruth) -> dict[str, Bools]:
     """(Q,) test queries whose class has an anchor in the gallery, and the others; by name."""
-    anchored = _anchored(ground)
+    anchored = _anchored(inputs)
     if anchored.all() or not anchored.any():
         return {}
     mine = np.isin(truth.query_labels, truth.gallery_labels[anchored])

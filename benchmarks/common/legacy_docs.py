@@ -9,15 +9,16 @@ from statistics import mean, median
 
 from benchmarks.common.judge import ROUTES, SINGLE, WORTH, Line, Result
 from benchmarks.common.pages import drawing, head, row, share, text
+from compatctl.migration.routes import Route
 
 WORDS = {"cnn": "small CNN", "larger": "larger CNN", "lite0": "lite0", "lite2": "lite2"}
 COLUMNS = (
     "naive swap", "procrustes", "ridge", "procrustes + SLERP", "prototypes",
-    "bridge", "finetune", "fuse", "bridge + fuse",
+    Route.BRIDGE, Route.FINETUNE, Route.FUSE, Route.BRIDGE_FUSE,
 )  # fmt: skip
 LINEAR = ("naive swap", "procrustes", "ridge", "procrustes + SLERP")
-DRAWN = ("procrustes", "procrustes + SLERP", "prototypes", "bridge", "finetune", "fuse",
-         "bridge + fuse")  # fmt: skip
+DRAWN = ("procrustes", "procrustes + SLERP", "prototypes", Route.BRIDGE, Route.FINETUNE,
+         Route.FUSE, Route.BRIDGE_FUSE)  # fmt: skip
 INTRO = """\
 # Galleries that were not born on a simplex
 
@@ -81,7 +82,7 @@ def summary(results: Sequence[Result]) -> list[str]:
         best = [one.best(routes) for one in worth]
         said.append(
             f"In {_passed(best)} of these the {what} that validation classes choose passes the "
-            f"default gate; the median share kept is {median(_kept(best)):.0%}."
+            f"default gate; the median share kept is {median(_gains_retained(best)):.0%}."
         )
         above = sum(
             line.recall > max(one.line(name).recall for name in LINEAR)
@@ -147,7 +148,7 @@ def _routes(results: Sequence[Result]) -> Iterable[str]:
             route,
             f"{median(gains):+.3f}",
             f"{gains[0]:+.3f}, {gains[-1]:+.3f}",
-            f"{median(_kept(lines)):.0%}",
+            f"{median(_gains_retained(lines)):.0%}",
             f"{median(one.negative_flips for one in lines):.3f}",
             f"{_passed(lines)} of {len(lines)}",
             str(lines[0].encoders),
@@ -171,7 +172,9 @@ def _anchored(results: Sequence[Result]) -> Iterable[str]:
     yield from head("case", "seed", "anchors", "route", *(f"{part}: {which}"
                     for part in results[0].lines[0].parts for which in ("old", "new")))  # fmt: skip
     for one in results:
-        for line in (one.line(route) for route in ("finetune", "others added later", "fuse")):
+        for line in (
+            one.line(route) for route in (Route.FINETUNE, "others added later", Route.FUSE)
+        ):
             cells = [share(part[key]) for part in line.parts.values() for key in ("old", "new")]
             yield row(_title(one.case), str(one.seed), f"{one.anchors:.0%}", line.route, *cells)
     yield ""
@@ -186,8 +189,8 @@ def _passed(lines: Iterable[Line]) -> int:
     return sum(one.outcome == "pass" for one in lines)
 
 
-def _kept(lines: Iterable[Line]) -> list[float]:
-    return [one.kept for one in lines if one.kept is not None]
+def _gains_retained(lines: Iterable[Line]) -> list[float]:
+    return [one.gain_retained for one in lines if one.gain_retained is not None]
 
 
 def _names(results: Sequence[Result]) -> list[str]:

@@ -31,7 +31,7 @@ from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.data import prepare
 from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.files import write_atomic
-from compatctl.migration.routes import RouteInputs, fit
+from compatctl.migration.routes import RouteInputs, train_model
 from compatctl.recipe import Anchors, Augmentation, Junction, Recipe
 from compatctl.train import embed, train
 from compatctl.train.images import preprocessing
@@ -143,8 +143,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         shop = Workshop(work=given.work or Path(temporary), kanji=given.kanji)
         for case in given.cases:
-            grounds = [shop.ground(replace(case, seed=seed)) for seed in given.seeds]
-            rows += ablate(case.name, grounds, _settings(case), shop)
+            runs = [shop.inputs(replace(case, seed=seed)) for seed in given.seeds]
+            rows += ablate(case.name, runs, _settings(case), shop)
             if given.json:
                 found = json.dumps([asdict(one) for one in rows], indent=1) + "\n"
                 write_atomic(given.json, found.encode())
@@ -162,7 +162,7 @@ def _settings(case: Case) -> Mapping[str, Change]:
 
 def ablate(
     case: str,
-    grounds: Sequence[RouteInputs],
+    runs: Sequence[RouteInputs],
     settings: Mapping[str, Change],
     shop: Workshop | None = None,
 ) -> list[Row]:
@@ -173,74 +173,74 @@ def ablate(
     measured: dict[str, list[tuple[Bools, Bools]]] = {}
     rows: list[Row] = []
     for name, change in settings.items():
-        measured[name] = [_kept(shop, ground, change(ground.recipe)) for ground in grounds]
-        rows.append(_row(case, name, grounds, (measured[name], next(iter(measured.values())))))
+        measured[name] = [_kept(shop, inputs, change(inputs.recipe)) for inputs in runs]
+        rows.append(_row(case, name, runs, (measured[name], next(iter(measured.values())))))
         one = rows[-1]
         print(f"{case:20s} {name:36s} {one.recall:.4f} {one.gain:+.4f} "
               f"[{one.low:+.4f}, {one.high:+.4f}]  fused {one.fused:.4f}", flush=True)  # fmt: skip
     return rows
 
 
-def _asking(ground: RouteInputs) -> Bools:
+def _asking(inputs: RouteInputs) -> Bools:
     """(Q,) queries of validation classes that have something to find."""
-    split = np.array([ground.data.items[int(row)].split for row in ground.asked])
-    found: Bools = (split == "validation") & ground.has_match()
+    split = np.array([inputs.data.items[int(row)].split for row in inputs.query_rows])
+    found: Bools = (split == "validation") & inputs.has_match()
     return found
 
 
-def _kept(shop: Workshop | None, ground: RouteInputs, recipe: Recipe) -> tuple[Bools, Bools]:
+def _kept(shop: Workshop | None, inputs: RouteInputs, recipe: Recipe) -> tuple[Bools, Bools]:
     """``_hits``, computed once for everything that decides them."""
     if shop is None:
-        return _hits(ground, recipe)
-    key = [recipe.digest, *_deciding(ground)]
+        return _hits(inputs, recipe)
+    key = [recipe.digest, *_deciding(inputs)]
 
     def make(path: Path) -> None:
-        np.save(path, np.stack(_hits(ground, recipe)))
+        np.save(path, np.stack(_hits(inputs, recipe)))
 
     one, both = np.load(shop.kept("hits", key, ".npy", make))
     return one, both
 
 
 @cache
-def _deciding(ground: RouteInputs) -> tuple[str | None, str, str]:
+def _deciding(inputs: RouteInputs) -> tuple[str | None, str, str]:
     """Digests of all but the recipe that decides what is found."""
-    given, old = ground.reference, hashlib.sha256()
-    for part in (given.gallery_features, given.encoded_features, ground.asked):
+    given, old = inputs.reference, hashlib.sha256()
+    for part in (given.gallery_features, given.encoded_features, inputs.query_rows):
         old.update(part.tobytes())
-    return ground.features.base_sha256, ground.data.digest_all(), old.hexdigest()
+    return inputs.features.base_sha256, inputs.data.digest_all(), old.hexdigest()
 
 
-def _hits(ground: RouteInputs, recipe: Recipe) -> tuple[Bools, Bools]:
+def _hits(inputs: RouteInputs, recipe: Recipe) -> tuple[Bools, Bools]:
     """(Q,) whether the fine-tuned query, and its mean with the old one, finds its class first."""
     if recipe.train == "full":
-        made = _whole(ground, recipe)
+        made = _whole(inputs, recipe)
     else:
-        made = fit(ground, recipe, ground.reference).queries
-    return _found(ground, made), _found(ground, fuse_rows(ground.old(ground.asked), made, 0.5))
+        made = train_model(inputs, recipe, inputs.reference).queries
+    return _found(inputs, made), _found(inputs, fuse_rows(inputs.old_queries.queries, made, 0.5))
 
 
-def _whole(ground: RouteInputs, recipe: Recipe) -> Vectors:
+def _whole(inputs: RouteInputs, recipe: Recipe) -> Vectors:
     """(Q, D) queries by a network that was trained whole, on the images themselves."""
     with tempfile.TemporaryDirectory() as work:
         made = train(
             recipe=recipe,
-            base=ground.base,
-            data=ground.data,
-            reference=ground.reference,
+            base=inputs.base,
+            data=inputs.data,
+            reference=inputs.reference,
             work=Path(work),
         )
     size = preprocessing(recipe.backbone.input)
     parts = [
-        embed(made.network, np.stack([prepare(ground.data.read(int(i)), size) for i in rows]))
-        for rows in np.array_split(ground.asked, max(1, len(ground.asked) // 256))
+        embed(made.network, np.stack([prepare(inputs.data.read(int(i)), size) for i in rows]))
+        for rows in np.array_split(inputs.query_rows, max(1, len(inputs.query_rows) // 256))
     ]
     return np.concatenate(parts)
 
 
-def _found(ground: RouteInputs, queries: Vectors) -> Bools:
-    asking = _asking(ground)
+def _found(inputs: RouteInputs, queries: Vectors) -> Bools:
+    asking = _asking(inputs)
     hits: Bools = retrieval(
-        ground.truth, queries, ground.reference.gallery_features, (1,), map_k=1
+        inputs.truth, queries, inputs.reference.gallery_features, (1,), map_k=1
     ).hit1[asking]
     return hits
 
@@ -248,21 +248,21 @@ def _found(ground: RouteInputs, queries: Vectors) -> Bools:
 def _row(
     case: str,
     name: str,
-    grounds: Sequence[RouteInputs],
+    runs: Sequence[RouteInputs],
     hits: tuple[Sequence[tuple[Bools, Bools]], Sequence[tuple[Bools, Bools]]],
 ) -> Row:
     """``hits``: by seed, of this setting and of the shipped recipe."""
     mine, shipped = ([np.concatenate(part) for part in zip(*one, strict=True)] for one in hits)
-    asking = [_asking(one) for one in grounds]
+    asking = [_asking(one) for one in runs]
     classes = np.concatenate(
-        [one.truth.classes[mask] for one, mask in zip(grounds, asking, strict=True)]
+        [one.truth.classes[mask] for one, mask in zip(runs, asking, strict=True)]
     )
-    old = np.concatenate([_found(one, one.old(one.asked)) for one in grounds])
+    old = np.concatenate([_found(one, one.old_queries.queries) for one in runs])
     gains = [_gain(classes, a, b) for a, b in zip(mine, shipped, strict=True)]
     return Row(
         case=case,
         setting=name,
-        seeds=tuple(one.recipe.seed for one in grounds),
+        seeds=tuple(one.recipe.seed for one in runs),
         queries=len(classes),
         old=float(old.mean()),
         recall=float(mine[0].mean()),

@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.common.baselines import measure_baselines
 from benchmarks.common.cases import CASES, KANJI, Case, Workshop, chosen
 from benchmarks.common.judge import ROUTES, SINGLE, Line, Result, judge, later
 from benchmarks.common.legacy_docs import figure, page, summary
 from compatctl.files import write_atomic
-from compatctl.migration.routes import RouteInputs, measure
+from compatctl.migration.routes import Route, RouteInputs, measure_routes, train_free_models
 from compatctl.recipe import load_policy
 
 
@@ -47,9 +48,9 @@ def main() -> None:
             if key in {(one.case, one.seed, one.share, one.anchors) for one in results}:
                 continue
             began = time.monotonic()
-            ground = shop.ground(case)
+            inputs = shop.inputs(case)
             built = time.monotonic()
-            result = run_case(ground, case, given.anchors)
+            result = run_case(inputs, case, given.anchors)
             print(_shown(result), flush=True)
             seconds = (built - began, time.monotonic() - built)
             print("built in {:.0f} s, measured in {:.0f} s\n".format(*seconds), file=sys.stderr)
@@ -78,21 +79,22 @@ def _cases(given: argparse.Namespace) -> Sequence[Case]:
     return [one for one in asked if one.data != "kanji"]
 
 
-def run_case(ground: RouteInputs, case: Case, anchors: float) -> Result:
+def run_case(inputs: RouteInputs, case: Case, anchors: float) -> Result:
     """Every route of one case with one seed."""
-    test = np.array([ground.data.items[int(row)].split == "test" for row in ground.asked])
-    measured = measure(ground, [(~test, np.ones_like(test))], baselines=True)
-    measured += later(ground, measured)
-    lines = judge(ground, measured, test, load_policy("default"))
+    test = np.array([inputs.data.items[int(row)].split == "test" for row in inputs.query_rows])
+    free = train_free_models(inputs, [(~test, np.ones_like(test))])
+    measured = [*measure_routes(inputs, free), *measure_baselines(inputs, free)]
+    measured += later(inputs, measured)
+    lines = judge(inputs, measured, test, load_policy("default"))
     return Result(
         case=case.name,
         seed=case.seed,
         share=case.share,
         anchors=anchors,
-        queries=int((test & ground.has_match()).sum()),
-        classes=len(np.unique(ground.truth.classes[test & ground.has_match()])),
-        old=next(one.recall for one in lines if one.route == "keep"),
-        free=next(one.recall for one in lines if one.route == "re-embed"),
+        queries=int((test & inputs.has_match()).sum()),
+        classes=len(np.unique(inputs.truth.classes[test & inputs.has_match()])),
+        old=next(one.recall for one in lines if one.route == Route.KEEP),
+        free=next(one.recall for one in lines if one.route == Route.REEMBED),
         lines=lines,
     )
 
@@ -103,7 +105,7 @@ def _shown(result: Result) -> str:
     rows = [f"{'route':24s}{'recall@1':>9s}{'gain':>8s}  {'95% interval':17s}{'kept':>6s}"
             f"{'flips':>7s}  gate"]  # fmt: skip
     for one in result.lines:
-        kept = "" if one.kept is None else f"{one.kept:.0%}"
+        kept = "" if one.gain_retained is None else f"{one.gain_retained:.0%}"
         rows.append(
             f"{one.route:24s}{one.recall:9.3f}{one.gain:+8.3f}  "
             f"[{one.low:+.3f}, {one.high:+.3f}] {kept:>6s}{one.negative_flips:7.3f}  "

@@ -1,7 +1,7 @@
-"""plan: which route would gain most here, before anything is trained for good.
+"""plan: estimate which route gains most, before anything is trained for deployment.
 
-Every route is tried on classes that are held out for planning, with the gate's own checks. What it
-promises is an estimate for classes that no model has seen; verify then judges the real candidate.
+Every route is tried on classes held out for planning, with the gate's own checks. The estimates are
+for classes that no model has seen; verify then judges the real candidate.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict,
 from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.migration import routes
-from compatctl.migration.preflight import Preflight, Split, planning_split, preflight
-from compatctl.migration.recommendation import CEILING, KEEP, LIFT, NEXT, RouteEstimate, recommend
+from compatctl.migration.preflight import PlanningSplit, Preflight, planning_split, preflight
+from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
 from compatctl.migration.rewrite_gate import HeldOutQueries
-from compatctl.migration.routes import RouteInputs
+from compatctl.migration.routes import Route, RouteInputs
 from compatctl.migration.selection import Fold, RouteResult
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe, load_policy
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from compatctl.deployment.gallery import DeployedGallery
 
 LIMIT = 20_000
-"""Gallery items, and training items, that a plan looks at."""
+"""The largest number of gallery items, and of training items, in a plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The sheet. ``recommended`` is the name of a route, or ``keep``; ``recipe`` is what finetune
-    would run for it (None for ``keep``); ``commands`` make and judge the candidate."""
+    """The estimates and the ``recommended`` route. ``recipe`` is what finetune runs for it (None
+    for ``keep``); ``commands`` make and judge the candidate."""
 
     preflight: Preflight
     routes: tuple[RouteEstimate, ...]
@@ -67,93 +67,89 @@ def plan(
     """Try every route on planning classes; nothing is written.
 
     Raises:
-        InputError: as ``finetune``; a recipe that knows no gallery or trains the backbone; too few
-            classes to plan with.
+        InputError: as ``finetune``; a recipe without a gallery or one that trains the backbone; too
+            few classes to plan with.
     """
-    began = time.monotonic()
-    inputs = load_inputs(project, base, seed)
-    recipe, data, deployed = inputs.recipe, inputs.data, inputs.gallery
+    start = time.monotonic()
+    training = load_inputs(project, base, seed)
+    recipe, data, deployed = training.recipe, training.data, training.gallery
     from compatctl.train import make_trials
 
     if deployed is None or recipe.train != "head":
         raise InputError(
             "a plan trains heads against a gallery; the recipe has "
             + ("frame: free" if deployed is None else f"train: {recipe.train}"),
-            tip="plan with train: head; what trains more layers is judged by compatctl verify",
+            tip="plan with train: head; compatctl verify judges what trains more layers",
         )
     if skip_bad:
         data, _ = data.readable()
     choosing = len(make_trials(recipe)) > 1
     split = planning_split(data, deployed.catalog.ids, limit, choosing=choosing)
-    ground, old_ms, new_ms = _ground(split, deployed, (recipe, base), project.ignore_same, progress)
-    ground = replace(ground, cluster=project.cluster)
-    facts = preflight(deployed, split, ground.reference.gallery_features, ground.reference.registry)
-    found = routes.measure(ground, _halves(ground), progress)
-    policy = load_policy(project.policy)
+    inputs, old_ms, new_ms = _inputs(split, deployed, (recipe, base), project, progress)
+    reference = inputs.reference
+    facts = preflight(deployed, split, reference.gallery_features, reference.registry)
+    free = routes.train_free_models(inputs, _folds(inputs), progress)
+    results = routes.measure_routes(inputs, free, progress)
     cost = _Cost(
         old_ms=old_ms,
         new_ms=new_ms,
         rows=facts.gallery_rows,
         training=sum(item.split == "train" for item in data.items),
     )
-    whole = _Gallery.whole(ground, deployed, facts)
-    sheet = _sheet(ground, whole, found, policy, cost)
-    chosen, reason = recommend(sheet)
-    runs = next(one.recipe for one in found if one.name == chosen)
+    whole = _Gallery.whole(inputs, deployed, facts)
+    estimates = _estimates(inputs, whole, results, load_policy(project.policy), cost)
+    chosen, reason = recommend(estimates)
+    chosen_recipe = next(result.recipe for result in results if result.name == chosen)
+    files = {"base": base, "old": deployed.model_path, "new": project.output}
     return Plan(
         preflight=facts,
-        routes=sheet,
+        routes=estimates,
         recommended=chosen,
         reason=reason,
-        commands=_commands(chosen, base=base, old=deployed.model_path, new=project.output),
-        recipe=runs.to_json() if runs else None,
-        seconds=round(time.monotonic() - began, 1),
-        warnings=_sampled(facts),
+        commands=tuple(command.format(**files) for command in COMMANDS.get(chosen, ())),
+        recipe=chosen_recipe.to_json() if chosen_recipe else None,
+        seconds=round(time.monotonic() - start, 1),
+        warnings=_sample_warning(facts),
     )
-
-
-def _commands(route: str, **files: Path) -> tuple[str, ...]:
-    return tuple(one.format(**files) for one in NEXT.get(route, ()))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Gallery:
-    """What the planning queries search: what is relevant, and the stored vectors (N, D)."""
+    """What the planning queries search: the ground truth, and the stored vectors (N, D)."""
 
     truth: GroundTruth
     stored: Vectors
 
     @classmethod
-    def at_hand(cls, ground: RouteInputs) -> _Gallery:
+    def available(cls, inputs: RouteInputs) -> _Gallery:
         """The rows whose images the plan has: any route can be tried on them."""
-        return cls(truth=ground.truth, stored=ground.reference.gallery_features)
+        return cls(truth=inputs.truth, stored=inputs.reference.gallery_features)
 
     @classmethod
-    def whole(cls, ground: RouteInputs, deployed: DeployedGallery, facts: Preflight) -> _Gallery:
-        """Every row of the store: what serves the routes that leave the gallery as it is."""
+    def whole(cls, inputs: RouteInputs, deployed: DeployedGallery, facts: Preflight) -> _Gallery:
+        """Every row of the store, for the routes that keep the gallery."""
         if facts.gallery_images >= facts.gallery_rows:
-            return cls.at_hand(ground)
-        data = ground.data
-        asking = HeldOutQueries.from_features(
-            data,
-            ground.asked,
-            ground.old(ground.asked),
-            cluster=ground.cluster,
-            ignore_same=ground.ignore_same,
+            return cls.available(inputs)
+        queries = HeldOutQueries.from_features(
+            inputs.data,
+            inputs.query_rows,
+            inputs.old_queries.queries,
+            cluster=inputs.cluster,
+            ignore_same=inputs.ignore_same,
         )
-        return cls(truth=asking.ground_truth(deployed.catalog), stored=deployed.vectors())
+        return cls(truth=queries.ground_truth(deployed.catalog), stored=deployed.vectors())
 
-    def test(self, route: RouteResult) -> Retrieval:
-        """The first answers of a route that leaves these rows as they are."""
-        return retrieval(self.truth, route.queries, self.stored, (1,), map_k=1)
+    def retrieval(self, result: RouteResult) -> Retrieval:
+        """The first results of a route that keeps these rows."""
+        return retrieval(self.truth, result.queries, self.stored, (1,), map_k=1)
 
 
-def _sampled(facts: Preflight) -> tuple[str, ...]:
-    """A sentence where the routes that rewrite the gallery were tried on less than the store."""
+def _sample_warning(facts: Preflight) -> tuple[str, ...]:
+    """A warning if the routes that rewrite the gallery were tried on less than the store."""
     if facts.gallery_images >= facts.gallery_rows:
         return ()
     return (
-        f"{CEILING}, {LIFT} and backfill are tried on the {facts.gallery_images} of "
+        f"{Route.REEMBED}, {Route.LIFT} and backfill are tried on the {facts.gallery_images} of "
         f"{facts.gallery_rows} gallery rows whose images are at hand, and so is the share kept; "
         "the other routes search all rows",
     )
@@ -161,135 +157,154 @@ def _sampled(facts: Preflight) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Cost:
-    """Milliseconds an image of each encoder, and how many there are of what."""
+    """Each encoder's milliseconds an image, and the numbers of gallery rows and training items."""
 
     old_ms: float
     new_ms: float
     rows: int
     training: int
 
-    def query_ms(self, route: RouteResult) -> float:
-        return sum(self.old_ms if one == "old" else self.new_ms for one in route.encoders)
+    def query_ms(self, result: RouteResult) -> float:
+        milliseconds = {"old": self.old_ms, "new": self.new_ms}
+        return sum(milliseconds[encoder] for encoder in result.encoders)
 
-    def one_time_s(self, route: RouteResult) -> float:
-        if route.name == KEEP:
+    def one_time_s(self, result: RouteResult) -> float:
+        if result.name == Route.KEEP:
             return 0.0
-        passes = self.training + (self.rows if route.name != CEILING else 0)
-        again = route.rewritten * self.rows if route.name != LIFT else 0.0
-        return route.seconds + (passes * self.new_ms + again * self.query_ms(route)) / 1000
+        passes = self.training + (self.rows if result.name != Route.REEMBED else 0)
+        reembedded = result.rewritten * self.rows if result.name != Route.LIFT else 0.0
+        milliseconds = passes * self.new_ms + reembedded * self.query_ms(result)
+        return result.seconds + milliseconds / 1000
 
-    def rewritten_bytes(self, route: RouteResult) -> int:
-        dim: int = route.queries.shape[1]
-        return round(route.rewritten * self.rows) * 4 * dim
+    def rewritten_bytes(self, result: RouteResult) -> int:
+        dim: int = result.queries.shape[1]
+        return round(result.rewritten * self.rows) * 4 * dim
 
 
-def _ground(
-    split: Split,
+def _inputs(
+    split: PlanningSplit,
     deployed: DeployedGallery,
     new: tuple[Recipe, Path],
-    ignore_same: tuple[str, ...],
+    project: Project,
     progress: Progress,
 ) -> tuple[RouteInputs, float, float]:
-    """Both models' features of everything that takes part, and each one's milliseconds an image."""
+    """Both models' features of every item of the plan, and each model's milliseconds an image."""
     from compatctl.train import Features
 
     (recipe, base), data, catalog = new, split.data, deployed.catalog
-    places = np.array([catalog.row_of[data.ids[int(row)]] for row in split.gallery])
-    others = np.setdiff1d(np.arange(len(data)), split.gallery)
-    began = time.monotonic()
+    stored = np.array([catalog.row_of[data.ids[int(row)]] for row in split.gallery_rows])
+    others = np.setdiff1d(np.arange(len(data)), split.gallery_rows)
+    start = time.monotonic()
     encoded = deployed.encoder.embed(data.take(others), progress=progress).features
-    old_s = time.monotonic() - began
+    old_s = time.monotonic() - start
     encoded_ids = tuple(data.ids[int(row)] for row in others)
-    reference = build_reference(deployed, encoded_ids, encoded, places)
-    began = time.monotonic()
+    reference = build_reference(deployed, encoded_ids, encoded, stored)
+    start = time.monotonic()
     features = Features.extract(recipe, base, data, range(len(data)), progress)
-    new_s = time.monotonic() - began
-    ground = RouteInputs(
+    new_s = time.monotonic() - start
+    inputs = RouteInputs(
         data=data,
         reference=reference,
-        recipe=_anchored(recipe, split),
+        recipe=_without_query_anchors(recipe, split),
         base=base,
         features=features,
-        asked=split.asked,
-        ignore_same=ignore_same,
+        query_rows=split.query_rows,
+        ignore_same=project.ignore_same,
+        cluster=project.cluster,
     )
-    return ground, 1000 * old_s / max(1, len(others)), 1000 * new_s / max(1, len(data))
+    return inputs, 1000 * old_s / max(1, len(others)), 1000 * new_s / max(1, len(data))
 
 
-def _anchored(recipe: Recipe, split: Split) -> Recipe:
-    """The recipe, no item of whose anchors asks; an order names what the plan looks at only."""
+def _without_query_anchors(recipe: Recipe, split: PlanningSplit) -> Recipe:
+    """The recipe with anchors among the plan's gallery items only, and none that queries."""
     anchors = recipe.objective.anchors
-    asked = {split.data.ids[int(row)] for row in split.asked}
-    here = {split.data.ids[int(row)] for row in split.gallery}
-    if anchors is None or not (anchors.ids or asked & here):
+    queries = {split.data.ids[int(row)] for row in split.query_rows}
+    gallery = {split.data.ids[int(row)] for row in split.gallery_rows}
+    if anchors is None or not (anchors.ids or queries & gallery):
         return recipe
-    order = anchors.ids or tuple(sorted(here, key=hash_fraction))
-    ids = tuple(one for one in order if one in here - asked)
+    order = anchors.ids or tuple(sorted(gallery, key=hash_fraction))
+    ids = tuple(item for item in order if item in gallery - queries)
     return replace(recipe, objective=replace(recipe.objective, anchors=replace(anchors, ids=ids)))
 
 
-def _halves(ground: RouteInputs) -> list[Fold]:
-    """The planning classes in two halves, by hash: what one chooses, the other is judged by."""
-    labels = [ground.data.labels[int(row)] for row in ground.asked]
+def _folds(inputs: RouteInputs) -> list[Fold]:
+    """The planning classes in two halves, by hash: each chooses for the other."""
+    labels = [inputs.data.labels[int(row)] for row in inputs.query_rows]
     first = np.array([hash_fraction(f"half {label}") < 0.5 for label in labels], bool)
     return [(first, ~first), (~first, first)]
 
 
-def _sheet(
-    ground: RouteInputs, whole: _Gallery, found: Sequence[RouteResult], policy: Policy, cost: _Cost
+def _estimates(
+    inputs: RouteInputs,
+    whole: _Gallery,
+    results: Sequence[RouteResult],
+    policy: Policy,
+    cost: _Cost,
 ) -> tuple[RouteEstimate, ...]:
-    """The routes that leave the gallery as it is search ``whole``, the others what is at hand."""
-    part, keep = _Gallery.at_hand(ground), found[0]
-    judged = [
-        one.name for one in found if one.name == LIFT or (one.rewritten == 0.0 and one.name != KEEP)
-    ]
+    """Routes that keep the gallery search ``whole``, the others the rows with an image."""
+    part, keep = _Gallery.available(inputs), results[0]
+    judged = [result.name for result in results if _is_judged(result)]
     strict = replace(policy, alpha=policy.alpha / max(1, len(judged)))
-    how = sampling(strict, 0, 0, 0)
-    old = {True: whole.test(keep), False: part.test(keep)}
-    at_hand = {one.name: one.retrieval(part.truth, (1,), map_k=1).recall[1] for one in found}
-    ceiling = at_hand[CEILING] - at_hand[KEEP]
-    sheet = []
-    for one in found:
-        as_it_is = one.rewritten == 0.0
-        gallery, before = whole if as_it_is else part, old[as_it_is]
-        test = gallery.test(one) if as_it_is else one.retrieval(part.truth, (1,), map_k=1)
-        low, high = _interval(gallery.truth, before, test, strict, how)
-        sheet.append(
+    resampling = sampling(strict, 0, 0, 0)
+    before_whole, before_part = whole.retrieval(keep), part.retrieval(keep)
+    recalls = {
+        result.name: result.retrieval(part.truth, (1,), map_k=1).recall[1] for result in results
+    }
+    ceiling = recalls[Route.REEMBED] - recalls[Route.KEEP]
+    estimates = []
+    for result in results:
+        unwritten = result.rewritten == 0.0
+        gallery, before = (whole, before_whole) if unwritten else (part, before_part)
+        after = (
+            gallery.retrieval(result) if unwritten else result.retrieval(part.truth, (1,), map_k=1)
+        )
+        low, high = _interval(gallery.truth, before, after, strict, resampling)
+        gain_at_hand = recalls[result.name] - recalls[Route.KEEP]
+        estimates.append(
             RouteEstimate(
-                name=one.name,
-                setting=one.setting,
+                name=Route(result.name),
+                setting=result.setting,
                 rows=len(gallery.stored),
-                recall=test.recall[1],
-                gain=test.recall[1] - before.recall[1],
+                recall=after.recall[1],
+                gain=after.recall[1] - before.recall[1],
                 low=low,
                 high=high,
-                gain_retained=(at_hand[one.name] - at_hand[KEEP]) / ceiling
-                if ceiling > 0.0
+                gain_retained=gain_at_hand / ceiling if ceiling > 0.0 else None,
+                negative_flips=flips(before.hit1, after.hit1, before.has_match).negative,
+                verdict=_verdict(inputs, gallery, result, strict, resampling)
+                if result.name in judged
                 else None,
-                negative_flips=flips(before.hit1, test.hit1, before.has_match).negative,
-                verdict=_verdict(ground, gallery, one, strict, how) if one.name in judged else None,
-                encoders=len(one.encoders),
-                query_ms=cost.query_ms(one),
-                one_time_s=cost.one_time_s(one),
-                rewritten_bytes=cost.rewritten_bytes(one),
+                encoders=len(result.encoders),
+                query_ms=cost.query_ms(result),
+                one_time_s=cost.one_time_s(result),
+                rewritten_bytes=cost.rewritten_bytes(result),
             )
         )
-    shown = next(one for one in sheet if one.name == CEILING).low > 0.0
-    return tuple(one if shown else replace(one, gain_retained=None) for one in sheet)
+    if next(estimate for estimate in estimates if estimate.name == Route.REEMBED).low > 0.0:
+        return tuple(estimates)
+    return tuple(replace(estimate, gain_retained=None) for estimate in estimates)
+
+
+def _is_judged(result: RouteResult) -> bool:
+    return result.name == Route.LIFT or (result.rewritten == 0.0 and result.name != Route.KEEP)
 
 
 def _verdict(
-    ground: RouteInputs, gallery: _Gallery, route: RouteResult, policy: Policy, how: Sampling
+    inputs: RouteInputs,
+    gallery: _Gallery,
+    result: RouteResult,
+    policy: Policy,
+    resampling: Sampling,
 ) -> str:
-    """The gate's word on the planning queries; of lift, as ``lift`` itself is judged."""
-    trial = route.trial(gallery.truth, ground.old(ground.asked), gallery.stored, policy)
-    return adaptive_verdict(policy, [trial], [], [], how).outcome
+    """The gate's verdict on the planning queries; lift is judged as ``lift`` itself is."""
+    group = result.compare(gallery.truth, inputs.old_queries.queries, gallery.stored, policy)
+    return adaptive_verdict(policy, [group], [], [], resampling).outcome
 
 
 def _interval(
-    truth: GroundTruth, old: Retrieval, new: Retrieval, policy: Policy, how: Sampling
+    truth: GroundTruth, old: Retrieval, new: Retrieval, policy: Policy, resampling: Sampling
 ) -> tuple[float, float]:
-    """Of the gain in recall@1, at the policy's level."""
+    """The interval of the gain in recall@1, at the policy's level."""
     gain = hit_change(truth.classes, old.hit1, new.hit1, old.has_match)
-    estimate = estimate_ratios([gain], how.replicates, how.draw())[0]
+    estimate = estimate_ratios([gain], resampling.replicates, resampling.draw())[0]
     return estimate.interval(1 - policy.alpha)

@@ -1,7 +1,7 @@
-"""What plan looks at before it trains: the gallery's shape, and who is held out for planning.
+"""What plan inspects before it trains: the gallery's shape, and the classes held out for planning.
 
-Planning classes are validation classes: no model may have trained on them, and nobody knows which
-of the training classes the deployed one did. Held-out (test) classes stay unseen until verify.
+Planning classes are validation classes: no model may have trained on them, and the deployed model's
+training classes are unknown. Held-out (test) classes stay unseen until verify.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from compatctl.data import Dataset, Item
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.errors import InputError
 
-MOST_MEANS = 2000
-"""Class means whose angles are looked at."""
+MAX_MEANS = 2000
+"""The number of class means whose cosines are measured."""
 ALARM = 0.9
-"""Share of the vertices from which on they run out soon."""
+"""The used share of the vertices at which a warning is due."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vertices:
-    """The class registry's budget: of ``total`` vertices ``used`` are owned and ``new`` wanted."""
+    """The class registry's vertices: ``total``, those in use, and those that new classes need."""
 
     total: int
     used: int
@@ -38,16 +38,16 @@ class Vertices:
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What is deployed, and what there is to train and to plan with.
+    """What is deployed, and the data for training and planning.
 
-    ``cosine_mean`` and ``cosine_spread`` are of the cosines between the gallery's class means. On a
-    simplex both are next to 0; means in random directions spread by ``random_spread``.
+    ``cosine_mean`` and ``cosine_spread`` describe the cosines between the gallery's class means. On
+    a simplex both are close to 0; random directions have the spread ``random_spread``.
     """
 
     gallery_rows: int
     gallery_classes: int
     gallery_images: int
-    """Gallery items that the plan looks at: those whose image the data has, at most its limit"""
+    """Gallery items in the plan: those whose image the data has, up to its limit"""
     dim: int
     born_on_simplex: bool
     vertices: Vertices | None
@@ -61,80 +61,86 @@ class Preflight:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Split:
-    """The data of a plan. Items of the split ``train`` train, ``asked`` rows query; the others are
-    gallery items, whose labels no training looks at."""
+class PlanningSplit:
+    """The data of a plan. Items of the split ``train`` train and ``query_rows`` query; the others
+    are gallery items, whose labels training does not use."""
 
     data: Dataset
-    asked: Rows
-    gallery: Rows
+    query_rows: Rows
+    gallery_rows: Rows
 
 
-def planning_split(data: Dataset, stored: Sequence[str], most: int, *, choosing: bool) -> Split:
-    """Validation queries ask; about ``most`` gallery and ``most`` training items are kept.
+def planning_split(
+    data: Dataset, stored: Sequence[str], limit: int, *, choosing: bool
+) -> PlanningSplit:
+    """Validation queries query; about ``limit`` gallery and ``limit`` training items are kept.
 
-    What is over is left out by hash: training classes, and gallery items of no validation class.
-    ``choosing``: a half of the validation classes choose among a recipe's trials, and do not ask.
+    The rest is left out by hash: training classes, and gallery items of no validation class. With
+    ``choosing``, half of the validation classes choose among a recipe's trials and do not query.
 
     Raises:
-        InputError: no two classes to train on, no query, or no gallery item with its image.
+        InputError: fewer than two classes to train on, no query, or no gallery item with its image.
     """
-    validation = {one.label for one in data.items if one.split == "validation"}
-    training = {one.label for one in data.items if one.split == "train"} - validation
-    trained = _within(data, sorted(training, key=hash_fraction), most)
-    asking = {one for one in validation if not choosing or hash_fraction(f"ask {one}") < 0.5}
-    searched = _searched(data, set(stored), validation, most)
+    validation = {item.label for item in data.items if item.split == "validation"}
+    training = {item.label for item in data.items if item.split == "train"} - validation
+    trained = _within(data, sorted(training, key=hash_fraction), limit)
+    planning = {one for one in validation if not choosing or hash_fraction(f"ask {one}") < 0.5}
+    searched = _searched(data, set(stored), validation, limit)
     rows: list[int] = []
     items: list[Item] = []
-    asked: list[int] = []
-    gallery: list[int] = []
+    query_rows: list[int] = []
+    gallery_rows: list[int] = []
     for row, item in enumerate(data.items):
-        queries = item.split == "validation" and item.role != "gallery"
-        asks, chooses = queries and item.label in asking, queries and item.label not in asking
+        is_query = item.split == "validation" and item.role != "gallery"
         trains = item.split == "train" and item.label in trained
-        if not (trains or queries or item.id in searched):
+        if not (trains or is_query or item.id in searched):
             continue
-        asked += [len(items)] if asks else []
-        gallery += [len(items)] if item.id in searched else []
+        if is_query and item.label in planning:
+            query_rows.append(len(items))
+        if item.id in searched:
+            gallery_rows.append(len(items))
         rows.append(row)
         split: Literal["train", "validation", "test"] = "train" if trains else "test"
-        items.append(replace(item, split="validation" if chooses else split))
-    if len(trained) < 2 or not asked or not gallery:
+        if is_query and item.label not in planning:
+            split = "validation"
+        items.append(replace(item, split=split))
+    if len(trained) < 2 or not query_rows or not gallery_rows:
         raise InputError(
-            f"nothing to plan with: {len(trained)} classes to train on, {len(asked)} queries of "
-            f"{len(asking)} validation classes, {len(gallery)} gallery items with their image",
+            f"nothing to plan with: {len(trained)} classes to train on, {len(query_rows)} queries "
+            f"of {len(planning)} validation classes, {len(gallery_rows)} gallery items with their "
+            "image",
             tip="look at data and split in compatctl.yaml",
         )
-    return Split(
+    return PlanningSplit(
         data=Dataset(items=tuple(items), sources=data.take(rows).sources),
-        asked=as_rows(asked),
-        gallery=as_rows(gallery),
+        query_rows=as_rows(query_rows),
+        gallery_rows=as_rows(gallery_rows),
     )
 
 
-def _searched(data: Dataset, stored: set[str], held: set[str], most: int) -> set[str]:
-    """Ids of the gallery items with an image: all of the held classes', others up to ``most``."""
-    there = [one for one in data.items if one.id in stored]
-    wanted = [one.id for one in there if one.label in held]
-    others = sorted((one.id for one in there if one.label not in held), key=hash_fraction)
-    return {*wanted, *others[: max(0, most - len(wanted))]}
+def _searched(data: Dataset, stored: set[str], classes: set[str], limit: int) -> set[str]:
+    """Ids of the gallery items with an image: all of these classes, others up to ``limit``."""
+    available = [item for item in data.items if item.id in stored]
+    ids = [item.id for item in available if item.label in classes]
+    others = [item.id for item in available if item.label not in classes]
+    return {*ids, *sorted(others, key=hash_fraction)[: max(0, limit - len(ids))]}
 
 
 def preflight(
-    deployed: DeployedGallery, split: Split, vectors: Vectors, registry: Registry | None
+    deployed: DeployedGallery, split: PlanningSplit, vectors: Vectors, registry: Registry | None
 ) -> Preflight:
-    """The facts; ``vectors`` (G, D) are the stored ones of ``split.gallery``."""
+    """Collect the facts; ``vectors`` (G, D) are those stored for ``split.gallery_rows``."""
     data, D = split.data, deployed.manifest.index.dim
     in_gallery = set(deployed.catalog.labels)
     training = {item.label for item in data.items if item.split == "train"}
-    labels = np.array([data.labels[int(row)] for row in split.gallery])
+    labels = np.array([data.labels[int(row)] for row in split.gallery_rows])
     names, codes = np.unique(labels, return_inverse=True)
-    means = sums_by_position(vectors, codes, len(names))[0][:MOST_MEANS]
+    means = sums_by_position(vectors, codes, len(names))[0][:MAX_MEANS]
     mean, spread = cosine_spread(means) if len(means) > 1 else (float("nan"), float("nan"))
     return Preflight(
         gallery_rows=len(deployed.catalog),
         gallery_classes=len(in_gallery),
-        gallery_images=len(split.gallery),
+        gallery_images=len(split.gallery_rows),
         dim=D,
         born_on_simplex=registry is not None,
         vertices=_vertices(registry, training),
@@ -143,8 +149,8 @@ def preflight(
         random_spread=D**-0.5,
         training_classes=len(training),
         training_classes_in_gallery=len(training & in_gallery),
-        planning_classes=len({data.labels[int(row)] for row in split.asked}),
-        planning_queries=len(split.asked),
+        planning_classes=len({data.labels[int(row)] for row in split.query_rows}),
+        planning_queries=len(split.query_rows),
     )
 
 
@@ -155,11 +161,11 @@ def _vertices(registry: Registry | None, classes: set[str]) -> Vertices | None:
     return Vertices(total=registry.K, used=used, new=new, alarm=used + new > ALARM * registry.K)
 
 
-def _within(data: Dataset, classes: Sequence[str], most: int) -> set[str]:
-    """The first of the classes whose training items are no more than ``most`` together."""
+def _within(data: Dataset, classes: Sequence[str], limit: int) -> set[str]:
+    """The first classes that together have at most ``limit`` training items."""
     sizes: dict[str, int] = dict.fromkeys(classes, 0)
     for item in data.items:
         if item.split == "train" and item.label in sizes:
             sizes[item.label] += 1
     totals = np.cumsum(list(sizes.values()))
-    return set(classes[: max(2, int(np.searchsorted(totals, most, side="right")))])
+    return set(classes[: max(2, int(np.searchsorted(totals, limit, side="right")))])

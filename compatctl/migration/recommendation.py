@@ -1,53 +1,52 @@
-"""Which route a plan names, why, and what is run for it."""
+"""Which route a plan recommends, why, and the commands that run it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-KEEP = "keep"
-CEILING = "re-embed"
-LIFT = "lift"
-NEXT = {
-    "finetune": ("compatctl finetune --base {base}", "compatctl verify {old} {new}"),
-    "fuse": (
+from compatctl.migration.routes import Route
+
+COMMANDS = {
+    Route.FINETUNE: ("compatctl finetune --base {base}", "compatctl verify {old} {new}"),
+    Route.FUSE: (
         "compatctl finetune --base {base}",
         "compatctl fuse {old} {new} -o fused.onnx",
         "compatctl verify {old} fused.onnx",
     ),
-    "bridge": (
+    Route.BRIDGE: (
         "compatctl finetune --base {base} --recipe free.yaml --output free.onnx",
         "compatctl bridge free.onnx -o bridged.onnx",
         "compatctl verify {old} bridged.onnx",
     ),
-    "bridge + fuse": (
+    Route.BRIDGE_FUSE: (
         "compatctl finetune --base {base} --recipe free.yaml --output free.onnx",
         "compatctl bridge free.onnx -o bridged.onnx",
         "compatctl fuse {old} bridged.onnx -o fused.onnx",
         "compatctl verify {old} fused.onnx",
     ),
-    "lift": (
+    Route.LIFT: (
         "compatctl finetune --base {base} --recipe free.yaml --output free.onnx",
         "compatctl lift free.onnx --dry-run",
         "compatctl lift free.onnx",
     ),
 }
-"""What makes the candidate of a route and judges it; lift judges itself before it writes."""
+"""The commands that make and judge a route's candidate; lift judges itself before it writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouteEstimate:
-    """One route on the planning classes; recall is recall@1, whose gain is over the old queries.
+    """One route on the planning classes. ``gain`` is in recall@1 over the old queries.
 
-    ``rows``: gallery rows that are searched: all of the store's where the route leaves them as they
-    are, else those whose images are at hand. ``gain_retained``: share of the gain that re-embedding
-    everything would give, on the latter; None where that is not shown to gain. ``verdict``: the
-    gate's, for lift and the routes that leave the gallery as it is, at a level that allows for the
-    number of them. ``query_ms``: the encoders' time, one image; ``one_time_s``: all that is
-    computed once, for the whole gallery.
+    ``rows`` is the number of gallery rows searched: all of the store's for a route that keeps the
+    gallery, otherwise those whose images are at hand. ``gain_retained`` is the share of
+    re-embedding's gain, on the latter rows; None where re-embedding is not shown to gain.
+    ``verdict`` is the gate's, for lift and the routes that keep the gallery, at a level corrected
+    for their number. ``query_ms`` is the encoders' time for one image, ``one_time_s`` the one-off
+    computation for the whole gallery.
     """
 
-    name: str
+    name: Route
     setting: str
     rows: int
     recall: float
@@ -63,35 +62,38 @@ class RouteEstimate:
     rewritten_bytes: int
 
 
-def recommend(sheet: Sequence[RouteEstimate]) -> tuple[str, str]:
-    """The passing route that gains most, else ``keep``, and why; lift only where no route that
-    leaves the gallery as it is passes.
+def recommend(estimates: Sequence[RouteEstimate]) -> tuple[Route, str]:
+    """The passing route with the largest gain, otherwise ``KEEP``, and why.
 
-    Of two routes whose gains are equal the one that is named first.
+    Lift is recommended only if no route that keeps the gallery passes. Of equal gains the first
+    route wins.
     """
-    judged = [one for one in sheet if one.verdict is not None]
-    untouched = [one for one in judged if one.name != LIFT]
-    for routes in (untouched, judged):
-        passing = [one for one in routes if one.verdict == "pass"]
+    judged = [estimate for estimate in estimates if estimate.verdict is not None]
+    unwritten = [estimate for estimate in judged if estimate.name != Route.LIFT]
+    for candidates in (unwritten, judged):
+        passing = [estimate for estimate in candidates if estimate.verdict == "pass"]
         if passing:
-            return _named(max(passing, key=lambda one: one.gain))
-    ceiling = next(one for one in sheet if one.name == CEILING)
+            return _explain(max(passing, key=lambda estimate: estimate.gain))
+    ceiling = next(estimate for estimate in estimates if estimate.name == Route.REEMBED)
     why = f"no route passes with the gallery as it is; re-embedding all of it: {_gain(ceiling)}"
-    for routes in (untouched, judged):
-        undecided = [one for one in routes if one.verdict == "inconclusive" and one.gain > 0.0]
+    for candidates in (unwritten, judged):
+        undecided = [
+            estimate
+            for estimate in candidates
+            if estimate.verdict == "inconclusive" and estimate.gain > 0.0
+        ]
         if undecided:
-            best = max(undecided, key=lambda one: one.gain)
-            near = f"nearest is {best.name}: {_gain(best)}"
-            return KEEP, f"{why}; {near}, more validation classes would settle it"
-    return KEEP, why
+            best = max(undecided, key=lambda estimate: estimate.gain)
+            nearest = f"nearest is {best.name}: {_gain(best)}"
+            return Route.KEEP, f"{why}; {nearest}, more validation classes would settle it"
+    return Route.KEEP, why
 
 
-def _named(best: RouteEstimate) -> tuple[str, str]:
-    again = (
-        f", {best.gain_retained:.0%} of what re-embedding would give" if best.gain_retained else ""
-    )
-    why = f"it gains {_gain(best)}{again}"
-    if best.name == LIFT:
+def _explain(best: RouteEstimate) -> tuple[Route, str]:
+    why = f"it gains {_gain(best)}"
+    if best.gain_retained:
+        why += f", {best.gain_retained:.0%} of what re-embedding would give"
+    if best.name == Route.LIFT:
         why = (
             f"no route passes with the gallery as it is; {why}. It rewrites the whole index, all "
             f"{best.rewritten_bytes:,} bytes of its vectors; compatctl rollback undoes it"
@@ -99,5 +101,5 @@ def _named(best: RouteEstimate) -> tuple[str, str]:
     return best.name, why
 
 
-def _gain(route: RouteEstimate) -> str:
-    return f"{route.gain:+.4f} ({route.low:+.4f} to {route.high:+.4f})"
+def _gain(estimate: RouteEstimate) -> str:
+    return f"{estimate.gain:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f})"

@@ -1,17 +1,18 @@
 """Every route from the deployed gallery to the new backbone, tried on features that are at hand.
 
-A route ends in query features, or in a gallery that is rewritten too. Heads are trained by
-``train.train`` on ready backbone features; nothing here reads an image. What a route leaves open (a
-weight, a ridge strength) is chosen on some classes and judged on others.
+A route ends in query features, and in some routes in a rewritten gallery. ``train.train`` trains
+heads on extracted backbone features; images are read only for their digests. What a route leaves
+open (a weight, a ridge strength) is chosen on some classes and measured on others.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from enum import StrEnum
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.core.fusion import fuse_rows
-from compatctl.core.hash_order import hash_key
+from compatctl.core.hash_order import hash_order
 from compatctl.data import Dataset
 from compatctl.evaluation.clusters import columns_of, resampling_units
 from compatctl.evaluation.ground_truth import GroundTruth
@@ -40,19 +41,42 @@ if TYPE_CHECKING:
     from compatctl.train import Features, Reference, TrainResult
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-SHARES = (0.25, 0.5, 0.75, 1.0)
 SCALE = 16.0
-"""Of the free model's softmax, where the recipe has none."""
+"""The scale of the free model's softmax, where the recipe has none."""
+
+
+class Route(StrEnum):
+    """A route's name, as ``plan`` shows it. ``REEMBED`` is the ceiling."""
+
+    KEEP = "keep"
+    REEMBED = "re-embed"
+    FINETUNE = "finetune"
+    FUSE = "fuse"
+    BRIDGE = "bridge"
+    BRIDGE_FUSE = "bridge + fuse"
+    LIFT = "lift"
+    BACKFILL_25 = "backfill 25%"
+    BACKFILL_50 = "backfill 50%"
+    BACKFILL_75 = "backfill 75%"
+    BACKFILL_100 = "backfill 100%"
+
+
+BACKFILL_SHARES = {
+    Route.BACKFILL_25: 0.25,
+    Route.BACKFILL_50: 0.5,
+    Route.BACKFILL_75: 0.75,
+    Route.BACKFILL_100: 1.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RouteInputs:
     """What the routes start from.
 
-    ``data``: items of the split ``train`` train, ``validation`` queries choose among a recipe's
-    trials. ``reference``: the deployed gallery, whose every item has its image in ``data``, and the
-    deployed encoder's features of all other items that are used. ``features``: what the new
-    backbone makes of all of them.
+    In ``data``, items of the split ``train`` train and ``validation`` queries choose among a
+    recipe's trials. ``reference`` is the deployed gallery, every item of which has its image in
+    ``data``, with the deployed encoder's features of all other items. ``features`` are the new
+    backbone's, of all items.
     """
 
     data: Dataset
@@ -60,34 +84,36 @@ class RouteInputs:
     recipe: Recipe
     base: Path
     features: Features
-    asked: Rows
-    """(Q,) rows of ``data`` that query"""
+    query_rows: Rows
+    """(Q,) rows of ``data``"""
     ignore_same: tuple[str, ...] = ()
-    """Columns whose value a gallery item of the query's label may not share, or does not count"""
+    """Columns: a gallery item that shares the query's value is ignored"""
     cluster: tuple[str, ...] = ()
-    """Columns by whose values queries are resampled, besides their classes"""
+    """Columns by whose values queries are resampled, in addition to their classes"""
 
     @cached_property
-    def gallery(self) -> Rows:
+    def gallery_rows(self) -> Rows:
         """(G,) rows of the data, in the order of the reference."""
         return as_rows(self.data.row_of[item] for item in self.reference.gallery_ids)
 
     @cached_property
     def truth(self) -> GroundTruth:
-        """Queries and gallery in numbers."""
-        names: dict[str, int] = {}
-        for label in sorted({*(self.data.labels[i] for i in self.asked), *self._labels}):
-            names[label] = len(names)
-        labels = as_rows(names[self.data.labels[i]] for i in self.asked)
-        units = resampling_units(labels, columns_of(self.data, self.asked, self.cluster))
+        """What is relevant to which query."""
+        code: dict[str, int] = {}
+        for label in sorted({*(self.data.labels[i] for i in self.query_rows), *self._labels}):
+            code[label] = len(code)
+        labels = as_rows(code[self.data.labels[i]] for i in self.query_rows)
+        units = resampling_units(labels, columns_of(self.data, self.query_rows, self.cluster))
         known = GroundTruth(
             classes=units.classes,
             unit=units.unit,
             query_labels=labels,
-            gallery_labels=as_rows(names[label] for label in self._labels),
-            self_row=as_rows(self.reference.row_of.get(self.data.ids[i], -1) for i in self.asked),
+            gallery_labels=as_rows(code[label] for label in self._labels),
+            self_row=as_rows(
+                self.reference.row_of.get(self.data.ids[i], -1) for i in self.query_rows
+            ),
         )
-        shared = shared_columns(self.data, self.ignore_same, self.asked, self.gallery)
+        shared = shared_columns(self.data, self.ignore_same, self.query_rows, self.gallery_rows)
         return with_ignored_rows(known, shared)
 
     @property
@@ -95,23 +121,33 @@ class RouteInputs:
         return self.reference.gallery_labels
 
     @cached_property
-    def pairs(self) -> Rows:
-        """(N,) rows that both models may learn from each other by: the gallery's items and the
-        training items, but no item that asks, nor one whose image has the bytes of one that does.
+    def pair_rows(self) -> Rows:
+        """(N,) rows that adapters are fitted on: gallery and training items.
+
+        Queries are excluded, and so is every item whose image is byte-identical to a query's.
         """
         training = as_rows(i for i, item in enumerate(self.data.items) if item.split == "train")
-        rows = np.setdiff1d(np.union1d(training, self.gallery), self.asked)
-        asked = {self.data.digest(int(row)) for row in self.asked}
-        return as_rows(row for row in rows if self.data.digest(int(row)) not in asked)
+        rows = np.setdiff1d(np.union1d(training, self.gallery_rows), self.query_rows)
+        digests = {self.data.digest(int(row)) for row in self.query_rows}
+        return as_rows(row for row in rows if self.data.digest(int(row)) not in digests)
 
-    def old(self, rows: Rows) -> Vectors:
+    def old_features(self, rows: Rows) -> Vectors:
         """(n, D) the deployed model's features of rows of the data."""
-        found, _ = self.reference.old_features([self.data.ids[int(row)] for row in rows])
-        return found
+        features, _ = self.reference.old_features([self.data.ids[int(row)] for row in rows])
+        return features
 
-    def new(self, trained: TrainResult, rows: Rows) -> Vectors:
+    def new_features(self, trained: TrainResult, rows: Rows) -> Vectors:
         """(n, D) a trained model's features of rows of the data."""
         return self.features.embed(trained.network, self.data, rows.tolist())
+
+    @cached_property
+    def old_queries(self) -> Variant:
+        """The deployed model on its own gallery."""
+        return Variant(
+            queries=self.old_features(self.query_rows),
+            gallery=self.reference.gallery_features,
+            encoders=("old",),
+        )
 
     def has_match(self) -> Bools:
         """(Q,) whether the gallery holds another item of the query's class, which counts."""
@@ -123,46 +159,62 @@ class RouteInputs:
         return np.asarray(left > 0)
 
 
-def measure(
-    ground: RouteInputs,
-    folds: Sequence[Fold],
-    progress: Progress = silent,
-    baselines: bool = False,
-) -> list[RouteResult]:
-    """Try every route. ``keep`` (old queries) is the first, ``re-embed`` (the ceiling) the second.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FreeModels:
+    """How variants are selected, and the choice among models trained without the gallery."""
 
-    ``baselines``: what a result stands beside, too.
+    selector: CrossFitSelector
+    heads: Selection
+
+
+def train_free_models(
+    inputs: RouteInputs, folds: Sequence[Fold], progress: Progress = silent
+) -> FreeModels:
+    """Train without the gallery, with the recipe's head and a linear one; everything re-embedded.
 
     Raises:
         InputError: see ``train.train``.
     """
-    stored = ground.reference.gallery_features
-    pick = CrossFitSelector(has_match=ground.has_match(), truth=ground.truth, folds=tuple(folds))
-    old = Variant(queries=ground.old(ground.asked), gallery=stored, encoders=("old",))
-    heads = pick(_heads(ground, progress))
-    tuned = fit(ground, ground.recipe, ground.reference, progress).option(stored)
-    fuse = pick(fusions(old, tuned))
-    bridge = pick.refine(heads, lambda head: bridges(ground, head, progress))
-    hedged = pick.refine(bridge, lambda one: fusions(old, one))
-    lift = pick.refine(heads, lambda head: lifts(ground, head, progress))
-    best = pick.refine(fuse, lambda one: embedding(tuned, one))
-    again = [(share, map_selection(best, backfilled(ground, share))) for share in SHARES]
-    found = [
-        pick.measured("keep", pick.fixed(old)),
-        pick.measured("re-embed", heads, rewritten=1.0),
-        pick.measured("finetune", pick.fixed(tuned)),
-        pick.measured("fuse", fuse),
-        pick.measured("bridge", bridge),
-        pick.measured("bridge + fuse", hedged),
-        pick.measured("lift", lift, rewritten=1.0),
-        *(pick.measured(f"backfill {s:.0%}", one, rewritten=s) for s, one in again),
+    selector = CrossFitSelector(
+        has_match=inputs.has_match(), truth=inputs.truth, folds=tuple(folds)
+    )
+    return FreeModels(selector=selector, heads=selector.select(free_variants(inputs, progress)))
+
+
+def measure_routes(
+    inputs: RouteInputs, free: FreeModels, progress: Progress = silent
+) -> list[RouteResult]:
+    """Try every route. ``KEEP`` (old queries) is the first, ``REEMBED`` (the ceiling) the second.
+
+    Raises:
+        InputError: see ``train.train``.
+    """
+    old, stored = inputs.old_queries, inputs.reference.gallery_features
+    selector, heads = free.selector, free.heads
+    tuned = train_model(inputs, inputs.recipe, inputs.reference, progress).variant(stored)
+    fused = selector.select(fused_variants(old, tuned))
+    bridged = selector.refine(heads, lambda head: bridge_variants(inputs, head, progress))
+    bridged_fused = selector.refine(bridged, lambda variant: fused_variants(old, variant))
+    lifted = selector.refine(heads, lambda head: lift_variants(inputs, head, progress))
+    best = selector.refine(fused, lambda variant: backfill_variants(tuned, variant))
+    results = [
+        selector.result(Route.KEEP, selector.fixed(old)),
+        selector.result(Route.REEMBED, heads, rewritten=1.0),
+        selector.result(Route.FINETUNE, selector.fixed(tuned)),
+        selector.result(Route.FUSE, fused),
+        selector.result(Route.BRIDGE, bridged),
+        selector.result(Route.BRIDGE_FUSE, bridged_fused),
+        selector.result(Route.LIFT, lifted, rewritten=1.0),
     ]
-    return found + (_baselines(ground, pick, old, heads, progress) if baselines else [])
+    for route, share in BACKFILL_SHARES.items():
+        mixed = map_selection(best, partial(backfilled, rows=_first_by_hash(inputs, share)))
+        results.append(selector.result(route, mixed, rewritten=share))
+    return results
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fitted:
-    """A trained model's features of the queries (Q, D) and of the gallery (G, D)."""
+class TrainedModel:
+    """A trained model's features of the queries (Q, D) and of the gallery's items (G, D)."""
 
     model: TrainResult
     recipe: Recipe
@@ -170,64 +222,54 @@ class Fitted:
     gallery: Vectors
     seconds: float
 
-    def option(self, searched: Vectors, setting: str = "") -> Variant:
+    def variant(self, searched: Vectors, setting: str = "") -> Variant:
         """Its queries on a gallery (G, D)."""
         return Variant(
             queries=self.queries,
             gallery=searched,
             setting=setting,
-            made=self.gallery,
+            item_features=self.gallery,
             trained=self.model,
             recipe=self.recipe,
             seconds=self.seconds,
         )
 
 
-def _heads(ground: RouteInputs, progress: Progress) -> list[Variant]:
-    """The model without a gallery, with the recipe's head and a linear one, re-embedding all."""
-    recipe = free_recipe(ground.recipe, ground.reference.dim)
-    found = []
-    for one in dict.fromkeys((recipe.junction, Junction(kind="linear"))):
-        head = fit(ground, replace(recipe, junction=one), None, progress)
-        found.append(head.option(head.gallery, f"{one.kind} head"))
-    return found
-
-
-def fit(
-    ground: RouteInputs,
+def train_model(
+    inputs: RouteInputs,
     recipe: Recipe,
     reference: Reference | None = None,
     progress: Progress = silent,
-) -> Fitted:
-    """Train by ``recipe`` against ``reference``; None: a model that knows no gallery.
+) -> TrainedModel:
+    """Train by ``recipe`` against ``reference``; None: without a gallery.
 
     Raises:
         InputError: see ``train.train``.
     """
     from compatctl.train import train
 
-    began = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as work:
         model = train(
             recipe=recipe,
-            base=ground.base,
-            data=ground.data,
+            base=inputs.base,
+            data=inputs.data,
             reference=reference,
             work=Path(work),
-            features=ground.features,
+            features=inputs.features,
             progress=progress,
         )
-    return Fitted(
+    return TrainedModel(
         model=model,
         recipe=recipe,
-        queries=ground.new(model, ground.asked),
-        gallery=ground.new(model, ground.gallery),
-        seconds=time.monotonic() - began,
+        queries=inputs.new_features(model, inputs.query_rows),
+        gallery=inputs.new_features(model, inputs.gallery_rows),
+        seconds=time.monotonic() - start,
     )
 
 
 def free_recipe(recipe: Recipe, dim: int) -> Recipe:
-    """The same backbone, head, data and epochs with no thought of the gallery."""
+    """The same backbone, head, data and epochs without the gallery."""
     objective = Objective(
         frame=("free",),
         lambda_=(1.0,),
@@ -238,87 +280,80 @@ def free_recipe(recipe: Recipe, dim: int) -> Recipe:
     return replace(recipe, objective=objective)
 
 
-def fusions(old: Variant, new: Variant) -> Iterator[Variant]:
-    """Old and new queries in one, by weight. What ``old`` searches is what its model made of the
-    items, and the old part of what the fused one would make.
+def free_variants(inputs: RouteInputs, progress: Progress = silent) -> list[Variant]:
+    """The model trained without the gallery, with each head, everything re-embedded."""
+    recipe = free_recipe(inputs.recipe, inputs.reference.dim)
+    variants = []
+    for head in dict.fromkeys((recipe.junction, Junction(kind="linear"))):
+        trained = train_model(inputs, replace(recipe, junction=head), None, progress)
+        variants.append(trained.variant(trained.gallery, f"{head.kind} head"))
+    return variants
+
+
+def fused_variants(old: Variant, new: Variant) -> Iterator[Variant]:
+    """Fused old and new queries, by weight, and what the fused model would make of the items.
+
+    ``old.gallery`` must be the old model's own features of the items.
     """
     for weight in WEIGHTS:
         yield replace(
             new,
             setting=f"weight {weight}",
             queries=fuse_rows(old.queries, new.queries, weight),
-            made=None if new.made is None else fuse_rows(old.gallery, new.made, weight),
+            item_features=None
+            if new.item_features is None
+            else fuse_rows(old.gallery, new.item_features, weight),
             encoders=("old", "new"),
         )
 
 
-def bridges(
-    ground: RouteInputs, head: Variant, progress: Progress = silent, kinds: Sequence[str] = KINDS
+def bridge_variants(
+    inputs: RouteInputs, head: Variant, progress: Progress = silent, kinds: Sequence[str] = KINDS
 ) -> Iterator[Variant]:
-    """The free model's queries through every map to the old features; labels are not looked at."""
-    old, new = _pairs(ground, head)
-    seed, gallery = ground.recipe.seed, ground.reference.gallery_features
+    """The free model's queries through every adapter to the old features, fitted without labels."""
+    old, new = _pair_features(inputs, head)
+    seed, gallery = inputs.recipe.seed, inputs.reference.gallery_features
     for name, adapter in iter_adapters(new, old, kinds=kinds, seed=seed, progress=progress):
         queries = adapter(head.queries)
-        yield replace(head, setting=name, queries=queries, gallery=gallery, made=None)
+        yield replace(head, setting=name, queries=queries, gallery=gallery, item_features=None)
 
 
-def lifts(ground: RouteInputs, head: Variant, progress: Progress = silent) -> Iterator[Variant]:
-    """The stored vectors through every map to the free model's features, from the same pairs."""
-    old, new = _pairs(ground, head)
-    seed, gallery = ground.recipe.seed, ground.reference.gallery_features
+def lift_variants(
+    inputs: RouteInputs, head: Variant, progress: Progress = silent
+) -> Iterator[Variant]:
+    """The stored vectors through every adapter to the free model's features, on the same pairs."""
+    old, new = _pair_features(inputs, head)
+    seed, gallery = inputs.recipe.seed, inputs.reference.gallery_features
     for name, adapter in iter_adapters(old, new, seed=seed, progress=progress):
-        yield replace(head, setting=name, gallery=adapter(gallery), made=None)
+        yield replace(head, setting=name, gallery=adapter(gallery), item_features=None)
 
 
-def embedding(tuned: Variant, fuse: Variant) -> tuple[Variant, Variant]:
-    """The routes that leave the gallery as it is and whose model can embed items, told apart."""
+def backfill_variants(tuned: Variant, fused: Variant) -> tuple[Variant, Variant]:
+    """The models that can embed the gallery's items, each named in its setting."""
     return (
         replace(tuned, setting="of finetune"),
-        replace(fuse, setting=f"of fuse, {fuse.setting}"),
+        replace(fused, setting=f"of fuse, {fused.setting}"),
     )
 
 
-def backfilled(ground: RouteInputs, share: float) -> Callable[[Variant], Variant]:
-    """A model on the gallery of which it re-embeds a share, by the hash of the id."""
-    keys = [hash_key(item) for item in ground.reference.gallery_ids]
-    place = np.empty(len(keys), np.int64)
-    place[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
-    again = (place < round(share * len(keys)))[:, None]
-
-    def change(one: Variant) -> Variant:
-        assert one.made is not None
-        return replace(one, gallery=np.where(again, one.made, one.gallery))
-
-    return change
+def backfilled(variant: Variant, rows: Bools) -> Variant:
+    """The model on the gallery of which it re-embeds ``rows`` (G,)."""
+    assert variant.item_features is not None
+    gallery = np.where(rows[:, None], variant.item_features, variant.gallery)
+    return replace(variant, gallery=gallery)
 
 
-def _baselines(
-    ground: RouteInputs, pick: CrossFitSelector, old: Variant, heads: Selection, progress: Progress
-) -> list[RouteResult]:
-    """Naive swap, linear maps alone, SLERP, and BCT's influence loss."""
-    stored = ground.reference.gallery_features
-    plain = replace(ground.recipe.objective, frame=("prototypes",), lambda_=(1.0,), anchors=None)
-    bct = fit(ground, replace(ground.recipe, objective=plain), ground.reference, progress)
-    turned = pick.refine(heads, lambda one: bridges(ground, one, kinds=("orthogonal",)))
-    ridges = pick.refine(heads, lambda one: bridges(ground, one, kinds=("ridge", "low-rank")))
-
-    def half(one: Variant) -> Variant:
-        queries = fuse_rows(old.queries, one.queries, 0.5)
-        return replace(one, queries=queries, encoders=("old", "new"))
-
-    return [
-        pick.measured("naive swap", map_selection(heads, lambda one: replace(one, gallery=stored))),
-        pick.measured("procrustes", turned),
-        pick.measured("ridge", ridges),
-        pick.measured("procrustes + SLERP", map_selection(turned, half)),
-        pick.measured("prototypes", pick.fixed(bct.option(stored))),
-    ]
+def _first_by_hash(inputs: RouteInputs, share: float) -> Bools:
+    """(G,) the first ``share`` of the gallery by the hash of the id."""
+    ids = inputs.reference.gallery_ids
+    first = set(hash_order(ids)[: round(share * len(ids))])
+    return np.array([item in first for item in ids], bool)
 
 
 @lru_cache(maxsize=2)
-def _pairs(ground: RouteInputs, head: Variant) -> tuple[Vectors, Vectors]:
-    """(N, D) old and new features of the pairs: each image is read for its digest, so bridges and
-    lifts of the same head, of which there are two, share them."""
+def _pair_features(inputs: RouteInputs, head: Variant) -> tuple[Vectors, Vectors]:
+    """(N, D) old and new features of the pairs. Bridge and lift of one head share them, because
+    each image is read for its digest; there are two heads."""
     assert head.trained is not None
-    return ground.old(ground.pairs), ground.new(head.trained, ground.pairs)
+    rows = inputs.pair_rows
+    return inputs.old_features(rows), inputs.new_features(head.trained, rows)

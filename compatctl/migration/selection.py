@@ -1,8 +1,8 @@
-"""Which way a route is gone: options, chosen by some queries and measured with others.
+"""Cross-fitted selection: variants of a route are chosen on one fold and measured on the other.
 
-For each fold and for all queries that choose there is one choice, made apart from the others. Where
-one choice leads to further options (a head, then a map of its feature, then a weight), each choice
-goes on with its own: no query that is judged has chosen anything that it is measured with.
+Each fold has its own choice, and so do all choosing queries together. Where a choice leads to
+further variants (a head, then an adapter, then a weight), each fold continues from its own choice:
+no query is measured with anything that it helped to choose.
 """
 
 from __future__ import annotations
@@ -28,47 +28,47 @@ if TYPE_CHECKING:
     from compatctl.train import TrainResult
 
 Fold = tuple[Bools, Bools]
-"""(Q,) queries that choose, and (Q,) queries that are judged by the choice."""
+"""(Q,) queries that choose, and (Q,) queries that are measured with the choice."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Variant:
-    """One way that a route can be gone; unit rows."""
+    """One setting of a route; all features are unit rows."""
 
     queries: Vectors
     """(Q, D)"""
     gallery: Vectors
-    """(G, D) what they search"""
+    """(G, D) what the queries search"""
     setting: str = ""
-    """What tells it from the route's other options"""
+    """What distinguishes it from the route's other variants"""
     encoders: tuple[str, ...] = ("new",)
-    """Which backbones a query runs"""
-    made: Vectors | None = None
-    """(G, D) what the query model makes of the gallery's items; None: not at hand"""
+    """The backbones that a query runs"""
+    item_features: Vectors | None = None
+    """(G, D) the query model's features of the gallery's items; None: not available"""
     trained: TrainResult | None = None
     recipe: Recipe | None = None
     """What finetune runs for it; None where nothing is trained"""
     seconds: float = 0.0
-    """Training, fitting and choosing, beyond one pass of the backbone"""
+    """Training, fitting and choosing, without one pass of the backbone"""
 
 
 Selection = tuple[Variant, ...]
-"""The choice of each fold and, as the last, that of all queries that choose."""
+"""The choice of each fold and, last, that of all choosing queries."""
 
 
-def map_selection(chosen: Selection, change: Callable[[Variant], Variant]) -> Selection:
-    """Every choice changed, equal ones once."""
-    changed = {one: change(one) for one in dict.fromkeys(chosen)}
-    return tuple(changed[one] for one in chosen)
+def map_selection(selection: Selection, change: Callable[[Variant], Variant]) -> Selection:
+    """Every choice changed; equal ones are changed once."""
+    changed = {variant: change(variant) for variant in dict.fromkeys(selection)}
+    return tuple(changed[variant] for variant in selection)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RouteResult:
-    """One route. ``queries`` (Q, D) are each judged by a choice that did not look at them.
+    """One route. Each of the ``queries`` (Q, D) is measured with a choice that it did not make.
 
-    ``searched``: which of them (Q,) search which gallery (G, D), a part a fold; ``rewritten``: the
-    share of the stored vectors that is replaced. ``setting`` and all after it are of the choice by
-    all queries that choose, as a ``Variant`` has them.
+    ``searched`` holds one pair a fold: which queries (Q,) search which gallery (G, D).
+    ``rewritten`` is the share of the stored vectors that is replaced. ``setting`` and the fields
+    after it are those of the ``Variant`` that all choosing queries choose.
     """
 
     name: str
@@ -77,7 +77,7 @@ class RouteResult:
     rewritten: float
     encoders: tuple[str, ...]
     setting: str
-    made: Vectors | None
+    item_features: Vectors | None
     seconds: float
     recipe: Recipe | None
 
@@ -85,11 +85,13 @@ class RouteResult:
         """recall@k and mAP of its queries."""
         return retrieval_by_part(truth, self.queries, self.searched, ks, map_k)
 
-    def trial(
+    def compare(
         self, truth: GroundTruth, old: Vectors, stored: Vectors, policy: Policy
     ) -> GroupResult:
-        """Beside old queries (Q, D) on the stored gallery (G, D), as ``verify`` puts it; where the
-        gallery is rewritten, without the inequalities, which are about the stored vectors."""
+        """Compare with old queries (Q, D) on the stored gallery (G, D), as ``verify`` does.
+
+        A route that rewrites the gallery has no inequalities: they are about the stored vectors.
+        """
         if self.rewritten == 0.0:
             embeddings = PairedEmbeddings(
                 old_queries=old, new_queries=self.queries, old_gallery=stored, new_gallery=None
@@ -104,80 +106,79 @@ class RouteResult:
         )
         return GroupResult(evidence=evidence, kept=np.ones(len(self.queries), dtype=bool))
 
-    def asked(self, rows: Bools) -> RouteResult:
-        """The route with no other queries than these (Q,)."""
-        parts = tuple((part[rows], gallery) for part, gallery in self.searched)
-        return replace(self, queries=self.queries[rows], searched=parts)
+    def select_queries(self, mask: Bools) -> RouteResult:
+        """The route with only the queries of ``mask`` (Q,)."""
+        searched = tuple((part[mask], gallery) for part, gallery in self.searched)
+        return replace(self, queries=self.queries[mask], searched=searched)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossFitSelector:
-    """Chooses among a route's options by recall@1 on some queries, for others.
+    """Chooses among a route's variants by recall@1 on the choosing queries of each fold.
 
-    ``has_match`` (Q,): queries with a match to find. ``folds``: each query that is measured is
-    judged in one of them.
+    ``has_match`` (Q,) marks the queries with a relevant row. A query is measured in one fold.
     """
 
     truth: GroundTruth
     has_match: Bools
     folds: tuple[Fold, ...]
 
-    def __call__(self, options: Iterable[Variant]) -> Selection:
-        """The first of those with most right answers; options are looked at one by one."""
-        best = self._best(options, range(len(self._choosing)))
-        return tuple(best[at] for at in range(len(self._choosing)))
+    def select(self, variants: Iterable[Variant]) -> Selection:
+        """The first variant with the most hits, for each fold; variants are tried one by one."""
+        best = self._best(variants, range(len(self._choosing)))
+        return tuple(best[fold] for fold in range(len(self._choosing)))
 
     def fixed(self, variant: Variant) -> Selection:
-        """Where there is nothing to choose."""
+        """The selection where there is nothing to choose."""
         return (variant,) * len(self._choosing)
 
-    def refine(self, before: Selection, then: Callable[[Variant], Iterable[Variant]]) -> Selection:
-        """Each choice goes on with the options that its own one leads to."""
-        found: dict[int, Variant] = {}
-        for option in dict.fromkeys(before):
-            mine = [at for at, one in enumerate(before) if one is option]
-            found |= self._best(then(option), mine)
-        return tuple(found[at] for at in range(len(before)))
+    def refine(
+        self, selection: Selection, variants_of: Callable[[Variant], Iterable[Variant]]
+    ) -> Selection:
+        """Each fold chooses among the variants that its own choice leads to."""
+        best: dict[int, Variant] = {}
+        for variant in dict.fromkeys(selection):
+            folds = [fold for fold, choice in enumerate(selection) if choice is variant]
+            best |= self._best(variants_of(variant), folds)
+        return tuple(best[fold] for fold in range(len(selection)))
 
-    def measured(self, name: str, chosen: Selection, *, rewritten: float = 0.0) -> RouteResult:
-        """The route: the queries that each fold judges, by the fold's choice."""
-        queries = np.full_like(chosen[-1].queries, np.nan)
-        for (_, judged), option in zip(self.folds, chosen, strict=False):
-            queries[judged] = option.queries[judged]
+    def result(self, name: str, selection: Selection, *, rewritten: float = 0.0) -> RouteResult:
+        """The route: each fold's measured queries, with the fold's choice."""
+        final = selection[-1]
+        queries = np.full_like(final.queries, np.nan)
+        choices = list(zip(self.folds, selection, strict=False))
+        for (_, measured), variant in choices:
+            queries[measured] = variant.queries[measured]
         return RouteResult(
             name=name,
             queries=queries,
-            searched=tuple(
-                (judged, option.gallery)
-                for (_, judged), option in zip(self.folds, chosen, strict=False)
-            ),
+            searched=tuple((measured, variant.gallery) for (_, measured), variant in choices),
             rewritten=rewritten,
-            encoders=chosen[-1].encoders,
-            setting=chosen[-1].setting,
-            made=chosen[-1].made,
-            seconds=chosen[-1].seconds,
-            recipe=chosen[-1].recipe,
+            encoders=final.encoders,
+            setting=final.setting,
+            item_features=final.item_features,
+            seconds=final.seconds,
+            recipe=final.recipe,
         )
 
     @cached_property
     def _choosing(self) -> list[Bools]:
         """(Q,) the queries behind each choice."""
-        choosing = [one & self.has_match for one, _ in self.folds]
+        choosing = [queries & self.has_match for queries, _ in self.folds]
         return [*choosing, np.logical_or.reduce(choosing)]
 
-    def _best(self, options: Iterable[Variant], mine: Sequence[int]) -> dict[int, Variant]:
-        """For some of the choices: their first best option. What this took is added to it."""
-        began, best = time.monotonic(), dict[int, tuple[int, Variant]]()
-        choosing = self._choosing
-        for option in options:
-            right = retrieval(self.truth, option.queries, option.gallery, (1,), map_k=1).hit1
-            for at in mine:
-                found = int((right & choosing[at]).sum())
-                if at not in best or found > best[at][0]:
-                    best[at] = found, option
-        spent = time.monotonic() - began
+    def _best(self, variants: Iterable[Variant], folds: Sequence[int]) -> dict[int, Variant]:
+        """The first best variant of each of the folds; its seconds include the search."""
+        start, best = time.monotonic(), dict[int, tuple[int, Variant]]()
+        for variant in variants:
+            hit1 = retrieval(self.truth, variant.queries, variant.gallery, (1,), map_k=1).hit1
+            for fold in folds:
+                hits = int((hit1 & self._choosing[fold]).sum())
+                if fold not in best or hits > best[fold][0]:
+                    best[fold] = hits, variant
+        spent = time.monotonic() - start
         timed = {
-            one: replace(one, seconds=one.seconds + spent)
-            for one in dict.fromkeys(option for _, option in best.values())
+            variant: replace(variant, seconds=variant.seconds + spent)
+            for variant in dict.fromkeys(variant for _, variant in best.values())
         }
-        return {at: timed[option] for at, (_, option) in best.items()}
+        return {fold: timed[variant] for fold, (_, variant) in best.items()}

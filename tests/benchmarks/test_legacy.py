@@ -51,15 +51,15 @@ def shop(emoji: Dataset, tmp_path_factory: pytest.TempPathFactory) -> cases.Work
 
 
 @pytest.fixture(scope="module")
-def ground(shop: cases.Workshop) -> RouteInputs:
-    """The case's ground."""
-    return shop.ground(CASE)
+def inputs(shop: cases.Workshop) -> RouteInputs:
+    """The case's inputs."""
+    return shop.inputs(CASE)
 
 
 @pytest.fixture(scope="module")
-def result(ground: RouteInputs) -> judging.Result:
+def result(inputs: RouteInputs) -> judging.Result:
     """Every route on it."""
-    return legacy.run_case(ground, CASE, 0.5)
+    return legacy.run_case(inputs, CASE, 0.5)
 
 
 def test_the_seed_draws_which_classes_the_old_model_knew() -> None:
@@ -88,51 +88,51 @@ def test_cases_are_chosen_by_name(
 
 
 def test_the_ground_is_a_gallery_of_one_vendor_and_held_out_queries(
-    ground: RouteInputs, emoji: Dataset
+    inputs: RouteInputs, emoji: Dataset
 ) -> None:
     """Every item is in the gallery or encoded, and no training item asks."""
-    reference = ground.reference
+    reference = inputs.reference
     assert {one.split("/")[0] for one in reference.gallery_ids} == {"noto"}
     assert {*reference.gallery_ids, *reference.encoded_ids} == {*emoji.ids}
-    asked = {(emoji.items[row].split, emoji.items[row].role) for row in ground.asked}
+    asked = {(emoji.items[row].split, emoji.items[row].role) for row in inputs.query_rows}
     assert asked == {("validation", "query"), ("test", "query")}
-    assert ground.has_match().all()
+    assert inputs.has_match().all()
 
 
-def test_what_was_made_is_kept(shop: cases.Workshop, ground: RouteInputs) -> None:
+def test_what_was_made_is_kept(shop: cases.Workshop, inputs: RouteInputs) -> None:
     """The same case again writes nothing and gives the same features; another seed does not."""
     before = {path: path.stat().st_mtime_ns for path in shop.work.iterdir()}
-    again = shop.ground(CASE)
+    again = shop.inputs(CASE)
     assert {path: path.stat().st_mtime_ns for path in shop.work.iterdir()} == before
-    assert np.array_equal(again.old(again.asked), ground.old(ground.asked))
-    assert (again.features.table == ground.features.table).all()
+    assert np.array_equal(again.old_queries.queries, inputs.old_queries.queries)
+    assert (again.features.table == inputs.features.table).all()
 
 
 def test_lines_are_recalls_and_gains_on_test_classes(
-    ground: RouteInputs, result: judging.Result
+    inputs: RouteInputs, result: judging.Result
 ) -> None:
     """Recall, validation recall, share kept and negative flips are those of a plain search."""
-    data, gallery = ground.data, ground.reference.gallery_features
-    named = np.array(ground.reference.gallery_labels)
+    data, gallery = inputs.data, inputs.reference.gallery_features
+    named = np.array(inputs.reference.gallery_labels)
 
     def right(queries: np.ndarray, split: str) -> np.ndarray:
-        rows = [at for at, row in enumerate(ground.asked) if data.items[row].split == split]
+        rows = [at for at, row in enumerate(inputs.query_rows) if data.items[row].split == split]
         found = exact_search(queries[rows], gallery, 1).rows[:, 0]
-        return named[found] == np.array([data.labels[ground.asked[at]] for at in rows])
+        return named[found] == np.array([data.labels[inputs.query_rows[at]] for at in rows])
 
-    old = right(ground.old(ground.asked), "test")
+    old = right(inputs.old_queries.queries, "test")
     assert (result.queries, result.classes) == (len(old), SPLITS["test"])
     assert result.old == pytest.approx(old.mean())
     keep, ceiling = result.line("keep"), result.line("re-embed")
     assert result.free == ceiling.recall
     assert (keep.gain, keep.negative_flips, keep.outcome) == (0.0, 0.0, "inconclusive")
-    assert keep.validation == pytest.approx(right(ground.old(ground.asked), "validation").mean())
+    assert keep.validation == pytest.approx(right(inputs.old_queries.queries, "validation").mean())
     for one in result.lines:
         assert one.gain == pytest.approx(one.recall - result.old)
         assert one.low <= one.gain + 1e-9
         assert one.high >= one.gain - 1e-9
-        if one.kept is not None:
-            assert one.kept == pytest.approx(one.gain / (ceiling.recall - result.old))
+        if one.gain_retained is not None:
+            assert one.gain_retained == pytest.approx(one.gain / (ceiling.recall - result.old))
 
 
 def test_items_that_anchored_and_those_that_did_not_are_told_apart(result: judging.Result) -> None:
@@ -180,45 +180,46 @@ def test_results_of_earlier_runs_stand_beside_new_ones(result: judging.Result) -
     assert f" of {worth} |" in row
 
 
-def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(ground: RouteInputs) -> None:
+def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(inputs: RouteInputs) -> None:
     """Rows of items that anchored stay as they were stored, the others are the model's own."""
-    everyone = np.ones(len(ground.asked), bool)
+    everyone = np.ones(len(inputs.query_rows), bool)
     fold = (everyone, everyone)
-    pick = CrossFitSelector(truth=ground.truth, has_match=ground.has_match(), folds=(fold,))
-    fitted = routes.fit(ground, ground.recipe, ground.reference)
-    made = fitted.option(ground.reference.gallery_features)
-    tuned = pick.measured("finetune", pick.fixed(made))
-    (later,) = judging.later(ground, [tuned])
+    selector = CrossFitSelector(truth=inputs.truth, has_match=inputs.has_match(), folds=(fold,))
+    fitted = routes.train_model(inputs, inputs.recipe, inputs.reference)
+    made = fitted.variant(inputs.reference.gallery_features)
+    tuned = selector.result("finetune", selector.fixed(made))
+    (later,) = judging.later(inputs, [tuned])
     ((part, gallery),) = later.searched
-    anchored = judging._anchored(ground)
+    anchored = judging._anchored(inputs)
     assert 0 < anchored.sum() < len(anchored)
     assert part.all()
-    assert np.array_equal(gallery[anchored], ground.reference.gallery_features[anchored])
+    assert np.array_equal(gallery[anchored], inputs.reference.gallery_features[anchored])
     assert np.array_equal(gallery[~anchored], fitted.gallery[~anchored])
     assert np.array_equal(later.queries, tuned.queries)
 
 
 def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
-    shop: cases.Workshop, ground: RouteInputs
+    shop: cases.Workshop, inputs: RouteInputs
 ) -> None:
     """The shipped recipe gains nothing over itself, another one what a loop counts, on the page;
     what a recipe found is kept."""
     names = (ablation.DEFAULT, "no anchors", "the backbone trains too, 5 epochs")
     settings = {one: {**ablation.SETTINGS, **ablation.SLOW}[one] for one in names}
-    rows = ablation.ablate("emoji", [ground], settings, shop)
+    rows = ablation.ablate("emoji", [inputs], settings, shop)
     kept = {path: path.stat().st_mtime_ns for path in shop.work.glob("hits-*.npy")}
     assert len(kept) == len(settings)
-    assert ablation.ablate("emoji", [ground], settings, shop) == rows
+    assert ablation.ablate("emoji", [inputs], settings, shop) == rows
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    asked = [i for i, row in enumerate(ground.asked) if ground.data.items[row].split == "validation"
-             and ground.has_match()[i]]  # fmt: skip
+    splits = [inputs.data.items[row].split for row in inputs.query_rows]
+    asked = [i for i, split in enumerate(splits)
+             if split == "validation" and inputs.has_match()[i]]  # fmt: skip
     assert [one.gain for one in rows[:1]] == [0.0]
     assert all(one.queries == len(asked) for one in rows)
-    change = settings["no anchors"](ground.recipe)
+    change = settings["no anchors"](inputs.recipe)
     assert change.objective.anchors is None
-    found = routes.fit(ground, change, ground.reference).queries[asked]
-    nearest = (found @ ground.reference.gallery_features.T).argmax(axis=1)
-    right = np.mean(ground.truth.gallery_labels[nearest] == ground.truth.query_labels[asked])
+    found = routes.train_model(inputs, change, inputs.reference).queries[asked]
+    nearest = (found @ inputs.reference.gallery_features.T).argmax(axis=1)
+    right = np.mean(inputs.truth.gallery_labels[nearest] == inputs.truth.query_labels[asked])
     assert rows[1].recall == pytest.approx(right)
     assert rows[1].gain == pytest.approx(right - rows[0].recall)
     text = ablation.page(rows)

@@ -17,7 +17,8 @@ from compatctl.data import load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
 from compatctl.migration.preflight import Preflight, planning_split
-from compatctl.migration.recommendation import NEXT, RouteEstimate, recommend
+from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
+from compatctl.migration.routes import Route
 from compatctl.recipe import Recipe
 from compatctl.store import Store
 
@@ -46,7 +47,7 @@ def _recipe(shop: Shop, objective: str = ANCHORED, train: str = "head") -> Path:
 
 def _expected(name: str, gain: float, low: float, verdict: str | None) -> RouteEstimate:
     return RouteEstimate(
-        name=name,
+        name=Route(name),
         setting="",
         rows=100,
         recall=0.5 + gain,
@@ -198,7 +199,7 @@ def test_only_validation_classes_ask_and_only_training_classes_train(shop: Shop)
     before = {one.id: one for one in data.items}
     for most, choosing in ((10_000, False), (10_000, True), (100, False)):
         split = planning_split(data, stored, most, choosing=choosing)
-        asked = {split.data.ids[row] for row in split.asked}
+        asked = {split.data.ids[row] for row in split.query_rows}
         for now in split.data.items:
             was = before[now.id]
             assert was.split != "test" or was.role == "gallery"
@@ -207,7 +208,7 @@ def test_only_validation_classes_ask_and_only_training_classes_train(shop: Shop)
         choose = {one.label for one in split.data.items if one.split == "validation"}
         assert bool(choose) == choosing
         assert choose.isdisjoint(before[one].label for one in asked)
-        assert {split.data.ids[row] for row in split.gallery} <= set(stored)
+        assert {split.data.ids[row] for row in split.gallery_rows} <= set(stored)
     few = planning_split(data, stored, 100, choosing=False)
     assert sum(one.split == "train" for one in few.data.items) <= 100
     assert len(few.gallery) < len(stored)
@@ -254,7 +255,7 @@ def test_lift_is_recommended_only_where_no_route_leaves_the_gallery_as_it_is() -
 
 def test_every_command_that_a_plan_names_is_one() -> None:
     """The command line knows each verb and each option of every route's next steps."""
-    for lines in NEXT.values():
+    for lines in COMMANDS.values():
         for line in lines:
             verb, *words = line.split()[1:]
             told = run(verb, "--help").stdout
@@ -279,15 +280,16 @@ def test_recipes_that_cannot_be_planned(shop: Shop, objective: str, train: str, 
 
 def test_items_that_ask_do_not_anchor(shop: Shop) -> None:
     """In data without roles every item asks and is searched: a planning item must not anchor."""
-    from compatctl.commands.plan import _anchored
+    from compatctl.commands.plan import _without_query_anchors
 
     data = load(shop.data())
     free = replace(data, items=tuple(replace(one, role=None) for one in data.items))
     split = planning_split(free, free.ids, 10_000, choosing=False)
-    recipe = _anchored(Recipe.load(_recipe(shop)), split)
+    recipe = _without_query_anchors(Recipe.load(_recipe(shop)), split)
     assert recipe.objective.anchors is not None
-    asked = {split.data.ids[row] for row in split.asked}
+    asked = {split.data.ids[row] for row in split.query_rows}
     assert (
-        set(recipe.objective.anchors.ids) == {split.data.ids[row] for row in split.gallery} - asked
+        set(recipe.objective.anchors.ids)
+        == {split.data.ids[row] for row in split.gallery_rows} - asked
     )
-    assert np.intersect1d(split.asked, split.gallery).size
+    assert np.intersect1d(split.query_rows, split.gallery_rows).size

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from compatctl.commands.plan import _Cost, _Gallery, _sheet
+from benchmarks.common.baselines import measure_baselines
+from compatctl.commands.plan import _Cost, _estimates, _Gallery
 from compatctl.data import Dataset, Item
 from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.migration import routes
-from compatctl.migration.routes import RouteInputs
+from compatctl.migration.routes import Route, RouteInputs
 from compatctl.migration.selection import CrossFitSelector, Fold, RouteResult, Variant
 from compatctl.recipe import Recipe, load_policy
 from compatctl.train import Features, Reference
@@ -38,7 +39,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> RouteInputs:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> RouteInputs:
     """Classes are directions; the old model sees them noisily, the new backbone well."""
     from tiny_backbone import build
 
@@ -69,14 +70,14 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> RouteInputs:
     stored = [i for i, item in enumerate(items) if item.role == "gallery"]
     others = [i for i, item in enumerate(items) if item.role == "query"]
     reference = Reference.from_arrays(data, old, stored)
-    asked = [i for i in others if items[i].split == "validation"]
+    queries = [i for i in others if items[i].split == "validation"]
     return RouteInputs(
         data=data,
         reference=reference,
         recipe=recipe,
         base=folder / "new.ckpt",
         features=known,
-        asked=np.array(asked, np.int64),
+        query_rows=np.array(queries, np.int64),
     )
 
 
@@ -87,96 +88,106 @@ def _wide(rows: np.ndarray, width: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def measured(ground: RouteInputs) -> dict[str, RouteResult]:
-    """Every route and every baseline on it, by name."""
-    return {one.name: one for one in routes.measure(ground, _folds(ground), baselines=True)}
+def measured(inputs: RouteInputs) -> dict[str, RouteResult]:
+    """Every route and every baseline, by name."""
+    return {result.name: result for result in _measure(inputs, _folds(inputs))}
 
 
 @pytest.fixture(scope="module")
-def heads(ground: RouteInputs) -> list[Variant]:
+def heads(inputs: RouteInputs) -> list[Variant]:
     """The model without a gallery, with each head."""
-    return routes._heads(ground, lambda *_: None)
+    return routes.free_variants(inputs)
 
 
-def _folds(ground: RouteInputs) -> list[Fold]:
-    first = np.arange(len(ground.asked)) % 8 < 4
+def _measure(inputs: RouteInputs, folds: list[Fold]) -> list[RouteResult]:
+    free = routes.train_free_models(inputs, folds)
+    return [*routes.measure_routes(inputs, free), *measure_baselines(inputs, free)]
+
+
+def _routes(results: dict[str, RouteResult]) -> list[RouteResult]:
+    """The results without those of baselines."""
+    return [results[route] for route in Route]
+
+
+def _folds(inputs: RouteInputs) -> list[Fold]:
+    first = np.arange(len(inputs.query_rows)) % 8 < 4
     return [(first, ~first), (~first, first)]
 
 
-def _right(ground: RouteInputs, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+def _right(inputs: RouteInputs, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     """(Q,) whether the first answer has the query's label, by an explicit loop."""
-    labels = [ground.data.labels[row] for row in ground.asked]
-    named = ground.reference.gallery_labels
+    labels = [inputs.data.labels[row] for row in inputs.query_rows]
+    named = inputs.reference.gallery_labels
     found = [named[int(np.argmax(gallery @ query))] for query in queries]
     return np.array([one == label for one, label in zip(found, labels, strict=True)])
 
 
-def _recall(ground: RouteInputs, route: RouteResult) -> float:
+def _recall(inputs: RouteInputs, route: RouteResult) -> float:
     """recall@1, each part of the queries on the gallery that it searches."""
     right = sum(
-        _right(ground, route.queries, gallery)[part].sum() for part, gallery in route.searched
+        _right(inputs, route.queries, gallery)[part].sum() for part, gallery in route.searched
     )
     return right / len(route.queries)
 
 
-def test_every_route_is_measured(ground: RouteInputs, measured: dict[str, RouteResult]) -> None:
+def test_every_route_is_measured(inputs: RouteInputs, measured: dict[str, RouteResult]) -> None:
     """The better backbone wins where all is re-embedded; unit rows; galleries as they should be."""
     assert list(measured)[:2] == ["keep", "re-embed"]
-    stored = ground.reference.gallery_features
+    stored = inputs.reference.gallery_features
     for one in measured.values():
         assert np.allclose(np.linalg.norm(one.queries, axis=1), 1.0, atol=1e-4)
         assert sum(part.sum() for part, _ in one.searched) == len(one.queries)
         for _, gallery in one.searched:
             assert (one.rewritten == 0.0) == np.array_equal(gallery, stored)
-        found = one.retrieval(ground.truth, (1,), map_k=1)
-        assert found.recall[1] == pytest.approx(_recall(ground, one))
-    assert _recall(ground, measured["re-embed"]) > _recall(ground, measured["keep"]) + 0.1
-    assert _recall(ground, measured["naive swap"]) < _recall(ground, measured["bridge"])
-    assert _recall(ground, measured["fuse"]) > _recall(ground, measured["keep"])
+        found = one.retrieval(inputs.truth, (1,), map_k=1)
+        assert found.recall[1] == pytest.approx(_recall(inputs, one))
+    assert _recall(inputs, measured["re-embed"]) > _recall(inputs, measured["keep"]) + 0.1
+    assert _recall(inputs, measured["naive swap"]) < _recall(inputs, measured["bridge"])
+    assert _recall(inputs, measured["fuse"]) > _recall(inputs, measured["keep"])
     assert measured["fuse"].encoders == ("old", "new")
 
 
 def test_lift_is_the_free_model_on_a_gallery_that_is_mapped_to_it(
-    ground: RouteInputs, measured: dict[str, RouteResult], heads: list[Variant]
+    inputs: RouteInputs, measured: dict[str, RouteResult], heads: list[Variant]
 ) -> None:
     """Its queries are those that re-embedding has; its rows are made of the stored vectors."""
     lift, free = measured["lift"], measured["re-embed"]
     assert (lift.rewritten, lift.encoders) == (1.0, ("new",))
     assert lift.recipe == free.recipe
     assert np.array_equal(lift.queries, free.queries)
-    assert _recall(ground, lift) > _recall(ground, measured["naive swap"]) + 0.3
-    stored = ground.reference.gallery_features
-    twice = replace(ground.reference, gallery_features=stored[[0, *range(len(stored) - 1)]])
-    for one in islice(routes.lifts(replace(ground, reference=twice), heads[0]), 25):
+    assert _recall(inputs, lift) > _recall(inputs, measured["naive swap"]) + 0.3
+    stored = inputs.reference.gallery_features
+    twice = replace(inputs.reference, gallery_features=stored[[0, *range(len(stored) - 1)]])
+    for one in islice(routes.lift_variants(replace(inputs, reference=twice), heads[0]), 25):
         assert np.array_equal(one.queries, heads[0].queries)
         assert np.allclose(one.gallery[0], one.gallery[1], atol=1e-6)
         assert not np.allclose(one.gallery[1], one.gallery[2], atol=1e-3)
 
 
-def test_an_image_that_asks_is_in_no_pair(ground: RouteInputs) -> None:
+def test_an_image_that_asks_is_in_no_pair(inputs: RouteInputs) -> None:
     """Neither as a query nor under another id; every other training and gallery item is."""
-    data = ground.data
-    held = set(ground.asked.tolist())
+    data = inputs.data
+    held = set(inputs.query_rows.tolist())
     wanted = [i for i, item in enumerate(data.items)
               if i not in held and (item.split == "train" or item.role == "gallery")]  # fmt: skip
-    assert ground.pairs.tolist() == wanted
+    assert inputs.pair_rows.tolist() == wanted
     sources = list(data.sources)
-    sources[wanted[3]] = sources[ground.asked[0]]
-    twin = replace(ground, data=replace(data, sources=tuple(sources)))
-    assert twin.pairs.tolist() == wanted[:3] + wanted[4:]
+    sources[wanted[3]] = sources[inputs.query_rows[0]]
+    twin = replace(inputs, data=replace(data, sources=tuple(sources)))
+    assert twin.pair_rows.tolist() == wanted[:3] + wanted[4:]
 
 
 def test_the_mlp_and_its_epoch_are_chosen_by_the_queries_that_choose(
-    ground: RouteInputs, measured: dict[str, RouteResult], heads: list[Variant]
+    inputs: RouteInputs, measured: dict[str, RouteResult], heads: list[Variant]
 ) -> None:
     """A loop over every map finds the same ones, which here are epochs of the mlp."""
-    for name, options in (("bridge", routes.bridges), ("lift", routes.lifts)):
-        for at, (choosing, judged) in enumerate(_folds(ground)):
-            right = [_right(ground, one.queries, one.gallery)[choosing].sum() for one in heads]
-            tried = list(options(ground, heads[int(np.argmax(right))]))
+    for name, options in (("bridge", routes.bridge_variants), ("lift", routes.lift_variants)):
+        for at, (choosing, judged) in enumerate(_folds(inputs)):
+            right = [_right(inputs, one.queries, one.gallery)[choosing].sum() for one in heads]
+            tried = list(options(inputs, heads[int(np.argmax(right))]))
             kinds = [one.setting.split(",")[0] for one in tried]
             assert set(kinds) == {"orthogonal", "ridge", "low-rank", "mlp"}
-            right = [_right(ground, one.queries, one.gallery)[choosing].sum() for one in tried]
+            right = [_right(inputs, one.queries, one.gallery)[choosing].sum() for one in tried]
             best = tried[int(np.argmax(right))]
             assert best.setting.startswith("mlp, epoch ")
             assert np.array_equal(measured[name].queries[judged], best.queries[judged])
@@ -184,62 +195,62 @@ def test_the_mlp_and_its_epoch_are_chosen_by_the_queries_that_choose(
 
 
 def test_no_route_looks_at_the_queries_that_it_is_judged_by(
-    ground: RouteInputs, measured: dict[str, RouteResult]
+    inputs: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """With other labels for the judged half, and without the other fold, all is as it was."""
-    for at, (choosing, judged) in enumerate(_folds(ground)):
-        rng, items = np.random.default_rng(1), list(ground.data.items)
-        rows = ground.asked[judged]
+    for at, (choosing, judged) in enumerate(_folds(inputs)):
+        rng, items = np.random.default_rng(1), list(inputs.data.items)
+        rows = inputs.query_rows[judged]
         for row, label in zip(rows, rng.permutation([items[i].label for i in rows]), strict=True):
             items[row] = replace(items[row], label=str(label))
-        other = replace(ground, data=replace(ground.data, items=tuple(items)))
-        assert (other.truth.query_labels != ground.truth.query_labels)[judged].any()
-        for one in routes.measure(other, [(choosing, judged)], baselines=True):
+        other = replace(inputs, data=replace(inputs.data, items=tuple(items)))
+        assert (other.truth.query_labels != inputs.truth.query_labels)[judged].any()
+        for one in _measure(other, [(choosing, judged)]):
             before = measured[one.name]
             assert np.array_equal(one.queries[judged], before.queries[judged]), one.name
             assert np.array_equal(one.searched[0][1], before.searched[at][1]), one.name
 
 
-def test_what_is_judged_does_not_choose(ground: RouteInputs) -> None:
+def test_what_is_judged_does_not_choose(inputs: RouteInputs) -> None:
     """Other labels for one half of the queries change what is chosen for the other half only."""
-    first, second = _folds(ground)[0]
-    old, stored = ground.old(ground.asked), ground.reference.gallery_features
+    first, second = _folds(inputs)[0]
+    old, stored = inputs.old_queries.queries, inputs.reference.gallery_features
     rng = np.random.default_rng(1)
     options = [
         Variant(queries=old, gallery=stored, setting="a"),
         Variant(queries=_unit(old + rng.standard_normal(old.shape)), gallery=stored, setting="b"),
     ]
-    pick = CrossFitSelector(
-        truth=ground.truth, has_match=ground.has_match(), folds=((first, second),)
+    selector = CrossFitSelector(
+        truth=inputs.truth, has_match=inputs.has_match(), folds=((first, second),)
     )
-    plain = pick.measured("x", pick(options))
+    plain = selector.result("x", selector.select(options))
     assert plain.setting == "a"
     assert np.array_equal(plain.queries[second], old[second])
-    labels = ground.truth.query_labels.copy()
+    labels = inputs.truth.query_labels.copy()
     labels[second] = rng.permutation(labels[second])
-    other = replace(pick, truth=replace(ground.truth, query_labels=labels))
-    again = other.measured("x", other(options))
+    other = replace(selector, truth=replace(inputs.truth, query_labels=labels))
+    again = other.result("x", other.select(options))
     assert np.array_equal(again.queries[second], plain.queries[second])
-    wrong = ground.truth.query_labels.copy()
+    wrong = inputs.truth.query_labels.copy()
     nearest = np.argmax(options[1].queries @ stored.T, axis=1)
-    wrong[first] = ground.truth.gallery_labels[nearest[first]]
-    turned = replace(pick, truth=replace(ground.truth, query_labels=wrong))
-    assert turned.measured("x", turned(options)).setting == "b"
+    wrong[first] = inputs.truth.gallery_labels[nearest[first]]
+    turned = replace(selector, truth=replace(inputs.truth, query_labels=wrong))
+    assert turned.result("x", turned.select(options)).setting == "b"
 
 
-def test_each_choice_goes_on_with_its_own(ground: RouteInputs) -> None:
+def test_each_choice_goes_on_with_its_own(inputs: RouteInputs) -> None:
     """A second choice starts from what the same queries chose first, not from the other half's."""
-    (first, second), stored = _folds(ground)[0], ground.reference.gallery_features
-    pick = CrossFitSelector(
-        truth=ground.truth, has_match=ground.has_match(), folds=tuple(_folds(ground))
+    (first, second), stored = _folds(inputs)[0], inputs.reference.gallery_features
+    selector = CrossFitSelector(
+        truth=inputs.truth, has_match=inputs.has_match(), folds=tuple(_folds(inputs))
     )
-    old = ground.old(ground.asked)
+    old = inputs.old_queries.queries
     lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
     halves = [
         Variant(queries=np.where(part[:, None], old, lost), gallery=stored, setting=name)
         for part, name in ((first, "first"), (second, "second"))
     ]
-    chosen = pick(halves)
+    chosen = selector.select(halves)
     assert [one.setting for one in chosen[:2]] == ["first", "second"]
     seen: list[str] = []
 
@@ -247,29 +258,29 @@ def test_each_choice_goes_on_with_its_own(ground: RouteInputs) -> None:
         seen.append(one.setting)
         return [replace(one, queries=lost), replace(one, setting=f"{one.setting}, again")]
 
-    after = pick.refine(chosen, then)
+    after = selector.refine(chosen, then)
     assert sorted(seen) == ["first", "second"]
     assert [one.setting for one in after[:2]] == ["first, again", "second, again"]
-    made = pick.measured("x", after)
+    made = selector.result("x", after)
     assert np.array_equal(made.queries[second], halves[0].queries[second])
     assert np.array_equal(made.queries[first], halves[1].queries[first])
 
 
 def test_a_backfill_goes_on_with_the_route_that_finds_more(
-    ground: RouteInputs, measured: dict[str, RouteResult]
+    inputs: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """Its queries are those of fuse or of finetune, its new rows what that model makes of items."""
-    stored, tuned = ground.reference.gallery_features, measured["finetune"]
+    stored, tuned = inputs.reference.gallery_features, measured["finetune"]
     quarter, whole = (measured[f"backfill {share}"] for share in ("25%", "100%"))
     assert quarter.setting == whole.setting
     by_name = {"of finetune": tuned, f"of fuse, {measured['fuse'].setting}": measured["fuse"]}
     assert whole.encoders == by_name[whole.setting].encoders
-    assert tuned.made is not None
+    assert tuned.item_features is not None
     weights = np.linspace(0.1, 1.0, 10)  # the last is finetune
-    mixed = [_unit((1 - w) * stored + w * tuned.made) for w in weights]
+    mixed = [_unit((1 - w) * stored + w * tuned.item_features) for w in weights]
     for at, (part, gallery) in enumerate(whole.searched):
         (weight,) = [i for i, one in enumerate(mixed) if np.allclose(one, gallery, atol=1e-6)]
-        queries = _unit((1 - weights[weight]) * ground.old(ground.asked)
+        queries = _unit((1 - weights[weight]) * inputs.old_queries.queries
                         + weights[weight] * tuned.queries)  # fmt: skip
         assert np.allclose(whole.queries[part], queries[part], atol=1e-6)
         changed = (quarter.searched[at][1] != stored).any(axis=1)
@@ -277,71 +288,68 @@ def test_a_backfill_goes_on_with_the_route_that_finds_more(
         assert np.array_equal(quarter.searched[at][1][changed], gallery[changed])
 
 
-def test_a_backfill_is_of_finetune_where_fusing_finds_no_more(ground: RouteInputs) -> None:
+def test_a_backfill_is_of_finetune_where_fusing_finds_no_more(inputs: RouteInputs) -> None:
     """Equal on the queries that choose, the route with one encoder is taken; worse, too."""
-    pick = CrossFitSelector(
-        truth=ground.truth, has_match=ground.has_match(), folds=tuple(_folds(ground))
+    selector = CrossFitSelector(
+        truth=inputs.truth, has_match=inputs.has_match(), folds=tuple(_folds(inputs))
     )
-    old, stored = ground.old(ground.asked), ground.reference.gallery_features
-    tuned = Variant(queries=old, gallery=stored, made=stored[::-1])
+    old, stored = inputs.old_queries.queries, inputs.reference.gallery_features
+    tuned = Variant(queries=old, gallery=stored, item_features=stored[::-1])
     lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
     for queries in (old, lost):
         fuse = replace(tuned, queries=queries, setting="weight 0.5", encoders=("old", "new"))
-        best = pick.refine(pick.fixed(fuse), lambda one: routes.embedding(tuned, one))
+        best = selector.refine(
+            selector.fixed(fuse), lambda one: routes.backfill_variants(tuned, one)
+        )
         assert {one.setting for one in best} == {"of finetune"}
         assert {one.encoders for one in best} == {("new",)}
     fuse = replace(tuned, setting="weight 0.5")
     worse = replace(tuned, queries=lost)
-    best = pick.refine(pick.fixed(fuse), lambda one: routes.embedding(worse, one))
+    best = selector.refine(selector.fixed(fuse), lambda one: routes.backfill_variants(worse, one))
     assert {one.setting for one in best} == {"of fuse, weight 0.5"}
 
 
-def test_the_free_recipe_knows_no_gallery(ground: RouteInputs) -> None:
+def test_the_free_recipe_knows_no_gallery(inputs: RouteInputs) -> None:
     """It keeps backbone, head and epochs, and drops frame, anchors and old features."""
-    free = routes.free_recipe(ground.recipe, DIM)
+    free = routes.free_recipe(inputs.recipe, DIM)
     assert free.objective.frame == ("free",)
     assert free.objective.anchors is None
-    assert (free.optimiser, free.backbone) == (ground.recipe.optimiser, ground.recipe.backbone)
+    assert (free.optimiser, free.backbone) == (inputs.recipe.optimiser, inputs.recipe.backbone)
 
 
 def test_the_gate_judges_lift_by_what_each_model_finds_on_its_own_gallery(
-    ground: RouteInputs, measured: dict[str, RouteResult]
+    inputs: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """Rows and queries of a space of their own pass if they find all; the same rows mixed up fail;
     with the old model's rows and queries there is nothing to tell."""
-    truth = ground.truth
+    truth = inputs.truth
     ours = np.eye(CLASSES, dtype=np.float32)
-    everyone = np.ones(len(ground.asked), bool)
+    everyone = np.ones(len(inputs.query_rows), bool)
     gallery = ours[truth.gallery_labels]
     keep, lift = measured["keep"], measured["lift"]
     policy = replace(load_policy("default"), min_queries=60, min_classes=16)
-    for queries, searched, word in (
+    for queries, searched, verdict in (
         (ours[truth.query_labels], gallery, "pass"),
         (ours[truth.query_labels], np.roll(gallery, 1, axis=1), "fail"),
-        (keep.queries, ground.reference.gallery_features, "inconclusive"),
+        (keep.queries, inputs.reference.gallery_features, "inconclusive"),
     ):
         tried = replace(lift, queries=queries, searched=((everyone, searched),))
-        sheet = _sheet(
-            ground, _Gallery.at_hand(ground), [*{**measured, "lift": tried}.values()], policy, COST
-        )
-        assert {one.name: one.verdict for one in sheet}["lift"] == word
+        results = _routes({**measured, "lift": tried})
+        estimates = _estimates(inputs, _Gallery.available(inputs), results, policy, COST)
+        assert {one.name: one.verdict for one in estimates}["lift"] == verdict
 
 
 def test_the_level_allows_for_every_route_that_is_judged(
-    ground: RouteInputs, measured: dict[str, RouteResult]
+    inputs: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """Five are judged, lift among them: without it, the same intervals take four fifths."""
     policy = load_policy("default")
-    five = {
-        one.name: one
-        for one in _sheet(ground, _Gallery.at_hand(ground), [*measured.values()][:11], policy, COST)
-    }
+    results, gallery = _routes(measured), _Gallery.available(inputs)
+    five = {one.name: one for one in _estimates(inputs, gallery, results, policy, COST)}
     judged = ["finetune", "fuse", "bridge", "bridge + fuse", "lift"]
     assert [one.name for one in five.values() if one.verdict] == judged
-    others = [one for one in [*measured.values()][:11] if one.name != "lift"]
-    four = _sheet(
-        ground, _Gallery.at_hand(ground), others, replace(policy, alpha=0.8 * policy.alpha), COST
-    )
+    others = [one for one in results if one.name != "lift"]
+    four = _estimates(inputs, gallery, others, replace(policy, alpha=0.8 * policy.alpha), COST)
     for one in four:
         now = five[one.name]
         assert (one.low, one.high) == pytest.approx((now.low, now.high))
@@ -374,20 +382,24 @@ def test_what_a_route_costs_once(measured: dict[str, RouteResult]) -> None:
     assert COST.rewritten_bytes(measured["fuse"]) == 0
 
 
-def test_what_shares_a_column_is_left_out_of_every_route(ground: RouteInputs) -> None:
+def test_what_shares_a_column_is_left_out_of_every_route(inputs: RouteInputs) -> None:
     """Queries that have nothing left to find are not counted, and no ignored item is an answer."""
     items = tuple(
-        replace(item, slices={"day": str(row % 3)}) for row, item in enumerate(ground.data.items)
+        replace(item, slices={"day": str(row % 3)}) for row, item in enumerate(inputs.data.items)
     )
-    data = replace(ground.data, items=items)
-    asking = replace(ground, data=data, ignore_same=("day",))
-    stored = [data.items[row] for row in asking.gallery]
+    data = replace(inputs.data, items=items)
+    inputs = replace(inputs, data=data, ignore_same=("day",))
+    stored = [data.items[row] for row in inputs.gallery_rows]
     found = retrieval(
-        asking.truth, asking.old(asking.asked), asking.reference.gallery_features, (1,), map_k=1
+        inputs.truth,
+        inputs.old_queries.queries,
+        inputs.reference.gallery_features,
+        (1,),
+        map_k=1,
     )
-    has_match = asking.has_match()
-    scores = asking.old(asking.asked) @ asking.reference.gallery_features.T
-    for at, row in enumerate(asking.asked):
+    has_match = inputs.has_match()
+    scores = inputs.old_queries.queries @ inputs.reference.gallery_features.T
+    for at, row in enumerate(inputs.query_rows):
         one = data.items[row]
         left = [
             g
