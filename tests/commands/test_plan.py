@@ -211,7 +211,7 @@ def test_only_validation_classes_ask_and_only_training_classes_train(shop: Shop)
         assert {split.data.ids[row] for row in split.gallery_rows} <= set(stored)
     few = planning_split(data, stored, 100, choosing=False)
     assert sum(one.split == "train" for one in few.data.items) <= 100
-    assert len(few.gallery) < len(stored)
+    assert len(few.gallery_rows) < len(stored)
 
 
 def test_the_recommendation_is_the_passing_route_that_gains_most() -> None:
