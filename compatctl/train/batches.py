@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,16 +33,6 @@ class Step:
     features is added to one of the first T anchors"""
 
 
-class Batches(Protocol):
-    """The backbone features of a run's steps."""
-
-    def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
-        """float32 features of each step's items (B, F) and anchors (A, F), on the run's device."""
-
-    def validation(self) -> Tensor:
-        """(Q, F) features of the validation queries, without augmentation."""
-
-
 class CachedBatches:
     """Features of a frozen backbone: each image passes once, training images once per view.
 
@@ -67,7 +56,8 @@ class CachedBatches:
         if known is None:
             table = run_backbone(setup.network, reader, [*originals.values(), *augmented], progress)
         else:
-            _check_backbone(setup, known)
+            if known.backbone != recipe.backbone or known.base_sha256 != setup.base_match.sha256:
+                raise InputError("the features are of another backbone, or of other weights")
             table = known.lookup([*originals.values()])
             if augmented:
                 views_table = run_backbone(setup.network, reader, augmented, progress)
@@ -82,6 +72,7 @@ class CachedBatches:
         self._device = setup.device
 
     def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
+        """float32 features of each step's items (B, F) and anchors (A, F), on the run's device."""
         for step in steps:
             views = torch.from_numpy(step.views % len(self._items))
             items = self._items[views, torch.from_numpy(step.items)]
@@ -104,6 +95,7 @@ class CachedBatches:
         return torch.cat([shifted, anchors[len(pairs) :]])
 
     def validation(self) -> Tensor:
+        """(Q, F) features of the validation queries."""
         return self._validation.to(self._device)
 
 
@@ -115,6 +107,7 @@ class ImageBatches:
         self._reader = reader
 
     def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
+        """As those of ``CachedBatches``, with gradient."""
         batches = [self._images(step) for step in steps]
         for step, images in zip(steps, self._reader.batches(batches), strict=True):
             pixels = torch.from_numpy(images).to(self._setup.device)
@@ -123,6 +116,7 @@ class ImageBatches:
             yield features[: len(step.items)], features[len(step.items) :]
 
     def validation(self) -> Tensor:
+        """(Q, F) features of the validation queries, by the current weights."""
         validation = self._setup.training_set.validation
         queries = validation.images if validation else ()
         self._setup.network.eval()
@@ -138,13 +132,9 @@ class ImageBatches:
         return items + [training_set.anchors[i] for i in step.anchors]
 
 
+Batches = CachedBatches | ImageBatches
+
+
 def _source(ref: ImageRef) -> tuple[int, int]:
     """Identifies an image: an anchor may also be a training item."""
     return id(ref.dataset), ref.row
-
-
-def _check_backbone(setup: Setup, known: Features) -> None:
-    """Raise ``InputError`` unless the features are of this run's backbone and base."""
-    expected = (setup.recipe.backbone, setup.base_match.sha256)
-    if (known.backbone, known.base_sha256) != expected:
-        raise InputError("the features are of another backbone, or of other weights")

@@ -33,9 +33,9 @@ class Classifier:
     """(R, D) float32 unit rows; for ``free`` the initial values"""
     row_of: dict[str, int]
     """Training class -> row"""
-    dropped: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
     """Training classes without a row, as the gallery has no item of them: they do not train"""
-    registry: Registry | None
+    registry: Registry | None = None
 
     @property
     def learns(self) -> bool:
@@ -60,7 +60,7 @@ def build_classifier(
         rows = np.random.default_rng(0).standard_normal((len(classes), dim)).astype(np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         row_of = {label: i for i, label in enumerate(classes)}
-        return Classifier(frame=frame, rows=rows, row_of=row_of, dropped=(), registry=None)
+        return Classifier(frame=frame, rows=rows, row_of=row_of)
     if frame == "simplex":
         padded, registry = _simplex(objective, classes, reference, dim)
         return _with_registry(frame, padded, registry, classes)
@@ -104,7 +104,6 @@ def _prototypes(
         rows=means[[mean_row[label] for label in kept]].astype(np.float32),
         row_of={label: i for i, label in enumerate(kept)},
         dropped=tuple(label for label in classes if label not in mean_row),
-        registry=None,
     )
 
 
@@ -142,6 +141,5 @@ def _with_registry(
         frame=frame,
         rows=rows.astype(np.float32),
         row_of={label: registry.vertex_of[label] for label in classes},
-        dropped=(),
         registry=registry,
     )

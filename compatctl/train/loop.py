@@ -59,18 +59,21 @@ def fit(
     after_epoch: Callable[[Checkpoint], None],
 ) -> None:
     """Train the network from ``state`` to the last epoch; ``state`` is updated in place."""
-    recipe = context.setup.recipe
+    recipe, network = context.setup.recipe, context.setup.network
     rows = nn.Parameter(torch.from_numpy(context.classifier.rows).to(context.setup.device))
     rows.requires_grad_(context.classifier.learns)
     optimiser = _optimiser(context, rows)
     if state.epoch:
-        _restore(context, rows, state)
+        load_weights(network, state.model)
+        if context.classifier.learns:
+            rows.data.copy_(state.model[CLASSIFIER])
         optimiser.load_state_dict(state.optimiser)
     stored = torch.from_numpy(context.setup.training_set.anchor_vectors).to(context.setup.device)
     for epoch in range(state.epoch, recipe.optimiser.epochs):
         _training_mode(context.setup)
-        torch.manual_seed(_seed(recipe.seed, trial.index, epoch, 1))
-        steps = list(_steps(context, _generator(recipe.seed, trial.index, epoch)))
+        seed = (recipe.seed, trial.index, epoch)
+        torch.manual_seed(int(np.random.default_rng((*seed, 1)).integers(2**31)))
+        steps = list(_steps(context, np.random.default_rng(seed)))
         total = torch.zeros((), device=context.setup.device)
         for i, inputs in enumerate(context.batches.steps(steps)):
             _schedule(optimiser, epoch * len(steps) + i, recipe.optimiser.epochs * len(steps))
@@ -81,8 +84,8 @@ def fit(
             total += loss.detach()
         state.losses.append(float(total) / len(steps))
         state.epoch = epoch + 1
-        if context.setup.network.attention is not None:
-            context.setup.network.attention.refresh()
+        if network.attention is not None:
+            network.attention.refresh()
         state.model = trained_weights(context, rows)
         state.optimiser = optimiser.state_dict()
         after_epoch(state)
@@ -270,18 +273,3 @@ def _training_mode(setup: Setup) -> None:
         for module in setup.network.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-
-
-def _restore(context: TrialContext, rows: nn.Parameter, state: Checkpoint) -> None:
-    load_weights(context.setup.network, state.model)
-    if context.classifier.learns:
-        with torch.no_grad():
-            rows.copy_(state.model[CLASSIFIER])
-
-
-def _generator(*seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-def _seed(*seed: int) -> int:
-    return int(np.random.default_rng(seed).integers(2**31))

@@ -60,7 +60,7 @@ def fit_perceptron(
     Args:
         source: (N, F) features of the new model.
         target: (N, D) features of the deployed model, of the same items.
-        judge: recall of an adapter, called after each epoch.
+        judge: recall of an adapter; called after each epoch.
         hidden: H, width of the hidden layer.
         epochs: passes over the pairs, at least 1.
         seed: for the initial weights and the order of the pairs.
@@ -69,16 +69,14 @@ def fit_perceptron(
     Raises:
         InputError: no pairs, different lengths, or values that are not finite.
     """
-    best: FittedPerceptron | None = None
-    fitted = iter_perceptrons(
+    adapters = iter_perceptrons(
         source, target, hidden=hidden, epochs=epochs, seed=seed, progress=progress
     )
-    for epoch, adapter in enumerate(fitted, start=1):
-        recall = judge(adapter)
-        if best is None or recall > best.recall:
-            best = FittedPerceptron(adapter=adapter, epoch=epoch, recall=recall)
-    assert best is not None
-    return best
+    fitted = (
+        FittedPerceptron(adapter=adapter, epoch=epoch, recall=judge(adapter))
+        for epoch, adapter in enumerate(adapters, start=1)
+    )
+    return max(fitted, key=lambda candidate: candidate.recall)
 
 
 def iter_perceptrons(
@@ -106,10 +104,8 @@ def iter_perceptrons(
     for epoch in range(epochs):
         order = torch.randperm(len(x), generator=rng)
         for start in range(0, len(x), size):
-            progress_share = (epoch + start / len(x)) / epochs
-            optimiser.param_groups[0]["lr"] = (
-                RATE * 0.5 * (1.0 + math.cos(math.pi * progress_share))
-            )
+            fraction = (epoch + start / len(x)) / epochs
+            optimiser.param_groups[0]["lr"] = RATE * 0.5 * (1.0 + math.cos(math.pi * fraction))
             contrasted = torch.roll(order, -start)[:ROWS]  # begins with the batch
             _step(optimiser, weights, x[contrasted[: min(size, len(x) - start)]], y[contrasted])
         progress("fitting the mlp", epoch + 1, epochs)

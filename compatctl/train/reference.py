@@ -41,19 +41,11 @@ class Reference:
 
     def __post_init__(self) -> None:
         stored, encoded = self.gallery_features, self.encoded_features
-        n_items = len(self.gallery_ids)
+        n_items, n_encoded = len(self.gallery_ids), len(self.encoded_ids)
         if stored.ndim != 2 or not len(stored) == n_items == len(self.gallery_labels):
-            raise InputError(
-                f"reference: {n_items} gallery ids, {len(self.gallery_labels)} labels, "
-                f"features {stored.shape}"
-            )
-        if len(self.encoded_ids) != len(encoded) or (
-            len(encoded) and encoded.shape[1] != stored.shape[1]
-        ):
-            raise InputError(
-                f"reference: {len(self.encoded_ids)} encoded ids, features {encoded.shape}, "
-                f"gallery {stored.shape}"
-            )
+            raise InputError(f"reference: {n_items} gallery ids, features {stored.shape}")
+        if len(encoded) != n_encoded or (n_encoded and encoded.shape[1] != stored.shape[1]):
+            raise InputError(f"reference: {n_encoded} encoded ids, features {encoded.shape}")
         for name, rows in (("gallery", stored), ("encoded", encoded)):
             if len(rows) and not np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3):
                 raise InputError(f"reference: {name} features are not unit rows")
@@ -112,13 +104,11 @@ class Reference:
                 tip="embed them with the deployed encoder (items_to_encode lists them)",
             )
         sources: tuple[Source, ...] = tuple("gallery" if i in stored else "encoder" for i in ids)
-        features = np.zeros((len(ids), self.dim), np.float32)
-        for i, item_id in enumerate(ids):
-            if item_id in stored:
-                features[i] = self.gallery_features[stored[item_id]]
-            else:
-                features[i] = self.encoded_features[encoded[item_id]]
-        return features, sources
+        features = [
+            self.gallery_features[stored[i]] if i in stored else self.encoded_features[encoded[i]]
+            for i in ids
+        ]
+        return np.array(features, np.float32).reshape(len(ids), self.dim), sources
 
 
 def items_to_encode(

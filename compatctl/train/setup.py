@@ -83,9 +83,7 @@ def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, 
     torch.manual_seed(recipe.seed)
     backbone = make_backbone(recipe.backbone)
     spec = recipe.backbone.input
-    match = CheckpointMatch(
-        sha256=None, matched=0, missing=(), unexpected=(), prefix="", junction=False
-    )
+    match = CheckpointMatch()
     tensors: dict[str, torch.Tensor] = {}
     if base is not None:
         part, least_share = recipe.backbone.part, recipe.backbone.least_share

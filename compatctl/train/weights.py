@@ -50,13 +50,13 @@ UNREADABLE = (*PARSE_ERRORS, AssertionError, ImportError, pickle.PickleError, ta
 class CheckpointMatch:
     """Which of the backbone's tensors a base file has, by name."""
 
-    sha256: str | None
-    matched: int
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    prefix: str
+    sha256: str | None = None
+    matched: int = 0
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    prefix: str = ""
     """What the file puts before each name, such as ``module.``"""
-    junction: bool
+    junction: bool = False
     """Whether the junction came from the file, too (a base that an earlier run wrote)"""
 
 
@@ -106,7 +106,6 @@ def load_base(
         missing=tuple(key for key in expected if key not in state),
         unexpected=tuple(name for name in tensors if name not in loaded),
         prefix=prefix,
-        junction=False,
     )
     return match, tensors
 
