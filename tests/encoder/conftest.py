@@ -17,14 +17,14 @@ SCRIPT = Path(__file__).parent / "torch_exports.py"
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two folders with small0.onnx, made by copies of one script; the first has the others too."""
+    """Two folders with small0.onnx, exported by one script; the first has the others too."""
     folders = [tmp_path_factory.mktemp(name) for name in ("here", "elsewhere")]
     running = []
     for folder in folders:
         script = folder / f"{folder.name}_source.py"
         shutil.copy(SCRIPT, script)
         running.append(subprocess.Popen([sys.executable, script.name, folder.name], cwd=folder))
-    assert [one.wait() for one in running] == [0, 0]
+    assert [process.wait() for process in running] == [0, 0]
     return folders[0], folders[1]
 
 

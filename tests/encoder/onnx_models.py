@@ -22,12 +22,12 @@ SMALL = EncoderInput(name="image", preprocessing=Preprocessing(height=SIDE, widt
 
 
 def draw(seed: int, side: int = 40) -> Image.Image:
-    """A deterministic image with shapes in it, so that embeddings differ."""
+    """A deterministic image with coloured boxes, so that embeddings differ."""
     rng = np.random.default_rng(seed)
-    image = Image.new("RGB", (side, side), tuple(int(one) for one in rng.integers(0, 256, 3)))
+    image = Image.new("RGB", (side, side), tuple(rng.integers(0, 256, 3).tolist()))
     for _ in range(4):
-        left, top, width, height = (int(one) for one in rng.integers(2, side // 2, 4))
-        colour = tuple(int(one) for one in rng.integers(0, 256, 3))
+        left, top, width, height = rng.integers(2, side // 2, 4).tolist()
+        colour = tuple(rng.integers(0, 256, 3).tolist())
         image.paste(colour, (left, top, left + width, top + height))
     return image
 
@@ -43,7 +43,7 @@ def graph_model(
     """A model of these nodes; by default uint8 images in, ``embedding`` (batch, DIM) out."""
     graph = helper.make_graph(
         list(nodes),
-        "made",
+        "graph",
         list(given) or [value("image", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
         list(outputs) or [value("embedding", TensorProto.FLOAT, ["batch", DIM])],
         [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
@@ -82,8 +82,8 @@ UNIT = helper.make_node("LpNormalization", ["raw"], ["embedding"], axis=-1, p=2)
 def metadata(dim: int = DIM, **change: object) -> str:
     """The text under the metadata key of a by-hand model."""
     size = {"height": SIDE, "width": SIDE, "resize": "bicubic", "fit": "crop"}
-    told = {"format": 1, "dim": dim, "inputs": [{"name": "image", **size}], **change}
-    return json.dumps(told)
+    contract = {"format": 1, "dim": dim, "inputs": [{"name": "image", **size}], **change}
+    return json.dumps(contract)
 
 
 def save(model: onnx.ModelProto, path: Path, text: str | None = None) -> Path:

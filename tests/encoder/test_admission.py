@@ -1,4 +1,4 @@
-"""What an encoder's file must be, tried on files that are something else."""
+"""Files that are not valid encoders are refused when they are loaded."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from compatctl.errors import InputError
 
 
 def refuses(path: Path, message: str) -> None:
-    """Loading ends in an InputError that names the file and says this."""
-    with pytest.raises(InputError, match=message) as caught:
+    """Loading raises an InputError with this message and the name of the file."""
+    with pytest.raises(InputError, match=message) as error:
         Encoder.load(path)
-    assert path.name in caught.value.message
+    assert path.name in error.value.message
 
 
-def test_a_model_of_the_contract_is_admitted(tmp_path: Path) -> None:
-    """The smallest encoder by hand loads and gives unit rows."""
+def test_a_valid_encoder_loads(tmp_path: Path) -> None:
+    """The smallest encoder built by hand gives unit rows."""
     encoder = Encoder.load(save(by_hand([UNIT]), tmp_path / "m.onnx"))
     assert (encoder.dim, encoder.name) == (DIM, "m.onnx")
     images = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
@@ -32,8 +32,8 @@ def test_a_model_of_the_contract_is_admitted(tmp_path: Path) -> None:
     assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-5
 
 
-def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
-    """Missing, empty, text, a PNG header, a cut-off model, a folder."""
+def test_files_that_are_not_onnx_are_refused(tmp_path: Path) -> None:
+    """A missing file, an empty one, text, a PNG header, a truncated model, a folder."""
     whole = by_hand([UNIT]).SerializeToString()
     for name, data in (
         ("empty.onnx", b""),
@@ -49,13 +49,13 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_in_another_file_are_refused(exports: tuple[Path, Path]) -> None:
-    """torch's default export keeps weights beside the file, where no digest covers them."""
+    """torch's default export writes weights beside the file, where no digest covers them."""
     assert (exports[0] / "small1.onnx.data").is_file()
     refuses(exports[0] / "small1.onnx", "are in another file")
 
 
 def outside(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    """The same tensor, said to be in another file."""
+    """The same tensor, marked as stored in another file."""
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="weights.bin")
@@ -63,7 +63,7 @@ def outside(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def test_external_data_hidden_in_nodes_is_refused(tmp_path: Path) -> None:
-    """A constant's attribute, a branch's initializer and a function's constant are looked into."""
+    """A constant's attribute, a branch's initializer and a function's constant are checked."""
     (tmp_path / "weights.bin").write_bytes(bytes(4 * DIM))
     zeros = numpy_helper.from_array(np.zeros(DIM, np.float32), "zeros")
     constant = helper.make_node("Constant", [], ["c"], value=outside(zeros))
@@ -90,7 +90,7 @@ def test_external_data_hidden_in_nodes_is_refused(tmp_path: Path) -> None:
 
 
 def test_custom_operators_are_refused(tmp_path: Path) -> None:
-    """An operator that ONNX does not define would need code from elsewhere; nested ones as well."""
+    """An operator that ONNX does not define is refused, in branches too."""
     custom = helper.make_node("Whiten", ["raw"], ["embedding"], domain="com.example")
     refuses(save(by_hand([custom]), tmp_path / "m.onnx"), r"com\.example\.Whiten")
     branch = helper.make_graph(
@@ -121,19 +121,19 @@ def test_custom_operators_are_refused(tmp_path: Path) -> None:
         (metadata(dim=9), r"expected 'embedding' float32 \(batch, 9\)"),
     ],
 )
-def test_metadata_that_is_not_the_graphs_is_refused(
+def test_metadata_that_contradicts_the_graph_is_refused(
     tmp_path: Path, text: str, message: str
 ) -> None:
-    """Unknown keys, newer formats and contradictions to the graph are errors."""
+    """Unknown keys, newer formats and other inputs or outputs are errors."""
     refuses(save(by_hand([UNIT]), tmp_path / "m.onnx", text), message)
 
 
-def test_a_file_without_metadata_asks_for_a_preprocessing_file(tmp_path: Path) -> None:
-    """A foreign file alone is refused, with the name of the file that would make it usable."""
+def test_a_file_without_metadata_needs_a_preprocessing_file(tmp_path: Path) -> None:
+    """It is refused with the name of the preprocessing file that is missing."""
     onnx.save(by_hand([UNIT]), tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="carries no preprocessing") as caught:
+    with pytest.raises(InputError, match="carries no preprocessing") as error:
         Encoder.load(tmp_path / "m.onnx")
-    assert "m.preprocessing.json" in caught.value.tip
+    assert "m.preprocessing.json" in error.value.tip
 
 
 def test_wrong_outputs_are_refused(tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ def test_float_and_fixed_batch_inputs_are_refused(tmp_path: Path) -> None:
         refuses(save(model, tmp_path / f"{name}.onnx"), message)
 
 
-def test_what_does_not_run_on_a_batch_is_refused(tmp_path: Path) -> None:
-    """Shapes are tested by running two images: made for one, merged, another D than is said."""
+def test_a_model_that_does_not_run_on_a_batch_is_refused(tmp_path: Path) -> None:
+    """Two images are run: a model for one image, one that merges rows, and a wrong dimension."""
     reshape = helper.make_node("Reshape", ["raw", "shape"], ["flat"])
     unit = helper.make_node("LpNormalization", ["flat"], ["embedding"])
-    one = by_hand([reshape, unit], {"shape": np.array([1, DIM])})
-    refuses(save(one, tmp_path / "one.onnx"), "fails on a batch")
+    single = by_hand([reshape, unit], {"shape": np.array([1, DIM])})
+    refuses(save(single, tmp_path / "single.onnx"), "fails on a batch")
     merged = by_hand([reshape, unit], {"shape": np.array([-1, 2 * DIM])})
     refuses(save(merged, tmp_path / "merged.onnx"), "ONNX Runtime|two images came out")
     slim = graph_model(
@@ -182,21 +182,21 @@ def test_what_does_not_run_on_a_batch_is_refused(tmp_path: Path) -> None:
     refuses(save(slim, tmp_path / "slim.onnx"), "gives 3 dimensions|ONNX Runtime refuses")
 
 
-def test_a_graph_that_is_no_graph_is_refused(tmp_path: Path) -> None:
-    """A node that reads a value nobody makes is refused by ONNX Runtime, as an InputError."""
+def test_a_graph_with_a_missing_value_is_refused(tmp_path: Path) -> None:
+    """ONNX Runtime refuses a node whose input no node gives; the error is an InputError."""
     broken = by_hand([helper.make_node("LpNormalization", ["nowhere"], ["embedding"])])
     refuses(save(broken, tmp_path / "m.onnx"), "ONNX Runtime refuses it")
 
 
-def test_any_changed_byte_is_refused_or_still_an_encoder(
+def test_a_changed_byte_gives_an_input_error_or_an_encoder(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No corruption of a file escapes as another library's error, or prints anything."""
+    """No corrupt file raises another library's error or prints anything."""
     path = save(by_hand([UNIT]), tmp_path / "m.onnx")
     data = path.read_bytes()
     refused = 0
-    for at in range(0, len(data), 3):
-        path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+    for offset in range(0, len(data), 3):
+        path.write_bytes(data[:offset] + bytes([data[offset] ^ 0xFF]) + data[offset + 1 :])
         try:
             Encoder.load(path)
         except InputError:

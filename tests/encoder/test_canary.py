@@ -1,4 +1,4 @@
-"""Canaries: does a model still give the vectors that it gave when it was taken in?"""
+"""A canary shows whether a model still gives the embeddings that it gave in the store."""
 
 from __future__ import annotations
 
@@ -22,58 +22,58 @@ def encoder(tmp_path: Path) -> Encoder:
     return Encoder.load(save(by_hand([UNIT]), tmp_path / "a.onnx"))
 
 
-def test_a_canary_comes_out_as_it_was(encoder: Encoder, tmp_path: Path) -> None:
-    """Written and read, its images and rows are the same, and the same runtime agrees with them."""
-    made = Canary.from_encoder(encoder)
-    made.write(tmp_path / "c.npz")
+def test_a_canary_is_the_same_after_writing_and_reading(encoder: Encoder, tmp_path: Path) -> None:
+    """Its images and rows are equal, and the same runtime gives the same embeddings."""
+    canary = Canary.from_encoder(encoder)
+    canary.write(tmp_path / "c.npz")
     read = Canary.read(tmp_path / "c.npz")
-    np.testing.assert_array_equal(read.rows, made.rows)
-    assert all(np.array_equal(*both) for both in zip(read.images, made.images, strict=True))
+    np.testing.assert_array_equal(read.rows, canary.rows)
+    assert all(np.array_equal(*both) for both in zip(read.images, canary.images, strict=True))
     assert "onnxruntime" in read.runtime
     assert read.difference(encoder) <= 1e-6
     read.check_unchanged(encoder)
 
 
-def test_its_images_are_four_and_not_one(encoder: Encoder) -> None:
-    """Many-coloured, of other sizes than the input, so that resizing is in it, and all unlike."""
-    made = Canary.from_encoder(encoder)
-    assert len({image.shape for image in made.images}) == len(made.images) == 4
-    assert all(len(np.unique(image)) > 100 for image in made.images)
+def test_the_four_images_differ(encoder: Encoder) -> None:
+    """They have many colours and sizes other than the input's, so that resizing is tested too."""
+    canary = Canary.from_encoder(encoder)
+    assert len({image.shape for image in canary.images}) == len(canary.images) == 4
+    assert all(len(np.unique(image)) > 100 for image in canary.images)
     size = Preprocessing(height=16, width=16, resize="bilinear", fit="stretch")
-    small = [prepare(Image.fromarray(image), size).ravel() for image in made.images]
-    alike = np.corrcoef(np.array(small, float))
-    assert np.abs(alike[~np.eye(4, dtype=bool)]).max() < 0.98
+    small = [prepare(Image.fromarray(image), size).ravel() for image in canary.images]
+    similarity = np.corrcoef(np.array(small, float))
+    assert np.abs(similarity[~np.eye(4, dtype=bool)]).max() < 0.98
 
 
 @pytest.mark.parametrize(("angle", "refused"), [(LIMIT / 2, False), (LIMIT * 2, True)])
 def test_the_limit_is_an_l2_distance(encoder: Encoder, angle: float, refused: bool) -> None:
-    """One row turned by half the limit passes; by twice the limit it is refused, with figure."""
-    made = Canary.from_encoder(encoder)
-    rows = made.rows.astype(np.float64)
-    aside = np.random.default_rng(0).standard_normal(rows.shape[1])
-    aside -= (aside @ rows[0]) * rows[0]
-    rows[0] = rows[0] * np.cos(angle) + aside / np.linalg.norm(aside) * np.sin(angle)
-    turned = replace(made, rows=rows.astype(np.float32))
-    assert turned.difference(encoder) == pytest.approx(angle, rel=0.02)
+    """A row rotated by half the limit passes; by twice the limit it is refused."""
+    canary = Canary.from_encoder(encoder)
+    rows = canary.rows.astype(np.float64)
+    direction = np.random.default_rng(0).standard_normal(rows.shape[1])
+    direction -= (direction @ rows[0]) * rows[0]
+    rows[0] = rows[0] * np.cos(angle) + direction / np.linalg.norm(direction) * np.sin(angle)
+    rotated = replace(canary, rows=rows.astype(np.float32))
+    assert rotated.difference(encoder) == pytest.approx(angle, rel=0.02)
     if refused:
         with pytest.raises(InputError, match=f"differs by {angle:.1g}"):
-            turned.check_unchanged(encoder)
+            rotated.check_unchanged(encoder)
     else:
-        turned.check_unchanged(encoder)
+        rotated.check_unchanged(encoder)
 
 
-def test_what_is_no_canary_is_refused(encoder: Encoder, tmp_path: Path) -> None:
-    """A missing array, another type, another length, rows of another dimension."""
-    made = Canary.from_encoder(encoder)
-    whole = {"rows": made.rows, "runtime": np.array("x")}
-    images = {f"image_{at}": image for at, image in enumerate(made.images)}
+def test_files_that_are_not_canaries_are_refused(encoder: Encoder, tmp_path: Path) -> None:
+    """A missing array, another type or length, rows of another dimension."""
+    canary = Canary.from_encoder(encoder)
+    whole = {"rows": canary.rows, "runtime": np.array("x")}
+    images = {f"image_{i}": image for i, image in enumerate(canary.images)}
     broken = (
         whole,
-        {**images, "rows": made.rows},
-        {**images, **whole, "rows": made.rows[:-1]},
-        {**images, **whole, "rows": made.rows.astype(np.float64)},
-        {**images, **whole, "image_0": made.images[0].astype(np.float32)},
-        {**images, **whole, "image_0": made.images[0][..., :2]},
+        {**images, "rows": canary.rows},
+        {**images, **whole, "rows": canary.rows[:-1]},
+        {**images, **whole, "rows": canary.rows.astype(np.float64)},
+        {**images, **whole, "image_0": canary.images[0].astype(np.float32)},
+        {**images, **whole, "image_0": canary.images[0][..., :2]},
     )
     for number, arrays in enumerate(broken):
         path = tmp_path / f"{number}.npz"
@@ -81,4 +81,4 @@ def test_what_is_no_canary_is_refused(encoder: Encoder, tmp_path: Path) -> None:
         with pytest.raises(DamagedError, match=path.name):
             Canary.read(path)
     with pytest.raises(CompatError):
-        replace(made, rows=made.rows[:, :-1]).difference(encoder)
+        replace(canary, rows=canary.rows[:, :-1]).difference(encoder)

@@ -1,4 +1,4 @@
-"""Fusing: one file whose feature is the unit of the weighted mean of two encoders' features."""
+"""A fused encoder gives the unit of the weighted mean of two encoders' embeddings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from compatctl.errors import InputError
 def small(exports: tuple[Path, Path], out: Path, seed: int, **change: object) -> Path:
     """The small network of a seed, sealed with a preprocessing."""
     size = {"height": SIDE, "width": SIDE, **change}
-    wanted = EncoderInput(name="image", preprocessing=Preprocessing(**size))  # type: ignore[arg-type]
-    seal(exports[0] / f"small{seed}.onnx", out, (wanted,))
+    image = EncoderInput(name="image", preprocessing=Preprocessing(**size))  # type: ignore[arg-type]
+    seal(exports[0] / f"small{seed}.onnx", out, (image,))
     return out
 
 
 def mean(old: Path, new: Path, weight: float, dataset: Dataset) -> np.ndarray:
-    """The same by numpy from the two encoders' features."""
+    """The same mean by numpy, of the two encoders' embeddings."""
     mixed = (1 - weight) * Encoder.load(old).embed(dataset).features + weight * Encoder.load(
         new
     ).embed(dataset).features
@@ -31,19 +31,19 @@ def mean(old: Path, new: Path, weight: float, dataset: Dataset) -> np.ndarray:
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.5, 0.8])
-def test_the_fused_feature_is_the_unit_of_the_mean(
+def test_the_fused_embedding_is_the_unit_of_the_mean(
     exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset, weight: float
 ) -> None:
-    """On real images, one shared input, equal to numpy's mean within 1e-5."""
+    """On real images, with one shared input, equal to numpy's mean within 1e-5."""
     old, new = (small(exports, tmp_path / f"{seed}.onnx", seed) for seed in (0, 1))
     fuse(old, new, weight, tmp_path / "fused.onnx")
     fused = Encoder.load(tmp_path / "fused.onnx")
     assert fused.inputs == (SMALL,)
-    found = fused.embed(dataset).features
-    assert np.abs(found - mean(old, new, weight, dataset)).max() < 1e-5
+    features = fused.embed(dataset).features
+    assert np.abs(features - mean(old, new, weight, dataset)).max() < 1e-5
 
 
-def test_other_preprocessings_are_other_inputs(
+def test_each_preprocessing_is_an_input(
     exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset
 ) -> None:
     """Two encoders that resize differently each get their own pixels of the same image."""
@@ -51,15 +51,15 @@ def test_other_preprocessings_are_other_inputs(
     new = small(exports, tmp_path / "new.onnx", 1, fit="pad", resize="bilinear")
     fuse(old, new, 0.4, tmp_path / "fused.onnx")
     fused = Encoder.load(tmp_path / "fused.onnx")
-    assert [one.name for one in fused.inputs] == ["image", "image_2"]
-    found = fused.embed(dataset).features
-    assert np.abs(found - mean(old, new, 0.4, dataset)).max() < 1e-5
+    assert [source.name for source in fused.inputs] == ["image", "image_2"]
+    features = fused.embed(dataset).features
+    assert np.abs(features - mean(old, new, 0.4, dataset)).max() < 1e-5
 
 
-def test_a_fused_model_fuses_again(
+def test_a_fused_model_can_be_fused_again(
     exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset
 ) -> None:
-    """Fused with a third, and with itself, the mean of means comes out."""
+    """Fused with one of its parts and with itself, it gives the mean of the means."""
     a = small(exports, tmp_path / "a.onnx", 0)
     b = small(exports, tmp_path / "b.onnx", 1, fit="pad")
     fuse(a, b, 0.3, tmp_path / "ab.onnx")
@@ -71,8 +71,8 @@ def test_a_fused_model_fuses_again(
         assert np.abs(again.embed(dataset).features - expected).max() < 1e-5
 
 
-def test_inner_names_do_not_collide(tmp_path: Path, dataset: Dataset) -> None:
-    """Encoders whose weights bear the names of our own nodes fuse unharmed."""
+def test_names_of_the_added_nodes_do_not_collide(tmp_path: Path, dataset: Dataset) -> None:
+    """Encoders whose weights have the names of the added nodes fuse correctly."""
     paths = []
     for seed, name in enumerate(("old_weight", "mixed")):
         multiply = helper.make_node("MatMul", ["raw", name], ["new_share"])
@@ -80,14 +80,14 @@ def test_inner_names_do_not_collide(tmp_path: Path, dataset: Dataset) -> None:
         model = by_hand([multiply, unit], {name: projection(seed, DIM)})
         paths.append(save(model, tmp_path / f"{seed}.onnx"))
     fuse(paths[0], paths[1], 0.5, tmp_path / "fused.onnx")
-    found = Encoder.load(tmp_path / "fused.onnx").embed(dataset).features
-    assert np.abs(found - mean(paths[0], paths[1], 0.5, dataset)).max() < 1e-5
+    features = Encoder.load(tmp_path / "fused.onnx").embed(dataset).features
+    assert np.abs(features - mean(paths[0], paths[1], 0.5, dataset)).max() < 1e-5
 
 
-def test_other_operator_sets_are_reconciled(
+def test_operator_sets_are_converted_to_the_newer(
     exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset
 ) -> None:
-    """The older model is converted to the newer one's operator set, and computes the same."""
+    """The converted model computes the same."""
     old = save(by_hand([UNIT], opset=13), tmp_path / "old.onnx")
     unit = helper.make_node("LpNormalization", ["root"], ["embedding"])
     root = [helper.make_node("Sqrt", ["raw"], ["root"]), unit]
@@ -95,23 +95,23 @@ def test_other_operator_sets_are_reconciled(
     newest = small(exports, tmp_path / "newest.onnx", 0)
     for first, second in ((old, new), (new, old), (newest, old), (new, newest)):
         fuse(first, second, 0.3, tmp_path / "fused.onnx")
-        found = Encoder.load(tmp_path / "fused.onnx").embed(dataset).features
-        assert np.abs(found - mean(first, second, 0.3, dataset)).max() < 1e-5
+        features = Encoder.load(tmp_path / "fused.onnx").embed(dataset).features
+        assert np.abs(features - mean(first, second, 0.3, dataset)).max() < 1e-5
 
 
 def test_fusing_is_deterministic(exports: tuple[Path, Path], tmp_path: Path) -> None:
-    """The same two files and weight are one model; another weight or order is another."""
+    """The same files and weight give the same bytes; another weight or order gives others."""
     a, b = (small(exports, tmp_path / f"{seed}.onnx", seed) for seed in (0, 1))
-    made = []
-    for one, two, weight in ((a, b, 0.3), (a, b, 0.3), (a, b, 0.4), (b, a, 0.3)):
-        fuse(one, two, weight, tmp_path / "fused.onnx")
-        made.append((tmp_path / "fused.onnx").read_bytes())
-    assert made[0] == made[1]
-    assert len(set(made)) == 3
+    models = []
+    for old, new, weight in ((a, b, 0.3), (a, b, 0.3), (a, b, 0.4), (b, a, 0.3)):
+        fuse(old, new, weight, tmp_path / "fused.onnx")
+        models.append((tmp_path / "fused.onnx").read_bytes())
+    assert models[0] == models[1]
+    assert len(set(models)) == 3
 
 
-def test_what_has_no_mean_is_refused(tmp_path: Path) -> None:
-    """Other dimensions, a weight that is none, a file that is no encoder."""
+def test_encoders_without_a_mean_are_refused(tmp_path: Path) -> None:
+    """Other dimensions, a weight outside 0 .. 1, a file that is not an encoder."""
     eight = save(by_hand([UNIT]), tmp_path / "8.onnx")
     wide = by_hand([UNIT], {"weight": projection(0, dim=12)})
     wide.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 12

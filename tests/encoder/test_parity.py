@@ -22,14 +22,14 @@ def test_the_parity_is_the_largest_difference() -> None:
 
 @pytest.mark.parametrize("change", [2e-3, np.nan])
 def test_a_difference_over_the_limit_is_refused(change: float) -> None:
-    """A difference that is too large, or that is not a number, is refused with its message."""
+    """A difference that is too large, or NaN, is refused with the message of the caller."""
     with pytest.raises(InputError, match="they differ by"):
         check_parity(ROWS + np.float32(change), ROWS, "they differ")
 
 
 @pytest.mark.parametrize("n", [0, 1, 64, 65, 100, 1000])
 def test_parity_images_come_from_all_over_the_data(n: int) -> None:
-    """The sample has at most 64 items, and none of the data is far from one of them."""
+    """At most 64 items are taken, and every item is near one of them."""
     items = tuple(Item(id=str(row), label="a", split="test") for row in range(n))
     sample = parity_images(Dataset(items=items, sources=(b"",) * n))
     rows = [int(item) for item in sample.ids]

@@ -1,4 +1,4 @@
-"""Sealing: one file, nothing that varies, an identity for each model."""
+"""A sealed file is self-contained and identifies its model."""
 
 from __future__ import annotations
 
@@ -22,39 +22,41 @@ def sealed(raw: Path, out: Path) -> Path:
     return out
 
 
-def test_the_same_network_has_the_same_bytes_from_anywhere(
+def test_one_network_has_the_same_bytes_from_any_folder(
     exports: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Two exports from other folders and source files differ raw and are equal sealed."""
+    """Exports from two folders and source files differ, and are equal once sealed."""
     here, elsewhere = exports
     raw = [(folder / "small0.onnx").read_bytes() for folder in exports]
     assert raw[0] != raw[1]
-    one = sealed(here / "small0.onnx", tmp_path / "one.onnx").read_bytes()
-    two = sealed(elsewhere / "small0.onnx", tmp_path / "two.onnx").read_bytes()
-    assert one == two
+    first = sealed(here / "small0.onnx", tmp_path / "one.onnx").read_bytes()
+    second = sealed(elsewhere / "small0.onnx", tmp_path / "two.onnx").read_bytes()
+    assert first == second
     for folder in (here, elsewhere, Path.cwd(), tmp_path):
-        assert str(folder).encode() not in one
+        assert str(folder).encode() not in first
     assert b"_source.py" in raw[0]
-    assert b"_source.py" not in one
+    assert b"_source.py" not in first
 
 
-def test_other_weights_have_another_identity(exports: tuple[Path, Path], tmp_path: Path) -> None:
-    """Two networks of one shape differ in digest, though one kept its weights in another file."""
+def test_other_weights_give_another_identity(exports: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two networks of one shape have two digests, though one export has external weights."""
     first = Encoder.load(sealed(exports[0] / "small0.onnx", tmp_path / "0.onnx"))
     second = Encoder.load(sealed(exports[0] / "small1.onnx", tmp_path / "1.onnx"))
     assert first.sha256 != second.sha256
     assert first.sha256 == hashlib.sha256((tmp_path / "0.onnx").read_bytes()).hexdigest()
 
 
-def test_another_preprocessing_is_another_model(exports: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_preprocessing_gives_another_identity(
+    exports: tuple[Path, Path], tmp_path: Path
+) -> None:
     """The digest covers how images are resized, which is outside the graph."""
     raw, digests = exports[0] / "small0.onnx", set()
     for fit in ("crop", "pad"):
         size = Preprocessing(height=SIDE, width=SIDE, fit=fit)  # type: ignore[arg-type]
         seal(raw, tmp_path / "m.onnx", (EncoderInput(name="image", preprocessing=size),))
-        made = Encoder.load(tmp_path / "m.onnx")
-        assert made.inputs == (EncoderInput(name="image", preprocessing=size),)
-        digests.add(made.sha256)
+        encoder = Encoder.load(tmp_path / "m.onnx")
+        assert encoder.inputs == (EncoderInput(name="image", preprocessing=size),)
+        digests.add(encoder.sha256)
     assert len(digests) == 2
 
 
@@ -62,18 +64,18 @@ def test_another_preprocessing_is_another_model(exports: tuple[Path, Path], tmp_
 def test_the_sealed_file_computes_what_torch_did(
     exports: tuple[Path, Path], tmp_path: Path, name: str
 ) -> None:
-    """Sealing changes no number, and brings external weights in: the file runs alone."""
+    """Sealing changes no value and includes external weights: the file runs alone."""
     folder = exports[0]
     alone = tmp_path / "alone"
     alone.mkdir()
     encoder = Encoder.load(sealed(folder / f"{name}.onnx", alone / "m.onnx"))
-    assert [one.name for one in alone.iterdir()] == ["m.onnx"]
-    found = encoder.run({"image": np.load(folder / "images.npy")})
-    assert np.abs(found - np.load(folder / f"{name}.npy")).max() < 1e-5
+    assert [file.name for file in alone.iterdir()] == ["m.onnx"]
+    rows = encoder.run({"image": np.load(folder / "images.npy")})
+    assert np.abs(rows - np.load(folder / f"{name}.npy")).max() < 1e-5
 
 
-def test_what_does_not_compute_is_left_out(tmp_path: Path) -> None:
-    """Doc strings, producer, versions, node metadata and foreign metadata do not reach the file."""
+def test_parts_that_do_not_compute_are_dropped(tmp_path: Path) -> None:
+    """Doc strings, producer, versions and metadata of others do not reach the file."""
     model = by_hand([UNIT])
     plain, dressed = tmp_path / "plain.onnx", tmp_path / "dressed.onnx"
     onnx.save(model, plain)
@@ -89,8 +91,8 @@ def test_what_does_not_compute_is_left_out(tmp_path: Path) -> None:
     model.opset_import.add(domain="unused.domain", version=3)
     onnx.save(model, dressed)
     assert b"secret-word" in dressed.read_bytes()
-    one, two = (sealed(raw, tmp_path / f"{raw.stem}-sealed.onnx") for raw in (plain, dressed))
-    assert one.read_bytes() == two.read_bytes()
+    first, second = (sealed(raw, tmp_path / f"{raw.stem}-sealed.onnx") for raw in (plain, dressed))
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_what_does_not_compute_is_left_out(tmp_path: Path) -> None:
         ({"batch": 2}, r"'image' uint8 \(2, 16, 16, 3\)"),
     ],
 )
-def test_an_export_of_another_form_is_refused(
+def test_an_export_with_other_inputs_or_outputs_is_refused(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     """Names, sizes and the free batch are checked before anything is written."""
@@ -122,18 +124,18 @@ def test_an_export_of_another_form_is_refused(
     assert not (tmp_path / "out.onnx").exists()
 
 
-def test_an_export_whose_weights_are_gone_is_refused(
+def test_an_export_without_its_external_weights_is_refused(
     exports: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """External weights that are missing are an error, not an empty tensor."""
+    """Missing external weights are an error, not an empty tensor."""
     raw = tmp_path / "small1.onnx"
     raw.write_bytes((exports[0] / "small1.onnx").read_bytes())
     with pytest.raises(InputError, match=r"small1\.onnx"):
         seal(raw, tmp_path / "out.onnx", (SMALL,))
 
 
-def test_sealing_what_is_no_onnx_is_refused(tmp_path: Path) -> None:
-    """A text file and a missing file are errors of the input."""
+def test_files_that_are_not_onnx_are_not_sealed(tmp_path: Path) -> None:
+    """A text file and a missing file are input errors."""
     (tmp_path / "text.onnx").write_text("hello")
     for name in ("text.onnx", "missing.onnx"):
         with pytest.raises(InputError, match="not an ONNX"):

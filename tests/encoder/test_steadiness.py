@@ -1,4 +1,4 @@
-"""One answer for one input: what depends on the batch or on chance is refused, and says how."""
+"""Encoders whose embeddings depend on the batch or on chance are refused."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def _unit(last: str) -> onnx.NodeProto:
     return node("LpNormalization", [last], ["embedding"], axis=-1, p=2)
 
 
-def _whole(*numbers: int) -> NDArray[np.int64]:
-    return np.array(numbers, np.int64)
+def _integers(*values: int) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
 
 
 def _neighbours() -> onnx.ModelProto:
     """The mean with the next image of the batch."""
-    weights: Weights = {"zero": _whole(0), "one": _whole(1), "end": _whole(2**31)}
+    weights: Weights = {"zero": _integers(0), "one": _integers(1), "end": _integers(2**31)}
     nodes = [
         node("Slice", ["raw", "one", "end", "zero"], ["tail"]),
         node("Slice", ["raw", "zero", "one", "zero"], ["first"]),
@@ -62,7 +62,7 @@ def _centred() -> onnx.ModelProto:
 
 
 def _counted() -> onnx.ModelProto:
-    """Something that grows with the number of images."""
+    """A term that grows with the number of images."""
     nodes = [
         node("Shape", ["raw"], ["shape"]),
         node("Cast", ["shape"], ["sizes"], to=TensorProto.FLOAT),
@@ -75,7 +75,7 @@ def _counted() -> onnx.ModelProto:
 
 
 def _placed() -> onnx.ModelProto:
-    """Something else at every place of the batch."""
+    """A term that depends on the position in the batch."""
     nodes = [
         node("CumSum", ["ones_like", "axis"], ["place"]),
         node("Mul", ["place", "aside"], ["more"]),
@@ -112,21 +112,21 @@ def _quantised() -> onnx.ModelProto:
     ],
     ids=["neighbours", "attention", "centred", "counted", "placed", "quantised"],
 )
-def test_what_depends_on_the_batch_is_refused(
+def test_an_encoder_that_depends_on_the_batch_is_refused(
     tmp_path: Path, model: onnx.ModelProto, tip: str, dataset: Dataset
 ) -> None:
-    """With made images alone, and with those of a data set: exit 5, how, and by how much."""
+    """With and without a data set, the message says in which batch and by how much."""
     encoder = Encoder.load(save(model, tmp_path / "m.onnx"))
     for data in (None, dataset):
         with pytest.raises(
             UnsteadyError, match=r"in a batch of 64.*differ by \d.*limit is 0.001"
-        ) as got:
+        ) as error:
             check_steady(encoder, data)
-        assert tip in got.value.tip
+        assert tip in error.value.tip
 
 
-def test_the_same_quantisation_by_fixed_scales_is_taken(tmp_path: Path) -> None:
-    """What refuses dynamic quantisation is the batch, not the eight bits."""
+def test_quantisation_with_fixed_scales_is_accepted(tmp_path: Path) -> None:
+    """Dynamic quantisation is refused for its scale of the batch, not for its eight bits."""
     nodes = [
         node("QuantizeLinear", ["raw", "scale", "zero"], ["whole"]),
         node("DequantizeLinear", ["whole", "scale", "zero"], ["rounded"]),
@@ -136,20 +136,20 @@ def test_the_same_quantisation_by_fixed_scales_is_taken(tmp_path: Path) -> None:
     assert check_steady(encoder) <= 1e-5
 
 
-def test_vectors_that_are_not_finite_are_called_so(tmp_path: Path) -> None:
-    """NaN differs from itself; the message blames the numbers and not the batch."""
+def test_embeddings_that_are_not_finite_have_their_own_message(tmp_path: Path) -> None:
+    """NaN differs from itself; the message does not blame the batch."""
     model = _centred()
-    for one in model.graph.initializer:
-        numbers = numpy_helper.to_array(one)
-        if numbers.dtype == np.float32:
-            one.CopyFrom(numpy_helper.from_array(numbers * np.float32("nan"), one.name))
+    for weight in model.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype == np.float32:
+            weight.CopyFrom(numpy_helper.from_array(values * np.float32("nan"), weight.name))
     encoder = Encoder.load(save(model, tmp_path / "nan.onnx"))
     with pytest.raises(UnsteadyError, match="not finite"):
         check_steady(encoder)
 
 
-def test_an_encoder_of_its_own_images_is_taken(tmp_path: Path, dataset: Dataset) -> None:
-    """A steady encoder passes with a difference of rounding, whatever the data are."""
+def test_a_steady_encoder_is_accepted(tmp_path: Path, dataset: Dataset) -> None:
+    """It passes with a rounding difference, whatever the data."""
     encoder = Encoder.load(save(by_hand([UNIT]), tmp_path / "m.onnx"))
     assert check_steady(encoder, dataset) <= 1e-5
     assert check_steady(encoder, dataset.take([0] * 40)) <= 1e-5
@@ -173,21 +173,23 @@ def test_an_encoder_of_its_own_images_is_taken(tmp_path: Path, dataset: Dataset)
     ],
     ids=["normal", "seeded", "dropout", "dropout by a value", "batch norm", "older batch norm"],
 )  # fmt: skip
-def test_chance_and_training_mode_are_refused_by_name(
+def test_random_and_training_operators_are_refused_by_name(
     tmp_path: Path, nodes: list[onnx.NodeProto], weights: Weights, opset: int, name: str
 ) -> None:
-    """However little it would change, and before the file is opened to run."""
-    ones = {one: np.ones(DIM, np.float32) for one in "gbmv"}
+    """They are refused before the model runs, however small their effect."""
+    ones = {name: np.ones(DIM, np.float32) for name in "gbmv"}
     last = [*nodes, node("Add", ["raw", "noise"], ["noisy"]), _unit("noisy")]
     model = by_hand(last, {**ones, **weights}, opset=opset)
     path = save(model, tmp_path / "m.onnx")
     for read in (Encoder.load, read_model_bytes):
-        with pytest.raises(UnsteadyError, match=rf"operator {name} is (random|in training)") as got:
+        with pytest.raises(
+            UnsteadyError, match=rf"operator {name} is (random|in training)"
+        ) as error:
             read(path)
-        assert "eval()" in got.value.tip
+        assert "eval()" in error.value.tip
 
 
-def test_what_is_hidden_in_a_branch_or_a_function_is_found(tmp_path: Path) -> None:
+def test_random_operators_in_branches_and_functions_are_refused(tmp_path: Path) -> None:
     """A random operator inside an If's branch, and one in a local function."""
     inner = helper.make_graph(
         [node("RandomNormal", [], ["noise"], shape=[1])], "then", [],
@@ -208,9 +210,9 @@ def test_what_is_hidden_in_a_branch_or_a_function_is_found(tmp_path: Path) -> No
             read_model_bytes(save(model, tmp_path / "m.onnx"))
 
 
-def test_dropout_and_batch_norm_that_are_off_are_taken(tmp_path: Path) -> None:
-    """In evaluation mode both are what every exporter writes."""
-    ones: Weights = {one: np.ones(DIM, np.float32) for one in "gbmv"}
+def test_dropout_and_batch_norm_in_evaluation_mode_are_accepted(tmp_path: Path) -> None:
+    """Every exporter writes them in evaluation mode."""
+    ones: Weights = {name: np.ones(DIM, np.float32) for name in "gbmv"}
     off: Weights = {"share": np.float32(0.5), "off": np.array(False)}
     nodes = [
         node("Dropout", ["raw", "share", "off"], ["kept"]),
@@ -222,10 +224,10 @@ def test_dropout_and_batch_norm_that_are_off_are_taken(tmp_path: Path) -> None:
     assert check_steady(Encoder.load(path)) <= 1e-5
 
 
-def test_a_canary_is_asked_alone_too(tmp_path: Path) -> None:
-    """An encoder that gives its canary in company, and something else alone, does not serve."""
+def test_a_canary_embeds_each_image_alone_too(tmp_path: Path) -> None:
+    """An encoder that agrees with its canary only in a batch is refused."""
     encoder = Encoder.load(save(_centred(), tmp_path / "m.onnx"))
-    made = Canary.from_encoder(encoder)
-    assert made.difference(encoder) > 0.01
+    canary = Canary.from_encoder(encoder)
+    assert canary.difference(encoder) > 0.01
     with pytest.raises(InputError, match="canary differs"):
-        made.check_unchanged(encoder)
+        canary.check_unchanged(encoder)

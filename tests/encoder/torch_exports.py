@@ -1,4 +1,4 @@
-"""Run as a script in a folder: exports small torch networks there, with what torch says of them."""
+"""A script that exports small torch networks to the current folder, with torch's own embeddings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Small(nn.Module):
 
 
 class Bare(nn.Module):
-    """What a stranger exports: float NCHW in, rows of any length out, and a second output."""
+    """A model from elsewhere: float NCHW in, rows of any length out, and a second output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def export_bare(images: torch.Tensor, batch: dict[int, object]) -> None:
-    """A stranger's network, with what it gives after its own preprocessing."""
+    """The model from elsewhere, and its embeddings after its own preprocessing."""
     bare = Bare().eval()
     pixels = (images.permute(0, 3, 1, 2)[:, [2, 1, 0]] / 255.0 - 0.4) / torch.tensor(
         [0.2, 0.3, 0.4]

@@ -21,8 +21,8 @@ def main() -> None:
     """Write the seeds as the first corpus and fuzz."""
     name, seconds = sys.argv[1], int(sys.argv[2])
     corpus = Path(tempfile.mkdtemp(prefix=f"corpus-{name}-"))
-    for at, data in enumerate(fuzz_targets.TARGETS[name].seeds()):
-        (corpus / str(at)).write_bytes(data)
+    for number, data in enumerate(fuzz_targets.TARGETS[name].seeds()):
+        (corpus / str(number)).write_bytes(data)
     options = [f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=6000", "-max_len=65536"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: fuzz_targets.run(name, data))
     atheris.Fuzz()

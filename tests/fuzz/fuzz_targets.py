@@ -1,6 +1,6 @@
-"""Every reader of files from elsewhere: a function of bytes, and valid files to start from.
+"""Every reader of untrusted files, as a function of bytes, and valid files to start from.
 
-A target returns, or raises a CompatError. Whatever else leaves it is a defect.
+A target returns or raises a CompatError; any other exception is a defect.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from index_kit import build_index
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -38,7 +37,7 @@ from compatctl.encoder.metadata import CONTRACT_KEY
 from compatctl.errors import CompatError
 from compatctl.files import parse_json, read_json
 from compatctl.files.npz import read_npz
-from compatctl.index import HnswParams, read_header
+from compatctl.index import HnswIndex, HnswParams, read_header
 from compatctl.index.hnswlib.checks import check_layout
 from compatctl.index.hnswlib.layout import StoredRows
 from compatctl.manifest import Catalog, Erasures, IndexInfo, Manifest, ModelShare
@@ -52,7 +51,7 @@ atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 
 @dataclass(frozen=True)
 class Target:
-    """``read`` gets the path of a file with the fuzzed bytes, whose name ends in ``suffix``."""
+    """``read`` gets the path of a file with the fuzzed bytes and this ``suffix``."""
 
     suffix: str
     read: Callable[[Path], object]
@@ -60,7 +59,7 @@ class Target:
 
 
 def run(name: str, data: bytes) -> None:
-    """Give ``data`` to a target; only a CompatError may come of it."""
+    """Give ``data`` to a target, which may only raise a CompatError."""
     target = TARGETS[name]
     path = _FOLDER / f"input{target.suffix}"
     path.write_bytes(data)
@@ -69,20 +68,20 @@ def run(name: str, data: bytes) -> None:
 
 
 def _npz(*compressed: bool, **arrays: object) -> list[bytes]:
-    found = []
-    for one in compressed or (False, True):
+    files = []
+    for compress in compressed or (False, True):
         buffer = io.BytesIO()
-        (np.savez_compressed if one else np.savez)(buffer, **arrays)  # type: ignore[arg-type]
-        found.append(buffer.getvalue())
-    return found
+        (np.savez_compressed if compress else np.savez)(buffer, **arrays)  # type: ignore[arg-type]
+        files.append(buffer.getvalue())
+    return files
 
 
 def _features() -> list[bytes]:
     rows = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
     words = np.array(["a", "b", "ä", "dd"])
     role = np.array(["query", "gallery"] * 2)
-    told = np.array("dot")
-    return _npz(ids=words, labels=words, features=rows, role=role, similarity=told)
+    similarity = np.array("dot")
+    return _npz(ids=words, labels=words, features=rows, role=role, similarity=similarity)
 
 
 def _images() -> list[bytes]:
@@ -115,7 +114,7 @@ def _manifest() -> list[bytes]:
     digest = "a" * 64
     params = {"engine": "hnswlib", "space": "ip", "dim": 8, "M": 16, "seed": 100}
     index = IndexInfo(**params, ef_construction=200, ef_search=64, count=1, sha256=digest)
-    found = Manifest(
+    manifest = Manifest(
         generation=1,
         parent=None,
         operation="init",
@@ -125,7 +124,7 @@ def _manifest() -> list[bytes]:
         catalog=digest,
         models=(ModelShare(sha256=digest, dim=8, rows=1, name="m.onnx", canary="d" * 64),),
     )
-    return [json.dumps(found.to_json()).encode()]
+    return [json.dumps(manifest.to_json()).encode()]
 
 
 def _canary() -> list[bytes]:
@@ -137,7 +136,7 @@ def _canary() -> list[bytes]:
 
 def _memory() -> list[bytes]:
     pictures = (*_picture()[:2], np.zeros((2, 3), np.uint8))
-    items = tuple(Item(id=f"i{at}", label="x", split="train") for at in range(len(pictures)))
+    items = tuple(Item(id=f"i{i}", label="x", split="train") for i in range(len(pictures)))
     return [memory_bytes(Dataset(items=items, sources=pictures))]
 
 
@@ -146,12 +145,14 @@ def _index() -> list[bytes]:
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     path = _FOLDER / "seed.hnsw"
     path.unlink(missing_ok=True)
-    build_index(rows, np.arange(6, dtype=np.uint64), HnswParams(dim=4, M=2)).save(path)
+    index = HnswIndex.create(HnswParams(dim=4, M=2), len(rows))
+    index.add(rows, np.arange(6, dtype=np.uint64))
+    index.save(path)
     return [path.read_bytes()]
 
 
 def _onnx() -> list[bytes]:
-    told = {"name": "image", "height": 4, "width": 4, "resize": "bicubic", "fit": "crop"}
+    source = {"name": "image", "height": 4, "width": 4, "resize": "bicubic", "fit": "crop"}
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 4, 3])
     out = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 3])
     branch = helper.make_graph(
@@ -172,7 +173,7 @@ def _onnx() -> list[bytes]:
     body = [helper.make_node("Identity", ["x"], ["y"])]
     local = helper.make_function("own", "Same", ["x"], ["y"], body, opsets[:1])
     model = helper.make_model(graph, opset_imports=opsets, functions=[local], ir_version=8)
-    text = json.dumps({"format": 1, "dim": 3, "inputs": [told]})
+    text = json.dumps({"format": 1, "dim": 3, "inputs": [source]})
     helper.set_model_props(model, {CONTRACT_KEY: text})
     return [model.SerializeToString()]
 
@@ -187,7 +188,7 @@ def _report() -> list[bytes]:
     from compatctl.evaluation.options import VerifyOptions
 
     rng = np.random.default_rng(0)
-    labels = np.repeat([f"c{one}" for one in range(6)], 3)
+    labels = np.repeat([f"c{i}" for i in range(6)], 3)
     with tempfile.TemporaryDirectory() as folder:
         paths = Path(folder) / "old.npz", Path(folder) / "new.npz"
         for path in paths:
@@ -197,13 +198,13 @@ def _report() -> list[bytes]:
 
 
 def _picture() -> list[bytes]:
-    found = []
+    files = []
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
     for form in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm"):
         buffer = io.BytesIO()
         image.save(buffer, form)
-        found.append(buffer.getvalue())
-    return found
+        files.append(buffer.getvalue())
+    return files
 
 
 def _read_picture(path: Path) -> None:
@@ -218,12 +219,12 @@ def _checkpoints() -> list[bytes]:
     from safetensors.torch import save
 
     state = {"state_dict": {"a.weight": torch.zeros(3, 2), "a.bias": torch.ones(2)}, "epoch": 1}
-    found = []
+    files = []
     for zipped in (True, False):
         buffer = io.BytesIO()
         torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
-        found.append(buffer.getvalue())
-    return [*found, save(dict(state["state_dict"]))]  # type: ignore[call-overload]
+        files.append(buffer.getvalue())
+    return [*files, save(dict(state["state_dict"]))]  # type: ignore[call-overload]
 
 
 def _read_weights(path: Path) -> None:
@@ -295,4 +296,4 @@ TARGETS = {
     "torch": Target(".pt", _read_weights, lambda: _checkpoints()[:2]),
     "safetensors": Target(".tmp", _read_safetensors, lambda: _checkpoints()[2:]),
 }
-"""Name -> target, for the tests and for the coverage-guided runner alike."""
+"""Targets by name, for the tests and the coverage-guided runner."""

@@ -1,4 +1,4 @@
-"""Whatever the bytes of a file are, a reader returns or raises a CompatError, and soon."""
+"""Whatever the bytes of a file, a reader soon returns or raises a CompatError."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ def _changed(draw: st.DrawFn, seeds: tuple[bytes, ...]) -> bytes:
     """A valid file with spans flipped, cut, inserted or doubled."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(data)))
-        to = min(len(data), at + draw(st.integers(1, 40)))
+        start = draw(st.integers(0, len(data)))
+        stop = min(len(data), start + draw(st.integers(1, 40)))
         match draw(st.sampled_from(["flip", "cut", "insert", "double", "replace", "end"])):
-            case "flip" if at < len(data):
-                data[at] ^= draw(st.integers(1, 255))
+            case "flip" if start < len(data):
+                data[start] ^= draw(st.integers(1, 255))
             case "cut":
-                del data[at:to]
+                del data[start:stop]
             case "insert":
-                data[at:at] = draw(st.sampled_from(INTERESTING) | st.binary(max_size=12))
+                data[start:start] = draw(st.sampled_from(INTERESTING) | st.binary(max_size=12))
             case "double":
-                data[at:at] = data[at:to] * draw(st.integers(1, 20))
+                data[start:start] = data[start:stop] * draw(st.integers(1, 20))
             case "replace":
                 piece = draw(st.sampled_from(INTERESTING) | st.binary(min_size=1, max_size=12))
-                data[at : at + len(piece)] = piece
+                data[start : start + len(piece)] = piece
             case "end":
-                del data[at:]
+                del data[start:]
     return bytes(data)
 
 
 @pytest.mark.parametrize("name", fuzz_targets.TARGETS)
 def test_valid_files_are_read(name: str) -> None:
-    """The files that the mutations start from are read without an error, so they reach deep."""
+    """The files that are mutated are read without an error, so mutations reach deep code."""
     target = fuzz_targets.TARGETS[name]
-    for at, data in enumerate(_seeds(name)):
-        path = fuzz_targets._FOLDER / f"valid{at}{target.suffix}"
+    for number, data in enumerate(_seeds(name)):
+        path = fuzz_targets._FOLDER / f"valid{number}{target.suffix}"
         path.write_bytes(data)
         target.read(path)
 
@@ -65,7 +65,7 @@ def test_valid_files_are_read(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", fuzz_targets.TARGETS)
 def test_changed_files_are_read_or_refused(name: str) -> None:
-    """A file of which some bytes are others is read, or refused with a message."""
+    """A file with some changed bytes is read, or refused with a message."""
 
     @settings(FAST, max_examples=SLOW.get(name, EXAMPLES))
     @given(data=_changed(_seeds(name)))
@@ -77,7 +77,7 @@ def test_changed_files_are_read_or_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", fuzz_targets.TARGETS)
 def test_any_bytes_are_read_or_refused(name: str) -> None:
-    """Bytes that never were such a file are refused with a message."""
+    """Arbitrary bytes are read, or refused with a message."""
 
     @settings(FAST, max_examples=60)
     @given(data=st.binary(max_size=300))

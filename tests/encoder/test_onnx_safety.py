@@ -22,14 +22,14 @@ from compatctl.errors import InputError
 
 
 def refused(model: onnx.ModelProto, path: Path, word: str) -> None:
-    """Parsing is an InputError that names the file and says this."""
+    """Parsing raises an InputError with this word and the name of the file."""
     with pytest.raises(InputError, match=word) as caught:
         parse_model(path, model.SerializeToString())
     assert str(path) in caught.value.message
 
 
 def elsewhere() -> onnx.TensorProto:
-    """A tensor that names another file."""
+    """A tensor whose values are in another file."""
     tensor = numpy_helper.from_array(np.zeros(3, np.float32), "w")
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
@@ -57,43 +57,43 @@ def _constant() -> onnx.NodeProto:
 
 
 HIDDEN: dict[str, Callable[[onnx.ModelProto], object]] = {
-    "a weight": lambda one: one.graph.initializer.append(elsewhere()),
-    "a sparse weight": lambda one: one.graph.sparse_initializer.append(_sparse()),
-    "an attribute": lambda one: one.graph.node.append(_constant()),
-    "a sparse attribute": lambda one: one.graph.node.append(
+    "a weight": lambda model: model.graph.initializer.append(elsewhere()),
+    "a sparse weight": lambda model: model.graph.sparse_initializer.append(_sparse()),
+    "an attribute": lambda model: model.graph.node.append(_constant()),
+    "a sparse attribute": lambda model: model.graph.node.append(
         helper.make_node("Constant", [], ["c"], sparse_value=_sparse())
     ),
-    "a branch": lambda one: one.graph.node[0].attribute.append(_branch(_constant())),
-    "a function": lambda one: one.functions.append(_function(_constant())),
-    "a function's branch": lambda one: one.functions.append(
+    "a branch": lambda model: model.graph.node[0].attribute.append(_branch(_constant())),
+    "a function": lambda model: model.functions.append(_function(_constant())),
+    "a function's branch": lambda model: model.functions.append(
         _function(helper.make_node("If", ["x"], ["y"], then_branch=_branch(_constant()).g))
     ),
-    "a function's default": lambda one: one.functions.append(
+    "a function's default": lambda model: model.functions.append(
         _function(attribute_protos=[helper.make_attribute("a", elsewhere())])
     ),
-    "a branch of a function's default": lambda one: one.functions.append(
+    "a branch of a function's default": lambda model: model.functions.append(
         _function(attribute_protos=[_branch(_constant())])
     ),
 }
 
 
 @pytest.mark.parametrize("place", HIDDEN)
-def test_external_data_is_found_wherever_it_is(tmp_path: Path, place: str) -> None:
+def test_external_data_is_refused_at_any_depth(tmp_path: Path, place: str) -> None:
     """Weights in another file are refused at any depth."""
     model = by_hand([UNIT])
     HIDDEN[place](model)
     refused(model, tmp_path / "m.onnx", "are in another file")
 
 
-def test_a_local_function_opens_no_domain(tmp_path: Path) -> None:
-    """A function of a domain makes its own name known, and nothing else of that domain."""
+def test_a_local_function_does_not_allow_its_domain(tmp_path: Path) -> None:
+    """Only the function itself is known; other operators of its domain are refused."""
     local = _function()
     local.domain = "com.microsoft"
     custom = helper.make_node("QMoE", ["x"], ["y"], domain="com.microsoft")
     for place in (
-        lambda one: one.graph.node.append(custom),
-        lambda one: one.graph.node[0].attribute.append(_branch(custom)),
-        lambda one: one.functions.append(_function(custom)),
+        lambda model: model.graph.node.append(custom),
+        lambda model: model.graph.node[0].attribute.append(_branch(custom)),
+        lambda model: model.functions.append(_function(custom)),
     ):
         model = by_hand([UNIT])
         model.functions.append(local)
@@ -105,20 +105,20 @@ def test_a_local_function_opens_no_domain(tmp_path: Path) -> None:
     parse_model(tmp_path / "m.onnx", model.SerializeToString())
 
 
-def test_functions_that_unfold_without_end_are_refused(tmp_path: Path) -> None:
-    """Thirty functions that each call the one before ten times; one that calls itself."""
+def test_functions_that_expand_without_end_are_refused(tmp_path: Path) -> None:
+    """Thirty functions that each call the previous one ten times, or that call themselves."""
 
-    def function(at: int, calls: list[int]) -> onnx.FunctionProto:
-        names = [f"v{one}" for one in range(len(calls) + 1)]
+    def function(number: int, calls: list[int]) -> onnx.FunctionProto:
+        names = [f"v{i}" for i in range(len(calls) + 1)]
         nodes = [
-            helper.make_node(f"F{one}", [names[i]], [names[i + 1]], domain="own")
-            for i, one in enumerate(calls)
+            helper.make_node(f"F{call}", [names[i]], [names[i + 1]], domain="own")
+            for i, call in enumerate(calls)
         ] or [helper.make_node("Identity", ["v0"], ["v0"])]
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
-        return helper.make_function("own", f"F{at}", ["v0"], [names[-1]], nodes, opsets)
+        return helper.make_function("own", f"F{number}", ["v0"], [names[-1]], nodes, opsets)
 
     for functions, word in (
-        ([function(at, [at - 1] * 10 if at else []) for at in range(30)], "operators"),
+        ([function(i, [i - 1] * 10 if i else []) for i in range(30)], "operators"),
         ([function(29, [29])], "calls itself"),
         ([function(29, [28]), function(28, [29])], "calls itself"),
     ):
@@ -128,8 +128,8 @@ def test_functions_that_unfold_without_end_are_refused(tmp_path: Path) -> None:
         refused(model, tmp_path / "m.onnx", word)
 
 
-def test_text_and_what_keeps_its_own_memory_is_refused(tmp_path: Path) -> None:
-    """Text tensors are not held in the runtime's bounded memory, nor is Unique's map."""
+def test_operators_outside_the_bounded_memory_are_refused(tmp_path: Path) -> None:
+    """Text tensors and the table of Unique are not in the runtime's bounded memory."""
     words = helper.make_tensor("t", TensorProto.STRING, [1], [b"x"])
     for word, node in (
         ("text", helper.make_node("Constant", [], ["c"], value_string=b"x")),
@@ -142,17 +142,17 @@ def test_text_and_what_keeps_its_own_memory_is_refused(tmp_path: Path) -> None:
         refused(model, tmp_path / "m.onnx", word)
 
 
-def test_sparse_weights_that_are_huge_when_dense(tmp_path: Path) -> None:
-    """One number of 400 million is refused: ONNX Runtime would make it dense."""
+def test_sparse_weights_that_are_huge_when_dense_are_refused(tmp_path: Path) -> None:
+    """ONNX Runtime would allocate 400 million values for one that is stored."""
     model = by_hand([UNIT])
-    one = numpy_helper.from_array(np.ones(1, np.float32), "s")
+    value = numpy_helper.from_array(np.ones(1, np.float32), "s")
     index = numpy_helper.from_array(np.zeros(1, np.int64), "at")
-    model.graph.sparse_initializer.append(helper.make_sparse_tensor(one, index, [400_000_000]))
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(value, index, [400_000_000]))
     refused(model, tmp_path / "m.onnx", "when dense")
 
 
-def test_a_file_that_is_small_and_parses_to_gigabytes(tmp_path: Path) -> None:
-    """Two bytes make an empty operator of a hundred: too many of them are not parsed."""
+def test_a_small_file_that_parses_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    """Two bytes in the file are an empty operator of a hundred bytes in memory."""
     nodes = b"\x0a\x00" * (onnx_safety.MAX_STRUCTURE_BYTES // 64 + 1)
     size, length = len(nodes), b""
     while size > 127:
@@ -162,8 +162,8 @@ def test_a_file_that_is_small_and_parses_to_gigabytes(tmp_path: Path) -> None:
         parse_model(tmp_path / "m.onnx", data)
 
 
-def test_a_file_over_the_limit_and_a_pipe_are_not_read(tmp_path: Path) -> None:
-    """2 GiB are protobuf's limit; a named pipe is not waited for."""
+def test_files_over_the_limit_and_pipes_are_not_read(tmp_path: Path) -> None:
+    """The limit is protobuf's 2 GiB; a named pipe does not block."""
     path = tmp_path / "m.onnx"
     with path.open("wb") as file:
         file.truncate(onnx_safety.MAX_FILE_BYTES + 1)
@@ -184,19 +184,21 @@ def test_a_file_over_the_limit_and_a_pipe_are_not_read(tmp_path: Path) -> None:
         ({"padding": "x" * MAX_CONTRACT}, "longer than"),
     ],
 )
-def test_metadata_that_asks_for_too_much(
+def test_metadata_over_its_limits_is_refused(
     tmp_path: Path, change: dict[str, object], word: str
 ) -> None:
-    """The embedding's numbers, the inputs, their sides and the text itself are bounded."""
+    """Dimensions, inputs, image sides and the text itself have limits."""
     path = save(by_hand([UNIT]), tmp_path / "m.onnx")
     model = onnx.load(path)
-    told = json.loads(next(one.value for one in model.metadata_props if one.key == CONTRACT_KEY))
+    contract = json.loads(
+        next(entry.value for entry in model.metadata_props if entry.key == CONTRACT_KEY)
+    )
     if "height" in change:
-        told["inputs"][0] |= change
+        contract["inputs"][0] |= change
     else:
-        told |= change
+        contract |= change
     del model.metadata_props[:]
-    helper.set_model_props(model, {CONTRACT_KEY: json.dumps(told)})
+    helper.set_model_props(model, {CONTRACT_KEY: json.dumps(contract)})
     onnx.save(model, path)
     with pytest.raises(InputError, match=word):
         Encoder.load(path)
@@ -207,7 +209,7 @@ def _ints(name: str, *values: int) -> onnx.TensorProto:
 
 
 def bomb(kind: str) -> onnx.ModelProto:
-    """A model of the contract whose graph makes a tensor of some 160 GB on the way."""
+    """An encoder whose graph makes an intermediate tensor of some 160 GB."""
     sizes = _ints("huge", 20_000, 2_000_000)
     last = {
         "Expand": [helper.make_node("Expand", ["least", "huge"], ["big"])],
@@ -256,7 +258,7 @@ def _body() -> onnx.GraphProto:
 
 @pytest.mark.parametrize("kind", ["Expand", "ConstantOfShape", "Tile", "Resize", "Loop"])
 def test_a_memory_bomb_ends_in_an_error(tmp_path: Path, kind: str) -> None:
-    """A graph that asks for more than its share of the memory is an InputError, not a kill."""
+    """A graph that needs more than its share of the memory is an InputError, not a kill."""
     model = bomb(kind)
     helper.set_model_props(model, {CONTRACT_KEY: metadata()})
     onnx.save(model, tmp_path / "m.onnx")
@@ -268,21 +270,21 @@ def test_a_memory_bomb_ends_in_an_error(tmp_path: Path, kind: str) -> None:
         "except InputError as error:\n    print(error.message)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "m.onnx"],
         check=False,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    message, peak = done.stdout.rsplit("\n", 2)[:2]
+    assert process.returncode == 0, process.stderr
+    message, peak = process.stdout.rsplit("\n", 2)[:2]
     assert "m.onnx" in message
     assert "ONNX Runtime" in message
     assert int(peak) < 1500
 
 
 def test_large_inputs_make_small_batches(tmp_path: Path) -> None:
-    """A batch's pixels are bounded in bytes, so that metadata cannot ask for gigabytes."""
+    """The pixels of a batch are bounded in bytes, whatever input size the metadata names."""
     encoder = Encoder.load(save(by_hand([UNIT]), tmp_path / "m.onnx"))
     assert encoder.largest_batch == (1 << 28) // (3 * SIDE * SIDE)
     assert encoder.dim == DIM

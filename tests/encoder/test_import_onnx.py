@@ -1,4 +1,4 @@
-"""Foreign ONNX files: wrapped so that they compute what they did with their own preprocessing."""
+"""Imported ONNX models compute what they did with their own preprocessing."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ BARE = {
 PLAIN = {"format": 1, "height": SIDE, "width": SIDE, "layout": "NHWC"}
 
 
-def side(path: Path, entries: object) -> Path:
-    """A preprocessing file."""
+def write_spec(path: Path, entries: object) -> Path:
+    """Write a preprocessing file."""
     path.write_text(json.dumps(entries))
     return path
 
 
 def nhwc(**more: object) -> onnx.ModelProto:
-    """A stranger's model by hand: float NHWC pixels to rows of any length."""
+    """An image model built elsewhere: float NHWC pixels to rows of any length."""
     nodes = [
         helper.make_node("ReduceMean", ["pixels"], ["image"], axes=[1, 2], keepdims=0),
         helper.make_node("MatMul", ["image", "scale"], ["features"]),
@@ -53,31 +53,33 @@ def nhwc(**more: object) -> onnx.ModelProto:
     return graph_model(nodes, **{**options, **more})  # type: ignore[arg-type]
 
 
-def test_a_torch_export_with_its_own_preprocessing(
+def test_an_imported_torch_export_gives_torchs_embeddings(
     exports: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """NCHW, BGR, scale, mean, std and the norm inside the graph give torch's numbers."""
+    """NCHW, BGR, scale, mean, std and the norm are inside the graph."""
     folder, out = exports[0], tmp_path / "out.onnx"
-    out.write_bytes(read_model_bytes(folder / "bare.onnx", side(tmp_path / "bare.json", BARE)))
+    out.write_bytes(
+        read_model_bytes(folder / "bare.onnx", write_spec(tmp_path / "bare.json", BARE))
+    )
     encoder = Encoder.load(out)
     size = encoder.inputs[0].preprocessing
     assert (size.height, size.width, size.resize, size.fit) == (SIDE, SIDE, "bilinear", "stretch")
-    found = encoder.run({"image": np.load(folder / "images.npy")})
-    assert np.abs(found - np.load(folder / "bare.npy")).max() < 1e-5
+    rows = encoder.run({"image": np.load(folder / "images.npy")})
+    assert np.abs(rows - np.load(folder / "bare.npy")).max() < 1e-5
 
 
-def test_nhwc_models_whose_names_are_ours(tmp_path: Path) -> None:
-    """Inner values named as our own nodes' do not collide; defaults leave pixels 0 .. 255."""
+def test_names_of_the_added_nodes_do_not_collide_with_the_models(tmp_path: Path) -> None:
+    """A model whose values have those names computes the same; the default pixels are 0 .. 255."""
     onnx.save(nhwc(), tmp_path / "m.onnx")
-    encoder = Encoder.load(tmp_path / "m.onnx", side(tmp_path / "m.json", PLAIN))
+    encoder = Encoder.load(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", PLAIN))
     images = np.random.default_rng(1).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
     raw = images.mean((1, 2)) @ projection(4)
     expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
     assert np.abs(encoder.run({"image": images}) - expected).max() < 1e-5
 
 
-def test_subgraphs_keep_reading_their_outer_values(tmp_path: Path) -> None:
-    """A branch that reads a value of the graph around it still does so after wrapping."""
+def test_a_branch_still_reads_values_of_the_outer_graph(tmp_path: Path) -> None:
+    """A branch that uses a value from outside gives the same rows after wrapping."""
     branch = helper.make_graph(
         [helper.make_node("Mul", ["features", "two"], ["out"])],
         "branch",
@@ -92,43 +94,47 @@ def test_subgraphs_keep_reading_their_outer_values(tmp_path: Path) -> None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     onnx.save(model, tmp_path / "m.onnx")
     onnx.save(nhwc(), tmp_path / "plain.onnx")
-    told = side(tmp_path / "m.json", PLAIN)
+    spec = write_spec(tmp_path / "m.json", PLAIN)
     images = np.random.default_rng(1).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
     rows = [
-        Encoder.load(tmp_path / name, told).run({"image": images})
+        Encoder.load(tmp_path / name, spec).run({"image": images})
         for name in ("m.onnx", "plain.onnx")
     ]
     assert np.abs(rows[0] - rows[1]).max() < 1e-6
 
 
-def test_the_same_two_files_are_the_same_model(exports: tuple[Path, Path], tmp_path: Path) -> None:
-    """Admission is deterministic, from any folder; the identity changes with the preprocessing."""
-    made = []
+def test_one_model_and_preprocessing_have_one_identity(
+    exports: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Importing is deterministic in any folder; another preprocessing gives other bytes."""
+    models = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         shutil.copy(exports[0] / "bare.onnx", tmp_path / name / f"{name}.onnx")
-        told = side(tmp_path / name / "told.json", BARE)
-        made.append(read_model_bytes(tmp_path / name / f"{name}.onnx", told))
-        (tmp_path / "out.onnx").write_bytes(made[-1])
-        found = Encoder.load(tmp_path / name / f"{name}.onnx", told)
-        assert found.sha256 == Encoder.load(tmp_path / "out.onnx").sha256
-    assert made[0] == made[1]
-    other = side(tmp_path / "other.json", {**BARE, "channels": "RGB"})
-    assert read_model_bytes(exports[0] / "bare.onnx", other) != made[0]
+        spec = write_spec(tmp_path / name / "spec.json", BARE)
+        models.append(read_model_bytes(tmp_path / name / f"{name}.onnx", spec))
+        (tmp_path / "out.onnx").write_bytes(models[-1])
+        encoder = Encoder.load(tmp_path / name / f"{name}.onnx", spec)
+        assert encoder.sha256 == Encoder.load(tmp_path / "out.onnx").sha256
+    assert models[0] == models[1]
+    other = write_spec(tmp_path / "other.json", {**BARE, "channels": "RGB"})
+    assert read_model_bytes(exports[0] / "bare.onnx", other) != models[0]
 
 
-def test_the_file_beside_the_model_is_found(exports: tuple[Path, Path], tmp_path: Path) -> None:
-    """NAME.preprocessing.json beside NAME.onnx is taken where none is named."""
+def test_the_preprocessing_file_beside_the_model_is_the_default(
+    exports: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """NAME.preprocessing.json beside NAME.onnx is used where none is named."""
     shutil.copy(exports[0] / "bare.onnx", tmp_path / "old.onnx")
-    told = side(tmp_path / "old.preprocessing.json", BARE)
-    found = Encoder.load(tmp_path / "old.onnx")
-    assert found.sha256 == Encoder.load(tmp_path / "old.onnx", told).sha256
+    spec = write_spec(tmp_path / "old.preprocessing.json", BARE)
+    encoder = Encoder.load(tmp_path / "old.onnx")
+    assert encoder.sha256 == Encoder.load(tmp_path / "old.onnx", spec).sha256
 
 
-def test_a_sealed_file_takes_no_other_preprocessing(tmp_path: Path) -> None:
-    """What the file says itself cannot be replaced from outside, and a stray file is not read."""
+def test_the_preprocessing_of_a_sealed_file_cannot_be_replaced(tmp_path: Path) -> None:
+    """A preprocessing file is refused if named, and not read if it lies beside the model."""
     path = save(by_hand([UNIT]), tmp_path / "m.onnx")
-    stray = side(tmp_path / "m.preprocessing.json", {"format": 99})
+    stray = write_spec(tmp_path / "m.preprocessing.json", {"format": 99})
     assert Encoder.load(path).dim == DIM
     with pytest.raises(InputError, match="carries its own preprocessing"):
         Encoder.load(path, stray)
@@ -159,14 +165,14 @@ def test_a_sealed_file_takes_no_other_preprocessing(tmp_path: Path) -> None:
 def test_a_wrong_preprocessing_file_is_refused(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    """Every entry is checked; nothing unknown is let through."""
+    """Every entry is checked, and unknown entries are refused."""
     onnx.save(nhwc(), tmp_path / "m.onnx")
     with pytest.raises(InputError, match=message):
-        Encoder.load(tmp_path / "m.onnx", side(tmp_path / "m.json", {**PLAIN, **change}))
+        Encoder.load(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", {**PLAIN, **change}))
 
 
-def test_a_preprocessing_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    """Missing, no JSON, a list, or without the size."""
+def test_an_unreadable_preprocessing_file_is_refused(tmp_path: Path) -> None:
+    """It is missing, not JSON, a list, or without the size."""
     onnx.save(nhwc(), tmp_path / "m.onnx")
     with pytest.raises(InputError, match=r"gone\.json"):
         Encoder.load(tmp_path / "m.onnx", tmp_path / "gone.json")
@@ -177,9 +183,9 @@ def test_a_preprocessing_file_that_is_none_is_refused(tmp_path: Path) -> None:
             Encoder.load(tmp_path / "m.onnx", tmp_path / "m.json")
 
 
-def test_foreign_models_that_cannot_be_wrapped_are_refused(tmp_path: Path) -> None:
-    """Outputs without a choice, uint8 or two inputs, an old operator set, four axes out."""
-    told = side(tmp_path / "m.json", PLAIN)
+def test_models_that_cannot_be_imported_are_refused(tmp_path: Path) -> None:
+    """Ambiguous outputs, a uint8 or second input, an old operator set, an output of four axes."""
+    spec = write_spec(tmp_path / "m.json", PLAIN)
     pixels = value("pixels", TensorProto.FLOAT, ["n", SIDE, SIDE, 3])
     features = value("features", TensorProto.FLOAT, ["n", DIM])
     for model, message in (
@@ -191,11 +197,11 @@ def test_foreign_models_that_cannot_be_wrapped_are_refused(tmp_path: Path) -> No
     ):
         onnx.save(model, tmp_path / "m.onnx")
         with pytest.raises(InputError, match=message):
-            Encoder.load(tmp_path / "m.onnx", told)
+            Encoder.load(tmp_path / "m.onnx", spec)
 
 
-def test_a_model_for_one_image_is_refused(tmp_path: Path) -> None:
-    """A foreign graph with a fixed batch fails at admission, not at the first real batch."""
+def test_a_model_with_a_fixed_batch_is_refused(tmp_path: Path) -> None:
+    """It is refused when it is imported, not at the first real batch."""
     nodes = [
         helper.make_node("Reshape", ["pixels", "shape"], ["flat"]),
         helper.make_node("ReduceMean", ["flat"], ["features"], axes=[2], keepdims=0),
@@ -207,15 +213,15 @@ def test_a_model_for_one_image_is_refused(tmp_path: Path) -> None:
     )
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(InputError, match="fails on a batch"):
-        Encoder.load(tmp_path / "m.onnx", side(tmp_path / "m.json", PLAIN))
+        Encoder.load(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", PLAIN))
 
 
-def test_weights_listed_as_inputs_are_no_inputs(tmp_path: Path) -> None:
-    """Old exporters list every weight among the inputs; images are still the only one."""
+def test_weights_listed_as_inputs_do_not_count_as_inputs(tmp_path: Path) -> None:
+    """Old exporters list every weight among the inputs; the images are still the only input."""
     model = nhwc()
     model.graph.input.append(value("scale", TensorProto.FLOAT, [3, DIM]))
     onnx.save(model, tmp_path / "m.onnx")
-    encoder = Encoder.load(tmp_path / "m.onnx", side(tmp_path / "m.json", PLAIN))
-    assert [one.name for one in encoder.inputs] == ["image"]
+    encoder = Encoder.load(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", PLAIN))
+    assert [source.name for source in encoder.inputs] == ["image"]
     images: NDArray[np.uint8] = np.full((1, SIDE, SIDE, 3), 9, np.uint8)
     assert encoder.run({"image": images}).shape == (1, DIM)
