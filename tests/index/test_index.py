@@ -1,4 +1,4 @@
-"""The index on real rows: every trap of hnswlib has a check, and every check has a test."""
+"""HnswIndex: adding, searching, saving and loading, and what hnswlib itself does not check."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def exact(queries: np.ndarray, k: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def index() -> HnswIndex:
-    """An index of 1,500 rows, not to be changed."""
+    """An index of 1,500 rows, which tests do not change."""
     return build_index(ROWS, KEYS, PARAMS)
 
 
 @pytest.fixture(scope="module")
 def saved(index: HnswIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of ``index``, not to be changed."""
+    """The file of ``index``, which tests do not change."""
     path = tmp_path_factory.mktemp("index") / "a.hnsw"
     index.save(path)
     return path
 
 
-def test_search_finds_what_is_nearest(index: HnswIndex) -> None:
-    """Keys and cosines of a search are those of the exact one for nearly every query."""
+def test_search_finds_the_nearest_rows(index: HnswIndex) -> None:
+    """Keys and cosines equal those of an exact search for nearly every query."""
     keys, scores = index.search(QUERIES, 5, ef=200)
     assert (keys.shape, keys.dtype) == ((200, 5), np.uint64)
     assert (scores.shape, scores.dtype) == ((200, 5), np.float32)
@@ -56,32 +56,31 @@ def test_search_finds_what_is_nearest(index: HnswIndex) -> None:
     np.testing.assert_allclose(scores[:, 0], (rows * QUERIES).sum(1), atol=1e-5)
 
 
-def test_a_loaded_index_answers_as_the_saved_one(index: HnswIndex, saved: Path) -> None:
-    """Answers survive the file, ef included: hnswlib itself would fall back to 10."""
+def test_a_loaded_index_gives_the_results_of_the_saved_one(index: HnswIndex, saved: Path) -> None:
+    """ef survives the file too: hnswlib itself would fall back to 10."""
     again = HnswIndex.load(saved, PARAMS, N)
     for ef in (None, 15):
-        for one, other in zip(
-            index.search(QUERIES, 10, ef), again.search(QUERIES, 10, ef), strict=True
-        ):
-            np.testing.assert_array_equal(one, other)
+        pairs = zip(index.search(QUERIES, 10, ef), again.search(QUERIES, 10, ef), strict=True)
+        for saved_part, loaded_part in pairs:
+            np.testing.assert_array_equal(saved_part, loaded_part)
     few = HnswIndex.load(saved, HnswParams(dim=16, M=8, ef_construction=60, ef_search=1), N)
     assert (few.search(QUERIES, 1)[0] != again.search(QUERIES, 1)[0]).any()
 
 
-def test_rows_and_keys_come_back_to_the_bit(index: HnswIndex, saved: Path) -> None:
-    """Built or loaded, all keys keep their order, and rows of any keys are the very rows."""
+def test_rows_and_keys_are_returned_unchanged(index: HnswIndex, saved: Path) -> None:
+    """Built or loaded, keys keep their order, and rows are equal to the bit."""
     order = np.random.default_rng(2).permutation(N)
-    for one in (index, HnswIndex.load(saved, PARAMS)):
-        np.testing.assert_array_equal(one.keys(), KEYS)
-        np.testing.assert_array_equal(one.vectors(), ROWS)
-        np.testing.assert_array_equal(one.vectors(KEYS[order]), ROWS[order])
-        assert one.vectors(KEYS[:0]).shape == (0, 16)
+    for tested in (index, HnswIndex.load(saved, PARAMS)):
+        np.testing.assert_array_equal(tested.keys(), KEYS)
+        np.testing.assert_array_equal(tested.vectors(), ROWS)
+        np.testing.assert_array_equal(tested.vectors(KEYS[order]), ROWS[order])
+        assert tested.vectors(KEYS[:0]).shape == (0, 16)
         with pytest.raises(InputError, match="no row under the key 3"):
-            one.vectors(np.array([KEYS[0], 3], np.uint64))
+            tested.vectors(np.array([KEYS[0], 3], np.uint64))
 
 
 def test_one_thread_builds_the_same_bytes(saved: Path, tmp_path: Path) -> None:
-    """Building again from the same rows gives the same file; another seed gives another."""
+    """The same rows give the same file; another seed gives another."""
     build_index(ROWS, KEYS, PARAMS).save(tmp_path / "b.hnsw")
     assert (tmp_path / "b.hnsw").read_bytes() == saved.read_bytes()
     other = HnswParams(dim=16, M=8, ef_construction=60, ef_search=40, seed=5)
@@ -89,15 +88,15 @@ def test_one_thread_builds_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     assert (tmp_path / "c.hnsw").read_bytes() != saved.read_bytes()
 
 
-def test_many_threads_build_an_index_that_saves_and_loads(tmp_path: Path) -> None:
-    """With threads the order in the file is any, but keys and rows belong together."""
+def test_an_index_built_by_threads_saves_and_loads(tmp_path: Path) -> None:
+    """With threads the order in the file is arbitrary, but each key has its row."""
     build_index(ROWS, KEYS, PARAMS, threads=4).save(tmp_path / "t.hnsw")
     again = HnswIndex.load(tmp_path / "t.hnsw", PARAMS, N)
     np.testing.assert_array_equal(again.vectors(KEYS), ROWS)
 
 
-def test_adding_changes_memory_and_not_the_file(saved: Path, tmp_path: Path) -> None:
-    """New rows are found beside the old ones, beyond the file's capacity; the file stays."""
+def test_adding_does_not_change_the_file(saved: Path, tmp_path: Path) -> None:
+    """New rows beyond the file's capacity are found like the old ones; the file stays."""
     before = saved.read_bytes()
     grown = HnswIndex.load(saved, PARAMS, N)
     more, keys = unit(300, seed=3), np.arange(300, dtype=np.uint64)
@@ -129,7 +128,7 @@ def bad(row: int, value: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("rows", "what"),
+    ("rows", "message"),
     [
         (bad(3, np.nan), "row 3 is not finite"),
         (bad(2, np.inf), "row 2 is not finite"),
@@ -138,21 +137,23 @@ def bad(row: int, value: float) -> np.ndarray:
         (unit(5) * 1.01, "row 0 has the norm 1.01"),
     ],
 )
-def test_bad_rows_are_refused_by_number_and_nothing_is_added(rows: np.ndarray, what: str) -> None:
-    """NaN, infinite, zero and non-unit rows and queries are refused, and the row is named."""
+def test_bad_rows_are_refused_by_number_and_nothing_is_added(
+    rows: np.ndarray, message: str
+) -> None:
+    """NaN, infinite, zero and non-unit rows and queries are refused by number."""
     index = build_index(unit(10, seed=4), np.arange(10), PARAMS)
-    with pytest.raises(InputError, match=what):
+    with pytest.raises(InputError, match=message):
         index.add(rows, np.arange(10, 15))
     assert len(index) == 10
-    with pytest.raises(InputError, match=what.replace("row", "query")):
+    with pytest.raises(InputError, match=message.replace("row", "query")):
         index.search(rows, 1)
-    with pytest.raises(InputError, match=what):
+    with pytest.raises(InputError, match=message):
         build_index(rows, np.arange(5), PARAMS)
 
 
 @pytest.mark.parametrize("shape", [(5, 15), (5, 17), (16,), (1, 5, 16)])
 def test_wrong_shapes_are_refused(index: HnswIndex, shape: tuple[int, ...]) -> None:
-    """Rows and queries of another dimension never reach hnswlib, which could abort."""
+    """Rows and queries of another dimension never reach hnswlib."""
     with pytest.raises(InputError, match=r"must be \(n, 16\)"):
         index.search(np.ones(shape, np.float32), 1)
     with pytest.raises(InputError, match=r"must be \(n, 16\)"):
@@ -163,15 +164,15 @@ def test_wrong_shapes_are_refused(index: HnswIndex, shape: tuple[int, ...]) -> N
     "keys", [[1, 1], [0, 5], [-1, 3], [0.5, 1.5], [7], [[7, 8]], ["a", "b"]], ids=str
 )
 def test_wrong_keys_are_refused(keys: list[object]) -> None:
-    """Keys that are there already, twice, negative, no whole numbers, or too few, are refused."""
+    """Keys that exist already, duplicates, negative or fractional keys, and too few are refused."""
     index = build_index(unit(3), np.array([5, 6, 9]), PARAMS)
     with pytest.raises(InputError, match="key"):
         index.add(unit(2, seed=5), np.array(keys))
     assert index.keys().tolist() == [5, 6, 9]
 
 
-def test_more_rows_than_there_are_cannot_be_asked_for() -> None:
-    """k beyond the rows gives all rows, best first, where hnswlib raises; k = 0 is refused."""
+def test_k_is_limited_to_the_number_of_rows() -> None:
+    """A larger k gives all rows, nearest first, where hnswlib raises; k = 0 is refused."""
     index = build_index(unit(3), np.array([5, 6, 9]), PARAMS)
     keys, scores = index.search(unit(3), 10)
     assert keys.shape == scores.shape == (3, 3)
@@ -183,8 +184,8 @@ def test_more_rows_than_there_are_cannot_be_asked_for() -> None:
         HnswIndex.create(PARAMS, 0)
 
 
-def test_rows_that_the_graph_cannot_reach_are_found_exactly() -> None:
-    """Where hnswlib returns fewer than k (many equal rows, small M) the exact answer is given."""
+def test_search_is_exact_where_the_graph_cannot_reach_rows() -> None:
+    """hnswlib finds fewer than k among many equal rows with a small M."""
     params = HnswParams(dim=16, M=2, ef_construction=2, ef_search=1)
     rows = np.vstack([np.repeat(unit(5), 300, axis=0), unit(50, seed=8)])
     index = build_index(rows, np.arange(len(rows)), params)
@@ -199,8 +200,8 @@ def test_rows_that_the_graph_cannot_reach_are_found_exactly() -> None:
 
 
 @pytest.mark.parametrize("space", ["ip", "cosine", "l2"])
-def test_files_of_hnswlib_itself_are_adopted(space: str, tmp_path: Path) -> None:
-    """A file that hnswlib wrote in any of its spaces gives the same neighbours and cosines."""
+def test_files_written_by_hnswlib_load(space: str, tmp_path: Path) -> None:
+    """A file in any of hnswlib's spaces gives the same neighbours and cosines."""
     raw = hnswlib.Index(space=space, dim=16)
     raw.init_index(2 * N, M=8, ef_construction=60)
     raw.add_items(ROWS * (3 if space == "cosine" else 1), KEYS)
@@ -216,7 +217,7 @@ def test_files_of_hnswlib_itself_are_adopted(space: str, tmp_path: Path) -> None
 
 
 def test_rows_marked_deleted_are_refused(tmp_path: Path) -> None:
-    """A file with a deleted row is refused with the row, rather than searched without it."""
+    """A file with a deleted row is refused by the number of the row."""
     raw = hnswlib.Index(space="ip", dim=16)
     raw.init_index(N, M=8, ef_construction=60)
     raw.add_items(ROWS, KEYS, num_threads=1)
@@ -227,7 +228,7 @@ def test_rows_marked_deleted_are_refused(tmp_path: Path) -> None:
 
 
 def test_non_unit_rows_of_a_file_are_refused(tmp_path: Path) -> None:
-    """An adopted index of rows that are not of unit length is no index of cosines."""
+    """A file whose rows are not of unit length is refused."""
     raw = hnswlib.Index(space="l2", dim=16)
     raw.init_index(N, M=8, ef_construction=60)
     raw.add_items(ROWS * 2, KEYS, num_threads=1)
@@ -237,7 +238,7 @@ def test_non_unit_rows_of_a_file_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "count", "what"),
+    ("params", "count", "message"),
     [
         (HnswParams(dim=15, M=8, ef_construction=60), N, "dim 16, expected 15"),
         (HnswParams(dim=32, M=8, ef_construction=60), N, "dim 16, expected 32"),
@@ -246,17 +247,17 @@ def test_non_unit_rows_of_a_file_are_refused(tmp_path: Path) -> None:
         (PARAMS, N - 1, f"count {N}, expected {N - 1}"),
     ],
 )
-def test_another_index_is_refused_before_hnswlib_sees_it(
-    saved: Path, params: HnswParams, count: int, what: str
+def test_a_file_with_other_parameters_is_refused(
+    saved: Path, params: HnswParams, count: int, message: str
 ) -> None:
-    """A file of another dimension, M, ef_construction or count is not the manifest's."""
-    with pytest.raises(DamagedError, match=what):
+    """Another dimension, M, ef_construction or count is refused before hnswlib opens the file."""
+    with pytest.raises(DamagedError, match=message):
         HnswIndex.load(saved, params, count)
 
 
 @pytest.mark.parametrize("keep", [0, 50, 96, 5000, -1, -4, -100])
-def test_a_file_cut_short_is_refused(saved: Path, tmp_path: Path, keep: int) -> None:
-    """Cut anywhere, or with bytes appended, the file is refused before hnswlib opens it."""
+def test_a_truncated_or_extended_file_is_refused(saved: Path, tmp_path: Path, keep: int) -> None:
+    """A file truncated anywhere, or with bytes appended, is refused before hnswlib opens it."""
     path = tmp_path / "a.hnsw"
     whole = saved.read_bytes()
     path.write_bytes(whole[:keep])
@@ -267,8 +268,8 @@ def test_a_file_cut_short_is_refused(saved: Path, tmp_path: Path, keep: int) -> 
         HnswIndex.load(path, PARAMS, N)
 
 
-def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
-    """Text, zeros and a missing file are refused by name."""
+def test_files_that_are_not_indexes_are_refused(tmp_path: Path) -> None:
+    """Text, zeros and a missing file are refused by path."""
     path = tmp_path / "a.hnsw"
     for data in (b"hello " * 100, b"\0" * 5000, b"\xff" * 5000):
         path.write_bytes(data)
@@ -278,12 +279,12 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
         read_header(tmp_path / "missing.hnsw")
 
 
-def test_saving_never_destroys_and_never_fails_silently(index: HnswIndex, tmp_path: Path) -> None:
-    """An existing file and a missing folder are refused, where hnswlib overwrites or says OK."""
-    (tmp_path / "a").write_bytes(b"mine")
+def test_saving_never_overwrites_and_never_fails_silently(index: HnswIndex, tmp_path: Path) -> None:
+    """An existing file and a missing folder are refused, where hnswlib overwrites or succeeds."""
+    (tmp_path / "a").write_bytes(b"kept")
     with pytest.raises(InputError, match="exists"):
         index.save(tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == b"mine"
+    assert (tmp_path / "a").read_bytes() == b"kept"
     with pytest.raises(InputError, match="no such folder"):
         index.save(tmp_path / "missing" / "a")
     with pytest.raises(InputError, match="exists"):
@@ -295,13 +296,13 @@ def test_saving_never_destroys_and_never_fails_silently(index: HnswIndex, tmp_pa
     [{"dim": 0}, {"M": 1}, {"M": 10001}, {"ef_search": 0}, {"seed": -1}, {"space": "dot"}],
 )
 def test_parameters_out_of_range_are_refused(wrong: dict[str, object]) -> None:
-    """What hnswlib would clamp or divide by is refused with its name."""
+    """Values that hnswlib would clamp or divide by are refused by name."""
     with pytest.raises(InputError, match=next(iter(wrong))):
         HnswParams(**{"dim": 16, **wrong})  # type: ignore[arg-type]
 
 
 def test_ef_is_doubled_until_the_target_is_reached(index: HnswIndex) -> None:
-    """The chosen ef is the first of the sweep that reaches the target, and its recall is real."""
+    """The chosen ef is the first that reaches the target, and its recall is that of a count."""
     truth = exact(QUERIES, 10)
     tuned = tune_ef(index, QUERIES, truth, 10, target=0.99)
     assert tuned.sweep[0][0] == 10
@@ -309,13 +310,13 @@ def test_ef_is_doubled_until_the_target_is_reached(index: HnswIndex) -> None:
     ef, recall = tuned.sweep[-1]
     assert tuned.ef == ef
     assert recall >= 0.99
-    found = index.search(QUERIES, 10, tuned.ef)[0]
-    hits = [len(set(a) & set(b)) for a, b in zip(found.tolist(), truth.tolist(), strict=True)]
+    keys = index.search(QUERIES, 10, tuned.ef)[0]
+    hits = [len(set(a) & set(b)) for a, b in zip(keys.tolist(), truth.tolist(), strict=True)]
     assert recall == pytest.approx(np.mean(hits) / 10)
 
 
-def test_an_unreachable_target_says_so(index: HnswIndex) -> None:
-    """The sweep ends at the number of rows, with the best that was seen."""
+def test_an_unreachable_target_gives_the_best_ef(index: HnswIndex) -> None:
+    """The sweep ends at the number of rows, and the ef with the best recall is chosen."""
     tuned = tune_ef(index, QUERIES[:20], exact(QUERIES[:20], 10), 10, target=1.1)
     assert tuned.sweep[-1][0] == N
     recalls = dict(tuned.sweep)
@@ -325,25 +326,25 @@ def test_an_unreachable_target_says_so(index: HnswIndex) -> None:
 
 
 def test_ties_do_not_cost_recall() -> None:
-    """Equal rows are equally right: finding another one than the exact search is no miss."""
+    """Finding another equal row than the exact search is not a miss."""
     rows = np.repeat(unit(40), 5, axis=0)
     index = build_index(rows, np.arange(200), PARAMS)
     last = (np.arange(40) * 5 + 4)[:, None]
     assert recall_per_query(index, unit(40), last, 1, 200).mean() == 1.0
 
 
-def test_progress_tells_rows(tmp_path: Path) -> None:
-    """Building in batches reports rows done of rows in all, ending with all."""
-    said: list[tuple[int, int]] = []
+def test_progress_counts_rows(tmp_path: Path) -> None:
+    """Adding in batches reports rows added and the total, ending with all."""
+    calls: list[tuple[int, int]] = []
     build_index(
         unit(5000, dim=4), np.arange(5000), HnswParams(dim=4, M=4, ef_construction=10),
-        lambda stage, done, total: said.append((done, total)),
+        lambda stage, count, total: calls.append((count, total)),
     )  # fmt: skip
-    assert said == [(0, 5000), (2048, 5000), (4096, 5000), (5000, 5000)]
+    assert calls == [(0, 5000), (2048, 5000), (4096, 5000), (5000, 5000)]
 
 
-def test_a_copy_of_the_file_is_the_same_index(saved: Path, tmp_path: Path) -> None:
-    """A loaded index keeps working when its file is deleted under it."""
+def test_a_loaded_index_survives_the_deletion_of_its_file(saved: Path, tmp_path: Path) -> None:
+    """Rows and results stay the same after the file is deleted."""
     path = Path(shutil.copy(saved, tmp_path / "b.hnsw"))
     index = HnswIndex.load(path, PARAMS, N)
     path.unlink()
@@ -351,7 +352,7 @@ def test_a_copy_of_the_file_is_the_same_index(saved: Path, tmp_path: Path) -> No
     assert (index.search(ROWS, 1, ef=100)[0][:, 0] == KEYS).mean() > 0.99
 
 
-def test_a_name_that_cannot_be_is_a_clear_error(index: HnswIndex, tmp_path: Path) -> None:
-    """A name that the file system refuses gives a CompatError, not an OSError."""
+def test_a_name_that_the_file_system_refuses_is_an_error(index: HnswIndex, tmp_path: Path) -> None:
+    """It is a CompatError, not an OSError."""
     with pytest.raises(CompatError, match="name too long"):
         index.save(tmp_path / ("x" * 300))

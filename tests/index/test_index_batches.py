@@ -1,4 +1,4 @@
-"""Adding in batches, files that were checked before, and what a read-back sees."""
+"""Adding in batches, prevalidated files, and the read-back after saving."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEYS = np.random.default_rng(5).permutation(N).astype(np.uint64) + 2**60
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of 600 rows built at once, not to be changed."""
+    """An index of 600 rows built at once, which tests do not change."""
     path = tmp_path_factory.mktemp("index") / "a.hnsw"
     build_index(ROWS, KEYS, PARAMS).save(path)
     return path
@@ -51,7 +51,7 @@ def in_batches(index: HnswIndex, rows: np.ndarray, keys: np.ndarray, size: int) 
 def test_batches_build_the_same_bytes(
     saved: Path, tmp_path: Path, size: int, capacity: int
 ) -> None:
-    """Whatever the batches and the room at the start, one thread gives the file of ``build``."""
+    """Whatever the batches and the first capacity, one thread gives the same file."""
     index = in_batches(HnswIndex.create(PARAMS, capacity), ROWS, KEYS, size)
     np.testing.assert_array_equal(index.keys(), KEYS)
     np.testing.assert_array_equal(index.vectors(), ROWS)
@@ -60,26 +60,26 @@ def test_batches_build_the_same_bytes(
 
 
 def test_batches_added_to_a_file_give_the_same_bytes(saved: Path, tmp_path: Path) -> None:
-    """At once, in batches, with room reserved, or after a look at the file: one result."""
+    """In one batch or many, reserved or not, prevalidated or not, the file is the same."""
     more, keys = unit(300, 1), np.arange(300, dtype=np.uint64)
-    found = []
+    files = []
     for number, (size, reserve, prevalidated) in enumerate(
         [(300, 0, False), (50, 0, False), (50, 300, True), (50, 5000, True)]
     ):
         index = HnswIndex.load(saved, PARAMS, N, prevalidated=prevalidated)
         index.reserve(reserve)
         in_batches(index, more, keys, size).save(tmp_path / f"{number}.hnsw")
-        found.append((tmp_path / f"{number}.hnsw").read_bytes())
+        files.append((tmp_path / f"{number}.hnsw").read_bytes())
         assert read_header(tmp_path / f"{number}.hnsw").capacity == N + 300
-    assert len(set(found)) == 1
+    assert len(set(files)) == 1
 
 
-def test_room_is_made_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room reserved no batch resizes; without, the room grows by more than a batch."""
+def test_reserving_resizes_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With capacity reserved no batch resizes; without, it grows by more than a batch."""
     sizes: list[int] = []
-    real = HnswIndex._resize
+    resize = HnswIndex._resize
     monkeypatch.setattr(
-        HnswIndex, "_resize", lambda self, room: (sizes.append(room), real(self, room))
+        HnswIndex, "_resize", lambda self, rows: (sizes.append(rows), resize(self, rows))
     )
     index = HnswIndex.load(saved, PARAMS)
     index.reserve(N)
@@ -94,11 +94,11 @@ def test_room_is_made_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_keys_of_the_file_and_of_earlier_batches_are_refused(saved: Path) -> None:
-    """A key that is anywhere already stops a batch before any row of it is in."""
+    """A key that exists stops a batch before any of its rows is added."""
     for index in (HnswIndex.load(saved, PARAMS, prevalidated=True), HnswIndex.create(PARAMS, N)):
         index.add(unit(3, 1), np.array([5, 2**64 - 1, 7], np.uint64))
-        held, before = index.keys(), len(index)
-        for key in (5, 7, 2**64 - 1, int(held[0]), int(held[-1])):
+        keys, before = index.keys(), len(index)
+        for key in (5, 7, 2**64 - 1, int(keys[0]), int(keys[-1])):
             with pytest.raises(InputError, match=f"key {key} is there already"):
                 index.add(unit(3, 2), np.array([10, key, 11], np.uint64))
         with pytest.raises(InputError, match="key 12 is there already, or twice"):
@@ -108,10 +108,10 @@ def test_keys_of_the_file_and_of_earlier_batches_are_refused(saved: Path) -> Non
         np.testing.assert_array_equal(index.vectors(index.keys()[-2:]), unit(2, 2))
 
 
-def test_a_batch_does_not_look_at_the_rows_that_are_there(
+def test_adding_to_a_prevalidated_file_reads_no_record(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loading what was checked before and adding to it reads no record of the file."""
+    """Loading a prevalidated file, adding and searching read no record of it."""
 
     def refuse(*_: Any) -> None:
         raise AssertionError("the file's records were read")
@@ -126,13 +126,13 @@ def test_a_batch_does_not_look_at_the_rows_that_are_there(
         HnswIndex.load(saved, PARAMS, N)
 
 
-def test_what_was_checked_before_behaves_the_same(saved: Path) -> None:
-    """Keys, rows, answers and refusals of both ways to load are equal."""
-    one, other = (
+def test_a_prevalidated_index_behaves_the_same(saved: Path) -> None:
+    """Keys, rows, results and errors of both ways to load are equal."""
+    checked, other = (
         HnswIndex.load(saved, PARAMS, N, prevalidated=prevalidated)
         for prevalidated in (False, True)
     )
-    for index in (one, other):
+    for index in (checked, other):
         index.add(unit(20, 3), np.arange(20))
         np.testing.assert_array_equal(index.keys(), np.concatenate([KEYS, np.arange(20)]))
         np.testing.assert_array_equal(index.vectors(), np.vstack([ROWS, unit(20, 3)]))
@@ -141,14 +141,14 @@ def test_what_was_checked_before_behaves_the_same(saved: Path) -> None:
         np.testing.assert_array_equal(index.vectors(mixed), rows)
         with pytest.raises(InputError, match="no row under the key 20"):
             index.vectors(np.array([KEYS[3], 20, 7, 21], np.uint64))
-    for a, b in zip(one.search(ROWS, 5), other.search(ROWS, 5), strict=True):
+    for a, b in zip(checked.search(ROWS, 5), other.search(ROWS, 5), strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(DamagedError, match="count 600, expected 601"):
         HnswIndex.load(saved, PARAMS, N + 1, prevalidated=True)
 
 
 def test_the_header_is_always_checked(saved: Path, tmp_path: Path) -> None:
-    """Also of a file that is said to have been checked; the file's capacity is never used."""
+    """It is checked for prevalidated files too; the capacity in the file is never used."""
     whole = saved.read_bytes()
     (tmp_path / "a").write_bytes(whole[:500])
     with pytest.raises(DamagedError, match="too few"):
@@ -159,8 +159,8 @@ def test_the_header_is_always_checked(saved: Path, tmp_path: Path) -> None:
         assert index._engine.get_max_elements() == N
 
 
-def test_an_empty_index_answers_and_is_not_saved(tmp_path: Path) -> None:
-    """It has no keys, finds nothing, and has no file; there is none without room."""
+def test_an_empty_index_finds_nothing_and_is_not_saved(tmp_path: Path) -> None:
+    """It has no keys and no results; an index without capacity is refused."""
     index = HnswIndex.create(PARAMS, 10)
     assert (len(index), len(index.keys()), index.vectors().shape) == (0, 0, (0, 8))
     assert [part.shape for part in index.search(ROWS[:3], 5)] == [(3, 0), (3, 0)]
@@ -172,14 +172,14 @@ def test_an_empty_index_answers_and_is_not_saved(tmp_path: Path) -> None:
         HnswIndex.create(PARAMS, 0)
 
 
-def test_room_that_the_machine_does_not_have_is_a_clear_error() -> None:
-    """hnswlib's own words, or that memory is short; never a bare RuntimeError or MemoryError."""
+def test_a_capacity_over_the_memory_is_an_error() -> None:
+    """It is a CompatError, never a bare RuntimeError or MemoryError."""
     with pytest.raises(CompatError, match="hnswlib, making an index"):
         HnswIndex.create(PARAMS, 2**50)
 
 
-def test_rows_of_other_types_are_converted_batch_by_batch() -> None:
-    """float64 and lists are taken as their float32, and the caller's array stays."""
+def test_rows_of_other_types_are_converted() -> None:
+    """float64 arrays and lists are added as float32."""
     wide = ROWS.astype(np.float64)
     index = build_index(wide, KEYS, PARAMS)
     np.testing.assert_array_equal(index.vectors(KEYS), ROWS)
@@ -188,7 +188,7 @@ def test_rows_of_other_types_are_converted_batch_by_batch() -> None:
 
 
 class Tampering:
-    """hnswlib, but what it saves has bytes changed afterwards."""
+    """An hnswlib engine whose saved files get some bytes changed."""
 
     def __init__(self, engine: Any, changes: list[tuple[int, bytes]]) -> None:
         self.engine, self.changes = engine, changes
@@ -199,8 +199,8 @@ class Tampering:
     def save_index(self, path: str) -> None:
         self.engine.save_index(path)
         with Path(path).open("r+b") as file:
-            for at, data in self.changes:
-                file.seek(at)
+            for offset, data in self.changes:
+                file.seek(offset)
                 file.write(data)
 
 
@@ -209,33 +209,33 @@ NEW_ROW = unit(1, 9)[0].tobytes()
 
 
 @pytest.mark.parametrize("row", [0, 350, N - 1, N, N + 20, N + 49])
-@pytest.mark.parametrize("what", ["row", "word", "sign", "key"])
-def test_the_read_back_sees_any_changed_row_or_key(
-    saved: Path, tmp_path: Path, row: int, what: str
+@pytest.mark.parametrize("part", ["row", "word", "sign", "key"])
+def test_the_read_back_detects_a_changed_row_or_key(
+    saved: Path, tmp_path: Path, row: int, part: str
 ) -> None:
-    """Rows of the old file and added ones: another unit row, a word, a sign, or a key."""
+    """In rows of the old file and in added ones: another unit row, a word, a sign, or a key."""
     index = HnswIndex.load(saved, PARAMS, N)
     more = unit(50, 4)
     index.add(more, np.arange(50))
-    at = 96 + row * SIZE + 36
+    offset = 96 + row * SIZE + 36
     same = np.vstack([ROWS, more])[row]
     data = {
         "row": NEW_ROW,
         "word": np.nextafter(same[:1], np.float32(2)).tobytes(),
         "sign": (-same[:1]).tobytes(),
         "key": (2**50).to_bytes(8, "little"),
-    }[what]
-    index._engine = Tampering(index._engine, [(at + (32 if what == "key" else 0), data)])
+    }[part]
+    index._engine = Tampering(index._engine, [(offset + (32 if part == "key" else 0), data)])
     with pytest.raises(
-        DamagedError, match=f"read back other {'keys' if what == 'key' else 'rows'}"
+        DamagedError, match=f"read back other {'keys' if part == 'key' else 'rows'}"
     ):
         index.save(tmp_path / "b.hnsw")
 
 
-def test_the_read_back_sees_swapped_rows(tmp_path: Path) -> None:
-    """Two rows under each other's keys have the same words in all, and other marks."""
+def test_the_read_back_detects_swapped_rows(tmp_path: Path) -> None:
+    """Two rows under each other's keys have the same words in total, and other checksums."""
     index = build_index(ROWS, KEYS, PARAMS)
-    rows = [(96 + at * SIZE + 36, ROWS[5 - at].tobytes()) for at in (2, 3)]
+    rows = [(96 + offset * SIZE + 36, ROWS[5 - offset].tobytes()) for offset in (2, 3)]
     index._engine = Tampering(index._engine, rows)
     with pytest.raises(DamagedError, match="read back other rows"):
         index.save(tmp_path / "a")
@@ -245,30 +245,30 @@ def test_the_read_back_sees_swapped_rows(tmp_path: Path) -> None:
     st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=12),
     st.data(),
 )
-def test_a_mark_is_the_sum_it_says_and_any_word_changes_it(
+def test_a_checksum_is_the_weighted_sum_and_changes_with_any_word(
     words: list[int], data: st.DataObject
 ) -> None:
-    """In exact integers; every change of one word shows, whatever the bits are."""
+    """Against exact integers; a change of one word always changes the checksum."""
     row = np.array([words], np.uint32).view(np.float32)
     weights = [
-        int(row_checksums(one[None].view(np.float32))[0])
-        for one in np.eye(len(words), dtype=np.uint32)
+        int(row_checksums(unit_word[None].view(np.float32))[0])
+        for unit_word in np.eye(len(words), dtype=np.uint32)
     ]
     assert all(weight % 2 for weight in weights)
     total = sum(word * weight for word, weight in zip(words, weights, strict=True))
     assert int(row_checksums(row)[0]) == total % 2**64
-    at = data.draw(st.integers(0, len(words) - 1))
+    offset = data.draw(st.integers(0, len(words) - 1))
     other = data.draw(st.integers(0, 2**32 - 1))
-    assume(other != words[at])
-    changed = np.array([[*words[:at], other, *words[at + 1 :]]], np.uint32).view(np.float32)
+    assume(other != words[offset])
+    changed = np.array([[*words[:offset], other, *words[offset + 1 :]]], np.uint32).view(np.float32)
     assert row_checksums(changed)[0] != row_checksums(row)[0]
 
 
-def test_marks_do_not_depend_on_blocks() -> None:
-    """Many rows at once have the marks of each alone."""
+def test_checksums_do_not_depend_on_blocks() -> None:
+    """Many rows at once have the checksums of each alone."""
     rows = unit(5000, 3)
-    one = np.concatenate([row_checksums(rows[at : at + 1]) for at in range(0, 5000, 37)])
-    np.testing.assert_array_equal(row_checksums(rows)[::37], one)
+    single = np.concatenate([row_checksums(rows[i : i + 1]) for i in range(0, 5000, 37)])
+    np.testing.assert_array_equal(row_checksums(rows)[::37], single)
 
 
 PEAK = """
@@ -296,20 +296,20 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; pages are given back")
-def test_reading_a_file_does_not_bring_it_into_memory(tmp_path: Path) -> None:
-    """Checks, the read-back and scattered rows of a file together need less than half of it."""
+def test_reading_a_file_does_not_load_it_into_memory(tmp_path: Path) -> None:
+    """Checks, the read-back and scattered rows of a file need less memory than half of it."""
     rows = np.random.default_rng(0).standard_normal((24_000, 512), dtype=np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     params = HnswParams(dim=512, M=2, ef_construction=2)
     path = tmp_path / "a.hnsw"
     build_index(rows, np.arange(len(rows)), params, threads=2).save(path)
-    where = str(Path(compatctl.__file__).parent.parent)
-    done = subprocess.run(
+    package = str(Path(compatctl.__file__).parent.parent)
+    process = subprocess.run(
         [sys.executable, "-c", PEAK, str(path)],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": where},
+        env={**os.environ, "PYTHONPATH": package},
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert int(done.stdout) < path.stat().st_size / 2
+    assert (process.returncode, process.stderr) == (0, "")
+    assert int(process.stdout) < path.stat().st_size / 2

@@ -1,4 +1,4 @@
-"""Damaged files and full disks, each in a process of its own: hnswlib could take it down."""
+"""Damaged files and full disks, each in its own process: hnswlib could crash it."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ FLIPS = (
 index.save(folder / "a.hnsw")
 whole = (folder / "a.hnsw").read_bytes()
 draw = np.random.default_rng(1)
-header = [(at, bit) for at in range(96) for bit in range(8)]
+header = [(offset, bit) for offset in range(96) for bit in range(8)]
 body = [(int(draw.integers(96, len(whole))), int(draw.integers(8))) for _ in range(500)]
 refused = {"header": 0, "body": 0}
-for number, (at, bit) in enumerate(header + body):
+for number, (offset, bit) in enumerate(header + body):
     path = folder / f"{number}.hnsw"
-    path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1:])
+    path.write_bytes(whole[:offset] + bytes([whole[offset] ^ (1 << bit)]) + whole[offset + 1:])
     try:
-        one = HnswIndex.load(path, params, 200)
-        one.search(rows[:50], 5, threads=1)
-        one.add(-rows[:3], np.arange(3) + 10**9)
+        loaded = HnswIndex.load(path, params, 200)
+        loaded.search(rows[:50], 5, threads=1)
+        loaded.add(-rows[:3], np.arange(3) + 10**9)
     except DamagedError:
         refused["header" if number < len(header) else "body"] += 1
     path.unlink()
@@ -59,27 +59,26 @@ except CompatError as error:
 
 
 def _run(code: str, folder: Path) -> str:
-    where = str(Path(compatctl.__file__).parent.parent)
-    done = subprocess.run(
+    package = str(Path(compatctl.__file__).parent.parent)
+    process = subprocess.run(
         [sys.executable, "-c", code, str(folder)],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": where},
+        env={**os.environ, "PYTHONPATH": package},
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    assert (process.returncode, process.stderr) == (0, "")
+    return process.stdout
 
 
-def test_no_flipped_bit_brings_the_process_down(tmp_path: Path) -> None:
-    """Every bit of the header and 500 others, flipped one at a time: refused, or harmless."""
+def test_no_flipped_bit_crashes_the_process(tmp_path: Path) -> None:
+    """Every bit of the header and 500 others, flipped one at a time, are refused or harmless."""
     refused, header, body_refused, body = map(int, _run(FLIPS, tmp_path).split())
-    # What is let through of the header: the capacity, which is not used, and a multiplier's last
-    # bits.
+    # Accepted in the header: the capacity, which is not used, and the last bits of a multiplier.
     assert refused / header > 0.85
     assert 0.05 < body_refused / body < 1.0
 
 
-def test_a_full_disk_is_noticed(tmp_path: Path) -> None:
-    """When the file cannot grow, saving says how many bytes arrived; hnswlib says nothing."""
+def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
+    """Saving reports how many bytes were written; hnswlib reports nothing."""
     assert "only 10000 of" in _run(NO_ROOM, tmp_path)

@@ -1,4 +1,4 @@
-"""The checks of a file, against slow references, on hostile bytes as on hnswlib's own."""
+"""The checks of an hnswlib file against slow references, on hostile and on intact files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KEYS = np.random.default_rng(5).permutation(N).astype(np.uint64) * 3
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of 500 rows whose keys do not ascend, not to be changed."""
+    """An index of 500 rows with unordered keys, which tests do not change."""
     path = tmp_path_factory.mktemp("index") / "a.hnsw"
     build_index(ROWS, KEYS, PARAMS).save(path)
     return path
@@ -47,36 +47,36 @@ def header(count: int, m: int, max_level: int, entry: int) -> HnswHeader:
     )  # fmt: skip
 
 
-def walked(tail: bytes, head: HnswHeader) -> tuple[list[int], list[int]] | str:
-    """Row by row: the levels and where lists begin, or the reason of the refusal."""
+def reference_levels(tail: bytes, head: HnswHeader) -> tuple[list[int], list[int]] | str:
+    """Row by row: the levels and where lists begin, or the reason for the refusal."""
     per_level = 4 * head.M + 4
-    levels, begins, at = [0] * head.count, [], 0
+    levels, begins, position = [0] * head.count, [], 0
     for row in range(head.count):
-        if at + 4 > len(tail):
+        if position + 4 > len(tail):
             return "it is cut short"
-        (size,) = struct.unpack_from("<I", tail, at)
+        (size,) = struct.unpack_from("<I", tail, position)
         if size:
             levels[row], rest = divmod(size, per_level)
             if rest or levels[row] > head.max_level:
                 return f"row {row} has upper links of {size} bytes"
-            begins.append(at + 4)
-        at += 4 + size
-    if at != len(tail):
-        return f"its rows end {abs(len(tail) - at)} bytes from the file's end"
+            begins.append(position + 4)
+        position += 4 + size
+    if position != len(tail):
+        return f"its rows end {abs(len(tail) - position)} bytes from the file's end"
     if levels[head.entry] != head.max_level:
         return f"its entry {head.entry} is not on the highest level"
     return levels, begins
 
 
-def same_as_walked(tail: bytes, head: HnswHeader) -> bool:
-    """Both agree; whether the tail was accepted."""
-    expected = walked(tail, head)
+def agrees_with_reference(tail: bytes, head: HnswHeader) -> bool:
+    """Assert that both agree; whether the tail is accepted."""
+    expected = reference_levels(tail, head)
     try:
-        found = upper_lists(memoryview(tail), head, PATH)
+        result = upper_lists(memoryview(tail), head, PATH)
     except DamagedError as error:
         reason = error.message
     else:
-        assert (found.level.tolist(), found.begins.tolist()) == expected
+        assert (result.level.tolist(), result.begins.tolist()) == expected
         return True
     assert reason.endswith(f": {expected}")
     return False
@@ -84,7 +84,7 @@ def same_as_walked(tail: bytes, head: HnswHeader) -> bool:
 
 @st.composite
 def tails(draw: st.DrawFn) -> tuple[bytes, HnswHeader]:
-    """Tails of rows with random levels and link bytes (zeros among them), intact."""
+    """Intact tails of rows with random levels and link bytes, zeros among them."""
     m = draw(st.sampled_from([2, 3, 16]))
     levels = draw(st.lists(st.sampled_from([0, 0, 0, 0, 1, 2, 5]), min_size=1, max_size=40))
     fill = draw(st.sampled_from([b"\0", b"\1", b"\0\0\0\1", b"\xff", b"\1\0"]))
@@ -98,8 +98,8 @@ def tails(draw: st.DrawFn) -> tuple[bytes, HnswHeader]:
 
 @given(tails())
 def test_levels_are_those_of_a_walk_row_by_row(case: tuple[bytes, HnswHeader]) -> None:
-    """Intact tails, whatever is in their links, are accepted with the reference's levels."""
-    assert same_as_walked(*case)
+    """Intact tails, whatever their links, are accepted with the levels of the reference."""
+    assert agrees_with_reference(*case)
 
 
 @settings(max_examples=500)
@@ -107,37 +107,37 @@ def test_levels_are_those_of_a_walk_row_by_row(case: tuple[bytes, HnswHeader]) -
 def test_malformed_tails_are_refused_for_the_same_reason(
     case: tuple[bytes, HnswHeader], data: st.DataObject
 ) -> None:
-    """Cut, grown, overwritten tails and wrong headers: the walk's answer, to the word."""
+    """Truncated, extended or overwritten tails and wrong headers give the reference's message."""
     tail, head = case
     cut = data.draw(st.integers(0, len(tail)))
     more = data.draw(st.binary(max_size=9))
-    at = data.draw(st.integers(0, len(tail) // 4)) * 4
+    position = data.draw(st.integers(0, len(tail) // 4)) * 4
     value = data.draw(
         st.sampled_from([0, 1, 3, 4 * head.M + 4, 8 * head.M + 8, 2**31, 2**32 - 1])
         | st.integers(0, 2**32 - 1)
     )
     word = struct.pack("<I", value)
-    same_as_walked(tail[:cut], head)
-    same_as_walked(tail + more, head)
-    same_as_walked(tail[:cut] + more, head)
-    same_as_walked(tail[:at] + word + tail[at + 4 :], head)
+    agrees_with_reference(tail[:cut], head)
+    agrees_with_reference(tail + more, head)
+    agrees_with_reference(tail[:cut] + more, head)
+    agrees_with_reference(tail[:position] + word + tail[position + 4 :], head)
     count = data.draw(st.integers(1, 45))
     level, entry = data.draw(st.integers(0, 6)), data.draw(st.integers(0, count - 1))
-    same_as_walked(tail, header(count, head.M, level, entry))
+    agrees_with_reference(tail, header(count, head.M, level, entry))
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=80), st.integers(1, 20), st.integers(0, 3))
-def test_any_bytes_are_judged_as_by_the_walk(tail: bytes, count: int, level: int) -> None:
-    """Bytes of no structure at all, of every length."""
-    same_as_walked(tail, header(count, 2, level, count - 1))
+def test_any_bytes_give_the_result_of_the_reference(tail: bytes, count: int, level: int) -> None:
+    """Arbitrary bytes of any length."""
+    agrees_with_reference(tail, header(count, 2, level, count - 1))
 
 
-def test_a_real_file_has_the_levels_of_the_walk(saved: Path) -> None:
-    """hnswlib's own tail, with rows on several levels."""
+def test_a_real_file_has_the_levels_of_the_reference(saved: Path) -> None:
+    """A file of hnswlib with rows on several levels."""
     head, stored = read_header(saved), StoredRows.open(saved)
     assert head.max_level >= 2
-    assert same_as_walked(saved.read_bytes()[stored.end :], head)
+    assert agrees_with_reference(saved.read_bytes()[stored.end :], head)
 
 
 def test_every_kind_of_wrong_value_is_refused(saved: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_every_kind_of_wrong_value_is_refused(saved: Path, tmp_path: Path) -> No
     upper = int(upper_lists(memoryview(whole)[stored.end :], stored.header, saved).begins[-1])
     far = struct.pack("<I", N)
     second_key = whole[96 + size - 8 : 96 + size]
-    for at, new, why in [
+    for position, new, why in [
         (record, b"\xff\0", "255 links where 8"),
         (record + 2, b"\1", r"deleted \(row 400\)"),
         (record + 2, b"\2", "a flag"),
@@ -163,7 +163,7 @@ def test_every_kind_of_wrong_value_is_refused(saved: Path, tmp_path: Path) -> No
         (stored.end + upper, b"\1\0\0\0" + far, "leads to no row of that level"),
     ]:
         path = tmp_path / "b.hnsw"
-        path.write_bytes(whole[:at] + new + whole[at + len(new) :])
+        path.write_bytes(whole[:position] + new + whole[position + len(new) :])
         with pytest.raises(DamagedError, match=why):
             check_layout(StoredRows.open(path))
 
@@ -171,8 +171,7 @@ def test_every_kind_of_wrong_value_is_refused(saved: Path, tmp_path: Path) -> No
 def test_blocks_of_any_size_check_and_read_the_same(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows, keys and refusals by number do not depend on how a file is cut into blocks, nor on
-    whether the platform takes pages back."""
+    """Rows, keys and refusals do not depend on the size of blocks, nor on the release of pages."""
     for most, advice in ((100, None), (2**12, layout._DONTNEED), (2**22, None)):
         for module in (layout, checks):
             monkeypatch.setattr(module, "BLOCK_BYTES", most)
@@ -183,12 +182,12 @@ def test_blocks_of_any_size_check_and_read_the_same(
         np.testing.assert_array_equal(index.keys(), KEYS)
 
 
-def test_rows_anywhere_in_a_file_are_copied(saved: Path) -> None:
-    """More rows than are read at once, in any order and repeated; keys that are not there."""
+def test_rows_at_any_positions_are_read(saved: Path) -> None:
+    """Rows in any order and repeated, more than are read at once; missing keys have row -1."""
     stored = StoredRows.open(saved)
-    at = np.random.default_rng(1).integers(0, N, 3000)
-    np.testing.assert_array_equal(stored.rows(at), ROWS[at])
-    assert stored.rows(at[:0]).shape == (0, 8)
+    position = np.random.default_rng(1).integers(0, N, 3000)
+    np.testing.assert_array_equal(stored.rows(position), ROWS[position])
+    assert stored.rows(position[:0]).shape == (0, 8)
     np.testing.assert_array_equal(stored.find(KEYS), np.arange(N))
     assert stored.find(np.array([1, 3, 2**63], np.uint64)).tolist() == [
         -1, int(np.argmax(KEYS == 3)), -1,
@@ -196,10 +195,12 @@ def test_rows_anywhere_in_a_file_are_copied(saved: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), unique=True, max_size=30), st.data())
-def test_keys_are_found_where_they_are(keys: list[int], data: st.DataObject) -> None:
-    """Ascending or not, empty too, also where float64 cannot tell keys apart."""
-    wanted = data.draw(st.lists(st.sampled_from([*keys, 0, 2**63, 2**64 - 1]), max_size=20))
-    found = KeyLookup(np.array(keys, np.uint64)).find(np.array(wanted, np.uint64))
-    assert found.tolist() == [keys.index(key) if key in keys else -1 for key in wanted]
-    twice = [key for key in sorted(set(wanted)) if wanted.count(key) > 1]
-    assert first_duplicate(np.array(wanted, np.uint64)) == (twice[0] if twice else None)
+def test_key_lookup_gives_the_position_of_each_key(keys: list[int], data: st.DataObject) -> None:
+    """Ordered, unordered or no keys, also where float64 cannot tell them apart."""
+    requested = data.draw(st.lists(st.sampled_from([*keys, 0, 2**63, 2**64 - 1]), max_size=20))
+    positions = KeyLookup(np.array(keys, np.uint64)).find(np.array(requested, np.uint64))
+    assert positions.tolist() == [keys.index(key) if key in keys else -1 for key in requested]
+    duplicates = [key for key in sorted(set(requested)) if requested.count(key) > 1]
+    assert first_duplicate(np.array(requested, np.uint64)) == (
+        duplicates[0] if duplicates else None
+    )

@@ -1,4 +1,4 @@
-"""Rows read from an index file without the index."""
+"""Rows read from an index file without loading the index."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from compatctl.index import HnswIndex, HnswParams, read_all
 
 @pytest.mark.parametrize("ascend", [True, False])
 def test_rows_are_those_of_the_loaded_index(tmp_path: Path, ascend: bool) -> None:
-    """In the order of the keys that are asked for, whatever their order in the file."""
+    """They are in the order of the requested keys, whatever their order in the file."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(500, 16)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     keys = np.arange(500, dtype=np.uint64) if ascend else rng.permutation(500).astype(np.uint64)
     params = HnswParams(dim=16)
     build_index(rows, keys, params).save(tmp_path / "i.hnsw")
-    asked = rng.permutation(keys)
-    found = read_all(tmp_path / "i.hnsw", params, asked)
+    requested = rng.permutation(keys)
+    vectors = read_all(tmp_path / "i.hnsw", params, requested)
     loaded = HnswIndex.load(tmp_path / "i.hnsw", params)
-    np.testing.assert_array_equal(found, loaded.vectors(asked))
+    np.testing.assert_array_equal(vectors, loaded.vectors(requested))
     with pytest.raises(DamagedError, match="no row under the key 900"):
-        read_all(tmp_path / "i.hnsw", params, np.where(asked == 3, 900, asked).astype(np.uint64))
+        read_all(
+            tmp_path / "i.hnsw", params, np.where(requested == 3, 900, requested).astype(np.uint64)
+        )
     with pytest.raises(DamagedError):
-        read_all(tmp_path / "i.hnsw", params, asked[:400])
+        read_all(tmp_path / "i.hnsw", params, requested[:400])

@@ -1,4 +1,4 @@
-"""Rows of an index file replaced: against an index that was built of these rows at first."""
+"""Indexes built from the rows of a file, against indexes built of the expected rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PARAMS = HnswParams(dim=OLD.shape[1], M=8, ef_construction=50)
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of the old rows, not to be changed."""
+    """An index of the old rows, which tests do not change."""
     path = tmp_path_factory.mktemp("index") / "old.hnsw"
     build_index(OLD, KEYS, PARAMS).save(path)
     return path
@@ -48,17 +48,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def half() -> np.ndarray:
-    """The places of half of the rows, in no order."""
+    """The positions of half of the rows, unordered."""
     return np.random.default_rng(4).permutation(N)[: N // 2]
 
 
-def test_the_file_is_that_of_an_index_built_of_the_new_rows(
+def test_replacing_rows_gives_the_file_of_an_index_of_the_new_rows(
     saved: Path, tmp_path: Path, half: np.ndarray
 ) -> None:
-    """Keys in any order: keys, rows and bytes are those of ``build``, and the old file stays."""
+    """Keys, rows and bytes are equal, for keys in any order, and the old file stays."""
     before = saved.read_bytes()
     index = build_with_replacements(
-        saved, PARAMS, N, keys=KEYS[half], rows_at=lambda at: NEW[half][at]
+        saved, PARAMS, N, keys=KEYS[half], rows_at=lambda positions: NEW[half][positions]
     )
     mixed = OLD.copy()
     mixed[half] = NEW[half]
@@ -70,10 +70,12 @@ def test_the_file_is_that_of_an_index_built_of_the_new_rows(
     assert saved.read_bytes() == before
 
 
-def test_it_finds_more_than_rows_that_are_updated_in_place(saved: Path, half: np.ndarray) -> None:
+def test_a_rebuilt_index_finds_more_than_one_updated_in_place(
+    saved: Path, half: np.ndarray
+) -> None:
     """ANN recall@10 of new queries at a small ef, against hnswlib's own update of the same rows."""
     index = build_with_replacements(
-        saved, PARAMS, N, keys=KEYS[half], rows_at=lambda at: NEW[half][at]
+        saved, PARAMS, N, keys=KEYS[half], rows_at=lambda positions: NEW[half][positions]
     )
     updated = HnswIndex.load(saved, PARAMS, N)
     updated._engine.add_items(NEW[half], KEYS[half], num_threads=1)
@@ -81,19 +83,19 @@ def test_it_finds_more_than_rows_that_are_updated_in_place(saved: Path, half: np
     mixed[half] = NEW[half]
     exact = KEYS[np.argsort(-(NEW @ mixed.T), axis=1, kind="stable")[:, :10]]
     in_place, _ = updated.search(NEW, 10, 16, threads=1)
-    found = np.mean(
+    hits = np.mean(
         [len({*a} & {*b}) for a, b in zip(in_place.tolist(), exact.tolist(), strict=True)]
     )
-    assert recall_per_query(index, NEW, exact, 10, 16).mean() > found / 10
+    assert recall_per_query(index, NEW, exact, 10, 16).mean() > hits / 10
 
 
-def test_mapped_rows_are_under_their_keys(saved: Path, tmp_path: Path) -> None:
-    """Every row through a map to fewer numbers: rows, keys and bytes are those of ``build``."""
+def test_mapped_rows_keep_their_keys(saved: Path, tmp_path: Path) -> None:
+    """Mapped to fewer dimensions, rows, keys and bytes are those of an index of the mapped rows."""
     cut = np.random.default_rng(5).standard_normal((OLD.shape[1], 40)).astype(np.float32)
     index = build_mapped(saved, PARAMS, N, adapter=lambda rows: _unit(rows @ cut), dim=40)
-    wanted = np.concatenate([_unit(row[None] @ cut) for row in OLD])
+    expected = np.concatenate([_unit(row[None] @ cut) for row in OLD])
     np.testing.assert_array_equal(index.keys(), KEYS)
-    np.testing.assert_allclose(index.vectors(KEYS), wanted, atol=1e-6)
+    np.testing.assert_allclose(index.vectors(KEYS), expected, atol=1e-6)
     index.save(tmp_path / "a.hnsw")
     params = HnswParams(dim=40, M=PARAMS.M, ef_construction=PARAMS.ef_construction)
     build_index(index.vectors(KEYS), KEYS, params).save(tmp_path / "b.hnsw")
@@ -104,20 +106,20 @@ def test_mapped_rows_are_under_their_keys(saved: Path, tmp_path: Path) -> None:
         build_mapped(saved, PARAMS, N - 1, adapter=lambda rows: _unit(rows @ cut), dim=40)
 
 
-def test_nothing_to_replace_gives_the_same_file(saved: Path, tmp_path: Path) -> None:
-    """Without a key the rebuilt file has the bytes of the old one."""
+def test_replacing_no_row_gives_the_same_file(saved: Path, tmp_path: Path) -> None:
+    """Without keys the rebuilt file has the bytes of the old one."""
     none = np.zeros(0, np.uint64)
-    build_with_replacements(saved, PARAMS, N, keys=none, rows_at=lambda at: NEW[at]).save(
-        tmp_path / "a.hnsw"
-    )
+    build_with_replacements(
+        saved, PARAMS, N, keys=none, rows_at=lambda positions: NEW[positions]
+    ).save(tmp_path / "a.hnsw")
     assert (tmp_path / "a.hnsw").read_bytes() == saved.read_bytes()
 
 
-def test_what_cannot_be_replaced_is_refused(saved: Path, tmp_path: Path) -> None:
-    """A key that is not there, or named twice; a row that is no unit row; a damaged file."""
+def test_invalid_replacements_are_refused(saved: Path, tmp_path: Path) -> None:
+    """A missing or duplicate key, a row that is not of unit length, a damaged file."""
 
-    def rows(at: np.ndarray) -> np.ndarray:
-        return NEW[at]
+    def rows(positions: np.ndarray) -> np.ndarray:
+        return NEW[positions]
 
     with pytest.raises(InputError, match="no row under the key 7"):
         build_with_replacements(
@@ -126,7 +128,9 @@ def test_what_cannot_be_replaced_is_refused(saved: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="replaced twice"):
         build_with_replacements(saved, PARAMS, N, keys=KEYS[[0, 1, 0]], rows_at=rows)
     with pytest.raises(InputError, match="norm"):
-        build_with_replacements(saved, PARAMS, N, keys=KEYS[:3], rows_at=lambda at: 2 * NEW[at])
+        build_with_replacements(
+            saved, PARAMS, N, keys=KEYS[:3], rows_at=lambda positions: 2 * NEW[positions]
+        )
     with pytest.raises(DamagedError):
         build_with_replacements(saved, PARAMS, N + 1, keys=KEYS[:3], rows_at=rows)
     cut = tmp_path / "cut.hnsw"
@@ -135,8 +139,8 @@ def test_what_cannot_be_replaced_is_refused(saved: Path, tmp_path: Path) -> None
         build_with_replacements(cut, PARAMS, N, keys=KEYS[:3], rows_at=rows)
 
 
-def test_rows_left_out_leave_no_trace(saved: Path, tmp_path: Path, half: np.ndarray) -> None:
-    """The file is that of an index built of the other rows; no row that left is in it."""
+def test_removed_rows_leave_no_trace(saved: Path, tmp_path: Path, half: np.ndarray) -> None:
+    """The file is that of an index of the other rows and contains no removed row."""
     index = build_without(saved, PARAMS, N, keys=KEYS[half])
     stay = np.setdiff1d(np.arange(N), half)
     index.save(tmp_path / "a.hnsw")
@@ -152,20 +156,20 @@ def test_rows_left_out_leave_no_trace(saved: Path, tmp_path: Path, half: np.ndar
         build_without(saved, PARAMS, N, keys=KEYS[[0, 0]])
 
 
-def test_marks_find_the_rows_that_a_loop_finds(saved: Path, half: np.ndarray) -> None:
-    """Which vectors are in the file, with and without some keys: by a comparison of every pair."""
+def test_find_checksums_finds_the_rows_that_a_loop_finds(saved: Path, half: np.ndarray) -> None:
+    """With and without excluded keys, it agrees with a comparison of every pair."""
     vectors = np.concatenate([OLD[half[:30]], NEW[:30]])
     but = KEYS[half[:10]]
     passed = set(but.tolist())
-    for keys, excepted in ((None, set()), (but, passed)):
-        found = find_checksums(saved, PARAMS, N, row_checksums(vectors), but=keys)
-        wanted = [
+    for keys, excluded in ((None, set()), (but, passed)):
+        matches = find_checksums(saved, PARAMS, N, row_checksums(vectors), but=keys)
+        expected = [
             any(
-                np.array_equal(vector, row) and int(key) not in excepted
+                np.array_equal(vector, row) and int(key) not in excluded
                 for row, key in zip(OLD, KEYS, strict=True)
             )
             for vector in vectors
         ]
-        assert found.tolist() == wanted
+        assert matches.tolist() == expected
     np.testing.assert_array_equal(read_rows(saved, PARAMS, N, KEYS[half]), OLD[half])
     np.testing.assert_array_equal(read_keys(saved, PARAMS, N), KEYS)
