@@ -83,8 +83,7 @@ def plan(
         )
     if skip_bad:
         data, _ = data.readable()
-    choosing = len(make_trials(recipe)) > 1
-    split = planning_split(data, deployed.catalog.ids, limit, choosing=choosing)
+    split = planning_split(data, deployed.catalog.ids, limit, choosing=len(make_trials(recipe)) > 1)
     inputs, old_ms, new_ms = _inputs(split, deployed, (recipe, base), project, progress)
     reference = inputs.reference
     facts = preflight(deployed, split, reference.gallery_features, reference.registry)
@@ -247,17 +246,14 @@ def _estimates(
     strict = replace(policy, alpha=policy.alpha / max(1, len(judged)))
     resampling = sampling(strict, 0, 0, 0)
     before_whole, before_part = whole.retrieval(keep), part.retrieval(keep)
-    recalls = {
-        result.name: result.retrieval(part.truth, (1,), map_k=1).recall[1] for result in results
-    }
+    part_results = {result.name: result.retrieval(part.truth, (1,), map_k=1) for result in results}
+    recalls = {name: result.recall[1] for name, result in part_results.items()}
     ceiling = recalls[Route.REEMBED] - recalls[Route.KEEP]
     estimates = []
     for result in results:
         unwritten = result.rewritten == 0.0
         gallery, before = (whole, before_whole) if unwritten else (part, before_part)
-        after = (
-            gallery.retrieval(result) if unwritten else result.retrieval(part.truth, (1,), map_k=1)
-        )
+        after = whole.retrieval(result) if unwritten else part_results[result.name]
         low, high = _interval(gallery.truth, before, after, strict, resampling)
         gain_at_hand = recalls[result.name] - recalls[Route.KEEP]
         estimates.append(
