@@ -87,10 +87,10 @@ def chosen(names: str, among: Sequence[Case]) -> list[Case]:
     Raises:
         argparse.ArgumentTypeError: no case has such a name.
     """
-    asked, there = set(names.split(",")), [one.name for one in among]
-    if unknown := sorted(asked.difference(there)):
+    requested, there = set(names.split(",")), [one.name for one in among]
+    if unknown := sorted(requested.difference(there)):
         raise argparse.ArgumentTypeError(f"no case {unknown[0]}; there are {', '.join(there)}")
-    return [one for one in among if one.name in asked]
+    return [one for one in among if one.name in requested]
 
 
 def known(labels: Iterable[str], share: float, seed: int) -> frozenset[str]:

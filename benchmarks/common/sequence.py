@@ -32,7 +32,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ground:
+class SequenceSetup:
     """What every method of one seed starts from."""
 
     material: Material
@@ -61,71 +61,71 @@ def vertices(K: int, elsewhere: int, local: int) -> tuple[NDArray[np.int64], NDA
     return np.arange(elsewhere), K - 1 - np.arange(local)
 
 
-def untrained(ground: Ground, stage: int, *, fixed: bool) -> Network:
+def untrained(setup: SequenceSetup, stage: int, *, fixed: bool) -> Network:
     """The network of a pre-training with its first weights, which (seed, stage) draw."""
-    torch.manual_seed(1000 * ground.seed + stage)
-    backbone, spec = ground.build(), ground.material.spec
+    torch.manual_seed(1000 * setup.seed + stage)
+    backbone, spec = setup.build(), setup.material.spec
     head: nn.Module = nn.Identity()
     if fixed:
         width = feature_width(backbone, "forward", spec)
-        head = nn.Linear(width, ground.settings.K - 1, bias=False)
-    return Network(backbone, "forward", head, spec).to(ground.device).eval()
+        head = nn.Linear(width, setup.settings.K - 1, bias=False)
+    return Network(backbone, "forward", head, spec).to(setup.device).eval()
 
 
-def pretrained(ground: Ground, stage: int, *, fixed: bool) -> Network:
+def pretrained(setup: SequenceSetup, stage: int, *, fixed: bool) -> Network:
     """A model "from elsewhere": trained from random weights on classes that are not local.
 
     With ``fixed``, its classifier is the d-Simplex, and its classes own the first vertices.
     """
-    given, images = ground.settings, ground.material.elsewhere[stage]
+    given, images = setup.settings, setup.material.elsewhere[stage]
     classes = int(images.labels.max()) + 1
-    own, _ = vertices(given.K, classes, ground.material.classes)
-    network = untrained(ground, stage, fixed=fixed)
-    width = feature_width(network.backbone, "forward", ground.material.spec)
-    rows = _simplex(ground) if fixed else _grown(None, classes, width, ground.device)
+    own, _ = vertices(given.K, classes, setup.material.classes)
+    network = untrained(setup, stage, fixed=fixed)
+    width = feature_width(network.backbone, "forward", setup.material.spec)
+    rows = _simplex(setup) if fixed else _grown(None, classes, width, setup.device)
     epochs, steps = given.elsewhere_epochs[stage], max(1, len(images.labels) // given.batch)
     weights = [*network.parameters(), *([] if fixed else [rows])]
     optimiser = torch.optim.AdamW(weights, lr=given.elsewhere_lr, weight_decay=0.05)
-    codes = torch.from_numpy(own if fixed else np.arange(classes)).to(ground.device)
+    codes = torch.from_numpy(own if fixed else np.arange(classes)).to(setup.device)
     network.train()
     for epoch in range(epochs):
-        rng = np.random.default_rng((ground.seed, 7, stage, epoch))
+        rng = np.random.default_rng((setup.seed, 7, stage, epoch))
         order = rng.permutation(len(images.labels))
         for at, chosen in enumerate(np.array_split(order, steps)):
             _set_rate(optimiser, given.elsewhere_lr, 0.0, (epoch + at / steps) / epochs)
-            pixels, labels = _batch(ground, images, chosen, rng)
+            pixels, labels = _batch(setup, images, chosen, rng)
             z = network.project(network.features(pixels))
             _step(optimiser, functional.cross_entropy(z @ rows.T, codes[labels]))
     return network.eval()
 
 
 def walk(
-    ground: Ground,
+    setup: SequenceSetup,
     method: Method,
     count: int,
     base: Sequence[Network],
-    told: Callable[[int, int], None] = lambda done, of: None,
+    report_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, NDArray[np.float64]]:
     """M (T, T) of each test: recall@1 of queries of version i on the gallery of version j <= i.
 
-    ``base``: the first model and its replacements. ``told`` hears of each task that is done.
+    ``base``: the first model and its replacements. ``report_progress`` is called after each task.
     """
-    order = tasks(ground.material.classes, ground.material.first, count)
+    order = tasks(setup.material.classes, setup.material.first, count)
     starts = dict(zip((0, *replacements(count)), base, strict=True))
-    matrices = {name: np.zeros((count, count)) for name in ground.material.tests}
-    galleries: dict[str, list[Floats]] = {name: [] for name in ground.material.tests}
-    nothing = _no_images(ground.material.local)
+    matrices = {name: np.zeros((count, count)) for name in setup.material.tests}
+    galleries: dict[str, list[Floats]] = {name: [] for name in setup.material.tests}
+    nothing = _no_images(setup.material.local)
     state = _State(network=base[0], deployed=base[0], rows=None, memory=nothing)
     for task in range(count):
         if task in starts:
             state = replace(state, network=starts[task], fresh=True)
-        state = _fine_tuned(ground, method, state, order[: task + 1])
-        for name, test in ground.material.tests.items():
-            galleries[name].append(templates(ground, state.network, test.gallery))
-            asked = embedded(ground, state.network, test.queries)
+        state = _fine_tuned(setup, method, state, order[: task + 1])
+        for name, test in setup.material.tests.items():
+            galleries[name].append(templates(setup, state.network, test.gallery))
+            queries = embedded(setup, state.network, test.queries)
             for j, gallery in enumerate(galleries[name]):
-                matrices[name][task, j] = found(asked, gallery, test)
-        told(task + 1, count)
+                matrices[name][task, j] = found(queries, gallery, test)
+        report_progress(task + 1, count)
     return matrices
 
 
@@ -142,21 +142,23 @@ class _State:
     """The model came from elsewhere and has no classifier for the local classes yet"""
 
 
-def _fine_tuned(ground: Ground, method: Method, state: _State, order: Sequence[range]) -> _State:
+def _fine_tuned(
+    setup: SequenceSetup, method: Method, state: _State, order: Sequence[range]
+) -> _State:
     """The state after one more task, the last of ``order``; what is random is of (seed, task)."""
-    given, task = ground.settings, len(order) - 1
-    fresh = ground.material.local.of(order[-1])
-    torch.manual_seed(1000 * ground.seed + 100 + task)
+    given, task = setup.settings, len(order) - 1
+    fresh = setup.material.local.of(order[-1])
+    torch.manual_seed(1000 * setup.seed + 100 + task)
     network = copy.deepcopy(state.network)
     past = copy.deepcopy(state.deployed if method.deployed else state.network).eval()
-    rows, codes = _classifier(ground, method, state, network, order[-1].stop)
+    rows, codes = _classifier(setup, method, state, network, order[-1].stop)
     optimiser = _optimiser(given, network, rows)
     steps = max(1, (len(fresh.labels) + len(state.memory.labels)) // given.batch)
     network.train()
     for epoch in range(given.epochs):
-        rng = np.random.default_rng((ground.seed, task, epoch))
+        rng = np.random.default_rng((setup.seed, task, epoch))
         _set_rate(optimiser, given.lr, given.least_lr, epoch / given.epochs)
-        for pixels, labels in _batches(ground, fresh, state.memory, steps, rng):
+        for pixels, labels in _batches(setup, fresh, state.memory, steps, rng):
             z = network.project(network.features(pixels))
             old = None
             if method.contrast:
@@ -174,12 +176,12 @@ def _fine_tuned(ground: Ground, method: Method, state: _State, order: Sequence[r
         network=network.eval(),
         deployed=network,
         rows=None if method.fixed else rows.detach(),
-        memory=_remembered(ground, fresh, state.memory, task),
+        memory=_remembered(setup, fresh, state.memory, task),
     )
 
 
 def _classifier(
-    ground: Ground, method: Method, state: _State, network: Network, classes: int
+    setup: SequenceSetup, method: Method, state: _State, network: Network, classes: int
 ) -> tuple[Tensor, Tensor]:
     """Rows, and the row of each local class.
 
@@ -187,42 +189,42 @@ def _classifier(
     drop the classifier of a model that was downloaded.
     """
     if method.fixed:
-        _, local = vertices(ground.settings.K, ground.material.others, ground.material.classes)
-        return _simplex(ground), torch.from_numpy(local.copy()).to(ground.device)
-    width = feature_width(network.backbone, "forward", ground.material.spec)
+        _, local = vertices(setup.settings.K, setup.material.others, setup.material.classes)
+        return _simplex(setup), torch.from_numpy(local.copy()).to(setup.device)
+    width = feature_width(network.backbone, "forward", setup.material.spec)
     before = None if state.fresh else state.rows
     return (
-        _grown(before, classes, width, ground.device),
-        torch.arange(classes, device=ground.device),
+        _grown(before, classes, width, setup.device),
+        torch.arange(classes, device=setup.device),
     )
 
 
 def _batches(
-    ground: Ground, fresh: Images, memory: Images, steps: int, rng: np.random.Generator
+    setup: SequenceSetup, fresh: Images, memory: Images, steps: int, rng: np.random.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """An epoch: half of each batch is rehearsed, the other half new, both drawn at random."""
-    size = ground.settings.batch
+    size = setup.settings.batch
     if not len(memory.labels):
         for chosen in np.array_split(rng.permutation(len(fresh.labels)), steps):
-            yield _batch(ground, fresh, chosen, rng)
+            yield _batch(setup, fresh, chosen, rng)
         return
     for _ in range(steps):
         parts = []
         for images in (memory, fresh):
             n = len(images.labels)
             chosen = rng.choice(n, size // 2, replace=n <= size // 2)
-            parts.append(_batch(ground, images, chosen, rng))
+            parts.append(_batch(setup, images, chosen, rng))
         pixels, labels = zip(*parts, strict=True)
         yield torch.cat(pixels), torch.cat(labels)
 
 
 def _batch(
-    ground: Ground, images: Images, chosen: NDArray[np.int64], rng: np.random.Generator
+    setup: SequenceSetup, images: Images, chosen: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """(B, 32, 32, 3) float32 on the scale 0 .. 255, changed at random, and (B,) labels."""
-    pixels = torch.from_numpy(images.pixels[chosen]).to(ground.device).float()
-    labels = torch.from_numpy(images.labels[chosen]).to(ground.device)
-    return changed(pixels, ground.material.augmentation, rng), labels
+    pixels = torch.from_numpy(images.pixels[chosen]).to(setup.device).float()
+    labels = torch.from_numpy(images.labels[chosen]).to(setup.device)
+    return changed(pixels, setup.material.augmentation, rng), labels
 
 
 def changed(images: Tensor, change: Augmentation, rng: np.random.Generator) -> Tensor:
@@ -242,10 +244,10 @@ def changed(images: Tensor, change: Augmentation, rng: np.random.Generator) -> T
     return out.permute(0, 2, 3, 1)
 
 
-def _remembered(ground: Ground, fresh: Images, memory: Images, task: int) -> Images:
+def _remembered(setup: SequenceSetup, fresh: Images, memory: Images, task: int) -> Images:
     """The memory with some images of each new class, which stay."""
-    rng = np.random.default_rng((ground.seed, 8, task))
-    rows = [np.sort(rng.permutation(np.flatnonzero(fresh.labels == one))[: ground.settings.memory])
+    rng = np.random.default_rng((setup.seed, 8, task))
+    rows = [np.sort(rng.permutation(np.flatnonzero(fresh.labels == one))[: setup.settings.memory])
             for one in np.unique(fresh.labels)]  # fmt: skip
     chosen = np.concatenate(rows)
     return Images(
@@ -258,8 +260,8 @@ def _no_images(like: Images) -> Images:
     return Images(pixels=like.pixels[:0], labels=like.labels[:0])
 
 
-def _simplex(ground: Ground) -> Tensor:
-    return torch.from_numpy(simplex(ground.settings.K)).float().to(ground.device)
+def _simplex(setup: SequenceSetup) -> Tensor:
+    return torch.from_numpy(simplex(setup.settings.K)).float().to(setup.device)
 
 
 def _grown(rows: Tensor | None, classes: int, width: int, device: torch.device) -> Tensor:
@@ -293,19 +295,19 @@ def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.step()
 
 
-def embedded(ground: Ground, network: Network, images: Images) -> Floats:
+def embedded(setup: SequenceSetup, network: Network, images: Images) -> Floats:
     """(N, D) float32 unit rows of unchanged images."""
     parts = []
     with torch.no_grad():
         for start in range(0, len(images.labels), 256):
-            pixels = torch.from_numpy(images.pixels[start : start + 256]).to(ground.device)
+            pixels = torch.from_numpy(images.pixels[start : start + 256]).to(setup.device)
             parts.append(network(pixels).cpu().numpy())
     return np.concatenate(parts)
 
 
-def templates(ground: Ground, network: Network, images: Images) -> Floats:
+def templates(setup: SequenceSetup, network: Network, images: Images) -> Floats:
     """(C, D) unit rows: the mean feature of each class, in the order of the labels."""
-    features = embedded(ground, network, images)
+    features = embedded(setup, network, images)
     _, at = np.unique(images.labels, return_inverse=True)
     sums = np.zeros((int(at.max()) + 1, features.shape[1]), np.float32)
     np.add.at(sums, at, features)

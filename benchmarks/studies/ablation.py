@@ -137,19 +137,19 @@ class Row:
 
 def main() -> None:
     """Measure, show, write."""
-    given = _arguments()
-    torch.set_num_threads(given.threads)
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
-        shop = Workshop(work=given.work or Path(temporary), kanji=given.kanji)
-        for case in given.cases:
-            runs = [shop.inputs(replace(case, seed=seed)) for seed in given.seeds]
+        shop = Workshop(work=arguments.work or Path(temporary), kanji=arguments.kanji)
+        for case in arguments.cases:
+            runs = [shop.inputs(replace(case, seed=seed)) for seed in arguments.seeds]
             rows += ablate(case.name, runs, _settings(case), shop)
-            if given.json:
+            if arguments.json:
                 found = json.dumps([asdict(one) for one in rows], indent=1) + "\n"
-                write_atomic(given.json, found.encode())
-    if given.docs:
-        write_atomic(given.docs, page(rows).encode())
+                write_atomic(arguments.json, found.encode())
+    if arguments.docs:
+        write_atomic(arguments.docs, page(rows).encode())
 
 
 def _settings(case: Case) -> Mapping[str, Change]:
@@ -181,7 +181,7 @@ def ablate(
     return rows
 
 
-def _asking(inputs: RouteInputs) -> Bools:
+def _validation_queries(inputs: RouteInputs) -> Bools:
     """(Q,) queries of validation classes that have something to find."""
     split = np.array([inputs.data.items[int(row)].split for row in inputs.query_rows])
     found: Bools = (split == "validation") & inputs.has_match()
@@ -197,15 +197,15 @@ def _kept(shop: Workshop | None, inputs: RouteInputs, recipe: Recipe) -> tuple[B
     def make(path: Path) -> None:
         np.save(path, np.stack(_hits(inputs, recipe)))
 
-    one, both = np.load(shop.kept("hits", key, ".npy", make))
-    return one, both
+    tuned, fused = np.load(shop.kept("hits", key, ".npy", make))
+    return tuned, fused
 
 
 @cache
 def _deciding(inputs: RouteInputs) -> tuple[str | None, str, str]:
     """Digests of all but the recipe that decides what is found."""
-    given, old = inputs.reference, hashlib.sha256()
-    for part in (given.gallery_features, given.encoded_features, inputs.query_rows):
+    reference, old = inputs.reference, hashlib.sha256()
+    for part in (reference.gallery_features, reference.encoded_features, inputs.query_rows):
         old.update(part.tobytes())
     return inputs.features.base_sha256, inputs.data.digest_all(), old.hexdigest()
 
@@ -213,16 +213,17 @@ def _deciding(inputs: RouteInputs) -> tuple[str | None, str, str]:
 def _hits(inputs: RouteInputs, recipe: Recipe) -> tuple[Bools, Bools]:
     """(Q,) whether the fine-tuned query, and its mean with the old one, finds its class first."""
     if recipe.train == "full":
-        made = _whole(inputs, recipe)
+        trained = _whole(inputs, recipe)
     else:
-        made = train_model(inputs, recipe, inputs.reference).queries
-    return _found(inputs, made), _found(inputs, fuse_rows(inputs.old_queries.queries, made, 0.5))
+        trained = train_model(inputs, recipe, inputs.reference).queries
+    fused = fuse_rows(inputs.old_queries.queries, trained, 0.5)
+    return _first_hits(inputs, trained), _first_hits(inputs, fused)
 
 
 def _whole(inputs: RouteInputs, recipe: Recipe) -> Vectors:
     """(Q, D) queries by a network that was trained whole, on the images themselves."""
     with tempfile.TemporaryDirectory() as work:
-        made = train(
+        trained = train(
             recipe=recipe,
             base=inputs.base,
             data=inputs.data,
@@ -231,18 +232,16 @@ def _whole(inputs: RouteInputs, recipe: Recipe) -> Vectors:
         )
     size = preprocessing(recipe.backbone.input)
     parts = [
-        embed(made.network, np.stack([prepare(inputs.data.read(int(i)), size) for i in rows]))
+        embed(trained.network, np.stack([prepare(inputs.data.read(int(i)), size) for i in rows]))
         for rows in np.array_split(inputs.query_rows, max(1, len(inputs.query_rows) // 256))
     ]
     return np.concatenate(parts)
 
 
-def _found(inputs: RouteInputs, queries: Vectors) -> Bools:
-    asking = _asking(inputs)
-    hits: Bools = retrieval(
-        inputs.truth, queries, inputs.reference.gallery_features, (1,), map_k=1
-    ).hit1[asking]
-    return hits
+def _first_hits(inputs: RouteInputs, queries: Vectors) -> Bools:
+    gallery = inputs.reference.gallery_features
+    hit1 = retrieval(inputs.truth, queries, gallery, (1,), map_k=1).hit1
+    return hit1[_validation_queries(inputs)]
 
 
 def _row(
@@ -253,11 +252,11 @@ def _row(
 ) -> Row:
     """``hits``: by seed, of this setting and of the shipped recipe."""
     mine, shipped = ([np.concatenate(part) for part in zip(*one, strict=True)] for one in hits)
-    asking = [_asking(one) for one in runs]
+    masks = [_validation_queries(one) for one in runs]
     classes = np.concatenate(
-        [one.truth.classes[mask] for one, mask in zip(runs, asking, strict=True)]
+        [one.truth.classes[mask] for one, mask in zip(runs, masks, strict=True)]
     )
-    old = np.concatenate([_found(one, one.old_queries.queries) for one in runs])
+    old = np.concatenate([_first_hits(one, one.old_queries.queries) for one in runs])
     gains = [_gain(classes, a, b) for a, b in zip(mine, shipped, strict=True)]
     return Row(
         case=case,

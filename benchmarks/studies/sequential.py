@@ -178,8 +178,8 @@ class Characters:
 
     def of_classes(self, classes: frozenset[str]) -> NDArray[np.bool_]:
         """(N,) which rows are of these classes."""
-        found: NDArray[np.bool_] = np.isin(self.arrays["labels"], sorted(classes))
-        return found
+        characters: NDArray[np.bool_] = np.isin(self.arrays["labels"], sorted(classes))
+        return characters
 
     def training(self, version: int) -> NDArray[np.bool_]:
         """(N,) what is new to train on: every typeface of the version's classes."""
@@ -193,9 +193,9 @@ class Characters:
 
     def judged(self, versions: int) -> NDArray[np.bool_]:
         """(N,) that gallery, and the queries of its test classes in the hard typefaces."""
-        asked = self.of_classes(frozenset().union(*self.late[:versions]))
-        asked &= np.isin(self.arrays["font"], KANJI_FONTS) & (self.arrays["role"] == "query")
-        return self.gallery(versions) | asked
+        queries = self.of_classes(frozenset().union(*self.late[:versions]))
+        queries &= np.isin(self.arrays["font"], KANJI_FONTS) & (self.arrays["role"] == "query")
+        return self.gallery(versions) | queries
 
 
 def recipe(
@@ -210,7 +210,7 @@ def recipe(
     return path
 
 
-def begin(folder: Path, found: Characters, seed: int) -> None:
+def begin(folder: Path, characters: Characters, seed: int) -> None:
     """What all lives share: version 1, and the incoming network that was trained elsewhere."""
     torch.manual_seed(seed)
     torch.save(build(SMALL["width"], SMALL["features"]).state_dict(), folder / "scratch.ckpt")
@@ -219,7 +219,7 @@ def begin(folder: Path, found: Characters, seed: int) -> None:
         epochs=12, rehearsal=f"{{per_class: {PER_CLASS}}}",
     )  # fmt: skip
     project = Project(
-        store=folder / "none", data=found.write(folder / "first.npz", found.training(1)),
+        store=folder / "none", data=characters.write(folder / "first.npz", characters.training(1)),
         recipe=first, candidate=folder / "v1", output=folder / "v1/model.onnx",
     )  # fmt: skip
     finetune(project, base=folder / "scratch.ckpt")
@@ -227,18 +227,21 @@ def begin(folder: Path, found: Characters, seed: int) -> None:
         folder / "elsewhere.yaml", seed=100 + seed, args=LARGE,
         objective="frame: free, dim: 128, lambda: 1.0, scale: 16.0", epochs=7,
     )  # fmt: skip
-    data = load(found.write(folder / "elsewhere.npz", found.of_classes(found.elsewhere)))
+    data = load(
+        characters.write(folder / "elsewhere.npz", characters.of_classes(characters.elsewhere))
+    )
     trained = train.train(
         recipe=Recipe.load(path), base=None, data=data, reference=None, work=folder
     )
     torch.save(trained.network.backbone.state_dict(), folder / "elsewhere.ckpt")
 
 
-def live(folder: Path, shared: Path, found: Characters, name: str, seed: int) -> Lived:
+def live(folder: Path, shared: Path, characters: Characters, name: str, seed: int) -> Lived:
     """One life on a store of its own."""
     life, models = LIVES[name], [shared / "v1" / "model.onnx"]
     project = Project(
-        store=folder / "store", data=found.write(folder / "gallery.npz", found.gallery(1)),
+        store=folder / "store",
+        data=characters.write(folder / "gallery.npz", characters.gallery(1)),
         candidate=shared / "v1", report=folder / "report.json", policy="default",
     )  # fmt: skip
     init(project, model=models[0])
@@ -246,12 +249,12 @@ def live(folder: Path, shared: Path, found: Characters, name: str, seed: int) ->
     shutil.copy(shared / "v1" / "weights.safetensors", folder / "deployed.safetensors")
     steps = [_first(project, shared)]
     for version in range(2, VERSIONS + 1):
-        step = _version(folder, shared, project, found, life, version, seed)
+        step = _version(folder, shared, project, characters, life, version, seed)
         models.append(folder / f"v{version}.onnx")
         shutil.copy(folder / "candidate" / "model.onnx", models[-1])
         steps.append(step)
         print(f"{name}: {step}", flush=True)
-    matrix = compatibility_matrix(models, _test(folder, found))
+    matrix = compatibility_matrix(models, _test(folder, characters))
     values = np.full((VERSIONS, VERSIONS), np.nan)
     for i, row in enumerate(matrix.values):
         values[i, : i + 1] = row
@@ -283,15 +286,15 @@ def _version(  # noqa: PLR0917
     folder: Path,
     shared: Path,
     project: Project,
-    found: Characters,
+    characters: Characters,
     life: Life,
     version: int,
     seed: int,
 ) -> Step:
     """Fine-tune, verify, deploy, add."""
-    began = time.monotonic()
+    start = time.monotonic()
     replaced = version == REPLACED
-    told = recipe(
+    recipe_file = recipe(
         folder / "recipe.yaml",
         seed=seed + version,
         args=LARGE if version >= REPLACED else SMALL,
@@ -300,24 +303,27 @@ def _version(  # noqa: PLR0917
         lr=0.002 if replaced else 0.001,
         rehearsal=f"{{per_class: {PER_CLASS}}}" if life.memory else "null",
     )
-    data = found.write(folder / "new.npz", found.training(version))
+    data = characters.write(folder / "new.npz", characters.training(version))
     base = shared / "elsewhere.ckpt" if replaced else folder / "deployed.safetensors"
-    made = finetune(replace(project, data=data, recipe=told), base=base)
-    judged = replace(project, data=found.write(folder / "judged.npz", found.judged(version - 1)))
+    tuned = finetune(replace(project, data=data, recipe=recipe_file), base=base)
+    judged = replace(
+        project, data=characters.write(folder / "judged.npz", characters.judged(version - 1))
+    )
     manifest = Store.open(project.store).manifest
     old = project.store / "models" / f"{manifest.query_model}.onnx"
     report = verify(judged, old=old, new=folder / "candidate" / "model.onnx")
     passed = report.verdict.outcome == "pass"
     deploy(project, forced_reason=None if passed else f"the gate said {report.verdict.outcome}")
     shutil.copy(folder / "candidate" / "weights.safetensors", folder / "deployed.safetensors")
-    add(replace(project, data=found.write(folder / "more.npz", found.gallery(version))))
+    add(replace(project, data=characters.write(folder / "more.npz", characters.gallery(version))))
     recall = report.groups[0].recall
     return Step(
-        version=version, trained_items=made.items, rehearsed=made.rehearsed, classes=made.classes,
+        version=version, trained_items=tuned.items, rehearsed=tuned.rehearsed,
+        classes=tuned.classes,
         old_old=recall["old_old"]["1"], new_old=recall["new_old"]["1"],
         gate=report.verdict.outcome, links=_links(report, project.store),
         rows=Store.open(project.store).manifest.index.count, **_memory(project),
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start,
     )  # fmt: skip
 
 
@@ -339,10 +345,10 @@ def _memory(project: Project) -> dict[str, int]:
     return {"memory_items": len(read_memory(path)), "memory_bytes": path.stat().st_size}
 
 
-def _test(folder: Path, found: Characters) -> Dataset:
+def _test(folder: Path, characters: Characters) -> Dataset:
     """The test classes alone: their gallery items and their queries in the hard typefaces."""
-    asked = found.of_classes(frozenset().union(*found.late))
-    return load(found.write(folder / "test.npz", found.judged(VERSIONS) & asked))
+    queries = characters.of_classes(frozenset().union(*characters.late))
+    return load(characters.write(folder / "test.npz", characters.judged(VERSIONS) & queries))
 
 
 def tables(lives: Sequence[Lived]) -> str:
@@ -380,42 +386,42 @@ def _table(lived: Lived) -> Iterator[str]:
 
 def main() -> None:
     """Live, show, write."""
-    given = _arguments()
-    torch.set_num_threads(given.threads)
-    os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    found = Characters.of(given.data, given.seed)
-    with tempfile.TemporaryDirectory() as temporary, _told_apart():
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    characters = Characters.of(arguments.data, arguments.seed)
+    with tempfile.TemporaryDirectory() as temporary, _timed():
         shared = Path(temporary) / "shared"
         shared.mkdir()
-        begin(shared, found, given.seed)
+        begin(shared, characters, arguments.seed)
         lives = []
-        for name in given.lives:
+        for name in arguments.lives:
             folder = Path(temporary) / name
             folder.mkdir()
-            lives.append(live(folder, shared, found, name, given.seed))
+            lives.append(live(folder, shared, characters, name, arguments.seed))
             print(tables(lives[-1:]), flush=True)
-            _write(lives, given)
+            _write(lives, arguments)
 
 
-def _write(lives: Sequence[Lived], given: argparse.Namespace) -> None:
-    if given.json:
+def _write(lives: Sequence[Lived], arguments: argparse.Namespace) -> None:
+    if arguments.json:
         text = json.dumps([asdict(one) for one in lives], indent=1)
-        given.json.write_text(text.replace("NaN", "null") + "\n")
-    if given.docs:
-        before, rest = given.docs.read_text(encoding="utf-8").split(BEGIN)
+        arguments.json.write_text(text.replace("NaN", "null") + "\n")
+    if arguments.docs:
+        before, rest = arguments.docs.read_text(encoding="utf-8").split(BEGIN)
         whole = f"{before}{BEGIN}\n\n{tables(lives)}\n{END}{rest.split(END)[1]}"
-        write_atomic(given.docs, whole.encode())
+        write_atomic(arguments.docs, whole.encode())
 
 
 @contextmanager
-def _told_apart() -> Iterator[None]:
-    """How long it all took, and an error as the command line says it."""
-    began = time.monotonic()
+def _timed() -> Iterator[None]:
+    """Print the total time; end with an error as the command line shows it."""
+    start = time.monotonic()
     try:
         yield
     except CompatError as error:
         raise SystemExit(f"{error.message}\n{error.tip}") from None
-    print(f"{time.monotonic() - began:.0f} s\n", flush=True)
+    print(f"{time.monotonic() - start:.0f} s\n", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -426,12 +432,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--docs", type=Path)
-    given = parser.parse_args()
-    if not given.data.exists():
-        raise SystemExit(f"no images at {given.data}: examples/kanji/build.py draws them")
-    if unknown := set(given.lives) - LIVES.keys():
+    arguments = parser.parse_args()
+    if not arguments.data.exists():
+        raise SystemExit(f"no images at {arguments.data}: examples/kanji/build.py draws them")
+    if unknown := set(arguments.lives) - LIVES.keys():
         raise SystemExit(f"no life is called {min(unknown)}; known: {', '.join(LIVES)}")
-    return given
+    return arguments
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ REPLICATES = 9_999
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ground:
+class SeedImages:
     """One seed's images by part."""
 
     seed: int
@@ -91,27 +91,27 @@ class Ground:
 
 def main() -> None:
     """Measure, show, write."""
-    given = _arguments()
-    torch.set_num_threads(given.threads)
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-    if not given.kanji.exists():
-        sys.exit(f"no images at {given.kanji}: examples/kanji/build.py draws them")
-    lines = _read(given.json) if given.json else []
-    for seed in given.seeds:
+    if not arguments.kanji.exists():
+        sys.exit(f"no images at {arguments.kanji}: examples/kanji/build.py draws them")
+    lines = _read(arguments.json) if arguments.json else []
+    for seed in arguments.seeds:
         if seed in {one.seed for one in lines}:
             continue
-        began = time.monotonic()
-        lines += measured(ground(given.kanji, seed), given.epochs)
-        print(f"seed {seed} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        if given.json:
+        start = time.monotonic()
+        lines += measure(split_images(arguments.kanji, seed), arguments.epochs)
+        print(f"seed {seed} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        if arguments.json:
             text = json.dumps([asdict(one) for one in lines], indent=1) + "\n"
-            write_atomic(given.json, text.encode())
+            write_atomic(arguments.json, text.encode())
     print("\n".join(table(lines)))
-    if given.docs:
-        write_atomic(given.docs, page(lines).encode())
+    if arguments.docs:
+        write_atomic(arguments.docs, page(lines).encode())
 
 
-def ground(path: Path, seed: int) -> Ground:
+def split_images(path: Path, seed: int) -> SeedImages:
     """The seed draws which training characters are deployed, new and elsewhere."""
     data = load(path)
     data = data.take(i for i, item in enumerate(data.items) if item.slices["font"] in FONTS)
@@ -140,7 +140,7 @@ def ground(path: Path, seed: int) -> Ground:
         ]
         for name, labels in groups.items()
     }  # fmt: skip
-    return Ground(
+    return SeedImages(
         seed=seed,
         everything=used,
         deployed=part(local, trains),
@@ -160,47 +160,49 @@ def held_out(item: Item) -> bool:
     return (first + FONTS.index(font)) % (len(FONTS) - 1) < HELD_OUT
 
 
-def measured(ground: Ground, epochs: int) -> list[Line]:
+def measure(images: SeedImages, epochs: int) -> list[Line]:
     """The deployed model, the new one, and the new one fine-tuned in three ways."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         old = train(
-            recipe=_recipe(ground.seed, 16, epochs),
+            recipe=_recipe(images.seed, 16, epochs),
             base=None,
-            data=ground.deployed,
+            data=images.deployed,
             reference=None,
             work=work,
         )
-        features = {"old on old": _embedded(old.network, ground.everything)}
+        features = {"old on old": _embedded(old.network, images.everything)}
         new = train(
-            recipe=_recipe(100 + ground.seed, 24, epochs // 2),
+            recipe=_recipe(100 + images.seed, 24, epochs // 2),
             base=None,
-            data=ground.elsewhere,
+            data=images.elsewhere,
             # For its registry alone: the new model's classes get the next free vertices.
-            reference=_reference(ground, features["old on old"], old.registry),
+            reference=_reference(images, features["old on old"], old.registry),
             work=work,
         )
-        features["new as it came"] = _embedded(new.network, ground.everything)
+        features["new as it came"] = _embedded(new.network, images.everything)
         save_weights(new.network, work / "new.safetensors")
         for arm in ARMS:
             whose = "new as it came" if arm == "itself" else "old on old"
             weight = 1.0 if arm == "none" else 0.1
             tuned = train(
-                recipe=_recipe(ground.seed, 24, epochs // 3, weight=weight, tune=True),
+                recipe=_recipe(images.seed, 24, epochs // 3, weight=weight, tune=True),
                 base=work / "new.safetensors",
-                data=ground.tuned,
-                reference=_reference(ground, features[whose], new.registry),
+                data=images.tuned,
+                reference=_reference(images, features[whose], new.registry),
                 work=work,
             )
-            features[arm] = _embedded(tuned.network, ground.everything)
-            print(f"seed {ground.seed}: {arm}", file=sys.stderr, flush=True)
-    return [one for group in GROUPS for one in judged(ground, group, features)]
+            features[arm] = _embedded(tuned.network, images.everything)
+            print(f"seed {images.seed}: {arm}", file=sys.stderr, flush=True)
+    return [one for group in GROUPS for one in score_group(images, group, features)]
 
 
-def judged(ground: Ground, group: str, features: dict[str, NDArray[np.float32]]) -> Iterable[Line]:
+def score_group(
+    images: SeedImages, group: str, features: dict[str, NDArray[np.float32]]
+) -> Iterable[Line]:
     """A line for each model; ``features`` (N, D) of ``everything``, the deployed model's first."""
-    rows, stored = ground.groups[group], ground.gallery
-    _, labels = np.unique(ground.everything.labels, return_inverse=True)
+    rows, stored = images.groups[group], images.gallery
+    _, labels = np.unique(images.everything.labels, return_inverse=True)
 
     def found(queries: str, gallery: str) -> Retrieval:
         near = exact_search(features[queries][rows], features[gallery][stored], 1)
@@ -211,7 +213,7 @@ def judged(ground: Ground, group: str, features: dict[str, NDArray[np.float32]])
         low, high = _interval(labels[rows], results["old on old"], result)
         over = _interval(labels[rows], results["deployed"], result)
         yield Line(
-            seed=ground.seed,
+            seed=images.seed,
             group=group,
             model=name,
             queries=len(rows),
@@ -264,11 +266,11 @@ def _recipe(
 
 
 def _reference(
-    ground: Ground, features: NDArray[np.float32], registry: Registry | None
+    images: SeedImages, features: NDArray[np.float32], registry: Registry | None
 ) -> Reference:
     """Stored vectors of the gallery and outputs for all other items, all of one model."""
     return Reference.from_arrays(
-        ground.everything, features, ground.gallery, registry=registry, K=K
+        images.everything, features, images.gallery, registry=registry, K=K
     )
 
 

@@ -1,7 +1,6 @@
-"""fuse: one file that runs both encoders and answers with their weighted mean.
+"""fuse: one file that runs both encoders and returns the unit weighted mean of their features.
 
-The published name is SLERP hedging; here the weighted mean of the two unit features is made unit
-again, which is the same at weight one half.
+It is published as SLERP hedging, which is the same at weight one half.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """recall@1 of the fused query on the old gallery, on validation classes, at one weight."""
+class WeightTrial:
+    """recall@1 of fused validation queries on the old gallery, at one weight."""
 
     weight: float
     recall: float
@@ -40,16 +39,16 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Fused:
-    """The fused encoder; ``weight`` is the new feature's, ``trials`` how it was chosen.
+    """The fused encoder. ``weight`` is the new feature's; ``trials`` are those it was chosen from.
 
-    ``parity``: the largest difference, on real images, of any number between the fused file and the
-    weighted mean of the two encoders' own features.
+    ``parity`` is the largest difference, over real images, of any value between the fused file's
+    output and the weighted mean of the two encoders' own features.
     """
 
     output: str
     sha256: str
     weight: float
-    trials: tuple[Trial, ...]
+    trials: tuple[WeightTrial, ...]
     validation_queries: int
     parity: float
     written: bool
@@ -77,20 +76,20 @@ def fuse(
         raise UsageError(f"the weight of the new feature must lie between 0 and 1, got {weight}")
     data = load_data(project)
     old_encoder, new_encoder = load_encoders(old, new, data)
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[WeightTrial, ...] = ()
     queries = 0
     if weight is None:
         trials, queries = search_weight(
             project, data, old_encoder, new_encoder, skip_bad=skip_bad, progress=progress
         )
-        weight = max(trials, key=lambda one: (one.recall, -abs(one.weight - 0.5))).weight
+        weight = max(trials, key=lambda trial: (trial.recall, -abs(trial.weight - 0.5))).weight
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / "fused.onnx"
-        onnx_files.fuse(old, new, weight, made)
-        fused = Encoder.load(made)
+        path = Path(scratch) / "fused.onnx"
+        onnx_files.fuse(old, new, weight, path)
+        fused = Encoder.load(path)
         check_steady(fused, data)
         parity = parity_of(data, fused, (old_encoder, new_encoder), weight)
-        data_of = made.read_bytes()
+        content = path.read_bytes()
     record = _record(project, (old, old_encoder), (new, new_encoder), training)
     if record is not None:
         record = replace(
@@ -98,14 +97,13 @@ def fuse(
             parity=max(parity, record.parity or 0.0),
             details={**record.details, "fused_weight": weight},
         )
-        data_of = onnx_files.with_record(data_of, output, record.to_text())
-    sha256 = sha256_bytes(data_of)
+        content = onnx_files.with_record(content, output, record.to_text())
     if not dry_run:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_model(output, data_of, record)
+        write_model(output, content, record)
     return Fused(
         output=str(output),
-        sha256=sha256,
+        sha256=sha256_bytes(content),
         weight=weight,
         trials=trials,
         validation_queries=queries,
@@ -122,8 +120,8 @@ def search_weight(
     *,
     skip_bad: bool,
     progress: Progress,
-) -> tuple[tuple[Trial, ...], int]:
-    """recall@1 on the deployed gallery for every weight; held-out classes are never looked at."""
+) -> tuple[tuple[WeightTrial, ...], int]:
+    """recall@1 on the deployed gallery for every weight, and the number of validation queries."""
     group = query_group("validation", data, query_rows(data, "validation"))
     if not len(group.queries):
         raise InputError(
@@ -143,29 +141,29 @@ def search_weight(
     shared = shared_columns(data, project.ignore_same, group.queries, group.gallery)
     truth = with_ignored_rows(ground_truth(data, group), shared)
     gallery = both.old.gallery[group.gallery]
-    old_queries, new_queries = (one.query[group.queries] for one in (both.old, both.new))
-
-    def trial(weight: float) -> Trial:
+    old_queries, new_queries = both.old.query[group.queries], both.new.query[group.queries]
+    trials = []
+    for weight in WEIGHTS:
         fused = fuse_rows(old_queries, new_queries, weight)
-        return Trial(
-            weight=weight, recall=retrieval(truth, fused, gallery, (1,), map_k=1).recall[1]
-        )
-
-    return tuple(map(trial, WEIGHTS)), len(group.queries)
+        recall = retrieval(truth, fused, gallery, (1,), map_k=1).recall[1]
+        trials.append(WeightTrial(weight=weight, recall=recall))
+    return tuple(trials), len(group.queries)
 
 
 def parity_of(
     data: Dataset, fused: Encoder, parts: tuple[Encoder, Encoder], weight: float
 ) -> float:
-    """How far the fused file is from the mean of its parts, over images that decode.
+    """The fused file's largest difference from the mean of its parts.
 
     Raises:
-        InputError: further than the limit: the file would not answer as it was judged.
+        InputError: above the limit: the file would not return what was measured.
     """
     images = onnx_files.parity_images(data)
-    rows = [encoder.embed(images, skip_bad=True).features for encoder in (*parts, fused)]
-    expected = fuse_rows(rows[0], rows[1], weight)
-    return onnx_files.check_parity(rows[2], expected, "the fused file differs from its parts")
+    old, new, features = (
+        encoder.embed(images, skip_bad=True).features for encoder in (*parts, fused)
+    )
+    expected = fuse_rows(old, new, weight)
+    return onnx_files.check_parity(features, expected, "the fused file differs from its parts")
 
 
 def _record(
@@ -174,7 +172,7 @@ def _record(
     new: tuple[Path, Encoder],
     training: Path | None,
 ) -> TrainingRecord | None:
-    """What either encoder has seen; None if the new one has no record.
+    """Both encoders' training records merged; None if the new one has none.
 
     The old encoder may lack a record only if it is a model of the store.
     """
@@ -190,8 +188,8 @@ def _record(
 
 
 def _is_foreign(project: Project, sha256: str) -> bool:
-    """Whether there is a store, and the model is none of its models."""
+    """Whether there is a store, and the model is not one of its models."""
     if not (project.store / "manifest.json").exists():
         return False
     manifest = open_store(project).manifest
-    return sha256 not in {manifest.query_model, *(one.sha256 for one in manifest.models)}
+    return sha256 not in {manifest.query_model, *(share.sha256 for share in manifest.models)}

@@ -130,31 +130,31 @@ def _material() -> given.Material:
 
 
 @pytest.fixture(scope="module")
-def ground() -> protocol.Ground:
+def setup() -> protocol.SequenceSetup:
     """Sixteen noise patterns, a tiny network, two epochs."""
     settings = methods.Settings(K=16, epochs=2, batch=8, elsewhere_epochs=(2, 2, 2), memory=1)
     build: Callable[[], torch.nn.Module] = partial(cnn.build, width=4, features=8, pool=False)
-    return protocol.Ground(
+    return protocol.SequenceSetup(
         material=_material(), settings=settings, build=build, seed=0, device=torch.device("cpu")
     )
 
 
 @pytest.fixture(scope="module")
-def base(ground: protocol.Ground) -> dict[bool, list[protocol.Network]]:
+def base(setup: protocol.SequenceSetup) -> dict[bool, list[protocol.Network]]:
     """The three models from elsewhere of either kind."""
     return {
-        fixed: [protocol.pretrained(ground, stage, fixed=fixed) for stage in range(3)]
+        fixed: [protocol.pretrained(setup, stage, fixed=fixed) for stage in range(3)]
         for fixed in (True, False)
     }
 
 
 @pytest.mark.parametrize("method", methods.METHODS, ids=lambda one: one.name)
 def test_every_method_walks_the_sequence_alike_twice(
-    ground: protocol.Ground, base: dict[bool, list[protocol.Network]], method: methods.Method
+    setup: protocol.SequenceSetup, base: dict[bool, list[protocol.Network]], method: methods.Method
 ) -> None:
     """The lower triangle holds recalls, the upper nothing; models elsewhere stay as they came."""
     before = [one.state_dict()["backbone.head.1.weight"].clone() for one in base[method.fixed]]
-    found = [protocol.walk(ground, method, 4, base[method.fixed]) for _ in range(2)]
+    found = [protocol.walk(setup, method, 4, base[method.fixed]) for _ in range(2)]
     assert set(found[0]) == {"ten", "all"}
     for name, matrix in found[0].items():
         assert np.array_equal(matrix, found[1][name])
@@ -166,50 +166,50 @@ def test_every_method_walks_the_sequence_alike_twice(
 
 
 def test_the_deployed_model_is_the_other_reference(
-    ground: protocol.Ground, base: dict[bool, list[protocol.Network]]
+    setup: protocol.SequenceSetup, base: dict[bool, list[protocol.Network]]
 ) -> None:
     """Until the first replacement both references are one model; then they are two."""
     kinds = [one for one in methods.METHODS if one.fixed and one.contrast]
-    ground = replace(ground, settings=replace(ground.settings, lr=0.1))
-    alone, deployed = (protocol.walk(ground, one, 7, base[True])["all"] for one in kinds)
+    setup = replace(setup, settings=replace(setup.settings, lr=0.1))
+    alone, deployed = (protocol.walk(setup, one, 7, base[True])["all"] for one in kinds)
     assert np.array_equal(alone[:2], deployed[:2])
     assert not np.array_equal(alone[2:], deployed[2:])
 
 
 def test_the_influence_loss_begins_with_the_second_task(
-    ground: protocol.Ground, base: dict[bool, list[protocol.Network]]
+    setup: protocol.SequenceSetup, base: dict[bool, list[protocol.Network]]
 ) -> None:
     """BCT-ER is ER until there is a previous classifier."""
-    ground = replace(ground, settings=replace(ground.settings, lr=0.1))
+    setup = replace(setup, settings=replace(setup.settings, lr=0.1))
     named = {one.name: one for one in methods.METHODS}
     alone, pulled = (
-        protocol.walk(ground, named[name], 7, base[False])["all"] for name in ("ER", "BCT-ER")
+        protocol.walk(setup, named[name], 7, base[False])["all"] for name in ("ER", "BCT-ER")
     )
     assert alone[0, 0] == pulled[0, 0]
     assert not np.array_equal(alone[1:], pulled[1:])
 
 
-def test_models_from_elsewhere_are_kept(ground: protocol.Ground, tmp_path: Path) -> None:
+def test_models_from_elsewhere_are_kept(setup: protocol.SequenceSetup, tmp_path: Path) -> None:
     """The same model comes from its file; another seed, or another classifier, is another file."""
     first, again = (
-        iamcl2r.elsewhere(ground, 1, fixed=True, work=tmp_path).state_dict() for _ in range(2)
+        iamcl2r.elsewhere(setup, 1, fixed=True, work=tmp_path).state_dict() for _ in range(2)
     )
     assert all(torch.equal(first[key], again[key]) for key in first)
-    fresh = protocol.pretrained(ground, 1, fixed=True).state_dict()
+    fresh = protocol.pretrained(setup, 1, fixed=True).state_dict()
     assert all(torch.equal(first[key], fresh[key]) for key in first)
     assert len([*tmp_path.iterdir()]) == 1
-    iamcl2r.elsewhere(replace(ground, seed=1), 1, fixed=True, work=tmp_path)
-    iamcl2r.elsewhere(ground, 1, fixed=False, work=tmp_path)
+    iamcl2r.elsewhere(replace(setup, seed=1), 1, fixed=True, work=tmp_path)
+    iamcl2r.elsewhere(setup, 1, fixed=False, work=tmp_path)
     assert len([*tmp_path.iterdir()]) == 3
 
 
-def test_pretraining_pulls_classes_to_their_own_vertices(ground: protocol.Ground) -> None:
+def test_pretraining_pulls_classes_to_their_own_vertices(setup: protocol.SequenceSetup) -> None:
     """The vertex nearest to a class elsewhere is the one of its number."""
-    longer = replace(ground.settings, elsewhere_epochs=(30, 30, 30), elsewhere_lr=0.01)
-    still = replace(ground.material, augmentation=Augmentation())
-    ground = replace(ground, settings=longer, material=still)
-    images = ground.material.elsewhere[2]
-    features = protocol.embedded(ground, protocol.pretrained(ground, 2, fixed=True), images)
+    longer = replace(setup.settings, elsewhere_epochs=(30, 30, 30), elsewhere_lr=0.01)
+    still = replace(setup.material, augmentation=Augmentation())
+    setup = replace(setup, settings=longer, material=still)
+    images = setup.material.elsewhere[2]
+    features = protocol.embedded(setup, protocol.pretrained(setup, 2, fixed=True), images)
     assert ((features @ simplex(16).T).argmax(axis=1) == images.labels).all()
 
 

@@ -28,7 +28,7 @@ def test_each_character_asks_in_two_typefaces_and_never_in_the_gallerys() -> Non
 
 
 @pytest.fixture
-def ground() -> born.Ground:
+def images() -> born.SeedImages:
     """Twelve characters, the gallery's image of each and two that ask."""
     fonts = (born.GALLERY, "klee", "rampart")
     items = tuple(_item(chr(0x4E00 + i), font) for i in range(12) for font in fonts)
@@ -36,7 +36,7 @@ def ground() -> born.Ground:
     data = Dataset(items=items, sources=(pixels,) * len(items))
     asking = np.flatnonzero(np.arange(len(items)) % 3 > 0)
     parts = np.array_split(asking, len(born.GROUPS))
-    return born.Ground(
+    return born.SeedImages(
         seed=3,
         everything=data,
         deployed=data,
@@ -47,7 +47,7 @@ def ground() -> born.Ground:
     )
 
 
-def test_lines_are_recalls_on_the_deployed_gallery(ground: born.Ground) -> None:
+def test_lines_are_recalls_on_the_deployed_gallery(images: born.SeedImages) -> None:
     """Queries of each model against the stored vectors of the first; intervals hold the gain."""
     rng = np.random.default_rng(0)
     centres = np.repeat(rng.standard_normal((12, 16)), 3, axis=0)
@@ -55,14 +55,14 @@ def test_lines_are_recalls_on_the_deployed_gallery(ground: born.Ground) -> None:
     for name, noise in (("old on old", 1.0), ("none", 2.0), ("deployed", 0.5), ("itself", 1.5)):
         rows = centres + noise * rng.standard_normal(centres.shape)
         features[name] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    labels = np.array(ground.everything.labels)
-    lines = [one for group in born.GROUPS for one in born.judged(ground, group, features)]
+    labels = np.array(images.everything.labels)
+    lines = [one for group in born.GROUPS for one in born.score_group(images, group, features)]
     assert len(lines) == len(born.GROUPS) * len(features)
     for one in lines:
-        rows = ground.groups[one.group]
+        rows = images.groups[one.group]
         for gallery, recall in (("old on old", one.recall), (one.model, one.own)):
-            near = (features[one.model][rows] @ features[gallery][ground.gallery].T).argmax(axis=1)
-            assert recall == pytest.approx((labels[ground.gallery][near] == labels[rows]).mean())
+            near = (features[one.model][rows] @ features[gallery][images.gallery].T).argmax(axis=1)
+            assert recall == pytest.approx((labels[images.gallery][near] == labels[rows]).mean())
         assert one.low <= one.gain <= one.high
         assert one.over_low <= one.over_deployed <= one.over_high
     table = "\n".join(born.table(lines))
