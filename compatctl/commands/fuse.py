@@ -23,10 +23,9 @@ from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
 from compatctl.evaluation.protocol import drop_rows, ground_truth, query_group, query_rows
 from compatctl.files import sha256_bytes
+from compatctl.migration.routes import WEIGHTS
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-
-WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True, kw_only=True)
