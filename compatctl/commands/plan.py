@@ -85,8 +85,7 @@ def plan(
         data, _ = data.readable()
     split = planning_split(data, deployed.catalog.ids, limit, choosing=len(make_trials(recipe)) > 1)
     inputs, old_ms, new_ms = _inputs(split, deployed, (recipe, base), project, progress)
-    reference = inputs.reference
-    facts = preflight(deployed, split, reference.gallery_features, reference.registry)
+    facts = preflight(deployed, split, inputs.reference)
     free = routes.train_free_models(inputs, _folds(inputs), progress)
     results = routes.measure_routes(inputs, free, progress)
     cost = _Cost(

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from compatctl.core.arrays import Rows, Vectors, as_rows
+from compatctl.core.arrays import Rows, as_rows
 from compatctl.core.class_sums import sums_by_position
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.simplex import Registry, cosine_spread
 from compatctl.data import Dataset, Item
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.errors import InputError
+
+if TYPE_CHECKING:
+    from compatctl.train import Reference
 
 MAX_MEANS = 2000
 """The number of class means whose cosines are measured."""
@@ -126,16 +129,14 @@ def _searched(data: Dataset, stored: set[str], classes: set[str], limit: int) ->
     return {*ids, *sorted(others, key=hash_fraction)[: max(0, limit - len(ids))]}
 
 
-def preflight(
-    deployed: DeployedGallery, split: PlanningSplit, vectors: Vectors, registry: Registry | None
-) -> Preflight:
-    """Collect the facts; ``vectors`` (G, D) are those stored for ``split.gallery_rows``."""
-    data, D = split.data, deployed.manifest.index.dim
+def preflight(deployed: DeployedGallery, split: PlanningSplit, reference: Reference) -> Preflight:
+    """Collect the facts; ``reference`` has the stored vectors of ``split.gallery_rows``."""
+    data, D, registry = split.data, deployed.manifest.index.dim, reference.registry
     in_gallery = set(deployed.catalog.labels)
     training = {item.label for item in data.items if item.split == "train"}
     labels = np.array([data.labels[int(row)] for row in split.gallery_rows])
     names, codes = np.unique(labels, return_inverse=True)
-    means = sums_by_position(vectors, codes, len(names))[0][:MAX_MEANS]
+    means = sums_by_position(reference.gallery_features, codes, len(names))[0][:MAX_MEANS]
     mean, spread = cosine_spread(means) if len(means) > 1 else (float("nan"), float("nan"))
     return Preflight(
         gallery_rows=len(deployed.catalog),
