@@ -43,7 +43,6 @@ from compatctl.files import write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
 from compatctl.report import (
-    FORMAT,
     Attempts,
     DataId,
     Latency,
@@ -90,7 +89,7 @@ def verify(
             report = _verify_models(project, policy, old, new, options, progress)
         except UnsteadyError as error:
             if not options.dry_run:
-                write_atomic(project.report, refusal(error, FORMAT))
+                write_atomic(project.report, refusal(error))
             raise
     if key := report_key():
         report = sign_report(report, key)

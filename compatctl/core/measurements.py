@@ -43,7 +43,7 @@ Key = tuple[str, str]
 Statistic = tuple[Ratio, int, str]
 """A statistic, the number of queries or pairs in it, and a sentence."""
 
-PARTIAL_CHECKS = {"ann_recall", "self_test_gain", "mixed_gain"}
+PARTIAL_CHECKS = frozenset({"ann_recall", "self_test_gain", "mixed_gain"})
 """Checks on part of the queries or gallery: that part must meet the minimum of queries."""
 
 

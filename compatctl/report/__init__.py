@@ -7,7 +7,6 @@ from compatctl.report._junit import junit
 from compatctl.report._markdown import markdown
 from compatctl.report._metrics import openmetrics
 from compatctl.report._reading import VerifiedReport, read_report
-from compatctl.report._refusal import refusal
 from compatctl.report._report import (
     FORMAT,
     AnnRecall,
@@ -27,6 +26,7 @@ from compatctl.report._report import (
     StoreId,
     TrainingOverlapEntry,
     policy_sha256,
+    refusal,
 )
 from compatctl.report._signature import check_signature, sign_report
 from compatctl.report._summary import attempt_sentence, summary

@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from compatctl.core.dependence import worst_design_effect
-from compatctl.core.gate import CHECKS_WITHOUT_INTERVAL, Check, settle
+from compatctl.core.gate import CHECKS_WITHOUT_INTERVAL, Check, CheckKey, settle
 from compatctl.core.knots import knots_problem
-from compatctl.core.measurements import DECIDING_GROUP
+from compatctl.core.measurements import DECIDING_GROUP, PARTIAL_CHECKS
 from compatctl.core.policy import Policy, Rule
 from compatctl.report._report import Group, Report
 from compatctl.report._summary import summary
@@ -27,7 +27,7 @@ ROUNDING = 1e-6
 NEXT_STEP = "compatctl deploy"
 """The next step of a report that passes and has a store."""
 
-ALWAYS = (
+ALWAYS_MEASURED = (
     "recall_gain",
     "wide_recall_gain",
     "map_gain",
@@ -35,25 +35,16 @@ ALWAYS = (
     "different_class",
     "negative_flips",
     "design_effect",
+    "matched_share",
+    "old_recall",
 )
 """Checks that are measured on every set of queries."""
 
-OWN_COUNT = frozenset(
-    {
-        "ann_recall",
-        "untouched_gain",
-        "stored_share",
-        "matched_share",
-        "self_test_gain",
-        "mixed_gain",
-    }
-)
+OWN_COUNT = PARTIAL_CHECKS | {"untouched_gain", "stored_share", "matched_share"}
 """Checks whose n is not the number of the group's queries."""
 
-OF_PAIRS = ("far_ratio", "frr_increase")
+PAIR_CHECKS = ("far_ratio", "frr_increase")
 """Checks that a threshold adds, over pairs of queries and gallery items."""
-
-_Key = tuple[str, str]
 
 
 def contradictions(report: Report) -> Iterator[str]:
@@ -75,43 +66,44 @@ def contradictions(report: Report) -> Iterator[str]:
     if report.seed != (report.options.get("seed") or 0):
         yield f"it was drawn with seed {report.seed}; the options say {report.options.get('seed')}"
     for check in verdict.checks:
-        where = f"{check.name} of {check.group}"
-        yield from (f"{where}: {what}" for what in _of_check(check, rules.get(check.name)))
-        if check.name in rules and not check.may_decide and _deciding(check, report):
-            yield f"{where} decides"
-    yield from _of_calibration(report)
-    yield from _of_index(report)
-    there = {(check.name, check.group) for check in verdict.checks}
-    for name, group in sorted(_demanded(report, rules) - there):
-        yield f"the check {name} of {group} is missing"
-    yield from _of_groups(report)
-    yield from _unsaid(report, {name for name, _ in there})
+        name = f"{check.name} of {check.group}"
+        for contradiction in _check_contradictions(check, rules.get(check.name)):
+            yield f"{name}: {contradiction}"
+        if check.name in rules and not check.may_decide and _in_deciding_group(check, report):
+            yield f"{name} decides"
+    yield from _calibration_contradictions(report)
+    yield from _index_contradictions(report)
+    present = {check.key for check in verdict.checks}
+    for check_name, group in sorted(_required_checks(report, rules) - present):
+        yield f"the check {check_name} of {group} is missing"
+    yield from _group_contradictions(report)
+    yield from _missing_from_not_checked(report, {check_name for check_name, _ in present})
 
 
-def _of_calibration(report: Report) -> Iterator[str]:
-    found = report.calibration
-    if (found is not None) != bool(report.options.get("calibrate")):
+def _calibration_contradictions(report: Report) -> Iterator[str]:
+    calibration = report.calibration
+    if (calibration is not None) != bool(report.options.get("calibrate")):
         yield "it has a calibration that the options do not name, or lacks one that they name"
-    if found is not None and (problem := knots_problem(found.knots)):
+    if calibration is not None and (problem := knots_problem(calibration.knots)):
         yield f"its calibration is not a score map, which {problem}"
 
 
-def _of_index(report: Report) -> Iterator[str]:
+def _index_contradictions(report: Report) -> Iterator[str]:
     """Check the ef that deploy sets, and the recall at it."""
     ann = report.ann
-    found = [check for check in report.verdict.checks if check.name == "ann_recall"]
+    recalls = [check for check in report.verdict.checks if check.name == "ann_recall"]
     if ann is None:
-        if any(check.estimate is not None for check in found):
+        if any(check.estimate is not None for check in recalls):
             yield "it has a recall of the index and no ef"
         return
     if ann.ef_needed != ann.ef_current and ann.ef_needed not in {ef for ef, _ in ann.sweep}:
         yield f"the ef {ann.ef_needed} that it names is not in its sweep"
-    for check in found:
+    for check in recalls:
         if not _same(check.estimate, ann.recall_needed):
             yield f"ann_recall: the check says {check.estimate}, the index {ann.recall_needed:g}"
 
 
-def _of_check(check: Check, rule: Rule | None) -> Iterator[str]:
+def _check_contradictions(check: Check, rule: Rule | None) -> Iterator[str]:
     """Compare estimate, interval, p-values and sizes of one check."""
     if check.n_classes is None and check.name not in CHECKS_WITHOUT_INTERVAL:
         yield "it has no interval"
@@ -136,57 +128,56 @@ def _of_check(check: Check, rule: Rule | None) -> Iterator[str]:
     if not low <= check.estimate <= high:
         yield "its estimate lies outside of its interval"
     elif rule is not None and check.raw_p is not None:
-        beyond, short = (low, high) if rule.above else (-high, -low)
+        worst, best = (low, high) if rule.above else (-high, -low)
         limit = rule.limit if rule.above else -rule.limit
-        if check.outcome == "pass" and not beyond > limit:
+        if check.outcome == "pass" and not worst > limit:
             yield "it passes, and its interval does not"
-        if check.outcome == "fail" and not short < limit:
+        if check.outcome == "fail" and not best < limit:
             yield "it fails, and its interval does not"
 
 
-def _deciding(check: Check, report: Report) -> bool:
+def _in_deciding_group(check: Check, report: Report) -> bool:
     """Whether a check belongs to a deciding group, whatever its own entry says."""
     if check.group == "pairs":
         return report.pairs is None or not report.pairs.seen
-    beside = {one.name for one in report.groups if one.name != DECIDING_GROUP}
-    named = check.group.split(", ")[0] if check.name == "slice_gain" else check.group
-    return named not in beside
+    reported_only = {group.name for group in report.groups if group.name != DECIDING_GROUP}
+    group_name = check.group.split(", ")[0] if check.name == "slice_gain" else check.group
+    return group_name not in reported_only
 
 
-def _demanded(report: Report, rules: Mapping[str, Rule]) -> set[_Key]:
-    """(name, group) of every check that the policy and the options require."""
+def _required_checks(report: Report, rules: Mapping[str, Rule]) -> set[CheckKey]:
+    """Every check that the policy and the options require."""
     options, unseen = report.options, DECIDING_GROUP
-    found = {(name, unseen) for name in ALWAYS}
+    required = {(name, unseen) for name in ALWAYS_MEASURED}
     if options.get("self_test", True):
-        found |= {(name, unseen) for name in ("self_test_gain", "mixed_gain") if name in rules}
+        required |= {(name, unseen) for name in ("self_test_gain", "mixed_gain") if name in rules}
     if options.get("threshold") is not None:
-        found |= {(name, unseen) for name in OF_PAIRS}
+        required |= {(name, unseen) for name in PAIR_CHECKS}
     if options.get("pairs") is not None:
-        found |= {(name, "pairs") for name in ("same_class", "different_class", "pair_tar_gain")}
-    if report.store is not None and report.groups and _queries(report.groups[0]):
-        found.add(("ann_recall", unseen))
+        required |= {(name, "pairs") for name in ("same_class", "different_class", "pair_tar_gain")}
     if report.store is not None:
-        found |= {("stored_share", unseen), ("training_record", "training")}
+        required |= {("stored_share", unseen), ("training_record", "training")}
+        if report.groups and _queries(report.groups[0]):
+            required.add(("ann_recall", unseen))
+        if report.training_record_sha256 is not None:
+            required.add(("near_copies", "training"))
     if any(group.unjudged for group in report.groups[:1]):
-        found.add(("unjudged_gain", unseen))
-    found |= {(name, unseen) for name in ("matched_share", "old_recall")}
-    if report.store is not None and report.training_record_sha256 is not None:
-        found.add(("near_copies", "training"))
+        required.add(("unjudged_gain", unseen))
     if report.latency is not None or "latency_ratio" in rules:
-        found.add(("latency_ratio", "latency"))
+        required.add(("latency_ratio", "latency"))
     for group in report.groups:
-        found |= {(name, group.name) for name in _figures(report.policy, group)}
-        found |= {("slice_gain", f"{group.name}, {name}") for name in group.slices}
-    return found
+        required |= {(name, group.name) for name in _figures(report.policy, group)}
+        required |= {("slice_gain", f"{group.name}, {name}") for name in group.slices}
+    return required
 
 
 def _queries(group: Group) -> int:
     return group.n_queries + group.n_without_match
 
 
-def _of_groups(report: Report) -> Iterator[str]:
+def _group_contradictions(report: Report) -> Iterator[str]:
     """Compare the checks of each group with the group's own figures."""
-    checks = {(check.name, check.group): check for check in report.verdict.checks}
+    checks = {check.key: check for check in report.verdict.checks}
     names = [group.name for group in report.groups]
     if names[:1] != [DECIDING_GROUP] or len(set(names)) != len(names):
         yield "its groups do not start with the deciding one, or one occurs twice"
@@ -200,60 +191,61 @@ def _of_groups(report: Report) -> Iterator[str]:
             check = checks.get((name, group.name))
             if check is None:
                 continue
-            where = f"{name} of {group.name}"
+            prefix = f"{name} of {group.name}"
             if not _same(check.estimate, expected):
-                yield f"{where}: the check says {check.estimate}, the group {expected:g}"
-            if name not in {*OF_PAIRS, *OWN_COUNT} and check.n not in {group.n_queries, 0}:
-                yield f"{where}: it has {check.n} queries, the group {group.n_queries}"
+                yield f"{prefix}: the check says {check.estimate}, the group {expected:g}"
+            if name not in {*PAIR_CHECKS, *OWN_COUNT} and check.n not in {group.n_queries, 0}:
+                yield f"{prefix}: it has {check.n} queries, the group {group.n_queries}"
             if check.n_classes is not None and check.n_classes > max(1, group.n_classes):
-                yield f"{where}: it has {check.n_classes} classes, the group {group.n_classes}"
+                yield f"{prefix}: it has {check.n_classes} classes, the group {group.n_classes}"
         for name, n in group.slices.items():
             check = checks.get(("slice_gain", f"{group.name}, {name}"))
             if check is not None and not check.n == check.n_queries == n <= group.n_queries:
                 yield f"slice_gain of {check.group}: it has {check.n} queries, the slice {n}"
-    yield from _of_gallery(report, checks)
+    yield from _gallery_contradictions(report, checks)
+    sizes = {group.name: group.n_queries for group in report.groups}
     for check in report.verdict.checks:
-        own = next((group for group in report.groups if group.name == check.group), None)
-        if own and check.name not in OWN_COUNT and check.n_queries != own.n_queries:
-            yield f"{check.name} of {check.group} does not have the group's {own.n_queries} queries"
+        n = sizes.get(check.group, check.n_queries)
+        if check.name not in OWN_COUNT and check.n_queries != n:
+            yield f"{check.name} of {check.group} does not have the group's {n} queries"
 
 
 def _figures(policy: Policy, group: Group) -> dict[str, float]:
-    """Check name -> the estimate that the figures of the group give, where they give one."""
+    """Check name -> the estimate that the figures of the group give, if they give one."""
     recall, k, nan = group.recall, str(policy.recall_at), float("nan")
 
-    def gain(new: str, old: str, at: str = k) -> float:
-        return recall.get(new, {}).get(at, nan) - recall.get(old, {}).get(at, nan)
+    def gain(new: str, old: str, at_k: str = k) -> float:
+        return recall.get(new, {}).get(at_k, nan) - recall.get(old, {}).get(at_k, nan)
 
-    found = {
+    figures = {
         "recall_gain": gain("new_old", "old_old"),
         "wide_recall_gain": gain("new_old", "old_old", str(policy.wide_recall_at)),
         "map_gain": group.map_at_k.get("new_old", nan) - group.map_at_k.get("old_old", nan),
         "negative_flips": group.negative_flips,
     }
-    touched = group.training_overlap
-    if touched is not None and 0.0 < touched.of_queries < 1.0:
-        found |= {name: touched.mean(name, touched.of_gallery) for name in found}
-    if group.dependence:  # of the queries as they are
-        found["design_effect"] = worst_design_effect(group.dependence, policy.min_classes)
+    overlap = group.training_overlap
+    if overlap is not None and 0.0 < overlap.of_queries < 1.0:
+        figures |= {name: overlap.mean(name, overlap.of_gallery) for name in figures}
+    if group.dependence:  # of unweighted queries
+        figures["design_effect"] = worst_design_effect(group.dependence, policy.min_classes)
     if group.name == DECIDING_GROUP:
-        found["old_recall"] = recall.get("old_old", {}).get(k, nan)
-        if touched is not None and touched.of_gallery < 1.0:
-            found["untouched_gain"] = touched.untouched_gain
-    whole = "" if "old_old_subset" not in recall else "_subset"
+        figures["old_recall"] = recall.get("old_old", {}).get(k, nan)
+        if overlap is not None and overlap.of_gallery < 1.0:
+            figures["untouched_gain"] = overlap.untouched_gain
+    subset = "_subset" if "old_old_subset" in recall else ""
     if "new_new" in recall:
-        found["self_test_gain"] = gain("new_new", f"old_old{whole}")
+        figures["self_test_gain"] = gain("new_new", f"old_old{subset}")
     if "new_mixed" in recall:
-        found["mixed_gain"] = gain("new_mixed", f"new_old{whole}")
+        figures["mixed_gain"] = gain("new_mixed", f"new_old{subset}")
     rates = group.error_rates
     if rates is not None:
-        found["frr_increase"] = rates.frr.get("new", nan) - rates.frr.get("old", nan)
+        figures["frr_increase"] = rates.frr.get("new", nan) - rates.frr.get("old", nan)
         if rates.far.get("old", 0.0) > 0:
-            found["far_ratio"] = rates.far.get("new", nan) / rates.far["old"]
-    return found
+            figures["far_ratio"] = rates.far.get("new", nan) / rates.far["old"]
+    return figures
 
 
-def _of_gallery(report: Report, checks: Mapping[_Key, Check]) -> Iterator[str]:
+def _gallery_contradictions(report: Report, checks: Mapping[CheckKey, Check]) -> Iterator[str]:
     """Compare the counts of searched rows, and of rows that training used, with the figures."""
     searched, group = report.searched, report.groups[0]
     if report.store is not None:
@@ -276,9 +268,9 @@ def _of_gallery(report: Report, checks: Mapping[_Key, Check]) -> Iterator[str]:
         yield "it has rows that training used without a training record, or the reverse"
     overlap = group.training_overlap
     if overlap is not None and group.n_queries:
-        plain = _figures(report.policy, replace(group, training_overlap=None))
+        unweighted = _figures(report.policy, replace(group, training_overlap=None))
         for name in overlap.parts:
-            if not _same(overlap.mean(name, overlap.of_queries), plain[name]):
+            if not _same(overlap.mean(name, overlap.of_queries), unweighted[name]):
                 yield f"{name}: it is not the mean of its touched and untouched parts"
 
 
@@ -288,10 +280,9 @@ def _same(stated: float | None, expected: float) -> bool:
     return abs(stated - expected) <= ROUNDING * max(1.0, abs(expected))
 
 
-def _unsaid(report: Report, checks: set[str]) -> Iterator[str]:
-    """Name what was not checked and is missing from ``not_checked``."""
+def _missing_from_not_checked(report: Report, checks: set[str]) -> Iterator[str]:
     options: Mapping[str, Any] = report.options
-    missing = {
+    not_checked = {
         "parity": "parity" not in checks,
         "latency": report.latency is None,
         "false accepts": options.get("threshold") is None,
@@ -301,6 +292,7 @@ def _unsaid(report: Report, checks: set[str]) -> Iterator[str]:
         "attempts": report.attempt is None,
         "leaks": report.store is not None and report.training_record_sha256 is None,
     }
-    for word, lacks in missing.items():
-        if lacks and not any(word in sentence.split(":")[0] for sentence in report.not_checked):
-            yield f"not_checked does not name {word}"
+    topics = [sentence.split(":")[0] for sentence in report.not_checked]
+    for topic, applies in not_checked.items():
+        if applies and not any(topic in text for text in topics):
+            yield f"not_checked does not name {topic}"

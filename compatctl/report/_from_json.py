@@ -31,22 +31,21 @@ def _value(hint: Any, value: object, where: str) -> Any:  # noqa: PLR0911
     if hint is Any:
         return value
     if origin in {Union, types.UnionType}:
-        kinds = [one for one in members if one is not type(None)]
+        kinds = [member for member in members if member is not type(None)]
         return None if value is None else _value(kinds[0], value, where)
     if origin is Literal:
-        return _checked(value, any(type(one) is type(value) and one == value for one in members),
-                        where)  # fmt: skip
+        return _checked(value, any(type(m) is type(value) and m == value for m in members), where)
     if origin is tuple:
         return _sequence(members, value, where)
     if origin is dict:
         entries = _checked(value, isinstance(value, dict), where)
-        return {key: _value(members[1], one, f"{where}.{key}") for key, one in entries.items()}
+        return {key: _value(members[1], entry, f"{where}.{key}") for key, entry in entries.items()}
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast("type[Any]", hint), value, where)
     if hint is float:
-        return (
-            float("nan") if value is None else _checked(value, type(value) in {int, float}, where)
-        )
+        if value is None:
+            return float("nan")
+        return _checked(value, type(value) in {int, float}, where)
     return _checked(value, type(value) is hint, where)
 
 
@@ -56,8 +55,8 @@ def _sequence(members: tuple[Any, ...], value: object, where: str) -> tuple[Any,
         members = (members[0],) * len(items)
     _checked(value, len(items) == len(members), where)
     return tuple(
-        _value(kind, one, f"{where}[{at}]")
-        for at, (kind, one) in enumerate(zip(members, items, strict=True))
+        _value(kind, item, f"{where}[{i}]")
+        for i, (kind, item) in enumerate(zip(members, items, strict=True))
     )
 
 

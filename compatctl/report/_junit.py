@@ -21,7 +21,7 @@ def junit(report: Report) -> bytes:
     }
     red = any(check.outcome != "pass" for check in deciding)
     unexplained = not deciding or (not red and report.verdict.outcome != "pass")
-    if unexplained:  # no check explains the verdict: never a green suite
+    if unexplained:  # a verdict that no check explains is never a green suite
         counts["tests"] += 1
         counts["errors"] += 1
     attributes = {key: str(value) for key, value in counts.items()}
@@ -70,7 +70,9 @@ def _case(suite: ET.Element, check: Check) -> None:
 def _clean(text: str) -> str:
     """Replace characters that XML 1.0 does not allow; names come from the user's data."""
     return "".join(
-        one if one in "\t\n" or (ord(one) >= 32 and not 0xD800 <= ord(one) <= 0xDFFF
-                                 and ord(one) not in {0xFFFE, 0xFFFF}) else "?"
-        for one in text
-    )  # fmt: skip
+        character if character in "\t\n" or _is_xml(ord(character)) else "?" for character in text
+    )
+
+
+def _is_xml(code: int) -> bool:
+    return code >= 32 and not 0xD800 <= code <= 0xDFFF and code not in {0xFFFE, 0xFFFF}

@@ -31,8 +31,8 @@ def _lines(report: Report) -> Iterator[str]:
         yield ""
     for group in report.groups[:1]:
         yield from _retrieval(group)
-    yield from _checks("Deciding checks", [one for one in report.verdict.checks if one.decides])
-    others = [one for one in report.verdict.checks if not one.decides]
+    yield from _checks("Deciding checks", [c for c in report.verdict.checks if c.decides])
+    others = [c for c in report.verdict.checks if not c.decides]
     yield "<details><summary>What else was measured</summary>"
     yield ""
     yield from _checks("Measured", others)
@@ -46,8 +46,8 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _retrieval(group: Group) -> Iterator[str]:
     ks = sorted(group.recall["old_old"], key=int)
-    of = describe_units(group.n_classes, group.unit)
-    yield f"{group.n_queries} queries of {_text(of)} ({_text(group.name)})"
+    units = describe_units(group.n_classes, group.unit)
+    yield f"{group.n_queries} queries of {_text(units)} ({_text(group.name)})"
     yield ""
     yield "| query / gallery | " + " | ".join(f"recall@{k}" for k in ks) + " |"
     yield "|---|" + "---|" * len(ks)
@@ -60,24 +60,24 @@ def _retrieval(group: Group) -> Iterator[str]:
 def _checks(title: str, checks: list[Check]) -> Iterator[str]:
     yield f"| {title} | estimate | interval | limit | n | outcome |"
     yield "|---|---|---|---|---|---|"
-    for one in checks:
-        limit = None if one.threshold is None else one.threshold - (one.margin or 0.0)
-        name = one.name if one.group == "unseen" else f"{one.name} ({one.group})"
-        interval = "" if one.low is None else f"{_number(one.low)} to {_number(one.high)}"
-        outcome = _MARK[one.outcome] if one.threshold is not None else "measured"
+    for check in checks:
+        limit = None if check.threshold is None else check.threshold - (check.margin or 0.0)
+        name = check.name if check.group == "unseen" else f"{check.name} ({check.group})"
+        interval = "" if check.low is None else f"{_number(check.low)} to {_number(check.high)}"
+        outcome = _MARK[check.outcome] if check.threshold is not None else "measured"
         yield (
-            f"| {_text(name)} | {_number(one.estimate)} | {interval} | {_number(limit)} | "
-            f"{one.n} | {outcome} |"
+            f"| {_text(name)} | {_number(check.estimate)} | {interval} | {_number(limit)} | "
+            f"{check.n} | {outcome} |"
         )
     yield ""
-    for one in checks:
-        if one.decides and one.outcome != "pass":
-            yield f"- {_text(one.name)}: {_text(one.detail)}"
-            if one.needed:
+    for check in checks:
+        if check.decides and check.outcome != "pass":
+            yield f"- {_text(check.name)}: {_text(check.detail)}"
+            if check.needed:
                 yield (
-                    f"  About {_text(describe_units(one.needed.classes, one.unit))} "
-                    f"({one.needed.queries} queries) would settle it, "
-                    "were the estimate the truth."
+                    f"  About {_text(describe_units(check.needed.classes, check.unit))} "
+                    f"({check.needed.queries} queries) would settle it, "
+                    "if the estimate is the truth."
                 )
     yield ""
 

@@ -19,14 +19,15 @@ def _lines(report: Report) -> Iterator[str]:
     models = {"old": report.old.sha256, "new": report.new.sha256, "policy": report.policy_sha256}
     yield _sample("compatctl_verdict", models, _OUTCOMES[report.verdict.outcome])
     yield from _head("compatctl_check_outcome", "1 pass, 0 inconclusive, -1 fail")
-    for one in report.verdict.checks:
-        labels = {"check": one.name, "group": one.group, "decides": str(one.decides).lower()}
-        yield _sample("compatctl_check_outcome", labels, _OUTCOMES[one.outcome])
+    for check in report.verdict.checks:
+        labels = {"check": check.name, "group": check.group, "decides": str(check.decides).lower()}
+        yield _sample("compatctl_check_outcome", labels, _OUTCOMES[check.outcome])
     yield from _head("compatctl_check", "estimate and ends of the confidence interval")
-    for one in report.verdict.checks:
-        for bound, value in (("estimate", one.estimate), ("low", one.low), ("high", one.high)):
+    for check in report.verdict.checks:
+        bounds = {"estimate": check.estimate, "low": check.low, "high": check.high}
+        for bound, value in bounds.items():
             if value is not None and value - value == 0.0:
-                labels = {"check": one.name, "group": one.group, "bound": bound}
+                labels = {"check": check.name, "group": check.group, "bound": bound}
                 yield _sample("compatctl_check", labels, value)
     yield from _head("compatctl_recall", "recall of query model and gallery")
     for group in report.groups:

@@ -11,21 +11,13 @@ from compatctl.files import canonical_json, os_errors, parse_json, sha256_bytes
 from compatctl.files.npz import open_regular
 from compatctl.report._contradictions import contradictions
 from compatctl.report._from_json import from_json
-from compatctl.report._refusal import raise_if_refused
-from compatctl.report._report import CHECKSUM, FORMAT, Report
+from compatctl.report._report import CHECKSUM, FORMAT, REFUSED, Report
 
 MAX_BYTES = 64 << 20
 """The largest report file."""
 
 _EDITED = "the file was edited, or written by another program: verify again"
-_NOT_A_REPORT = (
-    KeyError,
-    TypeError,
-    AttributeError,
-    ValueError,
-    ArithmeticError,
-    RecursionError,
-)
+_MALFORMED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[^/\\\0\ud800-\udfff]{1,255}")
 
@@ -74,7 +66,11 @@ def read_report(path: Path) -> VerifiedReport:
             f"{path} has report format {kind}; this version reads {FORMAT}",
             tip="install the version of compatctl that wrote it, or verify again",
         )
-    raise_if_refused(raw, str(path))
+    if (refused := raw.get(REFUSED)) is not None:
+        message = refused.get("message") if isinstance(refused, dict) else refused
+        raise GateError(
+            f"{path}: verify refused the model: {str(message)[:1000]}", tip="verify another model"
+        )
     try:
         checksum = str(raw.pop(CHECKSUM))
         report = from_json(Report, raw, "the report")
@@ -86,7 +82,7 @@ def read_report(path: Path) -> VerifiedReport:
         wrong = next(contradictions(report), "")
         if not wrong and checksum != report.checksum:
             wrong = "its checksum does not match its content"
-    except (CompatError, *_NOT_A_REPORT) as problem:
+    except (CompatError, *_MALFORMED) as problem:
         raise InputError(
             f"{path} is not a report that verify wrote: {problem}", tip=_EDITED
         ) from None

@@ -1,7 +1,7 @@
 """report.json: the verdict, bound by digests to the models, the data, the index and the policy.
 
-It has no time and no absolute path: the same inputs give the same bytes. Latency, if requested, is
-the one exception: it is measured on the machine.
+It has no time and no absolute path: the same inputs give the same bytes, except latency, if
+requested, which is measured on the machine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from compatctl import __version__
 from compatctl.core.dependence import Dependence
 from compatctl.core.gate import Verdict
 from compatctl.core.policy import Policy
+from compatctl.errors import CompatError
 from compatctl.files import canonical_json, json_safe, sha256_bytes
 
 FORMAT = 4
@@ -55,9 +56,9 @@ class StoreId:
 @dataclass(frozen=True, kw_only=True)
 class SearchedGallery:
     """The rows that every query searched: ``stored`` ones, and ``embedded`` ones not in the store.
-    ``unlabelled``: rows of unknown class, ``conflicts`` among
-    them: those that data and catalogue label differently. ``self_test_rows``: rows that the new
-    model embedded, for new / new and the mixed gallery; None: not requested. Ids are
+
+    ``unlabelled``: rows of unknown class; ``conflicts`` of them have different labels in data and
+    catalogue. ``self_test_rows``: rows that the new model embedded; None: not requested. Ids are
     examples.
     """
 
@@ -92,9 +93,9 @@ class AnnRecall:
 class ErrorRates:
     """FAR and FRR of old and new queries on the old gallery at the thresholds that are used.
 
-    ``cosines`` are what these thresholds mean of old and new queries, another number where scores
-    are calibrated. ``same_far_threshold`` is the lowest cosine at which new queries have no higher
-    FAR than old ones.
+    ``cosines``: the thresholds as cosines of old and new queries, which differ if scores are
+    calibrated. ``same_far_threshold``: the lowest cosine at which the FAR of new queries is at most
+    that of old ones.
     """
 
     old_threshold: float
@@ -109,8 +110,7 @@ class ErrorRates:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """The lowest threshold, to 2^-14, at which queries accept no more than ``far`` of the items of
-    other classes, and the share of their own class that it rejects; ``old`` and ``new`` in each."""
+    """The lowest threshold, to 2^-14, with a FAR of at most ``far``, and its FRR, by model."""
 
     far: float
     threshold: dict[str, float]
@@ -119,11 +119,10 @@ class OperatingPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The map from new queries' cosines to the scores that callers' thresholds are of.
+    """The map from new queries' cosines to the scale of callers' thresholds.
 
-    ``knots`` from (-1, -1) to (1, 1), linear between them; ``far``: at old thresholds of the false
-    accept rates that are its keys, the old rate and the new one, on classes that the map had not
-    seen.
+    ``knots``: from (-1, -1) to (1, 1), linear between them. ``far``: a FAR -> ``old`` and ``new``
+    FAR at the old threshold that gives it, on classes that the map was not fitted to.
     """
 
     knots: tuple[tuple[float, float], ...]
@@ -132,26 +131,27 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOverlapEntry:
-    """Rows that training passed through the new model: their share of the gallery's rows of classes
-    that it was not trained on, their share of what the queries ask for, and how many queries ask
-    for untouched rows alone. ``parts``: check -> its mean over the touched and over the untouched
-    part of the queries, NaN where there is none. What decides is the mean of the two by their
-    shares of the gallery, where there are both. ``untouched_recall``: of old and of new queries
-    that ask for untouched rows alone, at the k of the policy."""
+    """Rows that training passed through the new model ("touched"), as ``core.training_overlap``."""
 
     of_gallery: float
+    """Share of touched rows, of the gallery's rows of classes that were not trained on."""
     of_queries: float
+    """Mean share of touched rows among a query's matches."""
     untouched_queries: int
+    """Queries all of whose matches are untouched."""
     untouched_recall: tuple[float, float]
+    """Recall of old and of new queries of that kind, at the policy's k."""
     parts: dict[str, tuple[float, float]]
+    """Check -> its means over the touched and the untouched part of the queries, NaN if empty. The
+    mean of the two by their shares of the gallery decides, if neither is empty."""
 
     @property
     def untouched_gain(self) -> float:
-        """Of new over old queries; NaN where there are no such queries."""
+        """The gain of new over old queries; NaN without such queries."""
         return self.untouched_recall[1] - self.untouched_recall[0]
 
     def mean(self, check: str, share: float) -> float:
-        """Of both parts, where the touched one has this share."""
+        """The mean of both parts if the touched one has this ``share``."""
         parts = zip(self.parts[check], (share, 1.0 - share), strict=True)
         return sum(value * weight for value, weight in parts if weight > 0)
 
@@ -161,13 +161,12 @@ class Group:
     """One group of queries: retrieval of every pair of models, flips and inequality means.
 
     Keys are query model and gallery: ``new_old`` is new queries on the old gallery, ``new_mixed``
-    on one of which the new model embedded a half. Where the new model embedded a part of the
-    gallery only, all but the first two are of that part, and so are ``old_old_subset`` and
-    ``new_old_subset``. ``rank_bias``: share of the first ten answers there that the new model
-    embedded, less that share of the gallery. ``slices``: each slice's queries that have something
-    to find. ``unit``: what was resampled, ``class``, ``query`` or columns of the data, which cross;
-    ``n_classes``: units of the scarcest. ``dependence``: what the class and each column say of the
-    change of hits.
+    on a gallery half of which the new model embedded. If the new model embedded only a subset of
+    the gallery, all but ``old_old`` and ``new_old`` are of that subset, ``old_old_subset`` and
+    ``new_old_subset`` included. ``rank_bias``: the share of rows that the new model embedded among
+    the first ten answers, less that share of the mixed gallery. ``slices``: queries with a match,
+    by slice. ``unit``: what was resampled, ``class``, ``query`` or crossed columns; ``n_classes``:
+    units of the kind that has fewest.
     """
 
     name: str
@@ -190,24 +189,24 @@ class Group:
     rank_bias: dict[str, float]
     error_rates: ErrorRates | None
     operating_points: tuple[OperatingPoint, ...]
-    """Empty where there are too few pairs to tell, or so many that only a threshold is worth it."""
+    """Empty if there are too few pairs to measure them, or very many and no threshold."""
     slices: dict[str, int]
     dependence: tuple[Dependence, ...]
     n_same_image: int = 0
-    """Queries that are left out: the gallery holds the same image under another id."""
+    """Queries left out because the gallery holds the same image under another id."""
     unjudged: dict[str, dict[str, float]] = field(default_factory=dict)
     """``old``, ``new`` -> k -> share of the first k answers of unknown relevance; empty: none."""
     training_overlap: TrainingOverlapEntry | None = None
-    """None: no record says which rows training passed through the new model."""
+    """None: no training record."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairsResult:
     """Verification on the user's pairs; ``old`` and ``new`` in each.
 
-    ``accuracy`` is cross-validated over ten folds of the pairs; ``tar`` at each FAR of its keys,
-    None where there are too few pairs to resolve it; ``roc``: (far, tar) points, at most 100.
-    ``seen``: the candidate was trained on items or classes of the pairs; they then do not decide.
+    ``accuracy``: cross-validated over ten folds. ``tar``: by FAR, None if too few pairs resolve it.
+    ``roc``: (far, tar) points, at most 100. ``seen``: the candidate was trained on items or classes
+    of the pairs, which then do not decide.
     """
 
     n_same: int
@@ -221,7 +220,7 @@ class PairsResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Median milliseconds a batch of images takes through each encoder on this machine."""
+    """Median milliseconds per batch of images through each encoder on this machine."""
 
     old_ms: float
     new_ms: float
@@ -242,7 +241,7 @@ class EarlierAttempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
-    """Which attempt of this candidate on these data a report is, in its store; the first is 1."""
+    """The number, from 1, of this attempt of the candidate on these data in its store."""
 
     number: int
     earlier: tuple[EarlierAttempt, ...]
@@ -250,14 +249,16 @@ class Attempts:
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """HMAC-SHA256 (hex) of the report without it; ``key_id``: 8 digits of the key's sha256."""
+    """HMAC-SHA256 (hex) of the unsigned report; ``key_id``: 8 digits of the key's sha256."""
 
     key_id: str
     hmac_sha256: str
 
 
 CHECKSUM = "checksum"
-"""The entry of the file that holds it."""
+"""The entry of the file that holds the checksum."""
+REFUSED = "refused"
+"""The entry of a file that records that verify refused the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +290,7 @@ class Report:
     summary: str
     next_step: str
     searched: SearchedGallery | None = None
-    """None: there are feature tables only."""
+    """None: feature tables were compared."""
     attempt: Attempts | None = None
     signature: Signature | None = None
     format: int = FORMAT
@@ -297,8 +298,8 @@ class Report:
 
     @property
     def checksum(self) -> str:
-        """sha256 (hex) of all entries but the signature. It finds accidental edits; it is no proof,
-        since anyone can compute it again."""
+        """sha256 (hex) of all entries but the signature. It finds accidental edits, and proves
+        nothing: anyone can compute it."""
         return sha256_bytes(canonical_json(json_safe(replace(self, signature=None))))
 
     def to_bytes(self, checksum: str | None = None) -> bytes:
@@ -310,3 +311,9 @@ class Report:
 def policy_sha256(policy: Policy) -> str:
     """The digest that deploy compares: changing a threshold changes it."""
     return sha256_bytes(canonical_json(asdict(policy)))
+
+
+def refusal(error: CompatError) -> bytes:
+    """The bytes that replace a report if verify refuses a model before judging it."""
+    problem = {"kind": type(error).__name__, "message": error.message, "tip": error.tip}
+    return canonical_json({"format": FORMAT, REFUSED: problem, "exit_code": error.exit_code})

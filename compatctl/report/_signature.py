@@ -16,26 +16,26 @@ def sign_report(report: Report, key: bytes) -> Report:
 
 
 def check_signature(report: Report, key: bytes) -> None:
-    """Raise unless the report is signed by ``key``.
+    """Check that the report is signed with ``key``.
 
     Raises:
         GateError: it is not signed, is signed with another key, or was edited.
     """
-    found, expected = report.signature, _signature(report, key)
-    if found is None:
+    signature, expected = report.signature, _signature(report, key)
+    if signature is None:
         raise GateError("the report is not signed", tip=_AGAIN)
-    if found.key_id != expected.key_id:
+    if signature.key_id != expected.key_id:
         raise GateError(
-            f"the report is signed with the key {found.key_id}, the key here is {expected.key_id}",
+            f"the report is signed with key {signature.key_id}, but this key is {expected.key_id}",
             tip=_AGAIN,
         )
-    if not hmac.compare_digest(found.hmac_sha256.encode(), expected.hmac_sha256.encode()):
+    if not hmac.compare_digest(signature.hmac_sha256.encode(), expected.hmac_sha256.encode()):
         raise GateError(
             "the report's signature does not match its bytes: it was edited", tip=_AGAIN
         )
 
 
-_AGAIN = "verify again, with the key of the deploying side in COMPATCTL_REPORT_KEY"
+_AGAIN = "verify again, with the deploying side's key in COMPATCTL_REPORT_KEY"
 
 
 def _signature(report: Report, key: bytes) -> Signature:
