@@ -37,14 +37,6 @@ class HeldVectors:
     from_gallery: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """A table's weights in the graph; ``keys`` is None where they are not of the known form."""
-
-    vectors: onnx.TensorProto
-    keys: onnx.TensorProto | None
-
-
 def held_vectors(data: bytes, path: Path) -> tuple[HeldVectors, ...]:
     """The tables in the sealed bytes of an encoder; ``path``: where they were read, for errors.
 
@@ -53,11 +45,11 @@ def held_vectors(data: bytes, path: Path) -> tuple[HeldVectors, ...]:
     """
     return tuple(
         HeldVectors(
-            name=table.vectors.name,
-            vectors=numpy_helper.to_array(table.vectors).astype(np.float32),
-            from_gallery=table.vectors.name.endswith(_ANCHORS),
+            name=vectors.name,
+            vectors=numpy_helper.to_array(vectors).astype(np.float32),
+            from_gallery=vectors.name.endswith(_ANCHORS),
         )
-        for table in _tables(parse_model(path, data))
+        for vectors, _ in _tables(parse_model(path, data))
     )
 
 
@@ -70,18 +62,18 @@ def without_vectors(data: bytes, path: Path, masks: Mapping[str, Bools]) -> byte
         InputError: no row of a table would stay, or its keys are not of the known form.
     """
     model = parse_model(path, data)
-    for table in _tables(model):
-        drop = masks.get(table.vectors.name)
+    for vectors, keys in _tables(model):
+        drop = masks.get(vectors.name)
         if drop is None or not drop.any():
             continue
-        if drop.all() or table.keys is None:
+        if drop.all() or keys is None:
             why = "no row would stay" if drop.all() else "the form of its keys is unknown"
             raise InputError(
-                f"{path.name}: the vectors in {table.vectors.name} cannot be removed: {why}",
+                f"{path.name}: the vectors in {vectors.name} cannot be removed: {why}",
                 tip="fine-tune again without these items, deploy that, then remove them",
             )
-        _replace(table.vectors, numpy_helper.to_array(table.vectors)[~drop])
-        _replace(table.keys, numpy_helper.to_array(table.keys)[:, ~drop])
+        _replace(vectors, numpy_helper.to_array(vectors)[~drop])
+        _replace(keys, numpy_helper.to_array(keys)[:, ~drop])
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -89,13 +81,16 @@ def _replace(tensor: onnx.TensorProto, values: Vectors) -> None:
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
 
 
-def _tables(model: onnx.ModelProto) -> list[_Table]:
-    """Every weight (S, D) that the output of a softmax is multiplied with."""
+def _tables(model: onnx.ModelProto) -> list[tuple[onnx.TensorProto, onnx.TensorProto | None]]:
+    """Every weight (S, D) that the output of a softmax is multiplied with, and its keys.
+
+    The keys are None where they are not of the known form.
+    """
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
     uses = Counter(name for node in graph.node for name in node.input)
-    tables = []
+    tables: list[tuple[onnx.TensorProto, onnx.TensorProto | None]] = []
     for node in graph.node:
         vectors = weights.get(node.input[1]) if node.op_type == "MatMul" else None
         if vectors is None or len(vectors.dims) != 2 or vectors.data_type != TensorProto.FLOAT:
@@ -110,10 +105,10 @@ def _tables(model: onnx.ModelProto) -> list[_Table]:
             and list(keys.dims)[1:] == [vectors.dims[0]]
             and uses[keys.name] == uses[vectors.name] == 1
         )
-        tables.append(_Table(vectors=vectors, keys=keys if known else None))
-    names = {table.vectors.name for table in tables}
+        tables.append((vectors, keys if known else None))
+    names = {vectors.name for vectors, _ in tables}
     tables += [
-        _Table(vectors=tensor, keys=None)
+        (tensor, None)
         for tensor in graph.initializer
         if tensor.name.endswith(_ANCHORS) and tensor.name not in names and len(tensor.dims) == 2
     ]

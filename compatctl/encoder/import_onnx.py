@@ -137,8 +137,7 @@ def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
     model = inline_functions(path, model)
     if (opset := opset_version(model)) < OLDEST_OPSET:
         raise InputError(
-            f"{path}: operator set {opset} is too old; the oldest that can be wrapped is "
-            f"{OLDEST_OPSET}",
+            f"{path}: operator set {opset} is too old; it must be at least {OLDEST_OPSET}",
             tip="export it again, or raise its operator set with onnx.version_converter",
         )
     feed, embedding = _input_and_output(path, model, spec)
@@ -149,7 +148,11 @@ def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
     for field in ("node", "input", "output"):
         graph.ClearField(field)
     graph.node.extend(nodes)
-    graph.initializer.extend(_constants(spec))
+    constants = {"scale": spec.scale, "mean": spec.mean, "std": spec.std}
+    for name, value in constants.items():
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    if spec.channels == "BGR":
+        graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "order"))
     image = EncoderInput(name=IMAGE, preprocessing=spec.preprocessing)
     graph.input.append(image.value_info())
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, None]))
@@ -184,26 +187,13 @@ def _input_and_output(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> t
     axes = inputs[0].type.tensor_type.shape.dim
     shape = [axis.dim_value if axis.HasField("dim_value") else None for axis in axes]
     expected = [sides.get(letter) for letter in spec.layout]
-    if axes and (
-        len(axes) != 4
-        or any(a not in {None, b} for a, b in zip(shape[1:], expected[1:], strict=True))
-    ):
-        raise InputError(
-            f"{path}: its input is {shape}; the preprocessing file says {spec.layout} "
-            f"{expected[1:]}"
-        )
+    fits = len(axes) == 4 and all(
+        a in {None, b} for a, b in zip(shape[1:], expected[1:], strict=True)
+    )
+    if axes and not fits:
+        layout = f"{spec.layout} {expected[1:]}"
+        raise InputError(f"{path}: its input is {shape}; the preprocessing file says {layout}")
     return _PREFIX + inputs[0].name, _PREFIX + output
-
-
-def _constants(spec: ImportSpec) -> list[onnx.TensorProto]:
-    values = {
-        "scale": np.array(spec.scale, np.float32),
-        "mean": np.array(spec.mean, np.float32),
-        "std": np.array(spec.std, np.float32),
-    }
-    if spec.channels == "BGR":
-        values["order"] = np.array([2, 1, 0], np.int64)
-    return [numpy_helper.from_array(value, name) for name, value in values.items()]
 
 
 def _preprocessing_nodes(spec: ImportSpec, feed: str) -> list[onnx.NodeProto]:

@@ -9,7 +9,6 @@ images are embedded alone, in batches of several sizes, in another order, and tw
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,19 +36,12 @@ _DEFAULT_TIP = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The largest L2 ``distance`` between two embeddings of one image, and how they were made."""
-
-    comparison: str
-    distance: float
-
-
-def iter_differences(encoder: Encoder, images: Dataset) -> Iterator[Difference]:
+def iter_differences(encoder: Encoder, images: Dataset) -> Iterator[tuple[str, float]]:
     """Compare embeddings of the same images alone and in several batches.
 
-    A large batch (64, or the most that the encoder takes) has every image twice; it runs twice and
-    in reverse. Images that do not decode are skipped; nothing is yielded where none is left.
+    Yields how they were made, and the largest L2 distance between two of one image. A large batch
+    (64, or the most that the encoder takes) has every image twice; it runs twice and in reverse.
+    Images that do not decode are skipped; nothing is yielded where none is left.
     """
     pixels = _pixels(encoder, images)
     n = len(pixels[0])
@@ -57,26 +49,19 @@ def iter_differences(encoder: Encoder, images: Dataset) -> Iterator[Difference]:
         return
     alone = _embed(encoder, pixels, [np.array([row]) for row in range(n)])
     again = _embed(encoder, pixels, [np.array([row]) for row in range(min(n, 4))])
-    yield Difference(comparison="alone, and alone again", distance=_apart(again, alone[:4]))
+    yield "alone, and alone again", _distance(again, alone[:4])
     size = max(1, min(BATCH_SIZE, encoder.largest_batch))
     order = np.concatenate([np.arange(n), np.random.default_rng(0).permutation(n)])
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     first, second = (_embed(encoder, pixels, batches) for _ in range(2))
-    yield Difference(comparison="in one batch twice", distance=_apart(first, second))
+    yield "in one batch twice", _distance(first, second)
     size = len(batches[0])
-    yield Difference(
-        comparison=f"alone and in a batch of {size}", distance=_apart(first, alone[order])
-    )
+    yield f"alone and in a batch of {size}", _distance(first, alone[order])
     reverse = [batch[::-1] for batch in batches]
-    yield Difference(
-        comparison=f"in two orders of a batch of {size}",
-        distance=_apart(_embed(encoder, pixels, reverse), alone[np.concatenate(reverse)]),
-    )
+    turned = _embed(encoder, pixels, reverse)
+    yield f"in two orders of a batch of {size}", _distance(turned, alone[np.concatenate(reverse)])
     small = [batch for batch in np.split(np.arange(n), np.cumsum(_SPLITS)) if len(batch)]
-    yield Difference(
-        comparison="alone and in a small batch",
-        distance=_apart(_embed(encoder, pixels, small), alone),
-    )
+    yield "alone and in a small batch", _distance(_embed(encoder, pixels, small), alone)
 
 
 def check_steady(encoder: Encoder, data: Dataset | None = None) -> float:
@@ -89,21 +74,21 @@ def check_steady(encoder: Encoder, data: Dataset | None = None) -> float:
             how they were made, and by how much they differ.
     """
     largest = 0.0
-    for difference in iter_differences(encoder, sample_images(data)):
-        if np.isnan(difference.distance):
+    for comparison, distance in iter_differences(encoder, sample_images(data)):
+        if np.isnan(distance):
             raise UnsteadyError(
                 f"{encoder.name} gives vectors that are not finite, or not one for every image: "
-                f"{difference.comparison}, nothing could be compared",
+                f"{comparison}, nothing could be compared",
                 tip="look for weights that are not finite, and for a division by zero",
             )
-        if not difference.distance <= LIMIT:
+        if not distance <= LIMIT:
             raise UnsteadyError(
-                f"{encoder.name} embeds one image in several ways: {difference.comparison}, its "
-                f"vectors differ by {difference.distance:.3g} (L2), the limit is {LIMIT:g}; they "
+                f"{encoder.name} embeds one image in several ways: {comparison}, its "
+                f"vectors differ by {distance:.3g} (L2), the limit is {LIMIT:g}; they "
                 "depend on the other images of the batch, or are random",
                 tip=next((_TIPS[op] for op in _TIPS if op in encoder.operators), _DEFAULT_TIP),
             )
-        largest = max(largest, difference.distance)
+        largest = max(largest, distance)
     return largest
 
 
@@ -146,7 +131,7 @@ def _embed(encoder: Encoder, pixels: list[Pixels], batches: list[Rows]) -> Vecto
     )
 
 
-def _apart(first: Vectors, second: Vectors) -> float:
+def _distance(first: Vectors, second: Vectors) -> float:
     """The largest L2 distance between rows; NaN where one is NaN or the shapes differ."""
     if first.shape != second.shape:
         return float("nan")
