@@ -1,4 +1,4 @@
-"""YAML into dataclasses: what is refused, and what the message says."""
+"""YAML into dataclasses: what is read, what is refused, and with which message."""
 
 from __future__ import annotations
 
@@ -60,15 +60,13 @@ def test_the_defaults_are_those_of_the_default_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "text"), [("recipes/default.yaml", recipe_yaml), ("docs/recipe.md", recipe_page)]
 )
-def test_the_default_recipe_and_its_page_are_written_from_the_settings(
-    page: str, text: Callable[[], str]
-) -> None:
-    """A setting's sentence stands in the dataclass alone: ``make docs`` writes both files."""
+def test_the_default_recipe_and_its_page_are_generated(page: str, text: Callable[[], str]) -> None:
+    """Both files are what ``make docs`` writes from the settings."""
     assert (ROOT / page).read_text(encoding="utf-8") == text()
 
 
 def test_every_setting_has_a_sentence() -> None:
-    """The page has a line for each key of the default recipe, and no line is without words."""
+    """The page has a line for each key of the default recipe, and each line has a sentence."""
     lines = [line for line in recipe_page().splitlines() if line.startswith("| `")]
     names = [line.split("`")[1] for line in lines]
     assert all(len(line.rsplit("|", 2)[1].split()) > 0 for line in lines)
@@ -88,10 +86,8 @@ def test_every_setting_has_a_sentence() -> None:
     "text",
     ["train: full\n", "objective: {frame: free, dim: 8}\n", "objective: {scale: null}\n"],
 )
-def test_anchors_that_are_not_mentioned_are_used_only_where_they_can_be(
-    tmp_path: Path, text: str
-) -> None:
-    """A recipe that trains the whole network, knows no gallery or has no scale gets none."""
+def test_default_anchors_are_used_only_where_they_work(tmp_path: Path, text: str) -> None:
+    """A recipe with train: full, without a gallery or without a scale has no anchors."""
     assert _recipe(tmp_path, BACKBONE).objective.anchors is not None
     assert _recipe(tmp_path, BACKBONE + text).objective.anchors is None
 
@@ -130,30 +126,30 @@ def test_anchors_that_are_not_mentioned_are_used_only_where_they_can_be(
     ],
 )
 def test_a_bad_recipe_is_refused_with_its_reason(tmp_path: Path, text: str, says: str) -> None:
-    """Unknown keys, wrong types, ranges, YAML's traps and hostile YAML each have their sentence."""
+    """Unknown keys, wrong types, ranges, YAML's pitfalls and hostile YAML."""
     with pytest.raises(InputError, match=r"recipe\.yaml") as caught:
         _recipe(tmp_path, text)
     assert says in caught.value.message
 
 
-def test_an_alias_bomb_is_refused_before_it_unfolds(tmp_path: Path) -> None:
-    """Nine lines that would unfold to a billion values end at the first anchor."""
+def test_an_alias_bomb_is_refused_before_it_expands(tmp_path: Path) -> None:
+    """Nine lines that expand to a billion values are refused at the first anchor."""
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
-    for one, before in zip("bcdefghi", "abcdefgh", strict=True):
-        lines.append(f"{one}: &{one} [{', '.join(['*' + before] * 10)}]")
+    for key, previous in zip("bcdefghi", "abcdefgh", strict=True):
+        lines.append(f"{key}: &{key} [{', '.join(['*' + previous] * 10)}]")
     with pytest.raises(InputError, match="anchors and aliases"):
         _recipe(tmp_path, "\n".join(lines))
 
 
-def test_a_number_written_as_text_is_told_how_to_be_written(tmp_path: Path) -> None:
-    """1e-3 gets a tip with the spelling that YAML reads as a number."""
+def test_a_number_that_yaml_reads_as_text_gets_a_tip(tmp_path: Path) -> None:
+    """The tip for 1e-3 is the spelling that YAML reads as a number."""
     with pytest.raises(InputError) as caught:
         _recipe(tmp_path, "format: 1\n" + BACKBONE + "optimiser: {lr: 1e-3}\n")
     assert "write it as 0.001" in caught.value.tip
 
 
 def test_missing_and_unreadable_files_are_input_errors(tmp_path: Path) -> None:
-    """A missing file, a folder and bytes that are not UTF-8 do not end in a traceback."""
+    """A missing file, a folder and bytes that are not UTF-8 raise InputError."""
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             Recipe.load(path)
@@ -163,17 +159,17 @@ def test_missing_and_unreadable_files_are_input_errors(tmp_path: Path) -> None:
 
 
 def test_one_value_is_a_list_of_one_and_the_digest_follows_values(tmp_path: Path) -> None:
-    """A scalar lambda is a list of one; the digest ignores spelling and sees every value."""
-    one = _recipe(tmp_path, "format: 1\n" + BACKBONE + "objective: {lambda: 1}\n")
+    """A scalar lambda is a list of one; the digest depends on values, not on spelling."""
+    scalar = _recipe(tmp_path, "format: 1\n" + BACKBONE + "objective: {lambda: 1}\n")
     same = _recipe(tmp_path, "# hello\n" + BACKBONE + "objective: {lambda: [1.0]}\nformat: 1\n")
     other = _recipe(tmp_path, "format: 1\n" + BACKBONE + "objective: {lambda: 0.9}\n")
-    assert one.objective.lambda_ == (1.0,)
-    assert one == same
-    assert one.digest == same.digest != other.digest
+    assert scalar.objective.lambda_ == (1.0,)
+    assert scalar == same
+    assert scalar.digest == same.digest != other.digest
 
 
-def test_the_order_of_anchors_is_read_from_beside_the_recipe_and_digested(tmp_path: Path) -> None:
-    """anchors.order names a file of ids; another content is another recipe."""
+def test_the_order_of_anchors_is_part_of_the_digest(tmp_path: Path) -> None:
+    """anchors.order names a file of ids beside the recipe; its content decides the digest."""
     text = "format: 1\n" + BACKBONE + "objective: {anchors: {order: ids.txt}}\n"
     (tmp_path / "ids.txt").write_text("b\na\n")
     first = _recipe(tmp_path, text)
@@ -188,7 +184,7 @@ def test_the_order_of_anchors_is_read_from_beside_the_recipe_and_digested(tmp_pa
 
 @pytest.mark.parametrize("order", ["../ids.txt", "/etc/passwd", "link.txt", "."])
 def test_a_recipe_reads_no_file_outside_its_folder(tmp_path: Path, order: str) -> None:
-    """anchors.order with ``..``, an absolute path, a link that leads out, a folder."""
+    """anchors.order with ``..``, an absolute path, a link that leads outside, a folder."""
     folder = tmp_path / "recipes"
     folder.mkdir()
     (tmp_path / "ids.txt").write_text("a\nb\n")
@@ -213,8 +209,8 @@ def test_a_recipe_reads_no_file_outside_its_folder(tmp_path: Path, order: str) -
         ("data: \0", "not valid YAML"),
     ],
 )
-def test_yaml_that_is_a_trap(tmp_path: Path, text: str, says: str) -> None:
-    """Endless digits, depth, half characters, merges and odd keys are errors with a sentence."""
+def test_hostile_yaml_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    """Very long numbers, deep nesting, lone surrogates, merges and odd keys are input errors."""
     path = tmp_path / "compatctl.yaml"
     path.write_text(text + "\n")
     with pytest.raises(InputError, match=says):
@@ -222,24 +218,24 @@ def test_yaml_that_is_a_trap(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_many_keys_take_no_quadratic_time(tmp_path: Path) -> None:
-    """A mapping of 20,000 keys is refused for its keys within seconds."""
+    """A mapping of 20,000 unknown keys is refused within seconds."""
     path = tmp_path / "compatctl.yaml"
-    path.write_text("".join(f"k{at}: 1\n" for at in range(20_000)))
-    begun = time.monotonic()
+    path.write_text("".join(f"k{i}: 1\n" for i in range(20_000)))
+    start = time.monotonic()
     with pytest.raises(InputError, match="unknown key"):
         Project.load(path)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - start < 60
 
 
-def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
-    """A named pipe is refused, not waited for."""
+def test_a_named_pipe_is_refused(tmp_path: Path) -> None:
+    """Reading a pipe would block for ever."""
     os.mkfifo(tmp_path / "recipe.yaml")
     with pytest.raises(InputError, match="regular"):
         Recipe.load(tmp_path / "recipe.yaml")
 
 
 def test_a_projects_paths_are_relative_to_its_file(tmp_path: Path) -> None:
-    """Relative entries start at compatctl.yaml, absolute ones stay, the rest are the defaults."""
+    """Relative paths start at the folder of compatctl.yaml, absolute ones stay."""
     (tmp_path / "compatctl.yaml").write_text(
         "data: images\nrecipe: r/one.yaml\nstore: /srv/store\nsplit: {train: 0.5}\n"
     )
@@ -256,7 +252,7 @@ def test_a_projects_paths_are_relative_to_its_file(tmp_path: Path) -> None:
 
 
 def test_a_bad_project_is_refused(tmp_path: Path) -> None:
-    """Shares over 1, an unknown key and a newer format are errors that name the file."""
+    """Shares above 1, an unknown key and a newer format are errors that name the file."""
     path = tmp_path / "compatctl.yaml"
     for text, says in (
         ("split: {train: 0.95}", "more than 1"),
@@ -271,7 +267,7 @@ def test_a_bad_project_is_refused(tmp_path: Path) -> None:
 
 
 def test_policies_load_by_name_and_by_path(tmp_path: Path) -> None:
-    """The shipped policies load by name; a copy by path; an unknown name lists what there is."""
+    """Shipped policies load by name, others by path; an unknown name lists the shipped ones."""
     assert shipped_policies() == ("default", "lenient", "strict")
     default, strict = load_policy("default"), load_policy("strict")
     assert (default.name, strict.name) == ("default", "strict")
@@ -288,7 +284,7 @@ def test_policies_load_by_name_and_by_path(tmp_path: Path) -> None:
 
 
 def test_shipped_policies_write_every_key() -> None:
-    """Each shipped policy states every threshold, so that none is hidden in a default."""
+    """No threshold of a shipped policy is left to a default."""
     import dataclasses
 
     from compatctl.core.policy import Policy

@@ -1,4 +1,4 @@
-"""A recipe from a stranger names code: what the project permits runs, all else is not imported."""
+"""The code that a recipe names: what the project allows runs, nothing else is imported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ wrapped = lambda: pathlib.Path("touched").touch()
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working folder, with a file of code."""
+    """The working folder, with a Python file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "netfile.py").write_text(NET)
     before = set(sys.modules)
@@ -57,14 +57,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-def made(
+def backbone(
     factory: str,
     *,
     factories: tuple[str, ...] = FACTORIES,
     method: str = "forward",
     **arguments: Any,
 ) -> nn.Module:
-    """The backbone of such a recipe."""
+    """The backbone that a recipe with this factory makes."""
     size = InputSpec(height=8, width=8)
     return make_backbone(
         Backbone(factory=factory, args=arguments, method=method, input=size, factories=factories)
@@ -73,24 +73,24 @@ def made(
 
 @pytest.mark.parametrize("factory", ["netfile:Net", "netfile:build", "netfile:Net.of"])
 def test_a_file_of_the_working_folder_makes_a_network(folder: Path, factory: str) -> None:
-    """A class, a function, a class method; the path of imports is afterwards as it was."""
+    """A class, a function, a class method; the import path is restored afterwards."""
     before = list(sys.path)
-    assert isinstance(made(factory), nn.Module)
+    assert isinstance(backbone(factory), nn.Module)
     assert sys.path == before
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
-def test_a_package_of_the_working_folder_and_a_list_without_it(folder: Path) -> None:
-    """``.`` is what permits the folder's files; a name on the list permits one."""
+def test_local_files_are_allowed_by_a_dot_or_by_name(folder: Path) -> None:
+    """``.`` allows all files of the working folder, a module's name allows that module."""
     (folder / "inner").mkdir()
     (folder / "inner" / "__init__.py").write_text("")
     (folder / "inner" / "net.py").write_text(NET)
-    assert isinstance(made("inner.net:Net"), nn.Module)
-    assert isinstance(made("inner.net:Net", factories=("inner",)), nn.Module)
+    assert isinstance(backbone("inner.net:Net"), nn.Module)
+    assert isinstance(backbone("inner.net:Net", factories=("inner",)), nn.Module)
     (folder / "imported").unlink()
-    for permitted in ((), ("timm.models",), ("netfiles",), ("inner.other",)):
+    for allowed in ((), ("timm.models",), ("netfiles",), ("inner.other",)):
         with pytest.raises(InputError, match="makes no network that this project permits"):
-            made("netfile:Net", factories=permitted)
+            backbone("netfile:Net", factories=allowed)
     assert not (folder / "imported").exists()
 
 
@@ -116,10 +116,10 @@ def test_a_package_of_the_working_folder_and_a_list_without_it(folder: Path) -> 
     ],
 )
 def test_everything_else_is_refused_before_it_is_imported(folder: Path, factory: str) -> None:
-    """Nothing that the recipe names is imported, let alone called."""
+    """The module that the recipe names is not imported."""
     sys.modules.pop("this", None)
     with pytest.raises(InputError, match=r"makes no network|no module"):
-        made(factory, path="netfile.py", file="x")
+        backbone(factory, path="netfile.py", file="x")
     assert "this" not in sys.modules
     assert "antigravity" not in sys.modules
 
@@ -137,10 +137,10 @@ def test_everything_else_is_refused_before_it_is_imported(folder: Path, factory:
         "netfile:nothing",
     ],
 )
-def test_what_a_file_merely_holds_is_not_imported(folder: Path, factory: str) -> None:
-    """A file that does not define the name itself is not run."""
+def test_a_file_that_only_imports_the_name_is_not_run(folder: Path, factory: str) -> None:
+    """A local file must define the class or function itself."""
     with pytest.raises(InputError, match="makes no network"):
-        made(factory)
+        backbone(factory)
     assert not (folder / "imported").exists()
     assert not (folder / "touched").exists()
 
@@ -168,25 +168,25 @@ def test_what_a_file_merely_holds_is_not_imported(folder: Path, factory: str) ->
         ("torch.nn:factory_kwargs", "makes no network"),
     ],
 )
-def test_no_attribute_reaches_elsewhere(folder: Path, factory: str, says: str) -> None:
-    """Modules inside modules, bound functions, dunder names, functions that make no network."""
+def test_no_attribute_reaches_other_code(folder: Path, factory: str, says: str) -> None:
+    """Nested modules, bound functions, dunder names, functions that return no network."""
     with pytest.raises(InputError, match=says):
-        made(factory)
+        backbone(factory)
 
 
 @pytest.mark.parametrize(
     "method", ["harm", "touching", "load_state_dict", "register_forward_hook", "__class__", "apply"]
 )
 def test_a_method_is_one_that_the_network_adds(folder: Path, method: str) -> None:
-    """What every torch module has, and what is no function of the class, is no method to call."""
+    """Methods that every torch module has, and attributes that are no functions, are refused."""
     with pytest.raises(InputError, match=f"has no method {method}"):
-        made("netfile:Net", method=method)
+        backbone("netfile:Net", method=method)
     assert not (folder / "touched").exists()
-    assert isinstance(made("netfile:Net", method="part"), nn.Module)
+    assert isinstance(backbone("netfile:Net", method="part"), nn.Module)
 
 
-def test_a_factory_that_loads_weights_gets_tensors_alone(folder: Path) -> None:
-    """A pickle that a factory's argument names does not run, though the factory asks for it."""
+def test_a_factory_can_load_only_tensors(folder: Path) -> None:
+    """A pickle does not run, even if the factory calls torch.load with weights_only=False."""
 
     class Harm:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -196,20 +196,20 @@ def test_a_factory_that_loads_weights_gets_tensors_alone(folder: Path) -> None:
     (folder / "y.pt").write_bytes(pickle.dumps(Harm()))
     for name in ("x.pt", "y.pt"):
         with pytest.raises(InputError, match="failed"):
-            made("netfile:Net", file=str(folder / name))
+            backbone("netfile:Net", file=str(folder / name))
     assert not (folder / "harm").exists()
 
 
-def test_remote_code_is_refused_wherever_it_is_asked_for(folder: Path) -> None:
-    """The argument that makes a library fetch code, however deep it stands."""
+def test_remote_code_is_refused(folder: Path) -> None:
+    """trust_remote_code is refused at any depth of the arguments."""
     for arguments in ({"trust_remote_code": True}, {"a": [{"trust_remote_code": True}]}):
         with pytest.raises(InputError, match="runs code from elsewhere"):
-            made("netfile:Net", **arguments)
+            backbone("netfile:Net", **arguments)
     assert not (folder / "imported").exists()
 
 
-def test_the_project_says_what_a_recipe_may_name(folder: Path) -> None:
-    """``factories`` of compatctl.yaml; a recipe that brings a list of its own is refused."""
+def test_the_project_lists_what_a_recipe_may_name(folder: Path) -> None:
+    """``factories`` is a key of compatctl.yaml and an unknown key in a recipe."""
     (folder / "compatctl.yaml").write_text("format: 1\nfactories: ['timm.models', 'my.nets:Net']\n")
     assert Project.find(folder).factories == ("timm.models", "my.nets:Net")
     text = "format: 1\nbackbone: {{factory: 'a:b', input: {{height: 8, width: 8}}{more}}}\n"

@@ -21,8 +21,8 @@ ANCHORED = (
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_a_head_trained_on_ready_features_is_the_same_head(tmp_path: Path, views: int) -> None:
-    """With and without ready features: the same weights, and the same validation recall."""
+def test_a_head_trained_on_extracted_features_is_the_same(tmp_path: Path, views: int) -> None:
+    """With and without extracted features: the same weights and validation recall."""
     data, base = kit.dataset(tmp_path), kit.base(tmp_path)
     reference = kit.gallery(data)
     recipe = kit.recipe(
@@ -33,28 +33,28 @@ def test_a_head_trained_on_ready_features_is_the_same_head(tmp_path: Path, views
     )
     known = Features.extract(recipe, base, data, range(len(data)))
     runs = [
-        train(recipe=recipe, base=base, data=data, reference=reference, work=tmp_path, features=one)
-        for one in (None, known)
+        train(recipe=recipe, base=base, data=data, reference=reference, work=tmp_path, features=f)
+        for f in (None, known)
     ]
-    plain, ready = (run.network.junction.state_dict() for run in runs)
-    assert all(torch.allclose(plain[key], ready[key], atol=1e-4) for key in plain)
+    without, with_features = (run.network.junction.state_dict() for run in runs)
+    assert all(torch.allclose(without[key], with_features[key], atol=1e-4) for key in without)
     assert runs[0].validation_recall == runs[1].validation_recall
 
 
 def test_features_and_junction_give_what_the_network_gives(tmp_path: Path) -> None:
-    """``embedded`` is the whole network's answer, for rows in any order."""
+    """``embed`` gives the whole network's embeddings, for rows in any order."""
     data, base = kit.dataset(tmp_path), kit.base(tmp_path)
     recipe = kit.recipe(tmp_path)
     known = Features.extract(recipe, base, data, range(len(data)))
     trained = train(recipe=recipe, base=base, data=data, reference=kit.gallery(data), work=tmp_path)
     rows = [5, 0, 17]
-    found = known.embed(trained.network, data, rows)
-    assert np.allclose(found, kit.features(trained, data)[rows], atol=1e-5)
+    embedded = known.embed(trained.network, data, rows)
+    assert np.allclose(embedded, kit.features(trained, data)[rows], atol=1e-5)
     assert len(known.table) == len(data) == len(known.row_of)
 
 
-def test_features_of_another_backbone_or_for_a_changing_one_are_refused(tmp_path: Path) -> None:
-    """Other weights, images that are missing, and ``train: full`` are errors."""
+def test_features_that_do_not_fit_the_run_are_refused(tmp_path: Path) -> None:
+    """Features of other weights, missing images, and ``train: full`` are errors."""
     data = kit.dataset(tmp_path)
     recipe = kit.recipe(tmp_path)
     known = Features.extract(recipe, kit.base(tmp_path, seed=2), data, range(len(data)))

@@ -1,4 +1,4 @@
-"""Both forms of the contrastive term, and the sum of the terms, against explicit loops."""
+"""Both forms of the contrastive loss, the anchor loss and the total, against explicit loops."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def _loop(new: torch.Tensor, old: torch.Tensor, labels: list[int], mu: float, fo
         others = sum(
             math.exp(mu * float(o[i] @ n[j])) for j, other in enumerate(labels) if other != label
         )
-        mates = sum(other == label for other in labels)
-        start = mates if form == "hoc" else math.exp(own)
+        same = sum(other == label for other in labels)
+        start = same if form == "hoc" else math.exp(own)
         total += -own + math.log(start + others)
     return total / len(labels)
 
 
 @pytest.mark.parametrize("form", ["hoc", "infonce"])
 @pytest.mark.parametrize("labels", [[0, 0, 1, 2, 2, 2, 3], [0, 1, 2, 3, 4, 5, 6], [4] * 7])
-def test_the_contrastive_term_is_the_formula(form: losses.Contrast, labels: list[int]) -> None:
-    """The vectorised term equals the double loop, with mates, without, and with mates only."""
+def test_the_contrastive_loss_is_the_formula(form: losses.Contrast, labels: list[int]) -> None:
+    """It equals the double loop for mixed classes, classes of one item, and a single class."""
     rng = np.random.default_rng(0)
     new, old = _unit(rng, 7, 5), _unit(rng, 7, 5)
-    found = losses.contrastive_loss(new, old, torch.tensor(labels), 10.0, form)
-    assert float(found) == pytest.approx(_loop(new, old, labels, 10.0, form), rel=1e-5, abs=1e-5)
+    loss = losses.contrastive_loss(new, old, torch.tensor(labels), 10.0, form)
+    assert float(loss) == pytest.approx(_loop(new, old, labels, 10.0, form), rel=1e-5, abs=1e-5)
 
 
-def test_the_code_form_may_be_negative_and_the_strict_form_not() -> None:
-    """On features that agree with the old ones hoc nears log(B) - mu, infonce stays above 0."""
+def test_hoc_may_be_negative_and_infonce_not() -> None:
+    """For features equal to the old ones hoc is near log(B) - mu, infonce above 0."""
     labels = torch.arange(16)
     old = torch.eye(16)
     assert float(losses.contrastive_loss(old, old, labels, 10.0, "hoc")) == pytest.approx(
@@ -51,8 +51,8 @@ def test_the_code_form_may_be_negative_and_the_strict_form_not() -> None:
     assert float(losses.contrastive_loss(old, old, labels, 10.0, "infonce")) > 0.0
 
 
-def test_the_gradient_of_the_contrastive_term_is_finite_where_everything_is_masked() -> None:
-    """A batch of one class has no negatives; the gradient has no NaN in it."""
+def test_the_gradient_is_finite_in_a_batch_of_one_class() -> None:
+    """Such a batch has no negatives, so every entry is masked."""
     new = torch.randn(4, 3, requires_grad=True)
     rows = new / new.norm(dim=1, keepdim=True)
     for form in ("hoc", "infonce"):
@@ -78,25 +78,25 @@ def test_lambda_weighs_the_cross_entropy(scale: float | None) -> None:
     for i, label in enumerate(labels.tolist()):
         raw = z[i] if scale is None else normed[i] * scale
         scores = [float(raw @ row) for row in rows]
-        entropy += math.log(sum(math.exp(one) for one in scores)) - scores[label]
+        entropy += math.log(sum(math.exp(score) for score in scores)) - scores[label]
     entropy /= len(labels)
     nce = _loop(normed, old, labels.tolist(), 7.0, "hoc")
     for weight in (0.1, 1.0):
-        found = losses.total_loss(
+        loss = losses.total_loss(
             z=z, labels=labels, rows=rows, old=old, weight=weight, mu=7.0, form="hoc", scale=scale
         )
         expected = weight * entropy + (1 - weight) * nce
-        assert float(found) == pytest.approx(expected, rel=1e-4)
+        assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
 def test_every_anchor_is_a_class_of_its_own() -> None:
-    """The anchor term equals the loop over each anchor's softmax against all stored rows."""
+    """The anchor loss equals a loop over each anchor's softmax against all stored rows."""
     rng = np.random.default_rng(3)
     new, stored = _unit(rng, 3, 4), _unit(rng, 6, 4)
     own = [2, 0, 5]
     expected = 0.0
-    for i, at in enumerate(own):
+    for i, row_of_anchor in enumerate(own):
         scores = [16.0 * float(new[i] @ row) for row in stored]
-        expected += math.log(sum(math.exp(one) for one in scores)) - scores[at]
-    found = losses.anchor_loss(new, stored, torch.tensor(own), 16.0)
-    assert float(found) == pytest.approx(expected / 3, rel=1e-5)
+        expected += math.log(sum(math.exp(score) for score in scores)) - scores[row_of_anchor]
+    loss = losses.anchor_loss(new, stored, torch.tensor(own), 16.0)
+    assert float(loss) == pytest.approx(expected / 3, rel=1e-5)

@@ -1,4 +1,4 @@
-"""A run that is killed goes on from its checkpoint and ends as if nothing had happened."""
+"""A killed run resumes from its checkpoint and gives the same result."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ train(recipe=Recipe.load(folder / "recipe.yaml", ("train_kit",)),
 def test_a_killed_run_resumes_to_the_same_weights(
     tmp_path: Path, mode: str, killed_after: int
 ) -> None:
-    """SIGKILL in a trial, at its end, and in the next one: the resumed weights are the same."""
+    """SIGKILL during a trial, at its end, and in the next one."""
     line = (
         "objective: {frame: prototypes, lambda: [0.1, 1.0], scale: 16.0, "
         "anchors: {batch: 8, transfer: 0.0, attention: 6}}"
@@ -75,14 +75,13 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert epochs[0] > killed_after
     assert not (work / CHECKPOINT_FILE).exists()
     whole = train(**given, work=work)
-    for key, one in whole.network.state_dict().items():
-        assert torch.equal(resumed.network.state_dict()[key], one), key
-    timeless = [{**one.record, "seconds": 0} for one in (resumed, whole)]
-    assert timeless[0] == timeless[1]
+    for key, value in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[key], value), key
+    assert {**resumed.record, "seconds": 0} == {**whole.record, "seconds": 0}
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    """Another recipe, base, data or gallery is a conflict; without resume it is begun anew."""
+    """Another recipe, base, data or gallery is a conflict; without resume the run starts anew."""
     recipe, base, data = kit.recipe(tmp_path), kit.base(tmp_path), kit.dataset(tmp_path)
     reference = kit.gallery(data)
     given = {"recipe": recipe, "base": base, "data": data, "reference": reference}
@@ -116,9 +115,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def _kill_after(folder: Path, epochs: int) -> None:
-    """Run in a process of its own and SIGKILL it when it has reported this many epochs."""
-    here = str(Path(__file__).parent)
-    paths = os.pathsep.join([here, str(Path(__file__).parents[2])])
+    """Train in a separate process and SIGKILL it after this many epochs."""
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, str(folder)],
         stdout=subprocess.PIPE,
@@ -146,16 +144,16 @@ def _kill_after(folder: Path, epochs: int) -> None:
         {"epoch": 3},
     ],
 )
-def test_a_checkpoint_of_another_form_is_refused(tmp_path: Path, value: object) -> None:
-    """A file that torch reads, and that is no checkpoint: a list, other types, other entries."""
+def test_a_torch_file_that_is_no_checkpoint_is_refused(tmp_path: Path, value: object) -> None:
+    """A list, entries of wrong types, unknown entries, and a missing key."""
     torch.save(value, tmp_path / CHECKPOINT_FILE)
     with pytest.raises(InputError, match="is not a readable checkpoint"):
         load(tmp_path, "k")
 
 
-def test_a_checkpoint_of_its_own_form_is_read(tmp_path: Path) -> None:
-    """What save wrote is what load gives."""
+def test_load_returns_what_save_wrote(tmp_path: Path) -> None:
+    """Epoch, losses and weights survive the round trip."""
     save(tmp_path, "k", Checkpoint(epoch=2, losses=[0.5], best={"w": torch.ones(2)}))
-    found = load(tmp_path, "k")
-    assert found is not None
-    assert (found.epoch, found.losses, list(found.best)) == (2, [0.5], ["w"])
+    checkpoint = load(tmp_path, "k")
+    assert checkpoint is not None
+    assert (checkpoint.epoch, checkpoint.losses, list(checkpoint.best)) == (2, [0.5], ["w"])

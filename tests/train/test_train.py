@@ -1,4 +1,4 @@
-"""Training on real modules and small images: what is learnt, recorded and refused."""
+"""Training on real modules and small images: what is learned, recorded and refused."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from compatctl.train.setup import Setup, make_network
 from compatctl.train.training_set import select_training_set
 
 
-def _same(one: object, other: object) -> bool:
-    left, right = one.network.state_dict(), other.network.state_dict()
+def _same_weights(first: object, second: object) -> bool:
+    left, right = first.network.state_dict(), second.network.state_dict()
     return all(torch.equal(left[key], right[key]) for key in left)
 
 
-def _cosine_to_own_class(found: np.ndarray, data: Dataset, reference: Reference) -> float:
+def _cosine_to_own_class(features: np.ndarray, data: Dataset, reference: Reference) -> float:
     """Mean cosine of items to the stored vectors of their class."""
     stored = np.array(reference.gallery_labels)
     means = [
         float((row @ reference.gallery_features[stored == label].T).mean())
-        for row, label in zip(found, data.labels, strict=True)
+        for row, label in zip(features, data.labels, strict=True)
     ]
     return float(np.mean(means))
 
@@ -53,45 +53,48 @@ def test_training_pulls_features_towards_the_deployed_gallery(tmp_path: Path, fr
         tmp_path, objective=line, optimiser="optimiser: {epochs: 40, batch_size: 16, lr: 0.02}"
     )
     base, items = kit.base(tmp_path), data.filter(split="train")
-    near = [
+    cosines = [
         _cosine_to_own_class(
             kit.features(
-                train(recipe=one, base=base, data=data, reference=reference, work=tmp_path), items
+                train(recipe=recipe, base=base, data=data, reference=reference, work=tmp_path),
+                items,
             ),
             items,
             reference,
         )
-        for one in (short, long)
+        for recipe in (short, long)
     ]
-    assert near[1] > near[0] + 0.15
+    assert cosines[1] > cosines[0] + 0.15
 
 
-def test_a_wrong_class_map_loses_clearly(tmp_path: Path) -> None:
-    """With every class on another one's rows the recall on the gallery falls to chance."""
+def test_a_wrong_class_map_loses_recall(tmp_path: Path) -> None:
+    """If each class trains towards the rows of another one, recall on the gallery falls."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data, dim=16, every=2)
     names = sorted(set(reference.gallery_labels))
     moved = dict(zip(names, names[1:] + names[:1], strict=True))
-    wrong = replace(reference, gallery_labels=tuple(moved[one] for one in reference.gallery_labels))
+    wrong = replace(
+        reference, gallery_labels=tuple(moved[label] for label in reference.gallery_labels)
+    )
     recipe = kit.recipe(tmp_path, optimiser="optimiser: {epochs: 40, batch_size: 16, lr: 0.02}")
     items = data.filter(split="train")
     stored = np.array(reference.gallery_labels)
     recall = []
-    for one in (reference, wrong):
+    for target in (reference, wrong):
         trained = train(
-            recipe=recipe, base=kit.base(tmp_path), data=data, reference=one, work=tmp_path
+            recipe=recipe, base=kit.base(tmp_path), data=data, reference=target, work=tmp_path
         )
-        found = stored[(kit.features(trained, items) @ reference.gallery_features.T).argmax(1)]
-        recall.append(float((found == np.array(items.labels)).mean()))
+        nearest = stored[(kit.features(trained, items) @ reference.gallery_features.T).argmax(1)]
+        recall.append(float((nearest == np.array(items.labels)).mean()))
     assert recall[0] > recall[1] + 0.3
 
 
 def test_anchors_move_items_to_their_stored_vectors_without_labels(tmp_path: Path) -> None:
-    """Gallery items of test classes come nearer to their own stored vectors when they anchor."""
+    """Gallery items of test classes come nearer to their stored vectors if they are anchors."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data, dim=16)
     unseen = data.filter(split="test")
-    rows = [i for i, one in enumerate(unseen.ids) if one in reference.gallery_ids]
+    rows = [row for row, item_id in enumerate(unseen.ids) if item_id in reference.row_of]
     assert rows
     unseen = unseen.take(rows)
     own, sources = reference.old_features(unseen.ids)
@@ -107,12 +110,12 @@ def test_anchors_move_items_to_their_stored_vectors_without_labels(tmp_path: Pat
         )
         cosine.append(float((kit.features(trained, unseen) * own).sum(1).mean()))
     assert cosine[1] > cosine[0] + 0.1
-    ids = {one["id"] for one in trained.record["anchors"]}
+    ids = {anchor["id"] for anchor in trained.record["anchors"]}
     assert ids == set(reference.gallery_ids)
 
 
-def test_the_share_and_the_order_say_which_items_anchor(tmp_path: Path) -> None:
-    """Half of the gallery anchors, the first ids of the named file."""
+def test_share_and_order_choose_the_anchors(tmp_path: Path) -> None:
+    """With share 0.5 the anchors are the first half of the ids in the file."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data)
     order = sorted(reference.gallery_ids, reverse=True)
@@ -125,11 +128,11 @@ def test_the_share_and_the_order_say_which_items_anchor(tmp_path: Path) -> None:
     trained = train(
         recipe=recipe, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path
     )
-    assert [one["id"] for one in trained.record["anchors"]] == order[: len(order) // 2]
+    assert [anchor["id"] for anchor in trained.record["anchors"]] == order[: len(order) // 2]
 
 
-def test_anchors_are_changed_as_images_of_one_class_differ(tmp_path: Path) -> None:
-    """The first half of the anchors gets, exactly, the difference of two items of a class."""
+def test_transfer_shifts_anchors_by_the_difference_of_a_pair_of_one_class(tmp_path: Path) -> None:
+    """With transfer 0.5, half of the anchors get the difference of two items' features."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data)
     line = (
@@ -150,30 +153,33 @@ def test_anchors_are_changed_as_images_of_one_class_differ(tmp_path: Path) -> No
     )
     with ImageReader(recipe.backbone.input, recipe.augmentation) as reader:
         batches = CachedBatches(setup, reader, silent)
-    rows = build_classifiers(setup)["prototypes"]
-    codes = np.array([rows.row_of[label] for label in training_set.labels])
-    nowhere = np.full(len(codes), -1)
-    run = TrialContext(
-        setup=setup, batches=batches, classifier=rows, class_rows=codes, anchor_rows=nowhere
+    classifier = build_classifiers(setup)["prototypes"]
+    class_rows = np.array([classifier.row_of[label] for label in training_set.labels])
+    context = TrialContext(
+        setup=setup,
+        batches=batches,
+        classifier=classifier,
+        class_rows=class_rows,
+        anchor_rows=np.full(len(class_rows), -1),
     )
-    steps = list(_steps(run, np.random.default_rng(0)))
-    held = set(reference.gallery_ids)
+    steps = list(_steps(context, np.random.default_rng(0)))
+    gallery_ids = set(reference.gallery_ids)
     for step, (items, anchors) in zip(steps, batches.steps(steps), strict=True):
         assert len(step.transfer) == 6
         assert len(items) == len(step.items)
-        for k, at in enumerate(step.anchors):
-            row = data.ids.index(training_set.anchor_ids[at])
+        for k, anchor in enumerate(step.anchors):
+            row = data.row_of[training_set.anchor_ids[anchor]]
             image = torch.from_numpy(kit.pixels(data.take([row])))
             expected = network.features(image)[0]
             if k < 6:
-                to, away = step.transfer[k]
-                assert training_set.labels[to] == training_set.labels[away]
-                assert training_set.ids[to] not in held
-                assert training_set.ids[away] in held
-                both = kit.pixels(
-                    data.take([data.ids.index(training_set.ids[i]) for i in (to, away)])
+                outside, inside = step.transfer[k]
+                assert training_set.labels[outside] == training_set.labels[inside]
+                assert training_set.ids[outside] not in gallery_ids
+                assert training_set.ids[inside] in gallery_ids
+                pair = kit.pixels(
+                    data.take([data.row_of[training_set.ids[i]] for i in (outside, inside)])
                 )
-                features = network.features(torch.from_numpy(both))
+                features = network.features(torch.from_numpy(pair))
                 expected = (expected + features[0] - features[1]).clamp_min(0)
             assert torch.allclose(anchors[k], expected, atol=1e-5)
 
@@ -192,15 +198,15 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path, mode: str) -> None
     }
     recipe = kit.recipe(tmp_path, **changes)
     runs = [
-        train(recipe=one, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path)
-        for one in (recipe, recipe, replace(recipe, seed=4))
+        train(recipe=spec, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path)
+        for spec in (recipe, recipe, replace(recipe, seed=4))
     ]
-    assert _same(runs[0], runs[1])
-    assert not _same(runs[0], runs[2])
+    assert _same_weights(runs[0], runs[1])
+    assert not _same_weights(runs[0], runs[2])
 
 
-def test_head_leaves_the_backbone_alone_and_full_does_not(tmp_path: Path) -> None:
-    """Only ``full`` changes backbone weights; frozen_norm keeps the statistics in either mode."""
+def test_only_full_changes_the_backbone(tmp_path: Path) -> None:
+    """``head`` keeps the backbone's weights; frozen_norm keeps the statistics in both modes."""
     data = kit.dataset(tmp_path, per_class=4)
     base = kit.base(tmp_path)
     before = torch.load(base, weights_only=True)["state_dict"]
@@ -215,7 +221,7 @@ def test_head_leaves_the_backbone_alone_and_full_does_not(tmp_path: Path) -> Non
 
 
 def test_the_grid_is_searched_on_validation_classes(tmp_path: Path) -> None:
-    """Every trial is recorded with its recall; the best is the choice, and its weights returned."""
+    """Each trial is recorded with its recall; the network has the weights of the best."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data, dim=16)
     line = (
@@ -227,25 +233,25 @@ def test_the_grid_is_searched_on_validation_classes(tmp_path: Path) -> None:
         recipe=recipe, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path
     )
     trials = trained.record["trials"]
-    grid = [(one["frame"], one["lambda"], one["mu"]) for one in trials]
+    grid = [(trial["frame"], trial["lambda"], trial["mu"]) for trial in trials]
     assert grid == [
         (frame, weight, mu)
         for frame in ("prototypes", "anchored")
         for weight, mu in ((0.1, 5.0), (0.1, 10.0), (1.0, 5.0))
     ]
-    recalls = [one["validation_recall_at_1"] for one in trials]
+    recalls = [trial["validation_recall_at_1"] for trial in trials]
     assert trained.record["choice"] == int(np.argmax(recalls))
-    asked = data.filter(split="validation")
-    found = kit.features(trained, asked) @ reference.gallery_features.T
-    for i, one in enumerate(asked.ids):
-        if one in reference.gallery_ids:
-            found[i, reference.gallery_ids.index(one)] = -2.0
-    hits = np.array(reference.gallery_labels)[found.argmax(1)] == np.array(asked.labels)
+    queries = data.filter(split="validation")
+    scores = kit.features(trained, queries) @ reference.gallery_features.T
+    for i, item_id in enumerate(queries.ids):
+        if item_id in reference.row_of:
+            scores[i, reference.row_of[item_id]] = -2.0
+    hits = np.array(reference.gallery_labels)[scores.argmax(1)] == np.array(queries.labels)
     assert trained.validation_recall == pytest.approx(float(hits.mean())) == max(recalls)
 
 
 def test_the_record_names_every_item_and_class(tmp_path: Path) -> None:
-    """Ids, digests, classes, sources, base and digests are there, and JSON can hold them."""
+    """Ids, digests, classes, sources and base are in the record, which is JSON-serializable."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data)
     recipe = kit.recipe(tmp_path, objective=f"objective: {{lambda: 0.1, {kit.PLAIN}}}")
@@ -253,13 +259,13 @@ def test_the_record_names_every_item_and_class(tmp_path: Path) -> None:
     record = train(recipe=recipe, base=base, data=data, reference=reference, work=tmp_path).record
     items = data.filter(split="train")
     assert json.loads(json.dumps(record)) == record
-    assert [one["id"] for one in record["items"]] == list(items.ids)
-    assert [one["sha256"] for one in record["items"]] == [
+    assert [item["id"] for item in record["items"]] == list(items.ids)
+    assert [item["sha256"] for item in record["items"]] == [
         items.digest(i) for i in range(len(items))
     ]
     assert record["classes"] == sorted(set(items.labels))
-    held = sum(one in reference.gallery_ids for one in items.ids)
-    assert record["old_features"] == {"gallery": held, "encoder": len(items) - held}
+    n_stored = sum(item_id in reference.row_of for item_id in items.ids)
+    assert record["old_features"] == {"gallery": n_stored, "encoder": len(items) - n_stored}
     assert record["base"]["sha256"] == hashlib.sha256(base.read_bytes()).hexdigest()
     assert record["base"]["missing"] == record["base"]["unexpected"] == []
     assert (record["recipe"], record["recipe_sha256"]) == (recipe.to_json(), recipe.digest)
@@ -268,7 +274,7 @@ def test_the_record_names_every_item_and_class(tmp_path: Path) -> None:
 
 
 def test_only_items_without_a_stored_vector_need_the_old_encoder(tmp_path: Path) -> None:
-    """With a contrastive term these are the training items outside the gallery; without, none."""
+    """With the contrastive loss these are the training items outside the gallery; else none."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data)
     items = set(data.filter(split="train").ids)
@@ -286,11 +292,11 @@ def test_only_items_without_a_stored_vector_need_the_old_encoder(tmp_path: Path)
 
 
 def test_classes_outside_the_gallery_are_dropped_and_counted(tmp_path: Path) -> None:
-    """With prototypes, a class that the gallery does not hold has no row and does not train."""
+    """With prototypes, a class without gallery items has no row and does not train."""
     data = kit.dataset(tmp_path)
     full = kit.gallery(data)
-    gone = data.filter(split="train").labels[0]
-    keep = [i for i, label in enumerate(full.gallery_labels) if label != gone]
+    absent = data.filter(split="train").labels[0]
+    keep = [i for i, label in enumerate(full.gallery_labels) if label != absent]
     reference = replace(
         full,
         gallery_ids=tuple(full.gallery_ids[i] for i in keep),
@@ -304,18 +310,18 @@ def test_classes_outside_the_gallery_are_dropped_and_counted(tmp_path: Path) -> 
         reference=reference,
         work=tmp_path,
     ).record
-    assert record["dropped_classes"] == [gone]
-    assert gone not in record["classes"]
-    ids = {one["id"] for one in record["items"]}
-    assert not ids & {one.id for one in data.items if one.label == gone}
+    assert record["dropped_classes"] == [absent]
+    assert absent not in record["classes"]
+    ids = {item["id"] for item in record["items"]}
+    assert not ids & {item.id for item in data.items if item.label == absent}
 
 
-def test_vertices_are_owned_for_ever(tmp_path: Path) -> None:
-    """New classes take the vertices after the deployed registry's, whose own do not move."""
+def test_classes_keep_their_vertices(tmp_path: Path) -> None:
+    """New classes take the vertices after those of the deployed registry, which do not move."""
     data = kit.dataset(tmp_path)
-    mine = sorted(set(data.filter(split="train").labels))
-    before = Registry(()).extend(["elsewhere", mine[2]], 17)
-    reference = replace(kit.gallery(data, dim=16), registry=before, K=17)
+    classes = sorted(set(data.filter(split="train").labels))
+    deployed = Registry(()).extend(["elsewhere", classes[2]], 17)
+    reference = replace(kit.gallery(data, dim=16), registry=deployed, K=17)
     line = f"objective: {{frame: simplex, lambda: 1.0, {kit.PLAIN}}}"
     trained = train(
         recipe=kit.recipe(tmp_path, objective=line),
@@ -325,8 +331,8 @@ def test_vertices_are_owned_for_ever(tmp_path: Path) -> None:
         work=tmp_path,
     )
     assert trained.registry is not None
-    new = [one for one in mine if one != mine[2]]
-    assert list(trained.registry.vertices) == ["elsewhere", mine[2], *new]
+    new = [label for label in classes if label != classes[2]]
+    assert list(trained.registry.vertices) == ["elsewhere", classes[2], *new]
     assert trained.record["registry_sha256"] == trained.registry.digest
     assert trained.record["classifier"]["rows"] == 17
 
@@ -343,7 +349,7 @@ def test_vertices_are_owned_for_ever(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_frames_are_refused(tmp_path: Path, line: str, says: str) -> None:
-    """Too many classes, too many vertices or another dimension end with what to do."""
+    """Too many classes, too many vertices and another dimension are errors with a tip."""
     data = kit.dataset(tmp_path)
     with pytest.raises(InputError, match=says) as caught:
         train(
@@ -357,7 +363,7 @@ def test_impossible_frames_are_refused(tmp_path: Path, line: str, says: str) -> 
 
 
 def test_a_deployed_simplex_of_another_size_is_refused(tmp_path: Path) -> None:
-    """K is pinned by the deployed model."""
+    """The recipe's K must be that of the deployed model."""
     data = kit.dataset(tmp_path)
     reference = replace(kit.gallery(data, dim=16), K=15)
     with pytest.raises(InputError, match="15 vertices, the recipe says 17"):
@@ -374,7 +380,7 @@ def test_a_deployed_simplex_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_free_model_needs_no_gallery_and_can_be_a_base(tmp_path: Path) -> None:
-    """``free`` learns its rows; its saved weights, junction too, start the next run."""
+    """``free`` trains its rows; the saved weights, junction included, start the next run."""
     data = kit.dataset(tmp_path)
     free = kit.recipe(
         tmp_path,
@@ -386,13 +392,13 @@ def test_a_free_model_needs_no_gallery_and_can_be_a_base(tmp_path: Path) -> None
     assert losses[-1] < 0.7 * losses[0]
     assert (first.dim, first.validation_recall, first.registry) == (8, None, None)
     save_weights(first.network, tmp_path / "first.safetensors")
-    still = replace(free, optimiser=replace(free.optimiser, lr=0.0, weight_decay=0.0, epochs=1))
+    frozen = replace(free, optimiser=replace(free.optimiser, lr=0.0, weight_decay=0.0, epochs=1))
     second = train(
-        recipe=still, base=tmp_path / "first.safetensors", data=data, reference=None, work=tmp_path
+        recipe=frozen, base=tmp_path / "first.safetensors", data=data, reference=None, work=tmp_path
     )
     assert second.record["base"]["junction"]
     assert second.record["base"]["prefix"] == "backbone."
-    assert _same(first, second)
+    assert _same_weights(first, second)
     with pytest.raises(InputError, match=r"no objective\.dim"):
         train(
             recipe=kit.recipe(
@@ -406,12 +412,12 @@ def test_a_free_model_needs_no_gallery_and_can_be_a_base(tmp_path: Path) -> None
 
 
 def test_rehearsal_keeps_some_images_of_earlier_classes(tmp_path: Path) -> None:
-    """Two of eight images a remembered class train along, and the record counts them."""
+    """Two of eight images of each earlier class train, too, and the record counts them."""
     data = kit.dataset(tmp_path)
     classes = sorted(set(data.filter(split="train").labels))
     early, late = classes[: len(classes) // 2], classes[len(classes) // 2 :]
-    new = data.take([i for i, one in enumerate(data.labels) if one not in early])
-    memory = data.take([i for i, one in enumerate(data.labels) if one in early])
+    new = data.take([i for i, label in enumerate(data.labels) if label not in early])
+    memory = data.take([i for i, label in enumerate(data.labels) if label in early])
     recipe = kit.recipe(
         tmp_path,
         rehearsal="rehearsal: {per_class: 2}",
@@ -440,7 +446,7 @@ def test_rehearsal_keeps_some_images_of_earlier_classes(tmp_path: Path) -> None:
 
 
 def test_a_choice_without_validation_is_refused(tmp_path: Path) -> None:
-    """Lists and no validation query that could choose: an error, not the first trial."""
+    """Several trials and no validation query are an error; the first trial is not taken."""
     data = kit.dataset(tmp_path).filter(split="train")
     with pytest.raises(InputError, match="2 trials to choose from"):
         train(

@@ -1,4 +1,4 @@
-"""Base checkpoints: wrappings, prefixes, what is reported, what is refused."""
+"""Base checkpoints: wrappings, prefixes, shards, what is reported and what is refused."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def _spec(factory: str, method: str = "extract", **args: object) -> Backbone:
 
 @pytest.mark.parametrize("key", [None, "state_dict", "net", "model"])
 @pytest.mark.parametrize("prefix", ["", "module.", "module.encoder."])
-def test_wrappings_and_prefixes_are_taken_off(tmp_path: Path, key: str | None, prefix: str) -> None:
-    """Every common shape of a checkpoint loads whole, beside other things that it holds."""
+def test_wrappings_and_prefixes_are_removed(tmp_path: Path, key: str | None, prefix: str) -> None:
+    """A state dict loads whole, with a prefix and inside a mapping with other entries."""
     source = kit.Small()
-    state = {prefix + name: one for name, one in source.state_dict().items()}
+    state = {prefix + name: value for name, value in source.state_dict().items()}
     path = tmp_path / "new.ckpt"
     torch.save({key: state, "epoch": 3} if key else state, path)
     target = kit.Small()
@@ -45,21 +45,21 @@ def test_wrappings_and_prefixes_are_taken_off(tmp_path: Path, key: str | None, p
 
 
 def test_safetensors_load_and_differences_are_reported(tmp_path: Path) -> None:
-    """A missing tensor keeps its own start, an extra one is named."""
+    """A missing tensor keeps its initial values, an extra one is listed."""
     source = kit.Small()
-    state = {name: one for name, one in source.state_dict().items() if name != "one.bias"}
+    state = {name: value for name, value in source.state_dict().items() if name != "one.bias"}
     save_file({**state, "old_head.weight": torch.zeros(3)}, tmp_path / "new.safetensors")
     target = kit.Small()
-    own = target.one.bias.clone()
+    initial = target.one.bias.clone()
     match, _ = load_base(target, tmp_path / "new.safetensors")
     assert match.missing == ("one.bias",)
     assert match.unexpected == ("old_head.weight",)
-    assert torch.equal(target.one.bias, own)
+    assert torch.equal(target.one.bias, initial)
     assert torch.equal(target.one.weight, source.one.weight)
 
 
 class _Harm:
-    """Unpickling it would make the named folder."""
+    """Unpickling it creates the folder."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -69,10 +69,8 @@ class _Harm:
 
 
 @pytest.mark.parametrize("wrap", ["torch", "pickle"])
-def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
-    tmp_path: Path, wrap: str
-) -> None:
-    """The folder that the pickle would make is not made."""
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, wrap: str) -> None:
+    """The folder that the pickle creates does not exist afterwards."""
     harm = tmp_path / "harm"
     value = {"state_dict": kit.Small().state_dict(), "extra": _Harm(str(harm))}
     path = tmp_path / "new.ckpt"
@@ -88,7 +86,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    """Other shapes, and names of which hardly any match, are errors that say so."""
+    """Tensors of other shapes, and a file with few matching names, are errors."""
     torch.save(kit.Small(width=20).state_dict(), tmp_path / "wide.pt")
     with pytest.raises(InputError, match=r"another architecture.*one\.weight"):
         load_base(kit.Small(), tmp_path / "wide.pt")
@@ -99,7 +97,7 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, number: float) -> None:
-    """One number is enough: every vector would be lost, and the message would blame the batch."""
+    """One NaN or infinity is enough: it would spoil every embedding."""
     state = kit.Small().state_dict()
     state["one.weight"].view(-1)[-1] = number
     torch.save(state, tmp_path / "a.pt")
@@ -109,8 +107,10 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, number:
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x08" * 64, None])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, name: str, content: bytes | None) -> None:
-    """Empty, broken and missing files end in an InputError with the file's name."""
+def test_files_that_are_no_checkpoint_are_refused(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    """Empty, broken and missing files raise InputError with the file's name."""
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
@@ -141,32 +141,32 @@ def test_a_file_without_named_tensors_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_factory_is_an_input_error(spec: Backbone, says: str) -> None:
-    """Unknown module or callable, wrong arguments, no module, no method."""
+    """Unknown module or callable, wrong arguments, no network, no such method."""
     with pytest.raises(InputError, match=says):
         make_backbone(spec)
 
 
-def test_a_checkpoint_that_unpacks_to_more_than_it_is(tmp_path: Path) -> None:
-    """torch unpacks compressed parts of any size; a file of 200 kB gives no 200 MB."""
+def test_a_compressed_checkpoint_is_refused(tmp_path: Path) -> None:
+    """torch unpacks compressed parts of any size: 200 kB do not become 200 MB."""
     plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
     torch.save({"w": torch.zeros(50_000_000)}, plain)
     with (
         zipfile.ZipFile(plain) as source,
         zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out,
     ):
-        for one in source.infolist():
-            out.writestr(one.filename, source.read(one))
+        for entry in source.infolist():
+            out.writestr(entry.filename, source.read(entry))
     assert packed.stat().st_size < 400_000
     with pytest.raises(InputError, match="its parts have"):
         read_tensors(packed)
     assert read_tensors(plain)["w"].shape == (50_000_000,)
 
 
-def test_a_tensor_that_claims_more_than_the_file_has(tmp_path: Path) -> None:
-    """A view of one number with the shape of a trillion, and a sparse tensor of one."""
-    one = torch.zeros(1).expand(10**12)
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    """A view of one value with a trillion elements, and a sparse tensor of one value."""
+    expanded = torch.zeros(1).expand(10**12)
     sparse = torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (10**9,))
-    for tensor in (one, sparse):
+    for tensor in (expanded, sparse):
         torch.save({"w": tensor}, tmp_path / "a.pt")
         with pytest.raises(InputError, match="larger than what the file has"):
             read_tensors(tmp_path / "a.pt")
@@ -183,8 +183,8 @@ def test_a_tensor_that_claims_more_than_the_file_has(tmp_path: Path) -> None:
         b"[" * 5000,
     ],
 )
-def test_safetensors_that_lie_are_refused(tmp_path: Path, header: bytes) -> None:
-    """Shapes and places that the file has not."""
+def test_safetensors_with_a_false_header_are_refused(tmp_path: Path, header: bytes) -> None:
+    """Shapes, types and offsets that do not fit the file."""
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(InputError, match=r"a\.safetensors"):
@@ -194,8 +194,8 @@ def test_safetensors_that_lie_are_refused(tmp_path: Path, header: bytes) -> None
         read_tensors(path)
 
 
-def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
-    """A named pipe is refused, not waited for."""
+def test_a_named_pipe_is_refused(tmp_path: Path) -> None:
+    """Reading a pipe would block for ever."""
     for name in ("a.pt", "a.safetensors"):
         os.mkfifo(tmp_path / name)
         with pytest.raises(InputError, match="regular"):
@@ -203,10 +203,10 @@ def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def _prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {prefix + name: one for name, one in state.items()}
+    return {prefix + name: value for name, value in state.items()}
 
 
-def _two() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _two_states() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     states = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -225,23 +225,21 @@ def _two() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         ("ema/net/", "model/"),
     ],
 )
-def test_two_networks_in_one_file_are_refused_by_name(
-    tmp_path: Path, names: tuple[str, str]
-) -> None:
-    """Prefixes of one length, an average beside the weights: ``part`` says which it is."""
+def test_a_file_with_two_networks_needs_part(tmp_path: Path, names: tuple[str, str]) -> None:
+    """The error lists both prefixes, and each is accepted as ``part``."""
     path = tmp_path / "two.pt"
     value: dict[str, object] = {}
-    for name, state in zip(names, _two(), strict=True):
+    for name, state in zip(names, _two_states(), strict=True):
         *keys, prefix = name.split("/")
-        inside = value
+        mapping = value
         for key in keys:
-            inside = inside.setdefault(key, {})  # type: ignore[assignment]
-        inside.update(_prefixed(prefix, state))
+            mapping = mapping.setdefault(key, {})  # type: ignore[assignment]
+        mapping.update(_prefixed(prefix, state))
     torch.save(value, path)
     with pytest.raises(InputError, match="holds 2 networks") as refused:
         load_base(kit.Small(), path)
     main = {"state_dict/": "", "model/": ""}
-    for name, state in zip(names, _two(), strict=True):
+    for name, state in zip(names, _two_states(), strict=True):
         part = main.get(name, name.replace("/", "."))
         assert repr(part) in refused.value.message
         network = kit.Small()
@@ -250,23 +248,22 @@ def test_two_networks_in_one_file_are_refused_by_name(
         assert torch.equal(network.two.weight, state["two.weight"])
 
 
-def test_the_same_network_twice_and_half_of_another_are_no_choice(tmp_path: Path) -> None:
-    """Equal numbers under two names give one network; a layer with a backbone's names is none."""
-    first, second = _two()
+def test_a_copy_and_a_part_of_a_network_need_no_part(tmp_path: Path) -> None:
+    """Two copies with equal values are one network; one layer of a backbone is none."""
+    first, second = _two_states()
     same = {**_prefixed("student.", first), **_prefixed("teacher.", first)}
     torch.save(same, tmp_path / "same.pt")
     network = kit.Small()
     load_base(network, tmp_path / "same.pt")
     assert torch.equal(network.two.weight, first["two.weight"])
-    part = {name: one for name, one in second.items() if name.startswith("one.")}
+    part = {name: value for name, value in second.items() if name.startswith("one.")}
     torch.save({**first, **_prefixed("head.", part)}, tmp_path / "part.pt")
     assert load_base(kit.Small(), tmp_path / "part.pt")[0].prefix == ""
 
 
-def test_a_base_that_fits_by_less_than_its_share_is_refused(tmp_path: Path) -> None:
-    """By tensors or by their numbers; the message has every one that would be random, and a lower
-    share takes it. Counters of batches are no weights."""
-    state, _ = _two()
+def test_a_base_below_least_share_is_refused(tmp_path: Path) -> None:
+    """The share counts tensors and values, not batch counters; the error lists missing ones."""
+    state, _ = _two_states()
     path = tmp_path / "some.pt"
     torch.save({k: v for k, v in state.items() if not k.startswith("unused")}, path)
     with pytest.raises(InputError, match=r"unused\.weight, unused\.bias"):
@@ -281,12 +278,12 @@ def test_a_base_that_fits_by_less_than_its_share_is_refused(tmp_path: Path) -> N
 
 
 def test_shards_are_read_together_or_not_at_all(tmp_path: Path) -> None:
-    """Any of them names all; one that is not there is named."""
-    state, other = _two()
+    """Each shard stands for all of them; a missing one is named."""
+    state, other = _two_states()
     names = list(state)
-    files = [tmp_path / f"model-0000{at}-of-00003.safetensors" for at in (1, 2, 3)]
-    for at, file in enumerate(files):
-        save_file({name: state[name] for name in names[at::3]}, file)
+    files = [tmp_path / f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    for i, file in enumerate(files):
+        save_file({name: state[name] for name in names[i::3]}, file)
     digests = set()
     for file in files:
         network = kit.Small()

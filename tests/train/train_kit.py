@@ -30,7 +30,7 @@ optimiser: {epochs: 6, batch_size: 16, lr: 0.02}
 
 
 PLAIN = "scale: null, anchors: null"
-"""Raw products and no anchors: the papers' loss."""
+"""The papers' loss: raw products, no anchors."""
 
 
 class Small(nn.Module):
@@ -57,17 +57,17 @@ def base(folder: Path, seed: int = 1, width: int = 12) -> Path:
 
 
 def recipe(folder: Path, text: str = RECIPE, **changes: str) -> Recipe:
-    """The recipe of this file with whole lines replaced: ``objective="objective: {...}"``."""
+    """``RECIPE`` with whole lines replaced: ``objective="objective: {...}"``."""
     lines = text.splitlines()
     for key, line in changes.items():
-        lines = [one for one in lines if not one.startswith(f"{key}:")] + [line]
+        lines = [kept for kept in lines if not kept.startswith(f"{key}:")] + [line]
     path = folder / "recipe.yaml"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Recipe.load(path, factories=("train_kit", "torch.nn"))
 
 
 def dataset(folder: Path, per_class: int = 8) -> Dataset:
-    """Stripes: a class is an orientation and two colours, an item a phase and noise."""
+    """Images of stripes: a class is an orientation and two colours, an item a phase and noise."""
     rng = np.random.default_rng(5)
     images, labels = [], []
     rows, columns = np.mgrid[0:SIZE, 0:SIZE]
@@ -90,7 +90,7 @@ def dataset(folder: Path, per_class: int = 8) -> Dataset:
 
 
 def pixels(data: Dataset) -> np.ndarray:
-    """(N, H, W, 3) uint8 of a data set whose images have the network's size."""
+    """(N, H, W, 3) uint8 images of a data set."""
     return np.stack([np.asarray(data.read(i)) for i in range(len(data))])
 
 
@@ -100,7 +100,7 @@ def features(trained: object, data: Dataset) -> np.ndarray:
 
 
 def gallery(data: Dataset, dim: int = 8, every: int = 2) -> Reference:
-    """A deployed gallery of every second item: a random function of its colours, unit rows."""
+    """A gallery of every second item; its unit rows are a random function of the colours."""
     rng = np.random.default_rng(9)
     flat = pixels(data).reshape(len(data), -1, 3).astype(np.float64) / 64.0
     described = np.concatenate([flat.mean(1), flat.std(1)], axis=1)

@@ -1,4 +1,4 @@
-"""A pipeline's gate on an installed wheel: init, verify, deploy and rollback, without torch."""
+"""The gate's commands on an installed wheel: init, verify, deploy and rollback, without torch."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ SCRIPT = Path(sys.executable).parent / "compatctl"
 
 
 def call(folder: Path, expected: int, *arguments: str) -> Any:
-    """The JSON that the installed command prints; another exit code than ``expected`` fails."""
-    done = subprocess.run(
+    """The JSON that the installed command prints; fails unless it exits with ``expected``."""
+    process = subprocess.run(
         [SCRIPT, *arguments, "--json"], cwd=folder, capture_output=True, text=True, check=False
     )
-    if done.returncode != expected:
-        raise SystemExit(f"{arguments}: exit {done.returncode}, not {expected}\n{done.stderr}")
-    return json.loads(done.stdout)
+    if process.returncode != expected:
+        raise SystemExit(
+            f"{arguments}: exit {process.returncode}, not {expected}\n{process.stderr}"
+        )
+    return json.loads(process.stdout)
 
 
 def main(folder: Path) -> None:
-    """The three commands of the README, and the way back."""
+    """Create a store, deploy a verified model, search, and roll back."""
     folder.mkdir()
     table = unpack_emoji(emoji_source(), folder / "data")
     for name, noise in (("old", 0.6), ("new", 0.05), ("worse", 1.5)):
         write_encoder(folder / f"{name}.onnx", noise=noise)
-    begun = call(folder, 0, "init", "--model", "old.onnx", "--data", str(table))
+    created = call(folder, 0, "init", "--model", "old.onnx", "--data", str(table))
     assert (folder / "compatctl.yaml").is_file()
     call(folder, 3, "verify", "old.onnx", "worse.onnx")
     call(folder, 3, "deploy")
     call(folder, 0, "verify", "old.onnx", "new.onnx")
     deployed = call(folder, 0, "deploy")
-    assert deployed["index_sha256"] == begun["index_sha256"]
+    assert deployed["index_sha256"] == created["index_sha256"]
     image = next((folder / "data" / "images" / "twemoji").iterdir())
     assert call(folder, 0, "search", str(image))["query_model"] == deployed["query_model"]
-    assert call(folder, 0, "rollback")["query_model"] == begun["query_model"]
+    assert call(folder, 0, "rollback")["query_model"] == created["query_model"]
     assert call(folder, 0, "check")["ok"]
     call(folder, 5, "finetune", "--base", "new.onnx")
     recipe = [SCRIPT, "finetune", "--print-recipe"]

@@ -1,6 +1,6 @@
-"""Build the wheel, install it alone in a new environment, and use it as a pipeline's gate would.
+"""Build the wheel, install it without extras in a new environment, and run the gate's commands.
 
-Without the extras: no torch is installed, and none is needed to verify, deploy and search.
+No torch is installed: verify, deploy and search do not need it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ print(compatctl.__version__)
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    """Standard output of a command; its failure is ours."""
+    """Standard output of a command, which must succeed."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
+    process = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
         env=environment,
@@ -37,7 +37,7 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
         text=True,
         check=True,
     )
-    return done.stdout
+    return process.stdout
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
         (wheel,) = (folder / "dist").glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             top = {name.split("/")[0] for name in archive.namelist()}
-        assert {one for one in top if not one.endswith(".dist-info")} == {"compatctl"}, top
+        assert {name for name in top if not name.endswith(".dist-info")} == {"compatctl"}, top
         venv.create(folder / "env", with_pip=True)
         python = folder / "env" / "bin" / "python"
         run(python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, wheel)
