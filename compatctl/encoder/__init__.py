@@ -10,13 +10,12 @@ from compatctl.encoder.images import EncoderInput
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.metadata import read_record, with_record
 from compatctl.encoder.parity import check_parity, parity_images
-from compatctl.encoder.runtime import BadItem, Embedded, Encoder, embed_together
+from compatctl.encoder.runtime import Embedded, Encoder, embed_together
 from compatctl.encoder.sealing import seal
 from compatctl.encoder.steadiness import check_steady
 
 __all__ = [
     "CANARY_LIMIT",
-    "BadItem",
     "Canary",
     "Embedded",
     "Encoder",

@@ -36,7 +36,7 @@ def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
     dim = adapter.layers[0][0].shape[0]
     if contract.dim != dim:
         raise InputError(f"{path} has {contract.dim} dimensions; the adapter takes {dim}")
-    parts = _Parts()
+    parts = _Composition()
     parts.append("new", model, contract)
     mapped = parts.append_adapter(f"new/{OUTPUT}", adapter)
     return parts.sealed([model], mapped, adapter.layers[-1][0].shape[1])
@@ -61,7 +61,7 @@ def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
     if dims[0] != dims[1]:
         raise InputError(f"{old} has {dims[0]} dimensions, {new} has {dims[1]}: they have no mean")
     models = _same_opset((old, new), models)
-    parts = _Parts()
+    parts = _Composition()
     for name, share, model, contract in zip(
         ("old", "new"), (1.0 - weight, weight), models, contracts, strict=True
     ):
@@ -72,7 +72,7 @@ def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
     write_atomic(out, parts.sealed(models, "mixed", dims[0]))
 
 
-class _Parts:
+class _Composition:
     """The graph of a new encoder, and its input for each distinct preprocessing."""
 
     def __init__(self) -> None:

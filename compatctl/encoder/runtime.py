@@ -195,12 +195,12 @@ class _Run:
 
     def __init__(self, encoder: Encoder, rows: Rows, batch_size: int, progress: Progress) -> None:
         self.encoder = encoder
-        self.wanted = rows
+        self.rows = rows
         self.batch_size = min(batch_size, encoder.largest_batch)
         self._progress = progress
         self._features = np.zeros((len(rows), encoder.dim), np.float32)
         self._digests = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
-        self._rows: list[int] = []
+        self._good: list[int] = []
         self._bad: list[BadItem] = []
         self._pending: list[tuple[str, tuple[Pixels, ...]]] = []
 
@@ -209,8 +209,8 @@ class _Run:
         if decoded.error is not None:
             self._bad.append(BadItem(id=decoded.id, reason=decoded.error.message))
             return
-        self._digests[len(self._rows)] = np.frombuffer(decoded.digest, np.uint8)
-        self._rows.append(row)
+        self._digests[len(self._good)] = np.frombuffer(decoded.digest, np.uint8)
+        self._good.append(row)
         self._pending.append((decoded.id, decoded.pixels[taker]))
         if len(self._pending) == self.batch_size:
             self._flush()
@@ -219,10 +219,10 @@ class _Run:
         """The result, after the last row."""
         if self._pending or self._bad:
             self._flush()
-        n = len(self._rows)
+        n = len(self._good)
         return Embedded(
             features=self._features[:n],
-            rows=np.array(self._rows, np.int64),
+            rows=np.array(self._good, np.int64),
             digests=self._digests[:n],
             bad=tuple(self._bad),
         )
@@ -230,20 +230,20 @@ class _Run:
     def _flush(self) -> None:
         if self._pending:
             ids, pixels = zip(*self._pending, strict=True)
-            end = len(self._rows)
+            end = len(self._good)
             self._features[end - len(ids) : end] = self.encoder.unit_rows(ids, pixels)
             self._pending.clear()
-        self._progress("images embedded", len(self._rows) + len(self._bad), len(self.wanted))
+        self._progress("images embedded", len(self._good) + len(self._bad), len(self.rows))
 
 
 def _embed(dataset: Dataset, runs: Sequence[_Run], *, skip_bad: bool, looks: bool) -> None:
     """Decode each image once, in threads a few batches ahead, for all runs that take it."""
-    rows = np.unique(np.concatenate([run.wanted for run in runs]))
-    wanted = np.stack([np.isin(rows, run.wanted) for run in runs], axis=1)
+    rows = np.unique(np.concatenate([run.rows for run in runs]))
+    takes = np.stack([np.isin(rows, run.rows) for run in runs], axis=1)
 
     def decode(position: int) -> _Decoded:
         item_id = dataset.items[rows[position]].id
-        takers = [run for run, takes in zip(runs, wanted[position], strict=True) if takes]
+        takers = [run for run, taken in zip(runs, takes[position], strict=True) if taken]
         try:
             image, digest = dataset.read_hashed(int(rows[position]), look=looks)
         except InputError as error:
