@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compatctl.core.fusion import fuse_rows
+from compatctl.core.adapters import fuse_rows
 from compatctl.migration.routes import FreeModels, RouteInputs, bridge_variants, train_model
 from compatctl.migration.selection import RouteResult, Variant, map_selection
 from compatctl.progress import Progress, silent

@@ -25,8 +25,8 @@ import torch
 
 from benchmarks.common.cases import CASES, CNNS, KANJI, WIDE, Case, Workshop, chosen
 from benchmarks.common.pages import row
+from compatctl.core.adapters import fuse_rows
 from compatctl.core.arrays import Bools, Rows, Vectors
-from compatctl.core.fusion import fuse_rows
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.data import prepare
 from compatctl.evaluation.exact_retrieval import retrieval

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compatctl import encoder as onnx_files
-from compatctl.core.fusion import fuse_rows
+from compatctl.core.adapters import fuse_rows
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.project import open_store

@@ -34,6 +34,14 @@ Layer = tuple[Vectors, Vectors]
 """A matrix (in, out) and a bias (out,)."""
 
 
+def fuse_rows(old: Vectors, new: Vectors, weight: float) -> Vectors:
+    """(N, D) unit rows of ``(1 - weight) old + weight new``; old and new (N, D) unit rows.
+
+    They lie on the arc between the two, at weight 1/2 in its middle (SLERP).
+    """
+    return unit_rows((1.0 - weight) * old + weight * new)
+
+
 class Adapter(Protocol):
     """``unit(... relu(x @ matrix + bias) ...)``: layers with a ReLU between them."""
 

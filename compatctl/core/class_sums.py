@@ -43,6 +43,12 @@ class PairMeans:
     n_same: int
     n_diff: int
 
+    @classmethod
+    def from_sums(cls, same: float, n_same: int, diff: float, n_diff: int) -> PairMeans:
+        """From summed cosines and numbers of pairs of both kinds."""
+        means = ratio(same, n_same), ratio(diff, n_diff)
+        return cls(cos_same=means[0], cos_diff=means[1], n_same=int(n_same), n_diff=int(n_diff))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassSums:
@@ -95,12 +101,7 @@ class ClassSums:
         diff = everything - same.sum() - self.excluded_same.sum() - self.excluded_diff.sum()
         n = self.n_queries.sum() * (self.n_gallery.sum() + self.n_other)
         n_diff = n - (self.n_queries * self.n_gallery).sum() - len(self.excluded_diff)
-        return PairMeans(
-            cos_same=ratio(same.sum(), n_same.sum()),
-            cos_diff=ratio(diff, n_diff),
-            n_same=int(n_same.sum()),
-            n_diff=int(n_diff),
-        )
+        return PairMeans.from_sums(same.sum(), n_same.sum(), diff, n_diff)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,18 +114,13 @@ class QuerySums:
     """(Q,) summed cosine and (Q,) number of all other pairs."""
 
     def negated(self) -> QuerySums:
-        """The sums of the negated queries."""
+        """As ``ClassSums.negated``."""
         return QuerySums(same=(-self.same[0], self.same[1]), diff=(-self.diff[0], self.diff[1]))
 
     def means(self) -> PairMeans:
-        """The exact means over all pairs."""
+        """As ``ClassSums.means``."""
         (same, n_same), (diff, n_diff) = self.same, self.diff
-        return PairMeans(
-            cos_same=ratio(same.sum(), n_same.sum()),
-            cos_diff=ratio(diff.sum(), n_diff.sum()),
-            n_same=int(n_same.sum()),
-            n_diff=int(n_diff.sum()),
-        )
+        return PairMeans.from_sums(same.sum(), n_same.sum(), diff.sum(), n_diff.sum())
 
 
 def query_sums(  # noqa: PLR0917
@@ -137,13 +133,8 @@ def query_sums(  # noqa: PLR0917
 ) -> QuerySums:
     """Sums by query, in O((Q + G + J) D) for J relevant pairs.
 
-    Args:
-        queries: (Q, D) finite rows; not checked.
-        gallery: (G, D) unit rows.
-        judged_query: (J,) query positions of the relevant pairs.
-        judged_row: (J,) gallery rows of these pairs; none may be excluded.
-        self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
-        ignored: further excluded pairs; None for none.
+    ``judged_query`` and ``judged_row`` (J,) are query positions and gallery rows of the relevant
+    pairs; none may be excluded. The rest is as in ``class_sums``.
     """
     self_row = as_self_row(self_row, len(queries), len(gallery))
     excluded, n_excluded = np.zeros(len(queries)), np.zeros(len(queries), dtype=np.int64)
@@ -266,11 +257,8 @@ def excluded_sums(  # noqa: PLR0917
     """Sums over the excluded pairs.
 
     ``query_position`` (Q,) is that of each query's class, below ``C``; ``labels`` are those of
-    queries and gallery.
-
-    Returns:
-        (C,) summed cosine and (C,) number of same-class pairs, (M,) cosines of different-class
-        pairs, and the (M,) queries and (M,) rows of the latter.
+    queries and gallery. Returns (C,) summed cosine and (C,) number of same-class pairs, (M,)
+    cosines of different-class pairs, and the (M,) queries and (M,) rows of the latter.
     """
     total, count = np.zeros(C), np.zeros(C, dtype=np.int64)
     diff: list[tuple[Floats, Codes, Codes]] = []

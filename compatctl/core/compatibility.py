@@ -142,14 +142,8 @@ def judged_inequalities(  # noqa: PLR0917 - two models of queries on one judged 
 ) -> Inequalities:
     """``inequalities`` with the pairs judged relevant as same-class pairs; without shares.
 
-    Args:
-        old_queries: (Q, D) unit rows.
-        new_queries: (Q, D) unit rows, the same queries by the candidate.
-        old_gallery: (G, D) unit rows.
-        judged_query: (J,) query positions of the relevant pairs.
-        judged_row: (J,) gallery rows of these pairs; each pair once, none excluded.
-        self_row: (Q,) gallery row that is the query's own item, or -1; None for none.
-        ignored: further excluded pairs; None for none.
+    ``judged_query`` and ``judged_row`` (J,) are query positions and gallery rows of the relevant
+    pairs, each once, none excluded. The rest is as in ``inequalities``.
     """
     pairs = (judged_query, judged_row, self_row, ignored)
     old = query_sums(old_queries, old_gallery, *pairs)
@@ -173,11 +167,10 @@ def _inequalities(
     drift_mean: float | None,
 ) -> Inequalities:
     old_old, gain = old.means(), change.means()
-    new_old = PairMeans(
+    new_old = replace(
+        old_old,
         cos_same=old_old.cos_same + gain.cos_same,
         cos_diff=old_old.cos_diff + gain.cos_diff,
-        n_same=old_old.n_same,
-        n_diff=old_old.n_diff,
     )
     return Inequalities(
         old_old=old_old,

@@ -131,8 +131,7 @@ class Estimate:
         return float(min(low, self.value)), float(max(high, self.value))
 
     def replicate_p_values(self, threshold: float) -> tuple[float, float]:
-        """p-values of "the truth is <= ``threshold``" and of ">= ``threshold``", from the
-        replicates alone."""
+        """p-values of truth <= ``threshold`` and of truth >= it, from the replicates alone."""
         B = len(self.replicates)
         against = int(np.searchsorted(self.replicates, threshold, side="right"))
         under = int(np.searchsorted(self.replicates, threshold, side="left"))
@@ -163,11 +162,10 @@ class Estimate:
         return (high - low) / 2
 
     def times_needed(self, threshold: float, level: float, power: float) -> float:
-        """How many times as many classes are needed if the estimate is the truth.
+        """How many times as many classes are needed, if the estimate is the truth.
 
-        Needed, that is, to show with this ``power``, at a one-sided ``level``, that the truth lies
-        on the estimate's side of the threshold. Infinite if no number does; NaN if the spread is
-        unknown.
+        They show with this ``power``, at a one-sided ``level``, that the truth lies on the
+        estimate's side of the threshold. Infinite if no number does; NaN if the spread is unknown.
         """
         distance, spread = self.value - threshold, self.spread
         if not distance or not math.isfinite(spread + distance):

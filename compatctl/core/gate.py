@@ -12,8 +12,8 @@ margin, because (1b) moves by the order of 1/(K-1) for K classes.
 
 With too few queries or classes, or an undefined estimate, a check is inconclusive, never a pass.
 
-``settle`` derives every outcome from the numbers in a report. ``verify`` calls it on its
-measurements, and ``deploy`` calls it again on the report.
+``settle`` derives every outcome from the figures in a report: ``verify`` calls it on its
+measurements, ``deploy`` again on the report.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Measurement:
     estimate: Estimate | float
     """A plain float is not a sample: it has no interval, and the limit alone decides."""
     n: int
-    """Queries or pairs in the mean."""
+    """Queries, or pairs for the inequalities, in the mean."""
     n_queries: int
     """Queries behind the estimate, to compare with the policy's minimum."""
     may_decide: bool
@@ -90,7 +90,7 @@ class SampleSizeNeeded:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One check of one group: what was measured, and the outcome from ``settle``."""
+    """One check of one group: the ``Measurement``'s entries, and the outcome from ``settle``."""
 
     name: str
     group: str
@@ -103,18 +103,13 @@ class Check:
     raw_p: tuple[float, float] | None
     """Unadjusted p-values of passing and of failing; None without an interval or a threshold."""
     fail_p_at_best: float | None
-    """p-value of failing if everything unknown counts for the candidate: a failure must hold there
-    too. None: nothing is unknown."""
+    """p-value of failing in the best case; None: nothing is unknown."""
     n: int
-    """Queries, or pairs for the inequalities, in the mean."""
     n_queries: int
-    """Queries behind the estimate, to compare with the policy's minimum."""
     n_classes: int | None
     """Resampled classes or other units, of the kind that has fewest; None without an interval."""
     may_decide: bool
-    """False for groups that are only reported."""
     unit: tuple[str, ...] = ("class",)
-    """What was resampled: ``class``, ``query`` or a column; several if they are crossed."""
     threshold: float | None = None
     """What the estimate is compared with; None if the policy sets nothing."""
     margin: float | None = None

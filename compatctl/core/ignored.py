@@ -69,7 +69,11 @@ class Ignored:
             query = np.repeat(np.arange(len(group)), counts)
             index = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts - low, counts)
             parts.append(query * factor + keys[index] % factor)
-        pairs = parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts or [_NONE]))
+        pairs = (
+            parts[0]
+            if len(parts) == 1
+            else np.unique(np.concatenate([*parts, np.zeros(0, np.int64)]))
+        )
         return pairs // factor, pairs % factor - self.first
 
     def blocks(self) -> Iterator[tuple[Codes, Codes]]:
@@ -130,6 +134,3 @@ class Ignored:
     @property
     def _queries(self) -> int:
         return len(self.groups[0][0]) if self.groups else 0
-
-
-_NONE: Codes = np.zeros(0, dtype=np.int64)

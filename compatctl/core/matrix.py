@@ -48,9 +48,7 @@ def summarise(values: AnyFloats) -> MatrixSummary:
         raise InputError(f"a compatibility matrix holds numbers, got {M.dtype}")
     M = M.astype(np.float64)
     T = len(M)
-    bad = [(int(i), int(j)) for i, j in np.argwhere(~np.isfinite(M)) if i >= j]
-    if bad:
-        i, j = bad[0]
+    for i, j in np.argwhere(~np.isfinite(np.tril(M))):
         raise InputError(f"version {i + 1} on gallery {j + 1} has no finite result: {M[i, j]}")
     samples = summarise_samples(M[None])
     return MatrixSummary(

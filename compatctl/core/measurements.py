@@ -99,7 +99,7 @@ class GroupEvidence:
         """(Q,) queries in the means, weighted to the gallery's mixture of touched rows."""
         has_match = self.old_old.has_match
         overlap = self.training_overlap
-        return has_match if overlap is None else overlap.weighted(has_match)
+        return has_match if overlap is None else overlap.weights(has_match)
 
     def slice_name(self, part: str) -> str:
         """The group's name, with that of a slice unless ``part`` is empty."""

@@ -111,8 +111,8 @@ def exact_search(
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
             pool = _Pool(queries[part], gallery, k)
-            left_out = _LeftOut(self_row=self_row[part], ignored=ignored, queries=part)
-            tiles.walk(np.ascontiguousarray(queries[part], dtype=np.float32), left_out, pool)
+            excluded = _Excluded(self_row=self_row[part], ignored=ignored, queries=part)
+            tiles.collect(np.ascontiguousarray(queries[part], dtype=np.float32), excluded, pool)
             pool.write(rows[part], scores[part])
     return Neighbours(rows=rows, scores=scores)
 
@@ -128,8 +128,8 @@ def exact_search_pieces(
 
     The result equals that of the whole array; arguments are as in ``exact_search``.
     """
-    rows = np.full((len(queries), 0), -1, np.int64)
-    scores = np.full((len(queries), 0), -np.inf, np.float32)
+    rows = np.full((len(queries), k), -1, np.int64)
+    scores = np.full((len(queries), k), -np.inf, np.float32)
     for first, gallery in pieces:
         last = first + len(gallery)
         piece_row = np.where((self_row >= first) & (self_row < last), self_row - first, -1)
@@ -142,10 +142,6 @@ def exact_search_pieces(
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         rows = np.take_along_axis(rows, order, axis=1)
         scores = np.take_along_axis(scores, order, axis=1)
-    if rows.shape[1] < k:
-        width = ((0, 0), (0, k - rows.shape[1]))
-        rows = np.pad(rows, width, constant_values=-1)
-        scores = np.pad(scores, width, constant_values=-np.inf)
     return Neighbours(rows=rows, scores=scores)
 
 
@@ -163,14 +159,14 @@ def row_pieces(gallery: Vectors, rows: Rows) -> Iterator[Piece]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _LeftOut:
-    """Rows that are no answer to a block of queries: ``self_row`` (B,), and ignored rows."""
+class _Excluded:
+    """Rows excluded from the answers of a block of queries: ``self_row`` (B,) and ignored rows."""
 
     self_row: Codes
     ignored: Ignored | None
     queries: slice
 
-    def strike(self, scores: Scores, start: int) -> None:
+    def mask(self, scores: Scores, start: int) -> None:
         """Set the scores (B, T) of these rows to -inf; the T columns begin at row ``start``."""
         stop = start + scores.shape[1]
         query = np.flatnonzero((self.self_row >= start) & (self.self_row < stop))
@@ -183,8 +179,8 @@ class _LeftOut:
 class _Pool:
     """Candidates of one block of queries, and the bounds that a score must reach.
 
-    ``least`` is (B, 1) float32: a row with a float32 product below it is no answer. The candidates
-    of a query stay in row order: tiles are walked upwards, and dropping keeps the order.
+    ``bounds`` is (B, 1) float32: no row with a float32 product below it is an answer. A query's
+    candidates stay in row order: tiles come in that order, and dropping keeps it.
     """
 
     def __init__(self, queries: Features, gallery: Features, k: int) -> None:
@@ -193,26 +189,26 @@ class _Pool:
         # Each of two scores may be off by D unit roundoffs (rows have length 1), two more for
         # float64 features, and the rounding of the float64 score to float32.
         self.margin = np.float32((2 * D + 8) * 2.0**-24 * (1 + NORM_TOLERANCE) ** 2)
-        self.least = np.full((len(queries), 1), _LOWEST, dtype=np.float32)
+        self.bounds = np.full((len(queries), 1), _LOWEST, dtype=np.float32)
         self.size = len(queries) * k
         self.query, self.row = np.zeros((2, 0), dtype=np.int64)
         self.score = np.zeros(0, dtype=np.float32)
         self.new: list[tuple[Codes, Codes, Scores]] = []
-        self.held = 0
+        self.count = 0
 
     def add(self, query: Codes, row: Codes, score: Scores) -> None:
         """Add (n,) candidates: positions in the block, gallery rows and float32 products."""
         self.new.append((query, row, score))
-        self.held += len(query)
-        if self.held > 3 * self.size:
+        self.count += len(query)
+        if self.count > 3 * self.size:
             self.tighten()
-            if self.held > 2 * self.size:  # ties, which no bound separates
+            if self.count > 2 * self.size:  # ties, which no bound separates
                 best, _ = self.best()
                 self.keep(np.sort(best))
 
     def raise_to(self, kth: Scores, queries: Any = slice(None)) -> None:
         """Raise the bounds of these queries, whose k-th best scores are at least ``kth``."""
-        self.least[queries, 0] = np.maximum(self.least[queries, 0], kth - self.margin)
+        self.bounds[queries, 0] = np.maximum(self.bounds[queries, 0], kth - self.margin)
 
     def learn(self, scores: Scores, bins: int) -> None:
         """Raise the bounds to the k-th best of (B, T) scores, if T >= k."""
@@ -223,11 +219,11 @@ class _Pool:
         """Raise the bounds to the k-th best candidates and drop what falls below."""
         self.gather()
         keys = np.sort(_keys(self.query, self.score))
-        counts = np.bincount(self.query, minlength=len(self.least))
+        counts = np.bincount(self.query, minlength=len(self.bounds))
         full = np.flatnonzero(counts >= self.k)
         kth = (np.cumsum(counts) - counts)[full] + self.k - 1
         self.raise_to(_scores_of(full, keys[kth]), full)
-        self.keep(np.flatnonzero(self.score >= self.least[self.query, 0]))
+        self.keep(np.flatnonzero(self.score >= self.bounds[self.query, 0]))
 
     def best(self) -> tuple[Codes, Codes]:
         """(n,) candidates among the exact k best of their query, and their ranks.
@@ -240,7 +236,7 @@ class _Pool:
         # A stable sort puts the lower row first among equal scores.
         order = np.argsort(_keys(self.query, self.score), kind="stable")
         query = self.query[order]
-        counts = np.bincount(query, minlength=len(self.least))
+        counts = np.bincount(query, minlength=len(self.bounds))
         rank = np.arange(len(query)) - (np.cumsum(counts) - counts)[query]
         kth = order[rank == self.k - 1]
         self.raise_to(self.score[kth], self.query[kth])
@@ -249,7 +245,7 @@ class _Pool:
     def rescore(self) -> None:
         """Set the scores to float64 products, rounded to float32."""
         step = max(1, _EXACT // self.gallery.shape[1])
-        for start in range(0, self.held, step):
+        for start in range(0, self.count, step):
             part = slice(start, start + step)
             # A product of two float32 values is exact in float64, and a sum along a contiguous axis
             # has the same order for every row, so identical rows get identical scores. einsum is
@@ -268,7 +264,7 @@ class _Pool:
     def keep(self, kept: Codes) -> None:
         """Drop all but these candidates, given in ascending order."""
         self.query, self.row, self.score = self.query[kept], self.row[kept], self.score[kept]
-        self.held = len(kept)
+        self.count = len(kept)
 
     def write(self, rows: Codes, scores: Scores) -> None:
         """Fill (B, >= k) with the answers."""
@@ -291,14 +287,14 @@ class _Tiles:
         passed = min(block, self.step) * self.width
         self.passed = np.zeros(-(-passed // 8) * 8, dtype=np.bool_)
 
-    def walk(self, queries: Scores, left_out: _LeftOut, pool: _Pool) -> None:
+    def collect(self, queries: Scores, excluded: _Excluded, pool: _Pool) -> None:
         """Put the candidates of (B, D) queries into their pool."""
         for start in range(0, len(self.gallery), self.width):
             tile = self.gallery[start : start + self.width]
             cells = len(queries) * len(tile)
             scores = self.scores[:cells].reshape(len(queries), len(tile))
             np.matmul(queries, tile.T, out=scores)
-            left_out.strike(scores, start)
+            excluded.mask(scores, start)
             if start == 0:
                 pool.learn(scores, 8 * pool.k)
             words, hits = self.compare(scores, pool)
@@ -318,7 +314,7 @@ class _Tiles:
         for first in range(0, len(scores), self.step):
             part = scores[first : first + self.step]
             passed = self.passed[: part.size].reshape(part.shape)
-            np.greater_equal(part, pool.least[first : first + self.step], out=passed)
+            np.greater_equal(part, pool.bounds[first : first + self.step], out=passed)
             self.passed[part.size :][:8] = False
             # Eight at a time, because finding the few candidates costs as much as comparing.
             flags = self.passed[: -(-part.size // 8) * 8].view(np.uint64)

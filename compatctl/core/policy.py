@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from compatctl.errors import InputError
 
@@ -135,9 +136,9 @@ class Policy:
     max_parity_error: float | None = 0.001
     """Largest difference between the ONNX file and what was trained."""
     require_training_record: bool = True
-    """Whether the gate cannot tell without a record of what the new model has seen."""
+    """Without a record of what the new model was trained on, the gate cannot tell."""
     max_near_copies: float | None = 0.1
-    """Largest share of held-out queries that nearly equal a trained item, by look or by vector;
+    """Largest share of held-out queries that nearly equal a trained item, as image or as vector;
     above it the gate cannot tell. These queries never decide."""
     max_latency_ratio: float | None = None
     """Median time of the new encoder over that of the old one."""
@@ -155,12 +156,12 @@ class Policy:
                     f"policy: {flag} must be true or false, got {getattr(self, flag)!r}"
                 )
         for count in COUNTS:
-            _check_count(count, getattr(self, count), 1, 10**9)
-        _check_count("replicates", self.replicates, MIN_REPLICATES, MAX_REPLICATES)
+            _check_number(count, getattr(self, count), 1, 10**9, whole=True)
+        _check_number("replicates", self.replicates, MIN_REPLICATES, MAX_REPLICATES, whole=True)
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None or name in NEVER_NULL:
-                _check_range(name, value, low, high)
+                _check_number(name, value, low, high)
         if self.min_recall_gain >= 1:
             raise InputError("policy: min_recall_gain must be below 1: no gain exceeds it")
 
@@ -217,20 +218,14 @@ def _check_format(value: object) -> None:
     if isinstance(value, bool) or value != POLICY_FORMAT:
         raise InputError(
             f"policy format {value!r} is not known, this version reads {POLICY_FORMAT}",
-            tip="compare with the shipped policies, which explain every key, or use the version of "
-            "compatctl that the policy was written for",
+            tip="compare with the shipped policies, which explain every key",
         )
 
 
-def _check_count(name: str, value: object, low: int, high: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not low <= value <= high:  # type: ignore[operator]
+def _check_number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        kind = "whole number" if whole else "number"
         raise InputError(
-            f"policy: {name} must be a whole number from {low} to {high}, got {value!r}"
+            f"policy: {name} must be a {kind} from {low:.10g} to {high:.10g}, got {value!r}"
         )
-
-
-def _check_range(name: str, value: object, low: float, high: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high:  # type: ignore[operator]
-        raise InputError(f"policy: {name} must be a number from {low:g} to {high:g}, got {value!r}")

@@ -124,14 +124,9 @@ def hit_change(
 ) -> Ratio:
     """The change of a hit rate from one model to the other on the same queries, in [-1, 1].
 
-    The comparison is paired: what is summed over a class, and so resampled, is each query's own
-    difference. A class that loses more queries than it wins is harmed.
-
-    Args:
-        classes: (Q,) int64 class codes, or (Q, K) for crossed kinds.
-        before: (Q,) bool, hits with the first model or gallery.
-        after: (Q,) bool, hits of the same queries with the other.
-        has_match: (Q,) bool or weights: the queries in the mean; None for all.
+    The comparison is paired: each query's difference is summed over its class and resampled. A
+    class that loses more queries than it wins is harmed. ``before`` and ``after`` (Q,) are hits
+    with either model or gallery; the rest is as in ``query_ratio``, ``has_match`` None for all.
 
     Raises:
         InputError: different lengths.
@@ -242,10 +237,16 @@ def estimate_same(
 
     For sums by query, ``classes`` (Q,) or (Q, K) is what is resampled; None: each query.
     """
-    totals, counts = sums.same
-    if classes is None or isinstance(sums, ClassSums):
-        classes = np.arange(len(counts))
-    ratio = ratio_of(classes, totals, counts.astype(np.float64), (-2.0, 2.0))
+    units = None if isinstance(sums, ClassSums) else classes
+    return _estimate_mean(*sums.same, units, replicates, rng)
+
+
+def _estimate_mean(
+    totals: Floats, counts: Codes, units: Codes | None, replicates: int, rng: np.random.Generator
+) -> Estimate:
+    """The mean cosine from sums by class or query; ``units`` None: each entry is a unit."""
+    units = np.arange(len(counts)) if units is None else units
+    ratio = ratio_of(units, totals, counts.astype(np.float64), (-2.0, 2.0))
     return estimate_ratio(ratio, replicates, rng)
 
 
@@ -262,10 +263,7 @@ def estimate_diff(
     sums by query the gallery is fixed, and ``classes`` is as in ``estimate_same``.
     """
     if isinstance(sums, QuerySums):
-        totals, counts = sums.diff
-        units = np.arange(len(counts)) if classes is None else classes
-        ratio = ratio_of(units, totals, counts.astype(np.float64), (-2.0, 2.0))
-        return estimate_ratio(ratio, replicates, rng)
+        return _estimate_mean(*sums.diff, classes, replicates, rng)
     _check_replicates(replicates)
     nq, ng = sums.n_queries.astype(np.float64), sums.n_gallery.astype(np.float64)
     inner = np.einsum("cd,cd->c", sums.queries, sums.gallery)

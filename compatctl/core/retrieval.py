@@ -119,7 +119,8 @@ def evaluate(
         InputError: wrong shapes or types, too few columns, an ignored or ``self_row``
             among the answers, a row twice for one query.
     """
-    query_labels, gallery_labels = _labels(neighbours, query_labels, gallery_labels)
+    query_labels = as_labels(query_labels, len(neighbours.rows), "query_labels")
+    gallery_labels = as_labels(gallery_labels, len(gallery_labels), "gallery_labels")
     self_row = as_self_row(self_row, len(query_labels), len(gallery_labels))
     if map_k is None:
         map_k = max(1, min(100, len(gallery_labels)))
@@ -146,14 +147,9 @@ def evaluate_judged(
 ) -> Retrieval:
     """``evaluate`` with relevance judged pair by pair instead of by class.
 
-    Args:
-        neighbours: as ``evaluate``.
-        judged_query: (J,) query positions of the relevant pairs.
-        judged_row: (J,) gallery rows of these pairs. No pair may appear twice, be a query's own
-            row, or be ignored.
-        n_gallery: G, the gallery's rows.
-        ks: the k of each recall, each >= 1.
-        map_k: the k of mAP, >= 1; None for ``min(100, G)``.
+    ``judged_query`` and ``judged_row`` (J,) are query positions and gallery rows of the relevant
+    pairs. No pair may appear twice, be a query's own row, or be ignored. ``n_gallery`` is G; the
+    rest is as in ``evaluate``.
 
     Raises:
         InputError: wrong shapes or types, positions out of range, a pair judged twice, too few
@@ -198,7 +194,7 @@ def _retrieval(
 
 
 def cmc(retrieval: Retrieval, max_k: int = 10) -> Floats:
-    """The cumulative match curve: (max_k,) hit rates in [0, 1] at k = 1 .. max_k, not decreasing.
+    """The cumulative match curve: (max_k,) hit rates in [0, 1] at k = 1 .. max_k.
 
     Queries with R = 0 are left out; NaN if none is left. ``max_k`` must not exceed the columns
     searched.
@@ -211,17 +207,10 @@ def cmc(retrieval: Retrieval, max_k: int = 10) -> Floats:
     return np.array([_mean(first <= k) for k in range(1, max_k + 1)], dtype=np.float64)
 
 
-def flips(
-    old_hit1: Bools,
-    new_hit1: Bools,
-    has_match: Bools | None = None,
-) -> Flips:
-    """Shares of queries that went from right to wrong, and from wrong to right.
+def flips(old_hit1: Bools, new_hit1: Bools, has_match: Bools | None = None) -> Flips:
+    """Shares of queries whose first answer went from right to wrong, and from wrong to right.
 
-    Args:
-        old_hit1: (Q,) bool, first answers of the old query model that are right.
-        new_hit1: (Q,) bool, the same for the new query model.
-        has_match: (Q,) bool, ``Retrieval.has_match``; None for all queries.
+    ``old_hit1``, ``new_hit1`` and ``has_match`` (Q,) are as in ``Retrieval``; None: all queries.
 
     Raises:
         InputError: another type than bool, or different lengths.
@@ -235,13 +224,6 @@ def flips(
         )
     return Flips(
         negative=_mean((old & ~new)[mask]), positive=_mean((~old & new)[mask]), n=int(mask.sum())
-    )
-
-
-def _labels(neighbours: Neighbours, queries: Codes, gallery: Codes) -> tuple[Codes, Codes]:
-    return (
-        as_labels(queries, len(neighbours.rows), "query_labels"),
-        as_labels(gallery, len(gallery), "gallery_labels"),
     )
 
 

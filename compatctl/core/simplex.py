@@ -95,7 +95,7 @@ def rotate_onto(frame: Floats, means: AnyFloats, index: Rows) -> Floats:
 
 
 def frame_digest(rows: AnyFloats) -> str:
-    """sha256 (hex) of rows (R, D) as little-endian float32; it pins construction, order, rotation.
+    """sha256 (hex) of rows (R, D) as little-endian float32: it pins construction and rotation.
 
     Raises:
         InputError: the rows are not two-dimensional and finite.
@@ -127,7 +127,11 @@ class Registry:
             raise InputError(f"a class owns one vertex, but {repeated!r} is listed twice")
         if self.K is not None:
             _check_vertices(self.K)
-            _check_room(len(self.vertices), self.K)
+            if len(self.vertices) > self.K:
+                raise InputError(
+                    f"{len(self.vertices)} classes do not fit on {self.K} vertices",
+                    tip="train on fewer classes, or use the frame prototypes, which has no limit",
+                )
 
     @cached_property
     def vertex_of(self) -> dict[str, int]:
@@ -197,17 +201,9 @@ def _check_vertices(K: object) -> None:
         raise InputError(f"a simplex has 2 to {MAX_VERTICES} vertices, got K = {K!r}")
 
 
-def _check_room(classes: int, K: int) -> None:
-    if classes > K:
-        raise InputError(
-            f"{classes} classes and {K} vertices",
-            tip="train on fewer classes, or use the frame prototypes, which has no such limit",
-        )
-
-
 def _check_label(label: object) -> None:
     if not isinstance(label, str) or not label:
-        raise InputError(f"a registry's classes are texts that are not empty, got {label!r}")
+        raise InputError(f"a class must be a text that is not empty, got {label!r}")
     try:
         label.encode()
     except UnicodeEncodeError:

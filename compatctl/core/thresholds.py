@@ -207,14 +207,8 @@ def count_accepts(
 ) -> AcceptCounts:
     """Count the (query, gallery row) pairs that a threshold accepts.
 
-    Scores are products of float32 matrices; ``threshold`` stays float64. Memory: a few tiles of
-    ``block`` x ``block``.
-
-    Args:
-        queries, gallery: (Q, D) and (G, D) unit rows.
-        truth: the kind of each pair.
-        threshold: any number, infinities included; or one for each query (Q,).
-        block: side of the tiles of pairs held in memory, >= 1.
+    Queries (Q, D) and gallery (G, D) are unit rows. ``threshold`` is any number, or one for each
+    query (Q,), and is compared as float64. Memory: a few tiles of ``block`` x ``block``, >= 1.
 
     Raises:
         InputError: as ``score_tiles``, or a NaN threshold.
@@ -224,7 +218,7 @@ def count_accepts(
         threshold = np.full(counts.shape[1], _as_number(threshold, "threshold"))
     if threshold.shape != counts.shape[1:] or np.isnan(threshold).any():
         raise InputError(f"a threshold must be a number for each query, got {threshold.shape}")
-    threshold = threshold.astype(np.float64)[:, None]  # compared as float64
+    threshold = threshold.astype(np.float64)[:, None]
     for rows, scores, same, diff in score_tiles(queries, gallery, truth, block):
         passed = scores >= threshold[rows]
         for kind, counted in enumerate((same & passed, same, diff & passed, diff)):
@@ -242,10 +236,8 @@ def threshold_keeping_far(
     That is the float32 just above the (accepted + 1)-th largest different-class score, found
     exactly; if that score ties with larger ones, fewer pairs are accepted. If ``accepted`` is all
     of them, it is ``ACCEPT_ALL``. Two passes over the scores each count 2^16 bins: of the upper
-    half of their bits, then of the lower half within the bin that matters. So memory depends on
-    ``block`` only. With the same ``block``, ``count_accepts`` sees the same scores.
-
-    Args: as ``count_accepts``, but ``accepted`` is the largest number of accepted pairs.
+    half of their bits, then of the lower half within the bin that matters. With the same ``block``,
+    ``count_accepts`` sees the same scores. Other arguments are as there.
 
     Raises:
         InputError: as ``score_tiles``, or ``accepted`` out of range.

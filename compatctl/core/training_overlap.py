@@ -33,23 +33,19 @@ class TrainingOverlap:
         untouched: Bools = self.of_query == 0
         return untouched
 
-    def weights(self, has_match: Bools) -> Floats | None:
-        """(Q,) weights with mean 1 that give the queries with a match the gallery's mixture.
+    def weights(self, has_match: Bools) -> Bools | Floats:
+        """(Q,) weights of the queries with a match, with mean 1, that give the gallery's mixture.
 
         With m the mean of t_q over these queries, query q weighs
-        ``t_q t / m + (1 - t_q) (1 - t) / (1 - m)``. None if m is 0 or 1: no weight helps.
+        ``t_q t / m + (1 - t_q) (1 - t) / (1 - m)``. If m is 0 or 1, ``has_match``.
         """
         mean = float(self.of_query[has_match].mean()) if has_match.any() else 0.0
         if not 0.0 < mean < 1.0:
-            return None
+            return has_match
         share = np.nan_to_num(self.of_query)
-        touched: Floats = share * self.of_gallery / mean
-        return touched + (1 - share) * (1 - self.of_gallery) / (1 - mean)
-
-    def weighted(self, has_match: Bools) -> Bools | Floats:
-        """``has_match`` (Q,) multiplied by the weights, or unchanged if there are none."""
-        weights = self.weights(has_match)
-        return has_match if weights is None else has_match * weights
+        touched = share * self.of_gallery / mean
+        weights: Floats = touched + (1 - share) * (1 - self.of_gallery) / (1 - mean)
+        return has_match * weights
 
     def parts(self, values: Floats, has_match: Bools) -> tuple[float, float]:
         """Means of the values (Q,) over the touched and the untouched part; NaN for an empty part.

@@ -47,9 +47,7 @@ class UnjudgedBounds:
     @property
     def any(self) -> bool:
         """Whether any answer is of unknown relevance."""
-        return any(
-            bool(unknown.any()) for counts in (self.old, self.new) for unknown in counts.values()
-        )
+        return any(bool(unknown.any()) for unknown in (*self.old.values(), *self.new.values()))
 
 
 def bound_unjudged(

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compatctl.core.adapters import Adapter
+from compatctl.core.adapters import Adapter, fuse_rows
 from compatctl.core.arrays import Bools, Rows
-from compatctl.core.fusion import fuse_rows
 from compatctl.core.gate import Check, Measurement, Verdict, judge
 from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence, measure, measure_mixed
 from compatctl.core.policy import Policy

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compatctl.core.adapters import fuse_rows
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
-from compatctl.core.fusion import fuse_rows
 from compatctl.core.hash_order import hash_order
 from compatctl.data import Dataset
 from compatctl.evaluation.clusters import columns_of, resampling_units

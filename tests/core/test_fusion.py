@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compatctl.core.fusion import fuse_rows
+from compatctl.core.adapters import fuse_rows
 
 
 def test_half_weight_is_the_midpoint_of_the_arc():

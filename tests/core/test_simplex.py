@@ -202,7 +202,7 @@ def test_registry_digest_pins_order_and_size():
 def test_running_out_of_vertices_gives_a_tip():
     """One class over K is an error that names both numbers and a way on."""
     full = Registry(("a", "b", "c"), 3)
-    with pytest.raises(InputError, match="4 classes and 3 vertices") as caught:
+    with pytest.raises(InputError, match="4 classes do not fit on 3 vertices") as caught:
         full.extend(["d"], 3)
     assert "prototypes" in caught.value.tip
 
