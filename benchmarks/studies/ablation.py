@@ -184,7 +184,7 @@ def ablate(
 def _validation_queries(inputs: RouteInputs) -> Bools:
     """(Q,) queries of validation classes that have something to find."""
     split = np.array([inputs.data.items[int(row)].split for row in inputs.query_rows])
-    found: Bools = (split == "validation") & inputs.has_match()
+    found: Bools = (split == "validation") & inputs.truth.has_match()
     return found
 
 

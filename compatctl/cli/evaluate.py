@@ -226,9 +226,9 @@ def matrix(
             project, models=models or [], seed=seed, skip_bad=skip_bad, progress=report_progress
         )
     warnings = []
-    if result.let_go:
-        names = ", ".join(sha256[:12] for sha256 in result.let_go)
-        count = len(result.let_go)
+    if result.not_kept:
+        names = ", ".join(sha256[:12] for sha256 in result.not_kept)
+        count = len(result.not_kept)
         warnings = [f"{count} earlier query models are not kept, and left out: {names}"]
     return Outcome(result=result, table=matrix_table, warnings=warnings)
 

@@ -129,9 +129,9 @@ def search_weight(
         )
     both = embed_pair(
         data,
-        [group],
+        queries=group.queries,
+        searched=group.gallery,
         encoders=(old, new),
-        new_gallery=False,
         gallery=open_deployed(project, old),
         skip_bad=skip_bad,
         progress=progress,
@@ -139,12 +139,11 @@ def search_weight(
     group = drop_rows(group, both.bad)
     shared = shared_columns(data, project.ignore_same, group.queries, group.gallery)
     truth = with_ignored_rows(ground_truth(data, group), shared)
-    gallery = both.old.gallery[group.gallery]
-    old_queries, new_queries = both.old.query[group.queries], both.new.query[group.queries]
+    embeddings = both.paired(group)
     trials = []
     for weight in WEIGHTS:
-        fused = fuse_rows(old_queries, new_queries, weight)
-        recall = retrieval(truth, fused, gallery, (1,), map_k=1).recall[1]
+        fused = fuse_rows(embeddings.old_queries, embeddings.new_queries, weight)
+        recall = retrieval(truth, fused, embeddings.old_gallery, (1,), map_k=1).recall[1]
         trials.append(WeightTrial(weight=weight, recall=recall))
     return tuple(trials), len(group.queries)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.core.arrays import Vectors, as_rows
+from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.matrix import summarise, summarise_samples
 from compatctl.core.resampling import half_samples
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import open_store
-from compatctl.encoder import Encoder, check_steady
+from compatctl.encoder import Encoder, check_steady, embed_together
 from compatctl.errors import InputError
 from compatctl.evaluation.embedding import prefixed
 from compatctl.evaluation.exact_retrieval import retrieval
@@ -25,7 +25,6 @@ from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
 from compatctl.evaluation.protocol import (
     QueryGroup,
     drop_rows,
-    embed_rows,
     ground_truth,
     query_group,
     query_rows,
@@ -45,14 +44,8 @@ Interval = tuple[float, float]
 class CompatibilityMatrix:
     """``values[i][j]``, i >= j: recall@1 of version i's queries on version j's gallery.
 
-    ``ac`` and ``aca`` are None for a single version. Intervals have 95% confidence; ``intervals``
-    has the place of ``values``, ``gain_intervals[i][j]``, i > j, is of values[i][j] -
-    values[j][j]. ``let_go``: digests of earlier query models that are no versions here, because the
-    store does not keep their files any more.
-
-    The cells need images: they are of the ``gallery_rows`` items whose images the data have.
-    ``on_store``: recall@1 of each version's queries on all ``stored_rows`` of the store, as they
-    are; empty where there is no store of their dimension.
+    Intervals have 95% confidence: ``intervals[i][j]`` of values[i][j], ``gain_intervals[i][j]``,
+    i > j, of values[i][j] - values[j][j]. ``ac`` and ``aca`` are None for a single version.
     """
 
     versions: tuple[str, ...]
@@ -69,10 +62,14 @@ class CompatibilityMatrix:
     aca: float | None
     aca_interval: Interval | None
     seed: int
-    let_go: tuple[str, ...] = ()
+    not_kept: tuple[str, ...] = ()
+    """Digests of earlier query models whose files the store no longer keeps; they are left out."""
     gallery_rows: int = 0
+    """Gallery items whose images the data have: the cells are measured on these."""
     stored_rows: int = 0
     on_store: tuple[float, ...] = ()
+    """recall@1 of each version's queries on all ``stored_rows`` of the store as they are; empty if
+    there is no store of their dimension."""
 
 
 def compatibility_matrix(
@@ -85,8 +82,8 @@ def compatibility_matrix(
     store: DeployedGallery | None = None,
     progress: Progress = silent,
 ) -> CompatibilityMatrix:
-    """The matrix of encoders, oldest first, on the held-out items of ``data``; beside it their
-    queries on every row of ``store``.
+    """The matrix of encoders, oldest first, on the held-out items of ``data``, and their recall on
+    every row of ``store``.
 
     Raises:
         InputError: no model, no held-out query with anything to find, or models of different
@@ -103,31 +100,49 @@ def compatibility_matrix(
     for encoder in encoders:
         check_steady(encoder, data)
     rows = np.union1d(group.queries, group.gallery)
-    features, bad = _features(encoders, data, rows, skip_bad=skip_bad, progress=progress)
+    embedded, bad = _embed(encoders, data, rows, skip_bad=skip_bad, progress=progress)
     group = drop_rows(group, bad)
     shared = shared_columns(data, ignore_same, group.queries, group.gallery)
+    queries = [version.take(group.queries) for version in embedded]
     totals, counts = _cells(
         with_ignored_rows(ground_truth(data, group), shared),
-        [one[group.queries] for one in features],
-        [one[group.gallery] for one in features],
+        queries,
+        [version.take(group.gallery) for version in embedded],
     )
     if not counts.sum():
         raise InputError(
             f"none of the {len(group.queries)} held-out queries has an item of its class to find"
         )
-    found = _matrix(
+    result = _matrix(
         totals,
         counts,
         seed=seed,
         versions=tuple(path.name for path in models),
         sha256=tuple(encoder.sha256 for encoder in encoders),
     )
-    found = replace(found, gallery_rows=len(group.gallery))
+    result = replace(result, gallery_rows=len(group.gallery))
     if store is None or store.manifest.index.dim != encoders[0].dim:
-        return found
-    asked = [one[group.queries] for one in features]
-    on_store = _on_store(store, data, group, asked, ignore_same)
-    return replace(found, stored_rows=store.manifest.index.count, on_store=on_store)
+        return result
+    on_store = _on_store(store, data, group, queries, ignore_same)
+    return replace(result, stored_rows=store.manifest.index.count, on_store=on_store)
+
+
+def _embed(
+    encoders: Sequence[Encoder],
+    data: Dataset,
+    rows: Rows,
+    *,
+    skip_bad: bool,
+    progress: Progress,
+) -> tuple[list[EmbeddedRows], set[int]]:
+    """Every version's features of the rows, and the rows whose image is bad."""
+    reports = [prefixed(progress, f"version {number + 1}") for number in range(len(encoders))]
+    versions = embed_together(
+        encoders, data, [rows] * len(encoders), skip_bad=skip_bad, progress=reports
+    )
+    embedded = [EmbeddedRows.of(version) for version in versions]
+    bad = {item for version in embedded for item in version.bad}
+    return embedded, {int(row) for row in rows if data.items[row].id in bad}
 
 
 def _on_store(
@@ -138,26 +153,26 @@ def _on_store(
     ignore_same: Sequence[str],
 ) -> tuple[float, ...]:
     """recall@1 of each version's queries (Q, D) on every stored row."""
-    nothing = np.zeros((0, store.manifest.index.dim), np.float32)
-    searched = EvaluationGallery.of(data, store, EmbeddedRows(rows=as_rows(()), features=nothing))
-    truth = searched.truth(data, group, None, None)
-    truth = with_ignored_rows(truth, searched.shared(data, group, ignore_same))
-    found = [retrieval(truth, one, searched.vectors, (1,), map_k=1) for one in queries]
-    return tuple(float(one.recall[1]) for one in found)
+    empty = np.zeros((0, store.manifest.index.dim), np.float32)
+    gallery = EvaluationGallery.build(data, store, EmbeddedRows(rows=as_rows(()), features=empty))
+    truth = gallery.ground_truth(data, group)
+    truth = with_ignored_rows(truth, gallery.shared(data, group, ignore_same))
+    tests = [retrieval(truth, version, gallery.vectors, (1,), map_k=1) for version in queries]
+    return tuple(float(test.recall[1]) for test in tests)
 
 
 def _cells(
     truth: GroundTruth, queries: Sequence[Vectors], galleries: Sequence[Vectors]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(C, T, T) right answers of each class for query version i and gallery j, (C,) queries."""
+    """(C, T, T) hits of each class for query version i and gallery j, and (C,) its queries."""
     T, C = len(queries), int(truth.classes.max(initial=-1)) + 1
     totals, counts = np.zeros((C, T, T)), np.zeros(C)
     for i in range(T):
         for j in range(i + 1):
-            found = retrieval(truth, queries[i], galleries[j], (1,), map_k=1)
-            right = (found.hit1 & found.has_match).astype(np.float64)
-            totals[:, i, j] = np.bincount(truth.classes, right, minlength=C)
-            counts[:] = np.bincount(truth.classes, found.has_match, minlength=C)
+            test = retrieval(truth, queries[i], galleries[j], (1,), map_k=1)
+            hits = (test.hit1 & test.has_match).astype(np.float64)
+            totals[:, i, j] = np.bincount(truth.classes, hits, minlength=C)
+            counts[:] = np.bincount(truth.classes, test.has_match, minlength=C)
     return totals, counts
 
 
@@ -173,29 +188,29 @@ def _matrix(
     T = len(versions)
     values = totals.sum(axis=0) / counts.sum()
     summary = summarise(values)
-    drawn = _drawn(totals, counts, np.random.default_rng(seed))
+    drawn = _half_sampled(totals, counts, np.random.default_rng(seed))
     samples = summarise_samples(drawn)
     gains = drawn - np.diagonal(drawn, axis1=1, axis2=2)[:, None, :]
     return CompatibilityMatrix(
         versions=versions,
         sha256=sha256,
         values=tuple(tuple(map(float, values[i, : i + 1])) for i in range(T)),
-        intervals=tuple(tuple(_ends(drawn[:, i, j]) for j in range(i + 1)) for i in range(T)),
-        gain_intervals=tuple(tuple(_ends(gains[:, i, j]) for j in range(i)) for i in range(T)),
+        intervals=tuple(tuple(_interval(drawn[:, i, j]) for j in range(i + 1)) for i in range(T)),
+        gain_intervals=tuple(tuple(_interval(gains[:, i, j]) for j in range(i)) for i in range(T)),
         n_queries=int(counts.sum()),
         n_classes=int((counts > 0).sum()),
         ac=summary.ac,
-        ac_interval=_ends(samples.ac) if T > 1 else None,
+        ac_interval=_interval(samples.ac) if T > 1 else None,
         aa=summary.aa,
-        aa_interval=_ends(samples.aa),
+        aa_interval=_interval(samples.aa),
         aca=summary.aca,
-        aca_interval=_ends(samples.aca) if T > 1 else None,
+        aca_interval=_interval(samples.aca) if T > 1 else None,
         seed=seed,
     )
 
 
-def _drawn(totals: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(B, T, T) matrices of half-samples; empty ones are left out."""
+def _half_sampled(totals: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(B, T, T) matrices of half-samples, without empty ones."""
     C, T = totals.shape[:2]
     flat = totals.reshape(C, T * T)
     parts = []
@@ -205,28 +220,9 @@ def _drawn(totals: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> 
     return np.concatenate(parts)
 
 
-def _ends(values: np.ndarray) -> Interval:
+def _interval(values: np.ndarray) -> Interval:
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-def _features(
-    encoders: Sequence[Encoder],
-    data: Dataset,
-    rows: np.ndarray,
-    *,
-    skip_bad: bool,
-    progress: Progress,
-) -> tuple[list[Vectors], set[int]]:
-    """Every version's features of the rows, and the rows whose image is bad."""
-    features: list[Vectors] = []
-    bad: set[str] = set()
-    for at, encoder in enumerate(encoders):
-        say = prefixed(progress, f"version {at + 1}")
-        done, failed = embed_rows(encoder, data, rows, skip_bad=skip_bad, progress=say)
-        features.append(done)
-        bad.update(failed)
-    return features, {int(row) for row in rows if data.items[row].id in bad}
 
 
 def matrix(
@@ -237,13 +233,13 @@ def matrix(
     skip_bad: bool = False,
     progress: Progress = silent,
 ) -> CompatibilityMatrix:
-    """``compatibility_matrix`` of the given files, or of the store's query models in order: those
-    since the last lift, before which the galleries were in another space, whose files are kept."""
-    chosen, let_go = list(models), tuple[str, ...]()
-    if not chosen:
-        chosen, let_go = _versions(open_store(project))
-    found = compatibility_matrix(
-        chosen,
+    """``compatibility_matrix`` of the given files, or of the store's query models since the last
+    lift, in order, whose files are kept: before a lift the galleries are in another space."""
+    files, not_kept = list(models), tuple[str, ...]()
+    if not files:
+        files, not_kept = _versions(open_store(project))
+    result = compatibility_matrix(
+        files,
         load_data(project),
         seed=seed,
         skip_bad=skip_bad,
@@ -251,23 +247,25 @@ def matrix(
         store=_gallery(project),
         progress=progress,
     )
-    return replace(found, let_go=let_go)
+    return replace(result, not_kept=not_kept)
 
 
 def _gallery(project: Project) -> DeployedGallery | None:
-    there = (project.store / "manifest.json").exists()
-    return DeployedGallery.open(open_store(project)) if there else None
+    exists = (project.store / "manifest.json").exists()
+    return DeployedGallery.open(open_store(project)) if exists else None
 
 
 def _versions(store: Store) -> tuple[list[Path], tuple[str, ...]]:
     """The files of the query models since the last lift, in order, and the digests of those whose
-    file went with its generation."""
-    found, files, let_go = embedding_spaces(store), dict[Path, None](), dict[str, None]()
-    for state, space in zip(store.history(), found, strict=True):
+    file is not kept."""
+    spaces, files, not_kept = embedding_spaces(store), dict[Path, None](), dict[str, None]()
+    for state, space in zip(store.history(), spaces, strict=True):
+        if space != spaces[-1]:
+            continue
         share = store.manifest.restorable_model(state)
         path = share and store.blob_path("models", share.sha256)
-        if space == found[-1] and path and path.exists():
+        if path and path.exists():
             files[path] = None
-        elif space == found[-1]:
-            let_go[state.query_model] = None
-    return list(files), tuple(let_go)
+        else:
+            not_kept[state.query_model] = None
+    return list(files), tuple(not_kept)

@@ -25,7 +25,7 @@ from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.evaluation.feature_tables import (
     check_same,
-    load_alike,
+    load_tables,
     rank_equivalent,
     table_rows,
     table_truth,
@@ -212,7 +212,7 @@ def _known(project: Project, policy: Policy, asked: PowerOptions) -> _Known:
         return earlier
     data = load_data(project)
     truth = ground_truth(data, query_group("power", data, query_rows(data, "test"), (), cluster))
-    return _with(HeldOutSet.from_codes(truth.classes, truth.unit, _counted(truth)), earlier)
+    return _with(HeldOutSet.from_codes(truth.classes, truth.unit, truth.has_match()), earlier)
 
 
 def _with(held_out: HeldOutSet, earlier: _Known | None) -> _Known:
@@ -227,18 +227,10 @@ def _with(held_out: HeldOutSet, earlier: _Known | None) -> _Known:
     )
 
 
-def _counted(truth: GroundTruth) -> Bools:
-    """(Q,) whether a query has an item of its class to find, its own row left out."""
-    most = int(max(truth.query_labels.max(initial=0), truth.gallery_labels.max(initial=0)))
-    sizes = np.bincount(truth.gallery_labels, minlength=most + 1)
-    found: Bools = sizes[truth.query_labels] - (truth.self_row >= 0) > 0
-    return found
-
-
 def _of_tables(
     paths: Sequence[Path], policy: Policy, cluster: tuple[str, ...], earlier: _Known | None
 ) -> _Known:
-    tables, similarity = load_alike(paths)
+    tables, similarity = load_tables(paths)
     if len(tables) == 2:
         check_same(tables[0], tables[1], paths[0], paths[1])
     queries, gallery = table_rows(tables[0], paths[0])

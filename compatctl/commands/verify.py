@@ -1,4 +1,4 @@
-"""verify: does the candidate satisfy the definition of compatibility, and does it gain?"""
+"""verify: is the candidate compatible with the deployed gallery, and does it gain?"""
 
 from __future__ import annotations
 
@@ -64,9 +64,8 @@ def verify(
 ) -> Report:
     """Compare ``new`` with ``old`` on the held-out items of the project's data; write the report.
 
-    Where the project has a store, the gallery is the deployed one: stored vectors are taken by item
-    id, and only what is not stored is embedded by ``old``. Two .npz files are feature tables: then
-    neither store nor data nor project is read.
+    If the project has a store, its whole gallery is searched, and ``old`` embeds only what is not
+    stored. Two .npz files are feature tables: then neither store nor data are read.
 
     Raises:
         InputError: bad data or model, held-out items that were trained on (without ``allow_seen``),
@@ -81,8 +80,8 @@ def verify(
         if not options.dry_run and not target.parent.is_dir():
             raise InputError(f"no folder {target.parent} to write {target.name} to")
     if old.suffix.lower() == ".npz" or new.suffix.lower() == ".npz":
-        chosen = features_policy(policy) if project.policy == "default" else policy
-        report = verify_features(old, new, chosen, options)
+        features = features_policy(policy) if project.policy == "default" else policy
+        report = verify_features(old, new, features, options)
     else:
         options.check_models()
         try:
@@ -108,65 +107,65 @@ def _verify_models(  # noqa: PLR0917
 ) -> Report:
     data = load_data(project)
     encoders = load_encoders(old, new, data)
-    seen = _seen(project, new, encoders[1], options)
+    record = find_record(new, encoders[1], named=options.training, candidate=project.candidate)
     gallery = open_deployed(project, encoders[0])
-    groups = query_groups(data, seen, options)
-    asked = VerifySetup(data=data, groups=groups, seen=seen, policy=policy, options=options)
-    found = Findings.of(asked, encoders, gallery, progress)
-    groups = found.groups
-    identity = data_id(data, groups, found.bad, project.data, options)
-    inputs = _inputs((old, new), encoders, gallery, asked, identity)
+    groups = query_groups(data, record, options)
+    setup = VerifySetup(data=data, groups=groups, record=record, policy=policy, options=options)
+    findings = Findings.measure(setup, encoders, gallery, progress)
+    groups = findings.groups
+    identity = _data_id(data, groups, findings.bad, project.data, options)
+    inputs = _inputs((old, new), encoders, gallery, setup, identity)
     attempt = current_attempt(project.store, inputs, write=not options.dry_run)
-    how = sampling(policy, options.seed or 0, groups.n_slices, len(found.chain), attempt)
-    others, pairs = (make_pairs := found.pairs(asked))(how)
-    found = found.without_features()
-    found = found.on_index(gallery)
+    draws = sampling(policy, options.seed or 0, groups.n_slices, len(findings.chain), attempt)
+    checks, pairs = (measure_pairs := findings.pairs(setup))(draws)
+    findings = findings.without_embeddings()
+    findings = findings.on_index(gallery)
     latency = _latency(data, groups, encoders, policy, options)
-    others += _unsampled(seen, latency) + prove(gallery, data, encoders, progress)
-    others += stored_share_check(found.searched, has_store=gallery is not None)
-    others += leak_measurements(seen, groups, data, options)
-    verdict = adaptive_verdict(policy, found.trials, found.chain, others, how, make_pairs)
-    write_queries(options.queries_file, found.answered)
-    unchecked = _unchecked(seen, gallery, latency, found.chain, attempt) + found.unchecked
-    steps = NEXT_STEPS if gallery else WITHOUT_STORE
-    stated = verdict_fields(policy, verdict, how, found.trials, steps)
-    stated["warnings"] += (() if gallery else NO_STORE) + leak_warnings(seen, groups, data, options)
-    stated["warnings"] += scale_warnings(score_map(gallery), calibrate=options.calibrate)
-    stated["warnings"] += gallery_warnings(found.searched, found.trials[0], groups.query_groups[0])
+    checks += _single_checks(record, latency) + prove(gallery, data, encoders, progress)
+    checks += stored_share_check(findings.searched, has_store=gallery is not None)
+    checks += leak_measurements(record, groups, data, options)
+    results, chain = findings.results, findings.chain
+    verdict = adaptive_verdict(policy, results, chain, checks, draws, measure_pairs)
+    write_queries(options.queries_file, findings.answers)
+    unchecked = _unchecked(record, gallery, latency, chain, attempt) + findings.unchecked
+    fields = verdict_fields(
+        policy, verdict, draws, results, NEXT_STEPS if gallery else WITHOUT_STORE
+    )
+    fields["warnings"] += () if gallery else NO_STORE
+    fields["warnings"] += leak_warnings(record, groups, data, options)
+    fields["warnings"] += scale_warnings(score_map(gallery), calibrate=options.calibrate)
+    fields["warnings"] += gallery_warnings(findings.searched, results[0])
     return Report(
         **inputs.entries(),
         attempt=attempt,
-        searched=found.searched,
+        searched=findings.searched,
         pairs=pairs,
-        ann=found.ann,
+        ann=findings.ann,
         latency=latency,
-        registry_sha256=seen.registry_sha256 if seen else None,
-        not_checked=unchecked + unproven(others),
-        **stated,
+        registry_sha256=record.registry_sha256 if record else None,
+        not_checked=unchecked + unproven(checks),
+        **fields,
     )
-
-
-def _seen(
-    project: Project, new: Path, encoder: Encoder, options: VerifyOptions
-) -> TrainingRecord | None:
-    return find_record(new, encoder, named=options.training, candidate=project.candidate)
 
 
 def _inputs(
     paths: tuple[Path, Path],
     encoders: tuple[Encoder, Encoder],
     gallery: DeployedGallery | None,
-    asked: VerifySetup,
+    setup: VerifySetup,
     data: DataId,
 ) -> VerifyInputs:
-    old, new = (model_id(path, one) for path, one in zip(paths, encoders, strict=True))
+    old, new = (
+        ModelId(name=path.name, sha256=encoder.sha256, dim=encoder.dim)
+        for path, encoder in zip(paths, encoders, strict=True)
+    )
     return VerifyInputs(
         models=(old, new),
         data=data,
         store=_store_id(gallery),
-        policy=asked.policy,
-        asked=asked.options.bound(),
-        training_record_sha256=asked.seen.sha256 if asked.seen else None,
+        policy=setup.policy,
+        options=setup.options.bound(),
+        training_record_sha256=setup.record.sha256 if setup.record else None,
     )
 
 
@@ -177,37 +176,32 @@ def _latency(
     policy: Policy,
     options: VerifyOptions,
 ) -> Latency | None:
-    """Only where it was asked for, or the policy limits it: it is not the same twice."""
+    """Only with ``--latency``, or if the policy limits it: it differs from run to run."""
     rows = group_rows(groups.query_groups, part="queries")
     if not len(rows) or not (options.latency or policy.max_latency_ratio is not None):
         return None
     return measure_latency(data, rows, *encoders)
 
 
-def _unsampled(seen: TrainingRecord | None, latency: Latency | None) -> list[Measurement]:
-    """Latency, and the largest difference that the training record holds for this very file."""
-    found = [] if latency is None else [latency_measurement(latency)]
-    if seen is None or seen.parity is None:
-        return found
+def _single_checks(record: TrainingRecord | None, latency: Latency | None) -> list[Measurement]:
+    """Latency, and the parity of the ONNX file that the training record holds."""
+    checks = [] if latency is None else [latency_measurement(latency)]
+    if record is None or record.parity is None:
+        return checks
     parity = Measurement(
         name="parity",
         group="export",
-        estimate=seen.parity,
+        estimate=record.parity,
         n=1,
         n_queries=1,
         may_decide=True,
-        detail="No number of an embedding differs by more than "
-        f"{seen.parity:.2g} between the ONNX file and what was trained, on real images",
+        detail="No value of an embedding differs by more than "
+        f"{record.parity:.2g} between the ONNX file and the trained network, on real images",
     )
-    return [*found, parity]
+    return [*checks, parity]
 
 
-def model_id(path: Path, encoder: Encoder) -> ModelId:
-    """A model as the report names it."""
-    return ModelId(name=path.name, sha256=encoder.sha256, dim=encoder.dim)
-
-
-def data_id(
+def _data_id(
     data: Dataset, groups: Groups, bad: set[int], source: Path | None, options: VerifyOptions
 ) -> DataId:
     """Identity of the compared items: their descriptions and the digests of their bytes."""
@@ -236,19 +230,19 @@ def _store_id(gallery: DeployedGallery | None) -> StoreId | None:
 
 
 def _unchecked(
-    seen: TrainingRecord | None,
+    record: TrainingRecord | None,
     gallery: DeployedGallery | None,
     latency: Latency | None,
     chain: list[ChainEvidence],
     attempt: Attempts | None,
 ) -> tuple[str, ...]:
-    found = [*uncounted_note(attempt, gallery is not None), *leaks_unchecked(seen)]
-    if seen is None:
-        found.append("untouched rows: no record says which rows training passed through the model")
+    notes = [*uncounted_note(attempt, gallery is not None), *leaks_unchecked(record)]
+    if record is None:
+        notes.append("untouched rows: no record says which rows training passed through the model")
     if gallery is None:
-        found.append("ANN recall, chain of versions: there is no store")
+        notes.append("ANN recall, chain of versions: there is no store")
     elif not chain:
-        found.append("chain of versions: one version embedded all stored rows")
+        notes.append("chain of versions: one version embedded all stored rows")
     if latency is None:
-        found.append("latency: no --latency")
-    return tuple(found)
+        notes.append("latency: no --latency")
+    return tuple(notes)

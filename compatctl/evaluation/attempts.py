@@ -35,7 +35,7 @@ class VerifyInputs:
     data: DataId
     store: StoreId | None
     policy: Policy
-    asked: Mapping[str, Any]
+    options: Mapping[str, Any]
     training_record_sha256: str | None
 
     @classmethod
@@ -46,7 +46,7 @@ class VerifyInputs:
             data=report.data,
             store=report.store,
             policy=report.policy,
-            asked=report.options,
+            options=report.options,
             training_record_sha256=report.training_record_sha256,
         )
 
@@ -57,7 +57,7 @@ class VerifyInputs:
             "new": self.models[1],
             "data": self.data,
             "store": self.store,
-            "options": dict(self.asked),
+            "options": dict(self.options),
             "training_record_sha256": self.training_record_sha256,
         }
 
@@ -65,11 +65,11 @@ class VerifyInputs:
     def attempt(self) -> Attempt:
         """These as the store keeps them."""
         settings = {
-            "seed": self.asked.get("seed") or 0,
+            "seed": self.options.get("seed") or 0,
             "policy": self.policy.name,
             "policy_sha256": policy_sha256(self.policy),
             "index_sha256": self.store.index_sha256 if self.store else "",
-            "options": dict(self.asked),
+            "options": dict(self.options),
         }
         context = {
             "old": self.models[0].sha256,

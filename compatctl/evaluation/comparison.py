@@ -1,4 +1,4 @@
-"""One group of held-out queries put to both models: what is searched, and what is left out."""
+"""Compare both models on one group of held-out queries: search, leave duplicates out, measure."""
 
 from __future__ import annotations
 
@@ -24,58 +24,56 @@ from compatctl.evaluation.acceptance import (
     operating_points,
 )
 from compatctl.evaluation.exact_retrieval import (
-    exact_neighbours,
+    evaluate_neighbours,
     mixed_retrieval,
+    nearest_rows,
     recall_ks,
     retrieval,
-    score_neighbours,
 )
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.report import Calibration, ErrorRates, OperatingPoint
 
-SHARES_UP_TO = 50_000_000
+MAX_COUNTED_PAIRS = 50_000_000
 """Pairs of queries and gallery rows up to which single pairs are counted as well."""
-TWIN = 0.99999
-"""Cosine from which on two vectors of one model are those of the same image."""
+DUPLICATE_COSINE = 0.99999
+"""Vectors of one model with a larger cosine are of the same image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairedEmbeddings:
-    """Unit features: queries (Q, D) of both models, gallery (G, D) of both; None: not embedded.
+    """Unit features of both models: queries (Q, D) and gallery (G, D).
 
-    ``new_rows``: the ascending gallery rows that ``new_gallery`` (n, D) is of; None: all.
+    ``new_gallery``: None if not embedded; (n, D) of the ascending rows ``new_rows`` (n,) if set.
     """
 
     old_queries: Vectors
     new_queries: Vectors
     old_gallery: Vectors
-    new_gallery: Vectors | None
+    new_gallery: Vectors | None = None
     new_rows: Rows | None = None
 
-    def queries(self, kept: Bools) -> PairedEmbeddings:
-        """The same of some queries, ``kept`` (Q,)."""
+    def select_queries(self, kept: Bools) -> PairedEmbeddings:
+        """The same for the queries ``kept`` (Q,)."""
         old, new = self.old_queries[kept], self.new_queries[kept]
         return replace(self, old_queries=old, new_queries=new)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupResult:
-    """The evidence of one group, and what is reported beside it."""
+    """The evidence of one group, and what the report shows beside it."""
 
     evidence: GroupEvidence
     rank_bias: dict[str, float] = field(default_factory=dict)
-    """Of old and new queries: share of the first ten answers that the new model embedded, less that
-    share of the gallery; 0 where the models' scores are alike."""
+    """For old and new queries: share of the first ten answers that the new model embedded, less
+    that share of the gallery; 0 where the models' scores are alike."""
     rates: ErrorRates | None = None
     points: tuple[OperatingPoint, ...] = ()
     calibration: Calibration | None = None
     n_judged: int = 0
-    """Judgments that are of its queries and gallery rows."""
+    """Judgments of its queries and gallery rows."""
     kept: Bools
-    """(Q,) of the queries that were given, those in the evidence: whose image does not lie in the
-    gallery under another id."""
-    n_at_hand: int | None = None
-    """Gallery rows that the new model embedded; None: all, or none was to be."""
+    """(Q,) the given queries that are in the evidence: no duplicate of their image is in the
+    gallery."""
 
 
 def compare(
@@ -88,28 +86,26 @@ def compare(
     calibrate: CalibrationRequest | None = None,
     cosines: bool = True,
 ) -> GroupResult:
-    """Search every gallery with both models' queries; measure what the policy may ask for.
+    """Search every gallery with both models' queries, and measure what the policy may need.
 
-    Without ``cosines`` the features only rank: their products are of no use by themselves. Queries
-    whose own image lies in the gallery under another id are left out: to find it again shows
-    nothing.
+    Without ``cosines`` the features only rank: inequalities and operating points are left out.
+    Queries whose image is in the gallery under another id are left out: finding it shows nothing.
     """
-    old = exact_neighbours(truth, embeddings.old_queries, embeddings.old_gallery, policy)
-    kept = ~twins(truth, embeddings, old)
+    ks, k = recall_ks(policy), policy.recall_at
+    old = nearest_rows(truth, embeddings.old_queries, embeddings.old_gallery, ks)
+    kept = ~_duplicates(truth, embeddings, old)
     if not kept.all():
-        truth, embeddings, old = (
-            truth.queries(kept),
-            embeddings.queries(kept),
-            old.select_queries(kept),
-        )
-    new = exact_neighbours(truth, embeddings.new_queries, embeddings.old_gallery, policy)
-    old_old, new_old = score_neighbours(truth, old, policy), score_neighbours(truth, new, policy)
+        truth, embeddings = truth.select_queries(kept), embeddings.select_queries(kept)
+        old = old.select_queries(kept)
+    new = nearest_rows(truth, embeddings.new_queries, embeddings.old_gallery, ks)
+    old_old, new_old = (evaluate_neighbours(truth, nearest, ks) for nearest in (old, new))
     others, bias = _new_galleries(truth, embeddings, policy)
-    accepted = rates = None
+    accepts = rates = None
     pairs = (embeddings.old_queries, embeddings.new_queries), embeddings.old_gallery, truth.pairs
     fitted = None if calibrate is None else fit_calibration(*pairs, truth.classes, calibrate.scale)
     if thresholds is not None:
-        accepted, rates = error_rates(*pairs, thresholds, fitted)
+        accepts, rates = error_rates(*pairs, thresholds, fitted)
+    count_points = cosines and (thresholds is not None or _few_pairs(embeddings))
     return GroupResult(
         evidence=GroupEvidence(
             name=name,
@@ -117,29 +113,28 @@ def compare(
             old_old=old_old,
             new_old=new_old,
             inequalities=_inequalities(truth, embeddings) if cosines else None,
-            accepts=accepted,
+            accepts=accepts,
             slices=truth.slices,
             unit=truth.unit,
-            dependence=_dependence(truth, old_old, new_old, policy.recall_at),
+            dependence=_dependence(truth, old_old, new_old, k),
             answerable=truth.asked,
-            unjudged=_unjudged(truth, (old, new), (old_old, new_old), policy.recall_at),
+            unjudged=_unjudged(truth, (old, new), (old_old, new_old), k),
             training_overlap=truth.training_overlap,
             **others,
         ),
         rank_bias=bias,
         rates=rates,
         calibration=None if fitted is None else fitted.reported,
-        points=_points(truth, embeddings, asked=thresholds is not None) if cosines else (),
+        points=operating_points(*pairs) if count_points else (),
         n_judged=0 if truth.judged is None else len(truth.judged[0]),
         kept=kept,
-        n_at_hand=None if embeddings.new_rows is None else len(embeddings.new_rows),
     )
 
 
 def _dependence(
     truth: GroundTruth, old: Retrieval, new: Retrieval, k: int
 ) -> tuple[Dependence, ...] | None:
-    """What the columns say of the change of hits at k; None where the data have none to look at."""
+    """Dependence of the change of hits at k on the columns; None where there are no columns."""
     if truth.columns is None:
         return None
     change = new.hit(k).astype(np.float64) - old.hit(k)
@@ -149,54 +144,55 @@ def _dependence(
     )
 
 
-def twins(truth: GroundTruth, embeddings: PairedEmbeddings, old: Neighbours) -> Bools:
-    """(Q,) queries whose image lies in the gallery under another id.
+def _duplicates(truth: GroundTruth, embeddings: PairedEmbeddings, old: Neighbours) -> Bools:
+    """(Q,) queries whose image is in the gallery under another id.
 
-    Where the image of a row was looked at, its bytes say so; of the other rows the vector does: one
-    of the query's class, nearer than ``TWIN`` to what the old model makes of the query, and to what
-    the new one makes of it where there is a vector of the new one.
+    The bytes show it where the row's image is available; elsewhere the vectors do: the row is
+    relevant, and both models' cosines (the new one's if it embedded the gallery) exceed
+    ``DUPLICATE_COSINE``.
     """
-    found = np.zeros(len(embeddings.old_queries), dtype=bool)
+    duplicates = np.zeros(len(embeddings.old_queries), dtype=bool)
     if truth.same_image is not None:
-        found |= truth.same_image
-    if truth.unseen_image is None:
-        return found
-    near = (old.scores > TWIN) & (old.rows >= 0)
-    near &= truth.unseen_image[old.rows] & truth.relevant(old.rows)
-    query, at = np.nonzero(near)
-    if embeddings.new_gallery is not None and embeddings.new_rows is None:
-        rows = old.rows[query, at]
-        again = row_products(embeddings.new_queries, query, embeddings.new_gallery, rows) > TWIN
-        query = query[again]
-    found[query] = True
-    return found
+        duplicates |= truth.same_image
+    if truth.image_unavailable is None:
+        return duplicates
+    near = (old.scores > DUPLICATE_COSINE) & (old.rows >= 0)
+    near &= truth.image_unavailable[old.rows] & truth.is_relevant(old.rows)
+    query, rank = np.nonzero(near)
+    new, gallery = embeddings.new_queries, embeddings.new_gallery
+    if gallery is not None and embeddings.new_rows is None:
+        rows = old.rows[query, rank]
+        query = query[row_products(new, query, gallery, rows) > DUPLICATE_COSINE]
+    duplicates[query] = True
+    return duplicates
 
 
 def _new_galleries(
     truth: GroundTruth, embeddings: PairedEmbeddings, policy: Policy
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Tests on galleries that the new model embedded, whole or in part; the rank biases."""
+    """Tests on galleries that the new model embedded, whole or in part, and the rank biases."""
     if embeddings.new_gallery is None:
         return {}, {}
     old, new, gallery = embeddings.old_queries, embeddings.new_queries, embeddings.new_gallery
-    found: dict[str, Any] = {}
-    stored = embeddings.old_gallery
+    stored, ks = embeddings.old_gallery, recall_ks(policy)
+    tests: dict[str, Any] = {}
     if embeddings.new_rows is not None:
-        truth, stored = truth.part(embeddings.new_rows), stored[embeddings.new_rows]
-        tests = (retrieval(truth, one, stored, recall_ks(policy)) for one in (old, new))
-        found["subset_baseline"] = tuple(tests)
-    found["new_new"] = retrieval(truth, new, gallery, recall_ks(policy))
-    found["old_new"] = retrieval(truth, old, gallery, recall_ks(policy))
+        truth, stored = truth.select_rows(embeddings.new_rows), stored[embeddings.new_rows]
+        tests["subset_baseline"] = tuple(
+            retrieval(truth, queries, stored, ks) for queries in (old, new)
+        )
+    tests["new_new"] = retrieval(truth, new, gallery, ks)
+    tests["old_new"] = retrieval(truth, old, gallery, ks)
     bias: dict[str, float] = {}
     if truth.reembedded is not None:
-        found["old_mixed"], bias["old"] = mixed_retrieval(truth, stored, gallery, old, policy)
-        found["new_mixed"], bias["new"] = mixed_retrieval(truth, stored, gallery, new, policy)
-    return found, bias
+        tests["old_mixed"], bias["old"] = mixed_retrieval(truth, stored, gallery, old, policy)
+        tests["new_mixed"], bias["new"] = mixed_retrieval(truth, stored, gallery, new, policy)
+    return tests, bias
 
 
 def _unjudged(
     truth: GroundTruth,
-    found: tuple[Neighbours, Neighbours],
+    neighbours: tuple[Neighbours, Neighbours],
     tests: tuple[Retrieval, Retrieval],
     k: int,
 ) -> UnjudgedBounds | None:
@@ -204,18 +200,8 @@ def _unjudged(
     if truth.unjudged is None:
         return None
     hits = tests[0].hit(k), tests[1].hit(k)
-    bounds = bound_unjudged(found[0].rows, found[1].rows, hits, truth.unjudged, k)
+    bounds = bound_unjudged(neighbours[0].rows, neighbours[1].rows, hits, truth.unjudged, k)
     return bounds if bounds.any else None
-
-
-def _points(
-    truth: GroundTruth, embeddings: PairedEmbeddings, *, asked: bool
-) -> tuple[OperatingPoint, ...]:
-    """Where a threshold was asked about, or pairs are few: each model takes a matrix product."""
-    if not asked and len(embeddings.old_queries) * len(embeddings.old_gallery) > SHARES_UP_TO:
-        return ()
-    queries = embeddings.old_queries, embeddings.new_queries
-    return operating_points(queries, embeddings.old_gallery, truth.pairs)
 
 
 def _inequalities(truth: GroundTruth, embeddings: PairedEmbeddings) -> Inequalities:
@@ -231,6 +217,10 @@ def _inequalities(truth: GroundTruth, embeddings: PairedEmbeddings) -> Inequalit
         truth.gallery_labels,
         truth.self_row,
         ignored=truth.ignored,
-        shares=len(old) * len(gallery) <= SHARES_UP_TO,
+        shares=_few_pairs(embeddings),
         by_query=truth.unit != ("class",),
     )
+
+
+def _few_pairs(embeddings: PairedEmbeddings) -> bool:
+    return len(embeddings.old_queries) * len(embeddings.old_gallery) <= MAX_COUNTED_PAIRS

@@ -1,4 +1,4 @@
-"""Both models and what they make of a data set: the features that a comparison starts from."""
+"""Embed what a comparison needs with both models, and nothing twice."""
 
 from __future__ import annotations
 
@@ -9,120 +9,125 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.core.arrays import Rows, Vectors
+from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.data import Dataset
-from compatctl.deployment.gallery import DeployedGallery, StoredVectors, stored_vectors
+from compatctl.deployment.gallery import DeployedGallery, stored_vectors
 from compatctl.deployment.project import open_store
 from compatctl.encoder import Encoder, check_steady, embed_together
 from compatctl.errors import InputError
 from compatctl.evaluation.comparison import PairedEmbeddings
-from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery, stored_rows_of
-from compatctl.evaluation.protocol import (
-    PairFeatures,
-    QueryGroup,
-    group_rows,
-    same_dimension,
-)
+from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery, stored_data_rows
+from compatctl.evaluation.protocol import QueryGroup, group_rows, same_dimension
 from compatctl.progress import Progress
 from compatctl.recipe import Project
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmbeddedPair:
-    """Features of both models, the rows whose image is bad, and the vectors that were stored."""
+    """Both models' features of rows of a data set; stored vectors in place of the old model's."""
 
-    old: PairFeatures
-    new: PairFeatures
+    old: EmbeddedRows
+    """The queries, and what the store does not hold."""
+    new: EmbeddedRows
+    """The queries."""
+    stored: EmbeddedRows
+    """What the store holds of the searched rows."""
     bad: set[int]
-    stored: StoredVectors | None
-    old_sha256: str
+    """Rows whose image could not be embedded."""
+
+    def in_gallery(self, rows: Rows) -> Vectors:
+        """(n, D) the stored vectors of rows (n,), and the old model's of those not stored."""
+        held = self.stored.holds(rows)
+        features = np.empty((len(rows), self.old.features.shape[1]), np.float32)
+        features[held] = self.stored.take(rows[held])
+        features[~held] = self.old.take(rows[~held])
+        return features
+
+    def paired(self, group: QueryGroup) -> PairedEmbeddings:
+        """The features of a group without bad rows."""
+        return PairedEmbeddings(
+            old_queries=self.old.take(group.queries),
+            new_queries=self.new.take(group.queries),
+            old_gallery=self.in_gallery(group.gallery),
+        )
 
 
 def embed_pair(
     data: Dataset,
-    groups: Sequence[QueryGroup],
     *,
+    queries: Rows,
+    searched: Rows,
     encoders: tuple[Encoder, Encoder],
     gallery: DeployedGallery | None,
     skip_bad: bool,
     progress: Progress,
-    new_gallery: bool = True,
-    extra: Rows | None = None,
 ) -> EmbeddedPair:
-    """Features of what the groups need; nothing is embedded twice, nor what the store holds.
-
-    Without ``new_gallery`` the new model embeds the queries only. ``extra`` rows query and are
-    searched besides.
-    """
-    more = np.zeros(0, np.int64) if extra is None else extra
-    queries = np.union1d(group_rows(groups, part="queries"), more)
-    searched = np.union1d(group_rows(groups, part="gallery"), more)
+    """Embed the queries with both models, and the searched rows that are not stored with the old
+    one. Errors as ``Encoder.embed``."""
     stored = stored_vectors(gallery, data, searched) if gallery else None
-    lacking = searched if stored is None else np.setdiff1d(searched, stored.rows)
-    by_old = np.union1d(queries, lacking)
-    by_new = np.union1d(queries, searched) if new_gallery else queries
-    embedded = embed_together(
-        encoders,
-        data,
-        (by_old, by_new),
-        skip_bad=skip_bad,
-        progress=(prefixed(progress, "old model"), prefixed(progress, "new model")),
+    held = EmbeddedRows(
+        rows=stored.rows if stored else as_rows(()),
+        features=stored.vectors if stored else np.zeros((0, encoders[0].dim), np.float32),
     )
-    old_all, new_all = (
-        np.full((len(data), encoder.dim), np.nan, np.float32) for encoder in encoders
-    )
-    for features, result in zip((old_all, new_all), embedded, strict=True):
-        features[result.rows] = result.features
-    old_gallery = old_all
-    if stored is not None and len(stored.rows):
-        old_gallery = old_all.copy()
-        old_gallery[stored.rows] = stored.vectors
-    ids = {item.id for result in embedded for item in result.bad}
-    return EmbeddedPair(
-        old=PairFeatures(query=old_all, gallery=old_gallery),
-        new=PairFeatures(query=new_all, gallery=new_all),
-        bad={int(row) for row in np.union1d(by_old, by_new) if data.items[row].id in ids},
-        stored=stored,
-        old_sha256=encoders[0].sha256,
-    )
+    by_old = np.union1d(queries, np.setdiff1d(searched, held.rows))
+    old, new = _embed(data, encoders, (by_old, queries), skip_bad=skip_bad, progress=progress)
+    return EmbeddedPair(old=old, new=new, stored=held, bad=_bad_rows(data, by_old, (old, new)))
+
+
+def _embed(
+    data: Dataset,
+    encoders: tuple[Encoder, Encoder],
+    rows: tuple[Rows, Rows],
+    *,
+    skip_bad: bool,
+    progress: Progress,
+) -> tuple[EmbeddedRows, EmbeddedRows]:
+    """Embed rows with each encoder; an image is decoded once."""
+    reports = (prefixed(progress, "old model"), prefixed(progress, "new model"))
+    old, new = embed_together(encoders, data, rows, skip_bad=skip_bad, progress=reports)
+    return EmbeddedRows.of(old), EmbeddedRows.of(new)
+
+
+def _bad_rows(data: Dataset, rows: Rows, embedded: Sequence[EmbeddedRows]) -> set[int]:
+    ids = {item for part in embedded for item in part.bad}
+    return {int(row) for row in rows if data.items[row].id in ids}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VerifyEmbeddings:
-    """What a verification embeds: the queries (and items of pairs) by both models, the gallery that
-    is searched, and by the new model that part of it whose images are at hand."""
+    """What a verification embeds: queries and items of pairs with both models, what the store does
+    not hold with the old one, and for the self-test the gallery with the new one."""
 
     old: EmbeddedRows
     new: EmbeddedRows
-    searched: EvaluationGallery
+    gallery: EvaluationGallery
     new_rows: Rows | None
-    """(n,) gallery rows, ascending, that the new model embedded; None: it was not to."""
+    """(n,) ascending gallery rows that the new model embedded; None: no self-test."""
     bad: set[int]
     """Rows of the data whose image could not be embedded."""
     old_sha256: str
 
     def paired(self, group: QueryGroup) -> PairedEmbeddings:
-        """The features of one group."""
+        """The features of a group without bad rows."""
         gallery = rows = None
         if self.new_rows is not None:
-            gallery = self.new.at(self.searched.of_data[self.new_rows])
-            rows = self.new_rows if len(self.new_rows) < len(self.searched) else None
+            gallery = self.new.take(self.gallery.data_rows[self.new_rows])
+            rows = self.new_rows if len(self.new_rows) < len(self.gallery) else None
         return PairedEmbeddings(
-            old_queries=self.old.at(group.queries),
-            new_queries=self.new.at(group.queries),
-            old_gallery=self.searched.vectors,
+            old_queries=self.old.take(group.queries),
+            new_queries=self.new.take(group.queries),
+            old_gallery=self.gallery.vectors,
             new_gallery=gallery,
             new_rows=rows,
         )
 
-    def stored(self, data: Dataset, rows: Rows) -> Vectors:
-        """(n, D) what the old gallery holds of rows (n,) of the data; else what the old model makes
-        of them."""
-        at = self.searched.rows_of(data)[rows]
-        found = np.empty((len(rows), self.searched.vectors.shape[1]), np.float32)
-        found[at >= 0] = self.searched.vectors[at[at >= 0]]
-        found[at < 0] = self.old.at(rows[at < 0])
-        return found
+    def in_gallery(self, data: Dataset, rows: Rows) -> Vectors:
+        """(n, D) the gallery's vectors of rows (n,) of the data, else the old model's."""
+        position = self.gallery.rows_of(data)[rows]
+        features = np.empty((len(rows), self.gallery.vectors.shape[1]), np.float32)
+        features[position >= 0] = self.gallery.vectors[position[position >= 0]]
+        features[position < 0] = self.old.take(rows[position < 0])
+        return features
 
 
 def embed_for_verify(
@@ -136,38 +141,28 @@ def embed_for_verify(
     skip_bad: bool,
     progress: Progress,
 ) -> VerifyEmbeddings:
-    """Embed what the groups need; nothing twice, nor by the old model what the store holds.
+    """Embed what the groups and the items of ``pairs`` need.
 
-    The gallery is the store's, all of it, and what else the data has in the role gallery.
+    The gallery is the whole store, and every other item of the data that is searched.
     """
-    of_data = stored_rows_of(data, gallery)
-    held = of_data[of_data >= 0]
-    lacking = np.setdiff1d(group_rows(groups, part="gallery"), held)
-    asked = np.union1d(group_rows(groups, part="queries"), pairs)
-    by_old = np.union1d(asked, lacking)
-    by_new = np.union1d(asked, np.union1d(held, lacking)) if self_test else asked
-    made, answers = (
-        EmbeddedRows.read(result)
-        for result in embed_together(
-            encoders,
-            data,
-            (by_old, by_new),
-            skip_bad=skip_bad,
-            progress=(prefixed(progress, "old model"), prefixed(progress, "new model")),
-        )
+    stored = stored_data_rows(data, gallery)
+    held = stored[stored >= 0]
+    extra = np.setdiff1d(group_rows(groups, part="gallery"), held)
+    queries = np.union1d(group_rows(groups, part="queries"), pairs)
+    by_old = np.union1d(queries, extra)
+    by_new = np.union1d(queries, np.union1d(held, extra)) if self_test else queries
+    old, new = _embed(data, encoders, (by_old, by_new), skip_bad=skip_bad, progress=progress)
+    extra = extra[old.holds(extra)]
+    searched = EvaluationGallery.build(
+        data, gallery, EmbeddedRows(rows=extra, features=old.take(extra))
     )
-    beside = lacking[made.holds(lacking)]
-    searched = EvaluationGallery.of(
-        data, gallery, EmbeddedRows(rows=beside, features=made.at(beside))
-    )
-    ids = {*made.bad, *answers.bad}
-    at_hand = (searched.of_data >= 0) & answers.holds(searched.of_data)
+    by_both = (searched.data_rows >= 0) & new.holds(searched.data_rows)
     return VerifyEmbeddings(
-        old=made,
-        new=answers,
-        searched=searched,
-        new_rows=np.flatnonzero(at_hand) if self_test else None,
-        bad={int(row) for row in np.union1d(by_old, by_new) if data.items[row].id in ids},
+        old=old,
+        new=new,
+        gallery=searched,
+        new_rows=np.flatnonzero(by_both) if self_test else None,
+        bad=_bad_rows(data, np.union1d(by_old, by_new), (old, new)),
         old_sha256=encoders[0].sha256,
     )
 
@@ -187,11 +182,11 @@ def load_encoders(old: Path, new: Path, data: Dataset) -> tuple[Encoder, Encoder
 
 
 def open_deployed(project: Project, old: Encoder) -> DeployedGallery | None:
-    """The project's store, where it has one; ``old`` must be its query model.
+    """The project's store, or None if nothing lies there; ``old`` must be its query model.
 
     Raises:
-        InputError: another query model, or something else lies where the store is to be: a store
-            that lost its manifest, an empty folder. To search no store then would go unseen.
+        InputError: another query model, or something that is no store: a store that lost its
+            manifest, an empty folder. Searching no store then would go unnoticed.
     """
     if not os.path.lexists(project.store):
         return None
@@ -206,5 +201,5 @@ def open_deployed(project: Project, old: Encoder) -> DeployedGallery | None:
 
 
 def prefixed(progress: Progress, name: str) -> Progress:
-    """The same progress, each stage called by a model's name."""
+    """Report each stage under a model's name."""
     return lambda stage, done, total: progress(f"{name}: {stage}", done, total)

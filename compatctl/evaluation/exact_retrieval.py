@@ -1,8 +1,8 @@
-"""Exact retrieval on the old, the new and the mixed gallery, by what is relevant to the queries."""
+"""recall@k and mAP by exact search, on whole galleries, parts of them and mixed ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from compatctl.evaluation.ground_truth import GroundTruth
 
 MAP_K = 100
 CMC_MAX_K = 10
-"""Places of the match curve, and neighbours that the rank bias looks at."""
+"""Last rank of the match curve, and the neighbours that the rank bias counts."""
 
 
 def recall_ks(policy: Policy) -> tuple[int, ...]:
@@ -31,63 +31,29 @@ def recall_ks(policy: Policy) -> tuple[int, ...]:
 def retrieval(
     truth: GroundTruth, queries: Vectors, gallery: Vectors, ks: tuple[int, ...], map_k: int = MAP_K
 ) -> Retrieval:
-    """recall@k and mAP of queries (Q, D) on a gallery (G, D), exactly."""
-    map_k = max(1, min(map_k, len(gallery)))
-    found = exact_search(queries, gallery, max(map_k, *ks), truth.self_row, ignored=truth.ignored)
-    return _evaluate(truth, found, ks, map_k)
+    """recall@k and mAP of queries (Q, D) on a gallery (G, D)."""
+    neighbours = nearest_rows(truth, queries, gallery, ks, map_k)
+    return evaluate_neighbours(truth, neighbours, ks, map_k)
 
 
-def retrieval_by_part(
-    truth: GroundTruth,
-    queries: Vectors,
-    searched: Iterable[tuple[Bools, Vectors]],
-    ks: tuple[int, ...],
-    map_k: int = MAP_K,
-) -> Retrieval:
-    """The same where parts of the queries (Q,) search galleries (G, D) of the same items."""
-    map_k = max(1, min(map_k, len(truth.gallery_labels)))
-    k = max(map_k, *ks)
-    rows = np.full((len(queries), k), -1, np.int64)
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    for part, gallery in searched:
-        ignored = truth.ignored and truth.ignored.select_queries(part)
-        found = exact_search(queries[part], gallery, k, truth.self_row[part], ignored=ignored)
-        rows[part], scores[part] = found.rows, found.scores
-    return _evaluate(truth, Neighbours(rows=rows, scores=scores), ks, map_k)
-
-
-def retrieval_of_rows(
-    truth: GroundTruth, queries: Vectors, gallery: Vectors, rows: Rows, ks: tuple[int, ...]
-) -> Retrieval:
-    """The same on some ``rows`` (n,), ascending, of a gallery (G, D), which are not copied at once;
-    ``truth`` is of these rows."""
-    map_k = max(1, min(MAP_K, len(rows)))
-    pieces = row_pieces(gallery, rows)
-    found = exact_search_pieces(queries, pieces, max(map_k, *ks), truth.self_row, truth.ignored)
-    return _evaluate(truth, found, ks, map_k)
-
-
-def exact_neighbours(
-    truth: GroundTruth, queries: Vectors, gallery: Vectors, policy: Policy
+def nearest_rows(
+    truth: GroundTruth, queries: Vectors, gallery: Vectors, ks: tuple[int, ...], map_k: int = MAP_K
 ) -> Neighbours:
-    k = max(_map_k(gallery), *recall_ks(policy))
+    """As many nearest gallery rows (G, D) of queries (Q, D) as ``retrieval`` needs."""
+    k = max(_limit(map_k, truth), *ks)
     return exact_search(queries, gallery, k, truth.self_row, ignored=truth.ignored)
 
 
-def score_neighbours(truth: GroundTruth, found: Neighbours, policy: Policy) -> Retrieval:
-    return _evaluate(truth, found, recall_ks(policy), _map_k(truth.gallery_labels))
-
-
-def _map_k(gallery: Sized) -> int:
-    return max(1, min(MAP_K, len(gallery)))
-
-
-def _evaluate(truth: GroundTruth, found: Neighbours, ks: tuple[int, ...], map_k: int) -> Retrieval:
+def evaluate_neighbours(
+    truth: GroundTruth, neighbours: Neighbours, ks: tuple[int, ...], map_k: int = MAP_K
+) -> Retrieval:
+    """recall@k and mAP of the ranked rows of Q queries."""
+    map_k = _limit(map_k, truth)
     if truth.judged is not None:
         n = len(truth.gallery_labels)
-        return evaluate_judged(found, *truth.judged, n, ks=ks, map_k=map_k)
+        return evaluate_judged(neighbours, *truth.judged, n, ks=ks, map_k=map_k)
     return evaluate(
-        found,
+        neighbours,
         truth.query_labels,
         truth.gallery_labels,
         truth.self_row,
@@ -97,25 +63,57 @@ def _evaluate(truth: GroundTruth, found: Neighbours, ks: tuple[int, ...], map_k:
     )
 
 
+def retrieval_by_part(
+    truth: GroundTruth,
+    queries: Vectors,
+    searched: Iterable[tuple[Bools, Vectors]],
+    ks: tuple[int, ...],
+    map_k: int = MAP_K,
+) -> Retrieval:
+    """``retrieval`` where each part of the queries (Q,) searches a gallery (G, D) of its own, of
+    the same items."""
+    k = max(_limit(map_k, truth), *ks)
+    rows = np.full((len(queries), k), -1, np.int64)
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    for part, gallery in searched:
+        ignored = truth.ignored and truth.ignored.select_queries(part)
+        nearest = exact_search(queries[part], gallery, k, truth.self_row[part], ignored=ignored)
+        rows[part], scores[part] = nearest.rows, nearest.scores
+    return evaluate_neighbours(truth, Neighbours(rows=rows, scores=scores), ks, map_k)
+
+
+def retrieval_of_rows(
+    truth: GroundTruth, queries: Vectors, gallery: Vectors, rows: Rows, ks: tuple[int, ...]
+) -> Retrieval:
+    """``retrieval`` on the ascending ``rows`` (n,) of a gallery (G, D), copied block by block;
+    ``truth`` is of these rows."""
+    pieces, k = row_pieces(gallery, rows), max(_limit(MAP_K, truth), *ks)
+    neighbours = exact_search_pieces(queries, pieces, k, truth.self_row, truth.ignored)
+    return evaluate_neighbours(truth, neighbours, ks)
+
+
 def mixed_retrieval(
     truth: GroundTruth, old: Vectors, new: Vectors, queries: Vectors, policy: Policy
 ) -> tuple[Retrieval, float]:
-    """Quality on the gallery that has rows of ``new`` where ``half`` says so, else of ``old``, and
-    the rank bias: the share of re-embedded rows among the first ten answers, less that of all.
+    """Retrieval on the mixed gallery: rows of ``new`` where ``truth.reembedded``, else of ``old``.
 
-    Queries (Q, D), ``old`` and ``new`` (G, D), unit rows; a row that is not taken is not read. Of
-    an empty gallery the bias is NaN.
+    Beside it the rank bias: the share of re-embedded rows among the first ten answers, less their
+    share of the gallery; NaN for an empty gallery. Queries (Q, D), ``old`` and ``new`` (G, D) are
+    unit rows; a row that is not taken is not read.
     """
-    assert truth.reembedded is not None
-    ks = recall_ks(policy)
-    map_k = max(1, min(MAP_K, len(truth.reembedded)))
-    pieces = mixed_pieces(old, new, truth.reembedded)
-    found = exact_search_pieces(queries, pieces, max(map_k, *ks), truth.self_row, truth.ignored)
+    mask, ks = truth.reembedded, recall_ks(policy)
+    assert mask is not None
+    pieces, k = mixed_pieces(old, new, mask), max(_limit(MAP_K, truth), *ks)
+    neighbours = exact_search_pieces(queries, pieces, k, truth.self_row, truth.ignored)
+    test = evaluate_neighbours(truth, neighbours, ks)
     if not len(old):
-        return _evaluate(truth, found, ks, map_k), float("nan")
-    first = found.rows[:, :CMC_MAX_K]
-    by_new = truth.reembedded[first] & (first >= 0)
-    bias = by_new.sum() / max(1, (first >= 0).sum()) - truth.reembedded.sum() / max(
-        1, len(truth.reembedded)
-    )
-    return _evaluate(truth, found, ks, map_k), float(bias)
+        return test, float("nan")
+    first = neighbours.rows[:, :CMC_MAX_K]
+    by_new = mask[first] & (first >= 0)
+    bias = by_new.sum() / max(1, (first >= 0).sum()) - mask.sum() / max(1, len(mask))
+    return test, float(bias)
+
+
+def _limit(map_k: int, truth: GroundTruth) -> int:
+    """At most every gallery row, at least one."""
+    return max(1, min(map_k, len(truth.gallery_labels)))

@@ -1,4 +1,4 @@
-"""What a verification finds: on each group of queries, on the real index, along the versions."""
+"""What a verification measures: every group of queries, the deployed index, earlier versions."""
 
 from __future__ import annotations
 
@@ -25,52 +25,51 @@ from compatctl.evaluation.embedding import VerifyEmbeddings, embed_for_verify, p
 from compatctl.evaluation.exact_retrieval import recall_ks, retrieval_of_rows
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
 from compatctl.evaluation.gallery_report import GalleryImages, gallery_entry
-from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.evaluation.ground_truth import GroundTruth, RelevancePairs
 from compatctl.evaluation.groups import Groups, near_vectors, with_near_copies
 from compatctl.evaluation.ignored_rows import missing_value_notes, with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.pairs import measure_pairs
-from compatctl.evaluation.protocol import QueryGroup, RelevancePairs, drop_rows, group_rows
+from compatctl.evaluation.protocol import QueryGroup, drop_rows, group_rows
 from compatctl.evaluation.query_report import QueryAnswers
 from compatctl.evaluation.verdict import lost_judgments
 from compatctl.progress import Progress
 from compatctl.report import AnnRecall, PairsResult, SearchedGallery
 
-MakePairs = Callable[[Sampling], tuple[list[Measurement], PairsResult | None]]
+MeasurePairs = Callable[[Sampling], tuple[list[Measurement], PairsResult | None]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VerifySetup:
-    """What a verification is asked, before any model runs."""
+    """What a verification compares, before any model runs."""
 
     data: Dataset
     groups: Groups
-    seen: TrainingRecord | None
+    record: TrainingRecord | None
     policy: Policy
     options: VerifyOptions
 
     def judged(self) -> RelevancePairs | None:
-        """The user's judgments."""
+        """The user's relevance judgments."""
         return read_qrels(self.options.qrels) if self.options.qrels else None
 
-    def with_near_vectors(self, both: VerifyEmbeddings) -> VerifySetup:
-        """The same, with the near-copies that show by the old model's vectors only."""
-        if self.seen is None:
+    def with_near_vectors(self, embeddings: VerifyEmbeddings) -> VerifySetup:
+        """The same, with the near-copies that only the old model's vectors show."""
+        if self.record is None:
             return self
-        groups = self.groups
+        groups, gallery = self.groups, embeddings.gallery
         rows = np.setdiff1d(group_rows(groups.query_groups, part="queries"), groups.trained)
-        rows = rows[both.old.holds(rows)]
-        searched = both.searched
-        passed = np.flatnonzero(self.seen.has_seen(searched.ids))
-        own = searched.rows_of(self.data)[rows]
-        near = rows[near_vectors(both.old.at(rows), own, searched.vectors, passed)]
-        groups = with_near_copies(groups, near, self.data, self.seen, self.options)
+        rows = rows[embeddings.old.holds(rows)]
+        passed = np.flatnonzero(self.record.has_seen(gallery.ids))
+        own = gallery.rows_of(self.data)[rows]
+        near = rows[near_vectors(embeddings.old.take(rows), own, gallery.vectors, passed)]
+        groups = with_near_copies(groups, near, self.data, self.record, self.options)
         return replace(self, groups=groups)
 
     def compare(
         self, name: str, truth: GroundTruth, embeddings: PairedEmbeddings, scale: ScoreMap | None
     ) -> GroupResult:
-        """One group, put to both models."""
+        """Compare both models on one group."""
         return compare(
             name,
             truth,
@@ -80,199 +79,202 @@ class VerifySetup:
             calibrate=self.options.calibration(scale),
         )
 
-    def answered(
-        self, group: QueryGroup, searched: EvaluationGallery, trial: GroupResult
+    def answers(
+        self, group: QueryGroup, gallery: EvaluationGallery, result: GroupResult
     ) -> list[QueryAnswers]:
-        """What the queries of a group found, where a file of it was asked for."""
+        """What each query of a group found, if ``--queries`` is given."""
         if self.options.queries_file is None:
             return []
-        rows = group.queries[trial.kept]
-        items = [self.data.items[row] for row in rows]
-        one = QueryAnswers(
+        rows = group.queries[result.kept]
+        queries = self.data.take(rows)
+        answers = QueryAnswers(
             group=group.name,
-            ids=[item.id for item in items],
-            labels=[item.label for item in items],
+            ids=queries.ids,
+            labels=queries.labels,
             columns=columns_of(self.data, rows, self.options.columns),
-            gallery_ids=searched.ids,
-            gallery_labels=searched.labels,
-            tests=(trial.evidence.old_old, trial.evidence.new_old),
+            gallery_ids=gallery.ids,
+            gallery_labels=gallery.labels,
+            tests=(result.evidence.old_old, result.evidence.new_old),
         )
-        return [one]
+        return [answers]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Findings:
-    """What was found on each group, on the real index, and along the chain of versions.
-
-    ``both``: the features, and ``sent``: queries to try the index with; they are large, and gone
-    once the index is loaded.
-    """
+    """The results on each group, on the deployed index, and along the chain of versions."""
 
     groups: Groups
-    trials: list[GroupResult]
+    results: list[GroupResult]
     searched: SearchedGallery
     bad: set[int]
+    """Rows of the data whose image could not be embedded."""
     chain: list[ChainEvidence] = field(default_factory=list)
     unchecked: tuple[str, ...] = ()
-    """What was not asked for, judgments without effect, items without a value of a column."""
-    answered: list[QueryAnswers] = field(default_factory=list)
-    both: VerifyEmbeddings | None = None
-    sent: AnnCheck | None = None
+    """Options not given, judgments without effect, items without a value of a column."""
+    answers: list[QueryAnswers] = field(default_factory=list)
+    embeddings: VerifyEmbeddings | None = None
+    """Large; dropped before the index is loaded."""
+    ann_check: AnnCheck | None = None
     ann: AnnRecall | None = None
 
     @classmethod
-    def of(
+    def measure(
         cls,
-        asked: VerifySetup,
+        setup: VerifySetup,
         encoders: tuple[Encoder, Encoder],
         gallery: DeployedGallery | None,
         progress: Progress,
     ) -> Findings:
-        both = embed_for_verify(
-            asked.data,
-            asked.groups.query_groups,
+        """Embed with both models and compare them on every group."""
+        embeddings = embed_for_verify(
+            setup.data,
+            setup.groups.query_groups,
             encoders=encoders,
             gallery=gallery,
-            pairs=asked.groups.pair_rows,
-            self_test=asked.options.self_test,
-            skip_bad=asked.options.skip_bad,
+            pairs=setup.groups.pair_rows,
+            self_test=setup.options.self_test,
+            skip_bad=setup.options.skip_bad,
             progress=progress,
         )
-        asked = asked.with_near_vectors(both)
-        judged = asked.judged()
-        images = GalleryImages.of(asked.data, both.searched, bad=both.bad)
-        trials: list[GroupResult] = []
-        found = cls(
-            groups=asked.groups,
-            trials=trials,
-            searched=gallery_entry(both.searched, both.new_rows),
-            bad=both.bad,
-            both=both,
+        setup = setup.with_near_vectors(embeddings)
+        images = GalleryImages.of(setup.data, embeddings.gallery, bad=embeddings.bad)
+        findings = cls(
+            groups=setup.groups,
+            results=[],
+            searched=gallery_entry(embeddings.gallery, embeddings.new_rows),
+            bad=embeddings.bad,
+            embeddings=embeddings,
         )
-        for one in asked.groups.query_groups:
-            group = drop_rows(one, both.bad)
-            truth = both.searched.truth(asked.data, group, judged, asked.seen)
-            shared = both.searched.shared(asked.data, group, asked.options.ignore_same)
-            truth = replace(with_ignored_rows(truth, shared), same_image=images.hold(group.queries))
-            embeddings = both.paired(group)
-            trial = asked.compare(one.name, truth, embeddings, score_map(gallery))
-            if not trials:
-                found = replace(found, unchecked=missing_value_notes(shared))
-            trials.append(trial)
-            found.answered.extend(asked.answered(group, both.searched, trial))
-            if gallery is not None and one.name == DECIDING_GROUP and trial.kept.any():
-                part = truth.queries(trial.kept), embeddings.queries(trial.kept)
-                rows = group.queries[trial.kept]
-                found = found._in_store(asked, gallery, *part, rows, progress)
-        lost = lost_judgments(judged, trials[0]) if judged else ()
-        return replace(found, unchecked=asked.options.unchecked() + lost + found.unchecked)
+        judged = setup.judged()
+        for group in setup.groups.query_groups:
+            kept = drop_rows(group, embeddings.bad)
+            findings = findings._with_group(setup, kept, judged, images, gallery, progress)
+        lost = lost_judgments(judged, findings.results[0]) if judged else ()
+        unchecked = setup.options.unchecked() + lost + findings.unchecked
+        return replace(findings, unchecked=unchecked)
 
-    def _in_store(  # noqa: PLR0917
+    def _with_group(  # noqa: PLR0917
         self,
-        asked: VerifySetup,
-        gallery: DeployedGallery,
-        truth: GroundTruth,
-        embeddings: PairedEmbeddings,
-        rows: Rows,
+        setup: VerifySetup,
+        group: QueryGroup,
+        judged: RelevancePairs | None,
+        images: GalleryImages,
+        store: DeployedGallery | None,
         progress: Progress,
     ) -> Findings:
-        """The same with what the store is asked besides: the chain of versions, and queries for the
-        index. ``rows`` (Q,): those of the data that query."""
-        both = self.both
-        assert both is not None
+        """The same with one more group; the deciding one also tests what only a store has."""
+        assert self.embeddings is not None
+        gallery, embeddings = self.embeddings.gallery, self.embeddings.paired(group)
+        truth = gallery.ground_truth(setup.data, group, judged, setup.record)
+        shared = gallery.shared(setup.data, group, setup.options.ignore_same)
+        truth = with_ignored_rows(truth, shared)
+        truth = replace(truth, same_image=images.duplicates(group.queries))
+        result = setup.compare(group.name, truth, embeddings, score_map(store))
+        findings = replace(
+            self,
+            results=[*self.results, result],
+            answers=self.answers + setup.answers(group, gallery, result),
+            unchecked=self.unchecked if self.results else missing_value_notes(shared),
+        )
+        if store is None or group.name != DECIDING_GROUP or not result.kept.any():
+            return findings
+        embeddings = embeddings.select_queries(result.kept)
         chain = version_chain(
+            store,
             gallery,
-            both.searched,
-            asked.data,
-            truth,
-            asked=rows,
-            queries={both.old_sha256: embeddings.old_queries},
+            setup.data,
+            truth.select_queries(result.kept),
+            query_rows=group.queries[result.kept],
+            queries={self.embeddings.old_sha256: embeddings.old_queries},
             new=embeddings.new_queries,
-            policy=asked.policy,
+            policy=setup.policy,
             progress=prefixed(progress, "earlier model"),
         )
-        sent = AnnCheck.of(gallery, both.searched, embeddings.new_queries)
-        return replace(self, chain=chain, sent=sent)
+        ann_check = AnnCheck.of(store, gallery, embeddings.new_queries)
+        return replace(findings, chain=chain, ann_check=ann_check)
 
-    def pairs(self, asked: VerifySetup) -> MakePairs:
-        """How the user's pairs are measured; it holds what their items need, and no more."""
-        both, groups = self.both, asked.groups
-        if groups.pairs is None or both is None:
-            return lambda how: ([], None)
-        good = [not {a, b} & both.bad for a, b in zip(*groups.pairs[:2], strict=True)]
+    def pairs(self, setup: VerifySetup) -> MeasurePairs:
+        """Returns the function that measures the user's pairs; it keeps only their embeddings."""
+        embeddings, groups = self.embeddings, setup.groups
+        if groups.pairs is None or embeddings is None:
+            return lambda sampling: ([], None)
+        good = [not {a, b} & embeddings.bad for a, b in zip(*groups.pairs[:2], strict=True)]
         first, second, same = (column[np.array(good, bool)] for column in groups.pairs)
         rows = np.union1d(first, second)
-        make = partial(
+        measure = partial(
             measure_pairs,
-            asked.policy,
-            queries=(both.old.at(rows), both.new.at(rows)),
-            gallery=both.stored(asked.data, rows),
+            setup.policy,
+            queries=(embeddings.old.take(rows), embeddings.new.take(rows)),
+            gallery=embeddings.in_gallery(setup.data, rows),
             rows=(np.searchsorted(rows, first), np.searchsorted(rows, second), same),
-            labels=[asked.data.labels[row] for row in rows],
-            cluster=columns_of(asked.data, rows, asked.options.cluster),
+            labels=[setup.data.labels[row] for row in rows],
+            cluster=columns_of(setup.data, rows, setup.options.cluster),
         )
 
-        def measured(how: Sampling) -> tuple[list[Measurement], PairsResult | None]:
-            found, result = make(draw=how.draw, replicates=how.replicates)
-            found = [replace(one, may_decide=not groups.pairs_seen) for one in found]
-            return found, replace(result, seen=groups.pairs_seen)
+        def measured(sampling: Sampling) -> tuple[list[Measurement], PairsResult | None]:
+            checks, result = measure(draw=sampling.draw, replicates=sampling.replicates)
+            checks = [replace(check, may_decide=not groups.pairs_seen) for check in checks]
+            return checks, replace(result, seen=groups.pairs_seen)
 
         return measured
 
-    def without_features(self) -> Findings:
-        """The same, less the features. Where nothing else holds them they are gone: the rows of the
-        gallery are in memory once, as themselves or in the index."""
-        return replace(self, both=None)
+    def without_embeddings(self) -> Findings:
+        """The same without the embeddings, so that the gallery's vectors are in memory once: here,
+        or in the index."""
+        return replace(self, embeddings=None)
 
     def on_index(self, gallery: DeployedGallery | None) -> Findings:
-        """The same with what the real index finds."""
-        found = replace(self, sent=None)
-        if gallery is None or self.sent is None:
-            return found
-        ann, shares = self.sent.measure(gallery)
-        trials = [
-            replace(one, evidence=replace(one.evidence, ann_recall=shares))
-            if one.evidence.name == DECIDING_GROUP
-            else one
-            for one in self.trials
+        """The same with the ANN recall of the deployed index."""
+        findings = replace(self, ann_check=None)
+        if gallery is None or self.ann_check is None:
+            return findings
+        ann, by_query = self.ann_check.measure(gallery)
+        results = [
+            replace(result, evidence=replace(result.evidence, ann_recall=by_query))
+            if result.evidence.name == DECIDING_GROUP
+            else result
+            for result in self.results
         ]
-        return replace(found, ann=ann, trials=trials)
+        return replace(findings, ann=ann, results=results)
 
 
 def version_chain(
-    gallery: DeployedGallery,
-    searched: EvaluationGallery,
+    store: DeployedGallery,
+    gallery: EvaluationGallery,
     data: Dataset,
     truth: GroundTruth,
     *,
-    asked: Rows,
+    query_rows: Rows,
     queries: Mapping[str, Vectors],
     new: Vectors,
     policy: Policy,
     progress: Progress,
 ) -> list[ChainEvidence]:
-    """One link for each version that owns rows of the store; none where one owns them all.
+    """Test new queries on the rows of each version that owns rows of the store, against that
+    version's own queries; empty where one version owns them all.
 
-    ``truth``: the queries (Q,) on the searched gallery; ``asked``: their rows of the data.
-    ``queries``: (Q, D) features by the digest of models that already ran; the others run here.
-    ``new``: (Q, D) features of the candidate.
+    Args:
+        truth: of the queries (Q,) and the whole gallery.
+        query_rows: (Q,) rows of the data.
+        queries: model digest -> (Q, D) features already computed; other models run here.
+        new: (Q, D) features of the candidate.
     """
-    model_of = np.asarray(gallery.catalog.model_of)
+    model_of = np.asarray(store.catalog.model_of)
     owners = np.unique(model_of)
     if len(owners) < 2:
         return []
     links = []
     for owner in owners:
-        sha256 = gallery.catalog.models[owner]
+        sha256 = store.catalog.models[owner]
         rows = np.flatnonzero(model_of == owner)
         own = queries.get(sha256)
         if own is None:
-            encoder = Encoder.load(gallery.store.verified_path("models", sha256))
-            own = EmbeddedRows.of(encoder, data, asked, progress=progress).at(asked)
-        part = truth.part(rows)
+            encoder = Encoder.load(store.store.verified_path("models", sha256))
+            own = EmbeddedRows.embed(encoder, data, query_rows, progress=progress).take(query_rows)
+        part = truth.select_rows(rows)
         own_test, new_test = (
-            retrieval_of_rows(part, one, searched.vectors, rows, recall_ks(policy))
-            for one in (own, new)
+            retrieval_of_rows(part, features, gallery.vectors, rows, recall_ks(policy))
+            for features in (own, new)
         )
         links.append(
             ChainEvidence(

@@ -1,14 +1,14 @@
-"""The gallery that queries search: every row of the store, and what is embedded beside it.
+"""The gallery that queries search: every row of the store, then rows embedded for the evaluation.
 
-The store says what is searched, with its stored vectors and the catalogue's labels; the evaluation
-data says who queries and what is relevant. A row that both label differently has no label here:
-nobody can know whether the vector is of what the data says, or of what the catalogue says.
+The store gives the searched rows with their vectors and the catalogue's labels; the evaluation data
+say who queries and what is relevant. A row that both label differently has no label here: its
+vector may be of either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -25,49 +25,51 @@ from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Embedded, Encoder, embed_together
-from compatctl.evaluation.clusters import all_columns, column_codes, columns_of, resampling_units
-from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half
+from compatctl.evaluation.clusters import all_columns, columns_of
+from compatctl.evaluation.ground_truth import GroundTruth, RelevancePairs, reembedded_half
 from compatctl.evaluation.ignored_rows import Column, shared_columns
-from compatctl.evaluation.protocol import QueryGroup, RelevancePairs, judged_rows
+from compatctl.evaluation.protocol import QueryGroup
 from compatctl.progress import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmbeddedRows:
-    """Unit features (n, D) of ascending ``rows`` (n,) of a data set; ``bad``: ids that failed."""
+    """Unit features (n, D) of the ascending ``rows`` (n,) of a data set."""
 
     rows: Rows
     features: Vectors
     bad: tuple[str, ...] = ()
+    """Ids whose image could not be embedded."""
 
     @classmethod
-    def of(
+    def embed(
         cls,
         encoder: Encoder,
         data: Dataset,
         rows: Rows,
         *,
         skip_bad: bool = False,
+        looks: bool = False,
         progress: Progress = silent,
     ) -> Self:
-        """The rows (n,), ascending, less those that failed; errors as ``Encoder.embed``."""
+        """Embed the ascending rows (n,) of the data; errors as ``Encoder.embed``."""
         (result,) = embed_together(
-            (encoder,), data, (rows,), skip_bad=skip_bad, progress=(progress,)
+            (encoder,), data, (rows,), skip_bad=skip_bad, looks=looks, progress=(progress,)
         )
-        return cls.read(result)
+        return cls.of(result)
 
     @classmethod
-    def read(cls, result: Embedded) -> Self:
+    def of(cls, result: Embedded) -> Self:
         """An encoder's result on rows of a data set."""
         bad = tuple(item.id for item in result.bad)
         return cls(rows=result.rows, features=result.features, bad=bad)
 
     def holds(self, rows: Rows) -> Bools:
-        """(m,) whether there is a feature of each of the rows (m,)."""
+        """(m,) whether each of the rows (m,) has a feature."""
         return np.isin(rows, self.rows)
 
-    def at(self, rows: Rows) -> Vectors:
-        """(m, D) features of rows (m,), all of which it holds."""
+    def take(self, rows: Rows) -> Vectors:
+        """(m, D) features of the rows (m,), each of which has one."""
         if len(rows) == len(self.rows) and np.array_equal(rows, self.rows):
             return self.features
         return self.features[np.searchsorted(self.rows, rows)]
@@ -75,167 +77,141 @@ class EmbeddedRows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluationGallery:
-    """G rows: those of the store in the catalogue's order, then those embedded by the old model.
-
-    ``labels``: "" where nobody knows. ``of_data`` (G,): the row of the data that is the same item,
-    -1: none, so that its image is not at hand. ``conflicts``: ids that the data and the catalogue
-    label differently. ``names``: every label of the gallery and of the data, in their order.
-    """
+    """G rows: the store's in the catalogue's order, then those that the old model embedded."""
 
     ids: tuple[str, ...]
     labels: tuple[str, ...]
+    """(G,) empty where the class is unknown."""
     vectors: Vectors
+    """(G, D)"""
     n_stored: int
-    of_data: Rows
+    data_rows: Rows
+    """(G,) the row of the data that is the same item, -1: none, so its image is unavailable."""
     conflicts: tuple[str, ...]
-    names: tuple[str, ...]
+    """Ids that the data and the catalogue label differently."""
 
     @classmethod
-    def of(cls, data: Dataset, gallery: DeployedGallery | None, beside: EmbeddedRows) -> Self:
-        """The store's rows, and ``beside`` them items of the data that the store does not hold."""
-        stored_ids = gallery.catalog.ids if gallery else ()
-        of_data = np.concatenate([stored_rows_of(data, gallery), beside.rows])
-        theirs = gallery.catalog.labels if gallery else ()
-        labels, conflicts = _labels(data, stored_ids, theirs, of_data)
-        n, vectors = len(stored_ids), beside.features
+    def build(cls, data: Dataset, gallery: DeployedGallery | None, extra: EmbeddedRows) -> Self:
+        """The store's rows, and the ``extra`` items of the data, which the store does not hold."""
+        catalog = gallery.catalog if gallery else None
+        stored_ids, stored_labels = (catalog.ids, catalog.labels) if catalog else ((), ())
+        data_rows = np.concatenate([stored_data_rows(data, gallery), extra.rows])
+        labels, conflicts = _labels(data, stored_ids, stored_labels, data_rows)
+        n, vectors = len(stored_ids), extra.features
         if gallery is not None:
-            vectors = gallery.vectors(extra_capacity=len(beside.rows))
-            vectors[n:] = beside.features
+            vectors = gallery.vectors(extra_capacity=len(extra.rows))
+            vectors[n:] = extra.features
         return cls(
-            ids=(*stored_ids, *(data.items[row].id for row in beside.rows)),
+            ids=(*stored_ids, *(data.items[row].id for row in extra.rows)),
             labels=labels,
             vectors=vectors,
             n_stored=n,
-            of_data=of_data,
+            data_rows=data_rows,
             conflicts=conflicts,
-            names=tuple(sorted({*labels, *data.labels} - {""})),
         )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def beside(self) -> tuple[str, ...]:
+    def extra_ids(self) -> tuple[str, ...]:
         """Ids of the rows that are not the store's."""
         return self.ids[self.n_stored :]
 
-    @cached_property
-    def codes(self) -> Rows:
-        """(G,) class codes, the place of the label among ``names``, or ``NO_CLASS``."""
-        code = self._code | {"": NO_CLASS}
-        return as_rows(code[label] for label in self.labels)
-
-    @cached_property
-    def _code(self) -> dict[str, int]:
-        return {name: at for at, name in enumerate(self.names)}
-
     def rows_of(self, data: Dataset) -> Rows:
         """(N,) the gallery row of each row of the data, -1: it is not searched."""
-        found = np.full(len(data), -1, np.int64)
-        here = np.flatnonzero(self.of_data >= 0)
-        found[self.of_data[here]] = here
-        return found
+        rows = np.full(len(data), -1, np.int64)
+        here = np.flatnonzero(self.data_rows >= 0)
+        rows[self.data_rows[here]] = here
+        return rows
 
-    def truth(
+    def ground_truth(
         self,
         data: Dataset,
         group: QueryGroup,
-        judged: RelevancePairs | None,
-        seen: TrainingRecord | None,
+        judged: RelevancePairs | None = None,
+        record: TrainingRecord | None = None,
     ) -> GroundTruth:
-        """What is relevant to the group's queries, and what nobody knows.
+        """What is relevant to the group's queries, and what is unknown.
 
-        With ``judged`` pairs relevance is theirs alone, and a row that the data does not hold and
-        that no pair names is of unknown relevance. ``seen`` says which rows were touched, for the
-        group that decides.
+        With ``judged`` pairs only these are relevant; a row that is neither in the data nor in a
+        pair is of unknown relevance. For the deciding group ``record`` says which rows training
+        passed through the new model.
         """
-        query_labels = as_rows(self._code[data.labels[row]] for row in group.queries)
-        self_row = self.rows_of(data)[group.queries]
-        pairs = asked = None
-        unjudged = self.codes == NO_CLASS
-        if judged is not None:
-            names = [data.items[row].id for row in group.queries]
-            pairs = judged_rows(judged, names, self.ids)
-            ever = {query for query, _ in judged}
-            asked = np.array([name in ever for name in names], bool)
-            named = {item for _, item in judged}
-            unjudged = self.of_data < 0
-            unjudged &= ~np.fromiter((one in named for one in self.ids), bool, len(self))
-        touched = None
-        if seen is not None and group.name == DECIDING_GROUP:
-            touched = self._touched(seen, query_labels, self_row, pairs)
-        columns = columns_of(data, group.queries, group.cluster)
-        units = resampling_units(query_labels, columns, judged=judged is not None)
-        return GroundTruth(
-            classes=units.classes,
-            query_labels=query_labels,
-            gallery_labels=self.codes,
-            self_row=self_row,
-            judged=pairs,
-            reembedded=self.reembedded,
+        items = [data.items[row] for row in group.queries]
+        unavailable = self.data_rows < 0
+        truth = GroundTruth.from_labels(
+            query_ids=[item.id for item in items],
+            query_labels=[item.label for item in items],
+            gallery_ids=self.ids,
+            gallery_labels=self.labels,
+            cluster=columns_of(data, group.queries, group.cluster),
+            judged=judged,
+            columns=all_columns(data, group.queries),
             slices=group.slices,
-            unit=units.unit,
-            columns=column_codes(query_labels, all_columns(data, group.queries)),
+            reembedded=self._reembedded,
+        )
+        unjudged, asked = truth.gallery_labels == NO_CLASS, None
+        if judged is not None:
+            queries, judged_items = ({pair[side] for pair in judged} for side in (0, 1))
+            asked = np.array([item.id in queries for item in items], bool)
+            in_pair = np.fromiter((item in judged_items for item in self.ids), bool, len(self))
+            unjudged = unavailable & ~in_pair
+        overlap = None
+        if record is not None and group.name == DECIDING_GROUP:
+            overlap = self._training_overlap(record, truth)
+        return replace(
+            truth,
             asked=asked,
             unjudged=unjudged if unjudged.any() else None,
-            training_overlap=touched,
-            unseen_image=None if (self.of_data >= 0).all() else self.of_data < 0,
+            training_overlap=overlap,
+            image_unavailable=unavailable if unavailable.any() else None,
         )
 
-    def shared(self, data: Dataset, group: QueryGroup, names: Sequence[str]) -> dict[str, Column]:
-        """``shared_columns`` of the group's queries and of the searched rows."""
-        return shared_columns(data, names, group.queries, self.of_data)
-
     @cached_property
-    def reembedded(self) -> Bools:
-        """(G,) about half of the rows whose image is at hand: the others cannot be re-embedded."""
-        found = np.zeros(len(self), dtype=bool)
-        here = np.flatnonzero(self.of_data >= 0)
-        found[here] = reembedded_half(self.ids[row] for row in here)
-        return found
+    def _reembedded(self) -> Bools:
+        """(G,) about half of the rows whose image is available: others cannot be re-embedded."""
+        half, available = np.zeros(len(self), dtype=bool), np.flatnonzero(self.data_rows >= 0)
+        half[available] = reembedded_half(self.ids[row] for row in available)
+        return half
 
-    def _touched(
-        self,
-        seen: TrainingRecord,
-        query_labels: Rows,
-        self_row: Rows,
-        judged: tuple[Rows, Rows] | None,
-    ) -> TrainingOverlap:
-        """Which share of each query's relevant rows training passed through the new model, and of
-        the rows that can be relevant to any of them: those of classes that it did not train on."""
-        rows = seen.has_seen(self.ids)
-        trained = as_rows(at for at, name in enumerate(self.names) if seen.knows_class(name))
-        others = rows[~np.isin(self.codes, trained)]
-        if judged is None:
-            of_query = trained_share_by_class(query_labels, self.codes, self_row, rows)
+    def shared(self, data: Dataset, group: QueryGroup, names: Sequence[str]) -> dict[str, Column]:
+        """``shared_columns`` of the group's queries and of the gallery."""
+        return shared_columns(data, names, group.queries, self.data_rows)
+
+    def _training_overlap(self, record: TrainingRecord, truth: GroundTruth) -> TrainingOverlap:
+        """The share of each query's relevant rows that training passed through the new model, and
+        the share of the rows of classes that it did not train on."""
+        passed, codes = record.has_seen(self.ids), truth.gallery_labels
+        trained = {label: record.knows_class(label) for label in {*self.labels}} | {"": False}
+        others = passed[np.fromiter((not trained[label] for label in self.labels), bool, len(self))]
+        if truth.judged is None:
+            share = trained_share_by_class(truth.query_labels, codes, truth.self_row, passed)
         else:
-            of_query = trained_share_judged(*judged, rows, len(query_labels))
-        share = float(others.mean()) if len(others) else 1.0
-        return TrainingOverlap(of_query=of_query, of_gallery=share)
+            share = trained_share_judged(*truth.judged, passed, len(truth.query_labels))
+        return TrainingOverlap(
+            of_query=share, of_gallery=float(others.mean()) if len(others) else 1.0
+        )
 
 
-def stored_rows_of(data: Dataset, gallery: DeployedGallery | None) -> Rows:
+def stored_data_rows(data: Dataset, gallery: DeployedGallery | None) -> Rows:
     """(N,) the row of the data that is the item of each stored row, -1: none; empty: no store."""
     if gallery is None:
         return as_rows(())
-    return places(gallery.catalog.ids, data.row_of)
-
-
-def places(ids: Iterable[str], of: Mapping[str, int]) -> Rows:
-    """What ``of`` says of each id, -1 where it says nothing: one look at each, and no second map
-    of as many ids as a large gallery has."""
-    return as_rows(of.get(one, -1) for one in ids)
+    row_of = data.row_of
+    return as_rows(row_of.get(item, -1) for item in gallery.catalog.ids)
 
 
 def _labels(
-    data: Dataset, stored_ids: tuple[str, ...], theirs: tuple[str, ...], of_data: Rows
+    data: Dataset, stored_ids: Sequence[str], stored_labels: Sequence[str], data_rows: Rows
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(G,) the label of each row, and the ids of the stored rows that are labelled differently."""
-    found, conflicts = [*theirs, *[""] * (len(of_data) - len(theirs))], []
-    for row in np.flatnonzero(of_data >= 0):
-        label = data.labels[of_data[row]]
-        if found[row] not in {"", label}:
+    """(G,) labels, and the ids of the stored rows that the data label differently."""
+    labels = [*stored_labels, *[""] * (len(data_rows) - len(stored_labels))]
+    conflicts = []
+    for row in np.flatnonzero(data_rows >= 0).tolist():
+        label = data.labels[data_rows[row]]
+        if labels[row] not in {"", label}:
             conflicts.append(stored_ids[row])
             label = ""
-        found[row] = label
-    return tuple(found), tuple(conflicts)
+        labels[row] = label
+    return tuple(labels), tuple(conflicts)

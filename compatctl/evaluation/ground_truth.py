@@ -1,58 +1,112 @@
-"""What is relevant to what: Q queries and G gallery rows in numbers."""
+"""What is relevant to which query, as integer codes: one form for images and feature tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
-from compatctl.core.arrays import Bools, Rows
+from compatctl.core.arrays import NO_CLASS, Bools, Rows, as_rows
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.ignored import Ignored
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.training_overlap import TrainingOverlap
+from compatctl.errors import InputError
+from compatctl.evaluation.clusters import column_codes, resampling_units
+
+RelevancePairs = Sequence[tuple[str, str]]
+"""(query id, item id) of pairs judged relevant."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroundTruth:
-    """Q queries and G gallery rows in numbers: what is relevant to what, and what is resampled."""
+    """Q queries and G gallery rows: which are relevant to which, and what is resampled."""
 
     classes: Rows
-    """(Q,) what is resampled: class codes; (Q, K) where K kinds of units cross."""
+    """(Q,) codes of the units that are resampled; (Q, K) where K kinds of units cross."""
     query_labels: Rows
+    """(Q,) class codes from 0, shared with the gallery."""
     gallery_labels: Rows
+    """(G,) class codes; ``NO_CLASS`` where the class is unknown."""
     self_row: Rows
     """(Q,) each query's own gallery row, -1: none."""
     judged: tuple[Rows, Rows] | None = None
     """(J,) query positions and gallery rows judged relevant; then labels do not count."""
     ignored: Ignored | None = None
-    """Rows that do not count for a query besides; no judged pair is among them."""
+    """Further rows that do not count for a query; no judged pair is among them."""
     reembedded: Bools | None = None
-    """(G,) the part of a mixed gallery that is re-embedded; in verify, a half."""
+    """(G,) rows of a mixed gallery that the new model embeds; None: no mixed gallery is tested."""
     slices: Mapping[str, Bools] = field(default_factory=dict)
+    """Name -> (Q,) the queries in it."""
     unit: tuple[str, ...] = ("class",)
-    """What each kind of unit that is resampled is: ``class``, ``query`` or a column of the data."""
+    """What each kind of resampled unit is: ``class``, ``query`` or a column of the data."""
     columns: Mapping[str, Rows] | None = None
-    """Name -> (Q,) codes of every column of the data, which queries may depend on each other by."""
+    """Name -> (Q,) codes of every column by which queries may depend on each other."""
     asked: Bools | None = None
     """(Q,) queries that should have a match; None: all."""
     unjudged: Bools | None = None
     """(G,) rows of unknown relevance; None: there are none."""
     training_overlap: TrainingOverlap | None = None
-    """What of the gallery training passed through the new model; None: nobody knows."""
+    """Gallery rows that training passed through the new model; None: unknown."""
     same_image: Bools | None = None
-    """(Q,) queries whose image lies in the gallery under another id; None: none is known to."""
-    unseen_image: Bools | None = None
-    """(G,) rows whose image nobody looked at: that it is a query's shows in its vector only."""
+    """(Q,) queries whose image is in the gallery under another id; None: none is known."""
+    image_unavailable: Bools | None = None
+    """(G,) rows whose image cannot be compared with a query's; None: there are none."""
 
-    def queries(self, kept: Bools) -> GroundTruth:
-        """The same of some queries, ``kept`` (Q,)."""
-        judged = self.judged
+    @classmethod
+    def from_labels(
+        cls,
+        *,
+        query_ids: Sequence[str],
+        query_labels: Sequence[str],
+        gallery_ids: Sequence[str],
+        gallery_labels: Sequence[str],
+        cluster: Mapping[str, Sequence[str]] | None = None,
+        judged: RelevancePairs | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
+        slices: Mapping[str, Bools] | None = None,
+        reembedded: Bools | None = None,
+    ) -> Self:
+        """Code labels in their sorted order, and find each query's own gallery row by its id.
+
+        Args:
+            query_ids, query_labels: (Q,).
+            gallery_ids, gallery_labels: (G,); an empty label is unknown.
+            cluster: column -> (Q,) values by which queries are resampled.
+            judged: relevant pairs, which replace the labels.
+            columns: column -> (Q,) values by which queries may depend on each other.
+            slices, reembedded: as the fields.
+
+        Raises:
+            InputError: no judged pair is of a query and a gallery item.
+        """
+        names = sorted({*query_labels, *gallery_labels} - {""})
+        code = {name: index for index, name in enumerate(names)} | {"": NO_CLASS}
+        labels = as_rows(code[label] for label in query_labels)
+        units = resampling_units(labels, cluster or {}, judged=judged is not None)
+        # Only the queries' ids are mapped: a large gallery has too many.
+        own = dict.fromkeys(query_ids, -1)
+        own.update((item, row) for row, item in enumerate(gallery_ids) if item in own)
+        return cls(
+            classes=units.classes,
+            query_labels=labels,
+            gallery_labels=as_rows(code[label] for label in gallery_labels),
+            self_row=as_rows(own[item] for item in query_ids),
+            judged=None if judged is None else _judged_rows(judged, query_ids, gallery_ids),
+            reembedded=reembedded,
+            slices=slices or {},
+            unit=units.unit,
+            columns=None if columns is None else column_codes(labels, columns),
+        )
+
+    def select_queries(self, kept: Bools) -> GroundTruth:
+        """The same for the queries ``kept`` (Q,)."""
+        judged, overlap = self.judged, self.training_overlap
         if judged is not None:
             here, position = kept[judged[0]], np.cumsum(kept) - 1
             judged = position[judged[0][here]], judged[1][here]
-        touched = self.training_overlap
         return replace(
             self,
             classes=self.classes[kept],
@@ -61,15 +115,15 @@ class GroundTruth:
             judged=judged,
             slices={name: mask[kept] for name, mask in self.slices.items()},
             ignored=self.ignored and self.ignored.select_queries(kept),
-            columns=self.columns and {name: one[kept] for name, one in self.columns.items()},
+            columns=self.columns and {name: codes[kept] for name, codes in self.columns.items()},
             asked=None if self.asked is None else self.asked[kept],
-            training_overlap=touched and replace(touched, of_query=touched.of_query[kept]),
+            training_overlap=overlap and replace(overlap, of_query=overlap.of_query[kept]),
             same_image=None if self.same_image is None else self.same_image[kept],
         )
 
-    def part(self, rows: Rows) -> GroundTruth:
-        """The same of some gallery rows, ascending ``rows`` (n,); what is said of the whole gallery
-        is left out."""
+    def select_rows(self, rows: Rows) -> GroundTruth:
+        """The same for the gallery rows ``rows`` (n,), ascending, without what describes the whole
+        gallery."""
         position = np.full(len(self.gallery_labels), -1, np.int64)
         position[rows] = np.arange(len(rows))
         judged = self.judged
@@ -85,17 +139,28 @@ class GroundTruth:
             reembedded=None if self.reembedded is None else self.reembedded[rows],
             unjudged=None,
             training_overlap=None,
-            unseen_image=None,
+            image_unavailable=None,
         )
 
-    def relevant(self, rows: Rows) -> Bools:
-        """(Q, k) whether the gallery rows (Q, k) found for each query are known to be relevant."""
+    def is_relevant(self, rows: Rows) -> Bools:
+        """(Q, k) whether the gallery rows (Q, k) found for each query are relevant to it."""
         if self.judged is None:
             same: Bools = self.gallery_labels[rows] == self.query_labels[:, None]
             return same
         n = len(self.gallery_labels)
         query = np.arange(len(rows))[:, None]
         return np.isin(query * n + rows, self.judged[0] * n + self.judged[1])
+
+    def has_match(self) -> Bools:
+        """(Q,) whether another gallery row of the query's class counts for it."""
+        sizes = np.bincount(
+            self.gallery_labels[self.gallery_labels != NO_CLASS],
+            minlength=int(self.query_labels.max(initial=0)) + 1,
+        )
+        left = sizes[self.query_labels] - (self.self_row >= 0)
+        for query, row in () if self.ignored is None else self.ignored.blocks():
+            left -= np.bincount(query[self.self_row[query] != row], minlength=len(left))
+        return np.asarray(left > 0)
 
     @property
     def pairs(self) -> PairTruth:
@@ -109,6 +174,26 @@ class GroundTruth:
         )
 
 
+def _judged_rows(
+    judged: RelevancePairs, queries: Sequence[str], gallery: Sequence[str]
+) -> tuple[Rows, Rows]:
+    """Positions of the judged pairs whose query and item are both here; others have no effect."""
+    position = {query: index for index, query in enumerate(queries)}
+    items = {item for _, item in judged}
+    row_of = {item: row for row, item in enumerate(gallery) if item in items}
+    here = [
+        (position[query], row_of[item])
+        for query, item in judged
+        if query in position and item in row_of and query != item
+    ]
+    if not here:
+        raise InputError(
+            f"none of the {len(judged)} judgments is of a held-out query and a gallery item",
+            tip="the ids in the judgments must be those of the data",
+        )
+    return as_rows(query for query, _ in here), as_rows(row for _, row in here)
+
+
 def reembedded_half(ids: Iterable[str]) -> Bools:
     """(G,) about half of the items, by a hash of their ids: the same in every run."""
-    return np.array([hash_fraction(one) < 0.5 for one in ids], dtype=bool)
+    return np.array([hash_fraction(item) < 0.5 for item in ids], dtype=bool)

@@ -1,4 +1,4 @@
-"""Held-out items of a data set, who searches whom, and both models' features of them.
+"""Who queries and who is searched.
 
 With roles in the data, queries are the held-out items with role ``query`` and they search every
 item with role ``gallery``; without roles every item is both, and an item never finds itself.
@@ -12,19 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import Rows, Vectors, as_rows
+from compatctl.core.arrays import Rows, as_rows
 from compatctl.data import Dataset
-from compatctl.encoder import Encoder
 from compatctl.errors import InputError
-from compatctl.evaluation.clusters import all_columns, column_codes, columns_of, resampling_units
+from compatctl.evaluation.clusters import all_columns, columns_of
 from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half
-from compatctl.progress import Progress, silent
 
 MAX_SLICES = 500
 """Every one is a check with thousands of replicates, and Holm's method divides the level by all."""
-
-RelevancePairs = Sequence[tuple[str, str]]
-"""(query id, item id) of pairs judged relevant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +35,6 @@ class QueryGroup:
     gallery: Rows
     slices: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     cluster: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairFeatures:
-    """Unit features (N, D) float32 of a data set's rows; rows that were not needed are NaN."""
-
-    query: Vectors
-    gallery: Vectors
 
 
 def query_rows(data: Dataset, split: str) -> Rows:
@@ -118,29 +105,6 @@ def slice_masks(columns: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bo
     return slices
 
 
-def embed_rows(
-    encoder: Encoder,
-    data: Dataset,
-    rows: Rows,
-    *,
-    skip_bad: bool = False,
-    progress: Progress = silent,
-    into: Vectors | None = None,
-    looks: bool = False,
-) -> tuple[Vectors, tuple[str, ...]]:
-    """Features (N, D) with the given rows filled (into a copy of ``into``), and ids that failed.
-
-    ``looks``: the data learns the looks of the images from the same reading.
-    """
-    shape = (len(data), encoder.dim)
-    features = np.full(shape, np.nan, np.float32) if into is None else into.copy()
-    if len(rows):
-        done = encoder.embed(data.take(rows), skip_bad=skip_bad, progress=progress, looks=looks)
-        features[rows[done.rows]] = done.features
-        return features, tuple(item.id for item in done.bad)
-    return features, ()
-
-
 def drop_rows(group: QueryGroup, bad: set[int]) -> QueryGroup:
     """The group less the rows that could not be embedded."""
     if not bad:
@@ -155,53 +119,20 @@ def drop_rows(group: QueryGroup, bad: set[int]) -> QueryGroup:
     )
 
 
-def ground_truth(
-    data: Dataset, group: QueryGroup, judged: RelevancePairs | None = None
-) -> GroundTruth:
-    """What is relevant to the queries of a group.
-
-    Queries and gallery share their codes, in the order of the labels.
-    """
-    ids = [data.items[row].id for row in group.gallery]
-    position = {int(row): at for at, row in enumerate(group.gallery)}
-    names = sorted({data.items[i].label for i in (*group.queries, *group.gallery)})
-    code = {name: at for at, name in enumerate(names)}
-    labels = as_rows(code[data.items[i].label] for i in group.queries)
-    queries = [data.items[row].id for row in group.queries]
-    units = resampling_units(
-        labels, columns_of(data, group.queries, group.cluster), judged=judged is not None
-    )
-    return GroundTruth(
-        classes=units.classes,
-        query_labels=labels,
-        gallery_labels=as_rows(code[data.items[i].label] for i in group.gallery),
-        self_row=as_rows(position.get(int(i), -1) for i in group.queries),
-        judged=None if judged is None else judged_rows(judged, queries, ids),
-        reembedded=reembedded_half(ids),
+def ground_truth(data: Dataset, group: QueryGroup) -> GroundTruth:
+    """What is relevant to the queries of a group, among the gallery items of the data."""
+    queries, items = ([data.items[row] for row in rows] for rows in (group.queries, group.gallery))
+    ids = [item.id for item in items]
+    return GroundTruth.from_labels(
+        query_ids=[item.id for item in queries],
+        query_labels=[item.label for item in queries],
+        gallery_ids=ids,
+        gallery_labels=[item.label for item in items],
+        cluster=columns_of(data, group.queries, group.cluster),
+        columns=all_columns(data, group.queries),
         slices=group.slices,
-        unit=units.unit,
-        columns=column_codes(labels, all_columns(data, group.queries)),
+        reembedded=reembedded_half(ids),
     )
-
-
-def judged_rows(
-    judged: RelevancePairs, queries: Sequence[str], gallery: Sequence[str]
-) -> tuple[Rows, Rows]:
-    """Positions of the judged pairs whose query and item are both here; others have no effect."""
-    query_at = {name: at for at, name in enumerate(queries)}
-    named = {item for _, item in judged}
-    row_at = {name: at for at, name in enumerate(gallery) if name in named}
-    here = [
-        (query_at[query], row_at[item])
-        for query, item in judged
-        if query in query_at and item in row_at and query != item
-    ]
-    if not here:
-        raise InputError(
-            f"none of the {len(judged)} judgments is of a held-out query and a gallery item",
-            tip="the ids in the judgments must be those of the data",
-        )
-    return as_rows(query for query, _ in here), as_rows(row for _, row in here)
 
 
 def same_dimension(old: int, new: int) -> None:

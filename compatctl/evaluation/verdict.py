@@ -19,7 +19,7 @@ from compatctl.evaluation.adaptive_resampling import Sampling
 from compatctl.evaluation.clusters import can_resample, dependence_warnings
 from compatctl.evaluation.comparison import GroupResult
 from compatctl.evaluation.exact_retrieval import CMC_MAX_K
-from compatctl.evaluation.protocol import RelevancePairs
+from compatctl.evaluation.ground_truth import RelevancePairs
 from compatctl.files import write_atomic
 from compatctl.report import (
     NEXT_STEP,

@@ -19,11 +19,10 @@ from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.evaluation.embedding import embed_pair, prefixed
 from compatctl.evaluation.exact_retrieval import retrieval
+from compatctl.evaluation.gallery import EmbeddedRows
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.protocol import (
-    QueryGroup,
     drop_rows,
-    embed_rows,
     ground_truth,
     query_group,
     query_rows,
@@ -149,36 +148,34 @@ def alignment_set(
     validation = query_group("validation", data, query_rows(data, "validation"))
     both = embed_pair(
         data,
-        [validation, QueryGroup(name="pairs", queries=as_rows(()), gallery=pairs)],
+        queries=validation.queries,
+        searched=np.union1d(validation.gallery, pairs),
         encoders=(gallery.encoder, new),
         gallery=gallery,
-        new_gallery=False,
         skip_bad=skip_bad,
         progress=progress,
     )
     validation = drop_rows(validation, both.bad)
-    new_features, bad = embed_rows(
+    by_new = EmbeddedRows.embed(
         new,
         data,
         pairs,
         skip_bad=skip_bad,
-        progress=prefixed(progress, "new model"),
-        into=both.new.query,
         looks=True,
+        progress=prefixed(progress, "new model"),
     )
-    source, target = new_features[pairs], both.old.gallery[pairs]
-    complete = np.isfinite(source[:, 0]) & np.isfinite(target[:, 0])
-    stored = as_rows(()) if both.stored is None else both.stored.rows
+    pairs = by_new.rows[both.stored.holds(by_new.rows) | both.old.holds(by_new.rows)]
+    embeddings = both.paired(validation)
     alignment = AlignmentSet(
-        pairs=pairs[complete],
-        stored=np.isin(pairs, stored)[complete],
-        source=source[complete],
-        target=target[complete],
-        queries=both.new.query[validation.queries],
-        old_queries=both.old.query[validation.queries],
-        gallery=both.old.gallery[validation.gallery],
+        pairs=pairs,
+        stored=both.stored.holds(pairs),
+        source=by_new.take(pairs),
+        target=both.in_gallery(pairs),
+        queries=embeddings.new_queries,
+        old_queries=embeddings.old_queries,
+        gallery=embeddings.old_gallery,
         truth=ground_truth(data, validation),
-        skipped=tuple(sorted({*bad, *(data.items[row].id for row in both.bad)})),
+        skipped=tuple(sorted({*by_new.bad, *(data.items[row].id for row in both.bad)})),
     )
     _refuse_empty(alignment)
     return alignment
@@ -191,9 +188,7 @@ def _refuse_empty(alignment: AlignmentSet) -> None:
             "gallery item",
             tip="give the gallery's own images as --data, with the ids that the store holds",
         )
-    truth = alignment.truth
-    sizes = np.bincount(truth.gallery_labels, minlength=int(truth.query_labels.max(initial=0)) + 1)
-    if not (sizes[truth.query_labels] - (truth.self_row >= 0) > 0).any():
+    if not alignment.truth.has_match().any():
         raise InputError(
             "there is no validation query with an item of its class in the gallery, to choose the "
             "map with",

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
-from compatctl.core.arrays import Rows, Vectors, as_rows
+from compatctl.core.arrays import Rows, Vectors
 from compatctl.data import Dataset
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError
 from compatctl.evaluation.ann import AnnQueries, sample_queries
-from compatctl.evaluation.clusters import columns_of, resampling_units
+from compatctl.evaluation.clusters import columns_of
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.groups import query_groups
 from compatctl.evaluation.ignored_rows import with_ignored_rows
@@ -101,15 +101,12 @@ class HeldOutQueries:
             self.labels.get(item, label)
             for item, label in zip(catalog.ids, catalog.labels, strict=True)
         ]
-        code = {name: at for at, name in enumerate(sorted({*of_rows, *self.classes}))}
-        labels = as_rows(code[name] for name in self.classes)
-        units = resampling_units(labels, self.cluster)
-        truth = GroundTruth(
-            classes=units.classes,
-            unit=units.unit,
-            query_labels=labels,
-            gallery_labels=as_rows(code[name] for name in of_rows),
-            self_row=as_rows(catalog.row_of.get(item, -1) for item in self.ids),
+        truth = GroundTruth.from_labels(
+            query_ids=self.ids,
+            query_labels=self.classes,
+            gallery_ids=catalog.ids,
+            gallery_labels=of_rows,
+            cluster=self.cluster,
         )
         shared = {
             name: ([of[item] for item in self.ids], [of.get(item, "") for item in catalog.ids])

@@ -22,7 +22,7 @@ from compatctl.core.adapters import fuse_rows
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.core.hash_order import hash_order
 from compatctl.data import Dataset
-from compatctl.evaluation.clusters import columns_of, resampling_units
+from compatctl.evaluation.clusters import columns_of
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
 from compatctl.migration.adapters import KINDS, iter_adapters
@@ -99,26 +99,16 @@ class RouteInputs:
     @cached_property
     def truth(self) -> GroundTruth:
         """What is relevant to which query."""
-        code: dict[str, int] = {}
-        for label in sorted({*(self.data.labels[i] for i in self.query_rows), *self._labels}):
-            code[label] = len(code)
-        labels = as_rows(code[self.data.labels[i]] for i in self.query_rows)
-        units = resampling_units(labels, columns_of(self.data, self.query_rows, self.cluster))
-        known = GroundTruth(
-            classes=units.classes,
-            unit=units.unit,
-            query_labels=labels,
-            gallery_labels=as_rows(code[label] for label in self._labels),
-            self_row=as_rows(
-                self.reference.row_of.get(self.data.ids[i], -1) for i in self.query_rows
-            ),
+        queries = self.data.take(self.query_rows)
+        truth = GroundTruth.from_labels(
+            query_ids=queries.ids,
+            query_labels=queries.labels,
+            gallery_ids=self.reference.gallery_ids,
+            gallery_labels=self.reference.gallery_labels,
+            cluster=columns_of(self.data, self.query_rows, self.cluster),
         )
         shared = shared_columns(self.data, self.ignore_same, self.query_rows, self.gallery_rows)
-        return with_ignored_rows(known, shared)
-
-    @property
-    def _labels(self) -> tuple[str, ...]:
-        return self.reference.gallery_labels
+        return with_ignored_rows(truth, shared)
 
     @cached_property
     def pair_rows(self) -> Rows:
@@ -149,15 +139,6 @@ class RouteInputs:
             encoders=("old",),
         )
 
-    def has_match(self) -> Bools:
-        """(Q,) whether the gallery holds another item of the query's class, which counts."""
-        truth = self.truth
-        sizes = np.bincount(truth.gallery_labels, minlength=int(truth.query_labels.max()) + 1)
-        left = sizes[truth.query_labels] - (truth.self_row >= 0)
-        for query, row in () if truth.ignored is None else truth.ignored.blocks():
-            left -= np.bincount(query[truth.self_row[query] != row], minlength=len(left))
-        return np.asarray(left > 0)
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FreeModels:
@@ -176,7 +157,7 @@ def train_free_models(
         InputError: see ``train.train``.
     """
     selector = CrossFitSelector(
-        has_match=inputs.has_match(), truth=inputs.truth, folds=tuple(folds)
+        has_match=inputs.truth.has_match(), truth=inputs.truth, folds=tuple(folds)
     )
     return FreeModels(selector=selector, heads=selector.select(free_variants(inputs, progress)))
 

@@ -96,7 +96,7 @@ def test_the_ground_is_a_gallery_of_one_vendor_and_held_out_queries(
     assert {*reference.gallery_ids, *reference.encoded_ids} == {*emoji.ids}
     asked = {(emoji.items[row].split, emoji.items[row].role) for row in inputs.query_rows}
     assert asked == {("validation", "query"), ("test", "query")}
-    assert inputs.has_match().all()
+    assert inputs.truth.has_match().all()
 
 
 def test_what_was_made_is_kept(shop: cases.Workshop, inputs: RouteInputs) -> None:
@@ -184,7 +184,9 @@ def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(inputs: Rou
     """Rows of items that anchored stay as they were stored, the others are the model's own."""
     everyone = np.ones(len(inputs.query_rows), bool)
     fold = (everyone, everyone)
-    selector = CrossFitSelector(truth=inputs.truth, has_match=inputs.has_match(), folds=(fold,))
+    selector = CrossFitSelector(
+        truth=inputs.truth, has_match=inputs.truth.has_match(), folds=(fold,)
+    )
     fitted = routes.train_model(inputs, inputs.recipe, inputs.reference)
     made = fitted.variant(inputs.reference.gallery_features)
     tuned = selector.result("finetune", selector.fixed(made))
@@ -212,7 +214,7 @@ def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     splits = [inputs.data.items[row].split for row in inputs.query_rows]
     asked = [i for i, split in enumerate(splits)
-             if split == "validation" and inputs.has_match()[i]]  # fmt: skip
+             if split == "validation" and inputs.truth.has_match()[i]]  # fmt: skip
     assert [one.gain for one in rows[:1]] == [0.0]
     assert all(one.queries == len(asked) for one in rows)
     change = settings["no anchors"](inputs.recipe)

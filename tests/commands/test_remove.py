@@ -417,7 +417,7 @@ def test_an_earlier_model_with_unidentified_vectors_cannot_be_restored(shop: Sho
     versions = shop.run("matrix")
     assert versions.code == 0, versions.stderr
     assert len(versions.json["sha256"]) == 2
-    assert versions.json["let_go"] == [held]
+    assert versions.json["not_kept"] == [held]
     assert held[:12] in versions.stderr
     refused = shop.run("rollback")
     assert refused.code == 2

@@ -221,7 +221,7 @@ def test_what_is_judged_does_not_choose(inputs: RouteInputs) -> None:
         Variant(queries=_unit(old + rng.standard_normal(old.shape)), gallery=stored, setting="b"),
     ]
     selector = CrossFitSelector(
-        truth=inputs.truth, has_match=inputs.has_match(), folds=((first, second),)
+        truth=inputs.truth, has_match=inputs.truth.has_match(), folds=((first, second),)
     )
     plain = selector.result("x", selector.select(options))
     assert plain.setting == "a"
@@ -242,7 +242,7 @@ def test_each_choice_goes_on_with_its_own(inputs: RouteInputs) -> None:
     """A second choice starts from what the same queries chose first, not from the other half's."""
     (first, second), stored = _folds(inputs)[0], inputs.reference.gallery_features
     selector = CrossFitSelector(
-        truth=inputs.truth, has_match=inputs.has_match(), folds=tuple(_folds(inputs))
+        truth=inputs.truth, has_match=inputs.truth.has_match(), folds=tuple(_folds(inputs))
     )
     old = inputs.old_queries.queries
     lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
@@ -291,7 +291,7 @@ def test_a_backfill_goes_on_with_the_route_that_finds_more(
 def test_a_backfill_is_of_finetune_where_fusing_finds_no_more(inputs: RouteInputs) -> None:
     """Equal on the queries that choose, the route with one encoder is taken; worse, too."""
     selector = CrossFitSelector(
-        truth=inputs.truth, has_match=inputs.has_match(), folds=tuple(_folds(inputs))
+        truth=inputs.truth, has_match=inputs.truth.has_match(), folds=tuple(_folds(inputs))
     )
     old, stored = inputs.old_queries.queries, inputs.reference.gallery_features
     tuned = Variant(queries=old, gallery=stored, item_features=stored[::-1])
@@ -397,7 +397,7 @@ def test_what_shares_a_column_is_left_out_of_every_route(inputs: RouteInputs) ->
         (1,),
         map_k=1,
     )
-    has_match = inputs.has_match()
+    has_match = inputs.truth.has_match()
     scores = inputs.old_queries.queries @ inputs.reference.gallery_features.T
     for at, row in enumerate(inputs.query_rows):
         one = data.items[row]
