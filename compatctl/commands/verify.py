@@ -131,10 +131,7 @@ def _verify_models(  # noqa: PLR0917
     fields = verdict_fields(
         policy, verdict, draws, results, NEXT_STEPS if gallery else WITHOUT_STORE
     )
-    fields["warnings"] += () if gallery else NO_STORE
-    fields["warnings"] += leak_warnings(record, groups, data, options)
-    fields["warnings"] += scale_warnings(score_map(gallery), calibrate=options.calibrate)
-    fields["warnings"] += gallery_warnings(findings.searched, results[0])
+    fields["warnings"] += _warnings(setup, findings, gallery)
     return Report(
         **inputs.entries(),
         attempt=attempt,
@@ -145,6 +142,17 @@ def _verify_models(  # noqa: PLR0917
         registry_sha256=record.registry_sha256 if record else None,
         not_checked=unchecked + unproven(checks),
         **fields,
+    )
+
+
+def _warnings(
+    setup: VerifySetup, findings: Findings, gallery: DeployedGallery | None
+) -> tuple[str, ...]:
+    return (
+        *(() if gallery else NO_STORE),
+        *leak_warnings(setup.record, findings.groups, setup.data, setup.options),
+        *scale_warnings(score_map(gallery), calibrate=setup.options.calibrate),
+        *gallery_warnings(findings.searched, findings.results[0]),
     )
 
 

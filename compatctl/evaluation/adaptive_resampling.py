@@ -1,8 +1,7 @@
-"""From measurements to a verdict that no seed turns.
+"""From measurements to a verdict that no seed changes.
 
-Every check is judged on as many replicates as the policy says. One whose p-value lies so near to
-its level that another seed could turn it is drawn again, longer, and by a seed of its own, which
-nobody chooses.
+Every check is judged on as many replicates as the policy says. If another seed could move its
+p-value across its level, it is drawn again, with more replicates and a fixed seed.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ from compatctl.evaluation.comparison import GroupResult
 from compatctl.report import Attempts
 
 PAIRS = "pairs"
-"""The group of pairs that the user gave."""
+"""The group of the user's pairs."""
 
-LAST_SEED = 12
-"""Of the draw that decides close calls; a user's seed does not change it."""
-LONG = 2**17
+CLOSE_CALL_SEED = 12
+"""Seed of the draw that decides close calls; a user's seed does not change it."""
+MAX_REPLICATES = 2**17
 """Replicates of that draw, where time allows."""
 CELLS, PAIR_CELLS, COSINE_CELLS = 2**31, 2**29, 2**33
-"""Numbers that it weighs in all: some seconds."""
-AT_ONCE = 32
-"""Statistics of one draw, each of which takes 1 MiB."""
+"""Values that it weighs in all: some seconds."""
+STATISTICS_PER_DRAW = 32
+"""Each takes 1 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """The seed of the resampling and how many replicates the checks need, at which attempt."""
+    """The seed and number of replicates of the resampling, and which attempt is judged."""
 
     seed: int
     replicates: int
@@ -51,7 +50,7 @@ class Sampling:
 
     @property
     def draw(self) -> Draw:
-        """A new generator of the same seed each time: checks are compared on equal replicates."""
+        """Returns a new generator of the same seed each time, so that checks share replicates."""
         return lambda: np.random.default_rng(self.seed)
 
 
@@ -59,77 +58,83 @@ def sampling(
     policy: Policy, seed: int, n_slices: int, n_chain: int, attempt: Attempts | None = None
 ) -> Sampling:
     """As many replicates as the policy says, and enough for Holm's smallest level."""
-    estimated = [one for one in policy.rules if one not in CHECKS_WITHOUT_INTERVAL]
+    estimated = [name for name in policy.rules if name not in CHECKS_WITHOUT_INTERVAL]
     checks, number = len(estimated) + n_slices + n_chain, attempt.number if attempt else 1
     least = max(policy.replicates, math.ceil(10 * checks / policy.alpha))
-    enough = min(least * number, max(least, LONG))  # for hundreds of attempts, in bounded time
+    enough = min(least * number, max(least, MAX_REPLICATES))  # bounded for hundreds of attempts
     return Sampling(seed=seed, replicates=enough, attempt=number)
 
 
-def adaptive_verdict(  # noqa: PLR0917 - all that is judged, and how
+def adaptive_verdict(  # noqa: PLR0917
     policy: Policy,
-    trials: Sequence[GroupResult],
+    results: Sequence[GroupResult],
     chain: Sequence[ChainEvidence],
     others: Sequence[Measurement],
-    how: Sampling,
-    pairs: Callable[[Sampling], tuple[Sequence[Measurement], object]] | None = None,
+    draws: Sampling,
+    measure_pairs: Callable[[Sampling], tuple[Sequence[Measurement], object]] | None = None,
 ) -> Verdict:
-    """Every measurement, judged; ``pairs``: how those of given pairs among ``others`` are made."""
-    found: list[Measurement] = []
-    for trial in trials:
-        measured = measure(policy, trial.evidence, how.draw, how.replicates)
-        found += add_gallery_checks(policy, trial.evidence, measured, how.draw, how.replicates)
+    """Judge every measurement; ``measure_pairs`` draws those of pairs among ``others`` again."""
+    checks: list[Measurement] = []
+    for result in results:
+        measured = measure(policy, result.evidence, draws.draw, draws.replicates)
+        checks += add_gallery_checks(
+            policy, result.evidence, measured, draws.draw, draws.replicates
+        )
     for link in chain:
-        found.append(measure_chain(link, policy.recall_at, how.draw, how.replicates))
-    found += others
+        checks.append(measure_chain(link, policy.recall_at, draws.draw, draws.replicates))
+    checks += others
     settled: set[CheckKey] = set()
     while (
         close := borderline_checks(
-            policy, found, verdict := judge(policy, found, attempt=how.attempt)
+            policy, checks, verdict := judge(policy, checks, attempt=draws.attempt)
         )
         - settled
     ):
-        again = [*_longer(policy, trials, chain, close, how.replicates)]
-        if pairs is not None and any(group == PAIRS for _, group in close):
-            most = max(one.n for one in found if one.group == PAIRS)
-            again += pairs(_last(most, PAIR_CELLS, how.replicates))[0]
-        new = {(one.name, one.group): one for one in again if (one.name, one.group) in close}
-        found = [new.get((one.name, one.group), one) for one in found]
+        redrawn = [*_redraw(policy, results, chain, close, draws.replicates)]
+        if measure_pairs is not None and any(group == PAIRS for _, group in close):
+            n = max(check.n for check in checks if check.group == PAIRS)
+            redrawn += measure_pairs(_longer(n, PAIR_CELLS, draws.replicates))[0]
+        new = {(check.name, check.group): check for check in redrawn}
+        checks = [
+            new.get(key, check) if (key := (check.name, check.group)) in close else check
+            for check in checks
+        ]
         settled |= close
     return verdict
 
 
-def _longer(
+def _redraw(
     policy: Policy,
-    trials: Sequence[GroupResult],
+    results: Sequence[GroupResult],
     chain: Sequence[ChainEvidence],
     close: set[CheckKey],
     least: int,
 ) -> Iterable[Measurement]:
-    """The close ones, of more replicates."""
+    """The close checks, measured on more replicates."""
     cosines = {key for key in close if key[0] == "different_class"}
     names = sorted(close - cosines)
-    for evidence in (trial.evidence for trial in trials):
-        how = _last(len(evidence.classes), CELLS, least)
-        for start in range(0, len(names), AT_ONCE):
-            some = set(names[start : start + AT_ONCE])
-            again = measure(policy, evidence, how.draw, how.replicates, some)
-            yield from add_gallery_checks(policy, evidence, again, how.draw, how.replicates)
+    for evidence in (result.evidence for result in results):
+        draws = _longer(len(evidence.classes), CELLS, least)
+        for start in range(0, len(names), STATISTICS_PER_DRAW):
+            part = set(names[start : start + STATISTICS_PER_DRAW])
+            measured = measure(policy, evidence, draws.draw, draws.replicates, part)
+            yield from add_gallery_checks(policy, evidence, measured, draws.draw, draws.replicates)
         if cosines:
-            how = _last(_width(evidence), COSINE_CELLS, least)
-            yield from measure(policy, evidence, how.draw, how.replicates, cosines)
+            draws = _longer(_width(evidence), COSINE_CELLS, least)
+            yield from measure(policy, evidence, draws.draw, draws.replicates, cosines)
     for link in chain:
         if ("chain_gain", link.name) in close:
-            how = _last(len(link.classes), CELLS, least)
-            yield measure_chain(link, policy.recall_at, how.draw, how.replicates)
+            draws = _longer(len(link.classes), CELLS, least)
+            yield measure_chain(link, policy.recall_at, draws.draw, draws.replicates)
 
 
 def _width(evidence: GroupEvidence) -> int:
-    """Numbers that one replicate of a mean cosine weighs."""
+    """Values that one replicate of a mean cosine weighs."""
     sums = None if evidence.inequalities is None else evidence.inequalities.sums
     return sums.queries.size if isinstance(sums, ClassSums) else len(evidence.classes)
 
 
-def _last(cells: int, most: int, least: int) -> Sampling:
-    """As long a draw of so many numbers a replicate as some seconds allow."""
-    return Sampling(seed=LAST_SEED, replicates=max(least, min(LONG, most // max(cells, 1))))
+def _longer(cells: int, budget: int, least: int) -> Sampling:
+    """The longest draw in the budget, of ``cells`` values a replicate, and at least ``least``."""
+    replicates = max(least, min(MAX_REPLICATES, budget // max(cells, 1)))
+    return Sampling(seed=CLOSE_CALL_SEED, replicates=replicates)

@@ -35,13 +35,13 @@ class AnnQueries:
 
 
 def sample_queries(n: int) -> NDArray[np.int64]:
-    """At most 1,000 of n queries, evenly taken."""
+    """At most 1,000 of n queries, evenly spaced."""
     return np.arange(0, n, max(1, n // MAX_QUERIES))[:MAX_QUERIES]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnnCheck:
-    """At most 1,000 of Q queries, ``taken``, and their exact nearest rows of the store."""
+    """At most 1,000 of ``n`` queries, ``taken``, and their exact nearest rows of the store."""
 
     n: int
     taken: NDArray[np.int64]
@@ -58,7 +58,7 @@ class AnnCheck:
     def measure(self, gallery: DeployedGallery) -> tuple[AnnRecall, NDArray[np.float64]]:
         """``measure_ann_recall`` of the deployed index.
 
-        Beside it (Q,): the recall of each query at the ef needed, NaN where it was not taken.
+        Beside it (Q,): the recall of each query at the ef needed, NaN if it was not taken.
         """
         ef = gallery.manifest.index.ef_search
         recall, by_query = measure_ann_recall(gallery.index, ef, self.queries)

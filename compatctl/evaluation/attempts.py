@@ -1,4 +1,4 @@
-"""Which attempt a verification is: the gate is stricter with each one on the same data."""
+"""Count verifications of a candidate on the same data: each attempt makes the gate stricter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyInputs:
-    """All that can change a report; ``models``: the old one and the candidate."""
+    """What a report depends on; ``models``: the old one and the candidate."""
 
     models: tuple[ModelId, ModelId]
     data: DataId
@@ -40,7 +40,7 @@ class VerifyInputs:
 
     @classmethod
     def of(cls, report: Report) -> VerifyInputs:
-        """Those of a report."""
+        """The inputs of a report."""
         return cls(
             models=(report.old, report.new),
             data=report.data,
@@ -51,7 +51,7 @@ class VerifyInputs:
         )
 
     def entries(self) -> dict[str, Any]:
-        """The entries of a report that repeat these, but for the policy."""
+        """The report's entries for these, except the policy."""
         return {
             "old": self.models[0],
             "new": self.models[1],
@@ -63,7 +63,7 @@ class VerifyInputs:
 
     @property
     def attempt(self) -> Attempt:
-        """These as the store keeps them."""
+        """The attempt as the store records it."""
         settings = {
             "seed": self.options.get("seed") or 0,
             "policy": self.policy.name,
@@ -82,23 +82,22 @@ class VerifyInputs:
 
 
 def current_attempt(root: Path, inputs: VerifyInputs, *, write: bool) -> Attempts | None:
-    """Which attempt this is in the store, and the earlier ones.
+    """The number of this attempt and the earlier ones; with ``write`` it is recorded in the store.
 
-    Without ``write`` it is told and not counted. None where there is no store, or where it must not
-    be written to.
+    None if there is no store, or it cannot be written to.
 
     Raises:
-        ConflictError: another process counts for long.
+        ConflictError: another process holds the file of attempts for too long.
         DamagedError: the store's file of attempts is damaged.
     """
     if inputs.store is None:
         return None
     if not write:
-        return _told(_peek(root, inputs))
+        return _numbered(_known_attempts(root, inputs))
     candidate, data = inputs.models[1].sha256, inputs.data.evaluation_set_sha256
     try:
         restore_attempts(Store.open(root), candidate)
-        return _told(record_attempt(root, candidate, data, inputs.attempt))
+        return _numbered(record_attempt(root, candidate, data, inputs.attempt))
     except InputError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in _DENIED:
@@ -107,7 +106,7 @@ def current_attempt(root: Path, inputs: VerifyInputs, *, write: bool) -> Attempt
 
 
 def uncounted_note(attempt: Attempts | None, store: bool) -> tuple[str, ...]:
-    """A sentence where an attempt could not be counted."""
+    """A sentence if the attempt could not be counted."""
     if attempt is not None:
         return ()
     why = "the store cannot be written to" if store else "there is no store to count them in"
@@ -115,10 +114,9 @@ def uncounted_note(attempt: Attempts | None, store: bool) -> tuple[str, ...]:
 
 
 def require_counted_attempt(root: Path, report: Report, *, write: bool) -> None:
-    """Raise unless the report was judged as the attempt that the store says it is, or a later one.
+    """Raise if the store counts more attempts than the report was judged as.
 
-    With ``write`` one that the store does not know yet is counted: a report that could not be
-    counted was judged as a first.
+    With ``write`` an attempt that the store does not know is recorded: verify could not write it.
 
     Raises:
         GateError: the store knows of earlier attempts that the report does not.
@@ -126,73 +124,73 @@ def require_counted_attempt(root: Path, report: Report, *, write: bool) -> None:
     """
     inputs = VerifyInputs.of(report)
     stated = report.attempt.number if report.attempt else 1
-    here = len(_peek(root, inputs))
-    if stated < here:
+    counted = len(_known_attempts(root, inputs))
+    if stated < counted:
         raise GateError(
-            f"the report was judged as attempt {stated}; by the store it is attempt {here} of this "
-            "candidate on these data",
+            f"the report was judged as attempt {stated}; by the store it is attempt {counted} of "
+            "this candidate on these data",
             tip="compatctl verify old.onnx new.onnx, where the store can be written",
         )
     if write:
         current_attempt(root, inputs, write=True)
 
 
-def _told(found: tuple[Attempt, ...]) -> Attempts:
-    earlier = tuple(EarlierAttempt(**one.settings) for one in found[:-1])
-    return Attempts(number=len(found), earlier=earlier)
+def _numbered(attempts: tuple[Attempt, ...]) -> Attempts:
+    earlier = tuple(EarlierAttempt(**attempt.settings) for attempt in attempts[:-1])
+    return Attempts(number=len(attempts), earlier=earlier)
 
 
-def _peek(root: Path, inputs: VerifyInputs) -> tuple[Attempt, ...]:
-    candidate, question = inputs.models[1].sha256, inputs.data.evaluation_set_sha256
-    known = {one.key: one for one in read_attempts(root, candidate, question)}
-    for _, told, lost in missing_attempts(Store.open(root), candidate):
-        if told.data.evaluation_set_sha256 == question:
-            known.update((one.key, one) for one in lost)
-    found, mine = tuple(known.values()), inputs.attempt
-    return found[: list(known).index(mine.key) + 1] if mine.key in known else (*found, mine)
+def _known_attempts(root: Path, inputs: VerifyInputs) -> tuple[Attempt, ...]:
+    """The attempts up to this one, which is last; nothing is written."""
+    candidate, evaluation_set = inputs.models[1].sha256, inputs.data.evaluation_set_sha256
+    known = {attempt.key: attempt for attempt in read_attempts(root, candidate, evaluation_set)}
+    for _, reported, lost in missing_attempts(Store.open(root), candidate):
+        if reported.data.evaluation_set_sha256 == evaluation_set:
+            known.update((attempt.key, attempt) for attempt in lost)
+    known.setdefault(inputs.attempt.key, inputs.attempt)
+    return tuple(known.values())[: list(known).index(inputs.attempt.key) + 1]
 
 
 def missing_attempts(
     store: Store, candidate: str | None = None
 ) -> Iterator[tuple[int, VerifyInputs, tuple[Attempt, ...]]]:
-    """What deployed reports tell of attempts and the files of attempts do not know: they were
-    deleted, or put back from an older copy. The generation, what was asked, and the attempts.
+    """Attempts that deployed reports name and the store's files of attempts lack, because these
+    were deleted or replaced by an older copy: the generation, the report's inputs, the attempts.
 
-    ``candidate``: only those of this model (sha256). A report tells of earlier attempts what
-    people read of them; their keys are made up of that.
+    ``candidate``: only those of this model (sha256). A report names the settings of earlier
+    attempts, not their keys; a key is derived from the settings.
 
     Raises:
-        DamagedError: a file of attempts is damaged, or the history is.
+        DamagedError: a file of attempts or the history is damaged.
     """
-    for one in store.history():
-        judged = one.operation == Operation.DEPLOY and one.forced_reason is None
-        if not judged or one.report is None or candidate not in (None, one.query_model):
+    for state in store.history():
+        judged = state.operation == Operation.DEPLOY and state.forced_reason is None
+        if not judged or state.report is None or candidate not in (None, state.query_model):
             continue
         try:
-            report = read_report(store.blob_path("reports", one.report)).report
-        except CompatError:  # gc deleted it; what is damaged is found by its digest
+            report = read_report(store.blob_path("reports", state.report)).report
+        except CompatError:  # deleted by gc; check finds damage by the digest
             continue
         inputs = VerifyInputs.of(report)
-        found = read_attempts(store.path, report.new.sha256, report.data.evaluation_set_sha256)
-        if inputs.attempt.key in {known.key for known in found}:
+        known = read_attempts(store.path, report.new.sha256, report.data.evaluation_set_sha256)
+        if inputs.attempt.key in {attempt.key for attempt in known}:
             continue
         earlier = [asdict(entry) for entry in (report.attempt.earlier if report.attempt else ())]
         lost = [
             Attempt(key=sha256_bytes(canonical_json([number, settings])), settings=settings)
             for number, settings in enumerate(earlier, 1)
-            if settings not in [known.settings for known in found]
+            if settings not in [attempt.settings for attempt in known]
         ]
-        yield one.generation, inputs, (*lost, inputs.attempt)
+        yield state.generation, inputs, (*lost, inputs.attempt)
 
 
 def restore_attempts(store: Store, candidate: str | None = None) -> None:
-    """Count what ``lost_attempts`` finds.
+    """Record what ``missing_attempts`` finds.
 
     Raises:
         ConflictError, DamagedError, InputError: as ``store.record_attempt``.
     """
     for _, inputs, lost in missing_attempts(store, candidate):
-        for one in lost:
-            record_attempt(
-                store.path, inputs.models[1].sha256, inputs.data.evaluation_set_sha256, one
-            )
+        model, evaluation_set = inputs.models[1].sha256, inputs.data.evaluation_set_sha256
+        for attempt in lost:
+            record_attempt(store.path, model, evaluation_set, attempt)

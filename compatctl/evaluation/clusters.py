@@ -1,4 +1,4 @@
-"""What is resampled: the queries' classes, crossed with the columns that were named as clusters."""
+"""What is resampled: the queries' classes, crossed with the columns given as ``--cluster``."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ class ResamplingUnits:
 def resampling_units(
     labels: Rows, columns: Mapping[str, Sequence[str]], *, judged: bool = False
 ) -> ResamplingUnits:
-    """What is drawn of queries with these class codes (Q,) and values (Q,) of each cluster column.
+    """The units of queries with these class codes (Q,) and (Q,) values of each cluster column.
 
-    A query without a value is a unit of its own. Classes are always drawn as well, unless each lies
-    within a unit of a column, and a column has no say where each of its units lies within a class.
-    Where relevance was ``judged`` and all queries have one label, that is no class: then it is the
-    columns alone, or each query.
+    A query without a value is a unit of its own. Classes or a column are left out if each of their
+    units lies within a unit of another. If relevance was ``judged`` and all queries have one label,
+    that is no class: the units are those of the columns, or single queries.
     """
     kinds = {CLASS: labels} | {name: _codes(values) for name, values in columns.items()}
     if judged and len(np.unique(labels)) < 2:
@@ -42,23 +41,23 @@ def resampling_units(
         return ResamplingUnits(classes=np.arange(len(labels)), unit=(QUERY,))
     classes, kept = minimal_kinds(list(kinds.values()))
     names = list(kinds)
-    return ResamplingUnits(classes=classes, unit=tuple(names[at] for at in kept))
+    return ResamplingUnits(classes=classes, unit=tuple(names[index] for index in kept))
 
 
 def column_codes(labels: Rows, columns: Mapping[str, Sequence[str]]) -> dict[str, Rows]:
-    """(Q,) codes of the classes and of every column, by which queries may depend on each other."""
+    """(Q,) codes of the classes and of every column by which queries may depend on each other."""
     return {CLASS: labels} | {name: _codes(values) for name, values in columns.items()}
 
 
 def all_columns(data: Dataset, rows: Iterable[int]) -> dict[str, list[str]]:
-    """The values of every column that any of the rows has; empty where one has none."""
+    """Column -> values of the rows, for every column of these rows; empty: the item has none."""
     items = [data.items[row] for row in rows]
     names = sorted({name for item in items for name in item.slices})
     return {name: [item.slices.get(name, "") for item in items] for name in names}
 
 
 def columns_of(data: Dataset, rows: Iterable[int], names: Iterable[str]) -> dict[str, list[str]]:
-    """The values of some columns for some rows of the data; empty where an item has none.
+    """Column -> values of the rows of the data, for the named columns; empty: the item has none.
 
     Raises:
         InputError: a column that no item of the data has.
@@ -75,28 +74,29 @@ def columns_of(data: Dataset, rows: Iterable[int], names: Iterable[str]) -> dict
     return {name: [data.items[row].slices.get(name, "") for row in rows] for name in wanted}
 
 
-def can_resample(policy: Policy, one: Dependence) -> bool:
-    """Whether a column carries dependence and has values enough to be resampled."""
-    return one.unmodelled and one.n_units >= policy.min_classes
+def can_resample(policy: Policy, column: Dependence) -> bool:
+    """Whether a column carries dependence and has enough values to be resampled."""
+    return column.unmodelled and column.n_units >= policy.min_classes
 
 
-def dependence_warnings(policy: Policy, found: Iterable[Dependence]) -> tuple[str, ...]:
+def dependence_warnings(policy: Policy, columns: Iterable[Dependence]) -> tuple[str, ...]:
     """A sentence for each column that carries dependence beyond what is resampled."""
     return tuple(
-        f"column {one.column} carries dependence that is not resampled (intraclass correlation "
-        f"{one.icc:.2f}, design effect {one.design_effect:.2f}): "
+        f"column {column.column} carries dependence that is not resampled (intraclass correlation "
+        f"{column.icc:.2f}, design effect {column.design_effect:.2f}): "
         + (
-            f"verify --cluster {one.column}"
-            if can_resample(policy, one)
-            else f"with {one.n_units} values only, judge them one by one with --slice {one.column}"
+            f"verify --cluster {column.column}"
+            if can_resample(policy, column)
+            else f"with {column.n_units} values only, judge them one by one with --slice "
+            f"{column.column}"
         )
-        for one in found
-        if one.unmodelled
+        for column in columns
+        if column.unmodelled
     )
 
 
 def _codes(values: Sequence[str]) -> Rows:
-    """(Q,) codes of the values; one of its own for every empty value."""
+    """(Q,) codes of the values; every empty value gets its own."""
     named = np.array([bool(value) for value in values], dtype=bool)
     codes = np.unique(np.array(values, dtype=object), return_inverse=True)[1].astype(np.int64)
     codes[~named] = len(values) + np.flatnonzero(~named)

@@ -1,8 +1,8 @@
-"""``--ignore-same COLUMN``: gallery items of the query's label that share the query's value of a
-column with it do not count, as in the protocol of person re-identification.
+"""``--ignore-same COLUMN``: gallery items with the query's label and the query's value of a column
+do not count, as in the protocol of person re-identification.
 
-Where relevance was judged pair by pair a label says nothing, and every item that shares the value
-is ignored. An item without a value, or of no known label, shares it with nobody, and counts.
+With relevance judgments a label says nothing, and every item with the query's value is ignored. An
+item without a value or a known label shares it with none, and counts.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ Column = tuple[Sequence[str], Sequence[str]]
 def ignored_rows(
     columns: Mapping[str, Column], query_labels: Rows, gallery_labels: Rows, *, judged: bool
 ) -> Ignored | None:
-    """What each of the Q queries ignores of G gallery rows; None where no column is named.
+    """What each of the Q queries ignores of G gallery rows; None if no column is named.
 
     Args:
-        columns: name of each column -> its values.
-        query_labels, gallery_labels: (Q,) and (G,) codes; one below 0 is of a row that nobody knows
-            the label of.
+        columns: name -> the values of both.
+        query_labels, gallery_labels: (Q,) and (G,) codes; below 0: unknown.
         judged: whether relevance was judged pair by pair.
 
     Raises:
@@ -43,28 +42,28 @@ def ignored_rows(
     if not columns:
         return None
     codes = []
-    for name, (of_queries, of_rows) in columns.items():
-        known = {value: at for at, value in enumerate(sorted({*of_rows} - {""}))}
+    for name, (of_queries, of_gallery) in columns.items():
+        known = {value: code for code, value in enumerate(sorted({*of_gallery} - {""}))}
         if not known:
             raise InputError(
                 f"no item of the gallery has a value of the column {name}",
                 tip="--ignore-same names a column that queries and gallery items have",
             )
-        embeddings = [
+        pair = [
             np.array([known.get(value, -1) for value in values], np.int64)
-            for values in (of_queries, of_rows)
+            for values in (of_queries, of_gallery)
         ]
         if not judged:
-            embeddings = [
-                np.where((side < 0) | (labels < 0), -1, labels * len(known) + side)
-                for side, labels in zip(embeddings, (query_labels, gallery_labels), strict=True)
+            pair = [
+                np.where((values < 0) | (labels < 0), -1, labels * len(known) + values)
+                for values, labels in zip(pair, (query_labels, gallery_labels), strict=True)
             ]
-        codes.append((embeddings[0], embeddings[1]))
+        codes.append((pair[0], pair[1]))
     return Ignored.from_groups(*codes, n_queries=len(query_labels), n_rows=len(gallery_labels))
 
 
 def with_ignored_rows(truth: GroundTruth, columns: Mapping[str, Column]) -> GroundTruth:
-    """The field with what its queries ignore; judged pairs that do not count are no longer in it.
+    """The ground truth with what its queries ignore, and without judged pairs that do not count.
 
     Raises:
         InputError: no gallery item has a value of a column, or no judged pair is left.
@@ -74,7 +73,7 @@ def with_ignored_rows(truth: GroundTruth, columns: Mapping[str, Column]) -> Grou
     if ignored is None or truth.judged is None:
         return replace(truth, ignored=ignored)
     query, row = truth.judged
-    blocks = [slice(at, at + _BLOCK) for at in range(0, len(query), _BLOCK)]
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(query), _BLOCK)]
     lost = np.concatenate(
         [ignored.select_queries(query[part]).contains(row[part, None])[:, 0] for part in blocks]
     )
@@ -89,27 +88,27 @@ def with_ignored_rows(truth: GroundTruth, columns: Mapping[str, Column]) -> Grou
 def shared_columns(
     data: Dataset, names: Sequence[str], queries: Rows, gallery: Rows
 ) -> dict[str, Column]:
-    """Name -> values of rows of the data: of the queries (Q,), and of the gallery (G,), in which
-    -1 is an item that the data do not hold, without a value.
+    """Column -> values of the queries (Q,) and the gallery (G,), rows of the data; -1 is an item
+    that the data do not hold, without a value.
 
     Raises:
         InputError: no item has the column.
     """
-    known = columns_of(data, range(len(data)), names)
+    values = columns_of(data, range(len(data)), names)
     return {
         name: ([of[row] for row in queries], ["" if row < 0 else of[row] for row in gallery])
-        for name, of in known.items()
+        for name, of in values.items()
     }
 
 
 def missing_value_notes(columns: Mapping[str, Column]) -> tuple[str, ...]:
     """A sentence for each column of which gallery items or queries have no value: they count."""
-    found = []
-    for name, (of_queries, of_rows) in columns.items():
-        lost = [sum(value == "" for value in values) for values in (of_rows, of_queries)]
-        if any(lost):
-            found.append(
-                f"same {name}: {lost[0]} of {len(of_rows)} gallery items and {lost[1]} of "
+    notes = []
+    for name, (of_queries, of_gallery) in columns.items():
+        missing = [sum(value == "" for value in values) for values in (of_gallery, of_queries)]
+        if any(missing):
+            notes.append(
+                f"same {name}: {missing[0]} of {len(of_gallery)} gallery items and {missing[1]} of "
                 f"{len(of_queries)} queries have no value; these pairs count"
             )
-    return tuple(found)
+    return tuple(notes)

@@ -1,4 +1,4 @@
-"""How long a query takes: both encoders on the same images, one after the other in turns."""
+"""How long a query takes: both encoders on the same images, in turns."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ ROUNDS = 7
 
 
 def measure_latency(data: Dataset, rows: Rows, old: Encoder, new: Encoder) -> Latency:
-    """Median milliseconds of a batch through each encoder; decoding and resizing are not in it."""
+    """Median milliseconds of a batch through each encoder; without decoding and resizing."""
     images = [data.read(int(row)) for row in rows[:BATCH]]
     batches = [
         {
-            one.name: np.stack([prepare(image, one.preprocessing) for image in images])
-            for one in encoder.inputs
+            part.name: np.stack([prepare(image, part.preprocessing) for image in images])
+            for part in encoder.inputs
         }
         for encoder in (old, new)
     ]
     times: tuple[list[float], list[float]] = ([], [])
-    for at in range(-1, ROUNDS):  # the first round warms up
+    for round_ in range(-1, ROUNDS):  # the first round warms up
         for side, encoder in enumerate((old, new)):
             began = time.perf_counter()
             encoder.run(batches[side])
-            if at >= 0:
+            if round_ >= 0:
                 times[side].append(time.perf_counter() - began)
-    old_ms, new_ms = (1000 * float(np.median(one)) for one in times)
+    old_ms, new_ms = (1000 * float(np.median(seconds)) for seconds in times)
     return Latency(old_ms=old_ms, new_ms=new_ms, batch=len(images), rounds=ROUNDS)
 
 
-def latency_measurement(found: Latency) -> Measurement:
+def latency_measurement(latency: Latency) -> Measurement:
     """The ratio of the two medians."""
     return Measurement(
         name="latency_ratio",
         group="latency",
-        estimate=found.new_ms / found.old_ms,
-        n=found.rounds,
-        n_queries=found.batch,
+        estimate=latency.new_ms / latency.old_ms,
+        n=latency.rounds,
+        n_queries=latency.batch,
         may_decide=True,
-        detail=f"A batch of {found.batch} images takes {found.new_ms:.3g} ms, after "
-        f"{found.old_ms:.3g} ms with the old encoder",
+        detail=f"A batch of {latency.batch} images takes {latency.new_ms:.3g} ms, after "
+        f"{latency.old_ms:.3g} ms with the old encoder",
     )

@@ -1,4 +1,4 @@
-"""What the gate makes of a training record: is there one, and are held-out queries nearly in it?"""
+"""Leak checks: is there a training record, and are held-out queries near-copies of its items?"""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _MEANS = (
 
 
 def leak_measurements(
-    seen: TrainingRecord | None, groups: Groups, data: Dataset, options: VerifyOptions
+    record: TrainingRecord | None, groups: Groups, data: Dataset, options: VerifyOptions
 ) -> list[Measurement]:
-    """Whether what the model has seen is known, and how many queries look like some of it."""
-    why = _unknown(seen, options)
-    record = Measurement(
+    """Whether the training items are known, and the share of queries that are near-copies."""
+    why = _unknown(record, options)
+    check = Measurement(
         name="training_record",
         group=GROUP,
         estimate=0.0 if why else 1.0,
         n=1,
         n_queries=1,
         may_decide=True,
-        detail=f"{why[0].upper()}{why[1:]}, so {_MEANS}" if why else _known(seen),
+        detail=f"{why[0].upper()}{why[1:]}, so {_MEANS}" if why else _known(record),
     )
-    if seen is None:
-        return [record]
+    if record is None:
+        return [check]
     near = Measurement(
         name="near_copies",
         group=GROUP,
@@ -40,53 +40,53 @@ def leak_measurements(
         may_decide=True,
         detail=_near(groups, data),
     )
-    return [record, near]
+    return [check, near]
 
 
 def leak_warnings(
-    seen: TrainingRecord | None, groups: Groups, data: Dataset, options: VerifyOptions
+    record: TrainingRecord | None, groups: Groups, data: Dataset, options: VerifyOptions
 ) -> tuple[str, ...]:
-    """What a person must know of it, in sentences."""
-    why = _unknown(seen, options)
-    found = [f"{why}: {_MEANS}"] if why else []
+    """The same as warnings, where there is something to warn of."""
+    why = _unknown(record, options)
+    notes = [f"{why}: {_MEANS}"] if why else []
     if len(groups.near):
-        found.append(_near(groups, data))
-    return tuple(found)
+        notes.append(_near(groups, data))
+    return tuple(notes)
 
 
-def leaks_unchecked(seen: TrainingRecord | None) -> tuple[str, ...]:
-    """What could not be looked for, for ``not_checked``."""
-    found = []
-    if seen is None:
-        found.append("leaks: the candidate has no training record")
-    elif not seen.whole:
-        found.append("leaks of the model behind the map: it has no training record")
-    if seen is not None and len(seen.ids) + len(seen.anchor_ids) and not len(seen.looks):
-        found.append(
+def leaks_unchecked(record: TrainingRecord | None) -> tuple[str, ...]:
+    """What could not be checked, for ``not_checked``."""
+    notes = []
+    if record is None:
+        notes.append("leaks: the candidate has no training record")
+    elif not record.whole:
+        notes.append("leaks of the model behind the map: it has no training record")
+    if record is not None and len(record.ids) + len(record.anchor_ids) and not len(record.looks):
+        notes.append(
             "near-copies that only a look shows: the training record has no looks of its images"
         )
-    if seen is None or seen.parity is None:
-        found.append("parity: no record of what was trained")
-    return tuple(found)
+    if record is None or record.parity is None:
+        notes.append("parity: no record of what was trained")
+    return tuple(notes)
 
 
-def _unknown(seen: TrainingRecord | None, options: VerifyOptions) -> str:
-    """Why it is not known what the model has seen; empty where it is."""
-    if seen is None:
+def _unknown(record: TrainingRecord | None, options: VerifyOptions) -> str:
+    """Why the training items are unknown; empty if they are known."""
+    if record is None:
         return "the new model carries no training record"
-    if not seen.whole:
+    if not record.whole:
         return "the new model was made of one that carries no training record"
-    if not seen.carried and options.training is None:
+    if not record.carried and options.training is None:
         return "the new model carries no training record, and the file beside it was not named"
     return ""
 
 
-def _known(seen: TrainingRecord | None) -> str:
-    assert seen is not None
-    truth = "the model carries its record" if seen.carried else "a named file is its record"
+def _known(record: TrainingRecord | None) -> str:
+    assert record is not None
+    origin = "The model carries its record" if record.carried else "A named file is its record"
     return (
-        f"{truth[0].upper()}{truth[1:]}: {len(seen.ids)} items of {len(seen.classes)} classes "
-        f"trained, {len(seen.anchor_ids)} items anchored"
+        f"{origin}: {len(record.ids)} items of {len(record.classes)} classes trained, "
+        f"{len(record.anchor_ids)} items anchored"
     )
 
 

@@ -11,7 +11,7 @@ from compatctl.core.gate import borderline_checks, judge
 from compatctl.core.measurements import GroupEvidence, measure
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import NEVER, Retrieval
-from compatctl.evaluation.adaptive_resampling import LONG, adaptive_verdict, sampling
+from compatctl.evaluation.adaptive_resampling import MAX_REPLICATES, adaptive_verdict, sampling
 from compatctl.evaluation.comparison import GroupResult
 
 POLICY = Policy(min_queries=1, different_class_margin=None, max_design_effect=None, replicates=999)
@@ -114,8 +114,8 @@ def test_a_p_value_that_the_draw_does_not_move_is_no_close_call(side):
 
 def test_the_long_draw_is_bounded():
     """Its replicates are at most some seconds' worth of numbers, and never fewer than asked for."""
-    from compatctl.evaluation.adaptive_resampling import CELLS, _last
+    from compatctl.evaluation.adaptive_resampling import CELLS, _longer
 
-    assert _last(100, CELLS, 2000).replicates == LONG
-    assert _last(10**6, CELLS, 2000).replicates == CELLS // 10**6
-    assert _last(10**9, CELLS, 5000).replicates == 5000
+    assert _longer(100, CELLS, 2000).replicates == MAX_REPLICATES
+    assert _longer(10**6, CELLS, 2000).replicates == CELLS // 10**6
+    assert _longer(10**9, CELLS, 5000).replicates == 5000
