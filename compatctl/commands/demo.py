@@ -58,7 +58,7 @@ class Served:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class DemoResult:
     """Recall@1 on unseen classes.
 
     ``new_old`` and ``new_new`` belong to the deployed route, or to the last one if none passed.
@@ -88,7 +88,7 @@ def demo(
     seed: int = 0,
     sabotage: bool = False,
     progress: Progress = silent,
-) -> Demo:
+) -> DemoResult:
     """Run the upgrade. With ``sabotage``, the candidate learns a shuffled class-to-vertex map.
 
     Raises:
@@ -155,18 +155,18 @@ def _routes(
     ``validation``: recall@1 of the fine-tuned model on validation classes; the fused model is
     chosen only if it is better. A sabotaged candidate is verified alone.
     """
-    old, new, both = (folder / name for name in ("old.onnx", "new.onnx", "fused.onnx"))
+    old, new, fused = (folder / name for name in ("old.onnx", "new.onnx", "fused.onnx"))
     alone = verify(project, old=old, new=new, progress=progress)
     routes = [_route("fine-tuned", alone)]
     if sabotage:
         return routes, alone
-    fusion = fuse(project, old=old, new=new, output=both, progress=progress)
+    fusion = fuse(project, old=old, new=new, output=fused, progress=progress)
     enough = (validation or 0.0) >= max(trial.recall for trial in fusion.trials)
-    fused = verify(
-        project, old=old, new=both, options=VerifyOptions(dry_run=enough), progress=progress
+    fused_report = verify(
+        project, old=old, new=fused, options=VerifyOptions(dry_run=enough), progress=progress
     )
-    routes.append(_route("fused with the old model", fused))
-    return routes, alone if enough else fused
+    routes.append(_route("fused with the old model", fused_report))
+    return routes, alone if enough else fused_report
 
 
 def _switch(project: Project, folder: Path, report: Report) -> tuple[Served, str, str]:
@@ -238,7 +238,7 @@ def _result(
     seed: int,
     kept: Path | None,
     seconds: float,
-) -> Demo:
+) -> DemoResult:
     group = next(group for group in report.groups if group.name == UNSEEN)
     chosen = _route("", report)
     passed = report.verdict.outcome == "pass"
@@ -253,7 +253,7 @@ def _result(
     story.append("index file: the same bytes" if index[0] == index[1] else "index file: CHANGED")
     if kept is not None:
         story.append(f"the project folder is {kept}")
-    return Demo(
+    return DemoResult(
         old_old=group.recall["old_old"]["1"],
         new_old=chosen.new_old,
         new_new=chosen.new_new,

@@ -76,7 +76,8 @@ def deploy(
     """
     store = open_store(project)
     manifest = store.manifest
-    verified = _report(project, required=forced_reason is None)
+    has_report = forced_reason is None or project.report.is_file()
+    verified = read_report(project.report) if has_report else None
     signature = _signature(project, verified, forced=forced_reason is not None)
     model_file = _candidate(project, model, verified)
     encoder = _of_dimension(model_file, manifest.index.dim)
@@ -191,14 +192,14 @@ def _signature(
         UsageError: the project requires one, and the environment has no key.
     """
     key, required = report_key(), project.gate.require_signature and not forced
-    there = verified is not None and verified.report.signature is not None
+    is_signed = verified is not None and verified.report.signature is not None
     if required and key is None:
         raise UsageError(
             f"the project requires signed reports, and {REPORT_KEY} is not set",
             tip=f"set {REPORT_KEY} to the key that verify signs with",
         )
-    if verified is None or key is None or not (there or required):
-        return "not checked" if there else "none"
+    if verified is None or key is None or not (is_signed or required):
+        return "not checked" if is_signed else "none"
     check_signature(verified.report, key)
     return "checked"
 
@@ -261,12 +262,6 @@ def _of_dimension(model: ModelFile, dim: int) -> Encoder:
             tip="compatctl finetune makes an encoder of the gallery's dimension",
         )
     return model.encoder
-
-
-def _report(project: Project, *, required: bool) -> VerifiedReport | None:
-    if not required and not project.report.is_file():
-        return None
-    return read_report(project.report)
 
 
 def _candidate(project: Project, model: Path | None, verified: VerifiedReport | None) -> ModelFile:

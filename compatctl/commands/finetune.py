@@ -1,4 +1,4 @@
-"""finetune: the incoming backbone becomes an encoder that speaks the gallery's language."""
+"""finetune: train the incoming backbone into an encoder that is compatible with the gallery."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.safetensors"
-"""Backbone and junction: the base of the next fine-tuning of this very model."""
+"""Backbone and junction: a base for fine-tuning this model again."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuned:
-    """The candidate: where it is, what it was trained on, and how far ONNX is from torch.
+class FinetuneResult:
+    """The candidate's files, and what it was trained on.
 
-    Of the ``items``, ``rehearsed`` are of earlier runs; ``remembered`` are in the new memory.
-    ``weights``: a base for fine-tuning this model again.
-    ``parity``: the largest absolute difference of any number of the embedding, over real images.
+    Attributes:
+        output: where the model was copied to.
+        rehearsed: how many of the ``items`` are of earlier runs.
+        remembered: how many items are in the new rehearsal memory.
+        parity: largest absolute difference between components of an embedding by the ONNX file and
+            by the trained network, over real images.
+        random: tensors of the backbone that the base lacks, which kept their random values.
     """
 
     model: str
@@ -52,7 +56,6 @@ class FineTuned:
     validation_recall: float | None
     parity: float
     random: tuple[str, ...]
-    """The backbone's tensors that the base lacks, which kept the numbers that they began with"""
     missing_keys: int
     unexpected_keys: int
     device: str
@@ -61,7 +64,7 @@ class FineTuned:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What somebody should look at before the model is used."""
+        """What to look at before the model is used."""
         if not self.random:
             return ()
         return (
@@ -71,8 +74,8 @@ class FineTuned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
-    """What finetune would do (``--dry-run``): the items it would train on and embed."""
+class FinetunePlan:
+    """What finetune would train on and embed (``--dry-run``)."""
 
     recipe_sha256: str
     frames: tuple[str, ...]
@@ -94,17 +97,19 @@ def finetune(
     skip_bad: bool = False,
     shuffle_map: bool = False,
     progress: Progress = silent,
-) -> FineTuned:
+) -> FinetuneResult:
     """Train by the project's recipe, export ONNX, check its parity, write weights and record.
 
-    Where the recipe has ``rehearsal``, items of the store's memory are rehearsed, and those of
-    ``memory``, data of earlier runs; and the candidate gets a memory of its own, which deploy puts
-    into the store. ``shuffle_map`` gives every class and every anchor another one's stored
-    vector: a candidate that the gate must refuse, for tests and the demo.
+    With ``rehearsal`` in the recipe, items of the store's memory and of ``memory`` (data of earlier
+    runs) train again, and the candidate gets a memory of its own, which deploy puts into the store.
+
+    Args:
+        shuffle_map: give every class and anchor the stored vector of another one. The gate must
+            refuse this candidate; for tests and the demo.
 
     Raises:
-        InputError: bad recipe, data or checkpoint; the exported file differs from what was
-            trained; or torch is not installed.
+        InputError: bad recipe, data or checkpoint; the exported file differs from the trained
+            network; or torch is not installed.
     """
     inputs = load_inputs(project, base, seed)
     recipe, gallery = inputs.recipe, inputs.gallery
@@ -142,11 +147,11 @@ def finetune(
 def export(
     trained: TrainResult, recipe: Recipe, data: Dataset, record: TrainingRecord
 ) -> tuple[bytes, Encoder, TrainingRecord]:
-    """The network as a sealed ONNX file that carries the record, after both were compared on real
-    images. The record is returned with the parity.
+    """A sealed ONNX file that carries the record, its encoder, and the record with the parity.
 
     Raises:
-        InputError: the two differ by more than 1e-3 in some number.
+        InputError: a component of an embedding by the file differs by more than 1e-3 from the
+            network's, on real images.
     """
     from compatctl.train import embed
     from compatctl.train import export as export_onnx
@@ -182,10 +187,10 @@ def _write_weights(trained: TrainResult, target: Path) -> None:
 
 def _result(
     project: Project, encoder: Encoder, record: TrainingRecord, skipped: tuple[str, ...]
-) -> FineTuned:
+) -> FinetuneResult:
     details = record.details
     assert record.parity is not None, "export measured it"
-    return FineTuned(
+    return FinetuneResult(
         model=str(project.candidate / MODEL_FILE),
         output=str(project.output),
         weights=str(project.candidate / WEIGHTS_FILE),
@@ -211,33 +216,33 @@ def _result(
 
 def plan(
     project: Project, *, base: Path, seed: int | None = None, memory: Path | None = None
-) -> Planned:
-    """What ``finetune`` would do; nothing is read but the table and the memory.
+) -> FinetunePlan:
+    """What ``finetune`` would do. Reads the data's descriptions and the memory, no image.
 
     Raises:
-        InputError: as ``finetune``, for what can be seen without training.
+        InputError: as ``finetune``, for errors that show without training.
     """
     inputs = load_inputs(project, base, seed)
     recipe, data, gallery = inputs.recipe, inputs.data, inputs.gallery
     from compatctl.train import items_to_encode
 
     training = data.filter(split="train")
-    held = gallery.catalog.ids if gallery else ()
+    gallery_ids = gallery.catalog.ids if gallery else ()
     earlier = rehearsal_items(project, recipe, data, gallery, memory)
-    return Planned(
+    return FinetunePlan(
         recipe_sha256=recipe.digest,
         frames=recipe.objective.frame,
         training_items=len(training),
         training_classes=len(set(training.labels)),
         validation_items=len(data.filter(split="validation")),
         rehearsed_items=len(earlier) if earlier else 0,
-        gallery_rows=len(held),
-        to_embed_with_the_old_model=len(items_to_encode(recipe, data, held, earlier)),
+        gallery_rows=len(gallery_ids),
+        to_embed_with_the_old_model=len(items_to_encode(recipe, data, gallery_ids, earlier)),
     )
 
 
 def _write(project: Project, record: TrainingRecord, model: bytes) -> None:
-    """registry.json where the frame has vertices, training.json, and then the model."""
+    """Write registry.json (for a simplex), training.json, and then the model."""
     registry = project.candidate / REGISTRY_FILE
     registry.unlink(missing_ok=True)
     if record.registry is not None:

@@ -206,26 +206,22 @@ class _Work:
             return _Written(generation=1, proven=proven, written=False)
         store = _adopted_store(self.project, self.source.sha256, self.catalog, self.artifacts)
         if store is None:
-            self._create(proven=proven)
+            create_store(
+                self.project.store,
+                model=self.model,
+                artifacts=self.artifacts,
+                index=self.source.path,
+                sha256=self.source.sha256,
+                params=self.source.index.params,
+                catalog=self.catalog,
+                operation=Operation.IMPORT,
+                proven=proven,
+            )
             return _Written(generation=1, proven=proven, written=True)
         known = is_proven(store.manifest)
         if known or not proven:
             return _Written(generation=store.manifest.generation, proven=known, written=False)
         return _Written(generation=_mark_proven(store, self.catalog), proven=True, written=True)
-
-    def _create(self, *, proven: bool) -> None:
-        source = self.source
-        create_store(
-            self.project.store,
-            model=self.model,
-            artifacts=self.artifacts,
-            index=source.path,
-            sha256=source.sha256,
-            params=source.index.params,
-            catalog=self.catalog,
-            operation=Operation.IMPORT,
-            proven=proven,
-        )
 
 
 def _mark_proven(store: Store, catalog: Catalog) -> int:
@@ -259,11 +255,11 @@ def _adopted_store(
 def _catalog(
     index: HnswIndex, items: Path | None, model: str, dropped: NDArray[np.uint64]
 ) -> Catalog:
-    keys, gone = index.keys(), set(dropped.tolist())
+    keys, dropped_keys = index.keys(), set(dropped.tolist())
     if items is None:
         names = {int(key): (str(key), "") for key in keys}
     else:
-        names = {key: name for key, name in _read_items(items).items() if key not in gone}
+        names = {key: name for key, name in _read_items(items).items() if key not in dropped_keys}
         missing = [int(key) for key in keys if int(key) not in names]
         if missing or len(names) != len(keys):
             raise InputError(

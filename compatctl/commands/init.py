@@ -38,10 +38,10 @@ policy: default              # or strict, lenient, or a file
 # recipe: recipe.yaml        # how finetune trains
 candidate: build/candidate   # where finetune writes the model and its training record
 output: new.onnx             # where finetune copies the model
-report: report.json          # where verify writes the verdict that deploy asks for
+report: report.json          # where verify writes the verdict that deploy reads
 # junit: verify.xml          # the same for a pipeline; markdown: and metrics: exist too
-# slices: [tenant]           # columns of the data whose values verify judges one by one
-# threshold: 0.62            # the cosine at which the deployed system accepts
+# slices: [tenant]           # columns of the data; verify judges each value separately
+# threshold: 0.62            # the cosine from which the deployed system accepts a match
 """
 
 

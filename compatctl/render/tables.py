@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from compatctl.commands.backfill import Backfilled
     from compatctl.commands.bridge import Bridged
-    from compatctl.commands.demo import Demo
+    from compatctl.commands.demo import DemoResult
     from compatctl.commands.history import History
     from compatctl.commands.lift import Lifted
     from compatctl.commands.matrix import CompatibilityMatrix
@@ -152,7 +152,7 @@ def lift_table(console: Console, result: Lifted) -> None:
         console.print(f"next: {cell(result.next_step)}")
 
 
-def demo_table(console: Console, demo: Demo) -> None:
+def demo_table(console: Console, demo: DemoResult) -> None:
     routes = [
         (route.name, route.new_old, route.new_old - demo.old_old, route.new_new, route.verdict)
         for route in demo.routes
