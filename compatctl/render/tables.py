@@ -54,15 +54,15 @@ def power_table(console: Console, power: Power) -> None:
         f"({cell(kinds)})\npolicy {cell(power.policy)}: the gain in recall@{power.recall_at} must "
         f"be more than {power.limit:g}; shown with power {power.power:g}"
     )
-    gains = [one.gain for one in power.rows[0].needed]
+    gains = [size.gain for size in power.rows[0].needed]
     rows = [
         (
             f"{row.changed:.3f}",
             ", ".join(f"{value:.2f}" for value in row.icc.values()),
             "none" if row.least_gain is None else f"{row.least_gain:.4f}",
             *(
-                "-" if one.classes is None else f"{one.classes} ({one.queries})"
-                for one in row.needed
+                "-" if size.classes is None else f"{size.classes} ({size.queries})"
+                for size in row.needed
             ),
         )
         for row in power.rows
@@ -120,17 +120,17 @@ def backfill_table(console: Console, result: Backfilled) -> None:
 
 
 def lift_table(console: Console, result: Lifted) -> None:
-    if (chosen := result.map) is not None:
-        rows = [(trial.kind, trial.setting, trial.recall) for trial in chosen.trials]
-        print_table(console, ("map", "setting", "recall@1"), rows)
-        kept = " ".join(one for one in (chosen.kind, chosen.setting) if one)
+    if (adapter := result.map) is not None:
+        rows = [(trial.kind, trial.setting, trial.recall) for trial in adapter.trials]
+        print_table(console, ("adapter", "setting", "recall@1"), rows)
+        chosen = " ".join(part for part in (adapter.kind, adapter.setting) if part)
         console.print(
-            f"kept: {kept}; recall@1 of {chosen.validation_queries} validation queries "
-            f"{chosen.recall:.4f}, of the deployed model's {chosen.old_recall:.4f}"
+            f"chosen: {chosen}; recall@1 of {adapter.validation_queries} validation queries "
+            f"{adapter.recall:.4f}, of the deployed model's {adapter.old_recall:.4f}"
         )
         console.print(
-            f"fitted on {chosen.pairs['gallery']} of {result.rows} rows and on "
-            f"{chosen.pairs['encoder']} items outside the gallery"
+            f"fitted on {adapter.pairs['gallery']} of {result.rows} rows and on "
+            f"{adapter.pairs['encoder']} items outside the gallery"
         )
     for model in result.models:
         against = "their mapped vectors" if model.stored else "the map of its own features"
@@ -173,23 +173,26 @@ def demo_table(console: Console, demo: DemoResult) -> None:
 
 def bridge_table(console: Console, result: Bridged) -> None:
     rows = [(trial.kind, trial.setting, trial.recall) for trial in result.trials]
-    print_table(console, ("map", "setting", "recall@1"), rows)
+    print_table(console, ("adapter", "setting", "recall@1"), rows)
     fields_table(
         console, {key: entry for key, entry in json_safe(result).items() if key != "trials"}
     )
 
 
 def _preflight(console: Console, facts: Preflight) -> None:
-    born = "on a simplex" if facts.born_on_simplex else "not on a simplex, as far as is known"
+    on_simplex = "trained" if facts.born_on_simplex else "not known to be trained"
     console.print(
         f"gallery: {facts.gallery_rows} rows of {facts.gallery_classes} classes, {facts.dim} "
-        f"values each, born {born}; cosines of class means {facts.cosine_mean:.3f} +- "
-        f"{facts.cosine_spread:.3f} (random directions: 0 +- {facts.random_spread:.3f})"
+        f"values each, {on_simplex} on a simplex; cosines of class means "
+        f"{facts.cosine_mean:.3f} +- {facts.cosine_spread:.3f} (random directions: "
+        f"0 +- {facts.random_spread:.3f})"
     )
     if facts.vertices is not None:
-        left = facts.vertices
-        alarm = ": THEY RUN OUT" if left.alarm else ""
-        console.print(f"vertices: {left.used} of {left.total} used, {left.new} wanted{alarm}")
+        vertices = facts.vertices
+        alarm = ": too few" if vertices.alarm else ""
+        console.print(
+            f"vertices: {vertices.used} of {vertices.total} used, {vertices.new} wanted{alarm}"
+        )
     console.print(
         f"training: {facts.training_classes} classes, {facts.training_classes_in_gallery} of them "
         f"in the gallery; planning: {facts.planning_queries} queries of {facts.planning_classes} "
@@ -202,20 +205,20 @@ def plan_table(console: Console, plan: Plan) -> None:
     _preflight(console, plan.preflight)
     rows = [
         (
-            one.name,
-            one.recall,
-            f"{one.gain:+.4f} ({one.low:+.4f} to {one.high:+.4f})",
-            None if one.gain_retained is None else f"{one.gain_retained:.0%}",
-            one.negative_flips,
-            one.verdict,
-            f"{one.query_ms:.1f}",
-            f"{one.one_time_s:.0f}",
-            f"{one.rewritten_bytes / 1e6:.1f}",
+            route.name,
+            route.recall,
+            f"{route.gain:+.4f} ({route.low:+.4f} to {route.high:+.4f})",
+            None if route.gain_retained is None else f"{route.gain_retained:.0%}",
+            route.negative_flips,
+            route.verdict,
+            f"{route.query_ms:.1f}",
+            f"{route.one_time_s:.0f}",
+            f"{route.rewritten_bytes / 1e6:.1f}",
         )
-        for one in plan.routes
-        if one.name != "keep"
+        for route in plan.routes
+        if route.name != "keep"
     ]
-    keep = next(one for one in plan.routes if one.name == "keep")
+    keep = next(route for route in plan.routes if route.name == "keep")
     console.print(f"recall@1 today: {keep.recall:.4f}, {keep.query_ms:.1f} ms a query")
     names = (
         "route",
@@ -229,8 +232,8 @@ def plan_table(console: Console, plan: Plan) -> None:
         "MB new",
     )
     print_table(console, names, rows)
-    for setting in dict.fromkeys(one.setting for one in plan.routes if one.setting):
-        alike = ", ".join(one.name for one in plan.routes if one.setting == setting)
+    for setting in dict.fromkeys(route.setting for route in plan.routes if route.setting):
+        alike = ", ".join(route.name for route in plan.routes if route.setting == setting)
         console.print(f"{alike}: {cell(setting)}")
     console.print(f"recommended: {plan.recommended}: {plan.reason}")
     for line in plan.commands:
