@@ -43,5 +43,5 @@ def measure_baselines(
         selector.result("procrustes", procrustes),
         selector.result("ridge", ridge),
         selector.result("procrustes + SLERP", map_selection(procrustes, fuse)),
-        selector.result("prototypes", selector.fixed(prototypes.variant(stored))),
+        selector.result("prototypes", selector.fixed(replace(prototypes, gallery=stored))),
     ]

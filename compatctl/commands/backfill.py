@@ -19,9 +19,14 @@ from compatctl.deployment.project import open_store, utc_now
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, build_with_replacements
 from compatctl.manifest import Catalog, Manifest, Operation
-from compatctl.migration import rewrite_gate
 from compatctl.migration.backfill_selection import BackfillRows, BackfillTarget, priority_ids
-from compatctl.migration.rewrite_gate import HeldOutQueries, Outcome, RewriteOutcome
+from compatctl.migration.rewrite_gate import (
+    HeldOutQueries,
+    Outcome,
+    RewriteOutcome,
+    require_queries,
+    should_write,
+)
 from compatctl.migration.rewrite_trials import MixedTrial, backfill_queries, try_backfill
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
@@ -136,7 +141,7 @@ def backfill(
 
 
 def _require_queries(queries: int, options: BackfillOptions) -> None:
-    rewrite_gate.require_queries(
+    require_queries(
         queries,
         forced_reason=options.forced_reason,
         without="what a backfill gains cannot be measured, and a mixed gallery can find less than "
@@ -162,14 +167,7 @@ class _Work:
         """Embed, measure, and write if the gate passes or is overruled."""
         skip_bad, manifest = self.options.skip_bad, self.store.manifest
         encoder = load_query_model(self.store, manifest)
-        queries = HeldOutQueries.embed(
-            encoder,
-            data,
-            query_rows,
-            skip_bad=skip_bad,
-            cluster=self.project.cluster,
-            ignore_same=self.project.ignore_same,
-        )
+        queries = HeldOutQueries.embed(encoder, data, query_rows, self.project, skip_bad=skip_bad)
         _require_queries(len(queries.ids), self.options)
         with BulkEmbedding.of(
             encoder, self.chosen.items, skip_bad=skip_bad, progress=progress
@@ -208,14 +206,13 @@ class _Work:
                 policy=self.policy,
             )
         outcome: Outcome = trial.check.outcome if trial else "not measured"
-        write = rewrite_gate.should_write(outcome, self.options.forced_reason)
         result = replace(
             result,
             embedded=len(embedded.rows),
             share=(int(self.target.have.sum()) + len(embedded.rows)) / len(self.catalog),
             measured=trial,
             outcome=outcome,
-            written=write and not self.options.dry_run,
+            written=should_write(outcome, self.options.forced_reason, dry_run=self.options.dry_run),
         )
         return result, ann_queries
 

@@ -25,11 +25,16 @@ from compatctl.errors import UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, build_mapped
 from compatctl.manifest import Manifest, Operation
-from compatctl.migration import rewrite_gate
 from compatctl.migration.adapters import AUTO, check_adapter_options, fit_adapter
 from compatctl.migration.alignment import AdapterReport, alignment_set, pair_rows
 from compatctl.migration.lifted_models import LiftedModel, LiftedModelFile, lifted_model_files
-from compatctl.migration.rewrite_gate import HeldOutQueries, Outcome, RewriteOutcome
+from compatctl.migration.rewrite_gate import (
+    HeldOutQueries,
+    Outcome,
+    RewriteOutcome,
+    require_queries,
+    should_write,
+)
 from compatctl.migration.rewrite_trials import LiftTrial, lift_queries, try_lift
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
@@ -184,8 +189,7 @@ class _Work:
             measured=trial,
             outcome=outcome,
             skipped=alignment.skipped,
-            written=rewrite_gate.should_write(outcome, options.forced_reason)
-            and not options.dry_run,
+            written=should_write(outcome, options.forced_reason, dry_run=options.dry_run),
         )
         return result, _Plan(adapter=fitted.adapter, models=models, ann_queries=ann_queries)
 
@@ -193,14 +197,7 @@ class _Work:
         self, data: Dataset, gallery: DeployedGallery, rows: Rows, adapter: Adapter
     ) -> tuple[LiftTrial | None, AnnQueries | None]:
         old, new = (
-            HeldOutQueries.embed(
-                encoder,
-                data,
-                rows,
-                skip_bad=self.options.skip_bad,
-                cluster=self.project.cluster,
-                ignore_same=self.project.ignore_same,
-            )
+            HeldOutQueries.embed(encoder, data, rows, self.project, skip_bad=self.options.skip_bad)
             for encoder in (gallery.encoder, self.model.encoder)
         )
         self._require_queries(len(old.ids))
@@ -209,7 +206,7 @@ class _Work:
         return try_lift(self.store, gallery.catalog, adapter, old=old, new=new, policy=self.policy)
 
     def _require_queries(self, queries: int) -> None:
-        rewrite_gate.require_queries(
+        require_queries(
             queries,
             forced_reason=self.options.forced_reason,
             without="what a lift gains cannot be measured",

@@ -21,6 +21,7 @@ from compatctl.evaluation.groups import query_groups
 from compatctl.evaluation.ignored_rows import with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.manifest import Catalog
+from compatctl.recipe import Project
 from compatctl.report import AnnRecall
 
 Outcome = Literal["nothing to do", "not measured", "pass", "fail", "inconclusive"]
@@ -48,20 +49,22 @@ class HeldOutQueries:
         encoder: Encoder,
         data: Dataset,
         rows: Rows,
+        project: Project,
         *,
         skip_bad: bool,
-        cluster: tuple[str, ...] = (),
-        ignore_same: tuple[str, ...] = (),
     ) -> Self:
         """Embed the queries at ``rows`` (Q,) of the data.
 
         Raises:
-            InputError: as ``Encoder.embed``; no item has a column of ``cluster`` or
-                ``ignore_same``.
+            InputError: as ``Encoder.embed`` and ``from_features``.
         """
         embedded = encoder.embed(data.take(rows), skip_bad=skip_bad)
         return cls.from_features(
-            data, rows[embedded.rows], embedded.features, cluster=cluster, ignore_same=ignore_same
+            data,
+            rows[embedded.rows],
+            embedded.features,
+            cluster=project.cluster,
+            ignore_same=project.ignore_same,
         )
 
     @classmethod
@@ -142,9 +145,9 @@ def require_queries(n: int, *, forced_reason: str | None, without: str) -> None:
         )
 
 
-def should_write(outcome: Outcome, forced_reason: str | None) -> bool:
+def should_write(outcome: Outcome, forced_reason: str | None, *, dry_run: bool) -> bool:
     """Whether to rewrite the gallery: the gate passes it, or is overruled."""
-    return outcome == "pass" or forced_reason is not None
+    return not dry_run and (outcome == "pass" or forced_reason is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

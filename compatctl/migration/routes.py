@@ -172,7 +172,8 @@ def measure_routes(
     """
     old, stored = inputs.old_queries, inputs.reference.gallery_features
     selector, heads = free.selector, free.heads
-    tuned = train_model(inputs, inputs.recipe, inputs.reference, progress).variant(stored)
+    tuned = train_model(inputs, inputs.recipe, inputs.reference, progress)
+    tuned = replace(tuned, gallery=stored)
     fused = selector.select(fused_variants(old, tuned))
     bridged = selector.refine(heads, lambda head: bridge_variants(inputs, head, progress))
     bridged_fused = selector.refine(bridged, lambda variant: fused_variants(old, variant))
@@ -193,36 +194,13 @@ def measure_routes(
     return results
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TrainedModel:
-    """A trained model's features of the queries (Q, D) and of the gallery's items (G, D)."""
-
-    model: TrainResult
-    recipe: Recipe
-    queries: Vectors
-    gallery: Vectors
-    seconds: float
-
-    def variant(self, searched: Vectors, setting: str = "") -> Variant:
-        """Its queries on a gallery (G, D)."""
-        return Variant(
-            queries=self.queries,
-            gallery=searched,
-            setting=setting,
-            item_features=self.gallery,
-            trained=self.model,
-            recipe=self.recipe,
-            seconds=self.seconds,
-        )
-
-
 def train_model(
     inputs: RouteInputs,
     recipe: Recipe,
     reference: Reference | None = None,
     progress: Progress = silent,
-) -> TrainedModel:
-    """Train by ``recipe`` against ``reference``; None: without a gallery.
+) -> Variant:
+    """Train by ``recipe`` against ``reference`` (None: without a gallery), everything re-embedded.
 
     Raises:
         InputError: see ``train.train``.
@@ -240,11 +218,13 @@ def train_model(
             features=inputs.features,
             progress=progress,
         )
-    return TrainedModel(
-        model=model,
-        recipe=recipe,
+    gallery = inputs.new_features(model, inputs.gallery_rows)
+    return Variant(
         queries=inputs.new_features(model, inputs.query_rows),
-        gallery=inputs.new_features(model, inputs.gallery_rows),
+        gallery=gallery,
+        item_features=gallery,
+        trained=model,
+        recipe=recipe,
         seconds=time.monotonic() - start,
     )
 
@@ -264,11 +244,12 @@ def free_recipe(recipe: Recipe, dim: int) -> Recipe:
 def free_variants(inputs: RouteInputs, progress: Progress = silent) -> list[Variant]:
     """The model trained without the gallery, with each head, everything re-embedded."""
     recipe = free_recipe(inputs.recipe, inputs.reference.dim)
-    variants = []
-    for head in dict.fromkeys((recipe.junction, Junction(kind="linear"))):
-        trained = train_model(inputs, replace(recipe, junction=head), None, progress)
-        variants.append(trained.variant(trained.gallery, f"{head.kind} head"))
-    return variants
+    heads = dict.fromkeys((recipe.junction, Junction(kind="linear")))
+    recipes = {f"{head.kind} head": replace(recipe, junction=head) for head in heads}
+    return [
+        replace(train_model(inputs, recipe, None, progress), setting=setting)
+        for setting, recipe in recipes.items()
+    ]
 
 
 def fused_variants(old: Variant, new: Variant) -> Iterator[Variant]:

@@ -188,7 +188,7 @@ def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(inputs: Rou
         truth=inputs.truth, has_match=inputs.truth.has_match(), folds=(fold,)
     )
     fitted = routes.train_model(inputs, inputs.recipe, inputs.reference)
-    made = fitted.variant(inputs.reference.gallery_features)
+    made = replace(fitted, gallery=inputs.reference.gallery_features)
     tuned = selector.result("finetune", selector.fixed(made))
     (later,) = judging.later(inputs, [tuned])
     ((part, gallery),) = later.searched
