@@ -115,10 +115,10 @@ def judge(
                 gain_retained=gain / (free - old) if free - old >= WORTH else None,
                 negative_flips=trial.evidence.flips.negative,
                 outcome=verdict.outcome,
-                encoders=len(one.encoders),
+                encoders=len(one.variant.encoders),
                 rewritten=one.rewritten,
-                setting=one.setting,
-                seconds=round(one.seconds, 1),
+                setting=one.variant.setting,
+                seconds=round(one.variant.seconds, 1),
                 validation=validation[one.name],
                 parts=_by_part(trial, parts),
             )
@@ -151,8 +151,10 @@ def later(inputs: RouteInputs, measured: Sequence[RouteResult]) -> list[RouteRes
     if anchored.all() or not anchored.any():
         return []
     tuned = next(one for one in measured if one.name == Route.FINETUNE)
-    assert tuned.item_features is not None
-    gallery = np.where(anchored[:, None], inputs.reference.gallery_features, tuned.item_features)
+    assert tuned.variant.item_features is not None
+    gallery = np.where(
+        anchored[:, None], inputs.reference.gallery_features, tuned.variant.item_features
+    )
     searched = tuple((part, gallery) for part, _ in tuned.searched)
     share = 1.0 - float(anchored.mean())
     return [replace(tuned, name="others added later", searched=searched, rewritten=share)]

@@ -19,7 +19,7 @@ from compatctl.deployment.project import open_store, utc_now
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, build_with_replacements
 from compatctl.manifest import Catalog, Manifest, Operation
-from compatctl.migration.backfill_selection import BackfillRows, BackfillTarget, priority_ids
+from compatctl.migration.backfill_selection import BackfillRows, BackfillTarget
 from compatctl.migration.rewrite_gate import (
     HeldOutQueries,
     Outcome,
@@ -29,7 +29,7 @@ from compatctl.migration.rewrite_gate import (
 )
 from compatctl.migration.rewrite_trials import MixedTrial, backfill_queries, try_backfill
 from compatctl.progress import Progress, silent
-from compatctl.recipe import Project, load_policy
+from compatctl.recipe import Project, load_policy, read_ids
 from compatctl.store import Store
 
 STALE = (
@@ -54,10 +54,10 @@ class Backfilled(RewriteOutcome):
     share_before: float
     share: float
     share_wanted: float
-    embedded: int
-    missing: tuple[str, ...]
-    skipped: tuple[str, ...]
-    measured: MixedTrial | None
+    embedded: int = 0
+    missing: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    measured: MixedTrial | None = None
     index_sha256: str
     warnings: tuple[str, ...]
 
@@ -115,9 +115,8 @@ def backfill(
     options = options or BackfillOptions()
     store, policy = open_store(project), load_policy(project.policy)
     catalog = store.catalog()
-    target = BackfillTarget.of(
-        catalog, store.manifest.query_model, options.share, priority_ids(options.order)
-    )
+    first = () if options.order is None else read_ids(options.order)
+    target = BackfillTarget.of(catalog, store.manifest.query_model, options.share, first)
     result = _unchanged(store.manifest, target, options)
     if not target.remaining:
         return result
@@ -238,17 +237,10 @@ def _unchanged(manifest: Manifest, target: BackfillTarget, options: BackfillOpti
         share_before=share,
         share=share,
         share_wanted=options.share,
-        embedded=0,
-        missing=(),
-        skipped=(),
-        measured=None,
-        ann=None,
         ef_search=manifest.index.ef_search,
-        outcome="nothing to do",
         forced_reason=options.forced_reason,
         index_sha256=manifest.index.sha256,
         warnings=(STALE,) * (manifest.calibration is not None and target.remaining > 0),
-        written=False,
     )
 
 

@@ -56,11 +56,11 @@ class Lifted(RewriteOutcome):
     rows: int
     dim_before: int
     dim: int
-    map: AdapterReport | None
-    models: tuple[LiftedModel, ...]
-    measured: LiftTrial | None
+    map: AdapterReport | None = None
+    models: tuple[LiftedModel, ...] = ()
+    measured: LiftTrial | None = None
     index_sha256: str
-    skipped: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -265,16 +265,9 @@ def _unchanged(manifest: Manifest, model: ModelFile, options: LiftOptions) -> Li
         rows=manifest.index.count,
         dim_before=manifest.index.dim,
         dim=model.dim,
-        map=None,
-        models=(),
-        measured=None,
-        ann=None,
         ef_search=manifest.index.ef_search,
-        outcome="nothing to do",
         forced_reason=options.forced_reason,
         index_sha256=manifest.index.sha256,
-        skipped=(),
-        written=False,
     )
 
 

@@ -97,7 +97,7 @@ def plan(
     whole = _Gallery.whole(inputs, deployed, facts)
     estimates = _estimates(inputs, whole, results, load_policy(project.policy), cost)
     chosen, reason = recommend(estimates)
-    chosen_recipe = next(result.recipe for result in results if result.name == chosen)
+    chosen_recipe = next(result.variant.recipe for result in results if result.name == chosen)
     files = {"base": base, "old": deployed.model_path, "new": project.output}
     return Plan(
         preflight=facts,
@@ -164,7 +164,7 @@ class _Cost:
 
     def query_ms(self, result: RouteResult) -> float:
         milliseconds = {"old": self.old_ms, "new": self.new_ms}
-        return sum(milliseconds[encoder] for encoder in result.encoders)
+        return sum(milliseconds[encoder] for encoder in result.variant.encoders)
 
     def one_time_s(self, result: RouteResult) -> float:
         if result.name == Route.KEEP:
@@ -172,7 +172,7 @@ class _Cost:
         passes = self.training + (self.rows if result.name != Route.REEMBED else 0)
         reembedded = result.rewritten * self.rows if result.name != Route.LIFT else 0.0
         milliseconds = passes * self.new_ms + reembedded * self.query_ms(result)
-        return result.seconds + milliseconds / 1000
+        return result.variant.seconds + milliseconds / 1000
 
     def rewritten_bytes(self, result: RouteResult) -> int:
         dim: int = result.queries.shape[1]
@@ -258,7 +258,7 @@ def _estimates(
         estimates.append(
             RouteEstimate(
                 name=Route(result.name),
-                setting=result.setting,
+                setting=result.variant.setting,
                 rows=len(gallery.stored),
                 recall=after.recall[1],
                 gain=after.recall[1] - before.recall[1],
@@ -269,7 +269,7 @@ def _estimates(
                 verdict=_verdict(inputs, gallery, result, strict, resampling)
                 if result.name in judged
                 else None,
-                encoders=len(result.encoders),
+                encoders=len(result.variant.encoders),
                 query_ms=cost.query_ms(result),
                 one_time_s=cost.one_time_s(result),
                 rewritten_bytes=cost.rewritten_bytes(result),

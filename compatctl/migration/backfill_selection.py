@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -15,7 +14,6 @@ from compatctl.core.hash_order import hash_key
 from compatctl.data import Dataset
 from compatctl.errors import InputError, UsageError
 from compatctl.manifest import Catalog
-from compatctl.recipe import read_ids
 
 MAX_IDS_SHOWN = 5
 
@@ -90,11 +88,6 @@ class BackfillRows:
             )
         items = data.take(data.row_of[catalog.ids[row]] for row in rows)
         return cls(rows=as_rows(rows), items=items, missing=tuple(missing))
-
-
-def priority_ids(path: Path | None) -> tuple[str, ...]:
-    """The ids in a file, highest priority first; none without a file. Errors as ``read_ids``."""
-    return () if path is None else read_ids(path)
 
 
 def first_ids(ids: Sequence[str]) -> str:

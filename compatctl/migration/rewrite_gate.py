@@ -159,10 +159,10 @@ class RewriteOutcome:
     """
 
     generation: int
-    outcome: Outcome
+    outcome: Outcome = "nothing to do"
     forced_reason: str | None
-    written: bool
-    ann: AnnRecall | None
+    written: bool = False
+    ann: AnnRecall | None = None
     ef_search: int
 
     @property

@@ -67,19 +67,15 @@ class RouteResult:
     """One route. Each of the ``queries`` (Q, D) is measured with a choice that it did not make.
 
     ``searched`` holds one pair a fold: which queries (Q,) search which gallery (G, D).
-    ``rewritten`` is the share of the stored vectors that is replaced. ``setting`` and the fields
-    after it are those of the ``Variant`` that all choosing queries choose.
+    ``rewritten`` is the share of the stored vectors that is replaced. ``variant`` is the choice of
+    all choosing queries.
     """
 
     name: str
     queries: Vectors
     searched: tuple[tuple[Bools, Vectors], ...]
     rewritten: float
-    encoders: tuple[str, ...]
-    setting: str
-    item_features: Vectors | None
-    seconds: float
-    recipe: Recipe | None
+    variant: Variant
 
     def retrieval(self, truth: GroundTruth, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
         """recall@k and mAP of its queries."""
@@ -144,8 +140,7 @@ class CrossFitSelector:
 
     def result(self, name: str, selection: Selection, *, rewritten: float = 0.0) -> RouteResult:
         """The route: each fold's measured queries, with the fold's choice."""
-        final = selection[-1]
-        queries = np.full_like(final.queries, np.nan)
+        queries = np.full_like(selection[-1].queries, np.nan)
         choices = list(zip(self.folds, selection, strict=False))
         for (_, measured), variant in choices:
             queries[measured] = variant.queries[measured]
@@ -154,11 +149,7 @@ class CrossFitSelector:
             queries=queries,
             searched=tuple((measured, variant.gallery) for (_, measured), variant in choices),
             rewritten=rewritten,
-            encoders=final.encoders,
-            setting=final.setting,
-            item_features=final.item_features,
-            seconds=final.seconds,
-            recipe=final.recipe,
+            variant=selection[-1],
         )
 
     @cached_property

@@ -144,7 +144,7 @@ def test_every_route_is_measured(inputs: RouteInputs, measured: dict[str, RouteR
     assert _recall(inputs, measured["re-embed"]) > _recall(inputs, measured["keep"]) + 0.1
     assert _recall(inputs, measured["naive swap"]) < _recall(inputs, measured["bridge"])
     assert _recall(inputs, measured["fuse"]) > _recall(inputs, measured["keep"])
-    assert measured["fuse"].encoders == ("old", "new")
+    assert measured["fuse"].variant.encoders == ("old", "new")
 
 
 def test_lift_is_the_free_model_on_a_gallery_that_is_mapped_to_it(
@@ -152,8 +152,8 @@ def test_lift_is_the_free_model_on_a_gallery_that_is_mapped_to_it(
 ) -> None:
     """Its queries are those that re-embedding has; its rows are made of the stored vectors."""
     lift, free = measured["lift"], measured["re-embed"]
-    assert (lift.rewritten, lift.encoders) == (1.0, ("new",))
-    assert lift.recipe == free.recipe
+    assert (lift.rewritten, lift.variant.encoders) == (1.0, ("new",))
+    assert lift.variant.recipe == free.variant.recipe
     assert np.array_equal(lift.queries, free.queries)
     assert _recall(inputs, lift) > _recall(inputs, measured["naive swap"]) + 0.3
     stored = inputs.reference.gallery_features
@@ -224,7 +224,7 @@ def test_what_is_judged_does_not_choose(inputs: RouteInputs) -> None:
         truth=inputs.truth, has_match=inputs.truth.has_match(), folds=((first, second),)
     )
     plain = selector.result("x", selector.select(options))
-    assert plain.setting == "a"
+    assert plain.variant.setting == "a"
     assert np.array_equal(plain.queries[second], old[second])
     labels = inputs.truth.query_labels.copy()
     labels[second] = rng.permutation(labels[second])
@@ -235,7 +235,7 @@ def test_what_is_judged_does_not_choose(inputs: RouteInputs) -> None:
     nearest = np.argmax(options[1].queries @ stored.T, axis=1)
     wrong[first] = inputs.truth.gallery_labels[nearest[first]]
     turned = replace(selector, truth=replace(inputs.truth, query_labels=wrong))
-    assert turned.result("x", turned.select(options)).setting == "b"
+    assert turned.result("x", turned.select(options)).variant.setting == "b"
 
 
 def test_each_choice_goes_on_with_its_own(inputs: RouteInputs) -> None:
@@ -272,12 +272,15 @@ def test_a_backfill_goes_on_with_the_route_that_finds_more(
     """Its queries are those of fuse or of finetune, its new rows what that model makes of items."""
     stored, tuned = inputs.reference.gallery_features, measured["finetune"]
     quarter, whole = (measured[f"backfill {share}"] for share in ("25%", "100%"))
-    assert quarter.setting == whole.setting
-    by_name = {"of finetune": tuned, f"of fuse, {measured['fuse'].setting}": measured["fuse"]}
-    assert whole.encoders == by_name[whole.setting].encoders
-    assert tuned.item_features is not None
+    assert quarter.variant.setting == whole.variant.setting
+    by_name = {
+        "of finetune": tuned,
+        f"of fuse, {measured['fuse'].variant.setting}": measured["fuse"],
+    }
+    assert whole.variant.encoders == by_name[whole.variant.setting].variant.encoders
+    assert tuned.variant.item_features is not None
     weights = np.linspace(0.1, 1.0, 10)  # the last is finetune
-    mixed = [_unit((1 - w) * stored + w * tuned.item_features) for w in weights]
+    mixed = [_unit((1 - w) * stored + w * tuned.variant.item_features) for w in weights]
     for at, (part, gallery) in enumerate(whole.searched):
         (weight,) = [i for i, one in enumerate(mixed) if np.allclose(one, gallery, atol=1e-6)]
         queries = _unit((1 - weights[weight]) * inputs.old_queries.queries
@@ -360,7 +363,7 @@ def test_the_recipe_of_a_route_is_a_file_that_trains_it(
     measured: dict[str, RouteResult], tmp_path: Path
 ) -> None:
     """What plan prints for a route reads back as the recipe that the route was measured with."""
-    recipes = {name: one.recipe for name, one in measured.items() if one.recipe is not None}
+    recipes = {name: one.variant.recipe for name, one in measured.items() if one.variant.recipe}
     assert set(recipes) == set(measured) - {"keep"}
     path = tmp_path / "recipe.yaml"
     for name, recipe in recipes.items():
@@ -371,7 +374,7 @@ def test_the_recipe_of_a_route_is_a_file_that_trains_it(
 
 def test_what_a_route_costs_once(measured: dict[str, RouteResult]) -> None:
     """Each item that is embedded counts by the encoders that do it; a lift embeds pairs only."""
-    made = {name: COST.one_time_s(one) - one.seconds for name, one in measured.items()}
+    made = {name: COST.one_time_s(one) - one.variant.seconds for name, one in measured.items()}
     passes = (1000 + 500) * 20 / 1000
     assert made["lift"] == pytest.approx(passes)
     assert made["finetune"] == pytest.approx(passes)
