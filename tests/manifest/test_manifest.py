@@ -1,4 +1,4 @@
-"""Strict manifests, and catalogues that survive any text and refuse any damage."""
+"""Manifests and catalogues come back as they were written, and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def _raw(**changes: Any) -> dict[str, Any]:
     return {**raw, **changes}
 
 
-def test_a_manifest_survives_its_file() -> None:
-    """Writing and reading gives an equal manifest, and writing that gives the same bytes."""
-    one = manifest(forced_reason="Ärger", report="d" * 64)
-    data = canonical_json(one.to_json())
-    again = Manifest.from_json(json.loads(data), "here")
-    assert again == one
-    assert canonical_json(again.to_json()) == data
+def test_a_manifest_is_read_as_it_was_written() -> None:
+    """Reading gives an equal manifest, which is written as the same bytes."""
+    written = manifest(forced_reason="Ärger", report="d" * 64)
+    data = canonical_json(written.to_json())
+    read = Manifest.from_json(json.loads(data), "here")
+    assert read == written
+    assert canonical_json(read.to_json()) == data
 
 
 def test_a_newer_format_names_the_version_that_reads_it() -> None:
-    """A manifest of a later format is refused with the version that wrote it."""
+    """A manifest of a later format is refused, and the tip names the version that wrote it."""
     raw = _raw(format=FORMAT + 1, tool_version="9.1", something="new")
     with pytest.raises(InputError, match=f"reads up to {FORMAT}") as caught:
         Manifest.from_json(raw, "here")
@@ -38,7 +38,7 @@ def test_a_newer_format_names_the_version_that_reads_it() -> None:
 
 
 def test_unknown_and_missing_entries_are_refused() -> None:
-    """An entry that this version does not know, or that is not there, is damage, named."""
+    """An unknown or a missing entry is damage, and the message names it."""
     with pytest.raises(DamagedError, match="unknown entry 'extra'"):
         Manifest.from_json(_raw(extra=1), "here")
     short = _raw()
@@ -47,29 +47,29 @@ def test_unknown_and_missing_entries_are_refused() -> None:
         Manifest.from_json(short, "here")
 
 
-def test_an_older_format_is_refused_with_the_way_on() -> None:
-    """A store of a format before the first stable one has to be created again."""
+def test_an_older_format_is_refused_with_a_tip() -> None:
+    """A manifest of an earlier format is refused, and the tip is to create the store again."""
     with pytest.raises(InputError, match=f"manifest format {FORMAT - 1}") as caught:
         Manifest.from_json(_raw(format=FORMAT - 1), "here")
     assert "create the store again" in caught.value.tip
 
 
-def test_a_memory_is_one_of_the_files_that_a_generation_needs() -> None:
-    """A manifest without a memory needs one file less."""
+def test_a_generation_needs_its_memory() -> None:
+    """A manifest with a memory needs one file more than the same without."""
     assert Manifest.from_json(_raw(), "here").memory is None
-    one = manifest(memory="e" * 64)
-    again = Manifest.from_json(json.loads(canonical_json(one.to_json())), "here")
-    assert again == one
-    assert set(one.blobs()) - set(manifest().blobs()) == {("memories", "e" * 64)}
+    written = manifest(memory="e" * 64)
+    read = Manifest.from_json(json.loads(canonical_json(written.to_json())), "here")
+    assert read == written
+    assert set(written.blobs()) - set(manifest().blobs()) == {("memories", "e" * 64)}
 
 
 def test_a_calibration_is_read_as_it_was_written() -> None:
     """The knots of a score map come back the same."""
-    one = manifest(calibration=((-1.0, -1.0), (0.25, 0.5), (1.0, 1.0)))
-    again = Manifest.from_json(json.loads(canonical_json(one.to_json())), "here")
-    assert again == one
-    assert again.calibration is not None
-    assert canonical_json(again.to_json()) == canonical_json(one.to_json())
+    written = manifest(calibration=((-1.0, -1.0), (0.25, 0.5), (1.0, 1.0)))
+    read = Manifest.from_json(json.loads(canonical_json(written.to_json())), "here")
+    assert read == written
+    assert read.calibration is not None
+    assert canonical_json(read.to_json()) == canonical_json(written.to_json())
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_a_calibration_is_read_as_it_was_written() -> None:
     ],
 )
 def test_wrong_types_are_refused(name: str, value: object) -> None:
-    """Every entry is checked, and the message names the one that is wrong."""
+    """A value of a wrong type is damage, and the message names its entry."""
     with pytest.raises(DamagedError, match=name):
         Manifest.from_json(_raw(**{name: value}), "here")
 
 
 @pytest.mark.parametrize("raw", [None, [], 3, "manifest"])
-def test_what_is_no_object_is_no_manifest(raw: object) -> None:
-    """JSON that is not an object is refused without a traceback."""
+def test_json_that_is_no_object_is_no_manifest(raw: object) -> None:
+    """JSON that is no object is damage."""
     with pytest.raises(DamagedError, match="JSON object"):
         Manifest.from_json(raw, "here")
 
@@ -135,25 +135,25 @@ def _catalog(n: int = 3, **changes: Any) -> Catalog:
 @pytest.mark.parametrize(
     "ids", [("a", "b\0", "ü\udcff 猫"), ("x" * 100_000, "y", "z"), ("1", "01", " ")]
 )
-def test_a_catalogue_survives_its_file(tmp_path: Path, ids: tuple[str, ...]) -> None:
-    """Any text comes back as it was: NULs, undecodable file names, very long ids."""
-    one = _catalog(ids=ids, labels=("", "", ""), keys=np.array([2**64 - 1, 0, 7], np.uint64))
-    one.write(tmp_path / "c.npz")
-    again = Catalog.read(tmp_path / "c.npz")
-    assert (again.ids, again.labels, again.models) == (one.ids, one.labels, one.models)
-    assert again.keys.tolist() == [2**64 - 1, 0, 7]
-    assert (again.keys.dtype, again.model_of.dtype) == (np.uint64, np.int32)
+def test_a_catalogue_is_read_as_it_was_written(tmp_path: Path, ids: tuple[str, ...]) -> None:
+    """Any text is read back: NULs, undecodable file names, very long ids."""
+    written = _catalog(ids=ids, labels=("", "", ""), keys=np.array([2**64 - 1, 0, 7], np.uint64))
+    written.write(tmp_path / "c.npz")
+    read = Catalog.read(tmp_path / "c.npz")
+    assert (read.ids, read.labels, read.models) == (written.ids, written.labels, written.models)
+    assert read.keys.tolist() == [2**64 - 1, 0, 7]
+    assert (read.keys.dtype, read.model_of.dtype) == (np.uint64, np.int32)
 
 
 def test_equal_catalogues_are_equal_bytes(tmp_path: Path) -> None:
-    """The file holds no time and no address: two writes give the same bytes."""
+    """Two files of the same catalogue have the same bytes."""
     _catalog().write(tmp_path / "1.npz")
     _catalog().write(tmp_path / "2.npz")
     assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "2.npz").read_bytes()
 
 
 def test_duplicates_are_named() -> None:
-    """An id that is there twice is an InputError that names it and says how often."""
+    """A repeated id or key is an InputError, which names the id and its count."""
     with pytest.raises(InputError, match="'b' occurs 2 times"):
         _catalog(ids=("a", "b", "b"))
     with pytest.raises(InputError, match="same key"):
@@ -165,13 +165,13 @@ def test_duplicates_are_named() -> None:
     [{"ids": ("a", "b")}, {"ids": ("a", "", "c")}, {"model_of": np.array([0, 1, 0])}],
 )
 def test_inconsistent_columns_are_refused(changes: dict[str, Any]) -> None:
-    """Other lengths, empty ids and models that are not listed are refused."""
+    """Columns of other lengths, empty ids and unlisted models are refused."""
     with pytest.raises(InputError):
         _catalog(**changes)
 
 
 def test_damaged_catalogues_are_refused(tmp_path: Path) -> None:
-    """Cut short, with a changed byte, missing, or of another shape: DamagedError, never a crash."""
+    """A truncated, changed, missing or other file is a DamagedError."""
     path = tmp_path / "c.npz"
     _catalog(50).write(path)
     whole = path.read_bytes()
@@ -192,50 +192,50 @@ class _Trap:
 
 
 def test_a_pickle_in_a_catalogue_is_never_loaded(tmp_path: Path) -> None:
-    """An npz with an object array, which would run code, is refused."""
+    """An npz with an object array, which can run code, is refused."""
     np.savez(tmp_path / "c.npz", ids=np.array([_Trap()], object))
     with pytest.raises(DamagedError, match="pickle"):
         Catalog.read(tmp_path / "c.npz")
 
 
-def test_new_rows_get_unused_keys_and_the_old_ones_stay() -> None:
-    """Extending appends rows under the next keys and counts them for their model."""
-    one = _catalog(keys=np.array([5, 9, 2]))
-    grown = one.extended(["n1", "n2"], ["y", "y"], "b" * 64)
+def test_new_rows_get_unused_keys() -> None:
+    """Added rows have the keys after the largest one and count for their model."""
+    catalog = _catalog(keys=np.array([5, 9, 2]))
+    grown = catalog.extended(["n1", "n2"], ["y", "y"], "b" * 64)
     assert grown.keys.tolist() == [5, 9, 2, 10, 11]
     assert grown.counts() == {"a" * 64: 3, "b" * 64: 2}
-    assert len(one) == 3
+    assert len(catalog) == 3
     with pytest.raises(InputError, match="'id0'"):
-        one.extended(["id0"], ["y"], "a" * 64)
+        catalog.extended(["id0"], ["y"], "a" * 64)
 
 
-def test_digests_of_images_survive_and_grow_with_the_rows(tmp_path: Path) -> None:
-    """The digests are in the file; rows whose image nobody knows are all zero, and not known."""
+def test_digests_of_images_are_stored_with_the_rows(tmp_path: Path) -> None:
+    """The digests are read back; the digest of an unknown image is zero and not known."""
     rng = np.random.default_rng(0)
-    some = rng.integers(1, 256, (2, 32)).astype(np.uint8)
-    one = _catalog().extended(["n1", "n2"], ["y", "y"], "b" * 64, some)
-    one.write(tmp_path / "c.npz")
-    again = Catalog.read(tmp_path / "c.npz")
-    assert again.digest_known.tolist() == [False, False, False, True, True]
-    assert (again.digests[3:] == some).all()
-    moved = again.reassigned(np.array([0, 3]), "b" * 64, some)
+    digests = rng.integers(1, 256, (2, 32)).astype(np.uint8)
+    catalog = _catalog().extended(["n1", "n2"], ["y", "y"], "b" * 64, digests)
+    catalog.write(tmp_path / "c.npz")
+    read = Catalog.read(tmp_path / "c.npz")
+    assert read.digest_known.tolist() == [False, False, False, True, True]
+    assert (read.digests[3:] == digests).all()
+    moved = read.reassigned(np.array([0, 3]), "b" * 64, digests)
     assert moved.digest_known.tolist() == [True, False, False, True, True]
     assert moved.relabelled(np.array([1]), ["z"]).labels == ("x", "z", "x", "y", "y")
     with pytest.raises(InputError, match="digests"):
         _catalog(digests=np.zeros((3, 20), np.uint8))
 
 
-def test_renamed_models_keep_their_rows() -> None:
-    """Each row is of the model that replaces its own; a model without rows is dropped."""
+def test_replaced_models_keep_their_rows() -> None:
+    """Each row gets the model that replaces its own; a model without rows is dropped."""
     mixed = _catalog().reassigned(np.array([0, 2]), "b" * 64).reassigned(np.array([1]), "c" * 64)
-    found = mixed.with_models({"b" * 64: "d" * 64, "c" * 64: "e" * 64})
-    assert found.counts() == {"d" * 64: 2, "e" * 64: 1}
-    assert found.model_of.tolist() == [0, 1, 0]
-    assert (found.ids, found.keys.tolist()) == (mixed.ids, mixed.keys.tolist())
+    replaced = mixed.with_models({"b" * 64: "d" * 64, "c" * 64: "e" * 64})
+    assert replaced.counts() == {"d" * 64: 2, "e" * 64: 1}
+    assert replaced.model_of.tolist() == [0, 1, 0]
+    assert (replaced.ids, replaced.keys.tolist()) == (mixed.ids, mixed.keys.tolist())
 
 
 def test_reassigned_rows_keep_their_items() -> None:
-    """Re-embedding rows changes who embedded them, and nothing else."""
+    """Reassigning rows changes their model and nothing else."""
     moved = _catalog().reassigned(np.array([1]), "b" * 64)
     assert moved.counts() == {"a" * 64: 2, "b" * 64: 1}
     assert moved.model_of.tolist() == [0, 1, 0]

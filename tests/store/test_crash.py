@@ -1,4 +1,4 @@
-"""Processes that are killed at every step, race each other, or run out of room."""
+"""Processes that are killed at every system call, race each other, or run out of space."""
 
 from __future__ import annotations
 
@@ -93,9 +93,10 @@ except ConflictError as error:
 
 @contextmanager
 def killer(operation: str) -> Iterator[Callable[[Path, int], bool]]:
-    """Runs an operation in a process of its own that is killed before its n-th system call.
+    """Run an operation in a new process that is killed before its n-th system call.
 
-    Only calls that can change a file system or a lock are counted. Gives whether it was killed.
+    Only calls that can change a file system or a lock are counted. The function that it yields
+    returns whether the process was killed.
     """
     with python(KILLER, operation) as process:
         assert process.stdin is not None
@@ -113,32 +114,32 @@ def killer(operation: str) -> Iterator[Callable[[Path, int], bool]]:
         process.communicate()
 
 
-def test_a_commit_killed_at_any_step_leaves_one_whole_generation(
+def test_a_commit_killed_at_any_call_leaves_the_old_or_new_generation(
     store: Store, tmp_path: Path
 ) -> None:
-    """Killed before each of its system calls, a deploy leaves the old or the new generation."""
-    seen: list[int] = []
+    """A deploy killed before any system call leaves the old or the new generation."""
+    generations: list[int] = []
     with killer("deploy") as run:
         killed = True
         while killed:
-            root = tmp_path / f"step-{len(seen) + 1}"
+            root = tmp_path / f"step-{len(generations) + 1}"
             shutil.copytree(store.path, root)
-            killed = run(root, len(seen) + 1)
+            killed = run(root, len(generations) + 1)
             after = Store.open(root)
-            seen.append(after.manifest.generation)
+            generations.append(after.manifest.generation)
             assert check(after.path).ok
             assert (after.manifest == store.manifest) == (after.manifest.generation == 1)
             again = deploy(after, b"model C")
             assert again.manifest.generation == after.manifest.generation + 1
             assert gc(Store.open(again.path)).ok
             assert check(again.path).unreferenced == ()
-    assert seen == sorted(seen)
-    assert set(seen) == {1, 2}
-    assert len(seen) > 20
+    assert generations == sorted(generations)
+    assert set(generations) == {1, 2}
+    assert len(generations) > 20
 
 
-def test_a_creation_killed_at_any_step_opens_whole_or_not_at_all(tmp_path: Path) -> None:
-    """Killed before each system call, a creation left all or no store, and can be repeated."""
+def test_a_creation_killed_at_any_call_is_complete_or_can_be_repeated(tmp_path: Path) -> None:
+    """A creation killed before any system call left a complete store or none."""
     opened: list[bool] = []
     with killer("create") as run:
         killed = True
@@ -156,25 +157,25 @@ def test_a_creation_killed_at_any_step_opens_whole_or_not_at_all(tmp_path: Path)
     assert len(opened) > 20
 
 
-def test_of_two_writers_one_wins_and_one_is_told(store: Store) -> None:
-    """Two processes that computed from the same generation: one commits, one has a conflict."""
+def test_of_two_writers_one_commits_and_one_gets_a_conflict(store: Store) -> None:
+    """Of two processes that start from one generation, one commits and one gets a conflict."""
     racers = [python(RACE, store.path, name) for name in ("one", "two")]
-    for one in racers:
-        assert one.stdout is not None
-        assert one.stdout.readline() == "ready\n"
-    for one in racers:
-        assert one.stdin is not None
-        one.stdin.write("go\n")
-        one.stdin.flush()
-    said = sorted(one.communicate()[0] for one in racers)
-    assert said[0] == "committed 2\n"
-    assert "moved on to generation 2" in said[1]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    outputs = sorted(racer.communicate()[0] for racer in racers)
+    assert outputs[0] == "committed 2\n"
+    assert "moved on to generation 2" in outputs[1]
     assert check(store.path).ok
     assert len(Store.open(store.path).history()) == 2
 
 
-def test_a_full_disk_leaves_the_store_as_it_was(store: Store) -> None:
-    """A model that does not fit is a clear error; generation and files are as before."""
+def test_a_full_disk_leaves_the_store_unchanged(store: Store) -> None:
+    """A model that does not fit is a plain error, and every file is unchanged."""
     before = snapshot(store.path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -189,8 +190,8 @@ def test_a_full_disk_leaves_the_store_as_it_was(store: Store) -> None:
     assert snapshot(store.path) == before
 
 
-def test_no_room_for_the_manifest_is_no_commit(store: Store) -> None:
-    """When not even the manifest fits, the old generation stays current and nothing is damaged."""
+def test_without_space_for_the_manifest_nothing_is_committed(store: Store) -> None:
+    """If the manifest does not fit, the old generation stays current and intact."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with store.transaction(store.manifest) as tx:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))

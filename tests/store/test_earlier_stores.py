@@ -1,4 +1,4 @@
-"""Stores under tests/fixtures that earlier formats wrote: every later version opens them."""
+"""Every later version opens the committed stores under tests/fixtures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "fixture"
 
 
-def test_an_earlier_store_is_intact(fixture: Path) -> None:
-    """Every byte, the history, the index, the models and the attempts pass a deep check."""
+def test_an_earlier_store_passes_the_check(fixture: Path) -> None:
+    """The history, the files and the attempts pass a deep check."""
     files = check(fixture / "store", deep=True)
     assert (files.problems, files.unreferenced) == ((), ())
     result = run("check", "--store", fixture / "store", "--json")
@@ -33,7 +33,7 @@ def test_an_earlier_store_is_intact(fixture: Path) -> None:
     assert (result.json["ok"], result.json["generations"]) == (True, len(OPERATIONS))
 
 
-def test_an_earlier_store_is_searched(fixture: Path) -> None:
+def test_an_earlier_store_can_be_searched(fixture: Path) -> None:
     """The stored query model finds the item of the query image in the stored index."""
     result = run("search", fixture / "query.png", "--store", fixture / "store", "--json")
     assert result.code == 0, result.stderr
@@ -42,8 +42,8 @@ def test_an_earlier_store_is_searched(fixture: Path) -> None:
     assert best["score"] == pytest.approx(1.0, abs=1e-3)
 
 
-def test_the_history_of_an_earlier_store_is_read(fixture: Path) -> None:
-    """Four generations, one of which restores another; the attempt on the candidate is counted."""
+def test_the_history_of_an_earlier_store_can_be_read(fixture: Path) -> None:
+    """There are four generations, one of which restores another, and one file of attempts."""
     store = Store.open(fixture / "store")
     history = store.history()
     assert [state.operation for state in history] == OPERATIONS
@@ -53,8 +53,8 @@ def test_the_history_of_an_earlier_store_is_read(fixture: Path) -> None:
     assert [entry["operation"] for entry in shown] == OPERATIONS
 
 
-def test_an_earlier_store_is_written_to(fixture: Path) -> None:
-    """A rollback to the deployed model makes the next generation, which passes the check."""
+def test_an_earlier_store_can_be_written_to(fixture: Path) -> None:
+    """A rollback to the deployed model commits a generation that passes the check."""
     result = run("rollback", "--to", "3", "--store", fixture / "store", "--json")
     assert result.code == 0, result.stderr
     store = Store.open(fixture / "store")

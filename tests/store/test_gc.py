@@ -1,4 +1,4 @@
-"""What gc deletes is what the state that it leaves does not name; what killed commits left."""
+"""gc deletes exactly what no generation names, also after killed commits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ gc(Store.open(Path(sys.argv[1])))
 
 
 def _killed_before_manifest(store: Store, seed: int) -> Manifest:
-    """A commit that got as far as history/ and no further: manifest.json is the one before."""
+    """A commit that was killed between writing history/ and replacing manifest.json."""
     current = (store.path / "manifest.json").read_bytes()
     killed = add(store, 1, seed).manifest
     write_atomic(store.path / "manifest.json", current)
@@ -42,31 +42,33 @@ def _killed_before_manifest(store: Store, seed: int) -> Manifest:
 
 @pytest.mark.parametrize("keep", [None, 1])
 @pytest.mark.parametrize("kills", [1, 2])
-def test_gc_after_a_commit_that_was_killed(store: Store, keep: int | None, kills: int) -> None:
-    """With and without --keep, after one killed commit or two: what the killed ones left goes, the
-    generation that gc commits under the same name stays, and what is said is of the state after."""
+def test_gc_after_a_killed_commit_keeps_its_own_generation(
+    store: Store, keep: int | None, kills: int
+) -> None:
+    """gc deletes what killed commits left, keeps the generation that it commits under the same
+    name, and reports the state that it leaves."""
     store = add(add(store, 2, 1), 2, 2)
     for seed in range(kills):
         killed = _killed_before_manifest(store, 7 + seed)
     assert "history/000004.json" in check(store.path, keep=keep).unreferenced
-    done = gc(Store.open(store.path), keep=keep, created_at=AT)
+    report = gc(Store.open(store.path), keep=keep, created_at=AT)
     after = Store.open(store.path)
-    assert (done.ok, done.generations, done.head) == (
+    assert (report.ok, report.generations, report.head) == (
         True,
         after.manifest.generation,
         manifest_digest(after.manifest),
     )
     assert after.manifest.operation == ("gc" if keep else "add")
-    assert done.oldest_restorable == after.manifest.oldest_restorable == (3 if keep else 1)
-    assert done.unreferenced == check(store.path).unreferenced == ()
-    assert not [name for name in done.deleted if (store.path / name).exists()]
+    assert report.oldest_restorable == after.manifest.oldest_restorable == (3 if keep else 1)
+    assert report.unreferenced == check(store.path).unreferenced == ()
+    assert not [name for name in report.deleted if (store.path / name).exists()]
     assert not store.blob_path("indexes", killed.index.sha256).exists()
     assert len(list((store.path / "history").iterdir())) == after.manifest.generation
     assert check(add(after, 1, 9).path).ok
 
 
-def test_the_next_commit_takes_the_place_of_a_killed_one(store: Store) -> None:
-    """A killed commit's generation is overwritten by the next, whatever it was of."""
+def test_the_next_commit_replaces_a_killed_one(store: Store) -> None:
+    """The next commit overwrites the history file of a killed one."""
     _killed_before_manifest(store, 1)
     deployed = deploy(Store.open(store.path), b"model B")
     assert deployed.manifest.operation == "deploy"
@@ -75,9 +77,8 @@ def test_the_next_commit_takes_the_place_of_a_killed_one(store: Store) -> None:
     assert check(deployed.path).ok
 
 
-def test_what_a_killed_commit_left_of_the_history_goes_before_its_files(store: Store) -> None:
-    """Killed before its second deletion, gc has deleted the generation and not yet its blobs: the
-    history names nothing that is gone."""
+def test_gc_deletes_the_history_file_of_a_killed_commit_first(store: Store) -> None:
+    """If gc is killed before its second deletion, the history names no deleted file."""
     killed = _killed_before_manifest(store, 1)
     with python(KILLED_AT_THE_SECOND_UNLINK, store.path) as process:
         assert process.wait() == -signal.SIGKILL
@@ -87,42 +88,42 @@ def test_what_a_killed_commit_left_of_the_history_goes_before_its_files(store: S
     assert gc(Store.open(store.path), created_at=AT).deleted
 
 
-def test_an_older_manifest_put_back_is_found_before_it_is_written_over(store: Store) -> None:
-    """manifest.json from a backup of generation 1, history/ of three: nothing is committed over
-    them, nothing deleted; the newest one put in its place is the store again."""
+def test_an_older_manifest_put_back_is_refused_by_writers(store: Store) -> None:
+    """With manifest.json of generation 1 and three generations in history/, nothing is committed
+    or deleted; copying the newest one over it restores the store."""
     first = (store.path / "manifest.json").read_bytes()
     newest = add(add(store, 2, 1), 2, 2)
     write_atomic(store.path / "manifest.json", first)
     before = snapshot(store.path)
-    old = Store.open(store.path)
+    older = Store.open(store.path)
     assert "put back" in " ".join(check(store.path).problems)
-    with pytest.raises(DamagedError, match="put back") as found, old.transaction(old.manifest):
+    with pytest.raises(DamagedError, match="put back") as caught, older.transaction(older.manifest):
         pass
-    assert "history" in (found.value.tip or "")
+    assert "history" in (caught.value.tip or "")
     with pytest.raises(DamagedError, match="put back"):
-        gc(old, keep=1, created_at=AT)
+        gc(older, keep=1, created_at=AT)
     assert snapshot(store.path) == before
     shutil.copy(store.path / "history" / "000003.json", store.path / "manifest.json")
     assert Store.open(store.path).manifest == newest.manifest
     assert check(store.path).ok
 
 
-def test_a_file_of_the_history_that_names_nothing_before_it_is_swept(store: Store) -> None:
-    """Two later generations that do not follow this one are no history: gc sweeps them."""
+def test_gc_deletes_history_files_outside_the_chain(store: Store) -> None:
+    """Two later files that do not follow the current generation are deleted."""
     for number in (2, 3):
         write_atomic(store.path / "history" / f"{number:06d}.json", b"{}\n")
-    done = gc(store, created_at=AT)
-    assert done.deleted == ("history/000002.json", "history/000003.json")
+    report = gc(store, created_at=AT)
+    assert report.deleted == ("history/000002.json", "history/000003.json")
     assert check(store.path).ok
 
 
-def test_blobs_of_a_killed_process_that_the_next_one_names_stay(store: Store) -> None:
-    """The same bytes put again are the same file: gc leaves it to the generation that names it."""
+def test_gc_keeps_a_file_of_a_killed_process_that_a_later_generation_names(store: Store) -> None:
+    """The same bytes are the same file, which gc keeps if a generation names it."""
     with store.transaction(store.manifest) as tx:
         tx.put("models", writes(b"model B"))
         tx.put("models", writes(b"model C"))
     assert len(check(store.path).unreferenced) == 2
     deployed = deploy(store, b"model B")
-    done = gc(deployed, keep=1, created_at=AT)
-    assert len(done.deleted) == 1
+    report = gc(deployed, keep=1, created_at=AT)
+    assert len(report.deleted) == 1
     assert check(store.path).ok

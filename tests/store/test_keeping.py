@@ -1,4 +1,4 @@
-"""What gc keeps, what the history proves, and what a store refuses to be."""
+"""The generations that gc keeps, edits that the history reveals, and links that are refused."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def _files(store: Store, kind: str) -> int:
     return len(list((store.path / kind).iterdir()))
 
 
-def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
-    """Of six states three stay; a deploy's way back stays however old it is."""
+def test_gc_keeps_the_newest_states_and_the_target_of_a_rollback(store: Store) -> None:
+    """With --keep 3 three states stay; the target of a rollback stays at any age."""
     grown = _grown(store, 5)
     before = check(grown.path)
     planned = check(grown.path, keep=3)
     assert before.unreferenced == ()
-    done = gc(grown, keep=3, created_at=AT)
-    assert done.deleted == planned.unreferenced
-    assert (done.generations, done.oldest_restorable, _files(grown, "indexes")) == (7, 4, 3)
+    report = gc(grown, keep=3, created_at=AT)
+    assert report.deleted == planned.unreferenced
+    assert (report.generations, report.oldest_restorable, _files(grown, "indexes")) == (7, 4, 3)
     after = Store.open(store.path)
     assert (after.manifest.operation, after.manifest.oldest_restorable) == ("gc", 4)
     assert after.manifest.index == grown.manifest.index
@@ -47,8 +47,8 @@ def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
         rollback_plan(after, to=3)
 
     deployed = _grown(deploy(after, b"model B"), 4)
-    kept = gc(deployed, keep=1, created_at=AT)
-    assert kept.oldest_restorable == 7
+    second = gc(deployed, keep=1, created_at=AT)
+    assert second.oldest_restorable == 7
     back = Store.open(store.path)
     assert rollback_plan(back).target.generation == 7
     assert rollback(back).query_model == store.manifest.query_model
@@ -56,7 +56,7 @@ def test_gc_keeps_the_newest_states_and_the_way_back(store: Store) -> None:
 
 
 def test_gc_repeated_deletes_nothing_more(store: Store) -> None:
-    """Its own generations are no states: a nightly gc does not eat what it kept last night."""
+    """Generations made by gc do not count as states, so a repeated gc deletes nothing more."""
     gc(_grown(store, 5), keep=3, created_at=AT)
     before = snapshot(store.path)
     for _ in range(4):
@@ -64,8 +64,8 @@ def test_gc_repeated_deletes_nothing_more(store: Store) -> None:
     assert snapshot(store.path) == before
 
 
-def test_a_reader_whose_files_were_let_go_is_told_to_open_again(store: Store) -> None:
-    """A store opened before the gc finds its index gone: a conflict, and no damage."""
+def test_a_reader_whose_files_gc_deleted_gets_a_conflict(store: Store) -> None:
+    """A store that was opened before the gc reports a conflict and no damage."""
     grown = _grown(store, 3)
     gc(grown, keep=1, created_at=AT)
     with pytest.raises(ConflictError, match="deleted the files of generation 1"):
@@ -75,7 +75,7 @@ def test_a_reader_whose_files_were_let_go_is_told_to_open_again(store: Store) ->
 
 
 def _edit(path: Path, **changes: object) -> str:
-    """Change a manifest as somebody would who knows the format; its digest."""
+    """Edit a manifest as somebody who knows the format can; return its digest."""
     data = canonical_json({**json.loads(path.read_bytes()), **changes})
     path.write_bytes(data)
     return sha256_bytes(data)
@@ -83,7 +83,7 @@ def _edit(path: Path, **changes: object) -> str:
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_an_edited_generation_is_found_before_it_is_used(store: Store, number: int) -> None:
-    """A well-formed edit anywhere in the history: opening, going back or checking names it."""
+    """check and rollback name a well-formed edit anywhere in the history."""
     store = _grown(deploy(store, b"model B"), 1)
     path = store.path / "history" / f"{number:06d}.json"
     path.chmod(0o644)
@@ -93,8 +93,8 @@ def test_an_edited_generation_is_found_before_it_is_used(store: Store, number: i
         rollback(Store.open(store.path), to=1)
 
 
-def test_a_manifest_that_is_not_the_newest_of_the_history_does_not_open(store: Store) -> None:
-    """One edited digit of manifest.json, or an older one in its place, is found at once."""
+def test_a_manifest_that_differs_from_the_history_does_not_open(store: Store) -> None:
+    """An edited digit of manifest.json, or another manifest in its place, is refused."""
     store = deploy(store, b"model B")
     current = store.path / "manifest.json"
     whole = current.read_bytes()
@@ -113,19 +113,19 @@ def test_a_manifest_that_is_not_the_newest_of_the_history_does_not_open(store: S
 
 
 @pytest.mark.parametrize("number", [3, 6])
-def test_a_manifest_of_a_generation_that_never_was_is_named(store: Store, number: int) -> None:
-    """Its number alone was changed, by a bit: check names manifest.json, not its history only."""
+def test_check_names_a_manifest_with_a_wrong_number(store: Store, number: int) -> None:
+    """If only the number in manifest.json was changed, check names manifest.json."""
     store = deploy(store, b"model B")
     path = store.path / "manifest.json"
     text = path.read_text()
     assert '"generation": 2' in text
     path.write_text(text.replace('"generation": 2', f'"generation": {number}'))
     problems = check(store.path).problems
-    assert any(str(path) in one for one in problems), problems
+    assert any(str(path) in problem for problem in problems), problems
 
 
-def test_a_history_rewritten_whole_is_found_by_a_digest_kept_elsewhere(store: Store) -> None:
-    """Who edits every file from generation 1 on passes the chain, and not the head written down."""
+def test_a_rewritten_history_does_not_match_an_earlier_head(store: Store) -> None:
+    """If every file of the history is edited, the chain is valid and the head differs."""
     store = deploy(store, b"model B")
     head = check(store.path).head
     later = _grown(store, 1)
@@ -140,20 +140,20 @@ def test_a_history_rewritten_whole_is_found_by_a_digest_kept_elsewhere(store: St
     assert "rewritten" in " ".join(check(store.path, head=head).problems)
 
 
-def test_a_story_that_no_operation_can_have_written_is_found(store: Store) -> None:
-    """A deploy with another index, a rollback to another model, a backfill for another model or of
-    another index, a lift that loses rows or keeps a model: the digests fit, the story not."""
+def test_a_history_that_no_operation_can_have_made_is_found(store: Store) -> None:
+    """With a valid chain, check finds deploys, rollbacks, adds and backfills that changed what such
+    an operation does not change."""
     grown = _grown(store, 1).manifest
     deployed = deploy(Store.open(store.path), b"model B").manifest
     filled = backfill(Store.open(store.path), 7).manifest
 
-    def story(*generations: Manifest) -> str:
+    def problems_of(*generations: Manifest) -> str:
         folder = store.path / "history"
         parent = None
-        for at, one in enumerate(generations, 1):
-            path = folder / f"{at:06d}.json"
+        for number, state in enumerate(generations, 1):
+            path = folder / f"{number:06d}.json"
             path.unlink(missing_ok=True)
-            text = {**one.to_json(), "generation": at, "parent": parent}
+            text = {**state.to_json(), "generation": number, "parent": parent}
             path.write_bytes(canonical_json(text))
             parent = sha256_bytes(path.read_bytes())
         for path in folder.glob("*.json"):
@@ -163,30 +163,29 @@ def test_a_story_that_no_operation_can_have_written_is_found(store: Store) -> No
         return " ".join(check(store.path).problems)
 
     first = store.manifest
-    assert story(first, grown, deployed) == ""
-    assert "another index" in story(first, deployed)
-    assert "another query_model" in story(
+    assert problems_of(first, grown, deployed) == ""
+    assert "another index" in problems_of(first, deployed)
+    assert "another query_model" in problems_of(
         first, grown, deployed, replace(deployed, operation="rollback", restores=1)
     )
-    assert "changed the query model by 'add'" in story(
+    assert "changed the query model by 'add'" in problems_of(
         first, grown, replace(deployed, operation="add")
     )
-    assert "dropped" in story(first, replace(grown, oldest_restorable=2), deployed)
-    assert story(first, grown, deployed, filled) == ""
-    assert story(first, grown, deployed, replace(filled, models=filled.models[::-1])) == ""
+    assert "dropped" in problems_of(first, replace(grown, oldest_restorable=2), deployed)
+    assert problems_of(first, grown, deployed, filled) == ""
+    assert problems_of(first, grown, deployed, replace(filled, models=filled.models[::-1])) == ""
     more = "did more than give rows to the query model"
     for index in (replace(filled.index, M=8), replace(filled.index, seed=1)):
-        assert more in story(first, grown, deployed, replace(filled, index=index))
-    assert more in story(first, grown, deployed, replace(filled, report=None))
+        assert more in problems_of(first, grown, deployed, replace(filled, index=index))
+    assert more in problems_of(first, grown, deployed, replace(filled, report=None))
     taken = replace(filled, models=deployed.models, catalog=deployed.catalog)
-    assert more in story(first, grown, deployed, filled, taken)
+    assert more in problems_of(first, grown, deployed, filled, taken)
     other = replace(filled, query_model=first.query_model)
-    assert "changed the query model by 'backfill'" in story(first, grown, deployed, other)
+    assert "changed the query model by 'backfill'" in problems_of(first, grown, deployed, other)
 
 
-def test_the_story_of_a_lift(store: Store) -> None:
-    """Every row is mapped, in an index of the same kind: other rows, parameters or a model of the
-    old space that stays are told."""
+def test_a_lift_that_did_more_than_map_every_row_is_found(store: Store) -> None:
+    """Other row counts or index parameters, a model of the old space, or a report are problems."""
     first, up = store.manifest, lift(store, b"model B").manifest
     assert check(store.path).problems == ()
     assert transition_problems([first, up]) == []
@@ -202,7 +201,7 @@ def test_the_story_of_a_lift(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["models", "history", "manifest.json", "LOCK", "indexes"])
 def test_a_link_inside_the_store_is_refused(store: Store, tmp_path: Path, name: str) -> None:
-    """Whatever is replaced by a link to elsewhere: nothing is read there, nothing written."""
+    """Through a link in place of a file or folder nothing is read or written."""
     elsewhere = tmp_path / "elsewhere"
     shutil.move(store.path / name, elsewhere)
     (store.path / name).symlink_to(elsewhere)
@@ -214,8 +213,8 @@ def test_a_link_inside_the_store_is_refused(store: Store, tmp_path: Path, name: 
     assert snapshot(tmp_path) == before
 
 
-def test_a_linked_blob_or_a_pipe_is_no_file_of_the_store(store: Store, tmp_path: Path) -> None:
-    """A link with the right bytes behind it is damage; a pipe in a file's place does not hang."""
+def test_a_link_or_a_pipe_in_place_of_a_file_is_damage(store: Store, tmp_path: Path) -> None:
+    """A link to the same bytes is damage, and a pipe does not make the command hang."""
     path = store.blob_path("models", store.manifest.query_model)
     shutil.move(path, tmp_path / "model")
     path.symlink_to(tmp_path / "model")
@@ -229,13 +228,13 @@ def test_a_linked_blob_or_a_pipe_is_no_file_of_the_store(store: Store, tmp_path:
 
 
 def test_a_store_may_be_reached_by_a_link(store: Store, tmp_path: Path) -> None:
-    """The folder itself may be a link: people move stores to other disks."""
+    """The folder of the store itself may be a link."""
     (tmp_path / "by-link").symlink_to(store.path)
     assert check(deploy(Store.open(tmp_path / "by-link"), b"model B").path).ok
 
 
-def test_what_a_generation_made_of_a_foreign_catalogue_is_refused(store: Store) -> None:
-    """Every row knows its model: a catalogue with rows of a model that is not listed is refused."""
+def test_a_catalogue_with_rows_of_an_unlisted_model_is_refused(store: Store) -> None:
+    """A commit whose catalogue names a model that the manifest does not list is refused."""
     foreign = store.catalog().reassigned([0, 1], "e" * 64)
     with store.transaction(store.manifest) as tx:
         digest = tx.put("catalogs", foreign.write)
@@ -244,8 +243,8 @@ def test_what_a_generation_made_of_a_foreign_catalogue_is_refused(store: Store) 
     assert Store.open(store.path).manifest == store.manifest
 
 
-def test_put_replaces_a_planted_link_and_does_not_follow_it(store: Store, tmp_path: Path) -> None:
-    """A link where a blob is to lie, put there before: the blob takes its place."""
+def test_put_replaces_a_link_and_does_not_follow_it(store: Store, tmp_path: Path) -> None:
+    """A link at the path of a new file is replaced, and its target is unchanged."""
     outside = tmp_path / "outside"
     outside.write_bytes(b"model B")
     digest = sha256_bytes(b"model B")

@@ -1,4 +1,4 @@
-"""Generations: creating, committing, conflicting, going back, checking."""
+"""Stores: creation, commits, conflicts, rollbacks and checks."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_a_new_store_is_complete(store: Store) -> None:
     assert len(store.catalog()) == 20
 
 
-def test_creation_refuses_what_is_somebody_elses(tmp_path: Path, store: Store) -> None:
-    """A store, a file, and a folder with anything in it are left exactly as they are."""
+def test_creation_refuses_a_folder_with_other_content(tmp_path: Path, store: Store) -> None:
+    """A store, a file, and a folder with a file in it are left unchanged."""
     other = tmp_path / "photos"
     other.mkdir()
     (other / "me.jpg").write_bytes(b"x")
@@ -61,8 +61,8 @@ def test_creation_refuses_what_is_somebody_elses(tmp_path: Path, store: Store) -
     assert not (other / "LOCK").exists()
 
 
-def test_opening_says_what_is_there_instead(tmp_path: Path) -> None:
-    """No store, and one whose creation was interrupted, are told apart, and neither opens."""
+def test_opening_distinguishes_no_store_from_an_unfinished_one(tmp_path: Path) -> None:
+    """The message says whether there is no store or one whose creation did not finish."""
     with pytest.raises(InputError, match="no store"):
         Store.open(tmp_path)
     (tmp_path / "history").mkdir()
@@ -93,8 +93,8 @@ def test_manifest_and_history_hold_the_same_bytes(store: Store) -> None:
     assert (store.path / "manifest.json").read_bytes() == history.read_bytes()
 
 
-def test_a_new_query_model_forgets_the_old_verdict(store: Store) -> None:
-    """Report, policy and reason belong to the query model; other commits carry them on."""
+def test_a_new_query_model_drops_the_earlier_report(store: Store) -> None:
+    """A deploy resets the report; other commits keep it."""
     second = deploy(store, b"model B")
     third = add(second, 2)
     assert third.manifest.report == second.manifest.report is not None
@@ -104,7 +104,7 @@ def test_a_new_query_model_forgets_the_old_verdict(store: Store) -> None:
 
 
 def test_leaving_without_a_commit_changes_nothing(store: Store) -> None:
-    """An exception after a put leaves the generation; the file is unreferenced and collected."""
+    """After an exception the generation is the same, and gc deletes the file that was put."""
 
     def interrupted() -> None:
         with store.transaction(store.manifest) as tx:
@@ -114,15 +114,15 @@ def test_leaving_without_a_commit_changes_nothing(store: Store) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert Store.open(store.path).manifest == store.manifest
-    left = check(store.path)
-    assert left.ok
-    assert left.unreferenced == (f"models/{sha256_bytes(b'model B')}.onnx",)
-    assert gc(Store.open(store.path)).deleted == left.unreferenced
+    report = check(store.path)
+    assert report.ok
+    assert report.unreferenced == (f"models/{sha256_bytes(b'model B')}.onnx",)
+    assert gc(Store.open(store.path)).deleted == report.unreferenced
     assert check(store.path).unreferenced == ()
 
 
 def test_a_stale_generation_is_a_conflict(store: Store) -> None:
-    """A write that was computed from an older generation is refused, and says what came between."""
+    """A write computed from an older generation is refused with the operation that came between."""
     deploy(store, b"model B")
     with (
         pytest.raises(ConflictError, match=r"moved on to generation 2 \(deploy\)"),
@@ -134,7 +134,7 @@ def test_a_stale_generation_is_a_conflict(store: Store) -> None:
 
 
 def test_a_locked_store_is_a_conflict(store: Store) -> None:
-    """Another writer's lock is waited for, and then named."""
+    """After the timeout the error names the operation that holds the lock."""
     with (
         Lock(store.path / "LOCK", operation="backfill"),
         pytest.raises(ConflictError, match="backfill"),
@@ -144,7 +144,7 @@ def test_a_locked_store_is_a_conflict(store: Store) -> None:
 
 
 def test_a_generation_that_contradicts_itself_is_refused(store: Store) -> None:
-    """Wrong row counts, a missing file and a malformed time do not become a generation."""
+    """Wrong row counts, a missing file, a malformed time and an empty file are refused."""
     before = snapshot(store.path)
     index = store.manifest.index
     with store.transaction(store.manifest) as tx:
@@ -173,7 +173,7 @@ def test_a_file_is_copied_not_moved(store: Store, tmp_path: Path) -> None:
 
 
 def test_an_orphan_of_a_killed_commit_is_overwritten(store: Store) -> None:
-    """A history file without its commit is not history; the next commit takes its number."""
+    """A history file without a commit is unreferenced, and the next commit takes its number."""
     orphan = store.path / "history" / "000002.json"
     orphan.write_bytes(b"half a manif")
     assert store.history() == (store.manifest,)
@@ -183,8 +183,8 @@ def test_an_orphan_of_a_killed_commit_is_overwritten(store: Store) -> None:
     assert len(after.history()) == 2
 
 
-def test_a_changed_manifest_is_refused_with_the_way_back(store: Store) -> None:
-    """A manifest that was edited, cut short or swapped does not open; history says what it was."""
+def test_a_changed_manifest_is_refused_with_a_tip(store: Store) -> None:
+    """An edited or truncated manifest.json does not open, and the tip names the history."""
     path = store.path / "manifest.json"
     whole = path.read_bytes()
     for data in (whole.replace(b"  ", b" "), whole[:50], whole + b"\n", b""):
@@ -196,8 +196,8 @@ def test_a_changed_manifest_is_refused_with_the_way_back(store: Store) -> None:
     assert check(store.path).ok
 
 
-def test_rollback_restores_the_very_bytes(store: Store) -> None:
-    """After deploy and rollback the same model answers over the same index and catalogue bytes."""
+def test_rollback_restores_the_same_files(store: Store) -> None:
+    """After deploy and rollback the model, index and catalogue are the earlier ones."""
     first = store.manifest
     second = deploy(store, b"model B")
     before = snapshot(store.path)
@@ -215,7 +215,7 @@ def test_rollback_restores_the_very_bytes(store: Store) -> None:
 
 
 def test_a_rollback_that_is_repeated_undoes_one_deploy(store: Store) -> None:
-    """A, B, C: rollback gives B, however often it is called; --to goes to A, and comes back."""
+    """After A, B, C a rollback restores B, however often it runs; --to reaches A and C."""
     a = store.manifest.query_model
     b = deploy(store, b"model B")
     c = deploy(b, b"model C")
@@ -233,15 +233,15 @@ def test_a_rollback_that_is_repeated_undoes_one_deploy(store: Store) -> None:
 
 
 def test_rollback_after_deploying_again_undoes_that_deploy(store: Store) -> None:
-    """A, B, rollback, C, rollback: the state before C is A, not B."""
+    """After A, B, a rollback and C, a rollback restores A and not B."""
     b = deploy(store, b"model B")
     rollback(b)
     c = deploy(Store.open(store.path), b"model C")
     assert rollback(c).query_model == store.manifest.query_model
 
 
-def test_going_back_behind_a_backfill_undoes_no_deploy(store: Store) -> None:
-    """B, backfill, back to B, backfill: the next rollback undoes B, with the second or without."""
+def test_a_rollback_to_before_a_backfill_undoes_no_deploy(store: Store) -> None:
+    """After B, a backfill and a rollback to B, the next rollback undoes B."""
     deployed = deploy(store, b"model B")
     filled = backfill(deployed, 8)
     back = rollback(filled, to=2)
@@ -256,13 +256,13 @@ def test_going_back_behind_a_backfill_undoes_no_deploy(store: Store) -> None:
     assert check(again.path).ok
 
 
-def test_states_on_two_sides_of_a_lift_are_of_two_spaces(store: Store) -> None:
-    """Deploys and adds stay in a space, lifts leave it, going back leads into the one of then."""
+def test_a_lift_starts_a_new_embedding_space(store: Store) -> None:
+    """A deploy stays in the space, a lift starts one, and a rollback returns to the earlier one."""
     first = store.manifest
     up = lift(deploy(store, b"model B"), b"model C")
     later = deploy(up, b"model D")
-    embedding_spaces = [embedding_space(later, one) for one in later.history()]
-    assert embedding_spaces == [0, 0, 3, 3]
+    spaces = [embedding_space(later, state) for state in later.history()]
+    assert spaces == [0, 0, 3, 3]
     rollback(later, to=2)
     assert embedding_space(Store.open(store.path), Store.open(store.path).manifest) == 0
     rollback(Store.open(store.path), to=4)
@@ -272,8 +272,8 @@ def test_states_on_two_sides_of_a_lift_are_of_two_spaces(store: Store) -> None:
     assert check(again.path).ok
 
 
-def test_spaces_of_all_generations_are_those_of_each(store: Store) -> None:
-    """Over two lifts, states restored whole, restored once more, and with rows that were kept."""
+def test_the_spaces_of_all_generations_equal_those_of_each(store: Store) -> None:
+    """Both functions agree over two lifts and several kinds of rollbacks."""
     up = deploy(lift(deploy(store, b"model B"), b"model C"), b"model D")
     rollback(up, to=2)
     rollback(add(Store.open(store.path), 3), to=4)
@@ -281,24 +281,26 @@ def test_spaces_of_all_generations_are_those_of_each(store: Store) -> None:
     rollback(grown, to=5)
     back = Store.open(store.path)
     with back.transaction(back.manifest, operation="rollback") as tx:
-        had = {name: getattr(grown.manifest, name) for name in ("index", "catalog", "models")}
+        gallery = {name: getattr(grown.manifest, name) for name in ("index", "catalog", "models")}
         model = {name: getattr(up.manifest, name) for name in MODEL_FIELDS}
-        tx.commit(operation="rollback", created_at=AT, restores=4, **had, **model)
+        tx.commit(operation="rollback", created_at=AT, restores=4, **gallery, **model)
     rollback(lift(Store.open(store.path), b"model E", dim=4), to=10)
     again = Store.open(store.path)
     rollback(again, to=9)
     last = Store.open(store.path)
     assert embedding_spaces(last) == (0, 0, 3, 3, 0, 0, 3, 3, 0, 3, 11, 3, 0)
-    assert embedding_spaces(last) == tuple(embedding_space(last, one) for one in last.history())
+    assert embedding_spaces(last) == tuple(embedding_space(last, state) for state in last.history())
     assert embedding_spaces(again) == embedding_spaces(last)[:-1]
-    lifts = [[one for one in lineage(last, each) if one.operation == "lift"]
-             for each in last.history()]  # fmt: skip
-    assert embedding_spaces(last) == tuple(one[0].generation if one else 0 for one in lifts)
+    lifts = [[state for state in lineage(last, generation) if state.operation == "lift"]
+             for generation in last.history()]  # fmt: skip
+    assert embedding_spaces(last) == tuple(
+        states[0].generation if states else 0 for states in lifts
+    )
     assert check(last.path).ok
 
 
-def test_a_rollback_restores_the_rows_of_then(store: Store) -> None:
-    """Items added since the target are in no row of it, and come back with their generation."""
+def test_a_rollback_restores_the_earlier_rows(store: Store) -> None:
+    """Items added since are not in the restored gallery, and return with their generation."""
     third = add(deploy(store, b"model B"), 5)
     fourth = rollback(third)
     assert fourth.index == store.manifest.index
@@ -306,8 +308,8 @@ def test_a_rollback_restores_the_rows_of_then(store: Store) -> None:
     assert rollback(Store.open(store.path), to=3).index.count == 25
 
 
-def test_rollback_before_the_commit_needs_the_files(store: Store) -> None:
-    """When a file of the target is gone, nothing is written, and the file is named."""
+def test_a_rollback_without_a_needed_file_changes_nothing(store: Store) -> None:
+    """If a file of the target is empty, nothing is written, and the error names the file."""
     second = deploy(store, b"model B")
     path = store.blob_path("models", store.manifest.query_model)
     path.write_bytes(b"")
@@ -317,15 +319,17 @@ def test_rollback_before_the_commit_needs_the_files(store: Store) -> None:
 
 
 @pytest.mark.parametrize("to", [0, 2, 9])
-def test_rollback_to_no_older_generation_is_a_usage_error(store: Store, to: int) -> None:
-    """A generation that is not there, or is the current one, cannot be restored."""
+def test_a_rollback_to_a_missing_or_current_generation_is_a_usage_error(
+    store: Store, to: int
+) -> None:
+    """A generation that does not exist, or is the current one, cannot be restored."""
     second = deploy(store, b"model B")
     with pytest.raises(UsageError, match=str(to)):
         rollback(second, to=to)
 
 
-def test_reading_and_rollback_load_no_numpy(store: Store) -> None:
-    """Status, history and rollback work from the manifests alone, in a fresh process."""
+def test_reading_and_rollback_do_not_import_numpy(store: Store) -> None:
+    """Opening, history and rollback need only the manifests, in a new process."""
     deploy(store, b"model B")
     code = (
         "import sys; from pathlib import Path\n"
@@ -341,7 +345,7 @@ def test_reading_and_rollback_load_no_numpy(store: Store) -> None:
 
 
 def test_reading_writes_nothing(store: Store) -> None:
-    """Open, history, catalogue, plan and check leave every file and its time as they were."""
+    """Open, history, catalogue, plan and check leave every file and its mtime unchanged."""
     second = deploy(store, b"model B")
     times = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
     Store.open(store.path).history()
@@ -352,7 +356,7 @@ def test_reading_writes_nothing(store: Store) -> None:
 
 
 def test_check_names_a_flipped_bit_in_any_file(store: Store) -> None:
-    """One changed bit in any blob or history file is found and named by its path."""
+    """A changed bit in any blob or history file is reported with its path."""
     second = deploy(store, b"model B")
     for name in snapshot(store.path):
         if name == "manifest.json":
@@ -368,8 +372,8 @@ def test_check_names_a_flipped_bit_in_any_file(store: Store) -> None:
     assert check(second.path).ok
 
 
-def test_a_shallow_check_sees_missing_files_only(store: Store) -> None:
-    """Without ``deep`` no file is read: a missing one is found, a changed one is not."""
+def test_a_shallow_check_finds_only_missing_files(store: Store) -> None:
+    """Without ``deep`` a missing file is found, and a changed one is not."""
     path = store.blob_path("models", store.manifest.query_model)
     path.write_bytes(b"model X")
     assert check(store.path, deep=False).ok
@@ -377,8 +381,8 @@ def test_a_shallow_check_sees_missing_files_only(store: Store) -> None:
     assert not check(store.path, deep=False).ok
 
 
-def test_check_compares_the_catalogue_with_the_manifest(store: Store) -> None:
-    """Fewer rows than the index has are no commit; where they are there, no catalogue opens."""
+def test_the_row_counts_of_catalogue_and_manifest_must_agree(store: Store) -> None:
+    """Commit, check and reading refuse a catalogue with fewer rows than the index."""
     shorter = replace(
         store.catalog(), ids=("a",), labels=("x",), keys=[0], model_of=[0], digests=None,
     )  # fmt: skip
@@ -386,7 +390,7 @@ def test_check_compares_the_catalogue_with_the_manifest(store: Store) -> None:
         digest = tx.put("catalogs", shorter.write)
         with pytest.raises(InputError, match="1 rows, the index 20"):
             tx.commit(operation="add", created_at=AT, catalog=digest)
-    with store.transaction(store.manifest) as tx:  # as if an older version had put it there
+    with store.transaction(store.manifest) as tx:  # as an older version could
         tx.commit(operation="add", created_at=AT, catalog=digest)
     again = Store.open(store.path)
     report = check(again.path)
@@ -396,8 +400,8 @@ def test_check_compares_the_catalogue_with_the_manifest(store: Store) -> None:
         again.catalog()
 
 
-def test_gc_keeps_every_generation_and_what_others_put_there(store: Store) -> None:
-    """Only what no generation names is deleted; a person's own files are not touched."""
+def test_gc_deletes_only_unreferenced_files_of_its_own(store: Store) -> None:
+    """gc deletes what no generation names, and no file with a foreign name."""
     rollback(deploy(store, b"model B"))
     keep = snapshot(store.path)
     (store.path / "models" / "README").write_bytes(b"mine")
@@ -412,7 +416,7 @@ def test_gc_keeps_every_generation_and_what_others_put_there(store: Store) -> No
 
 
 def test_gc_deletes_nothing_while_a_generation_is_unreadable(store: Store) -> None:
-    """What a damaged generation names is unknown, so everything is kept."""
+    """If a generation is damaged, gc keeps every file."""
     second = deploy(store, b"model B")
     (store.path / "history" / "000001.json").write_bytes(b"{}")
     (store.path / "models" / ".new-0123").write_bytes(b"half")
@@ -423,7 +427,7 @@ def test_gc_deletes_nothing_while_a_generation_is_unreadable(store: Store) -> No
 
 
 def test_a_broken_chain_is_found(store: Store) -> None:
-    """A history file that was exchanged for another valid manifest no longer fits its child."""
+    """A history file replaced with another valid manifest does not match its child."""
     second = deploy(store, b"model B")
     other = begin(store.path.parent / "other", rows=4)
     shutil.copy(other.path / "history" / "000001.json", store.path / "history" / "000001.json")
@@ -432,8 +436,8 @@ def test_a_broken_chain_is_found(store: Store) -> None:
     assert "parent" in " ".join(check(second.path).problems)
 
 
-def test_a_creation_from_a_deployed_index_needs_its_model(tmp_path: Path) -> None:
-    """A first generation whose files were not put is refused, and the folder does not open."""
+def test_a_creation_without_its_files_is_refused(tmp_path: Path) -> None:
+    """A first generation whose files are missing is refused, and the folder does not open."""
     with Store.create(tmp_path / "s") as tx, pytest.raises(DamagedError, match="models"):
         tx.commit(
             operation="init",

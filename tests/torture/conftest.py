@@ -1,4 +1,4 @@
-"""The machine, the prepared scenarios, and the summary of what was tried."""
+"""Fixtures of the torture tests, and the summary of the faults that were injected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from kit import LONG, Fault, Machine, fresh_copy, machine
-from laws import Tally, Try, verify
+from laws import Tally, Try, assert_laws
 from scenarios import SCENARIOS, Stage, stage
 
 _PROPERTY = "torture"
@@ -23,20 +23,20 @@ _PROPERTY = "torture"
 
 @pytest.fixture(scope="session")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """The fork server, one a worker."""
+    """The fork server, one for each pytest worker."""
     if sys.platform != "linux":
         pytest.skip("libc calls are seen through LD_PRELOAD and /proc, which only Linux has")
-    with machine(tmp_path_factory.mktemp("torture")) as made:
-        yield made
+    with machine(tmp_path_factory.mktemp("torture")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def scratch_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where projects are copied to: in memory where that is possible, which is ten times faster."""
+    """The folder for copies of projects: in memory if possible, which is ten times faster."""
     memory = Path("/dev/shm")
     if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1 << 28:
-        with tempfile.TemporaryDirectory(dir=memory, prefix="torture-") as made:
-            yield Path(made)
+        with tempfile.TemporaryDirectory(dir=memory, prefix="torture-") as folder:
+            yield Path(folder)
     else:
         yield tmp_path_factory.mktemp("scratch")
 
@@ -44,18 +44,18 @@ def scratch_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def scratch(scratch_root: Path) -> Iterator[Path]:
     """An empty folder for one test."""
-    with tempfile.TemporaryDirectory(dir=scratch_root) as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(dir=scratch_root) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
 def stages(shell: Machine, scratch_root: Path) -> Callable[[str], Stage]:
-    """A scenario by its name, prepared when first asked for."""
+    """A function that gives a scenario by its name, prepared at its first use."""
     known: dict[str, Stage] = {}
 
     def find(name: str) -> Stage:
         if name not in known:
-            scenario = next(one for one in SCENARIOS if one.name == name)
+            scenario = next(scenario for scenario in SCENARIOS if scenario.name == name)
             known[name] = stage(shell, scenario, scratch_root / name)
         return known[name]
 
@@ -64,17 +64,17 @@ def stages(shell: Machine, scratch_root: Path) -> Callable[[str], Stage]:
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Tally:
-    """Counts what a test tried; it travels to the summary with the test's report."""
-    found = Tally()
+    """Counts the faults of a test; the test's report carries the counts to the summary."""
+    counts = Tally()
     entry: dict[str, Any] = {}
     request.node.user_properties.append((_PROPERTY, entry))
-    began = time.monotonic()
+    started = time.monotonic()
 
     def update() -> None:
-        entry.update(asdict(found), seconds=time.monotonic() - began)
+        entry.update(asdict(counts), seconds=time.monotonic() - started)
 
     request.node.stash[_UPDATE] = update
-    return found
+    return counts
 
 
 _UPDATE = pytest.StashKey[Callable[[], None]]()
@@ -82,7 +82,7 @@ _UPDATE = pytest.StashKey[Callable[[], None]]()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Fill in the counts before the test's report is made, whether it passed or not."""
+    """Fill in the counts before the test's report is made, whether the test passed or not."""
     try:
         return (yield)
     finally:
@@ -92,7 +92,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture
 def torture(shell: Machine, tally: Tally, scratch: Path) -> Try:
-    """Run a scenario under each of some faults, look at every law, and tell all that broke."""
+    """A function that runs a scenario under each fault and asserts every law after it."""
 
     def run(stage: Stage, faults: list[Fault]) -> None:
         broken = []
@@ -101,10 +101,10 @@ def torture(shell: Machine, tally: Tally, scratch: Path) -> Try:
             outcome = shell.run(folder, stage.scenario.argv, fault)
             tally.count(fault, outcome)
             try:
-                verify(shell, stage, folder, fault, outcome)
+                assert_laws(shell, stage, folder, fault, outcome)
             except Exception as error:  # noqa: BLE001 - a store that does not open is a loss too
-                where = f"{outcome.hit.name} {outcome.hit.path}" if outcome.hit else ""
-                broken.append(f"{stage.scenario.name}, {fault}, {where}: {error!r}")
+                call = f"{outcome.hit.name} {outcome.hit.path}" if outcome.hit else ""
+                broken.append(f"{stage.scenario.name}, {fault}, {call}: {error!r}")
         tally.losses += broken
         assert not broken, "\n".join([f"{len(broken)} of {len(faults)} faults:", *broken])
 
@@ -112,7 +112,7 @@ def torture(shell: Machine, tally: Tally, scratch: Path) -> Try:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How much was tried, and what was lost."""
+    """Print how many faults were injected, and what was lost."""
     total: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     losses: list[str] = []
@@ -122,14 +122,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         total.update({name: n for name, n in entry.items() if isinstance(n, int | float)})
     if not total:
         return
-    tell = terminalreporter.line
     terminalreporter.section(f"torture, the {'long' if LONG else 'short'} form")
-    tell(
+    terminalreporter.line(
         f"kills at calls {total['kills']}, at random instants {total['random_kills']}, errors "
         f"{total['errors']}, other faults {total['other']}, power cuts {total['cuts']}, "
         f"{total['seconds']:.0f} s of tests, losses {len(losses)}"
     )
-    tell("faults by call: " + ", ".join(f"{name} {n}" for name, n in calls.most_common()))
+    terminalreporter.line(
+        "faults by call: " + ", ".join(f"{name} {n}" for name, n in calls.most_common())
+    )
 
 
 def _entries(terminalreporter: Any) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""A process that has imported everything, and forks a child for every command line it is asked for.
+"""A process that has imported everything, and forks a child for each requested command line.
 
-Started with the shim in LD_PRELOAD. A request is a line of JSON on stdin, the answer one on stdout.
+It is started with the shim in LD_PRELOAD. A request is a line of JSON on stdin, the response one
+on stdout.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ import compatctl.commands
 from compatctl import cli
 
 PIPE_BYTES = 1 << 20
-"""More than a command says: it is read after its end."""
+"""More than a command prints: its output is read after its end."""
 LOADED = (hnswlib, np, onnx, onnxruntime, rich.table, yaml, Image)
 
 
 def _import_everything() -> None:
-    """What the commands would import later, but for what needs torch."""
+    """Import what the commands import later, except for what needs torch."""
     Image.init()
     for module in pkgutil.iter_modules(compatctl.commands.__path__):
         if not {"demo", "finetune", "train"} & set(module.name.split("_")):
@@ -55,7 +56,7 @@ def _import_everything() -> None:
 
 @cache
 def command_line() -> Any:
-    """What ``cli.main`` calls, made once: that takes longer than a command."""
+    """The command that ``cli.main`` calls, built once: building takes longer than a command."""
     return typer.main.get_command(cli.app)
 
 
@@ -67,8 +68,8 @@ def _command_line(arguments: list[str]) -> int:
     return 0
 
 
-def give_up_override() -> None:
-    """Let permissions hold for root too: no capability is left to this process."""
+def drop_capabilities() -> None:
+    """Make permissions apply to root too, by dropping every capability of this process."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     nothing = (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(header, nothing) != 0:
@@ -90,7 +91,7 @@ def _prepare(request: dict[str, Any], pipes: list[int]) -> None:
         pipes[2],
     )
     if request["unprivileged"] and os.geteuid() == 0:
-        give_up_override()
+        drop_capabilities()
 
 
 def _child(request: dict[str, Any], pipes: list[int]) -> NoReturn:
@@ -106,7 +107,7 @@ def _child(request: dict[str, Any], pipes: list[int]) -> NoReturn:
 
 
 def _serve(request: dict[str, Any]) -> dict[str, Any]:
-    began = time.monotonic()
+    started = time.monotonic()
     ends = [os.pipe() for _ in range(3)]
     for _, end in ends:
         fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -122,12 +123,12 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         os.close(handle)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    seconds = time.monotonic() - began
-    out, err, log = (_all_of(end) for end, _ in ends)
+    seconds = time.monotonic() - started
+    out, err, log = (_read_all(end) for end, _ in ends)
     return {"status": status, "seconds": seconds, "out": out, "err": err, "log": log}
 
 
-def _all_of(end: int) -> str:
+def _read_all(end: int) -> str:
     with os.fdopen(end, "rb") as pipe:
         return pipe.read().decode(errors="surrogateescape")
 

@@ -1,4 +1,7 @@
-"""The shim, compiled; commands in forked processes with a fault in them; what came of it."""
+"""Run commands in forked processes with an injected fault, and record the calls that they make.
+
+shim.c is compiled and preloaded into a fork server, which runs each command in a child.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ import compatctl
 
 HERE = Path(__file__).parent
 LONG = os.environ.get("COMPATCTL_TORTURE") == "long"
-"""Whether every boundary and every fault is tried, and not a sample."""
+"""Whether every call and every fault is tried, instead of a sample."""
 
 
 class Kind(IntEnum):
@@ -40,8 +43,9 @@ class Kind(IntEnum):
 class Fault:
     """What goes wrong: a fault of the shim at its ``at``-th call, or something around the process.
 
-    ``arg``: an errno, or seconds of a clock. ``kill_after_s``: SIGKILL from outside.
-    ``file_size``: RLIMIT_FSIZE. ``unprivileged``: permissions hold although root runs the tests.
+    ``arg``: an errno, or the seconds that a clock is set back. ``kill_after_s``: SIGKILL from
+    outside. ``file_size``: RLIMIT_FSIZE. ``unprivileged``: permissions apply even if root runs the
+    tests.
     """
 
     kind: Kind = Kind.NONE
@@ -64,7 +68,8 @@ NO_FAULT = Fault()
 
 @dataclass(frozen=True)
 class Call:
-    """A call that the shim saw. ``where``: in (counted), hit (the fault was here) or out."""
+    """A call that the shim saw. ``where``: "in" (inside the project, counted), "hit" (the fault
+    happened at it) or "out" (outside the project)."""
 
     where: str
     name: str
@@ -74,7 +79,7 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a command: exit status (negative: the signal), output, calls."""
+    """The result of a command: exit status (negative: the signal), output, calls."""
 
     status: int
     stdout: str
@@ -101,14 +106,14 @@ class Outcome:
 
 @dataclass
 class Machine:
-    """The fork server, and the shim that is in it."""
+    """The fork server with its shim."""
 
     process: subprocess.Popen[str]
     shim: Path
 
     def run(self, folder: Path, argv: tuple[str, ...], fault: Fault = NO_FAULT) -> Outcome:
         """Run ``argv`` (program first) in ``folder``; calls on paths under it are counted."""
-        answer = self._ask(
+        response = self._request(
             argv=argv,
             cwd=str(folder),
             root=str(folder),
@@ -119,33 +124,33 @@ class Machine:
             file_size=fault.file_size,
             unprivileged=fault.unprivileged,
         )
-        seen = [Call(*line.split("\t")) for line in answer["log"].split("\n")[:-1]]
+        seen = [Call(*line.split("\t")) for line in response["log"].split("\n")[:-1]]
         return Outcome(
-            status=answer["status"],
-            stdout=answer["out"],
-            stderr=answer["err"],
+            status=response["status"],
+            stdout=response["out"],
+            stderr=response["err"],
             calls=tuple(call for call in seen if call.where != "out"),
             outside=tuple(call for call in seen if call.where == "out"),
-            seconds=answer["seconds"],
+            seconds=response["seconds"],
         )
 
     def can_give(self, name: str, error: int) -> bool:
-        """Whether a call of this name gives this error in the world."""
+        """Whether a call of this name can fail with this errno."""
         return bool(ctypes.CDLL(str(self.shim)).fault_can_give(name.encode(), ctypes.c_long(error)))
 
-    def _ask(self, **request: object) -> dict[str, Any]:
+    def _request(self, **request: object) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, "the fork server has ended"
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        response: dict[str, Any] = json.loads(line)
+        return response
 
 
 def compile_shim(folder: Path) -> Path:
-    """shim.c as a shared object in ``folder``; a C compiler is a requirement of the project."""
+    """Compile shim.c to a shared object in ``folder``; the project requires a C compiler."""
     target = folder / "shim.so"
     command = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", target]
     subprocess.run([*command, HERE / "shim.c", "-ldl"], check=True)
@@ -154,7 +159,7 @@ def compile_shim(folder: Path) -> Path:
 
 @contextmanager
 def machine(work: Path) -> Iterator[Machine]:
-    """A fork server with the shim in it, of the package that these tests import."""
+    """A fork server with the shim, running the package that these tests import."""
     shim = compile_shim(work)
     package = str(Path(compatctl.__file__).parent.parent)
     process = subprocess.Popen(
@@ -181,7 +186,7 @@ def machine(work: Path) -> Iterator[Machine]:
 
 
 def fresh_copy(source: Path, target: Path) -> Path:
-    """A plain copy of a folder, in place of what is there."""
+    """Replace ``target`` with a copy of a folder."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
     return target

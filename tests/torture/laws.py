@@ -1,6 +1,6 @@
-"""What must hold after every fault, whatever it was; nothing here knows how the program works.
+"""The laws that hold after every fault; they know the promises of the store and not its code.
 
-The store is the old or the new one, whole; the same command then ends in the new one; and
+The store is in the old or the new state, completely. The same command then reaches the new state.
 ``check --gc`` leaves exactly the files that the generations name.
 """
 
@@ -27,12 +27,12 @@ HANDLED = (5, 6)
 
 
 Try = Callable[[Stage, list[Fault]], None]
-"""Runs a scenario under each fault and looks at every law."""
+"""Runs a scenario under each fault and asserts every law after it."""
 
 
 @dataclass
 class Tally:
-    """What was tried, for the summary."""
+    """The number of injected faults by kind, for the summary."""
 
     kills: int = 0
     random_kills: int = 0
@@ -43,7 +43,7 @@ class Tally:
     boundaries: dict[str, int] = field(default_factory=dict)
 
     def count(self, fault: Fault, outcome: Outcome) -> None:
-        """Note one fault, and at which call it was."""
+        """Count one fault, and the call at which it happened."""
         if fault.kill_after_s is not None:
             self.random_kills += outcome.killed
         elif fault.kind in (Kind.KILL_BEFORE, Kind.KILL_AFTER, Kind.SHORT):
@@ -58,35 +58,36 @@ class Tally:
 
 
 def performed(outcome: Outcome, fault: Fault) -> tuple[Call, ...]:
-    """The calls that were made: not one that failed, nor the one before which it died."""
+    """The calls that took effect: not one that failed, nor the one before which it was killed."""
     if fault.kind in (Kind.ERRNO_ONCE, Kind.ERRNO_FROM, Kind.KILL_BEFORE):
         return tuple(call for call in outcome.calls if call.where == "in")
     return outcome.calls
 
 
 def counted(stage: Stage, folder: Path) -> bool:
-    """Whether the attempt is counted; files of attempts that are neither old nor new fail."""
-    now = attempts(folder)
-    assert now in stage.counted, "the attempts are neither the old nor the new ones"
-    return now == stage.counted[1]
+    """Whether the attempt is counted; the files of attempts must be the old or the new ones."""
+    current = attempts(folder)
+    assert current in stage.counted, "the attempts are neither the old nor the new ones"
+    return current == stage.counted[1]
 
 
 def committed(stage: Stage, folder: Path) -> bool:
-    """Whether the new generation is there; anything but exactly the old or the new one fails."""
+    """Whether the store is in the new state; it must be exactly in the old or the new one."""
     path = folder / "store"
     if stage.before is None and not (path / "manifest.json").exists():
         try:
             Store.open(path)
         except InputError:
             return False
-        raise AssertionError("a store without manifest.json opens")
+        raise AssertionError("a store without manifest.json can be opened")
     counted(stage, folder)
     store = Store.open(path)
     store.history()
-    kept = [path / "history" / f"{at + 1:06d}.json" for at in range(store.manifest.generation)]
-    assert all(one.is_file() for one in kept), "a generation is not in history/"
+    numbers = range(1, store.manifest.generation + 1)
+    generations = [path / "history" / f"{number:06d}.json" for number in numbers]
+    assert all(file.is_file() for file in generations), "a generation is not in history/"
     current = (path / "manifest.json").read_bytes()
-    assert kept[-1].read_bytes() == current, "history/ ends in another generation"
+    assert generations[-1].read_bytes() == current, "history/ ends in another generation"
     for kind, digest in store.manifest.blobs():
         blob = store.blob_path(kind, digest)
         assert sha256_file(blob) == digest, f"{blob} has other bytes"
@@ -102,82 +103,84 @@ def committed(stage: Stage, folder: Path) -> bool:
 
 
 def checked(machine: Machine, folder: Path, *flags: str) -> dict[str, object]:
-    """What ``check`` reports; it must be ok."""
-    done = machine.run(folder, ("compatctl", "check", "--json", "--store", "store", *flags))
-    assert done.status == 0, f"check: {done.stdout[-2000:]} {done.stderr}"
-    found: dict[str, object] = json.loads(done.stdout)
-    assert found["ok"], found
-    assert not done.outside, done.outside[0]
-    return found
+    """The report of ``check``, which must be ok."""
+    outcome = machine.run(folder, ("compatctl", "check", "--json", "--store", "store", *flags))
+    assert outcome.status == 0, f"check: {outcome.stdout[-2000:]} {outcome.stderr}"
+    report: dict[str, object] = json.loads(outcome.stdout)
+    assert report["ok"], report
+    assert not outcome.outside, outcome.outside[0]
+    return report
 
 
-def _repeat(machine: Machine, stage: Stage, folder: Path, new: bool) -> None:
-    """The same command once more, without a fault, ends in the new state."""
-    was = Store.open(folder / "store").manifest.generation if new else 0
+def _repeat_reaches_new_state(machine: Machine, stage: Stage, folder: Path, new: bool) -> None:
+    """The same command, repeated without a fault, reaches the new state."""
+    generation = Store.open(folder / "store").manifest.generation if new else 0
     again = machine.run(folder, stage.scenario.argv)
     assert again.status == 0, f"repeated: exit {again.status}: {again.stderr}"
     store = Store.open(folder / "store")
     assert read_state(store) == stage.after, "repeated: not the new state"
     assert counted(stage, folder), "repeated: the attempt is not counted"
     for name, data in stage.written.items():
-        assert (folder / name).read_bytes() == data, f"repeated: {name} is not as it writes it"
+        assert (folder / name).read_bytes() == data, (
+            f"repeated: {name} differs from what the command writes"
+        )
     if new and stage.scenario.makes_generation:
-        repeated = again.json.get("written") or store.manifest.generation != was
-        assert not repeated, "repeated after its commit, it made a further generation"
+        repeated = again.json.get("written") or store.manifest.generation != generation
+        assert not repeated, "repeated after its commit, it made another generation"
     elif not new:
         assert store.manifest.generation == stage.generation
 
 
 def _only_what_is_named(folder: Path) -> None:
-    """The store's files are those that kept generations name, found without the program's help."""
+    """The store has exactly the files that its kept generations name."""
     root = folder / "store"
     generations = sorted((root / "history").glob("*"))
     current = json.loads((root / "manifest.json").read_bytes())
     assert len(generations) == current["generation"]
-    wanted = {"LOCK", "manifest.json"} | {f"history/{path.name}" for path in generations}
+    expected = {"LOCK", "manifest.json"} | {f"history/{path.name}" for path in generations}
     head = Manifest.from_json(current, "manifest.json")
     for path in generations[current["oldest_restorable"] - 1 :]:
-        one = Manifest.from_json(json.loads(path.read_bytes()), str(path))
-        named = one.blobs()
-        if one.generation < current["oldest_gallery"]:
-            named = head.model_blobs(one)
-        wanted |= {f"{kind}/{digest}{KINDS[kind]}" for kind, digest in named}
-    wanted |= {f"attempts/{name}" for name in attempts(folder)}
-    there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-    assert there - LOCKS == wanted - LOCKS
+        manifest = Manifest.from_json(json.loads(path.read_bytes()), str(path))
+        blobs = manifest.blobs()
+        if manifest.generation < current["oldest_gallery"]:
+            blobs = head.model_blobs(manifest)
+        expected |= {f"{kind}/{digest}{KINDS[kind]}" for kind, digest in blobs}
+    expected |= {f"attempts/{name}" for name in attempts(folder)}
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert files - LOCKS == expected - LOCKS
 
 
-def _nothing_else_touched(stage: Stage, folder: Path, outcome: Outcome) -> None:
-    """Nothing outside of the project, and in it only what the command may write, whole or not."""
+def _nothing_else_changed(stage: Stage, folder: Path, outcome: Outcome) -> None:
+    """The command changed nothing outside of the project, and in it only the files it may write."""
     assert not outcome.outside, f"outside of the project: {outcome.outside[0]}"
-    now, was = beside(folder), beside(stage.pristine)
-    for name in now.keys() | was.keys():
-        if name in stage.written and now.get(name) == stage.written[name]:
+    after, before = beside(folder), beside(stage.pristine)
+    for name in after.keys() | before.keys():
+        if name in stage.written and after.get(name) == stage.written[name]:
             continue
         if name == "report.json" and _says_uncounted(folder):
             continue
         if outcome.status != 0 and stage.written and Path(name).name.startswith(".new-"):
-            continue  # the temporary of a file beside the store: no command cleans it away
-        assert now.get(name) == was.get(name), f"{name} was changed"
+            continue  # a temporary file outside the store, which no command deletes
+        assert after.get(name) == before.get(name), f"{name} was changed"
 
 
 def _says_uncounted(folder: Path) -> bool:
-    """Whether the report of a verify that was denied writing says that it is not counted."""
+    """Whether the report of a verify without permission to write says that it is not counted."""
     report = json.loads((folder / "report.json").read_bytes())
-    why = "attempts: the store cannot be written to"
-    return report["attempt"] is None and why in report["not_checked"]
+    reason = "attempts: the store cannot be written to"
+    return report["attempt"] is None and reason in report["not_checked"]
 
 
-def _message(outcome: Outcome) -> None:
-    """A command that failed without being killed said what happened and what to do next."""
-    said = outcome.stderr
-    assert "Traceback" not in said, said
-    assert outcome.status in HANDLED, f"exit {outcome.status}: {said}"
-    assert said.startswith("compatctl: "), said
-    assert "next: " in said, f"it does not say what to do: {said}"
+def _says_what_to_do(outcome: Outcome) -> None:
+    """A command that failed without being killed says what happened and what to do next."""
+    message = outcome.stderr
+    assert "Traceback" not in message, message
+    assert outcome.status in HANDLED, f"exit {outcome.status}: {message}"
+    assert message.startswith("compatctl: "), message
+    assert "next: " in message, f"it does not say what to do: {message}"
 
 
-def verify(
+def assert_laws(
     machine: Machine,
     stage: Stage,
     folder: Path,
@@ -186,31 +189,31 @@ def verify(
     *,
     cut: bool = False,
 ) -> None:
-    """Every law, after ``fault`` ended the scenario's command in ``folder`` with ``outcome``.
+    """Assert every law after the scenario's command ran with ``fault`` in ``folder``.
 
-    ``cut``: a power cut came besides, so that the commit itself may have been lost.
+    ``cut``: a power cut followed, so that even the commit can be lost.
     """
-    _nothing_else_touched(stage, folder, outcome)
+    _nothing_else_changed(stage, folder, outcome)
     new = committed(stage, folder)
     if outcome.status == 0:
-        assert new, "it reported success, and the old state is there"
-        told = counted(stage, folder) or (fault.arg == EACCES and _says_uncounted(folder))
-        assert told, "it reported success, and the attempt is not counted"
+        assert new, "it reported success, but the store is in the old state"
+        reported = counted(stage, folder) or (fault.arg == EACCES and _says_uncounted(folder))
+        assert reported, "it reported success, but the attempt is not counted"
     elif not outcome.killed:
-        _message(outcome)
+        _says_what_to_do(outcome)
     renamed = [call for call in performed(outcome, fault) if call.name == "rename"]
     if stage.scenario.makes_generation and fault.kill_after_s is None and not cut:
-        at = any(call.other == str(folder / "store" / "manifest.json") for call in renamed)
-        assert new == at, "the commit is not the replacing of manifest.json"
+        replaced = any(call.other == str(folder / "store" / "manifest.json") for call in renamed)
+        assert new == replaced, "the commit is not the replacement of manifest.json"
     if "report.json" in stage.written and (folder / "report.json").exists():
         assert _says_uncounted(folder) or counted(stage, folder), (
-            "there is a report, and its attempt is not counted"
+            "there is a report, but its attempt is not counted"
         )
     if new and stage.scenario.erases:
-        _unfinished_at_most(machine, folder)
+        _erased_or_unfinished(machine, folder)
     elif new:
         checked(machine, folder)
-    _repeat(machine, stage, folder, new)
+    _repeat_reaches_new_state(machine, stage, folder, new)
     checked(machine, folder, "--gc")
     assert checked(machine, folder)["unreferenced"] == []
     _only_what_is_named(folder)
@@ -221,34 +224,34 @@ def verify(
 
 
 def _afterwards(machine: Machine, stage: Stage, folder: Path) -> None:
-    """What follows succeeds; a further verify knows of every attempt before it."""
+    """The commands that follow succeed; another verify knows every attempt before it."""
     for argv in stage.scenario.afterwards:
-        done = machine.run(folder, argv)
-        assert done.status == 0, f"afterwards {argv}: exit {done.status}: {done.stderr}"
+        outcome = machine.run(folder, argv)
+        assert outcome.status == 0, f"afterwards {argv}: exit {outcome.status}: {outcome.stderr}"
         if argv[1] == "verify":
             number = 1 + sum(data.count(b'"key"') for data in stage.counted[1].values())
-            assert done.json["attempt"]["number"] == number, done.json["attempt"]
+            assert outcome.json["attempt"]["number"] == number, outcome.json["attempt"]
     if stage.scenario.afterwards:
         checked(machine, folder)
 
 
-def _unfinished_at_most(machine: Machine, folder: Path) -> None:
-    """An erasure that was committed is checked, or said to be unfinished and nothing else."""
-    done = machine.run(folder, ("compatctl", "check", "--json", "--store", "store"))
-    problems = done.json["problems"]
-    assert (done.status, len(problems)) in ((0, 0), (5, 1)), problems
-    assert all("a removal was killed" in one for one in problems), problems
+def _erased_or_unfinished(machine: Machine, folder: Path) -> None:
+    """``check`` finds a committed erasure correct, or unfinished and nothing else."""
+    outcome = machine.run(folder, ("compatctl", "check", "--json", "--store", "store"))
+    problems = outcome.json["problems"]
+    assert (outcome.status, len(problems)) in ((0, 0), (5, 1)), problems
+    assert all("a removal was killed" in problem for problem in problems), problems
 
 
 def _nothing_erased_left(
-    stage: Stage, folder: Path, where: tuple[str, ...] = ("store", "build")
+    stage: Stage, folder: Path, folders: tuple[str, ...] = ("store", "build")
 ) -> None:
-    """No file has the bytes of a vector, nor one of the store or the candidate an id, that left."""
+    """No file of the store or the candidate has an id or a vector of a removed item."""
     if stage.before is None or not stage.scenario.erases:
         return
     for path in folder.rglob("*"):
-        whose = path.relative_to(folder).parts[0]
-        data = path.read_bytes() if path.is_file() and whose in where else b""
+        top = path.relative_to(folder).parts[0]
+        data = path.read_bytes() if path.is_file() and top in folders else b""
         for item in stage.before.rows.keys() - stage.after.rows.keys():
             assert stage.before.rows[item][2] not in data, f"a vector of {item} is in {path}"
             assert f'"{item}"'.encode() not in data, f"{item} is in {path}"
@@ -265,23 +268,25 @@ EVERY_COMMAND = (
     ("check", "--gc", "--keep", "1"),
     ("check",),
 )
-"""Run one after the other on a store that was swept; a rollback may find nothing to undo."""
+"""Run one after the other on a store after gc; a rollback may find nothing to undo."""
 
 
-def swept(machine: Machine, stage: Stage, folder: Path, keep: tuple[str, ...]) -> None:
-    """gc with these flags, right after the fault: the state stays what it was, whole; nothing that
-    a kept generation names goes; and every command works."""
+def assert_gc_is_safe(machine: Machine, stage: Stage, folder: Path, keep: tuple[str, ...]) -> None:
+    """Assert that gc, right after the fault, keeps the state and every file that a kept generation
+    names, and that every command works afterwards."""
     store = folder / "store"
-    new, was = committed(stage, folder), attempts(folder)
-    done = machine.run(folder, ("compatctl", "check", "--gc", "--json", "--store", "store", *keep))
+    new, counts = committed(stage, folder), attempts(folder)
+    outcome = machine.run(
+        folder, ("compatctl", "check", "--gc", "--json", "--store", "store", *keep)
+    )
     if not (store / "manifest.json").exists():
-        assert done.status == 5, done.stderr
+        assert outcome.status == 5, outcome.stderr
     else:
-        assert done.status == 0, f"gc: exit {done.status}: {done.stdout}{done.stderr}"
-        _said_what_is(store, done)
+        assert outcome.status == 0, f"gc: exit {outcome.status}: {outcome.stdout}{outcome.stderr}"
+        _reports_the_state(store, outcome)
         assert read_state(Store.open(store)) == (stage.after if new else stage.before)
         assert checked(machine, folder)["unreferenced"] == []
-        assert attempts(folder) == was, "gc changed the attempts"
+        assert attempts(folder) == counts, "gc changed the attempts"
         _only_what_is_named(folder)
         if new:
             _nothing_erased_left(stage, folder, ("store",))
@@ -296,19 +301,21 @@ def swept(machine: Machine, stage: Stage, folder: Path, keep: tuple[str, ...]) -
     for command in EVERY_COMMAND:
         argv = ("compatctl", *command, "--store", "store")
         argv += ("--data", "items.csv") if command[0] in ("add", "rollback") else ()
-        ran = machine.run(folder, argv)
+        result = machine.run(folder, argv)
         allowed = (0, 2) if command[0] == "rollback" else (0,)
-        assert ran.status in allowed, f"after gc {command}: exit {ran.status}: {ran.stderr}"
+        assert result.status in allowed, (
+            f"after gc {command}: exit {result.status}: {result.stderr}"
+        )
 
 
-def _said_what_is(store: Path, done: Outcome) -> None:
-    """What gc said is of the state that it left."""
-    said, current = done.json, (store / "manifest.json").read_bytes()
-    assert said["head"] == hashlib.sha256(current).hexdigest()
-    now = json.loads(current)
-    assert (said["generations"], said["oldest_restorable"]) == (
-        now["generation"],
-        now["oldest_restorable"],
+def _reports_the_state(store: Path, outcome: Outcome) -> None:
+    """gc printed the state that it left."""
+    report, current = outcome.json, (store / "manifest.json").read_bytes()
+    assert report["head"] == hashlib.sha256(current).hexdigest()
+    manifest = json.loads(current)
+    assert (report["generations"], report["oldest_restorable"]) == (
+        manifest["generation"],
+        manifest["oldest_restorable"],
     )
-    assert said["unreferenced"] == []
-    assert not [name for name in said["deleted"] if (store / name).exists()]
+    assert report["unreferenced"] == []
+    assert not [name for name in report["deleted"] if (store / name).exists()]

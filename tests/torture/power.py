@@ -1,9 +1,9 @@
-"""What a power cut may leave: every state of the disk that the calls so far allow.
+"""Power cuts: lay out every state of the disk that can remain after some calls.
 
-A killed process loses nothing that it told the kernel; a machine does. Here, of the calls that were
-made, the bytes of a file are safe once the file was synced, and a name (made, moved or removed) is
-safe once its folder was. Of all else any part may be there: in the worst order, and on purpose
-with less mercy than a journalling file system has.
+What a killed process gave to the kernel is not lost; a power cut can lose it. Here the bytes of a
+file are safe once the file was synced, and a name (made, moved or removed) is safe once its folder
+was synced. Any part of the rest may be on the disk, in any order: this is stricter than a
+journalling file system.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from kit import Call
 
 MANY = 7
-"""Up to so many names at risk every subset is tried; beyond, only each one alone and all."""
+"""Up to this number of unsafe names every subset is tried; above it each one alone, and all."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class _Name:
 
 @dataclass
 class Disk:
-    """A project's files as numbers under names, and which bytes and names are not safe yet."""
+    """A project's files, numbered by name, and which bytes and names are not safe yet."""
 
     names: dict[str, int]
     folders: set[str]
@@ -47,10 +47,10 @@ class Disk:
         inside = sorted(project.rglob("*"))
         files = [str(path) for path in inside if path.is_file()]
         folders = {str(path) for path in inside if path.is_dir()} | {str(project)}
-        return cls({name: at for at, name in enumerate(files)}, folders, made=len(files))
+        return cls({name: number for number, name in enumerate(files)}, folders, made=len(files))
 
-    def see(self, calls: Iterable[Call]) -> None:
-        """Follow calls that were really made."""
+    def apply(self, calls: Iterable[Call]) -> None:
+        """Apply calls that took effect."""
         for call in calls:
             if call.name in ("open", "fopen", "creat"):
                 self._create(call.path)
@@ -95,26 +95,29 @@ class Disk:
         self.changes.append(_Name(str(Path(path).parent), file, made, gone))
 
     def after_cuts(self, pristine: Disk) -> Iterator[tuple[dict[str, int], set[str]]]:
-        """The names and folders that may be found afterwards, the worst case first."""
-        risky = [at for at, change in enumerate(self.changes) if not change.safe]
-        for kept in _subsets(risky):
+        """The names and folders that can remain after a power cut, the worst case first."""
+        unsafe = [i for i, change in enumerate(self.changes) if not change.safe]
+        for kept in _subsets(unsafe):
             names, folders = dict(pristine.names), set(pristine.folders)
-            for at, change in enumerate(self.changes):
-                if change.safe or at in kept:
+            for i, change in enumerate(self.changes):
+                if change.safe or i in kept:
                     _apply(change, names, folders)
-            yield {n: f for n, f in names.items() if str(Path(n).parent) in folders}, folders
+            yield (
+                {name: file for name, file in names.items() if str(Path(name).parent) in folders},
+                folders,
+            )
 
 
-def _subsets(risky: Sequence[int]) -> Iterator[set[int]]:
-    if len(risky) <= MANY:
-        for chosen in product((False, True), repeat=len(risky)):
-            yield {at for at, keep in zip(risky, chosen, strict=True) if keep}
+def _subsets(unsafe: Sequence[int]) -> Iterator[set[int]]:
+    if len(unsafe) <= MANY:
+        for chosen in product((False, True), repeat=len(unsafe)):
+            yield {change for change, keep in zip(unsafe, chosen, strict=True) if keep}
         return
     yield set()
-    yield set(risky)
-    for one in risky:
-        yield {one}
-        yield set(risky) - {one}
+    yield set(unsafe)
+    for change in unsafe:
+        yield {change}
+        yield set(unsafe) - {change}
 
 
 def _apply(change: _Name, names: dict[str, int], folders: set[str]) -> None:
@@ -129,46 +132,46 @@ def _apply(change: _Name, names: dict[str, int], folders: set[str]) -> None:
 def cut(
     pristine: Path, project: Path, runs: Sequence[Sequence[Call]], target: Path
 ) -> Iterator[str]:
-    """Lay out at ``target`` each state that a power cut may leave of ``project``, one by one.
+    """Lay out at ``target``, one by one, each state that a power cut can leave of ``project``.
 
-    ``runs``: the calls that were made since ``pristine``, which was safe. Bytes at risk are there,
-    gone, or half there.
+    ``runs``: the calls since ``pristine``, in which everything is safe. Unsafe bytes are there,
+    gone, or half there. Yields a description of each state.
     """
     start = _moved(Disk.of(pristine), pristine, project)
     disk = _moved(Disk.of(pristine), pristine, project)
     for calls in runs:
-        disk.see(calls)
-    contents = {file: (pristine / Path(n).relative_to(project)).read_bytes()
-                for n, file in start.names.items()}  # fmt: skip
+        disk.apply(calls)
+    contents = {file: (pristine / Path(name).relative_to(project)).read_bytes()
+                for name, file in start.names.items()}  # fmt: skip
     for name, file in disk.names.items():
         contents[file] = Path(name).read_bytes()
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     laid: dict[str, bytes] = {}
     for names, folders in disk.after_cuts(start):
-        risky = disk.unsafe_bytes & set(names.values())
-        for share in (0.0, 0.5, 1.0) if risky else (1.0,):
-            wanted = {}
+        unsafe = disk.unsafe_bytes & set(names.values())
+        for share in (0.0, 0.5, 1.0) if unsafe else (1.0,):
+            files = {}
             for name, file in names.items():
                 data = contents.get(file, b"")
-                kept = data[: int(len(data) * share)] if file in risky else data
-                wanted[str(Path(name).relative_to(project))] = kept
-            _lay(target, laid, wanted, {str(Path(one).relative_to(project)) for one in folders})
-            laid = wanted
-            yield f"{len(names)} files, {share:.0%} of the bytes at risk"
+                kept = data[: int(len(data) * share)] if file in unsafe else data
+                files[str(Path(name).relative_to(project))] = kept
+            _lay(target, laid, files, {str(Path(path).relative_to(project)) for path in folders})
+            laid = files
+            yield f"{len(names)} files, {share:.0%} of the unsafe bytes"
 
 
-def _lay(target: Path, laid: dict[str, bytes], wanted: dict[str, bytes], folders: set[str]) -> None:
-    """Make ``target``, which holds the files ``laid``, hold those wanted, and these folders."""
-    for name in laid.keys() - wanted.keys():
+def _lay(target: Path, laid: dict[str, bytes], files: dict[str, bytes], folders: set[str]) -> None:
+    """Change ``target`` from the files ``laid`` to ``files``, with these folders."""
+    for name in laid.keys() - files.keys():
         (target / name).unlink()
-    there = [path for path in target.rglob("*") if path.is_dir()]
-    for folder in sorted(there, reverse=True):
+    existing = [path for path in target.rglob("*") if path.is_dir()]
+    for folder in sorted(existing, reverse=True):
         if str(folder.relative_to(target)) not in folders:
             folder.rmdir()
     for name in sorted(folders):
         (target / name).mkdir(parents=True, exist_ok=True)
-    for name, data in wanted.items():
+    for name, data in files.items():
         if laid.get(name) != data:
             (target / name).write_bytes(data)
 

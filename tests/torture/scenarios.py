@@ -1,6 +1,6 @@
-"""Every write of the program as a scenario: a project before it, the command, the states around it.
+"""Every writing command as a scenario: a prepared project, the command, the states around it.
 
-A new command is one line in ``SCENARIOS``, and a way to prepare its project where none fits.
+A new command is one line in ``SCENARIOS``, with a function that prepares its project if none fits.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from compatctl.samples import TILE, emoji_source
 from compatctl.store import Store
 
 FIRST, ALL = 12, 18
-"""How many items a store begins with, and how many the project has."""
+"""The number of items of the first generation, and of the project."""
 REASON = "the drill"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """One write. ``argv``: program first. ``creates``: there is no store before it.
+    """One write.
 
-    ``makes_generation``: whether it ends in a new generation. ``every``: in the short form each
-    such boundary is tried; 1 is all of them. ``beside``: what it may write beside the store.
-    ``erases``: whether items leave for good. ``afterwards``: what must succeed once all is done.
+    ``argv``: program first. ``creates``: there is no store before it. ``makes_generation``: whether
+    it makes a generation. ``every``: the short form tries every n-th call, 1 is all calls.
+    ``beside``: the files that it may write outside the store. ``erases``: whether it removes items.
+    ``afterwards``: commands that must succeed after it.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class State:
-    """What a store promises: the query model, and each item's class, model and vector."""
+    """The content of a store: the query model, and each item's class, model and vector."""
 
     query_model: str
     rows: dict[str, tuple[str, str, bytes]]
@@ -63,10 +64,10 @@ class State:
 class Stage:
     """A scenario that was prepared and ran once without a fault.
 
-    ``before`` and ``after``: the store's states (before a creation there is none). ``outcome`` and
-    ``seconds``: of that run. ``generation``: what it ended in. ``written``: the files that it wrote
-    beside the store. ``sizes``: those of the files that it wrote into the store. ``counted``: the
-    store's files of attempts before and after.
+    ``before`` and ``after``: the store's states (None before a creation). ``outcome`` and
+    ``seconds``: those of the run. ``generation``: the number of the generation after it.
+    ``written``: the files that it wrote outside the store. ``sizes``: the sizes of the files that
+    it wrote into the store. ``counted``: the store's files of attempts before and after.
     """
 
     scenario: Scenario
@@ -83,18 +84,18 @@ class Stage:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The counted calls' names; the n-th call's is ``names[n - 1]``."""
+        """The names of the counted calls; that of call n is ``names[n - 1]``."""
         return tuple(call.name for call in self.outcome.calls)
 
     def boundaries(self, kind: Kind, *, only: tuple[str, ...] = (), every: int = 0) -> list[int]:
-        """The calls to put a fault of this kind at, from 1; in the short form a rotating sample."""
-        found = [at for at, name in enumerate(self.names, 1) if not only or name in only]
+        """The calls (from 1) for faults of this kind; a sample in the short form."""
+        calls = [number for number, name in enumerate(self.names, 1) if not only or name in only]
         step = 1 if LONG else every or self.scenario.every
-        return found[int(kind) % min(step, len(found) or 1) :: step]
+        return calls[int(kind) % min(step, len(calls) or 1) :: step]
 
 
 def read_state(store: Store) -> State:
-    """The state, after each item's own vector was found to be its nearest in the index."""
+    """The state of a store, in which each item must find its own vector as the nearest."""
     manifest, catalog = store.manifest, store.catalog()
     index = manifest.index
     params = HnswParams(
@@ -114,13 +115,14 @@ def read_state(store: Store) -> State:
     return State(
         query_model=manifest.query_model,
         rows={
-            item: (label, catalog.models[at], vector.tobytes()) for item, label, at, vector in rows
+            item: (label, catalog.models[model], vector.tobytes())
+            for item, label, model, vector in rows
         },
     )
 
 
 def beside(project: Path) -> dict[str, bytes]:
-    """Every file of a project that is not in its store, and its bytes."""
+    """The bytes of every file of a project outside its store, by name."""
     return {
         str(path.relative_to(project)): path.read_bytes()
         for path in sorted(project.rglob("*"))
@@ -129,29 +131,29 @@ def beside(project: Path) -> dict[str, bytes]:
 
 
 def attempts(project: Path) -> dict[str, bytes]:
-    """The files of attempts of a project's store, and their bytes."""
+    """The bytes of the files of attempts of a project's store, by name."""
     return {path.name: path.read_bytes() for path in project.glob("store/attempts/[!.]*.json")}
 
 
 def stage(machine: Machine, scenario: Scenario, folder: Path) -> Stage:
-    """Prepare the scenario's project once, and run it once without a fault, in a copy."""
-    pristine, ran = folder / "pristine", folder / "ran"
+    """Prepare the scenario's project, and run it once without a fault in a copy."""
+    pristine, copy = folder / "pristine", folder / "ran"
     pristine.mkdir(parents=True)
     scenario.prepare(machine, pristine)
     before = None if scenario.creates else Store.open(pristine / "store")
-    fresh_copy(pristine, ran)
-    outcome = machine.run(ran, scenario.argv)
+    fresh_copy(pristine, copy)
+    outcome = machine.run(copy, scenario.argv)
     assert outcome.status == 0, outcome.stderr
-    store = Store.open(ran / "store")
+    store = Store.open(copy / "store")
     after = read_state(store)
     old = beside(pristine)
-    written = {name: data for name, data in beside(ran).items() if old.get(name) != data}
+    written = {name: data for name, data in beside(copy).items() if old.get(name) != data}
     assert set(written) == set(scenario.beside)
-    files = [path for path in (ran / "store").rglob("*") if path.is_file()]
-    held = {path.name for path in pristine.rglob("*") if path.name != "manifest.json"}
-    sizes = {path.stat().st_size for path in files if path.name not in held | {"LOCK"}}
-    counted = (attempts(pristine), attempts(ran))
-    shutil.rmtree(ran)
+    files = [path for path in (copy / "store").rglob("*") if path.is_file()]
+    existing = {path.name for path in pristine.rglob("*") if path.name != "manifest.json"}
+    sizes = {path.stat().st_size for path in files if path.name not in existing | {"LOCK"}}
+    counted = (attempts(pristine), attempts(copy))
+    shutil.rmtree(copy)
     state = read_state(before) if before else None
     assert state is None or (state.rows.keys() <= after.rows.keys()) != scenario.erases
     return Stage(
@@ -170,7 +172,7 @@ def stage(machine: Machine, scenario: Scenario, folder: Path) -> Stage:
 
 
 def _write_data(folder: Path) -> None:
-    """Emoji, 16 pixels wide, and two tables: the first few items, and all of them."""
+    """Write emoji 16 pixels wide, and two tables: the first items, and all of them."""
     source = emoji_source()
     with (source / "items.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["sheet"] == "noto.webp"][:ALL]
@@ -183,41 +185,41 @@ def _write_data(folder: Path) -> None:
         tile = sheet.crop((left * TILE, top * TILE, (left + 1) * TILE, (top + 1) * TILE))
         tile.resize((SIDE, SIDE)).save(folder / "images" / f"{row['label']}.png")
     for name, count in (("first.csv", FIRST), ("items.csv", ALL)):
-        lines = [f"{row['label']},images/{row['label']}.png,c{at % 6},test,gallery"
-                 for at, row in enumerate(rows[:count])]  # fmt: skip
+        lines = [f"{row['label']},images/{row['label']}.png,c{i % 6},test,gallery"
+                 for i, row in enumerate(rows[:count])]  # fmt: skip
         (folder / name).write_text("\n".join(["id,path,label,split,role", *lines, ""]))
 
 
-def _project(folder: Path) -> None:
+def _write_project(folder: Path) -> None:
     (folder / "compatctl.yaml").write_text("format: 1\nstore: store\ndata: items.csv\n")
 
 
-def _models_and_data(machine: Machine, folder: Path) -> None:
+def _prepare_models(machine: Machine, folder: Path) -> None:
     _write_data(folder)
     write_encoder(folder / "old.onnx", noise=0.6)
     write_encoder(folder / "new.onnx", noise=0.05)
 
 
 def _run(machine: Machine, folder: Path, *argv: str) -> None:
-    done = machine.run(folder, ("compatctl", *argv))
-    assert done.status == 0, done.stderr
+    outcome = machine.run(folder, ("compatctl", *argv))
+    assert outcome.status == 0, outcome.stderr
 
 
-def _liftable(machine: Machine, folder: Path) -> None:
-    """Items of the store that both models know, and the others as validation queries."""
-    _begun(machine, folder)
+def _prepare_lift(machine: Machine, folder: Path) -> None:
+    """A store, and a table with its items and the others as validation queries."""
+    prepare_store(machine, folder)
     with (folder / "items.csv").open(newline="") as file:
         rows = list(csv.reader(file))
-    asking = [[*row[:3], "validation", "query"] for row in rows[1 + FIRST :]]
-    lines = [",".join(row) for row in (*rows[: 1 + FIRST], *asking)]
+    queries = [[*row[:3], "validation", "query"] for row in rows[1 + FIRST :]]
+    lines = [",".join(row) for row in (*rows[: 1 + FIRST], *queries)]
     (folder / "lift.csv").write_text("\n".join([*lines, ""]))
 
 
-def _asked(machine: Machine, folder: Path) -> None:
-    """A store whose items are each a class of their own, darker copies of them as queries, and a
-    policy that lets a model pass on so few; one attempt was counted before."""
-    _models_and_data(machine, folder)
-    _project(folder)
+def _prepare_verify(machine: Machine, folder: Path) -> None:
+    """A store with one class for each item, darker copies as queries, a policy that can pass with
+    so few classes, and one counted attempt."""
+    _prepare_models(machine, folder)
+    _write_project(folder)
     with (folder / "items.csv").open(newline="") as file:
         rows = list(csv.reader(file))[1:]
     lines = [f"{item},{path},{item},test,gallery" for item, path, *_ in rows]
@@ -251,15 +253,15 @@ INIT = ("compatctl", "init", "--model", "old.onnx", "--json", "--store", "store"
         "--data", "items.csv")  # fmt: skip
 
 
-def _begun(machine: Machine, folder: Path) -> None:
-    _models_and_data(machine, folder)
-    _project(folder)
+def prepare_store(machine: Machine, folder: Path) -> None:
+    _prepare_models(machine, folder)
+    _write_project(folder)
     _run(machine, folder, "init", "--model", "old.onnx", "--data", "first.csv")
 
 
-def _exchanged(machine: Machine, folder: Path) -> None:
-    """Under the ids of two stored items are other images now, and one is of another class."""
-    _begun(machine, folder)
+def _prepare_changed(machine: Machine, folder: Path) -> None:
+    """A store, and data in which two items have other images and one has another class."""
+    prepare_store(machine, folder)
     with (folder / "items.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     for row in rows[1:3]:
@@ -269,14 +271,14 @@ def _exchanged(machine: Machine, folder: Path) -> None:
     (folder / "items.csv").write_text("\n".join([*map(",".join, rows), ""]))
 
 
-def _deployed(machine: Machine, folder: Path) -> None:
-    _begun(machine, folder)
+def _prepare_deployed(machine: Machine, folder: Path) -> None:
+    prepare_store(machine, folder)
     _run(machine, folder, *DEPLOY[1:])
 
 
-def _with_index(machine: Machine, folder: Path) -> None:
-    """A deployed hnswlib file and its table, and no store."""
-    _begun(machine, folder)
+def _prepare_import(machine: Machine, folder: Path) -> None:
+    """A deployed hnswlib file with its table, without a store."""
+    prepare_store(machine, folder)
     store = Store.open(folder / "store")
     shutil.copy(store.blob_path("indexes", store.manifest.index.sha256), folder / "deployed.bin")
     catalog = store.catalog()
@@ -286,48 +288,48 @@ def _with_index(machine: Machine, folder: Path) -> None:
     shutil.rmtree(folder / "store")
 
 
-def _littered(machine: Machine, folder: Path) -> None:
-    """Two generations, and what three killed writers left: blobs, temporaries, a generation."""
-    _deployed(machine, folder)
-    _litter(folder)
+def _prepare_gc(machine: Machine, folder: Path) -> None:
+    """Two generations, and remains of killed writers: blobs, temporary files, a generation."""
+    _prepare_deployed(machine, folder)
+    _leave_remains(folder)
 
 
-def _grown(machine: Machine, folder: Path) -> None:
-    """Two generations of which the first is no way back from a deploy, and the same litter."""
-    _begun(machine, folder)
+def _prepare_gc_keep(machine: Machine, folder: Path) -> None:
+    """Two generations without a deploy to undo, and the same remains of killed writers."""
+    prepare_store(machine, folder)
     _run(machine, folder, "add")
-    _litter(folder)
+    _leave_remains(folder)
 
 
-def _litter(folder: Path) -> None:
+def _leave_remains(folder: Path) -> None:
     store = Store.open(folder / "store")
     with store.transaction(store.manifest) as tx:
         for kind in ("indexes", "reports", "models"):
             tx.put(kind, lambda path: path.write_bytes(b"left behind") and None)
     (store.path / "catalogs" / ".new-0123456789abcdef.npz").write_bytes(b"half of")
     (store.path / ".new-0123456789abcdef.json").write_bytes(b"{")
-    next_one = store.path / "history" / "000003.json"
-    next_one.write_bytes((store.path / "history" / "000002.json").read_bytes())
+    orphan = store.path / "history" / "000003.json"
+    orphan.write_bytes((store.path / "history" / "000002.json").read_bytes())
 
 
-def _held(machine: Machine, folder: Path) -> None:
-    """A deployed model that holds the vectors of some items, which are in the memory and the
-    candidate's files too; and a list of two of them."""
-    _begun(machine, folder)
+def _prepare_remove(machine: Machine, folder: Path) -> None:
+    """A deployed model that contains the vectors of some items, which are also in the memory and in
+    the candidate's files, and a list of two of these items."""
+    prepare_store(machine, folder)
     store, data = Store.open(folder / "store"), load(folder / "first.csv")
     ids = store.catalog().ids
     vectors = np.array(
         [np.frombuffer(row[2], np.float32) for row in read_state(store).rows.values()]
     )
     write_attending(folder / "new.onnx", vectors[:6])
-    held = memory_bytes(data)
+    memory = memory_bytes(data)
     candidate = folder / "build" / "candidate"
     candidate.mkdir(parents=True)
-    (candidate / "memory.npz").write_bytes(held)
-    entries = [{"id": one, "sha256": data.digest(row)} for row, one in enumerate(data.ids)]
+    (candidate / "memory.npz").write_bytes(memory)
+    entries = [{"id": item, "sha256": data.digest(row)} for row, item in enumerate(data.ids)]
     record = {
         "items": entries, "anchors": entries, "classes": [], "parity": 0.0, "registry_sha256": None,
-        "memory_sha256": sha256_bytes(held), "models": [sha256_file(folder / "new.onnx")],
+        "memory_sha256": sha256_bytes(memory), "models": [sha256_file(folder / "new.onnx")],
     }  # fmt: skip
     (candidate / "training.json").write_bytes(canonical_json(record))
     _run(machine, folder, *DEPLOY[1:])
@@ -347,21 +349,21 @@ REMOVE = ("compatctl", "remove", "--ids", "gone.txt", "--json")
 ROLLBACK = ("compatctl", "rollback", "--to", "1", "--json")
 
 SCENARIOS = (
-    Scenario(name="init", argv=INIT, prepare=_models_and_data, creates=True, every=9,
+    Scenario(name="init", argv=INIT, prepare=_prepare_models, creates=True, every=9,
              beside=("compatctl.yaml",)),
-    Scenario(name="import", argv=IMPORT, prepare=_with_index, creates=True, every=9),
-    Scenario(name="add", argv=("compatctl", "add", "--json"), prepare=_begun, every=7),
+    Scenario(name="import", argv=IMPORT, prepare=_prepare_import, creates=True, every=9),
+    Scenario(name="add", argv=("compatctl", "add", "--json"), prepare=prepare_store, every=7),
     Scenario(name="changed", argv=("compatctl", "add", "--changed", "--json"),
-             prepare=_exchanged, every=19),
-    Scenario(name="deploy", argv=DEPLOY, prepare=_begun, every=3),
-    Scenario(name="rollback", argv=ROLLBACK, prepare=_deployed),
-    Scenario(name="backfill", argv=BACKFILL, prepare=_deployed, every=7),
-    Scenario(name="gc", argv=GC, prepare=_littered, makes_generation=False, every=2),
-    Scenario(name="remove", argv=REMOVE, prepare=_held, every=25, erases=True,
+             prepare=_prepare_changed, every=19),
+    Scenario(name="deploy", argv=DEPLOY, prepare=prepare_store, every=3),
+    Scenario(name="rollback", argv=ROLLBACK, prepare=_prepare_deployed),
+    Scenario(name="backfill", argv=BACKFILL, prepare=_prepare_deployed, every=7),
+    Scenario(name="gc", argv=GC, prepare=_prepare_gc, makes_generation=False, every=2),
+    Scenario(name="remove", argv=REMOVE, prepare=_prepare_remove, every=25, erases=True,
              beside=("build/candidate/memory.npz", "build/candidate/training.json")),
-    Scenario(name="verify", argv=VERIFY, prepare=_asked, makes_generation=False, every=7,
+    Scenario(name="verify", argv=VERIFY, prepare=_prepare_verify, makes_generation=False, every=7,
              beside=("report.json",), afterwards=(VERIFIED_AGAIN, DEPLOYED)),
-    Scenario(name="gc keep", argv=GC_KEEP, prepare=_grown, every=2),
-    *((Scenario(name="lift", argv=LIFT, prepare=_liftable),) if LONG else ()),
+    Scenario(name="gc keep", argv=GC_KEEP, prepare=_prepare_gc_keep, every=2),
+    *((Scenario(name="lift", argv=LIFT, prepare=_prepare_lift),) if LONG else ()),
 )  # fmt: skip
-NAMES = tuple(one.name for one in SCENARIOS)
+NAMES = tuple(scenario.name for scenario in SCENARIOS)

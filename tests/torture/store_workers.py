@@ -1,7 +1,7 @@
-"""Processes that damage a store and ask about it, and processes that write and read one at once.
+"""Worker processes that damage a store and run commands on it, or write and read it concurrently.
 
-Run as ``python store_workers.py VERB JSON``; the answer is one line of JSON on stdout. What a
-crash of the interpreter would take down is a process of its own.
+Run as ``python store_workers.py VERB JSON``; the answer is one line of JSON on stdout. A crash of
+the interpreter ends only the worker and not the tests.
 """
 
 from __future__ import annotations
@@ -49,29 +49,29 @@ from compatctl.store import (
 
 AT = "2026-01-31T12:00:00Z"
 FIRST, MORE, ALL = 12, 15, 18
-"""Items of the first generation, after an add, and of the project's table."""
+"""The number of items of the first generation, after an add, and of the project's table."""
 
 HANGS_S = 20
 """A command over a small store takes less than a tenth of a second."""
 
 # --------------------------------------------------------------------------------------------
-# Starting them
+# Starting workers
 
 
 def start(verb: str, *, env: dict[str, str] | None = None, **request: Any) -> subprocess.Popen[str]:
-    """A fresh process of this interpreter that runs a verb with the package of these tests."""
+    """Start a process of this interpreter that runs a verb with the package of these tests."""
     package = str(Path(compatctl.__file__).parent.parent)
-    beside = str(Path(__file__).parent.parent / "kits")
+    kits = str(Path(__file__).parent.parent / "kits")
     clean = {key: value for key, value in os.environ.items() if not key.startswith("COMPATCTL")}
-    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    path = {"PYTHONPATH": os.pathsep.join([package, beside])}
+    fixed = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    path = {"PYTHONPATH": os.pathsep.join([package, kits])}
     return subprocess.Popen(
         [sys.executable, "-X", "faulthandler", __file__, verb, json.dumps(request, default=str)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**clean, **one, **path, **(env or {})},
+        env={**clean, **fixed, **path, **(env or {})},
     )
 
 
@@ -79,14 +79,14 @@ PATIENCE_S = 5400.0 if os.environ.get("COMPATCTL_TORTURE") == "long" else 300.0
 
 
 def answer(process: subprocess.Popen[str], timeout_s: float = PATIENCE_S) -> Any:
-    """What the process says at its end, which must be an orderly one."""
+    """Wait for a process, which must end with exit code 0, and return its answer."""
     out, err = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, f"exit {process.returncode}: {out[-2000:]} {err[-4000:]}"
     return json.loads(out.splitlines()[-1])
 
 
 def work(verb: str, *, env: dict[str, str] | None = None, **request: Any) -> Any:
-    """Run a verb in a process of its own and wait for its answer."""
+    """Run a verb in a new process and return its answer."""
     return answer(start(verb, env=env, **request))
 
 
@@ -95,8 +95,8 @@ def work(verb: str, *, env: dict[str, str] | None = None, **request: Any) -> Any
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command gave."""
+class Result:
+    """The exit code and output of a command."""
 
     code: int
     stdout: str
@@ -110,7 +110,7 @@ class Said:
 
 @functools.cache
 def _command_line() -> Any:
-    """What ``cli.main`` calls, made once: that takes longer than a command."""
+    """The command that ``cli.main`` calls, built once: building takes longer than a command."""
     import typer.main
 
     from compatctl import cli
@@ -118,21 +118,21 @@ def _command_line() -> Any:
     return typer.main.get_command(cli.app)
 
 
-def command(project: Path, *argv: object) -> Said:
-    """Run a command with JSON; what escapes the command line's error boundary escapes here."""
+def command(project: Path, *argv: object) -> Result:
+    """Run a command with ``--json``; an error that escapes the command line is raised here."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    given = [str(one) for one in argv]
-    given += ["--project", str(project / "compatctl.yaml"), "--json"]
+    arguments = [str(argument) for argument in argv]
+    arguments += ["--project", str(project / "compatctl.yaml"), "--json"]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            _command_line()(given, prog_name="compatctl")
+            _command_line()(arguments, prog_name="compatctl")
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    return Said(code, out.getvalue(), err.getvalue())
+    return Result(code, out.getvalue(), err.getvalue())
 
 
 def argv_of(name: str, project: Path) -> tuple[str, ...]:
-    """The command line of a name, in a project that ``build`` made."""
+    """The arguments of a command, by its short name, in a project made by ``build``."""
     lines = {
         "search": ("search", str(project / "query.png"), "-k", "3"),
         "add": ("add", "--data", str(project / "items.csv")),
@@ -144,7 +144,7 @@ def argv_of(name: str, project: Path) -> tuple[str, ...]:
 
 
 def snapshot(root: Path) -> dict[str, str | bytes]:
-    """Everything in a folder: a file's bytes, a link's target, '/' for a folder."""
+    """The content of a folder by name: a file's bytes, a link's target, '/' for a folder."""
     return {
         str(path.relative_to(root)): (
             str(path.readlink())
@@ -177,15 +177,15 @@ def build(folder: Path, *, other: bool = False) -> None:
         ("init", "--model", folder / "old.onnx", "--data", folder / "first.csv"),
         ("add", "--data", folder / "more.csv"),
     ):
-        done = command(folder, *line)
-        assert done.code == 0, done.stderr
+        result = command(folder, *line)
+        assert result.code == 0, result.stderr
     _deploy_with_artifacts(Store.open(folder / "store"), folder / "new.onnx", other=other)
-    done = command(folder, "rollback")
-    assert done.code == 0, done.stderr
+    result = command(folder, "rollback")
+    assert result.code == 0, result.stderr
 
 
 def _write_items(folder: Path, skip: int) -> None:
-    """Emoji of one vendor, a query, and three tables of more and more of them."""
+    """Write emoji of one vendor, a query, and three tables of increasing length."""
     from PIL import Image
 
     from compatctl.samples import TILE, emoji_source
@@ -198,29 +198,29 @@ def _write_items(folder: Path, skip: int) -> None:
     with Image.open(source / "noto.webp") as sheet:
         for row in rows:
             top, left = divmod(int(row["tile"]), sheet.width // TILE)
-            at = (left * TILE, top * TILE, (left + 1) * TILE, (top + 1) * TILE)
-            tile = sheet.crop(at).convert("RGB").resize((16, 16))
+            box = (left * TILE, top * TILE, (left + 1) * TILE, (top + 1) * TILE)
+            tile = sheet.crop(box).convert("RGB").resize((16, 16))
             tile.save(folder / "images" / f"{row['label']}.png")
     shutil.copy(folder / "images" / f"{rows[3]['label']}.png", folder / "query.png")
     for name, count in (("first.csv", FIRST), ("more.csv", MORE), ("items.csv", ALL)):
-        lines = [f"{row['label']},images/{row['label']}.png,c{at % 6},test,gallery"
-                 for at, row in enumerate(rows[:count])]  # fmt: skip
+        lines = [f"{row['label']},images/{row['label']}.png,c{box % 6},test,gallery"
+                 for box, row in enumerate(rows[:count])]  # fmt: skip
         (folder / name).write_text("\n".join(["id,path,label,split,role", *lines, ""]))
 
 
 def _deploy_with_artifacts(store: Store, model: Path, *, other: bool) -> None:
-    """A deploy with report, registry and memory, as a verified candidate's has."""
+    """Commit a deploy with report, registry and memory, like that of a verified candidate."""
     from compatctl.commands.deploy import with_model
     from compatctl.deployment.model_file import ModelFile
 
-    now = store.manifest
-    with store.transaction(now, operation="deploy") as tx:
+    current = store.manifest
+    with store.transaction(current, operation="deploy") as tx:
         share = ModelFile.read(model).put(tx, rows=0)
         tx.commit(
             operation="deploy",
             created_at=AT,
             query_model=share.sha256,
-            models=with_model(now, share),
+            models=with_model(current, share),
             report=tx.put("reports", _writes(b'{"outcome": "pass", "other": %d}\n' % other)),
             registry=tx.put("registries", _writes(b'{"classes": ["a", "b", %d]}\n' % other)),
             memory=tx.put("memories", _writes(_memory(other=other))),
@@ -229,7 +229,7 @@ def _deploy_with_artifacts(store: Store, model: Path, *, other: bool) -> None:
 
 def _memory(*, other: bool) -> bytes:
     """A rehearsal memory of two small images."""
-    items = tuple(Item(id=one, label="a", split="train") for one in ("first", "second"))
+    items = tuple(Item(id=item, label="a", split="train") for item in ("first", "second"))
     pixels = np.arange(32, dtype=np.uint8).reshape(2, 4, 4) + np.uint8(other)
     return memory_bytes(Dataset(items=items, sources=tuple(pixels)))
 
@@ -242,13 +242,13 @@ def _writes(data: bytes) -> Callable[[Path], None]:
 
 
 # --------------------------------------------------------------------------------------------
-# Damage, and what must be said of it
+# Damage, and the refusal that must follow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A file of the store. ``every``: the commands asked after each flip; ``sampled``: after some;
-    ``swap``: another file to exchange it with, beside those of its kind."""
+    """A file of the store to damage. ``every``: the commands to run after each flip; ``sampled``:
+    those to run after some; ``swap``: files to exchange it with."""
 
     name: str
     path: Path
@@ -258,18 +258,18 @@ class Target:
 
 
 NAMES = ("manifest", "newest", "oldest", *(kind for kind in KINDS if kind != "erasures"))
-"""Of the targets: manifest.json, history's newest and oldest file, and a file of each kind that a
-store has which erased nothing."""
+"""The targets: manifest.json, the newest and the oldest file of history/, and a file of each kind
+that a store without erasures has."""
 
 _ALL = ("search", "add", "deploy", "history", "rollback")
 
 
 def target(root: Path, name: str) -> Target:
-    """The file of that name that the store's commands use, or that only check looks at."""
+    """The target of that name: a file that the commands use, or that only check reads."""
     store = Store.open(root)
-    now, deployed = store.manifest, store.generation(3)
+    current, deployed = store.manifest, store.generation(3)
     history = root / "history"
-    newest = history / f"{now.generation:06d}.json"
+    newest = history / f"{current.generation:06d}.json"
     if name in ("manifest", "newest"):
         path, swap = ((root / "manifest.json", newest), (newest, history / "000003.json"))[
             name == "newest"
@@ -279,38 +279,38 @@ def target(root: Path, name: str) -> Target:
     if name == "oldest":
         path, swap = history / "000001.json", history / "000002.json"
         return Target(name=name, path=path, sampled=("history", "rollback"), swap=(swap,))
-    share = next(one for one in now.models if one.sha256 == now.query_model)
-    beyond = next(one for one in deployed.models if one.sha256 == deployed.query_model)
+    share = next(model for model in current.models if model.sha256 == current.query_model)
+    other_share = next(model for model in deployed.models if model.sha256 == deployed.query_model)
     first = store.generation(1)
     report, registry = deployed.report or "", deployed.registry or ""
-    used, swap_kind, swap_digest, sampled = {
-        "models": (share.sha256, name, beyond.sha256, ("search", "add")),
-        "canaries": (share.canary, name, beyond.canary, ("search", "add")),
-        "indexes": (now.index.sha256, name, first.index.sha256, ("search", "add")),
-        "catalogs": (now.catalog, name, first.catalog, ("search", "add", "rollback")),
+    digest, swap_kind, swap_digest, sampled = {
+        "models": (share.sha256, name, other_share.sha256, ("search", "add")),
+        "canaries": (share.canary, name, other_share.canary, ("search", "add")),
+        "indexes": (current.index.sha256, name, first.index.sha256, ("search", "add")),
+        "catalogs": (current.catalog, name, first.catalog, ("search", "add", "rollback")),
         "reports": (report, "registries", registry, ()),
         "registries": (registry, "reports", report, ()),
-        "memories": (deployed.memory or "", "catalogs", now.catalog, ()),
+        "memories": (deployed.memory or "", "catalogs", current.catalog, ()),
     }[name]
     swap = store.blob_path(swap_kind, swap_digest)
-    return Target(name=name, path=store.blob_path(name, used), sampled=sampled, swap=(swap,))
+    return Target(name=name, path=store.blob_path(name, digest), sampled=sampled, swap=(swap,))
 
 
 @dataclass
-class Found:
-    """What a worker tried, and what was not as it must be."""
+class Findings:
+    """The commands and faults that a worker tried, and the failures."""
 
     commands: Counter[str]
     broken: list[str]
     tried: int = 0
 
-    def told(self) -> dict[str, Any]:
-        """As JSON values."""
+    def to_json(self) -> dict[str, Any]:
+        """The findings as JSON values."""
         return {"commands": self.commands, "broken": self.broken[:40], "tried": self.tried}
 
 
 class _HangsError(BaseException):
-    """A command did not end."""
+    """A command did not end in time."""
 
 
 def _hangs(number: int, frame: object) -> None:
@@ -320,44 +320,46 @@ def _hangs(number: int, frame: object) -> None:
 signal.signal(signal.SIGALRM, _hangs)
 
 
-def _ask(found: Found, project: Path, asked: str, names: tuple[str, ...], what: str) -> None:
-    """Run a command over a damaged store: exit 5, one of the files named, a tip, no answer."""
-    found.commands[asked] += 1
+def _expect_refusal(
+    findings: Findings, project: Path, name: str, files: tuple[str, ...], what: str
+) -> None:
+    """Run a command on a damaged store, which must refuse: exit 5, a file named, a tip."""
+    findings.commands[name] += 1
     signal.alarm(HANGS_S)
     try:
-        said = command(project, *argv_of(asked, project))
+        result = command(project, *argv_of(name, project))
     except (Exception, _HangsError):  # noqa: BLE001 - a traceback is what is looked for
-        found.broken.append(f"{what}: {asked}: {traceback.format_exc()[-1500:]}")
+        findings.broken.append(f"{what}: {name}: {traceback.format_exc()[-1500:]}")
         return
     finally:
         signal.alarm(0)
-    if why := _not_refused(said, names):
-        text = f"{said.stdout[-600:]} {said.stderr[-600:]}"
-        found.broken.append(f"{what}: {asked}: {why}; exit {said.code}: {text}")
+    if problem := _not_refused(result, files):
+        text = f"{result.stdout[-600:]} {result.stderr[-600:]}"
+        findings.broken.append(f"{what}: {name}: {problem}; exit {result.code}: {text}")
 
 
-def _not_refused(said: Said, names: tuple[str, ...]) -> str:
-    """Why this is not the refusal that names a file, or nothing."""
-    if said.code != 5:
+def _not_refused(result: Result, names: tuple[str, ...]) -> str:
+    """The reason why this is not a refusal that names a file, or an empty text."""
+    if result.code != 5:
         return "not exit 5"
-    told = said.json
-    if "error" not in told:
-        if told.get("ok") is not False:
+    answer = result.json
+    if "error" not in answer:
+        if answer.get("ok") is not False:
             return "an answer was given"
-        text = " ".join(told["problems"])
+        text = " ".join(answer["problems"])
     else:
-        error = told["error"]
+        error = answer["error"]
         text = error["message"]
-        if set(told) != {"error"} or not said.stderr.startswith("compatctl: "):
+        if set(answer) != {"error"} or not result.stderr.startswith("compatctl: "):
             return "no plain error"
-        if not error["tip"] or "next: " not in said.stderr:
+        if not error["tip"] or "next: " not in result.stderr:
             return "no tip"
     return "" if any(name in text for name in names) else f"none of {names} is named"
 
 
 def flip(path: Path, bit: int, *, keep_mtime: bool = False) -> None:
     """Change one bit of a file in place."""
-    was = path.stat()
+    stat = path.stat()
     path.chmod(0o644)
     with path.open("r+b") as file:
         file.seek(bit // 8)
@@ -365,11 +367,11 @@ def flip(path: Path, bit: int, *, keep_mtime: bool = False) -> None:
         file.seek(bit // 8)
         file.write(bytes([byte ^ 1 << bit % 8]))
     if keep_mtime:
-        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def _positions(size: int, most: int, seed: str) -> list[int]:
-    """The bits to flip: all where there are no more, else drawn by the seed."""
+    """The bits to flip: all of them if there are at most ``most``, else a sample."""
     bits = 8 * size
     if bits <= most:
         return list(range(bits))
@@ -384,80 +386,84 @@ def do_build(folder: str, other: bool = False) -> dict[str, Any]:
 
 
 def do_flips(folder: str, name: str, most: int, every: int) -> dict[str, Any]:
-    """One flipped bit after the other; each of them must be found by every command that it is for.
+    """Flip one bit after another; every command that uses the file must find each flip.
 
-    At last the right bytes are there, and everything works again.
+    With the original bytes, every command works again.
     """
-    project, found = Path(folder), Found(Counter(), [])
+    project, findings = Path(folder), Findings(Counter(), [])
     root = project / "store"
-    aim = target(root, name)
+    file = target(root, name)
     before = snapshot(root)
-    for at, bit in enumerate(_positions(aim.path.stat().st_size, most, name)):
-        flip(aim.path, bit, keep_mtime=at % 2 == 0)
-        damaged = aim.path.read_bytes()
-        found.tried += 1
-        asked = (*aim.every, *(aim.sampled if at % every == 0 else ()))
-        for one in asked:
-            _ask(found, project, one, (aim.path.name,), f"{name}, bit {bit}")
-        if aim.path.read_bytes() != damaged:
-            found.broken.append(f"{name}, bit {bit}: the damaged file was written to")
-        flip(aim.path, bit)
+    for i, bit in enumerate(_positions(file.path.stat().st_size, most, name)):
+        flip(file.path, bit, keep_mtime=i % 2 == 0)
+        damaged = file.path.read_bytes()
+        findings.tried += 1
+        commands = (*file.every, *(file.sampled if i % every == 0 else ()))
+        for command_name in commands:
+            _expect_refusal(
+                findings, project, command_name, (file.path.name,), f"{name}, bit {bit}"
+            )
+        if file.path.read_bytes() != damaged:
+            findings.broken.append(f"{name}, bit {bit}: the damaged file was written to")
+        flip(file.path, bit)
         if snapshot(root) != before:
-            found.broken.append(f"{name}, bit {bit}: the store was written to")
+            findings.broken.append(f"{name}, bit {bit}: the store was written to")
             break
-    _works(found, project)
-    return found.told()
+    _works(findings, project)
+    return findings.to_json()
 
 
-def _works(found: Found, project: Path) -> None:
-    """Every command that reads ends well."""
-    for one in ("check", "status", "history", "search"):
-        said = command(project, *argv_of(one, project))
-        found.commands[one] += 1
-        if said.code != 0:
-            found.broken.append(f"restored: {one}: exit {said.code}: {said.stdout} {said.stderr}")
+def _works(findings: Findings, project: Path) -> None:
+    """Every reading command succeeds."""
+    for name in ("check", "status", "history", "search"):
+        result = command(project, *argv_of(name, project))
+        findings.commands[name] += 1
+        if result.code != 0:
+            findings.broken.append(
+                f"restored: {name}: exit {result.code}: {result.stdout} {result.stderr}"
+            )
 
 
 def do_lock_flips(folder: str, most: int) -> dict[str, Any]:
-    """One flipped bit after the other in what a dead holder left in LOCK: nothing minds."""
-    project, found = Path(folder), Found(Counter(), [])
+    """Flip one bit after another in a LOCK that a dead process left: every command succeeds."""
+    project, findings = Path(folder), Findings(Counter(), [])
     lock = project / "store" / "LOCK"
-    left = json.dumps({"host": "h", "operation": "add", "pid": 1}).encode()
-    for at, bit in enumerate(_positions(len(left), most, "LOCK")):
-        lock.write_bytes(left)
+    content = json.dumps({"host": "h", "operation": "add", "pid": 1}).encode()
+    for i, bit in enumerate(_positions(len(content), most, "LOCK")):
+        lock.write_bytes(content)
         flip(lock, bit)
-        found.tried += 1
-        for one in ("status", *(("check", "gc", "search") if at % 10 == 0 else ())):
-            said = command(project, *argv_of(one, project))
-            found.commands[one] += 1
-            if said.code != 0:
-                found.broken.append(f"LOCK, bit {bit}: {one}: {said.stdout} {said.stderr}")
-    return found.told()
+        findings.tried += 1
+        for name in ("status", *(("check", "gc", "search") if i % 10 == 0 else ())):
+            result = command(project, *argv_of(name, project))
+            findings.commands[name] += 1
+            if result.code != 0:
+                findings.broken.append(f"LOCK, bit {bit}: {name}: {result.stdout} {result.stderr}")
+    return findings.to_json()
 
 
 # --------------------------------------------------------------------------------------------
-# Damage of a whole file
+# Damage of whole files
 
 
 Damage = Callable[[Path], None]
 
 
-def _damages(aim: Target, strange: Path, aside: Path) -> Iterator[tuple[str, Damage, Path]]:
-    """Name, what to do to the file, and which file is damaged by it besides."""
-    data = aim.path.read_bytes()
+def _damages(file: Target, strange: Path, aside: Path) -> Iterator[tuple[str, Damage, Path]]:
+    """For each damage: its name, the function that does it, and the other file that it damages."""
+    data = file.path.read_bytes()
     for length in dict.fromkeys((0, 1, len(data) // 2, len(data) - 1)):
-        yield f"cut to {length}", lambda path, n=length: _put(path, data[:n]), aim.path
-    yield "a byte more", lambda path: _put(path, data + b"\0"), aim.path
-    yield "a line more", lambda path: _put(path, data + b"\n"), aim.path
-    yield "zeros", lambda path: _put(path, bytes(len(data))), aim.path
-    yield "deleted", Path.unlink, aim.path
-    yield "a folder", _folder, aim.path
-    yield "a full folder", lambda path: (_folder(path), _put(path / "x", b"x")), aim.path
-    yield "a link", lambda path: _link(path, _aside(aside, data)), aim.path
-    yield "a dangling link", lambda path: _link(path, aside / "nothing"), aim.path
-    yield "a pipe", lambda path: (path.unlink(), os.mkfifo(path)), aim.path
-    yield "another store's", lambda path: _put(path, strange.read_bytes()), aim.path
-    for other in aim.swap:
+        yield f"cut to {length}", lambda path, n=length: _put(path, data[:n]), file.path
+    yield "a byte more", lambda path: _put(path, data + b"\0"), file.path
+    yield "a line more", lambda path: _put(path, data + b"\n"), file.path
+    yield "zeros", lambda path: _put(path, bytes(len(data))), file.path
+    yield "deleted", Path.unlink, file.path
+    yield "a folder", _folder, file.path
+    yield "a full folder", lambda path: (_folder(path), _put(path / "x", b"x")), file.path
+    yield "a link", lambda path: _link(path, _aside(aside, data)), file.path
+    yield "a dangling link", lambda path: _link(path, aside / "nothing"), file.path
+    yield "a pipe", lambda path: (path.unlink(), os.mkfifo(path)), file.path
+    yield "another store's", lambda path: _put(path, strange.read_bytes()), file.path
+    for other in file.swap:
         yield f"swapped with {other.name}", lambda path, o=other: _swap(path, o), other
 
 
@@ -483,10 +489,10 @@ def _link(path: Path, to: Path) -> None:
     path.symlink_to(to)
 
 
-def _swap(one: Path, other: Path) -> None:
-    first, second = one.read_bytes(), other.read_bytes()
-    _put(one, second)
-    _put(other, first)
+def _swap(path: Path, other: Path) -> None:
+    data, other_data = path.read_bytes(), other.read_bytes()
+    _put(path, other_data)
+    _put(other, data)
 
 
 def _restore(path: Path, data: bytes) -> None:
@@ -497,78 +503,78 @@ def _restore(path: Path, data: bytes) -> None:
 
 
 def do_damages(folder: str, strange: str, name: str) -> dict[str, Any]:
-    """Every damage of a whole file; the right bytes put back, and everything works again."""
-    project, found = Path(folder), Found(Counter(), [])
+    """Damage a file as a whole in every way; with the original bytes everything works again."""
+    project, findings = Path(folder), Findings(Counter(), [])
     root, other = project / "store", Path(strange) / "store"
-    aim, from_other = target(root, name), target(other, name).path
-    for what, damage, besides in list(_damages(aim, from_other, project / "aside")):
-        kept = {path: path.read_bytes() for path in (aim.path, besides)}
-        damage(aim.path)
-        found.tried += 1
+    file, from_other = target(root, name), target(other, name).path
+    for what, damage, second in list(_damages(file, from_other, project / "aside")):
+        originals = {path: path.read_bytes() for path in (file.path, second)}
+        damage(file.path)
+        findings.tried += 1
         damaged = _without_pipes(root)
-        for one in (*aim.every, *aim.sampled):
-            names = (aim.path.name, besides.name)
-            _ask(found, project, one, names, f"{name} {what}")
+        for command_name in (*file.every, *file.sampled):
+            names = (file.path.name, second.name)
+            _expect_refusal(findings, project, command_name, names, f"{name} {what}")
             if _without_pipes(root) != damaged:
-                found.broken.append(f"{name} {what}: {one}: the store was written to")
-        for path, data in kept.items():
+                findings.broken.append(f"{name} {what}: {command_name}: the store was written to")
+        for path, data in originals.items():
             _restore(path, data)
-        _works(found, project)
-    return found.told()
+        _works(findings, project)
+    return findings.to_json()
 
 
 def _without_pipes(root: Path) -> dict[str, str | bytes]:
     pipes = [path for path in root.rglob("*") if path.is_fifo()]
-    kept = [(path, path.with_name(f"pipe-{at}")) for at, path in enumerate(pipes)]
-    found = {f"pipe {path}": "" for path in pipes}
-    for path, _ in kept:
+    moved = [(path, path.with_name(f"pipe-{i}")) for i, path in enumerate(pipes)]
+    entries = {f"pipe {path}": "" for path in pipes}
+    for path, _ in moved:
         path.unlink()
-    result = {**found, **snapshot(root)}
-    for path, _ in kept:
+    result = {**entries, **snapshot(root)}
+    for path, _ in moved:
         os.mkfifo(path)
     return result
 
 
 def do_exchanged_heads(folder: str, strange: str) -> dict[str, Any]:
-    """manifest.json and the newest generation of another store, which agree with each other."""
-    project, found = Path(folder), Found(Counter(), [])
+    """Put manifest.json and the newest generation of another store, which agree, in place."""
+    project, findings = Path(folder), Findings(Counter(), [])
     root, other = project / "store", Path(strange) / "store"
     heads = [target(root, name).path for name in ("manifest", "newest")]
     theirs = Store.open(other).manifest
-    kept = {path: path.read_bytes() for path in heads}
+    originals = {path: path.read_bytes() for path in heads}
     for path in heads:
         _put(path, (other / path.relative_to(root)).read_bytes())
-    found.tried += 1
-    _ask(found, project, "check", ("000003.json",), "another store's head")
-    _ask(found, project, "history", ("000003.json",), "another store's head")
-    _ask(found, project, "rollback", ("000003.json",), "another store's head")
+    findings.tried += 1
+    _expect_refusal(findings, project, "check", ("000003.json",), "another store's head")
+    _expect_refusal(findings, project, "history", ("000003.json",), "another store's head")
+    _expect_refusal(findings, project, "rollback", ("000003.json",), "another store's head")
     blobs = tuple(digest for _, digest in theirs.blobs())
-    for one in ("search", "add", "deploy"):
-        _ask(found, project, one, blobs, "another store's head")
-    for path, data in kept.items():
+    for name in ("search", "add", "deploy"):
+        _expect_refusal(findings, project, name, blobs, "another store's head")
+    for path, data in originals.items():
         _restore(path, data)
-    _works(found, project)
-    return found.told()
+    _works(findings, project)
+    return findings.to_json()
 
 
 def do_commands(folder: str, names: list[str], drop: bool = False) -> list[dict[str, Any]]:
-    """Run commands one after the other; with ``drop`` permissions hold although root runs it."""
+    """Run commands one after another; with ``drop`` permissions apply even to root."""
     if drop and os.geteuid() == 0:
-        from forkserver import give_up_override
+        from forkserver import drop_capabilities
 
-        give_up_override()
+        drop_capabilities()
     project = Path(folder)
     return [vars(command(project, *argv_of(name, project))) for name in names]
 
 
 def do_verified_path(store: str, kind: str, digest: str) -> list[str]:
-    """Verify a file of the store twice; where a memory of it would lie."""
+    """Verify a file of the store twice."""
     opened = Store.open(Path(store))
     return [str(opened.verified_path(kind, digest)) for _ in range(2)]
 
 
 # --------------------------------------------------------------------------------------------
-# Many at once
+# Concurrent writers and readers
 
 DIM = 16
 PARAMS = HnswParams(dim=DIM, M=4, ef_construction=20, ef_search=10)
@@ -576,7 +582,7 @@ MODELS = (b"model A", b"model B", b"model C", b"model D")
 
 
 def vector(item: str) -> np.ndarray:
-    """The unit row (D,) of an item: a function of its id and of nothing else."""
+    """The unit row (D,) of an item, which depends only on its id."""
     seed = int.from_bytes(hashlib.sha256(item.encode()).digest()[:8], "little")
     row = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
     return row / np.linalg.norm(row)
@@ -601,8 +607,8 @@ def _share(tx: Transaction, model: bytes, rows: int) -> ModelShare:
 
 
 def begin(path: Path, rows: int = 40) -> Store:
-    """A store of one generation whose rows are those of ``vector``."""
-    items = tuple(f"first-{at}" for at in range(rows))
+    """A store of one generation, with the rows of ``vector``."""
+    items = tuple(f"first-{i}" for i in range(rows))
     keys = np.arange(rows, dtype=np.uint64)
     index = HnswIndex.create(PARAMS, rows)
     index.add(vectors(items), keys)
@@ -624,34 +630,38 @@ def begin(path: Path, rows: int = 40) -> Store:
 
 
 def _index(store: Store) -> HnswIndex:
-    now = store.manifest.index
-    return HnswIndex.load(store.verified_path("indexes", now.sha256), PARAMS, now.count)
+    info = store.manifest.index
+    return HnswIndex.load(store.verified_path("indexes", info.sha256), PARAMS, info.count)
 
 
 def add_items(store: Store, items: tuple[str, ...], timeout_s: float = 10.0) -> Manifest:
-    """The next generation, with these items, from the files of the opened one."""
-    now = store.manifest
+    """Commit a generation with these items added to the opened one."""
+    current = store.manifest
     catalog = store.catalog()
-    grown = catalog.extended(items, ["x"] * len(items), now.query_model)
+    grown = catalog.extended(items, ["x"] * len(items), current.query_model)
     index = _index(store)
     index.add(vectors(items), grown.keys[len(catalog) :])
     counts = grown.counts()
-    with store.transaction(now, operation="add", timeout_s=timeout_s) as tx:
+    with store.transaction(current, operation="add", timeout_s=timeout_s) as tx:
         return tx.commit(
             operation="add",
             created_at=AT,
             index=_info(tx.put("indexes", index.save), len(index)),
             catalog=tx.put("catalogs", grown.write),
-            models=tuple(replace(one, rows=counts.get(one.sha256, 0)) for one in now.models),
+            models=tuple(
+                replace(model, rows=counts.get(model.sha256, 0)) for model in current.models
+            ),
         )
 
 
 def _deploy(store: Store, model: bytes) -> Manifest:
-    now = store.manifest
-    with store.transaction(now, operation="deploy") as tx:
+    current = store.manifest
+    with store.transaction(current, operation="deploy") as tx:
         share = _share(tx, model, 0)
-        known = [one for one in now.models if one.rows > 0 and one.sha256 != share.sha256]
-        rows = now.index.count - sum(one.rows for one in known)
+        known = [
+            model for model in current.models if model.rows > 0 and model.sha256 != share.sha256
+        ]
+        rows = current.index.count - sum(entry.rows for entry in known)
         return tx.commit(
             operation="deploy",
             created_at=AT,
@@ -660,39 +670,39 @@ def _deploy(store: Store, model: bytes) -> Manifest:
         )
 
 
-def _roll_back(store: Store, rng: random.Random) -> Manifest:
-    now = store.manifest
-    oldest = max(now.oldest_restorable, now.generation - 6)
-    if oldest >= now.generation:
-        return now
-    plan = rollback_plan(store, to=rng.randrange(oldest, now.generation))
-    return now if plan.already_restored else restore(store, plan.target, created_at=AT)
+def _rollback(store: Store, rng: random.Random) -> Manifest:
+    current = store.manifest
+    oldest = max(current.oldest_restorable, current.generation - 6)
+    if oldest >= current.generation:
+        return current
+    plan = rollback_plan(store, to=rng.randrange(oldest, current.generation))
+    return current if plan.already_restored else restore(store, plan.target, created_at=AT)
 
 
-def _collect(store: Store) -> Manifest:
-    found = gc(store, keep=3, created_at=AT)
-    assert found.ok, found.problems
-    if found.head == manifest_digest(store.manifest):
+def _gc(store: Store) -> Manifest:
+    report = gc(store, keep=3, created_at=AT)
+    assert report.ok, report.problems
+    if report.head == manifest_digest(store.manifest):
         return store.manifest
-    return Store.open(store.path).generation(found.generations)
+    return Store.open(store.path).generation(report.generations)
 
 
 def items_of(writer: int, turn: int) -> tuple[str, ...]:
-    """The one or two items that a writer adds at a turn."""
-    return tuple(f"w{writer}-{turn}-{at}" for at in range(1 + turn % 2))
+    """The one or two items that a writer adds in a turn."""
+    return tuple(f"w{writer}-{turn}-{i}" for i in range(1 + turn % 2))
 
 
-def _one_write(sort: str, store: Store, rng: random.Random, writer: int, turn: int) -> Manifest:
-    """One write; the manifest that it made, or the one it found good already."""
+def _write_once(sort: str, store: Store, rng: random.Random, writer: int, turn: int) -> Manifest:
+    """Do one write; return the manifest that it made, or the current one if nothing was to do."""
     if sort == "add":
         return add_items(store, items_of(writer, turn))
     if sort == "deploy":
         return _deploy(store, rng.choice(MODELS))
-    return _roll_back(store, rng) if sort == "rollback" else _collect(store)
+    return _rollback(store, rng) if sort == "rollback" else _gc(store)
 
 
-def _together(*, gallery: bool = False) -> None:
-    """Load what the work needs, then wait until all others have, too."""
+def _wait_for_start(*, gallery: bool = False) -> None:
+    """Import what the work needs, say so, and wait for the signal to begin."""
     import hnswlib
 
     if gallery:
@@ -702,8 +712,8 @@ def _together(*, gallery: bool = False) -> None:
     sys.stdin.readline()
 
 
-def let_go(processes: list[subprocess.Popen[str]]) -> None:
-    """Let processes that wait for each other begin at once."""
+def start_together(processes: list[subprocess.Popen[str]]) -> None:
+    """Wait until all processes are ready, then let them begin at once."""
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", process.communicate()
@@ -714,17 +724,17 @@ def let_go(processes: list[subprocess.Popen[str]]) -> None:
 
 
 def do_write(store: str, writer: int, seconds: float, log: str) -> dict[str, Any]:
-    """Write until the time is up, and log every generation that was acknowledged."""
-    _together()
+    """Write until the time is up, and log every generation that was committed."""
+    _wait_for_start()
     rng, counts, broken = random.Random(writer), Counter[str](), list[str]()
     deadline, turn, sort = time.monotonic() + seconds, 0, ""
     with Path(log).open("a", encoding="utf-8") as file:
         while time.monotonic() < deadline:
             turn += 1
-            sort = sort or rng.choices(("add", "deploy", "rollback", "collect"), (8, 4, 3, 4))[0]
+            sort = sort or rng.choices(("add", "deploy", "rollback", "gc"), (8, 4, 3, 4))[0]
             try:
                 opened = Store.open(Path(store))
-                made = _one_write(sort, opened, rng, writer, turn)
+                manifest = _write_once(sort, opened, rng, writer, turn)
             except ConflictError:
                 counts["conflicts"] += 1
                 sort = sort if rng.random() < 0.8 else ""  # mostly the same again
@@ -733,22 +743,22 @@ def do_write(store: str, writer: int, seconds: float, log: str) -> dict[str, Any
                 broken.append(f"{type(error).__name__}: {error.message} ({error.tip})")
                 continue
             sort = ""
-            if made == opened.manifest:
+            if manifest == opened.manifest:
                 counts["nothing to do"] += 1
                 continue
-            counts[made.operation] += 1
-            added = items_of(writer, turn) if made.operation == "add" else ()
-            file.write(json.dumps([made.generation, manifest_digest(made), added]) + "\n")
+            counts[manifest.operation] += 1
+            added = items_of(writer, turn) if manifest.operation == "add" else ()
+            file.write(json.dumps([manifest.generation, manifest_digest(manifest), added]) + "\n")
             file.flush()
     return {"counts": counts, "broken": broken}
 
 
 def do_read(store: str, seconds: float, gallery: bool) -> dict[str, Any]:
-    """Read until the time is up; every answer is of exactly one generation, and none goes back.
+    """Read until the time is up; each read is of exactly one generation, never an older one.
 
-    ``gallery``: opened as the commands do it.
+    ``gallery``: open the store as the commands do.
     """
-    _together(gallery=gallery)
+    _wait_for_start(gallery=gallery)
     counts, broken, newest = Counter[str](), list[str](), 0
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -763,26 +773,26 @@ def do_read(store: str, seconds: float, gallery: bool) -> dict[str, Any]:
 
 
 def read_once(root: Path, newest: int, *, gallery: bool = False) -> int:
-    """Read all of the store, which must be of one generation, not older than ``newest``: which."""
+    """Read the whole store, of one generation, at least ``newest``; return its number."""
     store = Store.open(root)
     if gallery:
         from compatctl.deployment.gallery import DeployedGallery
 
         opened = DeployedGallery.open(store)
-        now, catalog, index = opened.manifest, opened.catalog, opened.index
+        manifest, catalog, index = opened.manifest, opened.catalog, opened.index
     else:
-        now, catalog, index = store.manifest, store.catalog(), _index(store)
-    assert now.generation >= newest, f"generation {now.generation} after {newest}"
-    assert len(index) == len(catalog) == now.index.count, "other counts"
+        manifest, catalog, index = store.manifest, store.catalog(), _index(store)
+    assert manifest.generation >= newest, f"generation {manifest.generation} after {newest}"
+    assert len(index) == len(catalog) == manifest.index.count, "other counts"
     assert np.array_equal(np.sort(index.keys()), np.sort(catalog.keys)), "other keys"
     assert np.array_equal(index.vectors(catalog.keys), vectors(catalog.ids)), "other vectors"
     nearest, _ = index.search(vectors(catalog.ids[:5]), 1, 50, threads=1)
     assert np.array_equal(nearest[:, 0], catalog.keys[:5]), "an item does not find itself"
-    return now.generation
+    return manifest.generation
 
 
 def do_hold(store: str) -> dict[str, Any]:
-    """Hold the lock, in the middle of a long put, until stdin ends."""
+    """Hold the lock, inside a long ``put``, until stdin ends."""
     opened = Store.open(Path(store))
 
     def endless(path: Path) -> None:
@@ -799,20 +809,20 @@ def do_hold(store: str) -> dict[str, Any]:
 
 
 def do_count(root: str, question: tuple[str, str], counter: int, turns: int) -> dict[str, int]:
-    """Count attempts at a question; which one each was."""
-    _together()
-    given = {}
+    """Record attempts at a question; return the position of each."""
+    _wait_for_start()
+    positions = {}
     for turn in range(turns):
         name = f"{counter}-{turn}"
-        one = Attempt(key=hashlib.sha256(name.encode()).hexdigest(), settings={"policy": name})
-        given[name] = len(record_attempt(Path(root), *question, one, timeout_s=HANGS_S * 5))
-    return given
+        attempt = Attempt(key=hashlib.sha256(name.encode()).hexdigest(), settings={"policy": name})
+        positions[name] = len(record_attempt(Path(root), *question, attempt, timeout_s=HANGS_S * 5))
+    return positions
 
 
 def do_check(store: str) -> dict[str, Any]:
-    """What a check of the files says."""
-    found = check(Path(store))
-    return {"ok": found.ok, "problems": found.problems, "unreferenced": found.unreferenced}
+    """Check the store."""
+    report = check(Path(store))
+    return {"ok": report.ok, "problems": report.problems, "unreferenced": report.unreferenced}
 
 
 VERBS: dict[str, Callable[..., Any]] = {

@@ -1,4 +1,4 @@
-"""The count of attempts: damage of its files is found, and nobody who counts at once is lost."""
+"""Attempts: any damage of their files is found, and concurrent processes lose none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from kit import LONG, Fault, Kind, Machine, fresh_copy
 from laws import checked
 from scenarios import VERIFY, Stage
-from store_workers import answer, let_go, start
+from store_workers import answer, start, start_together
 
 import compatctl
 from compatctl.errors import DamagedError, InputError
@@ -29,7 +29,7 @@ COUNTERS, TURNS = 4, 12
 
 
 def attempt(name: str) -> Attempt:
-    """A question of its own."""
+    """An attempt with a key of its own."""
     return Attempt(
         key=sha256_bytes(name.encode()), settings={"seed": 0, "policy": name, "options": {}}
     )
@@ -37,14 +37,14 @@ def attempt(name: str) -> Attempt:
 
 @pytest.fixture
 def counted(scratch: Path) -> tuple[Path, Path]:
-    """A folder in which two attempts were counted, and their file."""
+    """A folder with two recorded attempts, and their file."""
     for name in ("first", "second"):
         record_attempt(scratch, CANDIDATE, QUESTION, attempt(name))
     (file,) = scratch.glob("attempts/*.json")
     return scratch, file
 
 
-def _is_found(root: Path, file: Path) -> None:
+def _assert_damage_is_found(root: Path, file: Path) -> None:
     with pytest.raises(DamagedError, match=file.name):
         read_attempts(root, CANDIDATE, QUESTION)
     with pytest.raises(DamagedError, match=file.name):
@@ -54,7 +54,7 @@ def _is_found(root: Path, file: Path) -> None:
 
 
 def test_any_flipped_bit_is_found(counted: tuple[Path, Path]) -> None:
-    """Of the digests and of what is there for people too; nothing is counted over it."""
+    """A flip in a digest or in a setting is damage, and no attempt is recorded over it."""
     root, file = counted
     whole = file.read_bytes()
     bits = range(8 * len(whole))
@@ -65,28 +65,26 @@ def test_any_flipped_bit_is_found(counted: tuple[Path, Path]) -> None:
         with pytest.raises(DamagedError):
             read_attempts(root, CANDIDATE, QUESTION)
         assert len(list(attempts_problems(root))) == 1, bit
-    _is_found(root, file)
+    _assert_damage_is_found(root, file)
 
 
-def test_any_truncation_and_anything_else_in_its_place_is_found(
-    counted: tuple[Path, Path], tmp_path: Path
-) -> None:
-    """Cut anywhere, grown, emptied; a folder, a pipe, a link to the file or to nowhere."""
+def test_a_truncated_or_replaced_file_is_found(counted: tuple[Path, Path], tmp_path: Path) -> None:
+    """A file that is cut or grown is damage; so is a folder, pipe or link in its place."""
     root, file = counted
     whole = file.read_bytes()
     for data in (*(whole[:size] for size in range(0, len(whole), 37)), whole + b"\n"):
         file.write_bytes(data)
-        _is_found(root, file)
+        _assert_damage_is_found(root, file)
     (tmp_path / "elsewhere").write_bytes(whole)
-    for put in (
+    for replace in (
         file.mkdir,
         lambda: os.mkfifo(file),
         lambda: file.symlink_to(tmp_path / "elsewhere"),
         lambda: file.symlink_to(tmp_path / "nowhere"),
     ):
         file.rmdir() if file.is_dir() else file.unlink()
-        put()
-        _is_found(root, file)
+        replace()
+        _assert_damage_is_found(root, file)
 
 
 @pytest.mark.parametrize(
@@ -117,30 +115,32 @@ def test_another_format_is_refused_by_its_number(
     assert f"format {version}" in problem
     assert file.read_bytes() == whole
     file.write_bytes(canonical_json({**content, "sha256": digest}))
-    _is_found(root, file)
+    _assert_damage_is_found(root, file)
 
 
-def test_half_a_file_of_a_killed_verify_is_no_damage(
+def test_a_half_written_file_of_a_killed_verify_is_no_damage(
     shell: Machine, stages: Stages, scratch: Path
 ) -> None:
-    """check is ok and calls it unreferenced, gc deletes it, and the count is what it was."""
+    """check is ok and lists the file as unreferenced, and gc deletes it."""
     stage = stages("verify")
     calls = stage.outcome.calls
-    (at,) = (
-        at for at, one in enumerate(calls, 1) if one.name == "write" and "attempts" in one.path
+    (number,) = (
+        number
+        for number, call in enumerate(calls, 1)
+        if call.name == "write" and "attempts" in call.path
     )
     folder = fresh_copy(stage.pristine, scratch / "project")
-    assert shell.run(folder, stage.scenario.argv, Fault(kind=Kind.SHORT, at=at)).killed
-    (left,) = folder.glob("store/attempts/.new-*")
-    assert 0 < left.stat().st_size < len(next(iter(stage.counted[1].values())))
-    assert checked(shell, folder)["unreferenced"] == [f"attempts/{left.name}"]
-    assert checked(shell, folder, "--gc")["deleted"] == [f"attempts/{left.name}"]
-    assert not left.exists()
+    assert shell.run(folder, stage.scenario.argv, Fault(kind=Kind.SHORT, at=number)).killed
+    (remains,) = folder.glob("store/attempts/.new-*")
+    assert 0 < remains.stat().st_size < len(next(iter(stage.counted[1].values())))
+    assert checked(shell, folder)["unreferenced"] == [f"attempts/{remains.name}"]
+    assert checked(shell, folder, "--gc")["deleted"] == [f"attempts/{remains.name}"]
+    assert not remains.exists()
     assert checked(shell, folder)["unreferenced"] == []
 
 
-def test_gc_leaves_the_file_of_a_verify_that_counts(stages: Stages, scratch: Path) -> None:
-    """While the attempts are locked, no temporary file of theirs goes, nor is it said to go."""
+def test_gc_keeps_the_file_that_a_verify_is_writing(stages: Stages, scratch: Path) -> None:
+    """While the attempts are locked, gc deletes none of their temporary files and reports none."""
     folder = fresh_copy(stages("verify").pristine, scratch / "project")
     store = Store.open(folder / "store")
     being_written = store.path / "attempts" / ".new-0123456789abcdef.json"
@@ -151,21 +151,23 @@ def test_gc_leaves_the_file_of_a_verify_that_counts(stages: Stages, scratch: Pat
     assert gc(Store.open(store.path)).deleted == (f"attempts/{being_written.name}",)
 
 
-def test_processes_that_count_at_once_lose_nothing(scratch: Path) -> None:
-    """Each attempt of each process is there once, in the place that its process was given."""
+def test_concurrent_processes_lose_no_attempt(scratch: Path) -> None:
+    """Each attempt is there once, at the position that its process was given."""
     processes = [
-        start("count", root=scratch, question=(CANDIDATE, QUESTION), counter=at, turns=TURNS)
-        for at in range(COUNTERS)
+        start("count", root=scratch, question=(CANDIDATE, QUESTION), counter=i, turns=TURNS)
+        for i in range(COUNTERS)
     ]
-    let_go(processes)
-    given = {name: place for one in processes for name, place in answer(one).items()}
-    found = [one.settings["policy"] for one in read_attempts(scratch, CANDIDATE, QUESTION)]
-    assert len(found) == COUNTERS * TURNS
-    assert {name: at for at, name in enumerate(found, 1)} == given
+    start_together(processes)
+    positions = {
+        name: position for process in processes for name, position in answer(process).items()
+    }
+    names = [known.settings["policy"] for known in read_attempts(scratch, CANDIDATE, QUESTION)]
+    assert len(names) == COUNTERS * TURNS
+    assert {name: i for i, name in enumerate(names, 1)} == positions
 
 
-def test_verifies_at_once_are_each_counted(stages: Stages, scratch: Path) -> None:
-    """Two of the command line, with two seeds: the second and the third attempt."""
+def test_concurrent_verifies_are_each_counted(stages: Stages, scratch: Path) -> None:
+    """Two verifies of the command line with two seeds are the second and the third attempt."""
     project = fresh_copy(stages("verify").pristine, scratch / "project")
     package = str(Path(compatctl.__file__).parent.parent)
     running = [
@@ -177,6 +179,6 @@ def test_verifies_at_once_are_each_counted(stages: Stages, scratch: Path) -> Non
         )
         for seed in (5, 6)
     ]
-    assert [one.wait(120) for one in running] == [0, 0]
+    assert [process.wait(120) for process in running] == [0, 0]
     reports = [json.loads((project / f"{seed}.json").read_bytes()) for seed in (5, 6)]
-    assert sorted(one["attempt"]["number"] for one in reports) == [2, 3]
+    assert sorted(process["attempt"]["number"] for process in reports) == [2, 3]

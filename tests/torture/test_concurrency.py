@@ -1,4 +1,4 @@
-"""Many processes on one store: one winner a generation, and no reader ever sees a mixture."""
+"""Many processes on one store: one winner for each generation, and no mixed reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import store_workers as workers
 from kit import LONG
 from laws import Tally
-from store_workers import add_items, answer, begin, let_go, start, work
+from store_workers import add_items, answer, begin, start, start_together, work
 
 from compatctl.errors import ConflictError
 from compatctl.files._lock import locks_stay_local
@@ -26,69 +26,69 @@ SECONDS = 60 if LONG else 12
 WRITERS = READERS = 8
 
 
-def _acknowledged(folder: Path) -> dict[int, tuple[str, tuple[str, ...]]]:
-    """Digest and added items of every generation that a writer was told to have made."""
+def _reported_generations(folder: Path) -> dict[int, tuple[str, tuple[str, ...]]]:
+    """The digest and added items of every generation that a writer reported."""
     lines = [json.loads(line) for log in sorted(folder.glob("log-*"))
              for line in log.read_text().splitlines()]  # fmt: skip
-    found = {number: (digest, tuple(added)) for number, digest, added in lines}
-    assert len(found) == len(lines), "two writers were told to have made one generation"
-    return found
+    generations = {number: (digest, tuple(added)) for number, digest, added in lines}
+    assert len(generations) == len(lines), "two writers reported the same generation"
+    return generations
 
 
-def _expected(history: tuple[Manifest, ...], first: set[str],
-              told: dict[int, tuple[str, tuple[str, ...]]]) -> set[str]:  # fmt: skip
-    """The newest generation's items: what was added, but for what a rollback went back behind."""
-    held = {1: first}
-    for one in history[1:]:
-        before = held[one.restores or one.generation - 1]
-        held[one.generation] = before | set(told[one.generation][1])
-    return held[history[-1].generation]
+def _expected_items(history: tuple[Manifest, ...], first: set[str],
+              reported: dict[int, tuple[str, tuple[str, ...]]]) -> set[str]:  # fmt: skip
+    """The items of the newest generation, computed from the reported adds and rollbacks."""
+    items = {1: first}
+    for state in history[1:]:
+        before = items[state.restores or state.generation - 1]
+        items[state.generation] = before | set(reported[state.generation][1])
+    return items[history[-1].generation]
 
 
-def test_writers_and_readers_at_once(scratch: Path, tally: Tally) -> None:
-    """8 writers and 8 readers: what was acknowledged is there, once; what is read is one state."""
+def test_concurrent_writers_and_readers(scratch: Path, tally: Tally) -> None:
+    """With 8 writers and 8 readers every reported generation exists, and each read is of one."""
     first = begin(scratch / "store")
     items = set(first.catalog().ids)
     writers = [
-        start("write", store=first.path, writer=at, seconds=SECONDS, log=scratch / f"log-{at}")
-        for at in range(WRITERS)
+        start("write", store=first.path, writer=i, seconds=SECONDS, log=scratch / f"log-{i}")
+        for i in range(WRITERS)
     ]
     readers = [
-        start("read", store=first.path, seconds=SECONDS, gallery=at < 2) for at in range(READERS)
+        start("read", store=first.path, seconds=SECONDS, gallery=i < 2) for i in range(READERS)
     ]
-    let_go([*writers, *readers])
-    wrote = [answer(one) for one in writers]
-    read = [answer(one) for one in readers]
-    broken = [text for one in (*wrote, *read) for text in one["broken"]]
+    start_together([*writers, *readers])
+    written = [answer(process) for process in writers]
+    read = [answer(process) for process in readers]
+    broken = [text for result in (*written, *read) for text in result["broken"]]
     tally.losses += broken
     assert not broken, "\n".join([f"{len(broken)}:", *broken[:10]])
 
     store = Store.open(first.path)
-    history, told = store.history(), _acknowledged(scratch)
-    assert sorted(told) == list(range(2, store.manifest.generation + 1))
-    for one in history[1:]:
-        assert told[one.generation][0] == manifest_digest(one)
-    assert set(store.catalog().ids) == _expected(history, items, told)
+    history, reported = store.history(), _reported_generations(scratch)
+    assert sorted(reported) == list(range(2, store.manifest.generation + 1))
+    for state in history[1:]:
+        assert reported[state.generation][0] == manifest_digest(state)
+    assert set(store.catalog().ids) == _expected_items(history, items, reported)
     workers.read_once(store.path, store.manifest.generation)
     assert check(store.path).ok
     assert gc(store, created_at=workers.AT).ok
     assert check(store.path).unreferenced == ()
 
-    assert not any("other conflicts" in one["counts"] for one in read)
-    counts = sum((Counter(one["counts"]) for one in (*wrote, *read)), Counter[str]())
-    for what in ("add", "deploy", "rollback", "gc", "conflicts", "reads"):
-        assert counts[what] > 0, counts
-        tally.boundaries[f"at once: {what}"] = counts[what]
-    tally.other += len(told)
-    assert counts["conflicts"] >= 10, "the race was none"
+    assert not any("other conflicts" in result["counts"] for result in read)
+    counts = sum((Counter(result["counts"]) for result in (*written, *read)), Counter[str]())
+    for name in ("add", "deploy", "rollback", "gc", "conflicts", "reads"):
+        assert counts[name] > 0, counts
+        tally.boundaries[f"at once: {name}"] = counts[name]
+    tally.other += len(reported)
+    assert counts["conflicts"] >= 10, "there was no race"
 
 
 def _cli(project: Path, *argv: object) -> subprocess.Popen[str]:
-    """The real command line, in a process of its own."""
+    """Start the real command line in a new process."""
     package = str(Path(workers.compatctl.__file__).parent.parent)
-    given = [str(one) for one in argv]
+    arguments = list(map(str, argv))
     return subprocess.Popen(
-        [sys.executable, "-m", "compatctl", *given, "--project", project / "compatctl.yaml"],
+        [sys.executable, "-m", "compatctl", *arguments, "--project", project / "compatctl.yaml"],
         cwd=package,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -98,21 +98,21 @@ def _cli(project: Path, *argv: object) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real project, which is not changed."""
+    """A project that tests do not change."""
     folder = tmp_path_factory.mktemp("project") / "own"
     work("build", folder=folder)
     return folder
 
 
-def test_adds_from_the_command_line_at_once(built: Path, scratch: Path, tally: Tally) -> None:
-    """Four ``compatctl add`` on one store, repeated on exit 6 until 0: every item is in, once."""
+def test_concurrent_adds_from_the_command_line(built: Path, scratch: Path, tally: Tally) -> None:
+    """Four ``compatctl add``, repeated after exit 6, add every item once."""
     project = Path(shutil.copytree(built, scratch / "project"))
     before = Store.open(project / "store")
     images = sorted((project / "images").iterdir())
     tables = []
-    for at in range(4):
-        table = project / f"one-{at}.csv"
-        table.write_text(f"id,path,label\nsingle-{at},{images[at]},x\n")
+    for i in range(4):
+        table = project / f"one-{i}.csv"
+        table.write_text(f"id,path,label\nsingle-{i},{images[i]},x\n")
         tables.append(table)
     runs = {table: _cli(project, "add", "--data", table) for table in tables}
     codes = Counter[int]()
@@ -129,41 +129,41 @@ def test_adds_from_the_command_line_at_once(built: Path, scratch: Path, tally: T
     assert codes[0] == 4
     assert after.manifest.generation == before.manifest.generation + 4
     assert set(after.catalog().ids) == {*before.catalog().ids, *(f"single-{n}" for n in range(4))}
-    said = work("commands", folder=project, names=["check"])
-    assert said[0]["code"] == 0, said
+    results = work("commands", folder=project, names=["check"])
+    assert results[0]["code"] == 0, results
     tally.boundaries["adds by the command line"] = codes.total()
 
 
 def test_the_lock_of_a_killed_writer_is_free_at_once(scratch: Path) -> None:
-    """SIGKILL in the middle of a put: LOCK names the dead, the next writer is in within a second.
-
-    The store is whole, and gc sweeps what was left.
-    """
+    """After SIGKILL inside a put, the next writer gets the lock within a second; gc deletes the
+    remains."""
     store = begin(scratch / "store")
     holder = start("hold", store=store.path)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "holding\n"
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    left = json.loads((store.path / "LOCK").read_bytes())
-    assert (left["pid"], left["operation"]) == (holder.pid, "a long put")
-    found = check(store.path)
-    assert found.ok
-    assert [name.split("/")[0] for name in found.unreferenced] == ["models", "reports"]
-    began = time.monotonic()
+    lock = json.loads((store.path / "LOCK").read_bytes())
+    assert (lock["pid"], lock["operation"]) == (holder.pid, "a long put")
+    report = check(store.path)
+    assert report.ok
+    assert [name.split("/")[0] for name in report.unreferenced] == ["models", "reports"]
+    started = time.monotonic()
     with store.transaction(store.manifest, timeout_s=0):
         pass
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - started < 1.0
     add_items(Store.open(store.path), ("after",), timeout_s=0)
-    assert gc(Store.open(store.path)).deleted == found.unreferenced
+    assert gc(Store.open(store.path)).deleted == report.unreferenced
     after = check(store.path)
     assert after.ok
     assert after.unreferenced == ()
     assert len(list((store.path / "models").iterdir())) == 1
 
 
-def test_a_living_holder_is_named_and_does_not_block_readers(built: Path, scratch: Path) -> None:
-    """Every write ends in exit 6 with the holder's pid, its operation and advice; reads go on."""
+def test_a_live_holder_of_the_lock_is_named_and_does_not_block_readers(
+    built: Path, scratch: Path
+) -> None:
+    """Every write exits with 6, the holder's pid and operation, and a tip; reads succeed."""
     project = Path(shutil.copytree(built, scratch / "project"))
     holder = start("hold", store=project / "store")
     assert holder.stdout is not None
@@ -172,21 +172,21 @@ def test_a_living_holder_is_named_and_does_not_block_readers(built: Path, scratc
     reads = work("commands", folder=project, names=["status", "history", "check", "search"])
     writers = {name: _cli(project, *workers.argv_of(name, project))
                for name in ("add", "deploy", "rollback", "gc")}  # fmt: skip
-    ended = {name: (process.communicate(timeout=120)[1], process.returncode)
+    results = {name: (process.communicate(timeout=120)[1], process.returncode)
              for name, process in writers.items()}  # fmt: skip
     assert workers.snapshot(project / "store") == before
     answer(holder)
-    assert [one["code"] for one in reads] == [0, 0, 0, 0]
-    for name, (said, code) in ended.items():
-        assert code == 6, (name, said)
-        assert f"process {holder.pid} on " in said
-        assert "(a long put)" in said
-        assert "next: wait until it has ended and run the command again" in said
+    assert [result["code"] for result in reads] == [0, 0, 0, 0]
+    for name, (message, code) in results.items():
+        assert code == 6, (name, message)
+        assert f"process {holder.pid} on " in message
+        assert "(a long put)" in message
+        assert "next: wait until it has ended and run the command again" in message
     assert Store.open(project / "store").manifest.generation == 4
 
 
-def test_a_stale_write_is_refused_by_a_conflict(scratch: Path) -> None:
-    """What was computed from a generation that is gone is not committed."""
+def test_a_stale_write_is_a_conflict(scratch: Path) -> None:
+    """A write that was computed from an earlier generation is not committed."""
     first = begin(scratch / "store")
     add_items(first, ("a",))
     with pytest.raises(ConflictError, match="moved on to generation 2"):
@@ -194,11 +194,11 @@ def test_a_stale_write_is_refused_by_a_conflict(scratch: Path) -> None:
     assert "b" not in Store.open(first.path).catalog().ids
 
 
-def test_a_rollback_whose_target_was_let_go_meanwhile_is_a_conflict(scratch: Path) -> None:
-    """gc runs between opening and going back: no damage is reported, but that the store moved."""
+def test_a_rollback_to_a_generation_that_gc_dropped_is_a_conflict(scratch: Path) -> None:
+    """If gc runs between opening and rollback, the error is a conflict and no damage."""
     store = begin(scratch / "store")
-    for at in range(5):
-        add_items(store, (f"a{at}",))
+    for i in range(5):
+        add_items(store, (f"a{i}",))
         store = Store.open(store.path)
     stale = Store.open(store.path)
     assert gc(store, keep=1, created_at=workers.AT).oldest_restorable == 6
@@ -231,14 +231,14 @@ _MOUNTS = [
 
 @pytest.mark.parametrize("optional", ["", "shared:1 ", "shared:1 master:2 propagate_from:3 "])
 @pytest.mark.parametrize(("point", "ours", "kind", "theirs", "why"), _MOUNTS)
-def test_mounts_whose_locks_stay_on_one_machine(
+def test_mounts_with_local_locks_are_recognised(
     tmp_path: Path, *, point: str, ours: str, kind: str, theirs: str, why: str, optional: str
 ) -> None:
-    """Of a mountinfo file: which mount counts, and which of its options make locks local."""
+    """The mount of the store in a mountinfo file decides whether its locks are local."""
     store = tmp_path / "sub folder\\x" / "store"
     store.mkdir(parents=True)
-    where = point.format(store=store, parent=store.parent)
-    escaped = where.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
+    place = point.format(store=store, parent=store.parent)
+    escaped = place.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
     mounts = tmp_path / "mountinfo"
     line = f"36 21 0:50 /export {escaped} {ours} {optional}- {kind} server:/export {theirs}"
     for root in ("ext4", "fuse.sshfs"):
@@ -246,12 +246,12 @@ def test_mounts_whose_locks_stay_on_one_machine(
             continue
         for lines in ([_ROOT.format(root), line], [line, _ROOT.format(root)]):
             mounts.write_text("\n".join([*lines, ""]))
-            said = locks_stay_local(store, mounts)
-            assert (why in said) if why else said == "", said
+            reason = locks_stay_local(store, mounts)
+            assert (why in reason) if why else reason == "", reason
 
 
-def test_the_innermost_and_newest_mount_counts(tmp_path: Path) -> None:
-    """Nested mounts: the longest prefix; two at one place: the later, which is on top."""
+def test_the_innermost_and_newest_mount_decides(tmp_path: Path) -> None:
+    """The mount with the longest prefix decides; of two at one place, the later."""
     store = tmp_path / "store"
     store.mkdir()
     bad = f"36 21 0:50 / {tmp_path} rw - nfs s:/ rw,nolock"
@@ -268,8 +268,8 @@ def test_the_innermost_and_newest_mount_counts(tmp_path: Path) -> None:
         (["half a line", "", " - ", bad], "nolock"),
     ):
         mounts.write_text("\n".join(lines))
-        said = locks_stay_local(store, mounts)
-        assert (why in said) if why else said == "", (lines, said)
+        reason = locks_stay_local(store, mounts)
+        assert (why in reason) if why else reason == "", (lines, reason)
     (tmp_path / "link").symlink_to(store)
     mounts.write_text("\n".join([good, covering]))
     assert "nobrl" in locks_stay_local(tmp_path / "link", mounts)

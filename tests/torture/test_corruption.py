@@ -1,4 +1,4 @@
-"""A store whose bytes were changed behind its back: found by every command, before an answer."""
+"""Damaged stores: every command finds the damage before it answers."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from compatctl.store import Store, check
 
 FLIPS = 5000 if LONG else 500
 EVERY = 10
-"""Every so many flips the expensive commands are asked, too."""
+"""After every n-th flip the expensive commands run too."""
 OLD_S = 2.2
-"""A file is remembered once it is older than two seconds."""
+"""A digest is remembered only if the file is older than two seconds."""
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two projects that are not changed: ``own``, and ``strange`` over other items."""
+    """Two projects that tests do not change: ``own``, and ``strange`` with other items."""
     folder = tmp_path_factory.mktemp("projects")
     work("build", folder=folder / "own")
     work("build", folder=folder / "strange", other=True)
@@ -42,19 +42,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(built: Path, scratch: Path) -> Path:
-    """A copy of a project, for one test to damage."""
+    """A copy of a project for one test to damage."""
     return Path(shutil.copytree(built / "own", scratch / "project"))
 
 
-def _count(tally: Tally, what: str, found: dict[str, object]) -> None:
-    """Put into the summary what a worker tried; nothing of it may be broken."""
-    tally.other += int(str(found["tried"]))
-    tally.boundaries[what] = tally.boundaries.get(what, 0) + int(str(found["tried"]))
-    commands = found["commands"]
+def _count(tally: Tally, what: str, findings: dict[str, object]) -> None:
+    """Add the findings of a worker to the summary, and assert that nothing failed."""
+    tally.other += int(str(findings["tried"]))
+    tally.boundaries[what] = tally.boundaries.get(what, 0) + int(str(findings["tried"]))
+    commands = findings["commands"]
     assert isinstance(commands, dict)
     asked = tally.boundaries.get("commands over damaged stores", 0)
     tally.boundaries["commands over damaged stores"] = asked + sum(commands.values())
-    broken = found["broken"]
+    broken = findings["broken"]
     assert isinstance(broken, list)
     tally.losses += broken
     assert not broken, "\n".join([f"{len(broken)} or more:", *broken[:10]])
@@ -62,76 +62,78 @@ def _count(tally: Tally, what: str, found: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("name", workers.NAMES)
 def test_one_flipped_bit_is_found_by_every_command(project: Path, tally: Tally, name: str) -> None:
-    """Exit 5, the file and a way out are named, nothing is answered or written; then all is well.
+    """Every command exits with 5, names the file, gives a tip and writes nothing.
 
-    Half of the flips leave the file's mtime as it was.
+    Half of the flips keep the file's mtime.
     """
     bits = 8 * workers.target(project / "store", name).path.stat().st_size
-    found = work("flips", folder=project, name=name, most=FLIPS, every=EVERY)
-    assert found["tried"] == min(bits, FLIPS)
+    findings = work("flips", folder=project, name=name, most=FLIPS, every=EVERY)
+    assert findings["tried"] == min(bits, FLIPS)
     sampled = workers.target(project / "store", name).sampled
-    assert all(found["commands"][one] >= 50 for one in sampled), found["commands"]
-    _count(tally, f"flips of {name}", found)
+    assert all(findings["commands"][command] >= 50 for command in sampled), findings["commands"]
+    _count(tally, f"flips of {name}", findings)
 
 
 def test_flips_of_the_lock_file_are_harmless(project: Path, tally: Tally) -> None:
-    """What LOCK holds is for people: whatever is in it, readers and writers end well."""
-    found = work("lock_flips", folder=project, most=FLIPS // 5)
-    assert found["tried"] > 80
-    assert found["commands"]["gc"] > 5
-    _count(tally, "flips of LOCK", found)
+    """The content of LOCK is for people: with any content, readers and writers succeed."""
+    findings = work("lock_flips", folder=project, most=FLIPS // 5)
+    assert findings["tried"] > 80
+    assert findings["commands"]["gc"] > 5
+    _count(tally, "flips of LOCK", findings)
 
 
 @pytest.mark.parametrize("name", workers.NAMES)
 def test_damage_of_a_whole_file_is_found(
     built: Path, project: Path, tally: Tally, name: str
 ) -> None:
-    """Cut, grown, emptied, deleted, a folder, link or pipe, swapped, another store's: exit 5.
+    """A cut, grown, deleted or exchanged file, or a folder, link or pipe in its place, is exit 5.
 
-    The file is named with a way out, and no command has written anything.
+    The file is named with a tip, and no command writes anything.
     """
-    found = work("damages", folder=project, strange=built / "strange", name=name)
-    assert found["tried"] >= 14
-    _count(tally, "files damaged as a whole", found)
+    findings = work("damages", folder=project, strange=built / "strange", name=name)
+    assert findings["tried"] >= 14
+    _count(tally, "files damaged as a whole", findings)
 
 
 def test_the_head_of_another_store_is_found(built: Path, project: Path, tally: Tally) -> None:
-    """manifest.json and the newest generation agree, but the store's files are not theirs."""
+    """manifest.json and the newest generation agree, but belong to another store."""
     _count(tally, "heads exchanged", work(
         "exchanged_heads", folder=project, strange=built / "strange"
     ))  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["folder", "link"])
-def test_a_lock_that_is_no_file_is_refused(project: Path, kind: str) -> None:
-    """A folder or a link in LOCK's place: every command names it; without LOCK all is well."""
+def test_a_lock_that_is_no_regular_file_is_refused(project: Path, kind: str) -> None:
+    """With a folder or link in place of LOCK every command names it; without LOCK all succeed."""
     lock = project / "store" / "LOCK"
     lock.unlink()
-    fine = work("commands", folder=project, names=["check", "status", "search", "gc"])
-    assert [said["code"] for said in fine] == [0, 0, 0, 0]
+    results = work("commands", folder=project, names=["check", "status", "search", "gc"])
+    assert [result["code"] for result in results] == [0, 0, 0, 0]
     lock.unlink()
     if kind == "folder":
         lock.mkdir()
     else:
         lock.symlink_to(project / "query.png")
     query = (project / "query.png").read_bytes()
-    for said in work("commands", folder=project, names=["check", "status", "search", "gc", "add"]):
-        assert said["code"] == 5
-        assert "LOCK" in said["stderr"]
-        assert "next: " in said["stderr"]
+    for result in work(
+        "commands", folder=project, names=["check", "status", "search", "gc", "add"]
+    ):
+        assert result["code"] == 5
+        assert "LOCK" in result["stderr"]
+        assert "next: " in result["stderr"]
     assert (project / "query.png").read_bytes() == query
 
 
 def _follow(root: Path, tip: str) -> str:
-    """Do by hand what the tip of an error about manifest.json says; which advice it was."""
+    """Follow the tip of an error about manifest.json; return which advice it was."""
     current = root / "manifest.json"
-    if found := re.search(r"kept in (\S+): .* copy the newest intact one over ([^;\s]+)", tip):
-        for path in sorted(Path(found[1]).iterdir(), reverse=True):
+    if match := re.search(r"kept in (\S+): .* copy the newest intact one over ([^;\s]+)", tip):
+        for path in sorted(Path(match[1]).iterdir(), reverse=True):
             try:
                 json.loads(path.read_bytes())
             except ValueError:
                 continue
-            shutil.copy(path, found[2])
+            shutil.copy(path, match[2])
             return "the newest of history"
     assert "replace it with the other one" in tip or "known to be right" in tip, tip
     newest = max((root / "history").iterdir())
@@ -139,10 +141,8 @@ def _follow(root: Path, tip: str) -> str:
     return "the other of the two" if "the other" in tip else "a backup"
 
 
-def test_the_advice_for_a_damaged_manifest_brings_the_store_back(
-    project: Path, tally: Tally
-) -> None:
-    """Whatever bit was flipped: who does what the message says has the very store again."""
+def test_the_tip_for_a_damaged_manifest_restores_the_store(project: Path, tally: Tally) -> None:
+    """After any flipped bit, following the tip restores the store."""
     root = project / "store"
     path = root / "manifest.json"
     whole = path.read_bytes()
@@ -164,36 +164,36 @@ def test_the_advice_for_a_damaged_manifest_brings_the_store_back(
     tally.boundaries["advice followed"] = len(bits)
 
 
-def test_a_store_without_manifest_is_not_begun_anew(project: Path) -> None:
-    """manifest.json is deleted: init does not take the store over, the advice brings it back."""
+def test_init_does_not_replace_a_store_without_manifest(project: Path) -> None:
+    """If manifest.json is deleted, init refuses the folder, and the tip restores the store."""
     root = project / "store"
     whole = (root / "manifest.json").read_bytes()
     (root / "manifest.json").unlink()
     before = workers.snapshot(root)
-    said = workers.command(
+    result = workers.command(
         project, "init", "--model", project / "old.onnx", "--data", project / "first.csv"
     )
-    assert said.code == 5
-    assert "manifest.json" in said.stderr
+    assert result.code == 5
+    assert "manifest.json" in result.stderr
     assert workers.snapshot(root) == before
-    assert _follow(root, said.json["error"]["tip"]) == "the newest of history"
+    assert _follow(root, result.json["error"]["tip"]) == "the newest of history"
     assert (root / "manifest.json").read_bytes() == whole
 
 
 # --------------------------------------------------------------------------------------------
-# Remembered digests
+# The digest cache
 
 
 @pytest.fixture
 def cache(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where digests are remembered, for one test."""
+    """The digest cache of one test."""
     monkeypatch.setenv("COMPATCTL_CACHE", str(scratch / "cache"))
     return scratch / "cache"
 
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 3,000 rows, whose index is over 1 MiB; it is not changed."""
+    """A store of 3,000 rows with an index over 1 MiB, which tests do not change."""
     path = tmp_path_factory.mktemp("large") / "store"
     params = HnswParams(dim=64, ef_construction=20)
     rng = np.random.default_rng(0)
@@ -223,12 +223,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def big(large: Path, scratch: Path) -> Store:
-    """A copy of that store, just written."""
+    """A new copy of that store."""
     return Store.open(Path(shutil.copytree(large, scratch / "big")))
 
 
 def _read_bytes(call: Callable[[], object]) -> int:
-    """How many bytes this process read by system calls during a call; proc(5), rchar."""
+    """The number of bytes that this process reads during a call (rchar, see proc(5))."""
 
     def rchar() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
@@ -246,8 +246,8 @@ def _verify(store: Store) -> Path:
     return store.verified_path("indexes", store.manifest.index.sha256)
 
 
-def test_a_large_file_is_hashed_once_but_not_while_it_is_new(big: Store, cache: Path) -> None:
-    """Younger than two seconds it is read each time; then once; ``fresh`` and check read it all."""
+def test_a_large_file_is_hashed_once_if_it_is_not_new(big: Store, cache: Path) -> None:
+    """A file younger than two seconds is hashed each time; ``fresh`` and check always hash."""
     size = _index(big).stat().st_size
     assert size > 1 << 20
     assert all(_read_bytes(lambda: _verify(big)) >= size for _ in range(2))
@@ -261,11 +261,9 @@ def test_a_large_file_is_hashed_once_but_not_while_it_is_new(big: Store, cache: 
     assert _read_bytes(lambda: check(big.path)) >= size
 
 
-def test_a_remembered_digest_is_not_fooled_by_times(big: Store, cache: Path) -> None:
-    """A bit flipped in place with mtime put back, or another file moved there: found at once.
-
-    The same later on, when the changed file is old; and the right bytes are right again.
-    """
+def test_a_change_is_found_although_mtime_is_unchanged(big: Store, cache: Path) -> None:
+    """A bit flipped in place with the old mtime, or another file in its place, is found at once
+    and later; the original bytes are accepted again."""
     path = _index(big)
     whole, times = path.read_bytes(), path.stat()
     time.sleep(OLD_S)
@@ -293,31 +291,31 @@ def test_a_remembered_digest_is_not_fooled_by_times(big: Store, cache: Path) -> 
     assert check(big.path).ok
 
 
-def _spoilt(entry: bytes) -> Iterator[bytes]:
-    """Entries of the memory that nobody wrote so."""
-    told = json.loads(entry)
+def _invalid_entries(entry: bytes) -> Iterator[bytes]:
+    """Invalid entries of the digest cache."""
+    fields = json.loads(entry)
     yield from (b"", b"{", b"[]", b"null", b"5", b"\xff\xfe\x00", b"[" * 100_000, entry[:40])
-    yield from (json.dumps({**told, name: bad}).encode()
-                for name in told for bad in (None, 5, "x", [], {}, [[[]]], "0" * 64))  # fmt: skip
-    yield from (json.dumps({key: value for key, value in told.items() if key != name}).encode()
-                for name in told)  # fmt: skip
+    for name in fields:
+        for value in (None, 5, "x", [], {}, [[[]]], "0" * 64):
+            yield json.dumps({**fields, name: value}).encode()
+        yield json.dumps({key: fields[key] for key in fields if key != name}).encode()
 
 
-def test_a_spoilt_memory_is_ignored(big: Store, cache: Path) -> None:
-    """Whatever lies in the memory: right bytes are right, and changed ones are found."""
+def test_an_invalid_digest_cache_is_ignored(big: Store, cache: Path) -> None:
+    """With any content of the cache, intact files are accepted and changed ones are found."""
     path = _index(big)
     time.sleep(OLD_S)
     _verify(big)
     (entry,) = cache.iterdir()
     good = entry.read_bytes()
-    spoilt = list(_spoilt(good))
-    for bad in spoilt:
-        entry.write_bytes(bad)
+    invalid = list(_invalid_entries(good))
+    for content in invalid:
+        entry.write_bytes(content)
         assert _verify(big) == path
-        assert not has_digest(path, "0" * 64) or b"0" * 64 in bad
+        assert not has_digest(path, "0" * 64) or b"0" * 64 in content
     workers.flip(path, 77_777, keep_mtime=True)
-    for bad in (*spoilt, good):
-        entry.write_bytes(bad)
+    for content in (*invalid, good):
+        entry.write_bytes(content)
         with pytest.raises(DamagedError):
             _verify(big)
     workers.flip(path, 77_777)
@@ -332,21 +330,21 @@ def test_a_spoilt_memory_is_ignored(big: Store, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("home", ["/proc/none", "/dev/null"])
-def test_without_a_home_nothing_is_remembered(big: Store, home: str) -> None:
-    """A home that cannot be written to: the file is read each time, and nobody minds."""
+def test_without_a_writable_home_nothing_is_remembered(big: Store, home: str) -> None:
+    """If the home folder is not writable, the file is hashed each time, without an error."""
     time.sleep(OLD_S)
     before = workers.snapshot(big.path)
     env = {"HOME": home, "XDG_CACHE_HOME": ""}
     digest = big.manifest.index.sha256
-    found = work("verified_path", env=env, store=big.path, kind="indexes", digest=digest)
-    assert found == [str(_index(big))] * 2
+    paths = work("verified_path", env=env, store=big.path, kind="indexes", digest=digest)
+    assert paths == [str(_index(big))] * 2
     assert workers.snapshot(big.path) == before
 
 
 def test_reading_a_read_only_store_writes_nothing(built: Path) -> None:
-    """Without any privilege: every reading command ends well, the writing ones say why not.
+    """Without privileges reading commands succeed, and writing ones say that they may not write.
 
-    No file of the store has another byte, inode or time of change afterwards.
+    No file of the store has another inode, size or time afterwards.
     """
     with tempfile.TemporaryDirectory() as name:
         project = Path(shutil.copytree(built / "own", Path(name) / "project"))
@@ -356,19 +354,19 @@ def test_reading_a_read_only_store_writes_nothing(built: Path) -> None:
         before = _states(root)
         names = ["status", "history", "check", "search", "add", "deploy", "rollback", "gc"]
         env = {"COMPATCTL_CACHE": f"{name}/cache"}
-        said = work("commands", env=env, folder=project, names=names, drop=True)
+        results = work("commands", env=env, folder=project, names=names, drop=True)
         after = _states(root)
         for path in (root, *root.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
     assert after == before
-    assert [one["code"] for one in said] == [0, 0, 0, 0, 5, 5, 5, 5]
-    for one in said[4:]:
-        assert "permission denied" in one["stderr"]
-        assert "next: " in one["stderr"]
+    assert [result["code"] for result in results] == [0, 0, 0, 0, 5, 5, 5, 5]
+    for result in results[4:]:
+        assert "permission denied" in result["stderr"]
+        assert "next: " in result["stderr"]
 
 
 def _states(root: Path) -> dict[str, tuple[int, ...]]:
-    """Every file's inode, size and times of change."""
+    """Every file's inode, size, mtime and ctime."""
     return {
         str(path): (path.stat().st_ino, path.stat().st_size, path.stat().st_mtime_ns,
                     path.stat().st_ctime_ns)

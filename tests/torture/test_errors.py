@@ -1,4 +1,4 @@
-"""Calls that fail: a full disk, a quota, a failing device, a permission that is lost half-way."""
+"""Calls that fail: a full disk, a quota, a failing device, a lost permission."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from kit import LONG, Fault, Kind, Machine, fresh_copy
-from laws import Tally, Try, verify
+from laws import Tally, Try, assert_laws
 from scenarios import GC, NAMES, SCENARIOS, Stage
 
 from compatctl.store import check
@@ -28,43 +28,46 @@ ERRORS = {
     "denied, once": (Kind.ERRNO_ONCE, errno.EACCES, 13),
     "denied": (Kind.ERRNO_FROM, errno.EACCES, 7),
 }
-"""What a call gives; the last number: in the short form each such boundary is tried."""
+"""The fault, its errno, and n: the short form tries every n-th call."""
 PAGE = 4096
+WRITERS = [scenario.name for scenario in SCENARIOS if scenario.makes_generation]
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("what", ERRORS)
-def test_a_call_fails(
+def test_a_failing_call_leaves_the_old_or_new_state(
     stages: Stages, torture: Try, tally: Tally, *, shell: Machine, name: str, what: str
 ) -> None:
-    """Whichever call fails, once or from then on: old or new, exit 5 or 6, and what to do."""
+    """If any call fails, once or from then on, the command exits with 5 or 6 and a tip."""
     stage = stages(name)
-    kind, number, every = ERRORS[what]
-    failing = tuple({call for call in stage.names if shell.can_give(call, number)})
-    at = stage.boundaries(kind, only=failing, every=every)
-    torture(stage, [Fault(kind=kind, at=one, arg=number) for one in at])
-    assert tally.errors == len(at) > 0
+    kind, error, every = ERRORS[what]
+    failing = tuple(call for call in set(stage.names) if shell.can_give(call, error))
+    calls = stage.boundaries(kind, only=failing, every=every)
+    torture(stage, [Fault(kind=kind, at=number, arg=error) for number in calls])
+    assert tally.errors == len(calls) > 0
 
 
-@pytest.mark.parametrize("name", [one.name for one in SCENARIOS if one.makes_generation])
-def test_files_may_not_grow(stages: Stages, torture: Try, name: str) -> None:
-    """Under any limit on the size of a file the command fails clean, or it is done."""
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_limit_on_file_sizes_leaves_the_old_or_new_state(
+    stages: Stages, torture: Try, name: str
+) -> None:
+    """Under any limit on the size of a file the command fails cleanly or succeeds."""
     stage = stages(name)
-    marks = {0, 1, *(size + off for size in stage.sizes for off in (-1, 0, -size // 2))}
-    sizes = sorted(size for size in marks if size >= 0)
+    limits = {0, 1, *(size + off for size in stage.sizes for off in (-1, 0, -size // 2))}
+    sizes = sorted(size for size in limits if size >= 0)
     torture(stage, [Fault(file_size=size) for size in (sizes if LONG else sizes[::6])])
 
 
 @pytest.fixture
 def small_disk(scratch: Path) -> Iterator[Callable[[int | None], Path]]:
-    """A file system in memory; called with its size in bytes, or with None for ample room."""
+    """A file system in memory: a function of its size in bytes, None for ample space."""
     folder = scratch / "disk"
     folder.mkdir()
-    done = subprocess.run(
+    mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], capture_output=True, check=False
     )
-    if done.returncode:
-        pytest.skip(f"no tmpfs may be mounted here: {done.stderr.decode().strip()}")
+    if mount.returncode:
+        pytest.skip(f"no tmpfs may be mounted here: {mount.stderr.decode().strip()}")
 
     def resize(size: int | None) -> Path:
         options = f"remount,size={size or 64 << 20}"
@@ -78,38 +81,38 @@ def small_disk(scratch: Path) -> Iterator[Callable[[int | None], Path]]:
 
 
 def _used(folder: Path) -> int:
-    about = os.statvfs(folder)
-    return (about.f_blocks - about.f_bfree) * about.f_frsize
+    stats = os.statvfs(folder)
+    return (stats.f_blocks - stats.f_bfree) * stats.f_frsize
 
 
-@pytest.mark.parametrize("name", [one.name for one in SCENARIOS if one.makes_generation])
-def test_a_disk_that_fills(
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_leaves_the_old_or_new_state(
     stages: Stages,
     shell: Machine,
     tally: Tally,
     small_disk: Callable[[int | None], Path],
     name: str,
 ) -> None:
-    """On a real small file system, however many pages are free, nothing is lost."""
+    """On a small file system nothing is lost, for any number of free pages."""
     stage = stages(name)
     pages = sum(-(-size // PAGE) for size in stage.sizes) + 4
-    ended = set()
+    statuses = set()
     for free in range(0, pages + 1, 1 if LONG else max(1, pages // 4)):
         folder = fresh_copy(stage.pristine, small_disk(None) / "project")
         small_disk(_used(folder) + free * PAGE)
         outcome = shell.run(folder, stage.scenario.argv)
         small_disk(None)
-        ended.add(outcome.status)
+        statuses.add(outcome.status)
         tally.other += 1
-        verify(shell, stage, folder, Fault(), outcome)
+        assert_laws(shell, stage, folder, Fault(), outcome)
         shutil.rmtree(folder)
-    assert 5 in ended
+    assert 5 in statuses
 
 
-def test_gc_makes_room_on_a_full_disk(
+def test_gc_frees_space_on_a_full_disk(
     stages: Stages, shell: Machine, small_disk: Callable[[int | None], Path]
 ) -> None:
-    """With no page left, check --gc still deletes what no generation names."""
+    """Without a free page, check --gc deletes what no generation names."""
     stage = stages("gc")
     folder = fresh_copy(stage.pristine, small_disk(None) / "project")
     (folder / "store" / "LOCK").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Commands killed at every call that changes a file, at half a write, and at any instant."""
+"""Commands killed at every call that changes a file, inside a write, and at random instants."""
 
 from __future__ import annotations
 
@@ -14,31 +14,36 @@ Stages = Callable[[str], Stage]
 WRITES = ("write", "writev", "pwrite", "pwritev", "copy_file_range", "sendfile")
 INSTANTS = 500 if LONG else 60
 TRIES = 20
-"""Instants that are drawn for each kill: a busy machine measures a run longer than it is alone."""
+"""The most draws for each kill: on a busy machine a run can end before its instant."""
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", [Kind.KILL_BEFORE, Kind.KILL_AFTER])
-def test_killed_at_a_call(stages: Stages, torture: Try, name: str, kind: Kind) -> None:
-    """Killed before or after any call that changes a file, a write happened whole or not at all."""
+def test_a_kill_at_any_call_leaves_the_old_or_new_state(
+    stages: Stages, torture: Try, name: str, kind: Kind
+) -> None:
+    """A command killed before or after any call that changes a file wrote everything or nothing."""
     stage = stages(name)
-    torture(stage, [Fault(kind=kind, at=at) for at in stage.boundaries(kind)])
+    torture(stage, [Fault(kind=kind, at=number) for number in stage.boundaries(kind)])
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", [Kind.SHORT, Kind.PARTIAL])
-def test_half_a_write(stages: Stages, torture: Try, name: str, kind: Kind) -> None:
-    """Killed after half of a write, or told that half was written: the laws hold."""
+def test_a_partial_write_leaves_the_old_or_new_state(
+    stages: Stages, torture: Try, name: str, kind: Kind
+) -> None:
+    """The laws hold after a kill inside a write, and after a write that wrote only half."""
     stage = stages(name)
-    faults = [Fault(kind=kind, at=at) for at in stage.boundaries(kind, only=WRITES)]
+    faults = [Fault(kind=kind, at=number) for number in stage.boundaries(kind, only=WRITES)]
     assert faults
     torture(stage, faults)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_killed_at_a_random_instant(stages: Stages, torture: Try, tally: Tally, name: str) -> None:
-    """SIGKILL at any instant, in between calls too: old or new, and nothing of it is lost. A run
-    that ended before its instant is no kill, and another one is drawn."""
+def test_a_kill_at_a_random_instant_leaves_the_old_or_new_state(
+    stages: Stages, torture: Try, tally: Tally, name: str
+) -> None:
+    """The laws hold after SIGKILL at any instant; a run that ends before its instant is no kill."""
     stage = stages(name)
     share = INSTANTS // len(SCENARIOS) + (NAMES.index(name) < INSTANTS % len(SCENARIOS))
     rng = random.Random(NAMES.index(name))
@@ -49,16 +54,14 @@ def test_killed_at_a_random_instant(stages: Stages, torture: Try, tally: Tally, 
     assert tally.random_kills == share
 
 
-def test_the_shim_counts_hnswlibs_own_writes_and_kills_there(
-    shell: Machine, stages: Stages, torture: Try
-) -> None:
-    """hnswlib saves by std::ofstream in C++; its writes are seen, and it dies in one of them."""
+def test_the_shim_sees_the_writes_of_hnswlib(shell: Machine, stages: Stages, torture: Try) -> None:
+    """hnswlib saves through std::ofstream; the shim counts its writes and kills inside them."""
     stage = stages("add")
-    saved = [
-        at
-        for at, call in enumerate(stage.outcome.calls, 1)
+    writes = [
+        number
+        for number, call in enumerate(stage.outcome.calls, 1)
         if call.path.endswith(".hnsw") and call.name in ("write", "writev")
     ]
     assert any(call.name == "fopen" and call.path.endswith(".hnsw") for call in stage.outcome.calls)
-    assert saved
-    torture(stage, [Fault(kind=Kind.SHORT, at=at) for at in saved])
+    assert writes
+    torture(stage, [Fault(kind=Kind.SHORT, at=number) for number in writes])

@@ -1,4 +1,4 @@
-"""A folder that may not be written to, a clock that is set back, a lock that locks nothing."""
+"""A folder without write permission, a clock that is set back, a lock that locks nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from kit import Fault, Kind, Machine, fresh_copy
-from laws import Tally, Try, checked, verify
+from laws import Tally, Try, assert_laws, checked
 from scenarios import NAMES, Stage
 
 Stages = Callable[[str], Stage]
@@ -24,7 +24,7 @@ READS = {
 
 @pytest.fixture
 def read_only(stages: Stages, scratch: Path) -> Iterator[Callable[[str], Path]]:
-    """A scenario's project in which nobody may write, root included."""
+    """A function that gives a scenario's project without write permission for anybody."""
     changed: list[Path] = []
 
     def make(name: str) -> Path:
@@ -51,39 +51,43 @@ def _everything(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_reading_needs_no_permission_to_write(
     shell: Machine, read_only: Callable[[str], Path], read: str
 ) -> None:
-    """Without permission to write, what only reads works and makes no call that could change."""
+    """Without write permission, reading commands work and make no call that could change a file."""
     folder = read_only("rollback")
-    was = _everything(folder)
+    before = _everything(folder)
     image = str(next((folder / "images").iterdir()))
     argv = tuple(part.format(image=image) for part in READS[read])
-    done = shell.run(folder, ("compatctl", *argv), Fault(unprivileged=True))
-    assert done.status == 0, done.stderr
-    assert (done.calls, done.outside) == ((), ())
-    assert _everything(folder) == was
+    outcome = shell.run(folder, ("compatctl", *argv), Fault(unprivileged=True))
+    assert outcome.status == 0, outcome.stderr
+    assert (outcome.calls, outcome.outside) == ((), ())
+    assert _everything(folder) == before
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_writing_says_that_it_may_not(
+def test_writing_without_permission_is_refused(
     stages: Stages, shell: Machine, read_only: Callable[[str], Path], name: str
 ) -> None:
-    """Without permission to write, a write exits 5, says so, and changes nothing."""
+    """Without write permission, a writing command exits with 5, says why, and changes nothing."""
     folder = read_only(name)
-    was = _everything(folder)
-    done = shell.run(folder, stages(name).scenario.argv, Fault(unprivileged=True))
-    assert done.status == 5, done.stderr
-    assert "permission denied" in done.stderr
-    assert "next: " in done.stderr
-    assert _everything(folder) == was
+    before = _everything(folder)
+    outcome = shell.run(folder, stages(name).scenario.argv, Fault(unprivileged=True))
+    assert outcome.status == 5, outcome.stderr
+    assert "permission denied" in outcome.stderr
+    assert "next: " in outcome.stderr
+    assert _everything(folder) == before
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_clock_that_is_set_back(stages: Stages, torture: Try, name: str) -> None:
-    """A clock that falls by a minute or a year at each reading changes nothing but the dates."""
-    torture(stages(name), [Fault(kind=Kind.CLOCK, arg=by) for by in (60, 365 * A_DAY)])
+def test_a_clock_that_is_set_back_changes_only_dates(
+    stages: Stages, torture: Try, name: str
+) -> None:
+    """A clock that goes back by a minute or a year at each reading changes only dates."""
+    torture(stages(name), [Fault(kind=Kind.CLOCK, arg=seconds) for seconds in (60, 365 * A_DAY)])
 
 
-def test_a_history_that_runs_backwards(shell: Machine, stages: Stages, scratch: Path) -> None:
-    """Generations, each dated before the last, are checked, rolled back and read as ever."""
+def test_a_history_with_descending_dates_works(
+    shell: Machine, stages: Stages, scratch: Path
+) -> None:
+    """Generations that are each dated before the last are checked, rolled back and read."""
     folder = fresh_copy(stages("deploy").pristine, scratch / "project")
     for days, argv in (
         (1, stages("deploy").scenario.argv),
@@ -91,23 +95,23 @@ def test_a_history_that_runs_backwards(shell: Machine, stages: Stages, scratch: 
         (800, ("compatctl", "rollback", "--to", "1", "--json")),
         (4000, stages("add").scenario.argv),
     ):
-        done = shell.run(folder, argv, Fault(kind=Kind.CLOCK, arg=days * A_DAY))
-        assert done.status == 0, done.stderr
+        outcome = shell.run(folder, argv, Fault(kind=Kind.CLOCK, arg=days * A_DAY))
+        assert outcome.status == 0, outcome.stderr
     assert checked(shell, folder, "--gc")["generations"] == 5
-    told = shell.run(folder, ("compatctl", "history", "--json")).json["generations"]
-    dates = [one["created_at"] for one in told]
+    generations = shell.run(folder, ("compatctl", "history", "--json")).json["generations"]
+    dates = [generation["created_at"] for generation in generations]
     assert dates == sorted(dates, reverse=True)
     assert len(set(dates)) == len(dates)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_lock_that_locks_nothing(
+def test_a_write_is_refused_if_flock_locks_nothing(
     stages: Stages, shell: Machine, tally: Tally, scratch: Path, name: str
 ) -> None:
-    """Where flock lets everyone in, as on some network folders, a write is refused."""
+    """If flock succeeds for everyone, as on some network folders, a write is refused."""
     stage = stages(name)
     folder = fresh_copy(stage.pristine, scratch / "project")
     fault = Fault(kind=Kind.NOLOCK)
     outcome = shell.run(folder, stage.scenario.argv, fault)
     assert outcome.status in (5, 6)
-    verify(shell, stage, folder, fault, outcome)
+    assert_laws(shell, stage, folder, fault, outcome)
