@@ -38,7 +38,7 @@ LEVELS = {
     "cli": 9,
 }
 MAY_IMPORT_VERBS = {"commands/demo.py"}
-"""The demo is a story told in verbs; no other verb knows another."""
+"""The demo runs other commands; no other command imports one."""
 HOMES = {
     "typer": {"cli"},
     "rich": {"render"},
@@ -61,13 +61,13 @@ def _layer(path: Path) -> str:
 
 
 def _imports(path: Path, *, typing_only: bool) -> list[str]:
-    """Absolute names imported anywhere in a module, with or without the TYPE_CHECKING blocks."""
+    """The absolute names that a module imports; ``typing_only``: also in TYPE_CHECKING blocks."""
     tree = ast.parse(path.read_text())
     skipped: set[ast.AST] = set()
     if not typing_only:
         for node in ast.walk(tree):
             if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-                skipped.update(child for part in node.body for child in ast.walk(part))
+                skipped.update(child for statement in node.body for child in ast.walk(statement))
     names: list[str] = []
     for node in ast.walk(tree):
         if node in skipped:
@@ -100,19 +100,21 @@ def test_imports_run_downward_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "commands").glob("*.py")), ids=_relative)
 def test_no_verb_imports_another(path: Path) -> None:
-    """What two verbs need has its place in a layer below them."""
+    """A command imports no other command; what two of them need is in a lower layer."""
     names = _imports(path, typing_only=True)
     verbs = [name for name in names if name.startswith("compatctl.commands")]
     assert not verbs or _relative(path) in MAY_IMPORT_VERBS, verbs
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """Whatever order the modules of a package are read in, each can be understood by itself."""
+    """The imports among the modules of the package have no circle."""
     known = {_dotted(path): path for path in MODULES}
     graph: dict[str, set[str]] = {}
     for name, path in known.items():
-        wanted = _imports(path, typing_only=False)
-        graph[name] = {module for one in wanted if (module := _module(one, known)) != name} - {""}
+        names = _imports(path, typing_only=False)
+        graph[name] = {
+            module for imported in names if (module := _module(imported, known)) != name
+        } - {""}
     order = TopologicalSorter(graph)
     order.prepare()  # raises CycleError, which names the circle
 
@@ -123,14 +125,9 @@ def _dotted(path: Path) -> str:
 
 
 def _module(name: str, known: Mapping[str, Path]) -> str:
-    """The module that an imported name is in: of ``a.b.c``, ``a.b.c`` or ``a.b``."""
-    return (
-        name
-        if name in known
-        else name.rpartition(".")[0]
-        if name.rpartition(".")[0] in known
-        else ""
-    )
+    """The module of an imported name: for ``a.b.c`` it is ``a.b.c`` or ``a.b``."""
+    parent = name.rpartition(".")[0]
+    return name if name in known else parent if parent in known else ""
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_relative)
@@ -143,7 +140,7 @@ def test_each_heavy_library_has_one_home(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=_relative)
 def test_modules_and_functions_stay_short(path: Path) -> None:
-    """No module is over 500 lines; no function body outside the command line is over 40."""
+    """No module has more than 500 lines, and no function body more than 40."""
     text = path.read_text()
     limit = MAX_MODULE_LINES
     assert len(text.splitlines()) <= limit
@@ -159,7 +156,7 @@ def _is_docstring(node: ast.stmt) -> bool:
 
 
 def test_core_has_no_files_clock_or_global_random_state() -> None:
-    """core/ imports numpy and small helpers only, and never draws from a global generator."""
+    """core/ imports only numpy and small helpers, opens no file, and uses no global generator."""
     allowed = {
         "__future__", "collections", "compatctl", "dataclasses", "functools", "hashlib",
         "itertools", "json", "math", "numpy", "statistics", "typing",
@@ -173,7 +170,7 @@ def test_core_has_no_files_clock_or_global_random_state() -> None:
 
 
 def _loaded_by(arguments: str) -> set[str]:
-    """Top-level modules in a fresh process after running the command line once."""
+    """The top-level modules that a new process has loaded after one command."""
     code = (
         "import sys\n"
         f"sys.argv = ['compatctl', *{arguments!r}.split()]\n"
@@ -181,8 +178,10 @@ def _loaded_by(arguments: str) -> set[str]:
         "try:\n    main()\nexcept SystemExit: pass\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stderr.split())
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(process.stderr.split())
 
 
 @pytest.mark.parametrize("arguments", ["--help", "verify --help", "status", "rollback", "history"])
@@ -193,7 +192,7 @@ def test_light_commands_load_no_heavy_library(arguments: str) -> None:
 
 
 def test_the_public_api_is_eight_names() -> None:
-    """The package exports eight names beside its version, and each of them resolves."""
+    """The package exports eight names and its version, and each name resolves."""
     import compatctl
 
     names = [name for name in compatctl.__all__ if not name.startswith("__")]

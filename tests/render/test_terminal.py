@@ -1,4 +1,4 @@
-"""Names from the data give no orders to a terminal, a log or a page."""
+"""Text from the data cannot control a terminal, a log or a page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shop_kit import Shop, run, write_encoder
 from compatctl.printable import printable
 
 TITLE = "\x1b]0;owned\x07"
-ORDERS = {
+CONTROLS = {
     "title": f"a{TITLE}",
     "colour": "b\x1b[31mred\x1b[2J",
     "c1": "c\x9b31m\x85",
@@ -34,7 +34,7 @@ FORBIDDEN = set("\x07\x08\x0b\x0c\r\x1b\x7f\x85\x9b\u202e\u2066\u2028\u200b\ufef
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    """A store of items whose ids and labels are orders to a terminal."""
+    """A store of items whose ids and labels contain control sequences of a terminal."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("hostile")
@@ -42,83 +42,83 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     with (folder / "items.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "path", "label", "role", "split"])
-        for at, text in enumerate(ORDERS.values()):
+        for i, text in enumerate(CONTROLS.values()):
             image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(image).save(folder / f"{at}.png")
-            writer.writerow([text, f"{at}.png", f"label {text}", "gallery", "test"])
+            Image.fromarray(image).save(folder / f"{i}.png")
+            writer.writerow([text, f"{i}.png", f"label {text}", "gallery", "test"])
     write_encoder(folder / "old.onnx", noise=0.3)
     (folder / "compatctl.yaml").write_text("format: 1\nstore: store\ndata: items.csv\n")
-    done = run("init", "--project", folder / "compatctl.yaml", "--model", folder / "old.onnx")
-    assert done.code == 0, done.stderr
+    result = run("init", "--project", folder / "compatctl.yaml", "--model", folder / "old.onnx")
+    assert result.code == 0, result.stderr
     return Shop(folder)
 
 
-def _harmless(text: str) -> None:
-    found = FORBIDDEN & set(text)
-    assert not found, found
+def _assert_harmless(text: str) -> None:
+    controls = FORBIDDEN & set(text)
+    assert not controls, controls
     assert "\ncompatctl: all is well" not in text
 
 
-def test_found_items_give_no_orders(hostile: Shop) -> None:
-    """Ids, labels and the names of query files are written out; JSON has them as they are."""
+def test_hits_are_printed_escaped(hostile: Shop) -> None:
+    """Ids, labels and names of query files are escaped in tables; JSON has them unchanged."""
     query = hostile.path(f"q{TITLE}[red].png")
     shutil.copy(hostile.path("0.png"), query)
-    found = run("search", *hostile.args, "-k", 8, query)
-    assert found.code == 0, found.stderr
-    _harmless(found.stdout)
-    assert r"\x1b]0;owned\x07" in found.stdout
-    assert r"\u202e" in found.stdout
-    assert "[bold red]x[/]" in found.stdout
-    whole = hostile.run("search", "-k", 8, query)
-    _harmless(whole.stdout)
-    ids = {hit["id"] for hit in whole.json["queries"][0]["hits"]}
-    assert ids == set(ORDERS.values())
+    table = run("search", *hostile.args, "-k", 8, query)
+    assert table.code == 0, table.stderr
+    _assert_harmless(table.stdout)
+    assert r"\x1b]0;owned\x07" in table.stdout
+    assert r"\u202e" in table.stdout
+    assert "[bold red]x[/]" in table.stdout
+    as_json = hostile.run("search", "-k", 8, query)
+    _assert_harmless(as_json.stdout)
+    ids = {hit["id"] for hit in as_json.json["queries"][0]["hits"]}
+    assert ids == set(CONTROLS.values())
 
 
-def test_errors_and_lists_of_ids_give_no_orders(hostile: Shop, tmp_path: Path) -> None:
-    """An image that is gone, an item that changed, a file that is not there: on one line each."""
+def test_errors_and_lists_of_ids_are_printed_escaped(hostile: Shop, tmp_path: Path) -> None:
+    """Messages about changed items and missing files have no control characters."""
     folder = tmp_path / "copy"
     shutil.copytree(hostile.folder, folder)
     shop = Shop(folder)
-    for at in range(len(ORDERS)):
-        shutil.copy(folder / f"{(at + 1) % len(ORDERS)}.png", folder / f"x{at}.png")
+    for i in range(len(CONTROLS)):
+        shutil.copy(folder / f"{(i + 1) % len(CONTROLS)}.png", folder / f"x{i}.png")
     text = (folder / "items.csv").read_text(encoding="utf-8")
-    for at in range(len(ORDERS)):
-        text = text.replace(f",{at}.png,", f",x{at}.png,")
+    for i in range(len(CONTROLS)):
+        text = text.replace(f",{i}.png,", f",x{i}.png,")
     (folder / "items.csv").write_text(text, encoding="utf-8")
-    done = run("add", *shop.args)
-    assert done.code == 5
-    assert "have another image" in done.stderr
-    _harmless(done.stderr)
-    assert len(done.stderr.splitlines()) == 2
-    shown = run("add", *shop.args, "--changed")
-    assert shown.code == 0, shown.stderr
-    _harmless(shown.stdout)
+    refused = run("add", *shop.args)
+    assert refused.code == 5
+    assert "have another image" in refused.stderr
+    _assert_harmless(refused.stderr)
+    assert len(refused.stderr.splitlines()) == 2
+    added = run("add", *shop.args, "--changed")
+    assert added.code == 0, added.stderr
+    _assert_harmless(added.stdout)
     for name in (f"no{TITLE}.png", "no\x9b2J.png", "no\ncompatctl: all is well.png"):
-        gone = run("search", *shop.args, name)
-        assert gone.code == 5
-        _harmless(gone.stdout + gone.stderr)
+        missing = run("search", *shop.args, name)
+        assert missing.code == 5
+        _assert_harmless(missing.stdout + missing.stderr)
 
 
-def test_a_real_terminal_gets_none_either(hostile: Shop) -> None:
-    """On a terminal, where colours are rich's own, no sequence of an id arrives."""
+def test_a_real_terminal_gets_no_sequence_of_an_id(hostile: Shop) -> None:
+    """A terminal gets the colours of rich and no control sequence of an id."""
     shutil.copy(hostile.path("0.png"), hostile.path("plain.png"))
     primary, secondary = pty.openpty()
     words = ("search", *hostile.args, "-k", "8", str(hostile.path("plain.png")))
     with subprocess.Popen([sys.executable, "-m", "compatctl", *words], stdout=secondary) as child:
         os.close(secondary)
-        seen = bytearray()
+        output = bytearray()
         while True:
             try:
-                part = os.read(primary, 65536)
+                chunk = os.read(primary, 65536)
             except OSError:
                 break
-            if not part:
+            if not chunk:
                 break
-            seen += part
+            output += chunk
     os.close(primary)
     assert child.returncode == 0
-    text = seen.decode(errors="replace")
+    text = output.decode(errors="replace")
     assert "\x1b]0;" not in text
     assert "\x1b[2J" not in text
     assert not set("\x9b\x85\u202e\u2066") & set(text)
@@ -126,8 +126,8 @@ def test_a_real_terminal_gets_none_either(hostile: Shop) -> None:
 
 
 @given(st.text())
-def test_what_is_printable_stays_and_the_rest_is_ascii(text: str) -> None:
-    """Nothing that acts is left, letters of every script and emoji stay, twice changes nothing."""
+def test_printable_escapes_control_characters_only(text: str) -> None:
+    """Control characters are escaped, letters and emoji stay, and a second call changes nothing."""
     shown = printable(text)
     assert not FORBIDDEN & set(shown)
     assert "\n" not in shown

@@ -1,4 +1,4 @@
-"""The emoji set in examples/emoji, and its unpacking."""
+"""The emoji set of examples/emoji, and its unpacking."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_set_is_found_and_is_small() -> None:
-    """The set is found, as it is in the checkout, and it is under 6 MB."""
+    """The installed set is that of the checkout, and smaller than 6 MB."""
     folder = emoji_source()
     assert (folder / "items.csv").read_bytes() == (SOURCE / "items.csv").read_bytes()
     assert sum(file.stat().st_size for file in SOURCE.iterdir()) < 6_000_000
 
 
 def test_every_concept_is_drawn_by_every_vendor() -> None:
-    """At least 1,000 concepts, each once by each of five vendors, ids unique."""
+    """Each of at least 1,000 concepts is drawn once by each of five vendors; ids are unique."""
     rows = _rows(SOURCE / "items.csv")
     codes = {row["label"] for row in rows}
     assert len(codes) >= 1000
@@ -59,7 +59,7 @@ def test_every_concept_is_drawn_by_every_vendor() -> None:
 
 
 def test_splits_and_roles_follow_their_rules() -> None:
-    """Splits go by the first byte of sha1(code), noto is the gallery and all others are queries."""
+    """Splits follow the first byte of sha1(code); noto is the gallery, the others are queries."""
     for row in _rows(SOURCE / "items.csv"):
         assert row["id"] == f"{row['vendor']}/{row['label']}"
         assert row["split"] == _split_of(row["label"])
@@ -67,34 +67,34 @@ def test_splits_and_roles_follow_their_rules() -> None:
 
 
 def test_no_drawing_stands_for_two_concepts() -> None:
-    """Sheets have one tile a row of the table, none blank and none twice."""
+    """A sheet has one tile for each row of the table, none blank and none twice."""
     rows = _rows(SOURCE / "items.csv")
     for sheet, count in Counter(row["sheet"] for row in rows).items():
         pixels = np.asarray(Image.open(SOURCE / sheet).convert("RGB"))
         down, across = pixels.shape[0] // TILE, pixels.shape[1] // TILE
         grid = pixels.reshape(down, TILE, across, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)
-        mine = [int(row["tile"]) for row in rows if row["sheet"] == sheet]
-        assert mine == list(range(count))
+        tiles = [int(row["tile"]) for row in rows if row["sheet"] == sheet]
+        assert tiles == list(range(count))
         assert len(grid) - across < count <= len(grid)
         assert len({tile.tobytes() for tile in grid[:count]}) == count
         assert all(tile.min() < tile.max() for tile in grid[:count])
 
 
 def test_every_licence_is_named() -> None:
-    """LICENSES.md names each sheet, its package, its licence, and carries the MIT text."""
+    """LICENSES.md names each sheet, its package and its licence, and has the MIT text."""
     text = (SOURCE / "LICENSES.md").read_text(encoding="utf-8")
     for vendor, package in PACKAGES.items():
-        line = next(x for x in text.splitlines() if x.startswith(f"| `{vendor}.webp`"))
+        line = next(row for row in text.splitlines() if row.startswith(f"| `{vendor}.webp`"))
         assert package in line
         assert any(licence in line for licence in ("Apache-2.0", "MIT", "CC-BY-4.0"))
-    for needed in ("licenses/by/4.0", "LICENSE-2.0", "Permission is hereby granted", "64 x 64"):
-        assert needed in text
+    for phrase in ("licenses/by/4.0", "LICENSE-2.0", "Permission is hereby granted", "64 x 64"):
+        assert phrase in text
     code_points = {row["label"] for row in _rows(SOURCE / "items.csv")}
     assert f"{len(code_points):,}" in text
 
 
 def test_share_alike_drawings_are_left_out() -> None:
-    """OpenMoji (CC-BY-SA) is nowhere in the set."""
+    """The set contains nothing of OpenMoji (CC-BY-SA)."""
     for file in SOURCE.iterdir():
         assert "openmoji" not in file.name.lower()
         if file.suffix in {".csv", ".md", ".py", ".yaml"}:
@@ -102,7 +102,7 @@ def test_share_alike_drawings_are_left_out() -> None:
 
 
 def test_unpacked_images_are_the_sheets_tiles(unpacked: Path) -> None:
-    """The written table keeps id, label, split, role and vendor, and each file is its tile."""
+    """The written table keeps id, label, split, role and vendor; each image is its tile."""
     before, after = _rows(SOURCE / "items.csv"), _rows(unpacked)
     assert tuple(after[0]) == COLUMNS
     kept = [name for name in COLUMNS if name != "path"]
@@ -119,7 +119,7 @@ def test_unpacked_images_are_the_sheets_tiles(unpacked: Path) -> None:
 
 
 def test_unpacking_says_what_is_missing(tmp_path: Path) -> None:
-    """A missing table, a missing column and a missing sheet are each an InputError that says so."""
+    """A missing table, column or sheet is an InputError that names it."""
     with pytest.raises(InputError, match=r"items\.csv"):
         unpack_emoji(tmp_path, tmp_path)
     (tmp_path / "items.csv").write_text("id,label\na,b\n")
@@ -133,7 +133,7 @@ def test_unpacking_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_tile_outside_its_sheet_is_named(tmp_path: Path) -> None:
-    """A row whose tile lies past the end of the sheet is an InputError that names the item."""
+    """A row whose tile is outside the sheet is an InputError that names the item."""
     Image.new("RGB", (TILE, TILE)).save(tmp_path / "v.webp", lossless=True)
     (tmp_path / "items.csv").write_text(
         "id,label,split,role,vendor,sheet,tile\nv/a,a,test,query,v,v.webp,1\n"

@@ -1,4 +1,4 @@
-"""The kanji example: its recipes, its network, and the rules of its data set."""
+"""The kanji example: its recipes, its network, and its data set."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def _module(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
-    """The script that draws the images, imported and not run."""
+    """The script that draws the images, imported without running it."""
     return _module("build")
 
 
 def test_the_characters_are_jis_level_1(build: ModuleType) -> None:
-    """2,965 different kanji, the first and the last as in the standard."""
-    found = build.characters()
-    assert len(found) == len(set(found)) == 2965
-    assert found[0] == "亜"
-    assert found[-1] == "腕"
-    assert all(len(one) == 1 for one in found)
+    """There are 2,965 different kanji; the first and the last are those of the standard."""
+    characters = build.characters()
+    assert len(characters) == len(set(characters)) == 2965
+    assert characters[0] == "亜"
+    assert characters[-1] == "腕"
+    assert all(len(character) == 1 for character in characters)
 
 
 def test_splits_are_by_class(build: ModuleType) -> None:
-    """1,802 characters train, 263 validate and 900 test, by the first byte of sha1."""
-    for one in build.characters()[::100]:
-        byte = hashlib.sha1(one.encode()).digest()[0]
+    """The first byte of sha1 gives 1,802 characters to train, 263 to validation, 900 to test."""
+    for name in build.characters()[::100]:
+        byte = hashlib.sha1(name.encode()).digest()[0]
         expected = "train" if byte < 153 else "validation" if byte < 178 else "test"
-        assert build.split_of(one) == expected
-    splits = [build.split_of(one) for one in build.characters()]
-    assert [splits.count(one) for one in ("train", "validation", "test")] == [1802, 263, 900]
+        assert build.split_of(name) == expected
+    splits = [build.split_of(name) for name in build.characters()]
+    assert [splits.count(name) for name in ("train", "validation", "test")] == [1802, 263, 900]
 
 
 def test_packages_are_pinned_and_licensed(build: ModuleType) -> None:
@@ -63,21 +63,19 @@ def test_packages_are_pinned_and_licensed(build: ModuleType) -> None:
 
 
 def test_another_version_of_a_package_is_refused(build: ModuleType, tmp_path: Path) -> None:
-    """A .deb with another digest ends the script with both digests in the message."""
+    """A .deb with another digest ends the script, and the message has the expected digest."""
     package = build.PACKAGES[0]
     (tmp_path / f"{package.name}_9_all.deb").write_bytes(b"another version")
     with pytest.raises(SystemExit, match=package.sha256):
         build.fetch(package, tmp_path)
 
 
-def test_what_is_downloaded_is_said_first(
-    build: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The announcement names every package and the megabytes of all together."""
+def test_the_downloads_are_announced(build: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """The announcement names every package and the total in megabytes."""
     build.announce()
-    said = capsys.readouterr().out
-    assert "113 MB" in said
-    assert all(package.name in said for package in build.PACKAGES)
+    output = capsys.readouterr().out
+    assert "113 MB" in output
+    assert all(package.name in output for package in build.PACKAGES)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +89,7 @@ def test_recipes_load(name: str, frame: str) -> None:
 
 
 def test_the_objective_is_the_default_one() -> None:
-    """What new.yaml asks of the loss is what recipes/default.yaml asks, without the anchors."""
+    """The loss of new.yaml is that of recipes/default.yaml, without anchors."""
     ours = Recipe.load(FOLDER / "new.yaml").objective
     default = Recipe.load(FOLDER.parents[1] / "recipes" / "default.yaml").objective
     assert (ours.frame, ours.lambda_, ours.scale) == (default.frame, default.lambda_, default.scale)
@@ -106,7 +104,7 @@ def test_the_project_file_loads() -> None:
 
 
 def test_the_network_reads_small_grey_images() -> None:
-    """(N, 3, 32, 32) in, (N, features) out; the second and third channel play no part."""
+    """(N, 3, 32, 32) gives (N, features), which depend only on the first channel."""
     torch = pytest.importorskip("torch")
     network = _module("cnn").build(width=8, features=16).eval()
     images = torch.rand(2, 3, 32, 32)

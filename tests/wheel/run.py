@@ -17,10 +17,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
 PROBE = """
-import importlib.util, pathlib, sys, compatctl, compatctl.samples as examples
+import importlib.util, pathlib, sys, compatctl, compatctl.samples
 assert importlib.util.find_spec("torch") is None, "torch is installed: this tests nothing"
 assert pathlib.Path(compatctl.__file__).is_relative_to(sys.prefix), compatctl.__file__
-assert "demo_data" in str(examples.emoji_source()), examples.emoji_source()
+assert "demo_data" in str(compatctl.samples.emoji_source())
 from compatctl import Encoder, Store, verify, deploy, compatibility_matrix
 print(compatctl.__version__)
 """
@@ -41,7 +41,7 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
 
 
 def main() -> None:
-    """Build, install, probe."""
+    """Build the wheel, install it, and run the gate."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist")
