@@ -3,10 +3,10 @@
     pip install "resvg-py==0.5.*" pillow numpy
     python examples/emoji/build.py [--packages DIR] [--out DIR]
 
-It says what it will download, fetches each package by name with ``npm pack``, checks its SHA-256,
-renders every drawing at 64 x 64 pixels on white, and writes one lossless WebP sheet a vendor and
-``items.csv``. A concept is kept where all five vendors drew it and no earlier concept of the set
-has the same picture (several flags are one flag). Skin tones are left out: the same concept again.
+It lists the downloads, fetches each package with ``npm pack``, checks its SHA-256, renders every
+drawing at 64 x 64 pixels on white, and writes one lossless WebP sheet per vendor and ``items.csv``.
+A concept is kept if all five vendors drew it and no earlier concept has the same image (several
+flags are one flag). Skin tones are excluded, as they are the same concept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SKIN_TONES = frozenset({"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"})
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One vendor's npm package: what to fetch, and what must come."""
+    """One vendor's npm package and its expected SHA-256."""
 
     vendor: str
     version: str
@@ -107,7 +107,7 @@ def split_of(code: str) -> str:
 
 
 def announce() -> None:
-    """Say what will be downloaded, before anything is."""
+    """List the downloads before they start."""
     total = sum(p.kilobytes for p in PACKAGES) / 1000
     print(f"Downloads {len(PACKAGES)} npm packages, {total:.1f} MB in all:")
     for p in PACKAGES:
@@ -116,19 +116,19 @@ def announce() -> None:
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """The package's tarball in ``folder``, downloaded where it is missing, always checked."""
+    """The package's tarball in ``folder``, downloaded if it is missing, and checked."""
     path = folder / package.tarball
     if not path.exists():
         npm = shutil.which("npm")
         if npm is None:
             sys.exit(
-                "npm is not installed; install Node.js, or give the tarballs by --packages DIR"
+                "npm is not installed; install Node.js, or pass the tarballs with --packages DIR"
             )
-        wanted = f"{package.name}@{package.version}"
-        subprocess.run([npm, "pack", "--silent", wanted], cwd=folder, check=True)
-    got = hashlib.sha256(path.read_bytes()).hexdigest()
-    if got != package.sha256:
-        sys.exit(f"{path}: SHA-256 is {got}, expected {package.sha256}; not used")
+        spec = f"{package.name}@{package.version}"
+        subprocess.run([npm, "pack", "--silent", spec], cwd=folder, check=True)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 != package.sha256:
+        sys.exit(f"{path}: SHA-256 is {sha256}, expected {package.sha256}; not used")
     return path
 
 
@@ -139,8 +139,8 @@ def read_drawings(tarball: Path) -> Drawings:
         def member(name: str) -> dict[str, object]:
             file = tar.extractfile(f"package/{name}")
             assert file is not None
-            found: dict[str, object] = json.load(file)
-            return found
+            content: dict[str, object] = json.load(file)
+            return content
 
         icons = member("icons.json")
         names = member("chars.json") if "package/chars.json" in tar.getnames() else {}
@@ -161,20 +161,20 @@ def read_drawings(tarball: Path) -> Drawings:
 def common_codes(sets: dict[str, Drawings]) -> Iterator[tuple[str, dict[str, str]]]:
     """Each code string that all vendors drew, with the SVG of each vendor.
 
-    Two packages have no table of codes: there the icon's name (the Unicode short name, which the
-    others use too) stands for it.
+    Two packages have no table of codes; their icons are found by the Unicode short name, which the
+    others use, too.
     """
     reference = sets["twemoji"].name_of
     for code in sorted(reference):
         if SKIN_TONES & set(code.split("-")):
             continue
-        found = {}
+        svgs = {}
         for vendor, drawings in sets.items():
             name = drawings.name_of.get(code) if drawings.name_of else reference[code]
             if name in drawings.svg:
-                found[vendor] = drawings.svg[name]
-        if len(found) == len(sets):
-            yield code, found
+                svgs[vendor] = drawings.svg[name]
+        if len(svgs) == len(sets):
+            yield code, svgs
 
 
 def render(svg: str) -> np.ndarray:
@@ -185,11 +185,11 @@ def render(svg: str) -> np.ndarray:
 
 
 def render_all(sets: dict[str, Drawings]) -> dict[str, dict[str, np.ndarray]]:
-    """Code string -> vendor -> pixels, without blanks and without a picture seen before."""
+    """Code string -> vendor -> pixels, without blank and repeated images."""
     kept: dict[str, dict[str, np.ndarray]] = {}
     seen: set[tuple[str, bytes]] = set()
-    for code, found in common_codes(sets):
-        tiles = {vendor: render(svg) for vendor, svg in found.items()}
+    for code, svgs in common_codes(sets):
+        tiles = {vendor: render(svg) for vendor, svg in svgs.items()}
         keys = {(vendor, hashlib.sha256(tile.tobytes()).digest()) for vendor, tile in tiles.items()}
         shapes_ok = all(tile.shape == (SIZE, SIZE, 3) for tile in tiles.values())
         if not shapes_ok or keys & seen or any(tile.min() == tile.max() for tile in tiles.values()):
@@ -200,7 +200,7 @@ def render_all(sets: dict[str, Drawings]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def write_sheet(tiles: list[np.ndarray], path: Path) -> None:
-    """Tiles in reading order, COLUMNS a row, as lossless WebP."""
+    """Tiles in reading order, COLUMNS per row, as lossless WebP."""
     rows = -(-len(tiles) // COLUMNS)
     sheet = np.full((rows * SIZE, COLUMNS * SIZE, 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
@@ -228,14 +228,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--packages", type=Path, help="folder with the tarballs, or to keep them")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    given = parser.parse_args()
+    options = parser.parse_args()
     announce()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.packages or Path(temporary)
+        folder = options.packages or Path(temporary)
         sets = {p.vendor: read_drawings(fetch(p, folder)) for p in PACKAGES}
     kept = render_all(sets)
-    write_set(kept, given.out)
-    print(f"{len(kept)} concepts x {len(PACKAGES)} vendors in {given.out}")
+    write_set(kept, options.out)
+    print(f"{len(kept)} concepts x {len(PACKAGES)} vendors in {options.out}")
 
 
 if __name__ == "__main__":

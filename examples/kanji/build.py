@@ -3,8 +3,8 @@
     pip install numpy pillow
     python examples/kanji/build.py [--packages DIR] [--out FILE]
 
-It says what it will download, fetches each package by name with ``apt-get download`` into a
-temporary folder (``apt-get update`` may be needed once before), checks its SHA-256, unpacks it with
+It lists the downloads, fetches each package with ``apt-get download`` into a temporary folder
+(``apt-get update`` may be needed once before), checks its SHA-256, unpacks it with
 ``dpkg -x``, draws the 2,965 characters of JIS X 0208 level 1 in ten fonts at 32 x 32 grey pixels,
 and writes one ``.npz`` data set. No font program is kept: the packages are removed at the end.
 """
@@ -35,7 +35,7 @@ APT_OPTIONS = ("--quiet=2", "-o", "APT::Sandbox::User=root")
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A Debian package: what to fetch, what must come, and the fonts taken from it."""
+    """A Debian package, its expected SHA-256, and the fonts taken from it."""
 
     name: str
     licence: str
@@ -116,7 +116,7 @@ PACKAGES = (
 
 
 def announce() -> None:
-    """Say what will be downloaded, before anything is."""
+    """List the downloads before they start."""
     total = sum(p.bytes for p in PACKAGES) / MEGABYTE
     print(f"Downloads {len(PACKAGES)} Debian packages, {total:.0f} MB in all:")
     for p in PACKAGES:
@@ -125,28 +125,28 @@ def announce() -> None:
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """The package's file in ``folder``, downloaded where it is missing, always checked."""
-    found = sorted(folder.glob(f"{package.name}_*.deb"))
-    if not found:
+    """The package's file in ``folder``, downloaded if it is missing, and checked."""
+    files = sorted(folder.glob(f"{package.name}_*.deb"))
+    if not files:
         apt = shutil.which("apt-get")
         if apt is None or shutil.which("dpkg") is None:
             sys.exit("apt-get or dpkg is not installed: this script needs Debian or a relative")
         subprocess.run([apt, *APT_OPTIONS, "download", package.name], cwd=folder, check=True)
-        found = sorted(folder.glob(f"{package.name}_*.deb"))
-    got = hashlib.sha256(found[0].read_bytes()).hexdigest()
-    if got != package.sha256:
+        files = sorted(folder.glob(f"{package.name}_*.deb"))
+    sha256 = hashlib.sha256(files[0].read_bytes()).hexdigest()
+    if sha256 != package.sha256:
         sys.exit(
-            f"{found[0].name}: SHA-256 is {got}, expected {package.sha256}.\n"
-            "Another Debian release has another version of this font, so the images would differ "
-            "from those that the README's figures are about. Debian 12 has the one expected."
+            f"{files[0].name}: SHA-256 is {sha256}, expected {package.sha256}.\n"
+            "Other Debian releases have other versions of this font, and the images would differ "
+            "from those behind the README's figures. Debian 12 has the expected version."
         )
-    return found[0]
+    return files[0]
 
 
 def characters() -> list[str]:
     """The 2,965 kanji of JIS X 0208 level 1 (rows 16 to 47), in the order of the standard."""
     cells = [(row, cell) for row in range(0xB0, 0xD0) for cell in range(0xA1, 0xFF)]
-    return [bytes(at).decode("euc_jp") for at in cells if at <= (0xCF, 0xD3)]
+    return [bytes(cell).decode("euc_jp") for cell in cells if cell <= (0xCF, 0xD3)]
 
 
 def split_of(character: str) -> str:
@@ -156,16 +156,16 @@ def split_of(character: str) -> str:
 
 
 def draw(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
-    """(32, 32) uint8, black on white, the glyph's box in the middle."""
+    """(32, 32) uint8, black on white, the glyph's box centred."""
     side = SIZE * OVERSAMPLED
     left, top, right, bottom = font.getbbox(character)
     image = Image.new("L", (side, side), 255)
-    at = ((side - left - right) / 2, (side - top - bottom) / 2)
-    ImageDraw.Draw(image).text(at, character, font=font, fill=0)
+    origin = ((side - left - right) / 2, (side - top - bottom) / 2)
+    ImageDraw.Draw(image).text(origin, character, font=font, fill=0)
     return np.asarray(image.reduce(OVERSAMPLED))
 
 
-def drawn(name: str, file: Path) -> Iterator[tuple[str, str, np.ndarray]]:
+def draw_font(name: str, file: Path) -> Iterator[tuple[str, str, np.ndarray]]:
     """(font, character, image) for every character that the font has."""
     font = ImageFont.truetype(str(file), GLYPH * OVERSAMPLED)
     absent = draw(font, ABSENT).tobytes()
@@ -177,27 +177,27 @@ def drawn(name: str, file: Path) -> Iterator[tuple[str, str, np.ndarray]]:
 
 def collect(folder: Path, packages: Path) -> list[tuple[str, str, np.ndarray]]:
     """All images of all fonts; packages are unpacked under ``folder``."""
-    found = []
+    images = []
     for package in PACKAGES:
         into = folder / package.name
         into.mkdir()
         subprocess.run(["dpkg", "-x", str(fetch(package, packages)), str(into)], check=True)
         for name, file in package.fonts:
-            found += drawn(name, next(into.rglob(file)))
-    return found
+            images += draw_font(name, next(into.rglob(file)))
+    return images
 
 
-def write(found: list[tuple[str, str, np.ndarray]], out: Path) -> None:
+def write(images: list[tuple[str, str, np.ndarray]], out: Path) -> None:
     """The data set: images, ids, labels, split, role, and the font as a slice."""
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         out,
-        images=np.stack([image for _, _, image in found]),
-        ids=np.array([f"{font}/{character}" for font, character, _ in found]),
-        labels=np.array([character for _, character, _ in found]),
-        split=np.array([split_of(character) for _, character, _ in found]),
-        role=np.array(["gallery" if font == GALLERY else "query" for font, _, _ in found]),
-        font=np.array([font for font, _, _ in found]),
+        images=np.stack([image for _, _, image in images]),
+        ids=np.array([f"{font}/{character}" for font, character, _ in images]),
+        labels=np.array([character for _, character, _ in images]),
+        split=np.array([split_of(character) for _, character, _ in images]),
+        role=np.array(["gallery" if font == GALLERY else "query" for font, _, _ in images]),
+        font=np.array([font for font, _, _ in images]),
     )
 
 
@@ -207,13 +207,13 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, help="folder with the .deb files, or to keep them")
     default = Path(__file__).parent / "data" / "kanji.npz"
     parser.add_argument("--out", type=Path, default=default)
-    given = parser.parse_args()
+    options = parser.parse_args()
     announce()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        found = collect(folder, given.packages or folder)
-    write(found, given.out)
-    print(f"{len(found)} images in {given.out}")
+        images = collect(folder, options.packages or folder)
+    write(images, options.out)
+    print(f"{len(images)} images in {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small convolutional network for 32 x 32 grey images: the backbone of old and new alike."""
+"""A small convolutional network for 32 x 32 grey images: the backbone of all three models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Cnn(nn.Module):
-    """float32 (N, 3, 32, 32), of which the first channel is read, to (N, features)."""
+    """float32 (N, 3, 32, 32) to (N, features); only the first channel is read."""
 
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Cnn(nn.Module):
 
 
 def block(inputs: int, outputs: int) -> nn.Module:
-    """Convolution, normalisation, rectifier, and half the side."""
+    """Convolution, normalization, ReLU, and pooling to half the side."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
