@@ -12,9 +12,8 @@ reported. (1b) moves its mean by the order of 1/(K-1) for K classes, far less th
 vary, so it needs a margin. Both may hold while retrieval gets worse: they complement the retrieval
 criterion and never replace it.
 
-Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions. Features are unit rows in any float
-type, labels are integer class codes. ``self_row[i]`` is the gallery row of query ``i``'s own item,
-or -1 if the gallery lacks it; that pair (i = j) is in no mean and in no share.
+Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions. ``self_row[i]`` is the gallery row of
+query ``i``'s own item, or -1; that pair (i = j) is in no mean and in no share.
 """
 
 from __future__ import annotations

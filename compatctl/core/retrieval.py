@@ -1,8 +1,7 @@
 """Retrieval quality of search results: recall@k, mAP@k and negative flips.
 
-Shapes: ``Q`` queries, ``G`` gallery rows, ``D`` dimensions. Features are unit rows in any float
-type, labels are integer class codes. ``self_row[i]`` is the gallery row of query ``i``'s own item,
-or -1 if the gallery lacks it; that row is never an answer to that query.
+Shapes: ``Q`` queries, ``G`` gallery rows. ``self_row[i]`` is the gallery row of query ``i``'s own
+item, or -1 if the gallery lacks it; that row is never an answer to that query.
 
 Libraries differ in two definitions. Here *recall@k* is the hit rate (CMC@k): the share of queries
 with an item of their class among the first k, as in the papers on compatible features (BCT, arXiv

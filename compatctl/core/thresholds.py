@@ -5,13 +5,11 @@ pairs, TAR that of same-class pairs, and FRR = 1 - TAR.
 
 A threshold set for one query model means something else for the next. ``count_accepts`` counts what
 it accepts with each; ``threshold_keeping_far`` finds the threshold at which the new model accepts
-no more different-class pairs than the old one did.
+no more different-class pairs than the old one did. Both score with float32 matrix products, as a
+server does; the last bits may depend on ``block``, so use one value of it.
 
-Shapes: ``P`` labelled pairs with ``scores`` (P,) finite floats and ``same`` (P,) bool. ``Q``
-queries, ``G`` gallery rows, ``D`` dimensions: unit rows in any float type, integer class codes.
-``self_row[i]`` is the gallery row of query ``i``'s own item, or -1 if the gallery lacks it; that
-pair is never counted. Scores are products of float32 matrices, as a server computes them. Their
-last bits may depend on ``block``, so use one value of it.
+Shapes: ``P`` labelled pairs with ``scores`` (P,) finite floats and ``same`` (P,) bool; ``Q``
+queries, ``G`` gallery rows, ``D`` dimensions.
 """
 
 from __future__ import annotations
