@@ -1,4 +1,4 @@
-"""Maps between two models' features, against lstsq, explicit loops and known rotations."""
+"""Adapters between two models' features, against lstsq, explicit loops and known rotations."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def by_lstsq(x, y, penalty):
 
 @pytest.mark.parametrize("block", [1, 7, 4096])
 def test_moments_equal_loops_whatever_the_block(block):
-    """The sums are those of a loop over pairs, and none depends on how they are cut."""
+    """The sums equal those of a loop over pairs, for any block size."""
     x, y = noisy_pairs(n=50)
     found = Moments.from_pairs(x, y, block=block)
     inner, cross = np.zeros((7, 7)), np.zeros((7, 5))
@@ -75,14 +75,14 @@ def test_moments_equal_loops_whatever_the_block(block):
     ],
 )
 def test_arrays_that_are_not_pairs_are_refused(x, y):
-    """No pair, other lengths, no matrix, no number, and NaN on either side."""
+    """Empty input, different lengths, other shapes and NaN are refused."""
     with pytest.raises(InputError, match="a map needs"):
         Moments.from_pairs(x.astype(np.float32), y.astype(np.float32))
 
 
 @pytest.mark.parametrize(("F", "D"), [(6, 6), (4, 6)])
 def test_a_known_rotation_is_recovered(F, D):
-    """Between equal dimensions, and into a larger one, the rotation itself comes out."""
+    """The rotation is recovered between equal dimensions and into more dimensions."""
     rng = np.random.default_rng(1)
     x, rotation = unit_rows(rng, 100, F), turn(rng, F, D)
     found = orthogonal(Moments.from_pairs(x, x @ rotation))
@@ -92,9 +92,9 @@ def test_a_known_rotation_is_recovered(F, D):
 
 
 @pytest.mark.parametrize(("F", "D"), [(6, 6), (4, 6), (6, 4)])
-def test_the_orthogonal_map_is_orthogonal_and_the_best_one(F, D):
-    """On noisy pairs no other of 300 orthogonal maps, near or far, has a larger sum of x A . y;
-    where lengths are kept none has a smaller squared error."""
+def test_the_orthogonal_map_is_the_best_orthogonal_one(F, D):
+    """No other of 300 orthogonal maps has a larger sum of x A . y; if lengths are kept, none has a
+    smaller squared error."""
     rng = np.random.default_rng(2)
     x, y = noisy_pairs(F=F, D=D)
     A = orthogonal(Moments.from_pairs(x, y)).matrix.astype(np.float64)
@@ -119,8 +119,8 @@ def test_the_orthogonal_map_is_orthogonal_and_the_best_one(F, D):
 
 @pytest.mark.parametrize(("n", "F", "D"), [(200, 7, 5), (200, 4, 9), (6, 12, 3)])
 def test_ridge_equals_lstsq(n, F, D):
-    """Every strength gives what least squares over penalty rows gives, with fewer pairs than
-    numbers too; the bias is not penalised."""
+    """Every strength equals least squares with penalty rows, also with fewer pairs than dimensions;
+    the bias is not penalised."""
     x, y = noisy_pairs(n=n, F=F, D=D)
     centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
     unit = sum(float(row @ row) for row in centred) / F
@@ -135,7 +135,7 @@ def test_ridge_equals_lstsq(n, F, D):
 
 @pytest.mark.parametrize("n", [1, 3, 50])
 def test_sources_that_do_not_vary_give_the_mean_target(n):
-    """One pair, or many of one source: the map answers with the mean of the targets."""
+    """With one pair, or pairs of one source, the map returns the mean target."""
     rng = np.random.default_rng(3)
     x, y = np.repeat(unit_rows(rng, 1, 6), n, axis=0), unit_rows(rng, n, 4)
     mean = y.mean(axis=0) / np.linalg.norm(y.mean(axis=0))
@@ -143,9 +143,9 @@ def test_sources_that_do_not_vary_give_the_mean_target(n):
         np.testing.assert_allclose(found(x), np.tile(mean, (n, 1)), atol=1e-4)
 
 
-def test_the_rank_is_really_cut():
-    """A map of rank r has r singular values, keeps the mean, and of all maps of that rank onto
-    fixed directions it is the nearest to the whole map's answers."""
+def test_a_low_rank_map_has_its_rank_and_the_least_error():
+    """A map of rank r has r singular values, keeps the mean, and is the closest of its rank to the
+    full map."""
     rng = np.random.default_rng(4)
     x, y = noisy_pairs(F=8, D=6)
     moments = Moments.from_pairs(x, y)
@@ -165,8 +165,8 @@ def test_the_rank_is_really_cut():
             assert ((other - answers) ** 2).sum() >= lost - 1e-4
 
 
-def test_a_cut_to_the_rank_of_the_truth_loses_nothing():
-    """Targets that depend on two directions only survive a cut to rank 2, and not to rank 1."""
+def test_the_true_rank_loses_nothing():
+    """Targets of two directions are recovered at rank 2, and not at rank 1."""
     rng = np.random.default_rng(4)
     x = rng.normal(size=(200, 7)).astype(np.float32)
     y = x @ rng.normal(size=(7, 2)) @ rng.normal(size=(2, 5))
@@ -178,7 +178,7 @@ def test_a_cut_to_the_rank_of_the_truth_loses_nothing():
 
 
 def test_invalid_strengths_and_ranks_are_refused():
-    """Strengths of 0 and under, ranks of 0 and over what there is, and no setting at all."""
+    """Strengths of at most 0, ranks out of range and empty sequences are refused."""
     moments = Moments.from_pairs(*noisy_pairs(F=7, D=5))
     (whole,) = ridge(moments, (1.0,))
     for strengths in ((), (0.0,), (1.0, -1.0)):
@@ -190,7 +190,7 @@ def test_invalid_strengths_and_ranks_are_refused():
 
 
 def test_maps_equal_a_loop_over_rows_and_layers():
-    """An affine map and a perceptron give, row by row, what their formulas say; zero stays zero."""
+    """An affine map and a perceptron equal their formulas row by row; a zero row stays zero."""
     rng = np.random.default_rng(5)
     x = unit_rows(rng, 20, 4)
     one = Affine(matrix=_random(rng, 4, 3), bias=_random(rng, 3))
@@ -210,8 +210,8 @@ def test_maps_equal_a_loop_over_rows_and_layers():
     assert not nothing(x).any()
 
 
-def test_more_rows_than_a_block_are_mapped_one_by_one():
-    """The first, the last and the rows at the edge of a block are those of a map of that row."""
+def test_blocks_of_rows_do_not_change_the_map():
+    """Rows at the edges of a block are mapped as alone."""
     rng = np.random.default_rng(6)
     x = unit_rows(rng, 2 * 4096 + 3, 4)
     one = Affine(matrix=_random(rng, 4, 3), bias=_random(rng, 3))

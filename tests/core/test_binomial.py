@@ -28,12 +28,12 @@ def exact_tail(k, n, p):
 )
 @settings(max_examples=150, deadline=None)
 def test_tail_equals_the_exact_sum(n, k, p):
-    """Every tail agrees with the sum of fractions to eleven digits, also where it is tiny."""
+    """Every tail agrees with the sum of fractions to eleven digits, tiny ones included."""
     assert tail(k, n, p) == pytest.approx(float(exact_tail(k, n, p)), rel=1e-11)
 
 
 def test_tail_at_its_edges():
-    """All n of n is certain, p is clipped to [0, 1], and no trial at all cannot exceed k = 0."""
+    """k = n gives 1, p is clipped to [0, 1], and n = 0 gives 1."""
     assert tail(7, 7, 0.9) == tail(9, 7, 0.9) == tail(0, 0, 0.5) == 1.0
     assert tail(0, 7, 0.0) == tail(3, 7, -0.2) == 1.0
     assert tail(6, 7, 1.0) == tail(0, 7, 1.3) == 0.0
@@ -42,7 +42,7 @@ def test_tail_at_its_edges():
 
 
 def test_tail_of_very_many_trials():
-    """Large n neither overflows nor loses many digits, and what no float can hold is 0."""
+    """Large n neither overflows nor loses many digits; what is too small for a float is 0."""
     assert tail(500_000, 1_000_001, 0.5) == pytest.approx(0.5, rel=1e-7)
     assert tail(0, 10**9, 1e-9) == pytest.approx(math.exp(-1), rel=1e-8)
     assert tail(2, 10**9, 3e-9) == pytest.approx(math.exp(-3) * (1 + 3 + 4.5), rel=1e-7)
@@ -53,7 +53,7 @@ def test_tail_of_very_many_trials():
 @given(n=st.integers(1, 60), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_tail_falls_with_p_and_rises_with_k(n, data):
-    """A larger p makes few successes rarer, and a larger k makes them more frequent."""
+    """The tail falls with p and rises with k."""
     k = data.draw(st.integers(0, n - 1))
     low, high = sorted(data.draw(st.tuples(st.floats(0.01, 0.99), st.floats(0.01, 0.99))))
     assert tail(k, n, high) <= tail(k, n, low) * (1 + 1e-12)
@@ -74,14 +74,14 @@ def test_tail_falls_with_p_and_rises_with_k(n, data):
     ],
 )
 def test_upper_limit_has_the_published_values(k, n, wanted):
-    """The upper ends of the tabulated 95% intervals of Clopper and Pearson come out."""
+    """The limits equal the published 95% intervals of Clopper and Pearson."""
     assert upper_limit(k, n, 0.025) == pytest.approx(wanted, abs=5e-5)
 
 
 @given(n=st.integers(1, 40), data=st.data(), alpha=st.sampled_from([0.001, 0.025, 0.05, 0.25]))
 @settings(max_examples=80, deadline=None)
 def test_upper_limit_inverts_the_tail(n, data, alpha):
-    """Just below the limit k or fewer is not rarer than alpha, at the limit and above it is."""
+    """Below the limit the tail exceeds alpha; at and above it, it does not."""
     k = data.draw(st.integers(0, n - 1))
     limit = upper_limit(k, n, alpha)
     assert k / n < limit < 1
@@ -90,7 +90,7 @@ def test_upper_limit_inverts_the_tail(n, data, alpha):
 
 
 def test_upper_limit_at_its_edges():
-    """With k = n, or without a trial, nothing is excluded; with k = 0 the limit has a formula."""
+    """With k = n or n = 0 the limit is 1; with k = 0 it follows a formula."""
     assert upper_limit(5, 5, 0.025) == upper_limit(0, 0, 0.025) == upper_limit(9, 5, 0.025) == 1.0
     for n in (1, 3, 100, 10**6, 10**9):
         wanted = -math.expm1(math.log(0.025) / n)
@@ -120,14 +120,14 @@ def test_upper_limit_is_monotone():
     ],
 )
 def test_mcnemar_has_the_values_computed_by_hand(worse, better, wanted):
-    """Few changed answers can be summed by hand; a tie and no change at all show nothing."""
+    """Few changed answers give p-values computed by hand; a tie or no change gives 1."""
     assert mcnemar(worse, better) == pytest.approx(wanted, rel=1e-12)
 
 
 @given(worse=st.integers(0, 60), better=st.integers(0, 60))
 @settings(max_examples=80, deadline=None)
 def test_mcnemar_is_exact_and_symmetric(worse, better):
-    """It is twice the smaller tail of a fair coin, at most 1, whichever side is the larger."""
+    """The p-value is twice the smaller tail of a fair coin, at most 1, whichever side is larger."""
     n = worse + better
     both = 2 * Fraction(sum(math.comb(n, j) for j in range(min(worse, better) + 1)), 2**n)
     assert mcnemar(worse, better) == pytest.approx(float(min(both, Fraction(1))), rel=1e-11)

@@ -38,7 +38,7 @@ def sides():
 
 
 def test_a_threshold_keeps_its_false_accepts_on_other_classes(sides):
-    """Fitted on half of the classes, it accepts on the others what the old model accepted there."""
+    """A map fitted on half of the classes keeps the false accept rate on the other half."""
     old, new, gallery, truth = sides
     halves = [truth.query_labels % 2 == half for half in (0, 1)]
     counts = [
@@ -59,7 +59,7 @@ def test_a_threshold_keeps_its_false_accepts_on_other_classes(sides):
 
 
 def test_no_ranking_changes(sides):
-    """Two scores that differ differ in the same direction on the other scale."""
+    """The map is strictly increasing."""
     old, new, gallery, truth = sides
     to_old = fit_score_map(*(score_histogram(one, gallery, truth) for one in (old, new)))
     assert len(to_old.knots) <= MAX_KNOTS
@@ -69,7 +69,7 @@ def test_no_ranking_changes(sides):
         assert to_old(to_old.inverse(score)) == pytest.approx(score, abs=1e-9)
 
 
-def test_the_same_scores_are_left_alone(sides):
+def test_equal_scores_give_the_identity(sides):
     """The map of a model to itself is the identity, to the width of a bin."""
     old, _, gallery, truth = sides
     counts = score_histogram(old, gallery, truth)
@@ -78,8 +78,8 @@ def test_the_same_scores_are_left_alone(sides):
         assert float(found(score)) == pytest.approx(score, abs=2**-13)
 
 
-def test_maps_follow_each_other():
-    """A map and then another is what both do in turn, at every knot and at the ends."""
+def test_maps_compose():
+    """A composed map equals both maps applied in turn, at every knot and at the ends."""
     first = ScoreMap(knots=((-1, -1), (0.1, 0.4), (0.3, 0.9), (1, 1)))
     second = ScoreMap(knots=((-1, -1), (0.4, -0.2), (1, 1)))
     both = first.then(second)
@@ -88,7 +88,7 @@ def test_maps_follow_each_other():
 
 
 def test_too_few_pairs_are_refused(sides):
-    """Where fewer than a thousand pairs of two classes are there, no map is made up."""
+    """Fewer than 1,000 pairs of two classes are refused."""
     old, _, gallery, truth = sides
     few = truth.select_queries(np.arange(len(old)) < 1)
     counts = score_histogram(old[:1], gallery, few)
@@ -97,8 +97,8 @@ def test_too_few_pairs_are_refused(sides):
     assert "--calibrate" in caught.value.tip
 
 
-def test_scores_that_are_all_alike_make_a_map_all_the_same():
-    """Where every pair has one score there is a map, which rises."""
+def test_constant_scores_give_an_increasing_map():
+    """If every pair has the same score, the map still increases."""
     counts = np.zeros(len(ScoreHistogram(same=np.zeros(0), diff=np.zeros(0)).edges), np.int64)
     one, other = counts.copy(), counts.copy()
     one[20000], other[30000] = 5000, 5000
@@ -124,6 +124,6 @@ def test_scores_that_are_all_alike_make_a_map_all_the_same():
     ],
 )
 def test_invalid_knots_are_refused(knots):
-    """Knots that fall, repeat, are no numbers, are too many, or do not go from end to end."""
+    """Knots that fall, repeat, are not numbers, are too many or miss the ends are refused."""
     with pytest.raises(InputError, match="a score map"):
         ScoreMap(knots=knots)

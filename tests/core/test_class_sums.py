@@ -25,7 +25,7 @@ def small_rows(monkeypatch):
 
 @pytest.mark.usefixtures("small_rows")
 def test_every_sum_equals_a_loop():
-    """Queries, gallery rows and own pairs are added up by the query's class, block by block."""
+    """Sums of queries, gallery rows and own pairs by class equal a loop, for any block size."""
     rng = np.random.default_rng(1)
     for _ in range(30):
         Q, G = rng.integers(1, 14, 2)
@@ -56,7 +56,7 @@ def test_every_sum_equals_a_loop():
 @given(seed=st.integers(0, 10**6), Q=st.integers(1, 7), G=st.integers(1, 8))
 @settings(max_examples=40, deadline=None)
 def test_sums_by_query_equal_a_loop(seed, Q, G):
-    """Judged pairs are the same kind and all others the different one, for each query."""
+    """Sums by query over judged pairs and over all others equal a loop."""
     rng = np.random.default_rng(seed)
     queries, gallery = unit(rng.normal(size=(Q, 3))), unit(rng.normal(size=(G, 3)))
     relevant = rng.random((Q, G)) < 0.4
@@ -75,7 +75,7 @@ def test_sums_by_query_equal_a_loop(seed, Q, G):
 
 @pytest.mark.usefixtures("small_rows")
 def test_positions_without_a_row_are_zero():
-    """A position that no row has sums to 0, and rows of half precision are added in float64."""
+    """A position without a row sums to 0; half-precision rows are summed in float64."""
     rows = np.full((12, 2), 0.1, dtype=np.float16)
     sums, counts = sums_by_position(rows, np.array([3] * 7 + [0] * 5), 5)
     assert sums.dtype == np.float64
@@ -85,7 +85,7 @@ def test_positions_without_a_row_are_zero():
 
 @pytest.mark.usefixtures("small_rows")
 def test_row_products_equal_a_loop():
-    """Rows are paired in the order given, repeated ones included; no pair gives nothing."""
+    """Rows are paired in the given order, repeats included; no pair gives an empty array."""
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=(8, 4)).astype(np.float32)
     left, right = rng.integers(0, 6, 13), rng.integers(0, 8, 13)
@@ -97,8 +97,8 @@ def test_row_products_equal_a_loop():
     assert row_products(a, left[:0], b, right[:0]).shape == (0,)
 
 
-def test_nothing_at_all():
-    """No query has no class and no pair, whatever the gallery holds."""
+def test_no_query_gives_empty_sums():
+    """Without a query there is no class and no pair."""
     none, labels = np.zeros((0, 3)), np.zeros(0, dtype=np.int64)
     sums = class_sums(none, labels, unit(np.ones((2, 3))), np.array([1, 2]))
     assert (len(sums.codes), sums.n_other) == (0, 2)
@@ -108,7 +108,7 @@ def test_nothing_at_all():
 
 
 def test_bad_shapes_are_refused():
-    """Other dimensions, labels of another length and own rows out of range are named."""
+    """Different dimensions, labels of another length and self_row out of range are named."""
     rows, labels = unit(np.ones((2, 3))), np.array([0, 1])
     with pytest.raises(InputError, match="dimensions"):
         class_sums(rows, labels, unit(np.ones((2, 4))), labels)
@@ -120,8 +120,8 @@ def test_bad_shapes_are_refused():
         class_sums(rows, labels, rows, labels, np.array([0, 2]))
 
 
-def test_sums_by_query_leave_own_items_out():
-    """Judged pairs are one mean and all others the other one; a query's own row is in neither."""
+def test_sums_by_query_exclude_own_items():
+    """A query's own row is in neither sum."""
     rng = np.random.default_rng(5)
     queries, gallery = (rows / np.linalg.norm(rows, axis=1, keepdims=True)
                         for rows in (rng.normal(size=(6, 4)), rng.normal(size=(9, 4))))  # fmt: skip

@@ -49,7 +49,7 @@ def scene():
 
 
 def test_means_equal_double_loop(scene):
-    """The sums over classes give the mean of every pair, own pairs excluded, to 1e-12."""
+    """Sums over classes give the mean over every pair, own pairs excluded, to 1e-12."""
     old, _, query_labels, gallery, gallery_labels, own = scene
     got = class_sums(old, query_labels, gallery, gallery_labels, own).means()
     same, diff = pairs_by_loop(old, query_labels, gallery, gallery_labels, own)
@@ -62,7 +62,7 @@ def test_means_equal_double_loop(scene):
 @given(seed=st.integers(0, 10**6), Q=st.integers(1, 8), G=st.integers(1, 9), C=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
 def test_means_equal_double_loop_on_any_layout(seed, Q, G, C):
-    """Any labels and own rows, classes on one side only included; no pair gives NaN and n = 0."""
+    """The means hold for any labels and self_row; no pair gives NaN and n = 0."""
     rng = np.random.default_rng(seed)
     queries, gallery = unit(rng.normal(size=(Q, 3))), unit(rng.normal(size=(G, 3)))
     query_labels, gallery_labels = rng.integers(-C, C, Q), rng.integers(-C, C, G)
@@ -76,7 +76,7 @@ def test_means_equal_double_loop_on_any_layout(seed, Q, G, C):
 
 
 def test_formula_for_one_set_of_items():
-    """Where queries and gallery are the same N items, counts are those published."""
+    """If queries and gallery are the same N items, the counts equal the published ones."""
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(5), [1, 2, 3, 4, 5])
     old, new = unit(rng.normal(size=(15, 6))), unit(rng.normal(size=(15, 6)))
@@ -92,7 +92,7 @@ def test_formula_for_one_set_of_items():
 
 @pytest.mark.parametrize("block", [1, 3, 2048])
 def test_gains_shares_and_drift_equal_double_loop(scene, block):
-    """Gains are differences of means, shares count single pairs, whatever the tile."""
+    """Gains, shares and drift equal loops over single pairs, for any tile size."""
     old, new, query_labels, gallery, gallery_labels, own = scene
     got = inequalities(old, new, query_labels, gallery, gallery_labels, own, block=block)
     old_same, old_diff = pairs_by_loop(old, query_labels, gallery, gallery_labels, own)
@@ -106,7 +106,7 @@ def test_gains_shares_and_drift_equal_double_loop(scene, block):
 
 
 def test_identical_model_gains_exactly_nothing(scene):
-    """The same features on both sides: gains of exactly 0, and every pair ties, which satisfies."""
+    """Equal features give gains of exactly 0, and every pair ties, which satisfies both."""
     old, _, query_labels, gallery, gallery_labels, own = scene
     got = inequalities(old, old.copy(), query_labels, gallery, gallery_labels, own)
     assert (got.same_gain, got.diff_gain) == (0.0, 0.0)
@@ -114,7 +114,8 @@ def test_identical_model_gains_exactly_nothing(scene):
 
 
 def test_shares_are_optional_and_undefined_is_nan(scene):
-    """Without shares they are NaN; one class has no different pair; no own rows, no drift."""
+    """Shares that are not computed, and means over no pair, are NaN; without own rows drift is
+    None."""
     old, new, query_labels, gallery, gallery_labels, own = scene
     got = inequalities(old, new, query_labels, gallery, gallery_labels, own, shares=False)
     assert np.isnan(got.share_same)
@@ -174,7 +175,7 @@ def test_both_means_hold_while_retrieval_falls():
 
 
 def test_bad_arguments_are_refused(scene):
-    """NaN, other dimensions, missing labels and own rows outside the gallery are named."""
+    """NaN, other dimensions, missing labels and self_row outside the gallery are named."""
     old, new, query_labels, gallery, gallery_labels, own = scene
     broken = new.copy()
     broken[3, 2] = np.nan

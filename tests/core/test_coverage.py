@@ -1,7 +1,4 @@
-"""Intervals hold the truth and verdicts err as rarely as they claim, in simulations of known truth.
-
-The full tables are those of ``benchmarks/studies/coverage.py``, whose functions these are.
-"""
+"""Intervals cover the truth and verdicts err as rarely as they claim, in simulations."""
 
 from __future__ import annotations
 
@@ -48,7 +45,7 @@ def test_intervals_of_a_gain_hold_the_truth(kind: str, classes: int, gain: float
 
 @pytest.mark.parametrize(("kind", "classes"), [("equal", 20), ("unequal", 20), ("heavy", 50)])
 def test_intervals_that_are_too_short_are_caught(kind: str, classes: int) -> None:
-    """With replicates half as far away, the same assertion fails."""
+    """With replicates at half the distance, the coverage assertion fails."""
     with pytest.raises(AssertionError, match="Coverage"):
         _assert_covers(_shrunk(_gains(kind, classes)), 0.0)
 
@@ -79,12 +76,12 @@ def test_intervals_of_mean_cosines_hold_the_truth(roles: bool, kind: str) -> Non
 @pytest.mark.parametrize("kind", ["equal", "heavy"])
 @pytest.mark.parametrize("what", [0, 1])
 def test_a_check_at_its_limit_rarely_passes(what: int, kind: str) -> None:
-    """No gain where one is asked for, and a loss of just the margin; the nominal share is .025."""
+    """At no gain, or at a loss of exactly the margin, about .025 of the runs pass."""
     assert benchmark.false_passes(what, kind, 50, 400, 1)["passed"] <= ALPHA
 
 
 def test_a_gate_on_short_intervals_would_pass_too_often() -> None:
-    """The count of false passes tells a sound interval from one that is half as long."""
+    """Intervals of half the length give too many false passes."""
     policy, found = Policy(**benchmark.OPEN), _gains("equal", 50)
     sound, short = (
         sum(check.outcome == "pass" for check in benchmark.decided(those, policy, 200)) / RUNS
@@ -94,7 +91,7 @@ def test_a_gate_on_short_intervals_would_pass_too_often() -> None:
 
 
 def test_many_slices_at_their_limit_do_not_add_up() -> None:
-    """Eleven checks at their limit: any of them errs as rarely as one, and not so without Holm."""
+    """With Holm, eleven checks at their limit err as rarely as one; without, more often."""
     found = benchmark.family(150, 1)
     assert found["any_passes"] <= ALPHA
     assert found["any_fails"] <= ALPHA
@@ -102,14 +99,14 @@ def test_many_slices_at_their_limit_do_not_add_up() -> None:
 
 
 def test_a_gain_of_a_tenth_is_seen_with_200_classes() -> None:
-    """Nine of ten runs pass with 200 classes, and fewer with 50."""
+    """A gain of .1 passes in nine of ten runs with 200 classes, and in fewer with 50."""
     assert benchmark.power(0.1, 200, 400, 1)["passed"] >= 0.9
     assert benchmark.power(0.1, 50, 400, 1)["passed"] < 0.9
 
 
 @pytest.mark.parametrize(("gain", "kind"), [(0.1, "equal"), (0.1, "heavy"), (-0.1, "equal")])
 def test_the_needed_classes_settle_an_open_check(gain: float, kind: str) -> None:
-    """About four of five runs of that size settle it, which is the policy's power."""
+    """A sample of the needed size settles the check in about four of five runs."""
     found = benchmark.needed(gain, kind, 20, RUNS, 1)
     assert found["classes"] > 20
     assert found["to_show"] == ("pass" if gain > 0 else "fail")
@@ -133,8 +130,8 @@ def test_harm_in_few_or_in_large_classes_rarely_passes(
     assert passed[True] >= max(0.05, 2 * passed[False])
 
 
-def test_the_guard_of_lopsided_harm_costs_little_elsewhere() -> None:
-    """Equal classes of four queries: intervals are less than a tenth longer than without it."""
+def test_the_skew_correction_costs_little_for_symmetric_changes() -> None:
+    """For equal classes of four queries, intervals are less than a tenth longer than without it."""
     for classes in (20, 50, 200):
         found = _gains("equal", classes)
         alone = [replace(one, skew_low=None, skew_high=None) for one in found]
@@ -142,8 +139,9 @@ def test_the_guard_of_lopsided_harm_costs_little_elsewhere() -> None:
         assert 1.0 <= lengths[0] / lengths[1] < 1.1
 
 
-def test_users_are_covered_where_they_are_resampled() -> None:
-    """Users matter and classes do not: classes alone are far too short, both together are not."""
+def test_crossed_users_are_covered_if_resampled() -> None:
+    """If users matter and classes do not, resampling classes alone is far too short; both together
+    cover."""
     cells = [
         dependence.units((0.0, 0.4), 250, simulate.generator(1, "users"), columns=columns)
         for columns in ((0,), (0, 1))
@@ -175,7 +173,7 @@ def test_half_sampling_covers_where_the_multinomial_bootstrap_does_not() -> None
 
 
 def test_tables_are_repeatable() -> None:
-    """The same seed gives the same numbers, another seed others."""
+    """The same seed gives the same table, another seed another."""
     first, again, other = (next(benchmark.coverage_rows(50, seed)) for seed in (3, 3, 4))
     assert first == again
     assert first != other

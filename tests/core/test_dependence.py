@@ -1,4 +1,4 @@
-"""Dependence that is not resampled is found, and chance is not taken for it."""
+"""Dependence that is not resampled is found, and chance is not."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def design_effect(classes, user, change):
 
 @pytest.mark.parametrize("spread", [(0.0, 0.0), (0.3, 0.0), (0.0, 0.4), (0.2, 0.2)])
 def test_the_design_effect_is_that_of_all_pairs(spread):
-    """Of the queries that share a unit, against a matrix of all pairs."""
+    """The design effect equals that of a matrix over all pairs of queries."""
     for seed in range(4):
         classes, user, change = queries(seed, 40, spread)
         one = found(classes, change, user=user)["user"]
@@ -55,8 +55,8 @@ def test_the_design_effect_is_that_of_all_pairs(spread):
         assert (one.n_units, one.used) == (40, False)
 
 
-def test_users_that_move_together_are_found():
-    """In most samples where users double the variance, and named with their figures."""
+def test_correlated_users_are_reported():
+    """Users that double the variance are reported in most samples."""
     strong = [
         found(c, v, user=u)["user"] for c, u, v in (queries(s, 40, (0, 0.5)) for s in range(40))
     ]
@@ -69,7 +69,7 @@ def test_users_that_move_together_are_found():
 
 @pytest.mark.parametrize("spread", [(0.0, 0.0), (0.5, 0.0)])
 def test_chance_is_not_taken_for_dependence(spread):
-    """Columns that say nothing, beside classes that say much: at most 1 of 100 is spoken of."""
+    """Independent columns are reported in at most 1 of 100 samples, also beside strong classes."""
     spoken = 0
     for seed in range(100):
         classes, user, change = queries(seed, 25, spread)
@@ -79,7 +79,8 @@ def test_chance_is_not_taken_for_dependence(spread):
 
 
 def test_resampled_columns_and_columns_within_them_are_not_reported():
-    """The class itself, its parts, and users that are resampled; larger groups of classes do."""
+    """The class, columns within it and resampled users are not reported; larger groups of classes
+    are."""
     draw = rng(3)
     classes = np.repeat(np.arange(CLASSES), SIZE)
     group = classes // 4
@@ -95,7 +96,7 @@ def test_resampled_columns_and_columns_within_them_are_not_reported():
 
 
 def test_constant_and_unique_columns_are_left_out():
-    """One value, one value a query, and queries that do not count."""
+    """Columns with one value, or one value per query, are left out."""
     classes, user, change = queries(5, 40, (0, 0.5))
     n = len(change)
     has_match = rng(6).random(n) < 0.7
@@ -108,7 +109,8 @@ def test_constant_and_unique_columns_are_left_out():
 
 
 def test_the_intraclass_correlation_is_known():
-    """1 where units are alike within, 0 where they are not, and the share of variance between."""
+    """It is 1 for equal values within units, 0 for independent ones, and else the share of variance
+    between."""
     units = np.repeat(np.arange(500), 4)
     assert intraclass(rng(7).normal(size=500)[units], units) == pytest.approx(1.0)
     assert intraclass(rng(8).normal(size=2000), units) < 0.05

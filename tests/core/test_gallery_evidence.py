@@ -1,4 +1,4 @@
-"""Unknown answers and touched rows, against slow references that look at every possibility."""
+"""Unknown answers and touched rows, against references that try every possibility."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def unit(rng, n, D=8):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_bounds_are_those_of_every_assignment(seed):
-    """The worst and best change of a query's hit over all ways that rows may be relevant."""
+    """The bounds equal the worst and best change over every assignment of relevance."""
     rng, G, k = np.random.default_rng(seed), 8, 3
     unknown = rng.random(G) < 0.5
     known = rng.random(G) < 0.4
@@ -47,7 +47,7 @@ def test_bounds_are_those_of_every_assignment(seed):
 
 
 def test_shares_are_of_the_counted_queries():
-    """The share of first answers of unknown relevance, and no answer beyond a small gallery."""
+    """Unknown answers are counted for queries with a match, and only as many as there are rows."""
     rows = np.array([[0, 1, -1], [1, 0, -1]])
     hits = np.zeros(2, bool), np.zeros(2, bool)
     found = bound_unjudged(rows, rows[::-1], hits, np.array([True, False]), 3)
@@ -57,7 +57,7 @@ def test_shares_are_of_the_counted_queries():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_touched_shares_equal_a_loop(seed):
-    """By class and by judgment, the share of each query's relevant rows that were touched."""
+    """The touched share of each query's relevant rows equals a loop, by class and by judgment."""
     rng = np.random.default_rng(seed)
     queries, rows = rng.integers(0, 4, 12), rng.integers(0, 4, 20)
     rows[rng.random(20) < 0.2] = NO_CLASS
@@ -73,7 +73,7 @@ def test_touched_shares_equal_a_loop(seed):
 
 
 def test_weights_make_the_gallerys_mixture():
-    """A weighted mean is that of the touched and the untouched part, by the gallery's shares."""
+    """A weighted mean mixes the touched and the untouched part by the gallery's shares."""
     rng = np.random.default_rng(0)
     of_query, has_match = rng.choice([0.0, 0.5, 1.0], 50), rng.random(50) < 0.8
     values = rng.normal(size=50)
@@ -89,7 +89,7 @@ def test_weights_make_the_gallerys_mixture():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_pieces_are_searched_as_one_gallery(seed, monkeypatch):
-    """Small pieces of a part, or of a mixture, give the answers of one array, ties included."""
+    """A gallery in pieces, part or mixture, gives the answers of one array, ties included."""
     monkeypatch.setattr("compatctl.core.nearest._PIECE_ROWS", 7)
     rng = np.random.default_rng(seed)
     old, new, queries = unit(rng, 40), unit(rng, 40), unit(rng, 9)
@@ -117,7 +117,7 @@ def test_pieces_are_searched_as_one_gallery(seed, monkeypatch):
 
 
 def test_rows_of_no_class_are_in_no_pair():
-    """Means, shares and drift are those of the gallery without the rows whose class is unknown."""
+    """Means, shares and drift equal those without the rows of unknown class."""
     rng = np.random.default_rng(3)
     old, new, gallery = unit(rng, 10), unit(rng, 10), unit(rng, 30)
     labels, rows = rng.integers(0, 3, 10), rng.integers(0, 4, 30)

@@ -1,4 +1,4 @@
-"""The gate: what passes, what fails, what cannot be told, and how much more would tell it."""
+"""The gate: what passes, what fails, what is inconclusive, and which sample would settle it."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def evidence(new, labels=LABELS, name="unseen", policy=POLICY):
 
 
 def test_a_better_model_passes():
-    """Tighter queries around the same centres gain recall, keep both inequalities, and pass."""
+    """A model with tighter clusters gains recall, keeps both inequalities, and passes."""
     verdict = judge(POLICY, evidence(features(0.6, seed=2)))
     assert verdict.outcome == "pass"
     check = only(verdict)
@@ -136,7 +136,7 @@ def test_a_better_model_passes():
 
 
 def test_a_worse_model_fails():
-    """Noisier queries lose recall, and their whole interval lies below 0."""
+    """A noisier model loses recall, with its whole interval below 0."""
     verdict = judge(POLICY, evidence(features(4.0, seed=2)))
     assert verdict.outcome == "fail"
     check = only(verdict)
@@ -145,7 +145,7 @@ def test_a_worse_model_fails():
 
 
 def test_an_identical_model_does_not_pass():
-    """The deployed model against itself ties everywhere, and a tie shows neither gain nor loss."""
+    """The deployed model against itself is inconclusive: ties show neither gain nor loss."""
     verdict = judge(POLICY, evidence(OLD.copy()))
     check = only(verdict)
     assert check.estimate == 0.0
@@ -154,8 +154,8 @@ def test_an_identical_model_does_not_pass():
     assert verdict.outcome == "inconclusive"
 
 
-def test_queries_with_nothing_to_find_are_no_evidence():
-    """With every item a class of its own nothing can be found, and nothing passes."""
+def test_queries_without_a_match_are_no_evidence():
+    """If no query has a match, nothing passes."""
     lax = Policy(name="lax", min_queries=1, min_classes=1, slice_min_queries=1)
     verdict = judge(lax, evidence(features(0.6), labels=np.arange(300), policy=lax))
     assert verdict.outcome == "inconclusive"
@@ -166,8 +166,8 @@ def test_queries_with_nothing_to_find_are_no_evidence():
     assert only(verdict, "same_class").estimate is None
 
 
-def test_no_query_never_passes():
-    """A group without a query is inconclusive under the laxest policy, in every check."""
+def test_a_group_without_queries_never_passes():
+    """A group without queries is inconclusive in every check, under the most lenient policy too."""
     lax = Policy(
         name="lax", min_queries=1, min_classes=1, min_recall_gain=-1.0, slice_min_queries=1
     )
@@ -199,7 +199,7 @@ def test_no_query_never_passes():
 
 @pytest.mark.parametrize("C", [20, 1000, 20_000])
 def test_no_number_of_ties_is_a_gain(C):
-    """An identical model under superiority stays inconclusive, with many classes as with few."""
+    """An identical model is inconclusive however many classes there are."""
     verdict = judge(POLICY, [gain(np.zeros(C))])
     assert verdict.outcome == "inconclusive"
     assert only(verdict).p == 1.0
@@ -207,7 +207,7 @@ def test_no_number_of_ties_is_a_gain(C):
 
 
 def test_the_whole_interval_decides():
-    """An estimate above 0 whose interval reaches below it is inconclusive, on either side."""
+    """An estimate beyond the limit whose interval is not is inconclusive, on either side."""
     for mean, outcome in (
         (0.2, "pass"),
         (0.02, "inconclusive"),
@@ -223,14 +223,15 @@ def test_the_whole_interval_decides():
 
 
 def test_a_gain_at_the_limit_is_not_beyond_it():
-    """The same gain in all classes passes just below itself, not at it, and fails just above."""
+    """A gain equal in all classes passes a limit just below it, not at it, and fails one just
+    above."""
     found = [gain(np.full(40, 1.0), harm=0)]
     for least, outcome in ((0.0999, "pass"), (0.1, "inconclusive"), (0.1001, "fail")):
         assert judge(replace(POLICY, min_recall_gain=least), found).outcome == outcome
 
 
 def test_non_inferiority_has_a_margin():
-    """A gain that may be lost in part passes within the margin, and its threshold stays 0."""
+    """A negative minimum gain is a margin to the threshold 0."""
     found = [gain(changes(-0.02))]
     for margin, outcome in ((0.2, "pass"), (0.05, "inconclusive"), (0.0, "inconclusive")):
         verdict = judge(replace(POLICY, min_recall_gain=-margin), found)
@@ -241,7 +242,7 @@ def test_non_inferiority_has_a_margin():
 
 
 def test_ties_are_non_inferior_with_enough_classes():
-    """An identical model is no worse by a tenth only where enough classes could have shown it."""
+    """An identical model is non-inferior only with enough classes to show it."""
     policy = replace(POLICY, min_recall_gain=-0.1)
     assert upper_limit(0, 20, 0.025) > 0.1 > upper_limit(0, 60, 0.025)
     few = judge(policy, [gain(np.zeros(20))])
@@ -250,8 +251,8 @@ def test_ties_are_non_inferior_with_enough_classes():
     assert judge(policy, [gain(np.zeros(60))]).outcome == "pass"
 
 
-def test_flips_have_a_greatest_share():
-    """Where less is better, the whole interval has to lie below the limit."""
+def test_flips_have_an_upper_limit():
+    """If less is better, the whole interval must lie below the limit."""
     policy = replace(POLICY, max_negative_flips=0.05)
     for share, outcome in ((0.01, "pass"), (0.045, "inconclusive"), (0.2, "fail")):
         flips = gain(
@@ -266,7 +267,7 @@ def test_flips_have_a_greatest_share():
 
 
 def test_one_fail_outweighs_everything():
-    """A failing check makes the verdict fail beside passing and inconclusive ones."""
+    """One failing check makes the verdict fail, beside passing and inconclusive ones."""
     open_one = gain(changes(0.0), name="chain_gain", group="v1", n_queries=150)
     lost = gain(changes(-0.3), name="slice_gain", group="unseen, dark")
     assert judge(POLICY, [BETTER, open_one]).outcome == "inconclusive"
@@ -275,8 +276,8 @@ def test_one_fail_outweighs_everything():
     assert judge(POLICY, [BETTER]).outcome == "pass"
 
 
-def test_too_few_queries_cannot_tell():
-    """Below the least number of queries nothing is decided, however large the gain."""
+def test_too_few_queries_are_inconclusive():
+    """Below the minimum of queries nothing is decided, however large the gain."""
     for mean in (0.3, -0.3):
         found = gain(changes(mean), n_queries=99)
         verdict = judge(POLICY, [found])
@@ -287,8 +288,8 @@ def test_too_few_queries_cannot_tell():
         assert judge(POLICY, [replace(found, n_queries=100)]).outcome != "inconclusive"
 
 
-def test_too_few_classes_cannot_tell():
-    """Below the least number of classes nothing is decided, however many the queries are."""
+def test_too_few_classes_are_inconclusive():
+    """Below the minimum of classes nothing is decided, however many queries there are."""
     few, enough = (gain(changes(0.3, C=C), n_queries=5000) for C in (19, 20))
     verdict = judge(POLICY, [few])
     assert verdict.outcome == "inconclusive"
@@ -298,8 +299,8 @@ def test_too_few_classes_cannot_tell():
     assert judge(POLICY, [enough]).outcome == "pass"
 
 
-def test_slices_have_their_own_least_number():
-    """A slice is held to the policy's size of slices, and not to its number of classes."""
+def test_slices_have_their_own_minimum():
+    """A slice needs the policy's slice_min_queries, and no minimum of classes."""
     part = {"name": "slice_gain", "group": "unseen, dark", "harm": 0}
     policy = replace(POLICY, slice_min_queries=60, min_queries=300)
     verdict = judge(policy, [BETTER, gain(changes(0.3, C=12), n_queries=60, **part)])
@@ -311,7 +312,7 @@ def test_slices_have_their_own_least_number():
 
 
 def test_a_small_slice_does_not_decide():
-    """A slice below the least size is shown, and neither fails nor holds up the verdict."""
+    """A slice below the minimum is reported, and neither fails nor blocks the verdict."""
     part = gain(changes(-0.3, C=12), "slice_gain", "unseen, dark", harm=0, n_queries=30)
     verdict = judge(POLICY, [BETTER, part])
     check = only(verdict, "slice_gain", "unseen, dark")
@@ -323,7 +324,7 @@ def test_a_small_slice_does_not_decide():
 
 
 def test_only_deciding_groups_decide():
-    """A failing group that may not decide is reported beside a pass; alone it is no verdict."""
+    """A failing group that may not decide is reported beside a pass; alone it gives no verdict."""
     seen = gain(changes(-0.2), group="seen", may_decide=False)
     verdict = judge(POLICY, [seen, BETTER])
     assert verdict.outcome == "pass"
@@ -333,13 +334,13 @@ def test_only_deciding_groups_decide():
 
 
 def test_nothing_to_decide_is_no_pass():
-    """No measurement, or none that the policy has a rule for, is inconclusive."""
+    """Without a measurement, or without one that has a rule, the verdict is inconclusive."""
     assert judge(POLICY, []).outcome == "inconclusive"
     assert judge(POLICY, [gain(changes(0.3), name="map_gain")]).outcome == "inconclusive"
 
 
 def test_a_pass_needs_the_empirical_criterion():
-    """Every other check may pass: without a deciding gain in recall the verdict does not."""
+    """Without a deciding recall gain the verdict is no pass, whatever else passes."""
     others = [
         gain(changes(0.3), name="different_class"),
         gain(changes(0.3), name="chain_gain", group="v1"),
@@ -354,8 +355,8 @@ def test_a_pass_needs_the_empirical_criterion():
     assert judge(POLICY, [*others, failing]).outcome == "fail"
 
 
-def test_a_check_without_a_threshold_is_only_shown():
-    """What the policy leaves out is measured with its interval and never decides."""
+def test_a_check_without_a_threshold_never_decides():
+    """It is measured with its interval, and does not decide."""
     shown = gain(changes(-0.3), name="map_gain")
     verdict = judge(POLICY, [BETTER, shown, number(5.0, name="latency_ratio")])
     check = only(verdict, "map_gain")
@@ -373,7 +374,7 @@ def test_a_check_without_a_threshold_is_only_shown():
 
 
 def test_one_undefined_estimate_stops_a_pass():
-    """A deciding check without a number keeps an otherwise passing model from passing."""
+    """A deciding check with an undefined estimate prevents a pass."""
     nothing = replace(gain(np.zeros(40), name="chain_gain", group="v1"), n=0)
     (empty,) = estimate_ratios(
         [Ratio(totals=np.zeros(40), counts=np.zeros(40), bounds=(-1.0, 1.0))],
@@ -401,7 +402,7 @@ def test_one_undefined_estimate_stops_a_pass():
     ],
 )
 def test_a_plain_number_is_held_against_the_limit(value, outcome):
-    """Parity passes up to its limit and fails above; what is no number never passes."""
+    """Parity passes up to its limit and fails above; NaN never passes."""
     verdict = judge(POLICY, [BETTER, number(value)])
     check = only(verdict, "parity")
     assert verdict.outcome == check.outcome == outcome
@@ -411,20 +412,20 @@ def test_a_plain_number_is_held_against_the_limit(value, outcome):
 
 
 def test_a_plain_number_of_nothing_is_undefined():
-    """A parity over no input shows nothing, although its error is 0."""
+    """A parity error over no input is undefined, although it is 0."""
     verdict = judge(POLICY, [BETTER, number(0.0, n=0)])
     assert only(verdict, "parity").outcome == verdict.outcome == "inconclusive"
 
 
-def test_a_plain_number_needs_no_least_evidence():
-    """The least numbers of queries and classes are for samples: one timing is enough."""
+def test_a_plain_number_needs_no_minimum_of_queries():
+    """Minimum sizes apply to samples; one timing is enough."""
     policy = replace(POLICY, max_latency_ratio=1.2)
     for ratio, outcome in ((1.1, "pass"), (1.2, "pass"), (1.3, "fail")):
         assert judge(policy, [BETTER, number(ratio, "latency_ratio", n=1)]).outcome == outcome
 
 
 def test_a_plain_gain_has_to_exceed_its_threshold():
-    """Where more is better, a plain number at the limit fails and one above it passes."""
+    """If more is better, a plain number at the limit fails and one above it passes."""
     for value, outcome in ((0.9, "fail"), (0.91, "pass")):
         verdict = judge(POLICY, [BETTER, number(value, "ann_recall")])
         assert only(verdict, "ann_recall").outcome == verdict.outcome == outcome
@@ -432,17 +433,17 @@ def test_a_plain_gain_has_to_exceed_its_threshold():
 
 @pytest.mark.parametrize(("share", "outcome"), [(0.95, "pass"), (0.9499, "inconclusive")])
 def test_bad_evidence_is_not_a_failure(share, outcome):
-    """Where the evidence itself is bad the gate cannot tell; at the limit it is good enough."""
+    """A missed check of the evidence is inconclusive; at the limit it passes."""
     verdict = judge(POLICY, [BETTER, number(share, "stored_share")])
     assert only(verdict, "stored_share").outcome == verdict.outcome == outcome
 
 
 def test_a_failure_stands_beside_bad_evidence():
-    """A check that fails makes the verdict fail, whatever the evidence of another is worth."""
+    """A failing check makes the verdict fail even if a check of the evidence is missed."""
     assert judge(POLICY, [WORSE, number(0.5, "stored_share")]).outcome == "fail"
 
 
-def test_a_loss_if_unknown_answers_are_wrong_cannot_tell():
+def test_a_gain_that_unknown_answers_could_undo_is_inconclusive():
     """A gain that unknown answers could undo is inconclusive, not a failure."""
     verdict = judge(POLICY, [BETTER, gain(changes(-0.2), "unjudged_gain")])
     assert only(verdict, "unjudged_gain").outcome == verdict.outcome == "inconclusive"
@@ -450,14 +451,14 @@ def test_a_loss_if_unknown_answers_are_wrong_cannot_tell():
 
 
 @pytest.mark.parametrize(("best", "outcome"), [(0.1, "inconclusive"), (-0.1, "fail")])
-def test_a_failure_must_hold_at_best(best, outcome):
+def test_a_failure_must_hold_in_the_best_case(best, outcome):
     """A loss that unknown answers could undo is no failure; one that they could not is."""
     loss = replace(WORSE, best_case=gain(changes(best)).estimate)
     assert judge(POLICY, [loss]).outcome == outcome
 
 
 def test_untouched_rows_need_queries_of_their_own():
-    """Few queries of untouched rows leave the verdict open, where a small slice has no say."""
+    """Too few queries of untouched rows make the verdict inconclusive; a small slice does not."""
     few = gain(changes(0.2, C=9), "untouched_gain")
     check = only(judge(POLICY, [BETTER, few]), "untouched_gain")
     assert (check.outcome, check.decides) == ("inconclusive", True)
@@ -465,8 +466,8 @@ def test_untouched_rows_need_queries_of_their_own():
     assert judge(POLICY, [BETTER, enough]).outcome == "pass"
 
 
-def test_a_check_stands_once():
-    """One check of one group twice is refused; the same of two groups is not."""
+def test_a_repeated_check_is_refused():
+    """One check of one group twice is refused; the same check of two groups is not."""
     with pytest.raises(InputError, match=r"judged once.*recall_gain"):
         judge(POLICY, [BETTER, WORSE])
     assert len(judge(POLICY, [BETTER, replace(WORSE, group="seen")]).checks) == 2
@@ -508,7 +509,7 @@ P_VALUES = st.lists(
 
 
 def test_holm_by_hand():
-    """The textbook's step-down factors, in the order given, and never falling."""
+    """Adjusted p-values equal a textbook example, in the given order, and never fall."""
     assert holm([]) == []
     assert holm([0.3]) == [0.3]
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -519,7 +520,7 @@ def test_holm_by_hand():
 @given(p=P_VALUES)
 @settings(max_examples=150, deadline=None)
 def test_holm_equals_its_definition(p):
-    """Adjusted values follow the definition, at least the given ones and at most Bonferroni's."""
+    """Adjusted values follow the definition: at least the raw ones, at most Bonferroni's."""
     got = holm(p)
     assert got == pytest.approx(holm_by_definition(p))
     for raw, adjusted in zip(p, got, strict=True):
@@ -529,14 +530,14 @@ def test_holm_equals_its_definition(p):
 @given(p=P_VALUES, alpha=st.sampled_from([0.0123, 0.026, 0.051, 0.31]))
 @settings(max_examples=150, deadline=None)
 def test_holm_rejects_what_the_procedure_rejects(p, alpha):
-    """An adjusted value is at most alpha exactly where the step-down procedure rejects."""
+    """An adjusted value is at most alpha exactly if the step-down procedure rejects."""
     assert {i for i, one in enumerate(holm(p)) if one <= alpha} == rejected_step_by_step(p, alpha)
 
 
 @given(p=P_VALUES, order=st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_holm_does_not_look_at_the_order(p, order):
-    """Shuffled p-values get the adjusted values of theirs, and the smaller the smaller."""
+def test_holm_does_not_depend_on_the_order(p, order):
+    """Shuffled p-values get the same adjusted values."""
     at = list(range(len(p)))
     order.shuffle(at)
     got = holm(p)
@@ -546,7 +547,7 @@ def test_holm_does_not_look_at_the_order(p, order):
 
 
 def test_two_borderline_checks_do_not_pass_together():
-    """p = 0.02 passes alone; of two such checks neither does, and a clear one beside it lets it."""
+    """p = 0.02 passes alone, but not in two such checks; beside a clear check it passes."""
     one = borderline(19)
     other = replace(one, name="chain_gain", group="v1")
     policy = replace(POLICY, min_chain_gain=0.0)
@@ -563,7 +564,7 @@ def test_two_borderline_checks_do_not_pass_together():
 
 
 def test_two_borderline_checks_do_not_fail_together():
-    """Failing is adjusted as passing is."""
+    """p-values of failing are adjusted like those of passing."""
     policy = replace(POLICY, min_recall_gain=0.1, min_chain_gain=0.1)
     one = borderline(19, value=0.05)
     other = replace(one, name="chain_gain", group="v1")
@@ -571,8 +572,8 @@ def test_two_borderline_checks_do_not_fail_together():
     assert judge(policy, [one, other]).outcome == "inconclusive"
 
 
-def test_passing_and_failing_are_adjusted_apart():
-    """One check of p = 0.01 for passing and one for failing are two families of two each."""
+def test_passing_and_failing_are_adjusted_separately():
+    """p-values of passing and of failing are two families."""
     up = borderline(9)
     mirrored = replace(up.estimate, value=-0.05, replicates=-up.estimate.replicates[::-1])
     down = replace(up, name="chain_gain", group="v1", estimate=mirrored)
@@ -583,7 +584,7 @@ def test_passing_and_failing_are_adjusted_apart():
 
 
 def test_what_does_not_decide_adjusts_nothing():
-    """Shown checks, other groups, small slices and plain numbers leave the p-values alone."""
+    """Reported checks, other groups, small slices and plain numbers do not change the p-values."""
     one = borderline(19)
     beside = [
         replace(one, name="map_gain"),
@@ -622,7 +623,7 @@ def test_a_check_passes_only_beyond_its_limit(means, least):
 
 
 def test_needed_classes_grow_as_the_effect_shrinks():
-    """Half the effect needs four times the classes, at as many queries a class as now."""
+    """Half the effect needs four times the classes, at the same number of queries per class."""
     found = [gain(changes(mean), harm=0) for mean in (0.04, 0.02, 0.01)]
     needed = [only(judge(POLICY, [one])).needed for one in found]
     assert all(one.to_show == "pass" for one in needed)
@@ -655,8 +656,8 @@ def test_needed_names_the_outcome_that_would_be_shown():
         assert only(verdict, "negative_flips").needed.to_show == shown
 
 
-def test_needed_is_more_than_there_is_and_what_the_policy_asks():
-    """It is never fewer than the policy's least numbers, nor what is already there."""
+def test_needed_is_at_least_the_present_and_the_policys_size():
+    """It is at least the policy's minimum, and more than the present sample."""
     few = only(judge(POLICY, [gain(changes(0.3, C=12))])).needed
     assert (few.classes, few.queries) == (20, 200)
     policy = replace(POLICY, min_queries=100_000)
@@ -665,15 +666,15 @@ def test_needed_is_more_than_there_is_and_what_the_policy_asks():
     assert short.to_show == "pass"
 
 
-def test_nothing_settles_an_effect_of_nothing():
-    """At the limit itself, or so near that a thousand million classes were not enough, None."""
+def test_an_effect_of_zero_has_no_needed_size():
+    """At the limit, or so close that 10^9 classes are not enough, it is None."""
     assert only(judge(POLICY, [gain(np.tile([1.0, -1.0], 20))])).needed is None
     assert only(judge(POLICY, [gain(changes(1e-9))])).needed is None
     assert only(judge(POLICY, [gain(changes(1e-4))])).needed.classes > 10**6
 
 
-def test_needed_stands_where_something_is_open():
-    """A settled check, one without a rule and one without an estimate need nothing."""
+def test_only_open_checks_have_a_needed_size():
+    """A settled check, one without a rule and one without an estimate have none."""
     assert only(judge(POLICY, [BETTER])).needed is None
     assert only(judge(POLICY, [WORSE])).needed is None
     shown = judge(POLICY, [BETTER, gain(changes(0.02), name="map_gain")])
@@ -681,8 +682,8 @@ def test_needed_stands_where_something_is_open():
     assert only(judge(POLICY, [replace(gain(changes(0.02)), n=0)])).needed is None
 
 
-def test_needed_is_unknown_where_the_spread_is():
-    """Two classes of a ratio that may be of any size leave no spread to reckon with."""
+def test_an_unknown_spread_has_no_needed_size():
+    """Two classes of an unbounded ratio have no spread, and so no needed size."""
     ratio = gain([20.0, 11.0], name="far_ratio", harm=0, bounds=(0.0, math.inf))
     check = only(judge(POLICY, [BETTER, ratio]), "far_ratio")
     assert (check.outcome, check.needed, check.high) == ("inconclusive", None, math.inf)
@@ -717,16 +718,16 @@ def every_type(value):
 
 @pytest.mark.parametrize("new", [features(0.6, seed=2), OLD.copy(), features(4.0, seed=2)])
 @pytest.mark.parametrize("labels", [LABELS, np.arange(300)])
-def test_verdicts_are_plain(new, labels):
-    """Strings, numbers, booleans and None: no array, and none of numpy's numbers."""
+def test_verdicts_hold_python_values(new, labels):
+    """A verdict holds strings, numbers, booleans and None, and nothing of numpy."""
     found = [*evidence(new, labels=labels), number(np.float64(0.0), n=np.int64(3))]
     plain = asdict(judge(POLICY, found))
     assert every_type(plain) <= {str, int, float, bool, type(None)}
     assert {Check.__annotations__.keys() == one.keys() for one in plain["checks"]} == {True}
 
 
-def test_an_open_check_is_plain():
-    """So is what would be needed, and the counts and p-values of a check that is still open."""
+def test_an_open_check_holds_python_values():
+    """So does an open check, with its needed size, counts and p-values."""
     plain = asdict(judge(POLICY, [gain(changes(0.02))]))
     assert every_type(plain) <= {str, int, float, bool, type(None)}
     assert set(plain["checks"][0]["needed"]) == {"classes", "queries", "to_show"}

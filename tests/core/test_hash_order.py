@@ -1,4 +1,4 @@
-"""Hash order: the published values, which splits, memory files and stores depend on."""
+"""Hash order: the published values, on which splits, memory files and stores depend."""
 
 import hashlib
 
@@ -15,13 +15,13 @@ def test_values_are_the_published_ones():
 
 @pytest.mark.parametrize("text", ["", "é", "人", "\udc80", "a" * 10_000])
 def test_any_text_has_a_fraction_and_a_key(text):
-    """Lone surrogates, which file names can hold, are hashed too."""
+    """Texts with lone surrogates, as file names may have, are hashed too."""
     assert 0.0 <= hash_fraction(text) < 1.0
     assert len(hash_key(text)) == 32
 
 
 def test_order_depends_on_the_ids_alone():
-    """Another order of arrival gives the same order."""
+    """The order of the input does not matter."""
     ids = [f"item {i}" for i in range(100)]
     expected = sorted(ids, key=lambda item: hashlib.sha256(item.encode()).hexdigest())
     assert hash_order(ids) == hash_order(reversed(ids)) == expected

@@ -1,4 +1,4 @@
-"""Gallery rows that do not count for a query: every figure against a loop over single pairs."""
+"""Ignored gallery rows: every figure against a loop over single pairs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Scene:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_all_views_of_ignored_pairs_agree(seed, monkeypatch):
-    """Cells of a window, blocks, membership, parts of queries and of rows: those of the loop."""
+    """Windows, blocks, membership, selected queries and row ranges agree with a loop."""
     scene = Scene(seed)
     for first, last, top, stop in ((0, None, 0, Q), (5, 21, 3, 11), (36, 99, 0, Q), (7, 7, 0, 4)):
         query, row = scene.ignored.pairs(slice(top, stop), first, last)
@@ -108,8 +108,8 @@ def test_all_views_of_ignored_pairs_agree(seed, monkeypatch):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("block", [4, 1024])
-def test_what_is_ignored_is_never_found(seed, block):
-    """The k nearest are those of a sorted list of the rows that count, ties and all."""
+def test_ignored_rows_are_never_answers(seed, block):
+    """The k nearest rows are those of a sorted list without ignored rows, ties included."""
     scene = Scene(seed)
     found = exact_search(scene.old, scene.gallery, 12, scene.own, block, ignored=scene.ignored)
     scores = scene.old.astype(np.float64) @ scene.gallery.T.astype(np.float64)
@@ -120,8 +120,8 @@ def test_what_is_ignored_is_never_found(seed, block):
 
 
 @pytest.mark.parametrize("n", [3, 400])
-def test_what_is_ignored_is_never_found_in_many_tiles(n, monkeypatch):
-    """Also where the gallery is searched in many tiles, and where a group is most of it."""
+def test_ignored_rows_are_never_answers_in_many_tiles(n, monkeypatch):
+    """The same holds over many tiles, and if a group is most of the gallery."""
     from compatctl.core import nearest
 
     monkeypatch.setattr(nearest, "_CELLS", 2**10)
@@ -142,8 +142,8 @@ def test_what_is_ignored_is_never_found_in_many_tiles(n, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_recall_and_precision_are_of_the_rows_that_count(seed):
-    """First right answers, average precision and R are those of a loop over what is left."""
+def test_recall_and_precision_exclude_ignored_rows(seed):
+    """First hits, average precision and R equal a loop without ignored rows."""
     scene = Scene(seed)
     sides = scene.labels, scene.gallery_labels, scene.own
     found = exact_search(scene.old, scene.gallery, G, scene.own, ignored=scene.ignored)
@@ -168,8 +168,8 @@ def test_recall_and_precision_are_of_the_rows_that_count(seed):
 
 
 @pytest.mark.parametrize("block", [5, 2048])
-def test_inequalities_are_of_the_pairs_that_count(block):
-    """Means, shares and drift of both inequalities, against loops."""
+def test_inequalities_exclude_ignored_pairs(block):
+    """Means, shares and drift equal loops without ignored pairs."""
     scene = Scene(4)
     got = inequalities(
         scene.old,
@@ -204,8 +204,8 @@ def test_inequalities_are_of_the_pairs_that_count(block):
     np.testing.assert_allclose(estimate.replicates, sorted(wanted), atol=1e-6)
 
 
-def test_judged_pairs_are_less_what_is_ignored():
-    """Where relevance was judged: sums by query, recall and precision, against loops."""
+def test_judged_metrics_exclude_ignored_pairs():
+    """Sums by query, recall and precision with judgments equal loops without ignored pairs."""
     scene = Scene(5)
     rng = np.random.default_rng(6)
     judged = np.array([pair for pair in scene.kept() if rng.random() < 0.1])
@@ -231,8 +231,8 @@ def test_judged_pairs_are_less_what_is_ignored():
 
 
 @pytest.mark.parametrize("block", [4, 1024])
-def test_a_threshold_is_of_the_pairs_that_count(block):
-    """Accepted pairs, the threshold that keeps them and counts of scores, against loops."""
+def test_thresholds_exclude_ignored_pairs(block):
+    """Accepted pairs, the threshold that keeps their number, and histograms equal loops."""
     scene = Scene(7)
     got = count_accepts(scene.old, scene.gallery, scene.truth, 0.1, block=block)
     scores = scene.old @ scene.gallery.T
@@ -250,8 +250,8 @@ def test_a_threshold_is_of_the_pairs_that_count(block):
     assert (found.same.sum(), found.diff.sum()) == (len(scene.kept(True)), len(diff))
 
 
-def test_where_nothing_is_shared_nothing_changes():
-    """Codes below 0, or that no gallery row has, give the figures of no ignored row at all."""
+def test_groups_without_shared_codes_ignore_nothing():
+    """Negative codes, and codes that no gallery row has, ignore no row."""
     scene = Scene(8)
     none = Ignored.from_groups(
         (np.full(Q, -1), np.full(G, -1)),

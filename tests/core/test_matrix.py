@@ -53,26 +53,26 @@ def test_three_versions_by_hand():
 
 
 def test_a_tie_is_not_compatible():
-    """Equal quality fails, also where it is equal only up to the last bit of a sum."""
+    """Equal quality is not compatible, also if equal only to the last bit."""
     assert summarise(np.array([[0.5, 0.0], [0.5, 0.6]])).ac == 0.0
     assert summarise(np.array([[0.3, 0.0], [0.1 + 0.2, 0.6]])).ac == 0.0
     assert summarise(np.array([[0.5, 0.0], [0.5001, 0.6]])).ac == 1.0
 
 
 def test_a_true_zero_counts_in_the_average():
-    """A cross-test of exactly 0, as of two unrelated models, is in the mean like any other."""
+    """A cross-test of exactly 0 is in the mean."""
     assert summarise(np.array([[0.6, 0.0], [0.0, 0.6]])).aa == pytest.approx(0.4)
 
 
 def test_one_version_has_no_compatibility():
-    """AC and ACA are not defined for a single version, AA is its self-test."""
+    """For one version AC and ACA are None, and AA is its self-test."""
     summary = summarise(np.array([[0.7]]))
     assert (summary.ac, summary.aca) == (None, None)
     assert summary.aa == 0.7
 
 
 def test_percentages_give_percentages():
-    """AC does not depend on the unit, the averages keep it."""
+    """AC does not depend on the unit; the averages keep it."""
     M = np.array([[40, 0], [50, 60]])
     assert summarise(M).ac == summarise(M / 100).ac == 1.0
     assert summarise(M).aa == pytest.approx(50)
@@ -90,7 +90,7 @@ def test_percentages_give_percentages():
     ],
 )
 def test_invalid_matrices_are_refused(M, message):
-    """A result that is missing in the lower triangle is named, not averaged over."""
+    """A missing result in the lower triangle is named."""
     with pytest.raises(InputError, match=message):
         summarise(M)
 

@@ -120,7 +120,7 @@ def hit(test, i, k):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("recall_at", "wide"), [(1, 5), (5, 1)])
 def test_gains_equal_a_loop(seed, recall_at, wide):
-    """Gains in recall, narrow and wide, of both galleries are means over the counted queries."""
+    """Gains in recall at both k and on both galleries are means over queries with a match."""
     group = group_of(seed)
     policy = replace(POLICY, recall_at=recall_at, wide_recall_at=wide)
     found, queries = measured(group, policy), counted_queries(group)
@@ -142,7 +142,7 @@ def test_gains_equal_a_loop(seed, recall_at, wide):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_precision_and_flips_equal_a_loop(seed):
-    """The change of mAP, and the share of queries that turned from right to wrong."""
+    """The change of mAP and the share of negative flips equal a loop."""
     group = group_of(seed)
     found, queries = measured(group), counted_queries(group)
     old, new = group.old_old, group.new_old
@@ -162,7 +162,7 @@ def test_precision_and_flips_equal_a_loop(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_real_index_equals_a_loop(seed):
-    """The share of neighbours that the index found, over the queries that it was asked."""
+    """The recall of the index is a mean over the searched queries."""
     group = group_of(seed)
     one = measured(group)["ann_recall", "unseen"]
     asked = [i for i in range(Q) if not math.isnan(group.ann_recall[i])]
@@ -170,8 +170,8 @@ def test_real_index_equals_a_loop(seed):
     assert one.n == len(asked) < Q
 
 
-def test_real_index_is_as_much_evidence_as_queries_were_asked():
-    """Where the index was asked few queries, these are what the least evidence is held against."""
+def test_the_index_check_counts_its_searched_queries():
+    """The number of searched queries is compared with the minimum."""
     group = group_of(1)
     few = np.where(np.arange(Q) < 7, 1.0, np.nan)
     assert measured(replace(group, ann_recall=few))["ann_recall", "unseen"].n_queries == 7
@@ -179,7 +179,7 @@ def test_real_index_is_as_much_evidence_as_queries_were_asked():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_ratio_of_false_accepts_equals_a_loop(seed):
-    """New false accepts over old ones, which is the ratio of the rates on the same pairs."""
+    """The ratio of false accepts equals the ratio of FARs on the same pairs."""
     group = group_of(seed)
     one = measured(group)["far_ratio", "unseen"]
     before, after = group.accepts
@@ -199,7 +199,7 @@ def test_ratio_of_false_accepts_equals_a_loop(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_increase_of_false_rejects_equals_a_loop(seed):
-    """New false reject rate less the old one, over pairs, classes being what is drawn."""
+    """The increase of FRR over pairs equals a loop, with classes resampled."""
     group = group_of(seed)
     one = measured(group)["frr_increase", "unseen"]
     before, after = group.accepts
@@ -218,7 +218,7 @@ def test_increase_of_false_rejects_equals_a_loop(seed):
 
 
 def test_a_model_that_rejects_everything_has_no_false_accept_and_fails():
-    """FAR falls to 0, the ratio passes, and the share of true matches turned away says the rest."""
+    """FAR falls to 0 and its ratio passes; FRR fails."""
     group = group_of(0)
     nothing = np.zeros(Q, dtype=np.int64)
     before, after = (
@@ -237,7 +237,7 @@ def test_a_model_that_rejects_everything_has_no_false_accept_and_fails():
 
 
 def test_false_accepts_of_one_class_leave_the_ratio_open():
-    """Where all old false accepts are of one class, half of the replicates have no ratio."""
+    """If all old false accepts are of one class, half of the replicates have no ratio."""
     group = group_of(4)
     lonely = np.where(group.classes == group.classes[0], 3, 0)
     before = replace(group.accepts[0], diff_accepted=lonely)
@@ -248,7 +248,7 @@ def test_false_accepts_of_one_class_leave_the_ratio_open():
 
 
 def test_ratio_without_an_old_false_accept_is_undefined():
-    """Where the old model accepted nothing falsely there is no ratio, and no pass either way."""
+    """Without old false accepts the ratio is undefined and does not pass."""
     group = group_of(4)
     before = replace(group.accepts[0], diff_accepted=np.zeros(Q, dtype=np.int64))
     one = measured(replace(group, accepts=(before, group.accepts[1])))["far_ratio", "unseen"]
@@ -258,8 +258,7 @@ def test_ratio_without_an_old_false_accept_is_undefined():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_slices_equal_a_loop(seed):
-    """A slice is judged on its own queries with something to find, and has no say below the
-    least."""
+    """A slice is measured on its queries with a match, and does not decide below the minimum."""
     group = group_of(seed)
     policy = replace(POLICY, min_slice_gain=0.0)
     found = measured(group, policy)
@@ -278,8 +277,8 @@ def test_slices_equal_a_loop(seed):
     assert (empty.n, judged[empty.group].decides) == (0, False)
 
 
-def test_the_least_slice_is_not_small():
-    """A slice with exactly as many queries as the policy asks for has a say, with one less not."""
+def test_a_slice_of_the_minimum_decides():
+    """A slice of exactly the minimum decides; with one query less it does not."""
     group = group_of(0)
     n = len(counted_queries(group, group.slices["large"]))
     for least, small in ((n, False), (n + 1, True)):
@@ -289,7 +288,7 @@ def test_the_least_slice_is_not_small():
 
 
 def test_queries_without_a_match_are_left_out_everywhere():
-    """Whatever a query without an item of its class found changes no measurement of retrieval."""
+    """Answers of queries without a match change no measurement of retrieval."""
     group = replace(group_of(5), accepts=None, ann_recall=None)
 
     def other(test):
@@ -315,7 +314,7 @@ def test_queries_without_a_match_are_left_out_everywhere():
 
 
 def test_what_was_not_tested_is_not_measured():
-    """Without a new gallery, a mixed one, an index, a threshold and slices four checks are left."""
+    """Without new and mixed galleries, index, thresholds and slices, four checks remain."""
     bare = GroupEvidence(
         name="unseen",
         classes=group_of(6).classes,
@@ -379,7 +378,7 @@ def test_inequalities_equal_a_loop():
 
 @pytest.mark.parametrize("C", [None, 3, 7])
 def test_the_second_inequality_is_negated(C):
-    """Swapping old and new mirrors (1b), also where some replicates hold no pair of two classes."""
+    """Swapping old and new mirrors (1b), also with empty replicates."""
     group, (old, new, labels, gallery, gallery_labels, own) = scene(8, C)
     back = inequalities(new, old, labels, gallery, gallery_labels, own)
     one = measured(group)["different_class", "unseen"].estimate
@@ -395,7 +394,7 @@ def test_the_second_inequality_is_negated(C):
 
 
 def test_only_unseen_queries_decide():
-    """Any other group is measured in full, with the same numbers, and has no say."""
+    """Other groups get the same measurements, and do not decide."""
     unseen, _ = scene(9)
     found, other = measured(unseen), measured(replace(unseen, name="seen"))
     assert all(one.may_decide for one in found.values())
@@ -406,8 +405,8 @@ def test_only_unseen_queries_decide():
         assert np.array_equal(one.estimate.replicates, same.estimate.replicates)
 
 
-def test_a_recall_that_was_not_searched_for_is_refused():
-    """Both recalls that the policy names have to be there, in every test of the group."""
+def test_a_missing_recall_is_refused():
+    """Both recalls of the policy are needed in every retrieval of the group."""
     group = group_of(10)
     for asked in ({"recall_at": 3}, {"wide_recall_at": 3}):
         with pytest.raises(InputError, match="recall@3, but recall was computed at 1, 5"):
@@ -419,8 +418,8 @@ def test_a_recall_that_was_not_searched_for_is_refused():
 
 
 @pytest.mark.parametrize("name", ["new_old", "new_new", "old_new", "old_mixed", "new_mixed"])
-def test_tests_on_different_queries_are_refused(name):
-    """More queries, fewer, or others with something to find are not the same test."""
+def test_retrievals_of_different_queries_are_refused(name):
+    """More, fewer or other queries with a match are refused."""
     group = group_of(11)
     rng = np.random.default_rng(12)
     turned = np.roll(group.old_old.has_match, 1)
@@ -437,7 +436,7 @@ def test_tests_on_different_queries_are_refused(name):
 
 
 def test_no_query_at_all_is_measured_as_undefined():
-    """A group without a query has every statistic, none of which is a number."""
+    """A group without queries has every statistic, and all are NaN."""
     none = np.zeros(0)
     nothing = Retrieval(
         n_queries=0,
@@ -459,7 +458,7 @@ def test_no_query_at_all_is_measured_as_undefined():
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_chain_equals_a_loop(k):
-    """The gain on the rows of one version, over that version's own queries, decides."""
+    """The gain on a version's rows over its own queries equals a loop, and decides."""
     group = group_of(13)
     link = ChainEvidence(name="v1", classes=group.classes, own=group.old_old, new=group.new_old)
     one = measure_chain(link, k, draw, B)
@@ -475,8 +474,8 @@ def test_chain_equals_a_loop(k):
     assert f"{link.own.recall[k]:.4f} with its own" in one.detail
 
 
-def test_a_version_on_whose_rows_few_queries_find_anything_does_not_decide():
-    """Its link has no say from one query under the least number on; its estimate is the same."""
+def test_a_version_with_few_matched_queries_does_not_decide():
+    """Below the minimum it does not decide; the estimate is the same."""
     group = group_of(13)
     link = ChainEvidence(name="v1", classes=group.classes, own=group.old_old, new=group.new_old)
     one = measure_chain(link, 1, draw, B)
@@ -488,7 +487,7 @@ def test_a_version_on_whose_rows_few_queries_find_anything_does_not_decide():
 
 
 def test_the_gain_of_re_embedding_equals_a_loop():
-    """One model's queries on two galleries: the mean of the differences, and its replicates."""
+    """The gain of one model's queries between two galleries equals a loop, replicates included."""
     group = group_of(16)
     before, after, k = group.new_old, group.new_mixed, 5
     one = measure_mixed(group.classes, before, after, k=k, draw=draw, replicates=B)
@@ -506,7 +505,7 @@ def test_the_gain_of_re_embedding_equals_a_loop():
 
 
 def test_chain_on_different_queries_is_refused():
-    """Two tests of other queries, or without the recall asked for, are no comparison."""
+    """Different queries, or a missing recall, are refused."""
     group = group_of(14)
     rng = np.random.default_rng(15)
     other = retrieval(rng, np.roll(group.old_old.has_match, 1))

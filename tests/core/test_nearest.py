@@ -1,4 +1,4 @@
-"""Fast exact search, against a full sort of exact scores; what it must survive."""
+"""Fast exact search, against a full sort of exact scores."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def small_tiles(monkeypatch):
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
 def test_equals_a_full_sort(data):
-    """Whatever the shapes, duplicates, own rows, k, block and size of the tiles."""
+    """The result equals a full sort for any shapes, duplicates, k, block and tile size."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
     Q, G = data.draw(st.integers(0, 12), label="Q"), data.draw(st.integers(0, 150), label="G")
     D, k = data.draw(st.integers(1, 40), label="D"), data.draw(st.integers(1, 160), label="k")
@@ -68,15 +68,15 @@ def test_equals_a_full_sort(data):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_float_types(small_tiles, dtype):
-    """Half and double precision are scored in the type they came in, from any memory order."""
+    """Half and double precision are scored as they are, in any memory order."""
     rng = np.random.default_rng(1)
     queries, gallery = unit_rows(rng, 11, 19, dtype), unit_rows(rng, 90, 19, dtype)
     check(queries, gallery, 7)
     check(np.asfortranarray(queries), np.asfortranarray(gallery)[::-1], 7)
 
 
-def test_double_precision_parts_what_single_cannot():
-    """Float64 rows that are equal in float32 are ranked by scores of their own numbers."""
+def test_double_precision_separates_float32_ties():
+    """float64 rows that are equal in float32 are ranked by their float64 scores."""
     rng = np.random.default_rng(2)
     close = unit_rows(rng, 1, 64, np.float64) + rng.normal(scale=1e-9, size=(300, 64))
     check(unit_rows(rng, 5, 64, np.float64), close, 10)
@@ -85,15 +85,15 @@ def test_double_precision_parts_what_single_cannot():
 
 @pytest.mark.parametrize("k", [1, 49, 50, 51, 500])
 def test_k_up_to_and_beyond_the_gallery(small_tiles, k):
-    """Every row is found at k = G, and a query's own one never, so that one place stays empty."""
+    """With k >= G every row is an answer except the query's own."""
     rng = np.random.default_rng(3)
     gallery = unit_rows(rng, 50, 8)
     check(gallery[:9], gallery, k)
     check(gallery[:9], gallery, k, self_row=np.arange(9) * 6 - 1)
 
 
-def test_nothing_to_search():
-    """No gallery gives no neighbours, no queries give no answers."""
+def test_empty_gallery_or_queries():
+    """An empty gallery gives no neighbours, and no queries give no answers."""
     rows = unit_rows(np.random.default_rng(4), 3, 5)
     check(rows, rows[:0], 2)
     check(rows[:0], rows, 2)
@@ -102,7 +102,7 @@ def test_nothing_to_search():
 
 @pytest.mark.parametrize("turn", [1, -1])
 def test_sorted_gallery(small_tiles, turn):
-    """When every tile is better than the last, or worse, the answer is the same full sort."""
+    """A gallery sorted by score, either way, gives the full sort."""
     rng = np.random.default_rng(5)
     gallery = unit_rows(rng, 400, 12)
     queries = unit_rows(rng, 1, 12) + rng.normal(scale=1e-5, size=(6, 12)).astype(np.float32)
@@ -111,8 +111,8 @@ def test_sorted_gallery(small_tiles, turn):
     check(queries, gallery, 5, self_row=np.array([399, 398, 0, 1, -1, 200]))
 
 
-def test_best_rows_where_the_quick_bound_is_blind(small_tiles):
-    """Good rows at such distances that they share a maximum in the quick bound are all found."""
+def test_best_rows_in_one_group_of_the_bound_are_found(small_tiles):
+    """Best rows that share one group of the quick bound are all found."""
     rng = np.random.default_rng(6)
     gallery, queries = unit_rows(rng, 480, 12), unit_rows(rng, 1, 12)
     gallery[::8] = queries[0] + rng.normal(scale=1e-5, size=(60, 12)).astype(np.float32)

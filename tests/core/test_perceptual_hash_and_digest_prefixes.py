@@ -1,4 +1,4 @@
-"""What a model has seen in a few bytes each: sets of prefixes, and looks of images."""
+"""Compact records of training data: perceptual hashes and digest prefixes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def slow(asked: np.ndarray, known: np.ndarray, limit: int) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("spread", [2, 8, 30, 256])
-def test_looks_are_found_as_by_comparing_all(seed: int, spread: int) -> None:
-    """Copies within, at and beyond the limit, in crowds and alone, at the ends of the range."""
+def test_hash_matches_equal_comparing_all_pairs(seed: int, spread: int) -> None:
+    """Copies within, at and beyond the limit match as in a comparison of all pairs."""
     rng = np.random.default_rng(seed)
     low = int(rng.integers(0, 257 - spread))
     known = rng.integers(low, low + spread, (500, WIDTH)).astype(np.uint8)
@@ -36,7 +36,7 @@ def test_looks_are_found_as_by_comparing_all(seed: int, spread: int) -> None:
     assert len(matches_any_hash(asked[:0], known)) == 0
 
 
-def test_a_crowd_of_looks_is_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hash_matches_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """The size of a block changes nothing."""
     rng = np.random.default_rng(0)
     known, asked = (rng.integers(90, 130, (n, WIDTH)).astype(np.uint8) for n in (900, 300))
@@ -46,7 +46,7 @@ def test_a_crowd_of_looks_is_compared_in_blocks(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_prefixes_are_those_of_the_names() -> None:
-    """A set holds what it was made of and nothing else; text and back is the same set."""
+    """A set holds exactly the names it was made of, and survives packing."""
     names = [f"item {at}" for at in range(2000)]
     found = DigestPrefixes.from_ints(map(name_prefix, names))
     assert len(found) == 2000
@@ -67,13 +67,13 @@ def test_prefixes_are_those_of_the_names() -> None:
 
 
 def test_a_million_entries_take_eight_megabytes() -> None:
-    """Text of one set of a million: under eight letters an entry."""
+    """A million entries pack into less than eight megabytes."""
     rows = np.random.default_rng(0).integers(0, 2**64, 1_000_000, np.uint64)
     assert len(pack(DigestPrefixes(np.unique(rows)).deltas())) < 8_000_000
 
 
 def test_inconsistent_deltas_are_refused() -> None:
-    """Other sizes than they say, bombs, other bytes, and sets that do not ascend."""
+    """Wrong sizes, decompression bombs, other bytes and sets that do not ascend are refused."""
     packed = pack(np.zeros((10, 8), np.uint8))
     wrong = ((packed, 9), (packed, 11), (packed, -1), (packed, 2**40), ("AAAA", 1), ("é", 1))
     for text, n in wrong:

@@ -65,8 +65,8 @@ def test_a_count_is_a_positive_whole_number(key, value):
         Policy(**{key: value})
 
 
-def test_replicates_have_a_least_and_a_greatest_number():
-    """999 and a million are the ends of what is allowed, one less and one more are refused."""
+def test_replicates_have_a_range():
+    """999 and 1,000,000 are accepted; one less and one more are refused."""
     assert Policy(replicates=999).replicates == 999
     assert Policy(replicates=1_000_000).replicates == 1_000_000
     for value in (998, 1_000_001):
@@ -76,7 +76,7 @@ def test_replicates_have_a_least_and_a_greatest_number():
 
 @pytest.mark.parametrize("value", [1, 2, 4, 0, -2, True, "3", None, 2.5])
 def test_other_formats_are_refused(value):
-    """The earlier format, a newer one and what is no format are refused with the known one."""
+    """Earlier, newer and malformed formats are refused, and the known one is named."""
     with pytest.raises(InputError, match=r"policy format .* this version reads 3"):
         Policy(format=value)
 
@@ -88,8 +88,8 @@ def test_a_policy_has_a_name(value):
         Policy(name=value)
 
 
-def test_a_gain_of_one_cannot_be_asked_for():
-    """No gain exceeds 1, so a policy that nothing could meet is refused."""
+def test_a_minimum_gain_of_one_is_refused():
+    """No gain exceeds 1, so no candidate could meet such a policy."""
     with pytest.raises(InputError, match="min_recall_gain must be below 1"):
         Policy(min_recall_gain=1.0)
     assert Policy(min_recall_gain=0.999).min_recall_gain == 0.999
@@ -112,7 +112,7 @@ def test_a_gain_of_one_cannot_be_asked_for():
     ],
 )
 def test_a_range_includes_its_ends_and_nothing_beyond(key, low, high):
-    """The documented ends are accepted, as integers too; the next value beyond is refused."""
+    """Both ends are accepted, as integers too; the next value beyond is refused."""
     for end, beyond in ((low, low - 1e-6), (high, high + 2e-3)):
         assert getattr(Policy(**{key: end}), key) == end
         with pytest.raises(InputError, match=key):
@@ -120,20 +120,20 @@ def test_a_range_includes_its_ends_and_nothing_beyond(key, low, high):
 
 
 def test_every_field_is_checked():
-    """Each field is a name, a format, a count or a number with a range: none goes unchecked."""
+    """Each field is a name, a format, a flag, a count or a number with a range."""
     checked = {"name", "format", "replicates", *COUNTS, *FLAGS, *RANGES}
     assert {one.name for one in fields(Policy)} == checked
 
 
 def test_a_policy_survives_json():
-    """What is written to a file and read again is the same policy."""
+    """A policy written to JSON and read again is the same."""
     policy = Policy(name="test", alpha=0.01, min_map_gain=-0.02, max_far_ratio=None)
     assert Policy(**json.loads(json.dumps(asdict(policy), allow_nan=False))) == policy
 
 
 @pytest.mark.parametrize(("key", "check"), GAINS.items())
 def test_rules_of_gains(key, check):
-    """A least gain above 0 is a threshold, one below 0 a margin to 0, and 0 has no margin."""
+    """A minimum gain above 0 is a threshold, one below 0 a margin to 0, and 0 has no margin."""
     above = Policy(**NOTHING | {key: 0.02}).rules[check]
     assert above == Rule(threshold=0.02, margin=None, above=True)
     assert above.limit == 0.02
@@ -156,7 +156,7 @@ def test_rules_of_inequalities(key, check):
 
 @pytest.mark.parametrize(("key", "check"), LIMITS.items())
 def test_rules_of_limits(key, check):
-    """A greatest value is a threshold without a margin that the measurement has to be below."""
+    """An upper limit is a threshold without a margin."""
     for value in (0, 0.5, 1):
         rule = Policy(**NOTHING | {key: value}).rules[check]
         assert rule == Rule(threshold=float(value), margin=None, above=False)
@@ -164,27 +164,28 @@ def test_rules_of_limits(key, check):
 
 
 def test_rule_of_the_real_index():
-    """The least ANN recall is a threshold that the measurement has to be above."""
+    """The minimum ANN recall is a lower threshold."""
     rule = Policy(**NOTHING | {"min_ann_recall": 0.95}).rules["ann_recall"]
     assert rule == Rule(threshold=0.95, margin=None, above=True)
 
 
 @pytest.mark.parametrize(("key", "check"), EVIDENCE.items())
 def test_rules_of_evidence_cannot_fail(key, check):
-    """A least share that says whether the evidence is good makes no failure where it is missed."""
+    """Checks of the evidence are inconclusive if missed."""
     rule = Policy(**NOTHING | {key: 0.5}).rules[check]
     assert rule == Rule(threshold=0.5, margin=None, above=True, may_fail=False)
 
 
 def test_the_rule_of_unjudged_answers_cannot_fail():
-    """What is left of the gain if unknown answers speak against the candidate has a margin too."""
+    """The gain with unknown answers counted against the candidate may have a margin, and cannot
+    fail."""
     for least, margin in ((-0.02, 0.02), (0.0, None)):
         rule = Policy(**NOTHING | {"min_unjudged_gain": least}).rules["unjudged_gain"]
         assert rule == Rule(threshold=0.0, margin=margin, above=True, may_fail=False)
 
 
 def test_null_leaves_a_rule_out():
-    """With every key null that may be, the gain in recall is the only rule."""
+    """With every optional key None, the recall gain is the only rule."""
     assert set(Policy(**NOTHING).rules) == {"recall_gain"}
     assert set(Policy(**NOTHING | {"require_proven_store": True}).rules) == {
         "recall_gain",
@@ -200,7 +201,7 @@ def test_null_leaves_a_rule_out():
 
 
 def test_rules_of_the_default_policy():
-    """The default asks for a gain strictly above 0 and tells which checks have a say besides."""
+    """The default policy requires a gain above 0, and its other rules are these."""
     found = Policy().rules
     assert set(found) == {
         "recall_gain",

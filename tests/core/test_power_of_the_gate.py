@@ -1,4 +1,4 @@
-"""The power that is promised before a model exists is that of the gate, by simulation."""
+"""The predicted power equals that of the gate in simulations."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def passes(codes, gain, spread, flips, runs=RUNS):
     ],
 )
 def test_the_promised_power_is_that_of_the_gate(classes, size, gain, flips, spread):
-    """Few and many queries a class, alike or not: within a tenth of what simulations pass."""
+    """For few and many queries per class, alike or not, the power is within .1 of simulations."""
     codes = np.repeat(np.arange(classes), size)[:, None]
     actual, changed = passes(codes, gain, (spread,), flips)
     icc = spread**2 / 3 / (changed - gain**2)
@@ -68,7 +68,7 @@ def test_the_promised_power_is_that_of_the_gate(classes, size, gain, flips, spre
 
 
 def test_crossed_units_count_each():
-    """Classes and users whose effects add up: the power is that of both."""
+    """If effects of classes and users add up, the power is that of both."""
     rng = np.random.default_rng(1)
     codes = np.stack([np.repeat(np.arange(80), 8), rng.integers(0, 40, 640)], axis=1)
     actual, changed = passes(codes, 0.08, (0.15, 0.15), 0.1)
@@ -81,7 +81,7 @@ def test_crossed_units_count_each():
 
 
 def test_what_is_needed_has_the_power():
-    """The least gain and the times needed are where the chance is the power asked for."""
+    """At the minimum detectable gain and at the times needed, the pass probability is the power."""
     one = held_out(80, 10)
     scatter = PowerAssumptions(changed=0.2, icc={"class": 0.1}, old_recall=0.6)
     least = min_detectable_gain(one, scatter, ASKED)
@@ -93,8 +93,8 @@ def test_what_is_needed_has_the_power():
         assert (times < 1) == (gain > least)
 
 
-def test_what_no_set_can_show():
-    """More than changes, or than is left to find; and nothing without a query."""
+def test_gains_that_no_set_can_show():
+    """A gain above the share of changed queries, or above what is left to find, gives None."""
     one = held_out(80, 10)
     few = PowerAssumptions(changed=0.02, icc={}, old_recall=0.5)
     assert times_needed(one, few, 0.03, ASKED) is None
@@ -108,7 +108,8 @@ def test_what_no_set_can_show():
 
 
 def test_dependence_and_size_cost_power():
-    """More queries a class help less the more alike they are; unequal classes less than equal."""
+    """More queries per class help less if they are alike; unequal classes help less than equal
+    ones."""
     scatter = [PowerAssumptions(changed=0.2, icc={"class": r}, old_recall=0.5) for r in (0.0, 0.3)]
     small, large = held_out(60, 5), held_out(60, 50)
     gained = [

@@ -123,7 +123,7 @@ def test_ratios_share_their_replicates():
 @given(seed=st.integers(0, 10**6), Q=st.integers(0, 40), every=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_a_change_of_hits_equals_a_loop(seed, Q, every):
-    """Totals are hits won less hits lost, query by query, and counts the counted queries."""
+    """Totals are hits won minus hits lost, by class."""
     draw = rng(seed)
     classes = draw.choice([7, -3, 100, 12], Q)
     before, after, has_match = (draw.random(Q) < share for share in (0.5, 0.6, 0.7))
@@ -140,8 +140,8 @@ def test_a_change_of_hits_equals_a_loop(seed, Q, every):
 
 
 @pytest.mark.parametrize("short", range(4))
-def test_a_change_of_hits_is_of_the_same_queries(short):
-    """One class, outcome or mask for five queries is not stretched over them."""
+def test_a_change_of_hits_needs_the_same_queries(short):
+    """Arrays of different lengths are refused."""
     parts = [np.arange(5), *np.ones((3, 5), dtype=bool)]
     parts[short] = parts[short][:1]
     with pytest.raises(InputError, match="needs the same queries"):
@@ -149,7 +149,7 @@ def test_a_change_of_hits_is_of_the_same_queries(short):
 
 
 def test_no_statistic_and_bad_arguments():
-    """Nothing gives nothing; other numbers of classes and no replicate at all are refused."""
+    """No statistic gives an empty list; different numbers of classes, or no replicate, raise."""
     assert estimate_ratios([], 10, rng()) == []
     with pytest.raises(InputError, match="different numbers of classes"):
         estimate_ratios([ratio([1.0, 2.0]), ratio([1.0])], 10, rng())
@@ -167,8 +167,8 @@ def test_equal_seeds_give_equal_estimates():
 
 
 @pytest.mark.parametrize("C", [3, 7, 25])
-def test_blocks_do_not_matter(monkeypatch, C):
-    """However many weights are held at once, the same seed draws the same ones."""
+def test_blocks_do_not_change_the_weights(monkeypatch, C):
+    """The same seed draws the same weights for any block size."""
     whole = weights_of(C, 40, 8)
     for cells in (1, C, 3 * C, 7 * C + 1):
         monkeypatch.setattr(resampling, "_CELLS", cells)
@@ -315,8 +315,8 @@ def test_judged_pairs_equal_a_loop():
         check_replicates(estimate, drawn)
 
 
-def test_pairs_that_do_not_exist():
-    """One class alone has no different pair, and single items no same pair: NaN, all possible."""
+def test_estimates_without_pairs_are_undefined():
+    """One class has no different-class pair, single items no same-class pair: NaN, whole range."""
     features = unit(rng(14).normal(size=(6, 3)))
     own = np.arange(6)
     alone = class_sums(features, np.zeros(6, int), features, np.zeros(6, int), own)
@@ -608,8 +608,8 @@ def test_the_interval_of_asymmetric_changes_is_skewed():
     )
 
 
-def test_room_bounds_what_an_unseen_class_can_lose():
-    """Where the old model finds a tenth, an unseen class loses a tenth at most."""
+def test_old_recall_bounds_what_an_unseen_class_can_lose():
+    """If the old model finds a tenth, an unseen class loses at most a tenth."""
     totals = rng(30).integers(-3, 4, 60).astype(np.float64)
     wide, tight = (
         estimate_ratios(
@@ -623,7 +623,7 @@ def test_room_bounds_what_an_unseen_class_can_lose():
 
 
 def test_continuous_values_of_both_signs_have_no_unseen_class():
-    """Where no harm can be counted half-samples stand alone, unless all classes move one way."""
+    """If harm cannot be counted, half-samples stand alone, unless all classes move one way."""
     totals = rng(32).normal(size=60)
     assert one(totals, harm=0).skew_low is one(totals, harm=0).skew_high is None
     assert one(np.abs(totals), harm=0).skew_low.shift == 0.0
@@ -667,7 +667,7 @@ def test_crossed_units_equal_a_loop(K):
 
 
 def test_units_within_larger_units_are_dropped():
-    """Users of one class each, and a copy of the classes, leave the classes alone."""
+    """Users within one class each, and a copy of the classes, leave the classes alone."""
     classes = np.repeat(np.arange(10), 6)
     users = np.arange(60) // 2
     assert minimal_kinds([classes, users, classes.copy()])[1] == (0,)
@@ -681,7 +681,7 @@ def test_units_within_larger_units_are_dropped():
 
 
 def test_sums_of_queries_equal_those_of_classes():
-    """The same means, whichever is kept; and the sums of a class are those of its queries."""
+    """Sums by query give the same means as sums by class."""
     draw = rng(33)
     queries, gallery = unit(draw.normal(size=(20, 4))), unit(draw.normal(size=(15, 4)))
     labels, theirs = np.arange(20) % 4, np.arange(15) % 6
@@ -697,8 +697,8 @@ def test_sums_of_queries_equal_those_of_classes():
     assert by_query.diff[1].tolist() == different.sum(axis=1).tolist()
 
 
-def test_sums_of_queries_are_drawn_by_what_is_named():
-    """Copies of a query: drawn one by one their spread is that of many, by class that of few."""
+def test_sums_by_query_are_resampled_by_the_given_units():
+    """Copies of a query spread like many if drawn singly, like few if drawn by class."""
     totals = np.repeat(rng(34).normal(size=12), 20)
     sums = QuerySums(same=(totals, np.ones(240, int)), diff=(totals, np.ones(240, int)))
     classes = np.repeat(np.arange(12), 20)

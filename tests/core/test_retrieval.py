@@ -155,7 +155,7 @@ def test_average_precision_by_hand():
 
 
 def test_own_row_is_not_among_the_relevant():
-    """A query whose class has only its own item in the gallery has R = 0 and is left out."""
+    """A query whose only match is its own item has R = 0 and is left out."""
     features = unit_rows(np.random.default_rng(1), 3, 4)
     labels, own = np.array([0, 1, 1]), np.array([0, 1, 2])
     result = evaluate(exact_search(features, features, 3, own), labels, labels, own, ks=(1, 2))
@@ -165,7 +165,7 @@ def test_own_row_is_not_among_the_relevant():
 
 
 def test_map_k_defaults_to_100_or_the_gallery():
-    """mAP is at 100 where the gallery is larger, else at its size."""
+    """mAP is at 100, or at the size of a smaller gallery."""
     rng = np.random.default_rng(2)
     queries = unit_rows(rng, 2, 4)
     for size, wanted in ((7, 7), (130, 100)):
@@ -222,7 +222,7 @@ NAN[2, 1] = np.nan
     ],
 )
 def test_search_refuses(arguments, message):
-    """What is not unit features of one dimension, or not a row, is refused by name."""
+    """Features that are not unit rows of one dimension, and rows out of range, are refused."""
     with pytest.raises(InputError, match=message):
         exact_search(*arguments)
 
@@ -239,14 +239,14 @@ def test_search_refuses(arguments, message):
     ],
 )
 def test_evaluate_refuses(rows, keywords, message):
-    """Neighbours that cannot carry the metric, or are no search result, are refused."""
+    """Neighbours with too few columns, or that are no search result, are refused."""
     found = Neighbours(rows=np.array(rows), scores=np.zeros(np.shape(rows), np.float32))
     with pytest.raises(InputError, match=message):
         evaluate(found, np.array([0, 1]), np.array([0, 1, 0, 1]), **keywords)
 
 
 def test_labels_and_shapes_are_checked():
-    """Text labels, lengths that differ, and answers that are not bool are refused."""
+    """Text labels, different lengths, and hits that are not bool are refused."""
     found = exact_search(GOOD, GOOD, 4)
     with pytest.raises(InputError, match="integer codes"):
         evaluate(found, np.array(["a", "b", "c", "d"]), np.arange(4))
@@ -259,7 +259,7 @@ def test_labels_and_shapes_are_checked():
 
 
 def test_judged_relevance_equals_relevance_by_class():
-    """Judging every pair of one class relevant gives the figures that the classes give."""
+    """Judging every pair of one class relevant gives the metrics by class."""
     rng = np.random.default_rng(4)
     query_labels, gallery_labels = rng.integers(0, 9, 40), rng.integers(0, 7, 60)
     found = exact_search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
@@ -274,7 +274,7 @@ def test_judged_relevance_equals_relevance_by_class():
 
 
 def test_bad_judgments_are_refused():
-    """A pair judged twice, or a judgment of a row that is not there, is refused."""
+    """A pair judged twice, or a row out of range, is refused."""
     found = exact_search(GOOD, GOOD, 4)
     with pytest.raises(InputError, match="judged once"):
         evaluate_judged(found, np.array([0, 0]), np.array([1, 1]), 4)

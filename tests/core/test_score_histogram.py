@@ -45,7 +45,7 @@ def scene(seed, judged):
 @pytest.mark.parametrize("judged", [False, True])
 @pytest.mark.parametrize("block", [4, 1024])
 def test_counts_at_every_edge_equal_a_loop(judged, block):
-    """FAR and FRR at an edge are shares of the single pairs that count, exactly."""
+    """FAR and FRR at every edge equal shares of single pairs exactly."""
     queries, gallery, truth, pairs = scene(1, judged)
     found = score_histogram(queries, gallery, truth, block=block)
     same = np.array([score for _, score, kind in pairs if kind])
@@ -59,7 +59,7 @@ def test_counts_at_every_edge_equal_a_loop(judged, block):
 
 @pytest.mark.parametrize("judged", [False, True])
 def test_the_threshold_of_a_false_accept_rate_is_the_lowest_edge(judged):
-    """It keeps the rate, the edge below does not, and its FRR is that of the pairs."""
+    """The edge keeps the FAR, the edge below does not, and the FRR is that of the pairs."""
     queries, gallery, truth, pairs = scene(3, judged)
     found = score_histogram(queries, gallery, truth)
     same = np.array([score for _, score, kind in pairs if kind])
@@ -72,7 +72,7 @@ def test_the_threshold_of_a_false_accept_rate_is_the_lowest_edge(judged):
 
 
 def test_scores_on_an_edge_are_in_the_bin_above_it():
-    """Scores of exact halves and quarters, zeros and minus one: none moves to the bin beside."""
+    """Exact halves, quarters, zeros and -1 are in the bin above their edge."""
     queries = np.array([[1, 0], [0, 1]], np.float32)
     gallery = np.array([[1, 0], [-1, 0], [0, -1], [0.6, 0.8]], np.float32)
     truth = PairTruth(query_labels=np.zeros(2, np.int64), gallery_labels=np.ones(4, np.int64))
@@ -82,16 +82,16 @@ def test_scores_on_an_edge_are_in_the_bin_above_it():
         assert found.far[at] * 8 == wanted
 
 
-def test_counts_of_nothing_are_not_a_rate():
-    """Without a pair of either kind there is no point to report."""
+def test_an_empty_histogram_has_no_operating_point():
+    """Without pairs of both kinds there is no point."""
     one = np.array([[1, 0]], np.float32)
     truth = PairTruth(query_labels=np.zeros(1, np.int64), gallery_labels=np.zeros(1, np.int64))
     assert score_histogram(one, one, truth).at_far(0.5) is None
 
 
 @pytest.mark.parametrize("block", [3, 1024])
-def test_judged_pairs_are_what_is_accepted_and_rejected(block):
-    """With judgments FRR is over the judged pairs; other pairs of one label are in no rate."""
+def test_judged_pairs_define_frr(block):
+    """With judgments FRR is over judged pairs; other pairs of one label are in no rate."""
     queries, gallery, truth, pairs = scene(4, judged=True)
     got = count_accepts(queries, gallery, truth, 0.2, block=block)
     wanted = np.zeros((4, Q), int)

@@ -1,4 +1,4 @@
-"""The fixed simplex, its rotation onto a gallery, and the register of vertices."""
+"""The fixed simplex, its rotation onto a gallery, and the registry of vertices."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_registry_digest_pins_order_and_size():
 
 
 def test_running_out_of_vertices_gives_a_tip():
-    """One class over K is an error that names both numbers and a way on."""
+    """One class more than K is an error that names both numbers and a way on."""
     full = Registry(("a", "b", "c"), 3)
     with pytest.raises(InputError, match="4 classes do not fit on 3 vertices") as caught:
         full.extend(["d"], 3)
@@ -220,7 +220,7 @@ def test_running_out_of_vertices_gives_a_tip():
     ],
 )
 def test_extension_refuses(labels, K, message):
-    """A class that is there, given twice or no text, and a change of K, are refused."""
+    """Existing, repeated or non-text classes, and another K, are refused."""
     with pytest.raises(InputError, match=message):
         Registry(("a", "b"), 5).extend(labels, K)
 
@@ -255,7 +255,7 @@ def test_text_that_is_not_a_registry_is_refused(text):
 
 
 def test_angles_tell_a_simplex_from_other_class_means() -> None:
-    """Against a loop; a turned, stretched simplex spreads by nothing, random rows by 1/sqrt(D)."""
+    """The spread of cosines is 0 for a rotated, scaled simplex and 1/sqrt(D) for random rows."""
     rng = np.random.default_rng(4)
     rows = rng.standard_normal((7, 5))
     cosines = [

@@ -122,7 +122,7 @@ def test_curve_equals_loop(pairs):
 @given(pairs=PAIRS, far=st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.75, 1.0]))
 @settings(max_examples=150, deadline=None)
 def test_tar_at_far_equals_loop(pairs, far):
-    """The largest TAR within the asked FAR, at the highest threshold that reaches it."""
+    """It is the largest TAR within the requested FAR, at the highest threshold that reaches it."""
     n_same, n_diff = sizes(pairs)
     allowed = [point for point in curve_by_loop(pairs) if point[2] / n_diff <= far]
     threshold, same, diff = max(allowed, key=lambda point: (point[1], point[0]))
@@ -133,7 +133,7 @@ def test_tar_at_far_equals_loop(pairs, far):
 
 
 def test_tar_at_far_never_interpolates():
-    """Between two points it is the lower one that counts, and ties are accepted together."""
+    """Between two points the lower one counts, and ties are accepted together."""
     curve = roc(np.array([0.9, 0.8, 0.8, 0.8, 0.1]), np.array([True, True, False, False, False]))
     got = tar_at_far(curve, 0.5)
     assert dataclasses.astuple(got) == (0.5, 0.9, 0.0, True)
@@ -141,7 +141,7 @@ def test_tar_at_far_never_interpolates():
 
 
 def test_far_below_one_pair_is_marked():
-    """A FAR finer than one different-class pair is answered at FAR 0 and not resolved."""
+    """A FAR finer than one different-class pair is measured at FAR 0 and not resolved."""
     scores = np.linspace(1, 0, 1001)
     curve = roc(scores, np.arange(1001) == 0)
     assert tar_at_far(curve, 1e-3).resolved
@@ -323,7 +323,7 @@ def test_threshold_equals_explicit_sort_without_ties(block):
 
 
 def test_threshold_is_the_lowest_one():
-    """One float32 lower, it would let in more different-class pairs than asked."""
+    """One float32 lower would accept more different-class pairs than allowed."""
     *arguments, own = scene(6, Q=30, G=40, make=random_rows)
     for accepted in (0, 1, 17, 400):
         got = threshold_keeping_far(*pair_inputs(*arguments, own), accepted)
@@ -353,7 +353,7 @@ def test_threshold_where_every_pair_or_none_may_pass():
 
 
 def test_new_model_keeps_the_deployed_far():
-    """The use: count what the old model lets in, and the new one lets in no more."""
+    """With the threshold found, the new model accepts no more pairs than the old one did."""
     old, labels, gallery, gallery_labels, own = scene(8, Q=30, G=40, make=random_rows)
     new = unit(old + 0.3)
     before = count_accepts(*pair_inputs(old, labels, gallery, gallery_labels, own), 0.3)
@@ -398,7 +398,7 @@ SAME = np.array([True, False, True])
     ],
 )
 def test_bad_pairs_are_refused(scores, same, message):
-    """Wrong types, shapes and scores that are not finite: what was expected and what came."""
+    """Wrong types, shapes and scores that are not finite are refused."""
     with pytest.raises(InputError, match=message):
         roc(scores, same)
     with pytest.raises(InputError, match=message):
@@ -409,7 +409,7 @@ def test_bad_pairs_are_refused(scores, same, message):
 
 @pytest.mark.parametrize("kind", [True, False])
 def test_one_kind_of_pair_is_refused(kind):
-    """A curve of one kind of pair only is no curve; an accuracy of them is one."""
+    """A ROC curve needs both kinds of pairs; an accuracy does not."""
     with pytest.raises(InputError, match="needs same-class and different-class pairs"):
         roc(np.zeros(3), np.full(3, kind))
     assert accuracy_at(np.zeros(3), np.full(3, kind), 0.0) == float(kind)
@@ -447,8 +447,8 @@ def test_bad_threshold_is_refused(threshold):
         accuracy_at(np.zeros(3), SAME, threshold)
 
 
-def test_each_query_may_have_a_threshold_of_its_own():
-    """Counts at (Q,) thresholds are those of each query alone; other shapes and NaN are refused."""
+def test_each_query_may_have_its_own_threshold():
+    """Counts at (Q,) thresholds equal those of each query alone; other shapes and NaN raise."""
     *arguments, own = scene(2, Q=30, G=40, make=random_rows)
     at = np.random.default_rng(3).uniform(-0.5, 0.5, 30)
     got = count_accepts(*pair_inputs(*arguments, own), at, block=7)

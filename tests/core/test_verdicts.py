@@ -1,8 +1,4 @@
-"""What the gate says of encoders of known quality, on real emoji and kanji features.
-
-The deployed encoder is EfficientNet-lite0 (tests/fixtures/features/build.py); the candidates are
-made from its features, so that the right verdict is known.
-"""
+"""Verdicts on encoders of known quality, on real emoji and kanji features."""
 
 from __future__ import annotations
 
@@ -116,7 +112,7 @@ def test_the_identical_encoder_never_passes(tmp_path, name):
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("kind", ["random", "rotated"])
 def test_an_encoder_of_another_space_fails(tmp_path, name, kind):
-    """Random features and rotated ones fail, also under the policy that asks for least."""
+    """Random and rotated features fail, under the lenient policy too."""
     real = Real(name)
     for policy in ("default", "lenient"):
         report = verdict(tmp_path, real, getattr(real, kind)(), "--policy", policy)
@@ -131,7 +127,7 @@ def test_an_encoder_of_another_space_fails(tmp_path, name, kind):
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_real_backbone_swapped_naively_fails(tmp_path, name):
-    """EfficientNet-lite2 against the gallery of lite0: as good by itself, it finds nothing."""
+    """EfficientNet-lite2 against the gallery of lite0 finds nothing, though as good by itself."""
     real = Real(name)
     report = verdict(tmp_path, real, real.other)
     assert report["verdict"]["outcome"] == "fail"
@@ -139,7 +135,7 @@ def test_a_real_backbone_swapped_naively_fails(tmp_path, name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_drifted_classes_fail_where_both_inequalities_hold(tmp_path, name):
-    """A fifth of the classes drags to other places: the means look well, the criterion fails."""
+    """If a fifth of the classes drifts, the means hold, and the recall criterion fails."""
     real = Real(name)
     report = verdict(tmp_path, real, real.drifted(0.2))
     checks = {one["name"]: one for one in report["verdict"]["checks"]}
@@ -150,7 +146,7 @@ def test_drifted_classes_fail_where_both_inequalities_hold(tmp_path, name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_slightly_worse_encoder_is_settled_by_enough_classes(tmp_path, name):
-    """A loss of a few points cannot be told on 12 classes and fails on all; never a pass."""
+    """A loss of a few points is inconclusive on 12 classes, fails on all, and never passes."""
     few, every = Real(name, 12), Real(name)
     small = verdict(tmp_path, few, few.worse(WORSE[name]), "--policy", policy_of_few(tmp_path))
     large = verdict(tmp_path, every, every.worse(WORSE[name]))
@@ -172,7 +168,7 @@ def test_a_slightly_better_encoder_is_settled_by_enough_classes(tmp_path, name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_slightly_worse_encoder_passes_a_margin_that_allows_it(tmp_path, name):
-    """The same small loss is within a margin of fifteen points: a test of non-inferiority."""
+    """The same loss passes a margin of fifteen points: non-inferiority."""
     policy = tmp_path / "margin.yaml"
     policy.write_text("format: 3\nname: margin\nmin_recall_gain: -0.15\n")
     real = Real(name)
@@ -189,7 +185,7 @@ def policy_of_few(folder):
 
 
 def test_much_better_with_other_neighbours_passes(tmp_path):
-    """Quality is judged, not overlap: an encoder that finds other neighbours, and right ones."""
+    """An encoder that finds other, correct neighbours passes: quality is judged, not overlap."""
     real = Real("emoji")
     old = real.worse(1.2)
     better = unit(real.old + 0.3 * real.means)

@@ -1,4 +1,4 @@
-"""The report in every form: what other programs read must parse, and must not be led astray."""
+"""Every form of the report parses, and hostile names change nothing."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_junit_counts_its_cases(report: Report) -> None:
 
 
 def test_junit_says_which_check_it_was(report: Report) -> None:
-    """Every case, in order, has its check's name, group and what became of it."""
+    """Every case, in order, has the name, group and outcome of its check."""
     cases = ET.fromstring(junit(report)).findall("testsuite/testcase")
     for case, check in zip(cases, report.verdict.checks, strict=True):
         assert case.attrib["name"].split(" ")[0] == check.name
@@ -98,8 +98,8 @@ def test_junit_says_which_check_it_was(report: Report) -> None:
 
 
 def test_junit_keeps_hostile_names_readable(report: Report) -> None:
-    """Markup, quotes, lines and emoji come back as they were; what XML has not is a question
-    mark, and adds no element."""
+    """Markup, quotes, newlines and emoji survive; characters that XML forbids become question
+    marks."""
     root = ET.fromstring(junit(report))
     groups = {case.attrib["classname"] for case in root.iter("testcase")}
     for name in ("cdata", "emoji", "html", "link", "cell", "quote"):
@@ -120,8 +120,8 @@ def test_a_lone_surrogate_is_a_question_mark_in_junit(report: Report) -> None:
 
 
 @pytest.mark.parametrize("form", [markdown, openmetrics])
-def test_a_lone_surrogate_in_a_name_is_written_somehow(report: Report, form: Any) -> None:
-    """A file name of bytes that are no UTF-8 leaves a summary and metrics that decode."""
+def test_a_lone_surrogate_in_a_name_leaves_decodable_files(report: Report, form: Any) -> None:
+    """A file name that is not UTF-8 leaves a summary and metrics that decode."""
     checks = tuple(replace(one, group=f"{one.group}\udcff") for one in report.verdict.checks)
     changed = replace(
         report,
@@ -131,8 +131,8 @@ def test_a_lone_surrogate_in_a_name_is_written_somehow(report: Report, form: Any
     assert form(changed).decode("utf-8")
 
 
-def test_nothing_that_decides_is_an_error(report: Report) -> None:
-    """A suite in which no check decides has an error of its own: never green."""
+def test_a_suite_without_a_deciding_check_is_an_error(report: Report) -> None:
+    """A suite in which no check decides is never green."""
     checks = tuple(replace(one, decides=False) for one in report.verdict.checks)
     empty = replace(report, verdict=replace(report.verdict, checks=checks, outcome="inconclusive"))
     for changed in (empty, replace(empty, verdict=replace(empty.verdict, checks=()))):
@@ -144,8 +144,7 @@ def test_nothing_that_decides_is_an_error(report: Report) -> None:
 
 
 def test_a_suite_is_green_only_for_a_pass(tmp_path: Path) -> None:
-    """Where every deciding check passes but the criterion is not among them the verdict is
-    inconclusive, and so is the suite."""
+    """If all deciding checks pass but the criterion is not among them, the suite is an error."""
     found = report_of(tmp_path)
     kept = tuple(one for one in found.verdict.checks if one.name != "recall_gain")
     assert {one.outcome for one in kept if one.decides} == {"pass"}
@@ -162,8 +161,8 @@ def rendered(report: Report) -> tuple[str, list[Any]]:
     return parser.render(text), parser.parse(text)
 
 
-def test_markdown_has_the_tags_that_were_meant(report: Report) -> None:
-    """Hostile names add no tag, link, image, heading, emphasis or code to the page."""
+def test_markdown_escapes_hostile_names(report: Report) -> None:
+    """Hostile names add no tag, link, image, heading, emphasis or code."""
     html, _ = rendered(report)
     tags = set(re.findall(r"<(\w+)", html))
     assert tags <= {
@@ -228,7 +227,7 @@ def test_markdown_shows_a_name_as_it_is(tmp_path: Path, name: str) -> None:
 
 
 def test_markdown_leaves_no_bare_address(tmp_path: Path) -> None:
-    """Pages that turn bare addresses into links find none in a name."""
+    """Names contain no bare address that a page would turn into a link."""
     changed = replace(
         report_of(tmp_path), not_checked=("https://example.org/x and www.example.org",)
     )
@@ -283,7 +282,7 @@ def strictly(body: bytes) -> Samples:
 
 
 def test_metrics_parse_strictly_and_say_what_the_report_says(report: Report) -> None:
-    """Every check's outcome and defined numbers, once each, under names that come back whole."""
+    """Every check's outcome and defined figures appear once, under names that survive escaping."""
     found = strictly(openmetrics(report))
     values = {"pass": 1.0, "inconclusive": 0.0, "fail": -1.0}
     verdicts = [value for (name, _), value in found.items() if name == "compatctl_verdict"]
@@ -310,7 +309,7 @@ def test_metrics_parse_strictly_and_say_what_the_report_says(report: Report) -> 
 
 
 def test_metrics_leave_out_what_is_not_a_number(tmp_path: Path) -> None:
-    """With nothing to find recall is not defined: the text has neither NaN nor infinity."""
+    """Undefined recall is left out: the text has neither NaN nor infinity."""
     old, new = tables(tmp_path)
     for path in (old, new):
         with np.load(path) as archive:
@@ -357,7 +356,7 @@ def edited(path: Path, report: Report, **entries: Any) -> Path:
 
 
 def test_what_was_written_can_be_read(tmp_path: Path, report: Report) -> None:
-    """read_report gives the outcome and the digests that the report binds."""
+    """read_report returns the outcome and digests that were written."""
     path = edited(tmp_path / "report.json", report)
     verified = read_report(path)
     assert verified.outcome == report.verdict.outcome
@@ -369,13 +368,13 @@ def test_what_was_written_can_be_read(tmp_path: Path, report: Report) -> None:
 
 @pytest.mark.parametrize("kind", [3, 5, "4", None, 4.5, True])
 def test_another_format_is_refused(tmp_path: Path, report: Report, kind: Any) -> None:
-    """A report of an older or newer format, or of none, is not read."""
+    """A report of an older or newer format, or of none, is refused."""
     with pytest.raises(InputError, match=r"format|not a report"):
         read_report(edited(tmp_path / "report.json", report, format=kind))
 
 
 def test_an_edited_outcome_is_refused(tmp_path: Path, report: Report) -> None:
-    """``pass`` written over another verdict, or over no checks at all, is found."""
+    """``pass`` written over another verdict, or over no checks, is found."""
     raw = json.loads(report.to_bytes())
     verdicts = [{**raw["verdict"], "outcome": "pass", "checks": []}]
     if report.verdict.outcome != "pass":
@@ -387,7 +386,7 @@ def test_an_edited_outcome_is_refused(tmp_path: Path, report: Report) -> None:
 
 
 def test_a_pass_without_the_criterion_is_refused(tmp_path: Path) -> None:
-    """Taking the say from the check of the recall gain does not make a pass."""
+    """A report whose recall gain does not decide is no pass."""
     found = report_of(tmp_path, "old")
     verdict = json.loads(found.to_bytes())["verdict"]
     for one in verdict["checks"]:
@@ -398,7 +397,7 @@ def test_a_pass_without_the_criterion_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_edited_policy_is_refused(tmp_path: Path, report: Report) -> None:
-    """A policy that is not the one whose digest stands beside it is found."""
+    """A policy that does not have the stated digest is found."""
     policy = {**asdict(report.policy), "min_recall_gain": -0.5}
     with pytest.raises(InputError, match="digest"):
         read_report(edited(tmp_path / "report.json", report, policy=policy))
@@ -406,7 +405,7 @@ def test_an_edited_policy_is_refused(tmp_path: Path, report: Report) -> None:
 
 @pytest.mark.parametrize("entry", ["old", "new", "verdict", "policy", "store", "policy_sha256"])
 def test_a_missing_entry_is_refused(tmp_path: Path, report: Report, entry: str) -> None:
-    """A report with an entry taken out or made another type is an input error, no traceback."""
+    """A missing entry, or one of another type, is an input error, not a traceback."""
     raw = json.loads(report.to_bytes())
     path = tmp_path / "report.json"
     path.write_bytes(canonical_json({key: one for key, one in raw.items() if key != entry}))
@@ -460,5 +459,5 @@ def test_hostile_names_through_the_command_line(tmp_path: Path) -> None:
 
 
 def test_judging_nothing_is_no_pass() -> None:
-    """No measurement at all: the verdict that every form writes is inconclusive."""
+    """Without measurements every form says inconclusive."""
     assert judge(Policy(), []).outcome == "inconclusive"

@@ -1,4 +1,4 @@
-"""A report is evidence: deploy makes every outcome again, and knows how verify was asked."""
+"""A report is evidence: deploy derives every outcome again and compares the options of verify."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _forged(shop: Shop, change: Callable[[Check], Check | None]) -> Report:
 
 
 def test_another_word_is_no_other_verdict(seller: Shop) -> None:
-    """``fail`` replaced by ``pass`` everywhere is refused: the numbers still say fail."""
+    """``fail`` replaced by ``pass`` everywhere is refused: the figures still say fail."""
     path = seller.path("worse.json")
     path.write_bytes(path.read_bytes().replace(b'"fail"', b'"pass"'))
     _refused(seller, "worse.json", "contradicts itself")
@@ -96,17 +96,17 @@ def test_another_word_is_no_other_verdict(seller: Shop) -> None:
     ],
     ids=["removed", "without a say", "of another group", "p", "p and interval", "no sample", "all"],
 )
-def test_numbers_that_do_not_fit_each_other_are_refused(
+def test_contradicting_figures_are_refused(
     seller: Shop, change: Callable[[Check], Check | None]
 ) -> None:
-    """A forger who uses the gate's own function for the verdict is found by what is left."""
+    """A forged verdict from the gate's own function is found by the figures left unchanged."""
     report = _forged(seller, change)
     seller.path("worse.json").write_bytes(report.to_bytes())
     _refused(seller, "worse.json")
 
 
-def test_a_policy_that_was_softened_with_its_digest_is_another_policy(seller: Shop) -> None:
-    """Whole and consistent under a policy that asks for nothing, it is not the project's."""
+def test_a_softened_policy_is_not_the_projects_policy(seller: Shop) -> None:
+    """A report that is consistent under a softer policy does not have the project's policy."""
     from compatctl.report import policy_sha256
 
     report = read_report(seller.path("report.json")).report
@@ -139,7 +139,7 @@ def test_a_policy_that_was_softened_with_its_digest_is_another_policy(seller: Sh
     ],
 )
 def test_an_edited_entry_is_refused(seller: Shop, edit: Edit, says: str) -> None:
-    """Every entry of a report that passes has to fit the others."""
+    """Every entry of a passing report must agree with the others."""
     _edit(seller.path("report.json"), edit)
     _refused(seller, "report.json", says)
 
@@ -158,7 +158,7 @@ def test_an_edited_entry_is_refused(seller: Shop, edit: Edit, says: str) -> None
 def test_other_bytes_than_verify_writes_are_refused(
     seller: Shop, edit: Callable[[str], str]
 ) -> None:
-    """A value is written in one way, so that an editor's traces are seen."""
+    """A report has one byte form, so that an editor's changes are found."""
     path = seller.path("report.json")
     text = path.read_text()
     assert edit(text) != text
@@ -166,8 +166,8 @@ def test_other_bytes_than_verify_writes_are_refused(
     _refused(seller, "report.json")
 
 
-def test_an_untouched_report_deploys(seller: Shop) -> None:
-    """What the tests above change is what stands in the way: as it was written it deploys."""
+def test_an_unedited_report_deploys(seller: Shop) -> None:
+    """Without the edits of the tests above the report deploys."""
     assert seller.run("deploy").code == 0
 
 
@@ -214,11 +214,10 @@ def _easy(shop: Shop) -> Path:
     ],
     ids=lambda one: one if isinstance(one, str) else None,
 )
-def test_deploy_knows_how_verify_was_asked(
+def test_deploy_compares_the_options_of_verify(
     seller: Shop, flags: tuple[str, ...], named: str, entry: str | None
 ) -> None:
-    """A flag that the project does not know is named and refused; as the project's entry it is
-    the question."""
+    """An option that the project does not set is refused by name; set in the project it deploys."""
     _pairs(seller)
     _easy(seller)
     files = [str(seller.path(one)) if one.endswith(".csv") else one for one in flags]
@@ -234,8 +233,8 @@ def test_deploy_knows_how_verify_was_asked(
         assert seller.run("deploy").code == 0
 
 
-def test_data_are_compared_by_what_they_ask(seller: Shop) -> None:
-    """Without data deploy refuses, and says which digest to pin; a pin stands for the data."""
+def test_deploy_compares_the_evaluation_set(seller: Shop) -> None:
+    """Without data deploy refuses and names the digest to pin, which replaces the data."""
     project = seller.path("compatctl.yaml")
     text = project.read_text()
     project.write_text("format: 1\nstore: store\n")
@@ -253,8 +252,8 @@ def test_data_are_compared_by_what_they_ask(seller: Shop) -> None:
 
 
 def test_every_option_is_bound_but_those_of_presentation() -> None:
-    """An option that somebody adds is bound, and the project can say it, unless it is listed or
-    of feature tables, whose reports never deploy."""
+    """A new option is bound, and the project can set it, unless it is listed or is of feature
+    tables."""
     names = {one.name for one in fields(VerifyOptions)}
     assert set(PRESENTATION) < names
     assert set(VerifyOptions().bound()) == names - set(PRESENTATION)
@@ -265,9 +264,9 @@ def test_every_option_is_bound_but_those_of_presentation() -> None:
 AGAIN = ("--again", "--reason", "the outage was the network's")
 
 
-def test_what_was_rolled_back_is_spent(seller: Shop) -> None:
-    """The pipeline's deploy does not bring a rolled-back model back, with the same report or a new
-    one; a person does, by --again with a reason, which stands in the history."""
+def test_a_rolled_back_model_needs_again(seller: Shop) -> None:
+    """deploy does not bring a rolled-back model back by any report; --again with a reason does, and
+    the history shows it."""
     verify = ("verify", seller.path("old.onnx"), seller.path("new.onnx"))
     assert seller.run("deploy", *AGAIN).code == 2
     assert seller.run("deploy").json["written"] is True
@@ -291,8 +290,8 @@ def test_what_was_rolled_back_is_spent(seller: Shop) -> None:
     _refused(seller, "report.json", "generation 5 rolled", code=3)
 
 
-def test_a_rollback_to_the_model_makes_it_no_more_spent(seller: Shop) -> None:
-    """A person who restores the deployed generation has decided; what undid it is forgotten."""
+def test_a_rollback_to_the_model_lifts_the_block(seller: Shop) -> None:
+    """Restoring the deployed generation by hand lifts the block."""
     assert seller.run("deploy").code == 0
     assert seller.run("rollback").code == 0
     assert seller.run("rollback", "--to", "2").code == 0
@@ -308,11 +307,9 @@ def test_a_rollback_to_the_model_makes_it_no_more_spent(seller: Shop) -> None:
 KEY = "0123456789abcdef-of-the-gate"
 
 
-def test_a_signature_tells_what_no_arithmetic_can(
-    seller: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A report edited so that everything fits deploys where nobody signs, and is refused where the
-    project asks for signatures, or where the edited one is signed."""
+def test_a_signature_finds_consistent_edits(seller: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consistently edited report deploys without signatures, and is refused if signatures are
+    required or it was signed."""
     verify = ("verify", seller.path("old.onnx"), seller.path("new.onnx"))
     report = ("--report", seller.path("report.json"))
     assert seller.run("deploy", "--dry-run").json["signature"] == "none"
@@ -352,9 +349,9 @@ def _verified(shop: Shop, *more: object, model: str = "new.onnx") -> dict[str, A
     return found
 
 
-def test_every_question_about_a_candidate_is_counted_once(begun: Path, tmp_path: Path) -> None:
-    """Another seed or policy is another attempt and names the earlier ones; the same question is
-    the same attempt with the same bytes; a dry run and another candidate count for nothing."""
+def test_every_distinct_verification_is_counted_once(begun: Path, tmp_path: Path) -> None:
+    """Another seed or policy is a new attempt that names the earlier ones; a repetition is the same
+    attempt with the same bytes; dry runs and other candidates do not count."""
     shutil.copytree(begun, tmp_path / "shop")
     shop = Shop(tmp_path / "shop")
     assert _verified(shop, "--dry-run")["attempt"] == {"number": 1, "earlier": []}
@@ -399,9 +396,9 @@ def test_a_later_attempt_must_show_more(begun: Path, tmp_path: Path) -> None:
     assert shop.run("deploy").code == 0
 
 
-def test_an_attempt_is_not_forgotten_by_leaving_it_out(begun: Path, tmp_path: Path) -> None:
-    """A report that calls a later attempt a first, or that was made beside another copy of the
-    store, does not deploy; one that could not be counted is, where it was a first."""
+def test_an_attempt_that_is_left_out_is_found(begun: Path, tmp_path: Path) -> None:
+    """A report that calls a later attempt a first, or is of another copy of the store, does not
+    deploy; an uncounted first attempt does."""
     shutil.copytree(begun, tmp_path / "shop")
     shop, copy = Shop(tmp_path / "shop"), Shop(tmp_path / "copy")
     shutil.copytree(begun, copy.folder)
@@ -419,8 +416,8 @@ def test_an_attempt_is_not_forgotten_by_leaving_it_out(begun: Path, tmp_path: Pa
     assert shop.run("deploy").code == 0
 
 
-def test_a_damaged_count_is_damage(begun: Path, tmp_path: Path) -> None:
-    """A file of attempts that verify did not write ends verify and check in exit 5."""
+def test_a_damaged_attempts_file_is_damage(begun: Path, tmp_path: Path) -> None:
+    """An attempts file that verify did not write ends verify and check with exit 5."""
     shutil.copytree(begun, tmp_path / "shop")
     shop = Shop(tmp_path / "shop")
     _verified(shop)
@@ -437,9 +434,9 @@ def test_a_damaged_count_is_damage(begun: Path, tmp_path: Path) -> None:
     assert shop.run("check").code == 5
 
 
-def test_what_a_deployed_report_knows_of_attempts_is_not_lost(begun: Path, tmp_path: Path) -> None:
-    """Where the count of a deployed candidate was deleted, or is an older copy, check says so, a
-    further verify is told of every attempt that the report names, and gc counts them again."""
+def test_attempts_are_restored_from_a_deployed_report(begun: Path, tmp_path: Path) -> None:
+    """If the attempts of a deployed candidate are missing or older, check reports it, verify counts
+    every attempt that the report names, and gc restores them."""
     shutil.copytree(begun, tmp_path / "shop")
     shop = Shop(tmp_path / "shop")
     _verified(shop, "--seed", "1")
@@ -470,8 +467,8 @@ def test_what_a_deployed_report_knows_of_attempts_is_not_lost(begun: Path, tmp_p
     assert path.read_bytes() == whole
 
 
-def test_a_store_that_cannot_be_written_says_so(begun: Path) -> None:
-    """verify of a user who may only read the store judges as a first, and says what it left out."""
+def test_verify_with_a_read_only_store_reports_what_it_skips(begun: Path) -> None:
+    """Without write access verify judges a first attempt and reports what it left out."""
     if os.geteuid() != 0:
         pytest.skip("another user is needed, whom only root can become")
     with tempfile.TemporaryDirectory() as name:
@@ -501,7 +498,7 @@ def test_a_store_that_cannot_be_written_says_so(begun: Path) -> None:
         assert len(list(shop.path("store/attempts").glob("*.json"))) == 1
 
 
-def test_people_are_told_of_earlier_attempts(begun: Path, tmp_path: Path) -> None:
+def test_earlier_attempts_are_shown(begun: Path, tmp_path: Path) -> None:
     """The sheet and the Markdown summary of a second attempt name the first."""
     shutil.copytree(begun, tmp_path / "shop")
     shop = Shop(tmp_path / "shop")
@@ -515,8 +512,8 @@ def test_people_are_told_of_earlier_attempts(begun: Path, tmp_path: Path) -> Non
     assert said in summary_file.read_text()
 
 
-def test_the_ef_is_one_that_was_tried(seller: Shop) -> None:
-    """A report whose ef or its recall was changed is refused: deploy would set it."""
+def test_an_edited_ef_is_refused(seller: Shop) -> None:
+    """A report with a changed ef or recall is refused, because deploy would set it."""
     path = seller.path("report.json")
     honest = path.read_bytes()
     _edit(path, lambda raw: raw["ann"].update(ef_needed=11))
@@ -527,8 +524,8 @@ def test_the_ef_is_one_that_was_tried(seller: Shop) -> None:
 
 
 def test_a_model_that_anchored_a_part_of_the_gallery_deploys(seller: Shop) -> None:
-    """Its gains are weighted to the store's shares, its design effect is not: the report as verify
-    wrote it agrees with itself."""
+    """Its gains are weighted to the store's shares, its design effect is not, and the report agrees
+    with itself."""
     data = load(seller.data())
     rows = [i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "gallery")]
     anchors = [{"id": data.ids[i], "sha256": data.digest(i)} for i in rows[: len(rows) // 4]]
@@ -546,15 +543,15 @@ def test_a_model_that_anchored_a_part_of_the_gallery_deploys(seller: Shop) -> No
 
 
 def test_a_report_that_judges_the_index_says_at_which_ef(seller: Shop) -> None:
-    """Without the entry deploy would leave the ef as it is, at which new queries were not tried."""
+    """Without the ef, deploy would keep one at which new queries were not searched."""
     _edit(seller.path("report.json"), lambda raw: raw.update(ann=None))
     _refused(seller, "report.json", "no ef")
 
 
 @pytest.mark.parametrize("name", ["another model", "a warning more", "another name of the data"])
 def test_a_word_replaced_anywhere_is_found(seller: Shop, name: str) -> None:
-    """Also where no number depends on it: the digest of the worse model in the better one's report,
-    above all. Whoever makes the checksum again is found by a signature only."""
+    """A replaced word is found even if no figure depends on it; with a recomputed checksum, only a
+    signature finds it."""
     path = seller.path("report.json")
     text = path.read_text(encoding="utf-8")
     better, worse = (Encoder.load(seller.path(f"{one}.onnx")).sha256 for one in ("new", "worse"))
