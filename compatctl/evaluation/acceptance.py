@@ -1,4 +1,4 @@
-"""What a threshold accepts: error rates of both models, what keeps them, and how scores moved."""
+"""What a threshold accepts: error rates of both models, the threshold or map that keeps them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from compatctl.core.thresholds import AcceptCounts, count_accepts, threshold_kee
 from compatctl.report import Calibration, ErrorRates, OperatingPoint
 
 FARS = (0.01, 0.001)
-"""False accept rates at which both models' thresholds and false reject rates are reported."""
+"""False accept rates at which thresholds and false reject rates of both models are reported."""
 SCORE_SHIFT = 0.05
-"""A mean cosine that moves by more than this moves what a threshold accepts, and is warned of."""
+"""A mean cosine that moves by more than this is warned of: thresholds change their meaning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """The similarity thresholds that are used with old and with new queries.
+    """The similarity thresholds of old and of new queries.
 
-    ``scale``: the map from old queries' cosines to the scores that the thresholds are of, where the
-    store has one.
+    ``scale``: the store's map from old queries' cosines to the scores that thresholds apply to.
     """
 
     old: float
@@ -37,32 +36,31 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRequest:
-    """That scores are to be calibrated; ``scale`` as ``Thresholds``."""
+    """Asks for calibrated scores; ``scale`` as in ``Thresholds``."""
 
     scale: ScoreMap | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossFitCalibration:
-    """The map from new queries' cosines to the scores that callers know, and one for each half of
-    the classes that was fitted on the other half, so that no class is judged by its own map."""
+    """The map from new queries' cosines to the scores that callers know, and for each half of the
+    classes one that is fitted on the other half, so that no class is judged by its own map."""
 
     of_all: ScoreMap
     of_others: tuple[ScoreMap, ScoreMap]
     half: Codes
-    """(Q,) 0 or 1: which of them is a query's."""
+    """(Q,) 0 or 1: the half of each query."""
     far: dict[str, dict[str, float]]
-    """At old thresholds of a few false accept rates: that rate, and the new one by the other
-    half's map."""
+    """At the old thresholds of ``FARS``: the old rate, and the new one by the other half's map."""
 
     @property
     def reported(self) -> Calibration:
-        """As the report has it."""
+        """The report's entry."""
         return Calibration(knots=self.of_all.knots, far=self.far)
 
     def cosines(self, threshold: float) -> Floats:
         """(Q,) the cosine at which each new query is accepted."""
-        of_half = np.array([one.inverse(threshold) for one in self.of_others])
+        of_half = np.array([scale.inverse(threshold) for scale in self.of_others])
         return np.asarray(of_half[self.half], dtype=np.float64)
 
 
@@ -79,8 +77,8 @@ def fit_calibration(
         queries: old and new ones (Q, D).
         gallery: (G, D) that both search.
         truth: what each pair is.
-        classes: (Q,) codes of what goes into one half; of several kinds (Q, K) the first.
-        scale: as ``Thresholds``.
+        classes: (Q,) codes of the units that are halved; of several kinds (Q, K) the first.
+        scale: as in ``Thresholds``.
 
     Raises:
         InputError: too few pairs of two classes.
@@ -95,14 +93,14 @@ def fit_calibration(
     raw = [fit_score_map(old[one], new[one]) for one in (1, 0)]
     of_all = fit_score_map(old[0] + old[1], new[0] + new[1])
     far = {}
-    for asked in FARS:
-        point = (old[0] + old[1]).at_far(asked)
+    for rate in FARS:
+        point = (old[0] + old[1]).at_far(rate)
         if point is not None:
-            at = [raw[one].inverse(point[0]) for one in (0, 1)]
-            accepted = sum(new[one].accepted(at[one]) for one in (0, 1))
-            pairs = sum(int(one.diff.sum()) for one in new)
-            far[f"{asked:g}"] = {"old": (old[0] + old[1]).far_at(point[0]), "new": accepted / pairs}
-    by_second, by_first = (one if scale is None else one.then(scale) for one in raw)
+            cosines = [raw[index].inverse(point[0]) for index in (0, 1)]
+            accepted = sum(new[index].accepted(cosines[index]) for index in (0, 1))
+            pairs = sum(int(counts.diff.sum()) for counts in new)
+            far[f"{rate:g}"] = {"old": (old[0] + old[1]).far_at(point[0]), "new": accepted / pairs}
+    by_second, by_first = (fit if scale is None else fit.then(scale) for fit in raw)
     return CrossFitCalibration(
         of_all=of_all if scale is None else of_all.then(scale),
         of_others=(by_second, by_first),
@@ -115,24 +113,29 @@ def error_rates(
     queries: tuple[Features, Features],
     gallery: Features,
     truth: PairTruth,
-    at: Thresholds,
+    thresholds: Thresholds,
     calibration: CrossFitCalibration | None = None,
 ) -> tuple[tuple[AcceptCounts, AcceptCounts], ErrorRates]:
     """False accepts and false rejects of old and new queries, and the threshold that keeps the
-    FAR of the old ones. With a ``calibration`` new queries are held to the old threshold by it."""
+    FAR of the old ones. A ``calibration`` maps new queries to the old threshold."""
 
     def of(features: Features, threshold: float | Floats) -> AcceptCounts:
         return count_accepts(features, gallery, truth, threshold)
 
-    cosines = {"old": at.old if at.scale is None else at.scale.inverse(at.old), "new": at.new}
-    used: float | Floats = at.new
+    cosines = {"old": thresholds.old, "new": thresholds.new}
+    if thresholds.scale is not None:
+        cosines["old"] = thresholds.scale.inverse(thresholds.old)
+    used: float | Floats = thresholds.new
     if calibration is not None:
-        used, cosines["new"] = calibration.cosines(at.old), calibration.of_all.inverse(at.old)
+        used, cosines["new"] = (
+            calibration.cosines(thresholds.old),
+            calibration.of_all.inverse(thresholds.old),
+        )
     old, new = of(queries[0], cosines["old"]), of(queries[1], used)
     keeping = threshold_keeping_far(queries[1], gallery, truth, int(old.diff_accepted.sum()))
     return (old, new), ErrorRates(
-        old_threshold=at.old,
-        new_threshold=at.new,
+        old_threshold=thresholds.old,
+        new_threshold=thresholds.new,
         cosines=cosines,
         calibrated=calibration is not None,
         far={"old": old.far, "new": new.far},
@@ -148,26 +151,26 @@ def operating_points(
     """Thresholds and FRR of old and new queries at a few false accept rates."""
     old, new = (score_histogram(one, gallery, truth) for one in queries)
     counts = {"old": old, "new": new}
-    found = []
+    rows = []
     for far in FARS:
-        points = {name: one.at_far(far) for name, one in counts.items()}
+        points = {name: scores.at_far(far) for name, scores in counts.items()}
         resolved = {name: point for name, point in points.items() if point is not None}
         if len(resolved) == len(points):
-            found.append(
+            rows.append(
                 OperatingPoint(
                     far=far,
                     threshold={name: point[0] for name, point in resolved.items()},
                     frr={name: point[1] for name, point in resolved.items()},
                 )
             )
-    return tuple(found)
+    return tuple(rows)
 
 
-def shift_warnings(found: Inequalities | None, *, judged: bool) -> tuple[str, ...]:
-    """A sentence where scores moved and neither a threshold nor a calibration was asked for."""
-    if found is None or judged:
+def shift_warnings(means: Inequalities | None, *, judged: bool) -> tuple[str, ...]:
+    """A sentence if scores moved and neither a threshold nor ``--calibrate`` is given."""
+    if means is None or judged:
         return ()
-    moved = {"its class": found.same_gain, "other classes": -found.diff_gain}
+    moved = {"its class": means.same_gain, "other classes": -means.diff_gain}
     large = {kind: by for kind, by in moved.items() if abs(by) > SCORE_SHIFT}
     if not large:
         return ()
@@ -179,7 +182,7 @@ def shift_warnings(found: Inequalities | None, *, judged: bool) -> tuple[str, ..
 
 
 def scale_warnings(scale: ScoreMap | None, *, calibrate: bool) -> tuple[str, ...]:
-    """A sentence where the store maps scores today, and would not with the candidate."""
+    """A sentence if the store maps scores now, and would not with the candidate."""
     if scale is None or calibrate:
         return ()
     return (
@@ -188,18 +191,15 @@ def scale_warnings(scale: ScoreMap | None, *, calibrate: bool) -> tuple[str, ...
     )
 
 
-def threshold_step(policy: Policy, stands: set[str], rates: ErrorRates | None) -> str:
-    """What to do where only the threshold's checks stand in the way; empty where others do too.
-
-    ``stands``: names of the deciding checks that did not pass.
-    """
-    if rates is None or not stands or not stands <= {"far_ratio", "frr_increase"}:
+def threshold_step(policy: Policy, failed: set[str], rates: ErrorRates | None) -> str:
+    """What to do if only the threshold's checks ``failed`` to pass; empty if others did too."""
+    if rates is None or not failed or not failed <= {"far_ratio", "frr_increase"}:
         return ""
     if rates.calibrated and rates.far["old"] > 0:
         return ""  # the map keeps the false accept rate as well as any threshold
-    if stands == {"frr_increase"} and not rates.same_far_frr < rates.frr["new"]:
+    if failed == {"frr_increase"} and not rates.same_far_frr < rates.frr["new"]:
         return ""  # no lower threshold keeps the false accept rate
-    if not rates.far["old"] > 0 and "far_ratio" in stands:
+    if not rates.far["old"] > 0 and "far_ratio" in failed:
         return (
             f"old queries accept no item of another class at {rates.old_threshold:g} here, so a "
             "ratio of false accepts is not defined: hold out more classes"

@@ -1,7 +1,10 @@
-"""Which held-out queries decide: those of classes that the candidate never saw.
+"""Which held-out queries decide: those of classes that the candidate never saw, and no near-copies.
 
-Items that were trained on are found by id and by the digest of their bytes, and are an error unless
-they are asked to be reported apart.
+Items that were trained on are found by id and by the digest of their bytes. They are an error,
+unless ``--allow-seen`` reports them as a group of their own. A near-copy has other bytes and
+another id, but shows an image that was trained on or anchored. Its perceptual hash shows it, or the
+old model's vector: re-compression moves a vector far and the hash hardly, and a record may have no
+hashes.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ from compatctl.evaluation.pairs import resolve_pairs
 from compatctl.evaluation.protocol import QueryGroup, group_rows, has_roles, query_group, query_rows
 
 NEAR = 0.005
-"""Two vectors are of near-copies where 1 - cosine is below this share of its mean over all pairs of
-queries and rows; measured in docs/verify.md. Of a mean cosine of 0 that is a cosine of .995."""
+"""Two vectors are near-copies if 1 - cosine is below this share of its mean over all pairs of
+queries and rows; measured in docs/verify.md. With a mean cosine of 0 that is a cosine of .995."""
 _SAMPLE = 10_000
-"""Rows that the mean is taken of."""
+"""Rows over which the mean is taken."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,19 +39,19 @@ class Groups:
     query_groups: tuple[QueryGroup, ...]
     pairs: tuple[Rows, Rows, Bools] | None = None
     near: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Held-out queries that are nearly an item that went through the new model"""
+    """Held-out queries that are near-copies of an item that went through the new model."""
     near_by_vector: int = 0
-    """Those of them that only the old model's vector shows"""
+    """Those of them that only the old model's vector shows."""
     trained: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Held-out queries that trained, where they are allowed"""
+    """Held-out queries that were trained on, if they are allowed."""
     held_out: int = 0
-    """Held-out queries, with these and without those that trained"""
+    """Held-out queries, near-copies included, trained ones not."""
     pairs_seen: bool = False
-    """Whether items or classes of the pairs were trained on: then they have no say."""
+    """Whether items or classes of the pairs were trained on: then pairs do not decide."""
 
     @property
     def pair_rows(self) -> Rows:
-        """Rows of the items that stand in pairs."""
+        """Rows of the items in pairs."""
         if self.pairs is None:
             return np.zeros(0, np.int64)
         return np.union1d(self.pairs[0], self.pairs[1])
@@ -59,7 +62,7 @@ class Groups:
         return len(self.query_groups[0].slices)
 
 
-def query_groups(data: Dataset, seen: TrainingRecord | None, options: VerifyOptions) -> Groups:
+def query_groups(data: Dataset, record: TrainingRecord | None, options: VerifyOptions) -> Groups:
     """Held-out queries by what the candidate saw: unseen classes, seen classes, trained items.
 
     Raises:
@@ -69,31 +72,31 @@ def query_groups(data: Dataset, seen: TrainingRecord | None, options: VerifyOpti
     columns_of(data, (), options.slices)  # or an error that names the columns
     pairs = resolve_pairs(read_pairs(options.pairs), data.row_of) if options.pairs else None
     held_out = query_rows(data, "test")
-    if seen is None:
+    if record is None:
         group = query_group(DECIDING_GROUP, data, held_out, options.slices, options.cluster)
         return Groups(query_groups=(group,), pairs=pairs, held_out=len(held_out))
     in_pairs = np.zeros(0, np.int64) if pairs is None else np.union1d(pairs[0], pairs[1])
-    used = _refuse_trained(data, in_pairs, seen, options, "items of pairs")
-    if not has_roles(data):  # every item queries: one that anchored must not
-        keep = [row for row in held_out if not seen.is_anchor(data.items[row].id)]
+    used = _refuse_trained(data, in_pairs, record, options, "items of pairs")
+    if not has_roles(data):  # every item queries, except anchors
+        keep = [row for row in held_out if not record.is_anchor(data.items[row].id)]
         held_out = np.array(keep, np.int64)
-    near = near_copies(data, held_out, seen)  # first: the digests come from the same reading
-    trained = _refuse_trained(data, held_out, seen, options, "held-out queries")
+    near = near_copies(data, held_out, record)  # first: the digests come from the same reading
+    trained = _refuse_trained(data, held_out, record, options, "held-out queries")
     left, near = np.setdiff1d(held_out, trained), np.setdiff1d(near, trained)
     return Groups(
-        query_groups=_by_class(data, seen, np.setdiff1d(left, near), (trained, near), options),
+        query_groups=_by_class(data, record, np.setdiff1d(left, near), (trained, near), options),
         pairs=pairs,
         near=near,
         trained=trained,
         held_out=len(left),
-        pairs_seen=len(used) > 0 or any(seen.knows_class(data.labels[row]) for row in in_pairs),
+        pairs_seen=len(used) > 0 or any(record.knows_class(data.labels[row]) for row in in_pairs),
     )
 
 
 def with_near_copies(
-    groups: Groups, rows: Rows, data: Dataset, seen: TrainingRecord, options: VerifyOptions
+    groups: Groups, rows: Rows, data: Dataset, record: TrainingRecord, options: VerifyOptions
 ) -> Groups:
-    """The same where these held-out queries, too, are near-copies: their vectors show it."""
+    """The same with these held-out queries as near-copies, which their vectors show."""
     if not len(rows):
         return groups
     near = np.union1d(groups.near, rows)
@@ -101,7 +104,7 @@ def with_near_copies(
     fresh = np.setdiff1d(every, np.union1d(groups.trained, near))
     return replace(
         groups,
-        query_groups=_by_class(data, seen, fresh, (groups.trained, near), options),
+        query_groups=_by_class(data, record, fresh, (groups.trained, near), options),
         near=near,
         near_by_vector=len(near) - len(groups.near),
     )
@@ -109,48 +112,48 @@ def with_near_copies(
 
 def _by_class(
     data: Dataset,
-    seen: TrainingRecord,
+    record: TrainingRecord,
     fresh: Rows,
-    beside: tuple[Rows, Rows],
+    apart: tuple[Rows, Rows],
     options: VerifyOptions,
 ) -> tuple[QueryGroup, ...]:
-    labels = np.array([seen.knows_class(data.items[row].label) for row in fresh], bool)
-    unseen = fresh[~labels]
+    trained = np.array([record.knows_class(data.items[row].label) for row in fresh], bool)
+    unseen = fresh[~trained]
     groups = [query_group(DECIDING_GROUP, data, unseen, options.slices, options.cluster)]
-    if labels.any():
-        groups.append(query_group("seen", data, fresh[labels], (), options.cluster))
-    for name, rows in zip(("trained", "near copies"), beside, strict=True):
+    if trained.any():
+        groups.append(query_group("seen", data, fresh[trained], (), options.cluster))
+    for name, rows in zip(("trained", "near copies"), apart, strict=True):
         if len(rows):
             groups.append(query_group(name, data, rows, (), options.cluster))
     return tuple(groups)
 
 
 def _refuse_trained(
-    data: Dataset, rows: Rows, seen: TrainingRecord, options: VerifyOptions, what: str
+    data: Dataset, rows: Rows, record: TrainingRecord, options: VerifyOptions, what: str
 ) -> Rows:
-    """Those of ``rows`` that were trained on, where they are allowed."""
+    """Those of ``rows`` that were trained on, if ``--allow-seen`` allows them."""
     trained = np.array(
-        [row for row in rows if seen.trained_on(data.items[row].id, data.digest(int(row)))],
+        [row for row in rows if record.trained_on(data.items[row].id, data.digest(int(row)))],
         np.int64,
     )
     if len(trained) and not options.allow_seen:
         names = ", ".join(data.items[row].id for row in trained[:3])
         raise InputError(
             f"{len(trained)} of {len(rows)} {what} were trained on: {names} ...",
-            tip="hold out other items, or pass --allow-seen to report them apart",
+            tip="hold out other items, or pass --allow-record to report them apart",
         )
     return trained
 
 
-def near_copies(data: Dataset, rows: Rows, seen: TrainingRecord) -> Rows:
+def near_copies(data: Dataset, rows: Rows, record: TrainingRecord) -> Rows:
     """Those of ``rows`` (n,) that look like an item that went through the new model.
 
     An image that does not decode looks like none.
     """
-    if not len(seen.looks) or not len(rows):
+    if not len(record.looks) or not len(rows):
         return np.zeros(0, np.int64)
     found, good = data.looks(rows.tolist())
-    near: Rows = rows[good[matches_any_hash(found, seen.looks)]]
+    near: Rows = rows[good[matches_any_hash(found, record.looks)]]
     return near
 
 
@@ -165,8 +168,8 @@ def near_vectors(queries: Vectors, self_row: Rows, gallery: Vectors, rows: Rows)
         return np.zeros(len(queries), bool)
     sample = gallery[rows[:: -(-len(rows) // _SAMPLE)]]
     mean = float(queries.mean(axis=0, dtype=np.float64) @ sample.mean(axis=0, dtype=np.float64))
-    at = np.searchsorted(rows, self_row)
-    own = np.where(rows[np.minimum(at, len(rows) - 1)] == self_row, at, -1)
-    found = exact_search_pieces(queries, row_pieces(gallery, rows), 1, own)
-    near: Bools = 1 - found.scores[:, 0] < NEAR * (1 - mean)
+    position = np.searchsorted(rows, self_row)
+    own = np.where(rows[np.minimum(position, len(rows) - 1)] == self_row, position, -1)
+    nearest = exact_search_pieces(queries, row_pieces(gallery, rows), 1, own)
+    near: Bools = 1 - nearest.scores[:, 0] < NEAR * (1 - mean)
     return near

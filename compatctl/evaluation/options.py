@@ -1,4 +1,4 @@
-"""What a user may ask of one verification, besides what the project and the policy say."""
+"""The options of one verification, beyond the project's entries and the policy."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from compatctl.files import sha256_file
 from compatctl.recipe import Project
 
 PRESENTATION = ("latency", "dry_run", "outputs")
-"""Options that change no verdict: every other one is bound, a new one too."""
+"""Options that change no verdict; every other one is compared by deploy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """``training``: the candidate's record; ``threshold``: the cosine at which the deployed system
-    accepts, ``new_threshold`` the one that new queries will be used with (default: the same);
-    ``calibrate``: map new scores to the scale of the old ones, so that thresholds keep their
-    meaning; ``slices``: columns of the data; ``cluster``: columns whose values are resampled as
-    units; ``ignore_same``: columns in which a gallery item of the query's label may not be like the
-    query, or it does not count; ``pairs``, ``qrels``: files of judgments. Without ``self_test`` the
-    new model embeds no gallery item. ``similarity``: of feature tables that do not say theirs.
+    """The fields are named like the options of ``verify``.
+
+    ``threshold``: the cosine at which the deployed system accepts; ``new_threshold``: the one for
+    new queries (default: the same). ``calibrate``: map new scores to the scale of the old ones.
+    ``slices``, ``cluster``, ``ignore_same``: columns of the data. ``pairs``, ``qrels``: files of
+    judgments. ``self_test``: the new model embeds the gallery too. ``similarity``: that of feature
+    tables that do not name one.
     """
 
     training: Path | None = None
@@ -46,7 +46,7 @@ class VerifyOptions:
     self_test: bool = True
     similarity: str | None = None
     seed: int | None = None
-    """Null: the project's."""
+    """None: the project's."""
     dry_run: bool = False
     outputs: Outputs = field(default_factory=Outputs)
 
@@ -59,7 +59,7 @@ class VerifyOptions:
             raise UsageError(f"a seed is a whole number of at least 0, got {self.seed}")
 
     def within(self, project: Project) -> VerifyOptions:
-        """These options, and the project's where none was given."""
+        """These options, and the project's where one is not given."""
         kept, here, gate = self.outputs, project, project.gate
         new_threshold = self.new_threshold
         return replace(
@@ -86,38 +86,38 @@ class VerifyOptions:
         )
 
     def bound(self) -> dict[str, Any]:
-        """The question, as JSON values: every option that can change a verdict.
+        """Every option that can change a verdict, as JSON values.
 
-        A file is named by the sha256 of its bytes, a list is sorted.
+        A file is the sha256 of its bytes; a list is sorted.
 
         Raises:
             InputError: a file cannot be read.
         """
-        names = [one.name for one in fields(self) if one.name not in PRESENTATION]
+        names = [option.name for option in fields(self) if option.name not in PRESENTATION]
         return {name: _json_value(getattr(self, name)) for name in names}
 
     def check(self, policy: Policy) -> None:
-        """Refuse to leave out what the policy decides by.
+        """Refuse ``--no-self-test`` if the policy needs the self-test.
 
         Raises:
-            UsageError: no self-test, and a policy that asks for it or for the mixed gallery.
+            UsageError: the policy decides by the self-test or the mixed gallery.
         """
-        asked = [
+        needed = [
             key
             for key in ("min_self_test_gain", "min_mixed_gain")
             if getattr(policy, key) is not None
         ]
-        if asked and not self.self_test:
+        if needed and not self.self_test:
             raise UsageError(
-                f"--no-self-test, but policy {policy.name} decides by {', '.join(asked)}",
+                f"--no-self-test, but policy {policy.name} decides by {', '.join(needed)}",
                 tip="leave the flag out, or name a policy in which these are null",
             )
 
     def check_models(self) -> None:
-        """Refuse what models cannot answer.
+        """Refuse options of feature tables.
 
         Raises:
-            UsageError: the similarity was said.
+            UsageError: a similarity is given.
         """
         if self.similarity is not None:
             raise UsageError(
@@ -126,7 +126,7 @@ class VerifyOptions:
             )
 
     def check_cosines(self, policy: Policy, similarity: str) -> None:
-        """Refuse what is defined by cosines, where vectors are compared otherwise.
+        """Refuse what is defined by cosines, if vectors are compared in another way.
 
         Raises:
             UsageError: a threshold, pairs, or a policy that decides by an inequality.
@@ -135,18 +135,18 @@ class VerifyOptions:
         given["--calibrate"] = self.calibrate
         margins = ("same_class_margin", "different_class_margin")
         given |= {f"policy key {key}": getattr(policy, key) is not None for key in margins}
-        for name, there in given.items():
-            if there:
+        for name, is_given in given.items():
+            if is_given:
                 raise UsageError(
                     f"{name} is about cosines, and these tables are compared by {similarity}",
                     tip="leave it out (a policy: null); recall and its checks are of the ranking",
                 )
 
     def check_features(self) -> None:
-        """Refuse what feature tables cannot answer.
+        """Refuse options of models, and unknown similarities.
 
         Raises:
-            UsageError: latency or a training record was asked about, or another similarity.
+            UsageError: ``--latency``, ``--training``, or an unknown similarity.
         """
         if self.similarity is not None and self.similarity not in SIMILARITIES:
             raise UsageError(f"--similarity is {', '.join(SIMILARITIES)}, got {self.similarity!r}")
@@ -159,17 +159,16 @@ class VerifyOptions:
 
     @property
     def queries_file(self) -> Path | None:
-        """Where to write a line for each query; None: nowhere."""
+        """The file with a line for each query; None: it is not written."""
         return None if self.dry_run else self.outputs.queries
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every column of the data that is asked about, once."""
+        """Every column of the data that an option names, once."""
         return tuple(dict.fromkeys((*self.slices, *self.cluster, *self.ignore_same)))
 
     def thresholds(self, scale: ScoreMap | None = None) -> Thresholds | None:
-        """The thresholds of old and new queries, where one was given, on the ``scale`` of the
-        store's scores."""
+        """The thresholds of old and new queries, on the ``scale`` of the store's scores."""
         if self.calibrate and self.new_threshold is not None:
             raise UsageError(
                 "--calibrate keeps the threshold, and --new-threshold names another",
@@ -183,31 +182,31 @@ class VerifyOptions:
         return Thresholds(old=self.threshold, new=new, scale=scale)
 
     def calibration(self, scale: ScoreMap | None = None) -> CalibrationRequest | None:
-        """How scores are to be calibrated, where that was asked for."""
+        """The request to calibrate scores; None without ``--calibrate``."""
         return CalibrationRequest(scale=scale) if self.calibrate else None
 
     def unchecked(self) -> tuple[str, ...]:
-        """What was not asked for."""
-        found = []
+        """What is not checked because its option is not given."""
+        notes = []
         if self.threshold is None:
-            found.append("false accepts, false rejects: no --threshold")
+            notes.append("false accepts, false rejects: no --threshold")
         elif self.qrels is not None:
-            found.append(
+            notes.append(
                 "false accepts of items of the query's label that nobody judged; those of another "
                 "label count as false"
             )
         if not self.slices:
-            found.append("slices: no --slice")
+            notes.append("slices: no --slice")
         if not self.self_test:
-            found.append("self-test, mixed gallery: --no-self-test")
-        return tuple(found)
+            notes.append("self-test, mixed gallery: --no-self-test")
+        return tuple(notes)
 
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, Path):
         return sha256_file(value)
     if isinstance(value, tuple):
-        return sorted(_json_value(one) for one in value)
+        return sorted(_json_value(item) for item in value)
     if value is not None and not isinstance(value, bool | int | float | str):
-        raise TypeError(f"an option of type {type(value).__name__} cannot be bound")
+        raise TypeError(f"an option of type {type(value).__name__} cannot be recorded")
     return value

@@ -1,4 +1,4 @@
-"""Pairs given by the user, as in face verification: both models on exactly these pairs."""
+"""The user's pairs, as in face verification: both models on exactly these pairs."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ MIN_PAIRS = FOLDS
 
 
 def resolve_pairs(pairs: Sequence[Pair], row: Mapping[str, int]) -> tuple[Rows, Rows, Bools]:
-    """Rows of both items of every pair, and whether it is of one class.
+    """Rows of both items of every pair, and whether they are of one class.
 
     ``row``: item id -> row of the data.
 
     Raises:
         InputError: an id that the data does not have, or too few pairs of either kind.
     """
-    unknown = [one for pair in pairs for one in (pair.first, pair.second) if one not in row]
+    unknown = [item for pair in pairs for item in (pair.first, pair.second) if item not in row]
     if unknown:
         raise InputError(
             f"{len(unknown)} ids of the pairs are not in the data: {', '.join(unknown[:3])} ..."
@@ -73,11 +73,11 @@ def measure_pairs(
 ) -> tuple[list[Measurement], PairsResult]:
     """Inequalities, accuracy, TAR and ROC; the first item of a pair queries, the second is stored.
 
-    ``queries`` are old and new features (N, D), ``gallery`` the old ones; the classes of both items
-    are what is resampled, and the units of the ``cluster`` columns: name -> N values.
+    ``queries``: old and new features (N, D); ``gallery``: the old ones. The classes of both items
+    are resampled, and the units of the ``cluster`` columns (name -> N values).
     """
     first, second, same = rows
-    old, new = (row_products(one, first, gallery, second) for one in queries)
+    old, new = (row_products(features, first, gallery, second) for features in queries)
     used = np.concatenate([first, second])
     codes = np.unique([labels[row] for row in used], return_inverse=True)[1].astype(np.int64)
     units = resampling_units(
@@ -88,11 +88,11 @@ def measure_pairs(
     def estimate(values: NDArray[np.float64], kind: Bools, harm: int = 0) -> Estimate:
         return estimate_pairs(values[kind], a[kind], b[kind], replicates, draw(), harm=harm)
 
-    def measured(name: str, found: Estimate, n: int, detail: str) -> Measurement:
+    def measured(name: str, value: Estimate, n: int, detail: str) -> Measurement:
         return Measurement(
             name=name,
             group=PAIRS,
-            estimate=found,
+            estimate=value,
             n=n,
             n_queries=n,
             may_decide=True,
@@ -103,7 +103,7 @@ def measure_pairs(
     curves = roc(old, same), roc(new, same)
     gained, far = _accepted_gain(policy, curves, old, new)
     change = new - old
-    found = [
+    checks = [
         measured("same_class", estimate(change, same), int(same.sum()),
                      "The mean cosine of the given pairs of one class moves by "
                      f"{change[same].mean():+.5f}, and should not fall (1a)"),
@@ -114,7 +114,7 @@ def measure_pairs(
                      f"Pairs of one class accepted at FAR {policy.pair_far:g}: their share moves "
                      f"{gained[same].mean():+.4f}"),
     ]  # fmt: skip
-    return found, _result(old, new, same, curves)
+    return checks, _result(old, new, same, curves)
 
 
 def _accepted_gain(
@@ -124,36 +124,38 @@ def _accepted_gain(
     new: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], bool]:
     """(P,) accepted by new less accepted by old, each at its threshold; whether FAR resolves."""
-    at = [tar_at_far(curve, policy.pair_far) for curve in curves]
-    gained = (new >= at[1].threshold).astype(np.float64) - (old >= at[0].threshold)
-    return gained, all(one.resolved for one in at)
+    points = [tar_at_far(curve, policy.pair_far) for curve in curves]
+    gained = (new >= points[1].threshold).astype(np.float64) - (old >= points[0].threshold)
+    return gained, all(point.resolved for point in points)
 
 
 def _result(
     old: NDArray[np.float64], new: NDArray[np.float64], same: Bools, curves: tuple[Roc, Roc]
 ) -> PairsResult:
     folds = np.zeros(len(same), np.int64)
-    for kind in (same, ~same):  # both kinds are spread over all folds
+    for kind in (same, ~same):  # spread both kinds over all folds
         folds[kind] = np.arange(kind.sum()) % FOLDS
     names = ("old", "new")
     scores = dict(zip(names, (old, new), strict=True))
-    lines = dict(zip(names, curves, strict=True))
+    named = dict(zip(names, curves, strict=True))
     return PairsResult(
         n_same=int(same.sum()),
         n_diff=int((~same).sum()),
-        accuracy={name: crossvalidated_accuracy(one, same, folds) for name, one in scores.items()},
-        equal_error_rate={name: equal_error_rate(one) for name, one in lines.items()},
-        tar={name: {f"{far:g}": _tar(one, far) for far in FARS} for name, one in lines.items()},
-        roc={name: _points(one) for name, one in lines.items()},
+        accuracy={
+            name: crossvalidated_accuracy(values, same, folds) for name, values in scores.items()
+        },
+        equal_error_rate={name: equal_error_rate(curve) for name, curve in named.items()},
+        tar={name: {f"{far:g}": _tar(curve, far) for far in FARS} for name, curve in named.items()},
+        roc={name: _points(curve) for name, curve in named.items()},
     )
 
 
 def _tar(curve: Roc, far: float) -> float | None:
-    found = tar_at_far(curve, far)
-    return found.tar if found.resolved else None
+    point = tar_at_far(curve, far)
+    return point.tar if point.resolved else None
 
 
 def _points(curve: Roc) -> tuple[tuple[float, float], ...]:
-    """At most POINTS points of the curve, its ends among them."""
-    at = np.unique(np.linspace(0, len(curve.far) - 1, POINTS).round().astype(int))
-    return tuple((float(curve.far[i]), float(curve.tar[i])) for i in at)
+    """At most ``POINTS`` points of the curve, with both ends."""
+    kept = np.unique(np.linspace(0, len(curve.far) - 1, POINTS).round().astype(int))
+    return tuple((float(curve.far[i]), float(curve.tar[i])) for i in kept)

@@ -19,15 +19,15 @@ from compatctl.evaluation.clusters import all_columns, columns_of
 from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half
 
 MAX_SLICES = 500
-"""Every one is a check with thousands of replicates, and Holm's method divides the level by all."""
+"""Each is a check with thousands of replicates, and Holm's method divides the level by all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryGroup:
     """Rows of one data set that query and that are searched; ``name`` is the group's name.
 
-    ``slices``: name -> (len(queries),) which queries are in it; ``cluster``: columns by whose
-    values queries are resampled, besides their classes.
+    ``slices``: name -> (Q,) which queries are in it; ``cluster``: columns by whose values queries
+    are resampled, as well as by their classes.
     """
 
     name: str
@@ -48,7 +48,7 @@ def query_rows(data: Dataset, split: str) -> Rows:
 
 
 def gallery_rows(data: Dataset) -> Rows:
-    """Rows that are searched: every gallery item, of every split and class, as in production."""
+    """Rows that are searched: every gallery item, of every split and class."""
     roles = has_roles(data)
     return as_rows(i for i, item in enumerate(data.items) if not roles or item.role == "gallery")
 
@@ -65,9 +65,9 @@ def query_group(
     slice_columns: Sequence[str] = (),
     cluster: tuple[str, ...] = (),
 ) -> QueryGroup:
-    """The group of these queries, which search the whole gallery of the data.
+    """The group of these queries, which search every gallery item of the data.
 
-    Items of trained classes are in it: they are what a new model drags unseen queries towards.
+    Items of trained classes stay in: a new model pulls unseen queries towards them.
     """
     columns = {
         column: [data.items[row].slices.get(column, "") for row in queries]
@@ -83,16 +83,15 @@ def query_group(
 
 
 def slice_masks(columns: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bool_]]:
-    """Name -> (Q,) which queries are in it, of columns of Q values; an empty value is no slice.
+    """Name -> (Q,) which queries are in it, from columns of Q values; an empty value is no slice.
 
     Raises:
-        InputError: two slices of one name, so that one would stand in for the other, or more than
-            ``MAX_SLICES``.
+        InputError: two slices with one name, or more than ``MAX_SLICES``.
     """
     slices: dict[str, NDArray[np.bool_]] = {}
-    for column, given in columns.items():
-        values = np.array(given, dtype=object)
-        for value in sorted({*given} - {""}):
+    for column, texts in columns.items():
+        values = np.array(texts, dtype=object)
+        for value in sorted({*texts} - {""}):
             name = f"{column}={value}"
             if name in slices:
                 raise InputError(f"two slices are called {name}", tip="rename one of the columns")
@@ -106,7 +105,7 @@ def slice_masks(columns: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bo
 
 
 def drop_rows(group: QueryGroup, bad: set[int]) -> QueryGroup:
-    """The group less the rows that could not be embedded."""
+    """The group without the bad rows."""
     if not bad:
         return group
     keep = np.array([row not in bad for row in group.queries], bool)
@@ -136,7 +135,7 @@ def ground_truth(data: Dataset, group: QueryGroup) -> GroundTruth:
 
 
 def same_dimension(old: int, new: int) -> None:
-    """The gallery's dimension is fixed for ever: both encoders must end in it."""
+    """Raise unless both are equal: the gallery's dimension never changes."""
     if old != new:
         raise InputError(
             f"the two models differ in dimension: old {old}, new {new}",
@@ -145,6 +144,6 @@ def same_dimension(old: int, new: int) -> None:
 
 
 def group_rows(groups: Sequence[QueryGroup], *, part: str) -> Rows:
-    """Every row that queries (``part='queries'``) or is searched (``'gallery'``), once, sorted."""
+    """Every row that queries (``part='queries'``) or is searched (``'gallery'``), ascending."""
     parts = [getattr(group, part) for group in groups]
     return np.unique(np.concatenate(parts)) if parts else as_rows(())

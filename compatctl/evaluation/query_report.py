@@ -1,7 +1,7 @@
-"""One line a query: what it is, what old and new found first, and what became of it.
+"""One line for each query: what old and new found first, and whether it was won or lost.
 
-The order is that of the queries' ids in each group, so that two files can be compared line by line;
-``order`` says which lines to look at first: lost queries, then those that are wrong with both.
+Lines are in the order of the ids within each group, so that two files can be compared line by line.
+``order`` ranks the lines by what to look at first: lost queries, then those that stayed wrong.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from compatctl.files import write_atomic
 
 FORMS = (".csv", ".jsonl", ".parquet")
 OUTCOMES = ("lost", "same_wrong", "won", "same_right", "no_match")
-"""What became of a query, the one to look at first first."""
+"""Outcomes of a query, in the order in which to look at them."""
 FIXED = ("id", "group", "label", "outcome", "order")
 _ANSWER = ("first_id", "first_label", "first_score", "rank")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QueryAnswers:
-    """One group of Q queries, as both models answered them on the old gallery of G rows; a gallery
-    label that nobody knows is empty."""
+    """What both models found for Q queries on the old gallery of G rows; a gallery label is empty
+    if it is unknown."""
 
     group: str
     ids: Sequence[str]
     labels: Sequence[str]
     columns: Mapping[str, Sequence[str]]
-    """Name -> (Q,) the values by which queries were sliced, resampled or ignored."""
+    """Name -> (Q,) values of the columns that options name."""
     gallery_ids: Sequence[str]
     gallery_labels: Sequence[str]
     tests: tuple[Retrieval, Retrieval]
@@ -50,7 +50,7 @@ def check_form(path: Path | None) -> None:
     """Refuse a file of queries that could not be written, before anything is computed.
 
     Raises:
-        UsageError: its name ends otherwise than in .csv, .jsonl or .parquet, or pyarrow is missing.
+        UsageError: its suffix is not .csv, .jsonl or .parquet, or pyarrow is missing.
     """
     if path is None:
         return
@@ -66,44 +66,42 @@ def check_form(path: Path | None) -> None:
 
 
 def write_queries(path: Path | None, groups: Iterable[QueryAnswers]) -> None:
-    """Write one line for each query, atomically; a query that is in several groups has the first.
+    """Write one line for each query, atomically; a query in several groups gets the first.
 
-    A rank is the place, from 1, of the first relevant item; empty (null) where none was among those
-    that were searched for. Texts are written as they are: what opens the file in a spreadsheet must
-    not run them.
+    A rank, from 1, is that of the first relevant item; empty (null) if none was found. Texts are
+    written as they are: a program that opens the file must not run them.
     """
     if path is None:
         return
     columns: dict[str, list[Any]] = {}
     written: set[str] = set()
     for group in groups:
-        new = [at for at in _by_id(group) if group.ids[at] not in written]
-        written.update(group.ids[at] for at in new)
+        new = [row for row in _by_id(group) if group.ids[row] not in written]
+        written.update(group.ids[row] for row in new)
         for name, values in _columns(group).items():
-            columns.setdefault(name, []).extend(values[at] for at in new)
+            columns.setdefault(name, []).extend(values[row] for row in new)
     write_atomic(path, _FORMS[path.suffix](columns))
 
 
 def _by_id(group: QueryAnswers) -> list[int]:
-    return sorted(range(len(group.ids)), key=lambda at: group.ids[at])
+    return sorted(range(len(group.ids)), key=lambda row: group.ids[row])
 
 
 def _columns(group: QueryAnswers) -> dict[str, Sequence[Any]]:
     old, new = (_answer(group, side) for side in (0, 1))
     outcome = _outcomes(*group.tests)
-    found: dict[str, Sequence[Any]] = {
+    columns: dict[str, Sequence[Any]] = {
         "id": group.ids,
         "group": [group.group] * len(group.ids),
         "label": group.labels,
-        "outcome": [OUTCOMES[one] for one in outcome],
+        "outcome": [OUTCOMES[code] for code in outcome],
         "order": _order(outcome, group.tests, np.array(_by_id(group), np.int64)),
         **{f"old_{name}": values for name, values in zip(_ANSWER, old, strict=True)},
         **{f"new_{name}": values for name, values in zip(_ANSWER, new, strict=True)},
     }
-    # A column of the user's that is called like one of these keeps its name behind a prefix.
-    for name, values in group.columns.items():
-        found[f"column {name}" if name in found else name] = values
-    return found
+    for name, values in group.columns.items():  # a prefix where the name is taken
+        columns[f"column {name}" if name in columns else name] = values
+    return columns
 
 
 def _answer(group: QueryAnswers, side: int) -> tuple[Sequence[Any], ...]:
@@ -112,30 +110,30 @@ def _answer(group: QueryAnswers, side: int) -> tuple[Sequence[Any], ...]:
     assert test.first_row is not None
     assert test.first_score is not None
     rows, scores = test.first_row, test.first_score
-    named = rows.tolist()
+    listed = rows.tolist()
     return (
-        [None if row < 0 else group.gallery_ids[row] for row in named],
-        [None if row < 0 else group.gallery_labels[row] for row in named],
-        [None if row < 0 else float(one) for row, one in zip(named, scores.tolist(), strict=True)],
-        [None if one == NEVER else one for one in test.first_hit.tolist()],
+        [None if row < 0 else group.gallery_ids[row] for row in listed],
+        [None if row < 0 else group.gallery_labels[row] for row in listed],
+        [None if row < 0 else float(s) for row, s in zip(listed, scores.tolist(), strict=True)],
+        [None if rank == NEVER else rank for rank in test.first_hit.tolist()],
     )
 
 
 def _outcomes(old: Retrieval, new: Retrieval) -> Rows:
-    """(Q,) the place of each query's outcome in ``OUTCOMES``."""
+    """(Q,) the position of each query's outcome in ``OUTCOMES``."""
     before, after = old.hit1, new.hit1
     code = np.select([before & ~after, ~before & ~after, ~before & after], [0, 1, 2], default=3)
     return np.where(old.has_match, code, 4).astype(np.int64)
 
 
 def _order(outcome: Rows, tests: tuple[Retrieval, Retrieval], by_id: Rows) -> list[int]:
-    """(Q,) places from 1: by outcome, then those whose relevant item fell furthest, then by id."""
+    """(Q,) ranks from 1: by outcome, then by how far the relevant item fell, then by id."""
     rank = np.empty(len(outcome), dtype=np.int64)
     rank[by_id] = np.arange(len(outcome))
     fell = np.minimum(tests[1].first_hit, 10**6) - np.minimum(tests[0].first_hit, 10**6)
     place = np.empty(len(outcome), dtype=np.int64)
     place[np.lexsort((rank, -fell, outcome))] = np.arange(len(outcome)) + 1
-    return [int(one) for one in place]
+    return place.tolist()
 
 
 def _lines(columns: Mapping[str, list[Any]]) -> Any:
@@ -160,8 +158,8 @@ def _parquet(columns: Mapping[str, list[Any]]) -> bytes:
     pa: Any = importlib.import_module("pyarrow")
     sink = pa.BufferOutputStream()
     importlib.import_module("pyarrow.parquet").write_table(pa.table(dict(columns)), sink)
-    made: bytes = sink.getvalue().to_pybytes()
-    return made
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 _FORMS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}

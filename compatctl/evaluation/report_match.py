@@ -1,7 +1,7 @@
-"""Deploy is bound to how verify was asked: by the project's words, not by a report's.
+"""Whether a report was made with the project's options and data; deploy compares both.
 
-A report holds its question: every option that can change a verdict, and a digest of what the data
-ask. Both are made again here from the project, and what differs is refused by name.
+A report holds every option that can change a verdict, and a digest of the evaluation set. Both are
+computed again from the project, and a difference is refused by name.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from compatctl.recipe import Project
 from compatctl.report import Report
 
 _FLAGS = {"slices": "--slice", "self_test": "--no-self-test"}
-"""Options whose flag is not called as they are."""
+"""Options whose flag has another name."""
 
 
 def evaluation_set_sha256(data: Dataset, options: VerifyOptions) -> str:
-    """sha256 (hex) of what the data ask: every item's description, and the images that query.
-
-    Those are of the held-out queries and of the items in pairs; no other image is read.
+    """sha256 (hex) of every item's description, and of the images of held-out queries and pairs.
 
     Raises:
         InputError: the pairs cannot be read, or name items that the data do not have.
@@ -46,7 +44,7 @@ def evaluation_set_sha256(data: Dataset, options: VerifyOptions) -> str:
 
 
 def _image(data: Dataset, row: int) -> str:
-    """The digest of an image, empty where it cannot be read: verify skips it, or ends there."""
+    """The digest of an image, empty if it cannot be read: verify skips it, or stops there."""
     try:
         return data.digest(row)
     except InputError:
@@ -54,21 +52,21 @@ def _image(data: Dataset, row: int) -> str:
 
 
 def require_matching_report(report: Report, project: Project) -> None:
-    """Raise unless the report was made as the project says.
+    """Raise unless the report was made with the project's options and data.
 
     Raises:
-        GateError: an option or the data differ, or there are no data here to compare.
+        GateError: an option or the data differ, or there are no data to compare with.
         InputError: a file that the project names, or its data, cannot be read.
     """
     options = VerifyOptions().within(project)
-    wanted, found = options.bound(), report.options
-    for name in sorted(wanted.keys() | found.keys()):
-        if found.get(name) != wanted.get(name) or (name in found) != (name in wanted):
+    expected, stated = options.bound(), report.options
+    for name in sorted(expected.keys() | stated.keys()):
+        if stated.get(name) != expected.get(name) or (name in stated) != (name in expected):
             flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
             raise GateError(
-                f"the report was made with {name} {_shown(found.get(name))}, the project says "
-                f"{_shown(wanted.get(name))}",
-                tip=f"verify again without {flag}, or write into compatctl.yaml what is meant",
+                f"the report was made with {name} {_shown(stated.get(name))}, the project says "
+                f"{_shown(expected.get(name))}",
+                tip=f"verify again without {flag}, or set it in compatctl.yaml",
             )
     _refuse_other_data(report, project, options)
 
@@ -84,17 +82,17 @@ def _refuse_other_data(report: Report, project: Project, options: VerifyOptions)
             tip="pass --data, as to verify, or pin them: write gate: {data_sha256: "
             f"'{stated}'}} into compatctl.yaml",
         )
-    here = pinned or evaluation_set_sha256(load_data(project), options)
-    if here != stated:
-        whose = "the project pins" if pinned else f"{project.data} has"
+    current = pinned or evaluation_set_sha256(load_data(project), options)
+    if current != stated:
+        source = "the project pins" if pinned else f"{project.data} has"
         raise GateError(
-            f"the report is for other data: it says {stated[:12]}, {whose} {here[:12]}",
+            f"the report is for other data: it says {stated[:12]}, {source} {current[:12]}",
             tip="compatctl verify old.onnx new.onnx, with the project's own data",
         )
 
 
 def _shown(value: Any) -> str:
-    """A value of an option, for people."""
+    """A value of an option, to read."""
     if value in (None, []):
         return "nothing"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""From evidence to the report: measure, judge, say it in one sentence, write it."""
+"""From evidence and verdict to the report: its entries, the next step, and the files."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ EVIDENCE_STEPS = {
     "unjudged_gain": "label more of the gallery, or judge more of the first answers",
     "untouched_gain": "hold out more queries of items that no training touched, then verify again",
 }
-"""What to do where checks of the evidence leave the verdict open."""
+"""What to do if these checks leave the verdict open."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Files that are written besides report.json; None: not wanted. ``queries`` has a line for each
-    query, the others are forms of the report."""
+    """Files to write in addition to report.json. ``queries`` has a line for each query; the others
+    are forms of the report."""
 
     junit: Path | None = None
     markdown: Path | None = None
@@ -75,38 +75,39 @@ class Outputs:
 
     @property
     def given(self) -> tuple[Path, ...]:
-        """Those that are wanted."""
-        every = (self.junit, self.markdown, self.metrics, self.queries)
-        return tuple(one for one in every if one is not None)
+        """Those to write."""
+        paths = (self.junit, self.markdown, self.metrics, self.queries)
+        return tuple(path for path in paths if path is not None)
 
 
 def verdict_fields(
     policy: Policy,
     verdict: Verdict,
-    how: Sampling,
-    trials: Sequence[GroupResult],
+    draws: Sampling,
+    results: Sequence[GroupResult],
     next_steps: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The entries of a report that follow from the trials and the verdict."""
+    """The report's entries that follow from the results and the verdict."""
+    first = results[0]
     return {
         "policy": policy,
         "policy_sha256": policy_sha256(policy),
-        "seed": how.seed,
-        "replicates": how.replicates,
-        "groups": tuple(group_entry(one, policy) for one in trials),
+        "seed": draws.seed,
+        "replicates": draws.replicates,
+        "groups": tuple(group_entry(result, policy) for result in results),
         "verdict": verdict,
         "warnings": shift_warnings(
-            trials[0].evidence.inequalities, judged=bool(trials[0].rates or trials[0].calibration)
+            first.evidence.inequalities, judged=bool(first.rates or first.calibration)
         )
-        + dependence_warnings(policy, trials[0].evidence.dependence or ()),
-        "calibration": trials[0].calibration,
+        + dependence_warnings(policy, first.evidence.dependence or ()),
+        "calibration": first.calibration,
         "summary": summary(verdict),
-        "next_step": _own_step(policy, verdict, trials) or next_steps[verdict.outcome],
+        "next_step": _next_step(policy, verdict, first) or next_steps[verdict.outcome],
     }
 
 
 def write_report(report: Report, path: Path, outputs: Outputs) -> None:
-    """report.json first: the other files are views of it."""
+    """Write report.json first: the other files are views of it."""
     write_atomic(path, report.to_bytes())
     for target, text in (
         (outputs.junit, junit),
@@ -117,91 +118,93 @@ def write_report(report: Report, path: Path, outputs: Outputs) -> None:
             write_atomic(target, text(report))
 
 
-def lost_judgments(judged: RelevancePairs, trial: GroupResult) -> tuple[str, ...]:
-    """A sentence where judgments name no held-out query or no gallery item: they had no effect."""
-    lost = len(judged) - trial.n_judged
+def lost_judgments(judged: RelevancePairs, result: GroupResult) -> tuple[str, ...]:
+    """A sentence if judgments have no effect: not of a held-out query and a gallery item."""
+    lost = len(judged) - result.n_judged
     return (f"{lost} of {len(judged)} judgments: not of held-out queries and gallery",) * (lost > 0)
 
 
-def _evidence_step(stands: set[str], n_queries: int) -> str:
-    """What the evidence lacks, of the checks that stand in the way; more of it helps only where its
-    queries have something to find."""
+def _next_step(policy: Policy, verdict: Verdict, result: GroupResult) -> str:
+    """What to do if checks of one kind alone did not pass; else empty."""
+    failed = {check.name for check in verdict.checks if check.decides and check.outcome != "pass"}
+    if failed == {"design_effect"}:
+        columns = result.evidence.dependence or ()
+        flags = [f"--cluster {column.column}" for column in columns if can_resample(policy, column)]
+        return f"verify again with {' '.join(flags)}"
+    if verdict.outcome == "inconclusive" and failed & set(EVIDENCE_STEPS):
+        return _evidence_step(failed, result.evidence.old_old.n_queries)
+    return threshold_step(policy, failed, result.rates)
+
+
+def _evidence_step(failed: set[str], n_queries: int) -> str:
+    """What evidence is missing; more queries help only if they have something to find."""
     if not n_queries:
         return "hold out queries of classes that were not trained on, there are none; verify again"
-    steps = [step for name, step in EVIDENCE_STEPS.items() if name in stands]
-    if not stands <= set(EVIDENCE_STEPS) and "matched_share" not in stands:
+    steps = [step for name, step in EVIDENCE_STEPS.items() if name in failed]
+    if not failed <= set(EVIDENCE_STEPS) and "matched_share" not in failed:
         steps.append(NEXT_STEPS["inconclusive"])
     return "; ".join(steps)
 
 
-def _own_step(policy: Policy, verdict: Verdict, trials: Sequence[GroupResult]) -> str:
-    """What to do where checks of one kind alone stand in the way; empty elsewhere."""
-    stands = {check.name for check in verdict.checks if check.decides and check.outcome != "pass"}
-    if stands == {"design_effect"}:
-        found = trials[0].evidence.dependence or ()
-        flags = [f"--cluster {one.column}" for one in found if can_resample(policy, one)]
-        return f"verify again with {' '.join(flags)}"
-    if verdict.outcome == "inconclusive" and stands & set(EVIDENCE_STEPS):
-        return _evidence_step(stands, trials[0].evidence.old_old.n_queries)
-    return threshold_step(policy, stands, trials[0].rates if trials else None)
-
-
-def group_entry(trial: GroupResult, policy: Policy) -> Group:
-    """The numbers of one group, without the arrays behind them."""
-    found, pairs = trial.evidence, _pairs(trial.evidence)
-    both, flips = found.inequalities, found.flips
-    means = {"old_old": both.old_old, "new_old": both.new_old} if both else {}
+def group_entry(result: GroupResult, policy: Policy) -> Group:
+    """The report's entry of a group: figures without the arrays behind them."""
+    evidence, pairs = result.evidence, _pairs(result.evidence)
+    inequality, flips = evidence.inequalities, evidence.flips
+    means = {}
+    if inequality:
+        means = {"old_old": inequality.old_old, "new_old": inequality.new_old}
     nan = float("nan")
     return Group(
-        name=found.name,
-        n_queries=found.old_old.n_with_match,
-        n_classes=found.n_classes,
-        unit=found.unit,
-        n_without_match=found.old_old.n_without_match,
+        name=evidence.name,
+        n_queries=evidence.old_old.n_with_match,
+        n_classes=evidence.n_classes,
+        unit=evidence.unit,
+        n_without_match=evidence.old_old.n_without_match,
         recall={
             pair: {str(k): value for k, value in test.recall.items()}
             for pair, test in pairs.items()
         },
         cmc={pair: tuple(map(float, cmc(test, CMC_MAX_K))) for pair, test in pairs.items()},
         map_at_k={pair: test.map_at_k for pair, test in pairs.items()},
-        map_k=found.old_old.map_k,
+        map_k=evidence.old_old.map_k,
         negative_flips=flips.negative,
         positive_flips=flips.positive,
-        mcnemar_p=found.mcnemar,
+        mcnemar_p=evidence.mcnemar,
         cos_same={pair: mean.cos_same for pair, mean in means.items()},
         cos_diff={pair: mean.cos_diff for pair, mean in means.items()},
-        share_same=both.share_same if both else nan,
-        share_diff=both.share_diff if both else nan,
-        drift_mean=both.drift_mean if both else None,
-        rank_bias=trial.rank_bias,
-        error_rates=trial.rates,
-        operating_points=trial.points,
-        dependence=found.dependence or (),
+        share_same=inequality.share_same if inequality else nan,
+        share_diff=inequality.share_diff if inequality else nan,
+        drift_mean=inequality.drift_mean if inequality else None,
+        rank_bias=result.rank_bias,
+        error_rates=result.rates,
+        operating_points=result.points,
+        dependence=evidence.dependence or (),
         slices={
-            name: int((mask & found.old_old.has_match).sum()) for name, mask in found.slices.items()
+            name: int((mask & evidence.old_old.has_match).sum())
+            for name, mask in evidence.slices.items()
         },
-        n_same_image=int((~trial.kept).sum()),
-        unjudged=found.unjudged.shares(found.old_old.has_match) if found.unjudged else {},
-        training_overlap=_touched(found, policy),
+        n_same_image=int((~result.kept).sum()),
+        unjudged=evidence.unjudged.shares(evidence.old_old.has_match) if evidence.unjudged else {},
+        training_overlap=_training_overlap(evidence, policy),
     )
 
 
-def _pairs(found: GroupEvidence) -> dict[str, Retrieval]:
-    """Query model and gallery -> their retrieval, of those that were tried."""
-    pairs: dict[str, Retrieval] = {"old_old": found.old_old, "new_old": found.new_old}
+def _pairs(evidence: GroupEvidence) -> dict[str, Retrieval]:
+    """Query model and gallery -> their retrieval, if tested."""
+    pairs: dict[str, Retrieval] = {"old_old": evidence.old_old, "new_old": evidence.new_old}
     for name in ("new_new", "old_new", "old_mixed", "new_mixed"):
-        test = getattr(found, name)
+        test = getattr(evidence, name)
         if test is not None:
             pairs[name] = test
-    if found.subset_baseline is not None:
-        pairs["old_old_subset"], pairs["new_old_subset"] = found.subset_baseline
+    if evidence.subset_baseline is not None:
+        pairs["old_old_subset"], pairs["new_old_subset"] = evidence.subset_baseline
     return pairs
 
 
-def _touched(found: GroupEvidence, policy: Policy) -> TrainingOverlapEntry | None:
-    if found.training_overlap is None:
+def _training_overlap(evidence: GroupEvidence, policy: Policy) -> TrainingOverlapEntry | None:
+    if evidence.training_overlap is None:
         return None
-    old, new, touched = found.old_old, found.new_old, found.training_overlap
+    old, new, touched = evidence.old_old, evidence.new_old, evidence.training_overlap
     has_match = old.has_match
     alone = has_match & touched.untouched
 
