@@ -1,4 +1,4 @@
-"""power: which gain a held-out set can show, before there is a model to verify."""
+"""power: which gain a held-out set can show, before a model is verified."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from compatctl.report import Report, read_report
 
 GAINS = (0.01, 0.02, 0.05)
 CHANGED = (0.05, 0.15, 0.3)
-"""Shares of queries whose hit changes, where none was measured."""
+"""Shares of queries whose hit changes, if not measured."""
 ICCS = (0.0, 0.1, 0.3)
-"""Intraclass correlations of the change, where none was measured."""
+"""Intraclass correlations of the change, if not measured."""
 OLD_RECALL = 0.5
-"""What the old model finds, where that was not measured."""
+"""Recall of the old model, if not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PowerOptions:
-    """``tables``: none, one or two feature tables instead of the project's data; two of them, or an
-    earlier ``report``, say how much queries change. ``gains`` of recall, above the policy's limit;
-    ``cluster``: columns whose values are resampled besides classes."""
+    """``tables``: up to two feature tables instead of the project's data. Two tables, or an earlier
+    ``report``, give the share of queries that change. ``gains``: of recall, above the policy's
+    limit; ``cluster``: columns whose values are resampled as well as classes."""
 
     tables: tuple[Path, ...] = ()
     report: Path | None = None
@@ -67,24 +67,24 @@ class PowerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """What shows one gain with the policy's power; None: no set drawn alike does."""
+class SampleForGain:
+    """The sample that shows a gain with the policy's power; None: no sample of this kind does."""
 
     gain: float
     classes: int | None
-    """Units of the kind that there is fewest of."""
+    """Units of the kind with the fewest."""
     queries: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PowerRow:
-    """For one share of queries whose hit changes, and intraclass correlation by kind of unit."""
+    """For one share of queries whose hit changes, and one correlation by kind of unit."""
 
     changed: float
     icc: dict[str, float]
     least_gain: float | None
-    """The least that this set shows with the policy's power; None: none that is possible."""
-    needed: tuple[Shown, ...]
+    """The smallest gain that this set shows with the policy's power; None: not even the largest."""
+    needed: tuple[SampleForGain, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,21 +97,21 @@ class Power:
     power: float
     recall_at: int
     n_queries: int
-    """That have something to find."""
+    """Queries that have something to find."""
     n_classes: int
     unit: tuple[str, ...]
-    """What is resampled; ``n_classes`` are units of the kind that there is fewest of."""
+    """What is resampled; ``n_classes`` counts units of the kind with the fewest."""
     measured: bool
     """Whether the expected change is that of two models, and not assumed."""
     old_recall: float
     rows: tuple[PowerRow, ...]
     too_few: str
-    """Why the gate could tell nothing of this set whatever it shows; empty where it could."""
+    """Why the gate could decide nothing with this set; empty if it could."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Known:
-    """The set, and what was measured on it or elsewhere."""
+class _Sample:
+    """The held-out set, and what was measured on it or elsewhere."""
 
     held_out: HeldOutSet
     old_recall: float | None = None
@@ -120,31 +120,31 @@ class _Known:
 
 
 def power(project: Project, options: PowerOptions | None = None) -> Power:
-    """Which gain the held-out queries of the project's data, or of a table, can show.
+    """Which gain in recall@``recall_at`` the held-out queries of the data or a table can show.
 
-    No model runs. The gain is that of recall at the policy's ``recall_at``, alone among the checks.
+    No model runs. The figures are for this check alone.
 
     Raises:
         InputError: data, a table or a report that cannot be read, or no query with a match.
         UsageError: options that exclude each other, or a gain out of range.
     """
-    asked = options or PowerOptions()
+    options = options or PowerOptions()
     policy = load_policy(project.policy)
-    known = _known(project, policy, asked)
-    if not known.held_out.n_queries:
+    sample = _sample(project, policy, options)
+    if not sample.held_out.n_queries:
         raise InputError(
             "no held-out query has anything to find",
             tip="hold out whole classes, with at least two images each",
         )
     rule = policy.rules["recall_gain"]
-    wanted = PowerTarget(limit=rule.limit, level=policy.alpha / 2, power=policy.power)
-    recall = OLD_RECALL if known.old_recall is None else known.old_recall
-    names = [kind.name for kind in known.held_out.kinds]
+    target = PowerTarget(limit=rule.limit, level=policy.alpha / 2, power=policy.power)
+    recall = OLD_RECALL if sample.old_recall is None else sample.old_recall
+    names = [kind.name for kind in sample.held_out.kinds]
     scatters = (
         [PowerAssumptions(changed=c, icc=dict.fromkeys(names, r), old_recall=recall)
          for c in CHANGED for r in ICCS]
-        if known.changed is None
-        else [PowerAssumptions(changed=known.changed, icc=known.icc, old_recall=recall)]
+        if sample.changed is None
+        else [PowerAssumptions(changed=sample.changed, icc=sample.icc, old_recall=recall)]
     )  # fmt: skip
     return Power(
         policy=policy.name,
@@ -152,13 +152,15 @@ def power(project: Project, options: PowerOptions | None = None) -> Power:
         alpha=policy.alpha,
         power=policy.power,
         recall_at=policy.recall_at,
-        n_queries=known.held_out.n_queries,
-        n_classes=known.held_out.n_units,
+        n_queries=sample.held_out.n_queries,
+        n_classes=sample.held_out.n_units,
         unit=tuple(names),
-        measured=known.changed is not None,
+        measured=sample.changed is not None,
         old_recall=recall,
-        rows=tuple(_row(known.held_out, one, asked.gains, wanted, policy) for one in scatters),
-        too_few=_too_few(known.held_out, policy),
+        rows=tuple(
+            _row(sample.held_out, scatter, options.gains, target, policy) for scatter in scatters
+        ),
+        too_few=_too_few(sample.held_out, policy),
     )
 
 
@@ -166,7 +168,7 @@ def _row(
     held_out: HeldOutSet,
     expected: PowerAssumptions,
     gains: Sequence[float],
-    wanted: PowerTarget,
+    target: PowerTarget,
     policy: Policy,
 ) -> PowerRow:
     return PowerRow(
@@ -174,25 +176,25 @@ def _row(
         icc=dict(expected.icc),
         least_gain=None
         if _too_few(held_out, policy)
-        else min_detectable_gain(held_out, expected, wanted),
-        needed=tuple(_shown(held_out, expected, gain, wanted, policy) for gain in gains),
+        else min_detectable_gain(held_out, expected, target),
+        needed=tuple(_sample_for_gain(held_out, expected, gain, target, policy) for gain in gains),
     )
 
 
-def _shown(
+def _sample_for_gain(
     held_out: HeldOutSet,
     expected: PowerAssumptions,
     gain: float,
-    wanted: PowerTarget,
+    target: PowerTarget,
     policy: Policy,
-) -> Shown:
-    times = times_needed(held_out, expected, gain, wanted)
+) -> SampleForGain:
+    times = times_needed(held_out, expected, gain, target)
     if times is None:
-        return Shown(gain=gain, classes=None, queries=None)
+        return SampleForGain(gain=gain, classes=None, queries=None)
     classes = max(math.ceil(held_out.n_units * times), policy.min_classes)
     each = held_out.n_queries / held_out.n_units
     queries = max(math.ceil(classes * each), policy.min_queries)
-    return Shown(gain=gain, classes=classes, queries=queries)
+    return SampleForGain(gain=gain, classes=classes, queries=queries)
 
 
 def _too_few(held_out: HeldOutSet, policy: Policy) -> str:
@@ -203,23 +205,25 @@ def _too_few(held_out: HeldOutSet, policy: Policy) -> str:
     return ""
 
 
-def _known(project: Project, policy: Policy, asked: PowerOptions) -> _Known:
-    cluster = asked.cluster or project.cluster
-    earlier = None if asked.report is None else _of_report(read_report(asked.report).report)
-    if asked.tables:
-        return _of_tables(asked.tables, policy, cluster, earlier)
+def _sample(project: Project, policy: Policy, options: PowerOptions) -> _Sample:
+    cluster = options.cluster or project.cluster
+    earlier = None if options.report is None else _report_sample(read_report(options.report).report)
+    if options.tables:
+        return _table_sample(options.tables, policy, cluster, earlier)
     if earlier is not None and project.data is None:
         return earlier
     data = load_data(project)
     truth = ground_truth(data, query_group("power", data, query_rows(data, "test"), (), cluster))
-    return _with(HeldOutSet.from_codes(truth.classes, truth.unit, truth.has_match()), earlier)
+    return _with_earlier(
+        HeldOutSet.from_codes(truth.classes, truth.unit, truth.has_match()), earlier
+    )
 
 
-def _with(held_out: HeldOutSet, earlier: _Known | None) -> _Known:
-    """A set, and what an earlier report says of the models."""
+def _with_earlier(held_out: HeldOutSet, earlier: _Sample | None) -> _Sample:
+    """The set, with what an earlier report says of the models."""
     if earlier is None:
-        return _Known(held_out=held_out)
-    return _Known(
+        return _Sample(held_out=held_out)
+    return _Sample(
         held_out=held_out,
         old_recall=earlier.old_recall,
         changed=earlier.changed,
@@ -227,51 +231,51 @@ def _with(held_out: HeldOutSet, earlier: _Known | None) -> _Known:
     )
 
 
-def _of_tables(
-    paths: Sequence[Path], policy: Policy, cluster: tuple[str, ...], earlier: _Known | None
-) -> _Known:
+def _table_sample(
+    paths: Sequence[Path], policy: Policy, cluster: tuple[str, ...], earlier: _Sample | None
+) -> _Sample:
     tables, similarity = load_tables(paths)
     if len(tables) == 2:
         check_same(tables[0], tables[1], paths[0], paths[1])
     queries, gallery = table_rows(tables[0], paths[0])
     truth = table_truth(tables[0], queries, gallery, None, VerifyOptions(cluster=cluster))
 
-    asking, searched = rank_equivalent(tables, queries, gallery, similarity, galleries=1)
-    tests = [retrieval(truth, one, searched[0], (policy.recall_at,), 1) for one in asking]
+    query_rows, searched = rank_equivalent(tables, queries, gallery, similarity, galleries=1)
+    tests = [retrieval(truth, rows, searched[0], (policy.recall_at,), 1) for rows in query_rows]
     old, k = tests[0], policy.recall_at
-    known = _with(HeldOutSet.from_codes(truth.classes, truth.unit, old.has_match), earlier)
-    changed, icc = known.changed, known.icc
+    sample = _with_earlier(HeldOutSet.from_codes(truth.classes, truth.unit, old.has_match), earlier)
+    changed, icc = sample.changed, sample.icc
     if len(tests) == 2 and old.has_match.any():
         change = (tests[1].hit(k).astype(np.float64) - old.hit(k))[old.has_match]
         changed = float(np.abs(change).mean())
         icc = _iccs(change, truth, old.has_match)
-    return _Known(
-        held_out=known.held_out, old_recall=old.recall[k], changed=changed or None, icc=icc
+    return _Sample(
+        held_out=sample.held_out, old_recall=old.recall[k], changed=changed or None, icc=icc
     )
 
 
 def _iccs(change: np.ndarray, truth: GroundTruth, has_match: Bools) -> dict[str, float]:
-    """Of every kind of unit; 0 where each unit has one query."""
+    """Intraclass correlation by kind of unit; 0 if each unit has one query."""
     columns = truth.classes[:, None] if truth.classes.ndim == 1 else truth.classes
-    found = {}
+    iccs = {}
     for name, column in zip(truth.unit, columns[has_match].T, strict=True):
         units = np.unique(column, return_inverse=True)[1]
         n = int(units.max(initial=-1)) + 1
-        found[name] = intraclass(change, units) if 1 < n < len(change) else 0.0
-    return found
+        iccs[name] = intraclass(change, units) if 1 < n < len(change) else 0.0
+    return iccs
 
 
-def _of_report(report: Report) -> _Known:
-    """The deciding group of an earlier report: first answers, whatever ``recall_at`` is."""
+def _report_sample(report: Report) -> _Sample:
+    """The deciding group of an earlier report, at recall@1 whatever ``recall_at`` is."""
     group = report.groups[0]
-    by = {one.column: one.icc for one in group.dependence}
+    iccs = {column.column: column.icc for column in group.dependence}
     size = group.n_queries / max(group.n_classes, 1)
-    return _Known(
+    return _Sample(
         held_out=HeldOutSet(
             n_queries=group.n_queries,
             kinds=tuple(UnitKind(name=name, n=group.n_classes, size=size) for name in group.unit),
         ),
         old_recall=group.recall["old_old"]["1"],
         changed=group.negative_flips + group.positive_flips or None,
-        icc={name: by.get(name, 0.0) for name in group.unit} | by,
+        icc={name: iccs.get(name, 0.0) for name in group.unit} | iccs,
     )

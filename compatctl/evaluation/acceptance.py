@@ -85,12 +85,12 @@ def fit_calibration(
     """
     first = classes if classes.ndim == 1 else classes[:, 0]
     half = np.unique(first, return_inverse=True)[1] % 2
-    parts = [half == one for one in (0, 1)]
+    parts = [half == index for index in (0, 1)]
     old, new = (
-        [score_histogram(one[part], gallery, truth.select_queries(part)) for part in parts]
-        for one in queries
+        [score_histogram(features[part], gallery, truth.select_queries(part)) for part in parts]
+        for features in queries
     )
-    raw = [fit_score_map(old[one], new[one]) for one in (1, 0)]
+    raw = [fit_score_map(old[index], new[index]) for index in (1, 0)]
     of_all = fit_score_map(old[0] + old[1], new[0] + new[1])
     far = {}
     for rate in FARS:
@@ -149,7 +149,7 @@ def operating_points(
     queries: tuple[Features, Features], gallery: Features, truth: PairTruth
 ) -> tuple[OperatingPoint, ...]:
     """Thresholds and FRR of old and new queries at a few false accept rates."""
-    old, new = (score_histogram(one, gallery, truth) for one in queries)
+    old, new = (score_histogram(features, gallery, truth) for features in queries)
     counts = {"old": old, "new": new}
     rows = []
     for far in FARS:

@@ -117,7 +117,7 @@ def compare(
             slices=truth.slices,
             unit=truth.unit,
             dependence=_dependence(truth, old_old, new_old, k),
-            answerable=truth.asked,
+            answerable=truth.answerable,
             unjudged=_unjudged(truth, (old, new), (old_old, new_old), k),
             training_overlap=truth.training_overlap,
             **others,

@@ -151,10 +151,10 @@ class EvaluationGallery:
             slices=group.slices,
             reembedded=self._reembedded,
         )
-        unjudged, asked = truth.gallery_labels == NO_CLASS, None
+        unjudged, answerable = truth.gallery_labels == NO_CLASS, None
         if judged is not None:
             queries, judged_items = ({pair[side] for pair in judged} for side in (0, 1))
-            asked = np.array([item.id in queries for item in items], bool)
+            answerable = np.array([item.id in queries for item in items], bool)
             in_pair = np.fromiter((item in judged_items for item in self.ids), bool, len(self))
             unjudged = unavailable & ~in_pair
         overlap = None
@@ -162,7 +162,7 @@ class EvaluationGallery:
             overlap = self._training_overlap(record, truth)
         return replace(
             truth,
-            asked=asked,
+            answerable=answerable,
             unjudged=unjudged if unjudged.any() else None,
             training_overlap=overlap,
             image_unavailable=unavailable if unavailable.any() else None,

@@ -44,7 +44,7 @@ class GroundTruth:
     """What each kind of resampled unit is: ``class``, ``query`` or a column of the data."""
     columns: Mapping[str, Rows] | None = None
     """Name -> (Q,) codes of every column by which queries may depend on each other."""
-    asked: Bools | None = None
+    answerable: Bools | None = None
     """(Q,) queries that should have a match; None: all."""
     unjudged: Bools | None = None
     """(G,) rows of unknown relevance; None: there are none."""
@@ -116,7 +116,7 @@ class GroundTruth:
             slices={name: mask[kept] for name, mask in self.slices.items()},
             ignored=self.ignored and self.ignored.select_queries(kept),
             columns=self.columns and {name: codes[kept] for name, codes in self.columns.items()},
-            asked=None if self.asked is None else self.asked[kept],
+            answerable=None if self.answerable is None else self.answerable[kept],
             training_overlap=overlap and replace(overlap, of_query=overlap.of_query[kept]),
             same_image=None if self.same_image is None else self.same_image[kept],
         )

@@ -152,14 +152,14 @@ def near_copies(data: Dataset, rows: Rows, record: TrainingRecord) -> Rows:
     """
     if not len(record.looks) or not len(rows):
         return np.zeros(0, np.int64)
-    found, good = data.looks(rows.tolist())
-    near: Rows = rows[good[matches_any_hash(found, record.looks)]]
+    looks, good = data.looks(rows.tolist())
+    near: Rows = rows[good[matches_any_hash(looks, record.looks)]]
     return near
 
 
 def near_vectors(queries: Vectors, self_row: Rows, gallery: Vectors, rows: Rows) -> Bools:
-    """(Q,) queries (Q, D) whose vector is nearly that of one of the ``rows`` (n,), ascending, of a
-    gallery (G, D): those that went through the new model.
+    """(Q,) queries (Q, D) whose vector is nearly that of a row that went through the new model: one
+    of the ascending ``rows`` (n,) of a gallery (G, D).
 
     ``self_row`` (Q,): the gallery row that is the query's own item, -1: none. Unit rows, all of the
     old model; a row that an earlier one embedded is of another direction, and is near none.
