@@ -173,3 +173,5 @@ def test_find_checksums_finds_the_rows_that_a_loop_finds(saved: Path, half: np.n
         assert matches.tolist() == expected
     np.testing.assert_array_equal(read_rows(saved, PARAMS, N, KEYS[half]), OLD[half])
     np.testing.assert_array_equal(read_keys(saved, PARAMS, N), KEYS)
+    with pytest.raises(DamagedError, match="no row under the key 7"):
+        read_rows(saved, PARAMS, N, np.array([7], np.uint64))
