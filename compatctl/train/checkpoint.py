@@ -15,10 +15,9 @@ import torch
 
 from compatctl.errors import ConflictError, InputError
 from compatctl.files import write_atomic
-from compatctl.train.weights import UNREADABLE, check_file
+from compatctl.train.weights import UNREADABLE, StateDict, check_file
 
 CHECKPOINT_FILE = "checkpoint.pt"
-StateDict = dict[str, torch.Tensor]
 
 
 @dataclass(kw_only=True)

@@ -105,11 +105,9 @@ class _AllowList:
         return bool(listed) or (LOCAL in self._entries and is_local(module))
 
     def check_factory(self, factory: str, value: Any) -> None:
-        """Refuse what an allowed module only imports, and what is not declared to make networks.
+        """Raise ``InputError`` unless an allowed module defines the value, to make networks.
 
-        Raises:
-            InputError: the value is neither a class of networks nor a function, comes from a module
-                that is not allowed, or is a package's function without such a return annotation.
+        It is a class of networks or a function; a package's function needs the annotation.
         """
         function = getattr(value, "__func__", value)
         home = str(getattr(function, "__module__", None) or "")

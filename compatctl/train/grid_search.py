@@ -24,15 +24,11 @@ from compatctl.train.setup import Setup
 def make_trials(recipe: Recipe) -> list[Trial]:
     """The grid in the order of the recipe's lists; lambda 1 has one trial, as mu has no effect."""
     objective = recipe.objective
-    points = [
-        (frame, weight, mu)
-        for frame, weight, mu in itertools.product(objective.frame, objective.lambda_, objective.mu)
-        if weight < 1.0 or mu == objective.mu[0]
-    ]
-    return [
-        Trial(index=i, frame=frame, weight=weight, mu=mu)
-        for i, (frame, weight, mu) in enumerate(points)
-    ]
+    trials: list[Trial] = []
+    for frame, weight, mu in itertools.product(objective.frame, objective.lambda_, objective.mu):
+        if weight < 1.0 or mu == objective.mu[0]:
+            trials.append(Trial(index=len(trials), frame=frame, weight=weight, mu=mu))
+    return trials
 
 
 def build_classifiers(setup: Setup) -> dict[str, Classifier]:

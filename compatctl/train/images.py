@@ -80,8 +80,7 @@ class ImageReader:
         else:
             image = ref.dataset.read(ref.row)
             image = augment(image, self._augmentation, np.random.default_rng(ref.seed))
-        pixels: Pixels = prepare(image, self._preprocessing)
-        return pixels
+        return prepare(image, self._preprocessing)
 
 
 def augment(image: Image.Image, change: Augmentation, rng: np.random.Generator) -> Image.Image:

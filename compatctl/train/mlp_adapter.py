@@ -115,7 +115,7 @@ def iter_perceptrons(
 def _pairs(
     source: NDArray[np.floating[Any]], target: NDArray[np.floating[Any]]
 ) -> tuple[Tensor, Tensor]:
-    x, y = _tensor(source), _tensor(target)
+    x, y = (torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in (source, target))
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not x.numel():
         raise InputError(f"an adapter needs pairs of rows, got {tuple(x.shape)}, {tuple(y.shape)}")
     if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
@@ -148,7 +148,3 @@ def _to_perceptron(weights: list[Tensor], centre: Tensor, spread: float) -> Perc
         layers = [hidden, weights[1] - centre @ hidden, weights[2], weights[3]]
         first, first_bias, second, bias = (layer.detach().clone().numpy() for layer in layers)
     return Perceptron(hidden=first, hidden_bias=first_bias, matrix=second, bias=bias)
-
-
-def _tensor(rows: NDArray[np.floating[Any]]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rows, np.float32))

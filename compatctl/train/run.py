@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,7 @@ from compatctl.train.grid_search import build_classifiers, search
 from compatctl.train.images import ImageReader
 from compatctl.train.network import Network
 from compatctl.train.reference import Reference
-from compatctl.train.setup import (
-    Setup,
-    default_device,
-    embedding_dim,
-    isolated_rng,
-    make_network,
-)
+from compatctl.train.setup import Setup, default_device, embedding_dim, isolated_rng, make_network
 from compatctl.train.training_set import describe_images, select_training_set
 
 RECORD_FORMAT = 1
@@ -130,11 +125,7 @@ def _train(
             raise InputError("features of a frozen backbone do not go with train: full")
         else:
             batches = ImageBatches(setup, reader)
-
-        def save(state: Checkpoint) -> None:
-            checkpoints.save(work, key, state)
-
-        classifier = search(setup, batches, state, save, progress)
+        classifier = search(setup, batches, state, partial(checkpoints.save, work, key), progress)
     return classifier, state
 
 

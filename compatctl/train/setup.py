@@ -57,11 +57,7 @@ class Setup:
 
 
 def embedding_dim(recipe: Recipe, reference: Reference | None) -> int:
-    """D of the gallery, or of the recipe if there is no gallery.
-
-    Raises:
-        InputError: neither has it, or they differ.
-    """
+    """D of the gallery, else of the recipe; ``InputError`` if neither has it, or they differ."""
     dim = recipe.objective.dim
     if reference is None:
         if dim is None:
@@ -103,6 +99,5 @@ def default_device() -> torch.device:
 @contextlib.contextmanager
 def isolated_rng(device: torch.device) -> Iterator[None]:
     """Restore torch's global random generators on exit."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield

@@ -85,9 +85,7 @@ def select_training_set(
     if contrast and reference is not None:
         old, sources = reference.old_features(ids)
     anchors = anchor_ids(recipe, data, reference) if reference else ()
-    stored = np.zeros((0, 0), np.float32)
-    if reference and anchors:
-        stored, _ = reference.old_features(anchors)
+    stored = reference.old_features(anchors)[0] if reference else np.zeros((0, 0), np.float32)
     return TrainingSet(
         images=tuple(images),
         ids=ids,

@@ -36,11 +36,11 @@ _SHARD = re.compile(
     r"(?P<stem>.+)-(?P<number>[0-9]{1,5})-of-(?P<count>[0-9]{1,5})(?P<ending>\.\w+)"
 )
 
+MAX_DIRECTORY = 64 << 20
 MAX_GROWTH = 64 << 20
 """Most bytes by which unpacked parts may exceed the file; torch does not compress."""
 
-MAX_DIRECTORY = 64 << 20
-"""Most bytes of the zip directory"""
+StateDict = dict[str, Tensor]
 
 UNREADABLE = (*PARSE_ERRORS, AssertionError, ImportError, pickle.PickleError, tarfile.TarError)
 """What torch raises on a damaged or disguised file."""
@@ -62,7 +62,7 @@ class CheckpointMatch:
 
 def load_base(
     backbone: nn.Module, path: Path, *, part: str | None = None, least_share: float = 0.9
-) -> tuple[CheckpointMatch, dict[str, Tensor]]:
+) -> tuple[CheckpointMatch, StateDict]:
     """Load the file's weights into ``backbone``; also return all tensors of the file.
 
     ``path`` may be one of several shards; the others are read from the same folder. ``part`` is the
@@ -139,8 +139,8 @@ def shards_of(path: Path) -> tuple[Path, ...]:
     return tuple(path.parent / name for name in names)
 
 
-def _read_shards(shards: tuple[Path, ...]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
+def _read_shards(shards: tuple[Path, ...]) -> StateDict:
+    tensors: StateDict = {}
     for shard in shards:
         for key, value in read_tensors(shard).items():
             if key in tensors and not _equal(tensors[key], value):
@@ -150,14 +150,14 @@ def _read_shards(shards: tuple[Path, ...]) -> dict[str, Tensor]:
 
 
 def _find_backbone(
-    path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor], part: str | None
-) -> tuple[str, dict[str, Tensor]]:
+    path: Path, tensors: StateDict, expected: StateDict, part: str | None
+) -> tuple[str, StateDict]:
     """The prefix of the backbone's tensors in the file, and these tensors without it.
 
     Raises:
         InputError: two networks could be the backbone, or no name begins with ``part``.
     """
-    networks: dict[str, dict[str, Tensor]] = {}
+    networks: dict[str, StateDict] = {}
     for name, tensor in tensors.items():
         words = name.split(".")
         for i in range(len(words)):
@@ -188,9 +188,7 @@ def _find_backbone(
     return best, networks[best]
 
 
-def _is_rival(
-    best: dict[str, Tensor], other: dict[str, Tensor], expected: dict[str, Tensor]
-) -> bool:
+def _is_rival(best: StateDict, other: StateDict, expected: StateDict) -> bool:
     """Whether ``other`` has half of the backbone's tensors or more, with other values."""
     fits = [key for key, value in other.items() if value.shape == expected[key].shape]
     differs = any(key not in best or not _equal(best[key], other[key]) for key in fits)
@@ -202,11 +200,7 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 
 def _check_coverage(
-    path: Path,
-    state: dict[str, Tensor],
-    expected: dict[str, Tensor],
-    tensors: dict[str, Tensor],
-    least_share: float,
+    path: Path, state: StateDict, expected: StateDict, tensors: StateDict, least_share: float
 ) -> None:
     """Refuse a file with too little of the backbone, integer tensors (batch counters) apart."""
     sizes = {key: value.numel() for key, value in expected.items() if value.is_floating_point()}
@@ -225,7 +219,7 @@ def _check_coverage(
     )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> StateDict:
     """Name -> tensor of a safetensors or torch file; code never runs.
 
     The usual wrappings, such as ``state_dict``, are removed from the names. Tensors in other
@@ -281,7 +275,7 @@ def _is_stored_in_full(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def load_junction(network: Network, tensors: dict[str, Tensor]) -> bool:
+def load_junction(network: Network, tensors: StateDict) -> bool:
     """Load the junction from a file that ``save_weights`` wrote; False if it does not fit."""
     expected = network.junction.state_dict()
     state = {key: tensors[f"junction.{key}"] for key in expected if f"junction.{key}" in tensors}
@@ -303,13 +297,13 @@ def save_weights(network: Network, path: Path) -> None:
     save_file(state, path)
 
 
-def _tensors_by_name(value: Any) -> dict[str, Tensor]:
+def _tensors_by_name(value: Any) -> StateDict:
     """Every tensor inside nested mappings, those in the usual wrappings first."""
     main = value
     for _ in range(MAX_WRAPPINGS):
         keys = [key for key in WRAPPINGS if isinstance(main, dict) and _has_tensors(main.get(key))]
         main = main[keys[0]] if keys else main
-    tensors: dict[str, Tensor] = {}
+    tensors: StateDict = {}
     queue, visited = [("", main), ("", value)], set()
     while queue:
         prefix, mapping = queue.pop(0)
