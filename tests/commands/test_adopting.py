@@ -44,23 +44,23 @@ def _verify(shop: Shop, *more: object) -> Result:
 
 
 def _proven(shop: Shop) -> bool:
-    found: bool = run("status", "--store", shop.path("adopted"), "--json").json["proven"]
-    return found
+    proven: bool = run("status", "--store", shop.path("adopted"), "--json").json["proven"]
+    return proven
 
 
-def _check(done: Result) -> dict[str, object]:
-    checks = done.json["verdict"]["checks"]
-    return next(one for one in checks if one["name"] == "proven_store")
+def _check(result: Result) -> dict[str, object]:
+    checks = result.json["verdict"]["checks"]
+    return next(entry for entry in checks if entry["name"] == "proven_store")
 
 
 def test_an_index_adopted_without_images_is_unproven_until_verify_compares_it(
     shop: Shop, deployed: Path
 ) -> None:
     """Said on stderr, in the JSON and by status; verify compares, and deploy remembers it."""
-    done = _adopt(shop, deployed)
-    assert (done.code, done.json["agreement"], done.json["proven"]) == (0, None, False)
-    assert "never compared" in done.stderr
-    assert "never compared" in done.json["warnings"][0]
+    result = _adopt(shop, deployed)
+    assert (result.code, result.json["agreement"], result.json["proven"]) == (0, None, False)
+    assert "never compared" in result.stderr
+    assert "never compared" in result.json["warnings"][0]
     assert not _proven(shop)
     status = run("status", "--store", shop.path("adopted"))
     assert "never compared" in status.stderr
@@ -72,7 +72,7 @@ def test_an_index_adopted_without_images_is_unproven_until_verify_compares_it(
     assert shop.run("deploy", *more).code == 0
     assert _proven(shop)
     assert "proven_store" not in {
-        one["name"] for one in _verify(shop).json.get("verdict", {}).get("checks", [])
+        entry["name"] for entry in _verify(shop).json.get("verdict", {}).get("checks", [])
     }
 
 
@@ -81,8 +81,10 @@ def test_a_second_import_with_images_proves_the_store(shop: Shop, deployed: Path
     one finds its work done, and one without images changes nothing."""
     assert _adopt(shop, deployed).code == 0
     images = ("--data", shop.data())
-    done = _adopt(shop, deployed, *images)
-    assert (done.code, done.json["written"], done.json["generation"]) == (0, True, 2), done.stderr
+    result = _adopt(shop, deployed, *images)
+    assert (result.code, result.json["written"], result.json["generation"]) == (0, True, 2), (
+        result.stderr
+    )
     assert _proven(shop)
     assert Store.open(shop.path("adopted")).catalog().digest_known.all()
     for again in (_adopt(shop, deployed, *images), _adopt(shop, deployed)):
@@ -95,9 +97,9 @@ def test_verify_refuses_a_model_that_did_not_fill_the_index(shop: Shop, deployed
     """Adopted unseen with a model that did not fill it: exit 5 before anything is judged."""
     assert _adopt(shop, deployed, model="turned.onnx").code == 0
     flags = ("--report", shop.path("r.json"), "--store", shop.path("adopted"))
-    done = shop.run("verify", shop.path("turned.onnx"), shop.path("new.onnx"), *flags)
-    assert done.code == 5
-    assert "did not fill this index" in done.stderr
+    result = shop.run("verify", shop.path("turned.onnx"), shop.path("new.onnx"), *flags)
+    assert result.code == 5
+    assert "did not fill this index" in result.stderr
     assert not shop.path("r.json").exists()
 
 
@@ -109,10 +111,10 @@ def test_without_images_of_an_unproven_index_verify_is_inconclusive(
     strange = tuple(f"sku {item}" for item in catalog.ids)
     _table(shop, catalog.keys.tolist(), strange, catalog.labels)
     assert _adopt(shop, deployed).code == 0
-    done = _verify(shop)
-    assert done.code in {3, 4}
-    assert (_check(done)["outcome"], _check(done)["decides"]) == ("inconclusive", True)
-    assert any("adopted index" in line for line in done.json["not_checked"])
+    result = _verify(shop)
+    assert result.code in {3, 4}
+    assert (_check(result)["outcome"], _check(result)["decides"]) == ("inconclusive", True)
+    assert any("adopted index" in line for line in result.json["not_checked"])
     policy = shop.path("p.yaml")
     policy.write_text("format: 3\nname: mine\nrequire_proven_store: false\n")
     assert _check(_verify(shop, "--policy", policy))["decides"] is False
@@ -127,10 +129,10 @@ def test_deploy_requires_a_report_that_compared_an_unproven_index(
     path = shop.path("r.json")
     raw = json.loads(path.read_bytes())
     checks = raw["verdict"]["checks"]
-    raw["verdict"]["checks"] = [one for one in checks if one["name"] != "proven_store"]
+    raw["verdict"]["checks"] = [entry for entry in checks if entry["name"] != "proven_store"]
     path.write_text(json.dumps(raw))
-    done = shop.run("deploy", "--store", shop.path("adopted"), "--report", path)
-    assert done.code in {3, 5}
+    result = shop.run("deploy", "--store", shop.path("adopted"), "--report", path)
+    assert result.code in {3, 5}
     assert Store.open(shop.path("adopted")).manifest.generation == 1
 
 
@@ -190,34 +192,39 @@ def test_rows_that_are_marked_deleted_can_be_dropped(shop: Shop) -> None:
     assert "import --drop-deleted" in refused.json["error"]["tip"]
     dry = _adopt(shop, path, "--drop-deleted", "--dry-run")
     assert (dry.code, dry.json["dropped"], shop.path("adopted").exists()) == (0, 3, False)
-    done = _adopt(shop, path, "--drop-deleted", "--data", shop.data())
-    assert done.code == 0, done.stderr
-    assert (done.json["dropped"], done.json["rows"]) == (3, len(rows) - 3)
-    assert (done.json["written"], done.json["proven"]) == (True, True)
+    result = _adopt(shop, path, "--drop-deleted", "--data", shop.data())
+    assert result.code == 0, result.stderr
+    assert (result.json["dropped"], result.json["rows"]) == (3, len(rows) - 3)
+    assert (result.json["written"], result.json["proven"]) == (True, True)
     catalog = Store.open(shop.path("adopted")).catalog()
     assert not set(gone) & set(catalog.keys.tolist())
-    assert set(catalog.ids) == set(data.ids) - {data.ids[at] for at in gone}
+    assert set(catalog.ids) == set(data.ids) - {data.ids[position] for position in gone}
     again = _adopt(shop, path, "--drop-deleted", "--data", shop.data())
     assert (again.code, again.json["written"]) == (0, False)
     assert run("check", "--store", shop.path("adopted")).code == 0
-    live = [at for at in range(len(data)) if at not in gone]
-    _table(shop, live, tuple(data.ids[at] for at in live), tuple(data.labels[at] for at in live))
+    live = [position for position in range(len(data)) if position not in gone]
+    _table(
+        shop,
+        live,
+        tuple(data.ids[position] for position in live),
+        tuple(data.labels[position] for position in live),
+    )
     assert _adopt(shop, path, "--drop-deleted").json["written"] is False
 
 
 def test_an_index_without_a_deleted_row_is_adopted_as_it_is(shop: Shop, deployed: Path) -> None:
     """The flag changes nothing where there is nothing to drop: the file stays byte for byte."""
-    done = _adopt(shop, deployed, "--drop-deleted")
-    assert (done.code, done.json["dropped"]) == (0, 0)
-    assert done.json["index_sha256"] == shop.manifest()["index"]["sha256"]
+    result = _adopt(shop, deployed, "--drop-deleted")
+    assert (result.code, result.json["dropped"]) == (0, 0)
+    assert result.json["index_sha256"] == shop.manifest()["index"]["sha256"]
 
 
 def test_an_index_in_which_every_row_is_deleted_is_refused(shop: Shop) -> None:
     """There is nothing to adopt."""
     _index(shop.path("none.bin"), np.eye(DIM, dtype=np.float32), deleted=tuple(range(DIM)))
-    done = _adopt(shop, shop.path("none.bin"), "--drop-deleted")
-    assert done.code == 5
-    assert "every row" in done.stderr
+    result = _adopt(shop, shop.path("none.bin"), "--drop-deleted")
+    assert result.code == 5
+    assert "every row" in result.stderr
 
 
 @pytest.mark.parametrize("space", ["ip", "l2"])
@@ -225,27 +232,27 @@ def test_rows_that_are_not_unit_length_are_refused_with_a_tip(shop: Shop, space:
     """An index of the dot product whose rows have norms is refused, and what to do is said."""
     rows = np.random.default_rng(0).standard_normal((50, DIM)).astype(np.float32)
     _index(shop.path("raw.bin"), rows, space=space)
-    done = _adopt(shop, shop.path("raw.bin"), "--space", space)
-    assert done.code == 5
-    assert "norm" in done.stderr
-    assert "compatctl init" in done.json["error"]["tip"]
+    result = _adopt(shop, shop.path("raw.bin"), "--space", space)
+    assert result.code == 5
+    assert "norm" in result.stderr
+    assert "compatctl init" in result.json["error"]["tip"]
 
 
 @pytest.mark.parametrize(
-    ("at", "value"),
+    ("position", "value"),
     [(8, 2**62), (8, 2**63 - 1), (8, 2**40), (88, 0), (88, 2**62)],
     ids=["room 2^62", "room 2^63", "room 2^40", "no ef", "ef 2^62"],
 )
 def test_impossible_header_values_are_refused(
-    shop: Shop, deployed: Path, at: int, value: int
+    shop: Shop, deployed: Path, position: int, value: int
 ) -> None:
     """A capacity or a width beyond all memory is damage, by import as by every reader."""
     raw = bytearray(deployed.read_bytes())
-    raw[at : at + 8] = value.to_bytes(8, "little")
+    raw[position : position + 8] = value.to_bytes(8, "little")
     deployed.write_bytes(raw)
-    done = _adopt(shop, deployed)
-    assert done.code == 5
-    assert "header" in done.stderr
+    result = _adopt(shop, deployed)
+    assert result.code == 5
+    assert "header" in result.stderr
     assert not shop.path("adopted").exists()
 
 
@@ -269,13 +276,21 @@ def test_mean_and_std_of_another_pixel_range_are_refused(
 ) -> None:
     """The constants that everybody copies go with one range of pixels; the right entry is named,
     and what is meant so can be said so."""
-    model, told = _foreign(shop), shop.path("told.json")
-    told.write_text(json.dumps(_SIZE | numbers))
-    words = ("init", "--model", model, "--preprocessing", told, "--store", shop.path("adopted"))
-    done = shop.run(*words)
-    assert done.code == 5
-    assert tip in done.json["error"]["tip"]
-    told.write_text(json.dumps(_SIZE | numbers | {"unusual": True}))
+    model, preprocessing = _foreign(shop), shop.path("told.json")
+    preprocessing.write_text(json.dumps(_SIZE | numbers))
+    words = (
+        "init",
+        "--model",
+        model,
+        "--preprocessing",
+        preprocessing,
+        "--store",
+        shop.path("adopted"),
+    )
+    result = shop.run(*words)
+    assert result.code == 5
+    assert tip in result.json["error"]["tip"]
+    preprocessing.write_text(json.dumps(_SIZE | numbers | {"unusual": True}))
     assert "do not fit pixels" not in shop.run(*words).stderr
 
 
@@ -294,11 +309,11 @@ def test_mean_and_std_of_another_pixel_range_are_refused(
 )
 def test_common_preprocessings_are_accepted(shop: Shop, numbers: dict[str, object]) -> None:
     """Those of torchvision, timm, Keras and Caffe, in either range of pixels."""
-    told = shop.path("told.json")
-    told.write_text(json.dumps(_SIZE | numbers))
-    words = ("--preprocessing", told, "--store", shop.path("adopted"), "--dry-run")
-    done = shop.run("init", "--model", _foreign(shop), *words)
-    assert done.code == 0, done.stderr
+    preprocessing = shop.path("told.json")
+    preprocessing.write_text(json.dumps(_SIZE | numbers))
+    words = ("--preprocessing", preprocessing, "--store", shop.path("adopted"), "--dry-run")
+    result = shop.run("init", "--model", _foreign(shop), *words)
+    assert result.code == 0, result.stderr
 
 
 _SIZE = {"format": 1, "height": 16, "width": 16, "layout": "NHWC"}

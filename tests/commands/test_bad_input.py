@@ -20,8 +20,8 @@ from compatctl.data import load
 
 
 def _init(tmp_path: Path, model: Path, data: Path, *more: object) -> tuple[int, str]:
-    done = run("init", "--model", model, "--data", data, "--store", tmp_path / "store", *more)
-    return done.code, done.stderr
+    result = run("init", "--model", model, "--data", data, "--store", tmp_path / "store", *more)
+    return result.code, result.stderr
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path, emoji: Path) -> Path:
     """A folder of three classes with two images each."""
-    for at, path in enumerate(sorted((emoji / "images" / "noto").iterdir())[:6]):
-        target = tmp_path / "images" / f"class{at // 2}"
+    for position, path in enumerate(sorted((emoji / "images" / "noto").iterdir())[:6]):
+        target = tmp_path / "images" / f"class{position // 2}"
         target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target / f"{at}.png")
+        shutil.copy(path, target / f"{position}.png")
     return tmp_path / "images"
 
 
@@ -48,8 +48,8 @@ def test_missing_files_are_named(tmp_path: Path, model: Path, folder: Path) -> N
         ("status", "--store", tmp_path / "none"),
         ("status", "--project", tmp_path / "none.yaml"),
     ):
-        done = run(*arguments, *(() if "status" in arguments else ("--store", tmp_path / "s")))
-        assert (done.code, "none" in done.stderr) == (5, True), done.stderr
+        result = run(*arguments, *(() if "status" in arguments else ("--store", tmp_path / "s")))
+        assert (result.code, "none" in result.stderr) == (5, True), result.stderr
     assert not (tmp_path / "s").exists()
 
 
@@ -95,7 +95,7 @@ def test_an_image_that_does_not_decode_is_refused_or_skipped(
     (folder / "class1" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     code, stderr = _init(tmp_path, model, folder)
     assert (code, "broken.png" in stderr) == (5, True)
-    done = run(
+    result = run(
         "init",
         "--model",
         model,
@@ -106,13 +106,17 @@ def test_an_image_that_does_not_decode_is_refused_or_skipped(
         "--skip-bad",
         "--json",
     )
-    assert (done.code, done.json["skipped"], done.json["rows"]) == (0, ["class1/broken.png"], 6)
+    assert (result.code, result.json["skipped"], result.json["rows"]) == (
+        0,
+        ["class1/broken.png"],
+        6,
+    )
 
 
 def test_malformed_tables_are_refused(tmp_path: Path, model: Path, folder: Path) -> None:
     """A duplicate id, an unknown split and role, an empty label, a table without lines: exit 5."""
     image = next(folder.rglob("*.png"))
-    for at, (text, word) in enumerate(
+    for position, (text, word) in enumerate(
         [
             (f"id,path,label\na,{image},x\na,{image},y\n", "'a'"),
             (f"id,path,label,split\na,{image},x,later\n", "later"),
@@ -121,7 +125,7 @@ def test_malformed_tables_are_refused(tmp_path: Path, model: Path, folder: Path)
             ("id,path,label\n", ""),
         ]
     ):
-        table = tmp_path / f"{at}.csv"
+        table = tmp_path / f"{position}.csv"
         table.write_text(text)
         code, stderr = _init(tmp_path, model, table)
         assert (code, word in stderr) == (5, True), stderr
@@ -145,12 +149,12 @@ def test_one_image_per_class_is_inconclusive(tmp_path: Path, emoji: Path) -> Non
     old = write_encoder(tmp_path / "old.onnx", noise=0.3)
     new = write_encoder(tmp_path / "new.onnx", noise=0.1)
     rows = load(emoji / "items.csv").filter(split="test", role="gallery").items
-    lines = [f"{one.id},{emoji}/images/{one.id}.png,{one.label},test" for one in rows]
+    lines = [f"{item.id},{emoji}/images/{item.id}.png,{item.label},test" for item in rows]
     table = tmp_path / "single.csv"
     table.write_text("id,path,label,split\n" + "\n".join(lines) + "\n")
     flags = ("--data", table, "--data-root", emoji)
-    done = run("verify", old, new, *flags, "--report", tmp_path / "r.json")
-    assert done.code == 4, done.stderr
+    result = run("verify", old, new, *flags, "--report", tmp_path / "r.json")
+    assert result.code == 4, result.stderr
 
 
 def test_models_of_different_dimension_are_refused(tmp_path: Path, shop: Shop) -> None:
@@ -167,8 +171,8 @@ def test_models_of_different_dimension_are_refused(tmp_path: Path, shop: Shop) -
         )
     path = tmp_path / "wide.onnx"
     onnx.save(wide, path)
-    done = shop.run("verify", shop.path("old.onnx"), path)
-    assert (done.code, str(2 * DIM) in done.stderr) == (5, True), done.stderr
+    result = shop.run("verify", shop.path("old.onnx"), path)
+    assert (result.code, str(2 * DIM) in result.stderr) == (5, True), result.stderr
 
 
 def test_malformed_yaml_is_refused(tmp_path: Path, shop: Shop) -> None:
@@ -177,13 +181,13 @@ def test_malformed_yaml_is_refused(tmp_path: Path, shop: Shop) -> None:
     good = project.read_text()
     for line in ("stoer: x\n", "report: 3\n"):
         project.write_text(good + line)
-        done = shop.run("status")
-        assert (done.code, line.split(":")[0] in done.stderr) == (5, True), done.stderr
+        result = shop.run("status")
+        assert (result.code, line.split(":")[0] in result.stderr) == (5, True), result.stderr
     project.write_text(good)
     policy = tmp_path / "policy.yaml"
     policy.write_text("format: 1\nname: x\nmin_querys: 3\n")
-    done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--policy", policy)
-    assert (done.code, "min_querys" in done.stderr) == (5, True), done.stderr
+    result = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--policy", policy)
+    assert (result.code, "min_querys" in result.stderr) == (5, True), result.stderr
 
 
 def test_a_locked_store_is_exit_6(shop: Shop) -> None:
@@ -195,10 +199,12 @@ def test_a_locked_store_is_exit_6(shop: Shop) -> None:
     lock = os.open(shop.path("store/LOCK"), os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = shop.run("deploy", "--report", shop.path("r.json"), "--model", shop.path("new.onnx"))
+        result = shop.run(
+            "deploy", "--report", shop.path("r.json"), "--model", shop.path("new.onnx")
+        )
     finally:
         os.close(lock)
-    assert done.code == 6
+    assert result.code == 6
     assert shop.manifest() == before
 
 
@@ -228,8 +234,8 @@ def test_a_checkpoint_cannot_run_code(shop: Shop, tmp_path: Path) -> None:
         "format: 1\nbackbone:\n  factory: torch.nn:Flatten\n  input: {height: 16, width: 16}\n"
         "objective: {frame: prototypes, lambda: 1.0, scale: 16.0, anchors: null}\n"
     )
-    done = shop.run("finetune", "--base", base, "--recipe", recipe)
-    assert done.code == 5, done.stderr
+    result = shop.run("finetune", "--base", base, "--recipe", recipe)
+    assert result.code == 5, result.stderr
     assert not marker.exists()
 
 
@@ -244,14 +250,14 @@ class _Payload:
 def test_usage_errors_are_exit_2_and_help_is_0() -> None:
     """An unknown option ends in 2 in a real process, help in 0, both without a traceback."""
     for arguments, code in ((["verify", "--nope"], 2), (["--help"], 0), (["--version"], 0)):
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "compatctl", *arguments],
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == code
-        assert "Traceback" not in done.stderr
+        assert result.returncode == code
+        assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(

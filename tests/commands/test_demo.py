@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def _compatctl(*arguments: str | Path, cwd: Path) -> tuple[int, Any]:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "compatctl", *map(str, arguments), "--json"],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # two demos at once, a core each
@@ -23,8 +23,8 @@ def _compatctl(*arguments: str | Path, cwd: Path) -> tuple[int, Any]:
         text=True,
         check=False,
     )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, json.loads(done.stdout)
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.returncode, json.loads(result.stdout)
 
 
 def test_the_demo_gains_deploys_and_rolls_back(tmp_path: Path) -> None:

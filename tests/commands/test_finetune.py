@@ -35,17 +35,17 @@ def _recipe(shop: Shop, *, frame: str = "prototypes", weight: str = "0.5", **mor
 
 
 def _finetune(shop: Shop, recipe: Path, *more: object) -> object:
-    done = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe, *more)
-    assert done.code == 0, done.stderr
-    return done.json
+    result = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe, *more)
+    assert result.code == 0, result.stderr
+    return result.json
 
 
 def test_the_candidate_and_its_record(shop: Shop) -> None:
     """The output is the candidate's file; the record has every training item by id and digest."""
-    made = _finetune(shop, _recipe(shop))
+    result = _finetune(shop, _recipe(shop))
     output, model = shop.path("new.onnx"), shop.path("build/candidate/model.onnx")
     assert output.read_bytes() == model.read_bytes()
-    assert made["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()  # type: ignore[index]
+    assert result["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()  # type: ignore[index]
     record = json.loads(shop.path("build/candidate/training.json").read_bytes())
     train = load(shop.data()).filter(split="train")
     assert {item["id"] for item in record["items"]} == set(train.ids)
@@ -73,32 +73,32 @@ def test_anchored_items_are_reported_apart(shop: Shop) -> None:
     anchors = "{share: 0.5, rows: 128}"
     _finetune(shop, _recipe(shop, weight="1.0", anchors=anchors))
     report = shop.path("report.json")
-    done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
-    assert done.code in {0, 3}, done.stderr
-    group, near = done.json["groups"]
+    result = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
+    assert result.code in {0, 3}, result.stderr
+    group, near = result.json["groups"]
     assert (group["name"], near["name"]) == ("unseen", "near copies")
     touched = group["training_overlap"]
     assert 0 < touched["untouched_queries"] < group["n_queries"]
     assert 0.3 < touched["of_gallery"] < 0.7
-    names = {one["name"] for one in done.json["verdict"]["checks"] if one["decides"]}
+    names = {entry["name"] for entry in result.json["verdict"]["checks"] if entry["decides"]}
     assert "untouched_gain" in names
 
 
-def test_more_classes_than_vertices(shop: Shop) -> None:
+def test_more_classes_than_vertices_are_refused(shop: Shop) -> None:
     """40 training classes do not fit a simplex in 32 dimensions: exit 5 says what to do."""
     recipe = _recipe(shop, frame="simplex")
-    done = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
-    assert (done.code, "prototypes" in done.stderr) == (5, True), done.stderr
+    result = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    assert (result.code, "prototypes" in result.stderr) == (5, True), result.stderr
 
 
 def test_a_simplex_without_a_store_needs_its_dimension(shop: Shop) -> None:
     """Neither a store nor objective.dim: exit 5 names both; with ``dim`` no store is needed."""
     recipe = _recipe(shop, frame="simplex")
     files = ("--base", shop.path("new.ckpt"), "--recipe", recipe, "--store", shop.path("none"))
-    done = shop.run("finetune", *files, "--dry-run")
-    assert (done.code, "no objective.dim" in done.stderr) == (5, True), done.stderr
-    assert "no store at" in done.stderr
-    assert "needs dim: 128" in done.stderr
+    result = shop.run("finetune", *files, "--dry-run")
+    assert (result.code, "no objective.dim" in result.stderr) == (5, True), result.stderr
+    assert "no store at" in result.stderr
+    assert "needs dim: 128" in result.stderr
     recipe.write_text(recipe.read_text().replace("frame: simplex", "frame: simplex, dim: 128"))
     assert shop.run("finetune", *files, "--dry-run").code == 0
 
@@ -116,21 +116,21 @@ def test_settings_are_chosen_on_validation_classes(shop: Shop) -> None:
     ("broken", "word"),
     [("stte: 1\n", "stte"), ("seed: 1e-3\n", "seed"), ("train: half\n", "train")],
 )
-def test_recipes_that_are_wrong(shop: Shop, broken: str, word: str) -> None:
+def test_wrong_recipes_are_refused(shop: Shop, broken: str, word: str) -> None:
     """An unknown key, a wrong type and an unknown word end in exit 5 and name the key."""
     recipe = _recipe(shop)
     recipe.write_text(recipe.read_text() + broken)
-    done = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
-    assert (done.code, word in done.stderr) == (5, True), done.stderr
+    result = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    assert (result.code, word in result.stderr) == (5, True), result.stderr
 
 
-def test_a_checkpoint_of_another_architecture(shop: Shop) -> None:
+def test_a_checkpoint_of_another_architecture_is_refused(shop: Shop) -> None:
     """Tensors of other shapes are exit 5; the message says so and nothing is written."""
     recipe = _recipe(shop)
     torch.save(build(width=48).state_dict(), shop.path("new.ckpt"))
     before = shop.path("new.onnx").read_bytes()
-    done = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
-    assert done.code == 5, done.stderr
+    result = shop.run("finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    assert result.code == 5, result.stderr
     assert shop.path("new.onnx").read_bytes() == before
 
 
@@ -169,9 +169,9 @@ def test_earlier_items_are_rehearsed(shop: Shop, emoji: Path) -> None:
     recipe.write_text(recipe.read_text() + "rehearsal: {per_class: 2}\n")
     vain = shop.run(*start, "--data", emoji / "fresh.csv", "--memory", emoji / "fresh.csv")
     assert (vain.code, "train anyway" in vain.stderr) == (5, True), vain.stderr
-    made = _finetune(shop, recipe, *given)
+    result = _finetune(shop, recipe, *given)
     record = json.loads(shop.path("build/candidate/training.json").read_bytes())
-    assert record["memory_items"] == made["rehearsed"] == 2 * len(labels)  # type: ignore[index]
+    assert record["memory_items"] == result["rehearsed"] == 2 * len(labels)  # type: ignore[index]
     assert set(labels) < set(record["classes"])
-    assert made["items"] == len(record["items"])  # type: ignore[index]
-    assert made["remembered"] == 2 * len(record["classes"])  # type: ignore[index]
+    assert result["items"] == len(record["items"])  # type: ignore[index]
+    assert result["remembered"] == 2 * len(record["classes"])  # type: ignore[index]

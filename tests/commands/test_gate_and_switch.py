@@ -18,8 +18,8 @@ from compatctl.encoder import Encoder
 
 def _verify(shop: Shop, new: str, *more: object) -> tuple[int, dict[str, object]]:
     report = shop.path("report.json")
-    done = shop.run("verify", shop.path("old.onnx"), shop.path(new), "--report", report, *more)
-    return done.code, json.loads(report.read_bytes()) if report.exists() else {}
+    result = shop.run("verify", shop.path("old.onnx"), shop.path(new), "--report", report, *more)
+    return result.code, json.loads(report.read_bytes()) if report.exists() else {}
 
 
 def _deployable(shop: Shop) -> None:
@@ -64,8 +64,8 @@ def test_equal_worse_and_incompatible_models_never_pass(
     shop: Shop, name: str, code: int, outcome: str
 ) -> None:
     """The same model ends in exit 4, a noisier one and a good one in another space in exit 3."""
-    found, report = _verify(shop, name)
-    assert found == code
+    exit_code, report = _verify(shop, name)
+    assert exit_code == code
     assert report["verdict"]["outcome"] == outcome  # type: ignore[index]
 
 
@@ -107,9 +107,9 @@ def test_deploy_and_rollback_leave_the_index_unchanged(shop: Shop) -> None:
 def test_deploy_needs_a_report(shop: Shop) -> None:
     """Without a report deploy ends in exit 3, names the next command and changes nothing."""
     before = shop.manifest()
-    done = shop.run("deploy", "--model", shop.path("new.onnx"))
-    assert done.code == 3
-    assert "compatctl verify" in done.stderr
+    result = shop.run("deploy", "--model", shop.path("new.onnx"))
+    assert result.code == 3
+    assert "compatctl verify" in result.stderr
     assert shop.manifest() == before
 
 
@@ -166,8 +166,8 @@ def test_dry_runs_write_nothing(shop: Shop) -> None:
     shop.run("deploy")
 
     def bytes_of_store() -> dict[str, bytes]:
-        found = sorted(shop.path("store").rglob("*"))
-        return {str(path): path.read_bytes() for path in found if path.is_file()}
+        paths = sorted(shop.path("store").rglob("*"))
+        return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
     before = bytes_of_store()
     assert shop.run("deploy", "--dry-run", "--force", "--reason", "look").code == 0
@@ -180,9 +180,9 @@ def test_search_finds_a_gallery_image_and_refuses_another_model(shop: Shop, emoj
     """A gallery image finds itself first; --model other than the query model is exit 5."""
     item = load(shop.data()).filter(role="gallery").items[0]
     image = emoji / "images" / f"{item.id}.png"
-    found = shop.run("search", image).json["queries"][0]["hits"]
-    assert found[0]["id"] == item.id
-    assert found[0]["score"] == pytest.approx(1.0, abs=1e-4)
+    hits = shop.run("search", image).json["queries"][0]["hits"]
+    assert hits[0]["id"] == item.id
+    assert hits[0]["score"] == pytest.approx(1.0, abs=1e-4)
     assert shop.run("search", image, "--model", shop.path("new.onnx")).code == 5
 
 
@@ -193,15 +193,15 @@ def test_import_adopts_the_file_byte_for_byte(shop: Shop, tmp_path: Path, emoji:
     data = load(emoji / "items.csv")
     gallery = data.filter(role="gallery")
     items = tmp_path / "items.csv"
-    lines = [f"{key},{one.id},{one.label}" for key, one in enumerate(gallery.items)]
+    lines = [f"{key},{entry.id},{entry.label}" for key, entry in enumerate(gallery.items)]
     items.write_text("key,id,label\n" + "\n".join(lines) + "\n")
     common = ("--items", items, "--data", emoji / "items.csv", "--json")
-    done = run(
+    result = run(
         "import", index, "--model", shop.path("old.onnx"), "--store", tmp_path / "one", *common
     )
-    assert done.code == 0, done.stderr
-    assert done.json["index_sha256"] == manifest["index"]["sha256"]
-    assert done.json["agreement"] > 0.9999
+    assert result.code == 0, result.stderr
+    assert result.json["index_sha256"] == manifest["index"]["sha256"]
+    assert result.json["agreement"] > 0.9999
     wrong = run(
         "import", index, "--model", shop.path("turned.onnx"), "--store", tmp_path / "two", *common
     )
@@ -228,8 +228,8 @@ def test_import_refuses_malformed_keys(shop: Shop, tmp_path: Path, line: str, sa
     items = tmp_path / "items.csv"
     items.write_text(f"key,id,label\n{line}\n", encoding="utf-8")
     more = ("--items", items, "--store", tmp_path / "one", "--json")
-    done = run("import", index, "--model", shop.path("old.onnx"), *more)
-    assert (done.code, "items.csv" in done.stderr, says in done.stderr) == (5, True, True)
+    result = run("import", index, "--model", shop.path("old.onnx"), *more)
+    assert (result.code, "items.csv" in result.stderr, says in result.stderr) == (5, True, True)
 
 
 def test_data_root_can_be_a_flag_a_variable_or_a_project_entry(
@@ -240,8 +240,8 @@ def test_data_root_can_be_a_flag_a_variable_or_a_project_entry(
     table = shop.path("more.csv")
     table.write_text(f"id,path,label\nfresh,{image},fresh\n")
     add = ("add", "--dry-run", "--data", table)
-    done = shop.run(*add)
-    assert (done.code, "line 2" in done.stderr, "--data-root FOLDER" in done.stderr) == (
+    result = shop.run(*add)
+    assert (result.code, "line 2" in result.stderr, "--data-root FOLDER" in result.stderr) == (
         5, True, True,
     )  # fmt: skip
     assert shop.run(*add, "--data-root", emoji).code == 0
@@ -255,17 +255,17 @@ def test_data_root_can_be_a_flag_a_variable_or_a_project_entry(
 
 def test_fuse_chooses_its_weight_and_is_judged_like_any_model(shop: Shop) -> None:
     """The fused file's weight is the best of the trials on validation classes."""
-    made = shop.run(
+    fused = shop.run(
         "fuse", shop.path("old.onnx"), shop.path("new.onnx"), "-o", shop.path("fused.onnx")
     )
-    assert made.code == 0, made.stderr
-    done = made.json
-    assert len(done["trials"]) == 9
-    best = max(trial["recall"] for trial in done["trials"])
-    assert best == next(t["recall"] for t in done["trials"] if t["weight"] == done["weight"])
+    assert fused.code == 0, fused.stderr
+    result = fused.json
+    assert len(result["trials"]) == 9
+    best = max(trial["recall"] for trial in result["trials"])
+    assert best == next(t["recall"] for t in result["trials"] if t["weight"] == result["weight"])
     code, report = _verify(shop, "fused.onnx")
     assert code == 0
-    assert report["new"]["sha256"] == done["sha256"]  # type: ignore[index]
+    assert report["new"]["sha256"] == result["sha256"]  # type: ignore[index]
 
 
 def test_matrix_of_versions(shop: Shop) -> None:
@@ -280,9 +280,9 @@ def test_matrix_of_versions(shop: Shop) -> None:
 
 def test_verify_refuses_an_old_model_that_is_not_deployed(shop: Shop) -> None:
     """Against a store, the old model must be its query model."""
-    done = shop.run("verify", shop.path("worse.onnx"), shop.path("new.onnx"))
-    assert done.code == 5
-    assert "query model" in done.stderr
+    result = shop.run("verify", shop.path("worse.onnx"), shop.path("new.onnx"))
+    assert result.code == 5
+    assert "query model" in result.stderr
 
 
 def test_trained_items_are_found_in_the_held_out_data(shop: Shop) -> None:
@@ -298,9 +298,9 @@ def test_trained_items_are_found_in_the_held_out_data(shop: Shop) -> None:
     report = shop.path("report.json")
     refused = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
     assert (refused.code, "trained on" in refused.stderr) == (5, True)
-    code, found = _verify(shop, "new.onnx", "--allow-seen")
+    code, report = _verify(shop, "new.onnx", "--allow-seen")
     assert code == 0
-    sizes = {group["name"]: group["n_queries"] for group in found["groups"]}  # type: ignore[attr-defined]
+    sizes = {group["name"]: group["n_queries"] for group in report["groups"]}  # type: ignore[attr-defined]
     assert sizes["trained"] == 7
 
 

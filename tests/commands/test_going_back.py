@@ -15,8 +15,8 @@ from compatctl.store import Store
 
 
 def _deploy(shop: Shop, name: str = "new.onnx") -> None:
-    done = shop.run("deploy", "--model", shop.path(name), "--force", "--reason", "drill")
-    assert done.code == 0, done.stderr
+    result = shop.run("deploy", "--model", shop.path(name), "--force", "--reason", "drill")
+    assert result.code == 0, result.stderr
 
 
 def _table(shop: Shop, emoji: Path, names: str) -> Path:
@@ -29,8 +29,8 @@ def _table(shop: Shop, emoji: Path, names: str) -> Path:
 
 
 def _add(shop: Shop, table: Path) -> None:
-    done = shop.run("add", "--data", table)
-    assert done.code == 0, done.stderr
+    result = shop.run("add", "--data", table)
+    assert result.code == 0, result.stderr
 
 
 def test_rollback_re_embeds_items_of_the_new_model_with_the_old_one(
@@ -44,14 +44,14 @@ def test_rollback_re_embeds_items_of_the_new_model_with_the_old_one(
     planned = shop.run("rollback", "--data", table, "--dry-run").json
     assert (planned["added"], planned["re_embedded"], planned["written"]) == (3, 3, False)
     assert shop.manifest()["generation"] == 3
-    done = shop.run("rollback", "--data", table).json
-    assert (done["kept"], done["re_embedded"], done["dropped"]) == (0, 3, [])
+    result = shop.run("rollback", "--data", table).json
+    assert (result["kept"], result["re_embedded"], result["dropped"]) == (0, 3, [])
     now = shop.manifest()
     assert (now["query_model"], now["restores"]) == (first["query_model"], 1)
     assert [model["rows"] for model in now["models"]] == [first["index"]["count"] + 3]
     wanted = Encoder.load(shop.path("old.onnx")).embed(load(table)).features
-    found = stored_rows(shop, ["fresh-a", "fresh-b", "fresh-c"])
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    vectors = stored_rows(shop, ["fresh-a", "fresh-b", "fresh-c"])
+    np.testing.assert_allclose(vectors, wanted, atol=1e-5)
     assert shop.run("check").code == 0
     assert shop.run("search", load(table).sources[0]).json["queries"][0]["hits"][0]["score"] > 0.999
 
@@ -63,9 +63,9 @@ def test_rollback_keeps_the_vectors_of_a_shared_model(shop: Shop, emoji: Path) -
     _deploy(shop)
     table = _table(shop, emoji, "b")
     _add(shop, table)
-    done = shop.run("rollback", "--to", 1, "--data", table)
-    assert done.code == 0, done.stderr
-    assert (done.json["kept"], done.json["re_embedded"]) == (1, 1)
+    result = shop.run("rollback", "--to", 1, "--data", table)
+    assert result.code == 0, result.stderr
+    assert (result.json["kept"], result.json["re_embedded"]) == (1, 1)
     np.testing.assert_array_equal(stored_rows(shop, ["fresh-a"]), before)
     assert shop.run("check").code == 0
     repeated = shop.run("rollback", "--to", 1)
@@ -91,9 +91,9 @@ def test_keep_restores_the_query_model_and_moves_no_row(shop: Shop, emoji: Path)
     _deploy(shop)
     _add(shop, _table(shop, emoji, "ab"))
     before = shop.manifest()
-    done = shop.run("rollback", "--added", "keep")
-    assert done.code == 0, done.stderr
-    assert (done.json["kept"], done.json["re_embedded"]) == (2, 0)
+    result = shop.run("rollback", "--added", "keep")
+    assert result.code == 0, result.stderr
+    assert (result.json["kept"], result.json["re_embedded"]) == (2, 0)
     now = shop.manifest()
     assert now["query_model"] == before["models"][0]["sha256"] != before["query_model"]
     assert now["index"]["sha256"] == before["index"]["sha256"]
@@ -113,10 +113,10 @@ def test_drop_lists_the_dropped_ids_and_can_be_undone(shop: Shop, emoji: Path) -
     _deploy(shop)
     _add(shop, _table(shop, emoji, "abc"))
     rows = stored_rows(shop, ["fresh-a", "fresh-b", "fresh-c"])
-    done = shop.run("rollback", "--added", "drop").json
-    assert done["dropped"] == ["fresh-a", "fresh-b", "fresh-c"]
+    result = shop.run("rollback", "--added", "drop").json
+    assert result["dropped"] == ["fresh-a", "fresh-b", "fresh-c"]
     assert shop.manifest()["index"] == first["index"]
-    back = shop.run("rollback", "--to", done["before"])
+    back = shop.run("rollback", "--to", result["before"])
     assert back.code == 0, back.stderr
     np.testing.assert_array_equal(stored_rows(shop, ["fresh-a", "fresh-b", "fresh-c"]), rows)
 
@@ -129,9 +129,9 @@ def test_gc_keeps_what_a_rollback_needs(shop: Shop, emoji: Path) -> None:
         _add(shop, _table(shop, emoji, names))
     head = shop.run("status").json["head"]
     planned = shop.run("check", "--gc", "--keep", 1, "--dry-run").json
-    done = shop.run("check", "--gc", "--keep", 1).json
-    assert planned["unreferenced"] == done["deleted"]
-    assert len(done["deleted"]) == 2
+    result = shop.run("check", "--gc", "--keep", 1).json
+    assert planned["unreferenced"] == result["deleted"]
+    assert len(result["deleted"]) == 2
     assert Store.open(shop.path("store")).manifest.oldest_restorable == 2
     assert shop.run("check", "--head", head).code == 0
     assert shop.run("check", "--head", "0" * 64).code == 5
@@ -166,8 +166,8 @@ def test_a_runtime_that_fails_the_canary_is_refused(
         place.write_text(text)
     image = next((emoji / "images" / "twemoji").iterdir())
     arguments = {"search": [image], "add": [_table(shop, emoji, "a")], "check": []}[command[0]]
-    done = shop.run(*command, *arguments)
-    assert done.code == 5
-    said = done.stderr if command[0] != "check" else " ".join(done.json["problems"])
+    result = shop.run(*command, *arguments)
+    assert result.code == 5
+    said = result.stderr if command[0] != "check" else " ".join(result.json["problems"])
     assert "its canary differs by 1." in said or "its canary differs by 0." in said
     assert shop.manifest()["generation"] == 1

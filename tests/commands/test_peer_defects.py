@@ -1,4 +1,4 @@
-"""Defects that gates of this kind are known to have, one test each: none of them is here."""
+"""The gate and deploy cannot be fooled: one test for each known defect of such gates."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ EMOJI = ROOT / "tests" / "fixtures" / "features" / "emoji.npz"
 
 def judged(shop: Shop, new: Path, *more: object) -> tuple[int, dict[str, Any]]:
     """Exit code and report of a verification in the project."""
-    done = shop.run("verify", shop.path("old.onnx"), new, *more)
+    result = shop.run("verify", shop.path("old.onnx"), new, *more)
     path = shop.path("report.json")
-    return done.code, json.loads(path.read_bytes()) if path.exists() else {}
+    return result.code, json.loads(path.read_bytes()) if path.exists() else {}
 
 
 def tables(folder: Path, old: NDArray[Any], new: NDArray[Any], classes: int) -> tuple[Path, Path]:
@@ -50,8 +50,8 @@ def real_features() -> tuple[NDArray[Any], NDArray[Any]]:
         return archive["lite0"].astype(np.float32), archive["lite2"].astype(np.float32)
 
 
-def test_a_gate_that_cannot_fail(shop: Shop) -> None:
-    """An encoder with other random weights fails, also where only a large loss would be one."""
+def test_an_encoder_with_random_weights_fails(shop: Shop) -> None:
+    """An encoder with other random weights fails, under a policy that allows losses too."""
     random = write_encoder(shop.path("random.onnx"), noise=0.05, seed=1)
     for policy in ("default", "lenient"):
         code, report = judged(shop, random, "--policy", policy)
@@ -60,16 +60,16 @@ def test_a_gate_that_cannot_fail(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("change", ["split", "class"])
-def test_zero_queries_that_pass(shop: Shop, tmp_path: Path, change: str) -> None:
-    """No held-out item, or none with a class in the gallery: exit 4 under the mildest policy."""
+def test_no_held_out_query_is_inconclusive(shop: Shop, tmp_path: Path, change: str) -> None:
+    """No held-out item, or none with a class in the gallery, is exit 4 under the mildest policy."""
     data = load(shop.data())
     images = shop.data().parent / "images"
     lines = []
-    for one in data.items:
-        split = "train" if change == "split" and one.split == "test" else one.split
-        other = change == "class" and (one.split, one.role) == ("test", "query")
-        label = f"other {one.id}" if other else one.label
-        lines.append(f"{one.id},{images}/{one.id}.png,{label},{split},{one.role}")
+    for entry in data.items:
+        split = "train" if change == "split" and entry.split == "test" else entry.split
+        other = change == "class" and (entry.split, entry.role) == ("test", "query")
+        label = f"other {entry.id}" if other else entry.label
+        lines.append(f"{entry.id},{images}/{entry.id}.png,{label},{split},{entry.role}")
     table = tmp_path / "items.csv"
     table.write_text("id,path,label,split,role\n" + "\n".join(lines) + "\n")
     policy = tmp_path / "mild.yaml"
@@ -83,8 +83,8 @@ def test_zero_queries_that_pass(shop: Shop, tmp_path: Path, change: str) -> None
     assert report["groups"][0]["n_queries"] == 0
 
 
-def test_an_interval_without_its_own_estimate(shop: Shop, tmp_path: Path) -> None:
-    """In reports of every outcome each check's estimate lies within its interval."""
+def test_every_interval_holds_its_estimate(shop: Shop, tmp_path: Path) -> None:
+    """In reports of every outcome, the estimate of each check lies within its interval."""
     report = tmp_path / "report.json"
     more = ("--threshold", "0.5", "--new-threshold", "0.56", "--report", report)
     old, other = real_features()
@@ -97,32 +97,32 @@ def test_an_interval_without_its_own_estimate(shop: Shop, tmp_path: Path) -> Non
             run("verify", *tables(tmp_path, old, new, classes=40), *more[-2:])
         verdict = json.loads(report.read_bytes())["verdict"]
         outcomes.add(verdict["outcome"])
-        for one in verdict["checks"]:
-            if one["low"] is not None:
-                assert one["low"] <= one["estimate"] <= one["high"], (new, one["name"])
+        for entry in verdict["checks"]:
+            if entry["low"] is not None:
+                assert entry["low"] <= entry["estimate"] <= entry["high"], (new, entry["name"])
                 seen += 1
     assert seen > 40
     assert len(outcomes) == 3
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10, 25])
-def test_unrelated_spaces_that_pass_a_small_set(tmp_path: Path, classes: int) -> None:
-    """Two encoders that have nothing in common never pass, however few the items are."""
+def test_unrelated_spaces_never_pass_on_a_small_set(tmp_path: Path, classes: int) -> None:
+    """Two unrelated encoders never pass, however few the items are."""
     policy = tmp_path / "few.yaml"
     policy.write_text("format: 3\nname: few\nmin_queries: 1\nmin_classes: 1\n")
     paths = tables(tmp_path, *real_features(), classes=classes)
     for more in ((), ("--policy", policy)):
-        done = run("verify", *paths, "--report", tmp_path / "r.json", *more)
-        assert done.code in {3, 4}, done.stdout
+        result = run("verify", *paths, "--report", tmp_path / "r.json", *more)
+        assert result.code in {3, 4}, result.stdout
 
 
 @pytest.mark.parametrize(("kind", "tail", "code"), [("other", "", 3), ("same", "--json", 4)])
-def test_an_exit_code_that_is_swallowed(tmp_path: Path, kind: str, tail: str, code: int) -> None:
+def test_the_exit_code_reaches_the_shell(tmp_path: Path, kind: str, tail: str, code: int) -> None:
     """A shell sees 3 and 4, with the table or with JSON on stdout, and an && stops."""
     old, other = real_features()
     tables(tmp_path, old, other if kind == "other" else old, classes=60)
     command = f'"{sys.executable}" -m compatctl verify old.npz new.npz {tail}'
-    done = subprocess.run(
+    result = subprocess.run(
         ["/bin/sh", "-c", f"{command} >out && touch went-on; echo $?"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -130,14 +130,14 @@ def test_an_exit_code_that_is_swallowed(tmp_path: Path, kind: str, tail: str, co
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == str(code), done.stderr
+    assert result.stdout.strip() == str(code), result.stderr
     assert not (tmp_path / "went-on").exists()
     assert (tmp_path / "out").stat().st_size > 0
 
 
-def test_a_deploy_that_asks_nobody(shop: Shop) -> None:
-    """After a failing verification deploy ends in exit 3 with and without a named model, and a
-    pass of another model does not help."""
+def test_deploy_needs_a_pass_of_the_deployed_model(shop: Shop) -> None:
+    """After a failing verification deploy is exit 3, with and without a named model; a pass of
+    another model does not help."""
     before = shop.manifest()
     assert judged(shop, shop.path("worse.onnx"))[0] == 3
     assert shop.run("deploy").code == 3
@@ -152,8 +152,8 @@ def commands_in(text: str) -> set[str]:
     return set(re.findall(r"(?<!of )(?<!install )\bcompatctl ([a-z][a-z-]*)", text))
 
 
-def test_next_steps_that_do_not_exist(begun: Path, tmp_path: Path) -> None:
-    """Every command that a report, or any tip of the source, names has a help."""
+def test_every_command_in_a_next_step_or_tip_exists(begun: Path, tmp_path: Path) -> None:
+    """Every command that a report or a tip in the source names has a help page."""
     named: set[str] = set()
     for new in ("new.onnx", "worse.onnx"):
         report = tmp_path / "report.json"
@@ -164,8 +164,8 @@ def test_next_steps_that_do_not_exist(begun: Path, tmp_path: Path) -> None:
     for path in (ROOT / "compatctl").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "tip":
-                parts = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant)]
-                text = " ".join(str(one) for one in parts)
+                parts = [entry.value for entry in ast.walk(node) if isinstance(entry, ast.Constant)]
+                text = " ".join(str(entry) for entry in parts)
                 named |= commands_in(text)
                 tips += "compatctl" in text
     assert tips > 3
@@ -173,7 +173,7 @@ def test_next_steps_that_do_not_exist(begun: Path, tmp_path: Path) -> None:
         assert run(name, "--help").code == 0, name
 
 
-def test_flags_of_the_readme_that_do_not_exist() -> None:
+def test_every_flag_in_the_readme_exists() -> None:
     """Every --flag that follows a command in the README's examples is in that command's help."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"`([^`\n]+)`", text)
@@ -181,17 +181,17 @@ def test_flags_of_the_readme_that_do_not_exist() -> None:
     seen = 0
     for line in lines:
         for name, rest in re.findall(r"\bcompatctl ([a-z][a-z-]*)([^#`\n]*)", line):
-            found = run(name, "--help")
-            assert found.code == 0, name
-            known = set(re.findall(r"--?[a-z][a-z-]*", found.stdout))
+            help_text = run(name, "--help")
+            assert help_text.code == 0, name
+            known = set(re.findall(r"--?[a-z][a-z-]*", help_text.stdout))
             for flag in re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest):
                 assert flag in known, (name, flag)
                 seen += 1
     assert seen >= 6
 
 
-def test_a_name_that_is_taken_for_identity(shop: Shop) -> None:
-    """Two models under one name have two digests: the pass of one does not deploy the other."""
+def test_a_model_is_identified_by_its_digest_not_its_name(shop: Shop) -> None:
+    """Two models of one name have two digests; the pass of one does not deploy the other."""
     folder = shop.path("other")
     folder.mkdir()
     same = write_encoder(folder / "new.onnx", noise=0.07)
@@ -205,9 +205,9 @@ def test_a_name_that_is_taken_for_identity(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("line", ["min_queries: 199", "max_parity_error: null"])
-def test_thresholds_that_change_after_the_verdict(shop: Shop, line: str) -> None:
-    """A policy file edited between verify and deploy is another policy: exit 3; put back, it is
-    the one that was judged by."""
+def test_deploy_refuses_a_policy_that_changed_after_the_verdict(shop: Shop, line: str) -> None:
+    """A policy edited between verify and deploy is exit 3; restored, it is the policy of the
+    verdict."""
     policy = shop.path("policy.yaml")
     text = "format: 3\nname: ours\n"
     policy.write_text(text)
@@ -219,8 +219,8 @@ def test_thresholds_that_change_after_the_verdict(shop: Shop, line: str) -> None
     assert shop.run("deploy", "--policy", policy).code == 0
 
 
-def test_a_model_that_changes_after_the_verdict(shop: Shop) -> None:
-    """Other weights under the verified path are noticed: exit 3, and nothing is switched."""
+def test_deploy_refuses_a_model_that_changed_after_the_verdict(shop: Shop) -> None:
+    """Other weights under the verified path are exit 3, and nothing is deployed."""
     before = shop.manifest()
     assert judged(shop, shop.path("new.onnx"))[0] == 0
     write_encoder(shop.path("new.onnx"), noise=0.06)

@@ -50,15 +50,15 @@ def ids_of(shop: Shop, n: int = 3) -> list[str]:
 
 
 def force(shop: Shop, name: str) -> None:
-    done = shop.run("deploy", "--model", shop.path(name), "--force", "--reason", "drill")
-    assert done.code == 0, done.stderr
+    result = shop.run("deploy", "--model", shop.path(name), "--force", "--reason", "drill")
+    assert result.code == 0, result.stderr
 
 
 def removed(shop: Shop, *arguments: object) -> dict[str, object]:
-    done = shop.run("remove", *arguments)
-    assert done.code == 0, done.stderr
-    found: dict[str, object] = done.json
-    return found
+    result = shop.run("remove", *arguments)
+    assert result.code == 0, result.stderr
+    removal: dict[str, object] = result.json
+    return removal
 
 
 def assert_gone(shop: Shop, ids: list[str], vectors: Floats) -> None:
@@ -82,10 +82,10 @@ def by_hand(plain: Path, keys: Floats, vectors: Floats, images: NDArray[np.uint8
     session = onnxruntime.InferenceSession(model.SerializeToString())
     (raw,) = session.run(["raw"], {"image": images})
     rows = []
-    for one in raw.astype(np.float64):
-        near = [np.exp(one @ keys[:, at]) for at in range(len(vectors))]
+    for entry in raw.astype(np.float64):
+        near = [np.exp(entry @ keys[:, position]) for position in range(len(vectors))]
         taken = sum(share * vector for share, vector in zip(near, vectors, strict=True)) / sum(near)
-        rows.append((one + taken) / np.linalg.norm(one + taken))
+        rows.append((entry + taken) / np.linalg.norm(entry + taken))
     return np.array(rows, np.float32)
 
 
@@ -94,19 +94,19 @@ def test_no_file_of_the_store_holds_a_removed_item(shop: Shop) -> None:
     items are as they were."""
     ids = ids_of(shop)
     vectors = stored_rows(shop, ids)
-    stay = [one for one in store_of(shop).catalog().ids if one not in ids]
+    stay = [entry for entry in store_of(shop).catalog().ids if entry not in ids]
     before = stored_rows(shop, stay)
     force(shop, "new.onnx")
     first = shop.manifest()
-    told = removed(shop, *ids)
+    removal = removed(shop, *ids)
     now = shop.manifest()
-    assert (told["removed"], told["rows"], told["generation"]) == (3, len(stay), 3)
+    assert (removal["removed"], removal["rows"], removal["generation"]) == (3, len(stay), 3)
     assert (now["operation"], now["oldest_gallery"], now["index"]["count"]) == (
         "remove",
         3,
         len(stay),
     )
-    assert told["deleted"] == 2
+    assert removal["deleted"] == 2
     same = ("query_model", "report", "policy", "forced_reason")
     assert [now[name] for name in same] == [first[name] for name in same]
     assert_gone(shop, ids, vectors)
@@ -126,8 +126,8 @@ def test_a_repeated_removal_changes_nothing(shop: Shop) -> None:
     assert refused.code == 5
     assert "1 of 3 ids are not in the store: nobody" in refused.stderr
     assert store_files(shop) == before
-    told = removed(shop, "nobody", *store_of(shop).catalog().ids[:1], "--missing-ok")
-    assert (told["removed"], told["missing"]) == (1, ["nobody"])
+    removal = removed(shop, "nobody", *store_of(shop).catalog().ids[:1], "--missing-ok")
+    assert (removal["removed"], removal["missing"]) == (1, ["nobody"])
 
 
 def test_a_dry_run_gives_the_same_result_and_writes_nothing(shop: Shop) -> None:
@@ -139,8 +139,8 @@ def test_a_dry_run_gives_the_same_result_and_writes_nothing(shop: Shop) -> None:
     assert (planned["removed"], planned["written"]) == (3, False)
     assert store_files(shop) == before
     piped = ["remove", *shop.args, "--json", "--ids", "-"]
-    done = CliRunner().invoke(app, piped, input="\n".join(ids))
-    assert json.loads(done.stdout)["removed"] == 3
+    result = CliRunner().invoke(app, piped, input="\n".join(ids))
+    assert json.loads(result.stdout)["removed"] == 3
     for flags in ((), ("--missing-ok",)):
         assert shop.run("remove", *flags).code == 2
 
@@ -149,9 +149,9 @@ def test_the_last_row_is_not_removed(shop: Shop) -> None:
     """A gallery needs a row: all ids at once are refused, and nothing happens."""
     shop.path("all.txt").write_text("\n".join(store_of(shop).catalog().ids))
     before = store_files(shop)
-    done = shop.run("remove", "--ids", shop.path("all.txt"))
-    assert done.code == 5
-    assert "a gallery needs at least one" in done.stderr
+    result = shop.run("remove", "--ids", shop.path("all.txt"))
+    assert result.code == 5
+    assert "a gallery needs at least one" in result.stderr
     assert store_files(shop) == before
 
 
@@ -200,11 +200,11 @@ def test_rollback_across_a_lift_is_refused_after_an_erasure(shop: Shop) -> None:
     force(shop, "attending.onnx")
     assert shop.run("backfill", "--share", ".2", "--force", "--reason", "drill").code == 0
     wide = turned(shop, "wide.onnx", of="new.onnx", dim=48)
-    done = shop.run("lift", wide, "--kind", "ridge", "--force", "--reason", "drill")
-    assert done.code == 0, done.stderr
+    result = shop.run("lift", wide, "--kind", "ridge", "--force", "--reason", "drill")
+    assert result.code == 0, result.stderr
     vectors = stored_rows(shop, ids)
-    told = removed(shop, *ids)
-    assert len(told["rewritten"]) == 2  # type: ignore[arg-type]
+    removal = removed(shop, *ids)
+    assert len(removal["rewritten"]) == 2  # type: ignore[arg-type]
     assert_gone(shop, ids, vectors)
     assert_gone(shop, ids, table[4:])
     for keeping in ("auto", "keep"):
@@ -221,8 +221,8 @@ def test_an_item_of_an_earlier_generation_alone_can_be_removed(shop: Shop, emoji
     assert shop.run("add", "--data", table).code == 0
     vectors = stored_rows(shop, ["late-one"])
     assert shop.run("rollback", "--to", "1", "--added", "drop").code == 0
-    told = removed(shop, "late-one")
-    assert (told["removed"], told["written"]) == (0, True)
+    removal = removed(shop, "late-one")
+    assert (removal["removed"], removal["written"]) == (0, True)
     assert shop.run("rollback", "--to", "2").json["written"]
     assert_gone(shop, ["late-one"], vectors)
 
@@ -233,7 +233,7 @@ def test_a_removed_id_can_be_added_again(shop: Shop) -> None:
     removed(shop, *ids)
     table = shop.data()
     lines = table.read_text().splitlines()
-    kept = [line for line in lines if not any(f"{one}," in line for one in ids[1:])]
+    kept = [line for line in lines if not any(f"{entry}," in line for entry in ids[1:])]
     again = table.with_name(f"{shop.folder.parent.name}-again.csv")
     again.write_text("\n".join([*kept, ""]))
     assert shop.run("add", "--data", again).json["added"] == 1
@@ -265,14 +265,14 @@ def test_images_leave_the_memory_of_the_store_and_of_the_candidate(shop: Shop) -
         "anchors": [], "classes": [], "models": [], "memory_sha256": memory, "parity": 0.0,
     }  # fmt: skip
     (candidate / "training.json").write_text(json.dumps(record))
-    told = removed(shop, *gone)
-    assert told["from_memory"] == 1
-    assert len(told["side_files"]) == 2  # type: ignore[arg-type]
+    removal = removed(shop, *gone)
+    assert removal["from_memory"] == 1
+    assert len(removal["side_files"]) == 2  # type: ignore[arg-type]
     kept = store_of(shop)
     path = kept.verified_path("memories", kept.manifest.memory or "")
     assert read_memory(path).ids == read_memory(candidate / "memory.npz").ids
     assert len(read_memory(path)) == 5
-    assert all(image not in one for one in store_files(shop).values())
+    assert all(image not in entry for entry in store_files(shop).values())
     now = json.loads((candidate / "training.json").read_text())
     assert gone[0] not in [item["id"] for item in now["items"]]
     assert now["memory_sha256"] == kept.manifest.memory
@@ -301,26 +301,26 @@ def test_a_model_is_rewritten_without_removed_vectors(shop: Shop) -> None:
     assert shop.run("backfill", "--share", ".2", "--force", "--reason", "drill").code == 0
     held = Encoder.load(model).sha256
     vectors = stored_rows(shop, ids)
-    told = removed(shop, *ids)
+    removal = removed(shop, *ids)
     now = shop.manifest()
-    (rewritten,) = told["rewritten"]  # type: ignore[misc]
+    (rewritten,) = removal["rewritten"]  # type: ignore[misc]
     assert (rewritten["before"], rewritten["vectors"]) == (held, 2)
-    assert now["query_model"] == rewritten["sha256"] == told["query_model"] != held
+    assert now["query_model"] == rewritten["sha256"] == removal["query_model"] != held
     assert now["erased_models"] == [held]
     assert not shop.path(f"store/models/{held}.onnx").exists()
     assert_gone(shop, ids, vectors)
     assert_gone(shop, ids[:2], table[-2:])
     path = store_of(shop).verified_path("models", now["query_model"])
     keys = numpy_helper.to_array(
-        next(one for one in onnx.load(path).graph.initializer if one.name == "permute")
+        next(entry for entry in onnx.load(path).graph.initializer if entry.name == "permute")
     )
     assert keys.shape == (DIM, 5)
     images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
-    found = Encoder.load(path).run({"image": images})
-    assert np.abs(found - by_hand(plain, keys, table[:5], images)).max() < 1e-5
+    embedded = Encoder.load(path).run({"image": images})
+    assert np.abs(embedded - by_hand(plain, keys, table[:5], images)).max() < 1e-5
     assert 0 < rewritten["difference"] < 2
-    assert sum(one["rows"] for one in now["models"]) == now["index"]["count"]
-    assert any("rewritten" in line for line in told["warnings"])  # type: ignore[attr-defined]
+    assert sum(entry["rows"] for entry in now["models"]) == now["index"]["count"]
+    assert any("rewritten" in line for line in removal["warnings"])  # type: ignore[attr-defined]
     assert shop.run("deploy", "--model", model, "--force", "--reason", "drill").code == 5
     assert shop.run("rollback", "--added", "keep").json["query_model"] == old
     assert_gone(shop, ids, vectors)
@@ -345,10 +345,10 @@ def test_a_finetuned_model_is_rewritten_without_removed_vectors(shop: Shop, fuse
     no record at hand, and in a fused file too."""
     torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
     shop.path("recipe.yaml").write_text(FINETUNED)
-    done = shop.run(
+    result = shop.run(
         "finetune", "--base", shop.path("new.ckpt"), "--recipe", shop.path("recipe.yaml")
     )
-    assert done.code == 0, done.stderr
+    assert result.code == 0, result.stderr
     record = json.loads(shop.path("build/candidate/training.json").read_bytes())
     ids = [record["anchors"][0]["id"], record["anchors"][7]["id"]]
     vectors = stored_rows(shop, ids)
@@ -356,11 +356,11 @@ def test_a_finetuned_model_is_rewritten_without_removed_vectors(shop: Shop, fuse
         fuse(shop.path("old.onnx"), shop.path("new.onnx"), 0.5, shop.path("fused.onnx"))
     force(shop, "fused.onnx" if fused else "new.onnx")
     shutil.rmtree(shop.path("build"))
-    told = removed(shop, *ids)
-    (rewritten,) = told["rewritten"]  # type: ignore[misc]
+    removal = removed(shop, *ids)
+    (rewritten,) = removal["rewritten"]  # type: ignore[misc]
     assert rewritten["vectors"] == 2
     assert_gone(shop, ids, vectors)
-    path = store_of(shop).verified_path("models", str(told["query_model"]))
+    path = store_of(shop).verified_path("models", str(removal["query_model"]))
     (table,) = held_vectors(path.read_bytes(), path)
     assert table.from_gallery
     assert len(table.vectors) == len(record["anchors"]) - 2
@@ -379,13 +379,13 @@ def test_an_earlier_query_model_is_rewritten_too(shop: Shop) -> None:
     force(shop, "attending.onnx")
     force(shop, "new.onnx")
     for number, item in enumerate(ids):
-        told = removed(shop, item)
-        assert len(told["rewritten"]) == 1  # type: ignore[arg-type]
-        assert told["query_model"] == told["query_model_before"]
+        removal = removed(shop, item)
+        assert len(removal["rewritten"]) == 1  # type: ignore[arg-type]
+        assert removal["query_model"] == removal["query_model_before"]
         assert_gone(shop, [item], table[4 + number : 5 + number])
     assert shop.run("check", "--gc", "--keep", "1").code == 0
     now = shop.manifest()
-    assert {one["replaces"] for one in now["stand_ins"]} == set(now["erased_models"])
+    assert {entry["replaces"] for entry in now["stand_ins"]} == set(now["erased_models"])
     assert held in now["erased_models"]
     planned = shop.run("rollback", "--dry-run").json["query_model"]
     back = shop.run("rollback")
@@ -394,13 +394,13 @@ def test_an_earlier_query_model_is_rewritten_too(shop: Shop) -> None:
     assert serving == planned == back.json["query_model"] == now["stand_ins"][0]["model"]["sha256"]
     path = store_of(shop).verified_path("models", serving)
     (keys,) = (
-        numpy_helper.to_array(one)
-        for one in onnx.load(path).graph.initializer
-        if one.name == "permute"
+        numpy_helper.to_array(entry)
+        for entry in onnx.load(path).graph.initializer
+        if entry.name == "permute"
     )
     images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
-    found = Encoder.load(path).run({"image": images})
-    assert np.abs(found - by_hand(plain, keys, table[:4], images)).max() < 1e-5
+    embedded = Encoder.load(path).run({"image": images})
+    assert np.abs(embedded - by_hand(plain, keys, table[:4], images)).max() < 1e-5
     assert shop.run("rollback").json["written"] is False
     assert_gone(shop, ids, table[4:])
 
@@ -411,8 +411,8 @@ def test_an_earlier_model_with_unidentified_vectors_cannot_be_restored(shop: Sho
     held = Encoder.load(write_attending(shop.path("attending.onnx"), foreign)).sha256
     force(shop, "attending.onnx")
     force(shop, "new.onnx")
-    told = removed(shop, *ids_of(shop, 1))
-    assert (told["rewritten"], told["erased_models"]) == ([], [held])
+    removal = removed(shop, *ids_of(shop, 1))
+    assert (removal["rewritten"], removal["erased_models"]) == ([], [held])
     assert not shop.path(f"store/models/{held}.onnx").exists()
     versions = shop.run("matrix")
     assert versions.code == 0, versions.stderr
@@ -441,20 +441,20 @@ def test_removal_refuses_unidentified_vectors_in_the_query_model(shop: Shop) -> 
     assert "whose 4 of them are" in refused.stderr
     assert store_files(shop) == before
     sha256 = Encoder.load(model).sha256
-    entries = [{"id": one, "sha256": "0" * 64} for one in ("w", "x", ids[0], "z")]
+    entries = [{"id": entry, "sha256": "0" * 64} for entry in ("w", "x", ids[0], "z")]
     record = {
         "items": [], "anchors": entries, "classes": [], "models": [sha256], "parity": 0.0,
     }  # fmt: skip
     shop.path("build/candidate").mkdir(parents=True)
     shop.path("build/candidate/training.json").write_text(json.dumps(record))
-    told = removed(shop, *ids)
-    path = store_of(shop).verified_path("models", str(told["query_model"]))
+    removal = removed(shop, *ids)
+    path = store_of(shop).verified_path("models", str(removal["query_model"]))
     (table,) = held_vectors(path.read_bytes(), path)
     assert np.array_equal(table.vectors, foreign[[0, 1, 3]])
     assert_gone(shop, ids, foreign[[2]])
     after = json.loads(shop.path("build/candidate/training.json").read_text())
-    assert [one["id"] for one in after["anchors"]] == ["w", "x", "z"]
-    assert after["models"] == [sha256, told["query_model"]]
+    assert [entry["id"] for entry in after["anchors"]] == ["w", "x", "z"]
+    assert after["models"] == [sha256, removal["query_model"]]
 
 
 def test_a_candidate_that_holds_erased_vectors_is_not_deployed(shop: Shop) -> None:
@@ -463,12 +463,12 @@ def test_a_candidate_that_holds_erased_vectors_is_not_deployed(shop: Shop) -> No
     table = stored_rows(shop, [*store_of(shop).catalog().ids[40:44], *ids])
     write_attending(shop.path("new.onnx"), table)
     fuse(shop.path("old.onnx"), shop.path("new.onnx"), 0.5, shop.path("fused.onnx"))
-    told = removed(shop, *ids)
-    assert told["candidates"] == [str(shop.path("new.onnx"))]
+    removal = removed(shop, *ids)
+    assert removal["candidates"] == [str(shop.path("new.onnx"))]
     for name in ("new.onnx", "fused.onnx"):
-        done = shop.run("deploy", "--model", shop.path(name), "--force", "--reason", "drill")
-        assert done.code == 5
-        assert "stored vectors of 2 items that were removed" in done.stderr
+        result = shop.run("deploy", "--model", shop.path(name), "--force", "--reason", "drill")
+        assert result.code == 5
+        assert "stored vectors of 2 items that were removed" in result.stderr
     assert shop.manifest()["operation"] == "remove"
 
 
@@ -477,10 +477,10 @@ def test_removing_all_anchors_of_a_model_is_refused(shop: Shop) -> None:
     ids = ids_of(shop, 2)
     write_attending(shop.path("attending.onnx"), stored_rows(shop, ids))
     force(shop, "attending.onnx")
-    done = shop.run("remove", *ids)
-    assert done.code == 5
-    assert "no row would stay" in done.stderr
-    assert "fine-tune again" in done.stderr
+    result = shop.run("remove", *ids)
+    assert result.code == 5
+    assert "no row would stay" in result.stderr
+    assert "fine-tune again" in result.stderr
 
 
 def test_check_finds_erased_items_in_kept_files(shop: Shop) -> None:
@@ -519,9 +519,9 @@ def test_check_finds_erased_items_in_kept_files(shop: Shop) -> None:
                 oldest_gallery=store.manifest.generation + 1,
                 erasures=tx.put("erasures", erased.write),
             )
-        done = shop.run("check")
-        assert done.code == 5
-        assert says in " ".join(done.json["problems"])
+        result = shop.run("check")
+        assert result.code == 5
+        assert says in " ".join(result.json["problems"])
 
 
 def test_removal_lists_other_items_with_the_same_image(shop: Shop) -> None:
@@ -532,9 +532,9 @@ def test_removal_lists_other_items_with_the_same_image(shop: Shop) -> None:
     table = shop.data().with_name(f"{shop.folder.parent.name}-twin.csv")
     table.write_text(f"id,path,label\ntwin,{path},other\n")
     assert shop.run("add", "--data", table).code == 0
-    told = removed(shop, first)
-    assert told["same_image"] == ["twin"]
-    assert "twin" in str(told["warnings"])
+    removal = removed(shop, first)
+    assert removal["same_image"] == ["twin"]
+    assert "twin" in str(removal["warnings"])
     assert shop.run("check").code == 0
 
 
@@ -563,6 +563,6 @@ def test_check_replays_a_removal(shop: Shop) -> None:
 
 def test_the_command_line_reports_the_removal(shop: Shop) -> None:
     """Without --json: the fields as lines, exit 0."""
-    done = run("remove", *shop.args, *ids_of(shop, 1))
-    assert done.code == 0
-    assert "removed" in done.stdout
+    result = run("remove", *shop.args, *ids_of(shop, 1))
+    assert result.code == 0
+    assert "removed" in result.stdout

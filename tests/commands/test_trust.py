@@ -58,14 +58,14 @@ def test_a_rollback_restores_every_entry_of_the_earlier_generation(shop: Shop) -
     """After deploy and rollback the manifest differs from the first one in its history only."""
     before = shop.manifest()
     report = shop.path("report.json")
-    done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
-    assert done.code == 0
+    result = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
+    assert result.code == 0
     assert shop.run("deploy").code == 0
     assert shop.run("rollback").code == 0
     after = shop.manifest()
-    told = {"generation", "parent", "operation", "created_at", "restores"}
-    assert {key: value for key, value in after.items() if key not in told} == {
-        key: value for key, value in before.items() if key not in told
+    own_entries = {"generation", "parent", "operation", "created_at", "restores"}
+    assert {key: value for key, value in after.items() if key not in own_entries} == {
+        key: value for key, value in before.items() if key not in own_entries
     }
 
 
@@ -74,8 +74,8 @@ def test_a_manifest_holds_no_path_and_no_secret(
 ) -> None:
     """Nothing of the environment or of this machine's folders gets into a generation."""
     monkeypatch.setenv("SOME_TOKEN", "hunter2-of-the-environment")
-    done = shop.run("deploy", "--model", shop.path("new.onnx"), "--force", "--reason", "a drill")
-    assert done.code == 0
+    result = shop.run("deploy", "--model", shop.path("new.onnx"), "--force", "--reason", "a drill")
+    assert result.code == 0
     text = shop.path("store/manifest.json").read_text()
     for secret in ("hunter2", str(shop.folder), str(Path.home()), "/tmp", "host"):
         assert secret not in text, secret

@@ -25,7 +25,7 @@ def save(folder: Path, **arrays: Any) -> Path:
         **arrays,
     }
     path = folder / "table.npz"
-    np.savez(path, **{name: one for name, one in given.items() if one is not None})
+    np.savez(path, **{name: entry for name, entry in given.items() if entry is not None})
     return path
 
 
@@ -49,14 +49,14 @@ def test_every_float_type_and_order_is_read(tmp_path: Path, kind: str, order: An
     np.testing.assert_allclose(table.features, [[0.6, 0.8], [0, 1], [-1, 0]], atol=1e-6)
 
 
-def test_norms_that_say_something_ask_for_the_similarity(tmp_path: Path) -> None:
-    """Searched rows of other lengths are an error until somebody says what lengths mean; those of
-    queries change no ranking, and half precision rounds all lengths a little."""
+def test_norms_that_differ_require_a_similarity(tmp_path: Path) -> None:
+    """Gallery rows of different lengths are an error without a similarity; lengths of queries
+    change no ranking, and half precision rounds all lengths a little."""
     with pytest.raises(InputError, match="norms of its features differ, from 1 to 5") as got:
         load_features(save(tmp_path))
     assert "--similarity" in got.value.tip
-    told = load_features(save(tmp_path, similarity=np.array("cosine")))
-    np.testing.assert_allclose(np.linalg.norm(told.features, axis=1), 1.0, atol=1e-6)
+    table = load_features(save(tmp_path, similarity=np.array("cosine")))
+    np.testing.assert_allclose(np.linalg.norm(table.features, axis=1), 1.0, atol=1e-6)
     for kind in ("dot", "l2"):
         raw = load_features(save(tmp_path, similarity=np.array([kind])))
         assert (raw.similarity, raw.features[0].tolist()) == (kind, [3.0, 4.0])
@@ -82,12 +82,12 @@ def test_many_rows_are_normalised_piece_by_piece(tmp_path: Path) -> None:
     names = np.arange(n)
     table = load_features(save(tmp_path, ids=names, labels=names % 7, features=rows), "cosine")
     np.testing.assert_allclose(np.linalg.norm(table.features, axis=1), 1.0, atol=1e-6)
-    slow = rows[-1] / np.sqrt(sum(one * one for one in rows[-1]))
+    slow = rows[-1] / np.sqrt(sum(entry * entry for entry in rows[-1]))
     np.testing.assert_allclose(table.features[-1], slow, atol=1e-6)
     assert table.ids[-1] == str(n - 1)
 
 
-def test_whole_numbers_are_ids_and_roles_are_two(tmp_path: Path) -> None:
+def test_ids_can_be_whole_numbers(tmp_path: Path) -> None:
     """Ids of whole numbers are text; the roles are those of the array."""
     role = np.array(["query", "gallery", "query"])
     table = load_features(save(tmp_path, ids=np.array([7, 8, 2**63], np.uint64), role=role))
@@ -164,7 +164,7 @@ def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
             load_features(path)
 
 
-def test_one_array_is_no_table(tmp_path: Path) -> None:
+def test_a_single_array_is_not_a_table(tmp_path: Path) -> None:
     """A .npy file under the name .npz is an input error that names the file."""
     np.save(tmp_path / "one.npy", np.ones((3, 2)))
     path = (tmp_path / "one.npy").rename(tmp_path / "one.npz")
@@ -238,7 +238,7 @@ def test_bad_pairs_are_refused(tmp_path: Path, text: str, word: str) -> None:
 
 
 @pytest.mark.parametrize("read", [read_pairs, read_qrels])
-def test_judgments_that_are_no_text(tmp_path: Path, read: Any) -> None:
+def test_judgments_that_are_not_text_are_refused(tmp_path: Path, read: Any) -> None:
     """No file, a folder and bytes that are no UTF-8 are input errors that name the path."""
     path = tmp_path / "bytes"
     path.write_bytes(b"id_a,id_b,same\n\xff\xfe,b,1\n")
@@ -280,7 +280,7 @@ def test_bad_judgments_are_refused(tmp_path: Path, text: str, word: str) -> None
 
 
 @pytest.mark.parametrize("grade", ["--1", "²", "9" * 5000])
-def test_grades_that_are_no_whole_numbers(tmp_path: Path, grade: str) -> None:
+def test_grades_that_are_not_whole_numbers_are_refused(tmp_path: Path, grade: str) -> None:
     """Two signs, a digit that is no decimal, and more digits than any grade has: refused."""
     path = tmp_path / "judged.qrels"
     path.write_text(f"q 0 a 1\nq 0 b {grade}\n", encoding="utf-8")
@@ -288,7 +288,7 @@ def test_grades_that_are_no_whole_numbers(tmp_path: Path, grade: str) -> None:
         read_qrels(path)
 
 
-def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_an_id(tmp_path: Path) -> None:
     """As in pairs: a file that an editor began with the mark has the ids that it shows."""
     path = tmp_path / "judged.qrels"
     path.write_text("\ufeffq 0 a 1\n", encoding="utf-8")

@@ -27,10 +27,10 @@ def picture(seed: int, side: int = 12) -> Image.Image:
 def folder(tmp_path: Path) -> Path:
     """Ten class folders of two images, beside things that are no images."""
     root = tmp_path / "images"
-    for at, label in enumerate(LABELS):
+    for position, label in enumerate(LABELS):
         (root / label / "deep").mkdir(parents=True)
-        picture(at).save(root / label / "a.png")
-        picture(at + 100).save(root / label / "deep" / "b.JPG", format="jpeg")
+        picture(position).save(root / label / "a.png")
+        picture(position + 100).save(root / label / "deep" / "b.JPG", format="jpeg")
     (root / "ant" / "notes.txt").write_text("not an image")
     (root / ".cache").mkdir()
     picture(0).save(root / ".cache" / "hidden.png")
@@ -40,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
 def table(tmp_path: Path, text: str, name: str = "items.csv") -> Path:
     """A table beside three images."""
     (tmp_path / "img").mkdir(exist_ok=True)
-    for at in range(3):
-        picture(at).save(tmp_path / "img" / f"{at}.png")
+    for position in range(3):
+        picture(position).save(tmp_path / "img" / f"{position}.png")
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     return path
@@ -58,7 +58,7 @@ def test_a_folder_of_class_folders(folder: Path) -> None:
     assert np.array_equal(np.asarray(data.read(0)), np.asarray(picture(0)))
 
 
-def test_an_image_outside_of_every_class_folder_is_refused(folder: Path) -> None:
+def test_an_image_outside_every_class_folder_is_refused(folder: Path) -> None:
     """An image without a class is an error, not an item left out."""
     picture(1).save(folder / "stray.png")
     with pytest.raises(InputError, match=r"stray\.png lies in no class folder"):
@@ -66,7 +66,7 @@ def test_an_image_outside_of_every_class_folder_is_refused(folder: Path) -> None
 
 
 def test_a_csv_table_with_splits_roles_and_slices(tmp_path: Path) -> None:
-    """Split and role are taken where given; other columns are slices, where they have a value."""
+    """Split and role are taken if given; other columns are slices, if they have a value."""
     path = table(
         tmp_path,
         "\ufeffid,path,label,split,role,vendor\n"
@@ -84,7 +84,7 @@ def test_a_csv_table_with_splits_roles_and_slices(tmp_path: Path) -> None:
 
 
 def test_a_jsonl_table_reads_as_the_csv_does(tmp_path: Path) -> None:
-    """Both forms of table give the same data set, digests included; null is no value."""
+    """Both forms of table give the same data set, digests included; null is an empty value."""
     lines = [
         {"id": "x", "path": "img/0.png", "label": "ant", "split": "test", "role": None, "year": 7},
         {"id": "y", "path": "img/1.png", "label": "bee", "split": None},
@@ -116,7 +116,7 @@ def test_a_jsonl_table_reads_as_the_csv_does(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_csv_is_refused_by_line(tmp_path: Path, text: str, message: str) -> None:
-    """Every complaint about a table says which line it is about."""
+    """Every error of a table names the line."""
     with pytest.raises(InputError, match=message):
         load(table(tmp_path, text))
 
@@ -133,7 +133,7 @@ def test_a_bad_csv_is_refused_by_line(tmp_path: Path, text: str, message: str) -
     ],
 )
 def test_a_bad_jsonl_is_refused_by_line(tmp_path: Path, text: str, message: str) -> None:
-    """A line that is no object of texts is an error that names it."""
+    """A line that is not a JSON object of texts is an error that names it."""
     with pytest.raises(InputError, match=message):
         load(table(tmp_path, text, "items.jsonl"))
 
@@ -196,7 +196,7 @@ def test_a_bad_npz_is_refused(tmp_path: Path, change: dict[str, object], message
         load(path)
 
 
-def test_what_is_no_data_at_all_is_refused(tmp_path: Path) -> None:
+def test_missing_and_unknown_data_are_refused(tmp_path: Path) -> None:
     """A missing path, an unknown form, an empty folder and a broken archive each say so."""
     for name, content, message in (
         ("missing", None, "no data at"),
@@ -218,8 +218,10 @@ def test_the_split_is_the_hash_of_the_class(folder: Path) -> None:
     """Splits follow sha1 of the label, so that no class is in two, and no run differs."""
     data = load(folder, SplitRule(train=0.5, validation=0.2))
     for item in data.items:
-        at = int.from_bytes(hashlib.sha1(item.label.encode()).digest()[:8], "big") / 2**64
-        assert item.split == ("train" if at < 0.5 else "validation" if at < 0.7 else "test")
+        position = int.from_bytes(hashlib.sha1(item.label.encode()).digest()[:8], "big") / 2**64
+        assert item.split == (
+            "train" if position < 0.5 else "validation" if position < 0.7 else "test"
+        )
     parts = [set(data.filter(split=split).labels) for split in ("train", "validation", "test")]
     assert sum(map(len, parts)) == len(LABELS)
 
@@ -241,13 +243,13 @@ def test_held_out_items_are_of_training_classes(folder: Path) -> None:
 @pytest.mark.parametrize(
     "shares", [{"train": -0.1}, {"train": 0.8, "validation": 0.3}, {"hold_out_items": 1.5}]
 )
-def test_shares_that_are_none_are_refused(shares: dict[str, float]) -> None:
+def test_invalid_shares_are_refused(shares: dict[str, float]) -> None:
     """Shares lie in 0 .. 1 and train + validation is at most 1."""
     with pytest.raises(InputError, match="split:"):
         SplitRule(**shares)
 
 
-def test_take_keeps_the_order_asked_for_and_copies_no_image(tmp_path: Path) -> None:
+def test_take_keeps_the_given_order_and_copies_no_image(tmp_path: Path) -> None:
     """Rows come in the order given, with their own images, which are views of one array."""
     images = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
     np.savez(
@@ -271,7 +273,7 @@ def test_digest_all_sees_pixels_labels_and_splits_but_not_the_order(folder: Path
 
 
 def test_readable_leaves_out_what_does_not_decode(folder: Path) -> None:
-    """One pass over the images tells the good from the bad."""
+    """Images that do not decode are left out, and their ids are returned."""
     (folder / "cat" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     good, bad = load(folder).readable()
     assert bad == ("cat/a.png",)

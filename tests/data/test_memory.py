@@ -24,7 +24,7 @@ from compatctl.errors import DamagedError, InputError
 
 
 def _items(*ids: str, label: str = "x") -> tuple[Item, ...]:
-    return tuple(Item(id=one, label=label, split="train") for one in ids)
+    return tuple(Item(id=item_id, label=label, split="train") for item_id in ids)
 
 
 def _mixed(folder: Path) -> Dataset:
@@ -48,11 +48,11 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     data = _mixed(tmp_path)
     again = read_memory(_written(data, tmp_path / "m.npz"))
     assert sorted(again.ids) == sorted(data.ids)
-    for row, one in enumerate(data.ids):
-        at = again.ids.index(one)
-        assert again.items[at] == data.items[row]
-        assert again.digest(at) == data.digest(row)
-        assert np.array_equal(np.asarray(again.read(at)), np.asarray(data.read(row)))
+    for row, item_id in enumerate(data.ids):
+        row_again = again.ids.index(item_id)
+        assert again.items[row_again] == data.items[row]
+        assert again.digest(row_again) == data.digest(row)
+        assert np.array_equal(np.asarray(again.read(row_again)), np.asarray(data.read(row)))
     assert memory_bytes(again) == memory_bytes(data)
     assert str(tmp_path).encode() not in memory_bytes(data)
 
@@ -77,8 +77,8 @@ def test_a_file_that_changed_since_it_was_hashed_is_not_remembered(tmp_path: Pat
 
 
 @pytest.mark.parametrize("per_class", [1, 3, 50])
-def test_a_choice_from_choices_is_the_choice_from_all(per_class: int) -> None:
-    """Remembering step by step keeps the very items that remembering all at once would."""
+def test_a_sample_of_samples_is_the_sample_of_all(per_class: int) -> None:
+    """Sampling step by step keeps the same items as sampling all at once."""
     rng = np.random.default_rng(3)
     ids = [f"item {i}" for i in range(200)]
     labels = [f"class {i}" for i in rng.integers(0, 9, 200)]
@@ -93,17 +93,17 @@ def test_a_choice_from_choices_is_the_choice_from_all(per_class: int) -> None:
     assert set(held) == slow
 
 
-def test_the_first_data_set_says_what_an_item_is() -> None:
+def test_merged_items_are_those_of_the_first_data_set() -> None:
     """Of two data sets that share an id, the item and image of the first are taken."""
-    one, two = (np.full((2, 2), value, np.uint8) for value in (1, 2))
-    found = merge_items(
-        Dataset(items=_items("a", label="new"), sources=(one,)),
-        Dataset(items=_items("a", "b", label="old"), sources=(two, two)),
+    first, second = (np.full((2, 2), value, np.uint8) for value in (1, 2))
+    merged = merge_items(
+        Dataset(items=_items("a", label="new"), sources=(first,)),
+        Dataset(items=_items("a", "b", label="old"), sources=(second, second)),
     )
     by_id = {item.id: (item.label, source) for item, source in zip(
-        found.items, found.sources, strict=True)}  # fmt: skip
+        merged.items, merged.sources, strict=True)}  # fmt: skip
     assert {key: label for key, (label, _) in by_id.items()} == {"a": "new", "b": "old"}
-    assert by_id["a"][1] is one
+    assert by_id["a"][1] is first
 
 
 def _spoilt(target: Path, /, **changes: Any) -> Path:
@@ -122,10 +122,10 @@ def _spoilt(target: Path, /, **changes: Any) -> Path:
     return target
 
 
-def test_an_intact_one_is_read(tmp_path: Path) -> None:
-    """What the next test spoils is a memory before it does."""
-    found = read_memory(_spoilt(tmp_path / "m.npz"))
-    assert (found.ids, found.labels, found.read(0).size) == (("a",), ("x",), (3, 2))
+def test_an_intact_memory_is_read(tmp_path: Path) -> None:
+    """The memory that the next tests damage can be read before."""
+    loaded = read_memory(_spoilt(tmp_path / "m.npz"))
+    assert (loaded.ids, loaded.labels, loaded.read(0).size) == (("a",), ("x",), (3, 2))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_an_intact_one_is_read(tmp_path: Path) -> None:
         {"path": "/somewhere"},
     ],
 )
-def test_a_description_that_does_not_fit_is_refused(
+def test_a_description_that_contradicts_the_images_is_refused(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """An entry of a wrong type, size, shape or digest, or one too many: an error, no image."""
@@ -161,15 +161,15 @@ def test_a_description_that_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     "text", [b"", b"[]", b"{", b"\xff", b'{"format": 2, "items": []}', b"[" * 100_000]
 )
-def test_a_description_that_is_none_is_refused(tmp_path: Path, text: bytes) -> None:
-    """No JSON, another format, nested without end: an error that names the file."""
+def test_a_malformed_description_is_refused(tmp_path: Path, text: bytes) -> None:
+    """No JSON, another format or endless nesting is an error that names the file."""
     data = np.zeros(0, np.uint8)
     np.savez(tmp_path / "m.npz", items=np.frombuffer(text, np.uint8), data=data)
     with pytest.raises(InputError, match=r"m\.npz"):
         read_memory(tmp_path / "m.npz")
 
 
-def test_other_arrays_and_ids_that_are_there_twice_are_refused(tmp_path: Path) -> None:
+def test_other_arrays_and_repeated_ids_are_refused(tmp_path: Path) -> None:
     """A table of features is no memory, and neither is one in which an id has two images."""
     np.savez(tmp_path / "f.npz", items=np.zeros(3, np.uint8), data=np.zeros((2, 2), np.uint8))
     with pytest.raises(InputError, match="expected the bytes"):
@@ -182,15 +182,15 @@ def test_other_arrays_and_ids_that_are_there_twice_are_refused(tmp_path: Path) -
 def test_an_image_that_does_not_decode_is_named_when_it_is_read(tmp_path: Path) -> None:
     """The memory takes a file's bytes as they are; reading the image says which one is bad."""
     data = Dataset(items=_items("bad"), sources=(b"no image",))
-    found = read_memory(_written(data, tmp_path / "m.npz"))
+    loaded = read_memory(_written(data, tmp_path / "m.npz"))
     with pytest.raises(InputError, match="bad: does not decode"):
-        found.read(0)
+        loaded.read(0)
 
 
 def test_the_limits_hold_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Too many images, too many bytes, and a file that is too large are errors with a way out."""
+    """Too many images, too many bytes and too large a file are errors with a tip."""
     from compatctl.data import _memory
 
     data = _mixed(tmp_path)

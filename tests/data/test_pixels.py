@@ -32,7 +32,7 @@ def gradient(width: int, height: int) -> Image.Image:
 
 
 def test_exif_orientation_is_applied() -> None:
-    """A JPEG that says it lies on its side is turned upright."""
+    """A JPEG whose EXIF says that it is rotated is turned upright."""
     image = gradient(40, 20)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -84,7 +84,7 @@ def test_floating_point_pixels_are_refused() -> None:
         decode(encoded(image, "tiff"), "x")
 
 
-def test_bytes_that_are_no_image_name_the_item() -> None:
+def test_the_error_of_undecodable_bytes_names_the_item() -> None:
     """Text, nothing, a cut-off PNG, a cut-off JPEG: each error begins with the item's name."""
     png, jpeg = (encoded(gradient(64, 64), kind).getvalue() for kind in ("png", "jpeg"))
     for data in (b"hello", b"", png[: len(png) // 2], jpeg[: len(jpeg) // 2], png[:30]):
@@ -97,16 +97,16 @@ def test_every_flipped_byte_decodes_or_is_refused() -> None:
     """No corruption of a real file escapes as another library's error."""
     for kind in ("png", "jpeg", "gif", "webp", "tiff", "bmp"):
         data = encoded(gradient(16, 16), kind).getvalue()
-        for at in range(0, len(data), max(1, len(data) // 60)):
+        for position in range(0, len(data), max(1, len(data) // 60)):
             broken = bytearray(data)
-            broken[at] ^= 0xFF
+            broken[position] ^= 0xFF
             with contextlib.suppress(InputError):
                 assert decode(io.BytesIO(bytes(broken)), "x").mode == "RGB"
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
-    """A small file that says it is huge is refused before its pixels take memory."""
+    """A small file that declares a huge image is refused before its pixels take memory."""
     path = tmp_path / "bomb.png"
     Image.new("1", (10_000, 9_000)).save(path)
     assert path.stat().st_size < 100_000
@@ -121,7 +121,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize("resize", ["bilinear", "bicubic", "lanczos"])
-def test_prepare_gives_the_size_asked_for(fit: str, resize: str) -> None:
+def test_prepare_gives_the_given_size(fit: str, resize: str) -> None:
     """Any image, even one pixel thin, becomes (height, width, 3) uint8."""
     size = Preprocessing(height=24, width=16, resize=resize, fit=fit)  # type: ignore[arg-type]
     for image in (gradient(50, 20), gradient(1, 300), gradient(300, 1), gradient(16, 24)):
@@ -132,7 +132,7 @@ def test_prepare_gives_the_size_asked_for(fit: str, resize: str) -> None:
     assert np.array_equal(prepare(gradient(16, 24), size), np.asarray(gradient(16, 24)))
 
 
-def test_what_each_fit_does_with_another_aspect() -> None:
+def test_each_fit_handles_another_aspect() -> None:
     """Crop loses the sides, pad adds white borders, stretch keeps every corner."""
     image = Image.new("RGB", (60, 20), (0, 0, 255))
     image.paste((255, 0, 0), (0, 0, 20, 20))
@@ -150,7 +150,7 @@ def test_what_each_fit_does_with_another_aspect() -> None:
     "wrong",
     [{"height": 0}, {"width": 5000}, {"height": 8.0}, {"resize": "nearest"}, {"fit": "cover"}],
 )
-def test_a_preprocessing_that_is_none_is_refused(wrong: dict[str, object]) -> None:
+def test_an_invalid_preprocessing_is_refused(wrong: dict[str, object]) -> None:
     """Sizes and words are checked where the value is made."""
     with pytest.raises(InputError, match="preprocessing:"):
         Preprocessing(**{"height": 8, "width": 8, **wrong})  # type: ignore[arg-type]
@@ -162,8 +162,8 @@ def test_importing_data_loads_no_pillow() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_program_that_calls_itself_an_image_does_not_run(tmp_path: Path) -> None:
-    """pillow gives EPS to Ghostscript whatever the file's name is: it is no image here."""
+def test_an_eps_program_named_as_an_image_does_not_run(tmp_path: Path) -> None:
+    """Pillow runs EPS in Ghostscript whatever the file's name; it is not decoded here."""
     path = tmp_path / "a.png"
     with path.open("wb") as file:
         Image.new("RGB", (4, 4)).save(file, "eps")

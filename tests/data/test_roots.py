@@ -44,7 +44,7 @@ def refused(path: Path, where: str, data_root: Path | None = None) -> None:
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_a_table_names_no_image_outside(places: tuple[Path, Path], form: str) -> None:
+def test_a_table_cannot_name_an_image_outside(places: tuple[Path, Path], form: str) -> None:
     """``..``, absolute paths and links that lead outside are refused, with the line."""
     own, other = places
     (own / "link.png").symlink_to(other / "ant" / "a.png")
@@ -61,8 +61,8 @@ def test_a_table_names_no_image_outside(places: tuple[Path, Path], form: str) ->
         assert load(table(own, form, image)).read(0).size == (4, 4)
 
 
-def test_a_data_root_beside_it_is_another_folder(places: tuple[Path, Path]) -> None:
-    """A root allows what is below it, not what begins with its name."""
+def test_a_data_root_allows_only_folders_below_it(places: tuple[Path, Path]) -> None:
+    """A root allows files below it, not folders whose name starts with its name."""
     own, other = places
     (own.parent / "other2").mkdir()
     refused(table(own, "csv", "../other2/a.png"), "line 2", data_root=other)
@@ -83,8 +83,8 @@ def test_links_in_class_folders(places: tuple[Path, Path]) -> None:
         load(own, data_root=other)
 
 
-def test_a_pipe_is_no_image(places: tuple[Path, Path]) -> None:
-    """A named pipe, which would be waited for without end, is an image that cannot be read."""
+def test_a_pipe_is_not_an_image(places: tuple[Path, Path]) -> None:
+    """A named pipe, which would block for ever, is an image that cannot be read."""
     own, _ = places
     os.mkfifo(own / "img" / "pipe.png")
     data: Dataset = load(table(own, "csv", "img/pipe.png"))
@@ -133,7 +133,7 @@ def test_a_line_too_long_is_not_read(tmp_path: Path, name: str) -> None:
     ],
     ids=["a number of 100,000 digits", "NaN", "nested 100,000 deep", "a key twice"],
 )
-def test_json_lines_that_are_traps(tmp_path: Path, line: str) -> None:
+def test_malformed_json_lines_are_refused(tmp_path: Path, line: str) -> None:
     """Each is an error that names the line."""
     path = tmp_path / "items.jsonl"
     path.write_text(line + "\n")

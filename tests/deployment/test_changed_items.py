@@ -41,10 +41,10 @@ def _gallery(shop: Shop) -> list[dict[str, str]]:
     return [row for row in _table(shop) if row["role"] == "gallery"]
 
 
-def _exchange(shop: Shop, one: dict[str, str], other: dict[str, str]) -> None:
+def _exchange(shop: Shop, entry: dict[str, str], other: dict[str, str]) -> None:
     """The image of ``other`` is now under the id of ``one``."""
     folder = shop.data().parent
-    shutil.copyfile(folder / other["path"], folder / one["path"])
+    shutil.copyfile(folder / other["path"], folder / entry["path"])
 
 
 def _digests(shop: Shop) -> dict[str, str]:
@@ -68,7 +68,7 @@ def _right(shop: Shop, model: Path, ids: list[str]) -> bool:
     same = np.abs(new.features - stored_rows(shop, ids)).max() < 1e-5
     digests = _digests(shop)
     return bool(same) and [digests[item] for item in ids] == [
-        one.tobytes().hex() for one in new.digests
+        entry.tobytes().hex() for entry in new.digests
     ]
 
 
@@ -81,9 +81,9 @@ def test_init_stores_the_digest_of_every_image(own: Shop) -> None:
     """Each row of a new store has the sha256 of the file that it was made of."""
     data = load(own.data())
     row_of = {item: row for row, item in enumerate(data.ids)}
-    found = _digests(own)
-    assert len(found) > 100
-    for item, digest in found.items():
+    digests = _digests(own)
+    assert len(digests) > 100
+    for item, digest in digests.items():
         assert digest == data.digest(row_of[item])
 
 
@@ -96,14 +96,14 @@ def test_a_changed_image_or_label_is_refused_by_id(own: Shop) -> None:
     _write(own, rows)
     before = store_files(own)
     for words in (("add",), ("add", "--dry-run"), ("init", "--model", own.path("old.onnx"))):
-        done = own.run(*words)
-        assert done.code == 5
-        assert gallery[0]["id"] in done.stderr
-        assert gallery[3]["id"] in done.stderr
-        told: dict[str, Any] = done.json["error"]["details"]
-        assert told["changed_images"] == [gallery[0]["id"]]
-        assert told["changed_labels"] == [gallery[3]["id"]]
-        assert "add --changed" in done.json["error"]["tip"]
+        result = own.run(*words)
+        assert result.code == 5
+        assert gallery[0]["id"] in result.stderr
+        assert gallery[3]["id"] in result.stderr
+        details: dict[str, Any] = result.json["error"]["details"]
+        assert details["changed_images"] == [gallery[0]["id"]]
+        assert details["changed_labels"] == [gallery[3]["id"]]
+        assert "add --changed" in result.json["error"]["tip"]
     assert store_files(own) == before
 
 
@@ -120,18 +120,18 @@ def test_changed_items_are_updated_in_one_generation(own: Shop) -> None:
     gallery[1]["label"] = "renamed"
     new = {**gallery[5], "id": "a new one"}
     _write(own, [*rows, new])
-    done = own.run("add", "--changed")
-    assert done.code == 0, done.stderr
-    assert done.json["changed"] == [gallery[0]["id"], gallery[1]["id"]]
-    assert done.json["relabelled"] == [gallery[1]["id"]]
-    assert (done.json["added"], done.json["uncompared"]) == (1, 0)
-    assert done.json["generation"] == before.generation + 1
+    result = own.run("add", "--changed")
+    assert result.code == 0, result.stderr
+    assert result.json["changed"] == [gallery[0]["id"], gallery[1]["id"]]
+    assert result.json["relabelled"] == [gallery[1]["id"]]
+    assert (result.json["added"], result.json["uncompared"]) == (1, 0)
+    assert result.json["generation"] == before.generation + 1
     old = own.path("old.onnx")
     assert _right(own, old, [gallery[0]["id"], gallery[1]["id"], "a new one"])
     np.testing.assert_array_equal(stored_rows(own, stay), kept)
     assert _label_of(own, gallery[1]["id"]) == "renamed"
     hit = own.run("search", own.data().parent / gallery[0]["path"], "-k", 2).json["queries"][0]
-    assert gallery[0]["id"] in [one["id"] for one in hit["hits"]]
+    assert gallery[0]["id"] in [entry["id"] for entry in hit["hits"]]
     assert own.run("check").code == 0
     files = store_files(own)
     assert own.run("add", "--changed").json["written"] is False
@@ -151,8 +151,8 @@ def test_a_changed_label_leaves_the_index_unchanged(own: Shop) -> None:
     gallery[2]["label"] = "renamed"
     _write(own, rows)
     index = own.manifest()["index"]
-    done = own.run("add", "--changed")
-    assert (done.code, done.json["written"], done.json["changed"]) == (0, True, [])
+    result = own.run("add", "--changed")
+    assert (result.code, result.json["written"], result.json["changed"]) == (0, True, [])
     assert own.manifest()["index"] == index
     assert _label_of(own, gallery[2]["id"]) == "renamed"
 
@@ -163,10 +163,10 @@ def test_a_changed_item_is_embedded_by_the_query_model(own: Shop) -> None:
     assert deployed.code == 0, deployed.stderr
     gallery = _gallery(own)
     _exchange(own, gallery[0], gallery[-1])
-    done = own.run("add", "--changed")
-    assert done.code == 0, done.stderr
+    result = own.run("add", "--changed")
+    assert result.code == 0, result.stderr
     assert _right(own, own.path("new.onnx"), [gallery[0]["id"]])
-    rows = {one["name"]: one["rows"] for one in own.manifest()["models"]}
+    rows = {entry["name"]: entry["rows"] for entry in own.manifest()["models"]}
     assert rows == {"old.onnx": len(gallery) - 1, "new.onnx": 1}
     assert own.run("check").code == 0
 
@@ -176,8 +176,8 @@ def test_a_backfill_embeds_the_current_image(own: Shop) -> None:
     own.run("deploy", "--model", own.path("new.onnx"), "--force", "--reason", "drill")
     gallery = _gallery(own)
     _exchange(own, gallery[0], gallery[-1])
-    done = own.run("backfill", "--force", "--reason", "drill")
-    assert done.code == 0, done.stderr
+    result = own.run("backfill", "--force", "--reason", "drill")
+    assert result.code == 0, result.stderr
     assert _right(own, own.path("new.onnx"), [row["id"] for row in gallery])
     assert own.run("add").code == 0
 
@@ -187,7 +187,7 @@ def test_items_without_an_image_are_counted_and_stay(own: Shop) -> None:
     gallery = _gallery(own)
     (own.data().parent / gallery[0]["path"]).unlink()
     before = store_files(own)
-    done = own.run("add")
-    assert done.code == 0, done.stderr
-    assert done.json["uncompared"] == 1
+    result = own.run("add")
+    assert result.code == 0, result.stderr
+    assert result.json["uncompared"] == 1
     assert store_files(own) == before

@@ -25,7 +25,9 @@ from compatctl.errors import InputError
 
 def queries(data: Dataset) -> list[int]:
     """Rows of the held-out queries."""
-    return [i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "query")]
+    return [
+        i for i, entry in enumerate(data.items) if (entry.split, entry.role) == ("test", "query")
+    ]
 
 
 def entries(data: Dataset, rows: Sequence[int]) -> list[dict[str, str]]:
@@ -53,8 +55,8 @@ def test_a_moved_model_keeps_its_training_record(shop: Shop, tmp_path: Path) -> 
     moved = tmp_path / "elsewhere" / "copy.onnx"
     moved.parent.mkdir()
     moved.write_bytes(shop.path("new.onnx").read_bytes())
-    done = verify(shop, moved)
-    assert (done.code, data.ids[row] in done.stderr) == (5, True)
+    result = verify(shop, moved)
+    assert (result.code, data.ids[row] in result.stderr) == (5, True)
 
 
 def test_a_better_model_without_a_record_is_inconclusive(shop: Shop) -> None:
@@ -62,12 +64,14 @@ def test_a_better_model_without_a_record_is_inconclusive(shop: Shop) -> None:
     project's policy, or a file that it names, can say otherwise."""
     good = write_encoder(shop.path("good.onnx"), noise=0.05, recorded=False)
     bad = write_encoder(shop.path("bad.onnx"), noise=1.5, recorded=False)
-    done = verify(shop, good)
-    assert done.code == 4
-    assert "carries no training record" in done.stderr
-    (check,) = (one for one in done.json["verdict"]["checks"] if one["name"] == "training_record")
+    result = verify(shop, good)
+    assert result.code == 4
+    assert "carries no training record" in result.stderr
+    (check,) = (
+        entry for entry in result.json["verdict"]["checks"] if entry["name"] == "training_record"
+    )
     assert (check["outcome"], check["decides"], check["estimate"]) == ("inconclusive", True, 0.0)
-    assert "require_training_record: false" in done.json["next_step"]
+    assert "require_training_record: false" in result.json["next_step"]
     assert shop.run("deploy", "--model", good).code == 4
     assert verify(shop, bad).code == 3
     policy = shop.path("own.yaml")
@@ -75,8 +79,8 @@ def test_a_better_model_without_a_record_is_inconclusive(shop: Shop) -> None:
     free = verify(shop, good, "--policy", policy)
     assert free.code == 0
     assert any(line.startswith("leaks") for line in free.json["not_checked"])
-    told = record(models=[Encoder.load(good).sha256])
-    shop.path("good.training.json").write_text(json.dumps(told))
+    fields = record(models=[Encoder.load(good).sha256])
+    shop.path("good.training.json").write_text(json.dumps(fields))
     assert verify(shop, good).code == 4  # nobody named the file
     assert verify(shop, good, "--training", shop.path("good.training.json")).code == 0
 
@@ -93,16 +97,16 @@ def test_a_better_model_without_a_record_is_inconclusive(shop: Shop) -> None:
 def test_file_and_model_must_agree(shop: Shop, change: dict[str, Any]) -> None:
     """An edited training.json beside a model that carries its record ends in exit 5."""
     data = load(shop.data())
-    train = [i for i, one in enumerate(data.items) if one.split == "train"][:5]
-    told = record(anchors=entries(data, train), classes=["a", "b"])
-    carry(shop.path("new.onnx"), TrainingRecord.from_json(told))
-    told["models"] = [Encoder.load(shop.path("new.onnx")).sha256]
+    train = [i for i, entry in enumerate(data.items) if entry.split == "train"][:5]
+    fields = record(anchors=entries(data, train), classes=["a", "b"])
+    carry(shop.path("new.onnx"), TrainingRecord.from_json(fields))
+    fields["models"] = [Encoder.load(shop.path("new.onnx")).sha256]
     path = shop.path("new.training.json")
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(fields))
     assert verify(shop, shop.path("new.onnx")).code == 0
-    path.write_text(json.dumps(told | change))
-    done = verify(shop, shop.path("new.onnx"))
-    assert (done.code, "record that the model carries" in done.stderr) == (5, True)
+    path.write_text(json.dumps(fields | change))
+    result = verify(shop, shop.path("new.onnx"))
+    assert (result.code, "record that the model carries" in result.stderr) == (5, True)
 
 
 def jpeg(quality: int) -> Callable[[Image.Image], Image.Image]:
@@ -149,21 +153,21 @@ def test_near_copies_of_held_out_queries_are_found(
 def test_near_copies_do_not_decide_but_too_many_are_inconclusive(shop: Shop) -> None:
     """They are a group of their own; over the policy's share the gate cannot tell."""
     data = load(shop.data())
-    asked = queries(data)
+    held_out = queries(data)
     for share, code in ((0.02, 0), (0.5, 4)):
-        rows = asked[: round(share * len(asked))]
+        rows = held_out[: round(share * len(held_out))]
         images = tuple(np.asarray(jpeg(60)(data.read(row))) for row in rows)
         copies = Dataset(items=tuple(data.items[row] for row in rows), sources=images)
-        found = TrainingRecord.from_json(record(items=entries(copies, range(len(rows)))))
-        items = found.with_looks(copies).items
+        trained = TrainingRecord.from_json(record(items=entries(copies, range(len(rows)))))
+        items = trained.with_looks(copies).items
         renamed = [replace(item, id=f"copy {number}") for number, item in enumerate(items)]
-        carry(shop.path("new.onnx"), TrainingRecord.of(items=renamed, parity=found.parity))
-        done = verify(shop, shop.path("new.onnx"))
-        assert done.code == code, done.stderr
-        sizes = {one["name"]: one["n_queries"] for one in done.json["groups"]}
-        assert len(rows) <= sizes["near copies"] <= len(rows) + 0.1 * len(asked)
-        assert sizes["near copies"] + sizes["unseen"] == len(asked)
-        assert "look like items that went through the new model" in done.stderr
+        carry(shop.path("new.onnx"), TrainingRecord.of(items=renamed, parity=trained.parity))
+        result = verify(shop, shop.path("new.onnx"))
+        assert result.code == code, result.stderr
+        sizes = {entry["name"]: entry["n_queries"] for entry in result.json["groups"]}
+        assert len(rows) <= sizes["near copies"] <= len(rows) + 0.1 * len(held_out)
+        assert sizes["near copies"] + sizes["unseen"] == len(held_out)
+        assert "look like items that went through the new model" in result.stderr
         if code:
             more = ("--policy", shop.path("own.yaml"))
             more[1].write_text("format: 3\nname: own\nmin_queries: 50\nmax_near_copies: null\n")
@@ -217,18 +221,21 @@ def test_bridge_and_fuse_merge_the_records_of_their_parts(shop: Shop) -> None:
     seen = TrainingRecord.from_text(Encoder.load(fused).record or "", fused)
     assert (seen.knows_class("only new"), seen.whole) == (True, True)
     shop.path("fused.training.json").unlink()
-    done = shop.run("bridge", fused, "-o", bridged, "--kind", "orthogonal")
-    assert done.code == 0, done.stderr
+    result = shop.run("bridge", fused, "-o", bridged, "--kind", "orthogonal")
+    assert result.code == 0, result.stderr
     seen = TrainingRecord.from_text(Encoder.load(bridged).record or "", bridged)
-    assert all(seen.knows_class(one) for one in ("only new", train.labels[0]))
+    assert all(seen.knows_class(entry) for entry in ("only new", train.labels[0]))
     assert seen.has_seen(train.ids).all()
     assert not seen.has_seen([data.ids[row] for row in queries(data)]).any()
     assert verify(shop, bridged).code != 5
     bare = write_encoder(shop.path("bare.onnx"), noise=0.05, recorded=False)
     assert shop.run("bridge", bare, "-o", bridged, "--kind", "orthogonal").code == 0
     assert not TrainingRecord.from_text(Encoder.load(bridged).record or "", bridged).whole
-    done = verify(shop, bridged)
-    assert (done.code, "made of one that carries no training record" in done.stderr) == (4, True)
+    result = verify(shop, bridged)
+    assert (result.code, "made of one that carries no training record" in result.stderr) == (
+        4,
+        True,
+    )
 
 
 def test_a_store_takes_the_registry_of_its_model(shop: Shop, emoji: Path) -> None:
@@ -239,41 +246,44 @@ def test_a_store_takes_the_registry_of_its_model(shop: Shop, emoji: Path) -> Non
     alone.write_bytes(shop.path("old.onnx").read_bytes())
     carry(alone, TrainingRecord(registry=registry.to_json()))
     store = shop.path("second")
-    asked = ("init", "--model", alone, "--store", store)
-    assert shop.run(*asked).code == 0
+    command = ("init", "--model", alone, "--store", store)
+    assert shop.run(*command).code == 0
     manifest = json.loads((store / "manifest.json").read_text())
     assert manifest["registry"] == registry.digest
     (held,) = store.glob(f"registries/{registry.digest}*")
     assert held.read_text() == registry.to_json()
-    again = shop.run(*asked)
+    again = shop.run(*command)
     assert (again.code, again.json["written"]) == (0, False)
 
 
 def test_a_repeated_init_with_another_registry_is_a_conflict(shop: Shop) -> None:
     """A registry that lies beside the model now, and did not when the store began: exit 6."""
     bare = write_encoder(shop.path("bare.onnx"), noise=0.6, recorded=False)
-    asked = ("init", "--model", bare, "--store", shop.path("second"))
-    assert shop.run(*asked).code == 0
+    command = ("init", "--model", bare, "--store", shop.path("second"))
+    assert shop.run(*command).code == 0
     registry = Registry(("a", "b"), 8)
     shop.path("registry.json").write_text(registry.to_json())
-    told = record(models=[Encoder.load(bare).sha256], registry_sha256=registry.digest)
-    shop.path("bare.training.json").write_text(json.dumps(told))
-    done = shop.run(*asked)
-    assert (done.code, registry.digest[:12] in done.stderr) == (6, True)
+    fields = record(models=[Encoder.load(bare).sha256], registry_sha256=registry.digest)
+    shop.path("bare.training.json").write_text(json.dumps(fields))
+    result = shop.run(*command)
+    assert (result.code, registry.digest[:12] in result.stderr) == (6, True)
     shop.path("registry.json").unlink()
-    done = shop.run(*asked)
-    assert (done.code, "class registry" in done.stderr) == (5, True)
+    result = shop.run(*command)
+    assert (result.code, "class registry" in result.stderr) == (5, True)
 
 
 def test_a_fused_model_shows_that_a_part_has_no_record(shop: Shop) -> None:
     """Whatever is fused as the old model: only the store's own may have no record."""
     write_encoder(shop.path("leaky.onnx"), noise=0.05, recorded=False)
     fused = shop.path("fused.onnx")
-    done = shop.run("fuse", shop.path("leaky.onnx"), shop.path("worse.onnx"), "-o", fused,
+    result = shop.run("fuse", shop.path("leaky.onnx"), shop.path("worse.onnx"), "-o", fused,
                     "--weight", 0.1)  # fmt: skip
-    assert done.code == 0, done.stderr
-    found = verify(shop, fused)
-    assert (found.code, "made of one that carries no training record" in found.stderr) == (4, True)
+    assert result.code == 0, result.stderr
+    result = verify(shop, fused)
+    assert (result.code, "made of one that carries no training record" in result.stderr) == (
+        4,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -294,9 +304,9 @@ def test_a_fused_model_shows_that_a_part_has_no_record(shop: Shop) -> None:
 def test_a_malformed_training_json_is_refused(shop: Shop, more: dict[str, Any], says: str) -> None:
     """A text in the place of a list would be read as other classes, a mapping as no item."""
     bare = write_encoder(shop.path("bare.onnx"), noise=0.05, recorded=False)
-    told = shop.path("told.json")
-    told.write_text(json.dumps(record(models=[Encoder.load(bare).sha256]) | more))
-    with pytest.raises(InputError, match=says) as found:
-        find_record(bare, ModelHeader(sha256=Encoder.load(bare).sha256, record=None), named=told,
+    path = shop.path("told.json")
+    path.write_text(json.dumps(record(models=[Encoder.load(bare).sha256]) | more))
+    with pytest.raises(InputError, match=says) as caught:
+        find_record(bare, ModelHeader(sha256=Encoder.load(bare).sha256, record=None), named=path,
              candidate=shop.path("none"))  # fmt: skip
-    assert "told.json is not a training record" in found.value.message
+    assert "told.json is not a training record" in caught.value.message

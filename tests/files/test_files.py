@@ -39,7 +39,7 @@ with Lock(Path(sys.argv[1]), operation="backfill"):
 
 @contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
-    """The process may write no file larger than ``limit`` bytes: what a full disk does."""
+    """The process can write no file larger than ``limit`` bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -57,13 +57,13 @@ def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
-    """Hashing what is not there names the file and does not escape as an OSError."""
+    """Hashing a missing file is an InputError that names it."""
     with pytest.raises(InputError, match="nothing-here"):
         sha256_file(tmp_path / "nothing-here")
 
 
-def test_a_folder_that_many_make_at_once_is_made(tmp_path: Path) -> None:
-    """Whoever comes second finds it there, at whichever instant the first one made it."""
+def test_many_processes_can_make_one_folder_at_once(tmp_path: Path) -> None:
+    """A process that comes second finds the folder, whenever the first one made it."""
     makers, rounds = 8, 300
     at_once = Barrier(makers, timeout=60)
 
@@ -83,7 +83,7 @@ def test_write_atomic_replaces_whole_and_leaves_no_temporary(tmp_path: Path) -> 
     write_atomic(path, b"old")
     write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
-    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_no_room_leaves_the_old_file(tmp_path: Path) -> None:
@@ -93,11 +93,11 @@ def test_no_room_leaves_the_old_file(tmp_path: Path) -> None:
     with file_size_limit(1000), pytest.raises(CompatError, match="no room"):
         write_atomic(path, b"x" * 2000)
     assert path.read_bytes() == b"old"
-    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_no_permission_is_a_clear_error() -> None:
-    """A folder that must not be written gives an InputError with a tip (checked as non-root)."""
+    """A read-only folder gives an InputError with a tip (checked as non-root)."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o555)
         with unprivileged(), pytest.raises(InputError, match="permission denied") as caught:
@@ -106,7 +106,7 @@ def test_no_permission_is_a_clear_error() -> None:
 
 
 def test_files_may_be_read_as_the_umask_allows(tmp_path: Path) -> None:
-    """A server of another user can read what was written: the umask decides, not a private mode."""
+    """Another user can read what was written if the umask allows it."""
     before = os.umask(0o022)
     try:
         write_atomic(tmp_path / "a", b"x")
@@ -118,7 +118,7 @@ def test_files_may_be_read_as_the_umask_allows(tmp_path: Path) -> None:
 
 
 def test_nothing_is_writable_for_everybody(tmp_path: Path) -> None:
-    """Whatever the umask: not a file, not a blob, not the folder made for it, not the lock."""
+    """No file, blob, folder or lock is, whatever the umask."""
     before = os.umask(0)
     try:
         write_atomic(tmp_path / "a", b"x")
@@ -131,15 +131,15 @@ def test_nothing_is_writable_for_everybody(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o002 == 0, path
 
 
-def test_publish_names_by_content(tmp_path: Path) -> None:
-    """The published name is the digest of the bytes, and the folder is made where it is missing."""
+def test_write_blob_names_a_file_by_its_content(tmp_path: Path) -> None:
+    """The name is the digest of the bytes, and a missing folder is made."""
     blob = write_blob(tmp_path / "blobs", ".bin", writes(b"abc"))
     assert blob.path == tmp_path / "blobs" / f"{sha256_bytes(b'abc')}.bin"
     assert (blob.sha256, blob.bytes) == (sha256_bytes(b"abc"), 3)
 
 
-def test_publish_keeps_an_intact_file_and_repairs_a_damaged_one(tmp_path: Path) -> None:
-    """The same bytes again change nothing, unless the file under their name was changed."""
+def test_write_blob_keeps_an_intact_file_and_repairs_a_damaged_one(tmp_path: Path) -> None:
+    """The same bytes again change nothing, unless the file of that name was damaged."""
     first = write_blob(tmp_path, ".bin", writes(b"abc"))
     inode = first.path.stat().st_ino
     write_blob(tmp_path, ".bin", writes(b"abc"))
@@ -150,15 +150,15 @@ def test_publish_keeps_an_intact_file_and_repairs_a_damaged_one(tmp_path: Path) 
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_publish_refuses_a_writer_that_wrote_nothing(tmp_path: Path) -> None:
-    """A library that says nothing when it could not write is found out."""
+def test_write_blob_refuses_a_writer_that_wrote_nothing(tmp_path: Path) -> None:
+    """A writer that fails silently is an error."""
     with pytest.raises(CompatError, match="no file was written"):
         write_blob(tmp_path, ".bin", lambda path: None)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_publish_without_room_leaves_nothing(tmp_path: Path) -> None:
-    """A blob that does not fit is a clear error and leaves no part of it."""
+def test_write_blob_without_room_leaves_nothing(tmp_path: Path) -> None:
+    """A blob that does not fit is a clear error and leaves no file."""
     with file_size_limit(1000), pytest.raises(CompatError, match="no room"):
         write_blob(tmp_path, ".bin", writes(b"x" * 2000))
     assert list(tmp_path.iterdir()) == []
@@ -184,15 +184,15 @@ def test_canonical_json_depends_on_the_value_only() -> None:
     ],
 )
 def test_bad_json_is_refused(tmp_path: Path, data: bytes, what: str) -> None:
-    """What is not exactly one JSON value, or too large, is an error of the asked class."""
+    """What is not exactly one JSON value, or is too large, is an error of the given class."""
     path = tmp_path / "a.json"
     path.write_bytes(data)
     with pytest.raises(DamagedError, match=what):
         read_json(path, 200_000, error=DamagedError)
 
 
-def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
-    """Waiting in vain is a ConflictError that names the holder's process and operation."""
+def test_a_second_process_learns_who_holds_the_lock(tmp_path: Path) -> None:
+    """A timeout is a ConflictError that names the holder's process and operation."""
     path = tmp_path / "LOCK"
     with python(HOLD, path) as holder:
         assert holder.stdout is not None
@@ -208,7 +208,7 @@ def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
-    """The lock of a process that was killed is free at once, though its name is in the file."""
+    """The lock of a killed process is free at once, though its name is in the file."""
     path = tmp_path / "LOCK"
     with python(HOLD, path) as holder:
         assert holder.stdout is not None

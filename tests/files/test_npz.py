@@ -58,12 +58,12 @@ def test_what_numpy_writes_is_read(tmp_path: Path, save: object) -> None:
     """Every dtype and order comes back as numpy gives it, writable."""
     path = tmp_path / "a.npz"
     save(path, **HONEST)  # type: ignore[operator]
-    found = read_npz(path)
-    assert set(found) == set(HONEST)
+    loaded = read_npz(path)
+    assert set(loaded) == set(HONEST)
     for name, wanted in HONEST.items():
-        assert (found[name].dtype, found[name].shape) == (wanted.dtype, wanted.shape)
-        assert (found[name] == wanted).all()
-        assert found[name].flags.writeable
+        assert (loaded[name].dtype, loaded[name].shape) == (wanted.dtype, wanted.shape)
+        assert (loaded[name] == wanted).all()
+        assert loaded[name].flags.writeable
 
 
 BODY = ROWS.tobytes()
@@ -96,29 +96,29 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_an_array_that_lies_about_itself_is_refused(tmp_path: Path, lie: str) -> None:
+def test_a_header_that_disagrees_with_its_array_is_refused(tmp_path: Path, lie: str) -> None:
     """A header must be plain, and give exactly the bytes that follow it."""
     data, word = LIES[lie]
     refused(archive(tmp_path / "lie.npz", ("features.npy", data)), word)
 
 
 def test_names_must_be_plain_and_different(tmp_path: Path) -> None:
-    """No folder, no absolute path, no other ending, none twice, and not too many."""
+    """A folder, an absolute path, another suffix, a repeated name, or too many names is refused."""
     good = header("(4, 3)") + BODY
     for name in ("../a.npy", "/a.npy", "a/b.npy", "a\\b.npy", "a.txt", ".npy", "a\nb.npy"):
         refused(archive(tmp_path / "name.npz", (name, good)), "not an array")
     with pytest.warns(UserWarning, match="Duplicate"):
         archive(tmp_path / "twice.npz", ("a.npy", good), ("a.npy", good))
     refused(tmp_path / "twice.npz", "one name")
-    many = [(f"{at}.npy", good) for at in range(npz.MAX_MEMBERS + 1)]
+    many = [(f"{position}.npy", good) for position in range(npz.MAX_MEMBERS + 1)]
     refused(archive(tmp_path / "many.npz", *many), "arrays; at most")
 
 
 def changed(path: Path, old: bytes, new: bytes, which: int = -1) -> Path:
     """The file with one occurrence of some bytes replaced."""
     data = path.read_bytes()
-    at = data.rfind(old) if which == -1 else data.find(old)
-    path.write_bytes(data[:at] + new + data[at + len(old) :])
+    position = data.rfind(old) if which == -1 else data.find(old)
+    path.write_bytes(data[:position] + new + data[position + len(old) :])
     return path
 
 
@@ -133,7 +133,7 @@ def test_a_zip_bomb_is_refused_by_its_directory(tmp_path: Path) -> None:
 
 
 def test_the_limit_holds_for_all_arrays_together(tmp_path: Path) -> None:
-    """``max_bytes`` counts every array, and the error is of the class that was asked for."""
+    """``max_bytes`` counts every array, and the error is of the given class."""
     path = tmp_path / "a.npz"
     np.savez(path, a=ROWS, b=ROWS)
     assert set(read_npz(path, max_bytes=1000)) == {"a", "b"}
@@ -143,10 +143,8 @@ def test_the_limit_holds_for_all_arrays_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("deflated", [False, True])
 @pytest.mark.parametrize("by", [-1, 1, 1 << 20])
-def test_a_directory_that_lies_about_a_size_is_noticed(
-    tmp_path: Path, deflated: bool, by: int
-) -> None:
-    """Sizes smaller or larger than the stream are found, whatever the header says."""
+def test_a_wrong_size_in_the_directory_is_refused(tmp_path: Path, deflated: bool, by: int) -> None:
+    """A size smaller or larger than the stream is refused, whatever the header says."""
     data = header("(4, 3)") + BODY
     path = archive(tmp_path / "lie.npz", ("a.npy", data), deflated=deflated)
     size = struct.pack("<I", len(data))
@@ -154,8 +152,8 @@ def test_a_directory_that_lies_about_a_size_is_noticed(
     refused(path, "lie.npz")
 
 
-def test_a_stream_longer_than_declared_is_noticed(tmp_path: Path) -> None:
-    """Where header and directory agree on fewer bytes than the stream unpacks to."""
+def test_a_stream_longer_than_declared_is_refused(tmp_path: Path) -> None:
+    """Header and directory agree on fewer bytes than the stream unpacks to."""
     data = header("(4, 3)") + BODY
     path = archive(tmp_path / "lie.npz", ("a.npy", data + b"more"), deflated=True)
     changed(path, struct.pack("<I", len(data) + 4), struct.pack("<I", len(data)))
@@ -163,13 +161,13 @@ def test_a_stream_longer_than_declared_is_noticed(tmp_path: Path) -> None:
 
 
 def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
-    """Two entries of the directory that point to one place."""
+    """Two entries of the directory that point to the same bytes are refused."""
     data = header("(4, 3)") + BODY
     path = archive(tmp_path / "a.npz", ("a.npy", data), ("b.npy", data))
     raw = path.read_bytes()
     second = raw.index(b"PK\x03\x04", 4)
-    at = raw.rindex(struct.pack("<I", second), 0, raw.rindex(b"PK\x05\x06"))
-    path.write_bytes(raw[:at] + struct.pack("<I", 0) + raw[at + 4 :])
+    position = raw.rindex(struct.pack("<I", second), 0, raw.rindex(b"PK\x05\x06"))
+    path.write_bytes(raw[:position] + struct.pack("<I", 0) + raw[position + 4 :])
     refused(path, "not where")
     path.write_bytes(
         raw.replace(b"b.npy", b"a.npz", 1).replace(struct.pack("<I", second), bytes(4))
@@ -178,8 +176,8 @@ def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
         read_npz(path)
 
 
-def test_flags_and_methods_that_are_not_known(tmp_path: Path) -> None:
-    """Encryption, other compressions, a checksum that is another, a name that differs."""
+def test_unknown_flags_and_methods_are_refused(tmp_path: Path) -> None:
+    """Encryption, another compression, a wrong checksum and a differing name are refused."""
     data = header("(4, 3)") + BODY
     for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         with zipfile.ZipFile(tmp_path / "odd.npz", "w", kind) as out:
@@ -198,7 +196,7 @@ def test_flags_and_methods_that_are_not_known(tmp_path: Path) -> None:
 
 
 def test_a_directory_of_many_megabytes_is_not_read(tmp_path: Path) -> None:
-    """The end of the zip may name a directory of any size."""
+    """The end of a zip can name a directory of any size."""
     path = archive(tmp_path / "a.npz", ("a.npy", header("(4, 3)") + BODY))
     tail = path.read_bytes()[-22:]
     size = npz.MAX_DIRECTORY + 4096
@@ -206,8 +204,8 @@ def test_a_directory_of_many_megabytes_is_not_read(tmp_path: Path) -> None:
     refused(path, "directory has more")
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    """A folder, nothing, and a named pipe, which is not waited for."""
+def test_what_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
+    """A folder, a missing file, and a named pipe, which is not waited for."""
     refused(tmp_path, "regular")
     refused(tmp_path / "none.npz", "cannot be read")
     os.mkfifo(tmp_path / "pipe.npz")
@@ -225,11 +223,11 @@ def test_an_array_is_held_once(tmp_path: Path) -> None:
             "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
             "before = peak(); read_npz(Path(sys.argv[1])); print(peak() - before)"
         )
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", code, tmp_path / "big.npz"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        assert int(done.stdout) < 100
+        assert int(result.stdout) < 100
 
 
 def test_truncation_anywhere_is_refused(tmp_path: Path) -> None:
