@@ -1,4 +1,4 @@
-"""A real project in miniature: emoji of five vendors, and encoders of known quality."""
+"""A small project: emoji of five vendors, and encoders of known quality."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES = {"train": 40, "validation": 25, "test": 90}
 
 @pytest.fixture(scope="session")
 def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images/ and items.csv: some classes of every split, all vendors."""
+    """A folder with images/ and items.csv: some classes of every split, of all vendors."""
     folder = tmp_path_factory.mktemp("emoji")
     table = unpack_emoji(emoji_source(), folder)
     with table.open(newline="", encoding="utf-8") as file:
@@ -35,7 +35,7 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def begun_once(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
-    """A project with a store filled by a noisy old model, and candidates of every quality."""
+    """A project with a store that a noisy old model filled, and candidates of every quality."""
     folder = tmp_path_factory.mktemp("begun")
     (folder / "compatctl.yaml").write_text(
         f"format: 1\nstore: store\ndata: {emoji / 'items.csv'}\npolicy: default\n"
@@ -45,14 +45,14 @@ def begun_once(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
     write_encoder(folder / "new.onnx", noise=0.05)
     write_encoder(folder / "worse.onnx", noise=1.5)
     write_encoder(folder / "turned.onnx", noise=0.05, turned=True)
-    done = Shop(folder).run("init", "--model", folder / "old.onnx")
-    assert done.code == 0, done.stderr
+    result = Shop(folder).run("init", "--model", folder / "old.onnx")
+    assert result.code == 0, result.stderr
     return folder
 
 
 @pytest.fixture(scope="module")
 def begun(begun_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of it for each module: verify counts its attempts in the store."""
+    """A copy of this project for each module, because verify counts its attempts in the store."""
     folder = tmp_path_factory.mktemp("begun") / "project"
     shutil.copytree(begun_once, folder)
     return folder
@@ -60,7 +60,7 @@ def begun(begun_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shop(begun: Path, tmp_path: Path) -> Shop:
-    """A copy of that project, for one test to change."""
+    """A copy of this project for one test to change."""
     folder = tmp_path / "shop"
     shutil.copytree(begun, folder)
     return Shop(folder)

@@ -53,8 +53,7 @@ class Catalog:
             object.__setattr__(self, name, column)
         if self.digests.shape[1:] != (DIGEST_BYTES,):
             raise InputError(f"digests must be (N, {DIGEST_BYTES}), got {self.digests.shape}")
-        columns = (self.ids, self.labels, self.keys, self.model_of, self.digests)
-        lengths = {len(column) for column in columns}
+        lengths = set(map(len, (self.ids, self.labels, self.keys, self.model_of, self.digests)))
         if len(lengths) > 1:
             raise InputError(f"a catalogue's columns must be equally long, got {sorted(lengths)}")
         if len(set(self.ids)) < len(self.ids):

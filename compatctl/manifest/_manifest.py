@@ -90,16 +90,14 @@ class Manifest:
         again_reason: why a model that was rolled back serves again.
         restores: the generation that a rollback restored: its model, and its gallery except for
             items added since and kept.
-        oldest_restorable: the first generation whose files are kept. Files that only earlier
-            generations name may be deleted.
+        oldest_restorable: the first generation whose files are kept.
         erasures: the digest of the list of erased ids and vectors.
         oldest_gallery: the generation of the last erasure, 1 if there was none. Earlier indexes,
             catalogues and memories held erased items and are deleted; the files that a rollback of
             the query model needs are kept.
         erased_models: the digests of models that are deleted because they held erased vectors.
         stand_ins: the erased models without these vectors, where they could be taken out. A
-            rollback to a generation before ``oldest_gallery`` that queried with an erased model
-            restores its stand-in, and is refused if there is none.
+            rollback to an erased query model restores its stand-in; without one it is refused.
     """
 
     format: int = FORMAT
@@ -179,9 +177,8 @@ class Manifest:
             problems.append(f"models have {rows} rows, the index {self.index.count}")
         for model in self.models:
             if model.dim != self.index.dim:
-                problems.append(
-                    f"model {model.name} has {model.dim} dimensions, not {self.index.dim}"
-                )
+                dims = f"{model.dim} dimensions, not {self.index.dim}"
+                problems.append(f"model {model.name} has {dims}")
         if self.restores is not None and self.restores >= self.generation:
             problems.append(f"generation {self.generation} restores {self.restores}, a later one")
         if self.oldest_restorable > self.generation:
@@ -189,13 +186,10 @@ class Manifest:
         if self.oldest_gallery > self.generation:
             problems.append(f"keeps galleries from {self.oldest_gallery} on, a later generation")
         if (self.erasures is None) != (self.oldest_gallery == 1):
-            problems.append(
-                "it has a list of erasures without an erasure, or an erasure without a list"
-            )
-        current = {*digests, *(stand_in.model.sha256 for stand_in in self.stand_ins)}
-        if current & set(self.erased_models):
+            problems.append("it has a list of erasures without an erasure, or the reverse")
+        if {*digests, *(entry.model.sha256 for entry in self.stand_ins)} & set(self.erased_models):
             problems.append("it has a model whose file held erased vectors")
-        if not {stand_in.replaces for stand_in in self.stand_ins} <= set(self.erased_models):
+        if not {entry.replaces for entry in self.stand_ins} <= set(self.erased_models):
             problems.append("a model stands in for one that was not erased")
         if (self.parent is None) != (self.generation == 1):
             problems.append("generation 1, and only it, has no parent")
@@ -203,21 +197,16 @@ class Manifest:
 
     def blobs(self) -> tuple[tuple[str, str], ...]:
         """(kind, sha256) of every file that this generation needs; the kind is its folder."""
-        shares = (*self.models, *(stand_in.model for stand_in in self.stand_ins))
-        models = dict.fromkeys(("models", share.sha256) for share in shares)
-        canaries = dict.fromkeys(("canaries", share.canary) for share in shares)
-        single = (
+        shares = (*self.models, *(entry.model for entry in self.stand_ins))
+        return _present(
+            *(("models", share.sha256) for share in shares),
+            *(("canaries", share.canary) for share in shares),
+            ("indexes", self.index.sha256),
+            ("catalogs", self.catalog),
             ("registries", self.registry),
             ("memories", self.memory),
             ("reports", self.report),
             ("erasures", self.erasures),
-        )
-        return (
-            *models,
-            *canaries,
-            ("indexes", self.index.sha256),
-            ("catalogs", self.catalog),
-            *((kind, digest) for kind, digest in single if digest is not None),
         )
 
     def restorable_model(self, earlier: Manifest) -> ModelShare | None:
@@ -234,22 +223,26 @@ class Manifest:
         share = self.restorable_model(earlier)
         if share is None:
             return ()
-        single = (("registries", earlier.registry), ("reports", earlier.report))
-        return (
+        return _present(
             ("models", share.sha256),
             ("canaries", share.canary),
-            *((kind, digest) for kind, digest in single if digest is not None),
+            ("registries", earlier.registry),
+            ("reports", earlier.report),
         )
 
 
+def _present(*blobs: tuple[str, str | None]) -> tuple[tuple[str, str], ...]:
+    return tuple(dict.fromkeys((kind, digest) for kind, digest in blobs if digest is not None))
+
+
 def refuse_other_format(raw: Mapping[str, Any], known: int, what: str) -> None:
-    """Raise InputError if a file is of another format than ``known``; ``what`` is its name in
-    messages."""
+    """Raise InputError for another format than ``known``; ``what`` names the file in messages."""
     version = raw.get("format")
     if type(version) is int and version > known:
+        tool = raw.get("tool_version")
         raise InputError(
             f"{what} format {version}; compatctl {__version__} reads up to {known}",
-            tip=f"install compatctl {raw.get('tool_version', 'of a newer version')}",
+            tip=f"install compatctl {tool}" if tool else "install a newer version of compatctl",
         )
     if type(version) is int and 0 < version < known:
         raise InputError(

@@ -122,6 +122,7 @@ def _check_once(
         problems += _erased_row_problems(root, kept, current)
         problems += attempts_problems(root)
     needed = _all_blobs([state for state in kept if state.generation >= oldest], current)
+    paths = [blob_path(root, *blob) for blob in needed]
     unfinished = current.erasures and erased_files(root, generations, current)
     return CheckReport(
         ok=not problems,
@@ -129,15 +130,9 @@ def _check_once(
         generations=current.generation,
         oldest_restorable=oldest,
         files=len(needed),
-        bytes=sum(
-            path.lstat().st_size
-            for path in (blob_path(root, *blob) for blob in needed)
-            if is_regular_file(path)
-        ),
+        bytes=sum(path.lstat().st_size for path in paths if is_regular_file(path)),
         problems=tuple(problems),
-        unreferenced=tuple(
-            str(path.relative_to(root)) for path in _unreferenced(root, current, needed)
-        ),
+        unreferenced=_unreferenced(root, current, paths),
         erasure="none" if not current.erasures else "unfinished" if unfinished else "done",
     )
 
@@ -222,11 +217,10 @@ def _file_problems(
     return problems
 
 
-def _unreferenced(root: Path, current: Manifest, needed: list[tuple[str, str]]) -> list[Path]:
-    keep = {blob_path(root, *blob) for blob in needed}
-    keep |= {generation_path(root, number + 1) for number in range(current.generation)}
-    paths = (path for path in _own_files(root) if path not in keep)
-    return sorted([*paths, *unfinished_attempts(root)])
+def _unreferenced(root: Path, current: Manifest, needed: list[Path]) -> tuple[str, ...]:
+    keep = {*needed, *(generation_path(root, n + 1) for n in range(current.generation))}
+    paths = [path for path in _own_files(root) if path not in keep]
+    return tuple(str(path.relative_to(root)) for path in sorted(paths + unfinished_attempts(root)))
 
 
 def _own_files(root: Path) -> Iterable[Path]:

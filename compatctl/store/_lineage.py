@@ -101,8 +101,7 @@ def embedding_spaces(store: Store) -> tuple[int, ...]:
 
 
 def _predecessor(state: Manifest) -> int:
-    """The number of the generation that ``state`` was made from: the restored one, else the one
-    before; 0 for the first."""
+    """The number of the restored generation, else of the one before; 0 for the first."""
     return state.generation - 1 if state.restores is None else state.restores
 
 

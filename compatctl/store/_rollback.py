@@ -69,9 +69,7 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
 def restore(
     store: Store, target: Manifest, *, created_at: str, timeout_s: float = 10.0
 ) -> Manifest:
-    """Commit a generation that restores all of ``target``; neither index nor model is read.
-
-    ``created_at`` is the time, ISO 8601, UTC.
+    """Commit a generation that restores all of ``target``; ``created_at``: ISO 8601, UTC.
 
     Raises:
         UsageError: its gallery was deleted, because it held items that were erased since.

@@ -33,8 +33,8 @@ class Store:
     def create(cls, path: Path, *, operation: str = "init", timeout_s: float = 10.0) -> Transaction:
         """Begin a store: a transaction whose ``commit`` makes generation 1.
 
-        ``path`` must be new, empty, or left by a killed creation. manifest.json is written by the
-        commit, so an unfinished store does not open.
+        ``path`` must be new, empty, or left by a killed creation. An unfinished store does not
+        open: only the commit writes manifest.json.
 
         Raises:
             InputError: on entering, ``path`` is a store already or holds something else.

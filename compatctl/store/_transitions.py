@@ -16,13 +16,8 @@ def transition_problems(generations: Sequence[Manifest]) -> list[str]:
     for state in generations:
         before = by_number.get(state.generation - 1)
         if before is not None:
-            problems += [
-                f"generation {state.generation} {problem}"
-                for problem in (
-                    *_retention_problems(before, state),
-                    *_change_problems(before, state, by_number),
-                )
-            ]
+            found = _retention_problems(before, state) + _change_problems(before, state, by_number)
+            problems += [f"generation {state.generation} {problem}" for problem in found]
     return problems
 
 
@@ -60,8 +55,7 @@ def _change_problems(
         if names:
             problems.append(f"went back to {state.restores}, but has another {names[0]}")
     elif state.operation == Operation.DEPLOY:
-        index = replace(state.index, ef_search=before.index.ef_search)
-        if index != before.index or state.catalog != before.catalog:
+        if not _same_index(before, state, "ef_search") or state.catalog != before.catalog:
             problems.append("is a deploy, but has another index or catalogue than the one before")
     elif state.operation == Operation.LIFT:
         if not _is_lift(before, state):
@@ -80,15 +74,9 @@ def _change_problems(
 def _is_lift(before: Manifest, state: Manifest) -> bool:
     """Whether a generation is a lift: the same row counts under new models, in the same kind of
     index; registry, calibration and report are dropped, the rehearsal memory is kept."""
-    index = replace(
-        state.index,
-        dim=before.index.dim,
-        sha256=before.index.sha256,
-        ef_search=before.index.ef_search,
-    )
     used = {model.sha256 for model in before.models if model.rows}
     return (
-        index == before.index
+        _same_index(before, state, "dim", "sha256", "ef_search")
         and _row_counts(before, least=1) == _row_counts(state, least=1)
         and not used & {model.sha256 for model in state.models}
         and (state.registry, state.calibration, state.report) == (None, None, None)
@@ -99,10 +87,9 @@ def _is_lift(before: Manifest, state: Manifest) -> bool:
 def _is_backfill(before: Manifest, state: Manifest) -> bool:
     """Whether a generation is a backfill: no model but the query model has more rows."""
     rows = {model.sha256: model.rows for model in before.models}
-    index = replace(state.index, sha256=before.index.sha256, ef_search=before.index.ef_search)
     names = ("registry", "memory", "report", "policy")
     return (
-        index == before.index
+        _same_index(before, state, "sha256", "ef_search")
         and all(getattr(state, name) == getattr(before, name) for name in names)
         and all(
             model.rows <= rows.get(model.sha256, 0)
@@ -115,12 +102,11 @@ def _is_backfill(before: Manifest, state: Manifest) -> bool:
 def _is_removal(before: Manifest, state: Manifest) -> bool:
     """Whether a generation is a removal: no model has more rows, the index is of the same kind, and
     the query model is the same or replaces an erased one."""
-    index = replace(state.index, count=before.index.count, sha256=before.index.sha256)
     erased = before.query_model not in {model.sha256 for model in state.models}
     rows, rows_before = _row_counts(state), _row_counts(before)
     same = set(MODEL_FIELDS) - {"query_model", "memory"}
     return (
-        index == before.index
+        _same_index(before, state, "count", "sha256")
         and state.index.count <= before.index.count
         and all(a <= b for a, b in zip(reversed(rows), reversed(rows_before), strict=False))
         and len(rows) <= len(rows_before)
@@ -132,6 +118,12 @@ def _is_removal(before: Manifest, state: Manifest) -> bool:
         and set(before.erased_models) <= set(state.erased_models)
         and state.erasures is not None
     )
+
+
+def _same_index(before: Manifest, state: Manifest, *but: str) -> bool:
+    """Whether the indexes of two generations agree in all fields ``but`` these."""
+    same = {name: getattr(before.index, name) for name in but}
+    return replace(state.index, **same) == before.index
 
 
 def _row_counts(state: Manifest, *, least: int = 0) -> list[int]:

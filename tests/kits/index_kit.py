@@ -1,4 +1,4 @@
-"""An index built of rows at once."""
+"""Build an index in one call."""
 
 from __future__ import annotations
 

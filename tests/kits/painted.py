@@ -1,4 +1,4 @@
-"""Images that carry the vectors which encoders read: what models find is chosen freely."""
+"""Images that contain their own embeddings, so that a test chooses what each model finds."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Array = NDArray[Any]
 
 
 def unit(rows: Array) -> Array:
-    """Rows of length 1, float32."""
+    """Rows scaled to unit length, float32."""
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def encoder(path: Path, sees: int) -> Path:
-    """A sealed encoder that reads the vector which is painted in the given place."""
+def encoder(path: Path, place: int) -> Path:
+    """Write a sealed encoder that reads the vector at the given place of an image."""
     matrix = np.zeros((SIZE, DIM), np.float32)
-    matrix[sees * DIM : (sees + 1) * DIM] = np.eye(DIM)
+    matrix[place * DIM : (place + 1) * DIM] = np.eye(DIM)
     weights = {"c": np.float32(128), "m": matrix, "flat": np.array([-1, SIZE], np.int64)}
     nodes = [
         helper.make_node("Cast", ["image"], ["p"], to=TensorProto.FLOAT),
@@ -43,7 +43,7 @@ def encoder(path: Path, sees: int) -> Path:
         "painted",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
         [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", DIM])],
-        [numpy_helper.from_array(np.asarray(one), name) for name, one in weights.items()],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 10
@@ -57,7 +57,7 @@ def encoder(path: Path, sees: int) -> Path:
 
 @dataclass
 class World:
-    """Items in order: ids, labels, roles, and the vectors that either model reads."""
+    """Items in order: ids, labels, roles, and the vectors that the old and the new model read."""
 
     folder: Path
     ids: list[str] = field(default_factory=list)
@@ -66,70 +66,72 @@ class World:
     vectors: tuple[list[Array], list[Array]] = field(default_factory=lambda: ([], []))
 
     def add(self, name: str, labels: list[str], role: str, old: Array, new: Array) -> None:
-        """Items ``name``0, ``name``1 ..., of these labels."""
-        self.ids += [f"{name}{at}" for at in range(len(labels))]
+        """Add items ``name``0, ``name``1 ... with these labels."""
+        self.ids += [f"{name}{i}" for i in range(len(labels))]
         self.labels += labels
         self.roles += [role] * len(labels)
         self.vectors[0].extend(old)
         self.vectors[1].extend(new)
 
     def save(self, name: str, keep: Any = None, labels: dict[str, str] | None = None) -> Path:
-        """A table of the items that ``keep`` (an id) accepts, some with another label."""
-        rows = [at for at, one in enumerate(self.ids) if keep is None or keep(one)]
+        """Write the items whose id ``keep`` accepts; ``labels`` replaces some labels."""
+        rows = [row for row, item in enumerate(self.ids) if keep is None or keep(item)]
         pixels = np.full((len(self.ids), SIZE), 128, np.uint8)
-        for sees, vectors in enumerate(self.vectors):
-            given = np.array(vectors)
-            scaled = given / np.abs(given).max(axis=1, keepdims=True)
-            pixels[:, sees * DIM : (sees + 1) * DIM] = np.clip(np.round(128 + 120 * scaled), 1, 255)
-        # No two images are alike by chance: each carries its number where no model looks.
+        for place, vectors in enumerate(self.vectors):
+            values = np.array(vectors)
+            scaled = values / np.abs(values).max(axis=1, keepdims=True)
+            pixels[:, place * DIM : (place + 1) * DIM] = np.clip(
+                np.round(128 + 120 * scaled), 1, 255
+            )
+        # Each image has its number where no model reads, so that no two are alike.
         pixels[:, -4:] = np.arange(len(self.ids), dtype="<u4").view(np.uint8).reshape(-1, 4)
         path = self.folder / name
-        named = [(labels or {}).get(self.ids[at], self.labels[at]) for at in rows]
+        row_labels = [(labels or {}).get(self.ids[row], self.labels[row]) for row in rows]
         np.savez(
             path,
             images=pixels[rows].reshape(-1, SIDE, SIDE, 3),
-            ids=np.array([self.ids[at] for at in rows]),
-            labels=np.array(named),
-            role=np.array([self.roles[at] for at in rows]),
+            ids=np.array([self.ids[row] for row in rows]),
+            labels=np.array(row_labels),
+            role=np.array([self.roles[row] for row in rows]),
             split=np.array(["test"] * len(rows)),
         )
         return path
 
     def begin(self, stored: Path) -> None:
-        """Encoders, the new one with a record of no item, and a store of a table's gallery."""
-        for sees, name in enumerate(("old", "new")):
-            encoder(self.folder / f"{name}.onnx", sees)
+        """Write both encoders and an empty training record, and create a store of a table."""
+        for place, name in enumerate(("old", "new")):
+            encoder(self.folder / f"{name}.onnx", place)
         self.record()
         self.run("init", "--model", self.folder / "old.onnx", "--data", stored)
 
     def run(self, command: str, *more: object) -> Result:
-        """A command on the store."""
-        done = run(command, "--store", self.folder / "store", "--json", *more)
-        assert done.code in {0, 3, 4}, done.stderr
-        return done
+        """Run a command on the store."""
+        result = run(command, "--store", self.folder / "store", "--json", *more)
+        assert result.code in {0, 3, 4}, result.stderr
+        return result
 
     def verify(self, data: Path, *more: object) -> tuple[int, dict[str, Any]]:
-        """Exit code and report."""
+        """Run verify; return its exit code and report."""
         models = self.folder / "old.onnx", self.folder / "new.onnx"
         report = self.folder / "report.json"
-        named = ("--training", self.folder / "new.training.json")
-        done = self.run("verify", *models, "--data", data, "--report", report, *named, *more)
-        return done.code, json.loads(report.read_bytes())
+        training = ("--training", self.folder / "new.training.json")
+        result = self.run("verify", *models, "--data", data, "--report", report, *training, *more)
+        return result.code, json.loads(report.read_bytes())
 
     def record(self, *, anchors: list[str] = (), items: list[str] = (), classes: Any = ()) -> None:
-        """A training record of the new model, beside it."""
-        made = {
+        """Write a training record of the new model next to it."""
+        entries = {
             "models": [Encoder.load(self.folder / "new.onnx").sha256],
-            "items": [{"id": one, "sha256": "0" * 64} for one in items],
-            "anchors": [{"id": one, "sha256": "1" * 64} for one in anchors],
+            "items": [{"id": item, "sha256": "0" * 64} for item in items],
+            "anchors": [{"id": item, "sha256": "1" * 64} for item in anchors],
             "classes": list(classes),
             "registry_sha256": None,
         }
-        (self.folder / "new.training.json").write_text(json.dumps(made))
+        (self.folder / "new.training.json").write_text(json.dumps(entries))
 
 
 def check(report: dict[str, Any], name: str) -> dict[str, Any]:
-    """The check of that name of the group that decides."""
+    """The check of that name in the group of unseen classes."""
     checks = report["verdict"]["checks"]
-    (found,) = [one for one in checks if (one["name"], one["group"]) == (name, "unseen")]
-    return found  # type: ignore[no-any-return]
+    key = (name, "unseen")
+    return next(entry for entry in checks if (entry["name"], entry["group"]) == key)

@@ -1,4 +1,4 @@
-"""Running the command line, a project to run it in, and ONNX encoders of known quality."""
+"""The command line in this process, a project to run it in, and encoders of known quality."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DIM = 32
 
 @dataclass(frozen=True)
 class Result:
-    """What a command gave."""
+    """The exit code and output of a command."""
 
     code: int
     stdout: str
@@ -42,21 +42,21 @@ class Result:
 
 
 def run(*arguments: object) -> Result:
-    """Run the command line in this process; a traceback is a failure of the test."""
-    done = CliRunner().invoke(app, [str(one) for one in arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return Result(code=done.exit_code, stdout=done.stdout, stderr=done.stderr)
+    """Run the command line in this process; an unexpected exception is raised."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Result(code=result.exit_code, stdout=result.stdout, stderr=result.stderr)
 
 
 def write_encoder(
     path: Path, *, noise: float, seed: int = 0, turned: bool = False, recorded: bool = True
 ) -> Path:
-    """A sealed encoder: unit of ``P x + noise sin(R x)`` for pixels x, P and R fixed by the seed.
+    """Write a sealed encoder: ``P x + noise sin(R x)`` of pixels x, scaled to unit length.
 
-    ``noise`` spoils it in a way that differs from image to image: less is better. ``turned``
-    rotates the result, which changes nothing within one model and everything between two.
-    ``recorded``: it carries a training record, of no item.
+    P and R are fixed by the seed. ``noise`` differs from image to image: less is better.
+    ``turned``: rotate the result, so that it is not comparable with another model's.
+    ``recorded``: include an empty training record.
     """
     rng = np.random.default_rng(seed)
     size = SIDE * SIDE * 3
@@ -95,9 +95,9 @@ def write_encoder(
     model.ir_version = 10
     raw = path.with_suffix(".raw")
     onnx.save(model, raw)
-    size_told = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
+    preprocessing = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
     path.unlink(missing_ok=True)
-    seal(raw, path, (EncoderInput(name="image", preprocessing=size_told),))
+    seal(raw, path, (EncoderInput(name="image", preprocessing=preprocessing),))
     raw.unlink()
     if recorded:
         carry(path, TrainingRecord())
@@ -105,8 +105,8 @@ def write_encoder(
 
 
 def write_attending(path: Path, vectors: NDArray[np.float32], *, noise: float = 0.05) -> Path:
-    """An encoder that attends to anchors with these stored vectors (S, D), as finetune writes it:
-    unit of ``raw + softmax(4 raw @ keys) @ vectors``, with keys drawn at random."""
+    """Write an encoder that attends to anchors with these stored vectors (S, D), as finetune does:
+    ``raw + softmax(raw @ keys) @ vectors`` of unit length, with random keys."""
     write_encoder(path, noise=noise)
     model = onnx.load(path)
     keys = np.random.default_rng(5).standard_normal((DIM, len(vectors))).astype(np.float32)
@@ -124,20 +124,20 @@ def write_attending(path: Path, vectors: NDArray[np.float32], *, noise: float = 
     model.graph.initializer.append(numpy_helper.from_array(vectors.copy(), "attention.stored"))
     raw = path.with_suffix(".raw")
     onnx.save(model, raw)
-    told = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
+    preprocessing = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
     path.unlink()
-    seal(raw, path, (EncoderInput(name="image", preprocessing=told),))
+    seal(raw, path, (EncoderInput(name="image", preprocessing=preprocessing),))
     raw.unlink()
     return path
 
 
-def carry(path: Path, seen: TrainingRecord) -> None:
+def carry(path: Path, record: TrainingRecord) -> None:
     """Put a training record into an encoder's file."""
-    path.write_bytes(onnx_files.with_record(path.read_bytes(), path, seen.to_text()))
+    path.write_bytes(onnx_files.with_record(path.read_bytes(), path, record.to_text()))
 
 
 def store_files(shop: Shop) -> dict[str, bytes]:
-    """Every file of the store but its lock."""
+    """The bytes of every file of the store, by name, without its lock."""
     root = shop.path("store")
     return {
         str(path.relative_to(root)): path.read_bytes()
@@ -155,35 +155,35 @@ def stored_rows(shop: Shop, ids: list[str]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Shop:
-    """A project folder: ``args`` name its file on every command line."""
+    """A project folder; ``args`` are the options that name its file."""
 
     folder: Path
 
     @property
     def args(self) -> tuple[str, str]:
-        """--project FILE."""
+        """The options ``--project FILE``."""
         return ("--project", str(self.folder / "compatctl.yaml"))
 
     def run(self, command: str, *arguments: object) -> Result:
-        """Run a command in the project, with JSON."""
+        """Run a command in the project with ``--json``."""
         return run(command, *self.args, "--json", *arguments)
 
     def path(self, name: str) -> Path:
-        """A file of the project."""
+        """The path of a file of the project."""
         return self.folder / name
 
     def data(self) -> Path:
-        """The project's table."""
+        """The path of the project's table."""
         return Project.load(self.path("compatctl.yaml")).data or Path()
 
     def manifest(self) -> dict[str, Any]:
-        """The store's current generation."""
+        """The manifest of the store's current generation."""
         read: dict[str, Any] = json.loads(self.path("store/manifest.json").read_bytes())
         return read
 
 
 def turned(shop: Shop, name: str, *, of: str, dim: int = DIM, recorded: bool = True) -> Path:
-    """An encoder of the project behind a random (semi-)orthogonal map to ``dim`` numbers."""
+    """Write an encoder with a random (semi-)orthogonal map to ``dim`` dimensions behind it."""
     rng = np.random.default_rng(7)
     largest = max(DIM, dim)
     matrix = np.linalg.qr(rng.standard_normal((largest, largest)))[0][:DIM, :dim]

@@ -1,4 +1,4 @@
-"""A small store of real files, and processes that work on it."""
+"""A small store with a real index and catalogue, and functions that commit each operation."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ PARAMS = HnswParams(dim=8, M=4, ef_construction=20, ef_search=10)
 
 
 def unit_rows(n: int, seed: int = 0) -> np.ndarray:
+    """Random rows (n, D) of unit length."""
     rows = np.random.default_rng(seed).standard_normal((n, PARAMS.dim)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def cut(rows: np.ndarray, dim: int) -> np.ndarray:
-    """The first ``dim`` numbers of unit rows, as unit rows; all of them are the rows themselves."""
+    """The first ``dim`` dimensions of unit rows, scaled to unit length."""
     if rows.shape[1] == dim:
         return rows
     return rows[:, :dim] / np.linalg.norm(rows[:, :dim], axis=1, keepdims=True)
 
 
 def info(sha256: str, count: int) -> IndexInfo:
+    """The manifest's entry of an index with ``count`` rows."""
     return IndexInfo(
         engine="hnswlib", space="ip", dim=8, M=4, ef_construction=20, ef_search=10, count=count,
         sha256=sha256, seed=100,
@@ -42,7 +44,7 @@ def info(sha256: str, count: int) -> IndexInfo:
 
 
 def begin(path: Path, rows: int = 20, model: bytes = b"model A") -> Store:
-    """A store of one generation, with a real index and catalogue."""
+    """Create a store of one generation."""
     keys = np.arange(rows, dtype=np.uint64)
     index = build_index(unit_rows(rows), keys, PARAMS)
     with Store.create(path) as tx:
@@ -66,12 +68,14 @@ def begin(path: Path, rows: int = 20, model: bytes = b"model A") -> Store:
 
 
 def share(tx: Transaction, model: str, rows: int, name: str, dim: int = 8) -> ModelShare:
-    """A model's entry; its canary is a file of its own, which the store does not look into."""
+    """The manifest's entry of a model; its canary is a file that the store does not read."""
     canary = tx.put("canaries", writes(b"canary of " + model.encode()))
     return ModelShare(sha256=model, dim=dim, rows=rows, name=name, canary=canary)
 
 
 def writes(data: bytes) -> Callable[[Path], None]:
+    """A function that writes ``data`` to a path."""
+
     def write(path: Path) -> None:
         path.write_bytes(data)
 
@@ -79,84 +83,88 @@ def writes(data: bytes) -> Callable[[Path], None]:
 
 
 def deploy(store: Store, model: bytes) -> Store:
-    """The next generation: another query model, the same index."""
-    now = store.manifest
-    with store.transaction(now, operation="deploy") as tx:
+    """Commit a deploy: another query model, the same index."""
+    current = store.manifest
+    with store.transaction(current, operation="deploy") as tx:
         sha = tx.put("models", writes(model))
-        known = [one for one in now.models if one.sha256 != sha]
-        rows = now.index.count - sum(one.rows for one in known)
+        known = [entry for entry in current.models if entry.sha256 != sha]
+        rows = current.index.count - sum(entry.rows for entry in known)
         tx.commit(
             operation="deploy",
             created_at=AT,
             query_model=sha,
-            models=(*known, share(tx, sha, rows, "b.onnx", now.index.dim)),
+            models=(*known, share(tx, sha, rows, "b.onnx", current.index.dim)),
             report=tx.put("reports", writes(b"report on " + model)),
         )
     return Store.open(store.path)
 
 
 def add(store: Store, rows: int, seed: int = 9) -> Store:
-    """The next generation: ``rows`` more items, embedded by the query model."""
-    now = store.manifest
+    """Commit an add: ``rows`` more items, embedded by the query model."""
+    current = store.manifest
     catalog = store.catalog()
-    ids = [f"added-{now.generation}-{i}" for i in range(rows)]
-    grown = catalog.extended(ids, ["new"] * rows, now.query_model)
-    params = replace(PARAMS, dim=now.index.dim)
+    ids = [f"added-{current.generation}-{i}" for i in range(rows)]
+    grown = catalog.extended(ids, ["new"] * rows, current.query_model)
+    params = replace(PARAMS, dim=current.index.dim)
     index = HnswIndex.load(
-        store.verified_path("indexes", now.index.sha256), params, now.index.count
+        store.verified_path("indexes", current.index.sha256), params, current.index.count
     )
     index.add(cut(unit_rows(rows, seed), params.dim), grown.keys[len(catalog) :])
-    with store.transaction(now, operation="add") as tx:
+    with store.transaction(current, operation="add") as tx:
         tx.commit(
             operation="add",
             created_at=AT,
-            index=replace(now.index, count=len(index), sha256=tx.put("indexes", index.save)),
+            index=replace(current.index, count=len(index), sha256=tx.put("indexes", index.save)),
             catalog=tx.put("catalogs", grown.write),
             models=tuple(
-                replace(one, rows=grown.counts().get(one.sha256, 0)) for one in now.models
+                replace(entry, rows=grown.counts().get(entry.sha256, 0)) for entry in current.models
             ),
         )
     return Store.open(store.path)
 
 
 def backfill(store: Store, rows: int) -> Store:
-    """The next generation: the first ``rows`` items, embedded by the query model, index anew."""
-    now = store.manifest
+    """Commit a backfill: the query model embeds the first ``rows`` items."""
+    current = store.manifest
     catalog = store.catalog()
     vectors = unit_rows(len(catalog))
     vectors[:rows] = unit_rows(rows, 3)
     index = build_index(vectors, catalog.keys, PARAMS)
-    filled = catalog.reassigned(np.arange(rows), now.query_model)
+    filled = catalog.reassigned(np.arange(rows), current.query_model)
     counts = filled.counts()
-    with store.transaction(now, operation="backfill") as tx:
+    with store.transaction(current, operation="backfill") as tx:
         tx.commit(
             operation="backfill",
             created_at=AT,
-            index=replace(now.index, sha256=tx.put("indexes", index.save)),
+            index=replace(current.index, sha256=tx.put("indexes", index.save)),
             catalog=tx.put("catalogs", filled.write),
-            models=tuple(replace(one, rows=counts.get(one.sha256, 0)) for one in now.models),
+            models=tuple(
+                replace(entry, rows=counts.get(entry.sha256, 0)) for entry in current.models
+            ),
         )
     return Store.open(store.path)
 
 
 def lift(store: Store, model: bytes, dim: int = 5) -> Store:
-    """The next generation: every row cut to ``dim`` numbers, of lifted models, for another query
-    model."""
-    now = store.manifest
+    """Commit a lift: every row is cut to ``dim`` dimensions and gets a lifted model, and ``model``
+    is the query model."""
+    current = store.manifest
     catalog = store.catalog()
     vectors = cut(unit_rows(len(catalog)), dim)
     index = build_index(vectors, catalog.keys, replace(PARAMS, dim=dim))
-    with store.transaction(now, operation="lift") as tx:
-        had = [one for one in now.models if one.rows]
-        names = {one.sha256: tx.put("models", writes(one.sha256.encode() + model)) for one in had}
-        shares = [share(tx, names[one.sha256], one.rows, one.name, dim) for one in had]
+    with store.transaction(current, operation="lift") as tx:
+        used = [entry for entry in current.models if entry.rows]
+        lifted = {
+            entry.sha256: tx.put("models", writes(entry.sha256.encode() + model)) for entry in used
+        }
+        shares = [share(tx, lifted[entry.sha256], entry.rows, entry.name, dim) for entry in used]
         query = share(tx, tx.put("models", writes(model)), 0, "new.onnx", dim)
         tx.commit(
             operation="lift",
             created_at=AT,
             query_model=query.sha256,
-            index=replace(now.index, dim=dim, sha256=tx.put("indexes", index.save)),
-            catalog=tx.put("catalogs", catalog.with_models(names).write),
+            index=replace(current.index, dim=dim, sha256=tx.put("indexes", index.save)),
+            catalog=tx.put("catalogs", catalog.with_models(lifted).write),
             models=(*shares, query),
             registry=None,
         )
@@ -164,21 +172,21 @@ def lift(store: Store, model: bytes, dim: int = 5) -> Store:
 
 
 def python(code: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
-    """A fresh process of this interpreter that can import the package."""
-    where = str(Path(compatctl.__file__).parent.parent)
+    """Start a process of this interpreter that can import the package."""
+    package = str(Path(compatctl.__file__).parent.parent)
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": where},
+        env={**os.environ, "PYTHONPATH": package},
         **options,  # type: ignore[call-overload]
     )
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
-    """Every file of a folder and its bytes, but for the lock's."""
+    """The bytes of every file of a folder, by name, without LOCK."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
@@ -187,14 +195,14 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 
 def rollback(store: Store, *, to: int | None = None) -> Manifest:
-    """Restore the planned generation whole; the current manifest where that is done already."""
+    """Restore the planned generation, unless that is done; return the current manifest."""
     plan = rollback_plan(store, to=to)
     return store.manifest if plan.already_restored else restore(store, plan.target, created_at=AT)
 
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Permissions hold for root only when it steps down."""
+    """Run as an unprivileged user, so that permissions apply even if root runs the tests."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -205,6 +213,7 @@ def unprivileged() -> Iterator[None]:
 
 
 def manifest(**changes: object) -> Manifest:
+    """A manifest of generation 1 with ``changes``."""
     base = Manifest(
         generation=1,
         parent=None,

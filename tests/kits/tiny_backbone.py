@@ -1,4 +1,4 @@
-"""A backbone for tests: two convolutions, drawn by a seed of their own."""
+"""A backbone for tests: two convolutions with a fixed seed."""
 
 from __future__ import annotations
 
