@@ -25,8 +25,8 @@ def unit_rows(rng, n, d):
 
 def turn(rng, F, D):
     """(F, D) random with orthonormal columns (F >= D) or rows."""
-    whole = np.linalg.qr(rng.standard_normal((max(F, D), max(F, D))))[0]
-    return whole[:F, :D]
+    full = np.linalg.qr(rng.standard_normal((max(F, D), max(F, D))))[0]
+    return full[:F, :D]
 
 
 def noisy_pairs(seed=0, n=200, F=7, D=5):
@@ -42,25 +42,25 @@ def by_lstsq(x, y, penalty):
     F = x.shape[1]
     ones = np.hstack([x.astype(np.float64), np.ones((len(x), 1))])
     rows = np.vstack([ones, np.hstack([np.sqrt(penalty) * np.eye(F), np.zeros((F, 1))])])
-    wanted = np.vstack([y.astype(np.float64), np.zeros((F, y.shape[1]))])
-    found = np.linalg.lstsq(rows, wanted, rcond=None)[0]
-    return found[:F], found[F]
+    expected = np.vstack([y.astype(np.float64), np.zeros((F, y.shape[1]))])
+    result = np.linalg.lstsq(rows, expected, rcond=None)[0]
+    return result[:F], result[F]
 
 
 @pytest.mark.parametrize("block", [1, 7, 4096])
 def test_moments_equal_loops_whatever_the_block(block):
     """The sums equal those of a loop over pairs, for any block size."""
     x, y = noisy_pairs(n=50)
-    found = Moments.from_pairs(x, y, block=block)
+    result = Moments.from_pairs(x, y, block=block)
     inner, cross = np.zeros((7, 7)), np.zeros((7, 5))
     for a, b in zip(x.astype(np.float64), y.astype(np.float64), strict=True):
         inner += np.outer(a, a)
         cross += np.outer(a, b)
-    assert found.n == 50
-    np.testing.assert_allclose(found.inner, inner, rtol=1e-12)
-    np.testing.assert_allclose(found.cross, cross, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(found.source_mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
-    np.testing.assert_allclose(found.target_mean, y.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    assert result.n == 50
+    np.testing.assert_allclose(result.inner, inner, rtol=1e-12)
+    np.testing.assert_allclose(result.cross, cross, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(result.source_mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(result.target_mean, y.mean(axis=0, dtype=np.float64), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_a_known_rotation_is_recovered(F, D):
     """The rotation is recovered between equal dimensions and into more dimensions."""
     rng = np.random.default_rng(1)
     x, rotation = unit_rows(rng, 100, F), turn(rng, F, D)
-    found = orthogonal(Moments.from_pairs(x, x @ rotation))
-    np.testing.assert_allclose(found.matrix, rotation, atol=1e-5)
-    assert not found.bias.any()
-    np.testing.assert_allclose(found(x), x @ rotation, atol=1e-5)
+    result = orthogonal(Moments.from_pairs(x, x @ rotation))
+    np.testing.assert_allclose(result.matrix, rotation, atol=1e-5)
+    assert not result.bias.any()
+    np.testing.assert_allclose(result(x), x @ rotation, atol=1e-5)
 
 
 @pytest.mark.parametrize(("F", "D"), [(6, 6), (4, 6), (6, 4)])
@@ -124,13 +124,13 @@ def test_ridge_equals_lstsq(n, F, D):
     x, y = noisy_pairs(n=n, F=F, D=D)
     centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
     unit = sum(float(row @ row) for row in centred) / F
-    for strength, found in zip(STRENGTHS, ridge(Moments.from_pairs(x, y)), strict=True):
+    for strength, result in zip(STRENGTHS, ridge(Moments.from_pairs(x, y)), strict=True):
         matrix, bias = by_lstsq(x, y, strength * unit)
-        np.testing.assert_allclose(found.matrix, matrix, atol=1e-5)
-        np.testing.assert_allclose(found.bias, bias, atol=1e-5)
+        np.testing.assert_allclose(result.matrix, matrix, atol=1e-5)
+        np.testing.assert_allclose(result.bias, bias, atol=1e-5)
         raw = x @ matrix + bias
         unit_raw = raw / np.linalg.norm(raw, axis=1, keepdims=True)
-        np.testing.assert_allclose(found(x), unit_raw, atol=1e-4)
+        np.testing.assert_allclose(result(x), unit_raw, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [1, 3, 50])
@@ -139,8 +139,8 @@ def test_sources_that_do_not_vary_give_the_mean_target(n):
     rng = np.random.default_rng(3)
     x, y = np.repeat(unit_rows(rng, 1, 6), n, axis=0), unit_rows(rng, n, 4)
     mean = y.mean(axis=0) / np.linalg.norm(y.mean(axis=0))
-    for found in ridge(Moments.from_pairs(x, y)):
-        np.testing.assert_allclose(found(x), np.tile(mean, (n, 1)), atol=1e-4)
+    for result in ridge(Moments.from_pairs(x, y)):
+        np.testing.assert_allclose(result(x), np.tile(mean, (n, 1)), atol=1e-4)
 
 
 def test_a_low_rank_map_has_its_rank_and_the_least_error():
@@ -149,14 +149,14 @@ def test_a_low_rank_map_has_its_rank_and_the_least_error():
     rng = np.random.default_rng(4)
     x, y = noisy_pairs(F=8, D=6)
     moments = Moments.from_pairs(x, y)
-    (whole,) = ridge(moments, (0.1,))
-    answers = x @ whole.matrix + whole.bias
-    for rank, cut in zip((1, 2, 5, 6), low_rank(moments, whole, (1, 2, 5, 6)), strict=True):
+    (full,) = ridge(moments, (0.1,))
+    answers = x @ full.matrix + full.bias
+    for rank, cut in zip((1, 2, 5, 6), low_rank(moments, full, (1, 2, 5, 6)), strict=True):
         values = np.linalg.svd(cut.matrix.astype(np.float64), compute_uv=False)
         assert (values > 1e-5).sum() == rank
-        got = x @ cut.matrix + cut.bias
-        np.testing.assert_allclose(got.mean(axis=0), y.mean(axis=0), atol=1e-5)
-        lost = float(((got - answers) ** 2).sum())
+        actual = x @ cut.matrix + cut.bias
+        np.testing.assert_allclose(actual.mean(axis=0), y.mean(axis=0), atol=1e-5)
+        lost = float(((actual - answers) ** 2).sum())
         spread = np.linalg.svd(answers - answers.mean(axis=0), compute_uv=False)
         np.testing.assert_allclose(lost, float((spread[rank:] ** 2).sum()), rtol=1e-2, atol=1e-6)
         for _ in range(50):
@@ -171,22 +171,22 @@ def test_the_true_rank_loses_nothing():
     x = rng.normal(size=(200, 7)).astype(np.float32)
     y = x @ rng.normal(size=(7, 2)) @ rng.normal(size=(2, 5))
     moments = Moments.from_pairs(x, y)
-    (whole,) = ridge(moments, (1e-6,))
-    one, two = low_rank(moments, whole, (1, 2))
-    np.testing.assert_allclose(two(x), whole(x), atol=1e-3)
-    assert np.abs(one(x) - whole(x)).max() > 0.1
+    (full,) = ridge(moments, (1e-6,))
+    one, two = low_rank(moments, full, (1, 2))
+    np.testing.assert_allclose(two(x), full(x), atol=1e-3)
+    assert np.abs(one(x) - full(x)).max() > 0.1
 
 
 def test_invalid_strengths_and_ranks_are_refused():
     """Strengths of at most 0, ranks out of range and empty sequences are refused."""
     moments = Moments.from_pairs(*noisy_pairs(F=7, D=5))
-    (whole,) = ridge(moments, (1.0,))
+    (full,) = ridge(moments, (1.0,))
     for strengths in ((), (0.0,), (1.0, -1.0)):
         with pytest.raises(InputError, match="above 0"):
             ridge(moments, strengths)
     for ranks in ((), (0,), (2, 6)):
         with pytest.raises(InputError, match="between 1 and 5"):
-            low_rank(moments, whole, ranks)
+            low_rank(moments, full, ranks)
 
 
 def test_maps_equal_a_loop_over_rows_and_layers():
@@ -215,10 +215,10 @@ def test_blocks_of_rows_do_not_change_the_map():
     rng = np.random.default_rng(6)
     x = unit_rows(rng, 2 * 4096 + 3, 4)
     one = Affine(matrix=_random(rng, 4, 3), bias=_random(rng, 3))
-    found = one(x)
-    assert found.shape == (len(x), 3)
+    result = one(x)
+    assert result.shape == (len(x), 3)
     for at in (0, 4095, 4096, 8191, 8192, len(x) - 1):
-        np.testing.assert_allclose(found[at], one(x[at : at + 1])[0], atol=1e-6)
+        np.testing.assert_allclose(result[at], one(x[at : at + 1])[0], atol=1e-6)
     assert one(x[:0]).shape == (0, 3)
 
 

@@ -61,7 +61,7 @@ def test_tail_falls_with_p_and_rises_with_k(n, data):
 
 
 @pytest.mark.parametrize(
-    ("k", "n", "wanted"),
+    ("k", "n", "expected"),
     [
         (0, 1, 0.9750),
         (0, 10, 0.3085),
@@ -73,9 +73,9 @@ def test_tail_falls_with_p_and_rises_with_k(n, data):
         (10, 100, 0.1762),
     ],
 )
-def test_upper_limit_has_the_published_values(k, n, wanted):
+def test_upper_limit_has_the_published_values(k, n, expected):
     """The limits equal the published 95% intervals of Clopper and Pearson."""
-    assert upper_limit(k, n, 0.025) == pytest.approx(wanted, abs=5e-5)
+    assert upper_limit(k, n, 0.025) == pytest.approx(expected, abs=5e-5)
 
 
 @given(n=st.integers(1, 40), data=st.data(), alpha=st.sampled_from([0.001, 0.025, 0.05, 0.25]))
@@ -93,8 +93,8 @@ def test_upper_limit_at_its_edges():
     """With k = n or n = 0 the limit is 1; with k = 0 it follows a formula."""
     assert upper_limit(5, 5, 0.025) == upper_limit(0, 0, 0.025) == upper_limit(9, 5, 0.025) == 1.0
     for n in (1, 3, 100, 10**6, 10**9):
-        wanted = -math.expm1(math.log(0.025) / n)
-        assert upper_limit(0, n, 0.025) == pytest.approx(wanted, rel=1e-8)
+        expected = -math.expm1(math.log(0.025) / n)
+        assert upper_limit(0, n, 0.025) == pytest.approx(expected, rel=1e-8)
     assert upper_limit(100_000, 10**6, 0.025) == pytest.approx(
         0.1 + 1.96 * math.sqrt(0.1 * 0.9 / 10**6), abs=5e-6
     )
@@ -108,7 +108,7 @@ def test_upper_limit_is_monotone():
 
 
 @pytest.mark.parametrize(
-    ("worse", "better", "wanted"),
+    ("worse", "better", "expected"),
     [
         (0, 0, 1.0),
         (1, 0, 1.0),
@@ -119,9 +119,9 @@ def test_upper_limit_is_monotone():
         (4, 5, 1.0),
     ],
 )
-def test_mcnemar_has_the_values_computed_by_hand(worse, better, wanted):
+def test_mcnemar_has_the_values_computed_by_hand(worse, better, expected):
     """Few changed answers give p-values computed by hand; a tie or no change gives 1."""
-    assert mcnemar(worse, better) == pytest.approx(wanted, rel=1e-12)
+    assert mcnemar(worse, better) == pytest.approx(expected, rel=1e-12)
 
 
 @given(worse=st.integers(0, 60), better=st.integers(0, 60))

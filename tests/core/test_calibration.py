@@ -51,11 +51,11 @@ def test_a_threshold_keeps_its_false_accepts_on_other_classes(sides):
         for threshold in (0.4, 0.5, 0.6, 0.7):
             raw = after.far[np.searchsorted(after.edges, threshold)]
             at = to_old.inverse(threshold)
-            wanted = before.far[np.searchsorted(before.edges, threshold)]
+            expected = before.far[np.searchsorted(before.edges, threshold)]
             kept = after.far[np.searchsorted(after.edges, at)]
-            assert wanted > 1e-4
-            assert kept == pytest.approx(wanted, rel=0.25)
-            assert raw < 0.1 * wanted  # without the map nothing passes
+            assert expected > 1e-4
+            assert kept == pytest.approx(expected, rel=0.25)
+            assert raw < 0.1 * expected  # without the map nothing passes
 
 
 def test_no_ranking_changes(sides):
@@ -73,9 +73,9 @@ def test_equal_scores_give_the_identity(sides):
     """The map of a model to itself is the identity, to the width of a bin."""
     old, _, gallery, truth = sides
     counts = score_histogram(old, gallery, truth)
-    found = fit_score_map(counts, counts)
+    score_map = fit_score_map(counts, counts)
     for score in np.linspace(-1, 1, 101):
-        assert float(found(score)) == pytest.approx(score, abs=2**-13)
+        assert float(score_map(score)) == pytest.approx(score, abs=2**-13)
 
 
 def test_maps_compose():
@@ -102,9 +102,11 @@ def test_constant_scores_give_an_increasing_map():
     counts = np.zeros(len(ScoreHistogram(same=np.zeros(0), diff=np.zeros(0)).edges), np.int64)
     one, other = counts.copy(), counts.copy()
     one[20000], other[30000] = 5000, 5000
-    found = fit_score_map(ScoreHistogram(same=one, diff=one), ScoreHistogram(same=one, diff=other))
-    assert found.knots[0] == (-1, -1)
-    assert float(found(0.9)) > float(found(0.8))
+    score_map = fit_score_map(
+        ScoreHistogram(same=one, diff=one), ScoreHistogram(same=one, diff=other)
+    )
+    assert score_map.knots[0] == (-1, -1)
+    assert float(score_map(0.9)) > float(score_map(0.8))
 
 
 @pytest.mark.parametrize(

@@ -35,17 +35,19 @@ def test_every_sum_equals_a_loop():
         sums = class_sums(queries, query_labels, gallery, gallery_labels, own)
         assert sums.codes.tolist() == sorted(set(query_labels.tolist()))
         for c, code in enumerate(sums.codes):
-            asked = [i for i in range(Q) if query_labels[i] == code]
+            members = [i for i in range(Q) if query_labels[i] == code]
             stored = [j for j in range(G) if gallery_labels[j] == code]
-            np.testing.assert_allclose(sums.queries[c], queries[asked].sum(axis=0), atol=1e-12)
+            np.testing.assert_allclose(sums.queries[c], queries[members].sum(axis=0), atol=1e-12)
             np.testing.assert_allclose(sums.gallery[c], gallery[stored].sum(axis=0), atol=1e-12)
-            assert (sums.n_queries[c], sums.n_gallery[c]) == (len(asked), len(stored))
-            mine = [i for i in asked if own[i] >= 0]
+            assert (sums.n_queries[c], sums.n_gallery[c]) == (len(members), len(stored))
+            mine = [i for i in members if own[i] >= 0]
             same = [i for i in mine if gallery_labels[own[i]] == code]
             total = sum(float(queries[i] @ gallery[own[i]]) for i in same)
             assert sums.excluded_same[c] == pytest.approx(total, abs=1e-12)
             assert sums.n_excluded_same[c] == len(same)
-            cosines = [float(queries[i] @ gallery[j]) for i in asked for j in stored if own[i] != j]
+            cosines = [
+                float(queries[i] @ gallery[j]) for i in members for j in stored if own[i] != j
+            ]
             assert sums.same[0][c] == pytest.approx(sum(cosines), abs=1e-12)
             assert sums.same[1][c] == len(cosines)
         others = [j for j in range(G) if gallery_labels[j] not in query_labels]
@@ -69,8 +71,8 @@ def test_sums_by_query_equal_a_loop(seed, Q, G):
     means, cosines = sums.means(), queries @ gallery.T
     assert (means.n_same, means.n_diff) == (relevant.sum(), (~relevant).sum())
     for mean, pairs in ((means.cos_same, relevant), (means.cos_diff, ~relevant)):
-        wanted = cosines[pairs].mean() if pairs.any() else np.nan
-        assert mean == pytest.approx(wanted, abs=1e-12, nan_ok=True)
+        expected = cosines[pairs].mean() if pairs.any() else np.nan
+        assert mean == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 @pytest.mark.usefixtures("small_rows")
@@ -89,11 +91,11 @@ def test_row_products_equal_a_loop():
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=(8, 4)).astype(np.float32)
     left, right = rng.integers(0, 6, 13), rng.integers(0, 8, 13)
-    wanted = [
+    expected = [
         sum(float(x) * float(y) for x, y in zip(a[i], b[j], strict=True))
         for i, j in zip(left, right, strict=True)
     ]
-    np.testing.assert_allclose(row_products(a, left, b, right), wanted, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(row_products(a, left, b, right), expected, rtol=0, atol=1e-12)
     assert row_products(a, left[:0], b, right[:0]).shape == (0,)
 
 
@@ -128,12 +130,12 @@ def test_sums_by_query_exclude_own_items():
     own = np.array([-1, 3, 0, -1, 8, 5])
     judged = np.array([[i, j] for i in range(6) for j in range(9) if (i + j) % 4 == 0])
     judged = judged[judged[:, 1] != own[judged[:, 0]]]
-    found = query_sums(queries, gallery, judged[:, 0], judged[:, 1], own).means()
+    result = query_sums(queries, gallery, judged[:, 0], judged[:, 1], own).means()
     pairs = {(i, j) for i in range(6) for j in range(9) if own[i] != j}
     same = {(int(i), int(j)) for i, j in judged}
     for kind, value, n in (
-        (same, found.cos_same, found.n_same),
-        (pairs - same, found.cos_diff, found.n_diff),
+        (same, result.cos_same, result.n_same),
+        (pairs - same, result.cos_diff, result.n_diff),
     ):
         assert n == len(kind)
         assert value == pytest.approx(np.mean([queries[i] @ gallery[j] for i, j in kind]))

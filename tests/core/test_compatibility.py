@@ -51,12 +51,12 @@ def scene():
 def test_means_equal_double_loop(scene):
     """Sums over classes give the mean over every pair, own pairs excluded, to 1e-12."""
     old, _, query_labels, gallery, gallery_labels, own = scene
-    got = class_sums(old, query_labels, gallery, gallery_labels, own).means()
+    measured = class_sums(old, query_labels, gallery, gallery_labels, own).means()
     same, diff = pairs_by_loop(old, query_labels, gallery, gallery_labels, own)
-    assert (got.n_same, got.n_diff) == (len(same), len(diff))
-    assert got.cos_same == pytest.approx(same.mean(), abs=1e-12)
-    assert got.cos_diff == pytest.approx(diff.mean(), abs=1e-12)
-    assert got.n_same + got.n_diff == 11 * 13 - (own >= 0).sum()
+    assert (measured.n_same, measured.n_diff) == (len(same), len(diff))
+    assert measured.cos_same == pytest.approx(same.mean(), abs=1e-12)
+    assert measured.cos_diff == pytest.approx(diff.mean(), abs=1e-12)
+    assert measured.n_same + measured.n_diff == 11 * 13 - (own >= 0).sum()
 
 
 @given(seed=st.integers(0, 10**6), Q=st.integers(1, 8), G=st.integers(1, 9), C=st.integers(1, 4))
@@ -67,12 +67,15 @@ def test_means_equal_double_loop_on_any_layout(seed, Q, G, C):
     queries, gallery = unit(rng.normal(size=(Q, 3))), unit(rng.normal(size=(G, 3)))
     query_labels, gallery_labels = rng.integers(-C, C, Q), rng.integers(-C, C, G)
     own = rng.integers(-1, G, Q)
-    got = class_sums(queries, query_labels, gallery, gallery_labels, own).means()
+    measured = class_sums(queries, query_labels, gallery, gallery_labels, own).means()
     same, diff = pairs_by_loop(queries, query_labels, gallery, gallery_labels, own)
-    for mean, n, pairs in ((got.cos_same, got.n_same, same), (got.cos_diff, got.n_diff, diff)):
+    for mean, n, pairs in (
+        (measured.cos_same, measured.n_same, same),
+        (measured.cos_diff, measured.n_diff, diff),
+    ):
         assert n == len(pairs)
-        wanted = pairs.mean() if n else np.nan
-        assert mean == pytest.approx(wanted, abs=1e-12, nan_ok=True)
+        expected = pairs.mean() if n else np.nan
+        assert mean == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 def test_formula_for_one_set_of_items():
@@ -80,47 +83,49 @@ def test_formula_for_one_set_of_items():
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(5), [1, 2, 3, 4, 5])
     old, new = unit(rng.normal(size=(15, 6))), unit(rng.normal(size=(15, 6)))
-    got = class_sums(new, labels, old, labels, np.arange(15)).means()
+    measured = class_sums(new, labels, old, labels, np.arange(15)).means()
     sums = [(new[labels == c].sum(axis=0), old[labels == c].sum(axis=0)) for c in range(5)]
     within = sum(float(a @ b) for a, b in sums)
-    assert got.n_same == sum(n * (n - 1) for n in (1, 2, 3, 4, 5))
-    assert got.n_diff == 15**2 - sum(n * n for n in (1, 2, 3, 4, 5))
-    assert got.cos_same == pytest.approx((within - (new * old).sum()) / got.n_same, abs=1e-6)
+    assert measured.n_same == sum(n * (n - 1) for n in (1, 2, 3, 4, 5))
+    assert measured.n_diff == 15**2 - sum(n * n for n in (1, 2, 3, 4, 5))
+    assert measured.cos_same == pytest.approx(
+        (within - (new * old).sum()) / measured.n_same, abs=1e-6
+    )
     total = float(new.sum(axis=0) @ old.sum(axis=0))
-    assert got.cos_diff == pytest.approx((total - within) / got.n_diff, abs=1e-6)
+    assert measured.cos_diff == pytest.approx((total - within) / measured.n_diff, abs=1e-6)
 
 
 @pytest.mark.parametrize("block", [1, 3, 2048])
 def test_gains_shares_and_drift_equal_double_loop(scene, block):
     """Gains, shares and drift equal loops over single pairs, for any tile size."""
     old, new, query_labels, gallery, gallery_labels, own = scene
-    got = inequalities(old, new, query_labels, gallery, gallery_labels, own, block=block)
+    measured = inequalities(old, new, query_labels, gallery, gallery_labels, own, block=block)
     old_same, old_diff = pairs_by_loop(old, query_labels, gallery, gallery_labels, own)
     new_same, new_diff = pairs_by_loop(new, query_labels, gallery, gallery_labels, own)
-    assert got.same_gain == pytest.approx(new_same.mean() - old_same.mean(), abs=1e-12)
-    assert got.diff_gain == pytest.approx(old_diff.mean() - new_diff.mean(), abs=1e-12)
-    assert got.share_same == pytest.approx((new_same >= old_same).mean())
-    assert got.share_diff == pytest.approx((new_diff <= old_diff).mean())
+    assert measured.same_gain == pytest.approx(new_same.mean() - old_same.mean(), abs=1e-12)
+    assert measured.diff_gain == pytest.approx(old_diff.mean() - new_diff.mean(), abs=1e-12)
+    assert measured.share_same == pytest.approx((new_same >= old_same).mean())
+    assert measured.share_diff == pytest.approx((new_diff <= old_diff).mean())
     drift = [1 - float(new[i] @ gallery[own[i]]) for i in range(11) if own[i] >= 0]
-    assert got.drift_mean == pytest.approx(np.mean(drift), abs=1e-6)
+    assert measured.drift_mean == pytest.approx(np.mean(drift), abs=1e-6)
 
 
 def test_identical_model_gains_exactly_nothing(scene):
     """Equal features give gains of exactly 0, and every pair ties, which satisfies both."""
     old, _, query_labels, gallery, gallery_labels, own = scene
-    got = inequalities(old, old.copy(), query_labels, gallery, gallery_labels, own)
-    assert (got.same_gain, got.diff_gain) == (0.0, 0.0)
-    assert (got.share_same, got.share_diff) == (1.0, 1.0)
+    measured = inequalities(old, old.copy(), query_labels, gallery, gallery_labels, own)
+    assert (measured.same_gain, measured.diff_gain) == (0.0, 0.0)
+    assert (measured.share_same, measured.share_diff) == (1.0, 1.0)
 
 
 def test_shares_are_optional_and_undefined_is_nan(scene):
     """Shares that are not computed, and means over no pair, are NaN; without own rows drift is
     None."""
     old, new, query_labels, gallery, gallery_labels, own = scene
-    got = inequalities(old, new, query_labels, gallery, gallery_labels, own, shares=False)
-    assert np.isnan(got.share_same)
-    assert np.isnan(got.share_diff)
-    assert np.isfinite(got.same_gain)
+    measured = inequalities(old, new, query_labels, gallery, gallery_labels, own, shares=False)
+    assert np.isnan(measured.share_same)
+    assert np.isnan(measured.share_diff)
+    assert np.isfinite(measured.same_gain)
     single = inequalities(old, new, np.zeros(11, int), gallery, np.zeros(13, int))
     assert single.new_old.n_diff == 0
     assert np.isnan(single.new_old.cos_diff)
@@ -135,11 +140,11 @@ def test_large_sets_keep_precision():
     labels = rng.integers(0, 50, 20_000)
     centre = rng.normal(size=8)
     features = unit(rng.normal(size=(20_000, 8)) + centre)
-    got = class_sums(features, labels, features[:500], labels[:500]).means()
+    measured = class_sums(features, labels, features[:500], labels[:500]).means()
     cosines = features.astype(np.float64) @ features[:500].astype(np.float64).T
     same = labels[:, None] == labels[None, :500]
-    assert got.cos_same == pytest.approx(cosines[same].mean(), abs=1e-9)
-    assert got.cos_diff == pytest.approx(cosines[~same].mean(), abs=1e-9)
+    assert measured.cos_same == pytest.approx(cosines[same].mean(), abs=1e-9)
+    assert measured.cos_diff == pytest.approx(cosines[~same].mean(), abs=1e-9)
 
 
 def test_second_inequality_is_an_effect_of_order_one_in_k():
@@ -149,11 +154,11 @@ def test_second_inequality_is_an_effect_of_order_one_in_k():
     vertices = simplex_of(K)[labels]
     noise = rng.normal(size=(2, K * each, K)) / np.sqrt(K)
     old, new = unit(vertices + 0.6 * noise[0]), unit(vertices + 0.4 * noise[1])
-    got = inequalities(old, new, labels, old, labels, np.arange(len(labels)), shares=False)
-    assert 2e-5 < got.diff_gain < 4e-4
+    measured = inequalities(old, new, labels, old, labels, np.arange(len(labels)), shares=False)
+    assert 2e-5 < measured.diff_gain < 4e-4
     single = (new[:300] - old[:300]) @ old[600:900].T
     assert 0.01 < single.std() < 0.05
-    assert single.std() > 100 * got.diff_gain
+    assert single.std() > 100 * measured.diff_gain
 
 
 def test_both_means_hold_while_retrieval_falls():
@@ -165,9 +170,9 @@ def test_both_means_hold_while_retrieval_falls():
     old = unit(vertices[labels] + 0.8 * noise[0])
     new = unit(vertices[target] + 0.2 * noise[1])
     own = np.arange(len(labels))
-    got = inequalities(old, new, labels, old, labels, own)
-    assert got.same_gain > 0
-    assert got.diff_gain > 0
+    measured = inequalities(old, new, labels, old, labels, own)
+    assert measured.same_gain > 0
+    assert measured.diff_gain > 0
     before = evaluate(exact_search(old, old, 100, own), labels, labels, own).recall[1]
     after = evaluate(exact_search(new, old, 100, own), labels, labels, own).recall[1]
     assert before > 0.995

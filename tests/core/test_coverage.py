@@ -22,17 +22,17 @@ def _gains(kind: str, classes: int, gain: float = 0.0) -> list[Estimate]:
     return simulate.estimates(simulate.hit_changes(sizes, gain, rng), rng)
 
 
-def _assert_covers(found: list[Estimate], truth: float) -> None:
+def _assert_covers(rates: list[Estimate], truth: float) -> None:
     """At least 95% of the intervals hold the truth, within three Monte-Carlo standard errors."""
-    covered = simulate.covered(found, truth)
+    covered = simulate.covered(rates, truth)
     assert covered.coverage >= 0.95 - 3 * covered.error, covered
 
 
-def _shrunk(found: list[Estimate]) -> list[Estimate]:
+def _shrunk(rates: list[Estimate]) -> list[Estimate]:
     """The same estimates with replicates half as far away, and nothing that guards them."""
     return [
         replace(one, replicates=(one.value + one.replicates) / 2, skew_low=None, skew_high=None)
-        for one in found
+        for one in rates
     ]
 
 
@@ -55,9 +55,9 @@ def test_intervals_of_rare_flips_hold_the_truth(classes: int) -> None:
     """Two flips in 1,000 queries: most runs see none, and their interval is no point at 0."""
     rng = simulate.generator(1, f"flips {classes}")
     sizes = simulate.class_sizes("equal", (RUNS // 2, classes), rng)
-    found = simulate.estimates(simulate.flips(sizes, 0.002, rng), rng)
-    _assert_covers(found, 0.002)
-    unguarded = [replace(one, rare=None) for one in found]
+    rates = simulate.estimates(simulate.flips(sizes, 0.002, rng), rng)
+    _assert_covers(rates, 0.002)
+    unguarded = [replace(one, rare=None) for one in rates]
     with pytest.raises(AssertionError, match="Coverage"):
         _assert_covers(unguarded, 0.002)
 
@@ -67,10 +67,10 @@ def test_intervals_of_mean_cosines_hold_the_truth(roles: bool, kind: str) -> Non
     """From features: every item query and gallery item at once, or each of them one."""
     rng = simulate.generator(1, f"cosines {roles}")
     both = simulate.cosine_estimates(50, kind, roles, 300, rng=rng, replicates=999)
-    for found, truth in zip(both, simulate.true_gains(), strict=True):
-        _assert_covers(found, truth)
+    for rates, truth in zip(both, simulate.true_gains(), strict=True):
+        _assert_covers(rates, truth)
         with pytest.raises(AssertionError, match="Coverage"):
-            _assert_covers(_shrunk(found), truth)
+            _assert_covers(_shrunk(rates), truth)
 
 
 @pytest.mark.parametrize("kind", ["equal", "heavy"])
@@ -82,20 +82,20 @@ def test_a_check_at_its_limit_rarely_passes(what: int, kind: str) -> None:
 
 def test_a_gate_on_short_intervals_would_pass_too_often() -> None:
     """Intervals of half the length give too many false passes."""
-    policy, found = Policy(**benchmark.OPEN), _gains("equal", 50)
+    policy, rates = Policy(**benchmark.OPEN), _gains("equal", 50)
     sound, short = (
         sum(check.outcome == "pass" for check in benchmark.decided(those, policy, 200)) / RUNS
-        for those in (found, _shrunk(found))
+        for those in (rates, _shrunk(rates))
     )
     assert sound <= ALPHA < short
 
 
 def test_many_slices_at_their_limit_do_not_add_up() -> None:
     """With Holm, eleven checks at their limit err as rarely as one; without, more often."""
-    found = benchmark.family(150, 1)
-    assert found["any_passes"] <= ALPHA
-    assert found["any_fails"] <= ALPHA
-    assert found["any_passes_unadjusted"] > 2 * ALPHA
+    rates = benchmark.family(150, 1)
+    assert rates["any_passes"] <= ALPHA
+    assert rates["any_fails"] <= ALPHA
+    assert rates["any_passes_unadjusted"] > 2 * ALPHA
 
 
 def test_a_gain_of_a_tenth_is_seen_with_200_classes() -> None:
@@ -107,10 +107,10 @@ def test_a_gain_of_a_tenth_is_seen_with_200_classes() -> None:
 @pytest.mark.parametrize(("gain", "kind"), [(0.1, "equal"), (0.1, "heavy"), (-0.1, "equal")])
 def test_the_needed_classes_settle_an_open_check(gain: float, kind: str) -> None:
     """A sample of the needed size settles the check in about four of five runs."""
-    found = benchmark.needed(gain, kind, 20, RUNS, 1)
-    assert found["classes"] > 20
-    assert found["to_show"] == ("pass" if gain > 0 else "fail")
-    assert 0.7 <= found["settled"] <= 0.9
+    rates = benchmark.needed(gain, kind, 20, RUNS, 1)
+    assert rates["classes"] > 20
+    assert rates["to_show"] == ("pass" if gain > 0 else "fail")
+    assert 0.7 <= rates["settled"] <= 0.9
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_harm_in_few_or_in_large_classes_rarely_passes(
 def test_the_skew_correction_costs_little_for_symmetric_changes() -> None:
     """For equal classes of four queries, intervals are less than a tenth longer than without it."""
     for classes in (20, 50, 200):
-        found = _gains("equal", classes)
-        alone = [replace(one, skew_low=None, skew_high=None) for one in found]
-        lengths = [simulate.covered(those, 0.0).length for those in (found, alone)]
+        rates = _gains("equal", classes)
+        alone = [replace(one, skew_low=None, skew_high=None) for one in rates]
+        lengths = [simulate.covered(those, 0.0).length for those in (rates, alone)]
         assert 1.0 <= lengths[0] / lengths[1] < 1.1
 
 

@@ -103,8 +103,8 @@ def evidence(new, labels=LABELS, name="unseen", policy=POLICY):
     """What is measured when ``new`` queries search the gallery that ``OLD`` embedded."""
 
     def test(queries, gallery):
-        found = exact_search(queries, gallery, 100, OWN)
-        return evaluate(found, labels, labels, OWN, ks=(1, 5))
+        measured = exact_search(queries, gallery, 100, OWN)
+        return evaluate(measured, labels, labels, OWN, ks=(1, 5))
 
     group = GroupEvidence(
         name=name,
@@ -187,8 +187,8 @@ def test_a_group_without_queries_never_passes():
     def draw():
         return np.random.default_rng(0)
 
-    found = [*measure(lax, group, draw, 999), measure_chain(link, 1, draw, 999)]
-    verdict = judge(lax, found)
+    measured = [*measure(lax, group, draw, 999), measure_chain(link, 1, draw, 999)]
+    verdict = judge(lax, measured)
     assert verdict.outcome == "inconclusive"
     assert {check.outcome for check in verdict.checks} == {"inconclusive"}
     assert {check.n for check in verdict.checks} == {0}
@@ -225,16 +225,16 @@ def test_the_whole_interval_decides():
 def test_a_gain_at_the_limit_is_not_beyond_it():
     """A gain equal in all classes passes a limit just below it, not at it, and fails one just
     above."""
-    found = [gain(np.full(40, 1.0), harm=0)]
+    measured = [gain(np.full(40, 1.0), harm=0)]
     for least, outcome in ((0.0999, "pass"), (0.1, "inconclusive"), (0.1001, "fail")):
-        assert judge(replace(POLICY, min_recall_gain=least), found).outcome == outcome
+        assert judge(replace(POLICY, min_recall_gain=least), measured).outcome == outcome
 
 
 def test_non_inferiority_has_a_margin():
     """A negative minimum gain is a margin to the threshold 0."""
-    found = [gain(changes(-0.02))]
+    measured = [gain(changes(-0.02))]
     for margin, outcome in ((0.2, "pass"), (0.05, "inconclusive"), (0.0, "inconclusive")):
-        verdict = judge(replace(POLICY, min_recall_gain=-margin), found)
+        verdict = judge(replace(POLICY, min_recall_gain=-margin), measured)
         assert verdict.outcome == outcome
         assert (only(verdict).threshold, only(verdict).margin) == (0.0, margin or None)
     beyond = judge(replace(POLICY, min_recall_gain=-0.05), [gain(changes(-0.2))])
@@ -279,13 +279,13 @@ def test_one_fail_outweighs_everything():
 def test_too_few_queries_are_inconclusive():
     """Below the minimum of queries nothing is decided, however large the gain."""
     for mean in (0.3, -0.3):
-        found = gain(changes(mean), n_queries=99)
-        verdict = judge(POLICY, [found])
+        measured = gain(changes(mean), n_queries=99)
+        verdict = judge(POLICY, [measured])
         assert verdict.outcome == only(verdict).outcome == "inconclusive"
         assert only(verdict).detail == (
             "Something moves by something, but only 99 of the 100 required queries have a match."
         )
-        assert judge(POLICY, [replace(found, n_queries=100)]).outcome != "inconclusive"
+        assert judge(POLICY, [replace(measured, n_queries=100)]).outcome != "inconclusive"
 
 
 def test_too_few_classes_are_inconclusive():
@@ -475,9 +475,14 @@ def test_a_repeated_check_is_refused():
 
 def test_checks_keep_their_order():
     """Every measurement gives one check, in the order given, whichever decide."""
-    found = [number(0.0), WORSE, gain(changes(0.1), name="map_gain"), replace(BETTER, group="seen")]
-    got = [(check.name, check.group) for check in judge(POLICY, iter(found)).checks]
-    assert got == [(one.name, one.group) for one in found]
+    measured = [
+        number(0.0),
+        WORSE,
+        gain(changes(0.1), name="map_gain"),
+        replace(BETTER, group="seen"),
+    ]
+    actual = [(check.name, check.group) for check in judge(POLICY, iter(measured)).checks]
+    assert actual == [(one.name, one.group) for one in measured]
 
 
 # Several checks
@@ -493,14 +498,14 @@ def holm_by_definition(p):
 
 def rejected_step_by_step(p, alpha):
     """Positions that the step-down procedure rejects: smallest first, until one is too large."""
-    left, found = list(range(len(p))), set()
+    left, measured = list(range(len(p))), set()
     while left:
         at = min(left, key=lambda i: p[i])
         if p[at] * len(left) > alpha:
             break
-        found.add(at)
+        measured.add(at)
         left.remove(at)
-    return found
+    return measured
 
 
 P_VALUES = st.lists(
@@ -521,9 +526,9 @@ def test_holm_by_hand():
 @settings(max_examples=150, deadline=None)
 def test_holm_equals_its_definition(p):
     """Adjusted values follow the definition: at least the raw ones, at most Bonferroni's."""
-    got = holm(p)
-    assert got == pytest.approx(holm_by_definition(p))
-    for raw, adjusted in zip(p, got, strict=True):
+    actual = holm(p)
+    assert actual == pytest.approx(holm_by_definition(p))
+    for raw, adjusted in zip(p, actual, strict=True):
         assert raw <= adjusted <= min(1.0, len(p) * raw)
 
 
@@ -540,10 +545,10 @@ def test_holm_does_not_depend_on_the_order(p, order):
     """Shuffled p-values get the same adjusted values."""
     at = list(range(len(p)))
     order.shuffle(at)
-    got = holm(p)
-    assert holm([p[i] for i in at]) == [got[i] for i in at]
+    actual = holm(p)
+    assert holm([p[i] for i in at]) == [actual[i] for i in at]
     ranked = sorted(range(len(p)), key=lambda i: p[i])
-    assert all(got[a] <= got[b] for a, b in pairwise(ranked))
+    assert all(actual[a] <= actual[b] for a, b in pairwise(ranked))
 
 
 def test_two_borderline_checks_do_not_pass_together():
@@ -558,9 +563,9 @@ def test_two_borderline_checks_do_not_pass_together():
     assert {check.outcome for check in both.checks} == {"inconclusive"}
     assert {check.p for check in both.checks} == {0.04}
     clear = replace(gain(changes(0.5)), name="chain_gain", group="v1")
-    beside = judge(policy, [one, clear])
-    assert beside.outcome == "pass"
-    assert only(beside).p == pytest.approx(0.02)
+    not_deciding = judge(policy, [one, clear])
+    assert not_deciding.outcome == "pass"
+    assert only(not_deciding).p == pytest.approx(0.02)
 
 
 def test_two_borderline_checks_do_not_fail_together():
@@ -586,13 +591,13 @@ def test_passing_and_failing_are_adjusted_separately():
 def test_what_does_not_decide_adjusts_nothing():
     """Reported checks, other groups, small slices and plain numbers do not change the p-values."""
     one = borderline(19)
-    beside = [
+    not_deciding = [
         replace(one, name="map_gain"),
         replace(one, group="seen", may_decide=False),
         replace(one, name="slice_gain", group="unseen, dark", n_queries=30),
         number(0.0),
     ]
-    verdict = judge(replace(POLICY, min_slice_gain=0.0), [one, *beside])
+    verdict = judge(replace(POLICY, min_slice_gain=0.0), [one, *not_deciding])
     assert only(verdict).p == pytest.approx(0.02)
     assert only(verdict, group="seen").p == pytest.approx(0.02)
     assert verdict.outcome == "pass"
@@ -605,18 +610,18 @@ def test_what_does_not_decide_adjusts_nothing():
 @settings(max_examples=30, deadline=None)
 def test_a_check_passes_only_beyond_its_limit(means, least):
     """With any number of checks, one that passes or fails has its interval beyond the limit."""
-    found = [
+    measured = [
         gain(changes(mean, seed=i), name="chain_gain" if i else "recall_gain", group=f"g{i}")
         for i, mean in enumerate(means)
     ]
-    verdict = judge(replace(POLICY, min_recall_gain=least, min_chain_gain=least), found)
+    verdict = judge(replace(POLICY, min_recall_gain=least, min_chain_gain=least), measured)
     for check in verdict.checks:
         assert check.low <= check.estimate <= check.high
         assert check.outcome != "pass" or check.low > least
         assert check.outcome != "fail" or check.high < least
     outcomes = {check.outcome for check in verdict.checks}
-    wanted = "fail" if "fail" in outcomes else "pass" if outcomes == {"pass"} else "inconclusive"
-    assert verdict.outcome == wanted
+    expected = "fail" if "fail" in outcomes else "pass" if outcomes == {"pass"} else "inconclusive"
+    assert verdict.outcome == expected
 
 
 # How much more would tell
@@ -624,8 +629,8 @@ def test_a_check_passes_only_beyond_its_limit(means, least):
 
 def test_needed_classes_grow_as_the_effect_shrinks():
     """Half the effect needs four times the classes, at the same number of queries per class."""
-    found = [gain(changes(mean), harm=0) for mean in (0.04, 0.02, 0.01)]
-    needed = [only(judge(POLICY, [one])).needed for one in found]
+    measured = [gain(changes(mean), harm=0) for mean in (0.04, 0.02, 0.01)]
+    needed = [only(judge(POLICY, [one])).needed for one in measured]
     assert all(one.to_show == "pass" for one in needed)
     classes = [one.classes for one in needed]
     assert classes[1] / classes[0] == pytest.approx(4, rel=0.1)
@@ -637,10 +642,10 @@ def test_needed_classes_grow_as_the_effect_shrinks():
 
 def test_needed_power_and_confidence():
     """More power or more confidence takes more classes."""
-    found = [gain(changes(0.02))]
+    measured = [gain(changes(0.02))]
 
     def classes(**keywords):
-        return only(judge(replace(POLICY, **keywords), found)).needed.classes
+        return only(judge(replace(POLICY, **keywords), measured)).needed.classes
 
     assert classes(power=0.5) < classes(power=0.8) < classes(power=0.95)
     assert classes(alpha=0.1) < classes(alpha=0.05) < classes(alpha=0.01)
@@ -720,8 +725,8 @@ def every_type(value):
 @pytest.mark.parametrize("labels", [LABELS, np.arange(300)])
 def test_verdicts_hold_python_values(new, labels):
     """A verdict holds strings, numbers, booleans and None, and nothing of numpy."""
-    found = [*evidence(new, labels=labels), number(np.float64(0.0), n=np.int64(3))]
-    plain = asdict(judge(POLICY, found))
+    measured = [*evidence(new, labels=labels), number(np.float64(0.0), n=np.int64(3))]
+    plain = asdict(judge(POLICY, measured))
     assert every_type(plain) <= {str, int, float, bool, type(None)}
     assert {Check.__annotations__.keys() == one.keys() for one in plain["checks"]} == {True}
 
@@ -735,9 +740,9 @@ def test_an_open_check_holds_python_values():
 
 def test_every_detail_is_one_sentence():
     """Each check explains itself in one sentence, with the numbers that it compared."""
-    found = evidence(features(0.6, seed=2))
+    measured = evidence(features(0.6, seed=2))
     for policy in (POLICY, replace(POLICY, min_queries=1000), replace(POLICY, min_classes=31)):
-        for check, one in zip(judge(policy, found).checks, found, strict=True):
+        for check, one in zip(judge(policy, measured).checks, measured, strict=True):
             assert check.detail[0].isupper() or check.detail.startswith("mAP@100 ")
             assert check.detail.startswith(one.detail)
             assert check.detail.endswith(".")

@@ -80,10 +80,10 @@ def test_all_views_of_ignored_pairs_agree(seed, monkeypatch):
     scene = Scene(seed)
     for first, last, top, stop in ((0, None, 0, Q), (5, 21, 3, 11), (36, 99, 0, Q), (7, 7, 0, 4)):
         query, row = scene.ignored.pairs(slice(top, stop), first, last)
-        found = list(zip(query.tolist(), row.tolist(), strict=True))
+        answers = list(zip(query.tolist(), row.tolist(), strict=True))
         end = G if last is None else last
-        wanted = [(q - top, g) for q, g in scene.pairs if top <= q < stop and first <= g < end]
-        assert found == sorted(wanted)
+        expected = [(q - top, g) for q, g in scene.pairs if top <= q < stop and first <= g < end]
+        assert answers == sorted(expected)
     for most in (1, 10, 10**6):
         monkeypatch.setattr(module, "_CELLS", most)
         blocks = list(scene.ignored.blocks())
@@ -95,15 +95,15 @@ def test_all_views_of_ignored_pairs_agree(seed, monkeypatch):
     assert {(q, g - 1) for q, g in np.argwhere(held).tolist()} == scene.pairs
     some, window = np.arange(Q) % 3 == 0, scene.ignored.row_range(10, 30).row_range(2, 9)
     part = window.select_queries(some)
-    wanted = {(q // 3, g - 12) for q, g in scene.pairs if q % 3 == 0 and 12 <= g < 19}
-    assert set(zip(*map(np.ndarray.tolist, part.pairs(slice(None))), strict=True)) == wanted
+    expected = {(q // 3, g - 12) for q, g in scene.pairs if q % 3 == 0 and 12 <= g < 19}
+    assert set(zip(*map(np.ndarray.tolist, part.pairs(slice(None))), strict=True)) == expected
     rows = np.array([1, 2, 5, 6])
     position = np.full(7, -1)
     position[rows] = np.arange(len(rows))
     few = window.remap_rows(position)
     wanted_few = {(q, rows.tolist().index(g - 12)) for q, g in scene.pairs if g - 12 in rows}
     assert set(zip(*map(np.ndarray.tolist, few.pairs(slice(None))), strict=True)) == wanted_few
-    assert part.contains(np.tile(np.arange(7), (some.sum(), 1))).sum() == len(wanted)
+    assert part.contains(np.tile(np.arange(7), (some.sum(), 1))).sum() == len(expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -111,12 +111,12 @@ def test_all_views_of_ignored_pairs_agree(seed, monkeypatch):
 def test_ignored_rows_are_never_answers(seed, block):
     """The k nearest rows are those of a sorted list without ignored rows, ties included."""
     scene = Scene(seed)
-    found = exact_search(scene.old, scene.gallery, 12, scene.own, block, ignored=scene.ignored)
+    answers = exact_search(scene.old, scene.gallery, 12, scene.own, block, ignored=scene.ignored)
     scores = scene.old.astype(np.float64) @ scene.gallery.T.astype(np.float64)
     for q in range(Q):
         rows = [g for g in range(G) if scene.counts(q, g)]
-        wanted = sorted(rows, key=lambda g, q=q: -scores[q, g])[:12]
-        assert [g for g in found.rows[q].tolist() if g >= 0] == wanted
+        expected = sorted(rows, key=lambda g, q=q: -scores[q, g])[:12]
+        assert [g for g in answers.rows[q].tolist() if g >= 0] == expected
 
 
 @pytest.mark.parametrize("n", [3, 400])
@@ -128,7 +128,7 @@ def test_ignored_rows_are_never_answers_in_many_tiles(n, monkeypatch):
     rng = np.random.default_rng(0)
     queries, gallery = unit(rng.normal(size=(40, D))), unit(rng.normal(size=(3000, D)))
     a, b = rng.integers(0, n, 40), rng.integers(0, n, 3000)
-    found = exact_search(
+    answers = exact_search(
         queries,
         gallery,
         5,
@@ -138,7 +138,7 @@ def test_ignored_rows_are_never_answers_in_many_tiles(n, monkeypatch):
     )
     scores = queries.astype(np.float64) @ gallery.T.astype(np.float64)
     scores[a[:, None] == b[None]] = -2
-    assert found.rows.tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :5].tolist()
+    assert answers.rows.tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :5].tolist()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -146,8 +146,8 @@ def test_recall_and_precision_exclude_ignored_rows(seed):
     """First hits, average precision and R equal a loop without ignored rows."""
     scene = Scene(seed)
     sides = scene.labels, scene.gallery_labels, scene.own
-    found = exact_search(scene.old, scene.gallery, G, scene.own, ignored=scene.ignored)
-    got = evaluate(found, *sides, ignored=scene.ignored, ks=(1, 5), map_k=10)
+    answers = exact_search(scene.old, scene.gallery, G, scene.own, ignored=scene.ignored)
+    result = evaluate(answers, *sides, ignored=scene.ignored, ks=(1, 5), map_k=10)
     scores = scene.old.astype(np.float64) @ scene.gallery.T.astype(np.float64)
     without = 0
     for q in range(Q):
@@ -155,12 +155,12 @@ def test_recall_and_precision_exclude_ignored_rows(seed):
         rows.sort(key=lambda g, q=q: -scores[q, g])
         right = [scene.gallery_labels[g] == scene.labels[q] for g in rows]
         without += not any(right)
-        assert got.first_hit[q] == (right.index(True) + 1 if any(right) else NEVER)
+        assert result.first_hit[q] == (right.index(True) + 1 if any(right) else NEVER)
         if any(right):
             at = [i for i in range(min(10, len(right))) if right[i]]
-            wanted = sum(sum(right[: i + 1]) / (i + 1) for i in at) / min(sum(right), 10)
-            assert got.average_precision[q] == pytest.approx(wanted)
-    assert got.n_without_match == without
+            expected = sum(sum(right[: i + 1]) / (i + 1) for i in at) / min(sum(right), 10)
+            assert result.average_precision[q] == pytest.approx(expected)
+    assert result.n_without_match == without
     with pytest.raises(InputError, match="an item that it ignores"):
         evaluate(
             exact_search(scene.old, scene.gallery, G, scene.own), *sides, ignored=scene.ignored
@@ -171,7 +171,7 @@ def test_recall_and_precision_exclude_ignored_rows(seed):
 def test_inequalities_exclude_ignored_pairs(block):
     """Means, shares and drift equal loops without ignored pairs."""
     scene = Scene(4)
-    got = inequalities(
+    result = inequalities(
         scene.old,
         scene.new,
         scene.labels,
@@ -184,24 +184,24 @@ def test_inequalities_exclude_ignored_pairs(block):
     old, new = (one.astype(float) @ scene.gallery.T.astype(float) for one in (scene.old, scene.new))
     for kind, name in ((True, "same"), (False, "diff")):
         pairs = tuple(np.array(scene.kept(kind)).T)
-        assert getattr(got.old_old, f"cos_{name}") == pytest.approx(old[pairs].mean(), abs=1e-6)
-        assert getattr(got.new_old, f"cos_{name}") == pytest.approx(new[pairs].mean(), abs=1e-6)
-        assert getattr(got.old_old, f"n_{name}") == len(pairs[0])
+        assert getattr(result.old_old, f"cos_{name}") == pytest.approx(old[pairs].mean(), abs=1e-6)
+        assert getattr(result.new_old, f"cos_{name}") == pytest.approx(new[pairs].mean(), abs=1e-6)
+        assert getattr(result.old_old, f"n_{name}") == len(pairs[0])
         holds = (new - old)[pairs] >= 0 if kind else (new - old)[pairs] <= 0
-        assert getattr(got, f"share_{name}") == pytest.approx(holds.mean())
+        assert getattr(result, f"share_{name}") == pytest.approx(holds.mean())
     own = [(q, g) for q, g in enumerate(scene.own) if g >= 0]
-    assert got.drift_mean == pytest.approx(1 - np.mean([new[pair] for pair in own]), abs=1e-6)
-    estimate = estimate_diff(got.sums, 50, np.random.default_rng(1))
+    assert result.drift_mean == pytest.approx(1 - np.mean([new[pair] for pair in own]), abs=1e-6)
+    estimate = estimate_diff(result.sums, 50, np.random.default_rng(1))
     codes = np.unique(scene.labels)
-    wanted = []
+    expected = []
     for w in np.concatenate(list(half_samples(len(codes), 50, np.random.default_rng(1)))):
         weight = dict(zip(codes.tolist(), w.tolist(), strict=True))
         total = n = 0.0
         for q, g in scene.kept(False):
             pair = weight[scene.labels[q]] * weight.get(int(scene.gallery_labels[g]), 1.0)
             total, n = total + pair * (new - old)[q, g], n + pair
-        wanted.append(total / n if n else -np.inf)
-    np.testing.assert_allclose(estimate.replicates, sorted(wanted), atol=1e-6)
+        expected.append(total / n if n else -np.inf)
+    np.testing.assert_allclose(estimate.replicates, sorted(expected), atol=1e-6)
 
 
 def test_judged_metrics_exclude_ignored_pairs():
@@ -218,15 +218,15 @@ def test_judged_metrics_exclude_ignored_pairs():
         diff = [scores[q, g] for g in here if (q, g) not in relevant]
         assert (sums.same[1][q], sums.diff[1][q]) == (len(same), len(diff))
         assert (sums.same[0][q], sums.diff[0][q]) == pytest.approx((sum(same), sum(diff)), abs=1e-5)
-    got = judged_inequalities(
+    result = judged_inequalities(
         scene.old, scene.new, scene.gallery, *judged.T, scene.own, ignored=scene.ignored
     )
-    assert got.old_old.n_same == len(judged)
-    found = exact_search(scene.old, scene.gallery, G, scene.own, ignored=scene.ignored)
-    right = evaluate_judged(found, *judged.T, G, ks=(1,))
+    assert result.old_old.n_same == len(judged)
+    answers = exact_search(scene.old, scene.gallery, G, scene.own, ignored=scene.ignored)
+    right = evaluate_judged(answers, *judged.T, G, ks=(1,))
     for q in range(Q):
         here = sorted((g for g in range(G) if scene.counts(q, g)), key=lambda g, q=q: -scores[q, g])
-        hits = [place for place, g in enumerate(here, 1) if (q, g) in relevant]
+        hits = [rank for rank, g in enumerate(here, 1) if (q, g) in relevant]
         assert right.first_hit[q] == (hits[0] if hits else NEVER)
 
 
@@ -234,20 +234,22 @@ def test_judged_metrics_exclude_ignored_pairs():
 def test_thresholds_exclude_ignored_pairs(block):
     """Accepted pairs, the threshold that keeps their number, and histograms equal loops."""
     scene = Scene(7)
-    got = count_accepts(scene.old, scene.gallery, scene.truth, 0.1, block=block)
+    result = count_accepts(scene.old, scene.gallery, scene.truth, 0.1, block=block)
     scores = scene.old @ scene.gallery.T
-    wanted = np.zeros((4, Q), int)
+    expected = np.zeros((4, Q), int)
     for at, kind in ((0, True), (2, False)):
         for q, g in scene.kept(kind):
-            wanted[at, q] += scores[q, g] >= 0.1
-            wanted[at + 1, q] += 1
-    counts = np.array([got.same_accepted, got.same_pairs, got.diff_accepted, got.diff_pairs])
-    assert counts.tolist() == wanted.tolist()
+            expected[at, q] += scores[q, g] >= 0.1
+            expected[at + 1, q] += 1
+    counts = np.array(
+        [result.same_accepted, result.same_pairs, result.diff_accepted, result.diff_pairs]
+    )
+    assert counts.tolist() == expected.tolist()
     diff = np.sort([scores[pair] for pair in scene.kept(False)])[::-1]
     keeping = threshold_keeping_far(scene.old, scene.gallery, scene.truth, 9, block=block)
     assert keeping == pytest.approx(float(diff[9]), abs=1e-6)
-    found = score_histogram(scene.old, scene.gallery, scene.truth, block=block)
-    assert (found.same.sum(), found.diff.sum()) == (len(scene.kept(True)), len(diff))
+    answers = score_histogram(scene.old, scene.gallery, scene.truth, block=block)
+    assert (answers.same.sum(), answers.diff.sum()) == (len(scene.kept(True)), len(diff))
 
 
 def test_groups_without_shared_codes_ignore_nothing():
@@ -261,8 +263,8 @@ def test_groups_without_shared_codes_ignore_nothing():
     )
     sides = scene.old, scene.labels, scene.gallery, scene.gallery_labels
     assert [len(query) for query, _ in none.blocks()] == [0]
-    found = exact_search(scene.old, scene.gallery, 9, scene.own, ignored=none)
-    assert np.array_equal(found.rows, exact_search(scene.old, scene.gallery, 9, scene.own).rows)
+    answers = exact_search(scene.old, scene.gallery, 9, scene.own, ignored=none)
+    assert np.array_equal(answers.rows, exact_search(scene.old, scene.gallery, 9, scene.own).rows)
     rates = [
         count_accepts(scene.old, scene.gallery, replace(scene.truth, ignored=ignored), 0.0).far
         for ignored in (none, None)

@@ -126,12 +126,12 @@ def test_published_matrices_give_the_published_summary(text, ac, aa):
     M = np.zeros((7, 7))
     for i, row in enumerate(rows):
         M[i, : i + 1] = row
-    found = summarise(M)
-    assert f"{found.ac:.2f}" == ac
-    assert f"{100 * found.aa:.3f}" == aa
+    result = summarise(M)
+    assert f"{result.ac:.2f}" == ac
+    assert f"{100 * result.aa:.3f}" == aa
     missed = sum(M[i, j] <= M[j, j] for j in range(7) for i in range(j + 1, 7))
-    assert found.ac == (21 - missed) / 21
-    assert found.aa == pytest.approx(np.nanmean(np.where(M == 0, np.nan, M)), abs=1e-15)
+    assert result.ac == (21 - missed) / 21
+    assert result.aa == pytest.approx(np.nanmean(np.where(M == 0, np.nan, M)), abs=1e-15)
 
 
 def test_many_matrices_at_once_equal_one_by_one():

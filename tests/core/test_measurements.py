@@ -63,7 +63,7 @@ def group_of(seed, name="unseen"):
     """A group of 90 queries of 12 classes, one in six without anything to find."""
     rng = np.random.default_rng(seed)
     has_match = rng.random(Q) < 5 / 6
-    found = rng.random(Q)
+    measurements = rng.random(Q)
     return GroupEvidence(
         name=name,
         classes=rng.integers(100, 112, Q),
@@ -73,7 +73,7 @@ def group_of(seed, name="unseen"):
         old_mixed=retrieval(rng, has_match),
         new_mixed=retrieval(rng, has_match),
         accepts=(accepted(rng), accepted(rng)),
-        ann_recall=np.where(rng.random(Q) < 0.7, found, np.nan),
+        ann_recall=np.where(rng.random(Q) < 0.7, measurements, np.nan),
         slices={
             "large": rng.random(Q) < 0.5,
             "small": np.arange(Q) < 20,
@@ -84,9 +84,9 @@ def group_of(seed, name="unseen"):
 
 def measured(group, policy=POLICY):
     """Measurements by check and group, each of which stands once."""
-    found = measure(policy, group, draw, B)
-    by_name = {(one.name, one.group): one for one in found}
-    assert len(by_name) == len(found)
+    measurements = measure(policy, group, draw, B)
+    by_name = {(measurement.name, measurement.group): measurement for measurement in measurements}
+    assert len(by_name) == len(measurements)
     return by_name
 
 
@@ -96,9 +96,11 @@ def counted_queries(group, mask=None):
     return [i for i in range(Q) if not math.isnan(group.old_old.average_precision[i]) and inside[i]]
 
 
-def check(one, group, values, queries):
+def check(measurement, group, values, queries):
     """Value, replicates and classes are those of a loop over the queries with class weights."""
-    assert one.estimate.value == pytest.approx(np.mean([values(i) for i in queries]), abs=1e-12)
+    assert measurement.estimate.value == pytest.approx(
+        np.mean([values(i) for i in queries]), abs=1e-12
+    )
     classes = sorted(set(group.classes.tolist()))
     drawn = []
     for w in np.concatenate(list(half_samples(len(classes), B, draw()))):
@@ -106,10 +108,10 @@ def check(one, group, values, queries):
         if sum(weights):
             total = sum(weight * values(i) for weight, i in zip(weights, queries, strict=True))
             drawn.append(total / sum(weights))
-    assert one.estimate.n_empty == B - len(drawn)
-    replicates = one.estimate.replicates[one.estimate.n_empty :]
+    assert measurement.estimate.n_empty == B - len(drawn)
+    replicates = measurement.estimate.replicates[measurement.estimate.n_empty :]
     np.testing.assert_allclose(replicates, sorted(drawn), rtol=0, atol=1e-12)
-    assert one.estimate.n_classes == len({group.classes[i] for i in queries})
+    assert measurement.estimate.n_classes == len({group.classes[i] for i in queries})
 
 
 def hit(test, i, k):
@@ -123,33 +125,38 @@ def test_gains_equal_a_loop(seed, recall_at, wide):
     """Gains in recall at both k and on both galleries are means over queries with a match."""
     group = group_of(seed)
     policy = replace(POLICY, recall_at=recall_at, wide_recall_at=wide)
-    found, queries = measured(group, policy), counted_queries(group)
+    measurements, queries = measured(group, policy), counted_queries(group)
     old, new = group.old_old, group.new_old
-    wanted = {
+    expected = {
         "recall_gain": (old, new, recall_at),
         "wide_recall_gain": (old, new, wide),
         "self_test_gain": (old, group.new_new, recall_at),
         "mixed_gain": (new, group.new_mixed, recall_at),
     }
-    for name, (before, after, k) in wanted.items():
-        one = found[name, "unseen"]
-        check(one, group, lambda i, a=after, b=before, k=k: hit(a, i, k) - hit(b, i, k), queries)
-        assert one.estimate.value == pytest.approx(after.recall[k] - before.recall[k])
-        assert one.estimate.bounds == (-1.0, 1.0)
-        assert f"{after.recall[k]:.4f}" in one.detail
-        assert f"{before.recall[k]:.4f}" in one.detail
+    for name, (before, after, k) in expected.items():
+        measurement = measurements[name, "unseen"]
+        check(
+            measurement,
+            group,
+            lambda i, a=after, b=before, k=k: hit(a, i, k) - hit(b, i, k),
+            queries,
+        )
+        assert measurement.estimate.value == pytest.approx(after.recall[k] - before.recall[k])
+        assert measurement.estimate.bounds == (-1.0, 1.0)
+        assert f"{after.recall[k]:.4f}" in measurement.detail
+        assert f"{before.recall[k]:.4f}" in measurement.detail
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_precision_and_flips_equal_a_loop(seed):
     """The change of mAP and the share of negative flips equal a loop."""
     group = group_of(seed)
-    found, queries = measured(group), counted_queries(group)
+    measurements, queries = measured(group), counted_queries(group)
     old, new = group.old_old, group.new_old
-    change = found["map_gain", "unseen"]
+    change = measurements["map_gain", "unseen"]
     check(change, group, lambda i: new.average_precision[i] - old.average_precision[i], queries)
     assert change.estimate.value == pytest.approx(new.map_at_k - old.map_at_k)
-    flips = found["negative_flips", "unseen"]
+    flips = measurements["negative_flips", "unseen"]
     check(flips, group, lambda i: float(hit(old, i, 1) > hit(new, i, 1)), queries)
     assert flips.estimate.bounds == (0.0, 1.0)
     worse = sum(hit(old, i, 1) > hit(new, i, 1) for i in queries)
@@ -164,10 +171,10 @@ def test_precision_and_flips_equal_a_loop(seed):
 def test_real_index_equals_a_loop(seed):
     """The recall of the index is a mean over the searched queries."""
     group = group_of(seed)
-    one = measured(group)["ann_recall", "unseen"]
-    asked = [i for i in range(Q) if not math.isnan(group.ann_recall[i])]
-    check(one, group, lambda i: float(group.ann_recall[i]), asked)
-    assert one.n == len(asked) < Q
+    measurement = measured(group)["ann_recall", "unseen"]
+    searched = [i for i in range(Q) if not math.isnan(group.ann_recall[i])]
+    check(measurement, group, lambda i: float(group.ann_recall[i]), searched)
+    assert measurement.n == len(searched) < Q
 
 
 def test_the_index_check_counts_its_searched_queries():
@@ -181,9 +188,9 @@ def test_the_index_check_counts_its_searched_queries():
 def test_ratio_of_false_accepts_equals_a_loop(seed):
     """The ratio of false accepts equals the ratio of FARs on the same pairs."""
     group = group_of(seed)
-    one = measured(group)["far_ratio", "unseen"]
+    measurement = measured(group)["far_ratio", "unseen"]
     before, after = group.accepts
-    assert one.estimate.value == pytest.approx(after.far / before.far)
+    assert measurement.estimate.value == pytest.approx(after.far / before.far)
     classes = sorted(set(group.classes.tolist()))
     drawn = []
     for w in np.concatenate(list(half_samples(len(classes), B, draw()))):
@@ -191,19 +198,19 @@ def test_ratio_of_false_accepts_equals_a_loop(seed):
         old = sum(u * int(n) for u, n in zip(weights, before.diff_accepted, strict=True))
         new = sum(u * int(n) for u, n in zip(weights, after.diff_accepted, strict=True))
         drawn.append(new / old if old else -math.inf)
-    np.testing.assert_allclose(one.estimate.replicates, sorted(drawn), rtol=1e-12)
-    assert one.estimate.bounds == (0.0, math.inf)
-    assert one.estimate.n_classes == group.n_classes
-    assert one.n == Q * 400
+    np.testing.assert_allclose(measurement.estimate.replicates, sorted(drawn), rtol=1e-12)
+    assert measurement.estimate.bounds == (0.0, math.inf)
+    assert measurement.estimate.n_classes == group.n_classes
+    assert measurement.n == Q * 400
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_increase_of_false_rejects_equals_a_loop(seed):
     """The increase of FRR over pairs equals a loop, with classes resampled."""
     group = group_of(seed)
-    one = measured(group)["frr_increase", "unseen"]
+    measurement = measured(group)["frr_increase", "unseen"]
     before, after = group.accepts
-    assert one.estimate.value == pytest.approx(after.frr - before.frr)
+    assert measurement.estimate.value == pytest.approx(after.frr - before.frr)
     classes = sorted(set(group.classes.tolist()))
     drawn = []
     for w in np.concatenate(list(half_samples(len(classes), B, draw()))):
@@ -212,9 +219,9 @@ def test_increase_of_false_rejects_equals_a_loop(seed):
             pairs += w[classes.index(code)] * int(before.same_pairs[i])
             lost += w[classes.index(code)] * int(before.same_accepted[i] - after.same_accepted[i])
         drawn.append(lost / pairs if pairs else -math.inf)
-    np.testing.assert_allclose(one.estimate.replicates, sorted(drawn), rtol=1e-12)
-    assert one.estimate.bounds == (-1.0, 1.0)
-    assert one.n == Q * 30
+    np.testing.assert_allclose(measurement.estimate.replicates, sorted(drawn), rtol=1e-12)
+    assert measurement.estimate.bounds == (-1.0, 1.0)
+    assert measurement.n == Q * 30
 
 
 def test_a_model_that_rejects_everything_has_no_false_accept_and_fails():
@@ -222,14 +229,18 @@ def test_a_model_that_rejects_everything_has_no_false_accept_and_fails():
     group = group_of(0)
     nothing = np.zeros(Q, dtype=np.int64)
     before, after = (
-        replace(one, same_accepted=np.full(Q, count), diff_accepted=false)
-        for one, count, false in zip(
+        replace(measurement, same_accepted=np.full(Q, count), diff_accepted=false)
+        for measurement, count, false in zip(
             group.accepts, (29, 0), (group.accepts[0].diff_accepted, nothing), strict=True
         )
     )
     policy = replace(POLICY, min_queries=1, min_classes=1)
-    found = measure(policy, replace(group, accepts=(before, after)), draw, 1999)
-    checks = {one.name: one for one in judge(policy, found).checks if one.group == "unseen"}
+    measurements = measure(policy, replace(group, accepts=(before, after)), draw, 1999)
+    checks = {
+        measurement.name: measurement
+        for measurement in judge(policy, measurements).checks
+        if measurement.group == "unseen"
+    }
     assert (checks["far_ratio"].estimate, checks["far_ratio"].outcome) == (0.0, "pass")
     rejects = checks["frr_increase"]
     assert rejects.estimate == pytest.approx(29 / 30)
@@ -241,19 +252,23 @@ def test_false_accepts_of_one_class_leave_the_ratio_open():
     group = group_of(4)
     lonely = np.where(group.classes == group.classes[0], 3, 0)
     before = replace(group.accepts[0], diff_accepted=lonely)
-    one = measured(replace(group, accepts=(before, group.accepts[1])))["far_ratio", "unseen"]
-    assert one.estimate.value == group.accepts[1].diff_accepted.sum() / lonely.sum()
-    assert B / 3 < one.estimate.n_empty < 2 * B / 3
-    assert one.estimate.interval(0.95) == (0.0, math.inf)
+    measurement = measured(replace(group, accepts=(before, group.accepts[1])))[
+        "far_ratio", "unseen"
+    ]
+    assert measurement.estimate.value == group.accepts[1].diff_accepted.sum() / lonely.sum()
+    assert B / 3 < measurement.estimate.n_empty < 2 * B / 3
+    assert measurement.estimate.interval(0.95) == (0.0, math.inf)
 
 
 def test_ratio_without_an_old_false_accept_is_undefined():
     """Without old false accepts the ratio is undefined and does not pass."""
     group = group_of(4)
     before = replace(group.accepts[0], diff_accepted=np.zeros(Q, dtype=np.int64))
-    one = measured(replace(group, accepts=(before, group.accepts[1])))["far_ratio", "unseen"]
-    assert math.isnan(one.estimate.value)
-    assert one.estimate.p_below(1000.0) == 1.0
+    measurement = measured(replace(group, accepts=(before, group.accepts[1])))[
+        "far_ratio", "unseen"
+    ]
+    assert math.isnan(measurement.estimate.value)
+    assert measurement.estimate.p_below(1000.0) == 1.0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -261,18 +276,26 @@ def test_slices_equal_a_loop(seed):
     """A slice is measured on its queries with a match, and does not decide below the minimum."""
     group = group_of(seed)
     policy = replace(POLICY, min_slice_gain=0.0)
-    found = measured(group, policy)
-    judged = {one.group: one for one in judge(policy, found.values()).checks}
+    measurements = measured(group, policy)
+    judged = {
+        measurement.group: measurement
+        for measurement in judge(policy, measurements.values()).checks
+    }
     for name in ("large", "small"):
-        one = found["slice_gain", f"unseen, {name}"]
+        measurement = measurements["slice_gain", f"unseen, {name}"]
         queries = counted_queries(group, group.slices[name])
-        check(one, group, lambda i: hit(group.new_old, i, 1) - hit(group.old_old, i, 1), queries)
-        assert one.n == one.n_queries == len(queries)
-        assert judged[one.group].decides == (len(queries) >= policy.slice_min_queries)
-        assert name in one.detail
+        check(
+            measurement,
+            group,
+            lambda i: hit(group.new_old, i, 1) - hit(group.old_old, i, 1),
+            queries,
+        )
+        assert measurement.n == measurement.n_queries == len(queries)
+        assert judged[measurement.group].decides == (len(queries) >= policy.slice_min_queries)
+        assert name in measurement.detail
     assert not judged["unseen, small"].decides
     assert judged["unseen, large"].decides
-    empty = found["slice_gain", "unseen, none"]
+    empty = measurements["slice_gain", "unseen, none"]
     assert math.isnan(empty.estimate.value)
     assert (empty.n, judged[empty.group].decides) == (0, False)
 
@@ -283,8 +306,8 @@ def test_a_slice_of_the_minimum_decides():
     n = len(counted_queries(group, group.slices["large"]))
     for least, small in ((n, False), (n + 1, True)):
         policy = replace(POLICY, slice_min_queries=least, min_slice_gain=0.0)
-        one = measured(group, policy)["slice_gain", "unseen, large"]
-        assert judge(policy, [one]).checks[0].decides is not small
+        measurement = measured(group, policy)["slice_gain", "unseen, large"]
+        assert judge(policy, [measurement]).checks[0].decides is not small
 
 
 def test_queries_without_a_match_are_left_out_everywhere():
@@ -302,15 +325,15 @@ def test_queries_without_a_match_are_left_out_everywhere():
     )
     before, after = measured(group), measured(changed)
     assert before.keys() == after.keys()
-    for key, one in before.items():
-        assert np.array_equal(one.estimate.replicates, after[key].estimate.replicates)
-        assert (one.detail, one.n, one.n_queries) == (
+    for key, measurement in before.items():
+        assert np.array_equal(measurement.estimate.replicates, after[key].estimate.replicates)
+        assert (measurement.detail, measurement.n, measurement.n_queries) == (
             after[key].detail,
             after[key].n,
             after[key].n_queries,
         )
         if key[0] != "slice_gain":
-            assert one.n == one.n_queries == len(counted_queries(group)) < Q
+            assert measurement.n == measurement.n_queries == len(counted_queries(group)) < Q
 
 
 def test_what_was_not_tested_is_not_measured():
@@ -357,23 +380,23 @@ def scene(seed, C=None):
 def test_inequalities_equal_a_loop():
     """(1a) and (1b) are the mean change over pairs, and more is better for both."""
     group, (old, new, labels, gallery, gallery_labels, own) = scene(7)
-    found = measured(group)
+    measurements = measured(group)
     changes = {True: [], False: []}
     for i in range(Q):
         for j in range(40):
             if j != own[i]:
                 moved = float((new[i] - old[i]) @ gallery[j])
                 changes[bool(labels[i] == gallery_labels[j])].append(moved)
-    same, diff = found["same_class", "unseen"], found["different_class", "unseen"]
+    same, diff = measurements["same_class", "unseen"], measurements["different_class", "unseen"]
     assert same.estimate.value == pytest.approx(np.mean(changes[True]), abs=1e-11)
     assert diff.estimate.value == pytest.approx(-np.mean(changes[False]), abs=1e-11)
     assert (same.n, diff.n) == (len(changes[True]), len(changes[False]))
     assert same.estimate.value == pytest.approx(group.inequalities.same_gain, abs=1e-11)
     assert diff.estimate.value == pytest.approx(group.inequalities.diff_gain, abs=1e-11)
-    for one in (same, diff):
-        assert one.n_queries == len(counted_queries(group))
-        assert one.may_decide
-        assert np.all(np.diff(one.estimate.replicates) >= 0)
+    for measurement in (same, diff):
+        assert measurement.n_queries == len(counted_queries(group))
+        assert measurement.may_decide
+        assert np.all(np.diff(measurement.estimate.replicates) >= 0)
 
 
 @pytest.mark.parametrize("C", [None, 3, 7])
@@ -381,36 +404,36 @@ def test_the_second_inequality_is_negated(C):
     """Swapping old and new mirrors (1b), also with empty replicates."""
     group, (old, new, labels, gallery, gallery_labels, own) = scene(8, C)
     back = inequalities(new, old, labels, gallery, gallery_labels, own)
-    one = measured(group)["different_class", "unseen"].estimate
+    measurement = measured(group)["different_class", "unseen"].estimate
     other = measured(replace(group, inequalities=back))["different_class", "unseen"].estimate
-    assert one.value == pytest.approx(-other.value, abs=1e-12)
-    assert len(one.replicates) == len(other.replicates) == B
-    assert (one.n_empty > 0, one.n_empty) == (C is not None, other.n_empty)
-    low, high = one.interval(0.9)
-    assert low <= one.value <= high
+    assert measurement.value == pytest.approx(-other.value, abs=1e-12)
+    assert len(measurement.replicates) == len(other.replicates) == B
+    assert (measurement.n_empty > 0, measurement.n_empty) == (C is not None, other.n_empty)
+    low, high = measurement.interval(0.9)
+    assert low <= measurement.value <= high
     assert other.interval(0.9) == pytest.approx((-high, -low), abs=1e-12)
     for t in (-0.03, 0.001, 0.02):
-        assert one.p_above(t) == other.p_below(-t)
+        assert measurement.p_above(t) == other.p_below(-t)
 
 
 def test_only_unseen_queries_decide():
     """Other groups get the same measurements, and do not decide."""
     unseen, _ = scene(9)
-    found, other = measured(unseen), measured(replace(unseen, name="seen"))
-    assert all(one.may_decide for one in found.values())
-    assert not any(one.may_decide for one in other.values())
-    assert [name for name, _ in found] == [name for name, _ in other]
+    measurements, other = measured(unseen), measured(replace(unseen, name="seen"))
+    assert all(measurement.may_decide for measurement in measurements.values())
+    assert not any(measurement.may_decide for measurement in other.values())
+    assert [name for name, _ in measurements] == [name for name, _ in other]
     assert all(group.startswith("seen") for _, group in other)
-    for one, same in zip(found.values(), other.values(), strict=True):
-        assert np.array_equal(one.estimate.replicates, same.estimate.replicates)
+    for measurement, same in zip(measurements.values(), other.values(), strict=True):
+        assert np.array_equal(measurement.estimate.replicates, same.estimate.replicates)
 
 
 def test_a_missing_recall_is_refused():
     """Both recalls of the policy are needed in every retrieval of the group."""
     group = group_of(10)
-    for asked in ({"recall_at": 3}, {"wide_recall_at": 3}):
+    for searched in ({"recall_at": 3}, {"wide_recall_at": 3}):
         with pytest.raises(InputError, match="recall@3, but recall was computed at 1, 5"):
-            measure(replace(POLICY, **asked), group, draw, B)
+            measure(replace(POLICY, **searched), group, draw, B)
     for name in ("old_old", "new_old", "new_new", "old_mixed", "new_mixed"):
         part = replace(getattr(group, name), recall={1: 0.5})
         with pytest.raises(InputError, match="recall@5, but recall was computed at 1"):
@@ -451,9 +474,9 @@ def test_no_query_at_all_is_measured_as_undefined():
         name="unseen", classes=none.astype(np.int64), old_old=nothing, new_old=nothing
     )
     assert (group.mcnemar, group.n_classes) == (1.0, 0)
-    for one in measured(group).values():
-        assert math.isnan(one.estimate.value)
-        assert (one.n, one.n_queries, one.estimate.n_classes) == (0, 0, 0)
+    for measurement in measured(group).values():
+        assert math.isnan(measurement.estimate.value)
+        assert (measurement.n, measurement.n_queries, measurement.estimate.n_classes) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -461,26 +484,31 @@ def test_chain_equals_a_loop(k):
     """The gain on a version's rows over its own queries equals a loop, and decides."""
     group = group_of(13)
     link = ChainEvidence(name="v1", classes=group.classes, own=group.old_old, new=group.new_old)
-    one = measure_chain(link, k, draw, B)
+    measurement = measure_chain(link, k, draw, B)
     check(
-        one,
+        measurement,
         group,
         lambda i: hit(link.new, i, k) - hit(link.own, i, k),
         counted_queries(group),
     )
-    assert (one.name, one.group, one.may_decide) == ("chain_gain", "v1", True)
-    assert one.n == one.n_queries == len(counted_queries(group))
-    assert f"recall@{k} is {link.new.recall[k]:.4f}" in one.detail
-    assert f"{link.own.recall[k]:.4f} with its own" in one.detail
+    assert (measurement.name, measurement.group, measurement.may_decide) == (
+        "chain_gain",
+        "v1",
+        True,
+    )
+    assert measurement.n == measurement.n_queries == len(counted_queries(group))
+    assert f"recall@{k} is {link.new.recall[k]:.4f}" in measurement.detail
+    assert f"{link.own.recall[k]:.4f} with its own" in measurement.detail
 
 
 def test_a_version_with_few_matched_queries_does_not_decide():
     """Below the minimum it does not decide; the estimate is the same."""
     group = group_of(13)
     link = ChainEvidence(name="v1", classes=group.classes, own=group.old_old, new=group.new_old)
-    one = measure_chain(link, 1, draw, B)
+    measurement = measure_chain(link, 1, draw, B)
     few, enough = (
-        judge(Policy(slice_min_queries=least), [one]).checks[0] for least in (one.n + 1, one.n)
+        judge(Policy(slice_min_queries=least), [measurement]).checks[0]
+        for least in (measurement.n + 1, measurement.n)
     )
     assert (few.decides, enough.decides, few.n) == (False, True, len(counted_queries(group)))
     assert few.estimate == enough.estimate
@@ -490,16 +518,16 @@ def test_the_gain_of_re_embedding_equals_a_loop():
     """The gain of one model's queries between two galleries equals a loop, replicates included."""
     group = group_of(16)
     before, after, k = group.new_old, group.new_mixed, 5
-    one = measure_mixed(group.classes, before, after, k=k, draw=draw, replicates=B)
+    measurement = measure_mixed(group.classes, before, after, k=k, draw=draw, replicates=B)
     queries = counted_queries(group)
-    check(one, group, lambda i: hit(after, i, k) - hit(before, i, k), queries)
-    assert (one.name, one.may_decide, one.n, one.n_queries) == (
+    check(measurement, group, lambda i: hit(after, i, k) - hit(before, i, k), queries)
+    assert (measurement.name, measurement.may_decide, measurement.n, measurement.n_queries) == (
         "mixed_gain",
         True,
         len(queries),
         len(queries),
     )
-    assert f"{after.recall[k]:.4f} on the resulting gallery" in one.detail
+    assert f"{after.recall[k]:.4f} on the resulting gallery" in measurement.detail
     with pytest.raises(InputError, match="recall@3"):
         measure_mixed(group.classes, before, after, k=3, draw=draw, replicates=B)
 

@@ -21,9 +21,9 @@ def unit_rows(rng, n, d, dtype=np.float32):
 
 def check(queries, gallery, k, self_row=None, **keywords):
     """``search`` returns what a full sort by (float64 score rounded to float32, row) returns."""
-    found = exact_search(queries, gallery, k, self_row, **keywords)
-    assert found.rows.shape == found.scores.shape == (len(queries), k)
-    assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
+    neighbours = exact_search(queries, gallery, k, self_row, **keywords)
+    assert neighbours.rows.shape == neighbours.scores.shape == (len(queries), k)
+    assert (neighbours.rows.dtype, neighbours.scores.dtype) == (np.int64, np.float32)
     for i, query in enumerate(queries.astype(np.float64)):
         rows = np.arange(len(gallery))
         if self_row is not None:
@@ -31,9 +31,9 @@ def check(queries, gallery, k, self_row=None, **keywords):
         exact = (gallery[rows].astype(np.float64) * query).sum(axis=1).astype(np.float32)
         order = np.lexsort((rows, -exact))[:k]
         missing = k - len(order)
-        assert found.rows[i].tolist() == rows[order].tolist() + [-1] * missing
-        assert found.scores[i].tolist() == exact[order].tolist() + [-np.inf] * missing
-    return found
+        assert neighbours.rows[i].tolist() == rows[order].tolist() + [-1] * missing
+        assert neighbours.scores[i].tolist() == exact[order].tolist() + [-np.inf] * missing
+    return neighbours
 
 
 @pytest.fixture
@@ -136,11 +136,11 @@ def test_identical_rows_in_bounded_memory():
         patch.setattr(nearest, "_CELLS", 2**18)
         patch.setattr(nearest, "_EXACT", 2**12)
         tracemalloc.start()
-        found = exact_search(queries, gallery, 3, self_row=np.arange(200) - 1)
+        neighbours = exact_search(queries, gallery, 3, self_row=np.arange(200) - 1)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     expected = [[row for row in range(4) if row != i - 1][:3] for i in range(200)]
-    assert found.rows.tolist() == expected
+    assert neighbours.rows.tolist() == expected
     # 200 x 20,000 scores would be 16 MB and as many candidates 80 MB; a tile is 1.3 MB.
     assert peak < 4e6
 

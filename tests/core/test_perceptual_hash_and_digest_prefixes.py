@@ -13,9 +13,9 @@ from compatctl.data import pack, unpack
 from compatctl.errors import InputError
 
 
-def slow(asked: np.ndarray, known: np.ndarray, limit: int) -> np.ndarray:
+def slow(queries: np.ndarray, known: np.ndarray, limit: int) -> np.ndarray:
     """Every look against every other."""
-    apart = np.abs(asked[:, None].astype(int) - known[None]).max(axis=2)
+    apart = np.abs(queries[:, None].astype(int) - known[None]).max(axis=2)
     return (apart <= limit).any(axis=1)
 
 
@@ -29,37 +29,37 @@ def test_hash_matches_equal_comparing_all_pairs(seed: int, spread: int) -> None:
     moved = known[:150].astype(int) + rng.integers(-LIMIT - 1, LIMIT + 2, (150, WIDTH))
     far = known[150:200].astype(int) + rng.choice([-LIMIT, LIMIT], (50, WIDTH))
     other = rng.integers(0, 256, (100, WIDTH))
-    asked = np.clip(np.concatenate([moved, far, other]), 0, 255).astype(np.uint8)
+    queries = np.clip(np.concatenate([moved, far, other]), 0, 255).astype(np.uint8)
     for limit in (0, 3, LIMIT):
-        assert np.array_equal(matches_any_hash(asked, known, limit), slow(asked, known, limit))
-    assert not matches_any_hash(asked, known[:0]).any()
-    assert len(matches_any_hash(asked[:0], known)) == 0
+        assert np.array_equal(matches_any_hash(queries, known, limit), slow(queries, known, limit))
+    assert not matches_any_hash(queries, known[:0]).any()
+    assert len(matches_any_hash(queries[:0], known)) == 0
 
 
 def test_hash_matches_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """The size of a block changes nothing."""
     rng = np.random.default_rng(0)
-    known, asked = (rng.integers(90, 130, (n, WIDTH)).astype(np.uint8) for n in (900, 300))
-    whole = matches_any_hash(asked, known, 12)
+    known, queries = (rng.integers(90, 130, (n, WIDTH)).astype(np.uint8) for n in (900, 300))
+    whole = matches_any_hash(queries, known, 12)
     monkeypatch.setattr("compatctl.core.perceptual_hash.BLOCK", 7)
-    assert np.array_equal(matches_any_hash(asked, known, 12), whole)
+    assert np.array_equal(matches_any_hash(queries, known, 12), whole)
 
 
 def test_prefixes_are_those_of_the_names() -> None:
     """A set holds exactly the names it was made of, and survives packing."""
     names = [f"item {at}" for at in range(2000)]
-    found = DigestPrefixes.from_ints(map(name_prefix, names))
-    assert len(found) == 2000
-    assert all(name_prefix(one) in found for one in names)
-    assert not any(name_prefix(f"other {at}") in found for at in range(2000))
+    prefixes = DigestPrefixes.from_ints(map(name_prefix, names))
+    assert len(prefixes) == 2000
+    assert all(name_prefix(one) in prefixes for one in names)
+    assert not any(name_prefix(f"other {at}") in prefixes for at in range(2000))
     digest = hashlib.sha256(b"item 3").hexdigest()
     assert digest_prefix(digest) == name_prefix("item 3")
-    back = DigestPrefixes.from_deltas(unpack(pack(found.deltas()), len(found), 8))
-    assert back == found
+    back = DigestPrefixes.from_deltas(unpack(pack(prefixes.deltas()), len(prefixes), 8))
+    assert back == prefixes
     half = DigestPrefixes.from_ints(map(name_prefix, names[:1000]))
-    assert half <= found
-    assert not found <= half
-    assert half | DigestPrefixes.from_ints(map(name_prefix, names[1000:])) == found
+    assert half <= prefixes
+    assert not prefixes <= half
+    assert half | DigestPrefixes.from_ints(map(name_prefix, names[1000:])) == prefixes
     assert (
         DigestPrefixes.from_deltas(unpack(pack(DigestPrefixes.from_ints().deltas()), 0, 8))
         == DigestPrefixes.from_ints()

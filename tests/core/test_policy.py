@@ -196,14 +196,14 @@ def test_null_leaves_a_rule_out():
     both = GAINS | MARGINS | LIMITS | EVIDENCE
     both |= CEILINGS | {"min_ann_recall": "ann_recall", "min_unjudged_gain": "unjudged_gain"}
     for key in set(NOTHING) - set(FLAGS):
-        found = Policy(**NOTHING | {key: 2.0 if key == "max_design_effect" else 0.5}).rules
-        assert set(found) == {"recall_gain", both[key]}
+        rules = Policy(**NOTHING | {key: 2.0 if key == "max_design_effect" else 0.5}).rules
+        assert set(rules) == {"recall_gain", both[key]}
 
 
 def test_rules_of_the_default_policy():
     """The default policy requires a gain above 0, and its other rules are these."""
-    found = Policy().rules
-    assert set(found) == {
+    rules = Policy().rules
+    assert set(rules) == {
         "recall_gain",
         "different_class",
         "slice_gain",
@@ -222,4 +222,4 @@ def test_rules_of_the_default_policy():
         "near_copies",
         "design_effect",
     }
-    assert found["recall_gain"] == Rule(threshold=0.0, margin=None, above=True)
+    assert rules["recall_gain"] == Rule(threshold=0.0, margin=None, above=True)

@@ -97,9 +97,9 @@ def test_ratios_equal_a_loop(seed, C, S, B):
     """Values and replicates are weighted totals over weighted counts, class by class."""
     draw = rng(seed)
     ratios = [ratio(draw.integers(-3, 4, C) * 0.5, counts=draw.integers(0, 4, C)) for _ in range(S)]
-    found = estimate_ratios(ratios, B, rng(seed + 1))
+    result = estimate_ratios(ratios, B, rng(seed + 1))
     W = weights_of(C, B, seed + 1)
-    for statistic, estimate in zip(ratios, found, strict=True):
+    for statistic, estimate in zip(ratios, result, strict=True):
         drawn = []
         for w in [np.ones(C), *W]:
             total = sum(w[c] * statistic.totals[c] for c in range(C))
@@ -127,16 +127,16 @@ def test_a_change_of_hits_equals_a_loop(seed, Q, every):
     draw = rng(seed)
     classes = draw.choice([7, -3, 100, 12], Q)
     before, after, has_match = (draw.random(Q) < share for share in (0.5, 0.6, 0.7))
-    found = hit_change(classes, before, after, None if every else has_match)
+    result = hit_change(classes, before, after, None if every else has_match)
     codes = sorted({int(code) for code in classes})
     totals, counts = dict.fromkeys(codes, 0), dict.fromkeys(codes, 0)
     for code, old, new, kept in zip(classes, before, after, has_match, strict=True):
         if every or kept:
             totals[int(code)] += int(new and not old) - int(old and not new)
             counts[int(code)] += 1
-    assert found.totals.tolist() == [totals[code] for code in codes]
-    assert found.counts.tolist() == [counts[code] for code in codes]
-    assert (found.bounds, found.harm, found.n_classes) == (ONE, -1, None)
+    assert result.totals.tolist() == [totals[code] for code in codes]
+    assert result.counts.tolist() == [counts[code] for code in codes]
+    assert (result.bounds, result.harm, result.n_classes) == (ONE, -1, None)
 
 
 @pytest.mark.parametrize("short", range(4))
@@ -182,12 +182,12 @@ def test_blocks_add_up(monkeypatch):
     monkeypatch.setattr(resampling, "_CELLS", 8)
     sums, _ = scene(3)
     first, second = np.array([0, 1, 2, 3]), np.array([1, 2, 3, 0])
-    found = [
+    result = [
         one(rng(9).normal(size=4), B=101),
         estimate_diff(sums, 101, rng()),
         estimate_pairs(np.arange(4.0), first, second, 101, rng()),
     ]
-    for estimate in found:
+    for estimate in result:
         assert len(estimate.replicates) == 101
         assert np.all(np.diff(estimate.replicates[estimate.n_empty :]) >= 0)
 
@@ -198,13 +198,13 @@ def test_memory_is_bounded():
     statistics = [ratio(totals), ratio(totals**2, bounds=(0.0, np.inf))]
     tracemalloc.start()
     try:
-        found = estimate_ratios(statistics, 200, rng(11))
+        result = estimate_ratios(statistics, 200, rng(11))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 300e6
-    assert len(found[0].replicates) == 200
-    assert found[0].spread == pytest.approx(totals.std() / 10 / math.sqrt(200_000), rel=0.2)
+    assert len(result[0].replicates) == 200
+    assert result[0].spread == pytest.approx(totals.std() / 10 / math.sqrt(200_000), rel=0.2)
 
 
 # Pairs of queries and gallery rows
@@ -218,27 +218,27 @@ def scene(seed, relabelled=0):
     draw = rng(seed)
     Q, G = int(draw.integers(4, 12)), int(draw.integers(4, 12))
     query_labels, gallery_labels = draw.integers(0, 5, Q), draw.integers(0, 7, G)
-    own = np.where(draw.random(Q) < 0.6, draw.integers(0, G, Q), -1)
-    for i in np.flatnonzero(own >= 0):
-        if gallery_labels[own[i]] == query_labels[i]:
+    self_row = np.where(draw.random(Q) < 0.6, draw.integers(0, G, Q), -1)
+    for i in np.flatnonzero(self_row >= 0):
+        if gallery_labels[self_row[i]] == query_labels[i]:
             continue
-        other = gallery_labels[own[i]] not in query_labels
+        other = gallery_labels[self_row[i]] not in query_labels
         if relabelled == 0 or (relabelled == 1 and not other):
-            own[i] = -1
+            self_row[i] = -1
     queries, gallery = unit(draw.normal(size=(Q, 4))), unit(draw.normal(size=(G, 4)))
-    parts = queries, query_labels, gallery, gallery_labels, own
+    parts = queries, query_labels, gallery, gallery_labels, self_row
     return class_sums(*parts), parts
 
 
 def pairs_by_loop(parts, w, kind):
     """The mean cosine of pairs weighted by the classes of both items; None where none counts."""
-    queries, query_labels, gallery, gallery_labels, own = parts
+    queries, query_labels, gallery, gallery_labels, self_row = parts
     classes = list(np.unique(query_labels))
     total = count = 0.0
     for i in range(len(queries)):
         for j in range(len(gallery)):
             same = query_labels[i] == gallery_labels[j]
-            if j == own[i] or same != (kind == "same"):
+            if j == self_row[i] or same != (kind == "same"):
                 continue
             weight = w[classes.index(query_labels[i])]
             if not same and gallery_labels[j] in classes:
@@ -318,9 +318,9 @@ def test_judged_pairs_equal_a_loop():
 def test_estimates_without_pairs_are_undefined():
     """One class has no different-class pair, single items no same-class pair: NaN, whole range."""
     features = unit(rng(14).normal(size=(6, 3)))
-    own = np.arange(6)
-    alone = class_sums(features, np.zeros(6, int), features, np.zeros(6, int), own)
-    single = class_sums(features, own, features, own, own)
+    self_row = np.arange(6)
+    alone = class_sums(features, np.zeros(6, int), features, np.zeros(6, int), self_row)
+    single = class_sums(features, self_row, features, self_row, self_row)
     for estimate in (estimate_diff(alone, 99, rng()), estimate_same(single, 99, rng())):
         assert math.isnan(estimate.value)
         assert estimate.n_empty == 99
@@ -659,11 +659,11 @@ def test_crossed_units_equal_a_loop(K):
         classes = draw.integers(0, 14, (90, K))
         made = query_ratio(classes, draw.integers(-1, 2, 90) * 1.0, draw.random(90) < 0.9, ONE, -1)
         assert made.kinds.shape == (len(np.unique(classes, axis=0)), K)
-        found = estimate_ratios([made], 200, rng(seed + 50))[0]
+        result = estimate_ratios([made], 200, rng(seed + 50))[0]
         np.testing.assert_allclose(
-            found.replicates, np.sort(crossed_replicates(made, 200, seed + 50)), atol=1e-12
+            result.replicates, np.sort(crossed_replicates(made, 200, seed + 50)), atol=1e-12
         )
-        assert found.n_classes == 14
+        assert result.n_classes == 14
 
 
 def test_units_within_larger_units_are_dropped():
@@ -684,15 +684,15 @@ def test_sums_of_queries_equal_those_of_classes():
     """Sums by query give the same means as sums by class."""
     draw = rng(33)
     queries, gallery = unit(draw.normal(size=(20, 4))), unit(draw.normal(size=(15, 4)))
-    labels, theirs = np.arange(20) % 4, np.arange(15) % 6
-    own = np.where(np.arange(20) < 9, np.arange(20), -1)
-    parts = queries, labels, gallery, theirs, own
+    labels, row_class = np.arange(20) % 4, np.arange(15) % 6
+    self_row = np.where(np.arange(20) < 9, np.arange(20), -1)
+    parts = queries, labels, gallery, row_class, self_row
     by_class, by_query = class_sums(*parts), labelled_query_sums(*parts)
     assert astuple(by_query.means()) == pytest.approx(astuple(by_class.means()))
     for mine, classwise in zip(by_query.same, by_class.same, strict=True):
         np.testing.assert_allclose(np.bincount(labels, mine), classwise, atol=1e-12)
     cosines = queries @ gallery.T
-    different = (labels[:, None] != theirs) & (own[:, None] != np.arange(15))
+    different = (labels[:, None] != row_class) & (self_row[:, None] != np.arange(15))
     np.testing.assert_allclose(by_query.diff[0], (cosines * different).sum(axis=1), atol=1e-12)
     assert by_query.diff[1].tolist() == different.sum(axis=1).tolist()
 

@@ -66,12 +66,12 @@ def test_search_equals_loop(k):
     assert found.rows.shape == found.scores.shape == (9, k)
     assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
     for i in range(9):
-        wanted = ranked_by_loop(queries[i], gallery, own[i])[:k]
-        assert found.rows[i].tolist() == wanted + [-1] * (k - len(wanted))
+        expected = ranked_by_loop(queries[i], gallery, own[i])[:k]
+        assert found.rows[i].tolist() == expected + [-1] * (k - len(expected))
         np.testing.assert_allclose(
-            found.scores[i, : len(wanted)], gallery[wanted] @ queries[i], atol=1e-6
+            found.scores[i, : len(expected)], gallery[expected] @ queries[i], atol=1e-6
         )
-        assert np.isneginf(found.scores[i, len(wanted) :]).all()
+        assert np.isneginf(found.scores[i, len(expected) :]).all()
 
 
 @given(seed=st.integers(0, 10**6), k=st.integers(1, 25), block=st.integers(1, 8))
@@ -84,8 +84,8 @@ def test_ties_go_to_the_lower_row_across_the_boundary(seed, k, block):
     queries = unit_rows(rng, 5, 33)
     found = exact_search(queries, gallery, k, block=block)
     for i in range(5):
-        wanted = ranked_by_loop(queries[i], gallery, -1)[:k]
-        assert found.rows[i, : len(wanted)].tolist() == wanted
+        expected = ranked_by_loop(queries[i], gallery, -1)[:k]
+        assert found.rows[i, : len(expected)].tolist() == expected
 
 
 def test_all_rows_equal():
@@ -168,10 +168,10 @@ def test_map_k_defaults_to_100_or_the_gallery():
     """mAP is at 100, or at the size of a smaller gallery."""
     rng = np.random.default_rng(2)
     queries = unit_rows(rng, 2, 4)
-    for size, wanted in ((7, 7), (130, 100)):
+    for size, expected in ((7, 7), (130, 100)):
         labels = np.zeros(size, np.int64)
         found = exact_search(queries, unit_rows(rng, size, 4), 100)
-        assert evaluate(found, np.zeros(2, np.int64), labels).map_k == wanted
+        assert evaluate(found, np.zeros(2, np.int64), labels).map_k == expected
 
 
 def test_cmc_equals_recall_at_each_k():
@@ -181,8 +181,10 @@ def test_cmc_equals_recall_at_each_k():
     query_labels, gallery_labels = rng.integers(0, 9, 40), rng.integers(0, 9, 60)
     curve = cmc(evaluate(found, query_labels, gallery_labels, map_k=1), max_k=12)
     for k in range(1, 13):
-        wanted = np.mean([query_labels[i] in gallery_labels[found.rows[i, :k]] for i in range(40)])
-        assert curve[k - 1] == pytest.approx(wanted)
+        expected = np.mean(
+            [query_labels[i] in gallery_labels[found.rows[i, :k]] for i in range(40)]
+        )
+        assert curve[k - 1] == pytest.approx(expected)
     assert curve[-1] > curve[0]
     assert (np.diff(curve) >= 0).all()
 
@@ -266,11 +268,11 @@ def test_judged_relevance_equals_relevance_by_class():
     pairs = np.argwhere(query_labels[:, None] == gallery_labels[None, :])
     pairs = pairs[rng.permutation(len(pairs))]
     judged = evaluate_judged(found, pairs[:, 0], pairs[:, 1], 60, ks=(1, 5), map_k=12)
-    wanted = evaluate(found, query_labels, gallery_labels, ks=(1, 5), map_k=12)
-    assert judged.recall == wanted.recall
-    assert judged.n_without_match == wanted.n_without_match > 0
-    np.testing.assert_array_equal(judged.average_precision, wanted.average_precision)
-    np.testing.assert_array_equal(judged.first_hit, wanted.first_hit)
+    expected = evaluate(found, query_labels, gallery_labels, ks=(1, 5), map_k=12)
+    assert judged.recall == expected.recall
+    assert judged.n_without_match == expected.n_without_match > 0
+    np.testing.assert_array_equal(judged.average_precision, expected.average_precision)
+    np.testing.assert_array_equal(judged.first_hit, expected.first_hit)
 
 
 def test_bad_judgments_are_refused():

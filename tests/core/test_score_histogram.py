@@ -47,28 +47,28 @@ def scene(seed, judged):
 def test_counts_at_every_edge_equal_a_loop(judged, block):
     """FAR and FRR at every edge equal shares of single pairs exactly."""
     queries, gallery, truth, pairs = scene(1, judged)
-    found = score_histogram(queries, gallery, truth, block=block)
+    histogram = score_histogram(queries, gallery, truth, block=block)
     same = np.array([score for _, score, kind in pairs if kind])
     diff = np.array([score for _, score, kind in pairs if not kind])
-    assert (found.same.sum(), found.diff.sum()) == (len(same), len(diff))
-    for at in np.random.default_rng(2).integers(0, len(found.edges), 300):
-        edge = found.edges[at]
-        assert found.far[at] == pytest.approx((diff >= edge).mean(), abs=1e-12)
-        assert found.frr[at] == pytest.approx((same < edge).mean(), abs=1e-12)
+    assert (histogram.same.sum(), histogram.diff.sum()) == (len(same), len(diff))
+    for at in np.random.default_rng(2).integers(0, len(histogram.edges), 300):
+        edge = histogram.edges[at]
+        assert histogram.far[at] == pytest.approx((diff >= edge).mean(), abs=1e-12)
+        assert histogram.frr[at] == pytest.approx((same < edge).mean(), abs=1e-12)
 
 
 @pytest.mark.parametrize("judged", [False, True])
 def test_the_threshold_of_a_false_accept_rate_is_the_lowest_edge(judged):
     """The edge keeps the FAR, the edge below does not, and the FRR is that of the pairs."""
     queries, gallery, truth, pairs = scene(3, judged)
-    found = score_histogram(queries, gallery, truth)
+    histogram = score_histogram(queries, gallery, truth)
     same = np.array([score for _, score, kind in pairs if kind])
     diff = np.array([score for _, score, kind in pairs if not kind])
     for far in (0.05, 0.3, 0.8):
-        at, frr = found.at_far(far)
+        at, frr = histogram.at_far(far)
         assert (diff >= at).mean() <= far < (diff >= at - 2**-14).mean()
         assert frr == pytest.approx((same < at).mean(), abs=1e-12)
-    assert found.at_far(0.5 / len(diff)) is None  # no pair is so small a share
+    assert histogram.at_far(0.5 / len(diff)) is None  # no pair is so small a share
 
 
 def test_scores_on_an_edge_are_in_the_bin_above_it():
@@ -76,10 +76,10 @@ def test_scores_on_an_edge_are_in_the_bin_above_it():
     queries = np.array([[1, 0], [0, 1]], np.float32)
     gallery = np.array([[1, 0], [-1, 0], [0, -1], [0.6, 0.8]], np.float32)
     truth = PairTruth(query_labels=np.zeros(2, np.int64), gallery_labels=np.ones(4, np.int64))
-    found = score_histogram(queries, gallery, truth)
-    for edge, wanted in ((1.0, 1), (0.0, 6), (-1.0, 8), (2**-14, 3)):
-        at = int(np.flatnonzero(found.edges == edge)[0])
-        assert found.far[at] * 8 == wanted
+    histogram = score_histogram(queries, gallery, truth)
+    for edge, expected in ((1.0, 1), (0.0, 6), (-1.0, 8), (2**-14, 3)):
+        at = int(np.flatnonzero(histogram.edges == edge)[0])
+        assert histogram.far[at] * 8 == expected
 
 
 def test_an_empty_histogram_has_no_operating_point():
@@ -93,13 +93,15 @@ def test_an_empty_histogram_has_no_operating_point():
 def test_judged_pairs_define_frr(block):
     """With judgments FRR is over judged pairs; other pairs of one label are in no rate."""
     queries, gallery, truth, pairs = scene(4, judged=True)
-    got = count_accepts(queries, gallery, truth, 0.2, block=block)
-    wanted = np.zeros((4, Q), int)
+    accepts = count_accepts(queries, gallery, truth, 0.2, block=block)
+    expected = np.zeros((4, Q), int)
     for q, score, kind in pairs:
-        wanted[0 if kind else 2, q] += score >= 0.2
-        wanted[1 if kind else 3, q] += 1
-    counts = np.array([got.same_accepted, got.same_pairs, got.diff_accepted, got.diff_pairs])
-    assert counts.tolist() == wanted.tolist()
+        expected[0 if kind else 2, q] += score >= 0.2
+        expected[1 if kind else 3, q] += 1
+    counts = np.array(
+        [accepts.same_accepted, accepts.same_pairs, accepts.diff_accepted, accepts.diff_pairs]
+    )
+    assert counts.tolist() == expected.tolist()
     diff = np.sort([score for _, score, kind in pairs if not kind])[::-1].astype(np.float32)
     keeping = threshold_keeping_far(queries, gallery, truth, 5, block=block)
     assert keeping == float(np.nextafter(diff[5], np.float32(np.inf)))

@@ -46,9 +46,9 @@ def test_rows_are_the_published_construction(K):
 def test_rows_are_unit_with_equal_cosines(K):
     """Unit rows, every pairwise cosine -1/(K-1), and a sum of zero."""
     rows = simplex(K)
-    wanted = np.full((K, K), -1.0 / (K - 1))
-    np.fill_diagonal(wanted, 1.0)
-    np.testing.assert_allclose(rows @ rows.T, wanted, atol=1e-13)
+    expected = np.full((K, K), -1.0 / (K - 1))
+    np.fill_diagonal(expected, 1.0)
+    np.testing.assert_allclose(rows @ rows.T, expected, atol=1e-13)
     np.testing.assert_allclose(rows.sum(axis=0), 0.0, atol=1e-12)
 
 
@@ -79,9 +79,9 @@ def test_rotation_finds_a_hidden_one(K, D):
     """Means that are a rotated, scaled frame in any order are met exactly, in D >= K - 1."""
     rng = np.random.default_rng(K + D)
     hidden = frame_in(K, D) @ random_rotation(rng, D)
-    own = rng.permutation(K)
-    means = hidden[own] * rng.uniform(0.5, 3.0, size=(K, 1))
-    rotated = rotate_onto(simplex(K), means, own)
+    index = rng.permutation(K)
+    means = hidden[index] * rng.uniform(0.5, 3.0, size=(K, 1))
+    rotated = rotate_onto(simplex(K), means, index)
     assert rotated.shape == (K, D)
     np.testing.assert_allclose(rotated, hidden, atol=1e-12)
 
@@ -90,32 +90,32 @@ def test_rotation_keeps_the_frame_rigid_with_few_means():
     """With fewer means than dimensions all cosines of the frame stay -1/(K-1)."""
     rng = np.random.default_rng(2)
     rotated = rotate_onto(frame_in(7, 10), rng.normal(size=(2, 10)), np.array([6, 1]))
-    wanted = np.full((7, 7), -1 / 6)
-    np.fill_diagonal(wanted, 1.0)
-    np.testing.assert_allclose(rotated @ rotated.T, wanted, atol=1e-12)
+    expected = np.full((7, 7), -1 / 6)
+    np.fill_diagonal(expected, 1.0)
+    np.testing.assert_allclose(rotated @ rotated.T, expected, atol=1e-12)
 
 
 def test_no_other_rotation_comes_nearer():
     """None of 2,000 random rotations, nor small turns of the found one, has higher cosines."""
     rng = np.random.default_rng(4)
-    K, D, own = 5, 4, np.array([0, 3, 4, 1])
+    K, D, index = 5, 4, np.array([0, 3, 4, 1])
     means = rng.normal(size=(4, D))
     unit = means / np.linalg.norm(means, axis=1, keepdims=True)
-    found = rotate_onto(simplex(K), means, own)
-    best = (found[own] * unit).sum()
+    result = rotate_onto(simplex(K), means, index)
+    best = (result[index] * unit).sum()
     rivals = [simplex(K) @ random_rotation(rng, D) for _ in range(2000)]
     for _ in range(200):
         turn = np.linalg.qr(np.eye(D) + 0.01 * rng.normal(size=(D, D)))
-        rivals.append(found @ (turn[0] * np.sign(np.diag(turn[1]))))
-    assert best > max((rival[own] * unit).sum() for rival in rivals)
-    assert best > (simplex(K)[own] * unit).sum() + 0.5
+        rivals.append(result @ (turn[0] * np.sign(np.diag(turn[1]))))
+    assert best > max((rival[index] * unit).sum() for rival in rivals)
+    assert best > (simplex(K)[index] * unit).sum() + 0.5
 
 
 GOOD = np.eye(4)[:2] + 0.1
 
 
 @pytest.mark.parametrize(
-    ("frame", "means", "own", "message"),
+    ("frame", "means", "index", "message"),
     [
         (simplex(5), GOOD, np.array([0]), "cannot rotate"),
         (simplex(5), GOOD[:0], np.array([], dtype=np.int64), "cannot rotate"),
@@ -131,10 +131,10 @@ GOOD = np.eye(4)[:2] + 0.1
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_rotation_refuses(frame, means, own, message):
+def test_rotation_refuses(frame, means, index, message):
     """Shapes that do not fit, rows that are not there and means without a direction are refused."""
     with pytest.raises(InputError, match=message):
-        rotate_onto(frame, means, own)
+        rotate_onto(frame, means, index)
 
 
 def test_frame_digest_pins_size_order_and_rotation():

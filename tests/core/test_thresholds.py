@@ -109,14 +109,14 @@ def random_rows(rng, n):
 @settings(max_examples=150, deadline=None)
 def test_curve_equals_loop(pairs):
     """The curve has the loop's thresholds and shares, one point for tied scores (-0 ties 0)."""
-    got = roc(*arrays(pairs))
+    result = roc(*arrays(pairs))
     n_same, n_diff = sizes(pairs)
-    wanted = curve_by_loop(pairs)
-    assert (got.n_same, got.n_diff) == (n_same, n_diff)
-    assert got.thresholds.tolist() == [t for t, _, _ in wanted]
-    assert got.tar.tolist() == [same / n_same for _, same, _ in wanted]
-    assert got.far.tolist() == [diff / n_diff for _, _, diff in wanted]
-    assert {got.thresholds.dtype, got.far.dtype, got.tar.dtype} == {np.dtype(np.float64)}
+    expected = curve_by_loop(pairs)
+    assert (result.n_same, result.n_diff) == (n_same, n_diff)
+    assert result.thresholds.tolist() == [t for t, _, _ in expected]
+    assert result.tar.tolist() == [same / n_same for _, same, _ in expected]
+    assert result.far.tolist() == [diff / n_diff for _, _, diff in expected]
+    assert {result.thresholds.dtype, result.far.dtype, result.tar.dtype} == {np.dtype(np.float64)}
 
 
 @given(pairs=PAIRS, far=st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.75, 1.0]))
@@ -126,17 +126,17 @@ def test_tar_at_far_equals_loop(pairs, far):
     n_same, n_diff = sizes(pairs)
     allowed = [point for point in curve_by_loop(pairs) if point[2] / n_diff <= far]
     threshold, same, diff = max(allowed, key=lambda point: (point[1], point[0]))
-    got = tar_at_far(roc(*arrays(pairs)), far)
-    assert (got.threshold, got.tar, got.far) == (threshold, same / n_same, diff / n_diff)
-    assert got.far <= far
-    assert got.resolved == (far >= 1 / n_diff)
+    result = tar_at_far(roc(*arrays(pairs)), far)
+    assert (result.threshold, result.tar, result.far) == (threshold, same / n_same, diff / n_diff)
+    assert result.far <= far
+    assert result.resolved == (far >= 1 / n_diff)
 
 
 def test_tar_at_far_never_interpolates():
     """Between two points the lower one counts, and ties are accepted together."""
     curve = roc(np.array([0.9, 0.8, 0.8, 0.8, 0.1]), np.array([True, True, False, False, False]))
-    got = tar_at_far(curve, 0.5)
-    assert dataclasses.astuple(got) == (0.5, 0.9, 0.0, True)
+    result = tar_at_far(curve, 0.5)
+    assert dataclasses.astuple(result) == (0.5, 0.9, 0.0, True)
     assert tar_at_far(curve, 0.7).tar == 1.0
 
 
@@ -155,9 +155,9 @@ def test_far_below_one_pair_is_marked():
 @settings(max_examples=150, deadline=None)
 def test_accuracy_equals_loop(pairs):
     """The best share over all thresholds, at the median of the equally good ones."""
-    got = accuracy(roc(*arrays(pairs)))
-    assert (got.accuracy, got.threshold) == best_by_loop(pairs)
-    assert accuracy_at(*arrays(pairs), got.threshold) == got.accuracy
+    result = accuracy(roc(*arrays(pairs)))
+    assert (result.accuracy, result.threshold) == best_by_loop(pairs)
+    assert accuracy_at(*arrays(pairs), result.threshold) == result.accuracy
 
 
 @given(pairs=PAIRS, threshold=st.sampled_from([-INF, -0.5, 0.0, 0.1, 0.299, 0.3, 1, INF]))
@@ -191,8 +191,8 @@ def test_crossvalidated_accuracy_equals_loop(seed, n_folds):
         mine = [(s, k) for s, k, f in zip(scores.tolist(), same, folds, strict=True) if f == fold]
         threshold = best_by_loop(others)[1]
         shares.append(sum((s >= threshold) == k for s, k in mine) / len(mine))
-    got = crossvalidated_accuracy(scores, same, folds)
-    assert got == pytest.approx(sum(shares) / len(shares))
+    result = crossvalidated_accuracy(scores, same, folds)
+    assert result == pytest.approx(sum(shares) / len(shares))
 
 
 def test_crossvalidation_does_not_see_its_own_fold():
@@ -212,8 +212,8 @@ def test_equal_error_rate_equals_loop(pairs):
     n_same, n_diff = sizes(pairs)
     points = [(diff, n_same - same) for _, same, diff in curve_by_loop(pairs)]
     diff, missed = min(points, key=lambda point: abs(point[0] * n_same - point[1] * n_diff))
-    got = equal_error_rate(roc(*arrays(pairs)))
-    assert got == pytest.approx((diff / n_diff + missed / n_same) / 2, abs=1e-15)
+    result = equal_error_rate(roc(*arrays(pairs)))
+    assert result == pytest.approx((diff / n_diff + missed / n_same) / 2, abs=1e-15)
 
 
 def test_equal_error_rate_of_known_curves():
@@ -239,34 +239,36 @@ def test_accepts_equals_double_loop(seed, shape, threshold, block):
     queries, query_labels, gallery, gallery_labels, own = scene(seed, Q, max(G, 1), C)
     gallery, gallery_labels = gallery[:G], gallery_labels[:G]
     own = np.minimum(own, G - 1)
-    got = count_accepts(
+    result = count_accepts(
         *pair_inputs(queries, query_labels, gallery, gallery_labels, own), threshold, block=block
     )
-    wanted = np.zeros((4, Q), dtype=int)
+    expected = np.zeros((4, Q), dtype=int)
     for i, score, same in pairs_by_loop(queries, query_labels, gallery, gallery_labels, own):
-        wanted[0 if same else 2, i] += score >= threshold
-        wanted[1 if same else 3, i] += 1
-    counts = np.array([got.same_accepted, got.same_pairs, got.diff_accepted, got.diff_pairs])
+        expected[0 if same else 2, i] += score >= threshold
+        expected[1 if same else 3, i] += 1
+    counts = np.array(
+        [result.same_accepted, result.same_pairs, result.diff_accepted, result.diff_pairs]
+    )
     assert counts.dtype == np.int64
-    assert counts.tolist() == wanted.tolist()
-    same_in, same_all, diff_in, diff_all = wanted.sum(axis=1).tolist()
-    assert got.far == pytest.approx(diff_in / diff_all if diff_all else np.nan, nan_ok=True)
+    assert counts.tolist() == expected.tolist()
+    same_in, same_all, diff_in, diff_all = expected.sum(axis=1).tolist()
+    assert result.far == pytest.approx(diff_in / diff_all if diff_all else np.nan, nan_ok=True)
     wanted_frr = (same_all - same_in) / same_all if same_all else np.nan
-    assert got.frr == pytest.approx(wanted_frr, nan_ok=True)
+    assert result.frr == pytest.approx(wanted_frr, nan_ok=True)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_accepts_takes_any_float_type_and_no_own_row(dtype):
     """Half, single and double rows count alike where products are exact; own rows may be absent."""
     queries, query_labels, gallery, gallery_labels, _ = scene(3)
-    got = count_accepts(
+    result = count_accepts(
         *pair_inputs(queries.astype(dtype), query_labels, gallery.astype(dtype), gallery_labels),
         0.25,
     )
     scores, same = queries @ gallery.T, query_labels[:, None] == gallery_labels
-    assert got.same_accepted.tolist() == ((scores >= 0.25) & same).sum(axis=1).tolist()
-    assert got.diff_accepted.tolist() == ((scores >= 0.25) & ~same).sum(axis=1).tolist()
-    assert (got.same_pairs + got.diff_pairs).tolist() == [11] * 9
+    assert result.same_accepted.tolist() == ((scores >= 0.25) & same).sum(axis=1).tolist()
+    assert result.diff_accepted.tolist() == ((scores >= 0.25) & ~same).sum(axis=1).tolist()
+    assert (result.same_pairs + result.diff_pairs).tolist() == [11] * 9
 
 
 def test_threshold_is_not_rounded_to_float32():
@@ -275,21 +277,21 @@ def test_threshold_is_not_rounded_to_float32():
     queries, gallery = np.array([[1, 0]], np.float32), np.array([[0.6, 0.8]], np.float32)
     labels = np.zeros(1, dtype=np.int64)
     for threshold, passes in ((0.6, 1), (score, 1), (np.nextafter(score, 1), 0)):
-        got = count_accepts(*pair_inputs(queries, labels, gallery, labels), threshold)
-        assert got.same_accepted.tolist() == [passes]
+        result = count_accepts(*pair_inputs(queries, labels, gallery, labels), threshold)
+        assert result.same_accepted.tolist() == [passes]
 
 
 def check_keeps(arguments, own, accepted, scores, block):
     """The threshold is the next float32 above the (accepted + 1)-th largest of the scores."""
-    got = threshold_keeping_far(*pair_inputs(*arguments, own), accepted, block=block)
+    result = threshold_keeping_far(*pair_inputs(*arguments, own), accepted, block=block)
     ordered = np.sort(np.asarray(scores, dtype=np.float32))[::-1]
     if accepted == len(ordered):
-        assert got == ACCEPT_ALL
+        assert result == ACCEPT_ALL
     else:
-        assert got == float(np.nextafter(ordered[accepted], np.float32(INF)))
-    let_in = int((ordered.astype(np.float64) >= got).sum())
+        assert result == float(np.nextafter(ordered[accepted], np.float32(INF)))
+    let_in = int((ordered.astype(np.float64) >= result).sum())
     assert let_in <= accepted
-    counted = count_accepts(*pair_inputs(*arguments, own), got, block=block)
+    counted = count_accepts(*pair_inputs(*arguments, own), result, block=block)
     assert int(counted.diff_accepted.sum()) == let_in
 
 
@@ -317,8 +319,8 @@ def test_threshold_equals_explicit_sort_without_ties(block):
     assert len(np.unique(diff)) == len(diff)
     for accepted in range(len(diff) + 1):
         check_keeps(arguments, own, accepted, diff, block)
-        got = threshold_keeping_far(*pair_inputs(*arguments, own), accepted, block=block)
-        counted = count_accepts(*pair_inputs(*arguments, own), got, block=block)
+        result = threshold_keeping_far(*pair_inputs(*arguments, own), accepted, block=block)
+        counted = count_accepts(*pair_inputs(*arguments, own), result, block=block)
         assert counted.diff_accepted.sum() == accepted
 
 
@@ -326,9 +328,9 @@ def test_threshold_is_the_lowest_one():
     """One float32 lower would accept more different-class pairs than allowed."""
     *arguments, own = scene(6, Q=30, G=40, make=random_rows)
     for accepted in (0, 1, 17, 400):
-        got = threshold_keeping_far(*pair_inputs(*arguments, own), accepted)
-        assert count_accepts(*pair_inputs(*arguments, own), got).diff_accepted.sum() == accepted
-        lower = float(np.nextafter(np.float32(got), np.float32(-INF)))
+        result = threshold_keeping_far(*pair_inputs(*arguments, own), accepted)
+        assert count_accepts(*pair_inputs(*arguments, own), result).diff_accepted.sum() == accepted
+        lower = float(np.nextafter(np.float32(result), np.float32(-INF)))
         assert (
             count_accepts(*pair_inputs(*arguments, own), lower).diff_accepted.sum() == accepted + 1
         )
@@ -451,11 +453,11 @@ def test_each_query_may_have_its_own_threshold():
     """Counts at (Q,) thresholds equal those of each query alone; other shapes and NaN raise."""
     *arguments, own = scene(2, Q=30, G=40, make=random_rows)
     at = np.random.default_rng(3).uniform(-0.5, 0.5, 30)
-    got = count_accepts(*pair_inputs(*arguments, own), at, block=7)
+    result = count_accepts(*pair_inputs(*arguments, own), at, block=7)
     for q, threshold in enumerate(at):
         alone = count_accepts(*pair_inputs(*arguments, own), float(threshold), block=7)
-        assert got.same_accepted[q] == alone.same_accepted[q]
-        assert got.diff_accepted[q] == alone.diff_accepted[q]
+        assert result.same_accepted[q] == alone.same_accepted[q]
+        assert result.diff_accepted[q] == alone.diff_accepted[q]
     for bad in (at[:5], np.where(np.arange(30) == 4, np.nan, at)):
         with pytest.raises(InputError, match="threshold must be a number for each query"):
             count_accepts(*pair_inputs(*arguments, own), bad)

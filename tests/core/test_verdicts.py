@@ -79,9 +79,9 @@ def verdict(tmp_path, real, new, *more):
         np.savez(tmp_path / f"{name}.npz", ids=real.ids, labels=real.labels, features=rows)
     report = tmp_path / "report.json"
     command = ["verify", tmp_path / "old.npz", tmp_path / "new.npz", "--report", report, *more]
-    done = CliRunner().invoke(app, [*map(str, command)])
+    result = CliRunner().invoke(app, [*map(str, command)])
     found = json.loads(report.read_bytes())
-    assert done.exit_code == CODE[found["verdict"]["outcome"]], done.output
+    assert result.exit_code == CODE[found["verdict"]["outcome"]], result.output
     return found
 
 
@@ -194,9 +194,9 @@ def test_much_better_with_other_neighbours_passes(tmp_path):
     nearest = [np.argsort(-(rows @ old.T), axis=1)[:, 1:11] for rows in (old, better)]
     overlap = np.mean([len({*a} & {*b}) / 10 for a, b in zip(*nearest, strict=True)])
     assert overlap < 0.5
-    done = CliRunner().invoke(
+    result = CliRunner().invoke(
         app,
         ["verify", str(tmp_path / "old.npz"), str(tmp_path / "new.npz"),
          "--report", str(tmp_path / "r.json")],
     )  # fmt: skip
-    assert done.exit_code == 0, done.output
+    assert result.exit_code == 0, result.output

@@ -64,10 +64,10 @@ def report_of(folder: Path, new: str = "better", **options: Any) -> Report:
 @pytest.fixture(scope="module", params=["better", "old", "other"])
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Report:
     """One that passes, one that is inconclusive, one that fails; slices have hostile names."""
-    found = report_of(tmp_path_factory.mktemp("forms"), request.param)
+    parsed = report_of(tmp_path_factory.mktemp("forms"), request.param)
     expected = {"better": "pass", "old": "inconclusive", "other": "fail"}
-    assert found.verdict.outcome == expected[request.param], found.summary
-    return found
+    assert parsed.verdict.outcome == expected[request.param], parsed.summary
+    return parsed
 
 
 def test_junit_counts_its_cases(report: Report) -> None:
@@ -78,9 +78,9 @@ def test_junit_counts_its_cases(report: Report) -> None:
     assert len(cases) == len(report.verdict.checks) == int(suite.attrib["tests"])
     for name, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         assert int(suite.attrib[name]) == len(suite.findall(f"testcase/{tag}")), name
-    deciding = [one for one in report.verdict.checks if one.decides]
-    assert int(suite.attrib["failures"]) == sum(one.outcome == "fail" for one in deciding)
-    assert int(suite.attrib["errors"]) == sum(one.outcome == "inconclusive" for one in deciding)
+    deciding = [item for item in report.verdict.checks if item.decides]
+    assert int(suite.attrib["failures"]) == sum(item.outcome == "fail" for item in deciding)
+    assert int(suite.attrib["errors"]) == sum(item.outcome == "inconclusive" for item in deciding)
     green = suite.attrib["failures"] == suite.attrib["errors"] == "0"
     assert green is (report.verdict.outcome == "pass")
 
@@ -90,7 +90,7 @@ def test_junit_says_which_check_it_was(report: Report) -> None:
     cases = ET.fromstring(junit(report)).findall("testsuite/testcase")
     for case, check in zip(cases, report.verdict.checks, strict=True):
         assert case.attrib["name"].split(" ")[0] == check.name
-        tags = [one.tag for one in case if one.tag != "system-out"]
+        tags = [item.tag for item in case if item.tag != "system-out"]
         wanted = {"pass": [], "fail": ["failure"], "inconclusive": ["error"]}[check.outcome]
         assert tags == (wanted if check.decides else ["skipped"])
         text = case.findtext("system-out") or ""
@@ -109,20 +109,20 @@ def test_junit_keeps_hostile_names_readable(report: Report) -> None:
         "testsuites", "testsuite", "properties", "property", "testcase",
         "failure", "error", "skipped", "system-out",
     }  # fmt: skip
-    assert {one.tag for one in root.iter()} <= known
+    assert {item.tag for item in root.iter()} <= known
 
 
 def test_a_lone_surrogate_is_a_question_mark_in_junit(report: Report) -> None:
     """A name that has no UTF-8 leaves a file that parses."""
     body = junit(replace(report, summary="a\ud800b\ufffe"))
-    values = [one.attrib["value"] for one in ET.fromstring(body).iter("property")]
+    values = [item.attrib["value"] for item in ET.fromstring(body).iter("property")]
     assert "a?b?" in values
 
 
 @pytest.mark.parametrize("form", [markdown, openmetrics])
 def test_a_lone_surrogate_in_a_name_leaves_decodable_files(report: Report, form: Any) -> None:
     """A file name that is not UTF-8 leaves a summary and metrics that decode."""
-    checks = tuple(replace(one, group=f"{one.group}\udcff") for one in report.verdict.checks)
+    checks = tuple(replace(item, group=f"{item.group}\udcff") for item in report.verdict.checks)
     changed = replace(
         report,
         old=replace(report.old, name="a\udcff.npz"),
@@ -133,7 +133,7 @@ def test_a_lone_surrogate_in_a_name_leaves_decodable_files(report: Report, form:
 
 def test_a_suite_without_a_deciding_check_is_an_error(report: Report) -> None:
     """A suite in which no check decides is never green."""
-    checks = tuple(replace(one, decides=False) for one in report.verdict.checks)
+    checks = tuple(replace(item, decides=False) for item in report.verdict.checks)
     empty = replace(report, verdict=replace(report.verdict, checks=checks, outcome="inconclusive"))
     for changed in (empty, replace(empty, verdict=replace(empty.verdict, checks=()))):
         suite = ET.fromstring(junit(changed)).find("testsuite")
@@ -145,10 +145,10 @@ def test_a_suite_without_a_deciding_check_is_an_error(report: Report) -> None:
 
 def test_a_suite_is_green_only_for_a_pass(tmp_path: Path) -> None:
     """If all deciding checks pass but the criterion is not among them, the suite is an error."""
-    found = report_of(tmp_path)
-    kept = tuple(one for one in found.verdict.checks if one.name != "recall_gain")
-    assert {one.outcome for one in kept if one.decides} == {"pass"}
-    open_one = replace(found, verdict=replace(found.verdict, checks=kept, outcome="inconclusive"))
+    parsed = report_of(tmp_path)
+    kept = tuple(item for item in parsed.verdict.checks if item.name != "recall_gain")
+    assert {item.outcome for item in kept if item.decides} == {"pass"}
+    open_one = replace(parsed, verdict=replace(parsed.verdict, checks=kept, outcome="inconclusive"))
     suite = ET.fromstring(junit(open_one)).find("testsuite")
     assert suite is not None
     assert int(suite.attrib["errors"]) + int(suite.attrib["failures"]) > 0
@@ -187,16 +187,16 @@ def test_markdown_tables_keep_their_columns(report: Report) -> None:
             widths[-1].append(0)
         elif token.type in {"th_open", "td_open"}:
             widths[-1][-1] += 1
-    assert all(len(set(one)) == 1 for one in widths)
-    deciding = sum(one.decides for one in report.verdict.checks)
-    assert [len(one) - 1 for one in widths[1:]] == [
+    assert all(len(set(item)) == 1 for item in widths)
+    deciding = sum(item.decides for item in report.verdict.checks)
+    assert [len(item) - 1 for item in widths[1:]] == [
         deciding,
         len(report.verdict.checks) - deciding,
     ]
     texts = {
-        "".join(part.content for part in one.children or () if part.type.startswith("text"))
-        for one in tokens
-        if one.type == "inline" and one.content.startswith("slice")
+        "".join(part.content for part in item.children or () if part.type.startswith("text"))
+        for item in tokens
+        if item.type == "inline" and item.content.startswith("slice")
     }
     for name in ("html", "cell", "link", "emoji", "cdata"):
         assert f"slice_gain (unseen, {name}={HOSTILE[name]})" in texts, name
@@ -204,13 +204,13 @@ def test_markdown_tables_keep_their_columns(report: Report) -> None:
 
 def test_markdown_holds_hostile_model_and_policy_names(tmp_path: Path) -> None:
     """A file or policy named like markup stays a name."""
-    found = report_of(tmp_path)
+    parsed = report_of(tmp_path)
     name = "`</code><b>x|y</b>`\n# z"
     changed = replace(
-        found,
-        old=replace(found.old, name=name),
-        new=replace(found.new, name=name),
-        policy=replace(found.policy, name="<b>[x](y)</b>"),
+        parsed,
+        old=replace(parsed.old, name=name),
+        new=replace(parsed.new, name=name),
+        policy=replace(parsed.policy, name="<b>[x](y)</b>"),
         not_checked=("<i>", "|a|\n\n# b"),
     )
     html, _ = rendered(changed)
@@ -252,7 +252,7 @@ def strictly(body: bytes) -> Samples:
     assert text.endswith("# EOF\n")
     lines = text[:-1].split("\n")
     assert lines.count("# EOF") == 1
-    found: Samples = {}
+    parsed: Samples = {}
     family, told = "", set()
     for line in lines[:-1]:
         if line.startswith("# "):
@@ -270,38 +270,40 @@ def strictly(body: bytes) -> Samples:
         pairs = LABEL.findall(match[2])
         assert ",".join(f'{key}="{value}"' for key, value in pairs) == match[2]
         plain = [
-            (key, re.sub(r"\\(.)", lambda one: {"n": "\n"}.get(one[1], one[1]), value))
+            (key, re.sub(r"\\(.)", lambda item: {"n": "\n"}.get(item[1], item[1]), value))
             for key, value in pairs
         ]
         assert len({key for key, _ in plain}) == len(plain)
         key = (match[1], tuple(sorted(plain)))
-        assert key not in found
+        assert key not in parsed
         assert re.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?", match[3]), line
-        found[key] = float(match[3])
-    return found
+        parsed[key] = float(match[3])
+    return parsed
 
 
 def test_metrics_parse_strictly_and_say_what_the_report_says(report: Report) -> None:
     """Every check's outcome and defined figures appear once, under names that survive escaping."""
-    found = strictly(openmetrics(report))
+    parsed = strictly(openmetrics(report))
     values = {"pass": 1.0, "inconclusive": 0.0, "fail": -1.0}
-    verdicts = [value for (name, _), value in found.items() if name == "compatctl_verdict"]
+    verdicts = [value for (name, _), value in parsed.items() if name == "compatctl_verdict"]
     assert verdicts == [values[report.verdict.outcome]]
     outcomes = {
         (dict(labels)["check"], dict(labels)["group"]): value
-        for (name, labels), value in found.items()
+        for (name, labels), value in parsed.items()
         if name == "compatctl_check_outcome"
     }
-    assert outcomes == {(one.name, one.group): values[one.outcome] for one in report.verdict.checks}
+    assert outcomes == {
+        (item.name, item.group): values[item.outcome] for item in report.verdict.checks
+    }
     numbers = {
         (dict(labels)["check"], dict(labels)["group"], dict(labels)["bound"]): value
-        for (name, labels), value in found.items()
+        for (name, labels), value in parsed.items()
         if name == "compatctl_check"
     }
     wanted = {
-        (one.name, one.group, bound): value
-        for one in report.verdict.checks
-        for bound, value in (("estimate", one.estimate), ("low", one.low), ("high", one.high))
+        (item.name, item.group, bound): value
+        for item in report.verdict.checks
+        for bound, value in (("estimate", item.estimate), ("low", item.low), ("high", item.high))
         if value is not None
     }
     assert numbers == wanted
@@ -315,10 +317,10 @@ def test_metrics_leave_out_what_is_not_a_number(tmp_path: Path) -> None:
         with np.load(path) as archive:
             arrays = dict(archive)
         np.savez(path, **{**arrays, "labels": arrays["ids"]})
-    found = verify_features(old, new, Policy(), VerifyOptions(threshold=0.999))
-    recall = found.groups[0].recall["old_old"]["1"]
+    parsed = verify_features(old, new, Policy(), VerifyOptions(threshold=0.999))
+    recall = parsed.groups[0].recall["old_old"]["1"]
     assert np.isnan(recall)
-    names = {name for name, _ in strictly(openmetrics(found))}
+    names = {name for name, _ in strictly(openmetrics(parsed))}
     assert "compatctl_verdict" in names
     assert "compatctl_recall" not in names
 
@@ -330,7 +332,7 @@ def test_report_json_is_canonical(report: Report) -> None:
     raw = json.loads(body, parse_constant=pytest.fail)
     assert canonical_json(raw) == body
     assert raw["format"] == 4
-    groups = [one["group"] for one in raw["verdict"]["checks"]]
+    groups = [item["group"] for item in raw["verdict"]["checks"]]
     assert f"unseen, control={HOSTILE['control']}" in groups
     assert raw["policy_sha256"] == sha256_bytes(canonical_json(raw["policy"]))
 
@@ -387,11 +389,11 @@ def test_an_edited_outcome_is_refused(tmp_path: Path, report: Report) -> None:
 
 def test_a_pass_without_the_criterion_is_refused(tmp_path: Path) -> None:
     """A report whose recall gain does not decide is no pass."""
-    found = report_of(tmp_path, "old")
-    verdict = json.loads(found.to_bytes())["verdict"]
-    for one in verdict["checks"]:
-        one["decides"] = one["decides"] and one["outcome"] == "pass"
-    path = edited(tmp_path / "report.json", found, verdict={**verdict, "outcome": "pass"})
+    parsed = report_of(tmp_path, "old")
+    verdict = json.loads(parsed.to_bytes())["verdict"]
+    for item in verdict["checks"]:
+        item["decides"] = item["decides"] and item["outcome"] == "pass"
+    path = edited(tmp_path / "report.json", parsed, verdict={**verdict, "outcome": "pass"})
     with pytest.raises(InputError, match="own checks"):
         read_report(path)
 
@@ -408,7 +410,7 @@ def test_a_missing_entry_is_refused(tmp_path: Path, report: Report, entry: str) 
     """A missing entry, or one of another type, is an input error, not a traceback."""
     raw = json.loads(report.to_bytes())
     path = tmp_path / "report.json"
-    path.write_bytes(canonical_json({key: one for key, one in raw.items() if key != entry}))
+    path.write_bytes(canonical_json({key: item for key, item in raw.items() if key != entry}))
     with pytest.raises(InputError):
         read_report(path)
     with pytest.raises(InputError):
@@ -444,15 +446,15 @@ def test_values_that_cannot_be_written_again(tmp_path: Path, report: Report, pol
 
 def test_hostile_names_through_the_command_line(tmp_path: Path) -> None:
     """The command writes every form of a report with hostile names, and all of them parse."""
-    columns = {name: np.where(np.arange(250) % 2, one, "") for name, one in HOSTILE.items()}
+    columns = {name: np.where(np.arange(250) % 2, item, "") for name, item in HOSTILE.items()}
     old, new = tables(tmp_path, **columns)
     files = [tmp_path / f"out.{name}" for name in ("xml", "md", "txt")]
     command = ["verify", str(old), str(new), "--report", str(tmp_path / "report.json")]
     for name, path in zip(("junit", "markdown", "metrics"), files, strict=True):
         command += [f"--{name}", str(path)]
     command += [part for name in NAMES for part in ("--slice", name)]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
     assert len(ET.parse(files[0]).findall("testsuite/testcase")) >= len(NAMES)
     assert files[1].read_text().startswith("## compatctl verify: pass\n")
     assert strictly(files[2].read_bytes())

@@ -36,8 +36,10 @@ def judged(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shop = Shop(folder)
     for name, code in (("new", 0), ("worse", 3)):
         report = folder / ("report.json" if name == "new" else "worse.json")
-        done = shop.run("verify", folder / "old.onnx", folder / f"{name}.onnx", "--report", report)
-        assert done.code == code, done.stderr
+        result = shop.run(
+            "verify", folder / "old.onnx", folder / f"{name}.onnx", "--report", report
+        )
+        assert result.code == code, result.stderr
     return folder
 
 
@@ -58,20 +60,20 @@ def _edit(path: Path, edit: Edit) -> None:
 
 def _refused(shop: Shop, report: str, says: str = "", code: int = 5) -> None:
     before = shop.manifest()
-    done = shop.run("deploy", "--report", shop.path(report))
-    assert (done.code, says in done.stderr) == (code, True), done.stderr
+    result = shop.run("deploy", "--report", shop.path(report))
+    assert (result.code, says in result.stderr) == (code, True), result.stderr
     assert shop.manifest() == before
 
 
 def _check(raw: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(one for one in raw["verdict"]["checks"] if one["name"] == name)
+    found: dict[str, Any] = next(item for item in raw["verdict"]["checks"] if item["name"] == name)
     return found
 
 
 def _forged(shop: Shop, change: Callable[[Check], Check | None]) -> Report:
     """The worse model's report with changed checks, its verdict and sentences made to fit."""
     report = read_report(shop.path("worse.json")).report
-    checks = [one for one in map(change, report.verdict.checks) if one is not None]
+    checks = [item for item in map(change, report.verdict.checks) if item is not None]
     verdict = settle(report.policy, checks)
     return replace(report, verdict=verdict, summary=summary(verdict), next_step=NEXT_STEP)
 
@@ -86,13 +88,13 @@ def test_another_word_is_no_other_verdict(seller: Shop) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda one: None if one.outcome == "fail" else one,
-        lambda one: replace(one, may_decide=one.outcome != "fail"),
-        lambda one: replace(one, group="seen") if one.outcome == "fail" else one,
-        lambda one: replace(one, raw_p=(0.0001, 1.0)) if one.outcome == "fail" else one,
-        lambda one: replace(one, raw_p=(0.0001, 1.0), low=0.1, high=0.3),
-        lambda one: replace(one, n_classes=None, low=None, high=None, raw_p=None, estimate=0.2),
-        lambda one: replace(one, estimate=0.2, low=0.1, high=0.3, raw_p=(0.0001, 1.0)),
+        lambda item: None if item.outcome == "fail" else item,
+        lambda item: replace(item, may_decide=item.outcome != "fail"),
+        lambda item: replace(item, group="seen") if item.outcome == "fail" else item,
+        lambda item: replace(item, raw_p=(0.0001, 1.0)) if item.outcome == "fail" else item,
+        lambda item: replace(item, raw_p=(0.0001, 1.0), low=0.1, high=0.3),
+        lambda item: replace(item, n_classes=None, low=None, high=None, raw_p=None, estimate=0.2),
+        lambda item: replace(item, estimate=0.2, low=0.1, high=0.3, raw_p=(0.0001, 1.0)),
     ],
     ids=["removed", "without a say", "of another group", "p", "p and interval", "no sample", "all"],
 )
@@ -212,7 +214,7 @@ def _easy(shop: Shop) -> Path:
         (("--pairs", "pairs.csv"), "pairs ", "gate: {pairs: pairs.csv}"),
         (("--data", "easy.csv"), "other data", None),
     ],
-    ids=lambda one: one if isinstance(one, str) else None,
+    ids=lambda item: item if isinstance(item, str) else None,
 )
 def test_deploy_compares_the_options_of_verify(
     seller: Shop, flags: tuple[str, ...], named: str, entry: str | None
@@ -220,12 +222,12 @@ def test_deploy_compares_the_options_of_verify(
     """An option that the project does not set is refused by name; set in the project it deploys."""
     _pairs(seller)
     _easy(seller)
-    files = [str(seller.path(one)) if one.endswith(".csv") else one for one in flags]
+    files = [str(seller.path(item)) if item.endswith(".csv") else item for item in flags]
     more = ("--data-root", seller.data().parent) if "--data" in flags else ()
     both = (seller.path("old.onnx"), seller.path("new.onnx"))
     report = ("--report", seller.path("report.json"))
-    done = seller.run("verify", *both, *report, *files, *more)
-    assert done.code == 0, done.stderr
+    result = seller.run("verify", *both, *report, *files, *more)
+    assert result.code == 0, result.stderr
     _refused(seller, "report.json", named, code=3)
     if entry is not None:
         project = seller.path("compatctl.yaml")
@@ -254,10 +256,10 @@ def test_deploy_compares_the_evaluation_set(seller: Shop) -> None:
 def test_every_option_is_bound_but_those_of_presentation() -> None:
     """A new option is bound, and the project can set it, unless it is listed or is of feature
     tables."""
-    names = {one.name for one in fields(VerifyOptions)}
+    names = {item.name for item in fields(VerifyOptions)}
     assert set(PRESENTATION) < names
     assert set(VerifyOptions().bound()) == names - set(PRESENTATION)
-    known = {one.name for one in (*fields(Project), *fields(Gate))}
+    known = {item.name for item in (*fields(Project), *fields(Gate))}
     assert names - set(PRESENTATION) - {"similarity"} <= known
 
 
@@ -275,15 +277,15 @@ def test_a_rolled_back_model_needs_again(seller: Shop) -> None:
     _refused(seller, "report.json", "generation 3 rolled", code=3)
     report = ("--report", seller.path("fresh.json"))
     assert seller.run(*verify, *report, "--policy", "lenient").code == 0
-    done = seller.run("deploy", *report, "--policy", "lenient")
-    assert (done.code, "no report brings it back" in done.stderr) == (3, True)
+    result = seller.run("deploy", *report, "--policy", "lenient")
+    assert (result.code, "no report brings it back" in result.stderr) == (3, True)
     assert seller.run("deploy", "--again").code == 2
     assert seller.run("deploy", *AGAIN, "--force").code == 2
     assert seller.run("deploy", *AGAIN, "--dry-run").json["written"] is False
     assert seller.run("deploy", *AGAIN).json["written"] is True
     assert seller.run("deploy", *AGAIN).json["written"] is False
     assert seller.manifest()["again_reason"] == AGAIN[2]
-    notes = [one["note"] for one in seller.run("history").json["generations"]]
+    notes = [item["note"] for item in seller.run("history").json["generations"]]
     assert notes == ["", "", "", f"again: {AGAIN[2]}"]
     assert seller.run("check").json["ok"]
     assert seller.run("rollback").code == 0
@@ -319,9 +321,9 @@ def test_a_signature_finds_consistent_edits(seller: Shop, monkeypatch: pytest.Mo
     assert (unset.code, "COMPATCTL_REPORT_KEY" in unset.stderr) == (2, True)
     monkeypatch.setenv("COMPATCTL_REPORT_KEY", KEY)
     _refused(seller, "report.json", "not signed", code=3)
-    done = seller.run(*verify, *report)
-    assert done.code == 0
-    assert KEY not in done.stdout + done.stderr + seller.path("report.json").read_text()
+    result = seller.run(*verify, *report)
+    assert result.code == 0
+    assert KEY not in result.stdout + result.stderr + seller.path("report.json").read_text()
     assert seller.run("deploy", "--dry-run").json["signature"] == "checked"
     honest = seller.path("report.json").read_bytes()
     assert seller.run(*verify, *report).code == 0
@@ -343,9 +345,9 @@ def test_a_signature_finds_consistent_edits(seller: Shop, monkeypatch: pytest.Mo
 def _verified(shop: Shop, *more: object, model: str = "new.onnx") -> dict[str, Any]:
     """The report of one verification."""
     both = (shop.path("old.onnx"), shop.path(model))
-    done = shop.run("verify", *both, "--report", shop.path("report.json"), *more)
-    assert done.code in {0, 3, 4}, done.stderr
-    found: dict[str, Any] = done.json
+    result = shop.run("verify", *both, "--report", shop.path("report.json"), *more)
+    assert result.code in {0, 3, 4}, result.stderr
+    found: dict[str, Any] = result.json
     return found
 
 
@@ -363,7 +365,7 @@ def test_every_distinct_verification_is_counted_once(begun: Path, tmp_path: Path
     assert second["attempt"]["number"] == 2
     assert second["attempt"]["earlier"][0]["seed"] == 0
     third = _verified(shop, "--policy", "lenient", "--slice", "vendor")
-    assert [one["seed"] for one in third["attempt"]["earlier"]] == [0, 1]
+    assert [item["seed"] for item in third["attempt"]["earlier"]] == [0, 1]
     assert third["attempt"]["earlier"][1]["policy"] == "default"
     assert third["attempt"]["earlier"][1]["options"]["slices"] == []
     assert _verified(shop, model="worse.onnx")["attempt"]["number"] == 1
@@ -385,9 +387,9 @@ def test_a_later_attempt_must_show_more(begun: Path, tmp_path: Path) -> None:
     shop = Shop(tmp_path / "shop")
     reports = [_verified(shop, "--seed", str(seed)) for seed in range(3)]
     for number, report in enumerate(reports, 1):
-        checks = [one for one in report["verdict"]["checks"] if one["decides"] and one["raw_p"]]
-        smallest = min(one["p"] for one in checks)
-        raw = min(one["raw_p"][0] for one in checks)
+        checks = [item for item in report["verdict"]["checks"] if item["decides"] and item["raw_p"]]
+        smallest = min(item["p"] for item in checks)
+        raw = min(item["raw_p"][0] for item in checks)
         assert smallest == pytest.approx(min(1.0, number * len(checks) * raw))
         assert report["replicates"] >= number * 10 * len(checks) / report["policy"]["alpha"] / 2
     assert reports[2]["replicates"] > reports[0]["replicates"]
@@ -406,8 +408,8 @@ def test_an_attempt_that_is_left_out_is_found(begun: Path, tmp_path: Path) -> No
     assert shop.run("deploy", "--report", copy.path("report.json"), "--dry-run").code == 0
     assert not shop.path("store/attempts").exists()
     _verified(shop, "--seed", "1")
-    done = shop.run("deploy", "--report", copy.path("report.json"))
-    assert (done.code, "it is attempt 2" in done.stderr) == (3, True)
+    result = shop.run("deploy", "--report", copy.path("report.json"))
+    assert (result.code, "it is attempt 2" in result.stderr) == (3, True)
     first = read_report(copy.path("report.json")).report
     none = replace(first, attempt=None, not_checked=(*first.not_checked, "attempts: none"))
     shop.path("report.json").write_bytes(none.to_bytes())
@@ -449,13 +451,13 @@ def test_attempts_are_restored_from_a_deployed_report(begun: Path, tmp_path: Pat
     assert shop.run("rollback").code == 0
     for left in (None, only_first):
         path.unlink() if left is None else path.write_bytes(left)
-        done = shop.run("check")
-        assert (done.code, "does not know of the attempt that generation 2" in done.stdout) == (
+        result = shop.run("check")
+        assert (result.code, "does not know of the attempt that generation 2" in result.stdout) == (
             5,
             1,
         )
         again = _verified(shop, "--dry-run", "--seed", "7")["attempt"]
-        assert (again["number"], [one["seed"] for one in again["earlier"]]) == (3, [1, 0])
+        assert (again["number"], [item["seed"] for item in again["earlier"]]) == (3, [1, 0])
         assert _verified(shop, "--seed", "7")["attempt"] == again
         assert shop.run("check").json["ok"]
     path.unlink()
@@ -487,13 +489,13 @@ def test_verify_with_a_read_only_store_reports_what_it_skips(begun: Path) -> Non
         shop.run("verify", *both, "--dry-run")  # what is imported late is imported as root
         os.seteuid(65534)
         try:
-            done = shop.run("verify", *both, "--report", report_file)
+            result = shop.run("verify", *both, "--report", report_file)
         finally:
             os.seteuid(0)
-        assert done.code == 0, done.stderr
+        assert result.code == 0, result.stderr
         report = json.loads(report_file.read_bytes())
         assert report["attempt"] is None
-        assert any("cannot be written" in one for one in report["not_checked"])
+        assert any("cannot be written" in item for item in report["not_checked"])
         assert shop.run("deploy", "--report", report_file).code == 0
         assert len(list(shop.path("store/attempts").glob("*.json"))) == 1
 
@@ -527,7 +529,9 @@ def test_a_model_that_anchored_a_part_of_the_gallery_deploys(seller: Shop) -> No
     """Its gains are weighted to the store's shares, its design effect is not, and the report agrees
     with itself."""
     data = load(seller.data())
-    rows = [i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "gallery")]
+    rows = [
+        i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "gallery")
+    ]
     anchors = [{"id": data.ids[i], "sha256": data.digest(i)} for i in rows[: len(rows) // 4]]
     carry(
         seller.path("new.onnx"),
@@ -538,8 +542,8 @@ def test_a_model_that_anchored_a_part_of_the_gallery_deploys(seller: Shop) -> No
     assert 0 < group["training_overlap"]["of_queries"] < 1
     assert group["dependence"]
     assert report["verdict"]["outcome"] == "pass"
-    done = seller.run("deploy", "--report", seller.path("report.json"))
-    assert done.code == 0, done.stderr
+    result = seller.run("deploy", "--report", seller.path("report.json"))
+    assert result.code == 0, result.stderr
 
 
 def test_a_report_that_judges_the_index_says_at_which_ef(seller: Shop) -> None:
@@ -554,7 +558,7 @@ def test_a_word_replaced_anywhere_is_found(seller: Shop, name: str) -> None:
     signature finds it."""
     path = seller.path("report.json")
     text = path.read_text(encoding="utf-8")
-    better, worse = (Encoder.load(seller.path(f"{one}.onnx")).sha256 for one in ("new", "worse"))
+    better, worse = (Encoder.load(seller.path(f"{item}.onnx")).sha256 for item in ("new", "worse"))
     old, new = {
         "another model": (better, worse),
         "a warning more": ('"warnings": [\n', '"warnings": [\n    "All is well",\n'),
@@ -563,6 +567,6 @@ def test_a_word_replaced_anywhere_is_found(seller: Shop, name: str) -> None:
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
     before = seller.manifest()
-    done = seller.run("deploy", "--report", path, "--model", seller.path("worse.onnx"))
-    assert (done.code, "checksum" in done.stderr) == (5, True), done.stderr
+    result = seller.run("deploy", "--report", path, "--model", seller.path("worse.onnx"))
+    assert (result.code, "checksum" in result.stderr) == (5, True), result.stderr
     assert seller.manifest() == before
