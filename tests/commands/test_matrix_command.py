@@ -15,27 +15,27 @@ from compatctl.encoder import Encoder
 def test_values_equal_explicit_searches_and_intervals_hold_them(shop: Shop) -> None:
     """Every cell is the share of right first answers, inside its interval; so are the summaries."""
     names = ("old.onnx", "new.onnx", "worse.onnx")
-    found = shop.run("matrix", *(shop.path(name) for name in names)).json
+    report = shop.run("matrix", *(shop.path(name) for name in names)).json
     data = load(shop.data())
     queries = [i for i, x in enumerate(data.items) if (x.split, x.role) == ("test", "query")]
     gallery = [i for i, x in enumerate(data.items) if x.role == "gallery"]
     encoders = [Encoder.load(shop.path(name)) for name in names]
-    asked = [one.embed(data.take(queries)).features for one in encoders]
-    searched = [one.embed(data.take(gallery)).features for one in encoders]
+    asked = [entry.embed(data.take(queries)).features for entry in encoders]
+    searched = [value.embed(data.take(gallery)).features for value in encoders]
     labels = np.array(data.labels)
     for i in range(3):
-        assert len(found["values"][i]) == i + 1
+        assert len(report["values"][i]) == i + 1
         for j in range(i + 1):
             nearest = (asked[i] @ searched[j].T).argmax(axis=1)
             right = (labels[gallery][nearest] == labels[queries]).mean()
-            assert found["values"][i][j] == pytest.approx(right, abs=3e-3)
-            low, high = found["intervals"][i][j]
-            assert low <= found["values"][i][j] <= high
+            assert report["values"][i][j] == pytest.approx(right, abs=3e-3)
+            low, high = report["intervals"][i][j]
+            assert low <= report["values"][i][j] <= high
             assert high - low < 0.25
     for name in ("ac", "aa", "aca"):
-        low, high = found[f"{name}_interval"]
-        assert low <= found[name] <= high
-    better, worse = found["gain_intervals"][1][0], found["gain_intervals"][2][0]
+        low, high = report[f"{name}_interval"]
+        assert low <= report[name] <= high
+    better, worse = report["gain_intervals"][1][0], report["gain_intervals"][2][0]
     assert better[0] > 0
     assert worse[1] < 0
 
@@ -46,16 +46,16 @@ def test_the_stores_versions_are_the_default(shop: Shop) -> None:
     done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
     assert done.code == 0
     assert shop.run("deploy").code == 0
-    found = shop.run("matrix").json
+    result = shop.run("matrix").json
     sha256 = [Encoder.load(shop.path(name)).sha256 for name in ("old.onnx", "new.onnx")]
-    assert found["sha256"] == sha256
-    assert found["ac"] == 1.0
+    assert result["sha256"] == sha256
+    assert result["ac"] == 1.0
 
 
 def test_a_single_version_has_no_compatibility(shop: Shop) -> None:
     """One model gives its self-test; AC and ACA are not defined, in JSON and in the table."""
-    found = shop.run("matrix", shop.path("old.onnx"))
-    assert (found.json["ac"], found.json["aca"]) == (None, None)
+    result = shop.run("matrix", shop.path("old.onnx"))
+    assert (result.json["ac"], result.json["aca"]) == (None, None)
     table = run("matrix", *shop.args, shop.path("old.onnx")).stdout
     assert "AC   -" in table
 

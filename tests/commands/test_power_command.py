@@ -24,7 +24,7 @@ def tables(tmp_path_factory):
     old /= np.linalg.norm(old, axis=1, keepdims=True)
     means = {name: old[labels == name].mean(axis=0) for name in np.unique(labels)}
     new = old + 0.2 * np.stack([means[name] for name in labels])
-    vendor = np.array([one.split("/")[0] for one in ids])
+    vendor = np.array([item_id.split("/")[0] for item_id in ids])
     for name, rows in (("old", old), ("new", new)):
         told = {"vendor": vendor, "similarity": np.array("cosine")}
         np.savez(folder / f"{name}.npz", ids=ids, labels=labels, features=rows, **told)
@@ -40,15 +40,15 @@ def power(*arguments):
 
 def test_one_table_says_what_could_be_shown(tables):
     """Ranges of what may change, with the old model's own recall; fewer flips show less."""
-    found = power(tables / "old.npz")
-    assert (found["measured"], found["unit"], found["n_classes"]) == (False, ["class"], 80)
-    assert 0.3 < found["old_recall"] < 1
-    rows = {(row["changed"], row["icc"]["class"]): row for row in found["rows"]}
+    result = power(tables / "old.npz")
+    assert (result["measured"], result["unit"], result["n_classes"]) == (False, ["class"], 80)
+    assert 0.3 < result["old_recall"] < 1
+    rows = {(row["changed"], row["icc"]["class"]): row for row in result["rows"]}
     assert len(rows) == 9
     assert rows[0.15, 0.0]["least_gain"] < rows[0.15, 0.3]["least_gain"]
     assert rows[0.05, 0.0]["least_gain"] < rows[0.3, 0.0]["least_gain"]
-    gains = [one["gain"] for one in rows[0.15, 0.1]["needed"]]
-    classes = [one["classes"] for one in rows[0.15, 0.1]["needed"]]
+    gains = [entry["gain"] for entry in rows[0.15, 0.1]["needed"]]
+    classes = [value["classes"] for value in rows[0.15, 0.1]["needed"]]
     assert gains == [0.01, 0.02, 0.05]
     assert classes[0] > 3 * classes[1] > 9 * classes[2]
 
@@ -79,9 +79,9 @@ def test_the_data_need_no_model(tmp_path):
         for number in range(1 if label == 0 else 6):
             Image.new("RGB", (8, 8), (label, number, 0)).save(folder / f"{number}.png")
     (tmp_path / "compatctl.yaml").write_text("data: images\nsplit: {train: 0, validation: 0}\n")
-    found = power("--project", tmp_path / "compatctl.yaml", "--gain", ".1")
-    assert (found["n_queries"], found["n_classes"]) == (39 * 6, 39)
-    assert [one["gain"] for one in found["rows"][0]["needed"]] == [0.1]
+    result = power("--project", tmp_path / "compatctl.yaml", "--gain", ".1")
+    assert (result["n_queries"], result["n_classes"]) == (39 * 6, 39)
+    assert [entry["gain"] for entry in result["rows"][0]["needed"]] == [0.1]
     done = run("power", "--project", tmp_path / "compatctl.yaml")
     assert "234 held-out queries" in done.stdout
     assert "assumed" in done.stdout
@@ -90,14 +90,14 @@ def test_the_data_need_no_model(tmp_path):
     short = power("--project", tmp_path / "compatctl.yaml", "--policy", strict)
     assert "39 classes or units" in short["too_few"]
     assert all(row["least_gain"] is None for row in short["rows"])
-    assert all(one["classes"] >= 50 for row in short["rows"] for one in row["needed"][:1])
+    assert all(value["classes"] >= 50 for row in short["rows"] for value in row["needed"][:1])
 
 
 def test_a_cluster_is_one_more_unit(tables):
     """Five vendors are the scarcest unit, and too few to tell anything."""
-    found = power(tables / "old.npz", "--cluster", "vendor")
-    assert (found["unit"], found["n_classes"]) == (["class", "vendor"], 5)
-    assert "asks for 20" in found["too_few"]
+    result = power(tables / "old.npz", "--cluster", "vendor")
+    assert (result["unit"], result["n_classes"]) == (["class", "vendor"], 5)
+    assert "asks for 20" in result["too_few"]
 
 
 def test_what_cannot_be_asked(tables, tmp_path):

@@ -57,7 +57,9 @@ def verify(folder: Path, *more: object) -> tuple[Result, dict[str, Any]]:
 
 def checks(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The deciding group's checks."""
-    return {one["name"]: one for one in report["verdict"]["checks"] if one["group"] == "unseen"}
+    return {
+        check["name"]: check for check in report["verdict"]["checks"] if check["group"] == "unseen"
+    }
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.6])
@@ -68,10 +70,10 @@ def test_a_model_of_another_scale_passes_at_the_callers_threshold(
     failed, _ = verify(tables, "--threshold", threshold)
     assert failed.code == 3
     done, report = verify(tables, "--threshold", threshold, "--calibrate")
-    found = checks(report)
+    by_name = checks(report)
     assert done.code == 0, report["summary"]
-    assert found["far_ratio"]["low"] <= 1.0 <= found["far_ratio"]["high"]
-    assert found["frr_increase"]["outcome"] == "pass"
+    assert by_name["far_ratio"]["low"] <= 1.0 <= by_name["far_ratio"]["high"]
+    assert by_name["frr_increase"]["outcome"] == "pass"
     rates = report["groups"][0]["error_rates"]
     assert rates["calibrated"]
     assert (rates["old_threshold"], rates["cosines"]["old"]) == (threshold, threshold)
@@ -93,7 +95,7 @@ def test_every_query_is_judged_by_the_map_of_the_other_classes(tables: Path) -> 
     with np.load(tables / "new.npz") as archive:
         new = unit(archive["features"].astype(float))
     asked, searched = roles == "query", roles == "gallery"
-    before, after = (one[asked] @ old[searched].T for one in (old, new))
+    before, after = (features[asked] @ old[searched].T for features in (old, new))
     same = labels[asked][:, None] == labels[searched][None]
     half = np.unique(labels[asked], return_inverse=True)[1] % 2
     accepted = np.zeros(same.shape, dtype=bool)
@@ -107,7 +109,7 @@ def test_every_query_is_judged_by_the_map_of_the_other_classes(tables: Path) -> 
     assert rates["frr"]["new"] == pytest.approx((~accepted[same]).mean(), abs=0.01)
 
 
-def test_a_calibration_says_what_no_threshold_was_given_for(tables: Path) -> None:
+def test_a_calibration_without_a_threshold_is_reported(tables: Path) -> None:
     """Scores that moved are mapped: nothing is warned of; that no threshold was asked is said."""
     _, report = verify(tables, "--calibrate")
     assert report["warnings"] == []
@@ -124,7 +126,7 @@ def test_a_calibration_and_another_threshold_exclude_each_other(tables: Path) ->
     assert "--new-threshold" in done.stderr
 
 
-def test_too_few_pairs_make_no_map(tables: Path) -> None:
+def test_a_calibration_needs_enough_pairs(tables: Path) -> None:
     """Under a thousand pairs of two classes in a half: exit 5, and what to do."""
     few = tables / "few.npz"
     done = run("verify", few, few, "--calibrate", "--report", tables / "none.json")
@@ -135,8 +137,8 @@ def test_too_few_pairs_make_no_map(tables: Path) -> None:
 
 def answers(shop: Shop, *images: Path) -> dict[str, Any]:
     """What search finds."""
-    found: dict[str, Any] = shop.run("search", "-k", "8", *images).json
-    return found
+    report: dict[str, Any] = shop.run("search", "-k", "8", *images).json
+    return report
 
 
 def test_search_prints_scores_on_the_scale_that_callers_know(shop: Shop, emoji: Path) -> None:
@@ -156,11 +158,13 @@ def test_search_prints_scores_on_the_scale_that_callers_know(shop: Shop, emoji: 
     assert shop.run("deploy").code == 0
     assert shop.run("status").json["calibrated"]
     assert shop.manifest()["calibration"] == report["calibration"]["knots"]
-    found = answers(shop, image)
-    hits = found["queries"][0]["hits"]
-    assert found["calibrated"]
+    result = answers(shop, image)
+    hits = result["queries"][0]["hits"]
+    assert result["calibrated"]
     assert [hit["score"] for hit in hits] == first([hit["cosine"] for hit in hits]).tolist()
-    assert [hit["score"] for hit in hits] == sorted((one["score"] for one in hits), reverse=True)
+    assert [hit["score"] for hit in hits] == sorted(
+        (entry["score"] for entry in hits), reverse=True
+    )
     assert "score" in run("search", image, *shop.args).stdout
 
     write_encoder(shop.path("third.onnx"), noise=0.0)
@@ -174,7 +178,7 @@ def test_search_prints_scores_on_the_scale_that_callers_know(shop: Shop, emoji: 
     assert shop.run("check").code == 0
 
 
-def test_a_model_without_a_map_after_one_with_a_map_is_warned_of(shop: Shop) -> None:
+def test_dropping_the_score_map_is_warned_of(shop: Shop) -> None:
     """Scores are calibrated today; a next model that is not judged with --calibrate ends that."""
     models = shop.path("old.onnx"), shop.path("new.onnx")
     project = shop.path("compatctl.yaml")

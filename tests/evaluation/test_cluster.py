@@ -25,14 +25,14 @@ def table(new: bool, **more: Any) -> Rows:
     hit = rng.random(600) < (moved if new else 0.5)
     gallery = np.eye(CLASSES + 1, dtype=np.float32)
     ids = [*(f"q{i}" for i in range(600)), *(f"g{i}" for i in range(CLASSES + 1))]
-    names = [f"u{one}" for one in user] + [""] * (CLASSES + 1)
+    names = [f"u{entry}" for entry in user] + [""] * (CLASSES + 1)
     return {
         "ids": np.array(ids),
-        "labels": np.array([f"c{one}" for one in (*label, *range(CLASSES + 1))]),
+        "labels": np.array([f"c{name}" for name in (*label, *range(CLASSES + 1))]),
         "role": np.array(["query"] * 600 + ["gallery"] * (CLASSES + 1)),
         "features": np.concatenate([near(gallery[np.where(hit, label, CLASSES)]), gallery]),
         "user": np.array(names),
-        "batch": np.array([f"b{int(one[1:]) // 3}" if one else "" for one in names]),
+        "batch": np.array([f"b{int(value[1:]) // 3}" if value else "" for value in names]),
         **more,
     }
 
@@ -56,7 +56,7 @@ def verify(folder: Path, *more: object, **columns: Any) -> tuple[Result, Rows]:
 
 def gain(report: Rows) -> Rows:
     """The deciding check."""
-    return next(one for one in report["verdict"]["checks"] if one["name"] == "recall_gain")
+    return next(check for check in report["verdict"]["checks"] if check["name"] == "recall_gain")
 
 
 def length(report: Rows) -> float:
@@ -76,7 +76,7 @@ def test_a_cluster_crosses_the_classes(tmp_path: Path) -> None:
     assert (group["unit"], group["n_classes"]) == (["class", "user"], USERS)
 
 
-def test_two_columns_cross_and_a_finer_one_says_nothing(tmp_path: Path) -> None:
+def test_two_columns_cross_and_a_finer_one_is_left_out(tmp_path: Path) -> None:
     """Users lie within batches: naming both is naming the batches, of which there are too few."""
     _, both = verify(tmp_path, "--cluster", "user", "--cluster", "batch")
     done, batches = verify(tmp_path, "--cluster", "batch")
@@ -97,7 +97,7 @@ def test_queries_without_a_value_are_units_of_their_own(tmp_path: Path) -> None:
     assert gain(two)["n_classes"] == USERS + 2
 
 
-def test_a_column_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+def test_an_unknown_column_lists_the_known_ones(tmp_path: Path) -> None:
     """Exit 5 and no report."""
     done, report = verify(tmp_path, "--cluster", "person")
     assert (done.code, report) == (5, {})
@@ -108,13 +108,13 @@ def test_a_column_that_is_not_there_names_those_that_are(tmp_path: Path) -> None
 def test_slices_are_resampled_by_the_same_units(tmp_path: Path) -> None:
     """A slice's interval allows for users as well."""
     half = np.array(["a", "b"])[np.random.default_rng(5).integers(0, 2, 631)]
-    found = []
+    results = []
     for more in ((), ("--cluster", "user")):
         _, report = verify(tmp_path, "--slice", "half", *more, half=half)
-        (one,) = [x for x in report["verdict"]["checks"] if x["group"] == "unseen, half=a"]
-        found.append(one)
-    assert found[1]["unit"] == ["class", "user"]
-    assert found[1]["high"] - found[1]["low"] > 1.3 * (found[0]["high"] - found[0]["low"])
+        (check,) = [x for x in report["verdict"]["checks"] if x["group"] == "unseen, half=a"]
+        results.append(check)
+    assert results[1]["unit"] == ["class", "user"]
+    assert results[1]["high"] - results[1]["low"] > 1.3 * (results[0]["high"] - results[0]["low"])
 
 
 def test_pairs_are_resampled_by_the_same_units(tmp_path: Path) -> None:
@@ -124,14 +124,14 @@ def test_pairs_are_resampled_by_the_same_units(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text(
         "id_a,id_b,same\n" + "".join(f"{a},{b},{same}\n" for a, b, same in pairs)
     )
-    found = []
+    results = []
     for more in ((), ("--cluster", "user")):
         _, report = verify(tmp_path, "--pairs", tmp_path / "pairs.csv", *more)
-        (one,) = [x for x in report["verdict"]["checks"] if x["name"] == "same_class"
+        (check,) = [x for x in report["verdict"]["checks"] if x["name"] == "same_class"
                   and x["group"] == "pairs"]  # fmt: skip
-        found.append(one)
-    assert [one["unit"] for one in found] == [["class"], ["class", "user"]]
-    assert found[1]["high"] - found[1]["low"] > 1.2 * (found[0]["high"] - found[0]["low"])
+        results.append(check)
+    assert [check["unit"] for check in results] == [["class"], ["class", "user"]]
+    assert results[1]["high"] - results[1]["low"] > 1.2 * (results[0]["high"] - results[0]["low"])
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -147,8 +147,8 @@ def test_judgments_keep_classes_where_labels_are(tmp_path: Path, labelled: bool)
         (["class"], CLASSES) if labelled else (["query"], 600)
     )
     for name in ("same_class", "different_class"):
-        (one,) = [x for x in report["verdict"]["checks"] if x["name"] == name]
-        assert one["n_classes"] == (CLASSES if labelled else 600)
+        (check,) = [x for x in report["verdict"]["checks"] if x["name"] == name]
+        assert check["n_classes"] == (CLASSES if labelled else 600)
 
 
 def test_a_column_that_carries_dependence_holds_up_the_verdict(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_column_that_carries_dependence_holds_up_the_verdict(tmp_path: Path) -
         report = tmp_path / "report.json"
         done = run("verify", *paths, "--report", report, "--no-self-test", *flags)
         made = json.loads(report.read_bytes())
-        by = {one["column"]: one for one in made["groups"][0]["dependence"]}
+        by = {group["column"]: group for group in made["groups"][0]["dependence"]}
         (check,) = [x for x in made["verdict"]["checks"] if x["name"] == "design_effect"]
         assert done.code == code
         assert (by["user"]["n_units"], by["user"]["used"]) == (USERS, bool(flags))

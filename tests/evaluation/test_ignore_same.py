@@ -34,8 +34,8 @@ class Street:
 
     def write(self, folder: Path, **columns: Any) -> tuple[Path, Path]:
         """Both tables as files."""
-        more = {"camera": [f"c{one}" for one in self.cameras], **columns}
-        labels = [f"p{one:03d}" for one in self.persons]
+        more = {"camera": [f"c{value}" for value in self.cameras], **columns}
+        labels = [f"p{entry:03d}" for entry in self.persons]
         for name, rows in (("old", self.old), ("new", self.new)):
             np.savez(folder / f"{name}.npz", ids=self.ids, labels=labels, features=rows, **more)
         return folder / "old.npz", folder / "new.npz"
@@ -75,7 +75,8 @@ def street() -> Street:
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
     ids = [
-        f"p{one:03d}_c{c}_{at}" for at, (one, c) in enumerate(zip(persons, cameras, strict=True))
+        f"p{entry:03d}_c{c}_{at}"
+        for at, (entry, c) in enumerate(zip(persons, cameras, strict=True))
     ]
     old, new = features(0.6, 0.7, 0.8), features(0.2, 1.1, 0.1)
     return Street(ids=ids, persons=persons, cameras=cameras, old=old, new=new)
@@ -92,10 +93,10 @@ def verify(folder: Path, tables: tuple[Path, Path], *more: object) -> tuple[Resu
 def check(report: dict[str, Any], name: str) -> dict[str, Any]:
     """The deciding group's check of that name."""
     checks = report["verdict"]["checks"]
-    found: dict[str, Any] = next(
-        one for one in checks if (one["name"], one["group"]) == (name, "unseen")
+    match: dict[str, Any] = next(
+        entry for entry in checks if (entry["name"], entry["group"]) == (name, "unseen")
     )
-    return found
+    return match
 
 
 def test_a_gain_within_one_camera_hides_a_fall_across_cameras(
@@ -137,7 +138,9 @@ def test_inequalities_and_error_rates_are_of_the_pairs_that_count(
     assert check(report, "different_class")["n"] == diff.sum()
 
 
-def test_with_judgments_everything_that_shares_is_ignored(tmp_path: Path, street: Street) -> None:
+def test_with_judgments_every_item_with_the_value_is_ignored(
+    tmp_path: Path, street: Street
+) -> None:
     """A label says nothing there: no item of the query's camera is an answer, right or wrong."""
     tables = street.write(tmp_path)
     relevant = street.same_person & ~np.eye(len(street.ids), dtype=bool)
@@ -156,7 +159,7 @@ def test_with_judgments_everything_that_shares_is_ignored(tmp_path: Path, street
 def test_several_columns_are_ignored_each_for_itself(tmp_path: Path, street: Street) -> None:
     """An item that shares the camera or the hour is left out, whichever it is."""
     hours = np.random.default_rng(3).integers(0, 4, len(street.ids))
-    tables = street.write(tmp_path, hour=[f"h{one}" if one else "" for one in hours])
+    tables = street.write(tmp_path, hour=[f"h{entry}" if entry else "" for entry in hours])
     more = ("--ignore-same", "camera", "--ignore-same", "hour")
     _, report = verify(tmp_path, tables, *more)
     hour = (hours[:, None] == hours[None]) & (hours[:, None] > 0)  # without a value it counts
@@ -185,7 +188,7 @@ def test_the_project_file_names_the_columns_too(tmp_path: Path, street: Street) 
 @pytest.mark.parametrize(
     ("column", "word"), [("lens", "no column lens"), ("empty", "has a value of the column empty")]
 )
-def test_a_column_that_says_nothing_is_refused(
+def test_a_column_without_values_is_refused(
     tmp_path: Path, street: Street, column: str, word: str
 ) -> None:
     """A column that is not there, or that is empty in the gallery: exit 5, and no report."""
@@ -226,22 +229,22 @@ def recall_by_loop(shop: Shop, queries: str, gallery: str) -> float:
     data = load(
         shop.path("items.csv"), data_root=Project.load(shop.path("compatctl.yaml")).data_root
     )
-    asked = [i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "query")]
-    stored = [i for i, one in enumerate(data.items) if one.role == "gallery"]
+    asked = [i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")]
+    stored = [i for i, entry in enumerate(data.items) if entry.role == "gallery"]
     old = Encoder.load(shop.path(gallery)).embed(data.take(stored)).features.astype(float)
     new = Encoder.load(shop.path(queries)).embed(data.take(asked)).features.astype(float)
     right = []
     for row, i in zip(new, asked, strict=True):
-        one = data.items[i]
-        camera = one.slices.get("camera")
+        value = data.items[i]
+        camera = value.slices.get("camera")
         here = []
         for vector, j in zip(old, stored, strict=True):
             other = data.items[j]
             shares = camera and camera == other.slices.get("camera")
-            if not (shares and other.label == one.label):
+            if not (shares and other.label == value.label):
                 here.append((float(row @ vector), other.label))
-        if any(label == one.label for _, label in here):
-            right.append(max(here)[1] == one.label)
+        if any(label == value.label for _, label in here):
+            right.append(max(here)[1] == value.label)
     return float(np.mean(right))
 
 
@@ -257,8 +260,8 @@ def test_the_stored_gallery_is_searched_by_the_same_rule(cameras: Shop) -> None:
     assert recall["new_old"]["1"] == pytest.approx(crossed, abs=1e-9)
     said = next(line for line in report["not_checked"] if line.startswith("same camera"))
     assert "0 of" in said
-    found = cameras.run("matrix", cameras.path("old.onnx"), cameras.path("new.onnx"))
-    values = found.json["values"]
+    result = cameras.run("matrix", cameras.path("old.onnx"), cameras.path("new.onnx"))
+    values = result.json["values"]
     assert values[0][0] == pytest.approx(wanted, abs=1e-9)
     assert values[1][0] == pytest.approx(crossed, abs=1e-9)
 
@@ -284,12 +287,12 @@ def test_a_column_that_no_item_has_is_refused_before_anything_runs(cameras: Shop
     assert "camera, vendor" in done.stderr
 
 
-def test_search_leaves_out_what_shares_the_given_value(cameras: Shop, emoji: Path) -> None:
+def test_search_leaves_out_items_with_the_given_value(cameras: Shop, emoji: Path) -> None:
     """The k nearest of the other camera, as many as were asked for, whatever lies nearer."""
     images = sorted((emoji / "images" / "emojione").glob("*.png"))[:3]
     project = Project.load(cameras.path("compatctl.yaml"))
     data = load(cameras.path("items.csv"), data_root=project.data_root)
-    stored = [i for i, one in enumerate(data.items) if one.role == "gallery"]
+    stored = [i for i, item in enumerate(data.items) if item.role == "gallery"]
     encoder = Encoder.load(cameras.path("old.onnx"))
     gallery = encoder.embed(data.take(stored)).features.astype(float)
     for value in ("a", "b"):
@@ -301,8 +304,8 @@ def test_search_leaves_out_what_shares_the_given_value(cameras: Shop, emoji: Pat
         ):
             near = sorted(here, key=lambda at, row=row: -float(gallery[at] @ row))[:30]
             wanted = [data.items[stored[at]].id for at in near]
-            found = [hit["id"] for hit in query["hits"]]
-            assert len(set(found) & set(wanted)) >= 29  # the index is approximate
+            rows = [hit["id"] for hit in query["hits"]]
+            assert len(set(rows) & set(wanted)) >= 29  # the index is approximate
     every = cameras.run("search", "-k", "9999", "--ignore-same", "camera=a", images[0])
     assert len(every.json["queries"][0]["hits"]) == len(stored) - every.json["left_out"]
 
@@ -310,7 +313,7 @@ def test_search_leaves_out_what_shares_the_given_value(cameras: Shop, emoji: Pat
 @pytest.mark.parametrize(
     ("given", "code", "word"), [("camera", 2, "COLUMN=VALUE"), ("lens=3", 5, "column lens")]
 )
-def test_search_refuses_a_column_without_value_or_that_nobody_has(
+def test_search_refuses_a_column_without_a_value_and_an_unknown_column(
     cameras: Shop, emoji: Path, given: str, code: int, word: str
 ) -> None:
     """A usage error, and an error that names the columns."""

@@ -39,7 +39,7 @@ def stock(begun: Path) -> Stock:
     """The untouched project."""
     data = load(Shop(begun).data())
     queries = tuple(
-        i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "query")
+        i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")
     )
     return Stock(
         folder=begun,
@@ -60,7 +60,7 @@ def record(folder: Path, sha256: str, **more: Any) -> Path:
 
 def trained(ids: Sequence[str]) -> list[dict[str, str]]:
     """Entries of a record by id; no image has such bytes."""
-    return [{"id": one, "sha256": f"{at:064x}"} for at, one in enumerate(ids)]
+    return [{"id": item_id, "sha256": f"{at:064x}"} for at, item_id in enumerate(ids)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Done:
     @property
     def sizes(self) -> dict[str, int]:
         """Group -> queries."""
-        return {one["name"]: one["n_queries"] for one in self.report["groups"]}
+        return {group["name"]: group["n_queries"] for group in self.report["groups"]}
 
 
 def verify(stock: Stock, folder: Path, training: Path, *more: object) -> Done:
@@ -85,8 +85,8 @@ def verify(stock: Stock, folder: Path, training: Path, *more: object) -> Done:
     done = Shop(stock.folder).run(
         "verify", *models, "--training", training, "--report", report, *more
     )
-    found = json.loads(report.read_bytes()) if report.exists() else {}
-    return Done(code=done.code, stderr=done.stderr, report=found)
+    result = json.loads(report.read_bytes()) if report.exists() else {}
+    return Done(code=done.code, stderr=done.stderr, report=result)
 
 
 def test_an_item_trained_by_its_id_is_found(stock: Stock, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_the_same_bytes_under_another_id_are_found(stock: Stock, tmp_path: Path,
     assert stock.data.items[row].id in done.stderr
 
 
-def test_a_held_out_set_that_was_the_training_set(stock: Stock, tmp_path: Path) -> None:
+def test_training_items_as_held_out_set_are_refused(stock: Stock, tmp_path: Path) -> None:
     """Where every held-out query was trained on nothing is left to judge: exit 5, and exit 4 with
     --allow-seen, also under a policy that asks for one query."""
     path = record(tmp_path, stock.sha256, items=trained(stock.ids(stock.queries)))
@@ -121,7 +121,7 @@ def test_a_held_out_set_that_was_the_training_set(stock: Stock, tmp_path: Path) 
     assert done.sizes == {"unseen": 0, "trained": len(stock.queries)}
 
 
-def test_trained_items_are_reported_apart_and_have_no_say(stock: Stock, tmp_path: Path) -> None:
+def test_trained_items_are_a_group_that_does_not_decide(stock: Stock, tmp_path: Path) -> None:
     """With --allow-seen they are the group ``trained``; the verdict is that of the others alone."""
     leaked = stock.queries[::6]
     path = record(tmp_path, stock.sha256, items=trained(stock.ids(leaked)))
@@ -132,20 +132,20 @@ def test_trained_items_are_reported_apart_and_have_no_say(stock: Stock, tmp_path
         "trained": len(leaked),
     }
     assert not [
-        one
-        for one in done.report["verdict"]["checks"]
-        if one["group"].startswith("trained") and one["decides"]
+        entry
+        for entry in done.report["verdict"]["checks"]
+        if entry["group"].startswith("trained") and entry["decides"]
     ]
     left = [row for row in stock.queries if row not in set(leaked)]
-    gallery = [i for i, one in enumerate(stock.data.items) if one.role == "gallery"]
+    gallery = [i for i, item in enumerate(stock.data.items) if item.role == "gallery"]
     old, new = (Encoder.load(stock.folder / name) for name in ("old.onnx", BARE))
     stored = old.embed(stock.data.take(gallery)).features
     for name, rows in (("unseen", left), ("trained", leaked)):
         right = 0
-        for row, one in zip(rows, new.embed(stock.data.take(rows)).features, strict=True):
-            nearest = gallery[int(np.argmax(stored @ one))]
+        for row, entry in zip(rows, new.embed(stock.data.take(rows)).features, strict=True):
+            nearest = gallery[int(np.argmax(stored @ entry))]
             right += stock.data.labels[nearest] == stock.data.labels[row]
-        group = next(one for one in done.report["groups"] if one["name"] == name)
+        group = next(entry for entry in done.report["groups"] if entry["name"] == name)
         assert group["recall"]["new_old"]["1"] == pytest.approx(right / len(rows), abs=1e-9)
 
 
@@ -168,7 +168,7 @@ def test_seen_classes_with_fresh_items_are_a_group_of_their_own(
     assert done.code == 0
     seen = sum(stock.data.items[row].label in classes for row in stock.queries)
     assert done.sizes == {"unseen": len(stock.queries) - seen, "seen": seen}
-    assert {one["group"] for one in done.report["verdict"]["checks"] if one["decides"]} == {
+    assert {check["group"] for check in done.report["verdict"]["checks"] if check["decides"]} == {
         "unseen",
         "export",
         "training",
@@ -179,7 +179,7 @@ def test_anchored_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
     """Queries of rows that anchored and of the others: their gains make the whole one together."""
     anchored = set(stock.labels[:30])
     anchors = [
-        one.id for one in stock.data.items if one.role == "gallery" and one.label in anchored
+        item.id for item in stock.data.items if item.role == "gallery" and item.label in anchored
     ]
     done = verify(stock, tmp_path, record(tmp_path, stock.sha256, anchors=trained(anchors)))
     assert done.code == 0
@@ -193,8 +193,8 @@ def test_anchored_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
     whole = recall["new_old"]["1"] - recall["old_old"]["1"]
     first, second = touched["parts"]["recall_gain"]
     assert whole == pytest.approx((n * first + (every - n) * second) / every, abs=1e-12)
-    checks = {one["name"]: one for one in done.report["verdict"]["checks"]}
-    share = len(anchors) / sum(one.role == "gallery" for one in stock.data.items)
+    checks = {check["name"]: check for check in done.report["verdict"]["checks"]}
+    share = len(anchors) / sum(entry.role == "gallery" for entry in stock.data.items)
     assert touched["of_gallery"] == pytest.approx(share)
     weighted = share * first + (1 - share) * second
     assert checks["recall_gain"]["estimate"] == pytest.approx(weighted, abs=1e-12)
@@ -204,11 +204,11 @@ def test_anchored_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
 
 def test_without_roles_an_anchor_does_not_query(stock: Stock, tmp_path: Path, emoji: Path) -> None:
     """In data without roles the anchors are searched, and do not query themselves."""
-    rows = [one for one in stock.data.items if one.split == "test"]
+    rows = [item for item in stock.data.items if item.split == "test"]
     table = tmp_path / "flat.csv"
-    lines = [f"{one.id},{emoji}/images/{one.id}.png,{one.label},test" for one in rows]
+    lines = [f"{row.id},{emoji}/images/{row.id}.png,{row.label},test" for row in rows]
     table.write_text("id,path,label,split\n" + "\n".join(lines) + "\n")
-    anchors = [one.id for one in rows if one.role == "gallery"]
+    anchors = [entry.id for entry in rows if entry.role == "gallery"]
     path = record(tmp_path, stock.sha256, anchors=trained(anchors))
     more = ("--data", table, "--data-root", emoji, "--store", tmp_path / "none")
     done = verify(stock, tmp_path, path, *more)
@@ -218,12 +218,12 @@ def test_without_roles_an_anchor_does_not_query(stock: Stock, tmp_path: Path, em
 
 def write_pairs(stock: Stock, path: Path) -> list[str]:
     """Pairs of queries with gallery items of their class and of others; the ids of the queries."""
-    gallery = [one for one in stock.data.items if one.role == "gallery"]
+    gallery = [entry for entry in stock.data.items if entry.role == "gallery"]
     lines, names = [], []
     for at, row in enumerate(stock.queries[:60]):
         item = stock.data.items[row]
-        same = next(one for one in gallery if one.label == item.label)
-        diff = next(one for one in gallery[at:] if one.label != item.label)
+        same = next(value for value in gallery if value.label == item.label)
+        diff = next(result for result in gallery[at:] if result.label != item.label)
         lines += [f"{item.id},{same.id},1", f"{item.id},{diff.id},0"]
         names.append(item.id)
     path.write_text("id_a,id_b,same\n" + "\n".join(lines) + "\n")
@@ -243,7 +243,7 @@ def test_pairs_with_a_trained_item_are_refused(stock: Stock, tmp_path: Path) -> 
     assert names[0] in done.stderr
 
 
-def test_pairs_of_trained_items_have_no_say(stock: Stock, tmp_path: Path) -> None:
+def test_pairs_of_trained_items_do_not_decide(stock: Stock, tmp_path: Path) -> None:
     """With --allow-seen pairs that were trained on are measured and do not decide."""
     pairs = tmp_path / "pairs.csv"
     names = write_pairs(stock, pairs)
@@ -251,20 +251,20 @@ def test_pairs_of_trained_items_have_no_say(stock: Stock, tmp_path: Path) -> Non
     done = verify(stock, tmp_path, path, "--pairs", pairs, "--allow-seen")
     assert done.sizes["trained"] == len(names)
     checks = done.report["verdict"]["checks"]
-    assert not [one["name"] for one in checks if one["group"] == "pairs" and one["decides"]]
+    assert not [check["name"] for check in checks if check["group"] == "pairs" and check["decides"]]
 
 
-def test_the_record_of_another_model(stock: Stock, tmp_path: Path, shop: Shop) -> None:
+def test_the_record_of_another_model_is_refused(stock: Stock, tmp_path: Path, shop: Shop) -> None:
     """Named, it ends in exit 5; found beside the model, it is not this model's record, and the
     report says that nobody looked for leaks: the gate cannot tell."""
     path = record(tmp_path, "0" * 64, items=trained(stock.ids(stock.queries)))
     done = verify(stock, tmp_path, path)
     assert (done.code, done.report, "is not the training record of" in done.stderr) == (5, {}, True)
     shop.path("bare.training.json").write_bytes(path.read_bytes())
-    found = shop.run("verify", shop.path("old.onnx"), shop.path(BARE))
-    assert found.code == 4
-    assert any(line.startswith("leaks") for line in found.json["not_checked"])
-    assert found.json["training_record_sha256"] is None
+    result = shop.run("verify", shop.path("old.onnx"), shop.path(BARE))
+    assert result.code == 4
+    assert any(line.startswith("leaks") for line in result.json["not_checked"])
+    assert result.json["training_record_sha256"] is None
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def copied(folder: Path) -> World:
 def near(report: dict[str, Any]) -> dict[str, Any]:
     """The check of near-copies."""
     checks = report["verdict"]["checks"]
-    return next(one for one in checks if one["name"] == "near_copies")
+    return next(check for check in checks if check["name"] == "near_copies")
 
 
 def test_vectors_show_near_copies_of_anchors(tmp_path: Path) -> None:
@@ -60,18 +60,18 @@ def test_vectors_show_near_copies_of_anchors(tmp_path: Path) -> None:
     table = tmp_path / "all.npz"
     world.record()
     _, report = world.verify(table)
-    assert [one["name"] for one in report["groups"]] == ["unseen"]
+    assert [entry["name"] for entry in report["groups"]] == ["unseen"]
     assert near(report)["estimate"] == 0
     world.record(anchors=[f"g{2 * (at + 20)}" for at in range(COPIES)])
     _, report = world.verify(table)
-    sizes = {one["name"]: one["n_queries"] for one in report["groups"]}
+    sizes = {group["name"]: group["n_queries"] for group in report["groups"]}
     assert sizes == {"unseen": 300 - COPIES, "near copies": COPIES}
-    found = near(report)
-    assert found["estimate"] == pytest.approx(COPIES / 300)
-    assert f"{COPIES} of them by the old model's vectors alone" in found["detail"]
-    assert "q0, q1, q2" in found["detail"]
+    result = near(report)
+    assert result["estimate"] == pytest.approx(COPIES / 300)
+    assert f"{COPIES} of them by the old model's vectors alone" in result["detail"]
+    assert "q0, q1, q2" in result["detail"]
     assert not [
-        one
-        for one in report["verdict"]["checks"]
-        if one["group"] == "near copies" and one["decides"]
+        check
+        for check in report["verdict"]["checks"]
+        if check["group"] == "near copies" and check["decides"]
     ]

@@ -15,7 +15,7 @@ from shop_kit import Shop, store_files
 def _spoilt(shop: Shop, how: str) -> Path:
     """The new encoder, whose feature is centred by the batch's mean, or has noise of its own."""
     model = onnx.load(shop.path("new.onnx"))
-    last = next(one for one in model.graph.node if one.op_type == "LpNormalization")
+    last = next(entry for entry in model.graph.node if entry.op_type == "LpNormalization")
     at, raw = list(model.graph.node).index(last), last.input[0]
     if how == "batch":
         half = numpy_helper.from_array(np.array(0.3, np.float32), "some")
@@ -40,7 +40,9 @@ def _spoilt(shop: Shop, how: str) -> Path:
 
 
 @pytest.mark.parametrize("how", ["batch", "chance"])
-def test_verify_refuses_it_and_lets_no_earlier_verdict_stand(shop: Shop, how: str) -> None:
+def test_verify_refuses_an_unsteady_model_and_replaces_an_earlier_report(
+    shop: Shop, how: str
+) -> None:
     """Exit 5 before anything is judged; the report in its place says why, and deploy repeats it."""
     report, model = shop.path("report.json"), _spoilt(shop, how)
     passed = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
@@ -58,7 +60,7 @@ def test_verify_refuses_it_and_lets_no_earlier_verdict_stand(shop: Shop, how: st
 
 
 @pytest.mark.parametrize("how", ["batch", "chance"])
-def test_no_command_takes_it_in(shop: Shop, how: str, tmp_path: Path) -> None:
+def test_every_command_refuses_an_unsteady_model(shop: Shop, how: str, tmp_path: Path) -> None:
     """Not by init, not by force, not as a part of a fused or bridged model, not in a matrix."""
     model, before = _spoilt(shop, how), store_files(shop)
     for words in (

@@ -63,7 +63,7 @@ def by_loop(folder: Path) -> dict[str, dict[str, Any]]:
             features = archive["features"].astype(float)
             ids, labels = archive["ids"].tolist(), archive["labels"].tolist()
         rows[name] = features / np.linalg.norm(features, axis=1, keepdims=True)
-    found = {}
+    results = {}
     for q, name in enumerate(ids):
         line: dict[str, Any] = {"label": labels[q]}
         for side in ("old", "new"):
@@ -76,48 +76,48 @@ def by_loop(folder: Path) -> dict[str, dict[str, Any]]:
         before, after = line["old_rank"] == 1, line["new_rank"] == 1
         names = {(1, 0): "lost", (0, 0): "same_wrong", (0, 1): "won", (1, 1): "same_right"}
         line["outcome"] = names[before, after] if line["old_rank"] else "no_match"
-        found[name] = line
-    return found
+        results[name] = line
+    return results
 
 
-def test_every_query_has_its_line(tables: Path, tmp_path: Path) -> None:
+def test_every_query_has_one_line(tables: Path, tmp_path: Path) -> None:
     """Ids, answers, cosines, ranks and outcomes are those of a loop, whatever is in the ids."""
     out = tmp_path / "out.csv"
     assert verify(tables, out).code in {0, 3, 4}
     lines, wanted = read(out), by_loop(tables)
-    assert [one["id"] for one in lines] == sorted(wanted)
-    for one in lines:
-        loop = wanted[one["id"]]
-        assert (one["group"], one["label"]) == ("unseen", loop["label"])
-        assert one["outcome"] == loop["outcome"]
+    assert [line["id"] for line in lines] == sorted(wanted)
+    for line in lines:
+        loop = wanted[line["id"]]
+        assert (line["group"], line["label"]) == ("unseen", loop["label"])
+        assert line["outcome"] == loop["outcome"]
         for side in ("old", "new"):
             item, label, score = loop[f"{side}_first"]
-            assert (one[f"{side}_first_id"], one[f"{side}_first_label"]) == (item, label)
-            assert float(one[f"{side}_first_score"]) == pytest.approx(score, abs=1e-6)
+            assert (line[f"{side}_first_id"], line[f"{side}_first_label"]) == (item, label)
+            assert float(line[f"{side}_first_score"]) == pytest.approx(score, abs=1e-6)
             rank = loop[f"{side}_rank"]
-            assert one[f"{side}_rank"] == ("" if rank is None or rank > 100 else str(rank))
-    outcomes = {one["outcome"] for one in lines}
+            assert line[f"{side}_rank"] == ("" if rank is None or rank > 100 else str(rank))
+    outcomes = {line["outcome"] for line in lines}
     assert outcomes == {"lost", "same_wrong", "won", "same_right", "no_match"}
     report = json.loads((tmp_path / "report.json").read_bytes())
-    lost = sum(one["outcome"] == "lost" for one in lines)
-    counted = sum(one["outcome"] != "no_match" for one in lines)
+    lost = sum(line["outcome"] == "lost" for line in lines)
+    counted = sum(line["outcome"] != "no_match" for line in lines)
     assert report["groups"][0]["negative_flips"] == pytest.approx(lost / counted)
 
 
-def test_the_order_says_what_to_look_at_first(tables: Path, tmp_path: Path) -> None:
+def test_lost_queries_come_first_in_the_order(tables: Path, tmp_path: Path) -> None:
     """Lost queries come first, those that fell furthest before others; places are 1 to Q."""
     out = tmp_path / "out.csv"
     verify(tables, out)
-    lines = sorted(read(out), key=lambda one: int(one["order"]))
-    assert [int(one["order"]) for one in lines] == list(range(1, len(lines) + 1))
+    lines = sorted(read(out), key=lambda line: int(line["order"]))
+    assert [int(entry["order"]) for entry in lines] == list(range(1, len(lines) + 1))
     kinds = ["lost", "same_wrong", "won", "same_right", "no_match"]
-    places = [kinds.index(one["outcome"]) for one in lines]
+    places = [kinds.index(line["outcome"]) for line in lines]
     assert places == sorted(places)
-    ranks = [int(one["new_rank"] or 10**6) for one in lines if one["outcome"] == "lost"]
+    ranks = [int(text["new_rank"] or 10**6) for text in lines if text["outcome"] == "lost"]
     assert ranks == sorted(ranks, reverse=True)
 
 
-def test_columns_that_were_asked_about_are_in_the_file(tables: Path, tmp_path: Path) -> None:
+def test_columns_that_options_name_are_in_the_file(tables: Path, tmp_path: Path) -> None:
     """A slice is a column of its own name, and the lines of jsonl are those of the CSV."""
     out, other = tmp_path / "out.csv", tmp_path / "out.jsonl"
     assert verify(tables, out, "--slice", "rank").code in {0, 3, 4}
@@ -125,9 +125,9 @@ def test_columns_that_were_asked_about_are_in_the_file(tables: Path, tmp_path: P
     lines = read(out)
     with np.load(tables / "old.npz") as archive:
         rank = dict(zip(archive["ids"].tolist(), archive["rank"].tolist(), strict=True))
-    assert {one["id"]: one["rank"] for one in lines} == rank
+    assert {text["id"]: text["rank"] for text in lines} == rank
     parsed = [json.loads(line) for line in other.read_text().splitlines()]
-    texts = [{k: "" if v is None else str(v) for k, v in one.items()} for one in parsed]
+    texts = [{k: "" if v is None else str(v) for k, v in entry.items()} for entry in parsed]
     assert texts == lines
 
 
@@ -139,17 +139,20 @@ def test_stored_galleries_and_several_groups(begun: Path, tmp_path: Path) -> Non
     done = shop.run("verify", *models, "--report", tmp_path / "report.json", "--queries", out)
     assert done.code == 0, done.stderr
     data = load(shop.data())
-    asked = [i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "query")]
-    stored = [i for i, one in enumerate(data.items) if one.role == "gallery"]
-    lines = {one["id"]: one for one in read(out)}
+    asked = [i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")]
+    stored = [i for i, entry in enumerate(data.items) if entry.role == "gallery"]
+    lines = {value["id"]: value for value in read(out)}
     assert list(lines) == sorted(data.items[i].id for i in asked)
     gallery = Encoder.load(models[0]).embed(data.take(stored)).features
     for name, model in zip(("old", "new"), models, strict=True):
         queries = Encoder.load(model).embed(data.take(asked)).features
         for i, row in zip(asked, queries @ gallery.T, strict=True):
             first = data.items[stored[int(row.argmax())]]
-            one = lines[data.items[i].id]
-            assert (one[f"{name}_first_id"], one[f"{name}_first_label"]) == (first.id, first.label)
+            line = lines[data.items[i].id]
+            assert (line[f"{name}_first_id"], line[f"{name}_first_label"]) == (
+                first.id,
+                first.label,
+            )
 
 
 def test_the_project_names_the_file_and_a_dry_run_writes_none(shop: Shop) -> None:

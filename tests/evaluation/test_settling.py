@@ -50,23 +50,23 @@ def trial(seed, gain=0.09):
 
 def borderline(n):
     """Samples whose p-value lies within .004 of the level: where a draw could decide."""
-    found, seed = [], 0
-    while len(found) < n:
+    rows, seed = [], 0
+    while len(rows) < n:
         seed += 1
-        one, draw = trial(seed), np.random.default_rng(0)
-        found_gain = measure(POLICY, one.evidence, lambda draw=draw: draw, 8000, GAIN)
+        entry, draw = trial(seed), np.random.default_rng(0)
+        found_gain = measure(POLICY, entry.evidence, lambda draw=draw: draw, 8000, GAIN)
         check = judge(POLICY, found_gain)
         if abs(check.checks[0].raw_p[0] - POLICY.alpha / 2) < 0.004:
-            found.append(one)
-    return found
+            rows.append(entry)
+    return rows
 
 
 def turned(samples, judged):
     """How many of them have more than one outcome by the seeds."""
-    return sum(len({judged(one, seed) for seed in range(SEEDS)}) > 1 for one in samples)
+    return sum(len({judged(entry, seed) for seed in range(SEEDS)}) > 1 for entry in samples)
 
 
-def test_a_seed_turns_no_close_call():
+def test_the_outcome_of_a_close_call_does_not_depend_on_the_seed():
     """Of borderline samples each seed turned some, and turns none any more."""
     samples = borderline(10)
 
@@ -79,34 +79,34 @@ def test_a_seed_turns_no_close_call():
 
     assert turned(samples, once) >= 3
     assert turned(samples, settled) == 0
-    assert {settled(one, 0) for one in samples} == {"pass", "inconclusive"}
+    assert {settled(entry, 0) for entry in samples} == {"pass", "inconclusive"}
 
 
 def test_only_close_calls_are_drawn_again():
     """A clear gain keeps its replicates; a close one has many more, for that check alone."""
     lengths = {}
     for gain in (0.3, 0.0):
-        found = measure(POLICY, trial(1, gain).evidence, lambda: np.random.default_rng(0), 999)
-        lengths[gain] = borderline_checks(POLICY, found, judge(POLICY, found))
+        result = measure(POLICY, trial(1, gain).evidence, lambda: np.random.default_rng(0), 999)
+        lengths[gain] = borderline_checks(POLICY, result, judge(POLICY, result))
     assert lengths == {0.3: set(), 0.0: set()}
     (close,) = borderline(1)
-    found = measure(POLICY, close.evidence, lambda: np.random.default_rng(0), 999)
-    assert borderline_checks(POLICY, found, judge(POLICY, found)) == {("recall_gain", "unseen")}
+    result = measure(POLICY, close.evidence, lambda: np.random.default_rng(0), 999)
+    assert borderline_checks(POLICY, result, judge(POLICY, result)) == {("recall_gain", "unseen")}
     only = measure(
         POLICY, close.evidence, lambda: np.random.default_rng(0), 999, {("recall_gain", "unseen")}
     )
-    assert [one.name for one in only] == ["recall_gain"]
-    assert np.array_equal(only[0].estimate.replicates, found[0].estimate.replicates)
+    assert [entry.name for entry in only] == ["recall_gain"]
+    assert np.array_equal(only[0].estimate.replicates, result[0].estimate.replicates)
 
 
 @pytest.mark.parametrize("side", [1.0, -1.0])
-def test_a_p_value_that_the_draw_does_not_move_is_no_close_call(side):
+def test_a_p_value_that_the_seed_cannot_change_is_no_close_call(side):
     """Where a bound besides the replicates holds the check open, more of them change nothing."""
     (close,) = borderline(1)
-    found = measure(POLICY, close.evidence, lambda: np.random.default_rng(0), 999)
-    one = found[0].estimate
-    skew = replace(one.skew_low, shift=-1.0) if side > 0 else one.skew_low
-    held = replace(found[0], estimate=replace(one, skew_low=skew))
+    result = measure(POLICY, close.evidence, lambda: np.random.default_rng(0), 999)
+    entry = result[0].estimate
+    skew = replace(entry.skew_low, shift=-1.0) if side > 0 else entry.skew_low
+    held = replace(result[0], estimate=replace(entry, skew_low=skew))
     assert borderline_checks(POLICY, [held], judge(POLICY, [held])) == (
         set() if side > 0 else {("recall_gain", "unseen")}
     )

@@ -52,7 +52,7 @@ def emoji_of(classes: int) -> Emoji:
         ids, labels, old = archive["ids"][kept], labels[kept], unit(archive["lite0"][kept])
     means = {name: old[labels == name].mean(axis=0) for name in np.unique(labels)}
     new = unit(old + 0.4 * np.stack([means[name] for name in labels]))
-    vendors = np.array([one.split("/")[0] for one in ids])
+    vendors = np.array([item_id.split("/")[0] for item_id in ids])
     return Emoji(ids=ids, labels=labels, vendors=vendors, old=old, new=new)
 
 
@@ -79,14 +79,14 @@ def verify(folder: Path, old: Table, new: Table, *more: object) -> tuple[Result,
 
 def checks(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     """(name, group) -> check."""
-    return {(one["name"], one["group"]): one for one in report["verdict"]["checks"]}
+    return {(check["name"], check["group"]): check for check in report["verdict"]["checks"]}
 
 
 def slow_ranks(
     table: Table, queries: Array, gallery: Array, asked: Array, searched: Array
 ) -> list[int]:
     """Place of the first item of each query's class among all others; 0 where there is none."""
-    found = []
+    results = []
     labels = table["labels"]
     for q in queries:
         others = [int(g) for g in gallery if g != q]
@@ -94,11 +94,11 @@ def slow_ranks(
         scores = [every[g] for g in others]
         order = sorted(range(len(others)), key=lambda at: -scores[at])
         hits = [place for place, at in enumerate(order, 1) if labels[others[at]] == labels[q]]
-        found.append(hits[0] if hits else 0)
-    return found
+        results.append(hits[0] if hits else 0)
+    return results
 
 
-def test_it_needs_no_project_store_or_data(
+def test_feature_tables_need_no_project_store_or_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: Emoji
 ) -> None:
     """In a folder of two tables it passes a better model, and writes the report and no more."""
@@ -119,7 +119,7 @@ def test_the_report_says_what_could_not_be_checked(tmp_path: Path, real: Emoji) 
     """Leaks, parity, index, latency, thresholds and slices are each named as not checked."""
     _, report = verify(tmp_path, real.table(real.old), real.table(real.new))
     for word in ("leaks", "parity", "ANN recall", "latency", "deploy", "--threshold", "--slice"):
-        assert sum(word in one for one in report["not_checked"]) == 1, word
+        assert sum(word in note for note in report["not_checked"]) == 1, word
 
 
 def test_figures_are_those_of_an_explicit_loop(tmp_path: Path, real: Emoji) -> None:
@@ -174,9 +174,11 @@ def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
     rare = np.where(np.arange(len(emoji.ids)) % 14 == 0, "yes", "")
     new = emoji.new.copy()
     new[rare == "yes"] = unit(np.random.default_rng(0).normal(size=(int((rare != "").sum()), 64)))
-    tables = [emoji.table(one, rare=rare, vendor=emoji.vendors) for one in (emoji.old, new)]
+    tables = [
+        emoji.table(features, rare=rare, vendor=emoji.vendors) for features in (emoji.old, new)
+    ]
     rows = np.arange(len(emoji.ids))
-    first = [slow_ranks(tables[0], rows, rows, one, emoji.old) for one in (emoji.old, new)]
+    first = [slow_ranks(tables[0], rows, rows, entry, emoji.old) for entry in (emoji.old, new)]
     gains = np.array([(b == 1) - (a == 1) for a, b in zip(*first, strict=True)], float)
     codes = {}
     for least in (20, 100):
@@ -204,33 +206,33 @@ def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
                 if c["decides"] or "rare" in c["group"]
             ],
         )
-        found = checks(report)
-        slices = {group: one for (name, group), one in found.items() if name == "slice_gain"}
+        by_name = checks(report)
+        slices = {group: value for (name, group), value in by_name.items() if name == "slice_gain"}
         assert len(slices) == 1 + len(set(emoji.vendors))  # the empty value is no slice
         for vendor in set(emoji.vendors):
-            one = slices[f"unseen, vendor={vendor}"]
-            assert one["estimate"] == pytest.approx(gains[emoji.vendors == vendor].mean())
-        one = slices["unseen, rare=yes"]
-        assert one["estimate"] == pytest.approx(gains[rare == "yes"].mean())
-        assert (one["n"], one["estimate"] < -0.3) == (int((rare == "yes").sum()), True)
-        assert one["decides"] is (least == 20)
+            value = slices[f"unseen, vendor={vendor}"]
+            assert value["estimate"] == pytest.approx(gains[emoji.vendors == vendor].mean())
+        value = slices["unseen, rare=yes"]
+        assert value["estimate"] == pytest.approx(gains[rare == "yes"].mean())
+        assert (value["n"], value["estimate"] < -0.3) == (int((rare == "yes").sum()), True)
+        assert value["decides"] is (least == 20)
     assert codes == {20: 3, 100: 0}
 
 
-def test_a_column_that_is_not_there_is_refused(tmp_path: Path, real: Emoji) -> None:
+def test_an_unknown_column_is_refused(tmp_path: Path, real: Emoji) -> None:
     """--slice of another column ends in exit 5 and says which columns there are."""
-    tables = [real.table(one, vendor=real.vendors) for one in (real.old, real.new)]
+    tables = [real.table(features, vendor=real.vendors) for features in (real.old, real.new)]
     done, report = verify(tmp_path, *tables, "--slice", "vendro")
     assert (done.code, report) == (5, {})
     assert "vendro" in done.stderr
     assert "vendor" in done.stderr.replace("vendro", "")
 
 
-def test_no_slice_replaces_another(tmp_path: Path, real: Emoji) -> None:
+def test_two_slices_of_one_name_are_refused(tmp_path: Path, real: Emoji) -> None:
     """Column ``a`` with the value ``b=c`` and column ``a=b`` with ``c``: one name, exit 5."""
     some = np.where(np.arange(len(real.ids)) < 50, "c", "d")
     more = {"a": np.full(len(real.ids), "b=c"), "a=b": some}
-    tables = [real.table(one, **more) for one in (real.old, real.new)]
+    tables = [real.table(features, **more) for features in (real.old, real.new)]
     done, report = verify(tmp_path, *tables, "--slice", "a", "--slice", "a=b")
     assert (done.code, report, "a=b=c" in done.stderr) == (5, {}, True)
 
@@ -239,15 +241,15 @@ def test_lengths_and_number_types_do_not_matter(tmp_path: Path, real: Emoji) -> 
     """Rows of any length, in half, single or double precision, give one and the same report."""
     rng = np.random.default_rng(0)
     scale = (2.0 ** rng.integers(-20, 20, len(real.ids)))[:, None]
-    half = [one.astype(np.float16) for one in (real.old, real.new)]
+    half = [features.astype(np.float16) for features in (real.old, real.new)]
     bodies = set()
     for change in (
-        lambda one: one,
-        lambda one: one.astype(np.float64),
-        lambda one: np.asfortranarray(one.astype(np.float32)),
-        lambda one: one.astype(np.float64) * scale,
+        lambda array: array,
+        lambda array: array.astype(np.float64),
+        lambda array: np.asfortranarray(array.astype(np.float32)),
+        lambda array: array.astype(np.float64) * scale,
     ):
-        both = (real.table(change(one), similarity=np.array("cosine")) for one in half)
+        both = (real.table(change(part), similarity=np.array("cosine")) for part in half)
         done, report = verify(tmp_path, *both)
         assert done.code == 0
         report["old"].pop("sha256")
@@ -270,9 +272,7 @@ def _recall(queries: Array, gallery: Array, labels: Array, kind: str) -> float:
 
 @pytest.mark.parametrize("kind", ["dot", "l2"])
 @pytest.mark.parametrize("away", [0.0, 30.0])
-def test_norms_count_where_the_tables_say_so(
-    tmp_path: Path, real: Emoji, kind: str, away: float
-) -> None:
+def test_norms_count_for_dot_and_l2(tmp_path: Path, real: Emoji, kind: str, away: float) -> None:
     """By dot and by l2 every recall is that of a slow loop over the rows as they are, also far
     from the origin; by the cosine it is another; nothing of cosines is reported."""
     rng = np.random.default_rng(1)
@@ -281,25 +281,27 @@ def test_norms_count_where_the_tables_say_so(
     told = {"similarity": np.array(kind)}
     done, report = verify(tmp_path, real.table(old, **told), real.table(new, **told))
     assert done.code in {0, 3, 4}, done.stderr
-    found = report["groups"][0]["recall"]
+    result = report["groups"][0]["recall"]
     for name, queries, gallery in (
         ("old_old", old, old), ("new_old", new, old), ("new_new", new, new), ("old_new", old, new)
     ):  # fmt: skip
-        assert found[name]["1"] == pytest.approx(
+        assert result[name]["1"] == pytest.approx(
             _recall(queries, gallery, real.labels, kind), abs=1e-9
         )
     assert report["data"]["name"] == f"features, {kind}"
     assert not {"same_class", "different_class"} & {
-        one["name"] for one in report["verdict"]["checks"]
+        check["name"] for check in report["verdict"]["checks"]
     }
     assert any("cosines" in line for line in report["not_checked"])
     flag = verify(tmp_path, real.table(old), real.table(new), "--similarity", kind)[1]
-    assert flag["groups"][0]["recall"] == found
+    assert flag["groups"][0]["recall"] == result
     _, cosine = verify(tmp_path, real.table(old), real.table(new), "--similarity", "cosine")
-    assert cosine["groups"][0]["recall"] != found
+    assert cosine["groups"][0]["recall"] != result
 
 
-def test_two_similarities_and_what_is_of_cosines_are_refused(tmp_path: Path, real: Emoji) -> None:
+def test_two_similarities_and_options_about_cosines_are_refused(
+    tmp_path: Path, real: Emoji
+) -> None:
     """One table by dot and one by l2, thresholds, pairs and margins by dot, or a model: named."""
     dot, l2 = ({"similarity": np.array(kind)} for kind in ("dot", "l2"))
     done, report = verify(tmp_path, real.table(real.old, **dot), real.table(real.new, **l2))
@@ -327,9 +329,9 @@ def test_pairs_are_judged_on_features_too(tmp_path: Path, real: Emoji) -> None:
     for i, j in rows:
         change = (real.new[i].astype(float) - real.old[i]) @ real.old[j]
         moved[bool(real.labels[i] == real.labels[j])].append(float(change))
-    found = checks(report)
-    assert found["same_class", "pairs"]["estimate"] == pytest.approx(np.mean(moved[True]))
-    assert found["different_class", "pairs"]["estimate"] == pytest.approx(-np.mean(moved[False]))
+    by_name = checks(report)
+    assert by_name["same_class", "pairs"]["estimate"] == pytest.approx(np.mean(moved[True]))
+    assert by_name["different_class", "pairs"]["estimate"] == pytest.approx(-np.mean(moved[False]))
     assert (report["pairs"]["n_same"], report["pairs"]["n_diff"]) == tuple(
         len(moved[kind]) for kind in (True, False)
     )
@@ -337,7 +339,7 @@ def test_pairs_are_judged_on_features_too(tmp_path: Path, real: Emoji) -> None:
 
 def without(name: str) -> Callable[[Table], Table]:
     """The table less one array."""
-    return lambda table: {key: one for key, one in table.items() if key != name}
+    return lambda table: {key: value for key, value in table.items() if key != name}
 
 
 def put(name: str, change: Callable[[Array], Array]) -> Callable[[Table], Table]:
@@ -395,7 +397,7 @@ def test_a_bad_table_is_named_and_never_judged(
 def reordered(table: Table) -> Table:
     """The first two items, exchanged."""
     order = np.r_[1, 0, 2 : len(table["ids"])]
-    return {key: one[order] for key, one in table.items()}
+    return {key: value[order] for key, value in table.items()}
 
 
 OTHER: dict[str, tuple[Callable[[Table], Table], str]] = {
@@ -442,7 +444,7 @@ def test_a_table_and_a_model_are_not_compared(tmp_path: Path, real: Emoji, begun
         assert (done.code, str(model) in done.stderr, report.exists()) == (5, True, False)
 
 
-def test_files_that_are_no_archive(tmp_path: Path, real: Emoji) -> None:
+def test_files_that_are_no_archive_are_refused(tmp_path: Path, real: Emoji) -> None:
     """No file, a text, half an archive: exit 5, the file is named, no report."""
     old, new = write(tmp_path, real.table(real.old), real.table(real.new))
     good = new.read_bytes()
@@ -471,10 +473,10 @@ def _npy(rows: Array) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["one array", "texts as arrays", "a text beside the arrays"])
-def test_archives_of_another_form(tmp_path: Path, real: Emoji, kind: str) -> None:
+def test_archives_of_another_form_are_refused(tmp_path: Path, real: Emoji, kind: str) -> None:
     """A .npy under the name .npz, and archives with members that are no arrays: exit 5."""
     old, new = write(tmp_path, real.table(real.old), real.table(real.new))
-    arrays = {f"{key}.npy": _npy(one) for key, one in real.table(real.new).items()}
+    arrays = {f"{key}.npy": _npy(value) for key, value in real.table(real.new).items()}
     new.write_bytes({
         "one array": _npy(real.new),
         "texts as arrays": _archive(ids=b"a", labels=b"b", features=b"c"),
@@ -486,10 +488,12 @@ def test_archives_of_another_form(tmp_path: Path, real: Emoji, kind: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["ids", "labels", "vendor"])
-def test_text_that_is_no_text_is_refused(tmp_path: Path, real: Emoji, name: str) -> None:
+def test_text_that_does_not_decode_is_refused(tmp_path: Path, real: Emoji, name: str) -> None:
     """A lone surrogate in an id, a label or a slice can be written nowhere: exit 5."""
     change = put(name, at(4, "a\ud800"))
-    tables = [change(real.table(one, vendor=real.vendors)) for one in (real.old, real.new)]
+    tables = [
+        change(real.table(features, vendor=real.vendors)) for features in (real.old, real.new)
+    ]
     done, report = verify(tmp_path, *tables, "--slice", "vendor", "--markdown", tmp_path / "m.md")
     assert (done.code, report) == (5, {})
     assert "row 4" in done.stderr
@@ -556,16 +560,16 @@ def test_a_model_that_rejects_every_match_does_not_pass(tmp_path: Path, real: Em
     """It finds more, accepts nothing in error, and nothing at all at the deployed threshold."""
     old, new = scaled(real)
     done, report = verify(tmp_path, old, new, "--threshold", "0.6")
-    found = checks(report)
-    assert found["recall_gain", "unseen"]["outcome"] == "pass"
-    assert found["far_ratio", "unseen"]["estimate"] == 0.0
-    rejects = found["frr_increase", "unseen"]
+    by_name = checks(report)
+    assert by_name["recall_gain", "unseen"]["outcome"] == "pass"
+    assert by_name["far_ratio", "unseen"]["estimate"] == 0.0
+    rejects = by_name["frr_increase", "unseen"]
     assert rejects["estimate"] > 0.5
     assert (done.code, rejects["outcome"], rejects["decides"]) == (3, "fail", True)
     assert report["warnings"] == []  # what was measured at the threshold says it better
 
 
-def test_the_advice_on_the_threshold_of_a_model_of_another_scale_is_one_that_passes(
+def test_the_advised_threshold_of_a_model_of_another_scale_passes(
     tmp_path: Path, real: Emoji
 ) -> None:
     """The next step names the threshold that keeps the false accepts; with it the model passes."""
@@ -580,9 +584,7 @@ def test_the_advice_on_the_threshold_of_a_model_of_another_scale_is_one_that_pas
     assert rates["far"]["new"] <= rates["far"]["old"]
 
 
-def test_scores_that_moved_are_warned_of_where_no_threshold_was_given(
-    tmp_path: Path, real: Emoji
-) -> None:
+def test_moved_scores_are_warned_of_without_a_threshold(tmp_path: Path, real: Emoji) -> None:
     """On stderr, in the report and in the summary page; a model whose scores stay is not."""
     page = tmp_path / "page.md"
     done, report = verify(tmp_path, *scaled(real), "--markdown", page)
@@ -604,9 +606,9 @@ def test_both_models_thresholds_at_a_false_accept_rate_are_reported(
     """At FAR .01, with or without a threshold: the lowest that keeps it, and its FRR, by a loop."""
     old, new = scaled(real)
     _, report = verify(tmp_path, old, new)
-    point = next(one for one in report["groups"][0]["operating_points"] if one["far"] == 0.01)
+    point = next(row for row in report["groups"][0]["operating_points"] if row["far"] == 0.01)
     for name, table in (("old", old), ("new", new)):
-        asked, searched = (old["role"] == one for one in ("query", "gallery"))
+        asked, searched = (old["role"] == role for role in ("query", "gallery"))
         scores = unit(table["features"])[asked] @ unit(old["features"])[searched].T
         same = old["labels"][asked][:, None] == old["labels"][searched][None]
         at = point["threshold"][name]
@@ -619,7 +621,7 @@ def test_with_judgments_a_threshold_is_judged_by_the_judged_pairs(
 ) -> None:
     """FRR is the share of judged pairs below it; items of other labels are false accepts."""
     old, new = scaled(real)
-    asked, searched = (np.flatnonzero(old["role"] == one) for one in ("query", "gallery"))
+    asked, searched = (np.flatnonzero(old["role"] == role) for role in ("query", "gallery"))
     pairs = [
         (q, next(g for g in searched if old["labels"][g] == old["labels"][q]))
         for q in asked
@@ -645,13 +647,13 @@ def test_queries_that_lie_in_the_tables_gallery_are_left_out(
     """A query whose vector the gallery holds under another id finds itself, which shows nothing."""
     n = len(real.ids)
     copied = np.arange(n) < share * n
-    ids = np.concatenate([real.ids, [f"copy of {one}" for one in real.ids[copied]]])
+    ids = np.concatenate([real.ids, [f"copy of {item_id}" for item_id in real.ids[copied]]])
     labels = np.concatenate([real.labels, real.labels[copied]])
     role = np.repeat(["gallery", "query"], [n, copied.sum()])
     role[:n][~copied] = np.where(np.arange((~copied).sum()) % 2, "query", "gallery")
     both = [
-        {"ids": ids, "labels": labels, "role": role, "features": np.r_[one, one[copied]]}
-        for one in (real.old, real.new)
+        {"ids": ids, "labels": labels, "role": role, "features": np.r_[features, features[copied]]}
+        for features in (real.old, real.new)
     ]
     done, report = verify(tmp_path, *both)
     group = report["groups"][0]
@@ -662,13 +664,13 @@ def test_queries_that_lie_in_the_tables_gallery_are_left_out(
 
 
 @pytest.mark.parametrize("flag", [(), ("--no-self-test",)])
-def test_what_only_the_old_model_finds_is_not_left_out(
+def test_duplicates_by_the_old_model_alone_are_kept(
     tmp_path: Path, real: Emoji, flag: tuple[str, ...]
 ) -> None:
     """A query that lies in the gallery by the old vectors alone counts: else every one that the new
     model loses would be left out."""
     n = len(real.ids)
-    ids = np.concatenate([real.ids, [f"copy of {one}" for one in real.ids]])
+    ids = np.concatenate([real.ids, [f"copy of {item_id}" for item_id in real.ids]])
     labels, role = np.tile(real.labels, 2), np.repeat(["gallery", "query"], n)
     lost = np.r_[real.new, np.roll(real.new, n // 2, axis=0)]
     both = [
@@ -678,5 +680,5 @@ def test_what_only_the_old_model_finds_is_not_left_out(
     done, report = verify(tmp_path, *both, *flag)
     group = report["groups"][0]
     assert (group["n_same_image"], group["n_queries"]) == (0, n)
-    assert any(one.startswith("copies of queries") for one in report["not_checked"]) == bool(flag)
+    assert any(note.startswith("copies of queries") for note in report["not_checked"]) == bool(flag)
     assert done.code == 3

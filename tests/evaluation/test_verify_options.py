@@ -41,12 +41,12 @@ class Slow:
 
     def first(self, queries: Array, gallery: Array) -> list[str]:
         """Label of the nearest gallery item of every query."""
-        return [self.gallery_labels[int(np.argmax(gallery @ one))] for one in queries]
+        return [self.gallery_labels[int(np.argmax(gallery @ query))] for query in queries]
 
     def right(self, queries: Array, gallery: Array) -> Array:
         """(Q,) whether the nearest gallery item is of the query's class."""
-        found = zip(self.first(queries, gallery), self.query_labels, strict=True)
-        return np.array([a == b for a, b in found], float)
+        rows = zip(self.first(queries, gallery), self.query_labels, strict=True)
+        return np.array([a == b for a, b in rows], float)
 
     def accepted(self, queries: Array, threshold: float) -> tuple[int, int, int, int]:
         """Accepted and all pairs of two classes, accepted and all of one, pair by pair."""
@@ -63,8 +63,10 @@ class Slow:
 def slow(begun: Path) -> Slow:
     """The shop's items in plain lists and matrices."""
     data = load(Shop(begun).data())
-    queries = [i for i, one in enumerate(data.items) if (one.split, one.role) == ("test", "query")]
-    gallery = [i for i, one in enumerate(data.items) if one.role == "gallery"]
+    queries = [
+        i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")
+    ]
+    gallery = [i for i, entry in enumerate(data.items) if entry.role == "gallery"]
     old, new = (Encoder.load(begun / name) for name in ("old.onnx", "new.onnx"))
     return Slow(
         folder=begun,
@@ -92,17 +94,17 @@ class Done:
     @property
     def group(self) -> dict[str, Any]:
         """The deciding group."""
-        found: dict[str, Any] = self.report["groups"][0]
-        return found
+        result: dict[str, Any] = self.report["groups"][0]
+        return result
 
     def check(self, name: str, group: str = "unseen") -> dict[str, Any]:
         """One check."""
-        found: dict[str, Any] = next(
-            one
-            for one in self.report["verdict"]["checks"]
-            if (one["name"], one["group"]) == (name, group)
+        match: dict[str, Any] = next(
+            check
+            for check in self.report["verdict"]["checks"]
+            if (check["name"], check["group"]) == (name, group)
         )
-        return found
+        return match
 
 
 def verify(begun: Path, folder: Path, *more: object, new: str = "new.onnx") -> Done:
@@ -132,22 +134,24 @@ def policy_of(folder: Path, text: str) -> Path:
     return path
 
 
-def test_slices_are_the_columns_values(begun: Path, slow: Slow, tmp_path: Path) -> None:
+def test_slices_are_the_values_of_the_column(begun: Path, slow: Slow, tmp_path: Path) -> None:
     """--slice vendor: a check for each vendor of a query, with the gain of an explicit loop."""
     done = verify(begun, tmp_path, "--slice", "vendor")
     gain = slow.right(slow.new, slow.old_gallery) - slow.right(slow.old, slow.old_gallery)
     names = sorted(set(slow.vendors))
     assert len(names) == 4
-    found = [one for one in done.report["verdict"]["checks"] if one["name"] == "slice_gain"]
-    assert sorted(one["group"] for one in found) == [f"unseen, vendor={name}" for name in names]
+    matches = [check for check in done.report["verdict"]["checks"] if check["name"] == "slice_gain"]
+    assert sorted(entry["group"] for entry in matches) == [
+        f"unseen, vendor={name}" for name in names
+    ]
     for name in names:
         here = np.array([vendor == name for vendor in slow.vendors])
-        one = done.check("slice_gain", f"unseen, vendor={name}")
-        assert one["estimate"] == pytest.approx(gain[here].mean(), abs=1e-9)
-        assert (one["n"], one["decides"]) == (90, False)  # fewer than the policy's 100
+        entry = done.check("slice_gain", f"unseen, vendor={name}")
+        assert entry["estimate"] == pytest.approx(gain[here].mean(), abs=1e-9)
+        assert (entry["n"], entry["decides"]) == (90, False)  # fewer than the policy's 100
 
 
-def test_a_column_that_no_item_has(begun: Path, tmp_path: Path) -> None:
+def test_an_unknown_column_of_the_data_is_refused(begun: Path, tmp_path: Path) -> None:
     """--slice of an unknown column ends in exit 5, names those there are, writes no report."""
     done = verify(begun, tmp_path, "--slice", "colour")
     assert (done.code, done.report) == (5, {})
@@ -163,7 +167,9 @@ def test_error_rates_are_those_of_all_pairs(begun: Path, slow: Slow, tmp_path: P
         false, diff, true, same = slow.accepted(queries, at)
         assert rates["far"][name] == pytest.approx(false / diff, abs=2 / diff)
         assert rates["frr"][name] == pytest.approx(1 - true / same, abs=2 / same)
-    old, new = (slow.accepted(one, at)[0] for one, at in ((slow.old, 0.5), (slow.new, 0.55)))
+    old, new = (
+        slow.accepted(features, at)[0] for features, at in ((slow.old, 0.5), (slow.new, 0.55))
+    )
     assert done.check("far_ratio")["estimate"] == pytest.approx(new / old, rel=2e-3)
 
 
@@ -221,7 +227,7 @@ def test_advice_on_the_threshold_is_given_only_where_it_helps(begun: Path, tmp_p
     "arguments",
     [("--new-threshold", "0.5"), ("--threshold", "1.5"), ("--threshold", "nan"), ("--seed", "-1")],
 )
-def test_options_that_make_no_sense_are_usage_errors(
+def test_contradictory_options_are_usage_errors(
     begun: Path, tmp_path: Path, arguments: tuple[str, str]
 ) -> None:
     """A new threshold alone, thresholds that are no cosine and a negative seed end in exit 2."""
@@ -240,12 +246,12 @@ def write_pairs(path: Path, pairs: Sequence[tuple[str, str, bool]]) -> Path:
 
 def pairs_of(slow: Slow, step: int = 7) -> list[tuple[int, int]]:
     """(query, gallery item): each query with its class's items and with some others."""
-    found = []
+    results = []
     for q, label in enumerate(slow.query_labels):
         others = range(q % step, len(slow.gallery_ids), 3 * step)
         same = [g for g, name in enumerate(slow.gallery_labels) if name == label]
-        found += [(q, g) for g in dict.fromkeys((*same, *others))]
-    return found
+        results += [(q, g) for g in dict.fromkeys((*same, *others))]
+    return results
 
 
 def test_given_pairs_are_measured_pair_by_pair(begun: Path, slow: Slow, tmp_path: Path) -> None:
@@ -254,12 +260,13 @@ def test_given_pairs_are_measured_pair_by_pair(begun: Path, slow: Slow, tmp_path
     kind = np.array([slow.query_labels[q] == slow.gallery_labels[g] for q, g in rows])
     named = [(slow.query_ids[q], slow.gallery_ids[g]) for q, g in rows]
     path = write_pairs(
-        tmp_path / "pairs.csv", [(*one, bool(same)) for one, same in zip(named, kind, strict=True)]
+        tmp_path / "pairs.csv",
+        [(*entry, bool(same)) for entry, same in zip(named, kind, strict=True)],
     )
     done = verify(begun, tmp_path, "--pairs", path)
     old, new = (
-        np.array([float(one[q].astype(float) @ slow.old_gallery[g]) for q, g in rows])
-        for one in (slow.old, slow.new)
+        np.array([float(features[q].astype(float) @ slow.old_gallery[g]) for q, g in rows])
+        for features in (slow.old, slow.new)
     )
     moved = new - old
     assert done.check("same_class", "pairs")["estimate"] == pytest.approx(
@@ -295,7 +302,7 @@ BAD_PAIRS = {
 def test_bad_pairs_are_exit_5(begun: Path, slow: Slow, tmp_path: Path, name: str) -> None:
     """Bad pairs end in exit 5 with a word on what is wrong, and write no report."""
     text, word = BAD_PAIRS[name]
-    lines = [f"{slow.query_ids[0]},{one},0\n" for one in slow.gallery_ids[:12]]
+    lines = [f"{slow.query_ids[0]},{item_id},0\n" for item_id in slow.gallery_ids[:12]]
     turned = f"{slow.gallery_ids[0]},{slow.query_ids[0]},0\n"
     path = tmp_path / "pairs.csv"
     path.write_text(
@@ -352,9 +359,7 @@ def test_bad_judgments_are_exit_5(begun: Path, tmp_path: Path, text: str) -> Non
     assert BAD_QRELS[text] in done.stderr
 
 
-def test_latency_is_measured_where_asked_and_decides_where_limited(
-    begun: Path, tmp_path: Path
-) -> None:
+def test_latency_is_measured_on_request_and_decides_if_limited(begun: Path, tmp_path: Path) -> None:
     """--latency alone has no say; a policy's limit needs no flag, and fails or passes."""
     measured = verify(begun, tmp_path, "--latency")
     assert measured.report["latency"]["old_ms"] > 0
@@ -362,16 +367,16 @@ def test_latency_is_measured_where_asked_and_decides_where_limited(
     for limit, code, outcome in ((0.0001, 3, "fail"), (10000.0, 0, "pass")):
         policy = policy_of(tmp_path, f"max_latency_ratio: {limit}")
         done = verify(begun, tmp_path, "--policy", policy)
-        one = done.check("latency_ratio", "latency")
-        assert (done.code, one["outcome"], one["decides"]) == (code, outcome, True)
+        check = done.check("latency_ratio", "latency")
+        assert (done.code, check["outcome"], check["decides"]) == (code, outcome, True)
         latency = done.report["latency"]
-        assert one["estimate"] == latency["new_ms"] / latency["old_ms"]
+        assert check["estimate"] == latency["new_ms"] / latency["old_ms"]
 
 
 def test_the_mixed_gallery_is_half_of_each_model(slow: Slow, plain: Done) -> None:
     """Recall and rank bias on it are those of a loop: sha1 of the id says which half is new."""
     done = plain
-    half = [hashlib.sha1(one.encode()).digest()[0] < 128 for one in slow.gallery_ids]
+    half = [hashlib.sha1(item_id.encode()).digest()[0] < 128 for item_id in slow.gallery_ids]
     mixed = np.stack([
         new if here else old
         for here, new, old in zip(half, slow.new_gallery, slow.old_gallery, strict=True)
@@ -381,8 +386,8 @@ def test_the_mixed_gallery_is_half_of_each_model(slow: Slow, plain: Done) -> Non
         assert done.group["recall"][f"{name}_mixed"]["1"] == pytest.approx(right, abs=1e-9)
         by_new = [
             half[g]
-            for one in queries
-            for g in sorted(range(len(mixed)), key=(-mixed @ one).item)[:10]
+            for query in queries
+            for g in sorted(range(len(mixed)), key=(-mixed @ query).item)[:10]
         ]
         bias = np.mean(by_new) - np.mean(half)
         assert done.group["rank_bias"][name] == pytest.approx(bias, abs=1e-3)
@@ -399,12 +404,12 @@ def test_the_chain_is_judged_on_each_versions_own_rows(
         names, rows = list(reader.fieldnames or ()), list(reader)
     late = set(slow.gallery_ids[::3])
     shop = Shop(tmp_path)
-    for table, kept in (("first.csv", [one for one in rows if one["id"] not in late]),
+    for table, kept in (("first.csv", [link for link in rows if link["id"] not in late]),
                         ("all.csv", rows)):  # fmt: skip
         with (tmp_path / table).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
-            writer.writerows({**one, "path": str(emoji / one["path"])} for one in kept)
+            writer.writerows({**link, "path": str(emoji / link["path"])} for link in kept)
     (tmp_path / "compatctl.yaml").write_text(
         f"format: 1\nstore: store\ndata: all.csv\ndata_root: {emoji}\n"
     )
@@ -420,25 +425,27 @@ def test_the_chain_is_judged_on_each_versions_own_rows(
     assert shop.run("add").json["added"] == len(late)
     shop.run("verify", begun / "new.onnx", third, "--report", report)
     checks = json.loads(report.read_bytes())["verdict"]["checks"]
-    chain = {one["group"]: one for one in checks if one["name"] == "chain_gain"}
+    chain = {check["group"]: check for check in checks if check["name"] == "chain_gain"}
     data = load(tmp_path / "all.csv", data_root=emoji)
     held_out = [i for i, item in enumerate(data.items) if item.id in set(slow.query_ids)]
     candidate = Encoder.load(third).embed(data.take(held_out)).features
     assert len(chain) == 2
     for name, own, here, vectors in (
-        ("old.onnx", slow.old, [one not in late for one in slow.gallery_ids], slow.old_gallery),
-        ("new.onnx", slow.new, [one in late for one in slow.gallery_ids], slow.new_gallery),
+        ("old.onnx", slow.old, [link not in late for link in slow.gallery_ids], slow.old_gallery),
+        ("new.onnx", slow.new, [link in late for link in slow.gallery_ids], slow.new_gallery),
     ):
-        labels = [one for one, kept in zip(slow.gallery_labels, here, strict=True) if kept]
+        labels = [link for link, kept in zip(slow.gallery_labels, here, strict=True) if kept]
         part = vectors[np.array(here)]
         change = []
         for q, label in enumerate(slow.query_labels):
             if label in labels:
-                a, b = (labels[int(np.argmax(part @ one[q]))] == label for one in (own, candidate))
+                a, b = (
+                    labels[int(np.argmax(part @ link[q]))] == label for link in (own, candidate)
+                )
                 change.append(int(b) - int(a))
-        one = chain[f"gallery of {Encoder.load(begun / name).sha256[:12]}"]
-        assert one["estimate"] == pytest.approx(np.mean(change), abs=1e-9)
-        assert one["n"] == len(change) > 0
+        link = chain[f"gallery of {Encoder.load(begun / name).sha256[:12]}"]
+        assert link["estimate"] == pytest.approx(np.mean(change), abs=1e-9)
+        assert link["n"] == len(change) > 0
 
 
 def test_the_index_is_swept_upwards(slow: Slow, plain: Done) -> None:
@@ -462,13 +469,13 @@ def test_parity_of_the_training_record_decides(
     model.write_bytes((begun / "new.onnx").read_bytes())
     carry(model, TrainingRecord(parity=parity))
     done = verify(begun, tmp_path, new=str(model))
-    one = done.check("parity", "export")
-    assert (done.code, one["outcome"], one["decides"]) == (code, outcome, True)
-    assert one["estimate"] == parity
+    check = done.check("parity", "export")
+    assert (done.code, check["outcome"], check["decides"]) == (code, outcome, True)
+    assert check["estimate"] == parity
     assert not any("parity" in line for line in done.report["not_checked"])
 
 
-def test_a_seed_moves_replicates_and_nothing_else(begun: Path, tmp_path: Path) -> None:
+def test_a_seed_changes_replicates_and_nothing_else(begun: Path, tmp_path: Path) -> None:
     """One seed gives the same bytes; another the same estimates and ends within noise."""
     first = verify(begun, tmp_path, "--seed", "3")
     body = first.path.read_bytes()

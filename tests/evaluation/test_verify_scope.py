@@ -45,14 +45,14 @@ def test_without_a_self_test_the_criterion_is_the_same(shop: Shop) -> None:
     assert any("--no-self-test" in entry for entry in part["not_checked"])  # type: ignore[union-attr]
 
 
-def test_what_the_policy_decides_by_is_not_left_out(shop: Shop) -> None:
+def test_no_self_test_is_refused_if_the_policy_needs_it(shop: Shop) -> None:
     """--no-self-test under a policy that asks for the self-test is exit 2, and writes nothing."""
     code, report, said = _verify(shop, "--no-self-test", "--policy", "strict")
     assert (code, report) == (2, {})
     assert "min_self_test_gain" in said
 
 
-def test_a_missing_folder_is_found_before_the_work(shop: Shop) -> None:
+def test_a_missing_output_folder_is_refused_first(shop: Shop) -> None:
     """Where a view of the report cannot be written, exit 5 comes first, and no report either."""
     code, report, said = _verify(shop, "--junit", shop.path("nowhere/verify.xml"))
     assert (code, report) == (5, {})
@@ -60,7 +60,7 @@ def test_a_missing_folder_is_found_before_the_work(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("flag", [("--latency",), ("--training", "record.json")])
-def test_feature_tables_refuse_what_they_cannot_answer(tmp_path: Path, flag: tuple[str]) -> None:
+def test_feature_tables_refuse_options_of_models(tmp_path: Path, flag: tuple[str]) -> None:
     """Latency and training records are about models: with tables of features they are exit 2."""
     with np.load(FEATURES) as archive:
         table = {"ids": archive["ids"], "labels": archive["labels"], "features": archive["lite0"]}
@@ -83,7 +83,7 @@ def test_judgments_without_effect_are_counted(shop: Shop) -> None:
     assert f"2 of {len(right) + 2} judgments" in said[-1]
 
 
-def test_pairs_of_trained_classes_have_no_say(shop: Shop) -> None:
+def test_pairs_of_trained_classes_do_not_decide(shop: Shop) -> None:
     """Fresh items of a class that the candidate was trained on are shown and do not decide."""
     data = load(shop.data())
     test = [x for x in data.items if x.split == "test"]
@@ -96,12 +96,12 @@ def test_pairs_of_trained_classes_have_no_say(shop: Shop) -> None:
     for classes, decides in (([], True), ([labels[0]], False)):
         carry(shop.path("new.onnx"), TrainingRecord().with_classes(classes))
         _, report, _ = _verify(shop, "--pairs", pairs)
-        found = [
+        matches = [
             check["decides"]
             for check in report["verdict"]["checks"]  # type: ignore[index]
             if (check["name"], check["group"]) == ("different_class", "pairs")
         ]
-        assert found == [decides]
+        assert matches == [decides]
 
 
 def test_a_column_of_too_many_values_is_refused(tmp_path: Path) -> None:
@@ -123,12 +123,12 @@ def test_old_queries_on_a_re_embedded_gallery_equal_a_loop(shop: Shop) -> None:
     scores = old.embed(data.take(queries)).features @ new.embed(data.take(gallery)).features.T
     labels = np.array(data.labels)
     right = labels[gallery][scores.argmax(axis=1)] == labels[queries]
-    found = report["groups"][0]["recall"]["old_new"]["1"]  # type: ignore[index]
-    assert found == pytest.approx(right.mean(), abs=3e-3)
+    result = report["groups"][0]["recall"]["old_new"]["1"]  # type: ignore[index]
+    assert result == pytest.approx(right.mean(), abs=3e-3)
 
 
 @pytest.mark.parametrize("left", ["a store without its manifest", "an empty folder", "a file"])
-def test_what_lies_in_the_place_of_a_store_is_no_missing_store(shop: Shop, left: str) -> None:
+def test_an_empty_folder_or_damaged_store_is_no_missing_store(shop: Shop, left: str) -> None:
     """A lost manifest or an empty mount is exit 5: to search no store at all would go unseen."""
     store = shop.path("store")
     if left == "a store without its manifest":
@@ -140,7 +140,7 @@ def test_what_lies_in_the_place_of_a_store_is_no_missing_store(shop: Shop, left:
     assert (code, report) == (5, {}), said
 
 
-def test_where_there_is_no_store_it_says_so(shop: Shop) -> None:
+def test_a_missing_store_is_warned_of(shop: Shop) -> None:
     """stderr says what was searched, the next step is no deploy, and deploy refuses it by name."""
     code, report, said = _verify(shop, "--store", shop.path("nothing"))
     assert code == 0
@@ -154,22 +154,22 @@ def test_where_there_is_no_store_it_says_so(shop: Shop) -> None:
     ("change", "step"),
     [
         (
-            lambda one: one | {"label": one["label"].upper() + "?"},
+            lambda row: row | {"label": row["label"].upper() + "?"},
             "by the same label to the letter",
         ),
-        (lambda one: one | {"split": "train"}, "queries of classes that were not trained on"),
+        (lambda row: row | {"split": "train"}, "queries of classes that were not trained on"),
     ],
     ids=["labels that differ", "no query"],
 )
-def test_what_to_do_where_nothing_matches(
+def test_the_next_step_if_nothing_matches(
     shop: Shop, tmp_path: Path, change: Callable[[dict[str, str]], dict[str, str]], step: str
 ) -> None:
     """More of the same queries would help nobody: the next step says what they lack."""
     source = shop.data()
     with source.open(newline="", encoding="utf-8") as file:
-        rows = [change(one) for one in csv.DictReader(file)]
-    for one in rows:
-        one["path"] = str(source.parent / one["path"])
+        rows = [change(row) for row in csv.DictReader(file)]
+    for row in rows:
+        row["path"] = str(source.parent / row["path"])
     with (tmp_path / "items.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -37,11 +37,11 @@ def truth(world: World, data: Path, model: str) -> float:
     """recall@1 of a model's queries over every row of the store, by a whole matrix."""
     gallery = DeployedGallery.open(Store.open(world.folder / "store"))
     items = load(data)
-    queries = [at for at, one in enumerate(items.items) if one.role == "query"]
+    queries = [at for at, item in enumerate(items.items) if item.role == "query"]
     made = Encoder.load(world.folder / f"{model}.onnx").embed(items.take(queries)).features
     first = (made @ gallery.index.vectors(gallery.catalog.keys).T).argmax(axis=1)
-    found = np.array(gallery.catalog.labels)[first]
-    return float((found == np.array(items.labels)[queries]).mean())
+    rows = np.array(gallery.catalog.labels)[first]
+    return float((rows == np.array(items.labels)[queries]).mean())
 
 
 def test_rows_outside_the_table_are_searched(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_rows_outside_the_table_are_searched(tmp_path: Path) -> None:
     drawn = np.array(world.vectors[1])[120:420] * 0.68 + 0.8 * rest[rng.integers(600, size=300)]
     world.vectors[1][120:420] = list(unit(drawn))
     world.begin(world.save("all.npz"))
-    table = world.save("table.npz", lambda one: not one.startswith("r"))
+    table = world.save("table.npz", lambda item_id: not item_id.startswith("r"))
     code, report = world.verify(table)
     recall = report["groups"][0]["recall"]
     assert code == 3
@@ -61,10 +61,10 @@ def test_rows_outside_the_table_are_searched(tmp_path: Path) -> None:
         assert recall[pair]["1"] == pytest.approx(truth(world, table, model), abs=1e-9)
     assert report["searched"]["self_test_rows"] == 120
     assert recall["new_old_subset"]["1"] > recall["new_old"]["1"] + 0.3
-    assert any("120 of 720 gallery items" in one for one in report["warnings"])
+    assert any("120 of 720 gallery items" in line for line in report["warnings"])
 
 
-def test_a_gallery_that_is_not_the_stores_cannot_tell(tmp_path: Path) -> None:
+def test_a_gallery_that_is_mostly_not_stored_is_inconclusive(tmp_path: Path) -> None:
     """A store of four rows beside which 116 are embedded for the test: exit 4 names them."""
     world = shop_of(tmp_path)
     few = {"g0", "g1", "g2", "g3"}
@@ -74,7 +74,7 @@ def test_a_gallery_that_is_not_the_stores_cannot_tell(tmp_path: Path) -> None:
     assert (code, share["outcome"], share["decides"]) == (4, "inconclusive", True)
     assert share["estimate"] == pytest.approx(4 / 120)
     assert report["searched"]["embedded_ids"] == ["g4", "g5", "g6", "g7", "g8"]
-    assert any("116 of the 120 rows" in one for one in report["warnings"])
+    assert any("116 of the 120 rows" in line for line in report["warnings"])
 
 
 def test_a_stored_query_does_not_find_itself(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_stored_query_does_not_find_itself(tmp_path: Path) -> None:
     world = shop_of(tmp_path)
     world.roles = ["gallery"] * len(world.ids)
     world.begin(world.save("stored.npz"))
-    world.roles = ["query" if one.startswith("q") else "gallery" for one in world.ids]
+    world.roles = ["query" if item_id.startswith("q") else "gallery" for item_id in world.ids]
     code, report = world.verify(world.save("asking.npz"))
     assert code in {0, 3, 4}
     assert report["searched"]["stored"] == 420
@@ -103,7 +103,7 @@ def test_two_labels_of_one_item_leave_it_unjudged(tmp_path: Path) -> None:
     assert 0.2 < group["unjudged"]["old"]["1"] < 0.8
     assert bound["estimate"] < check(report, "recall_gain")["estimate"]
     assert (code, bound["outcome"]) == (4, "inconclusive")
-    assert any("60 items have another label" in one for one in report["warnings"])
+    assert any("60 items have another label" in line for line in report["warnings"])
 
 
 def touched(folder: Path, left_out: int) -> World:
@@ -119,38 +119,44 @@ def touched(folder: Path, left_out: int) -> World:
     return world
 
 
-def test_what_training_left_out_is_judged_by_itself(tmp_path: Path) -> None:
+def test_queries_of_untouched_rows_are_judged_separately(tmp_path: Path) -> None:
     """Four fifths of the gallery anchored, whole classes left out: the rest decides, and loses."""
     policy = tmp_path / "small.yaml"
     policy.write_text("format: 3\nname: small\nslice_min_queries: 30\nmin_queries: 100\n")
     world = touched(tmp_path, 12)
     _, report = world.verify(tmp_path / "all.npz", "--policy", policy)
-    rows, found = report["groups"][0]["training_overlap"], check(report, "untouched_gain")
+    rows, result = report["groups"][0]["training_overlap"], check(report, "untouched_gain")
     assert check(report, "recall_gain")["estimate"] > 0
-    assert rows["untouched_queries"] == found["n"] == 60
+    assert rows["untouched_queries"] == result["n"] == 60
     assert rows["of_gallery"] == pytest.approx(0.8)
-    assert found["estimate"] < -0.4
-    assert (report["verdict"]["outcome"], found["outcome"]) == ("fail", "fail")
+    assert result["estimate"] < -0.4
+    assert (report["verdict"]["outcome"], result["outcome"]) == ("fail", "fail")
 
 
-def test_no_query_of_untouched_rows_cannot_tell(tmp_path: Path) -> None:
+def test_without_queries_of_untouched_rows_the_gate_is_inconclusive(tmp_path: Path) -> None:
     """Queries of anchored classes alone, where the store has other rows: exit 4 says so."""
     world = touched(tmp_path, 6)
-    asked = {one for one, label in zip(world.ids, world.labels, strict=True) if int(label[1:]) < 54}
-    table = world.save("anchored.npz", lambda one: one.startswith("g") or one in asked)
+    asked = {
+        item_id
+        for item_id, label in zip(world.ids, world.labels, strict=True)
+        if int(label[1:]) < 54
+    }
+    table = world.save("anchored.npz", lambda array: array.startswith("g") or array in asked)
     code, report = world.verify(table)
-    found = check(report, "untouched_gain")
-    assert (code, found["outcome"], found["n"]) == (4, "inconclusive", 0)
-    assert "no query has matches among them alone" in found["detail"]
+    result = check(report, "untouched_gain")
+    assert (code, result["outcome"], result["n"]) == (4, "inconclusive", 0)
+    assert "no query has matches among them alone" in result["detail"]
 
 
 def test_gains_are_weighted_to_the_stores_shares(tmp_path: Path) -> None:
     """Half the untouched classes' queries left out of the table: the gain is that of the store."""
     world = touched(tmp_path, 20)
     code, whole = world.verify(tmp_path / "all.npz")
-    fewer = {one for one in world.ids if one.startswith("g") or int(one[1:]) % 5 != 4}
+    fewer = {
+        item_id for item_id in world.ids if item_id.startswith("g") or int(item_id[1:]) % 5 != 4
+    }
     dropped = {f"q{at}" for at in range(200, 300) if at % 5 != 0}
-    table = world.save("fewer.npz", lambda one: one in fewer and one not in dropped)
+    table = world.save("fewer.npz", lambda array: array in fewer and array not in dropped)
     _, report = world.verify(table)
     rows = report["groups"][0]["training_overlap"]
     recall = report["groups"][0]["recall"]
@@ -164,7 +170,7 @@ def test_gains_are_weighted_to_the_stores_shares(tmp_path: Path) -> None:
     assert code in {3, 4}
 
 
-def test_an_old_model_that_finds_nothing_cannot_tell(tmp_path: Path) -> None:
+def test_an_old_model_that_finds_nothing_is_inconclusive(tmp_path: Path) -> None:
     """A gallery in which the old model finds next to nothing is no evidence: exit 4."""
     world = shop_of(tmp_path)
     rng = np.random.default_rng(5)
@@ -176,18 +182,18 @@ def test_an_old_model_that_finds_nothing_cannot_tell(tmp_path: Path) -> None:
     assert (code, floor["outcome"]) == (4, "inconclusive")
 
 
-def test_queries_without_a_match_are_counted_and_stop_a_verdict(tmp_path: Path) -> None:
+def test_many_queries_without_a_match_are_inconclusive(tmp_path: Path) -> None:
     """Where more than half of the queries have nothing to find the gate cannot tell."""
     world = shop_of(tmp_path)
     extra = unit(np.random.default_rng(6).normal(size=(400, DIM)))
     world.add("lost", [f"gone{at}" for at in range(400)], "query", extra, extra)
     world.begin(world.save("all.npz"))
     code, report = world.verify(tmp_path / "all.npz")
-    found = check(report, "matched_share")
+    result = check(report, "matched_share")
     assert report["groups"][0]["n_without_match"] == 400
-    assert found["estimate"] == pytest.approx(300 / 700)
-    assert (code, found["outcome"]) == (4, "inconclusive")
-    assert any("400 of 700 queries" in one for one in report["warnings"])
+    assert result["estimate"] == pytest.approx(300 / 700)
+    assert (code, result["outcome"]) == (4, "inconclusive")
+    assert any("400 of 700 queries" in line for line in report["warnings"])
 
 
 @pytest.mark.parametrize("at_hand", [True, False])
@@ -198,7 +204,7 @@ def test_queries_that_lie_in_the_gallery_are_left_out(tmp_path: Path, at_hand: b
     arrays = {name: table[name] for name in table.files}
     copies = arrays["role"] == "query"
     arrays = {
-        name: np.concatenate([column, [f"copy-{one}" for one in column[copies]]])
+        name: np.concatenate([column, [f"copy-{entry}" for entry in column[copies]]])
         if name == "ids"
         else np.concatenate([column, column[copies]])
         for name, column in arrays.items()
@@ -210,13 +216,13 @@ def test_queries_that_lie_in_the_gallery_are_left_out(tmp_path: Path, at_hand: b
     code, report = world.verify(data)
     assert (code, report["groups"][0]["n_same_image"]) == (4, 300)
     assert report["groups"][0]["n_queries"] == 0
-    assert any("same bytes" in one for one in report["warnings"])
+    assert any("same bytes" in line for line in report["warnings"])
 
 
-def test_the_screen_says_what_was_searched(tmp_path: Path) -> None:
+def test_the_terminal_shows_what_was_searched(tmp_path: Path) -> None:
     """Stored and embedded rows stand on the screen, above the figures."""
     world = shop_of(tmp_path)
-    world.begin(world.save("most.npz", lambda one: one not in {"g7"}))
+    world.begin(world.save("most.npz", lambda array: array not in {"g7"}))
     table = world.save("all.npz")
     models = tmp_path / "old.onnx", tmp_path / "new.onnx"
     report = ("--report", tmp_path / "r.json")
@@ -231,22 +237,22 @@ def test_the_matrix_names_its_rows_and_searches_the_store(tmp_path: Path) -> Non
     rest = unit(rng.normal(size=(400, DIM)))
     world.add("r", [f"other{at}" for at in range(400)], "gallery", rest, rest)
     world.begin(world.save("all.npz"))
-    table = world.save("table.npz", lambda one: not one.startswith("r"))
+    table = world.save("table.npz", lambda item_id: not item_id.startswith("r"))
     models = tmp_path / "old.onnx", tmp_path / "new.onnx"
-    found = world.run("matrix", *models, "--data", table).json
-    assert (found["gallery_rows"], found["stored_rows"]) == (120, 520)
+    report = world.run("matrix", *models, "--data", table).json
+    assert (report["gallery_rows"], report["stored_rows"]) == (120, 520)
     for at, model in enumerate(("old", "new")):
-        assert found["on_store"][at] == pytest.approx(truth(world, table, model), abs=1e-9)
-    assert found["on_store"][0] < found["values"][0][0]
+        assert report["on_store"][at] == pytest.approx(truth(world, table, model), abs=1e-9)
+    assert report["on_store"][0] < report["values"][0][0]
 
 
 @pytest.mark.parametrize("policy", ["default", "strict"])
-def test_data_of_queries_alone_judge_the_store(tmp_path: Path, policy: str) -> None:
+def test_data_with_queries_only_are_searched_in_the_store(tmp_path: Path, policy: str) -> None:
     """No image of a gallery item is at hand: the store decides, and a self-test that the policy
     asks for is not passed."""
     world = shop_of(tmp_path)
     world.begin(world.save("all.npz"))
-    code, report = world.verify(world.save("asking.npz", lambda one: one.startswith("q")),
+    code, report = world.verify(world.save("asking.npz", lambda array: array.startswith("q")),
                                 "--policy", policy)  # fmt: skip
     test = check(report, "self_test_gain")
     assert (report["searched"]["stored"], report["searched"]["self_test_rows"]) == (120, 0)
