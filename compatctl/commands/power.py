@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +140,7 @@ def power(project: Project, options: PowerOptions | None = None) -> Power:
     target = PowerTarget(limit=rule.limit, level=policy.alpha / 2, power=policy.power)
     recall = OLD_RECALL if sample.old_recall is None else sample.old_recall
     names = [kind.name for kind in sample.held_out.kinds]
-    scatters = (
+    assumptions = (
         [PowerAssumptions(changed=c, icc=dict.fromkeys(names, r), old_recall=recall)
          for c in CHANGED for r in ICCS]
         if sample.changed is None
@@ -158,7 +158,8 @@ def power(project: Project, options: PowerOptions | None = None) -> Power:
         measured=sample.changed is not None,
         old_recall=recall,
         rows=tuple(
-            _row(sample.held_out, scatter, options.gains, target, policy) for scatter in scatters
+            _row(sample.held_out, expected, options.gains, target, policy)
+            for expected in assumptions
         ),
         too_few=_too_few(sample.held_out, policy),
     )
@@ -171,12 +172,11 @@ def _row(
     target: PowerTarget,
     policy: Policy,
 ) -> PowerRow:
+    too_few = _too_few(held_out, policy)
     return PowerRow(
         changed=expected.changed,
         icc=dict(expected.icc),
-        least_gain=None
-        if _too_few(held_out, policy)
-        else min_detectable_gain(held_out, expected, target),
+        least_gain=None if too_few else min_detectable_gain(held_out, expected, target),
         needed=tuple(_sample_for_gain(held_out, expected, gain, target, policy) for gain in gains),
     )
 
@@ -214,21 +214,13 @@ def _sample(project: Project, policy: Policy, options: PowerOptions) -> _Sample:
         return earlier
     data = load_data(project)
     truth = ground_truth(data, query_group("power", data, query_rows(data, "test"), (), cluster))
-    return _with_earlier(
-        HeldOutSet.from_codes(truth.classes, truth.unit, truth.has_match()), earlier
-    )
+    held_out = HeldOutSet.from_codes(truth.classes, truth.unit, truth.has_match())
+    return _with_earlier(held_out, earlier)
 
 
 def _with_earlier(held_out: HeldOutSet, earlier: _Sample | None) -> _Sample:
     """The set, with what an earlier report says of the models."""
-    if earlier is None:
-        return _Sample(held_out=held_out)
-    return _Sample(
-        held_out=held_out,
-        old_recall=earlier.old_recall,
-        changed=earlier.changed,
-        icc=earlier.icc,
-    )
+    return replace(earlier, held_out=held_out) if earlier else _Sample(held_out=held_out)
 
 
 def _table_sample(
@@ -239,19 +231,16 @@ def _table_sample(
         check_same(tables[0], tables[1], paths[0], paths[1])
     queries, gallery = table_rows(tables[0], paths[0])
     truth = table_truth(tables[0], queries, gallery, None, VerifyOptions(cluster=cluster))
-
     query_rows, searched = rank_equivalent(tables, queries, gallery, similarity, galleries=1)
     tests = [retrieval(truth, rows, searched[0], (policy.recall_at,), 1) for rows in query_rows]
     old, k = tests[0], policy.recall_at
     sample = _with_earlier(HeldOutSet.from_codes(truth.classes, truth.unit, old.has_match), earlier)
-    changed, icc = sample.changed, sample.icc
-    if len(tests) == 2 and old.has_match.any():
-        change = (tests[1].hit(k).astype(np.float64) - old.hit(k))[old.has_match]
-        changed = float(np.abs(change).mean())
-        icc = _iccs(change, truth, old.has_match)
-    return _Sample(
-        held_out=sample.held_out, old_recall=old.recall[k], changed=changed or None, icc=icc
-    )
+    sample = replace(sample, old_recall=old.recall[k], changed=sample.changed or None)
+    if len(tests) < 2 or not old.has_match.any():
+        return sample
+    change = (tests[1].hit(k).astype(np.float64) - old.hit(k))[old.has_match]
+    icc = _iccs(change, truth, old.has_match)
+    return replace(sample, changed=float(np.abs(change).mean()) or None, icc=icc)
 
 
 def _iccs(change: np.ndarray, truth: GroundTruth, has_match: Bools) -> dict[str, float]:

@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 
 from compatctl.core.arrays import Rows, Vectors
-from compatctl.core.calibration import ScoreMap
 from compatctl.core.gate import Measurement
 from compatctl.core.measurements import DECIDING_GROUP, ChainEvidence
 from compatctl.core.policy import Policy
@@ -20,7 +19,7 @@ from compatctl.encoder import Encoder
 from compatctl.evaluation.adaptive_resampling import Sampling
 from compatctl.evaluation.ann import AnnCheck
 from compatctl.evaluation.clusters import columns_of
-from compatctl.evaluation.comparison import GroupResult, PairedEmbeddings, compare
+from compatctl.evaluation.comparison import GroupResult, compare
 from compatctl.evaluation.embedding import VerifyEmbeddings, embed_for_verify, prefixed
 from compatctl.evaluation.exact_retrieval import recall_ks, retrieval_of_rows
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
@@ -65,19 +64,6 @@ class VerifySetup:
         near = rows[near_vectors(embeddings.old.take(rows), own, gallery.vectors, passed)]
         groups = with_near_copies(groups, near, self.data, self.record, self.options)
         return replace(self, groups=groups)
-
-    def compare(
-        self, name: str, truth: GroundTruth, embeddings: PairedEmbeddings, scale: ScoreMap | None
-    ) -> GroupResult:
-        """Compare both models on one group."""
-        return compare(
-            name,
-            truth,
-            embeddings,
-            self.policy,
-            thresholds=self.options.thresholds(scale),
-            calibrate=self.options.calibration(scale),
-        )
 
     def answers(
         self, group: QueryGroup, gallery: EvaluationGallery, result: GroupResult
@@ -169,7 +155,15 @@ class Findings:
         shared = gallery.shared(setup.data, group, setup.options.ignore_same)
         truth = with_ignored_rows(truth, shared)
         truth = replace(truth, same_image=images.duplicates(group.queries))
-        result = setup.compare(group.name, truth, embeddings, score_map(store))
+        scale, options = score_map(store), setup.options
+        result = compare(
+            group.name,
+            truth,
+            embeddings,
+            setup.policy,
+            thresholds=options.thresholds(scale),
+            calibrate=options.calibration(scale),
+        )
         findings = replace(
             self,
             results=[*self.results, result],

@@ -72,12 +72,10 @@ class GroundTruth:
         """Code labels in their sorted order, and find each query's own gallery row by its id.
 
         Args:
-            query_ids, query_labels: (Q,).
-            gallery_ids, gallery_labels: (G,); an empty label is unknown.
+            gallery_labels: an empty label is unknown.
             cluster: column -> (Q,) values by which queries are resampled.
             judged: relevant pairs, which replace the labels.
             columns: column -> (Q,) values by which queries may depend on each other.
-            slices, reembedded: as the fields.
 
         Raises:
             InputError: no judged pair is of a query and a gallery item.

@@ -60,8 +60,7 @@ class VerifyOptions:
 
     def within(self, project: Project) -> VerifyOptions:
         """These options, and the project's where one is not given."""
-        kept, here, gate = self.outputs, project, project.gate
-        new_threshold = self.new_threshold
+        here, gate, new_threshold = project, project.gate, self.new_threshold
         return replace(
             self,
             training=self.training or gate.training,
@@ -77,12 +76,7 @@ class VerifyOptions:
             self_test=self.self_test and gate.self_test,
             seed=gate.seed if self.seed is None else self.seed,
             calibrate=self.calibrate or here.calibrate,
-            outputs=Outputs(
-                junit=kept.junit or here.junit,
-                markdown=kept.markdown or here.markdown,
-                metrics=kept.metrics or here.metrics,
-                queries=kept.queries or here.queries,
-            ),
+            outputs=self.outputs.within(project),
         )
 
     def bound(self) -> dict[str, Any]:
@@ -97,16 +91,9 @@ class VerifyOptions:
         return {name: _json_value(getattr(self, name)) for name in names}
 
     def check(self, policy: Policy) -> None:
-        """Refuse ``--no-self-test`` if the policy needs the self-test.
-
-        Raises:
-            UsageError: the policy decides by the self-test or the mixed gallery.
-        """
-        needed = [
-            key
-            for key in ("min_self_test_gain", "min_mixed_gain")
-            if getattr(policy, key) is not None
-        ]
+        """Raise a UsageError for ``--no-self-test`` if the policy decides by the self-test."""
+        keys = ("min_self_test_gain", "min_mixed_gain")
+        needed = [key for key in keys if getattr(policy, key) is not None]
         if needed and not self.self_test:
             raise UsageError(
                 f"--no-self-test, but policy {policy.name} decides by {', '.join(needed)}",
@@ -114,11 +101,7 @@ class VerifyOptions:
             )
 
     def check_models(self) -> None:
-        """Refuse options of feature tables.
-
-        Raises:
-            UsageError: a similarity is given.
-        """
+        """Raise a UsageError for options of feature tables."""
         if self.similarity is not None:
             raise UsageError(
                 "--similarity is about feature tables: models give unit rows, compared by cosine",
@@ -126,11 +109,7 @@ class VerifyOptions:
             )
 
     def check_cosines(self, policy: Policy, similarity: str) -> None:
-        """Refuse what is defined by cosines, if vectors are compared in another way.
-
-        Raises:
-            UsageError: a threshold, pairs, or a policy that decides by an inequality.
-        """
+        """Raise a UsageError for options and policy keys that are defined by cosines."""
         given = {"--threshold": self.threshold is not None, "--pairs": self.pairs is not None}
         given["--calibrate"] = self.calibrate
         margins = ("same_class_margin", "different_class_margin")
@@ -143,11 +122,7 @@ class VerifyOptions:
                 )
 
     def check_features(self) -> None:
-        """Refuse options of models, and unknown similarities.
-
-        Raises:
-            UsageError: ``--latency``, ``--training``, or an unknown similarity.
-        """
+        """Raise a UsageError for options of models, and for unknown similarities."""
         if self.similarity is not None and self.similarity not in SIMILARITIES:
             raise UsageError(f"--similarity is {', '.join(SIMILARITIES)}, got {self.similarity!r}")
         if self.latency or self.training is not None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compatctl.core.arrays import Bools, Rows, Vectors
+from compatctl.core.arrays import Bools, Floats, Rows, Vectors
 from compatctl.core.class_sums import row_products
 from compatctl.core.estimate import Estimate
 from compatctl.core.gate import Measurement
@@ -85,7 +84,7 @@ def measure_pairs(
     )
     a, b = units.classes[: len(first)], units.classes[len(first) :]
 
-    def estimate(values: NDArray[np.float64], kind: Bools, harm: int = 0) -> Estimate:
+    def estimate(values: Floats, kind: Bools, harm: int = 0) -> Estimate:
         return estimate_pairs(values[kind], a[kind], b[kind], replicates, draw(), harm=harm)
 
     def measured(name: str, value: Estimate, n: int, detail: str) -> Measurement:
@@ -118,20 +117,15 @@ def measure_pairs(
 
 
 def _accepted_gain(
-    policy: Policy,
-    curves: tuple[Roc, Roc],
-    old: NDArray[np.float64],
-    new: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], bool]:
+    policy: Policy, curves: tuple[Roc, Roc], old: Floats, new: Floats
+) -> tuple[Floats, bool]:
     """(P,) accepted by new less accepted by old, each at its threshold; whether FAR resolves."""
     points = [tar_at_far(curve, policy.pair_far) for curve in curves]
     gained = (new >= points[1].threshold).astype(np.float64) - (old >= points[0].threshold)
     return gained, all(point.resolved for point in points)
 
 
-def _result(
-    old: NDArray[np.float64], new: NDArray[np.float64], same: Bools, curves: tuple[Roc, Roc]
-) -> PairsResult:
+def _result(old: Floats, new: Floats, same: Bools, curves: tuple[Roc, Roc]) -> PairsResult:
     folds = np.zeros(len(same), np.int64)
     for kind in (same, ~same):  # spread both kinds over all folds
         folds[kind] = np.arange(kind.sum()) % FOLDS

@@ -26,7 +26,6 @@ from compatctl.files import write_atomic
 FORMS = (".csv", ".jsonl", ".parquet")
 OUTCOMES = ("lost", "same_wrong", "won", "same_right", "no_match")
 """Outcomes of a query, in the order in which to look at them."""
-FIXED = ("id", "group", "label", "outcome", "order")
 _ANSWER = ("first_id", "first_label", "first_score", "rank")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from compatctl.evaluation.comparison import GroupResult
 from compatctl.evaluation.exact_retrieval import CMC_MAX_K
 from compatctl.evaluation.ground_truth import RelevancePairs
 from compatctl.files import write_atomic
+from compatctl.recipe import Project
 from compatctl.report import (
     NEXT_STEP,
     Group,
@@ -73,11 +74,16 @@ class Outputs:
     metrics: Path | None = None
     queries: Path | None = None
 
+    def within(self, project: Project) -> Outputs:
+        """These files, and the project's where one is not given."""
+        names = (field.name for field in fields(self))
+        return Outputs(**{name: getattr(self, name) or getattr(project, name) for name in names})
+
     @property
     def given(self) -> tuple[Path, ...]:
         """Those to write."""
         paths = (self.junit, self.markdown, self.metrics, self.queries)
-        return tuple(path for path in paths if path is not None)
+        return tuple(path for path in paths if path)
 
 
 def verdict_fields(
