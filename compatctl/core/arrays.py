@@ -40,7 +40,7 @@ Pixels = NDArray[np.uint8]
 """(H, W, 3) or (N, H, W, 3)."""
 Bytes = NDArray[np.uint8]
 PerceptualHashes = NDArray[np.uint8]
-"""(N, 24): see core/perceptual_hash.py."""
+"""(N, 24): see ``core.perceptual_hash``."""
 
 NO_CLASS = int(np.iinfo(np.int64).min)
 """The label of a gallery row of unknown class: relevant to no query, and in no pair."""

@@ -33,8 +33,7 @@ class ScoreMap:
     """A strictly increasing map of [-1, 1] onto itself, linear between its knots.
 
     Raises:
-        InputError: fewer than 2 or more than 64 knots, ends other than -1 and 1, or knots that
-            do not increase.
+        InputError: not 2 to 64 increasing knots from -1 to 1.
     """
 
     knots: tuple[tuple[float, float], ...]

@@ -46,7 +46,6 @@ Statistic = tuple[Ratio, int, str]
 PARTIAL_CHECKS = frozenset({"ann_recall", "self_test_gain", "mixed_gain"})
 """Checks on part of the queries or gallery: that part must meet the minimum of queries."""
 
-
 Draw = Callable[[], np.random.Generator]
 """Returns a new generator with the same seed, so all statistics share the replicates."""
 

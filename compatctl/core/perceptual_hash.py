@@ -1,6 +1,6 @@
-"""Looks: 24 bytes of an image that survive another encoding, another size, a changed pixel.
+"""Perceptual hashes: 24 bytes of an image that survive re-encoding, resizing and small edits.
 
-Two images look alike if no byte of their looks differs by more than ``LIMIT``. The bytes are mean
+Two images match if no byte of their hashes differs by more than ``LIMIT``. The bytes are mean
 brightness and mean colour of fields of the image (computed in ``data``), so a limit of 6 means 6 of
 256 levels.
 """
@@ -15,46 +15,48 @@ import numpy as np
 from compatctl.core.arrays import Bools, Floats, PerceptualHashes, Rows
 
 FIELDS = 4
-"""Fields per side whose mean brightness is in a look."""
+"""Fields per side whose mean brightness is in a hash."""
 
 COLOURS = 2
-"""Fields per side whose two mean colours are in a look."""
+"""Fields per side whose two mean colours are in a hash."""
 
 WIDTH = FIELDS * FIELDS + 2 * COLOURS * COLOURS
 LIMIT = 6
-"""Largest difference of any byte between looks of one image; docs/verify.md has measurements."""
+"""Largest difference of any byte between hashes of one image; docs/verify.md has measurements."""
 
 BLOCK = 1 << 20
 """Pairs compared at once."""
 
 
-def matches_any_hash(looks: PerceptualHashes, known: PerceptualHashes, limit: int = LIMIT) -> Bools:
-    """(Q,) whether a row of ``looks`` (Q, 24) looks like a row of ``known`` (T, 24), both uint8.
+def matches_any_hash(
+    hashes: PerceptualHashes, known: PerceptualHashes, limit: int = LIMIT
+) -> Bools:
+    """(Q,) whether each of ``hashes`` (Q, 24) matches one of ``known`` (T, 24), both uint8.
 
     Rows are sorted into cells by the mean brightness of their four quarters, and compared with the
     rows of the neighbouring cells. Memory: blocks of ``BLOCK`` pairs.
     """
-    matched = np.zeros(len(looks), bool)
+    matched = np.zeros(len(hashes), bool)
     known = np.unique(known, axis=0)
-    if not len(looks) or not len(known):
+    if not len(hashes) or not len(known):
         return matched
     order = np.argsort(_cell(_quarters(known), limit), kind="stable")
     known, cells = known[order], _cell(_quarters(known), limit)[order]
-    low, high = (_quarters(looks) + offset for offset in (-limit, limit))
+    low, high = (_quarters(hashes) + offset for offset in (-limit, limit))
     for sides in itertools.product((False, True), repeat=4):
         corner = _cell(np.where(sides, high, low), limit)
         first, last = (np.searchsorted(cells, corner, side) for side in ("left", "right"))
         rows = np.flatnonzero(~matched & (last > first))
         for row, candidate in _pairs(rows, first[rows], last[rows], matched):
-            difference = np.abs(looks[row].astype(np.int16) - known[candidate]).max(axis=1)
+            difference = np.abs(hashes[row].astype(np.int16) - known[candidate]).max(axis=1)
             matched[row[difference <= limit]] = True
     return matched
 
 
-def _quarters(looks: PerceptualHashes) -> Floats:
+def _quarters(hashes: PerceptualHashes) -> Floats:
     """(N, 4) mean brightness of each quarter; it differs by at most what the bytes differ by."""
     half = FIELDS // 2
-    fields = looks[:, : FIELDS * FIELDS].reshape(-1, 2, half, 2, half)
+    fields = hashes[:, : FIELDS * FIELDS].reshape(-1, 2, half, 2, half)
     means: Floats = fields.mean(axis=(2, 4)).reshape(-1, 4)
     return means
 

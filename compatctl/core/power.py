@@ -132,10 +132,7 @@ def min_detectable_gain(
 def times_needed(
     held_out: HeldOutSet, expected: PowerAssumptions, gain: float, target: PowerTarget
 ) -> float | None:
-    """How many times as large a similar set must be to show the gain with the target's power.
-
-    Below 1 if a smaller set is enough. None if no set is, or if too few queries change.
-    """
+    """How many times as large a similar set must be to show the gain; None if no set is enough."""
     if gain <= target.limit or gain > expected.changed or not held_out.n_queries:
         return None
 

@@ -53,10 +53,7 @@ class ScoreHistogram:
         return ratio(self.accepted(threshold), self.diff.sum())
 
     def at_far(self, far: float) -> tuple[float, float] | None:
-        """The lowest edge whose FAR is at most ``far``, and its FRR.
-
-        None if there are too few pairs to measure such a rate.
-        """
+        """The lowest edge with a FAR of at most ``far``, and its FRR; None with too few pairs."""
         if far * self.diff.sum() < 1 or not self.same.sum():
             return None
         allowed = np.flatnonzero(self.far <= far)

@@ -91,7 +91,7 @@ class CosineReduction:
 
 
 def _augment(rows: Floats) -> Floats:
-    """Rows of norm at max_norm 1 with a coordinate that makes them unit rows."""
+    """Rows (N, D) of length at most 1, with one more coordinate that makes them unit rows."""
     extra = np.sqrt(np.maximum(0.0, 1.0 - np.einsum("nd,nd->n", rows, rows)))
     return np.hstack([rows, extra[:, None]])
 

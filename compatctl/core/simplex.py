@@ -111,8 +111,7 @@ class Registry:
     """Which class owns which vertex: ``vertices[i]`` owns vertex i. Append-only.
 
     Raises:
-        InputError: a class is not a string, is empty, or appears twice; more classes than K; K
-            out of range.
+        InputError: a class is no string, empty or repeated; more classes than K; K out of range.
     """
 
     vertices: tuple[str, ...]

@@ -59,7 +59,7 @@ class TrainingOverlap:
         )
 
 
-def trained_share_by_class(
+def touched_share_by_class(
     query_labels: Codes, gallery_labels: Codes, self_row: Codes, touched: Bools
 ) -> Floats:
     """(Q,) share of touched rows among the gallery rows of each query's class, without its own.
@@ -81,7 +81,7 @@ def trained_share_by_class(
     return _share(n_touched, n_rows)
 
 
-def trained_share_judged(judged_query: Codes, judged_row: Codes, touched: Bools, Q: int) -> Floats:
+def touched_share_judged(judged_query: Codes, judged_row: Codes, touched: Bools, Q: int) -> Floats:
     """(Q,) share of touched rows among each query's relevant rows.
 
     The relevant pairs are ``judged_query`` (J,), positions of queries, and ``judged_row`` (J,).

@@ -18,8 +18,8 @@ from compatctl.core.arrays import NO_CLASS, Bools, Rows, Vectors, as_rows
 from compatctl.core.measurements import DECIDING_GROUP
 from compatctl.core.training_overlap import (
     TrainingOverlap,
-    trained_share_by_class,
-    trained_share_judged,
+    touched_share_by_class,
+    touched_share_judged,
 )
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
@@ -186,9 +186,9 @@ class EvaluationGallery:
         trained = {label: record.knows_class(label) for label in {*self.labels}} | {"": False}
         others = passed[np.fromiter((not trained[label] for label in self.labels), bool, len(self))]
         if truth.judged is None:
-            share = trained_share_by_class(truth.query_labels, codes, truth.self_row, passed)
+            share = touched_share_by_class(truth.query_labels, codes, truth.self_row, passed)
         else:
-            share = trained_share_judged(*truth.judged, passed, len(truth.query_labels))
+            share = touched_share_judged(*truth.judged, passed, len(truth.query_labels))
         return TrainingOverlap(
             of_query=share, of_gallery=float(others.mean()) if len(others) else 1.0
         )

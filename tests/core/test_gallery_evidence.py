@@ -14,8 +14,8 @@ from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import exact_search, exact_search_pieces, mixed_pieces, row_pieces
 from compatctl.core.training_overlap import (
     TrainingOverlap,
-    trained_share_by_class,
-    trained_share_judged,
+    touched_share_by_class,
+    touched_share_judged,
 )
 from compatctl.core.unjudged import bound_unjudged
 
@@ -63,11 +63,11 @@ def test_touched_shares_equal_a_loop(seed):
     rows[rng.random(20) < 0.2] = NO_CLASS
     self_row = np.where(rng.random(12) < 0.5, rng.integers(0, 20, 12), -1)
     touched = rng.random(20) < 0.5
-    result = trained_share_by_class(queries, rows, self_row, touched)
+    result = touched_share_by_class(queries, rows, self_row, touched)
     pairs = [
         (q, g) for q in range(12) for g in range(20) if rows[g] == queries[q] and g != self_row[q]
     ]
-    judged = trained_share_judged(*np.array(pairs).T, touched, 12)
+    judged = touched_share_judged(*np.array(pairs).T, touched, 12)
     for q in range(12):
         flags = [touched[g] for at, g in pairs if at == q]
         expected = np.mean(flags) if flags else np.nan
