@@ -117,10 +117,10 @@ def import_index(
         catalog = _catalog(source.index, items, encoder.sha256, source.dropped)
         catalog, agreement = _compared(project, encoder, source.index, catalog, progress)
         artifacts = find_artifacts(project, model, encoder)
-        work = _Work(
-            project=project, model=model_file, artifacts=artifacts, source=source, catalog=catalog
+        proven = agreement is not None
+        written = _write(
+            project, model_file, artifacts, source, catalog, proven=proven, dry_run=dry_run
         )
-        written = work.write(proven=agreement is not None, dry_run=dry_run)
     return ImportResult(
         store=str(project.store),
         generation=written.generation,
@@ -190,38 +190,37 @@ class _Written:
     written: bool
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Work:
-    """One import, after all checks."""
-
-    project: Project
-    model: ModelFile
-    artifacts: ModelArtifacts
-    source: _Source
-    catalog: Catalog
-
-    def write(self, *, proven: bool, dry_run: bool) -> _Written:
-        """Create the store, mark an unproven one as proven, or find it done."""
-        if dry_run:
-            return _Written(generation=1, proven=proven, written=False)
-        store = _adopted_store(self.project, self.source.sha256, self.catalog, self.artifacts)
-        if store is None:
-            create_store(
-                self.project.store,
-                model=self.model,
-                artifacts=self.artifacts,
-                index=self.source.path,
-                sha256=self.source.sha256,
-                params=self.source.index.params,
-                catalog=self.catalog,
-                operation=Operation.IMPORT,
-                proven=proven,
-            )
-            return _Written(generation=1, proven=proven, written=True)
-        known = is_proven(store.manifest)
-        if known or not proven:
-            return _Written(generation=store.manifest.generation, proven=known, written=False)
-        return _Written(generation=_mark_proven(store, self.catalog), proven=True, written=True)
+def _write(
+    project: Project,
+    model: ModelFile,
+    artifacts: ModelArtifacts,
+    source: _Source,
+    catalog: Catalog,
+    *,
+    proven: bool,
+    dry_run: bool,
+) -> _Written:
+    """Create the store, mark an unproven one as proven, or find it done."""
+    if dry_run:
+        return _Written(generation=1, proven=proven, written=False)
+    store = _adopted_store(project, source.sha256, catalog, artifacts)
+    if store is None:
+        create_store(
+            project.store,
+            model=model,
+            artifacts=artifacts,
+            index=source.path,
+            sha256=source.sha256,
+            params=source.index.params,
+            catalog=catalog,
+            operation=Operation.IMPORT,
+            proven=proven,
+        )
+        return _Written(generation=1, proven=proven, written=True)
+    known = is_proven(store.manifest)
+    if known or not proven:
+        return _Written(generation=store.manifest.generation, proven=known, written=False)
+    return _Written(generation=_mark_proven(store, catalog), proven=True, written=True)
 
 
 def _mark_proven(store: Store, catalog: Catalog) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -127,14 +127,4 @@ def first_catalog(
 
 def index_info(params: HnswParams, sha256: str, count: int) -> IndexInfo:
     """The manifest's entry for an index."""
-    return IndexInfo(
-        engine="hnswlib",
-        space=params.space,
-        dim=params.dim,
-        M=params.M,
-        ef_construction=params.ef_construction,
-        ef_search=params.ef_search,
-        count=count,
-        sha256=sha256,
-        seed=params.seed,
-    )
+    return IndexInfo(engine="hnswlib", count=count, sha256=sha256, **asdict(params))

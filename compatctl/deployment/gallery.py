@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -38,14 +38,7 @@ class StoredVectors:
 
 def index_params(info: IndexInfo) -> HnswParams:
     """The parameters of the index that the manifest records."""
-    return HnswParams(
-        space=info.space,
-        dim=info.dim,
-        M=info.M,
-        ef_construction=info.ef_construction,
-        ef_search=info.ef_search,
-        seed=info.seed,
-    )
+    return HnswParams(**{entry.name: getattr(info, entry.name) for entry in fields(HnswParams)})
 
 
 @dataclass(frozen=True)
