@@ -47,7 +47,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def verify(folder: Path, *more: object) -> tuple[Result, dict[str, Any]]:
-    """What the command gave for the tables, and its report, {} where it wrote none."""
+    """The command's result for the tables, and its report; {} if none was written."""
     report = folder / "report.json"
     report.unlink(missing_ok=True)
     models = folder / "old.npz", folder / "new.npz"
@@ -66,7 +66,7 @@ def checks(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_a_model_of_another_scale_passes_at_the_callers_threshold(
     tables: Path, threshold: float
 ) -> None:
-    """Without the map it rejects nearly all; with it FAR stays, on classes the map had not seen."""
+    """Without the map nearly all are rejected; with it FAR stays, on classes outside the fit."""
     failed, _ = verify(tables, "--threshold", threshold)
     assert failed.code == 3
     done, report = verify(tables, "--threshold", threshold, "--calibrate")
@@ -110,7 +110,7 @@ def test_every_query_is_judged_by_the_map_of_the_other_classes(tables: Path) -> 
 
 
 def test_a_calibration_without_a_threshold_is_reported(tables: Path) -> None:
-    """Scores that moved are mapped: nothing is warned of; that no threshold was asked is said."""
+    """Moved scores are mapped without a warning; the report notes that no threshold is given."""
     _, report = verify(tables, "--calibrate")
     assert report["warnings"] == []
     assert any("--threshold" in line for line in report["not_checked"])
@@ -120,14 +120,14 @@ def test_a_calibration_without_a_threshold_is_reported(tables: Path) -> None:
 
 
 def test_a_calibration_and_another_threshold_exclude_each_other(tables: Path) -> None:
-    """--new-threshold beside --calibrate is a usage error: one keeps the threshold."""
+    """--new-threshold with --calibrate is a usage error: calibration keeps the threshold."""
     done, report = verify(tables, "--threshold", "0.5", "--new-threshold", "0.3", "--calibrate")
     assert (done.code, report) == (2, {})
     assert "--new-threshold" in done.stderr
 
 
 def test_a_calibration_needs_enough_pairs(tables: Path) -> None:
-    """Under a thousand pairs of two classes in a half: exit 5, and what to do."""
+    """Fewer than 1,000 pairs of two classes in a half end in exit 5 with a tip."""
     few = tables / "few.npz"
     done = run("verify", few, few, "--calibrate", "--report", tables / "none.json")
     assert done.code == 5
@@ -136,7 +136,7 @@ def test_a_calibration_needs_enough_pairs(tables: Path) -> None:
 
 
 def answers(shop: Shop, *images: Path) -> dict[str, Any]:
-    """What search finds."""
+    """The hits of search."""
     report: dict[str, Any] = shop.run("search", "-k", "8", *images).json
     return report
 
@@ -179,7 +179,7 @@ def test_search_prints_scores_on_the_scale_that_callers_know(shop: Shop, emoji: 
 
 
 def test_dropping_the_score_map_is_warned_of(shop: Shop) -> None:
-    """Scores are calibrated today; a next model that is not judged with --calibrate ends that."""
+    """A next model that is verified without --calibrate drops the map, with a warning."""
     models = shop.path("old.onnx"), shop.path("new.onnx")
     project = shop.path("compatctl.yaml")
     plain = project.read_text()

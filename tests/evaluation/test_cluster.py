@@ -1,4 +1,4 @@
-"""--cluster: units that are no classes, from the flag to the report; and judgments keep classes."""
+"""--cluster: units other than classes, from the flag to the report; judgments keep classes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def near(rows: np.ndarray) -> np.ndarray:
 
 
 def verify(folder: Path, *more: object, **columns: Any) -> tuple[Result, Rows]:
-    """What the command gave, and its report."""
+    """The command's result and its report."""
     for name in ("old", "new"):
         np.savez(folder / f"{name}.npz", **table(name == "new", **columns))
     report = folder / "report.json"
@@ -60,12 +60,12 @@ def gain(report: Rows) -> Rows:
 
 
 def length(report: Rows) -> float:
-    """Of the gain's interval."""
+    """The bounds of the gain's interval."""
     return float(gain(report)["high"] - gain(report)["low"])
 
 
 def test_a_cluster_crosses_the_classes(tmp_path: Path) -> None:
-    """Intervals allow for users besides classes; the scarcer unit is counted, and named."""
+    """Intervals allow for users and classes; the scarcer unit is counted and named."""
     _, plain = verify(tmp_path)
     _, by_user = verify(tmp_path, "--cluster", "user")
     assert (gain(plain)["unit"], gain(plain)["n_classes"]) == (["class"], CLASSES)
@@ -77,7 +77,7 @@ def test_a_cluster_crosses_the_classes(tmp_path: Path) -> None:
 
 
 def test_two_columns_cross_and_a_finer_one_is_left_out(tmp_path: Path) -> None:
-    """Users lie within batches: naming both is naming the batches, of which there are too few."""
+    """Users lie within batches: both together resample the batches, of which there are too few."""
     _, both = verify(tmp_path, "--cluster", "user", "--cluster", "batch")
     done, batches = verify(tmp_path, "--cluster", "batch")
     assert gain(both) == gain(batches)
@@ -87,7 +87,7 @@ def test_two_columns_cross_and_a_finer_one_is_left_out(tmp_path: Path) -> None:
 
 
 def test_queries_without_a_value_are_units_of_their_own(tmp_path: Path) -> None:
-    """An empty column says nothing besides the classes; one empty value is one unit more."""
+    """An empty column adds nothing to the classes; each empty value is one more unit."""
     _, plain = verify(tmp_path)
     _, empty = verify(tmp_path, "--cluster", "user", user=np.array([""] * 631))
     assert gain(empty) == gain(plain)
@@ -118,7 +118,7 @@ def test_slices_are_resampled_by_the_same_units(tmp_path: Path) -> None:
 
 
 def test_pairs_are_resampled_by_the_same_units(tmp_path: Path) -> None:
-    """Pairs given by the user say the unit, and their intervals are wider with it."""
+    """The user's pairs state the unit, and their intervals are wider with it."""
     pairs = [(f"q{i}", f"g{i % CLASSES}", 1) for i in range(300)]
     pairs += [(f"q{i}", f"g{(i + 1) % CLASSES}", 0) for i in range(300)]
     (tmp_path / "pairs.csv").write_text(
@@ -136,7 +136,7 @@ def test_pairs_are_resampled_by_the_same_units(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_judgments_keep_classes_where_labels_are(tmp_path: Path, labelled: bool) -> None:
-    """Judged relevance is what counts, and classes are what is drawn; each query without labels."""
+    """Judgments decide relevance, and classes are resampled; without labels, each query is."""
     judged = "".join(f"q{i} 0 g{i % CLASSES} 1\n" for i in range(600))
     (tmp_path / "judged.txt").write_text(judged)
     _, plain = verify(tmp_path)
@@ -152,7 +152,7 @@ def test_judgments_keep_classes_where_labels_are(tmp_path: Path, labelled: bool)
 
 
 def test_a_column_that_carries_dependence_holds_up_the_verdict(tmp_path: Path) -> None:
-    """Users who move together are named in the report and on stderr, until they are resampled."""
+    """Dependence on users is warned of in the report and on stderr until they are resampled."""
     better = np.random.default_rng(4).random(USERS) < 0.75
     rows = table(True)
     label, user = np.arange(600) % CLASSES, np.arange(600) // 25

@@ -1,4 +1,4 @@
-"""Items that share the query's camera with it do not count: figures against loops over pairs."""
+"""Items with the query's camera do not count: figures are compared with loops over pairs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def street() -> Street:
 
 
 def verify(folder: Path, tables: tuple[Path, Path], *more: object) -> tuple[Result, dict[str, Any]]:
-    """What the command gave, and its report, {} where it wrote none."""
+    """The command's result and its report; {} if none was written."""
     report = folder / "report.json"
     report.unlink(missing_ok=True)
     done = run("verify", *tables, "--report", report, "--json", *more)
@@ -102,7 +102,7 @@ def check(report: dict[str, Any], name: str) -> dict[str, Any]:
 def test_a_gain_within_one_camera_hides_a_fall_across_cameras(
     tmp_path: Path, street: Street
 ) -> None:
-    """Counted as classes it passes; with the camera's rule it fails, by the protocol's figures."""
+    """By classes alone the model passes; with the camera's rule it fails."""
     tables = street.write(tmp_path)
     assert verify(tmp_path, tables)[0].code == 0
     done, report = verify(tmp_path, tables, "--ignore-same", "camera")
@@ -141,7 +141,7 @@ def test_inequalities_and_error_rates_are_of_the_pairs_that_count(
 def test_with_judgments_every_item_with_the_value_is_ignored(
     tmp_path: Path, street: Street
 ) -> None:
-    """A label says nothing there: no item of the query's camera is an answer, right or wrong."""
+    """Labels say nothing then: no item of the query's camera is an answer, right or wrong."""
     tables = street.write(tmp_path)
     relevant = street.same_person & ~np.eye(len(street.ids), dtype=bool)
     qrels = tmp_path / "all.qrels"
@@ -157,7 +157,7 @@ def test_with_judgments_every_item_with_the_value_is_ignored(
 
 
 def test_several_columns_are_ignored_each_for_itself(tmp_path: Path, street: Street) -> None:
-    """An item that shares the camera or the hour is left out, whichever it is."""
+    """An item that shares the camera or the hour is left out."""
     hours = np.random.default_rng(3).integers(0, 4, len(street.ids))
     tables = street.write(tmp_path, hour=[f"h{entry}" if entry else "" for entry in hours])
     more = ("--ignore-same", "camera", "--ignore-same", "hour")
@@ -191,7 +191,7 @@ def test_the_project_file_names_the_columns_too(tmp_path: Path, street: Street) 
 def test_a_column_without_values_is_refused(
     tmp_path: Path, street: Street, column: str, word: str
 ) -> None:
-    """A column that is not there, or that is empty in the gallery: exit 5, and no report."""
+    """An unknown column, or one that is empty in the gallery, ends in exit 5 without a report."""
     tables = street.write(tmp_path, empty=[""] * len(street.ids))
     done, report = verify(tmp_path, tables, "--ignore-same", column)
     assert (done.code, report) == (5, {})
@@ -249,7 +249,7 @@ def recall_by_loop(shop: Shop, queries: str, gallery: str) -> float:
 
 
 def test_the_stored_gallery_is_searched_by_the_same_rule(cameras: Shop) -> None:
-    """verify and matrix take the columns from the project, and find what a loop finds."""
+    """verify and matrix take the columns from the project, and agree with a loop."""
     done = cameras.run("verify", cameras.path("old.onnx"), cameras.path("new.onnx"))
     assert done.code in {0, 4}, done.stderr
     report = json.loads(cameras.path("report.json").read_bytes())
@@ -267,7 +267,7 @@ def test_the_stored_gallery_is_searched_by_the_same_rule(cameras: Shop) -> None:
 
 
 def test_a_backfill_is_judged_by_the_same_rule(cameras: Shop, tmp_path: Path) -> None:
-    """What the gallery would find before any row is written is what a loop finds."""
+    """The recall before any row is written agrees with a loop."""
     shop = Shop(tmp_path / "shop")
     shutil.copytree(cameras.folder, shop.folder)
     reason = ("--force", "--reason", "a test", "--model", shop.path("new.onnx"))
@@ -280,7 +280,7 @@ def test_a_backfill_is_judged_by_the_same_rule(cameras: Shop, tmp_path: Path) ->
 
 
 def test_a_column_that_no_item_has_is_refused_before_anything_runs(cameras: Shop) -> None:
-    """Named on the command line it ends in exit 5, with the columns that there are."""
+    """On the command line it ends in exit 5, and the known columns are listed."""
     models = cameras.path("old.onnx"), cameras.path("new.onnx")
     done = cameras.run("verify", *models, "--ignore-same", "lens")
     assert done.code == 5
@@ -288,7 +288,7 @@ def test_a_column_that_no_item_has_is_refused_before_anything_runs(cameras: Shop
 
 
 def test_search_leaves_out_items_with_the_given_value(cameras: Shop, emoji: Path) -> None:
-    """The k nearest of the other camera, as many as were asked for, whatever lies nearer."""
+    """The k nearest items of other cameras are found, whatever lies nearer."""
     images = sorted((emoji / "images" / "emojione").glob("*.png"))[:3]
     project = Project.load(cameras.path("compatctl.yaml"))
     data = load(cameras.path("items.csv"), data_root=project.data_root)

@@ -150,7 +150,7 @@ def test_trained_items_are_a_group_that_does_not_decide(stock: Stock, tmp_path: 
 
 
 def test_trained_items_alone_cannot_decide(stock: Stock, tmp_path: Path) -> None:
-    """Few fresh queries beside many trained ones stay too few: exit 4."""
+    """Few fresh queries stay too few however many trained ones there are: exit 4."""
     fresh = stock.queries[:40]
     leaked = [row for row in stock.queries if row not in set(fresh)]
     path = record(tmp_path, stock.sha256, items=trained(stock.ids(leaked)))
@@ -176,7 +176,7 @@ def test_seen_classes_with_fresh_items_are_a_group_of_their_own(
 
 
 def test_anchored_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
-    """Queries of rows that anchored and of the others: their gains make the whole one together."""
+    """The gains of queries of anchored rows and of the others add up to the whole gain."""
     anchored = set(stock.labels[:30])
     anchors = [
         item.id for item in stock.data.items if item.role == "gallery" and item.label in anchored
@@ -231,7 +231,7 @@ def write_pairs(stock: Stock, path: Path) -> list[str]:
 
 
 def test_pairs_with_a_trained_item_are_refused(stock: Stock, tmp_path: Path) -> None:
-    """A gallery item that was trained on is no leak among the queries, but it is in a pair."""
+    """A trained gallery item is no leak among the queries, but it is one in a pair."""
     pairs = tmp_path / "pairs.csv"
     write_pairs(stock, pairs)
     names = [line.split(",")[1] for line in pairs.read_text().splitlines()[1:]]
@@ -256,7 +256,7 @@ def test_pairs_of_trained_items_do_not_decide(stock: Stock, tmp_path: Path) -> N
 
 def test_the_record_of_another_model_is_refused(stock: Stock, tmp_path: Path, shop: Shop) -> None:
     """Named, it ends in exit 5; found beside the model, it is not this model's record, and the
-    report says that nobody looked for leaks: the gate cannot tell."""
+    report says that leaks were not checked: the gate is inconclusive."""
     path = record(tmp_path, "0" * 64, items=trained(stock.ids(stock.queries)))
     done = verify(stock, tmp_path, path)
     assert (done.code, done.report, "is not the training record of" in done.stderr) == (5, {}, True)

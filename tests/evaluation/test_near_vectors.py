@@ -1,4 +1,4 @@
-"""Near-copies of what went through the new model that show by the old model's vectors alone."""
+"""Near-copies of items that went through the new model, found by the old model's vectors alone."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def near(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_vectors_show_near_copies_of_anchors(tmp_path: Path) -> None:
-    """They are no evidence, are counted and named where their rows anchored, and only there."""
+    """They do not decide; they are counted and listed if their rows anchored, and only then."""
     world = copied(tmp_path)
     table = tmp_path / "all.npz"
     world.record()

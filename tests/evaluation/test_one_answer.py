@@ -1,4 +1,4 @@
-"""A model with more than one answer for one image is neither judged nor taken in anywhere."""
+"""A model with more than one answer for one image is refused by every command."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _spoilt(shop: Shop, how: str) -> Path:
 def test_verify_refuses_an_unsteady_model_and_replaces_an_earlier_report(
     shop: Shop, how: str
 ) -> None:
-    """Exit 5 before anything is judged; the report in its place says why, and deploy repeats it."""
+    """Exit 5 before anything is judged; the new report gives the reason, and so does deploy."""
     report, model = shop.path("report.json"), _spoilt(shop, how)
     passed = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
     assert passed.code == 0, passed.stderr
@@ -80,7 +80,7 @@ def test_every_command_refuses_an_unsteady_model(shop: Shop, how: str, tmp_path:
 
 
 def test_a_dry_run_of_verify_leaves_the_report(shop: Shop) -> None:
-    """Nothing is written by a dry run, a refusal neither."""
+    """A dry run writes nothing, not even a refusal."""
     report, model = shop.path("report.json"), _spoilt(shop, "batch")
     report.write_bytes(b"{}")
     done = shop.run("verify", shop.path("old.onnx"), model, "--report", report, "--dry-run")

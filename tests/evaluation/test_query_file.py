@@ -1,4 +1,4 @@
-"""A line for each query: what it found with old and new, and what became of it, by a loop."""
+"""A line for each query: what old and new found, and the outcome, compared with a loop."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def verify(folder: Path, out: Path, *more: object) -> Result:
 
 
 def by_loop(folder: Path) -> dict[str, dict[str, Any]]:
-    """What every query found, from the definition."""
+    """What every query finds, by the definition."""
     rows, ids, labels = {}, [], []
     for name in ("old", "new"):
         with np.load(folder / f"{name}.npz") as archive:
@@ -132,7 +132,7 @@ def test_columns_that_options_name_are_in_the_file(tables: Path, tmp_path: Path)
 
 
 def test_stored_galleries_and_several_groups(begun: Path, tmp_path: Path) -> None:
-    """With models every held-out query is there once, with what the store's rows gave it."""
+    """With models every held-out query has one line, with its answers from the store's rows."""
     out = tmp_path / "out.csv"
     shop = Shop(begun)
     models = begun / "old.onnx", begun / "new.onnx"
@@ -173,7 +173,7 @@ def test_the_project_names_the_file_and_a_dry_run_writes_none(shop: Shop) -> Non
 def test_a_file_that_cannot_be_written_is_refused_first(
     tables: Path, tmp_path: Path, name: str
 ) -> None:
-    """Another ending or a folder that is not there: an error before anything runs, no report."""
+    """Another suffix or a missing folder is an error before anything runs; there is no report."""
     done = verify(tables, tmp_path / name)
     assert done.code in {2, 5}
     assert not (tmp_path / "report.json").exists()

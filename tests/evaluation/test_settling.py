@@ -1,4 +1,4 @@
-"""A seed turns no verdict: close calls are drawn again, longer, by a seed that nobody chooses."""
+"""No seed changes a verdict: close calls are drawn again, longer, with a fixed seed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GAIN = {("recall_gain", "unseen")}
 
 
 def retrieval(hits):
-    """What a search with these first answers (Q,) gives."""
+    """The retrieval with these first answers (Q,)."""
     return Retrieval(
         n_queries=len(hits),
         n_without_match=0,
@@ -62,12 +62,12 @@ def borderline(n):
 
 
 def turned(samples, judged):
-    """How many of them have more than one outcome by the seeds."""
+    """How many of them have an outcome that depends on the seed."""
     return sum(len({judged(entry, seed) for seed in range(SEEDS)}) > 1 for entry in samples)
 
 
 def test_the_outcome_of_a_close_call_does_not_depend_on_the_seed():
-    """Of borderline samples each seed turned some, and turns none any more."""
+    """Seeds change some borderline samples at equal replicates, and none after the longer draw."""
     samples = borderline(10)
 
     def once(one, seed):
@@ -101,7 +101,7 @@ def test_only_close_calls_are_drawn_again():
 
 @pytest.mark.parametrize("side", [1.0, -1.0])
 def test_a_p_value_that_the_seed_cannot_change_is_no_close_call(side):
-    """Where a bound besides the replicates holds the check open, more of them change nothing."""
+    """If another bound than the replicates keeps the check open, more replicates change nothing."""
     (close,) = borderline(1)
     result = measure(POLICY, close.evidence, lambda: np.random.default_rng(0), 999)
     entry = result[0].estimate
@@ -113,7 +113,7 @@ def test_a_p_value_that_the_seed_cannot_change_is_no_close_call(side):
 
 
 def test_the_long_draw_is_bounded():
-    """Its replicates are at most some seconds' worth of numbers, and never fewer than asked for."""
+    """It takes at most some seconds, and never fewer replicates than required."""
     from compatctl.evaluation.adaptive_resampling import CELLS, _longer
 
     assert _longer(100, CELLS, 2000).replicates == MAX_REPLICATES

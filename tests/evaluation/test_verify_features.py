@@ -1,4 +1,4 @@
-"""verify of two feature tables: no project, no store, no image, and no benefit of the doubt."""
+"""verify of two feature tables: no project, no store, no image."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def write(folder: Path, old: Table, new: Table) -> tuple[Path, Path]:
 
 
 def verify(folder: Path, old: Table, new: Table, *more: object) -> tuple[Result, dict[str, Any]]:
-    """What the command gave, and its report, {} where it wrote none."""
+    """The command's result and its report; {} if none was written."""
     paths = write(folder, old, new)
     report = folder / "report.json"
     done = run("verify", *paths, "--report", report, "--json", *more)
@@ -85,7 +85,7 @@ def checks(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 def slow_ranks(
     table: Table, queries: Array, gallery: Array, asked: Array, searched: Array
 ) -> list[int]:
-    """Place of the first item of each query's class among all others; 0 where there is none."""
+    """Rank of the first item of each query's class among all others; 0 if there is none."""
     results = []
     labels = table["labels"]
     for q in queries:
@@ -101,7 +101,7 @@ def slow_ranks(
 def test_feature_tables_need_no_project_store_or_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: Emoji
 ) -> None:
-    """In a folder of two tables it passes a better model, and writes the report and no more."""
+    """In a folder of two tables a better model passes, and only the report is written."""
     write(tmp_path, real.table(real.old), real.table(real.new))
     monkeypatch.chdir(tmp_path)
     done = run("verify", "old.npz", "new.npz")
@@ -169,7 +169,7 @@ def test_roles_say_who_searches_whom(tmp_path: Path, real: Emoji) -> None:
 
 
 def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
-    """A slice that the new model ruins fails; while it is small it is shown and does not decide."""
+    """A slice that the new model ruins fails; a small one is shown and does not decide."""
     emoji = emoji_of(100)
     rare = np.where(np.arange(len(emoji.ids)) % 14 == 0, "yes", "")
     new = emoji.new.copy()
@@ -220,7 +220,7 @@ def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
 
 
 def test_an_unknown_column_is_refused(tmp_path: Path, real: Emoji) -> None:
-    """--slice of another column ends in exit 5 and says which columns there are."""
+    """--slice of an unknown column ends in exit 5 and lists the known ones."""
     tables = [real.table(features, vendor=real.vendors) for features in (real.old, real.new)]
     done, report = verify(tmp_path, *tables, "--slice", "vendro")
     assert (done.code, report) == (5, {})
@@ -338,7 +338,7 @@ def test_pairs_are_judged_on_features_too(tmp_path: Path, real: Emoji) -> None:
 
 
 def without(name: str) -> Callable[[Table], Table]:
-    """The table less one array."""
+    """The table without one array."""
     return lambda table: {key: value for key, value in table.items() if key != name}
 
 
@@ -427,7 +427,7 @@ def test_tables_of_other_items_are_never_compared(tmp_path: Path, real: Emoji, n
 
 
 def test_other_dimensions_are_refused(tmp_path: Path, real: Emoji) -> None:
-    """A candidate that ends in fewer numbers ends in exit 5 and both dimensions are named."""
+    """A candidate of a smaller dimension ends in exit 5, and both dimensions are named."""
     done, report = verify(tmp_path, real.table(real.old), real.table(unit(real.new[:, :48])))
     assert (done.code, report) == (5, {})
     assert "64" in done.stderr
@@ -513,7 +513,7 @@ POOR: dict[str, tuple[Callable[[Table], Table], int]] = {
 @pytest.mark.parametrize("name", POOR)
 @pytest.mark.parametrize("least", ["default", "nothing"])
 def test_poor_evidence_never_passes(tmp_path: Path, real: Emoji, name: str, least: str) -> None:
-    """Where there is nothing or little to find the outcome is inconclusive or an error, under the
+    """With nothing or little to find, the outcome is inconclusive or an error, under the
     default policy and under one that asks for one query, one class and no gain."""
     change, code = POOR[name]
     policy: list[object] = []
@@ -530,7 +530,7 @@ def test_poor_evidence_never_passes(tmp_path: Path, real: Emoji, name: str, leas
 
 
 def test_a_report_of_features_deploys_nothing(tmp_path: Path, shop: Shop, real: Emoji) -> None:
-    """A pass of two tables is bound to no index and no model: deploy ends in exit 3."""
+    """A pass of two tables has no index and no model: deploy ends in exit 3."""
     done, _ = verify(tmp_path, real.table(real.old), real.table(real.new))
     before = shop.manifest()
     more = ("--report", tmp_path / "report.json", "--model", shop.path("new.onnx"))
@@ -540,17 +540,17 @@ def test_a_report_of_features_deploys_nothing(tmp_path: Path, shop: Shop, real: 
 
 
 def shrunk(rows: Array, cosine: float) -> Array:
-    """The rows (N, D) with one number more, so that their cosines to a flat row shrink by it."""
+    """The rows (N, D) with one more dimension, which shrinks their cosines to a flat row."""
     return np.hstack([cosine * rows, np.full((len(rows), 1), np.sqrt(1 - cosine**2), rows.dtype)])
 
 
 def flat(rows: Array) -> Array:
-    """The rows (N, D) with one number more, which is 0."""
+    """The rows (N, D) with one more dimension, which is 0."""
     return np.hstack([rows, np.zeros((len(rows), 1), rows.dtype)])
 
 
 def scaled(real: Emoji) -> tuple[Table, Table]:
-    """Tables of a better model whose cosines to the old gallery are a third: ranks do not know."""
+    """Tables of a better model whose cosines to the old gallery are a third; ranks stay."""
     roles = np.where(real.vendors == real.vendors[0], "gallery", "query")
     new = np.where((roles == "query")[:, None], shrunk(real.new, 1 / 3), flat(real.new))
     return real.table(flat(real.old), role=roles), real.table(new, role=roles)
@@ -585,7 +585,7 @@ def test_the_advised_threshold_of_a_model_of_another_scale_passes(
 
 
 def test_moved_scores_are_warned_of_without_a_threshold(tmp_path: Path, real: Emoji) -> None:
-    """On stderr, in the report and in the summary page; a model whose scores stay is not."""
+    """The warning is on stderr, in the report and in the summary; unmoved scores give none."""
     page = tmp_path / "page.md"
     done, report = verify(tmp_path, *scaled(real), "--markdown", page)
     (warning,) = report["warnings"]
@@ -644,7 +644,7 @@ def test_with_judgments_a_threshold_is_judged_by_the_judged_pairs(
 def test_queries_that_lie_in_the_tables_gallery_are_left_out(
     tmp_path: Path, real: Emoji, share: float
 ) -> None:
-    """A query whose vector the gallery holds under another id finds itself, which shows nothing."""
+    """A query whose vector is in the gallery under another id is left out."""
     n = len(real.ids)
     copied = np.arange(n) < share * n
     ids = np.concatenate([real.ids, [f"copy of {item_id}" for item_id in real.ids[copied]]])
@@ -667,7 +667,7 @@ def test_queries_that_lie_in_the_tables_gallery_are_left_out(
 def test_duplicates_by_the_old_model_alone_are_kept(
     tmp_path: Path, real: Emoji, flag: tuple[str, ...]
 ) -> None:
-    """A query that lies in the gallery by the old vectors alone counts: else every one that the new
+    """A query that is in the gallery by the old vectors alone counts: else every one that the new
     model loses would be left out."""
     n = len(real.ids)
     ids = np.concatenate([real.ids, [f"copy of {item_id}" for item_id in real.ids]])

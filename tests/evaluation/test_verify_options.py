@@ -1,4 +1,4 @@
-"""What a user may ask of verify: its figures by explicit loops, its advice by following it."""
+"""The options of verify: figures are compared with loops, advice is followed."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_slices_are_the_values_of_the_column(begun: Path, slow: Slow, tmp_path: 
 
 
 def test_an_unknown_column_of_the_data_is_refused(begun: Path, tmp_path: Path) -> None:
-    """--slice of an unknown column ends in exit 5, names those there are, writes no report."""
+    """--slice of an unknown column ends in exit 5, lists the known ones and writes no report."""
     done = verify(begun, tmp_path, "--slice", "colour")
     assert (done.code, done.report) == (5, {})
     assert "colour" in done.stderr
@@ -190,7 +190,7 @@ def test_the_same_far_threshold_is_the_lowest(
 def test_following_the_advice_on_the_threshold_passes(
     begun: Path, slow: Slow, tmp_path: Path
 ) -> None:
-    """Where only the false accepts fail, the next step names a threshold that passes."""
+    """If only the false accepts fail, the next step names a threshold that passes."""
     first = verify(begun, tmp_path, "--threshold", "0.7")
     assert first.code == 3
     assert first.check("far_ratio")["outcome"] == "fail"
@@ -255,7 +255,7 @@ def pairs_of(slow: Slow, step: int = 7) -> list[tuple[int, int]]:
 
 
 def test_given_pairs_are_measured_pair_by_pair(begun: Path, slow: Slow, tmp_path: Path) -> None:
-    """The inequality means and TAR at FAR are what loops over exactly these pairs find."""
+    """The inequality means and TAR at FAR agree with loops over exactly these pairs."""
     rows = pairs_of(slow)
     kind = np.array([slow.query_labels[q] == slow.gallery_labels[g] for q, g in rows])
     named = [(slow.query_ids[q], slow.gallery_ids[g]) for q, g in rows]
@@ -300,7 +300,7 @@ BAD_PAIRS = {
 
 @pytest.mark.parametrize("name", BAD_PAIRS)
 def test_bad_pairs_are_exit_5(begun: Path, slow: Slow, tmp_path: Path, name: str) -> None:
-    """Bad pairs end in exit 5 with a word on what is wrong, and write no report."""
+    """Bad pairs end in exit 5 with the reason, and no report is written."""
     text, word = BAD_PAIRS[name]
     lines = [f"{slow.query_ids[0]},{item_id},0\n" for item_id in slow.gallery_ids[:12]]
     turned = f"{slow.gallery_ids[0]},{slow.query_ids[0]},0\n"
@@ -351,7 +351,7 @@ BAD_QRELS = {
 
 @pytest.mark.parametrize("text", BAD_QRELS)
 def test_bad_judgments_are_exit_5(begun: Path, tmp_path: Path, text: str) -> None:
-    """Judgments of nothing here, of another form, or twice: exit 5 and no report."""
+    """Judgments of unknown items, of another form, or repeated end in exit 5 without a report."""
     qrels = tmp_path / "bad.qrels"
     qrels.write_text(text)
     done = verify(begun, tmp_path, "--qrels", qrels)
@@ -360,7 +360,7 @@ def test_bad_judgments_are_exit_5(begun: Path, tmp_path: Path, text: str) -> Non
 
 
 def test_latency_is_measured_on_request_and_decides_if_limited(begun: Path, tmp_path: Path) -> None:
-    """--latency alone has no say; a policy's limit needs no flag, and fails or passes."""
+    """--latency alone does not decide; a policy's limit needs no flag, and fails or passes."""
     measured = verify(begun, tmp_path, "--latency")
     assert measured.report["latency"]["old_ms"] > 0
     assert (measured.code, measured.check("latency_ratio", "latency")["decides"]) == (0, False)
@@ -464,7 +464,7 @@ def test_the_index_is_swept_upwards(slow: Slow, plain: Done) -> None:
 def test_parity_of_the_training_record_decides(
     begun: Path, tmp_path: Path, parity: float, code: int, outcome: str
 ) -> None:
-    """The difference that the record holds for this file is held against the policy's limit."""
+    """The difference in the record is compared with the policy's limit."""
     model = tmp_path / "new.onnx"
     model.write_bytes((begun / "new.onnx").read_bytes())
     carry(model, TrainingRecord(parity=parity))
@@ -512,7 +512,7 @@ def test_a_dry_run_writes_no_file(shop: Shop) -> None:
 def test_every_form_is_written_before_the_exit_code(
     begun: Path, tmp_path: Path, new: str, code: int
 ) -> None:
-    """Whatever the verdict, the report and its other forms are there and say the same."""
+    """Whatever the verdict, the report and its other forms exist and agree."""
     files = {name: tmp_path / f"out.{name}" for name in OUTPUTS}
     more = [part for name, path in files.items() for part in (f"--{name}", path)]
     done = verify(begun, tmp_path, *more, new=new)

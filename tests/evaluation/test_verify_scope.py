@@ -1,4 +1,4 @@
-"""What verify leaves out, refuses to leave out, and says that it left out."""
+"""What verify leaves out, and what the report says of it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_no_self_test_is_refused_if_the_policy_needs_it(shop: Shop) -> None:
 
 
 def test_a_missing_output_folder_is_refused_first(shop: Shop) -> None:
-    """Where a view of the report cannot be written, exit 5 comes first, and no report either."""
+    """If a form of the report cannot be written, the exit code is 5 before anything runs."""
     code, report, said = _verify(shop, "--junit", shop.path("nowhere/verify.xml"))
     assert (code, report) == (5, {})
     assert "nowhere" in said
@@ -61,7 +61,7 @@ def test_a_missing_output_folder_is_refused_first(shop: Shop) -> None:
 
 @pytest.mark.parametrize("flag", [("--latency",), ("--training", "record.json")])
 def test_feature_tables_refuse_options_of_models(tmp_path: Path, flag: tuple[str]) -> None:
-    """Latency and training records are about models: with tables of features they are exit 2."""
+    """Latency and training records are about models: with feature tables they end in exit 2."""
     with np.load(FEATURES) as archive:
         table = {"ids": archive["ids"], "labels": archive["labels"], "features": archive["lite0"]}
     np.savez(tmp_path / "old.npz", **table)
@@ -105,7 +105,7 @@ def test_pairs_of_trained_classes_do_not_decide(shop: Shop) -> None:
 
 
 def test_a_column_of_too_many_values_is_refused(tmp_path: Path) -> None:
-    """A column that is different for every item is no slice: exit 5 says so, in little time."""
+    """A column that differs for every item is no slice: exit 5, before the work."""
     with np.load(FEATURES) as archive:
         table = {"ids": archive["ids"], "labels": archive["labels"], "features": archive["lite0"]}
     np.savez(tmp_path / "old.npz", **table, serial=np.arange(len(table["ids"])))
@@ -129,7 +129,7 @@ def test_old_queries_on_a_re_embedded_gallery_equal_a_loop(shop: Shop) -> None:
 
 @pytest.mark.parametrize("left", ["a store without its manifest", "an empty folder", "a file"])
 def test_an_empty_folder_or_damaged_store_is_no_missing_store(shop: Shop, left: str) -> None:
-    """A lost manifest or an empty mount is exit 5: to search no store at all would go unseen."""
+    """A lost manifest or an empty mount ends in exit 5: searching no store would go unnoticed."""
     store = shop.path("store")
     if left == "a store without its manifest":
         (store / "manifest.json").unlink()
@@ -164,7 +164,7 @@ def test_a_missing_store_is_warned_of(shop: Shop) -> None:
 def test_the_next_step_if_nothing_matches(
     shop: Shop, tmp_path: Path, change: Callable[[dict[str, str]], dict[str, str]], step: str
 ) -> None:
-    """More of the same queries would help nobody: the next step says what they lack."""
+    """More of the same queries would not help: the next step says what is missing."""
     source = shop.data()
     with source.open(newline="", encoding="utf-8") as file:
         rows = [change(row) for row in csv.DictReader(file)]

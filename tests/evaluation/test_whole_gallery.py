@@ -1,4 +1,4 @@
-"""verify searches what serves: every row of the store, and it says what it cannot know of it."""
+"""verify searches every row of the store, and reports what it cannot know of them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def truth(world: World, data: Path, model: str) -> float:
 
 
 def test_rows_outside_the_table_are_searched(tmp_path: Path) -> None:
-    """A candidate that is drawn to stored rows which the evaluation table lacks is refused."""
+    """A candidate that is drawn to stored rows outside the evaluation table fails."""
     world, rng = shop_of(tmp_path), np.random.default_rng(3)
     rest = unit(rng.normal(size=(600, DIM)))
     world.add("r", [f"other{at // 3}" for at in range(600)], "gallery", rest, rest)
@@ -65,7 +65,7 @@ def test_rows_outside_the_table_are_searched(tmp_path: Path) -> None:
 
 
 def test_a_gallery_that_is_mostly_not_stored_is_inconclusive(tmp_path: Path) -> None:
-    """A store of four rows beside which 116 are embedded for the test: exit 4 names them."""
+    """With four stored rows and 116 embedded ones the exit code is 4, and these are named."""
     world = shop_of(tmp_path)
     few = {"g0", "g1", "g2", "g3"}
     world.begin(world.save("few.npz", few.__contains__))
@@ -78,7 +78,7 @@ def test_a_gallery_that_is_mostly_not_stored_is_inconclusive(tmp_path: Path) -> 
 
 
 def test_a_stored_query_does_not_find_itself(tmp_path: Path) -> None:
-    """Queries whose ids the store holds are rows for the others, and no answer to themselves."""
+    """Queries that the store holds are answers to other queries, and not to themselves."""
     world = shop_of(tmp_path)
     world.roles = ["gallery"] * len(world.ids)
     world.begin(world.save("stored.npz"))
@@ -91,7 +91,7 @@ def test_a_stored_query_does_not_find_itself(tmp_path: Path) -> None:
 
 
 def test_two_labels_of_one_item_leave_it_unjudged(tmp_path: Path) -> None:
-    """Items that data and catalogue label differently are named, and may turn a verdict."""
+    """Items that data and catalogue label differently are named, and may change the verdict."""
     world = shop_of(tmp_path)
     world.begin(world.save("all.npz"))
     assert world.verify(world.save("same.npz"))[0] == 0
@@ -134,7 +134,7 @@ def test_queries_of_untouched_rows_are_judged_separately(tmp_path: Path) -> None
 
 
 def test_without_queries_of_untouched_rows_the_gate_is_inconclusive(tmp_path: Path) -> None:
-    """Queries of anchored classes alone, where the store has other rows: exit 4 says so."""
+    """With queries of anchored classes only, and other rows in the store, the exit code is 4."""
     world = touched(tmp_path, 6)
     asked = {
         item_id
