@@ -5,7 +5,7 @@
     ├── GateError              3     the gate refuses
     ├── EvidenceError          4     the gate cannot tell: too little evidence
     ├── InputError             5     data, model, recipe or policy from outside is bad
-    │   └── UnsteadyError      5     a model gives several answers for one image
+    │   └── UnsteadyError      5     a model gives different embeddings of one image
     ├── DamagedError           5     the store is not what its manifest says
     └── ConflictError          6     another process is writing, or wrote first: retry
 
@@ -21,8 +21,8 @@ from collections.abc import Mapping
 class CompatError(Exception):
     """An error for the user.
 
-    ``message`` says what, expected and got; ``tip`` says what to do next; ``details`` holds what is
-    too long for the terminal and goes into ``--json``.
+    ``message`` says what is wrong, what was expected and what was found; ``tip`` says what to do
+    next; ``details`` is shown only with ``--json``.
     """
 
     exit_code = 5
@@ -55,13 +55,13 @@ class EvidenceError(CompatError):
 
 
 class InputError(CompatError):
-    """Something that came from outside the store is not usable."""
+    """An input from outside the store is not usable."""
 
     exit_code = 5
 
 
 class UnsteadyError(InputError):
-    """A model's answer for an image depends on the rest of the batch, or on chance."""
+    """A model's embedding of an image depends on the rest of the batch, or on chance."""
 
 
 class DamagedError(CompatError):

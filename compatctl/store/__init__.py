@@ -1,9 +1,9 @@
 """The store: immutable files named by their digest, and generations that name them.
 
     store/
-      manifest.json              the current generation, whole: one read tells a server everything
+      manifest.json              the current generation: a server reads only this file
       history/000007.json        every generation, immutable, each with the digest of the one before
-      models/<sha256>.onnx       one self-contained file a model
+      models/<sha256>.onnx       one self-contained file for each model
       canaries/<sha256>.npz      a few images and a model's embeddings of them, to compare later
       indexes/<sha256>.hnsw
       catalogs/<sha256>.npz      row -> item id, class, key in the index, which model embedded it
@@ -11,8 +11,8 @@
       registries/<sha256>.json
       memories/<sha256>.npz      training images of every class so far, for the next fine-tuning
       erasures/<sha256>.npz      digests of erased ids and vectors
-      attempts/<digest>.json     verifications of a candidate on the same data; of no generation
-      LOCK                       held by the one writer
+      attempts/<digest>.json     verifications of a candidate on the same data, in no generation
+      LOCK                       held by the writer
 
 Replacing manifest.json is the commit. A process killed before it changed nothing; the files it
 left are unreferenced. Reading writes nothing, except that verify counts itself. numpy is loaded

@@ -47,12 +47,12 @@ def create(root):
                   models=(ModelShare(sha256=model, dim=8, rows=3, name="a",
                                      canary=tx.put("canaries", text(b"canary"))),))
 
-def arm(left):
+def arm(calls):
     def armed(real):
         def call(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left == 0:
+            nonlocal calls
+            calls -= 1
+            if calls == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **kwargs)
         return call

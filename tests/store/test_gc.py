@@ -19,11 +19,11 @@ import os, signal, sys
 from pathlib import Path
 from compatctl.store import Store, gc
 
-real, left = os.unlink, [2]
+real, calls = os.unlink, [2]
 
 def unlink(*args, **kwargs):
-    left[0] -= 1
-    if not left[0]:
+    calls[0] -= 1
+    if not calls[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args, **kwargs)
 

@@ -52,8 +52,8 @@ def _count(tally: Tally, what: str, findings: dict[str, object]) -> None:
     tally.boundaries[what] = tally.boundaries.get(what, 0) + int(str(findings["tried"]))
     commands = findings["commands"]
     assert isinstance(commands, dict)
-    asked = tally.boundaries.get("commands over damaged stores", 0)
-    tally.boundaries["commands over damaged stores"] = asked + sum(commands.values())
+    count = tally.boundaries.get("commands over damaged stores", 0)
+    tally.boundaries["commands over damaged stores"] = count + sum(commands.values())
     broken = findings["broken"]
     assert isinstance(broken, list)
     tally.losses += broken
