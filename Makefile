@@ -28,8 +28,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 docs: $(READY)                 ## the files that are written from the settings of the recipe
-	$(BIN)/python -c "import compatctl.recipe as r; print(r.recipe_yaml(), end='')" > recipes/default.yaml
-	$(BIN)/python -c "import compatctl.recipe as r; print(r.recipe_page(), end='')" > docs/recipe.md
+	$(BIN)/python docs/recipe_files.py
 
 bench: $(READY)                ## comparisons, minutes each: both sides in one run, the ratio printed
 	for name in $(COMPARED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name || exit 1; done

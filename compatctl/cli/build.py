@@ -105,9 +105,9 @@ def import_(
 
 def _print_recipe(requested: bool) -> None:
     if requested:
-        from compatctl.recipe import recipe_yaml
+        from compatctl.recipe import default_recipe
 
-        print(recipe_yaml(), end="")
+        print(default_recipe(), end="")
         raise typer.Exit
 
 

@@ -27,9 +27,9 @@ from compatctl.recipe._recipe import (
     Optimiser,
     Recipe,
     Rehearsal,
+    default_recipe,
     read_ids,
 )
-from compatctl.recipe._template import recipe_page, recipe_yaml
 from compatctl.recipe._typed import read_bounded
 
 __all__ = [
@@ -49,10 +49,9 @@ __all__ = [
     "Recipe",
     "Rehearsal",
     "Split",
+    "default_recipe",
     "load_policy",
     "read_bounded",
     "read_ids",
-    "recipe_page",
-    "recipe_yaml",
     "shipped_policies",
 ]

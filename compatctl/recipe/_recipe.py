@@ -363,3 +363,11 @@ def read_ids(path: Path) -> tuple[str, ...]:
     if not ids or len(set(ids)) < len(ids):
         raise InputError(f"{path}: expected one id per line, none twice; got {len(ids)} ids")
     return ids
+
+
+def default_recipe() -> str:
+    """The text of recipes/default.yaml, from the package or else from the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    shipped = package / "recipes" / "default.yaml"
+    path = shipped if shipped.is_file() else package.parent / "recipes" / "default.yaml"
+    return path.read_text(encoding="utf-8")

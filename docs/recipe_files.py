@@ -1,16 +1,23 @@
-"""The default recipe as a YAML file and as a page of the docs, written from the settings."""
+"""Write recipes/default.yaml and docs/recipe.md from the settings of the recipe.
+
+    python docs/recipe_files.py [--out FOLDER]
+
+``make docs`` runs it for the checkout.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import textwrap
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from compatctl.recipe._recipe import Backbone, InputSpec, Recipe
+from compatctl.recipe import Backbone, InputSpec, Recipe
 from compatctl.recipe._typed import to_plain, yaml_key
 
 WIDTH = 98
@@ -48,14 +55,18 @@ required. `compatctl finetune --print-recipe` prints a recipe with every setting
 """
 
 
-def recipe_yaml() -> str:
-    """The text of ``recipes/default.yaml``."""
-    return _HEADER + "\n".join(_lines(EXAMPLE, 0)) + "\n"
-
-
-def recipe_page() -> str:
-    """The text of ``docs/recipe.md``."""
-    return _PAGE + "\n".join(_rows(Recipe, "")) + "\n"
+def main() -> None:
+    """Write both files, below the checkout or below another folder."""
+    parser = argparse.ArgumentParser(description="Write recipes/default.yaml and docs/recipe.md.")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent)
+    out: Path = parser.parse_args().out
+    for name, head, lines in (
+        ("recipes/default.yaml", _HEADER, _lines(EXAMPLE, 0)),
+        ("docs/recipe.md", _PAGE, _rows(Recipe, "")),
+    ):
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _lines(spec: Any, depth: int) -> Iterator[str]:
@@ -162,3 +173,7 @@ def _dataclass_in(hint: Any) -> type[Any] | None:
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             return kind
     return None
+
+
+if __name__ == "__main__":
+    main()
