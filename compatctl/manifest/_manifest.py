@@ -84,17 +84,14 @@ class Manifest:
         parent: the digest of the previous generation's manifest.
         created_at: ISO 8601, UTC.
         memory: the digest of the rehearsal memory.
-        calibration: the knots of the map from the query model's scores to the scale that callers
-            know (core/calibration.py).
+        calibration: the knots of the map from the query model's scores to those callers know.
         policy: the digest of the policy that judged the query model.
         again_reason: why a model that was rolled back serves again.
-        restores: the generation that a rollback restored: its model, and its gallery except for
-            items added since and kept.
+        restores: the generation that a rollback restored; its gallery may keep added items.
         oldest_restorable: the first generation whose files are kept.
         erasures: the digest of the list of erased ids and vectors.
-        oldest_gallery: the generation of the last erasure, 1 if there was none. Earlier indexes,
-            catalogues and memories held erased items and are deleted; the files that a rollback of
-            the query model needs are kept.
+        oldest_gallery: the generation of the last erasure, 1 if there was none. Of earlier
+            generations only the files that a rollback of the query model needs are kept.
         erased_models: the digests of models that are deleted because they held erased vectors.
         stand_ins: the erased models without these vectors, where they could be taken out. A
             rollback to an erased query model restores its stand-in; without one it is refused.
@@ -269,12 +266,10 @@ def _or_null(rule: _Rule) -> _Rule:
 
 _SHA256: _Rule = ("a sha256 digest", is_digest)
 _TEXT: _Rule = ("a text", lambda value: isinstance(value, str))
-_SPACE: _Rule = ("'ip', 'cosine' or 'l2'", lambda value: value in ("ip", "cosine", "l2"))
 _WHEN: _Rule = (
     "a time like 2026-01-31T12:00:00Z",
     lambda value: isinstance(value, str) and _TIME.fullmatch(value) is not None,
 )
-
 _OBJECT: _Rule = ("an object", lambda value: isinstance(value, dict))
 _LIST: _Rule = ("a list", lambda value: isinstance(value, list))
 
@@ -292,7 +287,7 @@ _STAND_IN: dict[str, _Rule] = {
 }
 _INDEX: dict[str, _Rule] = {
     "engine": ("'hnswlib'", lambda value: value == "hnswlib"),
-    "space": _SPACE,
+    "space": ("'ip', 'cosine' or 'l2'", lambda value: value in ("ip", "cosine", "l2")),
     **dict.fromkeys(("dim", "ef_construction", "ef_search", "count"), _whole(1)),
     "M": _whole(2),
     "seed": _whole(0),
@@ -326,9 +321,7 @@ def _check(raw: object, rules: Mapping[str, _Rule], cls: type, where: str) -> No
         raise DamagedError(f"{where}: expected an object, got {type(raw).__name__}")
     names = {field.name for field in fields(cls)}
     if unknown := sorted(raw.keys() - names):
-        raise DamagedError(
-            f"{where}: unknown entry {unknown[0]!r}; compatctl {__version__} does not know it"
-        )
+        raise DamagedError(f"{where}: unknown entry {unknown[0]!r} for compatctl {__version__}")
     if missing := sorted(names - raw.keys()):
         raise DamagedError(f"{where}: the entry {missing[0]!r} is missing")
     for name, (expected, holds) in rules.items():
