@@ -46,29 +46,31 @@ def table(lines: Sequence[Line]) -> list[str]:
     rows = [*head("classes", "model that asks", "recall@1, deployed gallery",
                   "gain over old on old", "shown to gain, to lose", 'over "deployed"',
                   "shown to gain, to lose", "on a gallery of its own")]  # fmt: skip
-    seeds = len({one.seed for one in lines})
+    seeds = len({line.seed for line in lines})
     for group in GROUPS:
         for model in (*FIRST, *ARMS):
-            mine = [one for one in lines if (one.group, one.model) == (group, model)]
-            if not mine:
+            matching = [line for line in lines if (line.group, line.model) == (group, model)]
+            if not matching:
                 continue
             shown = [
                 f"{sum(low > 0 for low, _ in ends)}, {sum(high < 0 for _, high in ends)} of {seeds}"
                 for ends in (
-                    [(one.low, one.high) for one in mine],
-                    [(one.over_low, one.over_high) for one in mine],
+                    [(one.low, one.high) for one in matching],
+                    [(one.over_low, one.over_high) for one in matching],
                 )
             ]
             rows.append(
                 row(
                     group,
                     model,
-                    shares([one.recall for one in mine]),
-                    "" if model == FIRST[0] else f"{mean(one.gain for one in mine):+.3f}",
+                    shares([one.recall for one in matching]),
+                    "" if model == FIRST[0] else f"{mean(one.gain for one in matching):+.3f}",
                     "" if model == FIRST[0] else shown[0],
-                    "" if model == "deployed" else f"{mean(x.over_deployed for x in mine):+.3f}",
+                    ""
+                    if model == "deployed"
+                    else f"{mean(x.over_deployed for x in matching):+.3f}",
                     "" if model == "deployed" else shown[1],
-                    shares([one.own for one in mine]),
+                    shares([one.own for one in matching]),
                 )
             )
     return rows
@@ -82,13 +84,13 @@ def page(lines: Sequence[Line]) -> str:
 def _each(lines: Sequence[Line]) -> Iterable[str]:
     yield from head("classes", "seed", "model that asks", "queries", "recall@1", "gain, 95%",
                     'over "deployed", 95%')  # fmt: skip
-    for one in lines:
-        if one.model in ARMS:
+    for line in lines:
+        if line.model in ARMS:
             yield row(
-                one.group, str(one.seed), one.model, str(one.queries), f"{one.recall:.3f}",
-                f"{one.gain:+.3f} [{one.low:+.3f}, {one.high:+.3f}]",
-                "" if one.model == "deployed" else
-                f"{one.over_deployed:+.3f} [{one.over_low:+.3f}, {one.over_high:+.3f}]",
+                line.group, str(line.seed), line.model, str(line.queries), f"{line.recall:.3f}",
+                f"{line.gain:+.3f} [{line.low:+.3f}, {line.high:+.3f}]",
+                "" if line.model == "deployed" else
+                f"{line.over_deployed:+.3f} [{line.over_low:+.3f}, {line.over_high:+.3f}]",
             )  # fmt: skip
 
 

@@ -87,15 +87,17 @@ def chosen(names: str, among: Sequence[Case]) -> list[Case]:
     Raises:
         argparse.ArgumentTypeError: no case has such a name.
     """
-    requested, there = set(names.split(",")), [one.name for one in among]
+    requested, there = set(names.split(",")), [case.name for case in among]
     if unknown := sorted(requested.difference(there)):
         raise argparse.ArgumentTypeError(f"no case {unknown[0]}; there are {', '.join(there)}")
-    return [one for one in among if one.name in requested]
+    return [case for case in among if case.name in requested]
 
 
 def known(labels: Iterable[str], share: float, seed: int) -> frozenset[str]:
     """The share of the classes that come first by the hash of seed and label."""
-    classes = sorted(set(labels), key=lambda one: hashlib.sha1(f"{seed} {one}".encode()).digest())
+    classes = sorted(
+        set(labels), key=lambda label: hashlib.sha1(f"{seed} {label}".encode()).digest()
+    )
     return frozenset(classes[: round(share * len(classes))])
 
 

@@ -72,7 +72,7 @@ class Result:
 
     def line(self, route: str) -> Line:
         """The line of a route."""
-        return next(one for one in self.lines if one.route == route)
+        return next(line for line in self.lines if line.route == route)
 
     def best(self, routes: Sequence[str]) -> Line:
         """The route that finds most on validation classes; test classes judge it."""
@@ -86,7 +86,7 @@ class Result:
 
 def best_of(routes: Sequence[str], lines: Sequence[Line]) -> Line:
     """The line of the route that finds most on validation classes."""
-    return max((one for one in lines if one.route in routes), key=lambda one: one.validation)
+    return max((line for line in lines if line.route in routes), key=lambda one: one.validation)
 
 
 def judge(
@@ -100,26 +100,26 @@ def judge(
     parts = _parts(inputs, truth)
     old_queries, stored = inputs.old_queries.queries[test], inputs.reference.gallery_features
     lines = []
-    for one in measured:
-        trial = one.select_queries(test).compare(truth, old_queries, stored, policy)
+    for result in measured:
+        trial = result.select_queries(test).compare(truth, old_queries, stored, policy)
         verdict = adaptive_verdict(policy, [trial], (), (), sampling(policy, 0, 0, 0))
         check = next(check for check in verdict.checks if check.name == "recall_gain")
-        gain = recalls[one.name] - old
+        gain = recalls[result.name] - old
         lines.append(
             Line(
-                route=one.name,
-                recall=recalls[one.name],
+                route=result.name,
+                recall=recalls[result.name],
                 gain=gain,
                 low=_end(check.low),
                 high=_end(check.high),
                 gain_retained=gain / (free - old) if free - old >= WORTH else None,
                 negative_flips=trial.evidence.flips.negative,
                 outcome=verdict.outcome,
-                encoders=len(one.variant.encoders),
-                rewritten=one.rewritten,
-                setting=one.variant.setting,
-                seconds=round(one.variant.seconds, 1),
-                validation=validation[one.name],
+                encoders=len(result.variant.encoders),
+                rewritten=result.rewritten,
+                setting=result.variant.setting,
+                seconds=round(result.variant.seconds, 1),
+                validation=validation[result.name],
                 parts=_by_part(trial, parts),
             )
         )
@@ -150,7 +150,7 @@ def later(inputs: RouteInputs, measured: Sequence[RouteResult]) -> list[RouteRes
     anchored = _anchored(inputs)
     if anchored.all() or not anchored.any():
         return []
-    tuned = next(one for one in measured if one.name == Route.FINETUNE)
+    tuned = next(result for result in measured if result.name == Route.FINETUNE)
     assert tuned.variant.item_features is not None
     gallery = np.where(
         anchored[:, None], inputs.reference.gallery_features, tuned.variant.item_features
@@ -162,7 +162,7 @@ def later(inputs: RouteInputs, measured: Sequence[RouteResult]) -> list[RouteRes
 
 def _anchored(inputs: RouteInputs) -> Bools:
     used = set(anchor_ids(inputs.recipe, inputs.data, inputs.reference))
-    return np.array([one in used for one in inputs.reference.gallery_ids], bool)
+    return np.array([gallery_id in used for gallery_id in inputs.reference.gallery_ids], bool)
 
 
 def _parts(inputs: RouteInputs, truth: GroundTruth) -> dict[str, Bools]:
@@ -170,8 +170,8 @@ def _parts(inputs: RouteInputs, truth: GroundTruth) -> dict[str, Bools]:
     anchored = _anchored(inputs)
     if anchored.all() or not anchored.any():
         return {}
-    mine = np.isin(truth.query_labels, truth.gallery_labels[anchored])
-    return {"used": mine, "not used": ~mine}
+    matching = np.isin(truth.query_labels, truth.gallery_labels[anchored])
+    return {"used": matching, "not used": ~matching}
 
 
 def _by_part(trial: GroupResult, parts: dict[str, Bools]) -> dict[str, dict[str, float]]:

@@ -71,7 +71,7 @@ are that `compatctl add` brings after the deploy.
 
 def summary(results: Sequence[Result]) -> list[str]:
     """Sentences on how often an upgrade was to be had, and how often a route got there."""
-    worth = [one for one in results if one.worth]
+    worth = [result for result in results if result.worth]
     said = [
         f"In {len(worth)} of {len(results)} cases the free model, everything re-embedded, beats "
         f"the old one by {100 * WORTH:.0f} points."
@@ -79,7 +79,7 @@ def summary(results: Sequence[Result]) -> list[str]:
     if not worth:
         return said
     for what, routes in (("route", ROUTES), ("route with one encoder a query", SINGLE)):
-        best = [one.best(routes) for one in worth]
+        best = [result.best(routes) for result in worth]
         said.append(
             f"In {_passed(best)} of these the {what} that validation classes choose passes the "
             f"default gate; the median share kept is {median(_gains_retained(best)):.0%}."
@@ -89,7 +89,7 @@ def summary(results: Sequence[Result]) -> list[str]:
             for one, line in zip(worth, best, strict=True)
         )
         said.append(f"It finds more than every linear baseline in {above} of {len(worth)}.")
-    wrong = [one for one in results if one.best(ROUTES).outcome == "fail"]
+    wrong = [result for result in results if result.best(ROUTES).outcome == "fail"]
     said.append(f"The route chosen is one that the gate fails in {len(wrong)} of {len(results)}.")
     return said
 
@@ -114,7 +114,7 @@ def page(results: Sequence[Result], partial: Sequence[Result], picture: str) -> 
         NOTES,
         "## By route, where there is something to gain",
         "",
-        *_routes([one for one in results if one.worth]),
+        *_routes([result for result in results if result.worth]),
         "",
         "## Every case, by the route that validation classes choose",
         "",
@@ -128,28 +128,28 @@ def page(results: Sequence[Result], partial: Sequence[Result], picture: str) -> 
 def _cases(results: Sequence[Result]) -> Iterable[str]:
     yield from head("case", "old on old", "re-embedded", *COLUMNS)
     for case in _names(results):
-        mine = [one for one in results if one.case == case]
+        matching = [result for result in results if result.case == case]
         cells = []
         for route in COLUMNS:
-            lines = [one.line(route) for one in mine]
-            cells.append(f"{share(mean(one.recall for one in lines))} ({_passed(lines)})")
-        old, free = (share(mean(found)) for found in zip(*((r.old, r.free) for r in mine),
+            lines = [one.line(route) for one in matching]
+            cells.append(f"{share(mean(line.recall for line in lines))} ({_passed(lines)})")
+        old, free = (share(mean(found)) for found in zip(*((r.old, r.free) for r in matching),
                                                            strict=True))  # fmt: skip
-        yield row(f"{_title(case)}, seeds: {len(mine)}", old, free, *cells)
+        yield row(f"{_title(case)}, seeds: {len(matching)}", old, free, *cells)
 
 
 def _routes(results: Sequence[Result]) -> Iterable[str]:
     yield from head("route", "median gain", "least, most", "median share kept", "median flips",
                     "passes", "encoders a query", "gallery rewritten")  # fmt: skip
-    for route in [one.route for one in results[0].lines] if results else []:
-        lines = [one.line(route) for one in results]
-        gains = sorted(one.gain for one in lines)
+    for route in [line.route for line in results[0].lines] if results else []:
+        lines = [result.line(route) for result in results]
+        gains = sorted(line.gain for line in lines)
         yield row(
             route,
             f"{median(gains):+.3f}",
             f"{gains[0]:+.3f}, {gains[-1]:+.3f}",
             f"{median(_gains_retained(lines)):.0%}",
-            f"{median(one.negative_flips for one in lines):.3f}",
+            f"{median(line.negative_flips for line in lines):.3f}",
             f"{_passed(lines)} of {len(lines)}",
             str(lines[0].encoders),
             f"{lines[0].rewritten:.0%}",
@@ -159,7 +159,9 @@ def _routes(results: Sequence[Result]) -> Iterable[str]:
 def _chosen(results: Sequence[Result]) -> Iterable[str]:
     yield from head("case", "seed", "old on old", "re-embedded", "one encoder", "gain, 95%",
                     "gate", "any route", "gain, 95%", "gate")  # fmt: skip
-    for one in sorted(results, key=lambda one: (_names(results).index(one.case), one.seed)):
+    for one in sorted(
+        results, key=lambda result: (_names(results).index(result.case), result.seed)
+    ):
         cells = [cell for routes in (SINGLE, ROUTES) for cell in _line(one.best(routes))]
         yield row(_title(one.case), str(one.seed), share(one.old), share(one.free), *cells)
 
@@ -171,12 +173,14 @@ def _anchored(results: Sequence[Result]) -> Iterable[str]:
     yield PARTIAL
     yield from head("case", "seed", "anchors", "route", *(f"{part}: {which}"
                     for part in results[0].lines[0].parts for which in ("old", "new")))  # fmt: skip
-    for one in results:
+    for result in results:
         for line in (
-            one.line(route) for route in (Route.FINETUNE, "others added later", Route.FUSE)
+            result.line(route) for route in (Route.FINETUNE, "others added later", Route.FUSE)
         ):
             cells = [share(part[key]) for part in line.parts.values() for key in ("old", "new")]
-            yield row(_title(one.case), str(one.seed), f"{one.anchors:.0%}", line.route, *cells)
+            yield row(
+                _title(result.case), str(result.seed), f"{result.anchors:.0%}", line.route, *cells
+            )
     yield ""
 
 
@@ -186,15 +190,15 @@ def _line(one: Line) -> tuple[str, str, str]:
 
 
 def _passed(lines: Iterable[Line]) -> int:
-    return sum(one.outcome == "pass" for one in lines)
+    return sum(line.outcome == "pass" for line in lines)
 
 
 def _gains_retained(lines: Iterable[Line]) -> list[float]:
-    return [one.gain_retained for one in lines if one.gain_retained is not None]
+    return [line.gain_retained for line in lines if line.gain_retained is not None]
 
 
 def _names(results: Sequence[Result]) -> list[str]:
-    return list(dict.fromkeys(one.case for one in results))
+    return list(dict.fromkeys(result.case for result in results))
 
 
 def _title(case: str) -> str:
@@ -235,8 +239,8 @@ def figure(results: Sequence[Result]) -> str:
         drawn.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{height - 20}"/>')
         drawn.append(text(x, height - 6, f"{tick / 10:.1f}", anchor="middle"))
     for at, case in enumerate(names):
-        mine = [one for one in results if one.case == case]
-        drawn += _band(mine, axis, TOP + at * band)
+        matching = [result for result in results if result.case == case]
+        drawn += _band(matching, axis, TOP + at * band)
     title = "recall@1 on unseen classes, by case and route"
     return drawing(WIDTH, height, title, STYLE, drawn)
 
@@ -255,22 +259,25 @@ class Axis:
 
 
 def _axis(results: Sequence[Result]) -> Axis:
-    shown = [one.line(route).recall for one in results for route in DRAWN]
-    shown += [found for one in results for found in (one.old, one.free)]
+    shown = [result.line(route).recall for result in results for route in DRAWN]
+    shown += [found for result in results for found in (result.old, result.free)]
     first = floor(10 * min(shown, default=0.0))
     return Axis(first=first, last=max(first + 1, ceil(10 * max(shown, default=1.0))))
 
 
-def _band(mine: Sequence[Result], axis: Axis, top: int) -> Iterable[str]:
-    yield text(8, top + 18, _title(mine[0].case), kind="title")
+def _band(matching: Sequence[Result], axis: Axis, top: int) -> Iterable[str]:
+    yield text(8, top + 18, _title(matching[0].case), kind="title")
     bottom = top + BAND + STEP * len(DRAWN) - 6
-    for kind, value in (("old", mean(r.old for r in mine)), ("free", mean(r.free for r in mine))):
+    for kind, value in (
+        ("old", mean(r.old for r in matching)),
+        ("free", mean(r.free for r in matching)),
+    ):
         x = axis.at(value)
         yield f'<line class="{kind}" x1="{x}" y1="{top + 22}" x2="{x}" y2="{bottom}"/>'
     for at, route in enumerate(DRAWN):
         y = top + BAND + STEP * at + 2
         yield text(LEFT - 10, y + 4, route, anchor="end")
-        for one in mine:
+        for one in matching:
             x = axis.at(one.line(route).recall)
             kind = "other" if route not in ROUTES else "one" if route in SINGLE else "two"
             yield f'<circle class="{kind}" cx="{x}" cy="{y}" r="4"/>'

@@ -25,7 +25,7 @@ def shares(values: Sequence[float], digits: int = 3) -> str:
     """The mean with each one in brackets; of one value, that value."""
     if len(values) == 1:
         return share(values[0], digits)
-    return f"{share(mean(values), digits)} ({', '.join(share(one, digits) for one in values)})"
+    return f"{share(mean(values), digits)} ({', '.join(share(value, digits) for value in values)})"
 
 
 def text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:

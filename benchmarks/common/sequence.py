@@ -277,8 +277,11 @@ def _optimiser(given: Settings, network: Network, rows: Tensor) -> torch.optim.O
     """SGD; vectors (biases, normalisation) do not decay."""
     weights = [*network.parameters(), *([rows] if rows.requires_grad else [])]
     groups = [
-        {"params": [one for one in weights if one.ndim < 2], "weight_decay": 0.0},
-        {"params": [one for one in weights if one.ndim >= 2], "weight_decay": given.weight_decay},
+        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [weight for weight in weights if weight.ndim >= 2],
+            "weight_decay": given.weight_decay,
+        },
     ]
     return torch.optim.SGD(groups, lr=given.lr, momentum=given.momentum)
 

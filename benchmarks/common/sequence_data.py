@@ -230,7 +230,7 @@ def read_cifar(path: Path, *, labels: int) -> Images:
 
 def _drawn(labels: Iterable[str], seed: int) -> list[str]:
     """The classes in an order by hash of seed and label."""
-    return sorted(set(labels), key=lambda one: hashlib.sha1(f"{seed} {one}".encode()).digest())
+    return sorted(set(labels), key=lambda label: hashlib.sha1(f"{seed} {label}".encode()).digest())
 
 
 def _place(mine: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -243,6 +243,6 @@ def _rows(images: Images, rows: NDArray[np.int64]) -> Images:
 
 def _joined(parts: Sequence[Images]) -> Images:
     return Images(
-        pixels=np.concatenate([one.pixels for one in parts]),
-        labels=np.concatenate([one.labels for one in parts]),
+        pixels=np.concatenate([part.pixels for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
     )

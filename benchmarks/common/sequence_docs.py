@@ -70,22 +70,22 @@ def table(results: Sequence[Result]) -> list[str]:
     """A row for each method, sequence and test; means over the seeds, in brackets each seed's."""
     rows = [*head("tasks", "searched", "method", "AC", "AA", "ACA", "AC, no replacement between",
                   "AC, one or two between", "last self-test", "seeds")]  # fmt: skip
-    for mine in _alike(results):
-        for test in mine[0].matrices:
-            found = [one.summary(test) for one in mine]
-            apart = [crossed(one.matrix(test)) for one in mine]
+    for matching in _alike(results):
+        for test in matching[0].matrices:
+            found = [one.summary(test) for one in matching]
+            apart = [crossed(one.matrix(test)) for one in matching]
             rows.append(
                 row(
-                    str(mine[0].tasks),
-                    TESTS[mine[0].data][test],
-                    mine[0].method,
+                    str(matching[0].tasks),
+                    TESTS[matching[0].data][test],
+                    matching[0].method,
                     shares([one.ac or 0.0 for one in found], 2),
                     shares([one.aa for one in found], 3),
                     shares([one.aca or 0.0 for one in found], 3),
                     shares([one[0] for one in apart], 2),
                     shares([one[1] for one in apart], 2),
-                    shares([float(one.matrix(test)[-1, -1]) for one in mine], 3),
-                    str(len(mine)),
+                    shares([float(one.matrix(test)[-1, -1]) for one in matching], 3),
+                    str(len(matching)),
                 )
             )
     return rows
@@ -102,29 +102,30 @@ def page(results: Sequence[Result], picture: str) -> str:
         some = [one for one in table(results)[2:] if f"| {words} |" in one]
         lines += [f"## {words[0].upper()}{words[1:]}", "", *table([])[:2], *some, ""]
     lines += [NOTES[data], "Settings:", "", *_settings(results)]
-    for mine in _alike(results):
-        if mine[0].method in {"d-Simplex-HOC", "ER"} and mine[0].tasks < 10:
-            lines += ["", *_matrix(mine[0])]
+    for matching in _alike(results):
+        if matching[0].method in {"d-Simplex-HOC", "ER"} and matching[0].tasks < 10:
+            lines += ["", *_matrix(matching[0])]
     lines += ["", VARIANTS] if data == "kanji" else []
     return "\n".join([*lines, ""])
 
 
 def targets(results: Sequence[Result]) -> Iterable[str]:
     """AC of d-Simplex-HOC and of ER, and the ratio of their AA, ten classes at a time."""
-    for tasks in sorted({one.tasks for one in results}):
-        mine = {
+    for tasks in sorted({result.tasks for result in results}):
+        matching = {
             name: [
-                one.summary("ten") for one in results if (one.tasks, one.method) == (tasks, name)
+                result.summary("ten")
+                for result in results
+                if (result.tasks, result.method) == (tasks, name)
             ]
             for name in ("d-Simplex-HOC", "ER")
         }
-        if all(mine.values()):
-            ours, theirs = mine["d-Simplex-HOC"], mine["ER"]
-            ratio = mean(one.aa for one in ours) / mean(one.aa for one in theirs)
-            yield (
-                f"- {tasks} tasks: AC {mean(one.ac or 0.0 for one in ours):.2f} against "
-                f"{mean(one.ac or 0.0 for one in theirs):.2f} of ER; AA {ratio:.2f} times ER's."
-            )
+        if all(matching.values()):
+            ours, theirs = matching["d-Simplex-HOC"], matching["ER"]
+            ratio = mean(result.aa for result in ours) / mean(result.aa for result in theirs)
+            own, er = (mean(result.ac or 0.0 for result in method) for method in (ours, theirs))
+            words = f"AC {own:.2f} against {er:.2f} of ER; AA {ratio:.2f} times ER's."
+            yield f"- {tasks} tasks: {words}"
 
 
 def _matrix(one: Result) -> Iterable[str]:
@@ -143,19 +144,19 @@ def _matrix(one: Result) -> Iterable[str]:
 
 
 def _settings(results: Sequence[Result]) -> Iterable[str]:
-    for tasks in sorted({one.tasks for one in results}):
-        mine = [one for one in results if one.tasks == tasks]
-        said = ", ".join(f"{key} {value}" for key, value in mine[0].settings.items())
+    for tasks in sorted({result.tasks for result in results}):
+        matching = [result for result in results if result.tasks == tasks]
+        said = ", ".join(f"{key} {value}" for key, value in matching[0].settings.items())
         yield (
-            f"- {tasks} tasks: {said}; {sum(one.seconds for one in mine) / 60:.0f} minutes "
-            f"for {len(mine)} sequences."
+            f"- {tasks} tasks: {said}; {sum(one.seconds for one in matching) / 60:.0f} minutes "
+            f"for {len(matching)} sequences."
         )
 
 
 def _alike(results: Sequence[Result]) -> list[list[Result]]:
     """Results by sequence and method, the seeds together."""
-    keys = list(dict.fromkeys((one.tasks, one.method) for one in results))
-    return [[one for one in results if (one.tasks, one.method) == key] for key in keys]
+    keys = list(dict.fromkeys((result.tasks, result.method) for result in results))
+    return [[result for result in results if (result.tasks, result.method) == key] for key in keys]
 
 
 INTRO = """\
@@ -278,8 +279,8 @@ text { font: 11px system-ui, sans-serif; fill: #24292f; }
 
 def figure(results: Sequence[Result]) -> str:
     """A band for each sequence, a line a method, AC on the left and AA on the right."""
-    lengths = sorted({one.tasks for one in results})
-    methods = [name for name in WORDS if name in {one.method for one in results}]
+    lengths = sorted({result.tasks for result in results})
+    methods = [name for name in WORDS if name in {result.method for result in results}]
     band = BAND + STEP * len(methods)
     height = TOP + band * len(lengths) + 24
     words = TESTS[results[0].data] if results else {}
@@ -296,20 +297,20 @@ def figure(results: Sequence[Result]) -> str:
             )
             drawn.append(text(place, height - 6, f"{tick / 10:.1f}", anchor="middle"))
     for at, tasks in enumerate(lengths):
-        mine = [one for one in results if one.tasks == tasks]
-        drawn += _band(mine, methods, TOP + at * band)
+        matching = [result for result in results if result.tasks == tasks]
+        drawn += _band(matching, methods, TOP + at * band)
     title = "AC and AA by method and length of the sequence"
     return drawing(WIDTH, height, title, STYLE, drawn)
 
 
-def _band(mine: Sequence[Result], methods: Sequence[str], top: int) -> Iterable[str]:
-    yield text(8, top + 16, f"{mine[0].tasks} tasks", kind="title")
+def _band(matching: Sequence[Result], methods: Sequence[str], top: int) -> Iterable[str]:
+    yield text(8, top + 16, f"{matching[0].tasks} tasks", kind="title")
     yield text(_at(0, 0.5), top + 16, "AC", anchor="middle", kind="title")
     yield text(_at(1, 0.5), top + 16, "AA", anchor="middle", kind="title")
     for at, method in enumerate(methods):
         y = top + BAND + STEP * at + 2
         yield text(LEFT - 10, y + 4, method, anchor="end")
-        for one in (one for one in mine if one.method == method):
+        for one in (one for one in matching if one.method == method):
             for test in one.matrices:
                 found = one.summary(test)
                 for panel, value in enumerate((found.ac or 0.0, found.aa)):

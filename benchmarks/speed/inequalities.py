@@ -160,9 +160,9 @@ def main() -> None:
     }
     sums = sides["sums by class"]
     for kind in ("same", "different"):
-        for one in sides.values():
-            np.testing.assert_allclose(one["found"][kind], sums["found"][kind], atol=1e-6)
-            one["ratio"] = one["seconds"] / sums["seconds"]
+        for value in sides.values():
+            np.testing.assert_allclose(value["found"][kind], sums["found"][kind], atol=1e-6)
+            value["ratio"] = value["seconds"] / sums["seconds"]
     if given.json:
         print(json.dumps(sides, indent=2, sort_keys=True))
         return

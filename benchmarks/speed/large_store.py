@@ -157,7 +157,7 @@ def main() -> None:
         for side, rows in (("small", given.small), ("large", given.rows)):
             sizes = ("--rows", rows, "--dim", given.dim, "--added", given.added)
             arguments = [sys.executable, __file__, "--make", folders[side], *sizes]
-            subprocess.run([str(one) for one in arguments], check=True)
+            subprocess.run([str(argument) for argument in arguments], check=True)
         found: dict[str, Any] = {"rows": given.rows, "dim": given.dim, **switching(folders)}
         for command in ("deploy", "rollback"):
             found[command]["ratio"] = found[command]["large"] / found[command]["small"]

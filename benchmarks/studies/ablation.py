@@ -42,7 +42,7 @@ Change = Callable[[Recipe], Recipe]
 
 
 def _objective(**changes: object) -> Change:
-    return lambda one: replace(one, objective=replace(one.objective, **changes))  # type: ignore[arg-type]
+    return lambda recipe: replace(recipe, objective=replace(recipe.objective, **changes))  # type: ignore[arg-type]
 
 
 def _anchors(**changes: object) -> Change:
@@ -54,7 +54,7 @@ def _anchors(**changes: object) -> Change:
 
 
 def _combined(first: Change, second: Change) -> Change:
-    return lambda one: second(first(one))
+    return lambda recipe: second(first(recipe))
 
 
 def _whole_network(rate: float) -> Change:
@@ -69,7 +69,7 @@ def _whole_network(rate: float) -> Change:
 
 
 SETTINGS: Mapping[str, Change] = {
-    DEFAULT: lambda one: one,
+    DEFAULT: lambda recipe: recipe,
     "no attention": _anchors(attention=None),
     "no transfer": _anchors(transfer=0.0),
     "no attention, no transfer": _anchors(attention=None, transfer=0.0),
@@ -77,18 +77,18 @@ SETTINGS: Mapping[str, Change] = {
     "a quarter of the gallery anchors": _anchors(share=0.25),
     "keys of 64 numbers": _anchors(attention=64),
     "anchors weigh 1": _anchors(weight=1.0),
-    "linear junction": lambda one: replace(one, junction=Junction(kind="linear")),
-    "no dropout": lambda one: replace(one, junction=replace(one.junction, dropout=0.0)),
+    "linear junction": lambda recipe: replace(recipe, junction=Junction(kind="linear")),
+    "no dropout": lambda recipe: replace(recipe, junction=replace(recipe.junction, dropout=0.0)),
     "hoc, lambda .1": _objective(lambda_=(0.1,), contrast="hoc"),
     "hoc, lambda .5": _objective(lambda_=(0.5,), contrast="hoc"),
     "infonce, lambda .1": _objective(lambda_=(0.1,), contrast="infonce"),
     "infonce, lambda .5": _objective(lambda_=(0.5,), contrast="infonce"),
     "scale 32": _objective(scale=32.0),
     "hoc, lambda .5, scale 32": _objective(lambda_=(0.5,), contrast="hoc", scale=32.0),
-    "40 epochs": lambda one: replace(one, optimiser=replace(one.optimiser, epochs=40)),
+    "40 epochs": lambda recipe: replace(recipe, optimiser=replace(recipe.optimiser, epochs=40)),
 }
 FRAMES: Mapping[str, Change] = {
-    DEFAULT: lambda one: one,
+    DEFAULT: lambda recipe: recipe,
     "no attention": _anchors(attention=None),
     **{
         f"{frame}{suffix}": _combined(_objective(frame=(frame,), lambda_=(weight,)), change)
@@ -104,8 +104,8 @@ FRAMES: Mapping[str, Change] = {
 }
 """For a gallery with room for a simplex. The shipped frame is prototypes"""
 SLOW: Mapping[str, Change] = {
-    "four changed views of an image": lambda one: replace(
-        one, augmentation=Augmentation(views=4, rotate=5.0, shift=0.06, colour=0.2)
+    "four changed views of an image": lambda recipe: replace(
+        recipe, augmentation=Augmentation(views=4, rotate=5.0, shift=0.06, colour=0.2)
     ),
     "the backbone trains too, 5 epochs": _whole_network(0.0001),
     "the backbone trains too, rate 1e-5": _whole_network(0.00001),
@@ -251,31 +251,31 @@ def _row(
     hits: tuple[Sequence[tuple[Bools, Bools]], Sequence[tuple[Bools, Bools]]],
 ) -> Row:
     """``hits``: by seed, of this setting and of the shipped recipe."""
-    mine, shipped = ([np.concatenate(part) for part in zip(*one, strict=True)] for one in hits)
-    masks = [_validation_queries(one) for one in runs]
+    matching, shipped = ([np.concatenate(part) for part in zip(*hit, strict=True)] for hit in hits)
+    masks = [_validation_queries(run) for run in runs]
     classes = np.concatenate(
         [one.truth.classes[mask] for one, mask in zip(runs, masks, strict=True)]
     )
-    old = np.concatenate([_first_hits(one, one.old_queries.queries) for one in runs])
-    gains = [_gain(classes, a, b) for a, b in zip(mine, shipped, strict=True)]
+    old = np.concatenate([_first_hits(run, run.old_queries.queries) for run in runs])
+    gains = [_gain(classes, a, b) for a, b in zip(matching, shipped, strict=True)]
     return Row(
         case=case,
         setting=name,
-        seeds=tuple(one.recipe.seed for one in runs),
+        seeds=tuple(run.recipe.seed for run in runs),
         queries=len(classes),
         old=float(old.mean()),
-        recall=float(mine[0].mean()),
+        recall=float(matching[0].mean()),
         gain=gains[0][0],
         low=gains[0][1],
         high=gains[0][2],
-        fused=float(mine[1].mean()),
+        fused=float(matching[1].mean()),
         fused_gain=gains[1][0],
     )
 
 
-def _gain(classes: Rows, mine: Bools, other: Bools) -> tuple[float, float, float]:
+def _gain(classes: Rows, matching: Bools, other: Bools) -> tuple[float, float, float]:
     """The mean difference and its 95% interval, classes resampled."""
-    gain = hit_change(classes, other, mine)
+    gain = hit_change(classes, other, matching)
     estimate = estimate_ratios([gain], REPLICATES, np.random.default_rng(0))[0]
     return (estimate.value, *estimate.interval(0.95))
 
@@ -300,18 +300,18 @@ def page(rows: Sequence[Row]) -> str:
         "classes, tries the frames; small networks what runs the backbone over images again.",
     ]
     for case in dict.fromkeys(one.case for one in rows):
-        mine = [one for one in rows if one.case == case]
+        matching = [one for one in rows if one.case == case]
         lines += [
             "",
             f"## {case}",
             "",
-            f"{mine[0].queries} queries of {len(mine[0].seeds)} seeds; old queries: "
-            f"{mine[0].old:.3f}.",
+            f"{matching[0].queries} queries of {len(matching[0].seeds)} seeds; old queries: "
+            f"{matching[0].old:.3f}.",
             "",
             row("setting", "recall@1", "gain", "95% interval", "fused", "gain"),
             "|---|---|---|---|---|---|",
         ]
-        for one in mine:
+        for one in matching:
             same = one.setting == DEFAULT
             gain = "" if same else f"{one.gain:+.3f}"
             between = "" if same else f"{one.low:+.3f} to {one.high:+.3f}"

@@ -170,7 +170,9 @@ def _text(results: Iterable[Result]) -> str:
 
 
 def _ordered(results: Iterable[Result]) -> list[Result]:
-    return sorted(results, key=lambda one: (one.tasks, NAMES.index(one.method), one.seed))
+    return sorted(
+        results, key=lambda result: (result.tasks, NAMES.index(result.method), result.seed)
+    )
 
 
 def _arguments() -> argparse.Namespace:

@@ -93,8 +93,8 @@ def run_case(inputs: RouteInputs, case: Case, anchors: float) -> Result:
         anchors=anchors,
         queries=int((test & inputs.truth.has_match()).sum()),
         classes=len(np.unique(inputs.truth.classes[test & inputs.truth.has_match()])),
-        old=next(one.recall for one in lines if one.route == Route.KEEP),
-        free=next(one.recall for one in lines if one.route == Route.REEMBED),
+        old=next(line.recall for line in lines if line.route == Route.KEEP),
+        free=next(line.recall for line in lines if line.route == Route.REEMBED),
         lines=lines,
     )
 
@@ -104,12 +104,12 @@ def _shown(result: Result) -> str:
     head = f"{result.case}, seed {result.seed}: {result.queries} queries, {result.classes} classes"
     rows = [f"{'route':24s}{'recall@1':>9s}{'gain':>8s}  {'95% interval':17s}{'kept':>6s}"
             f"{'flips':>7s}  gate"]  # fmt: skip
-    for one in result.lines:
-        kept = "" if one.gain_retained is None else f"{one.gain_retained:.0%}"
+    for line in result.lines:
+        kept = "" if line.gain_retained is None else f"{line.gain_retained:.0%}"
         rows.append(
-            f"{one.route:24s}{one.recall:9.3f}{one.gain:+8.3f}  "
-            f"[{one.low:+.3f}, {one.high:+.3f}] {kept:>6s}{one.negative_flips:7.3f}  "
-            f"{one.outcome:12s} {one.setting}{_parts(one)}"
+            f"{line.route:24s}{line.recall:9.3f}{line.gain:+8.3f}  "
+            f"[{line.low:+.3f}, {line.high:+.3f}] {kept:>6s}{line.negative_flips:7.3f}  "
+            f"{line.outcome:12s} {line.setting}{_parts(line)}"
         )
     best, single = result.best(ROUTES), result.best(SINGLE)
     chosen = f"validation classes choose {best.route} ({best.outcome}); with one encoder " \
@@ -138,8 +138,10 @@ def _write(path: Path, results: Sequence[Result]) -> None:
 
 
 def _ordered(results: Iterable[Result]) -> list[Result]:
-    names = [one.name for one in CASES]
-    return sorted(results, key=lambda one: (names.index(one.case), one.seed, one.anchors))
+    names = [case.name for case in CASES]
+    return sorted(
+        results, key=lambda result: (names.index(result.case), result.seed, result.anchors)
+    )
 
 
 def _arguments() -> argparse.Namespace:

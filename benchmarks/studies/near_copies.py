@@ -75,7 +75,9 @@ def embed(network: EfficientNet, images: list[Image.Image]) -> np.ndarray:
     parts = []
     with torch.inference_mode():
         for start in range(0, len(images), BATCH):
-            part = [np.asarray(one.resize((SIDE, SIDE))) for one in images[start : start + BATCH]]
+            part = [
+                np.asarray(image.resize((SIDE, SIDE))) for image in images[start : start + BATCH]
+            ]
             pixels = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2).float()
             parts.append(network.extract_features((pixels - 127) / 128).mean((2, 3)).numpy())
     rows = np.concatenate(parts)
@@ -93,7 +95,7 @@ def by_mistake(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of the ``asked`` drawings those that look like one of another class, and those of them that
     look like one from which no channel differs by more than 8 of 256 in the mean."""
-    pixels = np.stack([np.asarray(one) for one in images]).astype(np.int16)
+    pixels = np.stack([np.asarray(image) for image in images]).astype(np.int16)
     near = same_look(looks[held_out], looks) & (labels[held_out][:, None] != labels)
     same = [
         any(np.abs(pixels[row] - pixels[other]).mean(axis=(0, 1)).max() <= 8 for other in others)
@@ -113,8 +115,8 @@ def main() -> None:
         data = load(unpack_emoji(emoji_source(), Path(folder)))
         images = [data.read(row) for row in range(len(data))]
     labels = np.array(data.labels)
-    held_out = np.flatnonzero([one.split == "test" for one in data.items])
-    looks = np.stack([look_of(one) for one in images])
+    held_out = np.flatnonzero([item.split == "test" for item in data.items])
+    looks = np.stack([look_of(image) for image in images])
     near, same = by_mistake(images, labels, looks, held_out)
     print(f"{len(held_out)} held out of {len(images)} drawings of {len(set(labels))} classes")
     print(

@@ -158,7 +158,7 @@ class Characters:
 
         def order(split: str) -> list[str]:
             labels = set(arrays["labels"][arrays["split"] == split].tolist())
-            return sorted(labels, key=lambda one: sha1(f"{seed} {one}".encode()).digest())
+            return sorted(labels, key=lambda label: sha1(f"{seed} {label}".encode()).digest())
 
         training, test = order("train"), order("test")
         ends = np.cumsum((0, *NEW))
@@ -329,7 +329,7 @@ def _version(  # noqa: PLR0917
 
 def _links(report: Report, store: Path) -> tuple[tuple[str, float, str], ...]:
     """The chain check by version, in the order of the versions."""
-    order = dict.fromkeys(one.query_model[:12] for one in Store.open(store).history())
+    order = dict.fromkeys(generation.query_model[:12] for generation in Store.open(store).history())
     names = {f"gallery of {one}": f"v{at}" for at, one in enumerate(order, 1)}
     return tuple(sorted(
         (names[one.group], one.estimate if one.estimate is not None else float("nan"), one.outcome)
@@ -353,7 +353,7 @@ def _test(folder: Path, characters: Characters) -> Dataset:
 
 def tables(lives: Sequence[Lived]) -> str:
     """Markdown: what happened at every step, and the matrix, of each life."""
-    return "\n".join(line for one in lives for line in _table(one))
+    return "\n".join(line for life in lives for line in _table(life))
 
 
 def _table(lived: Lived) -> Iterator[str]:
@@ -405,7 +405,7 @@ def main() -> None:
 
 def _write(lives: Sequence[Lived], arguments: argparse.Namespace) -> None:
     if arguments.json:
-        text = json.dumps([asdict(one) for one in lives], indent=1)
+        text = json.dumps([asdict(life) for life in lives], indent=1)
         arguments.json.write_text(text.replace("NaN", "null") + "\n")
     if arguments.docs:
         before, rest = arguments.docs.read_text(encoding="utf-8").split(BEGIN)

@@ -98,13 +98,13 @@ def main() -> None:
         sys.exit(f"no images at {arguments.kanji}: examples/kanji/build.py draws them")
     lines = _read(arguments.json) if arguments.json else []
     for seed in arguments.seeds:
-        if seed in {one.seed for one in lines}:
+        if seed in {line.seed for line in lines}:
             continue
         start = time.monotonic()
         lines += measure(split_images(arguments.kanji, seed), arguments.epochs)
         print(f"seed {seed} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         if arguments.json:
-            text = json.dumps([asdict(one) for one in lines], indent=1) + "\n"
+            text = json.dumps([asdict(line) for line in lines], indent=1) + "\n"
             write_atomic(arguments.json, text.encode())
     print("\n".join(table(lines)))
     if arguments.docs:

@@ -59,7 +59,7 @@ def cifar(tmp_path: Path) -> Path:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         pixels = rng.integers(0, 256, (len(labels), 3 * SIDE * SIDE), dtype=np.uint8)
-        heads = np.array([[*first, one] for one in labels], np.uint8)
+        heads = np.array([[*first, label] for label in labels], np.uint8)
         path.write_bytes(np.hstack([heads, pixels]).tobytes())
 
     for name in given.FILES_100:
@@ -74,10 +74,10 @@ def test_cifar_is_shared_out_between_here_and_elsewhere(cifar: Path) -> None:
     found = given.cifar(cifar, 0, per_class=3)
     assert (found.classes, found.others, found.first) == (40, 60, 10)
     assert [len(one.labels) for one in found.elsewhere] == [60, 120, 180]
-    local = {one.tobytes() for one in found.local.pixels}
+    local = {pixel.tobytes() for pixel in found.local.pixels}
     assert len(local) == 120
     for images in (*found.elsewhere, found.tests["all"].gallery, found.tests["all"].queries):
-        assert not local & {one.tobytes() for one in images.pixels}
+        assert not local & {pixel.tobytes() for pixel in images.pixels}
     assert len(found.tests["all"].gallery.labels) == 80
     assert len(found.tests["ten"].queries.labels) == 100
     assert [len(one) for one in protocol.tasks(40, 10, 31)] == [10, *[1] * 30]
@@ -169,9 +169,9 @@ def test_the_deployed_model_is_the_other_reference(
     setup: protocol.SequenceSetup, base: dict[bool, list[protocol.Network]]
 ) -> None:
     """Until the first replacement both references are one model; then they are two."""
-    kinds = [one for one in methods.METHODS if one.fixed and one.contrast]
+    kinds = [method for method in methods.METHODS if method.fixed and method.contrast]
     setup = replace(setup, settings=replace(setup.settings, lr=0.1))
-    alone, deployed = (protocol.walk(setup, one, 7, base[True])["all"] for one in kinds)
+    alone, deployed = (protocol.walk(setup, kind, 7, base[True])["all"] for kind in kinds)
     assert np.array_equal(alone[:2], deployed[:2])
     assert not np.array_equal(alone[2:], deployed[2:])
 
@@ -181,7 +181,7 @@ def test_the_influence_loss_begins_with_the_second_task(
 ) -> None:
     """BCT-ER is ER until there is a previous classifier."""
     setup = replace(setup, settings=replace(setup.settings, lr=0.1))
-    named = {one.name: one for one in methods.METHODS}
+    named = {method.name: method for method in methods.METHODS}
     alone, pulled = (
         protocol.walk(setup, named[name], 7, base[False])["all"] for name in ("ER", "BCT-ER")
     )
@@ -250,7 +250,7 @@ def test_the_page_says_what_the_matrices_say() -> None:
     results = [_result("d-Simplex-HOC", 0, 0.1), _result("d-Simplex-HOC", 1, -0.1),
                _result("ER", 0, -0.5)]  # fmt: skip
     text = docs.page(results, "iamcl2r.svg")
-    first, second = (summarise(one.matrix("ten")) for one in results[:2])
+    first, second = (summarise(result.matrix("ten")) for result in results[:2])
     assert first.ac == 1.0
     assert second.ac == pytest.approx(1 / 3)
     assert ".67 (1.00, .33)" in text

@@ -92,7 +92,7 @@ def test_the_ground_is_a_gallery_of_one_vendor_and_held_out_queries(
 ) -> None:
     """Every item is in the gallery or encoded, and no training item asks."""
     reference = inputs.reference
-    assert {one.split("/")[0] for one in reference.gallery_ids} == {"noto"}
+    assert {gallery_id.split("/")[0] for gallery_id in reference.gallery_ids} == {"noto"}
     assert {*reference.gallery_ids, *reference.encoded_ids} == {*emoji.ids}
     asked = {(emoji.items[row].split, emoji.items[row].role) for row in inputs.query_rows}
     assert asked == {("validation", "query"), ("test", "query")}
@@ -127,12 +127,12 @@ def test_lines_are_recalls_and_gains_on_test_classes(
     assert result.free == ceiling.recall
     assert (keep.gain, keep.negative_flips, keep.outcome) == (0.0, 0.0, "inconclusive")
     assert keep.validation == pytest.approx(right(inputs.old_queries.queries, "validation").mean())
-    for one in result.lines:
-        assert one.gain == pytest.approx(one.recall - result.old)
-        assert one.low <= one.gain + 1e-9
-        assert one.high >= one.gain - 1e-9
-        if one.gain_retained is not None:
-            assert one.gain_retained == pytest.approx(one.gain / (ceiling.recall - result.old))
+    for line in result.lines:
+        assert line.gain == pytest.approx(line.recall - result.old)
+        assert line.low <= line.gain + 1e-9
+        assert line.high >= line.gain - 1e-9
+        if line.gain_retained is not None:
+            assert line.gain_retained == pytest.approx(line.gain / (ceiling.recall - result.old))
 
 
 def test_items_that_anchored_and_those_that_did_not_are_told_apart(result: judging.Result) -> None:
@@ -206,7 +206,7 @@ def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
     """The shipped recipe gains nothing over itself, another one what a loop counts, on the page;
     what a recipe found is kept."""
     names = (ablation.DEFAULT, "no anchors", "the backbone trains too, 5 epochs")
-    settings = {one: {**ablation.SETTINGS, **ablation.SLOW}[one] for one in names}
+    settings = {name: {**ablation.SETTINGS, **ablation.SLOW}[name] for name in names}
     rows = ablation.ablate("emoji", [inputs], settings, shop)
     kept = {path: path.stat().st_mtime_ns for path in shop.work.glob("hits-*.npy")}
     assert len(kept) == len(settings)
@@ -215,8 +215,8 @@ def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
     splits = [inputs.data.items[row].split for row in inputs.query_rows]
     asked = [i for i, split in enumerate(splits)
              if split == "validation" and inputs.truth.has_match()[i]]  # fmt: skip
-    assert [one.gain for one in rows[:1]] == [0.0]
-    assert all(one.queries == len(asked) for one in rows)
+    assert [row.gain for row in rows[:1]] == [0.0]
+    assert all(row.queries == len(asked) for row in rows)
     change = settings["no anchors"](inputs.recipe)
     assert change.objective.anchors is None
     found = routes.train_model(inputs, change, inputs.reference).queries[asked]
@@ -225,4 +225,4 @@ def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
     assert rows[1].recall == pytest.approx(right)
     assert rows[1].gain == pytest.approx(right - rows[0].recall)
     text = ablation.page(rows)
-    assert all(f"| {one} | " in text for one in names)
+    assert all(f"| {name} | " in text for name in names)

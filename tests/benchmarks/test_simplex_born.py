@@ -66,7 +66,7 @@ def test_lines_are_recalls_on_the_deployed_gallery(images: born.SeedImages) -> N
         assert one.low <= one.gain <= one.high
         assert one.over_low <= one.over_deployed <= one.over_high
     table = "\n".join(born.table(lines))
-    mine = next(one for one in lines if (one.group, one.model) == ("unseen", "deployed"))
-    row = next(one for one in table.splitlines() if one.startswith("| unseen | deployed |"))
+    mine = next(line for line in lines if (line.group, line.model) == ("unseen", "deployed"))
+    row = next(line for line in table.splitlines() if line.startswith("| unseen | deployed |"))
     assert f"{mine.gain:+.3f}" in row
     assert "| unseen | new as it came |" not in table

@@ -376,7 +376,7 @@ def test_a_rollback_that_keeps_the_gallery_keeps_what_was_backfilled(deployed: S
     assert deployed.run("rollback", "--added", "keep").code == 0
     now = deployed.manifest()
     assert now["index"]["sha256"] == index
-    assert sorted(one["rows"] for one in now["models"]) == sorted(
+    assert sorted(model["rows"] for model in now["models"]) == sorted(
         [len(rows), now["index"]["count"] - len(rows)]
     )
     assert deployed.run("check").code == 0
@@ -392,7 +392,7 @@ def test_a_gallery_of_three_models_is_filled_by_the_newest(deployed: Shop) -> No
     assert sum(catalog.counts().values()) == len(catalog)
     assert len(_of_query_model(deployed)) == math.ceil(len(catalog) / 2)
     gallery = DeployedGallery.open(Store.open(deployed.path("store")))
-    held = {one.sha256: one.rows for one in gallery.manifest.models}
+    held = {model.sha256: model.rows for model in gallery.manifest.models}
     assert held == {model: rows for model, rows in catalog.counts().items() if rows}
     assert deployed.run("check").code == 0
 

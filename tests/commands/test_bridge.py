@@ -67,7 +67,9 @@ def changed(shop: Shop, change: Callable[[list[Row]], list[Row]]) -> tuple[objec
 def held_out(data: Dataset) -> set[str]:
     """Ids of the validation and test queries."""
     return {
-        one.id for one in data.items if one.split in {"validation", "test"} and one.role == "query"
+        item.id
+        for item in data.items
+        if item.split in {"validation", "test"} and item.role == "query"
     }
 
 
@@ -85,14 +87,18 @@ def test_every_kind_is_tried_and_validation_chooses(shop: Shop) -> None:
     """All kinds, strengths and ranks are trials; the best on validation queries is what is written,
     and for a rotated copy of the old encoder it finds there what that finds, within 1%."""
     made = bridge(shop, turned(shop, "rotated.onnx", of="old.onnx"))
-    kinds = [one["kind"] for one in made["trials"]]
+    kinds = [trial["kind"] for trial in made["trials"]]
     assert [kinds.count(one) for one in ("orthogonal", "ridge", "low-rank", "mlp")] == [1, 5, 15, 1]
-    assert {one["setting"].split("rank ")[-1] for one in made["trials"][6:21]} == {"4", "8", "16"}
-    assert made["recall"] == max(one["recall"] for one in made["trials"])
+    assert {trial["setting"].split("rank ")[-1] for trial in made["trials"][6:21]} == {
+        "4",
+        "8",
+        "16",
+    }
+    assert made["recall"] == max(trial["recall"] for trial in made["trials"])
     assert made["old_recall"] == pytest.approx(recall(shop, shop.path("old.onnx"), "validation"))
     assert made["recall"] == pytest.approx(recall(shop, shop.path("bridged.onnx"), "validation"))
     assert made["recall"] >= 0.99 * made["old_recall"]
-    best = next(one for one in made["trials"] if one["recall"] == made["recall"])
+    best = next(trial for trial in made["trials"] if trial["recall"] == made["recall"])
     assert (made["kind"], made["setting"]) == (best["kind"], best["setting"])
 
 
@@ -109,7 +115,7 @@ def test_a_better_encoder_of_another_dimension_goes_all_the_way(shop: Shop) -> N
         "verify", shop.path("old.onnx"), shop.path("bridged.onnx"), "--report", report
     )
     assert verified.code == 0, verified.stdout + verified.stderr
-    assert {one["name"] for one in verified.json["groups"]} <= {"unseen", "near copies"}
+    assert {group["name"] for group in verified.json["groups"]} <= {"unseen", "near copies"}
     done = shop.run("deploy", "--model", shop.path("bridged.onnx"))
     assert done.code == 0, done.stderr
     assert shop.manifest()["query_model"] == made["sha256"]
@@ -127,12 +133,12 @@ def test_the_record_says_what_was_seen(shop: Shop) -> None:
     made, data = bridge(shop, new, "--kind", "orthogonal"), load(shop.data())
     found = record(shop)
     train = data.filter(split="train")
-    assert {one["id"] for one in found["items"]} == {*train.ids, "elsewhere"}
-    digests = {one["id"]: one["sha256"] for one in found["items"]}
+    assert {item["id"] for item in found["items"]} == {*train.ids, "elsewhere"}
+    digests = {item["id"]: item["sha256"] for item in found["items"]}
     assert digests[train.ids[3]] == train.digest(3)
     assert digests["elsewhere"] == "0" * 64
-    anchors = {one.id for one in data.items if one.role == "gallery" and one.split != "train"}
-    assert {one["id"] for one in found["anchors"]} == anchors
+    anchors = {item.id for item in data.items if item.role == "gallery" and item.split != "train"}
+    assert {anchor["id"] for anchor in found["anchors"]} == anchors
     assert not anchors & held_out(data)
     assert found["classes"] == sorted({*train.labels, "other"})
     assert (found["models"], found["parity"]) == ([made["sha256"]], 5e-4)
@@ -149,7 +155,8 @@ def test_the_share_is_of_the_gallery_by_the_hash_of_the_id(shop: Shop, share: fl
     bridge(shop, shop.path("turned.onnx"), "--kind", "orthogonal", "--share", share)
     data, found = load(shop.data()), record(shop)
     gallery = sorted(
-        data.filter(role="gallery").ids, key=lambda one: hashlib.sha256(one.encode()).hexdigest()
+        data.filter(role="gallery").ids,
+        key=lambda item_id: hashlib.sha256(item_id.encode()).hexdigest(),
     )
     used = {one["id"] for one in (*found["items"], *found["anchors"])}
     assert used & set(gallery) == set(gallery[: round(share * len(gallery))])
@@ -184,7 +191,7 @@ def test_the_bytes_of_a_held_out_query_are_no_pair(shop: Shop) -> None:
 
     more = changed(shop, twin)
     bridge(shop, shop.path("turned.onnx"), "--kind", "orthogonal", *more)
-    assert "twin" not in {one["id"] for one in record(shop)["items"]}
+    assert "twin" not in {item["id"] for item in record(shop)["items"]}
     done = shop.run("verify", shop.path("old.onnx"), shop.path("bridged.onnx"), *more)
     assert done.code in {0, 3, 4}, done.stderr
 
@@ -194,7 +201,7 @@ def test_without_roles_training_items_alone_are_pairs(shop: Shop) -> None:
     flat = changed(shop, lambda rows: [{**row, "role": ""} for row in rows])
     made = bridge(shop, shop.path("turned.onnx"), "--kind", "orthogonal", *flat)
     assert made["anchors"] == 0
-    assert {one["id"] for one in record(shop)["items"]} == set(
+    assert {item["id"] for item in record(shop)["items"]} == set(
         load(shop.data()).filter(split="train").ids
     )
 
@@ -204,7 +211,7 @@ def test_the_mlp_is_the_same_for_the_same_seed(shop: Shop) -> None:
     new = turned(shop, "rotated.onnx", of="old.onnx")
     made = [bridge(shop, new, "--kind", "mlp", "--seed", seed) for seed in (3, 3, 4)]
     assert made[0]["sha256"] == made[1]["sha256"] != made[2]["sha256"]
-    assert [one["kind"] for one in made[0]["trials"]] == ["mlp"]
+    assert [trial["kind"] for trial in made[0]["trials"]] == ["mlp"]
     old = recall(shop, shop.path("old.onnx"), "test")
     assert recall(shop, shop.path("bridged.onnx"), "test") > 0.5 * old
 
@@ -257,7 +264,7 @@ def test_images_that_do_not_decode(shop: Shop, emoji: Path) -> None:
     done = bridge(shop, new, *more, "--skip-bad")
     assert len(done["skipped"]) == 1
     assert done["skipped"][0] in refused.stderr
-    assert done["skipped"][0] not in {one["id"] for one in record(shop)["items"]}
+    assert done["skipped"][0] not in {item["id"] for item in record(shop)["items"]}
 
 
 @pytest.mark.parametrize(
@@ -341,4 +348,8 @@ def test_without_torch_the_mlp_is_left_out(shop: Shop) -> None:
         else:
             made = json.loads(done.stdout)
             assert made["left_out"] == ["mlp: torch is not installed"]
-            assert {one["kind"] for one in made["trials"]} == {"orthogonal", "ridge", "low-rank"}
+            assert {trial["kind"] for trial in made["trials"]} == {
+                "orthogonal",
+                "ridge",
+                "low-rank",
+            }

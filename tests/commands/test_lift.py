@@ -74,7 +74,7 @@ def _slow_recall(shop: Shop, models: list[Encoder], gallery: NDArray[np.float32]
     """recall@1 of held-out queries, by the models' mean, on the catalogue's rows, one by one."""
     labels, right, asked = _catalog(shop).labels, 0, 0
     queries = load(shop.data()).filter(split="test", role="query")
-    features = np.sum([one.embed(queries).features for one in models], axis=0)
+    features = np.sum([model.embed(queries).features for model in models], axis=0)
     for label, feature in zip(queries.labels, features, strict=True):
         if label in labels:
             asked += 1
@@ -98,7 +98,7 @@ def _table(shop: Shop, keep: Any) -> Path:
 def _fresh(shop: Shop, names: str) -> Path:
     """A table of items that no store holds, one a letter."""
     images = sorted((shop.data().parent / "images" / "twemoji").iterdir())
-    lines = [f"fresh-{one},{images[ord(one) - 97]},fresh" for one in names]
+    lines = [f"fresh-{name},{images[ord(name) - 97]},fresh" for name in names]
     path = shop.data().parent / f"{shop.folder.parent.name}-{names}.csv"
     path.write_text("\n".join(["id,path,label", *lines, ""]))
     return path
@@ -141,7 +141,7 @@ def test_what_is_measured_is_what_an_explicit_loop_finds(lifted: Shop, begun: Pa
     new, fused = _slow_recall(lifted, both[1:], rows), _slow_recall(lifted, both, rows)
     assert measured["fused_recall"] == pytest.approx(fused, abs=2e-3)
     assert (measured["old_recall"], measured["new_recall"]) == pytest.approx((old, new), abs=2e-3)
-    gain = next(one for one in measured["verdict"]["checks"] if one["name"] == "recall_gain")
+    gain = next(check for check in measured["verdict"]["checks"] if check["name"] == "recall_gain")
     assert gain["estimate"] == pytest.approx(new - old, abs=4e-3)
     assert gain["low"] > 0
     assert gain["decides"]
@@ -178,7 +178,9 @@ def test_the_store_goes_on_after_a_lift(lifted: Shop) -> None:
     assert lifted.run("backfill", "--share", 0.5, *FORCE).json["written"] is True
     shares = lifted.run("status").json["shares"]
     assert sum(shares.values()) == pytest.approx(1.0)
-    operations = [one["operation"] for one in lifted.run("history").json["generations"]]
+    operations = [
+        generation["operation"] for generation in lifted.run("history").json["generations"]
+    ]
     assert operations == ["init", "lift", "add", "deploy", "backfill"]
     assert lifted.run("check").code == 0
 
@@ -233,11 +235,11 @@ def test_each_model_of_a_mixed_gallery_gets_a_file_of_its_own(shop: Shop, wide: 
     assert done.code == 0, done.stderr
     assert {one["source_sha256"]: one["rows"] for one in done.json["models"]} == had
     catalog = _catalog(shop)
-    for one in done.json["models"]:
-        code = catalog.models.index(one["sha256"])
+    for model in done.json["models"]:
+        code = catalog.models.index(model["sha256"])
         ids = [catalog.ids[row] for row in np.flatnonzero(catalog.model_of == code)]
-        assert len(ids) == one["rows"]
-        given = _model(shop, one["sha256"]).embed(_images(shop, ids)).features
+        assert len(ids) == model["rows"]
+        given = _model(shop, model["sha256"]).embed(_images(shop, ids)).features
         assert np.linalg.norm(stored_rows(shop, ids) - given, axis=1).max() <= 1e-3
     assert shop.run("check").code == 0
 
@@ -304,8 +306,13 @@ def test_too_little_evidence_cannot_tell(shop: Shop, wide: Path, raised: Path) -
 def test_every_kind_is_tried_and_validation_chooses(shop: Shop, wide: Path) -> None:
     """All four kinds are trials, and the best on validation queries is the map that is kept."""
     found = shop.run("lift", wide, "--dry-run").json["map"]
-    assert {one["kind"] for one in found["trials"]} == {"orthogonal", "ridge", "low-rank", "mlp"}
-    assert found["recall"] == max(one["recall"] for one in found["trials"])
+    assert {trial["kind"] for trial in found["trials"]} == {
+        "orthogonal",
+        "ridge",
+        "low-rank",
+        "mlp",
+    }
+    assert found["recall"] == max(trial["recall"] for trial in found["trials"])
     assert found["old_recall"] < found["recall"]
 
 

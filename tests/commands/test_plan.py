@@ -78,19 +78,19 @@ def test_the_sheet_of_a_real_project(shop: Shop) -> None:
     assert facts["dim"] == DIM
     assert not facts["born_on_simplex"]
     assert facts["random_spread"] == pytest.approx(DIM**-0.5)
-    for one in sheet.values():
-        assert one["gain"] == pytest.approx(one["recall"] - keep["recall"])
-        assert one["low"] <= one["gain"] <= one["high"]
-        untouched = one["rewritten_bytes"] == 0 and one["name"] != "keep"
-        assert (one["verdict"] is not None) == (untouched or one["name"] == "lift")
+    for value in sheet.values():
+        assert value["gain"] == pytest.approx(value["recall"] - keep["recall"])
+        assert value["low"] <= value["gain"] <= value["high"]
+        untouched = value["rewritten_bytes"] == 0 and value["name"] != "keep"
+        assert (value["verdict"] is not None) == (untouched or value["name"] == "lift")
     assert sheet["fuse"]["query_ms"] > sheet["finetune"]["query_ms"]
     assert sheet["lift"]["rewritten_bytes"] == ceiling["rewritten_bytes"]
     assert sheet["lift"]["query_ms"] == ceiling["query_ms"]
     shares = [one for name, one in sheet.items() if name.startswith("backfill")]
-    (of,) = {one["setting"] for one in shares}
+    (of,) = {share["setting"] for share in shares}
     route = of.removeprefix("of ").split(",")[0]
     assert route in {"finetune", "fuse"}
-    assert {one["query_ms"] for one in shares} == {sheet[route]["query_ms"]}
+    assert {share["query_ms"] for share in shares} == {sheet[route]["query_ms"]}
     chosen = done.json["recommended"]
     assert chosen == "keep" or sheet[chosen]["verdict"] == "pass"
     assert (done.json["recipe"] is None) == (chosen == "keep")
@@ -103,7 +103,7 @@ def test_a_plan_searches_rows_without_an_image(shop: Shop) -> None:
     with shop.data().open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         names, rows = list(reader.fieldnames or ()), list(reader)
-    kept = [one for one in rows if (one["role"], one["split"]) != ("gallery", "test")]
+    kept = [row for row in rows if (row["role"], row["split"]) != ("gallery", "test")]
     table, root = shop.path("part.csv"), shop.data().parent
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
@@ -123,7 +123,7 @@ def test_a_plan_searches_rows_without_an_image(shop: Shop) -> None:
     first = (made @ gallery.vectors().T).argmax(axis=1)
     right = np.array(gallery.catalog.labels)[first] == np.array(items.labels)[asked]
     assert facts["gallery_images"] < facts["gallery_rows"] == len(gallery.catalog)
-    routes = {one["name"]: one for one in done.json["routes"]}
+    routes = {route["name"]: route for route in done.json["routes"]}
     assert routes["keep"]["recall"] == pytest.approx(right.mean())
     for name in ("keep", "finetune", "fuse", "bridge", "bridge + fuse"):
         assert routes[name]["rows"] == facts["gallery_rows"], name
@@ -184,8 +184,8 @@ def test_the_same_plan_twice(shop: Shop) -> None:
     runs = [shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe) for _ in range(2)]
     timeless = [
         [
-            {k: v for k, v in one.items() if not k.endswith(("_s", "_ms"))}
-            for one in run.json["routes"]
+            {k: v for k, v in route.items() if not k.endswith(("_s", "_ms"))}
+            for route in run.json["routes"]
         ]
         for run in runs
     ]
@@ -196,7 +196,7 @@ def test_only_validation_classes_ask_and_only_training_classes_train(shop: Shop)
     """Nothing of the test split but gallery items takes part; those that choose do not ask."""
     data = load(shop.data())
     stored = data.filter(role="gallery").ids
-    before = {one.id: one for one in data.items}
+    before = {item.id: item for item in data.items}
     for most, choosing in ((10_000, False), (10_000, True), (100, False)):
         split = planning_split(data, stored, most, choosing=choosing)
         asked = {split.data.ids[row] for row in split.query_rows}
@@ -205,12 +205,12 @@ def test_only_validation_classes_ask_and_only_training_classes_train(shop: Shop)
             assert was.split != "test" or was.role == "gallery"
             assert now.split != "train" or was.split == "train"
             assert now.id not in asked or (was.split == "validation" and was.role == "query")
-        choose = {one.label for one in split.data.items if one.split == "validation"}
+        choose = {item.label for item in split.data.items if item.split == "validation"}
         assert bool(choose) == choosing
         assert choose.isdisjoint(before[one].label for one in asked)
         assert {split.data.ids[row] for row in split.gallery_rows} <= set(stored)
     few = planning_split(data, stored, 100, choosing=False)
-    assert sum(one.split == "train" for one in few.data.items) <= 100
+    assert sum(item.split == "train" for item in few.data.items) <= 100
     assert len(few.gallery_rows) < len(stored)
 
 
@@ -283,7 +283,7 @@ def test_items_that_ask_do_not_anchor(shop: Shop) -> None:
     from compatctl.commands.plan import _without_query_anchors
 
     data = load(shop.data())
-    free = replace(data, items=tuple(replace(one, role=None) for one in data.items))
+    free = replace(data, items=tuple(replace(item, role=None) for item in data.items))
     split = planning_split(free, free.ids, 10_000, choosing=False)
     recipe = _without_query_anchors(Recipe.load(_recipe(shop)), split)
     assert recipe.objective.anchors is not None

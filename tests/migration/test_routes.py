@@ -134,13 +134,13 @@ def test_every_route_is_measured(inputs: RouteInputs, measured: dict[str, RouteR
     """The better backbone wins where all is re-embedded; unit rows; galleries as they should be."""
     assert list(measured)[:2] == ["keep", "re-embed"]
     stored = inputs.reference.gallery_features
-    for one in measured.values():
-        assert np.allclose(np.linalg.norm(one.queries, axis=1), 1.0, atol=1e-4)
-        assert sum(part.sum() for part, _ in one.searched) == len(one.queries)
-        for _, gallery in one.searched:
-            assert (one.rewritten == 0.0) == np.array_equal(gallery, stored)
-        found = one.retrieval(inputs.truth, (1,), map_k=1)
-        assert found.recall[1] == pytest.approx(_recall(inputs, one))
+    for value in measured.values():
+        assert np.allclose(np.linalg.norm(value.queries, axis=1), 1.0, atol=1e-4)
+        assert sum(part.sum() for part, _ in value.searched) == len(value.queries)
+        for _, gallery in value.searched:
+            assert (value.rewritten == 0.0) == np.array_equal(gallery, stored)
+        found = value.retrieval(inputs.truth, (1,), map_k=1)
+        assert found.recall[1] == pytest.approx(_recall(inputs, value))
     assert _recall(inputs, measured["re-embed"]) > _recall(inputs, measured["keep"]) + 0.1
     assert _recall(inputs, measured["naive swap"]) < _recall(inputs, measured["bridge"])
     assert _recall(inputs, measured["fuse"]) > _recall(inputs, measured["keep"])
@@ -183,11 +183,14 @@ def test_the_mlp_and_its_epoch_are_chosen_by_the_queries_that_choose(
     """A loop over every map finds the same ones, which here are epochs of the mlp."""
     for name, options in (("bridge", routes.bridge_variants), ("lift", routes.lift_variants)):
         for at, (choosing, judged) in enumerate(_folds(inputs)):
-            right = [_right(inputs, one.queries, one.gallery)[choosing].sum() for one in heads]
+            right = [_right(inputs, head.queries, head.gallery)[choosing].sum() for head in heads]
             tried = list(options(inputs, heads[int(np.argmax(right))]))
-            kinds = [one.setting.split(",")[0] for one in tried]
+            kinds = [variant.setting.split(",")[0] for variant in tried]
             assert set(kinds) == {"orthogonal", "ridge", "low-rank", "mlp"}
-            right = [_right(inputs, one.queries, one.gallery)[choosing].sum() for one in tried]
+            right = [
+                _right(inputs, variant.queries, variant.gallery)[choosing].sum()
+                for variant in tried
+            ]
             best = tried[int(np.argmax(right))]
             assert best.setting.startswith("mlp, epoch ")
             assert np.array_equal(measured[name].queries[judged], best.queries[judged])
@@ -304,12 +307,12 @@ def test_a_backfill_is_of_finetune_where_fusing_finds_no_more(inputs: RouteInput
         best = selector.refine(
             selector.fixed(fuse), lambda one: routes.backfill_variants(tuned, one)
         )
-        assert {one.setting for one in best} == {"of finetune"}
-        assert {one.encoders for one in best} == {("new",)}
+        assert {line.setting for line in best} == {"of finetune"}
+        assert {line.encoders for line in best} == {("new",)}
     fuse = replace(tuned, setting="weight 0.5")
     worse = replace(tuned, queries=lost)
     best = selector.refine(selector.fixed(fuse), lambda one: routes.backfill_variants(worse, one))
-    assert {one.setting for one in best} == {"of fuse, weight 0.5"}
+    assert {line.setting for line in best} == {"of fuse, weight 0.5"}
 
 
 def test_the_free_recipe_knows_no_gallery(inputs: RouteInputs) -> None:
@@ -339,7 +342,7 @@ def test_the_gate_judges_lift_by_what_each_model_finds_on_its_own_gallery(
         tried = replace(lift, queries=queries, searched=((everyone, searched),))
         results = _routes({**measured, "lift": tried})
         estimates = _estimates(inputs, _Gallery.available(inputs), results, policy, COST)
-        assert {one.name: one.verdict for one in estimates}["lift"] == verdict
+        assert {estimate.name: estimate.verdict for estimate in estimates}["lift"] == verdict
 
 
 def test_the_level_allows_for_every_route_that_is_judged(
@@ -350,13 +353,13 @@ def test_the_level_allows_for_every_route_that_is_judged(
     results, gallery = _routes(measured), _Gallery.available(inputs)
     five = {one.name: one for one in _estimates(inputs, gallery, results, policy, COST)}
     judged = ["finetune", "fuse", "bridge", "bridge + fuse", "lift"]
-    assert [one.name for one in five.values() if one.verdict] == judged
-    others = [one for one in results if one.name != "lift"]
+    assert [value.name for value in five.values() if value.verdict] == judged
+    others = [result for result in results if result.name != "lift"]
     four = _estimates(inputs, gallery, others, replace(policy, alpha=0.8 * policy.alpha), COST)
-    for one in four:
-        now = five[one.name]
-        assert (one.low, one.high) == pytest.approx((now.low, now.high))
-        assert one.verdict == now.verdict
+    for estimate in four:
+        now = five[estimate.name]
+        assert (estimate.low, estimate.high) == pytest.approx((now.low, now.high))
+        assert estimate.verdict == now.verdict
 
 
 def test_the_recipe_of_a_route_is_a_file_that_trains_it(
