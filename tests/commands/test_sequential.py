@@ -79,22 +79,22 @@ class Life:
 
     def finetune(self, base: str, *more: object) -> Any:
         """Make the candidate; its training record."""
-        done = self.shop.run("finetune", "--base", self.shop.path(base), *more)
-        assert done.code == 0, done.stderr
+        result = self.shop.run("finetune", "--base", self.shop.path(base), *more)
+        assert result.code == 0, result.stderr
         return json.loads(self.shop.path("build/candidate/training.json").read_bytes())
 
     def verify(self) -> Any:
         """The report on the candidate; data so small may pass, fail or say nothing."""
         manifest = self.shop.manifest()
         old = self.shop.path(f"store/models/{manifest['query_model']}.onnx")
-        done = self.shop.run("verify", old, self.shop.path("build/candidate/model.onnx"))
-        assert done.code in {0, 3, 4}, done.stderr
-        return done.json
+        result = self.shop.run("verify", old, self.shop.path("build/candidate/model.onnx"))
+        assert result.code in {0, 3, 4}, result.stderr
+        return result.json
 
     def deploy(self) -> dict[str, Any]:
         """Make the candidate the query model whatever the gate said; the new manifest."""
-        done = self.shop.run("deploy", "--force", "--reason", "a life in miniature")
-        assert done.code == 0, done.stderr
+        result = self.shop.run("deploy", "--force", "--reason", "a life in miniature")
+        assert result.code == 0, result.stderr
         shutil.copy(self.shop.path("build/candidate/weights.safetensors"), self.shop.folder)
         checked = self.shop.run("check")
         assert checked.code == 0, checked.stdout
@@ -107,8 +107,8 @@ class Life:
     def vertices(self) -> list[str]:
         """The store's class registry now."""
         path = self.shop.path(f"store/registries/{self.shop.manifest()['registry']}.json")
-        found: list[str] = json.loads(path.read_bytes())["vertices"]
-        return found
+        vertices: list[str] = json.loads(path.read_bytes())["vertices"]
+        return vertices
 
     def images(self, label: str) -> dict[str, Path]:
         """The training images of a class: id -> file."""
@@ -118,7 +118,7 @@ class Life:
     def chosen(self, label: str) -> set[str]:
         """The ids that a memory keeps of a class, by an explicit rule."""
         ids = sorted(
-            self.images(label), key=lambda image: hashlib.sha256(image.encode()).hexdigest()
+            self.images(label), key=lambda entry: hashlib.sha256(entry.encode()).hexdigest()
         )
         return set(ids[:PER_CLASS])
 
@@ -190,7 +190,7 @@ def test_four_versions_in_sequence(life: Life) -> None:
     assert shop.run("status").json["memory"] == second["memory"] != first["memory"]
     added = shop.run("add")
     assert added.code == 0, added.stderr
-    shares = {model["sha256"]: model["rows"] for model in shop.manifest()["models"]}
+    shares = {entry["sha256"]: entry["rows"] for entry in shop.manifest()["models"]}
     assert shares[second["query_model"]] == added.json["added"] > 10
 
     torch.save({"state_dict": build(width=48).state_dict()}, shop.path("better.ckpt"))
@@ -199,13 +199,13 @@ def test_four_versions_in_sequence(life: Life) -> None:
     life.finetune("better.ckpt")
     _chained(life.verify(), shares)
     third = life.deploy()
-    assert life.vertices() == [one for v in ("v1", "v2", "v3") for one in life.classes(v)]
+    assert life.vertices() == [entry for v in ("v1", "v2", "v3") for entry in life.classes(v)]
     _remembers(life, ["v1", "v2", "v3"])
 
     back = shop.run("rollback")
     assert back.code == 0, back.stderr
-    told = shop.manifest()
-    assert (told["memory"], told["registry"]) == (second["memory"], second["registry"])
+    manifest = shop.manifest()
+    assert (manifest["memory"], manifest["registry"]) == (second["memory"], second["registry"])
     _remembers(life, ["v1", "v2"])
     assert life.deploy()["memory"] == third["memory"]
 
@@ -226,10 +226,10 @@ def _remembers(life: Life, versions: Sequence[str]) -> None:
     """The memory holds the chosen items of every class so far, each in the bytes it trained in."""
     memory = life.memory()
     labels = [label for version in versions for label in life.classes(version)]
-    found = dict(zip(memory.ids, memory.labels, strict=True))
-    assert found == {one: label for label in labels for one in life.chosen(label)}
-    for row, one in enumerate(memory.ids):
-        path = life.images(memory.labels[row])[one]
+    remembered = dict(zip(memory.ids, memory.labels, strict=True))
+    assert remembered == {item_id: label for label in labels for item_id in life.chosen(label)}
+    for row, entry in enumerate(memory.ids):
+        path = life.images(memory.labels[row])[entry]
         if path.exists():
             assert memory.digest(row) == hashlib.sha256(path.read_bytes()).hexdigest()
         assert memory.read(row).size > (0, 0)
@@ -246,8 +246,8 @@ def _refuses_what_was_rehearsed(life: Life, image: bytes) -> None:
     held[names.index("id")], held[names.index("path")] = "again", "images/again.png"
     table.write_text("\n".join([*lines, ",".join(held), ""]))
     old = life.shop.path(f"store/models/{life.shop.manifest()['query_model']}.onnx")
-    done = life.shop.run("verify", old, life.shop.path("build/candidate/model.onnx"))
-    assert (done.code, "again" in done.stderr) == (5, True), done.stderr
+    result = life.shop.run("verify", old, life.shop.path("build/candidate/model.onnx"))
+    assert (result.code, "again" in result.stderr) == (5, True), result.stderr
     table.write_text(whole)
 
 
@@ -268,9 +268,9 @@ def test_more_classes_than_vertices_are_refused(life: Life) -> None:
     table = life.shop.path("all.csv").read_text().splitlines()
     kept = [line for line in table[1:] if ",train," not in line or line.split(",")[2] in more]
     life.shop.path("items.csv").write_text("\n".join([table[0], *kept]) + "\n")
-    done = life.shop.run("finetune", "--base", life.shop.path("weights.safetensors"))
+    result = life.shop.run("finetune", "--base", life.shop.path("weights.safetensors"))
     said = f"{VERTICES + 1} classes and only {VERTICES} vertices"
-    assert (done.code, said in done.stderr) == (5, True), done.stderr
+    assert (result.code, said in result.stderr) == (5, True), result.stderr
     assert life.shop.path("build/candidate/training.json").read_bytes() == before
 
 
@@ -278,12 +278,12 @@ def test_a_memory_of_another_candidate_is_refused(life: Life) -> None:
     """deploy: a memory that is gone, or another one, is exit 5, and the store stays as it was."""
     shop, path = life.shop, life.shop.path("build/candidate/memory.npz")
     model = shop.path("build/candidate/model.onnx")
-    told = shop.manifest()
+    manifest = shop.manifest()
     for spoil in (lambda: path.write_bytes(path.read_bytes()[:-1] + b"?"), path.unlink):
         spoil()
-        done = shop.run("deploy", "--force", "--reason", "x", "--model", model)
-        assert (done.code, "rehearsal memory" in done.stderr) == (5, True), done.stderr
-    assert shop.manifest() == told
+        result = shop.run("deploy", "--force", "--reason", "x", "--model", model)
+        assert (result.code, "rehearsal memory" in result.stderr) == (5, True), result.stderr
+    assert shop.manifest() == manifest
 
 
 def test_a_damaged_memory_is_found(life: Life) -> None:
@@ -294,5 +294,5 @@ def test_a_damaged_memory_is_found(life: Life) -> None:
     path.chmod(0o644)
     path.write_bytes(data)
     for command in (("check",), ("finetune", "--base", life.shop.path("weights.safetensors"))):
-        done = life.shop.run(*command)
-        assert (done.code, path.name in done.stdout + done.stderr) == (5, True), done.stderr
+        result = life.shop.run(*command)
+        assert (result.code, path.name in result.stdout + result.stderr) == (5, True), result.stderr
