@@ -1,8 +1,7 @@
 """Perceptual hashes: 24 bytes of an image that survive re-encoding, resizing and small edits.
 
 Two images match if no byte of their hashes differs by more than ``LIMIT``. The bytes are mean
-brightness and mean colour of fields of the image (computed in ``data``), so a limit of 6 means 6 of
-256 levels.
+brightness and mean colour of fields of the image, so a limit of 6 means 6 of 256 levels.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ def matches_any_hash(
 ) -> Bools:
     """(Q,) whether each of ``hashes`` (Q, 24) matches one of ``known`` (T, 24), both uint8.
 
-    Rows are sorted into cells by the mean brightness of their four quarters, and compared with the
-    rows of the neighbouring cells. Memory: blocks of ``BLOCK`` pairs.
+    Rows are compared within neighbouring cells of the mean brightness of their four quarters.
     """
     matched = np.zeros(len(hashes), bool)
     known = np.unique(known, axis=0)

@@ -368,6 +368,12 @@ def test_what_was_written_can_be_read(tmp_path: Path, report: Report) -> None:
         read_report(tmp_path / "none.json")
 
 
+def test_the_report_of_the_committed_store_can_be_read() -> None:
+    """Every later version reads the report under tests/fixtures."""
+    (path,) = (EMOJI.parents[1] / "store-v4" / "store" / "reports").glob("*.json")
+    assert read_report(path).outcome == "inconclusive"
+
+
 @pytest.mark.parametrize("kind", [3, 5, "4", None, 4.5, True])
 def test_another_format_is_refused(tmp_path: Path, report: Report, kind: Any) -> None:
     """A report of an older or newer format, or of none, is refused."""
