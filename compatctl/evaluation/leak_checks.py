@@ -10,8 +10,8 @@ from compatctl.evaluation.options import VerifyOptions
 
 GROUP = "training"
 _MEANS = (
-    "whether held-out items or classes were trained on, nobody can tell: a model that was trained "
-    "on the queries passes"
+    "it is unknown whether held-out items or classes were trained on: a model that was trained on "
+    "the queries passes"
 )
 
 

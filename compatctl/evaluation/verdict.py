@@ -42,11 +42,11 @@ NEXT_STEPS = {
 
 WITHOUT_STORE = {
     **NEXT_STEPS,
-    "pass": "begin the store (compatctl init, or compatctl import) and verify against it: without "
+    "pass": "create the store (compatctl init or compatctl import) and verify against it: without "
     "one nothing can be deployed",
 }
 
-NO_STORE = ("there is no store: the gallery of the data was searched, and not the one that serves",)
+NO_STORE = ("there is no store: the gallery of the data was searched, not a deployed one",)
 
 EVIDENCE_STEPS = {
     "training_record": "verify a model that carries its training record; for one from elsewhere "
@@ -56,8 +56,8 @@ EVIDENCE_STEPS = {
     "stored_share": "verify with data whose gallery items are the store's",
     "matched_share": "hold out queries whose class has items in the gallery, by the same label to "
     "the letter, then verify again",
-    "old_recall": "see whether labels, preprocessing and index belong together: the model that "
-    "serves finds next to nothing",
+    "old_recall": "check that labels, preprocessing and index belong together: the deployed model "
+    "finds next to nothing",
     "unjudged_gain": "label more of the gallery, or judge more of the first answers",
     "untouched_gain": "hold out more queries of items that no training touched, then verify again",
 }

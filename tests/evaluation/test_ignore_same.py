@@ -168,8 +168,8 @@ def test_several_columns_are_ignored_each_for_itself(tmp_path: Path, street: Str
     assert recall == pytest.approx(street.recall(street.new, ignored, street.same_person), abs=1e-9)
     left = street.same_person & ~ignored & ~np.eye(len(ignored), dtype=bool)
     assert report["groups"][0]["n_without_match"] == (~left.any(axis=1)).sum() > 0
-    said = next(line for line in report["not_checked"] if line.startswith("same hour"))
-    assert f"{(hours == 0).sum()} of {len(hours)} gallery items" in said
+    stderr = next(line for line in report["not_checked"] if line.startswith("same hour"))
+    assert f"{(hours == 0).sum()} of {len(hours)} gallery items" in stderr
 
 
 def test_the_project_file_names_the_columns_too(tmp_path: Path, street: Street) -> None:
@@ -258,8 +258,8 @@ def test_the_stored_gallery_is_searched_by_the_same_rule(cameras: Shop) -> None:
     assert recall["old_old"]["1"] == pytest.approx(wanted, abs=1e-9)
     crossed = recall_by_loop(cameras, "new.onnx", "old.onnx")
     assert recall["new_old"]["1"] == pytest.approx(crossed, abs=1e-9)
-    said = next(line for line in report["not_checked"] if line.startswith("same camera"))
-    assert "0 of" in said
+    stderr = next(line for line in report["not_checked"] if line.startswith("same camera"))
+    assert "0 of" in stderr
     result = cameras.run("matrix", cameras.path("old.onnx"), cameras.path("new.onnx"))
     values = result.json["values"]
     assert values[0][0] == pytest.approx(wanted, abs=1e-9)

@@ -47,10 +47,10 @@ def test_verify_refuses_an_unsteady_model_and_replaces_an_earlier_report(
     report, model = shop.path("report.json"), _spoilt(shop, how)
     passed = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
     assert passed.code == 0, passed.stderr
-    done = shop.run("verify", shop.path("old.onnx"), model, "--report", report)
-    assert done.code == 5
-    assert done.json["error"]["kind"] == "UnsteadyError"
-    assert json.loads(report.read_bytes())["refused"]["message"] == done.json["error"]["message"]
+    result = shop.run("verify", shop.path("old.onnx"), model, "--report", report)
+    assert result.code == 5
+    assert result.json["error"]["kind"] == "UnsteadyError"
+    assert json.loads(report.read_bytes())["refused"]["message"] == result.json["error"]["message"]
     before = store_files(shop)
     for named in ((), ("--model", model)):
         deployed = shop.run("deploy", "--report", report, *named)
@@ -71,9 +71,9 @@ def test_every_command_refuses_an_unsteady_model(shop: Shop, how: str, tmp_path:
         ("lift", model, "--force", "--reason", "x"),
         ("matrix", shop.path("old.onnx"), model),
     ):
-        done = shop.run(*words)
-        assert done.code == 5, (words, done.stderr)
-        assert done.json["error"]["kind"] == "UnsteadyError", done.stderr
+        result = shop.run(*words)
+        assert result.code == 5, (words, result.stderr)
+        assert result.json["error"]["kind"] == "UnsteadyError", result.stderr
     assert store_files(shop) == before
     assert not list(tmp_path.glob("*.onnx"))
     assert not (tmp_path / "store").exists()
@@ -83,6 +83,6 @@ def test_a_dry_run_of_verify_leaves_the_report(shop: Shop) -> None:
     """A dry run writes nothing, not even a refusal."""
     report, model = shop.path("report.json"), _spoilt(shop, "batch")
     report.write_bytes(b"{}")
-    done = shop.run("verify", shop.path("old.onnx"), model, "--report", report, "--dry-run")
-    assert done.code == 5
+    result = shop.run("verify", shop.path("old.onnx"), model, "--report", report, "--dry-run")
+    assert result.code == 5
     assert report.read_bytes() == b"{}"

@@ -136,8 +136,8 @@ def test_stored_galleries_and_several_groups(begun: Path, tmp_path: Path) -> Non
     out = tmp_path / "out.csv"
     shop = Shop(begun)
     models = begun / "old.onnx", begun / "new.onnx"
-    done = shop.run("verify", *models, "--report", tmp_path / "report.json", "--queries", out)
-    assert done.code == 0, done.stderr
+    result = shop.run("verify", *models, "--report", tmp_path / "report.json", "--queries", out)
+    assert result.code == 0, result.stderr
     data = load(shop.data())
     asked = [i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")]
     stored = [i for i, entry in enumerate(data.items) if entry.role == "gallery"]
@@ -174,10 +174,10 @@ def test_a_file_that_cannot_be_written_is_refused_first(
     tables: Path, tmp_path: Path, name: str
 ) -> None:
     """Another suffix or a missing folder is an error before anything runs; there is no report."""
-    done = verify(tables, tmp_path / name)
-    assert done.code in {2, 5}
+    result = verify(tables, tmp_path / name)
+    assert result.code in {2, 5}
     assert not (tmp_path / "report.json").exists()
-    assert name.rsplit("/", maxsplit=1)[0] in done.stderr
+    assert name.rsplit("/", maxsplit=1)[0] in result.stderr
 
 
 def test_parquet_without_pyarrow_says_what_to_do(
@@ -185,9 +185,9 @@ def test_parquet_without_pyarrow_says_what_to_do(
 ) -> None:
     """Exit 2, and the two ways on, where Python cannot import pyarrow."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    done = verify(tables, tmp_path / "out.parquet")
-    assert done.code == 2
-    assert "pip install 'compatctl[parquet]', or name a .csv" in done.stderr
+    result = verify(tables, tmp_path / "out.parquet")
+    assert result.code == 2
+    assert "pip install 'compatctl[parquet]', or name a .csv" in result.stderr
 
 
 def test_parquet_holds_the_same_lines(tables: Path, tmp_path: Path) -> None:

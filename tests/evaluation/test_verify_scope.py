@@ -144,7 +144,7 @@ def test_a_missing_store_is_warned_of(shop: Shop) -> None:
     """stderr says what was searched, the next step is no deploy, and deploy refuses it by name."""
     code, report, said = _verify(shop, "--store", shop.path("nothing"))
     assert code == 0
-    assert "not the one that serves" in said
+    assert "not a deployed one" in said
     assert "verify against it" in str(report["next_step"])
     done = shop.run("deploy", "--report", shop.path("report.json"))
     assert (done.code, "of no store" in done.stderr) == (3, True)

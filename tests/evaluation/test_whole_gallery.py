@@ -220,7 +220,7 @@ def test_queries_that_lie_in_the_gallery_are_left_out(tmp_path: Path, at_hand: b
 
 
 def test_the_terminal_shows_what_was_searched(tmp_path: Path) -> None:
-    """Stored and embedded rows stand on the screen, above the figures."""
+    """The terminal shows stored and embedded rows above the figures."""
     world = shop_of(tmp_path)
     world.begin(world.save("most.npz", lambda array: array not in {"g7"}))
     table = world.save("all.npz")
