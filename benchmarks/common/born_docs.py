@@ -43,7 +43,7 @@ class Line:
 
 def table(lines: Sequence[Line]) -> list[str]:
     """Means over the seeds; in brackets how many seeds' intervals lie above and below 0."""
-    rows = [*head("classes", "model that asks", "recall@1, deployed gallery",
+    rows = [*head("classes", "query model", "recall@1, deployed gallery",
                   "gain over old on old", "shown to gain, to lose", 'over "deployed"',
                   "shown to gain, to lose", "on a gallery of its own")]  # fmt: skip
     seeds = len({line.seed for line in lines})
@@ -82,7 +82,7 @@ def page(lines: Sequence[Line]) -> str:
 
 
 def _each(lines: Sequence[Line]) -> Iterable[str]:
-    yield from head("classes", "seed", "model that asks", "queries", "recall@1", "gain, 95%",
+    yield from head("classes", "seed", "query model", "queries", "recall@1", "gain, 95%",
                     'over "deployed", 95%')  # fmt: skip
     for line in lines:
         if line.model in ARMS:
@@ -98,10 +98,10 @@ INTRO = f"""\
 # Old and new born on one simplex: which reference
 
 The deployed model (a small CNN, {LOCAL} characters) and the new one (half as wide again,
-{ELSEWHERE} other characters) were both trained against the frozen d-Simplex (K = {K}), no vertex
-shared. The new one is fine-tuned on the deployed characters and {NEW} new ones. The gallery is one
-typeface; its vectors stay. Three references for the higher-order term (HOC, code form, lambda .1,
-mu 10):
+{ELSEWHERE} other characters) were both trained against the frozen d-Simplex (K = {K}), without a
+shared vertex. The new one is fine-tuned on the deployed characters and {NEW} new ones. The gallery
+is one typeface; its vectors stay. There are three references for the higher-order term (HOC, code
+form, lambda .1, mu 10):
 
 - **none**: cross-entropy against the vertices alone.
 - **deployed**: the deployed gallery's stored vectors, and the deployed encoder's output for items
@@ -109,19 +109,19 @@ mu 10):
 - **itself**: the new model's own output before fine-tuning, as in the authors' code (repository
   miccunifi/iamcl2r, `src/iamcl2r/main.py`: both networks begin with the downloaded checkpoint).
 
-Seen characters ask in {HELD_OUT} of six typefaces, another two for each, in which they did not
-train; unseen ones ({UNSEEN}) in five. Means of the seeds, each in brackets; intervals (95%, over
-classes) that lie above or below 0 are counted.
+Queries of seen characters are in {HELD_OUT} of six typefaces, another two for each, in which they
+did not train; queries of unseen ones ({UNSEEN}) are in five. Figures are means of the seeds, each
+in brackets; intervals (95%, over classes) above or below 0 are counted.
 
     python examples/kanji/build.py
     python -m benchmarks.studies.simplex_born --docs docs/simplex-born.md
 """
 
 FINDINGS = """\
-Of three seeds: cross-entropy alone loses in every group (shown in 8 of 9), so a shared simplex
-does not carry a replaced backbone by itself. Against **deployed** nothing is shown to be lost in
-any seed and any group. Against **itself** seen classes gain more, and a gallery that is re-
-embedded later is better by a tenth, but in one seed unseen characters find less than the old model
-did. So the deployed gallery is the safe reference while it stays, and the model itself the better
-one where it will be re-embedded soon.
+Over three seeds, cross-entropy alone loses in every group (shown in 8 of 9), so a shared simplex
+alone does not make a replaced backbone compatible. With **deployed** no loss is shown in any seed
+and any group. With **itself** seen classes gain more, and a gallery that is re-embedded later is
+better by a tenth, but in one seed the recall of unseen characters is below the old model's. So the
+deployed gallery is the safe reference while it stays, and the model itself is the better one if the
+gallery will be re-embedded soon.
 """

@@ -8,7 +8,7 @@ from math import ceil, floor
 from statistics import mean, median
 
 from benchmarks.common.judge import ROUTES, SINGLE, WORTH, Line, Result
-from benchmarks.common.pages import drawing, head, row, share, text
+from benchmarks.common.pages import bullet, drawing, head, row, share, text
 from compatctl.migration.routes import Route
 
 WORDS = {"cnn": "small CNN", "larger": "larger CNN", "lite0": "lite0", "lite2": "lite2"}
@@ -22,15 +22,15 @@ DRAWN = ("procrustes", "procrustes + SLERP", "prototypes", Route.BRIDGE, Route.F
 INTRO = """\
 # Galleries that were not born on a simplex
 
-Most deployed galleries come from an ordinary model. Here such galleries of real images are
-upgraded by every route, with the same settings everywhere (`recipes/default.yaml`). The old model,
-a head on a frozen EfficientNet-lite0 or a small CNN, knew about half of the training classes and
-no gallery; the new backbone is a larger CNN, lite0 or lite2. The gallery is one vendor's emoji or
-one typeface's characters; the other vendors and four other fonts ask. Figures are recall@1 on test
-classes, which no model saw; the seed draws the weights and which classes the old model knew.
-Validation classes choose every setting, and the route. The recipe passes every gallery item through
-the new backbone while it trains. Passes are those of the default gate of the version that measured
-them.
+Most deployed galleries come from an ordinary model. Here every route upgrades such galleries of
+real images, with the same settings everywhere (`recipes/default.yaml`). The old model, a head on a
+frozen EfficientNet-lite0 or a small CNN, was trained on about half of the training classes and
+without a gallery. The new backbone is a larger CNN, lite0 or lite2. The gallery is one vendor's
+emoji or one typeface's characters; the queries are the other vendors' and four other fonts'.
+Figures are recall@1 on test classes, which no model saw. The seed draws the weights and the old
+model's classes. Validation classes choose every setting, and the route. The recipe passes every
+gallery item through the new backbone during training. Passes are those of the default gate of the
+version that measured them.
 
     python examples/kanji/build.py
     python -m benchmarks.studies.legacy --json docs/legacy.json
@@ -40,7 +40,7 @@ them.
 """
 NOTES = """\
 - **re-embedded**: the free model on a gallery of its own: the recipe's two-layer head or a linear
-  one, whichever finds more on validation classes. Shares kept are of its gain.
+  one, whichever has the higher recall on validation classes. Shares kept are of its gain.
 - **naive swap**: the free model's own queries on the stored vectors.
 - **procrustes**, **ridge**: maps of the free model, fitted on pairs without labels: the items of
   training and of the gallery.
@@ -48,24 +48,24 @@ NOTES = """\
 - **prototypes**: cross-entropy against the gallery's class means alone, which is BCT's influence
   loss with class means for the old classifier.
 - **bridge**: the best map on validation classes, of every kind that `compatctl bridge` tries; one
-  encoder a query. **lift**: the other way round, the stored vectors through a map to the free
-  model's space.
-- **backfill**: the gallery in part embedded again by finetune or fuse, whichever finds more on
-  validation classes.
+  encoder a query. **lift**: the reverse, the stored vectors through a map to the free model's
+  space.
+- **backfill**: the gallery re-embedded in part by finetune or fuse, whichever has the higher recall
+  on validation classes.
 - **finetune**: prototypes, anchors, transfer and attention; one encoder a query.
 - **fuse**, **bridge + fuse**: old and new query mixed; two encoders a query.
 
-Experience replay needs a sequence of sets and has no place here. Shares over 100% are no slip: a
-query that attends to the anchors has the old model's view of the gallery besides the new one's of
-itself, and the free model has only the latter.
+Experience replay needs a sequence of sets and does not apply here. Shares over 100% are correct: a
+query that attends to the anchors combines the old model's view of the gallery with the new model's
+view of the query, and the free model has only the latter.
 """
 PARTIAL = """\
-## Where a part of the gallery anchors
+## With anchors in part of the gallery
 
 `--anchors 0.5` leaves half of the gallery out of the training. Queries of classes with an anchor in
-the gallery (*used*) and of the others apart; old queries on the stored gallery beside the new ones.
-*others added later*: the items that did not anchor are embedded by the fine-tuned model, as those
-are that `compatctl add` brings after the deploy.
+the gallery (*used*) are reported separately from the others, old queries on the stored gallery
+beside the new ones. *others added later*: the fine-tuned model embeds the items that are not
+anchors, as `compatctl add` does after the deploy.
 """
 
 
@@ -81,16 +81,16 @@ def summary(results: Sequence[Result]) -> list[str]:
     for what, routes in (("route", ROUTES), ("route with one encoder a query", SINGLE)):
         best = [result.best(routes) for result in worth]
         said.append(
-            f"In {_passed(best)} of these the {what} that validation classes choose passes the "
+            f"In {_passed(best)} of these the {what} chosen on validation classes passes the "
             f"default gate; the median share kept is {median(_gains_retained(best)):.0%}."
         )
         above = sum(
             line.recall > max(one.line(name).recall for name in LINEAR)
             for one, line in zip(worth, best, strict=True)
         )
-        said.append(f"It finds more than every linear baseline in {above} of {len(worth)}.")
+        said.append(f"Its recall exceeds every linear baseline's in {above} of {len(worth)}.")
     wrong = [result for result in results if result.best(ROUTES).outcome == "fail"]
-    said.append(f"The route chosen is one that the gate fails in {len(wrong)} of {len(results)}.")
+    said.append(f"The gate fails the chosen route in {len(wrong)} of {len(results)}.")
     return said
 
 
@@ -99,7 +99,7 @@ def page(results: Sequence[Result], partial: Sequence[Result], picture: str) -> 
     figure's file name."""
     parts = [
         INTRO,
-        *(f"- {line}" for line in summary(results)),
+        *map(bullet, summary(results)),
         "",
         f"![recall@1 by case and route]({picture})",
         "",
@@ -116,7 +116,7 @@ def page(results: Sequence[Result], partial: Sequence[Result], picture: str) -> 
         "",
         *_routes([result for result in results if result.worth]),
         "",
-        "## Every case, by the route that validation classes choose",
+        "## Every case, by the route chosen on validation classes",
         "",
         *_chosen(results),
         "",

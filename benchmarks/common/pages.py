@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from statistics import mean
 
@@ -39,3 +40,10 @@ def drawing(width: int, height: int, title: str, style: str, parts: Iterable[str
     first = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">'
     titled = f"<title>{title}</title>"
     return "\n".join([first, titled, f"<style>{style}</style>", *parts, "</svg>", ""])
+
+
+def bullet(words: str) -> str:
+    """A list item, in lines of at most 100 characters."""
+    return textwrap.fill(
+        f"- {words}", 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )

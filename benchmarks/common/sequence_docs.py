@@ -9,7 +9,7 @@ from statistics import mean
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.pages import drawing, head, row, share, shares, text
+from benchmarks.common.pages import bullet, drawing, head, row, share, shares, text
 from benchmarks.common.sequence import replacements
 from compatctl.core.matrix import MatrixSummary, summarise
 
@@ -19,9 +19,9 @@ TESTS = {
 }
 WORDS = {
     "d-Simplex-HOC": "fixed simplex, lambda .1 on the cross-entropy, the rest on HOC against the "
-    "model that the task begins with",
-    "d-Simplex-HOC deployed": "the same, but after a replacement HOC is against the model that "
-    "was deployed (compatctl's reference)",
+    "model at the start of the task",
+    "d-Simplex-HOC deployed": "the same, but after a replacement HOC is against the deployed "
+    "model (compatctl's reference)",
     "d-Simplex": "fixed simplex, cross-entropy alone",
     "learnable HOC": "HOC, with a classifier that learns and grows",
     "BCT-ER": "ER, and the new features also through the previous model's classifier",
@@ -94,7 +94,7 @@ def table(results: Sequence[Result]) -> list[str]:
 def page(results: Sequence[Result], picture: str) -> str:
     """The whole page; ``picture`` is the figure's file name."""
     data = results[0].data if results else "kanji"
-    lines = [INTRO, *(f"- **{name}**: {words}." for name, words in WORDS.items()), ""]
+    lines = [INTRO, *(bullet(f"**{name}**: {words}.") for name, words in WORDS.items()), ""]
     if results:
         lines += [*targets(results), ""]
     lines += [f"![AC and AA by method]({picture})", "", "One dot a seed.", ""]
@@ -146,10 +146,10 @@ def _matrix(one: Result) -> Iterable[str]:
 def _settings(results: Sequence[Result]) -> Iterable[str]:
     for tasks in sorted({result.tasks for result in results}):
         matching = [result for result in results if result.tasks == tasks]
-        said = ", ".join(f"{key} {value}" for key, value in matching[0].settings.items())
-        yield (
-            f"- {tasks} tasks: {said}; {sum(one.seconds for one in matching) / 60:.0f} minutes "
-            f"for {len(matching)} sequences."
+        settings = ", ".join(f"{key} {value}" for key, value in matching[0].settings.items())
+        minutes = sum(result.seconds for result in matching) / 60
+        yield bullet(
+            f"{tasks} tasks: {settings}; {minutes:.0f} minutes for {len(matching)} sequences."
         )
 
 
@@ -162,12 +162,12 @@ def _alike(results: Sequence[Result]) -> list[list[Result]]:
 INTRO = """\
 # A sequence of versions: the authors' protocol IAM-CL2R
 
-A model from elsewhere is fine-tuned task after task, each task a set of new classes, with a memory
-of earlier images; twice a better model from elsewhere takes its place and is fine-tuned on. Every
-version asks every earlier version's gallery, which nobody re-embeds: M[i][j]. AC is the
-share of cross-tests above their gallery's self-test (a tie fails), AA the mean of the matrix, ACA
-the mean of the compatible cross-tests, the others as 0. The protocol is that of "Stationary
-Representations" (CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488; repository
+A pre-trained model is fine-tuned task after task, each task a set of new classes, with a memory of
+earlier images. Twice a better pre-trained model replaces it and is fine-tuned further. Every
+version's queries search every earlier version's gallery, which is not re-embedded: M[i][j]. AC is
+the share of cross-tests above their gallery's self-test (a tie fails). AA is the mean of the
+matrix. ACA is the mean of the compatible cross-tests, with the others as 0. The protocol is that of
+"Stationary Representations" (CVPR 2024, arXiv 2405.02581; TPAMI 2026, arXiv 2606.12488; repository
 miccunifi/iamcl2r).
 
     python examples/kanji/build.py
@@ -175,17 +175,17 @@ miccunifi/iamcl2r).
     python -m benchmarks.studies.iamcl2r --tasks 31 --json docs/iamcl2r.json --docs docs/iamcl2r.md
 """
 COMMON = """\
-## What is as in the authors' code, and what is not
+## What follows the authors' code, and what does not
 
-As there: K = 1024 and d = 1023; local classes from the end of the table, the others from its
+The same: K = 1024 and d = 1023; local classes from the end of the table, the others from its
 start; lambda .1 on the cross-entropy, mu 10, the code form of the loss, raw logits; SGD with
 momentum .9, weight decay .0005 on matrices, a cosine to .00001; batches of 128, half of them
-memory; HOC's old model is the one that the task begins with; a learnt classifier grows by the
-task's classes, begins anew after a replacement, and its features are the backbone's own; the three
-models from elsewhere are of one architecture; a gallery is one row a class, the mean of its
+memory; HOC's old model is the one at the start of the task; a learnt classifier grows by the
+task's classes, starts again after a replacement, and uses the backbone's own features; the three
+pre-trained models have one architecture; a gallery has one row a class, the mean of its
 images' features; AC by strict comparison.
 
-Not as there:
+Different:
 """
 NOTES = {
     "kanji": COMMON
@@ -200,8 +200,8 @@ NOTES = {
   from random weights on 100, 300 and 700 other characters in 6, 7 and 8 typefaces, by AdamW with
   60, 30 and 15 epochs, each with the classifier of the method. Brush writing is in none of them.
 - **What is searched.** 600 characters that trained no model, as CIFAR-10's classes are none of the
-  local ones there: written typefaces ask, the gallery is the mean of the six printed ones. Their
-  search is among ten classes; here also ten at a time, and all 600 at once besides.
+  local ones there: written typefaces query, the gallery is the mean of the six printed ones. Their
+  search is among ten classes; here also ten at a time, and in addition all 600 at once.
 - **AA.** A true 0 counts; their code leaves zeros out.
 - **BCT-ER** and **learnable HOC** are not in their repository. BCT-ER adds, with weight 1, the
   cross-entropy of the new features through the previous model's learnt classifier, on rehearsed
@@ -213,7 +213,7 @@ NOTES = {
 
 - **Classes.** 40 of CIFAR-100's classes are local (10, then 5 or 1 a task) and the models from
   elsewhere are trained on 20, 40 and 60 of the others, by AdamW; theirs come ready and are larger.
-- **Beside CIFAR-10** the local classes are searched: their test images ask, and the training
+- **Beside CIFAR-10** the local classes are searched: their test images query, and the training
   images beyond the first 300 of a class are the gallery.
 - float32, no mixed precision; shifts are not whole pixels. **AA**: a true 0 counts.
 - **BCT-ER**, **learnable HOC** and **d-Simplex-HOC deployed** are not in their repository.
@@ -241,24 +241,24 @@ once:
 | no replacement knows a written typeface, five local typefaces, longer elsewhere | | .33 | |
 | all typefaces elsewhere, local characters in print alone, gallery of one image | | .29 | |
 
-Three things decide AC, and none of them is a setting of the method. *Fine-tuning has to help*:
+Three conditions decide AC, and none is a setting of the method. *Fine-tuning has to help*:
 where the models from elsewhere know the domain already, versions between two replacements lose a
 little with every task, and such pairs fail by fractions of a point. *The replacement has to be
-much better*: its features agree with the deployed ones only as far as both know their way to the
+much better*: its features agree with the deployed ones only as far as both have learned the
 shared vertices. *What is searched has to be coarse*: among ten classes nearly every pair across a
 replacement is compatible; among all, a query must fall nearest to one of hundreds of classes that
 have no vertex, and some of the same pairs are not.
 
-HOC pays with its self-tests: lambda .1 against the model that a task begins with keeps a version
-near its beginning, and the last one finds .85 (7 tasks) where ER's finds .96. So its AA is 1.7
+HOC costs self-test recall: lambda .1 against the model at the start of a task keeps a version
+close to it, and the last one has .85 (7 tasks) where ER's has .96. So its AA is 1.7
 times ER's at 7 tasks and not 1.8 (models from elsewhere that were trained longer lift both alike),
 and BCT-ER has the higher AA there (about .77) although fewer than half of its cross-tests pass: AA
-counts what is found, AC whether it is more than before. ER and learnable HOC pass between
+measures recall, AC whether it rises. ER and learnable HOC pass between
 replacements and nowhere else; the authors' ER fails there too (AC .00 in their notebooks), with
 seventy epochs a task. The fixed simplex without HOC loses across a replacement as well:
 cross-entropy moves classes without a vertex, and each model moves them in its own way. Against the
-deployed model HOC finds less at 7 tasks (AA .65 against .74); at 31, where only two small tasks
-have it as their reference, it finds as much and more is compatible (AC .97 against .90).
+deployed model HOC has a lower recall at 7 tasks (AA .65 against .74); at 31, where only two small
+tasks have it as their reference, recall is equal and more is compatible (AC .97 against .90).
 """
 
 LEFT, TOP, STEP, BAND, PANEL, GAP = 170, 34, 16, 28, 250, 30
