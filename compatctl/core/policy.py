@@ -80,9 +80,9 @@ class Policy:
     replicates: int = 2000
     """Resampled sets of classes, 999 to 1,000,000; more are drawn if many checks decide."""
     min_queries: int = 200
-    """Queries with a match, >= 1; with fewer the gate cannot tell."""
+    """Queries with a match, >= 1; a check with fewer is inconclusive."""
     min_classes: int = 20
-    """Classes among the queries, >= 1; with fewer the gate cannot tell."""
+    """Classes among the queries, >= 1; a check with fewer is inconclusive."""
     recall_at: int = 1
     """The k of the recall that decides, >= 1."""
     min_recall_gain: float = 0.0
@@ -113,16 +113,16 @@ class Policy:
     model must exceed this."""
     min_unjudged_gain: float | None = 0.0
     """The gain if every first answer of unknown relevance counts against the new model must exceed
-    this; else the gate cannot tell."""
+    this, or the verdict is inconclusive."""
     min_stored_share: float | None = 0.95
-    """Share of the searched rows that are the store's own; below it the gate cannot tell."""
+    """Share of the searched rows that are the store's own; below it the verdict is inconclusive."""
     min_matched_share: float | None = 0.5
-    """Share of the held-out queries with a match in the gallery; below it the gate cannot tell."""
+    """Share of the held-out queries with a match; below it the verdict is inconclusive."""
     min_old_recall: float | None = 0.05
-    """recall(old, old); below it something is wrong, and the gate cannot tell."""
+    """recall(old, old); below it something is wrong, and the verdict is inconclusive."""
     require_proven_store: bool = True
     """An imported index must agree with what its model returns for some images; without images the
-    gate cannot tell."""
+    verdict is inconclusive."""
     min_ann_recall: float | None = 0.9
     """ANN recall@10 of the new queries on the real index at the ef they need."""
     max_far_ratio: float | None = 1.5
@@ -136,15 +136,15 @@ class Policy:
     max_parity_error: float | None = 0.001
     """Largest difference between the ONNX file and what was trained."""
     require_training_record: bool = True
-    """Without a record of what the new model was trained on, the gate cannot tell."""
+    """Without a record of what the new model was trained on, the verdict is inconclusive."""
     max_near_copies: float | None = 0.1
     """Largest share of held-out queries that nearly equal a trained item, as image or as vector;
-    above it the gate cannot tell. These queries never decide."""
+    above it the verdict is inconclusive. These queries never decide."""
     max_latency_ratio: float | None = None
     """Median time of the new encoder over that of the old one."""
     max_design_effect: float | None = 1.5
-    """Variance of the gain with one more column resampled, over that without; above it the gate
-    cannot tell."""
+    """Variance of the gain with one more column resampled, over that without; above it the
+    verdict is inconclusive."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -199,7 +199,7 @@ class Rule:
     above: bool
     """Whether more is better."""
     may_fail: bool = True
-    """False for checks of the evidence itself: if one is missed, the gate cannot tell."""
+    """False for checks of the evidence itself: if one is missed, the verdict is inconclusive."""
 
     @property
     def limit(self) -> float:
