@@ -87,7 +87,7 @@ def test_cases_are_chosen_by_name(
         assert f"no case emoji-cnn; there are {known[0].name}" in capsys.readouterr().err
 
 
-def test_the_ground_is_a_gallery_of_one_vendor_and_held_out_queries(
+def test_the_inputs_are_a_gallery_of_one_vendor_and_held_out_queries(
     inputs: RouteInputs, emoji: Dataset
 ) -> None:
     """Every item is in the gallery or encoded, and no training item asks."""
@@ -99,7 +99,7 @@ def test_the_ground_is_a_gallery_of_one_vendor_and_held_out_queries(
     assert inputs.truth.has_match().all()
 
 
-def test_what_was_made_is_kept(shop: cases.Workshop, inputs: RouteInputs) -> None:
+def test_features_and_weights_are_cached(shop: cases.Workshop, inputs: RouteInputs) -> None:
     """The same case again writes nothing and gives the same features; another seed does not."""
     before = {path: path.stat().st_mtime_ns for path in shop.work.iterdir()}
     again = shop.inputs(CASE)
@@ -135,7 +135,7 @@ def test_lines_are_recalls_and_gains_on_test_classes(
             assert line.gain_retained == pytest.approx(line.gain / (ceiling.recall - result.old))
 
 
-def test_items_that_anchored_and_those_that_did_not_are_told_apart(result: judging.Result) -> None:
+def test_items_with_and_without_an_anchor_are_reported_apart(result: judging.Result) -> None:
     """Recall over all is the mean of the two parts, weighted by their queries."""
     line = result.line("finetune")
     assert set(line.parts) == {"used", "not used"}

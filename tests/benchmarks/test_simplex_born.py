@@ -13,7 +13,7 @@ def _item(label: str, font: str) -> Item:
     return Item(id=f"{font}/{label}", label=label, split="train", slices={"font": font})
 
 
-def test_each_character_asks_in_two_typefaces_and_never_in_the_gallerys() -> None:
+def test_each_character_queries_in_two_typefaces_and_never_in_the_gallerys() -> None:
     """Over many characters every other typeface asks and trains."""
     asks = {
         (label, font): born.held_out(_item(label, font))

@@ -31,8 +31,8 @@ def deployed(shop: Shop) -> Shop:
 
 
 def _deploy(shop: Shop, name: str) -> Shop:
-    done = shop.run("deploy", "--model", shop.path(name), *FORCE)
-    assert done.code == 0, done.stderr
+    result = shop.run("deploy", "--model", shop.path(name), *FORCE)
+    assert result.code == 0, result.stderr
     return shop
 
 
@@ -59,14 +59,14 @@ def _embedded(shop: Shop, name: str, ids: list[str], data: Dataset) -> NDArray[n
 
 def _slow_recall(shop: Shop, name: str, gallery: NDArray[np.float32], data: Dataset) -> float:
     """recall@1 of held-out queries on the catalogue's rows (N, D), one query at a time."""
-    labels, right, asked = _catalog(shop).labels, 0, 0
+    labels, right, matched = _catalog(shop).labels, 0, 0
     queries = data.filter(split="test", role="query")
     features = Encoder.load(shop.path(name)).embed(queries).features
     for label, feature in zip(queries.labels, features, strict=True):
         if label in labels:
-            asked += 1
+            matched += 1
             right += labels[int(np.argmax(gallery @ feature))] == label
-    return right / asked
+    return right / matched
 
 
 def _table(shop: Shop, keep: Any) -> Path:
@@ -83,13 +83,13 @@ def _table(shop: Shop, keep: Any) -> Path:
     return path
 
 
-def test_a_half_is_measured_and_written_as_an_explicit_loop_says(deployed: Shop) -> None:
+def test_a_half_is_measured_and_written_as_by_an_explicit_loop(deployed: Shop) -> None:
     """Recall before and after, and every row of the new index, are those found one by one."""
     data, before, catalog = load(deployed.data()), deployed.manifest(), _catalog(deployed)
     ids = list(catalog.ids)
     old = stored_rows(deployed, ids)
-    done = deployed.run("backfill", "--share", 0.5)
-    assert done.code == 0, done.stderr
+    result = deployed.run("backfill", "--share", 0.5)
+    assert result.code == 0, result.stderr
     half = _by_hash(catalog.ids)[: math.ceil(len(ids) / 2)]
     wanted = old.copy()
     wanted[[ids.index(item) for item in half]] = _embedded(deployed, "new.onnx", half, data)
@@ -99,12 +99,12 @@ def test_a_half_is_measured_and_written_as_an_explicit_loop_says(deployed: Shop)
     np.testing.assert_array_equal(stored_rows(deployed, unchanged), old[rows])
     assert _of_query_model(deployed) == set(half)
 
-    found, told = done.json["measured"], done.json
+    trial, told = result.json["measured"], result.json
     slow = [_slow_recall(deployed, "new.onnx", rows, data) for rows in (old, wanted)]
-    assert [found["curve"][0]["recall"], found["curve"][-1]["recall"]] == pytest.approx(slow)
-    assert found["check"]["estimate"] == pytest.approx(slow[1] - slow[0])
-    assert found["check"]["low"] > -0.02
-    assert [point["share"] for point in found["curve"]] == pytest.approx([0, 0.25, 0.5], abs=0.01)
+    assert [trial["curve"][0]["recall"], trial["curve"][-1]["recall"]] == pytest.approx(slow)
+    assert trial["check"]["estimate"] == pytest.approx(slow[1] - slow[0])
+    assert trial["check"]["low"] > -0.02
+    assert [point["share"] for point in trial["curve"]] == pytest.approx([0, 0.25, 0.5], abs=0.01)
     assert (told["embedded"], told["written"], told["outcome"]) == (len(half), True, "pass")
     now = deployed.manifest()
     assert (now["operation"], now["query_model"]) == ("backfill", before["query_model"])
@@ -124,7 +124,7 @@ def test_features_that_wait_on_disk_are_those_of_memory(
     np.testing.assert_allclose(stored_rows(deployed, ids), wanted, atol=1e-5)
 
 
-def test_status_tells_the_share_of_each_model(deployed: Shop) -> None:
+def test_status_shows_the_share_of_each_model(deployed: Shop) -> None:
     """After a half, both models own about half of the rows; after all of it, one owns all."""
     assert deployed.run("backfill", "--share", 0.5).code == 0
     shares = deployed.run("status").json["shares"]
@@ -134,7 +134,7 @@ def test_status_tells_the_share_of_each_model(deployed: Shop) -> None:
     assert deployed.run("status").json["shares"] == {query_model: 1.0}
 
 
-def test_a_larger_share_goes_on_and_the_same_again_does_nothing(
+def test_a_larger_share_continues_and_a_repeated_one_does_nothing(
     deployed: Shop, begun: Path, tmp_path: Path
 ) -> None:
     """A third, the same again, then all: the index is, byte for byte, that of all at once."""
@@ -160,7 +160,7 @@ def test_a_larger_share_goes_on_and_the_same_again_does_nothing(
     assert other.run("backfill").json["index_sha256"] == rest["index_sha256"]
 
 
-def test_the_order_says_who_comes_first(deployed: Shop, tmp_path: Path) -> None:
+def test_listed_items_are_reembedded_first(deployed: Shop, tmp_path: Path) -> None:
     """Listed ids first, in their order, then the others by hash; an unknown id is refused."""
     ids = _catalog(deployed).ids
     listed = sorted(ids, reverse=True)[:20]
@@ -168,11 +168,11 @@ def test_the_order_says_who_comes_first(deployed: Shop, tmp_path: Path) -> None:
     order.write_text("\n".join(listed))
     count = 15
     share = count / len(ids)
-    done = deployed.run("backfill", "--share", share, "--order", order, *FORCE)
-    assert done.code == 0, done.stderr
+    result = deployed.run("backfill", "--share", share, "--order", order, *FORCE)
+    assert result.code == 0, result.stderr
     assert _of_query_model(deployed) == set(listed[:count])
-    done = deployed.run("backfill", "--share", 30 / len(ids), "--order", order, *FORCE)
-    assert done.code == 0, done.stderr
+    result = deployed.run("backfill", "--share", 30 / len(ids), "--order", order, *FORCE)
+    assert result.code == 0, result.stderr
     rest = [item for item in _by_hash(ids) if item not in listed]
     assert _of_query_model(deployed) == {*listed, *rest[:10]}
     files = store_files(deployed)
@@ -184,14 +184,14 @@ def test_the_order_says_who_comes_first(deployed: Shop, tmp_path: Path) -> None:
     assert store_files(deployed) == files
 
 
-def test_items_without_an_image_are_named_and_passed_over(deployed: Shop) -> None:
+def test_items_without_an_image_are_listed_and_passed_over(deployed: Shop) -> None:
     """The next in order take their place; where all that can be done is done, it says so."""
     order = _by_hash(_catalog(deployed).ids)
     lost = set(order[:3])
     table = _table(deployed, lambda row: row["id"] not in lost)
     share = 10 / len(order)
-    done = deployed.run("backfill", "--share", share, "--data", table, *FORCE).json
-    assert (done["missing"], done["embedded"]) == (order[:3], 10)
+    result = deployed.run("backfill", "--share", share, "--data", table, *FORCE).json
+    assert (result["missing"], result["embedded"]) == (order[:3], 10)
     assert _of_query_model(deployed) == set(order[3:13])
     whole = deployed.run("backfill", "--data", table).json
     assert (set(whole["missing"]), whole["written"]) == (lost, True)
@@ -228,9 +228,9 @@ def test_an_image_that_does_not_decode_is_an_error_or_skipped(deployed: Shop) ->
     assert first in refused.stderr
     assert store_files(deployed) == files
     arguments = ("backfill", "--data", table, "--share", share, "--skip-bad", *FORCE)
-    done = deployed.run(*arguments)
-    assert done.code == 0, done.stderr
-    assert (done.json["skipped"], done.json["embedded"]) == ([first], count - 1)
+    result = deployed.run(*arguments)
+    assert result.code == 0, result.stderr
+    assert (result.json["skipped"], result.json["embedded"]) == ([first], count - 1)
     again = deployed.run(*arguments).json
     assert (again["outcome"], again["skipped"], again["written"]) == (
         "nothing to do",
@@ -261,16 +261,16 @@ def test_a_loss_is_refused_and_can_be_forced(shop: Shop) -> None:
     assert shop.run("check").code == 0
 
 
-def test_too_few_queries_cannot_tell(deployed: Shop) -> None:
+def test_too_few_queries_are_inconclusive(deployed: Shop) -> None:
     """With 40 held-out queries the gain is shown, and the exit code is 4; nothing is written."""
     queries = [item.id for item in load(deployed.data()).filter(split="test", role="query").items]
     kept = set(queries[:40])
     table = _table(deployed, lambda row: row["role"] == "gallery" or row["id"] in kept)
     files = store_files(deployed)
-    done = deployed.run("backfill", "--data", table)
-    assert done.code == 4
-    assert (done.json["outcome"], done.json["written"]) == ("inconclusive", False)
-    assert done.json["measured"]["n_queries"] <= 40
+    result = deployed.run("backfill", "--data", table)
+    assert result.code == 4
+    assert (result.json["outcome"], result.json["written"]) == ("inconclusive", False)
+    assert result.json["measured"]["n_queries"] <= 40
     assert store_files(deployed) == files
 
 
@@ -299,9 +299,9 @@ def test_the_policys_own_limit_decides_where_it_has_one(
     """min_mixed_gain of the policy takes the place of the default."""
     policy = tmp_path / "mine.yaml"
     policy.write_text(f"format: {Policy().format}\nname: mine\nmin_mixed_gain: {least}\n")
-    done = deployed.run("backfill", "--share", 0.5, "--policy", policy, "--dry-run")
-    assert (done.code, done.json["outcome"]) == (code, outcome)
-    check = done.json["measured"]["check"]
+    result = deployed.run("backfill", "--share", 0.5, "--policy", policy, "--dry-run")
+    assert (result.code, result.json["outcome"]) == (code, outcome)
+    check = result.json["measured"]["check"]
     assert check["threshold"] - (check["margin"] or 0) == least
 
 
@@ -311,8 +311,8 @@ def test_a_dry_run_measures_and_writes_nothing(deployed: Shop) -> None:
     planned = deployed.run("backfill", "--share", 0.5, "--dry-run").json
     assert planned["written"] is False
     assert store_files(deployed) == files
-    done = deployed.run("backfill", "--share", 0.5).json
-    assert planned["measured"] == done["measured"]
+    result = deployed.run("backfill", "--share", 0.5).json
+    assert planned["measured"] == result["measured"]
     table = run("backfill", *deployed.args, "--dry-run").stdout
     assert "mixed_gain" in table
     assert "nothing was written" in table
@@ -349,7 +349,7 @@ def test_rollback_restores_index_catalogue_and_model_together(deployed: Shop) ->
     assert deployed.run("check").code == 0
 
 
-def test_rollback_takes_added_items_for_added_and_backfilled_ones_not(deployed: Shop) -> None:
+def test_rollback_counts_added_items_and_not_backfilled_ones(deployed: Shop) -> None:
     """Added before the deploy's undoing and re-embedded since: only the added one is brought along,
     by the restored model; the others have the vectors that they had."""
     ids = list(_catalog(deployed).ids)
@@ -386,8 +386,8 @@ def test_a_gallery_of_three_models_is_filled_by_the_newest(deployed: Shop) -> No
     """Rows of both earlier models are candidates; those that are left keep their owner."""
     assert deployed.run("backfill", "--share", 0.5).code == 0
     _deploy(deployed, "turned.onnx")
-    done = deployed.run("backfill", "--share", 0.5)
-    assert done.code == 0, done.stderr
+    result = deployed.run("backfill", "--share", 0.5)
+    assert result.code == 0, result.stderr
     catalog = _catalog(deployed)
     assert sum(catalog.counts().values()) == len(catalog)
     assert len(_of_query_model(deployed)) == math.ceil(len(catalog) / 2)
@@ -405,9 +405,9 @@ def test_ef_is_raised_to_what_the_new_index_needs(begun: Path, shop: Shop, tmp_p
     sparse = ("--M", 3, "--ef-construction", 8, "--ef-search", 10)
     assert other.run("init", "--model", begun / "old.onnx", *sparse).code == 0
     assert other.run("deploy", "--model", begun / "new.onnx", *FORCE).code == 0
-    done = other.run("backfill", "--share", 0.5)
-    assert done.code == 0, done.stderr
-    told, ann = done.json, done.json["ann"]
+    result = other.run("backfill", "--share", 0.5)
+    assert result.code == 0, result.stderr
+    told, ann = result.json, result.json["ann"]
     assert other.manifest()["index"]["ef_search"] == told["ef_search"] == ann["ef_needed"] > 10
     gallery = DeployedGallery.open(Store.open(other.path("store")))
     vectors, keys = gallery.index.vectors(), gallery.index.keys()
@@ -417,8 +417,8 @@ def test_ef_is_raised_to_what_the_new_index_needs(begun: Path, shop: Shop, tmp_p
         shares = []
         for query in queries:
             ten = keys[np.argsort(-(vectors @ query), kind="stable")[:10]]
-            found, _ = gallery.index.search(query[None], 10, ef, threads=1)
-            shares.append(np.isin(found[0], ten).mean())
+            nearest, _ = gallery.index.search(query[None], 10, ef, threads=1)
+            shares.append(np.isin(nearest[0], ten).mean())
         assert np.mean(shares) == pytest.approx(recall, abs=2e-3)
     assert ann["recall_current"] < 0.95 <= ann["recall_needed"]
     assert other.run("check").code == 0
@@ -437,7 +437,7 @@ def test_queries_that_do_not_decode_are_no_evidence(deployed: Shop) -> None:
             lines[at] = ",".join({**row, "path": bad.name}.values())
     table.write_text("\n".join(lines) + "\n")
     files = store_files(deployed)
-    done = deployed.run("backfill", "--data", table, "--skip-bad")
-    assert done.code == 4
-    assert "no held-out query" in done.stderr
+    result = deployed.run("backfill", "--data", table, "--skip-bad")
+    assert result.code == 4
+    assert "no held-out query" in result.stderr
     assert store_files(deployed) == files

@@ -27,9 +27,9 @@ Row = dict[str, str]
 
 def bridge(shop: Shop, new: Path, *more: object) -> Any:
     """The result of a run that must succeed, written to bridged.onnx."""
-    done = shop.run("bridge", new, "-o", shop.path("bridged.onnx"), *more)
-    assert done.code == 0, done.stderr
-    return done.json
+    result = shop.run("bridge", new, "-o", shop.path("bridged.onnx"), *more)
+    assert result.code == 0, result.stderr
+    return result.json
 
 
 def record(shop: Shop) -> Any:
@@ -76,39 +76,39 @@ def held_out(data: Dataset) -> set[str]:
 def test_a_rotated_copy_of_the_old_encoder_is_bridged_back(shop: Shop) -> None:
     """Alone it finds next to nothing; behind a rotation all that the old one finds, within 1%."""
     new = turned(shop, "rotated.onnx", of="old.onnx")
-    made = bridge(shop, new, "--kind", "orthogonal")
+    bridged = bridge(shop, new, "--kind", "orthogonal")
     old = recall(shop, shop.path("old.onnx"), "test")
     assert recall(shop, new, "test") < 0.2 * old
     assert recall(shop, shop.path("bridged.onnx"), "test") >= 0.99 * old
-    assert made["parity"] < 1e-4
+    assert bridged["parity"] < 1e-4
 
 
 def test_every_kind_is_tried_and_validation_chooses(shop: Shop) -> None:
     """All kinds, strengths and ranks are trials; the best on validation queries is what is written,
     and for a rotated copy of the old encoder it finds there what that finds, within 1%."""
-    made = bridge(shop, turned(shop, "rotated.onnx", of="old.onnx"))
-    kinds = [trial["kind"] for trial in made["trials"]]
+    bridged = bridge(shop, turned(shop, "rotated.onnx", of="old.onnx"))
+    kinds = [trial["kind"] for trial in bridged["trials"]]
     assert [kinds.count(one) for one in ("orthogonal", "ridge", "low-rank", "mlp")] == [1, 5, 15, 1]
-    assert {trial["setting"].split("rank ")[-1] for trial in made["trials"][6:21]} == {
+    assert {trial["setting"].split("rank ")[-1] for trial in bridged["trials"][6:21]} == {
         "4",
         "8",
         "16",
     }
-    assert made["recall"] == max(trial["recall"] for trial in made["trials"])
-    assert made["old_recall"] == pytest.approx(recall(shop, shop.path("old.onnx"), "validation"))
-    assert made["recall"] == pytest.approx(recall(shop, shop.path("bridged.onnx"), "validation"))
-    assert made["recall"] >= 0.99 * made["old_recall"]
-    best = next(trial for trial in made["trials"] if trial["recall"] == made["recall"])
-    assert (made["kind"], made["setting"]) == (best["kind"], best["setting"])
+    assert bridged["recall"] == max(trial["recall"] for trial in bridged["trials"])
+    assert bridged["old_recall"] == pytest.approx(recall(shop, shop.path("old.onnx"), "validation"))
+    assert bridged["recall"] == pytest.approx(recall(shop, shop.path("bridged.onnx"), "validation"))
+    assert bridged["recall"] >= 0.99 * bridged["old_recall"]
+    best = next(trial for trial in bridged["trials"] if trial["recall"] == bridged["recall"])
+    assert (bridged["kind"], bridged["setting"]) == (best["kind"], best["setting"])
 
 
-def test_a_better_encoder_of_another_dimension_goes_all_the_way(shop: Shop) -> None:
+def test_a_better_encoder_of_another_dimension_is_bridged_and_deployed(shop: Shop) -> None:
     """A better model of 48 numbers is bridged to the gallery's 32, passes the gate, is deployed;
     the index keeps its bytes."""
     before = shop.manifest()["index"]["sha256"]
     new = turned(shop, "wide.onnx", of="new.onnx", dim=48)
-    made = bridge(shop, new, "--kind", "ridge")
-    assert (made["new_dim"], made["dim"], made["kind"]) == (48, DIM, "ridge")
+    bridged = bridge(shop, new, "--kind", "ridge")
+    assert (bridged["new_dim"], bridged["dim"], bridged["kind"]) == (48, DIM, "ridge")
     assert Encoder.load(shop.path("bridged.onnx")).dim == DIM
     report = shop.path("report.json")
     verified = shop.run(
@@ -116,13 +116,13 @@ def test_a_better_encoder_of_another_dimension_goes_all_the_way(shop: Shop) -> N
     )
     assert verified.code == 0, verified.stdout + verified.stderr
     assert {group["name"] for group in verified.json["groups"]} <= {"unseen", "near copies"}
-    done = shop.run("deploy", "--model", shop.path("bridged.onnx"))
-    assert done.code == 0, done.stderr
-    assert shop.manifest()["query_model"] == made["sha256"]
+    result = shop.run("deploy", "--model", shop.path("bridged.onnx"))
+    assert result.code == 0, result.stderr
+    assert shop.manifest()["query_model"] == bridged["sha256"]
     assert shop.manifest()["index"]["sha256"] == before
 
 
-def test_the_record_says_what_was_seen(shop: Shop) -> None:
+def test_the_training_record_lists_what_was_seen(shop: Shop) -> None:
     """Training items with their classes, gallery items of other splits as anchors, by id and
     digest; no held-out query; and all that the new encoder's own record says."""
     new = turned(shop, "wide.onnx", of="new.onnx", dim=48, recorded=False)
@@ -130,35 +130,38 @@ def test_the_record_says_what_was_seen(shop: Shop) -> None:
     seen = {"id": "elsewhere", "sha256": "0" * 64}
     own = {"models": [sha256], "items": [seen], "anchors": [], "classes": ["other"], "parity": 5e-4}
     shop.path("wide.training.json").write_text(json.dumps({**own, "recipe": {"seed": 1}}))
-    made, data = bridge(shop, new, "--kind", "orthogonal"), load(shop.data())
-    found = record(shop)
+    bridged, data = bridge(shop, new, "--kind", "orthogonal"), load(shop.data())
+    training_record = record(shop)
     train = data.filter(split="train")
-    assert {item["id"] for item in found["items"]} == {*train.ids, "elsewhere"}
-    digests = {item["id"]: item["sha256"] for item in found["items"]}
+    assert {item["id"] for item in training_record["items"]} == {*train.ids, "elsewhere"}
+    digests = {item["id"]: item["sha256"] for item in training_record["items"]}
     assert digests[train.ids[3]] == train.digest(3)
     assert digests["elsewhere"] == "0" * 64
     anchors = {item.id for item in data.items if item.role == "gallery" and item.split != "train"}
-    assert {anchor["id"] for anchor in found["anchors"]} == anchors
+    assert {anchor["id"] for anchor in training_record["anchors"]} == anchors
     assert not anchors & held_out(data)
-    assert found["classes"] == sorted({*train.labels, "other"})
-    assert (found["models"], found["parity"]) == ([made["sha256"]], 5e-4)
-    assert (found["new"]["sha256"], found["new"]["recipe"]) == (sha256, {"seed": 1})
-    assert made["anchors"] == len(anchors)
+    assert training_record["classes"] == sorted({*train.labels, "other"})
+    assert (training_record["models"], training_record["parity"]) == ([bridged["sha256"]], 5e-4)
+    assert (training_record["new"]["sha256"], training_record["new"]["recipe"]) == (
+        sha256,
+        {"seed": 1},
+    )
+    assert bridged["anchors"] == len(anchors)
     stored = len(data.filter(role="gallery"))
     outside = len(train.filter(role="query"))
-    assert made["pairs"] == {"gallery": stored, "encoder": outside}
+    assert bridged["pairs"] == {"gallery": stored, "encoder": outside}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])
 def test_the_share_is_of_the_gallery_by_the_hash_of_the_id(shop: Shop, share: float) -> None:
     """Of the gallery the first ids by sha256 are pairs; training items outside it all are."""
     bridge(shop, shop.path("turned.onnx"), "--kind", "orthogonal", "--share", share)
-    data, found = load(shop.data()), record(shop)
+    data, training_record = load(shop.data()), record(shop)
     gallery = sorted(
         data.filter(role="gallery").ids,
         key=lambda item_id: hashlib.sha256(item_id.encode()).hexdigest(),
     )
-    used = {one["id"] for one in (*found["items"], *found["anchors"])}
+    used = {one["id"] for one in (*training_record["items"], *training_record["anchors"])}
     assert used & set(gallery) == set(gallery[: round(share * len(gallery))])
     assert used - set(gallery) == set(data.filter(split="train", role="query").ids)
 
@@ -181,7 +184,7 @@ def test_held_out_queries_have_no_part_in_the_fit(shop: Shop) -> None:
     assert graphs[0] == graphs[1]
 
 
-def test_the_bytes_of_a_held_out_query_are_no_pair(shop: Shop) -> None:
+def test_an_image_identical_to_a_held_out_query_is_no_pair(shop: Shop) -> None:
     """An image that trains under one id and queries under another does not train, and verify
     finds no leak."""
 
@@ -192,15 +195,15 @@ def test_the_bytes_of_a_held_out_query_are_no_pair(shop: Shop) -> None:
     more = changed(shop, twin)
     bridge(shop, shop.path("turned.onnx"), "--kind", "orthogonal", *more)
     assert "twin" not in {item["id"] for item in record(shop)["items"]}
-    done = shop.run("verify", shop.path("old.onnx"), shop.path("bridged.onnx"), *more)
-    assert done.code in {0, 3, 4}, done.stderr
+    result = shop.run("verify", shop.path("old.onnx"), shop.path("bridged.onnx"), *more)
+    assert result.code in {0, 3, 4}, result.stderr
 
 
-def test_without_roles_training_items_alone_are_pairs(shop: Shop) -> None:
+def test_without_roles_only_training_items_are_pairs(shop: Shop) -> None:
     """Where every item may query, no gallery item of another split takes part."""
     flat = changed(shop, lambda rows: [{**row, "role": ""} for row in rows])
-    made = bridge(shop, shop.path("turned.onnx"), "--kind", "orthogonal", *flat)
-    assert made["anchors"] == 0
+    bridged = bridge(shop, shop.path("turned.onnx"), "--kind", "orthogonal", *flat)
+    assert bridged["anchors"] == 0
     assert {item["id"] for item in record(shop)["items"]} == set(
         load(shop.data()).filter(split="train").ids
     )
@@ -209,9 +212,9 @@ def test_without_roles_training_items_alone_are_pairs(shop: Shop) -> None:
 def test_the_mlp_is_the_same_for_the_same_seed(shop: Shop) -> None:
     """Two runs with one seed give the same bytes, another seed others; it beats no map at all."""
     new = turned(shop, "rotated.onnx", of="old.onnx")
-    made = [bridge(shop, new, "--kind", "mlp", "--seed", seed) for seed in (3, 3, 4)]
-    assert made[0]["sha256"] == made[1]["sha256"] != made[2]["sha256"]
-    assert [trial["kind"] for trial in made[0]["trials"]] == ["mlp"]
+    bridged = [bridge(shop, new, "--kind", "mlp", "--seed", seed) for seed in (3, 3, 4)]
+    assert bridged[0]["sha256"] == bridged[1]["sha256"] != bridged[2]["sha256"]
+    assert [trial["kind"] for trial in bridged[0]["trials"]] == ["mlp"]
     old = recall(shop, shop.path("old.onnx"), "test")
     assert recall(shop, shop.path("bridged.onnx"), "test") > 0.5 * old
 
@@ -237,15 +240,15 @@ def test_a_foreign_file_is_bridged(shop: Shop) -> None:
     assert (alone.code, "preprocessing" in alone.stderr) == (5, True)
     side = {"format": 1, "height": SIDE, "width": SIDE, "mean": [200] * 3, "std": [100] * 3}
     shop.path("foreign.preprocessing.json").write_text(json.dumps(side))
-    made = bridge(shop, shop.path("foreign.onnx"), "--kind", "ridge")
-    assert (made["new_dim"], made["dim"]) == (24, DIM)
+    bridged = bridge(shop, shop.path("foreign.onnx"), "--kind", "ridge")
+    assert (bridged["new_dim"], bridged["dim"]) == (24, DIM)
     shop.path("foreign.preprocessing.json").unlink()
     assert recall(shop, shop.path("bridged.onnx"), "test") > recall(
         shop, shop.path("turned.onnx"), "test"
     )
 
 
-def test_images_that_do_not_decode(shop: Shop, emoji: Path) -> None:
+def test_images_that_do_not_decode_are_refused_or_skipped(shop: Shop, emoji: Path) -> None:
     """One is named in exit 5; with --skip-bad it is left out of the pairs and counted."""
     broken = shop.path("broken.png")
     broken.write_bytes(b"no image")
@@ -261,10 +264,10 @@ def test_images_that_do_not_decode(shop: Shop, emoji: Path) -> None:
     new, out = shop.path("turned.onnx"), shop.path("bridged.onnx")
     refused = shop.run("bridge", new, "-o", out, *more)
     assert refused.code == 5
-    done = bridge(shop, new, *more, "--skip-bad")
-    assert len(done["skipped"]) == 1
-    assert done["skipped"][0] in refused.stderr
-    assert done["skipped"][0] not in {item["id"] for item in record(shop)["items"]}
+    result = bridge(shop, new, *more, "--skip-bad")
+    assert len(result["skipped"]) == 1
+    assert result["skipped"][0] in refused.stderr
+    assert result["skipped"][0] not in {item["id"] for item in record(shop)["items"]}
 
 
 @pytest.mark.parametrize(
@@ -302,8 +305,8 @@ def test_bad_input_writes_nothing(  # noqa: PLR0917
     ])  # fmt: skip
     Path("changed.csv").rename("none.csv")
     before = {path: path.read_bytes() for path in shop.folder.rglob("*") if path.is_file()}
-    done = run("bridge", *arguments, "--project", "compatctl.yaml", "--data-root", emoji)
-    assert (done.code, words in done.stderr) == (code, True), done.stderr
+    result = run("bridge", *arguments, "--project", "compatctl.yaml", "--data-root", emoji)
+    assert (result.code, words in result.stderr) == (code, True), result.stderr
     after = {path: path.read_bytes() for path in shop.folder.rglob("*") if path.is_file()}
     assert after == before
 
@@ -312,20 +315,24 @@ def test_a_dry_run_writes_nothing(shop: Shop) -> None:
     """It tells the digest that the real run writes, and leaves no file and the store as it was."""
     new, before = shop.path("turned.onnx"), store_files(shop)
     names = sorted(shop.folder.iterdir())
-    told = bridge(shop, new, "--kind", "orthogonal", "--dry-run")
+    planned = bridge(shop, new, "--kind", "orthogonal", "--dry-run")
     assert (sorted(shop.folder.iterdir()), store_files(shop)) == (names, before)
-    made = bridge(shop, new, "--kind", "orthogonal")
-    assert (told["written"], made["written"], told["sha256"]) == (False, True, made["sha256"])
+    bridged = bridge(shop, new, "--kind", "orthogonal")
+    assert (planned["written"], bridged["written"], planned["sha256"]) == (
+        False,
+        True,
+        bridged["sha256"],
+    )
     assert store_files(shop) == before
 
 
-def test_the_table_names_every_map(shop: Shop) -> None:
+def test_the_table_names_every_adapter(shop: Shop) -> None:
     """Without --json the maps stand in a table, and the chosen one below it."""
     out = shop.path("bridged.onnx")
-    done = run("bridge", *shop.args, shop.path("turned.onnx"), "-o", out, "--kind", "low-rank")
-    assert done.code == 0, done.stderr
-    assert done.stdout.count("strength") == 16
-    assert "old recall" in done.stdout
+    result = run("bridge", *shop.args, shop.path("turned.onnx"), "-o", out, "--kind", "low-rank")
+    assert result.code == 0, result.stderr
+    assert result.stdout.count("strength") == 16
+    assert "old recall" in result.stdout
 
 
 def test_without_torch_the_mlp_is_left_out(shop: Shop) -> None:
@@ -336,19 +343,19 @@ def test_without_torch_the_mlp_is_left_out(shop: Shop) -> None:
     package = Path(compatctl.__file__).parent.parent
     path = os.pathsep.join([str(shop.path("hidden")), str(package)])
     for kind, code in (("auto", 0), ("mlp", 5)):
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "compatctl", "bridge", *shop.args, "--json", "--kind", kind,
              shop.path("turned.onnx"), "-o", shop.path(f"{kind}.onnx")],
             env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert done.returncode == code, done.stderr
+        assert result.returncode == code, result.stderr
         assert shop.path(f"{kind}.onnx").exists() == (code == 0)
         if code:
-            assert "compatctl[train]" in done.stderr
+            assert "compatctl[train]" in result.stderr
         else:
-            made = json.loads(done.stdout)
-            assert made["left_out"] == ["mlp: torch is not installed"]
-            assert {trial["kind"] for trial in made["trials"]} == {
+            bridged = json.loads(result.stdout)
+            assert bridged["left_out"] == ["mlp: torch is not installed"]
+            assert {trial["kind"] for trial in bridged["trials"]} == {
                 "orthogonal",
                 "ridge",
                 "low-rank",

@@ -32,9 +32,9 @@ def raised(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("raised") / "shop"
     shutil.copytree(begun, folder)
     shop = Shop(folder)
-    done = shop.run("lift", turned(shop, "wide.onnx", of="new.onnx", dim=F), *RIDGE)
-    assert done.code == 0, done.stderr
-    shop.path("lifted.json").write_text(done.stdout)
+    result = shop.run("lift", turned(shop, "wide.onnx", of="new.onnx", dim=F), *RIDGE)
+    assert result.code == 0, result.stderr
+    shop.path("lifted.json").write_text(result.stdout)
     return folder
 
 
@@ -51,7 +51,7 @@ def wide(shop: Shop) -> Path:
     return turned(shop, "wide.onnx", of="new.onnx", dim=F)
 
 
-def _told(shop: Shop) -> Any:
+def _lift_result(shop: Shop) -> Any:
     """What the lift of the fixture said."""
     return json.loads(shop.path("lifted.json").read_text())
 
@@ -72,14 +72,14 @@ def _images(shop: Shop, ids: list[str]) -> Any:
 
 def _slow_recall(shop: Shop, models: list[Encoder], gallery: NDArray[np.float32]) -> float:
     """recall@1 of held-out queries, by the models' mean, on the catalogue's rows, one by one."""
-    labels, right, asked = _catalog(shop).labels, 0, 0
+    labels, right, matched = _catalog(shop).labels, 0, 0
     queries = load(shop.data()).filter(split="test", role="query")
     features = np.sum([model.embed(queries).features for model in models], axis=0)
     for label, feature in zip(queries.labels, features, strict=True):
         if label in labels:
-            asked += 1
+            matched += 1
             right += labels[int(np.argmax(gallery @ feature))] == label
-    return right / asked
+    return right / matched
 
 
 def _table(shop: Shop, keep: Any) -> Path:
@@ -104,12 +104,12 @@ def _fresh(shop: Shop, names: str) -> Path:
     return path
 
 
-def test_every_row_is_what_its_own_file_gives(lifted: Shop, begun: Path) -> None:
+def test_every_row_is_what_its_own_file_returns(lifted: Shop, begun: Path) -> None:
     """Each stored row is the lifted file's output for the item's image; the file is the old model
     behind a map, all rows are its own, and the new encoder as it is is the query model."""
-    told, now = _told(lifted), lifted.manifest()
+    lift_result, now = _lift_result(lifted), lifted.manifest()
     catalog = _catalog(lifted)
-    (model,) = told["models"]
+    (model,) = lift_result["models"]
     before = Shop(begun).manifest()
     assert catalog.counts() == {model["sha256"]: len(catalog)}
     assert (model["source_sha256"], model["rows"]) == (before["query_model"], len(catalog))
@@ -128,12 +128,12 @@ def test_every_row_is_what_its_own_file_gives(lifted: Shop, begun: Path) -> None
     assert lifted.run("check").code == 0
 
 
-def test_what_is_measured_is_what_an_explicit_loop_finds(lifted: Shop, begun: Path) -> None:
+def test_the_measured_recalls_are_those_of_an_explicit_loop(lifted: Shop, begun: Path) -> None:
     """Both recalls, that of both models fused, and the gain that the policy judges, on the stored
     and on the lifted rows."""
-    measured = _told(lifted)["measured"]
+    measured = _lift_result(lifted)["measured"]
     ids = list(_catalog(lifted).ids)
-    both = [_model(lifted, _told(lifted)["models"][0]["sha256"])]
+    both = [_model(lifted, _lift_result(lifted)["models"][0]["sha256"])]
     both.append(Encoder.load(lifted.path("wide.onnx")))
     rows = stored_rows(lifted, ids)
     old = _slow_recall(Shop(begun), [Encoder.load(lifted.path("old.onnx"))],
@@ -147,7 +147,7 @@ def test_what_is_measured_is_what_an_explicit_loop_finds(lifted: Shop, begun: Pa
     assert gain["decides"]
 
 
-def test_the_store_goes_on_after_a_lift(lifted: Shop) -> None:
+def test_a_lifted_store_takes_every_other_command(lifted: Shop) -> None:
     """search, add, status, fuse, verify, deploy, bridge, matrix and backfill work on the lifted
     rows; an encoder of the old length is refused, and the same lift again does nothing."""
     new = lifted.path("wide.onnx")
@@ -164,7 +164,7 @@ def test_the_store_goes_on_after_a_lift(lifted: Shop) -> None:
     assert store_files(lifted) == files
     refused = lifted.run("deploy", "--model", lifted.path("new.onnx"), *FORCE)
     assert (refused.code, f"the gallery has {F}" in refused.stderr) == (5, True)
-    of_rows = lifted.path(f"store/models/{_told(lifted)['models'][0]['sha256']}.onnx")
+    of_rows = lifted.path(f"store/models/{_lift_result(lifted)['models'][0]['sha256']}.onnx")
     better = lifted.path("both.onnx")
     fused = lifted.run("fuse", of_rows, new, "-o", better, "--weight", 0.5)
     assert fused.code == 0, fused.stderr
@@ -201,7 +201,7 @@ def test_rollback_restores_index_catalogue_and_model_together(lifted: Shop, begu
     assert lifted.run("rollback").json["restored"] == 1
 
 
-def test_items_added_since_are_embedded_again_named_or_dropped_by_name(lifted: Shop) -> None:
+def test_items_added_since_are_reembedded_listed_or_dropped(lifted: Shop) -> None:
     """Their rows have the new length and cannot stay: without images nothing happens (exit 6),
     kept they cannot be (2), with images they are of the old length; dropped, they are named."""
     table = _fresh(lifted, "ab")
@@ -231,11 +231,11 @@ def test_each_model_of_a_mixed_gallery_gets_a_file_of_its_own(shop: Shop, wide: 
     assert shop.run("deploy", "--model", shop.path("new.onnx"), *FORCE).code == 0
     assert shop.run("backfill", "--share", 0.5, *FORCE).code == 0
     had = {one["sha256"]: one["rows"] for one in shop.manifest()["models"]}
-    done = shop.run("lift", wide, *RIDGE, *FORCE)
-    assert done.code == 0, done.stderr
-    assert {one["source_sha256"]: one["rows"] for one in done.json["models"]} == had
+    result = shop.run("lift", wide, *RIDGE, *FORCE)
+    assert result.code == 0, result.stderr
+    assert {one["source_sha256"]: one["rows"] for one in result.json["models"]} == had
     catalog = _catalog(shop)
-    for model in done.json["models"]:
+    for model in result.json["models"]:
         code = catalog.models.index(model["sha256"])
         ids = [catalog.ids[row] for row in np.flatnonzero(catalog.model_of == code)]
         assert len(ids) == model["rows"]
@@ -244,7 +244,7 @@ def test_each_model_of_a_mixed_gallery_gets_a_file_of_its_own(shop: Shop, wide: 
     assert shop.run("check").code == 0
 
 
-def test_vectors_that_their_model_does_not_give_are_not_lifted(shop: Shop, wide: Path) -> None:
+def test_vectors_that_their_model_does_not_return_are_not_lifted(shop: Shop, wide: Path) -> None:
     """An adopted index a little off its model's features: no file could stand for the mapped rows,
     exit 5 with the difference, and nothing is written."""
     gallery = DeployedGallery.open(Store.open(shop.path("store")))
@@ -282,7 +282,7 @@ def test_a_loss_is_refused_and_can_be_forced(shop: Shop) -> None:
     assert shop.run("history").json["generations"][-1]["note"] == "forced: drill"
 
 
-def test_too_little_evidence_cannot_tell(shop: Shop, wide: Path, raised: Path) -> None:
+def test_too_little_evidence_is_inconclusive(shop: Shop, wide: Path, raised: Path) -> None:
     """40 held-out queries, and none at all: exit 4, nothing written; a dry run measures as the run
     that writes does, and tells the table."""
     queries = [item.id for item in load(shop.data()).filter(split="test", role="query").items]
@@ -290,8 +290,8 @@ def test_too_little_evidence_cannot_tell(shop: Shop, wide: Path, raised: Path) -
     for kept in (set(queries[:40]), set()):
         asks = set(queries) - kept
         table = _table(shop, lambda row, asks=asks: row["id"] not in asks)
-        done = shop.run("lift", wide, *RIDGE, "--data", table)
-        assert done.code == 4, done.stderr
+        result = shop.run("lift", wide, *RIDGE, "--data", table)
+        assert result.code == 4, result.stderr
         assert store_files(shop) == files
     planned = shop.run("lift", wide, *RIDGE, "--dry-run").json
     assert (planned["outcome"], planned["written"]) == ("pass", False)
@@ -299,8 +299,8 @@ def test_too_little_evidence_cannot_tell(shop: Shop, wide: Path, raised: Path) -
     shown = run("lift", *shop.args, wide, *RIDGE, "--dry-run").stdout
     assert "would be mapped to 48" in shown
     assert "recall_gain" in shown
-    done = _told(Shop(raised))
-    assert (done["measured"], done["map"]) == (planned["measured"], planned["map"])
+    result = _lift_result(Shop(raised))
+    assert (result["measured"], result["map"]) == (planned["measured"], planned["map"])
 
 
 def test_every_kind_is_tried_and_validation_chooses(shop: Shop, wide: Path) -> None:
@@ -331,6 +331,6 @@ def test_bad_input_writes_nothing(  # noqa: PLR0917
 ) -> None:
     """Usage is exit 2 (the deployed model itself among it), a missing file 5."""
     files = store_files(shop)
-    done = shop.run("lift", wide.with_name(model), *arguments)
-    assert (done.code, words in done.stderr) == (code, True), done.stderr
+    result = shop.run("lift", wide.with_name(model), *arguments)
+    assert (result.code, words in result.stderr) == (code, True), result.stderr
     assert store_files(shop) == files

@@ -64,16 +64,16 @@ def _expected(name: str, gain: float, low: float, verdict: str | None) -> RouteE
     )
 
 
-def test_the_sheet_of_a_real_project(shop: Shop) -> None:
+def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
     """Facts and routes add up, and the store is as it was."""
     recipe, before = _recipe(shop), store_files(shop)
-    done = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
-    assert done.code == 0, done.stderr
-    sheet = {one["name"]: one for one in done.json["routes"]}
+    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    assert result.code == 0, result.stderr
+    sheet = {one["name"]: one for one in result.json["routes"]}
     assert list(sheet)[:2] == ["keep", "re-embed"]
     keep, ceiling = sheet["keep"], sheet["re-embed"]
     assert (keep["gain"], keep["one_time_s"], keep["rewritten_bytes"]) == (0.0, 0.0, 0)
-    facts = done.json["preflight"]
+    facts = result.json["preflight"]
     assert ceiling["rewritten_bytes"] == facts["gallery_rows"] * DIM * 4
     assert facts["dim"] == DIM
     assert not facts["born_on_simplex"]
@@ -91,9 +91,9 @@ def test_the_sheet_of_a_real_project(shop: Shop) -> None:
     route = of.removeprefix("of ").split(",")[0]
     assert route in {"finetune", "fuse"}
     assert {share["query_ms"] for share in shares} == {sheet[route]["query_ms"]}
-    chosen = done.json["recommended"]
+    chosen = result.json["recommended"]
     assert chosen == "keep" or sheet[chosen]["verdict"] == "pass"
-    assert (done.json["recipe"] is None) == (chosen == "keep")
+    assert (result.json["recipe"] is None) == (chosen == "keep")
     assert store_files(shop) == before
 
 
@@ -110,20 +110,20 @@ def test_a_plan_searches_rows_without_an_image(shop: Shop) -> None:
         writer.writeheader()
         writer.writerows({**one, "path": str(root / one["path"])} for one in kept)
     data = ("--data", table, "--data-root", root)
-    done = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", _recipe(shop), *data)
-    assert done.code == 0, done.stderr
-    facts, (said,) = done.json["preflight"], done.json["warnings"]
+    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", _recipe(shop), *data)
+    assert result.code == 0, result.stderr
+    facts, (said,) = result.json["preflight"], result.json["warnings"]
     gallery = DeployedGallery.open(Store.open(shop.path("store")))
     items = load(table, data_root=root)
-    asked = [
+    query_ids = [
         at for at, one in enumerate(items.items)
         if one.split == "validation" and one.role != "gallery"
     ]  # fmt: skip
-    made = Encoder.load(shop.path("old.onnx")).embed(items.take(asked)).features
-    first = (made @ gallery.vectors().T).argmax(axis=1)
-    right = np.array(gallery.catalog.labels)[first] == np.array(items.labels)[asked]
+    old_features = Encoder.load(shop.path("old.onnx")).embed(items.take(query_ids)).features
+    first = (old_features @ gallery.vectors().T).argmax(axis=1)
+    right = np.array(gallery.catalog.labels)[first] == np.array(items.labels)[query_ids]
     assert facts["gallery_images"] < facts["gallery_rows"] == len(gallery.catalog)
-    routes = {route["name"]: route for route in done.json["routes"]}
+    routes = {route["name"]: route for route in result.json["routes"]}
     assert routes["keep"]["recall"] == pytest.approx(right.mean())
     for name in ("keep", "finetune", "fuse", "bridge", "bridge + fuse"):
         assert routes[name]["rows"] == facts["gallery_rows"], name
@@ -134,7 +134,7 @@ def test_a_plan_searches_rows_without_an_image(shop: Shop) -> None:
     assert f"{facts['gallery_images']} of {facts['gallery_rows']} gallery rows" in said
 
 
-def test_the_sheet_names_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_names_every_chosen_setting(capsys: pytest.CaptureFixture[str]) -> None:
     """Settings stand under the table, equal ones once: of which model the backfilled rows are."""
     from rich.console import Console
 
@@ -162,7 +162,7 @@ def test_the_sheet_names_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> 
         planning_classes=2,
         planning_queries=4,
     )
-    done = Plan(
+    result = Plan(
         preflight=facts,
         routes=tuple(routes),
         recommended="finetune",
@@ -171,14 +171,14 @@ def test_the_sheet_names_what_was_chosen(capsys: pytest.CaptureFixture[str]) -> 
         recipe=None,
         seconds=1.0,
     )
-    plan_table(Console(width=120), done)
+    plan_table(Console(width=120), result)
     shown = capsys.readouterr().out.splitlines()
     assert "lift: mlp, epoch 3" in shown
     assert "backfill 25%, backfill 50%: of fuse, weight 0.5" in shown
     assert not any(line.startswith("finetune:") for line in shown)
 
 
-def test_the_same_plan_twice(shop: Shop) -> None:
+def test_a_repeated_plan_is_the_same(shop: Shop) -> None:
     """Two runs say the same of every route, but for times."""
     recipe = _recipe(shop)
     runs = [shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe) for _ in range(2)]
@@ -192,22 +192,22 @@ def test_the_same_plan_twice(shop: Shop) -> None:
     assert timeless[0] == timeless[1]
 
 
-def test_only_validation_classes_ask_and_only_training_classes_train(shop: Shop) -> None:
+def test_only_validation_classes_query_and_only_training_classes_train(shop: Shop) -> None:
     """Nothing of the test split but gallery items takes part; those that choose do not ask."""
     data = load(shop.data())
     stored = data.filter(role="gallery").ids
     before = {item.id: item for item in data.items}
     for most, choosing in ((10_000, False), (10_000, True), (100, False)):
         split = planning_split(data, stored, most, choosing=choosing)
-        asked = {split.data.ids[row] for row in split.query_rows}
+        query_ids = {split.data.ids[row] for row in split.query_rows}
         for now in split.data.items:
             was = before[now.id]
             assert was.split != "test" or was.role == "gallery"
             assert now.split != "train" or was.split == "train"
-            assert now.id not in asked or (was.split == "validation" and was.role == "query")
+            assert now.id not in query_ids or (was.split == "validation" and was.role == "query")
         choose = {item.label for item in split.data.items if item.split == "validation"}
         assert bool(choose) == choosing
-        assert choose.isdisjoint(before[one].label for one in asked)
+        assert choose.isdisjoint(before[one].label for one in query_ids)
         assert {split.data.ids[row] for row in split.gallery_rows} <= set(stored)
     few = planning_split(data, stored, 100, choosing=False)
     assert sum(item.split == "train" for item in few.data.items) <= 100
@@ -231,7 +231,7 @@ def test_the_recommendation_is_the_passing_route_that_gains_most() -> None:
     assert "nearest" not in recommend((keep, ceiling, lost))[1]
 
 
-def test_lift_is_recommended_only_where_no_route_leaves_the_gallery_as_it_is() -> None:
+def test_lift_is_recommended_only_if_no_route_that_keeps_the_gallery_passes() -> None:
     """However much more it gains; then the reason says what it rewrites, and how to go back."""
     keep = replace(_expected("keep", 0.0, 0.0, None), high=0.0)
     ceiling = _expected("re-embed", 0.2, 0.15, None)
@@ -253,14 +253,14 @@ def test_lift_is_recommended_only_where_no_route_leaves_the_gallery_as_it_is() -
     assert "nearest is lift" in why
 
 
-def test_every_command_that_a_plan_names_is_one() -> None:
+def test_every_command_that_a_plan_names_exists() -> None:
     """The command line knows each verb and each option of every route's next steps."""
     for lines in COMMANDS.values():
         for line in lines:
             verb, *words = line.split()[1:]
-            told = run(verb, "--help").stdout
+            help_text = run(verb, "--help").stdout
             for word in words:
-                assert not word.startswith("-") or word in told, line
+                assert not word.startswith("-") or word in help_text, line
 
 
 @pytest.mark.parametrize(
@@ -270,15 +270,17 @@ def test_every_command_that_a_plan_names_is_one() -> None:
         ("{frame: prototypes, lambda: 1.0}", "full", "train: full"),
     ],
 )
-def test_recipes_that_cannot_be_planned(shop: Shop, objective: str, train: str, word: str) -> None:
+def test_recipes_that_cannot_be_planned_are_refused(
+    shop: Shop, objective: str, train: str, word: str
+) -> None:
     """A recipe without a gallery, or one that trains the backbone, is refused in a sentence."""
     recipe = _recipe(shop, objective, train)
-    done = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
-    assert done.code == 5
-    assert word in done.stderr
+    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    assert result.code == 5
+    assert word in result.stderr
 
 
-def test_items_that_ask_do_not_anchor(shop: Shop) -> None:
+def test_queries_are_never_anchors(shop: Shop) -> None:
     """In data without roles every item asks and is searched: a planning item must not anchor."""
     from compatctl.commands.plan import _without_query_anchors
 
@@ -287,9 +289,9 @@ def test_items_that_ask_do_not_anchor(shop: Shop) -> None:
     split = planning_split(free, free.ids, 10_000, choosing=False)
     recipe = _without_query_anchors(Recipe.load(_recipe(shop)), split)
     assert recipe.objective.anchors is not None
-    asked = {split.data.ids[row] for row in split.query_rows}
+    query_ids = {split.data.ids[row] for row in split.query_rows}
     assert (
         set(recipe.objective.anchors.ids)
-        == {split.data.ids[row] for row in split.gallery_rows} - asked
+        == {split.data.ids[row] for row in split.gallery_rows} - query_ids
     )
     assert np.intersect1d(split.query_rows, split.gallery_rows).size

@@ -164,7 +164,7 @@ def test_lift_is_the_free_model_on_a_gallery_that_is_mapped_to_it(
         assert not np.allclose(one.gallery[1], one.gallery[2], atol=1e-3)
 
 
-def test_an_image_that_asks_is_in_no_pair(inputs: RouteInputs) -> None:
+def test_the_image_of_a_query_is_in_no_pair(inputs: RouteInputs) -> None:
     """Neither as a query nor under another id; every other training and gallery item is."""
     data = inputs.data
     held = set(inputs.query_rows.tolist())
@@ -197,7 +197,7 @@ def test_the_mlp_and_its_epoch_are_chosen_by_the_queries_that_choose(
             assert np.array_equal(measured[name].searched[at][1], best.gallery)
 
 
-def test_no_route_looks_at_the_queries_that_it_is_judged_by(
+def test_no_route_depends_on_the_queries_it_is_measured_with(
     inputs: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """With other labels for the judged half, and without the other fold, all is as it was."""
@@ -214,7 +214,7 @@ def test_no_route_looks_at_the_queries_that_it_is_judged_by(
             assert np.array_equal(one.searched[0][1], before.searched[at][1]), one.name
 
 
-def test_what_is_judged_does_not_choose(inputs: RouteInputs) -> None:
+def test_measured_queries_do_not_choose(inputs: RouteInputs) -> None:
     """Other labels for one half of the queries change what is chosen for the other half only."""
     first, second = _folds(inputs)[0]
     old, stored = inputs.old_queries.queries, inputs.reference.gallery_features
@@ -241,7 +241,7 @@ def test_what_is_judged_does_not_choose(inputs: RouteInputs) -> None:
     assert turned.result("x", turned.select(options)).variant.setting == "b"
 
 
-def test_each_choice_goes_on_with_its_own(inputs: RouteInputs) -> None:
+def test_each_fold_continues_from_its_own_choice(inputs: RouteInputs) -> None:
     """A second choice starts from what the same queries chose first, not from the other half's."""
     (first, second), stored = _folds(inputs)[0], inputs.reference.gallery_features
     selector = CrossFitSelector(
@@ -269,7 +269,7 @@ def test_each_choice_goes_on_with_its_own(inputs: RouteInputs) -> None:
     assert np.array_equal(made.queries[first], halves[1].queries[first])
 
 
-def test_a_backfill_goes_on_with_the_route_that_finds_more(
+def test_a_backfill_uses_the_route_with_the_higher_recall(
     inputs: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """Its queries are those of fuse or of finetune, its new rows what that model makes of items."""
@@ -294,7 +294,7 @@ def test_a_backfill_goes_on_with_the_route_that_finds_more(
         assert np.array_equal(quarter.searched[at][1][changed], gallery[changed])
 
 
-def test_a_backfill_is_of_finetune_where_fusing_finds_no_more(inputs: RouteInputs) -> None:
+def test_a_backfill_uses_finetune_where_fusing_gains_nothing(inputs: RouteInputs) -> None:
     """Equal on the queries that choose, the route with one encoder is taken; worse, too."""
     selector = CrossFitSelector(
         truth=inputs.truth, has_match=inputs.truth.has_match(), folds=tuple(_folds(inputs))
@@ -315,7 +315,7 @@ def test_a_backfill_is_of_finetune_where_fusing_finds_no_more(inputs: RouteInput
     assert {line.setting for line in best} == {"of fuse, weight 0.5"}
 
 
-def test_the_free_recipe_knows_no_gallery(inputs: RouteInputs) -> None:
+def test_the_free_recipe_has_no_gallery(inputs: RouteInputs) -> None:
     """It keeps backbone, head and epochs, and drops frame, anchors and old features."""
     free = routes.free_recipe(inputs.recipe, DIM)
     assert free.objective.frame == ("free",)
@@ -323,7 +323,7 @@ def test_the_free_recipe_knows_no_gallery(inputs: RouteInputs) -> None:
     assert (free.optimiser, free.backbone) == (inputs.recipe.optimiser, inputs.recipe.backbone)
 
 
-def test_the_gate_judges_lift_by_what_each_model_finds_on_its_own_gallery(
+def test_the_gate_judges_lift_by_each_model_on_its_own_gallery(
     inputs: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """Rows and queries of a space of their own pass if they find all; the same rows mixed up fail;
@@ -375,7 +375,7 @@ def test_the_recipe_of_a_route_is_a_file_that_trains_it(
     assert recipes["finetune"] != recipes["lift"]
 
 
-def test_what_a_route_costs_once(measured: dict[str, RouteResult]) -> None:
+def test_the_one_time_cost_counts_every_embedded_item(measured: dict[str, RouteResult]) -> None:
     """Each item that is embedded counts by the encoders that do it; a lift embeds pairs only."""
     made = {name: COST.one_time_s(one) - one.variant.seconds for name, one in measured.items()}
     passes = (1000 + 500) * 20 / 1000
@@ -388,7 +388,7 @@ def test_what_a_route_costs_once(measured: dict[str, RouteResult]) -> None:
     assert COST.rewritten_bytes(measured["fuse"]) == 0
 
 
-def test_what_shares_a_column_is_left_out_of_every_route(inputs: RouteInputs) -> None:
+def test_items_that_share_a_column_are_ignored_in_every_route(inputs: RouteInputs) -> None:
     """Queries that have nothing left to find are not counted, and no ignored item is an answer."""
     items = tuple(
         replace(item, slices={"day": str(row % 3)}) for row, item in enumerate(inputs.data.items)
