@@ -156,9 +156,7 @@ def train_free_models(
     Raises:
         InputError: see ``train.train``.
     """
-    selector = CrossFitSelector(
-        has_match=inputs.truth.has_match(), truth=inputs.truth, folds=tuple(folds)
-    )
+    selector = CrossFitSelector(truth=inputs.truth, folds=tuple(folds))
     return FreeModels(selector=selector, heads=selector.select(free_variants(inputs, progress)))
 
 

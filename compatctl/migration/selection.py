@@ -112,11 +112,10 @@ class RouteResult:
 class CrossFitSelector:
     """Chooses among a route's variants by recall@1 on the choosing queries of each fold.
 
-    ``has_match`` (Q,) marks the queries with a relevant row. A query is measured in one fold.
+    A query is measured in one fold.
     """
 
     truth: GroundTruth
-    has_match: Bools
     folds: tuple[Fold, ...]
 
     def select(self, variants: Iterable[Variant]) -> Selection:
@@ -154,8 +153,9 @@ class CrossFitSelector:
 
     @cached_property
     def _choosing(self) -> list[Bools]:
-        """(Q,) the queries behind each choice."""
-        choosing = [queries & self.has_match for queries, _ in self.folds]
+        """(Q,) the queries behind each choice: those with a relevant row."""
+        has_match = self.truth.has_match()
+        choosing = [queries & has_match for queries, _ in self.folds]
         return [*choosing, np.logical_or.reduce(choosing)]
 
     def _best(self, variants: Iterable[Variant], folds: Sequence[int]) -> dict[int, Variant]:

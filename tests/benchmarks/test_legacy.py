@@ -184,9 +184,7 @@ def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(inputs: Rou
     """Rows of items that anchored stay as they were stored, the others are the model's own."""
     everyone = np.ones(len(inputs.query_rows), bool)
     fold = (everyone, everyone)
-    selector = CrossFitSelector(
-        truth=inputs.truth, has_match=inputs.truth.has_match(), folds=(fold,)
-    )
+    selector = CrossFitSelector(truth=inputs.truth, folds=(fold,))
     fitted = routes.train_model(inputs, inputs.recipe, inputs.reference)
     made = replace(fitted, gallery=inputs.reference.gallery_features)
     tuned = selector.result("finetune", selector.fixed(made))

@@ -223,9 +223,7 @@ def test_measured_queries_do_not_choose(inputs: RouteInputs) -> None:
         Variant(queries=old, gallery=stored, setting="a"),
         Variant(queries=_unit(old + rng.standard_normal(old.shape)), gallery=stored, setting="b"),
     ]
-    selector = CrossFitSelector(
-        truth=inputs.truth, has_match=inputs.truth.has_match(), folds=((first, second),)
-    )
+    selector = CrossFitSelector(truth=inputs.truth, folds=((first, second),))
     plain = selector.result("x", selector.select(options))
     assert plain.variant.setting == "a"
     assert np.array_equal(plain.queries[second], old[second])
@@ -244,9 +242,7 @@ def test_measured_queries_do_not_choose(inputs: RouteInputs) -> None:
 def test_each_fold_continues_from_its_own_choice(inputs: RouteInputs) -> None:
     """A second choice starts from what the same queries chose first, not from the other half's."""
     (first, second), stored = _folds(inputs)[0], inputs.reference.gallery_features
-    selector = CrossFitSelector(
-        truth=inputs.truth, has_match=inputs.truth.has_match(), folds=tuple(_folds(inputs))
-    )
+    selector = CrossFitSelector(truth=inputs.truth, folds=tuple(_folds(inputs)))
     old = inputs.old_queries.queries
     lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
     halves = [
@@ -296,9 +292,7 @@ def test_a_backfill_uses_the_route_with_the_higher_recall(
 
 def test_a_backfill_uses_finetune_where_fusing_gains_nothing(inputs: RouteInputs) -> None:
     """Equal on the queries that choose, the route with one encoder is taken; worse, too."""
-    selector = CrossFitSelector(
-        truth=inputs.truth, has_match=inputs.truth.has_match(), folds=tuple(_folds(inputs))
-    )
+    selector = CrossFitSelector(truth=inputs.truth, folds=tuple(_folds(inputs)))
     old, stored = inputs.old_queries.queries, inputs.reference.gallery_features
     tuned = Variant(queries=old, gallery=stored, item_features=stored[::-1])
     lost = _unit(np.random.default_rng(2).standard_normal(old.shape))
