@@ -103,7 +103,7 @@ def known(labels: Iterable[str], share: float, seed: int) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workshop:
-    """Builds the ground of cases, and keeps under ``work`` what later cases need again."""
+    """Builds the inputs of cases, and caches under ``work`` what later cases need again."""
 
     work: Path
     anchors: float = 1.0

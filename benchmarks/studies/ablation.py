@@ -1,12 +1,12 @@
 """What each part of the fine-tuning objective earns: the shipped recipe with one thing changed.
 
     python -m benchmarks.studies.ablation [--cases emoji-lite0-lite2,...] [--seeds 0,1,2]
-                                         [--work DIR]
-                                  [--threads N] [--json FILE] [--docs docs/ablation.md]
+                                          [--work DIR] [--threads N] [--json FILE]
+                                          [--docs docs/ablation.md]
 
-recall@1 on the deployed gallery, of the fine-tuned query and of its mean with the old one, over the
-VALIDATION classes of the cases of ``legacy.py``: test classes are not looked at. Gains are paired,
-query by query, their 95% intervals over classes; seeds are pooled.
+It measures recall@1 on the deployed gallery of the fine-tuned query and of its mean with the old
+one, on the VALIDATION classes of the cases of ``legacy.py``; test classes are not used. Gains are
+paired, query by query, with 95% intervals over classes; seeds are pooled.
 """
 
 from __future__ import annotations

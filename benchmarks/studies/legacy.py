@@ -2,12 +2,12 @@
 
     python examples/kanji/build.py       once: the characters
     python -m benchmarks.studies.legacy [--cases emoji-lite0-lite2,...] [--seeds 0,1,2] [--work DIR]
-                                [--anchors 1.0] [--json FILE] [--docs docs/legacy.md]
+                                        [--anchors 1.0] [--json FILE] [--docs docs/legacy.md]
 
-A case with a seed is an old model, a new backbone and a gallery (``_cases.py``). Validation classes
-choose what a route leaves open, and the route; test classes, which no model saw, judge by the
-default policy. With --json, what the file holds already is not measured again, and what is new is
-added. --docs writes the tables, and a figure beside them, of everything in hand.
+A case with a seed is an old model, a new backbone and a gallery (``common/cases.py``). Validation
+classes choose what a route leaves open, and the route; test classes, which no model saw, judge by
+the default policy. With --json, results in the file are not measured again, and new ones are added.
+--docs writes the tables, and a figure beside them, of all results.
 """
 
 from __future__ import annotations

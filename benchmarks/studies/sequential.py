@@ -2,8 +2,8 @@
 
     python examples/kanji/build.py       once: the characters
     python -m benchmarks.studies.sequential [--lives hoc,none,ce] [--seed 0] [--data FILE]
-                                           [--threads 1]
-                                    [--json FILE] [--docs docs/sequential.md]
+                                            [--threads 1] [--json FILE]
+                                            [--docs docs/sequential.md]
 
 Version 1 is born on the d-Simplex from random weights. Versions 2, 3 and 5 are fine-tuned from the
 version before, each on classes that are new and on the store's rehearsal memory; version 4 is a
