@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from examples_kit import EXAMPLES, script
 
 from compatctl.recipe import Project, Recipe
 
-FOLDER = Path(__file__).parents[2] / "examples" / "kanji"
-
-
-def _module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"kanji_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+FOLDER = EXAMPLES / "kanji"
 
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
     """The script that draws the images, imported without running it."""
-    return _module("build")
+    return script("kanji/build")
 
 
 def test_the_characters_are_jis_level_1(build: ModuleType) -> None:
@@ -42,40 +30,12 @@ def test_the_characters_are_jis_level_1(build: ModuleType) -> None:
 
 def test_splits_are_by_class(build: ModuleType) -> None:
     """The first byte of sha1 gives 1,802 characters to train, 263 to validation, 900 to test."""
-    for name in build.characters()[::100]:
-        byte = hashlib.sha1(name.encode()).digest()[0]
+    for character in build.characters()[::100]:
+        byte = hashlib.sha1(character.encode()).digest()[0]
         expected = "train" if byte < 153 else "validation" if byte < 178 else "test"
-        assert build.split_of(name) == expected
-    splits = [build.split_of(name) for name in build.characters()]
-    assert [splits.count(name) for name in ("train", "validation", "test")] == [1802, 263, 900]
-
-
-def test_packages_are_pinned_and_licensed(build: ModuleType) -> None:
-    """Nine packages give ten fonts, each with a size, a SHA-256 and a licence."""
-    assert len(build.PACKAGES) == 9
-    fonts = [font for package in build.PACKAGES for font, _ in package.fonts]
-    assert len(set(fonts)) == len(fonts) == 10
-    assert build.GALLERY in fonts
-    for package in build.PACKAGES:
-        assert package.bytes > 0
-        assert len(package.sha256) == 64
-        assert package.licence
-
-
-def test_another_version_of_a_package_is_refused(build: ModuleType, tmp_path: Path) -> None:
-    """A .deb with another digest ends the script, and the message has the expected digest."""
-    package = build.PACKAGES[0]
-    (tmp_path / f"{package.name}_9_all.deb").write_bytes(b"another version")
-    with pytest.raises(SystemExit, match=package.sha256):
-        build.fetch(package, tmp_path)
-
-
-def test_the_downloads_are_announced(build: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """The announcement names every package and the total in megabytes."""
-    build.announce()
-    output = capsys.readouterr().out
-    assert "113 MB" in output
-    assert all(package.name in output for package in build.PACKAGES)
+        assert build.split_of(character) == expected
+    splits = [build.split_of(character) for character in build.characters()]
+    assert [splits.count(split) for split in ("train", "validation", "test")] == [1802, 263, 900]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +66,7 @@ def test_the_project_file_loads() -> None:
 def test_the_network_reads_small_grey_images() -> None:
     """(N, 3, 32, 32) gives (N, features), which depend only on the first channel."""
     torch = pytest.importorskip("torch")
-    network = _module("cnn").build(width=8, features=16).eval()
+    network = script("kanji/cnn").build(width=8, features=16).eval()
     images = torch.rand(2, 3, 32, 32)
     out = network(images)
     assert out.shape == (2, 16)
