@@ -247,7 +247,7 @@ def counted(intervals: Numbers, truth: float) -> Coverage:
 
 def half_sampled(sample: Sample, rng: Generator) -> Numbers:
     """What compatctl does."""
-    return np.array([one.interval(LEVEL) for one in estimates(sample, rng)])
+    return np.array([estimate.interval(LEVEL) for estimate in estimates(sample, rng)])
 
 
 def multinomial(sample: Sample, rng: Generator) -> dict[str, Numbers]:

@@ -127,8 +127,8 @@ def _read(path: Path) -> list[Result]:
     if not path.exists():
         return []
     return [
-        Result(**{**one, "lines": tuple(Line(**line) for line in one["lines"])})
-        for one in json.loads(path.read_text(encoding="utf-8"))
+        Result(**{**entry, "lines": tuple(Line(**line) for line in entry["lines"])})
+        for entry in json.loads(path.read_text(encoding="utf-8"))
     ]
 
 

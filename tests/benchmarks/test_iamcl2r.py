@@ -80,7 +80,7 @@ def test_cifar_is_shared_out_between_here_and_elsewhere(cifar: Path) -> None:
         assert not local & {pixel.tobytes() for pixel in images.pixels}
     assert len(found.tests["all"].gallery.labels) == 80
     assert len(found.tests["ten"].queries.labels) == 100
-    assert [len(one) for one in protocol.tasks(40, 10, 31)] == [10, *[1] * 30]
+    assert [len(task) for task in protocol.tasks(40, 10, 31)] == [10, *[1] * 30]
 
 
 @pytest.mark.parametrize("count", [7, 31])
@@ -234,7 +234,7 @@ def test_the_resnet_gives_512_numbers() -> None:
     """And has the 11.2 million weights of a ResNet-18 without its classifier."""
     network = resnet.build().eval()
     assert network(torch.zeros(2, 3, SIDE, SIDE)).shape == (2, resnet.FEATURES)
-    assert sum(one.numel() for one in network.parameters()) == 11_176_512
+    assert sum(parameter.numel() for parameter in network.parameters()) == 11_176_512
 
 
 def _result(method: str, seed: int, win: float, tasks: int = 3) -> docs.Result:

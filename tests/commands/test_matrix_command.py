@@ -43,8 +43,8 @@ def test_values_equal_explicit_searches_and_intervals_hold_them(shop: Shop) -> N
 def test_the_stores_versions_are_the_default(shop: Shop) -> None:
     """Without files the matrix is of every query model that the store has had, in order."""
     report = shop.path("report.json")
-    done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
-    assert done.code == 0
+    outcome = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--report", report)
+    assert outcome.code == 0
     assert shop.run("deploy").code == 0
     result = shop.run("matrix").json
     sha256 = [Encoder.load(shop.path(name)).sha256 for name in ("old.onnx", "new.onnx")]
@@ -67,6 +67,6 @@ def test_queries_that_can_find_nothing_are_refused(shop: Shop, emoji: Path) -> N
     kept = [line for line in lines if ",test,gallery," not in line]
     assert len(kept) < len(lines)
     table.write_text("\n".join(kept) + "\n", encoding="utf-8")
-    done = shop.run("matrix", shop.path("old.onnx"), "--data", table)
-    assert (done.code, "to find" in done.stderr) == (5, True)
+    result = shop.run("matrix", shop.path("old.onnx"), "--data", table)
+    assert (result.code, "to find" in result.stderr) == (5, True)
     table.unlink()

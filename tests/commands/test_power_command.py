@@ -33,9 +33,9 @@ def tables(tmp_path_factory):
 
 def power(*arguments):
     """What the command printed as JSON."""
-    done = run("power", *arguments, "--json")
-    assert done.code == 0, done.stderr
-    return json.loads(done.stdout)
+    result = run("power", *arguments, "--json")
+    assert result.code == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 def test_one_table_says_what_could_be_shown(tables):
@@ -82,9 +82,9 @@ def test_the_data_need_no_model(tmp_path):
     result = power("--project", tmp_path / "compatctl.yaml", "--gain", ".1")
     assert (result["n_queries"], result["n_classes"]) == (39 * 6, 39)
     assert [entry["gain"] for entry in result["rows"][0]["needed"]] == [0.1]
-    done = run("power", "--project", tmp_path / "compatctl.yaml")
-    assert "234 held-out queries" in done.stdout
-    assert "assumed" in done.stdout
+    outcome = run("power", "--project", tmp_path / "compatctl.yaml")
+    assert "234 held-out queries" in outcome.stdout
+    assert "assumed" in outcome.stdout
     strict = tmp_path / "strict.yaml"
     strict.write_text("name: many\nmin_classes: 50\n")
     short = power("--project", tmp_path / "compatctl.yaml", "--policy", strict)

@@ -31,8 +31,8 @@ def _assert_covers(rates: list[Estimate], truth: float) -> None:
 def _shrunk(rates: list[Estimate]) -> list[Estimate]:
     """The same estimates with replicates half as far away, and nothing that guards them."""
     return [
-        replace(one, replicates=(one.value + one.replicates) / 2, skew_low=None, skew_high=None)
-        for one in rates
+        replace(rate, replicates=(rate.value + rate.replicates) / 2, skew_low=None, skew_high=None)
+        for rate in rates
     ]
 
 
@@ -57,7 +57,7 @@ def test_intervals_of_rare_flips_hold_the_truth(classes: int) -> None:
     sizes = simulate.class_sizes("equal", (RUNS // 2, classes), rng)
     rates = simulate.estimates(simulate.flips(sizes, 0.002, rng), rng)
     _assert_covers(rates, 0.002)
-    unguarded = [replace(one, rare=None) for one in rates]
+    unguarded = [replace(rate, rare=None) for rate in rates]
     with pytest.raises(AssertionError, match="Coverage"):
         _assert_covers(unguarded, 0.002)
 
@@ -134,7 +134,7 @@ def test_the_skew_correction_costs_little_for_symmetric_changes() -> None:
     """For equal classes of four queries, intervals are less than a tenth longer than without it."""
     for classes in (20, 50, 200):
         rates = _gains("equal", classes)
-        alone = [replace(one, skew_low=None, skew_high=None) for one in rates]
+        alone = [replace(rate, skew_low=None, skew_high=None) for rate in rates]
         lengths = [simulate.covered(those, 0.0).length for those in (rates, alone)]
         assert 1.0 <= lengths[0] / lengths[1] < 1.1
 

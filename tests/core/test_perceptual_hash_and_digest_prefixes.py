@@ -50,7 +50,7 @@ def test_prefixes_are_those_of_the_names() -> None:
     names = [f"item {at}" for at in range(2000)]
     prefixes = DigestPrefixes.from_ints(map(name_prefix, names))
     assert len(prefixes) == 2000
-    assert all(name_prefix(one) in prefixes for one in names)
+    assert all(name_prefix(name) in prefixes for name in names)
     assert not any(name_prefix(f"other {at}") in prefixes for at in range(2000))
     digest = hashlib.sha256(b"item 3").hexdigest()
     assert digest_prefix(digest) == name_prefix("item 3")

@@ -122,7 +122,7 @@ def test_a_range_includes_its_ends_and_nothing_beyond(key, low, high):
 def test_every_field_is_checked():
     """Each field is a name, a format, a flag, a count or a number with a range."""
     checked = {"name", "format", "replicates", *COUNTS, *FLAGS, *RANGES}
-    assert {one.name for one in fields(Policy)} == checked
+    assert {field.name for field in fields(Policy)} == checked
 
 
 def test_a_policy_survives_json():

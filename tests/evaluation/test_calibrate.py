@@ -51,8 +51,8 @@ def verify(folder: Path, *more: object) -> tuple[Result, dict[str, Any]]:
     report = folder / "report.json"
     report.unlink(missing_ok=True)
     models = folder / "old.npz", folder / "new.npz"
-    done = run("verify", *models, "--report", report, "--json", *more)
-    return done, json.loads(report.read_bytes()) if report.exists() else {}
+    result = run("verify", *models, "--report", report, "--json", *more)
+    return result, json.loads(report.read_bytes()) if report.exists() else {}
 
 
 def checks(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -69,9 +69,9 @@ def test_a_model_of_another_scale_passes_at_the_callers_threshold(
     """Without the map nearly all are rejected; with it FAR stays, on classes outside the fit."""
     failed, _ = verify(tables, "--threshold", threshold)
     assert failed.code == 3
-    done, report = verify(tables, "--threshold", threshold, "--calibrate")
+    result, report = verify(tables, "--threshold", threshold, "--calibrate")
     by_name = checks(report)
-    assert done.code == 0, report["summary"]
+    assert result.code == 0, report["summary"]
     assert by_name["far_ratio"]["low"] <= 1.0 <= by_name["far_ratio"]["high"]
     assert by_name["frr_increase"]["outcome"] == "pass"
     rates = report["groups"][0]["error_rates"]
@@ -121,17 +121,17 @@ def test_a_calibration_without_a_threshold_is_reported(tables: Path) -> None:
 
 def test_a_calibration_and_another_threshold_exclude_each_other(tables: Path) -> None:
     """--new-threshold with --calibrate is a usage error: calibration keeps the threshold."""
-    done, report = verify(tables, "--threshold", "0.5", "--new-threshold", "0.3", "--calibrate")
-    assert (done.code, report) == (2, {})
-    assert "--new-threshold" in done.stderr
+    result, report = verify(tables, "--threshold", "0.5", "--new-threshold", "0.3", "--calibrate")
+    assert (result.code, report) == (2, {})
+    assert "--new-threshold" in result.stderr
 
 
 def test_a_calibration_needs_enough_pairs(tables: Path) -> None:
     """Fewer than 1,000 pairs of two classes in a half end in exit 5 with a tip."""
     few = tables / "few.npz"
-    done = run("verify", few, few, "--calibrate", "--report", tables / "none.json")
-    assert done.code == 5
-    assert "hold out more classes" in done.stderr
+    result = run("verify", few, few, "--calibrate", "--report", tables / "none.json")
+    assert result.code == 5
+    assert "hold out more classes" in result.stderr
     assert not (tables / "none.json").exists()
 
 
@@ -151,8 +151,8 @@ def test_search_prints_scores_on_the_scale_that_callers_know(shop: Shop, emoji: 
     models = shop.path("old.onnx"), shop.path("new.onnx")
     project = shop.path("compatctl.yaml")
     project.write_text(project.read_text() + "threshold: 0.5\ncalibrate: true\n")
-    done = shop.run("verify", *models)
-    assert done.code == 0, done.stderr
+    outcome = shop.run("verify", *models)
+    assert outcome.code == 0, outcome.stderr
     report = json.loads(shop.path("report.json").read_bytes())
     first = ScoreMap(knots=tuple(map(tuple, report["calibration"]["knots"])))
     assert shop.run("deploy").code == 0
@@ -191,5 +191,5 @@ def test_dropping_the_score_map_is_warned_of(shop: Shop) -> None:
     assert "before these rows were re-embedded" in mixed.stderr
     assert mixed.json["warnings"]
     write_encoder(shop.path("third.onnx"), noise=0.0)
-    done = shop.run("verify", shop.path("new.onnx"), shop.path("third.onnx"))
-    assert "are mapped to an earlier model's scale" in done.stderr
+    result = shop.run("verify", shop.path("new.onnx"), shop.path("third.onnx"))
+    assert "are mapped to an earlier model's scale" in result.stderr

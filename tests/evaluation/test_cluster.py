@@ -50,8 +50,8 @@ def verify(folder: Path, *more: object, **columns: Any) -> tuple[Result, Rows]:
         np.savez(folder / f"{name}.npz", **table(name == "new", **columns))
     report = folder / "report.json"
     paths = (folder / "old.npz", folder / "new.npz")
-    done = run("verify", *paths, "--report", report, "--no-self-test", *more)
-    return done, json.loads(report.read_bytes()) if report.exists() else {}
+    result = run("verify", *paths, "--report", report, "--no-self-test", *more)
+    return result, json.loads(report.read_bytes()) if report.exists() else {}
 
 
 def gain(report: Rows) -> Rows:
@@ -79,10 +79,10 @@ def test_a_cluster_crosses_the_classes(tmp_path: Path) -> None:
 def test_two_columns_cross_and_a_finer_one_is_left_out(tmp_path: Path) -> None:
     """Users lie within batches: both together resample the batches, of which there are too few."""
     _, both = verify(tmp_path, "--cluster", "user", "--cluster", "batch")
-    done, batches = verify(tmp_path, "--cluster", "batch")
+    result, batches = verify(tmp_path, "--cluster", "batch")
     assert gain(both) == gain(batches)
     assert (gain(both)["unit"], gain(both)["n_classes"]) == (["class", "batch"], 8)
-    assert done.code == 4
+    assert result.code == 4
     assert "8 each of classes and values of batch, and 20 are required" in gain(both)["detail"]
 
 
@@ -99,10 +99,10 @@ def test_queries_without_a_value_are_units_of_their_own(tmp_path: Path) -> None:
 
 def test_an_unknown_column_lists_the_known_ones(tmp_path: Path) -> None:
     """Exit 5 and no report."""
-    done, report = verify(tmp_path, "--cluster", "person")
-    assert (done.code, report) == (5, {})
-    assert "no column person" in done.stderr
-    assert "columns: user, batch" in done.stderr
+    result, report = verify(tmp_path, "--cluster", "person")
+    assert (result.code, report) == (5, {})
+    assert "no column person" in result.stderr
+    assert "columns: user, batch" in result.stderr
 
 
 def test_slices_are_resampled_by_the_same_units(tmp_path: Path) -> None:
@@ -165,20 +165,20 @@ def test_a_column_that_carries_dependence_holds_up_the_verdict(tmp_path: Path) -
     paths = (tmp_path / "old.npz", tmp_path / "new.npz")
     for flags, code in (((), 4), (("--cluster", "user"), 0)):
         report = tmp_path / "report.json"
-        done = run("verify", *paths, "--report", report, "--no-self-test", *flags)
+        result = run("verify", *paths, "--report", report, "--no-self-test", *flags)
         made = json.loads(report.read_bytes())
         by = {group["column"]: group for group in made["groups"][0]["dependence"]}
         (check,) = [x for x in made["verdict"]["checks"] if x["name"] == "design_effect"]
-        assert done.code == code
+        assert result.code == code
         assert (by["user"]["n_units"], by["user"]["used"]) == (USERS, bool(flags))
         if flags:
             assert check["estimate"] == 1.0
-            assert "dependence" not in done.stderr
+            assert "dependence" not in result.stderr
         else:
             assert gain(made)["outcome"] == "pass"
             assert check["outcome"] == "inconclusive"
             assert check["estimate"] == by["user"]["design_effect"] > 1.5
             assert made["next_step"] == "verify again with --cluster user"
-            assert "column user carries dependence" in done.stderr
-            assert "verify --cluster user" in done.stderr
+            assert "column user carries dependence" in result.stderr
+            assert "verify --cluster user" in result.stderr
             assert any("column user carries" in line for line in made["warnings"])

@@ -86,8 +86,8 @@ def verify(folder: Path, tables: tuple[Path, Path], *more: object) -> tuple[Resu
     """The command's result and its report; {} if none was written."""
     report = folder / "report.json"
     report.unlink(missing_ok=True)
-    done = run("verify", *tables, "--report", report, "--json", *more)
-    return done, json.loads(report.read_bytes()) if report.exists() else {}
+    result = run("verify", *tables, "--report", report, "--json", *more)
+    return result, json.loads(report.read_bytes()) if report.exists() else {}
 
 
 def check(report: dict[str, Any], name: str) -> dict[str, Any]:
@@ -105,14 +105,14 @@ def test_a_gain_within_one_camera_hides_a_fall_across_cameras(
     """By classes alone the model passes; with the camera's rule it fails."""
     tables = street.write(tmp_path)
     assert verify(tmp_path, tables)[0].code == 0
-    done, report = verify(tmp_path, tables, "--ignore-same", "camera")
+    result, report = verify(tmp_path, tables, "--ignore-same", "camera")
     ignored = street.same_person & street.same_camera
     recall = report["groups"][0]["recall"]
     for pair, queries in (("old_old", street.old), ("new_old", street.new)):
         wanted = street.recall(queries, ignored, street.same_person)
         assert recall[pair]["1"] == pytest.approx(wanted, abs=1e-9)
     assert recall["old_old"]["1"] > 5 * recall["new_old"]["1"]
-    assert (done.code, check(report, "recall_gain")["outcome"]) == (3, "fail")
+    assert (result.code, check(report, "recall_gain")["outcome"]) == (3, "fail")
     assert report["groups"][0]["n_without_match"] == 0
 
 
@@ -180,8 +180,8 @@ def test_the_project_file_names_the_columns_too(tmp_path: Path, street: Street) 
     more = ("--project", project)
     _, flagged = verify(tmp_path, tables, *more, "--ignore-same", "camera")
     project.write_text("format: 1\nignore_same: [camera]\n")
-    done, written = verify(tmp_path, tables, *more)
-    assert done.code == 3
+    result, written = verify(tmp_path, tables, *more)
+    assert result.code == 3
     assert written == flagged
 
 
@@ -193,9 +193,9 @@ def test_a_column_without_values_is_refused(
 ) -> None:
     """An unknown column, or one that is empty in the gallery, ends in exit 5 without a report."""
     tables = street.write(tmp_path, empty=[""] * len(street.ids))
-    done, report = verify(tmp_path, tables, "--ignore-same", column)
-    assert (done.code, report) == (5, {})
-    assert word in done.stderr
+    result, report = verify(tmp_path, tables, "--ignore-same", column)
+    assert (result.code, report) == (5, {})
+    assert word in result.stderr
 
 
 CAMERAS_OF = {"noto": "a", "noto-v1": "b", "twemoji": "a", "fluent-emoji-flat": "b", "emojione": ""}
@@ -219,8 +219,8 @@ def cameras(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Shop:
     (folder / "compatctl.yaml").write_text(project)
     write_encoder(folder / "old.onnx", noise=0.6)
     write_encoder(folder / "new.onnx", noise=0.05)
-    done = Shop(folder).run("init", "--model", folder / "old.onnx")
-    assert done.code == 0, done.stderr
+    result = Shop(folder).run("init", "--model", folder / "old.onnx")
+    assert result.code == 0, result.stderr
     return Shop(folder)
 
 
@@ -250,8 +250,8 @@ def recall_by_loop(shop: Shop, queries: str, gallery: str) -> float:
 
 def test_the_stored_gallery_is_searched_by_the_same_rule(cameras: Shop) -> None:
     """verify and matrix take the columns from the project, and agree with a loop."""
-    done = cameras.run("verify", cameras.path("old.onnx"), cameras.path("new.onnx"))
-    assert done.code in {0, 4}, done.stderr
+    outcome = cameras.run("verify", cameras.path("old.onnx"), cameras.path("new.onnx"))
+    assert outcome.code in {0, 4}, outcome.stderr
     report = json.loads(cameras.path("report.json").read_bytes())
     recall = report["groups"][0]["recall"]
     wanted = recall_by_loop(cameras, "old.onnx", "old.onnx")
@@ -272,8 +272,8 @@ def test_a_backfill_is_judged_by_the_same_rule(cameras: Shop, tmp_path: Path) ->
     shutil.copytree(cameras.folder, shop.folder)
     reason = ("--force", "--reason", "a test", "--model", shop.path("new.onnx"))
     assert shop.run("deploy", *reason).code == 0
-    done = shop.run("backfill", "--dry-run")
-    curve = done.json["measured"]["curve"]
+    result = shop.run("backfill", "--dry-run")
+    curve = result.json["measured"]["curve"]
     wanted = recall_by_loop(shop, "new.onnx", "old.onnx")
     assert curve[0]["share"] == 0.0
     assert curve[0]["recall"] == pytest.approx(wanted, abs=1e-9)
@@ -282,9 +282,9 @@ def test_a_backfill_is_judged_by_the_same_rule(cameras: Shop, tmp_path: Path) ->
 def test_a_column_that_no_item_has_is_refused_before_anything_runs(cameras: Shop) -> None:
     """On the command line it ends in exit 5, and the known columns are listed."""
     models = cameras.path("old.onnx"), cameras.path("new.onnx")
-    done = cameras.run("verify", *models, "--ignore-same", "lens")
-    assert done.code == 5
-    assert "camera, vendor" in done.stderr
+    result = cameras.run("verify", *models, "--ignore-same", "lens")
+    assert result.code == 5
+    assert "camera, vendor" in result.stderr
 
 
 def test_search_leaves_out_items_with_the_given_value(cameras: Shop, emoji: Path) -> None:
@@ -296,11 +296,11 @@ def test_search_leaves_out_items_with_the_given_value(cameras: Shop, emoji: Path
     encoder = Encoder.load(cameras.path("old.onnx"))
     gallery = encoder.embed(data.take(stored)).features.astype(float)
     for value in ("a", "b"):
-        done = cameras.run("search", "-k", "30", "--ignore-same", f"camera={value}", *images)
+        result = cameras.run("search", "-k", "30", "--ignore-same", f"camera={value}", *images)
         here = [at for at, i in enumerate(stored) if data.items[i].slices["camera"] != value]
-        assert done.json["left_out"] == len(stored) - len(here)
+        assert result.json["left_out"] == len(stored) - len(here)
         for query, row in zip(
-            done.json["queries"], encoder.embed(from_files(images)).features, strict=True
+            result.json["queries"], encoder.embed(from_files(images)).features, strict=True
         ):
             near = sorted(here, key=lambda at, row=row: -float(gallery[at] @ row))[:30]
             wanted = [data.items[stored[at]].id for at in near]
@@ -318,5 +318,5 @@ def test_search_refuses_a_column_without_a_value_and_an_unknown_column(
 ) -> None:
     """A usage error, and an error that names the columns."""
     image = next((emoji / "images" / "emojione").glob("*.png"))
-    done = cameras.run("search", "--ignore-same", given, image)
-    assert (done.code, word in done.stderr) == (code, True)
+    result = cameras.run("search", "--ignore-same", given, image)
+    assert (result.code, word in result.stderr) == (code, True)

@@ -82,20 +82,20 @@ def verify(stock: Stock, folder: Path, training: Path, *more: object) -> Done:
     report = folder / "report.json"
     report.unlink(missing_ok=True)
     models = stock.folder / "old.onnx", stock.folder / BARE
-    done = Shop(stock.folder).run(
+    outcome = Shop(stock.folder).run(
         "verify", *models, "--training", training, "--report", report, *more
     )
     result = json.loads(report.read_bytes()) if report.exists() else {}
-    return Done(code=done.code, stderr=done.stderr, report=result)
+    return Done(code=outcome.code, stderr=outcome.stderr, report=result)
 
 
 def test_an_item_trained_by_its_id_is_found(stock: Stock, tmp_path: Path) -> None:
     """One held-out query in the record ends in exit 5, is named, and no report is written."""
     name = stock.ids(stock.queries)[17]
-    done = verify(stock, tmp_path, record(tmp_path, stock.sha256, items=trained([name])))
-    assert (done.code, done.report) == (5, {})
-    assert f"1 of {len(stock.queries)}" in done.stderr
-    assert name in done.stderr
+    result = verify(stock, tmp_path, record(tmp_path, stock.sha256, items=trained([name])))
+    assert (result.code, result.report) == (5, {})
+    assert f"1 of {len(stock.queries)}" in result.stderr
+    assert name in result.stderr
 
 
 @pytest.mark.parametrize("part", ["items", "anchors"])
@@ -103,9 +103,9 @@ def test_the_same_bytes_under_another_id_are_found(stock: Stock, tmp_path: Path,
     """An image that was trained on, or anchored, under another name ends in exit 5."""
     row = stock.queries[5]
     entry = [{"id": "renamed", "sha256": stock.data.digest(row)}]
-    done = verify(stock, tmp_path, record(tmp_path, stock.sha256, **{part: entry}))
-    assert (done.code, done.report) == (5, {})
-    assert stock.data.items[row].id in done.stderr
+    result = verify(stock, tmp_path, record(tmp_path, stock.sha256, **{part: entry}))
+    assert (result.code, result.report) == (5, {})
+    assert stock.data.items[row].id in result.stderr
 
 
 def test_training_items_as_held_out_set_are_refused(stock: Stock, tmp_path: Path) -> None:
@@ -116,24 +116,24 @@ def test_training_items_as_held_out_set_are_refused(stock: Stock, tmp_path: Path
     assert (refused.code, refused.report) == (5, {})
     policy = tmp_path / "least.yaml"
     policy.write_text("format: 3\nname: least\nmin_queries: 1\nmin_classes: 1\n")
-    done = verify(stock, tmp_path, path, "--allow-seen", "--policy", policy)
-    assert (done.code, done.report["verdict"]["outcome"]) == (4, "inconclusive")
-    assert done.sizes == {"unseen": 0, "trained": len(stock.queries)}
+    result = verify(stock, tmp_path, path, "--allow-seen", "--policy", policy)
+    assert (result.code, result.report["verdict"]["outcome"]) == (4, "inconclusive")
+    assert result.sizes == {"unseen": 0, "trained": len(stock.queries)}
 
 
 def test_trained_items_are_a_group_that_does_not_decide(stock: Stock, tmp_path: Path) -> None:
     """With --allow-seen they are the group ``trained``; the verdict is that of the others alone."""
     leaked = stock.queries[::6]
     path = record(tmp_path, stock.sha256, items=trained(stock.ids(leaked)))
-    done = verify(stock, tmp_path, path, "--allow-seen")
-    assert done.code == 0
-    assert done.sizes == {
+    result = verify(stock, tmp_path, path, "--allow-seen")
+    assert result.code == 0
+    assert result.sizes == {
         "unseen": len(stock.queries) - len(leaked),
         "trained": len(leaked),
     }
     assert not [
         entry
-        for entry in done.report["verdict"]["checks"]
+        for entry in result.report["verdict"]["checks"]
         if entry["group"].startswith("trained") and entry["decides"]
     ]
     left = [row for row in stock.queries if row not in set(leaked)]
@@ -145,7 +145,7 @@ def test_trained_items_are_a_group_that_does_not_decide(stock: Stock, tmp_path: 
         for row, entry in zip(rows, new.embed(stock.data.take(rows)).features, strict=True):
             nearest = gallery[int(np.argmax(stored @ entry))]
             right += stock.data.labels[nearest] == stock.data.labels[row]
-        group = next(entry for entry in done.report["groups"] if entry["name"] == name)
+        group = next(entry for entry in result.report["groups"] if entry["name"] == name)
         assert group["recall"]["new_old"]["1"] == pytest.approx(right / len(rows), abs=1e-9)
 
 
@@ -154,9 +154,9 @@ def test_trained_items_alone_cannot_decide(stock: Stock, tmp_path: Path) -> None
     fresh = stock.queries[:40]
     leaked = [row for row in stock.queries if row not in set(fresh)]
     path = record(tmp_path, stock.sha256, items=trained(stock.ids(leaked)))
-    done = verify(stock, tmp_path, path, "--allow-seen")
-    assert done.code == 4
-    assert done.sizes == {"unseen": 40, "trained": len(leaked)}
+    result = verify(stock, tmp_path, path, "--allow-seen")
+    assert result.code == 4
+    assert result.sizes == {"unseen": 40, "trained": len(leaked)}
 
 
 def test_seen_classes_with_fresh_items_are_a_group_of_their_own(
@@ -164,11 +164,11 @@ def test_seen_classes_with_fresh_items_are_a_group_of_their_own(
 ) -> None:
     """Other images of trained classes are no leak, and no evidence either: group ``seen``."""
     classes = stock.labels[:20]
-    done = verify(stock, tmp_path, record(tmp_path, stock.sha256, classes=list(classes)))
-    assert done.code == 0
+    result = verify(stock, tmp_path, record(tmp_path, stock.sha256, classes=list(classes)))
+    assert result.code == 0
     seen = sum(stock.data.items[row].label in classes for row in stock.queries)
-    assert done.sizes == {"unseen": len(stock.queries) - seen, "seen": seen}
-    assert {check["group"] for check in done.report["verdict"]["checks"] if check["decides"]} == {
+    assert result.sizes == {"unseen": len(stock.queries) - seen, "seen": seen}
+    assert {check["group"] for check in result.report["verdict"]["checks"] if check["decides"]} == {
         "unseen",
         "export",
         "training",
@@ -181,19 +181,19 @@ def test_anchored_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
     anchors = [
         item.id for item in stock.data.items if item.role == "gallery" and item.label in anchored
     ]
-    done = verify(stock, tmp_path, record(tmp_path, stock.sha256, anchors=trained(anchors)))
-    assert done.code == 0
+    result = verify(stock, tmp_path, record(tmp_path, stock.sha256, anchors=trained(anchors)))
+    assert result.code == 0
     n = sum(stock.data.items[row].label in anchored for row in stock.queries)
     every = len(stock.queries)
-    assert done.sizes == {"unseen": every}
-    (group,) = done.report["groups"]
+    assert result.sizes == {"unseen": every}
+    (group,) = result.report["groups"]
     touched, recall = group["training_overlap"], group["recall"]
     assert touched["untouched_queries"] == every - n
     assert touched["of_queries"] == pytest.approx(n / every)
     whole = recall["new_old"]["1"] - recall["old_old"]["1"]
     first, second = touched["parts"]["recall_gain"]
     assert whole == pytest.approx((n * first + (every - n) * second) / every, abs=1e-12)
-    checks = {check["name"]: check for check in done.report["verdict"]["checks"]}
+    checks = {check["name"]: check for check in result.report["verdict"]["checks"]}
     share = len(anchors) / sum(entry.role == "gallery" for entry in stock.data.items)
     assert touched["of_gallery"] == pytest.approx(share)
     weighted = share * first + (1 - share) * second
@@ -211,9 +211,9 @@ def test_without_roles_an_anchor_does_not_query(stock: Stock, tmp_path: Path, em
     anchors = [entry.id for entry in rows if entry.role == "gallery"]
     path = record(tmp_path, stock.sha256, anchors=trained(anchors))
     more = ("--data", table, "--data-root", emoji, "--store", tmp_path / "none")
-    done = verify(stock, tmp_path, path, *more)
-    assert done.code in {0, 4}, done.stderr
-    assert done.sizes["unseen"] == len(rows) - len(anchors) == len(stock.queries)
+    result = verify(stock, tmp_path, path, *more)
+    assert result.code in {0, 4}, result.stderr
+    assert result.sizes["unseen"] == len(rows) - len(anchors) == len(stock.queries)
 
 
 def write_pairs(stock: Stock, path: Path) -> list[str]:
@@ -237,10 +237,10 @@ def test_pairs_with_a_trained_item_are_refused(stock: Stock, tmp_path: Path) -> 
     names = [line.split(",")[1] for line in pairs.read_text().splitlines()[1:]]
     path = record(tmp_path, stock.sha256, items=trained(names[:1]))
     assert verify(stock, tmp_path, path).code == 0
-    done = verify(stock, tmp_path, path, "--pairs", pairs)
-    assert (done.code, done.report) == (5, {})
-    assert "items of pairs" in done.stderr
-    assert names[0] in done.stderr
+    result = verify(stock, tmp_path, path, "--pairs", pairs)
+    assert (result.code, result.report) == (5, {})
+    assert "items of pairs" in result.stderr
+    assert names[0] in result.stderr
 
 
 def test_pairs_of_trained_items_do_not_decide(stock: Stock, tmp_path: Path) -> None:
@@ -248,9 +248,9 @@ def test_pairs_of_trained_items_do_not_decide(stock: Stock, tmp_path: Path) -> N
     pairs = tmp_path / "pairs.csv"
     names = write_pairs(stock, pairs)
     path = record(tmp_path, stock.sha256, items=trained(names))
-    done = verify(stock, tmp_path, path, "--pairs", pairs, "--allow-seen")
-    assert done.sizes["trained"] == len(names)
-    checks = done.report["verdict"]["checks"]
+    result = verify(stock, tmp_path, path, "--pairs", pairs, "--allow-seen")
+    assert result.sizes["trained"] == len(names)
+    checks = result.report["verdict"]["checks"]
     assert not [check["name"] for check in checks if check["group"] == "pairs" and check["decides"]]
 
 
@@ -258,8 +258,12 @@ def test_the_record_of_another_model_is_refused(stock: Stock, tmp_path: Path, sh
     """Named, it ends in exit 5; found beside the model, it is not this model's record, and the
     report says that leaks were not checked: the gate is inconclusive."""
     path = record(tmp_path, "0" * 64, items=trained(stock.ids(stock.queries)))
-    done = verify(stock, tmp_path, path)
-    assert (done.code, done.report, "is not the training record of" in done.stderr) == (5, {}, True)
+    outcome = verify(stock, tmp_path, path)
+    assert (outcome.code, outcome.report, "is not the training record of" in outcome.stderr) == (
+        5,
+        {},
+        True,
+    )
     shop.path("bare.training.json").write_bytes(path.read_bytes())
     result = shop.run("verify", shop.path("old.onnx"), shop.path(BARE))
     assert result.code == 4
@@ -283,8 +287,8 @@ def test_a_record_with_bad_entries_is_refused(
 ) -> None:
     """A record that does not say what was trained on ends in exit 5 and is named."""
     path = record(tmp_path, stock.sha256, **change)
-    done = verify(stock, tmp_path, path)
-    assert (done.code, done.report, str(path) in done.stderr) == (5, {}, True)
+    result = verify(stock, tmp_path, path)
+    assert (result.code, result.report, str(path) in result.stderr) == (5, {}, True)
 
 
 @pytest.mark.parametrize("models", [None, 7])
@@ -293,8 +297,8 @@ def test_a_record_that_names_no_models_is_refused(
 ) -> None:
     """``models`` that is no list ends in exit 5, as any other bad entry."""
     path = record(tmp_path, stock.sha256, models=models)
-    done = verify(stock, tmp_path, path)
-    assert (done.code, done.report, str(path) in done.stderr) == (5, {}, True)
+    result = verify(stock, tmp_path, path)
+    assert (result.code, result.report, str(path) in result.stderr) == (5, {}, True)
 
 
 def test_a_record_beside_the_model_is_found(stock: Stock, tmp_path: Path, shop: Shop) -> None:
@@ -305,6 +309,6 @@ def test_a_record_beside_the_model_is_found(stock: Stock, tmp_path: Path, shop: 
         path = shop.path(place)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
-        done = shop.run("verify", shop.path("old.onnx"), shop.path(BARE))
-        assert (done.code, name in done.stderr) == (5, True), place
+        result = shop.run("verify", shop.path("old.onnx"), shop.path(BARE))
+        assert (result.code, name in result.stderr) == (5, True), place
         path.unlink()

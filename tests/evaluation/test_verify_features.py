@@ -73,8 +73,8 @@ def verify(folder: Path, old: Table, new: Table, *more: object) -> tuple[Result,
     """The command's result and its report; {} if none was written."""
     paths = write(folder, old, new)
     report = folder / "report.json"
-    done = run("verify", *paths, "--report", report, "--json", *more)
-    return done, json.loads(report.read_bytes()) if report.exists() else {}
+    result = run("verify", *paths, "--report", report, "--json", *more)
+    return result, json.loads(report.read_bytes()) if report.exists() else {}
 
 
 def checks(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -104,8 +104,8 @@ def test_feature_tables_need_no_project_store_or_data(
     """In a folder of two tables a better model passes, and only the report is written."""
     write(tmp_path, real.table(real.old), real.table(real.new))
     monkeypatch.chdir(tmp_path)
-    done = run("verify", "old.npz", "new.npz")
-    assert done.code == 0, done.stderr
+    result = run("verify", "old.npz", "new.npz")
+    assert result.code == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"old.npz", "new.npz", "report.json"}
     report = json.loads(Path("report.json").read_bytes())
     assert report["verdict"]["outcome"] == "pass"
@@ -187,10 +187,10 @@ def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
             f"format: 3\nname: slices\nmin_slice_gain: -0.1\nslice_min_queries: {least}\n"
         )
         more = ("--policy", policy, "--slice", "rare", "--slice", "vendor")
-        done, report = verify(tmp_path, *tables, *more)
-        codes[least] = done.code
+        result, report = verify(tmp_path, *tables, *more)
+        codes[least] = result.code
         print(
-            done.code,
+            result.code,
             [
                 (
                     c["name"],
@@ -222,10 +222,10 @@ def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
 def test_an_unknown_column_is_refused(tmp_path: Path, real: Emoji) -> None:
     """--slice of an unknown column ends in exit 5 and lists the known ones."""
     tables = [real.table(features, vendor=real.vendors) for features in (real.old, real.new)]
-    done, report = verify(tmp_path, *tables, "--slice", "vendro")
-    assert (done.code, report) == (5, {})
-    assert "vendro" in done.stderr
-    assert "vendor" in done.stderr.replace("vendro", "")
+    result, report = verify(tmp_path, *tables, "--slice", "vendro")
+    assert (result.code, report) == (5, {})
+    assert "vendro" in result.stderr
+    assert "vendor" in result.stderr.replace("vendro", "")
 
 
 def test_two_slices_of_one_name_are_refused(tmp_path: Path, real: Emoji) -> None:
@@ -233,8 +233,8 @@ def test_two_slices_of_one_name_are_refused(tmp_path: Path, real: Emoji) -> None
     some = np.where(np.arange(len(real.ids)) < 50, "c", "d")
     more = {"a": np.full(len(real.ids), "b=c"), "a=b": some}
     tables = [real.table(features, **more) for features in (real.old, real.new)]
-    done, report = verify(tmp_path, *tables, "--slice", "a", "--slice", "a=b")
-    assert (done.code, report, "a=b=c" in done.stderr) == (5, {}, True)
+    result, report = verify(tmp_path, *tables, "--slice", "a", "--slice", "a=b")
+    assert (result.code, report, "a=b=c" in result.stderr) == (5, {}, True)
 
 
 def test_lengths_and_number_types_do_not_matter(tmp_path: Path, real: Emoji) -> None:
@@ -250,8 +250,8 @@ def test_lengths_and_number_types_do_not_matter(tmp_path: Path, real: Emoji) -> 
         lambda array: array.astype(np.float64) * scale,
     ):
         both = (real.table(change(part), similarity=np.array("cosine")) for part in half)
-        done, report = verify(tmp_path, *both)
-        assert done.code == 0
+        result, report = verify(tmp_path, *both)
+        assert result.code == 0
         report["old"].pop("sha256")
         report["new"].pop("sha256")
         report.pop("checksum")
@@ -279,8 +279,8 @@ def test_norms_count_for_dot_and_l2(tmp_path: Path, real: Emoji, kind: str, away
     scale = np.exp(rng.normal(0.0, 0.5, len(real.ids)))[:, None]
     old, new = real.old * scale + away * real.old[0], real.new * scale[::-1] + away * real.old[0]
     told = {"similarity": np.array(kind)}
-    done, report = verify(tmp_path, real.table(old, **told), real.table(new, **told))
-    assert done.code in {0, 3, 4}, done.stderr
+    outcome, report = verify(tmp_path, real.table(old, **told), real.table(new, **told))
+    assert outcome.code in {0, 3, 4}, outcome.stderr
     result = report["groups"][0]["recall"]
     for name, queries, gallery in (
         ("old_old", old, old), ("new_old", new, old), ("new_new", new, new), ("old_new", old, new)
@@ -304,15 +304,15 @@ def test_two_similarities_and_options_about_cosines_are_refused(
 ) -> None:
     """One table by dot and one by l2, thresholds, pairs and margins by dot, or a model: named."""
     dot, l2 = ({"similarity": np.array(kind)} for kind in ("dot", "l2"))
-    done, report = verify(tmp_path, real.table(real.old, **dot), real.table(real.new, **l2))
-    assert (done.code, report) == (5, {})
-    assert "one similarity" in done.stderr
+    result, report = verify(tmp_path, real.table(real.old, **dot), real.table(real.new, **l2))
+    assert (result.code, report) == (5, {})
+    assert "one similarity" in result.stderr
     tables = real.table(real.old, **dot), real.table(real.new)
     assert verify(tmp_path, *tables)[0].code in {0, 4}
     for more in (("--threshold", 0.5), ("--policy", "strict"), ("--similarity", "l2")):
         (tmp_path / "report.json").unlink(missing_ok=True)
-        done, report = verify(tmp_path, *tables, *more)
-        assert (done.code, report) == (5 if "l2" in more else 2, {})
+        result, report = verify(tmp_path, *tables, *more)
+        assert (result.code, report) == (5 if "l2" in more else 2, {})
     assert verify(tmp_path, *tables, "--similarity", "angle")[0].code == 2
 
 
@@ -388,10 +388,10 @@ def test_a_bad_table_is_named_and_never_judged(
     change, word = BAD[name]
     tables = {"old": real.table(real.old), "new": real.table(real.new)}
     tables[which] = change(tables[which])
-    done, report = verify(tmp_path, tables["old"], tables["new"])
-    assert (done.code, report) == (5, {}), done.stderr
-    assert str(tmp_path / f"{which}.npz") in done.stderr
-    assert word in done.stderr
+    result, report = verify(tmp_path, tables["old"], tables["new"])
+    assert (result.code, report) == (5, {}), result.stderr
+    assert str(tmp_path / f"{which}.npz") in result.stderr
+    assert word in result.stderr
 
 
 def reordered(table: Table) -> Table:
@@ -419,19 +419,19 @@ def test_tables_of_other_items_are_never_compared(tmp_path: Path, real: Emoji, n
     change, word = OTHER[name]
     good = real.table(real.old), real.table(real.new)
     for tables in ((good[0], change(good[1])), (change(good[0]), good[1])):
-        done, report = verify(tmp_path, *tables)
-        assert (done.code, report) == (5, {}), done.stderr
-        assert word in done.stderr
-        assert str(tmp_path / "old.npz") in done.stderr
-        assert str(tmp_path / "new.npz") in done.stderr
+        result, report = verify(tmp_path, *tables)
+        assert (result.code, report) == (5, {}), result.stderr
+        assert word in result.stderr
+        assert str(tmp_path / "old.npz") in result.stderr
+        assert str(tmp_path / "new.npz") in result.stderr
 
 
 def test_other_dimensions_are_refused(tmp_path: Path, real: Emoji) -> None:
     """A candidate of a smaller dimension ends in exit 5, and both dimensions are named."""
-    done, report = verify(tmp_path, real.table(real.old), real.table(unit(real.new[:, :48])))
-    assert (done.code, report) == (5, {})
-    assert "64" in done.stderr
-    assert "48" in done.stderr
+    result, report = verify(tmp_path, real.table(real.old), real.table(unit(real.new[:, :48])))
+    assert (result.code, report) == (5, {})
+    assert "64" in result.stderr
+    assert "48" in result.stderr
 
 
 def test_a_table_and_a_model_are_not_compared(tmp_path: Path, real: Emoji, begun: Path) -> None:
@@ -440,8 +440,8 @@ def test_a_table_and_a_model_are_not_compared(tmp_path: Path, real: Emoji, begun
     report = tmp_path / "report.json"
     model = begun / "new.onnx"
     for pair in ((tmp_path / "old.npz", model), (model, tmp_path / "new.npz")):
-        done = run("verify", *pair, "--report", report)
-        assert (done.code, str(model) in done.stderr, report.exists()) == (5, True, False)
+        result = run("verify", *pair, "--report", report)
+        assert (result.code, str(model) in result.stderr, report.exists()) == (5, True, False)
 
 
 def test_files_that_are_no_archive_are_refused(tmp_path: Path, real: Emoji) -> None:
@@ -451,11 +451,11 @@ def test_files_that_are_no_archive_are_refused(tmp_path: Path, real: Emoji) -> N
     report = tmp_path / "report.json"
     for bad in (b"", b"text", good[: len(good) // 2], good.replace(b"features", b"featurez", 1)):
         new.write_bytes(bad)
-        done = run("verify", old, new, "--report", report)
-        assert (done.code, str(new) in done.stderr, report.exists()) == (5, True, False)
+        result = run("verify", old, new, "--report", report)
+        assert (result.code, str(new) in result.stderr, report.exists()) == (5, True, False)
     new.unlink()
-    done = run("verify", old, new, "--report", report)
-    assert (done.code, str(new) in done.stderr, report.exists()) == (5, True, False)
+    result = run("verify", old, new, "--report", report)
+    assert (result.code, str(new) in result.stderr, report.exists()) == (5, True, False)
 
 
 def _archive(**members: bytes) -> bytes:
@@ -483,8 +483,8 @@ def test_archives_of_another_form_are_refused(tmp_path: Path, real: Emoji, kind:
         "a text beside the arrays": _archive(**arrays, **{"README.txt": b"emoji"}),
     }[kind])  # fmt: skip
     report = tmp_path / "report.json"
-    done = run("verify", old, new, "--report", report)
-    assert (done.code, str(new) in done.stderr, report.exists()) == (5, True, False)
+    result = run("verify", old, new, "--report", report)
+    assert (result.code, str(new) in result.stderr, report.exists()) == (5, True, False)
 
 
 @pytest.mark.parametrize("name", ["ids", "labels", "vendor"])
@@ -494,9 +494,9 @@ def test_text_that_does_not_decode_is_refused(tmp_path: Path, real: Emoji, name:
     tables = [
         change(real.table(features, vendor=real.vendors)) for features in (real.old, real.new)
     ]
-    done, report = verify(tmp_path, *tables, "--slice", "vendor", "--markdown", tmp_path / "m.md")
-    assert (done.code, report) == (5, {})
-    assert "row 4" in done.stderr
+    result, report = verify(tmp_path, *tables, "--slice", "vendor", "--markdown", tmp_path / "m.md")
+    assert (result.code, report) == (5, {})
+    assert "row 4" in result.stderr
 
 
 POOR: dict[str, tuple[Callable[[Table], Table], int]] = {
@@ -524,18 +524,18 @@ def test_poor_evidence_never_passes(tmp_path: Path, real: Emoji, name: str, leas
             "different_class_margin: null\n"
         )
     tables = change(real.table(real.old)), change(real.table(real.new))
-    done, report = verify(tmp_path, *tables, "--threshold", "0.9", *policy)
-    assert done.code == code
+    result, report = verify(tmp_path, *tables, "--threshold", "0.9", *policy)
+    assert result.code == code
     assert report.get("verdict", {}).get("outcome") == (None if code == 5 else "inconclusive")
 
 
 def test_a_report_of_features_deploys_nothing(tmp_path: Path, shop: Shop, real: Emoji) -> None:
     """A pass of two tables has no index and no model: deploy ends in exit 3."""
-    done, _ = verify(tmp_path, real.table(real.old), real.table(real.new))
+    result, _ = verify(tmp_path, real.table(real.old), real.table(real.new))
     before = shop.manifest()
     more = ("--report", tmp_path / "report.json", "--model", shop.path("new.onnx"))
     refused = shop.run("deploy", *more)
-    assert (done.code, refused.code, "another old model" in refused.stderr) == (0, 3, True)
+    assert (result.code, refused.code, "another old model" in refused.stderr) == (0, 3, True)
     assert shop.manifest() == before
 
 
@@ -559,13 +559,13 @@ def scaled(real: Emoji) -> tuple[Table, Table]:
 def test_a_model_that_rejects_every_match_does_not_pass(tmp_path: Path, real: Emoji) -> None:
     """It finds more, accepts nothing in error, and nothing at all at the deployed threshold."""
     old, new = scaled(real)
-    done, report = verify(tmp_path, old, new, "--threshold", "0.6")
+    result, report = verify(tmp_path, old, new, "--threshold", "0.6")
     by_name = checks(report)
     assert by_name["recall_gain", "unseen"]["outcome"] == "pass"
     assert by_name["far_ratio", "unseen"]["estimate"] == 0.0
     rejects = by_name["frr_increase", "unseen"]
     assert rejects["estimate"] > 0.5
-    assert (done.code, rejects["outcome"], rejects["decides"]) == (3, "fail", True)
+    assert (result.code, rejects["outcome"], rejects["decides"]) == (3, "fail", True)
     assert report["warnings"] == []  # what was measured at the threshold says it better
 
 
@@ -578,8 +578,8 @@ def test_the_advised_threshold_of_a_model_of_another_scale_passes(
     advice = re.search(r"--new-threshold (\S+)", first["next_step"])
     assert advice
     more = ("--threshold", "0.6", "--new-threshold", advice[1])
-    done, report = verify(tmp_path, old, new, *more)
-    assert done.code == 0, report["summary"]
+    result, report = verify(tmp_path, old, new, *more)
+    assert result.code == 0, report["summary"]
     rates = report["groups"][0]["error_rates"]
     assert rates["far"]["new"] <= rates["far"]["old"]
 
@@ -587,14 +587,14 @@ def test_the_advised_threshold_of_a_model_of_another_scale_passes(
 def test_moved_scores_are_warned_of_without_a_threshold(tmp_path: Path, real: Emoji) -> None:
     """The warning is on stderr, in the report and in the summary; unmoved scores give none."""
     page = tmp_path / "page.md"
-    done, report = verify(tmp_path, *scaled(real), "--markdown", page)
+    result, report = verify(tmp_path, *scaled(real), "--markdown", page)
     (warning,) = report["warnings"]
     means = report["groups"][0]["cos_same"]
     assert f"{means['new_old'] - means['old_old']:+.2f} to items of its class" in warning
     assert "--threshold" in warning
-    assert f"compatctl: warning: {warning}" in done.stderr
+    assert f"compatctl: warning: {warning}" in result.stderr
     assert "Warning: scores moved" in page.read_text()
-    assert json.loads(done.stdout)["warnings"] == [warning]
+    assert json.loads(result.stdout)["warnings"] == [warning]
     same = real.table(real.old)
     _, report = verify(tmp_path, same, same)
     assert report["warnings"] == []
@@ -629,8 +629,8 @@ def test_with_judgments_a_threshold_is_judged_by_the_judged_pairs(
     ]
     qrels = tmp_path / "judged.qrels"
     qrels.write_text("".join(f"{real.ids[q]} 0 {real.ids[g]} 1\n" for q, g in pairs))
-    done, report = verify(tmp_path, old, new, "--qrels", qrels, "--threshold", "0.6")
-    assert done.code == 3
+    result, report = verify(tmp_path, old, new, "--qrels", qrels, "--threshold", "0.6")
+    assert result.code == 3
     rates = report["groups"][0]["error_rates"]
     for name, table in (("old", old), ("new", new)):
         rows, stored = unit(table["features"]), unit(old["features"])
@@ -655,11 +655,11 @@ def test_queries_that_lie_in_the_tables_gallery_are_left_out(
         {"ids": ids, "labels": labels, "role": role, "features": np.r_[features, features[copied]]}
         for features in (real.old, real.new)
     ]
-    done, report = verify(tmp_path, *both)
+    result, report = verify(tmp_path, *both)
     group = report["groups"][0]
     assert group["n_same_image"] == copied.sum()
     assert group["n_queries"] == (role == "query").sum() - copied.sum()
-    assert "under another id" in done.stderr
+    assert "under another id" in result.stderr
     assert share < 1 or report["verdict"]["outcome"] == "inconclusive"
 
 
@@ -677,8 +677,8 @@ def test_duplicates_by_the_old_model_alone_are_kept(
         {"ids": ids, "labels": labels, "role": role, "features": features}
         for features in (np.r_[real.old, real.old], lost)
     ]
-    done, report = verify(tmp_path, *both, *flag)
+    result, report = verify(tmp_path, *both, *flag)
     group = report["groups"][0]
     assert (group["n_same_image"], group["n_queries"]) == (0, n)
     assert any(note.startswith("copies of queries") for note in report["not_checked"]) == bool(flag)
-    assert done.code == 3
+    assert result.code == 3

@@ -114,17 +114,17 @@ def verify(begun: Path, folder: Path, *more: object, new: str = "new.onnx") -> D
     path = folder / "report.json"
     path.unlink(missing_ok=True)
     models = begun / "old.onnx", begun / new
-    done = Shop(begun).run("verify", *models, "--report", path, *more)
+    result = Shop(begun).run("verify", *models, "--report", path, *more)
     report = json.loads(path.read_bytes()) if path.exists() else {}
-    return Done(code=done.code, stderr=done.stderr, report=report, path=path)
+    return Done(code=result.code, stderr=result.stderr, report=report, path=path)
 
 
 @pytest.fixture(scope="module")
 def plain(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """The good candidate, with no option."""
-    done = verify(begun, tmp_path_factory.mktemp("plain"))
-    assert (done.code, done.report["latency"]) == (0, None)
-    return done
+    result = verify(begun, tmp_path_factory.mktemp("plain"))
+    assert (result.code, result.report["latency"]) == (0, None)
+    return result
 
 
 def policy_of(folder: Path, text: str) -> Path:
@@ -136,33 +136,35 @@ def policy_of(folder: Path, text: str) -> Path:
 
 def test_slices_are_the_values_of_the_column(begun: Path, slow: Slow, tmp_path: Path) -> None:
     """--slice vendor: a check for each vendor of a query, with the gain of an explicit loop."""
-    done = verify(begun, tmp_path, "--slice", "vendor")
+    result = verify(begun, tmp_path, "--slice", "vendor")
     gain = slow.right(slow.new, slow.old_gallery) - slow.right(slow.old, slow.old_gallery)
     names = sorted(set(slow.vendors))
     assert len(names) == 4
-    matches = [check for check in done.report["verdict"]["checks"] if check["name"] == "slice_gain"]
+    matches = [
+        check for check in result.report["verdict"]["checks"] if check["name"] == "slice_gain"
+    ]
     assert sorted(entry["group"] for entry in matches) == [
         f"unseen, vendor={name}" for name in names
     ]
     for name in names:
         here = np.array([vendor == name for vendor in slow.vendors])
-        entry = done.check("slice_gain", f"unseen, vendor={name}")
+        entry = result.check("slice_gain", f"unseen, vendor={name}")
         assert entry["estimate"] == pytest.approx(gain[here].mean(), abs=1e-9)
         assert (entry["n"], entry["decides"]) == (90, False)  # fewer than the policy's 100
 
 
 def test_an_unknown_column_of_the_data_is_refused(begun: Path, tmp_path: Path) -> None:
     """--slice of an unknown column ends in exit 5, lists the known ones and writes no report."""
-    done = verify(begun, tmp_path, "--slice", "colour")
-    assert (done.code, done.report) == (5, {})
-    assert "colour" in done.stderr
-    assert "vendor" in done.stderr
+    result = verify(begun, tmp_path, "--slice", "colour")
+    assert (result.code, result.report) == (5, {})
+    assert "colour" in result.stderr
+    assert "vendor" in result.stderr
 
 
 def test_error_rates_are_those_of_all_pairs(begun: Path, slow: Slow, tmp_path: Path) -> None:
     """FAR and FRR at the thresholds are counts over every single pair."""
-    done = verify(begun, tmp_path, "--threshold", "0.5", "--new-threshold", "0.55")
-    rates = done.group["error_rates"]
+    result = verify(begun, tmp_path, "--threshold", "0.5", "--new-threshold", "0.55")
+    rates = result.group["error_rates"]
     for name, queries, at in (("old", slow.old, 0.5), ("new", slow.new, 0.55)):
         false, diff, true, same = slow.accepted(queries, at)
         assert rates["far"][name] == pytest.approx(false / diff, abs=2 / diff)
@@ -170,7 +172,7 @@ def test_error_rates_are_those_of_all_pairs(begun: Path, slow: Slow, tmp_path: P
     old, new = (
         slow.accepted(features, at)[0] for features, at in ((slow.old, 0.5), (slow.new, 0.55))
     )
-    assert done.check("far_ratio")["estimate"] == pytest.approx(new / old, rel=2e-3)
+    assert result.check("far_ratio")["estimate"] == pytest.approx(new / old, rel=2e-3)
 
 
 @pytest.mark.parametrize("at", [0.2, 0.8])
@@ -178,13 +180,15 @@ def test_the_same_far_threshold_is_the_lowest(
     begun: Path, slow: Slow, tmp_path: Path, at: float
 ) -> None:
     """At it new queries are accepted no more often in error than old ones; under it, more often."""
-    done = verify(begun, tmp_path, "--threshold", at)
-    keeping = done.group["error_rates"]["same_far_threshold"]
+    result = verify(begun, tmp_path, "--threshold", at)
+    keeping = result.group["error_rates"]["same_far_threshold"]
     allowed = slow.accepted(slow.old, at)[0]
     assert slow.accepted(slow.new, keeping + 2e-6)[0] <= allowed
     assert slow.accepted(slow.new, keeping - 2e-6)[0] > allowed
     _, _, true, same = slow.accepted(slow.new, keeping)
-    assert done.group["error_rates"]["same_far_frr"] == pytest.approx(1 - true / same, abs=2 / same)
+    assert result.group["error_rates"]["same_far_frr"] == pytest.approx(
+        1 - true / same, abs=2 / same
+    )
 
 
 def test_following_the_advice_on_the_threshold_passes(
@@ -209,8 +213,8 @@ def test_the_advised_threshold_keeps_the_false_accepts(
     """The threshold as printed accepts no more pairs in error than the deployed one."""
     policy = policy_of(tmp_path, "max_far_ratio: 1.0")
     for at in (0.4, 0.45):
-        done = verify(begun, tmp_path, "--threshold", at, "--policy", policy)
-        advice = re.search(r"--new-threshold (\S+)", done.report["next_step"])
+        result = verify(begun, tmp_path, "--threshold", at, "--policy", policy)
+        advice = re.search(r"--new-threshold (\S+)", result.report["next_step"])
         assert advice
         assert slow.accepted(slow.new, float(advice[1]) + 2e-6)[0] <= slow.accepted(slow.old, at)[0]
 
@@ -218,9 +222,9 @@ def test_the_advised_threshold_keeps_the_false_accepts(
 def test_advice_on_the_threshold_is_given_only_where_it_helps(begun: Path, tmp_path: Path) -> None:
     """At a threshold that old queries never pass in error, no new threshold can settle the check:
     the next step is another one."""
-    done = verify(begun, tmp_path, "--threshold", "0.999")
-    assert done.code == 4
-    assert "--new-threshold" not in done.report["next_step"]
+    result = verify(begun, tmp_path, "--threshold", "0.999")
+    assert result.code == 4
+    assert "--new-threshold" not in result.report["next_step"]
 
 
 @pytest.mark.parametrize(
@@ -231,8 +235,8 @@ def test_contradictory_options_are_usage_errors(
     begun: Path, tmp_path: Path, arguments: tuple[str, str]
 ) -> None:
     """A new threshold alone, thresholds that are no cosine and a negative seed end in exit 2."""
-    done = verify(begun, tmp_path, *arguments)
-    assert (done.code, done.report) == (2, {})
+    result = verify(begun, tmp_path, *arguments)
+    assert (result.code, result.report) == (2, {})
 
 
 def write_pairs(path: Path, pairs: Sequence[tuple[str, str, bool]]) -> Path:
@@ -263,19 +267,19 @@ def test_given_pairs_are_measured_pair_by_pair(begun: Path, slow: Slow, tmp_path
         tmp_path / "pairs.csv",
         [(*entry, bool(same)) for entry, same in zip(named, kind, strict=True)],
     )
-    done = verify(begun, tmp_path, "--pairs", path)
+    outcome = verify(begun, tmp_path, "--pairs", path)
     old, new = (
         np.array([float(features[q].astype(float) @ slow.old_gallery[g]) for q, g in rows])
         for features in (slow.old, slow.new)
     )
     moved = new - old
-    assert done.check("same_class", "pairs")["estimate"] == pytest.approx(
+    assert outcome.check("same_class", "pairs")["estimate"] == pytest.approx(
         moved[kind].mean(), abs=1e-5
     )
-    assert done.check("different_class", "pairs")["estimate"] == pytest.approx(
+    assert outcome.check("different_class", "pairs")["estimate"] == pytest.approx(
         -moved[~kind].mean(), abs=1e-5
     )
-    result = done.report["pairs"]
+    result = outcome.report["pairs"]
     assert (result["n_same"], result["n_diff"]) == (int(kind.sum()), int((~kind).sum()))
     for name, scores in (("old", old), ("new", new)):
         best = max(
@@ -314,9 +318,9 @@ def test_bad_pairs_are_exit_5(begun: Path, slow: Slow, tmp_path: Path, name: str
             b=slow.gallery_ids[20],
         )
     )
-    done = verify(begun, tmp_path, "--pairs", path)
-    assert (done.code, done.report) == (5, {})
-    assert word in done.stderr, done.stderr
+    result = verify(begun, tmp_path, "--pairs", path)
+    assert (result.code, result.report) == (5, {})
+    assert word in result.stderr, result.stderr
 
 
 def test_judgments_equal_to_the_classes_give_the_same_recall(
@@ -354,9 +358,9 @@ def test_bad_judgments_are_exit_5(begun: Path, tmp_path: Path, text: str) -> Non
     """Judgments of unknown items, of another form, or repeated end in exit 5 without a report."""
     qrels = tmp_path / "bad.qrels"
     qrels.write_text(text)
-    done = verify(begun, tmp_path, "--qrels", qrels)
-    assert (done.code, done.report) == (5, {})
-    assert BAD_QRELS[text] in done.stderr
+    result = verify(begun, tmp_path, "--qrels", qrels)
+    assert (result.code, result.report) == (5, {})
+    assert BAD_QRELS[text] in result.stderr
 
 
 def test_latency_is_measured_on_request_and_decides_if_limited(begun: Path, tmp_path: Path) -> None:
@@ -366,16 +370,16 @@ def test_latency_is_measured_on_request_and_decides_if_limited(begun: Path, tmp_
     assert (measured.code, measured.check("latency_ratio", "latency")["decides"]) == (0, False)
     for limit, code, outcome in ((0.0001, 3, "fail"), (10000.0, 0, "pass")):
         policy = policy_of(tmp_path, f"max_latency_ratio: {limit}")
-        done = verify(begun, tmp_path, "--policy", policy)
-        check = done.check("latency_ratio", "latency")
-        assert (done.code, check["outcome"], check["decides"]) == (code, outcome, True)
-        latency = done.report["latency"]
+        result = verify(begun, tmp_path, "--policy", policy)
+        check = result.check("latency_ratio", "latency")
+        assert (result.code, check["outcome"], check["decides"]) == (code, outcome, True)
+        latency = result.report["latency"]
         assert check["estimate"] == latency["new_ms"] / latency["old_ms"]
 
 
 def test_the_mixed_gallery_is_half_of_each_model(slow: Slow, plain: Done) -> None:
     """Recall and rank bias on it are those of a loop: sha1 of the id says which half is new."""
-    done = plain
+    result = plain
     half = [hashlib.sha1(item_id.encode()).digest()[0] < 128 for item_id in slow.gallery_ids]
     mixed = np.stack([
         new if here else old
@@ -383,16 +387,16 @@ def test_the_mixed_gallery_is_half_of_each_model(slow: Slow, plain: Done) -> Non
     ])  # fmt: skip
     for name, queries in (("old", slow.old), ("new", slow.new)):
         right = slow.right(queries, mixed).mean()
-        assert done.group["recall"][f"{name}_mixed"]["1"] == pytest.approx(right, abs=1e-9)
+        assert result.group["recall"][f"{name}_mixed"]["1"] == pytest.approx(right, abs=1e-9)
         by_new = [
             half[g]
             for query in queries
             for g in sorted(range(len(mixed)), key=(-mixed @ query).item)[:10]
         ]
         bias = np.mean(by_new) - np.mean(half)
-        assert done.group["rank_bias"][name] == pytest.approx(bias, abs=1e-3)
+        assert result.group["rank_bias"][name] == pytest.approx(bias, abs=1e-3)
     gain = slow.right(slow.new, mixed).mean() - slow.right(slow.new, slow.old_gallery).mean()
-    assert done.check("mixed_gain")["estimate"] == pytest.approx(gain, abs=1e-9)
+    assert result.check("mixed_gain")["estimate"] == pytest.approx(gain, abs=1e-9)
 
 
 def test_the_chain_is_judged_on_each_versions_own_rows(
@@ -417,8 +421,8 @@ def test_the_chain_is_judged_on_each_versions_own_rows(
     first = ("--data", tmp_path / "first.csv")
     assert shop.run("init", "--model", begun / "old.onnx", *first).code == 0
     report = tmp_path / "report.json"
-    done = shop.run("verify", begun / "old.onnx", begun / "new.onnx", *first, "--report", report)
-    assert done.code == 0
+    result = shop.run("verify", begun / "old.onnx", begun / "new.onnx", *first, "--report", report)
+    assert result.code == 0
     deploy = ("deploy", "--report", report, "--model", begun / "new.onnx")
     assert shop.run(*deploy).code == 3
     assert shop.run(*deploy, *first).code == 0
@@ -468,11 +472,11 @@ def test_parity_of_the_training_record_decides(
     model = tmp_path / "new.onnx"
     model.write_bytes((begun / "new.onnx").read_bytes())
     carry(model, TrainingRecord(parity=parity))
-    done = verify(begun, tmp_path, new=str(model))
-    check = done.check("parity", "export")
-    assert (done.code, check["outcome"], check["decides"]) == (code, outcome, True)
+    result = verify(begun, tmp_path, new=str(model))
+    check = result.check("parity", "export")
+    assert (result.code, check["outcome"], check["decides"]) == (code, outcome, True)
     assert check["estimate"] == parity
-    assert not any("parity" in line for line in done.report["not_checked"])
+    assert not any("parity" in line for line in result.report["not_checked"])
 
 
 def test_a_seed_changes_replicates_and_nothing_else(begun: Path, tmp_path: Path) -> None:
@@ -503,8 +507,8 @@ def test_a_dry_run_writes_no_file(shop: Shop) -> None:
     """--dry-run judges, and writes neither the report nor any other form of it."""
     before = {path: path.read_bytes() for path in shop.folder.rglob("*") if path.is_file()}
     more = [part for name in OUTPUTS for part in (f"--{name}", shop.path(f"out.{name}"))]
-    done = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--dry-run", *more)
-    assert (done.code, done.json["verdict"]["outcome"]) == (0, "pass")
+    result = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), "--dry-run", *more)
+    assert (result.code, result.json["verdict"]["outcome"]) == (0, "pass")
     assert {path: path.read_bytes() for path in shop.folder.rglob("*") if path.is_file()} == before
 
 
@@ -515,10 +519,10 @@ def test_every_form_is_written_before_the_exit_code(
     """Whatever the verdict, the report and its other forms exist and agree."""
     files = {name: tmp_path / f"out.{name}" for name in OUTPUTS}
     more = [part for name, path in files.items() for part in (f"--{name}", path)]
-    done = verify(begun, tmp_path, *more, new=new)
-    assert done.code == code
+    result = verify(begun, tmp_path, *more, new=new)
+    assert result.code == code
     outcome = {0: "pass", 3: "fail", 4: "inconclusive"}[code]
-    assert done.report["verdict"]["outcome"] == outcome
+    assert result.report["verdict"]["outcome"] == outcome
     assert f'value="{outcome}"' in files["junit"].read_text()
     assert files["markdown"].read_text().startswith(f"## compatctl verify: {outcome}\n")
     assert re.search(
@@ -553,5 +557,5 @@ def test_a_flag_wins_over_the_project_file(shop: Shop) -> None:
     project = shop.path("compatctl.yaml")
     project.write_text(project.read_text() + "threshold: 0.9\n")
     models = shop.path("old.onnx"), shop.path("new.onnx")
-    done = run("verify", *models, *shop.args, "--threshold", "0.5", "--json")
-    assert done.json["groups"][0]["error_rates"]["old_threshold"] == 0.5
+    result = run("verify", *models, *shop.args, "--threshold", "0.5", "--json")
+    assert result.json["groups"][0]["error_rates"]["old_threshold"] == 0.5

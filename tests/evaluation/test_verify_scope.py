@@ -23,8 +23,8 @@ FEATURES = Path(__file__).parents[1] / "fixtures" / "features" / "emoji.npz"
 def _verify(shop: Shop, *more: object) -> tuple[int, dict[str, object], str]:
     report = shop.path("report.json")
     old, new = shop.path("old.onnx"), shop.path("new.onnx")
-    done = shop.run("verify", old, new, "--report", report, *more)
-    return done.code, json.loads(report.read_bytes()) if report.exists() else {}, done.stderr
+    result = shop.run("verify", old, new, "--report", report, *more)
+    return result.code, json.loads(report.read_bytes()) if report.exists() else {}, result.stderr
 
 
 def test_without_a_self_test_the_criterion_is_the_same(shop: Shop) -> None:
@@ -65,8 +65,8 @@ def test_feature_tables_refuse_options_of_models(tmp_path: Path, flag: tuple[str
     with np.load(FEATURES) as archive:
         table = {"ids": archive["ids"], "labels": archive["labels"], "features": archive["lite0"]}
     np.savez(tmp_path / "old.npz", **table)
-    done = run("verify", tmp_path / "old.npz", tmp_path / "old.npz", *flag)
-    assert (done.code, flag[0] in done.stderr) == (2, True)
+    result = run("verify", tmp_path / "old.npz", tmp_path / "old.npz", *flag)
+    assert (result.code, flag[0] in result.stderr) == (2, True)
 
 
 def test_judgments_without_effect_are_counted(shop: Shop) -> None:
@@ -109,8 +109,8 @@ def test_a_column_of_too_many_values_is_refused(tmp_path: Path) -> None:
     with np.load(FEATURES) as archive:
         table = {"ids": archive["ids"], "labels": archive["labels"], "features": archive["lite0"]}
     np.savez(tmp_path / "old.npz", **table, serial=np.arange(len(table["ids"])))
-    done = run("verify", tmp_path / "old.npz", tmp_path / "old.npz", "--slice", "serial")
-    assert (done.code, "more than 500 values" in done.stderr) == (5, True)
+    result = run("verify", tmp_path / "old.npz", tmp_path / "old.npz", "--slice", "serial")
+    assert (result.code, "more than 500 values" in result.stderr) == (5, True)
 
 
 def test_old_queries_on_a_re_embedded_gallery_equal_a_loop(shop: Shop) -> None:
@@ -146,8 +146,8 @@ def test_a_missing_store_is_warned_of(shop: Shop) -> None:
     assert code == 0
     assert "not a deployed one" in said
     assert "verify against it" in str(report["next_step"])
-    done = shop.run("deploy", "--report", shop.path("report.json"))
-    assert (done.code, "of no store" in done.stderr) == (3, True)
+    result = shop.run("deploy", "--report", shop.path("report.json"))
+    assert (result.code, "of no store" in result.stderr) == (3, True)
 
 
 @pytest.mark.parametrize(

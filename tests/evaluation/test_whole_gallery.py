@@ -226,9 +226,9 @@ def test_the_terminal_shows_what_was_searched(tmp_path: Path) -> None:
     table = world.save("all.npz")
     models = tmp_path / "old.onnx", tmp_path / "new.onnx"
     report = ("--report", tmp_path / "r.json")
-    done = run("verify", *models, "--store", tmp_path / "store", "--data", table, *report)
-    assert "searched: 120 rows, 119 of the store and 1 embedded for this test" in done.stdout
-    assert "g7" in done.stderr
+    result = run("verify", *models, "--store", tmp_path / "store", "--data", table, *report)
+    assert "searched: 120 rows, 119 of the store and 1 embedded for this test" in result.stdout
+    assert "g7" in result.stderr
 
 
 def test_the_matrix_names_its_rows_and_searches_the_store(tmp_path: Path) -> None:
