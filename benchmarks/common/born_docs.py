@@ -55,22 +55,22 @@ def table(lines: Sequence[Line]) -> list[str]:
             shown = [
                 f"{sum(low > 0 for low, _ in ends)}, {sum(high < 0 for _, high in ends)} of {seeds}"
                 for ends in (
-                    [(one.low, one.high) for one in matching],
-                    [(one.over_low, one.over_high) for one in matching],
+                    [(result.low, result.high) for result in matching],
+                    [(result.over_low, result.over_high) for result in matching],
                 )
             ]
             rows.append(
                 row(
                     group,
                     model,
-                    shares([one.recall for one in matching]),
-                    "" if model == FIRST[0] else f"{mean(one.gain for one in matching):+.3f}",
+                    shares([result.recall for result in matching]),
+                    "" if model == FIRST[0] else f"{mean(result.gain for result in matching):+.3f}",
                     "" if model == FIRST[0] else shown[0],
                     ""
                     if model == "deployed"
                     else f"{mean(x.over_deployed for x in matching):+.3f}",
                     "" if model == "deployed" else shown[1],
-                    shares([one.own for one in matching]),
+                    shares([result.own for result in matching]),
                 )
             )
     return rows

@@ -177,10 +177,10 @@ class Workshop:
                 features = Features.extract(recipe, weights, data, range(len(data)))
             np.save(path, features.embed(trained.network, data, range(len(data))))
 
-        found: np.ndarray = np.load(
+        loaded: np.ndarray = np.load(
             self.kept("old", [recipe.digest, digest, sorted(classes)], ".npy", make)
         )
-        return found
+        return loaded
 
     def _base(self, name: Name, model: Model, seed: int) -> Path:
         """The weights of a backbone: ImageNet's, or trained on all of the training classes."""

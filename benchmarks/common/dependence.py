@@ -27,12 +27,12 @@ OLD = 0.6
 def outcomes(effect: Numbers, rng: Generator, flips: float, old: float) -> tuple[Numbers, Numbers]:
     """(Q,) found by the old and by the new model: ``effect`` (Q,) is what a query gains in the
     mean, up to losing all that was found; ``flips`` of all turn each way besides."""
-    found = rng.random(len(effect)) < old
+    hits = rng.random(len(effect)) < old
     lose = np.clip((flips + np.maximum(-effect, 0)) / old, 0, 1)
     win = np.clip((flips + np.maximum(effect, 0)) / (1 - old), 0, 1)
     win = np.where(effect <= -old, 0.0, win)
     toss = rng.random(len(effect))
-    return found, np.where(found, toss >= lose, toss < win)
+    return hits, np.where(hits, toss >= lose, toss < win)
 
 
 def few_lost(classes: int, share: float, rng: Generator) -> tuple[Numbers, Numbers, Numbers]:
@@ -103,18 +103,22 @@ def _cell(
     what: str, unit: str, runs: int, rng: Generator, make: Callable[[Generator], Made], **how: Any
 ) -> Row:
     """Coverage, false passes and fails of many runs; nominal .95, .025, .025."""
-    found = []
+    results = []
     for _ in range(runs):
         codes, old, new = make(rng)
-        found.append(_estimate(codes, old, new, rng, **how))
-    covered = simulate.covered(found, 0.0)
+        results.append(_estimate(codes, old, new, rng, **how))
+    covered = simulate.covered(results, 0.0)
     level = Policy().alpha / 2
     return {
         "what": what,
         "resampled": unit,
         "coverage": round(covered.coverage, 3),
-        "passed": round(float(np.mean([one.p_above(0.0) <= level for one in found])), 3),
-        "failed": round(float(np.mean([one.p_below(0.0) <= level for one in found])), 3),
+        "passed": round(
+            float(np.mean([estimate.p_above(0.0) <= level for estimate in results])), 3
+        ),
+        "failed": round(
+            float(np.mean([estimate.p_below(0.0) <= level for estimate in results])), 3
+        ),
         "length": round(covered.length, 3),
         "runs": runs,
     }
@@ -135,11 +139,11 @@ def _estimate(
         return pigeonhole(codes, new.astype(float) - old, 999, rng)
     if columns is not None:
         codes, _ = minimal_kinds([codes[:, at] for at in columns])
-    one: Ratio = hit_change(codes, old, new)
+    estimate: Ratio = hit_change(codes, old, new)
     if plain:
         change = new.astype(np.float64) - old
-        one = ratio_of(codes, change, np.ones(len(old)), (-1.0, 1.0))
-    return estimate_ratios([one], 999, rng)[0]
+        estimate = ratio_of(codes, change, np.ones(len(old)), (-1.0, 1.0))
+    return estimate_ratios([estimate], 999, rng)[0]
 
 
 def lopsided(

@@ -94,8 +94,8 @@ def judge(
 ) -> tuple[Line, ...]:
     """A line a route; ``test`` (Q,) are the queries that are judged, the others chose."""
     truth, chosen = subset(inputs.truth, test), subset(inputs.truth, ~test)
-    recalls = {one.name: _recall(truth, one, test) for one in measured}
-    validation = {one.name: _recall(chosen, one, ~test) for one in measured}
+    recalls = {entry.name: _recall(truth, entry, test) for entry in measured}
+    validation = {entry.name: _recall(chosen, entry, ~test) for entry in measured}
     old, free = recalls[Route.KEEP], recalls[Route.REEMBED]
     parts = _parts(inputs, truth)
     old_queries, stored = inputs.old_queries.queries[test], inputs.reference.gallery_features

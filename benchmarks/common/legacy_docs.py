@@ -85,8 +85,8 @@ def summary(results: Sequence[Result]) -> list[str]:
             f"default gate; the median share kept is {median(_gains_retained(best)):.0%}."
         )
         above = sum(
-            line.recall > max(one.line(name).recall for name in LINEAR)
-            for one, line in zip(worth, best, strict=True)
+            line.recall > max(entry.line(name).recall for name in LINEAR)
+            for entry, line in zip(worth, best, strict=True)
         )
         said.append(f"Its recall exceeds every linear baseline's in {above} of {len(worth)}.")
     wrong = [result for result in results if result.best(ROUTES).outcome == "fail"]
@@ -131,9 +131,9 @@ def _cases(results: Sequence[Result]) -> Iterable[str]:
         matching = [result for result in results if result.case == case]
         cells = []
         for route in COLUMNS:
-            lines = [one.line(route) for one in matching]
+            lines = [entry.line(route) for entry in matching]
             cells.append(f"{share(mean(line.recall for line in lines))} ({_passed(lines)})")
-        old, free = (share(mean(found)) for found in zip(*((r.old, r.free) for r in matching),
+        old, free = (share(mean(values)) for values in zip(*((r.old, r.free) for r in matching),
                                                            strict=True))  # fmt: skip
         yield row(f"{_title(case)}, seeds: {len(matching)}", old, free, *cells)
 
@@ -159,11 +159,11 @@ def _routes(results: Sequence[Result]) -> Iterable[str]:
 def _chosen(results: Sequence[Result]) -> Iterable[str]:
     yield from head("case", "seed", "old on old", "re-embedded", "one encoder", "gain, 95%",
                     "gate", "any route", "gain, 95%", "gate")  # fmt: skip
-    for one in sorted(
+    for entry in sorted(
         results, key=lambda result: (_names(results).index(result.case), result.seed)
     ):
-        cells = [cell for routes in (SINGLE, ROUTES) for cell in _line(one.best(routes))]
-        yield row(_title(one.case), str(one.seed), share(one.old), share(one.free), *cells)
+        cells = [cell for routes in (SINGLE, ROUTES) for cell in _line(entry.best(routes))]
+        yield row(_title(entry.case), str(entry.seed), share(entry.old), share(entry.free), *cells)
 
 
 def _anchored(results: Sequence[Result]) -> Iterable[str]:
@@ -260,7 +260,7 @@ class Axis:
 
 def _axis(results: Sequence[Result]) -> Axis:
     shown = [result.line(route).recall for result in results for route in DRAWN]
-    shown += [found for result in results for found in (result.old, result.free)]
+    shown += [values for result in results for values in (result.old, result.free)]
     first = floor(10 * min(shown, default=0.0))
     return Axis(first=first, last=max(first + 1, ceil(10 * max(shown, default=1.0))))
 
@@ -277,8 +277,8 @@ def _band(matching: Sequence[Result], axis: Axis, top: int) -> Iterable[str]:
     for at, route in enumerate(DRAWN):
         y = top + BAND + STEP * at + 2
         yield text(LEFT - 10, y + 4, route, anchor="end")
-        for one in matching:
-            x = axis.at(one.line(route).recall)
+        for result in matching:
+            x = axis.at(result.line(route).recall)
             kind = "other" if route not in ROUTES else "one" if route in SINGLE else "two"
             yield f'<circle class="{kind}" cx="{x}" cy="{y}" r="4"/>'
 

@@ -39,7 +39,7 @@ class Block(nn.Module):
 
 def build() -> nn.Module:
     """(N, 3, 32, 32) to (N, 512), with random weights by torch's global generator."""
-    blocks = [Block(*one) for one in (
+    blocks = [Block(*sizes) for sizes in (
         (64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1),
         (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1),
     )]  # fmt: skip

@@ -247,8 +247,8 @@ def changed(images: Tensor, change: Augmentation, rng: np.random.Generator) -> T
 def _remembered(setup: SequenceSetup, fresh: Images, memory: Images, task: int) -> Images:
     """The memory with some images of each new class, which stay."""
     rng = np.random.default_rng((setup.seed, 8, task))
-    rows = [np.sort(rng.permutation(np.flatnonzero(fresh.labels == one))[: setup.settings.memory])
-            for one in np.unique(fresh.labels)]  # fmt: skip
+    rows = [np.sort(rng.permutation(np.flatnonzero(fresh.labels == label))[: setup.settings.memory])
+            for label in np.unique(fresh.labels)]  # fmt: skip
     chosen = np.concatenate(rows)
     return Images(
         pixels=np.concatenate([memory.pixels, fresh.pixels[chosen]]),
@@ -323,8 +323,8 @@ def found(queries: Floats, gallery: Floats, test: Test) -> float:
     ways = test.ways or C
     hits = 0
     for start in range(0, C - C % ways, ways):
-        mine = (labels >= start) & (labels < start + ways)
-        near = exact_search(queries[mine], gallery[start : start + ways], 1)
-        result = evaluate(near, labels[mine] - start, np.arange(ways), ks=(1,), map_k=1)
+        own = (labels >= start) & (labels < start + ways)
+        near = exact_search(queries[own], gallery[start : start + ways], 1)
+        result = evaluate(near, labels[own] - start, np.arange(ways), ks=(1,), map_k=1)
         hits += int(result.hit1.sum())
     return hits / int((labels < C - C % ways).sum())

@@ -79,7 +79,7 @@ class Material:
     @property
     def others(self) -> int:
         """P, the classes of the largest pre-training."""
-        return max(int(one.labels.max()) + 1 for one in self.elsewhere)
+        return max(int(part.labels.max()) + 1 for part in self.elsewhere)
 
 
 def tasks(classes: int, first: int, count: int) -> tuple[range, ...]:
@@ -137,7 +137,7 @@ def kanji(
         return Images(pixels=pixels, labels=np.array([code[names[i]] for i in chosen], np.int64))
 
     grey = (127.5, 127.5, 127.5)
-    asked, held = images(written, unseen), images(printed, unseen)
+    queried, held = images(written, unseen), images(printed, unseen)
     return Material(
         name="kanji",
         elsewhere=tuple(
@@ -147,8 +147,8 @@ def kanji(
         local=images(written | printed, near),
         first=local // 10,
         tests={
-            "ten": Test(queries=asked, gallery=held, ways=10),
-            "all": Test(queries=asked, gallery=held),
+            "ten": Test(queries=queried, gallery=held, ways=10),
+            "all": Test(queries=queried, gallery=held),
         },
         spec=InputSpec(height=SIDE, width=SIDE, fit="stretch", mean=grey, std=grey),
         augmentation=Augmentation(rotate=5.0, shift=0.06),
@@ -175,8 +175,8 @@ def cifar(
     ten = _joined([read_cifar(folder / name, labels=1) for name in FILES_10])
     order = np.random.default_rng(seed).permutation(100)
     near, far = order[:local], order[local : local + max(stages)]
-    place = np.concatenate([_place(train.labels == one) for one in order])
-    rows = np.concatenate([np.flatnonzero(train.labels == one) for one in order])
+    place = np.concatenate([_place(train.labels == part) for part in order])
+    rows = np.concatenate([np.flatnonzero(train.labels == part) for part in order])
     kept, left = np.sort(rows[place < per_class]), np.sort(rows[place >= per_class])
 
     def images(given: Images, classes: NDArray[np.int64]) -> Images:
@@ -184,7 +184,7 @@ def cifar(
         some = given.of(classes)
         return Images(pixels=some.pixels, labels=np.array([code[int(y)] for y in some.labels]))
 
-    used, spare = (_rows(train, one) for one in (kept, left))
+    used, spare = (_rows(train, part) for part in (kept, left))
     mean, std = (129.3, 124.1, 112.4), (68.2, 65.4, 70.4)
     return Material(
         name="cifar",

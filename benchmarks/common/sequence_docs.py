@@ -62,7 +62,7 @@ def crossed(values: NDArray[np.float64]) -> tuple[float, float]:
     for i in range(T):
         for j in range(i):
             won[era[i] != era[j]].append(bool(values[i, j] > values[j, j] + 1e-12))
-    same, apart = (mean(one) if one else float("nan") for one in (won[False], won[True]))
+    same, apart = (mean(gains) if gains else float("nan") for gains in (won[False], won[True]))
     return same, apart
 
 
@@ -72,19 +72,19 @@ def table(results: Sequence[Result]) -> list[str]:
                   "AC, one or two between", "last self-test", "seeds")]  # fmt: skip
     for matching in _alike(results):
         for test in matching[0].matrices:
-            found = [one.summary(test) for one in matching]
-            apart = [crossed(one.matrix(test)) for one in matching]
+            summaries = [result.summary(test) for result in matching]
+            apart = [crossed(result.matrix(test)) for result in matching]
             rows.append(
                 row(
                     str(matching[0].tasks),
                     TESTS[matching[0].data][test],
                     matching[0].method,
-                    shares([one.ac or 0.0 for one in found], 2),
-                    shares([one.aa for one in found], 3),
-                    shares([one.aca or 0.0 for one in found], 3),
-                    shares([one[0] for one in apart], 2),
-                    shares([one[1] for one in apart], 2),
-                    shares([float(one.matrix(test)[-1, -1]) for one in matching], 3),
+                    shares([result.ac or 0.0 for result in summaries], 2),
+                    shares([result.aa for result in summaries], 3),
+                    shares([result.aca or 0.0 for result in summaries], 3),
+                    shares([pair[0] for pair in apart], 2),
+                    shares([pair[1] for pair in apart], 2),
+                    shares([float(result.matrix(test)[-1, -1]) for result in matching], 3),
                     str(len(matching)),
                 )
             )
@@ -99,7 +99,7 @@ def page(results: Sequence[Result], picture: str) -> str:
         lines += [*targets(results), ""]
     lines += [f"![AC and AA by method]({picture})", "", "One dot a seed.", ""]
     for words in TESTS[data].values():
-        some = [one for one in table(results)[2:] if f"| {words} |" in one]
+        some = [line for line in table(results)[2:] if f"| {words} |" in line]
         lines += [f"## {words[0].upper()}{words[1:]}", "", *table([])[:2], *some, ""]
     lines += [NOTES[data], "Settings:", "", *_settings(results)]
     for matching in _alike(results):
@@ -310,10 +310,10 @@ def _band(matching: Sequence[Result], methods: Sequence[str], top: int) -> Itera
     for at, method in enumerate(methods):
         y = top + BAND + STEP * at + 2
         yield text(LEFT - 10, y + 4, method, anchor="end")
-        for one in (one for one in matching if one.method == method):
-            for test in one.matrices:
-                found = one.summary(test)
-                for panel, value in enumerate((found.ac or 0.0, found.aa)):
+        for result in (result for result in matching if result.method == method):
+            for test in result.matrices:
+                summary = result.summary(test)
+                for panel, value in enumerate((summary.ac or 0.0, summary.aa)):
                     yield f'<circle class="{test}" cx="{_at(panel, value)}" cy="{y}" r="4"/>'
 
 

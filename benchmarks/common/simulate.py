@@ -118,7 +118,7 @@ def precision_changes(sizes: Numbers, gain: float, rng: Generator) -> Sample:
 
 def estimates(sample: Sample, rng: Generator, replicates: int = REPLICATES) -> list[Estimate]:
     """One estimate a run."""
-    found: list[Estimate] = []
+    collected: list[Estimate] = []
     for rows in blocks(len(sample.counts)):
         ratios = [
             Ratio(
@@ -134,8 +134,8 @@ def estimates(sample: Sample, rng: Generator, replicates: int = REPLICATES) -> l
                 strict=True,
             )
         ]
-        found += estimate_ratios(ratios, replicates, rng)
-    return found
+        collected += estimate_ratios(ratios, replicates, rng)
+    return collected
 
 
 def blocks(runs: int) -> Iterator[slice]:
@@ -226,7 +226,7 @@ class Coverage:
 
 def covered(found: Sequence[Estimate], truth: float) -> Coverage:
     """Coverage of the intervals of estimates."""
-    return counted(np.array([one.interval(LEVEL) for one in found]), truth)
+    return counted(np.array([estimate.interval(LEVEL) for estimate in found]), truth)
 
 
 def counted(intervals: Numbers, truth: float) -> Coverage:
@@ -321,11 +321,11 @@ def alternatives(
     draw: Draw, truth: float, kind: str, classes: int, *, runs: int, rng: Generator
 ) -> dict[str, Coverage]:
     """Coverage of every method on the same simulated data."""
-    found: dict[str, list[Numbers]] = {}
+    collected: dict[str, list[Numbers]] = {}
     for rows in blocks(runs):
         sizes = class_sizes(kind, (rows.stop - rows.start, classes), rng)
         sample = draw(sizes, truth, rng)
         by = {"half-sampling": half_sampled(sample, rng), **multinomial(sample, rng)}
         for name, ends in {**by, "two-stage": two_stage(sample, rng)}.items():
-            found.setdefault(name, []).append(ends)
-    return {name: counted(np.concatenate(parts), truth) for name, parts in found.items()}
+            collected.setdefault(name, []).append(ends)
+    return {name: counted(np.concatenate(parts), truth) for name, parts in collected.items()}

@@ -130,8 +130,8 @@ def main() -> None:
                 run(dataset)
                 speeds[name].append(len(dataset) / (time.perf_counter() - began))
     print(f"{len(dataset)} images, {options.rounds} rounds, {options.threads} threads")
-    for name, found in speeds.items():
-        print(f"{name:12} {statistics.median(found):7.1f} images/s  (median)")
+    for name, samples in speeds.items():
+        print(f"{name:12} {statistics.median(samples):7.1f} images/s  (median)")
     ratios = [a / b for a, b in zip(speeds["encoder"], speeds["torch eager"], strict=True)]
     print(f"{'ratio':12} {statistics.median(ratios):7.2f}  (lowest {min(ratios):.2f})")
     print(f"largest difference of a number: {apart:.1e}")

@@ -93,8 +93,10 @@ def main() -> None:
         f"{options.queries} queries, {options.gallery} x {options.dim} gallery, k = {options.k}, "
         f"{options.rounds} rounds, product in tiles of {shape[0]} x {shape[1]}"
     )
-    for name, found in speeds.items():
-        print(f"{name:8} {statistics.median(found):7.1f} GFLOP/s  (median; best {max(found):.1f})")
+    for name, samples in speeds.items():
+        print(
+            f"{name:8} {statistics.median(samples):7.1f} GFLOP/s  (median; best {max(samples):.1f})"
+        )
     print(f"{'ratio':8} {statistics.median(ratios):7.3f}  (lowest {min(ratios):.3f})")
 
 

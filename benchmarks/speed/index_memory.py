@@ -102,23 +102,23 @@ def main() -> None:
     same = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "before.hnsw"
-        runs = {
+        pairs = {
             side: measured([*same, "--path", str(path), "--side", side])
             for side in ("build", *SIDES)
         }
         size = path.stat().st_size
-    found = {
+    runs = {
         side: {"seconds": seconds, "peak_bytes": peak, "ratio": peak / size}
-        for side, (seconds, peak) in runs.items()
+        for side, (seconds, peak) in pairs.items()
     }
     if given.json:
-        print(json.dumps({**sizes, "file_bytes": size, "runs": found}, indent=2))
+        print(json.dumps({**sizes, "file_bytes": size, "runs": runs}, indent=2))
         return
     print(f"{given.rows} x {given.dim}, {given.added} added; the file has {size / 1e6:.1f} MB")
-    for side, one in found.items():
+    for side, values in runs.items():
         print(
-            f"{side:25} peak {one['peak_bytes'] / 1e6:8.1f} MB  {one['ratio']:.3f} x the file  "
-            f"{one['seconds']:6.1f} s"
+            f"{side:25} peak {values['peak_bytes'] / 1e6:8.1f} MB  "
+            f"{values['ratio']:.3f} x the file  {values['seconds']:6.1f} s"
         )
 
 

@@ -34,8 +34,8 @@ def features(items: int, dim: int, classes: int) -> tuple[np.ndarray, np.ndarray
     centres = rng.standard_normal((classes, dim), dtype=np.float32)
     rows = []
     for noise in (1.5, 1.2):
-        found = centres[labels] + noise * rng.standard_normal((items, dim), dtype=np.float32)
-        rows.append(found / np.linalg.norm(found, axis=1, keepdims=True))
+        vectors = centres[labels] + noise * rng.standard_normal((items, dim), dtype=np.float32)
+        rows.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     return rows[0], rows[1], labels
 
 
@@ -43,10 +43,10 @@ def by_sums(given: argparse.Namespace, data: tuple[np.ndarray, ...]) -> dict[str
     """What verify does."""
     old, new, labels = data
     own = np.arange(len(old))
-    found = inequalities(old, new, labels, old, labels, own, shares=False)
+    means = inequalities(old, new, labels, old, labels, own, shares=False)
     both = [
-        one(found.sums, given.replicates, np.random.default_rng(1))
-        for one in (estimate_same, estimate_diff)
+        value(means.sums, given.replicates, np.random.default_rng(1))
+        for value in (estimate_same, estimate_diff)
     ]
     return {
         "same": (both[0].value, *both[0].interval(0.95)),
@@ -87,8 +87,8 @@ def by_pairs(given: argparse.Namespace, data: tuple[np.ndarray, ...]) -> dict[st
             count[kind] += (pairs * right).sum(axis=1, dtype=np.float64)
     values = total / count
     return {
-        name: _ends(one[0], one[1:])
-        for name, one in zip(("same", "different"), values, strict=True)
+        name: _ends(value[0], value[1:])
+        for name, value in zip(("same", "different"), values, strict=True)
     }
 
 
@@ -131,16 +131,16 @@ def measured(side: Any, given: argparse.Namespace) -> dict[str, Any]:
 
 def _timed(side: Any, given: argparse.Namespace) -> dict[str, Any]:
     data = features(given.items, given.dim, given.classes)
-    side_of_one = [one[:100] for one in data]  # imports and threads are warm
+    side_of_one = [value[:100] for value in data]  # imports and threads are warm
     side(argparse.Namespace(replicates=10), (side_of_one[0], side_of_one[1], side_of_one[2] % 10))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
-    found = side(given, data)
+    outcome = side(given, data)
     return {
         "seconds": time.perf_counter() - began,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "before_mib": before / 1024,
-        "found": found,
+        "found": outcome,
     }
 
 
@@ -167,10 +167,10 @@ def main() -> None:
         print(json.dumps(sides, indent=2, sort_keys=True))
         return
     print(f"{given.items} items x {given.dim}, {given.classes} classes, {given.replicates} draws")
-    for name, one in sides.items():
+    for name, entry in sides.items():
         print(
-            f"{name:<20} {one['seconds']:8.2f} s  peak {one['peak_mib']:6.0f} MiB  "
-            f"ratio {one['ratio']:6.1f}"
+            f"{name:<20} {entry['seconds']:8.2f} s  peak {entry['peak_mib']:6.0f} MiB  "
+            f"ratio {entry['ratio']:6.1f}"
         )
     print("all sides give the same means and intervals to 1e-6")
 

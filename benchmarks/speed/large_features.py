@@ -71,7 +71,7 @@ def main() -> None:
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
     features = 2 * (given.items + given.queries) * given.dim * 4
-    found = {
+    measured = {
         "seconds": seconds,
         "features_gib": features / 2**30,
         "peak_gib": usage.ru_maxrss / 2**20,
@@ -81,14 +81,14 @@ def main() -> None:
         "exit": os.waitstatus_to_exitcode(status),
     }
     if given.json:
-        print(json.dumps(found, indent=2, sort_keys=True))
+        print(json.dumps(measured, indent=2, sort_keys=True))
         return
     print(f"{given.items} x {given.dim} in the gallery, {given.queries} queries")
     print(
-        f"{found['seconds']:.0f} s, peak {found['peak_gib']:.2f} GiB, features "
-        f"{found['features_gib']:.2f} GiB, ratio {found['ratio']:.2f}"
+        f"{measured['seconds']:.0f} s, peak {measured['peak_gib']:.2f} GiB, features "
+        f"{measured['features_gib']:.2f} GiB, ratio {measured['ratio']:.2f}"
     )
-    print(f"verdict {found['verdict']}, recall {found['recall']}")
+    print(f"verdict {measured['verdict']}, recall {measured['recall']}")
 
 
 if __name__ == "__main__":

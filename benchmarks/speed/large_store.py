@@ -57,8 +57,8 @@ def write_encoder(path: Path, dim: int, seed: int) -> None:
     model.ir_version = 10
     raw = path.with_suffix(".raw")
     onnx.save(model, raw)
-    told = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
-    seal(raw, path, (EncoderInput(name="image", preprocessing=told),))
+    preprocessing = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
+    seal(raw, path, (EncoderInput(name="image", preprocessing=preprocessing),))
 
 
 def make(folder: Path, rows: int, dim: int, added: int) -> None:
@@ -134,7 +134,7 @@ def switching(folders: dict[str, Path]) -> dict[str, dict[str, float]]:
         for name, folder in folders.items():
             seconds["rollback"][name].append(compatctl(folder, "rollback")[0])
     return {
-        command: {name: statistics.median(found) for name, found in sides.items()}
+        command: {name: statistics.median(times) for name, times in sides.items()}
         for command, sides in seconds.items()
     }
 
@@ -158,21 +158,21 @@ def main() -> None:
             sizes = ("--rows", rows, "--dim", given.dim, "--added", given.added)
             arguments = [sys.executable, __file__, "--make", folders[side], *sizes]
             subprocess.run([str(argument) for argument in arguments], check=True)
-        found: dict[str, Any] = {"rows": given.rows, "dim": given.dim, **switching(folders)}
+        measured: dict[str, Any] = {"rows": given.rows, "dim": given.dim, **switching(folders)}
         for command in ("deploy", "rollback"):
-            found[command]["ratio"] = found[command]["large"] / found[command]["small"]
+            measured[command]["ratio"] = measured[command]["large"] / measured[command]["small"]
         large = folders["large"]
         seconds, peak, answer = compatctl(large, "add")
         size = (large / "store" / "indexes" / f"{answer['index_sha256']}.hnsw").stat().st_size
-        found["add"] = {
+        measured["add"] = {
             "added": answer["added"],
             "seconds": seconds,
             "peak_bytes": peak,
             "index_bytes": size,
             "ratio": peak / size,
         }
-        found["search"] = searching(large)
-    show(found, as_json=given.json)
+        measured["search"] = searching(large)
+    show(measured, as_json=given.json)
 
 
 def searching(folder: Path) -> dict[str, float]:
@@ -191,10 +191,10 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
         return
     print(f"{found['rows']} x {found['dim']}")
     for command in ("deploy", "rollback"):
-        one = found[command]
+        values = found[command]
         print(
-            f"{command:9} small {one['small']:.3f} s, large {one['large']:.3f} s, "
-            f"ratio {one['ratio']:.2f}"
+            f"{command:9} small {values['small']:.3f} s, large {values['large']:.3f} s, "
+            f"ratio {values['ratio']:.2f}"
         )
     add = found["add"]
     print(

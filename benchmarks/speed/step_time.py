@@ -198,10 +198,10 @@ def head_and_full(data: Dataset, size: int) -> dict[str, dict[str, float]]:
 def show(found: list[Compared], ways: dict[str, dict[str, float]], items: int) -> None:
     """Print both tables."""
     print("seconds a step (median)      stored  in the loop   ratio  lowest round")
-    for one in found:
-        name = f"{one.old} -> {one.new}, batch {one.batch}"
-        stored, loop = (statistics.median(one.seconds[k]) for k in ("stored", "in the loop"))
-        ratio, lowest = statistics.median(one.ratios), min(one.ratios)
+    for timing in found:
+        name = f"{timing.old} -> {timing.new}, batch {timing.batch}"
+        stored, loop = (statistics.median(timing.seconds[k]) for k in ("stored", "in the loop"))
+        ratio, lowest = statistics.median(timing.ratios), min(timing.ratios)
         mark = "" if ratio >= TARGET else f"  under {TARGET}"
         print(f"{name:26} {stored:8.3f} {loop:12.3f} {ratio:7.2f} {lowest:13.2f}{mark}")
     print(f"\n{items} items, lite2      before the first epoch  seconds an epoch")
@@ -223,7 +223,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         data = images_of(Path(scratch), max(options.items, *options.batches))
-        found = [
+        timings = [
             compare(pair, batch, options.size, options.rounds, data)
             for pair in PAIRS
             for batch in options.batches
@@ -231,10 +231,12 @@ def main() -> None:
         ways = head_and_full(data.take(range(options.items)), options.size)
     if options.json:
         sizes = {name: getattr(options, name) for name in ("size", "items", "threads", "rounds")}
-        print(json.dumps({**sizes, "steps": [asdict(one) for one in found], "epochs": ways}))
+        print(
+            json.dumps({**sizes, "steps": [asdict(timing) for timing in timings], "epochs": ways})
+        )
         return
     print(f"{options.size} px, {options.rounds} rounds, {options.threads} threads")
-    show(found, ways, options.items)
+    show(timings, ways, options.items)
 
 
 if __name__ == "__main__":

@@ -72,26 +72,28 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     given = parser.parse_args()
-    found: dict[str, Any] = {"dim": given.dim, "queries": given.queries}
+    measured: dict[str, Any] = {"dim": given.dim, "queries": given.queries}
     with tempfile.TemporaryDirectory() as name:
         for side, rows in (("small", given.small), ("large", given.rows)):
             folder = Path(name) / side
             # In processes of their own: a child's peak is never less than what its parent held.
-            made = "import sys; from pathlib import Path; from {0} import {1} as f; f({2})"
+            script = "import sys; from pathlib import Path; from {0} import {1} as f; f({2})"
             store = f"Path({str(folder)!r}), {rows}, {given.dim}, 1"
             queries = f"Path({str(folder / 'queries.npz')!r}), {given.queries}"
             for module, function, arguments in (
                 ("benchmarks.speed.large_store", "make", store),
                 ("benchmarks.speed.whole_gallery", "write_queries", queries),
             ):
-                code = made.format(module, function, arguments)
+                code = script.format(module, function, arguments)
                 subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-            found[side] = {"rows": rows, **judge(folder)}
+            measured[side] = {"rows": rows, **judge(folder)}
     vectors = given.rows * given.dim * 4
-    found["vectors_bytes"] = vectors
-    found["ratio"] = found["large"]["peak_bytes"] / vectors
-    found["beyond"] = (found["large"]["peak_bytes"] - found["small"]["peak_bytes"]) / vectors
-    show(found, as_json=given.json)
+    measured["vectors_bytes"] = vectors
+    measured["ratio"] = measured["large"]["peak_bytes"] / vectors
+    measured["beyond"] = (
+        measured["large"]["peak_bytes"] - measured["small"]["peak_bytes"]
+    ) / vectors
+    show(measured, as_json=given.json)
 
 
 def show(found: dict[str, Any], *, as_json: bool) -> None:
@@ -100,10 +102,10 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(found, indent=2))
         return
     for side in ("small", "large"):
-        one = found[side]
+        values = found[side]
         print(
-            f"{side:6} {one['rows']} rows x {found['dim']}, {found['queries']} queries: "
-            f"{one['seconds']:.1f} s, peak {one['peak_bytes'] / 2**20:.0f} MiB"
+            f"{side:6} {values['rows']} rows x {found['dim']}, {found['queries']} queries: "
+            f"{values['seconds']:.1f} s, peak {values['peak_bytes'] / 2**20:.0f} MiB"
         )
     print(
         f"stored vectors {found['vectors_bytes'] / 2**20:.0f} MiB; peak / vectors "

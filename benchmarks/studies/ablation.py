@@ -146,8 +146,8 @@ def main() -> None:
             runs = [shop.inputs(replace(case, seed=seed)) for seed in arguments.seeds]
             rows += ablate(case.name, runs, _settings(case), shop)
             if arguments.json:
-                found = json.dumps([asdict(one) for one in rows], indent=1) + "\n"
-                write_atomic(arguments.json, found.encode())
+                text = json.dumps([asdict(run) for run in rows], indent=1) + "\n"
+                write_atomic(arguments.json, text.encode())
     if arguments.docs:
         write_atomic(arguments.docs, page(rows).encode())
 
@@ -175,17 +175,17 @@ def ablate(
     for name, change in settings.items():
         measured[name] = [_kept(shop, inputs, change(inputs.recipe)) for inputs in runs]
         rows.append(_row(case, name, runs, (measured[name], next(iter(measured.values())))))
-        one = rows[-1]
-        print(f"{case:20s} {name:36s} {one.recall:.4f} {one.gain:+.4f} "
-              f"[{one.low:+.4f}, {one.high:+.4f}]  fused {one.fused:.4f}", flush=True)  # fmt: skip
+        run = rows[-1]
+        print(f"{case:20s} {name:36s} {run.recall:.4f} {run.gain:+.4f} "
+              f"[{run.low:+.4f}, {run.high:+.4f}]  fused {run.fused:.4f}", flush=True)  # fmt: skip
     return rows
 
 
 def _validation_queries(inputs: RouteInputs) -> Bools:
     """(Q,) queries of validation classes that have something to find."""
     split = np.array([inputs.data.items[int(row)].split for row in inputs.query_rows])
-    found: Bools = (split == "validation") & inputs.truth.has_match()
-    return found
+    mask: Bools = (split == "validation") & inputs.truth.has_match()
+    return mask
 
 
 def _kept(shop: Workshop | None, inputs: RouteInputs, recipe: Recipe) -> tuple[Bools, Bools]:
@@ -254,7 +254,7 @@ def _row(
     matching, shipped = ([np.concatenate(part) for part in zip(*hit, strict=True)] for hit in hits)
     masks = [_validation_queries(run) for run in runs]
     classes = np.concatenate(
-        [one.truth.classes[mask] for one, mask in zip(runs, masks, strict=True)]
+        [entry.truth.classes[mask] for entry, mask in zip(runs, masks, strict=True)]
     )
     old = np.concatenate([_first_hits(run, run.old_queries.queries) for run in runs])
     gains = [_gain(classes, a, b) for a, b in zip(matching, shipped, strict=True)]
@@ -299,11 +299,11 @@ def page(rows: Sequence[Row]) -> str:
     """docs/ablation.md."""
     first = rows[0]
     lines = [
-        INTRO + f"        --cases {','.join(dict.fromkeys(one.case for one in rows))} \\",
+        INTRO + f"        --cases {','.join(dict.fromkeys(run.case for run in rows))} \\",
         f"        --seeds {','.join(map(str, first.seeds))}",
     ]
-    for case in dict.fromkeys(one.case for one in rows):
-        matching = [one for one in rows if one.case == case]
+    for case in dict.fromkeys(run.case for run in rows):
+        matching = [run for run in rows if run.case == case]
         lines += [
             "",
             f"## {case}",
@@ -314,13 +314,13 @@ def page(rows: Sequence[Row]) -> str:
             row("setting", "recall@1", "gain", "95% interval", "fused", "gain"),
             "|---|---|---|---|---|---|",
         ]
-        for one in matching:
-            same = one.setting == DEFAULT
-            gain = "" if same else f"{one.gain:+.3f}"
-            between = "" if same else f"{one.low:+.3f} to {one.high:+.3f}"
-            fused_gain = "" if same else f"{one.fused_gain:+.3f}"
-            numbers = f"{one.recall:.3f}", gain, between, f"{one.fused:.3f}", fused_gain
-            lines.append(row(one.setting, *numbers))
+        for run in matching:
+            same = run.setting == DEFAULT
+            gain = "" if same else f"{run.gain:+.3f}"
+            between = "" if same else f"{run.low:+.3f} to {run.high:+.3f}"
+            fused_gain = "" if same else f"{run.fused_gain:+.3f}"
+            numbers = f"{run.recall:.3f}", gain, between, f"{run.fused:.3f}", fused_gain
+            lines.append(row(run.setting, *numbers))
     return "\n".join(lines) + "\n"
 
 

@@ -50,8 +50,8 @@ def coverage_rows(runs: int, seed: int) -> Iterator[Row]:
                     name = f"{statistic} {truth:g}"
                     rng = simulate.generator(seed, f"{name} {kind} {classes}")
                     sizes = simulate.class_sizes(kind, (runs, classes), rng)
-                    found = simulate.estimates(draw(sizes, truth, rng), rng)
-                    yield _covered(name, kind, classes, simulate.covered(found, truth))
+                    cells = simulate.estimates(draw(sizes, truth, rng), rng)
+                    yield _covered(name, kind, classes, simulate.covered(cells, truth))
 
 
 def cosine_rows(runs: int, seed: int) -> Iterator[Row]:
@@ -62,10 +62,10 @@ def cosine_rows(runs: int, seed: int) -> Iterator[Row]:
                 name = "query and gallery items" if roles else "every item is both"
                 rng = simulate.generator(seed, f"{name} {kind} {classes}")
                 both = simulate.cosine_estimates(classes, kind, roles, runs, rng=rng)
-                for what, found, truth in zip(
+                for what, cells, truth in zip(
                     ("same-class", "different-class"), both, simulate.true_gains(), strict=True
                 ):
-                    covered = simulate.covered(found, truth)
+                    covered = simulate.covered(cells, truth)
                     yield _covered(f"{what} cosine, {name}", kind, classes, covered)
 
 
@@ -147,10 +147,10 @@ def false_passes(what: int, kind: str, classes: int, runs: int, seed: int) -> Ro
     passed = 0
     for _ in range(runs):
         sizes = simulate.class_sizes(kind, (classes,), rng)
-        found = measure(
+        cells = measure(
             policy, group(sizes, gain, rng, background=background), lambda: rng, policy.replicates
         )
-        checks = {check.name: check for check in judge(policy, found).checks}
+        checks = {check.name: check for check in judge(policy, cells).checks}
         passed += checks[name].outcome == "pass"
     return {"what": said, "sizes": kind, "classes": classes, "passed": passed / runs, "runs": runs}
 
@@ -171,14 +171,14 @@ def family(runs: int, seed: int, slices: int = 10) -> Row:
     wrong = np.zeros(4)
     for _ in range(runs):
         sizes = np.full(200, 10)
-        found = measure(
+        cells = measure(
             policy, group(sizes, -0.1, rng, slices=slices), lambda: rng, policy.replicates
         )
-        outcomes = {check.outcome for check in judge(policy, found).checks if check.decides}
+        outcomes = {check.outcome for check in judge(policy, cells).checks if check.decides}
         alone = [
-            (one.estimate.p_above(limit) <= nominal, one.estimate.p_below(limit) <= nominal)
-            for one in found
-            if one.name in ("recall_gain", "slice_gain") and isinstance(one.estimate, Estimate)
+            (cell.estimate.p_above(limit) <= nominal, cell.estimate.p_below(limit) <= nominal)
+            for cell in cells
+            if cell.name in ("recall_gain", "slice_gain") and isinstance(cell.estimate, Estimate)
         ]
         wrong += ["pass" in outcomes, "fail" in outcomes, *map(any, zip(*alone, strict=True))]
     names = ("any_passes", "any_fails", "any_passes_unadjusted", "any_fails_unadjusted")
@@ -194,7 +194,7 @@ def decided(found: Sequence[Estimate], policy: Policy, queries: int) -> list[Che
                 Measurement(
                     name="recall_gain",
                     group="unseen",
-                    estimate=one,
+                    estimate=cell,
                     n=queries,
                     n_queries=queries,
                     may_decide=True,
@@ -202,7 +202,7 @@ def decided(found: Sequence[Estimate], policy: Policy, queries: int) -> list[Che
                 )
             ],
         ).checks[0]
-        for one in found
+        for cell in found
     ]
 
 
@@ -218,8 +218,8 @@ def power(gain: float, classes: int, runs: int, seed: int) -> Row:
     """Share of runs that pass at a stated gain, with four queries a class."""
     rng = simulate.generator(seed, f"power {gain} {classes}")
     policy = Policy(**OPEN)
-    found = decided(gains(gain, "equal", classes, runs, rng), policy, 4 * classes)
-    passed = np.mean([check.outcome == "pass" for check in found])
+    cells = decided(gains(gain, "equal", classes, runs, rng), policy, 4 * classes)
+    passed = np.mean([check.outcome == "pass" for check in cells])
     return {"gain": gain, "classes": classes, "passed": float(passed), "runs": runs}
 
 
@@ -227,8 +227,8 @@ def needed(gain: float, kind: str, pilot: int, runs: int, seed: int) -> Row:
     """What an open check asks for at its true effect and spread, and how often that settles it."""
     rng = simulate.generator(seed, f"needed {gain} {kind} {pilot}")
     policy = Policy(**OPEN)
-    found = gains(gain, kind, pilot, runs, rng)
-    spread = np.std([one.value for one in found])
+    cells = gains(gain, kind, pilot, runs, rng)
+    spread = np.std([cell.value for cell in cells])
     places = (np.arange(policy.replicates) + 0.5) / policy.replicates
     exact = Estimate(
         value=gain,
@@ -236,18 +236,18 @@ def needed(gain: float, kind: str, pilot: int, runs: int, seed: int) -> Row:
         n_empty=0,
         n_classes=pilot,
         bounds=(-1.0, 1.0),
-        skew_low=_typical([one.skew_low for one in found]),
-        skew_high=_typical([one.skew_high for one in found]),
+        skew_low=_typical([cell.skew_low for cell in cells]),
+        skew_high=_typical([cell.skew_high for cell in cells]),
     )
-    asked = decided([exact], policy, 4 * pilot)[0].needed
-    if asked is None:
+    needed = decided([exact], policy, 4 * pilot)[0].needed
+    if needed is None:
         raise ValueError(f"{pilot} classes settle a gain of {gain:g}: take a smaller pilot")
-    settled = _settled(gain, kind, asked, runs, rng)
+    settled = _settled(gain, kind, needed, runs, rng)
     return {
         "gain": gain,
         "sizes": kind,
         "pilot": pilot,
-        **asdict(asked),
+        **asdict(needed),
         "settled": settled,
         "runs": runs,
     }
@@ -255,7 +255,7 @@ def needed(gain: float, kind: str, pilot: int, runs: int, seed: int) -> Row:
 
 def _typical(found: Sequence[SkewCorrection | None]) -> SkewCorrection:
     """The mean of the corrections of many pilots."""
-    rows = [(one.error, one.skewness, one.shift) for one in found if one is not None]
+    rows = [(cell.error, cell.skewness, cell.shift) for cell in found if cell is not None]
     error, skewness, shift = np.mean(rows, axis=0)
     return SkewCorrection(error=float(error), skewness=float(skewness), shift=float(shift))
 
@@ -278,8 +278,8 @@ def compare_rows(runs: int, seed: int) -> Iterator[Row]:
         for classes in CLASSES:
             rng = simulate.generator(seed, f"compare {what} {kind} {classes}")
             by = simulate.alternatives(draw, truth, kind, classes, runs=runs, rng=rng)
-            for method, found in by.items():
-                yield {**_covered(what, kind, classes, found), "method": method}
+            for method, cells in by.items():
+                yield {**_covered(what, kind, classes, cells), "method": method}
 
 
 def tables(runs: int, seed: int, compare: bool) -> dict[str, list[Row]]:
@@ -353,11 +353,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the numbers of every cell")
     parser.add_argument("--compare", action="store_true", help="other ways to resample instead")
     options = parser.parse_args()
-    found = tables(options.runs, options.seed, options.compare)
+    cells = tables(options.runs, options.seed, options.compare)
     if options.json:
-        print(json.dumps({"runs": options.runs, "seed": options.seed, "tables": found}, indent=1))
+        print(json.dumps({"runs": options.runs, "seed": options.seed, "tables": cells}, indent=1))
     else:
-        show(found)
+        show(cells)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
 SMALL = Settings(epochs=10, lr=0.03, memory=4, elsewhere_epochs=(60, 30, 15))
 """Of the characters, whose tasks are thirty times smaller than the authors'."""
-NAMES = [one.name for one in METHODS]
+NAMES = [entry.name for entry in METHODS]
 
 
 def main() -> None:
@@ -56,9 +56,9 @@ def main() -> None:
     for seed in given.seeds:
         wanted = [
             (count, name) for count in given.tasks for name in given.methods
-            if not any((one.data, one.tasks, one.method, one.seed, one.split, one.settings)
+            if not any((r.data, r.tasks, r.method, r.seed, r.split, r.settings)
                        == (data, count, name, seed, given.split, asdict(chosen))
-                       for one in results)
+                       for r in results)
         ]  # fmt: skip
         if not wanted:
             continue
@@ -68,7 +68,9 @@ def main() -> None:
             if given.json:
                 write_atomic(given.json, _text(results).encode())
     alike = (data, given.split, asdict(chosen))
-    shown = _ordered(one for one in results if (one.data, one.split, one.settings) == alike)
+    shown = _ordered(
+        entry for entry in results if (entry.data, entry.split, entry.settings) == alike
+    )
     print("\n".join(table(shown)))
     if given.docs:
         write_atomic(given.docs, page(shown, given.docs.with_suffix(".svg").name).encode())
@@ -105,7 +107,7 @@ def measured(
     """Every method and length of sequence, from the same models "from elsewhere"."""
     base: dict[bool, list[Network]] = {}
     for count, name in wanted:
-        method = next(one for one in METHODS if one.name == name)
+        method = next(known for known in METHODS if known.name == name)
         start = time.monotonic()
         if method.fixed not in base:
             base[method.fixed] = [
@@ -124,7 +126,7 @@ def measured(
             settings=asdict(setup.settings),
             seconds=round(time.monotonic() - start, 1),
             matrices={
-                test: [[round(float(one), 5) for one in row] for row in matrix]
+                test: [[round(float(value), 5) for value in row] for row in matrix]
                 for test, matrix in matrices.items()
             },
         )
@@ -158,15 +160,15 @@ def _print_progress(done: int, of: int) -> None:
 def _read(path: Path) -> list[Result]:
     if not path.exists():
         return []
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for one in found:
-        one["settings"]["elsewhere_epochs"] = tuple(one["settings"]["elsewhere_epochs"])
-    return [Result(**one) for one in found]
+    loaded = json.loads(path.read_text(encoding="utf-8"))
+    for result in loaded:
+        result["settings"]["elsewhere_epochs"] = tuple(result["settings"]["elsewhere_epochs"])
+    return [Result(**result) for result in loaded]
 
 
 def _text(results: Iterable[Result]) -> str:
     """A line for each result."""
-    return "[\n" + ",\n".join(json.dumps(asdict(one)) for one in _ordered(results)) + "\n]\n"
+    return "[\n" + ",\n".join(json.dumps(asdict(result)) for result in _ordered(results)) + "\n]\n"
 
 
 def _ordered(results: Iterable[Result]) -> list[Result]:
@@ -177,7 +179,7 @@ def _ordered(results: Iterable[Result]) -> list[Result]:
 
 def _arguments() -> argparse.Namespace:
     def numbers(text: str) -> tuple[int, ...]:
-        return tuple(int(one) for one in text.split(","))
+        return tuple(int(part) for part in text.split(","))
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--tasks", type=numbers, default=[7, 31])

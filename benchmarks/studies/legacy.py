@@ -43,9 +43,13 @@ def main() -> None:
         shop = Workshop(
             work=arguments.work or Path(temporary), anchors=arguments.anchors, kanji=arguments.kanji
         )
-        for case in (replace(one, seed=seed) for seed in arguments.seeds for one in requested):
+        for case in (
+            replace(variant, seed=seed) for seed in arguments.seeds for variant in requested
+        ):
             key = (case.name, case.seed, case.share, arguments.anchors)
-            if key in {(one.case, one.seed, one.share, one.anchors) for one in results}:
+            if key in {
+                (variant.case, variant.seed, variant.share, variant.anchors) for variant in results
+            }:
                 continue
             start = time.monotonic()
             inputs = shop.inputs(case)
@@ -57,10 +61,10 @@ def main() -> None:
             results.append(result)
             if arguments.json:
                 _write(arguments.json, results)
-    alike = _ordered(one for one in results if one.anchors == arguments.anchors)
+    alike = _ordered(variant for variant in results if variant.anchors == arguments.anchors)
     print("\n".join(summary(alike)))
     if arguments.docs:
-        partial = _ordered(one for one in results if one.lines[0].parts)
+        partial = _ordered(variant for variant in results if variant.lines[0].parts)
         text = page(alike, partial, arguments.docs.with_suffix(".svg").name)
         write_atomic(arguments.docs, text.encode())
         write_atomic(arguments.docs.with_suffix(".svg"), figure(alike).encode())
@@ -69,14 +73,14 @@ def main() -> None:
 def _cases(arguments: argparse.Namespace) -> Sequence[Case]:
     """Those that were asked for and whose images are there."""
     requested: Sequence[Case] = arguments.cases
-    if arguments.kanji.exists() or all(one.data != "kanji" for one in requested):
+    if arguments.kanji.exists() or all(variant.data != "kanji" for variant in requested):
         return requested
     print(
         f"no images at {arguments.kanji}: cases of characters are left out; "
         "examples/kanji/build.py draws them",
         file=sys.stderr,
     )
-    return [one for one in requested if one.data != "kanji"]
+    return [variant for variant in requested if variant.data != "kanji"]
 
 
 def run_case(inputs: RouteInputs, case: Case, anchors: float) -> Result:

@@ -87,7 +87,7 @@ def embed(network: EfficientNet, images: list[Image.Image]) -> np.ndarray:
 
 def same_look(a: PerceptualHashes, b: PerceptualHashes) -> np.ndarray:
     """(n, m) whether looks (n, 24) and (m, 24) are alike."""
-    return np.stack([np.abs(one.astype(int) - b).max(axis=1) <= LIMIT for one in a])
+    return np.stack([np.abs(row.astype(int) - b).max(axis=1) <= LIMIT for row in a])
 
 
 def by_mistake(
@@ -100,7 +100,7 @@ def by_mistake(
     same = [
         any(np.abs(pixels[row] - pixels[other]).mean(axis=(0, 1)).max() <= 8 for other in others)
         for row, others in (
-            (row, np.flatnonzero(one)) for row, one in zip(held_out, near, strict=True)
+            (row, np.flatnonzero(mask)) for row, mask in zip(held_out, near, strict=True)
         )
     ]
     return near.any(axis=1), np.array(same)
@@ -139,7 +139,7 @@ def main() -> None:
     picked = np.random.default_rng(0).permutation(len(held_out))[:N]
     for name, change in CHANGES.items():
         changed = [change(images[held_out[at]]) for at in picked]
-        seen = np.stack([look_of(one) for one in changed])
+        seen = np.stack([look_of(image) for image in changed])
         by_look = np.abs(seen.astype(int) - looks[held_out[picked]]).max(axis=1) <= LIMIT
         cosine = np.sum(embed(network, changed) * held[picked], axis=1)
         by_vector = cosine > limit

@@ -172,7 +172,7 @@ class Characters:
 
     def write(self, path: Path, rows: NDArray[np.bool_]) -> Path:
         """A data set of some rows."""
-        chosen: dict[str, Any] = {key: one[rows] for key, one in self.arrays.items()}
+        chosen: dict[str, Any] = {key: values[rows] for key, values in self.arrays.items()}
         np.savez(path, **chosen)
         return path
 
@@ -264,8 +264,8 @@ def live(folder: Path, shared: Path, characters: Characters, name: str, seed: in
         seed=seed,
         steps=tuple(steps),
         values=matrix.values,
-        ac=tuple(one.ac for one in so_far),
-        aa=tuple(one.aa for one in so_far),
+        ac=tuple(entry.ac for entry in so_far),
+        aa=tuple(entry.aa for entry in so_far),
         n_queries=matrix.n_queries,
         n_classes=matrix.n_classes,
         checked=check(project).ok,
@@ -330,10 +330,14 @@ def _version(  # noqa: PLR0917
 def _links(report: Report, store: Path) -> tuple[tuple[str, float, str], ...]:
     """The chain check by version, in the order of the versions."""
     order = dict.fromkeys(generation.query_model[:12] for generation in Store.open(store).history())
-    names = {f"gallery of {one}": f"v{at}" for at, one in enumerate(order, 1)}
+    names = {f"gallery of {sha256}": f"v{number}" for number, sha256 in enumerate(order, 1)}
     return tuple(sorted(
-        (names[one.group], one.estimate if one.estimate is not None else float("nan"), one.outcome)
-        for one in report.verdict.checks if one.name == "chain_gain"
+        (
+            names[check.group],
+            check.estimate if check.estimate is not None else float("nan"),
+            check.outcome,
+        )
+        for check in report.verdict.checks if check.name == "chain_gain"
     ))  # fmt: skip
 
 

@@ -194,7 +194,7 @@ def measure(images: SeedImages, epochs: int) -> list[Line]:
             )
             features[arm] = _embedded(tuned.network, images.everything)
             print(f"seed {images.seed}: {arm}", file=sys.stderr, flush=True)
-    return [one for group in GROUPS for one in score_group(images, group, features)]
+    return [entry for group in GROUPS for entry in score_group(images, group, features)]
 
 
 def score_group(
@@ -293,7 +293,7 @@ def _training(data: Dataset) -> Dataset:
 def _read(path: Path) -> list[Line]:
     if not path.exists():
         return []
-    return [Line(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+    return [Line(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def _arguments() -> argparse.Namespace:

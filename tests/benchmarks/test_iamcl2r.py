@@ -71,25 +71,25 @@ def cifar(tmp_path: Path) -> Path:
 
 def test_cifar_is_shared_out_between_here_and_elsewhere(cifar: Path) -> None:
     """No image of a local class trains elsewhere, and the gallery's images train nobody."""
-    found = given.cifar(cifar, 0, per_class=3)
-    assert (found.classes, found.others, found.first) == (40, 60, 10)
-    assert [len(one.labels) for one in found.elsewhere] == [60, 120, 180]
-    local = {pixel.tobytes() for pixel in found.local.pixels}
+    setup = given.cifar(cifar, 0, per_class=3)
+    assert (setup.classes, setup.others, setup.first) == (40, 60, 10)
+    assert [len(element.labels) for element in setup.elsewhere] == [60, 120, 180]
+    local = {pixel.tobytes() for pixel in setup.local.pixels}
     assert len(local) == 120
-    for images in (*found.elsewhere, found.tests["all"].gallery, found.tests["all"].queries):
+    for images in (*setup.elsewhere, setup.tests["all"].gallery, setup.tests["all"].queries):
         assert not local & {pixel.tobytes() for pixel in images.pixels}
-    assert len(found.tests["all"].gallery.labels) == 80
-    assert len(found.tests["ten"].queries.labels) == 100
+    assert len(setup.tests["all"].gallery.labels) == 80
+    assert len(setup.tests["ten"].queries.labels) == 100
     assert [len(task) for task in protocol.tasks(40, 10, 31)] == [10, *[1] * 30]
 
 
 @pytest.mark.parametrize("count", [7, 31])
 def test_tasks_are_disjoint_and_hold_every_class(count: int) -> None:
     """As many as were asked for; replacements begin at the authors' tasks."""
-    found = protocol.tasks(300, 30, count)
-    assert len(found) == count
-    assert [one for part in found for one in part] == [*range(300)]
-    assert len({len(one) for one in found[1:]}) == 1
+    tasks = protocol.tasks(300, 30, count)
+    assert len(tasks) == count
+    assert [element for part in tasks for element in part] == [*range(300)]
+    assert len({len(element) for element in tasks[1:]}) == 1
     assert protocol.replacements(count) == {7: (2, 4), 31: (10, 20)}[count]
 
 
@@ -153,15 +153,17 @@ def test_every_method_walks_the_sequence_alike_twice(
     setup: protocol.SequenceSetup, base: dict[bool, list[protocol.Network]], method: methods.Method
 ) -> None:
     """The lower triangle holds recalls, the upper nothing; models elsewhere stay as they came."""
-    before = [one.state_dict()["backbone.head.1.weight"].clone() for one in base[method.fixed]]
-    found = [protocol.walk(setup, method, 4, base[method.fixed]) for _ in range(2)]
-    assert set(found[0]) == {"ten", "all"}
-    for name, matrix in found[0].items():
-        assert np.array_equal(matrix, found[1][name])
+    before = [
+        element.state_dict()["backbone.head.1.weight"].clone() for element in base[method.fixed]
+    ]
+    walks = [protocol.walk(setup, method, 4, base[method.fixed]) for _ in range(2)]
+    assert set(walks[0]) == {"ten", "all"}
+    for name, matrix in walks[0].items():
+        assert np.array_equal(matrix, walks[1][name])
         assert ((matrix >= 0) & (matrix <= 1)).all()
         assert not np.triu(matrix, 1).any()
-    assert (found[0]["ten"] >= found[0]["all"]).all()
-    after = [one.state_dict()["backbone.head.1.weight"] for one in base[method.fixed]]
+    assert (walks[0]["ten"] >= walks[0]["all"]).all()
+    after = [element.state_dict()["backbone.head.1.weight"] for element in base[method.fixed]]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -220,8 +222,8 @@ def test_a_change_leaves_images_in_their_range() -> None:
     assert torch.allclose(protocol.changed(images, Augmentation(), rng), images, atol=1e-2)
     flipped = protocol.changed(images, Augmentation(flip=True), rng)
     kinds = [
-        [torch.allclose(one, image if side else image.flip(1), atol=1e-2) for side in (0, 1)]
-        for one, image in zip(flipped, images, strict=True)
+        [torch.allclose(element, image if side else image.flip(1), atol=1e-2) for side in (0, 1)]
+        for element, image in zip(flipped, images, strict=True)
     ]
     assert all(sum(kind) == 1 for kind in kinds)
     assert len({tuple(kind) for kind in kinds}) == 2
@@ -257,7 +259,7 @@ def test_the_page_says_what_the_matrices_say() -> None:
     assert f"{(first.aa + second.aa) / 2:.3f}".removeprefix("0") in text
     assert "(iamcl2r.svg)" in text
     root = ElementTree.fromstring(docs.figure(results))
-    circles = [one for one in root.iter() if one.tag.endswith("circle")]
+    circles = [element for element in root.iter() if element.tag.endswith("circle")]
     assert len(circles) == 2 + len(results) * 2 * 2
 
 

@@ -66,7 +66,7 @@ def test_the_seed_draws_which_classes_the_old_model_knew() -> None:
     """As many classes in every seed, other ones, and the same ones again for the same seed."""
     labels = [f"class {i % 50}" for i in range(500)]
     drawn = [cases.known(labels, 0.5, seed) for seed in (0, 1, 0)]
-    assert [len(one) for one in drawn] == [25, 25, 25]
+    assert [len(entry) for entry in drawn] == [25, 25, 25]
     assert drawn[0] == drawn[2] != drawn[1]
 
 
@@ -75,10 +75,12 @@ def test_cases_are_chosen_by_name(
 ) -> None:
     """In the table's order, each once; a name that no case has ends the program, and is said."""
     some = "kanji-cnn-larger,emoji-cnn-lite0,kanji-cnn-larger"
-    found = cases.chosen(some, cases.CASES)
-    assert [one.name for one in found] == ["emoji-cnn-lite0", "kanji-cnn-larger"]
+    selected = cases.chosen(some, cases.CASES)
+    assert [entry.name for entry in selected] == ["emoji-cnn-lite0", "kanji-cnn-larger"]
     for program, known in ((legacy, cases.CASES), (ablation, (*cases.CASES, cases.WIDE))):
-        monkeypatch.setattr(sys, "argv", ["study", "--cases", ",".join(one.name for one in known)])
+        monkeypatch.setattr(
+            sys, "argv", ["study", "--cases", ",".join(entry.name for entry in known)]
+        )
         assert program._arguments().cases == [*known]
         monkeypatch.setattr(sys, "argv", ["study", "--cases", "emoji-cnn-larger,emoji-cnn"])
         with pytest.raises(SystemExit) as ended:
@@ -94,8 +96,8 @@ def test_the_inputs_are_a_gallery_of_one_vendor_and_held_out_queries(
     reference = inputs.reference
     assert {gallery_id.split("/")[0] for gallery_id in reference.gallery_ids} == {"noto"}
     assert {*reference.gallery_ids, *reference.encoded_ids} == {*emoji.ids}
-    asked = {(emoji.items[row].split, emoji.items[row].role) for row in inputs.query_rows}
-    assert asked == {("validation", "query"), ("test", "query")}
+    query_rows = {(emoji.items[row].split, emoji.items[row].role) for row in inputs.query_rows}
+    assert query_rows == {("validation", "query"), ("test", "query")}
     assert inputs.truth.has_match().all()
 
 
@@ -168,14 +170,14 @@ def test_results_of_earlier_runs_stand_beside_new_ones(result: judging.Result) -
     """The stored results have the same routes, and one page holds both."""
     stored = legacy._read(FOLDER.parent / "docs" / "legacy.json")
     assert len(stored) > 1
-    for one in stored:
-        extra = {"others added later"} if one.lines[0].parts else set()
-        assert {line.route for line in one.lines} == {
+    for entry in stored:
+        extra = {"others added later"} if entry.lines[0].parts else set()
+        assert {line.route for line in entry.lines} == {
             line.route for line in result.lines if line.route != "others added later"
         } | extra
-    whole = [one for one in stored if not one.lines[0].parts]
+    whole = [entry for entry in stored if not entry.lines[0].parts]
     text = docs.page([*whole, replace(result, free=1.0)], [], "legacy.svg")
-    worth = 1 + sum(one.worth for one in whole)
+    worth = 1 + sum(entry.worth for entry in whole)
     (row,) = [line for line in text.splitlines() if line.startswith("| lift ")]
     assert f" of {worth} |" in row
 
@@ -186,8 +188,8 @@ def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(inputs: Rou
     fold = (everyone, everyone)
     selector = CrossFitSelector(truth=inputs.truth, folds=(fold,))
     fitted = routes.train_model(inputs, inputs.recipe, inputs.reference)
-    made = replace(fitted, gallery=inputs.reference.gallery_features)
-    tuned = selector.result("finetune", selector.fixed(made))
+    changed = replace(fitted, gallery=inputs.reference.gallery_features)
+    tuned = selector.result("finetune", selector.fixed(changed))
     (later,) = judging.later(inputs, [tuned])
     ((part, gallery),) = later.searched
     anchored = judging._anchored(inputs)
@@ -211,15 +213,15 @@ def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
     assert ablation.ablate("emoji", [inputs], settings, shop) == rows
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     splits = [inputs.data.items[row].split for row in inputs.query_rows]
-    asked = [i for i, split in enumerate(splits)
+    query_rows = [i for i, split in enumerate(splits)
              if split == "validation" and inputs.truth.has_match()[i]]  # fmt: skip
     assert [row.gain for row in rows[:1]] == [0.0]
-    assert all(row.queries == len(asked) for row in rows)
+    assert all(row.queries == len(query_rows) for row in rows)
     change = settings["no anchors"](inputs.recipe)
     assert change.objective.anchors is None
-    found = routes.train_model(inputs, change, inputs.reference).queries[asked]
-    nearest = (found @ inputs.reference.gallery_features.T).argmax(axis=1)
-    right = np.mean(inputs.truth.gallery_labels[nearest] == inputs.truth.query_labels[asked])
+    features = routes.train_model(inputs, change, inputs.reference).queries[query_rows]
+    nearest = (features @ inputs.reference.gallery_features.T).argmax(axis=1)
+    right = np.mean(inputs.truth.gallery_labels[nearest] == inputs.truth.query_labels[query_rows])
     assert rows[1].recall == pytest.approx(right)
     assert rows[1].gain == pytest.approx(right - rows[0].recall)
     text = ablation.page(rows)

@@ -23,7 +23,7 @@ def test_each_character_queries_in_two_typefaces_and_never_in_the_gallerys() -> 
     counts = {sum(asks[label, font] for font in born.FONTS) for label, _ in asks}
     assert counts == {born.HELD_OUT}
     for font in born.FONTS:
-        kinds = {asked for (_, one), asked in asks.items() if one == font}
+        kinds = {split for (_, name), split in asks.items() if name == font}
         assert kinds == ({False} if font == born.GALLERY else {False, True})
 
 
@@ -56,17 +56,19 @@ def test_lines_are_recalls_on_the_deployed_gallery(images: born.SeedImages) -> N
         rows = centres + noise * rng.standard_normal(centres.shape)
         features[name] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     labels = np.array(images.everything.labels)
-    lines = [one for group in born.GROUPS for one in born.score_group(images, group, features)]
+    lines = [entry for group in born.GROUPS for entry in born.score_group(images, group, features)]
     assert len(lines) == len(born.GROUPS) * len(features)
-    for one in lines:
-        rows = images.groups[one.group]
-        for gallery, recall in (("old on old", one.recall), (one.model, one.own)):
-            near = (features[one.model][rows] @ features[gallery][images.gallery].T).argmax(axis=1)
+    for entry in lines:
+        rows = images.groups[entry.group]
+        for gallery, recall in (("old on old", entry.recall), (entry.model, entry.own)):
+            near = (features[entry.model][rows] @ features[gallery][images.gallery].T).argmax(
+                axis=1
+            )
             assert recall == pytest.approx((labels[images.gallery][near] == labels[rows]).mean())
-        assert one.low <= one.gain <= one.high
-        assert one.over_low <= one.over_deployed <= one.over_high
+        assert entry.low <= entry.gain <= entry.high
+        assert entry.over_low <= entry.over_deployed <= entry.over_high
     table = "\n".join(born.table(lines))
-    mine = next(line for line in lines if (line.group, line.model) == ("unseen", "deployed"))
+    deployed = next(line for line in lines if (line.group, line.model) == ("unseen", "deployed"))
     row = next(line for line in table.splitlines() if line.startswith("| unseen | deployed |"))
-    assert f"{mine.gain:+.3f}" in row
+    assert f"{deployed.gain:+.3f}" in row
     assert "| unseen | new as it came |" not in table

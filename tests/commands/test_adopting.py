@@ -149,9 +149,12 @@ def _alike(shop: Shop, name: str, of: str) -> Path:
 def test_import_refuses_vectors_whose_neighbours_differ(shop: Shop) -> None:
     """Where all features are alike, another model has cosines over 0.99: its own images do not
     find their vectors, and it is refused; the right one is taken, with digests of the images."""
-    mine, other = _alike(shop, "mine.onnx", "old.onnx"), _alike(shop, "other.onnx", "turned.onnx")
+    adopted, other = (
+        _alike(shop, "mine.onnx", "old.onnx"),
+        _alike(shop, "other.onnx", "turned.onnx"),
+    )
     data: Dataset = load(shop.data()).filter(role="gallery")
-    rows = Encoder.load(mine).embed(data).features
+    rows = Encoder.load(adopted).embed(data).features
     assert (Encoder.load(other).embed(data).features * rows).sum(axis=1).min() > 0.985
     _index(shop.path("alike.bin"), rows)
     _table(shop, list(range(len(data))), data.ids, data.labels)

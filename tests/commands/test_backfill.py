@@ -99,13 +99,13 @@ def test_a_half_is_measured_and_written_as_by_an_explicit_loop(deployed: Shop) -
     np.testing.assert_array_equal(stored_rows(deployed, unchanged), old[rows])
     assert _of_query_model(deployed) == set(half)
 
-    trial, told = result.json["measured"], result.json
+    trial, output = result.json["measured"], result.json
     slow = [_slow_recall(deployed, "new.onnx", rows, data) for rows in (old, wanted)]
     assert [trial["curve"][0]["recall"], trial["curve"][-1]["recall"]] == pytest.approx(slow)
     assert trial["check"]["estimate"] == pytest.approx(slow[1] - slow[0])
     assert trial["check"]["low"] > -0.02
     assert [point["share"] for point in trial["curve"]] == pytest.approx([0, 0.25, 0.5], abs=0.01)
-    assert (told["embedded"], told["written"], told["outcome"]) == (len(half), True, "pass")
+    assert (output["embedded"], output["written"], output["outcome"]) == (len(half), True, "pass")
     now = deployed.manifest()
     assert (now["operation"], now["query_model"]) == ("backfill", before["query_model"])
     assert {**now["index"], "sha256": ""} == {**before["index"], "sha256": ""}
@@ -407,13 +407,13 @@ def test_ef_is_raised_to_what_the_new_index_needs(begun: Path, shop: Shop, tmp_p
     assert other.run("deploy", "--model", begun / "new.onnx", *FORCE).code == 0
     result = other.run("backfill", "--share", 0.5)
     assert result.code == 0, result.stderr
-    told, ann = result.json, result.json["ann"]
-    assert other.manifest()["index"]["ef_search"] == told["ef_search"] == ann["ef_needed"] > 10
+    output, ann = result.json, result.json["ann"]
+    assert other.manifest()["index"]["ef_search"] == output["ef_search"] == ann["ef_needed"] > 10
     gallery = DeployedGallery.open(Store.open(other.path("store")))
     vectors, keys = gallery.index.vectors(), gallery.index.keys()
     data = load(shop.data()).filter(split="test", role="query")
     queries = Encoder.load(begun / "new.onnx").embed(data).features
-    for ef, recall in ((10, ann["recall_current"]), (told["ef_search"], ann["recall_needed"])):
+    for ef, recall in ((10, ann["recall_current"]), (output["ef_search"], ann["recall_needed"])):
         shares = []
         for query in queries:
             ten = keys[np.argsort(-(vectors @ query), kind="stable")[:10]]

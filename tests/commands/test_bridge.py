@@ -88,7 +88,12 @@ def test_every_kind_is_tried_and_validation_chooses(shop: Shop) -> None:
     and for a rotated copy of the old encoder it finds there what that finds, within 1%."""
     bridged = bridge(shop, turned(shop, "rotated.onnx", of="old.onnx"))
     kinds = [trial["kind"] for trial in bridged["trials"]]
-    assert [kinds.count(one) for one in ("orthogonal", "ridge", "low-rank", "mlp")] == [1, 5, 15, 1]
+    assert [kinds.count(item) for item in ("orthogonal", "ridge", "low-rank", "mlp")] == [
+        1,
+        5,
+        15,
+        1,
+    ]
     assert {trial["setting"].split("rank ")[-1] for trial in bridged["trials"][6:21]} == {
         "4",
         "8",
@@ -161,7 +166,7 @@ def test_the_share_is_of_the_gallery_by_the_hash_of_the_id(shop: Shop, share: fl
         data.filter(role="gallery").ids,
         key=lambda item_id: hashlib.sha256(item_id.encode()).hexdigest(),
     )
-    used = {one["id"] for one in (*training_record["items"], *training_record["anchors"])}
+    used = {item["id"] for item in (*training_record["items"], *training_record["anchors"])}
     assert used & set(gallery) == set(gallery[: round(share * len(gallery))])
     assert used - set(gallery) == set(data.filter(split="train", role="query").ids)
 

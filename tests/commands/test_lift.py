@@ -173,8 +173,8 @@ def test_a_lifted_store_takes_every_other_command(lifted: Shop) -> None:
     bridged = lifted.run("bridge", lifted.path("new.onnx"), "-o", lifted.path("bridged.onnx"),
                          "--kind", "orthogonal")  # fmt: skip
     assert (bridged.code, bridged.json["dim"]) == (0, F)
-    found = lifted.run("matrix").json
-    assert found["sha256"] == [Encoder.load(one).sha256 for one in (new, better)]
+    output = lifted.run("matrix").json
+    assert output["sha256"] == [Encoder.load(entry).sha256 for entry in (new, better)]
     assert lifted.run("backfill", "--share", 0.5, *FORCE).json["written"] is True
     shares = lifted.run("status").json["shares"]
     assert sum(shares.values()) == pytest.approx(1.0)
@@ -230,10 +230,10 @@ def test_each_model_of_a_mixed_gallery_gets_a_file_of_its_own(shop: Shop, wide: 
     """Half backfilled, then lifted: two files, and every row is what that of its model gives."""
     assert shop.run("deploy", "--model", shop.path("new.onnx"), *FORCE).code == 0
     assert shop.run("backfill", "--share", 0.5, *FORCE).code == 0
-    had = {one["sha256"]: one["rows"] for one in shop.manifest()["models"]}
+    had = {entry["sha256"]: entry["rows"] for entry in shop.manifest()["models"]}
     result = shop.run("lift", wide, *RIDGE, *FORCE)
     assert result.code == 0, result.stderr
-    assert {one["source_sha256"]: one["rows"] for one in result.json["models"]} == had
+    assert {entry["source_sha256"]: entry["rows"] for entry in result.json["models"]} == had
     catalog = _catalog(shop)
     for model in result.json["models"]:
         code = catalog.models.index(model["sha256"])
@@ -305,15 +305,15 @@ def test_too_little_evidence_is_inconclusive(shop: Shop, wide: Path, raised: Pat
 
 def test_every_kind_is_tried_and_validation_chooses(shop: Shop, wide: Path) -> None:
     """All four kinds are trials, and the best on validation queries is the map that is kept."""
-    found = shop.run("lift", wide, "--dry-run").json["map"]
-    assert {trial["kind"] for trial in found["trials"]} == {
+    output = shop.run("lift", wide, "--dry-run").json["map"]
+    assert {trial["kind"] for trial in output["trials"]} == {
         "orthogonal",
         "ridge",
         "low-rank",
         "mlp",
     }
-    assert found["recall"] == max(trial["recall"] for trial in found["trials"])
-    assert found["old_recall"] < found["recall"]
+    assert output["recall"] == max(trial["recall"] for trial in output["trials"])
+    assert output["old_recall"] < output["recall"]
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,13 @@ def test_values_equal_explicit_searches_and_intervals_hold_them(shop: Shop) -> N
     queries = [i for i, x in enumerate(data.items) if (x.split, x.role) == ("test", "query")]
     gallery = [i for i, x in enumerate(data.items) if x.role == "gallery"]
     encoders = [Encoder.load(shop.path(name)) for name in names]
-    asked = [entry.embed(data.take(queries)).features for entry in encoders]
+    query_features = [entry.embed(data.take(queries)).features for entry in encoders]
     searched = [value.embed(data.take(gallery)).features for value in encoders]
     labels = np.array(data.labels)
     for i in range(3):
         assert len(report["values"][i]) == i + 1
         for j in range(i + 1):
-            nearest = (asked[i] @ searched[j].T).argmax(axis=1)
+            nearest = (query_features[i] @ searched[j].T).argmax(axis=1)
             right = (labels[gallery][nearest] == labels[queries]).mean()
             assert report["values"][i][j] == pytest.approx(right, abs=3e-3)
             low, high = report["intervals"][i][j]

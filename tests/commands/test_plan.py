@@ -69,7 +69,7 @@ def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
     recipe, before = _recipe(shop), store_files(shop)
     result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
     assert result.code == 0, result.stderr
-    sheet = {one["name"]: one for one in result.json["routes"]}
+    sheet = {entry["name"]: entry for entry in result.json["routes"]}
     assert list(sheet)[:2] == ["keep", "re-embed"]
     keep, ceiling = sheet["keep"], sheet["re-embed"]
     assert (keep["gain"], keep["one_time_s"], keep["rewritten_bytes"]) == (0.0, 0.0, 0)
@@ -86,7 +86,7 @@ def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
     assert sheet["fuse"]["query_ms"] > sheet["finetune"]["query_ms"]
     assert sheet["lift"]["rewritten_bytes"] == ceiling["rewritten_bytes"]
     assert sheet["lift"]["query_ms"] == ceiling["query_ms"]
-    shares = [one for name, one in sheet.items() if name.startswith("backfill")]
+    shares = [entry for name, entry in sheet.items() if name.startswith("backfill")]
     (of,) = {share["setting"] for share in shares}
     route = of.removeprefix("of ").split(",")[0]
     assert route in {"finetune", "fuse"}
@@ -108,7 +108,7 @@ def test_a_plan_searches_rows_without_an_image(shop: Shop) -> None:
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows({**one, "path": str(root / one["path"])} for one in kept)
+        writer.writerows({**entry, "path": str(root / entry["path"])} for entry in kept)
     data = ("--data", table, "--data-root", root)
     result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", _recipe(shop), *data)
     assert result.code == 0, result.stderr
@@ -116,8 +116,8 @@ def test_a_plan_searches_rows_without_an_image(shop: Shop) -> None:
     gallery = DeployedGallery.open(Store.open(shop.path("store")))
     items = load(table, data_root=root)
     query_ids = [
-        at for at, one in enumerate(items.items)
-        if one.split == "validation" and one.role != "gallery"
+        at for at, entry in enumerate(items.items)
+        if entry.split == "validation" and entry.role != "gallery"
     ]  # fmt: skip
     old_features = Encoder.load(shop.path("old.onnx")).embed(items.take(query_ids)).features
     first = (old_features @ gallery.vectors().T).argmax(axis=1)
@@ -207,7 +207,7 @@ def test_only_validation_classes_query_and_only_training_classes_train(shop: Sho
             assert now.id not in query_ids or (was.split == "validation" and was.role == "query")
         choose = {item.label for item in split.data.items if item.split == "validation"}
         assert bool(choose) == choosing
-        assert choose.isdisjoint(before[one].label for one in query_ids)
+        assert choose.isdisjoint(before[item_id].label for item_id in query_ids)
         assert {split.data.ids[row] for row in split.gallery_rows} <= set(stored)
     few = planning_split(data, stored, 100, choosing=False)
     assert sum(item.split == "train" for item in few.data.items) <= 100

@@ -26,8 +26,8 @@ def tables(tmp_path_factory):
     new = old + 0.2 * np.stack([means[name] for name in labels])
     vendor = np.array([item_id.split("/")[0] for item_id in ids])
     for name, rows in (("old", old), ("new", new)):
-        told = {"vendor": vendor, "similarity": np.array("cosine")}
-        np.savez(folder / f"{name}.npz", ids=ids, labels=labels, features=rows, **told)
+        columns = {"vendor": vendor, "similarity": np.array("cosine")}
+        np.savez(folder / f"{name}.npz", ids=ids, labels=labels, features=rows, **columns)
     return folder
 
 

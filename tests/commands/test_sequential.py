@@ -57,7 +57,7 @@ class Life:
 
         ``added``: with the gallery items of the second half of the held-out classes.
         """
-        mine = set(self.classes(version))
+        classes = set(self.classes(version))
         rows = list(csv.DictReader(self.shop.path("all.csv").open(newline="", encoding="utf-8")))
         late = {row["label"] for row in rows if row["split"] == "test"}
         late = set(sorted(late)[len(late) // 2 :])
@@ -67,7 +67,7 @@ class Life:
             writer.writerows(
                 row
                 for row in rows
-                if (row["label"] in mine if row["split"] == "train" else True)
+                if (row["label"] in classes if row["split"] == "train" else True)
                 and (added or row["role"] == "query" or row["label"] not in late)
             )
 

@@ -172,9 +172,9 @@ def test_the_true_rank_loses_nothing():
     y = x @ rng.normal(size=(7, 2)) @ rng.normal(size=(2, 5))
     moments = Moments.from_pairs(x, y)
     (full,) = ridge(moments, (1e-6,))
-    one, two = low_rank(moments, full, (1, 2))
+    first, two = low_rank(moments, full, (1, 2))
     np.testing.assert_allclose(two(x), full(x), atol=1e-3)
-    assert np.abs(one(x) - full(x)).max() > 0.1
+    assert np.abs(first(x) - full(x)).max() > 0.1
 
 
 def test_invalid_strengths_and_ranks_are_refused():
@@ -193,15 +193,15 @@ def test_maps_equal_a_loop_over_rows_and_layers():
     """An affine map and a perceptron equal their formulas row by row; a zero row stays zero."""
     rng = np.random.default_rng(5)
     x = unit_rows(rng, 20, 4)
-    one = Affine(matrix=_random(rng, 4, 3), bias=_random(rng, 3))
+    first = Affine(matrix=_random(rng, 4, 3), bias=_random(rng, 3))
     two = Perceptron(
         hidden=_random(rng, 4, 6),
         hidden_bias=_random(rng, 6),
         matrix=_random(rng, 6, 3),
         bias=_random(rng, 3),
     )
-    for row, affine, deep in zip(x, one(x), two(x), strict=True):
-        raw = row @ one.matrix + one.bias
+    for row, affine, deep in zip(x, first(x), two(x), strict=True):
+        raw = row @ first.matrix + first.bias
         np.testing.assert_allclose(affine, raw / np.linalg.norm(raw), atol=1e-6)
         inner = np.array([max(0.0, value) for value in row @ two.hidden + two.hidden_bias])
         raw = inner @ two.matrix + two.bias
@@ -214,12 +214,12 @@ def test_blocks_of_rows_do_not_change_the_map():
     """Rows at the edges of a block are mapped as alone."""
     rng = np.random.default_rng(6)
     x = unit_rows(rng, 2 * 4096 + 3, 4)
-    one = Affine(matrix=_random(rng, 4, 3), bias=_random(rng, 3))
-    result = one(x)
+    first = Affine(matrix=_random(rng, 4, 3), bias=_random(rng, 3))
+    result = first(x)
     assert result.shape == (len(x), 3)
     for at in (0, 4095, 4096, 8191, 8192, len(x) - 1):
-        np.testing.assert_allclose(result[at], one(x[at : at + 1])[0], atol=1e-6)
-    assert one(x[:0]).shape == (0, 3)
+        np.testing.assert_allclose(result[at], first(x[at : at + 1])[0], atol=1e-6)
+    assert first(x[:0]).shape == (0, 3)
 
 
 def _random(rng, *shape):

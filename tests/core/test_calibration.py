@@ -42,8 +42,8 @@ def test_a_threshold_keeps_its_false_accepts_on_other_classes(sides):
     old, new, gallery, truth = sides
     halves = [truth.query_labels % 2 == half for half in (0, 1)]
     counts = [
-        [score_histogram(one[half], gallery, truth.select_queries(half)) for half in halves]
-        for one in (old, new)
+        [score_histogram(features[half], gallery, truth.select_queries(half)) for half in halves]
+        for features in (old, new)
     ]
     for fitted, judged in ((0, 1), (1, 0)):
         to_old = fit_score_map(counts[0][fitted], counts[1][fitted])
@@ -61,7 +61,7 @@ def test_a_threshold_keeps_its_false_accepts_on_other_classes(sides):
 def test_no_ranking_changes(sides):
     """The map is strictly increasing."""
     old, new, gallery, truth = sides
-    to_old = fit_score_map(*(score_histogram(one, gallery, truth) for one in (old, new)))
+    to_old = fit_score_map(*(score_histogram(features, gallery, truth) for features in (old, new)))
     assert len(to_old.knots) <= MAX_KNOTS
     scores = np.sort(np.unique((new[:50] @ gallery.T).reshape(-1)))
     assert (np.diff(to_old(scores)) > 0).all()
@@ -100,10 +100,10 @@ def test_too_few_pairs_are_refused(sides):
 def test_constant_scores_give_an_increasing_map():
     """If every pair has the same score, the map still increases."""
     counts = np.zeros(len(ScoreHistogram(same=np.zeros(0), diff=np.zeros(0)).edges), np.int64)
-    one, other = counts.copy(), counts.copy()
-    one[20000], other[30000] = 5000, 5000
+    first, other = counts.copy(), counts.copy()
+    first[20000], other[30000] = 5000, 5000
     score_map = fit_score_map(
-        ScoreHistogram(same=one, diff=one), ScoreHistogram(same=one, diff=other)
+        ScoreHistogram(same=first, diff=first), ScoreHistogram(same=first, diff=other)
     )
     assert score_map.knots[0] == (-1, -1)
     assert float(score_map(0.9)) > float(score_map(0.8))

@@ -40,8 +40,8 @@ def test_every_sum_equals_a_loop():
             np.testing.assert_allclose(sums.queries[c], queries[members].sum(axis=0), atol=1e-12)
             np.testing.assert_allclose(sums.gallery[c], gallery[stored].sum(axis=0), atol=1e-12)
             assert (sums.n_queries[c], sums.n_gallery[c]) == (len(members), len(stored))
-            mine = [i for i in members if own[i] >= 0]
-            same = [i for i in mine if gallery_labels[own[i]] == code]
+            own_rows = [i for i in members if own[i] >= 0]
+            same = [i for i in own_rows if gallery_labels[own[i]] == code]
             total = sum(float(queries[i] @ gallery[own[i]]) for i in same)
             assert sums.excluded_same[c] == pytest.approx(total, abs=1e-12)
             assert sums.n_excluded_same[c] == len(same)

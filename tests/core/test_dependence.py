@@ -32,7 +32,8 @@ def found(classes, change, unit=("class",), has_match=None, **columns):
     """Column -> what is said of it."""
     every = np.ones(len(change), dtype=bool) if has_match is None else has_match
     return {
-        one.column: one for one in measure_dependence(change, every, classes, unit, columns, rng(1))
+        result.column: result
+        for result in measure_dependence(change, every, classes, unit, columns, rng(1))
     }
 
 
@@ -50,9 +51,9 @@ def test_the_design_effect_is_that_of_all_pairs(spread):
     """The design effect equals that of a matrix over all pairs of queries."""
     for seed in range(4):
         classes, user, change = queries(seed, 40, spread)
-        one = found(classes, change, user=user)["user"]
-        assert one.design_effect == pytest.approx(design_effect(classes, user, change))
-        assert (one.n_units, one.used) == (40, False)
+        result = found(classes, change, user=user)["user"]
+        assert result.design_effect == pytest.approx(design_effect(classes, user, change))
+        assert (result.n_units, result.used) == (40, False)
 
 
 def test_correlated_users_are_reported():
@@ -60,10 +61,10 @@ def test_correlated_users_are_reported():
     strong = [
         found(c, v, user=u)["user"] for c, u, v in (queries(s, 40, (0, 0.5)) for s in range(40))
     ]
-    assert np.mean([one.unmodelled for one in strong]) > 0.9
-    assert np.mean([one.design_effect for one in strong]) > 2
-    assert 0.05 < np.mean([one.icc for one in strong]) < 0.3
-    assert worst_design_effect(strong, 20) == max(one.design_effect for one in strong)
+    assert np.mean([result.unmodelled for result in strong]) > 0.9
+    assert np.mean([result.design_effect for result in strong]) > 2
+    assert 0.05 < np.mean([result.icc for result in strong]) < 0.3
+    assert worst_design_effect(strong, 20) == max(result.design_effect for result in strong)
     assert worst_design_effect(strong, 41) == 1.0
 
 
@@ -74,7 +75,9 @@ def test_chance_is_not_taken_for_dependence(spread):
     for seed in range(100):
         classes, user, change = queries(seed, 25, spread)
         few = rng(seed + 1000).integers(0, 300, len(change))
-        spoken += sum(one.unmodelled for one in found(classes, change, user=user, few=few).values())
+        spoken += sum(
+            result.unmodelled for result in found(classes, change, user=user, few=few).values()
+        )
     assert spoken <= 2
 
 
@@ -92,7 +95,7 @@ def test_resampled_columns_and_columns_within_them_are_not_reported():
     assert by["class"].used
     assert by["class"].icc > 0.5
     again = found(group, change, unit=("group",), **columns)
-    assert not any(one.unmodelled for one in again.values())
+    assert not any(result.unmodelled for result in again.values())
 
 
 def test_constant_and_unique_columns_are_left_out():

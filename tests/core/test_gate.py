@@ -76,7 +76,7 @@ def changes(mean, scatter=0.2, C=40, seed=3):
 
 def only(verdict, name="recall_gain", group="unseen"):
     """The one check of that name and group."""
-    (check,) = [one for one in verdict.checks if (one.name, one.group) == (name, group)]
+    (check,) = [entry for entry in verdict.checks if (entry.name, entry.group) == (name, group)]
     return check
 
 
@@ -381,8 +381,8 @@ def test_one_undefined_estimate_stops_a_pass():
         1999,
         np.random.default_rng(0),
     )
-    for one in (nothing, replace(nothing, n=400, estimate=empty)):
-        verdict = judge(replace(POLICY, min_chain_gain=-1.0), [BETTER, one])
+    for entry in (nothing, replace(nothing, n=400, estimate=empty)):
+        verdict = judge(replace(POLICY, min_chain_gain=-1.0), [BETTER, entry])
         check = only(verdict, "chain_gain", "v1")
         assert (check.estimate, check.low, check.high, check.p) == (None, None, None, None)
         assert (check.outcome, check.decides) == ("inconclusive", True)
@@ -482,7 +482,7 @@ def test_checks_keep_their_order():
         replace(BETTER, group="seen"),
     ]
     actual = [(check.name, check.group) for check in judge(POLICY, iter(measured)).checks]
-    assert actual == [(one.name, one.group) for one in measured]
+    assert actual == [(entry.name, entry.group) for entry in measured]
 
 
 # Several checks
@@ -536,7 +536,9 @@ def test_holm_equals_its_definition(p):
 @settings(max_examples=150, deadline=None)
 def test_holm_rejects_what_the_procedure_rejects(p, alpha):
     """An adjusted value is at most alpha exactly if the step-down procedure rejects."""
-    assert {i for i, one in enumerate(holm(p)) if one <= alpha} == rejected_step_by_step(p, alpha)
+    assert {i for i, adjusted in enumerate(holm(p)) if adjusted <= alpha} == rejected_step_by_step(
+        p, alpha
+    )
 
 
 @given(p=P_VALUES, order=st.randoms(use_true_random=False))
@@ -553,17 +555,17 @@ def test_holm_does_not_depend_on_the_order(p, order):
 
 def test_two_borderline_checks_do_not_pass_together():
     """p = 0.02 passes alone, but not in two such checks; beside a clear check it passes."""
-    one = borderline(19)
-    other = replace(one, name="chain_gain", group="v1")
+    entry = borderline(19)
+    other = replace(entry, name="chain_gain", group="v1")
     policy = replace(POLICY, min_chain_gain=0.0)
-    alone = judge(policy, [one])
+    alone = judge(policy, [entry])
     assert alone.outcome == "pass"
     assert only(alone).p == pytest.approx(0.02)
-    both = judge(policy, [one, other])
+    both = judge(policy, [entry, other])
     assert {check.outcome for check in both.checks} == {"inconclusive"}
     assert {check.p for check in both.checks} == {0.04}
     clear = replace(gain(changes(0.5)), name="chain_gain", group="v1")
-    not_deciding = judge(policy, [one, clear])
+    not_deciding = judge(policy, [entry, clear])
     assert not_deciding.outcome == "pass"
     assert only(not_deciding).p == pytest.approx(0.02)
 
@@ -571,10 +573,10 @@ def test_two_borderline_checks_do_not_pass_together():
 def test_two_borderline_checks_do_not_fail_together():
     """p-values of failing are adjusted like those of passing."""
     policy = replace(POLICY, min_recall_gain=0.1, min_chain_gain=0.1)
-    one = borderline(19, value=0.05)
-    other = replace(one, name="chain_gain", group="v1")
-    assert judge(policy, [one]).outcome == "fail"
-    assert judge(policy, [one, other]).outcome == "inconclusive"
+    entry = borderline(19, value=0.05)
+    other = replace(entry, name="chain_gain", group="v1")
+    assert judge(policy, [entry]).outcome == "fail"
+    assert judge(policy, [entry, other]).outcome == "inconclusive"
 
 
 def test_passing_and_failing_are_adjusted_separately():
@@ -590,14 +592,14 @@ def test_passing_and_failing_are_adjusted_separately():
 
 def test_what_does_not_decide_adjusts_nothing():
     """Reported checks, other groups, small slices and plain numbers do not change the p-values."""
-    one = borderline(19)
+    entry = borderline(19)
     not_deciding = [
-        replace(one, name="map_gain"),
-        replace(one, group="seen", may_decide=False),
-        replace(one, name="slice_gain", group="unseen, dark", n_queries=30),
+        replace(entry, name="map_gain"),
+        replace(entry, group="seen", may_decide=False),
+        replace(entry, name="slice_gain", group="unseen, dark", n_queries=30),
         number(0.0),
     ]
-    verdict = judge(replace(POLICY, min_slice_gain=0.0), [one, *not_deciding])
+    verdict = judge(replace(POLICY, min_slice_gain=0.0), [entry, *not_deciding])
     assert only(verdict).p == pytest.approx(0.02)
     assert only(verdict, group="seen").p == pytest.approx(0.02)
     assert verdict.outcome == "pass"
@@ -630,14 +632,14 @@ def test_a_check_passes_only_beyond_its_limit(means, least):
 def test_needed_classes_grow_as_the_effect_shrinks():
     """Half the effect needs four times the classes, at the same number of queries per class."""
     measured = [gain(changes(mean), harm=0) for mean in (0.04, 0.02, 0.01)]
-    needed = [only(judge(POLICY, [one])).needed for one in measured]
-    assert all(one.to_show == "pass" for one in needed)
-    classes = [one.classes for one in needed]
+    needed = [only(judge(POLICY, [entry])).needed for entry in measured]
+    assert all(entry.to_show == "pass" for entry in needed)
+    classes = [entry.classes for entry in needed]
     assert classes[1] / classes[0] == pytest.approx(4, rel=0.1)
     assert classes[2] / classes[1] == pytest.approx(4, rel=0.1)
     textbook = (1.96 + 0.8416) ** 2 * (0.2 / 0.02) ** 2
     assert classes[1] == pytest.approx(textbook, rel=0.15)
-    assert [one.queries for one in needed] == [EACH * one.classes for one in needed]
+    assert [entry.queries for entry in needed] == [EACH * entry.classes for entry in needed]
 
 
 def test_needed_power_and_confidence():
@@ -728,7 +730,7 @@ def test_verdicts_hold_python_values(new, labels):
     measured = [*evidence(new, labels=labels), number(np.float64(0.0), n=np.int64(3))]
     plain = asdict(judge(POLICY, measured))
     assert every_type(plain) <= {str, int, float, bool, type(None)}
-    assert {Check.__annotations__.keys() == one.keys() for one in plain["checks"]} == {True}
+    assert {Check.__annotations__.keys() == entry.keys() for entry in plain["checks"]} == {True}
 
 
 def test_an_open_check_holds_python_values():
@@ -742,8 +744,8 @@ def test_every_detail_is_one_sentence():
     """Each check explains itself in one sentence, with the numbers that it compared."""
     measured = evidence(features(0.6, seed=2))
     for policy in (POLICY, replace(POLICY, min_queries=1000), replace(POLICY, min_classes=31)):
-        for check, one in zip(judge(policy, measured).checks, measured, strict=True):
+        for check, entry in zip(judge(policy, measured).checks, measured, strict=True):
             assert check.detail[0].isupper() or check.detail.startswith("mAP@100 ")
-            assert check.detail.startswith(one.detail)
+            assert check.detail.startswith(entry.detail)
             assert check.detail.endswith(".")
             assert ". " not in check.detail

@@ -181,7 +181,10 @@ def test_inequalities_exclude_ignored_pairs(block):
         ignored=scene.ignored,
         block=block,
     )
-    old, new = (one.astype(float) @ scene.gallery.T.astype(float) for one in (scene.old, scene.new))
+    old, new = (
+        features.astype(float) @ scene.gallery.T.astype(float)
+        for features in (scene.old, scene.new)
+    )
     for kind, name in ((True, "same"), (False, "diff")):
         pairs = tuple(np.array(scene.kept(kind)).T)
         assert getattr(result.old_old, f"cos_{name}") == pytest.approx(old[pairs].mean(), abs=1e-6)

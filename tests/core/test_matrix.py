@@ -122,7 +122,7 @@ def test_published_matrices_give_the_published_summary(text, ac, aa):
     """The matrices in miccunifi/iamcl2r, notebooks/iamcl2r_hoc.ipynb and eval.ipynb, give the AC
     and the mean accuracy printed under them, to every digit, and so do the definitions of
     src/iamcl2r/compatibility_metrics.py written out."""
-    rows = [[float(one) for one in line.split()] for line in text.split("\n") if line]
+    rows = [[float(value) for value in line.split()] for line in text.split("\n") if line]
     M = np.zeros((7, 7))
     for i, row in enumerate(rows):
         M[i, : i + 1] = row
@@ -139,5 +139,7 @@ def test_many_matrices_at_once_equal_one_by_one():
     stack = np.random.default_rng(0).uniform(size=(20, 4, 4)).round(1)
     many = summarise_samples(stack)
     for at, M in enumerate(stack):
-        one = summarise(M)
-        assert (many.ac[at], many.aa[at], many.aca[at]) == pytest.approx((one.ac, one.aa, one.aca))
+        single = summarise(M)
+        assert (many.ac[at], many.aa[at], many.aca[at]) == pytest.approx(
+            (single.ac, single.aa, single.aca)
+        )

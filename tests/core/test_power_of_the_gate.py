@@ -82,25 +82,25 @@ def test_crossed_units_count_each():
 
 def test_what_is_needed_has_the_power():
     """At the minimum detectable gain and at the times needed, the pass probability is the power."""
-    one = held_out(80, 10)
+    sample = held_out(80, 10)
     scatter = PowerAssumptions(changed=0.2, icc={"class": 0.1}, old_recall=0.6)
-    least = min_detectable_gain(one, scatter, ASKED)
+    least = min_detectable_gain(sample, scatter, ASKED)
     assert 0 < least < 0.2
-    assert pass_probability(one, scatter, least, ASKED) == pytest.approx(0.8, abs=1e-6)
+    assert pass_probability(sample, scatter, least, ASKED) == pytest.approx(0.8, abs=1e-6)
     for gain in (0.01, 0.02, 0.05):
-        times = times_needed(one, scatter, gain, ASKED)
-        assert pass_probability(one, scatter, gain, ASKED, times) == pytest.approx(0.8, abs=1e-6)
+        times = times_needed(sample, scatter, gain, ASKED)
+        assert pass_probability(sample, scatter, gain, ASKED, times) == pytest.approx(0.8, abs=1e-6)
         assert (times < 1) == (gain > least)
 
 
 def test_gains_that_no_set_can_show():
     """A gain above the share of changed queries, or above what is left to find, gives None."""
-    one = held_out(80, 10)
+    sample = held_out(80, 10)
     few = PowerAssumptions(changed=0.02, icc={}, old_recall=0.5)
-    assert times_needed(one, few, 0.03, ASKED) is None
+    assert times_needed(sample, few, 0.03, ASKED) is None
     assert min_detectable_gain(held_out(5, 2), few, ASKED) is None
     assert (
-        min_detectable_gain(one, PowerAssumptions(changed=0.2, icc={}, old_recall=1.0), ASKED)
+        min_detectable_gain(sample, PowerAssumptions(changed=0.2, icc={}, old_recall=1.0), ASKED)
         is None
     )
     none = HeldOutSet.from_codes(np.zeros(0, int), ("class",), np.zeros(0, bool))

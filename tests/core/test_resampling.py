@@ -657,11 +657,11 @@ def test_crossed_units_equal_a_loop(K):
     for seed in range(8):
         draw = rng(seed)
         classes = draw.integers(0, 14, (90, K))
-        made = query_ratio(classes, draw.integers(-1, 2, 90) * 1.0, draw.random(90) < 0.9, ONE, -1)
-        assert made.kinds.shape == (len(np.unique(classes, axis=0)), K)
-        result = estimate_ratios([made], 200, rng(seed + 50))[0]
+        built = query_ratio(classes, draw.integers(-1, 2, 90) * 1.0, draw.random(90) < 0.9, ONE, -1)
+        assert built.kinds.shape == (len(np.unique(classes, axis=0)), K)
+        result = estimate_ratios([built], 200, rng(seed + 50))[0]
         np.testing.assert_allclose(
-            result.replicates, np.sort(crossed_replicates(made, 200, seed + 50)), atol=1e-12
+            result.replicates, np.sort(crossed_replicates(built, 200, seed + 50)), atol=1e-12
         )
         assert result.n_classes == 14
 
@@ -689,8 +689,8 @@ def test_sums_of_queries_equal_those_of_classes():
     parts = queries, labels, gallery, row_class, self_row
     by_class, by_query = class_sums(*parts), labelled_query_sums(*parts)
     assert astuple(by_query.means()) == pytest.approx(astuple(by_class.means()))
-    for mine, classwise in zip(by_query.same, by_class.same, strict=True):
-        np.testing.assert_allclose(np.bincount(labels, mine), classwise, atol=1e-12)
+    for queried, classwise in zip(by_query.same, by_class.same, strict=True):
+        np.testing.assert_allclose(np.bincount(labels, queried), classwise, atol=1e-12)
     cosines = queries @ gallery.T
     different = (labels[:, None] != row_class) & (self_row[:, None] != np.arange(15))
     np.testing.assert_allclose(by_query.diff[0], (cosines * different).sum(axis=1), atol=1e-12)

@@ -62,16 +62,16 @@ def test_search_equals_loop(k):
     rng = np.random.default_rng(k)
     queries, gallery = unit_rows(rng, 9, 7), unit_rows(rng, 30, 7)
     own = np.array([-1, 0, 29, 4, -1, 4, 7, 8, 9])
-    found = exact_search(queries, gallery, k, self_row=own, block=4)
-    assert found.rows.shape == found.scores.shape == (9, k)
-    assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
+    neighbours = exact_search(queries, gallery, k, self_row=own, block=4)
+    assert neighbours.rows.shape == neighbours.scores.shape == (9, k)
+    assert (neighbours.rows.dtype, neighbours.scores.dtype) == (np.int64, np.float32)
     for i in range(9):
         expected = ranked_by_loop(queries[i], gallery, own[i])[:k]
-        assert found.rows[i].tolist() == expected + [-1] * (k - len(expected))
+        assert neighbours.rows[i].tolist() == expected + [-1] * (k - len(expected))
         np.testing.assert_allclose(
-            found.scores[i, : len(expected)], gallery[expected] @ queries[i], atol=1e-6
+            neighbours.scores[i, : len(expected)], gallery[expected] @ queries[i], atol=1e-6
         )
-        assert np.isneginf(found.scores[i, len(expected) :]).all()
+        assert np.isneginf(neighbours.scores[i, len(expected) :]).all()
 
 
 @given(seed=st.integers(0, 10**6), k=st.integers(1, 25), block=st.integers(1, 8))
@@ -82,17 +82,17 @@ def test_ties_go_to_the_lower_row_across_the_boundary(seed, k, block):
     few = unit_rows(rng, 4, 33)
     gallery = few[rng.integers(0, 4, size=21)]
     queries = unit_rows(rng, 5, 33)
-    found = exact_search(queries, gallery, k, block=block)
+    neighbours = exact_search(queries, gallery, k, block=block)
     for i in range(5):
         expected = ranked_by_loop(queries[i], gallery, -1)[:k]
-        assert found.rows[i, : len(expected)].tolist() == expected
+        assert neighbours.rows[i, : len(expected)].tolist() == expected
 
 
 def test_all_rows_equal():
     """When every row ties, the first k rows are found, and the own one is skipped."""
     gallery = np.tile(unit_rows(np.random.default_rng(0), 1, 129), (1000, 1))
-    found = exact_search(gallery[:3], gallery, 4, self_row=np.array([-1, 0, 2]))
-    assert found.rows.tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [0, 1, 3, 4]]
+    neighbours = exact_search(gallery[:3], gallery, 4, self_row=np.array([-1, 0, 2]))
+    assert neighbours.rows.tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [0, 1, 3, 4]]
 
 
 def test_answers_do_not_depend_on_block(monkeypatch):
@@ -111,10 +111,10 @@ def test_answers_do_not_depend_on_block(monkeypatch):
 def test_empty_gallery_finds_nothing():
     """A gallery without rows gives -1 and -inf, and recall over no query is NaN."""
     queries = unit_rows(np.random.default_rng(0), 2, 3)
-    found = exact_search(queries, np.zeros((0, 3), np.float32), 2)
-    assert found.rows.tolist() == [[-1, -1], [-1, -1]]
-    assert np.isneginf(found.scores).all()
-    result = evaluate(found, np.array([0, 1]), np.array([], dtype=np.int64))
+    neighbours = exact_search(queries, np.zeros((0, 3), np.float32), 2)
+    assert neighbours.rows.tolist() == [[-1, -1], [-1, -1]]
+    assert np.isneginf(neighbours.scores).all()
+    result = evaluate(neighbours, np.array([0, 1]), np.array([], dtype=np.int64))
     assert (result.n_queries, result.n_without_match, result.n_with_match) == (2, 2, 0)
     assert np.isnan(result.recall[1])
     assert np.isnan(result.map_at_k)
@@ -130,10 +130,12 @@ def test_metrics_equal_loop(seed, map_k):
     query_labels[0], gallery_labels[0] = 3, 3  # at least one query has something to find
     own = rng.integers(-1, 15, 12)
     own[0] = -1
-    found = exact_search(queries, gallery, 20, self_row=own)
-    result = evaluate(found, query_labels, gallery_labels, self_row=own, ks=(1, 5, 20), map_k=map_k)
+    neighbours = exact_search(queries, gallery, 20, self_row=own)
+    result = evaluate(
+        neighbours, query_labels, gallery_labels, self_row=own, ks=(1, 5, 20), map_k=map_k
+    )
     recall, mean_ap, without = metrics_by_loop(
-        found.rows, query_labels, gallery_labels, own, ks=(1, 5, 20), map_k=map_k
+        neighbours.rows, query_labels, gallery_labels, own, ks=(1, 5, 20), map_k=map_k
     )
     assert result.recall == pytest.approx(recall)
     assert result.map_at_k == pytest.approx(mean_ap)
@@ -146,9 +148,9 @@ def test_average_precision_by_hand():
     """Hits at ranks 1 and 3 of R = 4: AP@3 = (1 + 2/3) / 3, and AP@10 divides by R = 4."""
     gallery_labels = np.array([7, 0, 7, 0, 7, 7])
     rows = np.array([[0, 1, 2, 3, -1, -1]])
-    found = Neighbours(rows=rows, scores=np.zeros((1, 6), np.float32))
-    at_3 = evaluate(found, np.array([7]), gallery_labels, ks=(1,), map_k=3)
-    at_10 = evaluate(found, np.array([7]), gallery_labels, ks=(1,), map_k=10)
+    neighbours = Neighbours(rows=rows, scores=np.zeros((1, 6), np.float32))
+    at_3 = evaluate(neighbours, np.array([7]), gallery_labels, ks=(1,), map_k=3)
+    at_10 = evaluate(neighbours, np.array([7]), gallery_labels, ks=(1,), map_k=10)
     assert at_3.map_at_k == pytest.approx((1 + 2 / 3) / 3)
     assert at_10.map_at_k == pytest.approx((1 + 2 / 3) / 4)
     assert at_10.hit1.tolist() == [True]
@@ -170,19 +172,19 @@ def test_map_k_defaults_to_100_or_the_gallery():
     queries = unit_rows(rng, 2, 4)
     for size, expected in ((7, 7), (130, 100)):
         labels = np.zeros(size, np.int64)
-        found = exact_search(queries, unit_rows(rng, size, 4), 100)
-        assert evaluate(found, np.zeros(2, np.int64), labels).map_k == expected
+        neighbours = exact_search(queries, unit_rows(rng, size, 4), 100)
+        assert evaluate(neighbours, np.zeros(2, np.int64), labels).map_k == expected
 
 
 def test_cmc_equals_recall_at_each_k():
     """The match curve is the hit rate at every k, and never falls."""
     rng = np.random.default_rng(3)
-    found = exact_search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
+    neighbours = exact_search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
     query_labels, gallery_labels = rng.integers(0, 9, 40), rng.integers(0, 9, 60)
-    curve = cmc(evaluate(found, query_labels, gallery_labels, map_k=1), max_k=12)
+    curve = cmc(evaluate(neighbours, query_labels, gallery_labels, map_k=1), max_k=12)
     for k in range(1, 13):
         expected = np.mean(
-            [query_labels[i] in gallery_labels[found.rows[i, :k]] for i in range(40)]
+            [query_labels[i] in gallery_labels[neighbours.rows[i, :k]] for i in range(40)]
         )
         assert curve[k - 1] == pytest.approx(expected)
     assert curve[-1] > curve[0]
@@ -242,18 +244,18 @@ def test_search_refuses(arguments, message):
 )
 def test_evaluate_refuses(rows, keywords, message):
     """Neighbours with too few columns, or that are no search result, are refused."""
-    found = Neighbours(rows=np.array(rows), scores=np.zeros(np.shape(rows), np.float32))
+    neighbours = Neighbours(rows=np.array(rows), scores=np.zeros(np.shape(rows), np.float32))
     with pytest.raises(InputError, match=message):
-        evaluate(found, np.array([0, 1]), np.array([0, 1, 0, 1]), **keywords)
+        evaluate(neighbours, np.array([0, 1]), np.array([0, 1, 0, 1]), **keywords)
 
 
 def test_labels_and_shapes_are_checked():
     """Text labels, different lengths, and hits that are not bool are refused."""
-    found = exact_search(GOOD, GOOD, 4)
+    neighbours = exact_search(GOOD, GOOD, 4)
     with pytest.raises(InputError, match="integer codes"):
-        evaluate(found, np.array(["a", "b", "c", "d"]), np.arange(4))
+        evaluate(neighbours, np.array(["a", "b", "c", "d"]), np.arange(4))
     with pytest.raises(InputError, match="query_labels"):
-        evaluate(found, np.arange(3), np.arange(4))
+        evaluate(neighbours, np.arange(3), np.arange(4))
     with pytest.raises(InputError, match="same queries"):
         flips(np.array([True]), np.array([True, False]))
     with pytest.raises(InputError, match="bool"):
@@ -264,11 +266,11 @@ def test_judged_relevance_equals_relevance_by_class():
     """Judging every pair of one class relevant gives the metrics by class."""
     rng = np.random.default_rng(4)
     query_labels, gallery_labels = rng.integers(0, 9, 40), rng.integers(0, 7, 60)
-    found = exact_search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
+    neighbours = exact_search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
     pairs = np.argwhere(query_labels[:, None] == gallery_labels[None, :])
     pairs = pairs[rng.permutation(len(pairs))]
-    judged = evaluate_judged(found, pairs[:, 0], pairs[:, 1], 60, ks=(1, 5), map_k=12)
-    expected = evaluate(found, query_labels, gallery_labels, ks=(1, 5), map_k=12)
+    judged = evaluate_judged(neighbours, pairs[:, 0], pairs[:, 1], 60, ks=(1, 5), map_k=12)
+    expected = evaluate(neighbours, query_labels, gallery_labels, ks=(1, 5), map_k=12)
     assert judged.recall == expected.recall
     assert judged.n_without_match == expected.n_without_match > 0
     np.testing.assert_array_equal(judged.average_precision, expected.average_precision)
@@ -277,8 +279,8 @@ def test_judged_relevance_equals_relevance_by_class():
 
 def test_bad_judgments_are_refused():
     """A pair judged twice, or a row out of range, is refused."""
-    found = exact_search(GOOD, GOOD, 4)
+    neighbours = exact_search(GOOD, GOOD, 4)
     with pytest.raises(InputError, match="judged once"):
-        evaluate_judged(found, np.array([0, 0]), np.array([1, 1]), 4)
+        evaluate_judged(neighbours, np.array([0, 0]), np.array([1, 1]), 4)
     with pytest.raises(InputError, match="rows below 4"):
-        evaluate_judged(found, np.array([0]), np.array([4]), 4)
+        evaluate_judged(neighbours, np.array([0]), np.array([4]), 4)

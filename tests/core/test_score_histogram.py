@@ -84,9 +84,9 @@ def test_scores_on_an_edge_are_in_the_bin_above_it():
 
 def test_an_empty_histogram_has_no_operating_point():
     """Without pairs of both kinds there is no point."""
-    one = np.array([[1, 0]], np.float32)
+    row = np.array([[1, 0]], np.float32)
     truth = PairTruth(query_labels=np.zeros(1, np.int64), gallery_labels=np.zeros(1, np.int64))
-    assert score_histogram(one, one, truth).at_far(0.5) is None
+    assert score_histogram(row, row, truth).at_far(0.5) is None
 
 
 @pytest.mark.parametrize("block", [3, 1024])

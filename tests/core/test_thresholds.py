@@ -188,9 +188,11 @@ def test_crossvalidated_accuracy_equals_loop(seed, n_folds):
     shares = []
     for fold in set(folds.tolist()):
         others = [(s, k) for s, k, f in zip(scores.tolist(), same, folds, strict=True) if f != fold]
-        mine = [(s, k) for s, k, f in zip(scores.tolist(), same, folds, strict=True) if f == fold]
+        members = [
+            (s, k) for s, k, f in zip(scores.tolist(), same, folds, strict=True) if f == fold
+        ]
         threshold = best_by_loop(others)[1]
-        shares.append(sum((s >= threshold) == k for s, k in mine) / len(mine))
+        shares.append(sum((s >= threshold) == k for s, k in members) / len(members))
     result = crossvalidated_accuracy(scores, same, folds)
     assert result == pytest.approx(sum(shares) / len(shares))
 

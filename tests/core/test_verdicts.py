@@ -80,14 +80,14 @@ def verdict(tmp_path, real, new, *more):
     report = tmp_path / "report.json"
     command = ["verify", tmp_path / "old.npz", tmp_path / "new.npz", "--report", report, *more]
     result = CliRunner().invoke(app, [*map(str, command)])
-    found = json.loads(report.read_bytes())
-    assert result.exit_code == CODE[found["verdict"]["outcome"]], result.output
-    return found
+    written = json.loads(report.read_bytes())
+    assert result.exit_code == CODE[written["verdict"]["outcome"]], result.output
+    return written
 
 
 def gain(report):
     """The deciding check."""
-    return next(one for one in report["verdict"]["checks"] if one["name"] == "recall_gain")
+    return next(check for check in report["verdict"]["checks"] if check["name"] == "recall_gain")
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -138,7 +138,7 @@ def test_drifted_classes_fail_where_both_inequalities_hold(tmp_path, name):
     """If a fifth of the classes drifts, the means hold, and the recall criterion fails."""
     real = Real(name)
     report = verdict(tmp_path, real, real.drifted(0.2))
-    checks = {one["name"]: one for one in report["verdict"]["checks"]}
+    checks = {check["name"]: check for check in report["verdict"]["checks"]}
     assert report["verdict"]["outcome"] == "fail"
     assert checks["recall_gain"]["outcome"] == "fail"
     assert checks["different_class"]["estimate"] > -0.05

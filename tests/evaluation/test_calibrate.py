@@ -94,16 +94,16 @@ def test_every_query_is_judged_by_the_map_of_the_other_classes(tables: Path) -> 
         old = unit(archive["features"].astype(float))
     with np.load(tables / "new.npz") as archive:
         new = unit(archive["features"].astype(float))
-    asked, searched = roles == "query", roles == "gallery"
-    before, after = (features[asked] @ old[searched].T for features in (old, new))
-    same = labels[asked][:, None] == labels[searched][None]
-    half = np.unique(labels[asked], return_inverse=True)[1] % 2
+    querying, searched = roles == "query", roles == "gallery"
+    before, after = (features[querying] @ old[searched].T for features in (old, new))
+    same = labels[querying][:, None] == labels[searched][None]
+    half = np.unique(labels[querying], return_inverse=True)[1] % 2
     accepted = np.zeros(same.shape, dtype=bool)
-    for mine in (0, 1):
-        other = half != mine
+    for fold in (0, 1):
+        other = half != fold
         share = (before[other][~same[other]] >= 0.5).mean()
         at = np.quantile(after[other][~same[other]], 1 - share)
-        accepted[half == mine] = after[half == mine] >= at
+        accepted[half == fold] = after[half == fold] >= at
     rates = report["groups"][0]["error_rates"]
     assert rates["far"]["new"] == pytest.approx(accepted[~same].mean(), rel=0.02)
     assert rates["frr"]["new"] == pytest.approx((~accepted[same]).mean(), abs=0.01)

@@ -159,26 +159,26 @@ def test_a_column_that_carries_dependence_holds_up_the_verdict(tmp_path: Path) -
     hit = np.where(np.arange(600) % 2 == 0, better[user], True)
     old = np.random.default_rng(5).random(600) < 0.5
     gallery = rows["features"][600:]
-    for name, found in (("old", old), ("new", hit)):
-        features = np.concatenate([near(gallery[np.where(found, label, CLASSES)]), gallery])
+    for name, hits in (("old", old), ("new", hit)):
+        features = np.concatenate([near(gallery[np.where(hits, label, CLASSES)]), gallery])
         np.savez(tmp_path / f"{name}.npz", **rows | {"features": features})
     paths = (tmp_path / "old.npz", tmp_path / "new.npz")
     for flags, code in (((), 4), (("--cluster", "user"), 0)):
         report = tmp_path / "report.json"
         result = run("verify", *paths, "--report", report, "--no-self-test", *flags)
-        made = json.loads(report.read_bytes())
-        by = {group["column"]: group for group in made["groups"][0]["dependence"]}
-        (check,) = [x for x in made["verdict"]["checks"] if x["name"] == "design_effect"]
+        written = json.loads(report.read_bytes())
+        by = {group["column"]: group for group in written["groups"][0]["dependence"]}
+        (check,) = [x for x in written["verdict"]["checks"] if x["name"] == "design_effect"]
         assert result.code == code
         assert (by["user"]["n_units"], by["user"]["used"]) == (USERS, bool(flags))
         if flags:
             assert check["estimate"] == 1.0
             assert "dependence" not in result.stderr
         else:
-            assert gain(made)["outcome"] == "pass"
+            assert gain(written)["outcome"] == "pass"
             assert check["outcome"] == "inconclusive"
             assert check["estimate"] == by["user"]["design_effect"] > 1.5
-            assert made["next_step"] == "verify again with --cluster user"
+            assert written["next_step"] == "verify again with --cluster user"
             assert "column user carries dependence" in result.stderr
             assert "verify --cluster user" in result.stderr
-            assert any("column user carries" in line for line in made["warnings"])
+            assert any("column user carries" in line for line in written["warnings"])

@@ -45,9 +45,9 @@ class Street:
         scores = queries.astype(float) @ self.old.T.astype(float)
         left_out = ignored | np.eye(len(scores), dtype=bool)
         scores[left_out] = -9
-        asked = (relevant & ~left_out).any(axis=1)
+        query_rows = (relevant & ~left_out).any(axis=1)
         first = scores.argmax(axis=1)
-        return float(relevant[np.arange(len(first)), first][asked].mean())
+        return float(relevant[np.arange(len(first)), first][query_rows].mean())
 
     @property
     def same_person(self) -> Array:
@@ -229,12 +229,14 @@ def recall_by_loop(shop: Shop, queries: str, gallery: str) -> float:
     data = load(
         shop.path("items.csv"), data_root=Project.load(shop.path("compatctl.yaml")).data_root
     )
-    asked = [i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")]
+    query_rows = [
+        i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")
+    ]
     stored = [i for i, entry in enumerate(data.items) if entry.role == "gallery"]
     old = Encoder.load(shop.path(gallery)).embed(data.take(stored)).features.astype(float)
-    new = Encoder.load(shop.path(queries)).embed(data.take(asked)).features.astype(float)
+    new = Encoder.load(shop.path(queries)).embed(data.take(query_rows)).features.astype(float)
     right = []
-    for row, i in zip(new, asked, strict=True):
+    for row, i in zip(new, query_rows, strict=True):
         value = data.items[i]
         camera = value.slices.get("camera")
         here = []

@@ -139,14 +139,16 @@ def test_stored_galleries_and_several_groups(begun: Path, tmp_path: Path) -> Non
     result = shop.run("verify", *models, "--report", tmp_path / "report.json", "--queries", out)
     assert result.code == 0, result.stderr
     data = load(shop.data())
-    asked = [i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")]
+    query_rows = [
+        i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")
+    ]
     stored = [i for i, entry in enumerate(data.items) if entry.role == "gallery"]
     lines = {value["id"]: value for value in read(out)}
-    assert list(lines) == sorted(data.items[i].id for i in asked)
+    assert list(lines) == sorted(data.items[i].id for i in query_rows)
     gallery = Encoder.load(models[0]).embed(data.take(stored)).features
     for name, model in zip(("old", "new"), models, strict=True):
-        queries = Encoder.load(model).embed(data.take(asked)).features
-        for i, row in zip(asked, queries @ gallery.T, strict=True):
+        queries = Encoder.load(model).embed(data.take(query_rows)).features
+        for i, row in zip(query_rows, queries @ gallery.T, strict=True):
             first = data.items[stored[int(row.argmax())]]
             line = lines[data.items[i].id]
             assert (line[f"{name}_first_id"], line[f"{name}_first_label"]) == (

@@ -129,12 +129,12 @@ def test_figures_are_those_of_an_explicit_loop(tmp_path: Path, real: Emoji) -> N
     group = report["groups"][0]
     rows = np.arange(len(real.ids))
     places = {}
-    for name, asked, searched in (
+    for name, querying, searched in (
         ("old_old", real.old, real.old),
         ("new_old", real.new, real.old),
         ("new_new", real.new, real.new),
     ):
-        places[name] = slow_ranks(table, rows, rows, asked, searched)
+        places[name] = slow_ranks(table, rows, rows, querying, searched)
         for k in (1, 5, 10):
             share = np.mean([0 < place <= k for place in places[name]])
             assert group["recall"][name][str(k)] == pytest.approx(share, abs=1e-12)
@@ -278,8 +278,8 @@ def test_norms_count_for_dot_and_l2(tmp_path: Path, real: Emoji, kind: str, away
     rng = np.random.default_rng(1)
     scale = np.exp(rng.normal(0.0, 0.5, len(real.ids)))[:, None]
     old, new = real.old * scale + away * real.old[0], real.new * scale[::-1] + away * real.old[0]
-    told = {"similarity": np.array(kind)}
-    outcome, report = verify(tmp_path, real.table(old, **told), real.table(new, **told))
+    columns = {"similarity": np.array(kind)}
+    outcome, report = verify(tmp_path, real.table(old, **columns), real.table(new, **columns))
     assert outcome.code in {0, 3, 4}, outcome.stderr
     result = report["groups"][0]["recall"]
     for name, queries, gallery in (
@@ -608,9 +608,9 @@ def test_both_models_thresholds_at_a_false_accept_rate_are_reported(
     _, report = verify(tmp_path, old, new)
     point = next(row for row in report["groups"][0]["operating_points"] if row["far"] == 0.01)
     for name, table in (("old", old), ("new", new)):
-        asked, searched = (old["role"] == role for role in ("query", "gallery"))
-        scores = unit(table["features"])[asked] @ unit(old["features"])[searched].T
-        same = old["labels"][asked][:, None] == old["labels"][searched][None]
+        querying, searched = (old["role"] == role for role in ("query", "gallery"))
+        scores = unit(table["features"])[querying] @ unit(old["features"])[searched].T
+        same = old["labels"][querying][:, None] == old["labels"][searched][None]
         at = point["threshold"][name]
         assert (scores[~same] >= at).mean() <= 0.01 < (scores[~same] >= at - 2**-13).mean()
         assert point["frr"][name] == pytest.approx((scores[same] < at).mean(), abs=2 / same.sum())
@@ -621,10 +621,10 @@ def test_with_judgments_a_threshold_is_judged_by_the_judged_pairs(
 ) -> None:
     """FRR is the share of judged pairs below it; items of other labels are false accepts."""
     old, new = scaled(real)
-    asked, searched = (np.flatnonzero(old["role"] == role) for role in ("query", "gallery"))
+    querying, searched = (np.flatnonzero(old["role"] == role) for role in ("query", "gallery"))
     pairs = [
         (q, next(g for g in searched if old["labels"][g] == old["labels"][q]))
-        for q in asked
+        for q in querying
         if (old["labels"][searched] == old["labels"][q]).any()
     ]
     qrels = tmp_path / "judged.qrels"

@@ -38,8 +38,8 @@ def truth(world: World, data: Path, model: str) -> float:
     gallery = DeployedGallery.open(Store.open(world.folder / "store"))
     items = load(data)
     queries = [at for at, item in enumerate(items.items) if item.role == "query"]
-    made = Encoder.load(world.folder / f"{model}.onnx").embed(items.take(queries)).features
-    first = (made @ gallery.index.vectors(gallery.catalog.keys).T).argmax(axis=1)
+    embedded = Encoder.load(world.folder / f"{model}.onnx").embed(items.take(queries)).features
+    first = (embedded @ gallery.index.vectors(gallery.catalog.keys).T).argmax(axis=1)
     rows = np.array(gallery.catalog.labels)[first]
     return float((rows == np.array(items.labels)[queries]).mean())
 

@@ -118,8 +118,8 @@ def _right(inputs: RouteInputs, queries: np.ndarray, gallery: np.ndarray) -> np.
     """(Q,) whether the first answer has the query's label, by an explicit loop."""
     labels = [inputs.data.labels[row] for row in inputs.query_rows]
     named = inputs.reference.gallery_labels
-    found = [named[int(np.argmax(gallery @ query))] for query in queries]
-    return np.array([one == label for one, label in zip(found, labels, strict=True)])
+    nearest = [named[int(np.argmax(gallery @ query))] for query in queries]
+    return np.array([entry == label for entry, label in zip(nearest, labels, strict=True)])
 
 
 def _recall(inputs: RouteInputs, route: RouteResult) -> float:
@@ -139,8 +139,8 @@ def test_every_route_is_measured(inputs: RouteInputs, measured: dict[str, RouteR
         assert sum(part.sum() for part, _ in value.searched) == len(value.queries)
         for _, gallery in value.searched:
             assert (value.rewritten == 0.0) == np.array_equal(gallery, stored)
-        found = value.retrieval(inputs.truth, (1,), map_k=1)
-        assert found.recall[1] == pytest.approx(_recall(inputs, value))
+        nearest = value.retrieval(inputs.truth, (1,), map_k=1)
+        assert nearest.recall[1] == pytest.approx(_recall(inputs, value))
     assert _recall(inputs, measured["re-embed"]) > _recall(inputs, measured["keep"]) + 0.1
     assert _recall(inputs, measured["naive swap"]) < _recall(inputs, measured["bridge"])
     assert _recall(inputs, measured["fuse"]) > _recall(inputs, measured["keep"])
@@ -158,10 +158,10 @@ def test_lift_is_the_free_model_on_a_gallery_that_is_mapped_to_it(
     assert _recall(inputs, lift) > _recall(inputs, measured["naive swap"]) + 0.3
     stored = inputs.reference.gallery_features
     twice = replace(inputs.reference, gallery_features=stored[[0, *range(len(stored) - 1)]])
-    for one in islice(routes.lift_variants(replace(inputs, reference=twice), heads[0]), 25):
-        assert np.array_equal(one.queries, heads[0].queries)
-        assert np.allclose(one.gallery[0], one.gallery[1], atol=1e-6)
-        assert not np.allclose(one.gallery[1], one.gallery[2], atol=1e-3)
+    for entry in islice(routes.lift_variants(replace(inputs, reference=twice), heads[0]), 25):
+        assert np.array_equal(entry.queries, heads[0].queries)
+        assert np.allclose(entry.gallery[0], entry.gallery[1], atol=1e-6)
+        assert not np.allclose(entry.gallery[1], entry.gallery[2], atol=1e-3)
 
 
 def test_the_image_of_a_query_is_in_no_pair(inputs: RouteInputs) -> None:
@@ -208,10 +208,10 @@ def test_no_route_depends_on_the_queries_it_is_measured_with(
             items[row] = replace(items[row], label=str(label))
         other = replace(inputs, data=replace(inputs.data, items=tuple(items)))
         assert (other.truth.query_labels != inputs.truth.query_labels)[judged].any()
-        for one in _measure(other, [(choosing, judged)]):
-            before = measured[one.name]
-            assert np.array_equal(one.queries[judged], before.queries[judged]), one.name
-            assert np.array_equal(one.searched[0][1], before.searched[at][1]), one.name
+        for entry in _measure(other, [(choosing, judged)]):
+            before = measured[entry.name]
+            assert np.array_equal(entry.queries[judged], before.queries[judged]), entry.name
+            assert np.array_equal(entry.searched[0][1], before.searched[at][1]), entry.name
 
 
 def test_measured_queries_do_not_choose(inputs: RouteInputs) -> None:
@@ -250,7 +250,7 @@ def test_each_fold_continues_from_its_own_choice(inputs: RouteInputs) -> None:
         for part, name in ((first, "first"), (second, "second"))
     ]
     chosen = selector.select(halves)
-    assert [one.setting for one in chosen[:2]] == ["first", "second"]
+    assert [entry.setting for entry in chosen[:2]] == ["first", "second"]
     seen: list[str] = []
 
     def then(one: Variant) -> list[Variant]:
@@ -259,10 +259,10 @@ def test_each_fold_continues_from_its_own_choice(inputs: RouteInputs) -> None:
 
     after = selector.refine(chosen, then)
     assert sorted(seen) == ["first", "second"]
-    assert [one.setting for one in after[:2]] == ["first, again", "second, again"]
-    made = selector.result("x", after)
-    assert np.array_equal(made.queries[second], halves[0].queries[second])
-    assert np.array_equal(made.queries[first], halves[1].queries[first])
+    assert [entry.setting for entry in after[:2]] == ["first, again", "second, again"]
+    outcome = selector.result("x", after)
+    assert np.array_equal(outcome.queries[second], halves[0].queries[second])
+    assert np.array_equal(outcome.queries[first], halves[1].queries[first])
 
 
 def test_a_backfill_uses_the_route_with_the_higher_recall(
@@ -281,7 +281,7 @@ def test_a_backfill_uses_the_route_with_the_higher_recall(
     weights = np.linspace(0.1, 1.0, 10)  # the last is finetune
     mixed = [_unit((1 - w) * stored + w * tuned.variant.item_features) for w in weights]
     for at, (part, gallery) in enumerate(whole.searched):
-        (weight,) = [i for i, one in enumerate(mixed) if np.allclose(one, gallery, atol=1e-6)]
+        (weight,) = [i for i, entry in enumerate(mixed) if np.allclose(entry, gallery, atol=1e-6)]
         queries = _unit((1 - weights[weight]) * inputs.old_queries.queries
                         + weights[weight] * tuned.queries)  # fmt: skip
         assert np.allclose(whole.queries[part], queries[part], atol=1e-6)
@@ -345,7 +345,7 @@ def test_the_level_allows_for_every_route_that_is_judged(
     """Five are judged, lift among them: without it, the same intervals take four fifths."""
     policy = load_policy("default")
     results, gallery = _routes(measured), _Gallery.available(inputs)
-    five = {one.name: one for one in _estimates(inputs, gallery, results, policy, COST)}
+    five = {entry.name: entry for entry in _estimates(inputs, gallery, results, policy, COST)}
     judged = ["finetune", "fuse", "bridge", "bridge + fuse", "lift"]
     assert [value.name for value in five.values() if value.verdict] == judged
     others = [result for result in results if result.name != "lift"]
@@ -360,7 +360,9 @@ def test_the_recipe_of_a_route_is_a_file_that_trains_it(
     measured: dict[str, RouteResult], tmp_path: Path
 ) -> None:
     """What plan prints for a route reads back as the recipe that the route was measured with."""
-    recipes = {name: one.variant.recipe for name, one in measured.items() if one.variant.recipe}
+    recipes = {
+        name: entry.variant.recipe for name, entry in measured.items() if entry.variant.recipe
+    }
     assert set(recipes) == set(measured) - {"keep"}
     path = tmp_path / "recipe.yaml"
     for name, recipe in recipes.items():
@@ -371,12 +373,14 @@ def test_the_recipe_of_a_route_is_a_file_that_trains_it(
 
 def test_the_one_time_cost_counts_every_embedded_item(measured: dict[str, RouteResult]) -> None:
     """Each item that is embedded counts by the encoders that do it; a lift embeds pairs only."""
-    made = {name: COST.one_time_s(one) - one.variant.seconds for name, one in measured.items()}
+    overhead = {
+        name: COST.one_time_s(entry) - entry.variant.seconds for name, entry in measured.items()
+    }
     passes = (1000 + 500) * 20 / 1000
-    assert made["lift"] == pytest.approx(passes)
-    assert made["finetune"] == pytest.approx(passes)
-    assert made["re-embed"] == pytest.approx(passes)
-    assert made["backfill 50%"] == pytest.approx(passes + 250 * (20 + 5) / 1000)
+    assert overhead["lift"] == pytest.approx(passes)
+    assert overhead["finetune"] == pytest.approx(passes)
+    assert overhead["re-embed"] == pytest.approx(passes)
+    assert overhead["backfill 50%"] == pytest.approx(passes + 250 * (20 + 5) / 1000)
     assert COST.rewritten_bytes(measured["lift"]) == 500 * DIM * 4
     assert COST.rewritten_bytes(measured["backfill 25%"]) == 125 * DIM * 4
     assert COST.rewritten_bytes(measured["fuse"]) == 0
@@ -390,7 +394,7 @@ def test_items_that_share_a_column_are_ignored_in_every_route(inputs: RouteInput
     data = replace(inputs.data, items=items)
     inputs = replace(inputs, data=data, ignore_same=("day",))
     stored = [data.items[row] for row in inputs.gallery_rows]
-    found = retrieval(
+    nearest = retrieval(
         inputs.truth,
         inputs.old_queries.queries,
         inputs.reference.gallery_features,
@@ -400,13 +404,13 @@ def test_items_that_share_a_column_are_ignored_in_every_route(inputs: RouteInput
     has_match = inputs.truth.has_match()
     scores = inputs.old_queries.queries @ inputs.reference.gallery_features.T
     for at, row in enumerate(inputs.query_rows):
-        one = data.items[row]
+        entry = data.items[row]
         left = [
             g
             for g, other in enumerate(stored)
-            if other.label != one.label or other.slices["day"] != one.slices["day"]
+            if other.label != entry.label or other.slices["day"] != entry.slices["day"]
         ]
-        assert has_match[at] == any(stored[g].label == one.label for g in left)
+        assert has_match[at] == any(stored[g].label == entry.label for g in left)
         first = max(left, key=lambda g, at=at: scores[at, g])
-        assert found.hit1[at] == (stored[first].label == one.label)
-    assert np.array_equal(found.has_match, has_match)
+        assert nearest.hit1[at] == (stored[first].label == entry.label)
+    assert np.array_equal(nearest.has_match, has_match)

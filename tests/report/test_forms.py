@@ -57,8 +57,8 @@ def report_of(folder: Path, new: str = "better", **options: Any) -> Report:
     """A real report, with every deciding check of the default policy that features allow."""
     columns = {name: np.where(np.arange(250) % 2, text, "plain") for name, text in HOSTILE.items()}
     policy = Policy(min_slice_gain=-0.5, slice_min_queries=100, max_far_ratio=3.0)
-    asked = VerifyOptions(**{"slices": NAMES, "threshold": 0.5, **options})
-    return verify_features(*tables(folder, new, **columns), policy, asked)
+    requested = VerifyOptions(**{"slices": NAMES, "threshold": 0.5, **options})
+    return verify_features(*tables(folder, new, **columns), policy, requested)
 
 
 @pytest.fixture(scope="module", params=["better", "old", "other"])
@@ -253,15 +253,15 @@ def strictly(body: bytes) -> Samples:
     lines = text[:-1].split("\n")
     assert lines.count("# EOF") == 1
     parsed: Samples = {}
-    family, told = "", set()
+    family, seen = "", set()
     for line in lines[:-1]:
         if line.startswith("# "):
             _, kind, name, rest = line.split(" ", 3)
             assert kind in {"TYPE", "HELP"}
-            assert (kind, name) not in told
+            assert (kind, name) not in seen
             assert rest == "gauge" if kind == "TYPE" else rest
             assert kind == "TYPE" or name == family
-            told.add((kind, name))
+            seen.add((kind, name))
             family = name
             continue
         match = SAMPLE.fullmatch(line)

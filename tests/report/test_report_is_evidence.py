@@ -66,8 +66,8 @@ def _refused(shop: Shop, report: str, says: str = "", code: int = 5) -> None:
 
 
 def _check(raw: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(item for item in raw["verdict"]["checks"] if item["name"] == name)
-    return found
+    entry: dict[str, Any] = next(item for item in raw["verdict"]["checks"] if item["name"] == name)
+    return entry
 
 
 def _forged(shop: Shop, change: Callable[[Check], Check | None]) -> Report:
@@ -347,8 +347,8 @@ def _verified(shop: Shop, *more: object, model: str = "new.onnx") -> dict[str, A
     both = (shop.path("old.onnx"), shop.path(model))
     result = shop.run("verify", *both, "--report", shop.path("report.json"), *more)
     assert result.code in {0, 3, 4}, result.stderr
-    found: dict[str, Any] = result.json
-    return found
+    report: dict[str, Any] = result.json
+    return report
 
 
 def test_every_distinct_verification_is_counted_once(begun: Path, tmp_path: Path) -> None:
