@@ -10,8 +10,7 @@ import numpy as np
 
 from compatctl.core.arrays import Bytes, PerceptualHashes, Rows, as_rows
 from compatctl.core.perceptual_hash import WIDTH
-
-DIGEST_BYTES = 32
+from compatctl.files import DIGEST_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

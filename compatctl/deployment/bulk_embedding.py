@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
-from compatctl.files import os_errors
+from compatctl.files import DIGEST_BYTES, os_errors
 from compatctl.index import VectorIndex
-from compatctl.manifest import DIGEST_BYTES
 from compatctl.progress import Progress, silent
 
 BATCH = 4096

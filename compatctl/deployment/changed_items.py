@@ -12,7 +12,8 @@ import numpy as np
 from compatctl.core.arrays import Rows, as_rows
 from compatctl.data import Dataset
 from compatctl.errors import InputError
-from compatctl.manifest import DIGEST_BYTES, Catalog
+from compatctl.files import DIGEST_BYTES
+from compatctl.manifest import Catalog
 from compatctl.printable import listed
 from compatctl.progress import Progress, silent
 

@@ -101,9 +101,9 @@ def removed_vectors(
     path = store.verified_path("models", sha256)
     tables = held_vectors(path.read_bytes(), path)
     masks = {table.name: np.isin(row_checksums(table.vectors), checksums) for table in tables}
-    ours = [table for table in tables if table.from_gallery]
-    anchors = _anchor_ids(project, path, sha256) if len(ours) == 1 else None
-    for table in ours:
+    from_gallery = [table for table in tables if table.from_gallery]
+    anchors = _anchor_ids(project, path, sha256) if len(from_gallery) == 1 else None
+    for table in from_gallery:
         if anchors is not None and len(anchors) >= len(table.vectors):
             masks[table.name] |= np.array(
                 [item in ids for item in anchors[: len(table.vectors)]], bool

@@ -70,7 +70,9 @@ def parse_model(path: Path, data: bytes) -> onnx.ModelProto:
 
 def opset_version(model: onnx.ModelProto) -> int:
     """The version of the standard operators that a model uses; 0: it names none."""
-    return max((one.version for one in model.opset_import if one.domain in DOMAINS), default=0)
+    return max(
+        (opset.version for opset in model.opset_import if opset.domain in DOMAINS), default=0
+    )
 
 
 def check_structure(path: Path, data: memoryview) -> None:

@@ -21,10 +21,9 @@ from compatctl.encoder.metadata import Contract, record_in
 from compatctl.encoder.onnx_safety import node_count, operators
 from compatctl.encoder.session import Session
 from compatctl.errors import InputError
-from compatctl.files import sha256_bytes
+from compatctl.files import DIGEST_BYTES, sha256_bytes
 from compatctl.progress import Progress, silent
 
-DIGEST_BYTES = 32
 BATCH_SIZE = 64
 AHEAD = 2
 """Batches decoded while one is computed."""

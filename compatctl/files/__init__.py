@@ -11,6 +11,7 @@ from compatctl.files._errors import os_errors
 from compatctl.files._json import canonical_json, json_safe, parse_json, read_json
 from compatctl.files._lock import Lock
 from compatctl.files._write import (
+    DIGEST_BYTES,
     FOLDER_MODE,
     TEMPORARY,
     Blob,
@@ -24,6 +25,7 @@ from compatctl.files._write import (
 )
 
 __all__ = [
+    "DIGEST_BYTES",
     "FOLDER_MODE",
     "TEMPORARY",
     "Blob",

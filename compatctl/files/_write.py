@@ -19,6 +19,9 @@ from compatctl.files._errors import os_errors
 TEMPORARY = ".new-"
 """Prefix of the name of every temporary file."""
 
+DIGEST_BYTES = 32
+"""The size of a sha256."""
+
 FOLDER_MODE = 0o775
 """Mode of new folders, before the umask: not writable for everybody."""
 

@@ -5,7 +5,7 @@ numpy is imported only to open a catalogue or erasures: status and rollback read
 
 from __future__ import annotations
 
-from compatctl.manifest._catalog import DIGEST_BYTES, Catalog, unknown_digests
+from compatctl.manifest._catalog import Catalog, unknown_digests
 from compatctl.manifest._erasures import Erasures
 from compatctl.manifest._manifest import (
     FORMAT,
@@ -19,7 +19,6 @@ from compatctl.manifest._manifest import (
 )
 
 __all__ = [
-    "DIGEST_BYTES",
     "FORMAT",
     "Catalog",
     "Erasures",

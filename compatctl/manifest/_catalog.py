@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compatctl.errors import DamagedError, InputError
+from compatctl.files import DIGEST_BYTES
 from compatctl.files.npz import read_npz
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-DIGEST_BYTES = 32
 """The length of a sha256."""
 
 

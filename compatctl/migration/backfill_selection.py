@@ -14,6 +14,7 @@ from compatctl.core.hash_order import hash_key
 from compatctl.data import Dataset
 from compatctl.errors import InputError, UsageError
 from compatctl.manifest import Catalog
+from compatctl.printable import listed
 
 MAX_IDS_SHOWN = 5
 
@@ -44,7 +45,7 @@ class BackfillTarget:
         if unknown := [item for item in first if item not in catalog.row_of]:
             raise InputError(
                 f"{len(unknown)} of {len(first)} ids in the order are not in the store: "
-                f"{first_ids(unknown)}",
+                f"{listed(unknown, MAX_IDS_SHOWN)}",
                 tip="list ids of gallery items, as they stand in the data",
             )
         codes = [code for code, sha256 in enumerate(catalog.models) if sha256 == model]
@@ -83,14 +84,8 @@ class BackfillRows:
                 missing.append(catalog.ids[row])
         if not rows and data.row_of.keys().isdisjoint(catalog.ids):
             raise InputError(
-                f"the data has no image of the store's items: {first_ids(missing)}",
+                f"the data has no image of the store's items: {listed(missing, MAX_IDS_SHOWN)}",
                 tip="--data must name the images of the gallery, under the ids of the store",
             )
         items = data.take(data.row_of[catalog.ids[row]] for row in rows)
         return cls(rows=as_rows(rows), items=items, missing=tuple(missing))
-
-
-def first_ids(ids: Sequence[str]) -> str:
-    """The first few ids, and how many more there are."""
-    more = "" if len(ids) <= MAX_IDS_SHOWN else f" and {len(ids) - MAX_IDS_SHOWN} more"
-    return f"{', '.join(ids[:MAX_IDS_SHOWN])}{more}"

@@ -87,7 +87,9 @@ def planning_split(
     validation = {item.label for item in data.items if item.split == "validation"}
     training = {item.label for item in data.items if item.split == "train"} - validation
     trained = _within(data, sorted(training, key=hash_fraction), limit)
-    planning = {one for one in validation if not choosing or hash_fraction(f"ask {one}") < 0.5}
+    planning = {
+        label for label in validation if not choosing or hash_fraction(f"ask {label}") < 0.5
+    }
     searched = _searched(data, set(stored), validation, limit)
     rows: list[int] = []
     items: list[Item] = []

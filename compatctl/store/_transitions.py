@@ -16,8 +16,9 @@ def transition_problems(generations: Sequence[Manifest]) -> list[str]:
     for state in generations:
         before = by_number.get(state.generation - 1)
         if before is not None:
-            found = _retention_problems(before, state) + _change_problems(before, state, by_number)
-            problems += [f"generation {state.generation} {problem}" for problem in found]
+            invalid = _retention_problems(before, state)
+            invalid += _change_problems(before, state, by_number)
+            problems += [f"generation {state.generation} {problem}" for problem in invalid]
     return problems
 
 

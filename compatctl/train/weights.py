@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from compatctl.errors import InputError
 from compatctl.files import sha256_bytes, sha256_file
 from compatctl.files.npz import PARSE_ERRORS, default_limit, open_regular, zip_entries
+from compatctl.printable import listed
 from compatctl.train.network import Network
 
 WRAPPINGS = ("state_dict", "model_state_dict", "net", "model", "module")
@@ -209,11 +210,10 @@ def _check_coverage(
     values = 1.0 - sum(sizes[key] for key in missing) / max(1, sum(sizes.values()))
     if min(share, values) >= least_share - 1e-9:
         return
-    more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
     raise InputError(
         f"{path}: has {len(state)} of the backbone's {len(expected)} tensors, {share:.0%} of its "
         f"weights and {values:.0%} of their values; {least_share:.0%} are required. Missing: "
-        f"{', '.join(missing[:LISTED])}{more}; the file has {', '.join(list(tensors)[:SHOWN])}",
+        f"{listed(missing, LISTED)}; the file has {', '.join(list(tensors)[:SHOWN])}",
         tip="check backbone.factory and backbone.args in the recipe, and that this is the whole "
         "checkpoint; a lower backbone.least_share accepts it",
     )
