@@ -59,6 +59,12 @@ def prepare(folder: Path) -> None:
         np.savez_compressed(folder / name, **{key: values[rows] for key, values in arrays.items()})
 
 
+def enter(folder: Path) -> None:
+    """Work in ``folder``: recipes may name its cnn.py, and not the one beside this script."""
+    os.chdir(folder)
+    sys.path[0] = str(folder)
+
+
 def scratch(folder: Path, seed: int) -> None:
     """Write random initial weights for the old model."""
     import cnn
@@ -146,7 +152,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     prepare(folder)
-    os.chdir(folder)  # where cnn.py is found
+    enter(folder)
     upgrade(folder, options.seed)
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
-from examples_kit import EXAMPLES, script
+from examples_kit import EXAMPLES, program, script
 
 from compatctl.recipe import Project, Recipe
 
@@ -72,3 +77,32 @@ def test_the_network_reads_small_grey_images() -> None:
     assert out.shape == (2, 16)
     images[:, 1:] = 0
     assert torch.equal(network(images), out)
+
+
+def test_the_incoming_model_is_pretrained_with_the_network_of_the_folder(tmp_path: Path) -> None:
+    """run.py writes the weights and the model of its cnn.py, which the recipes name."""
+    pytest.importorskip("torch")
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    (tmp_path / "latin.ttf").write_bytes(program())
+    typefaces = script("typefaces")
+    latin = typefaces.Typeface(name="latin", file="latin.ttf")
+    images = dict(typefaces.drawn(latin, tmp_path / "latin.ttf", letters))
+    assert len(images) == len(letters)
+    for name in ("cnn.py", "pretrain.yaml"):
+        shutil.copyfile(FOLDER / name, tmp_path / name)
+    np.savez(
+        tmp_path / "elsewhere.npz",
+        images=np.stack([*images.values()] * 2),
+        ids=np.array([f"{copy}/{letter}" for copy in (0, 1) for letter in letters]),
+        labels=np.array([*letters] * 2),
+        split=np.array(["train"] * 2 * len(letters)),
+    )
+    code = (
+        "import sys; from pathlib import Path; folder = Path(sys.argv[1]); import run; "
+        "run.enter(folder); run.scratch(folder, 0); run.pretrain(folder, 0)"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path[0] = {str(FOLDER)!r}; {code}", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for name in ("scratch.ckpt", "new.ckpt", "independent.onnx"):
+        assert (tmp_path / name).stat().st_size > 0
