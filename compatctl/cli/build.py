@@ -169,7 +169,7 @@ def fuse(
     weight: Annotated[
         float | None,
         typer.Option(
-            help="Weight of the new feature. Default: the best of several on validation classes."
+            help="Weight of the new feature. Default: the best of .1 to .9 on validation classes."
         ),
     ] = None,
     training: TrainingRecordFile = None,
@@ -179,6 +179,7 @@ def fuse(
     """Combine both encoders in one ONNX file. Its feature is their weighted mean."""
     from compatctl.commands.fuse import fuse
     from compatctl.render import progress
+    from compatctl.render.tables import fuse_table
 
     with progress() as report_progress:
         result = fuse(
@@ -192,7 +193,8 @@ def fuse(
             dry_run=dry_run,
             progress=report_progress,
         )
-    return Outcome(result=result)
+    warnings = () if result.search is None else result.search.warnings
+    return Outcome(result=result, table=fuse_table, warnings=warnings)
 
 
 @command

@@ -161,7 +161,8 @@ def _routes(
     if sabotage:
         return routes, alone
     fusion = fuse(project, old=old, new=new, output=fused, progress=progress)
-    enough = (validation or 0.0) >= max(trial.recall for trial in fusion.trials)
+    assert fusion.search is not None
+    enough = (validation or 0.0) >= max(trial.recall for trial in fusion.search.trials)
     fused_report = verify(
         project, old=old, new=fused, options=VerifyOptions(dry_run=enough), progress=progress
     )

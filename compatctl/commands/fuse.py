@@ -19,26 +19,18 @@ from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, check_steady
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.embedding import embed_pair, load_encoders, open_deployed
-from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
 from compatctl.evaluation.protocol import drop_rows, ground_truth, query_group, query_rows
 from compatctl.files import sha256_bytes
-from compatctl.migration.routes import WEIGHTS
+from compatctl.migration.fusion import WeightSearch, search_weight
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightTrial:
-    """recall@1 of fused validation queries on the old gallery, at one weight."""
-
-    weight: float
-    recall: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Fused:
-    """The fused encoder. ``weight`` is the new feature's; ``trials`` are those it was chosen from.
+    """The fused encoder. ``weight`` is the new feature's; ``search`` says how it was chosen, and is
+    None where it was given.
 
     ``parity`` is the largest difference, over real images, of any value between the fused file's
     output and the weighted mean of the two encoders' own features.
@@ -47,8 +39,7 @@ class Fused:
     output: str
     sha256: str
     weight: float
-    trials: tuple[WeightTrial, ...]
-    validation_queries: int
+    search: WeightSearch | None
     parity: float
     written: bool
 
@@ -75,13 +66,12 @@ def fuse(
         raise UsageError(f"the weight of the new feature must lie between 0 and 1, got {weight}")
     data = load_data(project)
     old_encoder, new_encoder = load_encoders(old, new, data)
-    trials: tuple[WeightTrial, ...] = ()
-    queries = 0
+    search: WeightSearch | None = None
     if weight is None:
-        trials, queries = search_weight(
-            project, data, old_encoder, new_encoder, skip_bad=skip_bad, progress=progress
+        search = _search(
+            project, data, (old_encoder, new_encoder), skip_bad=skip_bad, progress=progress
         )
-        weight = max(trials, key=lambda trial: (trial.recall, -abs(trial.weight - 0.5))).weight
+        weight = search.weight
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "fused.onnx"
         onnx_files.fuse(old, new, weight, path)
@@ -104,48 +94,47 @@ def fuse(
         output=str(output),
         sha256=sha256_bytes(content),
         weight=weight,
-        trials=trials,
-        validation_queries=queries,
+        search=search,
         parity=parity,
         written=not dry_run,
     )
 
 
-def search_weight(
+def _search(
     project: Project,
     data: Dataset,
-    old: Encoder,
-    new: Encoder,
+    encoders: tuple[Encoder, Encoder],
     *,
     skip_bad: bool,
     progress: Progress,
-) -> tuple[tuple[WeightTrial, ...], int]:
-    """recall@1 on the deployed gallery for every weight, and the number of validation queries."""
-    group = query_group("validation", data, query_rows(data, "validation"))
-    if not len(group.queries):
-        raise InputError(
-            "there is no validation query to choose the weight with",
-            tip="give the data validation classes, or pass --weight",
-        )
+) -> WeightSearch:
+    """Embed the validation queries and choose the weight on the deployed gallery."""
+    rows = query_rows(data, "validation")
+    _require(bool(len(rows)))
+    group = query_group("validation", data, rows, cluster=project.cluster)
     both = embed_pair(
         data,
         queries=group.queries,
         searched=group.gallery,
-        encoders=(old, new),
-        gallery=open_deployed(project, old),
+        encoders=encoders,
+        gallery=open_deployed(project, encoders[0]),
         skip_bad=skip_bad,
         progress=progress,
     )
     group = drop_rows(group, both.bad)
     shared = shared_columns(data, project.ignore_same, group.queries, group.gallery)
     truth = with_ignored_rows(ground_truth(data, group), shared)
-    embeddings = both.paired(group)
-    trials = []
-    for weight in WEIGHTS:
-        fused = fuse_rows(embeddings.old_queries, embeddings.new_queries, weight)
-        recall = retrieval(truth, fused, embeddings.old_gallery, (1,), map_k=1).recall[1]
-        trials.append(WeightTrial(weight=weight, recall=recall))
-    return tuple(trials), len(group.queries)
+    _require(bool(truth.has_match().any()))
+    labels = [data.labels[int(row)] for row in group.queries]
+    return search_weight(truth, labels, both.paired(group))
+
+
+def _require(has_queries: bool) -> None:
+    if not has_queries:
+        raise InputError(
+            "no validation query has a match in the gallery, to choose the weight with",
+            tip="give the data validation classes, or pass --weight",
+        )
 
 
 def parity_of(

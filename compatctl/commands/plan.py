@@ -29,7 +29,7 @@ from compatctl.migration.preflight import PlanningSplit, Preflight, planning_spl
 from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
 from compatctl.migration.rewrite_gate import HeldOutQueries
 from compatctl.migration.routes import Route, RouteInputs
-from compatctl.migration.selection import Fold, RouteResult
+from compatctl.migration.selection import Fold, RouteResult, class_halves
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe, load_policy
 
@@ -226,10 +226,8 @@ def _without_query_anchors(recipe: Recipe, split: PlanningSplit) -> Recipe:
 
 
 def _folds(inputs: RouteInputs) -> list[Fold]:
-    """The planning classes in two halves, by hash: each chooses for the other."""
-    labels = [inputs.data.labels[int(row)] for row in inputs.query_rows]
-    first = np.array([hash_fraction(f"half {label}") < 0.5 for label in labels], bool)
-    return [(first, ~first), (~first, first)]
+    """The planning classes in two halves: each chooses for the other."""
+    return class_halves([inputs.data.labels[int(row)] for row in inputs.query_rows])
 
 
 def _estimates(

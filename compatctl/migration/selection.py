@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compatctl.core.arrays import Bools, Vectors
+from compatctl.core.hash_order import hash_fraction
 from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 
 Fold = tuple[Bools, Bools]
 """(Q,) queries that choose, and (Q,) queries that are measured with the choice."""
+
+
+def class_halves(labels: Sequence[str]) -> list[Fold]:
+    """Queries with these class labels (Q,) in two halves of classes, by hash: each half chooses for
+    the other."""
+    first = np.array([hash_fraction(f"half {label}") < 0.5 for label in labels], bool)
+    return [(first, ~first), (~first, first)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from compatctl.commands.backfill import Backfilled
     from compatctl.commands.bridge import Bridged
     from compatctl.commands.demo import DemoResult
+    from compatctl.commands.fuse import Fused
     from compatctl.commands.history import History
     from compatctl.commands.lift import Lifted
     from compatctl.commands.matrix import CompatibilityMatrix
@@ -177,6 +178,21 @@ def bridge_table(console: Console, result: Bridged) -> None:
     fields_table(
         console, {key: entry for key, entry in json_safe(result).items() if key != "trials"}
     )
+
+
+def fuse_table(console: Console, result: Fused) -> None:
+    if (search := result.search) is not None:
+        rows = [(f"{t.weight:g}", t.recall, f"{t.gain:+.4f}") for t in search.trials]
+        print_table(console, ("weight of the new feature", "recall@1", "gain"), rows)
+        console.print(
+            f"chosen: {search.weight:g}; 95% of resamplings choose {search.weight_low:g} to "
+            f"{search.weight_high:g}\n"
+            f"gain over the old model's {search.old_recall:.4f}, each half of the classes with the "
+            f"weight that the other half chose: {search.gain:+.4f} ({search.low:+.4f} to "
+            f"{search.high:+.4f}); {search.queries} validation queries of {search.classes} classes"
+        )
+    fields = json_safe(result)
+    fields_table(console, {key: entry for key, entry in fields.items() if key != "search"})
 
 
 def _preflight(console: Console, facts: Preflight) -> None:

@@ -254,15 +254,20 @@ def test_data_root_can_be_a_flag_a_variable_or_a_project_entry(
 
 
 def test_fuse_chooses_its_weight_and_is_judged_like_any_model(shop: Shop) -> None:
-    """The fused file's weight is the best of the trials on validation classes."""
+    """The fused file's weight is the best of the trials on validation classes; its gain, measured
+    on the other half of the classes, has an interval, as does the weight."""
     fused = shop.run(
         "fuse", shop.path("old.onnx"), shop.path("new.onnx"), "-o", shop.path("fused.onnx")
     )
     assert fused.code == 0, fused.stderr
-    result = fused.json
-    assert len(result["trials"]) == 9
-    best = max(trial["recall"] for trial in result["trials"])
-    assert best == next(t["recall"] for t in result["trials"] if t["weight"] == result["weight"])
+    result, search = fused.json, fused.json["search"]
+    assert len(search["trials"]) == 9
+    best = max(trial["recall"] for trial in search["trials"])
+    assert best == next(t["recall"] for t in search["trials"] if t["weight"] == result["weight"])
+    assert search["weight_low"] <= result["weight"] <= search["weight_high"]
+    assert search["low"] <= search["gain"] <= search["high"]
+    assert search["gain"] <= best - search["old_recall"]
+    assert len(search["half_weights"]) == 2
     code, report = _verify(shop, "fused.onnx")
     assert code == 0
     assert report["new"]["sha256"] == result["sha256"]  # type: ignore[index]
