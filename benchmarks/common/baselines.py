@@ -20,9 +20,7 @@ def measure_baselines(
     """
     selector, heads, old = free.selector, free.heads, inputs.old_queries
     stored = inputs.reference.gallery_features
-    objective = replace(
-        inputs.recipe.objective, frame=("prototypes",), lambda_=(1.0,), anchors=None
-    )
+    objective = replace(inputs.recipe.objective, frame=("prototypes",), lambda_=(1.0,))
     prototypes = train_model(
         inputs, replace(inputs.recipe, objective=objective), inputs.reference, progress
     )

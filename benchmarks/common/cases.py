@@ -106,8 +106,6 @@ class Workshop:
     """Builds the inputs of cases, and caches under ``work`` what later cases need again."""
 
     work: Path
-    anchors: float = 1.0
-    """Share of the gallery that anchors"""
     kanji: Path = KANJI
     progress: Progress = silent
     sets: dict[str, tuple[Dataset, str]] = field(default_factory=dict)
@@ -144,11 +142,7 @@ class Workshop:
     def recipe(self, case: Case) -> Recipe:
         """The shipped default, on the case's backbone."""
         given = Recipe.load(ROOT / "recipes" / "default.yaml")
-        anchors = given.objective.anchors
-        assert anchors is not None
-        objective = replace(given.objective, anchors=replace(anchors, share=self.anchors))
-        backbone = _backbone(case.data, case.new)
-        return replace(given, seed=case.seed, backbone=backbone, objective=objective)
+        return replace(given, seed=case.seed, backbone=_backbone(case.data, case.new))
 
     def _emoji(self) -> Dataset:
         folder = self.work / "emoji"
@@ -318,7 +312,7 @@ def _old_recipe(case: Case) -> Recipe:
     return replace(
         given,
         seed=case.seed,
-        backbone=_backbone(case.data, case.old),
+        backbone=replace(_backbone(case.data, case.old), taps=None),
         objective=replace(given.objective, dim=case.dim),
     )
 
@@ -329,7 +323,7 @@ def _scratch(name: Name, model: Model, *, seed: int, epochs: int) -> Recipe:
     return replace(
         given,
         seed=seed,
-        backbone=_backbone(name, model),
+        backbone=replace(_backbone(name, model), taps=None),
         optimiser=replace(given.optimiser, epochs=epochs),
         augmentation=Augmentation(rotate=5.0, shift=0.06),
     )

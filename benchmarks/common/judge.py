@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from compatctl.core.arrays import Bools
 from compatctl.core.policy import Policy
 from compatctl.evaluation.adaptive_resampling import adaptive_verdict, sampling
-from compatctl.evaluation.comparison import GroupResult
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.migration.routes import Route, RouteInputs
 from compatctl.migration.selection import RouteResult
-from compatctl.train.reference import anchor_ids
 
 ROUTES = (Route.FINETUNE, Route.BRIDGE, Route.FUSE, Route.BRIDGE_FUSE)
 """What a plan may propose while the gallery stays as it is."""
@@ -48,8 +44,6 @@ class Line:
     seconds: float
     validation: float
     """recall@1 on the validation classes, which chose the setting"""
-    parts: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Test queries whose gallery items anchored, and the others: recall@1 of old and of new"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +54,6 @@ class Result:
     seed: int
     share: float
     """Of the training classes, which the old model knew"""
-    anchors: float
-    """Share of the gallery that anchored"""
     queries: int
     classes: int
     old: float
@@ -97,7 +89,6 @@ def judge(
     recalls = {entry.name: _recall(truth, entry, test) for entry in measured}
     validation = {entry.name: _recall(chosen, entry, ~test) for entry in measured}
     old, free = recalls[Route.KEEP], recalls[Route.REEMBED]
-    parts = _parts(inputs, truth)
     old_queries, stored = inputs.old_queries.queries[test], inputs.reference.gallery_features
     lines = []
     for result in measured:
@@ -120,7 +111,6 @@ def judge(
                 setting=result.variant.setting,
                 seconds=round(result.variant.seconds, 1),
                 validation=validation[result.name],
-                parts=_by_part(trial, parts),
             )
         )
     return tuple(lines)
@@ -142,44 +132,3 @@ def subset(truth: GroundTruth, rows: Bools) -> GroundTruth:
 
 def _recall(truth: GroundTruth, one: RouteResult, rows: Bools) -> float:
     return float(one.select_queries(rows).retrieval(truth, (1,), map_k=1).recall[1])
-
-
-def later(inputs: RouteInputs, measured: Sequence[RouteResult]) -> list[RouteResult]:
-    """The gallery items that did not anchor embedded by the fine-tuned model, as new ones will be;
-    nothing where all or none anchored."""
-    anchored = _anchored(inputs)
-    if anchored.all() or not anchored.any():
-        return []
-    tuned = next(result for result in measured if result.name == Route.FINETUNE)
-    assert tuned.variant.item_features is not None
-    gallery = np.where(
-        anchored[:, None], inputs.reference.gallery_features, tuned.variant.item_features
-    )
-    searched = tuple((part, gallery) for part, _ in tuned.searched)
-    share = 1.0 - float(anchored.mean())
-    return [replace(tuned, name="others added later", searched=searched, rewritten=share)]
-
-
-def _anchored(inputs: RouteInputs) -> Bools:
-    used = set(anchor_ids(inputs.recipe, inputs.data, inputs.reference))
-    return np.array([gallery_id in used for gallery_id in inputs.reference.gallery_ids], bool)
-
-
-def _parts(inputs: RouteInputs, truth: GroundTruth) -> dict[str, Bools]:
-    """(Q,) test queries whose class has an anchor in the gallery, and the others; by name."""
-    anchored = _anchored(inputs)
-    if anchored.all() or not anchored.any():
-        return {}
-    matching = np.isin(truth.query_labels, truth.gallery_labels[anchored])
-    return {"used": matching, "not used": ~matching}
-
-
-def _by_part(trial: GroupResult, parts: dict[str, Bools]) -> dict[str, dict[str, float]]:
-    old, new = trial.evidence.old_old, trial.evidence.new_old
-    return {
-        name: {
-            "old": float(old.hit1[rows & old.has_match].mean()),
-            "new": float(new.hit1[rows & old.has_match].mean()),
-        }
-        for name, rows in parts.items()
-    }

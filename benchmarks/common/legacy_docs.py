@@ -28,18 +28,15 @@ frozen EfficientNet-lite0 or a small CNN, was trained on about half of the train
 without a gallery. The new backbone is a larger CNN, lite0 or lite2. The gallery is one vendor's
 emoji or one typeface's characters; the queries are the other vendors' and four other fonts'.
 Figures are recall@1 on test classes, which no model saw. The seed draws the weights and the old
-model's classes. Validation classes choose every setting, and the route. The recipe passes every
-gallery item through the new backbone during training. Passes are those of the default gate of the
-version that measured them.
+model's classes. Validation classes choose every setting, and the route. No gallery item
+passes through the new backbone but labelled training items. Passes are those of the default gate.
 
     python examples/kanji/build.py
     python -m benchmarks.studies.legacy --json docs/legacy.json
-    python -m benchmarks.studies.legacy --json docs/legacy.json --anchors 0.5 --seeds 0 \\
-        --cases emoji-lite0-lite2,emoji-cnn-larger,kanji-cnn-larger
     python -m benchmarks.studies.legacy --json docs/legacy.json --docs docs/legacy.md
 """
 NOTES = """\
-- **re-embedded**: the free model on a gallery of its own: the recipe's two-layer head or a linear
+- **re-embedded**: the free model on a gallery of its own: the recipe's head or a linear
   one, whichever has the higher recall on validation classes. Shares kept are of its gain.
 - **naive swap**: the free model's own queries on the stored vectors.
 - **procrustes**, **ridge**: maps of the free model, fitted on pairs without labels: the items of
@@ -52,20 +49,10 @@ NOTES = """\
   space.
 - **backfill**: the gallery re-embedded in part by finetune or fuse, whichever has the higher recall
   on validation classes.
-- **finetune**: prototypes, anchors, transfer and attention; one encoder a query.
+- **finetune**: the default recipe; one encoder a query.
 - **fuse**, **bridge + fuse**: old and new query mixed; two encoders a query.
 
-Experience replay needs a sequence of sets and does not apply here. Shares over 100% are correct: a
-query that attends to the anchors combines the old model's view of the gallery with the new model's
-view of the query, and the free model has only the latter.
-"""
-PARTIAL = """\
-## With anchors in part of the gallery
-
-`--anchors 0.5` leaves half of the gallery out of the training. Queries of classes with an anchor in
-the gallery (*used*) are reported separately from the others, old queries on the stored gallery
-beside the new ones. *others added later*: the fine-tuned model embeds the items that are not
-anchors, as `compatctl add` does after the deploy.
+Experience replay needs a sequence of sets and does not apply here.
 """
 
 
@@ -94,9 +81,8 @@ def summary(results: Sequence[Result]) -> list[str]:
     return said
 
 
-def page(results: Sequence[Result], partial: Sequence[Result], picture: str) -> str:
-    """The whole page; ``partial``: results where a part of the gallery anchored; ``picture``: the
-    figure's file name."""
+def page(results: Sequence[Result], picture: str) -> str:
+    """The whole page; ``picture``: the figure's file name."""
     parts = [
         INTRO,
         *map(bullet, summary(results)),
@@ -120,7 +106,6 @@ def page(results: Sequence[Result], partial: Sequence[Result], picture: str) -> 
         "",
         *_chosen(results),
         "",
-        *_anchored(partial),
     ]
     return "\n".join(parts)
 
@@ -164,24 +149,6 @@ def _chosen(results: Sequence[Result]) -> Iterable[str]:
     ):
         cells = [cell for routes in (SINGLE, ROUTES) for cell in _line(entry.best(routes))]
         yield row(_title(entry.case), str(entry.seed), share(entry.old), share(entry.free), *cells)
-
-
-def _anchored(results: Sequence[Result]) -> Iterable[str]:
-    """Where a share of the gallery anchors: the classes of these items, and the others."""
-    if not results:
-        return
-    yield PARTIAL
-    yield from head("case", "seed", "anchors", "route", *(f"{part}: {which}"
-                    for part in results[0].lines[0].parts for which in ("old", "new")))  # fmt: skip
-    for result in results:
-        for line in (
-            result.line(route) for route in (Route.FINETUNE, "others added later", Route.FUSE)
-        ):
-            cells = [share(part[key]) for part in line.parts.values() for key in ("old", "new")]
-            yield row(
-                _title(result.case), str(result.seed), f"{result.anchors:.0%}", line.route, *cells
-            )
-    yield ""
 
 
 def _line(one: Line) -> tuple[str, str, str]:

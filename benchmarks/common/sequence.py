@@ -26,7 +26,7 @@ from compatctl.core.simplex import simplex
 from compatctl.errors import InputError
 from compatctl.recipe import Augmentation
 from compatctl.train.losses import total_loss
-from compatctl.train.network import Network, feature_width, unit
+from compatctl.train.network import Network, backbone_taps, unit
 
 Floats = NDArray[np.float32]
 
@@ -67,7 +67,7 @@ def untrained(setup: SequenceSetup, stage: int, *, fixed: bool) -> Network:
     backbone, spec = setup.build(), setup.material.spec
     head: nn.Module = nn.Identity()
     if fixed:
-        width = feature_width(backbone, "forward", spec)
+        width = backbone_taps(backbone, "forward", spec, None)[1]
         head = nn.Linear(width, setup.settings.K - 1, bias=False)
     return Network(backbone, "forward", head, spec).to(setup.device).eval()
 
@@ -81,7 +81,7 @@ def pretrained(setup: SequenceSetup, stage: int, *, fixed: bool) -> Network:
     classes = int(images.labels.max()) + 1
     own, _ = vertices(given.K, classes, setup.material.classes)
     network = untrained(setup, stage, fixed=fixed)
-    width = feature_width(network.backbone, "forward", setup.material.spec)
+    width = backbone_taps(network.backbone, "forward", setup.material.spec, None)[1]
     rows = _simplex(setup) if fixed else _grown(None, classes, width, setup.device)
     epochs, steps = given.elsewhere_epochs[stage], max(1, len(images.labels) // given.batch)
     weights = [*network.parameters(), *([] if fixed else [rows])]
@@ -165,7 +165,8 @@ def _fine_tuned(
                 with torch.no_grad():
                     old = past(pixels)
             loss = total_loss(
-                z=z, labels=codes[labels], rows=rows, old=old, mu=given.mu, form="hoc", scale=None,
+                z=z, labels=codes[labels], targets=codes[labels], rows=rows, old=old,
+                mu=given.mu, form="hoc", scale=None,
                 weight=given.weight if method.contrast else 1.0,
             )  # fmt: skip
             if method.influence and state.rows is not None:
@@ -191,7 +192,7 @@ def _classifier(
     if method.fixed:
         _, local = vertices(setup.settings.K, setup.material.others, setup.material.classes)
         return _simplex(setup), torch.from_numpy(local.copy()).to(setup.device)
-    width = feature_width(network.backbone, "forward", setup.material.spec)
+    width = backbone_taps(network.backbone, "forward", setup.material.spec, None)[1]
     before = None if state.fresh else state.rows
     return (
         _grown(before, classes, width, setup.device),

@@ -45,7 +45,7 @@ FAMILY = {
 }
 PAIRS = (("lite0", "lite2"), ("lite0", "lite0"))
 """Old and new."""
-OBJECTIVE = Objective(lambda_=(0.1,), scale=None, anchors=None)
+OBJECTIVE = Objective(lambda_=(0.1,), contrast="hoc", mu=(10.0,), scale=None)
 """The papers' loss"""
 TARGET = 1.25
 
@@ -109,6 +109,7 @@ def step_of(
         loss = losses.total_loss(
             z=network.project(network.features(images)).float(),
             labels=codes,
+            targets=codes,
             rows=rows,
             old=before,
             weight=OBJECTIVE.lambda_[0],

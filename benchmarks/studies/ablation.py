@@ -32,7 +32,7 @@ from compatctl.data import prepare
 from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.files import write_atomic
 from compatctl.migration.routes import RouteInputs, train_model
-from compatctl.recipe import Anchors, Augmentation, Junction, Recipe
+from compatctl.recipe import Augmentation, Recipe
 from compatctl.train import embed, train
 from compatctl.train.images import preprocessing
 
@@ -45,60 +45,42 @@ def _objective(**changes: object) -> Change:
     return lambda recipe: replace(recipe, objective=replace(recipe.objective, **changes))  # type: ignore[arg-type]
 
 
-def _anchors(**changes: object) -> Change:
-    def change(one: Recipe) -> Recipe:
-        held = one.objective.anchors or Anchors(transfer=0.0, attention=None)
-        return _objective(anchors=replace(held, **changes))(one)  # type: ignore[arg-type]
-
-    return change
-
-
-def _combined(first: Change, second: Change) -> Change:
-    return lambda recipe: second(first(recipe))
+def _junction(**changes: object) -> Change:
+    return lambda recipe: replace(recipe, junction=replace(recipe.junction, **changes))  # type: ignore[arg-type]
 
 
 def _whole_network(rate: float) -> Change:
-    """What attention and transfer compare is then no longer frozen."""
-
     def change(one: Recipe) -> Recipe:
         optimiser = replace(one.optimiser, epochs=5, backbone_lr=rate, frozen_norm=True)
-        alone = _anchors(attention=None, transfer=0.0)(one)
-        return replace(alone, train="full", optimiser=optimiser)
+        return replace(one, train="full", optimiser=optimiser)
 
     return change
 
 
 SETTINGS: Mapping[str, Change] = {
     DEFAULT: lambda recipe: recipe,
-    "no attention": _anchors(attention=None),
-    "no transfer": _anchors(transfer=0.0),
-    "no attention, no transfer": _anchors(attention=None, transfer=0.0),
-    "no anchors": _objective(anchors=None),
-    "a quarter of the gallery anchors": _anchors(share=0.25),
-    "keys of 64 numbers": _anchors(attention=64),
-    "anchors weigh 1": _anchors(weight=1.0),
-    "linear junction": lambda recipe: replace(recipe, junction=Junction(kind="linear")),
-    "no dropout": lambda recipe: replace(recipe, junction=replace(recipe.junction, dropout=0.0)),
-    "hoc, lambda .1": _objective(lambda_=(0.1,), contrast="hoc"),
-    "hoc, lambda .5": _objective(lambda_=(0.5,), contrast="hoc"),
-    "infonce, lambda .1": _objective(lambda_=(0.1,), contrast="infonce"),
-    "infonce, lambda .5": _objective(lambda_=(0.5,), contrast="infonce"),
-    "scale 32": _objective(scale=32.0),
-    "hoc, lambda .5, scale 32": _objective(lambda_=(0.5,), contrast="hoc", scale=32.0),
+    "no stage taps": lambda recipe: replace(recipe, backbone=replace(recipe.backbone, taps=None)),
+    "cross-entropy alone": _objective(lambda_=(1.0,)),
+    "contrast alone": _objective(lambda_=(0.0,)),
+    "lambda .1": _objective(lambda_=(0.1,)),
+    "lambda .5": _objective(lambda_=(0.5,)),
+    "hoc": _objective(contrast="hoc"),
+    "hoc, mu 10, lambda .1": _objective(contrast="hoc", mu=(10.0,), lambda_=(0.1,)),
+    "mu 16": _objective(mu=(16.0,)),
+    "mu 64": _objective(mu=(64.0,)),
+    "scale 16": _objective(scale=16.0),
+    "linear junction": _junction(kind="linear"),
+    "two layers alone": _junction(kind="mlp"),
+    "1,024 hidden": _junction(hidden=1024),
+    "no dropout": _junction(dropout=0.0),
     "40 epochs": lambda recipe: replace(recipe, optimiser=replace(recipe.optimiser, epochs=40)),
 }
 FRAMES: Mapping[str, Change] = {
     DEFAULT: lambda recipe: recipe,
-    "no attention": _anchors(attention=None),
     **{
-        f"{frame}{suffix}": _combined(_objective(frame=(frame,), lambda_=(weight,)), change)
+        f"{frame}{suffix}": _objective(frame=(frame,), lambda_=(weight,))
         for frame in ("prototypes", "simplex", "anchored")
-        for suffix, weight, change in (
-            ("", 1.0, _anchors()),
-            (", hoc, lambda .1", 0.1, _anchors()),
-            (", no anchors", 1.0, _objective(anchors=None)),
-            (", no anchors, hoc, lambda .1", 0.1, _objective(anchors=None)),
-        )
+        for suffix, weight in (("", 0.25), (", cross-entropy alone", 1.0))
         if suffix or frame != "prototypes"
     },
 }
@@ -112,8 +94,8 @@ SLOW: Mapping[str, Change] = {
     "the backbone trains too, rate 1e-3": _whole_network(0.001),
 }
 """These run the backbone over images again: for small networks alone."""
-MAIN = (DEFAULT, "no attention", "no transfer", "no anchors", "linear junction", "hoc, lambda .5",
-        "scale 32")  # fmt: skip
+MAIN = (DEFAULT, "no stage taps", "cross-entropy alone", "contrast alone", "lambda .5",
+        "linear junction")  # fmt: skip
 """For the characters, which are four times as many."""
 
 

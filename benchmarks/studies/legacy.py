@@ -2,7 +2,7 @@
 
     python examples/kanji/build.py       once: the characters
     python -m benchmarks.studies.legacy [--cases emoji-lite0-lite2,...] [--seeds 0,1,2] [--work DIR]
-                                        [--anchors 1.0] [--json FILE] [--docs docs/legacy.md]
+                                        [--json FILE] [--docs docs/legacy.md]
 
 A case with a seed is an old model, a new backbone and a gallery (``common/cases.py``). Validation
 classes choose what a route leaves open, and the route; test classes, which no model saw, judge by
@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.common.baselines import measure_baselines
 from benchmarks.common.cases import CASES, KANJI, Case, Workshop, chosen
-from benchmarks.common.judge import ROUTES, SINGLE, Line, Result, judge, later
+from benchmarks.common.judge import ROUTES, SINGLE, Line, Result, judge
 from benchmarks.common.legacy_docs import figure, page, summary
 from compatctl.files import write_atomic
 from compatctl.migration.routes import Route, RouteInputs, measure_routes, train_free_models
@@ -40,34 +40,29 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     results, requested = _read(arguments.json) if arguments.json else [], _cases(arguments)
     with tempfile.TemporaryDirectory() as temporary:
-        shop = Workshop(
-            work=arguments.work or Path(temporary), anchors=arguments.anchors, kanji=arguments.kanji
-        )
+        shop = Workshop(work=arguments.work or Path(temporary), kanji=arguments.kanji)
         for case in (
             replace(variant, seed=seed) for seed in arguments.seeds for variant in requested
         ):
-            key = (case.name, case.seed, case.share, arguments.anchors)
-            if key in {
-                (variant.case, variant.seed, variant.share, variant.anchors) for variant in results
-            }:
+            key = (case.name, case.seed, case.share)
+            if key in {(variant.case, variant.seed, variant.share) for variant in results}:
                 continue
             start = time.monotonic()
             inputs = shop.inputs(case)
             built = time.monotonic()
-            result = run_case(inputs, case, arguments.anchors)
+            result = run_case(inputs, case)
             print(_shown(result), flush=True)
             seconds = (built - start, time.monotonic() - built)
             print("built in {:.0f} s, measured in {:.0f} s\n".format(*seconds), file=sys.stderr)
             results.append(result)
             if arguments.json:
                 _write(arguments.json, results)
-    alike = _ordered(variant for variant in results if variant.anchors == arguments.anchors)
-    print("\n".join(summary(alike)))
+    ordered = _ordered(results)
+    print("\n".join(summary(ordered)))
     if arguments.docs:
-        partial = _ordered(variant for variant in results if variant.lines[0].parts)
-        text = page(alike, partial, arguments.docs.with_suffix(".svg").name)
+        text = page(ordered, arguments.docs.with_suffix(".svg").name)
         write_atomic(arguments.docs, text.encode())
-        write_atomic(arguments.docs.with_suffix(".svg"), figure(alike).encode())
+        write_atomic(arguments.docs.with_suffix(".svg"), figure(ordered).encode())
 
 
 def _cases(arguments: argparse.Namespace) -> Sequence[Case]:
@@ -83,18 +78,16 @@ def _cases(arguments: argparse.Namespace) -> Sequence[Case]:
     return [variant for variant in requested if variant.data != "kanji"]
 
 
-def run_case(inputs: RouteInputs, case: Case, anchors: float) -> Result:
+def run_case(inputs: RouteInputs, case: Case) -> Result:
     """Every route of one case with one seed."""
     test = np.array([inputs.data.items[int(row)].split == "test" for row in inputs.query_rows])
     free = train_free_models(inputs, [(~test, np.ones_like(test))])
     measured = [*measure_routes(inputs, free), *measure_baselines(inputs, free)]
-    measured += later(inputs, measured)
     lines = judge(inputs, measured, test, load_policy("default"))
     return Result(
         case=case.name,
         seed=case.seed,
         share=case.share,
-        anchors=anchors,
         queries=int((test & inputs.truth.has_match()).sum()),
         classes=len(np.unique(inputs.truth.classes[test & inputs.truth.has_match()])),
         old=next(line.recall for line in lines if line.route == Route.KEEP),
@@ -113,18 +106,12 @@ def _shown(result: Result) -> str:
         rows.append(
             f"{line.route:24s}{line.recall:9.3f}{line.gain:+8.3f}  "
             f"[{line.low:+.3f}, {line.high:+.3f}] {kept:>6s}{line.negative_flips:7.3f}  "
-            f"{line.outcome:12s} {line.setting}{_parts(line)}"
+            f"{line.outcome:12s} {line.setting}"
         )
     best, single = result.best(ROUTES), result.best(SINGLE)
     chosen = f"validation classes choose {best.route} ({best.outcome}); with one encoder " \
         f"{single.route} ({single.outcome})"  # fmt: skip
     return "\n".join([head, *rows, chosen])
-
-
-def _parts(one: Line) -> str:
-    return "".join(
-        f"; {name}: {part['old']:.3f} -> {part['new']:.3f}" for name, part in one.parts.items()
-    )
 
 
 def _read(path: Path) -> list[Result]:
@@ -143,9 +130,7 @@ def _write(path: Path, results: Sequence[Result]) -> None:
 
 def _ordered(results: Iterable[Result]) -> list[Result]:
     names = [case.name for case in CASES]
-    return sorted(
-        results, key=lambda result: (names.index(result.case), result.seed, result.anchors)
-    )
+    return sorted(results, key=lambda result: (names.index(result.case), result.seed))
 
 
 def _arguments() -> argparse.Namespace:
@@ -154,7 +139,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
     parser.add_argument("--work", type=Path, help="what is made stays here; else it is temporary")
     parser.add_argument("--kanji", type=Path, default=KANJI)
-    parser.add_argument("--anchors", type=float, default=1.0, help="share of the gallery")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--docs", type=Path)

@@ -250,7 +250,13 @@ def _recipe(
         ),
         junction=Junction(kind="linear"),
         objective=Objective(
-            frame=("simplex",), lambda_=(weight,), scale=None, K=K, dim=K - 1, anchors=None
+            frame=("simplex",),
+            contrast="hoc",
+            lambda_=(weight,),
+            mu=(10.0,),
+            scale=None,
+            K=K,
+            dim=K - 1,
         ),
         train="full",
         optimiser=Optimiser(

@@ -203,7 +203,7 @@ def _inputs(
     inputs = RouteInputs(
         data=data,
         reference=reference,
-        recipe=_without_query_anchors(recipe, split),
+        recipe=recipe,
         base=base,
         features=features,
         query_rows=split.query_rows,
@@ -211,18 +211,6 @@ def _inputs(
         cluster=project.cluster,
     )
     return inputs, 1000 * old_s / max(1, len(others)), 1000 * new_s / max(1, len(data))
-
-
-def _without_query_anchors(recipe: Recipe, split: PlanningSplit) -> Recipe:
-    """The recipe with anchors among the plan's gallery items only, and none that queries."""
-    anchors = recipe.objective.anchors
-    queries = {split.data.ids[int(row)] for row in split.query_rows}
-    gallery = {split.data.ids[int(row)] for row in split.gallery_rows}
-    if anchors is None or not (anchors.ids or queries & gallery):
-        return recipe
-    order = anchors.ids or tuple(sorted(gallery, key=hash_fraction))
-    ids = tuple(item for item in order if item in gallery - queries)
-    return replace(recipe, objective=replace(recipe.objective, anchors=replace(anchors, ids=ids)))
 
 
 def _folds(inputs: RouteInputs) -> list[Fold]:

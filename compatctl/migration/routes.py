@@ -234,7 +234,6 @@ def free_recipe(recipe: Recipe, dim: int) -> Recipe:
         lambda_=(1.0,),
         scale=recipe.objective.scale or SCALE,
         dim=dim,
-        anchors=None,
     )
     return replace(recipe, objective=objective)
 

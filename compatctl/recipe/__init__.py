@@ -17,7 +17,6 @@ from compatctl.recipe._project import (
 from compatctl.recipe._recipe import (
     FACTORIES,
     LOCAL,
-    Anchors,
     Augmentation,
     Backbone,
     Frame,
@@ -36,7 +35,6 @@ __all__ = [
     "FACTORIES",
     "LOCAL",
     "PROJECT_FILE",
-    "Anchors",
     "Augmentation",
     "Backbone",
     "Frame",

@@ -87,6 +87,11 @@ class Backbone:
         "The module's method that maps float32 (N, 3, height, width) to (N, F), or to "
         "(N, F, h, w), which is averaged over h and w.",
     )
+    taps: tuple[str, ...] | None = setting(
+        ("auto",),
+        "Modules whose output, averaged over the image, joins the final feature: auto finds the "
+        "last block of every stage; a list names modules; null has none.",
+    )
     input: InputSpec
     part: str | None = setting(
         None,
@@ -108,62 +113,23 @@ class Backbone:
 class Junction:
     """The layers from the backbone's F features to the gallery's D dimensions."""
 
-    kind: Literal["linear", "mlp"] = setting("mlp", "One matrix without bias, or two layers.")
-    hidden: int = setting(1024, "The width between the two layers of the mlp.", 1, 65536)
-    dropout: float = setting(0.5, "Dropout between the two layers of the mlp.", 0.0, 0.95)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Anchors:
-    """Gallery items that train without labels: each is a class of its own, with its stored vector
-    as the target. The new model then finds these items; others gain little. null: none. If a recipe
-    does not mention anchors, it has them where train is head, scale is set, and the frame uses the
-    gallery.
-    """
-
-    share: float = setting(
-        1.0,
-        "The share of the gallery to use. Each item passes once through the new backbone.",
-        0.0,
-        1.0,
+    kind: Literal["residual", "linear", "mlp"] = setting(
+        "residual", "One matrix without bias (linear), two layers (mlp), or the sum of both."
     )
-    order: str = setting(
-        "random",
-        "Which items come first: random, or a text file beside the recipe with one item id per "
-        "line.",
+    hidden: int = setting(512, "The width between the two layers.", 1, 65536)
+    dropout: float = setting(0.5, "Dropout between the two layers.", 0.0, 0.95)
+    standardise: bool = setting(
+        True,
+        "First give each of the features mean 0 and one standard deviation on the training items. "
+        "A backbone with random weights, or a base that brings its junction, is left as it is.",
     )
-    batch: int = setting(512, "Anchors in one training step.", 2, 65536)
-    rows: int = setting(8192, "Stored vectors that each anchor is contrasted with.", 2, 1 << 20)
-    weight: float = setting(3.0, "The weight of the anchor loss.", 0.0, 1e6)
-    scale: float = setting(16.0, "The scale of its softmax over cosines.", 1e-3, 1e3)
-    transfer: float = setting(
-        0.5,
-        "The share of the anchors in a step whose features are shifted by the difference between "
-        "two images of one training class, one in the gallery and one outside. This shows the "
-        "model what queries of unlabelled items look like. Only with train: head.",
-        0.0,
-        1.0,
-    )
-    attention: int | None = setting(
-        256,
-        "The width of the keys by which the encoder attends to anchors. The encoder then contains "
-        "the anchors' stored vectors and adds the nearest ones to a query's embedding. Only with "
-        "train: head.",
-        1,
-        4096,
-    )
-    slots: int = setting(
-        65536, "How many anchors the encoder contains, the first ones.", 1, 1 << 20
-    )
-    ids: tuple[str, ...] = field(default=(), metadata={"key": ""})
-    """Content of the file that ``order`` names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """L = lambda * CE + (1 - lambda) * NCE + anchors.weight * anchors. If frame, lambda or mu is a
-    list, every combination is trained. The one with the best recall@1 of new queries on the old
-    gallery is kept, measured on the validation classes and never on the test classes.
+    """L = lambda * CE + (1 - lambda) * NCE. If frame, lambda or mu is a list, every combination is
+    trained. The one with the best recall@1 of new queries on the old gallery is kept, measured on
+    the validation classes and never on the test classes.
     """
 
     frame: tuple[Frame, ...] = setting(
@@ -175,22 +141,22 @@ class Objective:
         "  anchored    the d-Simplex, rotated onto the gallery's class means\n"
         "  free        vectors that are learned: the model ignores the gallery",
     )
-    contrast: Literal["hoc", "infonce"] = setting(
-        "hoc",
-        "The form of NCE: the authors' code, or the equation of the paper (TPAMI 2026, arXiv "
-        "2606.12488).",
+    contrast: Literal["infonce", "hoc"] = setting(
+        "infonce",
+        "The form of NCE, which contrasts each new feature with the old features of the batch: the "
+        "equation of the paper (TPAMI 2026, arXiv 2606.12488), or the authors' code.",
     )
     lambda_: tuple[float, ...] = setting(
-        (1.0,),
-        "The weight of CE. The papers use 0.1, for a gallery on the same simplex. 1.0 is CE alone, "
-        "which is better for prototypes and needs no old features.",
+        (0.25,),
+        "The weight of CE. 1.0 is CE alone, which needs no old features, and answers new classes "
+        "with items of trained ones. The papers use 0.1, with hoc and mu 10, on a simplex.",
         0.0,
         1.0,
         key="lambda",
     )
-    mu: tuple[float, ...] = setting((10.0,), "The inverse temperature of NCE.", 1e-3, 1e3)
+    mu: tuple[float, ...] = setting((32.0,), "The inverse temperature of NCE.", 1e-3, 1e3)
     scale: float | None = setting(
-        16.0,
+        32.0,
         "CE is a softmax over scale * cosine. null: over raw products, as the authors do on a "
         "simplex.",
         1e-3,
@@ -206,7 +172,6 @@ class Objective:
     dim: int | None = setting(
         None, "The dimension D, if there is no gallery that fixes it.", 1, 65536
     )
-    anchors: Anchors | None = Anchors()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,15 +254,7 @@ class Recipe:
         """
         value = load_yaml(path, newest=1)
         recipe = build(cls, value, str(path))
-        recipe = replace(recipe, backbone=replace(recipe.backbone, factories=factories))
-        anchors = recipe.objective.anchors
-        if "anchors" not in value.get("objective", {}) and not recipe.can_anchor:
-            anchors = None
-        if anchors is not None:
-            _check_anchors(recipe, anchors, f"{path}: objective: anchors")
-            if anchors.order != "random":
-                anchors = replace(anchors, ids=read_ids(_inside_folder(path, anchors.order)))
-        return replace(recipe, objective=replace(recipe.objective, anchors=anchors))
+        return replace(recipe, backbone=replace(recipe.backbone, factories=factories))
 
     def to_json(self) -> dict[str, Any]:
         """The recipe with all its settings, defaults included."""
@@ -305,48 +262,9 @@ class Recipe:
         return settings
 
     @property
-    def can_anchor(self) -> bool:
-        """Whether the default anchors work here: a frozen backbone, cosines, and a gallery."""
-        objective = self.objective
-        gallery = "free" not in objective.frame and objective.dim is None
-        return self.train == "head" and objective.scale is not None and gallery
-
-    @property
     def digest(self) -> str:
-        """sha256 (hex) of the recipe's values and of its anchors' order."""
-        anchors = self.objective.anchors
-        content = {"recipe": self.to_json(), "ids": list(anchors.ids) if anchors else []}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _check_anchors(recipe: Recipe, anchors: Anchors, where: str) -> None:
-    """Refuse anchor settings that need a frozen backbone, or cosines, without them."""
-    if anchors.transfer > 0.0 and recipe.train == "full":
-        raise InputError(
-            f"{where}: transfer changes cached features: with train: full it must be 0",
-            tip="use augmentation instead",
-        )
-    if anchors.attention is not None and recipe.train == "full":
-        raise InputError(
-            f"{where}: attention compares features of a frozen backbone: with train: full it must "
-            "be null"
-        )
-    if anchors.attention is not None and recipe.objective.scale is None:
-        raise InputError(
-            f"{where}: attention needs a loss on cosines: scale must not be null",
-            tip="write scale: 16.0",
-        )
-
-
-def _inside_folder(recipe: Path, name: str) -> Path:
-    """Path of a file in the recipe's folder or below it; a recipe may name no other."""
-    path = recipe.parent / name
-    if not path.resolve().is_relative_to(recipe.parent.resolve()):
-        raise InputError(
-            f"{recipe}: anchors.order {name} lies outside the recipe's folder",
-            tip="put the file beside the recipe",
-        )
-    return path
+        """sha256 (hex) of the recipe's values."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
 def read_ids(path: Path) -> tuple[str, ...]:

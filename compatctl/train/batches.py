@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,9 @@ from compatctl.train.features import Features, run_backbone
 from compatctl.train.images import ImageReader, ImageRef
 from compatctl.train.setup import Setup
 
+SAMPLE = 4096
+"""Training items on which the features of a backbone that trains are standardised."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -24,20 +28,10 @@ class Step:
     """(B,) int64 training items"""
     views: Rows
     """(B,) int64: seeds of the images (full) or, modulo their number, cached views (head)"""
-    contrasted: Rows
-    """(R,) int64 anchors whose stored vectors are the classes of the anchor loss"""
-    anchors: Rows
-    """(A,) int64: the first of ``contrasted``, which go through the network"""
-    transfer: Rows
-    """(T, 2) int64 pairs of training items of one class, T <= A: the difference of each pair's
-    features is added to one of the first T anchors"""
 
 
 class CachedBatches:
-    """Features of a frozen backbone: each image passes once, training images once per view.
-
-    ``anchors``: (A, F) float32 features of the training set's anchors, on the CPU.
-    """
+    """Features of a frozen backbone: each image passes once, training images once per view."""
 
     def __init__(
         self, setup: Setup, reader: ImageReader, progress: Progress, known: Features | None = None
@@ -45,9 +39,7 @@ class CachedBatches:
         training_set, recipe = setup.training_set, setup.recipe
         views = recipe.augmentation.views
         queries = training_set.validation.images if training_set.validation else ()
-        originals = {
-            _source(ref): ref for ref in training_set.images + training_set.anchors + queries
-        }
+        originals = {_source(ref): ref for ref in training_set.images + queries}
         augmented = [
             replace(ref, seed=(recipe.seed, view, i))
             for view in range(1, views)
@@ -66,33 +58,18 @@ class CachedBatches:
         first_view = table[[row_of[_source(ref)] for ref in training_set.images]]
         others = torch.split(table[len(originals) :], len(first_view)) if augmented else ()
         self._items = torch.stack([first_view, *others])
-        self.anchors = table[[row_of[_source(ref)] for ref in training_set.anchors]]
-        self._has_negatives = bool((table < 0.0).any())
         self._validation = table[[row_of[_source(ref)] for ref in queries]]
         self._device = setup.device
 
-    def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
-        """float32 features of each step's items (B, F) and anchors (A, F), on the run's device."""
+    def steps(self, steps: Sequence[Step]) -> Iterator[Tensor]:
+        """float32 features (B, F) of each step's items, on the run's device."""
         for step in steps:
             views = torch.from_numpy(step.views % len(self._items))
-            items = self._items[views, torch.from_numpy(step.items)]
-            anchors = self.anchors[torch.from_numpy(step.anchors)]
-            if len(step.transfer):
-                anchors = self._transferred(anchors, torch.from_numpy(step.transfer))
-            yield items.to(self._device), anchors.to(self._device)
+            yield self._items[views, torch.from_numpy(step.items)].to(self._device)
 
-    def _transferred(self, anchors: Tensor, pairs: Tensor) -> Tensor:
-        """The first anchors, each shifted by the difference of a pair of one class.
-
-        Source: Hariharan and Girshick, "Low-shot Visual Recognition by Shrinking and Hallucinating
-        Features" (ICCV 2017, arXiv 1606.02819), with a difference in place of their generator.
-        Features that are never negative stay so.
-        """
-        shift = self._items[0, pairs[:, 0]] - self._items[0, pairs[:, 1]]
-        shifted = anchors[: len(pairs)] + shift
-        if not self._has_negatives:
-            shifted = shifted.clamp_min(0.0)
-        return torch.cat([shifted, anchors[len(pairs) :]])
+    def sample(self) -> Tensor:
+        """(N, F) features of the training items as they are, on the CPU."""
+        return self._items[0]
 
     def validation(self) -> Tensor:
         """(Q, F) features of the validation queries."""
@@ -106,14 +83,21 @@ class ImageBatches:
         self._setup = setup
         self._reader = reader
 
-    def steps(self, steps: Sequence[Step]) -> Iterator[tuple[Tensor, Tensor]]:
+    def steps(self, steps: Sequence[Step]) -> Iterator[Tensor]:
         """As those of ``CachedBatches``, with gradient."""
         batches = [self._images(step) for step in steps]
-        for step, images in zip(steps, self._reader.batches(batches), strict=True):
+        for images in self._reader.batches(batches):
             pixels = torch.from_numpy(images).to(self._setup.device)
             with torch.autocast(self._setup.device.type, torch.bfloat16, enabled=self._setup.amp):
                 features = self._setup.network.features(pixels)
-            yield features[: len(step.items)], features[len(step.items) :]
+            yield features
+
+    def sample(self) -> Tensor:
+        """(n, F) features of ``SAMPLE`` training items, or of all, by the current weights."""
+        images = self._setup.training_set.images
+        chosen = np.random.default_rng(self._setup.recipe.seed).permutation(len(images))[:SAMPLE]
+        self._setup.network.eval()
+        return run_backbone(self._setup.network, self._reader, [images[i] for i in chosen], silent)
 
     def validation(self) -> Tensor:
         """(Q, F) features of the validation queries, by the current weights."""
@@ -125,16 +109,15 @@ class ImageBatches:
 
     def _images(self, step: Step) -> list[ImageRef]:
         training_set, seed = self._setup.training_set, self._setup.recipe.seed
-        items = [
+        return [
             replace(training_set.images[i], seed=(seed, int(view), int(i)))
             for i, view in zip(step.items, step.views, strict=True)
         ]
-        return items + [training_set.anchors[i] for i in step.anchors]
 
 
 Batches = CachedBatches | ImageBatches
 
 
 def _source(ref: ImageRef) -> tuple[int, int]:
-    """Identifies an image: an anchor may also be a training item."""
+    """Identifies an image: a validation query may be a rehearsed item, too."""
     return id(ref.dataset), ref.row

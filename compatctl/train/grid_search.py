@@ -85,17 +85,14 @@ def search(
 
 
 def _context(setup: Setup, batches: Batches, classifier: Classifier) -> TrialContext:
-    training_set = setup.training_set
-    class_rows = [classifier.row_of.get(label, -1) for label in training_set.labels]
-    anchor_row = {item_id: row for row, item_id in enumerate(training_set.anchor_ids)}
+    labels = setup.training_set.labels
+    code_of = {label: i for i, label in enumerate(setup.training_set.classes)}
     return TrialContext(
         setup=setup,
         batches=batches,
         classifier=classifier,
-        class_rows=np.array(class_rows, np.int64),
-        anchor_rows=np.array(
-            [anchor_row.get(item_id, -1) for item_id in training_set.ids], np.int64
-        ),
+        class_rows=np.array([classifier.row_of.get(label, -1) for label in labels], np.int64),
+        classes=np.array([code_of[label] for label in labels], np.int64),
     )
 
 

@@ -48,8 +48,8 @@ class TrialContext:
     classifier: Classifier
     class_rows: Rows
     """(N,) int64 classifier row of each training item; -1: none"""
-    anchor_rows: Rows
-    """(N,) int64 anchor that is the same item; -1: none"""
+    classes: Rows
+    """(N,) int64 class of each training item"""
 
 
 def fit(
@@ -68,24 +68,21 @@ def fit(
         if context.classifier.learns:
             rows.data.copy_(state.model[CLASSIFIER])
         optimiser.load_state_dict(state.optimiser)
-    stored = torch.from_numpy(context.setup.training_set.anchor_vectors).to(context.setup.device)
     for epoch in range(state.epoch, recipe.optimiser.epochs):
         _training_mode(context.setup)
         seed = (recipe.seed, trial.index, epoch)
         torch.manual_seed(int(np.random.default_rng((*seed, 1)).integers(2**31)))
-        steps = list(_steps(context, np.random.default_rng(seed)))
+        steps = list(_steps(context, trial, np.random.default_rng(seed)))
         total = torch.zeros((), device=context.setup.device)
-        for i, inputs in enumerate(context.batches.steps(steps)):
+        for i, features in enumerate(context.batches.steps(steps)):
             _schedule(optimiser, epoch * len(steps) + i, recipe.optimiser.epochs * len(steps))
-            loss = _loss(context, trial, steps[i], (rows, stored), inputs)
+            loss = _loss(context, trial, steps[i], rows, features)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             optimiser.step()
             total += loss.detach()
         state.losses.append(float(total) / len(steps))
         state.epoch = epoch + 1
-        if network.attention is not None:
-            network.attention.refresh()
         state.model = trained_weights(context, rows)
         state.optimiser = optimiser.state_dict()
         after_epoch(state)
@@ -131,115 +128,47 @@ def validate(context: TrialContext) -> float | None:
 
 
 def _loss(
-    context: TrialContext,
-    trial: Trial,
-    step: Step,
-    targets: tuple[Tensor, Tensor],
-    inputs: tuple[Tensor, Tensor],
+    context: TrialContext, trial: Trial, step: Step, rows: Tensor, features: Tensor
 ) -> Tensor:
-    """The loss of a step: ``total_loss`` of the items plus the weighted anchor loss.
-
-    ``targets``: classifier rows (K, D) and the stored vectors of all anchors; ``inputs``: backbone
-    features of the step's items and anchors.
-    """
-    (rows, stored), (items, anchors) = targets, inputs
-    objective, n = context.setup.recipe.objective, len(items)
-    with torch.autocast(context.setup.device.type, torch.bfloat16, enabled=context.setup.amp):
-        z = _project(context, step, torch.cat([items, anchors]))
-    z = z.float()
-    old = None
-    if context.setup.training_set.old_features is not None:
-        old = torch.from_numpy(context.setup.training_set.old_features[step.items]).to(
-            context.setup.device
-        )
-    loss = losses.total_loss(
-        z=z[:n],
-        labels=torch.from_numpy(context.class_rows[step.items]).to(context.setup.device),
+    """``total_loss`` of a step: classifier rows (K, D), and the items' features (B, F)."""
+    setup = context.setup
+    with torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.amp):
+        z = setup.network.project(features)
+    old = setup.training_set.old_features
+    return losses.total_loss(
+        z=z.float(),
+        labels=torch.from_numpy(context.classes[step.items]).to(setup.device),
+        targets=torch.from_numpy(context.class_rows[step.items]).to(setup.device),
         rows=rows,
-        old=old,
+        old=None if old is None else torch.from_numpy(old[step.items]).to(setup.device),
         weight=trial.weight,
         mu=trial.mu,
-        form=objective.contrast,
-        scale=objective.scale,
+        form=setup.recipe.objective.contrast,
+        scale=setup.recipe.objective.scale,
     )
-    if objective.anchors is None or not len(step.anchors):
-        return loss
-    contrasted = stored[torch.from_numpy(step.contrasted).to(context.setup.device)]
-    own = torch.arange(len(step.anchors), device=context.setup.device)
-    anchor_loss = losses.anchor_loss(unit(z[n:]), contrasted, own, objective.anchors.scale)
-    return loss + objective.anchors.weight * anchor_loss
 
 
-def _project(context: TrialContext, step: Step, features: Tensor) -> Tensor:
-    """(N, D) raw training outputs for the step's backbone features (N, F)."""
-    network, anchors = context.setup.network, context.setup.recipe.objective.anchors
-    if network.attention is None or anchors is None:
-        return network.project(features)
-    z: Tensor = network.junction(features)
-    return network.attention.forward_training(z, features, *_attended(context, step, anchors.slots))
+def _steps(context: TrialContext, trial: Trial, rng: np.random.Generator) -> Iterator[Step]:
+    """The steps of an epoch: every new item once; with a memory, half of each batch is from it.
 
-
-def _attended(context: TrialContext, step: Step, slots: int) -> tuple[Tensor, Tensor]:
-    """The anchors that the step attends to, and the position among them of each row's own image.
-
-    -1: none. A shifted anchor is another image than the one in the gallery.
+    An item whose class has no row of the classifier trains by the contrast alone.
     """
-    device = context.setup.device
-    attended = step.contrasted[step.contrasted < slots]
-    position = np.full(len(context.setup.training_set.anchors) + 1, -1, np.int64)
-    position[attended] = np.arange(len(attended))
-    anchors = step.anchors.copy()
-    anchors[: len(step.transfer)] = -1
-    own = position[np.concatenate([context.anchor_rows[step.items], anchors])]
-    return torch.from_numpy(attended).to(device), torch.from_numpy(own).to(device)
-
-
-def _steps(context: TrialContext, rng: np.random.Generator) -> Iterator[Step]:
-    """The steps of an epoch: every new item once; with a memory, half of each batch is from it."""
-    trainable = np.flatnonzero(context.class_rows >= 0)
+    contrasted = context.setup.training_set.old_features is not None and trial.weight < 1.0
+    trainable = np.flatnonzero((context.class_rows >= 0) | contrasted)
     first_memory = len(context.setup.training_set.images) - context.setup.training_set.n_memory
     fresh, memory = trainable[trainable < first_memory], trainable[trainable >= first_memory]
     size = context.setup.recipe.optimiser.batch_size
-    anchors = context.setup.recipe.objective.anchors
     if len(memory) and len(fresh):
         size = max(1, size // 2)
     elif len(memory):
         fresh, memory = memory, fresh
-    pairs = _pairs(context) if anchors is not None and anchors.transfer > 0.0 else []
     order = rng.permutation(fresh)
     count = max(1, len(order) // size)
-    n_anchors = len(context.setup.training_set.anchors)
     for batch in np.array_split(order, count):
         items = batch
         if len(memory):
             items = np.concatenate([batch, rng.choice(memory, len(batch))])
-        contrasted = np.zeros(0, np.int64)
-        if anchors is not None and n_anchors:
-            contrasted = rng.permutation(n_anchors)[: max(anchors.rows, anchors.batch)]
-        drawn = contrasted[: anchors.batch] if anchors is not None else contrasted
-        views = rng.integers(0, 2**31, len(items))
-        n_shifted = round(anchors.transfer * len(drawn)) if anchors is not None and pairs else 0
-        classes = [pairs[i] for i in rng.integers(0, max(1, len(pairs)), n_shifted)]
-        drawn_pairs = [[rows[rng.integers(len(rows))] for rows in pair] for pair in classes]
-        yield Step(
-            items=items,
-            anchors=drawn,
-            contrasted=contrasted,
-            views=views,
-            transfer=np.array(drawn_pairs, np.int64).reshape(-1, 2),
-        )
-
-
-def _pairs(context: TrialContext) -> list[tuple[Rows, Rows]]:
-    """For each class with both: its training items outside the gallery, and those in it."""
-    training_set, pairs = context.setup.training_set, []
-    labels = np.array(training_set.labels)
-    for label in training_set.classes:
-        outside = np.flatnonzero((labels == label) & ~training_set.in_gallery)
-        inside = np.flatnonzero((labels == label) & training_set.in_gallery)
-        if len(outside) and len(inside):
-            pairs.append((outside, inside))
-    return pairs
+        yield Step(items=items, views=rng.integers(0, 2**31, len(items)))
 
 
 def _optimiser(context: TrialContext, rows: nn.Parameter) -> torch.optim.Optimizer:
@@ -247,8 +176,6 @@ def _optimiser(context: TrialContext, rows: nn.Parameter) -> torch.optim.Optimiz
     recipe, network = context.setup.recipe.optimiser, context.setup.network
     full = context.setup.recipe.train == "full"
     head = list(network.junction.parameters()) + ([rows] if context.classifier.learns else [])
-    if network.attention is not None:
-        head += network.attention.parameters()
     groups = [{"params": head, "lr": recipe.lr, "base_lr": recipe.lr}]
     backbone = list(network.backbone.parameters())
     for parameter in backbone:

@@ -58,25 +58,25 @@ def logits(z: Tensor, rows: Tensor, scale: float | None) -> Tensor:
     return scale * functional.normalize(z) @ functional.normalize(rows).T
 
 
-def anchor_loss(new: Tensor, stored: Tensor, own: Tensor, scale: float) -> Tensor:
-    """Cross-entropy in which each anchor is a class of its own, with its stored vector as the row.
+def pair_loss(new: Tensor, old: Tensor, scale: float) -> Tensor:
+    """Cross-entropy in which each item is a class of its own, with its old feature as the row.
 
     Args:
-        new: (B, D) unit rows: the anchors, embedded by the trained network.
-        stored: (R, D) unit rows of the deployed gallery, the anchors' among them.
-        own: (B,) int64: the row of ``stored`` of each anchor.
+        new: (B, D) unit rows that are trained.
+        old: (B, D) unit rows of the same items, frozen.
         scale: scale of the softmax over cosines, > 0.
 
     Returns:
-        A scalar in [0, log R + 2 scale].
+        A scalar in [0, log B + 2 scale].
     """
-    return functional.cross_entropy(scale * new @ stored.T, own)
+    return functional.cross_entropy(scale * new @ old.T, torch.arange(len(new), device=new.device))
 
 
 def total_loss(
     *,
     z: Tensor,
     labels: Tensor,
+    targets: Tensor,
     rows: Tensor,
     old: Tensor | None,
     weight: float,
@@ -86,10 +86,18 @@ def total_loss(
 ) -> Tensor:
     """``weight * CE + (1 - weight) * NCE``; ``weight`` is lambda, 1 for the cross-entropy alone.
 
-    ``z`` (B, D): raw outputs of the junction; ``labels`` (B,) int64: rows of ``rows`` (K, D);
-    ``old`` (B, D): unit rows, required unless ``weight`` is 1.
+    Args:
+        z: (B, D) raw outputs of the junction.
+        labels: (B,) int64 class codes, for the NCE.
+        targets: (B,) int64 rows of ``rows``, for the CE; -1: the item has none and is left out.
+        rows: (K, D) classifier rows.
+        old: (B, D) unit rows, required unless ``weight`` is 1.
+        weight, mu, form, scale: the recipe's lambda, mu, contrast and scale.
     """
-    entropy = functional.cross_entropy(logits(z, rows, scale), labels)
+    each = functional.cross_entropy(
+        logits(z, rows, scale), targets, ignore_index=-1, reduction="sum"
+    )
+    entropy = each / (targets >= 0).sum().clamp_min(1)
     if weight == 1.0 or old is None:
         return entropy
     nce = contrastive_loss(functional.normalize(z), old, labels, mu, form)

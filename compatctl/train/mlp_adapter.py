@@ -1,7 +1,7 @@
 """The mlp adapter: one hidden layer from one model's features to another's, fitted without labels.
 
 Source: the MLP adapter of Vejendla (EMNLP 2025, arXiv 2509.23471). This one is not residual, as F
-and D may differ, and minimises ``anchor_loss`` instead of the squared error, which gives a higher
+and D may differ, and minimises ``pair_loss`` instead of the squared error, which gives a higher
 recall: each item is a class of its own, with the deployed feature as its frozen row.
 """
 
@@ -21,7 +21,7 @@ from torch.nn import functional
 from compatctl.core.adapters import Perceptron
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
-from compatctl.train.losses import anchor_loss
+from compatctl.train.losses import pair_loss
 
 HIDDEN = 1024
 EPOCHS = 30
@@ -88,7 +88,7 @@ def iter_perceptrons(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Iterator[Perceptron]:
-    """Fit ``unit(relu(x @ hidden + b) @ matrix + c)`` to the target by ``anchor_loss``, on the CPU.
+    """Fit ``unit(relu(x @ hidden + b) @ matrix + c)`` to the target by ``pair_loss``, on the CPU.
 
     Yields a copy of the adapter after each epoch; arguments and errors as ``fit_perceptron``. The
     same seed and number of threads give the same adapters; torch's global generator is not used.
@@ -127,7 +127,7 @@ def _step(optimiser: torch.optim.Optimizer, weights: list[Tensor], x: Tensor, y:
     """One step on sources (B, F), whose targets are the first B rows of ``y`` (R, D)."""
     hidden, hidden_bias, matrix, bias = weights
     out = functional.normalize(torch.relu(x @ hidden + hidden_bias) @ matrix + bias)
-    loss = anchor_loss(out, y, torch.arange(len(x)), SCALE)
+    loss = pair_loss(out, y, SCALE)
     optimiser.zero_grad()
     torch.autograd.backward(loss)
     optimiser.step()

@@ -1,13 +1,14 @@
-"""Backbone, junction and unit norm: the network that becomes the encoder.
+"""Backbone, stage taps, junction and unit norm: the network that becomes the encoder.
 
-The junction is the linear map from the backbone's width to the gallery's dimension of CVPR 2024
-(arXiv 2405.02581); the retrieval feature is its output divided by its norm.
+The junction maps the backbone's features to the gallery's dimension (CVPR 2024, arXiv 2405.02581,
+where it is linear); the retrieval feature is its output divided by its norm.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,40 +17,56 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compatctl.errors import InputError
-from compatctl.recipe import InputSpec, Junction
-from compatctl.train.attention import Attention
+from compatctl.recipe import InputSpec
+from compatctl.recipe import Junction as JunctionRecipe
+from compatctl.train.taps import find_taps, named_modules, run_with_taps
+
+AUTO = "auto"
+INPUT_NORM = 22.0
+"""Length of a standardised row of features: that of 500 features of deviation 1."""
 
 
 class Network(nn.Module):
     """Embeds uint8 (N, H, W, 3) images as float32 (N, D) unit rows.
 
-    ``features`` runs the backbone; ``project`` the junction, and ``attention`` if there is one.
+    ``features`` runs the backbone and its ``taps``; ``project`` the junction.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, backbone: nn.Module, method: str, junction: nn.Module, spec: InputSpec
+        self,
+        backbone: nn.Module,
+        method: str,
+        junction: nn.Module,
+        spec: InputSpec,
+        taps: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.junction = junction
-        self.attention: Attention | None = None
         self.method = method
+        self.taps = tuple(taps)
         self.register_buffer("mean", torch.tensor(spec.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(spec.std)[:, None, None], persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, F) float32 backbone features of uint8 (N, H, W, 3) images."""
-        x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        out: Tensor = getattr(self.backbone, self.method)(x)
-        return out.mean((2, 3)) if out.ndim == 4 else out
+        """(N, F) float32 features of uint8 (N, H, W, 3) images: the backbone's, then the taps'."""
+
+        def run() -> Tensor:
+            x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+            out: Tensor = getattr(self.backbone, self.method)(x)
+            return out.mean((2, 3)) if out.ndim == 4 else out
+
+        if not self.taps:
+            return run()
+        return torch.cat(run_with_taps(named_modules(self.backbone, self.taps), run), dim=1)
 
     def project(self, features: Tensor) -> Tensor:
-        """(N, D) raw outputs for (N, F) backbone features."""
+        """(N, D) raw outputs for (N, F) features."""
         out: Tensor = self.junction(features)
-        return out if self.attention is None else self.attention(out, features)
+        return out
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, D) unit rows for uint8 (N, H, W, 3) images."""
@@ -63,34 +80,79 @@ def unit(z: Tensor) -> Tensor:
     return out
 
 
-def make_junction(recipe: Junction, width: int, dim: int) -> nn.Module:
-    """The layers from ``width`` to ``dim``: linear without bias, or two layers with dropout."""
-    if recipe.kind == "linear":
-        return nn.Linear(width, dim, bias=False)
-    return nn.Sequential(
-        nn.Linear(width, recipe.hidden),
-        nn.ReLU(),
-        nn.Dropout(recipe.dropout),
-        nn.Linear(recipe.hidden, dim, bias=False),
-    )
+class Junction(nn.Module):
+    """The layers from F features to D dimensions, after the standardisation of the features.
+
+    ``kind`` residual is the sum of a linear map and of two layers. Until ``standardise`` is called,
+    features pass as they are.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, recipe: JunctionRecipe, width: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.linear = None if recipe.kind == "mlp" else nn.Linear(width, dim, bias=False)
+        self.layers = None
+        if recipe.kind != "linear":
+            self.layers = nn.Sequential(
+                nn.Linear(width, recipe.hidden),
+                nn.ReLU(),
+                nn.Dropout(recipe.dropout),
+                nn.Linear(recipe.hidden, dim, bias=False),
+            )
+
+    def standardise(self, features: Tensor) -> None:
+        """Set mean 0 and one standard deviation for features like these (N, F), N >= 2.
+
+        The standard deviation gives a row the length ``INPUT_NORM``, whatever F is. A feature that
+        is constant is set to 0.
+        """
+        deviation = features.float().std(dim=0)
+        constant = deviation <= 1e-6 * features.float().abs().mean(dim=0).clamp_min(1e-12)
+        norm = INPUT_NORM / features.shape[1] ** 0.5
+        self.center.copy_(features.float().mean(dim=0))
+        self.scale.copy_(torch.where(constant, torch.zeros_like(deviation), norm / deviation))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, D) raw outputs for (N, F) features."""
+        x = (features - self.center) * self.scale
+        parts = [part(x) for part in (self.linear, self.layers) if part is not None]
+        out: Tensor = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return out
 
 
-def feature_width(backbone: nn.Module, method: str, spec: InputSpec) -> int:
-    """F, measured on two blank images; ``InputError`` for an output of another shape."""
-    probe = Network(backbone, method, nn.Identity(), spec).eval()
+def backbone_taps(
+    backbone: nn.Module, method: str, spec: InputSpec, taps: Sequence[str] | None
+) -> tuple[tuple[str, ...], int]:
+    """The names of the taps, ``auto`` resolved, and F with them, measured on two blank images.
+
+    Raises:
+        InputError: the backbone does not run, gives another shape than (N, F) or (N, F, h, w), or
+            has no such module.
+    """
+    network = Network(backbone, method, nn.Identity(), spec).eval()
     images = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
     try:
         with torch.no_grad():
-            out = probe.features(images)
+            _check_features(network.features(images), method)
+            if taps == (AUTO,):
+                taps = find_taps(backbone, lambda: network.features(images))
+            network.taps = tuple(taps or ())
+            return network.taps, int(network.features(images).shape[1])
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         raise InputError(
             f"backbone: {method} does not run on images {spec.height} x {spec.width}: {error}",
             tip="check backbone.method and backbone.input",
         ) from error
+
+
+def _check_features(out: object, method: str) -> None:
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 2:
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise InputError(f"backbone: {method} must give (N, F) or (N, F, h, w); got {shape}")
-    return int(out.shape[1])
 
 
 def embed(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -123,25 +123,3 @@ def items_to_encode(
         return ()
     ids = set(data.filter(split="train").ids) | (set(memory.ids) if memory else set())
     return tuple(sorted(ids - set(gallery_ids)))
-
-
-def anchor_ids(recipe: Recipe, data: Dataset, reference: Reference) -> tuple[str, ...]:
-    """Ids of the anchors: the recipe's share of the gallery, in the recipe's order.
-
-    ``random`` shuffles the sorted ids by the recipe's seed. Items without an image in ``data`` are
-    skipped, but count in the share.
-    """
-    anchors = recipe.objective.anchors
-    if anchors is None or anchors.share == 0.0:
-        return ()
-    stored = reference.row_of
-    if anchors.ids:
-        unknown = [item_id for item_id in anchors.ids if item_id not in stored]
-        if unknown:
-            raise InputError(f"anchors.order: {unknown[0]} is not in the gallery")
-        order: Sequence[str] = anchors.ids
-    else:
-        names = sorted(stored)
-        order = [names[i] for i in np.random.default_rng(recipe.seed).permutation(len(names))]
-    count = round(anchors.share * len(stored))
-    return tuple(item_id for item_id in order if item_id in data.row_of)[:count]

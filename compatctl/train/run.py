@@ -17,14 +17,13 @@ from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Recipe
 from compatctl.train import checkpoint as checkpoints
-from compatctl.train.attention import Attention
 from compatctl.train.batches import Batches, CachedBatches, ImageBatches
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.features import Features
 from compatctl.train.frames import Classifier
 from compatctl.train.grid_search import build_classifiers, search
 from compatctl.train.images import ImageReader
-from compatctl.train.network import Network
+from compatctl.train.network import Junction, Network
 from compatctl.train.reference import Reference
 from compatctl.train.setup import Setup, default_device, embedding_dim, isolated_rng, make_network
 from compatctl.train.training_set import describe_images, select_training_set
@@ -95,8 +94,6 @@ def train(
         build_classifiers(setup)  # refuse an impossible frame before the images are read
         classifier, state = _train(setup, work, features, resume=resume, progress=progress)
     network.cpu().eval()
-    if network.attention is not None:
-        network.attention.drop_features()
     record = training_record(setup, classifier, state)
     checkpoints.remove(work)
     return TrainResult(
@@ -120,24 +117,21 @@ def _train(
         batches: Batches
         if setup.recipe.train == "head":
             batches = CachedBatches(setup, reader, progress, features)
-            _add_attention(setup, batches)
         elif features is not None:
             raise InputError("features of a frozen backbone do not go with train: full")
         else:
             batches = ImageBatches(setup, reader)
+        _standardise(setup, batches)
         classifier = search(setup, batches, state, partial(checkpoints.save, work, key), progress)
     return classifier, state
 
 
-def _add_attention(setup: Setup, batches: CachedBatches) -> None:
-    """Add attention to the first anchors to the network, if the recipe says so."""
-    anchors = setup.recipe.objective.anchors
-    if anchors is None or anchors.attention is None or not len(batches.anchors):
-        return
-    torch.manual_seed(setup.recipe.seed)
-    stored = torch.from_numpy(setup.training_set.anchor_vectors[: anchors.slots])
-    attention = Attention(batches.anchors[: anchors.slots], stored, anchors.attention)
-    setup.network.attention = attention.to(setup.device)
+def _standardise(setup: Setup, batches: Batches) -> None:
+    """Standardise the features of a base, unless its junction came with it."""
+    junction, match = setup.network.junction, setup.base_match
+    if setup.recipe.junction.standardise and match.sha256 is not None and not match.junction:
+        assert isinstance(junction, Junction)
+        junction.standardise(batches.sample())
 
 
 def training_record(setup: Setup, classifier: Classifier, state: Checkpoint) -> dict[str, Any]:
@@ -147,7 +141,9 @@ def training_record(setup: Setup, classifier: Classifier, state: Checkpoint) -> 
     """
     training_set, match = setup.training_set, setup.base_match
     row_of, n_images = classifier.row_of, len(training_set.images)
-    trained = [i for i, label in enumerate(training_set.labels) if label in row_of]
+    trial = state.trials[state.best_trial]
+    contrasted = training_set.old_features is not None and trial["lambda"] < 1.0
+    trained = [i for i, label in enumerate(training_set.labels) if contrasted or label in row_of]
     sources, validation = Counter(training_set.old_sources), training_set.validation
     return {
         "format": RECORD_FORMAT,
@@ -165,10 +161,9 @@ def training_record(setup: Setup, classifier: Classifier, state: Checkpoint) -> 
         },
         "reference_sha256": setup.reference.digest if setup.reference else None,
         "items": describe_images([training_set.images[i] for i in trained]),
-        "classes": [label for label in training_set.classes if label in row_of],
+        "classes": [label for label in training_set.classes if contrasted or label in row_of],
         "dropped_classes": list(classifier.dropped),
         "memory_items": sum(i >= n_images - training_set.n_memory for i in trained),
-        "anchors": describe_images(training_set.anchors),
         "old_features": {source: sources[source] for source in ("gallery", "encoder")},
         "classifier": {
             "frame": classifier.frame,
@@ -178,6 +173,6 @@ def training_record(setup: Setup, classifier: Classifier, state: Checkpoint) -> 
         "registry_sha256": classifier.registry.digest if classifier.registry else None,
         "trials": state.trials,
         "choice": state.best_trial,
-        "validation_recall_at_1": state.trials[state.best_trial]["validation_recall_at_1"],
+        "validation_recall_at_1": trial["validation_recall_at_1"],
         "validation_queries": len(validation.images) if validation else 0,
     }

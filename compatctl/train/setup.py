@@ -15,7 +15,7 @@ from compatctl._version import __version__
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
 from compatctl.train.factory import make_backbone
-from compatctl.train.network import Network, feature_width, make_junction
+from compatctl.train.network import Junction, Network, backbone_taps
 from compatctl.train.reference import Reference
 from compatctl.train.training_set import TrainingSet, data_digest
 from compatctl.train.weights import CheckpointMatch, load_base, load_junction
@@ -84,10 +84,10 @@ def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, 
     if base is not None:
         part, least_share = recipe.backbone.part, recipe.backbone.least_share
         match, tensors = load_base(backbone, base, part=part, least_share=least_share)
-    width = feature_width(backbone, recipe.backbone.method, spec)
+    method = recipe.backbone.method
+    taps, width = backbone_taps(backbone, method, spec, recipe.backbone.taps)
     torch.manual_seed(recipe.seed)
-    head = make_junction(recipe.junction, width, dim)
-    network = Network(backbone, recipe.backbone.method, head, spec).eval()
+    network = Network(backbone, method, Junction(recipe.junction, width, dim), spec, taps).eval()
     return network, replace(match, junction=load_junction(network, tensors))
 
 

@@ -1,4 +1,4 @@
-"""The training set: items with class and old feature, rehearsed items, anchors, validation."""
+"""The training set: items with class and old feature, rehearsed items, validation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compatctl.data import Dataset, sample_per_class
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
 from compatctl.train.images import ImageRef
-from compatctl.train.reference import Reference, Source, anchor_ids
+from compatctl.train.reference import Reference, Source
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +35,7 @@ class ValidationSet:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingSet:
-    """N training items, A anchors and the validation queries of one run."""
+    """N training items and the validation queries of one run."""
 
     images: tuple[ImageRef, ...]
     """The new items first, then ``n_memory`` rehearsed ones"""
@@ -49,10 +49,6 @@ class TrainingSet:
     old_features: Vectors | None
     """(N, D) float32 unit rows; None if lambda is 1 in every trial"""
     old_sources: tuple[Source, ...]
-    anchors: tuple[ImageRef, ...]
-    anchor_ids: tuple[str, ...]
-    anchor_vectors: Vectors
-    """(A, D) float32 unit rows: stored vectors of the anchors"""
     validation: ValidationSet | None
 
 
@@ -84,8 +80,6 @@ def select_training_set(
     sources: tuple[Source, ...] = ()
     if contrast and reference is not None:
         old, sources = reference.old_features(ids)
-    anchors = anchor_ids(recipe, data, reference) if reference else ()
-    stored = reference.old_features(anchors)[0] if reference else np.zeros((0, 0), np.float32)
     return TrainingSet(
         images=tuple(images),
         ids=ids,
@@ -95,20 +89,16 @@ def select_training_set(
         classes=tuple(sorted(set(labels))),
         old_features=old,
         old_sources=sources,
-        anchors=tuple(ImageRef(dataset=data, row=data.row_of[item_id]) for item_id in anchors),
-        anchor_ids=anchors,
-        anchor_vectors=stored,
         validation=_validation(data, reference) if reference else None,
     )
 
 
 def data_digest(training_set: TrainingSet) -> str:
-    """sha256 over ids, labels and images of the training set, anchors and validation queries."""
+    """sha256 over ids, labels and images of the training set and validation queries."""
     total = hashlib.sha256()
     for ref, label in zip(training_set.images, training_set.labels, strict=True):
         total.update(f"{ref.id}\0{label}\0{ref.digest}\n".encode())
-    validation = training_set.validation
-    for ref in training_set.anchors + (validation.images if validation else ()):
+    for ref in training_set.validation.images if training_set.validation else ():
         total.update(f"{ref.id}\0{ref.digest}\n".encode())
     return total.hexdigest()
 

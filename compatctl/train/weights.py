@@ -289,12 +289,7 @@ def load_junction(network: Network, tensors: StateDict) -> bool:
 
 def save_weights(network: Network, path: Path) -> None:
     """Backbone and junction as safetensors: a base for the next fine-tuning."""
-    state = {
-        key: value.contiguous().cpu()
-        for key, value in network.state_dict().items()
-        if not key.startswith("attention.")
-    }
-    save_file(state, path)
+    save_file({key: value.contiguous().cpu() for key, value in network.state_dict().items()}, path)
 
 
 def _tensors_by_name(value: Any) -> StateDict:

@@ -18,7 +18,6 @@ from compatctl.core.nearest import exact_search
 from compatctl.data import Dataset, load
 from compatctl.migration import routes
 from compatctl.migration.routes import RouteInputs
-from compatctl.migration.selection import CrossFitSelector
 from compatctl.samples import emoji_source, unpack_emoji
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -41,13 +40,13 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def shop(emoji: Dataset, tmp_path_factory: pytest.TempPathFactory) -> cases.Workshop:
-    """A workshop that trains a tiny network for two epochs; half of the gallery anchors."""
+    """A workshop that trains a tiny network for two epochs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(cases.CNNS, "cnn", {"width": 4, "features": 16})
         patch.setitem(cases.CNNS, "larger", {"width": 8, "features": 32})
         patch.setitem(cases.EPOCHS, "emoji", 2)
         work = tmp_path_factory.mktemp("work")
-        yield cases.Workshop(work=work, anchors=0.5, sets={"emoji": (emoji, emoji.digest_all())})
+        yield cases.Workshop(work=work, sets={"emoji": (emoji, emoji.digest_all())})
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +136,6 @@ def test_lines_are_recalls_and_gains_on_test_classes(
             assert line.gain_retained == pytest.approx(line.gain / (ceiling.recall - result.old))
 
 
-def test_items_with_and_without_an_anchor_are_reported_apart(result: judging.Result) -> None:
-    """Recall over all is the mean of the two parts, weighted by their queries."""
-    line = result.line("finetune")
-    assert set(line.parts) == {"used", "not used"}
-    news = [part["new"] for part in line.parts.values()]
-    assert min(news) - 1e-9 <= line.recall <= max(news) + 1e-9
-
-
 def test_results_are_written_and_read_back(tmp_path: Path, result: judging.Result) -> None:
     """JSON holds all of a result, so that a run can be gone on with."""
     legacy._write(tmp_path / "found.json", [result])
@@ -182,30 +173,12 @@ def test_results_of_earlier_runs_stand_beside_new_ones(result: judging.Result) -
     assert f" of {worth} |" in row
 
 
-def test_items_that_did_not_anchor_are_added_by_the_fine_tuned_model(inputs: RouteInputs) -> None:
-    """Rows of items that anchored stay as they were stored, the others are the model's own."""
-    everyone = np.ones(len(inputs.query_rows), bool)
-    fold = (everyone, everyone)
-    selector = CrossFitSelector(truth=inputs.truth, folds=(fold,))
-    fitted = routes.train_model(inputs, inputs.recipe, inputs.reference)
-    changed = replace(fitted, gallery=inputs.reference.gallery_features)
-    tuned = selector.result("finetune", selector.fixed(changed))
-    (later,) = judging.later(inputs, [tuned])
-    ((part, gallery),) = later.searched
-    anchored = judging._anchored(inputs)
-    assert 0 < anchored.sum() < len(anchored)
-    assert part.all()
-    assert np.array_equal(gallery[anchored], inputs.reference.gallery_features[anchored])
-    assert np.array_equal(gallery[~anchored], fitted.gallery[~anchored])
-    assert np.array_equal(later.queries, tuned.queries)
-
-
 def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
     shop: cases.Workshop, inputs: RouteInputs
 ) -> None:
     """The shipped recipe gains nothing over itself, another one what a loop counts, on the page;
     what a recipe found is kept."""
-    names = (ablation.DEFAULT, "no anchors", "the backbone trains too, 5 epochs")
+    names = (ablation.DEFAULT, "cross-entropy alone", "the backbone trains too, 5 epochs")
     settings = {name: {**ablation.SETTINGS, **ablation.SLOW}[name] for name in names}
     rows = ablation.ablate("emoji", [inputs], settings, shop)
     kept = {path: path.stat().st_mtime_ns for path in shop.work.glob("hits-*.npy")}
@@ -217,8 +190,8 @@ def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
              if split == "validation" and inputs.truth.has_match()[i]]  # fmt: skip
     assert [row.gain for row in rows[:1]] == [0.0]
     assert all(row.queries == len(query_rows) for row in rows)
-    change = settings["no anchors"](inputs.recipe)
-    assert change.objective.anchors is None
+    change = settings["cross-entropy alone"](inputs.recipe)
+    assert change.objective.lambda_ == (1.0,)
     features = routes.train_model(inputs, change, inputs.reference).queries[query_rows]
     nearest = (features @ inputs.reference.gallery_features.T).argmax(axis=1)
     right = np.mean(inputs.truth.gallery_labels[nearest] == inputs.truth.query_labels[query_rows])

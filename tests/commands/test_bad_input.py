@@ -232,7 +232,7 @@ def test_a_checkpoint_cannot_run_code(shop: Shop, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "format: 1\nbackbone:\n  factory: torch.nn:Flatten\n  input: {height: 16, width: 16}\n"
-        "objective: {frame: prototypes, lambda: 1.0, scale: 16.0, anchors: null}\n"
+        "objective: {frame: prototypes, lambda: 1.0, scale: 16.0}\n"
     )
     result = shop.run("finetune", "--base", base, "--recipe", recipe)
     assert result.code == 5, result.stderr

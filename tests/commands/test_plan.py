@@ -19,7 +19,6 @@ from compatctl.encoder import Encoder
 from compatctl.migration.preflight import Preflight, planning_split
 from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
 from compatctl.migration.routes import Route
-from compatctl.recipe import Recipe
 from compatctl.store import Store
 
 RECIPE = """\
@@ -32,13 +31,10 @@ objective: {objective}
 train: {train}
 optimiser: {{epochs: 3, batch_size: 64, lr: 0.003}}
 """
-ANCHORED = (
-    "{frame: prototypes, lambda: 1.0, scale: 16.0, "
-    "anchors: {rows: 128, batch: 64, weight: 1.0, transfer: 0.0, attention: null}}"
-)
+PROTOTYPES = "{frame: prototypes, lambda: 1.0, scale: 16.0}"
 
 
-def _recipe(shop: Shop, objective: str = ANCHORED, train: str = "head") -> Path:
+def _recipe(shop: Shop, objective: str = PROTOTYPES, train: str = "head") -> Path:
     path = shop.path("recipe.yaml")
     path.write_text(RECIPE.format(objective=objective, train=train))
     torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
@@ -278,20 +274,3 @@ def test_recipes_that_cannot_be_planned_are_refused(
     result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
     assert result.code == 5
     assert word in result.stderr
-
-
-def test_queries_are_never_anchors(shop: Shop) -> None:
-    """In data without roles every item asks and is searched: a planning item must not anchor."""
-    from compatctl.commands.plan import _without_query_anchors
-
-    data = load(shop.data())
-    free = replace(data, items=tuple(replace(item, role=None) for item in data.items))
-    split = planning_split(free, free.ids, 10_000, choosing=False)
-    recipe = _without_query_anchors(Recipe.load(_recipe(shop)), split)
-    assert recipe.objective.anchors is not None
-    query_ids = {split.data.ids[row] for row in split.query_rows}
-    assert (
-        set(recipe.objective.anchors.ids)
-        == {split.data.ids[row] for row in split.gallery_rows} - query_ids
-    )
-    assert np.intersect1d(split.query_rows, split.gallery_rows).size

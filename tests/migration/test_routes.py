@@ -27,7 +27,7 @@ backbone:
   factory: "tiny_backbone:build"
   input: {height: 32, width: 32, fit: stretch}
 junction: {kind: linear}
-objective: {anchors: {rows: 64, batch: 32, weight: 1.0, transfer: 0.0, attention: null}}
+objective: {lambda: 1.0, scale: 16.0}
 optimiser: {epochs: 8, batch_size: 32, lr: 0.01}
 """
 CLASSES, EACH, WIDTH, DIM = 40, 6, 48, 16
@@ -310,10 +310,9 @@ def test_a_backfill_uses_finetune_where_fusing_gains_nothing(inputs: RouteInputs
 
 
 def test_the_free_recipe_has_no_gallery(inputs: RouteInputs) -> None:
-    """It keeps backbone, head and epochs, and drops frame, anchors and old features."""
+    """It keeps backbone, head and epochs, and drops frame and old features."""
     free = routes.free_recipe(inputs.recipe, DIM)
     assert free.objective.frame == ("free",)
-    assert free.objective.anchors is None
     assert (free.optimiser, free.backbone) == (inputs.recipe.optimiser, inputs.recipe.backbone)
 
 

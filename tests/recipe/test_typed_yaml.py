@@ -44,8 +44,7 @@ SHIPPED = [
 def test_every_shipped_recipe_loads(path: Path) -> None:
     """Each recipe of recipes/ and examples/ is valid, and its JSON reads back as an equal one."""
     recipe = Recipe.load(path)
-    anchors = recipe.objective.anchors
-    assert build(Recipe, recipe.to_json(), "json") == recipe or (anchors and anchors.ids)
+    assert build(Recipe, recipe.to_json(), "json") == recipe
     assert recipe.format == 1
 
 
@@ -86,16 +85,6 @@ def test_every_setting_has_a_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["train: full\n", "objective: {frame: free, dim: 8}\n", "objective: {scale: null}\n"],
-)
-def test_default_anchors_are_used_only_where_they_work(tmp_path: Path, text: str) -> None:
-    """A recipe with train: full, without a gallery or without a scale has no anchors."""
-    assert _recipe(tmp_path, BACKBONE).objective.anchors is not None
-    assert _recipe(tmp_path, BACKBONE + text).objective.anchors is None
-
-
-@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("format: 1\n" + BACKBONE + "epochs: 3\n", "unknown key epochs"),
@@ -114,10 +103,6 @@ def test_default_anchors_are_used_only_where_they_work(tmp_path: Path, text: str
         (
             "format: 1\n" + BACKBONE + "objective: {frame: simplices}\n",
             "expected one of prototypes",
-        ),
-        (
-            "format: 1\ntrain: full\n" + BACKBONE + "objective: {anchors: {transfer: 0.5}}\n",
-            "with train: full it must be 0",
         ),
         ("format: 1\n", "key backbone is missing"),
         ("format: 2\n" + BACKBONE, "this version reads up to 1"),
@@ -169,32 +154,6 @@ def test_one_value_is_a_list_of_one_and_the_digest_follows_values(tmp_path: Path
     assert scalar.objective.lambda_ == (1.0,)
     assert scalar == same
     assert scalar.digest == same.digest != other.digest
-
-
-def test_the_order_of_anchors_is_part_of_the_digest(tmp_path: Path) -> None:
-    """anchors.order names a file of ids beside the recipe; its content decides the digest."""
-    text = "format: 1\n" + BACKBONE + "objective: {anchors: {order: ids.txt}}\n"
-    (tmp_path / "ids.txt").write_text("b\na\n")
-    first = _recipe(tmp_path, text)
-    assert first.objective.anchors is not None
-    assert first.objective.anchors.ids == ("b", "a")
-    (tmp_path / "ids.txt").write_text("a\nb\n")
-    assert _recipe(tmp_path, text).digest != first.digest
-    (tmp_path / "ids.txt").write_text("a\na\n")
-    with pytest.raises(InputError, match="none twice"):
-        _recipe(tmp_path, text)
-
-
-@pytest.mark.parametrize("order", ["../ids.txt", "/etc/passwd", "link.txt", "."])
-def test_a_recipe_reads_no_file_outside_its_folder(tmp_path: Path, order: str) -> None:
-    """anchors.order with ``..``, an absolute path, a link that leads outside, a folder."""
-    folder = tmp_path / "recipes"
-    folder.mkdir()
-    (tmp_path / "ids.txt").write_text("a\nb\n")
-    (folder / "link.txt").symlink_to(tmp_path / "ids.txt")
-    text = "format: 1\n" + BACKBONE + f"objective: {{anchors: {{order: {order}}}}}\n"
-    with pytest.raises(InputError, match=r"outside the recipe's folder|regular"):
-        _recipe(folder, text)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Both forms of the contrastive loss, the anchor loss and the total, against explicit loops."""
+"""Both forms of the contrastive loss, the pair loss and the total, against explicit loops."""
 
 from __future__ import annotations
 
@@ -83,20 +83,49 @@ def test_lambda_weighs_the_cross_entropy(scale: float | None) -> None:
     nce = _loop(normed, old, labels.tolist(), 7.0, "hoc")
     for weight in (0.1, 1.0):
         loss = losses.total_loss(
-            z=z, labels=labels, rows=rows, old=old, weight=weight, mu=7.0, form="hoc", scale=scale
+            z=z,
+            labels=labels,
+            targets=labels,
+            rows=rows,
+            old=old,
+            weight=weight,
+            mu=7.0,
+            form="hoc",
+            scale=scale,
         )
         expected = weight * entropy + (1 - weight) * nce
         assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
-def test_every_anchor_is_a_class_of_its_own() -> None:
-    """The anchor loss equals a loop over each anchor's softmax against all stored rows."""
+def test_items_without_a_row_train_by_the_contrast_alone() -> None:
+    """The cross-entropy is the mean over the items that have a row; the NCE is over all."""
+    rng = np.random.default_rng(4)
+    z, rows, old = _unit(rng, 5, 4), _unit(rng, 3, 4), _unit(rng, 5, 4)
+    labels, targets = torch.tensor([0, 1, 2, 3, 3]), torch.tensor([0, -1, 2, -1, -1])
+    settings = {"rows": rows, "mu": 7.0, "form": "infonce", "scale": 8.0}
+    alone = losses.total_loss(
+        z=z[[0, 2]],
+        labels=labels[[0, 2]],
+        targets=targets[[0, 2]],
+        old=None,
+        weight=1.0,
+        **settings,
+    )
+    total = losses.total_loss(z=z, labels=labels, targets=targets, old=old, weight=0.25, **settings)
+    nce = _loop(z, old, labels.tolist(), 7.0, "infonce")
+    assert float(total) == pytest.approx(0.25 * float(alone) + 0.75 * nce, rel=1e-5)
+    none = losses.total_loss(
+        z=z, labels=labels, targets=torch.full((5,), -1), old=old, weight=0.25, **settings
+    )
+    assert float(none) == pytest.approx(0.75 * nce, rel=1e-5)
+
+
+def test_each_pair_is_a_class_of_its_own() -> None:
+    """The pair loss equals a loop over each item's softmax against all old features."""
     rng = np.random.default_rng(3)
-    new, stored = _unit(rng, 3, 4), _unit(rng, 6, 4)
-    own = [2, 0, 5]
+    new, old = _unit(rng, 4, 5), _unit(rng, 4, 5)
     expected = 0.0
-    for i, row_of_anchor in enumerate(own):
-        scores = [16.0 * float(new[i] @ row) for row in stored]
-        expected += math.log(sum(math.exp(score) for score in scores)) - scores[row_of_anchor]
-    loss = losses.anchor_loss(new, stored, torch.tensor(own), 16.0)
-    assert float(loss) == pytest.approx(expected / 3, rel=1e-5)
+    for i in range(4):
+        scores = [16.0 * float(new[i] @ row) for row in old]
+        expected += math.log(sum(math.exp(score) for score in scores)) - scores[i]
+    assert float(losses.pair_loss(new, old, 16.0)) == pytest.approx(expected / 4, rel=1e-5)

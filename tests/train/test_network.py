@@ -71,7 +71,7 @@ def test_a_backbone_that_does_not_fit_its_input_is_refused(tmp_path: Path) -> No
         tmp_path,
         backbone="backbone: {factory: 'torch.nn:Linear', args: {in_features: 5, out_features: 2},"
         " input: {height: 16, width: 16}}",
-        text="format: 1\nobjective: {lambda: 1.0, anchors: null}\n",
+        text="format: 1\nobjective: {lambda: 1.0}\n",
     )
     with pytest.raises(InputError, match="does not run on images 16 x 16"):
         train(recipe=recipe, base=None, data=data, reference=kit.gallery(data), work=tmp_path)

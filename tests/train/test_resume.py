@@ -43,15 +43,9 @@ def test_a_killed_run_resumes_to_the_same_weights(
     tmp_path: Path, mode: str, killed_after: int
 ) -> None:
     """SIGKILL during a trial, at its end, and in the next one."""
-    line = (
-        "objective: {frame: prototypes, lambda: [0.1, 1.0], scale: 16.0, "
-        "anchors: {batch: 8, transfer: 0.0, attention: 6}}"
-    )
+    line = "objective: {frame: prototypes, lambda: [0.1, 1.0], scale: 16.0}"
     if mode == "full":
-        line = (
-            "objective: {frame: prototypes, lambda: 0.1, scale: null, "
-            "anchors: {batch: 8, transfer: 0.0, attention: null}}"
-        )
+        line = "objective: {frame: prototypes, lambda: 0.1, scale: null}"
     recipe = kit.recipe(
         tmp_path,
         train=f"train: {mode}",

@@ -15,14 +15,7 @@ import train_kit as kit
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset
 from compatctl.errors import InputError
-from compatctl.progress import silent
 from compatctl.train import Reference, items_to_encode, save_weights, train
-from compatctl.train.batches import CachedBatches
-from compatctl.train.grid_search import build_classifiers
-from compatctl.train.images import ImageReader
-from compatctl.train.loop import TrialContext, _steps
-from compatctl.train.setup import Setup, make_network
-from compatctl.train.training_set import select_training_set
 
 
 def _same_weights(first: object, second: object) -> bool:
@@ -45,7 +38,7 @@ def test_training_pulls_features_towards_the_deployed_gallery(tmp_path: Path, fr
     """After training, training items lie nearer to their class in the gallery than before."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data, dim=16)
-    line = f"objective: {{frame: {frame}, lambda: 1.0, scale: 16.0, anchors: null}}"
+    line = f"objective: {{frame: {frame}, lambda: 1.0, scale: 16.0}}"
     short = kit.recipe(
         tmp_path, objective=line, optimiser="optimiser: {epochs: 1, batch_size: 16, lr: 0.0}"
     )
@@ -87,101 +80,6 @@ def test_a_wrong_class_map_loses_recall(tmp_path: Path) -> None:
         nearest = stored[(kit.features(trained, items) @ reference.gallery_features.T).argmax(1)]
         recall.append(float((nearest == np.array(items.labels)).mean()))
     assert recall[0] > recall[1] + 0.3
-
-
-def test_anchors_move_items_to_their_stored_vectors_without_labels(tmp_path: Path) -> None:
-    """Gallery items of test classes come nearer to their stored vectors if they are anchors."""
-    data = kit.dataset(tmp_path)
-    reference = kit.gallery(data, dim=16)
-    unseen = data.filter(split="test")
-    rows = [row for row, item_id in enumerate(unseen.ids) if item_id in reference.row_of]
-    assert rows
-    unseen = unseen.take(rows)
-    own, sources = reference.old_features(unseen.ids)
-    assert set(sources) == {"gallery"}
-    cosine = []
-    for anchors in ("null", "{share: 1.0, batch: 16, rows: 64, transfer: 0.0, attention: null}"):
-        line = f"objective: {{lambda: 1.0, scale: 16.0, anchors: {anchors}}}"
-        optimiser = "optimiser: {epochs: 60, batch_size: 16, lr: 0.02}"
-        junction = "junction: {kind: mlp, hidden: 64, dropout: 0.0}"
-        recipe = kit.recipe(tmp_path, objective=line, optimiser=optimiser, junction=junction)
-        trained = train(
-            recipe=recipe, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path
-        )
-        cosine.append(float((kit.features(trained, unseen) * own).sum(1).mean()))
-    assert cosine[1] > cosine[0] + 0.1
-    ids = {anchor["id"] for anchor in trained.record["anchors"]}
-    assert ids == set(reference.gallery_ids)
-
-
-def test_share_and_order_choose_the_anchors(tmp_path: Path) -> None:
-    """With share 0.5 the anchors are the first half of the ids in the file."""
-    data = kit.dataset(tmp_path)
-    reference = kit.gallery(data)
-    order = sorted(reference.gallery_ids, reverse=True)
-    (tmp_path / "order.txt").write_text("\n".join(order))
-    line = (
-        "objective: {lambda: 1.0, scale: null, anchors: {share: 0.5, order: order.txt, batch: 8, "
-        "transfer: 0.0, attention: null}}"
-    )
-    recipe = kit.recipe(tmp_path, objective=line)
-    trained = train(
-        recipe=recipe, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path
-    )
-    assert [anchor["id"] for anchor in trained.record["anchors"]] == order[: len(order) // 2]
-
-
-def test_transfer_shifts_anchors_by_the_difference_of_a_pair_of_one_class(tmp_path: Path) -> None:
-    """With transfer 0.5, half of the anchors get the difference of two items' features."""
-    data = kit.dataset(tmp_path)
-    reference = kit.gallery(data)
-    line = (
-        "objective: {lambda: 1.0, scale: null, "
-        "anchors: {batch: 12, transfer: 0.5, attention: null}}"
-    )
-    recipe = kit.recipe(tmp_path, objective=line)
-    training_set = select_training_set(recipe, data, reference, None)
-    network, match = make_network(recipe, kit.base(tmp_path), reference.dim)
-    setup = Setup(
-        recipe=recipe,
-        training_set=training_set,
-        reference=reference,
-        network=network,
-        base_match=match,
-        device=torch.device("cpu"),
-        dim=reference.dim,
-    )
-    with ImageReader(recipe.backbone.input, recipe.augmentation) as reader:
-        batches = CachedBatches(setup, reader, silent)
-    classifier = build_classifiers(setup)["prototypes"]
-    class_rows = np.array([classifier.row_of[label] for label in training_set.labels])
-    context = TrialContext(
-        setup=setup,
-        batches=batches,
-        classifier=classifier,
-        class_rows=class_rows,
-        anchor_rows=np.full(len(class_rows), -1),
-    )
-    steps = list(_steps(context, np.random.default_rng(0)))
-    gallery_ids = set(reference.gallery_ids)
-    for step, (items, anchors) in zip(steps, batches.steps(steps), strict=True):
-        assert len(step.transfer) == 6
-        assert len(items) == len(step.items)
-        for k, anchor in enumerate(step.anchors):
-            row = data.row_of[training_set.anchor_ids[anchor]]
-            image = torch.from_numpy(kit.pixels(data.take([row])))
-            expected = network.features(image)[0]
-            if k < 6:
-                outside, inside = step.transfer[k]
-                assert training_set.labels[outside] == training_set.labels[inside]
-                assert training_set.ids[outside] not in gallery_ids
-                assert training_set.ids[inside] in gallery_ids
-                pair = kit.pixels(
-                    data.take([data.row_of[training_set.ids[i]] for i in (outside, inside)])
-                )
-                features = network.features(torch.from_numpy(pair))
-                expected = (expected + features[0] - features[1]).clamp_min(0)
-            assert torch.allclose(anchors[k], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["head", "full"])

@@ -22,15 +22,16 @@ backbone:
   factory: "train_kit:Small"
   args: {width: 12}
   method: extract
+  taps: null
   input: {height: 16, width: 16, fit: stretch, mean: [127, 127, 127], std: [64, 64, 64]}
 junction: {kind: linear}
-objective: {frame: prototypes, lambda: 1.0, scale: 16.0, anchors: null}
+objective: {frame: prototypes, lambda: 1.0, scale: 16.0}
 optimiser: {epochs: 6, batch_size: 16, lr: 0.02}
 """
 
 
-PLAIN = "scale: null, anchors: null"
-"""The papers' loss: raw products, no anchors."""
+PLAIN = "contrast: hoc, mu: 10.0, scale: null"
+"""The papers' loss."""
 
 
 class Small(nn.Module):
