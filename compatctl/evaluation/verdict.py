@@ -36,7 +36,7 @@ from compatctl.report import (
 
 NEXT_STEPS = {
     "pass": NEXT_STEP,
-    "fail": "keep the old model; other routes: gallery anchors in the recipe, compatctl fuse",
+    "fail": "keep the old model, or fuse both: compatctl fuse",
     "inconclusive": "hold out more classes and images, then verify again",
 }
 

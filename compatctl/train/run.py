@@ -162,6 +162,7 @@ def training_record(setup: Setup, classifier: Classifier, state: Checkpoint) -> 
         "reference_sha256": setup.reference.digest if setup.reference else None,
         "items": describe_images([training_set.images[i] for i in trained]),
         "classes": [label for label in training_set.classes if contrasted or label in row_of],
+        "anchors": [],  # gallery items that pass without their label: none do
         "dropped_classes": list(classifier.dropped),
         "memory_items": sum(i >= n_images - training_set.n_memory for i in trained),
         "old_features": {source: sources[source] for source in ("gallery", "encoder")},

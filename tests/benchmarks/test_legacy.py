@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -58,7 +58,7 @@ def inputs(shop: cases.Workshop) -> RouteInputs:
 @pytest.fixture(scope="module")
 def result(inputs: RouteInputs) -> judging.Result:
     """Every route on it."""
-    return legacy.run_case(inputs, CASE, 0.5)
+    return legacy.run_case(inputs, CASE)
 
 
 def test_the_seed_draws_which_classes_the_old_model_knew() -> None:
@@ -145,7 +145,7 @@ def test_results_are_written_and_read_back(tmp_path: Path, result: judging.Resul
 
 def test_page_and_figure_show_every_case(result: judging.Result) -> None:
     """Tables have as many cells in a row as in their head; the figure is well-formed."""
-    text = docs.page([result], [result], "legacy.svg")
+    text = docs.page([result], "legacy.svg")
     assert "emoji: small CNN → larger CNN" in text
     width = 0
     for before, line in zip(["", *text.splitlines()], text.splitlines(), strict=False):
@@ -155,22 +155,6 @@ def test_page_and_figure_show_every_case(result: judging.Result) -> None:
     root = ElementTree.fromstring(docs.figure([result]))
     dots = list(root.iter("{http://www.w3.org/2000/svg}circle"))
     assert len(dots) == len(docs.DRAWN) + 3
-
-
-def test_results_of_earlier_runs_stand_beside_new_ones(result: judging.Result) -> None:
-    """The stored results have the same routes, and one page holds both."""
-    stored = legacy._read(FOLDER.parent / "docs" / "legacy.json")
-    assert len(stored) > 1
-    for entry in stored:
-        extra = {"others added later"} if entry.lines[0].parts else set()
-        assert {line.route for line in entry.lines} == {
-            line.route for line in result.lines if line.route != "others added later"
-        } | extra
-    whole = [entry for entry in stored if not entry.lines[0].parts]
-    text = docs.page([*whole, replace(result, free=1.0)], [], "legacy.svg")
-    worth = 1 + sum(entry.worth for entry in whole)
-    (row,) = [line for line in text.splitlines() if line.startswith("| lift ")]
-    assert f" of {worth} |" in row
 
 
 def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
