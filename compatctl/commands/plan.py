@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compatctl.core.arrays import Vectors
-from compatctl.core.hash_order import hash_fraction
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
