@@ -14,7 +14,7 @@ from typing import Literal
 from compatctl.deployment.artifacts import ModelArtifacts, find_artifacts
 from compatctl.deployment.erasure import refuse_erased_vectors
 from compatctl.deployment.gallery import matches_canary
-from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.model_file import ModelFile, refuse_fused
 from compatctl.deployment.project import REPORT_KEY, open_store, report_key, utc_now
 from compatctl.deployment.provenance import as_proven, refuse_unproven
 from compatctl.encoder import Encoder
@@ -90,6 +90,7 @@ def deploy(
         refuse_unverified(verified, manifest, encoder.sha256, policy)
         refuse_unproven(verified.report, manifest)
         require_matching_report(verified.report, project)
+        refuse_fused(project, model_file.path)
         _refuse_spent(store, encoder.sha256, again_reason)
         require_counted_attempt(store.path, verified.report, write=not dry_run)
     artifacts = find_artifacts(project, model_file.path, encoder, verified) if not already else None

@@ -13,7 +13,7 @@ from compatctl import encoder as onnx_files
 from compatctl.core.adapters import fuse_rows
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
-from compatctl.deployment.project import open_store
+from compatctl.deployment.project import open_store, require_old_model
 from compatctl.deployment.record_files import find_record, write_model
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, check_steady
@@ -59,9 +59,10 @@ def fuse(
     """Write the fused encoder of ``old`` and ``new``; search the weight on validation classes.
 
     Raises:
-        UsageError: the weight is not in (0, 1).
+        UsageError: the weight is not in (0, 1), or the project says that the old model is gone.
         InputError: other dimensions, bad data, or no validation query to choose the weight with.
     """
+    require_old_model(project, "a fused encoder")
     if weight is not None and not 0.0 < weight < 1.0:
         raise UsageError(f"the weight of the new feature must lie between 0 and 1, got {weight}")
     data = load_data(project)

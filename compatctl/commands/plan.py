@@ -106,7 +106,7 @@ def plan(
         commands=tuple(command.format(**files) for command in COMMANDS.get(chosen, ())),
         recipe=chosen_recipe.to_json() if chosen_recipe else None,
         seconds=round(time.monotonic() - start, 1),
-        warnings=_sample_warning(facts),
+        warnings=_sample_warning(facts) + _gone_warning(project),
     )
 
 
@@ -139,6 +139,16 @@ class _Gallery:
     def retrieval(self, result: RouteResult) -> Retrieval:
         """The first results of a route that keeps these rows."""
         return retrieval(self.truth, result.queries, self.stored, (1,), map_k=1)
+
+
+def _gone_warning(project: Project) -> tuple[str, ...]:
+    """What is left out where no query can run the old model."""
+    if not project.old_model_gone:
+        return ()
+    return (
+        f"{' and '.join(routes.NEEDS_OLD_MODEL)} are left out, and so is backfill by fuse: queries "
+        "can no longer run the old model (old_model_gone: true); here it measures recall today",
+    )
 
 
 def _sample_warning(facts: Preflight) -> tuple[str, ...]:
@@ -208,6 +218,7 @@ def _inputs(
         query_rows=split.query_rows,
         ignore_same=project.ignore_same,
         cluster=project.cluster,
+        old_model_gone=project.old_model_gone,
     )
     return inputs, 1000 * old_s / max(1, len(others)), 1000 * new_s / max(1, len(data))
 

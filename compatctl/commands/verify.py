@@ -12,6 +12,7 @@ from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, score_map
+from compatctl.deployment.model_file import refuse_fused
 from compatctl.deployment.project import report_key
 from compatctl.deployment.provenance import prove, unproven
 from compatctl.deployment.record_files import find_record
@@ -70,6 +71,7 @@ def verify(
     Raises:
         InputError: bad data or model, held-out items that were trained on (without ``allow_seen``),
             or an old model that is not the store's query model.
+        UsageError: the candidate is fused, and the project says that the old model is gone.
         UnsteadyError: a model has more than one answer for one image; the report says so.
     """
     options = (options or VerifyOptions()).within(project)
@@ -84,6 +86,7 @@ def verify(
         report = verify_features(old, new, features, options)
     else:
         options.check_models()
+        refuse_fused(project, new)
         try:
             report = _verify_models(project, policy, old, new, options, progress)
         except UnsteadyError as error:

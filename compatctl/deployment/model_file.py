@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from compatctl.encoder import Canary, Encoder, check_steady, read_model_bytes
+from compatctl.deployment.project import require_old_model
+from compatctl.encoder import Canary, Encoder, check_steady, is_fused, read_model_bytes
 from compatctl.manifest import ModelShare
+from compatctl.recipe import Project
 from compatctl.store import Transaction
 
 
@@ -70,3 +72,14 @@ class ModelFile:
             name=self.path.name,
             canary=tx.put("canaries", canary.write),
         )
+
+
+def refuse_fused(project: Project, path: Path) -> None:
+    """Refuse a fused candidate where the project says that its old model is gone.
+
+    Raises:
+        UsageError: it is fused, and ``old_model_gone`` is set.
+        InputError: it is no ONNX file.
+    """
+    if project.old_model_gone and is_fused(read_model_bytes(path), path):
+        require_old_model(project, path.name)

@@ -40,6 +40,20 @@ def require(value: Path | None, entry: str) -> Path:
     return value
 
 
+def require_old_model(project: Project, subject: str) -> None:
+    """Refuse what runs the deployed model with each query, where the project says that it is gone.
+
+    Raises:
+        UsageError: ``old_model_gone`` is set; ``subject`` is what would run the model.
+    """
+    if project.old_model_gone:
+        raise UsageError(
+            f"{subject} runs the old model with each query, and {PROJECT_FILE} says that it can no "
+            "longer be run (old_model_gone: true)",
+            tip="compatctl finetune and compatctl bridge make candidates that run alone",
+        )
+
+
 def open_store(project: Project) -> Store:
     """The project's store, at its current generation."""
     return Store.open(project.store)

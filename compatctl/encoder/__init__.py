@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compatctl.encoder.canary import LIMIT as CANARY_LIMIT
 from compatctl.encoder.canary import Canary
-from compatctl.encoder.composition import bridge, fuse
+from compatctl.encoder.composition import bridge, fuse, is_fused
 from compatctl.encoder.held_vectors import HeldVectors, held_vectors, without_vectors
 from compatctl.encoder.images import EncoderInput
 from compatctl.encoder.import_onnx import read_model_bytes
@@ -27,6 +27,7 @@ __all__ = [
     "embed_together",
     "fuse",
     "held_vectors",
+    "is_fused",
     "parity_images",
     "read_model_bytes",
     "read_record",

@@ -15,7 +15,7 @@ from compatctl.encoder.graphs import OUTPUT, inline_functions, parse_encoder, pr
 from compatctl.encoder.images import BATCH, IMAGE, EncoderInput
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.metadata import Contract
-from compatctl.encoder.onnx_safety import opset_version
+from compatctl.encoder.onnx_safety import opset_version, parse_model
 from compatctl.encoder.sealing import sealed_bytes
 from compatctl.errors import InputError
 from compatctl.files import write_atomic
@@ -68,8 +68,24 @@ def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
         parts.append(name, model, contract)
         parts.weight(f"{name}_weight", np.array(share, np.float32))
         parts.node("Mul", [f"{name}/{OUTPUT}", f"{name}_weight"], f"{name}_share")
-    parts.node("Add", ["old_share", "new_share"], "mixed")
+    parts.node("Add", _SHARES, "mixed")
     write_atomic(out, parts.sealed(models, "mixed", dims[0]))
+
+
+_SHARES = ["old_share", "new_share"]
+"""What the mean adds; composition adds prefixes."""
+
+
+def is_fused(data: bytes, path: Path) -> bool:
+    """Whether the encoder in these bytes is fused, or made of one that is; ``path``: for errors.
+
+    Raises:
+        InputError: it is no ONNX file.
+    """
+    return any(
+        node.op_type == "Add" and [name.rsplit("/", 1)[-1] for name in node.input] == _SHARES
+        for node in parse_model(path, data).graph.node
+    )
 
 
 class _Composition:

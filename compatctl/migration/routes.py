@@ -61,6 +61,9 @@ class Route(StrEnum):
     BACKFILL_100 = "backfill 100%"
 
 
+NEEDS_OLD_MODEL = (Route.FUSE, Route.BRIDGE_FUSE)
+"""Routes whose queries run the old model, too."""
+
 BACKFILL_SHARES = {
     Route.BACKFILL_25: 0.25,
     Route.BACKFILL_50: 0.5,
@@ -88,6 +91,8 @@ class RouteInputs:
     """(Q,) rows of ``data``"""
     ignore_same: tuple[str, ...] = ()
     """Columns: a gallery item that shares the query's value is ignored"""
+    old_model_gone: bool = False
+    """No query can run the old model: routes that do are left out"""
     cluster: tuple[str, ...] = ()
     """Columns by whose values queries are resampled, in addition to their classes"""
 
@@ -176,7 +181,8 @@ def measure_routes(
     bridged = selector.refine(heads, lambda head: bridge_variants(inputs, head, progress))
     bridged_fused = selector.refine(bridged, lambda variant: fused_variants(old, variant))
     lifted = selector.refine(heads, lambda head: lift_variants(inputs, head, progress))
-    best = selector.refine(fused, lambda variant: backfill_variants(tuned, variant))
+    backfills = partial(backfill_variants, tuned, old_model_gone=inputs.old_model_gone)
+    best = selector.refine(fused, backfills)
     results = [
         selector.result(Route.KEEP, selector.fixed(old)),
         selector.result(Route.REEMBED, heads, rewritten=1.0),
@@ -189,6 +195,8 @@ def measure_routes(
     for route, share in BACKFILL_SHARES.items():
         mixed = map_selection(best, partial(backfilled, rows=_first_by_hash(inputs, share)))
         results.append(selector.result(route, mixed, rewritten=share))
+    if inputs.old_model_gone:
+        return [result for result in results if result.name not in NEEDS_OLD_MODEL]
     return results
 
 
@@ -287,12 +295,14 @@ def lift_variants(
         yield replace(head, setting=name, gallery=adapter(gallery), item_features=None)
 
 
-def backfill_variants(tuned: Variant, fused: Variant) -> tuple[Variant, Variant]:
+def backfill_variants(
+    tuned: Variant, fused: Variant, *, old_model_gone: bool = False
+) -> tuple[Variant, ...]:
     """The models that can embed the gallery's items, each named in its setting."""
-    return (
-        replace(tuned, setting="of finetune"),
-        replace(fused, setting=f"of fuse, {fused.setting}"),
-    )
+    of_tuned = replace(tuned, setting="of finetune")
+    if old_model_gone:
+        return (of_tuned,)
+    return of_tuned, replace(fused, setting=f"of fuse, {fused.setting}")
 
 
 def backfilled(variant: Variant, rows: Bools) -> Variant:

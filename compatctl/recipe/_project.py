@@ -64,7 +64,8 @@ class Project:
     shares an ``ignore_same`` value with the query is no match for it. ``threshold`` is the cosine
     from which the deployed system accepts a match; ``calibrate`` keeps its meaning by a map of the
     scores. ``junit``, ``markdown``, ``metrics`` and ``queries`` are optional outputs of verify.
-    ``factories`` lists the modules and callables that a recipe may name.
+    ``factories`` lists the modules and callables that a recipe may name. ``old_model_gone`` says
+    that queries can no longer run the deployed model: then no candidate may run it.
     """
 
     format: int = field(default=1, metadata=between(1, 1))
@@ -85,6 +86,7 @@ class Project:
     ignore_same: tuple[str, ...] = ()
     threshold: float | None = field(default=None, metadata=between(-1.0, 1.0))
     calibrate: bool = False
+    old_model_gone: bool = False
     split: Split = Split()
     factories: tuple[str, ...] = FACTORIES
     gate: Gate = Gate()

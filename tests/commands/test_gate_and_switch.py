@@ -273,6 +273,27 @@ def test_fuse_chooses_its_weight_and_is_judged_like_any_model(shop: Shop) -> Non
     assert report["new"]["sha256"] == result["sha256"]  # type: ignore[index]
 
 
+def test_where_the_old_model_is_gone_no_candidate_may_run_it(shop: Shop) -> None:
+    """Exit 2 for fuse, and for a fused or re-fused candidate, even one whose report passes."""
+    old, new, fused = (shop.path(f"{name}.onnx") for name in ("old", "new", "fused"))
+    again = shop.path("again.onnx")
+    assert shop.run("fuse", old, new, "-o", fused, "--weight", 0.5).code == 0
+    assert shop.run("fuse", fused, new, "-o", again, "--weight", 0.5).code == 0
+    assert shop.run("verify", old, fused).code == 0
+    project = shop.path("compatctl.yaml")
+    project.write_text(project.read_text() + "old_model_gone: true\n")
+    refused = shop.run("deploy")
+    assert (refused.code, "fused.onnx runs the old model" in refused.stderr) == (2, True)
+    refused = shop.run("fuse", old, new, "-o", shop.path("other.onnx"))
+    assert (refused.code, "old_model_gone: true" in refused.stderr) == (2, True)
+    assert "compatctl finetune" in refused.stderr
+    assert not shop.path("other.onnx").exists()
+    for name in ("fused.onnx", "again.onnx"):
+        refused = shop.run("verify", old, shop.path(name))
+        assert (refused.code, f"{name} runs the old model" in refused.stderr) == (2, True)
+    assert shop.run("verify", old, new).code == 0
+
+
 def test_matrix_of_versions(shop: Shop) -> None:
     """M is lower triangular, AC counts the compatible pair, and a turned model counts nothing."""
     data = ("--data", shop.data())

@@ -18,7 +18,7 @@ from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
 from compatctl.migration.preflight import Preflight, planning_split
 from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
-from compatctl.migration.routes import Route
+from compatctl.migration.routes import BACKFILL_SHARES, Route
 from compatctl.store import Store
 
 RECIPE = """\
@@ -186,6 +186,19 @@ def test_a_repeated_plan_is_the_same(shop: Shop) -> None:
         for run in runs
     ]
     assert timeless[0] == timeless[1]
+
+
+def test_a_plan_leaves_out_what_runs_an_old_model_that_is_gone(shop: Shop) -> None:
+    """Neither fuse nor bridge + fuse nor a backfill by fuse, and a warning says so."""
+    project = shop.path("compatctl.yaml")
+    project.write_text(project.read_text() + "old_model_gone: true\n")
+    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", _recipe(shop))
+    assert result.code == 0, result.stderr
+    routes = {route["name"]: route for route in result.json["routes"]}
+    assert set(Route) - set(routes) == {Route.FUSE, Route.BRIDGE_FUSE}
+    assert {routes[name]["setting"] for name in BACKFILL_SHARES} == {"of finetune"}
+    assert routes["keep"]["recall"] > 0
+    assert "fuse and bridge + fuse are left out" in result.json["warnings"][0]
 
 
 def test_only_validation_classes_query_and_only_training_classes_train(shop: Shop) -> None:
