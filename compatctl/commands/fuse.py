@@ -141,17 +141,22 @@ def _require(has_queries: bool) -> None:
 def parity_of(
     data: Dataset, fused: Encoder, parts: tuple[Encoder, Encoder], weight: float
 ) -> float:
-    """The fused file's largest difference from the mean of its parts.
+    """The fused file's largest difference from the mean of its parts, and from the new one's free
+    vectors, if it has them.
 
     Raises:
         InputError: above the limit: the file would not return what was measured.
     """
     images = onnx_files.parity_images(data)
-    old, new, features = (
-        encoder.embed(images, skip_bad=True).features for encoder in (*parts, fused)
+    old, new, mixed = (
+        encoder.embed(images, skip_bad=True, free=encoder.has_free) for encoder in (*parts, fused)
     )
-    expected = fuse_rows(old, new, weight)
-    return onnx_files.check_parity(features, expected, "the fused file differs from its parts")
+    expected = fuse_rows(old.features, new.features, weight)
+    differs = "the fused file differs from its parts"
+    parity = onnx_files.check_parity(mixed.features, expected, differs)
+    if mixed.free is None or new.free is None:
+        return parity
+    return max(parity, onnx_files.check_parity(mixed.free, new.free, differs))
 
 
 def _record(

@@ -30,11 +30,13 @@ _MAX_BYTES = 64 << 20
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Canary:
     """``images``: n arrays (H, W, 3) uint8; ``rows`` (n, D) float32: their embeddings; ``runtime``:
-    the versions of the libraries, for people."""
+    the versions of the libraries, for people; ``free`` (n, D_free) float32: their free vectors, if
+    the model gives them."""
 
     images: tuple[Pixels, ...]
     rows: Vectors
     runtime: str
+    free: Vectors | None = None
 
     @classmethod
     def from_encoder(cls, encoder: Encoder) -> Self:
@@ -44,11 +46,14 @@ class Canary:
             InputError: the encoder does not give finite unit rows.
         """
         images = tuple(synthetic_image(i, *size) for i, size in enumerate(SYNTHETIC_SIZES))
-        return cls(images=images, rows=_embed(encoder, images), runtime=_runtime())
+        rows, free = _embed(encoder, images)
+        return cls(images=images, rows=rows, runtime=_runtime(), free=free)
 
     def write(self, path: Path) -> None:
         """Write an npz to a new file."""
         arrays: dict[str, Any] = {f"image_{i}": image for i, image in enumerate(self.images)}
+        if self.free is not None:
+            arrays["free"] = self.free
         with path.open("xb") as file:
             np.savez(file, rows=self.rows, runtime=np.array(self.runtime), **arrays)
 
@@ -61,33 +66,42 @@ class Canary:
         """
         arrays = read_npz(path, max_bytes=_MAX_BYTES, error=DamagedError)
         rows, runtime = arrays.pop("rows", np.zeros(0)), arrays.pop("runtime", None)
+        free = arrays.pop("free", None)
         images = tuple(arrays.get(f"image_{i}", np.zeros(0)) for i in range(len(arrays)))
         valid = (
             len(images) > 0
             and all(image.dtype == np.uint8 and image.size for image in images)
             and all(image.shape[2:] == (3,) for image in images)
-            and (rows.dtype == np.float32 and rows.ndim == 2 and len(rows) == len(images))
+            and _are_rows(rows, len(images))
+            and (free is None or _are_rows(free, len(images)))
             and runtime is not None
         )
         if not valid:
             tip = "restore the file from a backup"
             raise DamagedError(f"{path} is not a model's canary", tip=tip)
-        return cls(images=images, rows=rows, runtime=str(runtime))
+        return cls(images=images, rows=rows, runtime=str(runtime), free=free)
 
     def difference(self, encoder: Encoder) -> float:
-        """The largest L2 distance between the stored rows and those of ``encoder`` now, with the
-        images embedded together and each alone.
+        """The largest L2 distance between the stored rows, free ones included, and those of
+        ``encoder`` now, with the images embedded together and each alone.
 
         Raises:
             InputError: the encoder has another dimension, or gives rows that are not finite and
                 unit.
         """
-        dim = self.rows.shape[1]
+        dim, free_dim = self.rows.shape[1], None if self.free is None else self.free.shape[1]
         if encoder.dim != dim:
             raise InputError(f"{encoder.name} has {encoder.dim} dimensions; its canary has {dim}")
+        if encoder.free_dim != free_dim:
+            raise InputError(
+                f"{encoder.name} has free vectors of {encoder.free_dim} dimensions; its canary has "
+                f"{free_dim}"
+            )
         batch = _embed(encoder, self.images)
-        alone = np.concatenate([_embed(encoder, (image,)) for image in self.images])
-        return max(float(np.linalg.norm(now - self.rows, axis=1).max()) for now in (batch, alone))
+        alone = zip(*(_embed(encoder, (image,)) for image in self.images), strict=True)
+        now = [*batch, *(np.concatenate(rows) if rows[0] is not None else None for rows in alone)]
+        pairs = zip((self.rows, self.free) * 2, now, strict=True)
+        return max(_distance(a, b) for a, b in pairs if a is not None and b is not None)
 
     def check_unchanged(self, encoder: Encoder) -> None:
         """Refuse to serve with an encoder that gives other embeddings than it once did.
@@ -106,11 +120,20 @@ class Canary:
             )
 
 
-def _embed(encoder: Encoder, images: tuple[Pixels, ...]) -> Vectors:
+def _are_rows(array: Vectors, n: int) -> bool:
+    return array.dtype == np.float32 and array.ndim == 2 and len(array) == n
+
+
+def _distance(first: Vectors, second: Vectors) -> float:
+    return float(np.linalg.norm(first - second, axis=1).max())
+
+
+def _embed(encoder: Encoder, images: tuple[Pixels, ...]) -> tuple[Vectors, Vectors | None]:
     items = tuple(
         Item(id=f"canary {i}", label="", split="test", role="query") for i in range(len(images))
     )
-    return encoder.embed(Dataset(items=items, sources=images)).features
+    embedded = encoder.embed(Dataset(items=items, sources=images), free=encoder.has_free)
+    return embedded.features, embedded.free
 
 
 def _runtime() -> str:

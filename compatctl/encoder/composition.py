@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from compatctl.core.adapters import Adapter
 from compatctl.core.arrays import AnyFloats
 from compatctl.data import Preprocessing
-from compatctl.encoder.graphs import OUTPUT, inline_functions, parse_encoder, prefixed_graph
+from compatctl.encoder.graphs import FREE, OUTPUT, inline_functions, parse_encoder, prefixed_graph
 from compatctl.encoder.images import BATCH, IMAGE, EncoderInput
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.metadata import Contract
@@ -23,6 +23,8 @@ from compatctl.files import write_atomic
 
 def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
     """The sealed bytes of an encoder whose embedding is ``adapter`` of that of ``data``.
+
+    An output ``free`` stays as it is.
 
     ``data``: the sealed bytes of an encoder; ``path``: where they were read, for errors. The same
     bytes and the same adapter give the same bytes.
@@ -39,13 +41,15 @@ def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
     parts = _Composition()
     parts.append("new", model, contract)
     mapped = parts.append_adapter(f"new/{OUTPUT}", adapter)
+    parts.keep_free("new", contract)
     return parts.sealed([model], mapped, adapter.layers[-1][0].shape[1])
 
 
 def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
     """Write one file whose embedding is the unit of ``(1 - weight) old + weight new``.
 
-    Inputs with the same preprocessing become one input. Either file may itself be fused.
+    Inputs with the same preprocessing become one input. Either file may itself be fused. The
+    output ``free`` of ``new`` stays, so that its answers can be re-scored.
 
     Raises:
         InputError: a weight outside 0 .. 1, other dimensions, or a file that is not an encoder.
@@ -69,6 +73,7 @@ def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
         parts.weight(f"{name}_weight", np.array(share, np.float32))
         parts.node("Mul", [f"{name}/{OUTPUT}", f"{name}_weight"], f"{name}_share")
     parts.node("Add", _SHARES, "mixed")
+    parts.keep_free("new", contracts[1])
     write_atomic(out, parts.sealed(models, "mixed", dims[0]))
 
 
@@ -94,6 +99,7 @@ class _Composition:
     def __init__(self) -> None:
         self.graph = onnx.GraphProto(name="encoder")
         self._inputs: dict[Preprocessing, EncoderInput] = {}
+        self._free_dim: int | None = None
 
     def node(self, operator: str, inputs: list[str], output: str) -> None:
         self.graph.node.append(helper.make_node(operator, inputs, [output]))
@@ -132,15 +138,24 @@ class _Composition:
             value = f"mapped_{number}"
         return value
 
+    def keep_free(self, name: str, contract: Contract) -> None:
+        """Give the output ``free`` of the encoder appended as ``name``, if it has one."""
+        if contract.free_dim is not None:
+            self.node("Identity", [f"{name}/{FREE}"], FREE)
+            self._free_dim = contract.free_dim
+
     def sealed(self, models: list[onnx.ModelProto], value: str, dim: int) -> bytes:
         """The sealed bytes of an encoder that gives ``value``, normalised; ``models`` are the parts
         whose versions it needs."""
         self.node("LpNormalization", [value], OUTPUT)
-        contract = Contract(dim=dim, inputs=tuple(self._inputs.values()))
+        inputs = tuple(self._inputs.values())
+        contract = Contract(dim=dim, inputs=inputs, free_dim=self._free_dim)
         for source in contract.inputs:
             self.graph.input.append(source.value_info())
-        output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, dim])
-        self.graph.output.append(output)
+        for name, width in ((OUTPUT, dim), (FREE, self._free_dim)):
+            if width is not None:
+                output = helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, width])
+                self.graph.output.append(output)
         merged = onnx.ModelProto(
             ir_version=max(model.ir_version for model in models),
             opset_import=models[0].opset_import,

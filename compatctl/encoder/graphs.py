@@ -16,6 +16,10 @@ from compatctl.errors import InputError
 OUTPUT = "embedding"
 """The name of an encoder's output, (batch, D) float32 with unit rows."""
 
+FREE = "free"
+"""The name of an encoder's second output, if it has one: (batch, D_free) float32 with unit rows, of
+the same backbone, trained without regard to the gallery."""
+
 
 def parse_encoder(path: Path, data: bytes) -> tuple[onnx.ModelProto, Contract]:
     """The model and the contract in the sealed bytes of an encoder; ``path`` is for messages.
@@ -30,7 +34,7 @@ def parse_encoder(path: Path, data: bytes) -> tuple[onnx.ModelProto, Contract]:
 
 
 def check_signature(path: Path, model: onnx.ModelProto, contract: Contract) -> None:
-    """The graph's inputs and output must be those of the contract, with a free batch axis.
+    """The graph's inputs and outputs must be those of the contract, with a free batch axis.
 
     Raises:
         InputError: another name, type or size, or a fixed batch.
@@ -44,6 +48,8 @@ def check_signature(path: Path, model: onnx.ModelProto, contract: Contract) -> N
         )
     outputs = {value.name: _signature(value) for value in model.graph.output}
     expected = {OUTPUT: f"float32 ({BATCH}, {contract.dim})"}
+    if contract.free_dim is not None:
+        expected[FREE] = f"float32 ({BATCH}, {contract.free_dim})"
     if outputs != expected:
         raise InputError(
             f"{path}: its outputs are {_listed(outputs)}; expected {_listed(expected)}"

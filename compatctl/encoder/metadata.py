@@ -31,19 +31,26 @@ MAX_INPUTS = 16
 """The most inputs of an encoder: one for each distinct preprocessing of those that were fused."""
 
 _KEYS = {"format", "dim", "inputs"}
+_FREE_KEY = "free_dim"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What an encoder takes and gives: its inputs, and unit rows of ``dim`` dimensions."""
+    """What an encoder takes and gives: its inputs, and unit rows of ``dim`` dimensions.
+
+    ``free_dim``: the dimension of its second output, ``free``; None if it has one output.
+    """
 
     dim: int
     inputs: tuple[EncoderInput, ...]
+    free_dim: int | None = None
 
     def to_json(self) -> str:
         """The text in the metadata; equal contracts have equal texts."""
         inputs = [source.to_json() for source in self.inputs]
-        return json.dumps({"format": FORMAT, "dim": self.dim, "inputs": inputs}, sort_keys=True)
+        free = {} if self.free_dim is None else {_FREE_KEY: self.free_dim}
+        entries = {"format": FORMAT, "dim": self.dim, "inputs": inputs, **free}
+        return json.dumps(entries, sort_keys=True)
 
 
 def has_contract(model: onnx.ModelProto) -> bool:
@@ -73,8 +80,14 @@ def read_contract(path: Path, model: onnx.ModelProto) -> Contract:
             tip="use the version of compatctl that made it, or a later one",
         )
     dim, entries = raw.get("dim"), raw.get("inputs")
-    if set(raw) != _KEYS or type(dim) is not int or dim < 1 or not isinstance(entries, list):
+    if set(raw) - {_FREE_KEY} != _KEYS or not _is_dim(dim) or not isinstance(entries, list):
         raise InputError(f"{path}: its metadata must be {sorted(_KEYS)}, got {sorted(raw)}")
+    free_dim = raw.get(_FREE_KEY)
+    if _FREE_KEY in raw and not (_is_dim(free_dim) and free_dim <= MAX_DIM):
+        raise InputError(
+            f"{path}: {_FREE_KEY} in its metadata must be a whole number from 1 to {MAX_DIM}, got "
+            f"{free_dim!r:.80}"
+        )
     if dim > MAX_DIM or len(entries) > MAX_INPUTS:
         raise InputError(
             f"{path}: its metadata has {dim} dimensions and {len(entries)} inputs; the limits are "
@@ -86,7 +99,11 @@ def read_contract(path: Path, model: onnx.ModelProto) -> Contract:
         raise InputError(f"{path}: {error.message}") from None
     if not inputs or len({source.name for source in inputs}) < len(inputs):
         raise InputError(f"{path}: its metadata names no input, or one twice")
-    return Contract(dim=dim, inputs=inputs)
+    return Contract(dim=dim, inputs=inputs, free_dim=free_dim)
+
+
+def _is_dim(value: object) -> bool:
+    return type(value) is int and value >= 1
 
 
 def sidecar_path(path: Path) -> Path:

@@ -44,19 +44,22 @@ class BadItem:
 class Embedded:
     """``features`` (n, D) float32, unit rows, of the data set's ``rows`` (n,), ascending.
 
-    ``digests`` (n, 32) uint8: the sha256 of each item's bytes (``Dataset.digest``).
+    ``digests`` (n, 32) uint8: the sha256 of each item's bytes (``Dataset.digest``). ``free``
+    (n, D_free) float32, unit rows: the encoder's second output, if it was requested.
     """
 
     features: Vectors
     rows: Rows
     digests: NDArray[np.uint8]
     bad: tuple[BadItem, ...]
+    free: Vectors | None = None
 
 
 class Encoder:
-    """A self-contained ONNX file: images in, unit rows (n, D) out.
+    """A self-contained ONNX file: images in, unit rows (n, D) out, and maybe free ones (n, D_free).
 
-    ``sha256`` (hex) of the file is its identity, ``dim`` its D; ``inputs`` are those of the graph,
+    ``sha256`` (hex) of the file is its identity, ``dim`` its D, ``free_dim`` its D_free, or None if
+    it has one output; ``inputs`` are those of the graph,
     ``name`` is the file's name, ``operators`` the kinds in the graph, ``record`` the text of the
     training record in the file.
     """
@@ -74,6 +77,7 @@ class Encoder:
         self._session = session
         self.sha256 = sha256
         self.dim = contract.dim
+        self.free_dim = contract.free_dim
         self.inputs = contract.inputs
         self.name = name
         self.operators = operators
@@ -103,9 +107,15 @@ class Encoder:
         """
         model, contract = parse_encoder(path, data)
         session = Session(path, data, threads, nodes=node_count(path, model))
-        dim = session.dim(contract.inputs)
-        if dim != contract.dim:
-            raise InputError(f"{path} gives {dim} dimensions; its metadata says {contract.dim}")
+        if contract.free_dim is None:
+            dims: tuple[int, ...] = (session.dim(contract.inputs),)
+            expected: tuple[int, ...] = (contract.dim,)
+        else:
+            dims = session.dims(contract.inputs)
+            expected = (contract.dim, contract.free_dim)
+        for dim, stated in zip(dims, expected, strict=True):
+            if dim != stated:
+                raise InputError(f"{path} gives {dim} dimensions; its metadata says {stated}")
         return cls(
             session=session,
             sha256=sha256_bytes(data),
@@ -123,6 +133,15 @@ class Encoder:
         """
         return self._session.run(images)
 
+    @property
+    def has_free(self) -> bool:
+        """Whether it has the second output, ``free``."""
+        return self.free_dim is not None
+
+    def outputs(self, images: Mapping[str, Pixels]) -> tuple[Vectors, ...]:
+        """Unchecked rows of every output, (n, D) maybe (n, D_free), from one pass."""
+        return self._session.run_both(images) if self.has_free else (self._session.run(images),)
+
     def embed(
         self,
         dataset: Dataset,
@@ -130,16 +149,19 @@ class Encoder:
         skip_bad: bool = False,
         progress: Progress = silent,
         looks: bool = False,
+        *,
+        free: bool = False,
     ) -> Embedded:
         """Embed every item; only a few batches are decoded ahead.
 
         The data set remembers the digests, and with ``looks`` the looks, from the same reading.
+        ``free``: the same pass gives the free vectors too.
 
         Raises:
             InputError: an image does not decode (unless ``skip_bad``), or its row is not finite or
-                not of unit norm; the message names the item.
+                not of unit norm; the message names the item. Or ``free``, and there is one output.
         """
-        run = _Run(self, np.arange(len(dataset)), batch_size, progress)
+        run = _Run(self, np.arange(len(dataset)), batch_size, progress, free=free)
         _embed(dataset, [run], skip_bad=skip_bad, looks=looks)
         return run.embedded()
 
@@ -154,18 +176,40 @@ class Encoder:
         Raises:
             InputError: a row is not finite or not of unit norm; the message names the item.
         """
+        return self._checked("embedding", self.run(self._batch(pixels)), ids)
+
+    def unit_rows_both(
+        self, ids: Sequence[str], pixels: Sequence[tuple[Pixels, ...]]
+    ) -> tuple[Vectors, Vectors]:
+        """The embeddings (n, D) and the free vectors (n, D_free), from one pass; as ``unit_rows``.
+
+        Raises:
+            InputError: also if the encoder has one output.
+        """
+        if not self.has_free:
+            raise InputError(
+                f"{self.name} has no output 'free'",
+                tip="re-scoring needs an encoder with two outputs",
+            )
+        embedding, free = self._session.run_both(self._batch(pixels))
+        return self._checked("embedding", embedding, ids), self._checked("free vector", free, ids)
+
+    def _batch(self, pixels: Sequence[tuple[Pixels, ...]]) -> dict[str, Pixels]:
         inputs = zip(self.inputs, zip(*pixels, strict=True), strict=True)
-        out = self.run({source.name: np.stack(arrays) for source, arrays in inputs})
-        norms = np.linalg.norm(out, axis=1)
+        return {source.name: np.stack(arrays) for source, arrays in inputs}
+
+    def _checked(self, what: str, rows: Vectors, ids: Sequence[str]) -> Vectors:
+        """The rows (n, D), if each is finite and of unit norm."""
+        norms = np.linalg.norm(rows, axis=1)
         bad = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))
         if len(bad):
             first = int(bad[0])
             raise InputError(
-                f"{self.name}: the embedding of item {ids[first]!r} has the norm "
+                f"{self.name}: the {what} of item {ids[first]!r} has the norm "
                 f"{norms[first]:.4g}, expected 1",
                 tip="an encoder must give finite unit rows; look at its weights and preprocessing",
             )
-        return out
+        return rows
 
 
 def embed_together(
@@ -175,14 +219,16 @@ def embed_together(
     *,
     skip_bad: bool = False,
     looks: bool = False,
+    free: bool = False,
     progress: Sequence[Progress],
 ) -> list[Embedded]:
     """Embed ``rows`` (n,), ascending, with each of several encoders; an image is decoded once.
 
-    ``rows`` and ``progress``: one for each encoder. Results and errors as ``Encoder.embed``.
+    ``rows`` and ``progress``: one for each encoder. ``free``: those with a free output give it too.
+    Results and errors as ``Encoder.embed``.
     """
     runs = [
-        _Run(encoder, own_rows, BATCH_SIZE, report)
+        _Run(encoder, own_rows, BATCH_SIZE, report, free=free and encoder.has_free)
         for encoder, own_rows, report in zip(encoders, rows, progress, strict=True)
     ]
     _embed(dataset, runs, skip_bad=skip_bad, looks=looks)
@@ -192,12 +238,21 @@ def embed_together(
 class _Run:
     """One encoder's way through its rows of a data set."""
 
-    def __init__(self, encoder: Encoder, rows: Rows, batch_size: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        rows: Rows,
+        batch_size: int,
+        progress: Progress,
+        *,
+        free: bool = False,
+    ) -> None:
         self.encoder = encoder
         self.rows = rows
         self.batch_size = min(batch_size, encoder.largest_batch)
         self._progress = progress
         self._features = np.zeros((len(rows), encoder.dim), np.float32)
+        self._free = np.zeros((len(rows), encoder.free_dim or 0), np.float32) if free else None
         self._digests = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
         self._good: list[int] = []
         self._bad: list[BadItem] = []
@@ -224,13 +279,18 @@ class _Run:
             rows=np.array(self._good, np.int64),
             digests=self._digests[:n],
             bad=tuple(self._bad),
+            free=None if self._free is None else self._free[:n],
         )
 
     def _flush(self) -> None:
         if self._pending:
             ids, pixels = zip(*self._pending, strict=True)
-            end = len(self._good)
-            self._features[end - len(ids) : end] = self.encoder.unit_rows(ids, pixels)
+            filled = slice(len(self._good) - len(ids), len(self._good))
+            if self._free is None:
+                self._features[filled] = self.encoder.unit_rows(ids, pixels)
+            else:
+                both = self.encoder.unit_rows_both(ids, pixels)
+                self._features[filled], self._free[filled] = both
             self._pending.clear()
         self._progress("images embedded", len(self._good) + len(self._bad), len(self.rows))
 

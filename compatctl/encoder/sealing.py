@@ -9,6 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from compatctl.encoder.graphs import (
+    FREE,
     OUTPUT,
     all_graphs,
     check_signature,
@@ -30,19 +31,23 @@ def seal(raw: Path, out: Path, inputs: Sequence[EncoderInput]) -> None:
 
     Raises:
         InputError: ``raw`` is not an ONNX model that takes ``inputs`` and gives ``embedding``
-            (batch, D) float32.
+            (batch, D) float32, and maybe ``free`` (batch, D_free) float32.
     """
     try:
         model = onnx.load(raw, load_external_data=True)
     except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"{raw} is not an ONNX file that can be read: {error}") from None
     model = inline_functions(raw, parse_model(raw, model.SerializeToString()))
-    outputs = [value.type.tensor_type for value in model.graph.output if value.name == OUTPUT]
-    axes = outputs[0].shape.dim if outputs else []
-    dim = axes[1].dim_value if len(axes) == 2 else 0
-    contract = Contract(dim=dim, inputs=tuple(inputs))
+    dims = {value.name: _width(value) for value in model.graph.output}
+    contract = Contract(dim=dims.get(OUTPUT, 0), inputs=tuple(inputs), free_dim=dims.get(FREE))
     check_signature(raw, model, contract)
     write_atomic(out, sealed_bytes(model, contract))
+
+
+def _width(value: onnx.ValueInfoProto) -> int:
+    """The second side of an output (batch, D); 0 if it has another shape."""
+    axes = value.type.tensor_type.shape.dim
+    return axes[1].dim_value if len(axes) == 2 else 0
 
 
 def sealed_bytes(model: onnx.ModelProto, contract: Contract) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from compatctl.core.arrays import Pixels, Vectors
-from compatctl.encoder.graphs import OUTPUT
+from compatctl.encoder.graphs import FREE, OUTPUT
 from compatctl.encoder.images import EncoderInput
 from compatctl.encoder.metadata import MAX_DIM
 from compatctl.errors import InputError
@@ -76,8 +76,20 @@ class Session:
         Raises:
             InputError: ONNX Runtime fails on it.
         """
+        return self._outputs([OUTPUT], images)[0]
+
+    def run_both(self, images: Mapping[str, Pixels]) -> tuple[Vectors, Vectors]:
+        """The embeddings (n, D) and the free vectors (n, D_free) of a batch, from one pass.
+
+        Raises:
+            InputError: ONNX Runtime fails on it, or the model has no output ``free``.
+        """
+        embedding, free = self._outputs([OUTPUT, FREE], images)
+        return embedding, free
+
+    def _outputs(self, names: list[str], images: Mapping[str, Pixels]) -> list[Vectors]:
         try:
-            out: Vectors = self._session.run([OUTPUT], dict(images))[0]
+            out: list[Vectors] = self._session.run(names, dict(images))
         except Exception as error:  # its errors share no base class
             raise InputError(f"{self._path}: ONNX Runtime fails on a batch: {error}") from error
         return out
@@ -88,7 +100,14 @@ class Session:
         Raises:
             InputError: the output is not (2, D) float32.
         """
-        out = self.run({source.name: source.grey(2) for source in inputs})
+        return self._dim_of(self.run({source.name: source.grey(2) for source in inputs}))
+
+    def dims(self, inputs: tuple[EncoderInput, ...]) -> tuple[int, int]:
+        """D and D_free, as ``dim``, of a model with both outputs."""
+        both = self.run_both({source.name: source.grey(2) for source in inputs})
+        return self._dim_of(both[0]), self._dim_of(both[1])
+
+    def _dim_of(self, out: Vectors) -> int:
         valid = isinstance(out, np.ndarray) and out.ndim == 2 and out.dtype == np.float32
         if not valid or len(out) != 2 or not 1 <= out.shape[1] <= MAX_DIM:
             got = f"{out.shape} {out.dtype}" if isinstance(out, np.ndarray) else "no array"

@@ -9,6 +9,7 @@ images are embedded alone, in batches of several sizes, in another order, and tw
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -120,19 +121,30 @@ def _pixels(encoder: Encoder, images: Dataset) -> list[Pixels]:
     return [np.array(part, np.uint8) for part in pixels]
 
 
-def _embed(encoder: Encoder, pixels: list[Pixels], batches: list[Rows]) -> Vectors:
-    """The embeddings of the batches, one after the other."""
+@dataclass(frozen=True, eq=False)
+class _Outputs:
+    """Each output's rows, (n, D) and maybe (n, D_free)."""
+
+    rows: tuple[Vectors, ...]
+
+    def __getitem__(self, selected: slice | Rows) -> _Outputs:
+        return _Outputs(tuple(part[selected] for part in self.rows))
+
+
+def _embed(encoder: Encoder, pixels: list[Pixels], batches: list[Rows]) -> _Outputs:
+    """The outputs for the batches, one after the other."""
     inputs = [source.name for source in encoder.inputs]
-    return np.concatenate(
-        [
-            encoder.run({name: part[rows] for name, part in zip(inputs, pixels, strict=True)})
-            for rows in batches
-        ]
-    )
+    outputs = [
+        encoder.outputs({name: part[rows] for name, part in zip(inputs, pixels, strict=True)})
+        for rows in batches
+    ]
+    return _Outputs(tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
 
 
-def _distance(first: Vectors, second: Vectors) -> float:
-    """The largest L2 distance between rows; NaN where one is NaN or the shapes differ."""
-    if first.shape != second.shape:
+def _distance(first: _Outputs, second: _Outputs) -> float:
+    """The largest L2 distance between rows of one output; NaN where one is NaN or shapes differ."""
+    pairs = list(zip(first.rows, second.rows, strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
         return float("nan")
-    return float(np.linalg.norm(first - second, axis=1).max(initial=0.0))
+    largest = [np.linalg.norm(a - b, axis=1).max(initial=0.0) for a, b in pairs]
+    return float(np.max(largest))  # NaN if one is NaN
