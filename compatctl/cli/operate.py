@@ -95,11 +95,18 @@ def backfill(
         ),
     ] = 1.0,
     order: Annotated[
-        Path | None,
+        str,
         typer.Option(
             "--order",
-            help="A file of item ids, one per line, most important first; the other items follow "
-            "in the order of a hash of their id.",
+            help="hash, traffic, uncertainty, mean-distance or hubness; or a file of item ids, one "
+            "per line, most important first. Equals follow in the order of a hash of their id.",
+        ),
+    ] = "hash",
+    traffic: Annotated[
+        Path | None,
+        typer.Option(
+            "--traffic",
+            help="With --order traffic: a CSV with the columns id and count, of gallery items.",
         ),
     ] = None,
     force: ForceWrite = False,
@@ -110,12 +117,15 @@ def backfill(
     """Re-embed part of the gallery with the query model, if it passes a test on held-out
     queries."""
     from compatctl.commands.backfill import BackfillOptions, backfill
+    from compatctl.migration.backfill_selection import Order
     from compatctl.render import progress
     from compatctl.render.tables import backfill_table
 
+    named = Order(order) if order in set(Order) else Path(order)
     options = BackfillOptions(
         share=share,
-        order=order,
+        order=named,
+        traffic=traffic,
         forced_reason=_forced_reason(force, reason),
         skip_bad=skip_bad,
         dry_run=dry_run,

@@ -7,19 +7,28 @@ one left alone: the query model's own rows attract its queries whether they are 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from compatctl.core.arrays import Bytes, Rows
 from compatctl.core.policy import Policy
-from compatctl.data import Dataset
+from compatctl.data import Dataset, read_traffic
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.data import load_data
-from compatctl.deployment.gallery import index_params, load_query_model
+from compatctl.deployment.gallery import index_params, load_query_model, stored_rows
 from compatctl.deployment.project import open_store, utc_now
+from compatctl.errors import UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, build_with_replacements
 from compatctl.manifest import Catalog, Manifest, Operation
-from compatctl.migration.backfill_selection import BackfillRows, BackfillTarget
+from compatctl.migration.backfill_selection import (
+    BackfillRows,
+    BackfillTarget,
+    Order,
+    listed_priority,
+    order_priority,
+    traffic_priority,
+)
 from compatctl.migration.rewrite_gate import (
     HeldOutQueries,
     Outcome,
@@ -88,11 +97,13 @@ class Backfilled(RewriteOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class BackfillOptions:
-    """``share`` is the target share of all rows, in (0, 1]; ``order`` is a file of ids, highest
-    priority first. With ``forced_reason`` the gallery is rewritten whatever the gate says."""
+    """``share`` is the target share of all rows, in (0, 1]. ``order`` is the name of one, or a file
+    of ids, highest priority first; ``traffic`` is the CSV of ids and counts for that order. With
+    ``forced_reason`` the gallery is rewritten whatever the gate says."""
 
     share: float = 1.0
-    order: Path | None = None
+    order: Order | Path = Order.HASH
+    traffic: Path | None = None
     forced_reason: str | None = None
     skip_bad: bool = False
     dry_run: bool = False
@@ -106,7 +117,8 @@ def backfill(
     Running the same command again does nothing; a larger share continues where a smaller one ended.
 
     Raises:
-        UsageError: the share is not in (0, 1], or no data is named.
+        UsageError: the share is not in (0, 1], traffic without its order or the reverse, or no data
+            is named.
         EvidenceError: the data has no held-out query, and no reason to force was given.
         InputError: bad data, policy or order; the data has no image of the store's items.
         DamagedError: a file of the store is missing or changed.
@@ -115,8 +127,7 @@ def backfill(
     options = options or BackfillOptions()
     store, policy = open_store(project), load_policy(project.policy)
     catalog = store.catalog()
-    first = () if options.order is None else read_ids(options.order)
-    target = BackfillTarget.of(catalog, store.manifest.query_model, options.share, first)
+    target = _target(store, catalog, options)
     result = _unchanged(store.manifest, target, options)
     if not target.remaining:
         return result
@@ -137,6 +148,34 @@ def backfill(
         policy=policy,
     )
     return work.run(result, data, queries, progress)
+
+
+def _target(store: Store, catalog: Catalog, options: BackfillOptions) -> BackfillTarget:
+    """The rows to re-embed, in the order that the options name.
+
+    Raises:
+        UsageError: a share outside (0, 1], or an order by traffic without it, or the reverse.
+        InputError: a bad file of ids or counts.
+        DamagedError: as ``stored_rows``.
+    """
+    if (options.order == Order.TRAFFIC) != (options.traffic is not None):
+        raise UsageError(
+            "--order traffic and --traffic FILE go together",
+            tip="the file is a CSV with the columns id and count",
+        )
+    if isinstance(options.order, Path):
+        if not options.order.is_file():
+            raise UsageError(
+                f"--order {options.order} is no file of ids, and no order",
+                tip=f"the orders are {', '.join(Order)}",
+            )
+        priority = listed_priority(catalog, read_ids(options.order))
+    elif options.traffic is not None:
+        priority = traffic_priority(catalog, read_traffic(options.traffic))
+    else:
+        stored = partial(stored_rows, store, store.manifest, catalog)
+        priority = order_priority(options.order, catalog, stored)
+    return BackfillTarget.of(catalog, store.manifest.query_model, options.share, priority)
 
 
 def _require_queries(queries: int, options: BackfillOptions) -> None:

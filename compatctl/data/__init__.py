@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule, merge_items
 from compatctl.data._features import FeatureTable, load_features
-from compatctl.data._judgments import Pair, read_pairs, read_qrels
+from compatctl.data._judgments import Pair, read_pairs, read_qrels, read_traffic
 from compatctl.data._load import from_files, load
 from compatctl.data._memory import memory_bytes, read_memory, sample_per_class
 from compatctl.data._packed import pack, unpack
@@ -39,6 +39,7 @@ __all__ = [
     "read_memory",
     "read_pairs",
     "read_qrels",
+    "read_traffic",
     "sample_per_class",
     "unpack",
 ]

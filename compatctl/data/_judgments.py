@@ -1,7 +1,8 @@
-"""Relevance judgments: pairs of items of one class or of two, and TREC qrels files."""
+"""What people know about items: pairs of one class or of two, TREC qrels files, traffic."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,3 +87,26 @@ def _judgment(cells: list[str], grades: dict[tuple[str, str], int], where: str) 
     if pair in grades:
         raise InputError(f"{where}: {pair[0]} {pair[1]} is judged twice")
     return pair
+
+
+def read_traffic(path: Path) -> dict[str, float]:
+    """Item id -> count, at least 0, of a CSV with the columns id and count.
+
+    Raises:
+        InputError: no such file, a missing column, an empty or repeated id, a count that is no
+            number of at least 0, or no line; the message names the line.
+    """
+    counts: dict[str, float] = {}
+    for where, row in csv_rows(path, ("id", "count")):
+        item, text = (row.get("id") or "").strip(), (row.get("count") or "").strip()
+        if not item or item in counts:
+            raise InputError(f"{where}: expected each id once, got {item!r}")
+        try:
+            counts[item] = float(text)
+        except ValueError:
+            counts[item] = math.nan
+        if not 0.0 <= counts[item] < math.inf:
+            raise InputError(f"{where}: a count is a number of at least 0, got {text!r}")
+    if not counts:
+        raise InputError(f"{path}: there is no item in it")
+    return counts

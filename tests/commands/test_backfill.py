@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from shop_kit import Shop, run, store_files, stored_rows
 
+from compatctl.core.gallery_order import hubness, mean_distance, uncertainty
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, load
 from compatctl.deployment import bulk_embedding
@@ -182,6 +183,59 @@ def test_listed_items_are_reembedded_first(deployed: Shop, tmp_path: Path) -> No
         assert refused.code == 5
         assert says in refused.stderr
     assert store_files(deployed) == files
+
+
+@pytest.mark.parametrize("order", ["uncertainty", "mean-distance", "hubness"])
+def test_an_order_by_the_stored_vectors_takes_the_largest_first(deployed: Shop, order: str) -> None:
+    """Computed here from the same vectors; equals by hash; nothing else is re-embedded."""
+    catalog, count = _catalog(deployed), 20
+    vectors = stored_rows(deployed, list(catalog.ids))
+    codes = np.unique(catalog.labels, return_inverse=True)[1]
+    score = {
+        "uncertainty": lambda: uncertainty(vectors, codes),
+        "mean-distance": lambda: mean_distance(vectors, codes),
+        "hubness": lambda: hubness(vectors, np.arange(len(vectors))),
+    }[order]()
+    rank = {item: row for row, item in enumerate(_by_hash(catalog.ids))}
+    rows = sorted(range(len(vectors)), key=lambda row: (-score[row], rank[catalog.ids[row]]))
+    arguments = ("--share", count / len(rows), "--order", order, *FORCE)
+    result = deployed.run("backfill", *arguments)
+    assert result.code == 0, result.stderr
+    assert _of_query_model(deployed) == {catalog.ids[row] for row in rows[:count]}
+    assert len(set(score)) > (0 if order == "mean-distance" else 5)  # one row a class
+
+
+def test_traffic_orders_by_its_counts(deployed: Shop, tmp_path: Path) -> None:
+    """The largest count first, the others by hash; ids that the store lacks are ignored, a file of
+    such ids alone is refused, as is a bad line, a missing file and an unknown order."""
+    ids = _catalog(deployed).ids
+    wanted = sorted(ids, reverse=True)[:8]
+    traffic = tmp_path / "traffic.csv"
+    lines = [f"{item},{count}" for count, item in enumerate(wanted, 1)]
+    traffic.write_text("id,count\ngone,99\n" + "\n".join(lines) + "\n")
+    named = ("--order", "traffic", "--traffic", traffic)
+    assert deployed.run("backfill", "--share", 3 / len(ids), *named, *FORCE).code == 0
+    assert _of_query_model(deployed) == set(wanted[-3:])
+    assert deployed.run("backfill", "--share", 12 / len(ids), *named, *FORCE).code == 0
+    rest = [item for item in _by_hash(ids) if item not in wanted]
+    assert _of_query_model(deployed) == {*wanted, *rest[:4]}
+    for text, says in (
+        ("id,count\ngone,1\n", "none of the 1 items"),
+        ("id,count\na,-1\n", "at least 0"),
+        ("id,count\na,1\na,2\n", "each id once"),
+        ("id,count\n", "no item"),
+        ("id\na\n", "count"),
+    ):
+        traffic.write_text(text)
+        refused = deployed.run("backfill", *named)
+        assert (refused.code, says in refused.stderr) == (5, True), refused.stderr
+    for arguments, says in (
+        (("--order", "traffic"), "--traffic FILE"),
+        (("--traffic", traffic), "--order traffic"),
+        (("--order", "popularity"), "mean-distance"),
+    ):
+        refused = deployed.run("backfill", *arguments)
+        assert (refused.code, says in refused.stderr) == (2, True), refused.stderr
 
 
 def test_items_without_an_image_are_listed_and_passed_over(deployed: Shop) -> None:
