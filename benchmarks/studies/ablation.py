@@ -34,7 +34,9 @@ from compatctl.files import write_atomic
 from compatctl.migration.routes import RouteInputs, train_model
 from compatctl.recipe import Augmentation, Recipe
 from compatctl.train import embed, train
+from compatctl.train.factory import make_backbone
 from compatctl.train.images import preprocessing
+from compatctl.train.network import backbone_taps
 
 REPLICATES = 2000
 DEFAULT = "the shipped recipe"
@@ -197,9 +199,20 @@ def _hits(inputs: RouteInputs, recipe: Recipe) -> tuple[Bools, Bools]:
     if recipe.train == "full":
         trained = _whole(inputs, recipe)
     else:
+        inputs = _on_backbone(inputs, recipe)
         trained = train_model(inputs, recipe, inputs.reference).queries
     fused = fuse_rows(inputs.old_queries.queries, trained, 0.5)
     return _first_hits(inputs, trained), _first_hits(inputs, fused)
+
+
+def _on_backbone(inputs: RouteInputs, recipe: Recipe) -> RouteInputs:
+    """The inputs with the features of the recipe's backbone: without taps, the first columns."""
+    given = recipe.backbone
+    if given == inputs.recipe.backbone:
+        return inputs
+    _, width = backbone_taps(make_backbone(given), given.method, given.input, given.taps)
+    table = inputs.features.table[:, :width]
+    return replace(inputs, features=replace(inputs.features, backbone=given, table=table))
 
 
 def _whole(inputs: RouteInputs, recipe: Recipe) -> Vectors:

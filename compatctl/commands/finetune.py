@@ -104,8 +104,8 @@ def finetune(
     runs) train again, and the candidate gets a memory of its own, which deploy puts into the store.
 
     Args:
-        shuffle_map: give every class and anchor the stored vector of another one. The gate must
-            refuse this candidate; for tests and the demo.
+        shuffle_map: give every item the old feature of another one. The gate must refuse this
+            candidate; for tests and the demo.
 
     Raises:
         InputError: bad recipe, data or checkpoint; the exported file differs from the trained
@@ -120,7 +120,12 @@ def finetune(
     reference = embed_reference(recipe, data, earlier, gallery, progress) if gallery else None
     if shuffle_map and reference is not None:
         order = np.random.default_rng(recipe.seed).permutation(len(reference.gallery_ids))
-        reference = replace(reference, gallery_features=reference.gallery_features[order])
+        others = np.random.default_rng(recipe.seed).permutation(len(reference.encoded_ids))
+        reference = replace(
+            reference,
+            gallery_features=reference.gallery_features[order],
+            encoded_features=reference.encoded_features[others],
+        )
     project.candidate.mkdir(parents=True, exist_ok=True)
     trained = train(
         recipe=recipe,

@@ -35,14 +35,12 @@ from compatctl.migration.selection import (
     map_selection,
 )
 from compatctl.progress import Progress, silent
-from compatctl.recipe import Junction, Objective, Recipe
+from compatctl.recipe import Junction, Recipe
 
 if TYPE_CHECKING:
     from compatctl.train import Features, Reference, TrainResult
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-SCALE = 16.0
-"""The scale of the free model's softmax, where the recipe has none."""
 
 
 class Route(StrEnum):
@@ -235,20 +233,9 @@ def train_model(
     )
 
 
-def free_recipe(recipe: Recipe, dim: int) -> Recipe:
-    """The same backbone, head, data and epochs without the gallery."""
-    objective = Objective(
-        frame=("free",),
-        lambda_=(1.0,),
-        scale=recipe.objective.scale or SCALE,
-        dim=dim,
-    )
-    return replace(recipe, objective=objective)
-
-
 def free_variants(inputs: RouteInputs, progress: Progress = silent) -> list[Variant]:
     """The model trained without the gallery, with each head, everything re-embedded."""
-    recipe = free_recipe(inputs.recipe, inputs.reference.dim)
+    recipe = inputs.recipe.without_gallery(inputs.reference.dim)
     heads = dict.fromkeys((recipe.junction, Junction(kind="linear")))
     recipes = {f"{head.kind} head": replace(recipe, junction=head) for head in heads}
     return [

@@ -43,6 +43,9 @@ packages downloads code."""
 MAX_ORDER_BYTES = 256 << 20
 """Maximum size of a file of item ids."""
 
+FREE_SCALE = 32.0
+"""The scale of a free model's softmax, where the recipe has none."""
+
 Frame = Literal["prototypes", "simplex", "anchored", "free"]
 
 
@@ -242,6 +245,12 @@ class Recipe:
     optimiser: Optimiser = Optimiser()
     augmentation: Augmentation = Augmentation()
     rehearsal: Rehearsal | None = None
+    free_head: bool = setting(
+        True,
+        "Train a second head on the same features, without the gallery: the encoder's output named "
+        "free, with which compatctl deploy --rescore scores again what a query retrieves. A model "
+        "without a gallery has none.",
+    )
     amp: Literal["auto", "off"] = setting(
         "auto", "auto: bfloat16 on a GPU that has it. off: float32 everywhere."
     )
@@ -255,6 +264,13 @@ class Recipe:
         value = load_yaml(path, newest=1)
         recipe = build(cls, value, str(path))
         return replace(recipe, backbone=replace(recipe.backbone, factories=factories))
+
+    def without_gallery(self, dim: int) -> Recipe:
+        """The same backbone, junction and epochs for a free model of dimension ``dim``."""
+        objective = Objective(
+            frame=("free",), lambda_=(1.0,), scale=self.objective.scale or FREE_SCALE, dim=dim
+        )
+        return replace(self, objective=objective)
 
     def to_json(self) -> dict[str, Any]:
         """The recipe with all its settings, defaults included."""

@@ -34,7 +34,11 @@ class CachedBatches:
     """Features of a frozen backbone: each image passes once, training images once per view."""
 
     def __init__(
-        self, setup: Setup, reader: ImageReader, progress: Progress, known: Features | None = None
+        self,
+        setup: Setup,
+        reader: ImageReader,
+        progress: Progress = silent,
+        known: Features | None = None,
     ) -> None:
         training_set, recipe = setup.training_set, setup.recipe
         views = recipe.augmentation.views

@@ -73,7 +73,7 @@ def search(
         progress("training", state.trial * epochs + state.epoch, len(trials) * epochs)
 
     for trial in trials[state.trial :]:
-        context = _context(setup, batches, classifiers[trial.frame])
+        context = make_context(setup, batches, classifiers[trial.frame])
         setup.network.load_state_dict(initial)
         if state.epoch == epochs:
             load_weights(context.setup.network, state.model)
@@ -84,7 +84,8 @@ def search(
     return classifiers[trials[state.best_trial].frame]
 
 
-def _context(setup: Setup, batches: Batches, classifier: Classifier) -> TrialContext:
+def make_context(setup: Setup, batches: Batches, classifier: Classifier) -> TrialContext:
+    """What a trial trains and on what, with the classifier's row of each training item."""
     labels = setup.training_set.labels
     code_of = {label: i for i, label in enumerate(setup.training_set.classes)}
     return TrialContext(

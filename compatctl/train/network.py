@@ -29,7 +29,8 @@ INPUT_NORM = 22.0
 class Network(nn.Module):
     """Embeds uint8 (N, H, W, 3) images as float32 (N, D) unit rows.
 
-    ``features`` runs the backbone and its ``taps``; ``project`` the junction.
+    ``features`` runs the backbone and its ``taps``; ``project`` the junction. ``free`` is a second
+    junction, trained without the gallery.
     """
 
     mean: Tensor
@@ -46,6 +47,7 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.junction = junction
+        self.free: Junction | None = None
         self.method = method
         self.taps = tuple(taps)
         self.register_buffer("mean", torch.tensor(spec.mean)[:, None, None], persistent=False)
@@ -155,6 +157,16 @@ def _check_features(out: object, method: str) -> None:
         raise InputError(f"backbone: {method} must give (N, F) or (N, F, h, w); got {shape}")
 
 
+def embed_free(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """As ``embed``, by the network's free head."""
+    network = network.cpu().eval()
+    assert network.free is not None
+    with torch.no_grad():
+        rows = unit(network.free(network.features(torch.from_numpy(images))))
+    out: NDArray[np.float32] = rows.numpy()
+    return out
+
+
 def embed(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(N, D) float32 unit rows of (N, H, W, 3) uint8 images, computed on the CPU."""
     network = network.cpu().eval()
@@ -163,26 +175,41 @@ def embed(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return out
 
 
+class _BothHeads(nn.Module):
+    """(N, D) unit rows of the junction and of the free head, from one pass of the backbone."""
+
+    def __init__(self, network: Network, free: Junction) -> None:
+        super().__init__()
+        self.network = network
+        self.free = free
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.features(images)
+        return unit(self.network.project(features)), unit(self.free(features))
+
+
 def export(network: Network, path: Path, height: int, width: int) -> None:
     """Write ``network`` as ONNX: uint8 ``image`` (N, height, width, 3) -> ``embedding`` (N, D).
 
-    The graph contains normalization, pooling, junction and unit norm; N is dynamic. The file has
-    all weights, and still needs sealing (source paths, metadata).
+    A network with a free head has a second output, ``free`` (N, D), of the same forward pass. The
+    graph contains normalization, pooling, junctions and unit norm; N is dynamic. The file has all
+    weights, and still needs sealing (source paths, metadata).
     """
     network = network.cpu().eval()
+    module = network if network.free is None else _BothHeads(network, network.free)
     # The exporter warns that torchvision is missing, which nothing here needs.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network,
+            module,
             (example,),
             str(path),
             dynamo=True,
             external_data=False,
             input_names=["image"],
-            output_names=["embedding"],
+            output_names=["embedding"] if network.free is None else ["embedding", "free"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
             verbose=False,
         )

@@ -21,6 +21,7 @@ from compatctl.train.batches import Batches, CachedBatches, ImageBatches
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.features import Features
 from compatctl.train.frames import Classifier
+from compatctl.train.free_head import cached_features, train_free_head
 from compatctl.train.grid_search import build_classifiers, search
 from compatctl.train.images import ImageReader
 from compatctl.train.network import Junction, Network
@@ -123,6 +124,10 @@ def _train(
             batches = ImageBatches(setup, reader)
         _standardise(setup, batches)
         classifier = search(setup, batches, state, partial(checkpoints.save, work, key), progress)
+        if setup.recipe.free_head and setup.reference is not None and features is None:
+            if isinstance(batches, ImageBatches):
+                batches = cached_features(setup, reader)
+            setup.network.free = train_free_head(setup, batches)
     return classifier, state
 
 

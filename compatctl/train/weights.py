@@ -289,7 +289,12 @@ def load_junction(network: Network, tensors: StateDict) -> bool:
 
 def save_weights(network: Network, path: Path) -> None:
     """Backbone and junction as safetensors: a base for the next fine-tuning."""
-    save_file({key: value.contiguous().cpu() for key, value in network.state_dict().items()}, path)
+    state = {
+        key: value.contiguous().cpu()
+        for key, value in network.state_dict().items()
+        if not key.startswith("free.")
+    }
+    save_file(state, path)
 
 
 def _tensors_by_name(value: Any) -> StateDict:

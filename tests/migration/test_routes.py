@@ -309,13 +309,6 @@ def test_a_backfill_uses_finetune_where_fusing_gains_nothing(inputs: RouteInputs
     assert {line.setting for line in best} == {"of fuse, weight 0.5"}
 
 
-def test_the_free_recipe_has_no_gallery(inputs: RouteInputs) -> None:
-    """It keeps backbone, head and epochs, and drops frame and old features."""
-    free = routes.free_recipe(inputs.recipe, DIM)
-    assert free.objective.frame == ("free",)
-    assert (free.optimiser, free.backbone) == (inputs.recipe.optimiser, inputs.recipe.backbone)
-
-
 def test_the_gate_judges_lift_by_each_model_on_its_own_gallery(
     inputs: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,12 @@ def test_shipped_policies_write_every_key() -> None:
         text = (ROOT / "compatctl" / "policies" / f"{name}.yaml").read_text(encoding="utf-8")
         for field in dataclasses.fields(Policy):
             assert f"\n{field.name}:" in text, (name, field.name)
+
+
+def test_the_recipe_of_a_free_model_has_no_gallery(tmp_path: Path) -> None:
+    """It keeps backbone, junction and epochs, and drops frame and old features."""
+    recipe = _recipe(tmp_path, BACKBONE + "objective: {scale: null, lambda: 0.1}\n")
+    free = recipe.without_gallery(24)
+    assert (free.objective.frame, free.objective.lambda_) == (("free",), (1.0,))
+    assert (free.objective.dim, free.objective.scale) == (24, 32.0)
+    assert replace(free, objective=recipe.objective) == recipe

@@ -1,0 +1,54 @@
+"""The free head: a second junction on the same features, trained without the gallery.
+
+It shows what the backbone can do where old vectors need not be matched. Re-scoring embeds with it
+the gallery items that a query retrieves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from compatctl.train.batches import CachedBatches
+from compatctl.train.checkpoint import Checkpoint
+from compatctl.train.frames import build_classifier
+from compatctl.train.grid_search import make_context, make_trials
+from compatctl.train.images import ImageReader
+from compatctl.train.loop import fit
+from compatctl.train.network import Junction, Network
+from compatctl.train.setup import Setup
+
+
+def train_free_head(setup: Setup, batches: CachedBatches) -> Junction:
+    """Train it on the features of the run's items, with the recipe's junction and epochs.
+
+    ``setup.network`` is trained and its junction standardised; neither changes.
+    """
+    recipe = replace(setup.recipe.without_gallery(setup.dim), train="head")
+    compatible = setup.network.junction
+    assert isinstance(compatible, Junction)
+    torch.manual_seed(recipe.seed)
+    head = Junction(recipe.junction, len(compatible.center), setup.dim).to(setup.device)
+    head.center.copy_(compatible.center)
+    head.scale.copy_(compatible.scale)
+    trained = setup.network
+    network = Network(
+        trained.backbone, trained.method, head, recipe.backbone.input, trained.taps
+    ).to(setup.device)
+    training_set = replace(setup.training_set, old_features=None, old_sources=(), validation=None)
+    alone = replace(
+        setup, recipe=recipe, network=network, training_set=training_set, reference=None
+    )
+    classifier = build_classifier("free", recipe.objective, training_set.classes, None, setup.dim)
+    (trial,) = make_trials(recipe)
+    fit(make_context(alone, batches, classifier), trial, Checkpoint(), lambda _: None)
+    return head
+
+
+def cached_features(setup: Setup, reader: ImageReader) -> CachedBatches:
+    """Features of the training items by the trained backbone, for ``train_free_head``."""
+    training_set = replace(setup.training_set, validation=None)
+    recipe = replace(setup.recipe, augmentation=replace(setup.recipe.augmentation, views=1))
+    setup.network.eval()
+    return CachedBatches(replace(setup, recipe=recipe, training_set=training_set), reader)
