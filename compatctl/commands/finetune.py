@@ -158,7 +158,7 @@ def export(
         InputError: a component of an embedding by the file differs by more than 1e-3 from the
             network's, on real images.
     """
-    from compatctl.train import embed
+    from compatctl.train import embed_outputs
     from compatctl.train import export as export_onnx
 
     image = recipe.backbone.input
@@ -171,11 +171,17 @@ def export(
         check_steady(encoder, data)
         sample = onnx_files.parity_images(data)
         images = np.stack([prepare(sample.read(row), size) for row in range(len(sample))])
-        parity = onnx_files.check_parity(
-            encoder.run({"image": images}),
-            embed(trained.network, images),
-            "the exported ONNX file differs from the trained network",
-            tip="the backbone uses an operation that does not export faithfully",
+        pairs = zip(
+            encoder.outputs({"image": images}), embed_outputs(trained.network, images), strict=True
+        )
+        parity = max(
+            onnx_files.check_parity(
+                actual,
+                expected,
+                "the exported ONNX file differs from the trained network",
+                tip="the backbone uses an operation that does not export faithfully",
+            )
+            for actual, expected in pairs
         )
         record = replace(record, parity=parity)
         model = onnx_files.with_record(sealed.read_bytes(), sealed, record.to_text())

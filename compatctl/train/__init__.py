@@ -10,7 +10,7 @@ from __future__ import annotations
 from compatctl.train.features import Features
 from compatctl.train.grid_search import make_trials
 from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, iter_perceptrons
-from compatctl.train.network import Network, embed, export
+from compatctl.train.network import Network, embed, embed_outputs, export
 from compatctl.train.reference import Reference, items_to_encode
 from compatctl.train.run import TrainResult, train
 from compatctl.train.weights import save_weights
@@ -22,6 +22,7 @@ __all__ = [
     "Reference",
     "TrainResult",
     "embed",
+    "embed_outputs",
     "export",
     "fit_perceptron",
     "items_to_encode",

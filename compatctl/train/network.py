@@ -157,22 +157,18 @@ def _check_features(out: object, method: str) -> None:
         raise InputError(f"backbone: {method} must give (N, F) or (N, F, h, w); got {shape}")
 
 
-def embed_free(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """As ``embed``, by the network's free head."""
-    network = network.cpu().eval()
-    assert network.free is not None
-    with torch.no_grad():
-        rows = unit(network.free(network.features(torch.from_numpy(images))))
-    out: NDArray[np.float32] = rows.numpy()
-    return out
-
-
 def embed(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(N, D) float32 unit rows of (N, H, W, 3) uint8 images, computed on the CPU."""
+    return embed_outputs(network, images)[0]
+
+
+def embed_outputs(network: Network, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+    """As ``embed``, and (N, D) rows of the free head if there is one: all outputs of the file."""
     network = network.cpu().eval()
+    heads = [network.project, *([] if network.free is None else [network.free])]
     with torch.no_grad():
-        out: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
-    return out
+        features = network.features(torch.from_numpy(images))
+        return tuple(unit(head(features)).numpy() for head in heads)
 
 
 class _BothHeads(nn.Module):
