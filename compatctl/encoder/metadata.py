@@ -102,7 +102,7 @@ def read_contract(path: Path, model: onnx.ModelProto) -> Contract:
     return Contract(dim=dim, inputs=inputs, free_dim=free_dim)
 
 
-def _is_dim(value: object) -> bool:
+def _is_dim(value: object) -> TypeGuard[int]:
     return type(value) is int and value >= 1
 
 
