@@ -165,10 +165,12 @@ def embed(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 def embed_outputs(network: Network, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
     """As ``embed``, and (N, D) rows of the free head if there is one: all outputs of the file."""
     network = network.cpu().eval()
-    heads = [network.project, *([] if network.free is None else [network.free])]
     with torch.no_grad():
         features = network.features(torch.from_numpy(images))
-        return tuple(unit(head(features)).numpy() for head in heads)
+        rows = [network.project(features)]
+        if network.free is not None:
+            rows.append(network.free(features))
+        return tuple(unit(row).numpy() for row in rows)
 
 
 class _BothHeads(nn.Module):
