@@ -19,6 +19,7 @@ from compatctl.cli.options import (
     Reason,
     SkipBad,
     TrainingRecordFile,
+    refuse_given,
     with_project,
 )
 from compatctl.errors import UsageError
@@ -87,6 +88,7 @@ def rollback(
 @command
 @with_project("store", "data", "data_root", "policy")
 def backfill(
+    context: typer.Context,
     project: Project,
     share: Annotated[
         float,
@@ -109,6 +111,14 @@ def backfill(
             help="With --order traffic: a CSV with the columns id and count, of gallery items.",
         ),
     ] = None,
+    forecast: Annotated[
+        int | None,
+        typer.Option(
+            "--forecast",
+            help="Embed only a sample of at most this many rows, print the recall to expect at "
+            "every share, and write nothing.",
+        ),
+    ] = None,
     force: ForceWrite = False,
     reason: Reason = None,
     skip_bad: SkipBad = False,
@@ -116,10 +126,10 @@ def backfill(
 ) -> Outcome[Any]:
     """Re-embed part of the gallery with the query model, if it passes a test on held-out
     queries."""
-    from compatctl.commands.backfill import BackfillOptions, backfill
+    from compatctl.commands.backfill import BackfillOptions, backfill, forecast_backfill
     from compatctl.migration.backfill_selection import Order
     from compatctl.render import progress
-    from compatctl.render.tables import backfill_table
+    from compatctl.render.tables import backfill_table, forecast_table
 
     named = Order(order) if order in set(Order) else Path(order)
     options = BackfillOptions(
@@ -130,6 +140,14 @@ def backfill(
         skip_bad=skip_bad,
         dry_run=dry_run,
     )
+    if forecast is not None:
+        unused = ("share", "force", "reason", "dry_run")
+        refuse_given(context, unused, "--forecast shows every share and writes nothing")
+        with progress() as report_progress:
+            expected = forecast_backfill(
+                project, passes=forecast, options=options, progress=report_progress
+            )
+        return Outcome(result=expected, table=forecast_table, warnings=expected.warnings)
     with progress() as report_progress:
         result = backfill(project, options=options, progress=report_progress)
     return Outcome(

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from compatctl.core.arrays import Bytes, Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, read_traffic
@@ -17,10 +19,17 @@ from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import index_params, load_query_model, stored_rows
 from compatctl.deployment.project import open_store, utc_now
-from compatctl.errors import UsageError
+from compatctl.errors import EvidenceError, UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, build_with_replacements
 from compatctl.manifest import Catalog, Manifest, Operation
+from compatctl.migration.backfill_forecast import (
+    Forecast,
+    Sample,
+    SampleRows,
+    Schedule,
+    forecast,
+)
 from compatctl.migration.backfill_selection import (
     BackfillRows,
     BackfillTarget,
@@ -91,7 +100,10 @@ class Backfilled(RewriteOutcome):
         if not self.exit_code:
             return ""
         if self.outcome == "fail":
-            return "another --share (half can lose where all gains), or keep the gallery as it is"
+            return (
+                "another --share (half can lose where all gains: compatctl backfill --forecast "
+                "1000), or keep the gallery as it is"
+            )
         return "more held-out classes and images, another --share, or a lower min_mixed_gain"
 
 
@@ -148,6 +160,82 @@ def backfill(
         policy=policy,
     )
     return work.run(result, data, queries, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackfillForecast:
+    """Recall at each share, forecast from few passes; nothing is written.
+
+    The query model embedded ``share_before`` of the ``rows``. ``forecast`` is None where there is
+    nothing left to embed. ``skipped`` are ids of the sample whose image does not decode.
+    """
+
+    generation: int
+    query_model: str
+    rows: int
+    share_before: float
+    forecast: Forecast | None = None
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Where recall is forecast to fall below the start."""
+        return self.forecast.warnings if self.forecast else ()
+
+
+def forecast_backfill(
+    project: Project,
+    *,
+    passes: int,
+    options: BackfillOptions | None = None,
+    progress: Progress = silent,
+) -> BackfillForecast:
+    """Embed a sample of at most ``passes`` rows and forecast recall at every share.
+
+    Of the options, order, traffic and skip_bad count.
+
+    Raises:
+        UsageError: fewer than 2 passes; otherwise as ``backfill``.
+        EvidenceError: no held-out query has a match in the sample.
+    """
+    options = options or BackfillOptions()
+    if passes < 2:
+        raise UsageError(f"--forecast needs at least 2 rows, got {passes}")
+    store, policy = open_store(project), load_policy(project.policy)
+    catalog, data = store.catalog(), load_data(project)
+    target = _target(store, catalog, options)
+    result = BackfillForecast(
+        generation=store.manifest.generation,
+        query_model=store.manifest.query_model,
+        rows=len(catalog),
+        share_before=float(target.have.mean()),
+    )
+    schedule = Schedule.of(target, catalog, data)
+    if not schedule.shares:
+        return result
+    encoder, rows = load_query_model(store, store.manifest), backfill_queries(project, store, data)
+    queries = HeldOutQueries.embed(encoder, data, rows, project, skip_bad=options.skip_bad)
+    truth = queries.ground_truth(catalog)
+    chosen = SampleRows.choose(truth, catalog.ids, np.isfinite(schedule.replaced_at), passes)
+    if not chosen.queries.any():
+        raise EvidenceError(
+            "no held-out query has a match in the sample: a backfill cannot be forecast",
+            tip="give items of the test split (role query), or a larger --forecast",
+        )
+    fresh = chosen.rows[schedule.replaced_at[chosen.rows] > 0.0]
+    images = data.take(data.row_of[catalog.ids[row]] for row in fresh)
+    embedded = encoder.embed(images, skip_bad=options.skip_bad, progress=progress)
+    sample = Sample.of(
+        chosen,
+        truth,
+        queries.features,
+        stored_rows(store, store.manifest, catalog),
+        embedded=fresh[embedded.rows],
+        features=embedded.features,
+        missing=np.setdiff1d(fresh, fresh[embedded.rows]),
+    )
+    skipped = tuple(item.id for item in embedded.bad)
+    return replace(result, forecast=forecast(sample, schedule, policy), skipped=skipped)
 
 
 def _target(store: Store, catalog: Catalog, options: BackfillOptions) -> BackfillTarget:
@@ -249,6 +337,7 @@ class _Work:
             embedded=len(embedded.rows),
             share=(int(self.target.have.sum()) + len(embedded.rows)) / len(self.catalog),
             measured=trial,
+            warnings=result.warnings + (trial.warnings if trial else ()),
             outcome=outcome,
             written=should_write(outcome, self.options.forced_reason, dry_run=self.options.dry_run),
         )

@@ -26,6 +26,7 @@ from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import AnnQueries
 from compatctl.evaluation.exact_retrieval import mixed_retrieval, recall_ks, retrieval
 from compatctl.manifest import Catalog
+from compatctl.migration.backfill_selection import SHARES_BETWEEN
 from compatctl.migration.rewrite_gate import HeldOutQueries, deciding_queries
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -33,9 +34,6 @@ from compatctl.store import Store
 MARGIN = 0.02
 """The loss in recall that a backfill must rule out where the policy has no ``min_mixed_gain``: the
 value of the shipped policy ``strict``. A step on the way to a whole gallery gains little."""
-
-QUARTERS = (0.25, 0.5, 0.75)
-"""Recall is measured at these shares, where they lie between the present and the requested one."""
 
 WHERE = "of each model on its gallery, stored or lifted,"
 
@@ -69,6 +67,18 @@ class MixedTrial(RewriteTrial):
     check: Check
     rank_bias: float
     curve: tuple[CurvePoint, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The shares on the way at which recall lies below the start."""
+        start = self.curve[0].recall
+        dips = [f"{point.share:.0%}" for point in self.curve[1:-1] if point.recall < start]
+        if not dips:
+            return ()
+        return (
+            f"recall@{self.recall_at} lies below the start where the query model embedded "
+            f"{', '.join(dips)} of the rows: do not stop there",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,9 +222,9 @@ def _mixed_gain_check(policy: Policy, gain: Measurement) -> Check:
 
 
 def _stages(have: Bools, rows: Rows) -> list[Bools]:
-    """(N,) the query model's rows at every quarter on the way, and at the end."""
+    """(N,) the query model's rows at every share on the way, and at the end."""
     present = int(have.sum())
-    counts = [round(share * len(have)) - present for share in QUARTERS]
+    counts = [round(share * len(have)) - present for share in SHARES_BETWEEN]
     stages = []
     for count in (*(count for count in counts if 0 < count < len(rows)), len(rows)):
         embedded = have.copy()

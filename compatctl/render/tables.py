@@ -11,7 +11,7 @@ from compatctl.render.report_table import checks_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from compatctl.commands.backfill import Backfilled
+    from compatctl.commands.backfill import Backfilled, BackfillForecast
     from compatctl.commands.bridge import Bridged
     from compatctl.commands.demo import DemoResult
     from compatctl.commands.fuse import Fused
@@ -118,6 +118,30 @@ def backfill_table(console: Console, result: Backfilled) -> None:
     console.print(cell(result.summary))
     if result.next_step:
         console.print(f"next: {cell(result.next_step)}")
+
+
+def forecast_table(console: Console, result: BackfillForecast) -> None:
+    if (forecast := result.forecast) is None:
+        console.print("nothing to forecast: no row is left that the query model could embed")
+        return
+    curve = [
+        (
+            f"{point.share:.1%}",
+            point.recall,
+            f"{point.gain:+.4f} ({point.low:+.4f} to {point.high:+.4f})",
+        )
+        for point in forecast.curve
+    ]
+    columns = ("share of the query model", f"recall@{forecast.recall_at}", "gain over the start")
+    print_table(console, columns, curve)
+    least = "none" if forecast.gains_from is None else f"{forecast.gains_from:.0%}"
+    console.print(
+        f"least share from which it gains: {least}\n"
+        f"forecast from {forecast.passes} of {result.rows} rows, which were embedded for it; "
+        f"{forecast.n_queries} held-out queries of {forecast.n_classes} classes"
+    )
+    if result.skipped:
+        console.print(f"{len(result.skipped)} items do not decode")
 
 
 def lift_table(console: Console, result: Lifted) -> None:

@@ -105,7 +105,8 @@ def test_a_half_is_measured_and_written_as_by_an_explicit_loop(deployed: Shop) -
     assert [trial["curve"][0]["recall"], trial["curve"][-1]["recall"]] == pytest.approx(slow)
     assert trial["check"]["estimate"] == pytest.approx(slow[1] - slow[0])
     assert trial["check"]["low"] > -0.02
-    assert [point["share"] for point in trial["curve"]] == pytest.approx([0, 0.25, 0.5], abs=0.01)
+    shares = [point["share"] for point in trial["curve"]]
+    assert shares == pytest.approx([0, 0.05, 0.1, 0.25, 0.5], abs=0.01)
     assert (output["embedded"], output["written"], output["outcome"]) == (len(half), True, "pass")
     now = deployed.manifest()
     assert (now["operation"], now["query_model"]) == ("backfill", before["query_model"])
@@ -379,6 +380,68 @@ def test_a_dry_run_measures_and_writes_nothing(deployed: Shop) -> None:
 def test_a_call_that_cannot_work_is_a_usage_error(deployed: Shop, arguments: Any) -> None:
     """Exit 2: a share outside (0, 1], force without a reason, a reason without force."""
     assert deployed.run("backfill", *arguments).code == 2
+
+
+def test_a_forecast_on_every_row_is_the_measurement(deployed: Shop, tmp_path: Path) -> None:
+    """With as many passes as rows, the curve is that of a dry run; nothing is written. Gains are
+    over the start, and each lies in its interval."""
+    files = store_files(deployed)
+    order = tmp_path / "order.txt"
+    order.write_text("\n".join(sorted(_catalog(deployed).ids)))
+    arguments = ("backfill", "--order", order)
+    exact = deployed.run(*arguments, "--dry-run").json["measured"]
+    result = deployed.run(*arguments, "--forecast", 10_000)
+    assert result.code == 0, result.stderr
+    forecast = result.json["forecast"]
+    assert forecast["passes"] == result.json["rows"]
+    for name in ("n_queries", "n_classes", "recall_at"):
+        assert forecast[name] == exact[name]
+    assert len(forecast["curve"]) == 7
+    for point, wanted in zip(forecast["curve"], exact["curve"], strict=True):
+        assert point["share"] == pytest.approx(wanted["share"], abs=0.5 / result.json["rows"])
+        assert point["recall"] == pytest.approx(wanted["recall"], abs=0.01)
+        assert point["gain"] == pytest.approx(point["recall"] - forecast["curve"][0]["recall"])
+        assert point["low"] <= point["gain"] <= point["high"]
+    assert forecast["curve"][-1]["recall"] == pytest.approx(exact["curve"][-1]["recall"])
+    assert store_files(deployed) == files
+
+
+def test_a_forecast_warns_of_the_shares_that_lose(shop: Shop) -> None:
+    """A query model of another space: every share between loses, which a sample of a third shows,
+    with as many passes and no more; all of it gains."""
+    _deploy(shop, "turned.onnx")
+    rows = len(_catalog(shop))
+    result = shop.run("backfill", "--forecast", rows // 3)
+    assert result.code == 0, result.stderr
+    forecast = result.json["forecast"]
+    assert 0.9 * (rows // 3) <= forecast["passes"] <= rows // 3
+    assert forecast["curve"][-1]["low"] > 0
+    table = run("backfill", *shop.args, "--forecast", rows // 3)
+    assert "least share from which it gains" in table.stdout
+    _deploy(shop, "worse.onnx")
+    result = shop.run("backfill", "--forecast", rows // 3)
+    assert "is forecast to fall below the start at" in result.stderr
+    assert "100%" in result.stderr
+    assert "no share is forecast to gain" in result.stderr
+    for arguments, says in (
+        (("--share", 0.5), "--share has no effect"),
+        (FORCE, "--force has no effect"),
+        (("--dry-run",), "--dry-run has no effect"),
+    ):
+        refused = shop.run("backfill", "--forecast", 100, *arguments)
+        assert (refused.code, says in refused.stderr) == (2, True), refused.stderr
+    assert shop.run("backfill", "--forecast", 1).code == 2
+
+
+def test_a_forecast_needs_rows_and_queries(deployed: Shop) -> None:
+    """Exit 4 without a held-out query; where all is re-embedded there is nothing to forecast."""
+    table = _table(deployed, lambda row: row["role"] == "gallery")
+    refused = deployed.run("backfill", "--data", table, "--forecast", 50)
+    assert (refused.code, "no held-out query" in refused.stderr) == (4, True)
+    assert deployed.run("backfill").code == 0
+    result = deployed.run("backfill", "--forecast", 50).json
+    assert (result["forecast"], result["share_before"]) == (None, 1.0)
+    assert "nothing to forecast" in run("backfill", *deployed.args, "--forecast", 50).stdout
 
 
 def test_rollback_restores_index_catalogue_and_model_together(deployed: Shop) -> None:
