@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 
 COMPARED   := $(basename $(notdir $(wildcard benchmarks/speed/[a-z]*.py)))
 STUDIED    := $(basename $(notdir $(wildcard benchmarks/studies/[a-z]*.py)))
-CHARACTERS := examples/kanji/data/kanji.npz
+CHARACTERS := examples/kanji/data/kanji.npz examples/characters/data/characters.npz
 
 .PHONY: demo test torture lint types docs bench studies wheel-test clean
 
@@ -46,7 +46,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 	touch $(READY)
 
 $(CHARACTERS): | $(READY)      # Debian's font packages, by apt-get
-	$(BIN)/python examples/kanji/build.py
+	$(BIN)/python $(dir $(@D))build.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,9 +1,12 @@
-"""Upgrades of galleries that were not born on a simplex, on real images: what ``legacy.py`` runs.
+"""Upgrades of galleries that were not born on a simplex, on real images.
 
 A case is a data set, an old model that knew a share of the training classes and no gallery, and a
-new backbone. One vendor's emoji (one font's characters) are the gallery, the others ask. The seed
-draws the weights and which classes the old model knew; test classes train no model in any seed.
-What is made is kept under ``work`` by the digest of all that decides it.
+new backbone. One vendor's emoji (one font's characters) are the gallery, the others query it. The
+seed draws the weights and which classes the old model knew; test classes train no model in any
+seed. What is made is kept under ``work`` by the digest of all that decides it.
+
+The old model ``hash`` is a control: an image's vector is drawn from a seed that is the digest of
+the image. It knows nothing, so where no gallery row passes the new model no upgrade can gain.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -20,6 +24,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from benchmarks.common.character_data import ROWS, load_characters
 from compatctl.core.arrays import as_rows
 from compatctl.data import Dataset, Preprocessing, load, prepare
 from compatctl.files import sha256_file
@@ -32,41 +37,51 @@ from compatctl.train.images import ImageRef
 
 ROOT = Path(__file__).resolve().parents[2]
 KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
+CHARACTERS = ROOT / "examples" / "characters" / "data" / "characters.npz"
 KANJI_CLASSES = 900
 """Training characters that take part, of 1,802: heads train in half of the time."""
 KANJI_FONTS = ("ipa-mincho", "klee", "rampart", "kouzan-brush", "kouzan-gyosho")
 """The gallery's, and those in which a small network still errs."""
 
-Name = Literal["emoji", "kanji"]
+Name = Literal["emoji", "kanji", "characters"]
 Model = Literal["cnn", "larger", "lite0", "lite2"]
+Old = Model | Literal["hash"]
 
 CNNS = {"cnn": {"width": 16, "features": 128}, "larger": {"width": 32, "features": 256}}
-EPOCHS = {"emoji": 20, "kanji": 10}
+EPOCHS = {"emoji": 20, "kanji": 10, "characters": 8}
 """Of a CNN, from random weights."""
 BLOCK = 1024
 """Images of one file of features"""
 DIM = 128
 """Of the galleries"""
-PIXELS = {"emoji": {"lite0": 128, "lite2": 160}, "kanji": {"lite0": 96, "lite2": 96}}
+PIXELS: dict[Name, dict[Model, int]] = {
+    "emoji": {"lite0": 128, "lite2": 160},
+    "kanji": {"lite0": 96, "lite2": 96},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One upgrade. ``share``: of the training classes, which the old model knew; ``dim``: of the
-    gallery, where the old model is a head on ImageNet's backbone."""
+    gallery, where the old model is a head on ImageNet's backbone. ``classes`` train and ``rows``
+    are stored, of the large set of characters; the other sets have one size."""
 
     data: Name
-    old: Model
+    old: Old
     new: Model
     share: float
     seed: int = 0
     dim: int = DIM
+    classes: int = 2_000
+    rows: int = ROWS
 
     @property
     def name(self) -> str:
         """Without the seed: what the table has a row for."""
-        wide = "" if self.dim == DIM else f"-{self.dim}d"
-        return f"{self.data}-{self.old}-{self.new}{wide}"
+        end = "" if self.dim == DIM else f"-{self.dim}d"
+        if self.data == "characters":
+            end += f"-{self.classes}-{self.rows}"
+        return f"{self.data}-{self.old}-{self.new}{end}"
 
 
 CASES = (
@@ -79,18 +94,43 @@ CASES = (
 )
 WIDE = Case(data="emoji", old="lite0", new="lite2", share=0.494, dim=640)
 """A gallery with room for a simplex: 607 classes and up to 641 vertices"""
+LARGE = tuple(
+    Case(data="characters", old="cnn", new="larger", share=0.5, classes=classes)
+    for classes in (500, 2_000, 8_000)
+)
+"""The whole gallery of the large set"""
+CONTROLS = (
+    Case(data="emoji", old="hash", new="lite2", share=0.494),
+    Case(data="kanji", old="hash", new="larger", share=0.5),
+    Case(data="characters", old="hash", new="larger", share=0.5),
+)
 
 
 def chosen(names: str, among: Sequence[Case]) -> list[Case]:
     """What ``--cases`` names, a comma between two, in the order of ``among``.
 
+    The numbers of a case of the large set may be others: ``characters-cnn-larger-500-9000`` trains
+    500 characters for a gallery of 9,000 rows. Such cases come last.
+
     Raises:
         argparse.ArgumentTypeError: no case has such a name.
     """
-    requested, there = set(names.split(",")), [case.name for case in among]
-    if unknown := sorted(requested.difference(there)):
+    requested, there = list(dict.fromkeys(names.split(","))), [case.name for case in among]
+    sized = {name: case for name in requested if (case := _sized(name, among)) is not None}
+    if unknown := sorted(set(requested).difference(there, sized)):
         raise argparse.ArgumentTypeError(f"no case {unknown[0]}; there are {', '.join(there)}")
-    return [case for case in among if case.name in requested]
+    named = [case for case in among if case.name in requested]
+    return [*named, *(case for name, case in sized.items() if name not in there)]
+
+
+def _sized(name: str, among: Sequence[Case]) -> Case | None:
+    """A case of the large set with the numbers of the name; None: it is no such name."""
+    match = re.fullmatch(r"(characters-.+)-(\d+)-(\d+)", name)
+    alike = (case for case in among if match and case.name.startswith(f"{match[1]}-"))
+    case = next(alike, None)
+    if match is None or case is None:
+        return None
+    return replace(case, classes=int(match[2]), rows=int(match[3]))
 
 
 def known(labels: Iterable[str], share: float, seed: int) -> frozenset[str]:
@@ -107,9 +147,10 @@ class Workshop:
 
     work: Path
     kanji: Path = KANJI
+    characters: Path = CHARACTERS
     progress: Progress = silent
-    sets: dict[str, tuple[Dataset, str]] = field(default_factory=dict)
-    """Data sets read so far, with their digests"""
+    sets: dict[tuple[Name, int, int], tuple[Dataset, str]] = field(default_factory=dict)
+    """Data sets read so far, with their digests; by name, training classes and rows"""
 
     def inputs(self, case: Case) -> RouteInputs:
         """What the routes start from.
@@ -117,9 +158,9 @@ class Workshop:
         Raises:
             InputError: see ``train.train``.
         """
-        data, _ = self.data(case.data)
+        data, _ = self.data(case)
         old = self._old(case)
-        base = self._base(case.data, case.new, case.seed)
+        base = self._base(case, case.new)
         recipe = self.recipe(case)
         queries = (i for i, item in enumerate(data.items)
                  if item.role == "query" and item.split != "train")  # fmt: skip
@@ -128,21 +169,28 @@ class Workshop:
             reference=reference(data, old),
             recipe=recipe,
             base=base,
-            features=self._features(case.data, recipe, base),
+            features=self._features(case, recipe, base),
             query_rows=as_rows(queries),
         )
 
-    def data(self, name: Name) -> tuple[Dataset, str]:
+    def data(self, case: Case) -> tuple[Dataset, str]:
         """The data set and its digest."""
-        if name not in self.sets:
-            data = self._emoji() if name == "emoji" else _kanji(self.kanji)
-            self.sets[name] = data, data.digest_all()
-        return self.sets[name]
+        key = case.data, case.classes, case.rows
+        if key not in self.sets:
+            if case.data == "emoji":
+                data = self._emoji()
+            elif case.data == "kanji":
+                data = _kanji(self.kanji)
+            else:
+                data = load_characters(self.characters, case.classes, case.rows)
+            self.sets[key] = data, data.digest_all()
+        return self.sets[key]
 
     def recipe(self, case: Case) -> Recipe:
-        """The shipped default, on the case's backbone."""
+        """The shipped default, on the case's backbone; the free model is trained by itself."""
         given = Recipe.load(ROOT / "recipes" / "default.yaml")
-        return replace(given, seed=case.seed, backbone=_backbone(case.data, case.new))
+        backbone = _backbone(case.data, case.new)
+        return replace(given, seed=case.seed, backbone=backbone, free_head=False)
 
     def _emoji(self) -> Dataset:
         folder = self.work / "emoji"
@@ -153,16 +201,19 @@ class Workshop:
 
     def _old(self, case: Case) -> np.ndarray:
         """(N, D) unit features of every item by an old model that knew a share of the classes."""
-        data, digest = self.data(case.data)
-        recipe = _old_recipe(case)
+        data, digest = self.data(case)
+        if case.old == "hash":
+            return hashed(data, case.dim)
+        model: Model = case.old
+        recipe = _old_recipe(case, model)
         training = [i for i, item in enumerate(data.items) if item.split == "train"]
         classes = known((data.labels[i] for i in training), case.share, case.seed)
         part = data.take(i for i in training if data.labels[i] in classes)
 
         def make(path: Path) -> None:
             if recipe.train == "head":
-                base = self._base(case.data, case.old, case.seed)
-                features = self._features(case.data, recipe, base)
+                base = imagenet(model)
+                features = self._features(case, recipe, base)
                 trained = self._train(recipe, part, base, features)
             else:
                 trained = self._train(recipe, part)
@@ -176,12 +227,12 @@ class Workshop:
         )
         return loaded
 
-    def _base(self, name: Name, model: Model, seed: int) -> Path:
+    def _base(self, case: Case, model: Model) -> Path:
         """The weights of a backbone: ImageNet's, or trained on all of the training classes."""
         if model not in CNNS:
             return imagenet(model)
-        data, digest = self.data(name)
-        recipe = _scratch(name, model, seed=100 + seed, epochs=EPOCHS[name])
+        data, digest = self.data(case)
+        recipe = _scratch(case.data, model, seed=100 + case.seed, epochs=EPOCHS[case.data])
 
         def make(path: Path) -> None:
             _save(self._train(recipe, data.filter(split="train")), path)
@@ -211,9 +262,9 @@ class Workshop:
         work.rmdir()
         return trained
 
-    def _features(self, name: Name, recipe: Recipe, base: Path) -> Features:
+    def _features(self, case: Case, recipe: Recipe, base: Path) -> Features:
         """What a frozen backbone makes of every item; of ImageNet's, the same for every seed."""
-        data, digest = self.data(name)
+        data, digest = self.data(case)
         sha256 = sha256_file(base)
         key = [repr(recipe.backbone), sha256, digest, BLOCK]
         parts = []
@@ -252,6 +303,16 @@ def reference(data: Dataset, old: np.ndarray) -> Reference:
     """The deployed gallery, and the old model's features (N, D) of all other items."""
     stored = [i for i, item in enumerate(data.items) if item.role == "gallery"]
     return Reference.from_arrays(data, old, stored)
+
+
+def hashed(data: Dataset, dim: int) -> np.ndarray:
+    """(N, dim) float32 unit rows of the control: each drawn from its image's digest alone."""
+    rows = np.stack([
+        np.random.default_rng(int(data.digest(row), 16)).standard_normal(dim, dtype=np.float32)
+        for row in range(len(data))
+    ])  # fmt: skip
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def _short(key: object) -> str:
@@ -304,15 +365,15 @@ def _backbone(name: Name, model: Model) -> Backbone:
     )
 
 
-def _old_recipe(case: Case) -> Recipe:
+def _old_recipe(case: Case, model: Model) -> Recipe:
     """An ordinary learnt classifier, as most deployed models were."""
-    if case.old in CNNS:
-        return _scratch(case.data, case.old, seed=case.seed, epochs=EPOCHS[case.data])
+    if model in CNNS:
+        return _scratch(case.data, model, seed=case.seed, epochs=EPOCHS[case.data])
     given = Recipe.load(ROOT / "examples" / "emoji" / "old-recipe.yaml")
     return replace(
         given,
         seed=case.seed,
-        backbone=replace(_backbone(case.data, case.old), taps=None),
+        backbone=replace(_backbone(case.data, model), taps=None),
         objective=replace(given.objective, dim=case.dim),
     )
 

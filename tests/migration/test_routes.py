@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.common.baselines import measure_baselines
 from compatctl.commands.plan import _Cost, _estimates, _Gallery
 from compatctl.data import Dataset, Item
 from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.migration import routes
 from compatctl.migration.routes import Route, RouteInputs
-from compatctl.migration.selection import CrossFitSelector, Fold, RouteResult, Variant
+from compatctl.migration.selection import (
+    CrossFitSelector,
+    Fold,
+    RouteResult,
+    Variant,
+    map_selection,
+)
 from compatctl.recipe import Recipe, load_policy
 from compatctl.train import Features, Reference
 
@@ -89,7 +94,7 @@ def _wide(rows: np.ndarray, width: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def measured(inputs: RouteInputs) -> dict[str, RouteResult]:
-    """Every route and every baseline, by name."""
+    """Every route and the naive swap, by name."""
     return {result.name: result for result in _measure(inputs, _folds(inputs))}
 
 
@@ -101,11 +106,13 @@ def heads(inputs: RouteInputs) -> list[Variant]:
 
 def _measure(inputs: RouteInputs, folds: list[Fold]) -> list[RouteResult]:
     free = routes.train_free_models(inputs, folds)
-    return [*routes.measure_routes(inputs, free), *measure_baselines(inputs, free)]
+    stored = inputs.reference.gallery_features
+    swapped = map_selection(free.heads, lambda head: replace(head, gallery=stored))
+    return [*routes.measure_routes(inputs, free), free.selector.result("naive swap", swapped)]
 
 
 def _routes(results: dict[str, RouteResult]) -> list[RouteResult]:
-    """The results without those of baselines."""
+    """The results without the naive swap."""
     return [results[route] for route in Route]
 
 
