@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class TrainingInputs:
     """The recipe, the data and the deployed gallery of a run.
 
-    ``gallery``: None for the frame ``free``, and for a first model on a simplex without a store.
+    ``recipe`` has no ``frame: auto``: the gallery decided. ``gallery``: None for the frame
+    ``free``, and for a first model on a simplex without a store.
     """
 
     recipe: Recipe
@@ -58,7 +59,18 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
     first = needs_no_store and recipe.objective.dim is not None and store is None
     if frames != {"free"} and not first:
         gallery = DeployedGallery.open(open_store(project))
+        recipe = _resolved(recipe, gallery)
     return TrainingInputs(recipe=recipe, data=load_data(project), gallery=gallery)
+
+
+def _resolved(recipe: Recipe, gallery: DeployedGallery) -> Recipe:
+    """The recipe with ``frame: auto`` resolved by the deployed gallery."""
+    if gallery.manifest.registry is None or "auto" not in recipe.objective.frame:
+        return recipe.resolved(simplex=False)
+    from compatctl.train import born_on_simplex
+
+    reference = build_reference(gallery, (), np.zeros((0, gallery.manifest.index.dim), np.float32))
+    return recipe.resolved(simplex=born_on_simplex(reference))
 
 
 def require_torch() -> None:

@@ -133,6 +133,8 @@ def _searched(data: Dataset, stored: set[str], classes: set[str], limit: int) ->
 
 def preflight(deployed: DeployedGallery, split: PlanningSplit, reference: Reference) -> Preflight:
     """Collect the facts; ``reference`` has the stored vectors of ``split.gallery_rows``."""
+    from compatctl.train import born_on_simplex
+
     data, D, registry = split.data, deployed.manifest.index.dim, reference.registry
     in_gallery = set(deployed.catalog.labels)
     training = {item.label for item in data.items if item.split == "train"}
@@ -145,7 +147,7 @@ def preflight(deployed: DeployedGallery, split: PlanningSplit, reference: Refere
         gallery_classes=len(in_gallery),
         gallery_images=len(split.gallery_rows),
         dim=D,
-        born_on_simplex=registry is not None,
+        born_on_simplex=born_on_simplex(reference),
         vertices=_vertices(registry, training),
         cosine_mean=mean,
         cosine_spread=spread,

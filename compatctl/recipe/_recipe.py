@@ -47,6 +47,7 @@ FREE_SCALE = 32.0
 """The scale of a free model's softmax, where the recipe has none."""
 
 Frame = Literal["prototypes", "simplex", "anchored", "free"]
+FrameSetting = Literal["auto", "prototypes", "simplex", "anchored", "free"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +136,10 @@ class Objective:
     the validation classes and never on the test classes.
     """
 
-    frame: tuple[Frame, ...] = setting(
-        ("prototypes",),
+    frame: tuple[FrameSetting, ...] = setting(
+        ("auto",),
         "The fixed class vectors of the cross-entropy CE:\n"
+        "  auto        simplex if the deployed gallery was born on one, else prototypes\n"
         "  prototypes  the class means of the deployed gallery\n"
         "  simplex     the d-Simplex (CVPR 2024, arXiv 2405.02581), if the deployed model was\n"
         "              trained on the same one\n"
@@ -271,6 +273,13 @@ class Recipe:
             frame=("free",), lambda_=(1.0,), scale=self.objective.scale or FREE_SCALE, dim=dim
         )
         return replace(self, objective=objective)
+
+    def resolved(self, *, simplex: bool) -> Recipe:
+        """The recipe without ``frame: auto``: the simplex if the gallery was born on one, else
+        prototypes. A frame that is then listed twice is trained once."""
+        auto: Frame = "simplex" if simplex else "prototypes"
+        frames = dict.fromkeys(auto if frame == "auto" else frame for frame in self.objective.frame)
+        return replace(self, objective=replace(self.objective, frame=tuple(frames)))
 
     def to_json(self) -> dict[str, Any]:
         """The recipe with all its settings, defaults included."""

@@ -8,6 +8,7 @@ returns a network and its training record; ``export`` writes the network as ONNX
 from __future__ import annotations
 
 from compatctl.train.features import Features
+from compatctl.train.frames import born_on_simplex
 from compatctl.train.grid_search import make_trials
 from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, iter_perceptrons
 from compatctl.train.network import Network, embed, embed_outputs, export
@@ -21,6 +22,7 @@ __all__ = [
     "Network",
     "Reference",
     "TrainResult",
+    "born_on_simplex",
     "embed",
     "embed_outputs",
     "export",

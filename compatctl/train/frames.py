@@ -23,6 +23,9 @@ from compatctl.errors import InputError
 from compatctl.recipe import Frame, Objective
 from compatctl.train.reference import Reference
 
+SURPRISE = 5.0
+"""Standard errors by which class means must be nearer to their own vertices than to others."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
@@ -76,6 +79,26 @@ def build_classifier(
         rotated = rotate_onto(padded, means[[mean_row[label] for label in shared]], vertices)
         return _with_registry(frame, rotated, registry, classes)
     return _prototypes(means, mean_row, classes)
+
+
+def born_on_simplex(reference: Reference) -> bool:
+    """Whether the gallery's class means are near their own vertices of the registry's simplex.
+
+    A registry alone does not tell: the one of a model with the frame ``anchored`` is of a rotated
+    simplex. A gallery without items of the registry's classes is taken as born on it.
+    """
+    registry = reference.registry
+    if registry is None or reference.K is None or reference.dim < reference.K - 1:
+        return False
+    means, mean_row = class_means(reference)
+    shared = [label for label in registry.vertices if label in mean_row]
+    if len(registry.vertices) < 2 or not shared:
+        return True
+    vertices = frame_in(reference.K, reference.dim)[: len(registry.vertices)]
+    cosines = means[[mean_row[label] for label in shared]] @ vertices.T
+    own = cosines[np.arange(len(shared)), [registry.vertex_of[label] for label in shared]]
+    margin = own.mean() - (cosines.sum() - own.sum()) / (cosines.size - len(own))
+    return bool(margin > SURPRISE * cosines.std() / np.sqrt(len(own)))
 
 
 def class_means(reference: Reference) -> tuple[NDArray[np.float64], dict[str, int]]:

@@ -26,6 +26,8 @@ def make_trials(recipe: Recipe) -> list[Trial]:
     objective = recipe.objective
     trials: list[Trial] = []
     for frame, weight, mu in itertools.product(objective.frame, objective.lambda_, objective.mu):
+        if frame == "auto":
+            raise ValueError("a grid is made of a resolved recipe: see Recipe.resolved")
         if weight < 1.0 or mu == objective.mu[0]:
             trials.append(Trial(index=len(trials), frame=frame, weight=weight, mu=mu))
     return trials
@@ -37,17 +39,17 @@ def build_classifiers(setup: Setup) -> dict[str, Classifier]:
     Raises:
         InputError: see ``build_classifier``; or there are several trials and no validation query.
     """
-    count = len(make_trials(setup.recipe))
-    if count > 1 and setup.training_set.validation is None:
+    trials = make_trials(setup.recipe)
+    if len(trials) > 1 and setup.training_set.validation is None:
         raise InputError(
-            f"{count} trials to choose from, and no validation query has an item of its class in "
-            "the gallery",
+            f"{len(trials)} trials to choose from, and no validation query has an item of its "
+            "class in the gallery",
             tip="give one value for frame, lambda and mu, or a larger split.validation",
         )
     objective, classes = setup.recipe.objective, setup.training_set.classes
     return {
         frame: build_classifier(frame, objective, classes, setup.reference, setup.dim)
-        for frame in objective.frame
+        for frame in dict.fromkeys(trial.frame for trial in trials)
     }
 
 

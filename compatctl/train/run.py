@@ -20,7 +20,7 @@ from compatctl.train import checkpoint as checkpoints
 from compatctl.train.batches import Batches, CachedBatches, ImageBatches
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.features import Features
-from compatctl.train.frames import Classifier
+from compatctl.train.frames import Classifier, born_on_simplex
 from compatctl.train.free_head import cached_features, train_free_head
 from compatctl.train.grid_search import build_classifiers, search
 from compatctl.train.images import ImageReader
@@ -62,7 +62,8 @@ def train(
     """Train by ``recipe`` and choose the best trial on validation classes.
 
     Args:
-        recipe: what to compute.
+        recipe: what to compute. ``frame: auto`` is resolved by the reference, and the record has
+            the resolved recipe.
         base: the backbone's weights; None: random weights, drawn by the seed.
         data: all splits; training items train, validation queries choose among trials.
         reference: the deployed gallery; None for a model without one (frame ``free``).
@@ -78,6 +79,7 @@ def train(
         ConflictError: the checkpoint to resume belongs to another run.
     """
     device = default_device()
+    recipe = recipe.resolved(simplex=reference is not None and born_on_simplex(reference))
     dim = embedding_dim(recipe, reference)
     training_set = select_training_set(recipe, data, reference, memory)
     with isolated_rng(device):

@@ -33,8 +33,8 @@ backbone:
   args: {{width: {width}}}
   input: {{height: 16, width: 16, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}}
 junction: {{kind: linear}}
-objective: {{frame: simplex, lambda: {weight}, scale: null, dim: {dim}}}
-optimiser: {{epochs: 1, batch_size: 64, lr: 0.003}}
+objective: {{frame: {frame}, lambda: {weight}, scale: null, dim: {dim}}}
+optimiser: {{epochs: {epochs}, batch_size: 64, lr: {lr}}}
 rehearsal: {{per_class: {per_class}}}
 """
 
@@ -71,11 +71,11 @@ class Life:
                 and (added or row["role"] == "query" or row["label"] not in late)
             )
 
-    def recipe(self, *, width: int = 64, weight: str = "1.0", per_class: int = PER_CLASS) -> None:
+    def recipe(self, *, frame: str = "auto", **more: object) -> None:
         """The recipe of the next fine-tuning."""
-        self.shop.path("recipe.yaml").write_text(
-            RECIPE.format(width=width, weight=weight, dim=VERTICES - 1, per_class=per_class)
-        )
+        settings = {"width": 64, "epochs": 1, "lr": 0.003, "weight": "1.0", "per_class": PER_CLASS}
+        text = RECIPE.format(frame=frame, dim=VERTICES - 1, **settings | more)
+        self.shop.path("recipe.yaml").write_text(text)
 
     def finetune(self, base: str, *more: object) -> Any:
         """Make the candidate; its training record."""
@@ -139,7 +139,7 @@ def born(emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     life = _life(folder)
     life.data("v1", added=False)
-    life.recipe()
+    life.recipe(frame="simplex", epochs=40, lr=0.03)
     torch.save({"state_dict": build().state_dict()}, folder / "first.ckpt")
     record = life.finetune("first.ckpt")
     assert (record["memory_items"], record["remembered"]) == (0, 15 * PER_CLASS)
@@ -174,9 +174,11 @@ def test_four_versions_in_sequence(life: Life) -> None:
     life.data("v2")
     planned = shop.run("finetune", "--base", shop.path("weights.safetensors"), "--dry-run")
     assert planned.json["rehearsed_items"] == 15 * PER_CLASS
+    assert planned.json["frames"] == ["simplex"]
     life.recipe(weight="0.5")
     record = life.finetune("weights.safetensors")
     assert record["base"]["junction"]
+    assert record["classifier"]["frame"] == record["recipe"]["objective"]["frame"][0] == "simplex"
     assert record["memory_items"] == 15 * PER_CLASS
     assert record["classes"] == sorted(life.classes("v1") + life.classes("v2"))
     assert sum(record["old_features"].values()) == len(record["items"])

@@ -166,7 +166,8 @@ def test_the_record_names_every_item_and_class(tmp_path: Path) -> None:
     assert record["old_features"] == {"gallery": n_stored, "encoder": len(items) - n_stored}
     assert record["base"]["sha256"] == hashlib.sha256(base.read_bytes()).hexdigest()
     assert record["base"]["missing"] == record["base"]["unexpected"] == []
-    assert (record["recipe"], record["recipe_sha256"]) == (recipe.to_json(), recipe.digest)
+    trained = recipe.resolved(simplex=False)
+    assert (record["recipe"], record["recipe_sha256"]) == (trained.to_json(), trained.digest)
     assert record["seed"] == 3
     assert len(record["trials"][0]["losses"]) == 6
 
