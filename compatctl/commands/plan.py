@@ -18,6 +18,7 @@ from compatctl.core.arrays import Vectors
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
+from compatctl.data import Dataset
 from compatctl.deployment.training_inputs import build_reference, load_inputs
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
@@ -35,6 +36,8 @@ from compatctl.recipe import Project, Recipe, load_policy
 if TYPE_CHECKING:
     from compatctl.deployment.gallery import DeployedGallery
 
+ADAPTED = (Route.BRIDGE, Route.BRIDGE_FUSE, Route.LIFT)
+"""Routes of adapters, whose pairs are gallery items."""
 LIMIT = 20_000
 """The largest number of gallery items, and of training items, in a plan."""
 
@@ -83,16 +86,11 @@ def plan(
     if skip_bad:
         data, _ = data.readable()
     split = planning_split(data, deployed.catalog.ids, limit, choosing=len(make_trials(recipe)) > 1)
-    inputs, old_ms, new_ms = _inputs(split, deployed, (recipe, base), project, progress)
+    inputs, milliseconds = _inputs(split, deployed, (recipe, base), project, progress)
     facts = preflight(deployed, split, inputs.reference)
     free = routes.train_free_models(inputs, _folds(inputs), progress)
     results = routes.measure_routes(inputs, free, progress)
-    cost = _Cost(
-        old_ms=old_ms,
-        new_ms=new_ms,
-        rows=facts.gallery_rows,
-        training=sum(item.split == "train" for item in data.items),
-    )
+    cost = _Cost.measure(inputs, facts, data, deployed.catalog.ids, milliseconds)
     whole = _Gallery.whole(inputs, deployed, facts)
     estimates = _estimates(inputs, whole, results, load_policy(project.policy), cost)
     chosen, reason = recommend(estimates)
@@ -164,12 +162,50 @@ def _sample_warning(facts: Preflight) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Cost:
-    """Each encoder's milliseconds an image, and the numbers of gallery rows and training items."""
+    """What a route costs the whole store, from each encoder's milliseconds an image.
+
+    ``rows`` are the store's, ``training`` all training items, ``encoded`` those of them whose old
+    feature is not stored. ``paired`` is the share of the gallery that adapters are fitted on beside
+    the labelled training items, ``trained`` the share of the training items that the plan uses.
+    """
 
     old_ms: float
     new_ms: float
     rows: int
     training: int
+    encoded: int = 0
+    paired: float = 1.0
+    trained: float = 1.0
+
+    @classmethod
+    def measure(
+        cls, inputs: RouteInputs, facts: Preflight, data: Dataset, ids: Sequence[str], ms: _Times
+    ) -> _Cost:
+        """``data`` are all items, ``ids`` the store's."""
+        stored, training = set(ids), [item.id for item in data.items if item.split == "train"]
+        planned = {item.id for item in inputs.data.items if item.split == "train"}
+        pairs = {inputs.data.ids[int(row)] for row in inputs.pair_rows} - planned
+        return cls(
+            old_ms=ms.old,
+            new_ms=ms.new,
+            rows=facts.gallery_rows,
+            training=len(training),
+            encoded=sum(item not in stored for item in training),
+            paired=len(pairs & stored) / max(1, facts.gallery_images),
+            trained=len(planned) / max(1, len(training)),
+        )
+
+    def gallery_passed(self, result: RouteResult) -> float:
+        """The share of the gallery that the new backbone embeds, beside labelled training items."""
+        if result.name in ADAPTED:
+            return self.paired
+        return result.rewritten
+
+    def passes(self, result: RouteResult) -> int:
+        """Images that the new backbone embeds."""
+        if result.name == Route.KEEP:
+            return 0
+        return self.training + round(self.gallery_passed(result) * self.rows)
 
     def query_ms(self, result: RouteResult) -> float:
         milliseconds = {"old": self.old_ms, "new": self.new_ms}
@@ -178,14 +214,23 @@ class _Cost:
     def one_time_s(self, result: RouteResult) -> float:
         if result.name == Route.KEEP:
             return 0.0
-        passes = self.training + (self.rows if result.name != Route.REEMBED else 0)
-        reembedded = result.rewritten * self.rows if result.name != Route.LIFT else 0.0
-        milliseconds = passes * self.new_ms + reembedded * self.query_ms(result)
-        return result.variant.seconds + milliseconds / 1000
+        old_passes = 0 if result.name == Route.REEMBED else self.encoded
+        if "old" in result.variant.encoders:
+            old_passes += round(result.rewritten * self.rows)
+        milliseconds = self.passes(result) * self.new_ms + old_passes * self.old_ms
+        return result.variant.seconds / self.trained + milliseconds / 1000
 
     def rewritten_bytes(self, result: RouteResult) -> int:
         dim: int = result.queries.shape[1]
         return round(result.rewritten * self.rows) * 4 * dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Times:
+    """Milliseconds that each encoder takes for one image."""
+
+    old: float
+    new: float
 
 
 def _inputs(
@@ -194,7 +239,7 @@ def _inputs(
     new: tuple[Recipe, Path],
     project: Project,
     progress: Progress,
-) -> tuple[RouteInputs, float, float]:
+) -> tuple[RouteInputs, _Times]:
     """Both models' features of every item of the plan, and each model's milliseconds an image."""
     from compatctl.train import Features
 
@@ -220,7 +265,8 @@ def _inputs(
         cluster=project.cluster,
         old_model_gone=project.old_model_gone,
     )
-    return inputs, 1000 * old_s / max(1, len(others)), 1000 * new_s / max(1, len(data))
+    times = _Times(old=1000 * old_s / max(1, len(others)), new=1000 * new_s / max(1, len(data)))
+    return inputs, times
 
 
 def _folds(inputs: RouteInputs) -> list[Fold]:
@@ -255,6 +301,7 @@ def _estimates(
             RouteEstimate(
                 name=Route(result.name),
                 setting=result.variant.setting,
+                gallery_passed=cost.gallery_passed(result),
                 rows=len(gallery.stored),
                 recall=after.recall[1],
                 gain=after.recall[1] - before.recall[1],
@@ -267,17 +314,28 @@ def _estimates(
                 else None,
                 encoders=len(result.variant.encoders),
                 query_ms=cost.query_ms(result),
+                passes=cost.passes(result),
                 one_time_s=cost.one_time_s(result),
                 rewritten_bytes=cost.rewritten_bytes(result),
             )
         )
-    if next(estimate for estimate in estimates if estimate.name == Route.REEMBED).low > 0.0:
-        return tuple(estimates)
-    return tuple(replace(estimate, gain_retained=None) for estimate in estimates)
+    return _in_order(estimates)
+
+
+def _in_order(estimates: Sequence[RouteEstimate]) -> tuple[RouteEstimate, ...]:
+    """By the share of the gallery passed, without shares of a gain that is not shown."""
+    ordered = sorted(
+        estimates, key=lambda estimate: (estimate.name != Route.KEEP, estimate.gallery_passed)
+    )
+    if next(estimate for estimate in ordered if estimate.name == Route.REEMBED).low > 0.0:
+        return tuple(ordered)
+    return tuple(replace(estimate, gain_retained=None) for estimate in ordered)
 
 
 def _is_judged(result: RouteResult) -> bool:
-    return result.name == Route.LIFT or (result.rewritten == 0.0 and result.name != Route.KEEP)
+    if result.name in {Route.LIFT, Route.REEMBED}:
+        return True
+    return result.rewritten == 0.0 and result.name != Route.KEEP
 
 
 def _verdict(
@@ -287,7 +345,7 @@ def _verdict(
     policy: Policy,
     resampling: Sampling,
 ) -> str:
-    """The gate's verdict on the planning queries; lift is judged as ``lift`` itself is."""
+    """The gate's verdict on the planning queries; a rewritten gallery is judged as by ``lift``."""
     group = result.compare(gallery.truth, inputs.old_queries.queries, gallery.stored, policy)
     return adaptive_verdict(policy, [group], [], [], resampling).outcome
 

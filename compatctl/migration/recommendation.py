@@ -30,24 +30,33 @@ COMMANDS = {
         "compatctl lift free.onnx --dry-run",
         "compatctl lift free.onnx",
     ),
+    Route.REEMBED: (
+        "compatctl finetune --base {base} --recipe free.yaml --output free.onnx",
+        "compatctl init --model free.onnx --store store-of-new",
+    ),
 }
-"""The commands that make and judge a route's candidate; lift judges itself before it writes."""
+"""The commands that make and judge a route's candidate; lift judges itself before it writes.
+Re-embedding makes another store, and leaves the deployed one as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouteEstimate:
     """One route on the planning classes. ``gain`` is in recall@1 over the old queries.
 
-    ``rows`` is the number of gallery rows searched: all of the store's for a route that keeps the
-    gallery, otherwise those whose images are at hand. ``gain_retained`` is the share of
-    re-embedding's gain, on the latter rows; None where re-embedding is not shown to gain.
-    ``verdict`` is the gate's, for lift and the routes that keep the gallery, at a level corrected
-    for their number. ``query_ms`` is the encoders' time for one image, ``one_time_s`` the one-off
-    computation for the whole gallery.
+    ``gallery_passed`` is the share, 0 to 1, of the store's gallery that goes through the new
+    backbone, beside labelled training items. ``rows`` is the number of gallery rows searched: all
+    of the store's for a route that keeps the gallery, otherwise those whose images are at hand.
+    ``gain_retained`` is the share of re-embedding's gain, on the latter rows; None where
+    re-embedding is not shown to gain.
+    ``verdict`` is the gate's, for lift, re-embedding and the routes that keep the gallery, at a
+    level corrected for their number. ``query_ms`` is the encoders' time for one image. ``passes``
+    (images through the new backbone), ``one_time_s`` (the one-off computation) and
+    ``rewritten_bytes`` (of vectors) are those of the whole store.
     """
 
     name: Route
     setting: str
+    gallery_passed: float
     rows: int
     recall: float
     gain: float
@@ -58,6 +67,7 @@ class RouteEstimate:
     verdict: str | None
     encoders: int
     query_ms: float
+    passes: int
     one_time_s: float
     rewritten_bytes: int
 
@@ -65,32 +75,52 @@ class RouteEstimate:
 def recommend(estimates: Sequence[RouteEstimate]) -> tuple[Route, str]:
     """The passing route with the largest gain, otherwise ``KEEP``, and why.
 
-    Lift is recommended only if no route that keeps the gallery passes. Of equal gains the first
-    route wins.
+    A route that passes nothing of the gallery through the new model comes first, then one that
+    keeps the gallery, then lift, then re-embedding. Of equal gains the first route wins.
     """
     judged = [estimate for estimate in estimates if estimate.verdict is not None]
-    unwritten = [estimate for estimate in judged if estimate.name != Route.LIFT]
-    for candidates in (unwritten, judged):
-        passing = [estimate for estimate in candidates if estimate.verdict == "pass"]
+    for kind in range(4):
+        passing = [
+            estimate
+            for estimate in judged
+            if estimate.verdict == "pass" and _sacrifice(estimate) == kind
+        ]
         if passing:
             return _explain(max(passing, key=lambda estimate: estimate.gain))
     ceiling = next(estimate for estimate in estimates if estimate.name == Route.REEMBED)
     why = f"no route passes with the gallery as it is; re-embedding all of it: {_gain(ceiling)}"
-    for candidates in (unwritten, judged):
-        undecided = [
-            estimate
-            for estimate in candidates
-            if estimate.verdict == "inconclusive" and estimate.gain > 0.0
-        ]
-        if undecided:
-            best = max(undecided, key=lambda estimate: estimate.gain)
-            nearest = f"nearest is {best.name}: {_gain(best)}"
-            return Route.KEEP, f"{why}; {nearest}, more validation classes would settle it"
+    undecided = [
+        estimate
+        for estimate in judged
+        if estimate.verdict == "inconclusive"
+        and estimate.gain > 0.0
+        and estimate.name != Route.REEMBED
+    ]
+    if undecided:
+        kept = [estimate for estimate in undecided if estimate.name != Route.LIFT]
+        best = max(kept or undecided, key=lambda estimate: estimate.gain)
+        nearest = f"nearest is {best.name}: {_gain(best)}"
+        return Route.KEEP, f"{why}; {nearest}, more validation classes would settle it"
     return Route.KEEP, why
+
+
+def _sacrifice(estimate: RouteEstimate) -> int:
+    """What a route costs the gallery: 0 nothing, 1 passes, 2 the index, 3 everything."""
+    if estimate.name == Route.REEMBED:
+        return 3
+    if estimate.name == Route.LIFT:
+        return 2
+    return int(estimate.gallery_passed > 0.0)
 
 
 def _explain(best: RouteEstimate) -> tuple[Route, str]:
     why = f"it gains {_gain(best)}"
+    if best.name == Route.REEMBED:
+        return best.name, (
+            f"no route passes with the gallery as it is; {why}. It costs {best.passes:,} passes of "
+            f"the new model, {best.one_time_s:,.0f} s here, and {best.rewritten_bytes:,} bytes of "
+            "vectors in a store of its own"
+        )
     if best.gain_retained:
         why += f", {best.gain_retained:.0%} of what re-embedding would give"
     if best.name == Route.LIFT:

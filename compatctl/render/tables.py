@@ -245,6 +245,7 @@ def plan_table(console: Console, plan: Plan) -> None:
     _preflight(console, plan.preflight)
     rows = [
         (
+            f"{route.gallery_passed:.0%}",
             route.name,
             route.recall,
             f"{route.gain:+.4f} ({route.low:+.4f} to {route.high:+.4f})",
@@ -252,6 +253,7 @@ def plan_table(console: Console, plan: Plan) -> None:
             route.negative_flips,
             route.verdict,
             f"{route.query_ms:.1f}",
+            f"{route.passes:,}",
             f"{route.one_time_s:.0f}",
             f"{route.rewritten_bytes / 1e6:.1f}",
         )
@@ -261,6 +263,7 @@ def plan_table(console: Console, plan: Plan) -> None:
     keep = next(route for route in plan.routes if route.name == "keep")
     console.print(f"recall@1 today: {keep.recall:.4f}, {keep.query_ms:.1f} ms a query")
     names = (
+        "passed",
         "route",
         "recall@1",
         "gain",
@@ -268,6 +271,7 @@ def plan_table(console: Console, plan: Plan) -> None:
         "neg. flips",
         "gate",
         "ms/query",
+        "passes",
         "s once",
         "MB new",
     )

@@ -45,6 +45,7 @@ def _expected(name: str, gain: float, low: float, verdict: str | None) -> RouteE
     return RouteEstimate(
         name=Route(name),
         setting="",
+        gallery_passed=1.0 if name in {"lift", "re-embed"} else 0.0,
         rows=100,
         recall=0.5 + gain,
         gain=gain,
@@ -55,6 +56,7 @@ def _expected(name: str, gain: float, low: float, verdict: str | None) -> RouteE
         verdict=verdict,
         encoders=1,
         query_ms=1.0,
+        passes=100,
         one_time_s=1.0,
         rewritten_bytes=0,
     )
@@ -66,7 +68,10 @@ def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
     result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
     assert result.code == 0, result.stderr
     sheet = {entry["name"]: entry for entry in result.json["routes"]}
-    assert list(sheet)[:2] == ["keep", "re-embed"]
+    assert list(sheet)[:3] == ["keep", "finetune", "fuse"]
+    shares = [entry["gallery_passed"] for entry in sheet.values()]
+    assert shares == sorted(shares)
+    assert shares[:3] == [0.0, 0.0, 0.0]
     keep, ceiling = sheet["keep"], sheet["re-embed"]
     assert (keep["gain"], keep["one_time_s"], keep["rewritten_bytes"]) == (0.0, 0.0, 0)
     facts = result.json["preflight"]
@@ -78,7 +83,13 @@ def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
         assert value["gain"] == pytest.approx(value["recall"] - keep["recall"])
         assert value["low"] <= value["gain"] <= value["high"]
         untouched = value["rewritten_bytes"] == 0 and value["name"] != "keep"
-        assert (value["verdict"] is not None) == (untouched or value["name"] == "lift")
+        rewritten = value["name"] in {"lift", "re-embed"}
+        assert (value["verdict"] is not None) == (untouched or rewritten)
+    training = sheet["finetune"]["passes"]
+    assert (keep["passes"], sheet["fuse"]["passes"]) == (0, training)
+    assert ceiling["passes"] == training + facts["gallery_rows"]
+    half = training + round(0.5 * facts["gallery_rows"])
+    assert sheet["backfill 50%"]["passes"] == half
     assert sheet["fuse"]["query_ms"] > sheet["finetune"]["query_ms"]
     assert sheet["lift"]["rewritten_bytes"] == ceiling["rewritten_bytes"]
     assert sheet["lift"]["query_ms"] == ceiling["query_ms"]
@@ -254,12 +265,37 @@ def test_lift_is_recommended_only_if_no_route_that_keeps_the_gallery_passes() ->
     assert "+0.3000 (+0.2000 to +0.4000)" in why
     assert "the whole index, all 538,112 bytes of its vectors" in why
     assert "rollback undoes it" in why
+    bridge = replace(tuned, name=Route.BRIDGE, gain=0.1, gallery_passed=0.9)
+    assert recommend((keep, ceiling, tuned, bridge, lift))[0] == "finetune"
+    assert recommend((keep, ceiling, open_route, bridge, lift))[0] == "bridge"
     for verdict in ("fail", "inconclusive"):
         assert recommend((keep, ceiling, replace(lift, verdict=verdict)))[0] == "keep"
     _, why = recommend((keep, ceiling, open_route, replace(lift, verdict="inconclusive")))
     assert "nearest is finetune" in why
     _, why = recommend((keep, ceiling, replace(lift, verdict="inconclusive")))
     assert "nearest is lift" in why
+
+
+def test_re_embedding_is_recommended_last_and_with_its_cost() -> None:
+    """Only where it is shown to gain and no other route is; then with passes, seconds and bytes."""
+    keep = replace(_expected("keep", 0.0, 0.0, None), high=0.0)
+    ceiling = replace(
+        _expected("re-embed", 0.2, 0.15, "pass"),
+        passes=1_234_567,
+        one_time_s=3600.0,
+        rewritten_bytes=512_000,
+    )
+    tuned = _expected("finetune", 0.05, 0.02, "pass")
+    lift = _expected("lift", 0.1, 0.05, "pass")
+    assert recommend((keep, tuned, lift, ceiling))[0] == "finetune"
+    assert recommend((keep, replace(tuned, verdict="fail"), lift, ceiling))[0] == "lift"
+    open_route = replace(tuned, verdict="inconclusive")
+    name, why = recommend((keep, open_route, replace(lift, verdict="fail"), ceiling))
+    assert name == "re-embed"
+    for part in ("1,234,567 passes", "3,600 s", "512,000 bytes", "no route passes"):
+        assert part in why
+    for verdict in ("fail", "inconclusive"):
+        assert recommend((keep, open_route, replace(ceiling, verdict=verdict)))[0] == "keep"
 
 
 def test_every_command_that_a_plan_names_exists() -> None:
