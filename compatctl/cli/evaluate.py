@@ -11,8 +11,10 @@ from compatctl.cli.app import VERDICT_EXIT_CODES, Outcome, command
 from compatctl.cli.options import (
     Cluster,
     DryRun,
+    Passes,
     RecipeSeed,
     ResamplingSeed,
+    Rescore,
     SkipBad,
     TrainingRecordFile,
     refuse_given,
@@ -117,6 +119,8 @@ def verify(
             "--latency", help="Time both encoders; the report then differs from run to run."
         ),
     ] = False,
+    rescore: Rescore = None,
+    passes: Passes = None,
     self_test: Annotated[
         bool,
         typer.Option(
@@ -154,6 +158,8 @@ def verify(
         pairs=pairs,
         qrels=qrels,
         similarity=similarity,
+        rescore=rescore,
+        passes=passes,
         latency=latency,
         self_test=self_test,
         seed=seed,

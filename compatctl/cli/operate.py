@@ -16,7 +16,9 @@ from compatctl.cli.options import (
     ForceWrite,
     IndependentEncoder,
     PairShare,
+    Passes,
     Reason,
+    Rescore,
     SkipBad,
     TrainingRecordFile,
     refuse_given,
@@ -44,13 +46,24 @@ def deploy(
         typer.Option("--again", help="Deploy a model that was rolled back; needs --reason."),
     ] = False,
     reason: Reason = None,
+    rescore: Rescore = None,
+    passes: Passes = None,
+    max_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--max-ms",
+            min=0.0,
+            help="With --rescore: milliseconds after which a query embeds no further image.",
+        ),
+    ] = None,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
     """Make the verified candidate the query model. The index does not change."""
-    from compatctl.commands.deploy import deploy
+    from compatctl.commands.deploy import RescoringOptions, deploy
 
     result = deploy(
         project,
+        rescoring=RescoringOptions(rescore=rescore, passes=passes, max_ms=max_ms),
         model=model,
         forced_reason=None if again else _forced_reason(force, reason),
         again_reason=_again_reason(force, reason) if again else None,
@@ -288,6 +301,8 @@ def search(
         warnings.append(
             f"{result.unknown} gallery items have no value in the data, and are searched"
         )
+    if result.rescoring is not None:
+        warnings += result.rescoring.warnings
     return Outcome(result=result, table=search_table, warnings=warnings)
 
 

@@ -100,6 +100,22 @@ Reason = Annotated[
 ]
 
 
+Rescore = Annotated[
+    int | None,
+    _setting(
+        "--rescore",
+        "Rank this many first answers of a query again, by free vectors of the new model.",
+    ),
+]
+Passes = Annotated[
+    int | None,
+    _setting(
+        "--passes",
+        "With --rescore: images that a query may embed at most. Default: as many as it re-scores.",
+    ),
+]
+
+
 def with_project(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command ``--project`` and the options ``names``, and pass it the Project they make."""
 

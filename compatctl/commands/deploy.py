@@ -20,12 +20,29 @@ from compatctl.deployment.provenance import as_proven, refuse_unproven
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, GateError, InputError, UsageError
 from compatctl.evaluation.attempts import require_counted_attempt
+from compatctl.evaluation.options import rescored_and_passes
 from compatctl.evaluation.report_match import require_matching_report
+from compatctl.evaluation.rescoring import require_free
 from compatctl.files import sha256_bytes
-from compatctl.manifest import Manifest, ModelShare, Operation
+from compatctl.manifest import Manifest, ModelShare, Operation, Rescoring
 from compatctl.recipe import Project, load_policy
 from compatctl.report import VerifiedReport, check_signature, policy_sha256, read_report
 from compatctl.store import Store, rolled_back_models
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescoringOptions:
+    """Re-score ``rescore`` answers, with at most ``passes`` images and ``max_ms`` milliseconds a
+    query; None: as the project says."""
+
+    rescore: int | None = None
+    passes: int | None = None
+    max_ms: float | None = None
+
+    def within(self, project: Project) -> Project:
+        """The project with these entries."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(project, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +52,7 @@ class DeployResult:
     Attributes:
         signature: of the report: ``checked``, ``not checked`` (there is no key here), or ``none``.
         calibrated: scores are mapped to the scale that callers know.
+        rescoring: how search ranks the first answers again; None: it does not.
     """
 
     generation: int
@@ -47,6 +65,7 @@ class DeployResult:
     forced_reason: str | None
     again_reason: str | None
     calibrated: bool
+    rescoring: Rescoring | None
     written: bool
 
 
@@ -56,6 +75,7 @@ def deploy(
     model: Path | None = None,
     forced_reason: str | None = None,
     again_reason: str | None = None,
+    rescoring: RescoringOptions | None = None,
     dry_run: bool = False,
 ) -> DeployResult:
     """Make the model that the report verified the store's query model.
@@ -63,6 +83,7 @@ def deploy(
     Args:
         forced_reason: deploy whatever the report's verdict, options and the history say.
         again_reason: deploy although the model was rolled back.
+        rescoring: re-score answers as the report judged it; default: as the project says.
 
     Raises:
         GateError: no report; a failing one; one of other models, index, policy, data or options
@@ -74,6 +95,7 @@ def deploy(
             or its class registry or rehearsal memory is missing.
         ConflictError: the store is locked, or changed meanwhile.
     """
+    project = (rescoring or RescoringOptions()).within(project)
     store = open_store(project)
     manifest = store.manifest
     has_report = forced_reason is None or project.report.is_file()
@@ -82,7 +104,8 @@ def deploy(
     model_file = _candidate(project, model, verified)
     encoder = _of_dimension(model_file, manifest.index.dim)
     policy = policy_sha256(load_policy(project.policy))
-    already = _is_deployed(store, model_file, verified, (forced_reason, again_reason))
+    settings = _rescoring(project, verified, encoder, forced=forced_reason is not None)
+    already = _is_deployed(store, model_file, verified, (forced_reason, again_reason), settings)
     if not already:
         refuse_erased_vectors(store, model_file.data, model_file.path)
     if forced_reason is None and not already:
@@ -107,6 +130,7 @@ def deploy(
         again_reason=again_reason,
         calibrated=_calibration(verified, manifest, encoder.sha256) is not None
         or (already and manifest.calibration is not None),
+        rescoring=settings,
         written=not dry_run and not already,
     )
     if result.written and artifacts is not None:
@@ -138,6 +162,7 @@ def _commit(  # noqa: PLR0917
             forced_reason=result.forced_reason,
             again_reason=result.again_reason,
             calibration=_calibration(verified, manifest, result.query_model),
+            rescoring=result.rescoring,
             **artifacts.put(tx, manifest, store.erasures()),
         )
 
@@ -152,11 +177,52 @@ def _calibration(
     return verified.report.calibration.knots if fits else None
 
 
+def _rescoring(
+    project: Project, verified: VerifiedReport | None, encoder: Encoder, *, forced: bool
+) -> Rescoring | None:
+    """How answers are re-scored, by the rule that the report judged; None: they are not.
+
+    Raises:
+        UsageError: a limit without re-scoring.
+        InputError: the encoder has no free vectors.
+        GateError: the report judged something else, or another model.
+    """
+    entry = verified.report.rescoring if verified else None
+    candidates, passes = rescored_and_passes(project.rescore, project.passes)
+    if candidates is None or passes is None:
+        if project.max_ms is not None:
+            raise UsageError("--max-ms goes with --rescore: nothing is re-scored")
+        if entry is not None and not forced:
+            raise GateError(
+                f"the report judged the model with {entry.candidates} answers re-scored, and "
+                "deploy is without",
+                tip=f"compatctl deploy --rescore {entry.candidates} --passes {entry.passes}, or "
+                "verify without --rescore",
+            )
+        return None
+    require_free(encoder)
+    fits = verified is not None and verified.new_sha256 == encoder.sha256
+    if not fits or entry is None or (entry.candidates, entry.passes) != (candidates, passes):
+        raise GateError(
+            f"no report judges this model with {candidates} answers re-scored and {passes} passes",
+            tip=f"compatctl verify old.onnx new.onnx --rescore {candidates} --passes {passes}",
+        )
+    return Rescoring(
+        candidates=candidates,
+        passes=passes,
+        max_ms=project.max_ms,
+        weight=entry.weight,
+        slope=entry.slope,
+        intercept=entry.intercept,
+    )
+
+
 def _is_deployed(
     store: Store,
     model: ModelFile,
     verified: VerifiedReport | None,
     reasons: tuple[str | None, str | None],
+    rescoring: Rescoring | None,
 ) -> bool:
     """Whether this same deploy was committed already, by a run that was killed afterwards.
 
@@ -166,7 +232,7 @@ def _is_deployed(
     report = verified.sha256 if verified else None
     if (current.query_model, current.report) != (model.encoder.sha256, report):
         return False
-    if (current.forced_reason, current.again_reason) != reasons:
+    if (current.forced_reason, current.again_reason) != reasons or current.rescoring != rescoring:
         return False
     return matches_canary(store, current, model.encoder)
 

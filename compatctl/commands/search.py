@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.core.arrays import Bools, Rows, Vectors
+from compatctl.core.arrays import AnyFloats, Bools, Rows, Vectors
+from compatctl.core.nearest import Neighbours
 from compatctl.data import from_files
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.project import open_store
+from compatctl.deployment.rescoring import RescoredSearch, Rescorer
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import columns_of
 from compatctl.files import sha256_file
 from compatctl.manifest import Catalog
+from compatctl.manifest import Rescoring as RescoringSettings
 from compatctl.recipe import Project
 
 
@@ -25,13 +28,15 @@ class Hit:
     """A gallery item.
 
     ``score`` is what a threshold applies to: the cosine or, if the store calibrates scores, the
-    cosine mapped to the scale that callers know. Higher is nearer.
+    cosine mapped to the scale that callers know. Higher is nearer. ``rescored``: its place comes
+    from its free vector; the order of re-scored hits is not that of ``score``.
     """
 
     id: str
     label: str
     score: float
     cosine: float
+    rescored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,36 @@ class Query:
 
     image: str
     hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescoring:
+    """How the first ``candidates`` answers of each query were ranked again.
+
+    Attributes:
+        passed: images that were embedded now.
+        cached: candidates whose free vector was kept from an earlier search.
+        missing: candidates whose image is not in the data, or is another one than was indexed.
+        over_budget: candidates that were left because of the passes or the time.
+        kept: the new free vectors were kept.
+    """
+
+    candidates: int
+    passed: int
+    cached: int
+    missing: int
+    over_budget: int
+    kept: bool
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user must know."""
+        if not self.missing:
+            return ()
+        return (
+            f"{self.missing} candidates were not re-scored: their image is not in the data, does "
+            "not decode, or is not the one that was indexed",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +92,7 @@ class SearchResult:
     index_sha256: str
     left_out: int
     unknown: int
+    rescoring: Rescoring | None
     queries: tuple[Query, ...]
 
 
@@ -85,27 +121,18 @@ def search(
             f"{model} is not the store's query model {manifest.query_model[:12]}",
             tip="omit --model: the store decides which model embeds a query",
         )
-    features = gallery.encoder.embed(from_files(images)).features
+    settings = manifest.rescoring
+    embedded = gallery.encoder.embed(from_files(images), free=settings is not None)
     left_out, unknown = _left_out(project, gallery.catalog, ignore_same)
-    rows, scores = _nearest(gallery, features, k, left_out)
+    count = k if settings is None else max(k, settings.candidates)
+    rows, scores = _nearest(gallery, embedded.features, count, left_out)
+    answers, rescored, known = Neighbours(rows=rows, scores=scores), None, np.zeros_like(rows, bool)
+    if settings is not None and embedded.free is not None:
+        rescored = _rescorer(project, gallery, settings)(answers, embedded.free)
+        answers, known = rescored.nearest, rescored.known
+    rows, scores, known = answers.rows[:, :k], answers.scores[:, :k], known[:, :k]
     scale = score_map(gallery)
     mapped = scores if scale is None else scale(scores)
-    answers = [
-        Query(
-            image=str(image),
-            hits=tuple(
-                Hit(
-                    id=gallery.catalog.ids[row],
-                    label=gallery.catalog.labels[row],
-                    score=float(score),
-                    cosine=float(cosine),
-                )
-                for row, score, cosine in zip(item_rows, item_scores, cosines, strict=True)
-                if row >= 0
-            ),
-        )
-        for image, item_rows, item_scores, cosines in zip(images, rows, mapped, scores, strict=True)
-    ]
     return SearchResult(
         generation=manifest.generation,
         query_model=manifest.query_model,
@@ -113,8 +140,50 @@ def search(
         index_sha256=manifest.index.sha256,
         left_out=int(left_out.sum()),
         unknown=unknown,
-        queries=tuple(answers),
+        rescoring=_summary(settings, rescored),
+        queries=tuple(
+            Query(image=str(image), hits=_hits(gallery.catalog, *parts))
+            for image, *parts in zip(images, rows, mapped, scores, known, strict=True)
+        ),
     )
+
+
+def _hits(
+    catalog: Catalog, rows: Rows, scores: AnyFloats, cosines: Vectors, rescored: Bools
+) -> tuple[Hit, ...]:
+    """The hits of one query, from (k,) columns; row -1: no hit."""
+    return tuple(
+        Hit(
+            id=catalog.ids[row],
+            label=catalog.labels[row],
+            score=float(score),
+            cosine=float(cosine),
+            rescored=bool(known),
+        )
+        for row, score, cosine, known in zip(rows, scores, cosines, rescored, strict=True)
+        if row >= 0
+    )
+
+
+def _rescorer(project: Project, gallery: DeployedGallery, settings: RescoringSettings) -> Rescorer:
+    """Re-scores with the images of the project's data, if it names any."""
+    has_data = project.data is not None and project.data.exists()
+    return Rescorer(
+        encoder=gallery.encoder,
+        catalog=gallery.catalog,
+        settings=settings,
+        data=load_data(project) if has_data else None,
+    )
+
+
+def _summary(
+    settings: RescoringSettings | None, rescored: RescoredSearch | None
+) -> Rescoring | None:
+    if settings is None or rescored is None:
+        return None
+    names = ("passed", "cached", "missing", "over_budget", "kept")
+    counts = {name: getattr(rescored, name) for name in names}
+    return Rescoring(candidates=settings.candidates, **counts)
 
 
 def _left_out(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compatctl.deployment.project import open_store
+from compatctl.manifest import Rescoring
 from compatctl.recipe import Project
 from compatctl.store import manifest_digest
 
@@ -18,6 +19,7 @@ class Status:
         registry, memory: digests of the class registry and of the rehearsal memory.
         proven: false if adopted rows were never compared with their model's embeddings.
         calibrated: ``search`` maps the query model's scores to the scale of an earlier model.
+        rescoring: how ``search`` ranks the first answers again; None: it does not.
         head: digest of the generation; it pins every earlier one.
         oldest_restorable: the first generation that can be restored.
         oldest_gallery: the first generation whose gallery can be restored. Items were erased after
@@ -41,6 +43,7 @@ class Status:
     memory: str | None
     proven: bool
     calibrated: bool
+    rescoring: Rescoring | None
     head: str
     oldest_restorable: int
     oldest_gallery: int
@@ -79,6 +82,7 @@ def status(project: Project) -> Status:
         memory=manifest.memory,
         proven=all(model.proven for model in manifest.models if model.rows),
         calibrated=manifest.calibration is not None,
+        rescoring=manifest.rescoring,
         head=manifest_digest(manifest),
         oldest_restorable=manifest.oldest_restorable,
         oldest_gallery=manifest.oldest_gallery,

@@ -33,6 +33,7 @@ from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.protocol import group_rows
 from compatctl.evaluation.query_report import check_form, write_queries
 from compatctl.evaluation.report_match import evaluation_set_sha256
+from compatctl.evaluation.rescoring import require_free
 from compatctl.evaluation.verdict import (
     NEXT_STEPS,
     NO_STORE,
@@ -110,6 +111,8 @@ def _verify_models(  # noqa: PLR0917
 ) -> Report:
     data = load_data(project)
     encoders = load_encoders(old, new, data)
+    if options.rescore is not None:
+        require_free(encoders[1])
     record = find_record(new, encoders[1], named=options.training, candidate=project.candidate)
     gallery = open_deployed(project, encoders[0])
     groups = query_groups(data, record, options)
@@ -141,6 +144,7 @@ def _verify_models(  # noqa: PLR0917
         searched=findings.searched,
         pairs=pairs,
         ann=findings.ann,
+        rescoring=findings.rescoring,
         latency=latency,
         registry_sha256=record.registry_sha256 if record else None,
         not_checked=unchecked + unproven(checks),

@@ -45,6 +45,10 @@ CHECKS_WITHOUT_INTERVAL = (
 SMALL_SAMPLE_CHECKS = ("slice_gain", "chain_gain")
 """Checks that do not decide if they have fewer queries than ``slice_min_queries``."""
 
+VETO_CHECKS = frozenset({"half_warm_gain", "warm_gain"})
+"""Checks that decide by failing alone: re-scored answers as the cache of free vectors fills. What
+is deployed, the answers with an empty cache, must pass; these must not fail."""
+
 BORDERLINE_SIGMAS = 4.0
 """Standard errors of a p-value within which the draw could decide."""
 
@@ -166,7 +170,7 @@ def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verd
     or none decides, else ``pass``. The empirical criterion must be among the deciding checks, or
     the verdict is not a pass. A check without a threshold in the policy is measured, stays
     ``inconclusive`` and does not decide. A check of the evidence itself (``Rule.may_fail`` is
-    False) passes or is inconclusive.
+    False) passes or is inconclusive. One of ``VETO_CHECKS`` that does not fail changes nothing.
 
     Raises:
         InputError: one check of one group twice.
@@ -180,7 +184,11 @@ def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verd
     settled = tuple(
         _settled(policy, check, rules.get(check.name), adjusted.get(check.key)) for check in marked
     )
-    outcomes = {check.outcome for check in settled if check.decides}
+    outcomes = {
+        check.outcome
+        for check in settled
+        if check.decides and (check.outcome == "fail" or check.name not in VETO_CHECKS)
+    }
     criterion = any(check.decides and check.name == "recall_gain" for check in settled)
     outcome: Outcome = "pass" if outcomes == {"pass"} and criterion else "inconclusive"
     return Verdict(outcome="fail" if "fail" in outcomes else outcome, checks=settled)
@@ -212,9 +220,11 @@ def holm(p: Sequence[float]) -> list[float]:
 def _adjusted(deciding: Sequence[Check], attempt: int) -> dict[CheckKey, tuple[float, float]]:
     """The adjusted p-values of passing and of failing."""
     raw = {check.key: check.raw_p for check in deciding if check.raw_p is not None}
-    passing = holm([min(1.0, attempt * p) for p, _ in raw.values()])
+    needed = [key for key in raw if key[0] not in VETO_CHECKS]
+    passing = {key: min(1.0, attempt * p) for key, (p, _) in raw.items()}
+    passing |= dict(zip(needed, holm([passing[key] for key in needed]), strict=True))
     failing = holm([p for _, p in raw.values()])
-    return dict(zip(raw, zip(passing, failing, strict=True), strict=True))
+    return {key: (passing[key], p) for key, p in zip(raw, failing, strict=True)}
 
 
 def _as_check(policy: Policy, measurement: Measurement, rule: Rule | None) -> Check:

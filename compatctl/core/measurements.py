@@ -62,6 +62,12 @@ class GroupEvidence:
     """Old queries on the old gallery."""
     new_old: Retrieval
     """New queries on the old gallery: the cross-test."""
+    first_stage: Retrieval | None = None
+    """New queries on the old gallery before re-scoring; None: ``new_old`` is not re-scored."""
+    half_warm: Retrieval | None = None
+    """New queries, re-scored with half of the free vectors known beforehand."""
+    warm: Retrieval | None = None
+    """New queries, re-scored with all free vectors known beforehand."""
     new_new: Retrieval | None = None
     """New queries on a new gallery: the self-test."""
     inequalities: Inequalities | None = None
@@ -281,7 +287,7 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, Statistic]:
         f"A share of {group.flips.negative:.4f} of the queries turned from right to wrong and "
         f"{group.flips.positive:.4f} from wrong to right (McNemar's exact p {group.mcnemar:.3g})",
     )
-    statistics |= _other_galleries(group, k)
+    statistics |= _other_galleries(group, k) | _rescored(group, k)
     for name, mask in group.slices.items():
         matched = mask & old.has_match
         statistics["slice_gain", name] = (
@@ -293,9 +299,26 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, Statistic]:
     return statistics
 
 
+def _rescored(group: GroupEvidence, k: int) -> dict[Key, Statistic]:
+    """The gains of re-scored queries once free vectors are known; empty without re-scoring."""
+    statistics: dict[Key, Statistic] = {}
+    for name, share in (("half_warm", "half of"), ("warm", "all")):
+        test = getattr(group, name)
+        if test is not None:
+            recalls = test.recall[k], group.old_old.recall[k]
+            phrase = f"Recall@{k} {group.gallery_phrase}, {share} free vectors known,"
+            gain = _gain(group.classes, group.old_old, test, k)
+            statistics[f"{name}_gain", ""] = (
+                gain,
+                group.old_old.n_with_match,
+                _compare(phrase, *recalls),
+            )
+    return statistics
+
+
 def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, Statistic]:
     """Self-test, mixed gallery, real index and thresholds, if they were measured."""
-    old, new = group.subset_baseline or (group.old_old, group.new_old)
+    old, new = group.subset_baseline or (group.old_old, group.first_stage or group.new_old)
     n = old.n_with_match
     statistics: dict[Key, Statistic] = {}
     if group.new_new is not None:
@@ -349,9 +372,10 @@ def _compare(quantity: str, new: float, old: float) -> str:
 
 def _check_group(policy: Policy, group: GroupEvidence) -> None:
     ks = (policy.recall_at, policy.wide_recall_at)
-    for name in ("old_old", "new_old", "new_new", "old_new", "old_mixed", "new_mixed"):
+    whole = ("old_old", "new_old", "half_warm", "warm")
+    for name in (*whole, "new_new", "old_new", "old_mixed", "new_mixed"):
         retrieval, baseline = getattr(group, name), group.old_old
-        if name not in {"old_old", "new_old"} and group.subset_baseline is not None:
+        if name not in whole and group.subset_baseline is not None:
             baseline = group.subset_baseline[0]
         if retrieval is not None:
             _check_retrieval(f"group {group.name}", retrieval, baseline, ks)

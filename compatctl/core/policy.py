@@ -180,6 +180,8 @@ class Policy:
             elif key.startswith("max_"):
                 check = key.removeprefix("max_").removesuffix("_error")
                 rules[check] = Rule(threshold=float(value), margin=None, above=False)
+        for check in ("half_warm_gain", "warm_gain"):
+            rules[check] = _gain(float(self.min_recall_gain))
         if self.require_proven_store:
             rules["proven_store"] = _gain(1.0)
         if self.require_training_record:

@@ -41,7 +41,7 @@ class MergeRule:
         intercept: of that score.
 
     Raises:
-        InputError: a number that is not finite, or below 0 where it may not be.
+        InputError: ``rule_problem`` finds one.
     """
 
     weight: float
@@ -49,10 +49,8 @@ class MergeRule:
     intercept: float
 
     def __post_init__(self) -> None:
-        for name in ("weight", "slope", "intercept"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or (value < 0 and name != "intercept"):
-                raise InputError(f"a merge rule's {name} must be a number >= 0, got {value}")
+        if problem := rule_problem(self.weight, self.slope, self.intercept):
+            raise InputError(f"a merge rule {problem}")
 
     def scores(self, first: Scores, free: Scores) -> Floats:
         """Scores of candidates with these first and free cosines, of one shape."""
@@ -64,6 +62,16 @@ class MergeRule:
         """Scores of candidates whose free vector is unknown."""
         expected: Floats = self.intercept + self.slope * np.asarray(first, np.float64)
         return expected
+
+
+def rule_problem(weight: object, slope: object, intercept: object) -> str:
+    """What is wrong with the numbers of a merge rule, or nothing."""
+    for name, value in {"weight": weight, "slope": slope, "intercept": intercept}.items():
+        if type(value) not in {int, float} or not math.isfinite(value):  # type: ignore[arg-type]
+            return f"has the {name} {value!r}, which is no finite number"
+        if name != "intercept" and value < 0:  # type: ignore[operator]
+            return f"has the {name} {value!r}, which is below 0"
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +110,32 @@ def free_cosines(queries: Vectors, candidates: Rows, rows: Rows, vectors: Vector
     return cosines
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rescored:
+    """Answers in their new order.
+
+    Attributes:
+        order: (Q, C) the position of each answer in the first stage.
+        scores: (Q, C) the merge rule's scores, non-increasing along a row; -inf: no answer.
+    """
+
+    order: Rows
+    scores: Floats
+
+    def of(self, first: Neighbours) -> Neighbours:
+        """The first stage's answers in the new order, with their first cosines as scores."""
+        return Neighbours(
+            rows=np.take_along_axis(first.rows, self.order, axis=1),
+            scores=np.take_along_axis(first.scores, self.order, axis=1),
+        )
+
+
 def within_budget(missing: Bools, passes: int) -> Bools:
     """(Q, k) the first ``passes`` of each query's ``missing`` candidates (Q, k), nearest first."""
     return missing & (np.cumsum(missing, axis=1) <= passes)
 
 
-def rescore(first: Neighbours, free: Scores, rule: MergeRule) -> Neighbours:
+def rescore(first: Neighbours, free: Scores, rule: MergeRule) -> Rescored:
     """Rank the first k of C answers again; the others follow in their order.
 
     The scores are the rule's, those of the other answers at most the lowest of the first k. Equal
@@ -131,9 +159,8 @@ def rescore(first: Neighbours, free: Scores, rule: MergeRule) -> Neighbours:
     scores[:, :k] = np.take_along_axis(head, order, axis=1)
     if k:
         scores[:, k:] = np.minimum(scores[:, k:], scores[:, k - 1 : k])
-    rows = first.rows.copy()
-    rows[:, :k] = np.take_along_axis(rows[:, :k], order, axis=1)
-    return Neighbours(rows=rows, scores=scores.astype(np.float32))
+    rest = np.broadcast_to(np.arange(k, n), (len(order), n - k))
+    return Rescored(order=np.concatenate([order, rest], axis=1), scores=scores)
 
 
 def fit_merge_rule(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,11 +52,29 @@ class PairedEmbeddings:
     old_gallery: Vectors
     new_gallery: Vectors | None = None
     new_rows: Rows | None = None
+    new_free: Vectors | None = None
+    """(Q, D_free) free vectors of the queries; None: not requested."""
 
     def select_queries(self, kept: Bools) -> PairedEmbeddings:
         """The same for the queries ``kept`` (Q,)."""
         old, new = self.old_queries[kept], self.new_queries[kept]
-        return replace(self, old_queries=old, new_queries=new)
+        free = None if self.new_free is None else self.new_free[kept]
+        return replace(self, old_queries=old, new_queries=new, new_free=free)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RescoredAnswers:
+    """The answers of new queries, re-scored with none, half and all of the free vectors known
+    beforehand; ``touched``: those states, by name, with the gallery rows that each passes."""
+
+    cold: Neighbours
+    half_warm: Neighbours
+    warm: Neighbours
+    touched: dict[str, Rows]
+
+
+Rescore = Callable[[Neighbours, Vectors], RescoredAnswers]
+"""Re-scores first answers (Q, C) of queries with these free vectors (Q, D_free)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +88,8 @@ class GroupResult:
     rates: ErrorRates | None = None
     points: tuple[OperatingPoint, ...] = ()
     calibration: Calibration | None = None
+    touched: dict[str, Rows] = field(default_factory=dict)
+    """State of the cache -> gallery rows that re-scoring passes through the new model."""
     n_judged: int = 0
     """Judgments of its queries and gallery rows."""
     kept: Bools
@@ -85,10 +106,13 @@ def compare(
     thresholds: Thresholds | None = None,
     calibrate: CalibrationRequest | None = None,
     cosines: bool = True,
+    rescore: Rescore | None = None,
 ) -> GroupResult:
     """Search every gallery with both models' queries, and measure what the policy may need.
 
     Without ``cosines`` the features only rank: inequalities and operating points are left out.
+    With ``rescore`` the answers of new queries are those with an empty cache; cosines, thresholds
+    and other galleries are of the first stage.
     Queries whose image is in the gallery under another id are left out: finding it shows nothing.
     """
     ks, k = recall_ks(policy), policy.recall_at
@@ -98,8 +122,14 @@ def compare(
         truth, embeddings = truth.select_queries(kept), embeddings.select_queries(kept)
         old = old.select_queries(kept)
     new = nearest_rows(truth, embeddings.new_queries, embeddings.old_gallery, ks)
-    old_old, new_old = (evaluate_neighbours(truth, nearest, ks) for nearest in (old, new))
     others, bias = _new_galleries(truth, embeddings, policy)
+    touched: dict[str, Rows] = {}
+    if rescore is not None and embeddings.new_free is not None:
+        answers = rescore(new, embeddings.new_free)
+        stages = {"first_stage": new, "half_warm": answers.half_warm, "warm": answers.warm}
+        others |= {name: evaluate_neighbours(truth, part, ks) for name, part in stages.items()}
+        new, touched = answers.cold, answers.touched
+    old_old, new_old = (evaluate_neighbours(truth, nearest, ks) for nearest in (old, new))
     accepts = rates = None
     pairs = (embeddings.old_queries, embeddings.new_queries), embeddings.old_gallery, truth.pairs
     fitted = None if calibrate is None else fit_calibration(*pairs, truth.classes, calibrate.scale)
@@ -127,6 +157,7 @@ def compare(
         calibration=None if fitted is None else fitted.reported,
         points=operating_points(*pairs) if count_points else (),
         n_judged=0 if truth.judged is None else len(truth.judged[0]),
+        touched=touched,
         kept=kept,
     )
 

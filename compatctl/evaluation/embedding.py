@@ -80,11 +80,12 @@ def _embed(
     rows: tuple[Rows, Rows],
     *,
     skip_bad: bool,
+    free: bool = False,
     progress: Progress,
 ) -> tuple[EmbeddedRows, EmbeddedRows]:
     """Embed rows with each encoder; an image is decoded once."""
     reports = (prefixed(progress, "old model"), prefixed(progress, "new model"))
-    old, new = embed_together(encoders, data, rows, skip_bad=skip_bad, progress=reports)
+    old, new = embed_together(encoders, data, rows, skip_bad=skip_bad, free=free, progress=reports)
     return EmbeddedRows.of(old), EmbeddedRows.of(new)
 
 
@@ -119,6 +120,7 @@ class VerifyEmbeddings:
             old_gallery=self.gallery.vectors,
             new_gallery=gallery,
             new_rows=rows,
+            new_free=self.new.take_free(group.queries),
         )
 
     def in_gallery(self, data: Dataset, rows: Rows) -> Vectors:
@@ -139,9 +141,11 @@ def embed_for_verify(
     pairs: Rows,
     self_test: bool,
     skip_bad: bool,
+    free: bool = False,
     progress: Progress,
 ) -> VerifyEmbeddings:
-    """Embed what the groups and the items of ``pairs`` need.
+    """Embed what the groups and the items of ``pairs`` need; ``free``: the new model's free vectors
+    too.
 
     The gallery is the whole store, and every other item of the data that is searched.
     """
@@ -151,7 +155,9 @@ def embed_for_verify(
     queries = np.union1d(group_rows(groups, part="queries"), pairs)
     by_old = np.union1d(queries, extra)
     by_new = np.union1d(queries, np.union1d(held, extra)) if self_test else queries
-    old, new = _embed(data, encoders, (by_old, by_new), skip_bad=skip_bad, progress=progress)
+    old, new = _embed(
+        data, encoders, (by_old, by_new), skip_bad=skip_bad, free=free, progress=progress
+    )
     extra = extra[old.holds(extra)]
     searched = EvaluationGallery.build(
         data, gallery, EmbeddedRows(rows=extra, features=old.take(extra))

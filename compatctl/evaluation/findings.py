@@ -31,9 +31,10 @@ from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.pairs import measure_pairs
 from compatctl.evaluation.protocol import QueryGroup, drop_rows, group_rows
 from compatctl.evaluation.query_report import QueryAnswers
+from compatctl.evaluation.rescoring import Judge
 from compatctl.evaluation.verdict import lost_judgments
 from compatctl.progress import Progress
-from compatctl.report import AnnRecall, PairsResult, SearchedGallery
+from compatctl.report import AnnRecall, PairsResult, RescoringEntry, SearchedGallery
 
 MeasurePairs = Callable[[Sampling], tuple[list[Measurement], PairsResult | None]]
 
@@ -100,6 +101,7 @@ class Findings:
     answers: list[QueryAnswers] = field(default_factory=list)
     embeddings: VerifyEmbeddings | None = None
     """Large; dropped before the index is loaded."""
+    rescoring: RescoringEntry | None = None
     ann_check: AnnCheck | None = None
     ann: AnnRecall | None = None
 
@@ -120,6 +122,7 @@ class Findings:
             pairs=setup.groups.pair_rows,
             self_test=setup.options.self_test,
             skip_bad=setup.options.skip_bad,
+            free=setup.options.rescore is not None,
             progress=progress,
         )
         setup = setup.with_near_vectors(embeddings)
@@ -131,10 +134,12 @@ class Findings:
             bad=embeddings.bad,
             embeddings=embeddings,
         )
-        judged = setup.judged()
+        judged, judge = setup.judged(), None
+        if setup.options.rescore is not None:
+            judge = Judge.fit(setup.data, embeddings, encoders[1], setup.options, progress)
         for group in setup.groups.query_groups:
             kept = drop_rows(group, embeddings.bad)
-            findings = findings._with_group(setup, kept, judged, images, gallery, progress)
+            findings = findings._with_group(setup, kept, judged, images, gallery, judge, progress)
         lost = lost_judgments(judged, findings.results[0]) if judged else ()
         unchecked = setup.options.unchecked() + lost + findings.unchecked
         return replace(findings, unchecked=unchecked)
@@ -146,6 +151,7 @@ class Findings:
         judged: RelevancePairs | None,
         images: GalleryImages,
         store: DeployedGallery | None,
+        judge: Judge | None,
         progress: Progress,
     ) -> Findings:
         """The same with one more group; the deciding one also tests what only a store has."""
@@ -163,12 +169,14 @@ class Findings:
             setup.policy,
             thresholds=options.thresholds(scale),
             calibrate=options.calibration(scale),
+            rescore=judge,
         )
         findings = replace(
             self,
             results=[*self.results, result],
             answers=self.answers + setup.answers(group, gallery, result),
             unchecked=self.unchecked if self.results else missing_value_notes(shared),
+            rescoring=judge.entry(result) if judge and not self.results else self.rescoring,
         )
         if store is None or group.name != DECIDING_GROUP or not result.kept.any():
             return findings

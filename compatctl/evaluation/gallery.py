@@ -34,12 +34,16 @@ from compatctl.progress import Progress, silent
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmbeddedRows:
-    """Unit features (n, D) of the ascending ``rows`` (n,) of a data set."""
+    """Unit features (n, D) of the ascending ``rows`` (n,) of a data set.
+
+    ``free`` (n, D_free): the encoder's free vectors of them, if they were requested.
+    """
 
     rows: Rows
     features: Vectors
     bad: tuple[str, ...] = ()
     """Ids whose image could not be embedded."""
+    free: Vectors | None = None
 
     @classmethod
     def embed(
@@ -50,11 +54,18 @@ class EmbeddedRows:
         *,
         skip_bad: bool = False,
         looks: bool = False,
+        free: bool = False,
         progress: Progress = silent,
     ) -> Self:
         """Embed the ascending rows (n,) of the data; errors as ``Encoder.embed``."""
         (result,) = embed_together(
-            (encoder,), data, (rows,), skip_bad=skip_bad, looks=looks, progress=(progress,)
+            (encoder,),
+            data,
+            (rows,),
+            skip_bad=skip_bad,
+            looks=looks,
+            free=free,
+            progress=(progress,),
         )
         return cls.of(result)
 
@@ -62,7 +73,7 @@ class EmbeddedRows:
     def of(cls, result: Embedded) -> Self:
         """An encoder's result on rows of a data set."""
         bad = tuple(item.id for item in result.bad)
-        return cls(rows=result.rows, features=result.features, bad=bad)
+        return cls(rows=result.rows, features=result.features, bad=bad, free=result.free)
 
     def holds(self, rows: Rows) -> Bools:
         """(m,) whether each of the rows (m,) has a feature."""
@@ -73,6 +84,10 @@ class EmbeddedRows:
         if len(rows) == len(self.rows) and np.array_equal(rows, self.rows):
             return self.features
         return self.features[np.searchsorted(self.rows, rows)]
+
+    def take_free(self, rows: Rows) -> Vectors | None:
+        """(m, D_free) free vectors of the rows (m,), each of which has one; None: not requested."""
+        return None if self.free is None else self.free[np.searchsorted(self.rows, rows)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

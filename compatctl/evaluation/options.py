@@ -16,6 +16,9 @@ from compatctl.evaluation.verdict import Outputs
 from compatctl.files import sha256_file
 from compatctl.recipe import Project
 
+MAX_RESCORED = 100
+"""The most answers of a query that are re-scored."""
+
 PRESENTATION = ("latency", "dry_run", "outputs")
 """Options that change no verdict; every other one is compared by deploy."""
 
@@ -27,8 +30,9 @@ class VerifyOptions:
     ``threshold``: the cosine at which the deployed system accepts; ``new_threshold``: the one for
     new queries (default: the same). ``calibrate``: map new scores to the scale of the old ones.
     ``slices``, ``cluster``, ``ignore_same``: columns of the data. ``pairs``, ``qrels``: files of
-    judgments. ``self_test``: the new model embeds the gallery too. ``similarity``: that of feature
-    tables that do not name one.
+    judgments. ``self_test``: the new model embeds the gallery too. ``rescore``: the answers that
+    are re-scored; ``passes``: those of them that a query may embed (default: all).
+    ``similarity``: that of feature tables that do not name one.
     """
 
     training: Path | None = None
@@ -45,6 +49,8 @@ class VerifyOptions:
     latency: bool = False
     self_test: bool = True
     similarity: str | None = None
+    rescore: int | None = None
+    passes: int | None = None
     seed: int | None = None
     """None: the project's."""
     dry_run: bool = False
@@ -55,12 +61,20 @@ class VerifyOptions:
             value = getattr(self, name)
             if value is not None and not -1.0 <= value <= 1.0:
                 raise UsageError(f"a similarity threshold lies between -1 and 1, got {value}")
+        if self.rescore is not None and not 1 <= self.rescore <= MAX_RESCORED:
+            raise UsageError(f"--rescore takes 1 to {MAX_RESCORED} answers, got {self.rescore}")
+        if self.passes is not None and not 0 <= self.passes <= MAX_RESCORED:
+            raise UsageError(f"--passes takes 0 to {MAX_RESCORED} images, got {self.passes}")
         if self.seed is not None and (self.seed < 0 or not math.isfinite(self.seed)):
             raise UsageError(f"a seed is a whole number of at least 0, got {self.seed}")
 
     def within(self, project: Project) -> VerifyOptions:
         """These options, and the project's where one is not given."""
         here, gate, new_threshold = project, project.gate, self.new_threshold
+        rescore, passes = rescored_and_passes(
+            here.rescore if self.rescore is None else self.rescore,
+            here.passes if self.passes is None else self.passes,
+        )
         return replace(
             self,
             training=self.training or gate.training,
@@ -76,6 +90,8 @@ class VerifyOptions:
             self_test=self.self_test and gate.self_test,
             seed=gate.seed if self.seed is None else self.seed,
             calibrate=self.calibrate or here.calibrate,
+            rescore=rescore,
+            passes=passes,
             outputs=self.outputs.within(project),
         )
 
@@ -125,6 +141,11 @@ class VerifyOptions:
         """Raise a UsageError for options of models, and for unknown similarities."""
         if self.similarity is not None and self.similarity not in SIMILARITIES:
             raise UsageError(f"--similarity is {', '.join(SIMILARITIES)}, got {self.similarity!r}")
+        if self.rescore is not None:
+            raise UsageError(
+                "--rescore is about a model with free vectors, and feature tables have none",
+                tip="verify the ONNX files, or leave the flag out",
+            )
         if self.latency or self.training is not None:
             flag = "--latency" if self.latency else "--training"
             raise UsageError(
@@ -175,6 +196,17 @@ class VerifyOptions:
         if not self.self_test:
             notes.append("self-test, mixed gallery: --no-self-test")
         return tuple(notes)
+
+
+def rescored_and_passes(rescore: int | None, passes: int | None) -> tuple[int | None, int | None]:
+    """Answers to re-score and images that a query may embed; by default as many.
+
+    Raises:
+        UsageError: passes without re-scoring.
+    """
+    if rescore is None and passes is not None:
+        raise UsageError("--passes goes with --rescore: nothing is re-scored", tip="leave it out")
+    return rescore, rescore if passes is None else passes
 
 
 def _json_value(value: Any) -> Any:

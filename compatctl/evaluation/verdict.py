@@ -198,7 +198,8 @@ def group_entry(result: GroupResult, policy: Policy) -> Group:
 def _pairs(evidence: GroupEvidence) -> dict[str, Retrieval]:
     """Query model and gallery -> their retrieval, if tested."""
     pairs: dict[str, Retrieval] = {"old_old": evidence.old_old, "new_old": evidence.new_old}
-    for name in ("new_new", "old_new", "old_mixed", "new_mixed"):
+    rescored = ("first_stage", "half_warm", "warm")
+    for name in (*rescored, "new_new", "old_new", "old_mixed", "new_mixed"):
         test = getattr(evidence, name)
         if test is not None:
             pairs[name] = test

@@ -77,6 +77,25 @@ class StandIn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rescoring:
+    """How the query model's answers are re-scored.
+
+    Attributes:
+        candidates: the first answers that are ranked again.
+        passes: images that a query may embed at most.
+        max_ms: milliseconds after which a query embeds no more; None: no limit.
+        weight, slope, intercept: the merge rule, as ``core.rescoring.MergeRule``.
+    """
+
+    candidates: int
+    passes: int
+    max_ms: float | None
+    weight: float
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One immutable generation of a store; every file is named by its sha256.
 
@@ -85,6 +104,7 @@ class Manifest:
         created_at: ISO 8601, UTC.
         memory: the digest of the rehearsal memory.
         calibration: the knots of the map from the query model's scores to those callers know.
+        rescoring: how its answers are re-scored; None: they are not. Optional in the file.
         policy: the digest of the policy that judged the query model.
         again_reason: why a model that was rolled back serves again.
         restores: the generation that a rollback restored; its gallery may keep added items.
@@ -109,6 +129,7 @@ class Manifest:
     registry: str | None = None
     memory: str | None = None
     calibration: tuple[tuple[float, float], ...] | None = None
+    rescoring: Rescoring | None = None
     report: str | None = None
     policy: str | None = None
     forced_reason: str | None = None
@@ -122,8 +143,11 @@ class Manifest:
     tool_version: str = __version__
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as JSON values."""
-        return asdict(self)
+        """The manifest as JSON values, without ``rescoring`` if there is none."""
+        entries = asdict(self)
+        if self.rescoring is None:
+            del entries["rescoring"]
+        return entries
 
     @classmethod
     def from_json(cls, raw: object, where: str) -> Self:
@@ -136,6 +160,7 @@ class Manifest:
         if not isinstance(raw, dict):
             raise DamagedError(f"{where}: a manifest is a JSON object, got {type(raw).__name__}")
         refuse_other_format(raw, FORMAT, f"{where}: manifest")
+        raw = {"rescoring": None, **raw}
         _check(raw, _MANIFEST, cls, where)
         _check(raw["index"], _INDEX, IndexInfo, f"{where}: index")
         for i, model in enumerate(raw["models"]):
@@ -143,6 +168,8 @@ class Manifest:
         for i, entry in enumerate(raw["stand_ins"]):
             _check(entry, _STAND_IN, StandIn, f"{where}: stand_ins[{i}]")
             _check(entry["model"], _MODEL, ModelShare, f"{where}: stand_ins[{i}].model")
+        if raw["rescoring"] is not None:
+            _check(raw["rescoring"], _RESCORING, Rescoring, f"{where}: rescoring")
         manifest = cls(
             **{
                 **raw,
@@ -151,6 +178,7 @@ class Manifest:
                 "models": tuple(ModelShare(**model) for model in raw["models"]),
                 "erased_models": tuple(raw["erased_models"]),
                 "calibration": raw["calibration"] and tuple(map(tuple, raw["calibration"])),
+                "rescoring": raw["rescoring"] and Rescoring(**raw["rescoring"]),
                 "stand_ins": tuple(
                     StandIn(replaces=entry["replaces"], model=ModelShare(**entry["model"]))
                     for entry in raw["stand_ins"]
@@ -293,6 +321,20 @@ _INDEX: dict[str, _Rule] = {
     "seed": _whole(0),
     "sha256": _SHA256,
 }
+
+
+def _number(value: Any, least: float = float("-inf")) -> bool:
+    return type(value) in {int, float} and least <= value < float("inf")
+
+
+_AT_LEAST_0: _Rule = ("a number >= 0", lambda value: _number(value, 0.0))
+_RESCORING: dict[str, _Rule] = {
+    "candidates": _whole(1),
+    "passes": _whole(0),
+    "max_ms": _or_null(_AT_LEAST_0),
+    **dict.fromkeys(("weight", "slope"), _AT_LEAST_0),
+    "intercept": ("a number", _number),
+}
 _MANIFEST: dict[str, _Rule] = {
     "format": (f"{FORMAT}", lambda value: type(value) is int and value == FORMAT),
     "generation": _whole(1),
@@ -306,6 +348,7 @@ _MANIFEST: dict[str, _Rule] = {
     "tool_version": _TEXT,
     "created_at": _WHEN,
     "calibration": _or_null(("the knots of a score map", lambda value: not knots_problem(value))),
+    "rescoring": _or_null(_OBJECT),
     **dict.fromkeys(("forced_reason", "again_reason"), _or_null(_TEXT)),
     "restores": _or_null(_whole(1)),
     **dict.fromkeys(("oldest_restorable", "oldest_gallery"), _whole(1)),

@@ -63,7 +63,9 @@ class Project:
     ``cluster`` values are resampled as units (in addition to classes), and a gallery item that
     shares an ``ignore_same`` value with the query is no match for it. ``threshold`` is the cosine
     from which the deployed system accepts a match; ``calibrate`` keeps its meaning by a map of the
-    scores. ``junit``, ``markdown``, ``metrics`` and ``queries`` are optional outputs of verify.
+    scores. ``rescore`` answers of a query are ranked again by free vectors; a query embeds at most
+    ``passes`` of them (default: all), and none more after ``max_ms`` milliseconds. ``junit``,
+    ``markdown``, ``metrics`` and ``queries`` are optional outputs of verify.
     ``factories`` lists the modules and callables that a recipe may name. ``old_model_gone`` says
     that queries can no longer run the deployed model: then no candidate may run it.
     """
@@ -86,6 +88,9 @@ class Project:
     ignore_same: tuple[str, ...] = ()
     threshold: float | None = field(default=None, metadata=between(-1.0, 1.0))
     calibrate: bool = False
+    rescore: int | None = field(default=None, metadata=between(1, 100))
+    passes: int | None = field(default=None, metadata=between(0, 100))
+    max_ms: float | None = field(default=None, metadata=between(0.0))
     old_model_gone: bool = False
     split: Split = Split()
     factories: tuple[str, ...] = FACTORIES

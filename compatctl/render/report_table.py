@@ -17,12 +17,16 @@ if TYPE_CHECKING:
         OperatingPoint,
         PairsResult,
         Report,
+        RescoringEntry,
         SearchedGallery,
     )
 
 _TESTS = {
     "old_old": "old / old",
     "new_old": "new / old",
+    "first_stage": "new / old, first stage",
+    "half_warm": "new / old, half-warm",
+    "warm": "new / old, warm",
     "new_new": "new / new",
     "old_new": "old / new",
     "old_mixed": "old / mixed",
@@ -37,6 +41,8 @@ def report_table(console: Console, report: Report) -> None:
         console.print(f"{_searched(report.searched)}\n")
     for group in report.groups:
         _group(console, group)
+    if report.rescoring is not None:
+        _rescoring(console, report.rescoring)
     checks = [check for check in report.verdict.checks if check.decides]
     if checks:
         checks_table(console, checks)
@@ -68,6 +74,28 @@ def report_table(console: Console, report: Report) -> None:
     console.print(f"not checked: {cell('; '.join(report.not_checked))}")
     console.print(f"\nverdict: {report.verdict.outcome}. {cell(report.summary)}")
     console.print(f"next: {report.next_step}")
+
+
+def _rescoring(console: Console, entry: RescoringEntry) -> None:
+    """The states of the cache, with the share of the gallery that each passes."""
+    console.print(
+        f"re-scored: the first {entry.candidates} answers, at most {entry.passes} images embedded "
+        f"for a query; free cosine + {entry.weight:g} x first cosine, or {entry.intercept:.3f} + "
+        f"{entry.slope:.3f} x first cosine without a free vector"
+    )
+    if entry.unavailable:
+        console.print(f"{entry.unavailable} rows have no image here and cannot be re-scored")
+    ks = sorted(entry.first_stage, key=int)
+    rows: list[tuple[object, ...]] = [
+        ("not re-scored", "0.00%", *(entry.first_stage[k] for k in ks)),
+        *(
+            (state.name, f"{state.passed_share:.2%}", *(state.recall[k] for k in ks))
+            for state in entry.states
+        ),
+    ]
+    columns = ("free vectors", "gallery passed", *(f"recall@{k}" for k in ks))
+    print_table(console, columns, rows)
+    console.print("the cold state decides; half-warm and warm must not fail\n")
 
 
 def _units(group: Group) -> str:

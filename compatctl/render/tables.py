@@ -99,7 +99,17 @@ def search_table(console: Console, result: SearchResult) -> None:
         console.print(cell(query.image))
         scores = ("cosine", "score") if result.calibrated else ("cosine",)
         rows = [(hit.id, hit.label, *(getattr(hit, name) for name in scores)) for hit in query.hits]
-        print_table(console, ("item", "label", *scores), rows)
+        if result.rescoring is None:
+            print_table(console, ("item", "label", *scores), rows)
+            continue
+        marks = ["yes" if hit.rescored else "" for hit in query.hits]
+        marked = [(*row, mark) for row, mark in zip(rows, marks, strict=True)]
+        print_table(console, ("item", "label", *scores, "re-scored"), marked)
+    if (part := result.rescoring) is not None:
+        console.print(
+            f"re-scored: the first {part.candidates} answers; {part.passed} images embedded, "
+            f"{part.cached} vectors from the cache, {part.over_budget} left by the limits"
+        )
 
 
 def backfill_table(console: Console, result: Backfilled) -> None:

@@ -18,6 +18,7 @@ from compatctl.core.gate import CHECKS_WITHOUT_INTERVAL, Check, CheckKey, settle
 from compatctl.core.knots import knots_problem
 from compatctl.core.measurements import DECIDING_GROUP, PARTIAL_CHECKS
 from compatctl.core.policy import Policy, Rule
+from compatctl.core.rescoring import rule_problem
 from compatctl.report._report import Group, Report
 from compatctl.report._summary import summary
 
@@ -42,6 +43,9 @@ ALWAYS_MEASURED = (
 
 OWN_COUNT = PARTIAL_CHECKS | {"untouched_gain", "stored_share", "matched_share"}
 """Checks whose n is not the number of the group's queries."""
+
+_STATE_PAIRS = {"cold": "new_old", "half-warm": "half_warm", "warm": "warm"}
+"""State of the cache of free vectors -> the group's entry."""
 
 PAIR_CHECKS = ("far_ratio", "frr_increase")
 """Checks that a threshold adds, over pairs of queries and gallery items."""
@@ -72,6 +76,7 @@ def contradictions(report: Report) -> Iterator[str]:
         if check.name in rules and not check.may_decide and _in_deciding_group(check, report):
             yield f"{name} decides"
     yield from _calibration_contradictions(report)
+    yield from _rescoring_contradictions(report)
     yield from _index_contradictions(report)
     present = {check.key for check in verdict.checks}
     for check_name, group in sorted(_required_checks(report, rules) - present):
@@ -86,6 +91,30 @@ def _calibration_contradictions(report: Report) -> Iterator[str]:
         yield "it has a calibration that the options do not name, or lacks one that they name"
     if calibration is not None and (problem := knots_problem(calibration.knots)):
         yield f"its calibration is not a score map, which {problem}"
+
+
+def _rescoring_contradictions(report: Report) -> Iterator[str]:
+    """Compare the rule, the states and the shares with the options, the group and the gallery."""
+    entry = report.rescoring
+    stated = None if entry is None else (entry.candidates, entry.passes)
+    options = report.options.get("rescore"), report.options.get("passes")
+    if stated != (options if options[0] is not None else None):
+        yield f"it was re-scored as {stated}, and the options say {options}"
+    if entry is None:
+        return
+    if problem := rule_problem(entry.weight, entry.slope, entry.intercept):
+        yield f"its merge rule {problem}"
+    recalls = {"first_stage": entry.first_stage}
+    recalls |= {_STATE_PAIRS.get(state.name, ""): state.recall for state in entry.states}
+    recall = report.groups[0].recall if report.groups else {}
+    if set(recalls) != {"first_stage", *_STATE_PAIRS.values()}:
+        yield "it does not have the three states of re-scoring"
+    elif any(recall.get(pair) != values for pair, values in recalls.items()):
+        yield "the recalls of re-scoring are not those of the group"
+    for state in entry.states:
+        rows = report.searched.rows if report.searched else 0
+        if not _same(state.passed_share, state.passed / max(1, rows)):
+            yield f"the share that re-scoring passes when {state.name} is not of the searched rows"
 
 
 def _index_contradictions(report: Report) -> Iterator[str]:
@@ -151,6 +180,8 @@ def _required_checks(report: Report, rules: Mapping[str, Rule]) -> set[CheckKey]
     required = {(name, unseen) for name in ALWAYS_MEASURED}
     if options.get("self_test", True):
         required |= {(name, unseen) for name in ("self_test_gain", "mixed_gain") if name in rules}
+    if options.get("rescore") is not None:
+        required |= {("half_warm_gain", unseen), ("warm_gain", unseen)}
     if options.get("threshold") is not None:
         required |= {(name, unseen) for name in PAIR_CHECKS}
     if options.get("pairs") is not None:
@@ -232,11 +263,15 @@ def _figures(policy: Policy, group: Group) -> dict[str, float]:
         figures["old_recall"] = recall.get("old_old", {}).get(k, nan)
         if overlap is not None and overlap.of_gallery < 1.0:
             figures["untouched_gain"] = overlap.untouched_gain
+    figures |= {
+        f"{pair}_gain": gain(pair, "old_old") for pair in ("half_warm", "warm") if pair in recall
+    }
     subset = "_subset" if "old_old_subset" in recall else ""
     if "new_new" in recall:
         figures["self_test_gain"] = gain("new_new", f"old_old{subset}")
     if "new_mixed" in recall:
-        figures["mixed_gain"] = gain("new_mixed", f"new_old{subset}")
+        first = "first_stage" if not subset and "first_stage" in recall else f"new_old{subset}"
+        figures["mixed_gain"] = gain("new_mixed", first)
     rates = group.error_rates
     if rates is not None:
         figures["frr_increase"] = rates.frr.get("new", nan) - rates.frr.get("old", nan)

@@ -13,13 +13,18 @@ T = TypeVar("T")
 def from_json(kind: type[T], value: object, where: str) -> T:
     """``value`` as dataclass ``kind``; null for a float becomes NaN.
 
+    A field whose metadata say ``optional`` may be missing, and is None then.
+
     Raises:
         ValueError: an entry is missing, unknown or of another type; ``where`` begins the message.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{where} is not an object")
     hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    names = {field.name for field in fields}
+    absent = {field.name for field in fields if field.metadata.get("optional")} - value.keys()
+    value = {**dict.fromkeys(absent), **value}
     if value.keys() != names:
         wrong = sorted(map(str, value.keys() ^ names))[0]
         raise ValueError(f"{where} lacks {wrong}" if wrong in names else f"{where} has {wrong!r}")

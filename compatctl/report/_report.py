@@ -6,7 +6,7 @@ requested, which is measured on the machine.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from compatctl import __version__
@@ -163,7 +163,9 @@ class Group:
     Keys are query model and gallery: ``new_old`` is new queries on the old gallery, ``new_mixed``
     on a gallery half of which the new model embedded. If the new model embedded only a subset of
     the gallery, all but ``old_old`` and ``new_old`` are of that subset, ``old_old_subset`` and
-    ``new_old_subset`` included. ``rank_bias``: the share of rows that the new model embedded among
+    ``new_old_subset`` included. If answers are re-scored, ``new_old`` is with an empty cache of
+    free vectors, ``half_warm`` and ``warm`` with half and all of them, ``first_stage`` without
+    re-scoring. ``rank_bias``: the share of rows that the new model embedded among
     the first ten answers, less that share of the mixed gallery. ``slices``: queries with a match,
     by slice. ``unit``: what was resampled, ``class``, ``query`` or crossed columns; ``n_classes``:
     units of the kind that has fewest.
@@ -229,6 +231,42 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RescoringState:
+    """Re-scored answers with one state of the cache: ``cold``, ``half-warm`` or ``warm``.
+
+    ``recall``: k -> recall of new queries. ``passed``: distinct gallery rows that the new model
+    must have embedded for it; ``passed_share``: of the searched rows.
+    """
+
+    name: str
+    recall: dict[str, float]
+    passed: int
+    passed_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescoringEntry:
+    """How the deciding queries' answers were re-scored, as ``core.rescoring``.
+
+    ``candidates`` answers are ranked again, of which a query may embed ``passes``. The merge rule
+    (``weight``, ``slope``, ``intercept``) was fitted to validation queries; ``trials``: (weight,
+    share of right first answers). ``first_stage``: recall without re-scoring. ``unavailable``: rows
+    of the gallery without an image, which cannot be re-scored. The cold state decides.
+    """
+
+    candidates: int
+    passes: int
+    weight: float
+    slope: float
+    intercept: float
+    trials: tuple[tuple[float, float], ...]
+    validation_queries: int
+    first_stage: dict[str, float]
+    states: tuple[RescoringState, ...]
+    unavailable: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class EarlierAttempt:
     """An earlier verification of the same candidate on the same data, and its options."""
 
@@ -254,6 +292,9 @@ class Signature:
     key_id: str
     hmac_sha256: str
 
+
+OPTIONAL = {"optional": True}
+"""Metadata of an entry that the file leaves out if it is None."""
 
 CHECKSUM = "checksum"
 """The entry of the file that holds the checksum."""
@@ -292,6 +333,8 @@ class Report:
     searched: SearchedGallery | None = None
     """None: feature tables were compared."""
     attempt: Attempts | None = None
+    rescoring: RescoringEntry | None = field(default=None, metadata=OPTIONAL)
+    """None: answers are not re-scored."""
     signature: Signature | None = None
     format: int = FORMAT
     tool_version: str = __version__
@@ -300,12 +343,21 @@ class Report:
     def checksum(self) -> str:
         """sha256 (hex) of all entries but the signature. It finds accidental edits, and proves
         nothing: anyone can compute it."""
-        return sha256_bytes(canonical_json(json_safe(replace(self, signature=None))))
+        return sha256_bytes(canonical_json(_entries(replace(self, signature=None))))
 
     def to_bytes(self, checksum: str | None = None) -> bytes:
         """The file's bytes, with ``checksum`` if given; NaN and infinity become null."""
         stated = self.checksum if checksum is None else checksum
-        return canonical_json({**json_safe(self), CHECKSUM: stated})
+        return canonical_json({**_entries(self), CHECKSUM: stated})
+
+
+def _entries(report: Report) -> dict[str, Any]:
+    """The report as JSON values, without optional entries that are None."""
+    values: dict[str, Any] = json_safe(report)
+    optional = {entry.name for entry in fields(report) if entry.metadata.get("optional")}
+    return {
+        name: value for name, value in values.items() if value is not None or name not in optional
+    }
 
 
 def policy_sha256(policy: Policy) -> str:

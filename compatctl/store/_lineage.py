@@ -13,6 +13,7 @@ MODEL_FIELDS = (
     "registry",
     "memory",
     "calibration",
+    "rescoring",
     "report",
     "policy",
     "forced_reason",

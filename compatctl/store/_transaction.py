@@ -102,8 +102,9 @@ class Transaction:
     def commit(self, *, operation: str, created_at: str, **changes: Any) -> Manifest:
         """Make the next generation: the current one with ``changes``, fields of ``Manifest``.
 
-        A change of ``query_model`` resets calibration, report, policy and the reasons unless they
-        are given; ``restores`` is not inherited. ``created_at``: ISO 8601, UTC, ending in Z.
+        A change of ``query_model`` resets calibration, re-scoring, report, policy and the reasons
+        unless they are given; ``restores`` is not inherited. ``created_at``: ISO 8601, UTC,
+        ending in Z.
 
         Raises:
             InputError: the generation would contradict itself, or its catalogue contradicts it.
@@ -132,8 +133,8 @@ class Transaction:
         if self._current is None:
             return Manifest(generation=1, parent=None, **changes)
         if "query_model" in changes:
-            reset = ("calibration", "report", "policy", "forced_reason", "again_reason")
-            changes = {**dict.fromkeys(reset), **changes}
+            reset = ("report", "policy", "forced_reason", "again_reason")
+            changes = {**dict.fromkeys(("calibration", "rescoring", *reset)), **changes}
         return replace(
             self._current,
             **changes,

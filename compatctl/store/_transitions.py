@@ -65,22 +65,30 @@ def _change_problems(
         problems.append(f"changed the query model by '{state.operation}'")
     elif state.memory != before.memory:
         problems.append(f"changed the rehearsal memory by '{state.operation}'")
-    elif state.calibration != before.calibration:
-        problems.append(f"changed the calibration of scores by '{state.operation}'")
+    elif changed := [name for name in _OF_SCORES if _differs(before, state, name)]:
+        problems.append(f"changed the {_OF_SCORES[changed[0]]} by '{state.operation}'")
     elif state.operation == Operation.BACKFILL and not _is_backfill(before, state):
         problems.append("is a backfill, but did more than give rows to the query model")
     return problems
 
 
+_OF_SCORES = {"calibration": "calibration of scores", "rescoring": "re-scoring of answers"}
+
+
+def _differs(before: Manifest, state: Manifest, name: str) -> bool:
+    return bool(getattr(before, name) != getattr(state, name))
+
+
 def _is_lift(before: Manifest, state: Manifest) -> bool:
     """Whether a generation is a lift: the same row counts under new models, in the same kind of
-    index; registry, calibration and report are dropped, the rehearsal memory is kept."""
+    index; registry, calibration, re-scoring and report are dropped, the memory is kept."""
     used = {model.sha256 for model in before.models if model.rows}
     return (
         _same_index(before, state, "dim", "sha256", "ef_search")
         and _row_counts(before, least=1) == _row_counts(state, least=1)
         and not used & {model.sha256 for model in state.models}
         and (state.registry, state.calibration, state.report) == (None, None, None)
+        and state.rescoring is None
         and state.memory == before.memory
     )
 

@@ -276,6 +276,20 @@ def test_one_fail_outweighs_everything():
     assert judge(POLICY, [BETTER]).outcome == "pass"
 
 
+@pytest.mark.parametrize("name", ["half_warm_gain", "warm_gain"])
+def test_warm_states_decide_by_failing_alone(name):
+    """An open warm state leaves a pass, a failing one ends it, and no warm state can pass alone."""
+    good, flat, bad = gain([2] * 40), gain([1, -1] * 20, name), gain([-2] * 40, name)
+    assert judge(POLICY, [good]).outcome == "pass"
+    open_state = judge(POLICY, [good, flat])
+    assert open_state.outcome == "pass"
+    assert open_state.checks[1].outcome == "inconclusive"
+    assert open_state.checks[0].p == judge(POLICY, [good]).checks[0].p
+    assert judge(POLICY, [good, bad]).outcome == "fail"
+    assert judge(POLICY, [gain([2] * 40, name)]).outcome == "inconclusive"
+    assert judge(POLICY, [gain([1, -1] * 20), gain([2] * 40, name)]).outcome == "inconclusive"
+
+
 def test_too_few_queries_are_inconclusive():
     """Below the minimum of queries nothing is decided, however large the gain."""
     for mean in (0.3, -0.3):

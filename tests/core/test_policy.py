@@ -185,8 +185,8 @@ def test_the_rule_of_unjudged_answers_cannot_fail():
 
 
 def test_null_leaves_a_rule_out():
-    """With every optional key None, the recall gain is the only rule."""
-    assert set(Policy(**NOTHING).rules) == {"recall_gain"}
+    """With every optional key None, the recall gain is the only rule, re-scored or not."""
+    assert set(Policy(**NOTHING).rules) == {"recall_gain", "half_warm_gain", "warm_gain"}
     assert set(Policy(**NOTHING | {"require_proven_store": True}).rules) == {
         "recall_gain",
         "proven_store",
@@ -205,6 +205,8 @@ def test_rules_of_the_default_policy():
     rules = Policy().rules
     assert set(rules) == {
         "recall_gain",
+        "half_warm_gain",
+        "warm_gain",
         "different_class",
         "slice_gain",
         "chain_gain",

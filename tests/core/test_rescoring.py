@@ -44,7 +44,8 @@ def test_the_order_is_that_of_a_loop(seed: int, k: int) -> None:
     rows = np.flatnonzero(rng.random(40) < 0.5)
     vectors = unit(rng, len(rows), 6)
     free = free_cosines(queries, first.rows[:, :k], rows, vectors)
-    result = rescore(first, free, RULE)
+    rescored = rescore(first, free, RULE)
+    result = rescored.of(first)
     known = dict(zip(rows.tolist(), vectors, strict=True))
     for q in range(30):
         scored = []
@@ -57,9 +58,11 @@ def test_the_order_is_that_of_a_loop(seed: int, k: int) -> None:
         expected = [row for _, row in sorted(scored, key=lambda pair: -pair[0])]
         tail = [int(row) for row in first.rows[q, k:] if row >= 0]
         assert [int(row) for row in result.rows[q] if row >= 0] == expected + tail
-        present = result.scores[q][result.rows[q] >= 0]
+        present = rescored.scores[q][result.rows[q] >= 0]
         assert (np.diff(present) <= 0).all()
-        assert np.isneginf(result.scores[q][result.rows[q] < 0]).all()
+        assert np.isneginf(rescored.scores[q][result.rows[q] < 0]).all()
+        cosines = dict(zip(first.rows[q].tolist(), first.scores[q].tolist(), strict=True))
+        assert [cosines[int(row)] for row in result.rows[q]] == result.scores[q].tolist()
 
 
 def test_without_free_vectors_nothing_moves() -> None:
@@ -68,7 +71,7 @@ def test_without_free_vectors_nothing_moves() -> None:
     nothing = np.zeros(0, np.int64), np.zeros((0, 6), np.float32)
     free = free_cosines(unit(np.random.default_rng(1), 20, 6), first.rows[:, :5], *nothing)
     assert np.isnan(free).all()
-    np.testing.assert_array_equal(rescore(first, free, RULE).rows, first.rows)
+    np.testing.assert_array_equal(rescore(first, free, RULE).of(first).rows, first.rows)
 
 
 def test_a_budget_takes_the_nearest_missing_candidates() -> None:
@@ -114,5 +117,5 @@ def test_too_little_to_fit_is_an_error() -> None:
         fit_merge_rule(first, free, np.zeros((2, 3), bool))
     with pytest.raises(InputError, match="0 candidates have a free vector"):
         fit_merge_rule(first, np.full_like(free, np.nan), np.ones((2, 3), bool))
-    with pytest.raises(InputError, match="weight must be"):
+    with pytest.raises(InputError, match=r"has the weight -1.0, which is below 0"):
         MergeRule(weight=-1.0, slope=0.0, intercept=0.0)

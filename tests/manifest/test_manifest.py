@@ -12,7 +12,7 @@ from store_kit import manifest
 
 from compatctl.errors import DamagedError, InputError
 from compatctl.files import canonical_json
-from compatctl.manifest import FORMAT, Catalog, Manifest, ModelShare
+from compatctl.manifest import FORMAT, Catalog, Manifest, ModelShare, Rescoring
 
 
 def _raw(**changes: Any) -> dict[str, Any]:
@@ -72,10 +72,35 @@ def test_a_calibration_is_read_as_it_was_written() -> None:
     assert canonical_json(read.to_json()) == canonical_json(written.to_json())
 
 
+RULE: dict[str, Any] = {
+    "candidates": 10,
+    "passes": 3,
+    "max_ms": None,
+    "weight": 0.5,
+    "slope": 0.2,
+    "intercept": -0.1,
+}
+
+
+def test_rescoring_is_optional_and_read_as_it_was_written() -> None:
+    """A manifest without it has no such entry, so the digests of earlier ones stay."""
+    assert "rescoring" not in manifest().to_json()
+    written = manifest(rescoring=Rescoring(**RULE))
+    read = Manifest.from_json(json.loads(canonical_json(written.to_json())), "here")
+    assert read == written
+    assert canonical_json(read.to_json()) == canonical_json(written.to_json())
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("memory", "short"),
+        ("rescoring", {}),
+        ("rescoring", {**RULE, "weight": -1.0}),
+        ("rescoring", {**RULE, "candidates": 0}),
+        ("rescoring", {**RULE, "max_ms": -1}),
+        ("rescoring", {**RULE, "intercept": None}),
+        ("rescoring", {**RULE, "more": 1}),
         ("calibration", []),
         ("calibration", [[-1, -1], [0.5, 0.2], [0.4, 0.3], [1, 1]]),
         ("calibration", "a map"),

@@ -1,0 +1,189 @@
+"""Re-score the answers of a search: embed what is missing within the budget, and rank again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
+from compatctl.core.nearest import Neighbours
+from compatctl.core.rescoring import MergeRule, free_cosines, rescore, within_budget
+from compatctl.data import Dataset
+from compatctl.encoder import Encoder, embed_together
+from compatctl.errors import CompatError
+from compatctl.manifest import Catalog, Rescoring
+from compatctl.progress import Progress, silent
+
+
+class FreeCache(Protocol):
+    """Free vectors by item id, kept between searches."""
+
+    def lookup(self, ids: Sequence[str]) -> tuple[Vectors, Bools]:
+        """Vectors (n, F) of the ids (n,), and (n,) which were found."""
+
+    def append(self, ids: Sequence[str], vectors: Vectors) -> int:
+        """Keep vectors (n, F) of ids (n,); how many were kept."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RescoredSearch:
+    """Answers in their new order.
+
+    Attributes:
+        nearest: rows and first cosines (Q, C).
+        known: (Q, C) answers that were scored with their free vector.
+        passed: images that were embedded now.
+        cached: distinct candidates whose free vector was kept from before.
+        missing: distinct candidates without an image here: it is not in the data, does not decode,
+            or is not the one that was indexed.
+        over_budget: distinct candidates that were left because of the passes or the time.
+        kept: whether the new free vectors were kept for the next search.
+    """
+
+    nearest: Neighbours
+    known: Bools
+    passed: int
+    cached: int
+    missing: int
+    over_budget: int
+    kept: bool
+
+
+@dataclass(kw_only=True, eq=False)
+class Rescorer:
+    """Re-scores answers on a store's gallery.
+
+    Attributes:
+        encoder: the query model, with free vectors.
+        data: has the images of gallery items; None: there are none at hand.
+        cache: keeps free vectors; None: each search embeds them again.
+        clock: seconds.
+    """
+
+    encoder: Encoder
+    catalog: Catalog
+    settings: Rescoring
+    data: Dataset | None
+    cache: FreeCache | None = None
+    clock: Callable[[], float] = time.monotonic
+    progress: Progress = silent
+    _rows: Rows = field(default_factory=lambda: as_rows(()))
+    _vectors: Vectors | None = None
+    _missing: set[int] = field(default_factory=set)
+
+    def __call__(self, first: Neighbours, queries: Vectors) -> RescoredSearch:
+        """Rank the first answers (Q, C) of queries with these free vectors (Q, F) again.
+
+        Raises:
+            InputError: the encoder fails on an image.
+        """
+        found = first.rows[:, : self.settings.candidates]
+        touched = np.unique(found[found >= 0])
+        cached = self._look_up(touched)
+        before = set(self._rows.tolist())
+        self._embed_missing(found)
+        known_rows = self._rows
+        assert self._vectors is not None
+        cosines = free_cosines(queries, found, known_rows, self._vectors)
+        settings = self.settings
+        rule = MergeRule(weight=settings.weight, slope=settings.slope, intercept=settings.intercept)
+        scored = rescore(first, cosines, rule)
+        known = np.zeros(first.rows.shape, bool)
+        known[:, : found.shape[1]] = ~np.isnan(cosines)
+        new = as_rows(row for row in known_rows.tolist() if row not in before)
+        unknown = np.setdiff1d(touched, known_rows)
+        missing = sum(row in self._missing for row in unknown.tolist())
+        return RescoredSearch(
+            nearest=scored.of(first),
+            known=np.take_along_axis(known, scored.order, axis=1),
+            passed=len(new),
+            cached=cached,
+            missing=missing,
+            over_budget=len(unknown) - missing,
+            kept=self._keep(new),
+        )
+
+    def _look_up(self, rows: Rows) -> int:
+        """Take the free vectors of gallery rows from the cache; how many it has."""
+        width = self.encoder.free_dim or 0
+        self._rows, self._vectors = as_rows(()), np.zeros((0, width), np.float32)
+        if self.cache is None or not len(rows):
+            return 0
+        vectors, held = self.cache.lookup([self.catalog.ids[row] for row in rows])
+        self._rows, self._vectors = rows[held], vectors[held]
+        return int(held.sum())
+
+    def _embed_missing(self, found: Rows) -> None:
+        """Embed missing candidates (Q, k), each query's nearest first, within its budget.
+
+        Without a time limit all queries' images are embedded in common batches.
+        """
+        planned: list[int] = []
+        limit = self.settings.max_ms
+        for candidates in found:
+            known = np.isin(candidates, self._rows) | np.isin(candidates, planned)
+            gone = np.isin(candidates, sorted(self._missing))
+            wanted = (candidates >= 0) & ~known & ~gone
+            images = self._images(candidates[wanted])
+            wanted[wanted] = images >= 0
+            rows = candidates[within_budget(wanted[None], self.settings.passes)[0]].tolist()
+            if limit is None:
+                planned += rows
+                continue
+            stop = self.clock() + limit / 1000.0
+            for row in rows:
+                if self.clock() >= stop:
+                    break
+                self._embed([row])
+        if planned:
+            self._embed(planned)
+
+    def _images(self, rows: Rows) -> Rows:
+        """(n,) the rows of the data that are gallery rows (n,), -1: no image."""
+        row_of = self.data.row_of if self.data is not None else {}
+        images = as_rows(row_of.get(self.catalog.ids[row], -1) for row in rows)
+        self._missing.update(rows[images < 0].tolist())
+        return images
+
+    def _embed(self, planned: Sequence[int]) -> None:
+        """Embed gallery rows; leave out those whose image is bad, or not the indexed one."""
+        assert self.data is not None
+        assert self._vectors is not None
+        rows = as_rows(planned)
+        images = self._images(rows)
+        order = np.argsort(images)
+        rows, images = rows[order], images[order]
+        (embedded,) = embed_together(
+            (self.encoder,),
+            self.data,
+            (images,),
+            skip_bad=True,
+            free=True,
+            progress=(self.progress,),
+        )
+        good = np.isin(images, embedded.rows)
+        assert embedded.free is not None
+        indexed = self.catalog.digests[rows[good]]
+        same = (indexed == embedded.digests).all(axis=1) | ~indexed.any(axis=1)
+        taken = rows[good][same]
+        self._missing.update(np.setdiff1d(rows, taken).tolist())
+        every = np.concatenate([self._rows, taken])
+        position = np.argsort(every)
+        self._rows = every[position]
+        self._vectors = np.concatenate([self._vectors, embedded.free[same]])[position]
+
+    def _keep(self, rows: Rows) -> bool:
+        """Append the free vectors of new rows to the cache; a store that is read-only has none."""
+        if self.cache is None or not len(rows):
+            return self.cache is not None
+        assert self._vectors is not None
+        vectors = self._vectors[np.searchsorted(self._rows, rows)]
+        try:
+            self.cache.append([self.catalog.ids[row] for row in rows], vectors)
+        except CompatError:
+            return False
+        return True

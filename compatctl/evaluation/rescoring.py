@@ -1,0 +1,209 @@
+"""Judge re-scored answers as they will be served: with an empty, a half-filled and a full cache.
+
+The cache holds free vectors of gallery rows. *Cold*: it is empty, and each query may embed a few of
+its candidates. *Half-warm*: it holds about half of the rows, by a hash of their ids, and a query
+may embed the same number. *Warm*: it holds all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
+from compatctl.core.nearest import Neighbours
+from compatctl.core.rescoring import (
+    FittedRule,
+    fit_merge_rule,
+    free_cosines,
+    rescore,
+    within_budget,
+)
+from compatctl.data import Dataset
+from compatctl.encoder import Encoder
+from compatctl.errors import InputError
+from compatctl.evaluation.comparison import GroupResult, RescoredAnswers
+from compatctl.evaluation.embedding import VerifyEmbeddings, prefixed
+from compatctl.evaluation.exact_retrieval import nearest_rows
+from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
+from compatctl.evaluation.ground_truth import reembedded_half
+from compatctl.evaluation.ignored_rows import with_ignored_rows
+from compatctl.evaluation.options import VerifyOptions
+from compatctl.evaluation.protocol import query_group, query_rows
+from compatctl.progress import Progress
+from compatctl.report import RescoringEntry, RescoringState
+
+STATES = {"cold": "new_old", "half_warm": "half_warm", "warm": "warm"}
+"""State of the cache -> the evidence's entry."""
+
+
+class FreeVectors:
+    """Free vectors of gallery rows; each row is embedded once, when it is first needed."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        gallery: EvaluationGallery,
+        encoder: Encoder,
+        known: EmbeddedRows,
+        progress: Progress,
+    ) -> None:
+        self._data, self._gallery, self._encoder = data, gallery, encoder
+        self._progress = prefixed(progress, "free vectors")
+        held = np.flatnonzero((gallery.data_rows >= 0) & known.holds(gallery.data_rows))
+        free = known.take_free(gallery.data_rows[held])
+        self.rows: Rows = held if free is not None else as_rows(())
+        self.vectors: Vectors = (
+            free if free is not None else np.zeros((0, encoder.free_dim or 0), np.float32)
+        )
+        self._tried: set[int] = set(self.rows.tolist())
+
+    def need(self, rows: Rows) -> None:
+        """Embed those of the gallery rows that were not needed before and whose image is there."""
+        new = as_rows(row for row in np.unique(rows[rows >= 0]).tolist() if row not in self._tried)
+        self._tried.update(new.tolist())
+        new = new[self._gallery.data_rows[new] >= 0]
+        if not len(new):
+            return
+        new = new[np.argsort(self._gallery.data_rows[new])]
+        images = self._gallery.data_rows[new]
+        embedded = EmbeddedRows.embed(
+            self._encoder, self._data, images, skip_bad=True, free=True, progress=self._progress
+        )
+        good = embedded.holds(images)
+        free = embedded.take_free(images[good])
+        assert free is not None
+        rows = np.concatenate([self.rows, new[good]])
+        order = np.argsort(rows)
+        self.rows, self.vectors = rows[order], np.concatenate([self.vectors, free])[order]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judge:
+    """Re-scores the first ``candidates`` answers of each query by ``fitted``, with a budget of
+    ``passes`` new images a query."""
+
+    candidates: int
+    passes: int
+    fitted: FittedRule
+    validation_queries: int
+    free: FreeVectors
+    gallery: EvaluationGallery
+
+    @classmethod
+    def fit(
+        cls,
+        data: Dataset,
+        embeddings: VerifyEmbeddings,
+        encoder: Encoder,
+        options: VerifyOptions,
+        progress: Progress,
+    ) -> Judge:
+        """The merge rule of the validation queries, on the gallery that is judged.
+
+        Raises:
+            InputError: the encoder has no free vectors, or validation queries are too few.
+        """
+        assert options.rescore is not None
+        assert options.passes is not None
+        require_free(encoder)
+        gallery = embeddings.gallery
+        free = FreeVectors(data, gallery, encoder, embeddings.new, progress)
+        rows = query_rows(data, "validation")
+        queries = EmbeddedRows.embed(
+            encoder,
+            data,
+            rows,
+            skip_bad=options.skip_bad,
+            free=True,
+            progress=prefixed(progress, "validation queries"),
+        )
+        if not len(queries.rows):
+            raise InputError(
+                "there is no validation query to fit the merge rule of re-scoring to",
+                tip="give the data validation classes, or leave --rescore out",
+            )
+        group = query_group("validation", data, queries.rows)
+        shared = gallery.shared(data, group, options.ignore_same)
+        truth = with_ignored_rows(gallery.ground_truth(data, group), shared)
+        k = min(options.rescore, len(gallery))
+        first = nearest_rows(truth, queries.features, gallery.vectors, (k,), map_k=k)
+        free.need(first.rows)
+        own = queries.take_free(queries.rows)
+        assert own is not None
+        fitted = fit_merge_rule(
+            first.scores,
+            free_cosines(own, first.rows, free.rows, free.vectors),
+            truth.is_relevant(first.rows) & (first.rows >= 0),
+        )
+        return cls(
+            candidates=options.rescore,
+            passes=options.passes,
+            fitted=fitted,
+            validation_queries=len(queries.rows),
+            free=free,
+            gallery=gallery,
+        )
+
+    @cached_property
+    def half(self) -> Bools:
+        """(G,) the rows that the half-warm cache holds."""
+        return reembedded_half(self.gallery.ids)
+
+    def __call__(self, first: Neighbours, queries: Vectors) -> RescoredAnswers:
+        """The answers in each state of the cache; ``queries`` (Q, D_free) are free vectors."""
+        found = first.rows[:, : self.candidates]
+        self.free.need(found)
+        cosines = free_cosines(queries, found, self.free.rows, self.free.vectors)
+        cached = {"cold": np.zeros(found.shape, bool), "warm": np.ones(found.shape, bool)}
+        cached["half_warm"] = self.half[found]
+        answers, touched = {}, {}
+        for state in STATES:
+            available = ~np.isnan(cosines)
+            known = available & cached[state]
+            known |= within_budget(available & ~known, self.passes)
+            scored = rescore(first, np.where(known, cosines, np.float32(np.nan)), self.fitted.rule)
+            answers[state] = scored.of(first)
+            touched[state] = np.unique(found[known])
+        return RescoredAnswers(**answers, touched=touched)
+
+    def entry(self, result: GroupResult) -> RescoringEntry:
+        """The report's entry, of the deciding group's result."""
+        evidence, n = result.evidence, max(1, len(self.gallery))
+        tests = {state: getattr(evidence, name) for state, name in STATES.items()}
+        assert evidence.first_stage is not None
+        return RescoringEntry(
+            candidates=self.candidates,
+            passes=self.passes,
+            weight=self.fitted.rule.weight,
+            slope=self.fitted.rule.slope,
+            intercept=self.fitted.rule.intercept,
+            trials=self.fitted.trials,
+            validation_queries=self.validation_queries,
+            first_stage=_recall(evidence.first_stage.recall),
+            states=tuple(
+                RescoringState(
+                    name=state.replace("_", "-"),
+                    recall=_recall(test.recall),
+                    passed=len(result.touched[state]),
+                    passed_share=len(result.touched[state]) / n,
+                )
+                for state, test in tests.items()
+            ),
+            unavailable=int((self.gallery.data_rows < 0).sum()),
+        )
+
+
+def require_free(encoder: Encoder) -> None:
+    """Raise an InputError unless the encoder gives free vectors."""
+    if not encoder.has_free:
+        raise InputError(
+            f"{encoder.name} has no second output, free: its answers cannot be re-scored",
+            tip="leave --rescore out, or use an encoder with both outputs",
+        )
+
+
+def _recall(recall: dict[int, float]) -> dict[str, float]:
+    return {str(k): value for k, value in recall.items()}

@@ -1,0 +1,45 @@
+"""Encoders with two outputs, made of two files: one embeds, the other gives the free vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+from shop_kit import carry
+
+from compatctl.deployment.training_record import TrainingRecord
+from compatctl.encoder.graphs import FREE, OUTPUT, parse_encoder, prefixed_graph
+from compatctl.encoder.metadata import Contract
+from compatctl.encoder.sealing import sealed_bytes
+
+
+def with_free(path: Path, first: Path, free: Path) -> Path:
+    """Write an encoder with the embedding of ``first`` and that of ``free`` as free vectors.
+
+    Both must take one input with the same preprocessing.
+    """
+    (model, contract), (other, other_contract) = (
+        parse_encoder(source, source.read_bytes()) for source in (first, free)
+    )
+    assert contract.inputs == other_contract.inputs
+    graph = onnx.GraphProto(name="both")
+    image = contract.inputs[0].name
+    for name, part in (("first", model), ("second", other)):
+        graph.node.append(helper.make_node("Identity", [image], [f"{name}/{image}"]))
+        prefixed = prefixed_graph(part, f"{name}/")
+        graph.node.extend(prefixed.node)
+        graph.initializer.extend(prefixed.initializer)
+    graph.input.append(contract.inputs[0].value_info())
+    dims = {OUTPUT: contract.dim, FREE: other_contract.dim}
+    for output, part, dim in zip(dims, ("first", "second"), dims.values(), strict=True):
+        graph.node.append(helper.make_node("Identity", [f"{part}/{OUTPUT}"], [output]))
+        shape = ["batch", dim]
+        graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, shape))
+    both = onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, graph=graph
+    )
+    contract = Contract(dim=contract.dim, inputs=contract.inputs, free_dim=other_contract.dim)
+    path.write_bytes(sealed_bytes(both, contract))
+    carry(path, TrainingRecord())
+    return path
