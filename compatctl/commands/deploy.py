@@ -96,8 +96,7 @@ def deploy(
         ConflictError: the store is locked, or changed meanwhile.
     """
     project = (rescoring or RescoringOptions()).within(project)
-    store = open_store(project)
-    manifest = store.manifest
+    manifest = (store := open_store(project)).manifest
     has_report = forced_reason is None or project.report.is_file()
     verified = read_report(project.report) if has_report else None
     signature = _signature(project, verified, forced=forced_reason is not None)

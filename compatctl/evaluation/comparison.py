@@ -123,12 +123,8 @@ def compare(
         old = old.select_queries(kept)
     new = nearest_rows(truth, embeddings.new_queries, embeddings.old_gallery, ks)
     others, bias = _new_galleries(truth, embeddings, policy)
-    touched: dict[str, Rows] = {}
-    if rescore is not None and embeddings.new_free is not None:
-        answers = rescore(new, embeddings.new_free)
-        stages = {"first_stage": new, "half_warm": answers.half_warm, "warm": answers.warm}
-        others |= {name: evaluate_neighbours(truth, part, ks) for name, part in stages.items()}
-        new, touched = answers.cold, answers.touched
+    new, stages, touched = _rescored(new, embeddings.new_free, rescore)
+    others |= {name: evaluate_neighbours(truth, part, ks) for name, part in stages.items()}
     old_old, new_old = (evaluate_neighbours(truth, nearest, ks) for nearest in (old, new))
     accepts = rates = None
     pairs = (embeddings.old_queries, embeddings.new_queries), embeddings.old_gallery, truth.pairs
@@ -160,6 +156,18 @@ def compare(
         touched=touched,
         kept=kept,
     )
+
+
+def _rescored(
+    first: Neighbours, queries: Vectors | None, rescore: Rescore | None
+) -> tuple[Neighbours, dict[str, Neighbours], dict[str, Rows]]:
+    """The answers that are judged, the others by their entry of the evidence, and the rows that
+    re-scoring touches; without re-scoring the first stage alone."""
+    if rescore is None or queries is None:
+        return first, {}, {}
+    answers = rescore(first, queries)
+    others = {"first_stage": first, "half_warm": answers.half_warm, "warm": answers.warm}
+    return answers.cold, others, answers.touched
 
 
 def _dependence(
