@@ -126,11 +126,10 @@ def compare(
     new, stages, touched = _rescored(new, embeddings.new_free, rescore)
     others |= {name: evaluate_neighbours(truth, part, ks) for name, part in stages.items()}
     old_old, new_old = (evaluate_neighbours(truth, nearest, ks) for nearest in (old, new))
-    accepts = rates = None
     pairs = (embeddings.old_queries, embeddings.new_queries), embeddings.old_gallery, truth.pairs
     fitted = None if calibrate is None else fit_calibration(*pairs, truth.classes, calibrate.scale)
-    if thresholds is not None:
-        accepts, rates = error_rates(*pairs, thresholds, fitted)
+    none = (None, None)
+    accepts, rates = error_rates(*pairs, thresholds, fitted) if thresholds else none
     count_points = cosines and (thresholds is not None or _few_pairs(embeddings))
     return GroupResult(
         evidence=GroupEvidence(
