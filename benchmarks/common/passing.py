@@ -295,7 +295,7 @@ def _cosines(queries: Vectors, rows: Rows, free: Variant) -> Scores:
 def _rescored(near: Neighbours, cosine: Scores, passed: Bools, rule: MergeRule) -> Rows:
     """(Q,) first answers where the rows of ``passed`` (G,) have a free vector."""
     free = np.where(passed[near.rows], cosine, np.float32(np.nan))
-    first: Rows = rescore(near, free, rule).rows[:, 0]
+    first: Rows = rescore(near, free, rule).of(near).rows[:, 0]
     return first
 
 
