@@ -213,21 +213,22 @@ def forecast_backfill(
     schedule = Schedule.of(target, catalog, data)
     if not schedule.shares:
         return result
-    encoder, rows = load_query_model(store, store.manifest), backfill_queries(project, store, data)
-    queries = HeldOutQueries.embed(encoder, data, rows, project, skip_bad=options.skip_bad)
-    truth = queries.ground_truth(catalog)
+    rows = backfill_queries(project, store, data)
+    truth = HeldOutQueries.without_features(data, rows, project).ground_truth(catalog)
     chosen = SampleRows.choose(truth, catalog.ids, np.isfinite(schedule.replaced_at), passes)
     if not chosen.queries.any():
         raise EvidenceError(
             "no held-out query has a match in the sample: a backfill cannot be forecast",
             tip="give items of the test split (role query), or a larger --forecast",
         )
+    encoder, rows = load_query_model(store, store.manifest), rows[chosen.queries]
+    queries = HeldOutQueries.embed(encoder, data, rows, project, skip_bad=options.skip_bad)
     fresh = chosen.rows[schedule.replaced_at[chosen.rows] > 0.0]
     images = data.take(data.row_of[catalog.ids[row]] for row in fresh)
     embedded = encoder.embed(images, skip_bad=options.skip_bad, progress=progress)
     sample = Sample.of(
         chosen,
-        truth,
+        queries.ground_truth(catalog),
         queries.features,
         stored_rows(store, store.manifest, catalog),
         embedded=fresh[embedded.rows],

@@ -141,15 +141,16 @@ class SampleRows:
             return cls(rows=rows, at_random=rows, queries=has_match)
         by_hash = sorted(rows.tolist(), key=lambda row: hash_key(ids[row]))
         at_random = np.sort(np.array(by_hash[: size // 2], np.int64))
-        chosen = np.zeros(len(available), bool)
-        chosen[at_random] = True
-        queries = np.zeros(len(truth.query_labels), bool)
+        labels, counts = np.unique(truth.gallery_labels[rows], return_counts=True)
+        size_of = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+        left, taken = size - len(at_random), []
         for label in np.random.default_rng(0).permutation(np.unique(truth.query_labels[has_match])):
-            mates = available & (truth.gallery_labels == label)
-            if int((chosen | mates).sum()) > size:
-                break
-            chosen |= mates
-            queries |= has_match & (truth.query_labels == label)
+            if (mates := size_of.get(int(label), 0)) <= left:
+                left -= mates
+                taken.append(label)
+        chosen = available & np.isin(truth.gallery_labels, taken)
+        chosen[at_random] = True
+        queries = has_match & np.isin(truth.query_labels, taken)
         return cls(rows=np.flatnonzero(chosen), at_random=at_random, queries=queries)
 
 
@@ -181,8 +182,8 @@ class Sample:
         features: Vectors,
         missing: Rows,
     ) -> Self:
-        """The sample of a gallery whose vectors are ``stored`` (N, D), with the ``truth`` of all
-        ``queries`` (Q, D).
+        """The sample of a gallery whose vectors are ``stored`` (N, D), and the ``queries`` (Q, D)
+        that are measured, with their ``truth`` in it.
 
         The query model's ``features`` (m, D) are of the rows ``embedded`` (m,), ascending. Rows
         ``missing`` have an image that does not decode; the other chosen ones are that model's own.
@@ -191,8 +192,8 @@ class Sample:
         new = stored[rows]
         new[np.searchsorted(rows, embedded)] = features
         return cls(
-            queries=queries[chosen.queries],
-            truth=truth.select_queries(chosen.queries),
+            queries=queries,
+            truth=truth,
             stored=stored,
             rows=rows,
             new=new,

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
+import numpy as np
+
 from compatctl.core.arrays import Rows, Vectors
 from compatctl.data import Dataset
 from compatctl.deployment.training_record import TrainingRecord
@@ -65,6 +67,18 @@ class HeldOutQueries:
             embedded.features,
             cluster=project.cluster,
             ignore_same=project.ignore_same,
+        )
+
+    @classmethod
+    def without_features(cls, data: Dataset, rows: Rows, project: Project) -> Self:
+        """The queries at ``rows`` (Q,) of the data, before they are embedded: (Q, 0) features.
+
+        Raises:
+            InputError: as ``from_features``.
+        """
+        features = np.zeros((len(rows), 0), np.float32)
+        return cls.from_features(
+            data, rows, features, cluster=project.cluster, ignore_same=project.ignore_same
         )
 
     @classmethod

@@ -414,7 +414,7 @@ def test_a_forecast_warns_of_the_shares_that_lose(shop: Shop) -> None:
     result = shop.run("backfill", "--forecast", rows // 3)
     assert result.code == 0, result.stderr
     forecast = result.json["forecast"]
-    assert 0.9 * (rows // 3) <= forecast["passes"] <= rows // 3
+    assert 0.7 * (rows // 3) <= forecast["passes"] <= rows // 3
     assert forecast["curve"][-1]["low"] > 0
     table = run("backfill", *shop.args, "--forecast", rows // 3)
     assert "least share from which it gains" in table.stdout
