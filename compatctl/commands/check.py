@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from compatctl.deployment.erasure import erasure_problems
+from compatctl.deployment.free_vectors import delete_strangers, side_file_problems
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.rehearsal import stored_memory
@@ -59,6 +60,7 @@ def check(
         _ = gallery.encoder
         stored_memory(store, store.manifest)
         problems = erasure_problems(store)
+        beside = side_file_problems(store)
         lost = [
             f"{store.path}/attempts does not know of the attempt that generation {number} was "
             f"deployed by: {_COUNTED_AGAIN}"
@@ -70,12 +72,16 @@ def check(
         problems = ["the index and the catalogue have other keys", *problems]
     if report.erasure == "unfinished" and not gc:
         problems.append(_UNFINISHED)
-    if lost and not gc:
-        problems = [*problems, *lost]
+    if not gc:
+        problems = [*problems, *lost, *beside]
     if problems:
         return replace(report, ok=False, problems=(*report.problems, *problems))
     if not gc:
         return report
     if lost:
         restore_attempts(store)  # before a report goes that knows of them
-    return run_gc(store, keep=keep, created_at=utc_now(), deep=False)
+    delete_strangers(store)  # before the removal that left them counts as finished
+    result = run_gc(store, keep=keep, created_at=utc_now(), deep=False)
+    if keep is not None:
+        delete_strangers(open_store(project))
+    return result

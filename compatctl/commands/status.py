@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compatctl.deployment.project import open_store
-from compatctl.manifest import Rescoring
+from compatctl.manifest import Manifest, Rescoring
 from compatctl.recipe import Project
-from compatctl.store import manifest_digest
+from compatctl.store import manifest_digest, side_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeVectors:
+    """The query model's side file: records, their share of the gallery's rows, and bytes.
+
+    An item that has vectors of two images counts twice until gc or a removal deletes the older.
+    """
+
+    count: int
+    share: float
+    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +34,8 @@ class Status:
         rescoring: how ``search`` ranks the first answers again; None: it does not.
         head: digest of the generation; it pins every earlier one.
         oldest_restorable: the first generation that can be restored.
+        free_vectors: how many free vectors the query model's side file has, their share of the
+            gallery's rows, and the bytes of the file; None without one.
         oldest_gallery: the first generation whose gallery can be restored. Items were erased after
             the generations before it.
     """
@@ -47,6 +61,7 @@ class Status:
     head: str
     oldest_restorable: int
     oldest_gallery: int
+    free_vectors: FreeVectors | None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -86,4 +101,13 @@ def status(project: Project) -> Status:
         head=manifest_digest(manifest),
         oldest_restorable=manifest.oldest_restorable,
         oldest_gallery=manifest.oldest_gallery,
+        free_vectors=_free_vectors(project, manifest),
     )
+
+
+def _free_vectors(project: Project, manifest: Manifest) -> FreeVectors | None:
+    size = side_size(project.store, manifest.query_model)
+    if size is None:
+        return None
+    share = min(1.0, size.records / max(1, manifest.index.count))
+    return FreeVectors(count=size.records, share=share, bytes=size.bytes)

@@ -20,6 +20,7 @@ from compatctl.deployment.erasure import (
     removed_vectors,
     traces_of,
 )
+from compatctl.deployment.free_vectors import delete_strangers, free_vectors_of
 from compatctl.deployment.gallery import index_params
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store, utc_now
@@ -55,6 +56,7 @@ class RemovalResult:
     Attributes:
         removed: rows that left the gallery; ``rows`` remain.
         from_memory: images that left the rehearsal memory.
+        free_vectors: vectors that left the side files.
         already: how many ids were erased before.
         missing: ids that the store does not have.
         oldest_gallery: earlier generations can be restored as query models only.
@@ -70,6 +72,7 @@ class RemovalResult:
     generation: int
     removed: int
     from_memory: int
+    free_vectors: int
     already: int
     missing: tuple[str, ...]
     rows: int
@@ -260,6 +263,7 @@ class Removal:
             generation=current.generation + (changes and not dry_run),
             removed=len(self.rows),
             from_memory=len(self.ids.intersection(memory.ids)) if memory is not None else 0,
+            free_vectors=free_vectors_of(self.store, self.ids),
             already=len(self.ids) - len(self.traces.ids) - len(self.missing),
             missing=self.missing,
             rows=current.index.count - len(self.rows),
@@ -330,6 +334,7 @@ class Removal:
                 erasures=tx.put("erasures", erased.write),
                 **{name: getattr(manifest, name) for name in MODEL_FIELDS} | changes,
             )
+            delete_strangers(open_store(self.project))
             return sweep(self.store.path)
 
     def _put(self, tx: Transaction, rewrite: _Rewrite) -> ModelShare:
@@ -353,6 +358,7 @@ class Removal:
     def finish(self) -> CheckReport:
         """Delete what a killed removal left. No generation is made."""
         with self.store.transaction(self.store.manifest, operation=Operation.REMOVE):
+            delete_strangers(self.store)
             return sweep(self.store.path)
 
     def _built(self, progress: Progress) -> HnswIndex:

@@ -12,14 +12,16 @@
       memories/<sha256>.npz      training images of every class so far, for the next fine-tuning
       erasures/<sha256>.npz      digests of erased ids and vectors
       attempts/<digest>.json     verifications of a candidate on the same data, in no generation
+      side/<sha256>.vectors      free vectors of a model for touched items, in no generation
       LOCK                       held by the writer
 
 Replacing manifest.json is the commit. A process killed before it changed nothing; the files it
 left are unreferenced. Reading writes nothing, except that verify counts itself. numpy is loaded
-only to read a catalogue or erasures, and no index is ever opened here.
+only to read a catalogue, erasures or a side file, and no index is ever opened here.
 
 Modules, lowest first: _layout (paths, strict reading), _transaction (commits), _store (readers),
 _lineage (how a state came about), _rollback, _transitions, _check, _gc. _attempts is independent.
+side_file (with _side_records) is imported by name, because it loads numpy.
 """
 
 from __future__ import annotations
@@ -35,6 +37,13 @@ from compatctl.store._lineage import (
     rolled_back_models,
 )
 from compatctl.store._rollback import RollbackPlan, restore, rollback_plan
+from compatctl.store._side_layout import (
+    SideFileSize,
+    delete_damaged_side_file,
+    side_bytes,
+    side_path,
+    side_size,
+)
 from compatctl.store._store import Store
 from compatctl.store._transaction import Transaction
 
@@ -44,9 +53,11 @@ __all__ = [
     "Attempt",
     "CheckReport",
     "RollbackPlan",
+    "SideFileSize",
     "Store",
     "Transaction",
     "check",
+    "delete_damaged_side_file",
     "embedding_space",
     "embedding_spaces",
     "gc",
@@ -56,5 +67,8 @@ __all__ = [
     "restore",
     "rollback_plan",
     "rolled_back_models",
+    "side_bytes",
+    "side_path",
+    "side_size",
     "sweep",
 ]

@@ -18,6 +18,8 @@ from compatctl.store._layout import (
     HISTORY,
     KINDS,
     MANIFEST,
+    SIDE,
+    SIDE_SUFFIX,
     blob_path,
     catalog_problems,
     changed_bytes,
@@ -31,6 +33,7 @@ from compatctl.store._layout import (
     retained_blobs,
 )
 from compatctl.store._rollback import rollback_plan
+from compatctl.store._side_layout import side_path
 from compatctl.store._store import Store
 from compatctl.store._transitions import transition_problems
 
@@ -132,7 +135,7 @@ def _check_once(
         files=len(needed),
         bytes=sum(path.lstat().st_size for path in paths if is_regular_file(path)),
         problems=tuple(problems),
-        unreferenced=_unreferenced(root, current, paths),
+        unreferenced=_unreferenced(root, current, [*paths, *_side_files(root, needed)]),
         erasure="none" if not current.erasures else "unfinished" if unfinished else "done",
     )
 
@@ -217,6 +220,11 @@ def _file_problems(
     return problems
 
 
+def _side_files(root: Path, needed: list[tuple[str, str]]) -> list[Path]:
+    """The side files of the models that are kept; they need not exist."""
+    return [side_path(root, sha256) for kind, sha256 in needed if kind == "models"]
+
+
 def _unreferenced(root: Path, current: Manifest, needed: list[Path]) -> tuple[str, ...]:
     keep = {*needed, *(generation_path(root, n + 1) for n in range(current.generation))}
     paths = [path for path in _own_files(root) if path not in keep]
@@ -225,7 +233,7 @@ def _unreferenced(root: Path, current: Manifest, needed: list[Path]) -> tuple[st
 
 def _own_files(root: Path) -> Iterable[Path]:
     """Every file with a name that only this program gives; others are never touched."""
-    patterns = {"": "", HISTORY: r"\d{6,}\.json"}
+    patterns = {"": "", HISTORY: r"\d{6,}\.json", SIDE: r"[0-9a-f]{64}" + re.escape(SIDE_SUFFIX)}
     patterns |= {kind: r"[0-9a-f]{64}" + re.escape(suffix) for kind, suffix in KINDS.items()}
     for name, pattern in patterns.items():
         folder = root / name

@@ -10,7 +10,8 @@ from compatctl.manifest import Operation
 from compatctl.progress import Progress, silent
 from compatctl.store._attempts import sweep_attempts
 from compatctl.store._check import CheckReport, check, erased_files, oldest_kept
-from compatctl.store._layout import ATTEMPTS, HISTORY
+from compatctl.store._layout import ATTEMPTS, HISTORY, SIDE
+from compatctl.store._side_layout import sweep_side
 from compatctl.store._store import Store
 
 
@@ -61,8 +62,10 @@ def sweep(root: Path) -> CheckReport:
     if not report.ok:
         return _nothing_deleted(report)
     attempts, freed = sweep_attempts(root)  # under their own lock
+    side, freed_beside = sweep_side(root, report.unreferenced)  # under their own lock
+    freed += freed_beside
     paths = [root / name for name in report.unreferenced]
-    paths = [path for path in paths if path.parent.name != ATTEMPTS]
+    paths = [path for path in paths if path.parent.name not in {ATTEMPTS, SIDE}]
     store = Store.open(root)
     erased = erased_files(root, store.history(), store.manifest)
     # Generations of killed commits first, so that none names a deleted file. Files from before an
@@ -76,7 +79,7 @@ def sweep(root: Path) -> CheckReport:
     return replace(
         report,
         unreferenced=(),
-        deleted=tuple(sorted(str(path.relative_to(root)) for path in (*paths, *attempts))),
+        deleted=tuple(sorted(str(path.relative_to(root)) for path in (*paths, *attempts, *side))),
         freed_bytes=freed,
         erasure="none" if store.manifest.erasures is None else "done",
     )

@@ -28,6 +28,8 @@ LOCK = "LOCK"
 MANIFEST = "manifest.json"
 HISTORY = "history"
 ATTEMPTS = "attempts"
+SIDE = "side"
+SIDE_SUFFIX = ".vectors"
 _MAX_BYTES = 16 << 20
 RESTORE_TIP = "restore the file from a backup; compatctl check lists every problem"
 
@@ -159,8 +161,8 @@ def is_regular_file(path: Path) -> bool:
 
 def refuse_links(root: Path) -> None:
     """Raise DamagedError if a folder or file inside a store is a link: it leads elsewhere."""
-    expected = dict.fromkeys((HISTORY, ATTEMPTS, *KINDS), "folder")
-    expected |= dict.fromkeys((MANIFEST, LOCK, f"{ATTEMPTS}/{LOCK}"), "file")
+    expected = dict.fromkeys((HISTORY, ATTEMPTS, SIDE, *KINDS), "folder")
+    expected |= dict.fromkeys((MANIFEST, LOCK, f"{ATTEMPTS}/{LOCK}", f"{SIDE}/{LOCK}"), "file")
     for name, what in expected.items():
         path = root / name
         own = path.is_dir() if what == "folder" else is_regular_file(path)
