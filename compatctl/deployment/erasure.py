@@ -155,13 +155,13 @@ def refuse_erased_vectors(store: Store, data: bytes, path: Path) -> None:
         raise InputError(
             f"{path.name} was erased when items were removed from the store: it holds vectors of "
             "them, or vectors that nothing identifies",
-            tip="fine-tune again: anchors are drawn from the current gallery",
+            tip="fine-tune again without these items",
         )
     if count := erased_vectors(store, data, path):
         raise InputError(
             f"{path.name} holds the stored vectors of {count} items that were removed from the "
             "store",
-            tip="fine-tune again: anchors are drawn from the current gallery",
+            tip="fine-tune again without these items",
         )
 
 

@@ -1,6 +1,7 @@
-"""Stored vectors that an encoder holds: the anchors of its attention, row by row.
+"""Stored vectors that an encoder holds: the attention of a version before 0.1.0, row by row.
 
-The attention is ``softmax(query @ keys) @ vectors``, where ``keys`` (K, S) and ``vectors`` (S, D)
+No encoder of this version has them; ``remove`` takes erased items out of one that does. The
+attention is ``softmax(query @ keys) @ vectors``, where ``keys`` (K, S) and ``vectors`` (S, D)
 are weights in the file: one column and one row an anchor. Without them, attention skips the anchor
 and the shares of the others grow. Fused encoders have several tables.
 """
