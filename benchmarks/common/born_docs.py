@@ -95,7 +95,33 @@ def _each(lines: Sequence[Line]) -> Iterable[str]:
 
 
 INTRO = f"""\
-# Old and new born on one simplex: which reference
+# Begin on a simplex: when, how, and which reference then
+
+## When
+
+A *simplex* gives each class a vector of its own, far from all others, before any model is trained.
+Models that train towards the same vectors are closer to each other than models with classifiers of
+their own, so a later model has less to learn from the gallery.
+
+Begin on one where no gallery is deployed yet, or where it will be embedded again anyway; the
+classes have labels; and you can say how many there will be. K vertices have room for K classes, of
+all versions together, and need K - 1 dimensions: both stay as long as the store. A gallery that an
+ordinary model filled is not moved onto a simplex: for it `frame: auto` takes the class means, which
+[ablation.md](ablation.md) compares with the simplex.
+
+A shared simplex alone does not make a new model compatible (row "none" below): the contrast with
+the deployed gallery does, and the gate decides for each new version.
+
+## How
+
+    compatctl begin --base first.ckpt --dim 767     train, export, embed the gallery: a store
+    compatctl finetune --base new.ckpt              each later model; frame: auto finds the simplex
+
+`begin` trains by the project's recipe with `frame: simplex` and `lambda: 1.0`, whatever these say.
+It is `finetune` with these settings and `init --model new.onnx` in one command. `--dry-run` shows
+classes, vertices and rows. [sequential.md](sequential.md) continues with the later versions.
+
+## Which reference
 
 The deployed model (a small CNN, {LOCAL} characters) and the new one (half as wide again,
 {ELSEWHERE} other characters) were both trained against the frozen d-Simplex (K = {K}), without a

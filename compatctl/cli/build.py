@@ -1,4 +1,4 @@
-"""Commands that create a store or a candidate: init, import, finetune, fuse, bridge, demo."""
+"""Commands that create a store or a candidate: init, begin, import, finetune and others."""
 
 from __future__ import annotations
 
@@ -53,6 +53,43 @@ def init(
             m=m,
             ef_construction=ef_construction,
             ef_search=ef_search,
+            skip_bad=skip_bad,
+            dry_run=dry_run,
+            progress=report_progress,
+        )
+    return Outcome(result=result)
+
+
+@command
+@with_project("store", "data", "data_root", "recipe", "candidate", "output")
+def begin(
+    base: Annotated[
+        Path,
+        typer.Option("--base", help="The first checkpoint: a torch state dict or safetensors."),
+    ],
+    project: Project,
+    dim: Annotated[
+        int | None,
+        typer.Option(
+            "--dim",
+            min=1,
+            help="The dimension, for good: room for one class more. Default: the recipe's.",
+        ),
+    ] = None,
+    seed: RecipeSeed = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+) -> Outcome[Any]:
+    """Train a first model on the simplex, and create a store with its embeddings of the gallery."""
+    from compatctl.commands.begin import begin
+    from compatctl.render import progress
+
+    with progress() as report_progress:
+        result = begin(
+            project,
+            base=base,
+            dim=dim,
+            seed=seed,
             skip_bad=skip_bad,
             dry_run=dry_run,
             progress=report_progress,

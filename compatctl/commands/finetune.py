@@ -2,75 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from compatctl import encoder as onnx_files
-from compatctl.data import Dataset, Preprocessing, prepare
-from compatctl.deployment.record_files import FILE, write_model
-from compatctl.deployment.rehearsal import rehearsal_items, write_memory
-from compatctl.deployment.training_inputs import embed_reference, load_inputs
-from compatctl.deployment.training_record import REGISTRY_FILE, TrainingRecord
-from compatctl.encoder import Encoder, EncoderInput, check_steady
-from compatctl.files import write_atomic
+from compatctl.deployment.rehearsal import rehearsal_items
+from compatctl.deployment.training_inputs import load_inputs
+from compatctl.migration.candidate import FinetuneResult, train_candidate
 from compatctl.progress import Progress, silent
-from compatctl.recipe import Project, Recipe
-
-if TYPE_CHECKING:
-    from compatctl.train import TrainResult
-
-MODEL_FILE = "model.onnx"
-WEIGHTS_FILE = "weights.safetensors"
-"""Backbone and junction: a base for fine-tuning this model again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneResult:
-    """The candidate's files, and what it was trained on.
-
-    Attributes:
-        output: where the model was copied to.
-        rehearsed: how many of the ``items`` are of earlier runs.
-        remembered: how many items are in the new rehearsal memory.
-        parity: largest absolute difference between components of an embedding by the ONNX file and
-            by the trained network, over real images.
-        random: tensors of the backbone that the base lacks, which kept their random values.
-    """
-
-    model: str
-    output: str
-    weights: str
-    sha256: str
-    dim: int
-    frame: str
-    items: int
-    classes: int
-    anchors: int
-    rehearsed: int
-    remembered: int
-    old_features: dict[str, int]
-    validation_recall: float | None
-    parity: float
-    random: tuple[str, ...]
-    missing_keys: int
-    unexpected_keys: int
-    device: str
-    seconds: float
-    skipped: tuple[str, ...]
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What to look at before the model is used."""
-        if not self.random:
-            return ()
-        return (
-            f"{len(self.random)} tensors of the backbone are not in the base and are random: "
-            f"{', '.join(self.random)}",
-        )
+from compatctl.recipe import Project
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,130 +37,21 @@ def finetune(
     shuffle_map: bool = False,
     progress: Progress = silent,
 ) -> FinetuneResult:
-    """Train by the project's recipe, export ONNX, check its parity, write weights and record.
-
-    With ``rehearsal`` in the recipe, items of the store's memory and of ``memory`` (data of earlier
-    runs) train again, and the candidate gets a memory of its own, which deploy puts into the store.
-
-    Args:
-        shuffle_map: give every item the old feature of another one. The gate must refuse this
-            candidate; for tests and the demo.
+    """Train by the project's recipe and write the candidate: see ``train_candidate``.
 
     Raises:
         InputError: bad recipe, data or checkpoint; the exported file differs from the trained
             network; or torch is not installed.
     """
-    inputs = load_inputs(project, base, seed)
-    recipe, gallery = inputs.recipe, inputs.gallery
-    from compatctl.train import train
-
-    data, skipped = inputs.data.readable() if skip_bad else (inputs.data, ())
-    earlier = rehearsal_items(project, recipe, data, gallery, memory)
-    reference = embed_reference(recipe, data, earlier, gallery, progress) if gallery else None
-    if shuffle_map and reference is not None:
-        order = np.random.default_rng(recipe.seed).permutation(len(reference.gallery_ids))
-        others = np.random.default_rng(recipe.seed).permutation(len(reference.encoded_ids))
-        reference = replace(
-            reference,
-            gallery_features=reference.gallery_features[order],
-            encoded_features=reference.encoded_features[others],
-        )
-    project.candidate.mkdir(parents=True, exist_ok=True)
-    trained = train(
-        recipe=recipe,
+    return train_candidate(
+        project,
+        load_inputs(project, base, seed),
         base=base,
-        data=data,
-        reference=reference,
-        work=project.candidate,
         resume=resume,
-        memory=earlier,
+        memory=memory,
+        skip_bad=skip_bad,
+        shuffle_map=shuffle_map,
         progress=progress,
-    )
-    registry = trained.registry.to_json() if trained.registry else None
-    record = TrainingRecord.from_json(trained.record, registry).with_looks(data, earlier)
-    record = write_memory(project, recipe, data, earlier, record)
-    _write_weights(trained, project.candidate / WEIGHTS_FILE)
-    model, encoder, record = export(trained, recipe, data, record)
-    _write(project, record, model)
-    if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
-        project.output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
-    return _result(project, encoder, record, skipped)
-
-
-def export(
-    trained: TrainResult, recipe: Recipe, data: Dataset, record: TrainingRecord
-) -> tuple[bytes, Encoder, TrainingRecord]:
-    """A sealed ONNX file that carries the record, its encoder, and the record with the parity.
-
-    Raises:
-        InputError: a component of an embedding by the file differs by more than 1e-3 from the
-            network's, on real images.
-    """
-    from compatctl.train import embed_outputs
-    from compatctl.train import export as export_onnx
-
-    image = recipe.backbone.input
-    size = Preprocessing(height=image.height, width=image.width, resize=image.resize, fit=image.fit)
-    with tempfile.TemporaryDirectory() as scratch:
-        raw, sealed = Path(scratch) / "raw.onnx", Path(scratch) / "sealed.onnx"
-        export_onnx(trained.network, raw, image.height, image.width)
-        onnx_files.seal(raw, sealed, (EncoderInput(name="image", preprocessing=size),))
-        encoder = Encoder.load(sealed)
-        check_steady(encoder, data)
-        sample = onnx_files.parity_images(data)
-        images = np.stack([prepare(sample.read(row), size) for row in range(len(sample))])
-        pairs = zip(
-            encoder.outputs({"image": images}), embed_outputs(trained.network, images), strict=True
-        )
-        parity = max(
-            onnx_files.check_parity(
-                actual,
-                expected,
-                "the exported ONNX file differs from the trained network",
-                tip="the backbone uses an operation that does not export faithfully",
-            )
-            for actual, expected in pairs
-        )
-        record = replace(record, parity=parity)
-        model = onnx_files.with_record(sealed.read_bytes(), sealed, record.to_text())
-    return model, Encoder.from_bytes(model, Path(MODEL_FILE)), record
-
-
-def _write_weights(trained: TrainResult, target: Path) -> None:
-    from compatctl.train import save_weights
-
-    with tempfile.TemporaryDirectory() as scratch:
-        save_weights(trained.network, Path(scratch) / target.name)
-        write_atomic(target, (Path(scratch) / target.name).read_bytes())
-
-
-def _result(
-    project: Project, encoder: Encoder, record: TrainingRecord, skipped: tuple[str, ...]
-) -> FinetuneResult:
-    details = record.details
-    assert record.parity is not None, "export measured it"
-    return FinetuneResult(
-        model=str(project.candidate / MODEL_FILE),
-        output=str(project.output),
-        weights=str(project.candidate / WEIGHTS_FILE),
-        sha256=encoder.sha256,
-        dim=encoder.dim,
-        frame=details["classifier"]["frame"],
-        items=len(record.items),
-        classes=len(record.labels),
-        anchors=len(record.anchors),
-        rehearsed=details["memory_items"],
-        remembered=details["remembered"],
-        old_features=details["old_features"],
-        validation_recall=details["validation_recall_at_1"],
-        parity=record.parity,
-        random=tuple(details["base"]["missing"]),
-        missing_keys=len(details["base"]["missing"]),
-        unexpected_keys=len(details["base"]["unexpected"]),
-        device=details["device"],
-        seconds=details["seconds"],
-        skipped=skipped,
     )
 
 
@@ -250,12 +80,3 @@ def plan(
         gallery_rows=len(gallery_ids),
         to_embed_with_the_old_model=len(items_to_encode(recipe, data, gallery_ids, earlier)),
     )
-
-
-def _write(project: Project, record: TrainingRecord, model: bytes) -> None:
-    """Write registry.json (for a simplex), training.json, and then the model."""
-    registry = project.candidate / REGISTRY_FILE
-    registry.unlink(missing_ok=True)
-    if record.registry is not None:
-        write_atomic(registry, record.registry.encode())
-    write_model(project.candidate / MODEL_FILE, model, record, record_file=project.candidate / FILE)

@@ -42,11 +42,7 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
         InputError: torch is not installed; or the recipe, the checkpoint or the store is missing or
             invalid.
     """
-    require_torch()
-    recipe = Recipe.load(require(project.recipe, "recipe"), project.factories)
-    recipe = recipe if seed is None else replace(recipe, seed=seed)
-    if not base.is_file():
-        raise InputError(f"no checkpoint at {base}")
+    recipe = _load_recipe(project, base, seed)
     gallery, frames = None, set(recipe.objective.frame)
     store = find_store(project)
     needs_no_store = frames <= {"free", "simplex"}
@@ -61,6 +57,47 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
         gallery = DeployedGallery.open(open_store(project))
         recipe = _resolved(recipe, gallery)
     return TrainingInputs(recipe=recipe, data=load_data(project), gallery=gallery)
+
+
+def load_first_inputs(
+    project: Project, base: Path, seed: int | None, dim: int | None
+) -> TrainingInputs:
+    """The inputs of a first model on a simplex, whatever frame the recipe has.
+
+    Args:
+        dim: D of the embedding. Default: the recipe's.
+
+    Raises:
+        InputError: as ``load_inputs``; no dimension; too few vertices for the training classes; or
+            there is a store of more than one generation, or of a model without a registry.
+    """
+    recipe = _load_recipe(project, base, seed)
+    dim = dim or recipe.objective.dim
+    store = find_store(project)
+    if store is not None and (store.manifest.generation > 1 or store.manifest.registry is None):
+        raise InputError(
+            f"{project.store} is already a store, at generation {store.manifest.generation}",
+            tip="compatctl finetune trains its next model; name another --store to begin one",
+        )
+    data = load_data(project)
+    classes = len(set(data.filter(split="train").labels))
+    if dim is None or (recipe.objective.K or dim + 1) < classes:
+        raise InputError(
+            f"a simplex needs a vertex for each of the {classes} training classes and for those "
+            f"to come; the dimension is {dim}",
+            tip="give --dim, twice the number of classes for example: it stays as long as the "
+            "store, and D dimensions have room for D + 1 classes",
+        )
+    objective = replace(recipe.objective, frame=("simplex",), lambda_=(1.0,), dim=dim)
+    return TrainingInputs(recipe=replace(recipe, objective=objective), data=data, gallery=None)
+
+
+def _load_recipe(project: Project, base: Path, seed: int | None) -> Recipe:
+    require_torch()
+    recipe = Recipe.load(require(project.recipe, "recipe"), project.factories)
+    if not base.is_file():
+        raise InputError(f"no checkpoint at {base}")
+    return recipe if seed is None else replace(recipe, seed=seed)
 
 
 def _resolved(recipe: Recipe, gallery: DeployedGallery) -> Recipe:

@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compatctl.commands.finetune import export
 from compatctl.core.nearest import exact_search
 from compatctl.core.retrieval import evaluate
 from compatctl.data import load
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
+from compatctl.migration.candidate import export
 from compatctl.recipe import Recipe
 
 HERE = Path(__file__).resolve().parent

@@ -224,6 +224,38 @@ def test_four_versions_in_sequence(life: Life) -> None:
     assert not shop.path(f"store/memories/{first['memory']}.npz").exists()
 
 
+def test_begin_is_finetune_and_init_in_one_command(life: Life) -> None:
+    """The same model, registry, memory and index; a dry run counts; a repetition is no error."""
+    shop, first = life.shop, life.shop.manifest()
+    shutil.rmtree(shop.path("store"))
+    life.data("v1", added=False)
+    life.recipe(epochs=40, lr=0.03)
+    begin = ("begin", "--base", shop.path("first.ckpt"), "--dim", VERTICES - 1)
+    planned = shop.run(*begin, "--dry-run")
+    assert planned.code == 0, planned.stderr
+    assert (planned.json["classes"], planned.json["vertices"]) == (15, VERTICES)
+    assert not shop.path("store").exists()
+    for _ in range(2):
+        begun = shop.run(*begin)
+        assert begun.code == 0, begun.stderr
+        assert begun.json["rows"] == planned.json["rows"]
+        manifest = shop.manifest()
+        same = ("generation", "query_model", "registry", "memory", "index")
+        assert [manifest[key] for key in same] == [first[key] for key in same]
+
+
+def test_begin_needs_a_vertex_for_each_class_and_no_later_generation(life: Life) -> None:
+    """Too small a dimension, and a store that has moved on, end in exit 5 before training."""
+    life.data("v1", added=False)
+    begin = ("begin", "--base", life.shop.path("first.ckpt"))
+    small = life.shop.run(*begin, "--dim", 3)
+    assert (small.code, "15 training classes" in small.stderr) == (5, True), small.stderr
+    life.data("v1")
+    assert life.shop.run("add").code == 0
+    later = life.shop.run(*begin)
+    assert (later.code, "at generation 2" in later.stderr) == (5, True), later.stderr
+
+
 def _remembers(life: Life, versions: Sequence[str]) -> None:
     """The memory holds the chosen items of every class so far, each in the bytes it trained in."""
     memory = life.memory()

@@ -1,0 +1,184 @@
+"""The first generation of a store from images: the gallery embedded, its index built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compatctl.data import Dataset
+from compatctl.deployment.artifacts import find_artifacts
+from compatctl.deployment.bulk_embedding import BulkEmbedding
+from compatctl.deployment.changed_items import Changes
+from compatctl.deployment.creation import (
+    create_store,
+    existing_store,
+    first_catalog,
+    refuse_other_registry,
+)
+from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import indexed_rows
+from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.project import require
+from compatctl.encoder import check_steady
+from compatctl.errors import InputError
+from compatctl.evaluation.protocol import gallery_rows
+from compatctl.files import write_atomic
+from compatctl.index import HnswIndex, HnswParams
+from compatctl.manifest import Catalog, Operation
+from compatctl.progress import Progress, silent
+from compatctl.recipe import PROJECT_FILE, Project
+from compatctl.store import Store
+
+SCAFFOLD = """\
+# Every entry has a flag and an environment variable (COMPATCTL_STORE ...) that override it.
+format: 1
+store: {store}
+data: {data}
+policy: default              # or strict, lenient, or a file
+# recipe: recipe.yaml        # how finetune trains
+candidate: build/candidate   # where finetune writes the model and its training record
+output: new.onnx             # where finetune copies the model
+report: report.json          # where verify writes the verdict that deploy reads
+# junit: verify.xml          # the same for a pipeline; markdown: and metrics: exist too
+# slices: [tenant]           # columns of the data; verify judges each value separately
+# threshold: 0.62            # the cosine from which the deployed system accepts a match
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitResult:
+    """A new store at generation 1.
+
+    Attributes:
+        skipped: ids of items whose image does not decode.
+        written: false for a dry run, and if an earlier run of the same command created the store.
+    """
+
+    store: str
+    generation: int
+    query_model: str
+    index_sha256: str
+    rows: int
+    dim: int
+    classes: int
+    skipped: tuple[str, ...]
+    written: bool
+
+
+def embed_first_gallery(
+    project: Project,
+    *,
+    model: Path,
+    preprocessing: Path | None = None,
+    m: int = 16,
+    ef_construction: int = 200,
+    ef_search: int = 64,
+    skip_bad: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> InitResult:
+    """Create a store with every gallery item of the project's data, embedded by ``model``.
+
+    Raises:
+        InputError: bad data or model; the store's folder is in use; or a file that finetune wrote
+            with the model is missing.
+    """
+    model_file = ModelFile.read(model, preprocessing)
+    encoder = model_file.encoder
+    params = HnswParams(dim=encoder.dim, M=m, ef_construction=ef_construction, ef_search=ef_search)
+    data = load_data(project)
+    gallery = data.take(gallery_rows(data))
+    if not len(gallery):
+        raise InputError(
+            "the data has no item with the role gallery", tip="look at its role column"
+        )
+    artifacts = find_artifacts(project, model, encoder)
+    if store := existing_store(project.store, "init", encoder.sha256):
+        refuse_other_registry(store, artifacts)
+        result = _existing_result(project, store, gallery, params, skip_bad=skip_bad)
+        if not dry_run:
+            _scaffold(project)
+        return result
+    check_steady(encoder, gallery)
+    with BulkEmbedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as embedded:
+        index = HnswIndex.create(params, max(1, len(embedded.rows)))
+        embedded.add_to(index, 0, progress)
+    items = gallery.take(embedded.rows)
+    digests = embedded.image_digests()
+    catalog = first_catalog(items.ids, items.labels, index.keys(), encoder.sha256, digests)
+    sha256 = ""
+    if not dry_run:
+        manifest = create_store(
+            project.store,
+            model=model_file,
+            artifacts=artifacts,
+            index=index.save,
+            params=params,
+            catalog=catalog,
+            operation=Operation.INIT,
+        )
+        sha256 = manifest.index.sha256
+        _scaffold(project)
+    bad = tuple(embedded.bad)
+    return _result(project, catalog, encoder.dim, sha256, skipped=bad, written=not dry_run)
+
+
+def _existing_result(
+    project: Project, store: Store, gallery: Dataset, params: HnswParams, *, skip_bad: bool
+) -> InitResult:
+    """The result for a store that an earlier run of the same command created.
+
+    Raises:
+        InputError: it has other items or another index.
+    """
+    info, catalog = store.manifest.index, store.catalog()
+    requested = (params.M, params.ef_construction, params.ef_search)
+    ids = set(catalog.ids)
+    bad = tuple(item for item in gallery.ids if item not in ids)
+    if (
+        requested != (info.M, info.ef_construction, info.ef_search)
+        or not ids <= set(gallery.ids)
+        or (bad and not skip_bad)
+    ):
+        raise InputError(
+            f"{project.store} is already a store, of other items or another index",
+            tip="name another folder; compatctl add indexes more items in this one",
+        )
+    Changes.of(gallery, *indexed_rows(gallery, catalog), catalog).refuse()
+    return _result(project, catalog, info.dim, info.sha256, skipped=bad, written=False)
+
+
+def _result(
+    project: Project,
+    catalog: Catalog,
+    dim: int,
+    index_sha256: str,
+    *,
+    skipped: tuple[str, ...],
+    written: bool,
+) -> InitResult:
+    return InitResult(
+        store=str(project.store),
+        generation=1,
+        query_model=catalog.models[0],
+        index_sha256=index_sha256,
+        rows=len(catalog),
+        dim=dim,
+        classes=len(set(catalog.labels)),
+        skipped=skipped,
+        written=written,
+    )
+
+
+def _scaffold(project: Project) -> None:
+    """Write a first compatctl.yaml beside the store, if there is none."""
+    path = project.store.parent / PROJECT_FILE
+    if path.exists() or Path(PROJECT_FILE).exists():
+        return
+    data = require(project.data, "data").resolve()
+    text = SCAFFOLD.format(store=project.store.name, data=_relative(data, path.parent.resolve()))
+    write_atomic(path, text.encode())
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
