@@ -31,6 +31,7 @@ from compatctl.migration.backfill_forecast import (
     forecast,
 )
 from compatctl.migration.backfill_selection import (
+    ALTERNATIVE,
     BackfillRows,
     BackfillTarget,
     Order,
@@ -102,7 +103,7 @@ class Backfilled(RewriteOutcome):
         if self.outcome == "fail":
             return (
                 "another --share (half can lose where all gains: compatctl backfill --forecast "
-                "1000), or keep the gallery as it is"
+                f"1000), or keep the gallery as it is: {ALTERNATIVE}"
             )
         return "more held-out classes and images, another --share, or a lower min_mixed_gain"
 

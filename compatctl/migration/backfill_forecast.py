@@ -26,7 +26,7 @@ from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.exact_retrieval import evaluate_neighbours
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.manifest import Catalog
-from compatctl.migration.backfill_selection import SHARES_BETWEEN, BackfillTarget
+from compatctl.migration.backfill_selection import ALTERNATIVE, SHARES_BETWEEN, BackfillTarget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Forecast:
         )
         return (
             f"recall@{self.recall_at} is forecast to fall below the start at {shares} (by "
-            f"{-worst.gain:.4f} at {worst.share:.0%}); {gains}",
+            f"{-worst.gain:.4f} at {worst.share:.0%}); {gains}; {ALTERNATIVE}",
         )
 
 
