@@ -247,6 +247,12 @@ def plan(
     limit: Annotated[
         int, typer.Option(min=100, help="At most this many gallery and training items are used.")
     ] = 20_000,
+    forecast: Annotated[
+        bool,
+        typer.Option(
+            "--forecast", help="Train on parts of the data too, and say what more would give."
+        ),
+    ] = False,
     seed: RecipeSeed = None,
     skip_bad: SkipBad = False,
 ) -> Outcome[Any]:
@@ -262,6 +268,7 @@ def plan(
             seed=seed,
             limit=limit,
             skip_bad=skip_bad,
+            forecast=forecast,
             progress=report_progress,
         )
     return Outcome(result=result, table=plan_table, warnings=result.warnings)

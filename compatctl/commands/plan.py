@@ -25,6 +25,7 @@ from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict,
 from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.migration import routes
+from compatctl.migration.forecast import Forecast, Measure, forecast_more_data
 from compatctl.migration.preflight import PlanningSplit, Preflight, planning_split, preflight
 from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
 from compatctl.migration.rewrite_gate import HeldOutQueries
@@ -45,7 +46,8 @@ LIMIT = 20_000
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The estimates and the ``recommended`` route. ``recipe`` is what finetune runs for it (None
-    for ``keep``); ``commands`` make and judge the candidate."""
+    for ``keep``); ``commands`` make and judge the candidate. ``forecast`` says what more labelled
+    data would give ``finetune``; None where it was left out."""
 
     preflight: Preflight
     routes: tuple[RouteEstimate, ...]
@@ -53,6 +55,7 @@ class Plan:
     reason: str
     commands: tuple[str, ...]
     recipe: dict[str, Any] | None
+    forecast: Forecast | None = None
     seconds: float
     warnings: tuple[str, ...] = ()
 
@@ -64,9 +67,12 @@ def plan(
     seed: int | None = None,
     limit: int = LIMIT,
     skip_bad: bool = False,
+    forecast: bool = False,
     progress: Progress = silent,
 ) -> Plan:
     """Try every route on planning classes; nothing is written.
+
+    ``forecast``: also train on parts of the data, and say what more of it would give.
 
     Raises:
         InputError: as ``finetune``; a recipe without a gallery or one that trains the backbone; too
@@ -92,7 +98,8 @@ def plan(
     results = routes.measure_routes(inputs, free, progress)
     cost = _Cost.measure(inputs, facts, data, deployed.catalog.ids, milliseconds)
     whole = _Gallery.whole(inputs, deployed, facts)
-    estimates = _estimates(inputs, whole, results, load_policy(project.policy), cost)
+    policy = load_policy(project.policy)
+    estimates = _estimates(inputs, whole, results, policy, cost)
     chosen, reason = recommend(estimates)
     chosen_recipe = next(result.variant.recipe for result in results if result.name == chosen)
     files = {"base": base, "old": deployed.model_path, "new": project.output}
@@ -103,6 +110,9 @@ def plan(
         reason=reason,
         commands=tuple(command.format(**files) for command in COMMANDS.get(chosen, ())),
         recipe=chosen_recipe.to_json() if chosen_recipe else None,
+        forecast=_forecast(inputs, whole, results, estimates, policy, progress)
+        if forecast
+        else None,
         seconds=round(time.monotonic() - start, 1),
         warnings=_sample_warning(facts) + _gone_warning(project),
     )
@@ -330,6 +340,28 @@ def _in_order(estimates: Sequence[RouteEstimate]) -> tuple[RouteEstimate, ...]:
     if next(estimate for estimate in ordered if estimate.name == Route.REEMBED).low > 0.0:
         return tuple(ordered)
     return tuple(replace(estimate, gain_retained=None) for estimate in ordered)
+
+
+def _forecast(  # noqa: PLR0917
+    inputs: RouteInputs,
+    whole: _Gallery,
+    results: Sequence[RouteResult],
+    estimates: Sequence[RouteEstimate],
+    policy: Policy,
+    progress: Progress,
+) -> Forecast:
+    """What more labelled data would give ``finetune``, with the margins of this plan."""
+    by_name = {estimate.name: estimate for estimate in estimates}
+    tuned, ceiling = by_name[Route.FINETUNE], by_name[Route.REEMBED]
+    measure = Measure(
+        truth=whole.truth,
+        stored=whole.stored,
+        old_hits=whole.retrieval(results[0]).hit1,
+        margin=policy.min_recall_gain + tuned.gain - tuned.low,
+        ceiling=ceiling.gain if ceiling.low > 0.0 else None,
+    )
+    variant = next(result.variant for result in results if result.name == Route.FINETUNE)
+    return forecast_more_data(inputs, variant, measure, progress=progress)
 
 
 def _is_judged(result: RouteResult) -> bool:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from compatctl.commands.plan import Plan
     from compatctl.commands.power import Power
     from compatctl.commands.search import SearchResult
+    from compatctl.core.power_law import Range
+    from compatctl.migration.forecast import Forecast
     from compatctl.migration.preflight import Preflight
 
 
@@ -250,6 +252,57 @@ def _preflight(console: Console, facts: Preflight) -> None:
     )
 
 
+def _forecast(console: Console, forecast: Forecast) -> None:
+    """Recall by amount of training data, and how much of it each goal needs."""
+    console.print(
+        f"forecast for one encoder with nothing passed ({forecast.level:.0%} intervals, "
+        f"{forecast.runs} runs of training):"
+    )
+    curves = (("labelled classes", forecast.classes), ("images a class", forecast.images))
+    for name, curve in curves:
+        if curve is None:
+            console.print(f"  {name}: too few to train on parts")
+            continue
+        amounts = ", ".join(f"{amount:,.4g}" for amount in curve.amounts)
+        recalls = ", ".join(f"{recall:.4f}" for recall in curve.recalls)
+        console.print(
+            f"  {name} {amounts}: recall@1 {recalls}; misses fall by the exponent "
+            f"{_range(curve.exponent, '.3f')}; twice as many: {_range(curve.doubled, '.4f')}"
+        )
+    goals = (
+        ("pass", forecast.to_pass),
+        ("keep half of re-embedding's gain", forecast.to_keep_half),
+    )
+    for name, goal in goals:
+        if goal is not None:
+            classes = "cannot tell" if goal.classes is None else _range(goal.classes, ",.0f")
+            console.print(f"  labelled classes to {name} (recall@1 {goal.recall:.4f}): {classes}")
+    console.print(f"  doubling helps more with: {_MORE[forecast.more]}")
+
+
+_MORE = {"classes": "classes", "images": "images a class", "cannot tell": "cannot tell"}
+
+
+def _range(value: Range, form: str) -> str:
+    high = "" if value.high is None else format(value.high, form)
+    return f"{value.value:{form}} ({value.low:{form}} to {high})"
+
+
+_PLAN_COLUMNS = (
+    "passed",
+    "route",
+    "recall@1",
+    "gain",
+    "kept",
+    "neg. flips",
+    "gate",
+    "ms/query",
+    "passes",
+    "s once",
+    "MB new",
+)
+
+
 def plan_table(console: Console, plan: Plan) -> None:
     """The gallery, the routes, the recommendation and what to run next."""
     _preflight(console, plan.preflight)
@@ -272,23 +325,12 @@ def plan_table(console: Console, plan: Plan) -> None:
     ]
     keep = next(route for route in plan.routes if route.name == "keep")
     console.print(f"recall@1 today: {keep.recall:.4f}, {keep.query_ms:.1f} ms a query")
-    names = (
-        "passed",
-        "route",
-        "recall@1",
-        "gain",
-        "kept",
-        "neg. flips",
-        "gate",
-        "ms/query",
-        "passes",
-        "s once",
-        "MB new",
-    )
-    print_table(console, names, rows)
+    print_table(console, _PLAN_COLUMNS, rows)
     for setting in dict.fromkeys(route.setting for route in plan.routes if route.setting):
         alike = ", ".join(route.name for route in plan.routes if route.setting == setting)
         console.print(f"{alike}: {cell(setting)}")
+    if plan.forecast is not None:
+        _forecast(console, plan.forecast)
     console.print(f"recommended: {plan.recommended}: {plan.reason}")
     for line in plan.commands:
         console.print(f"  {line}")

@@ -13,9 +13,11 @@ from shop_kit import DIM, Shop, run, store_files
 from tiny_backbone import build
 
 from compatctl.commands.plan import Plan
+from compatctl.core.power_law import Range
 from compatctl.data import load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
+from compatctl.migration.forecast import Curve, Forecast, Goal
 from compatctl.migration.preflight import Preflight, planning_split
 from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
 from compatctl.migration.routes import BACKFILL_SHARES, Route
@@ -62,10 +64,29 @@ def _expected(name: str, gain: float, low: float, verdict: str | None) -> RouteE
     )
 
 
+def _forecast() -> Forecast:
+    curve = Curve(
+        amounts=(10.0, 20.0, 40.0),
+        recalls=(0.3, 0.35, 0.4),
+        exponent=Range(value=0.1, low=0.05, high=0.15),
+        doubled=Range(value=0.44, low=0.4, high=0.48),
+    )
+    return Forecast(
+        level=0.8,
+        runs=2,
+        classes=curve,
+        images=None,
+        to_pass=Goal(recall=0.5, classes=Range(value=90.0, low=60.0, high=200.0)),
+        to_keep_half=Goal(recall=0.6, classes=None),
+        more="cannot tell",
+        seconds=1.0,
+    )
+
+
 def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
     """Facts and routes add up, and the store is as it was."""
     recipe, before = _recipe(shop), store_files(shop)
-    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe, "--forecast")
     assert result.code == 0, result.stderr
     sheet = {entry["name"]: entry for entry in result.json["routes"]}
     assert list(sheet)[:3] == ["keep", "finetune", "fuse"]
@@ -98,6 +119,11 @@ def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
     route = of.removeprefix("of ").split(",")[0]
     assert route in {"finetune", "fuse"}
     assert {share["query_ms"] for share in shares} == {sheet[route]["query_ms"]}
+    forecast = result.json["forecast"]
+    whole = forecast["classes"]["recalls"][-1]
+    assert forecast["classes"]["amounts"][-1] == facts["training_classes"]
+    assert forecast["images"]["recalls"][-1] == whole
+    assert forecast["to_pass"]["recall"] > keep["recall"]
     chosen = result.json["recommended"]
     assert chosen == "keep" or sheet[chosen]["verdict"] == "pass"
     assert (result.json["recipe"] is None) == (chosen == "keep")
@@ -176,19 +202,28 @@ def test_the_table_names_every_chosen_setting(capsys: pytest.CaptureFixture[str]
         reason="it gains",
         commands=(),
         recipe=None,
+        forecast=_forecast(),
         seconds=1.0,
     )
-    plan_table(Console(width=120), result)
+    plan_table(Console(width=200), result)
     shown = capsys.readouterr().out.splitlines()
     assert "lift: mlp, epoch 3" in shown
     assert "backfill 25%, backfill 50%: of fuse, weight 0.5" in shown
     assert not any(line.startswith("finetune:") for line in shown)
+    assert any("labelled classes 10, 20, 40: recall@1 0.3000" in line for line in shown)
+    assert any("images a class: too few" in line for line in shown)
+    assert any("classes to pass (recall@1 0.5000): 90 (60 to 200)" in line for line in shown)
+    assert any("half of re-embedding's gain (recall@1 0.6000): cannot tell" in line
+               for line in shown)  # fmt: skip
+    assert any("doubling helps more with: cannot tell" in line for line in shown)
 
 
 def test_a_repeated_plan_is_the_same(shop: Shop) -> None:
     """Two runs say the same of every route, but for times."""
     recipe = _recipe(shop)
-    runs = [shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe) for _ in range(2)]
+    command = ("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    runs = [shop.run(*command) for _ in range(2)]
+    assert runs[0].json["forecast"] is None
     timeless = [
         [
             {k: v for k, v in route.items() if not k.endswith(("_s", "_ms"))}
