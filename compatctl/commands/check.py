@@ -60,7 +60,7 @@ def check(
         _ = gallery.encoder
         stored_memory(store, store.manifest)
         problems = erasure_problems(store)
-        beside = side_file_problems(store)
+        beside = side_file_problems(store, erased=report.erasure == "done")
         lost = [
             f"{store.path}/attempts does not know of the attempt that generation {number} was "
             f"deployed by: {_COUNTED_AGAIN}"

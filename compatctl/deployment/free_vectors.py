@@ -51,8 +51,8 @@ def delete_strangers(store: Store) -> int:
     return sum(side.retain(ids) for side in sides)
 
 
-def side_file_problems(store: Store) -> list[str]:
-    """Damaged side files and records, and, once items were erased, vectors of unknown items.
+def side_file_problems(store: Store, *, erased: bool) -> list[str]:
+    """Damaged side files and records and, if items were ``erased``, vectors of unknown items.
 
     An item that no kept gallery has may be an erased one.
 
@@ -60,7 +60,6 @@ def side_file_problems(store: Store) -> list[str]:
         DamagedError: a catalogue is missing or changed.
     """
     problems = []
-    erased = store.manifest.erasures is not None
     for sha256 in _models(store):
         path = side_path(store.path, sha256)
         try:

@@ -21,7 +21,7 @@ from compatctl.files import sha256_file
 from compatctl.manifest import Manifest
 from compatctl.store import KINDS, Store
 
-LOCKS = {"LOCK", "attempts/LOCK"}
+LOCKS = {"LOCK", "attempts/LOCK", "side/LOCK"}
 HANDLED = (5, 6)
 """The exit codes of a command that could not write."""
 
@@ -147,6 +147,8 @@ def _only_what_is_named(folder: Path) -> None:
         expected |= {f"{kind}/{digest}{KINDS[kind]}" for kind, digest in blobs}
     expected |= {f"attempts/{name}" for name in attempts(folder)}
     files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    models = {Path(name).stem for name in expected if name.startswith("models/")}
+    expected |= files & {f"side/{model}.vectors" for model in models}
     assert files - LOCKS == expected - LOCKS
 
 
@@ -255,6 +257,8 @@ def _nothing_erased_left(
         for item in stage.before.rows.keys() - stage.after.rows.keys():
             assert stage.before.rows[item][2] not in data, f"a vector of {item} is in {path}"
             assert f'"{item}"'.encode() not in data, f"{item} is in {path}"
+            key = hashlib.sha256(item.encode()).digest()[:16]
+            assert path.suffix != ".vectors" or key not in data, f"{item} is in {path}"
             assert path.parent.name != "catalogs" or item.encode() not in data
 
 

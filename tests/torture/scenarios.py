@@ -25,6 +25,7 @@ from compatctl.manifest import Manifest
 from compatctl.recipe import load_policy
 from compatctl.samples import TILE, emoji_source
 from compatctl.store import Store
+from compatctl.store.side_file import SideFile
 
 FIRST, ALL = 12, 18
 """The number of items of the first generation, and of the project."""
@@ -313,8 +314,8 @@ def _leave_remains(folder: Path) -> None:
 
 
 def _prepare_remove(machine: Machine, folder: Path) -> None:
-    """A deployed model that contains the vectors of some items, which are also in the memory and in
-    the candidate's files, and a list of two of these items."""
+    """A deployed model that contains the vectors of some items, which are also in the memory, in
+    the candidate's files and in side files, and a list of two of these items."""
     prepare_store(machine, folder)
     store, data = Store.open(folder / "store"), load(folder / "first.csv")
     ids = store.catalog().ids
@@ -333,6 +334,9 @@ def _prepare_remove(machine: Machine, folder: Path) -> None:
     }  # fmt: skip
     (candidate / "training.json").write_bytes(canonical_json(record))
     _run(machine, folder, *DEPLOY[1:])
+    for model in Store.open(store.path).manifest.models:
+        side = SideFile.open(store.path, model.sha256, vectors.shape[1])
+        assert side.append(ids, vectors, store.catalog().digests) == len(ids)
     (folder / "gone.txt").write_text(f"{ids[1]}\n{ids[4]}\n")
 
 
