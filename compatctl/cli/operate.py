@@ -307,6 +307,30 @@ def search(
 
 
 @command
+@with_project("store", "data", "data_root")
+def warm(
+    traffic: Annotated[
+        Path,
+        typer.Argument(help="A log: one id a line, or a CSV with the columns id and count."),
+    ],
+    project: Project,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=0, help="Embed at most this many images.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> Outcome[Any]:
+    """Embed the free vectors of the items that a log of traffic touches, most touched first."""
+    from compatctl.commands.warm import warm
+    from compatctl.render import progress
+
+    with progress() as report_progress:
+        result = warm(
+            project, traffic=traffic, limit=limit, dry_run=dry_run, progress=report_progress
+        )
+    return Outcome(result=result, warnings=result.warnings)
+
+
+@command
 @with_project("store")
 def check(
     project: Project,

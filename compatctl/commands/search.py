@@ -14,7 +14,7 @@ from compatctl.data import from_files
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.project import open_store
-from compatctl.deployment.rescoring import RescoredSearch, Rescorer
+from compatctl.deployment.rescoring import RescoredSearch, rescorer_of
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import columns_of
 from compatctl.files import sha256_file
@@ -69,12 +69,12 @@ class Rescoring:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user must know."""
-        if not self.missing:
-            return ()
-        return (
+        missing = (
             f"{self.missing} candidates were not re-scored: their image is not in the data, does "
-            "not decode, or is not the one that was indexed",
+            "not decode, or is not the one that was indexed"
         )
+        lost = "the new free vectors were not kept: the store is read-only, locked or full"
+        return (missing,) * (self.missing > 0) + (lost,) * (not self.kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,9 @@ def search(
     rows, scores = _nearest(gallery, embedded.features, count, left_out)
     answers, rescored, known = Neighbours(rows=rows, scores=scores), None, np.zeros_like(rows, bool)
     if settings is not None and embedded.free is not None:
-        rescored = _rescorer(project, gallery, settings)(answers, embedded.free)
+        has_data = project.data is not None and project.data.exists()
+        rescorer = rescorer_of(gallery, load_data(project) if has_data else None)
+        rescored = rescorer(answers, embedded.free)
         answers, known = rescored.nearest, rescored.known
     rows, scores, known = answers.rows[:, :k], answers.scores[:, :k], known[:, :k]
     scale = score_map(gallery)
@@ -162,17 +164,6 @@ def _hits(
         )
         for row, score, cosine, known in zip(rows, scores, cosines, rescored, strict=True)
         if row >= 0
-    )
-
-
-def _rescorer(project: Project, gallery: DeployedGallery, settings: RescoringSettings) -> Rescorer:
-    """Re-scores with the images of the project's data, if it names any."""
-    has_data = project.data is not None and project.data.exists()
-    return Rescorer(
-        encoder=gallery.encoder,
-        catalog=gallery.catalog,
-        settings=settings,
-        data=load_data(project) if has_data else None,
     )
 
 

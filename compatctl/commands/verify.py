@@ -37,6 +37,7 @@ from compatctl.evaluation.rescoring import require_free
 from compatctl.evaluation.verdict import (
     NEXT_STEPS,
     NO_STORE,
+    RESCORED_TODAY,
     WITHOUT_STORE,
     verdict_fields,
     write_report,
@@ -156,6 +157,7 @@ def _warnings(
 ) -> tuple[str, ...]:
     return (
         *(() if gallery else NO_STORE),
+        *(RESCORED_TODAY if gallery and gallery.manifest.rescoring else ()),
         *leak_warnings(setup.record, findings.groups, setup.data, setup.options),
         *scale_warnings(score_map(gallery), calibrate=setup.options.calibrate),
         *gallery_warnings(findings.searched, findings.results[0]),

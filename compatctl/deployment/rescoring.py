@@ -9,24 +9,26 @@ from typing import Protocol
 
 import numpy as np
 
-from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
+from compatctl.core.arrays import Bools, Bytes, Rows, Vectors, as_rows
 from compatctl.core.nearest import Neighbours
 from compatctl.core.rescoring import MergeRule, free_cosines, rescore, within_budget
 from compatctl.data import Dataset
+from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder, embed_together
-from compatctl.errors import CompatError
+from compatctl.errors import CompatError, UsageError
 from compatctl.manifest import Catalog, Rescoring
 from compatctl.progress import Progress, silent
+from compatctl.store.side_file import SideFile
 
 
 class FreeCache(Protocol):
-    """Free vectors by item id, kept between searches."""
+    """Free vectors by item and image, kept between searches: ``store.side_file.SideFile``."""
 
-    def lookup(self, ids: Sequence[str]) -> tuple[Vectors, Bools]:
-        """Vectors (n, F) of the ids (n,), and (n,) which were found."""
+    def lookup(self, ids: Sequence[str], images: Bytes | None = None) -> tuple[Vectors, Bools]:
+        """Vectors (n, F) of items with these image digests (n, 32), and (n,) which were found."""
 
-    def append(self, ids: Sequence[str], vectors: Vectors) -> int:
-        """Keep vectors (n, F) of ids (n,); how many were kept."""
+    def append(self, ids: Sequence[str], vectors: Vectors, images: Bytes | None = None) -> int:
+        """Keep vectors (n, F) of such items; how many were kept."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,6 +53,32 @@ class RescoredSearch:
     missing: int
     over_budget: int
     kept: bool
+
+
+def rescorer_of(
+    gallery: DeployedGallery, data: Dataset | None, progress: Progress = silent
+) -> Rescorer:
+    """Re-scores as the store says, with the query model's side file as cache.
+
+    Raises:
+        UsageError: the query model's answers are not re-scored.
+        DamagedError: the side file is damaged.
+    """
+    manifest, encoder = gallery.manifest, gallery.encoder
+    if manifest.rescoring is None or encoder.free_dim is None:
+        raise UsageError(
+            f"the answers of the query model {manifest.query_model[:12]} are not re-scored",
+            tip="compatctl verify and deploy with --rescore K, and a model with free vectors",
+        )
+    side = SideFile.open(gallery.store.path, manifest.query_model, encoder.free_dim)
+    return Rescorer(
+        encoder=encoder,
+        catalog=gallery.catalog,
+        settings=manifest.rescoring,
+        data=data,
+        cache=side,
+        progress=progress,
+    )
 
 
 @dataclass(kw_only=True, eq=False)
@@ -107,13 +135,48 @@ class Rescorer:
             kept=self._keep(new),
         )
 
+    def fill(self, rows: Rows) -> tuple[int, bool]:
+        """Embed and keep the free vectors of gallery rows (n,) that the cache lacks.
+
+        How many were embedded, and whether they were kept. ``missing`` has rows without an image.
+
+        Raises:
+            InputError: the encoder fails on an image.
+        """
+        rows = np.unique(rows)
+        self._look_up(rows)
+        before = self._rows
+        wanted = np.setdiff1d(rows, before)
+        wanted = wanted[self._images(wanted) >= 0]
+        if len(wanted):
+            self._embed(wanted.tolist())
+        new = np.setdiff1d(self._rows, before)
+        return len(new), self._keep(new)
+
+    def held(self, rows: Rows) -> Bools:
+        """(n,) whether the cache has the free vectors of gallery rows (n,)."""
+        if self.cache is None or not len(rows):
+            return np.zeros(len(rows), bool)
+        ids = [self.catalog.ids[row] for row in rows]
+        return self.cache.lookup(ids, self.catalog.digests[rows])[1]
+
+    def find_images(self, rows: Rows) -> None:
+        """Look for the images of gallery rows (n,): ``missing`` then has those without one."""
+        self._images(rows)
+
+    @property
+    def missing(self) -> Rows:
+        """Gallery rows that were wanted and whose image is not here."""
+        return as_rows(sorted(self._missing))
+
     def _look_up(self, rows: Rows) -> int:
         """Take the free vectors of gallery rows from the cache; how many it has."""
         width = self.encoder.free_dim or 0
         self._rows, self._vectors = as_rows(()), np.zeros((0, width), np.float32)
         if self.cache is None or not len(rows):
             return 0
-        vectors, held = self.cache.lookup([self.catalog.ids[row] for row in rows])
+        ids = [self.catalog.ids[row] for row in rows]
+        vectors, held = self.cache.lookup(ids, self.catalog.digests[rows])
         self._rows, self._vectors = rows[held], vectors[held]
         return int(held.sum())
 
@@ -183,7 +246,8 @@ class Rescorer:
         assert self._vectors is not None
         vectors = self._vectors[np.searchsorted(self._rows, rows)]
         try:
-            self.cache.append([self.catalog.ids[row] for row in rows], vectors)
+            ids = [self.catalog.ids[row] for row in rows]
+            self.cache.append(ids, vectors, self.catalog.digests[rows])
         except CompatError:
             return False
-        return True
+        return bool(self.held(rows).all())

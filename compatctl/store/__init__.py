@@ -15,9 +15,10 @@
       side/<sha256>.vectors      free vectors of a model for touched items, in no generation
       LOCK                       held by the writer
 
-Replacing manifest.json is the commit. A process killed before it changed nothing; the files it
-left are unreferenced. Reading writes nothing, except that verify counts itself. numpy is loaded
-only to read a catalogue, erasures or a side file, and no index is ever opened here.
+Replacing manifest.json is the commit. A process killed before it changed nothing; the files it left
+are unreferenced. Reading writes nothing, except that verify counts itself and that a re-scored
+search keeps free vectors. numpy is loaded only to read a catalogue, erasures or a side file, and no
+index is ever opened here.
 
 Modules, lowest first: _layout (paths, strict reading), _transaction (commits), _store (readers),
 _lineage (how a state came about), _rollback, _transitions, _check, _gc. _attempts is independent.

@@ -30,13 +30,13 @@ class Kept:
         self.vectors: dict[str, np.ndarray] = {}
         self.broken = broken
 
-    def lookup(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def lookup(self, ids: Sequence[str], images: object = None) -> tuple[np.ndarray, np.ndarray]:
         """As the store's cache."""
         found = np.array([item in self.vectors for item in ids], bool)
         empty = np.zeros(32, np.float32)
         return np.array([self.vectors.get(item, empty) for item in ids]), found
 
-    def append(self, ids: Sequence[str], vectors: np.ndarray) -> int:
+    def append(self, ids: Sequence[str], vectors: np.ndarray, images: object = None) -> int:
         """As the store's cache."""
         if self.broken:
             raise InputError("the store cannot be written to")

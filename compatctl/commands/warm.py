@@ -1,0 +1,210 @@
+"""warm: embed the free vectors of the items that traffic touches, before it comes."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compatctl.core.arrays import Bools, Floats, Rows, as_rows
+from compatctl.data import Dataset
+from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.project import open_store
+from compatctl.deployment.rescoring import Rescorer, rescorer_of
+from compatctl.encoder import embed_together
+from compatctl.errors import InputError
+from compatctl.files import os_errors
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Project
+
+BATCH = 256
+"""Images that are embedded, and kept, at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmed:
+    """What was embedded for the traffic.
+
+    Attributes:
+        items: ids of the log that are gallery items.
+        queries: ids of the log that are other items of the data.
+        unknown: ids of the log that are neither.
+        touched: distinct gallery rows that the log touches.
+        cached: those whose free vector was kept before.
+        passed: images that were embedded now.
+        missing: touched rows without an image here.
+        left: touched rows that the limit left out.
+        passed_share: touched rows with a free vector now, of all gallery rows, in [0, 1].
+        covered_share: touches of rows with a free vector, of all touches, in [0, 1].
+    """
+
+    items: int
+    queries: int
+    unknown: int
+    touched: int
+    cached: int
+    passed: int
+    missing: int
+    left: int
+    passed_share: float
+    covered_share: float
+    written: bool
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user must know."""
+        unknown = f"{self.unknown} ids of the log are in neither the store nor the data"
+        missing = f"{self.missing} touched items have no image in the data, or another one"
+        return (unknown,) * (self.unknown > 0) + (missing,) * (self.missing > 0)
+
+
+def warm(
+    project: Project,
+    *,
+    traffic: Path,
+    limit: int | None = None,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> Warmed:
+    """Embed the free vectors of what a log of traffic touches, most touched first.
+
+    Every batch is kept at once: an interrupted run continues where it ended.
+
+    Args:
+        traffic: as ``read_traffic``. An id of the gallery touches that item; another id of the data
+            is a query, and touches the answers that would be re-scored.
+        limit: images that are embedded at most; None: no limit.
+
+    Raises:
+        UsageError: the query model's answers are not re-scored.
+        InputError: the log cannot be read, an image of a query does not decode, or free vectors
+            cannot be kept.
+    """
+    gallery, data = DeployedGallery.open(open_store(project)), load_data(project)
+    rescorer = rescorer_of(gallery, data)
+    log = _Log.of(read_traffic(traffic), gallery, data)
+    rows, touches = log.touched(gallery, data, progress)
+    held = rescorer.held(rows)
+    rescorer.find_images(rows[~held])
+    wanted = rows[~held]
+    chosen = wanted[~np.isin(wanted, rescorer.missing)][:limit]
+    passed = 0 if dry_run else _fill(rescorer, chosen, progress)
+    known = held if dry_run else rescorer.held(rows)
+    missing = len(np.intersect1d(rows, rescorer.missing))
+    return Warmed(
+        items=len(log.items),
+        queries=len(log.queries),
+        unknown=log.unknown,
+        touched=len(rows),
+        cached=int(held.sum()),
+        passed=passed,
+        missing=missing,
+        left=len(rows) - int(known.sum()) - missing,
+        passed_share=float(known.sum()) / max(1, len(gallery.catalog)),
+        covered_share=_share(touches, known),
+        written=passed > 0,
+    )
+
+
+def read_traffic(path: Path) -> dict[str, float]:
+    """id -> how often it occurs, from a log of traffic.
+
+    A file of ids, one a line, in which an id may occur often; or a CSV with a header that names the
+    column ``id`` and maybe ``count``.
+
+    Raises:
+        InputError: the file cannot be read, is no UTF-8 text, has no id, or a count is no number
+            of at least 0.
+    """
+    try:
+        with os_errors("reading", path), path.open(newline="", encoding="utf-8") as file:
+            lines = [line.rstrip("\r\n") for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+    counts: dict[str, float] = defaultdict(float)
+    if "id" in next(csv.reader(lines[:1]), []):
+        for number, row in enumerate(csv.DictReader(lines), start=2):
+            counts[row["id"] or ""] += _count(row.get("count"), f"{path}, line {number}")
+    else:
+        for line in lines:
+            counts[line] += 1.0
+    counts.pop("", None)
+    if not counts:
+        raise InputError(
+            f"{path} has no id", tip="write one id a line, or a CSV with the columns id,count"
+        )
+    return dict(counts)
+
+
+def _count(text: str | None, where: str) -> float:
+    try:
+        count = 1.0 if text is None else float(text)
+    except ValueError:
+        count = -1.0
+    if not 0.0 <= count < float("inf"):
+        raise InputError(f"{where}: a count is a number of at least 0, got {text!r:.40}")
+    return count
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Log:
+    """Counts by gallery row and by row of the data, and the number of unknown ids."""
+
+    items: dict[int, float]
+    queries: dict[int, float]
+    unknown: int
+
+    @classmethod
+    def of(cls, counts: Mapping[str, float], gallery: DeployedGallery, data: Dataset) -> _Log:
+        stored, in_data = gallery.catalog.row_of, data.row_of
+        items = {stored[item]: count for item, count in counts.items() if item in stored}
+        queries = {
+            in_data[item]: count
+            for item, count in counts.items()
+            if item in in_data and item not in stored
+        }
+        unknown = len(counts) - len(items) - len(queries)
+        return cls(items=items, queries=queries, unknown=unknown)
+
+    def touched(
+        self, gallery: DeployedGallery, data: Dataset, progress: Progress
+    ) -> tuple[Rows, Floats]:
+        """Gallery rows (n,), most touched first, and how often each is touched."""
+        touches: dict[int, float] = defaultdict(float, self.items)
+        settings = gallery.manifest.rescoring
+        if self.queries and settings is not None:
+            rows = as_rows(sorted(self.queries))
+            (embedded,) = embed_together((gallery.encoder,), data, (rows,), progress=(progress,))
+            k = min(settings.candidates, len(gallery.catalog))
+            ef = gallery.manifest.index.ef_search
+            keys, _ = gallery.index.search(embedded.features, k, ef)
+            for row, found in zip(rows.tolist(), gallery.catalog.rows_of(keys), strict=True):
+                for item in found.tolist():
+                    touches[item] += self.queries[row]
+        ordered = sorted(touches, key=lambda row: (-touches[row], row))
+        return as_rows(ordered), np.array([touches[row] for row in ordered], np.float64)
+
+
+def _fill(rescorer: Rescorer, rows: Rows, progress: Progress) -> int:
+    """Embed and keep rows (n,), batch by batch; how many were embedded."""
+    passed = 0
+    for start in range(0, len(rows), BATCH):
+        new, kept = rescorer.fill(rows[start : start + BATCH])
+        if not kept:
+            raise InputError(
+                "the free vectors cannot be kept: the store is read-only, locked or full",
+                tip="run it again where the store can be written to: what was kept stays",
+            )
+        passed += new
+        progress("free vectors", min(start + BATCH, len(rows)), len(rows))
+    return passed
+
+
+def _share(touches: Floats, known: Bools) -> float:
+    total = float(touches.sum())
+    return float(touches[known].sum()) / total if total else 0.0

@@ -1,0 +1,159 @@
+"""Free vectors that are kept: searches fill the side file, and warm fills it from a log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from free_kit import with_free
+from shop_kit import Shop, store_files, write_encoder
+
+from compatctl.data import Dataset, load
+from compatctl.encoder import Encoder
+
+K = 6
+
+
+@pytest.fixture(scope="module")
+def begun(begun: Path) -> Path:
+    """The project, deployed with re-scoring of six answers."""
+    shop = Shop(begun)
+    weak = write_encoder(begun / "weak.onnx", noise=0.5)
+    with_free(begun / "both.onnx", weak, write_encoder(begun / "best.onnx", noise=0.02))
+    report = ("--report", shop.path("report.json"))
+    models = shop.path("old.onnx"), shop.path("both.onnx")
+    assert shop.run("verify", *models, *report, "--rescore", K).code == 0
+    assert shop.run("deploy", *report, "--rescore", K).code == 0
+    return begun
+
+
+@pytest.fixture
+def data(shop: Shop) -> Dataset:
+    """The project's data."""
+    return load(shop.data())
+
+
+def queries(data: Dataset) -> list[int]:
+    """Rows of the test queries."""
+    return [i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")]
+
+
+def candidates(shop: Shop, data: Dataset, rows: list[int]) -> list[list[str]]:
+    """The ids that each query touches, by a loop over the stored vectors."""
+    gallery = [i for i, item in enumerate(data.items) if item.role == "gallery"]
+    stored = Encoder.load(shop.path("old.onnx")).embed(data.take(gallery)).features
+    new = Encoder.load(shop.path("both.onnx")).embed(data.take(rows)).features
+    nearest = np.argsort(-(new @ stored.T), axis=1, kind="stable")[:, :K]
+    return [[data.ids[gallery[row]] for row in found] for found in nearest]
+
+
+def search(shop: Shop, data: Dataset, rows: list[int]) -> dict[str, Any]:
+    """search's result for these queries."""
+    result: dict[str, Any] = shop.run("search", *(data.sources[row] for row in rows)).json
+    return result
+
+
+def test_a_search_keeps_what_it_embeds(shop: Shop, data: Dataset) -> None:
+    """The second search passes nothing and answers the same; status counts the vectors."""
+    rows = queries(data)[:5]
+    first, second = search(shop, data, rows), search(shop, data, rows)
+    distinct = len({item for found in candidates(shop, data, rows) for item in found})
+    assert first["rescoring"]["passed"] == second["rescoring"]["cached"] == distinct
+    assert second["rescoring"]["passed"] == 0
+    order = [
+        [[hit["id"] for hit in q["hits"]] for q in part["queries"]] for part in (first, second)
+    ]
+    assert order[0] == order[1]
+    assert shop.run("check").code == 0
+
+
+def test_the_next_verification_warns_that_today_is_rescored(shop: Shop) -> None:
+    """Old queries are judged without re-scoring, and the report says so."""
+    models = shop.path("both.onnx"), shop.path("new.onnx")
+    result = shop.run("verify", *models, "--report", shop.path("next.json"), "--no-self-test")
+    assert any(
+        "re-scores the old model's answers today" in line for line in result.json["warnings"]
+    )
+
+
+def test_a_removed_item_is_not_kept(shop: Shop, data: Dataset) -> None:
+    """Its free vector goes with it, and the store is sound."""
+    rows = queries(data)[:3]
+    search(shop, data, rows)
+    item = candidates(shop, data, rows)[0][0]
+    assert shop.run("remove", item).code == 0
+    assert all(hit["id"] != item for q in search(shop, data, rows)["queries"] for hit in q["hits"])
+    assert shop.run("check").code == 0
+
+
+@pytest.mark.parametrize("form", ["queries", "items"])
+def test_after_a_log_its_queries_pass_nothing(
+    shop: Shop, data: Dataset, tmp_path: Path, form: str
+) -> None:
+    """A log of queries and a log of the items that they touch embed the same rows."""
+    rows = queries(data)[:20]
+    found = candidates(shop, data, rows)
+    touched = {item for items in found for item in items}
+    log = tmp_path / "log.txt"
+    ids = [data.ids[row] for row in rows] if form == "queries" else sorted(touched)
+    log.write_text("\n".join(ids) + "\n")
+    result = shop.run("warm", log)
+    assert result.code == 0, result.stderr
+    warmed = result.json
+    assert warmed["passed"] == warmed["touched"] == len(touched)
+    assert warmed["passed_share"] == pytest.approx(len(touched) / shop.manifest()["index"]["count"])
+    assert (warmed["covered_share"], warmed["left"]) == (1.0, 0)
+    assert search(shop, data, rows)["rescoring"]["passed"] == 0
+    assert shop.run("warm", log).json["cached"] == len(touched)
+
+
+def test_the_most_touched_come_first_and_a_run_continues(
+    shop: Shop, data: Dataset, tmp_path: Path
+) -> None:
+    """With a limit of 3 the three largest counts are embedded; the next run embeds the others."""
+    gallery = [item.id for item in data.items if item.role == "gallery"][:8]
+    counts = [5, 1, 9, 2, 8, 3, 4, 0]
+    log = tmp_path / "log.csv"
+    lines = [f"{item},{count}" for item, count in zip(gallery, counts, strict=True)]
+    log.write_text("\n".join(["id,count", *lines, "who,7"]))
+    first = shop.run("warm", log, "--limit", 3)
+    assert (first.json["passed"], first.json["left"], first.json["unknown"]) == (3, 5, 1)
+    assert first.json["covered_share"] == pytest.approx((9 + 8 + 5) / sum(counts))
+    assert "1 ids of the log are in neither" in first.stderr
+    second = shop.run("warm", log).json
+    assert (second["cached"], second["passed"], second["left"]) == (3, 5, 0)
+
+
+def test_a_dry_run_writes_nothing(shop: Shop, data: Dataset, tmp_path: Path) -> None:
+    """It says what is touched, and the store's files stay as they are."""
+    log = tmp_path / "log.txt"
+    log.write_text(data.ids[queries(data)[0]])
+    before = store_files(shop)
+    planned = shop.run("warm", log, "--dry-run").json
+    assert (planned["touched"], planned["passed"], planned["left"]) == (K, 0, K)
+    assert store_files(shop) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "has no id"), ("id,count\na,many\n", "line 2: a count"), ("id,count\na,-1\n", "a count")],
+)
+def test_a_bad_log_is_refused(shop: Shop, tmp_path: Path, text: str, message: str) -> None:
+    """An empty log, and counts that are no numbers of at least 0."""
+    log = tmp_path / "log.csv"
+    log.write_text(text)
+    result = shop.run("warm", log)
+    assert result.code == 5
+    assert message in result.stderr
+
+
+def test_a_store_that_does_not_rescore_is_not_warmed(shop: Shop, tmp_path: Path) -> None:
+    """After the rollback there is nothing to keep free vectors for."""
+    assert shop.run("rollback").code == 0
+    log = tmp_path / "log.txt"
+    log.write_text("x\n")
+    result = shop.run("warm", log)
+    assert result.code == 2
+    assert "are not re-scored" in result.stderr
