@@ -100,8 +100,7 @@ INTRO = f"""\
 ## When
 
 A *simplex* gives each class a vector of its own, far from all others, before any model is trained.
-Models that train towards the same vectors are closer to each other than models with classifiers of
-their own, so a later model has less to learn from the gallery.
+The vectors stay when models change, so every version trains towards the same ones.
 
 Begin on one where no gallery is deployed yet, or where it will be embedded again anyway; the
 classes have labels; and you can say how many there will be. K vertices have room for K classes, of
@@ -110,7 +109,9 @@ ordinary model filled is not moved onto a simplex: for it `frame: auto` takes th
 [ablation.md](ablation.md) compares with the simplex.
 
 A shared simplex alone does not make a new model compatible (row "none" below): the contrast with
-the deployed gallery does, and the gate decides for each new version.
+the deployed gallery does, and the gate decides for each new version. In a first comparison, of one
+seed, the class means were the better target even here ([experiments.md](experiments.md)). With
+`frame: [simplex, prototypes]` the validation classes choose.
 
 ## How
 

@@ -73,8 +73,9 @@ seed: {seed}
 backbone:
   factory: "benchmarks.common.cnn:build"
   args: {args}
+  taps: null
   input: {{height: 32, width: 32, fit: stretch, mean: [127.5, 127.5, 127.5], std: [127.5, 127.5, 127.5]}}
-junction: {{kind: linear}}
+junction: {{kind: linear, standardise: false}}
 objective: {{{objective}}}
 train: full
 optimiser: {{epochs: {epochs}, batch_size: 128, lr: {lr}, backbone_lr: {lr}, weight_decay: 0.05, frozen_norm: false}}
@@ -95,12 +96,10 @@ class Life:
     memory: bool
 
 
-HOC = "contrast: hoc, lambda: 0.1"
+HOC = "contrast: hoc, lambda: 0.1, mu: 10.0"
 LIVES = {
     "hoc": Life(title="HOC, lambda .1, memory", loss=HOC, memory=True),
-    "none": Life(
-        title="HOC, lambda .1, no memory", loss="contrast: hoc, lambda: 0.1", memory=False
-    ),
+    "none": Life(title="HOC, lambda .1, no memory", loss=HOC, memory=False),
     "ce": Life(title="cross-entropy alone, memory", loss="lambda: 1.0", memory=True),
 }
 

@@ -111,16 +111,16 @@ def main() -> None:
         write_atomic(arguments.docs, page(lines).encode())
 
 
-def split_images(path: Path, seed: int) -> SeedImages:
+def split_images(path: Path, seed: int, local: int = LOCAL, new: int = NEW) -> SeedImages:
     """The seed draws which training characters are deployed, new and elsewhere."""
     data = load(path)
     data = data.take(i for i, item in enumerate(data.items) if item.slices["font"] in FONTS)
     pool = {item.label for item in data.items if item.split == "train"}
     drawn = []
-    for n in (LOCAL, NEW, ELSEWHERE):
+    for n in (local, new, ELSEWHERE):
         drawn.append(known(pool, n / len(pool), seed))
         pool -= drawn[-1]
-    local, new, far = drawn
+    deployed, added, far = drawn
     tested = {item.label for item in data.items if item.split == "test"}
     unseen = known(tested, UNSEEN / len(tested), -1)
     trains = [not held_out(item) for item in data.items]
@@ -129,9 +129,9 @@ def split_images(path: Path, seed: int) -> SeedImages:
         rows = [i for i, one in enumerate(data.labels) if one in labels and chosen[i]]
         return _training(data.take(rows))
 
-    used = data.take(i for i, one in enumerate(data.labels) if one in local | new | unseen)
+    used = data.take(i for i, one in enumerate(data.labels) if one in deployed | added | unseen)
     stored = [item.slices["font"] == GALLERY for item in used.items]
-    groups = dict(zip(GROUPS, (local, new, unseen), strict=True))
+    groups = dict(zip(GROUPS, (deployed, added, unseen), strict=True))
     asks = {
         name: [
             i for i, item in enumerate(used.items)
@@ -143,9 +143,9 @@ def split_images(path: Path, seed: int) -> SeedImages:
     return SeedImages(
         seed=seed,
         everything=used,
-        deployed=part(local, trains),
+        deployed=part(deployed, trains),
         elsewhere=part(far, [True] * len(data)),
-        tuned=part(local | new, trains),
+        tuned=part(deployed | added, trains),
         groups={name: np.array(rows, np.int64) for name, rows in asks.items()},
         gallery=np.flatnonzero(stored).astype(np.int64),
     )
@@ -165,34 +165,34 @@ def measure(images: SeedImages, epochs: int) -> list[Line]:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         old = train(
-            recipe=_recipe(images.seed, 16, epochs),
+            recipe=small_recipe(images.seed, 16, epochs),
             base=None,
             data=images.deployed,
             reference=None,
             work=work,
         )
-        features = {"old on old": _embedded(old.network, images.everything)}
+        features = {"old on old": embedded(old.network, images.everything)}
         new = train(
-            recipe=_recipe(100 + images.seed, 24, epochs // 2),
+            recipe=small_recipe(100 + images.seed, 24, epochs // 2),
             base=None,
             data=images.elsewhere,
             # For its registry alone: the new model's classes get the next free vertices.
-            reference=_reference(images, features["old on old"], old.registry),
+            reference=stored_reference(images, features["old on old"], old.registry),
             work=work,
         )
-        features["new as it came"] = _embedded(new.network, images.everything)
+        features["new as it came"] = embedded(new.network, images.everything)
         save_weights(new.network, work / "new.safetensors")
         for arm in ARMS:
             whose = "new as it came" if arm == "itself" else "old on old"
             weight = 1.0 if arm == "none" else 0.1
             tuned = train(
-                recipe=_recipe(images.seed, 24, epochs // 3, weight=weight, tune=True),
+                recipe=small_recipe(images.seed, 24, epochs // 3, weight=weight, tune=True),
                 base=work / "new.safetensors",
                 data=images.tuned,
-                reference=_reference(images, features[whose], new.registry),
+                reference=stored_reference(images, features[whose], new.registry),
                 work=work,
             )
-            features[arm] = _embedded(tuned.network, images.everything)
+            features[arm] = embedded(tuned.network, images.everything)
             print(f"seed {images.seed}: {arm}", file=sys.stderr, flush=True)
     return [entry for group in GROUPS for entry in score_group(images, group, features)]
 
@@ -234,7 +234,7 @@ def _interval(classes: NDArray[np.int64], old: Retrieval, new: Retrieval) -> tup
     return estimate_ratios([gain], REPLICATES, np.random.default_rng(0))[0].interval(0.95)
 
 
-def _recipe(
+def small_recipe(
     seed: int, width: int, epochs: int, *, weight: float = 1.0, tune: bool = False
 ) -> Recipe:
     """A small CNN on the d-Simplex, raw ``z . w``, from random weights or fine-tuned."""
@@ -245,10 +245,11 @@ def _recipe(
         backbone=Backbone(
             factory="benchmarks.common.cnn:build",
             args={"width": width, "features": 8 * width, "pool": False},
+            taps=None,
             input=InputSpec(height=32, width=32, fit="stretch", mean=grey, std=grey),
             factories=("benchmarks.common.cnn:build",),
         ),
-        junction=Junction(kind="linear"),
+        junction=Junction(kind="linear", standardise=False),
         objective=Objective(
             frame=("simplex",),
             contrast="hoc",
@@ -271,7 +272,7 @@ def _recipe(
     )
 
 
-def _reference(
+def stored_reference(
     images: SeedImages, features: NDArray[np.float32], registry: Registry | None
 ) -> Reference:
     """Stored vectors of the gallery and outputs for all other items, all of one model."""
@@ -280,7 +281,7 @@ def _reference(
     )
 
 
-def _embedded(network: Network, data: Dataset) -> NDArray[np.float32]:
+def embedded(network: Network, data: Dataset) -> NDArray[np.float32]:
     """(N, D) unit rows."""
     parts = []
     with torch.no_grad():
