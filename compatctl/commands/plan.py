@@ -30,7 +30,7 @@ from compatctl.migration.preflight import PlanningSplit, Preflight, planning_spl
 from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
 from compatctl.migration.rewrite_gate import HeldOutQueries
 from compatctl.migration.routes import Route, RouteInputs
-from compatctl.migration.selection import Fold, RouteResult, class_halves
+from compatctl.migration.selection import RESCORED, Fold, RouteResult, class_halves
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe, load_policy
 
@@ -164,9 +164,9 @@ def _sample_warning(facts: Preflight) -> tuple[str, ...]:
     if facts.gallery_images >= facts.gallery_rows:
         return ()
     return (
-        f"{Route.REEMBED}, {Route.LIFT} and backfill are tried on the {facts.gallery_images} of "
-        f"{facts.gallery_rows} gallery rows whose images are at hand, and so is the share kept; "
-        "the other routes search all rows",
+        f"{Route.REEMBED}, {Route.LIFT}, {Route.LAZY} and backfill are tried on the "
+        f"{facts.gallery_images} of {facts.gallery_rows} gallery rows whose images are at hand, "
+        "and so is the share kept; the other routes search all rows",
     )
 
 
@@ -219,7 +219,8 @@ class _Cost:
 
     def query_ms(self, result: RouteResult) -> float:
         milliseconds = {"old": self.old_ms, "new": self.new_ms}
-        return sum(milliseconds[encoder] for encoder in result.variant.encoders)
+        images = 1 + (RESCORED if result.name == Route.LAZY else 0)
+        return images * sum(milliseconds[encoder] for encoder in result.variant.encoders)
 
     def one_time_s(self, result: RouteResult) -> float:
         if result.name == Route.KEEP:
@@ -302,7 +303,7 @@ def _estimates(
     ceiling = recalls[Route.REEMBED] - recalls[Route.KEEP]
     estimates = []
     for result in results:
-        unwritten = result.rewritten == 0.0
+        unwritten = result.rewritten == 0.0 and result.name != Route.LAZY
         gallery, before = (whole, before_whole) if unwritten else (part, before_part)
         after = whole.retrieval(result) if unwritten else part_results[result.name]
         low, high = _interval(gallery.truth, before, after, strict, resampling)

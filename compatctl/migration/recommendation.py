@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compatctl.migration.routes import Route
+from compatctl.migration.selection import RESCORED
 
 COMMANDS = {
     Route.FINETUNE: ("compatctl finetune --base {base}", "compatctl verify {old} {new}"),
@@ -13,6 +14,11 @@ COMMANDS = {
         "compatctl finetune --base {base}",
         "compatctl fuse {old} {new} -o fused.onnx",
         "compatctl verify {old} fused.onnx",
+    ),
+    Route.LAZY: (
+        "compatctl finetune --base {base}",
+        f"compatctl verify {{old}} {{new}} --rescore {RESCORED}",
+        f"compatctl deploy --rescore {RESCORED}",
     ),
     Route.BRIDGE: (
         "compatctl finetune --base {base} --recipe free.yaml --output free.onnx",
@@ -75,18 +81,19 @@ class RouteEstimate:
 def recommend(estimates: Sequence[RouteEstimate]) -> tuple[Route, str]:
     """The passing route with the largest gain, otherwise ``KEEP``, and why.
 
-    A route that passes nothing of the gallery through the new model comes first, then one that
-    keeps the gallery, then lift, then re-embedding. Of equal gains the first route wins.
+    A route that passes nothing of the gallery through the new model comes first, then lazy
+    re-scoring, then one that keeps the gallery, then lift, then re-embedding. Of equal gains the
+    first route wins. The reason names lazy re-scoring where it passes with a larger gain.
     """
     judged = [estimate for estimate in estimates if estimate.verdict is not None]
-    for kind in range(4):
+    for kind in range(5):
         passing = [
             estimate
             for estimate in judged
             if estimate.verdict == "pass" and _sacrifice(estimate) == kind
         ]
         if passing:
-            return _explain(max(passing, key=lambda estimate: estimate.gain))
+            return _explain(max(passing, key=lambda estimate: estimate.gain), judged)
     ceiling = next(estimate for estimate in estimates if estimate.name == Route.REEMBED)
     why = f"no route passes with the gallery as it is; re-embedding all of it: {_gain(ceiling)}"
     undecided = [
@@ -105,15 +112,13 @@ def recommend(estimates: Sequence[RouteEstimate]) -> tuple[Route, str]:
 
 
 def _sacrifice(estimate: RouteEstimate) -> int:
-    """What a route costs the gallery: 0 nothing, 1 passes, 2 the index, 3 everything."""
-    if estimate.name == Route.REEMBED:
-        return 3
-    if estimate.name == Route.LIFT:
-        return 2
-    return int(estimate.gallery_passed > 0.0)
+    """What a route costs the gallery: 0 nothing, 1 passes of what is asked for, 2 passes, 3 the
+    index, 4 everything."""
+    kinds = {Route.LAZY: 1, Route.LIFT: 3, Route.REEMBED: 4}
+    return kinds.get(estimate.name, 2 if estimate.gallery_passed > 0.0 else 0)
 
 
-def _explain(best: RouteEstimate) -> tuple[Route, str]:
+def _explain(best: RouteEstimate, judged: Sequence[RouteEstimate]) -> tuple[Route, str]:
     why = f"it gains {_gain(best)}"
     if best.name == Route.REEMBED:
         return best.name, (
@@ -123,6 +128,11 @@ def _explain(best: RouteEstimate) -> tuple[Route, str]:
         )
     if best.gain_retained:
         why += f", {best.gain_retained:.0%} of what re-embedding would give"
+    if best.name == Route.LAZY:
+        why += f". A query embeds up to {RESCORED} images of its answers that are not known yet"
+    for lazy in judged:
+        if lazy.name == Route.LAZY and lazy.verdict == "pass" and lazy.gain > best.gain:
+            why += f"; {Route.LAZY} gains {_gain(lazy)}, at up to {RESCORED} images a query"
     if best.name == Route.LIFT:
         why = (
             f"no route passes with the gallery as it is; {why}. It rewrites the whole index, all "

@@ -29,6 +29,7 @@ from compatctl.migration.adapters import KINDS, iter_adapters
 from compatctl.migration.selection import (
     CrossFitSelector,
     Fold,
+    RescoredResult,
     RouteResult,
     Selection,
     Variant,
@@ -50,6 +51,7 @@ class Route(StrEnum):
     REEMBED = "re-embed"
     FINETUNE = "finetune"
     FUSE = "fuse"
+    LAZY = "lazy"
     BRIDGE = "bridge"
     BRIDGE_FUSE = "bridge + fuse"
     LIFT = "lift"
@@ -149,6 +151,8 @@ class FreeModels:
 
     selector: CrossFitSelector
     heads: Selection
+    own: Variant
+    """The one with the recipe's head, as in the ``free`` output of a model"""
 
 
 def train_free_models(
@@ -160,7 +164,8 @@ def train_free_models(
         InputError: see ``train.train``.
     """
     selector = CrossFitSelector(truth=inputs.truth, folds=tuple(folds))
-    return FreeModels(selector=selector, heads=selector.select(free_variants(inputs, progress)))
+    variants = free_variants(inputs, progress)
+    return FreeModels(selector=selector, heads=selector.select(variants), own=variants[0])
 
 
 def measure_routes(
@@ -193,9 +198,24 @@ def measure_routes(
     for route, share in BACKFILL_SHARES.items():
         mixed = map_selection(best, partial(backfilled, rows=_first_by_hash(inputs, share)))
         results.append(selector.result(route, mixed, rewritten=share))
+    if inputs.recipe.free_head:
+        results.append(rescored_route(selector.folds, tuned, free.own))
     if inputs.old_model_gone:
         return [result for result in results if result.name not in NEEDS_OLD_MODEL]
     return results
+
+
+def rescored_route(folds: Sequence[Fold], tuned: Variant, own: Variant) -> RescoredResult:
+    """``tuned`` (on the stored gallery) retrieves, and ``own`` ranks its first answers again."""
+    return RescoredResult(
+        name=Route.LAZY,
+        queries=tuned.queries,
+        searched=tuple((measured, tuned.gallery) for _, measured in folds),
+        rewritten=0.0,
+        variant=replace(tuned, seconds=tuned.seconds + own.seconds),
+        free_queries=own.queries,
+        free_gallery=own.gallery,
+    )
 
 
 def train_model(

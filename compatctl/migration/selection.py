@@ -18,16 +18,32 @@ import numpy as np
 from compatctl.core.arrays import Bools, Vectors
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence
+from compatctl.core.nearest import Neighbours
 from compatctl.core.policy import Policy
+from compatctl.core.rescoring import USUAL_WEIGHT, MergeRule, free_cosines, rescore
 from compatctl.core.retrieval import Retrieval
-from compatctl.evaluation.comparison import GroupResult, PairedEmbeddings, compare
-from compatctl.evaluation.exact_retrieval import MAP_K, recall_ks, retrieval, retrieval_by_part
+from compatctl.evaluation.comparison import (
+    GroupResult,
+    PairedEmbeddings,
+    RescoredAnswers,
+    compare,
+)
+from compatctl.evaluation.exact_retrieval import (
+    MAP_K,
+    evaluate_neighbours,
+    nearest_rows,
+    recall_ks,
+    retrieval,
+    retrieval_by_part,
+)
 from compatctl.evaluation.ground_truth import GroundTruth
 
 if TYPE_CHECKING:
     from compatctl.recipe import Recipe
     from compatctl.train import TrainResult
 
+RESCORED = 10
+"""Answers of a query that are re-scored."""
 Fold = tuple[Bools, Bools]
 """(Q,) queries that choose, and (Q,) queries that are measured with the choice."""
 
@@ -114,6 +130,60 @@ class RouteResult:
         """The route with only the queries of ``mask`` (Q,)."""
         searched = tuple((part[mask], gallery) for part, gallery in self.searched)
         return replace(self, queries=self.queries[mask], searched=searched)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RescoredResult(RouteResult):
+    """A route whose first answers are ranked again by free vectors, all of which are known.
+
+    All queries search the stored gallery, and the weight of the rule is fixed: no query chooses
+    anything.
+    """
+
+    free_queries: Vectors
+    """(Q, F)"""
+    free_gallery: Vectors
+    """(G, F) of the rows that are searched"""
+    candidates: int = RESCORED
+
+    def retrieval(self, truth: GroundTruth, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
+        """recall@k and mAP of its re-scored answers."""
+        gallery = self.searched[0][1]
+        first = nearest_rows(truth, self.queries, gallery, (*ks, self.candidates), map_k)
+        return evaluate_neighbours(truth, self._rescored(first, self.free_queries), ks, map_k)
+
+    def compare(
+        self, truth: GroundTruth, old: Vectors, stored: Vectors, policy: Policy
+    ) -> GroupResult:
+        """Compare with old queries (Q, D), as ``verify --rescore`` does with as many passes."""
+        embeddings = PairedEmbeddings(
+            old_queries=old,
+            new_queries=self.queries,
+            old_gallery=stored,
+            new_gallery=None,
+            new_free=self.free_queries,
+        )
+        return compare(DECIDING_GROUP, truth, embeddings, policy, rescore=self._answers)
+
+    def select_queries(self, mask: Bools) -> RescoredResult:
+        """The route with only the queries of ``mask`` (Q,)."""
+        free = self.free_queries[mask]
+        searched = tuple((part[mask], gallery) for part, gallery in self.searched)
+        return replace(self, queries=self.queries[mask], searched=searched, free_queries=free)
+
+    def _answers(self, first: Neighbours, queries: Vectors) -> RescoredAnswers:
+        """Every candidate may be embedded: what is known beforehand changes nothing."""
+        same = self._rescored(first, queries)
+        return RescoredAnswers(cold=same, half_warm=same, warm=same, touched={})
+
+    def _rescored(self, first: Neighbours, queries: Vectors) -> Neighbours:
+        """The first answers of queries with these free vectors (Q, F), in their new order."""
+        candidates = first.rows[:, : self.candidates]
+        free = free_cosines(
+            queries, candidates, np.arange(len(self.free_gallery)), self.free_gallery
+        )
+        rule = MergeRule(weight=USUAL_WEIGHT, slope=0.0, intercept=0.0)
+        return rescore(first, free, rule).of(first)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -90,6 +90,7 @@ def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
     assert result.code == 0, result.stderr
     sheet = {entry["name"]: entry for entry in result.json["routes"]}
     assert list(sheet)[:3] == ["keep", "finetune", "fuse"]
+    assert "lazy" in sheet
     shares = [entry["gallery_passed"] for entry in sheet.values()]
     assert shares == sorted(shares)
     assert shares[:3] == [0.0, 0.0, 0.0]
@@ -162,7 +163,7 @@ def test_a_plan_searches_rows_without_an_image(shop: Shop) -> None:
         assert routes[name]["rows"] == facts["gallery_rows"], name
         gain = routes[name]["recall"] - routes["keep"]["recall"]
         assert routes[name]["gain"] == pytest.approx(gain), name
-    for name in ("re-embed", "lift", "backfill 25%"):
+    for name in ("re-embed", "lift", "lazy", "backfill 25%"):
         assert routes[name]["rows"] == facts["gallery_images"], name
     assert f"{facts['gallery_images']} of {facts['gallery_rows']} gallery rows" in said
 
@@ -309,6 +310,23 @@ def test_lift_is_recommended_only_if_no_route_that_keeps_the_gallery_passes() ->
     assert "nearest is finetune" in why
     _, why = recommend((keep, ceiling, replace(lift, verdict="inconclusive")))
     assert "nearest is lift" in why
+
+
+def test_lazy_is_recommended_where_no_route_without_passes_is() -> None:
+    """Before bridge and lift; where another passes and lazy gains more, the reason says so."""
+    keep = replace(_expected("keep", 0.0, 0.0, None), high=0.0)
+    ceiling = _expected("re-embed", 0.2, 0.15, "pass")
+    fuse = _expected("fuse", 0.05, 0.02, "pass")
+    lazy = _expected("lazy", 0.15, 0.1, "pass")
+    bridge = replace(_expected("bridge", 0.16, 0.1, "pass"), gallery_passed=0.9)
+    name, why = recommend((keep, fuse, lazy, bridge, ceiling))
+    assert name == "fuse"
+    assert "lazy gains +0.1500 (+0.1000 to +0.2500), at up to 10 images a query" in why
+    name, why = recommend((keep, replace(fuse, verdict="fail"), lazy, bridge, ceiling))
+    assert name == "lazy"
+    assert "up to 10 images" in why
+    failed = replace(lazy, verdict="inconclusive")
+    assert "lazy" not in recommend((keep, fuse, failed, ceiling))[1]
 
 
 def test_re_embedding_is_recommended_last_and_with_its_cost() -> None:
