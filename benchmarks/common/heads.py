@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compatctl.core.arrays import Rows, Vectors, as_rows
+from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.migration.routes import RouteInputs
 from compatctl.recipe import Recipe
 from compatctl.train import losses
@@ -54,6 +54,8 @@ class Material:
     """(G, D)"""
     stored_classes: Tensor
     """(G,) int64 class; -1: no training class"""
+    in_gallery: Bools
+    """(N,) whether the item is stored"""
     kept: Rows
     """Training items that take part"""
 
@@ -117,6 +119,7 @@ def material_of(inputs: RouteInputs) -> Material:
         queries=inputs.features.lookup([ImageRef(dataset=data, row=i) for i in validation]),
         stored=torch.from_numpy(reference.gallery_features),
         stored_classes=torch.tensor([code.get(label, -1) for label in reference.gallery_labels]),
+        in_gallery=chosen_items.in_gallery,
         kept=np.arange(len(labels)),
     )
 

@@ -184,20 +184,22 @@ def kernel(material: Material, *, landmarks: int, mixed: bool) -> Answers:
     return Answers(queries=fuse_rows(material.shipped, predicted, 0.5) if mixed else predicted)
 
 
-def halved(material: Material, *, hidden: bool) -> Answers:
+def halved(material: Material, *, hidden: bool, stored: bool = True) -> Answers:
     """Half of the classes without labels: ``hidden`` items train by the contrast alone.
 
-    An item without a label is a class of its own. If not ``hidden``, these classes are left out.
+    An item without a label is a class of its own. If not ``hidden``, these classes are left out;
+    if not ``stored``, so are those of their items that are in the gallery.
     """
     labelled = known(material.labels, 0.5, 1000 + material.recipe.seed)
     mask = np.array([label in labelled for label in material.labels])
     there = torch.from_numpy(mask)
     own = len(material.labels) + torch.arange(len(material.labels))
+    takes_part = mask | (hidden & (stored | ~material.in_gallery))
     part = replace(
         material,
         classes=torch.where(there, material.classes, own),
         targets=torch.where(there, material.targets, -1),
-        kept=material.kept if hidden else np.flatnonzero(mask),
+        kept=np.flatnonzero(takes_part),
     )
     return Answers(queries=embed(fit(part, shipped_loss), part.queries))
 
@@ -299,6 +301,7 @@ IDEAS: Mapping[str, Idea] = {
     ),
     LEFT_OUT: partial(halved, hidden=False),
     "their labels hidden": partial(halved, hidden=True),
+    "hidden, none of the gallery": partial(halved, hidden=True, stored=False),
     "lambda-orthogonal pair of maps": pair_of_maps,
     "class rows learn": trained(shipped_loss, learns=True),
     "SSP, weight .25": partial(structure, weight=0.25),
@@ -306,7 +309,7 @@ IDEAS: Mapping[str, Idea] = {
         lambda batch: blend(batch, entropy(batch, margin=0.2), contrast(batch).mean())
     ),
 }
-AGAINST = {"their labels hidden": LEFT_OUT}
+AGAINST = {"their labels hidden": LEFT_OUT, "hidden, none of the gallery": LEFT_OUT}
 """Ideas that are compared with another one than the shipped recipe"""
 
 

@@ -115,14 +115,17 @@ def test_hidden_labels_are_seen_by_no_loss(material: heads.Material) -> None:
         patch.setattr(study, "fit", recorded)
         study.halved(material, hidden=True)
         study.halved(material, hidden=False)
-    hidden, left_out = seen
+        study.halved(material, hidden=True, stored=False)
+    hidden, left_out, outside = seen
     unknown = (hidden.targets < 0).numpy()
     classes, counts = np.unique(hidden.classes.numpy(), return_counts=True)
     alone = set(classes[counts == 1].tolist())
     assert set(hidden.classes.numpy()[unknown].tolist()) <= alone
     assert len(hidden.kept) == len(material.x)
     assert np.array_equal(left_out.kept, np.flatnonzero(~unknown))
+    assert np.array_equal(outside.kept, np.flatnonzero(~(unknown & material.in_gallery)))
     assert 0.3 < unknown.mean() < 0.7
+    assert 0 < material.in_gallery[unknown].sum() < unknown.sum()
 
 
 def test_k_means_finds_separate_groups() -> None:
