@@ -84,7 +84,7 @@ def load_first_inputs(
     if dim is None or (recipe.objective.K or dim + 1) < classes:
         raise InputError(
             f"a simplex needs a vertex for each of the {classes} training classes and for those "
-            f"to come; the dimension is {dim}",
+            f"to come; {'no dimension is given' if dim is None else f'the dimension is {dim}'}",
             tip="give --dim, twice the number of classes for example: it stays as long as the "
             "store, and D dimensions have room for D + 1 classes",
         )
