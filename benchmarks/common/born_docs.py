@@ -110,8 +110,9 @@ ordinary model filled is not moved onto a simplex: for it `frame: auto` takes th
 
 A shared simplex alone does not make a new model compatible (row "none" below): the contrast with
 the deployed gallery does, and the gate decides for each new version. In a first comparison, of one
-seed, the class means were the better target even here ([experiments.md](experiments.md)). With
-`frame: [simplex, prototypes]` the validation classes choose.
+and two seeds, the class means were the better target even here
+([experiments.md](experiments.md)). With `frame: [simplex, prototypes]` the validation classes
+choose.
 
 ## How
 
