@@ -39,6 +39,7 @@ def begun_once(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Path:
     folder = tmp_path_factory.mktemp("begun")
     (folder / "compatctl.yaml").write_text(
         f"format: 1\nstore: store\ndata: {emoji / 'items.csv'}\npolicy: default\n"
+        "max_gallery_pass: 1.0\n"
         "factories: [tiny_backbone, torch.nn]\n"
     )
     write_encoder(folder / "old.onnx", noise=0.6)

@@ -171,6 +171,7 @@ class Workshop:
             base=base,
             features=self._features(case, recipe, base),
             query_rows=as_rows(queries),
+            pair_share=1.0,  # bridges and lifts are fitted on the whole gallery
         )
 
     def data(self, case: Case) -> tuple[Dataset, str]:

@@ -177,6 +177,7 @@ def finetune(
     """Fine-tune the new backbone against the deployed gallery, and export it to ONNX."""
     from compatctl.commands.finetune import finetune, plan
     from compatctl.render import progress
+    from compatctl.render.tables import finetune_table
 
     if dry_run and (resume or skip_bad):
         flag = "--resume" if resume else "--skip-bad"
@@ -193,7 +194,7 @@ def finetune(
             skip_bad=skip_bad,
             progress=report_progress,
         )
-    return Outcome(result=result, warnings=result.warnings)
+    return Outcome(result=result, table=finetune_table, warnings=result.warnings)
 
 
 @command
@@ -241,7 +242,7 @@ def bridge(
     output: Annotated[Path, typer.Option("-o", "--output", help="The bridged ONNX file.")],
     project: Project,
     kind: AdapterKind = "auto",
-    share: PairShare = 1.0,
+    share: PairShare = None,
     seed: AdapterSeed = 0,
     training: TrainingRecordFile = None,
     skip_bad: SkipBad = False,

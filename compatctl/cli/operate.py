@@ -174,7 +174,7 @@ def lift(
     new: IndependentEncoder,
     project: Project,
     kind: AdapterKind = "auto",
-    share: PairShare = 1.0,
+    share: PairShare = None,
     seed: AdapterSeed = 0,
     training: TrainingRecordFile = None,
     force: ForceWrite = False,

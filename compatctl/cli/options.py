@@ -88,7 +88,11 @@ AdapterKind = Annotated[
     str, typer.Option(help="The adapter: orthogonal, ridge, low-rank, mlp; auto tries each.")
 ]
 PairShare = Annotated[
-    float, typer.Option(help="Share of the gallery's items that the adapter may be fitted on.")
+    float | None,
+    typer.Option(
+        help="Share of the gallery whose items, beside training items, are pairs of the adapter. "
+        "Default: max_gallery_pass of compatctl.yaml."
+    ),
 ]
 AdapterSeed = Annotated[int, typer.Option(help="Seed of the mlp adapter's training.")]
 

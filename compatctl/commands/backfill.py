@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from compatctl.core.arrays import Bytes, Rows
+from compatctl.core.gallery_pass import GalleryPass
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, read_traffic
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import index_params, load_query_model, stored_rows
+from compatctl.deployment.gallery_pass import gallery_pass, require_budget, rows_of_model
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.errors import EvidenceError, UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
@@ -46,7 +48,12 @@ from compatctl.migration.rewrite_gate import (
     require_queries,
     should_write,
 )
-from compatctl.migration.rewrite_trials import MixedTrial, backfill_queries, try_backfill
+from compatctl.migration.rewrite_trials import (
+    MixedTrial,
+    backfill_queries,
+    query_model_record,
+    try_backfill,
+)
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy, read_ids
 from compatctl.store import Store
@@ -65,9 +72,12 @@ class Backfilled(RewriteOutcome):
     ``embedded`` rows were re-embedded (or would be, after a dry run or a refusal), in order of
     priority. Passed over are ``missing`` ids, of which the data has no image, and ``skipped`` ids,
     whose image does not decode. ``measured`` is None where there was nothing to measure.
-    ``warnings`` say that the score calibration is of the rows that were replaced.
+    ``gallery_pass`` is what of the gallery went through the query model, these rows included; None
+    where there was nothing to do. ``warnings`` say that the score calibration is of the rows that
+    were replaced.
     """
 
+    gallery_pass: GalleryPass | None = None
     query_model: str
     rows: int
     share_before: float
@@ -130,8 +140,8 @@ def backfill(
     Running the same command again does nothing; a larger share continues where a smaller one ended.
 
     Raises:
-        UsageError: the share is not in (0, 1], traffic without its order or the reverse, or no data
-            is named.
+        UsageError: the share is not in (0, 1], traffic without its order or the reverse, no data is
+            named, or more of the gallery would pass than the project allows.
         EvidenceError: the data has no held-out query, and no reason to force was given.
         InputError: bad data, policy or order; the data has no image of the store's items.
         DamagedError: a file of the store is missing or changed.
@@ -149,6 +159,9 @@ def backfill(
     result = replace(result, missing=chosen.missing)
     if not len(chosen.rows):
         return result
+    passed = _pass(project, store, catalog, chosen)
+    require_budget(project, passed, "backfill", tip="a smaller --share passes fewer rows; ")
+    result = replace(result, gallery_pass=passed)
     queries = backfill_queries(project, store, data)
     _require_queries(len(queries), options)
     work = _Work(
@@ -238,6 +251,14 @@ def forecast_backfill(
     )
     skipped = tuple(item.id for item in embedded.bad)
     return replace(result, forecast=forecast(sample, schedule, policy), skipped=skipped)
+
+
+def _pass(project: Project, store: Store, catalog: Catalog, chosen: BackfillRows) -> GalleryPass:
+    """What of the gallery will have passed once the query model wrote the chosen rows."""
+    model = store.manifest.query_model
+    rewritten = rows_of_model(catalog, model)
+    rewritten[chosen.rows] = True
+    return gallery_pass(catalog, query_model_record(project, store), rewritten=rewritten)
 
 
 def _target(store: Store, catalog: Catalog, options: BackfillOptions) -> BackfillTarget:

@@ -13,9 +13,11 @@ from typing import Any
 
 from compatctl import encoder as onnx_files
 from compatctl.core.adapters import Adapter
+from compatctl.core.gallery_pass import GalleryPass
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.gallery_pass import gallery_pass
 from compatctl.deployment.project import open_store
 from compatctl.deployment.record_files import find_record, record_path, write_model
 from compatctl.deployment.training_record import TrainingRecord
@@ -23,7 +25,13 @@ from compatctl.encoder import Encoder, check_steady
 from compatctl.errors import InputError, UsageError
 from compatctl.files import sha256_bytes
 from compatctl.migration.adapters import AUTO, check_adapter_options, fit_adapter
-from compatctl.migration.alignment import AdapterReport, alignment_set, pair_rows
+from compatctl.migration.alignment import (
+    AdapterReport,
+    alignment_set,
+    budgeted_pairs,
+    measured_ids,
+    pair_share,
+)
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
@@ -34,9 +42,11 @@ class Bridged(AdapterReport):
 
     ``parity`` is the largest difference, over real images, of any value between the file's output
     and the adapter applied to the new encoder's own features. ``skipped`` are the ids of images
-    that do not decode.
+    that do not decode. ``gallery_pass`` is what of the deployed gallery went through the new
+    encoder, its own training included.
     """
 
+    gallery_pass: GalleryPass
     output: str
     sha256: str
     dim: int
@@ -52,7 +62,7 @@ def bridge(
     new: Path,
     output: Path,
     kind: str = AUTO,
-    share: float = 1.0,
+    share: float | None = None,
     seed: int = 0,
     training: Path | None = None,
     skip_bad: bool = False,
@@ -61,16 +71,17 @@ def bridge(
 ) -> Bridged:
     """Fit every adapter of ``kind``, keep the best, write it behind the new encoder.
 
-    ``share`` is the part of the gallery's items that may be pairs, by the hash of the id; training
-    items outside the gallery always are. ``seed`` is the mlp's. ``training`` is the new encoder's
-    training record, if it is not beside it.
+    Training items are pairs. ``share`` is the part of the gallery whose other items may be pairs,
+    by the hash of the id (default: the project's ``max_gallery_pass``). ``seed`` is the mlp's.
+    ``training`` is the new encoder's training record, if it is not beside it.
 
     Raises:
-        UsageError: an unknown kind, a share outside 0 .. 1, or the output is the new encoder.
+        UsageError: an unknown kind, a share outside 0 .. 1, pairs that pass more of the gallery
+            than the project allows, or the output is the new encoder.
         InputError: no store, bad data or model, no pair, no validation query to choose with, or
             ``kind`` is mlp and torch is not installed.
     """
-    check_adapter_options(kind, share)
+    check_adapter_options(kind, share := pair_share(project, share))
     _check_output(new, output)
     if not dry_run and not output.parent.is_dir():
         raise InputError(f"no folder {output.parent} to write {output.name} to")
@@ -78,7 +89,7 @@ def bridge(
     encoder = Encoder.from_bytes(new_model, new)
     before = find_record(new, encoder, named=training, candidate=project.candidate, with_names=True)
     data, gallery = load_data(project), DeployedGallery.open(open_store(project))
-    pairs = pair_rows(data, gallery, share, skip_bad=skip_bad)
+    pairs = budgeted_pairs(project, data, gallery, share, before, skip_bad=skip_bad)
     alignment = alignment_set(data, gallery, encoder, pairs, skip_bad=skip_bad, progress=progress)
     fitted = fit_adapter(
         alignment.source,
@@ -92,10 +103,12 @@ def bridge(
     bridged = Encoder.from_bytes(content, new)
     check_steady(bridged, data)
     parity = parity_of(data, bridged, encoder, fitted.adapter)
-    record = _record(before, TrainingRecord.of_pairs(data, alignment.pairs), parity)
+    pairs_record = TrainingRecord.of_pairs(data, alignment.pairs).with_measured(measured_ids(data))
+    record = _record(before, pairs_record, parity)
     content = onnx_files.with_record(content, output, record.to_text())
     result = Bridged(
         **vars(alignment.report(fitted, data)),
+        gallery_pass=gallery_pass(gallery.catalog, record),
         output=str(output),
         sha256=sha256_bytes(content),
         dim=fitted.adapter.layers[-1][0].shape[1],

@@ -25,7 +25,7 @@ from compatctl.evaluation.report_match import require_matching_report
 from compatctl.evaluation.rescoring import require_free
 from compatctl.files import sha256_bytes
 from compatctl.manifest import Manifest, ModelShare, Operation, Rescoring
-from compatctl.recipe import Project, load_policy
+from compatctl.recipe import Project, gate_policy
 from compatctl.report import VerifiedReport, check_signature, policy_sha256, read_report
 from compatctl.store import Store, rolled_back_models
 
@@ -102,7 +102,7 @@ def deploy(
     signature = _signature(project, verified, forced=forced_reason is not None)
     model_file = _candidate(project, model, verified)
     encoder = _of_dimension(model_file, manifest.index.dim)
-    policy = policy_sha256(load_policy(project.policy))
+    policy = policy_sha256(gate_policy(project))
     settings = _rescoring(project, verified, encoder, forced=forced_reason is not None)
     already = _is_deployed(store, model_file, verified, (forced_reason, again_reason), settings)
     if not already:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from compatctl import encoder as onnx_files
 from compatctl.core.adapters import fuse_rows
+from compatctl.core.gallery_pass import GalleryPass
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
-from compatctl.deployment.project import open_store, require_old_model
+from compatctl.deployment.gallery_pass import checked_ids, gallery_pass
+from compatctl.deployment.project import find_store, open_store, require_old_model
 from compatctl.deployment.record_files import find_record, write_model
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, check_steady
@@ -33,9 +35,11 @@ class Fused:
     None where it was given.
 
     ``parity`` is the largest difference, over real images, of any value between the fused file's
-    output and the weighted mean of the two encoders' own features.
+    output and the weighted mean of the two encoders' own features. ``gallery_pass`` is what of the
+    store's gallery went through the new encoder; None without a store or without its record.
     """
 
+    gallery_pass: GalleryPass | None
     output: str
     sha256: str
     weight: float
@@ -83,7 +87,7 @@ def fuse(
     record = _record(project, (old, old_encoder), (new, new_encoder), training)
     if record is not None:
         record = replace(
-            record,
+            record.with_measured(_measured_ids(data, searched=search is not None)),
             parity=max(parity, record.parity or 0.0),
             details={**record.details, "fused_weight": weight},
         )
@@ -92,6 +96,7 @@ def fuse(
         output.parent.mkdir(parents=True, exist_ok=True)
         write_model(output, content, record)
     return Fused(
+        gallery_pass=_pass(project, record),
         output=str(output),
         sha256=sha256_bytes(content),
         weight=weight,
@@ -159,6 +164,17 @@ def parity_of(
     return max(parity, onnx_files.check_parity(mixed.free, new.free, differs))
 
 
+def _measured_ids(data: Dataset, *, searched: bool) -> set[str]:
+    """Items that the new encoder embeds only to choose the weight and to compare the file."""
+    chosen_on = data.take(query_rows(data, "validation")).ids if searched else ()
+    return {*chosen_on, *checked_ids(data)}
+
+
+def _pass(project: Project, record: TrainingRecord | None) -> GalleryPass | None:
+    store = find_store(project)
+    return gallery_pass(store.catalog(), record) if store and record else None
+
+
 def _record(
     project: Project,
     old: tuple[Path, Encoder],
@@ -177,7 +193,7 @@ def _record(
         old_record = TrainingRecord(whole=False)
     if new_record is None or old_record is None:
         return new_record
-    return new_record.including(old_record)
+    return new_record.including(old_record.of_the_old_encoder())
 
 
 def _is_foreign(project: Project, sha256: str) -> bool:

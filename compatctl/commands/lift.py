@@ -11,22 +11,31 @@ from pathlib import Path
 
 from compatctl.core.adapters import Adapter
 from compatctl.core.arrays import Rows
+from compatctl.core.gallery_pass import GalleryPass
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.erasure import refuse_erased_vectors
 from compatctl.deployment.gallery import DeployedGallery, index_params
+from compatctl.deployment.gallery_pass import gallery_pass
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.record_files import find_record
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import check_steady
 from compatctl.errors import UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, build_mapped
 from compatctl.manifest import Manifest, Operation
 from compatctl.migration.adapters import AUTO, check_adapter_options, fit_adapter
-from compatctl.migration.alignment import AdapterReport, alignment_set, pair_rows
+from compatctl.migration.alignment import (
+    AdapterReport,
+    alignment_set,
+    budgeted_pairs,
+    measured_ids,
+    pair_share,
+)
 from compatctl.migration.lifted_models import LiftedModel, LiftedModelFile, lifted_model_files
 from compatctl.migration.rewrite_gate import (
     HeldOutQueries,
@@ -41,6 +50,8 @@ from compatctl.recipe import Project, load_policy
 from compatctl.report import policy_sha256
 from compatctl.store import Store, embedding_space
 
+_NO_RECORD = TrainingRecord()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lifted(RewriteOutcome):
@@ -48,9 +59,11 @@ class Lifted(RewriteOutcome):
 
     ``models`` are the files of the mapped rows. ``map`` is None where there was nothing to do, and
     ``measured`` also where there was no held-out query. ``skipped`` are the ids of images that do
-    not decode.
+    not decode. ``gallery_pass`` is what of the gallery went through the new encoder; None where
+    there was nothing to do.
     """
 
+    gallery_pass: GalleryPass | None = None
     query_model_before: str
     query_model: str
     rows: int
@@ -88,7 +101,7 @@ class LiftOptions:
     ``forced_reason`` the gallery is rewritten whatever the gate says."""
 
     kind: str = AUTO
-    share: float = 1.0
+    share: float | None = None
     seed: int = 0
     training: Path | None = None
     forced_reason: str | None = None
@@ -108,8 +121,9 @@ def lift(
     Running the same command again does nothing.
 
     Raises:
-        UsageError: an unknown kind, a share outside 0 .. 1, or the new encoder is the query model
-            or embedded rows of the gallery.
+        UsageError: an unknown kind, a share outside 0 .. 1, pairs that pass more of the gallery
+            than the project allows, or the new encoder is the query model or embedded rows of the
+            gallery.
         EvidenceError: the data has no held-out query, and no reason to force was given.
         InputError: no store, bad data or model, no pair, no validation query to choose with, no
             torch for the kind mlp; or a lifted file does not return the mapped vectors.
@@ -117,7 +131,7 @@ def lift(
         ConflictError: the store is locked, or has changed in the meantime: run it again.
     """
     options = options or LiftOptions()
-    check_adapter_options(options.kind, options.share)
+    check_adapter_options(options.kind, pair_share(project, options.share))
     store, policy, model = open_store(project), load_policy(project.policy), ModelFile.read(new)
     result = _unchanged(store.manifest, model, options)
     if _is_lifted(store, model.encoder.sha256):
@@ -164,7 +178,10 @@ class _Work:
             new.path, new.encoder, named=options.training, candidate=self.project.candidate
         )
         check_steady(new.encoder, data)
-        pairs = pair_rows(data, gallery, options.share, skip_bad=options.skip_bad)
+        share = pair_share(self.project, options.share)
+        pairs = budgeted_pairs(
+            self.project, data, gallery, share, record, skip_bad=options.skip_bad
+        )
         queries = lift_queries(data, record, pairs)
         self._require_queries(len(queries))
         alignment = alignment_set(
@@ -182,8 +199,11 @@ class _Work:
         trial, ann_queries = self._try_lift(data, gallery, queries, fitted.adapter)
         new.release()
         outcome: Outcome = trial.verdict.outcome if trial else "not measured"
+        fitted_on = TrainingRecord.of_pairs(data, alignment.pairs).including(record or _NO_RECORD)
+        measured = {*measured_ids(data), *data.take(queries).ids}
         result = replace(
             result,
+            gallery_pass=gallery_pass(gallery.catalog, fitted_on, measured=measured),
             map=alignment.report(fitted, data),
             models=tuple(lifted.model for lifted in models),
             measured=trial,

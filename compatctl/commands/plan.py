@@ -275,6 +275,7 @@ def _inputs(
         ignore_same=project.ignore_same,
         cluster=project.cluster,
         old_model_gone=project.old_model_gone,
+        pair_share=project.max_gallery_pass,
     )
     times = _Times(old=1000 * old_s / max(1, len(others)), new=1000 * new_s / max(1, len(data)))
     return inputs, times

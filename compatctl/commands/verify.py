@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from compatctl.core.gallery_pass import GalleryPass
 from compatctl.core.gate import Measurement
 from compatctl.core.measurements import ChainEvidence
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, score_map
+from compatctl.deployment.gallery_pass import checked_ids, gallery_pass, rows_of_model
 from compatctl.deployment.model_file import refuse_fused
 from compatctl.deployment.project import report_key
 from compatctl.deployment.provenance import prove, unproven
@@ -25,7 +27,11 @@ from compatctl.evaluation.attempts import VerifyInputs, current_attempt, uncount
 from compatctl.evaluation.embedding import load_encoders, open_deployed
 from compatctl.evaluation.feature_tables import features_policy, verify_features
 from compatctl.evaluation.findings import Findings, VerifySetup
-from compatctl.evaluation.gallery_report import gallery_warnings, stored_share_check
+from compatctl.evaluation.gallery_report import (
+    gallery_pass_check,
+    gallery_warnings,
+    stored_share_check,
+)
 from compatctl.evaluation.groups import Groups, query_groups
 from compatctl.evaluation.latency import latency_measurement, measure_latency
 from compatctl.evaluation.leak_checks import leak_measurements, leak_warnings, leaks_unchecked
@@ -44,7 +50,7 @@ from compatctl.evaluation.verdict import (
 )
 from compatctl.files import write_atomic
 from compatctl.progress import Progress, silent
-from compatctl.recipe import Project, load_policy
+from compatctl.recipe import Project, gate_policy, load_policy
 from compatctl.report import (
     Attempts,
     DataId,
@@ -77,13 +83,14 @@ def verify(
         UnsteadyError: a model has more than one answer for one image; the report says so.
     """
     options = (options or VerifyOptions()).within(project)
-    policy = load_policy(project.policy)
+    policy = gate_policy(project)
     options.check(policy)
     check_form(options.outputs.queries)
     for target in (project.report, *options.outputs.given):
         if not options.dry_run and not target.parent.is_dir():
             raise InputError(f"no folder {target.parent} to write {target.name} to")
     if old.suffix.lower() == ".npz" or new.suffix.lower() == ".npz":
+        policy = load_policy(project.policy)
         features = features_policy(policy) if project.policy == "default" else policy
         report = verify_features(old, new, features, options)
     else:
@@ -111,9 +118,7 @@ def _verify_models(  # noqa: PLR0917
     progress: Progress,
 ) -> Report:
     data = load_data(project)
-    encoders = load_encoders(old, new, data)
-    if options.rescore is not None:
-        require_free(encoders[1])
+    encoders = _load(old, new, data, options)
     record = find_record(new, encoders[1], named=options.training, candidate=project.candidate)
     gallery = open_deployed(project, encoders[0])
     groups = query_groups(data, record, options)
@@ -129,19 +134,20 @@ def _verify_models(  # noqa: PLR0917
     latency = _latency(data, groups, encoders, policy, options)
     checks += _single_checks(record, latency) + prove(gallery, data, encoders, progress)
     checks += stored_share_check(findings.searched, has_store=gallery is not None)
-    checks += leak_measurements(record, groups, data, options)
+    passed = _gallery_pass(setup, groups, encoders[1], gallery)
+    checks += leak_measurements(record, groups, data, options) + gallery_pass_check(passed)
     results, chain = findings.results, findings.chain
     verdict = adaptive_verdict(policy, results, chain, checks, draws, measure_pairs)
     write_queries(options.queries_file, findings.answers)
     unchecked = _unchecked(record, gallery, latency, chain, attempt) + findings.unchecked
-    fields = verdict_fields(
-        policy, verdict, draws, results, NEXT_STEPS if gallery else WITHOUT_STORE
-    )
+    steps = NEXT_STEPS if gallery else WITHOUT_STORE
+    fields = verdict_fields(policy, verdict, draws, results, steps)
     fields["warnings"] += _warnings(setup, findings, gallery)
     return Report(
         **inputs.entries(),
         attempt=attempt,
         searched=findings.searched,
+        gallery_pass=passed,
         pairs=pairs,
         ann=findings.ann,
         rescoring=findings.rescoring,
@@ -149,6 +155,32 @@ def _verify_models(  # noqa: PLR0917
         registry_sha256=record.registry_sha256 if record else None,
         not_checked=unchecked + unproven(checks),
         **fields,
+    )
+
+
+def _load(old: Path, new: Path, data: Dataset, options: VerifyOptions) -> tuple[Encoder, Encoder]:
+    """Both encoders; re-scoring needs the new one's free vectors."""
+    encoders = load_encoders(old, new, data)
+    if options.rescore is not None:
+        require_free(encoders[1])
+    return encoders
+
+
+def _gallery_pass(
+    setup: VerifySetup, groups: Groups, new: Encoder, gallery: DeployedGallery | None
+) -> GalleryPass | None:
+    """What of the gallery went through the new model, what this verification embeds included."""
+    if gallery is None or setup.record is None:
+        return None
+    data, rows = setup.data, group_rows(groups.query_groups, part="queries")
+    embedded = {*data.take(np.union1d(rows, groups.pair_rows)).ids, *checked_ids(data)}
+    if setup.options.self_test:
+        embedded |= {*data.ids} & {*gallery.catalog.ids}
+    return gallery_pass(
+        gallery.catalog,
+        setup.record,
+        rewritten=rows_of_model(gallery.catalog, new.sha256),
+        measured=embedded,
     )
 
 
@@ -255,6 +287,7 @@ def _unchecked(
     notes = [*uncounted_note(attempt, gallery is not None), *leaks_unchecked(record)]
     if record is None:
         notes.append("untouched rows: no record says which rows training passed through the model")
+        notes.append("gallery pass: no record says how much of the gallery went through the model")
     if gallery is None:
         notes.append("ANN recall, chain of versions: there is no store")
     elif not chain:

@@ -61,6 +61,9 @@ class DigestPrefixes:
     def __or__(self, other: DigestPrefixes) -> DigestPrefixes:
         return DigestPrefixes(np.union1d(self.rows, other.rows))
 
+    def __sub__(self, other: DigestPrefixes) -> DigestPrefixes:
+        return DigestPrefixes(np.setdiff1d(self.rows, other.rows))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DigestPrefixes) and np.array_equal(self.rows, other.rows)
 

@@ -39,6 +39,7 @@ CHECKS_WITHOUT_INTERVAL = (
     "design_effect",
     "training_record",
     "near_copies",
+    "gallery_pass",
 )
 """Checks whose estimate may be no sample: then there is no interval, and the limit decides."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compatctl.errors import InputError
@@ -34,6 +34,7 @@ RANGES = {
     "max_frr_increase": (0.0, 1.0),
     "max_parity_error": (0.0, 2.0),
     "max_near_copies": (0.0, 1.0),
+    "max_gallery_pass": (0.0, 1.0),
     "pair_far": (0.0, 1.0),
     "min_pair_tar_gain": (-1.0, 1.0),
     "max_latency_ratio": (0.0, 1e6),
@@ -140,6 +141,9 @@ class Policy:
     max_near_copies: float | None = 0.1
     """Largest share of held-out queries that nearly equal a trained item, as image or as vector;
     above it the verdict is inconclusive. These queries never decide."""
+    max_gallery_pass: float | None = field(default=None, metadata={"optional": True})
+    """Largest share of the gallery's rows that the candidate passed, labelled training items aside.
+    The project gives it (``max_gallery_pass`` of compatctl.yaml); a policy file does not."""
     max_latency_ratio: float | None = None
     """Median time of the new encoder over that of the old one."""
     max_design_effect: float | None = 1.5

@@ -113,7 +113,7 @@ def find_record(
 
 
 def _without_names(record: TrainingRecord) -> TrainingRecord:
-    return replace(record, items=(), anchors=(), labels=(), details={}, partial=True)
+    return replace(record, items=(), anchors=(), labels=(), measured=(), details={}, partial=True)
 
 
 def _agreed(carried: TrainingRecord | None, file: TrainingRecord) -> TrainingRecord:
@@ -129,7 +129,16 @@ def _agreed(carried: TrainingRecord | None, file: TrainingRecord) -> TrainingRec
             raise _differ(file, f"{len(listed)} and {len(held)} {name.replace('_', ' ')}")
     if not file.partial and file.parity != carried.parity:
         raise _differ(file, f"parity {file.parity} and {carried.parity}")
-    names = ("path", "memory_sha256", "items", "anchors", "labels", "partial", "details")
+    names = (
+        "path",
+        "memory_sha256",
+        "items",
+        "anchors",
+        "labels",
+        "measured",
+        "partial",
+        "details",
+    )
     return replace(carried, **{name: getattr(file, name) for name in names})
 
 
@@ -196,6 +205,8 @@ def without_erased_items(
                 for entry in entries
                 if not (isinstance(entry, dict) and is_erased(str(entry.get("id"))))
             ]
+    if isinstance(measured := raw.get("measured"), list):
+        new["measured"] = [item for item in measured if not is_erased(str(item))]
     if new != raw:
         new["partial"] = True
     if isinstance(models := raw.get("models"), list):

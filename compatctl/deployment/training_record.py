@@ -29,11 +29,17 @@ FORMAT = 1
 MEMORY_FILE = "memory.npz"
 REGISTRY_FILE = "registry.json"
 
-SETS = ("ids", "digests", "anchor_ids", "anchor_digests", "classes")
-_CARRIED_KEYS = {"format", "tool", "parity", "memory_sha256", "registry", "looks", "whole", *SETS}
+SETS = ("ids", "digests", "anchor_ids", "anchor_digests", "classes", "measured_ids")
+_ELSEWHERE = ("elsewhere_ids", "elsewhere_digests")
+_CARRIED_SETS = (*SETS, *_ELSEWHERE)
+_OPTIONAL_KEYS = {"measured_ids", *_ELSEWHERE}
+"""Records of earlier versions lack them."""
+_CARRIED_KEYS = {
+    *("format", "tool", "parity", "memory_sha256", "registry", "looks", "whole", *_CARRIED_SETS)
+}
 _FILE_KEYS = {
     *("format", "tool", "items", "anchors", "classes", "models", "parity", "memory_sha256"),
-    *("registry_sha256", "whole", "partial"),
+    *("registry_sha256", "whole", "partial", "measured"),
 }
 
 
@@ -61,8 +67,11 @@ class TrainingRecord:
 
     Attributes:
         ids, digests, anchor_ids, anchor_digests, classes: eight bytes of each name and digest.
+        measured_ids: the same of items that the model embedded only to measure or to choose.
+        elsewhere_ids, elsewhere_digests: those of items and anchors that only the deployed encoder
+            of a fused file saw; they did not go through the new backbone.
         looks: (n, 24), of the images.
-        items, anchors, labels: the full names, where training.json is at hand.
+        items, anchors, labels, measured: the full names, where training.json is at hand.
         partial: the full names are incomplete.
         details: how the model was made: the other entries of training.json.
         parity: largest absolute difference between an embedding of the ONNX file and of the
@@ -80,10 +89,14 @@ class TrainingRecord:
     anchor_ids: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
     anchor_digests: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
     classes: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
+    measured_ids: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
+    elsewhere_ids: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
+    elsewhere_digests: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
     looks: PerceptualHashes = field(default_factory=_no_looks)
     items: tuple[RecordedItem, ...] = ()
     anchors: tuple[RecordedItem, ...] = ()
     labels: tuple[str, ...] = ()
+    measured: tuple[str, ...] = ()
     partial: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
     parity: float | None = None
@@ -101,6 +114,7 @@ class TrainingRecord:
         items: Sequence[RecordedItem] = (),
         anchors: Sequence[RecordedItem] = (),
         labels: Sequence[str] = (),
+        measured: Sequence[str] = (),
         **fields: Any,
     ) -> Self:
         """The record of items, anchors and class labels that are known by name.
@@ -114,10 +128,12 @@ class TrainingRecord:
             anchor_ids=DigestPrefixes.from_ints(name_prefix(item.id) for item in anchors),
             anchor_digests=DigestPrefixes.from_ints(digest_prefix(item.sha256) for item in anchors),
             classes=DigestPrefixes.from_ints(map(name_prefix, labels)),
+            measured_ids=DigestPrefixes.from_ints(map(name_prefix, measured)),
             looks=_looks((*items, *anchors)),
             items=tuple(items),
             anchors=tuple(anchors),
             labels=tuple(labels),
+            measured=tuple(measured),
             **fields,
         )
 
@@ -170,6 +186,16 @@ class TrainingRecord:
             self, classes=self.classes | DigestPrefixes.from_ints(map(name_prefix, labels))
         )
 
+    def with_measured(self, ids: Iterable[str]) -> Self:
+        """The record with more items that were embedded only to measure or to choose."""
+        added = {*ids}
+        prefixes = DigestPrefixes.from_ints(map(name_prefix, added))
+        return replace(
+            self,
+            measured_ids=self.measured_ids | prefixes,
+            measured=tuple(sorted({*self.measured, *added})),
+        )
+
     def with_looks(self, *sources: Dataset | None) -> Self:
         """The record with the look of each item and anchor whose image decodes.
 
@@ -189,9 +215,27 @@ class TrainingRecord:
         )
         return replace(self, items=items, anchors=anchors, looks=_looks((*items, *anchors)))
 
+    def own(self, kind: str) -> DigestPrefixes:
+        """The ``ids`` or ``digests`` of items and anchors that went through the new backbone."""
+        every: DigestPrefixes = getattr(self, kind) | getattr(self, f"anchor_{kind}")
+        elsewhere: DigestPrefixes = getattr(self, f"elsewhere_{kind}")
+        return every - elsewhere
+
+    def of_the_old_encoder(self) -> Self:
+        """The record as part of a fused file: nothing of it went through the new backbone."""
+        return replace(
+            self,
+            measured=(),
+            measured_ids=DigestPrefixes.from_ints(),
+            elsewhere_ids=self.ids | self.anchor_ids,
+            elsewhere_digests=self.digests | self.anchor_digests,
+        )
+
     def including(self, other: Self) -> Self:
         """Everything that either record has. Details, memory, registry and path are this one's."""
-        prefixes = {name: getattr(self, name) | getattr(other, name) for name in SETS}
+        prefixes = {name: getattr(self, name) | getattr(other, name) for name in _CARRIED_SETS}
+        for kind in ("ids", "digests"):
+            prefixes[f"elsewhere_{kind}"] -= self.own(kind) | other.own(kind)
         parities = [parity for parity in (self.parity, other.parity) if parity is not None]
         return replace(
             self,
@@ -200,6 +244,7 @@ class TrainingRecord:
             items=_unique((*self.items, *other.items)),
             anchors=_unique((*self.anchors, *other.anchors)),
             labels=tuple(sorted({*self.labels, *other.labels})),
+            measured=tuple(sorted({*self.measured, *other.measured})),
             partial=self.partial or other.partial,
             whole=self.whole and other.whole,
             parity=max(parities) if parities else None,
@@ -207,7 +252,7 @@ class TrainingRecord:
 
     def to_text(self) -> str:
         """The text that a model carries. Equal records give equal texts."""
-        sets = {name: getattr(self, name) for name in SETS}
+        sets = {name: getattr(self, name) for name in _CARRIED_SETS}
         value: dict[str, Any] = {name: [len(s), pack(s.deltas())] for name, s in sets.items()}
         value |= {
             "format": FORMAT,
@@ -230,10 +275,14 @@ class TrainingRecord:
         data = text.encode("utf-8", "surrogatepass")
         try:
             raw = parse_json(data, path)
-            if not isinstance(raw, dict) or set(raw) != _CARRIED_KEYS or raw["format"] != FORMAT:
-                raise InputError("it has other entries, or another format")
+            if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+                raise InputError("it has another format")
+            if not _CARRIED_KEYS - _OPTIONAL_KEYS <= set(raw) <= _CARRIED_KEYS:
+                raise InputError("it has other entries")
             sets: dict[str, Any] = {
-                name: DigestPrefixes.from_deltas(_rows(raw[name], 8)) for name in SETS
+                name: DigestPrefixes.from_deltas(_rows(raw[name], 8))
+                for name in _CARRIED_SETS
+                if name in raw
             }
             if raw["registry"] is not None:
                 Registry.from_json(raw["registry"])
@@ -265,6 +314,7 @@ class TrainingRecord:
             "items": [item.to_json() for item in self.items],
             "anchors": [item.to_json() for item in self.anchors],
             "classes": list(self.labels),
+            "measured": list(self.measured),
             "whole": self.whole,
             "parity": self.parity,
             "registry_sha256": self.registry_sha256,
@@ -282,7 +332,8 @@ class TrainingRecord:
         return cls.of(
             items=_entries(raw, "items"),
             anchors=_entries(raw, "anchors"),
-            labels=_labels(raw),
+            labels=_labels(raw, "classes"),
+            measured=_labels(raw, "measured") if "measured" in raw else (),
             partial=bool(raw.get("partial")),
             details={key: value for key, value in raw.items() if key not in _FILE_KEYS},
             parity=_parity(raw.get("parity")),
@@ -316,8 +367,8 @@ def _entries(raw: Mapping[str, Any], name: str) -> list[RecordedItem]:
     ]
 
 
-def _labels(raw: Mapping[str, Any]) -> list[str]:
-    return _checked_list(raw, "classes", lambda label: (label,))
+def _labels(raw: Mapping[str, Any], name: str) -> list[str]:
+    return _checked_list(raw, name, lambda label: (label,))
 
 
 def _checked_list(

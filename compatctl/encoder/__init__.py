@@ -12,7 +12,7 @@ from compatctl.encoder.metadata import read_record, with_record
 from compatctl.encoder.parity import check_parity, parity_images
 from compatctl.encoder.runtime import Embedded, Encoder, embed_together
 from compatctl.encoder.sealing import seal
-from compatctl.encoder.steadiness import check_steady
+from compatctl.encoder.steadiness import check_steady, sample_images
 
 __all__ = [
     "CANARY_LIMIT",
@@ -31,6 +31,7 @@ __all__ = [
     "parity_images",
     "read_model_bytes",
     "read_record",
+    "sample_images",
     "seal",
     "with_record",
     "without_vectors",

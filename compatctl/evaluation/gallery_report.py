@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from compatctl.core.arrays import Bools, Rows
+from compatctl.core.gallery_pass import GalleryPass
 from compatctl.core.gate import Measurement
 from compatctl.core.measurements import DECIDING_GROUP
 from compatctl.data import Dataset
@@ -80,6 +81,24 @@ def stored_share_check(searched: SearchedGallery, *, has_store: bool) -> list[Me
             detail=f"{searched.stored} of the {searched.rows} rows that were searched are the "
             f"store's own, and {searched.embedded} were embedded for this test"
             + _examples(searched.embedded_ids, searched.embedded),
+        )
+    ]
+
+
+def gallery_pass_check(passed: GalleryPass | None) -> list[Measurement]:
+    """The share of the deployed gallery that the candidate passed; None: nothing says it."""
+    if passed is None:
+        return []
+    return [
+        Measurement(
+            name="gallery_pass",
+            group="training",
+            estimate=passed.share,
+            n=passed.rows,
+            n_queries=passed.rows,
+            may_decide=True,
+            detail=f"{passed.passed} of the {passed.rows} rows of the gallery went through the new "
+            f"model, and {passed.trained} rows are labelled training items of it",
         )
     ]
 

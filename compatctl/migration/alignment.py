@@ -12,9 +12,12 @@ import numpy as np
 
 from compatctl.core.adapters import Adapter
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
+from compatctl.core.digest_prefixes import DigestPrefixes, name_prefix
 from compatctl.core.hash_order import hash_order
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.gallery_pass import checked_ids, gallery_pass, require_budget
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.evaluation.embedding import embed_pair, prefixed
@@ -29,6 +32,7 @@ from compatctl.evaluation.protocol import (
 )
 from compatctl.migration.adapters import AdapterTrial, FittedAdapter
 from compatctl.progress import Progress
+from compatctl.recipe import Project
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,25 +113,63 @@ def pair_rows(
 ) -> Rows:
     """Rows of the data that may be pairs, ascending.
 
-    They are gallery items of any split, the first ``share`` of the gallery by the sha256 of the id,
-    and training items outside the gallery. Validation and test queries are excluded, and so is
+    They are training items, and the first ``share`` of the gallery by the sha256 of the id, of any
+    split. Validation and test queries are excluded, and so is
     every item whose image is byte-identical to one of theirs.
     """
     ordered = hash_order(gallery.catalog.ids)
-    in_gallery, chosen = set(ordered), set(ordered[: round(share * len(ordered))])
+    chosen = set(ordered[: int(share * len(ordered) + 1e-9)])
     held_out = np.union1d(query_rows(data, "validation"), query_rows(data, "test"))
     held_out_ids = {data.items[row].id for row in held_out}
     rows = [
         row
         for row, item in enumerate(data.items)
-        if item.id not in held_out_ids
-        and (item.id in chosen if item.id in in_gallery else item.split == "train")
+        if item.id not in held_out_ids and (item.split == "train" or item.id in chosen)
     ]
     held_out_digests = {*_digests(data, held_out, skip_bad=skip_bad)} - {""}
     digests = _digests(data, rows, skip_bad=skip_bad)
     return as_rows(
         row for row, digest in zip(rows, digests, strict=True) if digest not in held_out_digests
     )
+
+
+def pair_share(project: Project, share: float | None) -> float:
+    """The given share of the gallery for pairs, else all that the project allows."""
+    return project.max_gallery_pass if share is None else share
+
+
+def budgeted_pairs(
+    project: Project,
+    data: Dataset,
+    gallery: DeployedGallery,
+    share: float,
+    record: TrainingRecord | None,
+    *,
+    skip_bad: bool,
+) -> Rows:
+    """``pair_rows``, if embedding them passes no more of the gallery than the project allows.
+
+    ``record`` is the new encoder's own: what it passed counts as well.
+
+    Raises:
+        UsageError: the share passed is over ``max_gallery_pass``.
+    """
+    pairs = pair_rows(data, gallery, share, skip_bad=skip_bad)
+    others = (data.ids[row] for row in pairs if data.items[row].split != "train")
+    entries = TrainingRecord(anchor_ids=DigestPrefixes.from_ints(map(name_prefix, others)))
+    both = entries.including(record) if record else entries
+    require_budget(
+        project,
+        gallery_pass(gallery.catalog, both),
+        "fitting the adapter on these pairs",
+        tip="leave --share out or lower it; training items are always pairs; ",
+    )
+    return pairs
+
+
+def measured_ids(data: Dataset) -> set[str]:
+    """Items that the new model embeds only to choose the map and to compare its file."""
+    return {*data.take(query_rows(data, "validation")).ids, *checked_ids(data)}
 
 
 def alignment_set(

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compatctl import encoder as onnx_files
+from compatctl.core.gallery_pass import GalleryPass
 from compatctl.data import Dataset, Preprocessing, prepare
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.gallery_pass import checked_ids, gallery_pass
 from compatctl.deployment.record_files import FILE, write_model
 from compatctl.deployment.rehearsal import rehearsal_items, write_memory
 from compatctl.deployment.training_inputs import TrainingInputs, embed_reference
 from compatctl.deployment.training_record import REGISTRY_FILE, TrainingRecord
 from compatctl.encoder import Encoder, EncoderInput, check_steady
+from compatctl.evaluation.protocol import query_rows
 from compatctl.files import write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe
@@ -36,11 +40,13 @@ class FinetuneResult:
         output: where the model was copied to.
         rehearsed: how many of the ``items`` are of earlier runs.
         remembered: how many items are in the new rehearsal memory.
+        gallery_pass: what of the deployed gallery went through the new model; None without one.
         parity: largest absolute difference between components of an embedding by the ONNX file and
             by the trained network, over real images.
         random: tensors of the backbone that the base lacks, which kept their random values.
     """
 
+    gallery_pass: GalleryPass | None
     model: str
     output: str
     weights: str
@@ -123,6 +129,8 @@ def train_candidate(
     )
     registry = trained.registry.to_json() if trained.registry else None
     record = TrainingRecord.from_json(trained.record, registry).with_looks(data, earlier)
+    validation = data.take(query_rows(data, "validation")).ids if gallery else ()
+    record = record.with_measured({*validation, *checked_ids(data)})
     record = write_memory(project, recipe, data, earlier, record)
     _write_weights(trained, project.candidate / WEIGHTS_FILE)
     model, encoder, record = export(trained, recipe, data, record)
@@ -130,7 +138,7 @@ def train_candidate(
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
         project.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
-    return _result(project, encoder, record, skipped)
+    return _result(project, encoder, record, gallery, skipped)
 
 
 def export(
@@ -181,11 +189,16 @@ def _write_weights(trained: TrainResult, target: Path) -> None:
 
 
 def _result(
-    project: Project, encoder: Encoder, record: TrainingRecord, skipped: tuple[str, ...]
+    project: Project,
+    encoder: Encoder,
+    record: TrainingRecord,
+    gallery: DeployedGallery | None,
+    skipped: tuple[str, ...],
 ) -> FinetuneResult:
     details = record.details
     assert record.parity is not None, "export measured it"
     return FinetuneResult(
+        gallery_pass=gallery_pass(gallery.catalog, record) if gallery else None,
         model=str(project.candidate / MODEL_FILE),
         output=str(project.output),
         weights=str(project.candidate / WEIGHTS_FILE),

@@ -96,17 +96,21 @@ class LiftTrial(RewriteTrial):
     verdict: Verdict
 
 
-def backfill_queries(project: Project, store: Store, data: Dataset) -> Rows:
-    """The queries that decide a backfill, by the query model's training record if it has one."""
+def query_model_record(project: Project, store: Store) -> TrainingRecord | None:
+    """The query model's training record, if it has one."""
     sha256 = store.manifest.query_model
     model = next(share for share in store.manifest.models if share.sha256 == sha256)
-    record = find_record(
+    return find_record(
         project.report.parent / model.name,
         ModelHeader(sha256=sha256, record=read_record(store.verified_path("models", sha256))),
         named=None,
         candidate=project.candidate,
     )
-    return deciding_queries(data, record)
+
+
+def backfill_queries(project: Project, store: Store, data: Dataset) -> Rows:
+    """The queries that decide a backfill, by the query model's training record if it has one."""
+    return deciding_queries(data, query_model_record(project, store))
 
 
 def lift_queries(data: Dataset, record: TrainingRecord | None, pairs: Rows) -> Rows:

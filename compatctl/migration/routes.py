@@ -95,6 +95,8 @@ class RouteInputs:
     """No query can run the old model: routes that do are left out"""
     cluster: tuple[str, ...] = ()
     """Columns by whose values queries are resampled, in addition to their classes"""
+    pair_share: float = 0.0
+    """Share of the gallery, by the hash of the id, whose items are pairs beside training items"""
 
     @cached_property
     def gallery_rows(self) -> Rows:
@@ -117,12 +119,13 @@ class RouteInputs:
 
     @cached_property
     def pair_rows(self) -> Rows:
-        """(N,) rows that adapters are fitted on: gallery and training items.
+        """(N,) rows that adapters are fitted on: training items, and ``pair_share`` of the gallery.
 
         Queries are excluded, and so is every item whose image is byte-identical to a query's.
         """
         training = as_rows(i for i, item in enumerate(self.data.items) if item.split == "train")
-        rows = np.setdiff1d(np.union1d(training, self.gallery_rows), self.query_rows)
+        others = self.gallery_rows[_first_by_hash(self, self.pair_share)]
+        rows = np.setdiff1d(np.union1d(training, others), self.query_rows)
         digests = {self.data.digest(int(row)) for row in self.query_rows}
         return as_rows(row for row in rows if self.data.digest(int(row)) not in digests)
 

@@ -11,6 +11,7 @@ from compatctl.recipe._project import (
     Gate,
     Project,
     Split,
+    gate_policy,
     load_policy,
     shipped_policies,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "Rehearsal",
     "Split",
     "default_recipe",
+    "gate_policy",
     "load_policy",
     "read_bounded",
     "read_ids",

@@ -66,6 +66,8 @@ class Project:
     scores. ``rescore`` answers of a query are ranked again by free vectors; a query embeds at most
     ``passes`` of them (default: all), and none more after ``max_ms`` milliseconds. ``junit``,
     ``markdown``, ``metrics`` and ``queries`` are optional outputs of verify.
+    ``max_gallery_pass`` is the largest share of the gallery's rows, labelled training items aside,
+    that may go through a new model to make a candidate; every command keeps it or refuses.
     ``factories`` lists the modules and callables that a recipe may name. ``old_model_gone`` says
     that queries can no longer run the deployed model: then no candidate may run it.
     """
@@ -92,6 +94,7 @@ class Project:
     passes: int | None = field(default=None, metadata=between(0, 100))
     max_ms: float | None = field(default=None, metadata=between(0.0))
     old_model_gone: bool = False
+    max_gallery_pass: float = field(default=0.0, metadata=between(0.0, 1.0))
     split: Split = Split()
     factories: tuple[str, ...] = FACTORIES
     gate: Gate = Gate()
@@ -153,4 +156,19 @@ def load_policy(name_or_path: str | Path) -> Policy:
         raise InputError(
             f"no policy called {name}", tip=f"shipped: {', '.join(known)}; or give a file's path"
         )
-    return build(Policy, load_yaml(path, newest=POLICY_FORMAT), str(path))
+    policy = build(Policy, load_yaml(path, newest=POLICY_FORMAT), str(path))
+    if policy.max_gallery_pass is not None:
+        raise InputError(
+            f"{path}: max_gallery_pass is no key of a policy file",
+            tip=f"write it into {PROJECT_FILE}: every command keeps it, not only the gate",
+        )
+    return policy
+
+
+def gate_policy(project: Project) -> Policy:
+    """The project's policy with the project's ``max_gallery_pass``, as verify and deploy judge.
+
+    Raises ``InputError`` as ``load_policy``.
+    """
+    policy = load_policy(project.policy)
+    return replace(policy, max_gallery_pass=project.max_gallery_pass)

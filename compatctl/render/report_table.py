@@ -37,6 +37,8 @@ _TESTS = {
 
 
 def report_table(console: Console, report: Report) -> None:
+    if report.gallery_pass is not None:
+        console.print(report.gallery_pass.text)
     if report.searched is not None:
         console.print(f"{_searched(report.searched)}\n")
     for group in report.groups:

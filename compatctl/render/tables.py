@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from compatctl.commands.plan import Plan
     from compatctl.commands.power import Power
     from compatctl.commands.search import SearchResult
+    from compatctl.core.gallery_pass import GalleryPass
     from compatctl.core.power_law import Range
+    from compatctl.migration.candidate import FinetuneResult
     from compatctl.migration.forecast import Forecast
     from compatctl.migration.preflight import Preflight
 
@@ -114,7 +116,21 @@ def search_table(console: Console, result: SearchResult) -> None:
         )
 
 
+def _pass_line(console: Console, passed: GalleryPass | None) -> None:
+    """What of the gallery went through the new model, before everything else."""
+    if passed is not None:
+        console.print(passed.text)
+
+
+def finetune_table(console: Console, result: FinetuneResult) -> None:
+    """The share passed, then every other field."""
+    _pass_line(console, result.gallery_pass)
+    fields = json_safe(result)
+    fields_table(console, {key: entry for key, entry in fields.items() if key != "gallery_pass"})
+
+
 def backfill_table(console: Console, result: Backfilled) -> None:
+    _pass_line(console, result.gallery_pass)
     if (trial := result.measured) is not None:
         curve = [(point.share, point.recall) for point in trial.curve]
         print_table(console, ("share of the query model", f"recall@{trial.recall_at}"), curve)
@@ -157,6 +173,7 @@ def forecast_table(console: Console, result: BackfillForecast) -> None:
 
 
 def lift_table(console: Console, result: Lifted) -> None:
+    _pass_line(console, result.gallery_pass)
     if (adapter := result.map) is not None:
         rows = [(trial.kind, trial.setting, trial.recall) for trial in adapter.trials]
         print_table(console, ("adapter", "setting", "recall@1"), rows)
@@ -209,14 +226,16 @@ def demo_table(console: Console, demo: DemoResult) -> None:
 
 
 def bridge_table(console: Console, result: Bridged) -> None:
+    _pass_line(console, result.gallery_pass)
     rows = [(trial.kind, trial.setting, trial.recall) for trial in result.trials]
     print_table(console, ("adapter", "setting", "recall@1"), rows)
-    fields_table(
-        console, {key: entry for key, entry in json_safe(result).items() if key != "trials"}
-    )
+    hidden = {"trials", "gallery_pass"}
+    fields = json_safe(result)
+    fields_table(console, {key: entry for key, entry in fields.items() if key not in hidden})
 
 
 def fuse_table(console: Console, result: Fused) -> None:
+    _pass_line(console, result.gallery_pass)
     if (search := result.search) is not None:
         rows = [(f"{t.weight:g}", t.recall, f"{t.gain:+.4f}") for t in search.trials]
         print_table(console, ("weight of the new feature", "recall@1", "gain"), rows)
@@ -228,7 +247,8 @@ def fuse_table(console: Console, result: Fused) -> None:
             f"{search.high:+.4f}); {search.queries} validation queries of {search.classes} classes"
         )
     fields = json_safe(result)
-    fields_table(console, {key: entry for key, entry in fields.items() if key != "search"})
+    hidden = {"search", "gallery_pass"}
+    fields_table(console, {key: entry for key, entry in fields.items() if key not in hidden})
 
 
 def _preflight(console: Console, facts: Preflight) -> None:
@@ -249,6 +269,10 @@ def _preflight(console: Console, facts: Preflight) -> None:
         f"training: {facts.training_classes} classes, {facts.training_classes_in_gallery} of them "
         f"in the gallery; planning: {facts.planning_queries} queries of {facts.planning_classes} "
         "validation classes"
+    )
+    console.print(
+        f"this plan passed {facts.gallery_images} of {facts.gallery_rows} gallery rows through the "
+        "new backbone to measure the routes; what each route itself passes is its first column"
     )
 
 

@@ -77,6 +77,7 @@ def contradictions(report: Report) -> Iterator[str]:
             yield f"{name} decides"
     yield from _calibration_contradictions(report)
     yield from _rescoring_contradictions(report)
+    yield from _gallery_pass_contradictions(report)
     yield from _index_contradictions(report)
     present = {check.key for check in verdict.checks}
     for check_name, group in sorted(_required_checks(report, rules) - present):
@@ -115,6 +116,24 @@ def _rescoring_contradictions(report: Report) -> Iterator[str]:
         rows = report.searched.rows if report.searched else 0
         if not _same(state.passed_share, state.passed / max(1, rows)):
             yield f"the share that re-scoring passes when {state.name} is not of the searched rows"
+
+
+def _gallery_pass_contradictions(report: Report) -> Iterator[str]:
+    """Check the share of the gallery that passed against its counts, and against its check."""
+    passed = report.gallery_pass
+    checks = [check for check in report.verdict.checks if check.name == "gallery_pass"]
+    if (passed is None) != (not checks):
+        yield "it has a share of the gallery that passed without its check, or the reverse"
+        return
+    if passed is None:
+        return
+    if report.store is not None and passed.rows != report.store.stored_vectors:
+        yield "the rows of which it counts those that passed are not those of the store"
+    if not _same(passed.share, passed.passed / max(1, passed.rows)):
+        yield f"gallery_pass: {passed.passed} of {passed.rows} rows are not {passed.share:g}"
+    for check in checks:
+        if not _same(check.estimate, passed.share):
+            yield f"gallery_pass: the check says {check.estimate}, the report {passed.share:g}"
 
 
 def _index_contradictions(report: Report) -> Iterator[str]:
@@ -192,6 +211,8 @@ def _required_checks(report: Report, rules: Mapping[str, Rule]) -> set[CheckKey]
             required.add(("ann_recall", unseen))
         if report.training_record_sha256 is not None:
             required.add(("near_copies", "training"))
+            if "gallery_pass" in rules:
+                required.add(("gallery_pass", "training"))
     if any(group.unjudged for group in report.groups[:1]):
         required.add(("unjudged_gain", unseen))
     if report.latency is not None or "latency_ratio" in rules:

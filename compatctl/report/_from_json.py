@@ -16,7 +16,8 @@ def from_json(kind: type[T], value: object, where: str) -> T:
     A field whose metadata say ``optional`` may be missing, and is None then.
 
     Raises:
-        ValueError: an entry is missing, unknown or of another type; ``where`` begins the message.
+        ValueError: an entry is missing that is not optional, or one is unknown or of another
+            type; ``where`` begins the message.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{where} is not an object")

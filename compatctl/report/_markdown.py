@@ -22,6 +22,9 @@ def _lines(report: Report) -> Iterator[str]:
     yield ""
     yield f"{_text(report.summary)} Next: `{report.next_step}`."
     yield ""
+    if report.gallery_pass is not None:
+        yield f"{_sentence(report.gallery_pass.text)}."
+        yield ""
     yield f"Old `{_code(report.old.name)}` ({report.old.sha256[:12]}), "
     yield f"new `{_code(report.new.name)}` ({report.new.sha256[:12]}), "
     yield f"policy {_text(report.policy.name)} ({report.policy_sha256[:12]})."
@@ -42,6 +45,10 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"Warning: {_text(line)}."
         yield ""
     yield f"Not checked: {_text('; '.join(report.not_checked) or 'nothing')}."
+
+
+def _sentence(text: str) -> str:
+    return _text(text[0].upper() + text[1:])
 
 
 def _retrieval(group: Group) -> Iterator[str]:

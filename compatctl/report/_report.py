@@ -6,11 +6,12 @@ requested, which is measured on the machine.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from compatctl import __version__
 from compatctl.core.dependence import Dependence
+from compatctl.core.gallery_pass import GalleryPass
 from compatctl.core.gate import Verdict
 from compatctl.core.policy import Policy
 from compatctl.errors import CompatError
@@ -332,6 +333,8 @@ class Report:
     next_step: str
     searched: SearchedGallery | None = None
     """None: feature tables were compared."""
+    gallery_pass: GalleryPass | None = field(default=None, metadata=OPTIONAL)
+    """What of the store's gallery went through the new model; None: no store, or no record."""
     attempt: Attempts | None = None
     rescoring: RescoringEntry | None = field(default=None, metadata=OPTIONAL)
     """None: answers are not re-scored."""
@@ -351,18 +354,19 @@ class Report:
         return canonical_json({**_entries(self), CHECKSUM: stated})
 
 
-def _entries(report: Report) -> dict[str, Any]:
-    """The report as JSON values, without optional entries that are None."""
-    values: dict[str, Any] = json_safe(report)
-    optional = {entry.name for entry in fields(report) if entry.metadata.get("optional")}
-    return {
-        name: value for name, value in values.items() if value is not None or name not in optional
-    }
+def _entries(value: Report | Policy) -> dict[str, Any]:
+    """The JSON entries; an optional one that is None is left out, as in files from before it."""
+    entries: dict[str, Any] = json_safe(value)
+    optional = [entry.name for entry in fields(value) if entry.metadata.get("optional")]
+    left_out = {name for name in optional if entries[name] is None}
+    if isinstance(value, Report):
+        entries["policy"] = _entries(value.policy)
+    return {name: entry for name, entry in entries.items() if name not in left_out}
 
 
 def policy_sha256(policy: Policy) -> str:
     """The digest that deploy compares: changing a threshold changes it."""
-    return sha256_bytes(canonical_json(asdict(policy)))
+    return sha256_bytes(canonical_json(_entries(policy)))
 
 
 def refusal(error: CompatError) -> bytes:

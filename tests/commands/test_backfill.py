@@ -155,7 +155,7 @@ def test_a_larger_share_continues_and_a_repeated_one_does_nothing(
     other = Shop(tmp_path / "at-once")
     other.folder.mkdir()
     (other.folder / "compatctl.yaml").write_text(
-        f"format: 1\nstore: store\ndata: {deployed.data()}\n"
+        f"format: 1\nstore: store\ndata: {deployed.data()}\nmax_gallery_pass: 1.0\n"
     )
     assert other.run("init", "--model", begun / "old.onnx").code == 0
     assert other.run("deploy", "--model", begun / "new.onnx", *FORCE).code == 0
@@ -518,7 +518,9 @@ def test_ef_is_raised_to_what_the_new_index_needs(begun: Path, shop: Shop, tmp_p
     """A sparse graph: the ef that is written finds 95% of the nearest rows, the one before less."""
     other = Shop(tmp_path / "sparse")
     other.folder.mkdir()
-    (other.folder / "compatctl.yaml").write_text(f"format: 1\nstore: store\ndata: {shop.data()}\n")
+    (other.folder / "compatctl.yaml").write_text(
+        f"format: 1\nstore: store\ndata: {shop.data()}\nmax_gallery_pass: 1.0\n"
+    )
     sparse = ("--M", 3, "--ef-construction", 8, "--ef-search", 10)
     assert other.run("init", "--model", begun / "old.onnx", *sparse).code == 0
     assert other.run("deploy", "--model", begun / "new.onnx", *FORCE).code == 0

@@ -84,6 +84,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> RouteInputs:
         base=folder / "new.ckpt",
         features=known,
         query_rows=np.array(queries, np.int64),
+        pair_share=1.0,
     )
 
 

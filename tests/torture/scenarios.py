@@ -192,7 +192,9 @@ def _write_data(folder: Path) -> None:
 
 
 def _write_project(folder: Path) -> None:
-    (folder / "compatctl.yaml").write_text("format: 1\nstore: store\ndata: items.csv\n")
+    (folder / "compatctl.yaml").write_text(
+        "format: 1\nstore: store\ndata: items.csv\nmax_gallery_pass: 1.0\n"
+    )
 
 
 def _prepare_models(machine: Machine, folder: Path) -> None:

@@ -172,7 +172,9 @@ def build(folder: Path, *, other: bool = False) -> None:
     _write_items(folder, 2 * ALL if other else 0)
     write_encoder(folder / "old.onnx", noise=0.6, seed=int(other))
     write_encoder(folder / "new.onnx", noise=0.05, seed=int(other))
-    (folder / "compatctl.yaml").write_text("format: 1\nstore: store\ndata: items.csv\n")
+    (folder / "compatctl.yaml").write_text(
+        "format: 1\nstore: store\ndata: items.csv\nmax_gallery_pass: 1.0\n"
+    )
     for line in (
         ("init", "--model", folder / "old.onnx", "--data", folder / "first.csv"),
         ("add", "--data", folder / "more.csv"),
