@@ -204,14 +204,15 @@ def erasure_problems(store: Store) -> list[str]:
         if erased_ids:
             path = store.blob_path("memories", manifest.memory or "")
             problems.append(f"{path} has {len(erased_ids)} erased items: {listed(erased_ids)}")
-    for sha256 in sorted(_restorable_models(store)):
+    for sha256 in sorted(restorable_models(store)):
         path = store.verified_path("models", sha256)
         if count := erased_vectors(store, path.read_bytes(), path):
             problems.append(f"{path} holds {count} vectors of erased items")
     return problems
 
 
-def _restorable_models(store: Store) -> set[str]:
+def restorable_models(store: Store) -> set[str]:
+    """The digests of the models that serve or that a rollback can restore."""
     current, digests = store.manifest, set[str]()
     for manifest in store.history():
         if manifest.generation >= max(current.oldest_restorable, current.oldest_gallery):

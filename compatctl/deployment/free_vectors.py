@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from compatctl.core.arrays import Vectors
-from compatctl.deployment.erasure import whole_generations
+from compatctl.deployment.erasure import restorable_models, whole_generations
 from compatctl.errors import DamagedError
 from compatctl.manifest import Catalog
 from compatctl.store import Store, delete_damaged_side_file, side_path
@@ -36,7 +36,8 @@ def free_vectors_of(store: Store, ids: frozenset[str]) -> int:
 def delete_strangers(store: Store) -> int:
     """Keep only vectors of items that a kept gallery has; return how many others were deleted.
 
-    Damaged records and files are deleted too. Call it after the commit of the generation that no
+    Damaged records and files are deleted too. The side files of models that nothing can restore
+    stay as they are, for gc deletes them. Call it after the commit of the generation that no
     longer has the items: later appends are compared with its erasures.
 
     Raises:
@@ -46,7 +47,8 @@ def delete_strangers(store: Store) -> int:
     """
     for sha256 in _models(store):
         delete_damaged_side_file(store.path, sha256)
-    sides = list(_side_files(store))
+    kept = restorable_models(store)
+    sides = [side for side in _side_files(store) if side.model_sha256 in kept]
     ids = _kept_ids(store) if sides else []
     return sum(side.retain(ids) for side in sides)
 
