@@ -159,7 +159,7 @@ def backfill(
     result = replace(result, missing=chosen.missing)
     if not len(chosen.rows):
         return result
-    passed = _pass(project, store, catalog, chosen)
+    passed = _pass(project, store, catalog, chosen.rows)
     require_budget(project, passed, "backfill", tip="a smaller --share passes fewer rows; ")
     result = replace(result, gallery_pass=passed)
     queries = backfill_queries(project, store, data)
@@ -209,7 +209,8 @@ def forecast_backfill(
     Of the options, order, traffic and skip_bad count.
 
     Raises:
-        UsageError: fewer than 2 passes; otherwise as ``backfill``.
+        UsageError: fewer than 2 passes, or more than the project allows; otherwise as
+            ``backfill``.
         EvidenceError: no held-out query has a match in the sample.
     """
     options = options or BackfillOptions()
@@ -230,11 +231,9 @@ def forecast_backfill(
     rows = backfill_queries(project, store, data)
     truth = HeldOutQueries.without_features(data, rows, project).ground_truth(catalog)
     chosen = SampleRows.choose(truth, catalog.ids, np.isfinite(schedule.replaced_at), passes)
-    if not chosen.queries.any():
-        raise EvidenceError(
-            "no held-out query has a match in the sample: a backfill cannot be forecast",
-            tip="give items of the test split (role query), or a larger --forecast",
-        )
+    _require_matches(chosen)
+    passed = _pass(project, store, catalog, chosen.rows)
+    require_budget(project, passed, "the forecast", tip="a smaller --forecast passes fewer rows; ")
     encoder, rows = load_query_model(store, store.manifest), rows[chosen.queries]
     queries = HeldOutQueries.embed(encoder, data, rows, project, skip_bad=options.skip_bad)
     fresh = chosen.rows[schedule.replaced_at[chosen.rows] > 0.0]
@@ -253,11 +252,19 @@ def forecast_backfill(
     return replace(result, forecast=forecast(sample, schedule, policy), skipped=skipped)
 
 
-def _pass(project: Project, store: Store, catalog: Catalog, chosen: BackfillRows) -> GalleryPass:
-    """What of the gallery will have passed once the query model wrote the chosen rows."""
+def _require_matches(chosen: SampleRows) -> None:
+    if not chosen.queries.any():
+        raise EvidenceError(
+            "no held-out query has a match in the sample: a backfill cannot be forecast",
+            tip="give items of the test split (role query), or a larger --forecast",
+        )
+
+
+def _pass(project: Project, store: Store, catalog: Catalog, rows: Rows) -> GalleryPass:
+    """What of the gallery will have passed once the query model embedded these rows (n,)."""
     model = store.manifest.query_model
     rewritten = rows_of_model(catalog, model)
-    rewritten[chosen.rows] = True
+    rewritten[rows] = True
     return gallery_pass(catalog, query_model_record(project, store), rewritten=rewritten)
 
 

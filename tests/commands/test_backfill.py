@@ -433,6 +433,17 @@ def test_a_forecast_warns_of_the_shares_that_lose(shop: Shop) -> None:
     assert shop.run("backfill", "--forecast", 1).code == 2
 
 
+def test_a_forecast_keeps_the_budget_of_the_project(deployed: Shop) -> None:
+    """A sample of a third of the rows is refused where a tenth may pass; one of a tenth is not."""
+    rows, project = len(_catalog(deployed)), deployed.path("compatctl.yaml")
+    lines = [line for line in project.read_text().splitlines() if "max_gallery_pass" not in line]
+    project.write_text("\n".join([*lines, "max_gallery_pass: 0.1"]) + "\n")
+    refused = deployed.run("backfill", "--forecast", rows // 3)
+    assert (refused.code, "a smaller --forecast" in refused.stderr) == (2, True), refused.stderr
+    result = deployed.run("backfill", "--forecast", rows // 10)
+    assert result.code == 0, result.stderr
+
+
 def test_a_forecast_needs_rows_and_queries(deployed: Shop) -> None:
     """Exit 4 without a held-out query; where all is re-embedded there is nothing to forecast."""
     table = _table(deployed, lambda row: row["role"] == "gallery")
