@@ -142,7 +142,9 @@ def test_without_queries_of_untouched_rows_the_gate_is_inconclusive(tmp_path: Pa
         if int(label[1:]) < 54
     }
     table = world.save("anchored.npz", lambda array: array.startswith("g") or array in asked)
-    code, report = world.verify(table)
+    project = tmp_path / "budget.yaml"
+    project.write_text("max_gallery_pass: 1.0\n")
+    code, report = world.verify(table, "--project", project)
     result = check(report, "untouched_gain")
     assert (code, result["outcome"], result["n"]) == (4, "inconclusive", 0)
     assert "no query has matches among them alone" in result["detail"]
