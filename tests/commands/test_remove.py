@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from shop_kit import (
@@ -25,7 +23,6 @@ from shop_kit import (
     write_attending,
     write_encoder,
 )
-from tiny_backbone import build
 from typer.testing import CliRunner
 
 from compatctl.cli.app import app
@@ -324,49 +321,6 @@ def test_a_model_is_rewritten_without_removed_vectors(shop: Shop) -> None:
     assert shop.run("deploy", "--model", model, "--force", "--reason", "drill").code == 5
     assert shop.run("rollback", "--added", "keep").json["query_model"] == old
     assert_gone(shop, ids, vectors)
-
-
-FINETUNED = """\
-format: 1
-backbone:
-  factory: "tiny_backbone:build"
-  input: {height: 16, width: 16, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}
-junction: {kind: mlp, hidden: 16, dropout: 0.0}
-objective:
-  anchors: {share: 0.5, rows: 64, attention: 8, transfer: 0.0}
-optimiser: {epochs: 1, batch_size: 64, lr: 0.003}
-rehearsal: {per_class: 2}
-"""
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_finetuned_model_is_rewritten_without_removed_vectors(shop: Shop, fused: bool) -> None:
-    """With the attention that recipes turn on: its anchors are known by their stored vectors, with
-    no record at hand, and in a fused file too."""
-    torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
-    shop.path("recipe.yaml").write_text(FINETUNED)
-    result = shop.run(
-        "finetune", "--base", shop.path("new.ckpt"), "--recipe", shop.path("recipe.yaml")
-    )
-    assert result.code == 0, result.stderr
-    record = json.loads(shop.path("build/candidate/training.json").read_bytes())
-    ids = [record["anchors"][0]["id"], record["anchors"][7]["id"]]
-    vectors = stored_rows(shop, ids)
-    if fused:
-        fuse(shop.path("old.onnx"), shop.path("new.onnx"), 0.5, shop.path("fused.onnx"))
-    force(shop, "fused.onnx" if fused else "new.onnx")
-    shutil.rmtree(shop.path("build"))
-    removal = removed(shop, *ids)
-    (rewritten,) = removal["rewritten"]  # type: ignore[misc]
-    assert rewritten["vectors"] == 2
-    assert_gone(shop, ids, vectors)
-    path = store_of(shop).verified_path("models", str(removal["query_model"]))
-    (table,) = held_vectors(path.read_bytes(), path)
-    assert table.from_gallery
-    assert len(table.vectors) == len(record["anchors"]) - 2
-    assert removed(shop, record["anchors"][3]["id"])["rewritten"]
-    image = load(shop.data()).sources[0]
-    assert shop.run("search", image).code == 0
 
 
 def test_an_earlier_query_model_is_rewritten_too(shop: Shop) -> None:
