@@ -38,8 +38,13 @@ UNSEEN = "unseen"
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """Recall@1 of one route on the unseen classes, and the gate's verdict."""
+    """Recall@1 of one route on the unseen classes, and the gate's verdict.
 
+    ``passed`` is the share of the gallery that went through the new model to make the route's
+    model, labelled training items aside.
+    """
+
+    passed: float
     name: str
     new_old: float
     new_new: float
@@ -219,7 +224,9 @@ def _old_classes(table: Path, target: Path) -> None:
 
 def _route(name: str, report: Report) -> Route:
     group = next(group for group in report.groups if group.name == UNSEEN)
+    assert report.gallery_pass is not None, "the demo has a store and training records"
     return Route(
+        passed=report.gallery_pass.share,
         name=name,
         new_old=group.recall["new_old"]["1"],
         new_new=group.recall["new_new"]["1"],
@@ -244,7 +251,8 @@ def _result(
     chosen = _route("", report)
     passed = report.verdict.outcome == "pass"
     name = routes[0 if report.new.name == "new.onnx" else -1].name
-    story = [report.summary]
+    assert report.gallery_pass is not None, "the demo has a store and training records"
+    story = [report.summary, report.gallery_pass.text]
     if served is not None:
         story.append(
             f"the same {served.queries} held-out queries through the whole index, right at the "

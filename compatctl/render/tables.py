@@ -208,7 +208,14 @@ def lift_table(console: Console, result: Lifted) -> None:
 
 def demo_table(console: Console, demo: DemoResult) -> None:
     routes = [
-        (route.name, route.new_old, route.new_old - demo.old_old, route.new_new, route.verdict)
+        (
+            f"{route.passed:.0%}",
+            route.name,
+            route.new_old,
+            route.new_old - demo.old_old,
+            route.new_new,
+            route.verdict,
+        )
         for route in demo.routes
     ]
     console.print(
@@ -216,7 +223,7 @@ def demo_table(console: Console, demo: DemoResult) -> None:
         f"today: {demo.old_old:.4f}"
     )
     print_table(
-        console, ("route", "new on old gallery", "gain", "new on new gallery", "verdict"), routes
+        console, ("passed", "route", "new on old gallery", "gain", "new on new gallery", "verdict"), routes
     )
     for line in demo.story:
         console.print(cell(line))
