@@ -216,7 +216,7 @@ def cameras(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Shop:
             more = {"role": role, "camera": CAMERAS_OF[row["vendor"]]}
             writer.writerow(row | more | {"path": str(emoji / row["path"])})
     project = f"format: 1\ndata: items.csv\ndata_root: {emoji}\nignore_same: [camera]\n"
-    (folder / "compatctl.yaml").write_text(project)
+    (folder / "compatctl.yaml").write_text(f"{project}max_gallery_pass: 1.0\n")
     write_encoder(folder / "old.onnx", noise=0.6)
     write_encoder(folder / "new.onnx", noise=0.05)
     result = Shop(folder).run("init", "--model", folder / "old.onnx")
