@@ -14,6 +14,7 @@ from typing import Literal
 from compatctl.deployment.artifacts import ModelArtifacts, find_artifacts
 from compatctl.deployment.erasure import refuse_erased_vectors
 from compatctl.deployment.gallery import matches_canary
+from compatctl.deployment.gallery_pass import require_rescoring_budget
 from compatctl.deployment.model_file import ModelFile, refuse_fused
 from compatctl.deployment.project import REPORT_KEY, open_store, report_key, utc_now
 from compatctl.deployment.provenance import as_proven, refuse_unproven
@@ -182,7 +183,7 @@ def _rescoring(
     """How answers are re-scored, by the rule that the report judged; None: they are not.
 
     Raises:
-        UsageError: a limit without re-scoring.
+        UsageError: a limit without re-scoring, or the project does not allow it.
         InputError: the encoder has no free vectors.
         GateError: the report judged something else, or another model.
     """
@@ -199,6 +200,7 @@ def _rescoring(
                 "verify without --rescore",
             )
         return None
+    require_rescoring_budget(project)
     require_free(encoder)
     fits = verified is not None and verified.new_sha256 == encoder.sha256
     if not fits or entry is None or (entry.candidates, entry.passes) != (candidates, passes):

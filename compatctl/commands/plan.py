@@ -32,7 +32,7 @@ from compatctl.migration.rewrite_gate import HeldOutQueries
 from compatctl.migration.routes import Route, RouteInputs
 from compatctl.migration.selection import RESCORED, Fold, RouteResult, class_halves
 from compatctl.progress import Progress, silent
-from compatctl.recipe import Project, Recipe, load_policy
+from compatctl.recipe import PROJECT_FILE, Project, Recipe, load_policy
 
 if TYPE_CHECKING:
     from compatctl.deployment.gallery import DeployedGallery
@@ -107,7 +107,7 @@ def plan(
         preflight=facts,
         routes=estimates,
         recommended=chosen,
-        reason=reason,
+        reason=reason + _budget_note(estimates, chosen, project),
         commands=tuple(command.format(**files) for command in COMMANDS.get(chosen, ())),
         recipe=chosen_recipe.to_json() if chosen_recipe else None,
         forecast=_forecast(inputs, whole, results, estimates, policy, progress)
@@ -116,6 +116,15 @@ def plan(
         seconds=round(time.monotonic() - start, 1),
         warnings=_sample_warning(facts) + _gone_warning(project),
     )
+
+
+def _budget_note(estimates: Sequence[RouteEstimate], chosen: Route, project: Project) -> str:
+    """What the project must allow before the route's commands run; empty: nothing."""
+    passed = next(estimate.gallery_passed for estimate in estimates if estimate.name == chosen)
+    needed = {Route.LAZY: 1.0, Route.REEMBED: 0.0}.get(chosen, passed)
+    if needed <= project.max_gallery_pass:
+        return ""
+    return f"; its commands need max_gallery_pass: {needed:.4g} in {PROJECT_FILE}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,7 +13,12 @@ from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, score_map
-from compatctl.deployment.gallery_pass import checked_ids, gallery_pass, rows_of_model
+from compatctl.deployment.gallery_pass import (
+    checked_ids,
+    gallery_pass,
+    require_rescoring_budget,
+    rows_of_model,
+)
 from compatctl.deployment.model_file import refuse_fused
 from compatctl.deployment.project import report_key
 from compatctl.deployment.provenance import prove, unproven
@@ -95,6 +100,8 @@ def verify(
         report = verify_features(old, new, features, options)
     else:
         options.check_models()
+        if options.rescore is not None:
+            require_rescoring_budget(project)
         refuse_fused(project, new)
         try:
             report = _verify_models(project, policy, old, new, options, progress)

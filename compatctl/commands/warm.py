@@ -14,6 +14,7 @@ from compatctl.core.arrays import Bools, Floats, Rows, as_rows
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.gallery_pass import require_rescoring_budget
 from compatctl.deployment.project import open_store
 from compatctl.deployment.rescoring import Rescorer, rescorer_of
 from compatctl.encoder import embed_together
@@ -81,10 +82,11 @@ def warm(
         limit: images that are embedded at most; None: no limit.
 
     Raises:
-        UsageError: the query model's answers are not re-scored.
+        UsageError: the query model's answers are not re-scored, or the project does not allow it.
         InputError: the log cannot be read, an image of a query does not decode, or free vectors
             cannot be kept.
     """
+    require_rescoring_budget(project)
     gallery, data = DeployedGallery.open(open_store(project)), load_data(project)
     rescorer = rescorer_of(gallery, data)
     log = _Log.of(read_traffic(traffic), gallery, data)

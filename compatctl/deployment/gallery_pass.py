@@ -84,6 +84,21 @@ def require_budget(project: Project, passed: GalleryPass, subject: str, *, tip: 
     )
 
 
+def require_rescoring_budget(project: Project) -> None:
+    """Refuse re-scoring where the project does not allow the whole gallery to pass.
+
+    Raises:
+        UsageError: ``max_gallery_pass`` is below 1.
+    """
+    if project.max_gallery_pass < 1.0:
+        raise UsageError(
+            "re-scoring passes every gallery row that queries retrieve through the new model, in "
+            "the end perhaps all of them; the project allows a share of "
+            f"{project.max_gallery_pass:g} (max_gallery_pass)",
+            tip=f"to allow it, set max_gallery_pass: 1.0 in {PROJECT_FILE}",
+        )
+
+
 def _same_image(catalog: Catalog, digests: DigestPrefixes) -> Bools:
     """(N,) rows whose image has one of these digests, as far as the catalogue knows them."""
     prefixes = np.ascontiguousarray(catalog.digests[:, :8]).view(">u8").reshape(-1)

@@ -223,7 +223,9 @@ def demo_table(console: Console, demo: DemoResult) -> None:
         f"today: {demo.old_old:.4f}"
     )
     print_table(
-        console, ("passed", "route", "new on old gallery", "gain", "new on new gallery", "verdict"), routes
+        console,
+        ("passed", "route", "new on old gallery", "gain", "new on new gallery", "verdict"),
+        routes,
     )
     for line in demo.story:
         console.print(cell(line))

@@ -12,7 +12,7 @@ import torch
 from shop_kit import DIM, Shop, run, store_files
 from tiny_backbone import build
 
-from compatctl.commands.plan import Plan
+from compatctl.commands.plan import Plan, _budget_note
 from compatctl.core.power_law import Range
 from compatctl.data import load
 from compatctl.deployment.gallery import DeployedGallery
@@ -21,6 +21,7 @@ from compatctl.migration.forecast import Curve, Forecast, Goal
 from compatctl.migration.preflight import Preflight, planning_split
 from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
 from compatctl.migration.routes import BACKFILL_SHARES, Route
+from compatctl.recipe import Project
 from compatctl.store import Store
 
 RECIPE = """\
@@ -376,3 +377,19 @@ def test_recipes_that_cannot_be_planned_are_refused(
     result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
     assert result.code == 5
     assert word in result.stderr
+
+
+def test_the_reason_names_the_limit_that_the_commands_need() -> None:
+    """Lazy re-scoring needs 1, an adapter the share of its pairs; re-embedding and 0% nothing."""
+    estimates = [
+        replace(_expected("fuse", 0.1, 0.05, "pass"), gallery_passed=0.0),
+        replace(_expected("bridge", 0.1, 0.05, "pass"), gallery_passed=0.3),
+        replace(_expected("lazy", 0.1, 0.05, "pass"), gallery_passed=0.0),
+        replace(_expected("re-embed", 0.1, 0.05, "pass"), gallery_passed=1.0),
+    ]
+    project = Project(max_gallery_pass=0.25)
+    notes = {entry.name: _budget_note(estimates, entry.name, project) for entry in estimates}
+    assert notes["fuse"] == notes["re-embed"] == ""
+    assert "need max_gallery_pass: 0.3 in compatctl.yaml" in notes["bridge"]
+    assert "need max_gallery_pass: 1 in" in notes["lazy"]
+    assert _budget_note(estimates, Route.LAZY, replace(project, max_gallery_pass=1.0)) == ""

@@ -215,3 +215,27 @@ def test_an_edited_rule_or_state_is_found(shop: Shop) -> None:
         refused = deploy(shop, "--rescore", 10, "--passes", 3)
         assert refused.code == 5, name
         assert "contradicts itself" in refused.stderr, name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify", "old.onnx", "both.onnx", "--rescore", "10"),
+        ("deploy", "--model", "both.onnx", "--rescore", "10", "--force", "--reason", "a test"),
+        ("warm", "log.csv"),
+    ],
+)
+def test_rescoring_needs_a_project_that_lets_the_gallery_pass(
+    shop: Shop, words: tuple[str, ...]
+) -> None:
+    """Below a limit of 1 each command is a usage error that names the key, and nothing changes."""
+    project = shop.path("compatctl.yaml")
+    text = project.read_text().replace("max_gallery_pass: 1.0", "max_gallery_pass: 0.9")
+    project.write_text(text)
+    shop.path("log.csv").write_text("id,count\n")
+    before = shop.manifest()
+    files = ("old.onnx", "both.onnx", "log.csv")
+    result = shop.run(*(shop.path(word) if word in files else word for word in words))
+    assert result.code == 2, result.stderr
+    assert "max_gallery_pass: 1.0" in result.stderr
+    assert shop.manifest() == before
