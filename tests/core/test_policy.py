@@ -194,6 +194,7 @@ def test_null_leaves_a_rule_out():
         Policy(require_proven_store=None)
     both = GAINS | MARGINS | LIMITS | EVIDENCE
     both |= CEILINGS | {"min_ann_recall": "ann_recall", "min_unjudged_gain": "unjudged_gain"}
+    both |= {"max_gallery_pass": "gallery_pass"}
     for key in set(NOTHING) - set(FLAGS):
         rules = Policy(**NOTHING | {key: 2.0 if key == "max_design_effect" else 0.5}).rules
         assert set(rules) == {*least, both[key]}

@@ -239,12 +239,12 @@ def test_deploy_compares_the_evaluation_set(seller: Shop) -> None:
     """Without data deploy refuses and names the digest to pin, which replaces the data."""
     project = seller.path("compatctl.yaml")
     text = project.read_text()
-    project.write_text("format: 1\nstore: store\n")
+    project.write_text("format: 1\nstore: store\nmax_gallery_pass: 1.0\n")
     _refused(seller, "report.json", "names no data", code=3)
-    project.write_text("format: 1\nstore: store\ndata: gone.csv\n")
+    project.write_text("format: 1\nstore: store\ndata: gone.csv\nmax_gallery_pass: 1.0\n")
     _refused(seller, "report.json", "no data at", code=3)
     digest = json.loads(seller.path("report.json").read_bytes())["data"]["evaluation_set_sha256"]
-    pinned = "format: 1\nstore: store\ngate: {data_sha256: '%s'}\n"
+    pinned = "format: 1\nstore: store\nmax_gallery_pass: 1.0\ngate: {data_sha256: '%s'}\n"
     project.write_text(pinned % ("0" * 64))
     _refused(seller, "report.json", "other data", code=3)
     project.write_text(pinned % digest)
