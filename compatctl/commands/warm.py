@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from compatctl.core.arrays import Bools, Floats, Rows, as_rows
-from compatctl.data import Dataset
+from compatctl.data import Dataset, read_traffic_log
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import require_rescoring_budget
@@ -19,7 +18,6 @@ from compatctl.deployment.project import open_store
 from compatctl.deployment.rescoring import Rescorer, rescorer_of
 from compatctl.encoder import embed_together
 from compatctl.errors import InputError
-from compatctl.files import os_errors
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
@@ -77,8 +75,8 @@ def warm(
     Every batch is kept at once: an interrupted run continues where it ended.
 
     Args:
-        traffic: as ``read_traffic``. An id of the gallery touches that item; another id of the data
-            is a query, and touches the answers that would be re-scored.
+        traffic: as ``read_traffic_log``. An id of the gallery touches that item; another id of the
+            data is a query, and touches the answers that would be re-scored.
         limit: images that are embedded at most; None: no limit.
 
     Raises:
@@ -89,7 +87,7 @@ def warm(
     require_rescoring_budget(project)
     gallery, data = DeployedGallery.open(open_store(project)), load_data(project)
     rescorer = rescorer_of(gallery, data)
-    log = _Log.of(read_traffic(traffic), gallery, data)
+    log = _Log.of(read_traffic_log(traffic), gallery, data)
     rows, touches = log.touched(gallery, data, progress)
     held = rescorer.held(rows)
     rescorer.find_images(rows[~held])
@@ -111,46 +109,6 @@ def warm(
         covered_share=_share(touches, known),
         written=passed > 0,
     )
-
-
-def read_traffic(path: Path) -> dict[str, float]:
-    """id -> how often it occurs, from a log of traffic.
-
-    A file of ids, one a line, in which an id may occur often; or a CSV with a header that names the
-    column ``id`` and maybe ``count``.
-
-    Raises:
-        InputError: the file cannot be read, is no UTF-8 text, has no id, or a count is no number
-            of at least 0.
-    """
-    try:
-        with os_errors("reading", path), path.open(newline="", encoding="utf-8") as file:
-            lines = [line.rstrip("\r\n") for line in file if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error
-    counts: dict[str, float] = defaultdict(float)
-    if "id" in next(csv.reader(lines[:1]), []):
-        for number, row in enumerate(csv.DictReader(lines), start=2):
-            counts[row["id"] or ""] += _count(row.get("count"), f"{path}, line {number}")
-    else:
-        for line in lines:
-            counts[line] += 1.0
-    counts.pop("", None)
-    if not counts:
-        raise InputError(
-            f"{path} has no id", tip="write one id a line, or a CSV with the columns id,count"
-        )
-    return dict(counts)
-
-
-def _count(text: str | None, where: str) -> float:
-    try:
-        count = 1.0 if text is None else float(text)
-    except ValueError:
-        count = -1.0
-    if not 0.0 <= count < float("inf"):
-        raise InputError(f"{where}: a count is a number of at least 0, got {text!r:.40}")
-    return count
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

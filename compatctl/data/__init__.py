@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule, merge_items
 from compatctl.data._features import FeatureTable, load_features
-from compatctl.data._judgments import Pair, read_pairs, read_qrels, read_traffic
+from compatctl.data._judgments import Pair, read_pairs, read_qrels, read_traffic, read_traffic_log
 from compatctl.data._load import from_files, load
 from compatctl.data._memory import memory_bytes, read_memory, sample_per_class
 from compatctl.data._packed import pack, unpack
@@ -40,6 +40,7 @@ __all__ = [
     "read_pairs",
     "read_qrels",
     "read_traffic",
+    "read_traffic_log",
     "sample_per_class",
     "unpack",
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from compatctl.data._tables import CellBudget, csv_rows, open_table, text_lines
@@ -101,12 +104,48 @@ def read_traffic(path: Path) -> dict[str, float]:
         item, text = (row.get("id") or "").strip(), (row.get("count") or "").strip()
         if not item or item in counts:
             raise InputError(f"{where}: expected each id once, got {item!r}")
-        try:
-            counts[item] = float(text)
-        except ValueError:
-            counts[item] = math.nan
-        if not 0.0 <= counts[item] < math.inf:
-            raise InputError(f"{where}: a count is a number of at least 0, got {text!r}")
+        counts[item] = _count(text, where)
     if not counts:
         raise InputError(f"{path}: there is no item in it")
     return counts
+
+
+def read_traffic_log(path: Path) -> dict[str, float]:
+    """id -> how often it occurs, from ids, one a line, or a CSV with the column id and maybe count.
+
+    An id may occur often. A CSV is known by its header.
+
+    Raises:
+        InputError: no such file, a count that is no number of at least 0, or no id.
+    """
+    counts: dict[str, float] = defaultdict(float)
+    is_table = False
+    try:
+        with open_table(path) as file:
+            lines = text_lines(file, path)
+            header = next(lines, "")
+            is_table = "id" in next(csv.reader([header]), [])
+            for line in () if is_table else chain([header], lines):
+                if line.strip():
+                    counts[line.rstrip("\r\n")] += 1.0
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    for where, row in csv_rows(path, ("id",)) if is_table else ():
+        text = row.get("count")
+        counts[row["id"] or ""] += 1.0 if text is None else _count(text, where)
+    counts.pop("", None)
+    if not counts:
+        raise InputError(
+            f"{path} has no id", tip="write one id a line, or a CSV with the columns id,count"
+        )
+    return dict(counts)
+
+
+def _count(text: str, where: str) -> float:
+    try:
+        count = float(text)
+    except ValueError:
+        count = math.nan
+    if not 0.0 <= count < math.inf:
+        raise InputError(f"{where}: a count is a number of at least 0, got {text!r:.40}")
+    return count

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compatctl.data import Pair, load, load_features, read_pairs, read_qrels
+from compatctl.data import (
+    Pair,
+    load,
+    load_features,
+    read_pairs,
+    read_qrels,
+    read_traffic_log,
+)
 from compatctl.errors import InputError
 
 Array = NDArray[Any]
@@ -293,3 +300,20 @@ def test_a_byte_order_mark_is_not_part_of_an_id(tmp_path: Path) -> None:
     path = tmp_path / "judged.qrels"
     path.write_text("\ufeffq 0 a 1\n", encoding="utf-8")
     assert read_qrels(path) == (("q", "a"),)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_log_of_traffic_counts_how_often_an_id_occurs(tmp_path: Path, mark: str) -> None:
+    """Ids, one a line, or a CSV with or without counts; an id may occur often."""
+    path = tmp_path / "log"
+    for text, counts in (
+        ("a\r\nb c\n\na\n", {"a": 2.0, "b c": 1.0}),
+        ("id\na\nb\na\n", {"a": 2.0, "b": 1.0}),
+        ("count,id\n2.5,a\n1,b\n4,a\n", {"a": 6.5, "b": 1.0}),
+    ):
+        path.write_text(mark + text, encoding="utf-8")
+        assert read_traffic_log(path) == counts
+    for text, word in (("", "has no id"), ("id,count\na,x\n", "line 2: a count")):
+        path.write_text(mark + text, encoding="utf-8")
+        with pytest.raises(InputError, match=word):
+            read_traffic_log(path)
