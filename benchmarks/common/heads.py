@@ -119,7 +119,7 @@ def material_of(inputs: RouteInputs) -> Material:
         queries=inputs.features.lookup([ImageRef(dataset=data, row=i) for i in validation]),
         stored=torch.from_numpy(reference.gallery_features),
         stored_classes=torch.tensor([code.get(label, -1) for label in reference.gallery_labels]),
-        in_gallery=chosen_items.in_gallery,
+        in_gallery=np.array([item in reference.row_of for item in chosen_items.ids]),
         kept=np.arange(len(labels)),
     )
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compatctl.errors import InputError
 from compatctl.recipe import InputSpec
 from compatctl.recipe import Junction as JunctionRecipe
-from compatctl.train.taps import find_taps, named_modules, run_with_taps
+from compatctl.train.taps import check_names, find_taps, run_with_taps
 
 AUTO = "auto"
 INPUT_NORM = 22.0
@@ -63,7 +63,8 @@ class Network(nn.Module):
 
         if not self.taps:
             return run()
-        return torch.cat(run_with_taps(named_modules(self.backbone, self.taps), run), dim=1)
+        modules = [self.backbone.get_submodule(name) for name in self.taps]
+        return torch.cat(run_with_taps(modules, run), dim=1)
 
     def project(self, features: Tensor) -> Tensor:
         """(N, D) raw outputs for (N, F) features."""
@@ -143,6 +144,7 @@ def backbone_taps(
             if taps == (AUTO,):
                 taps = find_taps(backbone, lambda: network.features(images))
             network.taps = tuple(taps or ())
+            check_names(backbone, network.taps)
             return network.taps, int(network.features(images).shape[1])
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         raise InputError(

@@ -69,11 +69,11 @@ def find_taps(backbone: nn.Module, run: Callable[[], Tensor]) -> tuple[str, ...]
     return tuple(taps)
 
 
-def named_modules(backbone: nn.Module, names: Sequence[str]) -> tuple[nn.Module, ...]:
-    """The modules of these names.
+def check_names(backbone: nn.Module, names: Sequence[str]) -> None:
+    """Refuse names that no module of the backbone has.
 
     Raises:
-        InputError: the backbone has no such module.
+        InputError: there is one.
     """
     modules = dict(backbone.named_modules())
     if unknown := [name for name in names if name not in modules]:
@@ -81,7 +81,6 @@ def named_modules(backbone: nn.Module, names: Sequence[str]) -> tuple[nn.Module,
             f"backbone.taps: the backbone has no module {listed(unknown)}",
             tip=f"its top modules: {', '.join(name for name, _ in backbone.named_children())}",
         )
-    return tuple(modules[name] for name in names)
 
 
 def run_with_taps(modules: Sequence[nn.Module], run: Callable[[], Tensor]) -> list[Tensor]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compatctl.core.arrays import Rows, Vectors
 from compatctl.data import Dataset, sample_per_class
@@ -42,8 +41,6 @@ class TrainingSet:
     ids: tuple[str, ...]
     labels: tuple[str, ...]
     n_memory: int
-    in_gallery: NDArray[np.bool_]
-    """(N,) whether the item is in the deployed gallery"""
     classes: tuple[str, ...]
     """The different labels, sorted"""
     old_features: Vectors | None
@@ -85,7 +82,6 @@ def select_training_set(
         ids=ids,
         labels=labels,
         n_memory=len(images) - len(fresh),
-        in_gallery=np.isin(np.array(ids), np.array(reference.gallery_ids if reference else ())),
         classes=tuple(sorted(set(labels))),
         old_features=old,
         old_sources=sources,
