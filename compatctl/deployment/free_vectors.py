@@ -1,30 +1,16 @@
-"""Side files and the galleries of a store: what covers a gallery, and what must not be kept."""
+"""Side files and the galleries of a store: what they have, and what must not be kept."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from compatctl.core.arrays import Vectors
 from compatctl.deployment.erasure import restorable_models, whole_generations
 from compatctl.errors import DamagedError
-from compatctl.manifest import Catalog
 from compatctl.store import Store, delete_damaged_side_file, side_path
 from compatctl.store.side_file import SideFile
 
 _CURE = "compatctl check --gc deletes them"
-
-
-def whole_gallery(side: SideFile, catalog: Catalog) -> Vectors | None:
-    """The free vectors (N, D) of all rows of a catalogue, in their order; None if one is missing.
-
-    A vector of another image than the row's is missing. With all of them, the free head alone can
-    serve: they are the rows of its index.
-    """
-    if side.count < len(catalog):
-        return None
-    vectors, found = side.lookup(catalog.ids, catalog.digests)
-    return vectors if found.all() else None
 
 
 def free_vectors_of(store: Store, ids: frozenset[str]) -> int:

@@ -18,7 +18,12 @@ from compatctl.encoder import Encoder, embed_together
 from compatctl.errors import CompatError, UsageError
 from compatctl.manifest import Catalog, Rescoring
 from compatctl.progress import Progress, silent
+from compatctl.store import side_bytes
 from compatctl.store.side_file import SideFile
+
+VECTORS_A_ROW = 2
+"""Most free vectors that the side file keeps, by the gallery's rows: of images before a change,
+too."""
 
 
 class FreeCache(Protocol):
@@ -70,7 +75,8 @@ def rescorer_of(
             f"the answers of the query model {manifest.query_model[:12]} are not re-scored",
             tip="compatctl verify and deploy with --rescore K, and a model with free vectors",
         )
-    side = SideFile.open(gallery.store.path, manifest.query_model, encoder.free_dim)
+    limit = side_bytes(VECTORS_A_ROW * len(gallery.catalog), encoder.free_dim)
+    side = SideFile.open(gallery.store.path, manifest.query_model, encoder.free_dim, limit)
     return Rescorer(
         encoder=encoder,
         catalog=gallery.catalog,

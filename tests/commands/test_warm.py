@@ -11,7 +11,11 @@ from free_kit import with_free
 from shop_kit import Shop, store_files, write_encoder
 
 from compatctl.data import Dataset, load
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.rescoring import rescorer_of
 from compatctl.encoder import Encoder
+from compatctl.store import Store, side_bytes
+from compatctl.store.side_file import SideFile
 
 K = 6
 
@@ -76,6 +80,16 @@ def test_the_next_verification_warns_that_today_is_rescored(shop: Shop) -> None:
     assert any(
         "re-scores the old model's answers today" in line for line in result.json["warnings"]
     )
+
+
+def test_the_side_file_has_a_limit(shop: Shop) -> None:
+    """Two vectors for each row of the gallery, and no more."""
+    gallery = DeployedGallery.open(Store.open(shop.path("store")))
+    cache = rescorer_of(gallery, None).cache
+    assert isinstance(cache, SideFile)
+    limit = side_bytes(2 * len(gallery.catalog), cache.dim)
+    assert cache.max_bytes == limit
+    assert cache.bytes < limit
 
 
 def test_a_removed_item_is_not_kept(shop: Shop, data: Dataset) -> None:

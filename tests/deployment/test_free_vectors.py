@@ -1,4 +1,4 @@
-"""Free vectors in a store: counted, checked, erased with their items, and promoted when whole."""
+"""Free vectors in a store: counted, checked, and erased with their items."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 from shop_kit import Shop
 
-from compatctl.deployment.free_vectors import (
-    delete_strangers,
-    side_file_problems,
-    whole_gallery,
-)
+from compatctl.deployment.free_vectors import delete_strangers, side_file_problems
 from compatctl.files import Lock
 from compatctl.store import Store, side_bytes
 from compatctl.store.side_file import SideFile
@@ -66,23 +62,6 @@ def test_status_counts_the_vectors_of_the_query_model(shop: Shop) -> None:
     assert shop.run("status").json["free_vectors"] is None
     assert shop.run("check").code == 0
     assert not side_of(store).lookup(store.catalog().ids)[1].any()
-
-
-def test_a_side_file_that_covers_the_gallery_gives_its_vectors_in_row_order(shop: Shop) -> None:
-    """Only when every row has a vector of its own image is there a whole gallery of them."""
-    store = store_of(shop)
-    catalog = store.catalog()
-    side, n = fill(store, len(catalog) - 1), len(catalog)
-    assert whole_gallery(side, catalog) is None
-    side.append(catalog.ids[::-1], unit(n)[::-1], catalog.digests[::-1])
-    vectors = whole_gallery(side, catalog)
-    assert vectors is not None
-    assert np.abs(vectors[: n - 1] - unit(n - 1)).max() < 1e-3
-    assert np.abs(vectors[-1] - unit(n)[-1]).max() < 1e-3
-    digests = catalog.digests.copy()
-    digests[3] = 1
-    changed = type(catalog)(**{**vars(catalog), "digests": digests})
-    assert whole_gallery(side, changed) is None
 
 
 def test_remove_erases_the_vectors_of_removed_items(shop: Shop) -> None:
