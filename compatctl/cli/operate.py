@@ -372,11 +372,12 @@ def check(
 @command
 @with_project("store")
 def status(project: Project) -> Outcome[Any]:
-    """Show which model answers queries, and over which gallery."""
+    """Show which model answers queries, over which gallery, and how much of that it passed."""
     from compatctl.commands.status import status
+    from compatctl.render.tables import status_table
 
     result = status(project)
-    return Outcome(result=result, warnings=result.warnings)
+    return Outcome(result=result, warnings=result.warnings, table=status_table)
 
 
 @command

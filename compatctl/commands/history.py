@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compatctl.deployment.project import open_store
+from compatctl.deployment.query_model_pass import QueryModelPass, passes
 from compatctl.manifest import Manifest
 from compatctl.recipe import Project
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One line of the history."""
+    """One line of the history. ``gallery_pass`` is what of the gallery its query model passed,
+    unknown where gc dropped the report."""
 
+    gallery_pass: QueryModelPass
     generation: int
     operation: str
     created_at: str
@@ -36,13 +39,15 @@ def history(project: Project) -> History:
         InputError: there is no store.
         DamagedError: a manifest is missing or cannot be read.
     """
-    manifests = open_store(project).history()
-    return History(generations=tuple(_generation(manifest) for manifest in manifests))
+    store = open_store(project)
+    manifests = store.history()
+    return History(generations=tuple(map(_generation, manifests, passes(store, manifests))))
 
 
-def _generation(manifest: Manifest) -> Generation:
+def _generation(manifest: Manifest, passed: QueryModelPass) -> Generation:
     reasons = {"forced": manifest.forced_reason, "again": manifest.again_reason}
     return Generation(
+        gallery_pass=passed,
         generation=manifest.generation,
         operation=manifest.operation,
         created_at=manifest.created_at,

@@ -1,10 +1,11 @@
-"""status: which model answers, over which gallery."""
+"""status: which model answers, over which gallery, and how much of it went through that model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from compatctl.deployment.project import open_store
+from compatctl.deployment.query_model_pass import QueryModelPass
 from compatctl.manifest import Manifest, Rescoring
 from compatctl.recipe import Project
 from compatctl.store import manifest_digest, side_size
@@ -27,6 +28,7 @@ class Status:
     """The current generation.
 
     Attributes:
+        gallery_pass: what of the gallery went through the query model.
         shares: digest of a model -> its share of the gallery's rows, in [0, 1].
         registry, memory: digests of the class registry and of the rehearsal memory.
         proven: false if adopted rows were never compared with their model's embeddings.
@@ -40,6 +42,7 @@ class Status:
             the generations before it.
     """
 
+    gallery_pass: QueryModelPass
     store: str
     generation: int
     operation: str
@@ -75,11 +78,13 @@ def status(project: Project) -> Status:
 
     Raises:
         InputError: there is no store.
-        DamagedError: the manifest cannot be read.
+        DamagedError: the manifest or its report cannot be read.
     """
-    manifest = open_store(project).manifest
+    opened = open_store(project)
+    manifest = opened.manifest
     rows = max(1, manifest.index.count)
     return Status(
+        gallery_pass=QueryModelPass.of(opened, manifest),
         store=str(project.store),
         generation=manifest.generation,
         operation=manifest.operation,

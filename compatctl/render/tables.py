@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from compatctl.commands.plan import Plan
     from compatctl.commands.power import Power
     from compatctl.commands.search import SearchResult
+    from compatctl.commands.status import Status
     from compatctl.core.gallery_pass import GalleryPass
     from compatctl.core.power_law import Range
+    from compatctl.deployment.query_model_pass import QueryModelPass
     from compatctl.migration.candidate import FinetuneResult
     from compatctl.migration.forecast import Forecast
     from compatctl.migration.preflight import Preflight
@@ -86,6 +88,7 @@ def power_table(console: Console, power: Power) -> None:
 def history_table(console: Console, history: History) -> None:
     rows = [
         (
+            entry.gallery_pass.short,
             entry.generation,
             entry.operation,
             entry.created_at,
@@ -95,7 +98,15 @@ def history_table(console: Console, history: History) -> None:
         )
         for entry in history.generations
     ]
-    print_table(console, ("generation", "operation", "at", "query model", "rows", "note"), rows)
+    columns = ("passed", "generation", "operation", "at", "query model", "rows", "note")
+    print_table(console, columns, rows)
+
+
+def status_table(console: Console, status: Status) -> None:
+    """The share passed, then every other field."""
+    _pass_line(console, status.gallery_pass)
+    fields = json_safe(status)
+    fields_table(console, {key: entry for key, entry in fields.items() if key != "gallery_pass"})
 
 
 def search_table(console: Console, result: SearchResult) -> None:
@@ -116,7 +127,7 @@ def search_table(console: Console, result: SearchResult) -> None:
         )
 
 
-def _pass_line(console: Console, passed: GalleryPass | None) -> None:
+def _pass_line(console: Console, passed: GalleryPass | QueryModelPass | None) -> None:
     """What of the gallery went through the new model, before everything else."""
     if passed is not None:
         console.print(passed.text)
