@@ -60,6 +60,10 @@ def _junction(**changes: object) -> Change:
     return lambda recipe: replace(recipe, junction=replace(recipe.junction, **changes))  # type: ignore[arg-type]
 
 
+def _epochs(epochs: int) -> Change:
+    return lambda recipe: replace(recipe, optimiser=replace(recipe.optimiser, epochs=epochs))
+
+
 def _whole_network(rate: float) -> Change:
     def change(one: Recipe) -> Recipe:
         optimiser = replace(one.optimiser, epochs=5, backbone_lr=rate, frozen_norm=True)
@@ -77,14 +81,15 @@ SETTINGS: Mapping[str, Change] = {
     "lambda .5": _objective(lambda_=(0.5,)),
     "hoc": _objective(contrast="hoc"),
     "hoc, mu 10, lambda .1": _objective(contrast="hoc", mu=(10.0,), lambda_=(0.1,)),
-    "mu 16": _objective(mu=(16.0,)),
-    "mu 64": _objective(mu=(64.0,)),
+    "mu 8": _objective(mu=(8.0,)),
+    "mu 32": _objective(mu=(32.0,)),
     "scale 16": _objective(scale=16.0),
     "linear junction": _junction(kind="linear"),
     "two layers alone": _junction(kind="mlp"),
     "1,024 hidden": _junction(hidden=1024),
     "no dropout": _junction(dropout=0.0),
-    "40 epochs": lambda recipe: replace(recipe, optimiser=replace(recipe.optimiser, epochs=40)),
+    "20 epochs": _epochs(20),
+    "80 epochs": _epochs(80),
 }
 FRAMES: Mapping[str, Change] = {
     DEFAULT: lambda recipe: recipe,

@@ -159,7 +159,7 @@ class Objective:
         1.0,
         key="lambda",
     )
-    mu: tuple[float, ...] = setting((32.0,), "The inverse temperature of NCE.", 1e-3, 1e3)
+    mu: tuple[float, ...] = setting((16.0,), "The inverse temperature of NCE.", 1e-3, 1e3)
     scale: float | None = setting(
         32.0,
         "CE is a softmax over scale * cosine. null: over raw products, as the authors do on a "
@@ -183,7 +183,7 @@ class Objective:
 class Optimiser:
     """AdamW; learning rates fall along half a cosine to 0."""
 
-    epochs: int = setting(20, "Passes over the data.", 1, 100_000)
+    epochs: int = setting(40, "Passes over the data.", 1, 100_000)
     batch_size: int = setting(256, "Items in one step.", 2, 65536)
     lr: float = setting(0.002, "The learning rate of the junction.", 0.0, 100.0)
     backbone_lr: float = setting(
