@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 from compatctl.deployment.artifacts import ModelArtifacts, find_artifacts
-from compatctl.deployment.erasure import refuse_erased_vectors
 from compatctl.deployment.gallery import matches_canary
 from compatctl.deployment.gallery_pass import require_rescoring_budget
 from compatctl.deployment.model_file import ModelFile, refuse_fused
@@ -92,8 +91,8 @@ def deploy(
             the model was rolled back.
         UsageError: ``again_reason`` for a model that was not rolled back.
         EvidenceError: the report is inconclusive.
-        InputError: the model's dimension is not the gallery's; it holds vectors of removed items;
-            or its class registry or rehearsal memory is missing.
+        InputError: the model's dimension is not the gallery's; or its class registry or rehearsal
+            memory is missing.
         ConflictError: the store is locked, or changed meanwhile.
     """
     project = (rescoring or RescoringOptions()).within(project)
@@ -106,8 +105,6 @@ def deploy(
     policy = policy_sha256(gate_policy(project))
     settings = _rescoring(project, verified, encoder, forced=forced_reason is not None)
     already = _is_deployed(store, model_file, verified, (forced_reason, again_reason), settings)
-    if not already:
-        refuse_erased_vectors(store, model_file.data, model_file.path)
     if forced_reason is None and not already:
         assert verified is not None
         refuse_unverified(verified, manifest, encoder.sha256, policy)

@@ -16,7 +16,6 @@ from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.data import load_data
-from compatctl.deployment.erasure import refuse_erased_vectors
 from compatctl.deployment.gallery import DeployedGallery, index_params
 from compatctl.deployment.gallery_pass import gallery_pass
 from compatctl.deployment.model_file import ModelFile
@@ -137,7 +136,6 @@ def lift(
     if _is_lifted(store, model.encoder.sha256):
         return result
     _refuse_gallery_model(store.manifest, model.encoder.sha256)
-    refuse_erased_vectors(store, model.data, model.path)
     work = _Work(project=project, store=store, model=model, policy=policy, options=options)
     result, plan = work.measure(result, progress)
     if not result.written:

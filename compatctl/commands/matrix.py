@@ -262,9 +262,8 @@ def _versions(store: Store) -> tuple[list[Path], tuple[str, ...]]:
     for state, space in zip(store.history(), spaces, strict=True):
         if space != spaces[-1]:
             continue
-        share = store.manifest.restorable_model(state)
-        path = share and store.blob_path("models", share.sha256)
-        if path and path.exists():
+        path = store.blob_path("models", state.query_model)
+        if path.exists():
             files[path] = None
         else:
             not_kept[state.query_model] = None

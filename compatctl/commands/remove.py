@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from compatctl.deployment.erasure import candidates_with_erased
 from compatctl.deployment.project import open_store
 from compatctl.deployment.removal import Removal, RemovalResult
 from compatctl.errors import UsageError
@@ -26,15 +25,15 @@ def remove(
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> RemovalResult:
-    """Erase items: rows, catalogue entries, images in the memory, vectors in encoders.
+    """Erase items: rows, catalogue entries, images in the memory, vectors in side files.
 
     Repeating the command changes nothing, but finishes what a killed one left. It reads every kept
     gallery and rebuilds the index.
 
     Raises:
         UsageError: no id is given.
-        InputError: an id is not in the store and was not erased before (unless ``missing_ok``); no
-            row would remain; or nothing says to which items the vectors in a model belong.
+        InputError: an id is not in the store and was not erased before, without ``missing_ok``; or
+            no row would remain.
         DamagedError: a file of the store is missing or damaged.
         ConflictError: the store is locked, or changed meanwhile.
     """
@@ -47,14 +46,13 @@ def remove(
     result = removal.planned(dry_run=dry_run)
     if dry_run:
         return replace(result, side_files=removal.clean(dry_run=True)).warned()
-    swept = removal.commit(progress) if removal.traces.ids else removal.finish()
+    swept = removal.commit(progress) if removal.stored else removal.finish()
     after = open_store(project)
     return replace(
         result,
         generation=after.manifest.generation,
         side_files=removal.clean(dry_run=False),
-        candidates=candidates_with_erased(project, after),
         deleted=len(swept.deleted),
         freed_bytes=swept.freed_bytes,
-        written=bool(removal.traces.ids),
+        written=bool(removal.stored),
     ).warned()

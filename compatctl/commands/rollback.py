@@ -70,7 +70,6 @@ def rollback(
     store = open_store(project)
     before = store.manifest
     plan = rollback_plan(store, to=to)
-    model = before.restorable_model(plan.target)
     outcome = _Outcome(after=before)
     if not plan.already_restored:
         if not plan.gallery:
@@ -87,7 +86,7 @@ def rollback(
         before=before.generation,
         restored=plan.target.generation,
         query_model_before=before.query_model,
-        query_model=model.sha256 if model else plan.target.query_model,
+        query_model=plan.target.query_model,
         index_sha256=outcome.after.index.sha256,
         added=outcome.kept + outcome.re_embedded + len(outcome.dropped),
         kept=outcome.kept,

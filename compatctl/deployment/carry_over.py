@@ -83,14 +83,13 @@ def rollback_query_model(store: Store, target: Manifest) -> Manifest:
         ConflictError, DamagedError, CompatError: as ``Transaction``.
     """
     current = store.manifest
-    share = current.restorable_model(target)
-    assert share is not None, "the plan refuses this"
+    share = target.query_share
     rows = sum(model.rows for model in current.models if model.sha256 == share.sha256)
     others = [m for m in current.models if m.rows > 0 and m.sha256 != share.sha256]
     ef_search = max(current.index.ef_search, target.index.ef_search)
     restored = {name: getattr(target, name) for name in MODEL_FIELDS}
     if target.generation < current.oldest_gallery:
-        restored |= {"memory": current.memory, "query_model": share.sha256}
+        restored["memory"] = current.memory
     with store.transaction(current, operation=Operation.ROLLBACK) as tx:
         return tx.commit(
             operation=Operation.ROLLBACK,
@@ -115,7 +114,6 @@ def rollback_after_erasure(
     """
     current = store.manifest
     models = {model.sha256 for model in target.models}
-    models |= {entry.model.sha256 for entry in current.stand_ins if entry.replaces in models}
     foreign = sum(model.rows for model in current.models if model.sha256 not in models)
     reason = f"items were erased since generation {target.generation}, and its gallery with them"
     if policy == "drop":

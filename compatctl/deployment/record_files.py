@@ -182,17 +182,13 @@ def without_erased_items(
     path: Path,
     is_erased: Callable[[str], bool],
     *,
-    rewritten: Mapping[str, str],
     memory_sha256: str | None,
 ) -> bytes | None:
     """The content of a training.json without erased items; None if nothing in it changes.
 
     Entries of other versions of compatctl stay as they are.
 
-    Args:
-        rewritten: digest -> new digest of models whose files were rewritten. The record of a model
-            is the record of its rewritten file too.
-        memory_sha256: digest of the rewritten rehearsal memory, if it was rewritten.
+    ``memory_sha256``: digest of the rewritten rehearsal memory, if it was rewritten.
     """
     raw = read_json(path, MAX_BYTES) if path.is_file() else None
     if not isinstance(raw, dict):
@@ -209,9 +205,6 @@ def without_erased_items(
         new["measured"] = [item for item in measured if not is_erased(str(item))]
     if new != raw:
         new["partial"] = True
-    if isinstance(models := raw.get("models"), list):
-        added = (rewritten[model] for model in models if model in rewritten)
-        new["models"] = [*models, *(model for model in added if model not in models)]
     if memory_sha256 is not None:
         new["memory_sha256"] = memory_sha256
     return canonical_json(new) if new != raw else None

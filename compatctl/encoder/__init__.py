@@ -5,7 +5,6 @@ from __future__ import annotations
 from compatctl.encoder.canary import LIMIT as CANARY_LIMIT
 from compatctl.encoder.canary import Canary
 from compatctl.encoder.composition import bridge, fuse, is_fused
-from compatctl.encoder.held_vectors import HeldVectors, held_vectors, without_vectors
 from compatctl.encoder.images import EncoderInput
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.metadata import read_record, with_record
@@ -20,13 +19,11 @@ __all__ = [
     "Embedded",
     "Encoder",
     "EncoderInput",
-    "HeldVectors",
     "bridge",
     "check_parity",
     "check_steady",
     "embed_together",
     "fuse",
-    "held_vectors",
     "is_fused",
     "parity_images",
     "read_model_bytes",
@@ -34,5 +31,4 @@ __all__ = [
     "sample_images",
     "seal",
     "with_record",
-    "without_vectors",
 ]

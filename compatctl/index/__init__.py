@@ -7,10 +7,8 @@ from compatctl.index.hnswlib.layout import read_header
 from compatctl.index.hnswlib.params import HnswParams
 from compatctl.index.hnswlib.reading import (
     count_deleted,
-    find_checksums,
     read_all,
     read_keys,
-    read_rows,
 )
 from compatctl.index.hnswlib.rebuilding import (
     build_mapped,
@@ -19,7 +17,7 @@ from compatctl.index.hnswlib.rebuilding import (
     build_without_deleted,
 )
 from compatctl.index.protocol import VectorIndex
-from compatctl.index.rows import NotUnitError, row_checksums
+from compatctl.index.rows import NotUnitError
 from compatctl.index.tuning import recall_per_query, tune_ef
 
 __all__ = [
@@ -32,12 +30,9 @@ __all__ = [
     "build_without",
     "build_without_deleted",
     "count_deleted",
-    "find_checksums",
     "read_all",
     "read_header",
     "read_keys",
-    "read_rows",
     "recall_per_query",
-    "row_checksums",
     "tune_ef",
 ]

@@ -14,7 +14,6 @@ from compatctl.manifest._manifest import (
     ModelShare,
     Operation,
     Rescoring,
-    StandIn,
     is_digest,
     refuse_other_format,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "ModelShare",
     "Operation",
     "Rescoring",
-    "StandIn",
     "is_digest",
     "refuse_other_format",
     "unknown_digests",

@@ -7,57 +7,42 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from compatctl.errors import DamagedError
 from compatctl.files.npz import read_npz
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _SALT_BYTES = 16
 _ID_BYTES = 16
 """Length of the digest of an id: 128 bits, so that no other id is mistaken for an erased one."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Erasures:
-    """The ids and vectors that must not be in a store any more.
+    """The ids that must not be in a store any more.
 
     Attributes:
         salt: drawn once for each store, so that neither a precomputed table nor another store's
             list matches.
         ids: the first 16 bytes of sha256(salt, id) for each id. Somebody who has the file and
             guesses an id can confirm the guess: guessable ids are pseudonyms here, not secrets.
-        checksums: (V,) uint64, ascending: 64 bits of each vector, which they do not reveal.
     """
 
     salt: bytes
     ids: frozenset[bytes]
-    checksums: NDArray[np.uint64]
 
     @classmethod
     def empty(cls) -> Self:
         """An empty list with a new salt."""
-        import numpy as np
-
-        salt = secrets.token_bytes(_SALT_BYTES)
-        return cls(salt=salt, ids=frozenset(), checksums=np.zeros(0, np.uint64))
+        return cls(salt=secrets.token_bytes(_SALT_BYTES), ids=frozenset())
 
     def matching(self, ids: Iterable[str]) -> tuple[str, ...]:
         """The ids that were erased, in their order."""
         return tuple(item for item in ids if self._digest(item) in self.ids)
 
-    def extended(self, ids: Iterable[str], checksums: NDArray[np.uint64]) -> Erasures:
-        """This list with more ids and checksums."""
-        import numpy as np
-
-        return replace(
-            self,
-            ids=self.ids | {self._digest(item) for item in ids},
-            checksums=np.union1d(self.checksums, checksums),
-        )
+    def extended(self, ids: Iterable[str]) -> Erasures:
+        """This list with more ids."""
+        return replace(self, ids=self.ids | {self._digest(item) for item in ids})
 
     def drop(self, ids: Iterable[str]) -> Erasures:
         """This list without ids that were added again."""
@@ -72,7 +57,6 @@ class Erasures:
                 file,
                 salt=np.frombuffer(self.salt, np.uint8),
                 ids=np.frombuffer(b"".join(sorted(self.ids)), np.uint8),
-                checksums=self.checksums,
             )
 
     @classmethod
@@ -84,7 +68,7 @@ class Erasures:
         """
         columns = read_npz(path, error=DamagedError)
         kinds = {name: (str(column.dtype), column.ndim) for name, column in columns.items()}
-        if kinds != {"salt": ("uint8", 1), "ids": ("uint8", 1), "checksums": ("uint64", 1)} or (
+        if kinds != {"salt": ("uint8", 1), "ids": ("uint8", 1)} or (
             len(columns["salt"]) != _SALT_BYTES or len(columns["ids"]) % _ID_BYTES
         ):
             raise DamagedError(
@@ -92,7 +76,7 @@ class Erasures:
             )
         raw = columns["ids"].tobytes()
         ids = frozenset(raw[i : i + _ID_BYTES] for i in range(0, len(raw), _ID_BYTES))
-        return cls(salt=columns["salt"].tobytes(), ids=ids, checksums=columns["checksums"])
+        return cls(salt=columns["salt"].tobytes(), ids=ids)
 
     def _digest(self, item: str) -> bytes:
         text = item.encode("utf-8", "surrogatepass")

@@ -15,6 +15,9 @@ from compatctl.errors import DamagedError, InputError
 FORMAT = 4
 """The manifest format that this version reads and writes."""
 
+_EMPTY: dict[str, Any] = {"erased_models": [], "stand_ins": []}
+"""Entries of format 4 that are always empty: nothing uses them any more."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
@@ -69,14 +72,6 @@ class ModelShare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandIn:
-    """The model that stands in for the erased model with the digest ``replaces``."""
-
-    replaces: str
-    model: ModelShare
-
-
-@dataclass(frozen=True, kw_only=True)
 class Rescoring:
     """How the query model's answers are re-scored.
 
@@ -109,12 +104,9 @@ class Manifest:
         again_reason: why a model that was rolled back serves again.
         restores: the generation that a rollback restored; its gallery may keep added items.
         oldest_restorable: the first generation whose files are kept.
-        erasures: the digest of the list of erased ids and vectors.
+        erasures: the digest of the list of erased ids.
         oldest_gallery: the generation of the last erasure, 1 if there was none. Of earlier
             generations only the files that a rollback of the query model needs are kept.
-        erased_models: the digests of models that are deleted because they held erased vectors.
-        stand_ins: the erased models without these vectors, where they could be taken out. A
-            rollback to an erased query model restores its stand-in; without one it is refused.
     """
 
     format: int = FORMAT
@@ -138,13 +130,11 @@ class Manifest:
     oldest_restorable: int = 1
     erasures: str | None = None
     oldest_gallery: int = 1
-    erased_models: tuple[str, ...] = ()
-    stand_ins: tuple[StandIn, ...] = ()
     tool_version: str = __version__
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON values, without ``rescoring`` if there is none."""
-        entries = asdict(self)
+        entries = asdict(self) | _EMPTY
         if self.rescoring is None:
             del entries["rescoring"]
         return entries
@@ -160,14 +150,11 @@ class Manifest:
         if not isinstance(raw, dict):
             raise DamagedError(f"{where}: a manifest is a JSON object, got {type(raw).__name__}")
         refuse_other_format(raw, FORMAT, f"{where}: manifest")
-        raw = {"rescoring": None, **raw}
+        raw = {"rescoring": None, **{k: v for k, v in raw.items() if k not in _EMPTY or v}}
         _check(raw, _MANIFEST, cls, where)
         _check(raw["index"], _INDEX, IndexInfo, f"{where}: index")
         for i, model in enumerate(raw["models"]):
             _check(model, _MODEL, ModelShare, f"{where}: models[{i}]")
-        for i, entry in enumerate(raw["stand_ins"]):
-            _check(entry, _STAND_IN, StandIn, f"{where}: stand_ins[{i}]")
-            _check(entry["model"], _MODEL, ModelShare, f"{where}: stand_ins[{i}].model")
         if raw["rescoring"] is not None:
             _check(raw["rescoring"], _RESCORING, Rescoring, f"{where}: rescoring")
         manifest = cls(
@@ -176,13 +163,8 @@ class Manifest:
                 "operation": Operation(raw["operation"]),
                 "index": IndexInfo(**raw["index"]),
                 "models": tuple(ModelShare(**model) for model in raw["models"]),
-                "erased_models": tuple(raw["erased_models"]),
                 "calibration": raw["calibration"] and tuple(map(tuple, raw["calibration"])),
                 "rescoring": raw["rescoring"] and Rescoring(**raw["rescoring"]),
-                "stand_ins": tuple(
-                    StandIn(replaces=entry["replaces"], model=ModelShare(**entry["model"]))
-                    for entry in raw["stand_ins"]
-                ),
             }
         )
         if problems := manifest.contradictions():
@@ -212,20 +194,15 @@ class Manifest:
             problems.append(f"keeps galleries from {self.oldest_gallery} on, a later generation")
         if (self.erasures is None) != (self.oldest_gallery == 1):
             problems.append("it has a list of erasures without an erasure, or the reverse")
-        if {*digests, *(entry.model.sha256 for entry in self.stand_ins)} & set(self.erased_models):
-            problems.append("it has a model whose file held erased vectors")
-        if not {entry.replaces for entry in self.stand_ins} <= set(self.erased_models):
-            problems.append("a model stands in for one that was not erased")
         if (self.parent is None) != (self.generation == 1):
             problems.append("generation 1, and only it, has no parent")
         return tuple(problems)
 
     def blobs(self) -> tuple[tuple[str, str], ...]:
         """(kind, sha256) of every file that this generation needs; the kind is its folder."""
-        shares = (*self.models, *(entry.model for entry in self.stand_ins))
         return _present(
-            *(("models", share.sha256) for share in shares),
-            *(("canaries", share.canary) for share in shares),
+            *(("models", share.sha256) for share in self.models),
+            *(("canaries", share.canary) for share in self.models),
             ("indexes", self.index.sha256),
             ("catalogs", self.catalog),
             ("registries", self.registry),
@@ -234,25 +211,18 @@ class Manifest:
             ("erasures", self.erasures),
         )
 
-    def restorable_model(self, earlier: Manifest) -> ModelShare | None:
-        """The query model that a rollback to ``earlier`` restores; if it was erased, its stand-in,
-        or None without one."""
-        digest = earlier.query_model
-        if digest not in self.erased_models:
-            return next(share for share in earlier.models if share.sha256 == digest)
-        return next((entry.model for entry in self.stand_ins if entry.replaces == digest), None)
+    @property
+    def query_share(self) -> ModelShare:
+        """The entry of the query model."""
+        return next(share for share in self.models if share.sha256 == self.query_model)
 
-    def model_blobs(self, earlier: Manifest) -> tuple[tuple[str, str], ...]:
-        """The ``blobs`` of ``earlier`` that a rollback of the query model alone needs; none if that
-        cannot be restored."""
-        share = self.restorable_model(earlier)
-        if share is None:
-            return ()
+    def model_blobs(self) -> tuple[tuple[str, str], ...]:
+        """The ``blobs`` that a rollback of the query model alone needs."""
         return _present(
-            ("models", share.sha256),
-            ("canaries", share.canary),
-            ("registries", earlier.registry),
-            ("reports", earlier.report),
+            ("models", self.query_model),
+            ("canaries", self.query_share.canary),
+            ("registries", self.registry),
+            ("reports", self.report),
         )
 
 
@@ -309,10 +279,6 @@ _MODEL: dict[str, _Rule] = {
     "canary": _SHA256,
     "proven": ("true or false", lambda value: type(value) is bool),
 }
-_STAND_IN: dict[str, _Rule] = {
-    "replaces": _SHA256,
-    "model": _OBJECT,
-}
 _INDEX: dict[str, _Rule] = {
     "engine": ("'hnswlib'", lambda value: value == "hnswlib"),
     "space": ("'ip', 'cosine' or 'l2'", lambda value: value in ("ip", "cosine", "l2")),
@@ -339,7 +305,7 @@ _MANIFEST: dict[str, _Rule] = {
     "format": (f"{FORMAT}", lambda value: type(value) is int and value == FORMAT),
     "generation": _whole(1),
     "index": _OBJECT,
-    **dict.fromkeys(("models", "stand_ins"), _LIST),
+    "models": _LIST,
     **dict.fromkeys(("query_model", "catalog"), _SHA256),
     **dict.fromkeys(
         ("parent", "registry", "memory", "report", "policy", "erasures"), _or_null(_SHA256)
@@ -352,10 +318,6 @@ _MANIFEST: dict[str, _Rule] = {
     **dict.fromkeys(("forced_reason", "again_reason"), _or_null(_TEXT)),
     "restores": _or_null(_whole(1)),
     **dict.fromkeys(("oldest_restorable", "oldest_gallery"), _whole(1)),
-    "erased_models": (
-        "a list of sha256",
-        lambda value: isinstance(value, list) and all(map(is_digest, value)),
-    ),
 }
 
 

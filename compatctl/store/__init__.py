@@ -10,7 +10,7 @@
       reports/<sha256>.json
       registries/<sha256>.json
       memories/<sha256>.npz      training images of every class so far, for the next fine-tuning
-      erasures/<sha256>.npz      digests of erased ids and vectors
+      erasures/<sha256>.npz      digests of erased ids
       attempts/<digest>.json     verifications of a candidate on the same data, in no generation
       side/<sha256>.vectors      free vectors of a model for touched items, in no generation
       LOCK                       held by the writer

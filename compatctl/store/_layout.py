@@ -235,7 +235,7 @@ def retained_blobs(manifest: Manifest, current: Manifest) -> Blobs:
         return ()
     if manifest.generation >= current.oldest_gallery:
         return manifest.blobs()
-    return current.model_blobs(manifest)
+    return manifest.model_blobs()
 
 
 def require_blobs(root: Path, manifest: Manifest, blobs: Blobs | None = None) -> None:

@@ -46,14 +46,14 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
         return RollbackPlan(target=target, already_restored=True)
     gallery = target.generation >= current.oldest_gallery
     dropped = target.generation < current.oldest_restorable
-    if not gallery and (dropped or current.restorable_model(target) is None):
+    if dropped and not gallery:
         raise UsageError(
             f"generation {target.generation} cannot be restored: its files held items that were "
             "erased since",
             tip="compatctl history lists the generations; another model: compatctl deploy",
         )
     try:
-        require_blobs(store.path, target, None if gallery else current.model_blobs(target))
+        require_blobs(store.path, target, None if gallery else target.model_blobs())
     except DamagedError:
         store.raise_if_collected()
         if dropped:
@@ -95,9 +95,6 @@ def _restored_by_rollback(store: Store) -> Manifest | None:
     state = store.manifest
     while state.generation > 1:
         before = store.generation(state.generation - 1)
-        if state.operation == Operation.REMOVE:  # same model, maybe rewritten
-            state = before
-            continue
         if state.restores is not None and before.query_model == state.query_model:
             state = store.generation(state.restores)  # it undid an add or a backfill, no deploy
             continue
@@ -111,13 +108,9 @@ def _restored_by_rollback(store: Store) -> Manifest | None:
 
 
 def _before_last_deploy(store: Store) -> Manifest:
-    model, rewritten = store.manifest.query_model, False
     for state in lineage(store, store.manifest):
-        if rewritten:  # the same model, before erased vectors were taken out of its file
-            model = state.query_model
-        if state.query_model != model:
+        if state.query_model != store.manifest.query_model:
             return state
-        rewritten = state.operation == Operation.REMOVE
     raise UsageError(
         "no earlier generation had another query model: there is no deploy to undo",
         tip="compatctl history lists the generations; --to restores any of them",

@@ -32,9 +32,6 @@ def _retention_problems(before: Manifest, state: Manifest) -> list[str]:
     removal = state.operation == Operation.REMOVE
     if not removal and state.oldest_gallery != before.oldest_gallery:
         problems.append(f"erased by '{state.operation}'")
-    models = (before.erased_models, before.stand_ins)
-    if not removal and models != (state.erased_models, state.stand_ins):
-        problems.append(f"changed the models that were erased by '{state.operation}'")
     if not removal and state.operation != Operation.ADD and state.erasures != before.erasures:
         problems.append(f"changed the list of what was erased by '{state.operation}'")
     return problems
@@ -48,10 +45,8 @@ def _change_problems(
     problems = []
     if state.restores is not None:
         target = by_number.get(state.restores, state)  # a missing one is reported elsewhere
-        if target.generation < state.oldest_gallery:  # its memory, maybe its model, was erased
-            share = before.restorable_model(target)
-            model = share.sha256 if share else target.query_model
-            target = replace(target, memory=before.memory, query_model=model)
+        if target.generation < state.oldest_gallery:  # its memory was erased
+            target = replace(target, memory=before.memory)
         names = [name for name in MODEL_FIELDS if getattr(state, name) != getattr(target, name)]
         if names:
             problems.append(f"went back to {state.restores}, but has another {names[0]}")
@@ -85,7 +80,7 @@ def _is_lift(before: Manifest, state: Manifest) -> bool:
     used = {model.sha256 for model in before.models if model.rows}
     return (
         _same_index(before, state, "dim", "sha256", "ef_search")
-        and _row_counts(before, least=1) == _row_counts(state, least=1)
+        and _row_counts(before) == _row_counts(state)
         and not used & {model.sha256 for model in state.models}
         and (state.registry, state.calibration, state.report) == (None, None, None)
         and state.rescoring is None
@@ -110,21 +105,17 @@ def _is_backfill(before: Manifest, state: Manifest) -> bool:
 
 def _is_removal(before: Manifest, state: Manifest) -> bool:
     """Whether a generation is a removal: no model has more rows, the index is of the same kind, and
-    the query model is the same or replaces an erased one."""
-    erased = before.query_model not in {model.sha256 for model in state.models}
-    rows, rows_before = _row_counts(state), _row_counts(before)
-    same = set(MODEL_FIELDS) - {"query_model", "memory"}
+    all else but the memory is as before."""
+    rows = {model.sha256: model.rows for model in before.models}
+    same = set(MODEL_FIELDS) - {"memory"}
     return (
         _same_index(before, state, "count", "sha256")
         and state.index.count <= before.index.count
-        and all(a <= b for a, b in zip(reversed(rows), reversed(rows_before), strict=False))
-        and len(rows) <= len(rows_before)
-        and (state.query_model == before.query_model or erased)
+        and all(model.rows <= rows.get(model.sha256, -1) for model in state.models)
         and all(getattr(state, name) == getattr(before, name) for name in same)
         and state.restores is None
         and state.oldest_gallery == state.generation
         and state.oldest_restorable == before.oldest_restorable
-        and set(before.erased_models) <= set(state.erased_models)
         and state.erasures is not None
     )
 
@@ -135,5 +126,5 @@ def _same_index(before: Manifest, state: Manifest, *but: str) -> bool:
     return replace(state.index, **same) == before.index
 
 
-def _row_counts(state: Manifest, *, least: int = 0) -> list[int]:
-    return sorted(model.rows for model in state.models if model.rows >= least)
+def _row_counts(state: Manifest) -> list[int]:
+    return sorted(model.rows for model in state.models if model.rows)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shop_kit import Shop, run
+from shop_kit import Shop, run, turned
 
 from compatctl.data import load
 from compatctl.encoder import Encoder
@@ -70,3 +70,18 @@ def test_queries_that_can_find_nothing_are_refused(shop: Shop, emoji: Path) -> N
     result = shop.run("matrix", shop.path("old.onnx"), "--data", table)
     assert (result.code, "to find" in result.stderr) == (5, True)
     table.unlink()
+
+
+def test_versions_whose_files_were_deleted_are_named(shop: Shop) -> None:
+    """A query model of a generation that gc dropped is listed and not compared."""
+    turned(shop, "other.onnx", of="new.onnx")
+    for name in ("new.onnx", "worse.onnx", "other.onnx"):
+        result = shop.run("deploy", "--model", shop.path(name), "--force", "--reason", "drill")
+        assert result.code == 0, result.stderr
+    assert shop.run("check", "--gc", "--keep", "1").code == 0
+    result = shop.run("matrix")
+    dropped, *kept = (Encoder.load(shop.path(f"{name}.onnx")).sha256
+                      for name in ("new", "old", "worse", "other"))  # fmt: skip
+    assert result.json["not_kept"] == [dropped]
+    assert result.json["sha256"] == kept
+    assert dropped[:12] in result.stderr

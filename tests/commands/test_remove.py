@@ -7,28 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from shop_kit import (
-    DIM,
-    SIDE,
     Shop,
     carry,
     run,
     store_files,
     stored_rows,
     turned,
-    write_attending,
-    write_encoder,
 )
 from typer.testing import CliRunner
 
 from compatctl.cli.app import app
 from compatctl.data import load, memory_bytes, read_memory
 from compatctl.deployment.training_record import TrainingRecord
-from compatctl.encoder import Encoder, fuse, held_vectors
+from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.manifest import Erasures
 from compatctl.store import Store
@@ -67,23 +61,6 @@ def assert_gone(shop: Shop, ids: list[str], vectors: Floats) -> None:
             assert item.encode() not in data, f"{item} is in {name}"
             assert vector.tobytes() not in data, f"the vector of {item} is in {name}"
     assert shop.run("check").code == 0
-
-
-def by_hand(plain: Path, keys: Floats, vectors: Floats, images: NDArray[np.uint8]) -> Floats:
-    """What an attending encoder gives, anchor by anchor, in float64."""
-    model = onnx.load(plain)
-    model.graph.node.pop()
-    model.graph.output[0].name = "raw"
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    (raw,) = session.run(["raw"], {"image": images})
-    rows = []
-    for entry in raw.astype(np.float64):
-        near = [np.exp(entry @ keys[:, position]) for position in range(len(vectors))]
-        taken = sum(share * vector for share, vector in zip(near, vectors, strict=True)) / sum(near)
-        rows.append((entry + taken) / np.linalg.norm(entry + taken))
-    return np.array(rows, np.float32)
 
 
 def test_no_file_of_the_store_holds_a_removed_item(shop: Shop) -> None:
@@ -190,20 +167,17 @@ def test_rollback_after_an_erasure_counts_rows_of_a_later_model(shop: Shop, emoj
 
 def test_rollback_across_a_lift_is_refused_after_an_erasure(shop: Shop) -> None:
     """The gallery of before is gone, and its query model cannot search mapped rows: it is said, and
-    the lifted store goes on, its models written again where they held what was removed."""
+    the lifted store goes on."""
     ids = ids_of(shop, 1)
-    table = stored_rows(shop, [*store_of(shop).catalog().ids[40:44], *ids])
-    write_attending(shop.path("attending.onnx"), table)
-    force(shop, "attending.onnx")
+    turned(shop, "other.onnx", of="new.onnx")
+    force(shop, "other.onnx")
     assert shop.run("backfill", "--share", ".2", "--force", "--reason", "drill").code == 0
     wide = turned(shop, "wide.onnx", of="new.onnx", dim=48)
     result = shop.run("lift", wide, "--kind", "ridge", "--force", "--reason", "drill")
     assert result.code == 0, result.stderr
     vectors = stored_rows(shop, ids)
-    removal = removed(shop, *ids)
-    assert len(removal["rewritten"]) == 2  # type: ignore[arg-type]
+    removed(shop, *ids)
     assert_gone(shop, ids, vectors)
-    assert_gone(shop, ids, table[4:])
     for keeping in ("auto", "keep"):
         refused = shop.run("rollback", "--added", keeping)
         assert refused.code == 2
@@ -285,161 +259,9 @@ def test_images_leave_the_memory_of_the_store_and_of_the_candidate(shop: Shop) -
     assert shop.run("check").code == 0
 
 
-def test_a_model_is_rewritten_without_removed_vectors(shop: Shop) -> None:
-    """The file that serves holds them no more, gives what the sum over the other anchors gives, and
-    its rows in the gallery are its own; going back leads to the model before it."""
-    old = shop.manifest()["query_model"]
-    ids = ids_of(shop, 4)
-    anchors = [*store_of(shop).catalog().ids[40:45], *ids[:2]]
-    table = stored_rows(shop, anchors)
-    model = write_attending(shop.path("attending.onnx"), table)
-    plain = write_encoder(shop.path("plain.onnx"), noise=0.05)
-    force(shop, "attending.onnx")
-    assert shop.run("backfill", "--share", ".2", "--force", "--reason", "drill").code == 0
-    held = Encoder.load(model).sha256
-    vectors = stored_rows(shop, ids)
-    removal = removed(shop, *ids)
-    now = shop.manifest()
-    (rewritten,) = removal["rewritten"]  # type: ignore[misc]
-    assert (rewritten["before"], rewritten["vectors"]) == (held, 2)
-    assert now["query_model"] == rewritten["sha256"] == removal["query_model"] != held
-    assert now["erased_models"] == [held]
-    assert not shop.path(f"store/models/{held}.onnx").exists()
-    assert_gone(shop, ids, vectors)
-    assert_gone(shop, ids[:2], table[-2:])
-    path = store_of(shop).verified_path("models", now["query_model"])
-    keys = numpy_helper.to_array(
-        next(entry for entry in onnx.load(path).graph.initializer if entry.name == "permute")
-    )
-    assert keys.shape == (DIM, 5)
-    images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
-    embedded = Encoder.load(path).run({"image": images})
-    assert np.abs(embedded - by_hand(plain, keys, table[:5], images)).max() < 1e-5
-    assert 0 < rewritten["difference"] < 2
-    assert sum(entry["rows"] for entry in now["models"]) == now["index"]["count"]
-    assert any("rewritten" in line for line in removal["warnings"])  # type: ignore[attr-defined]
-    assert shop.run("deploy", "--model", model, "--force", "--reason", "drill").code == 5
-    assert shop.run("rollback", "--added", "keep").json["query_model"] == old
-    assert_gone(shop, ids, vectors)
-
-
-def test_an_earlier_query_model_is_rewritten_too(shop: Shop) -> None:
-    """An earlier query model that held a removed vector, and no row of the gallery: a rollback
-    restores its file without the vector, also after a further removal and a gc."""
-    ids = ids_of(shop, 2)
-    anchors = [*store_of(shop).catalog().ids[40:44], *ids]
-    table, plain = stored_rows(shop, anchors), write_encoder(shop.path("plain.onnx"), noise=0.05)
-    held = Encoder.load(write_attending(shop.path("attending.onnx"), table)).sha256
-    force(shop, "attending.onnx")
-    force(shop, "new.onnx")
-    for number, item in enumerate(ids):
-        removal = removed(shop, item)
-        assert len(removal["rewritten"]) == 1  # type: ignore[arg-type]
-        assert removal["query_model"] == removal["query_model_before"]
-        assert_gone(shop, [item], table[4 + number : 5 + number])
-    assert shop.run("check", "--gc", "--keep", "1").code == 0
-    now = shop.manifest()
-    assert {entry["replaces"] for entry in now["stand_ins"]} == set(now["erased_models"])
-    assert held in now["erased_models"]
-    planned = shop.run("rollback", "--dry-run").json["query_model"]
-    back = shop.run("rollback")
-    assert back.code == 0, back.stderr
-    serving = shop.manifest()["query_model"]
-    assert serving == planned == back.json["query_model"] == now["stand_ins"][0]["model"]["sha256"]
-    path = store_of(shop).verified_path("models", serving)
-    (keys,) = (
-        numpy_helper.to_array(entry)
-        for entry in onnx.load(path).graph.initializer
-        if entry.name == "permute"
-    )
-    images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
-    embedded = Encoder.load(path).run({"image": images})
-    assert np.abs(embedded - by_hand(plain, keys, table[:4], images)).max() < 1e-5
-    assert shop.run("rollback").json["written"] is False
-    assert_gone(shop, ids, table[4:])
-
-
-def test_an_earlier_model_with_unidentified_vectors_cannot_be_restored(shop: Shop) -> None:
-    """It holds no one up: the removal goes on, that model goes, and rollback says why it cannot."""
-    foreign = np.eye(4, DIM, dtype=np.float32)
-    held = Encoder.load(write_attending(shop.path("attending.onnx"), foreign)).sha256
-    force(shop, "attending.onnx")
-    force(shop, "new.onnx")
-    removal = removed(shop, *ids_of(shop, 1))
-    assert (removal["rewritten"], removal["erased_models"]) == ([], [held])
-    assert not shop.path(f"store/models/{held}.onnx").exists()
-    versions = shop.run("matrix")
-    assert versions.code == 0, versions.stderr
-    assert len(versions.json["sha256"]) == 2
-    assert versions.json["not_kept"] == [held]
-    assert held[:12] in versions.stderr
-    refused = shop.run("rollback")
-    assert refused.code == 2
-    assert "its files held items that were erased since" in refused.stderr
-    assert shop.run("rollback", "--to", "1").code == 0
-    assert shop.run("check").code == 0
-
-
-def test_removal_refuses_unidentified_vectors_in_the_query_model(shop: Shop) -> None:
-    """A model whose anchors are in no gallery that is kept is refused by name, and nothing happens;
-    with its training record the rows are known by their place."""
-    ids = ids_of(shop, 1)
-    foreign = np.random.default_rng(1).standard_normal((4, DIM)).astype(np.float32)
-    foreign /= np.linalg.norm(foreign, axis=1, keepdims=True)
-    model = write_attending(shop.path("attending.onnx"), foreign)
-    force(shop, "attending.onnx")
-    before = store_files(shop)
-    refused = shop.run("remove", *ids)
-    assert refused.code == 5
-    assert "attending.onnx holds 4 stored vectors" in refused.stderr
-    assert "whose 4 of them are" in refused.stderr
-    assert store_files(shop) == before
-    sha256 = Encoder.load(model).sha256
-    entries = [{"id": entry, "sha256": "0" * 64} for entry in ("w", "x", ids[0], "z")]
-    record = {
-        "items": [], "anchors": entries, "classes": [], "models": [sha256], "parity": 0.0,
-    }  # fmt: skip
-    shop.path("build/candidate").mkdir(parents=True)
-    shop.path("build/candidate/training.json").write_text(json.dumps(record))
-    removal = removed(shop, *ids)
-    path = store_of(shop).verified_path("models", str(removal["query_model"]))
-    (table,) = held_vectors(path.read_bytes(), path)
-    assert np.array_equal(table.vectors, foreign[[0, 1, 3]])
-    assert_gone(shop, ids, foreign[[2]])
-    after = json.loads(shop.path("build/candidate/training.json").read_text())
-    assert [entry["id"] for entry in after["anchors"]] == ["w", "x", "z"]
-    assert after["models"] == [sha256, removal["query_model"]]
-
-
-def test_a_candidate_that_holds_erased_vectors_is_not_deployed(shop: Shop) -> None:
-    """Fine-tuned before the removal, it would bring the vectors back; fused, it holds them too."""
-    ids = ids_of(shop, 2)
-    table = stored_rows(shop, [*store_of(shop).catalog().ids[40:44], *ids])
-    write_attending(shop.path("new.onnx"), table)
-    fuse(shop.path("old.onnx"), shop.path("new.onnx"), 0.5, shop.path("fused.onnx"))
-    removal = removed(shop, *ids)
-    assert removal["candidates"] == [str(shop.path("new.onnx"))]
-    for name in ("new.onnx", "fused.onnx"):
-        result = shop.run("deploy", "--model", shop.path(name), "--force", "--reason", "drill")
-        assert result.code == 5
-        assert "stored vectors of 2 items that were removed" in result.stderr
-    assert shop.manifest()["operation"] == "remove"
-
-
-def test_removing_all_anchors_of_a_model_is_refused(shop: Shop) -> None:
-    """A table needs a row: the model is named, and what to do."""
-    ids = ids_of(shop, 2)
-    write_attending(shop.path("attending.onnx"), stored_rows(shop, ids))
-    force(shop, "attending.onnx")
-    result = shop.run("remove", *ids)
-    assert result.code == 5
-    assert "no row would stay" in result.stderr
-    assert "fine-tune again" in result.stderr
-
-
 def test_check_finds_erased_items_in_kept_files(shop: Shop) -> None:
-    """A list of erasures that names an item of the gallery, an image of the memory or a vector of a
-    model: each is told; a generation that brings a row back is not committed."""
+    """A list of erasures that names an item of the gallery is told; a generation that brings a row
+    back is not committed."""
     ids = ids_of(shop, 2)
     store = store_of(shop)
     first, catalog = store.manifest, store.catalog()
@@ -463,19 +285,17 @@ def test_check_finds_erased_items_in_kept_files(shop: Shop) -> None:
     assert shop.run("check", "--gc").code == 0
     assert_gone(shop, ids, vectors)
     there = store.catalog().ids[3]
-    for erased, says in (
-        (Erasures.empty().extended([there], np.zeros(0, np.uint64)), "were erased"),
-    ):
-        with store.transaction(store.manifest) as tx:
-            tx.commit(
-                operation="remove",
-                created_at=AT,
-                oldest_gallery=store.manifest.generation + 1,
-                erasures=tx.put("erasures", erased.write),
-            )
-        result = shop.run("check")
-        assert result.code == 5
-        assert says in " ".join(result.json["problems"])
+    erased = Erasures.empty().extended([there])
+    with store.transaction(store.manifest) as tx:
+        tx.commit(
+            operation="remove",
+            created_at=AT,
+            oldest_gallery=store.manifest.generation + 1,
+            erasures=tx.put("erasures", erased.write),
+        )
+    result = shop.run("check")
+    assert result.code == 5
+    assert "were erased" in " ".join(result.json["problems"])
 
 
 def test_removal_lists_other_items_with_the_same_image(shop: Shop) -> None:

@@ -106,7 +106,7 @@ def _catalog() -> list[bytes]:
 def _erasures() -> list[bytes]:
     path = _FOLDER / "erasures.npz"
     path.unlink(missing_ok=True)
-    Erasures.empty().extended(["a", "b"], np.array([7, 9], np.uint64)).write(path)
+    Erasures.empty().extended(["a", "b"]).write(path)
     return [path.read_bytes()]
 
 

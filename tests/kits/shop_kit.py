@@ -104,33 +104,6 @@ def write_encoder(
     return path
 
 
-def write_attending(path: Path, vectors: NDArray[np.float32], *, noise: float = 0.05) -> Path:
-    """Write an encoder that attends to anchors with these stored vectors (S, D), as finetune does:
-    ``raw + softmax(raw @ keys) @ vectors`` of unit length, with random keys."""
-    write_encoder(path, noise=noise)
-    model = onnx.load(path)
-    keys = np.random.default_rng(5).standard_normal((DIM, len(vectors))).astype(np.float32)
-    model.graph.node.pop()
-    model.graph.node.extend(
-        [
-            helper.make_node("MatMul", ["raw", "permute"], ["scores"]),
-            helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
-            helper.make_node("MatMul", ["shares", "attention.stored"], ["taken"]),
-            helper.make_node("Add", ["raw", "taken"], ["sum"]),
-            helper.make_node("LpNormalization", ["sum"], ["embedding"], axis=-1, p=2),
-        ]
-    )
-    model.graph.initializer.append(numpy_helper.from_array(keys, "permute"))
-    model.graph.initializer.append(numpy_helper.from_array(vectors.copy(), "attention.stored"))
-    raw = path.with_suffix(".raw")
-    onnx.save(model, raw)
-    preprocessing = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
-    path.unlink()
-    seal(raw, path, (EncoderInput(name="image", preprocessing=preprocessing),))
-    raw.unlink()
-    return path
-
-
 def carry(path: Path, record: TrainingRecord) -> None:
     """Put a training record into an encoder's file."""
     path.write_bytes(onnx_files.with_record(path.read_bytes(), path, record.to_text()))

@@ -362,7 +362,7 @@ def test_an_erased_item_is_not_appended(tmp_path: Path) -> None:
     side = SideFile.open(store.path, store.manifest.query_model, DIM)
     assert side.append(names(3), unit(3)) == 3
     with store.transaction(store.manifest, operation="remove") as tx:
-        erased = Erasures.empty().extended(["gone"], np.zeros(0, np.uint64))
+        erased = Erasures.empty().extended(["gone"])
         tx.commit(
             operation="remove",
             created_at=AT,

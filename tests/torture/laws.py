@@ -138,12 +138,11 @@ def _only_what_is_named(folder: Path) -> None:
     current = json.loads((root / "manifest.json").read_bytes())
     assert len(generations) == current["generation"]
     expected = {"LOCK", "manifest.json"} | {f"history/{path.name}" for path in generations}
-    head = Manifest.from_json(current, "manifest.json")
     for path in generations[current["oldest_restorable"] - 1 :]:
         manifest = Manifest.from_json(json.loads(path.read_bytes()), str(path))
         blobs = manifest.blobs()
         if manifest.generation < current["oldest_gallery"]:
-            blobs = head.model_blobs(manifest)
+            blobs = manifest.model_blobs()
         expected |= {f"{kind}/{digest}{KINDS[kind]}" for kind, digest in blobs}
     expected |= {f"attempts/{name}" for name in attempts(folder)}
     files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from kit import LONG, Kind, Machine, Outcome, fresh_copy
 from PIL import Image, ImageOps
-from shop_kit import SIDE, write_attending, write_encoder
+from shop_kit import SIDE, write_encoder
 
 from compatctl.core.policy import POLICY_FORMAT
 from compatctl.data import load, memory_bytes
@@ -316,15 +316,15 @@ def _leave_remains(folder: Path) -> None:
 
 
 def _prepare_remove(machine: Machine, folder: Path) -> None:
-    """A deployed model that contains the vectors of some items, which are also in the memory, in
-    the candidate's files and in side files, and a list of two of these items."""
+    """A deployed model, items that are also in the memory, in the candidate's files and in side
+    files, and a list of two of these items."""
     prepare_store(machine, folder)
     store, data = Store.open(folder / "store"), load(folder / "first.csv")
     ids = store.catalog().ids
     vectors = np.array(
         [np.frombuffer(row[2], np.float32) for row in read_state(store).rows.values()]
     )
-    write_attending(folder / "new.onnx", vectors[:6])
+    write_encoder(folder / "new.onnx", noise=0.05, recorded=False)
     memory = memory_bytes(data)
     candidate = folder / "build" / "candidate"
     candidate.mkdir(parents=True)

@@ -60,6 +60,24 @@ def test_training_pulls_features_towards_the_deployed_gallery(tmp_path: Path, fr
     assert cosines[1] > cosines[0] + 0.15
 
 
+@pytest.mark.parametrize("junction", ["linear", "residual"])
+def test_no_weight_is_a_stored_vector(tmp_path: Path, junction: str) -> None:
+    """An item that is erased from the store is in no encoder: no row or column of a weight points
+    where a vector of the gallery does."""
+    data = kit.dataset(tmp_path)
+    reference = kit.gallery(data, dim=16, every=2)
+    recipe = kit.recipe(tmp_path, junction=f"junction: {{kind: {junction}}}")
+    trained = train(
+        recipe=recipe, base=kit.base(tmp_path), data=data, reference=reference, work=tmp_path
+    )
+    weights = {n: w.numpy() for n, w in trained.network.state_dict().items() if w.ndim == 2}
+    for name, weight in weights.items():
+        for rows in (weight, weight.T):
+            if rows.shape[1] == reference.dim:
+                unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+                assert (unit @ reference.gallery_features.T).max() < 0.999, name
+
+
 def test_a_wrong_class_map_loses_recall(tmp_path: Path) -> None:
     """If each class trains towards the rows of another one, recall on the gallery falls."""
     data = kit.dataset(tmp_path)

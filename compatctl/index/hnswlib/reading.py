@@ -6,13 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.core.arrays import Bools, Checksums, Keys, Vectors
+from compatctl.core.arrays import Keys, Vectors
 from compatctl.index.hnswlib.checks import check_layout
 from compatctl.index.hnswlib.layout import StoredRows
 from compatctl.index.hnswlib.params import HnswParams
-from compatctl.index.rows import KeyLookup, row_checksums
-
-_NO_KEYS = np.zeros(0, np.uint64)
 
 
 def read_all(
@@ -42,16 +39,6 @@ def read_all(
     return rows
 
 
-def read_rows(path: Path, params: HnswParams, count: int, keys: Keys) -> Vectors:
-    """The rows (n, D) of ``keys`` (n,) in a file of ``count`` rows, unchecked.
-
-    Raises:
-        DamagedError: the file is not of these parameters and number of rows, or lacks a key.
-    """
-    stored = open_stored(path, params, count, prevalidated=True)
-    return stored.rows(stored.require(keys))
-
-
 def read_keys(path: Path, params: HnswParams, count: int) -> Keys:
     """Every key (N,) of a file of ``count`` rows, in the order of the rows, unchecked.
 
@@ -59,32 +46,6 @@ def read_keys(path: Path, params: HnswParams, count: int) -> Keys:
         DamagedError: the file is not of these parameters and number of rows.
     """
     return open_stored(path, params, count, prevalidated=True).read_keys()
-
-
-def find_checksums(
-    path: Path,
-    params: HnswParams,
-    count: int,
-    checksums: Checksums,
-    *,
-    but: Keys | None = None,
-) -> Bools:
-    """Which of the checksums (n,) belong to a row of a file of ``count`` rows, in one pass.
-
-    Rows of the keys ``but`` (m,) are skipped.
-
-    Raises:
-        DamagedError: the file is not of these parameters and number of rows.
-    """
-    stored = open_stored(path, params, count, prevalidated=True)
-    ordered = np.sort(checksums)
-    skipped = KeyLookup(_NO_KEYS if but is None else but)
-    matched = _NO_KEYS
-    for _, block in stored.blocks() if len(checksums) else ():
-        present = row_checksums(block["row"])[skipped.find(block["key"].copy()) < 0]
-        nearest = np.minimum(np.searchsorted(ordered, present), len(ordered) - 1)
-        matched = np.union1d(matched, present[ordered[nearest] == present])
-    return np.isin(checksums, matched)
 
 
 def count_deleted(path: Path) -> int:
