@@ -19,7 +19,12 @@ from compatctl.data import Dataset, read_traffic
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import index_params, load_query_model, stored_rows
-from compatctl.deployment.gallery_pass import gallery_pass, require_budget, rows_of_model
+from compatctl.deployment.gallery_pass import (
+    gallery_pass,
+    require_budget,
+    rescored_rows,
+    rows_of_model,
+)
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.errors import EvidenceError, UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
@@ -265,7 +270,9 @@ def _pass(project: Project, store: Store, catalog: Catalog, rows: Rows) -> Galle
     model = store.manifest.query_model
     rewritten = rows_of_model(catalog, model)
     rewritten[rows] = True
-    return gallery_pass(catalog, query_model_record(project, store), rewritten=rewritten)
+    rescored = rescored_rows(store.path, catalog, model)
+    record = query_model_record(project, store)
+    return gallery_pass(catalog, record, rewritten=rewritten, rescored=rescored)
 
 
 def _target(store: Store, catalog: Catalog, options: BackfillOptions) -> BackfillTarget:

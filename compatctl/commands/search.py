@@ -56,6 +56,7 @@ class Rescoring:
         cached: candidates whose free vector was kept from an earlier search.
         missing: candidates whose image is not in the data, or is another one than was indexed.
         over_budget: candidates that were left because of the passes or the time.
+        at_limit: candidates that were left because ``max_gallery_pass`` lets no more rows pass.
         kept: the new free vectors were kept.
     """
 
@@ -64,6 +65,7 @@ class Rescoring:
     cached: int
     missing: int
     over_budget: int
+    at_limit: int
     kept: bool
 
     @property
@@ -74,7 +76,15 @@ class Rescoring:
             "not decode, or is not the one that was indexed"
         )
         lost = "the new free vectors were not kept: the store is read-only, locked or full"
-        return (missing,) * (self.missing > 0) + (lost,) * (not self.kept)
+        limit = (
+            f"{self.at_limit} candidates were not re-scored: max_gallery_pass lets no more of the "
+            "gallery pass, or the store cannot keep their vectors"
+        )
+        return (
+            *(missing,) * (self.missing > 0),
+            *(limit,) * (self.at_limit > 0),
+            *(lost,) * (not self.kept),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +139,7 @@ def search(
     answers, rescored, known = Neighbours(rows=rows, scores=scores), None, np.zeros_like(rows, bool)
     if settings is not None and embedded.free is not None:
         has_data = project.data is not None and project.data.exists()
-        rescorer = rescorer_of(gallery, load_data(project) if has_data else None)
+        rescorer = rescorer_of(project, gallery, load_data(project) if has_data else None)
         rescored = rescorer(answers, embedded.free)
         answers, known = rescored.nearest, rescored.known
     rows, scores, known = answers.rows[:, :k], answers.scores[:, :k], known[:, :k]
@@ -172,7 +182,7 @@ def _summary(
 ) -> Rescoring | None:
     if settings is None or rescored is None:
         return None
-    names = ("passed", "cached", "missing", "over_budget", "kept")
+    names = ("passed", "cached", "missing", "over_budget", "at_limit", "kept")
     counts = {name: getattr(rescored, name) for name in names}
     return Rescoring(candidates=settings.candidates, **counts)
 

@@ -17,6 +17,7 @@ from compatctl.deployment.gallery_pass import (
     checked_ids,
     gallery_pass,
     require_rescoring_budget,
+    rescored_rows,
     rows_of_model,
 )
 from compatctl.deployment.model_file import refuse_fused
@@ -187,6 +188,7 @@ def _gallery_pass(
         gallery.catalog,
         setup.record,
         rewritten=rows_of_model(gallery.catalog, new.sha256),
+        rescored=rescored_rows(gallery.store.path, gallery.catalog, new.sha256),
         measured=embedded,
     )
 

@@ -37,7 +37,8 @@ class Warmed:
         cached: those whose free vector was kept before.
         passed: images that were embedded now.
         missing: touched rows without an image here.
-        left: touched rows that the limit left out.
+        left: touched rows that a limit left out.
+        at_limit: those of them that ``max_gallery_pass`` left out.
         passed_share: touched rows with a free vector now, of all gallery rows, in [0, 1].
         covered_share: touches of rows with a free vector, of all touches, in [0, 1].
     """
@@ -50,6 +51,7 @@ class Warmed:
     passed: int
     missing: int
     left: int
+    at_limit: int
     passed_share: float
     covered_share: float
     written: bool
@@ -59,7 +61,15 @@ class Warmed:
         """What the user must know."""
         unknown = f"{self.unknown} ids of the log are in neither the store nor the data"
         missing = f"{self.missing} touched items have no image in the data, or another one"
-        return (unknown,) * (self.unknown > 0) + (missing,) * (self.missing > 0)
+        limit = (
+            f"{self.at_limit} touched items are left without a free vector: max_gallery_pass lets "
+            "no more of the gallery pass, or the store cannot keep it"
+        )
+        return (
+            *(unknown,) * (self.unknown > 0),
+            *(missing,) * (self.missing > 0),
+            *(limit,) * (self.at_limit > 0),
+        )
 
 
 def warm(
@@ -86,13 +96,14 @@ def warm(
     """
     require_rescoring_budget(project)
     gallery, data = DeployedGallery.open(open_store(project)), load_data(project)
-    rescorer = rescorer_of(gallery, data)
+    rescorer = rescorer_of(project, gallery, data)
     log = _Log.of(read_traffic_log(traffic), gallery, data)
     rows, touches = log.touched(gallery, data, progress)
     held = rescorer.held(rows)
     rescorer.find_images(rows[~held])
     wanted = rows[~held]
-    chosen = wanted[~np.isin(wanted, rescorer.missing)][:limit]
+    wanted = wanted[~np.isin(wanted, rescorer.missing)][:limit]
+    chosen = wanted if rescorer.room is None else wanted[: rescorer.room()]
     passed = 0 if dry_run else _fill(rescorer, chosen, progress)
     known = held if dry_run else rescorer.held(rows)
     missing = len(np.intersect1d(rows, rescorer.missing))
@@ -105,6 +116,7 @@ def warm(
         passed=passed,
         missing=missing,
         left=len(rows) - int(known.sum()) - missing,
+        at_limit=len(wanted) - len(chosen),
         passed_share=float(known.sum()) / max(1, len(gallery.catalog)),
         covered_share=_share(touches, known),
         written=passed > 0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -20,9 +21,11 @@ from compatctl.encoder import parity_images, sample_images
 from compatctl.errors import UsageError
 from compatctl.manifest import Catalog
 from compatctl.recipe import PROJECT_FILE, Project
+from compatctl.store.side_file import SideFile
 
-PAIRS, STORED = "pairs", "stored"
-"""Purposes of passed rows: pairs of an adapter; vectors in the gallery that the model made."""
+PAIRS, STORED, RESCORED = "pairs", "stored", "re-scored"
+"""Purposes of passed rows: pairs of an adapter; vectors in the gallery that the model made; free
+vectors in its side file."""
 
 
 def gallery_pass(
@@ -30,6 +33,7 @@ def gallery_pass(
     record: TrainingRecord | None,
     *,
     rewritten: Bools | None = None,
+    rescored: Bools | None = None,
     measured: Iterable[str] = (),
 ) -> GalleryPass:
     """Count the rows of a catalogue that a candidate passed.
@@ -37,6 +41,7 @@ def gallery_pass(
     Args:
         record: its training record; None counts no row by it.
         rewritten: (N,) rows whose stored vectors it made, or will make.
+        rescored: (N,) rows whose free vectors it made.
         measured: ids of items that were embedded to measure, in addition to the record's.
     """
     record = record or TrainingRecord()
@@ -48,6 +53,8 @@ def gallery_pass(
     made = {PAIRS: anchored & own}
     if rewritten is not None:
         made[STORED] = rewritten
+    if rescored is not None:
+        made[RESCORED] = rescored
     return GalleryPass.of(
         rows=len(catalog),
         trained=trained & own,
@@ -60,6 +67,21 @@ def rows_of_model(catalog: Catalog, sha256: str) -> Bools:
     """(N,) rows whose vectors this model made."""
     own = [position for position, model in enumerate(catalog.models) if model == sha256]
     return np.isin(catalog.model_of, own)
+
+
+def rescored_rows(store: Path, catalog: Catalog, sha256: str) -> Bools:
+    """(N,) rows of which the side file of this model has a free vector.
+
+    Raises:
+        DamagedError: the side file is damaged.
+    """
+    side = SideFile.existing(store, sha256)
+    return np.zeros(len(catalog), bool) if side is None else side.holds(catalog.ids)
+
+
+def rescoring_room(project: Project, passed: GalleryPass) -> int:
+    """How many more gallery rows the project allows to pass; negative where too many passed."""
+    return math.floor(project.max_gallery_pass * passed.rows + 1e-9) - passed.passed
 
 
 def checked_ids(data: Dataset) -> set[str]:
@@ -85,17 +107,16 @@ def require_budget(project: Project, passed: GalleryPass, subject: str, *, tip: 
 
 
 def require_rescoring_budget(project: Project) -> None:
-    """Refuse re-scoring where the project does not allow the whole gallery to pass.
+    """Refuse re-scoring where the project allows no gallery row to pass.
 
     Raises:
-        UsageError: ``max_gallery_pass`` is below 1.
+        UsageError: ``max_gallery_pass`` is 0.
     """
-    if project.max_gallery_pass < 1.0:
+    if project.max_gallery_pass <= 0.0:
         raise UsageError(
             "re-scoring passes every gallery row that queries retrieve through the new model, in "
-            "the end perhaps all of them; the project allows a share of "
-            f"{project.max_gallery_pass:g} (max_gallery_pass)",
-            tip=f"to allow it, set max_gallery_pass: 1.0 in {PROJECT_FILE}",
+            "the end perhaps all of them; the project allows none (max_gallery_pass: 0)",
+            tip=f"set max_gallery_pass: 1.0 in {PROJECT_FILE}, or less to end it at that share",
         )
 
 

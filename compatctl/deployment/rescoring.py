@@ -14,10 +14,13 @@ from compatctl.core.nearest import Neighbours
 from compatctl.core.rescoring import MergeRule, free_cosines, rescore, within_budget
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.gallery_pass import gallery_pass, rescoring_room, rows_of_model
+from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, embed_together
 from compatctl.errors import CompatError, UsageError
 from compatctl.manifest import Catalog, Rescoring
 from compatctl.progress import Progress, silent
+from compatctl.recipe import Project
 from compatctl.store import side_bytes
 from compatctl.store.side_file import SideFile
 
@@ -48,6 +51,7 @@ class RescoredSearch:
         missing: distinct candidates without an image here: it is not in the data, does not decode,
             or is not the one that was indexed.
         over_budget: distinct candidates that were left because of the passes or the time.
+        at_limit: distinct candidates that were left because no more of the gallery may pass.
         kept: whether the new free vectors were kept for the next search.
     """
 
@@ -57,13 +61,17 @@ class RescoredSearch:
     cached: int
     missing: int
     over_budget: int
+    at_limit: int
     kept: bool
 
 
 def rescorer_of(
-    gallery: DeployedGallery, data: Dataset | None, progress: Progress = silent
+    project: Project, gallery: DeployedGallery, data: Dataset | None, progress: Progress = silent
 ) -> Rescorer:
     """Re-scores as the store says, with the query model's side file as cache.
+
+    Where the project limits what may pass, images are embedded up to the limit, and only if their
+    vectors can be kept: what is not kept is not counted.
 
     Raises:
         UsageError: the query model's answers are not re-scored.
@@ -77,12 +85,26 @@ def rescorer_of(
         )
     limit = side_bytes(VECTORS_A_ROW * len(gallery.catalog), encoder.free_dim)
     side = SideFile.open(gallery.store.path, manifest.query_model, encoder.free_dim, limit)
+
+    def room() -> int:
+        if not side.writable:
+            return 0
+        catalog, text = gallery.catalog, encoder.record
+        passed = gallery_pass(
+            catalog,
+            None if text is None else TrainingRecord.from_text(text, gallery.model_path),
+            rewritten=rows_of_model(catalog, encoder.sha256),
+            rescored=side.holds(catalog.ids),
+        )
+        return max(0, rescoring_room(project, passed))
+
     return Rescorer(
         encoder=encoder,
         catalog=gallery.catalog,
         settings=manifest.rescoring,
         data=data,
         cache=side,
+        room=room if project.max_gallery_pass < 1.0 else None,
         progress=progress,
     )
 
@@ -95,6 +117,7 @@ class Rescorer:
         encoder: the query model, with free vectors.
         data: has the images of gallery items; None: there are none at hand.
         cache: keeps free vectors; None: each search embeds them again.
+        room: how many more gallery rows may pass, now; None: no limit.
         clock: seconds.
     """
 
@@ -103,11 +126,14 @@ class Rescorer:
     settings: Rescoring
     data: Dataset | None
     cache: FreeCache | None = None
+    room: Callable[[], int] | None = None
     clock: Callable[[], float] = time.monotonic
     progress: Progress = silent
     _rows: Rows = field(default_factory=lambda: as_rows(()))
     _vectors: Vectors | None = None
     _missing: set[int] = field(default_factory=set)
+    _left: int | None = None
+    _at_limit: set[int] = field(default_factory=set)
 
     def __call__(self, first: Neighbours, queries: Vectors) -> RescoredSearch:
         """Rank the first answers (Q, C) of queries with these free vectors (Q, F) again.
@@ -131,13 +157,15 @@ class Rescorer:
         new = as_rows(row for row in known_rows.tolist() if row not in before)
         unknown = np.setdiff1d(touched, known_rows)
         missing = sum(row in self._missing for row in unknown.tolist())
+        at_limit = len(self._at_limit - set(known_rows.tolist()))
         return RescoredSearch(
             nearest=scored.of(first),
             known=np.take_along_axis(known, scored.order, axis=1),
             passed=len(new),
             cached=cached,
             missing=missing,
-            over_budget=len(unknown) - missing,
+            over_budget=len(unknown) - missing - at_limit,
+            at_limit=at_limit,
             kept=self._keep(new),
         )
 
@@ -145,6 +173,7 @@ class Rescorer:
         """Embed and keep the free vectors of gallery rows (n,) that the cache lacks.
 
         How many were embedded, and whether they were kept. ``missing`` has rows without an image.
+        ``room`` is the caller's to keep.
 
         Raises:
             InputError: the encoder fails on an image.
@@ -193,13 +222,15 @@ class Rescorer:
         """
         planned: list[int] = []
         limit = self.settings.max_ms
+        self._left, self._at_limit = None, set()
         for candidates in found:
             known = np.isin(candidates, self._rows) | np.isin(candidates, planned)
             gone = np.isin(candidates, sorted(self._missing))
             wanted = (candidates >= 0) & ~known & ~gone
             images = self._images(candidates[wanted])
             wanted[wanted] = images >= 0
-            rows = candidates[within_budget(wanted[None], self.settings.passes)[0]].tolist()
+            chosen = within_budget(wanted[None], self.settings.passes)[0]
+            rows = self._within_room(candidates[chosen].tolist())
             if limit is None:
                 planned += rows
                 continue
@@ -210,6 +241,15 @@ class Rescorer:
                 self._embed([row])
         if planned:
             self._embed(planned)
+
+    def _within_room(self, rows: list[int]) -> list[int]:
+        """The first of these rows, as many as may still pass in this search."""
+        if self.room is None or not rows:
+            return rows
+        left = self.room() if self._left is None else self._left
+        self._left = left - min(left, len(rows))
+        self._at_limit.update(rows[left:])
+        return rows[:left]
 
     def _images(self, rows: Rows) -> Rows:
         """(n,) the rows of the data that are gallery rows (n,), -1: no image."""

@@ -14,6 +14,7 @@ from compatctl.core.measurements import DECIDING_GROUP, ChainEvidence
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, read_qrels
 from compatctl.deployment.gallery import DeployedGallery, score_map
+from compatctl.deployment.gallery_pass import gallery_pass
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.evaluation.adaptive_resampling import Sampling
@@ -52,6 +53,14 @@ class VerifySetup:
     def judged(self) -> RelevancePairs | None:
         """The user's relevance judgments."""
         return read_qrels(self.options.qrels) if self.options.qrels else None
+
+    def rescored_share(self, gallery: DeployedGallery | None) -> float:
+        """The share of the gallery, in [0, 1], that re-scoring may pass: what the project allows,
+        without what the candidate passed before."""
+        limit = 1.0 if self.policy.max_gallery_pass is None else self.policy.max_gallery_pass
+        if limit >= 1.0 or gallery is None:
+            return limit
+        return max(0.0, limit - gallery_pass(gallery.catalog, self.record).share)
 
     def with_near_vectors(self, embeddings: VerifyEmbeddings) -> VerifySetup:
         """The same, with the near-copies that only the old model's vectors show."""
@@ -136,7 +145,15 @@ class Findings:
         )
         judged, judge = setup.judged(), None
         if setup.options.rescore is not None:
-            judge = Judge.fit(setup.data, embeddings, encoders[1], setup.options, progress)
+            share = setup.rescored_share(gallery)
+            judge = Judge.fit(
+                setup.data,
+                embeddings,
+                encoders[1],
+                setup.options,
+                share=share,
+                progress=progress,
+            )
         for group in setup.groups.query_groups:
             kept = drop_rows(group, embeddings.bad)
             findings = findings._with_group(setup, kept, judged, images, gallery, judge, progress)

@@ -3,6 +3,10 @@
 The cache holds free vectors of gallery rows. *Cold*: it is empty, and each query may embed a few of
 its candidates. *Half-warm*: it holds about half of the rows, by a hash of their ids, and a query
 may embed the same number. *Warm*: it holds all of them.
+
+Where only a share of the gallery may pass, what lasts is the state *at the limit*: the cache holds
+that share of the rows, by the same hash, and nothing is embedded any more. It is judged in place of
+the cold state, and half-warm holds half of that share.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
+from compatctl.core.hash_order import hash_fraction
 from compatctl.core.nearest import Neighbours
 from compatctl.core.rescoring import (
     FittedRule,
@@ -28,15 +33,14 @@ from compatctl.evaluation.comparison import GroupResult, RescoredAnswers
 from compatctl.evaluation.embedding import VerifyEmbeddings, prefixed
 from compatctl.evaluation.exact_retrieval import nearest_rows
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
-from compatctl.evaluation.ground_truth import reembedded_half
 from compatctl.evaluation.ignored_rows import with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.protocol import query_group, query_rows
 from compatctl.progress import Progress
-from compatctl.report import RescoringEntry, RescoringState
+from compatctl.report import AT_LIMIT, RescoringEntry, RescoringState
 
 STATES = {"cold": "new_old", "half_warm": "half_warm", "warm": "warm"}
-"""State of the cache -> the evidence's entry."""
+"""State of the cache -> the evidence's entry. At the limit, ``cold`` is the state there."""
 
 
 class FreeVectors:
@@ -83,10 +87,11 @@ class FreeVectors:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judge:
     """Re-scores the first ``candidates`` answers of each query by ``fitted``, with a budget of
-    ``passes`` new images a query."""
+    ``passes`` new images a query, until ``share`` of the gallery has passed."""
 
     candidates: int
     passes: int
+    share: float
     fitted: FittedRule
     validation_queries: int
     free: FreeVectors
@@ -99,9 +104,13 @@ class Judge:
         embeddings: VerifyEmbeddings,
         encoder: Encoder,
         options: VerifyOptions,
+        *,
+        share: float,
         progress: Progress,
     ) -> Judge:
         """The merge rule of the validation queries, on the gallery that is judged.
+
+        ``share``: of the gallery's rows that re-scoring may pass, in [0, 1].
 
         Raises:
             InputError: the encoder has no free vectors, or validation queries are too few.
@@ -141,6 +150,7 @@ class Judge:
         return cls(
             candidates=options.rescore,
             passes=options.passes,
+            share=share,
             fitted=fitted,
             validation_queries=len(queries.rows),
             free=free,
@@ -148,22 +158,26 @@ class Judge:
         )
 
     @cached_property
-    def half(self) -> Bools:
-        """(G,) the rows that the half-warm cache holds."""
-        return reembedded_half(self.gallery.ids)
+    def _cached(self) -> dict[str, Bools]:
+        """State -> (G,) the rows that the cache holds beforehand."""
+        n, order = len(self.gallery), np.fromiter(map(hash_fraction, self.gallery.ids), np.float64)
+        return {
+            "cold": order < self.share if self.share < 1.0 else np.zeros(n, bool),
+            "half_warm": order < 0.5 * self.share,
+            "warm": np.ones(n, bool),
+        }
 
     def __call__(self, first: Neighbours, queries: Vectors) -> RescoredAnswers:
         """The answers in each state of the cache; ``queries`` (Q, D_free) are free vectors."""
         found = first.rows[:, : self.candidates]
         self.free.need(found)
         cosines = free_cosines(queries, found, self.free.rows, self.free.vectors)
-        cached = {"cold": np.zeros(found.shape, bool), "warm": np.ones(found.shape, bool)}
-        cached["half_warm"] = self.half[found]
         answers, touched = {}, {}
         for state in STATES:
             available = ~np.isnan(cosines)
-            known = available & cached[state]
-            known |= within_budget(available & ~known, self.passes)
+            known = available & self._cached[state][found]
+            ended = state == "cold" and self.share < 1.0
+            known |= within_budget(available & ~known, 0 if ended else self.passes)
             scored = rescore(first, np.where(known, cosines, np.float32(np.nan)), self.fitted.rule)
             answers[state] = scored.of(first)
             touched[state] = np.unique(found[known])
@@ -185,7 +199,7 @@ class Judge:
             first_stage=_recall(evidence.first_stage.recall),
             states=tuple(
                 RescoringState(
-                    name=state.replace("_", "-"),
+                    name=self._name(state),
                     recall=_recall(test.recall),
                     passed=len(result.touched[state]),
                     passed_share=len(result.touched[state]) / n,
@@ -194,6 +208,11 @@ class Judge:
             ),
             unavailable=int((self.gallery.data_rows < 0).sum()),
         )
+
+    def _name(self, state: str) -> str:
+        if state == "cold" and self.share < 1.0:
+            return AT_LIMIT
+        return state.replace("_", "-")
 
 
 def require_free(encoder: Encoder) -> None:

@@ -97,7 +97,8 @@ def _rescoring(console: Console, entry: RescoringEntry) -> None:
     ]
     columns = ("free vectors", "gallery passed", *(f"recall@{k}" for k in ks))
     print_table(console, columns, rows)
-    console.print("the cold state decides; half-warm and warm must not fail\n")
+    name = entry.states[0].name if entry.states else "cold"
+    console.print(f"the {name} state decides; half-warm and warm must not fail\n")
 
 
 def _units(group: Group) -> str:

@@ -121,9 +121,10 @@ def search_table(console: Console, result: SearchResult) -> None:
         marked = [(*row, mark) for row, mark in zip(rows, marks, strict=True)]
         print_table(console, ("item", "label", *scores, "re-scored"), marked)
     if (part := result.rescoring) is not None:
+        left = part.over_budget + part.at_limit
         console.print(
             f"re-scored: the first {part.candidates} answers; {part.passed} images embedded, "
-            f"{part.cached} vectors from the cache, {part.over_budget} left by the limits"
+            f"{part.cached} vectors from the cache, {left} left by the limits"
         )
 
 

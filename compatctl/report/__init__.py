@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compatctl.report._contradictions import NEXT_STEP
+from compatctl.report._contradictions import AT_LIMIT, NEXT_STEP
 from compatctl.report._junit import junit
 from compatctl.report._markdown import markdown
 from compatctl.report._metrics import openmetrics
@@ -34,6 +34,7 @@ from compatctl.report._signature import check_signature, sign_report
 from compatctl.report._summary import attempt_sentence, summary
 
 __all__ = [
+    "AT_LIMIT",
     "FORMAT",
     "NEXT_STEP",
     "AnnRecall",

@@ -44,6 +44,8 @@ ALWAYS_MEASURED = (
 OWN_COUNT = PARTIAL_CHECKS | {"untouched_gain", "stored_share", "matched_share"}
 """Checks whose n is not the number of the group's queries."""
 
+AT_LIMIT = "at-limit"
+"""The state in place of ``cold`` where the policy lets only a share of the gallery pass."""
 _STATE_PAIRS = {"cold": "new_old", "half-warm": "half_warm", "warm": "warm"}
 """State of the cache of free vectors -> the group's entry."""
 
@@ -106,9 +108,12 @@ def _rescoring_contradictions(report: Report) -> Iterator[str]:
     if problem := rule_problem(entry.weight, entry.slope, entry.intercept):
         yield f"its merge rule {problem}"
     recalls = {"first_stage": entry.first_stage}
-    recalls |= {_STATE_PAIRS.get(state.name, ""): state.recall for state in entry.states}
+    limited = (1.0 if (limit := report.policy.max_gallery_pass) is None else limit) < 1.0
+    first, *others = _STATE_PAIRS.items()
+    pairs = dict([(AT_LIMIT if limited else first[0], first[1]), *others])
+    recalls |= {pairs.get(state.name, ""): state.recall for state in entry.states}
     recall = report.groups[0].recall if report.groups else {}
-    if set(recalls) != {"first_stage", *_STATE_PAIRS.values()}:
+    if set(recalls) != {"first_stage", *pairs.values()}:
         yield "it does not have the three states of re-scoring"
     elif any(recall.get(pair) != values for pair, values in recalls.items()):
         yield "the recalls of re-scoring are not those of the group"

@@ -233,7 +233,8 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class RescoringState:
-    """Re-scored answers with one state of the cache: ``cold``, ``half-warm`` or ``warm``.
+    """Re-scored answers with one state of the cache: ``cold``, ``half-warm`` or ``warm``, and
+    ``at-limit`` in place of ``cold`` where only a share of the gallery may pass.
 
     ``recall``: k -> recall of new queries. ``passed``: distinct gallery rows that the new model
     must have embedded for it; ``passed_share``: of the searched rows.
@@ -252,7 +253,7 @@ class RescoringEntry:
     ``candidates`` answers are ranked again, of which a query may embed ``passes``. The merge rule
     (``weight``, ``slope``, ``intercept``) was fitted to validation queries; ``trials``: (weight,
     share of right first answers). ``first_stage``: recall without re-scoring. ``unavailable``: rows
-    of the gallery without an image, which cannot be re-scored. The cold state decides.
+    of the gallery without an image, which cannot be re-scored. The first state decides.
     """
 
     candidates: int

@@ -165,6 +165,17 @@ class SideFile:
                 vectors[held[good]] = decode(records[good], self.dim)
         return vectors, found
 
+    def holds(self, ids: Sequence[str]) -> Bools:
+        """(n,) which items have a vector, of whatever image. Nothing of it is read."""
+        self.refresh()
+        return np.asarray(self._find(item_keys(ids)) >= 0, bool)
+
+    @property
+    def writable(self) -> bool:
+        """Whether this process may append: the permissions allow it, and there is room."""
+        folder = self.path.parent
+        return os.access(folder if folder.is_dir() else self.store, os.W_OK) and not self.full
+
     def append(self, ids: Sequence[str], vectors: Vectors, images: Bytes | None = None) -> int:
         """Keep vectors (n, D) of items; return how many were written.
 

@@ -11,6 +11,7 @@ import pytest
 from free_kit import with_free
 from shop_kit import Result, Shop, run, write_encoder
 
+from compatctl.core.hash_order import hash_fraction
 from compatctl.data import load
 from compatctl.encoder import Encoder
 
@@ -93,6 +94,29 @@ def test_each_state_is_what_a_loop_finds(shop: Shop, passes: int) -> None:
     assert states["cold"]["passed"] <= states["half-warm"]["passed"] <= states["warm"]["passed"]
     assert states["warm"]["passed_share"] == states["warm"]["passed"] / report["searched"]["rows"]
     assert entry["validation_queries"] > 0
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_a_limit_is_judged_as_it_lasts(shop: Shop, share: float) -> None:
+    """Where only a share may pass, what decides is that share of the rows known, and no pass."""
+    project = shop.path("compatctl.yaml")
+    text = project.read_text().replace("max_gallery_pass: 1.0", f"max_gallery_pass: {share}")
+    project.write_text(text)
+    _, report = verify(shop, "--rescore", 10, "--passes", 4)
+    entry = report["rescoring"]
+    assert [state["name"] for state in entry["states"]] == ["at-limit", "half-warm", "warm"]
+    known = {
+        "at-limit": lambda _, item: hash_fraction(item) < share,
+        "warm": lambda *_: True,
+    }
+    for state in entry["states"]:
+        if state["name"] not in known:
+            continue
+        orders, gallery, queries = order_by_loop(shop, entry, 10, known[state["name"]])
+        right = [gallery[order[0]] == label for order, label in zip(orders, queries, strict=True)]
+        assert state["recall"]["1"] == pytest.approx(np.mean(right), abs=2e-3)
+    assert entry["states"][0]["recall"] == report["groups"][0]["recall"]["new_old"]
+    assert entry["states"][0]["passed_share"] < share + 0.1
 
 
 def test_a_model_that_gains_by_rescoring_alone_passes_and_serves(shop: Shop) -> None:
@@ -228,9 +252,9 @@ def test_an_edited_rule_or_state_is_found(shop: Shop) -> None:
 def test_rescoring_needs_a_project_that_lets_the_gallery_pass(
     shop: Shop, words: tuple[str, ...]
 ) -> None:
-    """Below a limit of 1 each command is a usage error that names the key, and nothing changes."""
+    """With a limit of 0 each command is a usage error that names the key; nothing changes."""
     project = shop.path("compatctl.yaml")
-    text = project.read_text().replace("max_gallery_pass: 1.0", "max_gallery_pass: 0.9")
+    text = project.read_text().replace("max_gallery_pass: 1.0", "max_gallery_pass: 0.0")
     project.write_text(text)
     shop.path("log.csv").write_text("id,count\n")
     before = shop.manifest()

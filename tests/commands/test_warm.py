@@ -14,6 +14,7 @@ from compatctl.data import Dataset, load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.rescoring import rescorer_of
 from compatctl.encoder import Encoder
+from compatctl.recipe import Project
 from compatctl.store import Store, side_bytes
 from compatctl.store.side_file import SideFile
 
@@ -85,11 +86,67 @@ def test_the_next_verification_warns_that_today_is_rescored(shop: Shop) -> None:
 def test_the_side_file_has_a_limit(shop: Shop) -> None:
     """Two vectors for each row of the gallery, and no more."""
     gallery = DeployedGallery.open(Store.open(shop.path("store")))
-    cache = rescorer_of(gallery, None).cache
+    cache = rescorer_of(Project(), gallery, None).cache
     assert isinstance(cache, SideFile)
     limit = side_bytes(2 * len(gallery.catalog), cache.dim)
     assert cache.max_bytes == limit
     assert cache.bytes < limit
+
+
+def limited(shop: Shop, rows: int) -> float:
+    """Let at most so many rows of the gallery pass; the share that the project allows."""
+    share = rows / int(shop.manifest()["index"]["count"])
+    project = shop.path("compatctl.yaml")
+    text = project.read_text().replace("max_gallery_pass: 1.0", f"max_gallery_pass: {share!r}")
+    project.write_text(text)
+    return share
+
+
+def test_a_search_passes_no_more_than_the_project_allows(shop: Shop, data: Dataset) -> None:
+    """With room for 8 rows searches embed 8 in all, then none; the side file still answers."""
+    limited(shop, 8)
+    rows = queries(data)[:100:20]
+    first = shop.run("search", *(data.sources[row] for row in rows))
+    assert first.json["rescoring"]["passed"] == 8
+    assert first.json["rescoring"]["at_limit"] > 0
+    assert "max_gallery_pass lets no more of the gallery pass" in first.stderr
+    second = search(shop, data, rows)["rescoring"]
+    assert (second["passed"], second["cached"]) == (0, 8)
+    assert second["at_limit"] == first.json["rescoring"]["at_limit"]
+    assert shop.run("status").json["free_vectors"]["count"] == 8
+
+
+def test_warm_passes_no_more_than_the_project_allows(
+    shop: Shop, data: Dataset, tmp_path: Path
+) -> None:
+    """It embeds the most touched rows that fit, and names those that are left."""
+    limited(shop, 5)
+    gallery = [item.id for item in data.items if item.role == "gallery"][:9]
+    log = tmp_path / "log.txt"
+    log.write_text("\n".join(gallery))
+    result = shop.run("warm", log)
+    warmed = result.json
+    assert (warmed["passed"], warmed["left"], warmed["at_limit"]) == (5, 4, 4)
+    assert "4 touched items are left without a free vector" in result.stderr
+    assert shop.run("warm", log).json["passed"] == 0
+
+
+def test_rescored_rows_count_as_passed(shop: Shop, data: Dataset) -> None:
+    """A later verification and backfill of the model count the rows of its side file."""
+    rows = queries(data)[:5]
+    passed = search(shop, data, rows)["rescoring"]["passed"]
+    counts = shop.run("backfill", "--share", 0.01, "--dry-run").json["gallery_pass"]
+    assert counts["by"]["re-scored"] == passed
+    assert counts["passed"] >= passed
+    assert shop.run("rollback").code == 0
+    report = ("--report", shop.path("again.json"))
+    verified = shop.run("verify", shop.path("old.onnx"), shop.path("both.onnx"), *report)
+    assert verified.json["gallery_pass"]["by"] == {"re-scored": passed} | {
+        key: count
+        for key, count in verified.json["gallery_pass"]["by"].items()
+        if key != "re-scored"
+    }
+    assert verified.json["gallery_pass"]["passed"] == passed
 
 
 def test_a_removed_item_is_not_kept(shop: Shop, data: Dataset) -> None:

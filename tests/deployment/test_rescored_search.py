@@ -134,6 +134,18 @@ def test_a_budget_of_passes_takes_the_nearest_first(search: Search) -> None:
     assert result.over_budget == touched - len(embedded)
 
 
+def test_the_room_of_the_project_ends_the_passes(search: Search) -> None:
+    """With room for 3 rows the first 3 of all queries are embedded, and the others are counted."""
+    search.rescorer.room = lambda: 3
+    result = search.rescorer(search.first, search.queries)
+    every = list(dict.fromkeys(search.first.rows[:, :5].ravel().tolist()))
+    assert result.passed == 3
+    assert result.at_limit == len(every) - 3
+    assert result.over_budget == 0
+    known = [set(every[:3]) & set(rows[:5].tolist()) for rows in search.first.rows]
+    assert result.nearest.rows.tolist() == search.expected(known)
+
+
 def test_no_passes_leave_the_order_of_the_first_stage(search: Search) -> None:
     """Nothing is embedded, and nothing is marked as re-scored."""
     search.rescorer.settings = replace(SETTINGS, passes=0)

@@ -102,6 +102,8 @@ def test_a_full_file_takes_no_more(tmp_path: Path) -> None:
     assert (side.append(names(8), unit(8)), side.full) == (2, True)
     assert side.append(names(1, 50), unit(1)) == 0
     assert side.lookup(names(8))[1].sum() == 5
+    assert side.holds(names(8)).tolist() == [True] * 5 + [False] * 3
+    assert not side.writable
     assert side.bytes <= side.max_bytes
     empty = SideFile.open(tmp_path, OTHER, DIM, max_bytes=0)
     assert (empty.append(names(1), unit(1)), empty.path.exists()) == (0, False)
