@@ -11,9 +11,9 @@ from typing import Any
 from compatctl.errors import CompatError
 from compatctl.files import read_json
 from compatctl.manifest import Manifest
-from compatctl.store import Store
+from compatctl.store import Store, side_size
 
-PAIRS, STORED = "pairs", "stored"
+PAIRS, STORED, RESCORED = "pairs", "stored", "re-scored"
 """Purposes, as in ``deployment.gallery_pass``."""
 MAX_REPORT_BYTES = 64 << 20
 
@@ -24,7 +24,8 @@ class QueryModelPass:
 
     ``passed``, ``share`` (of ``rows``, in [0, 1]) and ``trained`` are None where they are unknown:
     the generation has no report of its query model. ``exact`` is false where ``passed`` is an upper
-    bound: pairs of an adapter may be rows that were rewritten or removed since.
+    bound: pairs of an adapter may be rows that were rewritten or removed since, and a record of the
+    side file may be of such a row, or of an earlier image.
     """
 
     rows: int
@@ -36,26 +37,30 @@ class QueryModelPass:
 
     @classmethod
     def of(cls, store: Store, manifest: Manifest) -> QueryModelPass:
-        """The counts of a generation of ``store``: its own rows, and the pairs of its report.
+        """The counts of a generation of ``store``: its own rows, the records of its side file, and
+        the pairs of its report.
 
         Raises:
-            DamagedError: the report is missing or changed.
+            DamagedError: the report or the side file is missing or changed.
         """
         rows, stored = manifest.index.count, _own_rows(manifest)
+        side = side_size(store.path, manifest.query_model)
+        rescored = min(rows, side.records) if side else 0
         made = {STORED: stored} if stored else {}
+        made |= {RESCORED: rescored} if rescored else {}
         if stored == rows:
             return cls(rows=rows, passed=rows, share=1.0, trained=None, by=made)
         counts = _reported(store, manifest)
         if counts is None:
             return cls(rows=rows, passed=None, share=None, trained=None, by=made)
         pairs = int(counts["by"].get(PAIRS, 0))
-        passed = min(rows, pairs + stored)
+        passed = min(rows, pairs + stored + rescored)
         return cls(
             rows=rows,
             passed=passed,
             share=passed / max(1, rows),
             trained=int(counts["trained"]),
-            exact=not pairs or (not stored and counts["rows"] == rows),
+            exact=not rescored and (not pairs or (not stored and counts["rows"] == rows)),
             by={PAIRS: pairs, **made} if pairs else made,
         )
 
@@ -65,6 +70,8 @@ class QueryModelPass:
         stored = self.by.get(STORED, 0)
         if self.passed is None or self.share is None:
             own = f"; {stored} of {self.rows} rows are its own" if stored else ""
+            if rescored := self.by.get(RESCORED, 0):
+                own += f"; re-scoring embedded {rescored}"
             return f"gallery passed: unknown, the query model has no report here{own}"
         if stored == self.rows:
             return f"gallery passed: {self.share:.2%}, the query model's own gallery"

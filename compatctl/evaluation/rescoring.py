@@ -33,6 +33,7 @@ from compatctl.evaluation.comparison import GroupResult, RescoredAnswers
 from compatctl.evaluation.embedding import VerifyEmbeddings, prefixed
 from compatctl.evaluation.exact_retrieval import nearest_rows
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
+from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.ignored_rows import with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.protocol import query_group, query_rows
@@ -134,9 +135,7 @@ class Judge:
                 "there is no validation query to fit the merge rule of re-scoring to",
                 tip="give the data validation classes, or leave --rescore out",
             )
-        group = query_group("validation", data, queries.rows)
-        shared = gallery.shared(data, group, options.ignore_same)
-        truth = with_ignored_rows(gallery.ground_truth(data, group), shared)
+        truth = _validation_truth(data, gallery, queries.rows, options)
         k = min(options.rescore, len(gallery))
         first = nearest_rows(truth, queries.features, gallery.vectors, (k,), map_k=k)
         free.need(first.rows)
@@ -213,6 +212,15 @@ class Judge:
         if state == "cold" and self.share < 1.0:
             return AT_LIMIT
         return state.replace("_", "-")
+
+
+def _validation_truth(
+    data: Dataset, gallery: EvaluationGallery, rows: Rows, options: VerifyOptions
+) -> GroundTruth:
+    """What is relevant to the validation queries at rows (Q,) of the data."""
+    group = query_group("validation", data, rows)
+    shared = gallery.shared(data, group, options.ignore_same)
+    return with_ignored_rows(gallery.ground_truth(data, group), shared)
 
 
 def require_free(encoder: Encoder) -> None:

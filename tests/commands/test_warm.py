@@ -132,9 +132,15 @@ def test_warm_passes_no_more_than_the_project_allows(
 
 
 def test_rescored_rows_count_as_passed(shop: Shop, data: Dataset) -> None:
-    """A later verification and backfill of the model count the rows of its side file."""
+    """Status, a later verification and a backfill of the model count the rows of its side file."""
     rows = queries(data)[:5]
     passed = search(shop, data, rows)["rescoring"]["passed"]
+    status = shop.run("status").json["gallery_pass"]
+    assert (status["by"], status["passed"], status["exact"]) == (
+        {"re-scored": passed},
+        passed,
+        False,
+    )
     counts = shop.run("backfill", "--share", 0.01, "--dry-run").json["gallery_pass"]
     assert counts["by"]["re-scored"] == passed
     assert counts["passed"] >= passed
