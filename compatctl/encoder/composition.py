@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from compatctl.core.adapters import Adapter
 from compatctl.core.arrays import AnyFloats
 from compatctl.data import Preprocessing
-from compatctl.encoder.graphs import FREE, OUTPUT, inline_functions, parse_encoder, prefixed_graph
+from compatctl.encoder.graphs import inline_functions, parse_encoder, prefixed_graph
 from compatctl.encoder.images import BATCH, IMAGE, EncoderInput
 from compatctl.encoder.import_onnx import read_model_bytes
-from compatctl.encoder.metadata import Contract
+from compatctl.encoder.metadata import FREE, OUTPUT, Contract
 from compatctl.encoder.onnx_safety import opset_version, parse_model
 from compatctl.encoder.sealing import sealed_bytes
 from compatctl.errors import InputError
@@ -152,10 +152,9 @@ class _Composition:
         contract = Contract(dim=dim, inputs=inputs, free_dim=self._free_dim)
         for source in contract.inputs:
             self.graph.input.append(source.value_info())
-        for name, width in ((OUTPUT, dim), (FREE, self._free_dim)):
-            if width is not None:
-                output = helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, width])
-                self.graph.output.append(output)
+        for name, width in contract.outputs.items():
+            output = helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, width])
+            self.graph.output.append(output)
         merged = onnx.ModelProto(
             ir_version=max(model.ir_version for model in models),
             opset_import=models[0].opset_import,

@@ -13,13 +13,6 @@ from compatctl.encoder.metadata import Contract, read_contract
 from compatctl.encoder.onnx_safety import iter_messages, parse_model
 from compatctl.errors import InputError
 
-OUTPUT = "embedding"
-"""The name of an encoder's output, (batch, D) float32 with unit rows."""
-
-FREE = "free"
-"""The name of an encoder's second output, if it has one: (batch, D_free) float32 with unit rows, of
-the same backbone, trained without regard to the gallery."""
-
 
 def parse_encoder(path: Path, data: bytes) -> tuple[onnx.ModelProto, Contract]:
     """The model and the contract in the sealed bytes of an encoder; ``path`` is for messages.
@@ -47,9 +40,7 @@ def check_signature(path: Path, model: onnx.ModelProto, contract: Contract) -> N
             f"{_listed(expected)}"
         )
     outputs = {value.name: _signature(value) for value in model.graph.output}
-    expected = {OUTPUT: f"float32 ({BATCH}, {contract.dim})"}
-    if contract.free_dim is not None:
-        expected[FREE] = f"float32 ({BATCH}, {contract.free_dim})"
+    expected = {name: f"float32 ({BATCH}, {dim})" for name, dim in contract.outputs.items()}
     if outputs != expected:
         raise InputError(
             f"{path}: its outputs are {_listed(outputs)}; expected {_listed(expected)}"

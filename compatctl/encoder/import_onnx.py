@@ -12,9 +12,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compatctl.data import Fit, Preprocessing, Resize
-from compatctl.encoder.graphs import OUTPUT, graph_inputs, inline_functions, prefixed_graph
+from compatctl.encoder.graphs import graph_inputs, inline_functions, prefixed_graph
 from compatctl.encoder.images import BATCH, IMAGE, EncoderInput
-from compatctl.encoder.metadata import Contract, has_contract, read_contract, sidecar_path
+from compatctl.encoder.metadata import (
+    OUTPUT,
+    Contract,
+    has_contract,
+    read_contract,
+    sidecar_path,
+)
 from compatctl.encoder.onnx_safety import node_count, opset_version, parse_model, read_bytes
 from compatctl.encoder.sealing import sealed_bytes
 from compatctl.encoder.session import Session
@@ -160,7 +166,7 @@ def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
         ir_version=model.ir_version, opset_import=model.opset_import, graph=graph
     )
     data = wrapped.SerializeToString()
-    dim = Session(path, data, nodes=node_count(path, wrapped)).dim((image,))
+    (dim,) = Session(path, data, nodes=node_count(path, wrapped)).dims([OUTPUT], [image])
     wrapped.graph.output[0].type.tensor_type.shape.dim[1].dim_value = dim
     return sealed_bytes(wrapped, Contract(dim=dim, inputs=(image,)))
 

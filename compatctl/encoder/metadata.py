@@ -18,6 +18,13 @@ from compatctl.encoder.onnx_safety import parse_model, read_bytes
 from compatctl.errors import InputError
 from compatctl.files import parse_json
 
+OUTPUT = "embedding"
+"""The name of an encoder's output, (batch, D) float32 with unit rows."""
+
+FREE = "free"
+"""The name of an encoder's second output, if it has one: (batch, D_free) float32 with unit rows, of
+the same backbone, trained without regard to the gallery."""
+
 CONTRACT_KEY = "compatctl"
 RECORD_KEY = "compatctl.record"
 FORMAT = 1
@@ -45,6 +52,12 @@ class Contract:
     dim: int
     inputs: tuple[EncoderInput, ...]
     free_dim: int | None = None
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """The name and the dimension of each output, the embedding first."""
+        free = {} if self.free_dim is None else {FREE: self.free_dim}
+        return {OUTPUT: self.dim, **free}
 
     def to_json(self) -> str:
         """The text in the metadata; equal contracts have equal texts."""

@@ -17,7 +17,7 @@ from compatctl.core.arrays import NORM_TOLERANCE, Pixels, Rows, Vectors
 from compatctl.data import Dataset, prepare
 from compatctl.encoder.graphs import parse_encoder
 from compatctl.encoder.import_onnx import read_model_bytes
-from compatctl.encoder.metadata import Contract, record_in
+from compatctl.encoder.metadata import FREE, OUTPUT, Contract, record_in
 from compatctl.encoder.onnx_safety import node_count, operators
 from compatctl.encoder.session import Session
 from compatctl.errors import InputError
@@ -59,7 +59,7 @@ class Encoder:
     """A self-contained ONNX file: images in, unit rows (n, D) out, and maybe free ones (n, D_free).
 
     ``sha256`` (hex) of the file is its identity, ``dim`` its D, ``free_dim`` its D_free, or None if
-    it has one output; ``inputs`` are those of the graph,
+    it has one output; ``dims`` has both by the output's name. ``inputs`` are those of the graph,
     ``name`` is the file's name, ``operators`` the kinds in the graph, ``record`` the text of the
     training record in the file.
     """
@@ -75,6 +75,7 @@ class Encoder:
         record: str | None,
     ) -> None:
         self._session = session
+        self.dims = contract.outputs
         self.sha256 = sha256
         self.dim = contract.dim
         self.free_dim = contract.free_dim
@@ -107,13 +108,8 @@ class Encoder:
         """
         model, contract = parse_encoder(path, data)
         session = Session(path, data, threads, nodes=node_count(path, model))
-        if contract.free_dim is None:
-            dims: tuple[int, ...] = (session.dim(contract.inputs),)
-            expected: tuple[int, ...] = (contract.dim,)
-        else:
-            dims = session.dims(contract.inputs)
-            expected = (contract.dim, contract.free_dim)
-        for dim, stated in zip(dims, expected, strict=True):
+        dims = session.dims(tuple(contract.outputs), contract.inputs)
+        for dim, stated in zip(dims, contract.outputs.values(), strict=True):
             if dim != stated:
                 raise InputError(f"{path} gives {dim} dimensions; its metadata says {stated}")
         return cls(
@@ -131,7 +127,8 @@ class Encoder:
         Raises:
             InputError: ONNX Runtime fails on the batch.
         """
-        return self._session.run(images)
+        (rows,) = self._session.run([OUTPUT], images)
+        return rows
 
     @property
     def has_free(self) -> bool:
@@ -140,7 +137,7 @@ class Encoder:
 
     def outputs(self, images: Mapping[str, Pixels]) -> tuple[Vectors, ...]:
         """Unchecked rows of every output, (n, D) maybe (n, D_free), from one pass."""
-        return self._session.run_both(images) if self.has_free else (self._session.run(images),)
+        return tuple(self._session.run(tuple(self.dims), images))
 
     def embed(
         self,
@@ -161,6 +158,11 @@ class Encoder:
             InputError: an image does not decode (unless ``skip_bad``), or its row is not finite or
                 not of unit norm; the message names the item. Or ``free``, and there is one output.
         """
+        if free and not self.has_free:
+            raise InputError(
+                f"{self.name} has no output 'free'",
+                tip="re-scoring needs an encoder with two outputs",
+            )
         run = _Run(self, np.arange(len(dataset)), batch_size, progress, free=free)
         _embed(dataset, [run], skip_bad=skip_bad, looks=looks)
         return run.embedded()
@@ -170,36 +172,25 @@ class Encoder:
         """The most images that are embedded at once, whatever the batch size."""
         return max(1, BATCH_BYTES // sum(math.prod(source.shape) for source in self.inputs))
 
-    def unit_rows(self, ids: Sequence[str], pixels: Sequence[tuple[Pixels, ...]]) -> Vectors:
-        """The embeddings (n, D) of images with these ids; ``pixels``: one array an input.
+    def unit_rows(
+        self, outputs: Sequence[str], ids: Sequence[str], pixels: Sequence[tuple[Pixels, ...]]
+    ) -> list[Vectors]:
+        """The rows (n, D) of each of these outputs, of images with these ids, from one pass.
+
+        ``pixels``: for each image one array an input.
 
         Raises:
             InputError: a row is not finite or not of unit norm; the message names the item.
         """
-        return self._checked("embedding", self.run(self._batch(pixels)), ids)
-
-    def unit_rows_both(
-        self, ids: Sequence[str], pixels: Sequence[tuple[Pixels, ...]]
-    ) -> tuple[Vectors, Vectors]:
-        """The embeddings (n, D) and the free vectors (n, D_free), from one pass; as ``unit_rows``.
-
-        Raises:
-            InputError: also if the encoder has one output.
-        """
-        if not self.has_free:
-            raise InputError(
-                f"{self.name} has no output 'free'",
-                tip="re-scoring needs an encoder with two outputs",
-            )
-        embedding, free = self._session.run_both(self._batch(pixels))
-        return self._checked("embedding", embedding, ids), self._checked("free vector", free, ids)
-
-    def _batch(self, pixels: Sequence[tuple[Pixels, ...]]) -> dict[str, Pixels]:
         inputs = zip(self.inputs, zip(*pixels, strict=True), strict=True)
-        return {source.name: np.stack(arrays) for source, arrays in inputs}
+        batch = {source.name: np.stack(arrays) for source, arrays in inputs}
+        outs = self._session.run(outputs, batch)
+        for output, rows in zip(outputs, outs, strict=True):
+            self._check("free vector" if output == FREE else output, rows, ids)
+        return outs
 
-    def _checked(self, what: str, rows: Vectors, ids: Sequence[str]) -> Vectors:
-        """The rows (n, D), if each is finite and of unit norm."""
+    def _check(self, what: str, rows: Vectors, ids: Sequence[str]) -> None:
+        """Refuse rows (n, D) that are not finite or not of unit norm."""
         norms = np.linalg.norm(rows, axis=1)
         bad = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))
         if len(bad):
@@ -209,7 +200,6 @@ class Encoder:
                 f"{norms[first]:.4g}, expected 1",
                 tip="an encoder must give finite unit rows; look at its weights and preprocessing",
             )
-        return rows
 
 
 def embed_together(
@@ -251,8 +241,11 @@ class _Run:
         self.rows = rows
         self.batch_size = min(batch_size, encoder.largest_batch)
         self._progress = progress
-        self._features = np.zeros((len(rows), encoder.dim), np.float32)
-        self._free = np.zeros((len(rows), encoder.free_dim or 0), np.float32) if free else None
+        self._rows_of = {
+            output: np.zeros((len(rows), dim), np.float32)
+            for output, dim in encoder.dims.items()
+            if free or output == OUTPUT
+        }
         self._digests = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
         self._good: list[int] = []
         self._bad: list[BadItem] = []
@@ -273,24 +266,22 @@ class _Run:
         """The result, after the last row."""
         if self._pending or self._bad:
             self._flush()
-        n = len(self._good)
+        n, free = len(self._good), self._rows_of.get(FREE)
         return Embedded(
-            features=self._features[:n],
+            features=self._rows_of[OUTPUT][:n],
             rows=np.array(self._good, np.int64),
             digests=self._digests[:n],
             bad=tuple(self._bad),
-            free=None if self._free is None else self._free[:n],
+            free=None if free is None else free[:n],
         )
 
     def _flush(self) -> None:
         if self._pending:
             ids, pixels = zip(*self._pending, strict=True)
             filled = slice(len(self._good) - len(ids), len(self._good))
-            if self._free is None:
-                self._features[filled] = self.encoder.unit_rows(ids, pixels)
-            else:
-                both = self.encoder.unit_rows_both(ids, pixels)
-                self._features[filled], self._free[filled] = both
+            outs = self.encoder.unit_rows(tuple(self._rows_of), ids, pixels)
+            for rows, out in zip(self._rows_of.values(), outs, strict=True):
+                rows[filled] = out
             self._pending.clear()
         self._progress("images embedded", len(self._good) + len(self._bad), len(self.rows))
 

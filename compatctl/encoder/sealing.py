@@ -9,15 +9,13 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from compatctl.encoder.graphs import (
-    FREE,
-    OUTPUT,
     all_graphs,
     check_signature,
     graph_inputs,
     inline_functions,
 )
 from compatctl.encoder.images import BATCH, EncoderInput
-from compatctl.encoder.metadata import CONTRACT_KEY, Contract
+from compatctl.encoder.metadata import CONTRACT_KEY, FREE, OUTPUT, Contract
 from compatctl.encoder.onnx_safety import opset_version, parse_model
 from compatctl.errors import InputError
 from compatctl.files import write_atomic

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from compatctl.core.arrays import Pixels, Vectors
-from compatctl.encoder.graphs import FREE, OUTPUT
 from compatctl.encoder.images import EncoderInput
 from compatctl.encoder.metadata import MAX_DIM
 from compatctl.errors import InputError
@@ -70,42 +69,28 @@ class Session:
         except Exception as error:  # its errors share no base class
             raise InputError(f"{path}: ONNX Runtime refuses it: {error}") from error
 
-    def run(self, images: Mapping[str, Pixels]) -> Vectors:
-        """The embeddings (n, D) of a batch of every input, (n, H, W, 3) uint8.
+    def run(self, outputs: Sequence[str], images: Mapping[str, Pixels]) -> list[Vectors]:
+        """The rows (n, D) of each of these outputs, from one pass of a batch of every input,
+        (n, H, W, 3) uint8.
 
         Raises:
             InputError: ONNX Runtime fails on it.
         """
-        return self._outputs([OUTPUT], images)[0]
-
-    def run_both(self, images: Mapping[str, Pixels]) -> tuple[Vectors, Vectors]:
-        """The embeddings (n, D) and the free vectors (n, D_free) of a batch, from one pass.
-
-        Raises:
-            InputError: ONNX Runtime fails on it, or the model has no output ``free``.
-        """
-        embedding, free = self._outputs([OUTPUT, FREE], images)
-        return embedding, free
-
-    def _outputs(self, names: list[str], images: Mapping[str, Pixels]) -> list[Vectors]:
         try:
-            out: list[Vectors] = self._session.run(names, dict(images))
+            out: list[Vectors] = self._session.run(list(outputs), dict(images))
         except Exception as error:  # its errors share no base class
             raise InputError(f"{self._path}: ONNX Runtime fails on a batch: {error}") from error
         return out
 
-    def dim(self, inputs: tuple[EncoderInput, ...]) -> int:
-        """D, from running two grey images: the declared shape may be wrong.
+    def dims(self, outputs: Sequence[str], inputs: Sequence[EncoderInput]) -> tuple[int, ...]:
+        """D of each of these outputs, from running two grey images: the declared shape may be
+        wrong.
 
         Raises:
-            InputError: the output is not (2, D) float32.
+            InputError: an output is not (2, D) float32.
         """
-        return self._dim_of(self.run({source.name: source.grey(2) for source in inputs}))
-
-    def dims(self, inputs: tuple[EncoderInput, ...]) -> tuple[int, int]:
-        """D and D_free, as ``dim``, of a model with both outputs."""
-        both = self.run_both({source.name: source.grey(2) for source in inputs})
-        return self._dim_of(both[0]), self._dim_of(both[1])
+        rows = self.run(outputs, {source.name: source.grey(2) for source in inputs})
+        return tuple(map(self._dim_of, rows))
 
     def _dim_of(self, out: Vectors) -> int:
         valid = isinstance(out, np.ndarray) and out.ndim == 2 and out.dtype == np.float32

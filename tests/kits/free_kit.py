@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 from shop_kit import carry
 
 from compatctl.deployment.training_record import TrainingRecord
-from compatctl.encoder.graphs import FREE, OUTPUT, parse_encoder, prefixed_graph
-from compatctl.encoder.metadata import Contract
+from compatctl.encoder.graphs import parse_encoder, prefixed_graph
+from compatctl.encoder.metadata import FREE, OUTPUT, Contract
 from compatctl.encoder.sealing import sealed_bytes
 
 
