@@ -17,21 +17,20 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.common.arguments import study_parser
 from benchmarks.common.cases import (
     CASES,
     CNNS,
     CONTROLS,
-    KANJI,
     WIDE,
     Case,
     Workshop,
-    chosen,
 )
 from benchmarks.common.pages import row
 from compatctl.core.adapters import fuse_rows
@@ -336,19 +335,14 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument(
-        "--cases",
-        type=partial(chosen, among=(*CASES, WIDE, CONTROLS[0])),
-        default=f"emoji-lite0-lite2,emoji-cnn-larger,kanji-cnn-larger,{WIDE.name},"
-        f"{CONTROLS[0].name}",
+    among, shared = (
+        (*CASES, WIDE, CONTROLS[0]),
+        ("seeds", "work", "kanji", "threads", "json", "docs"),
     )
-    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
-    parser.add_argument("--work", type=Path, help="what is made stays here; else it is temporary")
-    parser.add_argument("--kanji", type=Path, default=KANJI)
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--docs", type=Path)
+    parser = study_parser(__doc__, *shared, cases=among)
+    parser.set_defaults(
+        cases=f"emoji-lite0-lite2,emoji-cnn-larger,kanji-cnn-larger,{WIDE.name},{CONTROLS[0].name}"
+    )
     return parser.parse_args()
 
 

@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.common import cnn, resnet
+from benchmarks.common.arguments import numbers, study_parser
 from benchmarks.common.sequence import SequenceSetup, pretrained, untrained, walk
 from benchmarks.common.sequence_data import cifar, kanji
 from benchmarks.common.sequence_docs import Result, figure, page, table
@@ -37,7 +38,6 @@ from compatctl.files import write_atomic
 from compatctl.train import Network, save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
-KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
 SMALL = Settings(epochs=10, lr=0.03, memory=4, elsewhere_epochs=(60, 30, 15))
 """Of the characters, whose tasks are thirty times smaller than the authors'."""
 NAMES = [entry.name for entry in METHODS]
@@ -178,26 +178,19 @@ def _ordered(results: Iterable[Result]) -> list[Result]:
 
 
 def _arguments() -> argparse.Namespace:
-    def numbers(text: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in text.split(","))
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = study_parser(__doc__, "seeds", "work", "kanji", "threads", "json", "docs")
+    parser.set_defaults(seeds=[0])
     parser.add_argument("--tasks", type=numbers, default=[7, 31])
-    parser.add_argument("--seeds", type=numbers, default=[0])
     parser.add_argument("--methods", type=lambda text: text.split(","), default=NAMES)
-    parser.add_argument("--kanji", type=Path, default=KANJI)
     parser.add_argument("--split", choices=("test", "validation"), default="test",
                         help="characters that are searched")  # fmt: skip
-    parser.add_argument("--work", type=Path, help="models from elsewhere are kept here")
     parser.add_argument("--cifar", type=Path, help="folder with CIFAR's binary version")
     parser.add_argument("--lr", type=float, help="of the tasks; this and the next: else the data's")
     parser.add_argument("--epochs", type=int, help="of each task")
     parser.add_argument("--memory", type=int, help="images of each class that are rehearsed")
-    parser.add_argument("--elsewhere", type=numbers, help="epochs of the three pre-trainings")
+    parser.add_argument("--elsewhere", type=lambda text: tuple(numbers(text)),
+                        help="epochs of the three pre-trainings")  # fmt: skip
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--docs", type=Path)
     given = parser.parse_args()
     if unknown := sorted(set(given.methods) - set(NAMES)):
         parser.error(f"no method {unknown[0]}; there are {', '.join(NAMES)}")

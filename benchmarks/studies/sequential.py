@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.common.arguments import study_parser
 from benchmarks.common.cases import KANJI, KANJI_FONTS
 from benchmarks.common.cnn import build
 from compatctl import train
@@ -428,13 +429,10 @@ def _timed() -> Iterator[None]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = study_parser(__doc__, "threads", "json", "docs")
     parser.add_argument("--lives", type=lambda text: text.split(","), default=list(LIVES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=KANJI)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--docs", type=Path)
     arguments = parser.parse_args()
     if not arguments.data.exists():
         raise SystemExit(f"no images at {arguments.data}: examples/kanji/build.py draws them")

@@ -22,21 +22,18 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.common.arguments import study_parser
 from benchmarks.common.cases import (
     CASES,
-    CHARACTERS,
     CONTROLS,
-    KANJI,
     LARGE,
     Case,
     Workshop,
-    chosen,
 )
 from benchmarks.common.passing import SHARES, Line, Result, measure
 from benchmarks.common.share_docs import figure, page, summary
@@ -158,16 +155,8 @@ def _ordered(results: Iterable[Result]) -> list[Result]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--cases", type=partial(chosen, among=ALL), default=ALL)
-    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
-    parser.add_argument("--work", type=Path, help="what is made stays here; else it is temporary")
-    parser.add_argument("--kanji", type=Path, default=KANJI)
-    parser.add_argument("--characters", type=Path, default=CHARACTERS)
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--docs", type=Path)
-    return parser.parse_args()
+    shared = ("seeds", "work", "kanji", "characters", "threads", "json", "docs")
+    return study_parser(__doc__, *shared, cases=ALL).parse_args()
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common.arguments import study_parser
 from benchmarks.common.traffic_docs import BUDGETS, PLACES, Simulation, figure, page, summary
 from benchmarks.common.traffic_model import (
     Cached,
@@ -112,10 +112,9 @@ def _numbers(kind: type, words: str) -> list[float]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = study_parser(__doc__, "docs")
     parser.add_argument("--sizes", type=partial(_numbers, int), default=SIZES)
     parser.add_argument("--exponents", type=partial(_numbers, float), default=EXPONENTS)
-    parser.add_argument("--docs", type=Path)
     return parser.parse_args()
 
 
