@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compatctl.core.arrays import Rows
 from compatctl.core.gallery_pass import GalleryPass
 from compatctl.core.gate import Measurement
 from compatctl.core.measurements import ChainEvidence
@@ -142,7 +143,7 @@ def _verify_models(  # noqa: PLR0917
     latency = _latency(data, groups, encoders, policy, options)
     checks += _single_checks(record, latency) + prove(gallery, data, encoders, progress)
     checks += stored_share_check(findings.searched, has_store=gallery is not None)
-    passed = _gallery_pass(setup, groups, encoders[1], gallery)
+    passed = _gallery_pass(setup, findings.by_new, encoders[1], gallery)
     checks += leak_measurements(record, groups, data, options) + gallery_pass_check(passed)
     results, chain = findings.results, findings.chain
     verdict = adaptive_verdict(policy, results, chain, checks, draws, measure_pairs)
@@ -175,21 +176,19 @@ def _load(old: Path, new: Path, data: Dataset, options: VerifyOptions) -> tuple[
 
 
 def _gallery_pass(
-    setup: VerifySetup, groups: Groups, new: Encoder, gallery: DeployedGallery | None
+    setup: VerifySetup, embedded: Rows, new: Encoder, gallery: DeployedGallery | None
 ) -> GalleryPass | None:
-    """What of the gallery went through the new model, what this verification embeds included."""
+    """What of the gallery went through the new model, what this verification embeds included: the
+    rows (n,) of the data, and those on which it tests the file."""
     if gallery is None or setup.record is None:
         return None
-    data, rows = setup.data, group_rows(groups.query_groups, part="queries")
-    embedded = {*data.take(np.union1d(rows, groups.pair_rows)).ids, *checked_ids(data)}
-    if setup.options.self_test:
-        embedded |= {*data.ids} & {*gallery.catalog.ids}
+    ids = {setup.data.items[row].id for row in embedded.tolist()}
     return gallery_pass(
         gallery.catalog,
         setup.record,
         rewritten=rows_of_model(gallery.catalog, new.sha256),
         rescored=rescored_rows(gallery.store.path, gallery.catalog, new.sha256),
-        measured=embedded,
+        measured=ids | checked_ids(setup.data),
     )
 
 

@@ -17,7 +17,9 @@ from compatctl.encoder import Encoder, check_steady, embed_together
 from compatctl.errors import InputError
 from compatctl.evaluation.comparison import PairedEmbeddings
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery, stored_data_rows
+from compatctl.evaluation.ground_truth import RelevancePairs
 from compatctl.evaluation.protocol import QueryGroup, group_rows, same_dimension
+from compatctl.evaluation.self_test import self_test_rows
 from compatctl.progress import Progress
 from compatctl.recipe import Project
 
@@ -97,7 +99,7 @@ def _bad_rows(data: Dataset, rows: Rows, embedded: Sequence[EmbeddedRows]) -> se
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VerifyEmbeddings:
     """What a verification embeds: queries and items of pairs with both models, what the store does
-    not hold with the old one, and for the self-test the gallery with the new one."""
+    not hold with the old one, and for the self-test the gallery, or a sample, with the new one."""
 
     old: EmbeddedRows
     new: EmbeddedRows
@@ -139,13 +141,14 @@ def embed_for_verify(
     encoders: tuple[Encoder, Encoder],
     gallery: DeployedGallery | None,
     pairs: Rows,
+    judged: RelevancePairs | None,
     self_test: bool,
     skip_bad: bool,
     free: bool = False,
     progress: Progress,
 ) -> VerifyEmbeddings:
     """Embed what the groups and the items of ``pairs`` need; ``free``: the new model's free vectors
-    too.
+    too. ``judged`` are the user's judgments, for the sample of the self-test.
 
     The gallery is the whole store, and every other item of the data that is searched.
     """
@@ -154,7 +157,10 @@ def embed_for_verify(
     extra = np.setdiff1d(group_rows(groups, part="gallery"), held)
     queries = np.union1d(group_rows(groups, part="queries"), pairs)
     by_old = np.union1d(queries, extra)
-    by_new = np.union1d(queries, np.union1d(held, extra)) if self_test else queries
+    by_new = queries
+    if self_test:
+        available = np.union1d(held, extra)
+        by_new = np.union1d(queries, self_test_rows(data, available, queries, judged))
     old, new = _embed(
         data, encoders, (by_old, by_new), skip_bad=skip_bad, free=free, progress=progress
     )

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from compatctl.core.arrays import Rows, Vectors
+from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.gate import Measurement
 from compatctl.core.measurements import DECIDING_GROUP, ChainEvidence
 from compatctl.core.policy import Policy
@@ -104,6 +104,8 @@ class Findings:
     searched: SearchedGallery
     bad: set[int]
     """Rows of the data whose image could not be embedded."""
+    by_new: Rows = field(default_factory=lambda: as_rows(()))
+    """(n,) rows of the data that the new model embedded."""
     chain: list[ChainEvidence] = field(default_factory=list)
     unchecked: tuple[str, ...] = ()
     """Options not given, judgments without effect, items without a value of a column."""
@@ -123,12 +125,14 @@ class Findings:
         progress: Progress,
     ) -> Findings:
         """Embed with both models and compare them on every group."""
+        judged, judge = setup.judged(), None
         embeddings = embed_for_verify(
             setup.data,
             setup.groups.query_groups,
             encoders=encoders,
             gallery=gallery,
             pairs=setup.groups.pair_rows,
+            judged=judged,
             self_test=setup.options.self_test,
             skip_bad=setup.options.skip_bad,
             free=setup.options.rescore is not None,
@@ -143,7 +147,6 @@ class Findings:
             bad=embeddings.bad,
             embeddings=embeddings,
         )
-        judged, judge = setup.judged(), None
         if setup.options.rescore is not None:
             share = setup.rescored_share(gallery)
             judge = Judge.fit(
@@ -159,7 +162,8 @@ class Findings:
             findings = findings._with_group(setup, kept, judged, images, gallery, judge, progress)
         lost = lost_judgments(judged, findings.results[0]) if judged else ()
         unchecked = setup.options.unchecked() + lost + findings.unchecked
-        return replace(findings, unchecked=unchecked)
+        by_new = np.union1d(embeddings.new.rows, judge.embedded() if judge else as_rows(()))
+        return replace(findings, unchecked=unchecked, by_new=by_new)
 
     def _with_group(  # noqa: PLR0917
         self,

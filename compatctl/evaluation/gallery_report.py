@@ -15,6 +15,7 @@ from compatctl.core.measurements import DECIDING_GROUP
 from compatctl.data import Dataset
 from compatctl.evaluation.comparison import GroupResult
 from compatctl.evaluation.gallery import EvaluationGallery
+from compatctl.evaluation.self_test import SELF_TEST_ROWS
 from compatctl.report import SearchedGallery
 
 EXAMPLES = 5
@@ -138,8 +139,9 @@ def gallery_warnings(searched: SearchedGallery, result: GroupResult) -> tuple[st
         )
     if searched.self_test_rows is not None and searched.self_test_rows < searched.rows:
         warnings.append(
-            f"new / new and the mixed gallery are measured on the {searched.self_test_rows} of "
-            f"{searched.rows} gallery items whose images are at hand"
+            f"new / new and the mixed gallery are measured on {searched.self_test_rows} of "
+            f"{searched.rows} gallery items: those with an image at hand, "
+            f"at most {SELF_TEST_ROWS:,} and the queries"
         )
     return tuple(warnings)
 

@@ -94,7 +94,8 @@ class Judge:
     passes: int
     share: float
     fitted: FittedRule
-    validation_queries: int
+    validation_queries: Rows
+    """(V,) rows of the data"""
     free: FreeVectors
     gallery: EvaluationGallery
 
@@ -151,7 +152,7 @@ class Judge:
             passes=options.passes,
             share=share,
             fitted=fitted,
-            validation_queries=len(queries.rows),
+            validation_queries=queries.rows,
             free=free,
             gallery=gallery,
         )
@@ -182,6 +183,11 @@ class Judge:
             touched[state] = np.unique(found[known])
         return RescoredAnswers(**answers, touched=touched)
 
+    def embedded(self) -> Rows:
+        """(n,) rows of the data that it embedded, or that were embedded before for the gallery."""
+        rows: Rows = np.union1d(self.validation_queries, self.gallery.data_rows[self.free.rows])
+        return rows
+
     def entry(self, result: GroupResult) -> RescoringEntry:
         """The report's entry, of the deciding group's result."""
         evidence, n = result.evidence, max(1, len(self.gallery))
@@ -194,7 +200,7 @@ class Judge:
             slope=self.fitted.rule.slope,
             intercept=self.fitted.rule.intercept,
             trials=self.fitted.trials,
-            validation_queries=self.validation_queries,
+            validation_queries=len(self.validation_queries),
             first_stage=_recall(evidence.first_stage.recall),
             states=tuple(
                 RescoringState(
