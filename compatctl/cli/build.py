@@ -177,13 +177,14 @@ def finetune(
     """Fine-tune the new backbone against the deployed gallery, and export it to ONNX."""
     from compatctl.commands.finetune import finetune, plan
     from compatctl.render import progress
-    from compatctl.render.tables import finetune_table
+    from compatctl.render.tables import finetune_plan_table, finetune_table
 
     if dry_run and (resume or skip_bad):
         flag = "--resume" if resume else "--skip-bad"
-        raise UsageError(f"{flag} has no effect with --dry-run, which trains and decodes nothing")
+        raise UsageError(f"{flag} has no effect with --dry-run, which trains nothing")
     if dry_run:
-        return Outcome(result=plan(project, base=base, seed=seed, memory=memory))
+        planned = plan(project, base=base, seed=seed, memory=memory)
+        return Outcome(result=planned, table=finetune_plan_table, warnings=planned.warnings)
     with progress() as report_progress:
         result = finetune(
             project,

@@ -8,6 +8,7 @@ from pathlib import Path
 from compatctl.deployment.rehearsal import rehearsal_items
 from compatctl.deployment.training_inputs import load_inputs
 from compatctl.migration.candidate import FinetuneResult, train_candidate
+from compatctl.migration.unlabelled import UnlabelledCost, unlabelled_cost, unlabelled_items
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
@@ -24,6 +25,9 @@ class FinetunePlan:
     validation_items: int
     gallery_rows: int
     to_embed_with_the_old_model: int
+    unlabelled: UnlabelledCost | None
+    """None if the recipe names no unlabelled images"""
+    warnings: tuple[str, ...] = ()
 
 
 def finetune(
@@ -58,7 +62,8 @@ def finetune(
 def plan(
     project: Project, *, base: Path, seed: int | None = None, memory: Path | None = None
 ) -> FinetunePlan:
-    """What ``finetune`` would do. Reads the data's descriptions and the memory, no image.
+    """What ``finetune`` would do. Reads the data's descriptions and the memory, and no image but
+    unlabelled ones and those that they are compared with.
 
     Raises:
         InputError: as ``finetune``, for errors that show without training.
@@ -70,6 +75,8 @@ def plan(
     training = data.filter(split="train")
     gallery_ids = gallery.catalog.ids if gallery else ()
     earlier = rehearsal_items(project, recipe, data, gallery, memory)
+    others = unlabelled_items(project, recipe, data, earlier, gallery)
+    outside = others.outside if others else None
     return FinetunePlan(
         recipe_sha256=recipe.digest,
         frames=recipe.objective.frame,
@@ -78,5 +85,11 @@ def plan(
         validation_items=len(data.filter(split="validation")),
         rehearsed_items=len(earlier) if earlier else 0,
         gallery_rows=len(gallery_ids),
-        to_embed_with_the_old_model=len(items_to_encode(recipe, data, gallery_ids, earlier)),
+        to_embed_with_the_old_model=len(
+            items_to_encode(recipe, data, gallery_ids, earlier, outside)
+        ),
+        unlabelled=unlabelled_cost(others, project, recipe, base, gallery)
+        if others and gallery
+        else None,
+        warnings=others.warnings if others else (),
     )

@@ -114,7 +114,7 @@ def plan(
         if forecast
         else None,
         seconds=round(time.monotonic() - start, 1),
-        warnings=_sample_warning(facts) + _gone_warning(project),
+        warnings=_sample_warning(facts) + _gone_warning(project) + _unlabelled_warning(recipe),
     )
 
 
@@ -165,6 +165,16 @@ def _gone_warning(project: Project) -> tuple[str, ...]:
     return (
         f"{' and '.join(routes.NEEDS_OLD_MODEL)} are left out, and so is backfill by fuse: queries "
         "can no longer run the old model (old_model_gone: true); here it measures recall today",
+    )
+
+
+def _unlabelled_warning(recipe: Recipe) -> tuple[str, ...]:
+    """What no route is tried with, and finetune would train on."""
+    if recipe.unlabelled is None:
+        return ()
+    return (
+        f"the unlabelled images of {recipe.unlabelled} are left out: no route is tried with them; "
+        "finetune trains on them",
     )
 
 

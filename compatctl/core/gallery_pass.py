@@ -3,10 +3,10 @@
 Re-embedding passes every gallery row through the new model. An upgrade that promises not to must
 say how many rows it passed. Three kinds of rows are counted, each row once in each: *trained*,
 labelled training items that are gallery rows; *passed*, rows that were embedded to make the
-candidate or the gallery for any other reason (pairs of an adapter, rows that a backfill writes,
-rows that re-scoring embedded);
-*measured*, all other rows, embedded only to measure or to choose (validation and test queries, a
-self-test). The budget of a project limits ``passed``.
+candidate or the gallery for any other reason (pairs of an adapter, unlabelled images, rows that a
+backfill writes, rows that re-scoring embedded); *measured*, all other rows, embedded only to
+measure or to choose (validation and test queries, a self-test). The budget of a project limits
+``passed``.
 """
 
 from __future__ import annotations

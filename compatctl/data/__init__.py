@@ -8,7 +8,7 @@ from __future__ import annotations
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule, merge_items
 from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_qrels, read_traffic, read_traffic_log
-from compatctl.data._load import from_files, load
+from compatctl.data._load import from_files, load, load_unlabelled
 from compatctl.data._memory import memory_bytes, read_memory, sample_per_class
 from compatctl.data._packed import pack, unpack
 from compatctl.data._pixels import MAX_PIXELS, Fit, Preprocessing, Resize, decode, look_of, prepare
@@ -31,6 +31,7 @@ __all__ = [
     "from_files",
     "load",
     "load_features",
+    "load_unlabelled",
     "look_of",
     "memory_bytes",
     "merge_items",

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -137,6 +137,15 @@ class Dataset:
         )
         taken.__dict__["_facts"] = self._facts.take(chosen)
         return taken
+
+    def with_ids(self, ids: Sequence[str]) -> Dataset:
+        """The same images under other ids (N). Both data sets remember what either learns."""
+        items = zip(self.items, ids, strict=True)
+        renamed = Dataset(
+            items=tuple(replace(item, id=item_id) for item, item_id in items), sources=self.sources
+        )
+        renamed.__dict__["_facts"] = self._facts
+        return renamed
 
     def read(self, row: int) -> Image.Image:
         """The image of an item: RGB, upright, transparency on white.

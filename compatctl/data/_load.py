@@ -27,9 +27,11 @@ IMAGE_SUFFIXES = frozenset((
 """Files with other suffixes in a folder are ignored."""
 
 _REQUIRED = ("id", "path", "label")
+_WITHOUT_LABEL = ("id", "path")
 _RESERVED = frozenset((*_REQUIRED, "split", "role"))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FORMS = "a folder of class folders, a .csv or .jsonl table, or an .npz file"
+_FORMS_WITHOUT_LABELS = "a folder, a .csv or .jsonl table, or an .npz file"
 
 Record = Mapping[str, object]
 
@@ -51,19 +53,35 @@ def load(path: Path, rule: SplitRule | None = None, *, data_root: Path | None = 
             message names the line.
     """
     rule = rule or SplitRule()
-    if path.is_dir():
-        return _read(_folder(path, roots := AllowedRoots(path, data_root)), path, rule, roots)
-    readers: dict[str, Callable[[Path], Iterator[_Row]]] = {
-        ".csv": _csv,
-        ".jsonl": _jsonl,
-        ".npz": _npz,
-    }
-    if not path.exists():
-        raise InputError(f"no data at {path}", tip=f"data is {_FORMS}")
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path}: an unknown form of data", tip=f"data is {_FORMS}")
-    return _read(reader(path), path, rule, AllowedRoots(path.parent, data_root))
+    roots = AllowedRoots(path if path.is_dir() else path.parent, data_root)
+    rows = _rows(path, roots, _REQUIRED, _FORMS)
+    return _read(((row.item(rule), row) for row in rows), path, roots, _FORMS)
+
+
+def load_unlabelled(path: Path, *, data_root: Path | None = None) -> tuple[Dataset, int]:
+    """Load images whose labels do not count; no image file is opened. The forms are those of
+    ``load``, with two differences:
+
+    - in a folder the images may lie anywhere, and the id begins with the folder's name, so that it
+      is no other item's id by chance;
+    - a table needs no label, and an .npz file no labels.
+
+    Returns the items, and how many had a label or lay in a sub-folder. Their label is empty. Their
+    split is that of the table, else train.
+
+    Raises:
+        InputError: as ``load``.
+    """
+    roots = AllowedRoots(path if path.is_dir() else path.parent, data_root)
+    labelled = 0
+
+    def described() -> Iterator[tuple[Item, _Row]]:
+        nonlocal labelled
+        for row in _rows(path, roots, _WITHOUT_LABEL, _FORMS_WITHOUT_LABELS):
+            labelled += bool(row.text("label"))
+            yield row.unlabelled_item(), row
+
+    return _read(described(), path, roots, _FORMS_WITHOUT_LABELS), labelled
 
 
 def from_files(images: Sequence[Path]) -> Dataset:
@@ -102,12 +120,20 @@ class _Row:
             raise InputError(f"{self.where}: {key} is one of {', '.join(known)}; got {value!r}")
         return value or None
 
+    def required(self, key: str) -> str:
+        """A field as text that is not empty."""
+        if not (value := self.text(key)).strip():
+            raise InputError(f"{self.where}: {key} is empty")
+        return value
+
+    def unlabelled_item(self) -> Item:
+        """The item without its label, in the row's split or else in ``train``."""
+        split = self.word("split", get_args(Split)) or "train"
+        return Item(id=self.required("id"), label="", split=cast("Split", split))
+
     def item(self, rule: SplitRule) -> Item:
         """The item, after all checks of its fields."""
-        for key in ("id", "label"):
-            if not self.text(key).strip():
-                raise InputError(f"{self.where}: {key} is empty")
-        item_id, label = self.text("id"), self.text("label")
+        item_id, label = self.required("id"), self.required("label")
         slices = {key: self.text(key) for key in sorted(self.record) if key not in _RESERVED}
         split = self.word("split", get_args(Split)) or rule.split_of(label, item_id)
         return Item(
@@ -127,38 +153,60 @@ class _Row:
         return roots.check(folder / self.text("path"), self.where)
 
 
-def _read(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: AllowedRoots) -> Dataset:
+def _rows(path: Path, roots: AllowedRoots, required: tuple[str, ...], forms: str) -> Iterator[_Row]:
+    """The rows of a data set of any form; its records have the ``required`` fields."""
+    if path.is_dir():
+        return _folder(path, roots, labelled="label" in required)
+    readers: dict[str, Callable[[Path, tuple[str, ...]], Iterator[_Row]]] = {
+        ".csv": _csv,
+        ".jsonl": _jsonl,
+        ".npz": _npz,
+    }
+    if not path.exists():
+        raise InputError(f"no data at {path}", tip=f"data is {forms}")
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: an unknown form of data", tip=f"data is {forms}")
+    return reader(path, required)
+
+
+def _read(
+    rows: Iterator[tuple[Item, _Row]], path: Path, roots: AllowedRoots, forms: str
+) -> Dataset:
     try:
-        return _collect(rows, path, rule, roots)
+        return _collect(rows, path, roots, forms)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _collect(rows: Iterator[_Row], path: Path, rule: SplitRule, roots: AllowedRoots) -> Dataset:
+def _collect(
+    rows: Iterator[tuple[Item, _Row]], path: Path, roots: AllowedRoots, forms: str
+) -> Dataset:
     positions: dict[str, str] = {}
     items, sources = [], []
-    for row in rows:
-        item = row.item(rule)
+    for item, row in rows:
         if item.id in positions:
             raise InputError(f"{row.where}: the id {item.id!r} is already at {positions[item.id]}")
         positions[item.id] = row.where
         items.append(item)
         sources.append(row.image(path.parent, roots))
     if not items:
-        raise InputError(f"{path}: there is no image in it", tip=f"data is {_FORMS}")
+        raise InputError(f"{path}: there is no image in it", tip=f"data is {forms}")
     return Dataset(items=tuple(items), sources=tuple(sources))
 
 
-def _folder(path: Path, roots: AllowedRoots) -> Iterator[_Row]:
+def _folder(path: Path, roots: AllowedRoots, *, labelled: bool) -> Iterator[_Row]:
+    """The images of a folder; without labels the id begins with the folder's name."""
     for file in sorted(_files(path, roots), key=lambda file: file.relative_to(path).as_posix()):
         parts = file.relative_to(path).parts
-        if len(parts) == 1:
+        if len(parts) == 1 and labelled:
             raise InputError(
                 f"{file} lies in no class folder",
                 tip="put each image into a folder named after its class",
             )
-        item_id = "/".join(parts)
-        yield _Row(str(file), {"id": item_id, "label": parts[0]}, file)
+        item_id = "/".join(parts if labelled else (path.resolve().name, *parts))
+        record = {"id": item_id, "label": parts[0] if len(parts) > 1 else ""}
+        yield _Row(str(file), record, file)
 
 
 def _files(top: Path, roots: AllowedRoots) -> Iterator[Path]:
@@ -178,13 +226,13 @@ def _files(top: Path, roots: AllowedRoots) -> Iterator[Path]:
                 yield roots.check(path, str(top))
 
 
-def _csv(path: Path) -> Iterator[_Row]:
+def _csv(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:
     cells_left = CellBudget(path)
     with open_table(path) as file:
         reader = csv.reader(text_lines(file, path), strict=True)
         try:
             names = next(reader, [])
-            _columns(names, path)
+            _columns(names, path, required)
             for cells in reader:
                 where = f"{path}, line {reader.line_num}"
                 if not cells:
@@ -197,7 +245,7 @@ def _csv(path: Path) -> Iterator[_Row]:
             raise InputError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error
 
 
-def _jsonl(path: Path) -> Iterator[_Row]:
+def _jsonl(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:
     cells_left = CellBudget(path)
     with open_table(path) as file:
         for number, line in enumerate(raw_lines(file, path), 1):
@@ -207,27 +255,30 @@ def _jsonl(path: Path) -> Iterator[_Row]:
             record = parse_json(line.removeprefix(codecs.BOM_UTF8), where)
             if not isinstance(record, dict):
                 raise InputError(f"{where}: not a JSON object")
-            missing = [name for name in _REQUIRED if name not in record]
+            missing = [name for name in required if name not in record]
             if missing:
                 raise InputError(f"{where}: there is no {', '.join(missing)}")
             cells_left.take(len(record))
             yield _Row(where, record)
 
 
-def _columns(names: list[str], path: Path) -> None:
-    missing = [name for name in _REQUIRED if name not in names]
+def _columns(names: list[str], path: Path, required: tuple[str, ...]) -> None:
+    missing = [name for name in required if name not in names]
     if missing:
         raise InputError(
             f"{path}: there is no column {', '.join(missing)}",
-            tip="a table has the columns id, path and label, and optionally split and role",
+            tip="a table has the columns id, path and label, and optionally split and role"
+            if "label" in required
+            else "a table of images without labels has the columns id and path",
         )
     if len(set(names)) < len(names) or "" in names:
         raise InputError(f"{path}: a column without a name, or two columns of one name")
 
 
-def _npz(path: Path) -> Iterator[_Row]:
+def _npz(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:
     arrays = read_npz(path)
-    missing = [name for name in ("images", "ids", "labels") if name not in arrays]
+    needed = ("images", "ids", *(["labels"] if "label" in required else []))
+    missing = [name for name in needed if name not in arrays]
     if missing:
         raise InputError(f"{path}: there is no array {', '.join(missing)}")
     images = arrays.pop("images")

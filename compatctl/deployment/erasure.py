@@ -9,6 +9,7 @@ import numpy as np
 
 from compatctl.data import memory_bytes, read_memory
 from compatctl.deployment.gallery import index_params
+from compatctl.deployment.old_features import CACHE_FILE
 from compatctl.deployment.record_files import FILE, record_path, without_erased_items
 from compatctl.deployment.rehearsal import stored_memory
 from compatctl.deployment.training_record import MEMORY_FILE
@@ -93,6 +94,8 @@ def restorable_models(store: Store) -> set[str]:
 def clean_side_files(project: Project, is_erased: IsErased, *, dry_run: bool) -> tuple[str, ...]:
     """Remove erased items from the candidate's memory and from training records.
 
+    The cache of old features, which has no ids, is deleted.
+
     Returns the files that changed. The record is written before the memory that it names by digest,
     so a repeated run finishes what a killed one left.
     """
@@ -113,6 +116,10 @@ def clean_side_files(project: Project, is_erased: IsErased, *, dry_run: bool) ->
             write_atomic(path, memory)
         elif not dry_run:
             path.unlink()
+    if (cache := project.candidate / CACHE_FILE).is_file():
+        changed.append(str(cache))
+        if not dry_run:
+            cache.unlink()
     return tuple(changed)
 
 

@@ -24,8 +24,8 @@ from compatctl.recipe import PROJECT_FILE, Project
 from compatctl.store.side_file import SideFile
 
 PAIRS, STORED, RESCORED = "pairs", "stored", "re-scored"
-"""Purposes of passed rows: pairs of an adapter; vectors in the gallery that the model made; free
-vectors in its side file."""
+"""Purposes of passed rows: pairs of an adapter and unlabelled images; vectors in the gallery that
+the model made; free vectors in its side file."""
 
 
 def gallery_pass(

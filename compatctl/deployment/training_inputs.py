@@ -13,6 +13,7 @@ from compatctl.core.simplex import Registry
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.old_features import cached_features
 from compatctl.deployment.project import find_store, open_store, require
 from compatctl.errors import InputError
 from compatctl.progress import Progress
@@ -56,6 +57,7 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
     if frames != {"free"} and not first:
         gallery = DeployedGallery.open(open_store(project))
         recipe = _resolved(recipe, gallery)
+    _refuse_useless_images(recipe, gallery)
     return TrainingInputs(recipe=recipe, data=load_data(project), gallery=gallery)
 
 
@@ -88,6 +90,7 @@ def load_first_inputs(
             tip="give --dim, twice the number of classes for example: it stays as long as the "
             "store, and D dimensions have room for D + 1 classes",
         )
+    _refuse_useless_images(recipe, None)
     objective = replace(recipe.objective, frame=("simplex",), lambda_=(1.0,), dim=dim)
     return TrainingInputs(recipe=replace(recipe, objective=objective), data=data, gallery=None)
 
@@ -98,6 +101,17 @@ def _load_recipe(project: Project, base: Path, seed: int | None) -> Recipe:
     if not base.is_file():
         raise InputError(f"no checkpoint at {base}")
     return recipe if seed is None else replace(recipe, seed=seed)
+
+
+def _refuse_useless_images(recipe: Recipe, gallery: DeployedGallery | None) -> None:
+    """Refuse unlabelled images where no old feature is a target."""
+    contrasts = gallery is not None and min(recipe.objective.lambda_) < 1.0
+    if recipe.unlabelled is not None and not contrasts:
+        what = "lambda: 1.0 leaves out" if gallery is not None else "needs a deployed gallery"
+        raise InputError(
+            f"unlabelled images train by the contrast with old features, which {what}",
+            tip="write unlabelled: null" + (", or a lambda below 1" if gallery is not None else ""),
+        )
 
 
 def _resolved(recipe: Recipe, gallery: DeployedGallery) -> Recipe:
@@ -126,14 +140,21 @@ def embed_reference(
     memory: Dataset | None,
     gallery: DeployedGallery,
     progress: Progress,
+    *,
+    unlabelled: Dataset | None = None,
+    cache: Path | None = None,
 ) -> Reference:
     """The deployed gallery, and the deployed encoder's embeddings of training items outside it.
 
     Only items whose old feature the recipe needs are embedded (``items_to_encode``).
+
+    Args:
+        unlabelled: items without labels that are outside the gallery; ``cache``: the file that
+            keeps their features.
     """
     from compatctl.train import items_to_encode
 
-    ids = items_to_encode(recipe, data, gallery.catalog.ids, memory)
+    ids = items_to_encode(recipe, data, gallery.catalog.ids, memory, unlabelled)
     encoded = np.zeros((len(ids), gallery.manifest.index.dim), np.float32)
     positions = {item_id: position for position, item_id in enumerate(ids)}
     for dataset in (data, memory) if memory else (data,):
@@ -141,6 +162,9 @@ def embed_reference(
         if rows:
             embedded = gallery.encoder.embed(dataset.take(rows), progress=progress, looks=True)
             encoded[[positions[dataset.ids[row]] for row in rows]] = embedded.features
+    if unlabelled is not None and cache is not None and len(unlabelled):
+        features = cached_features(unlabelled, gallery.encoder, cache, progress)
+        encoded[[positions[item_id] for item_id in unlabelled.ids]] = features
     return build_reference(gallery, ids, encoded)
 
 

@@ -49,7 +49,10 @@ def _no_looks() -> PerceptualHashes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedItem:
-    """A training item or an anchor: its id, the sha256 and the look (hex) of its image."""
+    """A training item or an anchor: its id, the sha256 and the look (hex) of its image.
+
+    An anchor passed without its label: an unlabelled image, or a pair of an adapter.
+    """
 
     id: str
     sha256: str
@@ -63,7 +66,7 @@ class RecordedItem:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingRecord:
-    """Training items, gallery anchors and trained classes of a model.
+    """Training items, anchors and trained classes of a model.
 
     Attributes:
         ids, digests, anchor_ids, anchor_digests, classes: eight bytes of each name and digest.

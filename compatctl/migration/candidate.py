@@ -14,6 +14,7 @@ from compatctl.core.gallery_pass import GalleryPass
 from compatctl.data import Dataset, Preprocessing, prepare
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import checked_ids, gallery_pass
+from compatctl.deployment.old_features import CACHE_FILE
 from compatctl.deployment.record_files import FILE, write_model
 from compatctl.deployment.rehearsal import rehearsal_items, write_memory
 from compatctl.deployment.training_inputs import TrainingInputs, embed_reference
@@ -21,11 +22,12 @@ from compatctl.deployment.training_record import REGISTRY_FILE, TrainingRecord
 from compatctl.encoder import Encoder, EncoderInput, check_steady
 from compatctl.evaluation.protocol import query_rows
 from compatctl.files import write_atomic
+from compatctl.migration.unlabelled import UnlabelledItems, unlabelled_items
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe
 
 if TYPE_CHECKING:
-    from compatctl.train import TrainResult
+    from compatctl.train import Reference, TrainResult
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.safetensors"
@@ -41,6 +43,7 @@ class FinetuneResult:
         rehearsed: how many of the ``items`` are of earlier runs.
         remembered: how many items are in the new rehearsal memory.
         gallery_pass: what of the deployed gallery went through the new model; None without one.
+        unlabelled: images without labels that took part; ``left_out`` did not, by reason.
         parity: largest absolute difference between components of an embedding by the ONNX file and
             by the trained network, over real images.
         random: tensors of the backbone that the base lacks, which kept their random values.
@@ -55,7 +58,8 @@ class FinetuneResult:
     frame: str
     items: int
     classes: int
-    anchors: int
+    unlabelled: int
+    left_out: dict[str, int]
     rehearsed: int
     remembered: int
     old_features: dict[str, int]
@@ -67,16 +71,8 @@ class FinetuneResult:
     device: str
     seconds: float
     skipped: tuple[str, ...]
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What to look at before the model is used."""
-        if not self.random:
-            return ()
-        return (
-            f"{len(self.random)} tensors of the backbone are not in the base and are random: "
-            f"{', '.join(self.random)}",
-        )
+    warnings: tuple[str, ...]
+    """What to look at before the model is used"""
 
 
 def train_candidate(
@@ -107,15 +103,12 @@ def train_candidate(
 
     data, skipped = inputs.data.readable() if skip_bad else (inputs.data, ())
     earlier = rehearsal_items(project, recipe, data, gallery, memory)
-    reference = embed_reference(recipe, data, earlier, gallery, progress) if gallery else None
+    unlabelled = unlabelled_items(
+        project, recipe, data, earlier, gallery, skip_bad=skip_bad, progress=progress
+    )
+    reference = _reference(project, inputs, data, earlier, unlabelled, progress)
     if shuffle_map and reference is not None:
-        order = np.random.default_rng(recipe.seed).permutation(len(reference.gallery_ids))
-        others = np.random.default_rng(recipe.seed).permutation(len(reference.encoded_ids))
-        reference = replace(
-            reference,
-            gallery_features=reference.gallery_features[order],
-            encoded_features=reference.encoded_features[others],
-        )
+        reference = _shuffled(reference, recipe.seed)
     project.candidate.mkdir(parents=True, exist_ok=True)
     trained = train(
         recipe=recipe,
@@ -125,10 +118,12 @@ def train_candidate(
         work=project.candidate,
         resume=resume,
         memory=earlier,
+        unlabelled=unlabelled.items if unlabelled else None,
         progress=progress,
     )
     registry = trained.registry.to_json() if trained.registry else None
-    record = TrainingRecord.from_json(trained.record, registry).with_looks(data, earlier)
+    record = TrainingRecord.from_json(trained.record, registry)
+    record = record.with_looks(data, earlier, unlabelled.items if unlabelled else None)
     validation = data.take(query_rows(data, "validation")).ids if gallery else ()
     record = record.with_measured({*validation, *checked_ids(data)})
     record = write_memory(project, recipe, data, earlier, record)
@@ -138,7 +133,40 @@ def train_candidate(
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
         project.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
-    return _result(project, encoder, record, gallery, skipped)
+    return _result(project, encoder, record, gallery, unlabelled, skipped)
+
+
+def _reference(  # noqa: PLR0917
+    project: Project,
+    inputs: TrainingInputs,
+    data: Dataset,
+    memory: Dataset | None,
+    unlabelled: UnlabelledItems | None,
+    progress: Progress,
+) -> Reference | None:
+    """The gallery and the old features of all items outside it; None without a gallery."""
+    if inputs.gallery is None:
+        return None
+    return embed_reference(
+        inputs.recipe,
+        data,
+        memory,
+        inputs.gallery,
+        progress,
+        unlabelled=unlabelled.outside if unlabelled else None,
+        cache=project.candidate / CACHE_FILE,
+    )
+
+
+def _shuffled(reference: Reference, seed: int) -> Reference:
+    """Every item with the feature of another one, stored and encoded ones apart."""
+    order = np.random.default_rng(seed).permutation(len(reference.gallery_ids))
+    others = np.random.default_rng(seed).permutation(len(reference.encoded_ids))
+    return replace(
+        reference,
+        gallery_features=reference.gallery_features[order],
+        encoded_features=reference.encoded_features[others],
+    )
 
 
 def export(
@@ -188,14 +216,21 @@ def _write_weights(trained: TrainResult, target: Path) -> None:
         write_atomic(target, (Path(scratch) / target.name).read_bytes())
 
 
-def _result(
+def _result(  # noqa: PLR0917
     project: Project,
     encoder: Encoder,
     record: TrainingRecord,
     gallery: DeployedGallery | None,
+    unlabelled: UnlabelledItems | None,
     skipped: tuple[str, ...],
 ) -> FinetuneResult:
-    details = record.details
+    details, random = record.details, tuple(record.details["base"]["missing"])
+    warnings = unlabelled.warnings if unlabelled else ()
+    if random:
+        warnings += (
+            f"{len(random)} tensors of the backbone are not in the base and are random: "
+            f"{', '.join(random)}",
+        )
     assert record.parity is not None, "export measured it"
     return FinetuneResult(
         gallery_pass=gallery_pass(gallery.catalog, record) if gallery else None,
@@ -207,18 +242,20 @@ def _result(
         frame=details["classifier"]["frame"],
         items=len(record.items),
         classes=len(record.labels),
-        anchors=len(record.anchors),
+        unlabelled=details["unlabelled_items"],
+        left_out=unlabelled.left_out if unlabelled else {},
         rehearsed=details["memory_items"],
         remembered=details["remembered"],
         old_features=details["old_features"],
         validation_recall=details["validation_recall_at_1"],
         parity=record.parity,
-        random=tuple(details["base"]["missing"]),
-        missing_keys=len(details["base"]["missing"]),
+        random=random,
+        missing_keys=len(random),
         unexpected_keys=len(details["base"]["unexpected"]),
         device=details["device"],
         seconds=details["seconds"],
-        skipped=skipped,
+        skipped=skipped + (unlabelled.skipped if unlabelled else ()),
+        warnings=warnings,
     )
 
 

@@ -247,6 +247,13 @@ class Recipe:
     optimiser: Optimiser = Optimiser()
     augmentation: Augmentation = Augmentation()
     rehearsal: Rehearsal | None = None
+    unlabelled: Path | None = setting(
+        None,
+        "Images without labels: a folder, or a table with the columns id and path; a relative path "
+        "starts from the recipe's folder. The old and the new model embed each, and it joins the "
+        "contrast NCE, with its old feature as the target. Labels and sub-folders do not count. "
+        "null: none.",
+    )
     free_head: bool = setting(
         True,
         "Train a second head on the same features, without the gallery: the encoder's output named "

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from compatctl.commands.backfill import Backfilled, BackfillForecast
     from compatctl.commands.bridge import Bridged
     from compatctl.commands.demo import DemoResult
+    from compatctl.commands.finetune import FinetunePlan
     from compatctl.commands.fuse import Fused
     from compatctl.commands.history import History
     from compatctl.commands.lift import Lifted
@@ -137,8 +138,23 @@ def _pass_line(console: Console, passed: GalleryPass | QueryModelPass | None) ->
 def finetune_table(console: Console, result: FinetuneResult) -> None:
     """The share passed, then every other field."""
     _pass_line(console, result.gallery_pass)
+    hidden = {"gallery_pass", "warnings"}
     fields = json_safe(result)
-    fields_table(console, {key: entry for key, entry in fields.items() if key != "gallery_pass"})
+    fields_table(console, {key: entry for key, entry in fields.items() if key not in hidden})
+
+
+def finetune_plan_table(console: Console, plan: FinetunePlan) -> None:
+    """Every field, then what the unlabelled images cost."""
+    hidden = {"unlabelled", "warnings"}
+    fields = json_safe(plan)
+    fields_table(console, {key: entry for key, entry in fields.items() if key not in hidden})
+    if (cost := plan.unlabelled) is not None:
+        console.print(
+            f"{cost.items} unlabelled images, {cost.gallery_rows} of them gallery rows; about "
+            f"{cost.old_model_s:.0f} s of the old model ({cost.known} features are kept), "
+            f"{cost.new_model_s:.0f} s of the new backbone, {cost.memory_bytes / 1e6:.0f} MB of "
+            "features"
+        )
 
 
 def backfill_table(console: Console, result: Backfilled) -> None:

@@ -59,9 +59,11 @@ class CachedBatches:
                 views_table = run_backbone(setup.network, reader, augmented, progress)
                 table = torch.cat([table, views_table])
         row_of = {source: row for row, source in enumerate(originals)}
-        first_view = table[[row_of[_source(ref)] for ref in training_set.images]]
+        rows = [row_of[_source(ref)] for ref in training_set.images]
+        # Training images come first, so this is a view unless one of them is there twice.
+        first_view = table[: len(rows)] if rows == [*range(len(rows))] else table[rows]
         others = torch.split(table[len(originals) :], len(first_view)) if augmented else ()
-        self._items = torch.stack([first_view, *others])
+        self._items = torch.stack([first_view, *others]) if others else first_view[None]
         self._validation = table[[row_of[_source(ref)] for ref in queries]]
         self._device = setup.device
 

@@ -92,9 +92,13 @@ def run_backbone(
     spec, device = reader.spec, network.mean.device
     size = min(256, max(1, BATCH_PIXELS // (spec.height * spec.width)))
     batches = [images[i : i + size] for i in range(0, len(images), size)]
-    features: list[Tensor] = []
+    table, done = torch.zeros(0, 0), 0
     with torch.no_grad():
         for pixels in reader.batches(batches):
-            features.append(network.features(torch.from_numpy(pixels).to(device)).float().cpu())
-            progress("backbone", min(len(features) * size, len(images)), len(images))
-    return torch.cat(features) if features else torch.zeros(0, 0)
+            features = network.features(torch.from_numpy(pixels).to(device)).float().cpu()
+            if not done:
+                table = torch.empty(len(images), features.shape[1])
+            table[done : done + len(features)] = features
+            done += len(features)
+            progress("backbone", done, len(images))
+    return table

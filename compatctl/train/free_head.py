@@ -47,8 +47,10 @@ def train_free_head(setup: Setup, batches: CachedBatches) -> Junction:
 
 
 def cached_features(setup: Setup, reader: ImageReader) -> CachedBatches:
-    """Features of the training items by the trained backbone, for ``train_free_head``."""
-    training_set = replace(setup.training_set, validation=None)
+    """Features of the labelled items by the trained backbone, for ``train_free_head``."""
+    every = setup.training_set
+    labelled = every.images[: every.n_labelled]
+    training_set = replace(every, images=labelled, n_unlabelled=0, validation=None)
     recipe = replace(setup.recipe, augmentation=replace(setup.recipe.augmentation, views=1))
     setup.network.eval()
     return CachedBatches(replace(setup, recipe=recipe, training_set=training_set), reader)

@@ -89,13 +89,12 @@ def search(
 def make_context(setup: Setup, batches: Batches, classifier: Classifier) -> TrialContext:
     """What a trial trains and on what, with the classifier's row of each training item."""
     labels = setup.training_set.labels
-    code_of = {label: i for i, label in enumerate(setup.training_set.classes)}
     return TrialContext(
         setup=setup,
         batches=batches,
         classifier=classifier,
         class_rows=np.array([classifier.row_of.get(label, -1) for label in labels], np.int64),
-        classes=np.array([code_of[label] for label in labels], np.int64),
+        classes=setup.training_set.class_codes,
     )
 
 

@@ -49,7 +49,7 @@ class TrialContext:
     class_rows: Rows
     """(N,) int64 classifier row of each training item; -1: none"""
     classes: Rows
-    """(N,) int64 class of each training item"""
+    """(N,) int64 class of each training item; one without a label is a class of its own"""
 
 
 def fit(
@@ -149,25 +149,32 @@ def _loss(
 
 
 def _steps(context: TrialContext, trial: Trial, rng: np.random.Generator) -> Iterator[Step]:
-    """The steps of an epoch: every new item once; with a memory, half of each batch is from it.
+    """The steps of an epoch: every new item once, with a label or without.
 
-    An item whose class has no row of the classifier trains by the contrast alone.
+    Items without a label are spread evenly: each batch has the same number, up to one. Of the
+    others in it, half are from the memory, if there is one. An item without a label, or whose class
+    has no row of the classifier, trains by the contrast alone.
     """
-    contrasted = context.setup.training_set.old_features is not None and trial.weight < 1.0
+    training_set, size = context.setup.training_set, context.setup.recipe.optimiser.batch_size
+    contrasted = training_set.old_features is not None and trial.weight < 1.0
     trainable = np.flatnonzero((context.class_rows >= 0) | contrasted)
-    first_memory = len(context.setup.training_set.images) - context.setup.training_set.n_memory
-    fresh, memory = trainable[trainable < first_memory], trainable[trainable >= first_memory]
-    size = context.setup.recipe.optimiser.batch_size
+    n_labelled = training_set.n_labelled
+    ends = np.searchsorted(trainable, [n_labelled - training_set.n_memory, n_labelled])
+    fresh, memory, unlabelled = np.split(trainable, ends)
+    share = 1
     if len(memory) and len(fresh):
-        size = max(1, size // 2)
+        share = 2
     elif len(memory):
         fresh, memory = memory, fresh
     order = rng.permutation(fresh)
-    count = max(1, len(order) // size)
-    for batch in np.array_split(order, count):
+    count = max(1, (len(order) + len(unlabelled) // share) // max(1, size // share))
+    others = rng.permutation(unlabelled) if len(unlabelled) else unlabelled
+    pairs = zip(np.array_split(order, count), np.array_split(others, count), strict=True)
+    for batch, part in pairs:
         items = batch
         if len(memory):
             items = np.concatenate([batch, rng.choice(memory, len(batch))])
+        items = np.concatenate([items, part])
         yield Step(items=items, views=rng.integers(0, 2**31, len(items)))
 
 

@@ -112,14 +112,20 @@ class Reference:
 
 
 def items_to_encode(
-    recipe: Recipe, data: Dataset, gallery_ids: Sequence[str], memory: Dataset | None = None
+    recipe: Recipe,
+    data: Dataset,
+    gallery_ids: Sequence[str],
+    memory: Dataset | None = None,
+    unlabelled: Dataset | None = None,
 ) -> tuple[str, ...]:
     """Sorted ids of the items whose old feature the deployed encoder must compute.
 
-    These are the training (and rehearsed) items outside the gallery if some lambda is below 1; the
-    cross-entropy alone needs no old features.
+    These are the training, rehearsed and unlabelled items outside the gallery if some lambda is
+    below 1; the cross-entropy alone needs no old features.
     """
     if min(recipe.objective.lambda_) >= 1.0:
         return ()
-    ids = set(data.filter(split="train").ids) | (set(memory.ids) if memory else set())
+    ids = set(data.filter(split="train").ids)
+    for others in (memory, unlabelled):
+        ids |= set(others.ids) if others else set()
     return tuple(sorted(ids - set(gallery_ids)))

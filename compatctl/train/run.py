@@ -56,6 +56,7 @@ def train(
     work: Path,
     resume: bool = False,
     memory: Dataset | None = None,
+    unlabelled: Dataset | None = None,
     features: Features | None = None,
     progress: Progress = silent,
 ) -> TrainResult:
@@ -70,6 +71,7 @@ def train(
         work: an existing folder for the checkpoint, which is removed at the end of the run.
         resume: continue from the checkpoint in ``work``, if there is one.
         memory: items of earlier runs to rehearse; needs ``rehearsal`` in the recipe.
+        unlabelled: items without labels for the contrast; the reference has their old features.
         features: backbone features of every image, instead of a pass; for ``train: head``.
         progress: called after each batch of the backbone's pass and after each epoch.
 
@@ -81,7 +83,7 @@ def train(
     device = default_device()
     recipe = recipe.resolved(simplex=reference is not None and born_on_simplex(reference))
     dim = embedding_dim(recipe, reference)
-    training_set = select_training_set(recipe, data, reference, memory)
+    training_set = select_training_set(recipe, data, reference, memory, unlabelled)
     with isolated_rng(device):
         network, match = make_network(recipe, base, dim)
         network.to(device)
@@ -147,10 +149,11 @@ def training_record(setup: Setup, classifier: Classifier, state: Checkpoint) -> 
     ``classifier`` is that of the chosen trial.
     """
     training_set, match = setup.training_set, setup.base_match
-    row_of, n_images = classifier.row_of, len(training_set.images)
+    row_of, n_labelled = classifier.row_of, training_set.n_labelled
     trial = state.trials[state.best_trial]
     contrasted = training_set.old_features is not None and trial["lambda"] < 1.0
-    trained = [i for i, label in enumerate(training_set.labels) if contrasted or label in row_of]
+    labels = training_set.labels[:n_labelled]
+    trained = [i for i, label in enumerate(labels) if contrasted or label in row_of]
     sources, validation = Counter(training_set.old_sources), training_set.validation
     return {
         "format": RECORD_FORMAT,
@@ -169,9 +172,10 @@ def training_record(setup: Setup, classifier: Classifier, state: Checkpoint) -> 
         "reference_sha256": setup.reference.digest if setup.reference else None,
         "items": describe_images([training_set.images[i] for i in trained]),
         "classes": [label for label in training_set.classes if contrasted or label in row_of],
-        "anchors": [],  # gallery items that pass without their label: none do
+        "anchors": describe_images(training_set.images[n_labelled:]),  # items without a label
         "dropped_classes": list(classifier.dropped),
-        "memory_items": sum(i >= n_images - training_set.n_memory for i in trained),
+        "memory_items": sum(i >= n_labelled - training_set.n_memory for i in trained),
+        "unlabelled_items": training_set.n_unlabelled,
         "old_features": {source: sources[source] for source in ("gallery", "encoder")},
         "classifier": {
             "frame": classifier.frame,

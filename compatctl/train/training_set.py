@@ -37,10 +37,12 @@ class TrainingSet:
     """N training items and the validation queries of one run."""
 
     images: tuple[ImageRef, ...]
-    """The new items first, then ``n_memory`` rehearsed ones"""
+    """The new items, then ``n_memory`` rehearsed ones, then ``n_unlabelled`` without a label"""
     ids: tuple[str, ...]
     labels: tuple[str, ...]
+    """Empty for an item without a label"""
     n_memory: int
+    n_unlabelled: int
     classes: tuple[str, ...]
     """The different labels, sorted"""
     old_features: Vectors | None
@@ -48,31 +50,60 @@ class TrainingSet:
     old_sources: tuple[Source, ...]
     validation: ValidationSet | None
 
+    @property
+    def n_labelled(self) -> int:
+        """New and rehearsed items."""
+        return len(self.images) - self.n_unlabelled
+
+    @property
+    def class_codes(self) -> Rows:
+        """(N,) int64 position in ``classes``; an item without a label is a class of its own."""
+        code_of = {label: code for code, label in enumerate(self.classes)}
+        labelled = [code_of[label] for label in self.labels[: self.n_labelled]]
+        own = range(len(self.classes), len(self.classes) + self.n_unlabelled)
+        return np.array([*labelled, *own], np.int64)
+
 
 def select_training_set(
-    recipe: Recipe, data: Dataset, reference: Reference | None, memory: Dataset | None
+    recipe: Recipe,
+    data: Dataset,
+    reference: Reference | None,
+    memory: Dataset | None,
+    unlabelled: Dataset | None = None,
 ) -> TrainingSet:
     """Choose the items of a run.
 
+    Args:
+        unlabelled: items for the contrast alone, whose labels are not used; none may be an item of
+            the data or the memory.
+
     Raises:
         InputError: fewer than two classes; an item without an old feature; a memory without
-            ``rehearsal`` in the recipe.
+            ``rehearsal`` in the recipe; unlabelled items where nothing is contrasted.
     """
     fresh = [i for i, item in enumerate(data.items) if item.split == "train"]
     rehearsed = _rehearsed(recipe, memory, {data.ids[i] for i in fresh})
     images = [ImageRef(dataset=data, row=i) for i in fresh]
     if rehearsed is not None:
         images += [ImageRef(dataset=rehearsed, row=i) for i in range(len(rehearsed))]
-    ids = tuple(ref.id for ref in images)
     labels = tuple(ref.dataset.labels[ref.row] for ref in images)
+    n_labelled = len(images)
+    if unlabelled is not None:
+        images += [ImageRef(dataset=unlabelled, row=i) for i in range(len(unlabelled))]
+    ids = tuple(ref.id for ref in images)
     if len(set(labels)) < 2:
         raise InputError(
-            f"{len(ids)} training items of {len(set(labels))} classes: at least 2 are needed",
+            f"{n_labelled} training items of {len(set(labels))} classes: at least 2 are needed",
             tip="check split in compatctl.yaml, or the split column of the table",
         )
     contrast = min(recipe.objective.lambda_) < 1.0
     if contrast and reference is None:
         raise InputError("lambda below 1 needs a deployed gallery", tip="write lambda: 1.0")
+    if unlabelled is not None and not contrast:
+        raise InputError(
+            "unlabelled images train by the contrast alone, which lambda: 1.0 leaves out",
+            tip="write a lambda below 1, or unlabelled: null",
+        )
     old: Vectors | None = None
     sources: tuple[Source, ...] = ()
     if contrast and reference is not None:
@@ -80,8 +111,9 @@ def select_training_set(
     return TrainingSet(
         images=tuple(images),
         ids=ids,
-        labels=labels,
-        n_memory=len(images) - len(fresh),
+        labels=labels + ("",) * (len(images) - n_labelled),
+        n_memory=n_labelled - len(fresh),
+        n_unlabelled=len(images) - n_labelled,
         classes=tuple(sorted(set(labels))),
         old_features=old,
         old_sources=sources,

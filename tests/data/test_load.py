@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compatctl.data import Dataset, SplitRule, from_files, load
+from compatctl.data import Dataset, SplitRule, from_files, load, load_unlabelled
 from compatctl.errors import InputError
 
 LABELS = ("ant", "bee", "cat", "dog", "emu", "fox", "gnu", "hen", "ibis", "jay")
@@ -289,3 +289,33 @@ def test_from_files_makes_queries(tmp_path: Path) -> None:
     for use in (data.read, data.digest):
         with pytest.raises(InputError, match=r"gone\.png: cannot be read: No such file"):
             use(1)
+
+
+def test_images_without_labels_may_lie_anywhere_in_a_folder(folder: Path) -> None:
+    """Ids begin with the folder's name; labels are counted and dropped; no image is an error."""
+    picture(50).save(folder / "loose.png")
+    data, labelled = load_unlabelled(folder)
+    assert (len(data), labelled) == (21, 20)
+    assert set(data.labels) == {""}
+    assert {"images/loose.png", "images/ant/deep/b.JPG"} < set(data.ids)
+    assert {item.split for item in data.items} == {"train"}
+    (folder / "none").mkdir()
+    with pytest.raises(InputError, match="no image in it"):
+        load_unlabelled(folder / "none")
+
+
+def test_a_table_of_images_without_labels(tmp_path: Path) -> None:
+    """id and path suffice; a label is dropped, a split is kept; .jsonl and .npz are alike."""
+    path = table(tmp_path, "id,path,split\na,img/0.png,\nb,img/1.png,test\n")
+    data, labelled = load_unlabelled(path)
+    assert (data.ids, labelled) == (("a", "b"), 0)
+    assert [item.split for item in data.items] == ["train", "test"]
+    text = '{"id": "a", "path": "img/0.png", "label": "ant"}\n{"id": "b", "path": "img/1.png"}\n'
+    data, labelled = load_unlabelled(table(tmp_path, text, "items.jsonl"))
+    assert (data.labels, labelled) == (("", ""), 1)
+    np.savez(tmp_path / "items.npz", images=np.zeros((2, 4, 4), np.uint8), ids=np.array(["a", "b"]))
+    assert load_unlabelled(tmp_path / "items.npz")[0].ids == ("a", "b")
+    with pytest.raises(InputError, match="no column path"):
+        load_unlabelled(table(tmp_path, "id,label\na,ant\n"))
+    with pytest.raises(InputError, match="no column label"):
+        load(table(tmp_path, "id,path\na,img/0.png\n"))
