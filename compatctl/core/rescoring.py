@@ -80,13 +80,11 @@ class FittedRule:
 
     Attributes:
         trials: weight -> share of the queries whose first answer is right.
-        first_recall: that share without re-scoring.
         n_queries: those that have a right answer among the candidates.
     """
 
     rule: MergeRule
     trials: tuple[tuple[float, float], ...]
-    first_recall: float
     n_queries: int
 
 
@@ -198,7 +196,6 @@ def fit_merge_rule(
     return FittedRule(
         rule=best[0],
         trials=tuple((rule.weight, float(recall)) for rule, recall in trials),
-        first_recall=float(relevant[answerable, 0].mean()),
         n_queries=int(answerable.sum()),
     )
 

@@ -285,12 +285,12 @@ def fused_variants(old: Variant, new: Variant) -> Iterator[Variant]:
 
 
 def bridge_variants(
-    inputs: RouteInputs, head: Variant, progress: Progress = silent, kinds: Sequence[str] = KINDS
+    inputs: RouteInputs, head: Variant, progress: Progress = silent
 ) -> Iterator[Variant]:
     """The free model's queries through every adapter to the old features, fitted without labels."""
     old, new = _pair_features(inputs, head)
     seed, gallery = inputs.recipe.seed, inputs.reference.gallery_features
-    for name, adapter in iter_adapters(new, old, kinds=kinds, seed=seed, progress=progress):
+    for name, adapter in iter_adapters(new, old, kinds=KINDS, seed=seed, progress=progress):
         queries = adapter(head.queries)
         yield replace(head, setting=name, queries=queries, gallery=gallery, item_features=None)
 

@@ -66,9 +66,7 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
     return RollbackPlan(target=target, already_restored=False, gallery=gallery)
 
 
-def restore(
-    store: Store, target: Manifest, *, created_at: str, timeout_s: float = 10.0
-) -> Manifest:
+def restore(store: Store, target: Manifest, *, created_at: str) -> Manifest:
     """Commit a generation that restores all of ``target``; ``created_at``: ISO 8601, UTC.
 
     Raises:
@@ -80,7 +78,7 @@ def restore(
             f"the gallery of generation {target.generation} held items that were erased since",
             tip="--added keep restores its query model over the current rows",
         )
-    with store.transaction(store.manifest, operation=Operation.ROLLBACK, timeout_s=timeout_s) as tx:
+    with store.transaction(store.manifest, operation=Operation.ROLLBACK) as tx:
         restored = {name: getattr(target, name) for name in (*MODEL_FIELDS, *GALLERY_FIELDS)}
         return tx.commit(
             operation=Operation.ROLLBACK,

@@ -30,7 +30,7 @@ class Store:
     manifest: Manifest
 
     @classmethod
-    def create(cls, path: Path, *, operation: str = "init", timeout_s: float = 10.0) -> Transaction:
+    def create(cls, path: Path, *, operation: str = "init") -> Transaction:
         """Begin a store: a transaction whose ``commit`` makes generation 1.
 
         ``path`` must be new, empty, or left by a killed creation. An unfinished store does not
@@ -40,7 +40,7 @@ class Store:
             InputError: on entering, ``path`` is a store already or holds something else.
             ConflictError: on entering, another process is creating it.
         """
-        return Transaction(Path(path), None, operation=operation, timeout_s=timeout_s)
+        return Transaction(Path(path), None, operation=operation)
 
     @classmethod
     def open(cls, path: Path) -> Self:

@@ -55,7 +55,7 @@ class Transaction:
     """
 
     def __init__(
-        self, root: Path, expected: Manifest | None, *, operation: str, timeout_s: float
+        self, root: Path, expected: Manifest | None, *, operation: str, timeout_s: float = 10.0
     ) -> None:
         self._root = root
         self._current = expected

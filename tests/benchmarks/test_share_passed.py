@@ -212,7 +212,7 @@ def test_lazy_rescoring_serves_what_queries_pass(inputs: RouteInputs) -> None:
 
 
 def test_nothing_is_gained_over_a_hash_of_the_pixels_where_nothing_passed(
-    control: passing.Result, shop: cases.Workshop, emoji: Dataset
+    control: passing.Result, emoji: Dataset
 ) -> None:
     """The control finds nothing but by chance, and so does every route at 0% passed; its rows are
     drawn from the image alone; re-embedding everything gains."""

@@ -71,9 +71,9 @@ def test_external_data_is_refused(tmp_path: Path, model: Path, folder: Path) -> 
     assert (code, not (tmp_path / "store").exists()) == (5, True), stderr
 
 
-@pytest.mark.parametrize(("value", "word"), [(np.nan, "norm"), (0.0, "norm")])
+@pytest.mark.parametrize("value", [np.nan, 0.0])
 def test_nan_and_zero_embeddings_are_refused(
-    tmp_path: Path, model: Path, folder: Path, value: float, word: str
+    tmp_path: Path, model: Path, folder: Path, value: float
 ) -> None:
     """A model whose weights give NaN or zero rows never fills a store."""
     spoilt = onnx.load(model)

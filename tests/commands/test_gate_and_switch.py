@@ -233,7 +233,7 @@ def test_import_refuses_malformed_keys(shop: Shop, tmp_path: Path, line: str, sa
 
 
 def test_data_root_can_be_a_flag_a_variable_or_a_project_entry(
-    shop: Shop, tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, emoji: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images outside the table's folder need --data-root, COMPATCTL_DATA_ROOT or data_root."""
     image = next((emoji / "images" / "twemoji").iterdir())

@@ -138,7 +138,7 @@ def resized(side: int) -> Callable[[Image.Image], Image.Image]:
     ids=["jpeg 40", "jpeg 85", "pixel", "40 pixels", "200 pixels"],
 )
 def test_near_copies_of_held_out_queries_are_found(
-    begun: Path, tmp_path: Path, change: Callable[[Image.Image], Image.Image]
+    begun: Path, change: Callable[[Image.Image], Image.Image]
 ) -> None:
     """Training images that are held-out ones in another encoding, size, or with another pixel,
     under other ids: 97 of 100 are found."""
@@ -238,7 +238,7 @@ def test_bridge_and_fuse_merge_the_records_of_their_parts(shop: Shop) -> None:
     )
 
 
-def test_a_store_takes_the_registry_of_its_model(shop: Shop, emoji: Path) -> None:
+def test_a_store_takes_the_registry_of_its_model(shop: Shop) -> None:
     """Alone, from any folder; where a store that is there has another one that is a conflict."""
     registry = Registry(("a", "b"), 8)
     alone = shop.path("moved") / "old.onnx"

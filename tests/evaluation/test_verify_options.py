@@ -191,9 +191,7 @@ def test_the_same_far_threshold_is_the_lowest(
     )
 
 
-def test_following_the_advice_on_the_threshold_passes(
-    begun: Path, slow: Slow, tmp_path: Path
-) -> None:
+def test_following_the_advice_on_the_threshold_passes(begun: Path, tmp_path: Path) -> None:
     """If only the false accepts fail, the next step names a threshold that passes."""
     first = verify(begun, tmp_path, "--threshold", "0.7")
     assert first.code == 3

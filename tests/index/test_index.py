@@ -333,7 +333,7 @@ def test_ties_do_not_cost_recall() -> None:
     assert recall_per_query(index, unit(40), last, 1, 200).mean() == 1.0
 
 
-def test_progress_counts_rows(tmp_path: Path) -> None:
+def test_progress_counts_rows() -> None:
     """Adding in batches reports rows added and the total, ending with all."""
     calls: list[tuple[int, int]] = []
     build_index(
