@@ -1,4 +1,5 @@
-"""Commands on a store in service: deploy, rollback, backfill, lift, add, remove, search, check."""
+"""Commands on a store in service: deploy, rollback, backfill, lift, promote, add, remove, search,
+check."""
 
 from __future__ import annotations
 
@@ -200,6 +201,31 @@ def lift(
     with progress() as report_progress:
         result = lift(project, new=new, options=options, progress=report_progress)
     return Outcome(result=result, table=lift_table, exit_code=result.exit_code)
+
+
+@command
+@with_project("store", "data", "data_root", "policy")
+def promote(
+    project: Project,
+    force: ForceWrite = False,
+    reason: Reason = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+) -> Outcome[Any]:
+    """Make the free vectors of a store that re-scores its index, if it passes a test on held-out
+    queries."""
+    from compatctl.commands.promote import PromoteOptions, promote
+    from compatctl.render import progress
+    from compatctl.render.tables import promote_table
+
+    options = PromoteOptions(
+        forced_reason=_forced_reason(force, reason), skip_bad=skip_bad, dry_run=dry_run
+    )
+    with progress() as report_progress:
+        result = promote(project, options=options, progress=report_progress)
+    return Outcome(
+        result=result, table=promote_table, warnings=result.warnings, exit_code=result.exit_code
+    )
 
 
 @command

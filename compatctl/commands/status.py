@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compatctl.deployment.project import open_store
+from compatctl.deployment.promotion_advice import promotion_advice
 from compatctl.deployment.query_model_pass import QueryModelPass
 from compatctl.manifest import Manifest, Rescoring
 from compatctl.recipe import Project
@@ -16,11 +17,13 @@ class FreeVectors:
     """The query model's side file: records, their share of the gallery's rows, and bytes.
 
     An item that has vectors of two images counts twice until gc or a removal deletes the older.
+    ``advice``: what to do where they are most of the gallery; else empty.
     """
 
     count: int
     share: float
     bytes: int
+    advice: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,5 +117,7 @@ def _free_vectors(project: Project, manifest: Manifest) -> FreeVectors | None:
     size = side_size(project.store, manifest.query_model)
     if size is None:
         return None
-    share = min(1.0, size.records / max(1, manifest.index.count))
-    return FreeVectors(count=size.records, share=share, bytes=size.bytes)
+    rows = manifest.index.count
+    advice = promotion_advice(min(rows, size.records), rows) if manifest.rescoring else ""
+    share = min(1.0, size.records / max(1, rows))
+    return FreeVectors(count=size.records, share=share, bytes=size.bytes, advice=advice)

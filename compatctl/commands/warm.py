@@ -15,14 +15,12 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import require_rescoring_budget
 from compatctl.deployment.project import open_store
+from compatctl.deployment.promotion_advice import promotion_advice
 from compatctl.deployment.rescoring import Rescorer, rescorer_of
 from compatctl.encoder import embed_together
-from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-
-BATCH = 256
-"""Images that are embedded, and kept, at a time."""
+from compatctl.store.side_file import SideFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,7 @@ class Warmed:
         at_limit: those of them that ``max_gallery_pass`` left out.
         passed_share: touched rows with a free vector now, of all gallery rows, in [0, 1].
         covered_share: touches of rows with a free vector, of all touches, in [0, 1].
+        advice: what to do where most of the gallery has a free vector; else empty.
     """
 
     items: int
@@ -54,6 +53,7 @@ class Warmed:
     at_limit: int
     passed_share: float
     covered_share: float
+    advice: str
     written: bool
 
     @property
@@ -104,7 +104,7 @@ def warm(
     wanted = rows[~held]
     wanted = wanted[~np.isin(wanted, rescorer.missing)][:limit]
     chosen = wanted if rescorer.room is None else wanted[: rescorer.room()]
-    passed = 0 if dry_run else _fill(rescorer, chosen, progress)
+    passed = 0 if dry_run else rescorer.fill_all(chosen, progress)
     known = held if dry_run else rescorer.held(rows)
     missing = len(np.intersect1d(rows, rescorer.missing))
     return Warmed(
@@ -119,6 +119,7 @@ def warm(
         at_limit=len(wanted) - len(chosen),
         passed_share=float(known.sum()) / max(1, len(gallery.catalog)),
         covered_share=_share(touches, known),
+        advice=promotion_advice(_held(rescorer, gallery), len(gallery.catalog)),
         written=passed > 0,
     )
 
@@ -162,19 +163,10 @@ class _Log:
         return as_rows(ordered), np.array([touches[row] for row in ordered], np.float64)
 
 
-def _fill(rescorer: Rescorer, rows: Rows, progress: Progress) -> int:
-    """Embed and keep rows (n,), batch by batch; how many were embedded."""
-    passed = 0
-    for start in range(0, len(rows), BATCH):
-        new, kept = rescorer.fill(rows[start : start + BATCH])
-        if not kept:
-            raise InputError(
-                "the free vectors cannot be kept: the store is read-only, locked or full",
-                tip="run it again where the store can be written to: what was kept stays",
-            )
-        passed += new
-        progress("free vectors", min(start + BATCH, len(rows)), len(rows))
-    return passed
+def _held(rescorer: Rescorer, gallery: DeployedGallery) -> int:
+    """How many gallery rows have a free vector, by the log or from before."""
+    assert isinstance(rescorer.cache, SideFile)
+    return int(rescorer.cache.holds(gallery.catalog.ids).sum())
 
 
 def _share(touches: Floats, known: Bools) -> float:

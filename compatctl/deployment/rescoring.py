@@ -17,7 +17,7 @@ from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import gallery_pass, rescoring_room, rows_of_model
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, embed_together
-from compatctl.errors import CompatError, UsageError
+from compatctl.errors import CompatError, InputError, UsageError
 from compatctl.manifest import Catalog, Rescoring
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -27,6 +27,10 @@ from compatctl.store.side_file import SideFile
 VECTORS_A_ROW = 2
 """Most free vectors that the side file keeps, by the gallery's rows: of images before a change,
 too."""
+
+
+BATCH = 256
+"""Images that are embedded, and kept, at a time."""
 
 
 class FreeCache(Protocol):
@@ -187,6 +191,24 @@ class Rescorer:
             self._embed(wanted.tolist())
         new = np.setdiff1d(self._rows, before)
         return len(new), self._keep(new)
+
+    def fill_all(self, rows: Rows, progress: Progress = silent) -> int:
+        """``fill`` rows (n,) in their order, batch by batch, each kept at once; how many new ones.
+
+        Raises:
+            InputError: as ``fill``, or the free vectors cannot be kept.
+        """
+        passed = 0
+        for start in range(0, len(rows), BATCH):
+            new, kept = self.fill(rows[start : start + BATCH])
+            if not kept:
+                raise InputError(
+                    "the free vectors cannot be kept: the store is read-only, locked or full",
+                    tip="run it again where the store can be written to: what was kept stays",
+                )
+            passed += new
+            progress("free vectors", min(start + BATCH, len(rows)), len(rows))
+        return passed
 
     def held(self, rows: Rows) -> Bools:
         """(n,) whether the cache has the free vectors of gallery rows (n,)."""

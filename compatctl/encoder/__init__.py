@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compatctl.encoder.canary import LIMIT as CANARY_LIMIT
 from compatctl.encoder.canary import Canary
-from compatctl.encoder.composition import bridge, fuse, is_fused
+from compatctl.encoder.composition import bridge, free_alone, fuse, is_fused
 from compatctl.encoder.images import EncoderInput
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.metadata import read_record, with_record
@@ -23,6 +23,7 @@ __all__ = [
     "check_parity",
     "check_steady",
     "embed_together",
+    "free_alone",
     "fuse",
     "is_fused",
     "parity_images",

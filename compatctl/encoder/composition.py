@@ -11,7 +11,13 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from compatctl.core.adapters import Adapter
 from compatctl.core.arrays import AnyFloats
 from compatctl.data import Preprocessing
-from compatctl.encoder.graphs import inline_functions, parse_encoder, prefixed_graph
+from compatctl.encoder.graphs import (
+    graph_inputs,
+    inline_functions,
+    parse_encoder,
+    prefixed_graph,
+    prune,
+)
 from compatctl.encoder.images import BATCH, IMAGE, EncoderInput
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.metadata import FREE, OUTPUT, Contract
@@ -75,6 +81,30 @@ def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
     parts.node("Add", _SHARES, "mixed")
     parts.keep_free("new", contracts[1])
     write_atomic(out, parts.sealed(models, "mixed", dims[0]))
+
+
+def free_alone(data: bytes, path: Path) -> bytes:
+    """The sealed bytes of an encoder whose embedding is the output ``free`` of that of ``data``.
+
+    What only the other output needs is left out, inputs included. The same bytes give the same
+    bytes; ``path``: where they were read, for errors.
+
+    Raises:
+        InputError: ``data`` is not an encoder, or has no output ``free``.
+    """
+    model, contract = parse_encoder(path, data)
+    if contract.free_dim is None:
+        raise InputError(
+            f"{path} has no output 'free'", tip="compatctl finetune makes an encoder that has one"
+        )
+    model = inline_functions(path, model)
+    graph = model.graph
+    prune(graph, {FREE})
+    used = {value.name for value in graph_inputs(graph)}
+    inputs = tuple(source for source in contract.inputs if source.name in used)
+    parts = _Composition()
+    parts.append("free", model, Contract(dim=contract.free_dim, inputs=inputs))
+    return parts.sealed([model], f"free/{FREE}", contract.free_dim)
 
 
 _SHARES = ["old_share", "new_share"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import onnx
@@ -89,6 +90,32 @@ def inline_functions(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
         return inliner.inline_local_functions(model)
     except (RuntimeError, ValueError, IndexError, DecodeError) as error:
         raise InputError(f"{path}: its local functions cannot be inlined: {error}") from error
+
+
+def prune(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
+    """Drop the nodes, weights and inputs that no value of ``outputs`` depends on, in place."""
+    needed, kept = set(outputs), []
+    for node in reversed(graph.node):  # in the order of computation, so uses come after
+        if needed & set(node.output):
+            kept.append(node)
+            needed.update(node.input)
+            inner = [part for part in iter_messages(node) if isinstance(part, onnx.GraphProto)]
+            for nested in inner:
+                needed.update(name for child in nested.node for name in child.input)
+                needed.update(value.name for value in nested.output)
+    for field, values in (
+        ("node", kept[::-1]),
+        ("input", [value for value in graph.input if value.name in needed]),
+        ("initializer", [value for value in graph.initializer if value.name in needed]),
+        (
+            "sparse_initializer",
+            [pair for pair in graph.sparse_initializer if pair.values.name in needed],
+        ),
+        ("output", [value for value in graph.output if value.name in outputs]),
+    ):
+        copies = [type(value).FromString(value.SerializeToString()) for value in values]
+        graph.ClearField(field)
+        getattr(graph, field).extend(copies)
 
 
 def prefixed_graph(model: onnx.ModelProto, prefix: str) -> onnx.GraphProto:

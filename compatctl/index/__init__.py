@@ -12,6 +12,7 @@ from compatctl.index.hnswlib.reading import (
 )
 from compatctl.index.hnswlib.rebuilding import (
     build_mapped,
+    build_replaced,
     build_with_replacements,
     build_without,
     build_without_deleted,
@@ -26,6 +27,7 @@ __all__ = [
     "NotUnitError",
     "VectorIndex",
     "build_mapped",
+    "build_replaced",
     "build_with_replacements",
     "build_without",
     "build_without_deleted",

@@ -31,6 +31,7 @@ class Operation(StrEnum):
     DEPLOY = "deploy"
     BACKFILL = "backfill"
     LIFT = "lift"
+    PROMOTE = "promote"
     REMOVE = "remove"
     ROLLBACK = "rollback"
     GC = "gc"

@@ -133,9 +133,7 @@ def try_backfill(
     """Search both galleries exactly; two copies of the store's vectors (N, D) are in memory.
 
     ``have`` (N,) marks the rows that the query model embedded, ``rows`` (n,) are those in
-    ``embedded``. The policy's ``min_mixed_gain`` decides. Where that is None a loss of ``MARGIN``
-    must be ruled out, and any loss that is shown is refused. Also returns the queries that test
-    the new index.
+    ``embedded``. ``loss_check`` decides. Also returns the queries that test the new index.
 
     Raises:
         DamagedError: as ``stored_rows``.
@@ -165,7 +163,7 @@ def try_backfill(
         n_queries=before.n_with_match,
         n_classes=count_units(truth.classes, before.has_match),
         recall_at=k,
-        check=_mixed_gain_check(policy, gain),
+        check=loss_check(policy, gain),
         rank_bias=bias,
         curve=tuple(curve),
     )
@@ -217,7 +215,9 @@ def try_lift(
     return trial, new.ann_queries(rows, catalog)
 
 
-def _mixed_gain_check(policy: Policy, gain: Measurement) -> Check:
+def loss_check(policy: Policy, gain: Measurement) -> Check:
+    """Judge a gain by the policy's ``min_mixed_gain``. Where that is None a loss of ``MARGIN`` must
+    be ruled out, and any loss that is shown is refused."""
     if policy.min_mixed_gain is not None:
         return judge(policy, [gain]).checks[0]
     check = judge(replace(policy, min_mixed_gain=-MARGIN), [gain]).checks[0]

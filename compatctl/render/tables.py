@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from compatctl.commands.matrix import CompatibilityMatrix
     from compatctl.commands.plan import Plan
     from compatctl.commands.power import Power
+    from compatctl.commands.promote import Promoted
     from compatctl.commands.search import SearchResult
     from compatctl.commands.status import Status
     from compatctl.core.gallery_pass import GalleryPass
@@ -171,6 +172,19 @@ def backfill_table(console: Console, result: Backfilled) -> None:
         if ids:
             more = " ..." if len(ids) > 8 else ""
             console.print(f"{len(ids)} items {why}: {cell(', '.join(ids[:8]))}{more}")
+    console.print(cell(result.summary))
+    if result.next_step:
+        console.print(f"next: {cell(result.next_step)}")
+
+
+def promote_table(console: Console, result: Promoted) -> None:
+    _pass_line(console, result.gallery_pass)
+    if (trial := result.measured) is not None:
+        checks_table(console, [trial.check])
+        console.print(
+            f"recall@{trial.recall_at} of {trial.n_queries} held-out queries: "
+            f"{trial.recall_today:.4f} as answered today, {trial.recall:.4f} promoted"
+        )
     console.print(cell(result.summary))
     if result.next_step:
         console.print(f"next: {cell(result.next_step)}")

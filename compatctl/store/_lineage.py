@@ -74,12 +74,14 @@ def _origin(store: Store, number: int) -> int:
 def embedding_space(
     store: Store, state: Manifest, known: Mapping[int, int] = MappingProxyType({})
 ) -> int:
-    """The embedding space of a state: the generation of the last lift that led to it, or 0.
+    """The embedding space of a state: the generation of the last lift or promotion that led to it,
+    or 0.
 
     Rows and queries of two states are comparable only if they share it: a lift maps every row into
-    the new model's space, with its dimension. ``known``: the spaces of earlier generations.
+    the new model's space, with its dimension, and a promotion replaces every row by one of the free
+    space. ``known``: the spaces of earlier generations.
     """
-    while state.operation != Operation.LIFT:
+    while state.operation not in {Operation.LIFT, Operation.PROMOTE}:
         number = _predecessor(state)
         if not number:
             return 0

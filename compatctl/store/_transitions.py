@@ -53,9 +53,10 @@ def _change_problems(
     elif state.operation == Operation.DEPLOY:
         if not _same_index(before, state, "ef_search") or state.catalog != before.catalog:
             problems.append("is a deploy, but has another index or catalogue than the one before")
-    elif state.operation == Operation.LIFT:
-        if not _is_lift(before, state):
-            problems.append("is a lift, but did more than map every row")
+    elif state.operation in _OF_SPACE:
+        is_valid, problem = _OF_SPACE[state.operation]
+        if not is_valid(before, state):
+            problems.append(problem)
     elif state.query_model != before.query_model:
         problems.append(f"changed the query model by '{state.operation}'")
     elif state.memory != before.memory:
@@ -86,6 +87,30 @@ def _is_lift(before: Manifest, state: Manifest) -> bool:
         and state.rescoring is None
         and state.memory == before.memory
     )
+
+
+def _is_promotion(before: Manifest, state: Manifest) -> bool:
+    """Whether a generation is a promotion: of a state that re-scores, the same number of rows, all
+    of one new query model, in the same kind of index; what a lift drops is dropped."""
+    return (
+        before.rescoring is not None
+        and _same_index(before, state, "dim", "sha256", "ef_search")
+        and [(model.sha256, model.rows) for model in state.models]
+        == [(state.query_model, before.index.count)]
+        and state.query_model not in {model.sha256 for model in before.models}
+        and (state.registry, state.calibration, state.report) == (None, None, None)
+        and state.rescoring is None
+        and state.memory == before.memory
+    )
+
+
+_OF_SPACE = {
+    Operation.LIFT: (_is_lift, "is a lift, but did more than map every row"),
+    Operation.PROMOTE: (
+        _is_promotion,
+        "is a promotion, but did more than replace every row by a free vector",
+    ),
+}
 
 
 def _is_backfill(before: Manifest, state: Manifest) -> bool:

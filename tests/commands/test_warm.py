@@ -186,6 +186,19 @@ def test_after_a_log_its_queries_pass_nothing(
     assert shop.run("warm", log).json["cached"] == len(touched)
 
 
+def test_a_promotion_is_proposed_when_most_rows_are_warm(
+    shop: Shop, data: Dataset, tmp_path: Path
+) -> None:
+    """Below 90% nothing is said; above, warm and status name the command and what is left."""
+    gallery = [item.id for item in data.items if item.role == "gallery"]
+    for left, advice in ((len(gallery) // 2, ""), (3, "compatctl promote embeds the other 3 and ")):
+        log = tmp_path / f"{left}.txt"
+        log.write_text("\n".join(gallery[left:]))
+        warmed = shop.run("warm", log).json
+        assert warmed["advice"] == advice + "makes the free vectors the index" * bool(advice)
+        assert shop.run("status").json["free_vectors"]["advice"] == warmed["advice"]
+
+
 def test_the_most_touched_come_first_and_a_run_continues(
     shop: Shop, data: Dataset, tmp_path: Path
 ) -> None:

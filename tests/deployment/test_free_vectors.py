@@ -56,6 +56,7 @@ def test_status_counts_the_vectors_of_the_query_model(shop: Shop) -> None:
         "count": 7,
         "share": 7 / rows,
         "bytes": side_bytes(7, FREE_DIM),
+        "advice": "",
     }
     assert shop.run("check").code == 0
     shutil.rmtree(store.path / "side")

@@ -13,7 +13,16 @@ from onnx_models import DIM, SMALL, UNIT, by_hand, metadata, projection, save, v
 
 from compatctl.core.adapters import Affine
 from compatctl.data import Dataset
-from compatctl.encoder import Canary, Encoder, bridge, check_steady, embed_together, fuse, seal
+from compatctl.encoder import (
+    Canary,
+    Encoder,
+    bridge,
+    check_steady,
+    embed_together,
+    free_alone,
+    fuse,
+    seal,
+)
 from compatctl.errors import InputError, UnsteadyError
 
 FREE_DIM = 5
@@ -142,6 +151,27 @@ def test_a_fused_encoder_keeps_the_new_ones_free_output(
     assert np.abs(free - expected_free(dataset)).max() < 1e-5
     fuse(path, one, 0.4, tmp_path / "again.onnx")
     assert Encoder.load(tmp_path / "again.onnx").free_dim is None
+
+
+def test_the_free_head_alone_is_an_encoder(path: Path, tmp_path: Path, dataset: Dataset) -> None:
+    """One output, equal to the free vectors; what only the embedding needs is gone, a whole model
+    included. The same file gives the same bytes."""
+    alone = Encoder.from_bytes(free_alone(path.read_bytes(), path), path)
+    assert (alone.dim, alone.free_dim) == (FREE_DIM, None)
+    assert np.abs(alone.embed(dataset).features - expected_free(dataset)).max() < 1e-5
+    assert check_steady(alone) < 1e-5
+    one = save(by_hand([UNIT]), tmp_path / "one.onnx")
+    assert free_alone(path.read_bytes(), path) == free_alone(path.read_bytes(), path)
+    fuse(one, path, 0.4, tmp_path / "fused.onnx")
+    fused = (tmp_path / "fused.onnx").read_bytes()
+    data = free_alone(fused, path)
+    names = {weight.name for weight in onnx.load_from_string(data).graph.initializer}
+    assert not any("old/" in name for name in names)
+    assert len(data) < len(fused)
+    again = Encoder.from_bytes(data, path).embed(dataset).features
+    assert np.abs(again - expected_free(dataset)).max() < 1e-5
+    with pytest.raises(InputError, match="has no output 'free'"):
+        free_alone(one.read_bytes(), one)
 
 
 def test_a_bridged_encoder_keeps_its_free_output(path: Path, dataset: Dataset) -> None:

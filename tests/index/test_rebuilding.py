@@ -13,6 +13,7 @@ from compatctl.index import (
     HnswIndex,
     HnswParams,
     build_mapped,
+    build_replaced,
     build_with_replacements,
     build_without,
     read_keys,
@@ -101,6 +102,25 @@ def test_mapped_rows_keep_their_keys(saved: Path, tmp_path: Path) -> None:
         build_mapped(saved, PARAMS, N, adapter=lambda rows: rows @ cut, dim=40)
     with pytest.raises(DamagedError):
         build_mapped(saved, PARAMS, N - 1, adapter=lambda rows: _unit(rows @ cut), dim=40)
+
+
+def test_every_row_may_be_replaced_by_one_of_another_dimension(saved: Path, tmp_path: Path) -> None:
+    """Keys and their order stay; bytes are those of an index of the new rows; other keys are
+    refused."""
+    cut = np.random.default_rng(6).standard_normal((OLD.shape[1], 40)).astype(np.float32)
+    new, order = _unit(OTHER @ cut), np.random.default_rng(7).permutation(N)
+    index = build_replaced(
+        saved, PARAMS, N, keys=KEYS[order], rows_at=lambda rows: new[order][rows], dim=40
+    )
+    np.testing.assert_array_equal(index.keys(), KEYS)
+    np.testing.assert_array_equal(index.vectors(KEYS), new)
+    index.save(tmp_path / "a.hnsw")
+    params = HnswParams(dim=40, M=PARAMS.M, ef_construction=PARAMS.ef_construction)
+    build_index(new, KEYS, params).save(tmp_path / "b.hnsw")
+    assert (tmp_path / "a.hnsw").read_bytes() == (tmp_path / "b.hnsw").read_bytes()
+    for keys in (KEYS[:-1], np.append(KEYS[:-1], np.uint64(5))):
+        with pytest.raises(InputError):
+            build_replaced(saved, PARAMS, N, keys=keys, rows_at=lambda rows: new[rows], dim=40)
 
 
 def test_replacing_no_row_gives_the_same_file(saved: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from free_kit import with_free
 from kit import LONG, Kind, Machine, Outcome, fresh_copy
 from PIL import Image, ImageOps
 from shop_kit import SIDE, write_encoder
@@ -219,8 +220,33 @@ def _prepare_lift(machine: Machine, folder: Path) -> None:
 
 
 def _prepare_verify(machine: Machine, folder: Path) -> None:
-    """A store with one class for each item, darker copies as queries, a policy that can pass with
-    so few classes, and one counted attempt."""
+    """``_prepare_queries``, and one counted attempt."""
+    _prepare_queries(machine, folder)
+    _run(machine, folder, *VERIFY[1:], "--seed", "1")
+    (folder / "report.json").unlink()
+
+
+def _prepare_promote(machine: Machine, folder: Path) -> None:
+    """A store that re-scores, and that has the free vectors of what one query found."""
+    _prepare_queries(machine, folder)
+    with_free(folder / "both.onnx", folder / "new.onnx", folder / "new.onnx")
+    with (folder / "items.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    queries = [row for row in rows[1:] if row[4] == "query"]
+    lines = [f"v{i},{row[1]},{row[2]},validation,query" for i, row in enumerate(queries[::2])]
+    (folder / "all.csv").write_text("\n".join([*map(",".join, rows), *lines, ""]))
+    project = folder / "compatctl.yaml"
+    project.write_text(project.read_text().replace("items.csv", "all.csv") + "policy: drill.yaml\n")
+    rescored = ("--rescore", "4")
+    _run(machine, folder, "verify", "old.onnx", "both.onnx", *rescored)
+    _run(machine, folder, "deploy", *rescored)
+    _run(machine, folder, "search", queries[0][1])
+    (folder / "report.json").unlink()
+
+
+def _prepare_queries(machine: Machine, folder: Path) -> None:
+    """A store with one class for each item, darker copies as queries, and a policy that can pass
+    with so few classes."""
     _prepare_models(machine, folder)
     _write_project(folder)
     with (folder / "items.csv").open(newline="") as file:
@@ -245,8 +271,6 @@ def _prepare_verify(machine: Machine, folder: Path) -> None:
         "\n".join(f"{key}: {json.dumps(value)}" for key, value in entries.items())
     )
     _run(machine, folder, "init", "--model", "old.onnx")
-    _run(machine, folder, *VERIFY[1:], "--seed", "1")
-    (folder / "report.json").unlink()
 
 
 VERIFY = ("compatctl", "verify", "old.onnx", "new.onnx", "--policy", "drill.yaml", "--json")
@@ -348,6 +372,7 @@ DEPLOY = ("compatctl", "deploy", "--model", "new.onnx", "--force", "--reason", R
 BACKFILL = ("compatctl", "backfill", "--share", "0.5", "--force", "--reason", REASON, "--json")
 LIFT = ("compatctl", "lift", "new.onnx", "--kind", "ridge", "--data", "lift.csv", "--force",
         "--reason", REASON, "--json")  # fmt: skip
+PROMOTE = ("compatctl", "promote", "--force", "--reason", REASON, "--json")
 GC = ("compatctl", "check", "--gc", "--json")
 GC_KEEP = ("compatctl", "check", "--gc", "--keep", "1", "--json")
 
@@ -364,6 +389,8 @@ SCENARIOS = (
     Scenario(name="deploy", argv=DEPLOY, prepare=prepare_store, every=3),
     Scenario(name="rollback", argv=ROLLBACK, prepare=_prepare_deployed),
     Scenario(name="backfill", argv=BACKFILL, prepare=_prepare_deployed, every=7),
+    Scenario(name="promote", argv=PROMOTE, prepare=_prepare_promote, every=9,
+             afterwards=(ROLLBACK, ("compatctl", "check"))),
     Scenario(name="gc", argv=GC, prepare=_prepare_gc, makes_generation=False, every=2),
     Scenario(name="remove", argv=REMOVE, prepare=_prepare_remove, every=25, erases=True,
              beside=("build/candidate/memory.npz", "build/candidate/training.json")),

@@ -65,6 +65,36 @@ def build_with_replacements(
     return _build(stored, params, count, replaced, progress)
 
 
+def build_replaced(
+    path: Path,
+    params: HnswParams,
+    count: int,
+    *,
+    keys: Keys,
+    rows_at: RowsAt,
+    dim: int,
+    progress: Progress = silent,
+) -> HnswIndex:
+    """A new index of the ``count`` keys in a file, each with another row, of ``dim`` dimensions.
+
+    ``keys`` (count,) are all keys of the file. Every key keeps its place.
+
+    Raises:
+        InputError: there is no row of a key, or a key twice, or a row of another key; a new row
+            that is not finite or not of unit length; the file is missing.
+        DamagedError, CompatError: as ``build_with_replacements``.
+    """
+    stored, lookup = open_stored(path, params, count), KeyLookup(keys)
+    if len(keys) != len(stored):
+        raise InputError(f"{len(keys)} keys replace the rows of an index of {len(stored)}")
+    _find_all(stored, keys, "replaced")
+
+    def replaced(_: int, block_keys: Keys, __: Vectors) -> tuple[Keys, Vectors]:
+        return block_keys, rows_at(lookup.find(block_keys))
+
+    return _build(stored, replace(params, dim=dim), count, replaced, progress)
+
+
 def build_mapped(
     path: Path,
     params: HnswParams,

@@ -1,0 +1,230 @@
+"""Promotion: from a side file of free vectors to an index that the free head alone searches.
+
+The new index has a row for each row of the old one, its free vector, read from the side file in
+blocks. The new query model is the free head alone. What it finds is compared with what the store
+answers today, which is re-scored, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from compatctl import encoder as onnx_files
+from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
+from compatctl.core.gate import Check
+from compatctl.core.measurements import measure_mixed
+from compatctl.core.nearest import Neighbours, Piece, exact_search_pieces
+from compatctl.core.policy import Policy
+from compatctl.core.rescoring import MergeRule, free_cosines, rescore, within_budget
+from compatctl.core.retrieval import Retrieval
+from compatctl.core.sampling_units import count_units
+from compatctl.data import Dataset
+from compatctl.deployment.gallery import DeployedGallery, indexed_rows
+from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.training_record import TrainingRecord
+from compatctl.encoder import CANARY_LIMIT
+from compatctl.errors import DamagedError, InputError
+from compatctl.evaluation.adaptive_resampling import sampling
+from compatctl.evaluation.ann import AnnQueries, K, sample_queries
+from compatctl.evaluation.exact_retrieval import evaluate_neighbours, nearest_rows, recall_ks
+from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.manifest import Catalog, Rescoring
+from compatctl.migration.rewrite_gate import HeldOutQueries
+from compatctl.migration.rewrite_trials import RewriteTrial, loss_check
+from compatctl.recipe import Project
+from compatctl.store.side_file import SideFile
+
+PIECE_ROWS = 16_384
+"""Free vectors that are in memory at a time."""
+
+IMAGES = 64
+"""Images on which the free head alone is compared with the side file."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FreeRows:
+    """The free vectors of a gallery's rows, read from a side file."""
+
+    side: SideFile
+    catalog: Catalog
+
+    def missing(self) -> Rows:
+        """(n,) rows without a free vector of the indexed image; each record is checked."""
+        held = np.zeros(len(self.catalog), bool)
+        for start in range(0, len(self.catalog), PIECE_ROWS):
+            part = np.arange(start, min(start + PIECE_ROWS, len(self.catalog)))
+            held[part] = self._lookup(part)[1]
+        return np.flatnonzero(~held)
+
+    def take(self, rows: Rows) -> Vectors:
+        """(n, F) free vectors of rows (n,).
+
+        Raises:
+            DamagedError: a row has none.
+        """
+        vectors, held = self._lookup(rows)
+        if not held.all():
+            item = self.catalog.ids[rows[~held][0]]
+            raise DamagedError(
+                f"{self.side.path} has no sound vector of {item!r} any more",
+                tip="run it again: what is missing is embedded again",
+            )
+        return vectors
+
+    def pieces(self) -> Iterator[Piece]:
+        """Every row, in consecutive blocks; errors as ``take``."""
+        for start in range(0, len(self.catalog), PIECE_ROWS):
+            yield start, self.take(np.arange(start, min(start + PIECE_ROWS, len(self.catalog))))
+
+    def _lookup(self, rows: Rows) -> tuple[Vectors, Bools]:
+        ids = [self.catalog.ids[row] for row in rows.tolist()]
+        return self.side.lookup(ids, self.catalog.digests[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotionTrial(RewriteTrial):
+    """Held-out queries as the store answers them today and with the promoted index.
+
+    ``recall_today`` and ``recall`` are in [0, 1], at ``recall_at``; today's answers are re-scored
+    with the free vectors that were kept when the command began, and with the passes of a query.
+    ``check`` is the paired change with its interval, judged by ``loss_check``.
+    """
+
+    recall_today: float
+    recall: float
+    check: Check
+
+
+def try_promotion(
+    gallery: DeployedGallery,
+    free: FreeRows,
+    *,
+    data: Dataset,
+    rows: Rows,
+    missing: Rows,
+    project: Project,
+    policy: Policy,
+    skip_bad: bool,
+) -> tuple[PromotionTrial, AnnQueries] | None:
+    """Search the stored index and the free vectors exactly with the queries at ``rows`` (Q,) of the
+    data. ``missing`` (n,): gallery rows whose free vectors were unknown before this command.
+
+    Also returns the queries that test the new index. None: no query's image can be embedded.
+
+    Raises:
+        DamagedError: as ``FreeRows.take`` and ``DeployedGallery.vectors``.
+    """
+    embedded = gallery.encoder.embed(data.take(rows), skip_bad=skip_bad, free=True)
+    own = embedded.free
+    assert own is not None
+    if not len(own):
+        return None
+    queries = HeldOutQueries.from_features(
+        data,
+        rows[embedded.rows],
+        embedded.features,
+        cluster=project.cluster,
+        ignore_same=project.ignore_same,
+    )
+    truth, ks = queries.ground_truth(gallery.catalog), recall_ks(policy)
+    first = nearest_rows(truth, embedded.features, gallery.vectors(), ks)
+    settings = gallery.manifest.rescoring
+    assert settings is not None
+    before = evaluate_neighbours(truth, answers_today(first, own, free, missing, settings), ks)
+    width = first.rows.shape[1]
+    found = exact_search_pieces(own, free.pieces(), width, truth.self_row, truth.ignored)
+    after = evaluate_neighbours(truth, found, ks)
+    return _trial(truth, before, after, policy), _ann_queries(own, free)
+
+
+def _trial(
+    truth: GroundTruth, before: Retrieval, after: Retrieval, policy: Policy
+) -> PromotionTrial:
+    resampling, k = sampling(policy, 0, 0, 0), policy.recall_at
+    gain = measure_mixed(
+        truth.classes,
+        before,
+        after,
+        k=k,
+        draw=resampling.draw,
+        replicates=resampling.replicates,
+        unit=truth.unit,
+    )
+    detail = (
+        f"Recall@{k} is {after.recall[k]:.4f} with the promoted index and {before.recall[k]:.4f} "
+        "as the store answers today, re-scored"
+    )
+    return PromotionTrial(
+        n_queries=before.n_with_match,
+        n_classes=count_units(truth.classes, before.has_match),
+        recall_at=k,
+        recall_today=before.recall[k],
+        recall=after.recall[k],
+        check=loss_check(policy, replace(gain, detail=detail)),
+    )
+
+
+def answers_today(
+    first: Neighbours, queries: Vectors, free: FreeRows, missing: Rows, settings: Rescoring
+) -> Neighbours:
+    """The first answers (Q, C) in the order in which the store serves them: free vectors (Q, F) of
+    the queries are compared with all but ``missing`` (n,) candidates, of which a query passes as
+    many as the settings say. A limit of time is not simulated."""
+    found = first.rows[:, : settings.candidates]
+    touched = np.unique(found[found >= 0])
+    cosines = free_cosines(queries, found, touched, free.take(touched))
+    unknown = np.isin(found, missing) & (found >= 0)
+    unknown &= ~within_budget(unknown, settings.passes)
+    rule = MergeRule(weight=settings.weight, slope=settings.slope, intercept=settings.intercept)
+    return rescore(first, np.where(unknown, np.float32(np.nan), cosines), rule).of(first)
+
+
+def _ann_queries(queries: Vectors, free: FreeRows) -> AnnQueries:
+    sample = queries[sample_queries(len(queries))]
+    k, none = min(K, len(free.catalog)), np.full(len(sample), -1, np.int64)
+    nearest = exact_search_pieces(sample, free.pieces(), k, none)
+    return AnnQueries(queries=sample, nearest=free.catalog.keys[nearest.rows])
+
+
+def free_head(gallery: DeployedGallery, data: Dataset, free: FreeRows) -> tuple[ModelFile, float]:
+    """The free head of the query model in a file of its own, and by how much its embeddings of up
+    to ``IMAGES`` gallery images differ from the side file's vectors (L2, the largest).
+
+    The file has the query model's training record, without registry and memory: these are of the
+    compatible head.
+
+    Raises:
+        InputError: they differ by more than ``CANARY_LIMIT``, or no image is at hand.
+        DamagedError: as ``FreeRows.take``.
+    """
+    path = gallery.store.verified_path("models", gallery.manifest.query_model)
+    share = next(m for m in gallery.manifest.models if m.sha256 == gallery.manifest.query_model)
+    name = Path(f"{Path(share.name).stem}.free.onnx")
+    text = gallery.encoder.record
+    record = TrainingRecord(whole=False) if text is None else TrainingRecord.from_text(text, path)
+    record = replace(record, registry=None, memory_sha256=None)
+    content = onnx_files.free_alone(path.read_bytes(), path)
+    model = ModelFile(path=name, data=onnx_files.with_record(content, name, record.to_text()))
+    here, rows = indexed_rows(data, gallery.catalog)
+    chosen = as_rows(range(0, len(here), max(1, len(here) // IMAGES)))[:IMAGES]
+    embedded = model.encoder.embed(data.take(here[chosen]), skip_bad=True)
+    rows, digests = rows[chosen][embedded.rows], embedded.digests
+    indexed = gallery.catalog.digests[rows]
+    same = (indexed == digests).all(axis=1) | ~indexed.any(axis=1)
+    if not same.any():
+        raise InputError(
+            "the data has no image of the gallery on which to compare the free head alone",
+            tip="--data with images of gallery items, as they were indexed",
+        )
+    distances = np.linalg.norm(free.take(rows[same]) - embedded.features[same], axis=1)
+    if not (difference := float(distances.max())) <= CANARY_LIMIT:
+        raise InputError(
+            f"the free head alone differs from the side file's vectors by {difference:.2g} (L2, "
+            f"over {int(same.sum())} images); the limit is {CANARY_LIMIT:g}",
+            tip="the runtime gives other vectors than when they were made: use the earlier one",
+        )
+    return model, difference
