@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from shop_kit import Shop, run, store_files, stored_rows
+from shop_kit import Shop, filtered_table, run, slow_recall, store_files, stored_rows
 
 from compatctl.core.gallery_order import hubness, mean_distance, uncertainty
 from compatctl.core.policy import Policy
@@ -58,32 +57,6 @@ def _embedded(shop: Shop, name: str, ids: list[str], data: Dataset) -> NDArray[n
     return Encoder.load(shop.path(name)).embed(items).features
 
 
-def _slow_recall(shop: Shop, name: str, gallery: NDArray[np.float32], data: Dataset) -> float:
-    """recall@1 of held-out queries on the catalogue's rows (N, D), one query at a time."""
-    labels, right, matched = _catalog(shop).labels, 0, 0
-    queries = data.filter(split="test", role="query")
-    features = Encoder.load(shop.path(name)).embed(queries).features
-    for label, feature in zip(queries.labels, features, strict=True):
-        if label in labels:
-            matched += 1
-            right += labels[int(np.argmax(gallery @ feature))] == label
-    return right / matched
-
-
-def _table(shop: Shop, keep: Any) -> Path:
-    """The project's table with the rows that ``keep`` says, beside the data."""
-    source = shop.data()
-    with source.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        names, rows = list(reader.fieldnames or ()), [row for row in reader if keep(row)]
-    path = source.parent / f"{shop.folder.parent.name}.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
 def test_a_half_is_measured_and_written_as_by_an_explicit_loop(deployed: Shop) -> None:
     """Recall before and after, and every row of the new index, are those found one by one."""
     data, before, catalog = load(deployed.data()), deployed.manifest(), _catalog(deployed)
@@ -101,7 +74,8 @@ def test_a_half_is_measured_and_written_as_by_an_explicit_loop(deployed: Shop) -
     assert _of_query_model(deployed) == set(half)
 
     trial, output = result.json["measured"], result.json
-    slow = [_slow_recall(deployed, "new.onnx", rows, data) for rows in (old, wanted)]
+    new = [Encoder.load(deployed.path("new.onnx"))]
+    slow = [slow_recall(deployed, new, rows) for rows in (old, wanted)]
     assert [trial["curve"][0]["recall"], trial["curve"][-1]["recall"]] == pytest.approx(slow)
     assert trial["check"]["estimate"] == pytest.approx(slow[1] - slow[0])
     assert trial["check"]["low"] > -0.02
@@ -243,7 +217,7 @@ def test_items_without_an_image_are_listed_and_passed_over(deployed: Shop) -> No
     """The next in order take their place; where all that can be done is done, it says so."""
     order = _by_hash(_catalog(deployed).ids)
     lost = set(order[:3])
-    table = _table(deployed, lambda row: row["id"] not in lost)
+    table = filtered_table(deployed, lambda row: row["id"] not in lost)
     share = 10 / len(order)
     result = deployed.run("backfill", "--share", share, "--data", table, *FORCE).json
     assert (result["missing"], result["embedded"]) == (order[:3], 10)
@@ -259,7 +233,7 @@ def test_items_without_an_image_are_listed_and_passed_over(deployed: Shop) -> No
 
 def test_data_without_any_of_the_items_is_an_error(deployed: Shop) -> None:
     """Exit 5: that is another gallery's data."""
-    table = _table(deployed, lambda row: row["role"] == "query")
+    table = filtered_table(deployed, lambda row: row["role"] == "query")
     refused = deployed.run("backfill", "--data", table, *FORCE)
     assert refused.code == 5
     assert "no image of the store's items" in refused.stderr
@@ -270,7 +244,7 @@ def test_an_image_that_does_not_decode_is_an_error_or_skipped(deployed: Shop) ->
     ids = _catalog(deployed).ids
     first, count = _by_hash(ids)[0], 4
     share = count / len(ids)
-    table = _table(deployed, lambda row: True)
+    table = filtered_table(deployed, lambda row: True)
     bad = table.with_suffix(".png")
     bad.write_bytes(b"no image")
     lines = table.read_text().splitlines()
@@ -320,7 +294,7 @@ def test_too_few_queries_are_inconclusive(deployed: Shop) -> None:
     """With 40 held-out queries the gain is shown, and the exit code is 4; nothing is written."""
     queries = [item.id for item in load(deployed.data()).filter(split="test", role="query").items]
     kept = set(queries[:40])
-    table = _table(deployed, lambda row: row["role"] == "gallery" or row["id"] in kept)
+    table = filtered_table(deployed, lambda row: row["role"] == "gallery" or row["id"] in kept)
     files = store_files(deployed)
     result = deployed.run("backfill", "--data", table)
     assert result.code == 4
@@ -333,7 +307,7 @@ def test_without_held_out_queries_it_is_refused_before_anything_is_embedded(
     deployed: Shop,
 ) -> None:
     """Exit 4 with the advice; forced, it is written and told to be not measured."""
-    table = _table(deployed, lambda row: row["role"] == "gallery")
+    table = filtered_table(deployed, lambda row: row["role"] == "gallery")
     files = store_files(deployed)
     refused = deployed.run("backfill", "--data", table)
     assert refused.code == 4
@@ -446,7 +420,7 @@ def test_a_forecast_keeps_the_budget_of_the_project(deployed: Shop) -> None:
 
 def test_a_forecast_needs_rows_and_queries(deployed: Shop) -> None:
     """Exit 4 without a held-out query; where all is re-embedded there is nothing to forecast."""
-    table = _table(deployed, lambda row: row["role"] == "gallery")
+    table = filtered_table(deployed, lambda row: row["role"] == "gallery")
     refused = deployed.run("backfill", "--data", table, "--forecast", 50)
     assert (refused.code, "no held-out query" in refused.stderr) == (4, True)
     assert deployed.run("backfill").code == 0
@@ -556,7 +530,7 @@ def test_ef_is_raised_to_what_the_new_index_needs(begun: Path, shop: Shop, tmp_p
 
 def test_queries_that_do_not_decode_are_no_evidence(deployed: Shop) -> None:
     """All held-out queries skipped: exit 4 as without any, and nothing is written."""
-    table = _table(deployed, lambda row: True)
+    table = filtered_table(deployed, lambda row: True)
     bad = table.with_suffix(".png")
     bad.write_bytes(b"no image")
     lines = table.read_text().splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from index_kit import build_index
-from numpy.typing import NDArray
-from shop_kit import DIM, Shop, run, store_files, stored_rows, turned
+from shop_kit import DIM, Shop, filtered_table, run, slow_recall, store_files, stored_rows, turned
 
 from compatctl.data import load
 from compatctl.deployment.gallery import DeployedGallery
@@ -70,31 +68,6 @@ def _images(shop: Shop, ids: list[str]) -> Any:
     return data.take([at[item] for item in ids])
 
 
-def _slow_recall(shop: Shop, models: list[Encoder], gallery: NDArray[np.float32]) -> float:
-    """recall@1 of held-out queries, by the models' mean, on the catalogue's rows, one by one."""
-    labels, right, matched = _catalog(shop).labels, 0, 0
-    queries = load(shop.data()).filter(split="test", role="query")
-    features = np.sum([model.embed(queries).features for model in models], axis=0)
-    for label, feature in zip(queries.labels, features, strict=True):
-        if label in labels:
-            matched += 1
-            right += labels[int(np.argmax(gallery @ feature))] == label
-    return right / matched
-
-
-def _table(shop: Shop, keep: Any) -> Path:
-    """The project's table with the rows that ``keep`` says, beside the data."""
-    with shop.data().open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        names, rows = list(reader.fieldnames or ()), [row for row in reader if keep(row)]
-    path = shop.data().parent / f"{shop.folder.parent.name}.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
 def _fresh(shop: Shop, names: str) -> Path:
     """A table of items that no store holds, one a letter."""
     images = sorted((shop.data().parent / "images" / "twemoji").iterdir())
@@ -136,9 +109,9 @@ def test_the_measured_recalls_are_those_of_an_explicit_loop(lifted: Shop, begun:
     both = [_model(lifted, _lift_result(lifted)["models"][0]["sha256"])]
     both.append(Encoder.load(lifted.path("wide.onnx")))
     rows = stored_rows(lifted, ids)
-    old = _slow_recall(Shop(begun), [Encoder.load(lifted.path("old.onnx"))],
+    old = slow_recall(Shop(begun), [Encoder.load(lifted.path("old.onnx"))],
                        stored_rows(Shop(begun), ids))  # fmt: skip
-    new, fused = _slow_recall(lifted, both[1:], rows), _slow_recall(lifted, both, rows)
+    new, fused = slow_recall(lifted, both[1:], rows), slow_recall(lifted, both, rows)
     assert measured["fused_recall"] == pytest.approx(fused, abs=2e-3)
     assert (measured["old_recall"], measured["new_recall"]) == pytest.approx((old, new), abs=2e-3)
     gain = next(check for check in measured["verdict"]["checks"] if check["name"] == "recall_gain")
@@ -289,7 +262,7 @@ def test_too_little_evidence_is_inconclusive(shop: Shop, wide: Path, raised: Pat
     files = store_files(shop)
     for kept in (set(queries[:40]), set()):
         asks = set(queries) - kept
-        table = _table(shop, lambda row, asks=asks: row["id"] not in asks)
+        table = filtered_table(shop, lambda row, asks=asks: row["id"] not in asks)
         result = shop.run("lift", wide, *RIDGE, "--data", table)
         assert result.code == 4, result.stderr
         assert store_files(shop) == files

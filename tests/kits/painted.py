@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from shop_kit import Result, run
+from onnx import TensorProto, helper
+from shop_kit import Result, run, write_graph
 
-from compatctl.data import Preprocessing
-from compatctl.encoder import Encoder, EncoderInput, seal
+from compatctl.encoder import Encoder
 
 SIDE, DIM = 8, 32
 SIZE = SIDE * SIDE * 3
@@ -38,20 +36,7 @@ def encoder(path: Path, place: int) -> Path:
         helper.make_node("MatMul", ["x", "m"], ["raw"]),
         helper.make_node("LpNormalization", ["raw"], ["embedding"], axis=-1, p=2),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "painted",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", DIM])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
-    model.ir_version = 10
-    raw = path.with_suffix(".raw")
-    onnx.save(model, raw)
-    size = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
-    seal(raw, path, (EncoderInput(name="image", preprocessing=size),))
-    raw.unlink()
+    write_graph(path, nodes, weights, side=SIDE, dim=DIM)
     return path
 
 

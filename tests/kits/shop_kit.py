@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ from typer.testing import CliRunner
 from compatctl import encoder as onnx_files
 from compatctl.cli.app import app
 from compatctl.core.adapters import Affine
-from compatctl.data import Preprocessing
+from compatctl.data import Preprocessing, load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_record import TrainingRecord
-from compatctl.encoder import EncoderInput, seal
+from compatctl.encoder import Encoder, EncoderInput, seal
 from compatctl.recipe import Project
 from compatctl.store import Store
 
@@ -84,29 +86,67 @@ def write_encoder(
         helper.make_node("Add", ["signal", "spoilt"], ["raw"]),
         helper.make_node("LpNormalization", ["raw"], ["embedding"], axis=-1, p=2),
     ]
+    write_graph(path, nodes, weights, side=SIDE, dim=DIM)
+    if recorded:
+        carry(path, TrainingRecord())
+    return path
+
+
+def write_graph(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    weights: Mapping[str, NDArray[Any]],
+    *,
+    side: int,
+    dim: int,
+) -> None:
+    """Write a sealed encoder of these nodes and weights, from square images to ``dim`` numbers."""
     graph = helper.make_graph(
         nodes,
         "small",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", DIM])],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", side, side, 3])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", dim])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 10
     raw = path.with_suffix(".raw")
     onnx.save(model, raw)
-    preprocessing = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
+    preprocessing = Preprocessing(height=side, width=side, resize="bilinear", fit="stretch")
     path.unlink(missing_ok=True)
     seal(raw, path, (EncoderInput(name="image", preprocessing=preprocessing),))
     raw.unlink()
-    if recorded:
-        carry(path, TrainingRecord())
-    return path
 
 
 def carry(path: Path, record: TrainingRecord) -> None:
     """Put a training record into an encoder's file."""
     path.write_bytes(onnx_files.with_record(path.read_bytes(), path, record.to_text()))
+
+
+def filtered_table(shop: Shop, keep: Callable[[dict[str, str]], bool]) -> Path:
+    """The project's table with the rows that ``keep`` says, beside the data."""
+    source = shop.data()
+    with source.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names, rows = list(reader.fieldnames or ()), [row for row in reader if keep(row)]
+    path = source.parent / f"{shop.folder.parent.name}.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def slow_recall(shop: Shop, models: Sequence[Encoder], gallery: NDArray[np.float32]) -> float:
+    """recall@1 of held-out queries, by the models' mean, on the catalogue's rows, one by one."""
+    labels, right, matched = Store.open(shop.path("store")).catalog().labels, 0, 0
+    queries = load(shop.data()).filter(split="test", role="query")
+    features = np.sum([model.embed(queries).features for model in models], axis=0)
+    for label, feature in zip(queries.labels, features, strict=True):
+        if label in labels:
+            matched += 1
+            right += labels[int(np.argmax(gallery @ feature))] == label
+    return right / matched
 
 
 def store_files(shop: Shop) -> dict[str, bytes]:
