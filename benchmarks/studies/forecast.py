@@ -5,7 +5,7 @@ it passed. The recipe is trained on a sixteenth to all of the training classes. 
 shares predict the larger ones, twice and four times the largest of the three. Their intervals of
 80% should contain the measured recall in at least 8 of 10 cases.
 
-    python -m benchmarks.studies.forecast [--cases emoji-lite0-lite2] [--seeds 0 1 2] [--work DIR]
+    python -m benchmarks.studies.forecast [--cases emoji-lite0-lite2] [--seeds 0,1,2] [--work DIR]
 
 Needs the extra ``demo``; for kanji ``examples/kanji/data/kanji.npz``, and for characters
 ``examples/characters/data/characters.npz`` (or ``--kanji FILE``, ``--characters FILE``).
@@ -13,7 +13,7 @@ Needs the extra ``demo``; for kanji ``examples/kanji/data/kanji.npz``, and for c
 
 from __future__ import annotations
 
-import argparse
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common.cases import CASES, LARGE, Workshop, chosen
+from benchmarks.common.arguments import study_parser
+from benchmarks.common.cases import CASES, LARGE, Workshop
 from compatctl.core.arrays import Bools
 from compatctl.core.power_law import LEVEL, Range
 from compatctl.evaluation.exact_retrieval import retrieval
@@ -80,25 +81,23 @@ def _point(inputs: RouteInputs, share: float, runs: int) -> tuple[float, list[Bo
 
 def main() -> None:
     """Measure, and print one line a prediction."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    among = (*CASES, *LARGE)
-    parser.add_argument("--cases", default=",".join(case.name for case in CASES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("build/legacy"))
-    parser.add_argument("--kanji", type=Path, default=Workshop.kanji)
-    parser.add_argument("--characters", type=Path, default=Workshop.characters)
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    shared = ("seeds", "work", "kanji", "characters", "threads")
+    parser = study_parser(__doc__, *shared, cases=(*CASES, *LARGE))
+    parser.set_defaults(cases=[*CASES])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    workshop = Workshop(work=options.work, kanji=options.kanji, characters=options.characters)
     inside: dict[int, list[bool]] = defaultdict(list)
     print("| case | seed | classes | times | predicted recall@1 (interval) | measured | inside |")
     print("|---|---|---|---|---|---|---|")
-    for case in chosen(options.cases, among):
-        for seed in options.seeds:
-            for check in checks(workshop.inputs(replace(case, seed=seed)), RUNS):
-                print(_line(case.name, seed, check), flush=True)
-                inside[check.times] += check.inside
+    with tempfile.TemporaryDirectory() as temporary:
+        workshop = Workshop(
+            work=options.work or Path(temporary), kanji=options.kanji, characters=options.characters
+        )
+        for case in options.cases:
+            for seed in options.seeds:
+                for check in checks(workshop.inputs(replace(case, seed=seed)), RUNS):
+                    print(_line(case.name, seed, check), flush=True)
+                    inside[check.times] += check.inside
     for times, held in sorted(inside.items()):
         print(
             f"inside at {times} times the classes: {sum(held)} of {len(held)} "

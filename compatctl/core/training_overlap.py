@@ -1,6 +1,6 @@
 """The overlap of gallery and training: rows that training passed through the new model.
 
-Such rows are *touched*. A model answers best for them: anchors, and the pairs of a bridge, are
+Such rows are *touched*. A model answers best for them: training items and the pairs of a bridge are
 easier to find than the rest of the gallery. Let t_q be the share of query q's relevant rows that
 are touched, and t the share of touched rows in the gallery. The gain on the gallery as it is weighs
 the touched part by t and the untouched part by 1 - t; queries with another mixture are weighted

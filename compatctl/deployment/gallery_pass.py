@@ -49,8 +49,8 @@ def gallery_pass(
     measured_ids = record.measured_ids | DigestPrefixes.from_ints(map(name_prefix, measured))
     own = record.own("ids").contains(names) | _same_image(catalog, record.own("digests"))
     trained = record.ids.contains(names) | _same_image(catalog, record.digests)
-    anchored = record.anchor_ids.contains(names) | _same_image(catalog, record.anchor_digests)
-    made = {PAIRS: anchored & own}
+    paired = record.unlabelled_ids.contains(names) | _same_image(catalog, record.unlabelled_digests)
+    made = {PAIRS: paired & own}
     if rewritten is not None:
         made[STORED] = rewritten
     if rescored is not None:

@@ -113,7 +113,9 @@ def find_record(
 
 
 def _without_names(record: TrainingRecord) -> TrainingRecord:
-    return replace(record, items=(), anchors=(), labels=(), measured=(), details={}, partial=True)
+    return replace(
+        record, items=(), unlabelled=(), labels=(), measured=(), details={}, partial=True
+    )
 
 
 def _agreed(carried: TrainingRecord | None, file: TrainingRecord) -> TrainingRecord:
@@ -133,7 +135,7 @@ def _agreed(carried: TrainingRecord | None, file: TrainingRecord) -> TrainingRec
         "path",
         "memory_sha256",
         "items",
-        "anchors",
+        "unlabelled",
         "labels",
         "measured",
         "partial",
@@ -162,7 +164,7 @@ def _registry_beside(path: Path, sha256: str | None) -> str | None:
     return registry.read_text(encoding="utf-8")
 
 
-_EXPECTED = "items and anchors are lists of {id, sha256}, and classes is a list of labels"
+_EXPECTED = "items and unlabelled are lists of {id, sha256}, and classes is a list of labels"
 
 
 def _read_file(path: Path, raw: Mapping[str, Any]) -> TrainingRecord:
@@ -194,7 +196,7 @@ def without_erased_items(
     if not isinstance(raw, dict):
         return None
     new: dict[str, Any] = dict(raw)
-    for name in ("items", "anchors"):
+    for name in ("items", "unlabelled"):
         if isinstance(entries := raw.get(name), list):
             new[name] = [
                 entry

@@ -29,16 +29,17 @@ FORMAT = 1
 MEMORY_FILE = "memory.npz"
 REGISTRY_FILE = "registry.json"
 
-SETS = ("ids", "digests", "anchor_ids", "anchor_digests", "classes", "measured_ids")
+SETS = ("ids", "digests", "unlabelled_ids", "unlabelled_digests", "classes", "measured_ids")
 _ELSEWHERE = ("elsewhere_ids", "elsewhere_digests")
 _CARRIED_SETS = (*SETS, *_ELSEWHERE)
 _OPTIONAL_KEYS = {"measured_ids", *_ELSEWHERE}
 """Records of earlier versions lack them."""
+_EARLIER_NAMES = {"anchor_ids": "unlabelled_ids", "anchor_digests": "unlabelled_digests"}
 _CARRIED_KEYS = {
     *("format", "tool", "parity", "memory_sha256", "registry", "looks", "whole", *_CARRIED_SETS)
 }
 _FILE_KEYS = {
-    *("format", "tool", "items", "anchors", "classes", "models", "parity", "memory_sha256"),
+    *("format", "tool", "items", "unlabelled", "classes", "models", "parity", "memory_sha256"),
     *("registry_sha256", "whole", "partial", "measured"),
 }
 
@@ -49,9 +50,10 @@ def _no_looks() -> PerceptualHashes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedItem:
-    """A training item or an anchor: its id, the sha256 and the look (hex) of its image.
+    """An item that passed through the model: its id, the sha256 and the look (hex) of its image.
 
-    An anchor passed without its label: an unlabelled image, or a pair of an adapter.
+    It trained with its label, or it is *unlabelled*: an image of the recipe's folder, or a pair of
+    an adapter.
     """
 
     id: str
@@ -66,15 +68,16 @@ class RecordedItem:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingRecord:
-    """Training items, anchors and trained classes of a model.
+    """Training items, unlabelled items and trained classes of a model.
 
     Attributes:
-        ids, digests, anchor_ids, anchor_digests, classes: eight bytes of each name and digest.
+        ids, digests, unlabelled_ids, unlabelled_digests, classes: eight bytes of each name and
+            digest.
         measured_ids: the same of items that the model embedded only to measure or to choose.
-        elsewhere_ids, elsewhere_digests: those of items and anchors that only the deployed encoder
-            of a fused file saw; they did not go through the new backbone.
+        elsewhere_ids, elsewhere_digests: those of all items that only the deployed encoder of a
+            fused file saw; they did not go through the new backbone.
         looks: (n, 24), of the images.
-        items, anchors, labels, measured: the full names, where training.json is at hand.
+        items, unlabelled, labels, measured: the full names, where training.json is at hand.
         partial: the full names are incomplete.
         details: how the model was made: the other entries of training.json.
         parity: largest absolute difference between an embedding of the ONNX file and of the
@@ -89,15 +92,15 @@ class TrainingRecord:
 
     ids: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
     digests: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
-    anchor_ids: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
-    anchor_digests: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
+    unlabelled_ids: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
+    unlabelled_digests: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
     classes: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
     measured_ids: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
     elsewhere_ids: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
     elsewhere_digests: DigestPrefixes = field(default_factory=DigestPrefixes.from_ints)
     looks: PerceptualHashes = field(default_factory=_no_looks)
     items: tuple[RecordedItem, ...] = ()
-    anchors: tuple[RecordedItem, ...] = ()
+    unlabelled: tuple[RecordedItem, ...] = ()
     labels: tuple[str, ...] = ()
     measured: tuple[str, ...] = ()
     partial: bool = False
@@ -115,12 +118,12 @@ class TrainingRecord:
         cls,
         *,
         items: Sequence[RecordedItem] = (),
-        anchors: Sequence[RecordedItem] = (),
+        unlabelled: Sequence[RecordedItem] = (),
         labels: Sequence[str] = (),
         measured: Sequence[str] = (),
         **fields: Any,
     ) -> Self:
-        """The record of items, anchors and class labels that are known by name.
+        """The record of items and class labels that are known by name.
 
         Raises:
             ValueError: a digest is no sha256, or a look has another length.
@@ -128,13 +131,15 @@ class TrainingRecord:
         return cls(
             ids=DigestPrefixes.from_ints(name_prefix(item.id) for item in items),
             digests=DigestPrefixes.from_ints(digest_prefix(item.sha256) for item in items),
-            anchor_ids=DigestPrefixes.from_ints(name_prefix(item.id) for item in anchors),
-            anchor_digests=DigestPrefixes.from_ints(digest_prefix(item.sha256) for item in anchors),
+            unlabelled_ids=DigestPrefixes.from_ints(name_prefix(item.id) for item in unlabelled),
+            unlabelled_digests=DigestPrefixes.from_ints(
+                digest_prefix(item.sha256) for item in unlabelled
+            ),
             classes=DigestPrefixes.from_ints(map(name_prefix, labels)),
             measured_ids=DigestPrefixes.from_ints(map(name_prefix, measured)),
-            looks=_looks((*items, *anchors)),
+            looks=_looks((*items, *unlabelled)),
             items=tuple(items),
-            anchors=tuple(anchors),
+            unlabelled=tuple(unlabelled),
             labels=tuple(labels),
             measured=tuple(measured),
             **fields,
@@ -145,16 +150,16 @@ class TrainingRecord:
         """The record of the rows (n,) that an adapter was fitted on, with their looks.
 
         Training items are items, and their classes were seen. Gallery items of other splits are
-        anchors, whose label was not used.
+        unlabelled: their label was not used.
         """
         items: list[RecordedItem] = []
-        anchors: list[RecordedItem] = []
+        unlabelled: list[RecordedItem] = []
         for row in rows:
             item = data.items[row]
             entry = RecordedItem(id=item.id, sha256=data.digest(int(row)))
-            (items if item.split == "train" else anchors).append(entry)
+            (items if item.split == "train" else unlabelled).append(entry)
         labels = {data.items[row].label for row in rows if data.items[row].split == "train"}
-        return cls.of(items=items, anchors=anchors, labels=sorted(labels)).with_looks(data)
+        return cls.of(items=items, unlabelled=unlabelled, labels=sorted(labels)).with_looks(data)
 
     @property
     def registry_sha256(self) -> str | None:
@@ -162,26 +167,27 @@ class TrainingRecord:
         return None if self.registry is None else sha256_bytes(self.registry.encode())
 
     def trained_on(self, item_id: str, digest: str) -> bool:
-        """Whether the item trained, or its image trained or was an anchor: no held-out query."""
+        """Whether the item trained, or its image passed with or without its label: no held-out
+        query."""
         image = digest_prefix(digest)
         return (
             name_prefix(item_id) in self.ids
             or image in self.digests
-            or image in self.anchor_digests
+            or image in self.unlabelled_digests
         )
 
-    def is_anchor(self, item_id: str) -> bool:
-        """Whether the gallery item was an anchor, or a pair of a bridge."""
-        return name_prefix(item_id) in self.anchor_ids
+    def passed_unlabelled(self, item_id: str) -> bool:
+        """Whether the item passed without its label."""
+        return name_prefix(item_id) in self.unlabelled_ids
 
     def knows_class(self, label: str) -> bool:
         """Whether an item of this class trained."""
         return name_prefix(label) in self.classes
 
     def has_seen(self, ids: Sequence[str]) -> Bools:
-        """(n,) whether each item trained, was an anchor, or was a pair of an adapter."""
+        """(n,) whether each item passed, with or without its label."""
         names = np.fromiter(map(name_prefix, ids), np.uint64, len(ids))
-        return self.ids.contains(names) | self.anchor_ids.contains(names)
+        return self.ids.contains(names) | self.unlabelled_ids.contains(names)
 
     def with_classes(self, labels: Iterable[str]) -> Self:
         """The record with more trained classes."""
@@ -200,27 +206,29 @@ class TrainingRecord:
         )
 
     def with_looks(self, *sources: Dataset | None) -> Self:
-        """The record with the look of each item and anchor whose image decodes.
+        """The record with the look of each item whose image decodes.
 
         The image comes from the first source that has the item's id.
         """
         looks: dict[str, str] = {}
-        ids = {item.id for item in (*self.items, *self.anchors)}
+        ids = {item.id for item in (*self.items, *self.unlabelled)}
         for data in sources:
             if data is not None:
                 rows = [r for r, item in enumerate(data.ids) if item in ids and item not in looks]
                 computed, decoded = data.looks(rows)
                 for position, look in zip(decoded, computed, strict=True):
                     looks[data.ids[rows[position]]] = look.tobytes().hex()
-        items, anchors = (
+        items, unlabelled = (
             tuple(replace(item, look=looks.get(item.id, item.look)) for item in entries)
-            for entries in (self.items, self.anchors)
+            for entries in (self.items, self.unlabelled)
         )
-        return replace(self, items=items, anchors=anchors, looks=_looks((*items, *anchors)))
+        return replace(
+            self, items=items, unlabelled=unlabelled, looks=_looks((*items, *unlabelled))
+        )
 
     def own(self, kind: str) -> DigestPrefixes:
-        """The ``ids`` or ``digests`` of items and anchors that went through the new backbone."""
-        every: DigestPrefixes = getattr(self, kind) | getattr(self, f"anchor_{kind}")
+        """The ``ids`` or ``digests`` of all items that went through the new backbone."""
+        every: DigestPrefixes = getattr(self, kind) | getattr(self, f"unlabelled_{kind}")
         elsewhere: DigestPrefixes = getattr(self, f"elsewhere_{kind}")
         return every - elsewhere
 
@@ -230,8 +238,8 @@ class TrainingRecord:
             self,
             measured=(),
             measured_ids=DigestPrefixes.from_ints(),
-            elsewhere_ids=self.ids | self.anchor_ids,
-            elsewhere_digests=self.digests | self.anchor_digests,
+            elsewhere_ids=self.ids | self.unlabelled_ids,
+            elsewhere_digests=self.digests | self.unlabelled_digests,
         )
 
     def including(self, other: Self) -> Self:
@@ -245,7 +253,7 @@ class TrainingRecord:
             **prefixes,
             looks=np.unique(np.concatenate([self.looks, other.looks]), axis=0),
             items=_unique((*self.items, *other.items)),
-            anchors=_unique((*self.anchors, *other.anchors)),
+            unlabelled=_unique((*self.unlabelled, *other.unlabelled)),
             labels=tuple(sorted({*self.labels, *other.labels})),
             measured=tuple(sorted({*self.measured, *other.measured})),
             partial=self.partial or other.partial,
@@ -280,6 +288,7 @@ class TrainingRecord:
             raw = parse_json(data, path)
             if not isinstance(raw, dict) or raw.get("format") != FORMAT:
                 raise InputError("it has another format")
+            raw = {_EARLIER_NAMES.get(key, key): value for key, value in raw.items()}
             if not _CARRIED_KEYS - _OPTIONAL_KEYS <= set(raw) <= _CARRIED_KEYS:
                 raise InputError("it has other entries")
             sets: dict[str, Any] = {
@@ -315,7 +324,7 @@ class TrainingRecord:
             "tool": f"compatctl {__version__}",
             "models": [model_sha256],
             "items": [item.to_json() for item in self.items],
-            "anchors": [item.to_json() for item in self.anchors],
+            "unlabelled": [item.to_json() for item in self.unlabelled],
             "classes": list(self.labels),
             "measured": list(self.measured),
             "whole": self.whole,
@@ -334,7 +343,7 @@ class TrainingRecord:
         """
         return cls.of(
             items=_entries(raw, "items"),
-            anchors=_entries(raw, "anchors"),
+            unlabelled=_entries(raw, "unlabelled"),
             labels=_labels(raw, "classes"),
             measured=_labels(raw, "measured") if "measured" in raw else (),
             partial=bool(raw.get("partial")),

@@ -2,8 +2,8 @@
 
 Items that were trained on are found by id and by the digest of their bytes. They are an error,
 unless ``--allow-seen`` reports them as a group of their own. A near-copy has other bytes and
-another id, but shows an image that was trained on or anchored. Its perceptual hash shows it, or the
-old model's vector: re-compression moves a vector far and the hash hardly, and a record may have no
+another id, but shows an image that went through the model. Its perceptual hash shows it, or the old
+model's vector: re-compression moves a vector far and the hash hardly, and a record may have no
 hashes.
 """
 
@@ -77,8 +77,8 @@ def query_groups(data: Dataset, record: TrainingRecord | None, options: VerifyOp
         return Groups(query_groups=(group,), pairs=pairs, held_out=len(held_out))
     in_pairs = np.zeros(0, np.int64) if pairs is None else np.union1d(pairs[0], pairs[1])
     used = _refuse_trained(data, in_pairs, record, options, "items of pairs")
-    if not has_roles(data):  # every item queries, except anchors
-        keep = [row for row in held_out if not record.is_anchor(data.items[row].id)]
+    if not has_roles(data):  # every item queries, except those that passed
+        keep = [row for row in held_out if not record.passed_unlabelled(data.items[row].id)]
         held_out = np.array(keep, np.int64)
     near = near_copies(data, held_out, record)  # first: the digests come from the same reading
     trained = _refuse_trained(data, held_out, record, options, "held-out queries")

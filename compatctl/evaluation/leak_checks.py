@@ -61,7 +61,11 @@ def leaks_unchecked(record: TrainingRecord | None) -> tuple[str, ...]:
         notes.append("leaks: the candidate has no training record")
     elif not record.whole:
         notes.append("leaks of the model behind the map: it has no training record")
-    if record is not None and len(record.ids) + len(record.anchor_ids) and not len(record.looks):
+    if (
+        record is not None
+        and len(record.ids) + len(record.unlabelled_ids)
+        and not len(record.looks)
+    ):
         notes.append(
             "near-copies that only a look shows: the training record has no looks of its images"
         )
@@ -86,7 +90,7 @@ def _known(record: TrainingRecord | None) -> str:
     origin = "The model carries its record" if record.carried else "A named file is its record"
     return (
         f"{origin}: {len(record.ids)} items of {len(record.classes)} classes trained, "
-        f"{len(record.anchor_ids)} items anchored"
+        f"{len(record.unlabelled_ids)} items passed without their label"
     )
 
 

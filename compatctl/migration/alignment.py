@@ -41,7 +41,7 @@ class AdapterReport:
 
     ``old_recall`` is that of the deployed model's own queries on the stored gallery. ``pairs``
     counts the pairs by the origin of the deployed model's vector, the gallery or its encoder;
-    ``anchors`` are pairs that are not training items. ``left_out`` names the kinds that were not
+    ``unlabelled`` are pairs that are not training items. ``left_out`` names the kinds that were not
     tried, and why.
     """
 
@@ -51,7 +51,7 @@ class AdapterReport:
     old_recall: float
     validation_queries: int
     pairs: dict[str, int]
-    anchors: int
+    unlabelled: int
     trials: tuple[AdapterTrial, ...]
     left_out: tuple[str, ...]
 
@@ -102,7 +102,7 @@ class AlignmentSet:
             old_recall=self.recall(self.old_queries),
             validation_queries=len(self.queries),
             pairs={"gallery": stored, "encoder": len(self.stored) - stored},
-            anchors=sum(data.items[row].split != "train" for row in self.pairs),
+            unlabelled=sum(data.items[row].split != "train" for row in self.pairs),
             trials=fitted.trials,
             left_out=fitted.left_out,
         )
@@ -156,7 +156,7 @@ def budgeted_pairs(
     """
     pairs = pair_rows(data, gallery, share, skip_bad=skip_bad)
     others = (data.ids[row] for row in pairs if data.items[row].split != "train")
-    entries = TrainingRecord(anchor_ids=DigestPrefixes.from_ints(map(name_prefix, others)))
+    entries = TrainingRecord(unlabelled_ids=DigestPrefixes.from_ints(map(name_prefix, others)))
     both = entries.including(record) if record else entries
     require_budget(
         project,

@@ -230,7 +230,7 @@ def _require_budget(project: Project, gallery: DeployedGallery, chosen: Unlabell
     ]
     require_budget(
         project,
-        gallery_pass(gallery.catalog, TrainingRecord.of(anchors=entries)),
+        gallery_pass(gallery.catalog, TrainingRecord.of(unlabelled=entries)),
         "training on the unlabelled images",
         tip="take the gallery's images out of the folder; ",
     )

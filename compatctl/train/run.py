@@ -172,7 +172,7 @@ def training_record(setup: Setup, classifier: Classifier, state: Checkpoint) -> 
         "reference_sha256": setup.reference.digest if setup.reference else None,
         "items": describe_images([training_set.images[i] for i in trained]),
         "classes": [label for label in training_set.classes if contrasted or label in row_of],
-        "anchors": describe_images(training_set.images[n_labelled:]),  # items without a label
+        "unlabelled": describe_images(training_set.images[n_labelled:]),  # items without a label
         "dropped_classes": list(classifier.dropped),
         "memory_items": sum(i >= n_labelled - training_set.n_memory for i in trained),
         "unlabelled_items": training_set.n_unlabelled,

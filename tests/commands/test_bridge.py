@@ -128,12 +128,18 @@ def test_a_better_encoder_of_another_dimension_is_bridged_and_deployed(shop: Sho
 
 
 def test_the_training_record_lists_what_was_seen(shop: Shop) -> None:
-    """Training items with their classes, gallery items of other splits as anchors, by id and
-    digest; no held-out query; and all that the new encoder's own record says."""
+    """Training items with their classes, gallery items of other splits as unlabelled ones, by id
+    and digest; no held-out query; and all that the new encoder's own record says."""
     new = turned(shop, "wide.onnx", of="new.onnx", dim=48, recorded=False)
     sha256 = hashlib.sha256(new.read_bytes()).hexdigest()
     seen = {"id": "elsewhere", "sha256": "0" * 64}
-    own = {"models": [sha256], "items": [seen], "anchors": [], "classes": ["other"], "parity": 5e-4}
+    own = {
+        "models": [sha256],
+        "items": [seen],
+        "unlabelled": [],
+        "classes": ["other"],
+        "parity": 5e-4,
+    }
     shop.path("wide.training.json").write_text(json.dumps({**own, "recipe": {"seed": 1}}))
     bridged, data = bridge(shop, new, "--kind", "orthogonal"), load(shop.data())
     training_record = record(shop)
@@ -142,16 +148,18 @@ def test_the_training_record_lists_what_was_seen(shop: Shop) -> None:
     digests = {item["id"]: item["sha256"] for item in training_record["items"]}
     assert digests[train.ids[3]] == train.digest(3)
     assert digests["elsewhere"] == "0" * 64
-    anchors = {item.id for item in data.items if item.role == "gallery" and item.split != "train"}
-    assert {anchor["id"] for anchor in training_record["anchors"]} == anchors
-    assert not anchors & held_out(data)
+    unlabelled = {
+        item.id for item in data.items if item.role == "gallery" and item.split != "train"
+    }
+    assert {item["id"] for item in training_record["unlabelled"]} == unlabelled
+    assert not unlabelled & held_out(data)
     assert training_record["classes"] == sorted({*train.labels, "other"})
     assert (training_record["models"], training_record["parity"]) == ([bridged["sha256"]], 5e-4)
     assert (training_record["new"]["sha256"], training_record["new"]["recipe"]) == (
         sha256,
         {"seed": 1},
     )
-    assert bridged["anchors"] == len(anchors)
+    assert bridged["unlabelled"] == len(unlabelled)
     stored = len(data.filter(role="gallery"))
     outside = len(train.filter(role="query"))
     assert bridged["pairs"] == {"gallery": stored, "encoder": outside}
@@ -166,7 +174,7 @@ def test_the_share_is_of_the_gallery_by_the_hash_of_the_id(shop: Shop, share: fl
         data.filter(role="gallery").ids,
         key=lambda item_id: hashlib.sha256(item_id.encode()).hexdigest(),
     )
-    used = {item["id"] for item in (*training_record["items"], *training_record["anchors"])}
+    used = {item["id"] for item in (*training_record["items"], *training_record["unlabelled"])}
     training = set(data.filter(split="train").ids)
     chosen = set(gallery[: int(share * len(gallery))])
     assert used & set(gallery) == chosen | (training & set(gallery))
@@ -210,7 +218,7 @@ def test_without_roles_only_training_items_are_pairs(shop: Shop) -> None:
     """Where every item may query, no gallery item of another split takes part."""
     flat = changed(shop, lambda rows: [{**row, "role": ""} for row in rows])
     bridged = bridge(shop, shop.path("turned.onnx"), "--kind", "orthogonal", *flat)
-    assert bridged["anchors"] == 0
+    assert bridged["unlabelled"] == 0
     assert {item["id"] for item in record(shop)["items"]} == set(
         load(shop.data()).filter(split="train").ids
     )
@@ -304,7 +312,7 @@ def test_bad_input_writes_nothing(  # noqa: PLR0917
     """Usage is exit 2, bad files and data are 5; the message says what is wrong."""
     monkeypatch.chdir(shop.folder)
     Path("text.onnx").write_text("hello")
-    Path("other.json").write_text('{"models": [], "items": [], "anchors": [], "classes": []}')
+    Path("other.json").write_text('{"models": [], "items": [], "unlabelled": [], "classes": []}')
     changed(shop, lambda rows: [row for row in rows if row["split"] != "validation"])
     Path("changed.csv").rename("queries.csv")
     changed(shop, lambda rows: [

@@ -107,11 +107,11 @@ def test_who_takes_part_and_what_is_counted(world: World) -> None:
         assert words in result.stderr
     passed, record = result.json["gallery_pass"], world.record()
     assert (passed["passed"], passed["by"]["pairs"]) == (STORED, STORED)
-    anchors = {entry["id"]: entry for entry in record["anchors"]}
-    assert set(world.stored) < set(anchors)
+    unlabelled = {entry["id"]: entry for entry in record["unlabelled"]}
+    assert set(world.stored) < set(unlabelled)
     fresh = {f"more/sub/{number}.png" for number in range(FRESH)} - {"more/sub/0.png"}
-    assert fresh < set(anchors)
-    assert all(entry["look"] for entry in anchors.values())
+    assert fresh < set(unlabelled)
+    assert all(entry["look"] for entry in unlabelled.values())
     train = world.data.filter(split="train")
     assert {entry["id"] for entry in record["items"]} == set(train.ids)
     assert record["classes"] == sorted(set(train.labels))
@@ -185,7 +185,7 @@ def test_old_features_are_embedded_once(world: World) -> None:
     removed = world.shop.run("remove", world.stored[0])
     assert removed.code == 0, removed.stderr
     assert not cache.exists()
-    assert world.stored[0] not in {entry["id"] for entry in world.record()["anchors"]}
+    assert world.stored[0] not in {entry["id"] for entry in world.record()["unlabelled"]}
 
 
 def test_bad_images_and_folders(world: World) -> None:

@@ -317,7 +317,7 @@ def test_trained_items_are_found_in_the_held_out_data(shop: Shop) -> None:
     leaked = [i for i in data.items if (i.split, i.role) == ("test", "query")][:7]
     record = {
         "items": [{"id": item.id, "sha256": "0" * 64} for item in leaked],
-        "anchors": [],
+        "unlabelled": [],
         "classes": [],
     }
     carry(shop.path("new.onnx"), TrainingRecord.from_json(record))

@@ -233,7 +233,7 @@ def test_images_leave_the_memory_of_the_store_and_of_the_candidate(shop: Shop) -
     (candidate / "memory.npz").write_bytes(held)
     record = {
         "items": [{"id": data.ids[row], "sha256": data.digest(row)} for row in rows],
-        "anchors": [], "classes": [], "models": [], "memory_sha256": memory, "parity": 0.0,
+        "unlabelled": [], "classes": [], "models": [], "memory_sha256": memory, "parity": 0.0,
     }  # fmt: skip
     (candidate / "training.json").write_text(json.dumps(record))
     removal = removed(shop, *gone)

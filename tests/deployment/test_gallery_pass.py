@@ -52,8 +52,8 @@ def test_the_counts_are_those_of_plain_sets() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         trained, pairs, measured = (_names(rng, n) for n in (30, 20, 40))
-        first = TrainingRecord.of(items=_items(trained[:20]), anchors=_items(pairs[:12]))
-        second = TrainingRecord.of(items=_items(trained[10:]), anchors=_items(pairs[8:]))
+        first = TrainingRecord.of(items=_items(trained[:20]), unlabelled=_items(pairs[:12]))
+        second = TrainingRecord.of(items=_items(trained[10:]), unlabelled=_items(pairs[8:]))
         record = first.including(second).with_measured(measured)
         counts = gallery_pass(catalog, record, rewritten=rows_of_model(catalog, "1" * 64))
         gallery = {*catalog.ids}
@@ -66,16 +66,16 @@ def test_the_counts_are_those_of_plain_sets() -> None:
 
 def test_an_image_counts_under_another_id_where_its_digest_is_known() -> None:
     """A pair outside of the gallery whose image is a row's passes that row."""
-    record = TrainingRecord.of(anchors=[RecordedItem(id="copy", sha256=_digest("g1"))])
+    record = TrainingRecord.of(unlabelled=[RecordedItem(id="copy", sha256=_digest("g1"))])
     assert gallery_pass(_catalog(), record).passed == 1
-    unknown = TrainingRecord.of(anchors=[RecordedItem(id="copy", sha256=_digest("g3"))])
+    unknown = TrainingRecord.of(unlabelled=[RecordedItem(id="copy", sha256=_digest("g3"))])
     assert gallery_pass(_catalog(), unknown).passed == 0
 
 
 def test_rows_of_the_old_encoder_of_a_fused_file_do_not_count() -> None:
     """Only the new encoder's items count, also where the old one saw the same, in any order."""
-    old = TrainingRecord.of(items=_items(["g0", "g1"]), anchors=_items(["g2", "g3"]))
-    new = TrainingRecord.of(items=_items(["g1", "g4"]), anchors=_items(["g3"]))
+    old = TrainingRecord.of(items=_items(["g0", "g1"]), unlabelled=_items(["g2", "g3"]))
+    new = TrainingRecord.of(items=_items(["g1", "g4"]), unlabelled=_items(["g3"]))
     for record in (
         new.including(old.of_the_old_encoder()),
         old.of_the_old_encoder().including(new),
@@ -88,7 +88,7 @@ def test_rows_of_the_old_encoder_of_a_fused_file_do_not_count() -> None:
 
 def test_the_budget_is_kept_and_named() -> None:
     """A share at the limit passes, one above it is refused with the value to set."""
-    record = TrainingRecord.of(anchors=_items([f"g{i}" for i in range(6)]))
+    record = TrainingRecord.of(unlabelled=_items([f"g{i}" for i in range(6)]))
     counts, project = gallery_pass(_catalog(), record), Project()
     require_budget(replace(project, max_gallery_pass=0.1), counts, "a test")
     with pytest.raises(UsageError, match="6 of 60") as caught:

@@ -20,7 +20,7 @@ def _record(shop: Shop, *, pairs: int) -> None:
         for item, digest in zip(catalog.ids, catalog.digests, strict=True)
     ]
     trained, paired = items[:N_TRAINED], items[N_TRAINED : N_TRAINED + pairs]
-    carry(shop.path("new.onnx"), TrainingRecord.of(items=trained, anchors=paired))
+    carry(shop.path("new.onnx"), TrainingRecord.of(items=trained, unlabelled=paired))
 
 
 def _deploy(shop: Shop, *, pairs: int) -> None:

@@ -37,7 +37,7 @@ def entries(data: Dataset, rows: Sequence[int]) -> list[dict[str, str]]:
 
 def record(**more: Any) -> dict[str, Any]:
     """A training record."""
-    return {"items": [], "anchors": [], "classes": [], "parity": 1e-6} | more
+    return {"items": [], "unlabelled": [], "classes": [], "parity": 1e-6} | more
 
 
 def verify(shop: Shop, model: Path, *more: object) -> Any:
@@ -89,7 +89,7 @@ def test_a_better_model_without_a_record_is_inconclusive(shop: Shop) -> None:
     "change",
     [
         {"items": [{"id": "another", "sha256": "0" * 64}]},
-        {"anchors": []},
+        {"unlabelled": []},
         {"classes": ["x"]},
         {"parity": 0.5},
     ],
@@ -98,7 +98,7 @@ def test_file_and_model_must_agree(shop: Shop, change: dict[str, Any]) -> None:
     """An edited training.json beside a model that carries its record ends in exit 5."""
     data = load(shop.data())
     train = [i for i, entry in enumerate(data.items) if entry.split == "train"][:5]
-    fields = record(anchors=entries(data, train), classes=["a", "b"])
+    fields = record(unlabelled=entries(data, train), classes=["a", "b"])
     carry(shop.path("new.onnx"), TrainingRecord.from_json(fields))
     fields["models"] = [Encoder.load(shop.path("new.onnx")).sha256]
     path = shop.path("new.training.json")
@@ -293,8 +293,8 @@ def test_a_fused_model_shows_that_a_part_has_no_record(shop: Shop) -> None:
         ({"items": {}}, "items is no list"),
         ({"items": None}, "items is no list"),
         ({"classes": [1]}, "classes has an entry"),
-        ({"anchors": [{"id": 3, "sha256": "0" * 64}]}, "anchors has an entry"),
-        ({"anchors": [{"id": "a"}]}, "lacks 'sha256'"),
+        ({"unlabelled": [{"id": 3, "sha256": "0" * 64}]}, "unlabelled has an entry"),
+        ({"unlabelled": [{"id": "a"}]}, "lacks 'sha256'"),
         ({"parity": -1.0}, "parity"),
         ({"parity": True}, "parity"),
         ({"memory_sha256": 5}, "no sha256"),

@@ -53,7 +53,7 @@ def stock(begun: Path) -> Stock:
 def record(folder: Path, sha256: str, **more: Any) -> Path:
     """A training record of one model."""
     path = folder / "record.json"
-    entries = {"models": [sha256], "items": [], "anchors": [], "classes": [], "parity": 1e-6}
+    entries = {"models": [sha256], "items": [], "unlabelled": [], "classes": [], "parity": 1e-6}
     path.write_text(json.dumps({**entries, **more}))
     return path
 
@@ -98,9 +98,9 @@ def test_an_item_trained_by_its_id_is_found(stock: Stock, tmp_path: Path) -> Non
     assert name in result.stderr
 
 
-@pytest.mark.parametrize("part", ["items", "anchors"])
+@pytest.mark.parametrize("part", ["items", "unlabelled"])
 def test_the_same_bytes_under_another_id_are_found(stock: Stock, tmp_path: Path, part: str) -> None:
-    """An image that was trained on, or anchored, under another name ends in exit 5."""
+    """An image that passed, with or without its label, under another name ends in exit 5."""
     row = stock.queries[5]
     entry = [{"id": "renamed", "sha256": stock.data.digest(row)}]
     result = verify(stock, tmp_path, record(tmp_path, stock.sha256, **{part: entry}))
@@ -175,15 +175,15 @@ def test_seen_classes_with_fresh_items_are_a_group_of_their_own(
     }
 
 
-def test_anchored_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
-    """The gains of queries of anchored rows and of the others add up to the whole gain."""
-    anchored = set(stock.labels[:30])
-    anchors = [
-        item.id for item in stock.data.items if item.role == "gallery" and item.label in anchored
+def test_touched_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
+    """The gains of queries of touched rows and of the others add up to the whole gain."""
+    touched = set(stock.labels[:30])
+    unlabelled = [
+        item.id for item in stock.data.items if item.role == "gallery" and item.label in touched
     ]
-    result = verify(stock, tmp_path, record(tmp_path, stock.sha256, anchors=trained(anchors)))
+    result = verify(stock, tmp_path, record(tmp_path, stock.sha256, unlabelled=trained(unlabelled)))
     assert result.code == 0
-    n = sum(stock.data.items[row].label in anchored for row in stock.queries)
+    n = sum(stock.data.items[row].label in touched for row in stock.queries)
     every = len(stock.queries)
     assert result.sizes == {"unseen": every}
     (group,) = result.report["groups"]
@@ -194,7 +194,7 @@ def test_anchored_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
     first, second = touched["parts"]["recall_gain"]
     assert whole == pytest.approx((n * first + (every - n) * second) / every, abs=1e-12)
     checks = {check["name"]: check for check in result.report["verdict"]["checks"]}
-    share = len(anchors) / sum(entry.role == "gallery" for entry in stock.data.items)
+    share = len(unlabelled) / sum(entry.role == "gallery" for entry in stock.data.items)
     assert touched["of_gallery"] == pytest.approx(share)
     weighted = share * first + (1 - share) * second
     assert checks["recall_gain"]["estimate"] == pytest.approx(weighted, abs=1e-12)
@@ -202,18 +202,20 @@ def test_anchored_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
     assert checks["untouched_gain"]["estimate"] == pytest.approx(second, abs=1e-12)
 
 
-def test_without_roles_an_anchor_does_not_query(stock: Stock, tmp_path: Path, emoji: Path) -> None:
-    """In data without roles the anchors are searched, and do not query themselves."""
+def test_without_roles_a_passed_item_does_not_query(
+    stock: Stock, tmp_path: Path, emoji: Path
+) -> None:
+    """In data without roles unlabelled items are searched, and do not query themselves."""
     rows = [item for item in stock.data.items if item.split == "test"]
     table = tmp_path / "flat.csv"
     lines = [f"{row.id},{emoji}/images/{row.id}.png,{row.label},test" for row in rows]
     table.write_text("id,path,label,split\n" + "\n".join(lines) + "\n")
-    anchors = [entry.id for entry in rows if entry.role == "gallery"]
-    path = record(tmp_path, stock.sha256, anchors=trained(anchors))
+    unlabelled = [entry.id for entry in rows if entry.role == "gallery"]
+    path = record(tmp_path, stock.sha256, unlabelled=trained(unlabelled))
     more = ("--data", table, "--data-root", emoji, "--store", tmp_path / "none")
     result = verify(stock, tmp_path, path, *more)
     assert result.code in {0, 4}, result.stderr
-    assert result.sizes["unseen"] == len(rows) - len(anchors) == len(stock.queries)
+    assert result.sizes["unseen"] == len(rows) - len(unlabelled) == len(stock.queries)
 
 
 def write_pairs(stock: Stock, path: Path) -> list[str]:
@@ -277,7 +279,7 @@ def test_the_record_of_another_model_is_refused(stock: Stock, tmp_path: Path, sh
         {"items": None},
         {"items": ["noto/0023"]},
         {"items": [{"id": "a"}]},
-        {"anchors": 3},
+        {"unlabelled": 3},
         {"classes": None},
         {"parity": "small"},
     ],

@@ -54,15 +54,15 @@ def near(report: dict[str, Any]) -> dict[str, Any]:
     return next(check for check in checks if check["name"] == "near_copies")
 
 
-def test_vectors_show_near_copies_of_anchors(tmp_path: Path) -> None:
-    """They do not decide; they are counted and listed if their rows anchored, and only then."""
+def test_vectors_show_near_copies_of_passed_rows(tmp_path: Path) -> None:
+    """They do not decide; they are counted and listed if their rows passed, and only then."""
     world = copied(tmp_path)
     table = tmp_path / "all.npz"
     world.record()
     _, report = world.verify(table)
     assert [entry["name"] for entry in report["groups"]] == ["unseen"]
     assert near(report)["estimate"] == 0
-    world.record(anchors=[f"g{2 * (at + 20)}" for at in range(COPIES)])
+    world.record(unlabelled=[f"g{2 * (at + 20)}" for at in range(COPIES)])
     _, report = world.verify(table)
     sizes = {group["name"]: group["n_queries"] for group in report["groups"]}
     assert sizes == {"unseen": 300 - COPIES, "near copies": COPIES}

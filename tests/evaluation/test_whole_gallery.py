@@ -107,7 +107,7 @@ def test_two_labels_of_one_item_leave_it_unjudged(tmp_path: Path) -> None:
 
 
 def touched(folder: Path, left_out: int) -> World:
-    """A model that finds what anchored it, and not the last classes, which anchored nothing."""
+    """A model that finds what passed through it, and not the last classes, of which nothing did."""
     world = shop_of(folder, old=0.3, new=0.05)
     rng, new = np.random.default_rng(8), np.array(world.vectors[1])
     for at, label in enumerate(world.labels):
@@ -115,12 +115,12 @@ def touched(folder: Path, left_out: int) -> World:
             new[at] = unit(rng.normal(size=DIM))
     world.vectors[1][:] = list(new)
     world.begin(world.save("all.npz"))
-    world.record(anchors=[f"g{at}" for at in range(GALLERY * (CLASSES - left_out))])
+    world.record(unlabelled=[f"g{at}" for at in range(GALLERY * (CLASSES - left_out))])
     return world
 
 
 def test_queries_of_untouched_rows_are_judged_separately(tmp_path: Path) -> None:
-    """Four fifths of the gallery anchored, whole classes left out: the rest decides, and loses."""
+    """Four fifths of the gallery passed, whole classes left out: the rest decides, and loses."""
     policy = tmp_path / "small.yaml"
     policy.write_text("format: 3\nname: small\nslice_min_queries: 30\nmin_queries: 100\n")
     world = touched(tmp_path, 12)
@@ -134,14 +134,14 @@ def test_queries_of_untouched_rows_are_judged_separately(tmp_path: Path) -> None
 
 
 def test_without_queries_of_untouched_rows_the_gate_is_inconclusive(tmp_path: Path) -> None:
-    """With queries of anchored classes only, and other rows in the store, the exit code is 4."""
+    """With queries of passed classes only, and other rows in the store, the exit code is 4."""
     world = touched(tmp_path, 6)
     asked = {
         item_id
         for item_id, label in zip(world.ids, world.labels, strict=True)
         if int(label[1:]) < 54
     }
-    table = world.save("anchored.npz", lambda array: array.startswith("g") or array in asked)
+    table = world.save("passed.npz", lambda array: array.startswith("g") or array in asked)
     project = tmp_path / "budget.yaml"
     project.write_text("max_gallery_pass: 1.0\n")
     code, report = world.verify(table, "--project", project)

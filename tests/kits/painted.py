@@ -103,12 +103,14 @@ class World:
         result = self.run("verify", *models, "--data", data, "--report", report, *training, *more)
         return result.code, json.loads(report.read_bytes())
 
-    def record(self, *, anchors: list[str] = (), items: list[str] = (), classes: Any = ()) -> None:
+    def record(
+        self, *, unlabelled: list[str] = (), items: list[str] = (), classes: Any = ()
+    ) -> None:
         """Write a training record of the new model next to it."""
         entries = {
             "models": [Encoder.load(self.folder / "new.onnx").sha256],
             "items": [{"id": item, "sha256": "0" * 64} for item in items],
-            "anchors": [{"id": item, "sha256": "1" * 64} for item in anchors],
+            "unlabelled": [{"id": item, "sha256": "1" * 64} for item in unlabelled],
             "classes": list(classes),
             "registry_sha256": None,
         }

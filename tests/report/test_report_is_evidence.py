@@ -525,17 +525,17 @@ def test_an_edited_ef_is_refused(seller: Shop) -> None:
     _refused(seller, "report.json", "ann_recall")
 
 
-def test_a_model_that_anchored_a_part_of_the_gallery_deploys(seller: Shop) -> None:
+def test_a_model_that_part_of_the_gallery_passed_through_deploys(seller: Shop) -> None:
     """Its gains are weighted to the store's shares, its design effect is not, and the report agrees
     with itself."""
     data = load(seller.data())
     rows = [
         i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "gallery")
     ]
-    anchors = [{"id": data.ids[i], "sha256": data.digest(i)} for i in rows[: len(rows) // 4]]
+    unlabelled = [{"id": data.ids[i], "sha256": data.digest(i)} for i in rows[: len(rows) // 4]]
     carry(
         seller.path("new.onnx"),
-        TrainingRecord.from_json({"items": [], "anchors": anchors, "classes": []}),
+        TrainingRecord.from_json({"items": [], "unlabelled": unlabelled, "classes": []}),
     )
     report = _verified(seller)
     group = report["groups"][0]

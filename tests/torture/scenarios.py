@@ -355,8 +355,9 @@ def _prepare_remove(machine: Machine, folder: Path) -> None:
     (candidate / "memory.npz").write_bytes(memory)
     entries = [{"id": item, "sha256": data.digest(row)} for row, item in enumerate(data.ids)]
     record = {
-        "items": entries, "anchors": entries, "classes": [], "parity": 0.0, "registry_sha256": None,
-        "memory_sha256": sha256_bytes(memory), "models": [sha256_file(folder / "new.onnx")],
+        "items": entries, "unlabelled": entries, "classes": [], "parity": 0.0,
+        "registry_sha256": None, "memory_sha256": sha256_bytes(memory),
+        "models": [sha256_file(folder / "new.onnx")],
     }  # fmt: skip
     (candidate / "training.json").write_bytes(canonical_json(record))
     _run(machine, folder, *DEPLOY[1:])

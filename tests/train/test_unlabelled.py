@@ -138,8 +138,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path: Path, mode: st
     for key, value in whole.network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[key], value), key
     record = resumed.record
-    assert [entry["id"] for entry in record["anchors"]] == list(given["unlabelled"].ids)
-    assert record["anchors"][0]["sha256"] == given["unlabelled"].digest(0)
+    assert [entry["id"] for entry in record["unlabelled"]] == list(given["unlabelled"].ids)
+    assert record["unlabelled"][0]["sha256"] == given["unlabelled"].digest(0)
     assert record["unlabelled_items"] == len(given["unlabelled"])
     training = given["data"].filter(split="train")
     assert {entry["id"] for entry in record["items"]} == set(training.ids)
