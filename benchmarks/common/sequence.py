@@ -152,6 +152,14 @@ def _fine_tuned(
     network = copy.deepcopy(state.network)
     past = copy.deepcopy(state.deployed if method.deployed else state.network).eval()
     rows, codes = _classifier(setup, method, state, network, order[-1].stop)
+    if method.means:
+        both = Images(
+            pixels=np.concatenate([state.memory.pixels, fresh.pixels]),
+            labels=np.concatenate([state.memory.labels, fresh.labels]),
+        )
+        rows = torch.from_numpy(templates(setup, past, both)).to(setup.device)
+        codes = torch.arange(len(rows), device=setup.device)
+    weight = given.weight if method.weight is None else method.weight
     optimiser = _optimiser(given, network, rows)
     steps = max(1, (len(fresh.labels) + len(state.memory.labels)) // given.batch)
     network.train()
@@ -166,8 +174,8 @@ def _fine_tuned(
                     old = past(pixels)
             loss = total_loss(
                 z=z, labels=codes[labels], targets=codes[labels], rows=rows, old=old,
-                mu=given.mu, form="hoc", scale=None,
-                weight=given.weight if method.contrast else 1.0,
+                mu=method.mu or given.mu, form=method.form, scale=method.scale,
+                weight=weight if method.contrast else 1.0,
             )  # fmt: skip
             if method.influence and state.rows is not None:
                 known = labels < len(state.rows)

@@ -6,7 +6,9 @@ loss; repository miccunifi/iamcl2r, ``src/iamcl2r/params.py``, and ``methods/`` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from compatctl.train.losses import Contrast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,21 @@ class Method:
     elsewhere as it came, as in the authors' code"""
     influence: bool = False
     """Whether new features also go through the previous model's classifier (BCT)"""
+    means: bool = False
+    """Whether class means of the previous model's features are the classifier's rows"""
+    form: Contrast = "hoc"
+    weight: float | None = None
+    """None: that of ``Settings``; as the next"""
+    mu: float | None = None
+    scale: float | None = None
+    """None: the cross-entropy is over raw products"""
 
 
+OURS = Method(
+    name="defaults on vertices", fixed=True, contrast=True, form="infonce", weight=0.25, mu=32.0,
+    scale=32.0,
+)  # fmt: skip
+"""The loss of ``recipes/default.yaml``"""
 METHODS = (
     Method(name="d-Simplex-HOC", fixed=True, contrast=True),
     Method(name="d-Simplex-HOC deployed", fixed=True, contrast=True, deployed=True),
@@ -32,6 +47,9 @@ METHODS = (
     Method(name="learnable HOC", fixed=False, contrast=True),
     Method(name="BCT-ER", fixed=False, influence=True),
     Method(name="ER", fixed=False),
+    replace(OURS, name="defaults", means=True),
+    replace(OURS, name="defaults deployed", means=True, deployed=True),
+    OURS,
 )
 
 

@@ -24,38 +24,26 @@ classes. Everything is trained by ``compatctl.train.train``.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common.born_docs import (
-    ARMS,
-    ELSEWHERE,
-    GROUPS,
-    HELD_OUT,
-    LOCAL,
-    NEW,
-    UNSEEN,
-    K,
-    Line,
-    page,
-    table,
-)
-from benchmarks.common.cases import KANJI, known
+from benchmarks.common.born_data import SeedImages, load_kanji, split_images
+from benchmarks.common.born_docs import ARMS, GROUPS, K, Line, page, table
+from benchmarks.common.cases import KANJI
 from compatctl.core.nearest import exact_search
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, evaluate
 from compatctl.core.simplex import Registry
-from compatctl.data import Dataset, Item, load
+from compatctl.data import Dataset
 from compatctl.files import write_atomic
 from compatctl.recipe import (
     Augmentation,
@@ -68,25 +56,7 @@ from compatctl.recipe import (
 )
 from compatctl.train import Network, Reference, save_weights, train
 
-GALLERY = "ipa-mincho"
-FONTS = (GALLERY, "ipa-gothic", "klee", "rampart", "kouzan-brush", "kouzan-gyosho")
 REPLICATES = 9_999
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SeedImages:
-    """One seed's images by part."""
-
-    seed: int
-    everything: Dataset
-    """The gallery first"""
-    deployed: Dataset
-    elsewhere: Dataset
-    tuned: Dataset
-    groups: dict[str, NDArray[np.int64]]
-    """Rows of ``everything`` that ask"""
-    gallery: NDArray[np.int64]
-    """Rows of ``everything`` that are stored: characters of every group"""
 
 
 def main() -> None:
@@ -97,11 +67,12 @@ def main() -> None:
     if not arguments.kanji.exists():
         sys.exit(f"no images at {arguments.kanji}: examples/kanji/build.py draws them")
     lines = _read(arguments.json) if arguments.json else []
+    characters = load_kanji(arguments.kanji)
     for seed in arguments.seeds:
         if seed in {line.seed for line in lines}:
             continue
         start = time.monotonic()
-        lines += measure(split_images(arguments.kanji, seed), arguments.epochs)
+        lines += measure(split_images(characters, seed), arguments.epochs)
         print(f"seed {seed} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         if arguments.json:
             text = json.dumps([asdict(line) for line in lines], indent=1) + "\n"
@@ -109,55 +80,6 @@ def main() -> None:
     print("\n".join(table(lines)))
     if arguments.docs:
         write_atomic(arguments.docs, page(lines).encode())
-
-
-def split_images(path: Path, seed: int, local: int = LOCAL, new: int = NEW) -> SeedImages:
-    """The seed draws which training characters are deployed, new and elsewhere."""
-    data = load(path)
-    data = data.take(i for i, item in enumerate(data.items) if item.slices["font"] in FONTS)
-    pool = {item.label for item in data.items if item.split == "train"}
-    drawn = []
-    for n in (local, new, ELSEWHERE):
-        drawn.append(known(pool, n / len(pool), seed))
-        pool -= drawn[-1]
-    deployed, added, far = drawn
-    tested = {item.label for item in data.items if item.split == "test"}
-    unseen = known(tested, UNSEEN / len(tested), -1)
-    trains = [not held_out(item) for item in data.items]
-
-    def part(labels: frozenset[str], chosen: Sequence[bool]) -> Dataset:
-        rows = [i for i, one in enumerate(data.labels) if one in labels and chosen[i]]
-        return _training(data.take(rows))
-
-    used = data.take(i for i, one in enumerate(data.labels) if one in deployed | added | unseen)
-    stored = [item.slices["font"] == GALLERY for item in used.items]
-    groups = dict(zip(GROUPS, (deployed, added, unseen), strict=True))
-    asks = {
-        name: [
-            i for i, item in enumerate(used.items)
-            if item.label in labels and not stored[i]
-            and (name == "unseen" or held_out(item))
-        ]
-        for name, labels in groups.items()
-    }  # fmt: skip
-    return SeedImages(
-        seed=seed,
-        everything=used,
-        deployed=part(deployed, trains),
-        elsewhere=part(far, [True] * len(data)),
-        tuned=part(deployed | added, trains),
-        groups={name: np.array(rows, np.int64) for name, rows in asks.items()},
-        gallery=np.flatnonzero(stored).astype(np.int64),
-    )
-
-
-def held_out(item: Item) -> bool:
-    """Whether a local character's image asks, and so does not train."""
-    font = item.slices["font"]
-    if font == GALLERY:
-        return False
-    first = hashlib.sha1(item.label.encode()).digest()[0]
-    return (first + FONTS.index(font)) % (len(FONTS) - 1) < HELD_OUT
 
 
 def measure(images: SeedImages, epochs: int) -> list[Line]:
@@ -269,6 +191,7 @@ def small_recipe(
             frozen_norm=False,
         ),
         augmentation=Augmentation(rotate=5.0, shift=0.06),
+        free_head=False,
     )
 
 
@@ -276,9 +199,8 @@ def stored_reference(
     images: SeedImages, features: NDArray[np.float32], registry: Registry | None
 ) -> Reference:
     """Stored vectors of the gallery and outputs for all other items, all of one model."""
-    return Reference.from_arrays(
-        images.everything, features, images.gallery, registry=registry, K=K
-    )
+    stored = np.concatenate([images.gallery, images.validation_gallery])
+    return Reference.from_arrays(images.everything, features, stored, registry=registry, K=K)
 
 
 def embedded(network: Network, data: Dataset) -> NDArray[np.float32]:
@@ -290,11 +212,6 @@ def embedded(network: Network, data: Dataset) -> NDArray[np.float32]:
             pixels = np.stack([np.asarray(data.read(row)) for row in rows])
             parts.append(network(torch.from_numpy(pixels)).numpy())
     return np.concatenate(parts)
-
-
-def _training(data: Dataset) -> Dataset:
-    items = tuple(replace(item, split="train", role=None) for item in data.items)
-    return Dataset(items=items, sources=data.sources)
 
 
 def _read(path: Path) -> list[Line]:

@@ -1,22 +1,26 @@
 """Galleries born on a simplex: which frame and which contrast keep a new model compatible?
 
     python examples/kanji/build.py       once: the characters
-    python -m benchmarks.studies.simplex_frames [--setting replacement|sequence] [--seeds 0,1,2]
+    python -m benchmarks.studies.simplex_frames [--images kanji|emoji] [--seeds 0,1,2]
+                                               [--setting replacement|sequence]
                                                [--born linear|default] [--variants NAME ...]
                                                [--json FILE]
 
-Two settings, of characters, with images and queries as in ``simplex_born.py``:
+Two settings, with images and queries as in ``simplex_born.py``:
 
-    replacement  the deployed model knows 200 characters; a wider network from elsewhere, trained on
-                 400 others on the same simplex, is fine-tuned on the 200 and on 100 new ones
-    sequence     the deployed model knows 50 characters and is itself fine-tuned on these and on 150
+    replacement  the deployed model knows 200 classes; a wider network from elsewhere, trained on
+                 400 others (300 emoji) on the same simplex, is fine-tuned on the 200 and on 100 new
+                 ones
+    sequence     the deployed model knows 50 classes and is itself fine-tuned on these and on 150
                  new ones; all earlier images are rehearsed
 
 ``--born default``: the deployed model has stage taps, a residual junction and softmax scale 32, as
 the default recipe has; ``linear``: the papers' linear junction and raw products. Each variant is
-fine-tuned from the same weights against the stored vectors. Reported is recall@1 on the deployed
-gallery by group of classes, its gain over the deployed model's queries with a 95% interval over
-classes, and recall on a gallery of its own.
+fine-tuned from the same weights against the stored vectors. For each group of classes there is
+recall@1 on the deployed gallery, its gain over the deployed model's queries with a 95% interval
+over classes, what the default gate says, and recall on a gallery of its own; and the same of
+queries fused with the deployed model's, by a weight that validation classes choose. With --json,
+what the file holds already is not measured again.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,47 +41,47 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common.born_docs import GROUPS
+from benchmarks.common.born_data import SeedImages, load_emoji, load_kanji, split_images
+from benchmarks.common.born_gate import Judge, table
 from benchmarks.common.cases import KANJI
-from benchmarks.studies.simplex_born import (
-    SeedImages,
-    embedded,
-    score_group,
-    small_recipe,
-    split_images,
-    stored_reference,
-)
+from benchmarks.studies.simplex_born import embedded, small_recipe, stored_reference
 from compatctl.core.simplex import Registry
+from compatctl.data import Dataset
 from compatctl.recipe import Frame, Objective, Recipe
 from compatctl.train import Reference, grid_search, save_weights, train
-from compatctl.train.frames import Classifier, build_classifier, class_means
+from compatctl.train.frames import Classifier, build_classifier
 
 CLASSES = {"replacement": (200, 100), "sequence": (50, 150)}
-"""Characters of the deployed model, and new ones"""
+"""Classes of the deployed model, and new ones"""
 WIDTHS = {"replacement": 24, "sequence": 16}
 EPOCHS = 60
 """Of the deployed model; half for the one from elsewhere, a third to fine-tune"""
 
-New = Literal["vertex", "mean", "none"]
-"""The target of a class that the deployed model did not know: its new vertex, the mean of its
-stored vectors, or none (its items are contrasted, and have no cross-entropy)"""
+New = Literal["own", "mean", "vertex", "none"]
+"""The target of a class that the deployed model did not know: that of the variant's frame, its mean
+(of stored vectors, else of the deployed model's output), its vertex, or none (its items are
+contrasted, and have no cross-entropy)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """How a model is fine-tuned; the defaults are those of the default recipe."""
 
-    frame: Frame = "simplex"
+    frame: Frame = "prototypes"
     contrast: Literal["infonce", "hoc"] = "infonce"
     weight: float = 0.25
     mu: float = 32.0
     scale: float | None = 32.0
     taps: bool = True
     head: bool = False
-    new: New = "vertex"
+    new: New = "own"
+    blend: Literal["auto", "off"] = "auto"
 
 
-PAPERS = Variant(contrast="hoc", weight=0.1, mu=10.0, scale=None, taps=False)
+PAPERS = Variant(
+    frame="simplex", contrast="hoc", weight=0.1, mu=10.0, scale=None, taps=False, blend="off"
+)
+DEFAULTS = Variant(blend="off")
 VARIANTS = {
     "cross-entropy alone": replace(PAPERS, weight=1.0),
     "papers: hoc, mu 10, lambda .1": PAPERS,
@@ -85,16 +89,28 @@ VARIANTS = {
     "papers, infonce": replace(PAPERS, contrast="infonce"),
     "papers, infonce, mu 32": replace(PAPERS, contrast="infonce", mu=32.0),
     "papers, infonce, mu 32, lambda .25": replace(PAPERS, contrast="infonce", mu=32.0, weight=0.25),
-    "defaults, linear junction, no taps": Variant(taps=False),
-    "defaults, simplex": Variant(),
-    "defaults, simplex, head": Variant(head=True),
-    "defaults, simplex, lambda .1": Variant(weight=0.1),
-    "defaults, simplex, lambda .5": Variant(weight=0.5),
-    "defaults, simplex, scale 16": Variant(scale=16.0),
-    "defaults, simplex, hoc": Variant(contrast="hoc"),
-    "defaults, means for new classes": Variant(new="mean"),
-    "defaults, no target for new classes": Variant(new="none"),
-    "defaults, prototypes": Variant(frame="prototypes"),
+    "simplex, linear junction, no taps": replace(DEFAULTS, frame="simplex", taps=False),
+    "simplex": replace(DEFAULTS, frame="simplex"),
+    "simplex, head": replace(DEFAULTS, frame="simplex", head=True),
+    "simplex, lambda .1": replace(DEFAULTS, frame="simplex", weight=0.1),
+    "simplex, lambda .5": replace(DEFAULTS, frame="simplex", weight=0.5),
+    "simplex, scale 16": replace(DEFAULTS, frame="simplex", scale=16.0),
+    "simplex, hoc": replace(DEFAULTS, frame="simplex", contrast="hoc"),
+    "simplex, means for new classes": replace(DEFAULTS, frame="simplex", new="mean"),
+    "simplex, no target for new classes": replace(DEFAULTS, frame="simplex", new="none"),
+    "prototypes": DEFAULTS,
+    "prototypes, vertices for new classes": replace(DEFAULTS, new="vertex"),
+    "prototypes, head": replace(DEFAULTS, head=True),
+    "prototypes, hoc": replace(DEFAULTS, contrast="hoc"),
+    "prototypes, mu 16": replace(DEFAULTS, mu=16.0),
+    "prototypes, mu 64": replace(DEFAULTS, mu=64.0),
+    "prototypes, lambda .1": replace(DEFAULTS, weight=0.1),
+    "prototypes, lambda .5": replace(DEFAULTS, weight=0.5),
+    "prototypes, lambda 1": replace(DEFAULTS, weight=1.0),
+    "simplex, blended": Variant(frame="simplex"),
+    "prototypes, blended": Variant(),
+    "prototypes, lambda 1, blended": Variant(weight=1.0),
+    "prototypes, head, blended": Variant(head=True),
 }
 
 
@@ -108,23 +124,34 @@ class Deployed:
 
 
 def main() -> None:
-    """Measure and print a line for each variant, and append it to the JSON lines."""
+    """Measure each variant, append it to the JSON lines, and print the table."""
     given = _arguments()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    if not given.kanji.exists():
+    if given.images == "kanji" and not given.kanji.exists():
         sys.exit(f"no images at {given.kanji}: examples/kanji/build.py draws them")
+    loaded = load_emoji() if given.images == "emoji" else load_kanji(given.kanji)
+    lines = _read(given.json) if given.json else []
     for seed in given.seeds:
-        images = split_images(given.kanji, seed, *CLASSES[given.setting])
+        run = {"images": given.images, "setting": given.setting, "born": given.born, "seed": seed}
+        run["stored_new"] = not given.unstored
+        known = {line["variant"] for line in lines if run.items() <= line.items()}
+        wanted = [name for name in given.variants if name not in known]
+        if not wanted:
+            continue
+        sizes = CLASSES[given.setting]
+        images = split_images(loaded, seed, *sizes, stored_new=not given.unstored)
         with tempfile.TemporaryDirectory() as work:
             deployed = deploy(images, given.setting, given.born, Path(work))
-            for name in given.variants:
-                line = {"setting": given.setting, "born": given.born, "seed": seed, "variant": name}
+            for name in wanted:
+                line = run | {"variant": name}
                 line |= measure(images, deployed, VARIANTS[name], given.setting, Path(work))
-                print(json.dumps(line), flush=True)
+                lines.append(line)
+                print(json.dumps(line), file=sys.stderr, flush=True)
                 if given.json:
                     with given.json.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
+    print("\n".join(table(lines)))
 
 
 def deploy(images: SeedImages, setting: str, born: str, work: Path) -> Deployed:
@@ -153,14 +180,18 @@ def deploy(images: SeedImages, setting: str, born: str, work: Path) -> Deployed:
             work=work,
         )
     save_weights(model.network, work / "base.safetensors")
-    return Deployed(features=features, base=work / "base.safetensors", registry=model.registry)
+    return Deployed(
+        features=features,
+        base=work / "base.safetensors",
+        registry=model.registry,
+    )
 
 
 def measure(
     images: SeedImages, deployed: Deployed, variant: Variant, setting: str, work: Path
 ) -> dict[str, Any]:
-    """Seconds, and for each group: recall@1, gain, its interval, and recall on its own gallery."""
-    start = time.monotonic()
+    """Figures of the fine-tuned model and of fused queries, and the seconds."""
+    start, everything = time.monotonic(), images.everything
     plain = small_recipe(images.seed, WIDTHS[setting], EPOCHS // 3, tune=True)
     objective = replace(
         plain.objective,
@@ -170,22 +201,32 @@ def measure(
         mu=(variant.mu,),
         scale=variant.scale,
     )
-    recipe = replace(plain, objective=objective, train="head" if variant.head else "full")
+    recipe = replace(
+        plain, objective=objective, train="head" if variant.head else "full", blend=variant.blend
+    )
     with targets(variant.new, frozenset(images.deployed.labels)):
         tuned = train(
             recipe=_with_taps(recipe) if variant.taps else recipe,
             base=deployed.base,
-            data=images.tuned,
+            data=Dataset(
+                items=images.tuned.items + images.choosing.items,
+                sources=images.tuned.sources + images.choosing.sources,
+            ),
             reference=stored_reference(images, deployed.features, deployed.registry),
             work=work,
         )
-    both = {"old on old": deployed.features, "deployed": embedded(tuned.network, images.everything)}
-    result: dict[str, Any] = {}
-    for group in GROUPS:
-        (line,) = (line for line in score_group(images, group, both) if line.model == "deployed")
-        figures = (line.recall, line.gain, line.low, line.high, line.own)
-        result[group] = [round(figure, 4) for figure in figures]
-    return result | {"seconds": round(time.monotonic() - start)}
+    judge = Judge(images=images, old=deployed.features)
+    new = embedded(tuned.network, everything)
+    weight, fused = judge.fused(new)
+    return {
+        "blend": tuned.record["blend"],
+        "validation": round(judge.validation(new), 4),
+        "old_validation": round(judge.validation(deployed.features), 4),
+        "groups": judge.groups(new),
+        "weight": weight,
+        "fused": judge.groups(fused),
+        "seconds": round(time.monotonic() - start),
+    }
 
 
 def _with_taps(recipe: Recipe) -> Recipe:
@@ -200,24 +241,25 @@ def _with_taps(recipe: Recipe) -> Recipe:
 def targets(new: New, known: frozenset[str]) -> Iterator[None]:
     """Train with other targets for classes that are not ``known``."""
 
-    def build(
+    def build(  # noqa: PLR0917
         frame: Frame,
         objective: Objective,
         classes: Sequence[str],
         reference: Reference | None,
         dim: int,
+        outputs: Mapping[str, NDArray[np.float32]],
     ) -> Classifier:
-        classifier = build_classifier(frame, objective, classes, reference, dim)
+        given = objective, classes, reference, dim, outputs
+        classifier = build_classifier(frame, *given)
         unknown = [label for label in classes if label not in known]
         if new == "none":
             row_of = {key: row for key, row in classifier.row_of.items() if key in known}
             return replace(classifier, row_of=row_of, dropped=tuple(unknown))
-        if new == "mean":
-            assert reference is not None
-            means, mean_row = class_means(reference)
+        if new in {"mean", "vertex"}:
+            other = build_classifier("prototypes" if new == "mean" else "simplex", *given)
             rows = classifier.rows.copy()
-            rows[[classifier.row_of[key] for key in unknown]] = means[
-                [mean_row[key] for key in unknown]
+            rows[[classifier.row_of[key] for key in unknown]] = other.rows[
+                [other.row_of[key] for key in unknown]
             ]
             return replace(classifier, rows=rows)
         return classifier
@@ -226,13 +268,25 @@ def targets(new: New, known: frozenset[str]) -> Iterator[None]:
         yield
 
 
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--images", choices=("kanji", "emoji"), default="kanji")
     parser.add_argument("--setting", choices=CLASSES, default="replacement")
     parser.add_argument("--born", choices=("linear", "default"), default="linear")
     parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
     parser.add_argument("--kanji", type=Path, default=KANJI)
+    parser.add_argument(
+        "--unstored",
+        action="store_true",
+        help="no item of a new class is in the gallery until the new model adds it",
+    )
     parser.add_argument("--json", type=Path, help="JSON lines to append to")
     return parser.parse_args()
 

@@ -73,7 +73,8 @@ def plan(
     from compatctl.train import items_to_encode
 
     training = data.filter(split="train")
-    gallery_ids = gallery.catalog.ids if gallery else ()
+    catalog = gallery.catalog if gallery else None
+    stored = (catalog.ids, catalog.labels) if catalog else ((), ())
     earlier = rehearsal_items(project, recipe, data, gallery, memory)
     others = unlabelled_items(project, recipe, data, earlier, gallery)
     outside = others.outside if others else None
@@ -84,9 +85,9 @@ def plan(
         training_classes=len(set(training.labels)),
         validation_items=len(data.filter(split="validation")),
         rehearsed_items=len(earlier) if earlier else 0,
-        gallery_rows=len(gallery_ids),
+        gallery_rows=len(stored[0]),
         to_embed_with_the_old_model=len(
-            items_to_encode(recipe, data, gallery_ids, earlier, outside)
+            items_to_encode(recipe, data, *stored, earlier, outside)
         ),
         unlabelled=unlabelled_cost(others, project, recipe, base, gallery)
         if others and gallery

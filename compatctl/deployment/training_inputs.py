@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 class TrainingInputs:
     """The recipe, the data and the deployed gallery of a run.
 
-    ``recipe`` has no ``frame: auto``: the gallery decided. ``gallery``: None for the frame
-    ``free``, and for a first model on a simplex without a store.
+    ``gallery``: None for the frame ``free``, and for a first model on a simplex without a store.
     """
 
     recipe: Recipe
@@ -56,7 +55,6 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
     first = needs_no_store and recipe.objective.dim is not None and store is None
     if frames != {"free"} and not first:
         gallery = DeployedGallery.open(open_store(project))
-        recipe = _resolved(recipe, gallery)
     _refuse_useless_images(recipe, gallery)
     return TrainingInputs(recipe=recipe, data=load_data(project), gallery=gallery)
 
@@ -114,16 +112,6 @@ def _refuse_useless_images(recipe: Recipe, gallery: DeployedGallery | None) -> N
         )
 
 
-def _resolved(recipe: Recipe, gallery: DeployedGallery) -> Recipe:
-    """The recipe with ``frame: auto`` resolved by the deployed gallery."""
-    if gallery.manifest.registry is None or "auto" not in recipe.objective.frame:
-        return recipe.resolved(simplex=False)
-    from compatctl.train import born_on_simplex
-
-    reference = build_reference(gallery, (), np.zeros((0, gallery.manifest.index.dim), np.float32))
-    return recipe.resolved(simplex=born_on_simplex(reference))
-
-
 def require_torch() -> None:
     """Raise ``InputError`` unless ``compatctl.train`` can be imported."""
     try:
@@ -154,7 +142,8 @@ def embed_reference(
     """
     from compatctl.train import items_to_encode
 
-    ids = items_to_encode(recipe, data, gallery.catalog.ids, memory, unlabelled)
+    catalog = gallery.catalog
+    ids = items_to_encode(recipe, data, catalog.ids, catalog.labels, memory, unlabelled)
     encoded = np.zeros((len(ids), gallery.manifest.index.dim), np.float32)
     positions = {item_id: position for position, item_id in enumerate(ids)}
     for dataset in (data, memory) if memory else (data,):

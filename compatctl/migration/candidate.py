@@ -44,6 +44,7 @@ class FinetuneResult:
         remembered: how many items are in the new rehearsal memory.
         gallery_pass: what of the deployed gallery went through the new model; None without one.
         unlabelled: images without labels that took part; ``left_out`` did not, by reason.
+        blend: the share of the trained weights in the model's; 1 if the base's have none.
         parity: largest absolute difference between components of an embedding by the ONNX file and
             by the trained network, over real images.
         random: tensors of the backbone that the base lacks, which kept their random values.
@@ -64,6 +65,7 @@ class FinetuneResult:
     remembered: int
     old_features: dict[str, int]
     validation_recall: float | None
+    blend: float
     parity: float
     random: tuple[str, ...]
     missing_keys: int
@@ -248,6 +250,7 @@ def _result(  # noqa: PLR0917
         remembered=details["remembered"],
         old_features=details["old_features"],
         validation_recall=details["validation_recall_at_1"],
+        blend=details["blend"],
         parity=record.parity,
         random=random,
         missing_keys=len(random),

@@ -47,7 +47,6 @@ FREE_SCALE = 32.0
 """The scale of a free model's softmax, where the recipe has none."""
 
 Frame = Literal["prototypes", "simplex", "anchored", "free"]
-FrameSetting = Literal["auto", "prototypes", "simplex", "anchored", "free"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +135,13 @@ class Objective:
     the validation classes and never on the test classes.
     """
 
-    frame: tuple[FrameSetting, ...] = setting(
-        ("auto",),
+    frame: tuple[Frame, ...] = setting(
+        ("prototypes",),
         "The fixed class vectors of the cross-entropy CE:\n"
-        "  auto        simplex if the deployed gallery was born on one, else prototypes\n"
-        "  prototypes  the class means of the deployed gallery\n"
-        "  simplex     the d-Simplex (CVPR 2024, arXiv 2405.02581), if the deployed model was\n"
-        "              trained on the same one\n"
+        "  prototypes  the class means of the deployed gallery; of a class that is not in it, the\n"
+        "              mean of the deployed model's output for its training items\n"
+        "  simplex     the d-Simplex (CVPR 2024, arXiv 2405.02581), of a first model, or if the\n"
+        "              deployed model was trained on the same one\n"
         "  anchored    the d-Simplex, rotated onto the gallery's class means\n"
         "  free        vectors that are learned: the model ignores the gallery",
     )
@@ -245,6 +244,13 @@ class Recipe:
         "the backbone is trained too.",
     )
     optimiser: Optimiser = Optimiser()
+    blend: Literal["auto", "off"] = setting(
+        "auto",
+        "auto: where the base is an earlier model with its junction, such as the deployed one, the "
+        "weights are a mean of the base's and the trained ones (Wortsman et al., CVPR 2022, arXiv "
+        "2109.01903), in the shares that have the best recall@1 on the validation classes. off: "
+        "the trained weights.",
+    )
     augmentation: Augmentation = Augmentation()
     rehearsal: Rehearsal | None = None
     unlabelled: Path | None = setting(
@@ -280,13 +286,6 @@ class Recipe:
             frame=("free",), lambda_=(1.0,), scale=self.objective.scale or FREE_SCALE, dim=dim
         )
         return replace(self, objective=objective)
-
-    def resolved(self, *, simplex: bool) -> Recipe:
-        """The recipe without ``frame: auto``: the simplex if the gallery was born on one, else
-        prototypes. A frame that is then listed twice is trained once."""
-        auto: Frame = "simplex" if simplex else "prototypes"
-        frames = dict.fromkeys(auto if frame == "auto" else frame for frame in self.objective.frame)
-        return replace(self, objective=replace(self.objective, frame=tuple(frames)))
 
     def to_json(self) -> dict[str, Any]:
         """The recipe with all its settings, defaults included."""

@@ -2,7 +2,8 @@
 
     simplex     the d-Simplex, zero-padded to D: for a gallery whose model was trained on it
     anchored    the same simplex, rotated onto the gallery's class means (orthogonal Procrustes)
-    prototypes  the gallery's class means (Shen et al., CVPR 2020, use the old classifier instead)
+    prototypes  the gallery's class means (Shen et al., CVPR 2020, use the old classifier instead);
+                of a class that is not in it, the mean of the deployed model's output
     free        rows that are trained: a model without a gallery
 
 Sources: CVPR 2024 (arXiv 2405.02581); repository miccunifi/iamcl2r,
@@ -11,7 +12,7 @@ Sources: CVPR 2024 (arXiv 2405.02581); repository miccunifi/iamcl2r,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,14 +47,18 @@ class Classifier:
         return self.frame == "free"
 
 
-def build_classifier(
+def build_classifier(  # noqa: PLR0917
     frame: Frame,
     objective: Objective,
     classes: Sequence[str],
     reference: Reference | None,
     dim: int,
+    outputs: Mapping[str, Vectors] | None = None,
 ) -> Classifier:
     """The classifier for sorted training ``classes`` in D = ``dim`` dimensions.
+
+    ``outputs``: class -> unit mean (D,) of the deployed model's features of its training items; the
+    prototypes of classes that are not in the gallery.
 
     Raises:
         InputError: the frame needs a gallery and there is none; more classes than vertices; K is
@@ -69,16 +74,16 @@ def build_classifier(
         return _with_registry(frame, padded, registry, classes)
     if reference is None:
         raise InputError(f"frame {frame} needs a deployed gallery", tip="use free or simplex")
+    if frame == "prototypes":
+        return _prototypes(classes, reference, outputs or {})
     means, mean_row = class_means(reference)
-    if frame == "anchored":
-        padded, registry = _simplex(objective, classes, reference, dim)
-        shared = [label for label in registry.vertices if label in mean_row]
-        if not shared:
-            raise InputError("frame anchored: no class with a vertex has an item in the gallery")
-        vertices = np.array([registry.vertex_of[label] for label in shared])
-        rotated = rotate_onto(padded, means[[mean_row[label] for label in shared]], vertices)
-        return _with_registry(frame, rotated, registry, classes)
-    return _prototypes(means, mean_row, classes)
+    padded, registry = _simplex(objective, classes, reference, dim)
+    shared = [label for label in registry.vertices if label in mean_row]
+    if not shared:
+        raise InputError("frame anchored: no class with a vertex has an item in the gallery")
+    vertices = np.array([registry.vertex_of[label] for label in shared])
+    rotated = rotate_onto(padded, means[[mean_row[label] for label in shared]], vertices)
+    return _with_registry(frame, rotated, registry, classes)
 
 
 def born_on_simplex(reference: Reference) -> bool:
@@ -114,9 +119,15 @@ def class_means(reference: Reference) -> tuple[NDArray[np.float64], dict[str, in
 
 
 def _prototypes(
-    means: NDArray[np.float64], mean_row: dict[str, int], classes: Sequence[str]
+    classes: Sequence[str], reference: Reference, outputs: Mapping[str, Vectors]
 ) -> Classifier:
-    kept = [label for label in classes if label in mean_row]
+    """The means of stored classes, and the ``outputs`` of classes that are not stored.
+
+    The registry of a gallery that was born on a simplex stays as it is.
+    """
+    means, row_of = class_means(reference)
+    kept = [label for label in classes if label in row_of or label in outputs]
+    targets = [means[row_of[one]] if one in row_of else outputs[one] for one in kept]
     if not kept:
         raise InputError(
             f"frame prototypes: none of the {len(classes)} training classes is in the gallery",
@@ -124,9 +135,10 @@ def _prototypes(
         )
     return Classifier(
         frame="prototypes",
-        rows=means[[mean_row[label] for label in kept]].astype(np.float32),
+        rows=np.array(targets, np.float32),
         row_of={label: i for i, label in enumerate(kept)},
-        dropped=tuple(label for label in classes if label not in mean_row),
+        dropped=tuple(label for label in classes if label not in row_of and label not in outputs),
+        registry=reference.registry,
     )
 
 

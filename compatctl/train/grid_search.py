@@ -26,8 +26,6 @@ def make_trials(recipe: Recipe) -> list[Trial]:
     objective = recipe.objective
     trials: list[Trial] = []
     for frame, weight, mu in itertools.product(objective.frame, objective.lambda_, objective.mu):
-        if frame == "auto":
-            raise ValueError("a grid is made of a resolved recipe: see Recipe.resolved")
         if weight < 1.0 or mu == objective.mu[0]:
             trials.append(Trial(index=len(trials), frame=frame, weight=weight, mu=mu))
     return trials
@@ -46,9 +44,12 @@ def build_classifiers(setup: Setup) -> dict[str, Classifier]:
             "class in the gallery",
             tip="give one value for frame, lambda and mu, or a larger split.validation",
         )
-    objective, classes = setup.recipe.objective, setup.training_set.classes
+    objective, training_set = setup.recipe.objective, setup.training_set
+    items = training_set.ids, training_set.labels
+    outputs = setup.reference.output_means(*items) if setup.reference else {}
+    given = objective, training_set.classes, setup.reference, setup.dim
     return {
-        frame: build_classifier(frame, objective, classes, setup.reference, setup.dim)
+        frame: build_classifier(frame, *given, outputs)
         for frame in dict.fromkeys(trial.frame for trial in trials)
     }
 

@@ -7,6 +7,7 @@ gallery. The old network never runs during training.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from compatctl.core.arrays import Rows, Vectors
+from compatctl.core.arrays import Rows, Vectors, unit_rows
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset
 from compatctl.errors import InputError
@@ -89,6 +90,16 @@ class Reference:
             total.update(np.ascontiguousarray(rows).tobytes())
         return total.hexdigest()
 
+    def output_means(self, ids: Sequence[str], labels: Sequence[str]) -> dict[str, Vectors]:
+        """Class -> unit mean (D,) of those of its items that the deployed encoder embedded."""
+        encoded = {item_id: row for row, item_id in enumerate(self.encoded_ids)}
+        rows: dict[str, list[int]] = defaultdict(list)
+        for item_id, label in zip(ids, labels, strict=True):
+            if item_id in encoded:
+                rows[label].append(encoded[item_id])
+        sums = (self.encoded_features[some].sum(axis=0) for some in rows.values())
+        return {label: unit_rows(one[None])[0] for label, one in zip(rows, sums, strict=True)}
+
     def old_features(self, ids: Sequence[str]) -> tuple[Vectors, tuple[Source, ...]]:
         """(N, D) old features of items by id, and where each came from.
 
@@ -115,17 +126,22 @@ def items_to_encode(
     recipe: Recipe,
     data: Dataset,
     gallery_ids: Sequence[str],
+    gallery_labels: Sequence[str],
     memory: Dataset | None = None,
     unlabelled: Dataset | None = None,
 ) -> tuple[str, ...]:
     """Sorted ids of the items whose old feature the deployed encoder must compute.
 
     These are the training, rehearsed and unlabelled items outside the gallery if some lambda is
-    below 1; the cross-entropy alone needs no old features.
+    below 1. The cross-entropy alone needs those of classes without a stored item, for their
+    prototypes.
     """
-    if min(recipe.objective.lambda_) >= 1.0:
+    contrast = min(recipe.objective.lambda_) < 1.0
+    if not contrast and "prototypes" not in recipe.objective.frame:
         return ()
-    ids = set(data.filter(split="train").ids)
-    for others in (memory, unlabelled):
-        ids |= set(others.ids) if others else set()
-    return tuple(sorted(ids - set(gallery_ids)))
+    labels = dict[str, str]()
+    for items in (data.filter(split="train"), memory, unlabelled):
+        labels |= dict(zip(items.ids, items.labels, strict=True)) if items else {}
+    stored, classes = set(gallery_ids), set() if contrast else set(gallery_labels)
+    ids = (one for one, label in labels.items() if one not in stored and label not in classes)
+    return tuple(sorted(ids))

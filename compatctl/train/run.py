@@ -18,11 +18,12 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Recipe
 from compatctl.train import checkpoint as checkpoints
 from compatctl.train.batches import Batches, CachedBatches, ImageBatches
+from compatctl.train.blend import Blend, blend_weights, wants_blend
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.features import Features
-from compatctl.train.frames import Classifier, born_on_simplex
+from compatctl.train.frames import Classifier
 from compatctl.train.free_head import cached_features, train_free_head
-from compatctl.train.grid_search import build_classifiers, search
+from compatctl.train.grid_search import build_classifiers, make_context, search
 from compatctl.train.images import ImageReader
 from compatctl.train.network import Junction, Network
 from compatctl.train.reference import Reference
@@ -40,7 +41,7 @@ class TrainResult:
     record: dict[str, Any]
     """JSON-serializable: see ``training_record``"""
     registry: Registry | None
-    """Class -> vertex, new classes appended; None for frames without a simplex"""
+    """Class -> vertex, new classes appended; None without a simplex"""
     validation_recall: float | None
     """recall@1 of validation queries on the deployed gallery; None without such queries"""
     dim: int
@@ -63,8 +64,7 @@ def train(
     """Train by ``recipe`` and choose the best trial on validation classes.
 
     Args:
-        recipe: what to compute. ``frame: auto`` is resolved by the reference, and the record has
-            the resolved recipe.
+        recipe: what to compute.
         base: the backbone's weights; None: random weights, drawn by the seed.
         data: all splits; training items train, validation queries choose among trials.
         reference: the deployed gallery; None for a model without one (frame ``free``).
@@ -81,7 +81,6 @@ def train(
         ConflictError: the checkpoint to resume belongs to another run.
     """
     device = default_device()
-    recipe = recipe.resolved(simplex=reference is not None and born_on_simplex(reference))
     dim = embedding_dim(recipe, reference)
     training_set = select_training_set(recipe, data, reference, memory, unlabelled)
     with isolated_rng(device):
@@ -97,14 +96,14 @@ def train(
             dim=dim,
         )
         build_classifiers(setup)  # refuse an impossible frame before the images are read
-        classifier, state = _train(setup, work, features, resume=resume, progress=progress)
+        outcome = _train(setup, work, features, resume=resume, progress=progress)
     network.cpu().eval()
-    record = training_record(setup, classifier, state)
+    record = training_record(setup, *outcome)
     checkpoints.remove(work)
     return TrainResult(
         network=network,
         record=record,
-        registry=classifier.registry,
+        registry=outcome[0].registry,
         validation_recall=record["validation_recall_at_1"],
         dim=dim,
     )
@@ -112,7 +111,7 @@ def train(
 
 def _train(
     setup: Setup, work: Path, features: Features | None, *, resume: bool, progress: Progress
-) -> tuple[Classifier, Checkpoint]:
+) -> tuple[Classifier, Checkpoint, Blend | None]:
     key = setup.key
     state = checkpoints.load(work, key) if resume else None
     if state is None:
@@ -127,12 +126,16 @@ def _train(
         else:
             batches = ImageBatches(setup, reader)
         _standardise(setup, batches)
+        base = {key: value.clone() for key, value in setup.network.state_dict().items()}
         classifier = search(setup, batches, state, partial(checkpoints.save, work, key), progress)
+        blend = None
+        if wants_blend(setup):
+            blend = blend_weights(make_context(setup, batches, classifier), base)
         if setup.recipe.free_head and setup.reference is not None and features is None:
             if isinstance(batches, ImageBatches):
                 batches = cached_features(setup, reader)
             setup.network.free = train_free_head(setup, batches)
-    return classifier, state
+    return classifier, state, blend
 
 
 def _standardise(setup: Setup, batches: Batches) -> None:
@@ -143,7 +146,9 @@ def _standardise(setup: Setup, batches: Batches) -> None:
         junction.standardise(batches.sample())
 
 
-def training_record(setup: Setup, classifier: Classifier, state: Checkpoint) -> dict[str, Any]:
+def training_record(
+    setup: Setup, classifier: Classifier, state: Checkpoint, blend: Blend | None
+) -> dict[str, Any]:
     """The JSON-serializable record: every item and class by id and digest, and the outcome.
 
     ``classifier`` is that of the chosen trial.
@@ -185,6 +190,7 @@ def training_record(setup: Setup, classifier: Classifier, state: Checkpoint) -> 
         "registry_sha256": classifier.registry.digest if classifier.registry else None,
         "trials": state.trials,
         "choice": state.best_trial,
-        "validation_recall_at_1": trial["validation_recall_at_1"],
+        "blend": blend.share if blend else 1.0,
+        "validation_recall_at_1": blend.recall if blend else trial["validation_recall_at_1"],
         "validation_queries": len(validation.images) if validation else 0,
     }

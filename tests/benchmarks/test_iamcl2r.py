@@ -171,11 +171,26 @@ def test_the_deployed_model_is_the_other_reference(
     setup: protocol.SequenceSetup, base: dict[bool, list[protocol.Network]]
 ) -> None:
     """Until the first replacement both references are one model; then they are two."""
-    kinds = [method for method in methods.METHODS if method.fixed and method.contrast]
+    kinds = [method for method in methods.METHODS if method.fixed and method.form == "hoc"]
+    kinds = [method for method in kinds if method.contrast]
     setup = replace(setup, settings=replace(setup.settings, lr=0.1))
     alone, deployed = (protocol.walk(setup, kind, 7, base[True])["all"] for kind in kinds)
     assert np.array_equal(alone[:2], deployed[:2])
     assert not np.array_equal(alone[2:], deployed[2:])
+
+
+def test_class_means_of_the_previous_model_are_another_target(
+    setup: protocol.SequenceSetup, base: dict[bool, list[protocol.Network]]
+) -> None:
+    """The loss of the default recipe, towards vertices and towards means."""
+    named = {method.name: method for method in methods.METHODS}
+    kinds = ("defaults on vertices", "defaults", "defaults deployed")
+    setup = replace(setup, settings=replace(setup.settings, lr=0.1))
+    vertices, means, deployed = (
+        protocol.walk(setup, named[kind], 7, base[True])["all"] for kind in kinds
+    )
+    assert not np.array_equal(vertices, means)
+    assert np.array_equal(means[:2], deployed[:2])
 
 
 def test_the_influence_loss_begins_with_the_second_task(

@@ -7,15 +7,16 @@ import pytest
 
 from benchmarks.studies.simplex_frames import VARIANTS, targets
 from compatctl.core.simplex import Registry, frame_in
-from compatctl.recipe import Objective
+from compatctl.recipe import Frame, Objective
 from compatctl.train import Reference, grid_search
 
 KNOWN, NEW = ("a", "b"), ("c", "d")
 
 
-@pytest.mark.parametrize("new", ["vertex", "mean", "none"])
-def test_only_new_classes_get_another_target(new: str) -> None:
-    """Known classes keep their vertex; a new one has its vertex, its stored mean, or no row."""
+@pytest.mark.parametrize("frame", ["simplex", "prototypes"])
+@pytest.mark.parametrize("new", ["own", "vertex", "mean", "none"])
+def test_only_new_classes_get_another_target(new: str, frame: Frame) -> None:
+    """Known classes keep that of the frame; a new one has its vertex, its mean, or no row."""
     vectors = np.eye(8, dtype=np.float32)[4:]
     reference = Reference(
         gallery_ids=("1", "2", "3", "4"),
@@ -25,12 +26,14 @@ def test_only_new_classes_get_another_target(new: str) -> None:
         K=9,
     )
     with targets(new, frozenset(KNOWN)):  # type: ignore[arg-type]
-        made = grid_search.build_classifier("simplex", Objective(), KNOWN + NEW, reference, 8)  # type: ignore[attr-defined]
+        made = grid_search.build_classifier(frame, Objective(), KNOWN + NEW, reference, 8, {})  # type: ignore[attr-defined]
     vertices = frame_in(9, 8)
-    assert np.allclose(made.rows[[made.row_of[label] for label in KNOWN]], vertices[:2], atol=1e-6)
+    known = vertices[:2] if frame == "simplex" else vectors[:2]
+    assert np.allclose(made.rows[[made.row_of[label] for label in KNOWN]], known, atol=1e-6)
     assert set(made.row_of) == set(KNOWN if new == "none" else KNOWN + NEW)
     if new != "none":
-        expected = vertices[2:4] if new == "vertex" else vectors[2:]
+        on_vertex = new == "vertex" or (new, frame) == ("own", "simplex")
+        expected = vertices[2:4] if on_vertex else vectors[2:]
         assert np.allclose(made.rows[[made.row_of[label] for label in NEW]], expected, atol=1e-6)
 
 

@@ -103,7 +103,7 @@ def test_every_setting_has_a_sentence() -> None:
         ("format: 1\n" + BACKBONE + "objective: {lambda: [0.1, 1.5]}\n", "lambda[1]"),
         (
             "format: 1\n" + BACKBONE + "objective: {frame: simplices}\n",
-            "expected one of auto",
+            "expected one of prototypes",
         ),
         ("format: 1\n", "key backbone is missing"),
         ("format: 2\n" + BACKBONE, "this version reads up to 1"),

@@ -184,23 +184,28 @@ def test_the_record_names_every_item_and_class(tmp_path: Path) -> None:
     assert record["old_features"] == {"gallery": n_stored, "encoder": len(items) - n_stored}
     assert record["base"]["sha256"] == hashlib.sha256(base.read_bytes()).hexdigest()
     assert record["base"]["missing"] == record["base"]["unexpected"] == []
-    trained = recipe.resolved(simplex=False)
-    assert (record["recipe"], record["recipe_sha256"]) == (trained.to_json(), trained.digest)
+    assert (record["recipe"], record["recipe_sha256"]) == (recipe.to_json(), recipe.digest)
     assert record["seed"] == 3
     assert len(record["trials"][0]["losses"]) == 6
 
 
 def test_only_items_without_a_stored_vector_need_the_old_encoder(tmp_path: Path) -> None:
-    """With the contrastive loss these are the training items outside the gallery; else none."""
+    """With the contrastive loss these are the training items outside the gallery; without it those
+    of classes that are not in the gallery."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data)
+    stored = reference.gallery_ids, reference.gallery_labels
     items = set(data.filter(split="train").ids)
     contrast = kit.recipe(tmp_path, objective=f"objective: {{lambda: [0.1, 1.0], {kit.PLAIN}}}")
-    assert set(items_to_encode(contrast, data, reference.gallery_ids)) == items - set(
-        reference.gallery_ids
-    )
+    assert set(items_to_encode(contrast, data, *stored)) == items - set(reference.gallery_ids)
     plain = kit.recipe(tmp_path)
-    assert items_to_encode(plain, data, reference.gallery_ids) == ()
+    assert items_to_encode(plain, data, *stored) == ()
+    left = reference.gallery_labels[0]
+    kept = [i for i, label in enumerate(reference.gallery_labels) if label != left]
+    fewer = tuple(tuple(names[i] for i in kept) for names in stored)
+    assert set(items_to_encode(plain, data, *fewer)) == {
+        item.id for item in data.items if item.split == "train" and item.label == left
+    }
     bare = replace(
         reference, encoded_ids=(), encoded_features=np.zeros((0, reference.dim), np.float32)
     )
@@ -209,7 +214,7 @@ def test_only_items_without_a_stored_vector_need_the_old_encoder(tmp_path: Path)
 
 
 def test_classes_outside_the_gallery_are_dropped_and_counted(tmp_path: Path) -> None:
-    """With prototypes, a class without gallery items has no row and does not train."""
+    """With prototypes, a class of which the old model embedded no item does not train."""
     data = kit.dataset(tmp_path)
     full = kit.gallery(data)
     absent = data.filter(split="train").labels[0]
@@ -219,6 +224,8 @@ def test_classes_outside_the_gallery_are_dropped_and_counted(tmp_path: Path) -> 
         gallery_ids=tuple(full.gallery_ids[i] for i in keep),
         gallery_labels=tuple(full.gallery_labels[i] for i in keep),
         gallery_features=full.gallery_features[keep],
+        encoded_ids=(),
+        encoded_features=np.zeros((0, full.dim), np.float32),
     )
     record = train(
         recipe=kit.recipe(tmp_path),
