@@ -105,19 +105,17 @@ The vectors stay when models change, so every version trains towards the same on
 Begin on one where no gallery is deployed yet, or where it will be embedded again anyway; the
 classes have labels; and you can say how many there will be. K vertices have room for K classes, of
 all versions together, and need K - 1 dimensions: both stay as long as the store. A gallery that an
-ordinary model filled is not moved onto a simplex: for it `frame: auto` takes the class means, which
-[ablation.md](ablation.md) compares with the simplex.
+ordinary model filled is not moved onto a simplex; [ablation.md](ablation.md) tries that.
 
 A shared simplex alone does not make a new model compatible (row "none" below): the contrast with
-the deployed gallery does, and the gate decides for each new version. In a first comparison, of one
-and two seeds, the class means were the better target even here
-([experiments.md](experiments.md)). With `frame: [simplex, prototypes]` the validation classes
-choose.
+the deployed gallery does, and the gate decides for each new version. Later versions train towards
+the class means of the gallery, the default, and not towards the vertices: that gains more even here
+([experiments.md](experiments.md)).
 
 ## How
 
     compatctl begin --base first.ckpt --dim 767     train, export, embed the gallery: a store
-    compatctl finetune --base new.ckpt              each later model; frame: auto finds the simplex
+    compatctl finetune --base new.ckpt              each later model
 
 `begin` trains by the project's recipe with `frame: simplex` and `lambda: 1.0`, whatever these say.
 It is `finetune` with these settings and `init --model new.onnx` in one command. `--dry-run` shows

@@ -36,7 +36,7 @@ class Method:
 
 
 OURS = Method(
-    name="defaults on vertices", fixed=True, contrast=True, form="infonce", weight=0.25, mu=32.0,
+    name="defaults on vertices", fixed=True, contrast=True, form="infonce", weight=0.25, mu=16.0,
     scale=32.0,
 )  # fmt: skip
 """The loss of ``recipes/default.yaml``"""

@@ -86,9 +86,7 @@ def plan(
         validation_items=len(data.filter(split="validation")),
         rehearsed_items=len(earlier) if earlier else 0,
         gallery_rows=len(stored[0]),
-        to_embed_with_the_old_model=len(
-            items_to_encode(recipe, data, *stored, earlier, outside)
-        ),
+        to_embed_with_the_old_model=len(items_to_encode(recipe, data, *stored, earlier, outside)),
         unlabelled=unlabelled_cost(others, project, recipe, base, gallery)
         if others and gallery
         else None,

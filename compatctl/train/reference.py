@@ -122,7 +122,7 @@ class Reference:
         return np.array(features, np.float32).reshape(len(ids), self.dim), sources
 
 
-def items_to_encode(
+def items_to_encode(  # noqa: PLR0917
     recipe: Recipe,
     data: Dataset,
     gallery_ids: Sequence[str],
