@@ -28,7 +28,7 @@ from compatctl.train.images import ImageReader
 from compatctl.train.network import Junction, Network
 from compatctl.train.reference import Reference
 from compatctl.train.setup import Setup, default_device, embedding_dim, isolated_rng, make_network
-from compatctl.train.training_set import describe_images, select_training_set
+from compatctl.train.training_set import TrainingSet, describe_images, select_training_set
 
 RECORD_FORMAT = 1
 
@@ -159,7 +159,7 @@ def training_record(
     contrasted = training_set.old_features is not None and trial["lambda"] < 1.0
     labels = training_set.labels[:n_labelled]
     trained = [i for i, label in enumerate(labels) if contrasted or label in row_of]
-    sources, validation = Counter(training_set.old_sources), training_set.validation
+    sources = Counter(training_set.old_sources)
     return {
         "format": RECORD_FORMAT,
         "tool": f"compatctl {__version__}",
@@ -190,6 +190,15 @@ def training_record(
         "registry_sha256": classifier.registry.digest if classifier.registry else None,
         "trials": state.trials,
         "choice": state.best_trial,
+        **_validation(training_set, trial, blend),
+    }
+
+
+def _validation(
+    training_set: TrainingSet, trial: dict[str, Any], blend: Blend | None
+) -> dict[str, Any]:
+    validation = training_set.validation
+    return {
         "blend": blend.share if blend else 1.0,
         "validation_recall_at_1": blend.recall if blend else trial["validation_recall_at_1"],
         "validation_queries": len(validation.images) if validation else 0,
