@@ -36,9 +36,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.common.arguments import study_parser
 from benchmarks.common.born_data import SeedImages, load_kanji, split_images
 from benchmarks.common.born_docs import ARMS, GROUPS, K, Line, page, table
-from benchmarks.common.cases import KANJI
 from compatctl.core.nearest import exact_search
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, evaluate
@@ -221,18 +221,13 @@ def _read(path: Path) -> list[Line]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
-    parser.add_argument("--kanji", type=Path, default=KANJI)
+    parser = study_parser(__doc__, "seeds", "kanji", "threads", "json", "docs")
     parser.add_argument(
         "--epochs",
         type=int,
         default=60,
         help="of the deployed model; half for the new one, a third to fine-tune",
     )
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--docs", type=Path)
     return parser.parse_args()
 
 

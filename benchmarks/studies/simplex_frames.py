@@ -41,9 +41,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.common.arguments import study_parser
 from benchmarks.common.born_data import SeedImages, load_emoji, load_kanji, split_images
 from benchmarks.common.born_gate import Judge, table
-from benchmarks.common.cases import KANJI
 from benchmarks.studies.simplex_born import embedded, small_recipe, stored_reference
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset
@@ -274,19 +274,16 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = study_parser(__doc__, "seeds", "kanji", "json")
     parser.add_argument("--images", choices=("kanji", "emoji"), default="kanji")
     parser.add_argument("--setting", choices=CLASSES, default="replacement")
     parser.add_argument("--born", choices=("linear", "default"), default="linear")
-    parser.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default="0,1,2")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
-    parser.add_argument("--kanji", type=Path, default=KANJI)
     parser.add_argument(
         "--unstored",
         action="store_true",
         help="no item of a new class is in the gallery until the new model adds it",
     )
-    parser.add_argument("--json", type=Path, help="JSON lines to append to")
     return parser.parse_args()
 
 
