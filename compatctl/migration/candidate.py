@@ -47,7 +47,8 @@ class FinetuneResult:
         blend: the share of the trained weights in the model's; 1 if the base's have none.
         parity: largest absolute difference between components of an embedding by the ONNX file and
             by the trained network, over real images.
-        random: tensors of the backbone that the base lacks, which kept their random values.
+        random: tensors of the backbone that the base lacks, which kept their random values;
+            ``unexpected_keys`` counts those of the base that no part of the network has.
     """
 
     gallery_pass: GalleryPass | None
@@ -68,7 +69,6 @@ class FinetuneResult:
     blend: float
     parity: float
     random: tuple[str, ...]
-    missing_keys: int
     unexpected_keys: int
     device: str
     seconds: float
@@ -253,7 +253,6 @@ def _result(  # noqa: PLR0917
         blend=details["blend"],
         parity=record.parity,
         random=random,
-        missing_keys=len(random),
         unexpected_keys=len(details["base"]["unexpected"]),
         device=details["device"],
         seconds=details["seconds"],
