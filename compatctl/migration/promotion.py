@@ -16,7 +16,6 @@ import numpy as np
 from compatctl import encoder as onnx_files
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.core.gate import Check
-from compatctl.core.measurements import measure_mixed
 from compatctl.core.nearest import Neighbours, Piece, exact_search_pieces
 from compatctl.core.policy import Policy
 from compatctl.core.rescoring import MergeRule, free_cosines, rescore, within_budget
@@ -28,13 +27,12 @@ from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import CANARY_LIMIT
 from compatctl.errors import DamagedError, InputError
-from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import AnnQueries, K, sample_queries
 from compatctl.evaluation.exact_retrieval import evaluate_neighbours, nearest_rows, recall_ks
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.manifest import Catalog, Rescoring
 from compatctl.migration.rewrite_gate import HeldOutQueries
-from compatctl.migration.rewrite_trials import RewriteTrial, loss_check
+from compatctl.migration.rewrite_trials import RewriteTrial, loss_check, rewrite_gain
 from compatctl.recipe import Project
 from compatctl.store.side_file import SideFile
 
@@ -144,16 +142,7 @@ def try_promotion(
 def _trial(
     truth: GroundTruth, before: Retrieval, after: Retrieval, policy: Policy
 ) -> PromotionTrial:
-    resampling, k = sampling(policy, 0, 0, 0), policy.recall_at
-    gain = measure_mixed(
-        truth.classes,
-        before,
-        after,
-        k=k,
-        draw=resampling.draw,
-        replicates=resampling.replicates,
-        unit=truth.unit,
-    )
+    k, gain = policy.recall_at, rewrite_gain(truth, before, after, policy)
     detail = (
         f"Recall@{k} is {after.recall[k]:.4f} with the promoted index and {before.recall[k]:.4f} "
         "as the store answers today, re-scored"

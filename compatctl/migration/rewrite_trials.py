@@ -15,6 +15,7 @@ from compatctl.core.arrays import Bools, Rows
 from compatctl.core.gate import Check, Measurement, Verdict, judge
 from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence, measure, measure_mixed
 from compatctl.core.policy import Policy
+from compatctl.core.retrieval import Retrieval
 from compatctl.core.sampling_units import count_units
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import BulkEmbedding
@@ -25,6 +26,7 @@ from compatctl.encoder import read_record
 from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import AnnQueries
 from compatctl.evaluation.exact_retrieval import mixed_retrieval, recall_ks, retrieval
+from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.manifest import Catalog
 from compatctl.migration.backfill_selection import SHARES_BETWEEN
 from compatctl.migration.rewrite_gate import HeldOutQueries, deciding_queries
@@ -149,21 +151,11 @@ def try_backfill(
         staged = replace(truth, reembedded=reembedded)
         after, bias = mixed_retrieval(staged, old, new, queries.features, policy)
         curve.append(CurvePoint(share=float(reembedded.mean()), recall=after.recall[k]))
-    resampling = sampling(policy, 0, 0, 0)
-    gain = measure_mixed(
-        truth.classes,
-        before,
-        after,
-        k=k,
-        draw=resampling.draw,
-        replicates=resampling.replicates,
-        unit=truth.unit,
-    )
     trial = MixedTrial(
         n_queries=before.n_with_match,
         n_classes=count_units(truth.classes, before.has_match),
         recall_at=k,
-        check=loss_check(policy, gain),
+        check=loss_check(policy, rewrite_gain(truth, before, after, policy)),
         rank_bias=bias,
         curve=tuple(curve),
     )
@@ -213,6 +205,22 @@ def try_lift(
         verdict=judge(policy, measurements),
     )
     return trial, new.ann_queries(rows, catalog)
+
+
+def rewrite_gain(
+    truth: GroundTruth, before: Retrieval, after: Retrieval, policy: Policy
+) -> Measurement:
+    """The gain in the policy's recall of one gallery over another, with its interval."""
+    resampling = sampling(policy, 0, 0, 0)
+    return measure_mixed(
+        truth.classes,
+        before,
+        after,
+        k=policy.recall_at,
+        draw=resampling.draw,
+        replicates=resampling.replicates,
+        unit=truth.unit,
+    )
 
 
 def loss_check(policy: Policy, gain: Measurement) -> Check:
