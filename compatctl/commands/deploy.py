@@ -303,6 +303,7 @@ def refuse_unverified(
                 f"the report is for another {name}: it says {reported[:12]}, here is {actual[:12]}",
                 tip=f"{again}, {with_what}",
             )
+    _refuse_other_service(verified, manifest)
     owners = {f"gallery of {share.sha256[:12]}" for share in manifest.models if share.rows}
     judged = {check.group for check in verified.report.verdict.checks if check.name == "chain_gain"}
     if len(owners) > 1 and not owners <= judged:
@@ -310,6 +311,21 @@ def refuse_unverified(
             "the report does not judge the rows of every version in the gallery: it lacks the "
             f"{', '.join(sorted(owners - judged))}",
             tip="the file was edited, or written by another program: verify again",
+        )
+
+
+def _refuse_other_service(verified: VerifiedReport, manifest: Manifest) -> None:
+    """Refuse a report whose old answers are not re-scored as the store re-scores them now."""
+    today, settings = verified.report.rescored_today, manifest.rescoring
+    names = ("candidates", "passes", "weight", "slope", "intercept")
+    judged, served = (
+        None if part is None else tuple(getattr(part, name) for name in names)
+        for part in (today, settings)
+    )
+    if judged != served:
+        raise GateError(
+            "the report did not judge the old answers as the store re-scores them today",
+            tip="compatctl verify old.onnx new.onnx, against this store",
         )
 
 

@@ -23,7 +23,7 @@ from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.record_files import find_record
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import check_steady
-from compatctl.errors import UsageError
+from compatctl.errors import EvidenceError, UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, build_mapped
 from compatctl.manifest import Manifest, Operation
@@ -123,7 +123,8 @@ def lift(
         UsageError: an unknown kind, a share outside 0 .. 1, pairs that pass more of the gallery
             than the project allows, or the new encoder is the query model or embedded rows of the
             gallery.
-        EvidenceError: the data has no held-out query, and no reason to force was given.
+        EvidenceError: the data has no held-out query, or the store re-scores its answers, and no
+            reason to force was given.
         InputError: no store, bad data or model, no pair, no validation query to choose with, no
             torch for the kind mlp; or a lifted file does not return the mapped vectors.
         DamagedError: a file of the store is missing or changed.
@@ -136,6 +137,7 @@ def lift(
     if _is_lifted(store, model.encoder.sha256):
         return result
     _refuse_gallery_model(store.manifest, model.encoder.sha256)
+    _refuse_rescoring(store.manifest, options)
     work = _Work(project=project, store=store, model=model, policy=policy, options=options)
     result, plan = work.measure(result, progress)
     if not result.written:
@@ -295,6 +297,21 @@ def _is_lifted(store: Store, sha256: str) -> bool:
         return False
     generation = embedding_space(store, store.manifest)
     return generation > 0 and store.generation(generation).query_model == sha256
+
+
+def _refuse_rescoring(manifest: Manifest, options: LiftOptions) -> None:
+    """Refuse to judge against answers that are not those of today.
+
+    Raises:
+        EvidenceError: the store re-scores, and no reason to force was given.
+    """
+    if manifest.rescoring is not None and options.forced_reason is None:
+        raise EvidenceError(
+            "cannot tell what a lift gains: the store re-scores its answers today, and lift "
+            "compares with the answers of its index alone",
+            tip="compatctl promote makes the free vectors the index; or --force --reason '...', "
+            "which is recorded",
+        )
 
 
 def _refuse_gallery_model(manifest: Manifest, sha256: str) -> None:

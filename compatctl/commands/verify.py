@@ -50,7 +50,6 @@ from compatctl.evaluation.rescoring import require_free
 from compatctl.evaluation.verdict import (
     NEXT_STEPS,
     NO_STORE,
-    RESCORED_TODAY,
     WITHOUT_STORE,
     verdict_fields,
     write_report,
@@ -160,6 +159,7 @@ def _verify_models(  # noqa: PLR0917
         pairs=pairs,
         ann=findings.ann,
         rescoring=findings.rescoring,
+        rescored_today=findings.rescored_today,
         latency=latency,
         registry_sha256=record.registry_sha256 if record else None,
         not_checked=unchecked + unproven(checks),
@@ -197,7 +197,6 @@ def _warnings(
 ) -> tuple[str, ...]:
     return (
         *(() if gallery else NO_STORE),
-        *(RESCORED_TODAY if gallery and gallery.manifest.rescoring else ()),
         *leak_warnings(setup.record, findings.groups, setup.data, setup.options),
         *scale_warnings(score_map(gallery), calibrate=setup.options.calibrate),
         *gallery_warnings(findings.searched, findings.results[0]),

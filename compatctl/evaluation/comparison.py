@@ -54,12 +54,16 @@ class PairedEmbeddings:
     new_rows: Rows | None = None
     new_free: Vectors | None = None
     """(Q, D_free) free vectors of the queries; None: not requested."""
+    old_free: Vectors | None = None
+    """The old model's."""
 
     def select_queries(self, kept: Bools) -> PairedEmbeddings:
         """The same for the queries ``kept`` (Q,)."""
         old, new = self.old_queries[kept], self.new_queries[kept]
-        free = None if self.new_free is None else self.new_free[kept]
-        return replace(self, old_queries=old, new_queries=new, new_free=free)
+        free, old_free = (
+            None if vectors is None else vectors[kept] for vectors in (self.new_free, self.old_free)
+        )
+        return replace(self, old_queries=old, new_queries=new, new_free=free, old_free=old_free)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,6 +80,9 @@ class RescoredAnswers:
 Rescore = Callable[[Neighbours, Vectors], RescoredAnswers]
 """Re-scores first answers (Q, C) of queries with these free vectors (Q, D_free)."""
 
+Today = Callable[[Neighbours, Vectors], Neighbours]
+"""Ranks first answers (Q, C) of old queries with these free vectors as the store serves them."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupResult:
@@ -90,6 +97,8 @@ class GroupResult:
     calibration: Calibration | None = None
     touched: dict[str, Rows] = field(default_factory=dict)
     """State of the cache -> gallery rows that re-scoring passes through the new model."""
+    old_first_stage: Retrieval | None = None
+    """Old queries without re-scoring, where the store re-scores their answers today."""
     n_judged: int = 0
     """Judgments of its queries and gallery rows."""
     kept: Bools
@@ -107,12 +116,14 @@ def compare(
     calibrate: CalibrationRequest | None = None,
     cosines: bool = True,
     rescore: Rescore | None = None,
+    today: Today | None = None,
 ) -> GroupResult:
     """Search every gallery with both models' queries, and measure what the policy may need.
 
     Without ``cosines`` the features only rank: inequalities and operating points are left out.
-    With ``rescore`` the answers of new queries are those with an empty cache; cosines, thresholds
-    and other galleries are of the first stage.
+    With ``rescore`` the answers of new queries are those with an empty cache, with ``today`` those
+    of old queries are as they are served; cosines, thresholds and other galleries are of the first
+    stage.
     Queries whose image is in the gallery under another id are left out: finding it shows nothing.
     """
     ks, k = recall_ks(policy), policy.recall_at
@@ -125,6 +136,7 @@ def compare(
     others, bias = _new_galleries(truth, embeddings, policy)
     new, stages, touched = _rescored(new, embeddings.new_free, rescore)
     others |= {name: evaluate_neighbours(truth, part, ks) for name, part in stages.items()}
+    old, old_first = _served(truth, old, embeddings.old_free, today, ks)
     old_old, new_old = (evaluate_neighbours(truth, nearest, ks) for nearest in (old, new))
     pairs = (embeddings.old_queries, embeddings.new_queries), embeddings.old_gallery, truth.pairs
     fitted = None if calibrate is None else fit_calibration(*pairs, truth.classes, calibrate.scale)
@@ -153,8 +165,22 @@ def compare(
         points=operating_points(*pairs) if count_points else (),
         n_judged=0 if truth.judged is None else len(truth.judged[0]),
         touched=touched,
+        old_first_stage=old_first,
         kept=kept,
     )
+
+
+def _served(
+    truth: GroundTruth,
+    first: Neighbours,
+    queries: Vectors | None,
+    today: Today | None,
+    ks: tuple[int, ...],
+) -> tuple[Neighbours, Retrieval | None]:
+    """The answers of old queries as served today, and their test without re-scoring."""
+    if today is None or queries is None:
+        return first, None
+    return today(first, queries), evaluate_neighbours(truth, first, ks)
 
 
 def _rescored(

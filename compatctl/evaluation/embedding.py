@@ -123,6 +123,7 @@ class VerifyEmbeddings:
             new_gallery=gallery,
             new_rows=rows,
             new_free=self.new.take_free(group.queries),
+            old_free=self.old.take_free(group.queries),
         )
 
     def in_gallery(self, data: Dataset, rows: Rows) -> Vectors:
@@ -147,8 +148,8 @@ def embed_for_verify(
     free: bool = False,
     progress: Progress,
 ) -> VerifyEmbeddings:
-    """Embed what the groups and the items of ``pairs`` need; ``free``: the new model's free vectors
-    too. ``judged`` are the user's judgments, for the sample of the self-test.
+    """Embed what the groups and the items of ``pairs`` need; ``free``: free vectors too, of models
+    that give them. ``judged`` are the user's judgments, for the sample of the self-test.
 
     The gallery is the whole store, and every other item of the data that is searched.
     """

@@ -33,9 +33,16 @@ from compatctl.evaluation.pairs import measure_pairs
 from compatctl.evaluation.protocol import QueryGroup, drop_rows, group_rows
 from compatctl.evaluation.query_report import QueryAnswers
 from compatctl.evaluation.rescoring import Judge
+from compatctl.evaluation.served_today import ServedToday
 from compatctl.evaluation.verdict import lost_judgments
 from compatctl.progress import Progress
-from compatctl.report import AnnRecall, PairsResult, RescoringEntry, SearchedGallery
+from compatctl.report import (
+    AnnRecall,
+    PairsResult,
+    RescoredToday,
+    RescoringEntry,
+    SearchedGallery,
+)
 
 MeasurePairs = Callable[[Sampling], tuple[list[Measurement], PairsResult | None]]
 
@@ -113,6 +120,7 @@ class Findings:
     embeddings: VerifyEmbeddings | None = None
     """Large; dropped before the index is loaded."""
     rescoring: RescoringEntry | None = None
+    rescored_today: RescoredToday | None = None
     ann_check: AnnCheck | None = None
     ann: AnnRecall | None = None
 
@@ -135,7 +143,7 @@ class Findings:
             judged=judged,
             self_test=setup.options.self_test,
             skip_bad=setup.options.skip_bad,
-            free=setup.options.rescore is not None,
+            free=setup.options.rescore is not None or _rescores(gallery),
             progress=progress,
         )
         setup = setup.with_near_vectors(embeddings)
@@ -157,9 +165,11 @@ class Findings:
                 share=share,
                 progress=progress,
             )
+        today = ServedToday.of(setup.data, embeddings, encoders[0], gallery, progress)
+        judges = judge, today
         for group in setup.groups.query_groups:
             kept = drop_rows(group, embeddings.bad)
-            findings = findings._with_group(setup, kept, judged, images, gallery, judge, progress)
+            findings = findings._with_group(setup, kept, judged, images, gallery, judges, progress)
         lost = lost_judgments(judged, findings.results[0]) if judged else ()
         unchecked = setup.options.unchecked() + lost + findings.unchecked
         by_new = np.union1d(embeddings.new.rows, judge.embedded() if judge else as_rows(()))
@@ -172,11 +182,12 @@ class Findings:
         judged: RelevancePairs | None,
         images: GalleryImages,
         store: DeployedGallery | None,
-        judge: Judge | None,
+        judges: tuple[Judge | None, ServedToday | None],
         progress: Progress,
     ) -> Findings:
         """The same with one more group; the deciding one also tests what only a store has."""
         assert self.embeddings is not None
+        judge, today = judges
         gallery, embeddings = self.embeddings.gallery, self.embeddings.paired(group)
         truth = gallery.ground_truth(setup.data, group, judged, setup.record)
         shared = gallery.shared(setup.data, group, setup.options.ignore_same)
@@ -191,6 +202,7 @@ class Findings:
             thresholds=options.thresholds(scale),
             calibrate=options.calibration(scale),
             rescore=judge,
+            today=today,
         )
         findings = replace(
             self,
@@ -198,6 +210,9 @@ class Findings:
             answers=self.answers + setup.answers(group, gallery, result),
             unchecked=self.unchecked if self.results else missing_value_notes(shared),
             rescoring=judge.entry(result) if judge and not self.results else self.rescoring,
+            rescored_today=self.rescored_today
+            if self.results or not today
+            else today.entry(result),
         )
         if store is None or group.name != DECIDING_GROUP or not result.kept.any():
             return findings
@@ -259,6 +274,10 @@ class Findings:
             for result in self.results
         ]
         return replace(findings, ann=ann, results=results)
+
+
+def _rescores(store: DeployedGallery | None) -> bool:
+    return store is not None and store.manifest.rescoring is not None
 
 
 def version_chain(

@@ -48,11 +48,6 @@ WITHOUT_STORE = {
 
 NO_STORE = ("there is no store: the gallery of the data was searched, not a deployed one",)
 
-RESCORED_TODAY = (
-    "the store re-scores the old model's answers today, and old queries are judged without it: "
-    "what is served today may be better than old/old",
-)
-
 EVIDENCE_STEPS = {
     "training_record": "verify a model that carries its training record; for one from elsewhere "
     "write require_training_record: false into the policy",

@@ -43,6 +43,13 @@ def report_table(console: Console, report: Report) -> None:
         console.print(f"{_searched(report.searched)}\n")
     for group in report.groups:
         _group(console, group)
+    if (today := report.rescored_today) is not None:
+        first = ", ".join(f"recall@{k} {value:.4f}" for k, value in today.first_stage.items())
+        console.print(
+            f"old answers are re-scored, as the store serves them today: the first "
+            f"{today.candidates}, with {today.kept_share:.2%} of the rows kept and at most "
+            f"{today.passes} images embedded for a query; without it {first}\n"
+        )
     if report.rescoring is not None:
         _rescoring(console, report.rescoring)
     checks = [check for check in report.verdict.checks if check.decides]

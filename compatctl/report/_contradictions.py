@@ -79,6 +79,10 @@ def contradictions(report: Report) -> Iterator[str]:
             yield f"{name} decides"
     yield from _calibration_contradictions(report)
     yield from _rescoring_contradictions(report)
+    if (today := report.rescored_today) is not None:
+        rows = report.store.stored_vectors if report.store else 0
+        if not rows or not _same(today.kept_share, today.kept / rows):
+            yield "its old answers are re-scored by a side file that is not of its store"
     yield from _gallery_pass_contradictions(report)
     yield from _index_contradictions(report)
     present = {check.key for check in verdict.checks}

@@ -269,6 +269,25 @@ class RescoringEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RescoredToday:
+    """How the store re-scores the answers of old queries, which are judged so.
+
+    ``candidates``, ``passes`` and the merge rule are the store's. ``kept``: rows of its gallery
+    with a free vector in the side file; ``kept_share``: of all. ``first_stage``: recall of the
+    deciding old queries without re-scoring.
+    """
+
+    candidates: int
+    passes: int
+    weight: float
+    slope: float
+    intercept: float
+    kept: int
+    kept_share: float
+    first_stage: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EarlierAttempt:
     """An earlier verification of the same candidate on the same data, and its options."""
 
@@ -339,6 +358,8 @@ class Report:
     attempt: Attempts | None = None
     rescoring: RescoringEntry | None = field(default=None, metadata=OPTIONAL)
     """None: answers are not re-scored."""
+    rescored_today: RescoredToday | None = field(default=None, metadata=OPTIONAL)
+    """None: answers of old queries are not re-scored today."""
     signature: Signature | None = None
     format: int = FORMAT
     tool_version: str = __version__

@@ -74,15 +74,6 @@ def test_a_search_keeps_what_it_embeds(shop: Shop, data: Dataset) -> None:
     assert shop.run("check").code == 0
 
 
-def test_the_next_verification_warns_that_today_is_rescored(shop: Shop) -> None:
-    """Old queries are judged without re-scoring, and the report says so."""
-    models = shop.path("both.onnx"), shop.path("new.onnx")
-    result = shop.run("verify", *models, "--report", shop.path("next.json"), "--no-self-test")
-    assert any(
-        "re-scores the old model's answers today" in line for line in result.json["warnings"]
-    )
-
-
 def test_the_side_file_has_a_limit(shop: Shop) -> None:
     """Two vectors for each row of the gallery, and no more."""
     gallery = DeployedGallery.open(Store.open(shop.path("store")))

@@ -1,0 +1,135 @@
+"""A store that re-scores: a candidate is compared with the answers that are served today."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from free_kit import with_free
+from shop_kit import Result, Shop, write_encoder
+
+from compatctl.data import load
+from compatctl.encoder import Encoder
+from compatctl.store import Store
+from compatctl.store.side_file import SideFile
+
+K, PASSES = 6, 2
+
+
+@pytest.fixture(scope="module")
+def begun(begun: Path) -> Path:
+    """The project, deployed with re-scoring of six answers and two passes a query; some searches
+    were made."""
+    shop = Shop(begun)
+    weak = write_encoder(begun / "weak.onnx", noise=0.4)
+    best = write_encoder(begun / "best.onnx", noise=0.15)
+    with_free(begun / "both.onnx", weak, best)
+    report = ("--report", shop.path("report.json"))
+    models, rescore = (shop.path("old.onnx"), shop.path("both.onnx")), ("--rescore", K)
+    verified = shop.run("verify", *models, *report, *rescore, "--passes", PASSES)
+    assert verified.code in {0, 3, 4}
+    forced = ("--force", "--reason", "a test")
+    deployed = shop.run("deploy", *report, *rescore, "--passes", PASSES, *forced)
+    assert deployed.code == 0, deployed.stderr
+    data = load(shop.data())
+    rows = [i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")]
+    assert shop.run("search", *(data.sources[row] for row in rows[:200:3])).code == 0
+    return begun
+
+
+def verify(shop: Shop, new: str, *more: object) -> tuple[Result, dict[str, Any]]:
+    """Verify a candidate against the store; the result and the report."""
+    path = shop.path("next.json")
+    models = shop.path("both.onnx"), shop.path(new)
+    result = shop.run("verify", *models, "--report", path, *more)
+    return result, json.loads(path.read_bytes())
+
+
+def test_old_answers_are_those_of_a_loop_over_what_is_served(shop: Shop) -> None:
+    """Each query knows what the side file has and its two nearest others, by a loop."""
+    _, report = verify(shop, "new.onnx", "--no-self-test")
+    store = Store.open(shop.path("store"))
+    settings, catalog = store.manifest.rescoring, store.catalog()
+    assert settings is not None
+    data = load(shop.data())
+    gallery = [data.row_of[item] for item in catalog.ids]
+    queries = [
+        i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")
+    ]
+    stored = Encoder.load(shop.path("old.onnx")).embed(data.take(gallery)).features
+    both = Encoder.load(shop.path("both.onnx"))
+    own, items = (
+        both.embed(data.take(queries), free=True),
+        both.embed(data.take(gallery), free=True),
+    )
+    assert own.free is not None
+    assert items.free is not None
+    side = SideFile.existing(store.path, store.manifest.query_model)
+    assert side is not None
+    kept = side.holds(catalog.ids)
+    assert 0 < kept.sum() < len(kept)
+    right = {"today": 0, "first": 0}
+    for feature, free, row in zip(own.features, own.free, queries, strict=True):
+        cosines = stored @ feature
+        first = np.argsort(-cosines, kind="stable")[:K]
+        known = set(first[kept[first]]) | set(first[~kept[first]][:PASSES])
+        scores = [
+            float(free @ items.free[item]) + settings.weight * cosines[item]
+            if item in known
+            else settings.intercept + settings.slope * cosines[item]
+            for item in first
+        ]
+        label = data.labels[row]
+        right["today"] += data.labels[gallery[first[int(np.argmax(scores))]]] == label
+        right["first"] += data.labels[gallery[first[0]]] == label
+    today = report["rescored_today"]
+    recall = report["groups"][0]["recall"]["old_old"]["1"]
+    assert recall == pytest.approx(right["today"] / len(queries), abs=4e-3)
+    assert today["first_stage"]["1"] == pytest.approx(right["first"] / len(queries), abs=4e-3)
+    assert recall > today["first_stage"]["1"] + 0.02
+    assert (today["candidates"], today["passes"]) == (K, PASSES)
+    assert today["kept"] == kept.sum()
+
+
+def test_what_only_beats_the_first_stage_does_not_pass(shop: Shop) -> None:
+    """A candidate better than the index alone and worse than what is served is no upgrade."""
+    middle = write_encoder(shop.path("middle.onnx"), noise=0.3)
+    result, report = verify(shop, middle.name)
+    recall = report["groups"][0]["recall"]
+    assert recall["new_old"]["1"] > report["rescored_today"]["first_stage"]["1"]
+    assert recall["new_old"]["1"] < recall["old_old"]["1"]
+    assert result.code == 3, report["summary"]
+    assert "old answers are re-scored" in table(shop)
+
+
+def table(shop: Shop) -> str:
+    """What verify prints for people."""
+    from shop_kit import run
+
+    models = shop.path("both.onnx"), shop.path("middle.onnx")
+    flags = ("--report", shop.path("next.json"), "--no-self-test")
+    return run("verify", *shop.args, *models, *flags).stdout
+
+
+def test_a_report_of_another_service_is_refused(shop: Shop) -> None:
+    """Re-scoring that began or ended after the verification makes its report one of the past."""
+    best = write_encoder(shop.path("perfect.onnx"), noise=0.0)
+    with_free(shop.path("next.onnx"), best, best)
+    result, report = verify(shop, "next.onnx", "--rescore", 20)
+    assert result.code == 0, report["summary"]
+    plain = ("--force", "--reason", "no re-scoring", "--model", shop.path("both.onnx"))
+    ended = shop.run("deploy", "--report", shop.path("none.json"), *plain)
+    assert ended.code == 0, ended.stderr
+    refused = shop.run("deploy", "--report", shop.path("next.json"), "--rescore", 20)
+    assert refused.code == 3
+    assert "as the store re-scores them today" in refused.stderr
+
+
+def test_a_lift_of_such_a_store_cannot_tell(shop: Shop) -> None:
+    """It compares with the index alone, so that only a reason makes it go on."""
+    refused = shop.run("lift", shop.path("turned.onnx"), "--kind", "ridge")
+    assert refused.code == 4
+    assert "cannot tell what a lift gains" in refused.stderr
