@@ -126,23 +126,17 @@ def compare(
     stage.
     Queries whose image is in the gallery under another id are left out: finding it shows nothing.
     """
-    ks, k = recall_ks(policy), policy.recall_at
-    old = nearest_rows(truth, embeddings.old_queries, embeddings.old_gallery, ks)
-    kept = ~_duplicates(truth, embeddings, old)
-    if not kept.all():
-        truth, embeddings = truth.select_queries(kept), embeddings.select_queries(kept)
-        old = old.select_queries(kept)
+    ks = recall_ks(policy)
+    kept, truth, embeddings, old = _without_duplicates(truth, embeddings, ks)
     new = nearest_rows(truth, embeddings.new_queries, embeddings.old_gallery, ks)
     others, bias = _new_galleries(truth, embeddings, policy)
     new, stages, touched = _rescored(new, embeddings.new_free, rescore)
-    others |= {name: evaluate_neighbours(truth, part, ks) for name, part in stages.items()}
+    others |= {stage: evaluate_neighbours(truth, part, ks) for stage, part in stages.items()}
     old, old_first = _served(truth, old, embeddings.old_free, today, ks)
     old_old, new_old = (evaluate_neighbours(truth, nearest, ks) for nearest in (old, new))
     pairs = (embeddings.old_queries, embeddings.new_queries), embeddings.old_gallery, truth.pairs
     fitted = None if calibrate is None else fit_calibration(*pairs, truth.classes, calibrate.scale)
-    none = (None, None)
-    accepts, rates = error_rates(*pairs, thresholds, fitted) if thresholds else none
-    count_points = cosines and (thresholds is not None or _few_pairs(embeddings))
+    accepts, rates = error_rates(*pairs, thresholds, fitted) if thresholds else (None, None)
     return GroupResult(
         evidence=GroupEvidence(
             name=name,
@@ -153,21 +147,36 @@ def compare(
             accepts=accepts,
             slices=truth.slices,
             unit=truth.unit,
-            dependence=_dependence(truth, old_old, new_old, k),
+            dependence=_dependence(truth, old_old, new_old, policy.recall_at),
             answerable=truth.answerable,
-            unjudged=_unjudged(truth, (old, new), (old_old, new_old), k),
+            unjudged=_unjudged(truth, (old, new), (old_old, new_old), policy.recall_at),
             training_overlap=truth.training_overlap,
             **others,
         ),
         rank_bias=bias,
         rates=rates,
         calibration=None if fitted is None else fitted.reported,
-        points=operating_points(*pairs) if count_points else (),
+        points=operating_points(*pairs)
+        if cosines and (thresholds is not None or _few_pairs(embeddings))
+        else (),
         n_judged=0 if truth.judged is None else len(truth.judged[0]),
         touched=touched,
         old_first_stage=old_first,
         kept=kept,
     )
+
+
+def _without_duplicates(
+    truth: GroundTruth, embeddings: PairedEmbeddings, ks: tuple[int, ...]
+) -> tuple[Bools, GroundTruth, PairedEmbeddings, Neighbours]:
+    """(Q,) the queries whose image is not in the gallery, what is left of both, and the old
+    model's first answers to them."""
+    old = nearest_rows(truth, embeddings.old_queries, embeddings.old_gallery, ks)
+    kept = ~_duplicates(truth, embeddings, old)
+    if kept.all():
+        return kept, truth, embeddings, old
+    selected = embeddings.select_queries(kept)
+    return kept, truth.select_queries(kept), selected, old.select_queries(kept)
 
 
 def _served(

@@ -61,7 +61,21 @@ class VerifySetup:
         """The user's relevance judgments."""
         return read_qrels(self.options.qrels) if self.options.qrels else None
 
-    def rescored_share(self, gallery: DeployedGallery | None) -> float:
+    def judge(
+        self,
+        embeddings: VerifyEmbeddings,
+        new: Encoder,
+        gallery: DeployedGallery | None,
+        progress: Progress,
+    ) -> Judge | None:
+        """Re-scores the candidate's answers; None: they are not re-scored. Errors as
+        ``Judge.fit``."""
+        if self.options.rescore is None:
+            return None
+        share = self._rescored_share(gallery)
+        return Judge.fit(self.data, embeddings, new, self.options, share=share, progress=progress)
+
+    def _rescored_share(self, gallery: DeployedGallery | None) -> float:
         """The share of the gallery, in [0, 1], that re-scoring may pass: what the project allows,
         without what the candidate passed before."""
         limit = 1.0 if self.policy.max_gallery_pass is None else self.policy.max_gallery_pass
@@ -133,7 +147,7 @@ class Findings:
         progress: Progress,
     ) -> Findings:
         """Embed with both models and compare them on every group."""
-        judged, judge = setup.judged(), None
+        judged = setup.judged()
         embeddings = embed_for_verify(
             setup.data,
             setup.groups.query_groups,
@@ -155,25 +169,23 @@ class Findings:
             bad=embeddings.bad,
             embeddings=embeddings,
         )
-        if setup.options.rescore is not None:
-            share = setup.rescored_share(gallery)
-            judge = Judge.fit(
-                setup.data,
-                embeddings,
-                encoders[1],
-                setup.options,
-                share=share,
-                progress=progress,
-            )
+        judge = setup.judge(embeddings, encoders[1], gallery, progress)
         today = ServedToday.of(setup.data, embeddings, encoders[0], gallery, progress)
-        judges = judge, today
         for group in setup.groups.query_groups:
             kept = drop_rows(group, embeddings.bad)
-            findings = findings._with_group(setup, kept, judged, images, gallery, judges, progress)
+            findings = findings._with_group(
+                setup, kept, judged, images, gallery, (judge, today), progress
+            )
         lost = lost_judgments(judged, findings.results[0]) if judged else ()
         unchecked = setup.options.unchecked() + lost + findings.unchecked
         by_new = np.union1d(embeddings.new.rows, judge.embedded() if judge else as_rows(()))
-        return replace(findings, unchecked=unchecked, by_new=by_new)
+        return replace(
+            findings,
+            unchecked=unchecked,
+            by_new=by_new,
+            rescoring=judge.entry(findings.results[0]) if judge else None,
+            rescored_today=today.entry(findings.results[0]) if today else None,
+        )
 
     def _with_group(  # noqa: PLR0917
         self,
@@ -209,10 +221,6 @@ class Findings:
             results=[*self.results, result],
             answers=self.answers + setup.answers(group, gallery, result),
             unchecked=self.unchecked if self.results else missing_value_notes(shared),
-            rescoring=judge.entry(result) if judge and not self.results else self.rescoring,
-            rescored_today=self.rescored_today
-            if self.results or not today
-            else today.entry(result),
         )
         if store is None or group.name != DECIDING_GROUP or not result.kept.any():
             return findings

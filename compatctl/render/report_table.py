@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         OperatingPoint,
         PairsResult,
         Report,
+        RescoredToday,
         RescoringEntry,
         SearchedGallery,
     )
@@ -43,13 +44,7 @@ def report_table(console: Console, report: Report) -> None:
         console.print(f"{_searched(report.searched)}\n")
     for group in report.groups:
         _group(console, group)
-    if (today := report.rescored_today) is not None:
-        first = ", ".join(f"recall@{k} {value:.4f}" for k, value in today.first_stage.items())
-        console.print(
-            f"old answers are re-scored, as the store serves them today: the first "
-            f"{today.candidates}, with {today.kept_share:.2%} of the rows kept and at most "
-            f"{today.passes} images embedded for a query; without it {first}\n"
-        )
+    _rescored_today(console, report.rescored_today)
     if report.rescoring is not None:
         _rescoring(console, report.rescoring)
     checks = [check for check in report.verdict.checks if check.decides]
@@ -83,6 +78,18 @@ def report_table(console: Console, report: Report) -> None:
     console.print(f"not checked: {cell('; '.join(report.not_checked))}")
     console.print(f"\nverdict: {report.verdict.outcome}. {cell(report.summary)}")
     console.print(f"next: {report.next_step}")
+
+
+def _rescored_today(console: Console, today: RescoredToday | None) -> None:
+    """How old answers are re-scored, as the store serves them."""
+    if today is None:
+        return
+    first = ", ".join(f"recall@{k} {value:.4f}" for k, value in today.first_stage.items())
+    console.print(
+        f"old answers are re-scored, as the store serves them today: the first "
+        f"{today.candidates}, with {today.kept_share:.2%} of the rows kept and at most "
+        f"{today.passes} images embedded for a query; without it {first}\n"
+    )
 
 
 def _rescoring(console: Console, entry: RescoringEntry) -> None:
