@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from compatctl.core.nearest import Neighbours
-from compatctl.core.rescoring import MergeRule, free_cosines, rescore
+from compatctl.core.rescoring import KnownVectors, MergeRule, rescore
 from compatctl.index import HnswIndex, HnswParams
 from compatctl.store.side_file import SideFile
 
@@ -90,7 +90,7 @@ def searched(folder: Path, rows: int, dim: int, queries: int) -> dict[str, float
         touched = np.unique(found)
         vectors, held = side.lookup([ids[row] for row in touched.tolist()])
         assert held.all()
-        cosines = free_cosines(query[None], found, touched, vectors)
+        cosines = KnownVectors(rows=touched, vectors=vectors).cosines(query[None], found)
         rescore(Neighbours(rows=found, scores=scores), cosines, RULE)
         again.append(time.perf_counter() - began)
     return {

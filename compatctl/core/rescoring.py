@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compatctl.core.arrays import Bools, Floats, Rows, Scores, Vectors, check_positive
+from compatctl.core.arrays import Bools, Floats, Rows, Scores, Vectors, as_rows, check_positive
 from compatctl.core.nearest import Neighbours
 from compatctl.errors import InputError
 
@@ -88,24 +88,44 @@ class FittedRule:
     n_queries: int
 
 
-def free_cosines(queries: Vectors, candidates: Rows, rows: Rows, vectors: Vectors) -> Scores:
-    """(Q, k) cosines of the queries' free vectors (Q, F) with those of their candidates.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KnownVectors:
+    """Free vectors (n, F) of some gallery rows (n,), which ascend."""
 
-    Args:
-        candidates: (Q, k) gallery rows, -1: none.
-        rows: (n,) ascending gallery rows whose free vectors are known.
-        vectors: (n, F) unit rows, of ``rows``.
-    """
-    cosines = np.full(candidates.shape, np.nan, np.float32)
-    if not len(rows):
+    rows: Rows
+    vectors: Vectors
+
+    @classmethod
+    def none(cls, dim: int) -> KnownVectors:
+        """Of no row, with F = ``dim``."""
+        return cls(rows=as_rows(()), vectors=np.zeros((0, dim), np.float32))
+
+    def with_rows(self, rows: Rows, vectors: Vectors) -> KnownVectors:
+        """These and those of further rows (m,), in any order, none of which is here."""
+        every = np.concatenate([self.rows, rows])
+        order = np.argsort(every)
+        return KnownVectors(
+            rows=every[order], vectors=np.concatenate([self.vectors, vectors])[order]
+        )
+
+    def of(self, rows: Rows) -> Vectors:
+        """Those of rows (m,) that are all here."""
+        return self.vectors[np.searchsorted(self.rows, rows)]
+
+    def cosines(self, queries: Vectors, candidates: Rows) -> Scores:
+        """(Q, k) cosines of the queries' free vectors (Q, F) with those of their candidates (Q, k),
+        which are gallery rows, -1: none."""
+        rows, vectors = self.rows, self.vectors
+        cosines = np.full(candidates.shape, np.nan, np.float32)
+        if not len(rows):
+            return cosines
+        position = np.minimum(np.searchsorted(rows, candidates), len(rows) - 1)
+        query, rank = np.nonzero(rows[position] == candidates)
+        step = max(1, _BLOCK // max(1, vectors.shape[1]))
+        for start in range(0, len(query), step):
+            part = query[start : start + step], rank[start : start + step]
+            cosines[part] = np.einsum("nf,nf->n", queries[part[0]], vectors[position[part]])
         return cosines
-    position = np.minimum(np.searchsorted(rows, candidates), len(rows) - 1)
-    query, rank = np.nonzero(rows[position] == candidates)
-    step = max(1, _BLOCK // max(1, vectors.shape[1]))
-    for start in range(0, len(query), step):
-        part = query[start : start + step], rank[start : start + step]
-        cosines[part] = np.einsum("nf,nf->n", queries[part[0]], vectors[position[part]])
-    return cosines
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

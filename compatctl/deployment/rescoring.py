@@ -11,7 +11,7 @@ import numpy as np
 
 from compatctl.core.arrays import Bools, Bytes, Rows, Vectors, as_rows
 from compatctl.core.nearest import Neighbours
-from compatctl.core.rescoring import MergeRule, free_cosines, rescore, within_budget
+from compatctl.core.rescoring import KnownVectors, MergeRule, rescore, within_budget
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import gallery_pass, rescoring_room, rows_of_model
@@ -69,9 +69,21 @@ class RescoredSearch:
     kept: bool
 
 
-def rescorer_of(
-    project: Project, gallery: DeployedGallery, data: Dataset | None, progress: Progress = silent
-) -> Rescorer:
+def merge_rule(settings: Rescoring) -> MergeRule:
+    """The rule of a store's settings."""
+    return MergeRule(weight=settings.weight, slope=settings.slope, intercept=settings.intercept)
+
+
+def kept_vectors(cache: FreeCache | None, catalog: Catalog, rows: Rows, dim: int) -> KnownVectors:
+    """The free vectors (n, ``dim``) that the cache has of these ascending gallery rows, as their
+    images are indexed."""
+    if cache is None or not len(rows):
+        return KnownVectors.none(dim)
+    vectors, kept = cache.lookup([catalog.ids[row] for row in rows], catalog.digests[rows])
+    return KnownVectors(rows=rows[kept], vectors=vectors[kept])
+
+
+def rescorer_of(project: Project, gallery: DeployedGallery, data: Dataset | None) -> Rescorer:
     """Re-scores as the store says, with the query model's side file as cache.
 
     Where the project limits what may pass, images are embedded up to the limit, and only if their
@@ -109,7 +121,6 @@ def rescorer_of(
         data=data,
         cache=side,
         room=room if project.max_gallery_pass < 1.0 else None,
-        progress=progress,
     )
 
 
@@ -132,9 +143,7 @@ class Rescorer:
     cache: FreeCache | None = None
     room: Callable[[], int] | None = None
     clock: Callable[[], float] = time.monotonic
-    progress: Progress = silent
-    _rows: Rows = field(default_factory=lambda: as_rows(()))
-    _vectors: Vectors | None = None
+    _known: KnownVectors = field(default_factory=lambda: KnownVectors.none(0))
     _missing: set[int] = field(default_factory=set)
     _left: int | None = None
     _at_limit: set[int] = field(default_factory=set)
@@ -148,17 +157,14 @@ class Rescorer:
         found = first.rows[:, : self.settings.candidates]
         touched = np.unique(found[found >= 0])
         cached = self._look_up(touched)
-        before = set(self._rows.tolist())
+        before = self._known.rows
         self._embed_missing(found)
-        known_rows = self._rows
-        assert self._vectors is not None
-        cosines = free_cosines(queries, found, known_rows, self._vectors)
-        settings = self.settings
-        rule = MergeRule(weight=settings.weight, slope=settings.slope, intercept=settings.intercept)
-        scored = rescore(first, cosines, rule)
+        known_rows = self._known.rows
+        cosines = self._known.cosines(queries, found)
+        scored = rescore(first, cosines, merge_rule(self.settings))
         known = np.zeros(first.rows.shape, bool)
         known[:, : found.shape[1]] = ~np.isnan(cosines)
-        new = as_rows(row for row in known_rows.tolist() if row not in before)
+        new = np.setdiff1d(known_rows, before)
         unknown = np.setdiff1d(touched, known_rows)
         missing = sum(row in self._missing for row in unknown.tolist())
         at_limit = len(self._at_limit - set(known_rows.tolist()))
@@ -184,12 +190,12 @@ class Rescorer:
         """
         rows = np.unique(rows)
         self._look_up(rows)
-        before = self._rows
+        before = self._known.rows
         wanted = np.setdiff1d(rows, before)
         wanted = wanted[self._images(wanted) >= 0]
         if len(wanted):
             self._embed(wanted.tolist())
-        new = np.setdiff1d(self._rows, before)
+        new = np.setdiff1d(self._known.rows, before)
         return len(new), self._keep(new)
 
     def fill_all(self, rows: Rows, progress: Progress = silent) -> int:
@@ -228,14 +234,9 @@ class Rescorer:
 
     def _look_up(self, rows: Rows) -> int:
         """Take the free vectors of gallery rows from the cache; how many it has."""
-        width = self.encoder.free_dim or 0
-        self._rows, self._vectors = as_rows(()), np.zeros((0, width), np.float32)
-        if self.cache is None or not len(rows):
-            return 0
-        ids = [self.catalog.ids[row] for row in rows]
-        vectors, held = self.cache.lookup(ids, self.catalog.digests[rows])
-        self._rows, self._vectors = rows[held], vectors[held]
-        return int(held.sum())
+        dim = self.encoder.free_dim or 0
+        self._known = kept_vectors(self.cache, self.catalog, rows, dim)
+        return len(self._known.rows)
 
     def _embed_missing(self, found: Rows) -> None:
         """Embed missing candidates (Q, k), each query's nearest first, within its budget.
@@ -246,7 +247,7 @@ class Rescorer:
         limit = self.settings.max_ms
         self._left, self._at_limit = None, set()
         for candidates in found:
-            known = np.isin(candidates, self._rows) | np.isin(candidates, planned)
+            known = np.isin(candidates, self._known.rows) | np.isin(candidates, planned)
             gone = np.isin(candidates, sorted(self._missing))
             wanted = (candidates >= 0) & ~known & ~gone
             images = self._images(candidates[wanted])
@@ -283,18 +284,12 @@ class Rescorer:
     def _embed(self, planned: Sequence[int]) -> None:
         """Embed gallery rows; leave out those whose image is bad, or not the indexed one."""
         assert self.data is not None
-        assert self._vectors is not None
         rows = as_rows(planned)
         images = self._images(rows)
         order = np.argsort(images)
         rows, images = rows[order], images[order]
         (embedded,) = embed_together(
-            (self.encoder,),
-            self.data,
-            (images,),
-            skip_bad=True,
-            free=True,
-            progress=(self.progress,),
+            (self.encoder,), self.data, (images,), skip_bad=True, free=True, progress=(silent,)
         )
         good = np.isin(images, embedded.rows)
         assert embedded.free is not None
@@ -302,20 +297,15 @@ class Rescorer:
         same = (indexed == embedded.digests).all(axis=1) | ~indexed.any(axis=1)
         taken = rows[good][same]
         self._missing.update(np.setdiff1d(rows, taken).tolist())
-        every = np.concatenate([self._rows, taken])
-        position = np.argsort(every)
-        self._rows = every[position]
-        self._vectors = np.concatenate([self._vectors, embedded.free[same]])[position]
+        self._known = self._known.with_rows(taken, embedded.free[same])
 
     def _keep(self, rows: Rows) -> bool:
         """Append the free vectors of new rows to the cache; a store that is read-only has none."""
         if self.cache is None or not len(rows):
             return self.cache is not None
-        assert self._vectors is not None
-        vectors = self._vectors[np.searchsorted(self._rows, rows)]
         try:
             ids = [self.catalog.ids[row] for row in rows]
-            self.cache.append(ids, vectors, self.catalog.digests[rows])
+            self.cache.append(ids, self._known.of(rows), self.catalog.digests[rows])
         except CompatError:
             return False
         return bool(self.held(rows).all())

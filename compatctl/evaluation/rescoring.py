@@ -21,8 +21,8 @@ from compatctl.core.hash_order import hash_fraction
 from compatctl.core.nearest import Neighbours
 from compatctl.core.rescoring import (
     FittedRule,
+    KnownVectors,
     fit_merge_rule,
-    free_cosines,
     rescore,
     within_budget,
 )
@@ -59,11 +59,12 @@ class FreeVectors:
         self._progress = prefixed(progress, "free vectors")
         held = np.flatnonzero((gallery.data_rows >= 0) & known.holds(gallery.data_rows))
         free = known.take_free(gallery.data_rows[held])
-        self.rows: Rows = held if free is not None else as_rows(())
-        self.vectors: Vectors = (
-            free if free is not None else np.zeros((0, encoder.free_dim or 0), np.float32)
+        self.known = (
+            KnownVectors.none(encoder.free_dim or 0)
+            if free is None
+            else KnownVectors(rows=held, vectors=free)
         )
-        self._tried: set[int] = set(self.rows.tolist())
+        self._tried: set[int] = set(self.known.rows.tolist())
 
     def need(self, rows: Rows) -> None:
         """Embed those of the gallery rows that were not needed before and whose image is there."""
@@ -80,9 +81,7 @@ class FreeVectors:
         good = embedded.holds(images)
         free = embedded.take_free(images[good])
         assert free is not None
-        rows = np.concatenate([self.rows, new[good]])
-        order = np.argsort(rows)
-        self.rows, self.vectors = rows[order], np.concatenate([self.vectors, free])[order]
+        self.known = self.known.with_rows(new[good], free)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,7 +143,7 @@ class Judge:
         assert own is not None
         fitted = fit_merge_rule(
             first.scores,
-            free_cosines(own, first.rows, free.rows, free.vectors),
+            free.known.cosines(own, first.rows),
             truth.is_relevant(first.rows) & (first.rows >= 0),
         )
         return cls(
@@ -171,7 +170,7 @@ class Judge:
         """The answers in each state of the cache; ``queries`` (Q, D_free) are free vectors."""
         found = first.rows[:, : self.candidates]
         self.free.need(found)
-        cosines = free_cosines(queries, found, self.free.rows, self.free.vectors)
+        cosines = self.free.known.cosines(queries, found)
         answers, touched = {}, {}
         for state in STATES:
             available = ~np.isnan(cosines)
@@ -185,7 +184,8 @@ class Judge:
 
     def embedded(self) -> Rows:
         """(n,) rows of the data that it embedded, or that were embedded before for the gallery."""
-        rows: Rows = np.union1d(self.validation_queries, self.gallery.data_rows[self.free.rows])
+        known = self.gallery.data_rows[self.free.known.rows]
+        rows: Rows = np.union1d(self.validation_queries, known)
         return rows
 
     def entry(self, result: GroupResult) -> RescoringEntry:

@@ -13,11 +13,12 @@ from typing import Self
 
 import numpy as np
 
-from compatctl.core.arrays import Rows, Vectors
+from compatctl.core.arrays import Vectors
 from compatctl.core.nearest import Neighbours
-from compatctl.core.rescoring import MergeRule, free_cosines, rescore, within_budget
+from compatctl.core.rescoring import rescore, within_budget
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.rescoring import kept_vectors, merge_rule
 from compatctl.encoder import Encoder
 from compatctl.evaluation.comparison import GroupResult
 from compatctl.evaluation.embedding import VerifyEmbeddings, prefixed
@@ -68,18 +69,14 @@ class ServedToday:
     def __call__(self, first: Neighbours, queries: Vectors) -> Neighbours:
         """The answers (Q, C) of old queries in today's order, by their free vectors (Q, F)."""
         found = first.rows[:, : self.settings.candidates]
-        kept, vectors = self._kept(np.unique(found[(found >= 0) & (found < len(self.catalog))]))
-        cosines = free_cosines(queries, found, kept, vectors)
+        stored = np.unique(found[(found >= 0) & (found < len(self.catalog))])
+        kept = kept_vectors(self.side, self.catalog, stored, queries.shape[1])
+        cosines = kept.cosines(queries, found)
         missing = np.isnan(cosines) & (found >= 0) & (self.gallery.data_rows[found] >= 0)
         passed = within_budget(missing, self.settings.passes)
         self.free.need(found[passed])
-        fresh = free_cosines(queries, found, self.free.rows, self.free.vectors)
-        rule = MergeRule(
-            weight=self.settings.weight,
-            slope=self.settings.slope,
-            intercept=self.settings.intercept,
-        )
-        return rescore(first, np.where(passed, fresh, cosines), rule).of(first)
+        cosines = np.where(passed, self.free.known.cosines(queries, found), cosines)
+        return rescore(first, cosines, merge_rule(self.settings)).of(first)
 
     def entry(self, result: GroupResult) -> RescoredToday:
         """The report's entry, of the deciding group's result."""
@@ -96,11 +93,3 @@ class ServedToday:
             kept_share=held / max(1, len(self.catalog)),
             first_stage={str(k): value for k, value in first.recall.items()},
         )
-
-    def _kept(self, rows: Rows) -> tuple[Rows, Vectors]:
-        """Those of the store's rows (n,) that the side file has, and their free vectors."""
-        if self.side is None or not len(rows):
-            return rows[:0], self.free.vectors[:0]
-        ids = [self.catalog.ids[row] for row in rows.tolist()]
-        vectors, held = self.side.lookup(ids, self.catalog.digests[rows])
-        return rows[held], vectors[held]

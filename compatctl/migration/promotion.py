@@ -18,12 +18,13 @@ from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.core.gate import Check
 from compatctl.core.nearest import Neighbours, Piece, exact_search_pieces
 from compatctl.core.policy import Policy
-from compatctl.core.rescoring import MergeRule, free_cosines, rescore, within_budget
+from compatctl.core.rescoring import KnownVectors, rescore, within_budget
 from compatctl.core.retrieval import Retrieval
 from compatctl.core.sampling_units import count_units
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery, indexed_rows
 from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.rescoring import merge_rule
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import CANARY_LIMIT
 from compatctl.errors import DamagedError, InputError
@@ -165,11 +166,11 @@ def answers_today(
     many as the settings say. A limit of time is not simulated."""
     found = first.rows[:, : settings.candidates]
     touched = np.unique(found[found >= 0])
-    cosines = free_cosines(queries, found, touched, free.take(touched))
+    known = KnownVectors(rows=touched, vectors=free.take(touched))
     unknown = np.isin(found, missing) & (found >= 0)
     unknown &= ~within_budget(unknown, settings.passes)
-    rule = MergeRule(weight=settings.weight, slope=settings.slope, intercept=settings.intercept)
-    return rescore(first, np.where(unknown, np.float32(np.nan), cosines), rule).of(first)
+    cosines = np.where(unknown, np.float32(np.nan), known.cosines(queries, found))
+    return rescore(first, cosines, merge_rule(settings)).of(first)
 
 
 def _ann_queries(queries: Vectors, free: FreeRows) -> AnnQueries:

@@ -20,7 +20,7 @@ from compatctl.core.hash_order import hash_fraction
 from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence
 from compatctl.core.nearest import Neighbours
 from compatctl.core.policy import Policy
-from compatctl.core.rescoring import USUAL_WEIGHT, MergeRule, free_cosines, rescore
+from compatctl.core.rescoring import USUAL_WEIGHT, KnownVectors, MergeRule, rescore
 from compatctl.core.retrieval import Retrieval
 from compatctl.evaluation.comparison import (
     GroupResult,
@@ -179,9 +179,8 @@ class RescoredResult(RouteResult):
     def _rescored(self, first: Neighbours, queries: Vectors) -> Neighbours:
         """The first answers of queries with these free vectors (Q, F), in their new order."""
         candidates = first.rows[:, : self.candidates]
-        free = free_cosines(
-            queries, candidates, np.arange(len(self.free_gallery)), self.free_gallery
-        )
+        every = KnownVectors(rows=np.arange(len(self.free_gallery)), vectors=self.free_gallery)
+        free = every.cosines(queries, candidates)
         rule = MergeRule(weight=USUAL_WEIGHT, slope=0.0, intercept=0.0)
         return rescore(first, free, rule).of(first)
 

@@ -7,9 +7,9 @@ import pytest
 
 from compatctl.core.nearest import Neighbours
 from compatctl.core.rescoring import (
+    KnownVectors,
     MergeRule,
     fit_merge_rule,
-    free_cosines,
     rescore,
     within_budget,
 )
@@ -43,7 +43,7 @@ def test_the_order_is_that_of_a_loop(seed: int, k: int) -> None:
     first, queries = answers(rng, 30, 9), unit(rng, 30, 6)
     rows = np.flatnonzero(rng.random(40) < 0.5)
     vectors = unit(rng, len(rows), 6)
-    free = free_cosines(queries, first.rows[:, :k], rows, vectors)
+    free = KnownVectors(rows=rows, vectors=vectors).cosines(queries, first.rows[:, :k])
     rescored = rescore(first, free, RULE)
     result = rescored.of(first)
     known = dict(zip(rows.tolist(), vectors, strict=True))
@@ -68,10 +68,19 @@ def test_the_order_is_that_of_a_loop(seed: int, k: int) -> None:
 def test_without_free_vectors_nothing_moves() -> None:
     """Unknown candidates keep the order of the first stage."""
     first = answers(np.random.default_rng(0), 20, 8)
-    nothing = np.zeros(0, np.int64), np.zeros((0, 6), np.float32)
-    free = free_cosines(unit(np.random.default_rng(1), 20, 6), first.rows[:, :5], *nothing)
+    queries = unit(np.random.default_rng(1), 20, 6)
+    free = KnownVectors.none(6).cosines(queries, first.rows[:, :5])
     assert np.isnan(free).all()
     np.testing.assert_array_equal(rescore(first, free, RULE).of(first).rows, first.rows)
+
+
+def test_rows_join_those_that_are_known() -> None:
+    """In any order; the vectors stay with their rows, and the rows ascend."""
+    vectors = unit(np.random.default_rng(2), 6, 3)
+    known = KnownVectors.none(3).with_rows(np.array([7, 2]), vectors[:2])
+    known = known.with_rows(np.array([9, 0, 4]), vectors[2:5])
+    assert known.rows.tolist() == [0, 2, 4, 7, 9]
+    np.testing.assert_array_equal(known.of(np.array([9, 7, 0])), vectors[[2, 0, 3]])
 
 
 def test_a_budget_takes_the_nearest_missing_candidates() -> None:
