@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from free_kit import with_free
+from free_kit import serve_rescored, with_free
 from numpy.typing import NDArray
 from PIL import Image
 from shop_kit import Shop, store_files, stored_rows, turned, write_encoder
@@ -27,10 +27,7 @@ def begun(begun: Path) -> Path:
     write_encoder(begun / "best.onnx", noise=0.02)
     free = turned(shop, "free.onnx", of="best.onnx", dim=WIDTH)
     with_free(begun / "both.onnx", weak, free)
-    report = ("--report", shop.path("report.json"))
-    models = shop.path("old.onnx"), shop.path("both.onnx")
-    assert shop.run("verify", *models, *report, "--rescore", K).code == 0
-    assert shop.run("deploy", *report, "--rescore", K).code == 0
+    serve_rescored(shop, K)
     return begun
 
 
@@ -164,11 +161,7 @@ def test_a_free_head_that_loses_is_refused(begun_once: Path, tmp_path: Path) -> 
     shop = Shop(folder)
     good = write_encoder(folder / "good.onnx", noise=0.05)
     with_free(folder / "both.onnx", good, write_encoder(folder / "bad.onnx", noise=1.2))
-    report = ("--report", shop.path("report.json"))
-    models = shop.path("old.onnx"), shop.path("both.onnx")
-    shop.run("verify", *models, *report, "--rescore", K)
-    deployed = shop.run("deploy", *report, "--rescore", K, "--force", "--reason", "a test")
-    assert deployed.code == 0, deployed.stderr
+    serve_rescored(shop, K, force=True)
     before = shop.manifest()
     refused = shop.run("promote")
     assert refused.code == 3, refused.stdout

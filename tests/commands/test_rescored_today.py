@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from free_kit import with_free
+from free_kit import serve_rescored, with_free
 from shop_kit import Result, Shop, write_encoder
 
 from compatctl.data import load
@@ -27,13 +27,7 @@ def begun(begun: Path) -> Path:
     weak = write_encoder(begun / "weak.onnx", noise=0.4)
     best = write_encoder(begun / "best.onnx", noise=0.15)
     with_free(begun / "both.onnx", weak, best)
-    report = ("--report", shop.path("report.json"))
-    models, rescore = (shop.path("old.onnx"), shop.path("both.onnx")), ("--rescore", K)
-    verified = shop.run("verify", *models, *report, *rescore, "--passes", PASSES)
-    assert verified.code in {0, 3, 4}
-    forced = ("--force", "--reason", "a test")
-    deployed = shop.run("deploy", *report, *rescore, "--passes", PASSES, *forced)
-    assert deployed.code == 0, deployed.stderr
+    serve_rescored(shop, K, "--passes", PASSES, force=True)
     data = load(shop.data())
     rows = [i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")]
     assert shop.run("search", *(data.sources[row] for row in rows[:200:3])).code == 0

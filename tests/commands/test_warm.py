@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from free_kit import with_free
+from free_kit import serve_rescored, with_free
 from shop_kit import Shop, store_files, write_encoder
 
 from compatctl.data import Dataset, load
@@ -27,10 +27,7 @@ def begun(begun: Path) -> Path:
     shop = Shop(begun)
     weak = write_encoder(begun / "weak.onnx", noise=0.5)
     with_free(begun / "both.onnx", weak, write_encoder(begun / "best.onnx", noise=0.02))
-    report = ("--report", shop.path("report.json"))
-    models = shop.path("old.onnx"), shop.path("both.onnx")
-    assert shop.run("verify", *models, *report, "--rescore", K).code == 0
-    assert shop.run("deploy", *report, "--rescore", K).code == 0
+    serve_rescored(shop, K)
     return begun
 
 

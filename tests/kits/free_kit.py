@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
-from shop_kit import carry
+from shop_kit import Shop, carry
 
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder.graphs import parse_encoder, prefixed_graph
@@ -43,3 +43,13 @@ def with_free(path: Path, first: Path, free: Path) -> Path:
     path.write_bytes(sealed_bytes(both, contract))
     carry(path, TrainingRecord())
     return path
+
+
+def serve_rescored(shop: Shop, k: int, *more: object, force: bool = False) -> None:
+    """Verify and deploy both.onnx with re-scoring of ``k`` answers; ``force``: even if it fails."""
+    flags = ("--report", shop.path("report.json"), "--rescore", k, *more)
+    verified = shop.run("verify", shop.path("old.onnx"), shop.path("both.onnx"), *flags)
+    assert verified.code in ({0, 3, 4} if force else {0}), verified.stderr
+    reason = ("--force", "--reason", "a test") if force else ()
+    deployed = shop.run("deploy", *flags, *reason)
+    assert deployed.code == 0, deployed.stderr
