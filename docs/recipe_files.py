@@ -21,6 +21,7 @@ from compatctl.recipe import Backbone, InputSpec, Recipe
 from compatctl.recipe._typed import to_plain, yaml_key
 
 WIDTH = 98
+ROOT = Path(__file__).resolve().parent.parent
 
 EXAMPLE = Recipe(
     backbone=Backbone(
@@ -50,6 +51,15 @@ A recipe is a YAML file that decides what `compatctl finetune` computes. Only `b
 required. `compatctl finetune --print-recipe` prints a recipe with every setting and its default:
 [`recipes/default.yaml`](../recipes/default.yaml).
 
+Beside it is one recipe for each situation. Its first lines say what it is for, what you get, and
+when not to use it. Copy one and name your backbone.
+
+| recipe | situation |
+|---|---|
+{situations}
+
+The settings:
+
 | setting | default | values | what it does |
 |---|---|---|---|
 """
@@ -58,15 +68,26 @@ required. `compatctl finetune --print-recipe` prints a recipe with every setting
 def main() -> None:
     """Write both files, below the checkout or below another folder."""
     parser = argparse.ArgumentParser(description="Write recipes/default.yaml and docs/recipe.md.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent)
+    parser.add_argument("--out", type=Path, default=ROOT)
     out: Path = parser.parse_args().out
     for name, head, lines in (
         ("recipes/default.yaml", _HEADER, _lines(EXAMPLE, 0)),
-        ("docs/recipe.md", _PAGE, _rows(Recipe, "")),
+        ("docs/recipe.md", _PAGE.format(situations=_situations()), _rows(Recipe, "")),
     ):
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _situations() -> str:
+    """A row of the table for each recipe beside the default one: its first paragraph."""
+    rows = []
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        if path.stem != "default":
+            head = path.read_text(encoding="utf-8").split("\n#\n", maxsplit=1)[0]
+            text = " ".join(line.removeprefix("#").strip() for line in head.splitlines())
+            rows.append(f"| [`recipes/{path.name}`](../recipes/{path.name}) | {text} |")
+    return "\n".join(rows)
 
 
 def _lines(spec: Any, depth: int) -> Iterator[str]:

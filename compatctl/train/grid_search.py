@@ -45,7 +45,8 @@ def build_classifiers(setup: Setup) -> dict[str, Classifier]:
             tip="give one value for frame, lambda and mu, or a larger split.validation",
         )
     objective, training_set = setup.recipe.objective, setup.training_set
-    items = training_set.ids, training_set.labels
+    n = training_set.n_labelled
+    items = training_set.ids[:n], training_set.labels[:n]
     outputs = setup.reference.output_means(*items) if setup.reference else {}
     given = objective, training_set.classes, setup.reference, setup.dim
     return {
