@@ -101,7 +101,6 @@ def forecast_more_data(
     whole: Variant,
     measure: Measure,
     *,
-    runs: int = RUNS,
     progress: Progress = silent,
 ) -> Forecast:
     """Train on a quarter and a half of the classes, and of the images a class.
@@ -114,10 +113,10 @@ def forecast_more_data(
     """
     start = time.monotonic()
     wholes = [measure.hits(whole)]
-    wholes += [measure.hits(_train(inputs, inputs.data, run)) for run in range(1, runs)]
+    wholes += [measure.hits(_train(inputs, inputs.data, run)) for run in range(1, RUNS)]
     hits: dict[Kind, list[tuple[float, list[Bools]]]] = {}
     for i, (kind, part) in enumerate(_PARTS.items()):
-        sizes, cuts = _amounts(inputs.data, part, kind, runs)
+        sizes, cuts = _amounts(inputs.data, part, kind, RUNS)
         if sizes is None:
             continue
         points = []
@@ -126,7 +125,7 @@ def forecast_more_data(
             points.append((amount, [measure.hits(variant) for variant in trained]))
             progress("forecast", i * len(cuts) + at + 1, 2 * len(cuts))
         hits[kind] = [*points, (sizes[-1], wholes)]
-    return _conclude(hits, measure, runs, round(time.monotonic() - start, 1))
+    return _conclude(hits, measure, RUNS, round(time.monotonic() - start, 1))
 
 
 def law_of(
@@ -146,12 +145,6 @@ def law_of(
         drawn=drawn[:, : len(points)],
     )
     return law, drawn[:, len(points) :]
-
-
-def first_classes(data: Dataset, share: float, run: int) -> Dataset:
-    """The data in which only a share of the training classes trains; the others' items stay, as
-    test items. A larger share of a run holds a smaller one."""
-    return _some_classes(data, share, run)
 
 
 def _conclude(
@@ -223,7 +216,9 @@ def _size(data: Dataset, kind: Kind) -> float:
     return float(count) if kind == "classes" else len(labels) / max(1, count)
 
 
-def _some_classes(data: Dataset, share: float, run: int) -> Dataset:
+def first_classes(data: Dataset, share: float, run: int) -> Dataset:
+    """The data in which only a share of the training classes trains; the others' items stay, as
+    test items. A larger share of a run holds a smaller one."""
     labels = {item.label for item in data.items if item.split == "train"}
     order = sorted(labels, key=lambda label: hash_fraction(f"forecast {run} {label}"))
     kept = set(order[: round(share * len(order))])
@@ -257,6 +252,6 @@ def _train(inputs: RouteInputs, data: Dataset, run: int) -> Variant:
 
 
 _PARTS: dict[Kind, Callable[[Dataset, float, int], Dataset]] = {
-    "classes": _some_classes,
+    "classes": first_classes,
     "images": _some_images,
 }

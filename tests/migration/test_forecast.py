@@ -11,8 +11,8 @@ from compatctl.migration.forecast import (
     Measure,
     _amounts,
     _conclude,
-    _some_classes,
     _some_images,
+    first_classes,
     law_of,
 )
 
@@ -36,7 +36,7 @@ def _training(data: Dataset) -> set[str]:
     return {item.id for item in data.items if item.split == "train"}
 
 
-@pytest.mark.parametrize("part", [_some_classes, _some_images])
+@pytest.mark.parametrize("part", [first_classes, _some_images])
 def test_parts_are_nested_and_change_nothing_else(data: Dataset, part) -> None:
     """A larger part holds a smaller one of its run; items keep their rows, and validation stays."""
     quarter, half, whole = (part(data, share, 1) for share in (0.25, 0.5, 1.0))
@@ -49,7 +49,7 @@ def test_parts_are_nested_and_change_nothing_else(data: Dataset, part) -> None:
 
 def test_a_part_has_whole_classes_or_some_images_of_every_class(data: Dataset) -> None:
     """A quarter of the classes keeps all their images, a quarter of the images every class."""
-    of_classes, of_images = _some_classes(data, 0.25, 0), _some_images(data, 0.25, 0)
+    of_classes, of_images = first_classes(data, 0.25, 0), _some_images(data, 0.25, 0)
     for part, classes, each in ((of_classes, 10, EACH), (of_images, CLASSES, 2)):
         labels = [item.label for item in part.items if item.split == "train"]
         assert np.unique(labels, return_counts=True)[1].tolist() == [each] * classes
@@ -65,7 +65,7 @@ def test_data_that_cannot_be_parted_has_no_curve(data: Dataset) -> None:
     few = [
         row for row, item in enumerate(data.items) if item.label in {f"train-{i}" for i in range(4)}
     ]
-    assert _amounts(data.take(few), _some_classes, "classes", 1)[0] is None
+    assert _amounts(data.take(few), first_classes, "classes", 1)[0] is None
 
 
 def _measure(old: float, margin: float, ceiling: float | None) -> Measure:
