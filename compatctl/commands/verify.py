@@ -148,7 +148,7 @@ def _verify_models(  # noqa: PLR0917
     verdict = adaptive_verdict(policy, results, chain, checks, draws, measure_pairs)
     write_queries(options.queries_file, findings.answers)
     unchecked = _unchecked(record, gallery, latency, chain, attempt) + findings.unchecked
-    steps = NEXT_STEPS if gallery else WITHOUT_STORE
+    steps = _next_steps(options) if gallery else WITHOUT_STORE
     fields = verdict_fields(policy, verdict, draws, results, steps)
     fields["warnings"] += _warnings(setup, findings, gallery)
     return Report(
@@ -190,6 +190,14 @@ def _gallery_pass(
         rescored=rescored_rows(gallery.store.path, gallery.catalog, new.sha256),
         measured=ids | checked_ids(setup.data),
     )
+
+
+def _next_steps(options: VerifyOptions) -> dict[str, str]:
+    """What to do by the verdict; deploy re-scores as it was judged."""
+    if options.rescore is None:
+        return NEXT_STEPS
+    flags = f"--rescore {options.rescore} --passes {options.passes}"
+    return {**NEXT_STEPS, "pass": f"{NEXT_STEPS['pass']} {flags}"}
 
 
 def _warnings(

@@ -12,4 +12,4 @@ def promotion_advice(held: int, rows: int) -> str:
     if not rows or held < WORTH_IT * rows:
         return ""
     left = f"embeds the other {rows - held} and " if held < rows else ""
-    return f"compatctl promote {left}makes the free vectors the index"
+    return f"compatctl promote {left}makes the free vectors the index, if its test passes"

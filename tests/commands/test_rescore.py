@@ -125,6 +125,7 @@ def test_a_model_that_gains_by_rescoring_alone_passes_and_serves(shop: Shop) -> 
     assert verify(shop)[0].code == 4
     result, report = verify(shop, "--rescore", 10)
     assert result.code == 0, report["summary"]
+    assert report["next_step"] == "compatctl deploy --rescore 10 --passes 10"
     deployed = deploy(shop, "--rescore", 10)
     assert deployed.code == 0, deployed.stderr
     manifest = shop.manifest()
