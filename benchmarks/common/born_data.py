@@ -86,9 +86,9 @@ def load_kanji(path: Path) -> ImageSet:
     )
 
 
-def load_emoji() -> ImageSet:
-    """The emoji of ``examples/emoji`` by five vendors, 32 x 32 pixels."""
-    size = Preprocessing(height=32, width=32, fit="stretch")
+def load_emoji(side: int = 32) -> ImageSet:
+    """The emoji of ``examples/emoji`` by five vendors, ``side`` x ``side`` pixels (64 as drawn)."""
+    size = Preprocessing(height=side, width=side, fit="stretch")
     with tempfile.TemporaryDirectory() as folder:
         unpack_emoji(emoji_source(), Path(folder))
         data = load(Path(folder) / "items.csv")

@@ -190,8 +190,8 @@ class Workshop:
     def recipe(self, case: Case) -> Recipe:
         """The shipped default, on the case's backbone; the free model is trained by itself."""
         given = Recipe.load(ROOT / "recipes" / "default.yaml")
-        backbone = _backbone(case.data, case.new)
-        return replace(given, seed=case.seed, backbone=backbone, free_head=False)
+        network = backbone(case.data, case.new)
+        return replace(given, seed=case.seed, backbone=network, free_head=False)
 
     def _emoji(self) -> Dataset:
         folder = self.work / "emoji"
@@ -346,7 +346,8 @@ def _shrunk(data: Dataset, spec: InputSpec) -> Dataset:
     )
 
 
-def _backbone(name: Name, model: Model) -> Backbone:
+def backbone(name: Name, model: Model) -> Backbone:
+    """The network with its input, whose stages are tapped."""
     if model in CNNS:
         grey = (127.5, 127.5, 127.5)
         given = InputSpec(height=32, width=32, fit="stretch", mean=grey, std=grey)
@@ -374,7 +375,7 @@ def _old_recipe(case: Case, model: Model) -> Recipe:
     return replace(
         given,
         seed=case.seed,
-        backbone=replace(_backbone(case.data, model), taps=None),
+        backbone=replace(backbone(case.data, model), taps=None),
         objective=replace(given.objective, dim=case.dim),
     )
 
@@ -385,7 +386,7 @@ def _scratch(name: Name, model: Model, *, seed: int, epochs: int) -> Recipe:
     return replace(
         given,
         seed=seed,
-        backbone=replace(_backbone(name, model), taps=None),
+        backbone=replace(backbone(name, model), taps=None),
         optimiser=replace(given.optimiser, epochs=epochs),
         augmentation=Augmentation(rotate=5.0, shift=0.06),
     )

@@ -43,7 +43,7 @@ from compatctl.core.nearest import exact_search
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, evaluate
 from compatctl.core.simplex import Registry
-from compatctl.data import Dataset
+from compatctl.data import Dataset, Preprocessing, prepare
 from compatctl.files import write_atomic
 from compatctl.recipe import (
     Augmentation,
@@ -57,6 +57,7 @@ from compatctl.recipe import (
 from compatctl.train import Network, Reference, save_weights, train
 
 REPLICATES = 9_999
+SIZE = Preprocessing(height=32, width=32, fit="stretch")
 
 
 def main() -> None:
@@ -209,7 +210,7 @@ def embedded(network: Network, data: Dataset) -> NDArray[np.float32]:
     with torch.no_grad():
         for start in range(0, len(data), 256):
             rows = range(start, min(start + 256, len(data)))
-            pixels = np.stack([np.asarray(data.read(row)) for row in rows])
+            pixels = np.stack([prepare(data.read(row), SIZE) for row in rows])
             parts.append(network(torch.from_numpy(pixels)).numpy())
     return np.concatenate(parts)
 

@@ -2,15 +2,17 @@
 
     python examples/kanji/build.py       once: the characters
     python -m benchmarks.studies.simplex_frames [--images kanji|emoji] [--seeds 0,1,2]
-                                               [--setting replacement|sequence]
+                                               [--setting SETTING] [--unstored]
                                                [--born linear|default] [--variants NAME ...]
                                                [--json FILE]
 
-Two settings, with images and queries as in ``simplex_born.py``:
+Three settings, with images and queries as in ``simplex_born.py``:
 
     replacement  the deployed model knows 200 classes; a wider network from elsewhere, trained on
                  400 others (300 emoji) on the same simplex, is fine-tuned on the 200 and on 100 new
                  ones
+    pretrained   the same, but the new network is an EfficientNet-lite0 with ImageNet's weights,
+                 whose head is trained by ``recipes/default.yaml``
     sequence     the deployed model knows 50 classes and is itself fine-tuned on these and on 150
                  new ones; all earlier images are rehearsed
 
@@ -44,14 +46,16 @@ from numpy.typing import NDArray
 from benchmarks.common.arguments import study_parser
 from benchmarks.common.born_data import SeedImages, load_emoji, load_kanji, split_images
 from benchmarks.common.born_gate import Judge, table
+from benchmarks.common.cases import ROOT, backbone, imagenet
 from benchmarks.studies.simplex_born import embedded, small_recipe, stored_reference
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset
+from compatctl.files import sha256_file
 from compatctl.recipe import Frame, Objective, Recipe
-from compatctl.train import Reference, grid_search, save_weights, train
+from compatctl.train import Features, Reference, grid_search, save_weights, train
 from compatctl.train.frames import Classifier, build_classifier
 
-CLASSES = {"replacement": (200, 100), "sequence": (50, 150)}
+CLASSES = {"replacement": (200, 100), "pretrained": (200, 100), "sequence": (50, 150)}
 """Classes of the deployed model, and new ones"""
 WIDTHS = {"replacement": 24, "sequence": 16}
 EPOCHS = 60
@@ -122,6 +126,40 @@ class Deployed:
     registry: Registry | None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Imported:
+    """A network with ImageNet's weights, its recipe, and its features of images so far."""
+
+    recipe: Recipe
+    base: Path
+    features: Features
+
+    @classmethod
+    def of(cls, images: Literal["emoji", "kanji"]) -> Imported:
+        """With features of no image."""
+        recipe = Recipe.load(ROOT / "recipes" / "default.yaml")
+        recipe = replace(recipe, backbone=backbone(images, "lite0"), free_head=False)
+        base = imagenet("lite0")
+        nothing = Features(
+            backbone=recipe.backbone,
+            base_sha256=sha256_file(base),
+            row_of={},
+            table=torch.zeros(0, 0),
+        )
+        return cls(recipe=recipe, base=base, features=nothing)
+
+    def covering(self, data: Dataset) -> Imported:
+        """With features of these images, too."""
+        known = self.features.row_of
+        rows = [row for row in range(len(data)) if data.digest(row) not in known]
+        if not rows:
+            return self
+        more = Features.extract(self.recipe, self.base, data, rows)
+        row_of = known | {digest: len(known) + row for digest, row in more.row_of.items()}
+        table = torch.cat([self.features.table.reshape(-1, more.table.shape[1]), more.table])
+        return replace(self, features=replace(more, row_of=row_of, table=table))
+
+
 def main() -> None:
     """Measure each variant, append it to the JSON lines, and print the table."""
     given = _arguments()
@@ -129,7 +167,9 @@ def main() -> None:
     torch.set_flush_denormal(True)
     if given.images == "kanji" and not given.kanji.exists():
         sys.exit(f"no images at {given.kanji}: examples/kanji/build.py draws them")
-    loaded = load_emoji() if given.images == "emoji" else load_kanji(given.kanji)
+    imported = Imported.of(given.images) if given.setting == "pretrained" else None
+    emoji = given.images == "emoji"
+    loaded = load_emoji(64 if imported else 32) if emoji else load_kanji(given.kanji)
     lines = _read(given.json) if given.json else []
     for seed in given.seeds:
         run = {"images": given.images, "setting": given.setting, "born": given.born, "seed": seed}
@@ -142,9 +182,10 @@ def main() -> None:
         images = split_images(loaded, seed, *sizes, stored_new=not given.unstored)
         with tempfile.TemporaryDirectory() as work:
             deployed = deploy(images, given.setting, given.born, Path(work))
+            imported = imported.covering(images.everything) if imported else None
             for name in wanted:
                 line = run | {"variant": name}
-                line |= measure(images, deployed, VARIANTS[name], given.setting, Path(work))
+                line |= measure(images, deployed, VARIANTS[name], given.setting, imported)
                 lines.append(line)
                 print(json.dumps(line), file=sys.stderr, flush=True)
                 if given.json:
@@ -187,11 +228,20 @@ def deploy(images: SeedImages, setting: str, born: str, work: Path) -> Deployed:
 
 
 def measure(
-    images: SeedImages, deployed: Deployed, variant: Variant, setting: str, work: Path
+    images: SeedImages,
+    deployed: Deployed,
+    variant: Variant,
+    setting: str,
+    imported: Imported | None = None,
 ) -> dict[str, Any]:
     """Figures of the fine-tuned model and of fused queries, and the seconds."""
     start, everything = time.monotonic(), images.everything
-    plain = small_recipe(images.seed, WIDTHS[setting], EPOCHS // 3, tune=True)
+    if imported:
+        plain = replace(imported.recipe, seed=images.seed)
+    else:
+        plain = small_recipe(images.seed, WIDTHS[setting], EPOCHS // 3, tune=True)
+        plain = _with_taps(plain) if variant.taps else plain
+        plain = replace(plain, train="head" if variant.head else "full", blend=variant.blend)
     objective = replace(
         plain.objective,
         frame=(variant.frame,),
@@ -200,22 +250,23 @@ def measure(
         mu=(variant.mu,),
         scale=variant.scale,
     )
-    recipe = replace(
-        plain, objective=objective, train="head" if variant.head else "full", blend=variant.blend
-    )
     with targets(variant.new, frozenset(images.deployed.labels)):
         tuned = train(
-            recipe=_with_taps(recipe) if variant.taps else recipe,
-            base=deployed.base,
+            recipe=replace(plain, objective=objective),
+            base=imported.base if imported else deployed.base,
             data=Dataset(
                 items=images.tuned.items + images.choosing.items,
                 sources=images.tuned.sources + images.choosing.sources,
             ),
             reference=stored_reference(images, deployed.features, deployed.registry),
-            work=work,
+            work=deployed.base.parent,
+            features=imported.features if imported else None,
         )
     judge = Judge(images=images, old=deployed.features)
-    new = embedded(tuned.network, everything)
+    if imported:
+        new = imported.features.embed(tuned.network, everything, range(len(everything)))
+    else:
+        new = embedded(tuned.network, everything)
     weight, fused = judge.fused(new)
     return {
         "blend": tuned.record["blend"],
