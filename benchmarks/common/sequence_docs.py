@@ -272,14 +272,8 @@ cross-entropy moves classes without a vertex, and each model moves them in its o
 deployed model HOC has a lower recall at 7 tasks (AA .65 against .74); at 31, where only two small
 tasks have it as their reference, recall is equal and more is compatible (AC .97 against .90).
 
-The loss of the default recipe has both. **defaults deployed** trains towards class means of the
-deployed model's features, and contrasts with that model. At 7 tasks, ten at a time, every version
-is compatible with every earlier one in both seeds, and the last self-test is .93 where HOC's is
-.85: its AA is the highest of all. Among all characters at once its AA is the highest too, and its
-AC (.76) is a little below HOC's (.81). The deployed model matters: **defaults**, whose reference
-after a replacement is the model from elsewhere, keeps fewer pairs across a replacement (AC .81
-against 1.00; .38 against .69 among all). So do the class means: **defaults on vertices** has lower
-recall everywhere, and loses between replacements as well. None of these settings was chosen here.
+The loss of the default recipe (**defaults deployed**) has a higher AA and the same AC:
+[experiments.md](experiments.md#a-sequence-of-versions-by-the-loss-of-the-default-recipe).
 """
 
 LEFT, TOP, STEP, BAND, PANEL, GAP = 170, 34, 16, 28, 250, 30
