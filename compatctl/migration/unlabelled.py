@@ -7,7 +7,7 @@ images take the known item's id, so that records, counts and erasures name one i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe
 
 HELD_OUT, TRAINING, COPIES = "held-out queries", "labelled training items", "copies"
-SAMPLE = 16
+SAMPLE = 64
 """Images that a dry run embeds to forecast the time."""
 
 
@@ -247,6 +247,21 @@ def _require_old_features(project: Project, chosen: UnlabelledItems) -> None:
         )
 
 
+def _seconds_each(run: Callable[[range], None], n: int) -> float:
+    """Seconds an image, without what the first one costs: the shortest of two runs of each kind."""
+    shortest = []
+    for rows in (range(1), range(n)):
+        seconds = []
+        for _ in range(2):
+            start = time.monotonic()
+            run(rows)
+            seconds.append(time.monotonic() - start)
+        shortest.append(min(seconds))
+    if n == 1:
+        return shortest[0]
+    return max(0.0, shortest[1] - shortest[0]) / (n - 1)
+
+
 def unlabelled_cost(
     chosen: UnlabelledItems, project: Project, recipe: Recipe, base: Path, gallery: DeployedGallery
 ) -> UnlabelledCost:
@@ -261,15 +276,15 @@ def unlabelled_cost(
     cache = OldFeatures.read(project.candidate / CACHE_FILE, encoder.sha256, encoder.dim)
     missing = len(cache.missing(outside))
     sample = items.take(range(min(SAMPLE, len(items))))
-    start = time.monotonic()
-    encoder.embed(sample)
-    old_s = (time.monotonic() - start) / len(sample)
-    seconds = []
-    for rows in (range(1), range(len(sample))):  # the first run loads the backbone, too
-        start = time.monotonic()
-        features = Features.extract(recipe, base, sample, rows)
-        seconds.append(time.monotonic() - start)
-    new_s = max(0.0, seconds[1] - seconds[0]) / max(1, len(sample) - 1)
+    features = Features.extract(recipe, base, sample, [0])
+
+    def old_model(rows: range) -> None:
+        encoder.embed(sample.take(rows))
+
+    def new_model(rows: range) -> None:
+        Features.extract(recipe, base, sample, rows)
+
+    old_s, new_s = (_seconds_each(run, len(sample)) for run in (old_model, new_model))
     head = recipe.train == "head"
     passes = recipe.augmentation.views if head else recipe.optimiser.epochs
     values = encoder.dim + (features.table.shape[1] * passes if head else 0)
