@@ -250,9 +250,10 @@ def plan(
     forecast: Annotated[
         bool,
         typer.Option(
-            "--forecast", help="Train on parts of the data too, and say what more would give."
+            "--forecast/--no-forecast",
+            help="Train on parts of the data too, and say what more would give.",
         ),
-    ] = False,
+    ] = True,
     seed: RecipeSeed = None,
     skip_bad: SkipBad = False,
 ) -> Outcome[Any]:

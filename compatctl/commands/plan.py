@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compatctl.core.arrays import Vectors
+from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.retrieval import Retrieval, flips
@@ -30,7 +30,13 @@ from compatctl.migration.preflight import PlanningSplit, Preflight, planning_spl
 from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
 from compatctl.migration.rewrite_gate import HeldOutQueries
 from compatctl.migration.routes import Route, RouteInputs
-from compatctl.migration.selection import RESCORED, Fold, RouteResult, class_halves
+from compatctl.migration.selection import (
+    RESCORED,
+    Fold,
+    RescoredResult,
+    RouteResult,
+    class_halves,
+)
 from compatctl.progress import Progress, silent
 from compatctl.recipe import PROJECT_FILE, Project, Recipe, load_policy
 
@@ -67,7 +73,7 @@ def plan(
     seed: int | None = None,
     limit: int = LIMIT,
     skip_bad: bool = False,
-    forecast: bool = False,
+    forecast: bool = True,
     progress: Progress = silent,
 ) -> Plan:
     """Try every route on planning classes; nothing is written.
@@ -93,14 +99,14 @@ def plan(
         data, _ = data.readable()
     split = planning_split(data, deployed.catalog.ids, limit, choosing=len(make_trials(recipe)) > 1)
     inputs, milliseconds = _inputs(split, deployed, (recipe, base), project, progress)
-    facts = preflight(deployed, split, inputs.reference)
+    facts = preflight(deployed, split, inputs.trained_against)
     free = routes.train_free_models(inputs, _folds(inputs), progress)
     results = routes.measure_routes(inputs, free, progress)
     cost = _Cost.measure(inputs, facts, data, deployed.catalog.ids, milliseconds)
-    whole = _Gallery.whole(inputs, deployed, facts)
+    whole = _Gallery.whole(inputs, deployed, data)
     policy = load_policy(project.policy)
     estimates = _estimates(inputs, whole, results, policy, cost)
-    chosen, reason = recommend(estimates)
+    chosen, reason = recommend(estimates, classes=facts.planning_classes)
     chosen_recipe = next(result.variant.recipe for result in results if result.name == chosen)
     files = {"base": base, "old": deployed.model_path, "new": project.output}
     return Plan(
@@ -114,7 +120,10 @@ def plan(
         if forecast
         else None,
         seconds=round(time.monotonic() - start, 1),
-        warnings=_sample_warning(facts) + _gone_warning(project) + _unlabelled_warning(recipe),
+        warnings=_sample_warning(facts, estimates)
+        + _few_warning(facts, policy)
+        + _gone_warning(project)
+        + _unlabelled_warning(recipe),
     )
 
 
@@ -129,10 +138,15 @@ def _budget_note(estimates: Sequence[RouteEstimate], chosen: Route, project: Pro
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Gallery:
-    """What the planning queries search: the ground truth, and the stored vectors (N, D)."""
+    """What the planning queries search: the ground truth, and the stored vectors (N, D).
+
+    ``known``: (G,) rows of the whole gallery whose images the plan has; None where more images are
+    at hand, which re-scoring could embed.
+    """
 
     truth: GroundTruth
     stored: Vectors
+    known: Rows | None = None
 
     @classmethod
     def available(cls, inputs: RouteInputs) -> _Gallery:
@@ -140,9 +154,9 @@ class _Gallery:
         return cls(truth=inputs.truth, stored=inputs.reference.gallery_features)
 
     @classmethod
-    def whole(cls, inputs: RouteInputs, deployed: DeployedGallery, facts: Preflight) -> _Gallery:
-        """Every row of the store, for the routes that keep the gallery."""
-        if facts.gallery_images >= facts.gallery_rows:
+    def whole(cls, inputs: RouteInputs, deployed: DeployedGallery, data: Dataset) -> _Gallery:
+        """Every row of the store, for the routes that keep the gallery; ``data`` are all items."""
+        if inputs.whole is None:
             return cls.available(inputs)
         queries = HeldOutQueries.from_features(
             inputs.data,
@@ -151,10 +165,24 @@ class _Gallery:
             cluster=inputs.cluster,
             ignore_same=inputs.ignore_same,
         )
-        return cls(truth=queries.ground_truth(deployed.catalog), stored=deployed.vectors())
+        row_of, ids = deployed.catalog.row_of, inputs.reference.gallery_ids
+        images = sum(item in row_of for item in data.ids)
+        return cls(
+            truth=queries.ground_truth(deployed.catalog),
+            stored=inputs.whole.gallery_features,
+            known=as_rows(row_of[item] for item in ids) if images == len(ids) else None,
+        )
+
+    def tries(self, result: RouteResult) -> RouteResult | None:
+        """The route on these rows; None if it can be tried only on those whose images are there."""
+        if isinstance(result, RescoredResult):
+            return None if self.known is None else result.within(self.stored, self.known)
+        return result if result.rewritten == 0.0 else None
 
     def retrieval(self, result: RouteResult) -> Retrieval:
         """The first results of a route that keeps these rows."""
+        if isinstance(result, RescoredResult):
+            return result.retrieval(self.truth, (1,), map_k=1)
         return retrieval(self.truth, result.queries, self.stored, (1,), map_k=1)
 
 
@@ -178,14 +206,28 @@ def _unlabelled_warning(recipe: Recipe) -> tuple[str, ...]:
     )
 
 
-def _sample_warning(facts: Preflight) -> tuple[str, ...]:
-    """A warning if the routes that rewrite the gallery were tried on less than the store."""
+def _sample_warning(facts: Preflight, estimates: Sequence[RouteEstimate]) -> tuple[str, ...]:
+    """A warning if some routes were tried on less than the store."""
     if facts.gallery_images >= facts.gallery_rows:
         return ()
+    part = [estimate for estimate in estimates if estimate.rows < facts.gallery_rows]
+    names = [estimate.name for estimate in part if not estimate.name.startswith("backfill")]
     return (
-        f"{Route.REEMBED}, {Route.LIFT}, {Route.LAZY} and backfill are tried on the "
-        f"{facts.gallery_images} of {facts.gallery_rows} gallery rows whose images are at hand, "
-        "and so is the share kept; the other routes search all rows",
+        f"{', '.join(names)} and backfill are tried on the {facts.gallery_images} of "
+        f"{facts.gallery_rows} gallery rows whose images this plan has, and so is the share kept: "
+        f"{part[0].queries} of {facts.planning_queries} queries have something to find there; the "
+        "other routes search all rows",
+    )
+
+
+def _few_warning(facts: Preflight, policy: Policy) -> tuple[str, ...]:
+    """A warning if the gate can pass nothing on so little."""
+    classes, queries = facts.planning_classes, facts.planning_queries
+    if classes >= policy.min_classes and queries >= policy.min_queries:
+        return ()
+    return (
+        f"{queries} planning queries of {classes} validation classes; the policy requires "
+        f"{policy.min_queries} of {policy.min_classes}, so that no route can pass here",
     )
 
 
@@ -281,12 +323,14 @@ def _inputs(
     old_s = time.monotonic() - start
     encoded_ids = tuple(data.ids[int(row)] for row in others)
     reference = build_reference(deployed, encoded_ids, encoded, stored)
+    whole = build_reference(deployed, encoded_ids, encoded) if len(stored) < len(catalog) else None
     start = time.monotonic()
     features = Features.extract(recipe, base, data, range(len(data)), progress)
     new_s = time.monotonic() - start
     inputs = RouteInputs(
         data=data,
         reference=reference,
+        whole=whole,
         recipe=recipe,
         base=base,
         features=features,
@@ -323,9 +367,10 @@ def _estimates(
     ceiling = recalls[Route.REEMBED] - recalls[Route.KEEP]
     estimates = []
     for result in results:
-        unwritten = result.rewritten == 0.0 and result.name != Route.LAZY
-        gallery, before = (whole, before_whole) if unwritten else (part, before_part)
-        after = whole.retrieval(result) if unwritten else part_results[result.name]
+        tried, after, gallery, before = result, part_results[result.name], part, before_part
+        if (on_whole := whole.tries(result)) is not None:
+            tried, gallery, before = on_whole, whole, before_whole
+            after = whole.retrieval(tried)
         low, high = _interval(gallery.truth, before, after, strict, resampling)
         gain_at_hand = recalls[result.name] - recalls[Route.KEEP]
         estimates.append(
@@ -334,13 +379,14 @@ def _estimates(
                 setting=result.variant.setting,
                 gallery_passed=cost.gallery_passed(result),
                 rows=len(gallery.stored),
+                queries=before.n_with_match,
                 recall=after.recall[1],
                 gain=after.recall[1] - before.recall[1],
                 low=low,
                 high=high,
                 gain_retained=gain_at_hand / ceiling if ceiling > 0.0 else None,
                 negative_flips=flips(before.hit1, after.hit1, before.has_match).negative,
-                verdict=_verdict(inputs, gallery, result, strict, resampling)
+                verdict=_verdict(inputs, gallery, tried, strict, resampling)
                 if result.name in judged
                 else None,
                 encoders=len(result.variant.encoders),

@@ -59,9 +59,10 @@ class MergeRule:
         return np.where(np.isnan(free), self.expected(first), known)
 
     def expected(self, first: Scores | Floats) -> Floats:
-        """Scores of candidates whose free vector is unknown."""
-        expected: Floats = self.intercept + self.slope * np.asarray(first, np.float64)
-        return expected
+        """Scores of candidates whose free vector is unknown; -inf stays: it is no candidate."""
+        cosines, there = np.asarray(first, np.float64), np.isfinite(first)
+        expected = self.intercept + self.slope * np.where(there, cosines, 0.0)
+        return np.where(there, expected, -np.inf)
 
 
 def rule_problem(weight: object, slope: object, intercept: object) -> str:

@@ -248,7 +248,7 @@ def _train_only(data: Dataset, kept: Sequence[bool]) -> Dataset:
 def _train(inputs: RouteInputs, data: Dataset, run: int) -> Variant:
     """The recipe on a part of the data, with the run's seed."""
     recipe = replace(inputs.recipe, seed=inputs.recipe.seed + run)
-    return train_model(replace(inputs, data=data), recipe, inputs.reference)
+    return train_model(replace(inputs, data=data), recipe, inputs.trained_against)
 
 
 _PARTS: dict[Kind, Callable[[Dataset, float, int], Dataset]] = {

@@ -114,12 +114,30 @@ def planning_split(
             f"nothing to plan with: {len(trained)} classes to train on, {len(query_rows)} queries "
             f"of {len(planning)} validation classes, {len(gallery_rows)} gallery items with their "
             "image",
-            tip="look at data and split in compatctl.yaml",
+            tip=_missing_tip(len(trained), len(query_rows)),
         )
     return PlanningSplit(
         data=Dataset(items=tuple(items), sources=data.take(rows).sources),
         query_rows=as_rows(query_rows),
         gallery_rows=as_rows(gallery_rows),
+    )
+
+
+def _missing_tip(classes: int, queries: int) -> str:
+    """What to give a plan that has too few training classes or queries, or no gallery image."""
+    if classes < 2:
+        return (
+            "give at least two labelled classes the split train; without labels, compatctl bridge "
+            "maps an encoder that exists into the gallery"
+        )
+    if not queries:
+        return (
+            "give some classes the split validation, or set split: {validation: 0.1} in "
+            "compatctl.yaml"
+        )
+    return (
+        "put images of gallery items into the data; without any, re-embedding cannot be tried, and "
+        "compatctl finetune and verify need none"
     )
 
 
@@ -132,14 +150,13 @@ def _searched(data: Dataset, stored: set[str], classes: set[str], limit: int) ->
 
 
 def preflight(deployed: DeployedGallery, split: PlanningSplit, reference: Reference) -> Preflight:
-    """Collect the facts; ``reference`` has the stored vectors of ``split.gallery_rows``."""
+    """Collect the facts; ``reference`` has the whole gallery."""
     from compatctl.train import born_on_simplex
 
     data, D, registry = split.data, deployed.manifest.index.dim, reference.registry
     in_gallery = set(deployed.catalog.labels)
     training = {item.label for item in data.items if item.split == "train"}
-    labels = np.array([data.labels[int(row)] for row in split.gallery_rows])
-    names, codes = np.unique(labels, return_inverse=True)
+    names, codes = np.unique(np.array(reference.gallery_labels), return_inverse=True)
     means = sums_by_position(reference.gallery_features, codes, len(names))[0][:MAX_MEANS]
     mean, spread = cosine_spread(means) if len(means) > 1 else (float("nan"), float("nan"))
     return Preflight(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,7 @@ class RouteEstimate:
     ``gallery_passed`` is the share, 0 to 1, of the store's gallery that goes through the new
     backbone, beside labelled training items. ``rows`` is the number of gallery rows searched: all
     of the store's for a route that keeps the gallery, otherwise those whose images are at hand.
+    ``queries`` is how many of the planning queries have something to find in them.
     ``gain_retained`` is the share of re-embedding's gain, on the latter rows; None where
     re-embedding is not shown to gain.
     ``verdict`` is the gate's, for lift, re-embedding and the routes that keep the gallery, at a
@@ -64,6 +66,7 @@ class RouteEstimate:
     setting: str
     gallery_passed: float
     rows: int
+    queries: int
     recall: float
     gain: float
     low: float
@@ -78,12 +81,21 @@ class RouteEstimate:
     rewritten_bytes: int
 
 
-def recommend(estimates: Sequence[RouteEstimate]) -> tuple[Route, str]:
+NOTHING = "no route is shown to gain with the gallery as it is"
+MOST_CLASSES = 20
+"""Times the planning classes: where more would be needed to show a gain, no gain is in sight."""
+
+
+def recommend(estimates: Sequence[RouteEstimate], *, classes: int) -> tuple[Route, str]:
     """The passing route with the largest gain, otherwise ``KEEP``, and why.
 
     A route that passes nothing of the gallery through the new model comes first, then lazy
     re-scoring, then one that keeps the gallery, then lift, then re-embedding. Of equal gains the
-    first route wins. The reason names lazy re-scoring where it passes with a larger gain.
+    first route wins. The reason names lazy re-scoring where it passes with a larger gain, and the
+    routes that cost less and are neither shown to gain nor shown to fail.
+
+    Args:
+        classes: the number of planning classes.
     """
     judged = [estimate for estimate in estimates if estimate.verdict is not None]
     for kind in range(5):
@@ -93,22 +105,42 @@ def recommend(estimates: Sequence[RouteEstimate]) -> tuple[Route, str]:
             if estimate.verdict == "pass" and _sacrifice(estimate) == kind
         ]
         if passing:
-            return _explain(max(passing, key=lambda estimate: estimate.gain), judged)
+            best = max(passing, key=lambda estimate: estimate.gain)
+            return best.name, _explain(best, judged) + _undecided(judged, kind, classes)
     ceiling = next(estimate for estimate in estimates if estimate.name == Route.REEMBED)
-    why = f"no route passes with the gallery as it is; re-embedding all of it: {_gain(ceiling)}"
-    undecided = [
-        estimate
+    keep = next(estimate for estimate in estimates if estimate.name == Route.KEEP)
+    why = f"{NOTHING}; re-embedding all of it: {_gain(ceiling)}"
+    if ceiling.queries < keep.queries:
+        why += f", of the {ceiling.queries} queries that find something among the rows at hand"
+    return Route.KEEP, why + _undecided(judged, _sacrifice(ceiling), classes)
+
+
+def _undecided(judged: Sequence[RouteEstimate], kind: int, classes: int) -> str:
+    """The routes that cost less than ``kind`` and may gain, and what would settle the nearest."""
+    open_routes = [
+        (needed, estimate)
         for estimate in judged
         if estimate.verdict == "inconclusive"
-        and estimate.gain > 0.0
-        and estimate.name != Route.REEMBED
+        and _sacrifice(estimate) < kind
+        and (needed := _classes_needed(estimate, classes)) <= MOST_CLASSES * classes
     ]
-    if undecided:
-        kept = [estimate for estimate in undecided if estimate.name != Route.LIFT]
-        best = max(kept or undecided, key=lambda estimate: estimate.gain)
-        nearest = f"nearest is {best.name}: {_gain(best)}"
-        return Route.KEEP, f"{why}; {nearest}, more validation classes would settle it"
-    return Route.KEEP, why
+    if not open_routes:
+        return ""
+    open_routes.sort(key=lambda entry: (_sacrifice(entry[1]), entry[0]))
+    named = ", ".join(f"{estimate.name} {_gain(estimate)}" for _, estimate in open_routes)
+    fewest = min(needed for needed, _ in open_routes)
+    return (
+        f". Undecided here: {named}. compatctl verify judges them on the held-out classes; for "
+        f"a plan to settle the nearest takes about {fewest:,} validation classes, not {classes:,}"
+    )
+
+
+def _classes_needed(estimate: RouteEstimate, classes: int) -> float:
+    """At how many classes the interval of a gain like this one would lie above 0."""
+    if estimate.gain <= 0.0:
+        return float("inf")
+    half = max(estimate.gain - estimate.low, 1e-9)
+    return math.ceil(classes * max(1.0, (half / estimate.gain) ** 2))
 
 
 def _sacrifice(estimate: RouteEstimate) -> int:
@@ -118,12 +150,12 @@ def _sacrifice(estimate: RouteEstimate) -> int:
     return kinds.get(estimate.name, 2 if estimate.gallery_passed > 0.0 else 0)
 
 
-def _explain(best: RouteEstimate, judged: Sequence[RouteEstimate]) -> tuple[Route, str]:
+def _explain(best: RouteEstimate, judged: Sequence[RouteEstimate]) -> str:
     why = f"it gains {_gain(best)}"
     if best.name == Route.REEMBED:
-        return best.name, (
-            f"no route passes with the gallery as it is; {why}. It costs {best.passes:,} passes of "
-            f"the new model, {best.one_time_s:,.0f} s here, and {best.rewritten_bytes:,} bytes of "
+        return (
+            f"{NOTHING}; {why}. It costs {best.passes:,} passes of the new model, "
+            f"{best.one_time_s:,.0f} s here, and {best.rewritten_bytes:,} bytes of "
             "vectors in a store of its own"
         )
     if best.gain_retained:
@@ -135,10 +167,10 @@ def _explain(best: RouteEstimate, judged: Sequence[RouteEstimate]) -> tuple[Rout
             why += f"; {Route.LAZY} gains {_gain(lazy)}, at up to {RESCORED} images a query"
     if best.name == Route.LIFT:
         why = (
-            f"no route passes with the gallery as it is; {why}. It rewrites the whole index, all "
+            f"{NOTHING}; {why}. It rewrites the whole index, all "
             f"{best.rewritten_bytes:,} bytes of its vectors; compatctl rollback undoes it"
         )
-    return best.name, why
+    return why
 
 
 def _gain(estimate: RouteEstimate) -> str:

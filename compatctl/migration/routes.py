@@ -77,9 +77,9 @@ class RouteInputs:
     """What the routes start from.
 
     In ``data``, items of the split ``train`` train and ``validation`` queries choose among a
-    recipe's trials. ``reference`` is the deployed gallery, every item of which has its image in
-    ``data``, with the deployed encoder's features of all other items. ``features`` are the new
-    backbone's, of all items.
+    recipe's trials. ``reference`` is the part of the deployed gallery whose images are in ``data``,
+    with the deployed encoder's features of all other items. ``features`` are the new backbone's, of
+    all items.
     """
 
     data: Dataset
@@ -95,8 +95,15 @@ class RouteInputs:
     """No query can run the old model: routes that do are left out"""
     cluster: tuple[str, ...] = ()
     """Columns by whose values queries are resampled, in addition to their classes"""
+    whole: Reference | None = None
+    """The whole deployed gallery, as finetune sees it; None: ``reference`` is all of it"""
     pair_share: float = 0.0
     """Share of the gallery, by the hash of the id, whose items are pairs beside training items"""
+
+    @property
+    def trained_against(self) -> Reference:
+        """What heads are trained against."""
+        return self.reference if self.whole is None else self.whole
 
     @cached_property
     def gallery_rows(self) -> Rows:
@@ -181,7 +188,7 @@ def measure_routes(
     """
     old, stored = inputs.old_queries, inputs.reference.gallery_features
     selector, heads = free.selector, free.heads
-    tuned = train_model(inputs, inputs.recipe, inputs.reference, progress)
+    tuned = train_model(inputs, inputs.recipe, inputs.trained_against, progress)
     tuned = replace(tuned, gallery=stored)
     fused = selector.select(fused_variants(old, tuned))
     bridged = selector.refine(heads, lambda head: bridge_variants(inputs, head, progress))

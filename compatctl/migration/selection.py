@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compatctl.core.arrays import Bools, Vectors
+from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence
 from compatctl.core.nearest import Neighbours
@@ -134,7 +134,7 @@ class RouteResult:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RescoredResult(RouteResult):
-    """A route whose first answers are ranked again by free vectors, all of which are known.
+    """A route whose first answers are ranked again by free vectors, where these are known.
 
     All queries search the stored gallery, and the weight of the rule is fixed: no query chooses
     anything.
@@ -143,8 +143,17 @@ class RescoredResult(RouteResult):
     free_queries: Vectors
     """(Q, F)"""
     free_gallery: Vectors
-    """(G, F) of the rows that are searched"""
+    """(G, F) of the rows that are searched, or (n, F) of ``free_rows``"""
+    free_rows: Rows | None = None
+    """(n,) ascending rows that are searched and whose free vectors are known; None: all"""
     candidates: int = RESCORED
+
+    def within(self, stored: Vectors, rows: Rows) -> RescoredResult:
+        """The route on a larger gallery (N, D), of which ``rows`` (G,) are those searched here."""
+        order = np.argsort(rows)
+        searched = tuple((part, stored) for part, _ in self.searched)
+        free = self.free_gallery[order]
+        return replace(self, searched=searched, free_gallery=free, free_rows=rows[order])
 
     def retrieval(self, truth: GroundTruth, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
         """recall@k and mAP of its re-scored answers."""
@@ -179,8 +188,9 @@ class RescoredResult(RouteResult):
     def _rescored(self, first: Neighbours, queries: Vectors) -> Neighbours:
         """The first answers of queries with these free vectors (Q, F), in their new order."""
         candidates = first.rows[:, : self.candidates]
-        every = KnownVectors(rows=np.arange(len(self.free_gallery)), vectors=self.free_gallery)
-        free = every.cosines(queries, candidates)
+        rows = np.arange(len(self.free_gallery)) if self.free_rows is None else self.free_rows
+        known = KnownVectors(rows=rows, vectors=self.free_gallery)
+        free = known.cosines(queries, candidates)
         rule = MergeRule(weight=USUAL_WEIGHT, slope=0.0, intercept=0.0)
         return rescore(first, free, rule).of(first)
 

@@ -44,7 +44,8 @@ def make_console() -> Console:
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their column names; the first column is left-aligned."""
+    """Print rows under their column names; the first column is left-aligned and at least as wide as
+    its name, so that a narrow terminal does not hide it."""
     from rich import box
     from rich.table import Table
 
@@ -52,7 +53,11 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
     for position, name in enumerate(columns):
         whole = 0 < position < len(columns) - 1
         table.add_column(
-            name, justify="left" if position == 0 else "right", no_wrap=whole, overflow="fold"
+            name,
+            justify="left" if position == 0 else "right",
+            no_wrap=whole,
+            overflow="fold",
+            min_width=None if position else len(name),
         )
     for row in rows:
         table.add_row(*(cell(entry) for entry in row))

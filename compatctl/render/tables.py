@@ -9,6 +9,8 @@ from compatctl.render.console import cell, fields_table, print_table
 from compatctl.render.report_table import checks_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from compatctl.commands.backfill import Backfilled, BackfillForecast
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from compatctl.migration.candidate import FinetuneResult
     from compatctl.migration.forecast import Forecast
     from compatctl.migration.preflight import Preflight
+    from compatctl.migration.recommendation import RouteEstimate
 
 
 def matrix_table(console: Console, matrix: CompatibilityMatrix) -> None:
@@ -363,44 +366,42 @@ def _range(value: Range, form: str) -> str:
     return f"{value.value:{form}} ({value.low:{form}} to {high})"
 
 
-_PLAN_COLUMNS = (
-    "passed",
-    "route",
-    "recall@1",
-    "gain",
-    "kept",
-    "neg. flips",
-    "gate",
-    "ms/query",
-    "passes",
-    "s once",
-    "MB new",
-)
-
-
-def plan_table(console: Console, plan: Plan) -> None:
-    """The gallery, the routes, the recommendation and what to run next."""
-    _preflight(console, plan.preflight)
-    rows = [
+def _plan_routes(console: Console, routes: Sequence[RouteEstimate]) -> None:
+    """What each route gives, and what it costs."""
+    gains = [
         (
             f"{route.gallery_passed:.0%}",
             route.name,
             route.recall,
             f"{route.gain:+.4f} ({route.low:+.4f} to {route.high:+.4f})",
             None if route.gain_retained is None else f"{route.gain_retained:.0%}",
-            route.negative_flips,
             route.verdict,
+        )
+        for route in routes
+    ]
+    print_table(console, ("passed", "route", "recall@1", "gain", "kept", "gate"), gains)
+    costs = [
+        (
+            f"{route.gallery_passed:.0%}",
+            route.name,
+            route.negative_flips,
             f"{route.query_ms:.1f}",
             f"{route.passes:,}",
-            f"{route.one_time_s:.0f}",
-            f"{route.rewritten_bytes / 1e6:.1f}",
+            f"{route.one_time_s:,.0f}",
+            f"{route.rewritten_bytes / 1e6:,.1f}",
         )
-        for route in plan.routes
-        if route.name != "keep"
+        for route in routes
     ]
+    columns = ("passed", "route", "neg. flips", "ms/query", "passes", "s once", "MB new")
+    print_table(console, columns, costs)
+
+
+def plan_table(console: Console, plan: Plan) -> None:
+    """The gallery, the routes, what they cost, the recommendation and what to run next."""
+    _preflight(console, plan.preflight)
     keep = next(route for route in plan.routes if route.name == "keep")
     console.print(f"recall@1 today: {keep.recall:.4f}, {keep.query_ms:.1f} ms a query")
-    print_table(console, _PLAN_COLUMNS, rows)
+    _plan_routes(console, [route for route in plan.routes if route.name != "keep"])
     for setting in dict.fromkeys(route.setting for route in plan.routes if route.setting):
         alike = ", ".join(route.name for route in plan.routes if route.setting == setting)
         console.print(f"{alike}: {cell(setting)}")

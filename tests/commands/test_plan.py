@@ -50,6 +50,7 @@ def _expected(name: str, gain: float, low: float, verdict: str | None) -> RouteE
         setting="",
         gallery_passed=1.0 if name in {"lift", "re-embed"} else 0.0,
         rows=100,
+        queries=50,
         recall=0.5 + gain,
         gain=gain,
         low=low,
@@ -87,7 +88,7 @@ def _forecast() -> Forecast:
 def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
     """Facts and routes add up, and the store is as it was."""
     recipe, before = _recipe(shop), store_files(shop)
-    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe, "--forecast")
+    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
     assert result.code == 0, result.stderr
     sheet = {entry["name"]: entry for entry in result.json["routes"]}
     assert list(sheet)[:3] == ["keep", "finetune", "fuse"]
@@ -145,9 +146,11 @@ def test_a_plan_searches_rows_without_an_image(shop: Shop) -> None:
         writer.writeheader()
         writer.writerows({**entry, "path": str(root / entry["path"])} for entry in kept)
     data = ("--data", table, "--data-root", root)
-    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", _recipe(shop), *data)
+    result = shop.run(
+        "plan", "--base", shop.path("new.ckpt"), "--recipe", _recipe(shop), "--no-forecast", *data
+    )
     assert result.code == 0, result.stderr
-    facts, (said,) = result.json["preflight"], result.json["warnings"]
+    facts, said = result.json["preflight"], result.json["warnings"][0]
     gallery = DeployedGallery.open(Store.open(shop.path("store")))
     items = load(table, data_root=root)
     query_ids = [
@@ -160,11 +163,11 @@ def test_a_plan_searches_rows_without_an_image(shop: Shop) -> None:
     assert facts["gallery_images"] < facts["gallery_rows"] == len(gallery.catalog)
     routes = {route["name"]: route for route in result.json["routes"]}
     assert routes["keep"]["recall"] == pytest.approx(right.mean())
-    for name in ("keep", "finetune", "fuse", "bridge", "bridge + fuse"):
+    for name in ("keep", "finetune", "fuse", "bridge", "bridge + fuse", "lazy"):
         assert routes[name]["rows"] == facts["gallery_rows"], name
         gain = routes[name]["recall"] - routes["keep"]["recall"]
         assert routes[name]["gain"] == pytest.approx(gain), name
-    for name in ("re-embed", "lift", "lazy", "backfill 25%"):
+    for name in ("re-embed", "lift", "backfill 25%"):
         assert routes[name]["rows"] == facts["gallery_images"], name
     assert f"{facts['gallery_images']} of {facts['gallery_rows']} gallery rows" in said
 
@@ -220,10 +223,21 @@ def test_the_table_names_every_chosen_setting(capsys: pytest.CaptureFixture[str]
     assert any("doubling helps more with: cannot tell" in line for line in shown)
 
 
+def test_a_narrow_terminal_shows_the_share_passed(capsys: pytest.CaptureFixture[str]) -> None:
+    """In 80 columns the first column keeps its figures."""
+    from rich.console import Console
+
+    from compatctl.render.tables import _plan_routes
+
+    _plan_routes(Console(width=80), [replace(_expected("lift", 0.05, 0.02, "fail"), passes=10**7)])
+    shown = [line for line in capsys.readouterr().out.splitlines() if "lift" in line]
+    assert [line.split()[0] for line in shown] == ["100%", "100%"]
+
+
 def test_a_repeated_plan_is_the_same(shop: Shop) -> None:
     """Two runs say the same of every route, but for times."""
     recipe = _recipe(shop)
-    command = ("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    command = ("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe, "--no-forecast")
     runs = [shop.run(*command) for _ in range(2)]
     assert runs[0].json["forecast"] is None
     timeless = [
@@ -240,13 +254,70 @@ def test_a_plan_leaves_out_what_runs_an_old_model_that_is_gone(shop: Shop) -> No
     """Neither fuse nor bridge + fuse nor a backfill by fuse, and a warning says so."""
     project = shop.path("compatctl.yaml")
     project.write_text(project.read_text() + "old_model_gone: true\n")
-    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", _recipe(shop))
+    base, recipe = shop.path("new.ckpt"), _recipe(shop)
+    result = shop.run("plan", "--base", base, "--recipe", recipe, "--no-forecast")
     assert result.code == 0, result.stderr
     routes = {route["name"]: route for route in result.json["routes"]}
     assert set(Route) - set(routes) == {Route.FUSE, Route.BRIDGE_FUSE}
     assert {routes[name]["setting"] for name in BACKFILL_SHARES} == {"of finetune"}
     assert routes["keep"]["recall"] > 0
-    assert "fuse and bridge + fuse are left out" in result.json["warnings"][0]
+    assert "fuse and bridge + fuse are left out" in result.json["warnings"][-1]
+
+
+def test_a_gallery_without_most_images_is_trained_against_whole(shop: Shop) -> None:
+    """Where no gallery item of a training class has an image, the stored vectors serve: the head
+    is trained against all of them, and the table says what can be judged on the rest."""
+    with shop.data().open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    validation = [r["id"] for r in rows if (r["role"], r["split"]) == ("gallery", "validation")]
+    kept = [r for r in rows if r["role"] != "gallery" or r["id"] in validation[:2]]
+    table, root = shop.path("part.csv"), shop.data().parent
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows({**row, "path": str(root / row["path"])} for row in kept)
+    more = ("--data", table, "--data-root", root, "--no-forecast")
+    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", _recipe(shop), *more)
+    assert result.code == 0, result.stderr
+    facts = result.json["preflight"]
+    assert facts["training_classes_in_gallery"] == facts["training_classes"] > 0
+    routes = {route["name"]: route for route in result.json["routes"]}
+    assert routes["lazy"]["rows"] == routes["finetune"]["rows"] == facts["gallery_rows"]
+    assert (routes["re-embed"]["rows"], facts["gallery_images"]) == (2, 2)
+    assert routes["re-embed"]["queries"] < routes["keep"]["queries"] == facts["planning_queries"]
+    few, missing = result.json["warnings"][1], result.json["warnings"][0]
+    assert "queries have something to find there" in missing
+    assert "the policy requires 200 of 20" in few
+    assert "RuntimeWarning" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("left_out", "word"),
+    [
+        ("train", "two labelled classes"),
+        ("validation", "validation: 0.1"),
+        ("gallery", "images of"),
+    ],
+)
+def test_what_a_plan_lacks_is_named(shop: Shop, left_out: str, word: str) -> None:
+    """Without training classes, queries or gallery images the tip says which to give."""
+    with shop.data().open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    table, root = shop.path("part.csv"), shop.data().parent
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(
+            {**row, "path": str(root / row["path"])}
+            for row in rows
+            if left_out not in {row["split"], row["role"]}
+        )
+    more = ("--data", table, "--data-root", root)
+    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", _recipe(shop), *more)
+    assert result.code == 5
+    assert word in result.stderr
 
 
 def test_only_validation_classes_query_and_only_training_classes_train(shop: Shop) -> None:
@@ -278,14 +349,15 @@ def test_the_recommendation_is_the_passing_route_that_gains_most() -> None:
     tuned = _expected("finetune", 0.05, 0.02, "pass")
     fuse = _expected("fuse", 0.08, 0.04, "pass")
     wild = _expected("bridge", 0.3, -0.1, "inconclusive")
-    assert recommend((keep, ceiling, tuned, fuse, wild))[0] == "fuse"
-    assert recommend((keep, ceiling, tuned, wild))[0] == "finetune"
-    name, why = recommend((keep, ceiling, wild))
+    assert recommend((keep, ceiling, tuned, fuse, wild), classes=50)[0] == "fuse"
+    assert recommend((keep, ceiling, tuned, wild), classes=50)[0] == "finetune"
+    name, why = recommend((keep, ceiling, wild), classes=50)
     assert name == "keep"
     assert "re-embedding all of it: +0.2000 (+0.1500 to +0.3000)" in why
-    assert "nearest is bridge" in why
+    assert "Undecided here: bridge +0.3000 (-0.1000 to +0.4000)" in why
+    assert "takes about 89 validation classes, not 50" in why
     lost = replace(wild, gain=-0.2, verdict="fail")
-    assert "nearest" not in recommend((keep, ceiling, lost))[1]
+    assert "Undecided" not in recommend((keep, ceiling, lost), classes=50)[1]
 
 
 def test_lift_is_recommended_only_if_no_route_that_keeps_the_gallery_passes() -> None:
@@ -294,23 +366,25 @@ def test_lift_is_recommended_only_if_no_route_that_keeps_the_gallery_passes() ->
     ceiling = _expected("re-embed", 0.2, 0.15, None)
     tuned = _expected("finetune", 0.05, 0.02, "pass")
     lift = replace(_expected("lift", 0.3, 0.2, "pass"), rewritten_bytes=538112)
-    assert recommend((keep, ceiling, tuned, lift))[0] == "finetune"
+    assert recommend((keep, ceiling, tuned, lift), classes=50)[0] == "finetune"
     open_route = replace(tuned, verdict="inconclusive")
-    name, why = recommend((keep, ceiling, open_route, lift))
+    name, why = recommend((keep, ceiling, open_route, lift), classes=50)
     assert name == "lift"
-    assert "no route passes with the gallery as it is" in why
+    assert "no route is shown to gain with the gallery as it is" in why
     assert "+0.3000 (+0.2000 to +0.4000)" in why
     assert "the whole index, all 538,112 bytes of its vectors" in why
     assert "rollback undoes it" in why
     bridge = replace(tuned, name=Route.BRIDGE, gain=0.1, gallery_passed=0.9)
-    assert recommend((keep, ceiling, tuned, bridge, lift))[0] == "finetune"
-    assert recommend((keep, ceiling, open_route, bridge, lift))[0] == "bridge"
+    assert recommend((keep, ceiling, tuned, bridge, lift), classes=50)[0] == "finetune"
+    assert recommend((keep, ceiling, open_route, bridge, lift), classes=50)[0] == "bridge"
     for verdict in ("fail", "inconclusive"):
-        assert recommend((keep, ceiling, replace(lift, verdict=verdict)))[0] == "keep"
-    _, why = recommend((keep, ceiling, open_route, replace(lift, verdict="inconclusive")))
-    assert "nearest is finetune" in why
-    _, why = recommend((keep, ceiling, replace(lift, verdict="inconclusive")))
-    assert "nearest is lift" in why
+        assert recommend((keep, ceiling, replace(lift, verdict=verdict)), classes=50)[0] == "keep"
+    _, why = recommend(
+        (keep, ceiling, open_route, replace(lift, verdict="inconclusive")), classes=50
+    )
+    assert "Undecided here: finetune" in why
+    _, why = recommend((keep, ceiling, replace(lift, verdict="inconclusive")), classes=50)
+    assert "Undecided here: lift" in why
 
 
 def test_lazy_is_recommended_where_no_route_without_passes_is() -> None:
@@ -320,14 +394,14 @@ def test_lazy_is_recommended_where_no_route_without_passes_is() -> None:
     fuse = _expected("fuse", 0.05, 0.02, "pass")
     lazy = _expected("lazy", 0.15, 0.1, "pass")
     bridge = replace(_expected("bridge", 0.16, 0.1, "pass"), gallery_passed=0.9)
-    name, why = recommend((keep, fuse, lazy, bridge, ceiling))
+    name, why = recommend((keep, fuse, lazy, bridge, ceiling), classes=50)
     assert name == "fuse"
     assert "lazy gains +0.1500 (+0.1000 to +0.2500), at up to 10 images a query" in why
-    name, why = recommend((keep, replace(fuse, verdict="fail"), lazy, bridge, ceiling))
+    name, why = recommend((keep, replace(fuse, verdict="fail"), lazy, bridge, ceiling), classes=50)
     assert name == "lazy"
     assert "up to 10 images" in why
     failed = replace(lazy, verdict="inconclusive")
-    assert "lazy" not in recommend((keep, fuse, failed, ceiling))[1]
+    assert "lazy" not in recommend((keep, fuse, failed, ceiling), classes=50)[1]
 
 
 def test_re_embedding_is_recommended_last_and_with_its_cost() -> None:
@@ -341,15 +415,18 @@ def test_re_embedding_is_recommended_last_and_with_its_cost() -> None:
     )
     tuned = _expected("finetune", 0.05, 0.02, "pass")
     lift = _expected("lift", 0.1, 0.05, "pass")
-    assert recommend((keep, tuned, lift, ceiling))[0] == "finetune"
-    assert recommend((keep, replace(tuned, verdict="fail"), lift, ceiling))[0] == "lift"
+    assert recommend((keep, tuned, lift, ceiling), classes=50)[0] == "finetune"
+    assert recommend((keep, replace(tuned, verdict="fail"), lift, ceiling), classes=50)[0] == "lift"
     open_route = replace(tuned, verdict="inconclusive")
-    name, why = recommend((keep, open_route, replace(lift, verdict="fail"), ceiling))
+    name, why = recommend((keep, open_route, replace(lift, verdict="fail"), ceiling), classes=50)
     assert name == "re-embed"
-    for part in ("1,234,567 passes", "3,600 s", "512,000 bytes", "no route passes"):
+    for part in ("1,234,567 passes", "3,600 s", "512,000 bytes", "no route is shown to gain"):
         assert part in why
     for verdict in ("fail", "inconclusive"):
-        assert recommend((keep, open_route, replace(ceiling, verdict=verdict)))[0] == "keep"
+        assert (
+            recommend((keep, open_route, replace(ceiling, verdict=verdict)), classes=50)[0]
+            == "keep"
+        )
 
 
 def test_every_command_that_a_plan_names_exists() -> None:
