@@ -120,10 +120,7 @@ def plan(
         if forecast
         else None,
         seconds=round(time.monotonic() - start, 1),
-        warnings=_sample_warning(facts, estimates)
-        + _few_warning(facts, policy)
-        + _gone_warning(project)
-        + _unlabelled_warning(recipe),
+        warnings=_warnings(project, recipe, policy, facts, estimates),
     )
 
 
@@ -184,6 +181,22 @@ class _Gallery:
         if isinstance(result, RescoredResult):
             return result.retrieval(self.truth, (1,), map_k=1)
         return retrieval(self.truth, result.queries, self.stored, (1,), map_k=1)
+
+
+def _warnings(
+    project: Project,
+    recipe: Recipe,
+    policy: Policy,
+    facts: Preflight,
+    estimates: Sequence[RouteEstimate],
+) -> tuple[str, ...]:
+    """What the plan leaves out, and what limits it."""
+    return (
+        *_sample_warning(facts, estimates),
+        *_few_warning(facts, policy),
+        *_gone_warning(project),
+        *_unlabelled_warning(recipe),
+    )
 
 
 def _gone_warning(project: Project) -> tuple[str, ...]:
