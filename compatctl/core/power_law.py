@@ -9,6 +9,10 @@ the line, of which P amounts leave P - 2 degrees of freedom: for three amounts a
 instead of 1.28 at the level .8. Several runs are averaged and add no degree of freedom, because
 they say nothing of the law; their scatter only sets a lower limit.
 
+Far from the amounts that were tried the law itself is the largest doubt: a line that bends leaves
+its straight continuation with the square of the distance, noise only with the distance. So the
+distances are read in both ways, as noise and as one bend (a term in x^2), and the wider counts.
+
 Shapes: ``P`` amounts, ``R`` runs, ``B`` replicates, ``Q`` queries.
 """
 
@@ -79,7 +83,7 @@ class PowerLaw:
     def predict(self, amount: float) -> Range:
         """The misses of one run at an amount: the interval is that of a prediction."""
         weights = self._weights(amount)
-        y, half = float(weights @ self._y), self._half(weights, 1.0)
+        y, half = float(weights @ self._y), self._half(weights, 1.0, amount=amount)
         low, high = min(1.0, math.exp(y - half)), min(1.0, math.exp(y + half))
         return Range(value=min(1.0, math.exp(y)), low=low, high=high)
 
@@ -104,8 +108,9 @@ class PowerLaw:
         """The first amount at which the line, or an end of its interval, reaches the goal."""
 
         def above(x: float) -> float:
-            weights = self._weights(math.exp(x))
-            half = self._half(weights, 1.0, goals) if sign else 0.0
+            amount = math.exp(x)
+            weights = self._weights(amount)
+            half = self._half(weights, 1.0, goals, amount=amount) if sign else 0.0
             return float(weights @ self._y) + sign * half - goal
 
         last = math.log(MAX_TIMES * self.amounts[-1])
@@ -161,13 +166,32 @@ class PowerLaw:
         between = math.sqrt(float(_log(self.misses).var(axis=1, ddof=1).mean()))
         return max(self.scatter, between)
 
-    def _half(self, weights: Floats, runs: float, goals: Floats | None = None) -> float:
-        """Half the interval of ``weights @ y``, less a goal; ``runs``: that of one run, or 0."""
+    def _bend(self, amount: float) -> float:
+        """How far the line is off at an amount if the distances from it are all of one bend."""
+        line = self._weights(amount)
+        squares = self._x**2
+        fitted = np.array([self._weights(float(tried)) @ squares for tried in self.amounts])
+        off = math.sqrt(float(((squares - fitted) ** 2).sum()) / (len(squares) - 2))
+        return abs(math.log(amount) ** 2 - float(line @ squares)) * self.scatter / off
+
+    def _half(
+        self,
+        weights: Floats,
+        runs: float,
+        goals: Floats | None = None,
+        *,
+        amount: float | None = None,
+    ) -> float:
+        """Half the interval of ``weights @ y``, less a goal; ``runs``: that of one run, or 0.
+
+        ``amount``: where the line is read; None: the slope, not the line.
+        """
         t = student_quantile((1 + LEVEL) / 2, len(self.amounts) - 2)
         z = NormalDist().inv_cdf((1 + LEVEL) / 2)
         of_line = self.scatter**2 * float(weights @ weights) + runs * self.run_scatter**2
         drawn = _log(self.drawn) @ weights - (0.0 if goals is None else goals)
-        return math.hypot(t * math.sqrt(of_line), z * float(drawn.std()))
+        law = max(t * math.sqrt(of_line), 0.0 if amount is None else self._bend(amount))
+        return math.hypot(law, z * float(drawn.std()))
 
 
 def compare_exponents(first: PowerLaw, second: PowerLaw) -> Range:

@@ -98,16 +98,18 @@ def test_replicates_weigh_whole_classes():
             assert value == pytest.approx(expected)
 
 
-def _simulate(rng, *, runs, noise, bend, queries=90, points=3):
+def _simulate(rng, *, runs, noise, bend, queries=90, points=3, steps=1):
     """Whether the interval of a prediction from n to 2n contains the true misses of one run.
+
+    ``steps``: to 4n, 8n and so on.
 
     Classes of queries have their own difficulty, and a class that is easy is so at every amount.
     ``noise`` is a run's; ``bend`` curves the line of log misses.
     """
-    x = np.arange(points + 1, dtype=float)
+    x = np.arange(points + steps, dtype=float)
     b, start = rng.uniform(0.05, 0.3), rng.uniform(0.4, 0.8)
     mean = start * np.exp(-b * math.log(2) * x - bend * x**2)
-    truth = mean[:, None] * np.exp(noise * rng.standard_normal((points + 1, runs)))
+    truth = mean[:, None] * np.exp(noise * rng.standard_normal((points + steps, runs)))
     difficulty = rng.uniform(0.0, 1.0, queries)
     chance = 2 * difficulty * np.minimum(truth[:points, :, None], 0.5)
     chance += np.maximum(truth[:points, :, None] - 0.5, 0.0) * 2 * (1 - difficulty)
@@ -122,8 +124,8 @@ def _simulate(rng, *, runs, noise, bend, queries=90, points=3):
     )
     amounts = 100.0 * 2.0 ** x[:points]
     fitted = PowerLaw(amounts=amounts, misses=missed.mean(axis=2), drawn=drawn)
-    predicted = fitted.predict(100.0 * 2.0**points)
-    return predicted.low <= truth[points, 0] <= predicted.high
+    predicted = fitted.predict(100.0 * 2.0 ** x[-1])
+    return predicted.low <= truth[-1, 0] <= predicted.high
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,25 @@ def test_a_prediction_at_twice_the_amount_holds_in_eight_of_ten_cases(runs, nois
     )
     slack = 2 * math.sqrt(LEVEL * (1 - LEVEL) / cases)
     assert held / cases >= LEVEL - slack
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.parametrize(("noise", "bend"), [(0.0, 0.0), (0.03, 0.0), (0.01, 0.02), (0.01, -0.01)])
+def test_a_prediction_far_away_holds_where_the_law_bends(steps, noise, bend):
+    """At four and eight times the amount, with a law that is a line and one that is not."""
+    rng, cases = np.random.default_rng(23), 250
+    held = sum(_simulate(rng, runs=2, noise=noise, bend=bend, steps=steps) for _ in range(cases))
+    slack = 2 * math.sqrt(LEVEL * (1 - LEVEL) / cases)
+    assert held / cases >= LEVEL - slack
+
+
+def test_the_bend_is_that_of_a_square():
+    """Where misses bend and nothing else is in doubt, the interval ends at least at the parabola
+    through the three points, from four times the amount on."""
+    bent = law(0.6 * np.exp(-0.2 * np.arange(3.0) - 0.02 * np.arange(3.0) ** 2))
+    for times, steps in ((4, 4.0), (16, 6.0)):
+        true = 0.6 * math.exp(-0.2 * steps - 0.02 * steps**2)
+        assert bent.predict(400.0 * times).low == pytest.approx(true, rel=1e-3)
 
 
 def test_a_difference_of_exponents_is_found_as_often_as_its_level_says():
