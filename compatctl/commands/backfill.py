@@ -68,6 +68,11 @@ STALE = (
     "verify your threshold on the gallery as it is"
 )
 
+FIRST_STAGE = (
+    "the store re-scores its answers, and the test is of the index alone: compatctl promote makes "
+    "the free vectors the index, judged by the answers that are served"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Backfilled(RewriteOutcome):
@@ -79,7 +84,7 @@ class Backfilled(RewriteOutcome):
     whose image does not decode. ``measured`` is None where there was nothing to measure.
     ``gallery_pass`` is what of the gallery went through the query model, these rows included; None
     where there was nothing to do. ``warnings`` say that the score calibration is of the rows that
-    were replaced.
+    were replaced, or that the store re-scores what was measured without it.
     """
 
     gallery_pass: GalleryPass | None = None
@@ -405,7 +410,10 @@ def _unchanged(manifest: Manifest, target: BackfillTarget, options: BackfillOpti
         ef_search=manifest.index.ef_search,
         forced_reason=options.forced_reason,
         index_sha256=manifest.index.sha256,
-        warnings=(STALE,) * (manifest.calibration is not None and target.remaining > 0),
+        warnings=(
+            *(STALE,) * (manifest.calibration is not None and target.remaining > 0),
+            *(FIRST_STAGE,) * (manifest.rescoring is not None and target.remaining > 0),
+        ),
     )
 
 

@@ -129,7 +129,9 @@ def test_rescored_rows_count_as_passed(shop: Shop, data: Dataset) -> None:
         passed,
         False,
     )
-    counts = shop.run("backfill", "--share", 0.01, "--dry-run").json["gallery_pass"]
+    planned = shop.run("backfill", "--share", 0.01, "--dry-run")
+    assert "the test is of the index alone" in planned.stderr
+    counts = planned.json["gallery_pass"]
     assert counts["by"]["re-scored"] == passed
     assert counts["passed"] >= passed
     assert shop.run("rollback").code == 0
