@@ -253,7 +253,7 @@ class Workshop:
         trained = train(
             recipe=recipe,
             base=base,
-            data=data if features else _shrunk(data, recipe.backbone.input),
+            data=data if features else shrunk(data, recipe.backbone.input),
             reference=None,
             work=work,
             resume=True,
@@ -338,7 +338,7 @@ def _kanji(path: Path) -> Dataset:
     )
 
 
-def _shrunk(data: Dataset, spec: InputSpec) -> Dataset:
+def shrunk(data: Dataset, spec: InputSpec) -> Dataset:
     """The same items at the network's own size, decoded once for all epochs."""
     size = Preprocessing(height=spec.height, width=spec.width, resize=spec.resize, fit=spec.fit)
     return Dataset(

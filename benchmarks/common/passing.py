@@ -23,6 +23,7 @@ from benchmarks.common.baselines import (
     train_baseline,
 )
 from benchmarks.common.judge import outcome
+from benchmarks.common.whole import whole_queries
 from compatctl.core.arrays import Bools, Rows, Scores, Vectors
 from compatctl.core.hash_order import hash_fraction, hash_order
 from compatctl.core.nearest import Neighbours, exact_search
@@ -39,7 +40,7 @@ from compatctl.migration.routes import (
     train_model,
 )
 from compatctl.migration.selection import Variant
-from compatctl.recipe import load_policy
+from compatctl.recipe import Recipe, load_policy
 
 SHARES = (0.0, 0.01, 0.05, 0.1, 0.25, 1.0)
 K = 10
@@ -50,6 +51,7 @@ REPLICATES = 2000
 WORTH = 0.03
 """An upgrade is worth the while from this gain on, were everything re-embedded."""
 LAZY, LAZY_FUSED, ALONE = "lazy", "lazy, fused first", "passed rows alone"
+WHOLE, WHOLE_FUSED = "finetune, whole network", "fuse, whole network"
 RANDOM, TRAFFIC, ASKED = "random", "traffic", "as queried"
 
 
@@ -320,8 +322,12 @@ def _passing(orders: Sequence[str], shares: Sequence[float]) -> list[tuple[str, 
     return [*some, *([("", 1.0)] if 1.0 in shares else [])]
 
 
-def measure(inputs: RouteInputs, shares: Sequence[float] = SHARES) -> list[Line]:
+def measure(
+    inputs: RouteInputs, shares: Sequence[float] = SHARES, whole: Recipe | None = None
+) -> list[Line]:
     """Every route and baseline; ``keep`` is the first line, everything re-embedded the last.
+
+    ``whole``: a recipe that trains the backbone, too; it passes nothing here.
 
     Raises:
         InputError: see ``train.train``.
@@ -330,6 +336,8 @@ def measure(inputs: RouteInputs, shares: Sequence[float] = SHARES) -> list[Line]
     everyone = np.ones(len(exam.test), bool)
     free = train_free_models(inputs, [(~exam.test, everyone)])
     answers = [*_routes(exam, free, shares), *_baselines(exam, free, shares)]
+    if whole is not None:
+        answers += _whole_network(exam, free, whole)
     answers += alone(exam, free.heads[-1], shares)
     return lines(exam, answers)
 
@@ -344,6 +352,14 @@ def _routes(exam: Exam, free: FreeModels, shares: Sequence[float]) -> Iterator[A
     yield from backfill(exam, Route.FUSE, fused, both, shares)
     yield from lazy(exam, LAZY, tuned, free.heads[-1], shares)
     yield from lazy(exam, LAZY_FUSED, fused, free.heads[-1], shares)
+
+
+def _whole_network(exam: Exam, free: FreeModels, recipe: Recipe) -> Iterator[Answers]:
+    stored = exam.inputs.reference.gallery_features
+    tuned = Variant(queries=whole_queries(exam.inputs, recipe), gallery=stored)
+    yield fixed(exam, WHOLE, tuned)
+    fused = free.selector.select(fused_variants(exam.inputs.old_queries, tuned))[-1]
+    yield fixed(exam, WHOLE_FUSED, fused)
 
 
 def _baselines(exam: Exam, free: FreeModels, shares: Sequence[float]) -> Iterator[Answers]:

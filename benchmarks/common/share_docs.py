@@ -15,6 +15,8 @@ from benchmarks.common.passing import (
     RANDOM,
     SHARES,
     TRAFFIC,
+    WHOLE,
+    WHOLE_FUSED,
     WORTH,
     Line,
     Result,
@@ -24,6 +26,7 @@ from compatctl.migration.routes import Route
 WORDS = {"cnn": "small CNN", "larger": "larger CNN", "hash": "pixel hash"}
 NOTHING_PASSED = (
     "naive swap", "procrustes", "ridge", "SLERP", BCT, UNIBCT, MIXBCT, Route.FINETUNE, Route.FUSE,
+    WHOLE, WHOLE_FUSED,
 )  # fmt: skip
 """Routes that pass nothing and search once"""
 SERIES = (
@@ -59,6 +62,8 @@ NOTES = """\
   recipe's head or a linear one. *kept* is a share of its gain over the old model.
 - **finetune**, **fuse** (the unit mean of old and new query), and the baselines, with x% passed:
   x% of the stored vectors are rewritten by the same model (backfill).
+- **whole network**: every layer of a small network is trained, by `recipes/small-network.yaml`;
+  no row is passed. Everything else here trains heads.
 - **lazy**: the 10 nearest rows by finetune (or fuse) are ranked again by the free model's vectors
   of those that were passed, by the merge rule of `compatctl`. The rule is fitted on 100 validation
   queries, whose rows (at most 1,000) also pass and are not counted. *as queried*: each of the test
@@ -90,12 +95,12 @@ def summary(results: Sequence[Result]) -> list[str]:
         f"In {len(worth)} of {count} cases and seeds the free model, everything re-embedded, "
         f"beats the old one by {100 * WORTH:.0f} points. The next lines are of these."
     ]
-    for route in (Route.FINETUNE, Route.FUSE) if worth else ():
-        found = _lines(worth, route, 0.0)
-        said.append(
-            f"0% passed, {route}: the median share kept is {_kept(found)}, and the default gate "
-            f"passes {sum(line.gate == 'pass' for line in found)} of {len(found)}."
-        )
+    for route in (Route.FINETUNE, Route.FUSE, WHOLE, WHOLE_FUSED) if worth else ():
+        if found := _lines(worth, route, 0.0):
+            said.append(
+                f"0% passed, {route}: the median share kept is {_kept(found)}, and the default "
+                f"gate passes {sum(line.gate == 'pass' for line in found)} of {len(found)}."
+            )
     for lazy in (LAZY, LAZY_FUSED) if worth else ():
         found = [line for result in worth for line in result.lines
                  if line.route == lazy and line.order == ASKED]  # fmt: skip
@@ -171,7 +176,8 @@ def _by_case(results: Sequence[Result]) -> Iterable[str]:
         for route in NOTHING_PASSED:
             found = _lines(same, route, 0.0)
             passing = sum(line.gate == "pass" for line in found)
-            cells.append(f"{share(mean(line.recall for line in found))} ({passing})")
+            recall = share(mean(line.recall for line in found)) if found else ""
+            cells.append(f"{recall} ({passing})" if found else "")
         yield row(
             "0%",
             f"{title(case)}, {same[0].rows:,} rows, seeds: {len(same)}",

@@ -33,17 +33,15 @@ from benchmarks.common.cases import (
     Workshop,
 )
 from benchmarks.common.pages import row
+from benchmarks.common.whole import small_network_recipe, whole_queries
 from compatctl.core.adapters import fuse_rows
 from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.resampling import estimate_ratios, hit_change
-from compatctl.data import prepare
 from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.files import write_atomic
 from compatctl.migration.routes import RouteInputs, train_model
 from compatctl.recipe import Augmentation, Recipe
-from compatctl.train import embed, train
 from compatctl.train.factory import make_backbone
-from compatctl.train.images import preprocessing
 from compatctl.train.network import backbone_taps
 
 REPLICATES = 2000
@@ -63,12 +61,10 @@ def _epochs(epochs: int) -> Change:
     return lambda recipe: replace(recipe, optimiser=replace(recipe.optimiser, epochs=epochs))
 
 
-def _whole_network(rate: float) -> Change:
-    def change(one: Recipe) -> Recipe:
-        optimiser = replace(one.optimiser, epochs=5, backbone_lr=rate, frozen_norm=True)
-        return replace(one, train="full", optimiser=optimiser)
-
-    return change
+def _whole_network(**changes: object) -> Change:
+    """The recipe for small networks, on the backbone of the shipped one."""
+    objective = _objective(**changes)
+    return lambda recipe: objective(small_network_recipe(recipe))
 
 
 SETTINGS: Mapping[str, Change] = {
@@ -104,9 +100,11 @@ SLOW: Mapping[str, Change] = {
     "four changed views of an image": lambda recipe: replace(
         recipe, augmentation=Augmentation(views=4, rotate=5.0, shift=0.06, colour=0.2)
     ),
-    "the backbone trains too, 5 epochs": _whole_network(0.0001),
-    "the backbone trains too, rate 1e-5": _whole_network(0.00001),
-    "the backbone trains too, rate 1e-3": _whole_network(0.001),
+    "whole network": _whole_network(),
+    "whole network, lambda .25": _whole_network(lambda_=(0.25,)),
+    "whole network, lambda .5": _whole_network(lambda_=(0.5,)),
+    "whole network, lambda .75": _whole_network(lambda_=(0.75,)),
+    "whole network, cross-entropy alone": _whole_network(lambda_=(1.0,)),
 }
 """These run the backbone over images again: for small networks alone."""
 MAIN = (DEFAULT, "no stage taps", "cross-entropy alone", "contrast alone", "lambda .5",
@@ -210,7 +208,7 @@ def _deciding(inputs: RouteInputs) -> tuple[str | None, str, str]:
 def _hits(inputs: RouteInputs, recipe: Recipe) -> tuple[Bools, Bools]:
     """(Q,) whether the fine-tuned query, and its mean with the old one, finds its class first."""
     if recipe.train == "full":
-        trained = _whole(inputs, recipe)
+        trained = whole_queries(inputs, recipe)
     else:
         inputs = _on_backbone(inputs, recipe)
         trained = train_model(inputs, recipe, inputs.reference).queries
@@ -226,24 +224,6 @@ def _on_backbone(inputs: RouteInputs, recipe: Recipe) -> RouteInputs:
     _, width = backbone_taps(make_backbone(given), given.method, given.input, given.taps)
     table = inputs.features.table[:, :width]
     return replace(inputs, features=replace(inputs.features, backbone=given, table=table))
-
-
-def _whole(inputs: RouteInputs, recipe: Recipe) -> Vectors:
-    """(Q, D) queries by a network that was trained whole, on the images themselves."""
-    with tempfile.TemporaryDirectory() as work:
-        trained = train(
-            recipe=recipe,
-            base=inputs.base,
-            data=inputs.data,
-            reference=inputs.reference,
-            work=Path(work),
-        )
-    size = preprocessing(recipe.backbone.input)
-    parts = [
-        embed(trained.network, np.stack([prepare(inputs.data.read(int(i)), size) for i in rows]))
-        for rows in np.array_split(inputs.query_rows, max(1, len(inputs.query_rows) // 256))
-    ]
-    return np.concatenate(parts)
 
 
 def _first_hits(inputs: RouteInputs, queries: Vectors) -> Bools:
@@ -298,8 +278,8 @@ A gain is over the shipped recipe, query by query, with its 95% interval over
 classes; seeds are pooled. *Fused* is the unit mean of the old feature and the new one. The
 characters, which are four times as many, try the main parts only. A gallery of dimension 640, with
 room for a simplex of all 607 training classes, tries the frames. Small networks also try what runs
-the backbone over images again. The old model *hash* is a control: a hash of the pixels, which knows
-nothing.
+the backbone over images again: *whole network* is `recipes/small-network.yaml`. The old model
+*hash* is a control: a hash of the pixels, which knows nothing.
 
     python -m benchmarks.studies.ablation --docs docs/ablation.md \\
 """

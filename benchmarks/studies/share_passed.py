@@ -30,6 +30,7 @@ import torch
 from benchmarks.common.arguments import study_parser
 from benchmarks.common.cases import (
     CASES,
+    CNNS,
     CONTROLS,
     LARGE,
     Case,
@@ -37,6 +38,7 @@ from benchmarks.common.cases import (
 )
 from benchmarks.common.passing import SHARES, Line, Result, measure
 from benchmarks.common.share_docs import figure, page, summary
+from benchmarks.common.whole import small_network_recipe
 from compatctl.files import write_atomic
 from compatctl.migration.routes import RouteInputs
 
@@ -91,7 +93,8 @@ def _there(arguments: argparse.Namespace) -> Sequence[Case]:
 
 def run_case(inputs: RouteInputs, case: Case, shares: Sequence[float] = SHARES) -> Result:
     """Every route of one case with one seed."""
-    lines = measure(inputs, shares)
+    whole = small_network_recipe(inputs.recipe) if case.new in CNNS else None
+    lines = measure(inputs, shares, whole)
     split = np.array([inputs.data.items[int(row)].split for row in inputs.query_rows])
     test = (split == "test") & inputs.truth.has_match()
     labelled = [inputs.data.items[int(row)].split == "train" for row in inputs.gallery_rows]

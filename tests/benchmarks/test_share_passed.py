@@ -15,6 +15,7 @@ import torch
 from benchmarks.common import baselines, cases, passing
 from benchmarks.common import character_data as characters
 from benchmarks.common import share_docs as docs
+from benchmarks.common.whole import small_network_recipe, whole_queries
 from benchmarks.studies import ablation, share_passed
 from compatctl.core.nearest import exact_search
 from compatctl.data import Dataset, load
@@ -162,6 +163,21 @@ def test_lines_are_recalls_and_gains_on_test_classes(
     for route, order in docs.SERIES:
         assert result.line(route, 0.1, order) is not None
         assert result.line(route, 1.0) is not None
+    for route in docs.NOTHING_PASSED:
+        assert result.line(route, 0.0) is not None
+
+
+def test_a_whole_network_is_trained_for_the_stored_gallery(
+    inputs: RouteInputs, result: passing.Result
+) -> None:
+    """Its queries are those of the shipped recipe for small networks, on vectors that stay."""
+    recipe = small_network_recipe(inputs.recipe)
+    assert (recipe.train, recipe.backbone) == ("full", inputs.recipe.backbone)
+    line = result.line(passing.WHOLE, 0.0)
+    assert line is not None
+    queries = whole_queries(inputs, recipe)
+    right = _right(inputs, queries, inputs.reference.gallery_features)
+    assert line.recall == pytest.approx(right.mean())
 
 
 def test_backfill_rewrites_the_first_rows_of_an_order(inputs: RouteInputs) -> None:
@@ -361,7 +377,7 @@ def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
         ablation.DEFAULT,
         "cross-entropy alone",
         "no stage taps",
-        "the backbone trains too, 5 epochs",
+        "whole network, lambda .75",
     )
     settings = {name: {**ablation.SETTINGS, **ablation.SLOW}[name] for name in names}
     rows = ablation.ablate("emoji", [inputs], settings, shop)
