@@ -2,7 +2,8 @@
 
 Nothing here reads the gallery, so the time does not depend on its size. The report must agree with
 itself, with the store, and with the project's settings of verify. Of the data, deploy reads the
-descriptions and the images of held-out queries.
+descriptions and the images of held-out queries. Where the store re-scores with fewer passes than
+candidates, it reads the catalogue too, and counts free vectors.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal
 
 from compatctl.deployment.artifacts import ModelArtifacts, find_artifacts
 from compatctl.deployment.gallery import matches_canary
-from compatctl.deployment.gallery_pass import require_rescoring_budget
+from compatctl.deployment.gallery_pass import require_rescoring_budget, rescored_rows
 from compatctl.deployment.model_file import ModelFile, refuse_fused
 from compatctl.deployment.project import REPORT_KEY, open_store, report_key, utc_now
 from compatctl.deployment.provenance import as_proven, refuse_unproven
@@ -28,6 +29,9 @@ from compatctl.manifest import Manifest, ModelShare, Operation, Rescoring
 from compatctl.recipe import Project, gate_policy
 from compatctl.report import VerifiedReport, check_signature, policy_sha256, read_report
 from compatctl.store import Store, rolled_back_models
+
+WARMER = 0.05
+"""The share of the rows that may have got a free vector since a report judged the old answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,7 @@ def deploy(
         assert verified is not None
         refuse_unverified(verified, manifest, encoder.sha256, policy)
         refuse_unproven(verified.report, manifest)
+        _refuse_warmer_service(verified, store)
         require_matching_report(verified.report, project)
         refuse_fused(project, model_file.path)
         _refuse_spent(store, encoder.sha256, again_reason)
@@ -325,6 +330,21 @@ def _refuse_other_service(verified: VerifiedReport, manifest: Manifest) -> None:
     if judged != served:
         raise GateError(
             "the report did not judge the old answers as the store re-scores them today",
+            tip="compatctl verify old.onnx new.onnx, against this store",
+        )
+
+
+def _refuse_warmer_service(verified: VerifiedReport, store: Store) -> None:
+    """Refuse a report since which the store's old answers became better by many free vectors."""
+    today = verified.report.rescored_today
+    if today is None or today.decisive is None:
+        return
+    catalog = store.catalog(store.manifest)
+    kept = int(rescored_rows(store.path, catalog, store.manifest.query_model).sum())
+    if kept - today.decisive > WARMER * len(catalog):
+        raise GateError(
+            f"the report judged the old answers with {today.decisive} free vectors kept, and the "
+            f"store has {kept} now: it may answer better than the candidate",
             tip="compatctl verify old.onnx new.onnx, against this store",
         )
 

@@ -63,6 +63,7 @@ from compatctl.report import (
     Latency,
     ModelId,
     Report,
+    RescoredToday,
     StoreId,
     refusal,
     sign_report,
@@ -134,7 +135,7 @@ def _verify_models(  # noqa: PLR0917
     findings = Findings.measure(setup, encoders, gallery, progress)
     groups = findings.groups
     identity = _data_id(data, groups, findings.bad, project.data, options)
-    inputs = _inputs((old, new), encoders, gallery, setup, identity)
+    inputs = _inputs((old, new), encoders, gallery, setup, identity, findings.rescored_today)
     attempt = current_attempt(project.store, inputs, write=not options.dry_run)
     draws = sampling(policy, options.seed or 0, groups.n_slices, len(findings.chain), attempt)
     checks, pairs = (measure_pairs := findings.pairs(setup))(draws)
@@ -211,12 +212,13 @@ def _warnings(
     )
 
 
-def _inputs(
+def _inputs(  # noqa: PLR0917
     paths: tuple[Path, Path],
     encoders: tuple[Encoder, Encoder],
     gallery: DeployedGallery | None,
     setup: VerifySetup,
     data: DataId,
+    today: RescoredToday | None,
 ) -> VerifyInputs:
     old, new = (
         ModelId(name=path.name, sha256=encoder.sha256, dim=encoder.dim)
@@ -229,6 +231,7 @@ def _inputs(
         policy=setup.policy,
         options=setup.options.bound(),
         training_record_sha256=setup.record.sha256 if setup.record else None,
+        kept=today.decisive if today else None,
     )
 
 

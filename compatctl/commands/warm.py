@@ -116,7 +116,7 @@ def warm(
         passed=passed,
         missing=missing,
         left=len(rows) - int(known.sum()) - missing,
-        at_limit=len(wanted) - len(chosen),
+        at_limit=len(wanted) - len(chosen) if dry_run else _waiting(rescorer, wanted),
         passed_share=float(known.sum()) / max(1, len(gallery.catalog)),
         covered_share=_share(touches, known),
         advice=promotion_advice(_held(rescorer, gallery), len(gallery.catalog)),
@@ -161,6 +161,12 @@ class _Log:
                     touches[item] += self.queries[row]
         ordered = sorted(touches, key=lambda row: (-touches[row], row))
         return as_rows(ordered), np.array([touches[row] for row in ordered], np.float64)
+
+
+def _waiting(rescorer: Rescorer, wanted: Rows) -> int:
+    """How many of the wanted rows (n,) were left, although their image is here."""
+    waiting = wanted[~rescorer.held(wanted)]
+    return int((~np.isin(waiting, rescorer.missing)).sum())
 
 
 def _held(rescorer: Rescorer, gallery: DeployedGallery) -> int:

@@ -87,7 +87,8 @@ def rescorer_of(project: Project, gallery: DeployedGallery, data: Dataset | None
     """Re-scores as the store says, with the query model's side file as cache.
 
     Where the project limits what may pass, images are embedded up to the limit, and only if their
-    vectors can be kept: what is not kept is not counted.
+    vectors can be kept: what is not kept is not counted. Processes at once keep no more than that
+    together.
 
     Raises:
         UsageError: the query model's answers are not re-scored.
@@ -114,13 +115,15 @@ def rescorer_of(project: Project, gallery: DeployedGallery, data: Dataset | None
         )
         return max(0, rescoring_room(project, passed))
 
+    limited = room if project.max_gallery_pass < 1.0 else None
+    side.allowed = limited
     return Rescorer(
         encoder=encoder,
         catalog=gallery.catalog,
         settings=manifest.rescoring,
         data=data,
         cache=side,
-        room=room if project.max_gallery_pass < 1.0 else None,
+        room=limited,
     )
 
 
@@ -201,12 +204,16 @@ class Rescorer:
     def fill_all(self, rows: Rows, progress: Progress = silent) -> int:
         """``fill`` rows (n,) in their order, batch by batch, each kept at once; how many new ones.
 
+        It ends where ``room`` does: another process may use it up.
+
         Raises:
             InputError: as ``fill``, or the free vectors cannot be kept.
         """
         passed = 0
         for start in range(0, len(rows), BATCH):
             new, kept = self.fill(rows[start : start + BATCH])
+            if not kept and self.room is not None and not self.room():
+                return passed + new
             if not kept:
                 raise InputError(
                     "the free vectors cannot be kept: the store is read-only, locked or full",

@@ -29,7 +29,8 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyInputs:
-    """What a report depends on; ``models``: the old one and the candidate."""
+    """What a report depends on; ``models``: the old one and the candidate. ``kept``: of
+    ``RescoredToday.decisive``."""
 
     models: tuple[ModelId, ModelId]
     data: DataId
@@ -37,6 +38,7 @@ class VerifyInputs:
     policy: Policy
     options: Mapping[str, Any]
     training_record_sha256: str | None
+    kept: int | None = None
 
     @classmethod
     def of(cls, report: Report) -> VerifyInputs:
@@ -48,6 +50,7 @@ class VerifyInputs:
             policy=report.policy,
             options=report.options,
             training_record_sha256=report.training_record_sha256,
+            kept=report.rescored_today.decisive if report.rescored_today else None,
         )
 
     def entries(self) -> dict[str, Any]:
@@ -77,6 +80,8 @@ class VerifyInputs:
             "data": self.data.sha256,
             "training_record": self.training_record_sha256,
         }
+        if self.kept is not None:
+            context["kept"] = str(self.kept)
         key = sha256_bytes(canonical_json({"settings": settings, "context": context}))
         return Attempt(key=key, settings=settings)
 

@@ -286,6 +286,11 @@ class RescoredToday:
     kept_share: float
     first_stage: dict[str, float]
 
+    @property
+    def decisive(self) -> int | None:
+        """``kept``; None where it decides nothing, because a query may pass all its candidates."""
+        return self.kept if self.passes < self.candidates else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class EarlierAttempt:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -69,6 +69,8 @@ class SideFile:
     model_sha256: str
     dim: int
     max_bytes: int | None
+    allowed: Callable[[], int] | None = None
+    """How many more vectors an append may write, counted under its lock; None: no limit."""
     _file: BinaryIO | None = None
     _mapping: Bytes = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
     _older: Positions = field(default_factory=no_positions)
@@ -180,7 +182,7 @@ class SideFile:
         """Keep vectors (n, D) of items; return how many were written.
 
         Not written: an item that has a vector of the same image; an item that was removed from the
-        store; what ``max_bytes`` leaves no room for.
+        store; what ``max_bytes`` and ``allowed`` leave no room for.
 
         Raises:
             InputError: ``vectors`` are not n finite unit rows of ``dim`` dimensions.
@@ -197,6 +199,8 @@ class SideFile:
         with side_lock(self.store, "keeping free vectors"):
             self.refresh()
             rows = self._new_rows(ids, keys, marks)[: self._room()]
+            if len(rows) and self.allowed is not None:
+                rows = rows[: self.allowed()]
             if len(rows):
                 self._write(encode(keys[rows], marks[rows], vectors[rows]))
         self.refresh()

@@ -122,6 +122,29 @@ def test_a_report_of_another_service_is_refused(shop: Shop) -> None:
     assert "as the store re-scores them today" in refused.stderr
 
 
+def test_a_report_of_colder_answers_is_refused(shop: Shop) -> None:
+    """Free vectors that were kept since make the old answers better than those that were judged;
+    the next verification is another attempt."""
+    best = write_encoder(shop.path("perfect.onnx"), noise=0.0)
+    with_free(shop.path("next.onnx"), best, best)
+    (kept,) = shop.path("store").glob("side/*.vectors")
+    kept.unlink()
+    result, cold = verify(shop, "next.onnx", "--rescore", 20)
+    assert result.code == 0, cold["summary"]
+    deploy = ("deploy", "--report", shop.path("next.json"), "--rescore", 20, "--dry-run")
+    assert shop.run(*deploy).code == 0
+    log = shop.path("log.txt")
+    log.write_text("\n".join(item.id for item in load(shop.data()).items if item.role == "gallery"))
+    assert shop.run("warm", log).code == 0
+    refused = shop.run(*deploy)
+    assert refused.code == 3
+    assert "judged the old answers with 0 free vectors kept" in refused.stderr
+    _, warm = verify(shop, "next.onnx", "--rescore", 20)
+    recalls = [report["groups"][0]["recall"]["old_old"]["1"] for report in (cold, warm)]
+    assert recalls[0] < recalls[1]
+    assert [report["attempt"]["number"] for report in (cold, warm)] == [1, 2]
+
+
 def test_a_lift_of_such_a_store_cannot_tell(shop: Shop) -> None:
     """It compares with the index alone, so that only a reason makes it go on."""
     refused = shop.run("lift", shop.path("turned.onnx"), "--kind", "ridge")

@@ -10,6 +10,7 @@ import pytest
 from free_kit import serve_rescored, with_free
 from shop_kit import Shop, store_files, write_encoder
 
+from compatctl.core.arrays import as_rows
 from compatctl.data import Dataset, load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.rescoring import rescorer_of
@@ -117,6 +118,22 @@ def test_warm_passes_no_more_than_the_project_allows(
     assert (warmed["passed"], warmed["left"], warmed["at_limit"]) == (5, 4, 4)
     assert "4 touched items are left without a free vector" in result.stderr
     assert shop.run("warm", log).json["passed"] == 0
+
+
+def test_two_at_once_keep_no_more_than_the_project_allows(shop: Shop, data: Dataset) -> None:
+    """What another process kept since a run began is counted before the run keeps its own."""
+    limited(shop, 8)
+    project = Project(max_gallery_pass=8 / shop.manifest()["index"]["count"])
+    gallery = DeployedGallery.open(Store.open(shop.path("store")))
+    rescorers = [rescorer_of(project, gallery, data) for _ in range(2)]
+    rooms = [rescorer.room() for rescorer in rescorers if rescorer.room is not None]
+    assert rooms == [8, 8]
+    kept = [
+        rescorer.fill_all(as_rows(range(start, start + 8)))
+        for rescorer, start in zip(rescorers, (0, 20), strict=True)
+    ]
+    assert kept[0] == 8
+    assert shop.run("status").json["free_vectors"]["count"] == 8
 
 
 def test_rescored_rows_count_as_passed(shop: Shop, data: Dataset) -> None:
