@@ -91,16 +91,16 @@ class PowerLaw:
         """The amount at which one run misses no more than ``target``.
 
         ``drawn`` (B,) are replicates of the target on the same draws of classes as the law's. The
-        interval holds every amount at which the prediction does not exclude the target. None where
-        misses are not shown to fall, or the amount has no upper end below ``MAX_TIMES`` times what
-        was tried.
+        interval holds every amount at which the prediction does not exclude the target; it has no
+        upper end where that is not below ``MAX_TIMES`` times what was tried. None where misses are
+        not shown to fall, or the line itself does not reach the target below that.
         """
         if not self.falls:
             return None
         goal, goals = (_log(np.asarray(value, np.float64)) for value in (target, drawn))
         ends = [self._first(float(goal), goals, sign) for sign in (0, -1, 1)]
         value, low, high = ends
-        if value is None or low is None or high is None:
+        if value is None or low is None:
             return None
         return Range(value=value, low=low, high=high)
 

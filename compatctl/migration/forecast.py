@@ -54,7 +54,8 @@ class Curve:
 @dataclass(frozen=True, kw_only=True)
 class Goal:
     """A recall@1, and the number of labelled classes at which a single encoder reaches it; None if
-    nobody can tell: misses are not shown to fall, or the interval has no upper end."""
+    nobody can tell: misses are not shown to fall, or the law does not reach it. The interval may
+    have no upper end."""
 
     recall: float
     classes: Range | None

@@ -362,8 +362,9 @@ _MORE = {"classes": "classes", "images": "images a class", "cannot tell": "canno
 
 
 def _range(value: Range, form: str) -> str:
-    high = "" if value.high is None else format(value.high, form)
-    return f"{value.value:{form}} ({value.low:{form}} to {high})"
+    if value.high is None:
+        return f"{value.value:{form}} (at least {value.low:{form}}, no upper end)"
+    return f"{value.value:{form}} ({value.low:{form}} to {value.high:{form}})"
 
 
 def _plan_routes(console: Console, routes: Sequence[RouteEstimate]) -> None:

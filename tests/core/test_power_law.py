@@ -68,6 +68,15 @@ def test_a_target_too_far_away_cannot_be_told():
     assert slow.amount_for(0.01, np.full(500, 0.01)) is None
 
 
+def test_an_amount_may_have_no_upper_end():
+    """Where a bend may end the fall, the amount has a lower end and no upper one."""
+    bent = law(0.6 * np.exp(-0.2 * np.arange(3.0) + 0.01 * np.arange(3.0) ** 2))
+    target = 0.6 * math.exp(-0.2 * 6)
+    needed = bent.amount_for(target, np.full(500, target))
+    assert needed.low < needed.value
+    assert needed.high is None
+
+
 def test_a_target_that_is_met_needs_no_more_than_was_tried():
     """The amount lies below the largest one."""
     steep = law([0.5, 0.4, 0.32])
