@@ -128,8 +128,8 @@ def train_candidate(
     record = record.with_looks(data, earlier, unlabelled.items if unlabelled else None)
     validation = data.take(query_rows(data, "validation")).ids if gallery else ()
     record = record.with_measured({*validation, *checked_ids(data)})
-    record = write_memory(project, recipe, data, earlier, record)
-    _write_weights(trained, project.candidate / WEIGHTS_FILE)
+    record = _with_base(write_memory(project, recipe, data, earlier, record), base)
+    _write_weights(trained, project.candidate / WEIGHTS_FILE, record)
     model, encoder, record = export(trained, recipe, data, record)
     _write(project, record, model)
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
@@ -210,11 +210,27 @@ def export(
     return model, Encoder.from_bytes(model, Path(MODEL_FILE)), record
 
 
-def _write_weights(trained: TrainResult, target: Path) -> None:
+def _with_base(record: TrainingRecord, base: Path) -> TrainingRecord:
+    """The record with what the base was trained on, where it is the weights of an earlier run.
+
+    None of that went through the new model: it adds no gallery row to those that passed.
+
+    Raises:
+        InputError: the base's record cannot be read.
+    """
+    from compatctl.train import carried_record
+
+    text = carried_record(base)
+    if text is None:
+        return record
+    return record.including(TrainingRecord.from_text(text, base).of_the_old_encoder())
+
+
+def _write_weights(trained: TrainResult, target: Path, record: TrainingRecord) -> None:
     from compatctl.train import save_weights
 
     with tempfile.TemporaryDirectory() as scratch:
-        save_weights(trained.network, Path(scratch) / target.name)
+        save_weights(trained.network, Path(scratch) / target.name, record.to_text())
         write_atomic(target, (Path(scratch) / target.name).read_bytes())
 
 

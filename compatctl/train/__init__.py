@@ -14,7 +14,7 @@ from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, iter_p
 from compatctl.train.network import Network, embed, embed_outputs, export
 from compatctl.train.reference import Reference, items_to_encode
 from compatctl.train.run import TrainResult, train
-from compatctl.train.weights import save_weights
+from compatctl.train.weights import carried_record, save_weights
 
 __all__ = [
     "Features",
@@ -23,6 +23,7 @@ __all__ = [
     "Reference",
     "TrainResult",
     "born_on_simplex",
+    "carried_record",
     "embed",
     "embed_outputs",
     "export",

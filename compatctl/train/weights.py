@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -40,6 +40,11 @@ _SHARD = re.compile(
 MAX_DIRECTORY = 64 << 20
 MAX_GROWTH = 64 << 20
 """Most bytes by which unpacked parts may exceed the file; torch does not compress."""
+
+MAX_RECORD = 64 << 20
+"""Most characters of a record in a file of weights: safetensors allows 100 MB of header."""
+
+_RECORD = "training_record"
 
 StateDict = dict[str, Tensor]
 
@@ -287,14 +292,33 @@ def load_junction(network: Network, tensors: StateDict) -> bool:
     return fits and bool(expected)
 
 
-def save_weights(network: Network, path: Path) -> None:
-    """Backbone and junction as safetensors: a base for the next fine-tuning."""
+def carried_record(path: Path) -> str | None:
+    """The text of the training record that ``save_weights`` put into a file; None without one.
+
+    Raises:
+        InputError: the file is no safetensors file, although its name says so.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get(_RECORD)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: is not a checkpoint: {error}") from error
+
+
+def save_weights(network: Network, path: Path, record: str | None = None) -> None:
+    """Backbone and junction as safetensors: a base for the next fine-tuning.
+
+    ``record``: the text of the training record; one above ``MAX_RECORD`` is left out.
+    """
     state = {
         key: value.contiguous().cpu()
         for key, value in network.state_dict().items()
         if not key.startswith("free.")
     }
-    save_file(state, path)
+    fits = record is not None and len(record) <= MAX_RECORD
+    save_file(state, path, {_RECORD: record} if record is not None and fits else None)
 
 
 def _tensors_by_name(value: Any) -> StateDict:

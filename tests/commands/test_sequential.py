@@ -184,6 +184,7 @@ def test_four_versions_in_sequence(life: Life) -> None:
     assert record["classes"] == sorted(life.classes("v1") + life.classes("v2"))
     assert sum(record["old_features"].values()) == len(record["items"])
     _refuses_what_was_rehearsed(life, known)
+    _refuses_what_the_base_trained_on(life)
     alone = life.verify()
     assert any("chain of versions" in line for line in alone["not_checked"])
     second = life.deploy()
@@ -286,6 +287,22 @@ def _refuses_what_was_rehearsed(life: Life, image: bytes) -> None:
     old = life.shop.path(f"store/models/{life.shop.manifest()['query_model']}.onnx")
     result = life.shop.run("verify", old, life.shop.path("build/candidate/model.onnx"))
     assert (result.code, "again" in result.stderr) == (5, True), result.stderr
+    table.write_text(whole)
+
+
+def _refuses_what_the_base_trained_on(life: Life) -> None:
+    """A held-out query that trained the first version, and is not rehearsed, is found by its id."""
+    table, whole = life.shop.path("items.csv"), life.shop.path("items.csv").read_text()
+    label = life.classes("v1")[0]
+    item = next(iter(set(life.images(label)) - life.chosen(label)))
+    lines = whole.splitlines()
+    names = lines[0].split(",")
+    held = next(line for line in lines if ",test,query" in line).split(",")
+    held[names.index("id")] = item
+    table.write_text("\n".join([*lines, ",".join(held), ""]))
+    old = life.shop.path(f"store/models/{life.shop.manifest()['query_model']}.onnx")
+    result = life.shop.run("verify", old, life.shop.path("build/candidate/model.onnx"))
+    assert (result.code, item in result.stderr) == (5, True), result.stderr
     table.write_text(whole)
 
 
