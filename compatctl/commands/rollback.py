@@ -63,7 +63,7 @@ def rollback(
             gallery.
 
     Raises:
-        UsageError: no such generation, nothing to undo, or ``keep`` across a lift.
+        UsageError: no such generation, nothing to undo, or ``keep`` across a lift or a promotion.
         ConflictError: the project's data lacks items to re-embed; or the store is locked.
         DamagedError: a file that the generation needs is missing.
     """
@@ -138,8 +138,8 @@ def _roll_back_gallery(
         store, target
     ):
         raise UsageError(
-            f"the gallery was lifted between generation {target.generation} and now: the query "
-            f"model of generation {target.generation} cannot search the current rows",
+            f"the gallery was lifted or promoted between generation {target.generation} and now: "
+            f"the query model of generation {target.generation} cannot search the current rows",
             tip="--added auto with --data re-embeds the items added since; --added drop restores "
             "the gallery at once and lists them",
         )

@@ -109,7 +109,7 @@ def rollback_after_erasure(
     Returns the manifest, and how many current rows are of models that the target lacks.
 
     Raises:
-        UsageError: the policy is ``drop``, or the gallery was lifted since.
+        UsageError: the policy is ``drop``, or the gallery was lifted or promoted since.
         ConflictError: there are such rows, and the policy is not ``keep``.
     """
     current = store.manifest
@@ -123,8 +123,8 @@ def rollback_after_erasure(
         )
     if embedding_space(store, current) != embedding_space(store, target):
         raise UsageError(
-            f"{reason}; the gallery was lifted in between: its query model cannot search the "
-            "current rows",
+            f"{reason}; the gallery was lifted or promoted in between: its query model cannot "
+            "search the current rows",
             tip="compatctl deploy makes another model the query model",
         )
     if foreign and policy != "keep":
@@ -216,7 +216,8 @@ def _embed_foreign(
             f"it does not have, and {project.data or 'no data'} holds the images of "
             f"{len(ids) - len(missing)}; missing: {listed(missing)}",
             tip="--data with their images re-embeds them; --added keep restores the query model at "
-            "once and leaves every row as it is (not across a lift); --added drop drops them",
+            "once and leaves every row as it is (not across a lift or a promotion); --added drop "
+            "drops them",
         )
     encoder = load_query_model(store, target)
     embedded = encoder.embed(data.take([row_of[item] for item in ids]), progress=progress)

@@ -236,6 +236,8 @@ def _numeric_tip(value: Any) -> str:
             number = float(value)
         except ValueError:
             return ""
+        if not math.isfinite(number):
+            return ""
         return f"YAML reads {value} as text: write it as {number:.12f}".rstrip("0").rstrip(".")
     return ""
 

@@ -226,4 +226,5 @@ def test_a_promoted_store_lives_on(shop: Shop, data: Dataset) -> None:
     assert shop.run("check").code == 0
     refused = shop.run("rollback")
     assert refused.code == 2
+    assert "promoted in between" in refused.stderr
     assert "cannot search" in refused.stderr

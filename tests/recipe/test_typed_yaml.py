@@ -137,6 +137,14 @@ def test_a_number_that_yaml_reads_as_text_gets_a_tip(tmp_path: Path) -> None:
     assert "write it as 0.001" in caught.value.tip
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_word_that_is_no_number_has_no_spelling(tmp_path: Path, value: str) -> None:
+    """No tip writes it as itself."""
+    with pytest.raises(InputError) as error:
+        _recipe(tmp_path, "format: 1\n" + BACKBONE + f"optimiser: {{lr: {value}}}\n")
+    assert "write it as" not in (error.value.tip or "")
+
+
 def test_missing_and_unreadable_files_are_input_errors(tmp_path: Path) -> None:
     """A missing file, a folder and bytes that are not UTF-8 raise InputError."""
     for path in (tmp_path / "none.yaml", tmp_path):
