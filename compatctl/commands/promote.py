@@ -155,7 +155,7 @@ def promote(
     result = replace(result, embedded=rescorer.fill_all(missing, progress))
     _refuse_missing(gallery, rescorer)
     work = _Work(project=project, gallery=gallery, free=free, options=options)
-    return work.run(result, data, queries, missing, progress)
+    return work.run(result, data, queries, progress)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,9 +167,7 @@ class _Work:
     free: FreeRows
     options: PromoteOptions
 
-    def run(
-        self, result: Promoted, data: Dataset, queries: Rows, missing: Rows, progress: Progress
-    ) -> Promoted:
+    def run(self, result: Promoted, data: Dataset, queries: Rows, progress: Progress) -> Promoted:
         """Measure, and write if the gate passes or is overruled."""
         policy = load_policy(self.project.policy)
         model, difference = free_head(self.gallery, data, self.free)
@@ -182,7 +180,6 @@ class _Work:
                 self.free,
                 data=data,
                 rows=queries,
-                missing=missing,
                 project=self.project,
                 policy=policy,
                 skip_bad=self.options.skip_bad,

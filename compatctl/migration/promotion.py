@@ -18,7 +18,7 @@ from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.core.gate import Check
 from compatctl.core.nearest import Neighbours, Piece, exact_search_pieces
 from compatctl.core.policy import Policy
-from compatctl.core.rescoring import KnownVectors, rescore, within_budget
+from compatctl.core.rescoring import KnownVectors, rescore
 from compatctl.core.retrieval import Retrieval
 from compatctl.core.sampling_units import count_units
 from compatctl.data import Dataset
@@ -89,7 +89,7 @@ class PromotionTrial(RewriteTrial):
     """Held-out queries as the store answers them today and with the promoted index.
 
     ``recall_today`` and ``recall`` are in [0, 1], at ``recall_at``; today's answers are re-scored
-    with the free vectors that were kept when the command began, and with the passes of a query.
+    with every free vector, for the command keeps them all before it judges.
     ``check`` is the paired change with its interval, judged by ``loss_check``.
     """
 
@@ -104,13 +104,12 @@ def try_promotion(
     *,
     data: Dataset,
     rows: Rows,
-    missing: Rows,
     project: Project,
     policy: Policy,
     skip_bad: bool,
 ) -> tuple[PromotionTrial, AnnQueries] | None:
     """Search the stored index and the free vectors exactly with the queries at ``rows`` (Q,) of the
-    data. ``missing`` (n,): gallery rows whose free vectors were unknown before this command.
+    data.
 
     Also returns the queries that test the new index. None: no query's image can be embedded.
 
@@ -133,7 +132,7 @@ def try_promotion(
     first = nearest_rows(truth, embedded.features, gallery.vectors(), ks)
     settings = gallery.manifest.rescoring
     assert settings is not None
-    before = evaluate_neighbours(truth, answers_today(first, own, free, missing, settings), ks)
+    before = evaluate_neighbours(truth, answers_today(first, own, free, settings), ks)
     width = first.rows.shape[1]
     found = exact_search_pieces(own, free.pieces(), width, truth.self_row, truth.ignored)
     after = evaluate_neighbours(truth, found, ks)
@@ -146,7 +145,7 @@ def _trial(
     k, gain = policy.recall_at, rewrite_gain(truth, before, after, policy)
     detail = (
         f"Recall@{k} is {after.recall[k]:.4f} with the promoted index and {before.recall[k]:.4f} "
-        "as the store answers today, re-scored"
+        "re-scored with every free vector"
     )
     return PromotionTrial(
         n_queries=before.n_with_match,
@@ -159,18 +158,14 @@ def _trial(
 
 
 def answers_today(
-    first: Neighbours, queries: Vectors, free: FreeRows, missing: Rows, settings: Rescoring
+    first: Neighbours, queries: Vectors, free: FreeRows, settings: Rescoring
 ) -> Neighbours:
-    """The first answers (Q, C) in the order in which the store serves them: free vectors (Q, F) of
-    the queries are compared with all but ``missing`` (n,) candidates, of which a query passes as
-    many as the settings say. A limit of time is not simulated."""
+    """The first answers (Q, C) in the order in which the store serves them where every free vector
+    is kept: those of the candidates are compared with the queries' (Q, F)."""
     found = first.rows[:, : settings.candidates]
     touched = np.unique(found[found >= 0])
     known = KnownVectors(rows=touched, vectors=free.take(touched))
-    unknown = np.isin(found, missing) & (found >= 0)
-    unknown &= ~within_budget(unknown, settings.passes)
-    cosines = np.where(unknown, np.float32(np.nan), known.cosines(queries, found))
-    return rescore(first, cosines, merge_rule(settings)).of(first)
+    return rescore(first, known.cosines(queries, found), merge_rule(settings)).of(first)
 
 
 def _ann_queries(queries: Vectors, free: FreeRows) -> AnnQueries:

@@ -186,7 +186,8 @@ def promote_table(console: Console, result: Promoted) -> None:
         checks_table(console, [trial.check])
         console.print(
             f"recall@{trial.recall_at} of {trial.n_queries} held-out queries: "
-            f"{trial.recall_today:.4f} as answered today, {trial.recall:.4f} promoted"
+            f"{trial.recall_today:.4f} re-scored with every free vector, "
+            f"{trial.recall:.4f} promoted"
         )
     console.print(cell(result.summary))
     if result.next_step:

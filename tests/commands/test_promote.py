@@ -136,6 +136,18 @@ def test_today_is_what_a_loop_serves(shop: Shop, data: Dataset) -> None:
     assert result["recall"] == pytest.approx(right["promoted"] / len(queries), abs=2e-3)
 
 
+def test_the_verdict_does_not_depend_on_what_was_kept(shop: Shop, data: Dataset) -> None:
+    """A run that was interrupted judges as one that was not: against re-scoring with every free
+    vector, however few a query may pass."""
+    assert shop.run("rollback").code == 0
+    serve_rescored(shop, K, "--passes", 0, "--report", shop.path("report.json"), force=True)
+    first = shop.run("promote").json
+    assert (first["kept"], shop.run("rollback").code) == (0, 0)
+    again = shop.run("promote").json
+    assert again["embedded"] == 0
+    assert again["measured"] == first["measured"]
+
+
 def test_a_dry_run_embeds_nothing_of_the_gallery(shop: Shop, tmp_path: Path, data: Dataset) -> None:
     """It says how many rows are to be embedded; where none is, it measures. Nothing is written."""
     before = store_files(shop)
