@@ -52,6 +52,7 @@ class Trained:
 
     @classmethod
     def of(cls, inputs: RouteInputs) -> Trained:
+        """Train the compatible and the free heads of a case."""
         tuned = train_model(inputs, inputs.recipe, inputs.reference)
         stored = inputs.reference.gallery_features
         return cls(

@@ -40,6 +40,7 @@ from compatctl.migration.rewrite_gate import (
     HeldOutQueries,
     Outcome,
     RewriteOutcome,
+    refuse_rolled_back,
     require_queries,
     should_write,
 )
@@ -123,6 +124,7 @@ def lift(
         UsageError: an unknown kind, a share outside 0 .. 1, pairs that pass more of the gallery
             than the project allows, or the new encoder is the query model or embedded rows of the
             gallery.
+        GateError: the encoder was rolled back, and no reason to force was given.
         EvidenceError: the data has no held-out query, or the store re-scores its answers, and no
             reason to force was given.
         InputError: no store, bad data or model, no pair, no validation query to choose with, no
@@ -138,6 +140,7 @@ def lift(
         return result
     _refuse_gallery_model(store.manifest, model.encoder.sha256)
     _refuse_rescoring(store.manifest, options)
+    refuse_rolled_back(store, model.encoder.sha256, forced_reason=options.forced_reason)
     work = _Work(project=project, store=store, model=model, policy=policy, options=options)
     result, plan = work.measure(result, progress)
     if not result.written:

@@ -25,7 +25,12 @@ from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, build_replaced
 from compatctl.manifest import Manifest, Operation
 from compatctl.migration.promotion import FreeRows, PromotionTrial, free_head, try_promotion
-from compatctl.migration.rewrite_gate import RewriteOutcome, require_queries, should_write
+from compatctl.migration.rewrite_gate import (
+    RewriteOutcome,
+    refuse_rolled_back,
+    require_queries,
+    should_write,
+)
 from compatctl.migration.rewrite_trials import backfill_queries, query_model_record
 from compatctl.printable import listed
 from compatctl.progress import Progress, silent
@@ -115,6 +120,7 @@ def promote(
     Raises:
         UsageError: the query model's answers are not re-scored, or the project does not let the
             whole gallery pass.
+        GateError: the promotion was rolled back, and no reason to force was given.
         EvidenceError: the data has no held-out query, and no reason to force was given.
         InputError: a gallery item has no free vector and no image as it was indexed; or the free
             head alone gives other vectors than the side file has.
@@ -173,6 +179,9 @@ class _Work:
         model, difference = free_head(self.gallery, data, self.free)
         result = replace(result, query_model=model.encoder.sha256, difference=difference)
         model.release()
+        refuse_rolled_back(
+            self.gallery.store, model.encoder.sha256, forced_reason=self.options.forced_reason
+        )
         ann_queries: AnnQueries | None = None
         if len(queries):
             tried = try_promotion(

@@ -159,7 +159,7 @@ def test_a_lifted_store_takes_every_other_command(lifted: Shop) -> None:
 
 
 def test_rollback_restores_index_catalogue_and_model_together(lifted: Shop, begun: Path) -> None:
-    """To the byte what it was before; lifted once more, the same index as the first time."""
+    """To the byte what it was before; only a reason lifts once more, to the same index."""
     first, then = Shop(begun).manifest(), lifted.manifest()
     back = lifted.run("rollback").json
     assert (back["restored"], back["added"], back["written"]) == (1, 0, True)
@@ -167,7 +167,10 @@ def test_rollback_restores_index_catalogue_and_model_together(lifted: Shop, begu
     for name in ("query_model", "index", "catalog", "models", "forced_reason"):
         assert now[name] == first[name], name
     assert lifted.run("rollback").json["written"] is False
-    assert lifted.run("lift", lifted.path("wide.onnx"), *RIDGE).json["written"] is True
+    refused = lifted.run("lift", lifted.path("wide.onnx"), *RIDGE)
+    assert (refused.code, "rolled the model" in refused.stderr) == (3, True)
+    again = lifted.run("lift", lifted.path("wide.onnx"), *RIDGE, *FORCE)
+    assert again.json["written"] is True
     now = lifted.manifest()
     assert (now["index"], now["models"]) == (then["index"], then["models"])
     assert lifted.run("check", "--gc", "--keep", 1).code == 0

@@ -18,6 +18,8 @@ from compatctl.store import Store
 
 K, WIDTH = 6, 48
 
+FORCE = ("--force", "--reason", "drill")
+
 
 @pytest.fixture(scope="module")
 def begun(begun: Path) -> Path:
@@ -94,8 +96,8 @@ def test_the_index_becomes_the_free_vectors(shop: Shop, data: Dataset) -> None:
 
 
 def test_a_rollback_brings_the_rescored_store_back(shop: Shop, data: Dataset) -> None:
-    """The index is the earlier one, byte for byte, and the kept vectors answer without a pass; a
-    second promotion then embeds nothing."""
+    """The index is the earlier one, byte for byte, and the kept vectors answer without a pass; only
+    a reason promotes again, and that embeds nothing."""
     queries = rows_of(data, "query")[:20:5]
     before, answers = shop.manifest(), hits(shop, data, queries)
     assert shop.run("promote").code == 0
@@ -108,7 +110,10 @@ def test_a_rollback_brings_the_rescored_store_back(shop: Shop, data: Dataset) ->
     assert found["rescoring"]["passed"] == 0
     assert [[hit["id"] for hit in query["hits"]] for query in found["queries"]] == answers
     assert shop.run("check").code == 0
-    again = shop.run("promote").json
+    refused = shop.run("promote")
+    assert (refused.code, "rolled the model" in refused.stderr) == (3, True)
+    assert shop.manifest() == restored
+    again = shop.run("promote", *FORCE).json
     assert (again["embedded"], again["query_model"]) == (0, promoted["query_model"])
     assert again["index_sha256"] == promoted["index"]["sha256"]
 
@@ -143,7 +148,7 @@ def test_the_verdict_does_not_depend_on_what_was_kept(shop: Shop, data: Dataset)
     serve_rescored(shop, K, "--passes", 0, "--report", shop.path("report.json"), force=True)
     first = shop.run("promote").json
     assert (first["kept"], shop.run("rollback").code) == (0, 0)
-    again = shop.run("promote").json
+    again = shop.run("promote", *FORCE).json
     assert again["embedded"] == 0
     assert again["measured"] == first["measured"]
 
