@@ -44,7 +44,7 @@ def test_splits_are_by_class(build: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "frame"), [("old", "free"), ("pretrain", "free"), ("new", "auto")]
+    ("name", "frame"), [("old", "free"), ("pretrain", "free"), ("new", "prototypes")]
 )
 def test_recipes_load(name: str, frame: str) -> None:
     """Every recipe of the example is valid and trains the whole network in its frame."""
