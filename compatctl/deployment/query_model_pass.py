@@ -112,7 +112,7 @@ def _reported(store: Store, manifest: Manifest) -> dict[str, Any] | None:
         return None
     path = store.verified_path("reports", manifest.report)
     report: Any = read_json(path, MAX_REPORT_BYTES)
-    if report["new"]["sha256"] != manifest.query_model:
+    new, counts = report.get("new"), report.get("gallery_pass")
+    if not isinstance(new, dict) or new.get("sha256") != manifest.query_model:
         return None
-    counts: dict[str, Any] | None = report.get("gallery_pass")
-    return counts
+    return counts if isinstance(counts, dict) else None

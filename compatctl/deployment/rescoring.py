@@ -190,6 +190,8 @@ class Rescorer:
 
         Raises:
             InputError: the encoder fails on an image.
+            ConflictError: another process writes free vectors.
+            CompatError: no space, or no permission.
         """
         rows = np.unique(rows)
         self._look_up(rows)
@@ -199,7 +201,7 @@ class Rescorer:
         if len(wanted):
             self._embed(wanted.tolist())
         new = np.setdiff1d(self._known.rows, before)
-        return len(new), self._keep(new)
+        return len(new), self._append(new)
 
     def fill_all(self, rows: Rows, progress: Progress = silent) -> int:
         """``fill`` rows (n,) in their order, batch by batch, each kept at once; how many new ones.
@@ -207,7 +209,8 @@ class Rescorer:
         It ends where ``room`` does: another process may use it up.
 
         Raises:
-            InputError: as ``fill``, or the free vectors cannot be kept.
+            InputError: the encoder fails on an image, or the side file is full.
+            CompatError: as ``fill``.
         """
         passed = 0
         for start in range(0, len(rows), BATCH):
@@ -216,8 +219,8 @@ class Rescorer:
                 return passed + new
             if not kept:
                 raise InputError(
-                    "the free vectors cannot be kept: the store is read-only, locked or full",
-                    tip="run it again where the store can be written to: what was kept stays",
+                    "the free vectors cannot be kept: their side file is full",
+                    tip="compatctl check --gc deletes side files that nothing can serve",
                 )
             passed += new
             progress("free vectors", min(start + BATCH, len(rows)), len(rows))
@@ -306,13 +309,17 @@ class Rescorer:
         self._missing.update(np.setdiff1d(rows, taken).tolist())
         self._known = self._known.with_rows(taken, embedded.free[same])
 
-    def _keep(self, rows: Rows) -> bool:
-        """Append the free vectors of new rows to the cache; a store that is read-only has none."""
+    def _append(self, rows: Rows) -> bool:
+        """Append the free vectors of new rows to the cache, which may have no room for them."""
         if self.cache is None or not len(rows):
             return self.cache is not None
+        ids = [self.catalog.ids[row] for row in rows]
+        self.cache.append(ids, self._known.of(rows), self.catalog.digests[rows])
+        return bool(self.held(rows).all())
+
+    def _keep(self, rows: Rows) -> bool:
+        """``_append``, where the answers count and not the cache."""
         try:
-            ids = [self.catalog.ids[row] for row in rows]
-            self.cache.append(ids, self._known.of(rows), self.catalog.digests[rows])
+            return self._append(rows)
         except CompatError:
             return False
-        return bool(self.held(rows).all())

@@ -22,6 +22,8 @@ LOG_WIDTH = 120
 """Width in columns where stdout is a file or a pipe."""
 _SMALL = 0.00005
 """Smaller values would show as 0.0000."""
+_SHORT = 10
+"""Characters of a first column's cell that no terminal breaks"""
 
 
 def make_console() -> Console:
@@ -44,12 +46,14 @@ def make_console() -> Console:
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their column names; the first column is left-aligned and at least as wide as
-    its name, so that a narrow terminal does not hide it."""
+    """Print rows under their column names; the first column is left-aligned, and a narrow terminal
+    does not hide it: it is as wide as its name and as cells of up to ten characters."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    widths = (min(_SHORT, len(cell(row[0]))) for row in rows)
+    first = max((len(columns[0]), *widths))
     for position, name in enumerate(columns):
         whole = 0 < position < len(columns) - 1
         table.add_column(
@@ -57,7 +61,7 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
             justify="left" if position == 0 else "right",
             no_wrap=whole,
             overflow="fold",
-            min_width=None if position else len(name),
+            min_width=None if position else first,
         )
     for row in rows:
         table.add_row(*(cell(entry) for entry in row))

@@ -96,7 +96,7 @@ def history_table(console: Console, history: History) -> None:
             entry.gallery_pass.short,
             entry.generation,
             entry.operation,
-            entry.created_at,
+            entry.created_at[:16].replace("T", " "),
             entry.query_model[:12],
             entry.rows,
             entry.note,

@@ -45,7 +45,7 @@ def test_without_an_idea_the_loop_trains_the_shipped_head(material: heads.Materi
     """The same queries as those of the package's training, up to rounding."""
     inputs = material.inputs
     expected = train_model(inputs, material.recipe, inputs.reference).queries
-    assert np.allclose(material.shipped, expected, atol=1e-3)
+    assert (material.shipped * expected).sum(axis=1).min() > 0.9999
 
 
 def test_only_validation_queries_are_measured(material: heads.Material) -> None:

@@ -181,7 +181,7 @@ def test_rollback_across_a_lift_is_refused_after_an_erasure(shop: Shop) -> None:
     for keeping in ("auto", "keep"):
         refused = shop.run("rollback", "--added", keeping)
         assert refused.code == 2
-        assert "lifted in between" in refused.stderr
+        assert "lifted or promoted in between" in refused.stderr
 
 
 def test_an_item_of_an_earlier_generation_alone_can_be_removed(shop: Shop, emoji: Path) -> None:
