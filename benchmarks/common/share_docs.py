@@ -48,7 +48,8 @@ galleries of ordinary models with the same settings (`recipes/default.yaml`), an
 stands beside the share of the gallery that was passed. The old model, a head on a frozen
 EfficientNet-lite0 or a small CNN, was trained on about half of the training classes. Figures are
 recall@1 on test classes, which no model saw, in the whole gallery. The seed draws the weights and
-the old model's classes; validation classes choose every setting.
+the old model's classes; validation classes choose every setting. A full run takes hours: the tables
+hold the cases that were run, and say with how many seeds.
 
     python examples/kanji/build.py
     python examples/characters/build.py
@@ -63,7 +64,8 @@ NOTES = """\
 - **finetune**, **fuse** (the unit mean of old and new query), and the baselines, with x% passed:
   x% of the stored vectors are rewritten by the same model (backfill).
 - **whole network**: every layer of a small network is trained, by `recipes/small-network.yaml`;
-  no row is passed. Everything else here trains heads.
+  no row is passed. Everything else here trains heads, the re-embedded model too: a network trained
+  whole without the gallery may gain more than that.
 - **lazy**: the 10 nearest rows by finetune (or fuse) are ranked again by the free model's vectors
   of those that were passed, by the merge rule of `compatctl`. The rule is fitted on 100 validation
   queries, whose rows (at most 1,000) also pass and are not counted. *as queried*: each of the test
