@@ -35,7 +35,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> heads.Material:
         patch.setitem(cases.CNNS, "larger", {"width": 8, "features": 32})
         patch.setitem(cases.EPOCHS, "emoji", 2)
         work = tmp_path_factory.mktemp("work")
-        shop = cases.Workshop(work=work, sets={"emoji": (data, data.digest_all())})
+        key = (CASE.data, CASE.classes, CASE.rows)
+        shop = cases.Workshop(work=work, sets={key: (data, data.digest_all())})
         inputs = shop.inputs(CASE)
     optimiser = replace(inputs.recipe.optimiser, epochs=3, batch_size=32)
     return heads.material_of(replace(inputs, recipe=replace(inputs.recipe, optimiser=optimiser)))
@@ -45,7 +46,7 @@ def test_without_an_idea_the_loop_trains_the_shipped_head(material: heads.Materi
     """The same queries as those of the package's training, up to rounding."""
     inputs = material.inputs
     expected = train_model(inputs, material.recipe, inputs.reference).queries
-    assert (material.shipped * expected).sum(axis=1).min() > 0.9999
+    assert np.allclose(material.shipped, expected, atol=1e-3)
 
 
 def test_only_validation_queries_are_measured(material: heads.Material) -> None:
