@@ -18,6 +18,7 @@ from compatctl.deployment.gallery_pass import require_rescoring_budget, rescored
 from compatctl.deployment.model_file import ModelFile, refuse_fused
 from compatctl.deployment.project import REPORT_KEY, open_store, report_key, utc_now
 from compatctl.deployment.provenance import as_proven, refuse_unproven
+from compatctl.deployment.rolled_back import refuse_rolled_back
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, GateError, InputError, UsageError
 from compatctl.evaluation.attempts import require_counted_attempt
@@ -28,7 +29,7 @@ from compatctl.files import sha256_bytes
 from compatctl.manifest import Manifest, ModelShare, Operation, Rescoring
 from compatctl.recipe import Project, gate_policy
 from compatctl.report import VerifiedReport, check_signature, policy_sha256, read_report
-from compatctl.store import Store, rolled_back_models
+from compatctl.store import Store
 
 WARMER = 0.05
 """The share of the rows that may have got a free vector since a report judged the old answers."""
@@ -241,14 +242,12 @@ def _is_deployed(
 
 
 def _refuse_spent(store: Store, model: str, again_reason: str | None) -> None:
-    """Refuse a model that was rolled back, unless there is an ``again_reason``."""
-    spent = rolled_back_models(store).get(model)
-    if spent is not None and again_reason is None:
-        raise GateError(
-            f"generation {spent} rolled the model {model[:12]} back: no report brings it back",
-            tip="keep the current model, or give a reason: deploy --again --reason '...'",
-        )
-    if spent is None and again_reason is not None:
+    """Refuse a model that was rolled back without an ``again_reason``, and one that was not with
+    it."""
+    spent = refuse_rolled_back(
+        store, model, again_reason, evidence="report", flags="deploy --again"
+    )
+    if again_reason is not None and not spent:
         raise UsageError(f"--again: the model {model[:12]} was not rolled back", tip="omit --again")
 
 

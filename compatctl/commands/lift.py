@@ -21,6 +21,7 @@ from compatctl.deployment.gallery_pass import gallery_pass
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.record_files import find_record
+from compatctl.deployment.rolled_back import refuse_rolled_back
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import check_steady
 from compatctl.errors import EvidenceError, UsageError
@@ -40,7 +41,6 @@ from compatctl.migration.rewrite_gate import (
     HeldOutQueries,
     Outcome,
     RewriteOutcome,
-    refuse_rolled_back,
     require_queries,
     should_write,
 )
@@ -140,7 +140,13 @@ def lift(
         return result
     _refuse_gallery_model(store.manifest, model.encoder.sha256)
     _refuse_rescoring(store.manifest, options)
-    refuse_rolled_back(store, model.encoder.sha256, forced_reason=options.forced_reason)
+    refuse_rolled_back(
+        store,
+        model.encoder.sha256,
+        options.forced_reason,
+        evidence="test",
+        flags="lift --force",
+    )
     work = _Work(project=project, store=store, model=model, policy=policy, options=options)
     result, plan = work.measure(result, progress)
     if not result.written:

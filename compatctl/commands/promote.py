@@ -20,17 +20,13 @@ from compatctl.deployment.gallery_pass import gallery_pass, require_budget, resc
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.rescoring import Rescorer, rescorer_of
+from compatctl.deployment.rolled_back import refuse_rolled_back
 from compatctl.errors import InputError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
 from compatctl.index import HnswIndex, build_replaced
 from compatctl.manifest import Manifest, Operation
 from compatctl.migration.promotion import FreeRows, PromotionTrial, free_head, try_promotion
-from compatctl.migration.rewrite_gate import (
-    RewriteOutcome,
-    refuse_rolled_back,
-    require_queries,
-    should_write,
-)
+from compatctl.migration.rewrite_gate import RewriteOutcome, require_queries, should_write
 from compatctl.migration.rewrite_trials import backfill_queries, query_model_record
 from compatctl.printable import listed
 from compatctl.progress import Progress, silent
@@ -180,7 +176,11 @@ class _Work:
         result = replace(result, query_model=model.encoder.sha256, difference=difference)
         model.release()
         refuse_rolled_back(
-            self.gallery.store, model.encoder.sha256, forced_reason=self.options.forced_reason
+            self.gallery.store,
+            model.encoder.sha256,
+            self.options.forced_reason,
+            evidence="test",
+            flags="promote --force",
         )
         ann_queries: AnnQueries | None = None
         if len(queries):

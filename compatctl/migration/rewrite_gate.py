@@ -15,7 +15,7 @@ from compatctl.core.arrays import Rows, Vectors
 from compatctl.data import Dataset
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
-from compatctl.errors import EvidenceError, GateError
+from compatctl.errors import EvidenceError
 from compatctl.evaluation.ann import AnnQueries, sample_queries
 from compatctl.evaluation.clusters import columns_of
 from compatctl.evaluation.ground_truth import GroundTruth
@@ -25,7 +25,6 @@ from compatctl.evaluation.options import VerifyOptions
 from compatctl.manifest import Catalog
 from compatctl.recipe import Project
 from compatctl.report import AnnRecall
-from compatctl.store import Store, rolled_back_models
 
 Outcome = Literal["nothing to do", "not measured", "pass", "fail", "inconclusive"]
 
@@ -144,21 +143,6 @@ def deciding_queries(data: Dataset, record: TrainingRecord | None) -> Rows:
         InputError: there is a record, and a query's image cannot be read.
     """
     return query_groups(data, record, VerifyOptions(allow_seen=True)).query_groups[0].queries
-
-
-def refuse_rolled_back(store: Store, model: str, *, forced_reason: str | None) -> None:
-    """Refuse to bring back a model that a rollback took out of service, unless it is forced.
-
-    Raises:
-        GateError: it was rolled back.
-        DamagedError: a generation is missing or changed.
-    """
-    number = rolled_back_models(store).get(model)
-    if number is not None and forced_reason is None:
-        raise GateError(
-            f"generation {number} rolled the model {model[:12]} back: no test brings it back",
-            tip="keep the current state, or give a reason: --force --reason '...'",
-        )
 
 
 def require_queries(n: int, *, forced_reason: str | None, without: str) -> None:
