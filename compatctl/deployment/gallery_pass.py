@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compatctl.core.arrays import Bools
 from compatctl.core.digest_prefixes import DigestPrefixes, name_prefix
 from compatctl.core.gallery_pass import GalleryPass
 from compatctl.data import Dataset
+from compatctl.deployment.query_model_pass import PAIRS, RESCORED, STORED
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import parity_images, sample_images
 from compatctl.errors import UsageError
 from compatctl.manifest import Catalog
 from compatctl.recipe import PROJECT_FILE, Project
 from compatctl.store.side_file import SideFile
-
-PAIRS, STORED, RESCORED = "pairs", "stored", "re-scored"
-"""Purposes of passed rows: pairs of an adapter and unlabelled images; vectors in the gallery that
-the model made; free vectors in its side file."""
 
 
 def gallery_pass(
@@ -45,12 +44,11 @@ def gallery_pass(
         measured: ids of items that were embedded to measure, in addition to the record's.
     """
     record = record or TrainingRecord()
-    names = np.fromiter(map(name_prefix, catalog.ids), np.uint64, len(catalog))
+    items = _Items.of(catalog)
     measured_ids = record.measured_ids | DigestPrefixes.from_ints(map(name_prefix, measured))
-    own = record.own("ids").contains(names) | _same_image(catalog, record.own("digests"))
-    trained = record.ids.contains(names) | _same_image(catalog, record.digests)
-    paired = record.unlabelled_ids.contains(names) | _same_image(catalog, record.unlabelled_digests)
-    made = {PAIRS: paired & own}
+    own = items.among(record.own("ids"), record.own("digests"))
+    trained = items.among(record.ids, record.digests)
+    made = {PAIRS: items.among(record.unlabelled_ids, record.unlabelled_digests) & own}
     if rewritten is not None:
         made[STORED] = rewritten
     if rescored is not None:
@@ -59,8 +57,15 @@ def gallery_pass(
         rows=len(catalog),
         trained=trained & own,
         passed=made,
-        measured=measured_ids.contains(names),
+        measured=measured_ids.contains(items.names),
     )
+
+
+def paired_rows(catalog: Catalog, record: TrainingRecord) -> Bools:
+    """(N,) rows that a model passed as pairs of an adapter or as unlabelled images."""
+    items = _Items.of(catalog)
+    own = items.among(record.own("ids"), record.own("digests"))
+    return items.among(record.unlabelled_ids, record.unlabelled_digests) & own
 
 
 def rows_of_model(catalog: Catalog, sha256: str) -> Bools:
@@ -79,9 +84,9 @@ def rescored_rows(store: Path, catalog: Catalog, sha256: str) -> Bools:
     return np.zeros(len(catalog), bool) if side is None else side.holds(catalog.ids)
 
 
-def rescoring_room(project: Project, passed: GalleryPass) -> int:
-    """How many more gallery rows the project allows to pass; negative where too many passed."""
-    return math.floor(project.max_gallery_pass * passed.rows + 1e-9) - passed.passed
+def allowed_rows(project: Project, rows: int) -> int:
+    """How many of these gallery rows the project allows to pass."""
+    return math.floor(project.max_gallery_pass * rows + 1e-9)
 
 
 def checked_ids(data: Dataset) -> set[str]:
@@ -120,8 +125,22 @@ def require_rescoring_budget(project: Project) -> None:
         )
 
 
-def _same_image(catalog: Catalog, digests: DigestPrefixes) -> Bools:
-    """(N,) rows whose image has one of these digests, as far as the catalogue knows them."""
-    prefixes = np.ascontiguousarray(catalog.digests[:, :8]).view(">u8").reshape(-1)
-    found: Bools = digests.contains(prefixes.astype(np.uint64)) & catalog.digest_known
-    return found
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Items:
+    """Items of a catalogue; ``names`` (N,) are prefixes of their ids' digests."""
+
+    catalog: Catalog
+    names: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, catalog: Catalog) -> _Items:
+        names = np.fromiter(map(name_prefix, catalog.ids), np.uint64, len(catalog))
+        return cls(catalog=catalog, names=names)
+
+    def among(self, ids: DigestPrefixes, digests: DigestPrefixes) -> Bools:
+        """(N,) items with one of these ids, or an image with one of these digests, as far as the
+        catalogue knows them."""
+        catalog = self.catalog
+        prefixes = np.ascontiguousarray(catalog.digests[:, :8]).view(">u8").reshape(-1)
+        images = digests.contains(prefixes.astype(np.uint64)) & catalog.digest_known
+        return np.asarray(ids.contains(self.names) | images, bool)

@@ -14,7 +14,8 @@ from compatctl.manifest import Manifest
 from compatctl.store import Store, side_size
 
 PAIRS, STORED, RESCORED = "pairs", "stored", "re-scored"
-"""Purposes, as in ``deployment.gallery_pass``."""
+"""Purposes of passed rows: pairs of an adapter and unlabelled images; vectors in the gallery that
+the model made; free vectors in its side file."""
 MAX_REPORT_BYTES = 64 << 20
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from compatctl.core.nearest import Neighbours
 from compatctl.core.rescoring import KnownVectors, MergeRule, rescore, within_budget
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.gallery_pass import gallery_pass, rescoring_room, rows_of_model
+from compatctl.deployment.gallery_pass import allowed_rows, paired_rows, rows_of_model
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, embed_together
 from compatctl.errors import CompatError, InputError, UsageError
@@ -74,12 +75,17 @@ def merge_rule(settings: Rescoring) -> MergeRule:
     return MergeRule(weight=settings.weight, slope=settings.slope, intercept=settings.intercept)
 
 
+def look_up(cache: FreeCache, catalog: Catalog, rows: Rows) -> tuple[Vectors, Bools]:
+    """Free vectors (n, F) of gallery rows (n,), as their images are indexed, and (n,) which the
+    cache has."""
+    return cache.lookup([catalog.ids[row] for row in rows.tolist()], catalog.digests[rows])
+
+
 def kept_vectors(cache: FreeCache | None, catalog: Catalog, rows: Rows, dim: int) -> KnownVectors:
-    """The free vectors (n, ``dim``) that the cache has of these ascending gallery rows, as their
-    images are indexed."""
+    """The free vectors (n, ``dim``) that the cache has of these ascending gallery rows."""
     if cache is None or not len(rows):
         return KnownVectors.none(dim)
-    vectors, kept = cache.lookup([catalog.ids[row] for row in rows], catalog.digests[rows])
+    vectors, kept = look_up(cache, catalog, rows)
     return KnownVectors(rows=rows[kept], vectors=vectors[kept])
 
 
@@ -103,17 +109,20 @@ def rescorer_of(project: Project, gallery: DeployedGallery, data: Dataset | None
     limit = side_bytes(VECTORS_A_ROW * len(gallery.catalog), encoder.free_dim)
     side = SideFile.open(gallery.store.path, manifest.query_model, encoder.free_dim, limit)
 
+    @cache
+    def passed_otherwise() -> Bools:
+        passed, text = rows_of_model(gallery.catalog, encoder.sha256), encoder.record
+        if text is None:
+            return passed
+        return passed | paired_rows(
+            gallery.catalog, TrainingRecord.from_text(text, gallery.model_path)
+        )
+
     def room() -> int:
         if not side.writable:
             return 0
-        catalog, text = gallery.catalog, encoder.record
-        passed = gallery_pass(
-            catalog,
-            None if text is None else TrainingRecord.from_text(text, gallery.model_path),
-            rewritten=rows_of_model(catalog, encoder.sha256),
-            rescored=side.holds(catalog.ids),
-        )
-        return max(0, rescoring_room(project, passed))
+        passed = passed_otherwise() | side.holds(gallery.catalog.ids)
+        return max(0, allowed_rows(project, len(passed)) - int(passed.sum()))
 
     limited = room if project.max_gallery_pass < 1.0 else None
     side.allowed = limited
@@ -230,8 +239,7 @@ class Rescorer:
         """(n,) whether the cache has the free vectors of gallery rows (n,)."""
         if self.cache is None or not len(rows):
             return np.zeros(len(rows), bool)
-        ids = [self.catalog.ids[row] for row in rows]
-        return self.cache.lookup(ids, self.catalog.digests[rows])[1]
+        return look_up(self.cache, self.catalog, rows)[1]
 
     def find_images(self, rows: Rows) -> None:
         """Look for the images of gallery rows (n,): ``missing`` then has those without one."""
@@ -303,8 +311,7 @@ class Rescorer:
         )
         good = np.isin(images, embedded.rows)
         assert embedded.free is not None
-        indexed = self.catalog.digests[rows[good]]
-        same = (indexed == embedded.digests).all(axis=1) | ~indexed.any(axis=1)
+        same = self.catalog.may_have_images(rows[good], embedded.digests)
         taken = rows[good][same]
         self._missing.update(np.setdiff1d(rows, taken).tolist())
         self._known = self._known.with_rows(taken, embedded.free[same])

@@ -109,6 +109,16 @@ class Catalog:
 
         return np.asarray(self.digests.any(axis=1), bool)
 
+    def may_have_images(
+        self, rows: NDArray[np.int64], digests: NDArray[np.uint8]
+    ) -> NDArray[np.bool_]:
+        """(n,): whether the images with ``digests`` (n, 32) are those from which ``rows`` (n,) were
+        embedded, as far as that is known."""
+        import numpy as np
+
+        indexed = self.digests[rows]
+        return np.asarray((indexed == digests).all(axis=1) | ~indexed.any(axis=1), bool)
+
     def extended(
         self,
         ids: Sequence[str],

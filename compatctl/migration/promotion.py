@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from compatctl import encoder as onnx_files
-from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
+from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.gate import Check
 from compatctl.core.nearest import Neighbours, Piece, exact_search_pieces
 from compatctl.core.policy import Policy
@@ -24,7 +24,7 @@ from compatctl.core.sampling_units import count_units
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery, indexed_rows
 from compatctl.deployment.model_file import ModelFile
-from compatctl.deployment.rescoring import merge_rule
+from compatctl.deployment.rescoring import look_up, merge_rule
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import CANARY_LIMIT
 from compatctl.errors import DamagedError, InputError
@@ -56,7 +56,7 @@ class FreeRows:
         held = np.zeros(len(self.catalog), bool)
         for start in range(0, len(self.catalog), PIECE_ROWS):
             part = np.arange(start, min(start + PIECE_ROWS, len(self.catalog)))
-            held[part] = self._lookup(part)[1]
+            held[part] = look_up(self.side, self.catalog, part)[1]
         return np.flatnonzero(~held)
 
     def take(self, rows: Rows) -> Vectors:
@@ -65,7 +65,7 @@ class FreeRows:
         Raises:
             DamagedError: a row has none.
         """
-        vectors, held = self._lookup(rows)
+        vectors, held = look_up(self.side, self.catalog, rows)
         if not held.all():
             item = self.catalog.ids[rows[~held][0]]
             raise DamagedError(
@@ -78,10 +78,6 @@ class FreeRows:
         """Every row, in consecutive blocks; errors as ``take``."""
         for start in range(0, len(self.catalog), PIECE_ROWS):
             yield start, self.take(np.arange(start, min(start + PIECE_ROWS, len(self.catalog))))
-
-    def _lookup(self, rows: Rows) -> tuple[Vectors, Bools]:
-        ids = [self.catalog.ids[row] for row in rows.tolist()]
-        return self.side.lookup(ids, self.catalog.digests[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +193,8 @@ def free_head(gallery: DeployedGallery, data: Dataset, free: FreeRows) -> tuple[
     here, rows = indexed_rows(data, gallery.catalog)
     chosen = as_rows(range(0, len(here), max(1, len(here) // IMAGES)))[:IMAGES]
     embedded = model.encoder.embed(data.take(here[chosen]), skip_bad=True)
-    rows, digests = rows[chosen][embedded.rows], embedded.digests
-    indexed = gallery.catalog.digests[rows]
-    same = (indexed == digests).all(axis=1) | ~indexed.any(axis=1)
+    rows = rows[chosen][embedded.rows]
+    same = gallery.catalog.may_have_images(rows, embedded.digests)
     if not same.any():
         raise InputError(
             "the data has no image of the gallery on which to compare the free head alone",

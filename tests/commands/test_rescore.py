@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from free_kit import with_free
+from free_kit import order_by_loop, with_free
 from shop_kit import Result, Shop, run, write_encoder
 
 from compatctl.core.hash_order import hash_fraction
 from compatctl.data import load
-from compatctl.encoder import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -37,42 +36,6 @@ def deploy(shop: Shop, *more: object) -> Result:
     return shop.run("deploy", "--report", shop.path("report.json"), *more)
 
 
-def order_by_loop(
-    shop: Shop, rule: dict[str, float], k: int, known: Any
-) -> tuple[list[list[int]], list[str], list[str]]:
-    """Gallery rows of each test query, re-scored by a loop; labels of gallery and queries.
-
-    ``known(rank, item)`` says whether a candidate's free vector is known.
-    """
-    data = load(shop.data())
-    gallery = [i for i, item in enumerate(data.items) if item.role == "gallery"]
-    queries = [
-        i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")
-    ]
-    stored = Encoder.load(shop.path("old.onnx")).embed(data.take(gallery)).features
-    both = Encoder.load(shop.path("both.onnx"))
-    new, items = (
-        both.embed(data.take(queries), free=True),
-        both.embed(data.take(gallery), free=True),
-    )
-    assert new.free is not None
-    assert items.free is not None
-    orders = []
-    for feature, free in zip(new.features, new.free, strict=True):
-        cosines = stored @ feature
-        first = np.argsort(-cosines, kind="stable")
-        scores = [
-            float(free @ items.free[row]) + rule["weight"] * cosines[row]
-            if known(rank, data.ids[gallery[row]])
-            else rule["intercept"] + rule["slope"] * cosines[row]
-            for rank, row in enumerate(first[:k])
-        ]
-        head = first[:k][np.argsort(-np.array(scores), kind="stable")]
-        orders.append([*head.tolist(), *first[k:].tolist()])
-    labels = [data.labels[row] for row in gallery], [data.labels[row] for row in queries]
-    return orders, *labels
-
-
 @pytest.mark.parametrize("passes", [10, 3])
 def test_each_state_is_what_a_loop_finds(shop: Shop, passes: int) -> None:
     """Cold embeds the nearest ``passes`` of each query; warm knows all."""
@@ -80,9 +43,9 @@ def test_each_state_is_what_a_loop_finds(shop: Shop, passes: int) -> None:
     entry = report["rescoring"]
     states = {state["name"]: state for state in entry["states"]}
     knowledge = {
-        "cold": lambda rank, _: rank < passes,
-        "warm": lambda *_: True,
-        "first": lambda *_: False,
+        "cold": lambda items: items[:passes],
+        "warm": lambda items: items,
+        "first": lambda items: [],
     }
     for name, known in knowledge.items():
         orders, gallery, queries = order_by_loop(shop, entry, 10, known)
@@ -106,8 +69,8 @@ def test_a_limit_is_judged_as_it_lasts(shop: Shop, share: float) -> None:
     entry = report["rescoring"]
     assert [state["name"] for state in entry["states"]] == ["at-limit", "half-warm", "warm"]
     known = {
-        "at-limit": lambda _, item: hash_fraction(item) < share,
-        "warm": lambda *_: True,
+        "at-limit": lambda items: [item for item in items if hash_fraction(item) < share],
+        "warm": lambda items: items,
     }
     for state in entry["states"]:
         if state["name"] not in known:
@@ -139,7 +102,7 @@ def test_a_model_that_gains_by_rescoring_alone_passes_and_serves(shop: Shop) -> 
     data = load(shop.data())
     queries = [item for item in data.items if (item.split, item.role) == ("test", "query")]
     rows = [data.row_of[item.id] for item in queries[:12]]
-    orders, _, _ = order_by_loop(shop, manifest["rescoring"], 10, lambda *_: True)
+    orders, _, _ = order_by_loop(shop, manifest["rescoring"], 10, lambda items: items)
     gallery = [item.id for item in data.items if item.role == "gallery"]
     found = shop.run("search", "-k", 4, *(data.sources[row] for row in rows)).json
     for query, order in zip(found["queries"], orders, strict=False):

@@ -1,14 +1,19 @@
-"""Encoders with two outputs, made of two files: one embeds, the other gives the free vectors."""
+"""Encoders with two outputs, made of two files: one embeds, the other gives the free vectors; and
+re-scoring by a loop."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from shop_kit import Shop, carry
 
+from compatctl.data import load
 from compatctl.deployment.training_record import TrainingRecord
+from compatctl.encoder import Encoder
 from compatctl.encoder.graphs import parse_encoder, prefixed_graph
 from compatctl.encoder.metadata import FREE, OUTPUT, Contract
 from compatctl.encoder.sealing import sealed_bytes
@@ -53,3 +58,39 @@ def serve_rescored(shop: Shop, k: int, *more: object, force: bool = False) -> No
     reason = ("--force", "--reason", "a test") if force else ()
     deployed = shop.run("deploy", *flags, *reason)
     assert deployed.code == 0, deployed.stderr
+
+
+def order_by_loop(
+    shop: Shop, rule: Mapping[str, float], k: int, known: Callable[[list[str]], Collection[str]]
+) -> tuple[list[list[int]], list[str], list[str]]:
+    """Gallery rows of each test query by both.onnx, re-scored by a loop; labels of gallery and
+    queries.
+
+    ``known`` says which of a query's ``k`` nearest items, in their order, have a free vector.
+    """
+    data = load(shop.data())
+    gallery = [i for i, item in enumerate(data.items) if item.role == "gallery"]
+    queries = [
+        i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")
+    ]
+    stored = Encoder.load(shop.path("old.onnx")).embed(data.take(gallery)).features
+    both = Encoder.load(shop.path("both.onnx"))
+    new, items = (both.embed(data.take(rows), free=True) for rows in (queries, gallery))
+    assert new.free is not None
+    assert items.free is not None
+    orders = []
+    for feature, free in zip(new.features, new.free, strict=True):
+        cosines = stored @ feature
+        first = np.argsort(-cosines, kind="stable")
+        nearest = {data.ids[gallery[row]]: row for row in first[:k].tolist()}
+        there = known([*nearest])
+        scores = [
+            float(free @ items.free[row]) + rule["weight"] * cosines[row]
+            if item in there
+            else rule["intercept"] + rule["slope"] * cosines[row]
+            for item, row in nearest.items()
+        ]
+        head = first[:k][np.argsort(-np.array(scores), kind="stable")]
+        orders.append([*head.tolist(), *first[k:].tolist()])
+    labels = [data.labels[row] for row in gallery], [data.labels[row] for row in queries]
+    return orders, *labels
