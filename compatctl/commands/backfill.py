@@ -12,13 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from compatctl.core.arrays import Bytes, Rows
+from compatctl.core.arrays import Bytes, Rows, as_rows
 from compatctl.core.gallery_pass import GalleryPass
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, read_traffic
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.data import load_data
-from compatctl.deployment.gallery import index_params, load_query_model, stored_rows
+from compatctl.deployment.gallery import (
+    DeployedGallery,
+    index_params,
+    load_query_model,
+    stored_rows,
+)
 from compatctl.deployment.gallery_pass import (
     gallery_pass,
     require_budget,
@@ -46,6 +51,7 @@ from compatctl.migration.backfill_selection import (
     order_priority,
     traffic_priority,
 )
+from compatctl.migration.rescored_service import RescoredService
 from compatctl.migration.rewrite_gate import (
     HeldOutQueries,
     Outcome,
@@ -68,10 +74,8 @@ STALE = (
     "verify your threshold on the gallery as it is"
 )
 
-FIRST_STAGE = (
-    "the store re-scores its answers, and the test is of the index alone: compatctl promote makes "
-    "the free vectors the index, judged by the answers that are served"
-)
+
+NO_ROWS = as_rows(())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ class Backfilled(RewriteOutcome):
     whose image does not decode. ``measured`` is None where there was nothing to measure.
     ``gallery_pass`` is what of the gallery went through the query model, these rows included; None
     where there was nothing to do. ``warnings`` say that the score calibration is of the rows that
-    were replaced, or that the store re-scores what was measured without it.
+    were replaced, where recall dips on the way, or that re-scoring will embed less.
     """
 
     gallery_pass: GalleryPass | None = None
@@ -221,12 +225,13 @@ def forecast_backfill(
     Raises:
         UsageError: fewer than 2 passes, or more than the project allows; otherwise as
             ``backfill``.
-        EvidenceError: no held-out query has a match in the sample.
+        EvidenceError: no held-out query has a match in the sample, or the store re-scores.
     """
     options = options or BackfillOptions()
     if passes < 2:
         raise UsageError(f"--forecast needs at least 2 rows, got {passes}")
     store, policy = open_store(project), load_policy(project.policy)
+    _refuse_rescored(store.manifest)
     catalog, data = store.catalog(), load_data(project)
     target = _target(store, catalog, options)
     result = BackfillForecast(
@@ -262,6 +267,15 @@ def forecast_backfill(
     return replace(result, forecast=forecast(sample, schedule, policy), skipped=skipped)
 
 
+def _refuse_rescored(manifest: Manifest) -> None:
+    if manifest.rescoring is not None:
+        raise EvidenceError(
+            "the store re-scores its answers, and a forecast is of the index alone: it cannot say "
+            "what a backfill changes of what is served",
+            tip="compatctl backfill --dry-run --share S measures it, re-scored; it embeds the rows",
+        )
+
+
 def _require_matches(chosen: SampleRows) -> None:
     if not chosen.queries.any():
         raise EvidenceError(
@@ -270,14 +284,18 @@ def _require_matches(chosen: SampleRows) -> None:
         )
 
 
-def _pass(project: Project, store: Store, catalog: Catalog, rows: Rows) -> GalleryPass:
-    """What of the gallery will have passed once the query model embedded these rows (n,)."""
+def _pass(
+    project: Project, store: Store, catalog: Catalog, rows: Rows, measured: Rows = NO_ROWS
+) -> GalleryPass:
+    """What of the gallery will have passed once the query model embedded these rows (n,), and
+    others (m,) only to measure."""
     model = store.manifest.query_model
     rewritten = rows_of_model(catalog, model)
     rewritten[rows] = True
     rescored = rescored_rows(store.path, catalog, model)
     record = query_model_record(project, store)
-    return gallery_pass(catalog, record, rewritten=rewritten, rescored=rescored)
+    ids = [catalog.ids[row] for row in measured.tolist()]
+    return gallery_pass(catalog, record, rewritten=rewritten, rescored=rescored, measured=ids)
 
 
 def _target(store: Store, catalog: Catalog, options: BackfillOptions) -> BackfillTarget:
@@ -335,7 +353,14 @@ class _Work:
         """Embed, measure, and write if the gate passes or is overruled."""
         skip_bad, manifest = self.options.skip_bad, self.store.manifest
         encoder = load_query_model(self.store, manifest)
-        queries = HeldOutQueries.embed(encoder, data, query_rows, self.project, skip_bad=skip_bad)
+        queries = HeldOutQueries.embed(
+            encoder,
+            data,
+            query_rows,
+            self.project,
+            skip_bad=skip_bad,
+            free=manifest.rescoring is not None,
+        )
         _require_queries(len(queries.ids), self.options)
         with BulkEmbedding.of(
             encoder, self.chosen.items, skip_bad=skip_bad, progress=progress
@@ -345,7 +370,7 @@ class _Work:
             result = replace(result, skipped=tuple(embedded.bad))
             if not embedded.rows:
                 return result
-            result, ann_queries = self._measure(result, embedded, queries)
+            result, ann_queries = self._measure(result, data, embedded, queries, progress)
             if not result.written:
                 return result
             release_memory()
@@ -358,21 +383,40 @@ class _Work:
         return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
     def _measure(
-        self, result: Backfilled, embedded: BulkEmbedding, queries: HeldOutQueries
+        self,
+        result: Backfilled,
+        data: Dataset,
+        embedded: BulkEmbedding,
+        queries: HeldOutQueries,
+        progress: Progress,
     ) -> tuple[Backfilled, AnnQueries | None]:
         """The result with what was measured, and whether to write it."""
         trial: MixedTrial | None = None
         ann_queries: AnnQueries | None = None
         if len(queries.ids):
+            rows = self.chosen.rows[embedded.rows]
+            service = RescoredService.of(
+                self.project,
+                DeployedGallery.open(self.store),
+                data,
+                queries=queries.free,
+                rows=rows,
+                digests=embedded.image_digests(),
+                progress=progress,
+            )
             trial, ann_queries = try_backfill(
                 self.store,
                 self.catalog,
                 have=self.target.have,
-                rows=self.chosen.rows[embedded.rows],
+                rows=rows,
                 embedded=embedded,
                 queries=queries,
                 policy=self.policy,
+                service=service,
             )
+            if service is not None:
+                passed = _pass(self.project, self.store, self.catalog, rows, service.measured)
+                result = replace(result, gallery_pass=passed)
         outcome: Outcome = trial.check.outcome if trial else "not measured"
         result = replace(
             result,
@@ -410,10 +454,7 @@ def _unchanged(manifest: Manifest, target: BackfillTarget, options: BackfillOpti
         ef_search=manifest.index.ef_search,
         forced_reason=options.forced_reason,
         index_sha256=manifest.index.sha256,
-        warnings=(
-            *(STALE,) * (manifest.calibration is not None and target.remaining > 0),
-            *(FIRST_STAGE,) * (manifest.rescoring is not None and target.remaining > 0),
-        ),
+        warnings=(STALE,) * (manifest.calibration is not None and target.remaining > 0),
     )
 
 

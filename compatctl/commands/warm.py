@@ -13,14 +13,13 @@ from compatctl.core.arrays import Bools, Floats, Rows, as_rows
 from compatctl.data import Dataset, read_traffic_log
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.gallery_pass import require_rescoring_budget
+from compatctl.deployment.gallery_pass import require_rescoring_budget, rescored_rows
 from compatctl.deployment.project import open_store
 from compatctl.deployment.promotion_advice import promotion_advice
 from compatctl.deployment.rescoring import Rescorer, rescorer_of
 from compatctl.encoder import embed_together
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store.side_file import SideFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ def warm(
         at_limit=len(wanted) - len(chosen) if dry_run else _waiting(rescorer, wanted),
         passed_share=float(known.sum()) / max(1, len(gallery.catalog)),
         covered_share=_share(touches, known),
-        advice=promotion_advice(_held(rescorer, gallery), len(gallery.catalog)),
+        advice=_advice(gallery),
         written=passed > 0,
     )
 
@@ -169,10 +168,9 @@ def _waiting(rescorer: Rescorer, wanted: Rows) -> int:
     return int((~np.isin(waiting, rescorer.missing)).sum())
 
 
-def _held(rescorer: Rescorer, gallery: DeployedGallery) -> int:
-    """How many gallery rows have a free vector, by the log or from before."""
-    assert isinstance(rescorer.cache, SideFile)
-    return int(rescorer.cache.holds(gallery.catalog.ids).sum())
+def _advice(gallery: DeployedGallery) -> str:
+    kept = rescored_rows(gallery.store.path, gallery.catalog, gallery.manifest.query_model)
+    return promotion_advice(int(kept.sum()), len(kept))
 
 
 def _share(touches: Floats, known: Bools) -> float:

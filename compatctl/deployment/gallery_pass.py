@@ -80,13 +80,22 @@ def rescored_rows(store: Path, catalog: Catalog, sha256: str) -> Bools:
     Raises:
         DamagedError: the side file is damaged.
     """
-    side = SideFile.existing(store, sha256)
+    return kept_rows(SideFile.existing(store, sha256), catalog)
+
+
+def kept_rows(side: SideFile | None, catalog: Catalog) -> Bools:
+    """(N,) rows with a free vector in the side file, of whatever image."""
     return np.zeros(len(catalog), bool) if side is None else side.holds(catalog.ids)
 
 
 def allowed_rows(project: Project, rows: int) -> int:
     """How many of these gallery rows the project allows to pass."""
     return math.floor(project.max_gallery_pass * rows + 1e-9)
+
+
+def room_left(project: Project, passed: Bools) -> int:
+    """How many more gallery rows the project lets pass, beside those that ``passed`` (N,)."""
+    return max(0, allowed_rows(project, len(passed)) - int(passed.sum()))
 
 
 def checked_ids(data: Dataset) -> set[str]:

@@ -15,7 +15,7 @@ from compatctl.core.nearest import Neighbours
 from compatctl.core.rescoring import KnownVectors, MergeRule, rescore, within_budget
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.gallery_pass import allowed_rows, paired_rows, rows_of_model
+from compatctl.deployment.gallery_pass import paired_rows, room_left, rows_of_model
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, embed_together
 from compatctl.errors import CompatError, InputError, UsageError
@@ -89,6 +89,15 @@ def kept_vectors(cache: FreeCache | None, catalog: Catalog, rows: Rows, dim: int
     return KnownVectors(rows=rows[kept], vectors=vectors[kept])
 
 
+def passed_unkept(gallery: DeployedGallery) -> Bools:
+    """(N,) rows that the query model passed other than for its side file: those that it wrote, and
+    the pairs of its record."""
+    passed, text = rows_of_model(gallery.catalog, gallery.encoder.sha256), gallery.encoder.record
+    if text is None:
+        return passed
+    return passed | paired_rows(gallery.catalog, TrainingRecord.from_text(text, gallery.model_path))
+
+
 def rescorer_of(project: Project, gallery: DeployedGallery, data: Dataset | None) -> Rescorer:
     """Re-scores as the store says, with the query model's side file as cache.
 
@@ -111,18 +120,12 @@ def rescorer_of(project: Project, gallery: DeployedGallery, data: Dataset | None
 
     @cache
     def passed_otherwise() -> Bools:
-        passed, text = rows_of_model(gallery.catalog, encoder.sha256), encoder.record
-        if text is None:
-            return passed
-        return passed | paired_rows(
-            gallery.catalog, TrainingRecord.from_text(text, gallery.model_path)
-        )
+        return passed_unkept(gallery)
 
     def room() -> int:
         if not side.writable:
             return 0
-        passed = passed_otherwise() | side.holds(gallery.catalog.ids)
-        return max(0, allowed_rows(project, len(passed)) - int(passed.sum()))
+        return room_left(project, passed_otherwise() | side.holds(gallery.catalog.ids))
 
     limited = room if project.max_gallery_pass < 1.0 else None
     side.allowed = limited

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -93,18 +93,24 @@ def retrieval_of_rows(
 
 
 def mixed_retrieval(
-    truth: GroundTruth, old: Vectors, new: Vectors, queries: Vectors, policy: Policy
+    truth: GroundTruth,
+    old: Vectors,
+    new: Vectors,
+    queries: Vectors,
+    policy: Policy,
+    *,
+    rank: Callable[[Neighbours], Neighbours] = lambda found: found,
 ) -> tuple[Retrieval, float]:
     """Retrieval on the mixed gallery: rows of ``new`` where ``truth.reembedded``, else of ``old``.
 
     Beside it the rank bias: the share of re-embedded rows among the first ten answers, less their
     share of the gallery; NaN for an empty gallery. Queries (Q, D), ``old`` and ``new`` (G, D) are
-    unit rows; a row that is not taken is not read.
+    unit rows; a row that is not taken is not read. ``rank`` orders what was found again.
     """
     mask, ks = truth.reembedded, recall_ks(policy)
     assert mask is not None
     pieces, k = mixed_pieces(old, new, mask), max(_limit(MAP_K, truth), *ks)
-    neighbours = exact_search_pieces(queries, pieces, k, truth.self_row, truth.ignored)
+    neighbours = rank(exact_search_pieces(queries, pieces, k, truth.self_row, truth.ignored))
     test = evaluate_neighbours(truth, neighbours, ks)
     if not len(old):
         return test, float("nan")

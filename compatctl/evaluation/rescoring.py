@@ -27,7 +27,7 @@ from compatctl.core.rescoring import (
     within_budget,
 )
 from compatctl.data import Dataset
-from compatctl.encoder import Encoder
+from compatctl.encoder import Encoder, embed_together
 from compatctl.errors import InputError
 from compatctl.evaluation.comparison import GroupResult, RescoredAnswers
 from compatctl.evaluation.embedding import VerifyEmbeddings, prefixed
@@ -37,6 +37,7 @@ from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.ignored_rows import with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.protocol import query_group, query_rows
+from compatctl.manifest import Catalog
 from compatctl.progress import Progress
 from compatctl.report import AT_LIMIT, RescoringEntry, RescoringState
 
@@ -45,43 +46,55 @@ STATES = {"cold": "new_old", "half_warm": "half_warm", "warm": "warm"}
 
 
 class FreeVectors:
-    """Free vectors of gallery rows; each row is embedded once, when it is first needed."""
+    """Free vectors of gallery rows; each row is embedded once, when it is first needed.
+
+    ``data_rows`` (G,): the row of the data that is the same item, -1: none. ``known``: what was
+    embedded before. ``catalog``: a row whose image is not the one that it has gets no vector.
+    """
 
     def __init__(
         self,
         data: Dataset,
-        gallery: EvaluationGallery,
+        data_rows: Rows,
         encoder: Encoder,
-        known: EmbeddedRows,
+        *,
+        known: EmbeddedRows | None = None,
+        catalog: Catalog | None = None,
         progress: Progress,
     ) -> None:
-        self._data, self._gallery, self._encoder = data, gallery, encoder
+        self._data, self._encoder, self._catalog = data, encoder, catalog
+        self.data_rows = data_rows
         self._progress = prefixed(progress, "free vectors")
-        held = np.flatnonzero((gallery.data_rows >= 0) & known.holds(gallery.data_rows))
-        free = known.take_free(gallery.data_rows[held])
-        self.known = (
-            KnownVectors.none(encoder.free_dim or 0)
-            if free is None
-            else KnownVectors(rows=held, vectors=free)
-        )
+        self.known = KnownVectors.none(encoder.free_dim or 0)
+        if known is not None:
+            held = np.flatnonzero((data_rows >= 0) & known.holds(data_rows))
+            free = known.take_free(data_rows[held])
+            self.known = self.known if free is None else KnownVectors(rows=held, vectors=free)
         self._tried: set[int] = set(self.known.rows.tolist())
 
     def need(self, rows: Rows) -> None:
         """Embed those of the gallery rows that were not needed before and whose image is there."""
         new = as_rows(row for row in np.unique(rows[rows >= 0]).tolist() if row not in self._tried)
         self._tried.update(new.tolist())
-        new = new[self._gallery.data_rows[new] >= 0]
+        new = new[self.data_rows[new] >= 0]
         if not len(new):
             return
-        new = new[np.argsort(self._gallery.data_rows[new])]
-        images = self._gallery.data_rows[new]
-        embedded = EmbeddedRows.embed(
-            self._encoder, self._data, images, skip_bad=True, free=True, progress=self._progress
+        new = new[np.argsort(self.data_rows[new])]
+        images = self.data_rows[new]
+        (embedded,) = embed_together(
+            (self._encoder,),
+            self._data,
+            (images,),
+            skip_bad=True,
+            free=True,
+            progress=(self._progress,),
         )
-        good = embedded.holds(images)
-        free = embedded.take_free(images[good])
-        assert free is not None
-        self.known = self.known.with_rows(new[good], free)
+        new = new[np.isin(images, embedded.rows)]
+        same = np.ones(len(new), bool)
+        if self._catalog is not None:
+            same = self._catalog.may_have_images(new, embedded.digests)
+        assert embedded.free is not None
+        self.known = self.known.with_rows(new[same], embedded.free[same])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,12 +133,13 @@ class Judge:
         assert options.passes is not None
         require_free(encoder)
         gallery = embeddings.gallery
-        free = FreeVectors(data, gallery, encoder, embeddings.new, progress)
-        rows = query_rows(data, "validation")
+        free = FreeVectors(
+            data, gallery.data_rows, encoder, known=embeddings.new, progress=progress
+        )
         queries = EmbeddedRows.embed(
             encoder,
             data,
-            rows,
+            query_rows(data, "validation"),
             skip_bad=options.skip_bad,
             free=True,
             progress=prefixed(progress, "validation queries"),

@@ -6,7 +6,7 @@ Held-out queries decide through the gate, which a reason can overrule; the outco
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -35,7 +35,7 @@ class HeldOutQueries:
 
     ``labels`` gives each item's class by its id. ``cluster`` (column -> Q values) is resampled in
     addition to classes. ``columns`` (name -> value by item id): a gallery item that shares such a
-    value with the query is ignored.
+    value with the query is ignored. ``free`` (Q, F): their free vectors, if they were requested.
     """
 
     features: Vectors
@@ -44,6 +44,7 @@ class HeldOutQueries:
     labels: dict[str, str]
     cluster: Mapping[str, Sequence[str]] = field(default_factory=dict)
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    free: Vectors | None = None
 
     @classmethod
     def embed(
@@ -54,20 +55,22 @@ class HeldOutQueries:
         project: Project,
         *,
         skip_bad: bool,
+        free: bool = False,
     ) -> Self:
-        """Embed the queries at ``rows`` (Q,) of the data.
+        """Embed the queries at ``rows`` (Q,) of the data; ``free``: their free vectors too.
 
         Raises:
             InputError: as ``Encoder.embed`` and ``from_features``.
         """
-        embedded = encoder.embed(data.take(rows), skip_bad=skip_bad)
-        return cls.from_features(
+        embedded = encoder.embed(data.take(rows), skip_bad=skip_bad, free=free)
+        queries = cls.from_features(
             data,
             rows[embedded.rows],
             embedded.features,
             cluster=project.cluster,
             ignore_same=project.ignore_same,
         )
+        return replace(queries, free=embedded.free)
 
     @classmethod
     def without_features(cls, data: Dataset, rows: Rows, project: Project) -> Self:

@@ -14,6 +14,7 @@ from compatctl.core.adapters import Adapter, fuse_rows
 from compatctl.core.arrays import Bools, Rows
 from compatctl.core.gate import Check, Measurement, Verdict, judge
 from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence, measure, measure_mixed
+from compatctl.core.nearest import Neighbours
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
 from compatctl.core.sampling_units import count_units
@@ -25,10 +26,17 @@ from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import read_record
 from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import AnnQueries
-from compatctl.evaluation.exact_retrieval import mixed_retrieval, recall_ks, retrieval
+from compatctl.evaluation.exact_retrieval import (
+    evaluate_neighbours,
+    mixed_retrieval,
+    nearest_rows,
+    recall_ks,
+    retrieval,
+)
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.manifest import Catalog
 from compatctl.migration.backfill_selection import SHARES_BETWEEN
+from compatctl.migration.rescored_service import RescoredService, RescoredTrial
 from compatctl.migration.rewrite_gate import HeldOutQueries, deciding_queries
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -63,24 +71,27 @@ class MixedTrial(RewriteTrial):
 
     ``check`` is the paired gain in recall with its interval, judged by the policy. ``rank_bias``
     is the query model's share of rows among the first ten results, less its share of the gallery.
-    ``curve`` runs from the present share to the one that would result.
+    ``curve`` runs from the present share to the one that would result. Where the store re-scores
+    its answers, all of these are of the re-scored answers, and ``rescored`` says how.
     """
 
     check: Check
     rank_bias: float
     curve: tuple[CurvePoint, ...]
+    rescored: RescoredTrial | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The shares on the way at which recall lies below the start."""
+        """The shares on the way at which recall lies below the start, and that re-scoring will
+        embed less."""
         start = self.curve[0].recall
         dips = [f"{point.share:.0%}" for point in self.curve[1:-1] if point.recall < start]
-        if not dips:
-            return ()
-        return (
+        below = (
             f"recall@{self.recall_at} lies below the start where the query model embedded "
-            f"{', '.join(dips)} of the rows: do not stop there",
+            f"{', '.join(dips)} of the rows: do not stop there"
         )
+        less = self.rescored.less_room if self.rescored else ""
+        return (*(below,) * bool(dips), *(less,) * bool(less))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +142,13 @@ def try_backfill(
     embedded: BulkEmbedding,
     queries: HeldOutQueries,
     policy: Policy,
+    service: RescoredService | None = None,
 ) -> tuple[MixedTrial, AnnQueries]:
     """Search both galleries exactly; two copies of the store's vectors (N, D) are in memory.
 
     ``have`` (N,) marks the rows that the query model embedded, ``rows`` (n,) are those in
-    ``embedded``. ``loss_check`` decides. Also returns the queries that test the new index.
+    ``embedded``. ``loss_check`` decides. ``service``: the store re-scores its answers. Also returns
+    the queries that test the new index.
 
     Raises:
         DamagedError: as ``stored_rows``.
@@ -143,13 +156,15 @@ def try_backfill(
     old = stored_rows(store, store.manifest, catalog)
     new = old.copy()
     new[rows] = embedded.features_at(np.arange(len(rows)))
-    truth, k = queries.ground_truth(catalog), policy.recall_at
-    before = retrieval(truth, queries.features, old, recall_ks(policy))
+    truth, k, ks = queries.ground_truth(catalog), policy.recall_at, recall_ks(policy)
+    first = nearest_rows(truth, queries.features, old, ks)
+    before = evaluate_neighbours(truth, service.before(first) if service else first, ks)
+    rank = service.after if service else _as_found
     curve = [CurvePoint(share=float(have.mean()), recall=before.recall[k])]
     after, bias = before, 0.0
     for reembedded in _stages(have, rows):
         staged = replace(truth, reembedded=reembedded)
-        after, bias = mixed_retrieval(staged, old, new, queries.features, policy)
+        after, bias = mixed_retrieval(staged, old, new, queries.features, policy, rank=rank)
         curve.append(CurvePoint(share=float(reembedded.mean()), recall=after.recall[k]))
     trial = MixedTrial(
         n_queries=before.n_with_match,
@@ -158,6 +173,9 @@ def try_backfill(
         check=loss_check(policy, rewrite_gain(truth, before, after, policy)),
         rank_bias=bias,
         curve=tuple(curve),
+        rescored=(
+            service.trial(evaluate_neighbours(truth, first, ks).recall[k]) if service else None
+        ),
     )
     return trial, queries.ann_queries(new, catalog)
 
@@ -231,6 +249,10 @@ def loss_check(policy: Policy, gain: Measurement) -> Check:
     check = judge(replace(policy, min_mixed_gain=-MARGIN), [gain]).checks[0]
     loses = judge(replace(policy, min_mixed_gain=0.0), [gain]).checks[0].outcome == "fail"
     return replace(check, outcome="fail") if loses else check
+
+
+def _as_found(found: Neighbours) -> Neighbours:
+    return found
 
 
 def _stages(have: Bools, rows: Rows) -> list[Bools]:

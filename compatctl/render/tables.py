@@ -168,6 +168,12 @@ def backfill_table(console: Console, result: Backfilled) -> None:
         print_table(console, ("share of the query model", f"recall@{trial.recall_at}"), curve)
         checks_table(console, [trial.check])
         console.print(f"rank bias towards rows of the query model: {trial.rank_bias:+.4f}\n")
+        if (part := trial.rescored) is not None:
+            console.print(
+                f"answers are re-scored as served: {part.kept} free vectors are kept, and a query "
+                f"embeds up to {part.passes_after}; the index alone has recall@{trial.recall_at} "
+                f"{part.first_stage:.4f} today"
+            )
     for why, ids in (
         ("have no image in the data", result.missing),
         ("do not decode", result.skipped),

@@ -61,12 +61,17 @@ def serve_rescored(shop: Shop, k: int, *more: object, force: bool = False) -> No
 
 
 def order_by_loop(
-    shop: Shop, rule: Mapping[str, float], k: int, known: Callable[[list[str]], Collection[str]]
+    shop: Shop,
+    rule: Mapping[str, float],
+    k: int,
+    known: Callable[[list[str]], Collection[str]],
+    backfilled: Collection[str] = (),
 ) -> tuple[list[list[int]], list[str], list[str]]:
     """Gallery rows of each test query by both.onnx, re-scored by a loop; labels of gallery and
     queries.
 
-    ``known`` says which of a query's ``k`` nearest items, in their order, have a free vector.
+    ``known`` says which of a query's ``k`` nearest items, in their order, have a free vector. The
+    first stage has both.onnx's vectors of the ``backfilled`` items, old.onnx's of the others.
     """
     data = load(shop.data())
     gallery = [i for i, item in enumerate(data.items) if item.role == "gallery"]
@@ -78,6 +83,8 @@ def order_by_loop(
     new, items = (both.embed(data.take(rows), free=True) for rows in (queries, gallery))
     assert new.free is not None
     assert items.free is not None
+    written = np.array([data.ids[row] in backfilled for row in gallery], bool)
+    stored[written] = items.features[written]
     orders = []
     for feature, free in zip(new.features, new.free, strict=True):
         cosines = stored @ feature

@@ -1,0 +1,149 @@
+"""backfill in a store that re-scores: judged by what is served before and after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from free_kit import order_by_loop, serve_rescored, with_free
+from shop_kit import Shop, run, store_files, write_encoder
+
+from compatctl.core.hash_order import hash_key
+from compatctl.data import load
+from compatctl.store import Store
+from compatctl.store.side_file import SideFile
+
+K, PASSES, SHARE = 6, 2, 0.3
+
+
+@pytest.fixture(scope="module")
+def begun(begun: Path) -> Path:
+    """The project, deployed with re-scoring of six answers and two passes a query; some searches
+    were made."""
+    shop = Shop(begun)
+    weak = write_encoder(begun / "weak.onnx", noise=0.5)
+    with_free(begun / "both.onnx", weak, write_encoder(begun / "best.onnx", noise=0.02))
+    serve_rescored(shop, K, "--passes", PASSES, force=True)
+    data = load(shop.data())
+    rows = [i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")]
+    assert shop.run("search", *(data.sources[row] for row in rows[:200:5])).code == 0
+    return begun
+
+
+def kept_items(shop: Shop) -> set[str]:
+    """The items with a free vector in the side file."""
+    store = Store.open(shop.path("store"))
+    side, ids = SideFile.existing(store.path, store.manifest.query_model), store.catalog().ids
+    assert side is not None
+    return {item for item, held in zip(ids, side.holds(ids), strict=True) if held}
+
+
+def served(shop: Shop, passes: int) -> Callable[[list[str]], list[str]]:
+    """Of a query's candidates those with a free vector, and the nearest others that it embeds."""
+    kept = kept_items(shop)
+
+    def known(items: list[str]) -> list[str]:
+        others = [item for item in items if item not in kept]
+        return [item for item in items if item in kept] + others[:passes]
+
+    return known
+
+
+def recall_by_loop(shop: Shop, passes: int, backfilled: list[str]) -> float:
+    """recall@1 of the held-out queries as the store answers them."""
+    return recall_where(shop, served(shop, passes), backfilled)
+
+
+def recall_where(
+    shop: Shop, known: Callable[[list[str]], list[str]], backfilled: list[str]
+) -> float:
+    """recall@1 where ``known`` says which candidates of a query have a free vector."""
+    rule = shop.manifest()["rescoring"]
+    orders, gallery, queries = order_by_loop(shop, rule, K, known, backfilled)
+    right = [gallery[order[0]] == label for order, label in zip(orders, queries, strict=True)]
+    return float(np.mean(right))
+
+
+def first_by_hash(shop: Shop, share: float) -> list[str]:
+    """The items that a backfill by hash writes first."""
+    ids = Store.open(shop.path("store")).catalog().ids
+    return sorted(ids, key=hash_key)[: math.ceil(share * len(ids))]
+
+
+def allow(shop: Shop, rows: int) -> None:
+    """Let at most so many gallery rows pass."""
+    project, share = shop.path("compatctl.yaml"), rows / shop.manifest()["index"]["count"]
+    project.write_text(
+        project.read_text().replace("max_gallery_pass: 1.0", f"max_gallery_pass: {share!r}")
+    )
+
+
+def test_both_galleries_are_judged_as_they_are_served(shop: Shop) -> None:
+    """Recall before and after is that of a loop over the first stage, the side file and the images
+    that a query embeds; nothing that was embedded to measure is kept."""
+    before = store_files(shop)
+    result = shop.run("backfill", "--share", SHARE, "--dry-run")
+    assert result.code in {0, 3, 4}, result.stderr
+    trial, rows = result.json["measured"], first_by_hash(shop, SHARE)
+    loops = [recall_by_loop(shop, PASSES, items) for items in ([], rows)]
+    assert [trial["curve"][0]["recall"], trial["curve"][-1]["recall"]] == pytest.approx(
+        loops, abs=4e-3
+    )
+    assert trial["check"]["estimate"] == pytest.approx(loops[1] - loops[0], abs=6e-3)
+    assert trial["rescored"] == {
+        "candidates": K,
+        "kept": len(kept_items(shop)),
+        "passes": PASSES,
+        "passes_after": PASSES,
+        "first_stage": pytest.approx(recall_where(shop, lambda items: [], []), abs=4e-3),
+    }
+    assert trial["rescored"]["first_stage"] < trial["curve"][0]["recall"] - 0.02
+    assert result.json["gallery_pass"]["measured"] > 0
+    assert store_files(shop) == before
+    assert (
+        "answers are re-scored as served"
+        in run("backfill", *shop.args, "--share", SHARE, "--dry-run").stdout
+    )
+
+
+def test_a_backfill_that_takes_the_room_of_re_scoring_is_refused(shop: Shop) -> None:
+    """With a limit that the backfill uses up, queries embed nothing any more: that loss counts,
+    though the index alone does not lose."""
+    rows, kept = first_by_hash(shop, SHARE), kept_items(shop)
+    allow(shop, len({*rows, *kept}))
+    before = shop.manifest()
+    refused = shop.run("backfill", "--share", SHARE)
+    assert refused.code == 3, refused.stdout
+    trial = refused.json["measured"]
+    assert (trial["rescored"]["passes"], trial["rescored"]["passes_after"]) == (PASSES, 0)
+    assert trial["curve"][-1]["recall"] == pytest.approx(recall_by_loop(shop, 0, rows), abs=4e-3)
+    assert "could embed 2 images, and then 0" in refused.stderr
+    assert shop.manifest() == before
+
+
+def test_what_was_written_serves_as_it_was_judged(shop: Shop) -> None:
+    """The store goes on re-scoring, searches answer in the order of the loop, and it is whole."""
+    rows = first_by_hash(shop, SHARE)
+    written = shop.run("backfill", "--share", SHARE, "--force", "--reason", "a test")
+    assert (written.code, written.json["written"]) == (0, True), written.stderr
+    rule, known = shop.manifest()["rescoring"], served(shop, PASSES)
+    orders, _, _ = order_by_loop(shop, rule, K, known, rows)
+    data = load(shop.data())
+    gallery = [item.id for item in data.items if item.role == "gallery"]
+    query = next(
+        i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")
+    )
+    found = shop.run("search", "-k", K, data.sources[query]).json["queries"][0]["hits"]
+    assert [hit["id"] for hit in found] == [gallery[row] for row in orders[0][:K]]
+    assert shop.run("check").code == 0
+
+
+def test_a_forecast_of_such_a_store_cannot_tell(shop: Shop) -> None:
+    """It is of the index alone: nothing is embedded, and the message names what measures it."""
+    refused = shop.run("backfill", "--forecast", 50)
+    assert refused.code == 4
+    assert "a forecast is of the index alone" in refused.stderr
+    assert "--dry-run" in refused.stderr
