@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -41,3 +42,19 @@ def study_parser(
     for name in shared:
         parser.add_argument(f"--{name}", **_SHARED[name])
     return parser
+
+
+def cases_at_hand(arguments: argparse.Namespace) -> list[Case]:
+    """The named cases whose images are there; stderr names the sets that are left out.
+
+    ``arguments``: with the flags ``cases``, ``kanji`` and ``characters``.
+    """
+    files = {"kanji": arguments.kanji, "characters": arguments.characters}
+    missing = {name for name, path in files.items() if not path.exists()}
+    for name in sorted(missing & {case.data for case in arguments.cases}):
+        print(
+            f"no images at {files[name]}: cases of {name} are left out; "
+            f"examples/{name}/build.py draws them",
+            file=sys.stderr,
+        )
+    return [case for case in arguments.cases if case.data not in missing]

@@ -1,8 +1,8 @@
 """What each part of the fine-tuning objective earns: the shipped recipe with one thing changed.
 
     python -m benchmarks.studies.ablation [--cases emoji-lite0-lite2,...] [--seeds 0,1,2]
-                                          [--work DIR] [--threads N] [--json FILE]
-                                          [--docs docs/ablation.md]
+                                          [--kanji FILE] [--characters FILE] [--work DIR]
+                                          [--threads N] [--json FILE] [--docs docs/ablation.md]
 
 It measures recall@1 on the deployed gallery of the fine-tuned query and of its mean with the old
 one, on the VALIDATION classes of ``common/cases.py``'s cases; test classes are not used. Gains are
@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common.arguments import study_parser
+from benchmarks.common.arguments import cases_at_hand, study_parser
 from benchmarks.common.cases import (
     CASES,
     CNNS,
     CONTROLS,
+    LARGE,
     WIDE,
     Case,
     Workshop,
@@ -44,6 +45,7 @@ from compatctl.recipe import Augmentation, Recipe
 from compatctl.train.factory import make_backbone
 from compatctl.train.network import backbone_taps
 
+ALL = (*CASES, WIDE, *LARGE, *CONTROLS)
 REPLICATES = 2000
 DEFAULT = "the shipped recipe"
 Change = Callable[[Recipe], Recipe]
@@ -109,7 +111,7 @@ SLOW: Mapping[str, Change] = {
 """These run the backbone over images again: for small networks alone."""
 MAIN = (DEFAULT, "no stage taps", "cross-entropy alone", "contrast alone", "lambda .5",
         "linear junction")  # fmt: skip
-"""For the characters, which are four times as many."""
+"""For characters, kanji or all, which are many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,21 +138,25 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
-        shop = Workshop(work=arguments.work or Path(temporary), kanji=arguments.kanji)
-        for case in arguments.cases:
+        shop = Workshop(
+            work=arguments.work or Path(temporary),
+            kanji=arguments.kanji,
+            characters=arguments.characters,
+        )
+        for case in cases_at_hand(arguments):
             runs = [shop.inputs(replace(case, seed=seed)) for seed in arguments.seeds]
             rows += ablate(case.name, runs, _settings(case), shop)
             if arguments.json:
                 text = json.dumps([asdict(run) for run in rows], indent=1) + "\n"
                 write_atomic(arguments.json, text.encode())
-    if arguments.docs:
+    if arguments.docs and rows:
         write_atomic(arguments.docs, page(rows).encode())
 
 
 def _settings(case: Case) -> Mapping[str, Change]:
     if case == WIDE:
         return FRAMES
-    if case.data == "kanji" or case in CONTROLS:
+    if case.data != "emoji" or case in CONTROLS:
         return {name: SETTINGS[name] for name in MAIN}
     return {**SETTINGS, **(SLOW if case.new in CNNS else {})}
 
@@ -315,11 +321,8 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    among, shared = (
-        (*CASES, WIDE, CONTROLS[0]),
-        ("seeds", "work", "kanji", "threads", "json", "docs"),
-    )
-    parser = study_parser(__doc__, *shared, cases=among)
+    shared = ("seeds", "work", "kanji", "characters", "threads", "json", "docs")
+    parser = study_parser(__doc__, *shared, cases=ALL)
     parser.set_defaults(
         cases=f"emoji-lite0-lite2,emoji-cnn-larger,kanji-cnn-larger,{WIDE.name},{CONTROLS[0].name}"
     )

@@ -2,6 +2,7 @@
 
     python -m benchmarks.studies.objective_ideas [--cases emoji-lite0-lite2,...] [--seeds 0,1,2]
                                                  [--ideas NAME,...] [--work DIR] [--json FILE]
+                                                 [--kanji FILE] [--characters FILE]
 
 Heads are trained by ``benchmarks/common/heads.py``, so that an idea is one change of loss, items
 or features. Nothing of the gallery passes the new model. The measure is
@@ -28,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.common.arguments import study_parser
-from benchmarks.common.cases import CASES, Workshop, known
+from benchmarks.common.arguments import cases_at_hand, study_parser
+from benchmarks.common.cases import CASES, CONTROLS, LARGE, Workshop, known
 from benchmarks.common.heads import (
     Batch,
     Loss,
@@ -423,8 +424,12 @@ def main() -> None:
             write_atomic(arguments.json, text.encode())
 
     with tempfile.TemporaryDirectory() as temporary:
-        shop = Workshop(work=arguments.work or Path(temporary), kanji=arguments.kanji)
-        for case in arguments.cases:
+        shop = Workshop(
+            work=arguments.work or Path(temporary),
+            kanji=arguments.kanji,
+            characters=arguments.characters,
+        )
+        for case in cases_at_hand(arguments):
             runs = [shop.inputs(replace(case, seed=seed)) for seed in arguments.seeds]
             materials = [material_of(inputs) for inputs in runs]
             print(f"\n{case.name}", flush=True)
@@ -443,7 +448,8 @@ def _ideas(names: str) -> list[str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = study_parser(__doc__, "seeds", "work", "kanji", "threads", "json", cases=CASES)
+    shared = ("seeds", "work", "kanji", "characters", "threads", "json")
+    parser = study_parser(__doc__, *shared, cases=(*CASES, *LARGE, *CONTROLS))
     parser.set_defaults(cases="emoji-lite0-lite2,emoji-cnn-larger")
     parser.add_argument("--ideas", type=_ideas, default=";".join(IDEAS), help="by name, ; between")
     return parser.parse_args()

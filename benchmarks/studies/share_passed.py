@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common.arguments import study_parser
+from benchmarks.common.arguments import cases_at_hand, study_parser
 from benchmarks.common.cases import (
     CASES,
     CNNS,
@@ -57,7 +57,9 @@ def main() -> None:
             characters=arguments.characters,
         )
         for case in (
-            replace(variant, seed=seed) for seed in arguments.seeds for variant in _there(arguments)
+            replace(variant, seed=seed)
+            for seed in arguments.seeds
+            for variant in cases_at_hand(arguments)
         ):
             if (case.name, case.seed) in {(result.case, result.seed) for result in results}:
                 continue
@@ -76,19 +78,6 @@ def main() -> None:
         picture = arguments.docs.with_suffix(".svg")
         write_atomic(arguments.docs, page(results, picture.name).encode())
         write_atomic(picture, figure(results).encode())
-
-
-def _there(arguments: argparse.Namespace) -> Sequence[Case]:
-    """Those that were named and whose images are there."""
-    files = {"kanji": arguments.kanji, "characters": arguments.characters}
-    missing = {name for name, path in files.items() if not path.exists()}
-    for name in sorted(missing & {case.data for case in arguments.cases}):
-        print(
-            f"no images at {files[name]}: cases of {name} are left out; "
-            f"examples/{name}/build.py draws them",
-            file=sys.stderr,
-        )
-    return [case for case in arguments.cases if case.data not in missing]
 
 
 def run_case(inputs: RouteInputs, case: Case, shares: Sequence[float] = SHARES) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -87,8 +88,8 @@ def test_cases_are_chosen_by_name(
     some = "kanji-cnn-larger,emoji-cnn-lite0,kanji-cnn-larger"
     selected = cases.chosen(some, cases.CASES)
     assert [entry.name for entry in selected] == ["emoji-cnn-lite0", "kanji-cnn-larger"]
-    tried = (*cases.CASES, cases.WIDE, cases.CONTROLS[0])
-    for program, known in ((share_passed, share_passed.ALL), (ablation, tried)):
+    for program in (share_passed, ablation):
+        known = program.ALL
         monkeypatch.setattr(
             sys, "argv", ["study", "--cases", ",".join(entry.name for entry in known)]
         )
@@ -366,6 +367,28 @@ def test_the_large_set_has_as_many_classes_and_rows_as_one_wants(
     with pytest.raises(InputError) as refused:
         characters.load_characters(tmp_path / "none.npz", 10, 50)
     assert refused.value.tip == "examples/characters/build.py draws them"
+
+
+def test_an_ablation_takes_the_large_set_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--cases`` and ``--characters`` as in share_passed; a set without its file is left out."""
+    monkeypatch.setattr(characters, "VALIDATION", 4)
+    monkeypatch.setattr(characters, "TEST", 6)
+    monkeypatch.setattr(cases, "EPOCHS", {**cases.EPOCHS, "characters": 1})
+    monkeypatch.setattr(ablation, "MAIN", (ablation.DEFAULT, "20 epochs"))
+    case, results = "characters-cnn-larger-10-50", tmp_path / "results.json"
+    words = ["ablation", "--cases", f"{case},kanji-cnn-larger", "--kanji", str(tmp_path / "none")]
+    words += ["--characters", str(_drawn(tmp_path)), "--seeds", "0", "--json", str(results)]
+    monkeypatch.setattr(sys, "argv", words)
+    ablation.main()
+    rows = json.loads(results.read_text())
+    assert [(row["case"], row["setting"]) for row in rows] == [
+        (case, name) for name in ablation.MAIN
+    ]
+    assert "cases of kanji are left out; examples/kanji/build.py draws them" in (
+        capsys.readouterr().err
+    )
 
 
 def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
