@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -69,8 +70,7 @@ def load_features(path: Path, similarity: str | None = None) -> FeatureTable:
     features = _rows(arrays.pop("features"), path)
     columns = {name: _text(path, name, column, len(features)) for name, column in arrays.items()}
     for name in ("ids", "labels"):
-        if "" in columns[name]:
-            raise InputError(f"{path}: row {columns[name].index('')} has no {name[:-1]}")
+        _refuse_empty(path, name, columns)
     ids = columns.pop("ids")
     if len(set(ids)) < len(ids):
         raise InputError(f"{path}: {len(ids) - len(set(ids))} ids are there twice")
@@ -89,6 +89,21 @@ def load_features(path: Path, similarity: str | None = None) -> FeatureTable:
         role=role,
         slices=columns,
         similarity=similarity,
+    )
+
+
+def _refuse_empty(path: Path, name: str, columns: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise an InputError if an id or label is empty or blank."""
+    empty = [row for row, text in enumerate(columns[name]) if not text.strip()]
+    if not empty:
+        return
+    first, more = empty[0], f"; {len(empty)} rows have none" if empty[1:] else ""
+    item = f" (id {columns['ids'][first]!r})" if name == "labels" else ""
+    expected = "an id that no other row has" if name == "ids" else "the item's class"
+    raise InputError(
+        f"{path}: row {first}{item} has no {name[:-1]}: expected {expected}, got "
+        f"{columns[name][first]!r}{more}",
+        tip=f"write {name} for all rows, or leave those rows out of every array",
     )
 
 

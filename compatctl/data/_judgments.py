@@ -46,7 +46,10 @@ def _pair(row: dict[str, str | None], where: str, seen: set[frozenset[str]]) -> 
     if same.lower() not in _SAME:
         raise InputError(f"{where}: same is 1 or 0, got {same!r}")
     if not first or not second or first == second:
-        raise InputError(f"{where}: a pair is of two items, got {first!r} and {second!r}")
+        raise InputError(
+            f"{where}: a pair is of two items, got {first!r} and {second!r}",
+            tip="write the ids of two items as id_a and id_b, or leave the line out",
+        )
     key = frozenset((first, second))
     if key in seen:
         raise InputError(f"{where}: the pair {first}, {second} is there twice")
@@ -102,8 +105,14 @@ def read_traffic(path: Path) -> dict[str, float]:
     counts: dict[str, float] = {}
     for where, row in csv_rows(path, ("id", "count")):
         item, text = (row.get("id") or "").strip(), (row.get("count") or "").strip()
-        if not item or item in counts:
-            raise InputError(f"{where}: expected each id once, got {item!r}")
+        if not item:
+            raise InputError(
+                f"{where}: id is empty: expected an item's id with the count {text!r}, got "
+                f"{row.get('id')!r}",
+                tip="write the id, or leave the line out",
+            )
+        if item in counts:
+            raise InputError(f"{where}: expected each id once, got {item!r} again")
         counts[item] = _count(text, where)
     if not counts:
         raise InputError(f"{path}: there is no item in it")

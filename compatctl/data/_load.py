@@ -29,6 +29,24 @@ IMAGE_SUFFIXES = frozenset((
 _REQUIRED = ("id", "path", "label")
 _WITHOUT_LABEL = ("id", "path")
 _RESERVED = frozenset((*_REQUIRED, "split", "role"))
+_EXPECTED = {
+    "id": (
+        "an id that no other item has",
+        "write one, such as the file's name; it must not change between tables",
+    ),
+    "path": ("the image's file", "write its path, relative to the table; or leave the item out"),
+    "label": (
+        "the item's class",
+        "write it, or leave the item out; to train on images of unknown class, name a table of "
+        "them as unlabelled: FILE in the recipe of compatctl finetune",
+    ),
+}
+"""Field that no item lacks -> what it is, and what to do without it."""
+_WITHOUT = {
+    "split": "the class decides, by split: in compatctl.yaml (unlabelled images train)",
+    "role": "the item is both query and gallery item",
+}
+"""Field that an item may lack -> what holds then."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FORMS = "a folder of class folders, a .csv or .jsonl table, or an .npz file"
 _FORMS_WITHOUT_LABELS = "a folder, a .csv or .jsonl table, or an .npz file"
@@ -54,7 +72,7 @@ def load(path: Path, rule: SplitRule | None = None, *, data_root: Path | None = 
     """
     rule = rule or SplitRule()
     roots = AllowedRoots(path if path.is_dir() else path.parent, data_root)
-    rows = _rows(path, roots, _REQUIRED, _FORMS)
+    rows = _whole(_rows(path, roots, _REQUIRED, _FORMS), _REQUIRED)
     return _read(((row.item(rule), row) for row in rows), path, roots, _FORMS)
 
 
@@ -77,7 +95,8 @@ def load_unlabelled(path: Path, *, data_root: Path | None = None) -> tuple[Datas
 
     def described() -> Iterator[tuple[Item, _Row]]:
         nonlocal labelled
-        for row in _rows(path, roots, _WITHOUT_LABEL, _FORMS_WITHOUT_LABELS):
+        rows = _rows(path, roots, _WITHOUT_LABEL, _FORMS_WITHOUT_LABELS)
+        for row in _whole(rows, _WITHOUT_LABEL):
             labelled += bool(row.text("label"))
             yield row.unlabelled_item(), row
 
@@ -117,23 +136,39 @@ class _Row:
         """A field that is one of ``known``, or None if it is empty."""
         value = self.text(key)
         if value and value not in known:
-            raise InputError(f"{self.where}: {key} is one of {', '.join(known)}; got {value!r}")
+            raise InputError(
+                f"{self.where}{self._named(key)}: {key} is one of {', '.join(known)}; got "
+                f"{value!r}",
+                tip=f"leave {key} empty: then {_WITHOUT[key]}",
+            )
         return value or None
 
-    def required(self, key: str) -> str:
-        """A field as text that is not empty."""
-        if not (value := self.text(key)).strip():
-            raise InputError(f"{self.where}: {key} is empty")
-        return value
+    def lacks(self, key: str) -> bool:
+        """Whether a field is missing, or has nothing but blanks; an array needs no path."""
+        return (key != "path" or self.source is None) and not self.text(key).strip()
+
+    def refusal(self, key: str, others: int) -> InputError:
+        """The error of an item that lacks ``key``, as so many ``others`` do."""
+        expected, tip = _EXPECTED[key]
+        more = f"; {others + 1} items have none" if others else ""
+        got = "nothing" if self.record.get(key) is None else repr(self.record[key])
+        where = f"{self.where}{self._named(key)}"
+        return InputError(f"{where}: {key} is empty: expected {expected}, got {got}{more}", tip=tip)
+
+    def _named(self, key: str) -> str:
+        """By what else a message names the item."""
+        other = "id" if key != "id" else "path"
+        value = "" if self.lacks(other) else self.text(other)
+        return f" ({other} {value!r})" if value and other in self.record else ""
 
     def unlabelled_item(self) -> Item:
         """The item without its label, in the row's split or else in ``train``."""
         split = self.word("split", get_args(Split)) or "train"
-        return Item(id=self.required("id"), label="", split=cast("Split", split))
+        return Item(id=self.text("id"), label="", split=cast("Split", split))
 
     def item(self, rule: SplitRule) -> Item:
         """The item, after all checks of its fields."""
-        item_id, label = self.required("id"), self.required("label")
+        item_id, label = self.text("id"), self.text("label")
         slices = {key: self.text(key) for key in sorted(self.record) if key not in _RESERVED}
         split = self.word("split", get_args(Split)) or rule.split_of(label, item_id)
         return Item(
@@ -148,9 +183,27 @@ class _Row:
         """The image's array or file; a relative path starts from ``folder``."""
         if self.source is not None:
             return self.source
-        if not self.text("path"):
-            raise InputError(f"{self.where}: path is empty")
         return roots.check(folder / self.text("path"), self.where)
+
+
+def _whole(rows: Iterator[_Row], required: tuple[str, ...]) -> Iterator[_Row]:
+    """The rows, until one lacks a ``required`` field."""
+    for row in rows:
+        for key in required:
+            if row.lacks(key):
+                raise row.refusal(key, _count(rows, key))
+        yield row
+
+
+def _count(rows: Iterator[_Row], key: str) -> int:
+    """How many rows lack a field, up to the first one that cannot be read."""
+    count = 0
+    try:
+        for row in rows:
+            count += row.lacks(key)
+    except InputError:
+        return count
+    return count
 
 
 def _rows(path: Path, roots: AllowedRoots, required: tuple[str, ...], forms: str) -> Iterator[_Row]:

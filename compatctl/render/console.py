@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from compatctl.files import json_safe
 from compatctl.printable import printable
@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     Table = Callable[[Console, T], None]
     """Prints a result of one type."""
@@ -22,8 +23,10 @@ LOG_WIDTH = 120
 """Width in columns where stdout is a file or a pipe."""
 _SMALL = 0.00005
 """Smaller values would show as 0.0000."""
-_SHORT = 10
-"""Characters of a first column's cell that no terminal breaks"""
+_WORD = 13
+"""Characters of a word that a table does not break, unless the terminal is narrower than that"""
+_BETWEEN, _EDGES = 3, 2
+"""Blanks between two columns of a table, and at its two edges"""
 
 
 def make_console() -> Console:
@@ -45,27 +48,81 @@ def make_console() -> Console:
     return SafeConsole(highlight=False, soft_wrap=not on_screen, emoji=False, width=width)
 
 
-def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their column names; the first column is left-aligned, and a narrow terminal
-    does not hide it: it is as wide as its name and as cells of up to ten characters."""
+def print_table(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[object]], *, keys: int = 1
+) -> None:
+    """Print rows under their column names; the first column is left-aligned.
+
+    Nothing is cut off. Where the terminal is too narrow, cells wrap between words; where that is
+    not enough, the other columns follow in further tables, which repeat the first ``keys`` columns.
+    """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    widths = (min(_SHORT, len(cell(row[0]))) for row in rows)
-    first = max((len(columns[0]), *widths))
-    for position, name in enumerate(columns):
-        whole = 0 < position < len(columns) - 1
-        table.add_column(
-            name,
-            justify="left" if position == 0 else "right",
-            no_wrap=whole,
-            overflow="fold",
-            min_width=None if position else first,
-        )
-    for row in rows:
-        table.add_row(*(cell(entry) for entry in row))
-    console.print(table)
+    names = [Text.from_markup(name, emoji=False) for name in columns]
+    cells = [[Text.from_markup(cell(entry), emoji=False) for entry in row] for row in rows]
+    spans = [_Span.of([name, *column]) for name, *column in zip(names, *cells, strict=True)]
+    filled = [any(text.plain for text in column) for column in zip(*cells, strict=True)]
+    for part in _parts(spans, filled or [True] * len(names), console.width, keys):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        widths = _widths([spans[column] for column in part], console.width)
+        for column, width in zip(part, widths, strict=True):
+            justify: Literal["left", "right"] = "right" if column else "left"
+            table.add_column(names[column], justify=justify, overflow="fold", width=width)
+        for row in cells:
+            table.add_row(*(row[column] for column in part))
+        console.print(table)
+
+
+class _Span(NamedTuple):
+    """Widths of a column: with words up to ``_WORD`` characters whole, and with whole cells."""
+
+    least: int
+    whole: int
+
+    @classmethod
+    def of(cls, texts: Sequence[Text]) -> _Span:
+        from rich.cells import cell_len
+
+        words = (min(_WORD, cell_len(word)) for text in texts for word in text.plain.split())
+        lines = (cell_len(line) for text in texts for line in text.plain.splitlines())
+        return cls(least=max(words, default=1), whole=max(lines, default=1))
+
+
+def _room(widths: Iterable[int], width: int) -> int:
+    """What a table of columns with these widths leaves of the terminal's; below 0: it lacks."""
+    columns = list(widths)
+    return width - sum(columns) - _BETWEEN * (len(columns) - 1) - _EDGES
+
+
+def _parts(
+    spans: Sequence[_Span], filled: Sequence[bool], width: int, keys: int
+) -> list[list[int]]:
+    """The columns of each table; only a table that is split leaves out columns without a cell."""
+    if _room((span.least for span in spans), width) >= 0:
+        return [[*range(len(spans))]]
+    first = [*range(keys)]
+    parts: list[list[int]] = [first]
+    for column in range(keys, len(spans)):
+        if not filled[column]:
+            continue
+        longer = [*parts[-1], column]
+        if len(parts[-1]) > keys and _room((spans[at].least for at in longer), width) < 0:
+            parts.append(first)
+        parts[-1] = [*parts[-1], column]
+    return parts
+
+
+def _widths(spans: Sequence[_Span], width: int) -> list[int]:
+    """Widths of a table's columns: those that need least to be whole are whole first."""
+    widths = [span.least for span in spans]
+    for column in sorted(range(len(spans)), key=lambda at: spans[at].whole - spans[at].least):
+        more = spans[column].whole - spans[column].least
+        widths[column] += min(more, max(0, _room(widths, width)))
+    while _room(widths, width) < 0 and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+    return widths
 
 
 def cell(entry: object) -> str:

@@ -104,7 +104,7 @@ def history_table(console: Console, history: History) -> None:
         for entry in history.generations
     ]
     columns = ("passed", "generation", "operation", "at", "query model", "rows", "note")
-    print_table(console, columns, rows)
+    print_table(console, columns, rows, keys=2)
 
 
 def status_table(console: Console, status: Status) -> None:
@@ -278,6 +278,7 @@ def demo_table(console: Console, demo: DemoResult) -> None:
         console,
         ("passed", "route", "new on old gallery", "gain", "new on new gallery", "verdict"),
         routes,
+        keys=2,
     )
     for line in demo.story:
         console.print(cell(line))
@@ -387,7 +388,7 @@ def _plan_routes(console: Console, routes: Sequence[RouteEstimate]) -> None:
         )
         for route in routes
     ]
-    print_table(console, ("passed", "route", "recall@1", "gain", "kept", "gate"), gains)
+    print_table(console, ("passed", "route", "recall@1", "gain", "kept", "gate"), gains, keys=2)
     costs = [
         (
             f"{route.gallery_passed:.0%}",
@@ -401,7 +402,7 @@ def _plan_routes(console: Console, routes: Sequence[RouteEstimate]) -> None:
         for route in routes
     ]
     columns = ("passed", "route", "neg. flips", "ms/query", "passes", "s once", "MB new")
-    print_table(console, columns, costs)
+    print_table(console, columns, costs, keys=2)
 
 
 def plan_table(console: Console, plan: Plan) -> None:

@@ -198,6 +198,7 @@ def test_traffic_orders_by_its_counts(deployed: Shop, tmp_path: Path) -> None:
         ("id,count\ngone,1\n", "none of the 1 items"),
         ("id,count\na,-1\n", "at least 0"),
         ("id,count\na,1\na,2\n", "each id once"),
+        ("id,count\na,1\n ,2\n", "line 3: id is empty: expected an item's id with the count '2'"),
         ("id,count\n", "no item"),
         ("id\na\n", "count"),
     ):

@@ -212,15 +212,25 @@ def test_import_adopts_the_file_byte_for_byte(shop: Shop, tmp_path: Path, emoji:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("9" * 100_000 + ",a,x", "incomplete line"),
+        ("9" * 100_000 + ",a,x", "expected a key of the index"),
         ("18446744073709551616,a,x", "larger than"),
-        ("\u00b2,a,x", "incomplete line"),
-        ("-1,a,x", "incomplete line"),
-        ("0,a", "incomplete line"),
+        ("\u00b2,a,x", "expected a key of the index"),
+        ("-1,a,x", "expected a key of the index"),
+        ("0,a", "expected a key of the index"),
+        ("0, ,x", "got '0', ' ' and 'x'"),
         ("0," + "a" * 200_000 + ",x", "cannot be read as CSV"),
         ("0,a,x\n0,b,y", "twice"),
     ],
-    ids=["endless digits", "beyond uint64", "a power", "negative", "short", "a huge cell", "twice"],
+    ids=[
+        "endless digits",
+        "beyond uint64",
+        "a power",
+        "negative",
+        "short",
+        "blank",
+        "a huge cell",
+        "twice",
+    ],
 )
 def test_import_refuses_malformed_keys(shop: Shop, tmp_path: Path, line: str, says: str) -> None:
     """A key that hnswlib cannot have is an input error that names the line."""

@@ -125,7 +125,10 @@ BAD_TABLES: dict[str, tuple[dict[str, Any], str]] = {
     "truths as labels": ({"labels": np.array([True, False, True])}, "labels"),
     "an id twice": ({"ids": np.array(["a", "b", "a"])}, "twice"),
     "an empty id": ({"ids": np.array(["a", "", "c"])}, "row 1 has no id"),
-    "an empty label": ({"labels": np.array(["x", "y", ""])}, "row 2 has no label"),
+    "an empty label": (
+        {"labels": np.array(["x", " ", ""])},
+        "row 1 (id 'b') has no label: expected the item's class, got ' '; 2 rows have none",
+    ),
     "an empty role": ({"role": np.array(["query", "", "gallery"])}, "role"),
     "another role": ({"role": np.array(["query", "judge", "gallery"])}, "judge"),
     "a slice of another length": ({"vendor": np.array(["n"])}, "vendor"),

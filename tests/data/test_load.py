@@ -103,11 +103,17 @@ def test_a_jsonl_table_reads_as_the_csv_does(tmp_path: Path) -> None:
         ("id,path,label\n", "no image in it"),
         ("", "no column id, path, label"),
         ("id,path,label\nx,img/0.png\n", "line 2: 2 cells under 3 columns"),
-        ("id,path,label\nx,img/0.png,ant\ny,img/1.png, \n", "line 3: label is empty"),
-        ("id,path,label\n,img/0.png,ant\n", "line 2: id is empty"),
-        ("id,path,label\nx,,ant\n", "line 2: path is empty"),
-        ("id,path,label,split\nx,img/0.png,ant,dev\n", "line 2: split is one of .*'dev'"),
-        ("id,path,label,role\nx,img/0.png,ant,index\n", "line 2: role is one of .*'index'"),
+        ("id,path,label\nx,img/0.png,ant\ny,img/1.png, \n", r"line 3 \(id 'y'\): label is empty"),
+        ("id,path,label\n,img/0.png,ant\n", r"line 2 \(path 'img/0.png'\): id is empty"),
+        ("id,path,label\nx,,ant\n", r"line 2 \(id 'x'\): path is empty"),
+        (
+            "id,path,label,split\nx,img/0.png,ant,dev\n",
+            r"line 2 \(id 'x'\): split is one of .*'dev'",
+        ),
+        (
+            "id,path,label,role\nx,img/0.png,ant,index\n",
+            r"line 2 \(id 'x'\): role is one of .*'index'",
+        ),
         (
             "id,path,label\nx,img/0.png,ant\ny,img/1.png,ant\nx,img/2.png,bee\n",
             "line 4: the id 'x' is already at .*line 2",
@@ -136,6 +142,54 @@ def test_a_bad_jsonl_is_refused_by_line(tmp_path: Path, text: str, message: str)
     """A line that is not a JSON object of texts is an error that names it."""
     with pytest.raises(InputError, match=message):
         load(table(tmp_path, text, "items.jsonl"))
+
+
+EMPTY = [
+    ("label", " ", "line 3 (id 'y'): label is empty: expected the item's class, got ' '"),
+    ("label", None, "line 3 (id 'y'): label is empty: expected the item's class, got nothing"),
+    ("path", " ", "line 3 (id 'y'): path is empty: expected the image's file, got ' '"),
+    ("id", "\t", "line 3 (path 'p'): id is empty: expected an id that no other item has"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), EMPTY)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_an_item_without_a_field_is_named_with_what_to_do(
+    tmp_path: Path, key: str, value: str | None, message: str, form: str
+) -> None:
+    """File, line, the item, what was expected and found, how many more, and the next step."""
+    rows: list[dict[str, str | None]] = [
+        {"id": name, "path": "p", "label": "ant", "split": None} for name in "xyzu"
+    ]
+    for row in rows[1:3]:
+        row[key] = value
+    if form == "jsonl":
+        path = table(tmp_path, "\n" + "\n".join(map(json.dumps, rows)), "items.jsonl")
+    else:
+        cells = "\n".join(",".join(value or "" for value in row.values()) for row in rows)
+        path = table(tmp_path, f"id,path,label,split\n{cells}\n")
+        message = message.replace("got nothing", "got ''")
+    with pytest.raises(InputError) as refused:
+        load(path)
+    assert refused.value.message.startswith(f"{path}, {message}")
+    assert refused.value.message.endswith("; 2 items have none")
+    assert "leave the item out" in refused.value.tip or key == "id"
+
+
+def test_a_blank_split_says_what_an_empty_one_means(tmp_path: Path) -> None:
+    """A cell of blanks is no split; the tip says what an empty cell is."""
+    with pytest.raises(
+        InputError, match=r"line 2 \(id 'x'\): split is one of .*; got ' '"
+    ) as error:
+        load(table(tmp_path, "id,path,label,split\nx,p,ant, \n"))
+    assert error.value.tip.startswith("leave split empty: then the class decides")
+
+
+def test_unlabelled_items_need_an_id_and_a_path(tmp_path: Path) -> None:
+    """Their label may be empty; an id or path of blanks is refused by line."""
+    assert load_unlabelled(table(tmp_path, "id,path,label\nx,p,\n"))[1] == 0
+    with pytest.raises(InputError, match=r"line 2 \(id 'x'\): path is empty: expected"):
+        load_unlabelled(table(tmp_path, "id,path\nx, \n"))
 
 
 def test_a_table_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
@@ -176,10 +230,10 @@ def test_an_npz_of_colour_or_grey_arrays(tmp_path: Path, shape: tuple[int, ...])
         ({"images": np.zeros((0, 4, 4, 3), np.uint8)}, "must be 0 strings"),
         ({"ids": np.array(["a"])}, "ids must be 2 strings"),
         ({"ids": np.array(["a", "a"])}, "row 1: the id 'a' is already"),
-        ({"labels": np.array(["a", ""])}, "row 1: label is empty"),
+        ({"labels": np.array(["a", ""])}, r"row 1 \(id 'b'\): label is empty"),
         ({"labels": np.array([0.5, 1.5])}, "must be 2 strings"),
         ({"labels": np.array(["a", None], dtype=object)}, "not an .npz file that can be read"),
-        ({"split": np.array(["train", "dev"])}, "row 1: split is one of"),
+        ({"split": np.array(["train", "dev"])}, r"row 1 \(id 'b'\): split is one of"),
     ],
 )
 def test_a_bad_npz_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -1,0 +1,83 @@
+"""Tables on narrow terminals: what decides is never hidden."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+from shop_kit import Shop, run
+
+from compatctl.render.console import print_table
+
+HISTORY = ("passed", "generation", "operation", "at", "query model", "rows", "note")
+GENERATIONS = (
+    ("unknown", 1, "init", "2026-11-29 15:30", "0123456789ab", 12345, ""),
+    ("12.3%", 2, "deploy", "2026-11-29 15:30", "ba9876543210", 12345, "forced: because we can"),
+    ("3% + 5%", 12, "backfill", "2026-11-29 15:30", "0123456789ab", 12345, ""),
+)
+WORDS = st.lists(st.text("abc019%.+", min_size=1, max_size=13), max_size=4).map(" ".join)
+
+
+def _shown(width: int, columns: tuple[str, ...], rows: list[tuple[object, ...]], keys: int) -> str:
+    console = Console(file=io.StringIO(), width=width, emoji=False, highlight=False)
+    print_table(console, columns, rows, keys=keys)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@given(st.data(), st.integers(34, 130), st.integers(1, 7))
+def test_a_narrow_table_shows_every_word(data: st.DataObject, width: int, columns: int) -> None:
+    """No line is wider than the terminal, and each word of each cell is whole somewhere."""
+    names = tuple(f"column {i}" for i in range(columns))
+    cells = st.tuples(*[WORDS] * columns)
+    rows = data.draw(st.lists(cells, max_size=4))
+    shown = _shown(width, names, [*rows], keys=1)
+    assert all(cell_len(line) <= width for line in shown.splitlines())
+    words = shown.split()
+    for row in rows:
+        for text in row:
+            assert set(text.split()) <= set(words)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_table_that_is_split_repeats_its_keys(width: int) -> None:
+    """Each part begins with the share passed and the generation, whole; a cell is in one part."""
+    shown = _shown(width, HISTORY, [*GENERATIONS], keys=2)
+    heads = [line for line in shown.splitlines() if "passed" in line]
+    assert heads
+    for values in (("unknown", "1"), ("12.3%", "2"), ("3% + 5%", "12")):
+        lines = [line for line in shown.splitlines() if line.strip().startswith(values[0])]
+        assert len(lines) == len(heads)
+        assert all(line.split(values[0])[1].split()[0] == values[1] for line in lines)
+    assert shown.count("ba9876543210") == 1
+    assert len(heads) == 1 or width < 120
+
+
+def test_an_id_of_any_length_is_folded() -> None:
+    """A long id takes several lines and hides no cosine; markup in it is text."""
+    item = "photos[1]/" * 30
+    shown = _shown(60, ("item", "label", "cosine"), [(item, ":smile:", 0.98765)], keys=1)
+    lines = [line.rstrip() for line in shown.splitlines()]
+    assert "0.9877" in shown
+    assert ":smile:" in shown
+    assert "".join(line.split("  ")[0].strip() for line in lines[3:]) == item
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_history_shows_the_share_passed_on_a_narrow_terminal(
+    shop: Shop, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The share passed stands beside each generation, and so does the whole digest's beginning."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = run("history", *shop.args)
+    assert shown.code == 0, shown.stderr
+    assert all(len(line) <= columns for line in shown.stdout.splitlines())
+    generations = shop.run("history").json["generations"]
+    for entry in generations:
+        assert entry["query_model"][:12] in shown.stdout
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert ["100.00%", "1", "init"] in [words[:3] for words in lines]
