@@ -24,12 +24,7 @@ from compatctl.deployment.gallery import (
     load_query_model,
     stored_rows,
 )
-from compatctl.deployment.gallery_pass import (
-    gallery_pass,
-    require_budget,
-    rescored_rows,
-    rows_of_model,
-)
+from compatctl.deployment.gallery_pass import ModelRows, gallery_pass, require_budget
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.errors import EvidenceError, UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
@@ -289,13 +284,10 @@ def _pass(
 ) -> GalleryPass:
     """What of the gallery will have passed once the query model embedded these rows (n,), and
     others (m,) only to measure."""
-    model = store.manifest.query_model
-    rewritten = rows_of_model(catalog, model)
-    rewritten[rows] = True
-    rescored = rescored_rows(store.path, catalog, model)
+    made = ModelRows.of(store, catalog, store.manifest.query_model).writing(rows)
     record = query_model_record(project, store)
     ids = [catalog.ids[row] for row in measured.tolist()]
-    return gallery_pass(catalog, record, rewritten=rewritten, rescored=rescored, measured=ids)
+    return gallery_pass(catalog, record, made=made, measured=ids)
 
 
 def _target(store: Store, catalog: Catalog, options: BackfillOptions) -> BackfillTarget:

@@ -17,7 +17,7 @@ from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, index_params
-from compatctl.deployment.gallery_pass import gallery_pass
+from compatctl.deployment.gallery_pass import ModelRows, gallery_pass
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.record_files import find_record
@@ -212,7 +212,7 @@ class _Work:
         measured = {*measured_ids(data), *data.take(queries).ids}
         result = replace(
             result,
-            gallery_pass=gallery_pass(gallery.catalog, fitted_on, measured=measured),
+            gallery_pass=self._pass(gallery, fitted_on, measured),
             map=alignment.report(fitted, data),
             models=tuple(lifted.model for lifted in models),
             measured=trial,
@@ -221,6 +221,13 @@ class _Work:
             written=should_write(outcome, options.forced_reason, dry_run=options.dry_run),
         )
         return result, _Plan(adapter=fitted.adapter, models=models, ann_queries=ann_queries)
+
+    def _pass(
+        self, gallery: DeployedGallery, fitted_on: TrainingRecord, measured: set[str]
+    ) -> GalleryPass:
+        """What of the gallery went through the new encoder, in earlier generations too."""
+        made = ModelRows.of(self.store, gallery.catalog, self.model.encoder.sha256)
+        return gallery_pass(gallery.catalog, fitted_on, made=made, measured=measured)
 
     def _try_lift(
         self, data: Dataset, gallery: DeployedGallery, rows: Rows, adapter: Adapter

@@ -16,7 +16,7 @@ from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, index_params
-from compatctl.deployment.gallery_pass import gallery_pass, require_budget, rescored_rows
+from compatctl.deployment.gallery_pass import ModelRows, gallery_pass, require_budget
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.rescoring import Rescorer, rescorer_of
@@ -279,11 +279,11 @@ def _is_promoted(store: Store) -> bool:
 def _pass(project: Project, gallery: DeployedGallery) -> GalleryPass:
     """What of the gallery will have passed: every row."""
     catalog = gallery.catalog
+    made = ModelRows.of(gallery.store, catalog, gallery.manifest.query_model)
     return gallery_pass(
         catalog,
         query_model_record(project, gallery.store),
-        rewritten=np.ones(len(catalog), bool),
-        rescored=rescored_rows(gallery.store.path, catalog, gallery.manifest.query_model),
+        made=made.writing(np.arange(len(catalog))),
     )
 
 

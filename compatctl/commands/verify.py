@@ -15,11 +15,10 @@ from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.gallery_pass import (
+    ModelRows,
     checked_ids,
     gallery_pass,
     require_rescoring_budget,
-    rescored_rows,
-    rows_of_model,
 )
 from compatctl.deployment.model_file import refuse_fused
 from compatctl.deployment.project import report_key
@@ -187,8 +186,7 @@ def _gallery_pass(
     return gallery_pass(
         gallery.catalog,
         setup.record,
-        rewritten=rows_of_model(gallery.catalog, new.sha256),
-        rescored=rescored_rows(gallery.store.path, gallery.catalog, new.sha256),
+        made=ModelRows.of(gallery.store, gallery.catalog, new.sha256),
         measured=ids | checked_ids(setup.data),
     )
 

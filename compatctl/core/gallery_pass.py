@@ -25,7 +25,8 @@ class GalleryPass:
 
     A labelled training item that a backfill writes is both trained and passed. ``by`` says for what
     the rows were embedded: purpose -> rows, where one row may count for several purposes. Purposes
-    without a row are left out.
+    without a row are left out. Rows that may have passed, and cannot be named any more, count as
+    others than those that can.
     """
 
     rows: int
@@ -36,20 +37,33 @@ class GalleryPass:
     by: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, *, rows: int, trained: Bools, passed: dict[str, Bools], measured: Bools) -> Self:
-        """Count masks (``rows``,) of the gallery; ``passed`` gives one for each purpose."""
+    def of(
+        cls,
+        *,
+        rows: int,
+        trained: Bools,
+        passed: dict[str, Bools],
+        measured: Bools,
+        unnamed: dict[str, int] | None = None,
+    ) -> Self:
+        """Count masks (``rows``,) of the gallery; ``passed`` gives one for each purpose.
+
+        ``unnamed``: for each purpose how many more rows may have passed, at most.
+        """
+        unnamed = unnamed or {}
         made = np.zeros(rows, bool)
         for mask in passed.values():
             made |= mask
-        n_passed = int(made.sum())
-        purposes = {"training": trained, **passed, "measurement": measured}
+        n_passed = min(rows, int(made.sum()) + sum(unnamed.values()))
+        masks = {"training": trained, **passed, "measurement": measured}
+        purposes = {name: int(mask.sum()) + unnamed.get(name, 0) for name, mask in masks.items()}
         return cls(
             rows=rows,
             trained=int(trained.sum()),
             passed=n_passed,
             measured=int((measured & ~made & ~trained).sum()),
             share=n_passed / max(1, rows),
-            by={name: int(mask.sum()) for name, mask in purposes.items() if mask.any()},
+            by={name: min(rows, count) for name, count in purposes.items() if count},
         )
 
     @property

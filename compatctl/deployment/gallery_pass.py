@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import Bools
+from compatctl.core.arrays import Bools, Rows
 from compatctl.core.digest_prefixes import DigestPrefixes, name_prefix
 from compatctl.core.gallery_pass import GalleryPass
 from compatctl.data import Dataset
-from compatctl.deployment.query_model_pass import PAIRS, RESCORED, STORED
+from compatctl.deployment.query_model_pass import EARLIER, PAIRS, RESCORED, STORED
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import parity_images, sample_images
 from compatctl.errors import UsageError
-from compatctl.manifest import Catalog
+from compatctl.manifest import Catalog, Manifest
 from compatctl.recipe import PROJECT_FILE, Project
+from compatctl.store import NOTHING, Store, written_rows
 from compatctl.store.side_file import SideFile
 
 
@@ -31,16 +34,14 @@ def gallery_pass(
     catalog: Catalog,
     record: TrainingRecord | None,
     *,
-    rewritten: Bools | None = None,
-    rescored: Bools | None = None,
+    made: ModelRows | None = None,
     measured: Iterable[str] = (),
 ) -> GalleryPass:
     """Count the rows of a catalogue that a candidate passed.
 
     Args:
         record: its training record; None counts no row by it.
-        rewritten: (N,) rows whose stored vectors it made, or will make.
-        rescored: (N,) rows whose free vectors it made.
+        made: the rows whose vectors it made, or will make.
         measured: ids of items that were embedded to measure, in addition to the record's.
     """
     record = record or TrainingRecord()
@@ -48,17 +49,84 @@ def gallery_pass(
     measured_ids = record.measured_ids | DigestPrefixes.from_ints(map(name_prefix, measured))
     own = items.among(record.own("ids"), record.own("digests"))
     trained = items.among(record.ids, record.digests)
-    made = {PAIRS: items.among(record.unlabelled_ids, record.unlabelled_digests) & own}
-    if rewritten is not None:
-        made[STORED] = rewritten
-    if rescored is not None:
-        made[RESCORED] = rescored
+    passed = {PAIRS: items.among(record.unlabelled_ids, record.unlabelled_digests) & own}
     return GalleryPass.of(
         rows=len(catalog),
         trained=trained & own,
-        passed=made,
+        passed=passed | (made.by_purpose if made else {}),
         measured=measured_ids.contains(items.names),
+        unnamed={EARLIER: made.unnamed} if made else None,
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelRows:
+    """Rows (N,) of a gallery whose vectors one model made.
+
+    Attributes:
+        stored: its vectors are in the gallery.
+        earlier: others whose vectors were in the gallery of an earlier generation.
+        rescored: its side file has their free vectors.
+        unnamed: how many more, at most, it wrote in galleries that were deleted since.
+    """
+
+    stored: Bools
+    earlier: Bools
+    rescored: Bools
+    unnamed: int = 0
+
+    @classmethod
+    def of(cls, store: Store, catalog: Catalog, sha256: str) -> Self:
+        """Those of a model, by the store's current generation and its history.
+
+        Raises:
+            DamagedError: the side file, a catalogue or a manifest is missing or changed.
+        """
+        stored = rows_of_model(catalog, sha256)
+        earlier, unnamed = _earlier_rows(store, catalog, sha256, stored)
+        rescored = rescored_rows(store.path, catalog, sha256)
+        return cls(stored=stored, earlier=earlier, rescored=rescored, unnamed=unnamed)
+
+    def writing(self, rows: Rows) -> Self:
+        """The same once it wrote rows (n,) too."""
+        stored = self.stored.copy()
+        stored[rows] = True
+        return replace(self, stored=stored, earlier=self.earlier & ~stored)
+
+    @property
+    def by_purpose(self) -> dict[str, Bools]:
+        """Purpose -> (N,)."""
+        return {STORED: self.stored, EARLIER: self.earlier, RESCORED: self.rescored}
+
+
+def _earlier_rows(store: Store, catalog: Catalog, sha256: str, stored: Bools) -> tuple[Bools, int]:
+    """(N,) other rows than those ``stored`` (N,) that a model wrote in an earlier generation, and
+    how many more at most in generations whose catalogue is deleted."""
+    history = store.history()
+    undone = [
+        before
+        for before, state in pairwise(history)
+        if _rows(before, sha256)
+        and before.catalog != state.catalog
+        and (state.restores is not None or _rows(state, sha256) < _rows(before, sha256))
+    ]
+    if not undone:
+        return np.zeros(len(catalog), bool), 0
+    first = max(store.manifest.oldest_restorable, store.manifest.oldest_gallery)
+    kept = {state.catalog: state for state in undone if state.generation >= first}
+    ids = {catalog.ids[row] for row in np.flatnonzero(stored).tolist()}
+    for state in kept.values():
+        other = store.catalog(state)
+        ids |= {other.ids[row] for row in np.flatnonzero(rows_of_model(other, sha256)).tolist()}
+    rows = np.fromiter((item in ids for item in catalog.ids), bool, len(catalog))
+    if all(state.catalog in kept for state in undone):
+        return rows & ~stored, 0
+    *_, last = written_rows(history)
+    return rows & ~stored, max(0, last.get(sha256, NOTHING).most - int(rows.sum()))
+
+
+def _rows(state: Manifest, sha256: str) -> int:
+    return sum(share.rows for share in state.models if share.sha256 == sha256)
 
 
 def paired_rows(catalog: Catalog, record: TrainingRecord) -> Bools:
@@ -93,9 +161,10 @@ def allowed_rows(project: Project, rows: int) -> int:
     return math.floor(project.max_gallery_pass * rows + 1e-9)
 
 
-def room_left(project: Project, passed: Bools) -> int:
-    """How many more gallery rows the project lets pass, beside those that ``passed`` (N,)."""
-    return max(0, allowed_rows(project, len(passed)) - int(passed.sum()))
+def room_left(project: Project, passed: Bools, unnamed: int = 0) -> int:
+    """How many more gallery rows the project lets pass, beside those that ``passed`` (N,) and
+    ``unnamed`` others."""
+    return max(0, allowed_rows(project, len(passed)) - int(passed.sum()) - unnamed)
 
 
 def checked_ids(data: Dataset) -> set[str]:
@@ -113,9 +182,12 @@ def require_budget(project: Project, passed: GalleryPass, subject: str, *, tip: 
     if passed.share <= budget + 1e-12:
         return
     raised = math.ceil(passed.share * 10_000) / 10_000
+    earlier = passed.by.get(EARLIER, 0)
+    undone = f", {earlier} of them in an earlier generation," if earlier else ""
     raise UsageError(
-        f"{subject} would pass {passed.passed} of {passed.rows} gallery rows through the new "
-        f"model, a share of {passed.share:.4g}; the project allows {budget:g} (max_gallery_pass)",
+        f"{subject} would pass {passed.passed} of {passed.rows} gallery rows{undone} through the "
+        f"new model, a share of {passed.share:.4g}; the project allows {budget:g} "
+        "(max_gallery_pass)",
         tip=f"{tip}to allow it, set max_gallery_pass: {raised:g} in {PROJECT_FILE}",
     )
 

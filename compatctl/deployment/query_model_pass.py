@@ -11,11 +11,12 @@ from typing import Any
 from compatctl.errors import CompatError
 from compatctl.files import read_json
 from compatctl.manifest import Manifest
-from compatctl.store import Store, side_size
+from compatctl.store import NOTHING, Store, WrittenRows, side_size, written_rows
 
-PAIRS, STORED, RESCORED = "pairs", "stored", "re-scored"
+PAIRS, STORED, EARLIER, RESCORED = "pairs", "stored", "earlier", "re-scored"
 """Purposes of passed rows: pairs of an adapter and unlabelled images; vectors in the gallery that
-the model made; free vectors in its side file."""
+the model made; other rows whose vectors it made in an earlier generation, which a rollback or
+another model undid; free vectors in its side file."""
 MAX_REPORT_BYTES = 64 << 20
 
 
@@ -25,8 +26,9 @@ class QueryModelPass:
 
     ``passed``, ``share`` (of ``rows``, in [0, 1]) and ``trained`` are None where they are unknown:
     the generation has no report of its query model. ``exact`` is false where ``passed`` is an upper
-    bound: pairs of an adapter may be rows that were rewritten or removed since, and a record of the
-    side file may be of such a row, or of an earlier image.
+    bound: pairs of an adapter may be rows that were rewritten or removed since, a record of the
+    side file may be of such a row, or of an earlier image, and rows that were written again after a
+    rollback may be those that it undid.
     """
 
     rows: int
@@ -37,40 +39,49 @@ class QueryModelPass:
     by: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, store: Store, manifest: Manifest) -> QueryModelPass:
-        """The counts of a generation of ``store``: its own rows, the records of its side file, and
-        the pairs of its report.
+    def of(
+        cls, store: Store, manifest: Manifest, written: WrittenRows | None = None
+    ) -> QueryModelPass:
+        """The counts of a generation of ``store``: the rows that its query model wrote until then,
+        the records of its side file, and the pairs of its report.
+
+        ``written``: as ``written_rows`` has it; default: by the history.
 
         Raises:
-            DamagedError: the report or the side file is missing or changed.
+            DamagedError: the report, the side file or a manifest is missing or changed.
         """
-        rows, stored = manifest.index.count, _own_rows(manifest)
+        rows = manifest.index.count
+        written = written or _written(store)[manifest.generation - 1]
+        stored, earlier = written.now, min(rows, written.most) - written.now
         side = side_size(store.path, manifest.query_model)
         rescored = min(rows, side.records) if side else 0
-        made = {STORED: stored} if stored else {}
-        made |= {RESCORED: rescored} if rescored else {}
+        counted = {STORED: stored, EARLIER: earlier, RESCORED: rescored}
+        made = {name: count for name, count in counted.items() if count}
         if stored == rows:
             return cls(rows=rows, passed=rows, share=1.0, trained=None, by=made)
         counts = _reported(store, manifest)
         if counts is None:
             return cls(rows=rows, passed=None, share=None, trained=None, by=made)
         pairs = int(counts["by"].get(PAIRS, 0))
-        passed = min(rows, pairs + stored + rescored)
+        passed = min(rows, pairs + stored + earlier + rescored)
+        of_report = counts["rows"] == rows and not stored and not earlier
         return cls(
             rows=rows,
             passed=passed,
             share=passed / max(1, rows),
             trained=int(counts["trained"]),
-            exact=not rescored and (not pairs or (not stored and counts["rows"] == rows)),
+            exact=not rescored and written.exact and (not pairs or of_report),
             by={PAIRS: pairs, **made} if pairs else made,
         )
 
     @property
     def text(self) -> str:
         """The counts in words."""
-        stored = self.by.get(STORED, 0)
+        stored, earlier = self.by.get(STORED, 0), self.by.get(EARLIER, 0)
+        undone = f", {earlier} of them in an earlier generation" if earlier else ""
         if self.passed is None or self.share is None:
             own = f"; {stored} of {self.rows} rows are its own" if stored else ""
+            own += f"; it wrote {earlier} others in an earlier generation" if earlier else ""
             if rescored := self.by.get(RESCORED, 0):
                 own += f"; re-scoring embedded {rescored}"
             return f"gallery passed: unknown, the query model has no report here{own}"
@@ -78,8 +89,8 @@ class QueryModelPass:
             return f"gallery passed: {self.share:.2%}, the query model's own gallery"
         bound = "" if self.exact else "at most "
         return (
-            f"gallery passed: {bound}{self.share:.2%}, {self.passed} of {self.rows} rows; labelled "
-            f"training items: {self.trained} rows"
+            f"gallery passed: {bound}{self.share:.2%}, {self.passed} of {self.rows} rows{undone}; "
+            f"labelled training items: {self.trained} rows"
         )
 
     @property
@@ -93,18 +104,20 @@ class QueryModelPass:
 def passes(store: Store, history: tuple[Manifest, ...]) -> tuple[QueryModelPass, ...]:
     """That of each generation; unknown where its report was dropped."""
     found = []
-    for manifest in history:
+    for manifest, written in zip(history, _written(store), strict=True):
         try:
-            found.append(QueryModelPass.of(store, manifest))
+            found.append(QueryModelPass.of(store, manifest, written))
         except CompatError:
             rows = manifest.index.count
             found.append(QueryModelPass(rows=rows, passed=None, share=None, trained=None))
     return tuple(found)
 
 
-def _own_rows(manifest: Manifest) -> int:
-    """Rows whose vectors the query model made."""
-    return sum(model.rows for model in manifest.models if model.sha256 == manifest.query_model)
+def _written(store: Store) -> list[WrittenRows]:
+    """What the query model of each generation wrote until then."""
+    history = store.history()
+    models = (state.query_model for state in history)
+    return [of.get(model, NOTHING) for of, model in zip(written_rows(history), models, strict=True)]
 
 
 def _reported(store: Store, manifest: Manifest) -> dict[str, Any] | None:

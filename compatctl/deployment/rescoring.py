@@ -15,7 +15,7 @@ from compatctl.core.nearest import Neighbours
 from compatctl.core.rescoring import KnownVectors, MergeRule, rescore, within_budget
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.gallery_pass import paired_rows, room_left, rows_of_model
+from compatctl.deployment.gallery_pass import ModelRows, kept_rows, paired_rows, room_left
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, embed_together
 from compatctl.errors import CompatError, InputError, UsageError
@@ -89,13 +89,30 @@ def kept_vectors(cache: FreeCache | None, catalog: Catalog, rows: Rows, dim: int
     return KnownVectors(rows=rows[kept], vectors=vectors[kept])
 
 
-def passed_unkept(gallery: DeployedGallery) -> Bools:
-    """(N,) rows that the query model passed other than for its side file: those that it wrote, and
-    the pairs of its record."""
-    passed, text = rows_of_model(gallery.catalog, gallery.encoder.sha256), gallery.encoder.record
-    if text is None:
-        return passed
-    return passed | paired_rows(gallery.catalog, TrainingRecord.from_text(text, gallery.model_path))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PassedRows:
+    """What of a gallery the query model of a store that re-scores passed.
+
+    ``unkept`` (N,): rows that it passed other than for its side file; the pairs of its record are
+    among them. ``unnamed``: how many more, at most, in galleries that were deleted.
+    """
+
+    unkept: Bools
+    unnamed: int
+
+    @classmethod
+    def of(cls, gallery: DeployedGallery) -> PassedRows:
+        """Those of the query model; errors as ``ModelRows.of``."""
+        made = ModelRows.of(gallery.store, gallery.catalog, gallery.encoder.sha256)
+        rows, text = made.stored | made.earlier, gallery.encoder.record
+        if text is not None:
+            record = TrainingRecord.from_text(text, gallery.model_path)
+            rows |= paired_rows(gallery.catalog, record)
+        return cls(unkept=rows, unnamed=made.unnamed)
+
+    def room(self, project: Project, kept: Bools) -> int:
+        """How many more rows may pass where the side file has those that are ``kept`` (N,)."""
+        return room_left(project, self.unkept | kept, self.unnamed)
 
 
 def rescorer_of(project: Project, gallery: DeployedGallery, data: Dataset | None) -> Rescorer:
@@ -119,13 +136,13 @@ def rescorer_of(project: Project, gallery: DeployedGallery, data: Dataset | None
     side = SideFile.open(gallery.store.path, manifest.query_model, encoder.free_dim, limit)
 
     @cache
-    def passed_otherwise() -> Bools:
-        return passed_unkept(gallery)
+    def passed() -> PassedRows:
+        return PassedRows.of(gallery)
 
     def room() -> int:
         if not side.writable:
             return 0
-        return room_left(project, passed_otherwise() | side.holds(gallery.catalog.ids))
+        return passed().room(project, kept_rows(side, gallery.catalog))
 
     limited = room if project.max_gallery_pass < 1.0 else None
     side.allowed = limited

@@ -14,7 +14,7 @@ from compatctl.core.measurements import DECIDING_GROUP, ChainEvidence
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, read_qrels
 from compatctl.deployment.gallery import DeployedGallery, score_map
-from compatctl.deployment.gallery_pass import gallery_pass
+from compatctl.deployment.gallery_pass import ModelRows, gallery_pass
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.evaluation.adaptive_resampling import Sampling
@@ -72,16 +72,18 @@ class VerifySetup:
         ``Judge.fit``."""
         if self.options.rescore is None:
             return None
-        share = self._rescored_share(gallery)
+        share = self._rescored_share(gallery, new)
         return Judge.fit(self.data, embeddings, new, self.options, share=share, progress=progress)
 
-    def _rescored_share(self, gallery: DeployedGallery | None) -> float:
+    def _rescored_share(self, gallery: DeployedGallery | None, new: Encoder) -> float:
         """The share of the gallery, in [0, 1], that re-scoring may pass: what the project allows,
-        without what the candidate passed before."""
+        without what the candidate passed before for other things."""
         limit = 1.0 if self.policy.max_gallery_pass is None else self.policy.max_gallery_pass
         if limit >= 1.0 or gallery is None:
             return limit
-        return max(0.0, limit - gallery_pass(gallery.catalog, self.record).share)
+        made = ModelRows.of(gallery.store, gallery.catalog, new.sha256)
+        made = replace(made, rescored=np.zeros(len(gallery.catalog), bool))
+        return max(0.0, limit - gallery_pass(gallery.catalog, self.record, made=made).share)
 
     def with_near_vectors(self, embeddings: VerifyEmbeddings) -> VerifySetup:
         """The same, with the near-copies that only the old model's vectors show."""

@@ -17,8 +17,8 @@ from compatctl.core.arrays import Bytes, Rows, Vectors
 from compatctl.core.nearest import Neighbours
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.gallery_pass import kept_rows, room_left
-from compatctl.deployment.rescoring import passed_unkept
+from compatctl.deployment.gallery_pass import kept_rows
+from compatctl.deployment.rescoring import PassedRows
 from compatctl.evaluation.gallery import stored_data_rows
 from compatctl.evaluation.rescoring import FreeVectors
 from compatctl.evaluation.served_today import ServedToday
@@ -93,10 +93,10 @@ class RescoredService:
             catalog=catalog,
             progress=progress,
         )
-        passed = passed_unkept(gallery) | kept_rows(side, catalog)
-        now = min(settings.passes, room_left(project, passed))
-        passed[rows] = True
-        later = min(settings.passes, room_left(project, passed))
+        passed, kept = PassedRows.of(gallery), kept_rows(side, catalog)
+        now = min(settings.passes, passed.room(project, kept))
+        kept[rows] = True
+        later = min(settings.passes, passed.room(project, kept))
         if project.max_gallery_pass >= 1.0:
             now = later = settings.passes
         today = ServedToday(

@@ -21,7 +21,8 @@ search keeps free vectors. numpy is loaded only to read a catalogue, erasures or
 index is ever opened here.
 
 Modules, lowest first: _layout (paths, strict reading), _transaction (commits), _store (readers),
-_lineage (how a state came about), _rollback, _transitions, _check, _gc. _attempts is independent.
+_lineage (how a state came about), _written_rows, _rollback, _transitions, _check, _gc. _attempts is
+independent.
 side_file (with _side_records) is imported by name, because it loads numpy.
 """
 
@@ -47,16 +48,19 @@ from compatctl.store._side_layout import (
 )
 from compatctl.store._store import Store
 from compatctl.store._transaction import Transaction
+from compatctl.store._written_rows import NOTHING, WrittenRows, written_rows
 
 __all__ = [
     "KINDS",
     "MODEL_FIELDS",
+    "NOTHING",
     "Attempt",
     "CheckReport",
     "RollbackPlan",
     "SideFileSize",
     "Store",
     "Transaction",
+    "WrittenRows",
     "check",
     "delete_damaged_side_file",
     "embedding_space",
@@ -72,4 +76,5 @@ __all__ = [
     "side_path",
     "side_size",
     "sweep",
+    "written_rows",
 ]

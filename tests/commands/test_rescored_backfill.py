@@ -141,6 +141,25 @@ def test_what_was_written_serves_as_it_was_judged(shop: Shop) -> None:
     assert shop.run("check").code == 0
 
 
+def test_rows_of_a_rolled_back_backfill_leave_no_room(shop: Shop) -> None:
+    """They passed: a limit that is three rows above them and the side file lets three more pass."""
+    rows, kept = first_by_hash(shop, SHARE), kept_items(shop)
+    written = shop.run("backfill", "--share", SHARE, "--force", "--reason", "a test")
+    assert written.json["embedded"] == len(rows)
+    assert shop.run("rollback", "--to", 2).code == 0
+    allow(shop, len({*rows, *kept}) + 3)
+    data = load(shop.data())
+    queries = [
+        source
+        for item, source in zip(data.items, data.sources, strict=True)
+        if item.role == "query"
+    ]
+    found = shop.run("search", *queries).json["rescoring"]
+    assert found["passed"] == 3
+    assert found["at_limit"] > 0
+    assert len(kept_items(shop)) == len(kept) + 3
+
+
 def test_a_forecast_of_such_a_store_cannot_tell(shop: Shop) -> None:
     """It is of the index alone: nothing is embedded, and the message names what measures it."""
     refused = shop.run("backfill", "--forecast", 50)

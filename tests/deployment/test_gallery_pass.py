@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compatctl.deployment.gallery_pass import gallery_pass, require_budget, rows_of_model
+from compatctl.deployment.gallery_pass import ModelRows, gallery_pass, require_budget, rows_of_model
 from compatctl.deployment.training_record import RecordedItem, TrainingRecord
 from compatctl.errors import UsageError
 from compatctl.manifest import Catalog
@@ -55,7 +55,10 @@ def test_the_counts_are_those_of_plain_sets() -> None:
         first = TrainingRecord.of(items=_items(trained[:20]), unlabelled=_items(pairs[:12]))
         second = TrainingRecord.of(items=_items(trained[10:]), unlabelled=_items(pairs[8:]))
         record = first.including(second).with_measured(measured)
-        counts = gallery_pass(catalog, record, rewritten=rows_of_model(catalog, "1" * 64))
+        none = np.zeros(N, bool)
+        stored = rows_of_model(catalog, "1" * 64)
+        made = ModelRows(stored=stored, earlier=none, rescored=none)
+        counts = gallery_pass(catalog, record, made=made)
         gallery = {*catalog.ids}
         made, labelled = gallery & ({*pairs} | own), gallery & {*trained}
         assert counts.passed == len(made)
