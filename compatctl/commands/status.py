@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from compatctl.deployment.project import open_store
 from compatctl.deployment.promotion_advice import promotion_advice
 from compatctl.deployment.query_model_pass import QueryModelPass
+from compatctl.deployment.rescoring_limit import RescoringLimit
 from compatctl.manifest import Manifest, Rescoring
 from compatctl.recipe import Project
 from compatctl.store import manifest_digest, side_size
@@ -37,6 +38,7 @@ class Status:
         proven: false if adopted rows were never compared with their model's embeddings.
         calibrated: ``search`` maps the query model's scores to the scale of an earlier model.
         rescoring: how ``search`` ranks the first answers again; None: it does not.
+        rescoring_limit: how many rows it may pass, and has passed; None: it does not.
         head: digest of the generation; it pins every earlier one.
         oldest_restorable: the first generation that can be restored.
         free_vectors: how many free vectors the query model's side file has, their share of the
@@ -64,6 +66,7 @@ class Status:
     proven: bool
     calibrated: bool
     rescoring: Rescoring | None
+    rescoring_limit: RescoringLimit | None
     head: str
     oldest_restorable: int
     oldest_gallery: int
@@ -72,8 +75,12 @@ class Status:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user must know."""
-        unproven = "the index was adopted and never compared with what its model makes"
-        return () if self.proven else (f"{unproven}: compatctl verify compares them",)
+        unproven = (
+            "the index was adopted and never compared with what its model makes: compatctl verify "
+            "compares them"
+        )
+        limited = self.rescoring_limit.warnings if self.rescoring_limit else ()
+        return (*(unproven,) * (not self.proven), *limited)
 
 
 def status(project: Project) -> Status:
@@ -86,8 +93,9 @@ def status(project: Project) -> Status:
     opened = open_store(project)
     manifest = opened.manifest
     rows = max(1, manifest.index.count)
+    passed = QueryModelPass.of(opened, manifest)
     return Status(
-        gallery_pass=QueryModelPass.of(opened, manifest),
+        gallery_pass=passed,
         store=str(project.store),
         generation=manifest.generation,
         operation=manifest.operation,
@@ -106,6 +114,7 @@ def status(project: Project) -> Status:
         proven=all(model.proven for model in manifest.models if model.rows),
         calibrated=manifest.calibration is not None,
         rescoring=manifest.rescoring,
+        rescoring_limit=RescoringLimit.of(project, opened, manifest, passed),
         head=manifest_digest(manifest),
         oldest_restorable=manifest.oldest_restorable,
         oldest_gallery=manifest.oldest_gallery,

@@ -102,6 +102,13 @@ class Ignored:
         """The same for some queries, given as a mask (Q,) or as positions."""
         return replace(self, groups=tuple((group[which], keys) for group, keys in self.groups))
 
+    def with_queries(self, n: int) -> Ignored:
+        """The same and ``n`` more queries at the end, which ignore no row."""
+        none = np.full(n, -1, np.int64)
+        return replace(
+            self, groups=tuple((np.concatenate([group, none]), keys) for group, keys in self.groups)
+        )
+
     def row_range(self, first: int, last: int) -> Ignored:
         """The same for the gallery rows ``first`` to ``last``, renumbered from 0."""
         if not 0 <= first <= last <= self._rows:

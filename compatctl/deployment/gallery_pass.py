@@ -156,15 +156,10 @@ def kept_rows(side: SideFile | None, catalog: Catalog) -> Bools:
     return np.zeros(len(catalog), bool) if side is None else side.holds(catalog.ids)
 
 
-def allowed_rows(project: Project, rows: int) -> int:
-    """How many of these gallery rows the project allows to pass."""
-    return math.floor(project.max_gallery_pass * rows + 1e-9)
-
-
 def room_left(project: Project, passed: Bools, unnamed: int = 0) -> int:
     """How many more gallery rows the project lets pass, beside those that ``passed`` (N,) and
     ``unnamed`` others."""
-    return max(0, allowed_rows(project, len(passed)) - int(passed.sum()) - unnamed)
+    return max(0, project.allowed_rows(len(passed)) - int(passed.sum()) - unnamed)
 
 
 def checked_ids(data: Dataset) -> set[str]:

@@ -120,13 +120,24 @@ def _written(store: Store) -> list[WrittenRows]:
     return [of.get(model, NOTHING) for of, model in zip(written_rows(history), models, strict=True)]
 
 
-def _reported(store: Store, manifest: Manifest) -> dict[str, Any] | None:
-    """``gallery_pass`` of the query model's report, whose digest the manifest names."""
+def model_report(store: Store, manifest: Manifest) -> dict[str, Any] | None:
+    """The report whose digest the manifest names, as JSON; None: it is of another model, or there
+    is none.
+
+    Raises:
+        DamagedError: it is missing or changed.
+    """
     if manifest.report is None:
         return None
     path = store.verified_path("reports", manifest.report)
     report: Any = read_json(path, MAX_REPORT_BYTES)
-    new, counts = report.get("new"), report.get("gallery_pass")
+    new = report.get("new")
     if not isinstance(new, dict) or new.get("sha256") != manifest.query_model:
         return None
+    return dict(report)
+
+
+def _reported(store: Store, manifest: Manifest) -> dict[str, Any] | None:
+    """``gallery_pass`` of the query model's report."""
+    counts = (model_report(store, manifest) or {}).get("gallery_pass")
     return counts if isinstance(counts, dict) else None

@@ -112,27 +112,21 @@ def try_promotion(
     Raises:
         DamagedError: as ``FreeRows.take`` and ``DeployedGallery.vectors``.
     """
-    embedded = gallery.encoder.embed(data.take(rows), skip_bad=skip_bad, free=True)
-    own = embedded.free
+    queries = HeldOutQueries.embed(
+        gallery.encoder, data, rows, project, skip_bad=skip_bad, free=True
+    )
+    own = queries.free
     assert own is not None
     if not len(own):
         return None
-    queries = HeldOutQueries.from_features(
-        data,
-        rows[embedded.rows],
-        embedded.features,
-        cluster=project.cluster,
-        ignore_same=project.ignore_same,
-    )
     truth, ks = queries.ground_truth(gallery.catalog), recall_ks(policy)
-    first = nearest_rows(truth, embedded.features, gallery.vectors(), ks)
+    first = nearest_rows(truth, queries.features, gallery.vectors(), ks)
     settings = gallery.manifest.rescoring
     assert settings is not None
     before = evaluate_neighbours(truth, answers_today(first, own, free, settings), ks)
-    width = first.rows.shape[1]
-    found = exact_search_pieces(own, free.pieces(), width, truth.self_row, truth.ignored)
+    found, ann_queries = _search_free(own, free, truth, first.rows.shape[1])
     after = evaluate_neighbours(truth, found, ks)
-    return _trial(truth, before, after, policy), _ann_queries(own, free)
+    return _trial(truth, before, after, policy), ann_queries
 
 
 def _trial(
@@ -164,11 +158,24 @@ def answers_today(
     return rescore(first, known.cosines(queries, found), merge_rule(settings)).of(first)
 
 
-def _ann_queries(queries: Vectors, free: FreeRows) -> AnnQueries:
-    sample = queries[sample_queries(len(queries))]
-    k, none = min(K, len(free.catalog)), np.full(len(sample), -1, np.int64)
-    nearest = exact_search_pieces(sample, free.pieces(), k, none)
-    return AnnQueries(queries=sample, nearest=free.catalog.keys[nearest.rows])
+def _search_free(
+    queries: Vectors, free: FreeRows, truth: GroundTruth, k: int
+) -> tuple[Neighbours, AnnQueries]:
+    """The ``k`` nearest free vectors of queries (Q, F) as ``truth`` counts them, and a sample of
+    the queries with their nearest of all, to test the new index; the side file is read once."""
+    n, sample = len(queries), queries[sample_queries(len(queries))]
+    found = exact_search_pieces(
+        np.concatenate([queries, sample]),
+        free.pieces(),
+        k,
+        np.concatenate([truth.self_row, np.full(len(sample), -1, np.int64)]),
+        truth.ignored and truth.ignored.with_queries(len(sample)),
+    )
+    nearest = found.rows[n:, : min(K, len(free.catalog))]
+    return (
+        Neighbours(rows=found.rows[:n], scores=found.scores[:n]),
+        AnnQueries(queries=sample, nearest=free.catalog.keys[nearest]),
+    )
 
 
 def free_head(gallery: DeployedGallery, data: Dataset, free: FreeRows) -> tuple[ModelFile, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -116,6 +117,10 @@ class Project:
         """``compatctl.yaml`` of ``folder``, or the defaults if there is none."""
         path = folder / PROJECT_FILE
         return cls.load(path) if path.is_file() else cls().resolved(folder)
+
+    def allowed_rows(self, rows: int) -> int:
+        """How many of these gallery rows ``max_gallery_pass`` allows to pass."""
+        return math.floor(self.max_gallery_pass * rows + 1e-9)
 
     def resolved(self, folder: Path) -> Project:
         """The same project with relative paths taken from ``folder``."""

@@ -4,7 +4,9 @@ kills, rollback."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from free_kit import with_free
 from shop_kit import Shop, turned, write_encoder
 
 from compatctl.data import load
+from compatctl.store import side_size
 
 K, WIDTH = 6, 48
 INSTANTS = (0.35, 0.6, 0.75, 0.85, 0.95)
@@ -102,3 +105,65 @@ def test_a_killed_promotion_leaves_a_store_that_serves(served: Shop, tmp_path: P
     assert answers(shop, query) == rescored
     assert run(shop, "search", query)["rescoring"]["passed"] == 0
     assert shop.run("check", "--gc").code == 0
+
+
+def copied(served: Shop, folder: Path) -> Shop:
+    """A copy of the project."""
+    shutil.copytree(served.folder, folder)
+    return Shop(folder)
+
+
+def has_every_free_vector(shop: Shop) -> bool:
+    """Whether the side file of the query model is complete."""
+    manifest = shop.manifest()
+    size = side_size(shop.path("store"), manifest["query_model"])
+    return size is not None and size.records >= manifest["index"]["count"]
+
+
+def test_of_two_promotions_at_once_one_is_written(served: Shop, tmp_path: Path) -> None:
+    """The one that is overtaken before it writes ends with exit code 6 and says so; the store is
+    the other's, whole, and the command again finds nothing to do."""
+    shop = copied(served, tmp_path / "shop")
+    slow = start(shop, "promote")
+    while not has_every_free_vector(shop):
+        assert slow.poll() is None, slow.communicate()
+        time.sleep(0.002)
+    time.sleep(0.05)  # the lock of the side files is released
+    os.kill(slow.pid, signal.SIGSTOP)
+    fast = run(shop, "promote")
+    assert (fast["written"], fast["embedded"]) == (True, 0)
+    promoted = shop.manifest()
+    os.kill(slow.pid, signal.SIGCONT)
+    _, errors = slow.communicate()
+    assert slow.returncode == 6, errors
+    assert "moved on to generation 3 (promote)" in errors
+    assert "run the command again" in errors
+    assert shop.manifest() == promoted
+    assert run(shop, "promote")["outcome"] == "nothing to do"
+    assert shop.run("check").code == 0
+
+
+def test_promotions_and_searches_at_once_leave_one_whole_store(
+    served: Shop, tmp_path: Path
+) -> None:
+    """Three promotions that begin together, and searches meanwhile: each ends as documented, one
+    generation is written, and no answer mixes two spaces."""
+    shop = copied(served, tmp_path / "shop")
+    data = load(shop.data())
+    query = data.sources[next(i for i, item in enumerate(data.items) if item.role == "query")]
+    promotions = [start(shop, "promote") for _ in range(3)]
+    searches = []
+    while any(process.poll() is None for process in promotions):
+        searches.append(run(shop, "search", query))
+    codes = sorted(process.wait() for process in promotions)
+    assert codes[0] == 0
+    assert {*codes} <= {0, 6}
+    results = [json.loads(process.communicate()[0]) for process in promotions]
+    assert sum(result.get("written", False) for result in results) == 1
+    operations = [line["operation"] for line in run(shop, "history")["generations"]]
+    assert operations == ["init", "deploy", "promote"]
+    by_generation = {found["generation"]: found for found in searches}
+    for found in searches:
+        assert found["queries"] == by_generation[found["generation"]]["queries"]
+        assert (found["rescoring"] is None) == (found["generation"] == 3)
+    assert shop.run("check").code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from shop_kit import Shop, store_files, stored_rows, turned, write_encoder
 
+from compatctl.core.nearest import Piece
 from compatctl.data import Dataset, load
 from compatctl.encoder import Encoder
+from compatctl.migration.promotion import FreeRows
 from compatctl.store import Store
 
 K, WIDTH = 6, 48
@@ -151,6 +154,31 @@ def test_the_verdict_does_not_depend_on_what_was_kept(shop: Shop, data: Dataset)
     again = shop.run("promote", *FORCE).json
     assert again["embedded"] == 0
     assert again["measured"] == first["measured"]
+
+
+def test_held_out_queries_read_the_side_file_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One search gives the recall, without rows that a query ignores, and the nearest of all rows
+    that test the index."""
+    project = shop.path("compatctl.yaml")
+    project.write_text(project.read_text() + "ignore_same: [camera]\n")
+    lines = shop.data().read_text().splitlines()
+    cameras = ["camera", *("ab"[row % 2] for row in range(len(lines) - 1))]
+    table = shop.data().parent / "cameras.csv"
+    table.write_text("\n".join(map(",".join, zip(lines, cameras, strict=True))))
+    pieces, reads = FreeRows.pieces, []
+
+    def counted(self: FreeRows) -> Iterator[Piece]:
+        reads.append(len(self.catalog))
+        return pieces(self)
+
+    monkeypatch.setattr(FreeRows, "pieces", counted)
+    result = shop.run("promote", "--data", table, *FORCE)
+    assert result.code == 0, result.stderr
+    assert 0 < result.json["measured"]["n_queries"] < len(rows_of(load(table), "query"))
+    assert result.json["ann"]["recall_needed"] == 1.0
+    assert len(reads) == 1
 
 
 def test_a_dry_run_embeds_nothing_of_the_gallery(shop: Shop, tmp_path: Path, data: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,41 @@ def test_a_store_that_does_not_rescore_is_not_warmed(shop: Shop, tmp_path: Path)
     result = shop.run("warm", log)
     assert result.code == 2
     assert "are not re-scored" in result.stderr
+
+
+def test_a_limit_that_was_lowered_after_the_deploy_is_said(
+    shop: Shop, data: Dataset, tmp_path: Path
+) -> None:
+    """status says with what re-scoring was judged, what is allowed now and that it has ended; so do
+    search and warm by what they leave."""
+    rows = queries(data)[:5]
+    passed = search(shop, data, rows)["rescoring"]["passed"]
+    before = shop.run("status")
+    assert before.json["rescoring_limit"] == {
+        "share": 1.0,
+        "judged_share": 1.0,
+        "rows_allowed": shop.manifest()["index"]["count"],
+        "rows_passed": passed,
+        "exact": True,
+    }
+    assert before.stderr == ""
+    share = limited(shop, passed + 4)
+    lowered = shop.run("status")
+    limit = lowered.json["rescoring_limit"]
+    assert (limit["share"], limit["judged_share"]) == (pytest.approx(share), 1.0)
+    assert "ends earlier than it was judged" in lowered.stderr
+    assert "has ended" not in lowered.stderr
+    search(shop, data, queries(data)[:100:20])
+    ended = shop.run("status")
+    assert f"{passed + 4} rows may pass, and {passed + 4} passed" in ended.stderr
+    assert "re-scoring has ended" in ended.stderr
+    project = shop.path("compatctl.yaml")
+    project.write_text(re.sub("max_gallery_pass: .*", "max_gallery_pass: 0", project.read_text()))
+    found = shop.run("search", *(data.sources[row] for row in queries(data)[5:30:5]))
+    assert found.json["rescoring"]["passed"] == 0
+    assert "max_gallery_pass lets no more of the gallery pass" in found.stderr
+    assert "0 rows may pass" in shop.run("status").stderr
+    log = tmp_path / "log.txt"
+    log.write_text("\n".join(item.id for item in data.items if item.role == "gallery"))
+    refused = shop.run("warm", log)
+    assert (refused.code, "max_gallery_pass: 0" in refused.stderr) == (2, True)

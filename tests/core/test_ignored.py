@@ -276,3 +276,15 @@ def test_groups_without_shared_codes_ignore_nothing():
     plain = inequalities(scene.old, scene.new, *sides[1:])
     assert inequalities(scene.old, scene.new, *sides[1:], ignored=none) == plain
     assert plain.old_old == class_sums(*sides).means()
+
+
+def test_more_queries_ignore_nothing():
+    """Queries that are added at the end find what they find alone, the others what they found."""
+    scene = Scene(3)
+    queries = np.concatenate([scene.new, scene.new[:5]])
+    own = np.concatenate([scene.own, np.full(5, -1)])
+    both = exact_search(queries, scene.gallery, 7, own, ignored=scene.ignored.with_queries(5))
+    first = exact_search(scene.new, scene.gallery, 7, scene.own, ignored=scene.ignored)
+    alone = exact_search(scene.new[:5], scene.gallery, 7)
+    np.testing.assert_array_equal(both.rows[:Q], first.rows)
+    np.testing.assert_array_equal(both.rows[Q:], alone.rows)

@@ -1,0 +1,72 @@
+"""Where a project ends re-scoring, and where it would have ended when it was judged; light."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from compatctl.deployment.query_model_pass import RESCORED, QueryModelPass, model_report
+from compatctl.manifest import Manifest
+from compatctl.recipe import PROJECT_FILE, Project
+from compatctl.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescoringLimit:
+    """How many gallery rows may pass where answers are re-scored.
+
+    Attributes:
+        share: ``max_gallery_pass`` of the project now, in [0, 1].
+        judged_share: that of the project when the deployed report judged re-scoring; None: unknown.
+        rows_allowed: so many rows may pass now.
+        rows_passed: so many passed, at most.
+        exact: whether ``rows_passed`` is that number and no bound; an item with free vectors of two
+            images counts twice.
+    """
+
+    share: float
+    judged_share: float | None
+    rows_allowed: int
+    rows_passed: int
+    exact: bool
+
+    @classmethod
+    def of(
+        cls, project: Project, store: Store, manifest: Manifest, passed: QueryModelPass
+    ) -> Self | None:
+        """That of a store; None: its answers are not re-scored.
+
+        Raises:
+            DamagedError: the report is missing or changed.
+        """
+        if manifest.rescoring is None:
+            return None
+        report, rows = model_report(store, manifest) or {}, manifest.index.count
+        policy = report.get("policy")
+        judged = policy.get("max_gallery_pass") if isinstance(policy, dict) else None
+        known = min(rows, sum(passed.by.values())) if passed.passed is None else passed.passed
+        return cls(
+            share=project.max_gallery_pass,
+            judged_share=float(judged) if isinstance(judged, int | float) else None,
+            rows_allowed=project.allowed_rows(rows),
+            rows_passed=known,
+            exact=passed.passed is not None and not passed.by.keys() - {RESCORED},
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """That the limit was lowered since re-scoring was judged, and that it is reached."""
+        reached = self.rows_passed >= self.rows_allowed and self.share < 1.0
+        lowered = self.judged_share is not None and self.share < self.judged_share
+        now = f"max_gallery_pass is {self.share:g} in {PROJECT_FILE}: {self.rows_allowed} rows"
+        counted = f"{'' if self.exact else 'at most '}{self.rows_passed} passed"
+        ended = (
+            f"re-scoring has ended: {now} may pass, and {counted}; search and warm embed no more, "
+            "and only kept free vectors are used"
+        )
+        ends = (
+            f"re-scoring ends earlier than it was judged: {now} may pass, and {counted}; the "
+            f"deployed report judged it with {self.judged_share}. Set max_gallery_pass to that "
+            "again, or roll back, verify and deploy"
+        )
+        return (*(ends,) * lowered, *(ended,) * reached)
